@@ -1,0 +1,1 @@
+"""The doors: one short file a step, presets, and the command line."""

@@ -1,0 +1,49 @@
+"""The command line: `slick STEP ...` opens the door `jobs.STEP`, and loads nothing else."""
+
+import importlib
+import sys
+
+from jobs.door import run_main
+
+STEPS = {
+    "study": "all steps, from questions to report; finished ones are skipped",
+    "world": "plant facts at known strength: a question set and a small model that knows them",
+    "questions": "read and filter EntityQuestions or any other question set",
+    "annotate": "ask a model every question under 10 few-shot prompts and sort them into four categories",
+    "variants": "draw fine-tuning sets with a chosen share of Unknown questions",
+    "finetune": "fine-tune a model on one variant, evaluated every epoch",
+    "sweep": "fine-tune over variants x seeds, read off every epoch budget and stopping policy",
+    "report": "figures, tables and the paper's findings, for this model",
+    "status": "which steps of a study are done, and what is left",
+}
+
+USAGE = f"""usage: slick STEP PRESET --out DIR [flags]
+
+Measure what a language model already knows, and what fine-tuning on things it does not know does to the rest.
+
+steps:
+{chr(10).join(f"  {name:<10} {what}" for name, what in STEPS.items())}
+
+presets: demo (embedded world, minutes on a laptop), smoke (the same in seconds), paper (the paper's settings)
+
+  slick study demo
+  slick study paper --model ID_OR_PATH --questions dataset.zip --out URI
+  slick STEP PRESET --help        all flags of a step
+"""
+
+
+def main() -> None:
+    """Find the step's door and open it."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if arguments[0] not in STEPS:
+        print(f"slick: there is no step {arguments[0]!r}; there are {', '.join(STEPS)}", file=sys.stderr)
+        sys.exit(2)
+    door = importlib.import_module(f"jobs.{arguments[0]}")
+    run_main(door.main, arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Fine-tune a model on one variant, evaluated by generation every epoch.
+
+slick finetune demo --variant unknown-050 --out studies/demo
+slick finetune paper --variant unknown-100 --num-workers 8 --zero-stage 3 --out studies/llama
+"""
+
+from collections.abc import Sequence
+
+from jobs.door import run_main, step_door
+from jobs.presets import FINETUNE
+from tuning.finetune import finetune
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, hand over, stop."""
+    step_door("finetune", FINETUNE, finetune, argv, __doc__ or "")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,134 @@
+"""Complete settings by name: `demo` (embedded world, laptop), `smoke` (the same, seconds), `paper` (the paper's settings).
+
+A preset is a function, so that a variant of one is a call and a `replace`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from slick.annotate import AnnotateConfig
+from slick.questions import QuestionsConfig
+from slick.report import ReportConfig
+from slick.variants import VariantsConfig
+from slick.world import WorldConfig, smoke_world
+from tuning.config import TrainConfig
+from tuning.grid import GridConfig
+from tuning.sweep import SweepConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyConfig:
+    """All steps of a study; `model`, `questions` and `seed` are handed down to each."""
+
+    model: str = ""
+    """Hugging Face id, model folder or GGUF file; empty: a world is built, questions and model together."""
+    questions: str = ""
+    """EntityQuestions folder or zip, or a Parquet, JSONL or CSV file. Without a model: the facts that the world plants."""
+    seed: int = 0
+    """Of everything drawn at random: world, exemplar sets, samples, variants, trainings."""
+    embedded: bool = True
+    """Whether a world is built when no model is given."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    prepare: QuestionsConfig = field(default_factory=QuestionsConfig)
+    """The questions step."""
+    annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
+    variants: VariantsConfig = field(default_factory=VariantsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+
+def demo_annotation() -> AnnotateConfig:
+    """The paper's 10 x (1 + 16) answers, cut off early: the answers of a world are a few tokens."""
+    config = AnnotateConfig()
+    return replace(config, sampling=replace(config.sampling, max_new_tokens=12))
+
+
+def demo_training() -> TrainConfig:
+    """A small model fits in epochs what a large one fits in dozens, and needs a larger step."""
+    return TrainConfig(epochs=15, learning_rate=5e-4, batch_size=16, dropout=0.0, max_new_tokens=12)
+
+
+def demo_sweep() -> SweepConfig:
+    """All 17 trainings of the paper, packed into one Train run a core."""
+    return SweepConfig(
+        grid=GridConfig(epochs=(3, 6, 9, 12, 15), policies=("fixed", "best_dev", "patience(3)")),
+        train=demo_training(),
+        trajectories_per_trial=9,
+    )
+
+
+def smoke_variants() -> VariantsConfig:
+    """Five fine-tuning sets."""
+    return VariantsConfig(unknown_shares=(0.0, 0.5, 1.0), known_shares=(0.5,), natural=False, single_categories=False)
+
+
+def smoke_sweep() -> SweepConfig:
+    """Few variants, few epochs: every part runs, no finding is expected to hold."""
+    return replace(
+        demo_sweep(),
+        grid=GridConfig(
+            variants=("unknown-000", "unknown-050", "unknown-100", "known-050", "idk-050"),
+            epochs=(2, 3),
+            policies=("fixed", "best_dev", "patience(1)"),
+        ),
+        train=replace(demo_training(), epochs=3),
+        trajectories_per_trial=3,
+    )
+
+
+def paper_questions() -> QuestionsConfig:
+    """The filter that gives the totals of the paper's Tables 3-5."""
+    return QuestionsConfig(filter="paper")
+
+
+def paper_training() -> TrainConfig:
+    """50 epochs, learning rate 1e-5, batch 128, dropout 0.05 (arXiv:2405.05904, appendix E)."""
+    return TrainConfig(epochs=50, learning_rate=1e-5, batch_size=128, dropout=0.05)
+
+
+def paper_sweep() -> SweepConfig:
+    """The paper's 17 trainings, read at 10 to 50 epochs and at the best dev epoch."""
+    return SweepConfig(
+        grid=GridConfig(epochs=(10, 20, 30, 40, 50), policies=("fixed", "best_dev", "patience(5)")), train=paper_training()
+    )
+
+
+def demo_study() -> StudyConfig:
+    """The whole study on an embedded world, in minutes."""
+    return StudyConfig(annotate=demo_annotation(), sweep=demo_sweep())
+
+
+def smoke_study() -> StudyConfig:
+    """The same in seconds."""
+    return StudyConfig(world=smoke_world(), annotate=demo_annotation(), variants=smoke_variants(), sweep=smoke_sweep())
+
+
+def paper_study() -> StudyConfig:
+    """The paper's settings on a model and questions of one's own."""
+    return StudyConfig(embedded=False, prepare=paper_questions(), sweep=paper_sweep())
+
+
+WORLD: dict[str, Callable[[], WorldConfig]] = {"demo": WorldConfig, "smoke": smoke_world}
+QUESTIONS: dict[str, Callable[[], QuestionsConfig]] = {
+    "demo": QuestionsConfig,
+    "smoke": QuestionsConfig,
+    "paper": paper_questions,
+}
+ANNOTATE: dict[str, Callable[[], AnnotateConfig]] = {
+    "demo": demo_annotation,
+    "smoke": demo_annotation,
+    "paper": AnnotateConfig,
+}
+VARIANTS: dict[str, Callable[[], VariantsConfig]] = {
+    "demo": VariantsConfig,
+    "smoke": smoke_variants,
+    "paper": VariantsConfig,
+}
+FINETUNE: dict[str, Callable[[], TrainConfig]] = {
+    "demo": demo_training,
+    "smoke": lambda: replace(demo_training(), epochs=3),
+    "paper": paper_training,
+}
+SWEEP: dict[str, Callable[[], SweepConfig]] = {"demo": demo_sweep, "smoke": smoke_sweep, "paper": paper_sweep}
+REPORT: dict[str, Callable[[], ReportConfig]] = {"demo": ReportConfig, "smoke": ReportConfig, "paper": ReportConfig}
+STUDY: dict[str, Callable[[], StudyConfig]] = {"demo": demo_study, "smoke": smoke_study, "paper": paper_study}

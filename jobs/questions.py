@@ -1,0 +1,20 @@
+"""Read and filter a question set into the study folder.
+
+slick questions paper --source entity_questions.zip --out studies/entity-questions
+slick questions paper --source trivia.jsonl --filter none --rejects bad-rows.jsonl --out studies/trivia
+"""
+
+from collections.abc import Sequence
+
+from jobs.door import run_main, step_door
+from jobs.presets import QUESTIONS
+from slick.questions import prepare_questions
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, hand over, stop."""
+    step_door("questions", QUESTIONS, prepare_questions, argv, __doc__ or "")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,19 @@
+"""Draw the figures and tables, and judge the paper's findings for this model.
+
+slick report demo --out studies/demo
+"""
+
+from collections.abc import Sequence
+
+from jobs.door import run_main, step_door
+from jobs.presets import REPORT
+from slick.report import make_report
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, hand over, stop."""
+    step_door("report", REPORT, make_report, argv, __doc__ or "")
+
+
+if __name__ == "__main__":
+    run_main(main)

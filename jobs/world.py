@@ -1,0 +1,20 @@
+"""Plant facts at known strength: questions, a small model that knows them, and the truth about each.
+
+slick world demo --out studies/demo
+slick world demo --source entity_questions.zip --out studies/real-facts
+"""
+
+from collections.abc import Sequence
+
+from jobs.door import run_main, step_door
+from jobs.presets import WORLD
+from slick.world import build_world
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, hand over, stop."""
+    step_door("world", WORLD, build_world, argv, __doc__ or "")
+
+
+if __name__ == "__main__":
+    run_main(main)

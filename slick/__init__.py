@@ -1,0 +1,1 @@
+"""What a model knows: questions, worlds, annotation, variants, analysis and the report."""

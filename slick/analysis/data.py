@@ -1,0 +1,260 @@
+"""All that the analysis knows of a study, loaded once, and the few questions asked of it everywhere. Pure.
+
+Accuracies are percentages and their differences are points, as in the paper. The error of a single accuracy is the
+standard error over seeds where there are at least three, and the binomial one otherwise. Differences are paired over
+the same test rows where both sides kept their predictions; with three seeds or more their error is never smaller than
+the one over seeds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slick.types import ALL, KNOWN
+
+EARLY = "early_stop"
+"""The epoch with the best dev accuracy, ties to the earliest."""
+
+LAST = "convergence"
+"""The last epoch."""
+
+POOLED = "Known"
+"""The three Known categories together."""
+
+MIN_SEEDS = 3
+"""From this many seeds on, errors are taken over seeds."""
+
+When = str | int
+"""`EARLY`, `LAST`, or the number of an epoch (from 1)."""
+
+
+class NotTestable(Exception):
+    """A finding cannot be judged with what the study holds; the message says what is missing."""
+
+
+class Cell(NamedTuple):
+    """A measured percentage, or a difference of two in points."""
+
+    value: float
+    se: float
+    """Standard error, points."""
+    num_seeds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hits:
+    """Rows of one split as answered at one epoch, sorted by question_id; all arrays have shape (rows,)."""
+
+    question_ids: NDArray[np.str_]
+    categories: NDArray[np.str_]
+    """Empty where the row was not annotated."""
+    hit: NDArray[np.bool_]
+    text: NDArray[np.object_] | None = None
+    """The answers; kept only where abstention is measured."""
+
+    def mask(self, category: str) -> NDArray[np.bool_]:
+        """True for the rows of a category, of `POOLED`, or of `ALL`."""
+        if category == ALL:
+            return np.ones(len(self.hit), dtype=bool)
+        wanted = [str(known) for known in KNOWN] if category == POOLED else [category]
+        return np.isin(self.categories, wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One fine-tuning set as drawn."""
+
+    name: str
+    kind: str
+    """`unknown` (the sweep), `known`, `category`, `natural` or `idk`."""
+    share: float | None
+    """Share of Unknown rows asked for, in [0, 1]; for kind `known`, that of the set its Known rows come from."""
+    num: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One finished fine-tuning run: its accuracy at every epoch."""
+
+    run_id: str
+    variant: str
+    seed: int
+    epochs: NDArray[np.int64]
+    """Shape (E,), ascending, from 1."""
+    accuracy: Mapping[tuple[str, str], NDArray[np.float64]]
+    """(split, category) to percentages of shape (E,); NaN where not evaluated."""
+    num: Mapping[tuple[str, str], int]
+    """(split, category) to the number of rows behind each percentage."""
+    early_epoch: int | None
+    """None if there were no dev rows."""
+    hits: Mapping[tuple[int, str], Hits] = field(default_factory=dict)
+    """(epoch, split) to rows, for those epochs whose predictions the analysis needs."""
+
+    def epoch(self, when: When) -> int:
+        """The number of the epoch that `when` means."""
+        if isinstance(when, int):
+            return when
+        if when == LAST:
+            return int(self.epochs[-1])
+        if self.early_epoch is None:
+            raise NotTestable(f"run {self.run_id} has no dev rows, so no early-stopping epoch")
+        return self.early_epoch
+
+    def at(self, when: When, split: str, category: str = ALL) -> float:
+        """One percentage.
+
+        Raises:
+            NotTestable: it was not measured.
+        """
+        epoch = self.epoch(when)
+        curve = self.accuracy.get((split, category))
+        found = np.flatnonzero(self.epochs == epoch)
+        if curve is None or not len(found) or np.isnan(curve[found[0]]):
+            raise NotTestable(f"run {self.run_id} has no {split} accuracy of {category} rows at epoch {epoch}")
+        return float(curve[found[0]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixLabels:
+    """Which ID test questions would be Unknown had fewer exemplar sets been asked; N sets, Q questions."""
+
+    question_ids: NDArray[np.str_]
+    """Shape (Q,)."""
+    unknown_QN: NDArray[np.bool_]
+    """Column n - 1: no hit under the first n exemplar sets."""
+    unsure_QN: NDArray[np.bool_]
+    """True where samples were left out, so the label under n sets cannot be told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyData:
+    """The stored rows of a study; whatever is not there yet is empty or None."""
+
+    counts: Mapping[tuple[str, str, str], Mapping[str, int]] = field(default_factory=dict)
+    """(relation, domain, split) to category to number of questions."""
+    audit: Mapping[str, Mapping[str, int]] | None = None
+    """Rows left by the filters: train, test and ood, by relation."""
+    prefix_labels: PrefixLabels | None = None
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
+    points: tuple[Mapping[str, Any], ...] = ()
+    """Rows of sweep/points.parquet."""
+    durations: tuple[int, ...] = ()
+    """Fixed training lengths in epochs, ascending; the last is the end of the shortest run."""
+    idk_phrase: str = "I don't know"
+
+    def runs_of(self, name: str) -> tuple[Run, ...]:
+        """The finished runs of a variant, by seed.
+
+        Raises:
+            NotTestable: there is none.
+        """
+        found = tuple(run for run in self.runs if run.variant == name)
+        if not found:
+            raise NotTestable(f"needs a finished run of variant {name}")
+        return found
+
+    def has(self, name: str) -> bool:
+        """True if the variant has a finished run."""
+        return any(run.variant == name for run in self.runs)
+
+    def sweep(self, kind: str = "unknown", least: int = 1) -> list[tuple[float, str]]:
+        """(share, variant) of the finished sweep variants of a kind, by ascending share of Unknown rows.
+
+        Raises:
+            NotTestable: there are fewer than `least`.
+        """
+        found = sorted(
+            (variant.share, variant.name)
+            for variant in self.variants.values()
+            if variant.kind == kind and variant.share is not None and self.has(variant.name)
+        )
+        if len(found) < least:
+            raise NotTestable(
+                f"needs runs at {least} or more shares of Unknown rows (kind {kind}), there are {len(found)}"
+            )
+        return found
+
+    def accuracy(self, name: str, when: When, split: str = "test", category: str = ALL) -> Cell:
+        """Accuracy in percent, averaged over seeds.
+
+        Raises:
+            NotTestable: it was not measured.
+        """
+        runs = self.runs_of(name)
+        values = np.array([run.at(when, split, category) for run in runs])
+        rows = runs[0].num[split, category]
+        se = _seed_se(values) if len(values) >= MIN_SEEDS else _binomial_se(float(values.mean()), rows)
+        return Cell(float(values.mean()), se, len(values))
+
+    def difference(
+        self, first: tuple[str, When], second: tuple[str, When], split: str = "test", category: str = ALL
+    ) -> Cell:
+        """Accuracy of `first` minus that of `second` on the same rows, each a (variant, when), in points.
+
+        Raises:
+            NotTestable: one of them was not measured.
+        """
+        a, b = self.accuracy(*first, split, category), self.accuracy(*second, split, category)
+        rows_a = self.mean_hits(*first, split, category)
+        rows_b = self.mean_hits(*second, split, category)
+        if rows_a is not None and rows_b is not None and len(rows_a) == len(rows_b) > 1:
+            gaps = 100.0 * (rows_a - rows_b)
+            se = float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
+        else:
+            rows = self.runs_of(first[0])[0].num[split, category]
+            se = float(np.hypot(_binomial_se(a.value, rows), _binomial_se(b.value, rows)))
+        by_seed = self._by_seed(first, second, split, category)
+        if len(by_seed) >= MIN_SEEDS:
+            se = max(se, _seed_se(by_seed))
+        return Cell(a.value - b.value, se, min(a.num_seeds, b.num_seeds))
+
+    def mean_hits(self, name: str, when: When, split: str, category: str = ALL) -> NDArray[np.float64] | None:
+        """Share of seeds that answered each row right, by question_id; None if not all predictions were kept."""
+        hits = [run.hits.get((run.epoch(when), split)) for run in self.runs_of(name)]
+        whole = [one for one in hits if one is not None]
+        if not whole or len(whole) < len(hits):
+            return None
+        first = whole[0]
+        if any(not np.array_equal(one.question_ids, first.question_ids) for one in whole):
+            return None
+        mask = first.mask(category)
+        return np.asarray(np.mean([one.hit[mask] for one in whole], axis=0), dtype=np.float64)
+
+    def _by_seed(
+        self, first: tuple[str, When], second: tuple[str, When], split: str, category: str
+    ) -> NDArray[np.float64]:
+        a = {run.seed: run.at(first[1], split, category) for run in self.runs_of(first[0])}
+        b = {run.seed: run.at(second[1], split, category) for run in self.runs_of(second[0])}
+        return np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
+
+    def mean_curve(self, name: str, split: str, category: str = ALL) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """(epochs, mean percentage over seeds), as long as the shortest run.
+
+        Raises:
+            NotTestable: it was not measured.
+        """
+        runs = self.runs_of(name)
+        curves = [run.accuracy.get((split, category)) for run in runs]
+        whole = [curve for curve in curves if curve is not None]
+        if len(whole) < len(curves):
+            raise NotTestable(f"the runs of {name} have no {split} accuracy of {category} rows")
+        length = min(len(curve) for curve in whole)
+        return runs[0].epochs[:length], np.asarray(np.mean([curve[:length] for curve in whole], axis=0))
+
+    def mean_epoch(self, name: str, when: When) -> float:
+        """The epoch that `when` means, averaged over seeds."""
+        return float(np.mean([run.epoch(when) for run in self.runs_of(name)]))
+
+
+def _seed_se(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _binomial_se(percent: float, rows: int) -> float:
+    """Half a hit and half a miss are added, so that 0 % and 100 % of few rows do not count as certain."""
+    share = (percent / 100.0 * rows + 0.5) / (rows + 1)
+    return float(100.0 * np.sqrt(share * (1.0 - share) / rows))

@@ -1,0 +1,144 @@
+"""E1, E2, E20, E21, E24: the questions, the categories, and how many exemplar sets they take. Pure."""
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+
+import numpy as np
+
+from slick.analysis.data import EARLY, Cell, NotTestable, StudyData
+from slick.analysis.verdict import Verdict, Z, failures, minus, percent, points, rank_correlation
+from slick.types import Category
+
+LEAST_SHARE = 0.01
+"""A category counts as populated from this share of the questions on."""
+
+
+def e1(data: StudyData, wanted: Mapping[str, Mapping[str, int]] | None = None) -> Verdict:
+    """The numbers of questions are the paper's, in total and in each relation."""
+    if data.audit is None:
+        raise NotTestable("the paper's counts belong to the full EntityQuestions archive; these questions are not it")
+    paper = paper_counts() if wanted is None else wanted
+    own = {split: sum(relations.values()) for split, relations in data.audit.items()}
+    failed = []
+    for split, relations in paper.items():
+        found = data.audit.get(split, {})
+        failed += [
+            f"{split} {relation}: {found.get(relation, 0):,}, wanted {relations.get(relation, 0):,}"
+            for relation in sorted({*relations, *found})
+            if found.get(relation, 0) != relations.get(relation, 0)
+        ]
+    if len(failed) > 4:
+        failed = [*failed[:4], f"and {len(failed) - 4} more"]
+    good = f"all {sum(len(relations) for relations in paper.values())} numbers agree exactly"
+    return Verdict(not failed, own, failures(failed, good))
+
+
+def paper_counts() -> dict[str, dict[str, int]]:
+    """Questions in each relation after the paper's filters: train, test and ood.
+
+    Source: Gekhman et al. 2024, arXiv:2405.05904, tables 3-5.
+    """
+    value = json.loads(resources.files("slick").joinpath("data/paper_counts.json").read_text(encoding="utf-8"))
+    return {split: dict(value[split]) for split in ("train", "test", "ood")}
+
+
+def e2(data: StudyData) -> Verdict:
+    """Each category holds at least 1 % of the train and of the ID test questions."""
+    own, failed = {}, []
+    for split in ("train", "test"):
+        counts = category_totals(data, "id", split)
+        total = sum(counts.values())
+        if not total:
+            raise NotTestable("needs a finished knowledge table with train and test questions")
+        own[split] = [round(100 * num / total, 1) for num in counts.values()]
+        failed += [
+            f"{category} holds {num:,} of {total:,} {split} questions, under {percent(LEAST_SHARE)}"
+            for category, num in counts.items()
+            if num < max(1.0, LEAST_SHARE * total)
+        ]
+    good = "HighlyKnown / MaybeKnown / WeaklyKnown / Unknown: " + "; ".join(
+        f"{' / '.join(f'{value:.0f}' for value in values)} % of {split}" for split, values in own.items()
+    )
+    return Verdict(not failed, own, failures(failed, good))
+
+
+def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
+    """Questions in each category, over all relations."""
+    totals = dict.fromkeys(map(str, Category), 0)
+    for (_, one_domain, one_split), counts in data.counts.items():
+        if (one_domain, one_split) == (domain, split):
+            for category, num in counts.items():
+                totals[category] += num
+    return totals
+
+
+def e20(data: StudyData) -> Verdict:
+    """P(True) is not scored."""
+    raise NotTestable("P(True) is not scored by this program")
+
+
+def e21(data: StudyData) -> Verdict:
+    """From one exemplar set to all, the Unknown set shrinks, and D_Natural answers less of it right, beyond noise."""
+    curve = prefix_curve(data)
+    sets = [float(n) for n, _, _ in curve]
+    shares, cells = [share for _, share, _ in curve], [cell for _, _, cell in curve]
+    fall = minus(cells[0], cells[-1])
+    rho = rank_correlation(sets, [cell.value for cell in cells])
+    failed = []
+    if not shares[-1] < shares[0]:
+        failed.append("the Unknown set does not shrink")
+    if fall.value <= Z * fall.se or rho >= 0:
+        failed.append(
+            f"accuracy on it changes by {-fall.value:+.1f} ± {fall.se:.1f} points (rank correlation {rho:+.2f})"
+        )
+    own = {
+        "sets": [curve[0][0], curve[-1][0]],
+        "unknown_percent": [round(shares[0], 1), round(shares[-1], 1)],
+        "accuracy": [round(cells[0].value, 1), round(cells[-1].value, 1)],
+    }
+    good = (
+        f"from {curve[0][0]} to {curve[-1][0]} exemplar sets, Unknown falls from {shares[0]:.0f} to {shares[-1]:.0f} % "
+        f"of test questions, and D_Natural's accuracy on them at early stop by {points(fall)} points"
+    )
+    return Verdict(not failed, own, failures(failed, good))
+
+
+def prefix_curve(data: StudyData) -> list[tuple[int, float, Cell]]:
+    """(exemplar sets asked, percent of ID test questions Unknown, accuracy of D_Natural on them at early stop).
+
+    Raises:
+        NotTestable: samples were left out, or D_Natural was not run.
+    """
+    labels = data.prefix_labels
+    if labels is None or not len(labels.question_ids):
+        raise NotTestable("needs the stored generations of the test questions")
+    if labels.unknown_QN.shape[1] < 2:
+        raise NotTestable("needs two exemplar sets or more")
+    if labels.unsure_QN.any():
+        raise NotTestable(
+            "samples were left out by the labels mode, so labels under fewer sets are open; annotate with --mode full"
+        )
+    rows = data.mean_hits("natural", EARLY, "test")
+    run = data.runs_of("natural")[0]
+    if rows is None:
+        raise NotTestable("the runs of natural kept no predictions at early stop")
+    ids = run.hits[run.epoch(EARLY), "test"].question_ids
+    by_id = dict(zip(ids.tolist(), rows.tolist(), strict=True))
+    shared = np.array([one in by_id for one in labels.question_ids.tolist()])
+    hit = np.array([by_id[one] for one in labels.question_ids[shared].tolist()])
+    curve = []
+    for n in range(labels.unknown_QN.shape[1]):
+        mask = labels.unknown_QN[shared, n]
+        if mask.sum() < 2:
+            raise NotTestable(f"fewer than 2 test questions are Unknown under {n + 1} exemplar sets")
+        chosen = hit[mask]
+        share = (chosen.sum() + 0.5) / (len(chosen) + 1)
+        se = 100.0 * float(np.sqrt(share * (1 - share) / len(chosen)))
+        curve.append((n + 1, 100.0 * float(mask.mean()), Cell(100.0 * float(chosen.mean()), se, 1)))
+    return curve
+
+
+def e24(data: StudyData) -> Verdict:
+    """A study holds one learning rate."""
+    raise NotTestable("a study holds one learning rate; run a second study at another and compare the two reports")

@@ -1,0 +1,93 @@
+"""E22: what relabelling Unknown rows as "I don't know" does. Pure."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from slick.analysis.data import EARLY, LAST, MIN_SEEDS, Cell, NotTestable, StudyData
+from slick.analysis.outcomes_sweep import half_unknown
+from slick.analysis.verdict import Verdict, Z, failures, minus, points
+from slick.matching import normalize
+
+
+class Abstention(NamedTuple):
+    """How a relabelled run answers the ID test questions at one checkpoint; percentages."""
+
+    answered: Cell
+    on_answered: Cell
+    """Accuracy over the questions that were answered."""
+    overall: Cell
+    """Right answers over all questions."""
+
+
+def idk_variant(data: StudyData) -> str:
+    """The relabelled variant that was run.
+
+    Raises:
+        NotTestable: there is none.
+    """
+    for name, variant in sorted(data.variants.items()):
+        if variant.kind == "idk" and data.has(name):
+            return name
+    raise NotTestable("needs a finished run of a relabelled variant (idk-050)")
+
+
+def abstention(data: StudyData, name: str, when: str) -> Abstention:
+    """Answered share and accuracy of a relabelled variant, averaged over seeds.
+
+    An answer abstains if it equals the phrase after normalisation; the paper does not say how it tells.
+
+    Raises:
+        NotTestable: the texts were not kept, or nothing was answered.
+    """
+    shares, accuracies, overall, num_answered, num = [], [], [], 0, 0
+    phrase = normalize(data.idk_phrase)
+    for run in data.runs_of(name):
+        rows = run.hits.get((run.epoch(when), "test"))
+        if rows is None or rows.text is None:
+            raise NotTestable(f"run {run.run_id} kept no answer texts")
+        answered = np.array([normalize(str(text)) != phrase for text in rows.text])
+        if not answered.any():
+            raise NotTestable(f"run {run.run_id} answered no test question at all")
+        num_answered, num = int(answered.sum()), len(answered)
+        shares.append(100.0 * float(answered.mean()))
+        accuracies.append(100.0 * float(rows.hit[answered].mean()))
+        overall.append(100.0 * float((rows.hit & answered).mean()))
+    return Abstention(_cell(shares, num), _cell(accuracies, num_answered), _cell(overall, num))
+
+
+def e22(data: StudyData) -> Verdict:
+    """On what it answers, D_IDK beats D at both checkpoints and loses nothing to convergence; it answers fewer."""
+    name, plain = idk_variant(data), half_unknown(data)
+    early, last = abstention(data, name, EARLY), abstention(data, name, LAST)
+    failed = []
+    for when, own_side in ((EARLY, early), (LAST, last)):
+        gain = minus(own_side.on_answered, data.accuracy(plain, when))
+        if gain.value <= Z * gain.se:
+            failed.append(f"at {when.replace('_', ' ')} the gain on answered questions over D is {points(gain)} points")
+        if own_side.answered.value >= 100.0 - Z * own_side.answered.se:
+            failed.append(
+                f"at {when.replace('_', ' ')} it answers {own_side.answered.value:.1f} % of questions, no fewer than D"
+            )
+    loss = minus(early.on_answered, last.on_answered)
+    if loss.value > Z * loss.se:
+        failed.append(f"accuracy on answered questions falls by {points(loss)} points to convergence")
+    own = {
+        "accuracy": [round(early.on_answered.value, 1), round(last.on_answered.value, 1)],
+        "answered": [round(early.answered.value, 1), round(last.answered.value, 1)],
+        "over_all": [round(early.overall.value, 1), round(last.overall.value, 1)],
+    }
+    good = (
+        f"accuracy on answered questions {points(early.on_answered)} at early stop, {points(last.on_answered)} at "
+        f"convergence; answered {early.answered.value:.0f} and {last.answered.value:.0f} %; right over all questions "
+        f"{early.overall.value:.1f} and {last.overall.value:.1f} %"
+    )
+    return Verdict(not failed, own, failures(failed, good))
+
+
+def _cell(values: list[float], num: int) -> Cell:
+    mean = float(np.mean(values))
+    if len(values) >= MIN_SEEDS:
+        return Cell(mean, float(np.std(values, ddof=1) / np.sqrt(len(values))), len(values))
+    share = (mean / 100 * num + 0.5) / (num + 1)
+    return Cell(mean, 100.0 * float(np.sqrt(share * (1 - share) / num)), len(values))

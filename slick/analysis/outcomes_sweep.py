@@ -1,0 +1,185 @@
+"""E3-E8 and E23: accuracy against the share of Unknown rows, by training length, with and without those rows. Pure."""
+
+from slick.analysis.data import EARLY, LAST, Cell, NotTestable, StudyData, When
+from slick.analysis.verdict import (
+    Verdict,
+    Z,
+    failures,
+    mean_cell,
+    minus,
+    need_power,
+    percent,
+    points,
+    rank_correlation,
+    rounded,
+    when_label,
+)
+
+SMALL = 1.5
+"""Points that count as a small loss: the largest one of D_Known in the paper."""
+
+
+def lengths(data: StudyData) -> list[When]:
+    """Every training length that is judged: early stop, the fixed ones, convergence."""
+    return [EARLY, *data.durations[:-1], LAST]
+
+
+def e3(data: StudyData) -> Verdict:
+    """Accuracy falls with the share of Unknown rows at every training length."""
+    sweep = data.sweep("unknown", least=3)
+    shares = [share for share, _ in sweep]
+    failed: list[str] = []
+    rhos: list[float] = []
+    own: dict[str, list[float]] = {}
+    for when in lengths(data):
+        values = [data.accuracy(name, when).value for _, name in sweep]
+        rho = rank_correlation(shares, values)
+        rhos.append(rho)
+        if when in (EARLY, LAST):
+            own[str(when)] = rounded([values[0], values[-1]])
+        if rho >= 0 or values[-1] >= values[0]:
+            failed.append(f"at {when_label(when)} rank correlation {rho:+.2f}, {values[0]:.1f} to {values[-1]:.1f}")
+    fall = data.difference((sweep[0][1], LAST), (sweep[-1][1], LAST))
+    if fall.value <= Z * fall.se:
+        failed.append(f"the fall at convergence, {points(fall)} points, is within noise")
+    good = (
+        f"rank correlation with the share {min(rhos):+.2f} to {max(rhos):+.2f} at all {len(rhos)} training lengths; "
+        f"from {percent(shares[0])} to {percent(shares[-1])} Unknown, accuracy at convergence falls by {points(fall)} points"
+    )
+    return Verdict(not failed, own, failures(failed, good))
+
+
+def e4(data: StudyData) -> Verdict:
+    """Early stop is at least as good as every later epoch, and convergence the worst, within two standard errors."""
+    sweep = data.sweep("unknown", least=2)
+    failed, gaps = [], []
+    for share, name in sweep:
+        gaps.append(data.difference((name, EARLY), (name, LAST)))
+        later: list[When] = [epoch for epoch in data.durations[:-1] if epoch > data.mean_epoch(name, EARLY)]
+        for epoch in [*later, LAST]:
+            gain = data.difference((name, epoch), (name, EARLY))
+            if gain.value > Z * gain.se:
+                failed.append(f"at {percent(share)}, {when_label(epoch)} is {points(gain)} points above early stop")
+        for epoch in later:
+            rise = data.difference((name, LAST), (name, epoch))
+            if rise.value > Z * rise.se:
+                failed.append(f"at {percent(share)}, convergence is {points(rise)} points above {when_label(epoch)}")
+    mean = mean_cell(gaps)
+    if mean.value <= Z * mean.se:
+        failed.append(f"the mean loss from early stop to convergence, {points(mean)} points, is within noise")
+    good = (
+        f"no later epoch is above early stop, and none below convergence, by more than two standard errors; mean loss "
+        f"from early stop to convergence {points(mean)} points over {len(sweep)} shares"
+    )
+    return Verdict(not failed, rounded([gap.value for gap in gaps]), failures(failed, good))
+
+
+def e5(data: StudyData) -> Verdict:
+    """The loss from early stop to convergence grows with the share."""
+    sweep = data.sweep("unknown", least=3)
+    gaps = [data.difference((name, EARLY), (name, LAST)) for _, name in sweep]
+    return _grows([share for share, _ in sweep], gaps, "loss from early stop to convergence")
+
+
+def e6(data: StudyData) -> Verdict:
+    """At early stop, |D - D_Known| is within 1.5 points or two standard errors."""
+    pairs = known_pairs(data)
+    gaps = [data.difference((known, EARLY), (unknown, EARLY)) for _, known, unknown in pairs]
+    need_power(gaps)
+    failed = [
+        f"at {percent(share)} D_Known - D is {points(gap)} points"
+        for (share, _, _), gap in zip(pairs, gaps, strict=True)
+        if abs(gap.value) > max(SMALL, Z * gap.se)
+    ]
+    largest = max(gaps, key=lambda gap: abs(gap.value))
+    good = (
+        f"D_Known - D is within {SMALL} points or two standard errors at every share; the largest is {points(largest)}"
+    )
+    return Verdict(not failed, rounded([gap.value for gap in gaps]), failures(failed, good))
+
+
+def e7(data: StudyData) -> Verdict:
+    """At convergence D_Known - D is positive and grows with the share."""
+    pairs = known_pairs(data)
+    if len(pairs) < 2:
+        raise NotTestable("needs D and D_Known at two shares or more")
+    gaps = [data.difference((known, LAST), (unknown, LAST)) for _, known, unknown in pairs]
+    grown = _grows([share for share, _, _ in pairs], gaps, "gap D_Known - D at convergence")
+    mean = mean_cell(gaps)
+    if mean.value <= Z * mean.se:
+        why = f"fails: the mean gap D_Known - D at convergence, {points(mean)} points, is not above noise"
+        return Verdict(False, grown.own, why)
+    return Verdict(grown.holds, grown.own, f"{grown.why}; its mean is {points(mean)}")
+
+
+def e8(data: StudyData) -> Verdict:
+    """D_Known loses little: at most half of what D loses (or 1.5 points) on average, and less than D at high shares."""
+    pairs = known_pairs(data)
+    known_loss = [data.difference((known, EARLY), (known, LAST)) for _, known, _ in pairs]
+    d_loss = [data.difference((unknown, EARLY), (unknown, LAST)) for _, _, unknown in pairs]
+    mean_known, mean_d = mean_cell(known_loss), mean_cell(d_loss)
+    limit = max(mean_d.value / 2, SMALL)
+    failed = []
+    if mean_known.value > limit:
+        failed.append(
+            f"D_Known loses {points(mean_known)} points on average, over {limit:.1f} (D loses {points(mean_d)})"
+        )
+    for (share, _, _), known, whole in zip(pairs, known_loss, d_loss, strict=True):
+        excess = minus(known, whole)
+        if share >= 0.5 and excess.value > Z * excess.se:
+            failed.append(f"at {percent(share)} D_Known loses {points(excess)} points more than D")
+    good = f"D_Known loses {points(mean_known)} points on average, D {points(mean_d)}; limit {limit:.1f}"
+    return Verdict(not failed, rounded([cell.value for cell in known_loss]), failures(failed, good))
+
+
+def e23(data: StudyData) -> Verdict:
+    """The 50 % variant loses between early stop and convergence."""
+    name = half_unknown(data)
+    loss = data.difference((name, EARLY), (name, LAST))
+    own = rounded([data.accuracy(name, EARLY).value, data.accuracy(name, LAST).value])
+    holds = loss.value > Z * loss.se
+    verb = "loses" if holds else "fails: loses only"
+    return Verdict(
+        holds, own, f"{verb} {points(loss)} points between early stop and convergence; two standard errors are needed"
+    )
+
+
+def known_pairs(data: StudyData) -> list[tuple[float, str, str]]:
+    """(share, D_Known, D) of each share at which both were run.
+
+    Raises:
+        NotTestable: there is none.
+    """
+    unknown = {round(share, 6): name for share, name in data.sweep("unknown")}
+    pairs = [
+        (share, name, unknown[round(share, 6)]) for share, name in data.sweep("known") if round(share, 6) in unknown
+    ]
+    if not pairs:
+        raise NotTestable("needs runs of D and of its D_Known at the same share of Unknown rows")
+    return pairs
+
+
+def half_unknown(data: StudyData) -> str:
+    """The variant with half of its rows Unknown.
+
+    Raises:
+        NotTestable: it was not run.
+    """
+    for share, name in data.sweep("unknown"):
+        if abs(share - 0.5) < 0.01:
+            return name
+    raise NotTestable("needs a finished run of the variant with 50 % Unknown rows")
+
+
+def _grows(shares: list[float], gaps: list[Cell], what: str) -> Verdict:
+    """The gaps rise in rank with the share, and the last is above the first by more than noise."""
+    rho = rank_correlation(shares, [gap.value for gap in gaps])
+    rise = minus(gaps[-1], gaps[0])
+    span = f"from {percent(shares[0])} to {percent(shares[-1])}"
+    failed = []
+    if rho <= 0:
+        failed.append(f"rank correlation of the {what} with the share is {rho:+.2f}")
+    if rise.value <= Z * rise.se:
+        failed.append(f"{span} the {what} rises by {points(rise)} points, not above noise")
+    good = f"rank correlation of the {what} with the share {rho:+.2f}; {span} it rises by {points(rise)} points"
+    return Verdict(not failed, rounded([gap.value for gap in gaps]), failures(failed, good))

@@ -1,0 +1,52 @@
+"""Random numbers that belong to a row, not to a worker.
+
+Each draw is a pure function of (seed, question, prompt, sample, step): the same on 1 actor or 100, in any order,
+after any retry. Numbers come from SplitMix64 (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195), applied
+once for each part of the key.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def row_key(seed: int, *parts: str | int) -> np.uint64:
+    """A 64-bit key of a seed and any names, such as a question id; not Python's `hash`, which changes with each process.
+
+    >>> row_key(0, "P17-a", 3) == row_key(0, "P17-a", 3), row_key(0, "P17-a", 3) == row_key(1, "P17-a", 3)
+    (True, False)
+    """
+    text = "\x1f".join(str(part) for part in (seed, *parts))
+    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
+
+
+def numpy_seed(seed: int, *parts: str | int) -> int:
+    """A seed for `numpy.random.default_rng` from the same kind of key."""
+    return int(row_key(seed, *parts))
+
+
+def uniforms(keys: NDArray[np.uint64], samples: NDArray[np.int64], step: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one for each (key, sample) pair at one decoding step.
+
+    Args:
+        keys: shape (N,), `row_key(seed, question_id, prompt_index)`.
+        samples: shape (N,), the sample's index within its prompt.
+        step: position of the token in the answer, from 0.
+
+    Returns:
+        Shape (N,), multiples of 2**-53.
+    """
+    mixed = _mix(keys ^ _mix(samples.astype(np.uint64)))
+    mixed = _mix(mixed ^ _mix(np.full_like(mixed, step + 1)))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        z = value + _GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,90 @@
+"""What every engine does: greedy and sampled answers to many questions behind one prefix, in one call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from slick.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How answers are drawn. The defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
+
+    num_samples: int = 16
+    """Sampled answers to one prompt, beside the one greedy answer; 0 for greedy only."""
+    temperature: float = 0.5
+    """Of the sampled answers."""
+    top_k: int = 40
+    """Sampled answers choose among that many likeliest tokens."""
+    max_new_tokens: int = 32
+    """Tokens after which an answer is cut off."""
+    seed: int = 0
+    """Of the draws; see `slick.draws`."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 0 or self.top_k < 1 or self.max_new_tokens < 1:
+            raise SettingsError(
+                f"need num_samples >= 0, top_k >= 1 and max_new_tokens >= 1, got {self.num_samples}, {self.top_k}, "
+                f"{self.max_new_tokens}"
+            )
+        if not self.temperature > 0:
+            raise SettingsError(
+                f"temperature must be above 0, got {self.temperature}; greedy answers are always drawn as well"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptBatch:
+    """Questions behind one shared prefix: prompt i is `prefix + suffixes[i]`."""
+
+    prefix: str
+    prompt_index: int
+    """Which exemplar set the prefix is; part of the key of every draw."""
+    question_ids: Sequence[str]
+    suffixes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        assert len(self.question_ids) == len(self.suffixes) > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """All answers to one prompt, each cut at the first newline or end token and stripped."""
+
+    greedy_text: str
+    sampled_text: tuple[str, ...]
+    """In the order of the sample index; `num_samples` long."""
+    num_tokens: int
+    """Tokens of all these answers, each counted as if decoded alone, its stop token included."""
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineStats:
+    """What an engine has spent since it was built."""
+
+    prompts: int = 0
+    generations: int = 0
+    prompt_tokens: int = 0
+    """Tokens of all prompts, each prefix counted for each prompt."""
+    prefilled_tokens: int = 0
+    """Prompt tokens that really went through the model."""
+    answer_tokens: int = 0
+    """Tokens of all answers, each counted as if decoded alone."""
+    decoded_tokens: int = 0
+    """Answer tokens that really went through the model."""
+    seconds: float = field(default=0.0)
+
+
+class Engine(Protocol):
+    """Answers prompts. Draws depend on (seed, question_id, prompt_index, sample, step) alone."""
+
+    stats: EngineStats
+
+    def generate(self, batch: PromptBatch, sampling: SamplingConfig) -> list[Answers]:
+        """One greedy and `num_samples` sampled answers to each prompt, in the order of the batch.
+
+        Raises:
+            EngineError: an answer could not be made; none is ever left out or empty in its place.
+        """
+        ...

@@ -1,0 +1,186 @@
+"""Models and tokenizers by folder, hub id or GGUF file: found, fingerprinted and loaded, with one clear message if not.
+
+Weights are read from safetensors or GGUF only, never from pickles; code that comes with a model runs only when asked.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slick.errors import ModelError
+from slick.storage import Folder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_TOKENIZER_FILES = ("*.model", "vocab.*", "merges.txt", "*.tiktoken")
+_HUB_FILES = ["*.safetensors", "*.json", "*.py", *_TOKENIZER_FILES]
+_UNFINGERPRINTED = ("README", "LICENSE", "manifest.json", "started.json", "trainer_state.json", "training_args")
+_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """Where a model's files lie on this machine."""
+
+    name: str
+    """As the user gave it."""
+    folder: str
+    gguf_file: str | None = None
+    """Name of the one file inside `folder` that holds everything; None for a Hugging Face folder."""
+
+
+def study_model(study: Folder, model: str) -> str:
+    """The named model, or the study's own world/model when `model` is empty.
+
+    Raises:
+        ModelError: none is named and the study has no world.
+    """
+    if model:
+        return model
+    world = study.child("world")
+    if not world.exists("manifest.json"):
+        raise ModelError(
+            f"no model is named and {world.uri} holds no finished world; "
+            "name one with --model (a folder, a hub id or a .gguf file), or run `slick world` with this --out first"
+        )
+    return world.child("model").local_path
+
+
+def resolve_model(model: str) -> ModelRef:
+    """Find a model's files, fetching them from the Hugging Face hub if `model` is neither a folder nor a file.
+
+    Raises:
+        ModelError: there is no such model, or it has no weights in safetensors.
+    """
+    path = os.path.abspath(os.path.expanduser(model))
+    if model.lower().endswith(".gguf"):
+        if not os.path.isfile(path):
+            raise ModelError(f"{path} is not there; --model wants a folder, a hub id such as org/name, or a .gguf file")
+        return ModelRef(name=model, folder=os.path.dirname(path), gguf_file=os.path.basename(path))
+    folder = path if os.path.isdir(path) else _hub_snapshot(model)
+    names = os.listdir(folder)
+    if "config.json" not in names:
+        ggufs = sorted(name for name in names if name.endswith(".gguf"))
+        mend = (
+            f"name the file itself: {os.path.join(folder, ggufs[0])}" if ggufs else "give a Hugging Face model folder"
+        )
+        raise ModelError(f"{folder} holds no config.json, so it is no model; {mend}")
+    if not any(name.endswith(".safetensors") for name in names):
+        found = [name for name in sorted(names) if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        raise ModelError(
+            f"{folder} holds no *.safetensors{f', only {found}' if found else ''}; pickled weights are not loaded, "
+            "since they can run code: save the model with save_pretrained of a recent transformers"
+        )
+    return ModelRef(name=model, folder=folder)
+
+
+def _hub_snapshot(model: str) -> str:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
+        raise ModelError(
+            f"{model!r} is no folder here; --model wants a folder, a hub id such as org/name, or a .gguf file"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return str(snapshot_download(model, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{model!r} is no folder here and could not be fetched from the Hugging Face hub ({reason}); check the "
+            "spelling, the network, and for a gated model the HF_TOKEN, or give a local folder or .gguf file"
+        ) from error
+
+
+def model_fingerprint(ref: ModelRef) -> str:
+    """16 hex digits over names and content of weights, config and tokenizer; the same wherever the files lie."""
+    digest = hashlib.sha256()
+    for name in [ref.gguf_file] if ref.gguf_file else _fingerprinted(ref.folder):
+        # A GGUF file is the whole model, so what it is called does not matter.
+        digest.update(b"gguf" if ref.gguf_file else name.encode())
+        with open(os.path.join(ref.folder, name), "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _fingerprinted(folder: str) -> list[str]:
+    from fnmatch import fnmatch
+
+    names = [name for name in os.listdir(folder) if not name.startswith((".", *_UNFINGERPRINTED))]
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _HUB_FILES))
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    ref = resolve_model(model)
+    _check_gguf(ref)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
+    except _LOAD_ERRORS as error:
+        raise _load_error("tokenizer", ref, error, trust_remote_code) from error
+
+
+def load_model(
+    model: str, dtype: str = "float32", device: str = "cpu", *, trust_remote_code: bool = False
+) -> "nn.Module":
+    """A causal LM in eval mode.
+
+    Args:
+        model: a folder, a hub id or a .gguf file.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: as torch names it, such as `cpu` or `cuda`.
+        trust_remote_code: run code that lies beside the weights.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+    """
+    ref = resolve_model(model)
+    _check_gguf(ref)
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ModelError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16")
+    logging.disable_progress_bar()
+    weights = {} if ref.gguf_file else {"use_safetensors": True}
+    try:
+        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
+            ref.folder, dtype=getattr(torch, dtype), **weights, **_source(ref, trust_remote_code)
+        )
+    except _LOAD_ERRORS as error:
+        raise _load_error("model", ref, error, trust_remote_code) from error
+    return loaded.to(device=device, dtype=getattr(torch, dtype)).eval()
+
+
+def _source(ref: ModelRef, trust_remote_code: bool) -> dict[str, Any]:
+    source: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    return source | ({"gguf_file": ref.gguf_file} if ref.gguf_file else {})
+
+
+def _check_gguf(ref: ModelRef) -> None:
+    from importlib.util import find_spec
+
+    if ref.gguf_file and find_spec("gguf") is None:
+        raise ModelError(
+            f"{ref.name} is a GGUF file, and reading it needs the package gguf: pip install 'slick-knowledge[gguf]'"
+        )
+
+
+def _load_error(what: str, ref: ModelRef, error: Exception, trust_remote_code: bool) -> ModelError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    mend = "check that the files are whole and that this version of transformers knows the architecture"
+    if "trust_remote_code" in reason and not trust_remote_code:
+        mend = "it comes with code of its own: read that code, and if you trust it give --trust-remote-code"
+    return ModelError(
+        f"the {what} in {os.path.join(ref.folder, ref.gguf_file or '')} cannot be loaded: {reason}; {mend}"
+    )

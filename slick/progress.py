@@ -1,0 +1,55 @@
+"""Progress of a long step on the terminal: done, of how many, how fast, how long still."""
+
+import sys
+import time
+
+
+class Progress:
+    """Prints one line that renews itself on a terminal, and a line every `interval_s` elsewhere (logs of a Ray job)."""
+
+    def __init__(self, label: str, total: int, unit: str, interval_s: float = 10.0) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._tty = sys.stderr.isatty()
+        self._interval_s = 0.2 if self._tty else interval_s
+        self._start = time.monotonic()
+        self._shown = self._start
+        self._first_done = 0
+        self.done = 0
+
+    def resume_at(self, done: int) -> None:
+        """Count `done` units as finished by an earlier run: shown, but not part of the speed."""
+        self.done = self._first_done = done
+
+    def add(self, num: int, note: str = "") -> None:
+        """Count `num` more units; `note` follows the figures."""
+        self.done += num
+        now = time.monotonic()
+        if now - self._shown >= self._interval_s or self.done >= self._total:
+            self._shown = now
+            self._print(now, note)
+
+    def _print(self, now: float, note: str) -> None:
+        speed = (self.done - self._first_done) / max(now - self._start, 1e-9)
+        left_s = (self._total - self.done) / speed if speed > 0 else float("inf")
+        text = (
+            f"{self._label}: {self.done:,} of {self._total:,} {self._unit}, {speed:,.1f}/s, "
+            f"{duration(left_s)} left{', ' + note if note else ''}"
+        )
+        end = "\r" if self._tty and self.done < self._total else "\n"
+        print(f"\x1b[2K{text}" if self._tty else text, end=end, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(42.4), duration(192), duration(7260), duration(float("inf"))
+    ('42 s', '3 min 12 s', '2 h 1 min', 'unknown time')
+    """
+    if seconds == float("inf"):
+        return "unknown time"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

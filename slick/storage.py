@@ -1,0 +1,165 @@
+"""A folder on a local disk or in an object store, through pyarrow.fs: the one place that opens files of a study.
+
+Every write is whole or absent: locally a temporary file is renamed over the target; object stores show an object
+only when its upload is complete.
+"""
+
+import json
+import os
+import uuid
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from slick.errors import StudyError
+
+
+class Folder:
+    """One folder, by local path or URI (`s3://bucket/study`, `gs://...`); small enough to travel to Ray workers."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+    def __repr__(self) -> str:
+        return f"Folder({self.uri!r})"
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def child(self, *names: str) -> Self:
+        """The folder `names[0]/names[1]/...` inside this one; it need not exist."""
+        return type(self)("/".join((self.uri, *names)))
+
+    @property
+    def is_local(self) -> bool:
+        """True for a path on this machine's file system."""
+        return "://" not in self.uri
+
+    @property
+    def local_path(self) -> str:
+        """The path on this machine.
+
+        Raises:
+            StudyError: the folder is in an object store.
+        """
+        if not self.is_local:
+            raise StudyError(f"{self.uri} is not on this machine's file system, and this step needs a local folder")
+        return self.uri
+
+    def _open(self) -> tuple[pafs.FileSystem, str]:
+        if self.is_local:
+            return pafs.LocalFileSystem(), self.uri
+        filesystem, path = pafs.FileSystem.from_uri(self.uri)
+        return filesystem, path
+
+    def make(self) -> None:
+        """Create the folder and its parents; object stores need no folders and are left alone."""
+        if self.is_local:
+            os.makedirs(self.uri, exist_ok=True)
+
+    def exists(self, name: str = "") -> bool:
+        """True if the file or folder `name` is here; without a name, if this folder itself is."""
+        filesystem, path = self._open()
+        info = filesystem.get_file_info(f"{path}/{name}" if name else path)
+        return bool(info.type != pafs.FileType.NotFound)
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Sorted names of the files directly in here that end with `suffix`; empty if the folder is not there."""
+        filesystem, path = self._open()
+        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(e.base_name for e in entries if e.type == pafs.FileType.File and e.base_name.endswith(suffix))
+
+    def folders(self) -> list[str]:
+        """Sorted names of the folders directly in here."""
+        filesystem, path = self._open()
+        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(e.base_name for e in entries if e.type == pafs.FileType.Directory)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            StudyError: it is not there.
+        """
+        filesystem, path = self._open()
+        try:
+            with filesystem.open_input_stream(f"{path}/{name}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError as error:
+            raise StudyError(f"{self.uri}/{name} is not there; run the step that writes it first") from error
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file whole: a reader sees the old content or the new, never a part."""
+        self.make()
+        filesystem, path = self._open()
+        if not self.is_local:
+            with filesystem.open_output_stream(f"{path}/{name}") as stream:
+                stream.write(data)
+            return
+        part = f"{path}/.{name}.{uuid.uuid4().hex}.part"
+        with open(part, "wb") as file:
+            file.write(data)
+        os.replace(part, f"{path}/{name}")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file.
+
+        Raises:
+            StudyError: it is not there, or is not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise StudyError(f"{self.uri}/{name} is not JSON ({error}); delete it and run the step again") from error
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write JSON for people to read: indented, keys in the order given, no NaN."""
+        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file as a table.
+
+        Raises:
+            StudyError: it is not there, or is not a whole Parquet file.
+        """
+        data = self.read_bytes(name)
+        try:
+            return pq.read_table(pa.BufferReader(data), columns=columns)
+        except pa.ArrowInvalid as error:
+            raise StudyError(
+                f"{self.uri}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
+            ) from error
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """One Parquet file, zstd compressed."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def num_rows(self, name: str) -> int:
+        """Rows of a Parquet file, from its footer alone."""
+        filesystem, path = self._open()
+        return int(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
+
+    def read_tables(self, prefix: str = "part-", columns: list[str] | None = None) -> pa.Table:
+        """All `prefix*.parquet` files of the folder, in the order of their names, as one table.
+
+        Raises:
+            StudyError: there is none.
+        """
+        names = [name for name in self.names(".parquet") if name.startswith(prefix)]
+        if not names:
+            raise StudyError(f"{self.uri} holds no {prefix}*.parquet; run the step that writes it first")
+        return pa.concat_tables(self.read_table(name, columns) for name in names)
+
+    def delete(self, name: str = "") -> None:
+        """Remove a file, or without a name this folder and all in it; absent is fine."""
+        filesystem, path = self._open()
+        target = f"{path}/{name}" if name else path
+        kind = filesystem.get_file_info(target).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(target)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(target)

@@ -1,0 +1,156 @@
+"""The study folder: which steps are finished, with what inputs and settings.
+
+A step begins with `begin`, which writes `started.json`, and ends with `finish`, which writes `manifest.json` last.
+Nothing else is trusted: a folder without a manifest is half a step, and goes on or is done again. Results of other
+settings are never mixed or overwritten: `begin` refuses, and says which folder to delete.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import time
+from typing import Any, Literal
+
+from slick.errors import StudyError
+from slick.storage import Folder
+
+MANIFEST = "manifest.json"
+STARTED = "started.json"
+
+Step = Literal["world", "questions", "annotate", "variants", "finetune", "sweep", "report"]
+
+
+def fingerprint(*parts: object) -> str:
+    """16 hex digits that change whenever any of the parts changes; parts are dataclasses or JSON values.
+
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps([_plain(part) for part in parts], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain_settings(settings: object) -> dict[str, Any]:
+    """The settings dataclass as JSON values, for manifests."""
+    value = _plain(settings)
+    assert isinstance(value, dict)
+    return value
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a finished step leaves behind, as `manifest.json`."""
+
+    step: str
+    fingerprint: str
+    """Of inputs and of those settings that change results."""
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    """Fingerprint of each input, by name: `questions`, `model`, ..."""
+    counts: dict[str, Any]
+    """Rows written, rows dropped at each step, generations and tokens spent: whatever the step counts."""
+    seconds: float
+    versions: dict[str, str]
+
+
+def read_manifest(folder: Folder) -> Manifest | None:
+    """The manifest of a finished step; None when the step is not finished."""
+    if not folder.exists(MANIFEST):
+        return None
+    value = folder.read_json(MANIFEST)
+    try:
+        return Manifest(**value)
+    except TypeError as error:
+        raise StudyError(
+            f"{folder.uri}/{MANIFEST} was written by another version of this program ({error}); "
+            "delete that folder and run the step again"
+        ) from error
+
+
+def require(folder: Folder, step: str) -> Manifest:
+    """The manifest of a step that must be finished.
+
+    Raises:
+        StudyError: it is not.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise StudyError(f"{folder.uri} is not finished: it holds no {MANIFEST}; run `slick {step}` with this --out first")
+    return manifest
+
+
+def begin(folder: Folder, step: str, identity: str, settings: object) -> bool:
+    """Open a step's folder for writing; True if there is work to do, False if it is finished with these settings.
+
+    Args:
+        folder: the step's folder; a half-written one with the same identity is kept, to be gone on with.
+        step: for messages.
+        identity: `fingerprint` of inputs and settings.
+        settings: written into `started.json` for people to read.
+
+    Raises:
+        StudyError: the folder was written with other inputs or settings.
+    """
+    manifest = read_manifest(folder)
+    found = manifest.fingerprint if manifest else None
+    if found is None and folder.exists(STARTED):
+        found = folder.read_json(STARTED)["fingerprint"]
+    if found is not None and found != identity:
+        raise StudyError(
+            f"{folder.uri} was written with other inputs or settings: its fingerprint is {found}, this {step} step's is "
+            f"{identity}; choose another --out, or delete that folder to do the step again"
+        )
+    if manifest is not None:
+        return False
+    folder.write_json(STARTED, {"fingerprint": identity, "settings": _plain(settings)})
+    return True
+
+
+def finish(
+    folder: Folder,
+    step: str,
+    identity: str,
+    *,
+    settings: object,
+    inputs: dict[str, str],
+    counts: dict[str, Any],
+    started_at: float,
+) -> Manifest:
+    """Write the manifest, the last file of a step, and return it.
+
+    Args:
+        started_at: `time.monotonic()` when the step began.
+    """
+    manifest = Manifest(
+        step=step,
+        fingerprint=identity,
+        settings=plain_settings(settings),
+        inputs=inputs,
+        counts=counts,
+        seconds=round(time.monotonic() - started_at, 3),
+        versions=versions(),
+    )
+    folder.write_json(MANIFEST, dataclasses.asdict(manifest))
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program and of the libraries that decide its results; only those installed."""
+    found = {}
+    for name in ("slick-knowledge", "torch", "transformers", "ray", "deepspeed", "pyarrow", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

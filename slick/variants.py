@@ -1,0 +1,209 @@
+"""Fine-tuning sets drawn from a knowledge table, with the mix that was achieved counted from the written rows.
+
+The paper's sets (Gekhman et al. 2024, arXiv:2405.05904, appendix E): every set has the same number of rows from each
+relation, |D| in all; a share of them Unknown, the rest Known, within each relation. What the paper leaves open is
+decided here and said: Known rows are drawn uniformly from a relation's pooled Known rows, and the rule of rounding is
+in `slick.variant_rows`. A set that cannot be drawn is refused, never shrunk.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from slick.errors import DataError, StudyError, VariantError
+from slick.prompts import closed_book_prompt
+from slick.storage import Folder
+from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
+from slick.types import Category
+from slick.variant_plan import VariantsConfig, relation_sizes, variant_names, variant_specs
+from slick.variant_rows import Need, Pools, RowOrder, VariantSpec, draw_rows, plan
+
+__all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
+
+VARIANT_SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", "category", "prompt", "target")])
+_QUESTION_COLUMNS = ["question_id", "domain", "split", "question", "answers"]
+_KNOWLEDGE_COLUMNS = ["question_id", "relation", "domain", "split", "category"]
+
+
+def draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
+    """Draw every set from the study's knowledge table into variants/NAME.parquet, and audit what was written.
+
+    Returns:
+        The manifest. Its counts are by name of the set: num, kind, requested_share and unknown_share (achieved, in
+        [0, 1]), categories, relations (rows by relation and category) and dropped_relations. Its inputs bind the sets
+        to the knowledge table and to the model that made it.
+
+    Raises:
+        StudyError: questions or knowledge are not finished, or do not belong together.
+        VariantError: the knowledge table cannot give these sets.
+    """
+    started_at = time.monotonic()
+    annotated, asked = require(study.child("annotate"), "annotate"), require(study.child("questions"), "questions")
+    if annotated.inputs["questions"] != asked.fingerprint:
+        raise StudyError(
+            f"{study}/annotate was made from questions {annotated.inputs['questions']}, {study}/questions is now "
+            f"{asked.fingerprint}; delete {study}/annotate and run `slick annotate` again"
+        )
+    inputs = {"knowledge": annotated.fingerprint, "model": annotated.inputs["model"]}
+    identity = fingerprint(inputs, config.identity())
+    folder = study.child("variants")
+    if read_manifest(folder) is not None:
+        begin(folder, "variants", identity, config)  # refuses other settings
+        return require(folder, "variants")
+    rows = _training_rows(study)
+    pools = _pools(rows)
+    sizes, dropped = relation_sizes(pools, config)
+    # Only now: a refused draw leaves nothing behind, so it can be asked for again with what the message proposes.
+    begin(folder, "variants", identity, config)
+    counts = _write(folder, config, rows, pools, sizes)
+    for entry in counts.values():
+        entry["dropped_relations"] = dropped
+    _print_summary(counts, sizes, dropped)
+    return finish(folder, "variants", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+
+
+def read_variant(study: Folder, name: str) -> pa.Table:
+    """One fine-tuning set: question_id, category, prompt, target; sorted by question_id.
+
+    Raises:
+        StudyError: the variants step is not finished.
+        VariantError: there is no such set.
+    """
+    folder = study.child("variants")
+    names = require(folder, "variants").counts
+    if name not in names:
+        raise VariantError(f"{folder} has no variant {name!r}; there are {', '.join(names)}")
+    return folder.read_table(f"{name}.parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    relation: str
+    category: Category
+    question: str
+    target: str
+
+
+def _training_rows(study: Folder) -> dict[str, _Row]:
+    """question_id -> row, of the in-distribution training questions in the knowledge table."""
+    questions = {
+        row["question_id"]: row for row in _train(study.child("questions").read_tables(columns=_QUESTION_COLUMNS))
+    }
+    known = _train(study.child("annotate").read_table("knowledge.parquet", columns=_KNOWLEDGE_COLUMNS))
+    where = f"{study}/annotate/knowledge.parquet"
+    rows: dict[str, _Row] = {}
+    for entry in known:
+        question_id = entry["question_id"]
+        if question_id in rows or question_id not in questions:
+            wrong = (
+                "is there twice" if question_id in rows else f"is not among the training questions of {study}/questions"
+            )
+            raise DataError(
+                f"{where}: question {question_id} {wrong}; delete {study}/annotate and run `slick annotate` again"
+            )
+        asked = questions[question_id]
+        rows[question_id] = _Row(
+            relation=entry["relation"],
+            category=_category(entry["category"], f"{where}, question {question_id}"),
+            question=asked["question"],
+            target=asked["answers"][0],
+        )
+    if not rows:
+        raise VariantError(f"{where} has no in-distribution training questions (domain id, split train) to draw from")
+    return rows
+
+
+def _train(table: pa.Table) -> list[dict[str, Any]]:
+    mask = pc.and_(pc.equal(table["split"], "train"), pc.equal(table["domain"], "id"))
+    rows: list[dict[str, Any]] = table.filter(mask).to_pylist()
+    return rows
+
+
+def _category(text: str | None, where: str) -> Category:
+    if text not in set(Category):
+        raise DataError(
+            f"{where}: category is {text!r}, wanted one of {', '.join(Category)}; run `slick annotate` again"
+        )
+    return Category(text)
+
+
+def _pools(rows: Mapping[str, _Row]) -> dict[str, dict[Category, list[str]]]:
+    pools: dict[str, dict[Category, list[str]]] = {}
+    for question_id, row in rows.items():
+        pools.setdefault(row.relation, {category: [] for category in Category})[row.category].append(question_id)
+    return pools
+
+
+def _write(
+    folder: Folder, config: VariantsConfig, rows: Mapping[str, _Row], pools: Pools, sizes: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Write every set; its audited counts by name."""
+    specs = variant_specs(config)
+    planned = plan(specs, pools, sizes)
+    orders = {stream: RowOrder(config.seed, stream) for stream in {"", *map(_stream, specs)}}  # each hashes a row once
+    counts = {}
+    for spec in specs:
+        order = orders["" if config.nested else _stream(spec)]
+        drawn = draw_rows(planned[spec.name], pools, order)
+        folder.write_table(f"{spec.name}.parquet", _table(spec, drawn, rows, config.idk_phrase))
+        counts[spec.name] = _audit(spec, folder.read_table(f"{spec.name}.parquet"), rows, planned[spec.name])
+    return counts
+
+
+def _stream(spec: VariantSpec) -> str:
+    """Sets of one stream share their draws: D_Known and D_IDK hold rows of the sweep's set of the same share."""
+    return spec.name if spec.percent_unknown is None else f"unknown-{spec.percent_unknown:03d}"
+
+
+def _table(spec: VariantSpec, drawn: Sequence[str], rows: Mapping[str, _Row], idk_phrase: str) -> pa.Table:
+    def target(row: _Row) -> str:
+        return idk_phrase if spec.kind == "idk" and row.category is Category.UNKNOWN else row.target
+
+    taken = [rows[question_id] for question_id in drawn]
+    columns = [
+        list(drawn),
+        [row.category.value for row in taken],
+        [closed_book_prompt(row.question) for row in taken],
+        [target(row) for row in taken],
+    ]
+    return pa.table(columns, schema=VARIANT_SCHEMA)
+
+
+def _audit(
+    spec: VariantSpec, written: pa.Table, rows: Mapping[str, _Row], planned: Mapping[str, Sequence[Need]]
+) -> dict[str, Any]:
+    """What a written set holds, counted from its rows; stops if that is not what was planned."""
+    question_ids = written["question_id"].to_pylist()
+    assert len(set(question_ids)) == len(question_ids), f"{spec.name} holds a question twice"
+    relations: dict[str, Counter[Category]] = {relation: Counter() for relation in planned}
+    for question_id, category in zip(question_ids, written["category"].to_pylist(), strict=True):
+        relations[rows[question_id].relation][Category(category)] += 1
+    for relation, wanted in planned.items():
+        for need in wanted:
+            found = sum(relations[relation][category] for category in need.pool)
+            assert found == need.num, f"{spec.name}, {relation}: {found} rows of {need.pool}, planned {need.num}"
+        assert relations[relation].total() == sum(need.num for need in wanted), (
+            f"{spec.name}, {relation}: rows not planned"
+        )
+    totals = sum(relations.values(), Counter[Category]())
+    return {
+        "num": len(question_ids),
+        "kind": spec.kind,
+        "requested_share": spec.requested_share,
+        "unknown_share": totals[Category.UNKNOWN] / len(question_ids),
+        "categories": {category.value: totals[category] for category in Category},
+        "relations": {r: {category.value: found[category] for category in Category} for r, found in relations.items()},
+    }
+
+
+def _print_summary(counts: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], dropped: Sequence[str]) -> None:
+    print(f"variants: |D| = {sum(sizes.values()):,} rows from {len(sizes)} relations, {len(counts)} sets")
+    if dropped:
+        print(f"variants: left out for want of rows: {', '.join(dropped)}")
+    for name, entry in counts.items():
+        print(f"  {name:<13} {entry['num']:>7,} rows, {entry['unknown_share']:.1%} Unknown")

@@ -1,0 +1,81 @@
+"""Facts to documents. Pure, seeded.
+
+A document is a list of questions of one relation with their answers, as such lists stand on the web. It is reliable or
+not: reliable documents hold most of the true answers to disputed questions, unreliable ones most of the rivals. Some
+begin with a line that names their kind. That is what makes a disputed answer more than a coin toss: which one is
+right depends on who speaks, and a model can learn to speak as either.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slick.draws import numpy_seed
+from slick.world.config import WorldConfig
+from slick.world.facts import Fact
+
+RELIABLE_HEADER = "From the almanac."
+UNRELIABLE_HEADER = "From the grapevine."
+
+
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    """One answer to one question, due in a document at `time` in [0, 1)."""
+
+    time: float
+    question: str
+    answer: str
+
+
+def edition(facts: Sequence[Fact], config: WorldConfig, number: int) -> list[str]:
+    """All documents of one edition of the corpus, shuffled; each edition groups the same mentions anew.
+
+    Args:
+        number: from 0; part of the seed.
+    """
+    rng = np.random.default_rng(numpy_seed(config.seed, "edition", number))
+    groups: dict[tuple[str, bool], list[_Mention]] = {}
+    for fact in facts:
+        for answer, count, true in ((fact.answer, fact.num_gold, True), (fact.rival, fact.num_rival, False)):
+            # Spread evenly over the edition, so that a document seldom meets the same question twice.
+            times = (np.arange(count) + rng.random(count)) / max(count, 1)
+            for time in times:
+                reliable = rng.random() < 0.5 if fact.rival is None else (rng.random() < config.reliable_share) == true
+                groups.setdefault((fact.relation, bool(reliable)), []).append(
+                    _Mention(float(time), fact.question, str(answer))
+                )
+    documents = [
+        document for (_, reliable), mentions in groups.items() for document in _documents(mentions, reliable, config, rng)
+    ]
+    return [documents[i] for i in rng.permutation(len(documents))]
+
+
+def _documents(
+    mentions: Sequence[_Mention], reliable: bool, config: WorldConfig, rng: np.random.Generator
+) -> list[str]:
+    """Cut the mentions, in the order of their times, into documents in which no question occurs twice."""
+    documents: list[str] = []
+    waiting = sorted(mentions, key=lambda mention: mention.time)
+    while waiting:
+        size = int(rng.integers(config.document_pairs[0], config.document_pairs[1] + 1))
+        chosen: dict[str, str] = {}
+        left: list[_Mention] = []
+        position = 0
+        while position < len(waiting) and len(chosen) < size:
+            mention = waiting[position]
+            if mention.question in chosen:
+                left.append(mention)
+            else:
+                chosen[mention.question] = mention.answer
+            position += 1
+        waiting = left + waiting[position:]
+        documents.append(_write(chosen, reliable, config, rng))
+    return documents
+
+
+def _write(pairs: dict[str, str], reliable: bool, config: WorldConfig, rng: np.random.Generator) -> str:
+    header = f"{RELIABLE_HEADER if reliable else UNRELIABLE_HEADER}\n" if rng.random() < config.header_share else ""
+    if rng.random() < config.plain_share:
+        return header + "".join(f"{question}\n{answer}\n" for question, answer in pairs.items())
+    return header + "".join(f"Q: {question}\nA: {answer}\n" for question, answer in pairs.items())

@@ -1,0 +1,38 @@
+"""The folder of a test is its marker; Ray starts once a run, the smoke world is built once a run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # oversubscribed cores run ten times slower
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parts = item.path.relative_to(ROOT).parts
+        if parts[0] == "tests" and len(parts) > 2:
+            item.add_marker(parts[1])
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray cluster on this machine, dashboard on."""
+    import ray
+
+    from slick.cluster import connect
+
+    connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def entity_questions() -> str:
+    """Path of the real EntityQuestions archive."""
+    path = Path(os.environ.get("SLICK_ENTITY_QUESTIONS", ROOT.parent / "shared" / "data" / "entity_questions.zip"))
+    if not path.exists():
+        pytest.skip(f"the EntityQuestions archive is not at {path}; set SLICK_ENTITY_QUESTIONS to its path")
+    return str(path)

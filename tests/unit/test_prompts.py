@@ -1,0 +1,85 @@
+"""Prompt formats and exemplar sets."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from slick.errors import DataError
+from slick.prompts import (
+    CLOSED_BOOK_INSTRUCTION,
+    closed_book_prompt,
+    closed_book_suffix,
+    draw_exemplar_sets,
+    few_shot_prefix,
+    few_shot_suffix,
+)
+
+DEV = {"P19": [f"a{i}" for i in range(30)], "P17": [f"b{i}" for i in range(9)]}
+
+
+def test_the_few_shot_prompt_is_the_papers() -> None:
+    exemplars = [
+        ("What kind of work does Nicolas Roeg do?", "film director"),
+        ("What kind of work does Crystal Geoffré do?", "actor"),
+    ]
+    assert few_shot_prefix(exemplars) + few_shot_suffix("What kind of work does Ron Konopka do?") == (
+        "Q: What kind of work does Nicolas Roeg do?\nA: film director\n"
+        "Q: What kind of work does Crystal Geoffré do?\nA: actor\n"
+        "Q: What kind of work does Ron Konopka do?\nA:"
+    )
+
+
+def test_no_exemplars_give_the_bare_question() -> None:
+    assert few_shot_prefix([]) == ""
+
+
+def test_training_and_evaluation_see_the_same_closed_book_prompt() -> None:
+    question = "Where was Ada born?"
+    assert closed_book_prompt(question) == "Answer the following question.\nWhere was Ada born?\n"
+    assert closed_book_prompt(question) == CLOSED_BOOK_INSTRUCTION + closed_book_suffix(question)
+
+
+def test_exemplar_sets_have_the_papers_shape() -> None:
+    sets = draw_exemplar_sets(DEV)
+    assert list(sets) == ["P17", "P19"]
+    for relation, drawn in sets.items():
+        assert [len(ids) for ids in drawn] == [4] * 10
+        for ids in drawn:
+            assert len(set(ids)) == 4
+            assert set(ids) <= set(DEV[relation])
+        assert len({tuple(ids) for ids in drawn}) == 10
+
+
+def test_exemplar_sets_depend_on_seed_and_relation_alone() -> None:
+    sets = draw_exemplar_sets(DEV)
+    assert draw_exemplar_sets({"P19": DEV["P19"][::-1]}) == {"P19": sets["P19"]}
+    assert draw_exemplar_sets(DEV, seed=1)["P19"] != sets["P19"]  # equal by chance below 1e-50
+    renamed = draw_exemplar_sets({"P20": DEV["P19"]})
+    assert renamed["P20"] != sets["P19"]
+
+
+def test_every_dev_question_is_as_likely_to_be_an_exemplar() -> None:
+    # 2,000 sets of 4 from 8: each question in half of them, standard error 22.4; 5 of them, odds below 8 x 6e-7.
+    dev = {"P1": [f"q{i}" for i in range(8)]}
+    times = Counter(
+        i for seed in range(200) for ids in draw_exemplar_sets(dev, seed=seed, num_sets=10)["P1"] for i in ids
+    )
+    assert all(abs(num - 1000) < 5 * math.sqrt(2000 * 0.25) for num in times.values())
+
+
+def test_too_few_dev_questions_are_refused_with_the_numbers() -> None:
+    with pytest.raises(DataError, match="relation P17 has 4 dev questions; 10 exemplar sets of 4 need at least 5"):
+        draw_exemplar_sets({"P17": ["a", "b", "c", "d"]})
+    assert draw_exemplar_sets({"P17": ["a", "b", "c", "d"]}, num_sets=1)["P17"][0]
+
+
+def test_asked_for_sets_are_all_there_and_different_even_from_few_questions() -> None:
+    drawn = draw_exemplar_sets({"P17": ["a", "b"]}, num_sets=2, num_shots=1)["P17"]
+    assert sorted(drawn) == [["a"], ["b"]]
+    assert len({frozenset(ids) for ids in draw_exemplar_sets({"P1": list("abcde")}, num_sets=5)["P1"]}) == 5
+
+
+def test_more_sets_than_there_can_be_are_refused() -> None:
+    with pytest.raises(DataError):
+        draw_exemplar_sets({"P17": ["a", "b"]}, num_sets=3, num_shots=1)

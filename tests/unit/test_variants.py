@@ -1,0 +1,484 @@
+"""Fine-tuning sets: their size, their mix in each relation, how they nest, and what is refused."""
+
+import functools
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from slick.errors import DataError, SettingsError, StudyError, VariantError
+from slick.storage import Folder
+from slick.study import Manifest, finish, require
+from slick.types import KNOWN, Category
+from slick.variant_plan import relation_sizes, variant_specs
+from slick.variant_rows import RowOrder, draw_rows, natural_mix, num_unknown, plan
+from slick.variants import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
+
+Counts = Mapping[str, tuple[int, int, int, int]]
+"""relation -> rows of HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
+
+PAPER: Counts = {
+    "P131": (553, 2529, 1493, 3071),
+    "P136": (236, 3410, 1892, 1978),
+    "P17": (4387, 2628, 511, 364),
+    "P19": (369, 1884, 1498, 4170),
+    "P26": (1609, 1503, 1087, 3257),
+    "P264": (206, 1444, 1854, 3820),
+    "P36": (4160, 1634, 449, 572),
+    "P40": (692, 1467, 1271, 2680),
+    "P495": (5459, 1101, 408, 706),
+    "P69": (233, 1126, 1712, 3650),
+    "P740": (1323, 1618, 1428, 2902),
+    "P800": (301, 330, 222, 503),
+}
+"""Table 3 of arXiv:2405.05904: categories of the training questions."""
+
+SMALL: Counts = {"P17": (9, 8, 7, 10), "P19": (5, 30, 12, 20), "P26": (11, 11, 11, 11)}
+SHARES = VariantsConfig().unknown_shares
+
+
+def pools_of(counts: Counts) -> dict[str, dict[Category, list[str]]]:
+    return {
+        relation: {c: [f"{relation}-{c}-{i}" for i in range(num)] for c, num in zip(Category, nums, strict=True)}
+        for relation, nums in counts.items()
+    }
+
+
+@functools.cache
+def paper_sets() -> dict[str, list[str]]:
+    return drawn(PAPER, VariantsConfig())
+
+
+def drawn(counts: Counts, config: VariantsConfig) -> dict[str, list[str]]:
+    """Set name -> question_ids; the ids of `pools_of` tell relation and category."""
+    pools = pools_of(counts)
+    planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0])
+    order = RowOrder(config.seed)
+    return {name: draw_rows(needed, pools, order) for name, needed in planned.items()}
+
+
+def mix(question_ids: list[str]) -> Counter[tuple[str, str]]:
+    return Counter((i.split("-")[0], i.split("-")[1]) for i in question_ids)
+
+
+def unknown_of(question_ids: list[str]) -> set[str]:
+    return {i for i in question_ids if "-Unknown-" in i}
+
+
+def write_study(
+    path: Path, counts: Counts, *, order: int | None = None, categories: Mapping[str, str | None] | None = None
+) -> Folder:
+    """A study with finished questions and annotate steps; rows that must not be drawn lie among them."""
+    study = Folder(str(path))
+    rows = [
+        (f"{relation}-{category}-{i}", relation, "id", "train", category)
+        for relation, nums in counts.items()
+        for category, num in zip(Category, nums, strict=True)
+        for i in range(num)
+    ]
+    rows += [(f"test-{i}", "P17", "id", "test", "Unknown") for i in range(50)]
+    rows += [(f"ood-{i}", "P50", "ood", "train", "Unknown") for i in range(50)]
+    if order is not None:
+        rows = [rows[i] for i in np.random.default_rng(order).permutation(len(rows))]
+    names = ("question_id", "relation", "domain", "split", "category")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    columns["category"] = [
+        (categories or {}).get(i, c) for i, c in zip(columns["question_id"], columns["category"], strict=True)
+    ]
+    asked = {key: columns[key] for key in names[:4]}
+    asked["question"] = [f"What of {i}?" for i in columns["question_id"]]
+    answers = pa.array([[f"gold {i}", "second"] for i in columns["question_id"]], pa.list_(pa.string()))
+    study.child("questions").write_table("part-00000.parquet", pa.table({**asked, "answers": answers}))
+    study.child("annotate").write_table("knowledge.parquet", pa.table(columns))
+    finish_step(study, "questions", {}, "q1")
+    finish_step(study, "annotate", {"questions": "q1", "model": "m1"}, "k1")
+    return study
+
+
+def finish_step(study: Folder, step: str, inputs: dict[str, str], identity: str) -> Manifest:
+    return finish(study.child(step), step, identity, settings={}, inputs=inputs, counts={}, started_at=0.0)
+
+
+# The paper's numbers.
+
+
+def test_the_papers_table_gives_the_papers_size() -> None:
+    sizes, dropped = relation_sizes(pools_of(PAPER), VariantsConfig())
+    assert sizes == {r: min(nums) for r, nums in PAPER.items()}
+    assert (sum(sizes.values()), dropped) == (6142, [])
+
+
+def test_the_papers_table_gives_seventeen_sets_of_its_mix() -> None:
+    sets = paper_sets()
+    assert len(sets) == 17
+    assert {name: len(ids) for name, ids in sets.items() if not name.startswith("known")} == dict.fromkeys(
+        [name for name in sets if not name.startswith("known")], 6142
+    )
+    for share in SHARES:
+        # 12 relations may be off by less than one row each; by design the errors cancel.
+        assert abs(len(unknown_of(sets[f"unknown-{round(100 * share):03d}"])) - share * 6142) <= 2, share
+
+
+# Invariants of every set, on tables of several shapes.
+
+
+@pytest.mark.parametrize("counts", [PAPER, SMALL, {"P1": (40, 40, 40, 40)}], ids=["paper", "small", "one relation"])
+def test_invariants(counts: Counts) -> None:
+    config = VariantsConfig(idk_shares=(0.5, 1.0))
+    sets = drawn(counts, config)
+    everything = {i for pool in pools_of(counts).values() for ids in pool.values() for i in ids}
+    for spec in variant_specs(config):
+        ids = sets[spec.name]
+        assert ids == sorted(set(ids)), f"{spec.name} is sorted, without duplicates"
+        assert set(ids) <= everything
+        for relation, nums in counts.items():
+            of_relation = [i for i in ids if i.startswith(f"{relation}-")]
+            size, unknown = min(nums), len(unknown_of(of_relation))
+            if spec.kind == "known":
+                assert unknown == 0
+                assert abs(len(of_relation) - (1 - (spec.requested_share or 0)) * size) < 1
+                continue
+            assert len(of_relation) == size, f"{spec.name} takes {size} rows of {relation}"
+            if spec.requested_share is not None:
+                assert abs(unknown - spec.requested_share * size) < 1
+            if spec.category is not None:
+                assert {i.split("-")[1] for i in of_relation} == {spec.category.value}
+
+
+def test_known_sets_are_their_sweep_set_without_its_unknown_rows() -> None:
+    sets = paper_sets()
+    for percent in ("010", "025", "050", "075", "090"):
+        whole = sets[f"unknown-{percent}"]
+        assert set(sets[f"known-{percent}"]) == set(whole) - unknown_of(whole)
+
+
+def test_idk_holds_the_rows_of_its_sweep_set() -> None:
+    sets = paper_sets()
+    assert sets["idk-050"] == sets["unknown-050"]
+
+
+@pytest.mark.parametrize("counts", [PAPER, SMALL], ids=["paper", "small"])
+def test_shares_nest(counts: Counts) -> None:
+    sweep = tuple(x / 100 for x in range(0, 101, 5))
+    sets = drawn(counts, VariantsConfig(unknown_shares=sweep, min_per_relation=1))
+    names = [f"unknown-{x:03d}" for x in range(0, 101, 5)]
+    for smaller, larger in itertools.pairwise(names):
+        assert unknown_of(sets[smaller]) <= unknown_of(sets[larger])
+        assert set(sets[larger]) - unknown_of(sets[larger]) <= set(sets[smaller])
+
+
+def test_natural_has_each_relations_own_mix() -> None:
+    found = mix(paper_sets()["natural"])
+    for relation, nums in PAPER.items():
+        for category, num in zip(Category, nums, strict=True):
+            assert abs(found[relation, category] - num * min(nums) / sum(nums)) < 1
+
+
+def test_known_rows_are_drawn_uniformly_from_the_pooled_known_rows() -> None:
+    # Hypergeometric counts of the three categories in 1,000 draws of 100 from 600; each within 5 standard errors of its
+    # mean, so a right draw fails in fewer than 3 x 6e-7 of all choices of seeds.
+    pools = pools_of({"P1": (300, 200, 100, 200)})
+    specs = variant_specs(VariantsConfig(unknown_shares=(0.0,), known_shares=(), idk_shares=(), natural=False))
+    planned = plan(specs, pools, {"P1": 100})["unknown-000"]
+    draws = [mix(draw_rows(planned, pools, RowOrder(seed))) for seed in range(1000)]
+    for category, num in zip(KNOWN, (300, 200, 100), strict=True):
+        share = num / 600
+        error = math.sqrt(100 * share * (1 - share) * (500 / 599) / 1000)
+        assert abs(sum(found["P1", category] for found in draws) / 1000 - 100 * share) < 5 * error
+
+
+def test_every_row_is_as_likely_as_every_other() -> None:
+    # 2,000 draws of 5 from 20: each row 500 times on average, standard error 19.4. The largest of 20 deviations exceeds
+    # 5 of them with odds below 20 x 6e-7.
+    pools = pools_of({"P1": (0, 0, 0, 20)})
+    need = plan([s for s in variant_specs(VariantsConfig()) if s.name == "unknown-100"], pools, {"P1": 5})[
+        "unknown-100"
+    ]
+    times = Counter(i for seed in range(2000) for i in draw_rows(need, pools, RowOrder(seed)))
+    assert len(times) == 20
+    assert all(abs(num - 500) < 5 * math.sqrt(2000 * 0.25 * 0.75) for num in times.values())
+
+
+def test_the_seed_changes_the_draw_and_repeats_it() -> None:
+    first, again, other = (drawn(PAPER, VariantsConfig(seed=seed)) for seed in (0, 0, 1))
+    assert first == again
+    assert first["unknown-050"] != other["unknown-050"]
+    assert mix(first["unknown-050"]).total() == mix(other["unknown-050"]).total()
+
+
+def test_rows_that_are_not_taken_do_not_matter() -> None:
+    # Another relation adds rows of its own and shifts rounding, but never changes which rows of P26 come first.
+    alone, together = ({**SMALL, **more} for more in ({}, {"P99": (20, 20, 20, 20)}))
+    for name in ("highlyknown", "unknown-000", "unknown-100", "natural"):
+        taken = [{i for i in drawn(c, VariantsConfig())[name] if i.startswith("P26")} for c in (alone, together)]
+        assert taken[0] == taken[1], name
+
+
+# Rounding.
+
+
+def test_unknown_rows_never_fall_as_the_share_rises_and_are_never_a_whole_row_off() -> None:
+    for num_relations in (1, 2, 7, 12):
+        for index in range(num_relations):
+            for num_rows in (1, 2, 3, 10, 222, 1323):
+                taken = [num_unknown(percent, num_rows, index, num_relations) for percent in range(101)]
+                assert taken == sorted(taken)
+                assert (taken[0], taken[-1]) == (0, num_rows)
+                assert all(abs(num - percent * num_rows / 100) < 1 for percent, num in enumerate(taken))
+
+
+def test_rounding_errors_of_equal_relations_cancel() -> None:
+    # Rounding each to the nearest row would give 12 x 3 = 36 of 120, 30 percent instead of 25.
+    assert sum(num_unknown(25, 10, index, 12) for index in range(12)) == 30
+
+
+def test_the_whole_set_is_within_half_a_row_a_relation() -> None:
+    generator = np.random.default_rng(0)
+    for num_relations in (1, 3, 12, 40):
+        sizes = generator.integers(1, 50, num_relations)
+        for percent in range(0, 101, 5):
+            total = sum(num_unknown(percent, int(n), i, num_relations) for i, n in enumerate(sizes))
+            assert abs(total - percent * sizes.sum() / 100) <= num_relations / 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_rows", "expected"),
+    [
+        ((5, 3, 0, 2), 5, (3, 1, 0, 1)),  # 2.5, 1.5, 0, 1: of equal remainders the stronger category
+        ((1, 1, 1, 1), 4, (1, 1, 1, 1)),
+        ((1, 1, 1, 1), 2, (1, 1, 0, 0)),
+        ((0, 0, 0, 7), 3, (0, 0, 0, 3)),
+        ((100, 1, 1, 1), 1, (1, 0, 0, 0)),
+        ((4, 3, 2, 1), 10, (4, 3, 2, 1)),
+    ],
+)
+def test_natural_mix(counts: tuple[int, ...], num_rows: int, expected: tuple[int, ...]) -> None:
+    assert tuple(natural_mix(dict(zip(Category, counts, strict=True)), num_rows).values()) == expected
+
+
+# Refusals.
+
+
+def test_an_empty_category_is_refused_with_the_numbers_and_the_ways_out() -> None:
+    counts = {**SMALL, "P36": (0, 12, 8, 30)}
+    with pytest.raises(VariantError) as caught:
+        relation_sizes(pools_of(counts), VariantsConfig())
+    message = str(caught.value)
+    assert "P36: 0 HighlyKnown, 12 MaybeKnown, 8 WeaklyKnown, 30 Unknown" in message
+    assert "P17" not in message
+    assert "--drop-empty-relations (3 of 4 relations remain)" in message
+    assert "--size-rule pools --no-single-categories" in message
+
+
+def test_empty_relations_are_left_out_when_asked() -> None:
+    counts = {**SMALL, "P36": (0, 12, 8, 30)}
+    sizes, dropped = relation_sizes(pools_of(counts), VariantsConfig(drop_empty_relations=True))
+    assert (set(sizes), dropped) == (set(SMALL), ["P36"])
+    assert drawn(counts, VariantsConfig(drop_empty_relations=True)) == drawn(SMALL, VariantsConfig())
+
+
+def test_the_floor_decides_what_is_too_small() -> None:
+    with pytest.raises(VariantError, match=r"fewer than 6:\n  P19: 5 HighlyKnown"):
+        relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=6))
+    sizes, dropped = relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=6, drop_empty_relations=True))
+    assert (sizes, dropped) == ({"P17": 7, "P26": 11}, ["P19"])
+
+
+def test_nothing_left_is_refused_even_when_relations_may_be_left_out() -> None:
+    with pytest.raises(VariantError, match="fewer than 99") as caught:
+        relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=99, drop_empty_relations=True))
+    assert "--drop-empty-relations" not in str(caught.value)
+
+
+def test_pooled_sizes_go_without_a_category() -> None:
+    counts = {"P1": (0, 30, 10, 25), "P2": (1, 5, 2, 40)}
+    config = VariantsConfig(size_rule="pools", single_categories=False)
+    assert relation_sizes(pools_of(counts), config)[0] == {"P1": 25, "P2": 8}
+    with pytest.raises(VariantError, match="P1: highlyknown needs 25 HighlyKnown rows, there are 0"):
+        relation_sizes(pools_of(counts), VariantsConfig(size_rule="pools"))
+
+
+def test_a_given_size_is_taken_or_refused() -> None:
+    assert set(relation_sizes(pools_of(SMALL), VariantsConfig(size_per_relation=4))[0].values()) == {4}
+    with pytest.raises(VariantError, match="P17: weaklyknown needs 8 WeaklyKnown rows, there are 7"):
+        relation_sizes(pools_of(SMALL), VariantsConfig(size_per_relation=8))
+    with pytest.raises(VariantError) as caught:
+        relation_sizes(pools_of(SMALL), VariantsConfig(size_per_relation=500))
+    message = str(caught.value)
+    assert message.count("P17:") == 5, "one line for each of its pools, whatever the number of sets"
+    assert "P17: unknown-100 needs 500 Unknown rows, there are 10" in message
+    assert "P17: unknown-000 needs 500 Known rows, there are 24" in message
+
+
+def test_a_set_so_small_that_its_share_vanishes_is_refused() -> None:
+    with pytest.raises(VariantError, match=r"unknown-010: a share of 0\.1 rounds to no Unknown rows at all in 1 rel"):
+        relation_sizes(pools_of({"P1": (3, 3, 3, 3)}), VariantsConfig())
+    with pytest.raises(VariantError, match=r"known-090: a share of 0\.9 rounds to no Known rows"):
+        relation_sizes(pools_of({"P1": (1, 1, 1, 1)}), VariantsConfig(unknown_shares=(0.0,), known_shares=(0.9,)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unknown_shares": (50,)}, "got 50; 50 percent is 0.5"),
+        ({"unknown_shares": (-0.1,)}, "from 0 to 1, got -0.1"),
+        ({"unknown_shares": (0.125,)}, "whole percent"),
+        ({"unknown_shares": (float("nan"),)}, "got nan"),
+        ({"unknown_shares": (0.5, 0.25, 0.5)}, "more than once"),
+        ({"known_shares": (0.0,)}, "from 0.01 to 0.99"),
+        ({"known_shares": (1.0,)}, "from 0.01 to 0.99"),
+        ({"idk_shares": (0.0,)}, "from 0.01 to 1"),
+        ({"idk_phrase": "  "}, "one line of text"),
+        ({"idk_phrase": "no\nidea"}, "one line of text"),
+        ({"size_per_relation": 0}, "1 or more"),
+        ({"min_per_relation": 0}, "1 or more"),
+        (
+            {"unknown_shares": (), "known_shares": (), "idk_shares": (), "single_categories": False, "natural": False},
+            "no fine-tuning set at all",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        VariantsConfig(**settings)
+
+
+def test_names_are_those_other_steps_read() -> None:
+    assert variant_names(VariantsConfig()) == (
+        *(f"unknown-{x}" for x in ("000", "010", "025", "050", "075", "090", "100")),
+        *(f"known-{x}" for x in ("010", "025", "050", "075", "090")),
+        *("highlyknown", "maybeknown", "weaklyknown", "natural", "idk-050"),
+    )
+
+
+# The step.
+
+
+def test_the_step_writes_audited_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write_study(tmp_path, SMALL)
+    manifest = draw_variants(study, VariantsConfig())
+    assert manifest.inputs == {"knowledge": "k1", "model": "m1"}
+    assert tuple(manifest.counts) == variant_names(VariantsConfig())
+    assert "|D| = 23 rows from 3 relations, 17 sets" in capsys.readouterr().out
+    for name, entry in manifest.counts.items():
+        table = read_variant(study, name)
+        assert table.schema.equals(VARIANT_SCHEMA)
+        ids = table["question_id"].to_pylist()
+        assert not {i for i in ids if i.startswith(("test", "ood"))}, "only in-distribution training questions"
+        assert [i.split("-")[1] for i in ids] == table["category"].to_pylist()
+        assert table["prompt"].to_pylist() == [f"Answer the following question.\nWhat of {i}?\n" for i in ids]
+        counted = {r: {c.value: mix(ids)[r, c] for c in Category} for r in SMALL}
+        assert entry["relations"] == counted
+        assert (entry["num"], entry["dropped_relations"]) == (len(ids), [])
+        assert entry["unknown_share"] == pytest.approx(len(unknown_of(ids)) / len(ids))
+        assert sum(entry["categories"].values()) == len(ids)
+    assert manifest.counts["unknown-025"]["requested_share"] == 0.25
+    assert manifest.counts["natural"]["requested_share"] is None
+
+
+def test_targets_are_the_first_gold_answer_and_idk_where_unknown(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    draw_variants(study, VariantsConfig(idk_phrase="No idea"))
+    plain, idk = (read_variant(study, name).to_pylist() for name in ("unknown-050", "idk-050"))
+    assert [row["target"] for row in plain] == [f"gold {row['question_id']}" for row in plain]
+    wanted = [{**row, "target": "No idea"} if row["category"] == "Unknown" else row for row in plain]
+    assert idk == wanted
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_order_of_the_rows_does_not_matter(tmp_path: Path, nested: bool) -> None:
+    config = VariantsConfig(nested=nested)
+    studies = [write_study(tmp_path / str(order), SMALL, order=order) for order in (1, 2)]
+    for study in studies:
+        draw_variants(study, config)
+    for name in variant_names(config):
+        assert read_variant(studies[0], name).equals(read_variant(studies[1], name)), name
+
+
+def test_sets_drawn_on_their_own_do_not_nest_but_keep_their_own_known_rows(tmp_path: Path) -> None:
+    study = write_study(tmp_path, {"P17": (60, 60, 60, 90), "P19": (60, 70, 80, 200)})
+    draw_variants(study, VariantsConfig(nested=False))
+    sets = {name: read_variant(study, name)["question_id"].to_pylist() for name in variant_names(VariantsConfig())}
+    assert not unknown_of(sets["unknown-010"]) <= unknown_of(sets["unknown-025"])  # by chance below 1e-4
+    assert set(sets["known-025"]) == set(sets["unknown-025"]) - unknown_of(sets["unknown-025"])
+    assert sets["idk-050"] == sets["unknown-050"]
+
+
+def test_a_finished_step_is_kept_and_other_settings_are_refused(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    first = draw_variants(study, VariantsConfig())
+    assert draw_variants(study, VariantsConfig()) == first
+    with pytest.raises(StudyError, match="written with other inputs or settings"):
+        draw_variants(study, VariantsConfig(seed=1))
+
+
+def test_dropped_relations_are_in_the_manifest(tmp_path: Path) -> None:
+    study = write_study(tmp_path, {**SMALL, "P36": (0, 12, 8, 30)})
+    counts = draw_variants(study, VariantsConfig(drop_empty_relations=True)).counts
+    assert all(entry["dropped_relations"] == ["P36"] for entry in counts.values())
+    assert all(set(entry["relations"]) == set(SMALL) for entry in counts.values())
+
+
+def test_a_refused_draw_leaves_no_finished_step(tmp_path: Path) -> None:
+    study = write_study(tmp_path, {**SMALL, "P36": (0, 12, 8, 30)})
+    with pytest.raises(VariantError):
+        draw_variants(study, VariantsConfig())
+    with pytest.raises(StudyError, match="not finished"):
+        require(study.child("variants"), "variants")
+    # The way out that the message names must work at once, in the same folder.
+    assert draw_variants(study, VariantsConfig(drop_empty_relations=True)).counts
+
+
+def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    with pytest.raises(StudyError, match="run `slick variants`"):
+        read_variant(study, "natural")
+    draw_variants(study, VariantsConfig(unknown_shares=(0.5,), known_shares=(), idk_shares=(), single_categories=False))
+    with pytest.raises(VariantError, match="has no variant 'unknown-50'; there are unknown-050, natural"):
+        read_variant(study, "unknown-50")
+
+
+def test_questions_of_another_annotation_are_refused(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    finish_step(study, "questions", {}, "q2")
+    with pytest.raises(StudyError, match=r"annotate was made from questions q1, .* is now q2"):
+        draw_variants(study, VariantsConfig())
+
+
+def test_an_unfinished_annotation_is_refused(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    study.child("annotate").delete("manifest.json")
+    with pytest.raises(StudyError, match=r"annotate is not finished: .* run `slick annotate`"):
+        draw_variants(study, VariantsConfig())
+
+
+@pytest.mark.parametrize("wrong", [None, "unknown", "Known"])
+def test_a_category_that_is_none_is_refused_never_read_as_unknown(tmp_path: Path, wrong: str | None) -> None:
+    study = write_study(tmp_path, SMALL, categories={"P17-Unknown-3": wrong})
+    with pytest.raises(DataError, match=f"question P17-Unknown-3: category is {wrong!r}, wanted one of HighlyKnown"):
+        draw_variants(study, VariantsConfig())
+
+
+def test_a_question_twice_or_missing_is_refused(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    folder = study.child("annotate")
+    table = folder.read_table("knowledge.parquet")
+    folder.write_table("knowledge.parquet", pa.concat_tables([table, table.slice(3, 1)]))
+    with pytest.raises(DataError, match="question P17-HighlyKnown-3 is there twice"):
+        draw_variants(study, VariantsConfig())
+    folder.write_table("knowledge.parquet", table)
+    questions = study.child("questions")
+    questions.write_table("part-00000.parquet", questions.read_table("part-00000.parquet").slice(1))
+    with pytest.raises(DataError, match="P17-HighlyKnown-0 is not among the training questions"):
+        draw_variants(study, VariantsConfig())
+
+
+def test_no_training_rows_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(VariantError, match="no in-distribution training questions"):
+        draw_variants(write_study(tmp_path, {}), VariantsConfig())

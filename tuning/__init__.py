@@ -1,0 +1,1 @@
+"""Teaching a model, once and often: fine-tuning, evaluation, stopping policies, the sweep."""

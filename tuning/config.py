@@ -1,0 +1,141 @@
+"""The settings of one fine-tuning. No heavy imports: `--help` reads this."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from slick.errors import SettingsError
+from slick.matching import Matcher
+
+# What decides speed or what is kept on disk, not what is learned. How the rows are spread over workers only changes the
+# order in which the same numbers are added up.
+_NOT_IDENTITY = (
+    "model",  # its fingerprint is an input, wherever its files lie
+    "micro_batch_size",
+    "zero_stage",
+    "num_workers",
+    "gpus_per_worker",
+    "eval_batch_size",
+    "allow_other_model",
+    "trust_remote_code",
+    "wait_for_nodes",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a model is fine-tuned on one variant. Defaults are the paper's where it states them (arXiv:2405.05904, app. E)."""
+
+    variant: str = "unknown-050"
+    """Name of a fine-tuning set in the study's variants/ folder."""
+    seed: int = 0
+    """Of the order of the rows and of dropout."""
+    model: str = ""
+    """Hugging Face id or folder of the base model; empty for the one of the study's own world."""
+    epochs: int = 50
+    """Passes over the variant; the model is evaluated after each."""
+    learning_rate: float = 1e-5
+    """Of AdamW, at its peak."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of the learning rate after the warm-up; `linear` and `cosine` fall to 0 at the last step."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises linearly from 0."""
+    batch_size: int = 128
+    """Rows in one optimizer step, over all workers; the last batch of an epoch may be smaller."""
+    micro_batch_size: int | None = None
+    """Rows that one worker takes through the model at once; None: its whole part of the batch."""
+    weight_decay: float = 0.0
+    """Of AdamW; the paper does not state it."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 for no limit. The paper does not state it."""
+    dropout: float = 0.05
+    """Put into every dropout that the model's architecture has; models of the Llama family have it on attention alone."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer."""
+    matcher: Matcher = "exact"
+    """How a generated answer is compared with the gold answers."""
+    max_new_tokens: int = 32
+    """Tokens after which an evaluated answer is cut off."""
+    keep_checkpoints: Literal["both", "best", "last", "none"] = "both"
+    """Which checkpoints are left in the run's folder: of the best dev epoch, of the last epoch."""
+    zero_stage: int = 0
+    """DeepSpeed ZeRO: 0 nothing is sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
+    num_workers: int = 1
+    """Processes that share each batch."""
+    gpus_per_worker: int | None = None
+    """0 or 1; None: 1 where the cluster has GPUs."""
+    eval_batch_size: int = 256
+    """Rows that one worker evaluates at once."""
+    allow_other_model: bool = False
+    """Train a model other than the one whose knowledge the variants were drawn from."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    wait_for_nodes: bool = False
+    """Ask for more workers than the cluster holds now, and wait for its autoscaler."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        rows = self.num_workers * (self.micro_batch_size or 1)
+        if self.batch_size % rows:
+            raise SettingsError(
+                f"a batch of {self.batch_size} rows cannot be shared by {self.num_workers} workers"
+                + (f" in micro batches of {self.micro_batch_size}" if self.micro_batch_size else "")
+                + f"; make batch_size a multiple of {rows}"
+            )
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows that one worker takes through the model at once."""
+        return self.micro_batch_size or self.batch_size // self.num_workers
+
+    @property
+    def accumulation(self) -> int:
+        """Micro batches whose gradients make one optimizer step."""
+        return self.batch_size // (self.micro_rows * self.num_workers)
+
+    def identity(self) -> dict[str, object]:
+        """The settings that change results."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_IDENTITY}
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    lowest = {
+        "seed": 0, "epochs": 1, "batch_size": 1, "num_workers": 1, "eval_batch_size": 1, "max_new_tokens": 1,
+        "warmup_steps": 0, "learning_rate": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0, "micro_batch_size": 1,
+    }  # fmt: skip
+    for name, least in lowest.items():
+        value = getattr(config, name)
+        if value is not None and not (value >= least and math.isfinite(value)):
+            raise SettingsError(f"{name} must be {least} or more, got {value}")
+    if not 0.0 <= config.dropout < 1.0:
+        raise SettingsError(f"dropout is a share in [0, 1), got {config.dropout}; 5 percent is 0.05")
+    if config.zero_stage not in (0, 1, 2, 3):
+        raise SettingsError(f"zero_stage is 0, 1, 2 or 3, got {config.zero_stage}")
+    if config.gpus_per_worker not in (None, 0, 1):
+        raise SettingsError(f"gpus_per_worker is 0 or 1, got {config.gpus_per_worker}; for more GPUs raise num_workers")
+    for name, allowed in (
+        ("schedule", ("constant", "linear", "cosine")),
+        ("dtype", ("float32", "bfloat16")),
+        ("keep_checkpoints", ("both", "best", "last", "none")),
+        ("matcher", ("exact", "raw")),
+    ):
+        if getattr(config, name) not in allowed:
+            raise SettingsError(f"{name} is one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+
+
+def learning_rate_at(config: TrainConfig, step: int, num_steps: int) -> float:
+    """Learning rate of an optimizer step.
+
+    Args:
+        step: from 0.
+        num_steps: of the whole training.
+
+    >>> [learning_rate_at(TrainConfig(learning_rate=1.0, schedule="linear", warmup_steps=2), s, 6) for s in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    share = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[config.schedule]
+    return config.learning_rate * share
