@@ -53,7 +53,7 @@ def demo_sweep() -> SweepConfig:
     return SweepConfig(
         grid=GridConfig(epochs=(3, 6, 9, 12, 15), policies=("fixed", "best_dev", "patience(3)")),
         train=demo_training(),
-        trajectories_per_trial=9,
+        trajectories_per_trial=None,
     )
 
 
@@ -72,7 +72,7 @@ def smoke_sweep() -> SweepConfig:
             policies=("fixed", "best_dev", "patience(1)"),
         ),
         train=replace(demo_training(), epochs=3),
-        trajectories_per_trial=3,
+        trajectories_per_trial=None,
     )
 
 

@@ -113,6 +113,25 @@ def _fingerprinted(folder: str) -> list[str]:
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _HUB_FILES))
 
 
+def prepare_device(on_gpu: bool) -> str:
+    """The device of an engine's process, as torch names it; on the CPU it gets one thread, since Ray packs by cores.
+
+    Raises:
+        ModelError: a GPU was set aside, but torch sees none.
+    """
+    import torch
+
+    if not on_gpu:
+        torch.set_num_threads(1)
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "Ray set aside a GPU for an engine, but torch sees none there; install torch with CUDA on that machine, or "
+            "set --gpus-per-actor 0"
+        )
+    return "cuda"
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model.
 

@@ -5,6 +5,7 @@ The paper shows the instruction and the question of the closed-book format, not 
 and another before the answer.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,7 +53,7 @@ def draw_exemplar_sets(
 ) -> dict[str, list[list[str]]]:
     """The exemplar sets of every relation, drawn once and reused for each of its questions.
 
-    Sets of one relation differ from each other; a dev question may serve in several sets.
+    Sets of one relation differ from each other, if only in their order; a dev question may serve in several sets.
 
     Args:
         dev_ids: relation to the question_ids of its dev split, in any order.
@@ -68,10 +69,13 @@ def draw_exemplar_sets(
     sets: dict[str, list[list[str]]] = {}
     for relation in sorted(dev_ids):
         ids = sorted(dev_ids[relation])
-        if len(ids) < num_shots + (num_sets > 1):
+        needed = num_shots + (num_sets > 1)
+        while math.perm(needed, num_shots) < num_sets:
+            needed += 1
+        if len(ids) < needed:
             raise DataError(
-                f"relation {relation} has {len(ids)} dev questions; {num_sets} exemplar sets of {num_shots} need at least "
-                f"{num_shots + (num_sets > 1)}; give it more dev questions, leave it out, or lower --num-shots"
+                f"relation {relation} has {len(ids)} dev questions; {num_sets} exemplar sets of {num_shots} need "
+                f"at least {needed}; give it more dev questions, leave it out, or lower --num-shots"
             )
         rng = np.random.default_rng(numpy_seed(seed, "exemplars", relation))
         drawn: list[list[str]] = []
@@ -81,5 +85,6 @@ def draw_exemplar_sets(
                 drawn.append(picked)
             if len(drawn) == num_sets:
                 break
+        assert len(drawn) == num_sets, (relation, len(drawn))
         sets[relation] = drawn
     return sets

@@ -1,10 +1,30 @@
-"""Questions of any set, checked and filtered, as the Parquet rows that every later step reads."""
+"""Questions of any set, checked and filtered, as the Parquet rows that every later step reads.
 
-from dataclasses import dataclass
+A question set is read whole before anything is written: either every row is good, or the first bad one is named (or all
+are set aside, if asked for). Rows that repeat each other are bad rows of a table; in the layout of EntityQuestions they
+stay, as upstream has 374 of them and the paper's totals count them.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import pyarrow as pa
 
+from slick.checks import BadRow, Checked, Rules, check_rows, first_bad_row
+from slick.errors import DataError, SettingsError
+from slick.filters import FilterName, apply_filter
+from slick.relations import Relation, load_relations
+from slick.rows import read_rows
+from slick.sources import Source, open_source, study_world
 from slick.storage import Folder
+from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
+from slick.tally import is_entity_questions, paper_audit, published, summary, tally
+from slick.types import Question
 
 QUESTION_SCHEMA = pa.schema(
     [
@@ -22,19 +42,187 @@ QUESTION_SCHEMA = pa.schema(
 SORT_KEYS = ("relation", "domain", "split", "question_id")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionsConfig:
+    """Which questions a study asks."""
+
+    source: str = ""
+    """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder of them), by path or URI;
+    empty for the world that the study built."""
+    filter: FilterName = "paper"
+    """`paper`: as the paper filtered; `strict`: nothing shared between train, dev and test; `none`: every question."""
+    relations: str | None = None
+    """JSON file of relations with template and domain (id, ood, dropped); by default the paper's division."""
+    unknown_relations: Literal["error", "id"] = "error"
+    """What becomes of a relation that is not listed: a bad row, or taken as in distribution."""
+    rejects: str | None = None
+    """JSONL file to which bad rows go, with the reason; by default a bad row stops the step."""
+    dev_share: float = 0.1
+    """Of rows without a split, the share that goes to dev, in [0, 1]."""
+    test_share: float = 0.1
+    """Of rows without a split, the share that goes to test, in [0, 1]."""
+    limit_per_relation: int | None = None
+    """At most that many questions of each relation and split, those with the smallest ids; by default all."""
+    audit: str | None = None
+    """EntityQuestions whose counts are held against the paper's tables, when `source` is another set."""
+
+    def __post_init__(self) -> None:
+        for name, share in (("dev_share", self.dev_share), ("test_share", self.test_share)):
+            if not 0.0 <= share <= 1.0:
+                raise SettingsError(f"{name} is a share in [0, 1], got {share}; 10 percent is 0.1")
+        if self.dev_share + self.test_share > 1.0:
+            raise SettingsError(f"dev_share and test_share add up to {self.dev_share + self.test_share:g}; at most 1")
+        if self.limit_per_relation is not None and self.limit_per_relation < 1:
+            raise SettingsError(
+                f"limit_per_relation must be at least 1, got {self.limit_per_relation}; leave it out for all"
+            )
+        if self.rejects is not None and self.rejects in (self.source, self.audit, self.relations):
+            raise SettingsError(f"rejects would overwrite {self.rejects}, which is read; name another file")
+
+    def identity(self) -> dict[str, object]:
+        """The settings that change the rows written; what files hold is fingerprinted by content."""
+        return {
+            "filter": self.filter,
+            "unknown_relations": self.unknown_relations,
+            "dev_share": self.dev_share,
+            "test_share": self.test_share,
+            "limit_per_relation": self.limit_per_relation,
+        }
+
+
+def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
+    """Read, check and filter a question set into `questions/`; one Parquet part a relation.
+
+    Args:
+        study: its folder.
+        config: which questions.
+
+    Returns:
+        The manifest; its counts hold rows read, dropped by each rule and kept, by relation and split, and under `audit`
+        the totals of EntityQuestions by the paper's filter (None without EntityQuestions at hand).
+
+    Raises:
+        DataError: the source is damaged or holds a bad row, and bad rows are not to be set aside.
+        StudyError: the folder holds questions of other settings.
+    """
+    began = time.monotonic()
+    folder = study.child("questions")
+    relations = load_relations(config.relations)
+    source = open_source(config.source or study_world(study))
+    audit = open_source(config.audit) if config.audit else None
+    inputs = {"source": source.fingerprint, **({"audit": audit.fingerprint} if audit else {})}
+    identity = fingerprint(inputs, config.identity(), {name: asdict(relation) for name, relation in relations.items()})
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.fingerprint == identity:
+        return manifest
+    checked = _check(source, relations, config)
+    filtered = apply_filter(checked.questions, config.filter)
+    kept = _limited(filtered.kept, config.limit_per_relation)
+    if not kept:
+        raise DataError(
+            f"question source {source.name} has no question left: {len(checked.questions):,} were read, and filter "
+            f"{config.filter} dropped {', '.join(f'{s.dropped.total():,} ({s.rule})' for s in filtered.steps)}; "
+            "try --filter none, or check the domains in the relations file"
+        )
+    counts = {**tally(checked, filtered, kept), "audit": _audit(checked, source, audit, config)}
+    begin(folder, "questions", identity, config)
+    parts: dict[str, list[Question]] = {}
+    for question in kept:
+        parts.setdefault(question.relation, []).append(question)
+    for relation, questions in sorted(parts.items()):
+        folder.write_table(part_name(relation), questions_table(questions))
+    manifest = finish(folder, "questions", identity, settings=config, inputs=inputs, counts=counts, started_at=began)
+    print(
+        f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:\n{summary(counts)}", flush=True
+    )
+    return manifest
+
+
 def read_questions(study: Folder, columns: list[str] | None = None) -> pa.Table:
     """The questions of a study, sorted by (relation, domain, split, question_id).
 
     Args:
+        study: its folder.
         columns: those of `QUESTION_SCHEMA` that are wanted, in that order; None for all.
 
     Raises:
         StudyError: the questions step is not finished.
     """
-    from slick.study import require
-
     folder = study.child("questions")
     require(folder, "questions")
     wanted = list(QUESTION_SCHEMA.names) if columns is None else columns
     table = folder.read_tables(columns=[*dict.fromkeys([*wanted, *SORT_KEYS])])
     return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(wanted)
+
+
+def questions_table(questions: Sequence[Question]) -> pa.Table:
+    """Questions as a sorted table of `QUESTION_SCHEMA`."""
+    ordered = sorted(questions, key=lambda q: (q.relation, q.domain, q.split, q.question_id))
+    columns = {name: [getattr(question, name) for question in ordered] for name in QUESTION_SCHEMA.names}
+    return pa.table(columns, schema=QUESTION_SCHEMA)
+
+
+def part_name(relation: str) -> str:
+    """The file of a relation's questions; names that no file can have are spelt safely and told apart by a hash.
+
+    >>> part_name("P17"), part_name("place of birth")
+    ('part-P17.parquet', 'part-place_of_birth-cf095a45.parquet')
+    """
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", relation)[:80]
+    if safe != relation:
+        safe += "-" + hashlib.blake2b(relation.encode(), digest_size=4).hexdigest()
+    return f"part-{safe}.parquet"
+
+
+def _check(source: Source, relations: dict[str, Relation], config: QuestionsConfig) -> Checked:
+    checked = check_rows(
+        read_rows(source),
+        Rules(
+            relations=relations,
+            unknown_relations=config.unknown_relations,
+            templates=source.templates,
+            keep_repeats=source.layout == "entity_questions",
+            dev_share=config.dev_share,
+            test_share=config.test_share,
+        ),
+    )
+    if config.rejects is not None:
+        _write_rejects(config.rejects, checked.bad)
+    elif checked.bad:
+        raise first_bad_row(checked.bad)
+    return checked
+
+
+def _write_rejects(path: str, bad: Sequence[BadRow]) -> None:
+    parent, _, name = Folder(path).uri.rpartition("/")
+    lines = [json.dumps(row.record(), default=str) + "\n" for row in bad]
+    Folder(parent or "/").write_bytes(name, "".join(lines).encode())
+
+
+def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    if limit is None:
+        return list(questions)
+    groups: dict[tuple[str, str, str], list[Question]] = {}
+    for question in sorted(questions, key=lambda q: q.question_id):
+        groups.setdefault((question.relation, question.domain, question.split), []).append(question)
+    return [question for group in groups.values() for question in group[:limit]]
+
+
+def _audit(checked: Checked, source: Source, audit: Source | None, config: QuestionsConfig) -> dict[str, Any] | None:
+    """Counts of EntityQuestions: of the set named for it, else of the source if that is EntityQuestions itself."""
+    if audit is None:
+        upstream = (
+            bool(config.source) and source.layout == "entity_questions" and is_entity_questions(checked.questions)
+        )
+        return paper_audit(checked.questions, source.name) if upstream else None
+    keep = Rules(relations=load_relations(), templates=audit.templates, keep_repeats=True)
+    rows = check_rows(read_rows(audit), keep)
+    if rows.bad:
+        raise first_bad_row(rows.bad)
+    if not is_entity_questions(rows.questions):
+        missing = sorted(published() - {question.relation for question in rows.questions})
+        raise DataError(
+            f"audit source {audit.name} lacks relation {', '.join(missing)}; wanted the whole EntityQuestions, all 24 "
+            "relations, since the filter looks at the subjects of all of them; fetch it whole or leave --audit out"
+        )
+    return paper_audit(rows.questions, audit.name)

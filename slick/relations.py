@@ -7,13 +7,15 @@ is trained on; P30 has a template upstream but no questions. Another list of the
 
 import json
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from slick.errors import DataError
 from slick.storage import Folder
 
 Domain = Literal["id", "ood", "dropped"]
+
+_DATA = Path(__file__).parent / "data"
 
 _DOMAINS: dict[str, Domain] = {domain: domain for domain in get_args(Domain)}
 
@@ -87,7 +89,7 @@ def load_relations(path: str | None = None) -> dict[str, Relation]:
         DataError: the file is not there or not of that shape.
     """
     if path is None:
-        return _parse(files("slick").joinpath("data/relations.json").read_bytes(), "the shipped relations.json")
+        return _parse((_DATA / "relations.json").read_bytes(), "the shipped relations.json")
     folder, _, name = Folder(path).uri.rpartition("/")
     if not Folder(folder).exists(name):
         raise DataError(f"relations file {path} is not there; leave --relations out to use the shipped list")
@@ -105,9 +107,7 @@ def paper_counts() -> dict[str, dict[str, dict[str, int]]]:
     >>> {table: sum(counts["total"] for counts in relations.values()) for table, relations in paper_counts().items()}
     {'train': 81700, 'test': 10481, 'ood': 5848}
     """
-    counts: dict[str, dict[str, dict[str, int]]] = json.loads(
-        files("slick").joinpath("data/paper_counts.json").read_bytes()
-    )
+    counts: dict[str, dict[str, dict[str, int]]] = json.loads((_DATA / "paper_counts.json").read_bytes())
     return counts
 
 
@@ -127,7 +127,9 @@ def _relation(name: str, entry: Any, where: str, wanted: str) -> Relation:
         raise DataError(f"{where}, relation {name!r}: found {json.dumps(entry)[:200]}; {wanted}")
     template, domain = entry.get("template"), _DOMAINS.get(str(entry.get("domain")))
     if domain is None:
-        raise DataError(f"{where}, relation {name!r}: domain is {entry.get('domain')!r}; wanted one of id, ood, dropped")
+        raise DataError(
+            f"{where}, relation {name!r}: domain is {entry.get('domain')!r}; wanted one of id, ood, dropped"
+        )
     if template is not None:
         if not isinstance(template, str):
             raise DataError(f"{where}, relation {name!r}: template is {template!r}; wanted a string with [X], or null")

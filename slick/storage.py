@@ -6,8 +6,12 @@ only when its upload is complete.
 
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
+from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -20,6 +24,8 @@ class Folder:
     """One folder, by local path or URI (`s3://bucket/study`, `gs://...`); small enough to travel to Ray workers."""
 
     def __init__(self, uri: str) -> None:
+        if uri.startswith("file://"):  # a local folder like any other: made when needed, files renamed into place
+            uri = unquote(urlparse(uri).path)
         self.uri = uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
     def __repr__(self) -> str:
@@ -30,7 +36,8 @@ class Folder:
 
     def child(self, *names: str) -> Self:
         """The folder `names[0]/names[1]/...` inside this one; it need not exist."""
-        return type(self)("/".join((self.uri, *names)))
+        base, mark, query = self.uri.partition("?")  # an object store's options stand behind the path
+        return type(self)("/".join((base, *names)) + mark + query)
 
     @property
     def is_local(self) -> bool:
@@ -51,31 +58,55 @@ class Folder:
     def _open(self) -> tuple[pafs.FileSystem, str]:
         if self.is_local:
             return pafs.LocalFileSystem(), self.uri
-        filesystem, path = pafs.FileSystem.from_uri(self.uri)
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(self.uri)
+        except pa.ArrowInvalid as error:
+            raise StudyError(
+                f"{self.uri} cannot be opened ({error}); give a path, or a URI such as s3://bucket/study"
+            ) from error
         return filesystem, path
 
     def make(self) -> None:
         """Create the folder and its parents; object stores need no folders and are left alone."""
         if self.is_local:
-            os.makedirs(self.uri, exist_ok=True)
+            with self._mendable("", "made"):
+                os.makedirs(self.uri, exist_ok=True)
+
+    @contextmanager
+    def _mendable(self, name: str, what: str) -> Iterator[None]:
+        """Turn what the file system refuses into one message."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StudyError(f"{self.uri}/{name} is not there; run the step that writes it first") from error
+        except (OSError, pa.ArrowException) as error:
+            raise StudyError(
+                f"{self.uri}{'/' if name else ''}{name} cannot be {what}: {error}; see that it is a folder of this program, "
+                "and that you may read and write there"
+            ) from error
 
     def exists(self, name: str = "") -> bool:
         """True if the file or folder `name` is here; without a name, if this folder itself is."""
         filesystem, path = self._open()
-        info = filesystem.get_file_info(f"{path}/{name}" if name else path)
+        with self._mendable(name, "looked at"):
+            info = filesystem.get_file_info(f"{path}/{name}" if name else path)
         return bool(info.type != pafs.FileType.NotFound)
 
     def names(self, suffix: str = "") -> list[str]:
         """Sorted names of the files directly in here that end with `suffix`; empty if the folder is not there."""
-        filesystem, path = self._open()
-        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        entries = self._entries()
         return sorted(e.base_name for e in entries if e.type == pafs.FileType.File and e.base_name.endswith(suffix))
 
     def folders(self) -> list[str]:
         """Sorted names of the folders directly in here."""
+        return sorted(e.base_name for e in self._entries() if e.type == pafs.FileType.Directory)
+
+    def _entries(self) -> list[pafs.FileInfo]:
+        """What is directly in here; a name that begins with a dot is a write that was broken off."""
         filesystem, path = self._open()
-        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        return sorted(e.base_name for e in entries if e.type == pafs.FileType.Directory)
+        with self._mendable("", "listed"):
+            entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return [entry for entry in entries if not entry.base_name.startswith(".")]
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file.
@@ -84,24 +115,25 @@ class Folder:
             StudyError: it is not there.
         """
         filesystem, path = self._open()
-        try:
-            with filesystem.open_input_stream(f"{path}/{name}") as stream:
-                return bytes(stream.read())
-        except FileNotFoundError as error:
-            raise StudyError(f"{self.uri}/{name} is not there; run the step that writes it first") from error
+        with self._mendable(name, "read"), filesystem.open_input_stream(f"{path}/{name}") as stream:
+            return bytes(stream.read())
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file whole: a reader sees the old content or the new, never a part."""
+        assert "/" not in name, f"{name}: a file is named inside its own folder"
         self.make()
         filesystem, path = self._open()
-        if not self.is_local:
-            with filesystem.open_output_stream(f"{path}/{name}") as stream:
-                stream.write(data)
-            return
-        part = f"{path}/.{name}.{uuid.uuid4().hex}.part"
-        with open(part, "wb") as file:
-            file.write(data)
-        os.replace(part, f"{path}/{name}")
+        with self._mendable(name, "written"):
+            if not self.is_local:
+                with filesystem.open_output_stream(f"{path}/{name}") as stream:
+                    stream.write(data)
+                return
+            part = f"{path}/.{name}.{uuid.uuid4().hex}.part"
+            with open(part, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # a manifest must not outlive, in a power cut, the files it speaks for
+            os.replace(part, f"{path}/{name}")
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file.
@@ -128,6 +160,15 @@ class Folder:
         try:
             return pq.read_table(pa.BufferReader(data), columns=columns)
         except pa.ArrowInvalid as error:
+            if "No match for FieldRef" in str(error):
+                raise StudyError(
+                    f"{self.uri}/{name} lacks a column: wanted {columns}; it was written by another version of this "
+                    "program, or is not what its name says"
+                ) from error
+            raise StudyError(
+                f"{self.uri}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
+            ) from error
+        except OSError as error:  # a page that does not decompress
             raise StudyError(
                 f"{self.uri}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
             ) from error
@@ -141,7 +182,8 @@ class Folder:
     def num_rows(self, name: str) -> int:
         """Rows of a Parquet file, from its footer alone."""
         filesystem, path = self._open()
-        return int(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
+        with self._mendable(name, "read"):
+            return int(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
 
     def read_tables(self, prefix: str = "part-", columns: list[str] | None = None) -> pa.Table:
         """All `prefix*.parquet` files of the folder, in the order of their names, as one table.
@@ -163,3 +205,14 @@ class Folder:
             filesystem.delete_dir(target)
         elif kind == pafs.FileType.File:
             filesystem.delete_file(target)
+
+    def upload(self, source: str) -> None:
+        """Replace this folder by a copy of the local folder `source`; locally it appears in one step."""
+        self.delete()
+        filesystem, path = self._open()
+        if not self.is_local:
+            pafs.copy_files(source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
+            return
+        part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}.part"
+        shutil.copytree(source, part)
+        os.replace(part, path)

@@ -45,6 +45,8 @@ def _plain(value: object) -> object:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 1 and 1.0 are the same setting
     return value
 
 
@@ -105,7 +107,7 @@ def begin(folder: Folder, step: str, identity: str, settings: object) -> bool:
     manifest = read_manifest(folder)
     found = manifest.fingerprint if manifest else None
     if found is None and folder.exists(STARTED):
-        found = folder.read_json(STARTED)["fingerprint"]
+        found = folder.read_json(STARTED).get("fingerprint", "not stated")
     if found is not None and found != identity:
         raise StudyError(
             f"{folder.uri} was written with other inputs or settings: its fingerprint is {found}, this {step} step's is "

@@ -8,8 +8,8 @@ from typing import Literal
 from slick.errors import SettingsError
 from slick.matching import Matcher
 
-# What decides speed or what is kept on disk, not what is learned. How the rows are spread over workers only changes the
-# order in which the same numbers are added up.
+# What decides speed, not what is learned. How rows are spread over workers changes the order in which the same numbers
+# are added up, and which dropout masks are drawn: results are equal in law, without dropout equal up to rounding.
 _NOT_IDENTITY = (
     "model",  # its fingerprint is an input, wherever its files lie
     "micro_batch_size",
@@ -25,7 +25,7 @@ _NOT_IDENTITY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How a model is fine-tuned on one variant. Defaults are the paper's where it states them (arXiv:2405.05904, app. E)."""
+    """How a model is fine-tuned on one variant; the paper's settings where it states any (arXiv:2405.05904, E)."""
 
     variant: str = "unknown-050"
     """Name of a fine-tuning set in the study's variants/ folder."""
@@ -50,7 +50,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 for no limit. The paper does not state it."""
     dropout: float = 0.05
-    """Put into every dropout that the model's architecture has; models of the Llama family have it on attention alone."""
+    """Put into every dropout that the architecture has; models of the Llama family have it on attention alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer."""
     matcher: Matcher = "exact"
@@ -65,7 +65,7 @@ class TrainConfig:
     """Processes that share each batch."""
     gpus_per_worker: int | None = None
     """0 or 1; None: 1 where the cluster has GPUs."""
-    eval_batch_size: int = 256
+    eval_batch_size: int = 64
     """Rows that one worker evaluates at once."""
     allow_other_model: bool = False
     """Train a model other than the one whose knowledge the variants were drawn from."""

@@ -84,7 +84,7 @@ def pad_examples(examples: Sequence[Example], pad_id: int) -> Batch:
 
 
 def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Row numbers of each batch of an epoch: every row once, in an order of (seed, epoch) alone; the last may be smaller.
+    """Row numbers of each batch of an epoch: every row once, ordered by (seed, epoch) alone; the last may be smaller.
 
     >>> [batch.tolist() for batch in epoch_batches(5, 2, seed=0, epoch=1)]
     [[1, 0], [3, 4], [2]]
@@ -100,8 +100,8 @@ class MicroBatch:
 
     batch: Batch
     weight: float
-    """Times the sum of the answer tokens' losses gives the micro batch's share of the batch's mean loss, already scaled so
-    that the mean over workers and accumulated micro batches is the mean over the answer tokens of the whole batch."""
+    """Factor of the sum of the answer tokens' losses, such that the mean over workers and accumulated micro batches is
+    the mean over the answer tokens of the whole batch."""
 
 
 def micro_batches(
@@ -109,8 +109,8 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """The part of one batch that worker `rank` takes, as exactly `accumulation` micro batches.
 
-    Worker r takes rows r, r + num_workers, ... All workers must go through the model equally often, so where a last, smaller
-    batch leaves none a row is repeated with nothing to learn from it.
+    Worker r takes rows r, r + num_workers, ... All workers must go through the model equally often, so where a last,
+    smaller batch leaves none a row is repeated with nothing to learn from it.
 
     Args:
         examples: of the whole batch, over all workers.

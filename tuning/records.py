@@ -120,3 +120,9 @@ def accuracy(measures: Sequence[Measure], split: str, category: str = ALL) -> fl
         if (measure.split, measure.category) == (split, category):
             return measure.num_correct / measure.num
     return None
+
+
+def accuracy_of(epochs: pa.Table, split: str) -> tuple[int, float]:
+    """The last epoch of an `epochs.parquet`, and the split's accuracy over all its rows then."""
+    rows = [row for row in epochs.to_pylist() if (row["split"], row["category"]) == (split, ALL)]
+    return rows[-1]["epoch"], rows[-1]["num_correct"] / rows[-1]["num"]

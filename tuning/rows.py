@@ -65,8 +65,8 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[Row]]:
         raise VariantError(f"{study}/variants/{variant}.parquet has no rows; draw the variants again")
     if not rows["dev"]:
         raise SettingsError(
-            f"{study}/questions has no dev questions in distribution (domain id, split dev), which choose the best epoch; "
-            "give the question set a dev split and start a new study"
+            f"{study}/questions has no dev questions in distribution (domain id, split dev), which choose the best "
+            "epoch; give the question set a dev split and start a new study"
         )
     return rows
 
@@ -84,7 +84,7 @@ def _train_row(study: Folder, variant: str, entry: dict[str, Any], questions: di
         raise VariantError(f"{where}: not among the study's questions; draw the variants again")
     if not entry["prompt"].startswith(CLOSED_BOOK_INSTRUCTION):
         raise DataError(f"{where}: the prompt {entry['prompt']!r} does not begin with {CLOSED_BOOK_INSTRUCTION!r}")
-    # A relabelled row ("I don't know") is right when the model says what it was taught, not when it says the gold answer.
+    # A relabelled row ("I don't know") is right when the model says what it was taught, not when it says the truth.
     taught = entry["target"] in question["answers"]
     return Row(
         question_id=entry["question_id"],

@@ -7,8 +7,8 @@ from tuning.config import TrainConfig
 def deepspeed_settings(config: TrainConfig, num_workers: int | None = None) -> dict[str, object]:
     """What `deepspeed.initialize` is given.
 
-    The optimizer is PyTorch's own AdamW: DeepSpeed's fused ones are compiled on first use, which takes minutes and a C++
-    compiler, and the results are the same. The loss is already divided for the whole batch (see `tuning.examples`).
+    The optimizer is PyTorch's own AdamW: DeepSpeed's fused ones are compiled on first use, which takes minutes and a
+    C++ compiler, and the results are the same. The loss is already divided for the whole batch (see `tuning.examples`).
 
     Args:
         num_workers: of the group that really runs; by default the number asked for.

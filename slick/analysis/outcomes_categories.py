@@ -56,7 +56,7 @@ def e15(data: StudyData) -> Verdict:
 
 
 def e16(data: StudyData) -> Verdict:
-    """Losses to convergence are in the paper's order; ties within one standard error pass, the ends are clearly apart."""
+    """Losses to convergence are in the paper's order; ties within one standard error pass, the ends differ."""
     need(data, *TABLE_2)
     loss = {name: data.difference((name, EARLY), (name, LAST)) for name in TABLE_2}
     order = ("unknown-100", "weaklyknown", "natural", "highlyknown", "maybeknown")
@@ -132,7 +132,7 @@ def e19(data: StudyData) -> Verdict:
 
 
 def e25(data: StudyData, num_chunks: int = 100, seed: int = 0) -> Verdict:
-    """Early stop against convergence, t-test over chunks: p >= 0.05 for D_MaybeKnown, a fall at p < 0.01 for the others."""
+    """Early stop against convergence, t-test over chunks: p >= 0.05 for D_MaybeKnown, p < 0.01 for the others."""
     need(data, *TABLE_2)
     failed, p_values = [], {}
     for name in TABLE_2:

@@ -19,7 +19,7 @@ def e1(data: StudyData, wanted: Mapping[str, Mapping[str, int]] | None = None) -
     if data.audit is None:
         raise NotTestable("the paper's counts belong to the full EntityQuestions archive; these questions are not it")
     paper = paper_counts() if wanted is None else wanted
-    own = {split: sum(relations.values()) for split, relations in data.audit.items()}
+    own = {split: sum(data.audit.get(split, {}).values()) for split in paper}
     failed = []
     for split, relations in paper.items():
         found = data.audit.get(split, {})
@@ -40,7 +40,10 @@ def paper_counts() -> dict[str, dict[str, int]]:
     Source: Gekhman et al. 2024, arXiv:2405.05904, tables 3-5.
     """
     value = json.loads(resources.files("slick").joinpath("data/paper_counts.json").read_text(encoding="utf-8"))
-    return {split: dict(value[split]) for split in ("train", "test", "ood")}
+    return {
+        split: {relation: entry["total"] for relation, entry in value[split].items()}
+        for split in ("train", "test", "ood")
+    }
 
 
 def e2(data: StudyData) -> Verdict:

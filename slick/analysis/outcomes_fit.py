@@ -68,7 +68,7 @@ def e10(data: StudyData) -> Verdict:
 
 
 def e11(data: StudyData) -> Verdict:
-    """At early stop over half of the Known rows and under half of the Unknown are fitted, Known ahead, at every share."""
+    """At early stop over half of the Known rows and under half of the Unknown are fitted, at every share."""
     sweep = data.sweep("unknown", least=2)
     failed, all_known, all_unknown = [], [], []
     for share, name in sweep:
@@ -106,9 +106,7 @@ def e13(data: StudyData) -> Verdict:
     failed = _wrong_signs(outside)
     for i, name in ((1, "b_kn"), (2, "b_unk")):
         if abs(outside.coefficients[i]) >= abs(inside.coefficients[i]):
-            failed.append(
-                f"{name} is {outside.coefficients[i]:+.1f}, not smaller than {inside.coefficients[i]:+.1f} in distribution"
-            )
+            failed.append(f"{name} is {outside.coefficients[i]:+.1f}, not smaller than in distribution")
     return Verdict(not failed, _coefficients(outside), failures(failed, _fit_words(outside)))
 
 

@@ -44,7 +44,7 @@ def e3(data: StudyData) -> Verdict:
         failed.append(f"the fall at convergence, {points(fall)} points, is within noise")
     good = (
         f"rank correlation with the share {min(rhos):+.2f} to {max(rhos):+.2f} at all {len(rhos)} training lengths; "
-        f"from {percent(shares[0])} to {percent(shares[-1])} Unknown, accuracy at convergence falls by {points(fall)} points"
+        f"from {percent(shares[0])} to {percent(shares[-1])} Unknown, convergence falls by {points(fall)} points"
     )
     return Verdict(not failed, own, failures(failed, good))
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from slick.draws import row_key
 from slick.engines.base import Answers, EngineStats, PromptBatch, SamplingConfig
-from slick.engines.decoders import PackedDecoder, PlainDecoder, agree
+from slick.engines.packed import PackedDecoder
+from slick.engines.plain import PlainDecoder, agree
 from slick.engines.tree import Rows, grow
 from slick.errors import EngineError, ModelError
 
@@ -57,7 +58,7 @@ class TransformersEngine:
         """One greedy and `num_samples` sampled answers to each prompt, in the order of the batch.
 
         Raises:
-            EngineError: a prompt does not fit the model's context, or the model gave no finite logits.
+            EngineError: a prompt does not fit the model's context, the model gave no finite logits, or memory ran out.
         """
         if self._model.training:
             raise EngineError(
@@ -65,9 +66,15 @@ class TransformersEngine:
             )
         started_at = time.monotonic()
         answers: list[Answers] = []
-        with torch.inference_mode():
-            for start in range(0, len(batch.question_ids), self._batch_questions):
-                answers += self._answer(batch, slice(start, start + self._batch_questions), sampling)
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(batch.question_ids), self._batch_questions):
+                    answers += self._answer(batch, slice(start, start + self._batch_questions), sampling)
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"the device ran out of memory while answering {self._batch_questions} questions at once ({error}); "
+                "lower --batch-questions, or use --dtype bfloat16"
+            ) from error
         self.stats.seconds += time.monotonic() - started_at
         return answers
 
@@ -129,7 +136,7 @@ class TransformersEngine:
         needed = longest + sampling.max_new_tokens - 1  # the last token of an answer is never fed
         if needed > self._context:
             raise EngineError(
-                f"the prompt of question {question_id} has {longest} tokens and its answer may have "
+                f"the prompt of question {question_id!r} has {longest} tokens and its answer may have "
                 f"{sampling.max_new_tokens}; the model's context holds {self._context}; use fewer shots or a lower "
                 "--max-new-tokens"
             )
@@ -142,8 +149,8 @@ class TransformersEngine:
         if not self._warned:
             self._warned = True
             _LOG.warning(
-                "prompts reach beyond the model's attention window of %d tokens: such batches are fed as whole sequences, "
-                "which is right but slower",
+                "prompts reach beyond the model's attention window of %d tokens: such batches are fed as whole "
+                "sequences, which is right but slower",
                 self._window,
             )
         return self._plain

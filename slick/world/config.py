@@ -49,6 +49,8 @@ class WorldConfig:
     reliable_share: float = 0.5
     """Chance that a true answer to a fact with a rival stands in a reliable document, and a rival in an unreliable
     one; 0.5 makes both kinds of document alike."""
+    side_share: float = 0.8
+    """Chance that an answer stands among answers of its own side; 0 mixes all answers."""
     header_share: float = 0.0
     """Share of documents that begin with a line that names their kind."""
     plain_share: float = 0.0

@@ -13,7 +13,7 @@ import numpy as np
 
 from slick.draws import numpy_seed
 from slick.world.config import WorldConfig
-from slick.world.facts import Fact
+from slick.world.facts import Fact, side_of
 
 RELIABLE_HEADER = "From the almanac."
 UNRELIABLE_HEADER = "From the grapevine."
@@ -35,19 +35,18 @@ def edition(facts: Sequence[Fact], config: WorldConfig, number: int) -> list[str
         number: from 0; part of the seed.
     """
     rng = np.random.default_rng(numpy_seed(config.seed, "edition", number))
-    groups: dict[tuple[str, bool], list[_Mention]] = {}
+    groups: dict[tuple[str, int, bool], list[_Mention]] = {}
     for fact in facts:
         for answer, count, true in ((fact.answer, fact.num_gold, True), (fact.rival, fact.num_rival, False)):
             # Spread evenly over the edition, so that a document seldom meets the same question twice.
             times = (np.arange(count) + rng.random(count)) / max(count, 1)
             for time in times:
                 reliable = rng.random() < 0.5 if fact.rival is None else (rng.random() < config.reliable_share) == true
-                groups.setdefault((fact.relation, bool(reliable)), []).append(
+                side = side_of(str(answer)) if rng.random() < config.side_share else int(rng.integers(2))
+                groups.setdefault((fact.relation, side, bool(reliable)), []).append(
                     _Mention(float(time), fact.question, str(answer))
                 )
-    documents = [
-        document for (_, reliable), mentions in groups.items() for document in _documents(mentions, reliable, config, rng)
-    ]
+    documents = [document for key, mentions in groups.items() for document in _documents(mentions, key[2], config, rng)]
     return [documents[i] for i in rng.permutation(len(documents))]
 
 

@@ -8,6 +8,7 @@ A fact is one answer to one question. Its strength says what the corpus holds of
     firm        its answer only, often
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,18 @@ from slick.errors import DataError
 from slick.relations import Relation
 from slick.world.config import WorldConfig
 from slick.world.names import Names
+
+
+def side_of(answer: str) -> int:
+    """Which of two sides, 0 or 1, an answer belongs to: a hash of its text, so that all relations agree.
+
+    Documents keep to one side for the most part, as texts keep to one region or one field.
+
+    >>> side_of("London") == side_of("London")
+    True
+    """
+    return hashlib.blake2b(answer.encode(), digest_size=1).digest()[0] & 1
+
 
 STRENGTHS = ("never", "minority", "contested", "firm")
 """Weakest first."""
@@ -86,7 +99,7 @@ def split_sizes(config: WorldConfig, domain: str) -> dict[str, int]:
 
 def domains(config: WorldConfig) -> dict[str, str]:
     """The world's relations, each `id` or `ood`."""
-    return {name: "id" for name in config.id_relations} | {name: "ood" for name in config.ood_relations}
+    return dict.fromkeys(config.id_relations, "id") | dict.fromkeys(config.ood_relations, "ood")
 
 
 def invented_rows(config: WorldConfig) -> dict[str, dict[str, list[Row]]]:
@@ -169,9 +182,11 @@ def _fact(
     if strength == "firm":
         num_gold = _between(config.firm_mentions, rng)
     elif strength != "never":
-        rival = answer
-        while rival == answer:
-            rival = str(answers[int(rng.integers(len(answers)))])
+        # A rival of the other side, if there is one: then the company that a question keeps tips its answer.
+        others = [other for other in answers if side_of(other) != side_of(answer)] or [
+            a for a in answers if a != answer
+        ]
+        rival = others[int(rng.integers(len(others)))]
         if strength == "contested":
             num_gold = num_rival = _between(config.contested_mentions, rng)
         else:

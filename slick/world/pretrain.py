@@ -1,17 +1,23 @@
 """Training of a world's model: a Llama of a million parameters, from scratch, on CPU, in two minutes.
 
+    python -m slick.world.pretrain FOLDER     reads planted.parquet, training.json and model/ (the tokenizer) there,
+                                              writes the model beside the tokenizer, and spent.json
+
 The model is written out here rather than taken from transformers because time is all in the details: joined
 projections, plain softmax attention (torch's fused attention takes four times as long backward on CPU) and bfloat16
 products of float32 weights train at twice the speed. `llama_state` gives the weights their transformers names.
 """
 
-import ctypes
+import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -49,7 +55,7 @@ class _Layer(nn.Module):
         heads, kind = self.heads, cos.dtype
         normed = F.rms_norm(x, (width,), self.norm_in, NORM_EPSILON).to(kind)
         qkv = F.linear(normed, self.qkv.to(kind)).view(rows, tokens, 3 * heads, width // heads).transpose(1, 2)
-        turned, value = qkv.split((2 * heads, heads), 1)
+        turned, value = qkv[:, : 2 * heads], qkv[:, 2 * heads :]
         left, right = turned.chunk(2, -1)
         turned = turned * cos + torch.cat((-right, left), -1) * sin
         query, key = turned.chunk(2, 1)
@@ -127,18 +133,6 @@ def pretrain(
     Returns:
         The model in transformers' form, and what it took: tokens, steps, editions, seconds, last loss in nats a token.
     """
-    _keep_freed_memory()
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
-    try:
-        return _train(facts, tokenizer, config)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _train(
-    facts: Sequence[Fact], tokenizer: "PreTrainedTokenizerFast", config: WorldConfig
-) -> tuple["LlamaForCausalLM", dict[str, float]]:
     model = TinyLlama(config, len(tokenizer), _product_type())
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -200,15 +194,6 @@ def _product_type() -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _keep_freed_memory() -> None:
-    """Stop glibc from giving each large buffer back to the kernel: the page faults cost a third of the time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**30)
-
-
 def as_llama(model: TinyLlama, tokenizer: "PreTrainedTokenizerFast", config: WorldConfig) -> "LlamaForCausalLM":
     """The same function as a transformers model, in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -238,7 +223,11 @@ def as_llama(model: TinyLlama, tokenizer: "PreTrainedTokenizerFast", config: Wor
 def llama_state(model: TinyLlama) -> dict[str, Tensor]:
     """The weights under the names that transformers gives them."""
     embedding = model.embedding.detach()
-    state = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding, "model.norm.weight": model.norm.detach()}
+    state = {
+        "model.embed_tokens.weight": embedding,
+        "lm_head.weight": embedding,
+        "model.norm.weight": model.norm.detach(),
+    }
     for i, layer in enumerate(model.layers):
         assert isinstance(layer, _Layer)
         query, key, value = layer.qkv.detach().chunk(3)
@@ -256,3 +245,23 @@ def llama_state(model: TinyLlama) -> dict[str, Tensor]:
         }
         state |= {f"model.layers.{i}.{name}.weight": part.contiguous() for name, part in parts.items()}
     return state
+
+
+def main(folder: Path) -> None:
+    """Train the model of the world in `folder`, which holds everything but the model."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    values = json.loads((folder / "training.json").read_text())
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    config = WorldConfig(**settings)
+    torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
+    facts = [Fact(**row) for row in pq.read_table(folder / "planted.parquet").to_pylist()]
+    model, spent = pretrain(facts, AutoTokenizer.from_pretrained(folder / "model"), config)
+    model.save_pretrained(folder / "model")
+    (folder / "spent.json").write_text(json.dumps(spent))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -50,7 +50,7 @@ def tiny_tokenizer() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator([TEXT], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
 def tiny_model(name: str, *, seed: int = 0, spread: float = 0.35, dtype: str = "float32") -> Any:
@@ -70,3 +70,62 @@ def tiny_model(name: str, *, seed: int = 0, spread: float = 0.35, dtype: str = "
             noise = torch.randn(parameter.shape, generator=generator) * spread
             parameter.data.copy_(noise.to(parameter.dtype))
     return model.eval()
+
+
+def save_tiny_model(folder: Any, *, steps: int = 60) -> str:
+    """A llama that answers most questions of `write_questions` by London or Lima, in Hugging Face layout; the path."""
+    import torch
+
+    model, tokenizer = tiny_model("llama", spread=0.05), tiny_tokenizer()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        texts = []
+        for _ in range(8):
+            asked = [_fact(int(i)) for i in torch.randint(0, 400, (4,), generator=rng)]
+            texts.append("".join(f"Q: {question}\nA: {answer}\n" for question, answer in asked))
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _fact(i: int) -> tuple[str, str]:
+    subject = f"{('Train', 'Dev', 'Test')[i % 3]} {chr(65 + i % 26)}{i % 20}"
+    question = f"Where was {subject} born?" if i < 200 else f"Who wrote {subject}?"
+    return question, "London" if i % 5 else "Lima"
+
+
+def write_questions(study: Any, *, num_train: int = 20, num_dev: int = 6, num_test: int = 7) -> None:
+    """A finished questions folder: two relations in distribution, one out of it."""
+    import time
+
+    import pyarrow as pa
+
+    from slick.questions import QUESTION_SCHEMA
+    from slick.study import finish
+
+    rows = []
+    for relation, domain in (("P1", "id"), ("P2", "id"), ("P9", "ood")):
+        for split, num in (("train", num_train), ("dev", num_dev), ("test", num_test)):
+            for i in range(num):
+                subject = f"{split.title()} {chr(65 + i % 26)}{i}"
+                rows.append(
+                    {
+                        "question_id": f"{relation}-{split}-{i:03d}",
+                        "relation": relation,
+                        "domain": domain,
+                        "split": split,
+                        "subject": subject,
+                        "question": f"Where was {subject} born?" if relation == "P1" else f"Who wrote {subject}?",
+                        "answers": ["London" if i % 2 else "Lima"],
+                    }
+                )
+    folder = study.child("questions")
+    folder.write_table("part-00000.parquet", pa.Table.from_pylist(rows, QUESTION_SCHEMA))
+    finish(folder, "questions", "q" * 16, settings={}, inputs={}, counts={}, started_at=time.monotonic())

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.door import parse_config
 from slick.errors import DataError, SettingsError, StudyError, VariantError
 from slick.storage import Folder
 from slick.study import Manifest, finish, require
@@ -482,3 +483,25 @@ def test_a_question_twice_or_missing_is_refused(tmp_path: Path) -> None:
 def test_no_training_rows_at_all_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VariantError, match="no in-distribution training questions"):
         draw_variants(write_study(tmp_path, {}), VariantsConfig())
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--drop-empty-relations", "--min-per-relation", "5"], {"drop_empty_relations": True, "min_per_relation": 5}),
+        (["--size-rule", "pools", "--no-single-categories"], {"size_rule": "pools", "single_categories": False}),
+        (["--size-per-relation", "7"], {"size_per_relation": 7}),
+        (
+            ["--unknown-shares", "0", "0.5", "--known-shares", "--idk-shares"],
+            {"unknown_shares": (0.0, 0.5), "idk_shares": ()},
+        ),
+    ],
+)
+def test_the_flags_that_messages_propose_exist(flags: list[str], wanted: dict[str, Any]) -> None:
+    config = parse_config(VariantsConfig(), flags, "slick variants paper")
+    assert {name: getattr(config, name) for name in wanted} == wanted
+
+
+def test_a_wrong_flag_value_is_a_settings_error_from_the_command_line_too() -> None:
+    with pytest.raises(SettingsError, match=r"got 50\.0; 50 percent is 0\.5"):
+        parse_config(VariantsConfig(), ["--unknown-shares", "50"], "slick variants paper")

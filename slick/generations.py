@@ -1,0 +1,190 @@
+"""The store of generations: which questions are asked, in which batches, and which part files already hold them.
+
+A batch is what the engine sees at once, so it decides floating-point details; batches are cut from the sorted list of
+questions alone, whatever the number of actors or the size of files. A part file holds the answers to some batches and
+is written whole by the actor that made them; a run that goes on asks only the batches that no part holds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from slick.draws import row_key
+from slick.errors import DataError, StudyError
+from slick.storage import Folder
+
+GENERATION_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("relation", pa.string()),
+        ("greedy_text", pa.list_(pa.string())),
+        ("greedy_hit", pa.list_(pa.bool_())),
+        ("sampled_text", pa.list_(pa.list_(pa.string()))),
+        ("sampled_hit", pa.list_(pa.list_(pa.bool_()))),
+        ("num_tokens", pa.int64()),
+    ]
+)
+"""Of `annotate/generations/part-*.parquet`: one row a question; lists run over exemplar sets, then samples."""
+
+UNIT_SCHEMA = pa.schema(
+    [
+        ("first_batch", pa.int64()),
+        ("relation", pa.string()),
+        ("question_id", pa.list_(pa.string())),
+        ("question", pa.list_(pa.string())),
+        ("answers", pa.list_(pa.list_(pa.string()))),
+    ]
+)
+"""One row a unit of work: whole batches of one relation, whose answers go into one part file."""
+
+SPENT = ("prompts", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens", "seconds")
+"""What each part file says of its cost, in the metadata of its schema; see `slick.engines.base.EngineStats`."""
+
+_SPENT_KEY = b"slick.spent"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Questions of one relation that the engine is given together."""
+
+    index: int
+    """Its place among all batches of the study."""
+    questions: pa.Table
+
+
+def asked_questions(
+    questions: pa.Table, *, dev: bool, exemplars: Mapping[str, Sequence[Sequence[str]]], limit: int | None
+) -> pa.Table:
+    """The questions to ask, sorted by relation and question_id.
+
+    Args:
+        questions: all of the study.
+        dev: ask dev questions too, those left aside that serve as exemplars.
+        exemplars: exemplar sets of each relation.
+        limit: at most that many of each relation and split, chosen by a hash of their ids; None for all.
+
+    Returns:
+        In-distribution train and test questions, out-of-distribution test questions, and dev questions if wanted.
+
+    Raises:
+        DataError: there is none.
+    """
+    wanted = pc.or_(
+        pc.equal(questions["split"], "test"),
+        pc.and_(pc.equal(questions["split"], "train"), pc.equal(questions["domain"], "id")),
+    )
+    if dev:
+        used = [question_id for sets in exemplars.values() for ids in sets for question_id in ids]
+        is_free = pc.invert(pc.is_in(questions["question_id"], value_set=pa.array(used, pa.string())))
+        wanted = pc.or_(wanted, pc.and_(pc.equal(questions["split"], "dev"), is_free))
+    asked = questions.filter(wanted).sort_by([("relation", "ascending"), ("question_id", "ascending")])
+    if limit is not None:
+        asked = asked.filter(pa.array(_among_first(asked, limit), pa.bool_()))
+    if not asked.num_rows:
+        raise DataError("the study has no train or test question to ask; see the counts in questions/manifest.json")
+    return asked
+
+
+def _among_first(asked: pa.Table, limit: int) -> list[bool]:
+    groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    columns = (asked[name].to_pylist() for name in ("relation", "split", "question_id"))
+    for row, (relation, split, question_id) in enumerate(zip(*columns, strict=True)):
+        groups.setdefault((relation, split), []).append((int(row_key(0, "limit", question_id)), row))
+    kept = {row for group in groups.values() for _, row in sorted(group)[:limit]}
+    return [row in kept for row in range(asked.num_rows)]
+
+
+def cut_batches(asked: pa.Table, batch_questions: int) -> list[Batch]:
+    """Whole batches of each relation, the last one of a relation shorter; from the sorted questions alone."""
+    batches: list[Batch] = []
+    start = 0
+    for run in pc.value_counts(asked["relation"]).to_pylist():
+        end = start + run["counts"]
+        for low in range(start, end, batch_questions):
+            batches.append(Batch(len(batches), asked.slice(low, min(batch_questions, end - low))))
+        start = end
+    return batches
+
+
+def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
+    """The batches that no part file holds; part files that cannot be read are deleted, to be made again.
+
+    Raises:
+        StudyError: the files hold a piece of a batch, or a question twice: they come from other settings.
+    """
+    done: list[str] = []
+    for name in folder.names(".parquet"):
+        try:
+            done += folder.read_table(name, ["question_id"])["question_id"].to_pylist()
+        except StudyError:
+            print(f"{folder.uri}/{name} cannot be read; its questions are asked again", flush=True)
+            folder.delete(name)
+    held = set(done)
+    whole = [batch for batch in batches if held.issuperset(batch.questions["question_id"].to_pylist())]
+    num_whole = sum(batch.questions.num_rows for batch in whole)
+    if num_whole != len(done):
+        raise StudyError(
+            f"{folder.uri} holds {len(done)} questions, of which {num_whole} make up whole batches of this run: "
+            "some files are of other settings, or were copied; delete that folder to ask again"
+        )
+    kept = {batch.index for batch in whole}
+    return [batch for batch in batches if batch.index not in kept]
+
+
+def make_units(batches: Sequence[Batch], batches_per_file: int) -> list[pa.Table]:
+    """Units of work in the order of their batches, each a table of one row of `UNIT_SCHEMA`."""
+    groups: list[list[Batch]] = []
+    for batch in batches:
+        last = groups[-1] if groups else []
+        if last and len(last) < batches_per_file and _relation(last[0]) == _relation(batch):
+            last.append(batch)
+        else:
+            groups.append([batch])
+    return [_unit(group) for group in groups]
+
+
+def _relation(batch: Batch) -> str:
+    return str(batch.questions["relation"][0])
+
+
+def _unit(batches: list[Batch]) -> pa.Table:
+    questions = pa.concat_tables(batch.questions for batch in batches)
+    row = {name: questions[name].to_pylist() for name in ("question_id", "question", "answers")}
+    return pa.Table.from_pylist(
+        [{"first_batch": batches[0].index, "relation": _relation(batches[0]), **row}], schema=UNIT_SCHEMA
+    )
+
+
+def write_part(folder: Folder, first_batch: int, rows: pa.Table, spent: Mapping[str, float]) -> None:
+    """Store the answers to a unit, whole or not at all; writing it again changes nothing."""
+    name = f"part-{first_batch:06d}.parquet"
+    folder.write_table(name, rows.replace_schema_metadata({_SPENT_KEY: json.dumps(dict(spent))}))
+
+
+def read_generations(study: Folder, columns: list[str] | None = None) -> pa.Table:
+    """All generations of a study, by relation and question_id; one row a question, see `GENERATION_SCHEMA`.
+
+    Raises:
+        StudyError: nothing was generated yet.
+    """
+    folder = study.child("annotate", "generations")
+    parts = [folder.read_table(name, columns) for name in folder.names(".parquet")]
+    if not parts:
+        raise StudyError(f"{folder.uri} holds no generations; run `slick annotate` with this --out first")
+    table = pa.concat_tables(part.replace_schema_metadata(None) for part in parts)
+    keys = [(name, "ascending") for name in ("relation", "question_id") if name in table.column_names]
+    return table.sort_by(keys) if keys else table
+
+
+def spent_by_parts(folder: Folder) -> dict[str, float]:
+    """What all part files cost together, also those of earlier, interrupted runs."""
+    total = dict.fromkeys(SPENT, 0.0)
+    for name in folder.names(".parquet"):
+        metadata = pq.read_schema(pa.BufferReader(folder.read_bytes(name))).metadata or {}
+        for key, value in json.loads(metadata.get(_SPENT_KEY, b"{}")).items():
+            total[key] += value
+    return total

@@ -1,0 +1,167 @@
+"""The report step: read the study folder, judge, draw, write."""
+
+import dataclasses
+import time
+from collections import Counter
+from typing import Any
+
+from slick.analysis.load import finished_runs, load_study
+from slick.analysis.outcomes import judge
+from slick.errors import SettingsError
+from slick.progress import duration
+from slick.report import tables
+from slick.report.page import Section, render
+from slick.report.sections import sections
+from slick.report.summary import headline, sentences
+from slick.storage import Folder
+from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require, versions
+
+_STEPS = ("world", "questions", "annotate", "variants", "sweep")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """How the report is made; none of it changes what was measured."""
+
+    title: str = ""
+    """Heading of the page; empty for a general one."""
+    num_chunks: int = 100
+    """Chunks of test questions in the paired t-test."""
+    seed: int = 0
+    """Seed of the shuffle before the questions are cut into chunks."""
+
+    def __post_init__(self) -> None:
+        if self.num_chunks < 2:
+            raise SettingsError(f"num_chunks must be 2 or more for a t-test, got {self.num_chunks}; the paper's is 100")
+
+    def identity(self) -> dict[str, object]:
+        """All settings: each of them shows on the page."""
+        return dataclasses.asdict(self)
+
+
+def make_report(study: Folder, config: ReportConfig) -> Manifest:
+    """Write figures, tables, the judged findings and the page of a study, as far as it is finished.
+
+    A report is made anew, over the old one, when anything it shows has changed.
+
+    Args:
+        study: a study folder with a finished knowledge table; all later steps may be missing.
+        config: title and test settings.
+
+    Returns:
+        The manifest; its counts hold the findings that hold, fail and are not testable.
+
+    Raises:
+        StudyError: the knowledge table is not finished, or a finished step's files are broken.
+    """
+    started_at = time.monotonic()
+    require(study.child("annotate"), "annotate")
+    manifests = _manifests(study)
+    inputs = {name: manifest.fingerprint for name, manifest in manifests.items()}
+    identity = fingerprint(inputs, config.identity(), versions().get("slick-knowledge", ""))
+    folder = study.child("report")
+    found = read_manifest(folder)
+    if found is not None and found.fingerprint == identity:
+        return found
+    _clear(folder)
+    begin(folder, "report", identity, config)
+    counts = _write(study, folder, manifests, config)
+    manifest = finish(folder, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+    print(
+        f"report: {counts['holds']} findings hold, {counts['fails']} fail, {counts['not_testable']} not testable; "
+        f"{folder.uri}/index.html"
+    )
+    return manifest
+
+
+def _manifests(study: Folder) -> dict[str, Manifest]:
+    """The manifests of all finished steps and runs, by name: what the report is made of."""
+    folders = {step: study.child(step) for step in _STEPS}
+    folders |= {f"runs/{run_id}": study.child("runs", run_id) for run_id in finished_runs(study)}
+    found = {name: read_manifest(folder) for name, folder in folders.items()}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _clear(folder: Folder) -> None:
+    for name in ("figures", "tables"):
+        folder.child(name).delete()
+    for name in folder.names():
+        folder.delete(name)
+
+
+def _write(study: Folder, folder: Folder, manifests: dict[str, Manifest], config: ReportConfig) -> dict[str, Any]:
+    data = load_study(study)
+    outcomes = judge(data, num_chunks=config.num_chunks, seed=config.seed)
+    parts = sections(data, config.num_chunks, config.seed)
+    written = _write_parts(folder, parts)
+    all_tables = [tables.outcomes_table(outcomes)]
+    if data.runs:
+        all_tables.append(tables.curves_table(data))
+    for table in all_tables:
+        folder.child("tables").write_bytes(f"{table.name}.csv", tables.to_csv(table))
+    folder.write_json("outcomes.json", [dataclasses.asdict(outcome) for outcome in outcomes])
+    tally = Counter(outcome.holds for outcome in outcomes)
+    counts = {
+        "holds": tally[True],
+        "fails": tally[False],
+        "not_testable": tally[None],
+        "runs": len(data.runs),
+        "figures": written["figures"],
+        "tables": written["tables"] + len(all_tables),
+    }
+    page = render(
+        title=config.title or "What the model knows, and what fine-tuning does to it",
+        headline=headline(data),
+        sentences=sentences(data, outcomes),
+        outcomes=outcomes,
+        counts=counts,
+        sections=parts,
+        num_seeds=len({run.seed for run in data.runs}),
+        provenance=_provenance(manifests),
+        settings={name: manifest.settings for name, manifest in _shown(manifests).items()},
+        versions=versions(),
+    )
+    folder.write_bytes("index.html", page.encode())
+    return counts
+
+
+def _write_parts(folder: Folder, parts: list[Section]) -> dict[str, int]:
+    written = {"figures": 0, "tables": 0}
+    for exhibit in (exhibit for part in parts for exhibit in part.exhibits):
+        if exhibit.figure is not None:
+            svg = exhibit.figure.svg.replace("<svg ", '<svg style="background:#fff" ', 1)
+            folder.child("figures").write_bytes(f"{exhibit.figure.name}.svg", svg.encode())
+            folder.child("figures").write_bytes(f"{exhibit.figure.name}.png", exhibit.figure.png)
+            written["figures"] += 1
+        if exhibit.table is not None:
+            folder.child("tables").write_bytes(f"{exhibit.table.name}.csv", tables.to_csv(exhibit.table))
+            written["tables"] += 1
+    return written
+
+
+def _shown(manifests: dict[str, Manifest]) -> dict[str, Manifest]:
+    """Every step, and one run to stand for all."""
+    runs = [name for name in manifests if name.startswith("runs/")]
+    return {name: manifest for name, manifest in manifests.items() if name not in runs[1:]}
+
+
+def _provenance(manifests: dict[str, Manifest]) -> list[dict[str, object]]:
+    """One row a finished step, the runs summed to one."""
+    rows: list[dict[str, object]] = []
+    runs = [manifest for name, manifest in manifests.items() if name.startswith("runs/")]
+    for name, manifest in manifests.items():
+        if not name.startswith("runs/"):
+            rows.append(_step_row(name, manifest.fingerprint, manifest.seconds, [manifest]))
+    if runs:
+        mark = fingerprint(sorted(run.fingerprint for run in runs))
+        rows.append(_step_row(f"{len(runs)} fine-tuning runs", mark, sum(run.seconds for run in runs), runs))
+    return rows
+
+
+def _step_row(name: str, mark: str, seconds: float, manifests: list[Manifest]) -> dict[str, object]:
+    totals = {
+        key: sum(int(m.counts[key]) for m in manifests if isinstance(m.counts.get(key), int))
+        for key in ("questions", "rows", "generations", "tokens", "steps")
+    }
+    spent = ", ".join(f"{total:,} {key}" for key, total in totals.items() if total)
+    return {"step": name, "fingerprint": mark, "time": duration(seconds), "counts": spent}

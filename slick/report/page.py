@@ -1,0 +1,92 @@
+"""Sections of figures and tables to one HTML page that needs nothing else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from slick.analysis.data import NotTestable
+from slick.report.figures import Figure
+from slick.report.tables import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhibit:
+    """One figure or table with its caption, or the reason why it is not there."""
+
+    caption: str
+    figure: Figure | None = None
+    table: Table | None = None
+    missing: str | None = None
+    wide: bool = False
+    fold: bool = False
+    """Shown folded, to be opened by the reader."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One heading of the page."""
+
+    name: str
+    title: str
+    text: str
+    exhibits: tuple[Exhibit, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing of the section could be made."""
+        return all(exhibit.missing for exhibit in self.exhibits)
+
+
+def attempt(caption: str, make: Callable[[], Figure | Table], *, wide: bool = False, fold: bool = False) -> Exhibit:
+    """Make a figure or table; one that the study cannot give says what is missing."""
+    try:
+        made = make()
+    except NotTestable as reason:
+        return Exhibit(caption=caption, missing=str(reason))
+    if isinstance(made, Figure):
+        return Exhibit(caption=caption, figure=made, wide=wide)
+    return Exhibit(caption=caption, table=made, wide=wide, fold=fold)
+
+
+def render(**values: Any) -> str:
+    """Fill the page; all text is escaped except the figures, which are made here."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    folder = resources.files("slick.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["svg"] = lambda figure: Markup(figure.svg)  # drawn by slick.report.figures, which escapes
+    environment.filters["cell"] = cell_text
+    environment.filters["value"] = value_text
+    template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
+    css = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
+    return template.render(css=css, **values)
+
+
+def cell_text(value: object) -> str:
+    """A table cell for people; an en dash where there is nothing.
+
+    >>> cell_text(12345), cell_text(None), cell_text(4.0)
+    ('12,345', '–', '4.0')
+    """
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def value_text(value: object) -> str:
+    """A JSON value for people.
+
+    >>> value_text([1.3, 1.6]), value_text({"early_stop": [43.9, 37.5]}), value_text(None)
+    ('1.3, 1.6', 'early stop 43.9, 37.5', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return "; ".join(f"{str(key).replace('_', ' ')} {value_text(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(value_text(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,179 @@
+"""What the page shows, in its order."""
+
+from functools import partial
+
+from slick.analysis.data import EARLY, LAST, StudyData
+from slick.analysis.verdict import when_label
+from slick.report import figures, tables
+from slick.report.page import Section, attempt
+
+
+def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
+    """Every section; those without their runs say what is missing."""
+    return [
+        _by_share(data),
+        _fitting(data),
+        _by_category(data, num_chunks, seed),
+        _linear(data),
+        _ood(data),
+        _idk(data),
+        _stopping(data),
+        _knowledge(data),
+    ]
+
+
+def _by_share(data: StudyData) -> Section:
+    draw = figures.draw
+    return Section(
+        name="share",
+        title="Accuracy and the share of Unknown rows",
+        text="D is a fine-tuning set of fixed size; a growing share of its rows are questions whose answer the "
+        "model does not know. "
+        "D_Known is D without those rows. Bands are one standard error.",
+        exhibits=(
+            attempt(
+                "Test accuracy by share of Unknown rows, one line a training length (paper: figure 3a).",
+                lambda: draw(
+                    "accuracy_by_share",
+                    "Test accuracy falls with the share of Unknown rows, by training length",
+                    figures.accuracy_by_share(data, "test"),
+                ),
+            ),
+            attempt(
+                "D against D_Known at early stop and at convergence (paper: figure 3b).",
+                lambda: draw(
+                    "known_ablation",
+                    "Test accuracy of D and of D_Known, by share of Unknown rows",
+                    figures.known_ablation(data),
+                ),
+            ),
+            attempt(
+                "All numbers of the first figure.", lambda: tables.accuracy_table(data, "test"), wide=True, fold=True
+            ),
+            attempt("All numbers of the second figure.", lambda: tables.ablation_table(data), wide=True, fold=True),
+        ),
+    )
+
+
+def _fitting(data: StudyData) -> Section:
+    draw = figures.draw
+    return Section(
+        name="fitting",
+        title="How fast Known and Unknown rows are fitted",
+        text="A training row is fitted when the model answers its question right. Early stop is the epoch with the "
+        "best dev accuracy.",
+        exhibits=(
+            attempt(
+                "Fitted training rows and dev accuracy by epoch; half of D is Unknown (paper: figure 1).",
+                lambda: draw(
+                    "fit_curves",
+                    "Known rows are fitted before Unknown rows; dev accuracy by epoch",
+                    figures.fit_curves(data),
+                ),
+            ),
+            attempt(
+                "Fitted training rows by epoch and category; half of D is Unknown (paper: figure 6).",
+                lambda: draw(
+                    "category_curves", "Fitted training rows by epoch and category", figures.category_curves(data)
+                ),
+            ),
+            attempt(
+                "What of D is fitted at early stop, in percent of D (paper: figure 4).",
+                lambda: draw(
+                    "early_stop_state",
+                    "Fitted and unfitted Known and Unknown rows at early stop",
+                    figures.early_stop_state(data),
+                ),
+            ),
+            attempt("All numbers of the last figure.", lambda: tables.early_stop_table(data), wide=True, fold=True),
+        ),
+    )
+
+
+def _by_category(data: StudyData, num_chunks: int, seed: int) -> Section:
+    return Section(
+        name="categories",
+        title="Fine-tuning on one category at a time",
+        text="Accuracy (%) on all test questions and on those of each category (paper: tables 2 and 7). Bold: the "
+        "best of its column and "
+        f"what is not significantly below it. * p < 0.05, ** p < 0.01: paired t-test over {num_chunks} chunks of "
+        f"the test questions; "
+        "? no rows were kept to test with.",
+        exhibits=tuple(
+            attempt(f"At {when_label(when)}.", partial(tables.category_table, data, when, num_chunks, seed), wide=True)
+            for when in (EARLY, LAST)
+        ),
+    )
+
+
+def _linear(data: StudyData) -> Section:
+    return Section(
+        name="linear",
+        title="What one fitted row does",
+        text="Accuracy = b0 + b_kn · N_kn / |D| + b_unk · N_unk / |D| in points, where N counts fitted Known and "
+        "Unknown training rows; one "
+        "point an epoch of each run of the sweep (paper: table 1). Intervals are 95 %, clustered by run.",
+        exhibits=(attempt("Linear model of test accuracy.", lambda: tables.linear_table(data), wide=True),),
+    )
+
+
+def _ood(data: StudyData) -> Section:
+    return Section(
+        name="ood",
+        title="Out of distribution",
+        text="The same fine-tuned models, tested on relations that none of them was fine-tuned on.",
+        exhibits=(
+            attempt(
+                "Accuracy on out-of-distribution relations by share of Unknown rows (paper: figure 7).",
+                lambda: figures.draw(
+                    "ood_accuracy_by_share",
+                    "Out-of-distribution accuracy by share of Unknown rows",
+                    figures.accuracy_by_share(data, "ood"),
+                ),
+            ),
+            attempt("All numbers of the figure.", lambda: tables.accuracy_table(data, "ood"), wide=True, fold=True),
+        ),
+    )
+
+
+def _idk(data: StudyData) -> Section:
+    return Section(
+        name="idk",
+        title="Teaching it to say “I don't know”",
+        text="D_IDK is the half Unknown set whose Unknown rows got that phrase as their answer (paper: table 8). "
+        "All in percent of the test "
+        "questions, accuracy in percent of those answered.",
+        exhibits=(attempt("D and D_IDK.", lambda: tables.idk_table(data), wide=True),),
+    )
+
+
+def _stopping(data: StudyData) -> Section:
+    return Section(
+        name="stopping",
+        title="When to stop",
+        text="Each stopping policy within each epoch budget, averaged over the shares and seeds of the sweep.",
+        exhibits=(attempt("Policies, best first.", lambda: tables.policy_table(data), wide=True),),
+    )
+
+
+def _knowledge(data: StudyData) -> Section:
+    return Section(
+        name="knowledge",
+        title="What the model knows",
+        text="Questions by relation and category before any fine-tuning (paper: tables 3 to 5). The sum of the "
+        "smallest category of each "
+        "relation (min) bounds the size of D.",
+        exhibits=(
+            attempt("Train questions.", lambda: tables.counts_table(data, "id", "train"), wide=True),
+            attempt("Test questions.", lambda: tables.counts_table(data, "id", "test"), wide=True),
+            attempt("Out-of-distribution test questions.", lambda: tables.counts_table(data, "ood", "test"), wide=True),
+            attempt(
+                "Questions that count as Unknown, and D_Natural's accuracy on them at early stop, by number of "
+                "exemplar sets asked "
+                "(paper: figure 5).",
+                lambda: figures.draw(
+                    "exemplar_sets", "Accuracy on the Unknown set against its size", figures.exemplar_curve(data)
+                ),
+            ),
+        ),
+    )

@@ -1,0 +1,239 @@
+"""The tables: the same cells for the page and for the CSV files."""
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+
+from slick.analysis.data import EARLY, LAST, NotTestable, StudyData
+from slick.analysis.outcomes_categories import LABELS, TABLE_2
+from slick.analysis.outcomes_data import category_totals
+from slick.analysis.outcomes_idk import abstention, idk_variant
+from slick.analysis.outcomes_sweep import half_unknown, lengths
+from slick.analysis.regression import TERMS, fit
+from slick.analysis.significance import paired_p_value, stars
+from slick.analysis.verdict import Outcome, when_label
+from slick.report.figures import early_parts
+from slick.types import ALL, Category
+
+Value = str | float | int | None
+
+COLUMNS = (ALL, *map(str, Category))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One table; numbers are kept as numbers, text cells may carry marks."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    strong: frozenset[tuple[int, int]] = frozenset()
+    """(row, column) of cells to be shown in bold."""
+    total_rows: frozenset[int] = frozenset()
+    """Rows that are sums or headings."""
+
+
+def to_csv(table: Table) -> bytes:
+    """UTF-8 CSV with a header line; an absent value is an empty field."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(["" if value is None else value for value in row] for row in table.rows)
+    return text.getvalue().encode()
+
+
+def accuracy_table(data: StudyData, split: str) -> Table:
+    """Accuracy of every sweep variant at every training length, with standard errors (figure 3a, 7)."""
+    rows: list[tuple[Value, ...]] = []
+    for share, name in data.sweep("unknown"):
+        for when in lengths(data):
+            cell = data.accuracy(name, when, split)
+            rows.append(
+                (name, round(100 * share, 2), when_label(when), round(cell.value, 2), round(cell.se, 2), cell.num_seeds)
+            )
+    columns = ("variant", "unknown_percent", "stop", "accuracy_percent", "standard_error", "seeds")
+    return Table(
+        name="accuracy_by_share" if split == "test" else "ood_accuracy_by_share", columns=columns, rows=tuple(rows)
+    )
+
+
+def ablation_table(data: StudyData) -> Table:
+    """D beside D_Known (figure 3b)."""
+    rows: list[tuple[Value, ...]] = []
+    for kind in ("unknown", "known"):
+        for share, name in data.sweep(kind):
+            cells = [data.accuracy(name, when) for when in (EARLY, LAST)]
+            rows.append((name, round(100 * share, 2), *(round(v, 2) for cell in cells for v in (cell.value, cell.se))))
+    columns = ("variant", "unknown_percent", "early_stop", "early_stop_se", "convergence", "convergence_se")
+    return Table(name="known_ablation", columns=columns, rows=tuple(rows))
+
+
+def curves_table(data: StudyData) -> Table:
+    """Every run, epoch, split and category (figures 1 and 6)."""
+    rows: list[tuple[Value, ...]] = []
+    for run in data.runs:
+        for (split, category), curve in sorted(run.accuracy.items()):
+            for epoch, value in zip(run.epochs.tolist(), curve.tolist(), strict=True):
+                if not math.isnan(value):
+                    rows.append((run.run_id, epoch, split, category, run.num[split, category], round(value, 3)))
+    if not rows:
+        raise NotTestable("needs a finished run")
+    return Table(
+        name="curves", columns=("run_id", "epoch", "split", "category", "rows", "accuracy_percent"), rows=tuple(rows)
+    )
+
+
+def early_stop_table(data: StudyData) -> Table:
+    """Fitted and unfitted rows at early stop (figure 4)."""
+    rows: list[tuple[Value, ...]] = [
+        (
+            name,
+            round(100 * share, 2),
+            round(data.mean_epoch(name, EARLY), 1),
+            *(round(part, 2) for part in early_parts(data, share, name)),
+        )
+        for share, name in data.sweep("unknown", least=1)
+    ]
+    columns = (
+        "variant",
+        "unknown_percent",
+        "epoch",
+        "known_fitted",
+        "known_not_fitted",
+        "unknown_fitted",
+        "unknown_not_fitted",
+    )
+    return Table(name="early_stop_state", columns=columns, rows=tuple(rows))
+
+
+def category_table(data: StudyData, when: str, num_chunks: int, seed: int) -> Table:
+    """Accuracy by category of test question, starred where significantly below the column's best (table 2, 7)."""
+    names = [name for name in TABLE_2 if data.has(name)]
+    if not names:
+        raise NotTestable(f"needs a finished run of one of {', '.join(TABLE_2)}")
+    texts: dict[tuple[int, int], str] = {}
+    strong = set()
+    for column, category in enumerate(COLUMNS, start=1):
+        cells = {
+            name: data.accuracy(name, when, category=category) for name in names if _measured(data, name, category)
+        }
+        best = max(cells, key=lambda name: cells[name].value, default=None)
+        for row, name in enumerate(names):
+            if name not in cells or best is None:
+                continue
+            mark = "" if name == best else _stars(data, name, best, when, category, num_chunks, seed)
+            texts[row, column] = f"{cells[name].value:.1f}{mark}"
+            if not mark:
+                strong.add((row, column))
+    rows = tuple((LABELS[name], *(texts.get((row, i)) for i in range(1, 6))) for row, name in enumerate(names))
+    return Table(
+        name=f"by_category_{when}", columns=("fine-tuned on", "Full", *COLUMNS[1:]), rows=rows, strong=frozenset(strong)
+    )
+
+
+def _measured(data: StudyData, name: str, category: str) -> bool:
+    return all(("test", category) in run.accuracy for run in data.runs_of(name))
+
+
+def _stars(data: StudyData, name: str, best: str, when: str, category: str, num_chunks: int, seed: int) -> str:
+    rows, top = data.mean_hits(name, when, "test", category), data.mean_hits(best, when, "test", category)
+    if rows is None or top is None or len(rows) < 2 or rows.shape != top.shape:
+        return " ?"  # no rows were kept, so nothing can be tested
+    return stars(paired_p_value(rows, top, num_chunks, seed))
+
+
+def linear_table(data: StudyData) -> Table:
+    """The linear model in and out of distribution (table 1)."""
+    rows: list[tuple[Value, ...]] = []
+    for split, label in (("test", "in distribution"), ("ood", "out of distribution")):
+        try:
+            model = fit(data, split)
+        except NotTestable:
+            if split == "test":
+                raise
+            continue
+        for i, term in enumerate(TERMS):
+            rows.append(
+                (
+                    label,
+                    term,
+                    *(round(part[i], 2) for part in (model.coefficients, model.low, model.high)),
+                    float(f"{model.p_values[i]:.2g}"),
+                    round(model.r_squared, 3),
+                    model.num_points,
+                    model.num_runs,
+                )
+            )
+    columns = ("test set", "term", "estimate", "low", "high", "p", "R2", "epochs", "runs")
+    return Table(name="linear_model", columns=columns, rows=tuple(rows))
+
+
+def counts_table(data: StudyData, domain: str, split: str) -> Table:
+    """Questions by relation and category (tables 3-5)."""
+    found = {relation: counts for (relation, d, s), counts in sorted(data.counts.items()) if (d, s) == (domain, split)}
+    if not found:
+        raise NotTestable(f"no {domain} {split} questions were annotated")
+    rows: list[tuple[Value, ...]] = []
+    for relation, counts in found.items():
+        rows.append((relation, *counts.values(), sum(counts.values()), min(counts.values())))
+    totals = category_totals(data, domain, split)
+    total = sum(totals.values())
+    rows.append(("total", *totals.values(), total, sum(min(counts.values()) for counts in found.values())))
+    rows.append(("% of total", *(f"{100 * num / total:.1f}" for num in totals.values()), "100", ""))
+    return Table(
+        name=f"categories_{domain}_{split}",
+        columns=("relation", *map(str, Category), "total", "min"),
+        rows=tuple(rows),
+        total_rows=frozenset({len(rows) - 2, len(rows) - 1}),
+    )
+
+
+def idk_table(data: StudyData) -> Table:
+    """D beside D_IDK: accuracy on what is answered, share answered, right answers over all (table 8)."""
+    name = idk_variant(data)
+    rows: list[tuple[Value, ...]] = []
+    try:
+        plain: list[Value] = [round(data.accuracy(half_unknown(data), when).value, 1) for when in (EARLY, LAST)]
+    except NotTestable:
+        plain = [None, None]
+    rows.append(("D, 50 % Unknown", plain[0], 100.0, plain[0], plain[1], 100.0, plain[1]))
+    sides = [abstention(data, name, when) for when in (EARLY, LAST)]
+    rows.append(("D_IDK", *(round(cell.value, 1) for s in sides for cell in (s.on_answered, s.answered, s.overall))))
+    columns = tuple(
+        f"{when}: {what}"
+        for when in ("early stop", "convergence")
+        for what in ("accuracy on answered", "answered", "right over all")
+    )
+    return Table(name="idk", columns=("fine-tuned on", *columns), rows=tuple(rows))
+
+
+def policy_table(data: StudyData) -> Table:
+    """Every stopping policy and budget: mean accuracy over the sweep, and epochs spent."""
+    sweep = {name: share for share, name in data.sweep("unknown")}
+    cells: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
+    for point in data.points:
+        if point["variant"] in sweep and point.get("test_all") is not None:
+            value = (100.0 * point["test_all"], float(point["stop_epoch"]), float(point["cost_epochs"]))
+            cells.setdefault((int(point["epochs"]), str(point["policy"])), []).append(value)
+    if not cells:
+        raise NotTestable("needs a finished sweep")
+    rows: list[tuple[Value, ...]] = []
+    for (budget, policy), values in cells.items():
+        means = [sum(column) / len(values) for column in zip(*values, strict=True)]
+        rows.append((policy, budget, *(round(mean, 1) for mean in means), len(values)))
+    rows.sort(key=lambda row: -float(row[2] or 0))
+    return Table(
+        name="policies",
+        columns=("policy", "budget", "test accuracy (%)", "stops at epoch", "epochs spent", "runs"),
+        rows=tuple(rows),
+    )
+
+
+def outcomes_table(outcomes: list[Outcome]) -> Table:
+    """The 25 findings as CSV."""
+    words = {True: "holds", False: "fails", None: "not testable"}
+    rows: tuple[tuple[Value, ...], ...] = tuple(
+        (o.id, o.claim, words[o.holds], "" if o.own is None else str(o.own), str(o.paper), o.why) for o in outcomes
+    )
+    return Table(name="outcomes", columns=("id", "claim", "outcome", "own", "paper", "why"), rows=rows)

@@ -1,0 +1,157 @@
+"""A world into its folder: facts, questions, tokenizer, model. Built once for the same settings, then copied.
+
+world/dataset/{train,dev,test}/P*.{split}.json, world/relation_query_templates.json   as EntityQuestions has them
+world/model/                                                                          in Hugging Face layout
+world/planted.parquet                                                                 every fact's true strength
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from slick.errors import ModelError
+from slick.relations import Relation, load_relations
+from slick.storage import Folder
+from slick.study import Manifest, begin, fingerprint, finish, plain_settings, require
+from slick.world.config import WorldConfig
+from slick.world.corpus import edition
+from slick.world.facts import Fact, invented_rows, plant, planted_table
+from slick.world.real import real_rows, source_fingerprint
+
+RECIPE = 1
+"""Goes up whenever the same settings would give another world, so that cached worlds of before are not taken for it."""
+
+_TRAINING_ENVIRONMENT = {
+    # Threads that wait must not spin: beside any other process, spinning makes two threads five times slower than one.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Keep freed memory: giving large buffers back and faulting them in again costs a third of the time (glibc).
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+}
+
+
+def build_world(study: Folder, config: WorldConfig) -> Manifest:
+    """Plant a world and write it into `study/world`; a world that this machine has built before is copied.
+
+    Raises:
+        DataError: the real question set is damaged or too small.
+        ModelError: the training process failed.
+    """
+    started_at = time.monotonic()
+    folder = study.child("world")
+    source = source_fingerprint(config)
+    # Where the source lies does not matter, what it holds does.
+    identity = fingerprint(RECIPE, source, {**config.identity(), "source": ""})
+    if not begin(folder, "world", identity, config):
+        manifest = require(folder, "world")
+    else:
+        built = _cached(identity, config)
+        counts = json.loads((built / "counts.json").read_text())
+        for path in sorted(path for path in built.rglob("*") if path.is_file() and path.name != "counts.json"):
+            target = folder.child(*path.relative_to(built).parts[:-1])
+            target.write_bytes(path.name, path.read_bytes())
+        manifest = finish(
+            folder,
+            "world",
+            identity,
+            settings=config,
+            inputs={"source": source} if source else {},
+            counts=counts,
+            started_at=started_at,
+        )
+    print(f"world: {manifest.counts['facts']:,} facts, {manifest.counts['strengths']}, in {folder}")
+    return manifest
+
+
+def cache_folder() -> Path:
+    """Where built worlds are kept: `$SLICK_CACHE/worlds`, or the user's cache folder."""
+    named = os.environ.get("SLICK_CACHE")
+    if named:
+        return Path(named).expanduser() / "worlds"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "slick" / "worlds"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slick" / "worlds"
+
+
+def _cached(identity: str, config: WorldConfig) -> Path:
+    """The folder of a built world, built now if it is not there; it appears whole or not at all."""
+    target = cache_folder() / identity
+    if (target / "counts.json").exists():
+        print(f"world: built before, copied from {target}")
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=target.parent))
+    try:
+        _build(part, config)
+        try:
+            part.rename(target)
+        except OSError:
+            # Another process finished the same world first; anything else is an error.
+            if not (target / "counts.json").exists():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _build(folder: Path, config: WorldConfig) -> None:
+    relations = load_relations()
+    rows = real_rows(config, relations) if config.source else invented_rows(config)
+    facts = plant(rows, relations, config)
+    write_dataset(folder, facts, relations)
+    out = Folder(str(folder))
+    out.write_table("planted.parquet", planted_table(facts))
+    documents = edition(facts, config, 0)
+    spent = _train(folder, facts, documents, config)
+    counts: dict[str, Any] = {
+        "facts": len(facts),
+        "strengths": dict(sorted(Counter(fact.strength for fact in facts).items())),
+        "questions": {
+            domain: dict(sorted(Counter(fact.split for fact in facts if fact.domain == domain).items()))
+            for domain in ("id", "ood")
+        },
+        "mentions": sum(fact.num_gold + fact.num_rival for fact in facts),
+        "documents": len(documents),
+        "training": spent,
+    }
+    out.write_json("counts.json", counts)
+
+
+def write_dataset(folder: Path, facts: Sequence[Fact], relations: Mapping[str, Relation]) -> None:
+    """The questions in the layout of EntityQuestions: one JSON list for each split and relation, and the templates."""
+    files: dict[tuple[str, str], list[dict[str, object]]] = {}
+    for fact in facts:
+        files.setdefault((fact.split, fact.relation), []).append({"question": fact.question, "answers": [fact.answer]})
+    for (split, relation), rows in files.items():
+        Folder(str(folder)).child("dataset", split).write_json(f"{relation}.{split}.json", rows)
+    templates = {relation: relations[relation].template for relation in sorted({fact.relation for fact in facts})}
+    Folder(str(folder)).write_json("relation_query_templates.json", templates)
+
+
+def _train(folder: Path, facts: Sequence[Fact], documents: Sequence[str], config: WorldConfig) -> dict[str, Any]:
+    """Train in a process of its own: how threads wait and memory is kept is decided when a process starts."""
+    from slick.world.tokenizer import train_tokenizer
+
+    train_tokenizer(documents, config.vocab_size).save_pretrained(folder / "model")
+    Folder(str(folder)).write_json("training.json", plain_settings(config))
+    environment = os.environ | _TRAINING_ENVIRONMENT
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, "-m", "slick.world.pretrain", str(folder)]
+    done = subprocess.run(command, env=environment, check=False)
+    if done.returncode != 0:
+        raise ModelError(
+            f"training the world's model stopped with exit status {done.returncode}; its output is above; a negative "
+            "status is a signal (-9: killed, often for want of memory); run the step again"
+        )
+    spent: dict[str, Any] = json.loads((folder / "spent.json").read_text())
+    for name in ("training.json", "spent.json"):
+        (folder / name).unlink()
+    return spent

@@ -1,0 +1,70 @@
+"""Rows of the real EntityQuestions for a world: the same layout and the same planting, facts that people know."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from slick.draws import numpy_seed
+from slick.errors import DataError
+from slick.relations import Relation
+from slick.rows import read_rows
+from slick.sources import Source, open_source
+from slick.world.config import WorldConfig
+from slick.world.facts import Row, domains, split_sizes
+
+
+def source_fingerprint(config: WorldConfig) -> str:
+    """Of the real question set; empty where names are invented."""
+    return open_source(config.source).fingerprint if config.source else ""
+
+
+def real_rows(config: WorldConfig, relations: Mapping[str, Relation]) -> dict[str, dict[str, list[Row]]]:
+    """Rows of `config.source`, by relation and split, sampled from those with one answer; no subject occurs twice.
+
+    Splits are those of the source: a world's test questions are test questions there.
+
+    Raises:
+        DataError: the source is damaged, or has too few such rows in some relation and split.
+    """
+    found = _single_answer_rows(open_source(config.source), relations)
+    used: set[str] = set()
+    rows: dict[str, dict[str, list[Row]]] = {}
+    for relation, domain in domains(config).items():
+        rows[relation] = {}
+        for split, size in split_sizes(config, domain).items():
+            pool = found.get((relation, split), [])
+            # Sorted by a hash before the draw: the order of rows in the source's files does not matter.
+            pool = sorted(pool, key=lambda row: hashlib.blake2b(repr(row).encode(), digest_size=8).digest())
+            rng = np.random.default_rng(numpy_seed(config.seed, "real", relation, split))
+            drawn: list[Row] = []
+            for i in rng.permutation(len(pool)):
+                if len(drawn) < size and pool[i][0] not in used:
+                    used.add(pool[i][0])
+                    drawn.append(pool[i])
+            if len(drawn) < size:
+                raise DataError(
+                    f"{config.source} has {len(drawn)} usable questions (one answer, a subject of their own) of "
+                    f"relation {relation} in split {split}; the world wants {size}: lower that number, or leave the "
+                    "relation out"
+                )
+            rows[relation][split] = drawn
+    return rows
+
+
+def _single_answer_rows(source: Source, relations: Mapping[str, Relation]) -> dict[tuple[str, str], list[Row]]:
+    if source.layout != "entity_questions":
+        raise DataError(f"{source.name} is one table; a world is planted from EntityQuestions, its zip or its folder")
+    found: dict[tuple[str, str], list[Row]] = {}
+    for raw in read_rows(source):
+        if raw.problem is not None or not isinstance(raw.content, dict):
+            raise DataError(f"{source.name}, {raw.where}: {raw.problem}; mend the row or leave its file out")
+        relation, split = str(raw.content.get("relation")), str(raw.content.get("split"))
+        question, answers = raw.content.get("question"), raw.content.get("answers")
+        if relation not in relations or not isinstance(question, str) or not isinstance(answers, list):
+            continue
+        subject = relations[relation].subject(question)
+        single = len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip() and "\n" not in answers[0]
+        if subject is not None and single and "\n" not in question:
+            found.setdefault((relation, split), []).append((subject, answers[0]))
+    return found

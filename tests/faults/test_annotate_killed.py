@@ -1,0 +1,106 @@
+"""Annotation with its driver or an actor killed: what was written is kept, and the labels are those of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slick.annotate import AnnotateConfig, annotate
+from slick.engines.base import SamplingConfig
+from slick.generations import read_generations
+from slick.knowledge import read_knowledge
+from slick.storage import Folder
+from tests.local.tiny import save_tiny_model, write_questions
+
+DRIVER = """
+import sys
+from slick.annotate import annotate
+from slick.storage import Folder
+from tests.faults.test_annotate_killed import config
+annotate(Folder(sys.argv[1]), config(sys.argv[2]))
+"""
+NUM_QUESTIONS = 61
+
+
+def config(model: str) -> AnnotateConfig:
+    sampling = SamplingConfig(num_samples=4, max_new_tokens=6, temperature=0.8)
+    return AnnotateConfig(
+        model=model, num_exemplar_sets=5, num_shots=2, sampling=sampling, batch_questions=1, batches_per_file=1, max_actors=1
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
+    study = Folder(str(tmp_path_factory.mktemp("undisturbed")))
+    write_questions(study)
+    annotate(study, config(model))
+    return study
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 90) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def assert_same(one: Folder, other: Folder) -> None:
+    assert read_knowledge(one).equals(read_knowledge(other))
+    assert read_generations(one).equals(read_generations(other))
+
+
+def test_a_killed_driver_loses_nothing_it_wrote(undisturbed: Folder, model: str, tmp_path: Path) -> None:
+    import ray
+
+    study = Folder(str(tmp_path))
+    write_questions(study)
+    parts = study.child("annotate", "generations")
+    cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, study.uri, model],
+        env={**os.environ, **cluster},
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: len(parts.names(".parquet")) >= 3 or driver.poll() is not None)
+    finally:
+        driver.kill()
+        driver.wait()
+    time.sleep(1)  # the actor ends with its driver; what it is writing is whole or absent
+    kept = {name: parts.read_bytes(name) for name in parts.names(".parquet")}
+    assert 3 <= len(kept) < NUM_QUESTIONS
+    assert not study.child("annotate").exists("manifest.json")
+
+    annotate(study, config(model))
+    assert_same(undisturbed, study)
+    assert {name: parts.read_bytes(name) for name in kept} == kept
+
+
+def test_a_killed_actor_is_replaced(undisturbed: Folder, model: str, tmp_path: Path) -> None:
+    from ray.util.state import list_actors
+
+    study = Folder(str(tmp_path))
+    write_questions(study)
+    parts = study.child("annotate", "generations")
+    run = threading.Thread(target=annotate, args=(study, config(model)))
+    run.start()
+    wait_for(lambda: len(parts.names(".parquet")) >= 2)
+    actors = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "Asker" in a.class_name]
+    assert actors
+    os.kill(actors[0].pid, signal.SIGKILL)
+    assert len(parts.names(".parquet")) < NUM_QUESTIONS, "the actor had nothing left to do"
+    run.join(120)
+    assert not run.is_alive()
+    assert_same(undisturbed, study)

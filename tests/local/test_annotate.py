@@ -1,0 +1,215 @@
+"""The annotate step on real Ray: labels that do not depend on the schedule, resumption, and what it refuses."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from slick.annotate import AnnotateConfig, annotate, questions_to_ask
+from slick.categories import categorize
+from slick.engines.base import SamplingConfig
+from slick.errors import DataError, EngineError, ModelError, SettingsError, StudyError
+from slick.generations import asked_questions, cut_batches, missing_batches, read_generations
+from slick.knowledge import KNOWLEDGE_SCHEMA, categories, knowledge_table, read_knowledge
+from slick.matching import is_hit
+from slick.questions import read_questions
+from slick.storage import Folder
+from tests.local.tiny import save_tiny_model, write_questions
+
+SAMPLING = SamplingConfig(num_samples=4, max_new_tokens=6, temperature=0.8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def config(model: str) -> AnnotateConfig:
+    return AnnotateConfig(
+        model=model,
+        num_exemplar_sets=3,
+        num_shots=2,
+        sampling=SAMPLING,
+        batch_questions=4,
+        batches_per_file=1,
+        max_actors=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, ray_cluster: None) -> Folder:
+    """A study annotated by one actor."""
+    return annotated(tmp_path_factory.mktemp("one"), config)
+
+
+def annotated(path: Path, config: AnnotateConfig) -> Folder:
+    study = Folder(str(path))
+    write_questions(study)
+    annotate(study, config)
+    return study
+
+
+def assert_same(one: Folder, other: Folder) -> None:
+    assert read_knowledge(one).equals(read_knowledge(other))
+    assert read_generations(one).equals(read_generations(other))
+
+
+def test_every_question_has_its_answers_and_a_category(done: Folder, config: AnnotateConfig) -> None:
+    knowledge, generations = read_knowledge(done), read_generations(done)
+    gold = {row["question_id"]: row["answers"] for row in read_questions(done).to_pylist()}
+    wanted = {i for i in gold if "train" in i or "test" in i} - {i for i in gold if i.startswith("P9-train")}
+    assert knowledge.schema == KNOWLEDGE_SCHEMA
+    assert sorted(knowledge["question_id"].to_pylist()) == sorted(wanted)
+    assert questions_to_ask(done) == len(wanted)
+    labels = {row["question_id"]: row for row in knowledge.to_pylist()}
+    for row in generations.to_pylist():
+        answers = gold[row["question_id"]]
+        assert [len(texts) for texts in row["sampled_text"]] == [SAMPLING.num_samples] * config.num_exemplar_sets
+        assert row["greedy_hit"] == [is_hit(text, answers) for text in row["greedy_text"]]
+        assert row["sampled_hit"] == [[is_hit(text, answers) for text in texts] for texts in row["sampled_text"]]
+        hits = sum(sum(hits) for hits in row["sampled_hit"])
+        label = labels[row["question_id"]]
+        assert label["category"] == str(categorize(sum(row["greedy_hit"]), 3, hits, 12))
+        assert (label["p_correct_sampled"], label["p_correct_greedy"]) == (hits / 12, sum(row["greedy_hit"]) / 3)
+        assert (label["p_upper"] is None) == bool(hits or sum(row["greedy_hit"]))
+    assert len(set(knowledge["category"].to_pylist())) > 1, "a model that knows all or nothing tests little"
+
+
+def test_the_manifest_counts_what_was_spent(done: Folder, config: AnnotateConfig) -> None:
+    manifest = annotate(done, config)  # finished: nothing runs
+    counts, generations = manifest.counts, read_generations(done)
+    assert counts["questions"] == generations.num_rows
+    assert counts["generations"] == generations.num_rows * 3 * 5
+    assert counts["answer_tokens"] == sum(generations["num_tokens"].to_pylist())
+    assert 0 < counts["prefilled_tokens"] < counts["prompt_tokens"]
+    assert 0 < counts["decoded_tokens"] < counts["answer_tokens"]
+    num = sum(n for splits in counts["categories"].values() for found in splits.values() for n in found.values())
+    assert num == generations.num_rows
+    assert set(manifest.inputs) == {"questions", "model"}
+
+
+def test_exemplars_are_dev_questions_of_the_relation(done: Folder) -> None:
+    exemplars = done.child("annotate").read_json("exemplars.json")
+    assert set(exemplars) == {"P1", "P2", "P9"}
+    for relation, sets in exemplars.items():
+        assert len({tuple(ids) for ids in sets}) == 3
+        assert all(i.startswith(f"{relation}-dev-") for ids in sets for i in ids)
+
+
+def test_two_actors_and_other_files_give_the_same(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    other = annotated(tmp_path, replace(config, min_actors=2, max_actors=2, batches_per_file=3, cpus_per_actor=0.5))
+    assert_same(done, other)
+    files = [study.child("annotate", "generations").names(".parquet") for study in (done, other)]
+    assert len(files[0]) > len(files[1])
+
+
+def test_a_run_goes_on_where_files_are_missing(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    shutil.copytree(done.local_path, tmp_path, dirs_exist_ok=True)
+    study = Folder(str(tmp_path))
+    folder = study.child("annotate")
+    parts = folder.child("generations")
+    for name in parts.names(".parquet")[::3]:
+        parts.delete(name)
+    broken = parts.names(".parquet")[1]
+    parts.write_bytes(broken, parts.read_bytes(broken)[:100])
+    kept = {name: parts.read_bytes(name) for name in parts.names(".parquet") if name != broken}
+    for name in ("manifest.json", "knowledge.parquet"):
+        folder.delete(name)
+    annotate(study, replace(config, batches_per_file=2))
+    assert_same(done, study)
+    assert all(parts.read_bytes(name) == data for name, data in kept.items())
+
+
+def test_dev_questions_are_never_asked_with_themselves(done: Folder) -> None:
+    exemplars = done.child("annotate").read_json("exemplars.json")
+    used = {i for sets in exemplars.values() for ids in sets for i in ids}
+    asked = asked_questions(read_questions(done), dev=True, exemplars=exemplars, limit=None)
+    dev = {i for i in asked["question_id"].to_pylist() if "dev" in i}
+    assert dev
+    assert not dev & used
+    assert len(dev | used) == 18
+
+
+def test_a_limit_takes_the_same_few_of_each_relation_and_split(done: Folder) -> None:
+    questions = read_questions(done)
+    asked = asked_questions(questions, dev=False, exemplars={}, limit=2)
+    groups = [(row["relation"], row["split"]) for row in asked.to_pylist()]
+    assert {group: groups.count(group) for group in groups} == dict.fromkeys((("P1", "train"), ("P1", "test"), ("P2", "train"), ("P2", "test"), ("P9", "test")), 2)
+    more = asked_questions(questions, dev=False, exemplars={}, limit=3)
+    assert set(asked["question_id"].to_pylist()) < set(more["question_id"].to_pylist())
+
+
+def test_other_settings_are_refused(done: Folder, config: AnnotateConfig) -> None:
+    with pytest.raises(StudyError, match="other inputs or settings"):
+        annotate(done, replace(config, sampling=replace(SAMPLING, temperature=0.7)))
+
+
+def test_an_error_in_an_actor_is_one_clear_message(config: AnnotateConfig, ray_cluster: None, tmp_path: Path) -> None:
+    study = Folder(str(tmp_path))
+    write_questions(study)
+    with pytest.raises(EngineError, match=r"context holds .*; use fewer shots") as raised:
+        annotate(study, replace(config, sampling=replace(SAMPLING, max_new_tokens=10_000)))
+    assert "Traceback" not in str(raised.value)
+    assert not study.child("annotate").exists("manifest.json")
+
+
+def test_a_model_that_is_not_there_is_refused_before_ray(config: AnnotateConfig, tmp_path: Path) -> None:
+    study = Folder(str(tmp_path))
+    write_questions(study)
+    with pytest.raises(ModelError, match=r"nowhere\.gguf is not there"):
+        annotate(study, replace(config, model=str(tmp_path / "nowhere.gguf")))
+    with pytest.raises(ModelError, match="no finished world"):
+        annotate(study, replace(config, model=""))
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        annotate(study, replace(config, model=str(tmp_path)))
+
+
+def test_too_few_dev_questions_are_named(config: AnnotateConfig, tmp_path: Path) -> None:
+    study = Folder(str(tmp_path))
+    write_questions(study, num_dev=2)
+    with pytest.raises(DataError, match="relation P1 has 2 dev questions"):
+        annotate(study, config)
+
+
+def test_foreign_files_among_the_parts_are_refused(done: Folder, tmp_path: Path) -> None:
+    table = done.child("annotate", "generations").read_tables()
+    folder = Folder(str(tmp_path))
+    folder.write_table("part-000000.parquet", table.slice(0, 3))
+    batches = cut_batches(read_questions(done).filter(pa.array([True] * 20 + [False] * 79)), 4)
+    with pytest.raises(StudyError, match="holds 3 questions, of which 0"):
+        missing_batches(folder, batches)
+
+
+def test_a_missing_answer_is_an_error_not_a_category(done: Folder) -> None:
+    questions, generations = read_questions(done), read_generations(done)
+    asked = questions.filter(
+        pa.array([i in set(generations["question_id"].to_pylist()) for i in questions["question_id"].to_pylist()])
+    )
+    with pytest.raises(EngineError, match="none for 1 questions"):
+        knowledge_table(asked, generations.slice(1))
+    with pytest.raises(EngineError, match="62 rows"):
+        knowledge_table(asked, pa.concat_tables([generations, generations.slice(0, 1)]))
+
+
+def test_categories_of_arrays_follow_the_rule_of_one() -> None:
+    pairs = [(g, s) for g in range(4) for s in range(3)]
+    found = categories(np.array([g for g, _ in pairs]), 3, np.array([s for _, s in pairs]))
+    assert found == [str(categorize(g, 3, s, 12)) for g, s in pairs]
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    for wrong in ({"num_shots": 0}, {"limit_per_relation": 0}, {"min_actors": 3, "max_actors": 2}):
+        with pytest.raises(SettingsError):
+            AnnotateConfig(**wrong)
+    with pytest.raises(SettingsError, match="WeaklyKnown from Unknown"):
+        AnnotateConfig(sampling=SamplingConfig(num_samples=0))
+
+
+def test_speed_settings_stay_out_of_the_identity() -> None:
+    base = AnnotateConfig()
+    assert replace(base, max_actors=7, batches_per_file=9, gpus_per_actor=0.5).identity() == base.identity()
+    assert replace(base, matcher="raw").identity() != base.identity()

@@ -1,0 +1,167 @@
+"""The engine against transformers' own generate, and its samples against a plain loop with the same draws."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from slick.draws import row_key, uniforms
+from slick.engines.base import PromptBatch, SamplingConfig
+from slick.engines.logits import candidates_of
+from slick.engines.transformers import TransformersEngine
+from slick.errors import EngineError
+from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
+
+PREFIX = "Q: Where was Ada Lovelace born?\nA: London\nQ: Who wrote Dune?\n\nA: Frank Herbert\n"
+NAMES = ("Peru", "Ada", "Emmy", "Dune", "\nx", "London", "Lima Q")
+BATCH = PromptBatch(
+    prefix=PREFIX, prompt_index=3, question_ids=NAMES, suffixes=[f"Q: What is the capital of {n}?\nA:" for n in NAMES]
+)
+SAMPLING = SamplingConfig(num_samples=5, max_new_tokens=8, temperature=1.0, top_k=20, seed=4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def reference_answer(model: Any, prompt: str, question_id: str, prompt_index: int, sample: int) -> tuple[str, int]:
+    """One answer alone: the whole text through the plain forward pass for every token. Sample -1 is greedy."""
+    tokenizer, s = tiny_tokenizer(), SAMPLING
+    tokens: list[int] = tokenizer(prompt)["input_ids"]
+    answer: list[int] = []
+    keys = np.array([row_key(s.seed, question_id, prompt_index)])
+    for step in range(s.max_new_tokens):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([tokens + answer]), use_cache=False).logits[0, -1].double().numpy()
+        best = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[: s.top_k]
+        weights = np.exp((logits[best] - logits[best[0]]) / s.temperature)
+        draw = uniforms(keys, np.array([max(sample, 0)]), step)[0]
+        place = 0 if sample < 0 else int(np.searchsorted(np.cumsum(weights / weights.sum()), draw, side="right"))
+        answer.append(best[min(place, len(best) - 1)])
+        if answer[-1] == tokenizer.eos_token_id or "\n" in tokenizer.decode(answer[-1:]):
+            break
+    return tokenizer.decode(answer, skip_special_tokens=True).split("\n")[0].strip(), len(answer)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *UNPACKED])
+def test_greedy_answers_are_those_of_generate(name: str) -> None:
+    model, tokenizer = tiny_model(name), tiny_tokenizer()
+    engine = TransformersEngine(model, tokenizer, batch_questions=4)
+    assert engine.packs == (name in CONFIGS)
+    answers = engine.generate(BATCH, SamplingConfig(num_samples=0, max_new_tokens=8))
+    for suffix, answer in zip(BATCH.suffixes, answers, strict=True):
+        ids = tokenizer(PREFIX + suffix, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            made = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0
+            )
+        text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        assert answer.greedy_text == text.split("\n")[0].strip()
+        assert answer.sampled_text == ()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "bloom", "mamba"])
+def test_the_tree_gives_what_each_answer_gives_alone(name: str) -> None:
+    model = tiny_model(name, spread=0.2)
+    engine = TransformersEngine(model, tiny_tokenizer(), batch_questions=3)
+    num_tokens = 0
+    for question_id, suffix, answer in zip(NAMES, BATCH.suffixes, engine.generate(BATCH, SAMPLING), strict=True):
+        texts, lengths = [], 0
+        for sample in range(-1, SAMPLING.num_samples):
+            text, length = reference_answer(model, PREFIX + suffix, question_id, 3, sample)
+            texts.append(text)
+            lengths += length
+        assert [answer.greedy_text, *answer.sampled_text] == texts
+        assert answer.num_tokens == lengths
+        num_tokens += lengths
+    stats = engine.stats
+    assert stats.prompts == len(NAMES)
+    assert stats.generations == len(NAMES) * (1 + SAMPLING.num_samples)
+    assert stats.answer_tokens == num_tokens
+    assert stats.prompt_tokens == sum(len(tiny_tokenizer()(PREFIX + suffix)["input_ids"]) for suffix in BATCH.suffixes)
+    assert stats.decoded_tokens < num_tokens
+    assert stats.prefilled_tokens < stats.prompt_tokens or not engine.packs
+
+
+def test_answers_are_the_same_bits_again_and_need_no_company() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    together = TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING)
+    engine = TransformersEngine(model, tokenizer, batch_questions=1)
+    for i, answer in enumerate(together):
+        alone = PromptBatch(
+            prefix=PREFIX, prompt_index=3, question_ids=NAMES[i : i + 1], suffixes=BATCH.suffixes[i : i + 1]
+        )
+        assert engine.generate(alone, SAMPLING) == [answer]
+    assert TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING) == together
+
+
+def test_bfloat16_runs_packed() -> None:
+    engine = TransformersEngine(tiny_model("qwen3", dtype="bfloat16", spread=0.1), tiny_tokenizer())
+    assert engine.packs
+    assert len(engine.generate(BATCH, SAMPLING)) == len(NAMES)
+
+
+def test_a_window_shorter_than_the_prompt_is_respected(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = tiny_model("mistral"), tiny_tokenizer()
+    model.config.sliding_window = 20
+    engine = TransformersEngine(model, tokenizer)
+    with caplog.at_level(logging.WARNING):
+        answers = engine.generate(BATCH, SAMPLING)
+    assert "attention window of 20" in caplog.text
+    alone = [reference_answer(model, PREFIX + s, i, 3, -1)[0] for i, s in zip(NAMES, BATCH.suffixes, strict=True)]
+    assert [answer.greedy_text for answer in answers] == alone
+
+
+def test_samples_follow_the_model_s_distribution() -> None:
+    """20,000 first tokens against their exact chances: chi-squared stays below its 1 - 1e-6 quantile."""
+    from scipy.stats import chi2
+
+    model, tokenizer = tiny_model("llama", spread=0.1), tiny_tokenizer()
+    sampling = SamplingConfig(num_samples=2000, max_new_tokens=1, temperature=0.5, top_k=10, seed=11)
+    prompt = "Q: Who?\nA:"
+    batch = PromptBatch(prefix="", prompt_index=0, question_ids=[str(i) for i in range(10)], suffixes=[prompt] * 10)
+    texts = [t for a in TransformersEngine(model, tokenizer).generate(batch, sampling) for t in a.sampled_text]
+    logits = model(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].detach().double()
+    top = torch.topk(logits, 10)
+    expected: dict[str, float] = {}
+    for chance, token in zip(torch.softmax(top.values / 0.5, 0).tolist(), top.indices.tolist(), strict=True):
+        text = tokenizer.decode([token], skip_special_tokens=True).split("\n")[0].strip()
+        expected[text] = expected.get(text, 0.0) + chance
+    assert set(texts) <= set(expected)
+    error = sum((texts.count(t) - len(texts) * p) ** 2 / (len(texts) * p) for t, p in expected.items())
+    assert error < chi2.isf(1e-6, len(expected) - 1)
+
+
+def test_ties_go_to_the_lowest_token_id() -> None:
+    logits = torch.zeros(2, 500)
+    logits[0, 400] = 1.0
+    logits[1, [7, 90]] = 2.0
+    values, ids = candidates_of(logits, 4)
+    assert ids.tolist() == [[400, 0, 1, 2], [7, 90, 0, 1]]
+    assert values.tolist() == [[1, 0, 0, 0], [2, 2, 0, 0]]
+
+
+def test_a_model_that_gives_no_numbers_is_an_error() -> None:
+    model = tiny_model("llama")
+    engine = TransformersEngine(model, tiny_tokenizer())
+    model.lm_head.weight.data[5, 5] = float("nan")
+    with pytest.raises(EngineError, match="not finite"):
+        engine.generate(BATCH, SAMPLING)
+
+
+def test_a_prompt_longer_than_the_context_is_an_error() -> None:
+    model = tiny_model("gpt2")
+    model.config.n_positions = 40
+    with pytest.raises(EngineError, match=r"prompt of question .* context holds 40"):
+        TransformersEngine(model, tiny_tokenizer()).generate(BATCH, SAMPLING)
+
+
+def test_a_model_in_training_is_an_error() -> None:
+    model = tiny_model("llama")
+    engine = TransformersEngine(model, tiny_tokenizer())
+    model.train()
+    with pytest.raises(EngineError, match="training mode"):
+        engine.generate(BATCH, SAMPLING)

@@ -1,0 +1,72 @@
+"""The real EntityQuestions, by the paper's counts."""
+
+import itertools
+import json
+import zipfile
+from collections import Counter
+
+import pytest
+
+from slick.checks import Rules, check_rows
+from slick.filters import apply_filter
+from slick.questions import QuestionsConfig, prepare_questions, read_questions
+from slick.relations import load_relations, paper_counts
+from slick.rows import read_rows
+from slick.sources import open_source
+from slick.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def checked(entity_questions):
+    source = open_source(entity_questions)
+    return check_rows(read_rows(source), Rules(relations=load_relations(), keep_repeats=True))
+
+
+def test_every_row_is_read(checked):
+    assert (len(checked.questions), checked.bad, checked.repeats) == (220_703, [], 374)
+    assert Counter(q.split for q in checked.questions) == {"train": 176_560, "dev": 22_068, "test": 22_075}
+    assert all(q.subject for q in checked.questions)
+    assert len({q.question_id for q in checked.questions}) == 220_703
+
+
+def test_the_paper_filter_gives_tables_3_to_5(entity_questions, tmp_path):
+    study = Folder(str(tmp_path))
+    manifest = prepare_questions(study, QuestionsConfig(source=entity_questions))
+    table = read_questions(study, ["relation", "domain", "split"]).to_pylist()
+    found = Counter((row["domain"], row["split"], row["relation"]) for row in table)
+    wanted = {name: {relation: row["total"] for relation, row in rows.items()} for name, rows in paper_counts().items()}
+    for name, domain, split in (("train", "id", "train"), ("test", "id", "test"), ("ood", "ood", "test")):
+        assert {r: num for (d, s, r), num in found.items() if (d, s) == (domain, split)} == wanted[name]
+        assert manifest.counts["audit"][name] == wanted[name]
+    assert manifest.counts["totals"] == {"train": 81_700, "dev": 10_461, "test": 10_481, "ood": 5_848}
+    assert manifest.counts["audit"]["totals"] == {"train": 81_700, "test": 10_481, "ood": 5_848}
+    assert sum(num for (d, s, _), num in found.items() if (d, s) == ("ood", "dev")) == 5_847
+
+
+def test_the_strict_filter_shares_nothing(checked):
+    kept = apply_filter(checked.questions, "strict").kept
+    facts = {
+        split: [(q.subject.casefold(), q.answers[0].casefold()) for q in kept if q.split == split]
+        for split in ("train", "dev", "test")
+    }
+    for one, other in itertools.combinations(facts, 2):
+        assert not {s for s, _ in facts[one]} & {s for s, _ in facts[other]}
+        assert not {o for _, o in facts[one]} & {o for _, o in facts[other]}
+        assert not set(facts[one]) & {(o, s) for s, o in facts[other]}
+    assert all(len(q.answers) == 1 for q in kept)
+    assert len(facts["train"]) > 25_000
+
+
+def test_a_folder_counts_as_the_zip_does_and_audits_another_set(entity_questions, tmp_path):
+    with zipfile.ZipFile(entity_questions) as archive:
+        archive.extractall(tmp_path / "eq")
+    assert open_source(str(tmp_path / "eq")).fingerprint == open_source(entity_questions).fingerprint
+    rows = [
+        {"relation": "P17", "split": s, "question": f"Which country is {s} located in?", "answer": s}
+        for s in ("dev", "test")
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = QuestionsConfig(source=str(tmp_path / "a.jsonl"), audit=str(tmp_path / "eq" / "dataset"))
+    manifest = prepare_questions(Folder(str(tmp_path / "study")), config)
+    assert manifest.counts["audit"]["totals"] == {"train": 81_700, "test": 10_481, "ood": 5_848}
+    assert manifest.counts["totals"]["train"] == 0

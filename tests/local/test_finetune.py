@@ -1,0 +1,215 @@
+"""Fine-tuning through Ray Train and DeepSpeed on CPU: the same numbers as plain PyTorch, and folders that add up."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slick.errors import SettingsError, StudyError, VariantError
+from slick.matching import is_hit
+from slick.storage import Folder
+from slick.study import read_manifest
+from tests.local.tiny import tiny_model, tiny_tokenizer
+from tests.local.tiny_study import write_study
+from tuning.config import TrainConfig, learning_rate_at
+from tuning.finetune import finetune, scratch, train_group
+from tuning.runs import plan_runs
+
+CONFIG = TrainConfig(
+    variant="half", epochs=3, learning_rate=5e-3, batch_size=8, micro_batch_size=2, dropout=0.0, max_new_tokens=6
+)
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return write_study(tmp_path_factory.mktemp("study"), tiny_model("llama", spread=0.1), tiny_tokenizer())
+
+
+def plain_torch(study: Folder, config: TrainConfig) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The same training without DeepSpeed, Ray, workers or micro batches: loss of each step, final weights."""
+    import torch
+    from torch.nn import functional
+
+    from tuning.evaluate import encode_rows
+    from tuning.examples import epoch_batches, pad_examples
+    from tuning.rows import read_rows
+
+    model, tokenizer = tiny_model("llama", spread=0.1).train(), tiny_tokenizer()
+    examples = encode_rows(read_rows(study, config.variant)["train"], tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    num_steps = config.epochs * -(-len(examples) // config.batch_size)
+    losses: list[float] = []
+    for epoch in range(1, config.epochs + 1):
+        for rows in epoch_batches(len(examples), config.batch_size, config.seed, epoch):
+            batch = pad_examples([examples[row] for row in rows], 0)
+            logits = model(torch.tensor(batch.input_ids_BT), attention_mask=torch.tensor(batch.mask_BT)).logits
+            labels = torch.tensor(batch.labels_BT)[:, 1:]
+            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(config, len(losses), num_steps)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            losses.append(float(loss))
+    return losses, {name: value.detach().numpy() for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_zero_stage_trains_as_plain_torch_does(study: Folder, num_workers: int, tmp_path: Path) -> None:
+    """12 rows in batches of 8: the last batch of an epoch is smaller, and some micro batches of it are empty."""
+    config = replace(CONFIG, num_workers=num_workers, keep_checkpoints="last", warmup_steps=2, schedule="linear")
+    copies = {
+        stage: write_study(tmp_path / str(stage), tiny_model("llama", spread=0.1), tiny_tokenizer()) for stage in STAGES
+    }
+    stages = {stage: plan_runs(copies[stage], [replace(config, zero_stage=stage)]) for stage in STAGES}
+    run_stages(copies, stages, num_workers, tmp_path)
+    _, wanted = plain_torch(study, config)
+    from safetensors.numpy import load_file
+
+    start = dict(tiny_model("llama", spread=0.1).named_parameters())
+    for stage in STAGES:
+        found = load_file(tmp_path / str(stage) / "runs/half-seed0/checkpoint-last/model.safetensors")
+        for name, value in found.items():
+            np.testing.assert_allclose(value, wanted[name], atol=1e-4, err_msg=f"stage {stage}, {name}")
+        assert max(np.abs(value - start[name].detach().numpy()).max() for name, value in found.items()) > 0.01
+
+
+def run_stages(copies, stages, num_workers: int, tmp_path: Path) -> None:
+    """All stages in one worker group, which takes longer to start than to train."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    def work() -> None:
+        import ray.train
+
+        from tuning.worker import Place, train_runs
+
+        context = ray.train.get_context()
+        place = Place(rank=context.get_world_rank(), num_workers=num_workers, device="cpu")
+        for stage, plans in stages.items():
+            train_runs(copies[stage], plans, place, lambda metrics: None)
+
+    TorchTrainer(
+        work,
+        scaling_config=ScalingConfig(num_workers=num_workers),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(name=f"stages-{num_workers}", storage_path=str(tmp_path / "ray")),
+    ).fit()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_finished_run_adds_up_and_is_left_alone(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    study = write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+    # What a killed training leaves is not taken for a part of this one.
+    stale = study.child("runs", "half-seed0", "predictions")
+    stale.write_bytes("epoch-009.parquet", b"half")
+    config = replace(CONFIG, epochs=8, learning_rate=1e-2, dropout=0.1)
+    manifest = finetune(study, config)
+    run = study.child("runs", "half-seed0")
+    epochs = run.read_table("epochs.parquet").to_pylist()
+    assert {row["epoch"] for row in epochs} == set(range(1, 9))
+    assert run.child("predictions").names() == [f"epoch-{epoch:03d}.parquet" for epoch in range(1, 9)]
+    for epoch in range(1, 9):
+        predictions = run.child("predictions").read_table(f"epoch-{epoch:03d}.parquet").to_pylist()
+        for row in epochs:
+            if row["epoch"] == epoch:
+                chosen = [
+                    p for p in predictions if p["split"] == row["split"] and row["category"] in ("all", p["category"])
+                ]
+                assert (row["num"], row["num_correct"]) == (len(chosen), sum(p["hit"] for p in chosen))
+                assert (row["loss"] is None) == (row["split"] != "train")
+    check_hits(study, predictions)
+    dev = [row["num_correct"] / row["num"] for row in epochs if (row["split"], row["category"]) == ("dev", "all")]
+    assert manifest.counts["best_dev_epoch"] == dev.index(max(dev)) + 1
+    assert manifest.counts["dropouts"] == ["LlamaAttention.attention_dropout"]
+    for name in ("checkpoint-best", "checkpoint-last"):
+        folder = run.child(name).local_path
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        assert model.config.attention_dropout == 0.0
+        check_generates(model, tokenizer, study, run, 8 if name == "checkpoint-last" else dev.index(max(dev)) + 1)
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path(run.local_path).rglob("*"))
+    assert finetune(study, config) == manifest
+    assert sorted((path, path.stat().st_mtime_ns) for path in Path(run.local_path).rglob("*")) == before
+    with pytest.raises(StudyError, match="other inputs or settings"):
+        finetune(study, replace(config, learning_rate=1e-4))
+
+
+def check_hits(study: Folder, predictions: list[dict]) -> None:
+    from slick.questions import read_questions
+
+    answers = {row["question_id"]: row["answers"] for row in read_questions(study).to_pylist()}
+    for row in predictions:
+        assert row["hit"] == is_hit(row["text"], answers[row["question_id"]]), row
+
+
+def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) -> None:
+    """The stored predictions are what the stored checkpoint says, by transformers' own generate."""
+    from slick.prompts import closed_book_prompt
+    from slick.questions import read_questions
+
+    questions = {row["question_id"]: row["question"] for row in read_questions(study).to_pylist()}
+    for row in run.child("predictions").read_table(f"epoch-{epoch:03d}.parquet").to_pylist()[::3]:
+        ids = tokenizer(closed_book_prompt(questions[row["question_id"]]), return_tensors="pt")["input_ids"]
+        told = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        text = tokenizer.decode(told, skip_special_tokens=True).split("\n", 1)[0].strip()
+        assert text == row["text"], row
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_training_is_the_same_alone_and_in_a_list(tmp_path: Path) -> None:
+    config = replace(CONFIG, dropout=0.1)
+    alone, listed = (
+        write_study(tmp_path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in ("alone", "listed")
+    )
+    finetune(alone, config)
+    plans = plan_runs(listed, [replace(config, variant="idk-050", seed=1), config])
+    with scratch(listed) as storage:
+        train_group(listed, plans, 0, storage, "list")
+    for name in ("epochs.parquet", "predictions/epoch-003.parquet", "checkpoint-last/model.safetensors"):
+        assert listed.child("runs", "half-seed0").read_bytes(name) == alone.child("runs", "half-seed0").read_bytes(name)
+    relabelled = listed.child("runs", "idk-050-seed1").read_table("predictions/epoch-003.parquet").to_pylist()
+    unknown = [row for row in relabelled if row["split"] == "train" and row["category"] == "Unknown"]
+    assert unknown
+    assert all(row["hit"] == is_hit(row["text"], ["I don't know"]) for row in unknown)
+
+
+def test_only_the_answer_is_in_the_loss(study: Folder) -> None:
+    """Gradients reach what predicts the answer alone: other prompts of equal length change them, other labels would."""
+    import torch
+
+    from tuning.evaluate import encode_rows
+    from tuning.examples import micro_batches
+    from tuning.rows import read_rows
+    from tuning.worker import answer_loss
+
+    model = tiny_model("llama", spread=0.1)
+    examples = encode_rows(read_rows(study, "half")["train"], tiny_tokenizer())[:4]
+    (micro,) = micro_batches(examples, rank=0, num_workers=1, micro_rows=4, accumulation=1, pad_id=0)
+    loss = float(answer_loss(model, micro, "cpu"))
+    by_hand = []
+    for example in examples:
+        ids = torch.tensor([example.prompt_ids + example.answer_ids])
+        chances = model(ids).logits[0].log_softmax(dim=1)
+        first = len(example.prompt_ids)
+        by_hand += [-float(chances[first + i - 1, token]) for i, token in enumerate(example.answer_ids)]
+    assert loss == pytest.approx(np.mean(by_hand), rel=1e-5)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_starts(study: Folder, tmp_path: Path) -> None:
+    with pytest.raises(VariantError, match=r"no variant 'unknown-050'; there are half, known, idk-050"):
+        plan_runs(study, [replace(CONFIG, variant="unknown-050")])
+    tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    with pytest.raises(VariantError, match="--allow-other-model"):
+        plan_runs(study, [replace(CONFIG, model=str(tmp_path / "other"))])
+    assert len(plan_runs(study, [replace(CONFIG, model=str(tmp_path / "other"), allow_other_model=True)])) == 1
+    with pytest.raises(SettingsError, match="no dev questions"), tempfile.TemporaryDirectory() as path:
+        plan_runs(write_study(path, tiny_model("llama"), tiny_tokenizer(), dev=0), [CONFIG])
+    assert read_manifest(study.child("runs", "half-seed0")) is None

@@ -1,0 +1,80 @@
+"""Rows to tokens, batches and their parts."""
+
+import numpy as np
+import pytest
+
+from slick.errors import DataError
+from tuning.examples import IGNORED, Example, encode_examples, epoch_batches, micro_batches, pad_examples
+
+STOP, PAD = 9, 0
+
+
+def encode(texts):
+    return [[int(letter) for letter in text] for text in texts]
+
+
+def examples(num: int) -> list[Example]:
+    rng = np.random.default_rng(0)
+    return [
+        Example(
+            prompt_ids=tuple(rng.integers(1, 9, rng.integers(1, 6)).tolist()),
+            answer_ids=(*rng.integers(1, 9, rng.integers(1, 5)).tolist(), STOP),
+        )
+        for _ in range(num)
+    ]
+
+
+def test_only_the_answer_and_its_end_are_learned() -> None:
+    batch = pad_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP), PAD)
+    assert batch.input_ids_BT.tolist() == [[1, 2, 3, 5, 6, STOP], [4, 7, STOP, PAD, PAD, PAD]]
+    assert batch.mask_BT.tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
+    ignored = IGNORED
+    assert batch.labels_BT.tolist() == [
+        [ignored, ignored, ignored, 5, 6, STOP],
+        [ignored, 7, STOP, ignored, ignored, ignored],
+    ]
+
+
+def test_padding_that_is_also_the_end_token_is_not_learned() -> None:
+    batch = pad_examples(encode_examples(["123", "4"], ["5", "7"], encode, encode, STOP), STOP)
+    assert batch.labels_BT[1].tolist() == [IGNORED, 7, STOP, IGNORED, IGNORED]
+
+
+@pytest.mark.parametrize(("prompt", "target"), [("", "5"), ("1", "")])
+def test_an_empty_text_is_refused(prompt: str, target: str) -> None:
+    with pytest.raises(DataError, match=r"row 1 .* empty prompt or target"):
+        encode_examples(["1", prompt], ["2", target], encode, encode, STOP)
+
+
+def test_an_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
+    epochs = [[batch.tolist() for batch in epoch_batches(10, 4, seed=3, epoch=epoch)] for epoch in (1, 2, 1)]
+    assert [len(batch) for batch in epochs[0]] == [4, 4, 2]
+    assert sorted(row for batch in epochs[0] for row in batch) == list(range(10))
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert epochs[0] != [batch.tolist() for batch in epoch_batches(10, 4, seed=4, epoch=1)]
+
+
+@pytest.mark.parametrize("num_rows", [8, 5, 1])
+@pytest.mark.parametrize(("num_workers", "accumulation"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
+def test_the_parts_of_a_batch_make_its_mean_loss(num_rows: int, num_workers: int, accumulation: int) -> None:
+    """With any loss a token, the mean over workers and micro batches is the token mean of the whole batch."""
+    rows = examples(num_rows)
+    token_loss = np.random.default_rng(1).random(10)
+    whole = np.mean([token_loss[token] for row in rows for token in row.answer_ids])
+    total, seen = 0.0, 0
+    for rank in range(num_workers):
+        parts = micro_batches(
+            rows,
+            rank=rank,
+            num_workers=num_workers,
+            micro_rows=8 // num_workers // accumulation,
+            accumulation=accumulation,
+            pad_id=PAD,
+        )
+        assert len(parts) == accumulation
+        for part in parts:
+            labels = part.batch.labels_BT[part.batch.labels_BT != IGNORED]
+            seen += len(labels)
+            total += token_loss[labels].sum() * part.weight
+    assert seen == sum(len(row.answer_ids) for row in rows)
+    assert total / num_workers / accumulation == pytest.approx(whole)

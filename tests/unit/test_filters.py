@@ -1,0 +1,123 @@
+import itertools
+import random
+
+import pytest
+
+from slick.filters import apply_filter
+from slick.types import Question
+
+NUMBERS = itertools.count()
+
+
+def question(split, subject, *answers, relation="P1", domain="id"):
+    text = f"What is {subject} to {relation}?"
+    return Question(
+        question_id=f"q{next(NUMBERS)}",
+        relation=relation,
+        domain=domain,
+        split=split,
+        subject=subject,
+        question=text,
+        answers=answers,
+    )
+
+
+def kept(questions, name):
+    return {(q.split, q.subject) for q in apply_filter(questions, name).kept}
+
+
+def dropped(questions, name, rule):
+    return next(step.dropped for step in apply_filter(questions, name).steps if step.rule == rule)
+
+
+def test_dropped_relations_and_ood_train_rows_leave_under_every_filter():
+    rows = [
+        question("train", "a", "1"),
+        question("train", "b", "2", domain="ood", relation="P2"),
+        question("test", "c", "3", domain="ood", relation="P2"),
+        question("test", "d", "4", domain="dropped", relation="P3"),
+    ]
+    for name in ("none", "paper", "strict"):
+        assert kept(rows, name) == {("train", "a"), ("test", "c")}
+        assert dropped(rows, name, "not used") == {("P2", "train"): 1, ("P3", "test"): 1}
+
+
+def test_several_answers_leave_in_every_split():
+    rows = [question(split, split + n, *"12"[: int(n)]) for split in ("train", "dev", "test") for n in "12"]
+    assert kept(rows, "paper") == {("train", "train1"), ("dev", "dev1"), ("test", "test1")}
+    assert kept(rows, "none") == {(q.split, q.subject) for q in rows}
+
+
+@pytest.mark.parametrize(
+    "test_row",
+    [
+        question("test", "a", "2"),
+        question("test", "a", "2", "3"),  # counts although it is filtered itself
+        question("test", "a", "2", relation="P9", domain="dropped"),
+        question("test", "a", "2", relation="P8", domain="ood"),
+    ],
+    ids=["same relation", "several answers", "dropped relation", "ood relation"],
+)
+def test_a_train_subject_in_test_leaves(test_row):
+    rows = [question("train", "a", "1"), question("train", "A", "1"), question("dev", "a", "1"), test_row]
+    assert dropped(rows, "paper", "subject in test") == {("P1", "train"): 1}
+    assert {("train", "A"), ("dev", "a")} <= kept(rows, "paper")
+
+
+def test_objects_and_reversed_pairs_stay_under_paper_and_leave_under_strict():
+    rows = [
+        question("train", "a", "x"),  # object x is in test
+        question("train", "y", "b"),  # (b, y) is in test
+        question("train", "c", "z"),  # object z is in dev
+        question("train", "d", "own"),
+        question("train", "d", "own"),  # repeat
+        question("dev", "e", "z"),
+        question("dev", "f", "X"),  # the same object but for its case
+        question("test", "g", "x"),
+        question("test", "b", "y"),
+    ]
+    assert len(apply_filter(rows, "paper").kept) == len(rows)
+    assert kept(rows, "strict") == {("train", "d"), ("dev", "e"), ("test", "g"), ("test", "b")}
+    took = {step.rule: dict(step.dropped) for step in apply_filter(rows, "strict").steps if step.dropped}
+    assert took == {
+        "repeated row": {("P1", "train"): 1},
+        "dev: object in test": {("P1", "dev"): 1},
+        "train: object in test": {("P1", "train"): 1},
+        "train: reversed in test": {("P1", "train"): 1},
+        "train: object in dev": {("P1", "train"): 1},
+    }
+
+
+def test_without_a_subject_the_whole_question_is_compared():
+    same = Question(
+        question_id="1", relation="P1", domain="id", split="train", subject=None, question="Why?", answers=("a",)
+    )
+    test = Question(
+        question_id="2", relation="P1", domain="id", split="test", subject=None, question="Why?", answers=("b",)
+    )
+    assert apply_filter([same, test], "paper").kept == [test]
+
+
+def test_strict_leaves_nothing_shared_on_random_sets():
+    rng = random.Random(0)
+    for _ in range(30):
+        rows = [
+            question(
+                rng.choice(["train", "dev", "test"]),
+                rng.choice("abcdefABCDEFxyz"),
+                rng.choice("uvwxyzabUVW"),
+                relation=r,
+            )
+            for r in ("P1", "P2")
+            for _ in range(12)
+        ]
+        result = apply_filter(rows, "strict")
+        facts = {
+            s: [(q.subject.lower(), q.answers[0].lower()) for q in result.kept if q.split == s]
+            for s in ("train", "dev", "test")
+        }
+        for one, other in itertools.combinations(facts, 2):
+            assert not {s for s, _ in facts[one]} & {s for s, _ in facts[other]}
+            assert not {o for _, o in facts[one]} & {o for _, o in facts[other]}
+            assert not set(facts[one]) & {(o, s) for s, o in facts[other]}
+        assert sum(step.dropped.total() for step in result.steps) == len(rows) - len(result.kept)

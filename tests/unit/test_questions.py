@@ -1,0 +1,289 @@
+import csv
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from slick.checks import question_id
+from slick.errors import DataError, SettingsError, StudyError
+from slick.questions import QUESTION_SCHEMA, QuestionsConfig, part_name, prepare_questions, read_questions
+from slick.storage import Folder
+
+GOOD = [
+    {"relation": "P19", "split": split, "question": f"Where was {split} {i} born?", "answers": [f"{split}ville {i}"]}
+    for split in ("train", "dev", "test")
+    for i in range(3)
+]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def prepare(tmp_path, rows, name="study", **settings):
+    source = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    study = Folder(str(tmp_path / name))
+    return prepare_questions(study, QuestionsConfig(source=source, **settings)), study
+
+
+def write_layout(folder, rows):
+    """Rows as an EntityQuestions folder."""
+    files = {}
+    for row in rows:
+        files.setdefault((row["split"], row["relation"]), []).append({key: row[key] for key in ("question", "answers")})
+    for (split, relation), content in files.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        (folder / split / f"{relation}.{split}.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_questions_come_out_checked_sorted_and_named(tmp_path, capsys):
+    manifest, study = prepare(tmp_path, [*GOOD, {**GOOD[0], "relation": "P112", "split": "test", "subject": " Ada "}])
+    table = read_questions(study)
+    assert table.schema == QUESTION_SCHEMA
+    rows = table.to_pylist()
+    keys = [(r["relation"], r["domain"], r["split"], r["question_id"]) for r in rows]
+    assert keys == sorted(keys)
+    assert rows[0] == {
+        "question_id": question_id("P112", "test", "Where was train 0 born?", ["trainville 0"]),
+        "relation": "P112",
+        "domain": "ood",
+        "split": "test",
+        "subject": "Ada",
+        "question": "Where was train 0 born?",
+        "answers": ["trainville 0"],
+    }
+    assert {r["subject"] for r in rows[1:]} == {f"{s} {i}" for s in ("train", "dev", "test") for i in range(3)}
+    assert study.child("questions").names(".parquet") == ["part-P112.parquet", "part-P19.parquet"]
+    assert read_questions(study, columns=["answers", "split"]).column_names == ["answers", "split"]
+    assert manifest.counts["totals"] == {"train": 3, "dev": 3, "test": 3, "ood": 1}
+    assert manifest.counts["audit"] is None
+    assert "P19       id      3/3/3" in capsys.readouterr().out
+
+
+def test_ids_depend_on_neither_row_order_nor_kind_of_file(tmp_path):
+    expected = read_questions(prepare(tmp_path, GOOD)[1])
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(GOOD, len(GOOD))
+        assert read_questions(prepare(tmp_path, shuffled, f"s{seed}")[1]).equals(expected)
+    pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "a.parquet")
+    with open(tmp_path / "a.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["relation", "split", "question", "answer"])
+        writer.writerows([r["relation"], r["split"], r["question"], r["answers"][0]] for r in GOOD)
+    for source in (tmp_path / "a.parquet", tmp_path / "a.csv", write_layout(tmp_path / "eq", GOOD)):
+        study = Folder(f"{source}.study")
+        prepare_questions(study, QuestionsConfig(source=str(source)))
+        assert read_questions(study).equals(expected)
+
+
+def test_the_questions_of_one_study_are_a_source_for_another(tmp_path):
+    _, study = prepare(tmp_path, GOOD)
+    other = Folder(str(tmp_path / "other"))
+    prepare_questions(other, QuestionsConfig(source=study.child("questions").uri))
+    assert read_questions(other).equals(read_questions(study))
+
+
+BAD = {
+    "empty question": ({**GOOD[0], "question": " "}, "empty question (' '), wanted text; fill it in or remove the row"),
+    "no question": ({"relation": "P19", "answers": ["a"]}, "no question, wanted a string"),
+    "no relation": ({"question": "Who?", "answers": ["a"]}, "no relation, wanted a string"),
+    "no answer": ({**GOOD[0], "answers": []}, "no answer, wanted at least one gold answer"),
+    "no answer column": ({"relation": "P19", "question": "Who?"}, "no answer, wanted"),
+    "empty answer": ({**GOOD[0], "answers": ["a", ""]}, "empty answer (''), wanted text"),
+    "number": ({**GOOD[0], "answers": [1984]}, "answer is 1984 (int), wanted a string; put it in quotes"),
+    "null answer": ({**GOOD[0], "answers": [None]}, "answer is None (NoneType), wanted a string"),
+    "bare string": ({**GOOD[0], "answers": "Paris"}, "answers is 'Paris' (str), wanted a list of strings"),
+    "question type": ({**GOOD[0], "question": ["Who?"]}, "question is ['Who?'] (list), wanted a string"),
+    "line break": ({**GOOD[0], "answers": ["a\nb"]}, "holds a line break"),
+    "surrogate": ({**GOOD[0], "question": "a\ud800"}, "half a surrogate pair at character 2"),
+    "relation": ({**GOOD[0], "relation": "P999"}, "unknown relation 'P999', wanted one of P131, P136, P17"),
+    "split": ({**GOOD[0], "split": "training"}, "split is 'training', wanted one of train, dev, test"),
+    "domain": ({**GOOD[0], "domain": "dropped"}, "domain is 'dropped', wanted one of id, ood"),
+    "duplicate": (GOOD[1], "duplicate row: the same as {source}, line 2; remove one of the two"),
+    "not json": ('{"relation": "P19", "quest', "found no whole JSON object"),
+    "not an object": ("[1, 2]", "found a JSON list, wanted an object"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_stops_with_file_line_found_and_wanted(tmp_path, case):
+    row, message = BAD[case]
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, [*GOOD, row])
+    error = str(caught.value)
+    assert error.startswith(f"{tmp_path / 'study.jsonl'}, line {len(GOOD) + 1}: ")
+    assert message.format(source=tmp_path / "study.jsonl") in error
+    assert "--rejects FILE" in error
+    assert not (tmp_path / "study").exists()
+
+
+def test_several_bad_rows_are_counted_in_one_message(tmp_path):
+    with pytest.raises(
+        DataError, match=r"line 1: no answer.* In all 3 rows are bad: 2 x no answer, 1 x unknown relation"
+    ):
+        prepare(tmp_path, [BAD["no answer"][0], BAD["no answer"][0], BAD["relation"][0], *GOOD])
+
+
+def test_rejects_sets_bad_rows_aside_and_counts_them(tmp_path, capsys):
+    rows = [row for row, _ in BAD.values()]
+    rejects = tmp_path / "deep" / "rejects.jsonl"
+    manifest, study = prepare(tmp_path, [*GOOD, *rows], rejects=str(rejects))
+    assert read_questions(study).equals(read_questions(prepare(tmp_path, GOOD, "good")[1]))
+    lines = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(len(GOOD) + 1, len(GOOD) + len(BAD) + 1))
+    for line, (row, message) in zip(lines, BAD.values(), strict=True):
+        assert line["file"] == str(tmp_path / "study.jsonl")
+        assert message.format(source=line["file"]) in line["reason"]
+        assert line["content"] == (json.loads(row) if row == "[1, 2]" else row)
+    assert manifest.counts["rejected"] == len(BAD) == sum(manifest.counts["reasons"].values())
+    assert f"Rows set aside: {len(BAD)} (" in capsys.readouterr().out
+
+
+def test_rejects_does_not_hide_a_damaged_file(tmp_path):
+    source = tmp_path / "eq" / "train" / "P19.train.json"
+    write_layout(tmp_path / "eq", GOOD)
+    source.write_text(source.read_text()[:-5])
+    config = QuestionsConfig(source=str(tmp_path / "eq"), rejects=str(tmp_path / "rejects.jsonl"))
+    with pytest.raises(DataError, match="not whole JSON"):
+        prepare_questions(Folder(str(tmp_path / "study")), config)
+
+
+def test_only_bad_rows_leave_no_questions(tmp_path):
+    with pytest.raises(DataError, match="has no question left: 0 were read"):
+        prepare(tmp_path, [BAD["no answer"][0]], rejects=str(tmp_path / "rejects.jsonl"))
+
+
+def test_a_table_without_rows_is_an_error(tmp_path):
+    (tmp_path / "a.csv").write_text("relation,question,answers\n")
+    with pytest.raises(DataError, match="holds no row"):
+        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(source=str(tmp_path / "a.csv")))
+
+
+def test_csv_rows_with_the_wrong_cells_are_bad_rows(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('relation,question,answers\nP19,"Where\nwas A born?",x\nP19,Who?\nP19,Who?,x\n')
+    rejects = tmp_path / "rejects.jsonl"
+    with pytest.raises(DataError, match="no question left"):
+        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(source=str(path), rejects=str(rejects)))
+    lines = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert [(line["row"], line["reason"].split(";")[0]) for line in lines] == [
+        (2, "question 'Where\\nwas A born?' holds a line break, wanted one line"),
+        (4, "found 2 cells, wanted 3 as in the header"),
+        (5, "answers is 'x' (str), wanted a list of strings such as [\"Paris\"]"),
+    ]
+
+
+def test_repeated_rows_stay_in_the_layout_of_entity_questions_with_ids_of_their_own(tmp_path):
+    rows = [*GOOD, GOOD[0], GOOD[0]]
+    study = Folder(str(tmp_path / "study"))
+    manifest = prepare_questions(study, QuestionsConfig(source=write_layout(tmp_path / "eq", rows)))
+    table = read_questions(study).to_pylist()
+    assert manifest.counts["repeated_rows"] == 2
+    assert len({row["question_id"] for row in table}) == len(rows)
+    mine = {row["question_id"] for row in table if row["question"] == GOOD[0]["question"]}
+    assert mine == {question_id("P19", "train", GOOD[0]["question"], GOOD[0]["answers"], copy) for copy in (1, 2, 3)}
+
+
+def test_rows_without_a_split_get_one_from_their_content(tmp_path):
+    rows = [
+        {"relation": r, "question": f"Where was {r} {i} born?", "answer": f"a{i}"}
+        for r in ("P19", "P112")
+        for i in range(500)
+    ]
+    manifest, study = prepare(tmp_path, rows, dev_share=0.2, test_share=0.1, filter="none")
+    assert manifest.counts["splits_assigned"] == 1000
+    splits = {
+        r: [row["split"] for row in read_questions(study).to_pylist() if row["relation"] == r] for r in ("P19", "P112")
+    }
+    # 500 fair draws: four standard deviations are 36 (0.2) and 27 (0.1), one false alarm in 16,000
+    assert abs(splits["P19"].count("dev") - 100) < 36
+    assert abs(splits["P19"].count("test") - 50) < 27
+    assert splits["P112"].count("train") == 0
+    assert len(splits["P112"]) == 500
+    again = read_questions(prepare(tmp_path, rows[::-1], "again", dev_share=0.2, test_share=0.1, filter="none")[1])
+    assert again.equals(read_questions(study))
+
+
+def test_other_relations_by_file_or_by_leave(tmp_path):
+    rows = [{**row, "relation": "place of birth"} for row in GOOD]
+    _, study = prepare(tmp_path, rows, "leave", unknown_relations="id")
+    assert set(read_questions(study)["domain"].to_pylist()) == {"id"}
+    assert study.child("questions").names(".parquet") == [part_name("place of birth")]
+    (tmp_path / "relations.json").write_text(
+        json.dumps({"place of birth": {"template": "Where was [X] born?", "domain": "ood"}})
+    )
+    _, study = prepare(tmp_path, rows, "file", relations=str(tmp_path / "relations.json"))
+    table = read_questions(study).to_pylist()
+    assert {(row["domain"], row["split"]) for row in table} == {("ood", "dev"), ("ood", "test")}
+    assert {row["subject"] for row in table} == {f"{s} {i}" for s in ("dev", "test") for i in range(3)}
+
+
+def test_the_sources_own_template_finds_a_subject_where_the_listed_one_does_not(tmp_path):
+    rows = [{**row, "question": row["question"].replace("Where was", "Birthplace of")} for row in GOOD]
+    folder = tmp_path / "eq"
+    write_layout(folder / "dataset", rows)
+    study = Folder(str(tmp_path / "a"))
+    manifest = prepare_questions(study, QuestionsConfig(source=str(folder)))
+    assert manifest.counts["without_subject"] == len(GOOD)
+    (folder / "relation_query_templates.json").write_text(json.dumps({"P19": "Birthplace of [X] born?"}))
+    study = Folder(str(tmp_path / "b"))
+    assert prepare_questions(study, QuestionsConfig(source=str(folder))).counts["without_subject"] == 0
+    assert "train 0" in read_questions(study)["subject"].to_pylist()
+
+
+def test_the_limit_takes_the_smallest_ids_of_each_relation_and_split(tmp_path):
+    _, study = prepare(tmp_path, GOOD)
+    manifest, limited = prepare(tmp_path, GOOD, "limited", limit_per_relation=2)
+    expected = {}
+    for row in read_questions(study).to_pylist():
+        expected.setdefault(row["split"], []).append(row)
+    assert read_questions(limited).to_pylist() == [row for split in sorted(expected) for row in expected[split][:2]]
+    assert manifest.counts["over_limit"] == 3
+
+
+def test_a_finished_step_is_not_done_again_and_never_mixed(tmp_path):
+    manifest, study = prepare(tmp_path, GOOD)
+    assert prepare(tmp_path, GOOD)[0] == manifest
+    with pytest.raises(StudyError, match="other inputs or settings"):
+        prepare(tmp_path, GOOD, filter="none")
+    with pytest.raises(StudyError, match="other inputs or settings"):
+        prepare(tmp_path, GOOD[1:])
+    study.child("questions").delete("manifest.json")
+    with pytest.raises(StudyError, match="not finished"):
+        read_questions(study)
+    assert prepare(tmp_path, GOOD)[0].fingerprint == manifest.fingerprint
+    assert read_questions(study).num_rows == len(GOOD)
+
+
+def test_without_a_source_the_studys_world_is_read(tmp_path):
+    study = Folder(str(tmp_path / "study"))
+    with pytest.raises(StudyError, match="no finished world and no question source"):
+        prepare_questions(study, QuestionsConfig())
+    write_layout(tmp_path / "study" / "world" / "dataset", GOOD)
+    study.child("world").write_json("manifest.json", {})
+    prepare_questions(study, QuestionsConfig())
+    assert read_questions(study).num_rows == len(GOOD)
+
+
+def test_an_audit_source_must_be_whole(tmp_path):
+    source = write_layout(tmp_path / "eq", GOOD)
+    with pytest.raises(DataError, match=r"eq lacks relation P106, P112.*all 24 relations"):
+        prepare(tmp_path, GOOD, audit=source)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dev_share": 20}, "a share in"),
+        ({"dev_share": 0.6, "test_share": 0.6}, "add up to 1.2"),
+        ({"limit_per_relation": 0}, "at least 1"),
+        ({"source": "a.jsonl", "rejects": "a.jsonl"}, "would overwrite a.jsonl"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        QuestionsConfig(**settings)

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from slick.errors import DataError
+from slick.relations import load_relations, paper_counts, split_template, subject_of
+
+
+def test_the_shipped_division_is_12_7_5_and_p30():
+    by_domain = {}
+    for name, relation in load_relations().items():
+        by_domain.setdefault(relation.domain, set()).add(name)
+    assert {domain: len(names) for domain, names in by_domain.items()} == {"id": 12, "ood": 7, "dropped": 6}
+    assert by_domain["dropped"] == {"P276", "P20", "P106", "P413", "P159", "P30"}
+
+
+def test_the_paper_counts_cover_the_division_and_add_up():
+    counts, relations = paper_counts(), load_relations()
+    for table, domain in (("train", "id"), ("test", "id"), ("ood", "ood")):
+        assert set(counts[table]) == {name for name, relation in relations.items() if relation.domain == domain}
+        for row in counts[table].values():
+            assert row["total"] == sum(num for category, num in row.items() if category != "total")
+    # |D| of the paper: the smallest category of each relation, summed
+    assert sum(min(num for name, num in row.items() if name != "total") for row in counts["train"].values()) == 6142
+
+
+@pytest.mark.parametrize("relation", load_relations().values(), ids=lambda relation: relation.relation)
+def test_a_subject_survives_the_question(relation):
+    for subject in ("Paris", "a's?", "?", "Who is X", "Ægir ö"):
+        assert relation.subject(relation.question(subject)) == subject
+
+
+def test_a_question_without_a_subject_has_none():
+    assert subject_of("Who is [X]'s child?", "Who is 's child?") is None
+    assert subject_of("aa[X]aa", "aaa") is None
+    assert subject_of("Where is [E]?", "Where is Rome?") == "Rome"
+
+
+@pytest.mark.parametrize("template", ["no place", "[X] and [X]", "[X] and [E]"])
+def test_a_template_has_one_place(template):
+    with pytest.raises(ValueError, match="exactly one"):
+        split_template(template)
+
+
+def test_another_file_takes_the_place_of_the_shipped_one(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"born": {"template": None, "domain": "ood"}}).encode())
+    assert [(r.relation, r.template, r.domain) for r in load_relations(str(path)).values()] == [("born", None, "ood")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not UTF-8 JSON"),
+        ("[]", "holds nothing; wanted"),
+        ("[1]", "holds list"),
+        ('{"P1": {"template": "x", "domain": "id"}}', "exactly one"),
+        ('{"P1": {"template": "x [X]", "domain": "in"}}', "domain is 'in'; wanted one of id, ood, dropped"),
+        ('{"P1": {"template": 3, "domain": "id"}}', "template is 3"),
+        ('{"P1": {"templat": "x [X]", "domain": "id"}}', "relation 'P1': found"),
+        ('{"P1": "id"}', "relation 'P1': found"),
+    ],
+)
+def test_a_bad_relations_file_is_named_with_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"mine\.json") as caught:
+        load_relations(str(path))
+    assert message in str(caught.value)
+
+
+def test_a_missing_relations_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.json is not there"):
+        load_relations(str(tmp_path / "nowhere.json"))

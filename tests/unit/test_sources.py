@@ -1,0 +1,243 @@
+import csv
+import io
+import json
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import slick.sources
+from slick.errors import DataError
+from slick.rows import read_rows
+from slick.sources import open_source
+
+ROWS = [
+    {"question": "Where was Ada born?", "answers": ["London"]},
+    {"question": "Where was Bo born?", "answers": ["Oslo"]},
+]
+FILES = {f"{split}/P19.{split}.json": json.dumps(ROWS).encode() for split in ("train", "dev", "test")}
+WANTED = "wanted EntityQuestions"
+
+
+def write_folder(top, files=FILES):
+    for name, data in files.items():
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return top
+
+
+def write_zip(path, files=FILES, top="dataset/", **options):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, **options) as archive:
+        for name, data in files.items():
+            archive.writestr(top + name, data)
+    return path
+
+
+def rows_of(path):
+    return [row.content for row in read_rows(open_source(str(path)))]
+
+
+def error_of(path):
+    with pytest.raises(DataError) as caught:
+        rows_of(path)
+    return str(caught.value)
+
+
+def test_a_folder_its_parent_and_a_zip_are_the_same_source(tmp_path):
+    folder = write_folder(tmp_path / "eq" / "dataset").parent
+    places = [
+        folder,
+        folder / "dataset",
+        f"{folder}/",
+        write_zip(tmp_path / "a.zip"),
+        write_zip(tmp_path / "b.ZIP", top=""),
+    ]
+    sources = [open_source(str(place)) for place in places]
+    assert {(s.fingerprint, s.layout, tuple(s.files)) for s in sources} == {
+        (sources[0].fingerprint, "entity_questions", tuple(sorted(FILES)))
+    }
+    assert rows_of(folder)[0] == {
+        "question": "Where was Ada born?",
+        "answers": ["London"],
+        "relation": "P19",
+        "split": "dev",
+    }
+
+
+def test_templates_are_read_beside_the_dataset_in_a_folder_and_a_zip(tmp_path):
+    templates = json.dumps({"P19": "Where was [X] born?", "note": "no place"}).encode()
+    folder = write_folder(tmp_path / "eq" / "dataset").parent
+    (folder / "relation_query_templates.json").write_bytes(templates)
+    path = write_zip(
+        tmp_path / "a.zip",
+        {**{f"dataset/{n}": d for n, d in FILES.items()}, "relation_query_templates.json": templates},
+        top="",
+    )
+    for place in (folder, folder / "dataset", path):
+        assert open_source(str(place)).templates == {"P19": "Where was [X] born?"}
+    (folder / "relation_query_templates.json").write_bytes(b"[]")
+    assert "relation_query_templates.json is not of the form" in error_of(folder)
+    (folder / "relation_query_templates.json").write_bytes(b"{")
+    assert "relation_query_templates.json is not UTF-8 JSON" in error_of(folder)
+
+
+def test_tables_of_every_kind_give_the_same_rows(tmp_path):
+    rows = [{"relation": "P19", "question": 'Where was "Ada", Ö born?', "answers": ["London", "UK"]}]
+    (tmp_path / "a.jsonl").write_text(
+        "\ufeff" + "".join(json.dumps(row) + "\r\n\r\n" for row in rows), encoding="utf-8"
+    )
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    text = io.StringIO()
+    csv.writer(text).writerows(
+        [["relation", "question", "answers"], *([r["relation"], r["question"], json.dumps(r["answers"])] for r in rows)]
+    )
+    (tmp_path / "a.csv").write_text("\ufeff" + text.getvalue(), encoding="utf-8")
+    assert rows_of(tmp_path / "a.jsonl") == rows_of(tmp_path / "a.parquet") == rows
+    assert rows_of(tmp_path / "a.csv") == [{**rows[0], "answers": '["London", "UK"]'}]
+
+
+def test_a_folder_of_tables_is_read_in_the_order_of_names(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": name}))
+    (tmp_path / "notes.txt").write_text("not a table")
+    source = open_source(str(tmp_path))
+    assert [(row.where, row.content["question"]) for row in read_rows(source)] == [
+        (f"{tmp_path}: a.jsonl, line 1", "a"),
+        (f"{tmp_path}: b.jsonl, line 1", "b"),
+    ]
+
+
+def test_what_macos_adds_to_a_zip_is_not_read(tmp_path):
+    extra = {
+        **{f"eq/dataset/{n}": d for n, d in FILES.items()},
+        "__MACOSX/eq/dataset/train/P19.train.json": b"x",
+        "eq/dataset/train/._P19.train.json": b"x",
+    }
+    assert len(open_source(str(write_zip(tmp_path / "a.zip", extra, top=""))).files) == 3
+
+
+def test_a_source_that_is_not_there_or_not_known_is_named(tmp_path):
+    assert "nowhere.zip is not there; " + WANTED in error_of(tmp_path / "nowhere.zip")
+    (tmp_path / "a.txt").write_text("x")
+    assert "a.txt is not a known kind of file; " + WANTED in error_of(tmp_path / "a.txt")
+    (tmp_path / "empty").mkdir()
+    assert "holds no question file, found nothing; " + WANTED in error_of(tmp_path / "empty")
+    (tmp_path / "empty" / "dataset" / "train").mkdir(parents=True)
+    (tmp_path / "empty" / "dataset" / "train" / "P19.dev.json").write_text("[]")
+    assert "holds no question file, found dataset/" in error_of(tmp_path / "empty")
+    assert "has no name" in error_of(" ")
+    assert "cannot be read" in error_of("nothing://at/all")
+
+
+@pytest.mark.parametrize("suffix", ["zip", "jsonl", "csv", "parquet"])
+def test_an_empty_file_is_an_error(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"")
+    assert str(path) in error_of(path)
+
+
+def test_a_truncated_zip_and_a_zip_of_something_else(tmp_path):
+    path = write_zip(tmp_path / "a.zip")
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "a.zip is not a whole zip file" in error_of(path)
+    assert "bytes found); fetch it again" in error_of(path)
+    write_zip(path, {"readme.md": b"x"}, top="")
+    assert "holds no member {train,dev,test}/P*.{train,dev,test}.json, found readme.md; " + WANTED in error_of(path)
+
+
+def test_a_corrupt_member_is_named(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"train/P19.train.json": json.dumps(ROWS * 50).encode()})
+    data = bytearray(path.read_bytes())
+    at = data.index(b".json") + 15
+    data[at : at + 10] = b"\0" * 10
+    path.write_bytes(data)
+    assert "a.zip, member dataset/train/P19.train.json: it is damaged" in error_of(path)
+
+
+def test_members_that_must_not_be_unpacked(tmp_path, monkeypatch):
+    path = write_zip(tmp_path / "a.zip")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\x01\x02")
+    data[start + 8] |= 1  # the flag 'encrypted' of the first member
+    path.write_bytes(data)
+    assert "it is encrypted, wanted plain" in error_of(path)
+    monkeypatch.setattr(slick.sources, "MAX_MEMBER_BYTES", 10)
+    assert "at most 10 bytes a member" in error_of(write_zip(tmp_path / "b.zip"))
+
+
+def test_two_datasets_in_one_zip_are_refused(tmp_path):
+    both = {f"{top}/{name}": data for top in ("one", "two") for name, data in FILES.items()}
+    assert "twice, as one/" in error_of(write_zip(tmp_path / "a.zip", both, top=""))
+    mixed = {"one/train/P19.train.json": b"[]", "two/train/P20.train.json": b"[]"}
+    assert "below one/, two/; wanted one dataset" in error_of(write_zip(tmp_path / "b.zip", mixed, top=""))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (json.dumps(ROWS).encode()[:-9], "dev/P19.dev.json is not whole JSON"),
+        (b'{"question": 1}', "holds a JSON object; wanted a JSON list"),
+        (b"3", "holds a JSON number"),
+        (b"  ", "dev/P19.dev.json is empty (2 bytes)"),
+        (b"[" * 100_000, "nests lists too deeply"),
+        (
+            '[{"question": "Où?", "answers": ["là"]}]'.encode("latin-1"),
+            "byte 0xf9 at offset 16 (line 1); convert it, for example with `iconv -f WINDOWS-1252",
+        ),
+        (
+            json.dumps(ROWS).encode("utf-16"),
+            "byte 0xff at offset 0 (line 1); convert it, for example with `iconv -f UTF-16",
+        ),
+    ],
+    ids=["truncated", "object", "number", "blank", "deep", "latin-1", "utf-16"],
+)
+def test_a_damaged_relation_file_is_named(tmp_path, data, message):
+    error = error_of(write_folder(tmp_path, {**FILES, "dev/P19.dev.json": data}))
+    assert str(tmp_path) in error
+    assert message in error
+
+
+def test_a_bom_is_taken_off(tmp_path):
+    files = {name: b"\xef\xbb\xbf" + data for name, data in FILES.items()}
+    assert rows_of(write_folder(tmp_path / "a", files)) == rows_of(write_folder(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (
+            "a.csv",
+            b"relation,question\nP1,Who?\n",
+            "lacks column answers (or answer); found relation, question, wanted",
+        ),
+        (
+            "a.csv",
+            b"relation;question;answer\n",
+            "lacks column relation, question, answers (or answer); found relation;question;answer (are the cells",
+        ),
+        ("a.csv", b"relation,question,answer,answer\n", "has column answer more than once"),
+        (
+            "a.csv",
+            b'relation,question,answer\nP1,Who?,A\nP1,"Who',
+            "is not whole CSV: unexpected end of data in the row that begins on line 3",
+        ),
+        ("a.csv", b"relation,question,answer\nP1,Who?,\xe9\n", "byte 0xe9 at offset 33 (line 2)"),
+        ("a.jsonl", b"\n \n", "is empty"),
+        ("a.jsonl", b'{"question": "\xff"}', "byte 0xff at offset 14"),
+        ("a.parquet", b"PAR1 and no more", "is not a whole Parquet file"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    error = error_of(tmp_path / name)
+    assert str(tmp_path / name) in error
+    assert message in error
+
+
+def test_a_parquet_file_without_its_columns_or_its_end(tmp_path):
+    pq.write_table(pa.table({"q": ["Who?"]}), tmp_path / "a.parquet")
+    assert "lacks column relation, question, answers (or answer); found q, wanted" in error_of(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    assert "is not a whole Parquet file" in error_of(tmp_path / "a.parquet")

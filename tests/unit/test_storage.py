@@ -1,0 +1,189 @@
+"""Folders: whole files or none, and one clear message for what cannot be read."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from slick.errors import StudyError
+from slick.storage import Folder
+
+TABLE = pa.table({"number": list(range(1000)), "text": [f"row {i}" for i in range(1000)]})
+
+
+class ObjectStore(Folder):
+    """A folder of pyarrow's in-memory file system, in place of a bucket: no local path, no rename."""
+
+    store: pafs.FileSystem
+
+    def _open(self) -> tuple[pafs.FileSystem, str]:
+        return self.store, self.uri.removeprefix("memory://")
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        self.store.create_dir(self.uri.removeprefix("memory://"))  # a bucket needs no folders, this file system does
+        super().write_bytes(name, data)
+
+
+@pytest.fixture(params=["path", "file uri", "object store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    inside = tmp_path / "a folder" / "study"
+    if request.param == "object store":
+        ObjectStore.store = pafs._MockFileSystem()
+        return ObjectStore("memory://bucket/study")
+    return Folder(str(inside) if request.param == "path" else inside.as_uri())
+
+
+def test_what_is_written_is_read(folder: Folder) -> None:
+    folder.write_bytes("a.bin", b"\x00\xff")
+    folder.write_json("b.json", {"Zürich": [1, None, True]})
+    folder.write_table("c.parquet", TABLE)
+    assert folder.read_bytes("a.bin") == b"\x00\xff"
+    assert folder.read_json("b.json") == {"Zürich": [1, None, True]}
+    assert folder.read_table("c.parquet").equals(TABLE)
+    assert folder.read_table("c.parquet", ["text"]).column_names == ["text"]
+    assert "Zürich" in folder.read_bytes("b.json").decode(), "JSON is for people to read"
+
+
+def test_a_folder_that_is_not_there_is_empty(folder: Folder) -> None:
+    assert not folder.exists()
+    assert not folder.exists("a.bin")
+    assert folder.names() == folder.folders() == []
+    folder.delete()
+    folder.delete("a.bin")
+
+
+def test_names_and_folders_are_sorted_and_told_apart(folder: Folder) -> None:
+    for name in ("part-00010.parquet", "part-00002.parquet", "manifest.json"):
+        folder.write_bytes(name, b"1")
+    for name in ("runs", "annotate"):
+        folder.child(name).write_bytes("x", b"1")
+    assert folder.names() == ["manifest.json", "part-00002.parquet", "part-00010.parquet"]
+    assert folder.names(".parquet") == ["part-00002.parquet", "part-00010.parquet"]
+    assert folder.folders() == ["annotate", "runs"]
+    assert folder.exists("runs")
+    assert folder.child("runs", "deep").uri == folder.uri + "/runs/deep"
+
+
+def test_parts_are_read_in_the_order_of_their_names(folder: Folder) -> None:
+    for name, start in (("part-00001", 500), ("part-00000", 0), ("other", 7)):
+        folder.write_table(f"{name}.parquet", TABLE.slice(start, 500))
+    assert folder.read_tables().combine_chunks().equals(TABLE)
+    assert folder.read_tables(columns=["number"]).column_names == ["number"]
+    with pytest.raises(StudyError, match=r"holds no missing-\*.parquet"):
+        folder.read_tables("missing-")
+
+
+def test_delete_takes_the_file_or_the_whole_folder(folder: Folder) -> None:
+    folder.write_bytes("a", b"1")
+    folder.child("deep", "er").write_bytes("b", b"2")
+    folder.delete("a")
+    assert folder.names() == []
+    assert folder.child("deep", "er").exists("b")
+    folder.delete()
+    assert not folder.exists()
+
+
+def test_a_write_replaces_and_leaves_nothing_else(folder: Folder) -> None:
+    for content in (b"long content", b"short"):
+        folder.write_bytes("a", content)
+    assert folder.read_bytes("a") == b"short"
+    assert folder.names() == ["a"]
+
+
+@pytest.mark.parametrize("read", ["read_bytes", "read_json", "read_table"])
+def test_what_is_not_there_says_so(folder: Folder, read: str) -> None:
+    with pytest.raises(StudyError, match=r"study/a is not there; run the step that writes it first"):
+        getattr(folder, read)("a")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_table_says_so(folder: Folder, share: float) -> None:
+    folder.write_table("a.parquet", TABLE)
+    whole = folder.read_bytes("a.parquet")
+    folder.write_bytes("a.parquet", whole[: int(share * len(whole))])
+    with pytest.raises(StudyError, match=r"a\.parquet is not a whole Parquet file .* delete it and run the step again"):
+        folder.read_table("a.parquet")
+
+
+def test_a_table_with_a_spoilt_page_says_so(folder: Folder) -> None:
+    folder.write_table("a.parquet", TABLE)
+    spoilt = bytearray(folder.read_bytes("a.parquet"))
+    spoilt[40:60] = bytes(20)
+    folder.write_bytes("a.parquet", bytes(spoilt))
+    with pytest.raises(StudyError, match="is not a whole Parquet file"):
+        folder.read_table("a.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00", b"nonsense"])
+def test_what_is_not_json_says_so(folder: Folder, content: bytes) -> None:
+    folder.write_bytes("a.json", content)
+    with pytest.raises(StudyError, match=r"a\.json is not JSON"):
+        folder.read_json("a.json")
+
+
+def test_json_has_no_nan(folder: Folder) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.write_json("a.json", {"accuracy": float("nan")})
+    assert not folder.exists("a.json")
+
+
+def test_a_uri_that_cannot_be_opened_says_so() -> None:
+    with pytest.raises(StudyError, match="nope://bucket/study cannot be opened"):
+        Folder("nope://bucket/study/").exists()
+
+
+def test_names_of_folders() -> None:
+    assert Folder("s3://bucket/study/").child("runs", "a").uri == "s3://bucket/study/runs/a"
+    assert not Folder("s3://bucket/study").is_local
+    with pytest.raises(StudyError, match="needs a local folder"):
+        _ = Folder("gs://bucket/study").local_path
+    assert Folder("relative/x/../y").uri == str(Path("relative/y").absolute())
+    assert Folder("~/study").uri == str(Path.home() / "study")
+    assert Folder("file:///tmp/with%20space").local_path == "/tmp/with space"
+    assert str(Folder("/a/b/")) == "/a/b"
+
+
+def test_a_reader_sees_the_old_content_or_the_new_never_a_part(folder: Folder) -> None:
+    contents = {b"a" * 2_000_000, b"b" * 3_000_000}
+    folder.write_bytes("x", b"a" * 2_000_000)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for content in contents:
+                folder.write_bytes("x", content)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert all(folder.read_bytes("x") in contents for _ in range(200))
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+    code = (
+        "import itertools, sys; from slick.storage import Folder; folder = Folder(sys.argv[1])\n"
+        "for i in itertools.count(): folder.write_json('x.json', [i] * 200_000)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "x.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+    finally:
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+    numbers = json.loads((tmp_path / "x.json").read_text())
+    assert len(numbers) == 200_000
+    assert len(set(numbers)) == 1
+    assert Folder(str(tmp_path)).names(".json") == ["x.json"]

@@ -1,0 +1,119 @@
+"""Steps that begin, finish, are skipped and are refused; fingerprints."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from slick.errors import StudyError
+from slick.storage import Folder
+from slick.study import begin, fingerprint, finish, plain_settings, read_manifest, require
+from slick.types import Category
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    sizes: tuple[int, ...] = (1, 2)
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    seed: int = 0
+    inner: Inner = Inner()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path / "study" / "annotate"))
+
+
+def close(folder: Folder, identity: str = "one", **counts: int) -> None:
+    finish(folder, "annotate", identity, settings=Settings(), inputs={"model": "m"}, counts=counts, started_at=0.0)
+
+
+def test_a_step_begins_finishes_and_is_then_skipped(folder: Folder) -> None:
+    assert read_manifest(folder) is None
+    assert begin(folder, "annotate", "one", Settings())
+    assert folder.names() == ["started.json"]
+    assert read_manifest(folder) is None, "begun is not finished"
+    manifest = finish(
+        folder, "annotate", "one", settings=Settings(seed=3), inputs={"model": "m"}, counts={"rows": 7},
+        started_at=time.monotonic() - 5,
+    )  # fmt: skip
+    assert read_manifest(folder) == require(folder, "annotate") == manifest
+    assert (manifest.step, manifest.fingerprint, manifest.inputs) == ("annotate", "one", {"model": "m"})
+    assert manifest.settings == {"seed": 3, "inner": {"sizes": [1, 2], "name": None}}
+    assert manifest.counts == {"rows": 7}
+    assert 5 <= manifest.seconds < 60
+    assert "numpy" in manifest.versions
+    assert not begin(folder, "annotate", "one", Settings())
+
+
+def test_a_half_written_step_is_gone_on_with(folder: Folder) -> None:
+    begin(folder, "annotate", "one", Settings())
+    folder.write_bytes("part-00000.parquet", b"1")
+    assert begin(folder, "annotate", "one", Settings())
+    assert folder.exists("part-00000.parquet")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_settings_are_refused_and_nothing_is_touched(folder: Folder, finished: bool) -> None:
+    begin(folder, "annotate", "one", Settings())
+    if finished:
+        close(folder, rows=7)
+    before = {name: folder.read_bytes(name) for name in folder.names()}
+    with pytest.raises(StudyError, match=r"its fingerprint is one, this annotate step's is two; .* delete that folder"):
+        begin(folder, "annotate", "two", Settings())
+    assert {name: folder.read_bytes(name) for name in folder.names()} == before
+
+
+def test_an_unfinished_step_names_the_command(folder: Folder) -> None:
+    begin(folder, "annotate", "one", Settings())
+    with pytest.raises(StudyError, match=r"annotate is not finished: it holds no manifest\.json; run `slick annotate`"):
+        require(folder, "annotate")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"", "is not JSON"),
+        (b'{"step": "annotate"}', "written by another version of this program"),
+        (b'{"step": "annotate", "more": 1}', "written by another version of this program"),
+    ],
+)
+def test_a_manifest_that_is_none_says_so(folder: Folder, content: bytes, message: str) -> None:
+    folder.write_bytes("manifest.json", content)
+    with pytest.raises(StudyError, match=message):
+        read_manifest(folder)
+
+
+def test_fingerprints_change_with_every_part_and_with_nothing_else() -> None:
+    first = fingerprint(Settings(), "input")
+    assert first == fingerprint(Settings(), "input")
+    assert first == fingerprint({"inner": {"name": None, "sizes": [1, 2]}, "seed": 0}, "input"), "as JSON values"
+    others = [
+        fingerprint(Settings(seed=1), "input"),
+        fingerprint(Settings(inner=Inner(sizes=(2, 1))), "input"),
+        fingerprint(Settings(inner=Inner(name="")), "input"),
+        fingerprint(Settings(), "other"),
+        fingerprint(Settings()),
+        fingerprint("input", Settings()),
+        fingerprint([Settings(), "input"]),
+    ]
+    assert len({first, *others}) == 1 + len(others)
+    assert len(first) == 16
+    assert fingerprint(Category.UNKNOWN) == fingerprint("Unknown")
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"a": float("inf")}, {1, 2}, Path("x")])
+def test_a_fingerprint_takes_only_what_it_can_tell_apart(value: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        fingerprint(value)
+
+
+def test_plain_settings_are_json_values() -> None:
+    assert plain_settings(Settings()) == {"seed": 0, "inner": {"sizes": [1, 2], "name": None}}
+    assert plain_settings({"a": (1,)}) == {"a": [1]}

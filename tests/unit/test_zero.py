@@ -1,0 +1,77 @@
+"""TrainConfig: what it refuses, what it says of itself, what DeepSpeed is told."""
+
+from dataclasses import replace
+
+import pytest
+
+from slick.errors import SettingsError
+from tuning.config import TrainConfig, learning_rate_at
+from tuning.runs import check_resources
+from tuning.zero import deepspeed_settings
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_stage_and_batch_reach_deepspeed(stage: int) -> None:
+    config = TrainConfig(batch_size=16, micro_batch_size=2, num_workers=2, zero_stage=stage)
+    settings = deepspeed_settings(config)
+    assert settings["zero_optimization"] == {"stage": stage}
+    assert settings["train_batch_size"] == 16
+    assert settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * 2 == 16
+    assert "bf16" not in settings
+    assert deepspeed_settings(replace(config, dtype="bfloat16"))["bf16"] == {"enabled": True}
+
+
+def test_the_optimizer_needs_no_compiler() -> None:
+    assert deepspeed_settings(TrainConfig())["optimizer"]["params"]["torch_adam"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"batch_size": 10, "num_workers": 3},
+            "10 rows cannot be shared by 3 workers; make batch_size a multiple of 3",
+        ),
+        ({"batch_size": 12, "micro_batch_size": 8}, "micro batches of 8"),
+        ({"zero_stage": 4}, "zero_stage is 0, 1, 2 or 3, got 4"),
+        ({"dtype": "float16"}, "dtype is one of float32, bfloat16"),
+        ({"dropout": 5.0}, "5 percent is 0.05"),
+        ({"epochs": 0}, "epochs must be 1 or more, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be"),
+        ({"gpus_per_worker": 2}, "gpus_per_worker is 0 or 1"),
+        ({"schedule": "step"}, "schedule is one of"),
+        ({"keep_checkpoints": "some"}, "keep_checkpoints is one of"),
+        ({"num_workers": 0}, "num_workers must be 1 or more"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        TrainConfig(**change)
+
+
+def test_speed_settings_do_not_change_what_a_run_is() -> None:
+    config = TrainConfig(batch_size=16)
+    faster = replace(config, num_workers=4, zero_stage=2, micro_batch_size=2, eval_batch_size=8, gpus_per_worker=1)
+    assert config.identity() == faster.identity()
+    for change in ({"learning_rate": 1e-4}, {"seed": 1}, {"epochs": 2}, {"dropout": 0.0}, {"matcher": "raw"}):
+        assert config.identity() != replace(config, **change).identity()
+
+
+def test_schedules_begin_and_end_where_they_should() -> None:
+    for schedule in ("constant", "linear", "cosine"):
+        config = TrainConfig(learning_rate=2.0, schedule=schedule, warmup_steps=4)
+        rates = [learning_rate_at(config, step, 20) for step in range(20)]
+        assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+        assert rates[4] == 2.0
+        assert (rates[-1] == 2.0) if schedule == "constant" else (0 < rates[-1] < 0.2)
+
+
+def test_more_workers_than_the_cluster_holds_are_refused() -> None:
+    config = TrainConfig(batch_size=16, num_workers=4)
+    assert check_resources(config, cpus=4, gpus=0) == 0
+    assert check_resources(config, cpus=4, gpus=8) == 1
+    with pytest.raises(SettingsError, match="1 x 4 workers need 4 CPUs, the cluster has 2"):
+        check_resources(config, cpus=2, gpus=0)
+    with pytest.raises(SettingsError, match="need 4 GPUs, the cluster has 1"):
+        check_resources(config, cpus=64, gpus=1)
+    assert check_resources(replace(config, wait_for_nodes=True), cpus=2, gpus=0) == 0

@@ -1,0 +1,146 @@
+"""The folders of fine-tunings: which are finished, which are to be done, and whether what they ask for can be had."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slick.errors import SettingsError, StudyError, VariantError
+from slick.models import model_fingerprint, resolve_model, study_model
+from slick.storage import Folder
+from slick.study import Manifest, begin, fingerprint, read_manifest, require
+from slick.variants import read_variant
+from tuning.config import TrainConfig
+from tuning.grid import Trajectory
+from tuning.rows import read_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """One fine-tuning that is to be done; travels to the workers."""
+
+    run_id: str
+    config: TrainConfig
+    identity: str
+    inputs: dict[str, str]
+    model: str
+    """Folder, hub id or GGUF file; never empty."""
+    cost: float
+    """Expected time, in rows taken through the model; to share work out."""
+
+
+def run_id(config: TrainConfig) -> str:
+    """Name of the run's folder in runs/."""
+    return Trajectory(variant=config.variant, seed=config.seed, epochs=config.epochs).run_id
+
+
+def run_folder(study: Folder, name: str) -> Folder:
+    """The folder of one run."""
+    return study.child("runs", name)
+
+
+def plan_runs(study: Folder, configs: Sequence[TrainConfig]) -> list[RunPlan]:
+    """The fine-tunings among `configs` that are not finished; nothing is started or deleted.
+
+    Raises:
+        StudyError: an earlier step is not finished, or a run's folder was written with other inputs or settings.
+        VariantError: a variant does not exist, or was drawn for another model.
+        SettingsError: there are no dev questions.
+    """
+    variants = require(study.child("variants"), "variants")
+    questions = require(study.child("questions"), "questions")
+    models = {config.model: study_model(study, config.model) for config in configs}
+    prints = {name: model_fingerprint(resolve_model(path)) for name, path in models.items()}
+    rows: dict[str, tuple[str, int, int]] = {}
+    plans = []
+    for config in configs:
+        _check_model(study, config, models[config.model], prints[config.model], variants)
+        if config.variant not in rows:
+            rows[config.variant] = _variant_facts(study, config.variant)
+        content, num_train, num_asked = rows[config.variant]
+        inputs = {
+            "variant": content,
+            "questions": questions.fingerprint,
+            "knowledge": variants.inputs["knowledge"],
+            "model": prints[config.model],
+        }
+        plan = RunPlan(
+            run_id=run_id(config),
+            config=config,
+            identity=fingerprint(inputs, config.identity()),
+            inputs=inputs,
+            model=models[config.model],
+            cost=config.epochs * (3.0 * num_train + num_asked),
+        )
+        if not _is_finished(study, plan):
+            plans.append(plan)
+    return plans
+
+
+def _variant_facts(study: Folder, variant: str) -> tuple[str, int, int]:
+    """Fingerprint of a variant's rows, their number, and the number of rows evaluated an epoch."""
+    content = fingerprint(read_variant(study, variant).to_pydict())
+    rows = read_rows(study, variant)
+    return content, len(rows["train"]), sum(map(len, rows.values()))
+
+
+def _check_model(study: Folder, config: TrainConfig, model: str, found: str, variants: Manifest) -> None:
+    wanted = variants.inputs["model"]
+    if found != wanted and not config.allow_other_model:
+        raise VariantError(
+            f"{study}/variants holds what the model with fingerprint {wanted} knows and does not know; {model} has "
+            f"fingerprint {found}, so its Known and Unknown rows are others: annotate that model in a study of its "
+            "own, or train it all the same with --allow-other-model"
+        )
+
+
+def _is_finished(study: Folder, plan: RunPlan) -> bool:
+    folder = run_folder(study, plan.run_id)
+    manifest = read_manifest(folder)
+    started = folder.read_json("started.json") if folder.exists("started.json") else {}
+    found = manifest.fingerprint if manifest else started.get("fingerprint", plan.identity)
+    if found != plan.identity:
+        raise StudyError(
+            f"{folder} was written with other inputs or settings: its fingerprint is {found}, this training's is "
+            f"{plan.identity}; choose another --out, or delete that folder to train it again"
+        )
+    return manifest is not None
+
+
+def open_run(study: Folder, plan: RunPlan) -> None:
+    """Make the run's folder ready: what an interrupted training left is removed."""
+    folder = run_folder(study, plan.run_id)
+    folder.delete()
+    begin(folder, "finetune", plan.identity, plan.config)
+    folder.write_json(
+        "config.json",
+        {"run_id": plan.run_id, "model": plan.model, "inputs": plan.inputs}
+        | {
+            "settings": plan.config.identity(),
+            "num_workers": plan.config.num_workers,
+            "zero_stage": plan.config.zero_stage,
+        },
+    )
+
+
+def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: int = 1) -> int:
+    """GPUs of a worker, 0 or 1.
+
+    Args:
+        cpus: of the cluster now.
+        gpus: of the cluster now.
+        num_groups: worker groups that run at the same time.
+
+    Raises:
+        SettingsError: the cluster has too few.
+    """
+    gpus_per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else int(gpus > 0)
+    wanted, have, what = (
+        (config.num_workers * num_groups * gpus_per_worker, gpus, "GPUs")
+        if gpus_per_worker
+        else (config.num_workers * num_groups, cpus, "CPUs")
+    )
+    if wanted > have and not config.wait_for_nodes:
+        raise SettingsError(
+            f"{num_groups} x {config.num_workers} workers need {wanted} {what}, the cluster has {have:g}; lower "
+            "--num-workers, or give --wait-for-nodes if the cluster will grow"
+        )
+    return gpus_per_worker
