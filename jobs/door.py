@@ -1,6 +1,7 @@
 """What all doors share: parse PRESET, --out and flags, hand over, turn errors into exit statuses.
 
-Exit status: 0 done, 2 something the user can mend (one message, no traceback), 1 a defect of ours, 130 stopped by Ctrl-C.
+Exit status: 0 done, 2 something the user can mend (one message, no traceback), 1 a defect of ours, 130 stopped by
+Ctrl-C.
 """
 
 import argparse
@@ -41,7 +42,9 @@ def parse_preset(
 ) -> tuple[str, Callable[[], Config], list[str]]:
     """Take the preset's name, the first argument."""
     if not argv or argv[0].startswith("-"):
-        raise SettingsError(f"{prog} needs a preset first: {' | '.join(presets)}; for example `{prog} {next(iter(presets))}`")
+        raise SettingsError(
+            f"{prog} needs a preset first: {' | '.join(presets)}; for example `{prog} {next(iter(presets))}`"
+        )
     if argv[0] not in presets:
         raise SettingsError(f"{prog} has no preset {argv[0]!r}; there are {', '.join(presets)}")
     return argv[0], presets[argv[0]], list(argv[1:])

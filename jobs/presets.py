@@ -1,4 +1,4 @@
-"""Complete settings by name: `demo` (embedded world, laptop), `smoke` (the same, seconds), `paper` (the paper's settings).
+"""Complete settings by name: `demo` (embedded world, laptop), `smoke` (the same, seconds), `paper` (the paper's).
 
 A preset is a function, so that a variant of one is a call and a `replace`.
 """
@@ -23,7 +23,7 @@ class StudyConfig:
     model: str = ""
     """Hugging Face id, model folder or GGUF file; empty: a world is built, questions and model together."""
     questions: str = ""
-    """EntityQuestions folder or zip, or a Parquet, JSONL or CSV file. Without a model: the facts that the world plants."""
+    """EntityQuestions folder or zip, or a Parquet, JSONL or CSV file; without a model, the facts that a world plants."""
     seed: int = 0
     """Of everything drawn at random: world, exemplar sets, samples, variants, trainings."""
     embedded: bool = True
@@ -67,7 +67,6 @@ def smoke_sweep() -> SweepConfig:
     return replace(
         demo_sweep(),
         grid=GridConfig(
-            variants=("unknown-000", "unknown-050", "unknown-100", "known-050", "idk-050"),
             epochs=(2, 3),
             policies=("fixed", "best_dev", "patience(1)"),
         ),
@@ -89,7 +88,8 @@ def paper_training() -> TrainConfig:
 def paper_sweep() -> SweepConfig:
     """The paper's 17 trainings, read at 10 to 50 epochs and at the best dev epoch."""
     return SweepConfig(
-        grid=GridConfig(epochs=(10, 20, 30, 40, 50), policies=("fixed", "best_dev", "patience(5)")), train=paper_training()
+        grid=GridConfig(epochs=(10, 20, 30, 40, 50), policies=("fixed", "best_dev", "patience(5)")),
+        train=paper_training(),
     )
 
 

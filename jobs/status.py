@@ -64,10 +64,20 @@ def _annotated(study: Folder) -> int:
 
 
 def _runs(study: Folder) -> str:
-    """Trainings finished and planned, epochs done by those that are running."""
+    """Trainings finished, of those that the study plans, and the epoch that each running one has reached."""
     runs = study.child("runs")
-    done = [name for name in runs.folders() if read_manifest(runs.child(name)) is not None]
-    return f", {len(done)} trainings finished"
+    names = runs.folders()
+    done = [name for name in names if read_manifest(runs.child(name)) is not None]
+    planned = ""
+    if study.exists("study.json"):
+        grid = study.read_json("study.json")["settings"]["sweep"]["grid"]
+        planned = f" of {len(grid['variants']) * len(grid['seeds'])}"
+    going = [
+        f"{name} after epoch {len(runs.child(name, 'predictions').names('.parquet'))}"
+        for name in names
+        if name not in done
+    ]
+    return f", {len(done)}{planned} trainings finished" + "".join(f"; {text}" for text in going)
 
 
 if __name__ == "__main__":

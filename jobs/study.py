@@ -17,6 +17,8 @@ from slick.errors import SettingsError
 from slick.progress import duration
 from slick.storage import Folder
 from slick.study import Manifest, plain_settings, versions
+from slick.variant_plan import variant_names
+from tuning.grid import GridConfig, points, trajectories
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +57,9 @@ def resolve(config: StudyConfig) -> StudyConfig:
             "which builds a small model of its own"
         )
     seed, prepare = config.seed, config.prepare
-    grid = replace(config.sweep.grid, seeds=tuple(seed + offset for offset in config.sweep.grid.seeds))
+    grid = config.sweep.grid
+    variants = variant_names(config.variants) if grid.variants == GridConfig().variants else grid.variants
+    grid = replace(grid, variants=variants, seeds=tuple(seed + offset for offset in grid.seeds))
     return replace(
         config,
         world=replace(config.world, seed=seed, source=config.questions or config.world.source),
@@ -74,8 +78,6 @@ def resolve(config: StudyConfig) -> StudyConfig:
 
 def forecast(config: StudyConfig) -> str:
     """What the study will cost, in generations and trainings, before any of it runs."""
-    from tuning.grid import points, trajectories
-
     sampling = config.annotate.sampling
     per_question = config.annotate.num_exemplar_sets * (1 + sampling.num_samples)
     grid = config.sweep.grid
@@ -91,7 +93,6 @@ def forecast(config: StudyConfig) -> str:
 def run_study(study: Folder, config: StudyConfig) -> None:
     """Run the steps that are not finished, in order, and say where the report is."""
     began = time.monotonic()
-    study.write_json("study.json", {"settings": plain_settings(config), "versions": versions()})
     steps = _steps(config)
     for number, (name, run) in enumerate(steps, 1):
         step_began = time.monotonic()
@@ -99,6 +100,8 @@ def run_study(study: Folder, config: StudyConfig) -> None:
         manifest = run(study)
         seconds = time.monotonic() - step_began
         print(f"[{number}/{len(steps)}] {name}: done in {duration(seconds)}\n", flush=True)
+        if number == 1:  # not before a step has agreed that the folder is of these settings
+            study.write_json("study.json", {"settings": plain_settings(config), "versions": versions()})
         assert manifest.step == name, f"{name} returned the manifest of {manifest.step}"
     print(f"The study took {duration(time.monotonic() - began)}. Report: {study.child('report')}/index.html")
 

@@ -48,7 +48,8 @@ def categorize(greedy_hits: int, greedy_total: int, sampled_hits: int, sampled_t
     """
     if not (0 <= greedy_hits <= greedy_total and 0 <= sampled_hits <= sampled_total and greedy_total > 0):
         raise DataError(
-            f"counts that cannot be: {greedy_hits} of {greedy_total} greedy answers, {sampled_hits} of {sampled_total} samples"
+            f"counts that cannot be: {greedy_hits} of {greedy_total} greedy answers, "
+            f"{sampled_hits} of {sampled_total} samples"
         )
     if greedy_hits == greedy_total:
         return Category.HIGHLY_KNOWN

@@ -171,7 +171,7 @@ def load_model(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16")
     logging.disable_progress_bar()
-    weights = {} if ref.gguf_file else {"use_safetensors": True}
+    weights = _unpacked() if ref.gguf_file else {"use_safetensors": True}
     try:
         loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
             ref.folder, dtype=getattr(torch, dtype), **weights, **_source(ref, trust_remote_code)
@@ -179,6 +179,15 @@ def load_model(
     except _LOAD_ERRORS as error:
         raise _load_error("model", ref, error, trust_remote_code) from error
     return loaded.to(device=device, dtype=getattr(torch, dtype)).eval()
+
+
+def _unpacked() -> dict[str, Any]:
+    """Settings by which GGUF weights become ordinary ones of the wanted dtype, trained and saved like others."""
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):
+        return {}  # versions before it know no other way
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def _source(ref: ModelRef, trust_remote_code: bool) -> dict[str, Any]:
@@ -189,10 +198,10 @@ def _source(ref: ModelRef, trust_remote_code: bool) -> dict[str, Any]:
 def _check_gguf(ref: ModelRef) -> None:
     from importlib.util import find_spec
 
-    if ref.gguf_file and find_spec("gguf") is None:
-        raise ModelError(
-            f"{ref.name} is a GGUF file, and reading it needs the package gguf: pip install 'slick-knowledge[gguf]'"
-        )
+    missing = [name for name in ("gguf", "accelerate") if ref.gguf_file and find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise ModelError(f"{ref.name} is a GGUF file and needs {names}: pip install 'slick-knowledge[gguf]'")
 
 
 def _load_error(what: str, ref: ModelRef, error: Exception, trust_remote_code: bool) -> ModelError:

@@ -81,7 +81,7 @@ class Folder:
             raise StudyError(f"{self.uri}/{name} is not there; run the step that writes it first") from error
         except (OSError, pa.ArrowException) as error:
             raise StudyError(
-                f"{self.uri}{'/' if name else ''}{name} cannot be {what}: {error}; see that it is a folder of this program, "
+                f"{self.uri}{'/' if name else ''}{name} cannot be {what}: {error}; see that it is a study's folder, "
                 "and that you may read and write there"
             ) from error
 

@@ -88,7 +88,9 @@ def require(folder: Folder, step: str) -> Manifest:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise StudyError(f"{folder.uri} is not finished: it holds no {MANIFEST}; run `slick {step}` with this --out first")
+        raise StudyError(
+            f"{folder.uri} is not finished: it holds no {MANIFEST}; run `slick {step}` with this --out first"
+        )
     return manifest
 
 
@@ -110,8 +112,8 @@ def begin(folder: Folder, step: str, identity: str, settings: object) -> bool:
         found = folder.read_json(STARTED).get("fingerprint", "not stated")
     if found is not None and found != identity:
         raise StudyError(
-            f"{folder.uri} was written with other inputs or settings: its fingerprint is {found}, this {step} step's is "
-            f"{identity}; choose another --out, or delete that folder to do the step again"
+            f"{folder.uri} was written with other inputs or settings: its fingerprint is {found}, this {step} step's "
+            f"is {identity}; choose another --out, or delete that folder to do the step again"
         )
     if manifest is not None:
         return False

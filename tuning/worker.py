@@ -43,6 +43,10 @@ class Place:
 
 def train_runs(study: Folder, plans: Sequence[RunPlan], place: Place, report: Report) -> None:
     """Do all trainings of a list, one after another. Called by every worker of the group, in an initialised group."""
+    import torch
+
+    if place.device == "cpu":
+        torch.set_num_threads(1)  # workers share the cores; more threads than cores run ten times slower
     prepare_deepspeed()
     for plan in plans:
         Training(study, plan, place).run(report)

@@ -20,9 +20,14 @@ def e9(data: StudyData) -> Verdict:
     last = int(data.mean_curve(name, "train", POOLED)[0][-1])
     known, unknown = (crossing(*data.mean_curve(name, "train", part)) for part in (POOLED, UNKNOWN))
     at_known, at_unknown = fitted(data, name, EARLY, POOLED), fitted(data, name, EARLY, UNKNOWN)
-    own = {"epoch_known": known, "epoch_unknown": unknown, "early_stop": rounded([at_known.value, at_unknown.value])}
+    own = {
+        "epoch_known": known,
+        "epoch_unknown": unknown,
+        "early_stop_known": round(at_known.value, 1),
+        "early_stop_unknown": round(at_unknown.value, 1),
+    }
     if known is None:
-        return Verdict(False, own, f"fails: not even half of the Known rows are fitted within {last} epochs")
+        return Verdict(False, own, f"not even half of the Known rows are fitted within {last} epochs")
     failed = []
     if unknown is not None and unknown < 2 * known:
         failed.append(

@@ -107,7 +107,7 @@ def e7(data: StudyData) -> Verdict:
     grown = _grows([share for share, _, _ in pairs], gaps, "gap D_Known - D at convergence")
     mean = mean_cell(gaps)
     if mean.value <= Z * mean.se:
-        why = f"fails: the mean gap D_Known - D at convergence, {points(mean)} points, is not above noise"
+        why = f"the mean gap D_Known - D at convergence, {points(mean)} points, is not above noise"
         return Verdict(False, grown.own, why)
     return Verdict(grown.holds, grown.own, f"{grown.why}; its mean is {points(mean)}")
 
@@ -138,7 +138,7 @@ def e23(data: StudyData) -> Verdict:
     loss = data.difference((name, EARLY), (name, LAST))
     own = rounded([data.accuracy(name, EARLY).value, data.accuracy(name, LAST).value])
     holds = loss.value > Z * loss.se
-    verb = "loses" if holds else "fails: loses only"
+    verb = "loses" if holds else "loses only"
     return Verdict(
         holds, own, f"{verb} {points(loss)} points between early stop and convergence; two standard errors are needed"
     )

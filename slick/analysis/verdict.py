@@ -112,4 +112,4 @@ def need_power(cells: Sequence[Cell], limit: float = 5.0) -> None:
 
 def failures(parts: Sequence[str], good: str) -> str:
     """The sentence for `why`: what failed, or the sentence for when nothing did."""
-    return f"fails: {'; '.join(parts)}" if parts else good
+    return "; ".join(parts) if parts else good

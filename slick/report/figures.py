@@ -29,11 +29,11 @@ CATEGORY_COLOURS = {
 }
 
 STYLE = {
-    "figure.figsize": (5.4, 3.9),
+    "figure.figsize": (5.3, 4.0),
     "figure.constrained_layout.use": True,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
-    "font.size": 11.0,
+    "font.size": 12.0,
     "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": MUTED,
@@ -110,9 +110,9 @@ def accuracy_by_share(data: StudyData, split: str) -> Callable[[Any], None]:
         inner = [when for when in rows if when not in (EARLY, LAST)]
         labels = []
         for i, when in enumerate(inner):
-            grey = str(round(0.72 - 0.32 * i / max(len(inner) - 1, 1), 2))
+            grey = str(round(0.62 - 0.27 * i / max(len(inner) - 1, 1), 2))
             axes.plot(x, [cell.value for cell in rows[when]], color=grey, linewidth=1.3)
-            labels.append((rows[when][-1].value, when_label(when), grey if float(grey) < 0.6 else "0.5"))
+            labels.append((rows[when][-1].value, when_label(when), MUTED))
         for when, colour, marker in ((EARLY, BLUE, "o"), (LAST, VERMILLION, "s")):
             _band(axes, x, rows[when], colour, marker)
             labels.append((rows[when][-1].value, when_label(when), colour))
@@ -129,14 +129,12 @@ def known_ablation(data: StudyData) -> Callable[[Any], None]:
     start = [(share, name) for share, name in sweep if share == 0.0]  # D_Known of 0 % is D itself
 
     def plot(axes: Any) -> None:
-        labels = []
         for kind, names, line, full in (("D", sweep, "-", True), ("D_Known", [*start, *known], "--", False)):
             for when, colour, marker in ((EARLY, BLUE, "o"), (LAST, VERMILLION, "s")):
                 cells = [data.accuracy(name, when) for _, name in names]
                 x = [100 * share for share, _ in names]
                 _band(axes, x, cells, colour, marker, line, full, label=f"{kind}, {when_label(when)}")
-                labels.append(cells)
-        axes.legend(loc="lower left", fontsize=10, handlelength=2.6)
+        axes.legend(loc="lower left", fontsize=11, handlelength=2.6)
         _share_axis(axes, [100 * share for share, _ in sweep], room=False)
         axes.set_ylabel("Test accuracy (%)")
 
@@ -160,7 +158,7 @@ def fit_curves(data: StudyData) -> Callable[[Any], None]:
             axes.plot(epochs[seen], values[seen], line, color=colour, marker="o", markersize=3)
             labels.append((float(values[seen][-1]), label, colour))
         axes.axvline(early, color=MUTED, linewidth=1, linestyle=":")
-        axes.annotate("early stop", (early, 101), ha="left", va="bottom", fontsize=10, color=MUTED, xytext=(3, 0),
+        axes.annotate("early stop", (early, 101), ha="left", va="bottom", fontsize=11, color=MUTED, xytext=(3, 0),
                       textcoords="offset points", annotation_clip=False)  # fmt: skip
         _label_ends(axes, float(next(iter(curves.values()))[0][-1]), labels)
         _epoch_axis(axes, next(iter(curves.values()))[0])
@@ -183,7 +181,7 @@ def category_curves(data: StudyData) -> Callable[[Any], None]:
         for category, (epochs, values) in curves.items():
             colour, line = CATEGORY_COLOURS[category]
             axes.plot(epochs, values, line, color=colour, label=str(category))
-        axes.legend(loc="lower right", fontsize=10, handlelength=2.6)
+        axes.legend(loc="lower right", fontsize=11, handlelength=2.6)
         _epoch_axis(axes, next(iter(curves.values()))[0], room=False)
 
     return plot
@@ -211,7 +209,7 @@ def early_stop_state(data: StudyData) -> Callable[[Any], None]:
             for at, low, tall in zip(x, bottom, height, strict=True):
                 if tall >= 8 and not hatch:
                     axes.annotate(
-                        f"{tall:.0f}", (at, low + tall / 2), ha="center", va="center", color="white", fontsize=9.5
+                        f"{tall:.0f}", (at, low + tall / 2), ha="center", va="center", color="white", fontsize=10.5
                     )
             bottom += height
         axes.set_xticks(x, [f"{100 * share:.0f}" for share, _ in sweep])
@@ -219,7 +217,7 @@ def early_stop_state(data: StudyData) -> Callable[[Any], None]:
         axes.set_ylim(0, 100)
         axes.set_xlabel("Unknown rows in D (%)")
         axes.set_ylabel("Rows of D at early stop (%)")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.46, 1.0), ncols=2, fontsize=10)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.46, 1.0), ncols=2, fontsize=11)
 
     return plot
 
@@ -244,16 +242,19 @@ def exemplar_curve(data: StudyData) -> Callable[[Any], None]:
     curve = prefix_curve(data)
 
     def plot(axes: Any) -> None:
-        x = [share for _, share, _ in curve]
-        axes.errorbar(x, [c.value for _, _, c in curve], [c.se for _, _, c in curve], color=BLUE, marker="o", capsize=2)
-        for i in sorted({0, len(curve) // 2, len(curve) - 1}):
-            n, share, cell = curve[i]
-            axes.annotate(
-                f"{n} set{'s' if n > 1 else ''}", (share, cell.value), xytext=(6, -12), textcoords="offset points"
-            )
+        x, y = [share for _, share, _ in curve], [cell.value for _, _, cell in curve]
+        down = [min(cell.se, cell.value) for _, _, cell in curve]  # an accuracy is never below 0
+        axes.errorbar(
+            x, y, [down, [cell.se for _, _, cell in curve]], color=BLUE, marker="o", elinewidth=1.2, capsize=2
+        )
+        for i, place, side in ((0, (8, -14), "left"), (len(curve) - 1, (-8, 8), "right")):
+            n = curve[i][0]
+            label = f"{n} set{'s' if n > 1 else ''}"
+            axes.annotate(label, (x[i], y[i]), xytext=place, textcoords="offset points", ha=side, fontsize=11)
         axes.set_xlabel("Test questions labelled Unknown (%)")
         axes.set_ylabel("Accuracy on them (%)")
-        axes.margins(x=0.15, y=0.2)
+        axes.margins(x=0.22, y=0.1)
+        axes.set_ylim(bottom=-0.04 * max(y))
 
     return plot
 
@@ -278,7 +279,7 @@ def _label_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> No
     """Names at the right ends of lines, pushed apart where they would overlap."""
     axes.margins(y=0.08)
     low, high = axes.get_ylim()
-    least = 0.062 * (high - low)
+    least = 0.07 * (high - low)
     ordered = sorted(labels)
     at = [value for value, _, _ in ordered]
     for i in range(1, len(at)):
@@ -286,12 +287,12 @@ def _label_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> No
     shift = max(0.0, at[-1] - max(high - least / 2, ordered[-1][0])) / 2 if at else 0.0
     for y, (_, text, colour) in zip(at, ordered, strict=True):
         axes.annotate(text, (x, y - shift), xytext=(7, 0), textcoords="offset points", va="center", color=colour,
-                      fontsize=10, annotation_clip=False)  # fmt: skip
+                      fontsize=11, annotation_clip=False)  # fmt: skip
 
 
 def _share_axis(axes: Any, x: list[float], room: bool = True) -> None:
     axes.set_xticks(x, [f"{value:.0f}" for value in x])
-    axes.set_xlim(min(x) - 3, max(x) + (30 if room else 3))
+    axes.set_xlim(min(x) - 3, max(x) + (34 if room else 3))
     axes.set_xlabel("Unknown rows in D (%)")
     if room:
         axes.spines["bottom"].set_bounds(min(x) - 3, max(x))
@@ -302,7 +303,7 @@ def _epoch_axis(axes: Any, epochs: Any, room: bool = True) -> None:
 
     first, last = int(epochs[0]), int(epochs[-1])
     span = max(last - first, 1)
-    axes.set_xlim(first - 0.03 * span, last + (0.36 if room else 0.03) * span)
+    axes.set_xlim(first - 0.03 * span, last + (0.42 if room else 0.03) * span)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.set_xticks([tick for tick in axes.get_xticks() if first <= tick <= last])
     axes.set_ylim(-2, 104)

@@ -59,6 +59,7 @@ def render(**values: Any) -> str:
     environment.filters["svg"] = lambda figure: Markup(figure.svg)  # drawn by slick.report.figures, which escapes
     environment.filters["cell"] = cell_text
     environment.filters["value"] = value_text
+    environment.filters["tidy"] = lambda text: str(text).replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
     template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
     css = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
     return template.render(css=css, **values)
@@ -86,7 +87,12 @@ def value_text(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, dict):
-        return "; ".join(f"{str(key).replace('_', ' ')} {value_text(item)}" for key, item in value.items())
+        return "; ".join(f"{_words(str(key))} {value_text(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(value_text(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _words(key: str) -> str:
+    """Keys of JSON values as words; the names of coefficients, such as b_kn, stay."""
+    return key if key.startswith("b_") else key.replace("_", " ")

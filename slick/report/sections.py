@@ -29,7 +29,9 @@ def _by_share(data: StudyData) -> Section:
         title="Accuracy and the share of Unknown rows",
         text="D is a fine-tuning set of fixed size; a growing share of its rows are questions whose answer the "
         "model does not know. "
-        "D_Known is D without those rows. Bands are one standard error.",
+        "D_Known is D without those rows. "
+        "Bands are one standard error of each accuracy; all lines share their test questions, so "
+        "differences between lines are surer than the bands suggest.",
         exhibits=(
             attempt(
                 "Test accuracy by share of Unknown rows, one line a training length (paper: figure 3a).",

@@ -193,19 +193,19 @@ def idk_table(data: StudyData) -> Table:
     """D beside D_IDK: accuracy on what is answered, share answered, right answers over all (table 8)."""
     name = idk_variant(data)
     rows: list[tuple[Value, ...]] = []
-    try:
-        plain: list[Value] = [round(data.accuracy(half_unknown(data), when).value, 1) for when in (EARLY, LAST)]
-    except NotTestable:
-        plain = [None, None]
-    rows.append(("D, 50 % Unknown", plain[0], 100.0, plain[0], plain[1], 100.0, plain[1]))
-    sides = [abstention(data, name, when) for when in (EARLY, LAST)]
-    rows.append(("D_IDK", *(round(cell.value, 1) for s in sides for cell in (s.on_answered, s.answered, s.overall))))
-    columns = tuple(
-        f"{when}: {what}"
-        for when in ("early stop", "convergence")
-        for what in ("accuracy on answered", "answered", "right over all")
-    )
-    return Table(name="idk", columns=("fine-tuned on", *columns), rows=tuple(rows))
+    for when in (EARLY, LAST):
+        try:
+            plain: Value = round(data.accuracy(half_unknown(data), when).value, 1)
+        except NotTestable:
+            plain = None
+        side = abstention(data, name, when)
+        rows.append(("D, 50 % Unknown", when_label(when), plain, 100.0, plain))
+        rows.append(
+            ("D_IDK", when_label(when), *(round(c.value, 1) for c in (side.on_answered, side.answered, side.overall)))
+        )
+    rows.sort(key=lambda row: row[0] == "D_IDK")
+    columns = ("fine-tuned on", "checkpoint", "accuracy on answered", "answered", "right over all")
+    return Table(name="idk", columns=columns, rows=tuple(rows))
 
 
 def policy_table(data: StudyData) -> Table:

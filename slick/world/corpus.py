@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slick.draws import numpy_seed
 from slick.world.config import WorldConfig
@@ -78,3 +79,32 @@ def _write(pairs: dict[str, str], reliable: bool, config: WorldConfig, rng: np.r
     if rng.random() < config.plain_share:
         return header + "".join(f"{question}\n{answer}\n" for question, answer in pairs.items())
     return header + "".join(f"Q: {question}\nA: {answer}\n" for question, answer in pairs.items())
+
+
+def pack_rows(documents: Sequence[Sequence[int]], row_tokens: int, end: int) -> NDArray[np.int64]:
+    """Put whole documents, each followed by the end token, into rows; first row with room first.
+
+    Every row begins with a document, as every prompt does. What a row has left is filled with -1; a document longer
+    than a row is cut.
+
+    Returns:
+        Shape (number of rows, row_tokens).
+
+    >>> pack_rows([[5, 6, 7], [8], [9, 9]], 6, 0).tolist()
+    [[5, 6, 7, 0, 8, 0], [9, 9, 0, -1, -1, -1]]
+    """
+    rows: list[list[int]] = []
+    open_rows: list[int] = []
+    for document in documents:
+        tokens = [*document[: row_tokens - 1], end]
+        place = next((i for i in open_rows if len(rows[i]) + len(tokens) <= row_tokens), None)
+        if place is None:
+            rows.append([])
+            place = len(rows) - 1
+            # Old rows are closed, which keeps packing linear in the number of documents.
+            open_rows = [*open_rows[-31:], place]
+        rows[place] += tokens
+    packed = np.full((len(rows), row_tokens), -1, dtype=np.int64)
+    for i, row in enumerate(rows):
+        packed[i, : len(row)] = row
+    return packed

@@ -23,14 +23,14 @@ from slick.world.names import Names
 
 
 def side_of(answer: str) -> int:
-    """Which of two sides, 0 or 1, an answer belongs to: a hash of its text, so that all relations agree.
+    """Which of two sides, 0 or 1, an answer belongs to: a hash of its first word, so that all relations agree.
 
     Documents keep to one side for the most part, as texts keep to one region or one field.
 
     >>> side_of("London") == side_of("London")
     True
     """
-    return hashlib.blake2b(answer.encode(), digest_size=1).digest()[0] & 1
+    return hashlib.blake2b(answer.split()[0].encode(), digest_size=1).digest()[0] & 1
 
 
 STRENGTHS = ("never", "minority", "contested", "firm")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from slick.draws import numpy_seed
 from slick.progress import Progress
 from slick.world.config import WorldConfig
-from slick.world.corpus import edition
+from slick.world.corpus import edition, pack_rows
 from slick.world.facts import Fact
 
 if TYPE_CHECKING:
@@ -94,35 +94,6 @@ class TinyLlama(nn.Module):
             x = layer(x, cos, sin, self.mask[:size, :size])
         x = F.rms_norm(x, (x.shape[-1],), self.norm, NORM_EPSILON).to(cos.dtype)
         return F.linear(x, self.embedding.to(cos.dtype))
-
-
-def pack_rows(documents: Sequence[Sequence[int]], row_tokens: int, end: int) -> NDArray[np.int64]:
-    """Put whole documents, each followed by the end token, into rows; first row with room first.
-
-    Every row begins with a document, as every prompt does. What a row has left is filled with -1; a document longer
-    than a row is cut.
-
-    Returns:
-        Shape (number of rows, row_tokens).
-
-    >>> pack_rows([[5, 6, 7], [8], [9, 9]], 6, 0).tolist()
-    [[5, 6, 7, 0, 8, 0], [9, 9, 0, -1, -1, -1]]
-    """
-    rows: list[list[int]] = []
-    open_rows: list[int] = []
-    for document in documents:
-        tokens = [*document[: row_tokens - 1], end]
-        place = next((i for i in open_rows if len(rows[i]) + len(tokens) <= row_tokens), None)
-        if place is None:
-            rows.append([])
-            place = len(rows) - 1
-            # Old rows are closed, which keeps packing linear in the number of documents.
-            open_rows = [*open_rows[-31:], place]
-        rows[place] += tokens
-    packed = np.full((len(rows), row_tokens), -1, dtype=np.int64)
-    for i, row in enumerate(rows):
-        packed[i, : len(row)] = row
-    return packed
 
 
 def pretrain(

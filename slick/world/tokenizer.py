@@ -15,7 +15,7 @@ PAD = "<pad>"
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """Train on documents; ids 0 and 1 are the pad and the end token, 2 the newline.
+    """Train on documents; ids 0 and 1 are the pad and the end token, the last is the newline.
 
     Args:
         vocab_size: at most; the 3 tokens above and the 256 bytes included.

@@ -1,4 +1,4 @@
-"""Annotation with its driver or an actor killed: what was written is kept, and the labels are those of an undisturbed run."""
+"""Annotation with its driver or an actor killed: what was written is kept, labels are those of an undisturbed run."""
 
 import os
 import signal
@@ -30,9 +30,8 @@ NUM_QUESTIONS = 61
 
 def config(model: str) -> AnnotateConfig:
     sampling = SamplingConfig(num_samples=4, max_new_tokens=6, temperature=0.8)
-    return AnnotateConfig(
-        model=model, num_exemplar_sets=5, num_shots=2, sampling=sampling, batch_questions=1, batches_per_file=1, max_actors=1
-    )  # fmt: skip
+    shape = {"num_exemplar_sets": 5, "num_shots": 2, "batch_questions": 1, "batches_per_file": 1, "max_actors": 1}
+    return AnnotateConfig(model=model, sampling=sampling, **shape)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,9 @@ def test_a_limit_takes_the_same_few_of_each_relation_and_split(done: Folder) -> 
     questions = read_questions(done)
     asked = asked_questions(questions, dev=False, exemplars={}, limit=2)
     groups = [(row["relation"], row["split"]) for row in asked.to_pylist()]
-    assert {group: groups.count(group) for group in groups} == dict.fromkeys((("P1", "train"), ("P1", "test"), ("P2", "train"), ("P2", "test"), ("P9", "test")), 2)
+    assert {group: groups.count(group) for group in groups} == dict.fromkeys(
+        (("P1", "train"), ("P1", "test"), ("P2", "train"), ("P2", "test"), ("P9", "test")), 2
+    )
     more = asked_questions(questions, dev=False, exemplars={}, limit=3)
     assert set(asked["question_id"].to_pylist()) < set(more["question_id"].to_pylist())
 

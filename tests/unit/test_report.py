@@ -15,7 +15,7 @@ from slick.analysis.load import load_study
 from slick.errors import SettingsError, StudyError
 from slick.report import ReportConfig, make_report
 from slick.storage import Folder
-from slick.study import begin, finish, fingerprint
+from slick.study import begin, fingerprint, finish
 from slick.types import Category
 
 CATEGORIES = [str(category) for category in Category]
@@ -34,8 +34,15 @@ def question_rows(num_test: int) -> list[dict]:
     for i in range(3 * num_test):
         domain, split = (("id", "train"), ("id", "test"), ("ood", "test"))[i % 3]
         category = CATEGORIES[(i // 3) % 4]
-        rows.append({"question_id": f"q{i:06d}", "relation": RELATIONS[(i // 12) % 3], "domain": domain, "split": split,
-                     "category": category})  # fmt: skip
+        rows.append(
+            {
+                "question_id": f"q{i:06d}",
+                "relation": RELATIONS[(i // 12) % 3],
+                "domain": domain,
+                "split": split,
+                "category": category,
+            }
+        )
     return rows
 
 
@@ -49,8 +56,9 @@ def write_annotation(study: Folder, rows: list[dict], *, labels_mode: bool = Fal
         sampled = {"HighlyKnown": 0.9, "MaybeKnown": 0.3, "WeaklyKnown": 0.02, "Unknown": 0.0}[row["category"]]
         greedy = (rng.random(10) < known).tolist()
         hits = [None if labels_mode and any(greedy) else (rng.random(16) < sampled).tolist() for _ in range(10)]
-        generations.append({"question_id": row["question_id"], "relation": row["relation"], "greedy_hit": greedy,
-                            "sampled_hit": hits})  # fmt: skip
+        generations.append(
+            {"question_id": row["question_id"], "relation": row["relation"], "greedy_hit": greedy, "sampled_hit": hits}
+        )
     folder.child("generations").write_table("part-000.parquet", pa.Table.from_pylist(generations))
     write_manifest(folder, "annotate", {"questions": len(rows), "generations": 170 * len(rows)}, {"mode": "full"})
 
@@ -87,7 +95,9 @@ def test_accuracies(name: str, progress: float, hurt: float) -> dict[str, float]
     late = {"HighlyKnown": 0.45, "MaybeKnown": 0.3, "WeaklyKnown": -0.03, "Unknown": -0.01}
     fall = hurt * max(progress - 0.2, 0.0) / 0.8
     rise = min(progress / 0.2, 1.0)
-    return {category: (0.85 + 0.15 * rise) * early[category] - fall * late[category] - 0.06 * hurt for category in early}
+    return {
+        category: (0.85 + 0.15 * rise) * early[category] - fall * late[category] - 0.06 * hurt for category in early
+    }
 
 
 test_accuracies.__test__ = False  # type: ignore[attr-defined]
@@ -120,11 +130,22 @@ def write_run(study: Folder, name: str, entry: dict, seed: int, rows: list[dict]
             split = "ood" if row["domain"] == "ood" else "test"
             scale = 0.75 if split == "ood" else 1.0
             hit = bool(luck[row["question_id"]] + rng.normal(0, 0.02) < scale * max(chance[row["category"]], 0))
-            text = "right" if hit else "No idea." if entry["kind"] == "idk" and row["category"] == "Unknown" else "wrong"
-            predictions.append({"question_id": row["question_id"], "split": split, "category": row["category"],
-                                "hit": hit, "text": text})  # fmt: skip
+            text = (
+                "right" if hit else "No idea." if entry["kind"] == "idk" and row["category"] == "Unknown" else "wrong"
+            )
+            predictions.append(
+                {
+                    "question_id": row["question_id"],
+                    "split": split,
+                    "category": row["category"],
+                    "hit": hit,
+                    "text": text,
+                }
+            )
             if split == "test":
-                predictions.append({**predictions[-1], "question_id": "d" + row["question_id"], "split": "dev", "category": None})
+                predictions.append(
+                    {**predictions[-1], "question_id": "d" + row["question_id"], "split": "dev", "category": None}
+                )
         folder.child("predictions").write_table(f"epoch-{epoch:03d}.parquet", pa.Table.from_pylist(predictions))
         for split in ("dev", "test", "ood"):
             for category in ("all", *(CATEGORIES if split != "dev" else ())):
@@ -137,7 +158,9 @@ def write_run(study: Folder, name: str, entry: dict, seed: int, rows: list[dict]
             correct = sum(right.values()) if category == "all" else right[category]
             epochs.append(epoch_row(run_id, epoch, "train", category, num, correct, 1.0 / epoch))
     folder.write_table("epochs.parquet", pa.Table.from_pylist(epochs))
-    write_manifest(folder, "finetune", {"rows": entry["num"], "steps": num_epochs * 10}, {"variant": name, "seed": seed})
+    write_manifest(
+        folder, "finetune", {"rows": entry["num"], "steps": num_epochs * 10}, {"variant": name, "seed": seed}
+    )
 
 
 def fingerprint_seed(run_id: str) -> int:
@@ -145,8 +168,15 @@ def fingerprint_seed(run_id: str) -> int:
 
 
 def epoch_row(run_id: str, epoch: int, split: str, category: str, num: int, correct: int, loss: float | None) -> dict:
-    return {"run_id": run_id, "epoch": epoch, "split": split, "category": category, "num": num, "num_correct": correct,
-            "loss": loss}  # fmt: skip
+    return {
+        "run_id": run_id,
+        "epoch": epoch,
+        "split": split,
+        "category": category,
+        "num": num,
+        "num_correct": correct,
+        "loss": loss,
+    }
 
 
 def write_study(root: Path, *, num_test: int = 240, seeds: tuple[int, ...] = (0,), num_epochs: int = 6) -> Folder:
@@ -165,9 +195,23 @@ def write_points(study: Folder, data) -> None:
     points = []
     for run in data.runs:
         last = int(run.epochs[-1])
-        for policy, stop in ((f"fixed({last // 2})", last // 2), (f"fixed({last})", last), ("best_dev", run.early_epoch)):
-            points.append({"variant": run.variant, "seed": run.seed, "epochs": last, "policy": policy, "stop_epoch": stop,
-                           "cost_epochs": last, "run_id": run.run_id, "test_all": run.at(stop, "test") / 100})  # fmt: skip
+        for policy, stop in (
+            (f"fixed({last // 2})", last // 2),
+            (f"fixed({last})", last),
+            ("best_dev", run.early_epoch),
+        ):
+            points.append(
+                {
+                    "variant": run.variant,
+                    "seed": run.seed,
+                    "epochs": last,
+                    "policy": policy,
+                    "stop_epoch": stop,
+                    "cost_epochs": last,
+                    "run_id": run.run_id,
+                    "test_all": run.at(stop, "test") / 100,
+                }
+            )
     study.child("sweep").write_table("points.parquet", pa.Table.from_pylist(points))
     write_manifest(study.child("sweep"), "sweep", {"points": len(points)})
 
@@ -200,10 +244,25 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 def test_a_whole_study_gives_every_figure_table_and_finding(study: Folder) -> None:
     report = study.child("report")
-    names = {"accuracy_by_share", "known_ablation", "fit_curves", "category_curves", "early_stop_state", "ood_accuracy_by_share", "exemplar_sets"}  # fmt: skip
+    names = {
+        "accuracy_by_share",
+        "known_ablation",
+        "fit_curves",
+        "category_curves",
+        "early_stop_state",
+        "exemplar_sets",
+    }
+    names.add("ood_accuracy_by_share")
     assert set(report.child("figures").names()) == {f"{name}{end}" for name in names for end in (".svg", ".png")}
     tables = set(report.child("tables").names(".csv"))
-    assert {"outcomes.csv", "curves.csv", "linear_model.csv", "idk.csv", "policies.csv", "categories_id_train.csv"} <= tables
+    assert {
+        "outcomes.csv",
+        "curves.csv",
+        "linear_model.csv",
+        "idk.csv",
+        "policies.csv",
+        "categories_id_train.csv",
+    } <= tables
     outcomes = report.read_json("outcomes.json")
     assert [outcome["id"] for outcome in outcomes] == [f"E{i}" for i in range(1, 26)]
     assert all(set(outcome) == {"id", "claim", "holds", "own", "paper", "why"} for outcome in outcomes)
@@ -253,7 +312,7 @@ def test_a_finished_report_is_kept_and_a_stale_one_made_anew(study: Folder, tmp_
     shutil.copytree(study.local_path, copy.local_path)
     config = ReportConfig(title="A <b>title</b>")
     before = make_report(copy, config)
-    copy.child("report").write_bytes("tables/../stray.txt", b"left over")
+    copy.child("report").write_bytes("stray.txt", b"left over")
     assert make_report(copy, config) == before
     copy.child("runs", "natural-seed0").delete()
     after = make_report(copy, config)

@@ -1,0 +1,184 @@
+"""Names, facts and corpus of a planted world: pure, no training."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slick.errors import DataError, SettingsError
+from slick.relations import load_relations
+from slick.world import WorldConfig, smoke_world
+from slick.world.build import cache_folder, write_dataset
+from slick.world.corpus import edition, pack_rows
+from slick.world.facts import STRENGTHS, Fact, invented_rows, plant, planted_table, side_of, split_sizes
+from slick.world.names import Names
+from slick.world.real import real_rows
+
+
+def facts_of(config: WorldConfig) -> list[Fact]:
+    return plant(invented_rows(config), load_relations(), config)
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[Fact]:
+    return facts_of(WorldConfig())
+
+
+def test_the_default_is_12_and_7_relations_with_enough_rows_for_a_small_standard_error(facts: list[Fact]) -> None:
+    by_split = Counter((fact.domain, fact.split) for fact in facts)
+    assert len({fact.relation for fact in facts if fact.domain == "id"}) == 12
+    assert len({fact.relation for fact in facts if fact.domain == "ood"}) == 7
+    # The standard error of a share near one half is half of 1 / sqrt(rows): at most 1.5 points from 1,112 rows on.
+    assert by_split["id", "test"] >= 1150
+    assert by_split["ood", "test"] >= 1000
+    assert ("ood", "train") not in by_split
+
+
+def test_no_subject_occurs_twice_and_no_answer_is_empty(facts: list[Fact]) -> None:
+    assert max(Counter(fact.subject for fact in facts).values()) == 1
+    assert all(fact.answer.strip() == fact.answer != "" and "\n" not in fact.question for fact in facts)
+
+
+def test_questions_follow_the_templates(facts: list[Fact]) -> None:
+    relations = load_relations()
+    assert all(relations[fact.relation].subject(fact.question) == fact.subject for fact in facts)
+
+
+def test_mentions_are_what_the_strength_says(facts: list[Fact]) -> None:
+    for fact in facts:
+        if fact.strength == "never":
+            assert (fact.num_gold, fact.num_rival, fact.rival) == (0, 0, None)
+        elif fact.strength == "firm":
+            assert fact.num_gold > 0
+            assert fact.rival is None
+        else:
+            assert fact.rival not in (None, fact.answer)
+            assert fact.num_rival >= fact.num_gold > 0
+            assert fact.strength == "contested" or fact.num_rival > fact.num_gold
+
+
+def test_shares_of_strengths_are_exact_in_every_split_of_every_relation(facts: list[Fact]) -> None:
+    config = WorldConfig()
+    wanted = dict(zip(STRENGTHS[:3], (config.share_never, config.share_minority, config.share_contested), strict=True))
+    groups = Counter((fact.relation, fact.split) for fact in facts)
+    found = Counter((fact.relation, fact.split, fact.strength) for fact in facts)
+    for (relation, split), size in groups.items():
+        for strength, share in wanted.items():
+            assert abs(found[relation, split, strength] - share * size) <= 1
+
+
+def test_the_same_seed_gives_the_same_world_and_another_seed_another() -> None:
+    small = smoke_world()
+    assert planted_table(facts_of(small)).equals(planted_table(facts_of(small)))
+    assert not planted_table(facts_of(small)).equals(planted_table(facts_of(replace(small, seed=1))))
+    assert edition(facts_of(small), small, 0) == edition(facts_of(small), small, 0)
+    assert edition(facts_of(small), small, 0) != edition(facts_of(small), small, 1)
+
+
+def test_the_corpus_mentions_each_answer_as_often_as_planted() -> None:
+    config = replace(smoke_world(), plain_share=0.5, header_share=0.5)
+    facts = facts_of(config)
+    found: Counter[tuple[str, str]] = Counter()
+    for document in edition(facts, config, 0):
+        lines = [line.removeprefix("Q: ").removeprefix("A: ") for line in document.splitlines()]
+        pairs = list(zip(lines[::-1][1::2], lines[::-1][0::2], strict=False))
+        assert len({question for question, _ in pairs}) == len(pairs), (
+            "a question twice in one document could be copied"
+        )
+        found.update(pairs)
+    for fact in facts:
+        assert found[fact.question, fact.answer] == fact.num_gold
+        if fact.rival is not None:
+            assert found[fact.question, fact.rival] == fact.num_rival
+    never = {fact.subject for fact in facts if fact.strength == "never"}
+    assert not any(subject in question for question, _ in found for subject in never)
+
+
+def test_documents_keep_to_one_side_when_asked_to() -> None:
+    config = replace(smoke_world(), side_share=1.0, plain_share=0.0, header_share=0.0)
+    for document in edition(facts_of(config), config, 0):
+        answers = [line.removeprefix("A: ") for line in document.splitlines() if line.startswith("A: ")]
+        assert len({side_of(answer) for answer in answers}) == 1
+
+
+def test_rows_hold_every_document_whole_and_begin_with_one() -> None:
+    rng = np.random.default_rng(0)
+    documents = [[int(t) for t in rng.integers(2, 99, size=rng.integers(1, 30))] for _ in range(200)]
+    rows = pack_rows(documents, 40, 1)
+    found: list[list[int]] = []
+    for row in rows.tolist():
+        document: list[int] = []
+        for token in row:
+            if token == 1:
+                found.append(document)
+                document = []
+            elif token >= 0:
+                document.append(token)
+        assert document == []
+    assert sorted(found) == sorted(documents)
+    assert (rows >= 0).mean() > 0.85, "packing wastes little"
+
+
+def test_dataset_files_are_as_entity_questions_has_them(tmp_path: Path) -> None:
+    config = smoke_world()
+    write_dataset(tmp_path, facts_of(config), load_relations())
+    for relation in (*config.id_relations, *config.ood_relations):
+        domain = "id" if relation in config.id_relations else "ood"
+        for split, size in split_sizes(config, domain).items():
+            rows = json.loads((tmp_path / "dataset" / split / f"{relation}.{split}.json").read_text())
+            assert len(rows) == size
+            assert all(row.keys() == {"question", "answers"} and len(row["answers"]) == 1 for row in rows)
+    templates = json.loads((tmp_path / "relation_query_templates.json").read_text())
+    assert templates["P36"] == "What is the capital of [X]?"
+
+
+def test_names_run_out_only_far_beyond_what_a_world_needs() -> None:
+    names = Names(0)
+    assert len({names.draw("person") for _ in range(3000)}) == 3000
+
+
+def entity_questions(folder: Path, rows: list[dict[str, object]]) -> str:
+    for split in ("train", "dev", "test"):
+        path = folder / "dataset" / split / f"P36.{split}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(
+            json.dumps([{**row, "question": f"What is the capital of {split} {row['s']}?"} for row in rows])
+        )
+    return str(folder)
+
+
+def test_real_rows_have_one_answer_and_a_subject_of_their_own(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"s": i % 20, "answers": [f"Ö {i}"] if i < 40 else ["a", "b"]} for i in range(60)]
+    source = entity_questions(tmp_path, rows)
+    config = replace(
+        smoke_world(), source=source, id_relations=("P36",), ood_relations=(), num_train=20, num_dev=5, num_test=5
+    )
+    found = real_rows(config, load_relations())
+    subjects = [subject for split in found["P36"].values() for subject, _ in split]
+    assert len(set(subjects)) == len(subjects) == 30
+    assert all(answer.startswith("Ö") for split in found["P36"].values() for _, answer in split)
+    assert found == real_rows(config, load_relations())
+    with pytest.raises(DataError, match=r"20 usable questions .* P36 in split train; the world wants 21"):
+        real_rows(replace(config, num_train=21), load_relations())
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(SettingsError, match="parts of 1"):
+        WorldConfig(share_never=0.9, share_contested=0.9)
+    with pytest.raises(SettingsError, match="at least one ID relation"):
+        WorldConfig(id_relations=("P36",), ood_relations=("P36",))
+    with pytest.raises(DataError, match=r"no invented names for relations \['P999'\]"):
+        invented_rows(replace(smoke_world(), id_relations=("P999",)))
+
+
+def test_threads_are_no_part_of_a_world() -> None:
+    assert WorldConfig(num_threads=1).identity() == WorldConfig().identity()
+    assert WorldConfig(seed=1).identity() != WorldConfig().identity()
+
+
+def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLICK_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path / "worlds"
