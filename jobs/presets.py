@@ -45,7 +45,7 @@ def demo_annotation() -> AnnotateConfig:
 
 def demo_training() -> TrainConfig:
     """A small model fits in epochs what a large one fits in dozens, and needs a larger step."""
-    return TrainConfig(epochs=15, learning_rate=5e-4, batch_size=16, dropout=0.0, max_new_tokens=12)
+    return TrainConfig(epochs=15, learning_rate=1e-4, batch_size=16, dropout=0.0, max_new_tokens=12)
 
 
 def demo_sweep() -> SweepConfig:

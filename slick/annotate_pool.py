@@ -4,8 +4,9 @@ Each actor loads one engine once, answers units of work and writes their part fi
 """
 
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow as pa
 from slick import errors
 from slick.categories import categorize
 from slick.engines.base import Answers, Engine, PromptBatch, SamplingConfig
-from slick.errors import SlickError
+from slick.errors import EngineError, SlickError
 from slick.generations import GENERATION_SCHEMA, write_part
 from slick.matching import Matcher, hit_tester
 from slick.prompts import few_shot_suffix
@@ -28,8 +29,8 @@ SUMMARY_SCHEMA = pa.schema(
         ("categories", pa.list_(pa.string())),
     ]
 )
-"""What an actor sends to the driver for each unit: an error class of `slick.errors` and its message, both empty if all
-went well; generations made; the category of each question."""
+"""What an actor sends to the driver for each unit: generations made and the category of each question, or else the name
+of an error of `slick.errors` and its message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +48,16 @@ class AskerConfig:
     """Few-shot prefixes of each relation, one an exemplar set."""
     folder: Folder
     """Where part files go."""
+    stop_file: str = field(default_factory=lambda: f"stop-{uuid.uuid4().hex}")
+    """A file of this name in `folder` tells the actors of this run to leave the rest unanswered."""
 
 
 class Asker:
-    """Answers one unit a call. An error that a user can mend is returned as a row, for the driver to raise as it is."""
+    """Answers one unit a call. An error that a user can mend is returned, for the driver to raise as it is.
+
+    Raised here it would reach the driver wrapped and with advice of Ray's; for the same reason the engine is loaded by
+    the first call.
+    """
 
     def __init__(self, config: AskerConfig) -> None:
         self._config = config
@@ -59,9 +66,11 @@ class Asker:
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         """Answer a unit (a table of one row of `UNIT_SCHEMA`), store the answers, and return a row of what was done."""
+        (row,) = unit.to_pylist()
         try:
-            (row,) = unit.to_pylist()
-            summary: dict[str, Any] = {"error": "", "message": "", **self.answer(row)}
+            if self._config.folder.exists(self._config.stop_file):
+                raise EngineError("stopped by an error in another unit")
+            summary = self.answer(row)
         except SlickError as error:
             summary = {"error": type(error).__name__, "message": str(error)}
         return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
@@ -186,7 +195,14 @@ def answer_units(
     done.context.enable_progress_bars = False
     done.context.print_on_execution_start = False
     done.context.execution_no_progress_timeout_s = -1  # a unit of a large model may take hours
+    failed: dict[str, Any] | None = None
     for row in done.iter_rows():
-        if row["error"]:
-            raise getattr(errors, row["error"])(row["message"])
-        yield row
+        if row["error"] and failed is None:
+            # Ray Data cannot be told to stop, so the actors are: those units that are left come back unanswered.
+            failed = row
+            config.folder.write_bytes(config.stop_file, b"")
+        elif not row["error"]:
+            yield row
+    if failed is not None:
+        config.folder.delete(config.stop_file)
+        raise getattr(errors, failed["error"])(failed["message"])

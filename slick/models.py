@@ -165,6 +165,7 @@ def load_model(
     ref = resolve_model(model)
     _check_gguf(ref)
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -176,7 +177,7 @@ def load_model(
         loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
             ref.folder, dtype=getattr(torch, dtype), **weights, **_source(ref, trust_remote_code)
         )
-    except _LOAD_ERRORS as error:
+    except (*_LOAD_ERRORS, SafetensorError) as error:
         raise _load_error("model", ref, error, trust_remote_code) from error
     return loaded.to(device=device, dtype=getattr(torch, dtype)).eval()
 

@@ -102,16 +102,12 @@ def least_squares(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArra
         raise NotTestable(
             "the numbers of fitted Known and Unknown rows do not vary apart, so no coefficient can be told"
         )
-    beta, *_ = np.linalg.lstsq(design, y, rcond=None)
-    residuals = y - design @ beta
     total = float(((y - y.mean()) ** 2).sum())
     if total == 0.0:
         raise NotTestable("the accuracy is the same at every point")
-    bread = np.linalg.inv(design.T @ design)
-    scores = [design[groups == name].T @ residuals[groups == name] for name in names]
-    meat = np.sum([np.outer(score, score) for score in scores], axis=0)
-    correction = len(names) / (len(names) - 1) * (num - 1) / (num - width)
-    errors = np.sqrt(np.maximum(np.diag(correction * bread @ meat @ bread), 1e-18))
+    beta, *_ = np.linalg.lstsq(design, y, rcond=None)
+    residuals = y - design @ beta
+    errors = _clustered_errors(design, residuals, groups)
     from scipy.stats import t
 
     reach = float(t.ppf(0.975, len(names) - 1)) * errors
@@ -125,3 +121,16 @@ def least_squares(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArra
         num_points=num,
         num_runs=len(names),
     )
+
+
+def _clustered_errors(
+    design: NDArray[np.float64], residuals: NDArray[np.float64], groups: NDArray[np.str_]
+) -> NDArray[np.float64]:
+    """Standard errors of the coefficients, CR1."""
+    num, width = design.shape
+    names = np.unique(groups)
+    bread = np.linalg.inv(design.T @ design)
+    scores = [design[groups == name].T @ residuals[groups == name] for name in names]
+    meat = np.sum([np.outer(score, score) for score in scores], axis=0)
+    correction = len(names) / (len(names) - 1) * (num - 1) / (num - width)
+    return np.asarray(np.sqrt(np.maximum(np.diag(correction * bread @ meat @ bread), 1e-18)))

@@ -281,13 +281,36 @@ def _label_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> No
     low, high = axes.get_ylim()
     least = 0.07 * (high - low)
     ordered = sorted(labels)
-    at = [value for value, _, _ in ordered]
-    for i in range(1, len(at)):
-        at[i] = max(at[i], at[i - 1] + least)
-    shift = max(0.0, at[-1] - max(high - least / 2, ordered[-1][0])) / 2 if at else 0.0
-    for y, (_, text, colour) in zip(at, ordered, strict=True):
-        axes.annotate(text, (x, y - shift), xytext=(7, 0), textcoords="offset points", va="center", color=colour,
-                      fontsize=11, annotation_clip=False)  # fmt: skip
+    for y, (_, text, colour) in zip(spread_out([value for value, _, _ in ordered], least), ordered, strict=True):
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=11,
+            annotation_clip=False,
+        )
+
+
+def spread_out(values: list[float], least: float) -> list[float]:
+    """Move ascending values as little as can be, so that neighbours are `least` apart.
+
+    Pool adjacent violators (Barlow et al. 1972) on the values less their room.
+
+    >>> spread_out([0.0, 2.0, 2.0, 5.0], 1.0)
+    [0.0, 1.5, 2.5, 5.0]
+    """
+    blocks: list[tuple[float, int]] = []
+    for i, value in enumerate(values):
+        mean, size = value - i * least, 1
+        while blocks and blocks[-1][0] > mean:
+            before, num = blocks.pop()
+            mean, size = (before * num + mean * size) / (num + size), num + size
+        blocks.append((mean, size))
+    flat = [mean for mean, size in blocks for _ in range(size)]
+    return [mean + i * least for i, mean in enumerate(flat)]
 
 
 def _share_axis(axes: Any, x: list[float], room: bool = True) -> None:
@@ -304,7 +327,7 @@ def _epoch_axis(axes: Any, epochs: Any, room: bool = True) -> None:
     first, last = int(epochs[0]), int(epochs[-1])
     span = max(last - first, 1)
     axes.set_xlim(first - 0.03 * span, last + (0.42 if room else 0.03) * span)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xticks([tick for tick in axes.get_xticks() if first <= tick <= last])
     axes.set_ylim(-2, 104)
     axes.set_xlabel("Epoch")

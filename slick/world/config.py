@@ -76,7 +76,7 @@ class WorldConfig:
     batch_rows: int = 32
     """Rows in one step."""
     learning_rate: float = 3e-3
-    """Highest learning rate; warmed up over 5 % of the steps, then cosine to a tenth."""
+    """Highest learning rate; warmed up over 5 % of the steps, then cosine to nothing, which evens out what was read last."""
     weight_decay: float = 0.05
     """AdamW weight decay, on matrices only."""
 

@@ -156,7 +156,7 @@ def _schedule(done: float) -> float:
     """Factor of the learning rate after a share `done` of the steps."""
     if done < WARMUP_SHARE:
         return done / WARMUP_SHARE + 1e-3
-    return 0.1 + 0.45 * (1 + float(np.cos(np.pi * (done - WARMUP_SHARE) / (1 - WARMUP_SHARE))))
+    return 0.5 * (1 + float(np.cos(np.pi * (done - WARMUP_SHARE) / (1 - WARMUP_SHARE))))
 
 
 def _product_type() -> torch.dtype:

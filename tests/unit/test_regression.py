@@ -7,7 +7,6 @@ from scipy.stats import linregress
 from slick.analysis.data import NotTestable
 from slick.analysis.regression import LinearFit, least_squares
 
-
 PLANTED = (36.9, 7.3, -8.3)
 
 
