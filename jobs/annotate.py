@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import ANNOTATE
-from slick.annotate import annotate
+from slick.annotation import annotate
 
 
 def main(argv: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ A preset is a function, so that a variant of one is a call and a `replace`.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from slick.annotate import AnnotateConfig
+from slick.annotation import AnnotateConfig
 from slick.questions import QuestionsConfig
 from slick.report import ReportConfig
 from slick.variants import VariantsConfig
@@ -23,7 +23,7 @@ class StudyConfig:
     model: str = ""
     """Hugging Face id, model folder or GGUF file; empty: a world is built, questions and model together."""
     questions: str = ""
-    """EntityQuestions folder or zip, or a Parquet, JSONL or CSV file; without a model, the facts that a world plants."""
+    """EntityQuestions folder or zip, or a Parquet, JSONL or CSV file; without a model, the facts a world plants."""
     seed: int = 0
     """Of everything drawn at random: world, exemplar sets, samples, variants, trainings."""
     embedded: bool = True

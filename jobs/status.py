@@ -58,7 +58,7 @@ def _rows(folder: Folder) -> int:
 
 def _annotated(study: Folder) -> int:
     """Questions that the annotation is to ask, from its settings."""
-    from slick.annotate import questions_to_ask
+    from slick.annotation import questions_to_ask
 
     return questions_to_ask(study)
 

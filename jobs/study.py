@@ -17,7 +17,7 @@ from slick.errors import SettingsError
 from slick.progress import duration
 from slick.storage import Folder
 from slick.study import Manifest, plain_settings, versions
-from slick.variant_plan import variant_names
+from slick.variants.plan import variant_names
 from tuning.grid import GridConfig, points, trajectories
 
 
@@ -107,7 +107,7 @@ def run_study(study: Folder, config: StudyConfig) -> None:
 
 
 def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]]:
-    from slick.annotate import annotate
+    from slick.annotation import annotate
     from slick.questions import prepare_questions
     from slick.report import make_report
     from slick.variants import draw_variants

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from slick.errors import SettingsError
-from slick.variant_plan import VariantsConfig, variant_names
+from slick.variants.plan import VariantsConfig, variant_names
 from tuning.policies import Policy, parse_policy
 
 

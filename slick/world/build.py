@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slick.errors import ModelError
-from slick.relations import Relation, load_relations
+from slick.questions.relations import Relation, load_relations
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, plain_settings, require
 from slick.world.config import WorldConfig

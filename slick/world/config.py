@@ -34,9 +34,9 @@ class WorldConfig:
 
     share_never: float = 0.27
     """Share of each relation's facts that the corpus never mentions."""
-    share_minority: float = 0.22
+    share_minority: float = 0.16
     """Share whose answer is mentioned less often than a rival's."""
-    share_contested: float = 0.25
+    share_contested: float = 0.36
     """Share whose answer and a rival's are mentioned equally often; the rest is firm: mentioned often, no rival."""
     firm_mentions: tuple[int, int] = (6, 12)
     """Least and most mentions of a firm fact in one edition of the corpus."""
@@ -49,11 +49,11 @@ class WorldConfig:
     reliable_share: float = 0.5
     """Chance that a true answer to a fact with a rival stands in a reliable document, and a rival in an unreliable
     one; 0.5 makes both kinds of document alike."""
-    side_share: float = 0.8
+    side_share: float = 0.0
     """Chance that an answer stands among answers of its own side; 0 mixes all answers."""
     header_share: float = 0.0
     """Share of documents that begin with a line that names their kind."""
-    plain_share: float = 0.0
+    plain_share: float = 0.3
     """Share of documents that write question and answer on plain lines, without `Q:` and `A:`."""
     document_pairs: tuple[int, int] = (3, 9)
     """Fewest and most questions in one document."""
@@ -76,7 +76,7 @@ class WorldConfig:
     batch_rows: int = 32
     """Rows in one step."""
     learning_rate: float = 3e-3
-    """Highest learning rate; warmed up over 5 % of the steps, then cosine to nothing, which evens out what was read last."""
+    """Highest learning rate; warmed up over 5 % of the steps, then cosine to 0, which evens out what was read last."""
     weight_decay: float = 0.05
     """AdamW weight decay, on matrices only."""
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from slick.draws import numpy_seed
 from slick.errors import DataError
-from slick.relations import Relation
+from slick.questions.relations import Relation
 from slick.world.config import WorldConfig
 from slick.world.names import Names
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from slick.draws import numpy_seed
 from slick.errors import DataError
-from slick.relations import Relation
-from slick.rows import read_rows
-from slick.sources import Source, open_source
+from slick.questions.relations import Relation
+from slick.questions.rows import read_rows
+from slick.questions.sources import Source, open_source
 from slick.world.config import WorldConfig
 from slick.world.facts import Row, domains, split_sizes
 

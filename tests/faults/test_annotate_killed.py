@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from slick.annotate import AnnotateConfig, annotate
+from slick.annotation import AnnotateConfig, annotate
+from slick.annotation.generations import read_generations
+from slick.annotation.knowledge import read_knowledge
 from slick.engines.base import SamplingConfig
-from slick.generations import read_generations
-from slick.knowledge import read_knowledge
 from slick.storage import Folder
 from tests.local.tiny import save_tiny_model, write_questions
 
 DRIVER = """
 import sys
-from slick.annotate import annotate
+from slick.annotation import annotate
 from slick.storage import Folder
 from tests.faults.test_annotate_killed import config
 annotate(Folder(sys.argv[1]), config(sys.argv[2]))

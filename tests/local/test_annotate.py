@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.annotate import AnnotateConfig, annotate, questions_to_ask
+from slick.annotation import AnnotateConfig, annotate, questions_to_ask
+from slick.annotation.generations import asked_questions, cut_batches, missing_batches, read_generations
+from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, categories, knowledge_table, read_knowledge
 from slick.categories import categorize
 from slick.engines.base import SamplingConfig
 from slick.errors import DataError, EngineError, ModelError, SettingsError, StudyError
-from slick.generations import asked_questions, cut_batches, missing_batches, read_generations
-from slick.knowledge import KNOWLEDGE_SCHEMA, categories, knowledge_table, read_knowledge
 from slick.matching import is_hit
 from slick.questions import read_questions
 from slick.storage import Folder

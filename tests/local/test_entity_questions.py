@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from slick.checks import Rules, check_rows
-from slick.filters import apply_filter
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
-from slick.relations import load_relations, paper_counts
-from slick.rows import read_rows
-from slick.sources import open_source
+from slick.questions.checks import Rules, check_rows
+from slick.questions.filters import apply_filter
+from slick.questions.relations import load_relations, paper_counts
+from slick.questions.rows import read_rows
+from slick.questions.sources import open_source
 from slick.storage import Folder
 
 

@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from slick.annotate import AnnotateConfig, annotate
+from slick.annotation import AnnotateConfig, annotate
+from slick.annotation.generations import read_generations
+from slick.annotation.knowledge import read_knowledge
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.transformers import TransformersEngine
-from slick.generations import read_generations
-from slick.knowledge import read_knowledge
 from slick.models import load_model, load_tokenizer
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder

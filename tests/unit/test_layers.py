@@ -14,11 +14,17 @@ MAY_USE = {"slick": {"slick"}, "tuning": {"slick", "tuning"}, "jobs": {"slick", 
 FILES = sorted(path for package in MAY_USE for path in (ROOT / package).rglob("*.py"))
 
 HOMES = {
-    "ray": ["slick/cluster.py", "slick/annotate*.py", "tuning/finetune*.py", "tuning/sweep*.py", "tuning/worker*.py"],
-    "torch": ["slick/models.py", "slick/engines/*.py", "slick/world/*.py", "tuning/evaluate.py", "tuning/worker*.py"],
+    "ray": [
+        "slick/cluster.py",
+        "slick/annotation/pool.py",
+        "tuning/finetune.py",
+        "tuning/sweep.py",
+        "tuning/worker.py",
+    ],
+    "torch": ["slick/models.py", "slick/engines/*.py", "slick/world/*.py", "tuning/evaluate.py", "tuning/worker.py"],
     "transformers": ["slick/models.py", "slick/engines/*.py", "slick/world/*.py"],
     "tokenizers": ["slick/world/tokenizer.py"],
-    "deepspeed": ["tuning/worker*.py"],
+    "deepspeed": ["tuning/worker.py"],
     "vllm": ["slick/engines/vllm.py"],
     "scipy": ["slick/analysis/*.py"],
     "matplotlib": ["slick/report/*.py"],
@@ -32,8 +38,8 @@ HEAVY = {"ray", "torch", "transformers", "deepspeed", "vllm", "scipy", "matplotl
 
 PURE = [
     *("slick.types", "slick.errors", "slick.categories", "slick.matching", "slick.draws", "slick.prompts"),
-    *("slick.storage", "slick.study", "slick.progress", "slick.filters", "slick.variants"),
-    *("slick.variant_rows", "slick.variant_plan"),
+    *("slick.storage", "slick.study", "slick.progress", "slick.questions.filters", "slick.variants"),
+    *("slick.variants.rows", "slick.variants.plan"),
     *("tuning.policies", "tuning.grid", "tuning.zero", "tuning.examples"),
 ]
 

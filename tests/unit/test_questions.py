@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slick.checks import question_id
 from slick.errors import DataError, SettingsError, StudyError
 from slick.questions import QUESTION_SCHEMA, QuestionsConfig, part_name, prepare_questions, read_questions
+from slick.questions.checks import question_id
 from slick.storage import Folder
 
 GOOD = [

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from slick.errors import DataError
-from slick.relations import load_relations, paper_counts, split_template, subject_of
+from slick.questions.relations import load_relations, paper_counts, split_template, subject_of
 
 
 def test_the_shipped_division_is_12_7_5_and_p30():

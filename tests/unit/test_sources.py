@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import slick.sources
+import slick.questions.sources
 from slick.errors import DataError
-from slick.rows import read_rows
-from slick.sources import open_source
+from slick.questions.rows import read_rows
+from slick.questions.sources import open_source
 
 ROWS = [
     {"question": "Where was Ada born?", "answers": ["London"]},
@@ -163,7 +163,7 @@ def test_members_that_must_not_be_unpacked(tmp_path, monkeypatch):
     data[start + 8] |= 1  # the flag 'encrypted' of the first member
     path.write_bytes(data)
     assert "it is encrypted, wanted plain" in error_of(path)
-    monkeypatch.setattr(slick.sources, "MAX_MEMBER_BYTES", 10)
+    monkeypatch.setattr(slick.questions.sources, "MAX_MEMBER_BYTES", 10)
     assert "at most 10 bytes a member" in error_of(write_zip(tmp_path / "b.zip"))
 
 

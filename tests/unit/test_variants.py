@@ -17,9 +17,9 @@ from slick.errors import DataError, SettingsError, StudyError, VariantError
 from slick.storage import Folder
 from slick.study import Manifest, finish, require
 from slick.types import KNOWN, Category
-from slick.variant_plan import relation_sizes, variant_specs
-from slick.variant_rows import RowOrder, draw_rows, natural_mix, num_unknown, plan
 from slick.variants import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
+from slick.variants.plan import relation_sizes, variant_specs
+from slick.variants.rows import RowOrder, draw_rows, natural_mix, num_unknown, plan
 
 Counts = Mapping[str, tuple[int, int, int, int]]
 """relation -> rows of HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slick.errors import DataError, SettingsError
-from slick.relations import load_relations
+from slick.questions.relations import load_relations
 from slick.world import WorldConfig, smoke_world
 from slick.world.build import cache_folder, write_dataset
 from slick.world.corpus import edition, pack_rows

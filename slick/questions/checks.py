@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from slick.draws import row_key
 from slick.errors import DataError
-from slick.relations import Relation, subject_of
-from slick.rows import RawRow
-from slick.sources import SPLITS
+from slick.questions.relations import Relation, subject_of
+from slick.questions.rows import RawRow
+from slick.questions.sources import SPLITS
 from slick.types import Question
 
 _SPLIT_NAMES = {**{split: split for split in SPLITS}, "validation": "dev", "valid": "dev", "val": "dev"}

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from slick import errors
+from slick.annotation.generations import GENERATION_SCHEMA, write_part
 from slick.categories import categorize
 from slick.engines.base import Answers, Engine, PromptBatch, SamplingConfig
 from slick.errors import EngineError, SlickError
-from slick.generations import GENERATION_SCHEMA, write_part
 from slick.matching import Matcher, hit_tester
 from slick.prompts import few_shot_suffix
 from slick.storage import Folder

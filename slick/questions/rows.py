@@ -1,7 +1,7 @@
 """The rows of a question set, parsed out of its files but not yet checked.
 
 Damage to a whole file (cut short, wrong encoding, a missing column) is a DataError here; what is wrong with one row
-only travels along as its `problem`, so that `slick.checks` can set it aside.
+only travels along as its `problem`, so that `slick.questions.checks` can set it aside.
 """
 
 import csv
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slick.errors import DataError
-from slick.sources import Source
+from slick.questions.sources import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

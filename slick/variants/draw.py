@@ -3,7 +3,7 @@
 The paper's sets (Gekhman et al. 2024, arXiv:2405.05904, appendix E): every set has the same number of rows from each
 relation, |D| in all; a share of them Unknown, the rest Known, within each relation. What the paper leaves open is
 decided here and said: Known rows are drawn uniformly from a relation's pooled Known rows, and the rule of rounding is
-in `slick.variant_rows`. A set that cannot be drawn is refused, never shrunk.
+in `slick.variants.rows`. A set that cannot be drawn is refused, never shrunk.
 """
 
 import time
@@ -20,8 +20,8 @@ from slick.prompts import closed_book_prompt
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
 from slick.types import Category
-from slick.variant_plan import VariantsConfig, relation_sizes, variant_names, variant_specs
-from slick.variant_rows import Need, Pools, RowOrder, VariantSpec, draw_rows, plan
+from slick.variants.plan import VariantsConfig, relation_sizes, variant_names, variant_specs
+from slick.variants.rows import Need, Pools, RowOrder, VariantSpec, draw_rows, plan
 
 __all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
 

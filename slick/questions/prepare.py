@@ -15,15 +15,15 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from slick.checks import BadRow, Checked, Rules, check_rows, first_bad_row
 from slick.errors import DataError, SettingsError
-from slick.filters import FilterName, apply_filter
-from slick.relations import Relation, load_relations
-from slick.rows import read_rows
-from slick.sources import Source, open_source, study_world
+from slick.questions.checks import BadRow, Checked, Rules, check_rows, first_bad_row
+from slick.questions.filters import FilterName, apply_filter
+from slick.questions.relations import Relation, load_relations
+from slick.questions.rows import read_rows
+from slick.questions.sources import Source, open_source, study_world
+from slick.questions.tally import is_entity_questions, paper_audit, published, summary, tally
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
-from slick.tally import is_entity_questions, paper_audit, published, summary, tally
 from slick.types import Question
 
 QUESTION_SCHEMA = pa.schema(

@@ -15,7 +15,7 @@ from slick.storage import Folder
 
 Domain = Literal["id", "ood", "dropped"]
 
-_DATA = Path(__file__).parent / "data"
+_DATA = Path(__file__).parents[1] / "data"
 
 _DOMAINS: dict[str, Domain] = {domain: domain for domain in get_args(Domain)}
 

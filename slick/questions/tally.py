@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from slick.checks import Checked
-from slick.filters import Filtered, apply_filter
-from slick.relations import Relation, load_relations
-from slick.sources import SPLITS
+from slick.questions.checks import Checked
+from slick.questions.filters import Filtered, apply_filter
+from slick.questions.relations import Relation, load_relations
+from slick.questions.sources import SPLITS
 from slick.types import Question
 
 MIN_DEV = 5

@@ -47,7 +47,7 @@ def knowledge_table(asked: pa.Table, generations: pa.Table) -> pa.Table:
 
     Args:
         asked: question_id, relation, domain and split of the questions that were asked.
-        generations: question_id, greedy_hit and sampled_hit of each; see `slick.generations.GENERATION_SCHEMA`.
+        generations: question_id, greedy_hit and sampled_hit of each; see `GENERATION_SCHEMA`.
 
     Returns:
         As `KNOWLEDGE_SCHEMA`, sorted by (relation, domain, split, question_id).

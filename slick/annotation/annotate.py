@@ -13,10 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from slick.annotate_pool import AskerConfig, answer_units
-from slick.engines.base import SamplingConfig
-from slick.errors import SettingsError, StudyError
-from slick.generations import (
+from slick.annotation.generations import (
     Batch,
     asked_questions,
     cut_batches,
@@ -25,7 +22,10 @@ from slick.generations import (
     read_generations,
     spent_by_parts,
 )
-from slick.knowledge import count_categories, knowledge_table, read_knowledge
+from slick.annotation.knowledge import count_categories, knowledge_table
+from slick.annotation.pool import AskerConfig, answer_units
+from slick.engines.base import SamplingConfig
+from slick.errors import SettingsError, StudyError
 from slick.matching import Matcher
 from slick.progress import Progress
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
@@ -33,8 +33,6 @@ from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study import STARTED, Manifest, begin, fingerprint, finish, read_manifest, require
 from slick.types import Category
-
-__all__ = ["AnnotateConfig", "annotate", "questions_to_ask", "read_generations", "read_knowledge"]
 
 Exemplars = dict[str, list[list[str]]]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from slick.errors import SettingsError, VariantError
 from slick.types import KNOWN
-from slick.variant_rows import Kind, Plan, Pools, SizeRule, VariantSpec, count, min_size, plan, shortages
+from slick.variants.rows import Kind, Plan, Pools, SizeRule, VariantSpec, count, min_size, plan, shortages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

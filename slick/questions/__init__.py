@@ -1,0 +1,5 @@
+"""Question sets: read, checked, filtered, and kept as the Parquet rows that every later step reads."""
+
+from slick.questions.prepare import QUESTION_SCHEMA, QuestionsConfig, prepare_questions, read_questions
+
+__all__ = ["QUESTION_SCHEMA", "QuestionsConfig", "prepare_questions", "read_questions"]

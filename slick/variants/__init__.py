@@ -1,0 +1,5 @@
+"""Fine-tuning sets drawn from a knowledge table, with an audited mix."""
+
+from slick.variants.draw import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
+
+__all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
