@@ -1,6 +1,8 @@
 """The Ray cluster of a process: connect to the one that is named, or start one on this machine."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # What a cluster started here tells its processes; a value that is already set stays.
 _LOCAL_ENVIRONMENT = {
@@ -40,10 +42,28 @@ def connect(num_cpus: int | None = None) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ray.init(
-        num_cpus=num_cpus or (os.cpu_count() or 1) + 2,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level="WARNING",
-    )
+    with _without_stderr():
+        context = ray.init(
+            num_cpus=num_cpus or (os.cpu_count() or 1) + 2,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level="WARNING",
+        )
+    print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Send what C++ prints on the terminal nowhere, for as long as Ray starts: it greets with its own log level.
+
+    What goes wrong is raised, and stands in Ray's log files.
+    """
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -11,6 +11,7 @@ products of float32 weights train at twice the speed. `llama_state` gives the we
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -218,11 +219,24 @@ def llama_state(model: TinyLlama) -> dict[str, Tensor]:
     return state
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: nobody would take the model."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(folder: Path) -> None:
     """Train the model of the world in `folder`, which holds everything but the model."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    _end_with_parent()
     logging.disable_progress_bar()
     values = json.loads((folder / "training.json").read_text())
     settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -1,0 +1,133 @@
+"""The whole study by the command line, as a newcomer runs it: real Ray Data, Train with DeepSpeed, and Tune."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def slick(*words: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smoke study that was stopped by Ctrl-C half-way through its sweep, and then gone on with."""
+    out = tmp_path_factory.mktemp("study") / "smoke"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "study", "smoke", "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 420
+    while not list(out.glob("runs/*/manifest.json")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no training finished in 7 minutes"
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, text
+    assert not (out / "report").exists()
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/manifest.json")}
+    kept = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
+    done = slick("study", "smoke", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns == kept
+    for path, written in before.items():
+        assert path.stat().st_mtime_ns == written, f"{path} was trained again"
+    return out
+
+
+@pytest.mark.timeout(900)
+def test_a_stopped_study_goes_on_and_ends_with_a_report(study: Path) -> None:
+    page = (study / "report" / "index.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    outcomes = {row["id"]: row for row in json.loads((study / "report" / "outcomes.json").read_text())}
+    assert sorted(outcomes, key=lambda name: int(name[1:])) == [f"E{i}" for i in range(1, 26)]
+    assert outcomes["E1"]["holds"] is None
+    assert outcomes["E2"]["holds"] is True
+    for row in outcomes.values():
+        assert row["why"]
+        assert (row["own"] is None) <= (row["holds"] is None), "held without having been computed"
+
+
+def test_the_folders_hold_what_the_contract_says(study: Path) -> None:
+    knowledge = pq.read_table(study / "annotate" / "knowledge.parquet")
+    assert {"question_id", "category", "p_correct_greedy", "p_correct_sampled", "p_upper"} <= set(
+        knowledge.column_names
+    )
+    generations = pq.read_table(study / "annotate" / "generations")
+    assert sorted(generations["question_id"].to_pylist()) == sorted(knowledge["question_id"].to_pylist())
+    assert {len(texts) for texts in generations["greedy_text"].to_pylist()} == {10}
+    assert {len(texts) for row in generations["sampled_text"].to_pylist() for texts in row} == {16}
+    points = pq.read_table(study / "sweep" / "points.parquet")
+    assert {"variant", "unknown_share", "seed", "epochs", "policy", "stop_epoch", "cost_epochs"} <= set(
+        points.column_names
+    )
+    assert points.num_rows > 0
+    for run in (study / "runs").iterdir():
+        for name in ("config.json", "epochs.parquet", "checkpoint-best", "checkpoint-last", "manifest.json"):
+            assert (run / name).exists(), run
+
+
+def test_a_finished_study_does_nothing_twice_and_says_so(study: Path) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")}
+    done = slick("study", "smoke", "--out", str(study))
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")} == stamps
+    status = slick("status", "--out", str(study)).stdout
+    assert status.count("done in") == 6
+    assert "trainings finished" in status
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(study: Path) -> None:
+    done = slick("study", "smoke", "--seed", "5", "--out", str(study))
+    assert done.returncode == 2
+    assert "was written with other inputs or settings" in done.stderr
+    assert (study / "report" / "index.html").exists()
+    assert json.loads((study / "study.json").read_text())["settings"]["seed"] == 0
+
+
+def test_a_variant_is_bound_to_the_model_it_was_drawn_for(study: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(study / "world" / "model")
+    model.model.norm.weight.data.mul_(1.5)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(study / "world" / "model").save_pretrained(tmp_path)
+    done = slick(
+        "finetune", "smoke", "--variant", "unknown-050", "--seed", "9", "--model", str(tmp_path), "--out", str(study)
+    )
+    assert done.returncode == 2
+    assert "--allow-other-model" in done.stderr
+
+
+@pytest.mark.timeout(600)
+def test_a_world_of_real_facts_judges_the_counts_of_the_paper(entity_questions: str, tmp_path: Path) -> None:
+    out = tmp_path / "real-facts"
+    done = slick("study", "smoke", "--questions", entity_questions, "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = {row["id"]: row for row in json.loads((out / "report" / "outcomes.json").read_text())}
+    assert outcomes["E1"]["holds"] is True, outcomes["E1"]
+    planted = pq.read_table(out / "world" / "planted.parquet").to_pylist()
+    asked = {row["question"] for row in pq.read_table(out / "questions").to_pylist()}
+    assert asked <= {row["question"] for row in planted}

@@ -1,0 +1,141 @@
+"""The doors: presets build, flags override, bad input ends with one message and status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import cli, presets
+from jobs.door import parse_config, parse_out, parse_preset, run_main
+from jobs.study import forecast, resolve
+from slick.errors import DataError, SettingsError
+from slick.study import plain_settings
+from slick.variants import VariantsConfig
+
+ROOT = Path(__file__).parents[2]
+ALL = {
+    "world": presets.WORLD,
+    "questions": presets.QUESTIONS,
+    "annotate": presets.ANNOTATE,
+    "variants": presets.VARIANTS,
+    "finetune": presets.FINETUNE,
+    "sweep": presets.SWEEP,
+    "report": presets.REPORT,
+    "study": presets.STUDY,
+}
+
+
+@pytest.mark.parametrize(("step", "name"), [(step, name) for step, named in ALL.items() for name in named])
+def test_every_preset_builds_is_json_and_parses_as_flags(step: str, name: str) -> None:
+    config = ALL[step][name]()
+    assert json.loads(json.dumps(plain_settings(config)))
+    assert parse_config(config, [], f"slick {step}") == config
+
+
+def test_the_paper_preset_is_the_paper() -> None:
+    study = presets.paper_study()
+    train, sampling = study.sweep.train, study.annotate.sampling
+    assert (train.epochs, train.learning_rate, train.batch_size, train.dropout) == (50, 1e-5, 128, 0.05)
+    assert (study.annotate.num_exemplar_sets, study.annotate.num_shots) == (10, 4)
+    assert (sampling.num_samples, sampling.temperature, sampling.top_k) == (16, 0.5, 40)
+    assert study.prepare.filter == "paper"
+    assert len(study.sweep.grid.variants) == 17
+
+
+def test_flags_override_nested_settings() -> None:
+    words = ["--seed", "3", "--annotate.max-actors", "4", "--sweep.train.learning-rate", "0.5"]
+    config = parse_config(presets.demo_study(), words, "slick study demo")
+    assert (config.seed, config.annotate.max_actors, config.sweep.train.learning_rate) == (3, 4, 0.5)
+
+
+def test_the_seed_reaches_every_step() -> None:
+    first, second = resolve(presets.StudyConfig(seed=0)), resolve(presets.StudyConfig(seed=7))
+    assert second.world.seed == second.annotate.seed == second.annotate.sampling.seed == second.variants.seed == 7
+    assert second.sweep.grid.seeds == (7,)
+    assert first.world.seed == 0
+
+
+def test_the_sweep_follows_the_variants_unless_it_names_its_own() -> None:
+    config = resolve(presets.StudyConfig(variants=VariantsConfig(unknown_shares=(0.0, 1.0), known_shares=(0.5,))))
+    assert "unknown-050" not in config.sweep.grid.variants
+    assert "unknown-100" in config.sweep.grid.variants
+
+
+def test_a_model_of_ones_own_brings_its_questions() -> None:
+    config = resolve(presets.StudyConfig(model="m", questions="q.zip"))
+    assert (config.prepare.source, config.annotate.model, config.sweep.train.model) == ("q.zip", "m", "m")
+    with pytest.raises(SettingsError, match="needs --questions"):
+        resolve(presets.StudyConfig(model="m"))
+    with pytest.raises(SettingsError, match="--model ID_OR_PATH"):
+        resolve(presets.paper_study())
+
+
+def test_questions_without_a_model_are_what_the_world_plants_and_what_is_audited() -> None:
+    config = resolve(presets.StudyConfig(questions="q.zip"))
+    assert (config.world.source, config.prepare.source, config.prepare.audit) == ("q.zip", "", "q.zip")
+
+
+def test_the_forecast_counts_generations_trainings_and_points() -> None:
+    text = forecast(resolve(presets.demo_study()))
+    assert "170 generations a question" in text
+    assert "17 trainings" in text
+
+
+def test_out_and_preset_are_asked_for() -> None:
+    with pytest.raises(SettingsError, match="needs --out DIR"):
+        parse_out([], "slick world")
+    with pytest.raises(SettingsError, match="no preset 'domo'; there are demo, smoke"):
+        parse_preset(["domo"], "slick world", presets.WORLD)
+    with pytest.raises(SettingsError, match="a preset first"):
+        parse_preset(["--out", "x"], "slick world", presets.WORLD)
+
+
+def test_what_a_user_can_mend_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: object) -> None:
+        raise DataError("row 3 is empty")
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main, [])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip() == "slick: row 3 is empty"
+
+
+def test_ctrl_c_is_status_130_and_a_defect_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(stopped, [])
+    assert stop.value.code == 130
+    assert "goes on from here" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        run_main(broken, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--help"], 0, "usage: slick STEP PRESET"),
+        (["sturdy"], 2, "there is no step 'sturdy'"),
+        (["annotate", "demo", "--out", "x", "--max-acters", "2"], 2, "max-actors"),
+        (["status", "--out", "/nowhere/at/all"], 2, "/nowhere/at/all is not there"),
+        (["study", "paper"], 2, "give --model ID_OR_PATH"),
+    ],
+)
+def test_the_command_line_from_outside(words: list[str], status: int, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_step_has_its_door() -> None:
+    for step in cli.STEPS:
+        assert (ROOT / "jobs" / f"{step}.py").exists()

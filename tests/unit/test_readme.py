@@ -1,0 +1,53 @@
+"""README is true: its commands parse, its tree names every file, it is short."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs import presets
+from jobs.cli import STEPS
+from jobs.door import parse_config, parse_out, parse_preset
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"^ {4}(slick [a-z].*?)(?: {2,}#.*)?$", README, re.MULTILINE)))
+
+
+def test_it_is_short_and_holds_the_two_commands() -> None:
+    assert len(README.splitlines()) <= 200
+    assert "make demo" in README
+    assert "make test" in README
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_parses(command: str) -> None:
+    step, *words = shlex.split(command)[1:]
+    assert step in STEPS
+    _, words = parse_out(words, step, default="x")
+    if step == "status":
+        assert not words
+        return
+    named = getattr(presets, step.upper())
+    _, preset, words = parse_preset(words, step, named)
+    parse_config(preset(), [word for word in words if word != "--dry-run"], step)
+
+
+def test_the_tree_names_every_file() -> None:
+    tree = README[README.index("## The house") :]
+    for root in ("slick", "tuning", "jobs"):
+        for path in (ROOT / root).rglob("*.py"):
+            if path.name != "__init__.py":
+                assert re.search(rf"^\s+{re.escape(str(path.relative_to(ROOT / root)))}\s", tree, re.MULTILINE), path
+
+
+def test_pictures_are_there() -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size > 1000
