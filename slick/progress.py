@@ -2,23 +2,27 @@
 
 import sys
 import time
+from collections import deque
 
 
 class Progress:
-    """Prints one line that renews itself on a terminal, and a line every `interval_s` elsewhere (logs of a Ray job)."""
+    """Prints one line that renews itself on a terminal, and a line every `interval_s` elsewhere (logs of a Ray job).
+
+    The speed is that of the last few lines: what a step took to start says nothing about how long it will go on.
+    """
 
     def __init__(self, label: str, total: int, unit: str, interval_s: float = 10.0) -> None:
         self._label, self._total, self._unit = label, total, unit
         self._tty = sys.stderr.isatty()
         self._interval_s = 0.2 if self._tty else interval_s
-        self._start = time.monotonic()
-        self._shown = self._start
-        self._first_done = 0
+        self._shown = time.monotonic()
+        self._marks = deque([(self._shown, 0)], maxlen=60 if self._tty else 4)
         self.done = 0
 
     def resume_at(self, done: int) -> None:
         """Count `done` units as finished by an earlier run: shown, but not part of the speed."""
-        self.done = self._first_done = done
+        self.done = done
+        self._marks = deque([(self._shown, done)], maxlen=self._marks.maxlen)
 
     def add(self, num: int, note: str = "") -> None:
         """Count `num` more units; `note` follows the figures."""
@@ -27,9 +31,11 @@ class Progress:
         if now - self._shown >= self._interval_s or self.done >= self._total:
             self._shown = now
             self._print(now, note)
+            self._marks.append((now, self.done))
 
     def _print(self, now: float, note: str) -> None:
-        speed = (self.done - self._first_done) / max(now - self._start, 1e-9)
+        since, done_then = self._marks[0]
+        speed = (self.done - done_then) / max(now - since, 1e-9)
         left_s = (self._total - self.done) / speed if speed > 0 else float("inf")
         text = (
             f"{self._label}: {self.done:,} of {self._total:,} {self._unit}, {speed:,.1f}/s, "
