@@ -118,6 +118,8 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
     packs = share_out(plans, config.trajectories_per_trial, concurrent)
     with scratch(study, keep=config.keep_ray_files) as storage, watch(study, plans):
         errors = _run_trials(study, packs, gpus_per_worker, storage, concurrent)
+    if not any(errors) and not all(_finished(study, plan) for plan in plans):
+        raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and returns as if it had ended
     failed = [
         f"  {', '.join(plan.run_id for plan in part if not _finished(study, plan))}: {error}"
         for part, error in zip(packs, errors, strict=True)

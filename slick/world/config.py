@@ -118,6 +118,6 @@ def smoke_world() -> WorldConfig:
         hidden_size=96,
         num_layers=3,
         ffn_size=256,
-        num_tokens=700_000,
+        num_tokens=600_000,
         batch_rows=16,
     )

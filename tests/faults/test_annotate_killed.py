@@ -88,15 +88,17 @@ def test_a_killed_driver_loses_nothing_it_wrote(undisturbed: Folder, model: str,
 
 
 def test_a_killed_actor_is_replaced(undisturbed: Folder, model: str, tmp_path: Path) -> None:
+    import ray
     from ray.util.state import list_actors
 
+    cluster = ray.get_runtime_context().gcs_address  # there may be others on this machine
     study = Folder(str(tmp_path))
     write_questions(study)
     parts = study.child("annotate", "generations")
     run = threading.Thread(target=annotate, args=(study, config(model)))
     run.start()
     wait_for(lambda: len(parts.names(".parquet")) >= 2)
-    actors = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "Asker" in a.class_name]
+    actors = [a for a in list_actors(cluster, filters=[("state", "=", "ALIVE")]) if "Asker" in a.class_name]
     assert actors
     os.kill(actors[0].pid, signal.SIGKILL)
     assert len(parts.names(".parquet")) < NUM_QUESTIONS, "the actor had nothing left to do"

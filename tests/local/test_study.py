@@ -129,5 +129,6 @@ def test_a_world_of_real_facts_judges_the_counts_of_the_paper(entity_questions: 
     outcomes = {row["id"]: row for row in json.loads((out / "report" / "outcomes.json").read_text())}
     assert outcomes["E1"]["holds"] is True, outcomes["E1"]
     planted = pq.read_table(out / "world" / "planted.parquet").to_pylist()
-    asked = {row["question"] for row in pq.read_table(out / "questions").to_pylist()}
+    asked = {row["question"] for part in out.glob("questions/*.parquet") for row in pq.read_table(part).to_pylist()}
+    assert asked
     assert asked <= {row["question"] for row in planted}

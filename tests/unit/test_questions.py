@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick.errors import DataError, SettingsError, StudyError
-from slick.questions import QUESTION_SCHEMA, QuestionsConfig, part_name, prepare_questions, read_questions
 from slick.questions.checks import question_id
+from slick.questions.prepare import QUESTION_SCHEMA, QuestionsConfig, part_name, prepare_questions, read_questions
 from slick.storage import Folder
 
 GOOD = [

@@ -39,11 +39,22 @@ def test_each_command_parses(command: str) -> None:
 
 
 def test_the_tree_names_every_file() -> None:
-    tree = README[README.index("## The house") :]
-    for root in ("slick", "tuning", "jobs"):
+    tree = README[README.index("## The house") : README.index("## Words")]
+    rooms = dict(
+        zip(
+            ("slick", "tuning", "jobs"),
+            re.split(r"^(?:slick|tuning|jobs)/  ", tree, flags=re.MULTILINE)[1:],
+            strict=True,
+        )
+    )
+    for root, text in rooms.items():
         for path in (ROOT / root).rglob("*.py"):
             if path.name != "__init__.py":
-                assert re.search(rf"^\s+{re.escape(str(path.relative_to(ROOT / root)))}\s", tree, re.MULTILINE), path
+                assert re.search(
+                    rf"[ /]{re.escape(path.name)}(?=[ ,:])|[ /]{re.escape(path.name)}$", text, re.MULTILINE
+                ), path
+        for named in re.findall(r"^  (\S+\.py) ", text, re.MULTILINE):
+            assert (ROOT / root / named).exists(), f"README names {root}/{named}, which is not there"
 
 
 def test_pictures_are_there() -> None:
