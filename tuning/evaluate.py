@@ -38,9 +38,9 @@ class EvalSettings:
 
 def encode_rows(rows: Sequence[Row], tokenizer: Any) -> list[Example]:
     """Rows as prompt and target tokens; the stop token is the tokenizer's end of text, or else a newline."""
-    from slick.engines.transformers import _num_closing_tokens
+    from slick.engines.transformers import num_closing_tokens
 
-    closing = _num_closing_tokens(tokenizer)
+    closing = num_closing_tokens(tokenizer)
 
     def encode_prompts(texts: Sequence[str]) -> list[list[int]]:
         found = tokenizer(list(texts), return_attention_mask=False)["input_ids"]

@@ -43,7 +43,7 @@ class TransformersEngine:
         self._window = _attention_window(text_config)
         self._stops_V = _stop_tokens(model, tokenizer, self._vocab_size)
         self._eos = eos_token_ids(model, tokenizer)
-        self._num_closing = _num_closing_tokens(tokenizer)
+        self._num_closing = num_closing_tokens(tokenizer)
         self._texts: dict[bytes, str] = {}
         self._warned = False
         self._plain = PlainDecoder(model, 1)
@@ -203,7 +203,7 @@ def _stop_tokens(model: Any, tokenizer: Any, vocab_size: int) -> NDArray[np.bool
     return stops_V
 
 
-def _num_closing_tokens(tokenizer: Any) -> int:
+def num_closing_tokens(tokenizer: Any) -> int:
     """Special tokens that the tokenizer puts behind a text (an end of text, say), where an answer must follow."""
     bare = tokenizer("Q", add_special_tokens=False)["input_ids"]
     full = tokenizer("Q")["input_ids"]
