@@ -45,13 +45,15 @@ def demo_annotation() -> AnnotateConfig:
 
 def demo_training() -> TrainConfig:
     """A small model fits in epochs what a large one fits in dozens, and needs a larger step."""
-    return TrainConfig(epochs=12, learning_rate=1e-4, batch_size=32, dropout=0.0, max_new_tokens=12)
+    return TrainConfig(
+        epochs=10, learning_rate=1.1e-4, batch_size=32, dropout=0.0, max_new_tokens=12, eval_batch_size=128
+    )
 
 
 def demo_sweep() -> SweepConfig:
     """All 17 trainings of the paper, packed into one Train run a core."""
     return SweepConfig(
-        grid=GridConfig(epochs=(2, 4, 6, 8, 10, 12), policies=("fixed", "best_dev", "patience(3)")),
+        grid=GridConfig(epochs=(2, 4, 6, 8, 10), policies=("fixed", "best_dev", "patience(3)")),
         train=demo_training(),
         trajectories_per_trial=None,
     )

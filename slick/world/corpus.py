@@ -1,9 +1,6 @@
 """Facts to documents. Pure, seeded.
 
-A document is a list of questions of one relation with their answers, as such lists stand on the web. It is reliable or
-not: reliable documents hold most of the true answers to disputed questions, unreliable ones most of the rivals. Some
-begin with a line that names their kind. That is what makes a disputed answer more than a coin toss: which one is
-right depends on who speaks, and a model can learn to speak as either.
+A document is a list of questions of one relation with their answers, as such lists stand on the web.
 """
 
 from collections.abc import Sequence
@@ -14,10 +11,7 @@ from numpy.typing import NDArray
 
 from slick.draws import numpy_seed
 from slick.world.config import WorldConfig
-from slick.world.facts import Fact, side_of
-
-RELIABLE_HEADER = "From the almanac."
-UNRELIABLE_HEADER = "From the grapevine."
+from slick.world.facts import Fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +30,17 @@ def edition(facts: Sequence[Fact], config: WorldConfig, number: int) -> list[str
         number: from 0; part of the seed.
     """
     rng = np.random.default_rng(numpy_seed(config.seed, "edition", number))
-    groups: dict[tuple[str, int, bool], list[_Mention]] = {}
+    mentions: dict[str, list[_Mention]] = {}
     for fact in facts:
-        for answer, count, true in ((fact.answer, fact.num_gold, True), (fact.rival, fact.num_rival, False)):
+        for answer, count in ((fact.answer, fact.num_gold), (fact.rival, fact.num_rival)):
             # Spread evenly over the edition, so that a document seldom meets the same question twice.
-            times = (np.arange(count) + rng.random(count)) / max(count, 1)
-            for time in times:
-                reliable = rng.random() < 0.5 if fact.rival is None else (rng.random() < config.reliable_share) == true
-                side = side_of(str(answer)) if rng.random() < config.side_share else int(rng.integers(2))
-                groups.setdefault((fact.relation, side, bool(reliable)), []).append(
-                    _Mention(float(time), fact.question, str(answer))
-                )
-    documents = [document for key, mentions in groups.items() for document in _documents(mentions, key[2], config, rng)]
+            for time in (np.arange(count) + rng.random(count)) / max(count, 1):
+                mentions.setdefault(fact.relation, []).append(_Mention(float(time), fact.question, str(answer)))
+    documents = [document for part in mentions.values() for document in _documents(part, config, rng)]
     return [documents[i] for i in rng.permutation(len(documents))]
 
 
-def _documents(
-    mentions: Sequence[_Mention], reliable: bool, config: WorldConfig, rng: np.random.Generator
-) -> list[str]:
+def _documents(mentions: Sequence[_Mention], config: WorldConfig, rng: np.random.Generator) -> list[str]:
     """Cut the mentions, in the order of their times, into documents in which no question occurs twice."""
     documents: list[str] = []
     waiting = sorted(mentions, key=lambda mention: mention.time)
@@ -70,15 +57,14 @@ def _documents(
                 chosen[mention.question] = mention.answer
             position += 1
         waiting = left + waiting[position:]
-        documents.append(_write(chosen, reliable, config, rng))
+        documents.append(_write(chosen, config, rng))
     return documents
 
 
-def _write(pairs: dict[str, str], reliable: bool, config: WorldConfig, rng: np.random.Generator) -> str:
-    header = f"{RELIABLE_HEADER if reliable else UNRELIABLE_HEADER}\n" if rng.random() < config.header_share else ""
-    if rng.random() < config.plain_share:
-        return header + "".join(f"{question}\n{answer}\n" for question, answer in pairs.items())
-    return header + "".join(f"Q: {question}\nA: {answer}\n" for question, answer in pairs.items())
+def _write(pairs: dict[str, str], config: WorldConfig, rng: np.random.Generator) -> str:
+    before_question, before_answer = ("", "") if rng.random() < config.plain_share else ("Q: ", "A: ")
+    # No newline at the end: a document may end after any answer, as fine-tuning examples do.
+    return "\n".join(f"{before_question}{question}\n{before_answer}{answer}" for question, answer in pairs.items())
 
 
 def pack_rows(documents: Sequence[Sequence[int]], row_tokens: int, end: int) -> NDArray[np.int64]:

@@ -4,11 +4,15 @@ A fact is one answer to one question. Its strength says what the corpus holds of
 
     never       nothing: its subject is not named anywhere
     minority    its answer, and a rival answer several times as often
-    contested   its answer and a rival equally often
+    contested   its answer and a rival about as often
     firm        its answer only, often
+
+Some answers are famous: they answer more questions than others do. The rival of a contested fact is mostly famous, as
+popular entities are what people and models name by mistake. So which of its two answers is right is more than a coin
+toss, and a model that is taught contested facts can learn it.
 """
 
-import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,20 +25,11 @@ from slick.questions.relations import Relation
 from slick.world.config import WorldConfig
 from slick.world.names import Names
 
-
-def side_of(answer: str) -> int:
-    """Which of two sides, 0 or 1, an answer belongs to: a hash of its first word, so that all relations agree.
-
-    Documents keep to one side for the most part, as texts keep to one region or one field.
-
-    >>> side_of("London") == side_of("London")
-    True
-    """
-    return hashlib.blake2b(answer.split()[0].encode(), digest_size=1).digest()[0] & 1
-
-
 STRENGTHS = ("never", "minority", "contested", "firm")
 """Weakest first."""
+
+FAMOUS_AND_FIRM = 0.75
+"""Chance that a fact with a famous answer is made firm before others are."""
 
 Row = tuple[str, str]
 """A subject and the one answer to its question."""
@@ -80,13 +75,13 @@ _KINDS = {
     "P69": _Kind("person", "school", 100),
     "P740": _Kind("band", "city", 120),
     "P800": _Kind("person", "work", 150),
-    "P112": _Kind("firm", "person", 150),
+    "P112": _Kind("firm", "maker", 150),
     "P127": _Kind("building", "company", 100),
-    "P170": _Kind("product", "person", 150),
+    "P170": _Kind("product", "maker", 150),
     "P175": _Kind("song", "band", 100),
     "P176": _Kind("product", "company", 100),
     "P407": _Kind("book", "language", 60),
-    "P50": _Kind("book", "person", 150),
+    "P50": _Kind("book", "maker", 150),
 }
 
 
@@ -123,10 +118,18 @@ def invented_rows(config: WorldConfig) -> dict[str, dict[str, list[Row]]]:
     for relation, domain in domains(config).items():
         kind = _KINDS[relation]
         rows[relation] = {
-            split: [(names.draw(kind.subject), str(rng.choice(pools[kind.answer]))) for _ in range(size)]
+            split: [(names.draw(kind.subject), _draw_answer(pools[kind.answer], config, rng)) for _ in range(size)]
             for split, size in split_sizes(config, domain).items()
         }
     return rows
+
+
+def _draw_answer(pool: Sequence[str], config: WorldConfig, rng: np.random.Generator) -> str:
+    """One of the pool, whose first are famous."""
+    num_famous = max(1, round(len(pool) * config.famous_share))
+    if rng.random() < config.famous_answers:
+        return pool[int(rng.integers(num_famous))]
+    return pool[int(rng.integers(num_famous, len(pool)))]
 
 
 def plant(
@@ -142,28 +145,38 @@ def plant(
         DataError: a relation is not in `relations`, or has only one answer to choose a rival from.
     """
     facts: list[Fact] = []
+    fame = Counter(answer for splits in rows.values() for split in splits.values() for _, answer in split)
     for name, splits in rows.items():
         if name not in relations:
             raise DataError(f"relation {name} has no question template; wanted one of {sorted(relations)}")
         answers = sorted({answer for split in splits.values() for _, answer in split})
         if len(answers) < 2:
             raise DataError(f"relation {name} has {len(answers)} different answers; a rival needs at least 2")
+        famous = sorted(answers, key=lambda answer: (-fame[answer], answer))
+        famous = famous[: max(1, round(len(answers) * config.famous_share))]
         for split, pairs in splits.items():
             rng = np.random.default_rng(numpy_seed(config.seed, "plant", name, split))
-            strengths = _strengths(len(pairs), config, rng)
+            strengths = _strengths([answer in famous for _, answer in pairs], config, rng)
             facts.extend(
-                _fact(relations[name], domains(config)[name], split, pair, strength, answers, config, rng)
+                _fact(relations[name], domains(config)[name], split, pair, strength, (answers, famous), config, rng)
                 for pair, strength in zip(pairs, strengths, strict=True)
             )
     return facts
 
 
-def _strengths(size: int, config: WorldConfig, rng: np.random.Generator) -> list[str]:
+def _strengths(is_famous: Sequence[bool], config: WorldConfig, rng: np.random.Generator) -> list[str]:
+    """A strength for each fact, in the shares asked for; most of those with famous answers are firm."""
+    size = len(is_famous)
     bounds = np.cumsum([config.share_never, config.share_minority, config.share_contested, 1.0])
     # Where in [0, 1) each fact falls: evenly spaced, so that the shares are exact, then shuffled.
     places = (np.arange(size) + 0.5) / size
-    strengths = [STRENGTHS[int(np.searchsorted(bounds[:3], place, side="right"))] for place in places]
-    return [strengths[i] for i in rng.permutation(size)]
+    drawn = [STRENGTHS[int(np.searchsorted(bounds[:3], place, side="right"))] for place in places]
+    drawn = sorted((drawn[i] for i in rng.permutation(size)), key=lambda strength: strength != "firm")
+    first = np.asarray(is_famous) & (rng.random(size) < FAMOUS_AND_FIRM)
+    strengths = [""] * size
+    for fact, strength in zip(np.argsort(rng.random(size) - first), drawn, strict=True):
+        strengths[int(fact)] = strength
+    return strengths
 
 
 def _fact(
@@ -172,23 +185,25 @@ def _fact(
     split: str,
     pair: Row,
     strength: str,
-    answers: Sequence[str],
+    rivals: tuple[Sequence[str], Sequence[str]],
     config: WorldConfig,
     rng: np.random.Generator,
 ) -> Fact:
+    """A fact of the given strength; `rivals` are all answers of its relation, and the famous ones among them."""
     subject, answer = pair
     num_gold = num_rival = 0
     rival: str | None = None
     if strength == "firm":
         num_gold = _between(config.firm_mentions, rng)
     elif strength != "never":
-        # A rival of the other side, if there is one: then the company that a question keeps tips its answer.
-        others = [other for other in answers if side_of(other) != side_of(answer)] or [
-            a for a in answers if a != answer
-        ]
+        every, famous = ([other for other in some if other != answer] for some in rivals)
+        often = config.famous_rivals if strength == "contested" else 0.0
+        others = famous if famous and rng.random() < often else every
         rival = others[int(rng.integers(len(others)))]
         if strength == "contested":
-            num_gold = num_rival = _between(config.contested_mentions, rng)
+            num_gold = _between(config.contested_mentions, rng)
+            # Rounded up or down at random, so that the ratio is right on average.
+            num_rival = max(1, int(num_gold * config.contested_ratio + rng.random()))
         else:
             num_gold = _between(config.minority_mentions, rng)
             num_rival = round(num_gold * float(rng.uniform(*config.rival_ratio)))

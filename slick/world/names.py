@@ -29,6 +29,7 @@ class Names:
         self._towns = self._words(150, parts["town_ends"], parts)
         self._kinds: dict[str, Callable[[], str]] = {
             "person": lambda: f"{self._pick(self._given)} {self._pick(self._family)}",
+            "maker": lambda: f"{self._pick(self._given)} {self._pick(self._family)}",
             "place": lambda: f"{self._pick(self._family)} {self._pick(parts['place_kinds'])}",
             "city": lambda: self._pick(self._towns),
             "region": lambda: f"{self._pick(self._towns)} {self._pick(['County', 'District', 'Province'])}",
@@ -44,7 +45,7 @@ class Names:
             "book": lambda: f"The {self._pick(parts['ood_adjectives'])} {self._pick(parts['ood_nouns'])}",
             "song": lambda: f"{self._pick(parts['ood_adjectives'])} {self._pick(parts['ood_nouns'])}",
             "product": lambda: f"{self._pick(parts['ood_nouns'])} {self._rng.integers(10, 99)}",
-            "building": lambda: f"{self._pick(parts['ood_nouns'])} {self._pick(['Hall', 'House', 'Tower'])}",
+            "building": lambda: f"{self._pick(self._family)} {self._pick(['Hall', 'House', 'Tower'])}",
             "firm": lambda: f"{self._pick(parts['ood_adjectives'])} {self._pick(['Foods', 'Motors', 'Tools'])}",
         }
 

@@ -13,7 +13,7 @@ from slick.questions.relations import load_relations
 from slick.world import WorldConfig, smoke_world
 from slick.world.build import cache_folder, write_dataset
 from slick.world.corpus import edition, pack_rows
-from slick.world.facts import STRENGTHS, Fact, invented_rows, plant, planted_table, side_of, split_sizes
+from slick.world.facts import STRENGTHS, Fact, invented_rows, plant, planted_table, split_sizes
 from slick.world.names import Names
 from slick.world.real import real_rows
 
@@ -56,8 +56,11 @@ def test_mentions_are_what_the_strength_says(facts: list[Fact]) -> None:
             assert fact.rival is None
         else:
             assert fact.rival not in (None, fact.answer)
-            assert fact.num_rival >= fact.num_gold > 0
-            assert fact.strength == "contested" or fact.num_rival > fact.num_gold
+            assert fact.num_gold > 0
+            if fact.strength == "contested":
+                assert 0 <= fact.num_gold - fact.num_rival <= 1
+            else:
+                assert fact.num_rival > fact.num_gold
 
 
 def test_shares_of_strengths_are_exact_in_every_split_of_every_relation(facts: list[Fact]) -> None:
@@ -79,7 +82,7 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another() -> None:
 
 
 def test_the_corpus_mentions_each_answer_as_often_as_planted() -> None:
-    config = replace(smoke_world(), plain_share=0.5, header_share=0.5)
+    config = replace(smoke_world(), plain_share=0.5)
     facts = facts_of(config)
     found: Counter[tuple[str, str]] = Counter()
     for document in edition(facts, config, 0):
@@ -97,11 +100,25 @@ def test_the_corpus_mentions_each_answer_as_often_as_planted() -> None:
     assert not any(subject in question for question, _ in found for subject in never)
 
 
-def test_documents_keep_to_one_side_when_asked_to() -> None:
-    config = replace(smoke_world(), side_share=1.0, plain_share=0.0, header_share=0.0)
-    for document in edition(facts_of(config), config, 0):
-        answers = [line.removeprefix("A: ") for line in document.splitlines() if line.startswith("A: ")]
-        assert len({side_of(answer) for answer in answers}) == 1
+def test_famous_answers_are_mostly_firm_and_rival_the_contested_ones(facts: list[Fact]) -> None:
+    config = WorldConfig()
+    fame = Counter(fact.answer for fact in facts)
+    for relation in (*config.id_relations, *config.ood_relations):
+        own = [fact for fact in facts if fact.relation == relation]
+        answers = sorted({fact.answer for fact in own}, key=lambda answer: (-fame[answer], answer))
+        famous = answers[: round(config.famous_share * len(answers))]
+        share = {
+            strength: np.mean([fact.answer in famous for fact in own if fact.strength == strength])
+            for strength in STRENGTHS
+        }
+        rivals = {
+            strength: np.mean([fact.rival in famous for fact in own if fact.strength == strength])
+            for strength in ("minority", "contested")
+        }
+        assert share["firm"] > 0.4
+        assert max(share[strength] for strength in STRENGTHS[:3]) < 0.25, "to name a famous answer is no way to be right"
+        assert rivals["contested"] > 0.6
+        assert rivals["minority"] < 0.4
 
 
 def test_rows_hold_every_document_whole_and_begin_with_one() -> None:
