@@ -116,7 +116,7 @@ def test_famous_answers_are_mostly_firm_and_rival_the_contested_ones(facts: list
             for strength in ("minority", "contested")
         }
         assert share["firm"] > 0.4
-        assert max(share[strength] for strength in STRENGTHS[:3]) < 0.25, "to name a famous answer is no way to be right"
+        assert max(share[strength] for strength in STRENGTHS[:3]) < 0.25, "naming a famous answer is seldom right"
         assert rivals["contested"] > 0.6
         assert rivals["minority"] < 0.4
 
