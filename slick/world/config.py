@@ -89,6 +89,12 @@ class WorldConfig:
         shares = (self.share_never, self.share_minority, self.share_contested)
         if min(shares) < 0 or sum(shares) > 1:
             raise SettingsError(f"share_never, share_minority and share_contested are parts of 1, got {shares}")
+        famous = (self.famous_share, self.famous_answers, self.famous_rivals)
+        if min(famous) < 0 or max(famous) > 1 or self.famous_share == 1:
+            raise SettingsError(
+                "famous_share, famous_answers and famous_rivals are shares in [0, 1], the first below 1, for some "
+                f"answers must not be famous; got {famous}"
+            )
         both = set(self.id_relations) & set(self.ood_relations)
         if both or not self.id_relations:
             raise SettingsError(

@@ -126,7 +126,7 @@ def invented_rows(config: WorldConfig) -> dict[str, dict[str, list[Row]]]:
 
 def _draw_answer(pool: Sequence[str], config: WorldConfig, rng: np.random.Generator) -> str:
     """One of the pool, whose first are famous."""
-    num_famous = max(1, round(len(pool) * config.famous_share))
+    num_famous = min(max(1, round(len(pool) * config.famous_share)), len(pool) - 1)
     if rng.random() < config.famous_answers:
         return pool[int(rng.integers(num_famous))]
     return pool[int(rng.integers(num_famous, len(pool)))]

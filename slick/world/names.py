@@ -1,7 +1,8 @@
 """Invented names: people, places, bands, works, firms. Pure, seeded.
 
 People and places are put together from syllables, works and firms from English words. The names that ID subjects use
-share their words with many other facts, as real names do; those of OOD subjects (books, songs, goods) have their own.
+share their words with many other facts, as real names do; those of OOD subjects (books, songs, goods) have their
+own, buildings aside.
 """
 
 import json
@@ -29,6 +30,7 @@ class Names:
         self._towns = self._words(150, parts["town_ends"], parts)
         self._kinds: dict[str, Callable[[], str]] = {
             "person": lambda: f"{self._pick(self._given)} {self._pick(self._family)}",
+            # Named as other people are, but a pool of their own: what is taught of ID answers says nothing of them.
             "maker": lambda: f"{self._pick(self._given)} {self._pick(self._family)}",
             "place": lambda: f"{self._pick(self._family)} {self._pick(parts['place_kinds'])}",
             "city": lambda: self._pick(self._towns),

@@ -1,4 +1,4 @@
-"""Training of a world's model: a Llama of a million parameters, from scratch, on CPU, in two minutes.
+"""Training of a world's model: a Llama of a million parameters, from scratch, on CPU, in under three minutes.
 
     python -m slick.world.pretrain FOLDER     reads planted.parquet, training.json and model/ (the tokenizer) there,
                                               writes the model beside the tokenizer, and spent.json

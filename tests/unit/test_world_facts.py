@@ -185,6 +185,10 @@ def test_real_rows_have_one_answer_and_a_subject_of_their_own(tmp_path: Path) ->
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(SettingsError, match="parts of 1"):
         WorldConfig(share_never=0.9, share_contested=0.9)
+    with pytest.raises(SettingsError, match="famous_share, famous_answers and famous_rivals"):
+        WorldConfig(famous_rivals=1.5)
+    with pytest.raises(SettingsError, match="some answers must not be famous"):
+        WorldConfig(famous_share=1.0)
     with pytest.raises(SettingsError, match="at least one ID relation"):
         WorldConfig(id_relations=("P36",), ood_relations=("P36",))
     with pytest.raises(DataError, match=r"no invented names for relations \['P999'\]"):
