@@ -29,7 +29,7 @@ class WorldConfig:
     """Test questions of each ID relation."""
     num_ood_dev: int = 16
     """Development questions of each OOD relation: exemplars need them."""
-    num_ood_test: int = 150
+    num_ood_test: int = 160
     """Test questions of each OOD relation."""
 
     share_never: float = 0.26
@@ -123,9 +123,9 @@ def smoke_world() -> WorldConfig:
         num_ood_dev=12,
         num_ood_test=24,
         vocab_size=768,
-        hidden_size=96,
-        num_layers=3,
-        ffn_size=256,
-        num_tokens=500_000,
+        hidden_size=112,
+        num_layers=2,
+        ffn_size=320,
+        num_tokens=440_000,
         batch_rows=8,
     )
