@@ -2,18 +2,26 @@
 
 slick annotate demo --out studies/demo
 slick annotate paper --model meta-llama/Llama-3.2-1B --out studies/llama
+slick annotate paper --mode labels --model meta-llama/Llama-3.2-1B --out studies/llama    # same categories, for less
+slick annotate demo --rescore --matcher contains --num-samples 8 --out studies/demo    # other labels, same answers
 """
 
 from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import ANNOTATE
-from slick.annotation import annotate
+from slick.annotation import RescoreConfig, annotate, rescore
+
+RESCORE = "--rescore"
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("annotate", ANNOTATE, annotate, argv, __doc__ or "")
+    if RESCORE in argv:
+        rest = [word for word in argv if word != RESCORE]
+        step_door(f"annotate {RESCORE}", dict.fromkeys(ANNOTATE, RescoreConfig), rescore, rest, __doc__ or "")
+    else:
+        step_door("annotate", ANNOTATE, annotate, argv, __doc__ or "")
 
 
 if __name__ == "__main__":

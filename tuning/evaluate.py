@@ -113,14 +113,13 @@ def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[Row], settings:
     engine = TransformersEngine(model, tokenizer, batch_questions=settings.batch_rows)
     answers = engine.generate(
         PromptBatch(
-            prefix=CLOSED_BOOK_INSTRUCTION,
-            prompt_index=0,
+            prefixes=[CLOSED_BOOK_INSTRUCTION],
             question_ids=[row.question_id for row in rows],
             suffixes=[row.suffix for row in rows],
         ),
         SamplingConfig(num_samples=0, max_new_tokens=settings.max_new_tokens),
     )
-    return [answer.greedy_text for answer in answers]
+    return [answer.greedy_text for (answer,) in answers]
 
 
 def _score_targets(

@@ -8,22 +8,24 @@ goes on with the batches no file holds, and labels depend on neither the number 
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import pyarrow as pa
 
+from slick.annotation.controls import control_questions, flips
 from slick.annotation.generations import (
     Batch,
     asked_questions,
     cut_batches,
+    first_by_hash,
     make_units,
     missing_batches,
-    read_generations,
+    read_parts,
     spent_by_parts,
 )
-from slick.annotation.knowledge import count_categories, knowledge_table
-from slick.annotation.pool import AskerConfig, answer_units
+from slick.annotation.knowledge import Scoring, count_categories, gather, knowledge_table
+from slick.annotation.pool import AskerConfig, EngineName, Mode, Store, answer_units
 from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError, StudyError
 from slick.matching import Matcher
@@ -35,6 +37,9 @@ from slick.study import STARTED, Manifest, begin, fingerprint, finish, read_mani
 from slick.types import Category
 
 Exemplars = dict[str, list[list[str]]]
+Estimator = Literal["sampled", "gold"]
+
+REPEATS, CONTROLS = "repeats", "controls"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +56,24 @@ class AnnotateConfig:
     """Solved questions in each prompt."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How many answers to each prompt, and how they are drawn."""
+    mode: Mode = "full"
+    """`full` keeps all answers. `labels` makes only those that settle a category, the same categories for less: no
+    samples where a greedy answer hits, none longer than the first that hits; P_Correct is then not known."""
+    estimator: Estimator = "sampled"
+    """`sampled` draws answers. `gold` scores the first gold answer in one pass without drawing any: exact chances of
+    one answer text, at a fraction of the cost."""
     matcher: Matcher = "exact"
     """When an answer is a hit; see `slick.matching`."""
+    repeats_per_relation: int = 0
+    """Questions of each relation that are asked again, with other exemplars and draws: how often do categories flip?"""
+    controls_per_relation: int = 0
+    """Questions of each relation that are asked of a subject nobody knows: how often is an answer guessed?"""
     annotate_dev: bool = False
     """Ask dev questions too, but for those that serve as exemplars."""
     limit_per_relation: int | None = None
     """Ask at most that many questions of each relation and split, chosen by a hash of their ids; None for all."""
+    engine: EngineName = "transformers"
+    """`transformers`, or `vllm` where it is installed."""
     dtype: str = "float32"
     """Of weights and arithmetic: `float32`, `bfloat16` or `float16`."""
     batch_questions: int = 32
@@ -79,6 +96,13 @@ class AnnotateConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.repeats_per_relation, self.controls_per_relation) < 0:
+            raise SettingsError("repeats_per_relation and controls_per_relation must not be negative")
+        if self.estimator == "gold" and (self.mode, self.matcher, self.repeats_per_relation) != ("full", "exact", 0):
+            raise SettingsError(
+                "the gold estimator draws nothing: it goes with --mode full, --matcher exact and no repeats, got "
+                f"{self.mode}, {self.matcher} and {self.repeats_per_relation}"
+            )
         if self.sampling.num_samples < 1:
             raise SettingsError("num_samples must be at least 1: samples tell WeaklyKnown from Unknown")
         if self.limit_per_relation is not None and self.limit_per_relation < 1:
@@ -123,13 +147,51 @@ def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
     questions = read_questions(study)
     exemplars = _exemplars(folder, questions, config)
     asked = asked_questions(questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation)
-    _ask_missing(folder, asked, _asker(folder, questions, exemplars, model, config), config)
-
-    table = knowledge_table(asked, read_generations(study, ["question_id", "greedy_hit", "sampled_hit"]))
-    folder.write_table("knowledge.parquet", table)
-    counts = _counts(folder, table, config)
-    _print_summary(counts)
+    asker = _asker(folder, questions, exemplars, model, config)
+    _ask_missing(_tables(asked, config), asker, config)
+    counts = label(study, asked, config)
     return finish(folder, "annotate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+
+
+def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scoring | None = None) -> dict[str, Any]:
+    """Write knowledge.parquet and confidence.json from the stored answers; counts for the manifest."""
+    folder = study.child("annotate")
+    if scoring is None:
+        scoring = Scoring(
+            matcher=config.matcher,
+            num_exemplar_sets=config.num_exemplar_sets,
+            num_samples=config.sampling.num_samples,
+        )
+    evidence = gather(read_parts(folder.child(main_store(config))), scoring)
+    table = knowledge_table(asked, evidence.rows)
+    folder.write_table("knowledge.parquet", table)
+    found: dict[str, Any] = {"settling": evidence.settling}
+    tables = _tables(asked, config)
+    if REPEATS in tables:
+        again = knowledge_table(tables[REPEATS], gather(read_parts(folder.child(REPEATS)), scoring).rows)
+        found[REPEATS] = flips(table, again)
+    if CONTROLS in tables:
+        known = knowledge_table(tables[CONTROLS], gather(read_parts(folder.child(CONTROLS)), scoring).rows)
+        found[CONTROLS] = {"questions": known.num_rows, "categories": count_categories(known)}
+    folder.write_json("confidence.json", found)
+    counts = _counts(folder, table, config)
+    _print_summary(counts, found)
+    return counts
+
+
+def main_store(config: AnnotateConfig) -> str:
+    """The folder that answers go to, inside annotate/."""
+    return "gold" if config.estimator == "gold" else "generations"
+
+
+def _tables(asked: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
+    """The questions of each store; a store without any is left out."""
+    tables = {main_store(config): asked}
+    if config.repeats_per_relation:
+        tables[REPEATS] = first_by_hash(asked, config.repeats_per_relation, ("relation",))
+    if config.controls_per_relation:
+        tables[CONTROLS] = control_questions(asked, config.controls_per_relation, config.seed)
+    return {store: table for store, table in tables.items() if table.num_rows}
 
 
 def questions_to_ask(study: Folder) -> int:
@@ -156,16 +218,18 @@ def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> E
     if folder.exists("exemplars.json"):
         kept: Exemplars = folder.read_json("exemplars.json")
         return kept
+    exemplars = _draw_exemplars(questions, config, config.seed)
+    folder.write_json("exemplars.json", exemplars)
+    return exemplars
+
+
+def _draw_exemplars(questions: pa.Table, config: AnnotateConfig, seed: int) -> Exemplars:
     dev_ids: dict[str, list[str]] = {relation: [] for relation in questions["relation"].unique().to_pylist()}
     columns = (questions[name].to_pylist() for name in ("relation", "split", "question_id"))
     for relation, split, question_id in zip(*columns, strict=True):
         if split == "dev":
             dev_ids[relation].append(question_id)
-    exemplars = draw_exemplar_sets(
-        dev_ids, num_sets=config.num_exemplar_sets, num_shots=config.num_shots, seed=config.seed
-    )
-    folder.write_json("exemplars.json", exemplars)
-    return exemplars
+    return draw_exemplar_sets(dev_ids, num_sets=config.num_exemplar_sets, num_shots=config.num_shots, seed=seed)
 
 
 def _asker(
@@ -179,44 +243,66 @@ def _asker(
             f"{folder.uri}/exemplars.json names questions that the study has not, such as {lost[:3]}; "
             f"delete {folder.uri}"
         )
+
+    def prefixes(sets: Exemplars) -> dict[str, list[str]]:
+        return {relation: [few_shot_prefix([shots[i] for i in ids]) for ids in some] for relation, some in sets.items()}
+
+    main = Store(prefixes=prefixes(exemplars), sampling=config.sampling, gold=config.estimator == "gold")
+    stores = {main_store(config): main, CONTROLS: main}
+    if config.repeats_per_relation:
+        others = prefixes(_draw_exemplars(questions, config, config.seed + 1))
+        stores[REPEATS] = Store(prefixes=others, sampling=replace(config.sampling, seed=config.sampling.seed + 1))
     return AskerConfig(
         model=model,
+        engine=config.engine,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         on_gpu=False,
         batch_questions=config.batch_questions,
-        sampling=config.sampling,
+        mode=config.mode,
         matcher=config.matcher,
-        prefixes={r: [few_shot_prefix([shots[i] for i in ids]) for ids in sets] for r, sets in exemplars.items()},
-        folder=folder.child("generations"),
+        stores=stores,
+        folder=folder,
     )
 
 
-def _ask_missing(folder: Folder, asked: pa.Table, asker: AskerConfig, config: AnnotateConfig) -> None:
+def _ask_missing(tables: Mapping[str, pa.Table], asker: AskerConfig, config: AnnotateConfig) -> None:
     """Ask every question that no part file holds."""
-    batches = cut_batches(asked, config.batch_questions)
-    missing = missing_batches(asker.folder, batches)
-    progress = Progress("annotate", asked.num_rows, "questions")
-    if not missing:
+    batches = {store: cut_batches(table, config.batch_questions) for store, table in tables.items()}
+    missing = {store: missing_batches(asker.folder.child(store), found) for store, found in batches.items()}
+    total, left = (sum(_num_questions(found) for found in some.values()) for some in (batches, missing))
+    progress = Progress("annotate", total, "questions")
+    if not left:
         return
-    if len(missing) < len(batches):
-        progress.resume_at(asked.num_rows - _num_questions(missing))
-        print(f"annotate: going on after {progress.done:,} of {asked.num_rows:,} questions", flush=True)
+    if left < total:
+        progress.resume_at(total - left)
+        print(f"annotate: going on after {progress.done:,} of {total:,} questions", flush=True)
     began = time.monotonic()
-    num_generations = 0
     so_far: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
     for row in answer_units(
-        make_units(missing, config.batches_per_file),
+        [unit for store, found in missing.items() for unit in make_units(store, found, config.batches_per_file)],
         asker,
         min_actors=config.min_actors,
         max_actors=config.max_actors,
         gpus_per_actor=config.gpus_per_actor,
         cpus_per_actor=config.cpus_per_actor,
     ):
-        num_generations += row["generations"]
-        so_far.update(row["categories"])
-        speed = num_generations / (time.monotonic() - began)
-        progress.add(len(row["categories"]), f"{speed:,.0f} generations/s, {_shares(so_far)}")
+        spent.update(row["spent"])
+        if row["store"] == main_store(config):
+            so_far.update(row["categories"])
+        progress.add(len(row["categories"]), _note(so_far, spent, time.monotonic() - began))
+
+
+def _note(so_far: Mapping[str, int], spent: Mapping[str, float], seconds: float) -> str:
+    speeds = [f"{spent[name] / seconds:,.0f} {name.replace('_', ' ')}/s" for name in ("generations", "answer_tokens")]
+    reused = f"{100 * _reused(spent):.0f} % of prompt tokens reused"
+    return ", ".join([*speeds, reused, *([_shares(so_far)] if so_far else [])])
+
+
+def _reused(spent: Mapping[str, float]) -> float:
+    """Share of prompt tokens that a shared prefix spared the model."""
+    return 1 - spent["prefilled_tokens"] / max(spent["prompt_tokens"], 1)
 
 
 def _num_questions(batches: Sequence[Batch]) -> int:
@@ -229,29 +315,48 @@ def _shares(categories: Mapping[str, int]) -> str:
 
 
 def _counts(folder: Folder, knowledge: pa.Table, config: AnnotateConfig) -> dict[str, Any]:
-    spent = spent_by_parts(folder.child("generations"))
-    per_question = config.num_exemplar_sets * (1 + config.sampling.num_samples)
+    spent = spent_by_parts(folder.child(main_store(config)))
     return {
         "questions": knowledge.num_rows,
         "limit_per_relation": config.limit_per_relation,
-        "generations": knowledge.num_rows * per_question,
-        "answer_tokens": int(spent["answer_tokens"]),
-        "decoded_tokens": int(spent["decoded_tokens"]),
-        "prompt_tokens": int(spent["prompt_tokens"]),
-        "prefilled_tokens": int(spent["prefilled_tokens"]),
+        "estimator": config.estimator if config.estimator == "sampled" else "gold: the first answer's text alone",
+        **{name: int(value) for name, value in spent.items() if name not in ("prompts", "seconds")},
         "engine_seconds": round(spent["seconds"], 3),
+        "prompt_tokens_reused": round(_reused(spent), 4),
         "categories": count_categories(knowledge),
+        "draws_by_category": _draws(knowledge, config),
     }
 
 
-def _print_summary(counts: Mapping[str, Any]) -> None:
+def _draws(knowledge: pa.Table, config: AnnotateConfig) -> dict[str, dict[str, float]]:
+    """Answers made for the questions of each category, and the share that was spared of all there might be."""
+    possible = config.num_exemplar_sets * (1 + config.sampling.num_samples)
+    found = {}
+    sums = [("sampled_total", "sum"), ("greedy_total", "sum")]
+    for row in knowledge.group_by("category").aggregate(sums).to_pylist():
+        if config.estimator == "sampled":
+            made = row["sampled_total_sum"] + row["greedy_total_sum"]
+            num = row["greedy_total_sum"] // config.num_exemplar_sets
+            found[row["category"]] = {"made": made, "spared": round(1 - made / (num * possible), 4)}
+    return found
+
+
+def _print_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any]) -> None:
     total: Counter[str] = Counter()
     for of_relation in counts["categories"].values():
         for of_split in of_relation.values():
             total.update(of_split)
-    reused = 1 - counts["prefilled_tokens"] / max(counts["prompt_tokens"], 1)
     print(
         f"{counts['questions']:,} questions, {counts['generations']:,} generations: {_shares(total)}. "
-        f"{100 * reused:.0f} % of prompt tokens came from shared prefixes.",
+        f"{100 * counts['prompt_tokens_reused']:.0f} % of prompt tokens came from shared prefixes.",
         flush=True,
     )
+    if REPEATS in confidence:
+        again = confidence[REPEATS]
+        print(f"Asked again, {again['flipped']} of {again['questions']} questions change their category.", flush=True)
+    if CONTROLS in confidence:
+        controls = confidence[CONTROLS]
+        unknown = sum(
+            found[Category.UNKNOWN.value] for of_split in controls["categories"].values() for found in of_split.values()
+        )
+        print(f"Of {controls['questions']} questions about subjects nobody knows, {unknown} are Unknown.", flush=True)

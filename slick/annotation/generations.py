@@ -6,7 +6,7 @@ is written whole by the actor that made them; a run that goes on asks only the b
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -30,8 +30,20 @@ GENERATION_SCHEMA = pa.schema(
 )
 """Of `annotate/generations/part-*.parquet`: one row a question; lists run over exemplar sets, then samples."""
 
+GOLD_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("relation", pa.string()),
+        ("greedy_hit", pa.list_(pa.bool_())),
+        ("gold_probability", pa.list_(pa.float64())),
+        ("num_tokens", pa.int64()),
+    ]
+)
+"""Of `annotate/gold/part-*.parquet`: one row a question; lists run over exemplar sets."""
+
 UNIT_SCHEMA = pa.schema(
     [
+        ("store", pa.string()),
         ("first_batch", pa.int64()),
         ("relation", pa.string()),
         ("question_id", pa.list_(pa.string())),
@@ -39,7 +51,7 @@ UNIT_SCHEMA = pa.schema(
         ("answers", pa.list_(pa.list_(pa.string()))),
     ]
 )
-"""One row a unit of work: whole batches of one relation, whose answers go into one part file."""
+"""One row a unit of work: whole batches of one relation, whose answers go into one part file of a store."""
 
 SPENT = ("prompts", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens", "seconds")
 """What each part file says of its cost, in the metadata of its schema; see `slick.engines.base.EngineStats`."""
@@ -83,19 +95,20 @@ def asked_questions(
         wanted = pc.or_(wanted, pc.and_(pc.equal(questions["split"], "dev"), is_free))
     asked = questions.filter(wanted).sort_by([("relation", "ascending"), ("question_id", "ascending")])
     if limit is not None:
-        asked = asked.filter(pa.array(_among_first(asked, limit), pa.bool_()))
+        asked = first_by_hash(asked, limit, ("relation", "split"))
     if not asked.num_rows:
         raise DataError("the study has no train or test question to ask; see the counts in questions/manifest.json")
     return asked
 
 
-def _among_first(asked: pa.Table, limit: int) -> list[bool]:
-    groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    columns = (asked[name].to_pylist() for name in ("relation", "split", "question_id"))
-    for row, (relation, split, question_id) in enumerate(zip(*columns, strict=True)):
-        groups.setdefault((relation, split), []).append((int(row_key(0, "limit", question_id)), row))
-    kept = {row for group in groups.values() for _, row in sorted(group)[:limit]}
-    return [row in kept for row in range(asked.num_rows)]
+def first_by_hash(asked: pa.Table, limit: int, by: Sequence[str]) -> pa.Table:
+    """At most that many questions of each group, chosen by a hash of their ids, in the order they had."""
+    groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    columns = (asked[name].to_pylist() for name in ("question_id", *by))
+    for row, (question_id, *group) in enumerate(zip(*columns, strict=True)):
+        groups.setdefault(tuple(group), []).append((int(row_key(0, "limit", question_id)), row))
+    kept = sorted(row for group in groups.values() for _, row in sorted(group)[:limit])
+    return asked.take(kept)
 
 
 def cut_batches(asked: pa.Table, batch_questions: int) -> list[Batch]:
@@ -135,7 +148,7 @@ def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
     return [batch for batch in batches if batch.index not in kept]
 
 
-def make_units(batches: Sequence[Batch], batches_per_file: int) -> list[pa.Table]:
+def make_units(store: str, batches: Sequence[Batch], batches_per_file: int) -> list[pa.Table]:
     """Units of work in the order of their batches, each a table of one row of `UNIT_SCHEMA`."""
     groups: list[list[Batch]] = []
     for batch in batches:
@@ -144,19 +157,18 @@ def make_units(batches: Sequence[Batch], batches_per_file: int) -> list[pa.Table
             last.append(batch)
         else:
             groups.append([batch])
-    return [_unit(group) for group in groups]
+    return [_unit(store, group) for group in groups]
 
 
 def _relation(batch: Batch) -> str:
     return str(batch.questions["relation"][0])
 
 
-def _unit(batches: list[Batch]) -> pa.Table:
+def _unit(store: str, batches: list[Batch]) -> pa.Table:
     questions = pa.concat_tables(batch.questions for batch in batches)
     row = {name: questions[name].to_pylist() for name in ("question_id", "question", "answers")}
-    return pa.Table.from_pylist(
-        [{"first_batch": batches[0].index, "relation": _relation(batches[0]), **row}], schema=UNIT_SCHEMA
-    )
+    row |= {"store": store, "first_batch": batches[0].index, "relation": _relation(batches[0])}
+    return pa.Table.from_pylist([row], schema=UNIT_SCHEMA)
 
 
 def write_part(folder: Folder, first_batch: int, rows: pa.Table, spent: Mapping[str, float]) -> None:
@@ -168,16 +180,28 @@ def write_part(folder: Folder, first_batch: int, rows: pa.Table, spent: Mapping[
 def read_generations(study: Folder, columns: list[str] | None = None) -> pa.Table:
     """All generations of a study, by relation and question_id; one row a question, see `GENERATION_SCHEMA`.
 
+    For studies whose texts fit into memory; `read_parts` goes file by file.
+
     Raises:
         StudyError: nothing was generated yet.
     """
     folder = study.child("annotate", "generations")
-    parts = [folder.read_table(name, columns) for name in folder.names(".parquet")]
-    if not parts:
-        raise StudyError(f"{folder.uri} holds no generations; run `slick annotate` with this --out first")
-    table = pa.concat_tables(part.replace_schema_metadata(None) for part in parts)
+    table = pa.concat_tables(read_parts(folder, columns))
     keys = [(name, "ascending") for name in ("relation", "question_id") if name in table.column_names]
     return table.sort_by(keys) if keys else table
+
+
+def read_parts(folder: Folder, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The part files of a store, one by one.
+
+    Raises:
+        StudyError: there is none.
+    """
+    names = folder.names(".parquet")
+    if not names:
+        raise StudyError(f"{folder.uri} holds no answers; run `slick annotate` with this --out first")
+    for name in names:
+        yield folder.read_table(name, columns).replace_schema_metadata(None)
 
 
 def spent_by_parts(folder: Folder) -> dict[str, float]:

@@ -5,32 +5,49 @@ Each actor loads one engine once, answers units of work and writes their part fi
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from slick import errors
-from slick.annotation.generations import GENERATION_SCHEMA, write_part
-from slick.categories import categorize
-from slick.engines.base import Answers, Engine, PromptBatch, SamplingConfig
+from slick.annotation.confidence import chance_known
+from slick.annotation.generations import GENERATION_SCHEMA, GOLD_SCHEMA, SPENT, write_part
+from slick.annotation.knowledge import categories
+from slick.engines.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
 from slick.errors import EngineError, SlickError
 from slick.matching import Matcher, hit_tester
 from slick.prompts import few_shot_suffix
 from slick.storage import Folder
-from slick.types import Category
 
 SUMMARY_SCHEMA = pa.schema(
     [
         ("error", pa.string()),
         ("message", pa.string()),
-        ("generations", pa.int64()),
+        ("store", pa.string()),
         ("categories", pa.list_(pa.string())),
+        ("spent", pa.map_(pa.string(), pa.float64())),
     ]
 )
-"""What an actor sends to the driver for each unit: generations made and the category of each question, or else the name
-of an error of `slick.errors` and its message."""
+"""What an actor sends to the driver for each unit: the category of each question and what the answers cost, or else the
+name of an error of `slick.errors` and its message."""
+
+Mode = Literal["full", "labels"]
+EngineName = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """One kind of answers, in a folder of its own."""
+
+    prefixes: dict[str, list[str]]
+    """Few-shot prefixes of each relation, one an exemplar set."""
+    sampling: SamplingConfig
+    gold: bool = False
+    """Score the gold answer instead of drawing any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +55,16 @@ class AskerConfig:
     """What an actor must know; small, since it travels to each."""
 
     model: str
+    engine: EngineName
     dtype: str
     trust_remote_code: bool
     on_gpu: bool
     batch_questions: int
-    sampling: SamplingConfig
+    mode: Mode
     matcher: Matcher
-    prefixes: dict[str, list[str]]
-    """Few-shot prefixes of each relation, one an exemplar set."""
+    stores: dict[str, Store]
     folder: Folder
-    """Where part files go."""
+    """Where the folders of stores are."""
     stop_file: str = field(default_factory=lambda: f"stop-{uuid.uuid4().hex}")
     """A file of this name in `folder` tells the actors of this run to leave the rest unanswered."""
 
@@ -76,64 +93,95 @@ class Asker:
         return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
 
     def answer(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Answer one unit and store the answers; the number of generations and the category of each question."""
+        """Answer one unit and store the answers; the category of each question, and what they cost."""
         if self._engine is None:
             self._engine = self._load()
+        config, store = self._config, self._config.stores[unit["store"]]
         before = asdict(self._engine.stats)
-        per_question = self._ask(self._engine, unit)
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(unit["question_id"]), config.batch_questions):
+            part = slice(start, start + config.batch_questions)
+            batch = PromptBatch(
+                prefixes=store.prefixes[unit["relation"]],
+                question_ids=unit["question_id"][part],
+                suffixes=[few_shot_suffix(question) for question in unit["question"][part]],
+            )
+            rows += self._ask(self._engine, store, batch, unit["answers"][part])
         spent = {name: round(value - before[name], 6) for name, value in asdict(self._engine.stats).items()}
-        rows = [
-            _generation_row(question_id, unit["relation"], answers, gold, self._config.matcher)
-            for question_id, answers, gold in zip(unit["question_id"], per_question, unit["answers"], strict=True)
-        ]
-        write_part(self._config.folder, unit["first_batch"], pa.Table.from_pylist(rows, GENERATION_SCHEMA), spent)
-        self._count(len(rows), spent["generations"])
-        return {"generations": int(spent["generations"]), "categories": [str(_category(row)) for row in rows]}
+        for row in rows:
+            row["relation"] = unit["relation"]
+        schema = GOLD_SCHEMA if store.gold else GENERATION_SCHEMA
+        table = pa.Table.from_pylist(rows, schema)
+        write_part(config.folder.child(unit["store"]), unit["first_batch"], table, spent)
+        found = _categories(rows, store)
+        self._count(found, spent)
+        return {"store": unit["store"], "categories": found, "spent": list(spent.items())}
 
-    def _ask(self, engine: Engine, unit: dict[str, Any]) -> list[list[Answers]]:
-        """The answers to each question under each exemplar set."""
-        ids, size = unit["question_id"], self._config.batch_questions
-        suffixes = [few_shot_suffix(question) for question in unit["question"]]
-        per_question: list[list[Answers]] = [[] for _ in ids]
-        for start in range(0, len(ids), size):
-            part = slice(start, start + size)
-            for index, prefix in enumerate(self._config.prefixes[unit["relation"]]):
-                batch = PromptBatch(prefix=prefix, prompt_index=index, question_ids=ids[part], suffixes=suffixes[part])
-                answers = engine.generate(batch, self._config.sampling)
-                for place, answer in enumerate(answers, start):
-                    per_question[place].append(answer)
-        return per_question
+    def _ask(
+        self, engine: Engine, store: Store, batch: PromptBatch, gold: Sequence[Sequence[str]]
+    ) -> list[dict[str, Any]]:
+        """The answers to each question of a batch, as rows of the store."""
+        if store.gold:
+            scores = engine.score(batch, [answers[0] for answers in gold], store.sampling)
+            return [_gold_row(i, found) for i, found in zip(batch.question_ids, scores, strict=True)]
+        tests = [hit_tester(answers, self._config.matcher) for answers in gold]
+        settles = self._config.mode == "labels"
+        found = engine.generate(batch, store.sampling, (lambda q, text: tests[q](text)) if settles else None)
+        return [
+            _generation_row(i, answers, test) for i, answers, test in zip(batch.question_ids, found, tests, strict=True)
+        ]
 
     def _load(self) -> Engine:
-        from slick.engines.transformers import TransformersEngine
         from slick.models import load_model, load_tokenizer, prepare_device
 
         config = self._config
+        if config.engine == "vllm":
+            from slick.engines.vllm import VllmEngine
+
+            return VllmEngine(config.model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+        from slick.engines.linear import pack_linears
+        from slick.engines.transformers import TransformersEngine
+
         device = prepare_device(config.on_gpu)
         model = load_model(config.model, config.dtype, device, trust_remote_code=config.trust_remote_code)
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        pack_linears(model)
         return TransformersEngine(model, tokenizer, batch_questions=config.batch_questions)
 
-    def _count(self, num_questions: int, num_generations: float) -> None:
+    def _count(self, found: Sequence[str], spent: dict[str, float]) -> None:
         from ray.util.metrics import Counter
 
         if not self._metrics:
             self._metrics = {
-                "questions": Counter("slick_annotate_questions", "Questions asked under every exemplar set."),
-                "generations": Counter("slick_annotate_generations", "Answers generated, greedy and sampled."),
+                "categories": Counter("slick_annotate_questions", "Questions by category.", tag_keys=("category",)),
+                **{name: Counter(f"slick_annotate_{name}", text) for name, text in METRICS.items()},
             }
-        self._metrics["questions"].inc(num_questions)
-        self._metrics["generations"].inc(num_generations)
+        for category, num in Counts(found).items():
+            self._metrics["categories"].inc(num, tags={"category": category})
+        for name in METRICS:
+            if spent[name] > 0:
+                self._metrics[name].inc(spent[name])
 
 
-def _generation_row(
-    question_id: str, relation: str, answers: Sequence[Answers], gold: Sequence[str], matcher: Matcher
-) -> dict[str, Any]:
-    test = hit_tester(gold, matcher)
-    hit = {text: test(text) for answer in answers for text in (answer.greedy_text, *answer.sampled_text)}
+METRICS = {
+    "generations": "Answers made, greedy and sampled.",
+    "prompt_tokens": "Tokens of all prompts.",
+    "prefilled_tokens": "Prompt tokens that went through the model; the others came from shared prefixes.",
+    "answer_tokens": "Tokens of all answers.",
+    "decoded_tokens": "Answer tokens that went through the model; the others were shared by answers that agree.",
+}
+"""Ray metrics beside the questions by category, each a part of what is spent."""
+assert set(METRICS) <= set(SPENT)
+
+
+def _generation_row(question_id: str, answers: Sequence[Answers], test: Callable[[str], bool]) -> dict[str, Any]:
+    hit: dict[str | None, bool | None] = {None: None}
+    for answer in answers:
+        for text in (answer.greedy_text, *answer.sampled_text):
+            if text is not None and text not in hit:
+                hit[text] = test(text)
     return {
         "question_id": question_id,
-        "relation": relation,
         "greedy_text": [answer.greedy_text for answer in answers],
         "greedy_hit": [hit[answer.greedy_text] for answer in answers],
         "sampled_text": [list(answer.sampled_text) for answer in answers],
@@ -142,9 +190,23 @@ def _generation_row(
     }
 
 
-def _category(row: dict[str, Any]) -> Category:
-    sampled = [hit for hits in row["sampled_hit"] for hit in hits]
-    return categorize(sum(row["greedy_hit"]), len(row["greedy_hit"]), sum(sampled), len(sampled))
+def _gold_row(question_id: str, scores: Sequence[GoldScore]) -> dict[str, Any]:
+    return {
+        "question_id": question_id,
+        "greedy_hit": [score.is_greedy for score in scores],
+        "gold_probability": [score.probability for score in scores],
+        "num_tokens": 0,
+    }
+
+
+def _categories(rows: Sequence[dict[str, Any]], store: Store) -> list[str]:
+    greedy = np.array([sum(row["greedy_hit"]) for row in rows])
+    if store.gold:
+        gold = np.array([row["gold_probability"] for row in rows])
+        known = chance_known(gold, store.sampling.num_samples) >= 0.5
+    else:
+        known = np.array([any(any(hits) for hits in row["sampled_hit"]) for row in rows])
+    return categories(greedy, np.full(len(rows), len(rows[0]["greedy_hit"])), known)
 
 
 def answer_units(
@@ -202,7 +264,7 @@ def answer_units(
             failed = row
             config.folder.write_bytes(config.stop_file, b"")
         elif not row["error"]:
-            yield row
+            yield row | {"spent": dict(row["spent"])}
     if failed is not None:
         config.folder.delete(config.stop_file)
         raise getattr(errors, failed["error"])(failed["message"])

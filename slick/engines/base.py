@@ -1,10 +1,13 @@
-"""What every engine does: greedy and sampled answers to many questions behind one prefix, in one call."""
+"""What every engine does: greedy and sampled answers to many questions behind each of several prefixes, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from slick.errors import SettingsError
+
+IsHit = Callable[[int, str], bool]
+"""Whether a text answers question i of a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +39,20 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptBatch:
-    """Questions behind one shared prefix: prompt i is `prefix + suffixes[i]`."""
+    """Questions under several prefixes: prompt (p, q) is `prefixes[p] + suffixes[q]`."""
 
-    prefix: str
-    prompt_index: int
-    """Which exemplar set the prefix is; part of the key of every draw."""
+    prefixes: Sequence[str]
+    """Exemplar sets as text; the place of a prefix is part of the key of every draw."""
     question_ids: Sequence[str]
     suffixes: Sequence[str]
 
     def __post_init__(self) -> None:
+        assert self.prefixes
         assert len(self.question_ids) == len(self.suffixes) > 0
+
+    def part(self, part: slice) -> "PromptBatch":
+        """The same prefixes with some of the questions."""
+        return PromptBatch(prefixes=self.prefixes, question_ids=self.question_ids[part], suffixes=self.suffixes[part])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +60,20 @@ class Answers:
     """All answers to one prompt, each cut at the first newline or end token and stripped."""
 
     greedy_text: str
-    sampled_text: tuple[str, ...]
-    """In the order of the sample index; `num_samples` long."""
+    sampled_text: tuple[str | None, ...]
+    """In the order of the sample index, `num_samples` long; None for a sample that its question did not need."""
     num_tokens: int
     """Tokens of all these answers, each counted as if decoded alone, its stop token included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldScore:
+    """What one prompt says of a given answer, without any answer being drawn."""
+
+    is_greedy: bool
+    """Whether the greedy answer is this text."""
+    probability: float
+    """The chance that one sampled answer is this text, in its usual tokens."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,14 +94,31 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """Answers prompts. Draws depend on (seed, question_id, prompt_index, sample, step) alone."""
+    """Answers prompts. Draws depend on (seed, question_id, place of the prefix, sample, step) alone."""
 
     stats: EngineStats
 
-    def generate(self, batch: PromptBatch, sampling: SamplingConfig) -> list[Answers]:
-        """One greedy and `num_samples` sampled answers to each prompt, in the order of the batch.
+    def generate(
+        self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None = None
+    ) -> list[tuple[Answers, ...]]:
+        """Answers to each question of the batch, one `Answers` for each prefix.
+
+        Args:
+            batch: the prompts.
+            sampling: one greedy and `num_samples` sampled answers to each prompt.
+            is_hit: None for all answers; else only what settles a question's category is made: no sample of a
+                question that a greedy answer hits, and none longer than the first sample of the question that hits.
+                What is made is the same text either way.
 
         Raises:
             EngineError: an answer could not be made; none is ever left out or empty in its place.
+        """
+        ...
+
+    def score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
+        """How likely the gold answer of each question is under each prefix, from one pass and without a draw.
+
+        Raises:
+            EngineError: as `generate`.
         """
         ...

@@ -1,15 +1,13 @@
-"""A batch of questions as few packed sequences with a 4D attention mask: the fast way through a Hugging Face causal LM.
+"""A batch of prompts and their answers through a Hugging Face causal LM, every distinct token once and without padding.
 
-The mask says who sees whom, so the prefix is computed once and kept, prompts that begin alike share their tokens, and
-answers that agree so far are fed once. One sequence for all would waste attention on what a question does not see,
-which grows with the square of the batch; one for each would be mostly padding. So questions share lanes, a few in each.
+What stands before the first token in which the prompts of a prefix differ is computed once and kept between batches;
+then come the rest of the prompts, then the answers, node by node. `slick.engines.attention` says who sees whom.
 
-Legend of array suffixes: B lanes, L tokens of a lane (padded), K keys of a lane, N live nodes, Q questions.
+Legend of array suffixes: N tokens fed together, P prompts, F prefixes, L lanes, A tokens of a lane, B keys of a lane.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,189 +15,240 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slick.engines.attention import KeyValueStore, LayerKeysValues, OwnPart, Pass, PrefixPart, TreeAttention
 from slick.engines.logits import candidates_of, takes
 from slick.engines.tree import Candidates, Ints
 
-QUESTIONS_A_LANE = 4
-
-KeysValues = list[tuple[Tensor, Tensor]]
+Tokens = Sequence[int]
 
 
 class PackedDecoder:
-    """Packed sequences of a batch; the key-value cache of prefixes is kept between batches."""
+    """Prompts as roots of trees; the keys and values of prefixes are kept between batches."""
 
-    def __init__(self, model: nn.Module, num_candidates: int, prefix_cache_bytes: int = 1 << 30) -> None:
-        self._model, self._num_candidates = model, num_candidates
+    def __init__(self, model: nn.Module, *, max_tokens_a_pass: int = 512, prefix_cache_bytes: int = 1 << 30) -> None:
+        self._model = model
+        self._attention = TreeAttention(model)
         self._keeps_logits = takes(model, "logits_to_keep")
-        weight = next(model.parameters())
-        self._device, self._dtype = weight.device, weight.dtype
-        self._prefixes: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()
+        self._device = next(model.parameters()).device
+        self._max_tokens = max_tokens_a_pass
+        self._prefixes: OrderedDict[tuple[tuple[int, ...], ...], dict[int, LayerKeysValues]] = OrderedDict()
         self._prefix_cache_bytes = prefix_cache_bytes
-        self._cache: Any = None
-        self._lane_N: Ints = np.empty(0, dtype=np.int64)
-        self._depth_N: Ints = np.empty(0, dtype=np.int64)
-        self._sees_NK: NDArray[np.bool_] = np.empty((0, 0), dtype=bool)
+        self._store = KeyValueStore()
+        self._begin({}, [], [], 1)
+        self.windows: set[int] = set()
+        """Sliding windows that layers asked for so far."""
+        self.num_layers = 0
+        """Layers of the last forward pass that attended through the attention interface."""
         self.num_prefilled = 0
-        """Prompt tokens fed since the decoder was built, padding aside."""
+        """Prompt tokens fed since the decoder was built."""
 
-    def set_candidates(self, num_candidates: int) -> None:
-        """How many of the likeliest tokens the tree may choose among."""
-        self._num_candidates = num_candidates
-
-    def start(self, prefix: Sequence[int], shared: int, tails: Sequence[Sequence[int]]) -> tuple[Ints, Candidates]:
-        """Feed the prompts `prefix[:shared] + tails[q]`; the distinct prompts of a lane become live nodes.
+    def start(
+        self, prompts: Sequence[Sequence[Tokens]], *, num_candidates: int, kept: Ints | None = None
+    ) -> Candidates:
+        """Feed the prompts; the last token of each becomes a root, numbered in order.
 
         Args:
-            prefix: tokens of the whole prefix text, what the cache is kept by.
-            shared: how many of them really begin every prompt.
-            tails: of each question; none empty.
+            prompts: for each prefix its prompts, which begin alike: what they share is fed once.
+            num_candidates: how many of the likeliest tokens are wanted of each node, now and later.
+            kept: how many last tokens of each prompt candidates are wanted of; None for the last one alone.
 
         Returns:
-            The live node of each question, and the candidates of each live node.
+            Candidates behind the kept tokens of all prompts, in order.
         """
-        tries = [_trie(tails[i : i + QUESTIONS_A_LANE]) for i in range(0, len(tails), QUESTIONS_A_LANE)]
-        self.num_prefilled += sum(len(trie.tokens) for trie in tries)
-        width = max(len(trie.tokens) for trie in tries)
-        tokens_BL = np.zeros((len(tries), width), dtype=np.int64)
-        depths_BL = np.zeros((len(tries), width), dtype=np.int64)
-        sees_BLK = np.zeros((len(tries), width, shared + width), dtype=bool)
-        for lane, trie in enumerate(tries):
-            pads = width - len(trie.tokens)  # in front, so that the ends of prompts come last in every lane
-            tokens_BL[lane, pads:], depths_BL[lane, pads:] = trie.tokens, trie.depths
-            sees_BLK[lane, pads:, :shared] = True
-            sees_BLK[lane, pads:, shared + pads :] = trie.sees
-        self._cache = self._prefix_cache(tuple(prefix), shared, len(tries))
-        num_kept = max(trie.num_ends for trie in tries)
-        logits = self._forward(tokens_BL, depths_BL + shared, sees_BLK, num_kept)
+        shared = [_num_shared(group, kept) for group in prompts]
+        prefixes = tuple(tuple(group[0][:length]) for group, length in zip(prompts, shared, strict=True))
+        layers = self._prefix_layers(prefixes) if any(shared) else {}
+        tails = [prompt[length:] for group, length in zip(prompts, shared, strict=True) for prompt in group]
+        prefix_P = np.repeat(np.arange(len(prompts)), [len(group) for group in prompts])
+        self._begin(layers, shared, prefix_P, num_candidates)
+        self._tail_P = np.array([len(tail) for tail in tails])
+        self._tail_start_P = np.cumsum(self._tail_P) - self._tail_P
+        self._depth_N = self._tail_P + self._shared_F[prefix_P] - 1
+        self._path_ND = np.empty((len(tails), 0), dtype=np.int64)
+        self._root_N = np.arange(len(tails))
+        kept_P = np.ones(len(tails), dtype=np.int64) if kept is None else np.tile(kept, len(prompts))
+        found: list[Candidates] = []
+        for part in _chunks(self._tail_P, self._max_tokens):
+            found.append(self._feed_tails(part, tails, kept_P))
+        self.num_prefilled += int(self._tail_P.sum())
+        return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
 
-        self._lane_N = np.repeat(np.arange(len(tries)), [trie.num_ends for trie in tries])
-        slot_N = np.concatenate([np.arange(-trie.num_ends, 0) for trie in tries])
-        self._depth_N = depths_BL[self._lane_N, slot_N] + shared
-        self._sees_NK = sees_BLK[self._lane_N, slot_N]
-        first_node = np.cumsum([0, *(trie.num_ends for trie in tries)])
-        node_of_Q = np.concatenate([first_node[lane] + trie.end_of_tail for lane, trie in enumerate(tries)])
-        return node_of_Q, self._candidates(logits, slot_N + num_kept)
+    def feed(self, parents: Ints, tokens: Ints) -> Candidates:
+        """Feed one token behind each given node; the new nodes are numbered on from the last one."""
+        order = np.argsort(self._prefix_P[self._root_N[parents]], kind="stable")
+        parents_O, tokens_O = parents[order], tokens[order]
+        roots = self._root_N[parents_O]
+        depths = self._depth_N[parents_O] + 1
+        path = self._path_ND[parents_O]
+        slots = self._store.num_tokens + np.arange(len(parents))
+        # A path is as long as the node is deep in the answer: what is free behind takes the node itself.
+        depth_in_answer = depths - self._depth_N[roots] - 1
+        if len(path) and depth_in_answer.max() >= path.shape[1]:
+            path = np.concatenate([path, np.full((len(path), 1), -1)], axis=1)
+            grown = np.full((len(self._path_ND), 1), -1)
+            self._path_ND = np.concatenate([self._path_ND, grown], axis=1)
+        path[np.arange(len(path)), depth_in_answer] = slots
+        found: list[Candidates] = []
+        for start in range(0, len(parents), self._max_tokens):
+            part = slice(start, start + self._max_tokens)
+            found.append(self._feed_nodes(tokens_O[part], roots[part], depths[part], path[part]))
+        back = np.argsort(order)
+        self._root_N = np.concatenate([self._root_N, roots[back]])
+        self._depth_N = np.concatenate([self._depth_N, depths[back]])
+        self._path_ND = np.concatenate([self._path_ND, path[back]])
+        return np.concatenate([f[0] for f in found])[back], np.concatenate([f[1] for f in found])[back]
 
-    def advance(self, parents: Ints, tokens: Ints) -> Candidates:
-        """Feed one token behind each given live node; these become the live nodes.
+    def _begin(
+        self, layers: dict[int, LayerKeysValues], shared: Sequence[int], prefix_P: Sequence[int] | Ints, num: int
+    ) -> None:
+        self._store.clear()
+        self._layers, self._num_candidates = layers, num
+        self._shared_F, self._prefix_P = np.array(shared, dtype=np.int64), np.array(prefix_P, dtype=np.int64)
 
-        Args:
-            parents: live nodes in rising order; a node may come several times.
-            tokens: one for each.
-        """
-        self._drop_lanes(self._lane_N[parents])
-        self._lane_N = lane_N = self._lane_N[parents]
-        num_lanes = int(lane_N[-1]) + 1
-        slot_N = np.arange(len(parents)) - np.searchsorted(lane_N, lane_N)
-        width = int(slot_N.max()) + 1
-        itself = slot_N[:, None] == np.arange(width)
-        self._sees_NK = np.concatenate([self._sees_NK[parents], itself], axis=1)
-        self._depth_N = self._depth_N[parents] + 1
-        tokens_BL = np.zeros((num_lanes, width), dtype=np.int64)
-        depths_BL = np.zeros((num_lanes, width), dtype=np.int64)
-        sees_BLK = np.zeros((num_lanes, width, self._sees_NK.shape[1]), dtype=bool)
-        tokens_BL[lane_N, slot_N], depths_BL[lane_N, slot_N] = tokens, self._depth_N
-        sees_BLK[lane_N, slot_N] = self._sees_NK
-        return self._candidates(self._forward(tokens_BL, depths_BL, sees_BLK, width), slot_N)
-
-    def _drop_lanes(self, going_on: Ints) -> None:
-        """Forget lanes whose answers are all finished, and number the others anew."""
-        kept = np.unique(going_on)
-        num_lanes = self._cache.layers[0].keys.shape[0]
-        if len(kept) == num_lanes:
-            return
-        for layer in self._cache.layers:
-            layer.keys = layer.keys[torch.from_numpy(kept).to(layer.keys.device)]
-            layer.values = layer.values[torch.from_numpy(kept).to(layer.values.device)]
-        self._lane_N = np.searchsorted(kept, self._lane_N)
-
-    def _candidates(self, logits_BLV: Tensor, slot_N: Ints) -> Candidates:
-        lane = torch.from_numpy(self._lane_N).to(self._device)
-        slot = torch.from_numpy(slot_N).to(self._device)
-        return candidates_of(logits_BLV[lane, slot], self._num_candidates)
-
-    def _forward(self, tokens_BL: Ints, positions_BL: Ints, sees_BLK: NDArray[np.bool_], num_kept: int) -> Tensor:
-        """Logits of the last `num_kept` tokens of each lane; keys and values of all tokens go into the cache."""
-        # Padding sees nothing, itself aside: a row that sees nothing at all is not a number to some kernels.
-        width = tokens_BL.shape[1]
-        sees_BLK[:, np.arange(width), np.arange(-width, 0)] |= True
-        hidden = torch.from_numpy(~sees_BLK).to(self._device)
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        mask.masked_fill_(hidden, torch.finfo(self._dtype).min)
-        output = self._model(
-            input_ids=torch.from_numpy(tokens_BL).to(self._device),
-            attention_mask=mask[:, None],
-            position_ids=torch.from_numpy(positions_BL).to(self._device),
-            past_key_values=self._cache,
-            use_cache=True,
-            **({"logits_to_keep": num_kept} if self._keeps_logits else {}),
+    def _feed_tails(self, part: slice, tails: Sequence[Tokens], kept_P: Ints) -> Candidates:
+        """Whole tails, a lane each."""
+        lengths = self._tail_P[part]
+        tokens = np.concatenate([np.asarray(tail, dtype=np.int64) for tail in tails[part]])
+        width = int(lengths.max())
+        starts = np.cumsum(lengths) - lengths
+        within_N = np.arange(len(tokens)) - np.repeat(starts, lengths)
+        lane_N = np.repeat(np.arange(len(lengths)), lengths)
+        columns = np.arange(width)
+        rows_LA = np.minimum(starts[:, None] + columns, len(tokens) - 1)
+        own_positions = self._shared_F[self._prefix_P[part]][:, None] + columns
+        causal = columns[:, None] >= columns
+        seen_LAB = causal & (columns < lengths[:, None])[:, None]
+        seen_LAB[:, :, 0] = True  # padding sees something, for a softmax over nothing is not a number
+        own = OwnPart(
+            keys_LB=self._tensor(rows_LA + self._store.num_tokens),
+            seen_LAB=self._tensor(seen_LAB),
+            rows_LA=self._tensor(rows_LA),
+            place_N=self._tensor(lane_N * width + within_N),
+            key_positions_LB=self._tensor(own_positions),
         )
-        logits: Tensor = output.logits[:, -num_kept:]
-        return logits
+        prefix_N = self._prefix_P[part][lane_N]
+        positions = self._shared_F[prefix_N] + within_N
+        kept = np.flatnonzero(within_N >= (lengths - kept_P[part])[lane_N])
+        return self._forward(tokens, positions, own, prefix_N, kept)
 
-    def _prefix_cache(self, prefix: tuple[int, ...], shared: int, num_lanes: int) -> Any:
-        """A cache that holds the first `shared` tokens of the prefix in each lane, for this batch to append to."""
-        from transformers import DynamicCache
+    def _feed_nodes(self, tokens: Ints, roots: Ints, depths: Ints, path_ND: Ints) -> Candidates:
+        """One token each, a lane each: it sees its tail and the answer that leads to it."""
+        tails = self._tail_P[roots]
+        columns = np.arange(int(tails.max()))
+        in_tail = columns < tails[:, None]
+        keys = np.concatenate([self._tail_start_P[roots][:, None] + columns, path_ND], axis=1)
+        seen = np.concatenate([in_tail, path_ND >= 0], axis=1)
+        shared = self._shared_F[self._prefix_P[roots]][:, None]
+        positions = np.concatenate([shared + columns, (shared + tails[:, None]) + np.arange(path_ND.shape[1])], axis=1)
+        own = OwnPart(
+            keys_LB=self._tensor(np.where(seen, keys, 0)),
+            seen_LAB=self._tensor(seen[:, None]),
+            rows_LA=None,
+            place_N=None,
+            key_positions_LB=self._tensor(positions),
+        )
+        return self._forward(tokens, depths, own, self._prefix_P[roots], None)
 
-        if not shared:
-            return DynamicCache()
-        if prefix not in self._prefixes:
-            self._prefixes[prefix] = self._compute_prefix(prefix)
+    def _forward(self, tokens: Ints, positions: Ints, own: OwnPart, prefix_N: Ints, kept: Ints | None) -> Candidates:
+        """Candidates behind the kept tokens (None for all); keys and values of all tokens go into the store."""
+        logits = self._logits(tokens, positions, own, self._prefix_part(prefix_N), kept)
+        return candidates_of(logits, self._num_candidates)
+
+    def _logits(
+        self, tokens: Ints, positions: Ints, own: OwnPart, prefix: PrefixPart | None, kept: Ints | None
+    ) -> Tensor:
+        running = Pass(
+            store=self._store,
+            positions_N=self._tensor(positions),
+            own=own,
+            prefix=prefix,
+            longest=int(positions.max()) + 1,
+        )
+        arguments: dict[str, Any] = {}
+        if kept is not None and self._keeps_logits:
+            arguments["logits_to_keep"] = self._tensor(kept)
+        with self._attention.during(running):
+            output = self._model(
+                input_ids=self._tensor(tokens)[None],
+                position_ids=running.positions_N[None],
+                use_cache=False,
+                **arguments,
+            )
+        self._store.num_tokens += len(tokens)
+        self.windows |= running.windows
+        self.num_layers = running.num_layers
+        logits: Tensor = output.logits[0]
+        return logits if kept is None or self._keeps_logits else logits[self._tensor(kept)]
+
+    def _prefix_part(self, prefix_N: Ints) -> PrefixPart | None:
+        """What the tokens see of their prefixes; tokens of one prefix stand together."""
+        if not self._layers:
+            return None
+        low, high = int(prefix_N[0]), int(prefix_N[-1]) + 1
+        counts = np.bincount(prefix_N - low, minlength=high - low)
+        starts = np.cumsum(counts) - counts
+        width = int(counts.max())
+        rows_FM = np.minimum(starts[:, None] + np.arange(width), len(prefix_N) - 1)
+        place_N = (prefix_N - low) * width + np.arange(len(prefix_N)) - starts[prefix_N - low]
+        return PrefixPart(
+            layers={layer: (keys[:, low:high], values[:, low:high]) for layer, (keys, values) in self._layers.items()},
+            rows_FM=self._tensor(rows_FM),
+            place_N=self._tensor(place_N),
+            lengths_F=self._shared_F[low:high].tolist(),
+        )
+
+    def _prefix_layers(self, prefixes: tuple[tuple[int, ...], ...]) -> dict[int, LayerKeysValues]:
+        """Keys and values of these prefixes, each of shape (K, F, W, D), padded behind."""
+        if prefixes not in self._prefixes:
+            self._prefixes[prefixes] = self._compute_prefixes(prefixes)
             while self._num_bytes() > self._prefix_cache_bytes and len(self._prefixes) > 1:
                 self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(prefix)
-        # Appending makes new tensors, so the kept ones stay as they are.
-        kept = [(keys[..., :shared, :], values[..., :shared, :]) for keys, values in self._prefixes[prefix]]
-        return DynamicCache([(k.expand(num_lanes, -1, -1, -1), v.expand(num_lanes, -1, -1, -1)) for k, v in kept])
+        self._prefixes.move_to_end(prefixes)
+        return self._prefixes[prefixes]
 
-    def _compute_prefix(self, prefix: tuple[int, ...]) -> KeysValues:
-        from transformers import DynamicCache
+    def _compute_prefixes(self, prefixes: tuple[tuple[int, ...], ...]) -> dict[int, LayerKeysValues]:
+        some = [prefix for prefix in prefixes if prefix]
+        self._begin({}, [0], [0] * len(some), 1)
+        self._tail_P = np.array([len(prefix) for prefix in some])
+        for part in _chunks(self._tail_P, self._max_tokens):
+            self._feed_tails(part, some, np.ones(len(some), dtype=np.int64))
+        self.num_prefilled += int(self._tail_P.sum())
+        lengths = np.array([len(prefix) for prefix in prefixes])
+        starts = np.cumsum(lengths) - lengths
+        # Behind a shorter prefix its own last token is repeated; an empty one has any, and none of it counts.
+        within = np.minimum(np.arange(lengths.max()), np.maximum(lengths[:, None] - 1, 0))
+        places = self._tensor(np.minimum(starts[:, None] + within, lengths.sum() - 1))
+        flat, shape = places.flatten(), tuple(places.shape)
 
-        num = len(prefix)
-        self._cache = DynamicCache()
-        self._forward(np.array([prefix]), np.arange(num)[None], np.tri(num, dtype=bool)[None], 1)
-        self.num_prefilled += num
-        return [(layer.keys, layer.values) for layer in self._cache.layers]
+        def taken(kept: Tensor) -> Tensor:
+            return kept.index_select(1, flat).view(kept.shape[0], *shape, kept.shape[2])
+
+        return {layer: (taken(keys), taken(values)) for layer, (keys, values) in self._store.items()}
 
     def _num_bytes(self) -> int:
-        return sum(k.nbytes + v.nbytes for kept in self._prefixes.values() for k, v in kept)
+        return sum(k.nbytes + v.nbytes for layers in self._prefixes.values() for k, v in layers.values())
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Trie:
-    """The tails of a lane, beginnings that agree shared; the last tokens of tails are its last nodes."""
-
-    tokens: Ints
-    depths: Ints
-    sees: NDArray[np.bool_]
-    """Shape (nodes, nodes): itself and all before it in its tails."""
-    num_ends: int
-    end_of_tail: Ints
-    """Which end each tail has; equal tails have the same."""
+def _num_shared(prompts: Sequence[Tokens], kept: Ints | None) -> int:
+    """Tokens in which all the prompts agree from the start; each keeps its wanted last tokens to itself."""
+    shared = min(len(prompt) - (1 if kept is None else int(kept[i])) for i, prompt in enumerate(prompts))
+    first = prompts[0]
+    for prompt in prompts:
+        if prompt[:shared] != first[:shared]:
+            shared = next(i for i in range(shared) if prompt[i] != first[i])
+    return shared
 
 
-def _trie(tails: Sequence[Sequence[int]]) -> _Trie:
-    place: dict[tuple[int, int], int] = {}
-    depths: list[int] = []
-    paths: list[list[int]] = []
-    for tail in tails:
-        node, path = -1, []
-        for depth, token in enumerate(tail):
-            key = (node, token)
-            if key not in place:
-                place[key] = len(place)
-                depths.append(depth)
-            node = place[key]
-            path.append(node)
-        paths.append(path)
-    ends, end_of_tail = np.unique([path[-1] for path in paths], return_inverse=True)
-    is_end = np.zeros(len(place), dtype=bool)
-    is_end[ends] = True
-    order = np.argsort(is_end, kind="stable")
-    new_place = np.argsort(order)
-    sees = np.zeros((len(place), len(place)), dtype=bool)
-    for path in paths:
-        nodes = new_place[path]
-        sees[nodes[:, None], nodes] |= np.tri(len(nodes), dtype=bool)
-    tokens = np.array([token for _, token in place])
-    return _Trie(tokens[order], np.array(depths)[order], sees, len(ends), end_of_tail)
+def _chunks(lengths: Ints, limit: int) -> list[slice]:
+    """Consecutive prompts with at most `limit` tokens together, a longer one alone."""
+    chunks: list[slice] = []
+    start, total = 0, 0
+    for i, length in enumerate(lengths.tolist()):
+        if i > start and total + length > limit:
+            chunks.append(slice(start, i))
+            start, total = i, 0
+        total += length
+    return [*chunks, slice(start, len(lengths))]

@@ -1,12 +1,14 @@
 """Any Hugging Face causal LM as an engine: greedy and sampled answers from one packed pass over a batch of questions.
 
-What can be shared is computed once: the few-shot prefix once an engine, a prompt once for all its answers, the tokens
+What can be shared is computed once: the few-shot prefixes once an engine, a prompt once for all its answers, the tokens
 of answers that agree so far once for all of them. Questions go in sub-batches of a fixed size, so the arithmetic of an
 answer depends on the batch that was given and on nothing else.
 """
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slick.draws import row_key
-from slick.engines.base import Answers, EngineStats, PromptBatch, SamplingConfig
+from slick.engines.base import Answers, EngineStats, GoldScore, IsHit, PromptBatch, SamplingConfig
+from slick.engines.gold import ANY, END, score_places
 from slick.engines.packed import PackedDecoder
 from slick.engines.plain import PlainDecoder, agree
-from slick.engines.tree import Rows, grow
+from slick.engines.tree import Ints, Tree
 from slick.errors import EngineError, ModelError
 
 _LOG = logging.getLogger(__name__)
@@ -37,16 +40,16 @@ class TransformersEngine:
         self._model, self._tokenizer, self._batch_questions = model, tokenizer, batch_questions
         self.stats = EngineStats()
         config: Any = model.config
-        text_config = config.get_text_config()
+        self._text_config = text_config = config.get_text_config()
         self._vocab_size = max(int(text_config.vocab_size), len(tokenizer))
         self._context = _context_length(text_config)
-        self._window = _attention_window(text_config)
-        self._stops_V = _stop_tokens(model, tokenizer, self._vocab_size)
+        self._window = 1 << 30
+        self._stops_V, self._ends_V = _stop_tokens(model, tokenizer, self._vocab_size)
         self._eos = eos_token_ids(model, tokenizer)
         self._num_closing = num_closing_tokens(tokenizer)
         self._texts: dict[bytes, str] = {}
         self._warned = False
-        self._plain = PlainDecoder(model, 1)
+        self._plain = PlainDecoder(model)
         self._packed = self._check_packed(int(text_config.vocab_size))
 
     @property
@@ -54,63 +57,167 @@ class TransformersEngine:
         """True if the model takes packed batches; else every answer costs whole sequences."""
         return self._packed is not None
 
-    def generate(self, batch: PromptBatch, sampling: SamplingConfig) -> list[Answers]:
-        """One greedy and `num_samples` sampled answers to each prompt, in the order of the batch.
+    def generate(
+        self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None = None
+    ) -> list[tuple[Answers, ...]]:
+        """Answers to each question of the batch, one `Answers` for each prefix; see `Engine.generate`.
 
         Raises:
             EngineError: a prompt does not fit the model's context, the model gave no finite logits, or memory ran out.
         """
+        answers: list[tuple[Answers, ...]] = []
+        with self._running():
+            for start, part in self._parts(batch):
+                answers += self._answer(part, sampling, _moved(is_hit, start))
+        return answers
+
+    def score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
+        """How likely the gold answer of each question is under each prefix; see `Engine.score`.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        scores: list[tuple[GoldScore, ...]] = []
+        with self._running():
+            for start, part in self._parts(batch):
+                scores += self._score(part, gold[start : start + len(part.question_ids)], sampling)
+        return scores
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
         if self._model.training:
             raise EngineError(
                 "the model is in training mode, where dropout makes answers random; call model.eval() first"
             )
         started_at = time.monotonic()
-        answers: list[Answers] = []
         try:
             with torch.inference_mode():
-                for start in range(0, len(batch.question_ids), self._batch_questions):
-                    answers += self._answer(batch, slice(start, start + self._batch_questions), sampling)
+                yield
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"the device ran out of memory while answering {self._batch_questions} questions at once ({error}); "
                 "lower --batch-questions, or use --dtype bfloat16"
             ) from error
         self.stats.seconds += time.monotonic() - started_at
-        return answers
 
-    def _answer(self, batch: PromptBatch, part: slice, sampling: SamplingConfig) -> list[Answers]:
-        ids = batch.question_ids[part]
-        prefix, prompts = self._tokenize(batch.prefix, list(batch.suffixes[part]))
-        longest = max(map(len, prompts))
-        self._check_fits(longest, sampling, ids[int(np.argmax([len(p) for p in prompts]))])
-        shared = _num_shared(prefix, prompts)
-        decoder = self._decoder(longest + sampling.max_new_tokens)
-        decoder.set_candidates(min(sampling.top_k if sampling.num_samples else 1, self._vocab_size))
+    def _parts(self, batch: PromptBatch) -> Iterator[tuple[int, PromptBatch]]:
+        for start in range(0, len(batch.question_ids), self._batch_questions):
+            yield start, batch.part(slice(start, start + self._batch_questions))
+
+    def _answer(self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None) -> list[tuple[Answers, ...]]:
+        prompts = self._tokenize(batch)
+        lengths = np.array([[len(prompt) for prompt in group] for group in prompts])
+        self._check_fits(lengths, sampling, batch.question_ids)
+        decoder = self._decoder(int(lengths.max()) + sampling.max_new_tokens)
         prefilled = decoder.num_prefilled
-        node_of_Q, first = decoder.start(prefix, shared, [prompt[shared:] for prompt in prompts])
-        rows = grow(
-            first,
-            node_of_Q,
-            decoder.advance,
-            keys_Q=np.array([row_key(sampling.seed, i, batch.prompt_index) for i in ids], dtype=np.uint64),
+        num_candidates = min(sampling.top_k if sampling.num_samples else 1, self._vocab_size)
+        tree = Tree(
+            decoder.start(prompts, num_candidates=num_candidates),
+            decoder.feed,
+            keys_P=np.array(
+                [row_key(sampling.seed, i, place) for place in range(len(prompts)) for i in batch.question_ids],
+                dtype=np.uint64,
+            ),
+            question_P=np.tile(np.arange(len(batch.question_ids)), len(prompts)),
             stops_V=self._stops_V,
             sampling=sampling,
         )
-        self._count(prompts, rows, decoder.num_prefilled - prefilled)
-        return self._answers(rows, len(ids))
+        if is_hit is None:
+            tree.grow(np.arange(len(tree.rows.lengths_R)))
+        else:
+            self._settle(tree, len(batch.question_ids), is_hit)
+        self.stats.prompts += lengths.size
+        self.stats.generations += int((tree.rows.lengths_R > 0).sum())
+        self.stats.prompt_tokens += int(lengths.sum())
+        self.stats.prefilled_tokens += decoder.num_prefilled - prefilled
+        self.stats.answer_tokens += int(tree.rows.lengths_R.sum())
+        self.stats.decoded_tokens += tree.num_fed
+        return self._answers(tree, len(batch.question_ids), len(prompts))
 
-    def _answers(self, rows: Rows, num_questions: int) -> list[Answers]:
-        num_answers = len(rows.lengths_R) // num_questions
-        lengths = rows.lengths_R.tolist()
-        texts = [self._text(rows.tokens_RT[row, :length]) for row, length in enumerate(lengths)]
+    def _score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
+        prompts = self._tokenize(batch)
+        answers = self._answer_tokens(batch, prompts[0], gold)
+        lengths = np.array([[len(prompt) for prompt in group] for group in prompts])
+        self._check_fits(lengths, sampling, batch.question_ids)
+        # Tokens beyond the longest answer that may be drawn cannot come, so the answer cannot either.
+        fits = [len(answer) <= sampling.max_new_tokens for answer in answers]
+        fed = [answer if fit else [] for answer, fit in zip(answers, fits, strict=True)]
+        decoder = self._decoder(int(lengths.max()) + sampling.max_new_tokens)
+        prefilled = decoder.num_prefilled
+        candidates = decoder.start(
+            [[prompt + answer for prompt, answer in zip(group, fed, strict=True)] for group in prompts],
+            num_candidates=min(sampling.top_k, self._vocab_size),
+            kept=np.array([len(answer) + 1 for answer in fed]),
+        )
+        # An answer as long as may be needs no end: it is cut there.
+        targets = [[*answer, END if len(answer) < sampling.max_new_tokens else ANY] for answer in fed] * len(prompts)
+        greedy_P, chance_P = score_places(
+            candidates,
+            np.concatenate([np.array(target) for target in targets]),
+            np.repeat(np.arange(len(targets)), [len(target) for target in targets]),
+            self._ends_V,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+        )
+        self.stats.prompts += lengths.size
+        self.stats.prompt_tokens += int(lengths.sum())
+        num_answer_tokens = len(prompts) * sum(map(len, fed))
+        self.stats.answer_tokens += num_answer_tokens
+        self.stats.decoded_tokens += num_answer_tokens
+        self.stats.prefilled_tokens += decoder.num_prefilled - prefilled - num_answer_tokens
+        size = len(fed)
         return [
-            Answers(
-                greedy_text=texts[start],
-                sampled_text=tuple(texts[start + 1 : start + num_answers]),
-                num_tokens=sum(lengths[start : start + num_answers]),
+            tuple(
+                GoldScore(is_greedy=fits[q] and bool(greedy_P[place]), probability=fits[q] * float(chance_P[place]))
+                for place in range(q, len(targets), size)
             )
-            for start in range(0, len(texts), num_answers)
+            for q in range(size)
         ]
+
+    def _answer_tokens(
+        self, batch: PromptBatch, prompts: Sequence[Sequence[int]], gold: Sequence[str]
+    ) -> list[list[int]]:
+        """The tokens of each gold answer as they follow its prompt, a space between."""
+        prefix = batch.prefixes[0]
+        texts = [f"{prefix}{suffix} {text.strip()}" for suffix, text in zip(batch.suffixes, gold, strict=True)]
+        found = []
+        for whole, prompt, text in zip(self._token_ids(texts), prompts, gold, strict=True):
+            clean = whole[: len(prompt)] == list(prompt) and len(whole) > len(prompt)
+            alone = self._tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]
+            found.append(whole[len(prompt) :] if clean else alone)
+        return found
+
+    def _settle(self, tree: Tree, num_questions: int, is_hit: IsHit) -> None:
+        """Only the answers that decide the category of each question."""
+
+        def hit_questions(rows: Ints) -> Ints:
+            pairs = zip(rows.tolist(), tree.question_of(rows).tolist(), strict=True)
+            hits = [question for row, question in pairs if is_hit(question, self._row_text(tree, row))]
+            return np.unique(np.array(hits, dtype=np.int64))
+
+        tree.grow(tree.greedy_rows())
+        open_questions = np.setdiff1d(np.arange(num_questions), hit_questions(tree.greedy_rows()))
+        if len(open_questions):
+            tree.grow(tree.sampled_rows(open_questions), hit_questions)
+
+    def _answers(self, tree: Tree, num_questions: int, num_prefixes: int) -> list[tuple[Answers, ...]]:
+        lengths = tree.rows.lengths_R.tolist()
+        texts = [self._row_text(tree, row) if length else None for row, length in enumerate(lengths)]
+        size = len(texts) // (num_questions * num_prefixes)
+
+        def of_prompt(prompt: int) -> Answers:
+            greedy, *sampled = texts[prompt * size : (prompt + 1) * size]
+            assert greedy is not None
+            return Answers(
+                greedy_text=greedy,
+                sampled_text=tuple(sampled),
+                num_tokens=sum(lengths[prompt * size : (prompt + 1) * size]),
+            )
+
+        return [tuple(of_prompt(p * num_questions + q) for p in range(num_prefixes)) for q in range(num_questions)]
+
+    def _row_text(self, tree: Tree, row: int) -> str:
+        return self._text(tree.rows.tokens_RT[row, : int(tree.rows.lengths_R[row])])
 
     def _text(self, tokens: NDArray[np.int64]) -> str:
         key = tokens.tobytes()
@@ -123,18 +230,21 @@ class TransformersEngine:
             text = self._texts[key] = decoded.split("\n", 1)[0].strip()
         return text
 
-    def _tokenize(self, prefix: str, suffixes: list[str]) -> tuple[list[int], list[list[int]]]:
-        """Tokens of the prefix alone and of every whole prompt: tokens may reach across the border between the two."""
-        found = self._tokenizer([prefix, *(prefix + suffix for suffix in suffixes)], return_attention_mask=False)[
-            "input_ids"
-        ]
-        if self._num_closing:
-            found = [tokens[: -self._num_closing] for tokens in found]
-        return found[0], found[1:]
+    def _tokenize(self, batch: PromptBatch) -> list[list[list[int]]]:
+        """Tokens of every whole prompt, by prefix: tokens may reach across the border between prefix and suffix."""
+        texts = [prefix + suffix for prefix in batch.prefixes for suffix in batch.suffixes]
+        found, size = self._token_ids(texts), len(batch.suffixes)
+        return [found[start : start + size] for start in range(0, len(found), size)]
 
-    def _check_fits(self, longest: int, sampling: SamplingConfig, question_id: str) -> None:
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = self._tokenizer(texts, return_attention_mask=False)["input_ids"]
+        return [tokens[: len(tokens) - self._num_closing] for tokens in found]
+
+    def _check_fits(self, lengths_PQ: Ints, sampling: SamplingConfig, question_ids: Sequence[str]) -> None:
+        longest = int(lengths_PQ.max())
         needed = longest + sampling.max_new_tokens - 1  # the last token of an answer is never fed
         if needed > self._context:
+            question_id = question_ids[int(lengths_PQ.max(axis=0).argmax())]
             raise EngineError(
                 f"the prompt of question {question_id!r} has {longest} tokens and its answer may have "
                 f"{sampling.max_new_tokens}; the model's context holds {self._context}; use fewer shots or a lower "
@@ -156,7 +266,7 @@ class TransformersEngine:
         return self._plain
 
     def _check_packed(self, vocab_size: int) -> PackedDecoder | None:
-        packed = PackedDecoder(self._model, 1)
+        packed = PackedDecoder(self._model)
         if getattr(self._model, "_is_stateful", False):
             trouble = "it carries a state instead of keys and values"
         else:
@@ -169,15 +279,13 @@ class TransformersEngine:
             name = type(self._model).__name__
             _LOG.warning("%s is fed whole sequences, which is right but slower: %s", name, trouble)
             return None
-        return PackedDecoder(self._model, 1)
+        self._window = _untold_window(self._text_config, packed.windows)
+        return PackedDecoder(self._model)
 
-    def _count(self, prompts: list[list[int]], rows: Rows, prefilled: int) -> None:
-        self.stats.prompts += len(prompts)
-        self.stats.generations += len(rows.lengths_R)
-        self.stats.prompt_tokens += sum(map(len, prompts))
-        self.stats.prefilled_tokens += prefilled
-        self.stats.answer_tokens += int(rows.lengths_R.sum())
-        self.stats.decoded_tokens += rows.num_nodes_fed
+
+def _moved(is_hit: IsHit | None, start: int) -> IsHit | None:
+    """The same judge for a batch that begins at question `start`."""
+    return None if is_hit is None else lambda question, text: is_hit(start + question, text)
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -189,18 +297,24 @@ def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _stop_tokens(model: Any, tokenizer: Any, vocab_size: int) -> NDArray[np.bool_]:
-    """Shape (V,): True for ends of text and for tokens whose text holds a newline, alone or among other characters."""
+def _stop_tokens(model: Any, tokenizer: Any, vocab_size: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tokens that stop an answer, and those of them that add nothing to it; both of shape (V,).
+
+    Ends of text stop it, and tokens whose text holds a newline, alone or among other characters.
+    """
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
-    stops_V = np.zeros(vocab_size, dtype=bool)
+    stops_V, ends_V = np.zeros(vocab_size, dtype=bool), np.zeros(vocab_size, dtype=bool)
     stops_V[: len(texts)] = ["\n" in text for text in texts]
+    ends_V[: len(texts)] = ["\n" in text and not text.split("\n", 1)[0].strip() for text in texts]
     if not stops_V.any():
         raise ModelError(
             f"no token of the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} holds a newline, which ends an "
             "answer; prompts in Q/A lines need a tokenizer that keeps newlines"
         )
-    stops_V[[i for i in eos_token_ids(model, tokenizer) if i < vocab_size]] = True
-    return stops_V
+    eos = [i for i in eos_token_ids(model, tokenizer) if i < vocab_size]
+    stops_V[eos] = True
+    ends_V[eos] = True
+    return stops_V, ends_V
 
 
 def num_closing_tokens(tokenizer: Any) -> int:
@@ -213,15 +327,6 @@ def num_closing_tokens(tokenizer: Any) -> int:
     return 0
 
 
-def _num_shared(prefix: list[int], prompts: list[list[int]]) -> int:
-    """Tokens of the prefix that begin every prompt; each prompt keeps at least one token of its own."""
-    shared = min(len(prefix), *(len(prompt) - 1 for prompt in prompts))
-    for prompt in prompts:
-        while prompt[:shared] != prefix[:shared]:
-            shared -= 1
-    return shared
-
-
 def _context_length(text_config: Any) -> int:
     """Positions that the model has; a large number where it names none."""
     for name in ("max_position_embeddings", "n_positions"):
@@ -231,9 +336,10 @@ def _context_length(text_config: Any) -> int:
     return 1 << 30
 
 
-def _attention_window(text_config: Any) -> int:
-    """Tokens within which attention reaches everything before; a large number where it always does."""
+def _untold_window(text_config: Any, told: set[int]) -> int:
+    """Tokens within which attention reaches everything before, but for windows that layers tell the attention of."""
     windows = [getattr(text_config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
     if getattr(text_config, "use_sliding_window", True) is False:
         windows[0] = None
-    return min((window for window in windows if isinstance(window, int) and window > 0), default=1 << 30)
+    untold = (window for window in windows if isinstance(window, int) and window > 0 and window not in told)
+    return min(untold, default=1 << 30)

@@ -1,7 +1,7 @@
 """Choosing tokens for many answers at once: a tree in which answers that agree so far are one node.
 
-Pure numpy; the model sits behind `advance`. Legend of array suffixes: Q questions, R rows (one row an answer: of each
-question the greedy one, then its samples), N live nodes, V vocabulary, C candidate tokens, T answer tokens.
+Pure numpy; the model sits behind `Feed`. Legend of array suffixes: P prompts, R rows (one row an answer: of each
+prompt the greedy one, then its samples), N nodes, V vocabulary, C candidate tokens, T answer tokens.
 """
 
 from collections.abc import Callable
@@ -14,85 +14,149 @@ from slick.draws import uniforms
 from slick.engines.base import SamplingConfig
 
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 Candidates = tuple[NDArray[np.float32], Ints]
 """Logits and token ids of the likeliest tokens of each node, shape (N, C): best first, equal logits by token id."""
 
-Advance = Callable[[Ints, Ints], Candidates]
-"""Feed token `tokens[i]` behind live node `parents[i]`; these become the live nodes."""
+Feed = Callable[[Ints, Ints], Candidates]
+"""Feed token `tokens[i]` behind node `parents[i]`; the new nodes are numbered on from the last one."""
+
+Settled = Callable[[Ints], Ints]
+"""Which questions are settled, given the rows whose answers have just ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Tokens of all answers of a batch, R = Q * (1 + num_samples) rows."""
+    """Tokens of all answers of a batch, R = prompts * (1 + num_samples) rows."""
 
     tokens_RT: Ints
     lengths_R: Ints
-    """Tokens of each answer, its stop token included."""
-    num_nodes_fed: int
-    """Answer tokens that went through the model; answers that agree share them, stop tokens are never fed."""
+    """Tokens of each answer, its stop token included; 0 for an answer that was not needed."""
 
 
-def grow(
-    first: Candidates,
-    node_of_Q: Ints,
-    advance: Advance,
-    *,
-    keys_Q: NDArray[np.uint64],
-    stops_V: NDArray[np.bool_],
-    sampling: SamplingConfig,
-) -> Rows:
-    """Decode the greedy answer and the samples of every question.
+class Tree:
+    """The nodes of a batch of prompts, and the answers that run along them.
 
-    Args:
-        first: candidates for the first answer token of each distinct prompt.
-        node_of_Q: which of those prompts is question q's.
-        advance: see `Advance`.
-        keys_Q: `row_key(seed, question_id, prompt_index)` of each question.
-        stops_V: True for tokens that end an answer.
-        sampling: how many answers, how long, and how they are drawn.
+    Root p is the end of prompt p; a node is kept when the answers that made it have ended, so that answers which are
+    asked for later and agree with them cost nothing.
     """
-    rows_a_question = 1 + sampling.num_samples
-    num_rows = len(node_of_Q) * rows_a_question
-    tokens_RT = np.full((num_rows, sampling.max_new_tokens), -1, dtype=np.int64)
-    lengths_R = np.zeros(num_rows, dtype=np.int64)
-    sample_R = np.tile(np.arange(-1, sampling.num_samples), len(node_of_Q))
-    keys_R = np.repeat(keys_Q, rows_a_question)
-    live, node = np.arange(num_rows), np.repeat(node_of_Q, rows_a_question)
-    candidates, num_nodes_fed = first, 0
-    for step in range(sampling.max_new_tokens):
-        chosen = _choose(candidates, node, keys_R[live], sample_R[live], step, sampling)
-        tokens_RT[live, step] = chosen
-        lengths_R[live] = step + 1
-        goes_on = ~stops_V[chosen]
-        if step + 1 == sampling.max_new_tokens or not goes_on.any():
-            break
-        live = live[goes_on]
-        # One number for (node, token), so that rows which still agree are found by sorting.
-        branches, node = np.unique(node[goes_on] * len(stops_V) + chosen[goes_on], return_inverse=True)
-        candidates = advance(branches // len(stops_V), branches % len(stops_V))
-        num_nodes_fed += len(branches)
-    return Rows(tokens_RT, lengths_R, num_nodes_fed)
 
+    def __init__(
+        self,
+        first: Candidates,
+        feed: Feed,
+        *,
+        keys_P: NDArray[np.uint64],
+        question_P: Ints,
+        stops_V: Flags,
+        sampling: SamplingConfig,
+    ) -> None:
+        """Start at the roots.
 
-def _choose(
-    candidates: Candidates,
-    node: Ints,
-    keys: NDArray[np.uint64],
-    samples: Ints,
-    step: int,
-    sampling: SamplingConfig,
-) -> Ints:
-    """The next token of each live row: the best for a greedy row (sample -1), else drawn by inverse distribution."""
-    logits, ids = candidates
-    greedy = samples < 0
-    if greedy.all():
-        return np.asarray(ids[node, 0])
-    cumulative = cumulative_probabilities(logits[:, : sampling.top_k], sampling.temperature)
-    draws = uniforms(keys, np.maximum(samples, 0), step)
-    place = (cumulative[node] <= draws[:, None]).sum(axis=1)
-    place = np.where(greedy, 0, np.minimum(place, cumulative.shape[1] - 1))
-    return np.asarray(ids[node, place])
+        Args:
+            first: candidates for the first answer token of each prompt.
+            feed: see `Feed`.
+            keys_P: `row_key(seed, question_id, prompt_index)` of each prompt.
+            question_P: the question of each prompt.
+            stops_V: True for tokens that end an answer.
+            sampling: how many answers, how long, and how they are drawn.
+        """
+        self._feed, self._stops_V, self._sampling = feed, stops_V, sampling
+        num_prompts, self._rows_a_prompt = len(keys_P), 1 + sampling.num_samples
+        self._keys_P, self._question_P = keys_P, question_P
+        self._cumulative_NC, self._ids_NC = self._distribution(first)
+        num_rows = num_prompts * self._rows_a_prompt
+        self.rows = Rows(
+            np.full((num_rows, sampling.max_new_tokens), -1, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
+        )
+        self.num_fed = 0
+        """Answer tokens that went through the model; answers that agree share them, stop tokens are never fed."""
+        self._edges: Ints = np.empty(0, dtype=np.int64)
+        self._children: Ints = np.empty(0, dtype=np.int64)
+
+    def greedy_rows(self) -> Ints:
+        """The greedy answer to each prompt."""
+        return np.arange(len(self._keys_P)) * self._rows_a_prompt
+
+    def sampled_rows(self, questions: Ints) -> Ints:
+        """The samples of these questions, in order."""
+        starts = self.greedy_rows()[np.isin(self._question_P, questions)]
+        return (starts[:, None] + np.arange(1, self._rows_a_prompt)).ravel()
+
+    def question_of(self, rows: Ints) -> Ints:
+        """The question that each of the rows answers."""
+        return self._question_P[rows // self._rows_a_prompt]
+
+    def grow(self, rows: Ints, settled: Settled | None = None) -> None:
+        """Decode these answers, all in step with each other.
+
+        Args:
+            rows: which answers, rising.
+            settled: asked after each step; answers of settled questions that have not ended are given up.
+        """
+        live, node = rows, rows // self._rows_a_prompt
+        tokens_RT, lengths_R = self.rows.tokens_RT, self.rows.lengths_R
+        edges, children = [self._edges], [self._children]
+        for step in range(self._sampling.max_new_tokens):
+            chosen = self._choose(node, live, step)
+            tokens_RT[live, step] = chosen
+            lengths_R[live] = step + 1
+            goes_on = ~self._stops_V[chosen]
+            if step + 1 == self._sampling.max_new_tokens:
+                goes_on[:] = False
+            if settled is not None and not goes_on.all():
+                dropped = goes_on & np.isin(self.question_of(live), settled(live[~goes_on]))
+                tokens_RT[live[dropped]] = -1
+                lengths_R[live[dropped]] = 0
+                goes_on &= ~dropped
+            if not goes_on.any():
+                break
+            live = live[goes_on]
+            # One number for (node, token), so that rows which still agree are found by sorting.
+            edge, place = np.unique(node[goes_on] * len(self._stops_V) + chosen[goes_on], return_inverse=True)
+            child = self._follow(edge)
+            edges.append(edge)
+            children.append(child)
+            node = child[place]
+        self._edges, first = np.unique(np.concatenate(edges), return_index=True)
+        self._children = np.concatenate(children)[first]
+
+    def _follow(self, edges: Ints) -> Ints:
+        """The node at the end of each edge; those that are not there yet are fed."""
+        child = np.full(len(edges), -1, dtype=np.int64)
+        if len(self._edges):
+            place = np.minimum(np.searchsorted(self._edges, edges), len(self._edges) - 1)
+            there = self._edges[place] == edges
+            child[there] = self._children[place[there]]
+        new = np.flatnonzero(child < 0)
+        if len(new):
+            child[new] = len(self._ids_NC) + np.arange(len(new))
+            self._add(self._feed(edges[new] // len(self._stops_V), edges[new] % len(self._stops_V)))
+            self.num_fed += len(new)
+        return child
+
+    def _add(self, candidates: Candidates) -> None:
+        cumulative, ids = self._distribution(candidates)
+        self._ids_NC = np.concatenate([self._ids_NC, ids])
+        self._cumulative_NC = np.concatenate([self._cumulative_NC, cumulative])
+
+    def _distribution(self, candidates: Candidates) -> tuple[NDArray[np.float64], Ints]:
+        logits, ids = candidates
+        if not self._sampling.num_samples:
+            return np.empty((len(ids), 0)), ids
+        return cumulative_probabilities(logits[:, : self._sampling.top_k], self._sampling.temperature), ids
+
+    def _choose(self, node: Ints, rows: Ints, step: int) -> Ints:
+        """The next token of each row: the best for a greedy row, else drawn by inverse distribution."""
+        sample = rows % self._rows_a_prompt - 1
+        greedy = sample < 0
+        if greedy.all():
+            return np.asarray(self._ids_NC[node, 0])
+        draws = uniforms(self._keys_P[rows // self._rows_a_prompt], np.maximum(sample, 0), step)
+        place = (self._cumulative_NC[node] <= draws[:, None]).sum(axis=1)
+        place = np.where(greedy, 0, np.minimum(place, self._cumulative_NC.shape[1] - 1))
+        return np.asarray(self._ids_NC[node, place])
 
 
 def cumulative_probabilities(logits_NC: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:

@@ -85,6 +85,11 @@ _KINDS = {
 }
 
 
+def subject_kind(relation: str) -> str:
+    """What the subjects of a relation are, as `Names` draws them; places where nothing is known of it."""
+    return _KINDS[relation].subject if relation in _KINDS else "place"
+
+
 def split_sizes(config: WorldConfig, domain: str) -> dict[str, int]:
     """Questions of one relation by split; OOD relations have no training split."""
     if domain == "id":

@@ -10,7 +10,7 @@ import pytest
 
 from slick.annotation import AnnotateConfig, annotate, questions_to_ask
 from slick.annotation.generations import asked_questions, cut_batches, missing_batches, read_generations
-from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, categories, knowledge_table, read_knowledge
+from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, Scoring, categories, gather, knowledge_table, read_knowledge
 from slick.categories import categorize
 from slick.engines.base import SamplingConfig
 from slick.errors import DataError, EngineError, ModelError, SettingsError, StudyError
@@ -192,15 +192,16 @@ def test_a_missing_answer_is_an_error_not_a_category(done: Folder) -> None:
     asked = questions.filter(
         pa.array([i in set(generations["question_id"].to_pylist()) for i in questions["question_id"].to_pylist()])
     )
+    evidence = gather(iter([generations]), Scoring(matcher="exact", num_exemplar_sets=3, num_samples=4)).rows
     with pytest.raises(EngineError, match="none for 1 questions"):
-        knowledge_table(asked, generations.slice(1))
+        knowledge_table(asked, evidence.slice(1))
     with pytest.raises(EngineError, match="62 rows"):
-        knowledge_table(asked, pa.concat_tables([generations, generations.slice(0, 1)]))
+        knowledge_table(asked, pa.concat_tables([evidence, evidence.slice(0, 1)]))
 
 
 def test_categories_of_arrays_follow_the_rule_of_one() -> None:
     pairs = [(g, s) for g in range(4) for s in range(3)]
-    found = categories(np.array([g for g, _ in pairs]), 3, np.array([s for _, s in pairs]))
+    found = categories(np.array([g for g, _ in pairs]), np.full(12, 3), np.array([s for _, s in pairs]))
     assert found == [str(categorize(g, 3, s, 12)) for g, s in pairs]
 
 

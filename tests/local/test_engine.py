@@ -17,8 +17,11 @@ from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 PREFIX = "Q: Where was Ada Lovelace born?\nA: London\nQ: Who wrote Dune?\n\nA: Frank Herbert\n"
 NAMES = ("Peru", "Ada", "Emmy", "Dune", "\nx", "London", "Lima Q")
 BATCH = PromptBatch(
-    prefix=PREFIX, prompt_index=3, question_ids=NAMES, suffixes=[f"Q: What is the capital of {n}?\nA:" for n in NAMES]
+    prefixes=[PREFIX, "", PREFIX + "Q: Who?\nA: He\n"],
+    question_ids=NAMES,
+    suffixes=[f"Q: What is the capital of {n}?\nA:" for n in NAMES],
 )
+PROMPTS = [(q, p, BATCH.prefixes[p] + BATCH.suffixes[q]) for q in range(len(NAMES)) for p in range(3)]
 SAMPLING = SamplingConfig(num_samples=5, max_new_tokens=8, temperature=1.0, top_k=20, seed=4)
 
 
@@ -52,13 +55,14 @@ def test_greedy_answers_are_those_of_generate(name: str) -> None:
     engine = TransformersEngine(model, tokenizer, batch_questions=4)
     assert engine.packs == (name in CONFIGS)
     answers = engine.generate(BATCH, SamplingConfig(num_samples=0, max_new_tokens=8))
-    for suffix, answer in zip(BATCH.suffixes, answers, strict=True):
-        ids = tokenizer(PREFIX + suffix, return_tensors="pt")["input_ids"]
+    for question, place, prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             made = model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0
             )
         text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        answer = answers[question][place]
         assert answer.greedy_text == text.split("\n")[0].strip()
         assert answer.sampled_text == ()
 
@@ -68,20 +72,22 @@ def test_the_tree_gives_what_each_answer_gives_alone(name: str) -> None:
     model = tiny_model(name, spread=0.2)
     engine = TransformersEngine(model, tiny_tokenizer(), batch_questions=3)
     num_tokens = 0
-    for question_id, suffix, answer in zip(NAMES, BATCH.suffixes, engine.generate(BATCH, SAMPLING), strict=True):
+    answers = engine.generate(BATCH, SAMPLING)
+    for question, place, prompt in PROMPTS:
         texts, lengths = [], 0
         for sample in range(-1, SAMPLING.num_samples):
-            text, length = reference_answer(model, PREFIX + suffix, question_id, 3, sample)
+            text, length = reference_answer(model, prompt, NAMES[question], place, sample)
             texts.append(text)
             lengths += length
+        answer = answers[question][place]
         assert [answer.greedy_text, *answer.sampled_text] == texts
         assert answer.num_tokens == lengths
         num_tokens += lengths
     stats = engine.stats
-    assert stats.prompts == len(NAMES)
-    assert stats.generations == len(NAMES) * (1 + SAMPLING.num_samples)
+    assert stats.prompts == len(PROMPTS)
+    assert stats.generations == len(PROMPTS) * (1 + SAMPLING.num_samples)
     assert stats.answer_tokens == num_tokens
-    assert stats.prompt_tokens == sum(len(tiny_tokenizer()(PREFIX + suffix)["input_ids"]) for suffix in BATCH.suffixes)
+    assert stats.prompt_tokens == sum(len(tiny_tokenizer()(prompt)["input_ids"]) for *_, prompt in PROMPTS)
     assert stats.decoded_tokens < num_tokens
     assert stats.prefilled_tokens < stats.prompt_tokens or not engine.packs
 
@@ -91,11 +97,38 @@ def test_answers_are_the_same_bits_again_and_need_no_company() -> None:
     together = TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING)
     engine = TransformersEngine(model, tokenizer, batch_questions=1)
     for i, answer in enumerate(together):
-        alone = PromptBatch(
-            prefix=PREFIX, prompt_index=3, question_ids=NAMES[i : i + 1], suffixes=BATCH.suffixes[i : i + 1]
-        )
-        assert engine.generate(alone, SAMPLING) == [answer]
+        assert engine.generate(BATCH.part(slice(i, i + 1)), SAMPLING) == [answer]
     assert TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING) == together
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mamba"])
+def test_answers_that_settle_a_category_are_a_part_of_all_answers(name: str) -> None:
+    """Which texts hit is made up: by their length, so that questions of all kinds occur."""
+    model, tokenizer = tiny_model(name, spread=0.2), tiny_tokenizer()
+
+    def is_hit(question: int, text: str) -> bool:
+        return len(text) % 7 == question % 4
+
+    full = TransformersEngine(model, tokenizer, batch_questions=3).generate(BATCH, SAMPLING)
+    engine = TransformersEngine(model, tokenizer, batch_questions=3)
+    kinds = set()
+    for question, (all_answers, some) in enumerate(zip(full, engine.generate(BATCH, SAMPLING, is_hit), strict=True)):
+        assert [a.greedy_text for a in some] == [a.greedy_text for a in all_answers]
+        greedy_hits = sum(is_hit(question, a.greedy_text) for a in some)
+        made = [
+            (text, right)
+            for a, b in zip(some, all_answers, strict=True)
+            for text, right in zip(a.sampled_text, b.sampled_text, strict=True)
+            if text is not None
+        ]
+        assert all(text == right for text, right in made)
+        hit = any(is_hit(question, text) for text, _ in made)
+        assert hit == (not greedy_hits and any(is_hit(question, t or "") for a in all_answers for t in a.sampled_text))
+        assert bool(made) == (not greedy_hits)
+        assert hit or greedy_hits or len(made) == len(BATCH.prefixes) * SAMPLING.num_samples
+        kinds.add("greedy" if greedy_hits else "sampled" if hit else "none")
+    assert len(kinds) > 1
+    assert engine.stats.generations < len(PROMPTS) * (1 + SAMPLING.num_samples)
 
 
 def test_bfloat16_runs_packed() -> None:
@@ -104,15 +137,24 @@ def test_bfloat16_runs_packed() -> None:
     assert len(engine.generate(BATCH, SAMPLING)) == len(NAMES)
 
 
-def test_a_window_shorter_than_the_prompt_is_respected(caplog: pytest.LogCaptureFixture) -> None:
-    model, tokenizer = tiny_model("mistral"), tiny_tokenizer()
-    model.config.sliding_window = 20
-    engine = TransformersEngine(model, tokenizer)
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text"])
+def test_a_window_shorter_than_the_prompt_is_respected(name: str) -> None:
+    model = tiny_model(name, spread=0.2, sliding_window=20)
+    engine = TransformersEngine(model, tiny_tokenizer())
+    assert engine.packs
+    answers = engine.generate(BATCH, SAMPLING)
+    for question, place, prompt in PROMPTS:
+        alone = [reference_answer(model, prompt, NAMES[question], place, sample)[0] for sample in range(-1, 2)]
+        assert [answers[question][place].greedy_text, *answers[question][place].sampled_text[:2]] == alone
+
+
+def test_a_window_that_layers_keep_to_themselves_is_fed_whole(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("llama")
+    model.config.attention_chunk_size = 20  # as Llama 4 names it; here it only has to be respected
+    engine = TransformersEngine(model, tiny_tokenizer())
     with caplog.at_level(logging.WARNING):
-        answers = engine.generate(BATCH, SAMPLING)
+        engine.generate(BATCH, SAMPLING)
     assert "attention window of 20" in caplog.text
-    alone = [reference_answer(model, PREFIX + s, i, 3, -1)[0] for i, s in zip(NAMES, BATCH.suffixes, strict=True)]
-    assert [answer.greedy_text for answer in answers] == alone
 
 
 def test_samples_follow_the_model_s_distribution() -> None:
@@ -122,8 +164,13 @@ def test_samples_follow_the_model_s_distribution() -> None:
     model, tokenizer = tiny_model("llama", spread=0.1), tiny_tokenizer()
     sampling = SamplingConfig(num_samples=2000, max_new_tokens=1, temperature=0.5, top_k=10, seed=11)
     prompt = "Q: Who?\nA:"
-    batch = PromptBatch(prefix="", prompt_index=0, question_ids=[str(i) for i in range(10)], suffixes=[prompt] * 10)
-    texts = [t for a in TransformersEngine(model, tokenizer).generate(batch, sampling) for t in a.sampled_text]
+    batch = PromptBatch(prefixes=[""], question_ids=[str(i) for i in range(10)], suffixes=[prompt] * 10)
+    texts = [
+        t
+        for (a,) in TransformersEngine(model, tokenizer).generate(batch, sampling)
+        for t in a.sampled_text
+        if t is not None
+    ]
     logits = model(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].detach().double()
     top = torch.topk(logits, 10)
     expected: dict[str, float] = {}

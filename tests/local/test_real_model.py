@@ -51,14 +51,13 @@ def test_greedy_answers_are_those_of_generate(smollm: str) -> None:
     prefix = "Q: What is the capital of France?\nA: Paris\nQ: What is the capital of Spain?\nA: Madrid\n"
     names = ["Japan", "Germany", "Ohio", "Norway"]
     batch = PromptBatch(
-        prefix=prefix,
-        prompt_index=0,
+        prefixes=[prefix],
         question_ids=names,
         suffixes=[f"Q: What is the capital of {name}?\nA:" for name in names],
     )
     engine = TransformersEngine(model, tokenizer)
     assert engine.packs
-    found = [answer.greedy_text for answer in engine.generate(batch, SamplingConfig(max_new_tokens=8))]
+    found = [answer.greedy_text for (answer,) in engine.generate(batch, SamplingConfig(max_new_tokens=8))]
     assert found[:2] == ["Tokyo", "Berlin"]
     for suffix, text in zip(batch.suffixes, found, strict=True):
         ids = tokenizer(prefix + suffix, return_tensors="pt")["input_ids"]

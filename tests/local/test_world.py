@@ -55,17 +55,19 @@ def labels(built: Built) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
     for relation, rows in by_relation.items():
         dev = {row["question"]: row["answer"] for row in rows if row["split"] == "dev"}
-        rows = [row | {"greedy": 0, "sampled": 0} for row in rows if row["split"] != "dev"]
-        for index, shots in enumerate(draw_exemplar_sets({relation: list(dev)})[relation]):
-            batch = PromptBatch(
-                prefix=few_shot_prefix([(question, dev[question]) for question in shots]),
-                prompt_index=index,
-                question_ids=[row["question"] for row in rows],
-                suffixes=[few_shot_suffix(row["question"]) for row in rows],
-            )
-            for row, answers in zip(rows, engine.generate(batch, SamplingConfig(max_new_tokens=16)), strict=True):
-                row["greedy"] += is_hit(answers.greedy_text, [row["answer"]])
-                row["sampled"] += sum(is_hit(text, [row["answer"]]) for text in answers.sampled_text)
+        rows = [dict(row) for row in rows if row["split"] != "dev"]
+        batch = PromptBatch(
+            prefixes=[
+                few_shot_prefix([(question, dev[question]) for question in shots])
+                for shots in draw_exemplar_sets({relation: list(dev)})[relation]
+            ],
+            question_ids=[row["question"] for row in rows],
+            suffixes=[few_shot_suffix(row["question"]) for row in rows],
+        )
+        for row, found in zip(rows, engine.generate(batch, SamplingConfig(max_new_tokens=16)), strict=True):
+            row["greedy"] = sum(is_hit(answers.greedy_text, [row["answer"]]) for answers in found)
+            texts = [text or "" for answers in found for text in answers.sampled_text]
+            row["sampled"] = sum(is_hit(text, [row["answer"]]) for text in texts)
         asked += [row | {"category": categorize(row["greedy"], 10, row["sampled"], 160)} for row in rows]
     return asked
 

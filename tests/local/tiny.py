@@ -53,13 +53,13 @@ def tiny_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
-def tiny_model(name: str, *, seed: int = 0, spread: float = 0.35, dtype: str = "float32") -> Any:
+def tiny_model(name: str, *, seed: int = 0, spread: float = 0.35, dtype: str = "float32", **changed: Any) -> Any:
     """A random model of an architecture; weights spread widely, so that its answers differ from prompt to prompt."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = tiny_tokenizer()
-    sizes = CONFIGS.get(name) or UNPACKED[name]
+    sizes = (CONFIGS.get(name) or UNPACKED[name]) | changed
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **sizes, **ids)
     torch.manual_seed(seed)

@@ -1,0 +1,77 @@
+"""Other labels from the same answers: another matcher, fewer exemplar sets or samples, without generating anything."""
+
+import time
+from dataclasses import dataclass, replace
+
+from slick.annotation.annotate import AnnotateConfig, label
+from slick.annotation.generations import asked_questions
+from slick.annotation.knowledge import Scoring
+from slick.engines.base import SamplingConfig
+from slick.errors import SettingsError, StudyError
+from slick.matching import Matcher
+from slick.questions import read_questions
+from slick.storage import Folder
+from slick.study import STARTED, Manifest, fingerprint, finish, require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RescoreConfig:
+    """What is judged otherwise than when the answers were made; None leaves it as it was then."""
+
+    matcher: Matcher | None = None
+    """When an answer is a hit: `exact`, `raw`, `canonical`, `contains` or `f1`; see `slick.matching`."""
+    num_exemplar_sets: int | None = None
+    """Count the answers to the first so many few-shot prompts."""
+    num_samples: int | None = None
+    """Count the first so many samples of each prompt."""
+
+
+def rescore(study: Folder, config: RescoreConfig) -> Manifest:
+    """Write knowledge.parquet, confidence.json and the manifest anew, as if annotated with these settings.
+
+    The stored answers and their hits stay, so a further rescoring can go back.
+
+    Raises:
+        StudyError: the annotation is not finished, or kept no full set of answers.
+        SettingsError: more exemplar sets or samples are asked for than there are.
+    """
+    started_at = time.monotonic()
+    folder = study.child("annotate")
+    done = require(folder, "annotate")
+    stored = folder.read_json(STARTED)["settings"]
+    made = AnnotateConfig(**{**stored, "sampling": SamplingConfig(**stored["sampling"])})
+    if made.estimator == "gold" or made.mode == "labels":
+        raise StudyError(
+            f"{folder.uri} was made with --estimator {made.estimator} --mode {made.mode}, which keeps no full set of "
+            "texts to judge anew; annotate with --estimator sampled --mode full"
+        )
+    sets, samples = made.num_exemplar_sets, made.sampling.num_samples
+    wanted = (config.num_exemplar_sets or sets, config.num_samples or samples)
+    if not (1 <= wanted[0] <= sets and 1 <= wanted[1] <= samples):
+        raise SettingsError(
+            f"{folder.uri} holds answers to {sets} few-shot prompts, {samples} samples each; a rescoring takes fewer, "
+            f"not {wanted[0]} and {wanted[1]}"
+        )
+    scored = replace(
+        made,
+        matcher=config.matcher or made.matcher,
+        num_exemplar_sets=wanted[0],
+        sampling=replace(made.sampling, num_samples=wanted[1]),
+    )
+    questions = read_questions(study)
+    asked = asked_questions(
+        questions, dev=made.annotate_dev, exemplars=folder.read_json("exemplars.json"), limit=made.limit_per_relation
+    )
+    gold = dict(zip(questions["question_id"].to_pylist(), questions["answers"].to_pylist(), strict=True))
+    gold |= {f"control-{question_id}": answers for question_id, answers in gold.items()}
+    scoring = Scoring(
+        matcher=scored.matcher,
+        num_exemplar_sets=wanted[0],
+        num_samples=wanted[1],
+        gold=gold if scored.matcher != made.matcher else None,
+    )
+    counts = label(study, asked, scored, scoring)
+    identity = fingerprint(done.inputs, scored.identity())
+    return finish(
+        folder, "annotate", identity, settings=scored, inputs=done.inputs, counts=counts, started_at=started_at
+    )

