@@ -39,8 +39,13 @@ class StudyConfig:
 
 def demo_annotation() -> AnnotateConfig:
     """The paper's 10 x (1 + 16) answers, cut off early: the answers of a world are a few tokens."""
-    config = AnnotateConfig()
+    config = AnnotateConfig(repeats_per_relation=4, controls_per_relation=4)
     return replace(config, sampling=replace(config.sampling, max_new_tokens=12))
+
+
+def paper_annotation() -> AnnotateConfig:
+    """The paper's 10 x (1 + 16) answers, and a few hundred questions more that say how far to trust the labels."""
+    return AnnotateConfig(repeats_per_relation=20, controls_per_relation=20)
 
 
 def demo_training() -> TrainConfig:
@@ -107,7 +112,7 @@ def smoke_study() -> StudyConfig:
 
 def paper_study() -> StudyConfig:
     """The paper's settings on a model and questions of one's own."""
-    return StudyConfig(embedded=False, prepare=paper_questions(), sweep=paper_sweep())
+    return StudyConfig(embedded=False, prepare=paper_questions(), annotate=paper_annotation(), sweep=paper_sweep())
 
 
 WORLD: dict[str, Callable[[], WorldConfig]] = {"demo": WorldConfig, "smoke": smoke_world}
@@ -119,7 +124,7 @@ QUESTIONS: dict[str, Callable[[], QuestionsConfig]] = {
 ANNOTATE: dict[str, Callable[[], AnnotateConfig]] = {
     "demo": demo_annotation,
     "smoke": demo_annotation,
-    "paper": AnnotateConfig,
+    "paper": paper_annotation,
 }
 VARIANTS: dict[str, Callable[[], VariantsConfig]] = {
     "demo": VariantsConfig,

@@ -65,7 +65,8 @@ class AnnotateConfig:
     matcher: Matcher = "exact"
     """When an answer is a hit; see `slick.matching`."""
     repeats_per_relation: int = 0
-    """Questions of each relation that are asked again, with other exemplars and draws: how often do categories flip?"""
+    """Questions of each relation that are asked again, with other exemplars and draws: how often do categories flip?
+    Not by the gold estimator, which draws nothing."""
     controls_per_relation: int = 0
     """Questions of each relation that are asked of a subject nobody knows: how often is an answer guessed?"""
     annotate_dev: bool = False
@@ -98,10 +99,10 @@ class AnnotateConfig:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         if min(self.repeats_per_relation, self.controls_per_relation) < 0:
             raise SettingsError("repeats_per_relation and controls_per_relation must not be negative")
-        if self.estimator == "gold" and (self.mode, self.matcher, self.repeats_per_relation) != ("full", "exact", 0):
+        if self.estimator == "gold" and (self.mode, self.matcher, self.engine) != ("full", "exact", "transformers"):
             raise SettingsError(
-                "the gold estimator draws nothing: it goes with --mode full, --matcher exact and no repeats, got "
-                f"{self.mode}, {self.matcher} and {self.repeats_per_relation}"
+                "the gold estimator draws no texts: it goes with --mode full, --matcher exact and --engine "
+                f"transformers, got {self.mode}, {self.matcher} and {self.engine}"
             )
         if self.sampling.num_samples < 1:
             raise SettingsError("num_samples must be at least 1: samples tell WeaklyKnown from Unknown")
@@ -187,7 +188,7 @@ def main_store(config: AnnotateConfig) -> str:
 def _tables(asked: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
     """The questions of each store; a store without any is left out."""
     tables = {main_store(config): asked}
-    if config.repeats_per_relation:
+    if config.repeats_per_relation and config.estimator == "sampled":
         tables[REPEATS] = first_by_hash(asked, config.repeats_per_relation, ("relation",))
     if config.controls_per_relation:
         tables[CONTROLS] = control_questions(asked, config.controls_per_relation, config.seed)

@@ -3,12 +3,13 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.annotation import AnnotateConfig, annotate, questions_to_ask
+from slick.annotation import AnnotateConfig, RescoreConfig, annotate, questions_to_ask, rescore
 from slick.annotation.generations import asked_questions, cut_batches, missing_batches, read_generations
 from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, Scoring, categories, gather, knowledge_table, read_knowledge
 from slick.categories import categorize
@@ -211,9 +212,102 @@ def test_settings_that_cannot_be_are_refused() -> None:
             AnnotateConfig(**wrong)
     with pytest.raises(SettingsError, match="WeaklyKnown from Unknown"):
         AnnotateConfig(sampling=SamplingConfig(num_samples=0))
+    for wrong in ({"mode": "labels"}, {"matcher": "raw"}, {"engine": "vllm"}):
+        with pytest.raises(SettingsError, match="gold estimator draws no texts"):
+            AnnotateConfig(estimator="gold", **wrong)
 
 
 def test_speed_settings_stay_out_of_the_identity() -> None:
     base = AnnotateConfig()
     assert replace(base, max_actors=7, batches_per_file=9, gpus_per_actor=0.5).identity() == base.identity()
     assert replace(base, matcher="raw").identity() != base.identity()
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, done: Folder) -> Folder:
+    """The same study annotated in labels mode."""
+    return annotated(tmp_path_factory.mktemp("labels"), replace(config, mode="labels"))
+
+
+def test_labels_mode_gives_the_same_categories_for_fewer_answers(done: Folder, labelled: Folder) -> None:
+    names = ["question_id", "category", "greedy_hits", "p_upper"]
+    assert read_knowledge(labelled).select(names).equals(read_knowledge(done).select(names))
+    full = {row["question_id"]: row for row in read_generations(done).to_pylist()}
+    spared = 0
+    for row in read_generations(labelled).to_pylist():
+        right = full[row["question_id"]]
+        assert row["greedy_text"] == right["greedy_text"]
+        for texts, others in zip(row["sampled_text"], right["sampled_text"], strict=True):
+            assert all(text in (None, other) for text, other in zip(texts, others, strict=True))
+            spared += texts.count(None)
+    counts, whole = (annotate_counts(study) for study in (labelled, done))
+    assert spared > 0
+    assert counts["generations"] == whole["generations"] - spared
+    assert counts["decoded_tokens"] < whole["decoded_tokens"]
+    by_category = counts["draws_by_category"]
+    assert by_category["Unknown"]["spared"] == 0
+    assert all(by_category[name]["spared"] > 0.5 for name in by_category if name in ("HighlyKnown", "MaybeKnown"))
+
+
+def annotate_counts(study: Folder) -> dict[str, Any]:
+    return study.child("annotate").read_json("manifest.json")["counts"]
+
+
+def test_the_gold_estimator_agrees_with_the_draws(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    study = annotated(tmp_path, replace(config, estimator="gold", matcher="exact"))
+    gold = {row["question_id"]: row for row in read_knowledge(study).to_pylist()}
+    expected = sampled = variance = 0.0
+    for row in read_knowledge(done).to_pylist():
+        assert gold[row["question_id"]]["greedy_hits"] == row["greedy_hits"]
+        assert (gold[row["question_id"]]["category"] == row["category"]) or not row["greedy_hits"]
+        sampled += row["sampled_hits"]
+    for row in study.child("annotate", "gold").read_tables().to_pylist():
+        expected += SAMPLING.num_samples * sum(row["gold_probability"])
+        variance += SAMPLING.num_samples * sum(p * (1 - p) for p in row["gold_probability"])
+    assert expected > 50
+    # Five standard deviations: a false alarm comes once in two million runs, and the seed is fixed.
+    assert abs(sampled - expected) < 5 * variance**0.5
+    assert not study.child("annotate", "generations").exists()
+    assert annotate_counts(study)["estimator"].startswith("gold: the first answer's text")
+
+
+def test_rescoring_is_annotating_with_other_settings(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    study, fresh = (Folder(str(tmp_path / name)) for name in ("rescored", "fresh"))
+    shutil.copytree(done.local_path, study.local_path)
+    before = study.child("annotate", "generations").read_tables()
+    small = replace(config, num_exemplar_sets=2, sampling=replace(SAMPLING, num_samples=2), matcher="contains")
+    rescore(study, RescoreConfig(matcher="contains", num_exemplar_sets=2, num_samples=2))
+    annotated(tmp_path / "fresh", small)
+    assert read_knowledge(study).equals(read_knowledge(fresh))
+    assert not read_knowledge(study).equals(read_knowledge(done))
+    annotate(study, small)  # finished: nothing runs
+    rescore(study, RescoreConfig())
+    assert read_knowledge(study).equals(read_knowledge(done))
+    assert study.child("annotate", "generations").read_tables().equals(before)
+    with pytest.raises(SettingsError, match="3 few-shot prompts, 4 samples"):
+        rescore(study, RescoreConfig(num_samples=5))
+
+
+def test_labels_alone_cannot_be_rescored(labelled: Folder) -> None:
+    with pytest.raises(StudyError, match="keeps no full set of texts"):
+        rescore(labelled, RescoreConfig(matcher="raw"))
+
+
+def test_repeats_and_controls_say_how_far_to_trust_the_labels(
+    done: Folder, config: AnnotateConfig, tmp_path: Path
+) -> None:
+    study = annotated(tmp_path, replace(config, repeats_per_relation=3, controls_per_relation=2))
+    assert_same(done, study)
+    found = study.child("annotate").read_json("confidence.json")
+    assert found["repeats"]["questions"] == 9
+    assert sum(sum(row.values()) for row in found["repeats"]["from_to"].values()) == 9
+    assert found["controls"]["questions"] == 6
+    asked = study.child("annotate", "controls").read_tables()
+    assert all(question_id.startswith("control-") for question_id in asked["question_id"].to_pylist())
+    steps = {(row["exemplar_sets"], row["samples"]): row["categories"] for row in found["settling"]}
+    table = read_knowledge(study)["category"].to_pylist()
+    assert {name: num for name, num in steps[3, 4].items() if num} == {name: table.count(name) for name in set(table)}
+    assert set(steps) == {(1, 4), (2, 4), (3, 4), (3, 1), (3, 2)}
+    main, repeats = (study.child("annotate", name).read_tables() for name in ("generations", "repeats"))
+    texts = dict(zip(main["question_id"].to_pylist(), main["sampled_text"].to_pylist(), strict=True))
+    assert any(texts[row["question_id"]] != row["sampled_text"] for row in repeats.to_pylist())

@@ -26,7 +26,7 @@ HOMES = {
     "tokenizers": ["slick/world/tokenizer.py"],
     "deepspeed": ["tuning/worker.py"],
     "vllm": ["slick/engines/vllm.py"],
-    "scipy": ["slick/analysis/*.py"],
+    "scipy": ["slick/analysis/*.py", "slick/annotation/confidence.py"],
     "matplotlib": ["slick/report/*.py"],
     "jinja2": ["slick/report/*.py"],
     "tyro": ["jobs/door.py"],

@@ -1,0 +1,261 @@
+"""Annotation beside its peers: the same questions, prompts and answers, one thread each, in turns.
+
+python -m tests.benchmarks.annotation --model FOLDER --questions entity_questions.zip --vllm-python PYTHON
+python -m tests.benchmarks.annotation --model WORLD/model --questions WORLD/dataset --engines full,labels,gold,generate
+
+Each engine runs in a process of its own, so that a peer may live in another environment; a run answers all questions
+once, untimed work (loading, a first prompt) apart, and counts CPU seconds of its process. Rounds take turns, and the
+table gives medians. Each engine stops at the newline, and makes 1 greedy answer and 16 samples (T = 0.5, top-k 40) to
+each of 10 prompts; the gold estimator scores one answer instead.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+NUM_PROMPTS, NUM_SHOTS, NUM_SAMPLES, MAX_NEW_TOKENS = 10, 4, 16, 8
+SLOW = {"generate"}
+"""Engines that are asked a few questions only, since they take minutes for each."""
+
+
+def read_questions(source: str, relation: str) -> list[dict]:
+    """The dev questions of a relation, from the archive or a folder."""
+    if source.endswith(".zip"):
+        with zipfile.ZipFile(source) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(f"dev/{relation}.dev.json")]
+            return json.loads(archive.read(name))
+    (path,) = Path(source).rglob(f"dev/{relation}.dev.json")
+    return json.loads(path.read_text())
+
+
+def make_workload(source: str, relations: list[str], num_questions: int) -> list[dict]:
+    """For each relation 10 prefixes and some questions that stand in none of them."""
+    work = []
+    for relation in relations:
+        rows = read_questions(source, relation)
+        rng = random.Random(relation)
+        rng.shuffle(rows)
+        shots = rows[: max(8, len(rows) // 3)]
+        prefixes = [
+            "".join(f"Q: {row['question']}\nA: {row['answers'][0]}\n" for row in rng.sample(shots, NUM_SHOTS))
+            for _ in range(NUM_PROMPTS)
+        ]
+        asked = rows[len(shots) : len(shots) + num_questions]
+        assert len(asked) == num_questions, f"{relation} has {len(rows)} dev questions, too few for {num_questions}"
+        work.append(
+            {
+                "ids": [f"{relation}-{i}" for i in range(num_questions)],
+                "prefixes": prefixes,
+                "suffixes": [f"Q: {row['question']}\nA:" for row in asked],
+                "gold": [row["answers"] for row in asked],
+            }
+        )
+    return work
+
+
+def run_slick(kind: str, model_folder: str, dtype: str, work: list[dict]) -> dict:
+    """The transformers engine: `full`, `labels` or `gold`."""
+    from slick.engines.base import PromptBatch, SamplingConfig
+    from slick.engines.linear import pack_linears
+    from slick.engines.transformers import TransformersEngine
+    from slick.matching import hit_tester
+    from slick.models import load_model, load_tokenizer
+
+    model, tokenizer = load_model(model_folder, dtype), load_tokenizer(model_folder)
+    pack_linears(model)
+    engine = TransformersEngine(model, tokenizer)
+    sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, num_samples=NUM_SAMPLES)
+    engine.generate(PromptBatch(prefixes=["Q: a\nA: b\n"], question_ids=["a"], suffixes=["Q: c\nA:"]), sampling)
+    before = engine.stats.prefilled_tokens, engine.stats.decoded_tokens, engine.stats.generations
+    started, hits = time.process_time(), 0
+    for part in work:
+        batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
+        tests = [hit_tester(gold) for gold in part["gold"]]
+        if kind == "gold":
+            hits += sum(s.is_greedy for one in engine.score(batch, [g[0] for g in part["gold"]], sampling) for s in one)
+            continue
+        is_hit = (lambda q, text, tests=tests: tests[q](text)) if kind == "labels" else None
+        answers = engine.generate(batch, sampling, is_hit)
+        hits += sum(test(a.greedy_text) for test, one in zip(tests, answers, strict=True) for a in one)
+    seconds = time.process_time() - started
+    stats = engine.stats
+    text_config = model.config.get_text_config()
+    head = 2.0 * text_config.hidden_size * text_config.vocab_size
+    body = 2.0 * sum(m.numel() for m in load_model(model_folder, dtype).parameters() if m.dim() == 2) - head
+    prefilled, decoded = stats.prefilled_tokens - before[0], stats.decoded_tokens - before[1]
+    num_prompts = sum(len(part["ids"]) * NUM_PROMPTS for part in work)
+    places = num_prompts + decoded
+    return {
+        "seconds": seconds,
+        "hits": hits,
+        "decoded": decoded,
+        "drawn": stats.generations - before[2],
+        "gflop": (body * (prefilled + decoded) + head * places) / 1e9,
+    }
+
+
+def run_generate(model_folder: str, dtype: str, work: list[dict]) -> dict:
+    """`generate` of transformers, one prompt at a time: greedy, then 16 samples."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=getattr(torch, dtype)).eval()
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    ends = [i for i, text in enumerate(texts) if "\n" in text or i == tokenizer.eos_token_id]
+    common = {"max_new_tokens": MAX_NEW_TOKENS, "eos_token_id": ends, "pad_token_id": ends[0]}
+    hits, started = 0, 0.0
+    for part in [{**work[0], "suffixes": work[0]["suffixes"][:1], "prefixes": work[0]["prefixes"][:1]}, *work]:
+        if part is work[0]:
+            started, hits = time.process_time(), 0
+        for suffix, gold in zip(part["suffixes"], part["gold"], strict=False):
+            for prefix in part["prefixes"]:
+                ids = tokenizer(prefix + suffix, return_tensors="pt")
+                length = ids["input_ids"].shape[1]
+                with torch.inference_mode():
+                    greedy = model.generate(**ids, do_sample=False, **common)
+                    model.generate(
+                        **ids,
+                        do_sample=True,
+                        temperature=0.5,
+                        top_k=40,
+                        top_p=1.0,
+                        num_return_sequences=NUM_SAMPLES,
+                        **common,
+                    )
+                text = tokenizer.decode(greedy[0, length:], skip_special_tokens=True).split("\n")[0].strip()
+                hits += text in gold
+    return {"seconds": time.process_time() - started, "hits": hits}
+
+
+def run_vllm(model_folder: str, dtype: str, work: list[dict]) -> dict:
+    """vLLM as its documentation and trials tune it: blocks of 32, prefix caching, a greedy call before the samples."""
+    import torch
+    import vllm
+
+    options = {} if torch.cuda.is_available() else {"block_size": 32}
+    llm = vllm.LLM(
+        model_folder,
+        dtype=dtype,
+        enable_prefix_caching=True,
+        max_model_len=512,
+        seed=0,
+        disable_log_stats=True,
+        **options,
+    )
+    common = {"max_tokens": MAX_NEW_TOKENS, "stop": ["\n"]}
+    greedy = vllm.SamplingParams(temperature=0.0, **common)
+    sampled = vllm.SamplingParams(temperature=0.5, top_k=40, n=NUM_SAMPLES, seed=0, **common)
+    llm.generate(["Q: a\nA: b\nQ: c\nA:"], greedy, use_tqdm=False)
+    started, hits = time.process_time(), 0
+    for part in work:
+        prompts = [prefix + suffix for prefix in part["prefixes"] for suffix in part["suffixes"]]
+        found = llm.generate(prompts, greedy, use_tqdm=False)
+        drawn = llm.generate(prompts, sampled, use_tqdm=False)
+        assert all(len(output.outputs) == NUM_SAMPLES for output in drawn)
+        golds = [gold for _ in part["prefixes"] for gold in part["gold"]]
+        hits += sum(o.outputs[0].text.split("\n")[0].strip() in gold for o, gold in zip(found, golds, strict=True))
+    return {"seconds": time.process_time() - started, "hits": hits}
+
+
+def peak_gflops(dtype: str) -> float:
+    """GFLOP/s of one thread on a large product, packed weights."""
+    import torch
+
+    from slick.engines.linear import PackedLinear
+
+    layer = PackedLinear(torch.randn(1536, 1536).to(getattr(torch, dtype)), None)
+    x, best = torch.randn(512, 1536).to(getattr(torch, dtype)), 0.0
+    with torch.inference_mode():
+        for _ in range(30):
+            started = time.process_time()
+            layer(x)
+            best = max(best, 2 * 512 * 1536 * 1536 / 1e9 / max(time.process_time() - started, 1e-9))
+    return best
+
+
+def run_one(engine: str, model: str, dtype: str, path: str) -> None:
+    """Print the result of one engine as the last line."""
+    import torch
+
+    torch.set_num_threads(1)
+    work = json.loads(Path(path).read_text())
+    if engine in SLOW:
+        work = [{**part, **{name: part[name][:2] for name in ("ids", "suffixes", "gold")}} for part in work]
+    if engine == "peak":
+        result = {"gflops": peak_gflops(dtype)}
+    elif engine == "generate":
+        result = run_generate(model, dtype, work)
+    elif engine == "vllm":
+        result = run_vllm(model, dtype, work)
+    else:
+        result = run_slick(engine, model, dtype, work)
+    result["questions"] = sum(len(part["ids"]) for part in work)
+    print(json.dumps(result))
+
+
+def call(python: str, engine: str, arguments: argparse.Namespace, path: str) -> dict:
+    """The result of one engine in its own process, on one thread."""
+    settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    settings |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
+    command = [python, "-m", "tests.benchmarks.annotation", "--run", engine, "--model", arguments.model]
+    command += ["--dtype", arguments.dtype, "--work", path]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    if done.returncode:
+        raise SystemExit(f"{engine} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Run all engines in turns and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument("--questions", help="EntityQuestions as zip or folder")
+    parser.add_argument("--relations", default="P19,P36,P50")
+    parser.add_argument("--num-questions", type=int, default=32, help="of each relation")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--engines", default="full,labels,gold,generate,vllm")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vllm-python", default=sys.executable, help="Python of an environment with vllm or vllm-cpu")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        run_one(arguments.run, arguments.model, arguments.dtype, arguments.work)
+        return
+    work = make_workload(arguments.questions, arguments.relations.split(","), arguments.num_questions)
+    engines = arguments.engines.split(",")
+    found: dict[str, list[dict]] = {engine: [] for engine in [*engines, "peak"]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/work.json"
+        Path(path).write_text(json.dumps(work))
+        for turn in range(arguments.rounds):
+            for engine in found:
+                if engine in SLOW and turn:
+                    continue
+                result = call(arguments.vllm_python if engine == "vllm" else sys.executable, engine, arguments, path)
+                found[engine].append(result)
+                print(f"round {turn + 1} {engine}: {json.dumps(result)}", file=sys.stderr, flush=True)
+    peak = max(result["gflops"] for result in found["peak"])
+    print(f"peak {peak:.0f} GFLOP/s of one thread, {arguments.dtype}")
+    print("| engine | questions/CPU-s | generations/CPU-s | GFLOP/question | of peak | greedy hits a question |")
+    print("|---|---|---|---|---|---|")
+    for engine in engines:
+        speed = statistics.median(result["questions"] / result["seconds"] for result in found[engine])
+        last = found[engine][-1]
+        flop = last.get("gflop", 0.0) / last["questions"]
+        made = "-" if engine == "gold" else f"{speed * NUM_PROMPTS * (1 + NUM_SAMPLES):.0f}"
+        share = [f"{flop:.0f}", f"{100 * flop * speed / peak:.0f} %"] if flop else ["-", "-"]
+        print(f"| {engine} | {speed:.3g} | {made} | {share[0]} | {share[1]} | {last['hits'] / last['questions']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

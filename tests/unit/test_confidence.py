@@ -1,0 +1,157 @@
+"""Intervals, rare knowledge and settling, against exact formulas and simulations with known truth."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import beta, binom
+
+from slick.annotation.confidence import chance_known, chance_of_a_hit, fit_beta, intervals, settling
+from slick.annotation.controls import control_questions, flips
+from slick.annotation.knowledge import Scoring, gather, knowledge_table
+from slick.categories import categorize
+from slick.errors import EngineError
+from slick.types import Category
+
+
+def test_without_spread_the_interval_is_clopper_pearson() -> None:
+    none, every = np.zeros((1, 10, 16), np.int8), np.ones((1, 10, 16), np.int8)
+    even = np.tile(np.array([1, 0] * 8, np.int8), (1, 10, 1))
+    for hits, k in ((none, 0), (every, 160), (even, 80)):
+        (low,), (high,) = intervals(hits)
+        assert low == pytest.approx(beta.ppf(0.025, k, 161 - k) if k else 0.0)
+        assert high == pytest.approx(beta.ppf(0.975, k + 1, 160 - k) if k < 160 else 1.0)
+
+
+def test_intervals_cover_the_truth_when_prompts_differ() -> None:
+    rng = np.random.default_rng(0)
+    truth_QP = rng.beta(0.8, 1.2, size=(3000, 10)) * rng.uniform(0.2, 1, size=(3000, 1))
+    mean = 0.4 * np.linspace(0.2, 1, 3000)
+    truth_QP *= (mean / truth_QP.mean(axis=1))[:, None] * rng.uniform(0.9, 1.1, size=(3000, 10))
+    truth_QP = np.clip(truth_QP, 0, 1)
+    hits = (rng.random((3000, 10, 16)) < truth_QP[..., None]).astype(np.int8)
+    low, high = intervals(hits)
+    target = truth_QP.mean(axis=1)
+    covered = ((low <= target) & (target <= high)).mean()
+    assert covered > 0.95  # they are meant to cover other prompts too, so they are wide for these ten
+    narrow = binom.std(160, 0.5) / 160
+    assert (high - low)[(target > 0.3) & (target < 0.7)].mean() > 2 * narrow
+
+
+def test_the_spread_of_p_correct_is_found_again() -> None:
+    rng = np.random.default_rng(1)
+    hits = rng.binomial(160, rng.beta(0.3, 4.0, size=20_000))
+    a, b = fit_beta(hits, 160)
+    assert (a, b) == (pytest.approx(0.3, rel=0.1), pytest.approx(4.0, rel=0.1))
+    unknown = hits == 0
+    again = rng.binomial(160, rng.beta(0.3, 4.0 + 160, size=200_000)) > 0
+    assert chance_of_a_hit((0.3, 4.0), 160, 160) == pytest.approx(again.mean(), abs=0.01)
+    assert unknown.any()
+    for nothing in (np.zeros(5, int), np.full(5, 160), np.array([], int)):
+        with pytest.raises(ValueError, match="tell nothing"):
+            fit_beta(nothing, 160)
+
+
+def test_the_chance_of_a_hit_is_that_of_independent_draws() -> None:
+    gold = np.array([[0.0, 0.0], [0.5, 0.0], [1.0, 0.2], [0.01, 0.02]])
+    wanted = [0, 1 - 0.5**16, 1, 1 - 0.99**16 * 0.98**16]
+    assert chance_known(gold, 16) == pytest.approx(wanted)
+
+
+def test_settling_counts_categories_as_if_less_had_been_asked() -> None:
+    rng = np.random.default_rng(2)
+    greedy = (rng.random((200, 3)) < rng.random((200, 1)) ** 2).astype(np.int8)
+    sampled = (rng.random((200, 3, 5)) < rng.random((200, 1, 1)) ** 4).astype(np.int8)
+    found = {(sets, samples): categories for sets, samples, categories in settling(greedy, sampled)}
+    assert set(found) == {(1, 5), (2, 5), (3, 5), (3, 1), (3, 2), (3, 4)}
+    for (sets, samples), categories in found.items():
+        wanted = dict.fromkeys((str(category) for category in Category), 0)
+        for g, s in zip(greedy[:, :sets], sampled[:, :sets, :samples], strict=True):
+            wanted[str(categorize(int(g.sum()), sets, int(s.sum()), s.size))] += 1
+        assert categories == wanted
+
+
+ASKED = pa.table({name: [f"{name}{i}" for i in range(4)] for name in ("question_id", "relation", "domain", "split")})
+
+
+def generations(greedy: list, sampled: list) -> pa.Table:
+    return pa.table(
+        {
+            "question_id": ASKED["question_id"],
+            "greedy_hit": pa.array(greedy, pa.list_(pa.bool_())),
+            "sampled_hit": pa.array(sampled, pa.list_(pa.list_(pa.bool_()))),
+        }
+    )
+
+
+def test_what_labels_mode_did_not_draw_is_unknown_and_not_zero() -> None:
+    no, yes = [False, False], [True, False]
+    part = generations([[True, True], yes, no, no], [[[None] * 2] * 2, [[None] * 2] * 2, [[True, None], no], [no, no]])
+    evidence = gather(iter([part]), Scoring(matcher="exact", num_exemplar_sets=2, num_samples=2))
+    rows = knowledge_table(ASKED, evidence.rows).to_pylist()
+    assert [row["category"] for row in rows] == [str(category) for category in Category]
+    assert [row["p_correct_sampled"] for row in rows] == [None, None, None, 0.0]
+    assert [row["sampled_total"] for row in rows] == [0, 0, 3, 4]
+    assert [row["p_upper"] is None for row in rows] == [True, True, True, False]
+    assert [row["p_high"] is None for row in rows] == [True, True, True, False]
+    assert evidence.settling == []
+
+
+def test_an_unknown_that_nothing_was_drawn_for_is_an_error() -> None:
+    part = generations([[False]] * 4, [[[None]]] * 4)
+    evidence = gather(iter([part]), Scoring(matcher="exact", num_exemplar_sets=1, num_samples=1))
+    with pytest.raises(EngineError, match="cannot be told"):
+        knowledge_table(ASKED, evidence.rows)
+
+
+def test_gold_chances_sort_questions() -> None:
+    part = pa.table(
+        {
+            "question_id": ASKED["question_id"],
+            "greedy_hit": [[True, True], [True, False], [False, False], [False, False]],
+            "gold_probability": [[1.0, 0.9], [0.9, 0.1], [0.05, 0.05], [0.0, 0.01]],
+        }
+    )
+    rows = knowledge_table(
+        ASKED, gather(iter([part]), Scoring(matcher="exact", num_exemplar_sets=2, num_samples=16)).rows
+    ).to_pylist()
+    assert [row["category"] for row in rows] == [str(category) for category in Category]
+    assert [row["p_correct_sampled"] for row in rows] == pytest.approx([0.95, 0.5, 0.05, 0.005])
+    assert [row["chance_known"] for row in rows] == [
+        None,
+        None,
+        pytest.approx(1 - 0.95**32),
+        pytest.approx(1 - 0.99**16),
+    ]
+    assert [row["sampled_total"] for row in rows] == [0] * 4
+
+
+def test_controls_ask_of_subjects_that_no_question_names() -> None:
+    rows = [
+        {
+            "question_id": f"q{i}",
+            "relation": f"P{19 + i % 2}",
+            "domain": "id",
+            "split": "test",
+            "subject": f"Ada {i}" if i != 7 else None,
+            "question": f"Where was Ada {i} born?",
+            "answers": ["x"],
+        }
+        for i in range(12)
+    ]
+    controls = control_questions(pa.Table.from_pylist(rows), 3, seed=0).to_pylist()
+    assert len(controls) == 6
+    assert len({row["subject"] for row in controls}) == 6
+    for row in controls:
+        assert row["question"] == f"Where was {row['subject']} born?"
+        assert "Ada" not in row["question"]
+        assert row["question_id"].startswith("control-q")
+    assert control_questions(pa.Table.from_pylist(rows), 3, seed=0).to_pylist() == controls
+
+
+def test_flips_are_counted_by_where_they_go() -> None:
+    first = pa.table({"question_id": ["a", "b", "c"], "category": ["Unknown", "Unknown", "MaybeKnown"]})
+    again = pa.table({"question_id": ["c", "a"], "category": ["MaybeKnown", "WeaklyKnown"]})
+    found = flips(first, again)
+    assert (found["questions"], found["flipped"], found["flip_rate"]) == (2, 1, 0.5)
+    assert found["from_to"]["Unknown"]["WeaklyKnown"] == 1
+    assert found["from_to"]["MaybeKnown"]["MaybeKnown"] == 1
