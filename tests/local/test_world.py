@@ -43,32 +43,21 @@ def built(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="module")
 def labels(built: Built) -> list[dict[str, Any]]:
     """Every train and test question with its planted strength and what the real engine says of it."""
-    from slick.engines.base import PromptBatch, SamplingConfig
+    from slick.engines.base import SamplingConfig
     from slick.engines.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     folder = built.study.child("world", "model").local_path
     engine = TransformersEngine(load_model(folder), load_tokenizer(folder))
-    by_relation: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in built.study.child("world").read_table("planted.parquet").to_pylist():
-        by_relation[row["relation"]].append(row)
+    planted = {row["question"]: row for row in built.study.child("world").read_table("planted.parquet").to_pylist()}
     asked: list[dict[str, Any]] = []
-    for relation, rows in by_relation.items():
-        dev = {row["question"]: row["answer"] for row in rows if row["split"] == "dev"}
-        rows = [dict(row) for row in rows if row["split"] != "dev"]
-        batch = PromptBatch(
-            prefixes=[
-                few_shot_prefix([(question, dev[question]) for question in shots])
-                for shots in draw_exemplar_sets({relation: list(dev)})[relation]
-            ],
-            question_ids=[row["question"] for row in rows],
-            suffixes=[few_shot_suffix(row["question"]) for row in rows],
-        )
-        for row, found in zip(rows, engine.generate(batch, SamplingConfig(max_new_tokens=16)), strict=True):
-            row["greedy"] = sum(is_hit(answers.greedy_text, [row["answer"]]) for answers in found)
-            texts = [text or "" for answers in found for text in answers.sampled_text]
-            row["sampled"] = sum(is_hit(text, [row["answer"]]) for text in texts)
-        asked += [row | {"category": categorize(row["greedy"], 10, row["sampled"], 160)} for row in rows]
+    for batch, answers in asked_batches(built):
+        found = engine.generate(batch, SamplingConfig(max_new_tokens=16))
+        for question, answer, of_question in zip(batch.question_ids, answers, found, strict=True):
+            greedy = sum(is_hit(a.greedy_text, [answer]) for a in of_question)
+            sampled = sum(is_hit(text or "", [answer]) for a in of_question for text in a.sampled_text)
+            category = categorize(greedy, 10, sampled, 160)
+            asked.append(planted[question] | {"greedy": greedy, "sampled": sampled, "category": category})
     return asked
 
 
@@ -197,3 +186,61 @@ def test_training_that_fails_leaves_no_world_behind(monkeypatch: pytest.MonkeyPa
     assert not Folder(str(tmp_path / "study" / "world")).exists("manifest.json")
     assert list((tmp_path / "cache" / "worlds").iterdir()) == []
     assert json.loads((tmp_path / "study" / "world" / "started.json").read_text())["fingerprint"]
+
+
+def asked_batches(built: Built) -> Iterator[tuple[Any, list[str]]]:
+    """Train and test questions of each relation under ten exemplar sets, and their gold answers."""
+    from slick.engines.base import PromptBatch
+
+    by_relation: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in built.study.child("world").read_table("planted.parquet").to_pylist():
+        by_relation[row["relation"]].append(row)
+    for relation, rows in by_relation.items():
+        dev = {row["question"]: row["answer"] for row in rows if row["split"] == "dev"}
+        asked = [row for row in rows if row["split"] != "dev"]
+        sets = draw_exemplar_sets({relation: list(dev)})[relation]
+        batch = PromptBatch(
+            prefixes=[few_shot_prefix([(question, dev[question]) for question in shots]) for shots in sets],
+            question_ids=[row["question"] for row in asked],
+            suffixes=[few_shot_suffix(row["question"]) for row in asked],
+        )
+        yield batch, [row["answer"] for row in asked]
+
+
+def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> None:
+    """On a model that knows things: exact chances against draws, and labels from fewer of them."""
+    from slick.engines.base import SamplingConfig
+    from slick.engines.linear import pack_linears
+    from slick.engines.transformers import TransformersEngine
+    from slick.models import load_model, load_tokenizer
+
+    folder = built.study.child("world", "model").local_path
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    plain = TransformersEngine(model, tokenizer)
+    sampling = SamplingConfig(max_new_tokens=16)
+    first, gold = next(asked_batches(built))
+    before = plain.generate(first, sampling)
+    assert pack_linears(model)
+    full, some = (TransformersEngine(model, tokenizer) for _ in range(2))
+    same = [one == other for one, other in zip(before, full.generate(first, sampling), strict=True)]
+    assert sum(same) >= 0.97 * len(same), "packed weights change answers"
+    expected = variance = drawn = 0.0
+    for batch, answers in asked_batches(built):
+        every = full.generate(batch, sampling)
+        scores = full.score(batch, answers, sampling)
+        fewer = some.generate(batch, sampling, lambda q, text, answers=answers: is_hit(text, answers[q : q + 1]))
+        for answer, all_found, score, found in zip(answers, every, scores, fewer, strict=True):
+            assert [s.is_greedy for s in score] == [a.greedy_text == answer for a in all_found]
+            texts = [text or "" for a in all_found for text in a.sampled_text]
+            drawn += texts.count(answer)
+            expected += sum(16 * s.probability for s in score)
+            variance += sum(16 * s.probability * (1 - s.probability) for s in score)
+            settled = [[is_hit(t or "", [answer]) for a in rows for t in a.sampled_text] for rows in (all_found, found)]
+            if not any(s.is_greedy for s in score):
+                assert any(settled[0]) == any(settled[1])
+    assert expected > 1000
+    # An answer spelled in other tokens than usual is drawn, but not expected: rare in a trained model. Beyond that,
+    # five standard deviations.
+    assert abs(drawn - expected) < 5 * variance**0.5 + 0.005 * expected
+    assert some.stats.decoded_tokens < 0.8 * (full.stats.decoded_tokens)
+    assert gold

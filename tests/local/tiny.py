@@ -72,11 +72,11 @@ def tiny_model(name: str, *, seed: int = 0, spread: float = 0.35, dtype: str = "
     return model.eval()
 
 
-def save_tiny_model(folder: Any, *, steps: int = 60) -> str:
+def save_tiny_model(folder: Any, *, steps: int = 60, **changed: Any) -> str:
     """A llama that answers most questions of `write_questions` by London or Lima, in Hugging Face layout; the path."""
     import torch
 
-    model, tokenizer = tiny_model("llama", spread=0.05), tiny_tokenizer()
+    model, tokenizer = tiny_model("llama", spread=0.05, **changed), tiny_tokenizer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     rng = torch.Generator().manual_seed(0)
     for _ in range(steps):
