@@ -9,6 +9,7 @@ import pytest
 from jobs import presets
 from jobs.cli import STEPS
 from jobs.door import parse_config, parse_out, parse_preset
+from slick.annotation import RescoreConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +36,9 @@ def test_each_command_parses(command: str) -> None:
         return
     named = getattr(presets, step.upper())
     _, preset, words = parse_preset(words, step, named)
+    if "--rescore" in words:
+        preset = RescoreConfig
+        words.remove("--rescore")
     parse_config(preset(), [word for word in words if word != "--dry-run"], step)
 
 

@@ -1,0 +1,164 @@
+"""What Ray costs, what a second actor gains, and whether memory stays flat.
+
+python -m tests.benchmarks.pipeline --model FOLDER --questions entity_questions.zip --num-questions 300
+python -m tests.benchmarks.pipeline --model WORLD/model --questions entity_questions.zip --memory
+
+The first asks the same questions of the engine alone, of a pool of one actor and of a pool of two, one thread each;
+the time of a pool runs from the moment its engines are loaded to the last answer. The second reports the highest
+resident memory of driver and actor for 1,000 and for 10,000 questions.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from slick.annotation import AnnotateConfig, annotate
+from slick.engines.base import SamplingConfig
+from slick.questions import QuestionsConfig, prepare_questions
+from slick.storage import Folder
+
+SAMPLING = SamplingConfig(max_new_tokens=8)
+
+
+def prepared(folder: str, source: str, num_questions: int) -> Folder:
+    """A study with about that many train and test questions of 19 relations."""
+    study = Folder(folder)
+    limit = max(10, num_questions // 31)  # 12 relations with train and test questions, 7 with test questions
+    prepare_questions(study, QuestionsConfig(source=source, limit_per_relation=limit + 10))
+    return study
+
+
+def run_pool(model: str, source: str, num_questions: int, actors: int, dtype: str) -> dict[str, float]:
+    """Seconds from the first part file's beginning to the last one, by the engines' own clocks and by the wall's."""
+    with tempfile.TemporaryDirectory() as folder:
+        study = prepared(folder, source, num_questions)
+        config = AnnotateConfig(
+            model=model, dtype=dtype, sampling=SAMPLING, limit_per_relation=max(1, num_questions // 31),
+            min_actors=actors, max_actors=actors, cpus_per_actor=0.5, batches_per_file=1, batch_questions=10,
+        )
+        manifest = annotate(study, config)
+        parts = Path(folder, "annotate", "generations").glob("*.parquet")
+        times = sorted(path.stat().st_mtime for path in parts)
+        asked = manifest.counts["questions"]
+        # The first file of each actor ends the time of loading.
+        share = (len(times) - actors) / len(times)
+        return {
+            "questions": asked,
+            "questions_a_second": asked * share / (times[-1] - times[actors - 1]),
+            "engine_questions_a_second": actors * asked / manifest.counts["engine_seconds"],
+        }
+
+
+def run_engine(model: str, source: str, num_questions: int, dtype: str) -> dict[str, float]:
+    """The same batches, one after the other, in this process."""
+    import torch
+
+    from slick.annotation.generations import asked_questions, cut_batches
+    from slick.engines.base import PromptBatch
+    from slick.engines.linear import pack_linears
+    from slick.engines.transformers import TransformersEngine
+    from slick.models import load_model, load_tokenizer
+    from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
+    from slick.questions import read_questions
+
+    torch.set_num_threads(1)
+    loaded = load_model(model, dtype)
+    pack_linears(loaded)
+    with tempfile.TemporaryDirectory() as folder:
+        questions = read_questions(prepared(folder, source, num_questions))
+    rows = questions.to_pylist()
+    dev = {}
+    for row in rows:
+        if row["split"] == "dev":
+            dev.setdefault(row["relation"], {})[row["question_id"]] = row
+    sets = draw_exemplar_sets({relation: list(found) for relation, found in dev.items()})
+    asked = asked_questions(questions, dev=False, exemplars=sets, limit=max(1, num_questions // 31))
+    engine = TransformersEngine(loaded, load_tokenizer(model), batch_questions=10)
+    began, done, total = 0.0, 0, 0
+    for number, batch in enumerate(cut_batches(asked, 10)):
+        if number == 1:
+            began = time.monotonic()
+        part = batch.questions.to_pylist()
+        shots = [[dev[part[0]["relation"]][i] for i in ids] for ids in sets[part[0]["relation"]]]
+        prefixes = [few_shot_prefix([(row["question"], row["answers"][0]) for row in rows]) for rows in shots]
+        engine.generate(
+            PromptBatch(
+                prefixes=prefixes,
+                question_ids=[row["question_id"] for row in part],
+                suffixes=[few_shot_suffix(row["question"]) for row in part],
+            ),
+            SAMPLING,
+        )
+        done += len(part) * (number > 0)
+        total += len(part)
+    return {"questions": total, "questions_a_second": done / (time.monotonic() - began)}
+
+
+def run_memory(model: str, source: str, num_questions: int) -> dict[str, float]:
+    """Highest resident memory in MB of this driver and of its actors, once the model is loaded."""
+    import psutil
+
+    peaks = {"driver": 0.0, "actor": 0.0}
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            peaks["driver"] = max(peaks["driver"], psutil.Process().memory_info().rss / 2**20)
+            for process in psutil.process_iter(["cmdline", "memory_info"]):
+                if "Asker" in " ".join(process.info["cmdline"] or []) and process.info["memory_info"]:
+                    peaks["actor"] = max(peaks["actor"], process.info["memory_info"].rss / 2**20)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with tempfile.TemporaryDirectory() as folder:
+        study = prepared(folder, source, num_questions)
+        limit = max(1, num_questions // 31)
+        config = AnnotateConfig(model=model, sampling=SAMPLING, limit_per_relation=limit, max_actors=1)
+        asked = annotate(study, config).counts["questions"]
+        parts = Folder(folder).child("annotate", "generations")
+        size = sum(len(parts.read_bytes(name)) for name in parts.names(".parquet"))
+        stored = size / asked
+    stop.set()
+    watcher.join()
+    return {"questions": asked, **{f"{name}_mb": round(peak) for name, peak in peaks.items()}, "bytes_a_question": round(stored)}
+
+
+def main() -> None:
+    """Print one line a run, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument("--questions", required=True, help="EntityQuestions as zip or folder")
+    parser.add_argument("--num-questions", type=int, default=300)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    common = (arguments.model, arguments.questions, arguments.num_questions)
+    if arguments.run == "engine":
+        print(run_engine(*common, arguments.dtype))
+    elif arguments.run == "memory":
+        print(run_memory(*common))
+    elif arguments.run:
+        print(run_pool(*common, int(arguments.run), arguments.dtype))
+    else:
+        runs = [("memory", 1000), ("memory", 10_000)] if arguments.memory else [
+            (kind, arguments.num_questions) for kind in ("engine", "1", "2")
+        ]
+        for kind, num in runs:
+            command = [sys.executable, "-m", "tests.benchmarks.pipeline", *sys.argv[1:]]
+            command += ["--run", kind, "--num-questions", str(num)]
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            )
+            if done.returncode:
+                raise SystemExit(done.stderr[-3000:])
+            print(f"{kind}: {done.stdout.strip().splitlines()[-1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""How many categories change with the batch size and the dtype, the draws being the same.
+
+python -m tests.benchmarks.stability --model FOLDER --questions entity_questions.zip
+"""
+
+import argparse
+
+from slick.categories import categorize
+from slick.engines.base import PromptBatch, SamplingConfig
+from slick.engines.linear import pack_linears
+from slick.engines.transformers import TransformersEngine
+from slick.matching import hit_tester
+from slick.models import load_model, load_tokenizer
+from tests.benchmarks.annotation import MAX_NEW_TOKENS, make_workload
+
+SETTINGS = [("float32", 32), ("float32", 8), ("bfloat16", 32), ("bfloat16", 8)]
+
+
+def categories(model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> list[str]:
+    """The category of every question."""
+    model = load_model(model_folder, dtype)
+    pack_linears(model)
+    engine = TransformersEngine(model, load_tokenizer(model_folder), batch_questions=batch_questions)
+    found = []
+    for part in work:
+        batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
+        answers = engine.generate(batch, SamplingConfig(max_new_tokens=MAX_NEW_TOKENS))
+        for gold, one in zip(part["gold"], answers, strict=True):
+            test = hit_tester(gold)
+            greedy = sum(test(answer.greedy_text) for answer in one)
+            sampled = sum(test(text) for answer in one for text in answer.sampled_text)
+            found.append(str(categorize(greedy, len(one), sampled, 16 * len(one))))
+    return found
+
+
+def main() -> None:
+    """Print how many categories differ from those of the first setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument("--questions", required=True, help="EntityQuestions as zip or folder")
+    parser.add_argument("--relations", default="P17,P36,P495")
+    parser.add_argument("--num-questions", type=int, default=48, help="of each relation")
+    arguments = parser.parse_args()
+    work = make_workload(arguments.questions, arguments.relations.split(","), arguments.num_questions)
+    found = {setting: categories(arguments.model, *setting, work) for setting in SETTINGS}
+    for one, other in ((0, 1), (2, 3), (0, 2)):
+        first, second = found[SETTINGS[one]], found[SETTINGS[other]]
+        changed = sum(a != b for a, b in zip(first, second, strict=True))
+        print(f"{SETTINGS[one]} against {SETTINGS[other]}: {changed} of {len(first)} categories change")
+
+
+if __name__ == "__main__":
+    main()
