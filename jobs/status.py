@@ -44,7 +44,8 @@ def _size(study: Folder, step: str) -> str:
         return f", {_rows(study.child('questions')):,} questions"
     if step == "annotate":
         wanted = _annotated(study)
-        return f", {_rows(study.child('annotate', 'generations')):,} of {wanted:,} questions asked"
+        stores = [study.child("annotate", name) for name in ("generations", "gold")]
+        return f", {sum(_rows(store) for store in stores):,} of {wanted:,} questions asked"
     if step == "variants":
         return f", {len(study.child('variants').names('.parquet'))} fine-tuning sets"
     if step == "sweep":

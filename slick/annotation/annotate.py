@@ -78,9 +78,11 @@ class AnnotateConfig:
     dtype: str = "float32"
     """Of weights and arithmetic: `float32`, `bfloat16` or `float16`."""
     batch_questions: int = 32
-    """Questions the engine decodes together; part of the fingerprint, since it decides the last bits of logits."""
+    """Questions the engine decodes together on CPU; part of the fingerprint, since it decides the last bits of logits.
+    On GPU it takes as many of a file's questions as memory holds."""
     batches_per_file: int = 2
-    """Batches an actor answers before it stores them: what is lost at most when it dies."""
+    """Batches an actor answers before it stores them, on CPU: what is lost at most when it dies. On GPU 8 times as
+    many, which an actor answers together."""
     min_actors: int = 1
     """Engines the pool may shrink to."""
     max_actors: int | None = None
@@ -281,8 +283,13 @@ def _ask_missing(tables: Mapping[str, pa.Table], asker: AskerConfig, config: Ann
     began = time.monotonic()
     so_far: Counter[str] = Counter()
     spent: Counter[str] = Counter()
+
+    def units_of(on_gpu: bool) -> list[pa.Table]:
+        size = config.batches_per_file * (8 if on_gpu else 1)
+        return [unit for store, found in missing.items() for unit in make_units(store, found, size)]
+
     for row in answer_units(
-        [unit for store, found in missing.items() for unit in make_units(store, found, config.batches_per_file)],
+        units_of,
         asker,
         min_actors=config.min_actors,
         max_actors=config.max_actors,

@@ -99,8 +99,9 @@ class Asker:
         config, store = self._config, self._config.stores[unit["store"]]
         before = asdict(self._engine.stats)
         rows: list[dict[str, Any]] = []
-        for start in range(0, len(unit["question_id"]), config.batch_questions):
-            part = slice(start, start + config.batch_questions)
+        size = len(unit["question_id"]) if config.on_gpu else config.batch_questions
+        for start in range(0, len(unit["question_id"]), size):
+            part = slice(start, start + size)
             batch = PromptBatch(
                 prefixes=store.prefixes[unit["relation"]],
                 question_ids=unit["question_id"][part],
@@ -146,7 +147,7 @@ class Asker:
         model = load_model(config.model, config.dtype, device, trust_remote_code=config.trust_remote_code)
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         pack_linears(model)
-        return TransformersEngine(model, tokenizer, batch_questions=config.batch_questions)
+        return TransformersEngine(model, tokenizer, batch_questions=None if config.on_gpu else config.batch_questions)
 
     def _count(self, found: Sequence[str], spent: dict[str, float]) -> None:
         from ray.util.metrics import Counter
@@ -210,7 +211,7 @@ def _categories(rows: Sequence[dict[str, Any]], store: Store) -> list[str]:
 
 
 def answer_units(
-    units: Sequence[pa.Table],
+    units_of: Callable[[bool], Sequence[pa.Table]],
     config: AskerConfig,
     *,
     min_actors: int,
@@ -221,6 +222,9 @@ def answer_units(
     """Stream the units through a pool of actors; a row of `SUMMARY_SCHEMA` for each, in the order they finish.
 
     An actor that dies is started anew and its unit answered again; an error of an actor ends the stream.
+
+    Args:
+        units_of: the units, told whether they are for GPUs.
 
     Raises:
         SlickError: what an actor could not do.
@@ -235,6 +239,7 @@ def answer_units(
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     cluster = ray.cluster_resources()
     num_gpus = gpus_per_actor if gpus_per_actor is not None else float(cluster.get("GPU", 0) > 0)
+    units = units_of(num_gpus > 0)
     # Where CPUs count, Ray's own tasks keep two slots: a pool that holds every slot would wait for itself for ever.
     room = cluster.get("GPU", 0) / num_gpus if num_gpus else (cluster.get("CPU", 1) - 2) / cpus_per_actor
     most = max(min_actors, min(max_actors or max(1, int(room)), len(units)))

@@ -21,16 +21,26 @@ from slick.engines.tree import Candidates, Ints
 
 Tokens = Sequence[int]
 
+_TOKENS_A_PASS = {False: 512, True: 8192}
+"""On CPU and on GPU."""
+
 
 class PackedDecoder:
     """Prompts as roots of trees; the keys and values of prefixes are kept between batches."""
 
-    def __init__(self, model: nn.Module, *, max_tokens_a_pass: int = 512, prefix_cache_bytes: int = 1 << 30) -> None:
+    def __init__(self, model: nn.Module, *, max_tokens_a_pass: int = 0, prefix_cache_bytes: int = 1 << 30) -> None:
+        """Hold a model.
+
+        Args:
+            model: a causal LM that takes the packed way.
+            max_tokens_a_pass: tokens fed together at most; 0 for what keeps the device busy without spilling caches.
+            prefix_cache_bytes: keys and values of prefixes kept between batches, the last used ones.
+        """
         self._model = model
         self._attention = TreeAttention(model)
         self._keeps_logits = takes(model, "logits_to_keep")
         self._device = next(model.parameters()).device
-        self._max_tokens = max_tokens_a_pass
+        self._max_tokens = max_tokens_a_pass or _TOKENS_A_PASS[self._device.type == "cuda"]
         self._prefixes: OrderedDict[tuple[tuple[int, ...], ...], dict[int, LayerKeysValues]] = OrderedDict()
         self._prefix_cache_bytes = prefix_cache_bytes
         self._store = KeyValueStore()

@@ -7,9 +7,8 @@ answer depends on the batch that was given and on nothing else.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +25,12 @@ from slick.errors import EngineError, ModelError
 
 _LOG = logging.getLogger(__name__)
 _TEXT_CACHE_SIZE = 200_000
+_QUESTIONS_ON_CPU = 32
+_MOST_QUESTIONS = 512
+_TAIL_TOKENS = 24
+"""Tokens of a question and of a long answer, to reckon with."""
+
+Result = TypeVar("Result")
 
 
 class TransformersEngine:
@@ -36,8 +41,16 @@ class TransformersEngine:
     takes packed batches; where it does not, the engine warns and feeds whole sequences, which is slower.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, batch_questions: int = 32) -> None:
-        self._model, self._tokenizer, self._batch_questions = model, tokenizer, batch_questions
+    def __init__(self, model: nn.Module, tokenizer: Any, *, batch_questions: int | None = None) -> None:
+        """Check the model.
+
+        Args:
+            model: in eval mode when it is asked, on its device.
+            tokenizer: its tokenizer.
+            batch_questions: questions decoded together; None for 32 on CPU, and on GPU for as many as memory holds.
+        """
+        self._model, self._tokenizer = model, tokenizer
+        self._most_questions = batch_questions
         self.stats = EngineStats()
         config: Any = model.config
         self._text_config = text_config = config.get_text_config()
@@ -45,6 +58,7 @@ class TransformersEngine:
         self._context = _context_length(text_config)
         self._window = 1 << 30
         self._stops_V, self._ends_V = _stop_tokens(model, tokenizer, self._vocab_size)
+        self._device = next(model.parameters()).device
         self._eos = eos_token_ids(model, tokenizer)
         self._num_closing = num_closing_tokens(tokenizer)
         self._texts: dict[bytes, str] = {}
@@ -65,11 +79,7 @@ class TransformersEngine:
         Raises:
             EngineError: a prompt does not fit the model's context, the model gave no finite logits, or memory ran out.
         """
-        answers: list[tuple[Answers, ...]] = []
-        with self._running():
-            for start, part in self._parts(batch):
-                answers += self._answer(part, sampling, _moved(is_hit, start))
-        return answers
+        return self._in_parts(batch, sampling, lambda start, part: self._answer(part, sampling, _moved(is_hit, start)))
 
     def score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
         """How likely the gold answer of each question is under each prefix; see `Engine.score`.
@@ -77,32 +87,54 @@ class TransformersEngine:
         Raises:
             EngineError: as `generate`.
         """
-        scores: list[tuple[GoldScore, ...]] = []
-        with self._running():
-            for start, part in self._parts(batch):
-                scores += self._score(part, gold[start : start + len(part.question_ids)], sampling)
-        return scores
+        return self._in_parts(
+            batch,
+            sampling,
+            lambda start, part: self._score(part, gold[start : start + len(part.question_ids)], sampling),
+        )
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _in_parts(
+        self, batch: PromptBatch, sampling: SamplingConfig, run: Callable[[int, PromptBatch], list[Result]]
+    ) -> list[Result]:
+        """Results of a batch, in parts that fit into memory; a part that does not fit after all is done in halves."""
         if self._model.training:
             raise EngineError(
                 "the model is in training mode, where dropout makes answers random; call model.eval() first"
             )
         started_at = time.monotonic()
-        try:
-            with torch.inference_mode():
-                yield
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"the device ran out of memory while answering {self._batch_questions} questions at once ({error}); "
-                "lower --batch-questions, or use --dtype bfloat16"
-            ) from error
+        results: list[Result] = []
+        while len(results) < len(batch.question_ids):
+            size = self._most_questions or self._fitting(len(batch.prefixes), sampling)
+            start = len(results)
+            try:
+                with torch.inference_mode():
+                    results += run(start, batch.part(slice(start, start + size)))
+            except torch.OutOfMemoryError as error:
+                size = min(size, len(batch.question_ids) - start)
+                if size == 1:
+                    raise EngineError(
+                        f"the device ran out of memory while answering one question ({error}); use --dtype bfloat16, "
+                        "a smaller model or a larger device"
+                    ) from error
+                self._most_questions = size // 2
+                _LOG.warning("out of memory with %d questions at once; going on with %d", size, size // 2)
+            if len(results) == start and self._device.type == "cuda":
+                torch.cuda.empty_cache()  # here, where the error no longer holds on to what the failed part took
         self.stats.seconds += time.monotonic() - started_at
+        return results
 
-    def _parts(self, batch: PromptBatch) -> Iterator[tuple[int, PromptBatch]]:
-        for start in range(0, len(batch.question_ids), self._batch_questions):
-            yield start, batch.part(slice(start, start + self._batch_questions))
+    def _fitting(self, num_prefixes: int, sampling: SamplingConfig) -> int:
+        """Questions whose keys and values take up half of the free memory if every answer differs from all others."""
+        if self._device.type != "cuda":
+            return _QUESTIONS_ON_CPU
+        config = self._text_config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        itemsize = next(self._model.parameters()).element_size()
+        token_bytes = 2 * config.num_hidden_layers * heads * width * itemsize
+        tokens = num_prefixes * (_TAIL_TOKENS + (1 + sampling.num_samples) * min(sampling.max_new_tokens, _TAIL_TOKENS))
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return max(1, min(_MOST_QUESTIONS, int(free / 2 / (tokens * token_bytes))))
 
     def _answer(self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None) -> list[tuple[Answers, ...]]:
         prompts = self._tokenize(batch)

@@ -38,8 +38,15 @@ def run_pool(model: str, source: str, num_questions: int, actors: int, dtype: st
     with tempfile.TemporaryDirectory() as folder:
         study = prepared(folder, source, num_questions)
         config = AnnotateConfig(
-            model=model, dtype=dtype, sampling=SAMPLING, limit_per_relation=max(1, num_questions // 31),
-            min_actors=actors, max_actors=actors, cpus_per_actor=0.5, batches_per_file=1, batch_questions=10,
+            model=model,
+            dtype=dtype,
+            sampling=SAMPLING,
+            limit_per_relation=max(1, num_questions // 31),
+            min_actors=actors,
+            max_actors=actors,
+            cpus_per_actor=0.5,
+            batches_per_file=1,
+            batch_questions=10,
         )
         manifest = annotate(study, config)
         parts = Path(folder, "annotate", "generations").glob("*.parquet")
@@ -125,7 +132,11 @@ def run_memory(model: str, source: str, num_questions: int) -> dict[str, float]:
         stored = size / asked
     stop.set()
     watcher.join()
-    return {"questions": asked, **{f"{name}_mb": round(peak) for name, peak in peaks.items()}, "bytes_a_question": round(stored)}
+    return {
+        "questions": asked,
+        **{f"{name}_mb": round(peak) for name, peak in peaks.items()},
+        "bytes_a_question": round(stored),
+    }
 
 
 def main() -> None:
@@ -146,15 +157,15 @@ def main() -> None:
     elif arguments.run:
         print(run_pool(*common, int(arguments.run), arguments.dtype))
     else:
-        runs = [("memory", 1000), ("memory", 10_000)] if arguments.memory else [
-            (kind, arguments.num_questions) for kind in ("engine", "1", "2")
-        ]
+        runs = (
+            [("memory", 1000), ("memory", 10_000)]
+            if arguments.memory
+            else [(kind, arguments.num_questions) for kind in ("engine", "1", "2")]
+        )
         for kind, num in runs:
             command = [sys.executable, "-m", "tests.benchmarks.pipeline", *sys.argv[1:]]
             command += ["--run", kind, "--num-questions", str(num)]
-            done = subprocess.run(
-                command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
             if done.returncode:
                 raise SystemExit(done.stderr[-3000:])
             print(f"{kind}: {done.stdout.strip().splitlines()[-1]}", flush=True)

@@ -206,6 +206,24 @@ def test_a_prompt_longer_than_the_context_is_an_error() -> None:
         TransformersEngine(model, tiny_tokenizer()).generate(BATCH, SAMPLING)
 
 
+def test_running_out_of_memory_halves_the_batch_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = tiny_model("llama", spread=0.2), tiny_tokenizer()
+    right = TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING)
+    engine = TransformersEngine(model, tokenizer)
+    limit = 120  # tokens that "fit"; one question alone stays below
+
+    def refuse(module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].numel() > limit:
+            raise torch.OutOfMemoryError("as a device would say")
+
+    with model.register_forward_pre_hook(refuse, with_kwargs=True), caplog.at_level(logging.WARNING):
+        assert engine.generate(BATCH, SAMPLING) == right
+        assert "out of memory with 7 questions at once; going on with 3" in caplog.text
+        limit = 20
+        with pytest.raises(EngineError, match="out of memory while answering one question"):
+            engine.generate(BATCH, SAMPLING)
+
+
 def test_a_model_in_training_is_an_error() -> None:
     model = tiny_model("llama")
     engine = TransformersEngine(model, tiny_tokenizer())
