@@ -11,7 +11,7 @@ from slick.errors import SettingsError, StudyError
 from slick.matching import Matcher
 from slick.questions import read_questions
 from slick.storage import Folder
-from slick.study import STARTED, Manifest, fingerprint, finish, require
+from slick.study import MANIFEST, STARTED, Manifest, fingerprint, finish, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,7 @@ def rescore(study: Folder, config: RescoreConfig) -> Manifest:
         num_samples=wanted[1],
         gold=gold if scored.matcher != made.matcher else None,
     )
+    folder.delete(MANIFEST)  # from here to the end the step is half done, and annotating would label as before
     counts = label(study, asked, scored, scoring)
     identity = fingerprint(done.inputs, scored.identity())
     return finish(

@@ -21,6 +21,9 @@ from slick.engines.tree import Candidates, Ints
 
 Tokens = Sequence[int]
 
+_MANY = 8
+"""Questions whose common beginning is that of their relation."""
+
 _TOKENS_A_PASS = {False: 512, True: 8192}
 """On CPU and on GPU."""
 
@@ -53,11 +56,17 @@ class PackedDecoder:
         """Prompt tokens fed since the decoder was built."""
 
     def start(
-        self, prompts: Sequence[Sequence[Tokens]], *, num_candidates: int, kept: Ints | None = None
+        self,
+        prefixes: Sequence[Tokens],
+        prompts: Sequence[Sequence[Tokens]],
+        *,
+        num_candidates: int,
+        kept: Ints | None = None,
     ) -> Candidates:
         """Feed the prompts; the last token of each becomes a root, numbered in order.
 
         Args:
+            prefixes: what other batches may share with this one.
             prompts: for each prefix its prompts, which begin alike: what they share is fed once.
             num_candidates: how many of the likeliest tokens are wanted of each node, now and later.
             kept: how many last tokens of each prompt candidates are wanted of; None for the last one alone.
@@ -65,9 +74,9 @@ class PackedDecoder:
         Returns:
             Candidates behind the kept tokens of all prompts, in order.
         """
-        shared = [_num_shared(group, kept) for group in prompts]
-        prefixes = tuple(tuple(group[0][:length]) for group, length in zip(prompts, shared, strict=True))
-        layers = self._prefix_layers(prefixes) if any(shared) else {}
+        shared = [_num_shared(prefix, group, kept) for prefix, group in zip(prefixes, prompts, strict=True)]
+        begins = tuple(tuple(group[0][:length]) for group, length in zip(prompts, shared, strict=True))
+        layers = self._prefix_layers(begins) if any(shared) else {}
         tails = [prompt[length:] for group, length in zip(prompts, shared, strict=True) for prompt in group]
         prefix_P = np.repeat(np.arange(len(prompts)), [len(group) for group in prompts])
         self._begin(layers, shared, prefix_P, num_candidates)
@@ -107,6 +116,10 @@ class PackedDecoder:
         self._depth_N = np.concatenate([self._depth_N, depths[back]])
         self._path_ND = np.concatenate([self._path_ND, path[back]])
         return np.concatenate([f[0] for f in found])[back], np.concatenate([f[1] for f in found])[back]
+
+    def release(self) -> None:
+        """Give back the memory of the last batch."""
+        self._store = KeyValueStore()
 
     def _begin(
         self, layers: dict[int, LayerKeysValues], shared: Sequence[int], prefix_P: Sequence[int] | Ints, num: int
@@ -242,11 +255,16 @@ class PackedDecoder:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
 
-def _num_shared(prompts: Sequence[Tokens], kept: Ints | None) -> int:
-    """Tokens in which all the prompts agree from the start; each keeps its wanted last tokens to itself."""
+def _num_shared(prefix: Tokens, prompts: Sequence[Tokens], kept: Ints | None) -> int:
+    """Tokens in which all the prompts agree from the start; each keeps its wanted last tokens to itself.
+
+    Many questions agree in the prefix and in how a question of their relation begins. Few may agree in more by
+    accident, which no other batch could share with them: they agree in the prefix at most.
+    """
     shared = min(len(prompt) - (1 if kept is None else int(kept[i])) for i, prompt in enumerate(prompts))
     first = prompts[0]
-    for prompt in prompts:
+    others = prompts if len(prompts) >= _MANY else [*prompts, [*prefix, *[-1] * shared]]
+    for prompt in others:
         if prompt[:shared] != first[:shared]:
             shared = next(i for i in range(shared) if prompt[i] != first[i])
     return shared

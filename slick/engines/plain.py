@@ -31,7 +31,12 @@ class PlainDecoder:
         """Prompt tokens fed to find the first answer tokens; each later step feeds the prompt again."""
 
     def start(
-        self, prompts: Sequence[Sequence[Sequence[int]]], *, num_candidates: int, kept: Ints | None = None
+        self,
+        prefixes: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[Sequence[int]]],
+        *,
+        num_candidates: int,
+        kept: Ints | None = None,
     ) -> Candidates:
         """As `PackedDecoder.start`."""
         self._num_candidates = num_candidates
@@ -100,7 +105,7 @@ def _three_steps(
 ) -> list[NDArray[np.float32]]:
     """Logits behind the prompts, and behind one and two tokens of answers that branch."""
     num_roots = sum(map(len, prompts))
-    first = decoder.start(prompts, num_candidates=num)
+    first = decoder.start([group[0][:4] for group in prompts], prompts, num_candidates=num)
     second = decoder.feed(parents, tokens)
     third = decoder.feed(np.array([2, num_roots + 1, num_roots, num_roots + 5]), tokens[:4])
     return [_by_id(candidates) for candidates in (first, second, third)]

@@ -104,8 +104,9 @@ class TransformersEngine:
         started_at = time.monotonic()
         results: list[Result] = []
         while len(results) < len(batch.question_ids):
-            size = self._most_questions or self._fitting(len(batch.prefixes), sampling)
-            start = len(results)
+            if self._most_questions is None:
+                self._most_questions = self._fitting(len(batch.prefixes), sampling)
+            size, start = self._most_questions, len(results)
             try:
                 with torch.inference_mode():
                     results += run(start, batch.part(slice(start, start + size)))
@@ -118,8 +119,11 @@ class TransformersEngine:
                     ) from error
                 self._most_questions = size // 2
                 _LOG.warning("out of memory with %d questions at once; going on with %d", size, size // 2)
-            if len(results) == start and self._device.type == "cuda":
-                torch.cuda.empty_cache()  # here, where the error no longer holds on to what the failed part took
+            if len(results) == start and self._packed is not None:
+                # Here, where the error no longer holds on to what the failed part took.
+                self._packed.release()
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
         self.stats.seconds += time.monotonic() - started_at
         return results
 
@@ -137,14 +141,14 @@ class TransformersEngine:
         return max(1, min(_MOST_QUESTIONS, int(free / 2 / (tokens * token_bytes))))
 
     def _answer(self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None) -> list[tuple[Answers, ...]]:
-        prompts = self._tokenize(batch)
+        prefixes, prompts = self._tokenize(batch)
         lengths = np.array([[len(prompt) for prompt in group] for group in prompts])
         self._check_fits(lengths, sampling, batch.question_ids)
         decoder = self._decoder(int(lengths.max()) + sampling.max_new_tokens)
         prefilled = decoder.num_prefilled
         num_candidates = min(sampling.top_k if sampling.num_samples else 1, self._vocab_size)
         tree = Tree(
-            decoder.start(prompts, num_candidates=num_candidates),
+            decoder.start(prefixes, prompts, num_candidates=num_candidates),
             decoder.feed,
             keys_P=np.array(
                 [row_key(sampling.seed, i, place) for place in range(len(prompts)) for i in batch.question_ids],
@@ -167,7 +171,7 @@ class TransformersEngine:
         return self._answers(tree, len(batch.question_ids), len(prompts))
 
     def _score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
-        prompts = self._tokenize(batch)
+        prefixes, prompts = self._tokenize(batch)
         answers = self._answer_tokens(batch, prompts[0], gold)
         lengths = np.array([[len(prompt) for prompt in group] for group in prompts])
         self._check_fits(lengths, sampling, batch.question_ids)
@@ -177,6 +181,7 @@ class TransformersEngine:
         decoder = self._decoder(int(lengths.max()) + sampling.max_new_tokens)
         prefilled = decoder.num_prefilled
         candidates = decoder.start(
+            prefixes,
             [[prompt + answer for prompt, answer in zip(group, fed, strict=True)] for group in prompts],
             num_candidates=min(sampling.top_k, self._vocab_size),
             kept=np.array([len(answer) + 1 for answer in fed]),
@@ -262,11 +267,12 @@ class TransformersEngine:
             text = self._texts[key] = decoded.split("\n", 1)[0].strip()
         return text
 
-    def _tokenize(self, batch: PromptBatch) -> list[list[list[int]]]:
-        """Tokens of every whole prompt, by prefix: tokens may reach across the border between prefix and suffix."""
+    def _tokenize(self, batch: PromptBatch) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Tokens of each prefix, and of its whole prompts: tokens may reach across the border between the two."""
         texts = [prefix + suffix for prefix in batch.prefixes for suffix in batch.suffixes]
-        found, size = self._token_ids(texts), len(batch.suffixes)
-        return [found[start : start + size] for start in range(0, len(found), size)]
+        found, size = self._token_ids([*batch.prefixes, *texts]), len(batch.suffixes)
+        prefixes, prompts = found[: len(batch.prefixes)], found[len(batch.prefixes) :]
+        return prefixes, [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = self._tokenizer(texts, return_attention_mask=False)["input_ids"]
