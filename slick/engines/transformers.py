@@ -228,9 +228,9 @@ class TransformersEngine:
         """Only the answers that decide the category of each question."""
 
         def hit_questions(rows: Ints) -> Ints:
-            pairs = zip(rows.tolist(), tree.question_of(rows).tolist(), strict=True)
-            hits = [question for row, question in pairs if is_hit(question, self._row_text(tree, row))]
-            return np.unique(np.array(hits, dtype=np.int64))
+            pairs = zip(tree.question_of(rows).tolist(), rows.tolist(), strict=True)
+            told = {(question, self._row_text(tree, row)) for question, row in pairs}  # most texts come many times
+            return np.unique(np.array([question for question, text in told if is_hit(question, text)], dtype=np.int64))
 
         tree.grow(tree.greedy_rows())
         open_questions = np.setdiff1d(np.arange(num_questions), hit_questions(tree.greedy_rows()))

@@ -26,21 +26,21 @@ SLOW = {"generate"}
 """Engines that are asked a few questions only, since they take minutes for each."""
 
 
-def read_questions(source: str, relation: str) -> list[dict]:
-    """The dev questions of a relation, from the archive or a folder."""
+def read_questions(source: str, relation: str, split: str) -> list[dict]:
+    """The questions of a relation, from the archive or a folder."""
     if source.endswith(".zip"):
         with zipfile.ZipFile(source) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith(f"dev/{relation}.dev.json")]
+            (name,) = [name for name in archive.namelist() if name.endswith(f"{split}/{relation}.{split}.json")]
             return json.loads(archive.read(name))
-    (path,) = Path(source).rglob(f"dev/{relation}.dev.json")
+    (path,) = Path(source).rglob(f"{split}/{relation}.{split}.json")
     return json.loads(path.read_text())
 
 
-def make_workload(source: str, relations: list[str], num_questions: int) -> list[dict]:
+def make_workload(source: str, relations: list[str], num_questions: int, split: str = "dev") -> list[dict]:
     """For each relation 10 prefixes and some questions that stand in none of them."""
     work = []
     for relation in relations:
-        rows = read_questions(source, relation)
+        rows = read_questions(source, relation, "dev")
         rng = random.Random(relation)
         rng.shuffle(rows)
         shots = rows[: max(8, len(rows) // 3)]
@@ -48,8 +48,11 @@ def make_workload(source: str, relations: list[str], num_questions: int) -> list
             "".join(f"Q: {row['question']}\nA: {row['answers'][0]}\n" for row in rng.sample(shots, NUM_SHOTS))
             for _ in range(NUM_PROMPTS)
         ]
-        asked = rows[len(shots) : len(shots) + num_questions]
-        assert len(asked) == num_questions, f"{relation} has {len(rows)} dev questions, too few for {num_questions}"
+        others = rows[len(shots) :] if split == "dev" else read_questions(source, relation, split)
+        asked = others[:num_questions]
+        assert len(asked) == num_questions, (
+            f"{relation} has {len(others)} {split} questions, too few for {num_questions}"
+        )
         work.append(
             {
                 "ids": [f"{relation}-{i}" for i in range(num_questions)],
@@ -61,7 +64,7 @@ def make_workload(source: str, relations: list[str], num_questions: int) -> list
     return work
 
 
-def run_slick(kind: str, model_folder: str, dtype: str, work: list[dict]) -> dict:
+def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> dict:
     """The transformers engine: `full`, `labels` or `gold`."""
     from slick.engines.base import PromptBatch, SamplingConfig
     from slick.engines.linear import pack_linears
@@ -71,7 +74,7 @@ def run_slick(kind: str, model_folder: str, dtype: str, work: list[dict]) -> dic
 
     model, tokenizer = load_model(model_folder, dtype), load_tokenizer(model_folder)
     pack_linears(model)
-    engine = TransformersEngine(model, tokenizer)
+    engine = TransformersEngine(model, tokenizer, batch_questions=batch_questions)
     sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, num_samples=NUM_SAMPLES)
     engine.generate(PromptBatch(prefixes=["Q: a\nA: b\n"], question_ids=["a"], suffixes=["Q: c\nA:"]), sampling)
     before = engine.stats.prefilled_tokens, engine.stats.decoded_tokens, engine.stats.generations
@@ -188,7 +191,7 @@ def peak_gflops(dtype: str) -> float:
     return best
 
 
-def run_one(engine: str, model: str, dtype: str, path: str) -> None:
+def run_one(engine: str, model: str, dtype: str, batch_questions: int, path: str) -> None:
     """Print the result of one engine as the last line."""
     import torch
 
@@ -203,7 +206,7 @@ def run_one(engine: str, model: str, dtype: str, path: str) -> None:
     elif engine == "vllm":
         result = run_vllm(model, dtype, work)
     else:
-        result = run_slick(engine, model, dtype, work)
+        result = run_slick(engine, model, dtype, batch_questions, work)
     result["questions"] = sum(len(part["ids"]) for part in work)
     print(json.dumps(result))
 
@@ -213,7 +216,7 @@ def call(python: str, engine: str, arguments: argparse.Namespace, path: str) -> 
     settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     settings |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     command = [python, "-m", "tests.benchmarks.annotation", "--run", engine, "--model", arguments.model]
-    command += ["--dtype", arguments.dtype, "--work", path]
+    command += ["--dtype", arguments.dtype, "--work", path, "--batch", str(arguments.batch)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
         raise SystemExit(f"{engine} failed:\n{done.stderr[-3000:]}")
@@ -227,6 +230,8 @@ def main() -> None:
     parser.add_argument("--questions", help="EntityQuestions as zip or folder")
     parser.add_argument("--relations", default="P19,P36,P50")
     parser.add_argument("--num-questions", type=int, default=32, help="of each relation")
+    parser.add_argument("--split", default="dev", help="asked of; few-shot prompts are made of other dev questions")
+    parser.add_argument("--batch", type=int, default=32, help="questions a batch")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--engines", default="full,labels,gold,generate,vllm")
     parser.add_argument("--rounds", type=int, default=3)
@@ -235,9 +240,10 @@ def main() -> None:
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        run_one(arguments.run, arguments.model, arguments.dtype, arguments.work)
+        run_one(arguments.run, arguments.model, arguments.dtype, arguments.batch, arguments.work)
         return
-    work = make_workload(arguments.questions, arguments.relations.split(","), arguments.num_questions)
+    relations = arguments.relations.split(",")
+    work = make_workload(arguments.questions, relations, arguments.num_questions, arguments.split)
     engines = arguments.engines.split(",")
     found: dict[str, list[dict]] = {engine: [] for engine in [*engines, "peak"]}
     with tempfile.TemporaryDirectory() as folder:
