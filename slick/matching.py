@@ -10,7 +10,7 @@ half of the words agree (F1 of SQuAD, 0.5 or more).
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 Matcher = Literal["exact", "raw", "canonical", "contains", "f1"]
@@ -18,6 +18,7 @@ F1_LIMIT = 0.5
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_LETTERS = re.compile(r"\w+")
 
 
 def normalize(text: str) -> str:
@@ -37,23 +38,46 @@ def is_hit(answer: str, gold: Sequence[str], matcher: Matcher = "exact") -> bool
     >>> is_hit("the hague", ["The Hague"]), is_hit("the hague", ["The Hague"], "raw"), is_hit("", ["The"])
     (True, False, False)
     """
-    return hit_tester(gold, matcher)(answer)
+    return Target(gold, matcher).is_hit(answer)
 
 
-def hit_tester(gold: Sequence[str], matcher: Matcher = "exact") -> Callable[[str], bool]:
-    """`is_hit` with the gold answers prepared once, for many answers to one question."""
-    if matcher == "raw":
-        raw = {answer.strip() for answer in gold}
-        return lambda answer: answer.strip() in raw
-    if matcher == "canonical":
-        return hit_tester(gold[:1])
-    if matcher in ("contains", "f1"):
-        worded = [normalize(answer).split() for answer in gold if normalize(answer)]
-        fits = _contains if matcher == "contains" else _shares_words
-        return lambda answer: any(fits(normalize(answer).split(), words) for words in worded)
-    normal = {normalize(answer) for answer in gold} - {""}
-    unnormal = {answer.strip() for answer in gold if not normalize(answer)}
-    return lambda answer: normalize(answer) in normal or answer.strip() in unnormal
+class Target:
+    """The gold answers of one question, prepared once for many answers."""
+
+    def __init__(self, gold: Sequence[str], matcher: Matcher = "exact") -> None:
+        """Prepare for one matcher."""
+        gold = gold[:1] if matcher == "canonical" else gold
+        normal = set() if matcher == "raw" else {normalize(answer) for answer in gold} - {""}
+        self._normal, self._worded = normal, [words.split() for words in normal]
+        self._raw = {answer.strip() for answer in gold if matcher == "raw" or not normalize(answer)}
+        self._fits = {"contains": _contains, "f1": _shares_words}.get(matcher)
+
+    def is_hit(self, answer: str) -> bool:
+        """See `is_hit`."""
+        if self._fits is not None:
+            words = normalize(answer).split()
+            return any(self._fits(words, gold) for gold in self._worded)
+        return normalize(answer) in self._normal or answer.strip() in self._raw
+
+    def may_hit(self, beginning: str) -> bool:
+        """False if no answer that begins like this is a hit; True if one may be.
+
+        >>> target = Target(["The Hague"])
+        >>> [target.may_hit(beginning) for beginning in ("", "T", "The", "Ha", "The Hague,", "Har", "A Hague in")]
+        [True, True, True, True, True, False, False]
+        """
+        if self._fits is not None or any(raw.startswith(beginning.strip()) for raw in self._raw):
+            return True
+        *whole, last = beginning.split() or [""]
+        known = normalize(" ".join(whole)).split()
+        last = last.lower().translate(_PUNCTUATION).rstrip("σς")  # which of the two depends on what follows
+        if "the".startswith(last) or last in ("a", "an") or not _LETTERS.fullmatch(last):
+            last = ""  # it may yet be dropped, in whole or in part
+        num = len(known)
+        return any(
+            gold[:num] == known and (not last or (len(gold) > num and gold[num].startswith(last)))
+            for gold in self._worded
+        )
 
 
 def _contains(answer: list[str], gold: list[str]) -> bool:

@@ -57,8 +57,9 @@ class AnnotateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How many answers to each prompt, and how they are drawn."""
     mode: Mode = "full"
-    """`full` keeps all answers. `labels` makes only those that settle a category, the same categories for less: no
-    samples where a greedy answer hits, none longer than the first that hits; P_Correct is then not known."""
+    """`full` keeps all answers. `labels` makes only what settles a category, the same categories for less: no samples
+    where a greedy answer hits, none longer than the first that hits, and of a sample no more than rules out a hit.
+    P_Correct is then not known, nor what samples that miss would have said."""
     estimator: Estimator = "sampled"
     """`sampled` draws answers. `gold` scores the first gold answer in one pass without drawing any: exact chances of
     one answer text, at a fraction of the cost."""

@@ -28,7 +28,11 @@ GENERATION_SCHEMA = pa.schema(
         ("num_tokens", pa.int64()),
     ]
 )
-"""Of `annotate/generations/part-*.parquet`: one row a question; lists run over exemplar sets, then samples."""
+"""Of `annotate/generations/part-*.parquet`: one row a question; lists run over exemplar sets, then samples.
+
+In labels mode a sample that its question did not need has neither text nor hit; one that was given up, since no right
+answer begins as it did, has no text and is no hit.
+"""
 
 GOLD_SCHEMA = pa.schema(
     [

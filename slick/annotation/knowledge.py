@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from slick.annotation.confidence import Hits, chance_known, chance_of_a_hit, fit_beta, intervals, settling
 from slick.categories import p_upper
 from slick.errors import EngineError
-from slick.matching import Matcher, hit_tester
+from slick.matching import Matcher, Target
 from slick.storage import Folder
 from slick.types import Category
 
@@ -173,9 +173,9 @@ def _judged(part: pa.Table, gold: Mapping[str, Sequence[str]], matcher: Matcher)
     columns = (part[name].to_pylist() for name in ("question_id", "greedy_text", "sampled_text"))
     greedy, sampled = [], []
     for question_id, greedy_text, sampled_text in zip(*columns, strict=True):
-        test = hit_tester(gold[question_id], matcher)
-        greedy.append([test(text) for text in greedy_text])
-        sampled.append([[None if text is None else test(text) for text in texts] for texts in sampled_text])
+        is_hit = Target(gold[question_id], matcher).is_hit
+        greedy.append([is_hit(text) for text in greedy_text])
+        sampled.append([[None if text is None else is_hit(text) for text in texts] for texts in sampled_text])
     return pa.table(
         {
             "question_id": part["question_id"],

@@ -19,7 +19,7 @@ from slick.annotation.generations import GENERATION_SCHEMA, GOLD_SCHEMA, SPENT, 
 from slick.annotation.knowledge import categories
 from slick.engines.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
 from slick.errors import EngineError, SlickError
-from slick.matching import Matcher, hit_tester
+from slick.matching import Matcher, Target
 from slick.prompts import few_shot_suffix
 from slick.storage import Folder
 
@@ -125,12 +125,9 @@ class Asker:
         if store.gold:
             scores = engine.score(batch, [answers[0] for answers in gold], store.sampling)
             return [_gold_row(i, found) for i, found in zip(batch.question_ids, scores, strict=True)]
-        tests = [hit_tester(answers, self._config.matcher) for answers in gold]
-        settles = self._config.mode == "labels"
-        found = engine.generate(batch, store.sampling, (lambda q, text: tests[q](text)) if settles else None)
-        return [
-            _generation_row(i, answers, test) for i, answers, test in zip(batch.question_ids, found, tests, strict=True)
-        ]
+        targets = [Target(answers, self._config.matcher) for answers in gold]
+        found = engine.generate(batch, store.sampling, targets if self._config.mode == "labels" else None)
+        return [_generation_row(*row) for row in zip(batch.question_ids, found, targets, strict=True)]
 
     def _load(self) -> Engine:
         from slick.models import load_model, load_tokenizer, prepare_device
@@ -175,18 +172,21 @@ METRICS = {
 assert set(METRICS) <= set(SPENT)
 
 
-def _generation_row(question_id: str, answers: Sequence[Answers], test: Callable[[str], bool]) -> dict[str, Any]:
+def _generation_row(question_id: str, answers: Sequence[Answers], target: Target) -> dict[str, Any]:
     hit: dict[str | None, bool | None] = {None: None}
     for answer in answers:
         for text in (answer.greedy_text, *answer.sampled_text):
             if text is not None and text not in hit:
-                hit[text] = test(text)
+                hit[text] = target.is_hit(text)
     return {
         "question_id": question_id,
         "greedy_text": [answer.greedy_text for answer in answers],
         "greedy_hit": [hit[answer.greedy_text] for answer in answers],
         "sampled_text": [list(answer.sampled_text) for answer in answers],
-        "sampled_hit": [[hit[text] for text in answer.sampled_text] for answer in answers],
+        "sampled_hit": [
+            [False if i in answer.missed else hit[text] for i, text in enumerate(answer.sampled_text)]
+            for answer in answers
+        ],
         "num_tokens": sum(answer.num_tokens for answer in answers),
     }
 

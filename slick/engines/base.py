@@ -1,13 +1,22 @@
 """What every engine does: greedy and sampled answers to many questions behind each of several prefixes, in one call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from slick.errors import SettingsError
 
-IsHit = Callable[[int, str], bool]
-"""Whether a text answers question i of a batch."""
+
+class Target(Protocol):
+    """What the answer to a question should be."""
+
+    def is_hit(self, answer: str) -> bool:
+        """Whether the answer is right."""
+        ...
+
+    def may_hit(self, beginning: str) -> bool:
+        """False only if no answer that begins like this is right."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +70,9 @@ class Answers:
 
     greedy_text: str
     sampled_text: tuple[str | None, ...]
-    """In the order of the sample index, `num_samples` long; None for a sample that its question did not need."""
+    """In the order of the sample index, `num_samples` long; None for a sample that its question did not need whole."""
+    missed: frozenset[int] = frozenset()
+    """Those of the samples without text that are known to be wrong: they began as no right answer does."""
     num_tokens: int
     """Tokens of all these answers, each counted as if decoded alone, its stop token included."""
 
@@ -99,16 +110,16 @@ class Engine(Protocol):
     stats: EngineStats
 
     def generate(
-        self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None = None
+        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None = None
     ) -> list[tuple[Answers, ...]]:
         """Answers to each question of the batch, one `Answers` for each prefix.
 
         Args:
             batch: the prompts.
             sampling: one greedy and `num_samples` sampled answers to each prompt.
-            is_hit: None for all answers; else only what settles a question's category is made: no sample of a
-                question that a greedy answer hits, and none longer than the first sample of the question that hits.
-                What is made is the same text either way.
+            targets: None for all answers; else, one for each question, only what settles its category is made: no
+                sample of a question that a greedy answer hits, none longer than the first sample of the question that
+                hits, and no more of a sample than rules out a hit. What is made is the same text either way.
 
         Raises:
             EngineError: an answer could not be made; none is ever left out or empty in its place.

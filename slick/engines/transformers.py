@@ -7,7 +7,7 @@ answer depends on the batch that was given and on nothing else.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slick.draws import row_key
-from slick.engines.base import Answers, EngineStats, GoldScore, IsHit, PromptBatch, SamplingConfig
+from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
 from slick.engines.gold import ANY, END, score_places
 from slick.engines.packed import PackedDecoder
 from slick.engines.plain import PlainDecoder, agree
-from slick.engines.tree import Ints, Tree
+from slick.engines.tree import Flags, Ints, Tree
 from slick.errors import EngineError, ModelError
 
 _LOG = logging.getLogger(__name__)
@@ -72,14 +72,18 @@ class TransformersEngine:
         return self._packed is not None
 
     def generate(
-        self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None = None
+        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None = None
     ) -> list[tuple[Answers, ...]]:
         """Answers to each question of the batch, one `Answers` for each prefix; see `Engine.generate`.
 
         Raises:
             EngineError: a prompt does not fit the model's context, the model gave no finite logits, or memory ran out.
         """
-        return self._in_parts(batch, sampling, lambda start, part: self._answer(part, sampling, _moved(is_hit, start)))
+        return self._in_parts(
+            batch,
+            sampling,
+            lambda start, part: self._answer(part, sampling, targets and targets[start : start + len(part.suffixes)]),
+        )
 
     def score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
         """How likely the gold answer of each question is under each prefix; see `Engine.score`.
@@ -140,7 +144,9 @@ class TransformersEngine:
         free, _ = torch.cuda.mem_get_info(self._device)
         return max(1, min(_MOST_QUESTIONS, int(free / 2 / (tokens * token_bytes))))
 
-    def _answer(self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None) -> list[tuple[Answers, ...]]:
+    def _answer(
+        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None
+    ) -> list[tuple[Answers, ...]]:
         prefixes, prompts = self._tokenize(batch)
         lengths = np.array([[len(prompt) for prompt in group] for group in prompts])
         self._check_fits(lengths, sampling, batch.question_ids)
@@ -158,10 +164,10 @@ class TransformersEngine:
             stops_V=self._stops_V,
             sampling=sampling,
         )
-        if is_hit is None:
+        if targets is None:
             tree.grow(np.arange(len(tree.rows.lengths_R)))
         else:
-            self._settle(tree, len(batch.question_ids), is_hit)
+            _settle(tree, targets, lambda row: self._row_text(tree, row))
         self.stats.prompts += lengths.size
         self.stats.generations += int((tree.rows.lengths_R > 0).sum())
         self.stats.prompt_tokens += int(lengths.sum())
@@ -224,22 +230,10 @@ class TransformersEngine:
             found.append(whole[len(prompt) :] if clean else alone)
         return found
 
-    def _settle(self, tree: Tree, num_questions: int, is_hit: IsHit) -> None:
-        """Only the answers that decide the category of each question."""
-
-        def hit_questions(rows: Ints) -> Ints:
-            pairs = zip(tree.question_of(rows).tolist(), rows.tolist(), strict=True)
-            told = {(question, self._row_text(tree, row)) for question, row in pairs}  # most texts come many times
-            return np.unique(np.array([question for question, text in told if is_hit(question, text)], dtype=np.int64))
-
-        tree.grow(tree.greedy_rows())
-        open_questions = np.setdiff1d(np.arange(num_questions), hit_questions(tree.greedy_rows()))
-        if len(open_questions):
-            tree.grow(tree.sampled_rows(open_questions), hit_questions)
-
     def _answers(self, tree: Tree, num_questions: int, num_prefixes: int) -> list[tuple[Answers, ...]]:
         lengths = tree.rows.lengths_R.tolist()
-        texts = [self._row_text(tree, row) if length else None for row, length in enumerate(lengths)]
+        texts = [self._row_text(tree, row) if whole else None for row, whole in enumerate(tree.rows.whole_R.tolist())]
+        missed_R = (tree.rows.lengths_R > 0) & ~tree.rows.whole_R
         size = len(texts) // (num_questions * num_prefixes)
 
         def of_prompt(prompt: int) -> Answers:
@@ -248,6 +242,7 @@ class TransformersEngine:
             return Answers(
                 greedy_text=greedy,
                 sampled_text=tuple(sampled),
+                missed=frozenset((np.flatnonzero(missed_R[prompt * size + 1 : (prompt + 1) * size])).tolist()),
                 num_tokens=sum(lengths[prompt * size : (prompt + 1) * size]),
             )
 
@@ -321,9 +316,41 @@ class TransformersEngine:
         return PackedDecoder(self._model)
 
 
-def _moved(is_hit: IsHit | None, start: int) -> IsHit | None:
-    """The same judge for a batch that begins at question `start`."""
-    return None if is_hit is None else lambda question, text: is_hit(start + question, text)
+class _Watch:
+    """Ends what does not bear on the category of a question."""
+
+    def __init__(self, tree: Tree, targets: Sequence[Target], text_of: Callable[[int], str]) -> None:
+        self._tree, self._targets, self._text_of = tree, targets, text_of
+        self._may_hit: dict[tuple[int, str], bool] = {}
+
+    def settled(self, rows: Ints) -> Ints:
+        """Questions that one of these answers hits."""
+        told = set(self._told(rows))  # most texts come many times
+        hit = [question for question, text in told if self._targets[question].is_hit(text)]
+        return np.unique(np.array(hit, dtype=np.int64))
+
+    def hopeless(self, rows: Ints) -> Flags:
+        """Which beginnings are those of no right answer."""
+        found = []
+        for question, text in self._told(rows):
+            beginning = text.rstrip("\N{REPLACEMENT CHARACTER}")  # a character of which some bytes are still to come
+            may_hit = self._may_hit.get((question, beginning))
+            if may_hit is None:
+                may_hit = self._may_hit[question, beginning] = self._targets[question].may_hit(beginning)
+            found.append(not may_hit)
+        return np.array(found, dtype=bool)
+
+    def _told(self, rows: Ints) -> Iterator[tuple[int, str]]:
+        return zip(self._tree.question_of(rows).tolist(), map(self._text_of, rows.tolist()), strict=True)
+
+
+def _settle(tree: Tree, targets: Sequence[Target], text_of: Callable[[int], str]) -> None:
+    """Decode only the answers that decide the category of each question, and no further than they do."""
+    watch = _Watch(tree, targets, text_of)
+    tree.grow(tree.greedy_rows())
+    open_questions = np.setdiff1d(np.arange(len(targets)), watch.settled(tree.greedy_rows()))
+    if len(open_questions):
+        tree.grow(tree.sampled_rows(open_questions), watch)
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

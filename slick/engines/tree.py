@@ -6,6 +6,7 @@ prompt the greedy one, then its samples), N nodes, V vocabulary, C candidate tok
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,17 @@ Candidates = tuple[NDArray[np.float32], Ints]
 Feed = Callable[[Ints, Ints], Candidates]
 """Feed token `tokens[i]` behind node `parents[i]`; the new nodes are numbered on from the last one."""
 
-Settled = Callable[[Ints], Ints]
-"""Which questions are settled, given the rows whose answers have just ended."""
+
+class Watch(Protocol):
+    """Ends answers early."""
+
+    def settled(self, rows: Ints) -> Ints:
+        """Which questions are settled, given the rows whose answers have just ended."""
+        ...
+
+    def hopeless(self, rows: Ints) -> Flags:
+        """Which of the rows, as far as they have come, cannot become right."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,8 @@ class Rows:
     tokens_RT: Ints
     lengths_R: Ints
     """Tokens of each answer, its stop token included; 0 for an answer that was not needed."""
+    whole_R: Flags
+    """Whether an answer has come to its end; not if it was given up as hopeless, or was not needed."""
 
 
 class Tree:
@@ -68,7 +80,9 @@ class Tree:
         self._cumulative_NC, self._ids_NC = self._distribution(first)
         num_rows = num_prompts * self._rows_a_prompt
         self.rows = Rows(
-            np.full((num_rows, sampling.max_new_tokens), -1, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
+            np.full((num_rows, sampling.max_new_tokens), -1, dtype=np.int64),
+            np.zeros(num_rows, dtype=np.int64),
+            np.zeros(num_rows, dtype=bool),
         )
         self.num_fed = 0
         """Answer tokens that went through the model; answers that agree share them, stop tokens are never fed."""
@@ -88,12 +102,13 @@ class Tree:
         """The question that each of the rows answers."""
         return self._question_P[rows // self._rows_a_prompt]
 
-    def grow(self, rows: Ints, settled: Settled | None = None) -> None:
+    def grow(self, rows: Ints, watch: Watch | None = None) -> None:
         """Decode these answers, all in step with each other.
 
         Args:
             rows: which answers, rising.
-            settled: asked after each step; answers of settled questions that have not ended are given up.
+            watch: asked after each step; answers of settled questions that have not ended count as not needed, and
+                hopeless ones stay as they are.
         """
         live, node = rows, rows // self._rows_a_prompt
         tokens_RT, lengths_R = self.rows.tokens_RT, self.rows.lengths_R
@@ -105,22 +120,27 @@ class Tree:
             goes_on = ~self._stops_V[chosen]
             if step + 1 == self._sampling.max_new_tokens:
                 goes_on[:] = False
-            if settled is not None and not goes_on.all():
-                dropped = goes_on & np.isin(self.question_of(live), settled(live[~goes_on]))
+            self.rows.whole_R[live[~goes_on]] = True
+            if watch is not None and not goes_on.all():
+                dropped = goes_on & np.isin(self.question_of(live), watch.settled(live[~goes_on]))
                 tokens_RT[live[dropped]] = -1
                 lengths_R[live[dropped]] = 0
                 goes_on &= ~dropped
-            if not goes_on.any():
-                break
-            live = live[goes_on]
+            live, node, chosen = live[goes_on], node[goes_on], chosen[goes_on]
             # One number for (node, token), so that rows which still agree are found by sorting.
-            edge, place = np.unique(node[goes_on] * len(self._stops_V) + chosen[goes_on], return_inverse=True)
+            edge, first, place = np.unique(node * len(self._stops_V) + chosen, return_index=True, return_inverse=True)
+            if watch is not None and len(edge):
+                hopeful = ~watch.hopeless(live[first])
+                live, edge = live[hopeful[place]], edge[hopeful]
+                place = (np.cumsum(hopeful) - 1)[place[hopeful[place]]]
+            if not len(edge):
+                break
             child = self._follow(edge)
             edges.append(edge)
             children.append(child)
             node = child[place]
-        self._edges, first = np.unique(np.concatenate(edges), return_index=True)
-        self._children = np.concatenate(children)[first]
+        self._edges, unlike = np.unique(np.concatenate(edges), return_index=True)
+        self._children = np.concatenate(children)[unlike]
 
     def _follow(self, edges: Ints) -> Ints:
         """The node at the end of each edge; those that are not there yet are fed."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slick.draws import row_key
-from slick.engines.base import Answers, EngineStats, GoldScore, IsHit, PromptBatch, SamplingConfig
+from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
 from slick.errors import EngineError, ModelError, SettingsError
 
 _ON_CPU = {"block_size": 32, "enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "max_model_len": 4096}
@@ -68,11 +68,11 @@ class VllmEngine:
         self.stats = EngineStats()
 
     def generate(
-        self, batch: PromptBatch, sampling: SamplingConfig, is_hit: IsHit | None = None
+        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None = None
     ) -> list[tuple[Answers, ...]]:
         """Answers to each question of the batch; see `Engine.generate`.
 
-        With `is_hit`, all samples are drawn of the questions without a greedy hit: vLLM cannot be stopped in between.
+        With targets, all samples are drawn of the questions without a greedy hit: vLLM cannot be stopped in between.
 
         Raises:
             EngineError: an answer is missing, or a prompt does not fit the model's context.
@@ -83,11 +83,11 @@ class VllmEngine:
         greedy, drawn = ([(place, is_greedy) for place in places] for is_greedy in (True, False))
         if not sampling.num_samples:
             found = self._ask(batch, greedy, sampling)
-        elif is_hit is None:
+        elif targets is None:
             found = self._ask(batch, greedy + drawn, sampling)  # greedy ones ahead: they fill the cache
         else:
             found = self._ask(batch, greedy, sampling)
-            settled = {place % size for place in places if is_hit(place % size, found[place, True][0][0])}
+            settled = {place % size for place in places if targets[place % size].is_hit(found[place, True][0][0])}
             found |= self._ask(batch, [request for request in drawn if request[0] % size not in settled], sampling)
         self.stats.prompts += len(places)
         self.stats.seconds += time.monotonic() - started_at

@@ -69,7 +69,7 @@ def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, wo
     from slick.engines.base import PromptBatch, SamplingConfig
     from slick.engines.linear import pack_linears
     from slick.engines.transformers import TransformersEngine
-    from slick.matching import hit_tester
+    from slick.matching import Target
     from slick.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(model_folder, dtype), load_tokenizer(model_folder)
@@ -81,13 +81,12 @@ def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, wo
     started, hits = time.process_time(), 0
     for part in work:
         batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
-        tests = [hit_tester(gold) for gold in part["gold"]]
+        targets = [Target(gold) for gold in part["gold"]]
         if kind == "gold":
             hits += sum(s.is_greedy for one in engine.score(batch, [g[0] for g in part["gold"]], sampling) for s in one)
             continue
-        is_hit = (lambda q, text, tests=tests: tests[q](text)) if kind == "labels" else None
-        answers = engine.generate(batch, sampling, is_hit)
-        hits += sum(test(a.greedy_text) for test, one in zip(tests, answers, strict=True) for a in one)
+        answers = engine.generate(batch, sampling, targets if kind == "labels" else None)
+        hits += sum(target.is_hit(a.greedy_text) for target, one in zip(targets, answers, strict=True) for a in one)
     seconds = time.process_time() - started
     stats = engine.stats
     text_config = model.config.get_text_config()

@@ -9,7 +9,7 @@ from slick.categories import categorize
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.linear import pack_linears
 from slick.engines.transformers import TransformersEngine
-from slick.matching import hit_tester
+from slick.matching import Target
 from slick.models import load_model, load_tokenizer
 from tests.benchmarks.annotation import MAX_NEW_TOKENS, make_workload
 
@@ -26,7 +26,7 @@ def categories(model_folder: str, dtype: str, batch_questions: int, work: list[d
         batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
         answers = engine.generate(batch, SamplingConfig(max_new_tokens=MAX_NEW_TOKENS))
         for gold, one in zip(part["gold"], answers, strict=True):
-            test = hit_tester(gold)
+            test = Target(gold).is_hit
             greedy = sum(test(answer.greedy_text) for answer in one)
             sampled = sum(test(text) for answer in one for text in answer.sampled_text)
             found.append(str(categorize(greedy, len(one), sampled, 16 * len(one))))

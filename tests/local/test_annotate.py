@@ -233,15 +233,19 @@ def test_labels_mode_gives_the_same_categories_for_fewer_answers(done: Folder, l
     names = ["question_id", "category", "greedy_hits", "p_upper"]
     assert read_knowledge(labelled).select(names).equals(read_knowledge(done).select(names))
     full = {row["question_id"]: row for row in read_generations(done).to_pylist()}
-    spared = 0
+    spared = cut = 0
     for row in read_generations(labelled).to_pylist():
         right = full[row["question_id"]]
         assert row["greedy_text"] == right["greedy_text"]
-        for texts, others in zip(row["sampled_text"], right["sampled_text"], strict=True):
-            assert all(text in (None, other) for text, other in zip(texts, others, strict=True))
-            spared += texts.count(None)
+        flat = ([x for one in r[name] for x in one] for r in (row, right) for name in ("sampled_text", "sampled_hit"))
+        for text, hit, other_text, other_hit in zip(*flat, strict=True):
+            assert text in (None, other_text)
+            assert hit in (None, other_hit)
+            spared += hit is None
+            cut += text is None and hit is False
     counts, whole = (annotate_counts(study) for study in (labelled, done))
     assert spared > 0
+    assert cut > 0
     assert counts["generations"] == whole["generations"] - spared
     assert counts["decoded_tokens"] < whole["decoded_tokens"]
     by_category = counts["draws_by_category"]

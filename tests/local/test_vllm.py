@@ -8,6 +8,7 @@ import pytest
 
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.transformers import TransformersEngine
+from slick.matching import Target
 from slick.models import load_model, load_tokenizer
 from tests.local.tiny import save_tiny_model
 
@@ -52,7 +53,8 @@ def test_answers_follow_the_transformers_engine(folder: str, monkeypatch: pytest
     assert abs(shares[0] - shares[1]) < 0.18
     assert 0.2 < shares[1] < 1
 
-    some = engine.generate(BATCH, SAMPLING, lambda question, text: question % 2 == 0)
+    accepted, refused = Target([one.greedy_text for one in found[0]]), Target([])
+    some = engine.generate(BATCH, SAMPLING, [accepted, refused] * 6)
     assert [a.sampled_text for a in some[0]] == [(None,) * 16] * 2
     assert some[1] == found[1]
     assert engine.stats.prefilled_tokens < engine.stats.prompt_tokens

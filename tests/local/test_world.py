@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from slick.categories import categorize
-from slick.matching import is_hit
+from slick.matching import Target, is_hit
 from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
 from slick.storage import Folder
 from slick.study import Manifest
@@ -228,7 +228,7 @@ def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> N
     for batch, answers in asked_batches(built):
         every = full.generate(batch, sampling)
         scores = full.score(batch, answers, sampling)
-        fewer = some.generate(batch, sampling, lambda q, text, answers=answers: is_hit(text, answers[q : q + 1]))
+        fewer = some.generate(batch, sampling, [Target([answer]) for answer in answers])
         for answer, all_found, score, found in zip(answers, every, scores, fewer, strict=True):
             assert [s.is_greedy for s in score] == [a.greedy_text == answer for a in all_found]
             texts = [text or "" for a in all_found for text in a.sampled_text]
@@ -242,5 +242,5 @@ def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> N
     # An answer spelled in other tokens than usual is drawn, but not expected: rare in a trained model. Beyond that,
     # five standard deviations.
     assert abs(drawn - expected) < 5 * variance**0.5 + 0.005 * expected
-    assert some.stats.decoded_tokens < 0.8 * (full.stats.decoded_tokens)
+    assert some.stats.decoded_tokens < 0.55 * full.stats.decoded_tokens
     assert gold
