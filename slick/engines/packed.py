@@ -31,7 +31,7 @@ _TOKENS_A_PASS = {False: 512, True: 8192}
 class PackedDecoder:
     """Prompts as roots of trees; the keys and values of prefixes are kept between batches."""
 
-    def __init__(self, model: nn.Module, *, max_tokens_a_pass: int = 0, prefix_cache_bytes: int = 1 << 30) -> None:
+    def __init__(self, model: nn.Module, *, max_tokens_a_pass: int = 0, prefix_cache_bytes: int = 1 << 28) -> None:
         """Hold a model.
 
         Args:

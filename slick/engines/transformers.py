@@ -165,9 +165,9 @@ class TransformersEngine:
             sampling=sampling,
         )
         if targets is None:
-            tree.grow(np.arange(len(tree.rows.lengths_R)))
+            tree.grow()
         else:
-            _settle(tree, targets, lambda row: self._row_text(tree, row))
+            tree.grow(_Watch(tree, targets, lambda row: self._row_text(tree, row)))
         self.stats.prompts += lengths.size
         self.stats.generations += int((tree.rows.lengths_R > 0).sum())
         self.stats.prompt_tokens += int(lengths.sum())
@@ -317,13 +317,13 @@ class TransformersEngine:
 
 
 class _Watch:
-    """Ends what does not bear on the category of a question."""
+    """Ends samples that do not bear on the category of their question, by what they say."""
 
     def __init__(self, tree: Tree, targets: Sequence[Target], text_of: Callable[[int], str]) -> None:
         self._tree, self._targets, self._text_of = tree, targets, text_of
         self._may_hit: dict[tuple[int, str], bool] = {}
 
-    def settled(self, rows: Ints) -> Ints:
+    def hit(self, rows: Ints) -> Ints:
         """Questions that one of these answers hits."""
         told = set(self._told(rows))  # most texts come many times
         hit = [question for question, text in told if self._targets[question].is_hit(text)]
@@ -342,15 +342,6 @@ class _Watch:
 
     def _told(self, rows: Ints) -> Iterator[tuple[int, str]]:
         return zip(self._tree.question_of(rows).tolist(), map(self._text_of, rows.tolist()), strict=True)
-
-
-def _settle(tree: Tree, targets: Sequence[Target], text_of: Callable[[int], str]) -> None:
-    """Decode only the answers that decide the category of each question, and no further than they do."""
-    watch = _Watch(tree, targets, text_of)
-    tree.grow(tree.greedy_rows())
-    open_questions = np.setdiff1d(np.arange(len(targets)), watch.settled(tree.greedy_rows()))
-    if len(open_questions):
-        tree.grow(tree.sampled_rows(open_questions), watch)
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

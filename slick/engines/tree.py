@@ -25,10 +25,10 @@ Feed = Callable[[Ints, Ints], Candidates]
 
 
 class Watch(Protocol):
-    """Ends answers early."""
+    """Ends samples that no longer bear on the category of their question."""
 
-    def settled(self, rows: Ints) -> Ints:
-        """Which questions are settled, given the rows whose answers have just ended."""
+    def hit(self, rows: Ints) -> Ints:
+        """Which questions are hit by one of these answers, which have come to their ends."""
         ...
 
     def hopeless(self, rows: Ints) -> Flags:
@@ -48,11 +48,7 @@ class Rows:
 
 
 class Tree:
-    """The nodes of a batch of prompts, and the answers that run along them.
-
-    Root p is the end of prompt p; a node is kept when the answers that made it have ended, so that answers which are
-    asked for later and agree with them cost nothing.
-    """
+    """The nodes of a batch of prompts, and the answers that run along them. Root p is the end of prompt p."""
 
     def __init__(
         self,
@@ -86,33 +82,22 @@ class Tree:
         )
         self.num_fed = 0
         """Answer tokens that went through the model; answers that agree share them, stop tokens are never fed."""
-        self._edges: Ints = np.empty(0, dtype=np.int64)
-        self._children: Ints = np.empty(0, dtype=np.int64)
-
-    def greedy_rows(self) -> Ints:
-        """The greedy answer to each prompt."""
-        return np.arange(len(self._keys_P)) * self._rows_a_prompt
-
-    def sampled_rows(self, questions: Ints) -> Ints:
-        """The samples of these questions, in order."""
-        starts = self.greedy_rows()[np.isin(self._question_P, questions)]
-        return (starts[:, None] + np.arange(1, self._rows_a_prompt)).ravel()
 
     def question_of(self, rows: Ints) -> Ints:
         """The question that each of the rows answers."""
         return self._question_P[rows // self._rows_a_prompt]
 
-    def grow(self, rows: Ints, watch: Watch | None = None) -> None:
-        """Decode these answers, all in step with each other.
+    def grow(self, watch: Watch | None = None) -> None:
+        """Decode all answers, in step with each other.
 
         Args:
-            rows: which answers, rising.
-            watch: asked after each step; answers of settled questions that have not ended count as not needed, and
-                hopeless ones stay as they are.
+            watch: asked after each step. Samples of a question that an answer has hit count as not needed unless they
+                have ended; hopeless ones stay as far as they have come. Of a question that a greedy answer hits, no
+                sample counts as needed. Greedy answers are always whole.
         """
-        live, node = rows, rows // self._rows_a_prompt
-        tokens_RT, lengths_R = self.rows.tokens_RT, self.rows.lengths_R
-        edges, children = [self._edges], [self._children]
+        tokens_RT, lengths_R, whole_R = self.rows.tokens_RT, self.rows.lengths_R, self.rows.whole_R
+        live = np.arange(len(lengths_R))
+        node = live // self._rows_a_prompt
         for step in range(self._sampling.max_new_tokens):
             chosen = self._choose(node, live, step)
             tokens_RT[live, step] = chosen
@@ -120,41 +105,35 @@ class Tree:
             goes_on = ~self._stops_V[chosen]
             if step + 1 == self._sampling.max_new_tokens:
                 goes_on[:] = False
-            self.rows.whole_R[live[~goes_on]] = True
+            whole_R[live[~goes_on]] = True
             if watch is not None and not goes_on.all():
-                dropped = goes_on & np.isin(self.question_of(live), watch.settled(live[~goes_on]))
-                tokens_RT[live[dropped]] = -1
-                lengths_R[live[dropped]] = 0
-                goes_on &= ~dropped
+                self._forget(live[~goes_on], live[goes_on], watch)
+                goes_on &= lengths_R[live] > 0
             live, node, chosen = live[goes_on], node[goes_on], chosen[goes_on]
             # One number for (node, token), so that rows which still agree are found by sorting.
             edge, first, place = np.unique(node * len(self._stops_V) + chosen, return_index=True, return_inverse=True)
             if watch is not None and len(edge):
-                hopeful = ~watch.hopeless(live[first])
-                live, edge = live[hopeful[place]], edge[hopeful]
-                place = (np.cumsum(hopeful) - 1)[place[hopeful[place]]]
+                stays = ~watch.hopeless(live[first])[place] | self._is_greedy(live)
+                live, kept, place = live[stays], *np.unique(place[stays], return_inverse=True)
+                edge = edge[kept]
             if not len(edge):
                 break
-            child = self._follow(edge)
-            edges.append(edge)
-            children.append(child)
-            node = child[place]
-        self._edges, unlike = np.unique(np.concatenate(edges), return_index=True)
-        self._children = np.concatenate(children)[unlike]
+            node = len(self._ids_NC) + place
+            self._add(self._feed(edge // len(self._stops_V), edge % len(self._stops_V)))
+            self.num_fed += len(edge)
 
-    def _follow(self, edges: Ints) -> Ints:
-        """The node at the end of each edge; those that are not there yet are fed."""
-        child = np.full(len(edges), -1, dtype=np.int64)
-        if len(self._edges):
-            place = np.minimum(np.searchsorted(self._edges, edges), len(self._edges) - 1)
-            there = self._edges[place] == edges
-            child[there] = self._children[place[there]]
-        new = np.flatnonzero(child < 0)
-        if len(new):
-            child[new] = len(self._ids_NC) + np.arange(len(new))
-            self._add(self._feed(edges[new] // len(self._stops_V), edges[new] % len(self._stops_V)))
-            self.num_fed += len(new)
-        return child
+    def _forget(self, ended: Ints, going_on: Ints, watch: Watch) -> None:
+        """Make samples that hits have made needless as if they had never been."""
+        rows = np.arange(len(self.rows.lengths_R))
+        needless = np.isin(self.question_of(rows), watch.hit(ended[self._is_greedy(ended)]))
+        needless[going_on] |= np.isin(self.question_of(going_on), watch.hit(ended))
+        needless &= ~self._is_greedy(rows)
+        self.rows.tokens_RT[needless] = -1
+        self.rows.lengths_R[needless] = 0
+        self.rows.whole_R[needless] = False
+
+    def _is_greedy(self, rows: Ints) -> Flags:
+        return np.asarray(rows % self._rows_a_prompt == 0)
 
     def _add(self, candidates: Candidates) -> None:
         cumulative, ids = self._distribution(candidates)

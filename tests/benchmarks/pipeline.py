@@ -33,20 +33,19 @@ def prepared(folder: str, source: str, num_questions: int) -> Folder:
     return study
 
 
-def run_pool(model: str, source: str, num_questions: int, actors: int, dtype: str) -> dict[str, float]:
+def run_pool(model: str, source: str, num_questions: int, actors: int, dtype: str, mode: str) -> dict[str, float]:
     """Seconds from the first part file's beginning to the last one, by the engines' own clocks and by the wall's."""
     with tempfile.TemporaryDirectory() as folder:
         study = prepared(folder, source, num_questions)
         config = AnnotateConfig(
             model=model,
             dtype=dtype,
+            mode=mode,
             sampling=SAMPLING,
             limit_per_relation=max(1, num_questions // 31),
             min_actors=actors,
             max_actors=actors,
             cpus_per_actor=0.5,
-            batches_per_file=1,
-            batch_questions=10,
         )
         manifest = annotate(study, config)
         parts = Path(folder, "annotate", "generations").glob("*.parquet")
@@ -61,7 +60,7 @@ def run_pool(model: str, source: str, num_questions: int, actors: int, dtype: st
         }
 
 
-def run_engine(model: str, source: str, num_questions: int, dtype: str) -> dict[str, float]:
+def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: str) -> dict[str, float]:
     """The same batches, one after the other, in this process."""
     import torch
 
@@ -69,6 +68,7 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str) -> dict[
     from slick.engines.base import PromptBatch
     from slick.engines.linear import pack_linears
     from slick.engines.transformers import TransformersEngine
+    from slick.matching import Target
     from slick.models import load_model, load_tokenizer
     from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
     from slick.questions import read_questions
@@ -85,9 +85,9 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str) -> dict[
             dev.setdefault(row["relation"], {})[row["question_id"]] = row
     sets = draw_exemplar_sets({relation: list(found) for relation, found in dev.items()})
     asked = asked_questions(questions, dev=False, exemplars=sets, limit=max(1, num_questions // 31))
-    engine = TransformersEngine(loaded, load_tokenizer(model), batch_questions=10)
+    engine = TransformersEngine(loaded, load_tokenizer(model))
     began, done, total = 0.0, 0, 0
-    for number, batch in enumerate(cut_batches(asked, 10)):
+    for number, batch in enumerate(cut_batches(asked, AnnotateConfig().batch_questions)):
         if number == 1:
             began = time.monotonic()
         part = batch.questions.to_pylist()
@@ -100,6 +100,7 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str) -> dict[
                 suffixes=[few_shot_suffix(row["question"]) for row in part],
             ),
             SAMPLING,
+            [Target(row["answers"]) for row in part] if mode == "labels" else None,
         )
         done += len(part) * (number > 0)
         total += len(part)
@@ -146,16 +147,17 @@ def main() -> None:
     parser.add_argument("--questions", required=True, help="EntityQuestions as zip or folder")
     parser.add_argument("--num-questions", type=int, default=300)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--mode", default="full", choices=["full", "labels"])
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     common = (arguments.model, arguments.questions, arguments.num_questions)
     if arguments.run == "engine":
-        print(run_engine(*common, arguments.dtype))
+        print(run_engine(*common, arguments.dtype, arguments.mode))
     elif arguments.run == "memory":
         print(run_memory(*common))
     elif arguments.run:
-        print(run_pool(*common, int(arguments.run), arguments.dtype))
+        print(run_pool(*common, int(arguments.run), arguments.dtype, arguments.mode))
     else:
         runs = (
             [("memory", 1000), ("memory", 10_000)]
