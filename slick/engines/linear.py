@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 _ROWS = 32
 """Products have a multiple of that many rows: for each new number oneDNN compiles a kernel of 1 MB, in 0.4 ms."""
 

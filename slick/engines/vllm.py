@@ -15,7 +15,13 @@ from slick.draws import row_key
 from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
 from slick.errors import EngineError, ModelError, SettingsError
 
-_ON_CPU = {"block_size": 32, "enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "max_model_len": 4096}
+_ON_CPU = {
+    "gpu_memory_utilization": 0.4,
+    "block_size": 32,
+    "enable_chunked_prefill": False,
+    "max_num_batched_tokens": 4096,
+    "max_model_len": 4096,
+}
 """Blocks of 128 tokens, vLLM's own choice on CPU, are longer than a prompt, so nothing would be shared; and a prompt
 that is fed in pieces fails there where its request has a seed."""
 

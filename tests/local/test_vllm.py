@@ -4,13 +4,17 @@ import importlib.util
 import os
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
+from slick.annotation import AnnotateConfig, annotate
+from slick.annotation.generations import read_generations
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.transformers import TransformersEngine
 from slick.matching import Target
 from slick.models import load_model, load_tokenizer
-from tests.local.tiny import save_tiny_model
+from slick.storage import Folder
+from tests.local.tiny import save_tiny_model, write_questions
 
 NAMES = [f"Train {chr(65 + i)}{i}" for i in range(12)]
 BATCH = PromptBatch(
@@ -59,3 +63,27 @@ def test_answers_follow_the_transformers_engine(folder: str, monkeypatch: pytest
     assert some[1] == found[1]
     assert engine.stats.prefilled_tokens < engine.stats.prompt_tokens
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_it_annotates_on_ray_as_the_transformers_engine_does(
+    folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ray_cluster: None
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    found = []
+    for engine in ("vllm", "transformers"):
+        study = Folder(str(tmp_path / engine))
+        write_questions(study, num_train=4, num_test=3)
+        config = AnnotateConfig(
+            model=folder,
+            engine=engine,
+            num_exemplar_sets=2,
+            num_shots=2,
+            sampling=SamplingConfig(num_samples=4, max_new_tokens=6),
+            max_actors=1,
+        )
+        counts = annotate(study, config).counts
+        found.append(read_generations(study))
+        assert counts["questions"] == found[-1].num_rows > 0
+        assert counts["generations"] == counts["questions"] * 2 * 5
+    assert found[0]["greedy_text"].equals(found[1]["greedy_text"])
+    assert pc.list_value_length(found[0]["sampled_text"].combine_chunks().flatten()).unique().to_pylist() == [4]
