@@ -9,6 +9,7 @@ Legend of array suffixes: N tokens of the batch, H query heads, K key heads, G q
 head, F prefixes, W tokens of a prefix, M tokens of one prefix group, L lanes, A tokens of a lane, B keys of a lane.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,10 @@ from torch import Tensor, nn
 NAME = "slick_tree"
 
 LayerKeysValues = tuple[Tensor, Tensor]
+
+_LOG2_E = 1 / math.log(2)
+"""Softmax is done with powers of 2, which torch computes faster on CPU."""
+_MANY_TOKENS = 16
 
 
 class KeyValueStore:
@@ -172,7 +177,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Softmax over a part of the keys: highest score, sum of exponentials, and the sum of values they weigh."""
+    """Softmax over a part of the keys: highest score (for base 2), sum of powers, and the sum of values they weigh."""
 
     highest: Tensor
     total: Tensor
@@ -198,21 +203,27 @@ def _part(
     cap: float | None,
     lengths: Sequence[int] = (),
 ) -> Part:
-    """Scores of shape (K * lanes, tokens, keys), and what they weigh; `hidden` is (lanes, tokens or 1, keys).
+    """What the keys of each lane weigh; `query` is (K * lanes, tokens, D), `hidden` (lanes, tokens or 1, keys).
 
     Keys from `lengths[lane]` on repeat others of their lane, so that they change no highest score; they weigh nothing.
     """
-    scores = torch.bmm(query, keys.transpose(1, 2)).float().mul_(scaling)
-    if cap:
-        scores = torch.tanh(scores / cap) * cap
+    # Many tokens lie side by side, so that what runs over keys works on all of them at once.
+    keys_first = query.shape[1] >= _MANY_TOKENS
+    along = 1 if keys_first else 2
+    pair = (keys, query) if keys_first else (query, keys)
+    scores = torch.bmm(pair[0], pair[1].transpose(1, 2)).float()
+    scores = torch.tanh(scores.mul_(scaling / cap)).mul_(cap * _LOG2_E) if cap else scores.mul_(scaling * _LOG2_E)
     by_lane = scores.view(-1, lanes, *scores.shape[1:])
     if hidden is not None:
-        by_lane.masked_fill_(hidden, torch.finfo(scores.dtype).min)
-    highest = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(highest).exp_()
+        by_lane.masked_fill_(hidden.transpose(1, 2) if keys_first else hidden, torch.finfo(scores.dtype).min)
+    highest = scores.amax(along, keepdim=True)
+    weights = scores.sub_(highest).exp2_()
     for lane, length in enumerate(lengths):
-        by_lane[:, lane, :, length:] = 0  # cheaper than a mask over all of them
-    return Part(highest, weights.sum(-1, keepdim=True), torch.bmm(weights.to(values.dtype), values))
+        by_lane[:, lane].narrow(along, length, keys.shape[1] - length).zero_()  # cheaper than a mask over all of them
+    total = weights.sum(along, keepdim=True)
+    if keys_first:
+        highest, total, weights = (x.transpose(1, 2) for x in (highest, total, weights))
+    return Part(highest, total, torch.bmm(weights.to(values.dtype), values))
 
 
 def _join(parts: list[Part], sink_H: Tensor | None, num_key_heads: int) -> Tensor:
@@ -222,13 +233,13 @@ def _join(parts: list[Part], sink_H: Tensor | None, num_key_heads: int) -> Tenso
     highest = parts[0].highest
     for part in parts[1:]:
         highest = torch.maximum(highest, part.highest)
-    sink = None if sink_H is None else sink_H.float().view(num_key_heads, 1, -1, 1)
+    sink = None if sink_H is None else sink_H.float().view(num_key_heads, 1, -1, 1) * _LOG2_E
     if sink is not None:
         highest = torch.maximum(highest, sink)
-    total: Tensor | float = 0.0 if sink is None else (sink - highest).exp()
+    total: Tensor | float = 0.0 if sink is None else (sink - highest).exp2()
     weighed: Tensor | float = 0.0
     for part in parts:
-        factor = (part.highest - highest).exp_()
+        factor = (part.highest - highest).exp2_()
         total = total + factor * part.total
         weighed = weighed + factor * part.weighed
     assert isinstance(weighed, Tensor)
