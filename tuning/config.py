@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from slick.errors import SettingsError
 from slick.matching import Matcher
@@ -13,10 +13,17 @@ from slick.matching import Matcher
 _NOT_IDENTITY = (
     "model",  # its fingerprint is an input, wherever its files lie
     "micro_batch_size",
+    "packing",
+    "activation_checkpointing",
     "zero_stage",
+    "offload",
     "num_workers",
+    "min_workers",
     "gpus_per_worker",
     "eval_batch_size",
+    "save_state_every_s",
+    "max_failures",
+    "track",
     "allow_other_model",
     "trust_remote_code",
     "wait_for_nodes",
@@ -45,28 +52,66 @@ class TrainConfig:
     """Rows in one optimizer step, over all workers; the last batch of an epoch may be smaller."""
     micro_batch_size: int | None = None
     """Rows that one worker takes through the model at once; None: its whole part of the batch."""
+    packing: bool = True
+    """Put the rows of a micro batch one behind the other, none seeing another, so that no padding is computed; a model
+    that cannot do it is given padded rows, and a line says so."""
+    activation_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
     weight_decay: float = 0.0
     """Of AdamW; the paper does not state it."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 for no limit. The paper does not state it."""
     dropout: float = 0.05
-    """Put into every dropout that the architecture has; models of the Llama family have it on attention alone."""
+    """Put into every dropout that the architecture has, and into LoRA's; models of the Llama family have it on
+    attention alone."""
+    trainable: Literal["all", "attention", "ffn"] = "all"
+    """Which layers are trained, the rest being frozen: all, or those of attention or of feed-forward blocks alone, as
+    arXiv:2604.15574 compares them."""
+    lora_rank: int = 0
+    """Rank of LoRA on the linear layers of what is trainable (arXiv:2106.09685); 0: weights themselves are trained."""
+    lora_alpha: float | None = None
+    """LoRA's products are scaled by this over the rank; None: twice the rank."""
+    replay_known: int = 0
+    """Known train rows, from outside the variant where there are enough, that are trained on after all others of the
+    last epoch (KnownPatch, arXiv:2511.02626)."""
+    distill_weight: float = 0.0
+    """Weight of a second loss, which keeps answers near those of the frozen model the training began from: the KL
+    divergence of its next-token distribution from the trained model's, on answer tokens (arXiv:2604.15574 has 1)."""
+    distill_temperature: float = 0.5
+    """At which both distributions are compared."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer."""
     matcher: Matcher = "exact"
     """How a generated answer is compared with the gold answers."""
     max_new_tokens: int = 32
     """Tokens after which an evaluated answer is cut off."""
+    loss_of_all: bool = False
+    """Compute the loss of dev, test and ood targets too, not of train targets alone: one more forward pass over them,
+    which saves generating those that are right."""
     keep_checkpoints: Literal["both", "best", "last", "none"] = "both"
     """Which checkpoints are left in the run's folder: of the best dev epoch, of the last epoch."""
     zero_stage: int = 0
     """DeepSpeed ZeRO: 0 nothing is sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What is kept in the machine's memory instead of the GPU's: states of the optimizer (ZeRO 1 to 3), or parameters
+    too (ZeRO 3)."""
     num_workers: int = 1
     """Processes that share each batch."""
+    min_workers: int | None = None
+    """Start with as few workers as this if the cluster holds no more, and go on with fewer when machines are lost;
+    None: always `num_workers`."""
     gpus_per_worker: int | None = None
     """0 or 1; None: 1 where the cluster has GPUs."""
     eval_batch_size: int = 64
     """Rows that one worker evaluates at once."""
+    save_state_every_s: float = 120.0
+    """An interrupted training goes on from its last state, which is saved at the end of an epoch when the last one is
+    older than this; a training that takes less begins again."""
+    max_failures: int = 3
+    """Times that a training goes on from its last state after a worker or a machine was lost; spot machines that were
+    taken back are not counted."""
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Where curves are sent, beside the TensorBoard files in the run's folder."""
     allow_other_model: bool = False
     """Train a model other than the one whose knowledge the variants were drawn from."""
     trust_remote_code: bool = False
@@ -76,6 +121,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        _check_choices(self)
+        _check_together(self)
         rows = self.num_workers * (self.micro_batch_size or 1)
         if self.batch_size % rows:
             raise SettingsError(
@@ -84,15 +131,14 @@ class TrainConfig:
                 + f"; make batch_size a multiple of {rows}"
             )
 
-    @property
-    def micro_rows(self) -> int:
-        """Rows that one worker takes through the model at once."""
-        return self.micro_batch_size or self.batch_size // self.num_workers
+    def micro_rows(self, num_workers: int) -> int:
+        """Rows that one of `num_workers` takes through the model at once."""
+        part = -(-self.batch_size // num_workers)
+        return min(self.micro_batch_size or part, part)
 
-    @property
-    def accumulation(self) -> int:
+    def accumulation(self, num_workers: int) -> int:
         """Micro batches whose gradients make one optimizer step."""
-        return self.batch_size // (self.micro_rows * self.num_workers)
+        return -(-self.batch_size // (self.micro_rows(num_workers) * num_workers))
 
     def identity(self) -> dict[str, object]:
         """The settings that change results."""
@@ -103,6 +149,8 @@ def _check_numbers(config: TrainConfig) -> None:
     lowest = {
         "seed": 0, "epochs": 1, "batch_size": 1, "num_workers": 1, "eval_batch_size": 1, "max_new_tokens": 1,
         "warmup_steps": 0, "learning_rate": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0, "micro_batch_size": 1,
+        "lora_rank": 0, "lora_alpha": 0.0, "replay_known": 0, "distill_weight": 0.0, "min_workers": 1,
+        "save_state_every_s": 0.0, "max_failures": 0,
     }  # fmt: skip
     for name, least in lowest.items():
         value = getattr(config, name)
@@ -110,18 +158,43 @@ def _check_numbers(config: TrainConfig) -> None:
             raise SettingsError(f"{name} must be {least} or more, got {value}")
     if not 0.0 <= config.dropout < 1.0:
         raise SettingsError(f"dropout is a share in [0, 1), got {config.dropout}; 5 percent is 0.05")
+    if not (config.distill_temperature > 0 and math.isfinite(config.distill_temperature)):
+        raise SettingsError(f"distill_temperature must be above 0, got {config.distill_temperature}")
     if config.zero_stage not in (0, 1, 2, 3):
         raise SettingsError(f"zero_stage is 0, 1, 2 or 3, got {config.zero_stage}")
     if config.gpus_per_worker not in (None, 0, 1):
         raise SettingsError(f"gpus_per_worker is 0 or 1, got {config.gpus_per_worker}; for more GPUs raise num_workers")
+
+
+def _check_choices(config: TrainConfig) -> None:
     for name, allowed in (
         ("schedule", ("constant", "linear", "cosine")),
         ("dtype", ("float32", "bfloat16")),
         ("keep_checkpoints", ("both", "best", "last", "none")),
-        ("matcher", ("exact", "raw")),
+        ("trainable", ("all", "attention", "ffn")),
+        ("offload", ("none", "optimizer", "all")),
+        ("matcher", get_args(Matcher)),
     ):
         if getattr(config, name) not in allowed:
             raise SettingsError(f"{name} is one of {', '.join(allowed)}, got {getattr(config, name)!r}")
+    unknown = set(config.track) - {"mlflow", "wandb"}
+    if unknown:
+        raise SettingsError(f"track knows mlflow and wandb, got {', '.join(sorted(unknown))}")
+
+
+def _check_together(config: TrainConfig) -> None:
+    least = {"none": 0, "optimizer": 1, "all": 3}[config.offload]
+    if config.zero_stage < least:
+        raise SettingsError(
+            f"offload {config.offload} needs ZeRO stage {least} or more, got stage {config.zero_stage}; "
+            f"give --zero-stage {least} or --offload none"
+        )
+    if config.lora_alpha is not None and not config.lora_rank:
+        raise SettingsError(f"lora_alpha is {config.lora_alpha}, but lora_rank is 0, so there is no LoRA to scale")
+    if config.min_workers is not None and config.min_workers > config.num_workers:
+        raise SettingsError(
+            f"min_workers is {config.min_workers}, more than num_workers, which is {config.num_workers}"
+        )
 
 
 def learning_rate_at(config: TrainConfig, step: int, num_steps: int) -> float:

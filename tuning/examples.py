@@ -1,6 +1,6 @@
-"""Variant rows to token ids and answer-only labels, and the batches of an epoch. numpy only.
+"""Variant rows to token ids, the batches of an epoch, and which of their tokens are learned. numpy only.
 
-Legend of array suffixes: B rows, T tokens.
+Legend of array suffixes: B rows, T tokens of a row, N tokens of all rows, K answer tokens of all rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from slick.draws import numpy_seed
 from slick.errors import DataError
 
-IGNORED = -100
-"""Label of a token that does not count: prompt and padding."""
-
 Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """Texts to token ids; one list a text."""
+Ints: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,17 +30,6 @@ class Example:
     def num_tokens(self) -> int:
         """Of prompt and answer."""
         return len(self.prompt_ids) + len(self.answer_ids)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Examples side by side, padded on the right to the longest."""
-
-    input_ids_BT: NDArray[np.int64]
-    mask_BT: NDArray[np.int64]
-    """1 where there is a token, 0 on padding."""
-    labels_BT: NDArray[np.int64]
-    """The token itself where it is learned, -100 elsewhere; not shifted."""
 
 
 def encode_examples(
@@ -70,20 +57,55 @@ def encode_examples(
     return examples
 
 
-def pad_examples(examples: Sequence[Example], pad_id: int) -> Batch:
-    """One batch; the labels are the answers' tokens."""
-    width = max(example.num_tokens for example in examples)
-    input_ids_BT = np.full((len(examples), width), pad_id, dtype=np.int64)
-    mask_BT = np.zeros((len(examples), width), dtype=np.int64)
-    labels_BT = np.full((len(examples), width), IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
-        input_ids_BT[row, : example.num_tokens] = example.prompt_ids + example.answer_ids
-        mask_BT[row, : example.num_tokens] = 1
-        labels_BT[row, len(example.prompt_ids) : example.num_tokens] = example.answer_ids
-    return Batch(input_ids_BT=input_ids_BT, mask_BT=mask_BT, labels_BT=labels_BT)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Examples one behind the other, and where each token stands among rows padded on the right to the longest."""
+
+    ids_N: Ints
+    positions_N: Ints
+    """From 0 in each row."""
+    rows_N: Ints
+    """Row of each token."""
+    num_rows: int
+    width: int
+    """T, tokens of the longest row."""
+    before_K: Ints
+    """Places, among N, of the tokens before the answer tokens: what is predicted there is learned, all else is not."""
+    labels_K: Ints
+    """The answer tokens, each row's end among them."""
+
+    @property
+    def rows_K(self) -> Ints:
+        """Row of each answer token."""
+        return self.rows_N[self.before_K]
+
+    def padded(self, values_N: Ints, padding: int) -> Ints:
+        """Values of tokens as rows of shape (B, T)."""
+        values_BT = np.full((self.num_rows, self.width), padding, dtype=np.int64)
+        values_BT[self.rows_N, self.positions_N] = values_N
+        return values_BT
 
 
-def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
+def join_examples(examples: Sequence[Example]) -> Batch:
+    """One batch of at least one example."""
+    lengths_B = np.array([example.num_tokens for example in examples])
+    prompts_B = np.array([len(example.prompt_ids) for example in examples])
+    ids_N = np.concatenate([np.array(example.prompt_ids + example.answer_ids) for example in examples])
+    rows_N = np.repeat(np.arange(len(examples)), lengths_B)
+    positions_N = np.arange(len(ids_N)) - (np.cumsum(lengths_B) - lengths_B)[rows_N]
+    answers = np.flatnonzero(positions_N >= prompts_B[rows_N])
+    return Batch(
+        ids_N=ids_N,
+        positions_N=positions_N,
+        rows_N=rows_N,
+        num_rows=len(examples),
+        width=int(lengths_B.max()),
+        before_K=answers - 1,
+        labels_K=ids_N[answers],
+    )
+
+
+def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> Iterator[Ints]:
     """Row numbers of each batch of an epoch: every row once, ordered by (seed, epoch) alone; the last may be smaller.
 
     >>> [batch.tolist() for batch in epoch_batches(5, 2, seed=0, epoch=1)]
@@ -98,14 +120,14 @@ def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> Iter
 class MicroBatch:
     """What one worker takes through the model at once."""
 
-    batch: Batch
+    examples: Sequence[Example]
     weight: float
     """Factor of the sum of the answer tokens' losses, such that the mean over workers and accumulated micro batches is
-    the mean over the answer tokens of the whole batch."""
+    the mean over the answer tokens of the whole batch; 0 for rows that others learn."""
 
 
 def micro_batches(
-    examples: Sequence[Example], *, rank: int, num_workers: int, micro_rows: int, accumulation: int, pad_id: int
+    examples: Sequence[Example], *, rank: int, num_workers: int, micro_rows: int, accumulation: int
 ) -> list[MicroBatch]:
     """The part of one batch that worker `rank` takes, as exactly `accumulation` micro batches.
 
@@ -121,8 +143,5 @@ def micro_batches(
     parts = []
     for start in range(0, micro_rows * accumulation, micro_rows):
         part = own[start : start + micro_rows]
-        batch = pad_examples(part or examples[:1], pad_id)
-        if not part:
-            batch.labels_BT[:] = IGNORED
-        parts.append(MicroBatch(batch=batch, weight=weight))
+        parts.append(MicroBatch(examples=part or examples[:1], weight=weight if part else 0.0))
     return parts

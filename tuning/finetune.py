@@ -2,17 +2,17 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from slick.errors import SlickError
 from slick.progress import Progress
 from slick.storage import Folder
-from slick.study import Manifest, require
+from slick.study import Manifest, fingerprint, require
+from slick.types import ALL
 from tuning.config import TrainConfig
-from tuning.records import accuracy_of
 from tuning.runs import RunPlan, check_resources, plan_runs, run_folder, run_id
-from tuning.worker import Place, train_runs
+from tuning.tracking import Tracking
 
 __all__ = ["TrainConfig", "finetune"]
 
@@ -20,7 +20,7 @@ __all__ = ["TrainConfig", "finetune"]
 def finetune(study: Folder, config: TrainConfig) -> Manifest:
     """Fine-tune on one variant into runs/VARIANT-seedSEED, evaluated by generation after every epoch.
 
-    An interrupted training starts again from its beginning; a finished one is left as it is.
+    An interrupted training goes on from its last state, on any number of workers; a finished one is left as it is.
 
     Returns:
         The manifest of the run. Its counts tell the best dev epoch and whether the training set was fitted whole, as in
@@ -35,8 +35,8 @@ def finetune(study: Folder, config: TrainConfig) -> Manifest:
     plans = plan_runs(study, [config])
     if plans:
         gpus_per_worker = ask_cluster(config)
-        with scratch(study) as storage, watch(study, plans):
-            train_group(study, plans, gpus_per_worker, storage, name)
+        with scratch(study, f"finetune-{name}") as storage, watch(study, plans):
+            train_group(study, plans, gpus_per_worker, storage, group_name(plans))
         print_outcome(study, plans)
     return require(run_folder(study, name), "finetune")
 
@@ -64,7 +64,8 @@ def train_group(
 
     Args:
         plans: all with the same number of workers.
-        storage: where Ray keeps its own small files of the run; every node must reach it.
+        storage: where Ray keeps the saved state and its own small files; every node must reach it.
+        name: of the Ray Train run; one that was interrupted goes on from its state.
         callbacks: of Ray Train, told of every epoch.
 
     Returns:
@@ -73,27 +74,39 @@ def train_group(
     Raises:
         SlickError: the message of the worker that failed.
     """
-    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    _trim_start(plans[0].config)
-    num_workers = plans[0].config.num_workers
+    config = plans[0].config
+    _trim_start(config)
+    elastic = config.min_workers is not None and config.min_workers < config.num_workers
     trainer = TorchTrainer(
         _work,
         train_loop_config={"study": study, "plans": list(plans)},
         scaling_config=ScalingConfig(
-            num_workers=num_workers,
+            num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
             use_gpu=gpus_per_worker > 0,
             resources_per_worker={"CPU": 1, "GPU": 1} if gpus_per_worker else {"CPU": 1},
         ),
         torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
-        run_config=RunConfig(name=name, storage_path=storage, callbacks=list(callbacks)),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            callbacks=list(callbacks),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
         raise failure(error) from error
     return dict(result.metrics or {})
+
+
+def group_name(plans: Sequence[RunPlan]) -> str:
+    """Name of a worker group's Ray Train run: the same for the same trainings, so that an interrupted one goes on."""
+    return f"{plans[0].run_id}-{fingerprint([plan.identity for plan in plans])}"
 
 
 def _trim_start(config: TrainConfig) -> None:
@@ -116,9 +129,35 @@ def _work(settings: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
+    from tuning.learning import Place
+    from tuning.worker import train_runs
+
     context = ray.train.get_context()
-    place = Place(rank=context.get_world_rank(), num_workers=context.get_world_size(), device=str(get_device()))
-    train_runs(settings["study"], settings["plans"], place, ray.train.report)
+    place = Place(
+        rank=context.get_world_rank(),
+        local_rank=context.get_local_rank(),
+        num_workers=context.get_world_size(),
+        device=str(get_device()),
+    )
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else nullcontext() as saved:
+        train_runs(settings["study"], settings["plans"], place, _report, saved)
+
+
+def _report(metrics: dict[str, object], state: str | None) -> None:
+    """Tell Ray Train of an epoch; a state is uploaded while training goes on."""
+    import ray.train
+    from ray.train import Checkpoint, CheckpointUploadMode
+
+    if state is None:
+        ray.train.report(metrics)
+        return
+    ray.train.report(
+        metrics,
+        checkpoint=Checkpoint.from_directory(state),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
 
 
 def failure(error: BaseException) -> Exception:
@@ -133,50 +172,68 @@ def failure(error: BaseException) -> Exception:
 
 
 @contextmanager
-def scratch(study: Folder, keep: bool = False) -> Iterator[str]:
-    """A folder in the study for Ray's own files, which every node must reach; removed afterwards unless asked."""
-    folder = study.child(".ray")
-    folder.delete()
+def scratch(study: Folder, name: str, keep: bool = False) -> Iterator[str]:
+    """A folder in the study for Ray's own files, which every node must reach; removed when the block ends well."""
+    folder = study.child(".ray", name)
     folder.make()
-    try:
-        yield folder.uri
-    finally:
-        if not keep:
-            folder.delete()
+    yield folder.uri
+    if not keep:
+        folder.delete()
 
 
 @contextmanager
 def watch(study: Folder, plans: Sequence[RunPlan], interval_s: float = 1.0) -> Iterator[None]:
-    """Clear the runs' folders, and show their epochs as any worker finishes them until the block ends."""
-    for plan in plans:
-        run_folder(study, plan.run_id).delete()  # what an interrupted training left would be taken for this one's
+    """Show epochs as any worker finishes them, and send their curves to trackers, until the block ends."""
+    config = plans[0].config
     done = threading.Event()
-    progress = Progress("finetune", sum(plan.config.epochs for plan in plans), "epochs")
-    thread = threading.Thread(target=_watch, args=(study, plans, progress, done, interval_s), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    settings = {plan.run_id: plan.config.identity() for plan in plans}
+    with Tracking(study, settings, config.track) as tracking:
+        thread = threading.Thread(target=_watch, args=(study, plans, tracking, done, interval_s), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 def _watch(
-    study: Folder, plans: Sequence[RunPlan], progress: Progress, done: threading.Event, interval_s: float
+    study: Folder, plans: Sequence[RunPlan], tracking: Tracking, done: threading.Event, interval_s: float
 ) -> None:
-    seen = {plan.run_id: 0 for plan in plans}
+    progress = Progress("finetune", sum(plan.config.epochs for plan in plans), "epochs")
+    # What an interrupted training left: it goes on from there, or begins again with fewer.
+    seen = {plan.run_id: len(_epochs(study, plan)) for plan in plans}
+    progress.resume_at(sum(seen.values()))
     last = False
     while not last:
         last = done.wait(interval_s)
         for plan in plans:
-            folder = run_folder(study, plan.run_id)
-            if seen[plan.run_id] == plan.config.epochs or not folder.exists("epochs.parquet"):
+            if seen[plan.run_id] == plan.config.epochs and not last:
                 continue
-            epoch, dev = accuracy_of(folder.read_table("epochs.parquet"), "dev")
-            if epoch > seen[plan.run_id]:
-                note = f"{plan.run_id} epoch {epoch} of {plan.config.epochs}, dev accuracy {dev:.3f}"
-                progress.add(epoch - seen[plan.run_id], note)
-                seen[plan.run_id] = epoch
+            epochs = _epochs(study, plan)
+            if len(epochs) != seen[plan.run_id]:
+                dev = (
+                    next(row for row in epochs[-1] if (row["split"], row["category"]) == ("dev", ALL))
+                    if epochs
+                    else None
+                )
+                note = f", dev accuracy {dev['num_correct'] / dev['num']:.3f}" if dev else ""
+                progress.add(
+                    len(epochs) - seen[plan.run_id], f"{plan.run_id} epoch {len(epochs)} of {plan.config.epochs}{note}"
+                )
+                seen[plan.run_id] = len(epochs)
+                tracking.log(plan.run_id, [row for rows in epochs for row in rows])
+
+
+def _epochs(study: Folder, plan: RunPlan) -> list[list[dict[str, Any]]]:
+    """Rows of each epoch in the run's `epochs.parquet`."""
+    folder = run_folder(study, plan.run_id)
+    if not folder.exists("epochs.parquet"):
+        return []
+    by_epoch: dict[int, list[dict[str, Any]]] = {}
+    for row in folder.read_table("epochs.parquet").to_pylist():
+        by_epoch.setdefault(row["epoch"], []).append(row)
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def print_outcome(study: Folder, plans: Sequence[RunPlan]) -> None:

@@ -1,8 +1,12 @@
-"""What a fine-tuning leaves behind each epoch: predictions of every row, and their sums by split and category. Pure."""
+"""What a fine-tuning leaves behind: predictions of every row each epoch, their sums, and what became of each row. Pure.
+
+Legend of array suffixes: E epochs, R rows.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from slick.types import ALL, Category
@@ -26,6 +30,25 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("category", pa.string()),
         ("hit", pa.bool_()),
         ("text", pa.string()),
+        ("loss", pa.float64()),
+    ]
+)
+ROWS_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("split", pa.string()),
+        ("category", pa.string()),
+        ("first_fit_epoch", pa.int32()),
+        ("num_hits", pa.int32()),
+    ]
+)
+LOST_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("split", pa.string()),
+        ("category", pa.string()),
+        ("text_before", pa.string()),
+        ("text_after", pa.string()),
     ]
 )
 
@@ -109,9 +132,57 @@ def predictions_table(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> pa.Ta
             "category": [row.category for row in rows],
             "hit": [verdict.hit for verdict in verdicts],
             "text": [verdict.text for verdict in verdicts],
+            "loss": [verdict.loss for verdict in verdicts],
         },
         schema=PREDICTIONS_SCHEMA,
     )
+
+
+def rows_table(predictions: Sequence[pa.Table]) -> pa.Table:
+    """`rows.parquet`: of each row the first epoch that answered it right (null if none did), and how many did.
+
+    Args:
+        predictions: of every epoch, from the first.
+    """
+    hits_ER = np.array([table["hit"].to_numpy() for table in predictions])
+    num_R = hits_ER.sum(axis=0)
+    first_R = hits_ER.argmax(axis=0) + 1
+    last = predictions[-1]
+    return pa.table(
+        {
+            "question_id": last["question_id"],
+            "split": last["split"],
+            "category": last["category"],
+            "first_fit_epoch": pa.array(first_R, pa.int32(), mask=num_R == 0),
+            "num_hits": pa.array(num_R, pa.int32()),
+        },
+        schema=ROWS_SCHEMA,
+    )
+
+
+def lost_table(before: pa.Table, after: pa.Table) -> pa.Table:
+    """`right_to_wrong.parquet`: rows that one epoch answered right and a later one wrong, with both answers."""
+    lost = pa.array(before["hit"].to_numpy() & ~after["hit"].to_numpy())
+    return pa.table(
+        {
+            "question_id": after["question_id"].filter(lost),
+            "split": after["split"].filter(lost),
+            "category": after["category"].filter(lost),
+            "text_before": before["text"].filter(lost),
+            "text_after": after["text"].filter(lost),
+        },
+        schema=LOST_SCHEMA,
+    )
+
+
+def measures_of(epochs: pa.Table, num_epochs: int) -> list[list[Measure]] | None:
+    """The measures of the first epochs in an `epochs.parquet`; None if it has fewer."""
+    found: list[list[Measure]] = [[] for _ in range(num_epochs)]
+    for row in epochs.to_pylist():
+        if row["epoch"] <= num_epochs:
+            values = {name: row[name] for name in ("split", "category", "num", "num_correct", "loss")}
+            found[row["epoch"] - 1].append(Measure(**values))
+    return found if all(found) else None
 
 
 def accuracy(measures: Sequence[Measure], split: str, category: str = ALL) -> float | None:
@@ -120,9 +191,3 @@ def accuracy(measures: Sequence[Measure], split: str, category: str = ALL) -> fl
         if (measure.split, measure.category) == (split, category):
             return measure.num_correct / measure.num
     return None
-
-
-def accuracy_of(epochs: pa.Table, split: str) -> tuple[int, float]:
-    """The last epoch of an `epochs.parquet`, and the split's accuracy over all its rows then."""
-    rows = [row for row in epochs.to_pylist() if (row["split"], row["category"]) == (split, ALL)]
-    return rows[-1]["epoch"], rows[-1]["num_correct"] / rows[-1]["num"]

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from slick.draws import numpy_seed
 from slick.errors import DataError, SettingsError, VariantError
 from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
 from slick.questions import read_questions
 from slick.storage import Folder
+from slick.types import Category
 from slick.variants import read_variant
 
 SPLITS = ("train", "dev", "test", "ood")
@@ -51,16 +55,7 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[Row]]:
     for question_id, question in questions.items():
         split = _split(question)
         if split is not None:
-            rows[split].append(
-                Row(
-                    question_id=question_id,
-                    split=split,
-                    category=categories.get(question_id),
-                    suffix=closed_book_suffix(question["question"]),
-                    target=question["answers"][0],
-                    accepted=tuple(question["answers"]),
-                )
-            )
+            rows[split].append(_asked_row(question, split, categories.get(question_id)))
     if not rows["train"]:
         raise VariantError(f"{study}/variants/{variant}.parquet has no rows; draw the variants again")
     if not rows["dev"]:
@@ -69,6 +64,43 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[Row]]:
             "epoch; give the question set a dev split and start a new study"
         )
     return rows
+
+
+def read_replay(study: Folder, variant: str, num: int, seed: int) -> list[Row]:
+    """Known train rows to be learned again at the end: from outside the variant first, drawn by the seed.
+
+    Raises:
+        VariantError: the study has too few.
+    """
+    if not num:
+        return []
+    questions = {row["question_id"]: row for row in read_questions(study).to_pylist()}
+    columns = ["question_id", "domain", "split", "category"]
+    known = sorted(
+        row["question_id"]
+        for row in study.child("annotate").read_table("knowledge.parquet", columns).to_pylist()
+        if (row["domain"], row["split"]) == ("id", "train") and row["category"] != Category.UNKNOWN
+    )
+    if len(known) < num:
+        raise VariantError(
+            f"replay_known asks for {num} Known train rows, {study}/annotate/knowledge.parquet has {len(known)}; "
+            f"give --replay-known {len(known)} or fewer"
+        )
+    used = set(read_variant(study, variant)["question_id"].to_pylist())
+    order = [known[i] for i in np.random.default_rng(numpy_seed(seed, "replay")).permutation(len(known))]
+    chosen = sorted(order, key=lambda question_id: question_id in used)[:num]
+    return [_asked_row(questions[question_id], "train", None) for question_id in chosen]
+
+
+def _asked_row(question: dict[str, Any], split: str, category: str | None) -> Row:
+    return Row(
+        question_id=question["question_id"],
+        split=split,
+        category=category,
+        suffix=closed_book_suffix(question["question"]),
+        target=question["answers"][0],
+        accepted=tuple(question["answers"]),
+    )
 
 
 def _split(question: dict[str, Any]) -> str | None:

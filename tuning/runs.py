@@ -133,14 +133,12 @@ def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: i
         SettingsError: the cluster has too few.
     """
     gpus_per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else int(gpus > 0)
-    wanted, have, what = (
-        (config.num_workers * num_groups * gpus_per_worker, gpus, "GPUs")
-        if gpus_per_worker
-        else (config.num_workers * num_groups, cpus, "CPUs")
-    )
+    num_workers = config.num_workers if config.min_workers is None else config.min_workers
+    have, what = (gpus, "GPUs") if gpus_per_worker else (cpus, "CPUs")
+    wanted = num_workers * num_groups
     if wanted > have and not config.wait_for_nodes:
         raise SettingsError(
-            f"{num_groups} x {config.num_workers} workers need {wanted} {what}, the cluster has {have:g}; lower "
-            "--num-workers, or give --wait-for-nodes if the cluster will grow"
+            f"{num_groups} x {num_workers} workers need {wanted} {what}, the cluster has {have:g}; lower "
+            "--num-workers or --min-workers, or give --wait-for-nodes if the cluster will grow"
         )
     return gpus_per_worker

@@ -14,7 +14,7 @@ from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
 from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, finish, require
 from tuning.config import TrainConfig
-from tuning.finetune import ask_cluster, print_outcome, scratch, train_group, watch
+from tuning.finetune import ask_cluster, group_name, print_outcome, scratch, train_group, watch
 from tuning.grid import GridConfig, Trajectory, pack, summary, trajectories
 from tuning.points import points_table
 from tuning.runs import RunPlan, plan_runs, run_folder
@@ -116,7 +116,10 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
     have = ray.cluster_resources()
     concurrent = concurrent_trials(config, have, gpus_per_worker, len(plans))
     packs = share_out(plans, config.trajectories_per_trial, concurrent)
-    with scratch(study, keep=config.keep_ray_files) as storage, watch(study, plans):
+    study.child(
+        ".ray", "sweep", "tune"
+    ).delete()  # Tune's files of an interrupted sweep; those of Train are gone on with
+    with scratch(study, "sweep", keep=config.keep_ray_files) as storage, watch(study, plans):
         errors = _run_trials(study, packs, gpus_per_worker, storage, concurrent)
     if not any(errors) and not all(_finished(study, plan) for plan in plans):
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and returns as if it had ended
@@ -210,7 +213,7 @@ def _trial(
             part,
             gpus_per_worker,
             storage,
-            f"train-{tune.get_context().get_trial_id()}",
+            group_name(part),
             callbacks=[TuneReportCallback()],
         )
         if last:

@@ -4,25 +4,29 @@ from slick.errors import SettingsError
 from tuning.config import TrainConfig
 
 
-def deepspeed_settings(config: TrainConfig, num_workers: int | None = None) -> dict[str, object]:
+def deepspeed_settings(config: TrainConfig, num_workers: int, *, universal: bool = False) -> dict[str, object]:
     """What `deepspeed.initialize` is given.
 
     The optimizer is PyTorch's own AdamW: DeepSpeed's fused ones are compiled on first use, which takes minutes and a
-    C++ compiler, and the results are the same. The loss is already divided for the whole batch (see `tuning.examples`).
+    C++ compiler, and the results are the same. The loss is already divided for the whole batch (see `tuning.examples`),
+    so the batch size that is told here only has to be the product of its parts.
 
     Args:
-        num_workers: of the group that really runs; by default the number asked for.
+        num_workers: of the group that really runs.
+        universal: the state that will be loaded is in DeepSpeed's universal format.
 
     Raises:
-        SettingsError: that group cannot share the batch.
+        SettingsError: the group is larger or smaller than the settings allow.
     """
-    workers = config.num_workers if num_workers is None else num_workers
-    if workers != config.num_workers:
-        raise SettingsError(f"the worker group has {workers} workers, the settings say {config.num_workers}")
+    least = config.num_workers if config.min_workers is None else config.min_workers
+    if not least <= num_workers <= config.num_workers:
+        wanted = f"{config.num_workers}" if least == config.num_workers else f"{least} to {config.num_workers}"
+        raise SettingsError(f"the worker group has {num_workers} workers, the settings say {wanted}")
+    micro_rows, accumulation = config.micro_rows(num_workers), config.accumulation(num_workers)
     settings: dict[str, object] = {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_rows,
-        "gradient_accumulation_steps": config.accumulation,
+        "train_batch_size": micro_rows * accumulation * num_workers,
+        "train_micro_batch_size_per_gpu": micro_rows,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.max_grad_norm,
         "optimizer": {
             "type": "AdamW",
@@ -34,9 +38,21 @@ def deepspeed_settings(config: TrainConfig, num_workers: int | None = None) -> d
                 "torch_adam": True,
             },
         },
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": _zero(config),
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
     }
+    if universal:
+        settings["checkpoint"] = {"load_universal": True}
     if config.dtype == "bfloat16":
         settings["bf16"] = {"enabled": True}
     return settings
+
+
+def _zero(config: TrainConfig) -> dict[str, object]:
+    zero: dict[str, object] = {"stage": config.zero_stage}
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    if config.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": False}
+    return zero

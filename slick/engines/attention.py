@@ -12,14 +12,13 @@ head, F prefixes, W tokens of a prefix, M tokens of one prefix group, L lanes, A
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-NAME = "slick_tree"
+NAME = "slick_own"
 
 LayerKeysValues = tuple[Tensor, Tensor]
 
@@ -109,6 +108,8 @@ class Pass:
     ) -> Tensor:
         """Attention of one layer, shape (N, H, D)."""
         self.num_layers += 1
+        if options.window:
+            self.windows.add(int(options.window))
         store = self.store.write(layer, key_KND, value_KND)
         num_heads, num_tokens, width = query_HND.shape
         num_key_heads = key_KND.shape[0]
@@ -173,6 +174,8 @@ class Options:
     softcap: float | None
     window: int | None
     sink_H: Tensor | None
+    dropout: float = 0.0
+    """Share of the weights; 0 unless the model is being trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +249,18 @@ def _join(parts: list[Part], sink_H: Tensor | None, num_key_heads: int) -> Tenso
     return weighed / total
 
 
-_PASS: ContextVar[Pass | None] = ContextVar("slick_tree_pass", default=None)
+class Attending(Protocol):
+    """What takes the place of a model's attention during one forward pass."""
+
+    def attend(
+        self, layer: int, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, scaling: float, options: Options
+    ) -> Tensor:
+        """Attention of one layer, shape (N, H, D)."""
+        ...
+
+
+_RUNNING: dict[int, Attending] = {}
+"""By the id of the layers' config, not by thread: a thread of the backward pass may compute activations again."""
 
 
 def _attention(
@@ -255,6 +269,7 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
@@ -262,18 +277,16 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in place of its own attention; arrays come as (1, heads, N, D)."""
-    running = _PASS.get()
-    assert running is not None
-    if sliding_window:
-        running.windows.add(int(sliding_window))
-    options = Options(softcap, sliding_window, s_aux)
+    config: Any = module.config
+    running = _RUNNING[id(config)]
+    options = Options(softcap, sliding_window, s_aux, dropout)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx
     return running.attend(int(layer), query[0], key[0], value[0], scale, options)[None], None
 
 
-class TreeAttention:
-    """Puts a model's layers under `Pass.attend`, one forward pass at a time."""
+class OwnAttention:
+    """Puts a model's layers under an attention of our own, one forward pass at a time."""
 
     def __init__(self, model: nn.Module) -> None:
         from transformers import AttentionInterface
@@ -285,15 +298,15 @@ class TreeAttention:
         )
 
     @contextmanager
-    def during(self, running: Pass) -> Iterator[None]:
+    def during(self, running: Attending) -> Iterator[None]:
         """Within, the model attends as `running` says; afterwards it is as it was."""
         before = [config._attn_implementation_internal for config in self._configs]
-        token = _PASS.set(running)
         try:
             for config in self._configs:
+                _RUNNING[id(config)] = running
                 config._attn_implementation_internal = NAME
             yield
         finally:
-            _PASS.reset(token)
             for config, name in zip(self._configs, before, strict=True):
+                del _RUNNING[id(config)]
                 config._attn_implementation_internal = name

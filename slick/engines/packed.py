@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slick.engines.attention import KeyValueStore, LayerKeysValues, OwnPart, Pass, PrefixPart, TreeAttention
+from slick.engines.attention import KeyValueStore, LayerKeysValues, OwnAttention, OwnPart, Pass, PrefixPart
 from slick.engines.logits import candidates_of, takes
 from slick.engines.tree import Candidates, Ints
 
@@ -40,7 +40,7 @@ class PackedDecoder:
             prefix_cache_bytes: keys and values of prefixes kept between batches, the last used ones.
         """
         self._model = model
-        self._attention = TreeAttention(model)
+        self._attention = OwnAttention(model)
         self._keeps_logits = takes(model, "logits_to_keep")
         self._device = next(model.parameters()).device
         self._max_tokens = max_tokens_a_pass or _TOKENS_A_PASS[self._device.type == "cuda"]

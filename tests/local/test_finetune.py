@@ -34,7 +34,7 @@ def plain_torch(study: Folder, config: TrainConfig) -> tuple[list[float], dict[s
     from torch.nn import functional
 
     from tuning.evaluate import encode_rows
-    from tuning.examples import epoch_batches, pad_examples
+    from tuning.examples import epoch_batches, join_examples
     from tuning.rows import read_rows
 
     model, tokenizer = tiny_model("llama", spread=0.1).train(), tiny_tokenizer()
@@ -44,9 +44,13 @@ def plain_torch(study: Folder, config: TrainConfig) -> tuple[list[float], dict[s
     losses: list[float] = []
     for epoch in range(1, config.epochs + 1):
         for rows in epoch_batches(len(examples), config.batch_size, config.seed, epoch):
-            batch = pad_examples([examples[row] for row in rows], 0)
-            logits = model(torch.tensor(batch.input_ids_BT), attention_mask=torch.tensor(batch.mask_BT)).logits
-            labels = torch.tensor(batch.labels_BT)[:, 1:]
+            batch = join_examples([examples[row] for row in rows])
+            ids, mask = batch.padded(batch.ids_N, 0), batch.padded(np.ones_like(batch.ids_N), 0)
+            labels = np.full_like(ids, -100)
+            after = batch.before_K + 1
+            labels[batch.rows_N[after], batch.positions_N[after]] = batch.labels_K
+            logits = model(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits
+            labels = torch.tensor(labels)[:, 1:]
             loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(config, len(losses), num_steps)
@@ -87,12 +91,14 @@ def run_stages(copies, stages, num_workers: int, tmp_path: Path) -> None:
     def work() -> None:
         import ray.train
 
-        from tuning.worker import Place, train_runs
+        from tuning.learning import Place
+        from tuning.worker import train_runs
 
         context = ray.train.get_context()
-        place = Place(rank=context.get_world_rank(), num_workers=num_workers, device="cpu")
+        rank = context.get_world_rank()
+        place = Place(rank=rank, local_rank=rank, num_workers=num_workers, device="cpu")
         for stage, plans in stages.items():
-            train_runs(copies[stage], plans, place, lambda metrics: None)
+            train_runs(copies[stage], plans, place, lambda metrics, state: None)
 
     TorchTrainer(
         work,
@@ -170,7 +176,7 @@ def test_a_training_is_the_same_alone_and_in_a_list(tmp_path: Path) -> None:
     )
     finetune(alone, config)
     plans = plan_runs(listed, [replace(config, variant="idk-050", seed=1), config])
-    with scratch(listed) as storage:
+    with scratch(listed, "list") as storage:
         train_group(listed, plans, 0, storage, "list")
     for name in ("epochs.parquet", "predictions/epoch-003.parquet", "checkpoint-last/model.safetensors"):
         assert listed.child("runs", "half-seed0").read_bytes(name) == alone.child("runs", "half-seed0").read_bytes(name)
@@ -180,19 +186,23 @@ def test_a_training_is_the_same_alone_and_in_a_list(tmp_path: Path) -> None:
     assert all(row["hit"] == is_hit(row["text"], ["I don't know"]) for row in unknown)
 
 
-def test_only_the_answer_is_in_the_loss(study: Folder) -> None:
+@pytest.mark.parametrize("packing", [True, False])
+def test_only_the_answer_is_in_the_loss(study: Folder, packing: bool) -> None:
     """Gradients reach what predicts the answer alone: other prompts of equal length change them, other labels would."""
     import torch
 
     from tuning.evaluate import encode_rows
     from tuning.examples import micro_batches
+    from tuning.forward import Forward
     from tuning.rows import read_rows
-    from tuning.worker import answer_loss
 
     model = tiny_model("llama", spread=0.1)
     examples = encode_rows(read_rows(study, "half")["train"], tiny_tokenizer())[:4]
-    (micro,) = micro_batches(examples, rank=0, num_workers=1, micro_rows=4, accumulation=1, pad_id=0)
-    loss = float(answer_loss(model, micro, "cpu"))
+    (micro,) = micro_batches(examples, rank=0, num_workers=1, micro_rows=4, accumulation=1)
+    forward = Forward(model, 0, packing=packing)
+    with forward.rows(list(micro.examples)) as rows:
+        logits = forward.answer_logits(rows)
+    loss = micro.weight * float(torch.nn.functional.cross_entropy(logits, rows.labels_K, reduction="sum"))
     by_hand = []
     for example in examples:
         ids = torch.tensor([example.prompt_ids + example.answer_ids])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from slick.errors import DataError
-from tuning.examples import IGNORED, Example, encode_examples, epoch_batches, micro_batches, pad_examples
+from tuning.examples import Example, encode_examples, epoch_batches, join_examples, micro_batches
 
 STOP, PAD = 9, 0
 
@@ -25,19 +25,18 @@ def examples(num: int) -> list[Example]:
 
 
 def test_only_the_answer_and_its_end_are_learned() -> None:
-    batch = pad_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP), PAD)
-    assert batch.input_ids_BT.tolist() == [[1, 2, 3, 5, 6, STOP], [4, 7, STOP, PAD, PAD, PAD]]
-    assert batch.mask_BT.tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
-    ignored = IGNORED
-    assert batch.labels_BT.tolist() == [
-        [ignored, ignored, ignored, 5, 6, STOP],
-        [ignored, 7, STOP, ignored, ignored, ignored],
-    ]
+    batch = join_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP))
+    assert batch.ids_N.tolist() == [1, 2, 3, 5, 6, STOP, 4, 7, STOP]
+    assert batch.positions_N.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
+    assert batch.labels_K.tolist() == [5, 6, STOP, 7, STOP]
+    assert batch.ids_N[batch.before_K].tolist() == [3, 5, 6, 4, 7]
+    assert batch.rows_K.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_padding_that_is_also_the_end_token_is_not_learned() -> None:
-    batch = pad_examples(encode_examples(["123", "4"], ["5", "7"], encode, encode, STOP), STOP)
-    assert batch.labels_BT[1].tolist() == [IGNORED, 7, STOP, IGNORED, IGNORED]
+def test_rows_side_by_side_are_padded_behind() -> None:
+    batch = join_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP))
+    assert batch.padded(batch.ids_N, PAD).tolist() == [[1, 2, 3, 5, 6, STOP], [4, 7, STOP, PAD, PAD, PAD]]
+    assert batch.padded(batch.ids_N * 0 + 1, 0).tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("prompt", "target"), [("", "5"), ("1", "")])
@@ -69,12 +68,11 @@ def test_the_parts_of_a_batch_make_its_mean_loss(num_rows: int, num_workers: int
             num_workers=num_workers,
             micro_rows=8 // num_workers // accumulation,
             accumulation=accumulation,
-            pad_id=PAD,
         )
         assert len(parts) == accumulation
         for part in parts:
-            labels = part.batch.labels_BT[part.batch.labels_BT != IGNORED]
-            seen += len(labels)
+            labels = join_examples(part.examples).labels_K
+            seen += len(labels) if part.weight else 0
             total += token_loss[labels].sum() * part.weight
     assert seen == sum(len(row.answer_ids) for row in rows)
     assert total / num_workers / accumulation == pytest.approx(whole)

@@ -13,16 +13,43 @@ from tuning.zero import deepspeed_settings
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_stage_and_batch_reach_deepspeed(stage: int) -> None:
     config = TrainConfig(batch_size=16, micro_batch_size=2, num_workers=2, zero_stage=stage)
-    settings = deepspeed_settings(config)
+    settings = deepspeed_settings(config, 2)
     assert settings["zero_optimization"] == {"stage": stage}
     assert settings["train_batch_size"] == 16
     assert settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * 2 == 16
     assert "bf16" not in settings
-    assert deepspeed_settings(replace(config, dtype="bfloat16"))["bf16"] == {"enabled": True}
+    assert "checkpoint" not in settings
+    assert deepspeed_settings(replace(config, dtype="bfloat16"), 2)["bf16"] == {"enabled": True}
+    assert deepspeed_settings(config, 2, universal=True)["checkpoint"] == {"load_universal": True}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_a_group_of_any_allowed_size_shares_the_batch(num_workers: int, micro_batch_size: int | None) -> None:
+    config = TrainConfig(batch_size=16, micro_batch_size=micro_batch_size, num_workers=4, min_workers=1)
+    settings = deepspeed_settings(config, num_workers)
+    micro, accumulation = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
+    assert 16 <= micro * accumulation * num_workers < 16 + num_workers * micro
+    assert settings["train_batch_size"] == micro * accumulation * num_workers
+
+
+def test_a_group_of_another_size_is_refused() -> None:
+    with pytest.raises(SettingsError, match="has 2 workers, the settings say 4"):
+        deepspeed_settings(TrainConfig(batch_size=16, num_workers=4), 2)
+    with pytest.raises(SettingsError, match="has 1 workers, the settings say 2 to 4"):
+        deepspeed_settings(TrainConfig(batch_size=16, num_workers=4, min_workers=2), 1)
+
+
+def test_what_is_offloaded_reaches_deepspeed() -> None:
+    zero = deepspeed_settings(TrainConfig(zero_stage=2, offload="optimizer"), 1)["zero_optimization"]
+    assert zero["offload_optimizer"]["device"] == "cpu"
+    assert "offload_param" not in zero
+    zero = deepspeed_settings(TrainConfig(zero_stage=3, offload="all"), 1)["zero_optimization"]
+    assert zero["offload_param"]["device"] == zero["offload_optimizer"]["device"] == "cpu"
 
 
 def test_the_optimizer_needs_no_compiler() -> None:
-    assert deepspeed_settings(TrainConfig())["optimizer"]["params"]["torch_adam"] is True
+    assert deepspeed_settings(TrainConfig(), 1)["optimizer"]["params"]["torch_adam"] is True
 
 
 @pytest.mark.parametrize(
@@ -42,6 +69,17 @@ def test_the_optimizer_needs_no_compiler() -> None:
         ({"schedule": "step"}, "schedule is one of"),
         ({"keep_checkpoints": "some"}, "keep_checkpoints is one of"),
         ({"num_workers": 0}, "num_workers must be 1 or more"),
+        ({"min_workers": 2}, "min_workers is 2, more than num_workers, which is 1"),
+        ({"offload": "optimizer"}, "offload optimizer needs ZeRO stage 1 or more, got stage 0"),
+        ({"offload": "all", "zero_stage": 2}, "offload all needs ZeRO stage 3 or more, got stage 2"),
+        ({"offload": "disk"}, "offload is one of none, optimizer, all"),
+        ({"trainable": "head"}, "trainable is one of all, attention, ffn"),
+        ({"lora_alpha": 8.0}, "lora_rank is 0"),
+        ({"lora_rank": -1}, "lora_rank must be 0 or more"),
+        ({"distill_temperature": 0.0}, "distill_temperature must be above 0"),
+        ({"replay_known": -1}, "replay_known must be 0 or more"),
+        ({"matcher": "fuzzy"}, "matcher is one of exact, raw, canonical, contains, f1"),
+        ({"track": ("tensorboard",)}, "track knows mlflow and wandb, got tensorboard"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None:
@@ -52,8 +90,16 @@ def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None
 def test_speed_settings_do_not_change_what_a_run_is() -> None:
     config = TrainConfig(batch_size=16)
     faster = replace(config, num_workers=4, zero_stage=2, micro_batch_size=2, eval_batch_size=8, gpus_per_worker=1)
+    faster = replace(faster, packing=False, activation_checkpointing=True, offload="optimizer", track=("wandb",))
     assert config.identity() == faster.identity()
-    for change in ({"learning_rate": 1e-4}, {"seed": 1}, {"epochs": 2}, {"dropout": 0.0}, {"matcher": "raw"}):
+    for change in (
+        {"learning_rate": 1e-4},
+        {"seed": 1},
+        {"epochs": 2},
+        {"dropout": 0.0},
+        {"matcher": "raw"},
+        {"lora_rank": 2},
+    ):
         assert config.identity() != replace(config, **change).identity()
 
 
@@ -75,3 +121,6 @@ def test_more_workers_than_the_cluster_holds_are_refused() -> None:
     with pytest.raises(SettingsError, match="need 4 GPUs, the cluster has 1"):
         check_resources(config, cpus=64, gpus=1)
     assert check_resources(replace(config, wait_for_nodes=True), cpus=2, gpus=0) == 0
+    assert check_resources(replace(config, min_workers=2), cpus=2, gpus=0) == 0
+    with pytest.raises(SettingsError, match=r"1 x 3 workers need 3 CPUs, the cluster has 2; lower .* --min-workers"):
+        check_resources(replace(config, min_workers=3), cpus=2, gpus=0)

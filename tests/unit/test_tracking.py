@@ -1,0 +1,177 @@
+"""Curves: names and values, each epoch once, and trackers that refuse without stopping anything."""
+
+import sys
+from collections.abc import Iterable, Mapping
+
+import pytest
+
+from slick.errors import SettingsError
+from slick.storage import Folder
+from slick.types import Category
+from tuning import tracking
+from tuning.records import Measure, epochs_table
+from tuning.trackers import Curve, Points, study_name
+from tuning.tracking import Tracking, check_trackers, scalars
+
+
+def rows_of(num_epochs: int) -> list[dict[str, object]]:
+    epochs = [
+        [
+            Measure(split="train", category="all", num=8, num_correct=epoch, loss=1 / epoch),
+            Measure(split="train", category=str(Category.UNKNOWN), num=4, num_correct=0, loss=2 / epoch),
+            Measure(split="dev", category="all", num=5, num_correct=2, loss=None),
+        ]
+        for epoch in range(1, num_epochs + 1)
+    ]
+    rows: list[dict[str, object]] = epochs_table("half-seed1", epochs).to_pylist()
+    return rows
+
+
+class FakeCurve:
+    """Keeps what it is given, or refuses it."""
+
+    def __init__(self, log: list[object], refuses: bool) -> None:
+        self._log, self._refuses = log, refuses
+
+    def write(self, points: Points) -> None:
+        if self._refuses:
+            raise ConnectionError("http://user:secret@server is down\nand a long story")
+        self._log += [epoch for epoch in sorted(points) if epoch not in self._log]
+
+    def end(self, ok: bool) -> None:
+        self._log.append("finished" if ok else "failed")
+
+
+class FakeTracking(Tracking):
+    """Trackers are fakes; those in `down` refuse."""
+
+    def __init__(self, run_ids: Iterable[str] = ("a",), down: Iterable[str] = ()) -> None:
+        super().__init__(Folder("/nowhere"), {run_id: {} for run_id in run_ids}, ("mlflow",))
+        self.down = set(down)
+        self.logs: dict[str, list[object]] = {}
+        self.opened: list[str] = []
+
+    def _open(self, tracker: str, run_id: str) -> Curve:
+        self.opened.append(f"{tracker}/{run_id}")
+        return FakeCurve(self.logs.setdefault(f"{tracker}/{run_id}", []), tracker in self.down)
+
+
+def test_scalars_are_named_by_split_and_category() -> None:
+    found = scalars(rows_of(2))
+    assert found == {
+        epoch: {
+            "accuracy/train": epoch / 8,
+            "loss/train": 1 / epoch,
+            "accuracy/train/Unknown": 0.0,
+            "loss/train/Unknown": 2 / epoch,
+            "accuracy/dev": 0.4,
+        }
+        for epoch in (1, 2)
+    }
+    assert scalars([]) == {}
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_package_that_is_missing_is_told_before_anything_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SettingsError, match=rf"tracking with {name} .* pip install 'slick-knowledge\[{name}\]'"):
+        check_trackers([name])
+
+
+def test_no_tracker_needs_nothing_and_an_unknown_one_is_refused() -> None:
+    check_trackers([])
+    with pytest.raises(SettingsError, match="track knows mlflow, wandb, got 'neptune'"):
+        check_trackers(["neptune"])
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("/data/my study", "my study"),
+        ("/data/a:b?c/", "a-b-c"),
+        ("/data/me@home", "me@home"),
+        ("s3://bucket/deep/one?region=eu/west", "one"),
+        ("s3://key:secret@bucket", "bucket"),
+        ("/", "study"),
+    ],
+)
+def test_a_study_is_named_by_the_end_of_its_path_and_never_by_a_secret(uri: str, name: str) -> None:
+    assert study_name(Folder(uri)) == name
+
+
+def test_each_epoch_is_written_once_and_the_run_ends_once() -> None:
+    with FakeTracking() as curves:
+        for num_epochs in (0, 1, 1, 3, 3):
+            curves.log("a", rows_of(num_epochs))
+        curves.finish("a")
+        curves.finish("never began")
+        curves.log("a", rows_of(4))
+    curves.close()
+    assert curves.logs == {"tensorboard/a": [1, 2, 3, "finished"], "mlflow/a": [1, 2, 3, "finished"]}
+    assert len(curves.opened) == 2
+
+
+def break_off(curves: Tracking) -> None:
+    with curves:
+        curves.log("a", rows_of(1))
+        curves.finish("a")
+        curves.log("b", rows_of(1))
+        raise KeyboardInterrupt
+
+
+def test_a_run_left_by_an_error_failed_and_a_finished_one_did_not() -> None:
+    curves = FakeTracking("ab")
+    with pytest.raises(KeyboardInterrupt):
+        break_off(curves)
+    assert curves.logs["mlflow/a"] == [1, "finished"]
+    assert curves.logs["mlflow/b"] == curves.logs["tensorboard/b"] == [1, "failed"]
+
+
+def test_a_tracker_that_is_down_costs_one_line_a_run_and_gets_all_when_it_is_back(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    curves = FakeTracking("ab", down={"mlflow"})
+    for num_epochs in (1, 2):
+        for run_id in "ab":
+            curves.log(run_id, rows_of(num_epochs))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"finetune: mlflow did not take the curves of {run_id} (ConnectionError: http://server is down); "
+        "the training goes on"
+        for run_id in "ab"
+    ]
+    curves.down.clear()
+    curves.log("a", rows_of(3))
+    curves.close()
+    assert capsys.readouterr().err == ""
+    assert curves.logs["mlflow/a"] == curves.logs["tensorboard/a"] == [1, 2, 3, "finished"]
+    assert curves.logs["mlflow/b"] == curves.logs["tensorboard/b"] == [1, 2, "finished"]
+
+
+def attempts(curves: FakeTracking) -> Mapping[str, int]:
+    return {name: curves.opened.count(name) for name in set(curves.opened)}
+
+
+def test_a_tracker_that_does_not_answer_is_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "SLOW_S", -1.0)
+    curves = FakeTracking("ab", down={"mlflow"})
+    for num_epochs in (1, 2):
+        for run_id in "ab":
+            curves.log(run_id, rows_of(num_epochs))
+    assert attempts(curves) == {"tensorboard/a": 1, "tensorboard/b": 1, "mlflow/a": 1}
+    curves.close()
+    assert attempts(curves)["mlflow/a"] == 1, "the end must not wait for it once more"
+    assert "of b (it did not answer for another run)" in capsys.readouterr().err
+    assert curves.logs["tensorboard/b"] == [1, 2, "finished"]
+
+
+def test_after_that_while_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SLOW_S", -1.0)
+    monkeypatch.setattr(tracking, "REST_S", 0.0)
+    curves = FakeTracking("a", down={"mlflow"})
+    curves.log("a", rows_of(1))
+    curves.down.clear()
+    curves.log("a", rows_of(2))
+    assert curves.logs["mlflow/a"] == [1, 2]

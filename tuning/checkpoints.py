@@ -1,0 +1,72 @@
+"""Checkpoints in Hugging Face layout, uploaded while training goes on."""
+
+import shutil
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slick.storage import Folder
+from tuning.trainable import lora_weights, whole_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class CheckpointWriter:
+    """Writes a model's checkpoints into the folder of its run; one upload at a time, in order."""
+
+    def __init__(self, folder: Folder, tokenizer: Any, *, writes: bool) -> None:
+        """Hold where to write.
+
+        Args:
+            writes: True on the one worker that writes; the others only help to bring the weights together.
+        """
+        self._folder, self._tokenizer, self._writes = folder, tokenizer, writes
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._uploads: list[Future[None]] = []
+
+    def save(self, model: "nn.Module", *names: str) -> None:
+        """Save the model as it is now under each name; LoRA is added in, and lies beside it in `lora/` as well.
+
+        All workers call this. It returns when the weights are on this machine's disk.
+        """
+        weights = whole_weights(model, keep=self._writes)
+        lora = lora_weights(model, keep=self._writes)
+        if not self._writes:
+            return
+        part = tempfile.mkdtemp(prefix="slick-checkpoint-")
+        model.save_pretrained(part, state_dict=weights)  # type: ignore[operator]
+        self._tokenizer.save_pretrained(part)
+        if lora:
+            _save_lora(model, lora, Path(part, "lora"))
+        self._uploads.append(self._pool.submit(_upload, part, [self._folder.child(name) for name in names]))
+
+    def finish(self) -> None:
+        """Wait until everything is uploaded.
+
+        Raises:
+            StudyError: an upload failed.
+        """
+        for upload in self._uploads:
+            upload.result()
+        self._uploads.clear()
+        self._pool.shutdown()
+
+
+def _upload(part: str, folders: list[Folder]) -> None:
+    for folder in folders:
+        folder.upload(part)
+    shutil.rmtree(part)
+
+
+def _save_lora(model: "nn.Module", weights: dict[str, Any], folder: Path) -> None:
+    """In the layout of peft, which loads it onto the base model."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file(
+        {f"base_model.model.{name}": weight for name, weight in weights.items()}, folder / "adapter_model.safetensors"
+    )
+    config: Any = model.peft_config
+    config["default"].save_pretrained(str(folder))

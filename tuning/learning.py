@@ -1,0 +1,192 @@
+"""A model under DeepSpeed, and what it does in an epoch: the one import of deepspeed's engine.
+
+Every random number comes from (seed, epoch, rank), so an epoch is the same whatever was done before it in the process.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slick.draws import numpy_seed
+from slick.models import load_model
+from tuning.config import TrainConfig, learning_rate_at
+from tuning.examples import Example, epoch_batches, micro_batches
+from tuning.forward import Forward, Rows
+from tuning.trainable import prepare_model, trained_parameters, without_lora
+from tuning.zero import deepspeed_settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which worker this is."""
+
+    rank: int
+    local_rank: int
+    """Among the workers on this machine."""
+    num_workers: int
+    device: str
+    """As torch names it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What an epoch took."""
+
+    tokens: int
+    """Of prompts and answers, over all workers."""
+    seconds: float
+
+
+def prepare_deepspeed() -> None:
+    """Keep DeepSpeed from compiling C++ when it starts.
+
+    On Linux CPUs it builds its shared-memory collectives at start, which takes half a minute and fails where there is
+    no compiler; gloo does the same work. There is no setting for it: this table of what may be built is what it asks.
+    """
+    import logging
+
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+class Learner:
+    """A model that is trained by a group of workers; all of them make the same calls in the same order."""
+
+    def __init__(self, model: str, config: TrainConfig, place: Place, pad_id: int, *, universal: bool = False) -> None:
+        """Load and shard the model.
+
+        Args:
+            model: folder, hub id or GGUF file.
+            pad_id: any token.
+            universal: the state that will be loaded is in DeepSpeed's universal format.
+
+        Raises:
+            ModelError: the model cannot be loaded, or has no layers of the kind to be trained.
+            SettingsError: settings that the model or the group contradict.
+        """
+        import deepspeed
+
+        self._config, self._place = config, place
+        settings = deepspeed_settings(config, place.num_workers, universal=universal)
+        with _sharded(config, model, settings):
+            # Stage 3 spreads weights as they are read, so no worker holds them all; others convert whole float32 ones.
+            dtype = config.dtype if config.zero_stage == 3 else "float32"
+            loaded = load_model(model, dtype, place.device, trust_remote_code=config.trust_remote_code)
+        self.dropouts = prepare_model(loaded, config)
+        self.engine: Any
+        self.engine, *_ = deepspeed.initialize(
+            model=loaded, model_parameters=trained_parameters(loaded), config=settings
+        )
+        self.model: nn.Module = self.engine.module
+        self.forward = Forward(self.model, pad_id, packing=config.packing)
+        self._teacher: Forward | None = None
+        if config.distill_weight and not config.lora_rank:
+            frozen = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)
+            self._teacher = Forward(frozen, pad_id, packing=config.packing)
+
+    def epoch(self, examples: Sequence[Example], epoch: int, *, replay: Sequence[Example] = ()) -> Pace:
+        """One pass over the examples; each optimizer step is the mean loss over the answer tokens of its whole batch.
+
+        Args:
+            epoch: from 1.
+            replay: examples that come after all others of the last epoch.
+        """
+        config, place = self._config, self._place
+        started_at = time.monotonic()
+        torch.manual_seed(numpy_seed(config.seed, "dropout", epoch, place.rank) >> 1)
+        self.engine.train()
+        steps_of = [-(-len(part) // config.batch_size) for part in (examples, replay)]
+        num_steps = config.epochs * steps_of[0] + steps_of[1]
+        step, tokens = (epoch - 1) * steps_of[0], 0
+        for part in (examples, replay if epoch == config.epochs else ()):
+            for rows in epoch_batches(len(part), config.batch_size, config.seed, epoch):
+                for group in self.engine.optimizer.param_groups:
+                    group["lr"] = learning_rate_at(config, step, num_steps)
+                batch = [part[row] for row in rows]
+                self._step(batch)
+                tokens += sum(example.num_tokens for example in batch)
+                step += 1
+        if place.device != "cpu":
+            torch.cuda.synchronize()
+        return Pace(tokens=tokens, seconds=time.monotonic() - started_at)
+
+    def _step(self, batch: Sequence[Example]) -> None:
+        workers = self._place.num_workers
+        for micro in micro_batches(
+            batch,
+            rank=self._place.rank,
+            num_workers=workers,
+            micro_rows=self._config.micro_rows(workers),
+            accumulation=self._config.accumulation(workers),
+        ):
+            examples = list(micro.examples)
+            teacher_KV = self._teacher_logits(examples) if self._config.distill_weight else None
+            with self.forward.rows(examples) as rows:
+                self.engine.backward(micro.weight * self._loss(rows, teacher_KV))
+            self.engine.step()
+
+    def _loss(self, rows: Rows, teacher_KV: Tensor | None) -> Tensor:
+        logits_KV = self.forward.answer_logits(rows, self.engine).float()
+        loss = functional.cross_entropy(logits_KV, rows.labels_K, reduction="sum")
+        if teacher_KV is None:
+            return loss
+        return loss + self._config.distill_weight * divergence(
+            teacher_KV, logits_KV, temperature=self._config.distill_temperature
+        )
+
+    def _teacher_logits(self, examples: list[Example]) -> Tensor:
+        forward = self._teacher or self.forward
+        with torch.no_grad(), self._teaching(), forward.rows(examples) as rows:
+            return forward.answer_logits(rows).float()
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        """With LoRA, the frozen model is the trained one without LoRA's layers, and without dropout."""
+        if self._teacher is not None:
+            yield
+            return
+        self.model.eval()
+        with without_lora(self.model):
+            yield
+        self.model.train()
+
+
+def divergence(teacher_KV: Tensor, student_KV: Tensor, *, temperature: float) -> Tensor:
+    """KL(teacher || student) in nats, summed over tokens.
+
+    Args:
+        teacher_KV: logits, shape (tokens, vocabulary).
+        student_KV: logits, shape (tokens, vocabulary).
+        temperature: of both distributions.
+    """
+    return functional.kl_div(
+        (student_KV / temperature).log_softmax(dim=1),
+        (teacher_KV / temperature).log_softmax(dim=1),
+        reduction="sum",
+        log_target=True,
+    )
+
+
+@contextmanager
+def _sharded(config: TrainConfig, model: str, settings: dict[str, object]) -> Iterator[None]:
+    """Within, models are spread over the workers while they are read, if ZeRO stage 3 will want them so."""
+    if config.zero_stage != 3 or model.lower().endswith(".gguf"):  # weights of a GGUF file are unpacked whole
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    keep = HfDeepSpeedConfig(settings)
+    try:
+        yield
+    finally:
+        del keep
+        unset_hf_deepspeed_config()

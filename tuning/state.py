@@ -1,0 +1,127 @@
+"""The state from which an interrupted training goes on: weights, optimizer and how far it came.
+
+It is DeepSpeed's own checkpoint, each worker's part in a file of its own, handed to Ray Train, which brings the parts
+together in its storage while training goes on. A group of another size, or under another ZeRO stage, reads it through
+DeepSpeed's universal format.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slick.errors import SettingsError, StudyError
+from tuning.config import TrainConfig
+from tuning.learning import Place
+
+_TAG = "state"
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a training came."""
+
+    identity: str
+    """Of the training, as its `RunPlan` has it."""
+    epoch: int
+    """The last one that was trained and evaluated."""
+    best_dev_accuracy: float
+    best_dev_epoch: int
+    num_workers: int
+    zero_stage: int
+
+
+def save_state(engine: Any, progress: Progress) -> str:
+    """Write this worker's part into a new folder on its own disk, and return the folder; called by all workers."""
+    folder = tempfile.mkdtemp(prefix="slick-state-")
+    engine.save_checkpoint(folder, tag=_TAG)
+    Path(folder, _PROGRESS).write_text(json.dumps(asdict(progress)))
+    return folder
+
+
+def read_progress(folder: str) -> Progress:
+    """What `save_state` wrote into a folder.
+
+    Raises:
+        StudyError: it is not a whole state.
+    """
+    try:
+        return Progress(**json.loads(Path(folder, _PROGRESS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise StudyError(
+            f"the saved training state in {folder} cannot be read ({error}); delete the .ray folder of the study and "
+            "start the training again"
+        ) from error
+
+
+def needs_universal(progress: Progress, config: TrainConfig, num_workers: int) -> bool:
+    """True if the state was saved by a group that sharded otherwise.
+
+    Raises:
+        SettingsError: it was saved with sharding and is wanted without, or the other way round.
+    """
+    if (progress.zero_stage == 0) != (config.zero_stage == 0):
+        raise SettingsError(
+            f"this training was interrupted after epoch {progress.epoch} under ZeRO stage {progress.zero_stage} and "
+            f"cannot go on under stage {config.zero_stage}; give --zero-stage {progress.zero_stage}, or delete the "
+            ".ray folder of the study to start it again"
+        )
+    same = (progress.num_workers, progress.zero_stage) == (num_workers, config.zero_stage)
+    return config.zero_stage > 0 and not same
+
+
+def load_state(engine: Any, folder: str) -> None:
+    """Bring a DeepSpeed engine to the state in a folder; called by all workers.
+
+    Raises:
+        StudyError: DeepSpeed found no state there.
+    """
+    path, _ = engine.load_checkpoint(folder, tag=_TAG)
+    if path is None:
+        raise StudyError(f"DeepSpeed found no training state in {folder}; start the training again")
+
+
+@contextlib.contextmanager
+def universal_state(folder: str, place: Place) -> Iterator[str]:
+    """A folder with the same state in DeepSpeed's universal format, on this machine's disk while the block lasts.
+
+    One worker of each machine converts it; all workers call this.
+
+    Raises:
+        StudyError: DeepSpeed could not convert it.
+    """
+    import torch.distributed as dist
+
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    target = os.path.join(tempfile.gettempdir(), f"slick-universal-{os.getuid()}-{name}")
+    try:
+        if place.local_rank == 0:
+            _convert(os.path.join(folder, _TAG), os.path.join(target, _TAG))
+        dist.barrier()
+        yield target
+        dist.barrier()
+    finally:
+        if place.local_rank == 0:
+            shutil.rmtree(target, ignore_errors=True)
+
+
+def _convert(source: str, target: str) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    done = subprocess.run(
+        [*command, "--input_folder", source, "--output_folder", target], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise StudyError(
+            f"DeepSpeed could not convert the training state in {source} for another number of workers: "
+            f"{done.stderr.strip()[-500:]}; go on with the number it was saved with"
+        )

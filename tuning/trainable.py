@@ -1,0 +1,216 @@
+"""What of a model is trained: dropout, the layers that are chosen, LoRA on them; and its whole weights to save.
+
+The one import of peft. LoRA's layers are put inside the model, which stays of its own class, so that everything that
+takes a model takes this one too.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from slick.draws import numpy_seed
+from slick.errors import ModelError, SettingsError
+from tuning.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_KINDS = {
+    "attention": re.compile(r"attention|attn", re.I),
+    "ffn": re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.I),
+}
+"""Class names of the parts of a layer."""
+_ADAPTER = "default"
+
+
+def prepare_model(model: "nn.Module", config: TrainConfig) -> list[str]:
+    """Make the model ready to be trained as the settings say, in place.
+
+    Returns:
+        Sorted kinds of dropout that were set.
+
+    Raises:
+        SettingsError: there is nothing to train.
+        ModelError: the model has no layers of the wanted kind.
+    """
+    if config.lora_rank:
+        _add_lora(model, config)
+    elif config.trainable != "all":
+        chosen = set(parameters_of(model, config.trainable))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen)
+    if config.activation_checkpointing:
+        _check_activations(model)
+        # Without re-entry, layers whose input needs no gradient are no trouble, as below frozen embeddings.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    if not trained_parameters(model):
+        raise SettingsError(f"no parameter of {type(model).__name__} would be trained; give --trainable all")
+    return set_dropout(model, config.dropout)
+
+
+def trained_parameters(model: "nn.Module") -> list["nn.Parameter"]:
+    """Those that the optimizer is given."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def parameters_of(model: "nn.Module", group: str) -> list[str]:
+    """Names of the parameters inside modules of a group, `attention` or `ffn`.
+
+    Raises:
+        ModelError: the model has no module whose class name tells that it is of this group.
+    """
+    found = [
+        f"{module_name}.{name}"
+        for module_name, module in _outermost(model, group)
+        for name, _ in module.named_parameters()
+    ]
+    if not found:
+        kinds = sorted({type(module).__name__ for module in model.modules()})
+        raise ModelError(
+            f"{type(model).__name__} has no module whose class name tells that it is {group}; it is made of "
+            f"{', '.join(kinds)}; give --trainable all"
+        )
+    return found
+
+
+def _outermost(model: "nn.Module", group: str) -> Iterator[tuple[str, "nn.Module"]]:
+    inside: str | None = None
+    for name, module in model.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if name and _KINDS[group].search(type(module).__name__):
+            inside = f"{name}."
+            yield name, module
+
+
+def _add_lora(model: "nn.Module", config: TrainConfig) -> None:
+    import torch
+
+    peft = _peft()
+    groups = ("attention", "ffn") if config.trainable == "all" else (config.trainable,)
+    targets = [
+        f"{outer}.{name}" if name else outer
+        for group in groups
+        for outer, part in _outermost(model, group)
+        for name, module in part.named_modules()
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+    if not targets:
+        raise ModelError(
+            f"{type(model).__name__} has no linear layers in its {' or '.join(groups)} for LoRA; give --lora-rank 0"
+        )
+    lora = peft.LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(numpy_seed(config.seed, "lora") >> 1)  # the same beginning on every worker
+    peft.inject_adapter_in_model(lora, model, adapter_name=_ADAPTER)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise SettingsError("LoRA needs the package peft: pip install 'slick-knowledge[lora]'") from error
+    return peft
+
+
+def _check_activations(model: "nn.Module") -> None:
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ModelError(
+            f"{type(model).__name__} cannot compute its activations twice; give --no-activation-checkpointing and a "
+            "smaller --micro-batch-size"
+        )
+
+
+def set_dropout(model: "nn.Module", share: float) -> list[str]:
+    """Put `share` into every dropout of the model: its Dropout layers, and rates that attention layers keep as numbers.
+
+    Models of the Llama family have dropout in attention only; nothing is added to an architecture. The configuration
+    that is saved with checkpoints stays as it was.
+
+    Returns:
+        Sorted kinds of what was set, such as `LlamaAttention.attention_dropout`; empty if the model has no dropout.
+    """
+    from torch import nn
+
+    found = set()
+    for module in model.modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.Dropout):
+            module.p = share
+            found.add(kind)
+            continue
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+                setattr(module, name, share)
+                found.add(f"{kind}.{name}")
+    return sorted(found)
+
+
+@contextmanager
+def without_lora(model: "nn.Module") -> Iterator[None]:
+    """Within, the model is as it was before its LoRA layers were trained."""
+    layers = [module for _, module in _lora_layers(model)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def _lora_layers(model: "nn.Module") -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+
+
+def whole_weights(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
+    """Weights of the model as it would be without ZeRO and with LoRA added in, on the CPU; called by all workers.
+
+    Args:
+        keep: False on workers that only help to bring the weights together, which get none.
+    """
+    weights: dict[str, Tensor] = {}
+    lora = dict(_lora_layers(model))
+    with_lora = tuple(f"{name}." for name in lora)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(with_lora or (" ",)):
+            with _gathered([parameter]):
+                if keep:
+                    weights[name] = parameter.detach().cpu().clone()
+    for name, layer in lora.items():
+        with _gathered(list(layer.parameters())):
+            if keep:
+                for part, parameter in layer.base_layer.named_parameters():
+                    added = layer.get_delta_weight(_ADAPTER) if part == "weight" else 0
+                    weights[f"{name}.{part}"] = (parameter.detach() + added).cpu().clone()
+    if keep:
+        kept = {key for key in model.state_dict() if ".lora_" not in key}
+        weights |= {name: buffer.cpu().clone() for name, buffer in model.named_buffers() if name in kept}
+    return weights
+
+
+def lora_weights(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
+    """LoRA's own weights by their names in the model, on the CPU; empty without LoRA; called by all workers."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            with _gathered([parameter]):
+                if keep:
+                    weights[name.replace(f".{_ADAPTER}.", ".")] = parameter.detach().cpu().clone()
+    return weights
+
+
+def _gathered(parameters: Sequence["nn.Parameter"]) -> AbstractContextManager[None]:
+    """Within, parameters that ZeRO stage 3 has spread over the workers are whole."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
+    return gathered
