@@ -182,6 +182,28 @@ def load_model(
     return loaded.to(device=device, dtype=getattr(torch, dtype)).eval()
 
 
+def model_skeleton(model: str, *, trust_remote_code: bool = False) -> "nn.Module | None":
+    """The modules of a model without its weights; None for a GGUF file, whose modules are known only once it is read.
+
+    Raises:
+        ModelError: it cannot be found, or its architecture is not known.
+    """
+    ref = resolve_model(model)
+    if ref.gguf_file:
+        return None
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = _source(ref, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(ref.folder, **source)
+        with torch.device("meta"):
+            built: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except _LOAD_ERRORS as error:
+        raise _load_error("model", ref, error, trust_remote_code) from error
+    return built
+
+
 def _unpacked() -> dict[str, Any]:
     """Settings by which GGUF weights become ordinary ones of the wanted dtype, trained and saved like others."""
     import transformers

@@ -1,18 +1,17 @@
 """Fine-tune a model on one variant, or on a list of them in one worker group: the one import of ray.train."""
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from slick.errors import SlickError
-from slick.progress import Progress
 from slick.storage import Folder
 from slick.study import Manifest, fingerprint, require
-from slick.types import ALL
 from tuning.config import TrainConfig
 from tuning.runs import RunPlan, check_resources, plan_runs, run_folder, run_id
-from tuning.tracking import Tracking
+from tuning.tracking import check_trackers
+from tuning.trainable import check_trainable
+from tuning.watching import watch
 
 __all__ = ["TrainConfig", "finetune"]
 
@@ -34,11 +33,24 @@ def finetune(study: Folder, config: TrainConfig) -> Manifest:
     name = run_id(config)
     plans = plan_runs(study, [config])
     if plans:
+        check_plans(plans)
         gpus_per_worker = ask_cluster(config)
         with scratch(study, f"finetune-{name}") as storage, watch(study, plans):
             train_group(study, plans, gpus_per_worker, storage, group_name(plans))
         print_outcome(study, plans)
     return require(run_folder(study, name), "finetune")
+
+
+def check_plans(plans: Sequence[RunPlan]) -> None:
+    """See that models and trackers can do what is asked, before any worker is started.
+
+    Raises:
+        SettingsError: a package is missing, or a tracker refuses the user's settings.
+        ModelError: a model has no layers of the kind to be trained.
+    """
+    check_trackers(plans[0].config.track)
+    for model, config in {plan.model: plan.config for plan in plans}.items():
+        check_trainable(model, config)
 
 
 def ask_cluster(config: TrainConfig, num_groups: int = 1) -> int:
@@ -179,61 +191,6 @@ def scratch(study: Folder, name: str, keep: bool = False) -> Iterator[str]:
     yield folder.uri
     if not keep:
         folder.delete()
-
-
-@contextmanager
-def watch(study: Folder, plans: Sequence[RunPlan], interval_s: float = 1.0) -> Iterator[None]:
-    """Show epochs as any worker finishes them, and send their curves to trackers, until the block ends."""
-    config = plans[0].config
-    done = threading.Event()
-    settings = {plan.run_id: plan.config.identity() for plan in plans}
-    with Tracking(study, settings, config.track) as tracking:
-        thread = threading.Thread(target=_watch, args=(study, plans, tracking, done, interval_s), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-
-def _watch(
-    study: Folder, plans: Sequence[RunPlan], tracking: Tracking, done: threading.Event, interval_s: float
-) -> None:
-    progress = Progress("finetune", sum(plan.config.epochs for plan in plans), "epochs")
-    # What an interrupted training left: it goes on from there, or begins again with fewer.
-    seen = {plan.run_id: len(_epochs(study, plan)) for plan in plans}
-    progress.resume_at(sum(seen.values()))
-    last = False
-    while not last:
-        last = done.wait(interval_s)
-        for plan in plans:
-            if seen[plan.run_id] == plan.config.epochs and not last:
-                continue
-            epochs = _epochs(study, plan)
-            if len(epochs) != seen[plan.run_id]:
-                dev = (
-                    next(row for row in epochs[-1] if (row["split"], row["category"]) == ("dev", ALL))
-                    if epochs
-                    else None
-                )
-                note = f", dev accuracy {dev['num_correct'] / dev['num']:.3f}" if dev else ""
-                progress.add(
-                    len(epochs) - seen[plan.run_id], f"{plan.run_id} epoch {len(epochs)} of {plan.config.epochs}{note}"
-                )
-                seen[plan.run_id] = len(epochs)
-                tracking.log(plan.run_id, [row for rows in epochs for row in rows])
-
-
-def _epochs(study: Folder, plan: RunPlan) -> list[list[dict[str, Any]]]:
-    """Rows of each epoch in the run's `epochs.parquet`."""
-    folder = run_folder(study, plan.run_id)
-    if not folder.exists("epochs.parquet"):
-        return []
-    by_epoch: dict[int, list[dict[str, Any]]] = {}
-    for row in folder.read_table("epochs.parquet").to_pylist():
-        by_epoch.setdefault(row["epoch"], []).append(row)
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def print_outcome(study: Folder, plans: Sequence[RunPlan]) -> None:

@@ -44,7 +44,7 @@ class Pace:
 
 
 def prepare_deepspeed() -> None:
-    """Keep DeepSpeed from compiling C++ when it starts.
+    """Let DeepSpeed join the process group of torch, without compiling C++.
 
     On Linux CPUs it builds its shared-memory collectives at start, which takes half a minute and fails where there is
     no compiler; gloo does the same work. There is no setting for it: this table of what may be built is what it asks.
@@ -55,6 +55,8 @@ def prepare_deepspeed() -> None:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Before any model is loaded: stage 3 asks for the size of the group while it spreads weights.
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 class Learner:

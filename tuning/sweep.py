@@ -14,10 +14,11 @@ from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
 from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, finish, require
 from tuning.config import TrainConfig
-from tuning.finetune import ask_cluster, group_name, print_outcome, scratch, train_group, watch
+from tuning.finetune import ask_cluster, check_plans, group_name, print_outcome, scratch, train_group
 from tuning.grid import GridConfig, Trajectory, pack, summary, trajectories
 from tuning.points import points_table
 from tuning.runs import RunPlan, plan_runs, run_folder
+from tuning.watching import watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
     """
     import ray
 
+    check_plans(plans)
     gpus_per_worker = ask_cluster(config.train)
     have = ray.cluster_resources()
     concurrent = concurrent_trials(config, have, gpus_per_worker, len(plans))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slick.draws import numpy_seed
 from slick.errors import ModelError, SettingsError
+from slick.models import model_skeleton
 from tuning.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ def prepare_model(model: "nn.Module", config: TrainConfig) -> list[str]:
     if not trained_parameters(model):
         raise SettingsError(f"no parameter of {type(model).__name__} would be trained; give --trainable all")
     return set_dropout(model, config.dropout)
+
+
+def check_trainable(model: str, config: TrainConfig) -> None:
+    """See, before any worker is started, that the model has what the settings want to train.
+
+    Raises:
+        SettingsError: there is nothing to train, or LoRA's package is missing.
+        ModelError: the model cannot be found, or has no layers of the wanted kind.
+    """
+    if (config.trainable, config.lora_rank, config.activation_checkpointing) == ("all", 0, False):
+        return
+    skeleton = model_skeleton(model, trust_remote_code=config.trust_remote_code)
+    if skeleton is not None:
+        prepare_model(skeleton, config)
 
 
 def trained_parameters(model: "nn.Module") -> list["nn.Parameter"]:

@@ -2,20 +2,24 @@
 
 import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from slick.draws import numpy_seed
 from slick.errors import SettingsError, StudyError, VariantError
 from slick.matching import is_hit
 from slick.storage import Folder
 from slick.study import read_manifest
+from tests.local.plain_training import Plain, train_plainly
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
-from tuning.config import TrainConfig, learning_rate_at
+from tuning.config import TrainConfig
 from tuning.finetune import finetune, scratch, train_group
-from tuning.runs import plan_runs
+from tuning.runs import RunPlan, plan_runs
 
 CONFIG = TrainConfig(
     variant="half", epochs=3, learning_rate=5e-3, batch_size=8, micro_batch_size=2, dropout=0.0, max_new_tokens=6
@@ -28,65 +32,79 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return write_study(tmp_path_factory.mktemp("study"), tiny_model("llama", spread=0.1), tiny_tokenizer())
 
 
-def plain_torch(study: Folder, config: TrainConfig) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The same training without DeepSpeed, Ray, workers or micro batches: loss of each step, final weights."""
+CASES: dict[str, dict[str, Any]] = {
+    **{f"zero-{stage}": {"zero_stage": stage} for stage in STAGES},
+    "padded": {"packing": False},
+    "activations-twice": {"activation_checkpointing": True, "zero_stage": 2},
+    "optimizer-offloaded": {"offload": "optimizer", "zero_stage": 2},
+    "all-offloaded": {"offload": "all", "zero_stage": 3},
+    "micro-batches": {"micro_batch_size": 2},
+    "attention": {"trainable": "attention", "zero_stage": 1},
+    "ffn-zero-3": {"trainable": "ffn", "zero_stage": 3},
+    "lora": {"lora_rank": 4, "zero_stage": 2},
+    "lora-zero-3": {"lora_rank": 4, "zero_stage": 3},
+    "distilled": {"distill_weight": 1.0},
+    "distilled-zero-3": {"distill_weight": 1.0, "zero_stage": 3, "activation_checkpointing": True},
+    "lora-distilled": {"lora_rank": 4, "distill_weight": 2.0, "distill_temperature": 1.0},
+    "replayed": {"replay_known": 5},
+}
+NUMBERS = replace(CONFIG, micro_batch_size=4, keep_checkpoints="last", warmup_steps=2, schedule="linear")
+
+
+@cache
+def plainly(study: Folder, config: TrainConfig) -> Plain:
+    """What a bare PyTorch loop makes of the same settings."""
     import torch
-    from torch.nn import functional
 
-    from tuning.evaluate import encode_rows
-    from tuning.examples import epoch_batches, join_examples
-    from tuning.rows import read_rows
+    model, teacher, tokenizer = tiny_model("llama", spread=0.1), tiny_model("llama", spread=0.1), tiny_tokenizer()
+    if config.lora_rank:
+        from peft import LoraConfig, get_peft_model
 
-    model, tokenizer = tiny_model("llama", spread=0.1).train(), tiny_tokenizer()
-    examples = encode_rows(read_rows(study, config.variant)["train"], tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    num_steps = config.epochs * -(-len(examples) // config.batch_size)
-    losses: list[float] = []
-    for epoch in range(1, config.epochs + 1):
-        for rows in epoch_batches(len(examples), config.batch_size, config.seed, epoch):
-            batch = join_examples([examples[row] for row in rows])
-            ids, mask = batch.padded(batch.ids_N, 0), batch.padded(np.ones_like(batch.ids_N), 0)
-            labels = np.full_like(ids, -100)
-            after = batch.before_K + 1
-            labels[batch.rows_N[after], batch.positions_N[after]] = batch.labels_K
-            logits = model(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits
-            labels = torch.tensor(labels)[:, 1:]
-            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(config, len(losses), num_steps)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
-            losses.append(float(loss))
-    return losses, {name: value.detach().numpy() for name, value in model.named_parameters()}
+        torch.manual_seed(numpy_seed(config.seed, "lora") >> 1)
+        rank = config.lora_rank
+        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+        found = train_plainly(study, config, adapted, teacher, tokenizer)
+        whole = adapted.merge_and_unload()
+        return Plain(found.losses, {name: value.detach().numpy() for name, value in whole.named_parameters()})
+    return train_plainly(study, config, model, teacher, tokenizer)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.usefixtures("ray_cluster")
-def test_every_zero_stage_trains_as_plain_torch_does(study: Folder, num_workers: int, tmp_path: Path) -> None:
+def test_everything_trains_as_plain_torch_does(study: Folder, num_workers: int, tmp_path: Path) -> None:
     """12 rows in batches of 8: the last batch of an epoch is smaller, and some micro batches of it are empty."""
-    config = replace(CONFIG, num_workers=num_workers, keep_checkpoints="last", warmup_steps=2, schedule="linear")
-    copies = {
-        stage: write_study(tmp_path / str(stage), tiny_model("llama", spread=0.1), tiny_tokenizer()) for stage in STAGES
-    }
-    stages = {stage: plan_runs(copies[stage], [replace(config, zero_stage=stage)]) for stage in STAGES}
-    run_stages(copies, stages, num_workers, tmp_path)
-    _, wanted = plain_torch(study, config)
     from safetensors.numpy import load_file
 
+    configs = {name: replace(NUMBERS, num_workers=num_workers, **changes) for name, changes in CASES.items()}
+    copies = {name: write_study(tmp_path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in CASES}
+    run_cases(copies, {name: plan_runs(copies[name], [config]) for name, config in configs.items()}, tmp_path)
     start = dict(tiny_model("llama", spread=0.1).named_parameters())
-    for stage in STAGES:
-        found = load_file(tmp_path / str(stage) / "runs/half-seed0/checkpoint-last/model.safetensors")
-        for name, value in found.items():
-            np.testing.assert_allclose(value, wanted[name], atol=1e-4, err_msg=f"stage {stage}, {name}")
-        assert max(np.abs(value - start[name].detach().numpy()).max() for name, value in found.items()) > 0.01
+    for name, config in configs.items():
+        plain = plainly(study, replace(config, num_workers=1, zero_stage=0, offload="none", micro_batch_size=None))
+        run = copies[name].child("runs", "half-seed0")
+        epochs = run.read_table("epochs.parquet").to_pylist()
+        losses = [row["loss"] for row in epochs if (row["split"], row["category"]) == ("train", "all")]
+        assert losses == pytest.approx(plain.losses, rel=1e-4), name
+        found = load_file(Path(run.local_path) / "checkpoint-last/model.safetensors")
+        for key, value in found.items():
+            np.testing.assert_allclose(value, plain.weights[key], atol=1e-4, err_msg=f"{name}, {key}")
+        moved = {key for key, value in found.items() if np.abs(value - start[key].detach().numpy()).max() > 1e-3}
+        assert moved == {key for key in found if is_trained(key, config)}, name
 
 
-def run_stages(copies, stages, num_workers: int, tmp_path: Path) -> None:
-    """All stages in one worker group, which takes longer to start than to train."""
+def is_trained(key: str, config: TrainConfig) -> bool:
+    linear = ".self_attn." in key or ".mlp." in key
+    if config.trainable != "all":
+        return {"attention": ".self_attn.", "ffn": ".mlp."}[config.trainable] in key
+    return linear or not config.lora_rank
+
+
+def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_path: Path) -> None:
+    """All cases in one worker group, which takes longer to start than to train."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    num_workers = next(iter(plans.values()))[0].config.num_workers
 
     def work() -> None:
         import ray.train
@@ -97,14 +115,14 @@ def run_stages(copies, stages, num_workers: int, tmp_path: Path) -> None:
         context = ray.train.get_context()
         rank = context.get_world_rank()
         place = Place(rank=rank, local_rank=rank, num_workers=num_workers, device="cpu")
-        for stage, plans in stages.items():
-            train_runs(copies[stage], plans, place, lambda metrics, state: None)
+        for name, part in plans.items():
+            train_runs(copies[name], part, place, lambda metrics, state: None)
 
     TorchTrainer(
         work,
         scaling_config=ScalingConfig(num_workers=num_workers),
         torch_config=TorchConfig(backend="gloo"),
-        run_config=RunConfig(name=f"stages-{num_workers}", storage_path=str(tmp_path / "ray")),
+        run_config=RunConfig(name=f"cases-{num_workers}", storage_path=str(tmp_path / "ray")),
     ).fit()
 
 

@@ -222,7 +222,7 @@ def test_mlflow_goes_on_with_an_interrupted_run_and_begins_another_for_one_begun
         broken_off(Tracking(study, {RUN: SETTINGS}, ("mlflow",)))
     (run,) = mlflow_runs("study")
     assert run.info.status == "FAILED"
-    with Tracking(study, {RUN: {**SETTINGS, "num_workers": 2}}, ("mlflow",)) as curves:
+    with Tracking(study, {RUN: {**SETTINGS, "schedule": "cosine"}}, ("mlflow",)) as curves:
         curves.log(RUN, rows_of(3))
         (run,) = mlflow_runs("study")
         assert run.info.status == "RUNNING"
@@ -327,13 +327,10 @@ def test_wandb_has_each_run_with_its_settings_and_nothing_of_the_machine(wandb_f
             [(epoch, *point) for epoch, values in scalars(rows_of(3)).items() for point in sorted(values.items())],
         )
         assert not run.host
-        for secret in (
-            socket.gethostname(),
-            str(tmp_path),
-            *([getpass.getuser()] if len(getpass.getuser()) > 4 else []),
-        ):
-            assert secret.encode() not in path.read_bytes()
+        for secret in (socket.gethostname(), getpass.getuser(), str(tmp_path)):  # short ones are in random ids too
+            assert len(secret) < 6 or secret.encode() not in path.read_bytes()
     assert set(runs) == {RUN, other}
+    assert not [path for path in wandb_folder.rglob("files/*") if path.is_file()], "W&B kept a file of its own accord"
     assert runs[RUN].project == "one study"
     config = {item.key: item.value_json for item in runs[RUN].config.update if item.key != "_wandb"}
     assert config == {

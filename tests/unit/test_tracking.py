@@ -148,6 +148,13 @@ def test_a_tracker_that_is_down_costs_one_line_a_run_and_gets_all_when_it_is_bac
     assert curves.logs["mlflow/b"] == curves.logs["tensorboard/b"] == [1, 2, "finished"]
 
 
+def test_a_tracker_that_is_down_is_asked_once_an_epoch_however_often_the_rows_are_read() -> None:
+    curves = FakeTracking("a", down={"mlflow"})
+    for num_epochs in (1, 1, 1, 2, 2):
+        curves.log("a", rows_of(num_epochs))
+    assert attempts(curves)["mlflow/a"] == 2
+
+
 def attempts(curves: FakeTracking) -> Mapping[str, int]:
     return {name: curves.opened.count(name) for name in set(curves.opened)}
 

@@ -1,0 +1,215 @@
+"""Fine-tuning with a worker, its driver or a node killed: it goes on from its state, and ends as an undisturbed one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slick.storage import Folder
+from slick.study import Manifest
+from tests.faults.test_annotate_killed import wait_for
+from tests.local.tiny import tiny_model, tiny_tokenizer
+from tests.local.tiny_study import write_study
+from tuning.config import TrainConfig
+from tuning.finetune import finetune
+
+EPOCHS = 24
+CONFIG = TrainConfig(
+    variant="half",
+    epochs=EPOCHS,
+    learning_rate=5e-3,
+    batch_size=4,
+    dropout=0.1,
+    max_new_tokens=6,
+    num_workers=2,
+    zero_stage=2,
+    save_state_every_s=0.0,
+    keep_checkpoints="both",
+)
+DRIVER = """
+import sys
+from slick.storage import Folder
+from tests.faults.test_finetune_killed import CONFIG, finetune, replace
+finetune(Folder(sys.argv[1]), replace(CONFIG, **eval(sys.argv[2])))
+"""
+
+
+def new_study(path: Path) -> Folder:
+    return write_study(path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+
+
+def run_of(study: Folder) -> Folder:
+    return study.child("runs", "half-seed0")
+
+
+def num_epochs(study: Folder) -> int:
+    run = run_of(study)
+    return max(run.read_table("epochs.parquet")["epoch"].to_pylist()) if run.exists("epochs.parquet") else 0
+
+
+def assert_same(one: Folder, other: Folder, *, rounding: float = 0.0) -> None:
+    """The same curves, predictions and weights; with `rounding` up to it, and an answer of a row at a tie."""
+    from safetensors.numpy import load_file
+
+    first, second = (run_of(study).read_table("epochs.parquet").to_pylist() for study in (one, other))
+    assert len(first) == len(second)
+    assert {row["epoch"] for row in first} == set(range(1, EPOCHS + 1))
+    for row, wanted in zip(second, first, strict=True):
+        assert [row[name] for name in ("epoch", "split", "category", "num")] == [
+            wanted[name] for name in ("epoch", "split", "category", "num")
+        ]
+        assert abs(row["num_correct"] - wanted["num_correct"]) <= (1 if rounding else 0)
+        assert row["loss"] == (None if wanted["loss"] is None else pytest.approx(wanted["loss"], rel=rounding or 1e-6))
+    weights, right = (
+        load_file(Path(run_of(study).local_path) / "checkpoint-last/model.safetensors") for study in (one, other)
+    )
+    for name, value in weights.items():
+        np.testing.assert_allclose(value, right[name], atol=rounding or 1e-6)
+    if not rounding:
+        for epoch in range(1, EPOCHS + 1):
+            name = f"predictions/epoch-{epoch:03d}.parquet"
+            assert run_of(one).read_bytes(name) == run_of(other).read_bytes(name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
+    study = new_study(tmp_path_factory.mktemp("undisturbed"))
+    assert finetune(study, CONFIG).counts["epochs_now"] == EPOCHS
+    return study
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
+    """For groups of another size, which draw other masks."""
+    study = new_study(tmp_path_factory.mktemp("without-dropout"))
+    finetune(study, replace(CONFIG, dropout=0.0, num_workers=1, zero_stage=0))
+    return study
+
+
+def start_and_kill_driver(study: Folder, changes: dict[str, object]) -> int:
+    """Start a training in a process of its own, kill that after a few epochs; the epochs it did."""
+    import ray
+
+    cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, study.uri, repr(changes)],
+        env={**os.environ, **cluster},
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: num_epochs(study) >= 6 or driver.poll() is not None)
+    finally:
+        driver.kill()
+        driver.wait()
+    time.sleep(3)  # the workers end with their driver
+    done = num_epochs(study)
+    assert 6 <= done < EPOCHS
+    assert not run_of(study).exists("manifest.json")
+    return done
+
+
+def went_on(manifest: Manifest) -> bool:
+    """Some epochs were done before, and none twice but the last few."""
+    return EPOCHS - manifest.counts["epochs_now"] > 0
+
+
+def test_a_killed_driver_goes_on_where_it_was(undisturbed: Folder, tmp_path: Path) -> None:
+    study = new_study(tmp_path)
+    start_and_kill_driver(study, {})
+    assert went_on(finetune(study, CONFIG))
+    assert_same(undisturbed, study)
+    assert not study.child(".ray").folders(), "the state of a finished training is left"
+
+
+@pytest.mark.parametrize(("stage", "first", "then"), [(2, 2, 1), (3, 1, 2), (0, 2, 1)])
+def test_it_goes_on_with_another_number_of_workers(
+    stage: int, first: int, then: int, without_dropout: Folder, tmp_path: Path
+) -> None:
+    study = new_study(tmp_path)
+    changes = {"dropout": 0.0, "zero_stage": stage}
+    start_and_kill_driver(study, {**changes, "num_workers": first})
+    manifest = finetune(study, replace(CONFIG, **changes, num_workers=then))
+    assert went_on(manifest)
+    assert manifest.counts["num_workers"] == then
+    assert_same(without_dropout, study, rounding=2e-3)
+
+
+def in_background(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_is_replaced(undisturbed: Folder, tmp_path: Path) -> None:
+    import ray
+    from ray.util.state import list_actors
+
+    cluster = ray.get_runtime_context().gcs_address
+    study = new_study(tmp_path)
+    run = in_background(lambda: finetune(study, CONFIG))
+    wait_for(lambda: num_epochs(study) >= 6)
+    workers = [a for a in list_actors(cluster, filters=[("state", "=", "ALIVE")]) if "TrainWorker" in a.class_name]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+    run.join(200)
+    assert not run.is_alive()
+    manifest = run_of(study).read_json("manifest.json")
+    assert 0 < manifest["counts"]["epochs_now"] < EPOCHS
+    assert_same(undisturbed, study)
+
+
+def lose_a_node(study: Folder, settings: TrainConfig) -> None:
+    """Train on a cluster of three nodes, two workers on nodes of their own, and kill one; for a process of its own."""
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.util.state import list_actors
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # the test run's own cluster has the usual one
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "_system_config": quick}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    os.environ["RAY_ADDRESS"] = cluster.address
+    running = ThreadPoolExecutor().submit(finetune, study, settings)
+    wait_for(lambda: running.done() or num_epochs(study) >= 6)
+    assert not running.done(), running.exception()
+    workers = [a for a in list_actors(cluster.address, filters=[("state", "=", "ALIVE")]) if "Worker" in a.class_name]
+    (lost, *_) = [node for node in nodes if node.node_id in {worker.node_id for worker in workers}]
+    cluster.remove_node(lost, allow_graceful=False)
+    manifest = running.result(240)
+    print(f"did {manifest.counts['epochs_now']} epochs with {manifest.counts['num_workers']} workers after the loss")
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_after_a_lost_node_it_goes_on_with_fewer_workers(without_dropout: Folder, tmp_path: Path) -> None:
+    study = new_study(tmp_path)
+    code = (
+        "from tests.faults.test_finetune_killed import *; "
+        f"lose_a_node(Folder({study.uri!r}), replace(CONFIG, dropout=0.0, min_workers=1))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "epochs with 1 workers after the loss" in done.stdout
+    assert went_on(finetune(study, replace(CONFIG, dropout=0.0, min_workers=1)))
+    assert_same(without_dropout, study, rounding=2e-3)

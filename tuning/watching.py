@@ -1,0 +1,76 @@
+"""Trainings as they go on, seen from the driver: a line on the terminal, and curves for trackers."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from slick.progress import Progress
+from slick.storage import Folder
+from slick.study import MANIFEST
+from slick.types import ALL
+from tuning.runs import RunPlan, run_folder
+from tuning.tracking import Tracking
+
+
+@contextmanager
+def watch(study: Folder, plans: Sequence[RunPlan], interval_s: float = 1.0) -> Iterator[None]:
+    """Show epochs as any worker finishes them, and send their curves to trackers, until the block ends."""
+    done = threading.Event()
+    settings = {plan.run_id: plan.config.identity() for plan in plans}
+    with Tracking(study, settings, plans[0].config.track) as tracking:
+        watcher = _Watcher(study, plans, tracking)
+        thread = threading.Thread(target=watcher.run, args=(done, interval_s), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+class _Watcher:
+    def __init__(self, study: Folder, plans: Sequence[RunPlan], tracking: Tracking) -> None:
+        self._study, self._plans, self._tracking = study, list(plans), tracking
+        self._progress = Progress("finetune", sum(plan.config.epochs for plan in plans), "epochs")
+        # What an interrupted training left: it goes on from there, or begins again with fewer.
+        self._seen = {plan.run_id: len(self._epochs(plan)) for plan in plans}
+        self._progress.resume_at(sum(self._seen.values()))
+
+    def run(self, done: threading.Event, interval_s: float) -> None:
+        last = False
+        while not last:
+            last = done.wait(interval_s)
+            self._plans = [plan for plan in self._plans if not self._look(plan, last)]
+
+    def _look(self, plan: RunPlan, last: bool) -> bool:
+        """Show what is new of a run; True when it has ended."""
+        ended = run_folder(self._study, plan.run_id).exists(MANIFEST)
+        epochs = self._epochs(plan)
+        new = len(epochs) - self._seen[plan.run_id]
+        if new:
+            self._seen[plan.run_id] = len(epochs)
+            self._progress.add(new, _note(plan, epochs))
+        if new or ended or last:
+            self._tracking.log(plan.run_id, [row for rows in epochs for row in rows])
+        if ended:
+            self._tracking.finish(plan.run_id)
+        return ended
+
+    def _epochs(self, plan: RunPlan) -> list[list[dict[str, Any]]]:
+        """Rows of each epoch in the run's `epochs.parquet`."""
+        folder = run_folder(self._study, plan.run_id)
+        if not folder.exists("epochs.parquet"):
+            return []
+        by_epoch: dict[int, list[dict[str, Any]]] = {}
+        for row in folder.read_table("epochs.parquet").to_pylist():
+            by_epoch.setdefault(row["epoch"], []).append(row)
+        return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def _note(plan: RunPlan, epochs: Sequence[Sequence[dict[str, Any]]]) -> str:
+    text = f"{plan.run_id} epoch {len(epochs)} of {plan.config.epochs}"
+    for row in epochs[-1] if epochs else ():
+        if (row["split"], row["category"]) == ("dev", ALL):
+            text += f", dev accuracy {row['num_correct'] / row['num']:.3f}"
+    return text
