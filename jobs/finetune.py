@@ -1,7 +1,8 @@
 """Fine-tune a model on one variant, evaluated by generation every epoch.
 
 slick finetune demo --variant unknown-050 --out studies/demo
-slick finetune paper --variant unknown-100 --num-workers 8 --zero-stage 3 --out studies/llama
+slick finetune lora --variant unknown-100 --track mlflow --out studies/llama
+slick finetune large --variant unknown-100 --num-workers 4 --offload optimizer --out studies/llama
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ Every random number comes from (seed, epoch, rank), so an epoch is the same what
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slick.draws import numpy_seed
+from slick.engines.linear import quicken_linears
 from slick.models import load_model
 from tuning.config import TrainConfig, learning_rate_at
 from tuning.examples import Example, epoch_batches, micro_batches
@@ -83,6 +84,7 @@ class Learner:
             dtype = config.dtype if config.zero_stage == 3 else "float32"
             loaded = load_model(model, dtype, place.device, trust_remote_code=config.trust_remote_code)
         self.dropouts = prepare_model(loaded, config)
+        quicken_linears(loaded)
         self.engine: Any
         self.engine, *_ = deepspeed.initialize(
             model=loaded, model_parameters=trained_parameters(loaded), config=settings
@@ -132,7 +134,9 @@ class Learner:
             examples = list(micro.examples)
             teacher_KV = self._teacher_logits(examples) if self._config.distill_weight else None
             with self.forward.rows(examples) as rows:
-                self.engine.backward(micro.weight * self._loss(rows, teacher_KV))
+                # One worker alone has no gradients to bring together, which costs copying them all.
+                with self.engine.no_sync() if workers == 1 and self._config.zero_stage == 0 else nullcontext():
+                    self.engine.backward(micro.weight * self._loss(rows, teacher_KV))
             self.engine.step()
 
     def _loss(self, rows: Rows, teacher_KV: Tensor | None) -> Tensor:

@@ -36,6 +36,7 @@ def deepspeed_settings(config: TrainConfig, num_workers: int, *, universal: bool
                 "betas": [0.9, 0.999],
                 "eps": 1e-8,
                 "torch_adam": True,
+                "fused": True,
             },
         },
         "zero_optimization": _zero(config),

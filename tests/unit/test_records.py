@@ -1,0 +1,81 @@
+"""What a training leaves behind: sums that add up, first-fit epochs, what was lost."""
+
+import pyarrow as pa
+import pytest
+
+from tuning.records import (
+    Verdict,
+    accuracy,
+    epochs_table,
+    lost_table,
+    measures_of,
+    predictions_table,
+    rows_table,
+    summarize,
+)
+from tuning.rows import Row
+
+
+def row(question_id: str, split: str, category: str | None) -> Row:
+    return Row(question_id=question_id, split=split, category=category, suffix="", target="x", accepted=("x",))
+
+
+ROWS = [
+    row("a", "train", "Unknown"),
+    row("b", "train", "HighlyKnown"),
+    row("c", "train", "Unknown"),
+    row("d", "dev", None),
+]
+
+
+def verdicts(*texts: str) -> list[Verdict]:
+    losses = [0.5 * i if row.split == "train" else None for i, row in enumerate(ROWS)]
+    return [
+        Verdict(text=text, hit=text == "x", loss=loss, num_tokens=2) for text, loss in zip(texts, losses, strict=True)
+    ]
+
+
+EPOCHS = [verdicts("y", "x", "y", "x"), verdicts("x", "x", "y", "y"), verdicts("x", "z", "y", "")]
+TABLES = [predictions_table(ROWS, epoch) for epoch in EPOCHS]
+
+
+def test_each_row_has_the_first_epoch_that_answered_it() -> None:
+    assert rows_table(TABLES).to_pylist() == [
+        {"question_id": "a", "split": "train", "category": "Unknown", "first_fit_epoch": 2, "num_hits": 2},
+        {"question_id": "b", "split": "train", "category": "HighlyKnown", "first_fit_epoch": 1, "num_hits": 2},
+        {"question_id": "c", "split": "train", "category": "Unknown", "first_fit_epoch": None, "num_hits": 0},
+        {"question_id": "d", "split": "dev", "category": None, "first_fit_epoch": 1, "num_hits": 1},
+    ]
+
+
+def test_what_was_right_and_is_wrong_has_both_answers() -> None:
+    assert lost_table(TABLES[0], TABLES[2]).to_pylist() == [
+        {
+            "question_id": "b",
+            "split": "train",
+            "category": "HighlyKnown",
+            "text_before": "x",
+            "text_after": "z",
+        },
+        {"question_id": "d", "split": "dev", "category": None, "text_before": "x", "text_after": ""},
+    ]
+    assert lost_table(TABLES[1], TABLES[1]).num_rows == 0
+
+
+def test_measures_come_back_from_the_file() -> None:
+    epochs = [summarize(ROWS, epoch) for epoch in EPOCHS]
+    table = epochs_table("run", epochs)
+    assert measures_of(table, 2) == epochs[:2]
+    assert measures_of(table, 4) is None
+    assert measures_of(table.slice(0, 0), 1) is None
+    assert accuracy(epochs[1], "train") == pytest.approx(2 / 3)
+    assert accuracy(epochs[1], "train", "Unknown") == 0.5
+    assert accuracy(epochs[1], "test") is None
+
+
+def test_the_loss_is_a_mean_over_tokens_where_all_rows_have_one() -> None:
+    measures = {(m.split, m.category): m.loss for m in summarize(ROWS, EPOCHS[0])}
+    assert measures["train", "all"] == pytest.approx((0.0 + 0.5 + 1.0) / 6)
+    assert measures["dev", "all"] is None
+    assert TABLES[0]["loss"].to_pylist() == [0.0, 0.5, 1.0, None]
+    assert TABLES[0].schema.field("loss").type == pa.float64()
