@@ -51,9 +51,7 @@ def paper_annotation() -> AnnotateConfig:
 
 def demo_training() -> TrainConfig:
     """A small model fits in epochs what a large one fits in dozens, and needs a larger step."""
-    return TrainConfig(
-        epochs=10, learning_rate=1.1e-4, batch_size=32, dropout=0.0, max_new_tokens=12, eval_batch_size=128
-    )
+    return TrainConfig(epochs=10, learning_rate=1.1e-4, batch_size=32, dropout=0.0, max_new_tokens=12)
 
 
 def demo_sweep() -> SweepConfig:

@@ -102,8 +102,8 @@ class TrainConfig:
     None: always `num_workers`."""
     gpus_per_worker: int | None = None
     """0 or 1; None: 1 where the cluster has GPUs."""
-    eval_batch_size: int = 64
-    """Rows that one worker evaluates at once."""
+    eval_batch_size: int | None = None
+    """Rows that one worker evaluates at once; None: 512, and where answers are generated on a GPU as many as fit."""
     save_state_every_s: float = 120.0
     """An interrupted training goes on from its last state, which is saved at the end of an epoch when the last one is
     older than this; a training that takes less begins again."""

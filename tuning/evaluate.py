@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     from tuning.forward import Forward
 
 
+BATCH_ROWS = 512
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSettings:
     """How answers are made and judged."""
 
     matcher: Matcher
     max_new_tokens: int
-    batch_rows: int
-    """Rows of one forward pass."""
+    batch_rows: int | None = None
+    """Rows at once; None for `BATCH_ROWS`, and where answers are generated on a GPU for as many as its memory holds."""
     loss_of_all: bool = False
     """Whether dev, test and ood targets have their loss computed too."""
 
@@ -116,7 +119,9 @@ def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[Row], settings:
 
     if not rows:
         return []
-    engine = TransformersEngine(model, tokenizer, batch_questions=settings.batch_rows)
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    batch_rows = settings.batch_rows or (None if on_gpu else BATCH_ROWS)
+    engine = TransformersEngine(model, tokenizer, batch_questions=batch_rows)
     answers = engine.generate(
         PromptBatch(
             prefixes=[CLOSED_BOOK_INSTRUCTION],
@@ -138,8 +143,9 @@ def _score_targets(
     said, losses = [False] * len(examples), [0.0] * len(examples)
     order = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)  # like lengths together: little padding
     with torch.inference_mode():
-        for start in range(0, len(order), settings.batch_rows):
-            part = order[start : start + settings.batch_rows]
+        batch_rows = settings.batch_rows or BATCH_ROWS
+        for start in range(0, len(order), batch_rows):
+            part = order[start : start + batch_rows]
             with forward.rows([examples[i] for i in part]) as rows:
                 logits_KV = forward.answer_logits(rows).float()
             loss_K = functional.cross_entropy(logits_KV, rows.labels_K, reduction="none").double()

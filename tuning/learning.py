@@ -5,7 +5,7 @@ Every random number comes from (seed, epoch, rank), so an epoch is the same what
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,11 +133,15 @@ class Learner:
         ):
             examples = list(micro.examples)
             teacher_KV = self._teacher_logits(examples) if self._config.distill_weight else None
-            with self.forward.rows(examples) as rows:
-                # One worker alone has no gradients to bring together, which costs copying them all.
-                with self.engine.no_sync() if workers == 1 and self._config.zero_stage == 0 else nullcontext():
-                    self.engine.backward(micro.weight * self._loss(rows, teacher_KV))
+            with self.forward.rows(examples) as rows, self._gradients():
+                self.engine.backward(micro.weight * self._loss(rows, teacher_KV))
             self.engine.step()
+
+    def _gradients(self) -> AbstractContextManager[None]:
+        """One worker alone has no gradients to bring together with others', which would cost copying them all."""
+        alone = self._place.num_workers == 1 and self._config.zero_stage == 0
+        found: AbstractContextManager[None] = self.engine.no_sync() if alone else nullcontext()
+        return found
 
     def _loss(self, rows: Rows, teacher_KV: Tensor | None) -> Tensor:
         logits_KV = self.forward.answer_logits(rows, self.engine).float()

@@ -90,6 +90,30 @@ def test_everything_trains_as_plain_torch_does(study: Folder, num_workers: int, 
             np.testing.assert_allclose(value, plain.weights[key], atol=1e-4, err_msg=f"{name}, {key}")
         moved = {key for key, value in found.items() if np.abs(value - start[key].detach().numpy()).max() > 1e-3}
         assert moved == {key for key in found if is_trained(key, config)}, name
+        if config.identity() == NUMBERS.identity():
+            assert_answers_agree(copies["zero-0"], copies[name], name)
+    check_adapter(copies["lora-zero-3"], tiny_model("llama", spread=0.1))
+
+
+def assert_answers_agree(one: Folder, other: Folder, name: str) -> None:
+    """Evaluations say the same however the model is spread; up to ties, of which there is none here."""
+    for epoch in range(1, NUMBERS.epochs + 1):
+        path = f"predictions/epoch-{epoch:03d}.parquet"
+        first, second = (study.child("runs", "half-seed0").read_table(path).to_pydict() for study in (one, other))
+        assert first["text"] == second["text"], f"{name}, epoch {epoch}"
+        assert len(set(first["text"])) > 1
+
+
+def check_adapter(study: Folder, base: Any) -> None:
+    """LoRA's own weights, which peft puts on the base model, make the checkpoint."""
+    from peft import PeftModel
+    from safetensors.numpy import load_file
+
+    folder = Path(study.child("runs", "half-seed0", "checkpoint-last").local_path)
+    adapted = PeftModel.from_pretrained(base, str(folder / "lora")).merge_and_unload()
+    whole = load_file(folder / "model.safetensors")
+    for key, value in adapted.named_parameters():
+        np.testing.assert_allclose(value.detach().numpy(), whole[key], atol=1e-6, err_msg=key)
 
 
 def is_trained(key: str, config: TrainConfig) -> bool:
@@ -228,6 +252,26 @@ def test_only_the_answer_is_in_the_loss(study: Folder, packing: bool) -> None:
         first = len(example.prompt_ids)
         by_hand += [-float(chances[first + i - 1, token]) for i, token in enumerate(example.answer_ids)]
     assert loss == pytest.approx(np.mean(by_hand), rel=1e-5)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_bfloat16_moves_weights_the_same_way(study: Folder, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    copy = write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+    config = replace(NUMBERS, dtype="bfloat16", loss_of_all=True)
+    finetune(copy, config)
+    start = dict(tiny_model("llama", spread=0.1).named_parameters())
+    found = load_file(Path(copy.child("runs", "half-seed0").local_path) / "checkpoint-last/model.safetensors")
+    wanted = plainly(study, replace(NUMBERS, micro_batch_size=None)).weights
+    moves = [
+        np.concatenate([(np.asarray(w[key]) - start[key].detach().numpy()).ravel() for key in found])
+        for w in ({key: value.float().numpy() for key, value in found.items()}, wanted)
+    ]
+    assert np.corrcoef(*moves)[0, 1] > 0.95
+    rows = copy.child("runs", "half-seed0").read_table("epochs.parquet").to_pylist()
+    assert all(row["loss"] > 0 for row in rows)
+    assert {row["split"] for row in rows} == {"train", "dev", "test", "ood"}
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_starts(study: Folder, tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Rows through models without padding: the logits and gradients of rows taken one by one, whatever the architecture."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from slick.engines.linear import QuickLinear, quicken_linears
+from slick.errors import ModelError, SettingsError
+from tests.local.plain_training import answer_logits
+from tests.local.tiny import CONFIGS, UNPACKED, tiny_model
+from tuning.config import TrainConfig
+from tuning.examples import Example
+from tuning.forward import Forward
+from tuning.trainable import parameters_of, prepare_model
+
+EXAMPLES = [
+    Example(prompt_ids=tuple(range(10, 10 + length)), answer_ids=(*range(40, 40 + answer), 1))
+    for length, answer in ((7, 3), (2, 1), (11, 5), (1, 2))
+]
+
+
+def one_by_one(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([answer_logits(model, example) for example in EXAMPLES])
+
+
+def gradients(model: torch.nn.Module, logits_KV: torch.Tensor) -> dict[str, np.ndarray]:
+    labels = torch.tensor([token for example in EXAMPLES for token in example.answer_ids])
+    model.zero_grad()
+    functional.cross_entropy(logits_KV, labels).backward()
+    return {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["", "activations-twice"])
+@pytest.mark.parametrize("name", [*CONFIGS, *UNPACKED])
+def test_rows_that_are_joined_do_not_see_each_other(name: str, twice: bool, caplog: pytest.LogCaptureFixture) -> None:
+    wanted_model, model = tiny_model(name).train(), tiny_model(name).train()
+    prepare_model(wanted_model, TrainConfig(dropout=0.0))
+    prepare_model(model, TrainConfig(activation_checkpointing=twice, dropout=0.0))
+    quicken_linears(model)
+    with caplog.at_level(logging.WARNING):
+        forward = Forward(model, 0, packing=True)
+    assert forward.packs == (name in CONFIGS)
+    assert ("is given padded rows" in caplog.text) == (name in UNPACKED)
+    wanted = one_by_one(wanted_model)
+    with forward.rows(EXAMPLES) as rows:
+        found = forward.answer_logits(rows)
+        np.testing.assert_allclose(found.detach(), wanted.detach(), atol=2e-4)
+        assert rows.labels_K.tolist() == [token for example in EXAMPLES for token in example.answer_ids]
+        found_gradients = gradients(model, found)
+    for key, value in gradients(wanted_model, wanted).items():
+        np.testing.assert_allclose(found_gradients[key], value, atol=2e-4, err_msg=key)
+    assert model.training
+
+
+def test_a_row_longer_than_a_sliding_window_is_padded(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("mistral", sliding_window=4)
+    with caplog.at_level(logging.WARNING):
+        assert not Forward(model, 0, packing=True).packs
+    assert "beyond its window of 4" in caplog.text
+
+
+@pytest.mark.parametrize(("group", "inside"), [("attention", "self_attn"), ("ffn", "mlp")])
+def test_only_the_chosen_layers_are_trained(group: str, inside: str) -> None:
+    model = tiny_model("llama")
+    assert parameters_of(model, group) == [name for name, _ in model.named_parameters() if f".{inside}." in name]
+    prepare_model(model, TrainConfig(trainable=group))
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(parameters_of(model, group))
+
+
+def test_layers_that_a_model_does_not_have_cannot_be_chosen() -> None:
+    with pytest.raises(
+        ModelError, match=r"no module whose class name tells .* ffn; .*OPTAttention.*--trainable"
+    ):
+        prepare_model(tiny_model("opt"), TrainConfig(trainable="ffn"))
+    with pytest.raises(ModelError, match="no linear layers in its attention or ffn"):
+        prepare_model(tiny_model("mamba"), TrainConfig(lora_rank=2))
+    frozen = tiny_model("llama").requires_grad_(False)
+    with pytest.raises(SettingsError, match="no parameter of LlamaForCausalLM would be trained"):
+        prepare_model(frozen, TrainConfig())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_quick_products_are_those_of_torch(bias: bool) -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(24, 40, bias=bias)
+    quick = torch.nn.Linear(24, 40, bias=bias)
+    quick.load_state_dict(plain.state_dict())
+    holder = torch.nn.Sequential(quick)
+    if not quicken_linears(holder):
+        pytest.skip("torch was built without oneDNN's operators for this processor")
+    assert type(quick) is QuickLinear
+    inputs = [torch.randn(3, 7, 24, requires_grad=True) for _ in range(2)]
+    inputs[1].data = inputs[0].data.clone()
+    outputs = [layer(x) for layer, x in zip((plain, quick), inputs, strict=True)]
+    (outputs[0] ** 2).sum().backward()
+    (outputs[1] ** 2).sum().backward()
+    pairs = [(outputs[0], outputs[1]), (inputs[0].grad, inputs[1].grad), (plain.weight.grad, quick.weight.grad)]
+    for wanted, found in [*pairs, *([(plain.bias.grad, quick.bias.grad)] if bias else [])]:
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(holder(inputs[0]), plain(inputs[0]), atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert holder(inputs[0]).dtype == torch.bfloat16
