@@ -25,7 +25,7 @@ class VariantsConfig:
     idk_shares: tuple[float, ...] = (0.5,)
     """Shares X for which unknown-X is also drawn with its Unknown targets replaced: idk-050."""
     idk_phrase: str = "I don't know"
-    """The target that replaces them."""
+    """The target that replaces them: the paper's (appendix K); R-Tuning (arXiv:2311.09677) gives others."""
     seed: int = 0
     """Of the draws."""
     nested: bool = True

@@ -71,9 +71,7 @@ def test_only_the_chosen_layers_are_trained(group: str, inside: str) -> None:
 
 
 def test_layers_that_a_model_does_not_have_cannot_be_chosen() -> None:
-    with pytest.raises(
-        ModelError, match=r"no module whose class name tells .* ffn; .*OPTAttention.*--trainable"
-    ):
+    with pytest.raises(ModelError, match=r"no module whose class name tells .* ffn; .*OPTAttention.*--trainable"):
         prepare_model(tiny_model("opt"), TrainConfig(trainable="ffn"))
     with pytest.raises(ModelError, match="no linear layers in its attention or ffn"):
         prepare_model(tiny_model("mamba"), TrainConfig(lora_rank=2))

@@ -1,0 +1,79 @@
+"""Training on a GPU: the weights that a CPU makes, and bfloat16 with everything that saves memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("no GPU that torch can use", allow_module_level=True)
+pytest.importorskip("deepspeed")
+
+CODE = """
+import sys
+from dataclasses import replace
+import numpy as np, torch
+from slick.storage import Folder
+from tests.benchmarks.training import join_group
+from tests.local.plain_training import train_plainly
+from tests.local.tiny import tiny_model, tiny_tokenizer
+from tests.local.tiny_study import write_study
+from tuning.config import TrainConfig
+from tuning.learning import Learner, Place, prepare_deepspeed
+from tuning.evaluate import encode_rows
+from tuning.rows import read_rows
+from tuning.trainable import whole_weights
+torch.backends.cuda.matmul.allow_tf32 = False
+changes = eval(sys.argv[2])
+study = write_study(sys.argv[1], tiny_model("llama", spread=0.1), tiny_tokenizer())
+sizes = {"epochs": 3, "batch_size": 8, "micro_batch_size": 4}
+config = TrainConfig(variant="half", learning_rate=5e-3, dropout=0.0, **sizes, **changes)
+join_group()
+prepare_deepspeed()
+place = Place(rank=0, local_rank=0, num_workers=1, device="cuda")
+learner = Learner(study.child("world", "model").local_path, config, place, 0)
+assert learner.forward.packs
+examples = encode_rows(read_rows(study, "half")["train"], tiny_tokenizer())
+for epoch in (1, 2, 3):
+    learner.epoch(examples, epoch)
+found = whole_weights(learner.model, keep=True)
+start = dict(tiny_model("llama", spread=0.1).named_parameters())
+plain = train_plainly(
+    study, replace(config, dtype="float32"), tiny_model("llama", spread=0.1), None, tiny_tokenizer()
+).weights
+moves = [
+    np.concatenate([(torch.as_tensor(w[key]).float() - start[key].detach()).numpy().ravel() for key in plain])
+    for w in (found, plain)
+]
+print("correlation", np.corrcoef(*moves)[0, 1], "largest difference", np.abs(moves[0] - moves[1]).max())
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "correlation", "difference"),
+    [
+        ({}, 0.999, 2e-3),
+        ({"zero_stage": 3}, 0.999, 2e-3),
+        ({"zero_stage": 2, "offload": "optimizer"}, 0.999, 2e-3),
+        ({"activation_checkpointing": True}, 0.999, 2e-3),
+        ({"dtype": "bfloat16", "zero_stage": 3, "activation_checkpointing": True}, 0.95, 1.0),
+    ],
+    ids=["plain", "zero-3", "offload", "activations-twice", "bfloat16-zero-3"],
+)
+def test_weights_move_as_on_a_cpu(changes: dict, correlation: float, difference: float, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(tmp_path), repr(changes)],
+        env={**os.environ, "OMP_NUM_THREADS": "4"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, found, *_, largest = done.stdout.strip().splitlines()[-1].split()
+    assert float(found) > correlation
+    assert float(largest) < difference
