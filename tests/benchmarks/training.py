@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,21 +215,25 @@ def run_trainer(model: str, examples: list[Example], config: TrainConfig, pad_id
 
 
 def run_evaluation(model: str, rows: list[Row], tokenizer: Any, config: TrainConfig) -> dict[str, float]:
-    """One evaluation of all splits; the model is as it came, so about as many rows need generating as ever will."""
-    from slick.models import load_model
-    from tuning.forward import Forward
+    """One evaluation of all splits, by a model that was trained enough to give short answers."""
+    from tuning.learning import Learner, Place, prepare_deepspeed
 
+    join_group()
+    prepare_deepspeed()
     device = device_of()
-    loaded = load_model(model, config.dtype, device)
+    place = Place(rank=0, local_rank=0, num_workers=1, device=device)
+    learner = Learner(model, replace(config, learning_rate=1e-4), place, pad_token(tokenizer))
     examples = encode_rows(rows, tokenizer)
-    forward = Forward(loaded, pad_token(tokenizer), packing=True)
+    learner.epoch([example for example, row in zip(examples, rows, strict=True) if row.split == "train"], 1)
+    learner.model.eval()
     settings = EvalSettings(matcher="exact", max_new_tokens=config.max_new_tokens, batch_rows=config.eval_batch_size)
-    evaluate_rows(loaded, forward, tokenizer, rows[:64], examples[:64], settings)
+    evaluate_rows(learner.model, learner.forward, tokenizer, rows[:64], examples[:64], settings)
     clock = Clock(device)
     clock._started_at = clock._now()
-    verdicts = evaluate_rows(loaded, forward, tokenizer, rows, examples, settings)
+    verdicts = evaluate_rows(learner.model, learner.forward, tokenizer, rows, examples, settings)
     assert len(verdicts) == len(rows)
-    return clock.result() | {"rows": len(rows)}
+    lengths = [len(tokenizer(verdict.text, add_special_tokens=False)["input_ids"]) for verdict in verdicts]
+    return clock.result() | {"rows": len(rows), "answer_tokens": statistics.mean(lengths)}
 
 
 def peak_memory(model: str, config: TrainConfig, examples: list[Example], pad_id: int, rank: int, port: str) -> float:
@@ -301,21 +306,23 @@ def result_of(process: "subprocess.Popen[str]") -> dict[str, float]:
 
 
 def compare(arguments: argparse.Namespace, rows: str) -> None:
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    ways = arguments.ways.split(",")
+    found: dict[str, list[float]] = {way: [] for way in ways}
     evaluations = []
     for turn in range(arguments.rounds):
-        for way in WAYS if turn % 2 == 0 else WAYS[::-1]:
+        for way in ways if turn % 2 == 0 else ways[::-1]:
             one = result_of(start(arguments, rows, way=way, num_workers=1))
             found[way].append(one["tokens"] / one["seconds"])
             print(f"round {turn + 1} {way}: {found[way][-1]:,.0f} tokens/s", flush=True)
         evaluations.append(result_of(start(arguments, rows, way="evaluation", num_workers=1)))
     slick = statistics.median(found["slick"])
     print("| way | tokens/s | slick's speed against it |\n|---|---|---|")
-    for way in WAYS:
+    for way in ways:
         speed = statistics.median(found[way])
         print(f"| {way} | {speed:,.0f} | {slick / speed:.2f} |")
     each = statistics.median(one["seconds"] / one["rows"] for one in evaluations)
     report_share(arguments, rows, slick, each)
+    print(f"answers have {statistics.mean(one['answer_tokens'] for one in evaluations):.1f} tokens")
 
 
 def report_share(arguments: argparse.Namespace, rows: str, tokens_per_s: float, row_s: float) -> None:
@@ -353,6 +360,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ways", default=",".join(WAYS), help="slick must be among them")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--activation-checkpointing", action="store_true")
