@@ -90,7 +90,7 @@ def paper_training() -> TrainConfig:
     """50 epochs, learning rate 1e-5, batch 128, dropout 0.05 (arXiv:2405.05904, appendix E; its later version also
     tries 1e-4: `--learning-rate 1e-4`).
     """
-    return TrainConfig(epochs=50, learning_rate=1e-5, batch_size=128, dropout=0.05, loss_of_all=True)
+    return TrainConfig(epochs=50, learning_rate=1e-5, batch_size=128, dropout=0.05)
 
 
 def lora_training() -> TrainConfig:
@@ -117,7 +117,6 @@ def large_training() -> TrainConfig:
         min_workers=1,
         micro_batch_size=16,
         activation_checkpointing=True,
-        save_state_every_s=600.0,
     )
 
 

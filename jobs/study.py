@@ -18,7 +18,7 @@ from slick.progress import duration
 from slick.storage import Folder
 from slick.study import Manifest, plain_settings, versions
 from slick.variants.plan import variant_names
-from tuning.grid import GridConfig, points, trajectories
+from tuning.grid import GridConfig, points
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,8 +80,8 @@ def forecast(config: StudyConfig) -> str:
     """What the study will cost, in generations and trainings, before any of it runs."""
     sampling = config.annotate.sampling
     per_question = config.annotate.num_exemplar_sets * (1 + sampling.num_samples)
-    grid = config.sweep.grid
-    runs, cells = trajectories(grid), points(grid)
+    sweep = config.sweep
+    runs, cells = sweep.trajectories, points(sweep.grid, sweep.train, shared=not sweep.why_independent)
     epochs = sum(run.epochs for run in runs)
     return (
         f"\n{per_question} generations a question ({config.annotate.num_exemplar_sets} prompts x (1 greedy + "

@@ -7,6 +7,7 @@ only when its upload is complete.
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -195,6 +196,33 @@ class Folder:
         if not names:
             raise StudyError(f"{self.uri} holds no {prefix}*.parquet; run the step that writes it first")
         return pa.concat_tables(self.read_table(name, columns) for name in names)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file in here and below, by its path from here; empty if the folder is not there."""
+        filesystem, path = self._open()
+        with self._mendable("", "listed"):
+            found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        start = len(path.rstrip("/")) + 1
+        return {info.path[start:]: int(info.size) for info in found if info.type == pafs.FileType.File}
+
+    @contextmanager
+    def fetched(self) -> Iterator[str]:
+        """A path on this machine where all files lie while the block lasts: the folder itself, or a copy of it."""
+        if self.is_local:
+            yield self.uri
+            return
+        filesystem, path = self._open()
+        with tempfile.TemporaryDirectory(prefix="slick-fetched-") as copy:
+            with self._mendable("", "read"):
+                pafs.copy_files(path, copy, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+            yield copy
+
+    def add(self, source: str) -> None:
+        """Copy all files of the local folder `source` into this one, beside those that are here."""
+        self.make()
+        filesystem, path = self._open()
+        with self._mendable("", "written"):
+            pafs.copy_files(source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
 
     def delete(self, name: str = "") -> None:
         """Remove a file, or without a name this folder and all in it; absent is fine."""

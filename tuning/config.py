@@ -21,7 +21,8 @@ _NOT_IDENTITY = (
     "min_workers",
     "gpus_per_worker",
     "eval_batch_size",
-    "save_state_every_s",
+    "state_share",
+    "keep_state",
     "max_failures",
     "track",
     "allow_other_model",
@@ -100,13 +101,16 @@ class TrainConfig:
     min_workers: int | None = None
     """Start with as few workers as this if the cluster holds no more, and go on with fewer when machines are lost;
     None: always `num_workers`."""
-    gpus_per_worker: int | None = None
-    """0 or 1; None: 1 where the cluster has GPUs."""
+    gpus_per_worker: float | None = None
+    """0 or 1, or for one worker a part of a GPU that several trainings share; None: 1 where the cluster has GPUs."""
     eval_batch_size: int | None = None
     """Rows that one worker evaluates at once; None: 512, and where answers are generated on a GPU as many as fit."""
-    save_state_every_s: float = 120.0
-    """An interrupted training goes on from its last state, which is saved at the end of an epoch when the last one is
-    older than this; a training that takes less begins again."""
+    state_share: float = 0.05
+    """Share of the time that may be spent on saving the state from which an interrupted training goes on; it is saved
+    after as many epochs as that allows. 0: never, so it begins again."""
+    keep_state: bool = False
+    """Leave the last state in the run's folder, of about 12 bytes a trained parameter, so that more epochs later go on
+    from it; without it they begin again."""
     max_failures: int = 3
     """Times that a training goes on from its last state after a worker or a machine was lost; spot machines that were
     taken back are not counted."""
@@ -140,9 +144,21 @@ class TrainConfig:
         """Micro batches whose gradients make one optimizer step."""
         return -(-self.batch_size // (self.micro_rows(num_workers) * num_workers))
 
+    @property
+    def depends_on_epochs(self) -> str:
+        """Why a short training is not the beginning of a longer one; empty if it is."""
+        if self.schedule != "constant":
+            return f"schedule {self.schedule} lowers the learning rate towards the last epoch"
+        if self.replay_known:
+            return f"{self.replay_known} Known rows are replayed in the last epoch"
+        return ""
+
     def identity(self) -> dict[str, object]:
-        """The settings that change results."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_IDENTITY}
+        """The settings that change results; the number of epochs only where they depend on it."""
+        names = {f.name for f in dataclasses.fields(self)} - set(_NOT_IDENTITY)
+        if not self.depends_on_epochs:
+            names.remove("epochs")
+        return {name: getattr(self, name) for name in sorted(names)}
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -150,7 +166,7 @@ def _check_numbers(config: TrainConfig) -> None:
         "seed": 0, "epochs": 1, "batch_size": 1, "num_workers": 1, "eval_batch_size": 1, "max_new_tokens": 1,
         "warmup_steps": 0, "learning_rate": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0, "micro_batch_size": 1,
         "lora_rank": 0, "lora_alpha": 0.0, "replay_known": 0, "distill_weight": 0.0, "min_workers": 1,
-        "save_state_every_s": 0.0, "max_failures": 0,
+        "max_failures": 0,
     }  # fmt: skip
     for name, least in lowest.items():
         value = getattr(config, name)
@@ -158,12 +174,18 @@ def _check_numbers(config: TrainConfig) -> None:
             raise SettingsError(f"{name} must be {least} or more, got {value}")
     if not 0.0 <= config.dropout < 1.0:
         raise SettingsError(f"dropout is a share in [0, 1), got {config.dropout}; 5 percent is 0.05")
+    if not 0.0 <= config.state_share <= 1.0:
+        raise SettingsError(f"state_share is a share in [0, 1], got {config.state_share}; 5 percent is 0.05")
     if not (config.distill_temperature > 0 and math.isfinite(config.distill_temperature)):
         raise SettingsError(f"distill_temperature must be above 0, got {config.distill_temperature}")
     if config.zero_stage not in (0, 1, 2, 3):
         raise SettingsError(f"zero_stage is 0, 1, 2 or 3, got {config.zero_stage}")
-    if config.gpus_per_worker not in (None, 0, 1):
-        raise SettingsError(f"gpus_per_worker is 0 or 1, got {config.gpus_per_worker}; for more GPUs raise num_workers")
+    gpus = config.gpus_per_worker
+    if gpus is not None and (not 0 <= gpus <= 1 or (0 < gpus < 1 and config.num_workers > 1)):
+        raise SettingsError(
+            f"gpus_per_worker is 0 or 1, or for one worker a part of 1, got {gpus} for {config.num_workers} workers; "
+            "for more GPUs raise num_workers"
+        )
 
 
 def _check_choices(config: TrainConfig) -> None:

@@ -16,6 +16,10 @@ from tuning.watching import watch
 __all__ = ["TrainConfig", "finetune"]
 
 
+_REFUSAL = "refusal.json"
+"""What a worker said that only a person can mend, beside the files of its Ray Train run."""
+
+
 def finetune(study: Folder, config: TrainConfig) -> Manifest:
     """Fine-tune on one variant into runs/VARIANT-seedSEED, evaluated by generation after every epoch.
 
@@ -31,7 +35,7 @@ def finetune(study: Folder, config: TrainConfig) -> Manifest:
         SettingsError: settings that contradict each other or the cluster.
     """
     name = run_id(config)
-    plans = plan_runs(study, [config])
+    plans = plan_runs(study, {name: config})
     if plans:
         check_plans(plans)
         gpus_per_worker = ask_cluster(config)
@@ -49,12 +53,13 @@ def check_plans(plans: Sequence[RunPlan]) -> None:
         ModelError: a model has no layers of the kind to be trained.
     """
     check_trackers(plans[0].config.track)
-    for model, config in {plan.model: plan.config for plan in plans}.items():
-        check_trainable(model, config)
+    kinds = {(plan.model, plan.config.trainable, bool(plan.config.lora_rank)): plan for plan in plans}
+    for plan in kinds.values():
+        check_trainable(plan.model, plan.config)
 
 
-def ask_cluster(config: TrainConfig, num_groups: int = 1) -> int:
-    """Connect to Ray and see that the workers fit; returns the GPUs of each, 0 or 1."""
+def ask_cluster(config: TrainConfig, num_groups: int = 1) -> float:
+    """Connect to Ray and see that the workers fit; returns the GPUs of each, 0, 1 or a part of one."""
     import ray
 
     from slick.cluster import connect
@@ -67,7 +72,7 @@ def ask_cluster(config: TrainConfig, num_groups: int = 1) -> int:
 def train_group(
     study: Folder,
     plans: Sequence[RunPlan],
-    gpus_per_worker: int,
+    gpus_per_worker: float,
     storage: str,
     name: str,
     callbacks: Sequence[Any] = (),
@@ -92,13 +97,15 @@ def train_group(
     config = plans[0].config
     _trim_start(config)
     elastic = config.min_workers is not None and config.min_workers < config.num_workers
+    said = Folder(storage).child(name)
+    said.delete(_REFUSAL)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"study": study, "plans": list(plans)},
+        train_loop_config={"study": study, "plans": list(plans), "said": said},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
             use_gpu=gpus_per_worker > 0,
-            resources_per_worker={"CPU": 1, "GPU": 1} if gpus_per_worker else {"CPU": 1},
+            resources_per_worker={"CPU": 1, "GPU": gpus_per_worker} if gpus_per_worker else {"CPU": 1},
         ),
         torch_config=TorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
         run_config=RunConfig(
@@ -113,6 +120,8 @@ def train_group(
         result = trainer.fit()
     except TrainingFailedError as error:
         raise failure(error) from error
+    if said.exists(_REFUSAL):
+        raise SlickError(said.read_json(_REFUSAL)["message"])
     return dict(result.metrics or {})
 
 
@@ -151,9 +160,19 @@ def _work(settings: dict[str, Any]) -> None:
         num_workers=context.get_world_size(),
         device=str(get_device()),
     )
+    said: Folder = settings["said"]
+    if said.exists(_REFUSAL):
+        return
     checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else nullcontext() as saved:
-        train_runs(settings["study"], settings["plans"], place, _report, saved)
+    try:
+        with checkpoint.as_directory() if checkpoint else nullcontext() as saved:
+            train_runs(settings["study"], settings["plans"], place, _report, saved)
+    except SlickError as error:
+        # What a person must mend is not tried again. Other workers may wait for this one, so the group has to fail;
+        # when it is started anew, all leave at once.
+        said.write_json(_REFUSAL, {"message": str(error)})
+        if place.num_workers > 1:
+            raise
 
 
 def _report(metrics: dict[str, object], state: str | None) -> None:
@@ -204,6 +223,6 @@ def print_outcome(study: Folder, plans: Sequence[RunPlan]) -> None:
             f"(least: {worst}, {100 * short[worst]:.1f} %), so their last epoch is not the paper's CONVERGENCE; more "
             "--epochs would bring them nearer"
         )
-    silent = [plan.run_id for plan in plans if plan.config.dropout and not counts[plan.run_id]["dropouts"]]
+    silent = [plan.run_id for plan in plans if plan.config.dropout and counts[plan.run_id].get("dropouts") == []]
     if silent:
         print(f"finetune: the model has no dropout anywhere, so --dropout had no effect on {', '.join(silent)}")

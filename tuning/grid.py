@@ -1,16 +1,20 @@
-"""The grid of a sweep: variant x seed x epoch budget x policy, and the trainings that cover it. Pure.
+"""The grid of a sweep: variant x settings x seed x epoch budget x policy, and the trainings that cover it. Pure.
 
-With a constant learning rate a short training is the beginning of a long one, so each (variant, seed) is trained once,
-to the largest budget, and every smaller budget and every policy is read off that one trajectory.
+With a constant learning rate a short training is the beginning of a long one, so each (variant, settings, seed) is
+trained once, to the largest budget, and every smaller budget and every policy is read off that one trajectory. Where a
+training depends on its length, each budget has a trajectory of its own.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 from slick.errors import SettingsError
 from slick.variants.plan import VariantsConfig, variant_names
+from tuning.axes import Settings, combinations, parse_axis
+from tuning.config import TrainConfig
 from tuning.policies import Policy, parse_policy
 
 
@@ -26,6 +30,9 @@ class GridConfig:
     """Epoch budgets."""
     policies: tuple[str, ...] = ("fixed", "best_dev")
     """Stopping policies; `fixed` stops at the end of each budget, `fixed(n)` has points only where n is within it."""
+    axes: tuple[str, ...] = ()
+    """Training settings that vary, as `learning_rate=1e-5,1e-4`; with a condition, as
+    `lora_alpha=16,32 if lora_rank=16`, a setting varies only where an axis before it has that value."""
 
     def __post_init__(self) -> None:
         for name in ("variants", "seeds", "epochs", "policies"):
@@ -41,6 +48,8 @@ class GridConfig:
             for value in getattr(self, name):
                 if value < lowest:
                     raise SettingsError(f"the grid's {name} must be {lowest} or more, got {value}")
+        for text in self.axes:
+            parse_axis(text)
         for text in self.policies:
             if not any(parse_policy(text).applies(budget) for budget in self.epochs):
                 raise SettingsError(
@@ -50,27 +59,41 @@ class GridConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change results: all of them."""
-        return {name: getattr(self, name) for name in ("variants", "seeds", "epochs", "policies")}
+        return {name: getattr(self, name) for name in ("variants", "seeds", "epochs", "policies", "axes")}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """One training of one variant and seed, evaluated every epoch."""
+    """One training of one variant, settings and seed, evaluated every epoch."""
 
     variant: str
     seed: int
     epochs: int
-    """Trained: the largest budget of the grid."""
+    """Trained: the largest budget that it serves."""
+    settings: Settings = ()
+    """Those that differ from the sweep's own."""
+    alone: bool = False
+    """It serves one budget, which is part of its name."""
 
     @property
     def run_id(self) -> str:
         """Name of its folder in runs/."""
-        return f"{self.variant}-seed{self.seed}"
+        changed = "".join(f"-{name}={value}" for name, value in self.settings)
+        return f"{self.variant}-seed{self.seed}{changed}{f'-epochs{self.epochs}' if self.alone else ''}"
+
+    def config(self, base: TrainConfig) -> TrainConfig:
+        """The settings of the training.
+
+        Raises:
+            SettingsError: the grid's values do not go together.
+        """
+        changed: dict[str, Any] = dict(self.settings)
+        return replace(base, variant=self.variant, seed=self.seed, epochs=self.epochs, **changed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One cell of the grid; several points share one trajectory."""
+    """One cell of the grid; several points may share one trajectory."""
 
     variant: str
     seed: int
@@ -78,76 +101,104 @@ class Point:
     """The budget; at most the epochs of the trajectory."""
     policy: Policy
     """Never the plain `fixed`: it carries its number here."""
+    settings: Settings
+    run_id: str
+    """The trajectory that it is read off."""
 
     @property
-    def run_id(self) -> str:
-        """The trajectory that it is read off."""
-        return f"{self.variant}-seed{self.seed}"
+    def settings_text(self) -> str:
+        """As points.parquet has it, `learning_rate=0.0001;lora_rank=8`; empty for the sweep's own settings."""
+        return ";".join(f"{name}={value}" for name, value in self.settings)
 
 
-def trajectories(grid: GridConfig) -> list[Trajectory]:
-    """One training for each variant and seed, to the largest budget; variants outermost."""
+def trajectories(grid: GridConfig, base: TrainConfig, *, shared: bool) -> list[Trajectory]:
+    """The trainings that cover the grid, variants outermost.
+
+    Args:
+        base: settings that the grid's axes change.
+        shared: one training serves all budgets.
+    """
+    budgets = (max(grid.epochs),) if shared else grid.epochs
     return [
-        Trajectory(variant=variant, seed=seed, epochs=max(grid.epochs))
-        for variant, seed in product(grid.variants, grid.seeds)
+        Trajectory(variant=variant, seed=seed, epochs=budget, settings=settings, alone=not shared)
+        for variant, settings, seed, budget in product(
+            grid.variants, combinations(grid.axes, base), grid.seeds, budgets
+        )
     ]
 
 
-def points(grid: GridConfig) -> list[Point]:
+def points(grid: GridConfig, base: TrainConfig, *, shared: bool) -> list[Point]:
     """All cells of the grid that exist, each once.
 
     `fixed(n)` has no point where n is beyond the budget; where `fixed` and `fixed(n)` say the same there is one point.
     """
     policies = [parse_policy(text) for text in grid.policies]
-    cells = product(grid.variants, grid.seeds, grid.epochs, policies)
+    largest = max(grid.epochs)
+    cells = product(grid.variants, combinations(grid.axes, base), grid.seeds, grid.epochs, policies)
     found = [
-        Point(variant=variant, seed=seed, epochs=budget, policy=policy.at(budget))
-        for variant, seed, budget, policy in cells
+        Point(
+            variant=variant,
+            seed=seed,
+            epochs=budget,
+            policy=policy.at(budget),
+            settings=settings,
+            run_id=Trajectory(
+                variant=variant,
+                seed=seed,
+                epochs=largest if shared else budget,
+                settings=settings,
+                alone=not shared,
+            ).run_id,
+        )
+        for variant, settings, seed, budget, policy in cells
         if policy.applies(budget)
     ]
     return list(dict.fromkeys(found))
 
 
-def pack(runs: Sequence[Trajectory], costs: Mapping[str, float], num_packs: int) -> list[list[Trajectory]]:
+def pack(costs: Mapping[str, float], num_packs: int) -> list[list[str]]:
     """Share trajectories out among workers so that all end at about the same time.
 
     Longest first, each to the worker with the least to do: at most 4/3 of the best possible time (Graham 1969,
     https://doi.org/10.1137/0117039).
 
     Args:
-        runs: to be shared out.
         costs: run_id to expected time in any unit, for example rows x epochs.
         num_packs: workers; fewer packs come back if there are fewer trajectories.
 
     Returns:
-        Packs, none empty, the longest first; each in the order in which to run it.
+        Packs of run_ids, none empty, the longest first; each in the order in which to run it.
 
     Raises:
         SettingsError: fewer than one worker.
     """
     if num_packs < 1:
         raise SettingsError(f"trajectories need at least one worker, got {num_packs}")
-    packs: list[list[Trajectory]] = [[] for _ in range(min(num_packs, len(runs)))]
+    packs: list[list[str]] = [[] for _ in range(min(num_packs, len(costs)))]
     loads = [0.0] * len(packs)
-    for run in sorted(runs, key=lambda run: (-costs[run.run_id], run.run_id)):
+    for run in sorted(costs, key=lambda run: (-costs[run], run)):
         least = min(range(len(packs)), key=lambda i: (loads[i], len(packs[i]), i))
         packs[least].append(run)
-        loads[least] += costs[run.run_id]
+        loads[least] += costs[run]
     order = sorted(range(len(packs)), key=lambda i: -loads[i])
     return [packs[i] for i in order]
 
 
-def summary(grid: GridConfig) -> str:
+def summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
     """What the grid will take, for people.
 
-    >>> summary(GridConfig(variants=("natural",), seeds=(0, 1), epochs=(5, 20), policies=("fixed", "best_dev")))
-    '1 variant x 2 seeds = 2 trainings of 20 epochs; with 2 epoch budgets and 2 policies 8 points'
+    >>> grid = GridConfig(variants=("natural",), seeds=(0, 1), epochs=(5, 20), policies=("fixed", "best_dev"))
+    >>> summary(grid, TrainConfig(), shared=True)
+    '1 variant x 2 seeds = 2 trainings, 40 epochs in all; with 2 epoch budgets and 2 policies 8 points'
     """
+    runs = trajectories(grid, base, shared=shared)
+    num_settings = len(combinations(grid.axes, base))
+    changed = f" x {_count(num_settings, 'combination')} of settings" if grid.axes else ""
     return (
-        f"{_count(len(grid.variants), 'variant')} x {_count(len(grid.seeds), 'seed')} = "
-        f"{_count(len(trajectories(grid)), 'training')} of "
-        f"{_count(max(grid.epochs), 'epoch')}; with {_count(len(grid.epochs), 'epoch budget')} and "
-        f"{_count(len(grid.policies), 'policy', 'policies')} {_count(len(points(grid)), 'point')}"
+        f"{_count(len(grid.variants), 'variant')} x {_count(len(grid.seeds), 'seed')}{changed} = "
+        f"{_count(len(runs), 'training')}, {_count(sum(run.epochs for run in runs), 'epoch')} in all; with "
+        f"{_count(len(grid.epochs), 'epoch budget')} and {_count(len(grid.policies), 'policy', 'policies')} "
+        f"{_count(len(points(grid, base, shared=shared)), 'point')}"
     )
 
 

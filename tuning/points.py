@@ -1,15 +1,15 @@
 """points.parquet: every cell of the grid, read off the stored epochs of its trajectory. Pure."""
 
-from typing import Any
-
 import pyarrow as pa
 
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import require
 from slick.types import ALL, Category
+from tuning.config import TrainConfig
+from tuning.epochs import Accuracies, accuracies_of, curve_from
 from tuning.grid import GridConfig, points
-from tuning.policies import Curve, apply_policy
+from tuning.policies import apply_policy
 from tuning.rows import SPLITS
 from tuning.runs import run_folder
 
@@ -24,26 +24,36 @@ POINTS_SCHEMA = pa.schema(
         ("stop_epoch", pa.int32()),
         ("cost_epochs", pa.int32()),
         ("run_id", pa.string()),
+        ("settings", pa.string()),
         *((f"{split}_{category}", pa.float64()) for split in SPLITS for category in _CATEGORIES),
     ]
 )
 """The accuracies are shares in [0, 1], null where the split has no rows of the category."""
 
 
-def points_table(study: Folder, grid: GridConfig) -> pa.Table:
+def points_table(study: Folder, grid: GridConfig, base: TrainConfig, *, shared: bool) -> pa.Table:
     """All points of a grid whose trajectories are finished.
+
+    A trajectory that was ended early by a scheduler has no points beyond its last epoch.
+
+    Args:
+        base: settings that the grid's axes change.
+        shared: one trajectory serves all budgets.
 
     Raises:
         StudyError: a trajectory's epochs are not all there.
     """
     variants = require(study.child("variants"), "variants").counts
-    read: dict[str, list[dict[str, float]]] = {}
+    read: dict[str, list[Accuracies]] = {}
     rows = []
-    for point in points(grid):
+    for point in points(grid, base, shared=shared):
         if point.run_id not in read:
             read[point.run_id] = _accuracies(study, point.run_id)
         accuracies = read[point.run_id]
-        stop = apply_policy(point.policy, _curve(accuracies), point.epochs)
+        curve = curve_from(accuracies)
+        if point.policy.decided(curve, point.epochs) is None:
+            continue
+        stop = apply_policy(point.policy, curve, point.epochs)
         rows.append(
             {
                 "variant": point.variant,
@@ -54,30 +64,16 @@ def points_table(study: Folder, grid: GridConfig) -> pa.Table:
                 "stop_epoch": stop.stop_epoch,
                 "cost_epochs": stop.cost_epochs,
                 "run_id": point.run_id,
+                "settings": point.settings_text,
                 **accuracies[stop.stop_epoch - 1],
             }
         )
     return pa.Table.from_pylist(rows, schema=POINTS_SCHEMA)
 
 
-def _accuracies(study: Folder, run_id: str) -> list[dict[str, float]]:
-    """One mapping an epoch, from `split_category` to accuracy; only where there are rows."""
-    table = run_folder(study, run_id).read_table("epochs.parquet")
-    by_epoch: dict[int, dict[str, float]] = {}
-    row: dict[str, Any]
-    for row in table.to_pylist():
-        by_epoch.setdefault(row["epoch"], {})[f"{row['split']}_{row['category']}"] = row["num_correct"] / row["num"]
-    if sorted(by_epoch) != list(range(1, len(by_epoch) + 1)):
-        raise StudyError(
-            f"{run_folder(study, run_id)}/epochs.parquet has epochs {sorted(by_epoch)}, wanted all from 1; delete that "
-            "folder and run the sweep again"
-        )
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
-
-
-def _curve(accuracies: list[dict[str, float]]) -> Curve:
-    unknown = f"train_{Category.UNKNOWN}"
-    return Curve(
-        dev_accuracy=tuple(epoch[f"dev_{ALL}"] for epoch in accuracies),
-        unknown_train_accuracy=tuple(e[unknown] for e in accuracies) if unknown in accuracies[0] else None,
-    )
+def _accuracies(study: Folder, run_id: str) -> list[Accuracies]:
+    folder = run_folder(study, run_id)
+    try:
+        return accuracies_of(folder.read_table("epochs.parquet").to_pylist())
+    except StudyError as error:
+        raise StudyError(f"{folder}/epochs.parquet: {error}") from error

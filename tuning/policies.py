@@ -3,7 +3,8 @@
 A training is run once to its largest budget; every rule is read off the stored curve afterwards, so a new rule costs
 nothing to try. To add one: write a function `(Curve, *settings) -> Stop` and name it in `RULES`. The settings of a rule
 follow two conventions, checked where a policy is parsed: whole numbers count epochs (1 or more), other numbers are
-shares in [0, 1].
+shares in [0, 1]. A rule must not look beyond the epochs it says it costs: on that promise a policy's `decided` tells a
+live training, without a second version of the rule, whether a later epoch can still change its stopping epoch.
 """
 
 import inspect
@@ -12,61 +13,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slick.errors import DataError, SettingsError
+from slick.errors import SettingsError
+from tuning.curves import Curve, Stop
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """What was measured after each epoch of one training; position 0 is epoch 1."""
-
-    dev_accuracy: tuple[float, ...]
-    """Share of dev questions answered right, in [0, 1]; one an epoch."""
-    unknown_train_accuracy: tuple[float, ...] | None = None
-    """Share of the Unknown training rows answered right, in [0, 1]; one an epoch. None: there are no such rows."""
-
-    def __post_init__(self) -> None:
-        for name, values in (("dev", self.dev_accuracy), ("Unknown train", self.unknown_train_accuracy)):
-            if values is None:
-                continue
-            if len(values) != self.num_epochs or not values:
-                raise DataError(
-                    f"a curve needs one {name} accuracy for each epoch, got {len(values)} for {self.num_epochs} epochs"
-                )
-            for epoch, value in enumerate(values, start=1):
-                if not 0.0 <= value <= 1.0:  # also refuses NaN
-                    raise DataError(f"{name} accuracy of epoch {epoch} is {value}; it must be a share in [0, 1]")
-
-    @property
-    def num_epochs(self) -> int:
-        """Epochs that were trained."""
-        return len(self.dev_accuracy)
-
-    def until(self, budget: int) -> "Curve":
-        """The curve of the same training had it ended after `budget` epochs.
-
-        Raises:
-            DataError: the training has fewer epochs.
-        """
-        if not 1 <= budget <= self.num_epochs:
-            raise DataError(f"a budget of {budget} epochs cannot be read off a training of {self.num_epochs}")
-        unknown = self.unknown_train_accuracy
-        return Curve(
-            dev_accuracy=self.dev_accuracy[:budget],
-            unknown_train_accuracy=None if unknown is None else unknown[:budget],
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """Which epoch's checkpoint a rule chooses, and what finding it took."""
-
-    stop_epoch: int
-    """From 1."""
-    cost_epochs: int
-    """Epochs that had to be trained before the rule could choose; at least `stop_epoch`."""
-
-    def __post_init__(self) -> None:
-        assert 1 <= self.stop_epoch <= self.cost_epochs, self
+__all__ = ["RULES", "Curve", "Policy", "Stop", "apply_policy", "parse_policy", "stop_epoch", "usage"]
 
 
 def fixed(curve: Curve, epochs: int = 0) -> Stop:
@@ -91,7 +41,27 @@ def best_dev(curve: Curve) -> Stop:
     >>> best_dev(Curve(dev_accuracy=(0.2, 0.4, 0.4, 0.3)))
     Stop(stop_epoch=2, cost_epochs=4)
     """
-    return Stop(stop_epoch=_best(curve), cost_epochs=curve.num_epochs)
+    return _best(curve, curve.dev_accuracy)
+
+
+def dev_highlyknown(curve: Curve) -> Stop:
+    """The epoch of the highest accuracy on HighlyKnown dev questions, ties to the earliest; costs the whole budget.
+
+    For those who want above all to keep what the model knew firmly.
+
+    Raises:
+        SettingsError: no dev question is known to be HighlyKnown, so there is nothing to choose by.
+
+    >>> dev_highlyknown(Curve(dev_accuracy=(0.2, 0.4), highlyknown_dev_accuracy=(0.9, 0.8)))
+    Stop(stop_epoch=1, cost_epochs=2)
+    """
+    if curve.highlyknown_dev_accuracy is None:
+        raise SettingsError(
+            "policy dev_highlyknown chooses by HighlyKnown dev questions, and the training's epochs.parquet has none "
+            "(split dev, category HighlyKnown): its dev questions were not annotated; start a study with "
+            "`slick annotate --annotate-dev`, or use best_dev"
+        )
+    return _best(curve, curve.highlyknown_dev_accuracy)
 
 
 def patience(curve: Curve, epochs: int, min_delta: float = 0.0) -> Stop:
@@ -130,6 +100,7 @@ def unknown_fit(curve: Curve, share: float) -> Stop:
 RULES: dict[str, Callable[..., Stop]] = {
     "fixed": fixed,
     "best_dev": best_dev,
+    "dev_highlyknown": dev_highlyknown,
     "patience": patience,
     "unknown_fit": unknown_fit,
 }
@@ -153,9 +124,29 @@ class Policy:
         """False for `fixed(n)` with n beyond the budget: such a point does not exist, it is never clipped."""
         return self.rule != "fixed" or not self.settings or self.settings[0] <= budget
 
+    def decided(self, curve: Curve, max_epochs: int) -> int | None:
+        """The stopping epoch, once no later epoch can change it; None while one can.
+
+        Known at epoch n for `fixed(n)`, on giving up for `patience`, on reaching the share for `unknown_fit`, and in
+        every case at the end of the budget. A live training may end where all its policies are decided.
+
+        Args:
+            curve: of the epochs so far, one or more; those beyond `max_epochs` are not looked at.
+            max_epochs: the budget.
+
+        Raises:
+            DataError: a budget of no epochs.
+            SettingsError: the policy cannot be read off such a training at all, as in `apply_policy`.
+
+        >>> parse_policy("patience(2)").decided(Curve(dev_accuracy=(0.2, 0.4, 0.3, 0.3)), 50)
+        2
+        """
+        stop = _settled(self, curve, max_epochs)
+        return None if stop is None else stop.stop_epoch
+
 
 def parse_policy(text: str) -> Policy:
-    """Read `fixed`, `fixed(5)`, `best_dev`, `patience(3)`, `patience(3,0.01)`, `unknown_fit(0.2)`.
+    """Read `fixed`, `fixed(5)`, `best_dev`, `dev_highlyknown`, `patience(3)`, `patience(3,0.01)`, `unknown_fit(0.2)`.
 
     Raises:
         SettingsError: no such rule, or settings that it does not take.
@@ -194,10 +185,13 @@ def apply_policy(policy: Policy, curve: Curve, budget: int | None = None) -> Sto
     """Which epoch the policy chooses within the first `budget` epochs of the curve, and its cost.
 
     Raises:
-        DataError: the curve is shorter than the budget.
-        SettingsError: `fixed(n)` beyond the budget.
+        DataError: the curve ends before the budget, and the policy is not decided by then.
+        SettingsError: `fixed(n)` beyond the budget, or `dev_highlyknown` without such questions.
     """
-    return RULES[policy.rule](curve if budget is None else curve.until(budget), *policy.settings)
+    wanted = curve.num_epochs if budget is None else budget
+    if wanted > curve.num_epochs and (stop := _settled(policy, curve, wanted)) is not None:
+        return stop
+    return RULES[policy.rule](curve.until(wanted), *policy.settings)
 
 
 def stop_epoch(policy: Policy, curve: Curve, budget: int | None = None) -> int:
@@ -205,8 +199,15 @@ def stop_epoch(policy: Policy, curve: Curve, budget: int | None = None) -> int:
     return apply_policy(policy, curve, budget).stop_epoch
 
 
-def _best(curve: Curve) -> int:
-    return curve.dev_accuracy.index(max(curve.dev_accuracy)) + 1
+def _settled(policy: Policy, curve: Curve, budget: int) -> Stop | None:
+    """What the policy chooses if the epochs so far suffice; what is held in place of the others cannot matter then."""
+    seen = min(curve.num_epochs, budget)
+    stop = RULES[policy.rule](curve.until(seen).held(budget), *policy.settings)
+    return stop if stop.cost_epochs <= seen else None
+
+
+def _best(curve: Curve, accuracy: tuple[float, ...]) -> Stop:
+    return Stop(stop_epoch=accuracy.index(max(accuracy)) + 1, cost_epochs=curve.num_epochs)
 
 
 def _parameters(rule: str) -> list[inspect.Parameter]:

@@ -123,8 +123,13 @@ def epochs_table(run_id: str, epochs: Sequence[Sequence[Measure]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EPOCHS_SCHEMA)
 
 
+def predictions_name(epoch: int) -> str:
+    """File of an epoch in predictions/."""
+    return f"epoch-{epoch:03d}.parquet"
+
+
 def predictions_table(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> pa.Table:
-    """`predictions/epoch-NNN.parquet`."""
+    """`predictions/epoch-NNN.parquet`, as `predictions_name` has it."""
     return pa.table(
         {
             "question_id": [row.question_id for row in rows],

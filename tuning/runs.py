@@ -1,16 +1,18 @@
 """The folders of fine-tunings: which are finished, which are to be done, and whether what they ask for can be had."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slick.errors import SettingsError, StudyError, VariantError
 from slick.models import model_fingerprint, resolve_model, study_model
 from slick.storage import Folder
-from slick.study import Manifest, begin, fingerprint, read_manifest, require
+from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, read_manifest, require
 from slick.variants import read_variant
 from tuning.config import TrainConfig
+from tuning.epochs import all_decided, curve_of
 from tuning.grid import Trajectory
 from tuning.rows import read_rows
+from tuning.state import SavedState, find_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +21,10 @@ class RunPlan:
 
     run_id: str
     config: TrainConfig
+    stops: tuple[tuple[str, int], ...] = ()
+    """Policies and budgets; the training ends before its last epoch as soon as all are decided. None: it never does."""
+    state: SavedState | None = None
+    """From where it goes on, if it was interrupted or is to be longer than it was."""
     identity: str
     inputs: dict[str, str]
     model: str
@@ -37,8 +43,19 @@ def run_folder(study: Folder, name: str) -> Folder:
     return study.child("runs", name)
 
 
-def plan_runs(study: Folder, configs: Sequence[TrainConfig]) -> list[RunPlan]:
-    """The fine-tunings among `configs` that are not finished; nothing is started or deleted.
+def plan_runs(
+    study: Folder,
+    wanted: Mapping[str, TrainConfig],
+    stops: Sequence[tuple[str, int]] = (),
+    *,
+    may_be_ended: bool = False,
+) -> list[RunPlan]:
+    """The fine-tunings among those wanted that are not finished; nothing is started or deleted.
+
+    Args:
+        wanted: settings by run_id.
+        stops: policies and budgets; a training is finished as soon as all of them are decided.
+        may_be_ended: a training that a scheduler ended early is finished.
 
     Raises:
         StudyError: an earlier step is not finished, or a run's folder was written with other inputs or settings.
@@ -47,11 +64,12 @@ def plan_runs(study: Folder, configs: Sequence[TrainConfig]) -> list[RunPlan]:
     """
     variants = require(study.child("variants"), "variants")
     questions = require(study.child("questions"), "questions")
-    models = {config.model: study_model(study, config.model) for config in configs}
+    models = {config.model: study_model(study, config.model) for config in wanted.values()}
     prints = {name: model_fingerprint(resolve_model(path)) for name, path in models.items()}
+    states = find_states(study, list(wanted))
     rows: dict[str, tuple[str, int, int]] = {}
     plans = []
-    for config in configs:
+    for name, config in wanted.items():
         _check_model(study, config, models[config.model], prints[config.model], variants)
         if config.variant not in rows:
             rows[config.variant] = _variant_facts(study, config.variant)
@@ -62,15 +80,21 @@ def plan_runs(study: Folder, configs: Sequence[TrainConfig]) -> list[RunPlan]:
             "knowledge": variants.inputs["knowledge"],
             "model": prints[config.model],
         }
+        identity = fingerprint(inputs, config.identity())
+        state = states.get(identity)
+        done = state.progress.epoch if state else 0
         plan = RunPlan(
-            run_id=run_id(config),
+            run_id=name,
             config=config,
-            identity=fingerprint(inputs, config.identity()),
+            stops=tuple(stops),
+            state=state if done < config.epochs else None,
+            identity=identity,
             inputs=inputs,
             model=models[config.model],
-            cost=config.epochs * (3.0 * num_train + num_asked),
+            cost=max(1, config.epochs - done) * (3.0 * num_train + num_asked),
         )
-        if not _is_finished(study, plan):
+        _check_folder(study, plan)
+        if not is_finished(study, plan, may_be_ended=may_be_ended):
             plans.append(plan)
     return plans
 
@@ -92,37 +116,58 @@ def _check_model(study: Folder, config: TrainConfig, model: str, found: str, var
         )
 
 
-def _is_finished(study: Folder, plan: RunPlan) -> bool:
+def _check_folder(study: Folder, plan: RunPlan) -> None:
     folder = run_folder(study, plan.run_id)
     manifest = read_manifest(folder)
-    started = folder.read_json("started.json") if folder.exists("started.json") else {}
+    started = folder.read_json(STARTED) if folder.exists(STARTED) else {}
     found = manifest.fingerprint if manifest else started.get("fingerprint", plan.identity)
     if found != plan.identity:
         raise StudyError(
             f"{folder} was written with other inputs or settings: its fingerprint is {found}, this training's is "
             f"{plan.identity}; choose another --out, or delete that folder to train it again"
         )
-    return manifest is not None
 
 
-def open_run(study: Folder, plan: RunPlan) -> None:
-    """Make the run's folder ready: what an interrupted training left is removed."""
+def is_finished(study: Folder, plan: RunPlan, *, may_be_ended: bool = False) -> bool:
+    """True if the run has all epochs that are asked for, or has decided all that is to be decided.
+
+    Args:
+        may_be_ended: one that a scheduler ended early is finished as well.
+    """
     folder = run_folder(study, plan.run_id)
-    folder.delete()
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    if manifest.counts["epochs"] >= plan.config.epochs or (may_be_ended and manifest.counts.get("ended_by")):
+        return True
+    return bool(plan.stops) and all_decided(curve_of(folder.read_table("epochs.parquet").to_pylist()), plan.stops)
+
+
+def open_run(study: Folder, plan: RunPlan, *, keep: bool) -> None:
+    """Make the run's folder ready.
+
+    Args:
+        keep: the training goes on from a state; otherwise what an interrupted one left is removed.
+    """
+    folder = run_folder(study, plan.run_id)
+    if keep:
+        folder.delete(MANIFEST)
+    else:
+        folder.delete()
     begin(folder, "finetune", plan.identity, plan.config)
     folder.write_json(
         "config.json",
         {"run_id": plan.run_id, "model": plan.model, "inputs": plan.inputs}
         | {
-            "settings": plan.config.identity(),
+            "settings": plan.config.identity() | {"epochs": plan.config.epochs},
             "num_workers": plan.config.num_workers,
             "zero_stage": plan.config.zero_stage,
         },
     )
 
 
-def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: int = 1) -> int:
-    """GPUs of a worker, 0 or 1.
+def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: int = 1) -> float:
+    """GPUs of a worker: 0, 1 or a part of one.
 
     Args:
         cpus: of the cluster now.
@@ -132,13 +177,13 @@ def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: i
     Raises:
         SettingsError: the cluster has too few.
     """
-    gpus_per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else int(gpus > 0)
+    gpus_per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else float(gpus > 0)
     num_workers = config.num_workers if config.min_workers is None else config.min_workers
     have, what = (gpus, "GPUs") if gpus_per_worker else (cpus, "CPUs")
-    wanted = num_workers * num_groups
+    wanted = num_workers * num_groups * (gpus_per_worker or 1)
     if wanted > have and not config.wait_for_nodes:
         raise SettingsError(
-            f"{num_groups} x {num_workers} workers need {wanted} {what}, the cluster has {have:g}; lower "
+            f"{num_groups} x {num_workers} workers need {wanted:g} {what}, the cluster has {have:g}; lower "
             "--num-workers or --min-workers, or give --wait-for-nodes if the cluster will grow"
         )
     return gpus_per_worker

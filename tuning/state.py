@@ -6,21 +6,20 @@ DeepSpeed's universal format.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slick.errors import SettingsError, StudyError
+from slick.storage import Folder
 from tuning.config import TrainConfig
-from tuning.learning import Place
 
 _TAG = "state"
 _PROGRESS = "progress.json"
@@ -40,27 +39,58 @@ class Progress:
     zero_stage: int
 
 
-def save_state(engine: Any, progress: Progress) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedState:
+    """A whole state, and how far it is."""
+
+    uri: str
+    progress: Progress
+
+
+def save_state(engine: Any, progress: Progress, rank: int) -> str:
     """Write this worker's part into a new folder on its own disk, and return the folder; called by all workers."""
     folder = tempfile.mkdtemp(prefix="slick-state-")
     engine.save_checkpoint(folder, tag=_TAG)
     Path(folder, _PROGRESS).write_text(json.dumps(asdict(progress)))
+    Path(folder, f"files-{rank}.json").write_text(json.dumps(Folder(folder).sizes()))
     return folder
 
 
-def read_progress(folder: str) -> Progress:
-    """What `save_state` wrote into a folder.
-
-    Raises:
-        StudyError: it is not a whole state.
-    """
+def read_state(folder: Folder) -> SavedState | None:
+    """The state in a folder; None if any worker's part has not arrived whole."""
+    sizes = folder.sizes()
+    if _PROGRESS not in sizes:
+        return None
     try:
-        return Progress(**json.loads(Path(folder, _PROGRESS).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise StudyError(
-            f"the saved training state in {folder} cannot be read ({error}); delete the .ray folder of the study and "
-            "start the training again"
-        ) from error
+        progress = Progress(**folder.read_json(_PROGRESS))
+        for rank in range(progress.num_workers):
+            name = f"files-{rank}.json"
+            if name not in sizes or any(sizes.get(file) != size for file, size in folder.read_json(name).items()):
+                return None
+    except (StudyError, TypeError):
+        return None  # broken off while it was written, or of another version: an older one is as good, but for time
+    return SavedState(uri=folder.uri, progress=progress)
+
+
+def find_states(study: Folder, run_ids: Sequence[str]) -> dict[str, SavedState]:
+    """The furthest state of each training by its identity: what Ray Train stored, and what finished runs kept."""
+    groups = study.child(".ray")
+    places = [
+        groups.child(step, group, name)
+        for step in (groups.folders() if groups.exists() else [])
+        for group in groups.child(step).folders()
+        for name in groups.child(step, group).folders()
+        if name.startswith("checkpoint_")
+    ]
+    places += [study.child("runs", run_id, "state") for run_id in run_ids]
+    found: dict[str, SavedState] = {}
+    for place in places:
+        state = read_state(place)
+        if state is not None:
+            known = found.get(state.progress.identity)
+            if known is None or known.progress.epoch < state.progress.epoch:
+                found[state.progress.identity] = state
+    return found
 
 
 def needs_universal(progress: Progress, config: TrainConfig, num_workers: int) -> bool:
@@ -91,26 +121,29 @@ def load_state(engine: Any, folder: str) -> None:
 
 
 @contextlib.contextmanager
-def universal_state(folder: str, place: Place) -> Iterator[str]:
+def universal_state(folder: str, progress: Progress, local_rank: int) -> Iterator[str]:
     """A folder with the same state in DeepSpeed's universal format, on this machine's disk while the block lasts.
 
     One worker of each machine converts it; all workers call this.
+
+    Args:
+        local_rank: this worker's number among those on its machine.
 
     Raises:
         StudyError: DeepSpeed could not convert it.
     """
     import torch.distributed as dist
 
-    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    target = os.path.join(tempfile.gettempdir(), f"slick-universal-{os.getuid()}-{name}")
+    name = f"slick-universal-{os.getuid()}-{progress.identity}-{progress.epoch}"
+    target = os.path.join(tempfile.gettempdir(), name)
     try:
-        if place.local_rank == 0:
+        if local_rank == 0:
             _convert(os.path.join(folder, _TAG), os.path.join(target, _TAG))
         dist.barrier()
         yield target
         dist.barrier()
     finally:
-        if place.local_rank == 0:
+        if local_rank == 0:
             shutil.rmtree(target, ignore_errors=True)
 
 

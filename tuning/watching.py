@@ -7,9 +7,8 @@ from typing import Any
 
 from slick.progress import Progress
 from slick.storage import Folder
-from slick.study import MANIFEST
 from slick.types import ALL
-from tuning.runs import RunPlan, run_folder
+from tuning.runs import RunPlan, is_finished, run_folder
 from tuning.tracking import Tracking
 
 
@@ -45,7 +44,7 @@ class _Watcher:
 
     def _look(self, plan: RunPlan, last: bool) -> bool:
         """Show what is new of a run; True when it has ended."""
-        ended = run_folder(self._study, plan.run_id).exists(MANIFEST)
+        ended = is_finished(self._study, plan)
         epochs = self._epochs(plan)
         new = len(epochs) - self._seen[plan.run_id]
         if new:

@@ -4,16 +4,18 @@ A worker is a process of a group that is started once for a list of trajectories
 small training. A group that was interrupted goes on where the last saved state stands, and otherwise begins again.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 from slick.models import load_tokenizer
 from slick.storage import Folder
-from slick.study import MANIFEST, Manifest, finish
 from tuning.checkpoints import CheckpointWriter
+from tuning.ending import end_run
+from tuning.epochs import Accuracies, all_decided, curve_from
 from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows, pad_token
+from tuning.group import agree, gather_strided
 from tuning.learning import Learner, Pace, Place, prepare_deepspeed
 from tuning.lockstep import in_lockstep
 from tuning.meters import TrainMeters
@@ -22,15 +24,22 @@ from tuning.records import (
     Verdict,
     accuracy,
     epochs_table,
-    lost_table,
     measures_of,
+    predictions_name,
     predictions_table,
-    rows_table,
     summarize,
 )
 from tuning.rows import Row, read_replay, read_rows
-from tuning.runs import RunPlan, open_run, run_folder
-from tuning.state import Progress, load_state, needs_universal, read_progress, save_state, universal_state
+from tuning.runs import RunPlan, is_finished, open_run, run_folder
+from tuning.state import (
+    Progress,
+    SavedState,
+    load_state,
+    needs_universal,
+    read_state,
+    save_state,
+    universal_state,
+)
 
 Report = Callable[[dict[str, object], str | None], None]
 """Hands over the metrics of an epoch, and a folder with this worker's part of the state if it was saved."""
@@ -47,17 +56,23 @@ def train_runs(study: Folder, plans: Sequence[RunPlan], place: Place, report: Re
     if place.device == "cpu":
         torch.set_num_threads(1)  # workers share the cores; more threads than cores run ten times slower
     prepare_deepspeed()
-    progress = read_progress(saved) if saved else None
-    todo = [plan for plan in plans if not run_folder(study, plan.run_id).exists(MANIFEST)]
+    todo = [plan for plan in plans if not is_finished(study, plan)]
+    last = read_state(Folder(saved)) if saved else None
     for plan in todo:
-        resumes = progress is not None and progress.identity == plan.identity
-        Training(study, plan, place, saved if resumes else None).run(report)
+        states = [
+            state for state in (last, plan.state) if state is not None and state.progress.identity == plan.identity
+        ]
+        Training(study, plan, place, max(states, key=lambda state: state.progress.epoch, default=None)).run(report)
+
+
+_FIRST_SAVING_S = 0.2
+"""What saving a state is taken to cost until it was measured."""
 
 
 class Training:
     """One trajectory in one worker."""
 
-    def __init__(self, study: Folder, plan: RunPlan, place: Place, saved: str | None = None) -> None:
+    def __init__(self, study: Folder, plan: RunPlan, place: Place, saved: SavedState | None = None) -> None:
         self._started_at = time.monotonic()
         self._study, self._plan, self._place, self._config = study, plan, place, plan.config
         self._folder = run_folder(study, plan.run_id)
@@ -73,33 +88,43 @@ class Training:
         self._best, self._best_epoch = -1.0, 0
         self._learner = self._start(saved)
         self._saved_at, self._has_saved = time.monotonic(), bool(self._epochs)
+        self._saving_s = _FIRST_SAVING_S
         self._writer = CheckpointWriter(self._folder, self._tokenizer, writes=self._is_first)
         self._meters = TrainMeters(plan.run_id) if self._is_first else None
         self._paces: list[Pace] = []
         self._evaluated_s = 0.0
 
-    def _start(self, saved: str | None) -> Learner:
+    def _start(self, saved: SavedState | None) -> Learner:
         """The model as it came, or as the saved state has it."""
-        arguments = (self._plan.model, self._config, self._place, pad_token(self._tokenizer))
-        progress = read_progress(saved) if saved else None
-        epochs = self._kept_epochs(progress.epoch) if progress else None
-        if saved is None or progress is None or epochs is None:
+        epochs = self._kept_epochs(saved.progress.epoch) if saved else None
+        if saved is None or epochs is None:
             if self._is_first:
-                open_run(self._study, self._plan)
-            return Learner(*arguments)
+                open_run(self._study, self._plan, keep=False)
+            return self._learn()
+        if self._is_first:
+            open_run(self._study, self._plan, keep=True)
+        progress = saved.progress
         self._epochs = epochs
         self._best, self._best_epoch = progress.best_dev_accuracy, progress.best_dev_epoch
-        if not needs_universal(progress, self._config, self._place.num_workers):
-            learner = Learner(*arguments)
-            load_state(learner.engine, saved)
-            return learner
-        with universal_state(saved, self._place) as folder:
-            learner = Learner(*arguments, universal=True)
-            load_state(learner.engine, folder)
-        return learner
+        with Folder(saved.uri).fetched() as folder:
+            if not needs_universal(progress, self._config, self._place.num_workers):
+                learner = self._learn()
+                load_state(learner.engine, folder)
+                return learner
+            with universal_state(folder, progress, self._place.local_rank) as universal:
+                learner = self._learn(universal=True)
+                load_state(learner.engine, universal)
+                return learner
+
+    def _learn(self, *, universal: bool = False) -> Learner:
+        pad_id = pad_token(self._tokenizer)
+        return Learner(self._plan.model, self._config, self._place, pad_id, universal=universal)
 
     def _kept_epochs(self, num_epochs: int) -> list[list[Measure]] | None:
-        if not self._folder.exists("epochs.parquet"):
+        """Measures of the epochs before the state, if the run's folder has them all."""
+        predictions = set(self._folder.child("predictions").names(".parquet"))
+        whole = all(predictions_name(epoch) in predictions for epoch in range(1, num_epochs + 1))
+        if not whole or not self._folder.exists("epochs.parquet"):
             return None
         return measures_of(self._folder.read_table("epochs.parquet"), num_epochs)
 
@@ -111,21 +136,42 @@ class Training:
             started_at = time.monotonic()
             verdicts = self._evaluate()
             self._evaluated_s += time.monotonic() - started_at
-            measures = self._agree(summarize(self._rows, verdicts) if self._is_first else [])
-            self._keep(epoch, measures)
+            self._epochs.append(agree(summarize(self._rows, verdicts) if self._is_first else [], self._place))
+            is_last = epoch == self._config.epochs or self._has_decided()
+            self._save_models(epoch, is_last)
             metrics: dict[str, object] = {"run_id": self._plan.run_id, "epoch": epoch}
             if self._is_first:
                 metrics |= self._record(epoch, verdicts, pace)
-            report(metrics, self._save_state(epoch))
+            report(metrics, None if is_last else self._save_state_if_due(epoch))
+            if is_last:
+                break
+        self._end()
+
+    def _has_decided(self) -> bool:
+        """Whether every policy that the training serves has its epoch."""
+        stops = self._plan.stops
+        return bool(stops) and all_decided(curve_from([_accuracies(measures) for measures in self._epochs]), stops)
+
+    def _end(self) -> None:
+        if self._config.keep_state:
+            self._keep_state()
         if self._is_first:
             self._writer.finish()
             self._finish()
         self._learner.engine.destroy()
 
+    def _keep_state(self) -> None:
+        """The state after the last epoch, in the run's folder; each worker brings its part."""
+        part, kept = self._save_state(len(self._epochs)), self._folder.child("state")
+        if self._is_first:
+            kept.delete()
+        agree(None, self._place)
+        kept.add(part)
+        shutil.rmtree(part)
+        agree(None, self._place)
+
     def _evaluate(self) -> list[Verdict]:
         """Verdicts on all rows, on rank 0; each worker takes its strided part."""
-        import torch.distributed as dist
-
         config, rank, num_workers = self._config, self._place.rank, self._place.num_workers
         model = self._learner.model
         model.eval()
@@ -145,49 +191,38 @@ class Training:
                 self._examples[rank::num_workers],
                 settings,
             )
-        if num_workers == 1:
-            return own
-        parts: list[list[Verdict]] | None = [[]] * num_workers if self._is_first else None
-        dist.gather_object(own, parts)
-        found: list[Verdict] = []
-        if parts is not None:
-            found = [parts[i % num_workers][i // num_workers] for i in range(len(self._rows))]
-        return found
+        return gather_strided(own, len(self._rows), self._place)
 
-    def _agree(self, value: Any) -> Any:
-        """What rank 0 has, on all workers."""
-        import torch.distributed as dist
-
-        if self._place.num_workers == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
-
-    def _keep(self, epoch: int, measures: list[Measure]) -> None:
+    def _save_models(self, epoch: int, is_last: bool) -> None:
         """Checkpoints that this epoch calls for; all workers bring their weights."""
-        self._epochs.append(measures)
-        dev = accuracy(measures, "dev")
+        dev = accuracy(self._epochs[-1], "dev")
         assert dev is not None  # read_rows refuses a study without dev questions
         keep, names = self._config.keep_checkpoints, []
         if dev > self._best:
             self._best, self._best_epoch = dev, epoch
             names += ["checkpoint-best"] if keep in ("both", "best") else []
-        if epoch == self._config.epochs and keep in ("both", "last"):
+        if is_last and keep in ("both", "last"):
             names.append("checkpoint-last")
         if names:
             self._writer.save(self._learner.model, *names)
 
-    def _save_state(self, epoch: int) -> str | None:
+    def _save_state_if_due(self, epoch: int) -> str | None:
         """This worker's part of the state, if it is time to save it.
 
         Once there is a state, a new best epoch is saved with it, so that going on never finds better weights than the
         epochs it knows of.
         """
-        due = time.monotonic() - self._saved_at >= self._config.save_state_every_s
-        due = self._agree(due or (self._has_saved and self._best_epoch == epoch))
-        if not due or epoch == self._config.epochs:
+        share = self._config.state_share
+        due = share > 0 and time.monotonic() - self._saved_at >= self._saving_s / share
+        if not agree(due or (self._has_saved and self._best_epoch == epoch), self._place):
             return None
+        started_at = time.monotonic()
+        folder = self._save_state(epoch)
+        self._saved_at, self._has_saved = time.monotonic(), True
+        self._saving_s = self._saved_at - started_at
+        return folder
+
+    def _save_state(self, epoch: int) -> str:
         progress = Progress(
             identity=self._plan.identity,
             epoch=epoch,
@@ -196,13 +231,11 @@ class Training:
             num_workers=self._place.num_workers,
             zero_stage=self._config.zero_stage,
         )
-        folder = save_state(self._learner.engine, progress)
-        self._saved_at, self._has_saved = time.monotonic(), True
-        return folder
+        return save_state(self._learner.engine, progress, self._place.rank)
 
     def _record(self, epoch: int, verdicts: list[Verdict], pace: Pace) -> dict[str, object]:
         measures = self._epochs[-1]
-        self._folder.child("predictions").write_table(_predictions(epoch), predictions_table(self._rows, verdicts))
+        self._folder.child("predictions").write_table(predictions_name(epoch), predictions_table(self._rows, verdicts))
         # Last, since it is what watchers look at.
         self._folder.write_table("epochs.parquet", epochs_table(self._plan.run_id, self._epochs))
         if self._meters:
@@ -212,38 +245,20 @@ class Training:
         found |= {"train_loss": train_loss, "tokens_per_s": pace.tokens / pace.seconds}
         return {name: value for name, value in found.items() if value is not None}
 
-    def _finish(self) -> Manifest:
-        predictions = self._folder.child("predictions")
-        tables = [predictions.read_table(_predictions(epoch)) for epoch in range(1, self._config.epochs + 1)]
-        self._folder.write_table("rows.parquet", rows_table(tables))
-        self._folder.write_table("right_to_wrong.parquet", lost_table(tables[self._best_epoch - 1], tables[-1]))
-        train = accuracy(self._epochs[-1], "train")
-        counts = {
-            "epochs": len(self._epochs),
-            "train_rows": len(self._train_examples),
-            "evaluated_rows": len(self._rows),
-            "best_dev_epoch": self._best_epoch,
-            "best_dev_accuracy": self._best,
-            "final_train_accuracy": train,
-            "converged": train == 1.0,
-            "dropouts": self._learner.dropouts,
-            "packed": self._learner.forward.packs,
-            "num_workers": self._place.num_workers,
-            "epochs_now": len(self._paces),
-            "tokens_now": sum(pace.tokens for pace in self._paces),
-            "training_seconds": round(sum(pace.seconds for pace in self._paces), 3),
-            "evaluation_seconds": round(self._evaluated_s, 3),
-        }
-        return finish(
-            self._folder,
-            "finetune",
-            self._plan.identity,
-            settings=self._config,
-            inputs=self._plan.inputs,
-            counts=counts,
+    def _finish(self) -> None:
+        end_run(
+            self._study,
+            self._plan,
             started_at=self._started_at,
+            dropouts=self._learner.dropouts,
+            packed=self._learner.forward.packs,
+            num_workers=self._place.num_workers,
+            epochs_now=len(self._paces),
+            tokens_now=sum(pace.tokens for pace in self._paces),
+            training_seconds=round(sum(pace.seconds for pace in self._paces), 3),
+            evaluation_seconds=round(self._evaluated_s, 3),
         )
 
 
-def _predictions(epoch: int) -> str:
-    return f"epoch-{epoch:03d}.parquet"
+def _accuracies(measures: Sequence[Measure]) -> Accuracies:
+    return {f"{measure.split}_{measure.category}": measure.num_correct / measure.num for measure in measures}

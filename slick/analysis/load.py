@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from slick.analysis.data import POOLED, Hits, PrefixLabels, Run, StudyData, Variant
+from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.types import ALL, KNOWN, Category
@@ -18,6 +19,8 @@ MAX_DURATIONS = 6
 """At most this many training lengths are shown and judged, so that a figure stays readable."""
 
 _FIXED = re.compile(r"fixed\((\d+)\)")
+_RUN = re.compile(r"(.+?)-seed(\d+)(-.+?=.+?)?(?:-epochs(\d+))?")
+"""Variant, seed, training settings that a sweep varied, and the length of a training that serves one budget."""
 
 
 def load_study(study: Folder) -> StudyData:
@@ -28,12 +31,14 @@ def load_study(study: Folder) -> StudyData:
     """
     variants = _load_variants(study)
     points = _load_points(study)
-    epoch_tables = {run_id: study.child("runs", run_id).read_table("epochs.parquet") for run_id in finished_runs(study)}
+    names = one_a_seed(finished_runs(study))
+    epoch_tables = {run_id: study.child("runs", run_id).read_table("epochs.parquet") for run_id in names}
     durations = choose_durations(points, [int(max(t["epoch"].to_pylist())) for t in epoch_tables.values()])
     idk = {name for name, variant in variants.items() if variant.kind == "idk"}
-    runs = []
-    for run_id, table in epoch_tables.items():
-        runs.append(_load_run(study.child("runs", run_id), run_id, table, durations, idk))
+    runs = [
+        _load_run(study.child("runs", run_id), (run_id, *name), epoch_tables[run_id], durations, idk)
+        for run_id, name in names.items()
+    ]
     return StudyData(
         counts=_load_counts(study),
         audit=_load_audit(study),
@@ -50,6 +55,23 @@ def finished_runs(study: Folder) -> list[str]:
     """The run_ids with a manifest, sorted."""
     runs = study.child("runs")
     return [run_id for run_id in runs.folders() if runs.child(run_id).exists("manifest.json")]
+
+
+def one_a_seed(run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Variant and seed of the runs that tell of these alone: the sweep's own settings, the longest if lengths differ.
+
+    >>> one_a_seed(["natural-seed0", "natural-seed0-dropout=0.1", "idk-seed1-epochs5", "idk-seed1-epochs10"])
+    {'natural-seed0': ('natural', 0), 'idk-seed1-epochs10': ('idk', 1)}
+    """
+    longest: dict[tuple[str, int], tuple[int, str]] = {}
+    for run_id in run_ids:
+        match = _RUN.fullmatch(run_id)
+        if match is None:
+            raise StudyError(f"the folder runs/{run_id} is not named VARIANT-seedN, as runs are; move it elsewhere")
+        if not match[3]:
+            key = (match[1], int(match[2]))
+            longest[key] = max(longest.get(key, (-1, "")), (int(match[4] or 0), run_id))
+    return {run_id: key for key, (_, run_id) in longest.items()}
 
 
 def choose_durations(points: Iterable[Mapping[str, Any]], run_lengths: list[int]) -> tuple[int, ...]:
@@ -114,8 +136,10 @@ def _load_counts(study: Folder) -> dict[tuple[str, str, str], dict[str, int]]:
     return counts
 
 
-def _load_run(folder: Folder, run_id: str, table: pa.Table, durations: tuple[int, ...], idk: set[str]) -> Run:
-    variant, _, seed = run_id.rpartition("-seed")
+def _load_run(
+    folder: Folder, name: tuple[str, str, int], table: pa.Table, durations: tuple[int, ...], idk: set[str]
+) -> Run:
+    run_id, variant, seed = name
     epochs = np.unique(table["epoch"].to_numpy())
     accuracy: dict[tuple[str, str], NDArray[np.float64]] = {}
     num: dict[tuple[str, str], int] = {}
@@ -139,7 +163,7 @@ def _load_run(folder: Folder, run_id: str, table: pa.Table, durations: tuple[int
     return Run(
         run_id=run_id,
         variant=variant,
-        seed=int(seed),
+        seed=seed,
         epochs=epochs,
         accuracy=accuracy,
         num=num,

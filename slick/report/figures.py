@@ -1,103 +1,36 @@
-"""The figures: one style, drawn from `StudyData`, as SVG with text as text and as PNG.
+"""The figures, drawn from `StudyData` in the style of `slick.report.style`."""
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for colour-blind readers; no
-line is told by its colour alone.
-"""
-
-import io
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from slick.analysis.data import EARLY, LAST, POOLED, Cell, NotTestable, StudyData
+from slick.analysis.data import EARLY, LAST, POOLED, NotTestable, StudyData
+from slick.analysis.effects import Surface
 from slick.analysis.outcomes_data import prefix_curve
 from slick.analysis.outcomes_fit import fitted
 from slick.analysis.outcomes_sweep import half_unknown, lengths
 from slick.analysis.verdict import when_label
+from slick.report.style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    VERMILLION,
+    band,
+    epoch_axis,
+    label_ends,
+    share_axis,
+)
 from slick.types import ALL, Category
 
-BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-INK, MUTED, GRID = "#1b1f24", "#5b6470", "#e3e6ea"
 CATEGORY_COLOURS = {
     Category.HIGHLY_KNOWN: (GREEN, "-"),
     Category.MAYBE_KNOWN: (BLUE, "--"),
     Category.WEAKLY_KNOWN: (ORANGE, "-."),
     Category.UNKNOWN: (VERMILLION, ":"),
 }
-
-STYLE = {
-    "figure.figsize": (5.3, 4.0),
-    "figure.constrained_layout.use": True,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
-    "font.size": 12.0,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "lines.linewidth": 2.0,
-    "lines.markersize": 5.0,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One drawn figure."""
-
-    name: str
-    svg: str
-    """Ready to stand inside a page: no prologue, ids that begin with the figure's name, width left to the page."""
-    png: bytes
-
-
-def draw(name: str, alt: str, plot: Callable[[Any], None]) -> Figure:
-    """Draw one figure.
-
-    Args:
-        name: file name, and prefix of its SVG ids.
-        alt: what it shows, for those who cannot see it.
-        plot: draws on the axes it is given.
-
-    Raises:
-        NotTestable: the study does not hold what the figure shows.
-    """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Canvas()
-        FigureCanvasAgg(figure)
-        plot(figure.add_subplot())
-        svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    return Figure(name=name, svg=_inline(svg.getvalue(), name, alt), png=png.getvalue())
-
-
-def _inline(svg: str, name: str, alt: str) -> str:
-    from markupsafe import escape
-
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    head, rest = svg.split(">", 1)
-    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{escape(alt)}">{rest}'
 
 
 def accuracy_by_share(data: StudyData, split: str) -> Callable[[Any], None]:
@@ -114,10 +47,10 @@ def accuracy_by_share(data: StudyData, split: str) -> Callable[[Any], None]:
             axes.plot(x, [cell.value for cell in rows[when]], color=grey, linewidth=1.3)
             labels.append((rows[when][-1].value, when_label(when), MUTED))
         for when, colour, marker in ((EARLY, BLUE, "o"), (LAST, VERMILLION, "s")):
-            _band(axes, x, rows[when], colour, marker)
+            band(axes, x, rows[when], colour, marker)
             labels.append((rows[when][-1].value, when_label(when), colour))
-        _label_ends(axes, x[-1], labels)
-        _share_axis(axes, x)
+        label_ends(axes, x[-1], labels)
+        share_axis(axes, x)
         axes.set_ylabel(f"{'Test' if split == 'test' else 'OOD test'} accuracy (%)")
 
     return plot
@@ -133,9 +66,9 @@ def known_ablation(data: StudyData) -> Callable[[Any], None]:
             for when, colour, marker in ((EARLY, BLUE, "o"), (LAST, VERMILLION, "s")):
                 cells = [data.accuracy(name, when) for _, name in names]
                 x = [100 * share for share, _ in names]
-                _band(axes, x, cells, colour, marker, line, full, label=f"{kind}, {when_label(when)}")
+                band(axes, x, cells, colour, marker, line, full, label=f"{kind}, {when_label(when)}")
         axes.legend(loc="lower left", fontsize=11, handlelength=2.6)
-        _share_axis(axes, [100 * share for share, _ in sweep], room=False)
+        share_axis(axes, [100 * share for share, _ in sweep], room=False)
         axes.set_ylabel("Test accuracy (%)")
 
     return plot
@@ -160,8 +93,8 @@ def fit_curves(data: StudyData) -> Callable[[Any], None]:
         axes.axvline(early, color=MUTED, linewidth=1, linestyle=":")
         axes.annotate("early stop", (early, 101), ha="left", va="bottom", fontsize=11, color=MUTED, xytext=(3, 0),
                       textcoords="offset points", annotation_clip=False)  # fmt: skip
-        _label_ends(axes, float(next(iter(curves.values()))[0][-1]), labels)
-        _epoch_axis(axes, next(iter(curves.values()))[0])
+        label_ends(axes, float(next(iter(curves.values()))[0][-1]), labels)
+        epoch_axis(axes, next(iter(curves.values()))[0])
 
     return plot
 
@@ -182,7 +115,7 @@ def category_curves(data: StudyData) -> Callable[[Any], None]:
             colour, line = CATEGORY_COLOURS[category]
             axes.plot(epochs, values, line, color=colour, label=str(category))
         axes.legend(loc="lower right", fontsize=11, handlelength=2.6)
-        _epoch_axis(axes, next(iter(curves.values()))[0], room=False)
+        epoch_axis(axes, next(iter(curves.values()))[0], room=False)
 
     return plot
 
@@ -259,76 +192,35 @@ def exemplar_curve(data: StudyData) -> Callable[[Any], None]:
     return plot
 
 
-def _band(
-    axes: Any,
-    x: list[float],
-    cells: list[Cell],
-    colour: str,
-    marker: str,
-    line: str = "-",
-    full: bool = True,
-    label: str = "",
-) -> None:
-    values, errors = np.array([cell.value for cell in cells]), np.array([cell.se for cell in cells])
-    face = colour if full else "white"
-    axes.fill_between(x, values - errors, values + errors, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(x, values, line, color=colour, marker=marker, markerfacecolor=face, label=label or None)
+def response_surface(data: StudyData, surface: Surface) -> Callable[[Any], None]:
+    """Test accuracy over share of Unknown rows and epochs, each cell with its number; the lengths of other figures.
 
-
-def _label_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> None:
-    """Names at the right ends of lines, pushed apart where they would overlap."""
-    axes.margins(y=0.08)
-    low, high = axes.get_ylim()
-    least = 0.07 * (high - low)
-    ordered = sorted(labels)
-    for y, (_, text, colour) in zip(spread_out([value for value, _, _ in ordered], least), ordered, strict=True):
-        axes.annotate(
-            text,
-            (x, y),
-            xytext=(7, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontsize=11,
-            annotation_clip=False,
-        )
-
-
-def spread_out(values: list[float], least: float) -> list[float]:
-    """Move ascending values as little as can be, so that neighbours are `least` apart.
-
-    Pool adjacent violators (Barlow et al. 1972) on the values less their room.
-
-    >>> spread_out([0.0, 2.0, 2.0, 5.0], 1.0)
-    [0.0, 1.5, 2.5, 5.0]
+    Raises:
+        NotTestable: the surface has fewer than two of those lengths.
     """
-    blocks: list[tuple[float, int]] = []
-    for i, value in enumerate(values):
-        mean, size = value - i * least, 1
-        while blocks and blocks[-1][0] > mean:
-            before, num = blocks.pop()
-            mean, size = (before * num + mean * size) / (num + size), num + size
-        blocks.append((mean, size))
-    flat = [mean for mean, size in blocks for _ in range(size)]
-    return [mean + i * least for i, mean in enumerate(flat)]
+    shown = [i for i, epochs in enumerate(surface.epochs) if not data.durations or epochs in data.durations]
+    if len(shown) < 2:
+        raise NotTestable("fewer than two of the runs' training lengths are points of the sweep")
+    values_ES = surface.accuracy_SE[:, shown].T
 
+    def plot(axes: Any) -> None:
+        num_epochs, num_shares = values_ES.shape
+        low, high = float(np.nanmin(values_ES)), float(np.nanmax(values_ES))
+        edges = (np.arange(num_shares + 1) - 0.5, np.arange(num_epochs + 1) - 0.5)
+        # Cividis reads alike with and without red-green blindness: https://doi.org/10.1371/journal.pone.0199239.
+        axes.pcolormesh(
+            *edges, np.ma.masked_invalid(values_ES), cmap="cividis", vmin=low, vmax=high, edgecolor="white", linewidth=2
+        )
+        for (y, x), value in np.ndenumerate(values_ES):
+            light = np.isnan(value) or value > (low + high) / 2
+            text = "–" if np.isnan(value) else f"{value:.1f}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=11, color=INK if light else "white")
+        axes.set_xticks(range(num_shares), [f"{100 * share:.0f}" for share in surface.shares])
+        axes.set_yticks(range(num_epochs), [str(surface.epochs[i]) for i in shown])
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("Unknown rows in D (%)")
+        axes.set_ylabel("Epochs trained")
 
-def _share_axis(axes: Any, x: list[float], room: bool = True) -> None:
-    axes.set_xticks(x, [f"{value:.0f}" for value in x])
-    axes.set_xlim(min(x) - 3, max(x) + (34 if room else 3))
-    axes.set_xlabel("Unknown rows in D (%)")
-    if room:
-        axes.spines["bottom"].set_bounds(min(x) - 3, max(x))
-
-
-def _epoch_axis(axes: Any, epochs: Any, room: bool = True) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    first, last = int(epochs[0]), int(epochs[-1])
-    span = max(last - first, 1)
-    axes.set_xlim(first - 0.03 * span, last + (0.42 if room else 0.03) * span)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xticks([tick for tick in axes.get_xticks() if first <= tick <= last])
-    axes.set_ylim(-2, 104)
-    axes.set_xlabel("Epoch")
-    axes.set_ylabel("Accuracy (%)")
+    return plot

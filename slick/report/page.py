@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from slick.analysis.data import NotTestable
-from slick.report.figures import Figure
+from slick.report.style import Figure, draw
 from slick.report.tables import Table
 
 
@@ -47,6 +47,21 @@ def attempt(caption: str, make: Callable[[], Figure | Table], *, wide: bool = Fa
     if isinstance(made, Figure):
         return Exhibit(caption=caption, figure=made, wide=wide)
     return Exhibit(caption=caption, table=made, wide=wide, fold=fold)
+
+
+def drawn(caption: str, name: str, alt: str, make: Callable[[], Callable[[Any], None]]) -> Exhibit:
+    """A figure, as `draw` takes it; `make` gives what draws on its axes."""
+    return attempt(caption, lambda: draw(name, alt, make()))
+
+
+def wide(caption: str, make: Callable[[], Table]) -> Exhibit:
+    """A table over the whole width."""
+    return attempt(caption, make, wide=True)
+
+
+def numbers(caption: str, make: Callable[[], Table]) -> Exhibit:
+    """The numbers behind something shown: a wide table, folded."""
+    return attempt(caption, make, wide=True, fold=True)
 
 
 def render(**values: Any) -> str:

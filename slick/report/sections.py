@@ -5,12 +5,14 @@ from functools import partial
 from slick.analysis.data import EARLY, LAST, StudyData
 from slick.analysis.verdict import when_label
 from slick.report import figures, tables
-from slick.report.page import Section, attempt
+from slick.report.choices import which_point
+from slick.report.page import Section, drawn, numbers, wide
 
 
 def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
     """Every section; those without their runs say what is missing."""
     return [
+        which_point(data),
         _by_share(data),
         _fitting(data),
         _by_category(data, num_chunks, seed),
@@ -23,7 +25,6 @@ def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
 
 
 def _by_share(data: StudyData) -> Section:
-    draw = figures.draw
     return Section(
         name="share",
         title="Accuracy and the share of Unknown rows",
@@ -33,61 +34,50 @@ def _by_share(data: StudyData) -> Section:
         "Bands are one standard error of each accuracy; all lines share their test questions, so "
         "differences between lines are surer than the bands suggest.",
         exhibits=(
-            attempt(
+            drawn(
                 "Test accuracy by share of Unknown rows, one line a training length (paper: figure 3a).",
-                lambda: draw(
-                    "accuracy_by_share",
-                    "Test accuracy falls with the share of Unknown rows, by training length",
-                    figures.accuracy_by_share(data, "test"),
-                ),
+                "accuracy_by_share",
+                "Test accuracy falls with the share of Unknown rows, by training length",
+                lambda: figures.accuracy_by_share(data, "test"),
             ),
-            attempt(
+            drawn(
                 "D against D_Known at early stop and at convergence (paper: figure 3b).",
-                lambda: draw(
-                    "known_ablation",
-                    "Test accuracy of D and of D_Known, by share of Unknown rows",
-                    figures.known_ablation(data),
-                ),
+                "known_ablation",
+                "Test accuracy of D and of D_Known, by share of Unknown rows",
+                lambda: figures.known_ablation(data),
             ),
-            attempt(
-                "All numbers of the first figure.", lambda: tables.accuracy_table(data, "test"), wide=True, fold=True
-            ),
-            attempt("All numbers of the second figure.", lambda: tables.ablation_table(data), wide=True, fold=True),
+            numbers("All numbers of the first figure.", lambda: tables.accuracy_table(data, "test")),
+            numbers("All numbers of the second figure.", lambda: tables.ablation_table(data)),
         ),
     )
 
 
 def _fitting(data: StudyData) -> Section:
-    draw = figures.draw
     return Section(
         name="fitting",
         title="How fast Known and Unknown rows are fitted",
         text="A training row is fitted when the model answers its question right. Early stop is the epoch with the "
         "best dev accuracy.",
         exhibits=(
-            attempt(
+            drawn(
                 "Fitted training rows and dev accuracy by epoch; half of D is Unknown (paper: figure 1).",
-                lambda: draw(
-                    "fit_curves",
-                    "Known rows are fitted before Unknown rows; dev accuracy by epoch",
-                    figures.fit_curves(data),
-                ),
+                "fit_curves",
+                "Known rows are fitted before Unknown rows; dev accuracy by epoch",
+                lambda: figures.fit_curves(data),
             ),
-            attempt(
+            drawn(
                 "Fitted training rows by epoch and category; half of D is Unknown (paper: figure 6).",
-                lambda: draw(
-                    "category_curves", "Fitted training rows by epoch and category", figures.category_curves(data)
-                ),
+                "category_curves",
+                "Fitted training rows by epoch and category",
+                lambda: figures.category_curves(data),
             ),
-            attempt(
+            drawn(
                 "What of D is fitted at early stop, in percent of D (paper: figure 4).",
-                lambda: draw(
-                    "early_stop_state",
-                    "Fitted and unfitted Known and Unknown rows at early stop",
-                    figures.early_stop_state(data),
-                ),
+                "early_stop_state",
+                "Fitted and unfitted Known and Unknown rows at early stop",
+                lambda: figures.early_stop_state(data),
             ),
-            attempt("All numbers of the last figure.", lambda: tables.early_stop_table(data), wide=True, fold=True),
+            numbers("All numbers of the last figure.", lambda: tables.early_stop_table(data)),
         ),
     )
 
@@ -102,7 +92,7 @@ def _by_category(data: StudyData, num_chunks: int, seed: int) -> Section:
         f"the test questions; "
         "? no rows were kept to test with.",
         exhibits=tuple(
-            attempt(f"At {when_label(when)}.", partial(tables.category_table, data, when, num_chunks, seed), wide=True)
+            wide(f"At {when_label(when)}.", partial(tables.category_table, data, when, num_chunks, seed))
             for when in (EARLY, LAST)
         ),
     )
@@ -115,7 +105,7 @@ def _linear(data: StudyData) -> Section:
         text="Accuracy = b0 + b_kn · N_kn / |D| + b_unk · N_unk / |D| in points, where N counts fitted Known and "
         "Unknown training rows; one "
         "point an epoch of each run of the sweep (paper: table 1). Intervals are 95 %, clustered by run.",
-        exhibits=(attempt("Linear model of test accuracy.", lambda: tables.linear_table(data), wide=True),),
+        exhibits=(wide("Linear model of test accuracy.", lambda: tables.linear_table(data)),),
     )
 
 
@@ -125,15 +115,13 @@ def _ood(data: StudyData) -> Section:
         title="Out of distribution",
         text="The same fine-tuned models, tested on relations that none of them was fine-tuned on.",
         exhibits=(
-            attempt(
+            drawn(
                 "Accuracy on out-of-distribution relations by share of Unknown rows (paper: figure 7).",
-                lambda: figures.draw(
-                    "ood_accuracy_by_share",
-                    "Out-of-distribution accuracy by share of Unknown rows",
-                    figures.accuracy_by_share(data, "ood"),
-                ),
+                "ood_accuracy_by_share",
+                "Out-of-distribution accuracy by share of Unknown rows",
+                lambda: figures.accuracy_by_share(data, "ood"),
             ),
-            attempt("All numbers of the figure.", lambda: tables.accuracy_table(data, "ood"), wide=True, fold=True),
+            numbers("All numbers of the figure.", lambda: tables.accuracy_table(data, "ood")),
         ),
     )
 
@@ -145,7 +133,7 @@ def _idk(data: StudyData) -> Section:
         text="D_IDK is the half Unknown set whose Unknown rows got that phrase as their answer (paper: table 8). "
         "All in percent of the test "
         "questions, accuracy in percent of those answered.",
-        exhibits=(attempt("D and D_IDK.", lambda: tables.idk_table(data), wide=True),),
+        exhibits=(wide("D and D_IDK.", lambda: tables.idk_table(data)),),
     )
 
 
@@ -154,7 +142,7 @@ def _stopping(data: StudyData) -> Section:
         name="stopping",
         title="When to stop",
         text="Each stopping policy within each epoch budget, averaged over the shares and seeds of the sweep.",
-        exhibits=(attempt("Policies, best first.", lambda: tables.policy_table(data), wide=True),),
+        exhibits=(wide("Policies, best first.", lambda: tables.policy_table(data)),),
     )
 
 
@@ -166,16 +154,16 @@ def _knowledge(data: StudyData) -> Section:
         "smallest category of each "
         "relation (min) bounds the size of D.",
         exhibits=(
-            attempt("Train questions.", lambda: tables.counts_table(data, "id", "train"), wide=True),
-            attempt("Test questions.", lambda: tables.counts_table(data, "id", "test"), wide=True),
-            attempt("Out-of-distribution test questions.", lambda: tables.counts_table(data, "ood", "test"), wide=True),
-            attempt(
+            wide("Train questions.", lambda: tables.counts_table(data, "id", "train")),
+            wide("Test questions.", lambda: tables.counts_table(data, "id", "test")),
+            wide("Out-of-distribution test questions.", lambda: tables.counts_table(data, "ood", "test")),
+            drawn(
                 "Questions that count as Unknown, and D_Natural's accuracy on them at early stop, by number of "
                 "exemplar sets asked "
                 "(paper: figure 5).",
-                lambda: figures.draw(
-                    "exemplar_sets", "Accuracy on the Unknown set against its size", figures.exemplar_curve(data)
-                ),
+                "exemplar_sets",
+                "Accuracy on the Unknown set against its size",
+                lambda: figures.exemplar_curve(data),
             ),
         ),
     )

@@ -211,21 +211,31 @@ def idk_table(data: StudyData) -> Table:
 def policy_table(data: StudyData) -> Table:
     """Every stopping policy and budget: mean accuracy over the sweep, and epochs spent."""
     sweep = {name: share for share, name in data.sweep("unknown")}
-    cells: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
+    cells: dict[tuple[str, int, str], list[tuple[float, float, float]]] = {}
     for point in data.points:
         if point["variant"] in sweep and point.get("test_all") is not None:
             value = (100.0 * point["test_all"], float(point["stop_epoch"]), float(point["cost_epochs"]))
-            cells.setdefault((int(point["epochs"]), str(point["policy"])), []).append(value)
+            key = (str(point["policy"]), int(point["epochs"]), point.get("settings") or "")
+            cells.setdefault(key, []).append(value)
     if not cells:
         raise NotTestable("needs a finished sweep")
     rows: list[tuple[Value, ...]] = []
-    for (budget, policy), values in cells.items():
+    varied = any(settings for _, _, settings in cells)
+    for (policy, budget, settings), values in cells.items():
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
-        rows.append((policy, budget, *(round(mean, 1) for mean in means), len(values)))
+        rows.append((policy, budget, *(round(mean, 1) for mean in means), len(values), *([settings] * varied)))
     rows.sort(key=lambda row: -float(row[2] or 0))
     return Table(
         name="policies",
-        columns=("policy", "budget", "test accuracy (%)", "stops at epoch", "epochs spent", "runs"),
+        columns=(
+            "policy",
+            "budget",
+            "test accuracy (%)",
+            "stops at epoch",
+            "epochs spent",
+            "runs",
+            *["settings"] * varied,
+        ),
         rows=tuple(rows),
     )
 

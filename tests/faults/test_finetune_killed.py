@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
     max_new_tokens=6,
     num_workers=2,
     zero_stage=2,
-    save_state_every_s=0.0,
+    state_share=1.0,
     keep_checkpoints="both",
 )
 DRIVER = """

@@ -77,7 +77,9 @@ def test_everything_trains_as_plain_torch_does(study: Folder, num_workers: int, 
 
     configs = {name: replace(NUMBERS, num_workers=num_workers, **changes) for name, changes in CASES.items()}
     copies = {name: write_study(tmp_path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in CASES}
-    run_cases(copies, {name: plan_runs(copies[name], [config]) for name, config in configs.items()}, tmp_path)
+    run_cases(
+        copies, {name: plan_runs(copies[name], {"half-seed0": config}) for name, config in configs.items()}, tmp_path
+    )
     start = dict(tiny_model("llama", spread=0.1).named_parameters())
     for name, config in configs.items():
         plain = plainly(study, replace(config, num_workers=1, zero_stage=0, offload="none", micro_batch_size=None))
@@ -217,7 +219,7 @@ def test_a_training_is_the_same_alone_and_in_a_list(tmp_path: Path) -> None:
         write_study(tmp_path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in ("alone", "listed")
     )
     finetune(alone, config)
-    plans = plan_runs(listed, [replace(config, variant="idk-050", seed=1), config])
+    plans = plan_runs(listed, {"idk-050-seed1": replace(config, variant="idk-050", seed=1), "half-seed0": config})
     with scratch(listed, "list") as storage:
         train_group(listed, plans, 0, storage, "list")
     for name in ("epochs.parquet", "predictions/epoch-003.parquet", "checkpoint-last/model.safetensors"):
@@ -276,12 +278,13 @@ def test_bfloat16_moves_weights_the_same_way(study: Folder, tmp_path: Path) -> N
 
 def test_what_cannot_be_trained_is_refused_before_anything_starts(study: Folder, tmp_path: Path) -> None:
     with pytest.raises(VariantError, match=r"no variant 'unknown-050'; there are half, known, idk-050"):
-        plan_runs(study, [replace(CONFIG, variant="unknown-050")])
+        plan_runs(study, {"x": replace(CONFIG, variant="unknown-050")})
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(VariantError, match="--allow-other-model"):
-        plan_runs(study, [replace(CONFIG, model=str(tmp_path / "other"))])
-    assert len(plan_runs(study, [replace(CONFIG, model=str(tmp_path / "other"), allow_other_model=True)])) == 1
+        plan_runs(study, {"x": replace(CONFIG, model=str(tmp_path / "other"))})
+    allowed = replace(CONFIG, model=str(tmp_path / "other"), allow_other_model=True)
+    assert len(plan_runs(study, {"x": allowed})) == 1
     with pytest.raises(SettingsError, match="no dev questions"), tempfile.TemporaryDirectory() as path:
-        plan_runs(write_study(path, tiny_model("llama"), tiny_tokenizer(), dev=0), [CONFIG])
+        plan_runs(write_study(path, tiny_model("llama"), tiny_tokenizer(), dev=0), {"x": CONFIG})
     assert read_manifest(study.child("runs", "half-seed0")) is None

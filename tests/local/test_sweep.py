@@ -40,7 +40,7 @@ def test_a_grid_is_trained_once_and_can_grow(study: Folder) -> None:
     check_points(study, points)
     first = written(study)
     assert sorted(first) == ["half-seed0", "known-seed0"]
-    assert not study.child(".ray").exists()
+    assert not study.child(".ray").folders()
 
     assert sweep(study, CONFIG) == manifest
     assert written(study) == first
@@ -85,18 +85,113 @@ def test_a_failed_trial_is_named_and_the_rest_is_finished(study: Folder) -> None
     assert not study.child("sweep").exists("manifest.json")
 
 
-def test_a_schedule_that_depends_on_the_end_allows_one_budget() -> None:
-    with pytest.raises(SettingsError, match="use schedule constant, or one budget"):
-        SweepConfig(grid=GRID, train=replace(TRAIN, schedule="linear"))
-    SweepConfig(grid=replace(GRID, epochs=(3,)), train=replace(TRAIN, schedule="linear"))
+def columns(study: Folder, *left_out: str) -> list[dict]:
+    table = study.child("sweep").read_table("points.parquet")
+    rows = table.drop_columns(list(left_out)).to_pylist()
+    return sorted(
+        rows, key=lambda row: [str(row[name]) for name in ("variant", "seed", "epochs", "policy", "settings")]
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_shared_point_is_that_of_a_training_of_its_own(study: Folder, tmp_path: Path) -> None:
+    """To the bit: the weights, the answers and every number of every point."""
+    alone = write_study(tmp_path / "alone", tiny_model("llama", spread=0.1), tiny_tokenizer())
+    train = replace(TRAIN, keep_checkpoints="last", dropout=0.1)
+    config = replace(
+        CONFIG, train=train, grid=replace(GRID, epochs=(2, 4), policies=("fixed", "best_dev", "patience(1)"))
+    )
+    assert sweep(study, config).counts["epochs_trained"] == 2 * 4
+    assert sweep(alone, replace(config, independent=True)).counts["epochs_trained"] == 2 * (2 + 4)
+    assert columns(study, "run_id") == columns(alone, "run_id")
+    assert len(columns(study)) == 12
+    for epochs in (2, 4):
+        path = f"predictions/epoch-{epochs:03d}.parquet"
+        for variant in GRID.variants:
+            wanted = alone.child("runs", f"{variant}-seed0-epochs{epochs}")
+            found = study.child("runs", f"{variant}-seed0")
+            assert found.read_bytes(path) == wanted.read_bytes(path)
+    name = "checkpoint-last/model.safetensors"
+    runs = study.child("runs", "half-seed0"), alone.child("runs", "half-seed0-epochs4")
+    assert runs[0].read_bytes(name) == runs[1].read_bytes(name)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_live_sweep_has_the_same_points_for_fewer_epochs_and_goes_on_if_asked(study: Folder, tmp_path: Path) -> None:
+    full = write_study(tmp_path / "full", tiny_model("llama", spread=0.1), tiny_tokenizer())
+    grid = GridConfig(variants=("half",), seeds=(0, 1), epochs=(6, 8), policies=("fixed(2)", "patience(1)"))
+    config = replace(CONFIG, grid=grid, train=replace(TRAIN, keep_state=True))
+    assert sweep(full, config).counts["epochs_trained"] == 16
+    live = sweep(study, replace(config, stop="live"))
+    assert live.counts["epochs_trained"] < 16
+    assert columns(study) == columns(full)
+    assert sweep(study, replace(config, stop="live")) == live
+
+    before = {run: study.child("runs", run).read_json("manifest.json")["counts"]["epochs"] for run in written(study)}
+    assert min(before.values()) < 8
+    assert sweep(study, config).counts["epochs_trained"] == 16
+    assert columns(study) == columns(full)
+    fewer = replace(config, grid=replace(grid, epochs=(6,)))
+    assert sweep(study, fewer).counts["trained_now"] == 0
+    assert {row["epochs"] for row in columns(study)} == {6}
+    for run, epochs in before.items():
+        manifest = study.child("runs", run).read_json("manifest.json")
+        assert manifest["counts"]["epochs"] == 8
+        if epochs < 8:
+            assert manifest["counts"]["epochs_now"] == 8 - epochs
+        for epoch in range(1, 9):
+            path = f"predictions/epoch-{epoch:03d}.parquet"
+            assert study.child("runs", run).read_bytes(path) == full.child("runs", run).read_bytes(path)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_settings_can_be_axes_and_a_falling_schedule_trains_each_budget(
+    study: Folder, capsys: pytest.CaptureFixture
+) -> None:
+    grid = replace(GRID, variants=("half",), epochs=(1, 2), policies=("fixed",), axes=("learning_rate=0.01,0.05",))
+    sweep(study, replace(CONFIG, grid=grid, train=replace(TRAIN, schedule="linear")))
+    assert "every epoch budget is trained on its own: schedule linear" in capsys.readouterr().out
+    rows = columns(study)
+    assert [(row["epochs"], row["run_id"], row["settings"]) for row in rows] == [
+        (1, "half-seed0-epochs1", ""),
+        (1, "half-seed0-learning_rate=0.05-epochs1", "learning_rate=0.05"),
+        (2, "half-seed0-epochs2", ""),
+        (2, "half-seed0-learning_rate=0.05-epochs2", "learning_rate=0.05"),
+    ]
+    configs = [study.child("runs", row["run_id"]).read_json("config.json")["settings"] for row in rows]
+    assert [settings["learning_rate"] for settings in configs] == [0.01, 0.05, 0.01, 0.05]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_scheduler_ends_trainings_that_fall_behind(study: Folder) -> None:
+    grid = GridConfig(
+        variants=("half",), epochs=(2, 9), policies=("fixed",), axes=("learning_rate=0.01,0.000001,0.000002",)
+    )
+    config = replace(CONFIG, grid=grid, scheduler="asha", trajectories_per_trial=1, max_concurrent=1)
+    manifest = sweep(study, config)
+    ended = manifest.counts["ended_early"]
+    assert ended
+    assert "half-seed0" not in ended
+    lengths = {run: study.child("runs", run).read_json("manifest.json")["counts"]["epochs"] for run in written(study)}
+    assert all((lengths[run] < 9) == (run in ended) for run in lengths)
+    budgets = {(row["run_id"], row["epochs"]) for row in columns(study)}
+    assert ("half-seed0", 9) in budgets
+    assert not any((run, 9) in budgets for run in ended)
+    assert sweep(study, config) == manifest
+
+
+def test_highlyknown_dev_rows_are_needed_before_anything_is_trained(study: Folder) -> None:
+    grid = replace(GRID, policies=("dev_highlyknown",))
+    with pytest.raises(SettingsError, match=r"needs HighlyKnown dev questions, .* labels none: .*--annotate-dev"):
+        sweep(study, replace(CONFIG, grid=grid))
+    assert not written(study)
 
 
 def test_packs_hold_every_training_once(study: Folder) -> None:
-    from tuning.grid import trajectories
     from tuning.runs import plan_runs
 
     config = replace(CONFIG, grid=replace(GRID, seeds=(0, 1, 2)))
-    plans = plan_runs(study, [config.config_of(trajectory) for trajectory in trajectories(config.grid)])
+    plans = plan_runs(study, {run.run_id: run.config(config.train) for run in config.trajectories})
     for per_trial, concurrent, num_packs in ((1, 2, 6), (4, 2, 2), (None, 2, 2), (None, 3, 3)):
         packs = share_out(plans, per_trial, concurrent)
         assert len(packs) == num_packs

@@ -2,12 +2,18 @@
 
 import itertools
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from slick.errors import SettingsError
-from tuning.grid import GridConfig, Trajectory, pack, points, summary, trajectories
+from tuning.axes import combinations
+from tuning.config import TrainConfig
+from tuning.grid import GridConfig, pack, points, summary, trajectories
+from tuning.sweep import SweepConfig
 
+BASE = TrainConfig()
 GRID = GridConfig(
     variants=("unknown-000", "unknown-100"),
     seeds=(0, 7),
@@ -17,7 +23,7 @@ GRID = GridConfig(
 
 
 def test_one_training_for_each_variant_and_seed_to_the_largest_budget() -> None:
-    runs = trajectories(GRID)
+    runs = trajectories(GRID, BASE, shared=True)
     assert [run.run_id for run in runs] == [
         "unknown-000-seed0",
         "unknown-000-seed7",
@@ -28,7 +34,7 @@ def test_one_training_for_each_variant_and_seed_to_the_largest_budget() -> None:
 
 
 def test_points_are_the_cross_product_of_what_exists() -> None:
-    of_one = [(p.epochs, str(p.policy)) for p in points(GRID) if p.run_id == "unknown-100-seed7"]
+    of_one = [(p.epochs, str(p.policy)) for p in points(GRID, BASE, shared=True) if p.run_id == "unknown-100-seed7"]
     assert of_one == [
         (2, "fixed(2)"),  # fixed(5) has no point here
         (2, "best_dev"),
@@ -41,19 +47,19 @@ def test_points_are_the_cross_product_of_what_exists() -> None:
         (20, "best_dev"),
         (20, "patience(3)"),
     ]
-    assert len(points(GRID)) == 4 * len(of_one)
+    assert len(points(GRID, BASE, shared=True)) == 4 * len(of_one)
 
 
 def test_points_are_covered_by_trajectories_and_none_is_there_twice() -> None:
-    longest = {run.run_id: run.epochs for run in trajectories(GRID)}
-    found = points(GRID)
+    longest = {run.run_id: run.epochs for run in trajectories(GRID, BASE, shared=True)}
+    found = points(GRID, BASE, shared=True)
     assert len(set(found)) == len(found)
     assert all(point.epochs <= longest[point.run_id] for point in found)
 
 
 def test_the_defaults_are_the_papers_seventeen_runs() -> None:
-    assert len(trajectories(GridConfig())) == 17
-    assert len(points(GridConfig())) == 17 * 2
+    assert len(trajectories(GridConfig(), BASE, shared=True)) == 17
+    assert len(points(GridConfig(), BASE, shared=True)) == 17 * 2
 
 
 @pytest.mark.parametrize(
@@ -77,9 +83,8 @@ def test_an_impossible_grid_is_refused(settings: dict[str, tuple[object, ...]], 
         GridConfig(**settings)  # type: ignore[arg-type]
 
 
-def runs_costing(costs: list[float]) -> tuple[list[Trajectory], dict[str, float]]:
-    runs = [Trajectory(variant="natural", seed=seed, epochs=3) for seed in range(len(costs))]
-    return runs, {run.run_id: cost for run, cost in zip(runs, costs, strict=True)}
+def costing(costs: list[float]) -> dict[str, float]:
+    return {f"natural-seed{seed}": cost for seed, cost in enumerate(costs)}
 
 
 @pytest.mark.parametrize(
@@ -94,33 +99,132 @@ def runs_costing(costs: list[float]) -> tuple[list[Trajectory], dict[str, float]
     ],
 )
 def test_packing(costs: list[float], num_packs: int, loads: list[float]) -> None:
-    runs, cost_of = runs_costing(costs)
-    packs = pack(runs, cost_of, num_packs)
-    assert [sum(cost_of[run.run_id] for run in each) for each in packs] == loads
+    cost_of = costing(costs)
+    packs = pack(cost_of, num_packs)
+    assert [sum(cost_of[run] for run in each) for each in packs] == loads
     assert all(packs)
-    assert sorted(itertools.chain(*packs)) == sorted(runs)
+    assert sorted(itertools.chain(*packs)) == sorted(cost_of)
 
 
 def test_packing_is_near_the_best_possible_and_does_not_depend_on_the_order() -> None:
     generator = random.Random(0)
     for _ in range(30):
-        runs, cost_of = runs_costing([generator.randint(1, 20) for _ in range(7)])
-        packs = pack(runs, cost_of, 3)
-        assert pack(runs[::-1], cost_of, 3) == packs
+        cost_of = costing([generator.randint(1, 20) for _ in range(7)])
+        packs = pack(cost_of, 3)
+        assert pack(dict(reversed(cost_of.items())), 3) == packs
         best = min(
-            max(sum(cost_of[run.run_id] for run, to in zip(runs, where, strict=True) if to == k) for k in range(3))
+            max(sum(cost for cost, to in zip(cost_of.values(), where, strict=True) if to == k) for k in range(3))
             for where in itertools.product(range(3), repeat=7)
         )
-        longest = max(sum(cost_of[run.run_id] for run in each) for each in packs)
+        longest = max(sum(cost_of[run] for run in each) for each in packs)
         assert longest <= (4 / 3 - 1 / 9) * best  # Graham's bound for three workers
 
 
 def test_packing_needs_a_worker() -> None:
     with pytest.raises(SettingsError, match="at least one worker, got 0"):
-        pack(trajectories(GRID), {}, 0)
+        pack({"natural-seed0": 1.0}, 0)
 
 
 def test_the_summary_counts_trainings_and_points() -> None:
-    assert summary(GRID) == (
-        "2 variants x 2 seeds = 4 trainings of 20 epochs; with 3 epoch budgets and 4 policies 40 points"
+    assert summary(GRID, BASE, shared=True) == (
+        "2 variants x 2 seeds = 4 trainings, 80 epochs in all; with 3 epoch budgets and 4 policies 40 points"
     )
+    assert summary(GRID, BASE, shared=False).startswith("2 variants x 2 seeds = 12 trainings, 108 epochs in all; ")
+
+
+def test_where_trainings_are_not_shared_each_budget_has_its_own() -> None:
+    runs = trajectories(GRID, BASE, shared=False)
+    assert [run.run_id for run in runs[:3]] == [f"unknown-000-seed0-epochs{n}" for n in (2, 5, 20)]
+    longest = {run.run_id: run.epochs for run in runs}
+    cells = points(GRID, BASE, shared=False)
+    assert all(point.epochs == longest[point.run_id] for point in cells)
+    assert len(cells) == len(points(GRID, BASE, shared=True))
+
+
+def test_settings_are_axes_and_may_depend_on_others() -> None:
+    axes = ("learning_rate=1e-5,1e-4", "lora_rank=0,8 if learning_rate=1e-4", "lora_alpha=8,32 if lora_rank=8")
+    found = combinations(axes, BASE)
+    high = ("learning_rate", 1e-4)
+    assert found == [
+        (),
+        (high,),
+        (high, ("lora_rank", 8), ("lora_alpha", 8.0)),
+        (high, ("lora_rank", 8), ("lora_alpha", 32.0)),
+    ]
+    grid = GridConfig(variants=("natural",), epochs=(4,), axes=axes)
+    runs = trajectories(grid, BASE, shared=True)
+    assert [run.run_id for run in runs[:3]] == [
+        "natural-seed0",  # the sweep's own settings have no name of their own: trained before, it is used again
+        "natural-seed0-learning_rate=0.0001",
+        "natural-seed0-learning_rate=0.0001-lora_rank=8-lora_alpha=8.0",
+    ]
+    config = runs[2].config(BASE)
+    assert (config.learning_rate, config.lora_rank, config.lora_alpha, config.epochs) == (1e-4, 8, 8.0, 4)
+    assert {point.settings_text for point in points(grid, BASE, shared=True)} == {
+        "",
+        "learning_rate=0.0001",
+        "learning_rate=0.0001;lora_rank=8;lora_alpha=8.0",
+        "learning_rate=0.0001;lora_rank=8;lora_alpha=32.0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ("learning_rate", "written `NAME=VALUE,VALUE`"),
+        ("learning-rate=1", "written `NAME=VALUE,VALUE`"),
+        ("rate=1,2", "no setting rate changes results; there are .*learning_rate"),
+        ("seed=1,2", "no setting seed changes results"),
+        ("num_workers=1,2", "no setting num_workers changes results"),
+        ("learning_rate=fast", "learning_rate is 'fast', it must be float"),
+        ("trainable=all,head", "trainable is 'head', it must be all, attention, ffn"),
+        ("lora_rank=8,8", "names a value more than once"),
+        ("lora_rank=8 if rate=1", "no setting rate"),
+    ],
+)
+def test_an_impossible_axis_is_refused(axis: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        GridConfig(axes=(axis,))
+
+
+def test_values_that_do_not_go_together_are_refused_before_anything_is_trained() -> None:
+    with pytest.raises(SettingsError, match="lora_rank is 0, so there is no LoRA to scale"):
+        SweepConfig(grid=GridConfig(axes=("lora_alpha=8,16",)))
+    with pytest.raises(SettingsError, match="dropout is a share"):
+        SweepConfig(grid=GridConfig(axes=("dropout=0.0,5",)))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),
+        ({"independent": True}, "asked for"),
+        ({"train": TrainConfig(schedule="cosine")}, "schedule cosine lowers the learning rate towards the last epoch"),
+        ({"train": TrainConfig(replay_known=5)}, "5 Known rows are replayed in the last epoch"),
+        ({"grid": GridConfig(epochs=(2, 5), axes=("schedule=constant,linear",))}, "schedule linear"),
+    ],
+)
+def test_trainings_are_shared_unless_they_depend_on_their_length(change: dict[str, Any], why: str) -> None:
+    config = replace(SweepConfig(grid=GridConfig(epochs=(2, 5))), **change)
+    assert config.why_independent.startswith(why) if why else not config.why_independent
+    runs = config.trajectories
+    assert len({run.epochs for run in runs}) == (2 if why else 1)
+
+
+def test_what_a_live_training_has_to_decide() -> None:
+    grid = GridConfig(epochs=(2, 5), policies=("fixed", "fixed(3)", "patience(1)"))
+    assert SweepConfig(grid=grid).stops == ()
+    assert set(SweepConfig(grid=grid, stop="live").stops) == {
+        ("fixed(2)", 2),
+        ("fixed(5)", 5),
+        ("fixed(3)", 5),
+        ("patience(1)", 2),
+        ("patience(1)", 5),
+    }
+
+
+def test_a_scheduler_judges_single_trainings() -> None:
+    with pytest.raises(SettingsError, match="scheduler asha judges single trainings"):
+        SweepConfig(scheduler="asha", trajectories_per_trial=2)
+    with pytest.raises(SettingsError, match="scheduler is one of none, asha, median"):
+        SweepConfig(scheduler="hyperband")  # type: ignore[arg-type]

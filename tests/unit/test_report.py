@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.analysis.data import LAST
+from slick.analysis.data import LAST, Run, StudyData, Variant
 from slick.analysis.load import load_study
+from slick.analysis.recommendation import recommend
 from slick.errors import SettingsError, StudyError
 from slick.report import ReportConfig, make_report
+from slick.report.choices import axis_table, choice_table, estimates_table, which_point
+from slick.report.tables import policy_table
 from slick.storage import Folder
 from slick.study import begin, fingerprint, finish
 from slick.types import Category
@@ -207,8 +211,9 @@ def write_points(study: Folder, data) -> None:
                     "epochs": last,
                     "policy": policy,
                     "stop_epoch": stop,
-                    "cost_epochs": last,
+                    "cost_epochs": last if policy == "best_dev" else stop,
                     "run_id": run.run_id,
+                    "dev_all": run.at(stop, "dev") / 100,
                     "test_all": run.at(stop, "test") / 100,
                 }
             )
@@ -252,7 +257,7 @@ def test_a_whole_study_gives_every_figure_table_and_finding(study: Folder) -> No
         "early_stop_state",
         "exemplar_sets",
     }
-    names.add("ood_accuracy_by_share")
+    names |= {"ood_accuracy_by_share", "response_surface"}
     assert set(report.child("figures").names()) == {f"{name}{end}" for name in names for end in (".svg", ".png")}
     tables = set(report.child("tables").names(".csv"))
     assert {
@@ -261,6 +266,10 @@ def test_a_whole_study_gives_every_figure_table_and_finding(study: Folder) -> No
         "linear_model.csv",
         "idk.csv",
         "policies.csv",
+        "which_point.csv",
+        "which_point_numbers.csv",
+        "axis_effects.csv",
+        "response_surface.csv",
         "categories_id_train.csv",
     } <= tables
     outcomes = report.read_json("outcomes.json")
@@ -330,6 +339,7 @@ def test_only_annotated_gives_a_partial_report(tmp_path: Path) -> None:
     manifest = make_report(study, ReportConfig())
     text = study.child("report").read_bytes("index.html").decode()
     assert "Not shown" in text
+    assert "Not shown: needs a finished sweep over variants with a share of Unknown rows" in text
     assert "nothing has been fine-tuned yet" in text
     assert manifest.counts["holds"] == 1  # E2, the categories
     assert manifest.counts["not_testable"] == 24
@@ -359,6 +369,154 @@ def test_a_missing_file_of_a_finished_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"epochs\.parquet is not there"):
         make_report(study, ReportConfig())
     assert not study.child("report").exists("manifest.json")
+
+
+def test_runs_with_other_training_settings_are_not_taken_for_seeds(tmp_path: Path) -> None:
+    study = Folder(str(tmp_path))
+    rows = question_rows(24)
+    write_annotation(study, rows)
+    entry = write_variants(study, 20)["unknown-050"]
+    for run_id in ("unknown-050-seed3", "unknown-050-seed3-learning_rate=1e-05", "unknown-000-seed0-epochs3"):
+        write_run(study, "unknown-050", entry, 0, rows, 3)
+        Path(study.local_path, "runs", "unknown-050-seed0").rename(Path(study.local_path, "runs", run_id))
+    found = [(run.run_id, run.variant, run.seed) for run in load_study(study).runs]
+    assert found == [("unknown-000-seed0-epochs3", "unknown-000", 0), ("unknown-050-seed3", "unknown-050", 3)]
+    Path(study.local_path, "runs", "unknown-050-seed3").rename(Path(study.local_path, "runs", "best"))
+    with pytest.raises(StudyError, match="runs/best is not named VARIANT-seedN"):
+        load_study(study)
+
+
+def sweep_of(seeds: tuple[int, ...], shares: tuple[float, ...] = (0.0, 0.5, 1.0), settings: str = "") -> StudyData:
+    """Half of the accuracy is lost with the Unknown rows, 10 points by the second half of the training."""
+    kinds = {f"unknown-{round(100 * share):03d}": ("unknown", share) for share in shares}
+    kinds |= {f"known-{round(100 * share):03d}": ("known", share) for share in shares if 0 < share < 1}
+    points = []
+    for name, (kind, share) in kinds.items():
+        for seed in seeds:
+            level = 0.6 - (0.3 * share if kind == "unknown" else 0.2 * share) + 0.01 * seed
+            for policy, stop, cost, fall in (
+                ("fixed(4)", 4, 4, 0.02),
+                ("fixed(8)", 8, 8, 0.1),
+                ("best_dev", 3, 8, 0.0),
+            ):
+                right = level - fall - (0.001 * seed if fall else 0.0)
+                points.append(
+                    {"variant": name, "seed": seed, "epochs": 4 if stop == 4 else 8, "policy": policy}
+                    | {"stop_epoch": stop, "cost_epochs": cost, "dev_all": right, "test_all": right}
+                    | {"settings": settings}
+                )
+    variants = {name: Variant(name=name, kind=kind, share=share, num=80) for name, (kind, share) in kinds.items()}
+    runs = tuple(
+        Run(
+            run_id=f"{name}-seed{seed}",
+            variant=name,
+            seed=seed,
+            epochs=np.arange(1, 9),
+            accuracy={},
+            num={},
+            early_epoch=3,
+        )
+        for name in variants
+        for seed in seeds
+    )
+    return StudyData(variants=variants, runs=runs, points=tuple(points), durations=(4, 8))
+
+
+def test_the_reader_is_told_first_which_point_to_use_and_how_sure_that_is() -> None:
+    text = which_point(sweep_of((0, 1, 2))).text
+    assert "use best_dev within 8 epochs: its dev accuracy, 46.0 %, is the best on average over all 3 shares" in text
+    assert "keeps epoch 3 of 8 trained." in text
+    assert (
+        "it takes as long and changes test accuracy by +10.1 (+9.9 to +10.3) points, more than chance explains" in text
+    )
+    assert "Leaving the Unknown rows out, over the shares where both were run, changes" in text
+    assert "+5.0 (+5.0 to +5.0) points at the same point, more than chance explains." in text
+    assert "one seed" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [((0.1, 0.1, 0.12), "more"), ((-0.1, -0.1, -0.12), "more"), ((-0.1, 0.0, 0.1), "no more"), ((0.0,) * 3, "no more")],
+)
+def test_a_difference_within_its_interval_is_called_chance(changes: tuple[float, ...], told: str) -> None:
+    data = sweep_of((0, 1, 2), shares=(0.5,))
+    level = {
+        p["seed"]: p["test_all"] for p in data.points if (p["variant"], p["policy"]) == ("unknown-050", "best_dev")
+    }
+    moved = [
+        {**p, "test_all": level[p["seed"]] + changes[p["seed"]]} if p["variant"] == "known-050" else p
+        for p in data.points
+    ]
+    sentence = which_point(replace(data, points=tuple(moved))).text.rsplit(". ", 1)[1]
+    assert sentence.startswith("Leaving the Unknown rows out")
+    assert sentence.endswith(f"points at the same point, {told} than chance explains.")
+
+
+def test_one_seed_is_told_without_intervals() -> None:
+    section = which_point(sweep_of((0,)))
+    assert section.text.endswith("; one seed gives no intervals.")
+    assert section.text.count(". ") == 2
+    assert not [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
+    assert " to " not in str(choice_table(recommend(sweep_of((0,)))).rows)
+
+
+def test_one_share_is_told_by_its_share_and_has_no_surface() -> None:
+    section = which_point(sweep_of((0, 1), shares=(0.5,)))
+    assert section.text.startswith("At 50 % Unknown rows use best_dev within 8 epochs")
+    missing = [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
+    assert len(missing) == 2  # the figure and its numbers
+    assert all("two shares of Unknown rows" in str(why) for why in missing)
+    assert [row[0] for row in choice_table(recommend(sweep_of((0, 1), shares=(0.5,)))).rows] == ["50 %"]
+
+
+def test_what_cannot_be_compared_is_absent_with_its_reason_and_never_nought() -> None:
+    found = recommend(sweep_of((0, 1)))
+    rows = {row[0]: row for row in choice_table(found).rows}
+    assert rows["0 %"][-1] is None
+    assert rows["100 %"][-1] is None
+    assert rows["50 %"][-1] == rows["all"][-1] == "+5.0 (+5.0 to +5.0)"
+    reasons = {(row[0], row[4]): row[-1] for row in estimates_table(found).rows if row[5] is None}
+    assert reasons == {
+        (0.0, "filtering"): "there are no Unknown rows to filter out",
+        (100.0, "filtering"): "no row would be left",
+    }
+
+
+def test_training_settings_show_where_a_sweep_varied_them() -> None:
+    own, other = sweep_of((0, 1)), sweep_of((0, 1), settings="dropout=0.1")
+    assert "settings" not in choice_table(recommend(own)).columns
+    assert "settings" not in policy_table(own).columns
+    worse = tuple({**point, "dev_all": point["dev_all"] - 0.1} for point in own.points)
+    both = replace(own, points=worse + other.points)
+    assert "best_dev within 8 epochs with dropout=0.1" in which_point(both).text
+    table = choice_table(recommend(both))
+    assert {row[table.columns.index("settings")] for row in table.rows} == {"dropout=0.1"}
+    policies = policy_table(both)
+    assert policies.columns[-1] == "settings"
+    assert len(policies.rows) == 2 * len(policy_table(own).rows)
+
+
+def test_the_axes_are_told_most_first_and_whether_the_grid_is_balanced() -> None:
+    whole = sweep_of((0, 1))
+    balanced = tuple(point for point in whole.points if point["epochs"] == 8)
+    caption = [exhibit.caption for exhibit in which_point(replace(whole, points=balanced)).exhibits]
+    assert any("the grid is balanced" in text for text in caption)
+    caption = [exhibit.caption for exhibit in which_point(whole).exhibits]
+    assert any("the grid is not balanced" in text for text in caption)
+    rows = axis_table(replace(whole, points=balanced)).rows
+    assert rows[0][0] == "share of Unknown rows"
+    assert rows[-1][0] == "how they act together, and chance"
+    assert next(row for row in rows if row[0] == "epoch budget")[2:] == (None, None, "it has one level only")
+
+
+def test_the_heat_map_writes_each_number_in_its_cell(study: Folder) -> None:
+    svg = study.child("report", "figures").read_bytes("response_surface.svg").decode()
+    table = study.child("report", "tables").read_bytes("response_surface.csv").decode().splitlines()[1:]
+    assert len(table) == len(SHARES) * 2
+    texts = re.findall(r">(\d+\.\d)</text>", svg)
+    assert sorted(texts) == sorted(f"{float(row.split(',')[2]):.1f}" for row in table)
+    assert "<image" not in svg
+    assert "Epochs trained" in svg
 
 
 def test_settings_that_cannot_be() -> None:

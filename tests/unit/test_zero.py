@@ -66,6 +66,8 @@ def test_the_optimizer_needs_no_compiler() -> None:
         ({"epochs": 0}, "epochs must be 1 or more, got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be"),
         ({"gpus_per_worker": 2}, "gpus_per_worker is 0 or 1"),
+        ({"gpus_per_worker": 0.5, "num_workers": 2}, "for one worker a part of 1, got 0.5 for 2 workers"),
+        ({"state_share": 5.0}, "state_share is a share"),
         ({"schedule": "step"}, "schedule is one of"),
         ({"keep_checkpoints": "some"}, "keep_checkpoints is one of"),
         ({"num_workers": 0}, "num_workers must be 1 or more"),
@@ -95,12 +97,17 @@ def test_speed_settings_do_not_change_what_a_run_is() -> None:
     for change in (
         {"learning_rate": 1e-4},
         {"seed": 1},
-        {"epochs": 2},
         {"dropout": 0.0},
         {"matcher": "raw"},
         {"lora_rank": 2},
     ):
         assert config.identity() != replace(config, **change).identity()
+
+
+def test_a_longer_training_is_the_same_one_unless_it_depends_on_its_length() -> None:
+    for change, same in (({}, True), ({"schedule": "linear"}, False), ({"replay_known": 4}, False)):
+        config = TrainConfig(epochs=3, **change)
+        assert (config.identity() == replace(config, epochs=9).identity()) == same
 
 
 def test_schedules_begin_and_end_where_they_should() -> None:
@@ -122,5 +129,9 @@ def test_more_workers_than_the_cluster_holds_are_refused() -> None:
         check_resources(config, cpus=64, gpus=1)
     assert check_resources(replace(config, wait_for_nodes=True), cpus=2, gpus=0) == 0
     assert check_resources(replace(config, min_workers=2), cpus=2, gpus=0) == 0
+    small = TrainConfig(gpus_per_worker=0.25)
+    assert check_resources(small, cpus=2, gpus=1, num_groups=4) == 0.25
+    with pytest.raises(SettingsError, match=r"5 x 1 workers need 1\.25 GPUs, the cluster has 1"):
+        check_resources(small, cpus=2, gpus=1, num_groups=5)
     with pytest.raises(SettingsError, match=r"1 x 3 workers need 3 CPUs, the cluster has 2; lower .* --min-workers"):
         check_resources(replace(config, min_workers=3), cpus=2, gpus=0)

@@ -1,0 +1,191 @@
+"""Which point of a sweep is recommended, and what it is said to bring, on points whose answer is known."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from slick.analysis.data import NotTestable, StudyData, Variant
+from slick.analysis.recommendation import Recipe, over_seeds, recommend
+
+
+def variants(*shares: float) -> dict[str, Variant]:
+    """D and D_Known at each share; of 0 and 1 only D."""
+    found = {}
+    for share in shares:
+        kinds = ("unknown", "known") if 0 < share < 1 else ("unknown",)
+        for kind in kinds:
+            name = f"{kind}-{round(100 * share):03d}"
+            found[name] = Variant(name=name, kind=kind, share=share, num=100)
+    return found
+
+
+def point(variant: str, policy: str, dev: float | None, test: float | None, **changes: Any) -> dict[str, Any]:
+    """One point; `fixed(n)` stops at n within a budget of n unless told otherwise."""
+    n = int(policy[6:-1]) if policy.startswith("fixed") else changes.get("epochs", 10)
+    values = {"seed": 0, "epochs": n, "stop_epoch": n, "cost_epochs": n} | changes
+    return {"variant": variant, "policy": policy, "dev_all": dev, "test_all": test, **values}
+
+
+def study(points: Iterable[dict[str, Any]], *shares: float) -> StudyData:
+    return StudyData(variants=variants(*shares), points=tuple(points))
+
+
+HALF = [
+    point("unknown-050", "fixed(5)", 0.40, 0.38),
+    point("unknown-050", "fixed(10)", 0.30, 0.20),
+    point("unknown-050", "best_dev", 0.41, 0.35, stop_epoch=3, cost_epochs=10),
+    point("unknown-050", "patience(2)", 0.41, 0.34, stop_epoch=3, cost_epochs=5),
+    point("known-050", "fixed(5)", 0.50, 0.45),
+    point("known-050", "patience(2)", 0.10, 0.36, stop_epoch=2, cost_epochs=4),
+    point("known-050", "fixed(10)", 0.50, 0.44),
+]
+
+
+def test_dev_accuracy_chooses_and_among_equals_the_fewest_epochs() -> None:
+    (choice,) = recommend(study(HALF, 0.5)).by_share
+    assert choice.recipe == Recipe("patience(2)", 10, "")  # best_dev is as good for 10 epochs, fixed(5) better on test
+    assert (choice.dev.value, choice.test.value) == pytest.approx((41.0, 34.0))
+    assert (choice.stop_epoch.value, choice.cost_epochs.value) == (3, 5)
+    assert choice.longest == 10
+    assert (choice.gain.value, choice.saved.value) == pytest.approx((14.0, 5.0))
+    assert choice.filtering.value == pytest.approx(2.0)  # by the same policy, not by the best one of D_Known
+
+
+def test_equal_points_of_equal_cost_take_the_smallest_budget() -> None:
+    points = [point("unknown-050", "patience(1)", 0.4, 0.3, epochs=n, stop_epoch=1, cost_epochs=2) for n in (8, 2, 5)]
+    points.append(point("unknown-050", "best_dev", 0.4, 0.3, epochs=3, stop_epoch=1, cost_epochs=2))
+    (choice,) = recommend(study(points, 0.5)).by_share
+    assert choice.recipe == Recipe("patience(1)", 2, "")
+
+
+def test_means_that_differ_in_their_last_bits_tie() -> None:
+    dev = {"best_dev": (0.1, 0.2, 0.3), "fixed(2)": (0.3, 0.2, 0.1), "fixed(9)": (0.6, 0.0, 0.0)}
+    assert len({float(np.mean(values)) for values in dev.values()}) > 1
+    points = [point("unknown-050", p, v, 0.3, seed=s) for p, values in dev.items() for s, v in enumerate(values)]
+    (choice,) = recommend(study(points, 0.5)).by_share
+    assert choice.recipe == Recipe("fixed(2)", 2, "")
+
+
+def test_one_seed_has_values_and_no_intervals() -> None:
+    (choice,) = recommend(study(HALF, 0.5)).by_share
+    for estimate in (choice.dev, choice.test, choice.gain, choice.saved, choice.filtering):
+        assert estimate.value is not None
+        assert (estimate.low, estimate.high, estimate.num_seeds) == (None, None, 1)
+        assert "one seed" in estimate.why
+
+
+def test_differences_are_paired_by_seed_as_scipy_pairs_them() -> None:
+    rng = np.random.default_rng(5)
+    level = rng.normal(0.4, 0.1, 6)  # seeds differ far more than the two points do
+    early, late = level + rng.normal(0.02, 0.003, 6), level
+    points = [point("unknown-050", "best_dev", 0.5, early[s], seed=s) for s in range(6)]
+    points += [point("unknown-050", "fixed(10)", 0.4, late[s], seed=s) for s in reversed(range(6))]
+    (choice,) = recommend(study(points, 0.5)).by_share
+    theirs = ttest_rel(100 * early, 100 * late).confidence_interval(0.95)
+    assert (choice.gain.low, choice.gain.high) == pytest.approx((theirs.low, theirs.high))
+    assert choice.gain.low is not None
+    assert choice.test.low is not None
+    assert choice.gain.low > 0
+    assert choice.test.low < 100 * late.mean()
+
+
+def test_intervals_cover_the_truth_as_often_as_promised() -> None:
+    rng = np.random.default_rng(6)
+    found = [over_seeds(rng.normal(1.0, 2.0, 3).tolist()) for _ in range(2000)]
+    covered = np.mean([one.low is not None and one.high is not None and one.low < 1.0 < one.high for one in found])
+    assert 0.935 <= covered <= 0.965  # 0.95 is promised; three standard errors of 2,000 draws are 0.015
+
+
+def test_no_unknown_rows_and_only_unknown_rows_cannot_be_filtered_and_say_so() -> None:
+    points = [point(name, "fixed(5)", 0.4, 0.3) for name in ("unknown-000", "unknown-100", "unknown-050")]
+    found = recommend(study(points, 0.0, 0.5, 1.0))
+    reasons = {choice.share: choice.filtering.why for choice in found.by_share}
+    assert all(choice.filtering.value is None for choice in (*found.by_share, found.overall))
+    assert "no Unknown rows" in reasons[0.0]
+    assert "no row would be left" in reasons[1.0]
+    assert "Known rows alone" in reasons[0.5]
+
+
+def test_a_partner_without_that_point_gives_no_difference() -> None:
+    points = [*HALF[:4], HALF[4]]
+    (choice,) = recommend(study(points, 0.5)).by_share
+    assert choice.recipe == Recipe("patience(2)", 10, "")
+    assert choice.filtering.value is None
+
+
+def test_seeds_that_do_not_meet_give_no_difference() -> None:
+    points = [point("unknown-050", "fixed(5)", 0.4, 0.3, seed=0), point("known-050", "fixed(5)", 0.4, 0.4, seed=1)]
+    (choice,) = recommend(study(points, 0.5)).by_share
+    assert (choice.filtering.value, choice.filtering.why) == (None, "the two have no seed in common")
+
+
+def test_without_dev_accuracy_nothing_is_chosen() -> None:
+    points = [{**one, "dev_all": None} for one in HALF]
+    (choice,) = recommend(study(points, 0.5)).by_share
+    assert choice.recipe is None
+    for estimate in (choice.dev, choice.test, choice.stop_epoch, choice.gain, choice.saved, choice.filtering):
+        assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
+        assert "nothing to choose by" in estimate.why
+
+
+def test_a_point_missing_one_seed_is_no_candidate() -> None:
+    points = [point("unknown-050", "fixed(5)", 0.3, 0.3, seed=seed) for seed in (0, 1)]
+    points.append(point("unknown-050", "best_dev", 0.9, 0.9, seed=1))
+    (choice,) = recommend(study(points, 0.5)).by_share
+    assert choice.recipe == Recipe("fixed(5)", 5, "")
+
+
+def test_without_a_fixed_budget_there_is_nothing_to_compare_with() -> None:
+    (choice,) = recommend(study([HALF[2], HALF[3]], 0.5)).by_share
+    assert choice.longest is None
+    assert (choice.gain.value, choice.saved.value) == (None, None)
+    assert "no fixed budget" in choice.gain.why
+
+
+def test_a_fixed_point_read_off_a_longer_budget_counts_as_fixed() -> None:
+    points = [point("unknown-050", "fixed(4)", 0.3, 0.2, epochs=10), point("unknown-050", "best_dev", 0.4, 0.3)]
+    (choice,) = recommend(study(points, 0.5)).by_share
+    assert (choice.longest, choice.saved.value) == (4, -6)
+    assert choice.gain.value == pytest.approx(10.0)
+
+
+def test_one_point_for_all_shares_is_the_best_on_average() -> None:
+    dev = {"unknown-000": (0.50, 0.48), "unknown-100": (0.10, 0.40)}
+    points = [
+        point(name, policy, value, value - 0.05)
+        for name, values in dev.items()
+        for policy, value in zip(("fixed(10)", "fixed(2)"), values, strict=True)
+    ]
+    found = recommend(study(points, 0.0, 1.0))
+    assert [choice.recipe and choice.recipe.policy for choice in found.by_share] == ["fixed(10)", "fixed(2)"]
+    assert found.overall.recipe == Recipe("fixed(2)", 2, "")
+    assert found.overall.dev.value == pytest.approx(44.0)
+    assert found.overall.gain.value == pytest.approx(14.0)
+
+
+def test_training_settings_are_part_of_what_is_chosen_and_compared() -> None:
+    points = [
+        point("unknown-050", "fixed(5)", 0.4, 0.40),
+        point("unknown-050", "fixed(20)", 0.3, 0.30),
+        point("unknown-050", "fixed(5)", 0.6, 0.50, settings="dropout=0.1"),
+        point("unknown-050", "fixed(10)", 0.5, 0.45, settings="dropout=0.1"),
+        point("known-050", "fixed(5)", 0.4, 0.90),
+        point("known-050", "fixed(5)", 0.4, 0.52, settings="dropout=0.1"),
+    ]
+    (choice,) = recommend(study(points, 0.5)).by_share
+    assert choice.recipe == Recipe("fixed(5)", 5, "dropout=0.1")
+    assert choice.longest == 10
+    assert choice.gain.value == pytest.approx(5.0)
+    assert choice.filtering.value == pytest.approx(2.0)
+
+
+def test_other_variants_are_not_recommended_and_without_the_sweep_nothing_is() -> None:
+    natural = Variant(name="natural", kind="natural", share=None, num=100)
+    points = (point("natural", "fixed(5)", 0.9, 0.9),)
+    with pytest.raises(NotTestable, match="needs a finished sweep"):
+        recommend(StudyData(variants={"natural": natural} | variants(0.5), points=points))
+    with pytest.raises(NotTestable, match="needs a finished sweep"):
+        recommend(StudyData())

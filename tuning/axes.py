@@ -1,0 +1,116 @@
+"""Training settings as axes of a grid, some of which vary only where another has a certain value. Pure."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from slick.errors import SettingsError
+from tuning.config import TrainConfig
+
+Settings: TypeAlias = tuple[tuple[str, Any], ...]
+"""Names and values, of those settings that differ from the sweep's own."""
+
+_FIXED = ("variant", "seed", "epochs", "model")
+"""Settings that have an axis of their own, or none."""
+_AXIS = re.compile(r"\s*(\w+)\s*=\s*([^\s]+)(?:\s+if\s+(\w+)\s*=\s*(\S+))?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One setting, its values, and where it varies."""
+
+    name: str
+    values: tuple[Any, ...]
+    condition: tuple[str, Any] | None = None
+    """Another setting and the value it must have; elsewhere this one keeps the sweep's own."""
+
+
+def parse_axis(text: str) -> Axis:
+    """Read `learning_rate=1e-5,1e-4` or `lora_alpha=16,32 if lora_rank=16`.
+
+    Raises:
+        SettingsError: no such setting, or values that it does not take.
+
+    >>> parse_axis("lora_rank=0,8 if dropout=0.05")
+    Axis(name='lora_rank', values=(0, 8), condition=('dropout', 0.05))
+    """
+    match = _AXIS.fullmatch(text)
+    if match is None:
+        raise SettingsError(
+            f"an axis is written `NAME=VALUE,VALUE`, or `NAME=VALUE,VALUE if OTHER=VALUE`, got {text!r}"
+        )
+    name, values, other, wanted = match.groups()
+    found = tuple(_value(name, value, text) for value in values.split(","))
+    if len(set(found)) < len(found):
+        raise SettingsError(f"axis {text!r} names a value more than once")
+    return Axis(name, found, None if other is None else (other, _value(other, wanted, text)))
+
+
+def combinations(axes: Sequence[str], base: TrainConfig) -> list[Settings]:
+    """Every combination of the axes' values, each once; an axis that does not vary there keeps the base's value.
+
+    Args:
+        axes: as `parse_axis` reads them; a condition may name an axis before it, or any setting of the base.
+        base: the sweep's own settings.
+
+    >>> combinations(["lora_rank=0,8", "lora_alpha=8.0,32.0 if lora_rank=8"], TrainConfig())
+    [(), (('lora_rank', 8), ('lora_alpha', 8.0)), (('lora_rank', 8), ('lora_alpha', 32.0))]
+    """
+    found: list[dict[str, Any]] = [{}]
+    for text in axes:
+        axis = parse_axis(text)
+        found = [
+            {**before, axis.name: value} if varies else before
+            for before in found
+            for varies in [_holds(axis.condition, before, base)]
+            for value in (axis.values if varies else (None,))
+        ]
+    changed = [
+        tuple((name, value) for name, value in settings.items() if value != getattr(base, name)) for settings in found
+    ]
+    return list(dict.fromkeys(changed))
+
+
+def _holds(condition: tuple[str, Any] | None, settings: dict[str, Any], base: TrainConfig) -> bool:
+    return condition is None or settings.get(condition[0], getattr(base, condition[0])) == condition[1]
+
+
+def _value(name: str, text: str, axis: str) -> Any:
+    """A value of the setting's own type."""
+    kinds = _kinds()
+    if name not in kinds:
+        raise SettingsError(f"axis {axis!r}: no setting {name} changes results; there are {', '.join(kinds)}")
+    for kind in kinds[name]:
+        if kind is type(None) and text.lower() == "none":
+            return None
+        if kind is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        if isinstance(kind, str) and kind == text:
+            return text
+    wanted = ", ".join(kind if isinstance(kind, str) else kind.__name__ for kind in kinds[name])
+    raise SettingsError(f"axis {axis!r}: {name} is {text!r}, it must be {wanted}")
+
+
+def _kinds() -> dict[str, tuple[Any, ...]]:
+    """The types of the settings that change results: types, and the texts of a Literal."""
+    hints = typing.get_type_hints(TrainConfig)
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in _FIXED]
+    names = [name for name in names if name in TrainConfig(schedule="linear").identity()]
+    return {name: _alternatives(hints[name]) for name in names}
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return tuple(kind for part in typing.get_args(hint) for kind in _alternatives(part))
+    return (hint,)

@@ -1,0 +1,49 @@
+"""The end of a training: what became of its rows, and the manifest, from the epochs that are stored."""
+
+from typing import Any
+
+from slick.storage import Folder
+from slick.study import Manifest, finish
+from slick.types import ALL
+from tuning.epochs import accuracies_of
+from tuning.records import lost_table, predictions_name, rows_table
+from tuning.runs import RunPlan, run_folder
+
+
+def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -> Manifest:
+    """Write rows.parquet, right_to_wrong.parquet and, last, the manifest of a run whose epochs are stored.
+
+    Args:
+        started_at: `time.monotonic()` when the training began.
+        counts: of the training itself, beside those that are read off its epochs.
+
+    Raises:
+        StudyError: an epoch is missing.
+    """
+    folder = run_folder(study, plan.run_id)
+    epochs = accuracies_of(folder.read_table("epochs.parquet").to_pylist())
+    dev = [epoch[f"dev_{ALL}"] for epoch in epochs]
+    best = dev.index(max(dev))
+    tables = [folder.child("predictions").read_table(predictions_name(epoch)) for epoch in range(1, len(epochs) + 1)]
+    folder.write_table("rows.parquet", rows_table(tables))
+    folder.write_table("right_to_wrong.parquet", lost_table(tables[best], tables[-1]))
+    train = epochs[-1][f"train_{ALL}"]
+    splits = tables[-1]["split"].to_pylist()
+    found = {
+        "epochs": len(epochs),
+        "train_rows": splits.count("train"),
+        "evaluated_rows": len(splits),
+        "best_dev_epoch": best + 1,
+        "best_dev_accuracy": dev[best],
+        "final_train_accuracy": train,
+        "converged": train == 1.0,
+    }
+    return finish(
+        folder,
+        "finetune",
+        plan.identity,
+        settings=plan.config,
+        inputs=plan.inputs,
+        counts=found | counts,
+        started_at=started_at,
+    )

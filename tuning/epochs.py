@@ -1,0 +1,49 @@
+"""Stored epochs as the curve that policies look at. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from slick.errors import StudyError
+from slick.types import ALL, Category
+from tuning.curves import Curve
+from tuning.policies import parse_policy
+
+Accuracies = dict[str, float]
+"""Of one epoch: `split_category` to a share in [0, 1]; only where there are rows."""
+
+
+def accuracies_of(rows: Iterable[Mapping[str, Any]]) -> list[Accuracies]:
+    """One mapping an epoch, from the rows of an `epochs.parquet`.
+
+    Raises:
+        StudyError: an epoch is missing.
+    """
+    by_epoch: dict[int, Accuracies] = {}
+    for row in rows:
+        by_epoch.setdefault(row["epoch"], {})[f"{row['split']}_{row['category']}"] = row["num_correct"] / row["num"]
+    if sorted(by_epoch) != list(range(1, len(by_epoch) + 1)):
+        raise StudyError(f"has epochs {sorted(by_epoch)}, wanted all from 1; delete that run and train it again")
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def curve_of(rows: Iterable[Mapping[str, Any]]) -> Curve:
+    """The curve of the rows of an `epochs.parquet`."""
+    return curve_from(accuracies_of(rows))
+
+
+def curve_from(epochs: Sequence[Accuracies]) -> Curve:
+    """The curve of epochs in order."""
+
+    def measured(name: str) -> tuple[float, ...] | None:
+        return tuple(epoch[name] for epoch in epochs) if name in epochs[0] else None
+
+    return Curve(
+        dev_accuracy=tuple(epoch[f"dev_{ALL}"] for epoch in epochs),
+        unknown_train_accuracy=measured(f"train_{Category.UNKNOWN}"),
+        highlyknown_dev_accuracy=measured(f"dev_{Category.HIGHLY_KNOWN}"),
+    )
+
+
+def all_decided(curve: Curve, stops: Sequence[tuple[str, int]]) -> bool:
+    """True if no later epoch can change what any of the policies picks within its budget."""
+    return all(parse_policy(policy).decided(curve, budget) is not None for policy, budget in stops)

@@ -1,0 +1,168 @@
+"""The trainings of a sweep as trials of Ray Tune: the one import of ray.tune.
+
+A trial is one Ray Train run that does a pack of trajectories, one after another in the same workers. Tune carries the
+packs, tries those again that failed, and shows them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slick.errors import SlickError
+from slick.storage import Folder
+from tuning.config import TrainConfig
+from tuning.finetune import group_name, train_group
+from tuning.runs import RunPlan
+
+_REFUSAL = "refusal"
+"""Metric of a trial that stopped for what only a person can mend."""
+
+Scheduler = Literal["none", "asha", "median"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSettings:
+    """How trials are run."""
+
+    gpus_per_worker: float
+    concurrent: int
+    scheduler: Scheduler
+    longest: int
+    """Epochs of the longest training."""
+    retries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How the trials ended, by their place."""
+
+    errors: dict[int, str]
+    """What made a trial fail, after its retries."""
+    completed: list[int]
+    """Trials that came to an end, of which a scheduler may have ended some before their last epoch."""
+    num_retries: int
+
+
+def run_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], settings: TrialSettings, storage: str) -> Outcome:
+    """Run every pack as a trial, and wait for all.
+
+    Raises:
+        SlickError: a trial failed before it could be told which.
+    """
+    import os
+
+    # The old output can be silenced; the new one prints its settings in a box whatever it is told.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    names = [_trial_name(part) for part in packs]
+    seen = _watch_trials()
+    tuner = tune.Tuner(
+        # The trial itself only waits for its workers, so it asks for next to nothing; 0 is refused.
+        tune.with_resources(_trial(study, packs, settings.gpus_per_worker, storage), {"CPU": 0.01}),
+        param_space={"pack": tune.grid_search(list(range(len(packs))))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=settings.concurrent,
+            scheduler=_scheduler(settings),
+            trial_name_creator=lambda trial: names[trial.config["pack"]],
+            trial_dirname_creator=lambda trial: names[trial.config["pack"]],
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage,
+            verbose=0,
+            callbacks=[seen],
+            failure_config=tune.FailureConfig(max_failures=settings.retries),
+        ),
+    )
+    errors: dict[int, str] = {}
+    for result in tuner.fit():
+        refusal = (result.metrics or {}).get(_REFUSAL)
+        if result.error is not None or refusal:
+            place = (result.config or {}).get("pack")
+            text = refusal or _message(result.error)
+            if place is None:
+                raise SlickError(f"a trial failed before it began: {text}")
+            errors[place] = text
+    return Outcome(errors=errors, completed=sorted(seen.completed - set(errors)), num_retries=seen.num_retries)
+
+
+def _watch_trials() -> Any:
+    from ray import tune
+
+    class Seen(tune.Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.completed: set[int] = set()
+            self.num_retries = 0
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.completed.add(trial.config["pack"])
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.num_retries += 1
+
+    return Seen()
+
+
+def _scheduler(settings: TrialSettings) -> Any:
+    """Tune's own; it looks at the dev accuracy of every epoch."""
+    if settings.scheduler == "none":
+        return None
+    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+
+    common = {"time_attr": "epoch", "metric": "dev_accuracy", "mode": "max"}
+    first = max(1, settings.longest // 10)
+    if settings.scheduler == "median":
+        return MedianStoppingRule(grace_period=first, min_samples_required=3, **common)
+    return ASHAScheduler(max_t=settings.longest, grace_period=first, reduction_factor=3, **common)
+
+
+def _trial(
+    study: Folder, packs: Sequence[Sequence[RunPlan]], gpus_per_worker: float, storage: str
+) -> Callable[[dict[str, Any]], None]:
+    def trial(settings: dict[str, Any]) -> None:
+        from ray import tune
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        part = packs[settings["pack"]]
+        callbacks = [TuneReportCallback()]
+        try:
+            last = train_group(study, part, gpus_per_worker, storage, group_name(part), callbacks)
+        except SlickError as error:
+            last = {_REFUSAL: str(error)}  # not a failure that Tune would try again: only a person can mend it
+        if last:
+            tune.report(last)  # a trial that reports nothing itself is left out of Tune's table
+
+    return trial
+
+
+def _trial_name(part: Sequence[RunPlan]) -> str:
+    return part[0].run_id if len(part) == 1 else f"{part[0].run_id}-and-{len(part) - 1}-more"
+
+
+def _message(error: BaseException) -> str:
+    """The message of what a trial raised, without the stack of processes it came through."""
+    cause: Any = getattr(error, "cause", None) or error
+    return str(cause).strip() or type(cause).__name__
+
+
+def concurrent_trials(
+    config: TrainConfig, have: Mapping[str, float], gpus_per_worker: float, num_runs: int, most: int | None
+) -> int:
+    """Trials that run at the same time: at most what the cluster holds, what is asked for, and one a training.
+
+    Args:
+        have: resources of the cluster.
+        most: what is asked for.
+    """
+    import os
+
+    import ray
+
+    if gpus_per_worker:
+        units = have.get("GPU", 0.0) / gpus_per_worker
+    else:
+        # One machine's Ray has more logical CPUs than cores, for its own small tasks; training wants a core.
+        units = have.get("CPU", 0.0) if len(ray.nodes()) > 1 else min(have.get("CPU", 0.0), float(os.cpu_count() or 1))
+    fit = max(1, int(units) // config.num_workers)
+    return min(fit, most or fit, num_runs)
