@@ -20,6 +20,7 @@ HOMES = {
         "tuning/finetune.py",
         "tuning/meters.py",
         "tuning/sweep.py",
+        "jobs/head.py",
     ],
     "torch": [
         *("slick/models.py", "slick/engines/*.py", "slick/world/*.py"),
