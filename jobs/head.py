@@ -109,7 +109,8 @@ class Head:
         with self._answers(has_token):
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+            for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
+                logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # they tell of every upload
             self._client: Any = JobSubmissionClient(address)
 
     @contextmanager
