@@ -33,7 +33,7 @@ class SweepConfig:
     """Trainings that one trial does in the same workers, which saves their start (about 15 s); None: as many as keep
     all trials running at the same time."""
     max_concurrent: int | None = None
-    """Trials at the same time; None: as many as the cluster holds."""
+    """Trials at the same time; None: as many as the cluster holds now. With `wait_for_nodes` a number may be more."""
     keep_ray_files: bool = False
     """Leave Tune's and Train's own result files in the study's .ray folder."""
 
@@ -145,14 +145,16 @@ def concurrent_trials(config: SweepConfig, have: dict[str, float], gpus_per_work
     """Trials that run at the same time: at most what the cluster holds, what is asked for, and one a training."""
     import os
 
-    import ray
-
     if gpus_per_worker:
         units = have.get("GPU", 0.0)
     else:
+        import ray
+
         # One machine's Ray has more logical CPUs than cores, for its own small tasks; training wants a core.
         units = have.get("CPU", 0.0) if len(ray.nodes()) > 1 else min(have.get("CPU", 0.0), float(os.cpu_count() or 1))
     fit = max(1, int(units) // config.train.num_workers)
+    if config.train.wait_for_nodes and config.max_concurrent:
+        fit = max(fit, config.max_concurrent)  # the nodes come when they are asked for
     return min(fit, config.max_concurrent or fit, num_runs)
 
 
