@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from slick.cluster import choose_authentication
 from slick.errors import ClusterError, SettingsError
 
 ANSWER_S = 10.0
@@ -103,8 +104,9 @@ class Head:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        has_token = _choose_authentication()
-        _knock(address)
+        has_token = choose_authentication()
+        if knock(address) and not is_near(address):
+            print(f"warning: {address} asks nobody for a token: who reaches it can run code there", file=sys.stderr)
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray heeds before it heeds the argument
         with self._answers(has_token):
             from ray.job_submission import JobSubmissionClient
@@ -205,26 +207,17 @@ class Head:
         return max(seen, position), True
 
 
-def _choose_authentication() -> bool:
-    """Set RAY_AUTH_MODE explicitly, before Ray is loaded and decides by itself; True if a token will be sent."""
-    has_token = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or os.path.exists(
-        os.path.expanduser("~/.ray/auth_token")
-    )
-    mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token else "disabled")
-    return has_token and mode.lower() == "token"
-
-
-def _knock(address: str) -> None:
-    """See that something answers, within seconds; a refusal is an answer.
+def knock(address: str) -> bool:
+    """See that something answers, within seconds; a refusal is an answer. True if it answers without a token.
 
     Raises:
         ClusterError: nothing does.
     """
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_S):
-            pass
+            return True
     except urllib.error.HTTPError:
-        return
+        return False
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
         raise ClusterError(

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from jobs.head import Head
 from slick.study import MANIFEST
 from tests.local.head import ROOT, TOKEN, environment, started_head, wait_for
 from tests.local.tiny import save_tiny_model
@@ -174,3 +177,32 @@ def test_a_job_that_is_not_there_is_said_at_once(cluster: Cluster) -> None:
     assert done.returncode == 2
     assert "nobody does not exist" in done.stderr
     assert time.monotonic() - began < 30
+
+
+class Broken:
+    """A job server whose log connection breaks; each word is a try, and begins with what was sent before."""
+
+    def __init__(self, tries: list[list[str]]) -> None:
+        self.tries = tries
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        for text in self.tries.pop(0):
+            yield text
+        if self.tries:
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, job_id: str) -> Any:
+        status = "RUNNING" if self.tries else "SUCCEEDED"
+        info = {"submission_id": job_id, "status": status, "metadata": {}, "message": "", "error_type": None}
+        return SimpleNamespace(**info, driver_exit_code=0, start_time=1, end_time=2)
+
+
+def test_a_broken_log_is_taken_up_where_it_broke(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.head.RETRY_S", 0.0)
+    head = Head.__new__(Head)
+    head.address = "http://127.0.0.1:1"
+    head._client = Broken([["one\n", "tw"], [], ["one\ntwo\n", "th"], ["one\n", "two\nthree\n"]])
+    assert head.follow("j").status == "SUCCEEDED"
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"

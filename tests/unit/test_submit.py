@@ -4,17 +4,20 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from jobs.head import Head, Job, is_near, parse_address
+from jobs.head import Head, Job, is_near, knock, parse_address
 from jobs.jobs import main as jobs_main
 from jobs.jobs import table
 from jobs.package import pack, plan_travel
 from jobs.submit import STEPS, describe, follow, main, parse_submission
+from slick.cluster import choose_authentication
 from slick.errors import ClusterError, SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +281,46 @@ def test_a_job_that_never_began_says_why(capsys: pytest.CaptureFixture[str]) -> 
         follow(cast(Head, FakeHead(job)), "j")
     assert (stop.value.code, capsys.readouterr().err.strip()) == (2, "slick: no pip")
     follow(cast(Head, FakeHead(replace(JOB, status="SUCCEEDED"))), "j")
+
+
+@pytest.mark.parametrize(
+    ("environment", "in_home", "sent", "mode"),
+    [
+        ({}, False, False, "disabled"),
+        ({}, True, True, "token"),
+        ({"RAY_AUTH_TOKEN": "t"}, False, True, "token"),
+        ({"RAY_AUTH_MODE": "disabled"}, True, False, "disabled"),
+        ({"RAY_AUTH_MODE": "token"}, False, False, "token"),
+    ],
+)
+def test_a_token_is_sent_where_there_is_one(
+    environment: dict[str, str], in_home: bool, sent: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # and back to what it was
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **environment}.items():
+        monkeypatch.setenv(name, value)
+    if in_home:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("t")
+    assert choose_authentication() is sent
+    assert os.environ["RAY_AUTH_MODE"] == mode
+
+
+@pytest.mark.parametrize(("code", "is_open"), [(200, True), (401, False), (403, False)])
+def test_a_refusal_is_an_answer_and_an_open_head_is_noticed(code: int, is_open: bool) -> None:
+    class Door(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Door) as server:
+        Thread(target=server.handle_request).start()
+        assert knock(f"http://127.0.0.1:{server.server_port}") is is_open
 
 
 def test_jobs_takes_one_wish_at_a_time() -> None:
