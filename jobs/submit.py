@@ -5,8 +5,8 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 
 --address URL         the head's dashboard, or RAY_API_SERVER_ADDRESS; `ray dashboard cluster.yaml` opens a tunnel to it
 --out URI             the study folder, which every node must reach: s3://..., gs://..., file:///shared/disk/...
---env NAME            hand this environment variable on; repeat for more. Ray keeps the values with the job: whoever
-                      holds the cluster's token can read them
+--env NAME            hand this environment variable on; repeat for more. Never shown here; but Ray keeps the values
+                      with the job and in a log of the nodes (runtime_env_agent.log), for who holds the cluster's token
 --requirements FILE   have every node install this file's packages first; not needed where the image holds them
 --no-wait             do not follow the job; `slick jobs` shows it
 --dry-run             check everything and show what would run, without the cluster
@@ -185,6 +185,8 @@ def submit(job: Submission) -> None:
         env = _ENVIRONMENT | dict(job.env)
         head.submit(job.entrypoint, job_id, Path(folder), env, job.metadata, job.requirements)
     print(f"job {job_id}, study {job.out}\n{head.link(job_id)}", flush=True)
+    if "://" not in job.out:
+        print("note: that is a folder of the head's machine; if the head is at the far end of a tunnel, give a URI")
     if job.wait:
         follow(head, job_id)
     else:
