@@ -15,6 +15,8 @@ STEPS = {
     "sweep": "fine-tune over variants x seeds, read off every epoch budget and stopping policy",
     "report": "figures, tables and the paper's findings, for this model",
     "status": "which steps of a study are done, and what is left",
+    "submit": "run a step as a job on a Ray cluster: slick submit STEP PRESET --address http://HEAD:8265 --out URI",
+    "jobs": "the jobs of a Ray cluster: list, follow, stop",
 }
 
 USAGE = f"""usage: slick STEP PRESET --out DIR [flags]

@@ -23,7 +23,7 @@ def connect(num_cpus: int | None = None) -> None:
 
     With RAY_ADDRESS set (as in every submitted job) that cluster is joined. Otherwise a cluster starts on loopback,
     with the dashboard, which Train and Tune need to free the resources of stopped runs. Token authentication is set
-    explicitly either way: Ray's default depends on whether a token file was left behind.
+    explicitly either way: what Ray does by default differs between its commands.
 
     Args:
         num_cpus: logical CPUs of a cluster that is started here; more than the cores is fine, since Ray's own tasks
@@ -36,7 +36,7 @@ def connect(num_cpus: int | None = None) -> None:
     # Workers are started with the driver's Python: a launcher such as `uv run` must not be repeated in each.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        choose_authentication()
         ray.init(log_to_driver=False)
         return
     os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only
@@ -51,6 +51,19 @@ def connect(num_cpus: int | None = None) -> None:
             logging_level="WARNING",
         )
     print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+
+
+def choose_authentication() -> bool:
+    """Set RAY_AUTH_MODE, if it is not set: to `token` where Ray will find one; asked for one it lacks, Ray aborts.
+
+    Returns:
+        Whether a token will be sent.
+    """
+    has_token = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or os.path.exists(
+        os.path.expanduser("~/.ray/auth_token")
+    )
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token else "disabled")
+    return has_token and mode.lower() == "token"
 
 
 @contextmanager

@@ -7,6 +7,7 @@
       StudyError      a study folder is unfinished, or belongs to other settings
       VariantError    a fine-tuning set that the knowledge table cannot give
       SettingsError   settings that contradict each other or the machine
+      ClusterError    a Ray cluster does not answer, or does not let us in
 
 Each message says what, where, what was found, what was wanted, and how to mend it. The command line prints it in
 one piece without a traceback and exits with status 2; any other exception is a defect of ours and exits with 1.
@@ -39,3 +40,7 @@ class VariantError(SlickError):
 
 class SettingsError(SlickError):
     """Settings contradict each other, or ask for more than the machine has."""
+
+
+class ClusterError(SlickError):
+    """A Ray cluster does not answer, does not let us in, or does not know the job."""

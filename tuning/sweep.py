@@ -47,7 +47,7 @@ class SweepConfig:
     """Trainings that one trial does in the same workers, which saves their start (about 15 s); None: as many as keep
     all trials running at the same time."""
     max_concurrent: int | None = None
-    """Trials at the same time; None: as many as the cluster holds."""
+    """Trials at the same time; None: as many as the cluster holds now. With `wait_for_nodes` a number may be more."""
     keep_ray_files: bool = False
     """Leave Tune's and Train's own result files in the study's .ray folder."""
 

@@ -157,12 +157,14 @@ def concurrent_trials(
     """
     import os
 
-    import ray
-
     if gpus_per_worker:
         units = have.get("GPU", 0.0) / gpus_per_worker
     else:
+        import ray
+
         # One machine's Ray has more logical CPUs than cores, for its own small tasks; training wants a core.
         units = have.get("CPU", 0.0) if len(ray.nodes()) > 1 else min(have.get("CPU", 0.0), float(os.cpu_count() or 1))
     fit = max(1, int(units) // config.num_workers)
+    if config.wait_for_nodes and most:
+        fit = max(fit, most)  # the nodes come when they are asked for
     return min(fit, most or fit, num_runs)

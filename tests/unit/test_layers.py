@@ -21,6 +21,7 @@ HOMES = {
         "tuning/meters.py",
         "tuning/sweep.py",
         "tuning/trials.py",
+        "jobs/head.py",
     ],
     "torch": [
         *("slick/models.py", "slick/engines/*.py", "slick/world/*.py"),

@@ -9,6 +9,7 @@ import pytest
 from jobs import presets
 from jobs.cli import STEPS
 from jobs.door import parse_config, parse_out, parse_preset
+from jobs.submit import parse_submission
 from slick.annotation import RescoreConfig
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,12 @@ def test_there_are_commands_to_check() -> None:
 def test_each_command_parses(command: str) -> None:
     step, *words = shlex.split(command)[1:]
     assert step in STEPS
+    if step == "submit":
+        assert parse_submission([word.replace("dataset.zip", "s3://bucket/dataset.zip") for word in words])
+        return
+    if step == "jobs":
+        assert words[0] == "--address"
+        return
     _, words = parse_out(words, step, default="x")
     if step == "status":
         assert not words

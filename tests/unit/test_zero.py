@@ -7,7 +7,18 @@ import pytest
 from slick.errors import SettingsError
 from tuning.config import TrainConfig, learning_rate_at
 from tuning.runs import check_resources
+from tuning.trials import concurrent_trials
 from tuning.zero import deepspeed_settings
+
+
+@pytest.mark.parametrize(
+    ("wait", "wish", "gpus", "trials"), [(False, None, 4, 4), (False, 16, 4, 4), (True, 16, 0, 16), (True, None, 0, 1)]
+)
+def test_trials_may_outnumber_the_nodes_that_are_there_if_more_will_come(
+    wait: bool, wish: int | None, gpus: float, trials: int
+) -> None:
+    config = TrainConfig(wait_for_nodes=wait)
+    assert concurrent_trials(config, {"GPU": gpus, "CPU": 64}, 1, 17, wish) == trials
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

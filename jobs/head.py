@@ -1,0 +1,227 @@
+"""The head of a Ray cluster over HTTP: jobs submitted, watched, listed, stopped. The one import of Ray's job client.
+
+A token is Ray's own business: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; it is neither read nor shown
+here. Whatever the head refuses becomes one message.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from slick.cluster import choose_authentication
+from slick.errors import ClusterError, SettingsError
+
+ANSWER_S = 10.0
+"""Seconds that a head has to answer at all."""
+RETRY_S = 3.0
+RETRIES = 40
+"""A head that is gone for two minutes while its logs are followed is given up; the job is not."""
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def parse_address(address: str | None) -> str:
+    """The head's address, of the flag or of RAY_API_SERVER_ADDRESS.
+
+    Raises:
+        SettingsError: there is none, or it is not http://HEAD:8265.
+    """
+    address = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or "").rstrip("/")
+    if not address:
+        raise SettingsError("--address http://HEAD:8265 is needed: the dashboard of the cluster's head")
+    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+        raise SettingsError(f"--address {address} is not an address of a head; wanted http://HEAD:8265")
+    return address
+
+
+def is_near(address: str) -> bool:
+    """True for loopback: a head on this machine, or the near end of a tunnel."""
+    host = urlsplit(address).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What we want to know of a job; not its runtime environment, in which Ray's client hands out secrets."""
+
+    job_id: str
+    status: str
+    metadata: Mapping[str, str]
+    message: str
+    error_type: str
+    exit_code: int | None
+    since_s: float | None
+    """Unix time at which it began, or ended."""
+
+    @classmethod
+    def of(cls, details: Any) -> Self:
+        """From Ray's JobDetails."""
+        status = str(details.status)
+        since_ms = details.end_time if status in ENDED else details.start_time
+        return cls(
+            job_id=details.submission_id,
+            status=status,
+            metadata=details.metadata or {},
+            message=details.message or "",
+            error_type=details.error_type or "",
+            exit_code=details.driver_exit_code,
+            since_s=None if since_ms is None else since_ms / 1000,
+        )
+
+    @property
+    def exit_status(self) -> int:
+        """As of the step's own door: 0 done, 2 something the user can mend, 130 stopped, else 1."""
+        if self.status == "SUCCEEDED":
+            return 0
+        if self.status == "STOPPED":
+            return 130
+        return 2 if self.exit_code == 2 or self.error_type == "RUNTIME_ENV_SETUP_FAILURE" else 1
+
+    @property
+    def reason(self) -> str:
+        """The one line of the message that says what is the matter: the step's own, else the last of the log."""
+        if self.status in ("RUNNING", "SUCCEEDED"):
+            return ""
+        lines = [line.strip() for line in self.message.splitlines() if line.strip()]
+        return next((line for line in lines if line.startswith("slick: ")), lines[-1] if lines else "")
+
+
+class Head:
+    """A connection to the head's job server."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        has_token = choose_authentication()
+        if knock(address) and not is_near(address):
+            print(f"warning: {address} asks nobody for a token: who reaches it can run code there", file=sys.stderr)
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray heeds before it heeds the argument
+        with self._answers(has_token):
+            from ray.job_submission import JobSubmissionClient
+
+            for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
+                logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # they tell of every upload
+            self._client: Any = JobSubmissionClient(address)
+
+    @contextmanager
+    def _answers(self, has_token: bool = True) -> Iterator[None]:
+        """Turn what the head refuses into one message."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            found = "it does not take the token found here" if has_token else "no token was found here"
+            raise ClusterError(
+                f"the head at {self.address} wants its cluster's token: {found}. Put it into ~/.ray/auth_token or "
+                "RAY_AUTH_TOKEN (on the head `ray get-auth-token` shows it), with RAY_AUTH_MODE=token or unset"
+            ) from error
+        except (OSError, RuntimeError, ValueError, LookupError) as error:
+            raise ClusterError(f"the head at {self.address} did not do what it was asked: {error}") from error
+
+    def link(self, job_id: str) -> str:
+        """The job's page in the dashboard."""
+        return f"{self.address}/#/jobs/{job_id}"
+
+    def submit(
+        self, entrypoint: str, job_id: str, folder: Path, env: Mapping[str, str], metadata: Mapping[str, str], pip: str
+    ) -> None:
+        """Upload `folder` and start the job.
+
+        Args:
+            entrypoint: the command line, run in the folder.
+            job_id: of the new job; unique on the cluster.
+            folder: what travels.
+            env: environment of the job and all its workers.
+            metadata: what lists of jobs show.
+            pip: requirements file that every node installs first; empty for none.
+        """
+        runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": dict(env)}
+        if pip:
+            runtime_env["pip"] = pip
+        with self._answers():
+            self._client.submit_job(
+                entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=dict(metadata)
+            )
+
+    def jobs(self) -> list[Job]:
+        """All submitted jobs that the head remembers, the latest first."""
+        with self._answers():
+            listed = [details for details in self._client.list_jobs() if details.submission_id]
+        return [Job.of(details) for details in sorted(listed, key=lambda d: d.start_time or 0, reverse=True)]
+
+    def job(self, job_id: str) -> Job:
+        """One job as it is now."""
+        with self._answers():
+            return Job.of(self._client.get_job_info(job_id))
+
+    def stop(self, job_id: str) -> bool:
+        """Ask a job to end; False if it had ended."""
+        with self._answers():
+            return bool(self._client.stop_job(job_id))
+
+    def follow(self, job_id: str) -> Job:
+        """Print the job's log from its beginning until it has ended; a broken connection is taken up again."""
+        self.job(job_id)  # one that is not there is said at once
+        seen, failures = 0, 0
+        while True:
+            try:
+                seen, whole = asyncio.run(self._print_log(job_id, seen))
+                job = self.job(job_id)
+            except ClusterError:
+                failures += 1
+                if failures > RETRIES:
+                    raise
+                time.sleep(RETRY_S)
+                continue
+            failures = 0 if whole else failures + 1
+            if job.status in ENDED and (whole or failures > 3):
+                return job
+            time.sleep(1.0 if whole else RETRY_S)
+
+    async def _print_log(self, job_id: str, seen: int) -> tuple[int, bool]:
+        """Print what follows the first `seen` characters; how many there are now, and whether the log ended."""
+        import aiohttp
+
+        position = 0
+        try:
+            async for text in self._client.tail_job_logs(job_id):
+                fresh = text[max(0, seen - position) :]
+                position += len(text)
+                sys.stdout.write(fresh)
+                sys.stdout.flush()
+        except (RuntimeError, OSError, aiohttp.ClientError):
+            return max(seen, position), False
+        return max(seen, position), True
+
+
+def knock(address: str) -> bool:
+    """See that something answers, within seconds; a refusal is an answer. True if it answers without a token.
+
+    Raises:
+        ClusterError: nothing does.
+    """
+    try:
+        with urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_S):
+            return True
+    except urllib.error.HTTPError:
+        return False
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        raise ClusterError(
+            f"no head answers at {address} ({why}); see that the cluster is up (`ray up cluster.yaml`) and that this "
+            "machine reaches its port 8265 (`ray dashboard cluster.yaml` opens a tunnel: then --address "
+            "http://127.0.0.1:8265)"
+        ) from error

@@ -1,0 +1,60 @@
+"""Jobs of a Ray cluster: which there are, how one is getting on, and how to stop it.
+
+slick jobs --address http://HEAD:8265
+slick jobs --address http://HEAD:8265 --follow ID    # its log until it ends; exit status: that of the step
+slick jobs --address http://HEAD:8265 --stop ID
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from jobs.door import run_main, wants_help
+from jobs.head import Head, Job, parse_address
+from jobs.submit import follow
+from slick.errors import SettingsError
+from slick.progress import duration
+
+SHOWN = 100
+"""Characters of a job's message in the list."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """List, follow or stop."""
+    if wants_help(argv):
+        print((__doc__ or "").strip())
+        return
+    parser = argparse.ArgumentParser(prog="slick jobs", add_help=False, allow_abbrev=False)
+    for flag in ("--address", "--follow", "--stop"):
+        parser.add_argument(flag)
+    known, rest = parser.parse_known_args(argv)
+    if rest or (known.follow and known.stop):
+        raise SettingsError(f"slick jobs takes --address and one of --follow ID, --stop ID; got {' '.join(argv)}")
+    head = Head(parse_address(known.address))
+    if known.follow:
+        follow(head, known.follow)
+    elif known.stop:
+        ended = "is told to stop" if head.stop(known.stop) else "had ended already"
+        print(f"job {known.stop} {ended}")
+    else:
+        print(table(head.jobs(), time.time()) or f"no jobs at {head.address}")
+
+
+def table(jobs: Sequence[Job], now_s: float) -> str:
+    """A few lines a job: id, step, preset, status, since when; study; what is the matter."""
+    return "\n".join(line for job in jobs for line in _lines(job, now_s))
+
+
+def _lines(job: Job, now_s: float) -> list[str]:
+    what = " ".join(job.metadata.get(name, "") for name in ("step", "preset")).strip() or "not of slick"
+    since = "" if job.since_s is None else f", for {duration(max(0.0, now_s - job.since_s))}"
+    lines = [f"{job.job_id}  {what}  {job.status}{since}"]
+    if study := job.metadata.get("study"):
+        lines.append(f"  study {study}")
+    if reason := job.reason:
+        lines.append(f"  {reason if len(reason) <= SHOWN else reason[: SHOWN - 3] + '...'}")
+    return lines
+
+
+if __name__ == "__main__":
+    run_main(main)

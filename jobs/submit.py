@@ -1,0 +1,230 @@
+"""Run a step as a job on a Ray cluster: the same command line, with --address.
+
+slick submit study paper --model ID --questions dataset.zip --address http://127.0.0.1:8265 --out s3://bucket/study
+slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://bucket/study --env HF_TOKEN --no-wait
+
+--address URL         the head's dashboard, or RAY_API_SERVER_ADDRESS; `ray dashboard cluster.yaml` opens a tunnel to it
+--out URI             the study folder, which every node must reach: s3://..., gs://..., file:///shared/disk/...
+--env NAME            hand this environment variable on; repeat for more. Never shown here; but Ray keeps the values
+                      with the job and in a log of the nodes (runtime_env_agent.log), for who holds the cluster's token
+--requirements FILE   have every node install this file's packages first; not needed where the image holds them
+--no-wait             do not follow the job; `slick jobs` shows it
+--dry-run             check everything and show what would run, without the cluster
+
+Files that --questions, --source, --audit or --relations name travel with the code. Exit status: that of the step.
+"""
+
+import argparse
+import os
+import secrets
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import presets
+from jobs.door import parse_config, parse_preset, run_main, wants_help
+from jobs.head import Head, is_near, parse_address
+from jobs.package import Travel, pack, plan_travel
+from jobs.study import resolve
+from slick.annotation import RescoreConfig
+from slick.errors import SettingsError
+from slick.storage import Folder
+
+STEPS: dict[str, Mapping[str, Callable[[], Any]]] = {
+    "study": presets.STUDY,
+    "world": presets.WORLD,
+    "questions": presets.QUESTIONS,
+    "annotate": presets.ANNOTATE,
+    "variants": presets.VARIANTS,
+    "finetune": presets.FINETUNE,
+    "sweep": presets.SWEEP,
+    "report": presets.REPORT,
+}
+
+_ENVIRONMENT = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""What every job is told; see slick/cluster.py."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A job, checked as far as this machine can check it."""
+
+    address: str
+    step: str
+    preset: str
+    out: str
+    travel: Travel
+    env: Mapping[str, str]
+    requirements: str
+    wait: bool
+
+    @property
+    def entrypoint(self) -> str:
+        """The command line that the head runs."""
+        words = ["python", "-m", f"jobs.{self.step}", self.preset, "--out", self.out, *self.travel.flags]
+        return shlex.join(words)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What lists of jobs show; nothing from the environment."""
+        return {"step": self.step, "preset": self.preset, "study": self.out}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check, pack, submit, follow."""
+    if not argv or wants_help(argv):
+        print(f"{(__doc__ or '').strip()}\n\nSteps: {', '.join(STEPS)}. Their flags: `slick STEP PRESET --help`")
+        return
+    dry_run = "--dry-run" in argv
+    job = parse_submission([word for word in argv if word != "--dry-run"])
+    if dry_run:
+        print(describe(job))
+        return
+    submit(job)
+
+
+def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Submission:
+    """Everything that can be wrong is found here, before the cluster is asked.
+
+    Raises:
+        SettingsError: an unknown step or preset, a folder that the cluster cannot reach, a variable that is not set.
+        SystemExit: a flag that the step does not have; status 2.
+    """
+    if not argv or argv[0] not in STEPS:
+        raise SettingsError(
+            f"slick submit needs a step first, one of {', '.join(STEPS)}; got {argv[0] if argv else 'none'}"
+        )
+    step, prog = argv[0], f"slick submit {argv[0]}"
+    preset, _, rest = parse_preset(argv[1:], prog, STEPS[step])
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    for flag in ("--address", "--out"):
+        parser.add_argument(flag)
+    parser.add_argument("--requirements", default="")
+    parser.add_argument("--env", action="append", default=[])
+    parser.add_argument("--no-wait", action="store_true")
+    known, flags = parser.parse_known_args(rest)
+    check_flags(step, preset, flags)
+    address = parse_address(known.address)
+    near = is_near(address)
+    if known.requirements and not Path(known.requirements).is_file():
+        raise SettingsError(f"--requirements {known.requirements} is not a file here")
+    return Submission(
+        address=address,
+        step=step,
+        preset=preset,
+        out=reachable(known.out, near=near),
+        travel=plan_travel(flags, near=near),
+        env=taken_from(known.env, environ),
+        requirements=known.requirements,
+        wait=not known.no_wait,
+    )
+
+
+def check_flags(step: str, preset: str, flags: Sequence[str]) -> None:
+    """Parse a step's flags as its own door will."""
+    named: Callable[[], Any] = STEPS[step][preset]
+    if step == "annotate" and "--rescore" in flags:
+        named, flags = RescoreConfig, [word for word in flags if word != "--rescore"]
+    config = parse_config(named(), flags, f"slick submit {step} {preset}")
+    if isinstance(config, presets.StudyConfig):
+        resolve(config)
+
+
+def reachable(out: str | None, *, near: bool) -> str:
+    """The study folder as the cluster sees it.
+
+    Raises:
+        SettingsError: there is none, or it is a path of this machine and the head is on another.
+    """
+    if out is None:
+        raise SettingsError("slick submit needs --out URI, a study folder that every node reaches: s3://bucket/study")
+    if "://" in out:
+        return out.rstrip("/")
+    if near:
+        return Folder(out).uri  # the job runs in a folder of its own, where a relative path would be lost
+    raise SettingsError(
+        f"--out {out} is a path of this machine, which the cluster does not see; give a URI that every node reaches, "
+        f"s3://bucket/study, or for a disk that all nodes share file://{Folder(out).uri}"
+    )
+
+
+def taken_from(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables by name.
+
+    Raises:
+        SettingsError: one is not set, or its value stands in the command line, where others can read it.
+    """
+    for name in names:
+        if "=" in name:
+            name = name.partition("=")[0]
+            raise SettingsError(f"--env takes a name alone: export {name} here, then give --env {name}")
+        if name not in environ:
+            raise SettingsError(f"--env {name}: no such variable is set here; export it, or leave the flag out")
+    return {name: environ[name] for name in names}
+
+
+def describe(job: Submission) -> str:
+    """What would run, without values from the environment."""
+    lines = [job.entrypoint, f"  on {job.address}"]
+    lines += [f"  with {path} as {inside}" for inside, path in job.travel.files.items()]
+    lines += [f"  with the environment's {name}" for name in job.env]
+    return "\n".join(lines)
+
+
+def submit(job: Submission) -> None:
+    """Start the job; unless told otherwise follow it, and end as it ends."""
+    head = Head(job.address)
+    job_id = f"slick-{job.step}-{job.preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    with tempfile.TemporaryDirectory(prefix="slick-") as folder:
+        pack(Path(folder), job.travel.files)
+        env = _ENVIRONMENT | dict(job.env)
+        head.submit(job.entrypoint, job_id, Path(folder), env, job.metadata, job.requirements)
+    print(f"job {job_id}, study {job.out}\n{head.link(job_id)}", flush=True)
+    if "://" not in job.out:
+        print("note: that is a folder of the head's machine; if the head is at the far end of a tunnel, give a URI")
+    if job.wait:
+        follow(head, job_id)
+    else:
+        print(f"It runs. {_afterwards(head, job_id)}")
+
+
+def follow(head: Head, job_id: str) -> None:
+    """Show a job's log until it ends, and exit with its status; Ctrl-C leaves it running, or stops it if so wished."""
+    try:
+        job = head.follow(job_id)
+    except KeyboardInterrupt:
+        _leave(head, job_id)
+        sys.exit(130)
+    status = job.exit_status
+    print(f"job {job_id}: {job.status}", flush=True)
+    if status and job.exit_code is None and job.reason:
+        print(f"\nslick: {job.reason}", file=sys.stderr)  # it ended before its own door could say why
+    if status:
+        sys.exit(status)
+
+
+def _leave(head: Head, job_id: str) -> None:
+    if sys.stdin.isatty():
+        try:
+            answer = input("\nStop the job too? [y/N] ")
+        except (KeyboardInterrupt, EOFError):
+            answer = ""
+        if answer.strip().lower() in ("y", "yes"):
+            head.stop(job_id)
+            print("The job is told to stop. What is finished stays: the same command goes on from there.")
+            return
+    print(f"\nThe job goes on. {_afterwards(head, job_id)}")
+
+
+def _afterwards(head: Head, job_id: str) -> str:
+    jobs = f"slick jobs --address {head.address}"
+    return f"To watch: {jobs} --follow {job_id}; to stop: {jobs} --stop {job_id}"
+
+
+if __name__ == "__main__":
+    run_main(main)

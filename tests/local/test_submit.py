@@ -1,0 +1,208 @@
+"""Jobs on a real head with token authentication: a step is done there as it is here, and ends with the same status."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs.head import Head
+from slick.study import MANIFEST
+from tests.local.head import ROOT, TOKEN, environment, started_head, wait_for
+from tests.local.tiny import save_tiny_model
+
+SECRET = "hf_this_value_is_not_to_be_seen"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head, and a home whose ~/.ray holds its token."""
+
+    address: str
+    home: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return environment(self.home, SLICK_TEST_SECRET=SECRET, **more)
+
+    def slick(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs.cli", *words, "--address", self.address]
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment(**more), capture_output=True, text=True, check=False, timeout=240
+        )
+
+    def get(self, path: str) -> str:
+        request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(answer.read().decode())
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+    with started_head(home) as address:
+        yield Cluster(address, home)
+
+
+@pytest.fixture(scope="module")
+def asked(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A study whose questions were prepared by a job; its folder, and what the terminal showed."""
+    folder = tmp_path_factory.mktemp("work")
+    rows = [
+        {"relation": relation, "split": split, "question": f"Where is {relation} {split} {i}?", "answers": ["London"]}
+        for relation in ("P1", "P2")
+        for split, num in (("train", 8), ("dev", 5), ("test", 3))
+        for i in range(num)
+    ]
+    (folder / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--source", str(folder / "tiny.jsonl"), "--filter", "none", "--unknown-relations", "id"]
+    done = cluster.slick(
+        "submit", "questions", "smoke", *flags, "--out", str(folder / "study"), "--env", "SLICK_TEST_SECRET"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "study", done.stdout + done.stderr
+
+
+def the_job(shown: str) -> str:
+    found = re.search(r"^job (\S+), study", shown, re.MULTILINE)
+    assert found, shown
+    return found.group(1)
+
+
+def test_a_step_is_done_on_the_cluster(asked: tuple[Path, str], cluster: Cluster) -> None:
+    study, shown = asked
+    assert (study / "questions" / MANIFEST).exists()
+    assert "Questions from files/tiny.jsonl, 32 rows" in shown, "the step's own log is followed"
+    assert f"{cluster.address}/#/jobs/{the_job(shown)}" in shown
+    assert shown.rstrip().endswith(f"job {the_job(shown)}: SUCCEEDED")
+
+
+def test_secrets_are_neither_shown_nor_in_the_metadata(asked: tuple[Path, str], cluster: Cluster) -> None:
+    shown = asked[1]
+    details = json.loads(cluster.get(f"/api/jobs/{the_job(shown)}"))
+    assert details["metadata"]["step"] == "questions"
+    assert SECRET not in json.dumps([details["metadata"], details["entrypoint"], details["message"]])
+    assert SECRET not in cluster.get(f"/api/jobs/{the_job(shown)}/logs")
+    listed = cluster.slick("jobs")
+    for text in (shown, listed.stdout, listed.stderr):
+        assert SECRET not in text
+        assert TOKEN not in text
+
+
+def test_jobs_are_listed(asked: tuple[Path, str], cluster: Cluster) -> None:
+    listed = cluster.slick("jobs")
+    assert re.search(rf"^{the_job(asked[1])}  questions smoke  SUCCEEDED, for ", listed.stdout, re.MULTILINE)
+    assert f"  study {asked[0]}" in listed.stdout
+
+
+def test_a_job_joins_the_cluster_and_its_actors_run_the_code_that_travelled(
+    asked: tuple[Path, str], cluster: Cluster, tmp_path: Path
+) -> None:
+    model = save_tiny_model(tmp_path / "model", steps=1)
+    flags = ["--model", model, "--num-exemplar-sets", "2", "--num-shots", "2", "--sampling.num-samples", "2"]
+    flags += ["--sampling.max-new-tokens", "4", "--repeats-per-relation", "0", "--controls-per-relation", "0"]
+    done = cluster.slick("submit", "annotate", "smoke", *flags, "--max-actors", "1", "--out", str(asked[0]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (asked[0] / "annotate" / MANIFEST).exists()
+    assert "Ray dashboard" not in done.stdout, "no second cluster was started"
+
+
+def test_what_a_user_can_mend_ends_with_status_2_and_one_message(cluster: Cluster, tmp_path: Path) -> None:
+    done = cluster.slick("submit", "variants", "smoke", "--out", str(tmp_path / "empty"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    shown = done.stdout + done.stderr
+    assert shown.count("slick: ") == 1
+    assert "Traceback" not in shown
+    listed = cluster.slick("jobs").stdout
+    after = listed[listed.index(the_job(shown)) :].splitlines()
+    assert "variants smoke  FAILED" in after[0]
+    assert after[2].startswith("  slick: ")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"RAY_AUTH_TOKEN": "wrong-" + TOKEN}, "does not take the token found here"),
+        ({"RAY_AUTH_MODE": "disabled"}, "no token was found here"),
+    ],
+)
+def test_who_has_no_right_token_is_told_so(cluster: Cluster, tmp_path: Path, more: dict[str, str], said: str) -> None:
+    for words in (["jobs"], ["submit", "variants", "smoke", "--out", str(tmp_path)]):
+        done = cluster.slick(*words, **more)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_job_is_left_running_followed_again_and_stopped(cluster: Cluster) -> None:
+    code = (
+        "import pathlib, sys\nfrom jobs.head import Head\n"
+        "Head(sys.argv[1]).submit('echo begun; sleep 600', 'sleeper', pathlib.Path(sys.argv[2]), {}, {}, '')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, cluster.address, str(cluster.home)],
+        cwd=ROOT,
+        env=cluster.environment(),
+        check=True,
+    )
+    follow = [sys.executable, "-m", "jobs.cli", "jobs", "--address", cluster.address, "--follow", "sleeper"]
+    log = cluster.home / "follow.log"
+    with log.open("w") as file:
+        watching = subprocess.Popen(follow, cwd=ROOT, env=cluster.environment(), stdout=file, stdin=subprocess.DEVNULL)
+        wait_for(lambda: "\nbegun" in log.read_text(), 60, log.read_text)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(30) == 130
+    assert "The job goes on. To watch: slick jobs" in log.read_text()
+    assert "sleeper  not of slick  RUNNING" in cluster.slick("jobs").stdout
+    assert "job sleeper is told to stop" in cluster.slick("jobs", "--stop", "sleeper").stdout
+    ended = cluster.slick("jobs", "--follow", "sleeper")
+    assert (ended.returncode, ended.stdout.splitlines().count("begun")) == (130, 1)
+    assert "job sleeper had ended already" in cluster.slick("jobs", "--stop", "sleeper").stdout
+
+
+def test_a_job_that_is_not_there_is_said_at_once(cluster: Cluster) -> None:
+    began = time.monotonic()
+    done = cluster.slick("jobs", "--follow", "nobody")
+    assert done.returncode == 2
+    assert "nobody does not exist" in done.stderr
+    assert time.monotonic() - began < 30
+
+
+class Broken:
+    """A job server whose log connection breaks; each word is a try, and begins with what was sent before."""
+
+    def __init__(self, tries: list[list[str]]) -> None:
+        self.tries = tries
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        for text in self.tries.pop(0):
+            yield text
+        if self.tries:
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, job_id: str) -> Any:
+        status = "RUNNING" if self.tries else "SUCCEEDED"
+        info = {"submission_id": job_id, "status": status, "metadata": {}, "message": "", "error_type": None}
+        return SimpleNamespace(**info, driver_exit_code=0, start_time=1, end_time=2)
+
+
+def test_a_broken_log_is_taken_up_where_it_broke(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.head.RETRY_S", 0.0)
+    head = Head.__new__(Head)
+    head.address = "http://127.0.0.1:1"
+    head._client = Broken([["one\n", "tw"], [], ["one\ntwo\n", "th"], ["one\n", "two\nthree\n"]])
+    assert head.follow("j").status == "SUCCEEDED"
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"

@@ -1,0 +1,342 @@
+"""Submission: what is checked before a cluster is asked, what travels, what is never shown."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from jobs.head import Head, Job, is_near, knock, parse_address
+from jobs.jobs import main as jobs_main
+from jobs.jobs import table
+from jobs.package import pack, plan_travel
+from jobs.submit import STEPS, describe, follow, main, parse_submission
+from slick.cluster import choose_authentication
+from slick.errors import ClusterError, SettingsError
+
+ROOT = Path(__file__).parents[2]
+FAR, NEAR = "http://10.0.0.5:8265", "http://127.0.0.1:8265"
+SECRET = "hf_not_to_be_seen"
+
+
+def words(*more: str, address: str = FAR, out: str = "s3://bucket/study") -> list[str]:
+    return ["variants", "demo", "--address", address, "--out", out, *more]
+
+
+def test_the_entrypoint_is_the_steps_own_command_line() -> None:
+    job = parse_submission(words("--unknown-shares", "0", "0.5", "--env", "A", "--no-wait"), {"A": "1"})
+    assert job.entrypoint == "python -m jobs.variants demo --out s3://bucket/study --unknown-shares 0 0.5"
+    assert not job.wait
+    assert job.metadata == {"step": "variants", "preset": "demo", "study": "s3://bucket/study"}
+
+
+def test_every_step_that_computes_can_be_submitted() -> None:
+    from jobs.cli import STEPS as DOORS
+
+    assert STEPS.keys() == DOORS.keys() - {"status", "submit", "jobs"}
+    for step, named in STEPS.items():
+        flags = ["--model", "m/m", "--questions", "s3://b/q.zip"] if step == "study" else []
+        for preset in named:
+            job = parse_submission([step, preset, "--address", FAR, "--out", "s3://b/s", *flags])
+            assert job.entrypoint.startswith(f"python -m jobs.{step} {preset} --out s3://b/s")
+
+
+def test_rescoring_and_quoting() -> None:
+    argv = ["annotate", "demo", "--rescore", "--matcher", "contains", "--address", FAR, "--out", "s3://b/it's mine"]
+    job = parse_submission(argv)
+    assert (
+        job.entrypoint == """python -m jobs.annotate demo --out 's3://b/it'"'"'s mine' --rescore --matcher contains"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "needs a step first, one of study, world"),
+        (["status"], "got status"),
+        (["variants", "domo"], "no preset 'domo'"),
+        (["variants", "demo", "--out", "s3://b/s"], "--address http://HEAD:8265 is needed"),
+        (["variants", "demo", "--out", "s3://b/s", "--address", "head:8265"], "wanted http://HEAD:8265"),
+        (["variants", "demo", "--address", FAR], "needs --out URI"),
+        (words(out="studies/x"), "--out studies/x is a path of this machine, which the cluster does not see"),
+        (words(out="/data/x"), "for a disk that all nodes share file:///data/x"),
+        (words("--env", "NOT_SET_ANYWHERE"), "--env NOT_SET_ANYWHERE: no such variable"),
+        (words("--env", f"HF_TOKEN={SECRET}"), "export HF_TOKEN here, then give --env HF_TOKEN"),
+        (words("--requirements", "none.txt"), "--requirements none.txt is not a file here"),
+        (["study", "paper", "--address", FAR, "--out", "s3://b/s"], "give --model ID_OR_PATH"),
+        (["questions", "paper", "--source", "q.zip", "--address", FAR, "--out", "s3://b/s"], "q.zip is not here"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_cluster_is_asked(
+    argv: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(SettingsError) as error:
+        parse_submission(argv)
+    assert said in str(error.value)
+    assert SECRET not in str(error.value)
+
+
+def test_an_unknown_flag_stops_with_the_nearest_known_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_submission(words("--unknown-share", "0"))
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "unknown-shares" in said.out + said.err
+
+
+def test_a_head_on_loopback_may_see_this_machines_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_submission(words(address=NEAR, out="studies/x")).out == f"{tmp_path}/studies/x"
+    assert parse_submission(words(out="file:///shared/x")).out == "file:///shared/x"
+    assert [is_near(f"http://{host}:1") for host in ("localhost", "127.0.0.2", "[::1]", "10.0.0.5", "head")] == [
+        *(True, True, True),
+        *(False, False),
+    ]
+
+
+def test_the_address_may_come_from_the_environment_and_the_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:8265/")
+    assert parse_address(None) == "http://other:8265"
+    assert parse_address("https://head/") == "https://head"
+
+
+def test_files_that_flags_name_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text("{}")
+    Path("model").mkdir()
+    travel = plan_travel(["--prepare.source=a.jsonl", "--audit", "s3://b/q.zip", "--seed", "3"], near=False)
+    assert travel.flags == ("--prepare.source=files/a.jsonl", "--audit", "s3://b/q.zip", "--seed", "3")
+    assert travel.files == {"files/a.jsonl": Path("a.jsonl")}
+    hub = ("--model", "meta-llama/Llama-3.2-1B")
+    assert plan_travel(hub, near=False).flags == hub
+    assert plan_travel(["--annotate.model", "model"], near=True).flags[1] == f"{tmp_path}/model"
+    assert plan_travel(["--model", "/shared/model"], near=False).flags[1] == "/shared/model"
+    for flags in (["--model", "model"], ["--rejects", "bad.jsonl"]):
+        with pytest.raises(SettingsError, match="is a path of this machine"):
+            plan_travel(flags, near=False)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "q.csv").write_text("x")
+    with pytest.raises(SettingsError, match="has the same name"):
+        plan_travel(["--source", f"{tmp_path}/a/q.csv", "--audit", f"{tmp_path}/b/q.csv"], near=False)
+
+
+def test_a_file_too_large_to_travel_stays(tmp_path: Path) -> None:
+    large = tmp_path / "q.parquet"
+    with large.open("wb") as file:
+        file.truncate(300_000_000)
+    assert plan_travel(["--source", str(large)], near=False).files == {}
+
+
+def test_code_travels_and_nothing_else(tmp_path: Path) -> None:
+    root, target, question = tmp_path / "root", tmp_path / "target", tmp_path / "q.parquet"
+    belongs = ["slick/a.py", "slick/data/facts.json", "slick/py.typed", "tuning/b.py", "jobs/c.py", "constraints.txt"]
+    strays = ["studies/x/manifest.json", "data/q.zip", ".git/config", ".venv/bin/python", ".env", "id_rsa", "m.gguf"]
+    strays += [
+        "slick/__pycache__/a.pyc",
+        "slick/.env",
+        "jobs/studies/x.json",
+        "tuning/m.safetensors",
+        "slick/t.parquet",
+    ]
+    for name in [*belongs, *strays]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    question.write_text("q")
+    target.mkdir()
+    pack(target, {"files/q.parquet": question}, root)
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert found == {*belongs, "files/q.parquet"}
+
+
+def test_the_package_runs_alone(tmp_path: Path) -> None:
+    pack(tmp_path, {})
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.variants", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "needs --out DIR" in done.stderr
+    where = "import slick; print(slick.__file__)"
+    assert str(tmp_path) in subprocess.check_output([sys.executable, "-c", where], cwd=tmp_path, text=True)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 5_000_000
+
+
+def test_secrets_are_named_and_never_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    main(words("--env", "HF_TOKEN", "--dry-run"))
+    job = parse_submission(words("--env", "HF_TOKEN"))
+    assert job.env == {"HF_TOKEN": SECRET}
+    shown = capsys.readouterr().out + describe(job) + job.entrypoint + str(job.metadata)
+    assert "the environment's HF_TOKEN" in shown
+    assert SECRET not in shown
+
+
+JOB = Job(job_id="j", status="RUNNING", metadata={}, message="", error_type="", exit_code=None, since_s=None)
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "error_type", "ends"),
+    [
+        ("SUCCEEDED", 0, "", 0),
+        ("FAILED", 2, "JOB_ENTRYPOINT_COMMAND_ERROR", 2),
+        ("FAILED", 1, "JOB_ENTRYPOINT_COMMAND_ERROR", 1),
+        ("FAILED", -9, "JOB_ENTRYPOINT_COMMAND_ERROR", 1),
+        ("FAILED", None, "RUNTIME_ENV_SETUP_FAILURE", 2),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", 1),
+        ("STOPPED", None, "", 130),
+    ],
+)
+def test_a_job_ends_as_its_step_would(status: str, exit_code: int | None, error_type: str, ends: int) -> None:
+    assert replace(JOB, status=status, exit_code=exit_code, error_type=error_type).exit_status == ends
+
+
+def test_a_job_is_read_without_its_runtime_environment() -> None:
+    details = SimpleNamespace(
+        submission_id="j", status="FAILED", metadata=None, message=None, error_type=None, driver_exit_code=2
+    )
+    details.start_time, details.end_time, details.runtime_env = 1000, 61_000, {"env_vars": {"HF_TOKEN": SECRET}}
+    job = Job.of(details)
+    assert (job.since_s, job.exit_code, job.metadata) == (61.0, 2, {})
+    assert SECRET not in repr(job)
+
+
+def test_the_list_says_what_each_job_is_and_what_is_the_matter() -> None:
+    failed = "Job entrypoint command failed with exit code 2, last logs:\nreading\n\nslick: q.zip is not there\n  see x"
+    study = {"step": "study", "preset": "paper", "study": "s3://b/s"}
+    jobs = [
+        replace(JOB, job_id="one", metadata=study, message="Job is currently running.", since_s=1000.0),
+        replace(JOB, job_id="two", status="FAILED", metadata=study, message=failed, since_s=1000.0),
+        replace(JOB, job_id="three", status="PENDING", message="x" * 500),
+    ]
+    lines = table(jobs, 1065.0).splitlines()
+    assert lines[:2] == ["one  study paper  RUNNING, for 1 min 5 s", "  study s3://b/s"]
+    assert lines[2].startswith("two  study paper  FAILED")
+    assert lines[4] == "  slick: q.zip is not there"
+    assert lines[5] == "three  not of slick  PENDING"
+    assert len(lines[6]) <= 102
+
+
+def test_a_head_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # and back to what it was
+    with pytest.raises(ClusterError, match=r"no head answers at http://127.0.0.1:1 .*8265"):
+        Head("http://127.0.0.1:1")
+
+
+class FakeHead:
+    """A head whose job is interrupted by Ctrl-C, or ends as it is told."""
+
+    address = FAR
+
+    def __init__(self, job: Job | None = None) -> None:
+        self.job, self.stopped = job, list[str]()
+
+    def follow(self, job_id: str) -> Job:
+        if self.job is None:
+            raise KeyboardInterrupt
+        return self.job
+
+    def stop(self, job_id: str) -> bool:
+        self.stopped.append(job_id)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("tty", "answer", "stopped", "said"),
+    [
+        (True, "y", ["j"], "told to stop"),
+        (True, "", [], f"slick jobs --address {FAR} --follow j"),
+        (False, "y", [], f"slick jobs --address {FAR} --stop j"),
+    ],
+)
+def test_ctrl_c_leaves_the_job_unless_told_otherwise(
+    tty: bool,
+    answer: str,
+    stopped: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: tty))
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    head = FakeHead()
+    with pytest.raises(SystemExit) as stop:
+        follow(cast(Head, head), "j")
+    assert (stop.value.code, head.stopped) == (130, stopped)
+    assert said in capsys.readouterr().out
+
+
+def test_a_job_that_never_began_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    job = replace(JOB, status="FAILED", message="no pip", error_type="RUNTIME_ENV_SETUP_FAILURE")
+    with pytest.raises(SystemExit) as stop:
+        follow(cast(Head, FakeHead(job)), "j")
+    assert (stop.value.code, capsys.readouterr().err.strip()) == (2, "slick: no pip")
+    follow(cast(Head, FakeHead(replace(JOB, status="SUCCEEDED"))), "j")
+
+
+@pytest.mark.parametrize(
+    ("environment", "in_home", "sent", "mode"),
+    [
+        ({}, False, False, "disabled"),
+        ({}, True, True, "token"),
+        ({"RAY_AUTH_TOKEN": "t"}, False, True, "token"),
+        ({"RAY_AUTH_MODE": "disabled"}, True, False, "disabled"),
+        ({"RAY_AUTH_MODE": "token"}, False, False, "token"),
+    ],
+)
+def test_a_token_is_sent_where_there_is_one(
+    environment: dict[str, str], in_home: bool, sent: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # and back to what it was
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **environment}.items():
+        monkeypatch.setenv(name, value)
+    if in_home:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("t")
+    assert choose_authentication() is sent
+    assert os.environ["RAY_AUTH_MODE"] == mode
+
+
+@pytest.mark.parametrize(("code", "is_open"), [(200, True), (401, False), (403, False)])
+def test_a_refusal_is_an_answer_and_an_open_head_is_noticed(code: int, is_open: bool) -> None:
+    class Door(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Door) as server:
+        Thread(target=server.handle_request).start()
+        assert knock(f"http://127.0.0.1:{server.server_port}") is is_open
+
+
+def test_jobs_takes_one_wish_at_a_time() -> None:
+    for argv in (["--follow", "a", "--stop", "b"], ["--folow", "a"]):
+        with pytest.raises(SettingsError, match="one of --follow ID, --stop ID"):
+            jobs_main([*argv, "--address", NEAR])
+
+
+def test_from_outside() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "submit", *words(out="studies/x")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 2), done.stderr
+    assert "Traceback" not in done.stderr
