@@ -132,7 +132,7 @@ def test_a_killed_driver_goes_on_where_it_was(undisturbed: Folder, tmp_path: Pat
     assert not study.child(".ray").folders(), "the state of a finished training is left"
 
 
-@pytest.mark.parametrize(("stage", "first", "then"), [(2, 2, 1), (3, 1, 2), (0, 2, 1)])
+@pytest.mark.parametrize(("stage", "first", "then"), [(2, 2, 1), (3, 1, 2)])
 def test_it_goes_on_with_another_number_of_workers(
     stage: int, first: int, then: int, without_dropout: Folder, tmp_path: Path
 ) -> None:
