@@ -10,6 +10,7 @@ from slick.errors import StudyError
 from slick.progress import duration
 from slick.storage import Folder
 from slick.study import STARTED, read_manifest
+from tuning.watching import PACE, PLANNED
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep", "report")
 
@@ -33,7 +34,7 @@ def describe(study: Folder, step: str) -> str:
     manifest = read_manifest(folder)
     if manifest is not None:
         return f"done in {duration(manifest.seconds)}{_size(study, step)}"
-    if folder.exists(STARTED):
+    if folder.exists(STARTED) or (step == "sweep" and folder.exists(PLANNED)):
         return f"begun, not finished{_size(study, step)}"
     return "not begun"
 
@@ -65,20 +66,37 @@ def _annotated(study: Folder) -> int:
 
 
 def _runs(study: Folder) -> str:
-    """Trainings finished, of those that the study plans, and the epoch that each running one has reached."""
+    """Trainings finished, epochs done, those that are running, and the time left at the pace so far."""
     runs = study.child("runs")
-    names = runs.folders()
-    done = [name for name in names if read_manifest(runs.child(name)) is not None]
-    planned = ""
-    if study.exists("study.json"):
-        grid = study.read_json("study.json")["settings"]["sweep"]["grid"]
-        planned = f" of {len(grid['variants']) * len(grid['seeds'])}"
-    going = [
-        f"{name} after epoch {len(runs.child(name, 'predictions').names('.parquet'))}"
-        for name in names
-        if name not in done
-    ]
-    return f", {len(done)}{planned} trainings finished" + "".join(f"; {text}" for text in going)
+    found = {name: _epochs_done(runs.child(name)) for name in runs.folders()}
+    done = [name for name in found if read_manifest(runs.child(name)) is not None]
+    planned = _planned(study)
+    if not planned:
+        return f", {len(done)} trainings finished"
+    text = f", {len([name for name in done if name in planned])} of {len(planned)} trainings finished"
+    text += f", {sum(min(found.get(name, 0), epochs) for name, epochs in planned.items()):,} of "
+    text += f"{sum(planned.values()):,} epochs"
+    going = [f"{name} after epoch {found[name]}" for name in found if name not in done]
+    if study.child("sweep").exists(PACE):
+        pace = study.child("sweep").read_json(PACE)
+        text += f"; {duration(pace['seconds_left'])} left when last looked at, {pace['at']}"
+    return text + "".join(f"; {text}" for text in going)
+
+
+def _epochs_done(run: Folder) -> int:
+    return len(run.child("predictions").names(".parquet"))
+
+
+def _planned(study: Folder) -> dict[str, int]:
+    """Epochs of every training of the sweep, as the sweep has written it down, or as the study's settings have it."""
+    if study.child("sweep").exists(PLANNED):
+        planned: dict[str, int] = study.child("sweep").read_json(PLANNED)
+        return planned
+    if not study.exists("study.json"):
+        return {}
+    grid = study.read_json("study.json")["settings"]["sweep"]["grid"]
+    epochs = max(grid["epochs"])
+    return {f"{variant}-seed{seed}": epochs for variant in grid["variants"] for seed in grid["seeds"]}
 
 
 if __name__ == "__main__":

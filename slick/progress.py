@@ -33,13 +33,20 @@ class Progress:
             self._print(now, note)
             self._marks.append((now, self.done))
 
-    def _print(self, now: float, note: str) -> None:
+    @property
+    def seconds_left(self) -> float:
+        """At the speed of the last few lines; infinite where nothing was done yet."""
+        speed = self._speed(time.monotonic())
+        return (self._total - self.done) / speed if speed > 0 else float("inf")
+
+    def _speed(self, now: float) -> float:
         since, done_then = self._marks[0]
-        speed = (self.done - done_then) / max(now - since, 1e-9)
-        left_s = (self._total - self.done) / speed if speed > 0 else float("inf")
+        return (self.done - done_then) / max(now - since, 1e-9)
+
+    def _print(self, now: float, note: str) -> None:
         text = (
-            f"{self._label}: {self.done:,} of {self._total:,} {self._unit}, {speed:,.1f}/s, "
-            f"{duration(left_s)} left{', ' + note if note else ''}"
+            f"{self._label}: {self.done:,} of {self._total:,} {self._unit}, {self._speed(now):,.1f}/s, "
+            f"{duration(self.seconds_left)} left{', ' + note if note else ''}"
         )
         end = "\r" if self._tty and self.done < self._total else "\n"
         print(f"\x1b[2K{text}" if self._tty else text, end=end, file=sys.stderr, flush=True)

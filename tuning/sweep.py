@@ -19,10 +19,7 @@ from tuning.policies import parse_policy
 from tuning.rows import read_rows
 from tuning.runs import RunPlan, is_finished, plan_runs, run_folder
 from tuning.trials import Scheduler, TrialSettings, concurrent_trials, run_trials
-from tuning.watching import watch
-
-PLANNED = "planned.json"
-"""Epochs of every training of the sweep, by run_id; for those who look at it while it runs."""
+from tuning.watching import PLANNED, watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +195,7 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
         longest=max(config.grid.epochs),
         retries=config.retries,
     )
-    with scratch(study, "sweep", keep=config.keep_ray_files) as storage, watch(study, plans):
+    with scratch(study, "sweep", keep=config.keep_ray_files) as storage, watch(study, plans, study.child("sweep")):
         outcome = run_trials(study, packs, settings, storage)
     if config.scheduler != "none":
         for plan in (plan for place in outcome.completed for plan in packs[place] if not is_finished(study, plan)):

@@ -1,8 +1,10 @@
 """Trainings as they go on, seen from the driver: a line on the terminal, and curves for trackers."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from slick.progress import Progress
@@ -11,14 +13,26 @@ from slick.types import ALL
 from tuning.runs import RunPlan, is_finished, run_folder
 from tuning.tracking import Tracking
 
+PLANNED = "planned.json"
+"""Epochs of every training of a sweep, by run_id; for those who look at it while it runs."""
+PACE = "pace.json"
+"""How long a sweep will still take, as last seen."""
+_PACE_EVERY_S = 10.0
+
 
 @contextmanager
-def watch(study: Folder, plans: Sequence[RunPlan], interval_s: float = 1.0) -> Iterator[None]:
-    """Show epochs as any worker finishes them, and send their curves to trackers, until the block ends."""
+def watch(
+    study: Folder, plans: Sequence[RunPlan], pace_in: Folder | None = None, interval_s: float = 1.0
+) -> Iterator[None]:
+    """Show epochs as any worker finishes them, and send their curves to trackers, until the block ends.
+
+    Args:
+        pace_in: folder in which the time left is written down now and then.
+    """
     done = threading.Event()
     settings = {plan.run_id: plan.config.identity() for plan in plans}
     with Tracking(study, settings, plans[0].config.track) as tracking:
-        watcher = _Watcher(study, plans, tracking)
+        watcher = _Watcher(study, plans, tracking, pace_in)
         thread = threading.Thread(target=watcher.run, args=(done, interval_s), daemon=True)
         thread.start()
         try:
@@ -29,8 +43,9 @@ def watch(study: Folder, plans: Sequence[RunPlan], interval_s: float = 1.0) -> I
 
 
 class _Watcher:
-    def __init__(self, study: Folder, plans: Sequence[RunPlan], tracking: Tracking) -> None:
-        self._study, self._plans, self._tracking = study, list(plans), tracking
+    def __init__(self, study: Folder, plans: Sequence[RunPlan], tracking: Tracking, pace_in: Folder | None) -> None:
+        self._study, self._plans, self._tracking, self._pace_in = study, list(plans), tracking, pace_in
+        self._told_at = 0.0
         self._progress = Progress("finetune", sum(plan.config.epochs for plan in plans), "epochs")
         # What an interrupted training left: it goes on from there, or begins again with fewer.
         self._seen = {plan.run_id: len(self._epochs(plan)) for plan in plans}
@@ -41,6 +56,15 @@ class _Watcher:
         while not last:
             last = done.wait(interval_s)
             self._plans = [plan for plan in self._plans if not self._look(plan, last)]
+            self._tell_pace()
+
+    def _tell_pace(self) -> None:
+        seconds = self._progress.seconds_left
+        if self._pace_in is None or seconds == float("inf") or time.monotonic() < self._told_at + _PACE_EVERY_S:
+            return
+        self._told_at = time.monotonic()
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._pace_in.write_json(PACE, {"seconds_left": round(seconds, 1), "at": at})
 
     def _look(self, plan: RunPlan, last: bool) -> bool:
         """Show what is new of a run; True when it has ended."""

@@ -33,6 +33,9 @@ def load_study(study: Folder) -> StudyData:
     points = _load_points(study)
     names = one_a_seed(finished_runs(study))
     epoch_tables = {run_id: study.child("runs", run_id).read_table("epochs.parquet") for run_id in names}
+    whole = _whole_runs(points, epoch_tables)
+    names = {run_id: name for run_id, name in names.items() if run_id in whole}
+    epoch_tables = {run_id: epoch_tables[run_id] for run_id in whole}
     durations = choose_durations(points, [int(max(t["epoch"].to_pylist())) for t in epoch_tables.values()])
     idk = {name for name, variant in variants.items() if variant.kind == "idk"}
     runs = [
@@ -55,6 +58,12 @@ def finished_runs(study: Folder) -> list[str]:
     """The run_ids with a manifest, sorted."""
     runs = study.child("runs")
     return [run_id for run_id in runs.folders() if runs.child(run_id).exists("manifest.json")]
+
+
+def _whole_runs(points: Iterable[Mapping[str, Any]], epoch_tables: Mapping[str, pa.Table]) -> list[str]:
+    """Runs that were trained to the sweep's largest budget: one that ended early says nothing about convergence."""
+    wanted = max((int(point["epochs"]) for point in points), default=0)
+    return [run_id for run_id, table in epoch_tables.items() if max(table["epoch"].to_pylist()) >= wanted]
 
 
 def one_a_seed(run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:

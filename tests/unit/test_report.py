@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from slick.analysis.data import LAST, Run, StudyData, Variant
@@ -527,3 +529,15 @@ def test_settings_that_cannot_be() -> None:
 def test_outcomes_are_plain_json(study: Folder) -> None:
     text = study.child("report").read_bytes("outcomes.json").decode()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_run_that_ended_early_says_nothing_about_convergence(study: Folder, tmp_path: Path) -> None:
+    copy = Folder(str(tmp_path / "copy"))
+    shutil.copytree(study.local_path, copy.local_path)
+    runs = copy.child("runs")
+    short = runs.folders()[0]
+    table = runs.child(short).read_table("epochs.parquet")
+    runs.child(short).write_table("epochs.parquet", table.filter(pc.less(table["epoch"], 3)))
+    before, after = load_study(study), load_study(copy)
+    assert len(after.runs) == len(before.runs) - 1
+    assert after.durations == before.durations
