@@ -1,19 +1,25 @@
-"""Fine-tune over variants x seeds, and read off every epoch budget and stopping policy.
+"""Train the grid of variants, settings and seeds, and read every epoch budget and stopping policy off it.
 
 slick sweep demo --out studies/demo
-slick sweep paper --grid.seeds 0 1 2 --out studies/llama
+slick sweep paper --grid.seeds 0 1 2 --train.num-workers 2 --out studies/llama
+slick sweep paper --plan --out studies/llama     # the trainings and what they will take, by a probe; trains nothing
+slick sweep paper --grid.axes "learning_rate=1e-5,1e-4" --stop live --out studies/llama
 """
 
 from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import SWEEP
+from tuning.probe import plan_sweep
 from tuning.sweep import sweep
+
+PLAN = "--plan"
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("sweep", SWEEP, sweep, argv, __doc__ or "")
+    rest = [word for word in argv if word != PLAN]
+    step_door("sweep", SWEEP, plan_sweep if PLAN in argv else sweep, rest, __doc__ or "")
 
 
 if __name__ == "__main__":

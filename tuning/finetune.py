@@ -1,6 +1,6 @@
 """Fine-tune a model on one variant, or on a list of them in one worker group: the one import of ray.train."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -81,12 +81,38 @@ def train_group(
 
     Args:
         plans: all with the same number of workers.
+
+    The rest, and what is returned and raised, as `run_group`.
+    """
+    settings = {"study": study, "plans": list(plans)}
+    return run_group(_train, settings, plans[0].config, gpus_per_worker, storage, name, callbacks)
+
+
+def _train(settings: dict[str, Any], place: Any, saved: str | None) -> None:
+    from tuning.worker import train_runs
+
+    train_runs(settings["study"], settings["plans"], place, _report, saved)
+
+
+def run_group(
+    work: Callable[[dict[str, Any], Any, str | None], None],
+    settings: dict[str, Any],
+    config: TrainConfig,
+    gpus_per_worker: float,
+    storage: str,
+    name: str,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Let every worker of a new group do some work, and wait for it.
+
+    Args:
+        work: called with the settings, the worker's `Place`, and the folder of the last saved state if there is one.
         storage: where Ray keeps the saved state and its own small files; every node must reach it.
         name: of the Ray Train run; one that was interrupted goes on from its state.
-        callbacks: of Ray Train, told of every epoch.
+        callbacks: of Ray Train, told of every report.
 
     Returns:
-        The metrics of the last epoch of the last training.
+        What the workers reported last.
 
     Raises:
         SlickError: the message of the worker that failed.
@@ -94,14 +120,13 @@ def train_group(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    config = plans[0].config
     _trim_start(config)
     elastic = config.min_workers is not None and config.min_workers < config.num_workers
     said = Folder(storage).child(name)
     said.delete(_REFUSAL)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"study": study, "plans": list(plans), "said": said},
+        train_loop_config={"work": work, "settings": settings, "said": said},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
             use_gpu=gpus_per_worker > 0,
@@ -151,7 +176,6 @@ def _work(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     from tuning.learning import Place
-    from tuning.worker import train_runs
 
     context = ray.train.get_context()
     place = Place(
@@ -166,7 +190,7 @@ def _work(settings: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as saved:
-            train_runs(settings["study"], settings["plans"], place, _report, saved)
+            settings["work"](settings["settings"], place, saved)
     except SlickError as error:
         # What a person must mend is not tried again. Other workers may wait for this one, so the group has to fail;
         # when it is started anew, all leave at once.

@@ -29,8 +29,20 @@ class RunPlan:
     inputs: dict[str, str]
     model: str
     """Folder, hub id or GGUF file; never empty."""
-    cost: float
-    """Expected time, in rows taken through the model; to share work out."""
+    num_train: int
+    """Rows trained on in an epoch."""
+    num_asked: int
+    """Rows asked after it."""
+
+    @property
+    def epochs_left(self) -> int:
+        """Behind the state from which it goes on."""
+        return self.config.epochs - (self.state.progress.epoch if self.state else 0)
+
+    @property
+    def cost(self) -> float:
+        """Expected time, in rows taken through the model; to share work out."""
+        return self.epochs_left * (3.0 * self.num_train + self.num_asked)
 
 
 def run_id(config: TrainConfig) -> str:
@@ -91,7 +103,8 @@ def plan_runs(
             identity=identity,
             inputs=inputs,
             model=models[config.model],
-            cost=max(1, config.epochs - done) * (3.0 * num_train + num_asked),
+            num_train=num_train,
+            num_asked=num_asked,
         )
         _check_folder(study, plan)
         if not is_finished(study, plan, may_be_ended=may_be_ended):

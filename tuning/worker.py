@@ -8,13 +8,16 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from slick.models import load_tokenizer
 from slick.storage import Folder
 from tuning.checkpoints import CheckpointWriter
+from tuning.config import TrainConfig
 from tuning.ending import end_run
 from tuning.epochs import Accuracies, all_decided, curve_from
 from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows, pad_token
+from tuning.examples import Example
 from tuning.group import agree, gather_strided
 from tuning.learning import Learner, Pace, Place, prepare_deepspeed
 from tuning.lockstep import in_lockstep
@@ -134,7 +137,9 @@ class Training:
             pace = self._learner.epoch(self._train_examples, epoch, replay=self._replay)
             self._paces.append(pace)
             started_at = time.monotonic()
-            verdicts = self._evaluate()
+            verdicts = evaluate_in_group(
+                self._learner, self._tokenizer, self._rows, self._examples, self._config, self._place
+            )
             self._evaluated_s += time.monotonic() - started_at
             self._epochs.append(agree(summarize(self._rows, verdicts) if self._is_first else [], self._place))
             is_last = epoch == self._config.epochs or self._has_decided()
@@ -169,29 +174,6 @@ class Training:
         kept.add(part)
         shutil.rmtree(part)
         agree(None, self._place)
-
-    def _evaluate(self) -> list[Verdict]:
-        """Verdicts on all rows, on rank 0; each worker takes its strided part."""
-        config, rank, num_workers = self._config, self._place.rank, self._place.num_workers
-        model = self._learner.model
-        model.eval()
-        settings = EvalSettings(
-            matcher=config.matcher,
-            max_new_tokens=config.max_new_tokens,
-            batch_rows=config.eval_batch_size,
-            loss_of_all=config.loss_of_all,
-        )
-        sharded = config.zero_stage == 3 and num_workers > 1
-        with in_lockstep(model) if sharded else nullcontext():
-            own = evaluate_rows(
-                model,
-                self._learner.forward,
-                self._tokenizer,
-                self._rows[rank::num_workers],
-                self._examples[rank::num_workers],
-                settings,
-            )
-        return gather_strided(own, len(self._rows), self._place)
 
     def _save_models(self, epoch: int, is_last: bool) -> None:
         """Checkpoints that this epoch calls for; all workers bring their weights."""
@@ -258,6 +240,29 @@ class Training:
             training_seconds=round(sum(pace.seconds for pace in self._paces), 3),
             evaluation_seconds=round(self._evaluated_s, 3),
         )
+
+
+def evaluate_in_group(
+    learner: Learner,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    examples: Sequence[Example],
+    config: TrainConfig,
+    place: Place,
+) -> list[Verdict]:
+    """Verdicts on all rows, on the first worker; each takes its strided part, and all call this."""
+    model = learner.model.eval()
+    settings = EvalSettings(
+        matcher=config.matcher,
+        max_new_tokens=config.max_new_tokens,
+        batch_rows=config.eval_batch_size,
+        loss_of_all=config.loss_of_all,
+    )
+    own = slice(place.rank, None, place.num_workers)
+    sharded = config.zero_stage == 3 and place.num_workers > 1
+    with in_lockstep(model) if sharded else nullcontext():
+        verdicts = evaluate_rows(model, learner.forward, tokenizer, rows[own], examples[own], settings)
+    return gather_strided(verdicts, len(rows), place)
 
 
 def _accuracies(measures: Sequence[Measure]) -> Accuracies:

@@ -1,5 +1,6 @@
 """A small grid through Ray Tune: points as the contract has them, nothing trained twice, failures told."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.local.tiny_study import write_study
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
 from tuning.points import POINTS_SCHEMA
+from tuning.probe import plan_sweep
 from tuning.sweep import SweepConfig, share_out, sweep
 
 GRID = GridConfig(variants=("half", "known"), epochs=(2, 3), policies=("fixed", "best_dev", "fixed(1)"))
@@ -194,3 +196,14 @@ def test_packs_hold_every_training_once(study: Folder) -> None:
         packs = share_out(plans, per_trial, concurrent)
         assert len(packs) == num_packs
         assert sorted(plan.run_id for part in packs for plan in part) == sorted(plan.run_id for plan in plans)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_it_will_take_is_told_and_nothing_is_trained(study: Folder, capsys: pytest.CaptureFixture) -> None:
+    plan_sweep(study, CONFIG)
+    out = capsys.readouterr().out
+    assert "2 variants x 1 seed = 2 trainings, 6 epochs in all" in out
+    assert all(re.search(rf"^  {run} +3 epochs  \d+ s$", out, re.MULTILINE) for run in ("half-seed0", "known-seed0"))
+    assert re.search(r"\d+ s of one worker group, 0\.0\d worker-hours, measured on 3 steps and 256 questions", out)
+    assert not study.child("runs").exists()
+    assert not study.child(".ray").folders()

@@ -1,0 +1,102 @@
+"""A grid read off shared trajectories beside the same grid as plain trials of Ray Tune, one training a point.
+
+python -m tests.benchmarks.sweep --study STUDY [--variants unknown-000,unknown-100] [--epochs 2,6,10]
+
+STUDY is a finished study of the preset `demo`; it is copied, not written to. Both ways train with its settings, on all
+cores, and their points are compared. Also told: how long the first training took to begin, and how idle the cores were.
+"""
+
+import argparse
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from jobs.presets import demo_sweep
+from slick.storage import Folder
+from tuning.grid import GridConfig
+from tuning.sweep import SweepConfig, sweep
+
+STEPS = ("world", "questions", "annotate", "variants")
+
+
+class Watch:
+    """Seconds until the first training begins, and the share of the cores that nobody used from then on."""
+
+    def __init__(self, study: Folder) -> None:
+        self._runs, self._idle, self._done = Path(study.local_path, "runs"), [], threading.Event()
+        self._began, self.start_s = time.monotonic(), 0.0
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.5):
+            if any(self._runs.glob("*/started.json")):
+                self.start_s = self.start_s or time.monotonic() - self._began
+                self._idle.append(psutil.cpu_times_percent(None).idle / 100)
+
+    def stop(self) -> dict[str, float]:
+        self._done.set()
+        self._thread.join()
+        idle = sum(self._idle[1:]) / max(1, len(self._idle) - 1)
+        return {"seconds": time.monotonic() - self._began, "start_s": self.start_s, "idle_share": idle}
+
+
+def copy(study: str, folder: Path) -> Folder:
+    """The steps before the sweep."""
+    for step in STEPS:
+        shutil.copytree(Path(study, step), folder / step)
+    return Folder(str(folder))
+
+
+def points(study: Folder) -> set[tuple[tuple[str, object], ...]]:
+    rows = study.child("sweep").read_table("points.parquet").drop_columns(["run_id"]).to_pylist()
+    return {tuple(sorted(row.items())) for row in rows}
+
+
+def run(study: Folder, config: SweepConfig) -> dict[str, float]:
+    watch = Watch(study)
+    manifest = sweep(study, config)
+    return watch.stop() | {"epochs": manifest.counts["epochs_trained"], "trainings": manifest.counts["trainings"]}
+
+
+def main() -> None:
+    """Compare both ways."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", required=True)
+    parser.add_argument("--variants", default="unknown-000,unknown-100")
+    parser.add_argument("--epochs", default="2,6,10")
+    arguments = parser.parse_args()
+    budgets = tuple(int(epochs) for epochs in arguments.epochs.split(","))
+    grid = GridConfig(
+        variants=tuple(arguments.variants.split(",")), epochs=budgets, policies=("fixed", "best_dev", "patience(3)")
+    )
+    config = replace(demo_sweep(), grid=grid)
+    with tempfile.TemporaryDirectory() as folder:
+        shared_study = copy(arguments.study, Path(folder, "shared"))
+        shared = run(shared_study, config)
+        plain = {"seconds": 0.0, "epochs": 0.0, "trainings": 0.0}
+        found: set[tuple[tuple[str, object], ...]] = set()
+        for policy in grid.policies:
+            study = copy(arguments.study, Path(folder, policy))
+            alone = replace(config, grid=replace(grid, policies=(policy,)), independent=True, trajectories_per_trial=1)
+            one = run(study, alone)
+            plain = {name: plain[name] + one[name] for name in plain}
+            found |= points(study)
+        same = found == points(shared_study)
+    print(
+        f"shared: {shared['trainings']} trainings, {shared['epochs']} epochs, {shared['seconds']:.0f} s; the first "
+        f"began after {shared['start_s']:.1f} s; from then on {100 * shared['idle_share']:.0f} % of the cores were idle"
+    )
+    print(f"plain: {plain['trainings']:.0f} trainings, {plain['epochs']:.0f} epochs, {plain['seconds']:.0f} s")
+    epochs, seconds = plain["epochs"] / shared["epochs"], plain["seconds"] / shared["seconds"]
+    told = "identical" if same else "DIFFERENT"
+    print(f"{epochs:.1f} times the epochs, {seconds:.1f} times the time; {len(found)} points, {told}")
+
+
+if __name__ == "__main__":
+    main()
