@@ -4,7 +4,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 READY := $(VENV)/.ready
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-all check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -32,6 +32,10 @@ $(VENV)/.real-model: $(READY)
 
 test: check $(VENV)/.real-model
 	$(VENV)/bin/python -m pytest
+
+# With the tests that take a minute or more each.
+test-all: check $(VENV)/.real-model
+	$(VENV)/bin/python -m pytest -m ''
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

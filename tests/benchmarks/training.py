@@ -9,6 +9,7 @@ warm-up steps. `bare` pads rows to the longest of a batch, as is usual; `bare-jo
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -237,8 +238,8 @@ def run_evaluation(model: str, rows: list[Row], tokenizer: Any, config: TrainCon
 
 
 def peak_memory(model: str, config: TrainConfig, examples: list[Example], pad_id: int, rank: int, port: str) -> float:
-    """MB of one worker at its highest: of the GPU's memory, or of the process where there is none."""
-    import resource
+    """MB of one worker at its highest in training, loading aside: of the GPU's memory, or of the process."""
+    import gc
 
     import torch
 
@@ -250,11 +251,20 @@ def peak_memory(model: str, config: TrainConfig, examples: list[Example], pad_id
     place = Place(rank=rank, local_rank=rank, num_workers=config.num_workers, device=device)
     learner = Learner(model, config, place, pad_id)
     learner.engine.train()
-    for batch in batches_of(examples, config.batch_size)[:3]:
+    batches = batches_of(examples, config.batch_size)[:4]
+    learner._step(batches[0])
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    for batch in batches[1:]:
         learner._step(batch)
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1e3
 
 
 def worker(arguments: argparse.Namespace) -> dict[str, float]:

@@ -141,6 +141,7 @@ def lose_a_node(study: Folder, settings: AnnotateConfig) -> None:
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_lost_node_changes_nothing(model: str, tmp_path: Path, ray_cluster: None) -> None:
     """In labels mode, with an actor on each of three nodes."""
     settings = replace(config(model), mode="labels")

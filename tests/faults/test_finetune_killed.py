@@ -132,7 +132,10 @@ def test_a_killed_driver_goes_on_where_it_was(undisturbed: Folder, tmp_path: Pat
     assert not study.child(".ray").folders(), "the state of a finished training is left"
 
 
-@pytest.mark.parametrize(("stage", "first", "then"), [(2, 2, 1), (3, 1, 2)])
+@pytest.mark.parametrize(
+    ("stage", "first", "then"),
+    [pytest.param(2, 2, 1, marks=pytest.mark.slow), (3, 1, 2), pytest.param(0, 2, 1, marks=pytest.mark.slow)],
+)
 def test_it_goes_on_with_another_number_of_workers(
     stage: int, first: int, then: int, without_dropout: Folder, tmp_path: Path
 ) -> None:
@@ -198,6 +201,7 @@ def lose_a_node(study: Folder, settings: TrainConfig) -> None:
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_it_begins_and_goes_on_with_the_workers_there_are(without_dropout: Folder, tmp_path: Path) -> None:
     """Asked for four where two fit, of which one is lost."""
     study = new_study(tmp_path)

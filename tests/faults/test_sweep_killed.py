@@ -8,6 +8,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from slick.storage import Folder
 from tests.faults.test_annotate_killed import wait_for
 from tests.local.tiny import tiny_model, tiny_tokenizer
@@ -69,6 +71,7 @@ def kill_worker(study: Folder, run: str, after: int) -> None:
     assert epochs_done(study, run) < EPOCHS, "the worker had nothing left to do"
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_its_points_are_the_same(tmp_path: Path, ray_cluster: None) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

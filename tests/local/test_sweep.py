@@ -162,6 +162,7 @@ def test_settings_can_be_axes_and_a_falling_schedule_trains_each_budget(
     assert [settings["learning_rate"] for settings in configs] == [0.01, 0.05, 0.01, 0.05]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_scheduler_ends_trainings_that_fall_behind(study: Folder) -> None:
     grid = GridConfig(
