@@ -1,10 +1,9 @@
 """What a sweep will cost, from a few measured steps of its own model on its own cluster."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from slick.errors import SlickError
 from slick.progress import duration
 from slick.storage import Folder
 from tuning.config import TrainConfig
@@ -15,6 +14,7 @@ from tuning.sweep import SweepConfig
 
 _STEPS = 3
 _ASKED = 256
+_FOUND = "pace.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,26 +59,25 @@ def probe(study: Folder, plan: RunPlan) -> Pace:
     """Train a few steps and ask some rows, in a worker group like those of the sweep.
 
     Raises:
-        SlickError: the group told nothing.
+        SlickError: what only a person can mend.
     """
     check_plans([plan])
     gpus_per_worker = ask_cluster(plan.config)
     with scratch(study, "probe") as storage:
-        metrics = run_group(_work, {"study": study, "plan": plan}, plan.config, gpus_per_worker, storage, "probe")
-    if not metrics:
-        raise SlickError("the probe measured nothing: its workers ended without a word")
-    return Pace(trained_s=metrics["trained_s"], asked_s=metrics["asked_s"])
+        found = Folder(storage)
+        found.delete(_FOUND)
+        settings = {"study": study, "plan": plan, "found": found}
+        run_group(_work, settings, plan.config, gpus_per_worker, storage, "probe")
+        return Pace(**found.read_json(_FOUND))
 
 
 def _work(settings: dict[str, Any], place: Any, saved: str | None) -> None:
-    import ray.train
+    pace = _measure(settings["study"], settings["plan"], place)
+    if place.rank == 0:
+        settings["found"].write_json(_FOUND, asdict(pace))
 
-    trained_s, asked_s = _measure(settings["study"], settings["plan"], place)
-    ray.train.report({"trained_s": trained_s, "asked_s": asked_s})
 
-
-def _measure(study: Folder, plan: RunPlan, place: Any) -> tuple[float, float]:
-    """Seconds a trained row, and an asked one, of the whole group."""
+def _measure(study: Folder, plan: RunPlan, place: Any) -> Pace:
     import time
 
     from slick.models import load_tokenizer
@@ -101,8 +100,9 @@ def _measure(study: Folder, plan: RunPlan, place: Any) -> tuple[float, float]:
     evaluate_in_group(learner, tokenizer, asked, encoded, config, place)
     started_at = time.monotonic()
     evaluate_in_group(learner, tokenizer, asked, encoded, config, place)
+    pace = Pace(trained_s=trained.seconds / len(some), asked_s=(time.monotonic() - started_at) / len(asked))
     learner.engine.destroy()
-    return trained.seconds / len(some), (time.monotonic() - started_at) / len(asked)
+    return pace
 
 
 def _repeated(values: Sequence[Any], num: int) -> list[Any]:

@@ -51,12 +51,12 @@ def kill_driver(study: Folder) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: epochs_done(study, "known-seed0") >= 5 or driver.poll() is not None)
+        wait_for(lambda: epochs_done(study, "half-seed0") >= 5 or driver.poll() is not None)
     finally:
         driver.kill()
         driver.wait()
     time.sleep(3)  # the workers end with their driver
-    assert 5 <= epochs_done(study, "known-seed0") < EPOCHS
+    assert 5 <= epochs_done(study, "half-seed0") < EPOCHS
     assert not study.child("sweep").exists("manifest.json")
 
 
@@ -80,15 +80,15 @@ def test_a_killed_sweep_goes_on_and_its_points_are_the_same(tmp_path: Path, ray_
     )
     sweep(quiet, CONFIG)
     kill_driver(study)
-    finished = study.child("runs", "half-seed0").read_bytes("manifest.json")
-    before = epochs_done(study, "known-seed0")
+    finished = study.child("runs", "known-seed0").read_bytes("manifest.json")
+    before = epochs_done(study, "half-seed0")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(sweep, study, CONFIG)
-        wait_for(lambda: epochs_done(study, "known-seed0") > before or running.done())
-        kill_worker(study, "known-seed0", before + 1)
+        wait_for(lambda: epochs_done(study, "half-seed0") > before or running.done())
+        kill_worker(study, "half-seed0", before + 1)
         running.result(200)
-    assert study.child("runs", "half-seed0").read_bytes("manifest.json") == finished
-    assert study.child("runs", "known-seed0").read_json("manifest.json")["counts"]["epochs_now"] < EPOCHS
+    assert study.child("runs", "known-seed0").read_bytes("manifest.json") == finished
+    assert study.child("runs", "half-seed0").read_json("manifest.json")["counts"]["epochs_now"] < EPOCHS
     points = [folder.child("sweep").read_table("points.parquet") for folder in (quiet, study)]
     assert points[0].equals(points[1])
     assert points[0].num_rows == 2 * 2 * 2

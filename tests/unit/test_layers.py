@@ -19,7 +19,6 @@ HOMES = {
         "slick/annotation/pool.py",
         "tuning/finetune.py",
         "tuning/meters.py",
-        "tuning/probe.py",
         "tuning/sweep.py",
         "tuning/trials.py",
         "jobs/head.py",
