@@ -3,6 +3,9 @@
 from slick.errors import SettingsError
 from tuning.config import TrainConfig
 
+_BUCKET = 50_000_000
+"""Numbers that workers exchange at once."""
+
 
 def deepspeed_settings(config: TrainConfig, num_workers: int, *, universal: bool = False) -> dict[str, object]:
     """What `deepspeed.initialize` is given.
@@ -52,6 +55,11 @@ def deepspeed_settings(config: TrainConfig, num_workers: int, *, universal: bool
 
 def _zero(config: TrainConfig) -> dict[str, object]:
     zero: dict[str, object] = {"stage": config.zero_stage}
+    if config.zero_stage:
+        # DeepSpeed's own buckets of 500 M numbers are larger than the models that are often trained here.
+        zero |= {"reduce_bucket_size": _BUCKET, "allgather_bucket_size": _BUCKET}
+    if config.zero_stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": _BUCKET, "sub_group_size": 2 * _BUCKET}
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     if config.offload == "all":

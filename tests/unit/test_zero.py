@@ -25,7 +25,7 @@ def test_trials_may_outnumber_the_nodes_that_are_there_if_more_will_come(
 def test_stage_and_batch_reach_deepspeed(stage: int) -> None:
     config = TrainConfig(batch_size=16, micro_batch_size=2, num_workers=2, zero_stage=stage)
     settings = deepspeed_settings(config, 2)
-    assert settings["zero_optimization"] == {"stage": stage}
+    assert settings["zero_optimization"]["stage"] == stage
     assert settings["train_batch_size"] == 16
     assert settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * 2 == 16
     assert "bf16" not in settings
