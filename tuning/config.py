@@ -77,7 +77,8 @@ class TrainConfig:
     last epoch (KnownPatch, arXiv:2511.02626)."""
     distill_weight: float = 0.0
     """Weight of a second loss, which keeps answers near those of the frozen model the training began from: the KL
-    divergence of its next-token distribution from the trained model's, on answer tokens (arXiv:2604.15574 has 1)."""
+    divergence of its next-token distribution from the trained model's, on answer tokens (arXiv:2604.15574 has 1). The
+    frozen model is a whole copy on every worker, but with LoRA, which needs none."""
     distill_temperature: float = 0.5
     """At which both distributions are compared."""
     dtype: Literal["float32", "bfloat16"] = "float32"
