@@ -2,7 +2,8 @@
 
 For models that are only asked, weights are packed once in the order in which oneDNN multiplies them: products of a few
 hundred rows run 1.05 times as fast in bfloat16 and 2.3 times in float32, those of 16 rows 1.4 and 2.5 times. For models
-that are trained, float32 products run 2.1 to 2.3 times as fast, forward and backward (AMD Zen 5, one thread). The
+that are trained, float32 products run 2.1 to 2.5 times as fast forward and 1.3 to 2.4 times backward (one thread of an
+AMD Zen 5). The
 operators are those that torch's own compiler emits; torch does not document them, so they are tried out first, and a
 torch without them computes as ever.
 """
