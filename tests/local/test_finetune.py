@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from slick.draws import numpy_seed
-from slick.errors import SettingsError, StudyError, VariantError
+from slick.errors import SettingsError, SlickError, StudyError, VariantError
 from slick.matching import is_hit
 from slick.storage import Folder
 from slick.study import read_manifest
@@ -288,3 +289,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(study: Folder,
     with pytest.raises(SettingsError, match="no dev questions"), tempfile.TemporaryDirectory() as path:
         plan_runs(write_study(path, tiny_model("llama"), tiny_tokenizer(), dev=0), {"x": CONFIG})
     assert read_manifest(study.child("runs", "half-seed0")) is None
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_only_a_person_can_mend_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    """Of two workers: the group fails once, and leaves when it is started anew."""
+    study = write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+    rows = study.child("variants").read_table("known.parquet").to_pylist()
+    rows[0]["target"] = ""
+    study.child("variants").write_table("known.parquet", pa.Table.from_pylist(rows))
+    with pytest.raises(SlickError, match=r"row 0 \(prompt .*empty prompt or target") as told:
+        finetune(study, replace(CONFIG, variant="known", num_workers=2))
+    assert "Traceback" not in str(told.value)
+    assert not study.child("runs", "known-seed0").exists("manifest.json")

@@ -188,3 +188,16 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     assert len(numbers) == 200_000
     assert len(set(numbers)) == 1
     assert Folder(str(tmp_path)).names(".json") == ["x.json"]
+
+
+def test_files_are_added_told_by_size_and_fetched(folder: Folder, tmp_path: Path) -> None:
+    assert folder.sizes() == {}
+    for name, content in (("one", b"abc"), ("two", b"defgh")):
+        part = tmp_path / name
+        (part / "state").mkdir(parents=True)
+        (part / "state" / f"{name}.bin").write_bytes(content)
+        folder.add(str(part))
+    assert folder.sizes() == {"state/one.bin": 3, "state/two.bin": 5}
+    with folder.fetched() as path:
+        assert (Path(path) / "state" / "one.bin").read_bytes() == b"abc"
+        assert (Path(path) / "state" / "two.bin").read_bytes() == b"defgh"

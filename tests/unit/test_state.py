@@ -1,0 +1,56 @@
+"""Saved states: only whole ones are gone on from, and of each training the furthest."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from slick.errors import SettingsError
+from slick.storage import Folder
+from tuning.config import TrainConfig
+from tuning.state import Progress, find_states, needs_universal, read_state
+
+PROGRESS = Progress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2, zero_stage=2)
+
+
+def write(folder: Folder, progress: Progress, ranks: tuple[int, ...] = (0, 1)) -> Folder:
+    path = Path(folder.local_path)
+    (path / "state").mkdir(parents=True)
+    (path / "progress.json").write_text(json.dumps(asdict(progress)))
+    for rank in ranks:
+        (path / "state" / f"part-{rank}.pt").write_bytes(b"weights")
+        (path / f"files-{rank}.json").write_text(json.dumps({f"state/part-{rank}.pt": 7}))
+    return folder
+
+
+def test_a_state_counts_when_every_workers_part_is_whole(tmp_path: Path) -> None:
+    assert read_state(Folder(str(tmp_path / "nothing"))) is None
+    assert read_state(write(Folder(str(tmp_path / "one")), PROGRESS, ranks=(0,))) is None
+    whole = write(Folder(str(tmp_path / "both")), PROGRESS)
+    found = read_state(whole)
+    assert found is not None
+    assert found.progress == PROGRESS
+    Path(whole.local_path, "state", "part-1.pt").write_bytes(b"wei")
+    assert read_state(whole) is None
+
+
+def test_the_furthest_state_of_each_training_is_found(tmp_path: Path) -> None:
+    study = Folder(str(tmp_path))
+    groups = study.child(".ray", "sweep")
+    write(groups.child("g", "checkpoint_1"), PROGRESS)
+    write(groups.child("g", "checkpoint_2"), replace(PROGRESS, epoch=5))
+    write(groups.child("g", "checkpoint_3"), replace(PROGRESS, epoch=9), ranks=(1,))
+    write(study.child("runs", "b-seed0", "state"), replace(PROGRESS, identity="b", epoch=7))
+    found = find_states(study, ["a-seed0", "b-seed0"])
+    assert {identity: state.progress.epoch for identity, state in found.items()} == {"a": 5, "b": 7}
+
+
+def test_another_sharding_needs_the_universal_format() -> None:
+    config = TrainConfig(batch_size=8, num_workers=2, zero_stage=2)
+    assert not needs_universal(PROGRESS, config, 2)
+    assert needs_universal(PROGRESS, config, 1)
+    assert needs_universal(PROGRESS, replace(config, zero_stage=1), 2)
+    assert not needs_universal(replace(PROGRESS, zero_stage=0), replace(config, zero_stage=0), 1)
+    with pytest.raises(SettingsError, match="under ZeRO stage 2 and cannot go on under stage 0; give --zero-stage 2"):
+        needs_universal(PROGRESS, replace(config, zero_stage=0), 2)
