@@ -8,40 +8,13 @@ the one over seeds.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slick.analysis.terms import LAST, MIN_SEEDS, POOLED, Cell, NotTestable, When
 from slick.types import ALL, KNOWN
-
-EARLY = "early_stop"
-"""The epoch with the best dev accuracy, ties to the earliest."""
-
-LAST = "convergence"
-"""The last epoch."""
-
-POOLED = "Known"
-"""The three Known categories together."""
-
-MIN_SEEDS = 3
-"""From this many seeds on, errors are taken over seeds."""
-
-When = str | int
-"""`EARLY`, `LAST`, or the number of an epoch (from 1)."""
-
-
-class NotTestable(Exception):
-    """A finding cannot be judged with what the study holds; the message says what is missing."""
-
-
-class Cell(NamedTuple):
-    """A measured percentage, or a difference of two in points."""
-
-    value: float
-    se: float
-    """Standard error, points."""
-    num_seeds: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.data import NotTestable, StudyData
+from slick.analysis.data import StudyData
+from slick.analysis.terms import NotTestable
 
 SHARE, EPOCHS, POLICY, SEED = "share of Unknown rows", "epoch budget", "policy", "seed"
 

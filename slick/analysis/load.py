@@ -1,26 +1,14 @@
 """A study folder to `StudyData`: only finished steps and runs are read."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
-from slick.analysis.data import POOLED, Hits, PrefixLabels, Run, StudyData, Variant
-from slick.errors import StudyError
+from slick.analysis.data import StudyData, Variant
+from slick.analysis.load_labels import load_audit, load_counts, load_prefix_labels
+from slick.analysis.load_runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
 from slick.storage import Folder
 from slick.study import read_manifest
-from slick.types import ALL, KNOWN, Category
-
-MAX_DURATIONS = 6
-"""At most this many training lengths are shown and judged, so that a figure stays readable."""
-
-_FIXED = re.compile(r"fixed\((\d+)\)")
-_RUN = re.compile(r"(.+?)-seed(\d+)(-.+?=.+?)?(?:-epochs(\d+))?")
-"""Variant, seed, training settings that a sweep varied, and the length of a training that serves one budget."""
+from slick.types import Category
 
 
 def load_study(study: Folder) -> StudyData:
@@ -33,76 +21,25 @@ def load_study(study: Folder) -> StudyData:
     points = _load_points(study)
     names = one_a_seed(finished_runs(study))
     epoch_tables = {run_id: study.child("runs", run_id).read_table("epochs.parquet") for run_id in names}
-    whole = _whole_runs(points, epoch_tables)
+    whole = whole_runs(points, epoch_tables)
     names = {run_id: name for run_id, name in names.items() if run_id in whole}
     epoch_tables = {run_id: epoch_tables[run_id] for run_id in whole}
     durations = choose_durations(points, [int(max(t["epoch"].to_pylist())) for t in epoch_tables.values()])
     idk = {name for name, variant in variants.items() if variant.kind == "idk"}
     runs = [
-        _load_run(study.child("runs", run_id), (run_id, *name), epoch_tables[run_id], durations, idk)
+        load_run(study.child("runs", run_id), (run_id, *name), epoch_tables[run_id], durations, idk)
         for run_id, name in names.items()
     ]
     return StudyData(
-        counts=_load_counts(study),
-        audit=_load_audit(study),
-        prefix_labels=_load_prefix_labels(study),
+        counts=load_counts(study),
+        audit=load_audit(study),
+        prefix_labels=load_prefix_labels(study),
         variants=variants,
         runs=tuple(sorted(runs, key=lambda run: (run.variant, run.seed))),
         points=points,
         durations=durations,
         idk_phrase=_idk_phrase(study, sorted(idk)),
     )
-
-
-def finished_runs(study: Folder) -> list[str]:
-    """The run_ids with a manifest, sorted."""
-    runs = study.child("runs")
-    return [run_id for run_id in runs.folders() if runs.child(run_id).exists("manifest.json")]
-
-
-def _whole_runs(points: Iterable[Mapping[str, Any]], epoch_tables: Mapping[str, pa.Table]) -> list[str]:
-    """Runs that were trained to the sweep's largest budget: one that ended early says nothing about convergence."""
-    wanted = max((int(point["epochs"]) for point in points), default=0)
-    return [run_id for run_id, table in epoch_tables.items() if max(table["epoch"].to_pylist()) >= wanted]
-
-
-def one_a_seed(run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Variant and seed of the runs that tell of these alone: the sweep's own settings, the longest if lengths differ.
-
-    >>> one_a_seed(["natural-seed0", "natural-seed0-dropout=0.1", "idk-seed1-epochs5", "idk-seed1-epochs10"])
-    {'natural-seed0': ('natural', 0), 'idk-seed1-epochs10': ('idk', 1)}
-    """
-    longest: dict[tuple[str, int], tuple[int, str]] = {}
-    for run_id in run_ids:
-        match = _RUN.fullmatch(run_id)
-        if match is None:
-            raise StudyError(f"the folder runs/{run_id} is not named VARIANT-seedN, as runs are; move it elsewhere")
-        if not match[3]:
-            key = (match[1], int(match[2]))
-            longest[key] = max(longest.get(key, (-1, "")), (int(match[4] or 0), run_id))
-    return {run_id: key for key, (_, run_id) in longest.items()}
-
-
-def choose_durations(points: Iterable[Mapping[str, Any]], run_lengths: list[int]) -> tuple[int, ...]:
-    """The fixed training lengths to show: those of the sweep's grid, or fifths of a run, as in the paper.
-
-    >>> choose_durations([], [50, 50])
-    (10, 20, 30, 40, 50)
-    """
-    if not run_lengths:
-        return ()
-    last = min(run_lengths)
-    asked = {int(point["epochs"]) for point in points}
-    for point in points:
-        match = _FIXED.fullmatch(str(point["policy"]))
-        if match:
-            asked.add(int(match[1]))
-    inner = sorted(epoch for epoch in asked if 1 <= epoch < last)
-    if not inner:
-        inner = sorted({round(last * part / 5) for part in range(1, 5)} - {0, last})
-    if len(inner) >= MAX_DURATIONS:
-        inner = [inner[i] for i in np.unique(np.linspace(0, len(inner) - 1, MAX_DURATIONS - 1).round().astype(int))]
-    return (*inner, last)
 
 
 def _load_variants(study: Folder) -> dict[str, Variant]:
@@ -125,137 +62,6 @@ def _load_points(study: Folder) -> tuple[dict[str, Any], ...]:
         return ()
     rows: list[dict[str, Any]] = study.child("sweep").read_table("points.parquet").to_pylist()
     return tuple(rows)
-
-
-def _load_audit(study: Folder) -> dict[str, dict[str, int]] | None:
-    manifest = read_manifest(study.child("questions"))
-    audit = manifest.counts.get("audit") if manifest else None
-    return audit if isinstance(audit, dict) else None
-
-
-def _load_counts(study: Folder) -> dict[tuple[str, str, str], dict[str, int]]:
-    folder = study.child("annotate")
-    if read_manifest(folder) is None:
-        return {}
-    table = folder.read_table("knowledge.parquet", ["relation", "domain", "split", "category"])
-    tally = Counter(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
-    counts: dict[tuple[str, str, str], dict[str, int]] = {}
-    for (relation, domain, split, category), num in sorted(tally.items()):
-        counts.setdefault((relation, domain, split), dict.fromkeys(map(str, Category), 0))[category] = num
-    return counts
-
-
-def _load_run(
-    folder: Folder, name: tuple[str, str, int], table: pa.Table, durations: tuple[int, ...], idk: set[str]
-) -> Run:
-    run_id, variant, seed = name
-    epochs = np.unique(table["epoch"].to_numpy())
-    accuracy: dict[tuple[str, str], NDArray[np.float64]] = {}
-    num: dict[tuple[str, str], int] = {}
-    right: dict[tuple[str, str], NDArray[np.float64]] = {}
-    for row in table.to_pylist():
-        key = (row["split"], row["category"])
-        at = int(np.searchsorted(epochs, row["epoch"]))
-        right.setdefault(key, np.full(len(epochs), np.nan))[at] = row["num_correct"]
-        num[key] = int(row["num"])
-    for split in sorted({split for split, _ in right}):
-        known = [(split, str(category)) for category in KNOWN if (split, str(category)) in right]
-        if known:
-            right[split, POOLED] = np.sum([right[key] for key in known], axis=0)
-            num[split, POOLED] = sum(num[key] for key in known)
-    for key, values in right.items():
-        accuracy[key] = 100.0 * values / num[key]
-    dev = accuracy.get(("dev", ALL))
-    early = None if dev is None or np.isnan(dev).all() else int(epochs[int(np.nanargmax(dev))])
-    wanted = sorted({*durations, int(epochs[-1]), *([] if early is None else [early])})
-    hits = _load_hits(folder.child("predictions"), wanted, with_text=variant in idk)
-    return Run(
-        run_id=run_id,
-        variant=variant,
-        seed=seed,
-        epochs=epochs,
-        accuracy=accuracy,
-        num=num,
-        early_epoch=early,
-        hits=hits,
-    )
-
-
-def _load_hits(folder: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple[int, str], Hits]:
-    """Rows of dev, test and ood; an epoch whose predictions were not kept is left out."""
-    columns = ["question_id", "split", "category", "hit", *(["text"] if with_text else [])]
-    there = set(folder.names(".parquet"))
-    found: dict[tuple[int, str], Hits] = {}
-    shared: dict[str, Hits] = {}
-    for epoch in epochs:
-        name = f"epoch-{epoch:03d}.parquet"
-        if name not in there:
-            continue
-        table = folder.read_table(name, columns).sort_by("question_id")
-        splits = np.array(table["split"].to_pylist(), dtype=str)
-        ids = np.array(table["question_id"].to_pylist(), dtype=str)
-        categories = np.array([category or "" for category in table["category"].to_pylist()], dtype=str)
-        hit = np.array(table["hit"].to_pylist(), dtype=bool)
-        text = np.array(table["text"].to_pylist(), dtype=object) if with_text else None
-        for split in ("dev", "test", "ood"):
-            mask = splits == split
-            if not mask.any():
-                continue
-            rows = Hits(
-                question_ids=ids[mask],
-                categories=categories[mask],
-                hit=hit[mask],
-                text=None if text is None else text[mask],
-            )
-            first = shared.setdefault(split, rows)
-            if np.array_equal(first.question_ids, rows.question_ids):  # keep one copy of the ids, not one an epoch
-                rows = Hits(question_ids=first.question_ids, categories=first.categories, hit=rows.hit, text=rows.text)
-            found[epoch, split] = rows
-    return found
-
-
-def _load_prefix_labels(study: Folder) -> PrefixLabels | None:
-    """Labels under the first n exemplar sets, for each n, from the stored generations of ID test questions."""
-    folder = study.child("annotate")
-    if read_manifest(folder) is None or not folder.child("generations").names(".parquet"):
-        return None
-    table = folder.read_table("knowledge.parquet", ["question_id", "domain", "split"])
-    wanted = {row["question_id"] for row in table.to_pylist() if row["domain"] == "id" and row["split"] == "test"}
-    generations = folder.child("generations")
-    rows: dict[str, tuple[int, int, int]] = {}
-    for name in generations.names(".parquet"):
-        part = generations.read_table(name, ["question_id", "greedy_hit", "sampled_hit"])
-        mask = pa.array([question_id in wanted for question_id in part["question_id"].to_pylist()], type=pa.bool_())
-        for row in part.filter(mask).to_pylist():
-            rows[row["question_id"]] = first_hit_and_gap(row["greedy_hit"], row["sampled_hit"])
-    if not rows:
-        return None
-    ids = sorted(rows)
-    num_sets = max(rows[one][2] for one in ids)
-    first_hit = np.array([rows[one][0] for one in ids])[:, None]
-    first_gap = np.array([rows[one][1] for one in ids])[:, None]
-    asked = np.arange(1, num_sets + 1)[None, :]
-    no_hit = first_hit >= asked
-    return PrefixLabels(
-        question_ids=np.array(ids, dtype=str),
-        unknown_QN=no_hit & (first_gap >= asked),
-        unsure_QN=no_hit & (first_gap < asked),
-    )
-
-
-def first_hit_and_gap(greedy: list[bool], sampled: list[list[bool | None] | None] | None) -> tuple[int, int, int]:
-    """(index of the first exemplar set with a hit, index of the first without all its samples, number of sets).
-
-    An index equal to the number of sets means there is none.
-
-    >>> first_hit_and_gap([False, True], [[False], None])
-    (1, 1, 2)
-    """
-    num = len(greedy)
-    per_set = sampled if sampled is not None else [None] * num
-    hit = next((i for i in range(num) if greedy[i] or any(bool(one) for one in per_set[i] or [])), num)
-    gap = next((i for i in range(num) if not per_set[i] or None in (per_set[i] or [])), num)
-    return hit, gap, num
 
 
 def _idk_phrase(study: Folder, names: list[str]) -> str:

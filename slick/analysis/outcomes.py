@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 
 from slick.analysis import outcomes_categories, outcomes_data, outcomes_fit, outcomes_idk, outcomes_sweep
-from slick.analysis.data import NotTestable, StudyData
+from slick.analysis.data import StudyData
 from slick.analysis.paper import findings
+from slick.analysis.terms import NotTestable
 from slick.analysis.verdict import Outcome, Verdict
 
 Judge = Callable[[StudyData], Verdict]

@@ -2,8 +2,9 @@
 
 import itertools
 
-from slick.analysis.data import EARLY, LAST, Cell, NotTestable, StudyData
+from slick.analysis.data import StudyData
 from slick.analysis.significance import paired_p_value
+from slick.analysis.terms import EARLY, LAST, Cell, NotTestable
 from slick.analysis.verdict import Verdict, Z, failures, minus, points, rounded, when_label
 from slick.types import Category
 

@@ -6,7 +6,8 @@ from importlib import resources
 
 import numpy as np
 
-from slick.analysis.data import EARLY, Cell, NotTestable, StudyData
+from slick.analysis.data import StudyData
+from slick.analysis.terms import EARLY, Cell, NotTestable
 from slick.analysis.verdict import Verdict, Z, failures, minus, percent, points, rank_correlation
 from slick.types import Category
 

@@ -3,9 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.data import EARLY, LAST, POOLED, Cell, NotTestable, StudyData, When
+from slick.analysis.data import StudyData
 from slick.analysis.outcomes_sweep import half_unknown
 from slick.analysis.regression import LinearFit, fit
+from slick.analysis.terms import EARLY, LAST, POOLED, Cell, NotTestable, When
 from slick.analysis.verdict import Verdict, Z, failures, minus, percent, points, rank_correlation, rounded
 from slick.types import Category
 

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slick.analysis.data import EARLY, LAST, MIN_SEEDS, Cell, NotTestable, StudyData
+from slick.analysis.data import StudyData
 from slick.analysis.outcomes_sweep import half_unknown
+from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
 from slick.analysis.verdict import Verdict, Z, failures, minus, points
 from slick.matching import normalize
 

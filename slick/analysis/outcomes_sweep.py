@@ -1,6 +1,7 @@
 """E3-E8 and E23: accuracy against the share of Unknown rows, by training length, with and without those rows. Pure."""
 
-from slick.analysis.data import EARLY, LAST, Cell, NotTestable, StudyData, When
+from slick.analysis.data import StudyData
+from slick.analysis.terms import EARLY, LAST, Cell, NotTestable, When
 from slick.analysis.verdict import (
     Verdict,
     Z,

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.data import POOLED, Run, StudyData, Variant
+from slick.analysis.data import Run, StudyData, Variant
+from slick.analysis.terms import POOLED
 from slick.types import ALL, Category
 
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slick.analysis.data import NotTestable, StudyData
+from slick.analysis.data import StudyData
+from slick.analysis.terms import NotTestable
 
 DEV, TEST = "dev_all", "test_all"
 

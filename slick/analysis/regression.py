@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.data import POOLED, NotTestable, StudyData
+from slick.analysis.data import StudyData
+from slick.analysis.terms import POOLED, NotTestable
 from slick.types import ALL, Category
 
 TERMS = ("b0", "b_kn", "b_unk")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slick.analysis.data import EARLY, LAST, Cell, NotTestable, When
+from slick.analysis.terms import EARLY, LAST, Cell, NotTestable, When
 
 Z = 1.96
 """Standard errors beyond which a difference counts as more than noise."""

@@ -5,7 +5,8 @@ import time
 from collections import Counter
 from typing import Any
 
-from slick.analysis.load import finished_runs, load_study
+from slick.analysis.load import load_study
+from slick.analysis.load_runs import finished_runs
 from slick.analysis.outcomes import judge
 from slick.errors import SettingsError
 from slick.progress import duration

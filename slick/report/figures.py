@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from slick.analysis.data import EARLY, LAST, POOLED, NotTestable, StudyData
+from slick.analysis.data import StudyData
 from slick.analysis.effects import Surface
 from slick.analysis.outcomes_data import prefix_curve
 from slick.analysis.outcomes_fit import fitted
 from slick.analysis.outcomes_sweep import half_unknown, lengths
+from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
 from slick.analysis.verdict import when_label
 from slick.report.style import (
     BLUE,

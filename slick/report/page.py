@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from slick.analysis.data import NotTestable
+from slick.analysis.terms import NotTestable
 from slick.report.style import Figure, draw
 from slick.report.tables import Table
 

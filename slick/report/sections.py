@@ -2,11 +2,12 @@
 
 from functools import partial
 
-from slick.analysis.data import EARLY, LAST, StudyData
+from slick.analysis.data import StudyData
+from slick.analysis.terms import EARLY, LAST
 from slick.analysis.verdict import when_label
 from slick.report import figures, tables
-from slick.report.choices import which_point
 from slick.report.page import Section, drawn, numbers, wide
+from slick.report.pages.choices import which_point
 
 
 def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from slick.analysis.data import Cell
+from slick.analysis.terms import Cell
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 INK, MUTED, GRID = "#1b1f24", "#5b6470", "#e3e6ea"

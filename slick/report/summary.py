@@ -2,8 +2,9 @@
 
 from collections import Counter
 
-from slick.analysis.data import EARLY, LAST, NotTestable, StudyData
+from slick.analysis.data import StudyData
 from slick.analysis.outcomes_data import category_totals
+from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.analysis.verdict import Outcome, mean_cell, percent, points
 
 

@@ -5,13 +5,14 @@ import io
 import math
 from dataclasses import dataclass
 
-from slick.analysis.data import EARLY, LAST, NotTestable, StudyData
+from slick.analysis.data import StudyData
 from slick.analysis.outcomes_categories import LABELS, TABLE_2
 from slick.analysis.outcomes_data import category_totals
 from slick.analysis.outcomes_idk import abstention, idk_variant
 from slick.analysis.outcomes_sweep import half_unknown, lengths
 from slick.analysis.regression import TERMS, fit
 from slick.analysis.significance import paired_p_value, stars
+from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.analysis.verdict import Outcome, when_label
 from slick.report.figures import early_parts
 from slick.types import ALL, Category

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slick.analysis.data import NotTestable, StudyData, Variant
+from slick.analysis.data import StudyData, Variant
 from slick.analysis.effects import EPOCHS, OWN, POLICY, SEED, SHARE, axis_effects, response_surface, variance_shares
+from slick.analysis.terms import NotTestable
 
 SHARES = {"unknown-000": 0.0, "unknown-050": 0.5, "unknown-100": 1.0}
 VARIANTS = {name: Variant(name=name, kind="unknown", share=share, num=100) for name, share in SHARES.items()}

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slick.analysis.data import EARLY, LAST, POOLED, Hits, NotTestable, PrefixLabels, Run, StudyData, Variant
-from slick.analysis.load import choose_durations, first_hit_and_gap
+from slick.analysis.data import Hits, PrefixLabels, Run, StudyData, Variant
+from slick.analysis.load_labels import first_hit_and_gap
+from slick.analysis.load_runs import choose_durations
 from slick.analysis.outcomes import judge, judges
 from slick.analysis.outcomes_data import paper_counts, prefix_curve
 from slick.analysis.outcomes_idk import abstention
 from slick.analysis.paper import FIXED_D, SHARES, paper_study
+from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
 from slick.analysis.verdict import Verdict, need_power
 from slick.types import ALL
 

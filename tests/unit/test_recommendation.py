@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from slick.analysis.data import NotTestable, StudyData, Variant
+from slick.analysis.data import StudyData, Variant
 from slick.analysis.recommendation import Recipe, over_seeds, recommend
+from slick.analysis.terms import NotTestable
 
 
 def variants(*shares: float) -> dict[str, Variant]:

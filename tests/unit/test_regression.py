@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from slick.analysis.data import NotTestable
 from slick.analysis.regression import LinearFit, least_squares
+from slick.analysis.terms import NotTestable
 
 PLANTED = (36.9, 7.3, -8.3)
 

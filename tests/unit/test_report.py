@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from slick.analysis.data import LAST, Run, StudyData, Variant
+from slick.analysis.data import Run, StudyData, Variant
 from slick.analysis.load import load_study
 from slick.analysis.recommendation import recommend
+from slick.analysis.terms import LAST
 from slick.errors import SettingsError, StudyError
 from slick.report import ReportConfig, make_report
-from slick.report.choices import axis_table, choice_table, estimates_table, which_point
+from slick.report.pages.choices import axis_table, choice_table, estimates_table, which_point
 from slick.report.tables import policy_table
 from slick.storage import Folder
 from slick.study import begin, fingerprint, finish

@@ -1,8 +1,9 @@
 """The section that says which point of the sweep to use: in words, as a table, and what moves the accuracy."""
 
-from slick.analysis.data import NotTestable, StudyData
+from slick.analysis.data import StudyData
 from slick.analysis.effects import Surface, axis_effects, response_surface
 from slick.analysis.recommendation import Choice, Estimate, Recipe, Recommendation, recommend
+from slick.analysis.terms import NotTestable
 from slick.analysis.verdict import percent, when_label
 from slick.report import figures
 from slick.report.page import Exhibit, Section, drawn, numbers, wide

@@ -1,0 +1,143 @@
+"""Finished runs to `Run`: which of them count, their accuracies, and the rows behind these."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from slick.analysis.data import Hits, Run
+from slick.analysis.terms import POOLED
+from slick.errors import StudyError
+from slick.storage import Folder
+from slick.types import ALL, KNOWN
+
+MAX_DURATIONS = 6
+"""At most this many training lengths are shown and judged, so that a figure stays readable."""
+
+_FIXED = re.compile(r"fixed\((\d+)\)")
+_RUN = re.compile(r"(.+?)-seed(\d+)(-.+?=.+?)?(?:-epochs(\d+))?")
+"""Variant, seed, training settings that a sweep varied, and the length of a training that serves one budget."""
+
+
+def finished_runs(study: Folder) -> list[str]:
+    """The run_ids with a manifest, sorted."""
+    runs = study.child("runs")
+    return [run_id for run_id in runs.folders() if runs.child(run_id).exists("manifest.json")]
+
+
+def whole_runs(points: Iterable[Mapping[str, Any]], epoch_tables: Mapping[str, pa.Table]) -> list[str]:
+    """Runs that were trained to the sweep's largest budget: one that ended early says nothing about convergence."""
+    wanted = max((int(point["epochs"]) for point in points), default=0)
+    return [run_id for run_id, table in epoch_tables.items() if max(table["epoch"].to_pylist()) >= wanted]
+
+
+def one_a_seed(run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Variant and seed of the runs that tell of these alone: the sweep's own settings, the longest if lengths differ.
+
+    >>> one_a_seed(["natural-seed0", "natural-seed0-dropout=0.1", "idk-seed1-epochs5", "idk-seed1-epochs10"])
+    {'natural-seed0': ('natural', 0), 'idk-seed1-epochs10': ('idk', 1)}
+    """
+    longest: dict[tuple[str, int], tuple[int, str]] = {}
+    for run_id in run_ids:
+        match = _RUN.fullmatch(run_id)
+        if match is None:
+            raise StudyError(f"the folder runs/{run_id} is not named VARIANT-seedN, as runs are; move it elsewhere")
+        if not match[3]:
+            key = (match[1], int(match[2]))
+            longest[key] = max(longest.get(key, (-1, "")), (int(match[4] or 0), run_id))
+    return {run_id: key for key, (_, run_id) in longest.items()}
+
+
+def choose_durations(points: Iterable[Mapping[str, Any]], run_lengths: list[int]) -> tuple[int, ...]:
+    """The fixed training lengths to show: those of the sweep's grid, or fifths of a run, as in the paper.
+
+    >>> choose_durations([], [50, 50])
+    (10, 20, 30, 40, 50)
+    """
+    if not run_lengths:
+        return ()
+    last = min(run_lengths)
+    asked = {int(point["epochs"]) for point in points}
+    for point in points:
+        match = _FIXED.fullmatch(str(point["policy"]))
+        if match:
+            asked.add(int(match[1]))
+    inner = sorted(epoch for epoch in asked if 1 <= epoch < last)
+    if not inner:
+        inner = sorted({round(last * part / 5) for part in range(1, 5)} - {0, last})
+    if len(inner) >= MAX_DURATIONS:
+        inner = [inner[i] for i in np.unique(np.linspace(0, len(inner) - 1, MAX_DURATIONS - 1).round().astype(int))]
+    return (*inner, last)
+
+
+def load_run(
+    folder: Folder, name: tuple[str, str, int], table: pa.Table, durations: tuple[int, ...], idk: set[str]
+) -> Run:
+    """One run: its accuracies at every epoch, and the rows behind those epochs that the analysis looks into."""
+    run_id, variant, seed = name
+    epochs = np.unique(table["epoch"].to_numpy())
+    accuracy: dict[tuple[str, str], NDArray[np.float64]] = {}
+    num: dict[tuple[str, str], int] = {}
+    right: dict[tuple[str, str], NDArray[np.float64]] = {}
+    for row in table.to_pylist():
+        key = (row["split"], row["category"])
+        at = int(np.searchsorted(epochs, row["epoch"]))
+        right.setdefault(key, np.full(len(epochs), np.nan))[at] = row["num_correct"]
+        num[key] = int(row["num"])
+    for split in sorted({split for split, _ in right}):
+        known = [(split, str(category)) for category in KNOWN if (split, str(category)) in right]
+        if known:
+            right[split, POOLED] = np.sum([right[key] for key in known], axis=0)
+            num[split, POOLED] = sum(num[key] for key in known)
+    for key, values in right.items():
+        accuracy[key] = 100.0 * values / num[key]
+    dev = accuracy.get(("dev", ALL))
+    early = None if dev is None or np.isnan(dev).all() else int(epochs[int(np.nanargmax(dev))])
+    wanted = sorted({*durations, int(epochs[-1]), *([] if early is None else [early])})
+    hits = _load_hits(folder.child("predictions"), wanted, with_text=variant in idk)
+    return Run(
+        run_id=run_id,
+        variant=variant,
+        seed=seed,
+        epochs=epochs,
+        accuracy=accuracy,
+        num=num,
+        early_epoch=early,
+        hits=hits,
+    )
+
+
+def _load_hits(folder: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple[int, str], Hits]:
+    """Rows of dev, test and ood; an epoch whose predictions were not kept is left out."""
+    columns = ["question_id", "split", "category", "hit", *(["text"] if with_text else [])]
+    there = set(folder.names(".parquet"))
+    found: dict[tuple[int, str], Hits] = {}
+    shared: dict[str, Hits] = {}
+    for epoch in epochs:
+        name = f"epoch-{epoch:03d}.parquet"
+        if name not in there:
+            continue
+        table = folder.read_table(name, columns).sort_by("question_id")
+        splits = np.array(table["split"].to_pylist(), dtype=str)
+        ids = np.array(table["question_id"].to_pylist(), dtype=str)
+        categories = np.array([category or "" for category in table["category"].to_pylist()], dtype=str)
+        hit = np.array(table["hit"].to_pylist(), dtype=bool)
+        text = np.array(table["text"].to_pylist(), dtype=object) if with_text else None
+        for split in ("dev", "test", "ood"):
+            mask = splits == split
+            if not mask.any():
+                continue
+            rows = Hits(
+                question_ids=ids[mask],
+                categories=categories[mask],
+                hit=hit[mask],
+                text=None if text is None else text[mask],
+            )
+            first = shared.setdefault(split, rows)
+            if np.array_equal(first.question_ids, rows.question_ids):  # keep one copy of the ids, not one an epoch
+                rows = Hits(question_ids=first.question_ids, categories=first.categories, hit=rows.hit, text=rows.text)
+            found[epoch, split] = rows
+    return found
