@@ -144,7 +144,7 @@ def reachable(out: str | None, *, near: bool) -> str:
     if out is None:
         raise SettingsError("slick submit needs --out URI, a study folder that every node reaches: s3://bucket/study")
     if "://" in out:
-        return out.rstrip("/")
+        return out.rstrip("/") if out.startswith("file://") else Folder(out).uri
     if near:
         return Folder(out).uri  # the job runs in a folder of its own, where a relative path would be lost
     raise SettingsError(

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -27,18 +27,40 @@ class Folder:
     def __init__(self, uri: str) -> None:
         if uri.startswith("file://"):  # a local folder like any other: made when needed, files renamed into place
             uri = unquote(urlparse(uri).path)
+        if "://" in uri:
+            _refuse_keys(uri)
         self.uri = uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
     def __repr__(self) -> str:
         return f"Folder({self.uri!r})"
 
     def __str__(self) -> str:
-        return self.uri
+        return self._parts()[0]  # for people: without the object store's options
+
+    def _parts(self) -> tuple[str, str]:
+        """The path, and an object store's options, which stand behind it."""
+        base, mark, options = ("", "", "") if self.is_local else self.uri.partition("?")
+        return base or self.uri, mark + options
 
     def child(self, *names: str) -> Self:
         """The folder `names[0]/names[1]/...` inside this one; it need not exist."""
-        base, mark, query = self.uri.partition("?")  # an object store's options stand behind the path
-        return type(self)("/".join((base, *names)) + mark + query)
+        path, options = self._parts()
+        return type(self)("/".join((path, *names)) + options)
+
+    @property
+    def parent(self) -> Self:
+        """The folder that this one, or the file of this name, is in; of the topmost, that one itself."""
+        path, options = self._parts()
+        return type(self)((path.rpartition("/")[0] or "/") + options)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path.
+
+        >>> Folder("s3://bucket/study/questions.zip?region=eu-west-1").name
+        'questions.zip'
+        """
+        return self._parts()[0].rpartition("/")[2]
 
     @property
     def is_local(self) -> bool:
@@ -79,10 +101,10 @@ class Folder:
         try:
             yield
         except FileNotFoundError as error:
-            raise StudyError(f"{self.uri}/{name} is not there; run the step that writes it first") from error
+            raise StudyError(f"{self}/{name} is not there; run the step that writes it first") from error
         except (OSError, pa.ArrowException) as error:
             raise StudyError(
-                f"{self.uri}{'/' if name else ''}{name} cannot be {what}: {error}; see that it is a study's folder, "
+                f"{self}{'/' if name else ''}{name} cannot be {what}: {error}; see that it is a study's folder, "
                 "and that you may read and write there"
             ) from error
 
@@ -145,7 +167,7 @@ class Folder:
         try:
             return json.loads(self.read_bytes(name))
         except ValueError as error:
-            raise StudyError(f"{self.uri}/{name} is not JSON ({error}); delete it and run the step again") from error
+            raise StudyError(f"{self}/{name} is not JSON ({error}); delete it and run the step again") from error
 
     def write_json(self, name: str, value: object) -> None:
         """Write JSON for people to read: indented, keys in the order given, no NaN."""
@@ -163,15 +185,15 @@ class Folder:
         except pa.ArrowInvalid as error:
             if "No match for FieldRef" in str(error):
                 raise StudyError(
-                    f"{self.uri}/{name} lacks a column: wanted {columns}; it was written by another version of this "
+                    f"{self}/{name} lacks a column: wanted {columns}; it was written by another version of this "
                     "program, or is not what its name says"
                 ) from error
             raise StudyError(
-                f"{self.uri}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
+                f"{self}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
             ) from error
         except OSError as error:  # a page that does not decompress
             raise StudyError(
-                f"{self.uri}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
+                f"{self}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
             ) from error
 
     def write_table(self, name: str, table: pa.Table) -> None:
@@ -244,3 +266,14 @@ class Folder:
         part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}.part"
         shutil.copytree(source, part)
         os.replace(part, path)
+
+
+def _refuse_keys(uri: str) -> None:
+    """A folder's name goes into manifests, logs and job lists: no key may stand in it."""
+    parts = urlparse(uri)
+    told = [name for name in parse_qs(parts.query) if name in ("access_key", "secret_key", "session_token")]
+    if parts.password or told:
+        raise StudyError(
+            f"{parts.scheme}://...{parts.path} holds a secret ({', '.join(told) or 'KEY:SECRET@'}), which would be "
+            "written to manifests and logs; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the machine's role"
+        )

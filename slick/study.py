@@ -75,7 +75,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
         return Manifest(**value)
     except TypeError as error:
         raise StudyError(
-            f"{folder.uri}/{MANIFEST} was written by another version of this program ({error}); "
+            f"{folder}/{MANIFEST} was written by another version of this program ({error}); "
             "delete that folder and run the step again"
         ) from error
 

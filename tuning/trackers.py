@@ -51,11 +51,10 @@ def open_curve(tracker: str, study: Folder, run_id: str, settings: Mapping[str, 
 def study_name(study: Folder) -> str:
     """Last part of the study's path, in characters that every tracker takes.
 
-    >>> study_name(Folder("s3://key:secret@bucket/deep/my study?region=eu"))
+    >>> study_name(Folder("s3://bucket/deep/my study?region=eu"))
     'my study'
     """
-    path = study.uri if study.is_local else study.uri.partition("?")[0].rpartition("@")[2]
-    return re.sub(r"[\\#?%:]", "-", path.rstrip("/").rpartition("/")[2]) or "study"
+    return re.sub(r"[\\#?%:]", "-", study.name) or "study"
 
 
 def tracking_key(folder: Folder) -> str:

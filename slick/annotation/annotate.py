@@ -244,7 +244,7 @@ def _asker(
     lost = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
     if lost:
         raise StudyError(
-            f"{folder.uri}/exemplars.json names questions that the study has not, such as {lost[:3]}; "
+            f"{folder}/exemplars.json names questions that the study has not, such as {lost[:3]}; "
             f"delete {folder.uri}"
         )
 

@@ -138,7 +138,7 @@ def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
         try:
             done += folder.read_table(name, ["question_id"])["question_id"].to_pylist()
         except StudyError:
-            print(f"{folder.uri}/{name} cannot be read; its questions are asked again", flush=True)
+            print(f"{folder}/{name} cannot be read; its questions are asked again", flush=True)
             folder.delete(name)
     held = set(done)
     whole = [batch for batch in batches if held.issuperset(batch.questions["question_id"].to_pylist())]

@@ -194,9 +194,9 @@ def _check(source: Source, relations: dict[str, Relation], config: QuestionsConf
 
 
 def _write_rejects(path: str, bad: Sequence[BadRow]) -> None:
-    parent, _, name = Folder(path).uri.rpartition("/")
+    file = Folder(path)
     lines = [json.dumps(row.record(), default=str) + "\n" for row in bad]
-    Folder(parent or "/").write_bytes(name, "".join(lines).encode())
+    file.parent.write_bytes(file.name, "".join(lines).encode())
 
 
 def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:

@@ -90,10 +90,10 @@ def load_relations(path: str | None = None) -> dict[str, Relation]:
     """
     if path is None:
         return _parse((_DATA / "relations.json").read_bytes(), "the shipped relations.json")
-    folder, _, name = Folder(path).uri.rpartition("/")
-    if not Folder(folder).exists(name):
+    file = Folder(path)
+    if not file.parent.exists(file.name):
         raise DataError(f"relations file {path} is not there; leave --relations out to use the shipped list")
-    return _parse(Folder(folder).read_bytes(name), f"relations file {path}")
+    return _parse(file.parent.read_bytes(file.name), f"relations file {path}")
 
 
 def paper_counts() -> dict[str, dict[str, dict[str, int]]]:

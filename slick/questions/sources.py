@@ -69,10 +69,9 @@ def open_source(location: str) -> Source:
     if not location.strip():
         raise DataError(f"the question source has no name; {_WANTED}")
     folder = Folder(location)
-    parent, _, name = folder.uri.rpartition("/")
     try:
-        if name in Folder(parent or "/").names():
-            return _open_file(Folder(parent or "/"), name, location)
+        if folder.name in folder.parent.names():
+            return _open_file(folder.parent, folder.name, location)
         if not folder.exists():
             raise DataError(f"question source {location} is not there; {_WANTED}")
         return _open_folder(folder, location)
@@ -97,8 +96,7 @@ def _open_folder(folder: Folder, location: str) -> Source:
         if not name.startswith(".")
     }
     if files:
-        parent = Folder(top.uri.rpartition("/")[0] or "/")
-        holder = next((place for place in (beside, parent) if place.exists(TEMPLATES)), None)
+        holder = next((place for place in (beside, top.parent) if place.exists(TEMPLATES)), None)
         templates = _templates(holder.read_bytes(TEMPLATES), f"{holder}/{TEMPLATES}") if holder else {}
         return Source(name=location, layout="entity_questions", files=files, templates=templates)
     tables = {

@@ -70,7 +70,7 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
     manifest = finish(folder, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
     print(
         f"report: {counts['holds']} findings hold, {counts['fails']} fail, {counts['not_testable']} not testable; "
-        f"{folder.uri}/index.html"
+        f"{folder}/index.html"
     )
     return manifest
 

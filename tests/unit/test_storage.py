@@ -201,3 +201,28 @@ def test_files_are_added_told_by_size_and_fetched(folder: Folder, tmp_path: Path
     with folder.fetched() as path:
         assert (Path(path) / "state" / "one.bin").read_bytes() == b"abc"
         assert (Path(path) / "state" / "two.bin").read_bytes() == b"defgh"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:hidden@bucket/study",
+        "s3://bucket/study?access_key=AKIA&secret_key=hidden",
+        "s3://b/s?session_token=hidden",
+    ],
+)
+def test_a_secret_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(StudyError, match="AWS_SECRET_ACCESS_KEY") as caught:
+        Folder(uri)
+    assert "hidden" not in str(caught.value)
+    assert "AKIA" not in str(caught.value)
+
+
+def test_parent_and_name_of_paths_and_of_uris_with_options() -> None:
+    place = Folder("s3://bucket/study?region=eu-west-1").child("questions", "a.zip")
+    assert (place.uri, place.name) == ("s3://bucket/study/questions/a.zip?region=eu-west-1", "a.zip")
+    assert place.parent.uri == "s3://bucket/study/questions?region=eu-west-1"
+    assert str(place.parent) == "s3://bucket/study/questions"
+    local = Folder("/data/what?/file.zip")  # a question mark is part of a local name
+    assert (local.parent.uri, local.name, local.child("x").uri) == ("/data/what?", "file.zip", "/data/what?/file.zip/x")
+    assert Folder("/top").parent.uri == "/"
