@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slick.errors import ModelError
+from slick.cache import local_copy
+from slick.errors import ModelError, StudyError
 from slick.storage import Folder
 
 if TYPE_CHECKING:
@@ -46,16 +47,19 @@ def study_model(study: Folder, model: str) -> str:
             f"no model is named and {world.uri} holds no finished world; "
             "name one with --model (a folder, a hub id or a .gguf file), or run `slick world` with this --out first"
         )
-    return world.child("model").local_path
+    return world.child("model").uri
 
 
 def resolve_model(model: str) -> ModelRef:
-    """Find a model's files, fetching them from the Hugging Face hub if `model` is neither a folder nor a file.
+    """Find a model's files; those in an object store or in the Hugging Face hub are first copied to this machine.
+
+    Args:
+        model: a folder or .gguf file, by path or URI, or a hub id.
 
     Raises:
         ModelError: there is no such model, or it has no weights in safetensors.
     """
-    path = os.path.abspath(os.path.expanduser(model))
+    path = _fetched(model) if "://" in model else os.path.abspath(os.path.expanduser(model))
     if model.lower().endswith(".gguf"):
         if not os.path.isfile(path):
             raise ModelError(f"{path} is not there; --model wants a folder, a hub id such as org/name, or a .gguf file")
@@ -75,6 +79,17 @@ def resolve_model(model: str) -> ModelRef:
             "since they can run code: save the model with save_pretrained of a recent transformers"
         )
     return ModelRef(name=model, folder=folder)
+
+
+def _fetched(uri: str) -> str:
+    """The path of this machine's copy of a model folder, or of the folder that a .gguf file is in."""
+    place = Folder(uri)
+    try:
+        if place.name.lower().endswith(".gguf"):
+            return os.path.join(local_copy(place.parent), place.name)
+        return local_copy(place)
+    except StudyError as error:
+        raise ModelError(f"the model {place} cannot be fetched: {error}") from error
 
 
 def _hub_snapshot(model: str) -> str:

@@ -4,6 +4,7 @@ Every write is whole or absent: locally a temporary file is renamed over the tar
 only when its upload is complete.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -219,13 +220,31 @@ class Folder:
             raise StudyError(f"{self.uri} holds no {prefix}*.parquet; run the step that writes it first")
         return pa.concat_tables(self.read_table(name, columns) for name in names)
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file in here and below, by its path from here; empty if the folder is not there."""
+    def _files(self) -> Iterator[tuple[str, pafs.FileInfo]]:
+        """Every file in here and below by its path from here; none if the folder is not there."""
         filesystem, path = self._open()
         with self._mendable("", "listed"):
             found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
         start = len(path.rstrip("/")) + 1
-        return {info.path[start:]: int(info.size) for info in found if info.type == pafs.FileType.File}
+        yield from ((info.path[start:], info) for info in found if info.type == pafs.FileType.File)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file in here and below, by its path from here; empty if the folder is not there."""
+        return {name: int(info.size) for name, info in self._files()}
+
+    def mark(self) -> str | None:
+        """16 hex digits that change when a file in here or below does; None if there is none.
+
+        Of address, paths, sizes and times: content is not read, so that it can be asked of a large model cheaply.
+        """
+        files = sorted((name, info.size, info.mtime_ns) for name, info in self._files())
+        return hashlib.sha256(repr((self.uri, files)).encode()).hexdigest()[:16] if files else None
+
+    def download(self, target: str) -> None:
+        """Copy all files in here and below into the local folder `target`."""
+        filesystem, path = self._open()
+        with self._mendable("", "read"):
+            pafs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
 
     @contextmanager
     def fetched(self) -> Iterator[str]:
@@ -233,10 +252,8 @@ class Folder:
         if self.is_local:
             yield self.uri
             return
-        filesystem, path = self._open()
         with tempfile.TemporaryDirectory(prefix="slick-fetched-") as copy:
-            with self._mendable("", "read"):
-                pafs.copy_files(path, copy, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+            self.download(copy)
             yield copy
 
     def add(self, source: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slick.cache import cache_folder
 from slick.errors import ModelError
 from slick.questions.relations import Relation, load_relations
 from slick.storage import Folder
@@ -71,19 +72,9 @@ def build_world(study: Folder, config: WorldConfig) -> Manifest:
     return manifest
 
 
-def cache_folder() -> Path:
-    """Where built worlds are kept: `$SLICK_CACHE/worlds`, or the user's cache folder."""
-    named = os.environ.get("SLICK_CACHE")
-    if named:
-        return Path(named).expanduser() / "worlds"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "slick" / "worlds"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slick" / "worlds"
-
-
 def _cached(identity: str, config: WorldConfig) -> Path:
     """The folder of a built world, built now if it is not there; it appears whole or not at all."""
-    target = cache_folder() / identity
+    target = cache_folder("worlds") / identity
     if (target / "counts.json").exists():
         print(f"world: built before, copied from {target}")
         return target

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slick.cache import cache_folder
 from slick.errors import DataError, SettingsError
 from slick.questions.relations import load_relations
 from slick.world import WorldConfig, smoke_world
-from slick.world.build import cache_folder, write_dataset
+from slick.world.build import write_dataset
 from slick.world.corpus import edition, pack_rows
 from slick.world.facts import STRENGTHS, Fact, invented_rows, plant, planted_table, split_sizes
 from slick.world.names import Names
@@ -202,4 +203,4 @@ def test_threads_are_no_part_of_a_world() -> None:
 
 def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLICK_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path / "worlds"
+    assert cache_folder("worlds") == tmp_path / "worlds"

@@ -1,0 +1,50 @@
+"""What this machine keeps for itself: worlds that were built, and copies of models from object stores."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from slick.errors import StudyError
+from slick.storage import Folder
+
+
+def cache_folder(kind: str) -> Path:
+    """`$SLICK_CACHE/kind`, or the same in the user's cache folder."""
+    named = os.environ.get("SLICK_CACHE")
+    if named:
+        return Path(named).expanduser() / kind
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "slick" / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slick" / kind
+
+
+def local_copy(folder: Folder) -> str:
+    """A path on this machine with the files of a folder: the folder itself, or a copy made once for each state of it.
+
+    Processes of one machine that ask at the same time make one copy. Copies stay until somebody deletes them.
+
+    Raises:
+        StudyError: the folder is empty or cannot be read.
+    """
+    if folder.is_local:
+        return folder.uri
+    mark = folder.mark()
+    if mark is None:
+        raise StudyError(f"{folder} holds no files; check the address, and that this machine may read there")
+    target = cache_folder("models") / mark
+    if target.is_dir():
+        return str(target)
+    from filelock import FileLock  # comes with huggingface_hub
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():  # else another process made it meanwhile
+            part = tempfile.mkdtemp(prefix=f".{mark}-", dir=target.parent)
+            try:
+                folder.download(part)
+                os.rename(part, target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return str(target)
