@@ -64,20 +64,25 @@ def numbers(caption: str, make: Callable[[], Table]) -> Exhibit:
     return attempt(caption, make, wide=True, fold=True)
 
 
-def render(**values: Any) -> str:
-    """Fill the page; all text is escaped except the figures, which are made here."""
-    from jinja2 import Environment, StrictUndefined
+def render(template: str = "page.html", **values: Any) -> str:
+    """Fill a page; all text is escaped except the figures, which are made here."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
     folder = resources.files("slick.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["svg"] = lambda figure: Markup(figure.svg)  # drawn by slick.report.figures, which escapes
     environment.filters["cell"] = cell_text
     environment.filters["value"] = value_text
     environment.filters["tidy"] = lambda text: str(text).replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
-    template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
     css = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
-    return template.render(css=css, **values)
+    return environment.get_template(template).render(css=css, **values)
 
 
 def cell_text(value: object) -> str:
