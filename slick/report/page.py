@@ -1,7 +1,7 @@
 """Sections of figures and tables to one HTML page that needs nothing else."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -21,6 +21,13 @@ class Exhibit:
     wide: bool = False
     fold: bool = False
     """Shown folded, to be opened by the reader."""
+    linked: bool = False
+    """A table that is too long for the page: its CSV file alone, as a link."""
+
+
+TO_DO, PAPER, BEYOND, PLANTED = "What to do", "The paper's experiments", "Beyond the paper", "The planted truth"
+GROUPS = (TO_DO, PAPER, BEYOND, PLANTED)
+"""Parts of the page, in its order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +38,21 @@ class Section:
     title: str
     text: str
     exhibits: tuple[Exhibit, ...]
+    group: str = BEYOND
+    """The part of the page it belongs to, one of `GROUPS`."""
 
     @property
     def is_empty(self) -> bool:
         """True if nothing of the section could be made."""
         return all(exhibit.missing for exhibit in self.exhibits)
+
+
+def grouped(sections: Sequence[Section]) -> dict[str, list[Section]]:
+    """The sections of each part, parts in the order of `GROUPS`, sections in their own; parts without any left out."""
+    for section in sections:
+        assert section.group in GROUPS, f"section {section.name} is in no part of the page: {section.group!r}"
+    found = {group: [section for section in sections if section.group == group] for group in GROUPS}
+    return {group: members for group, members in found.items() if members}
 
 
 def attempt(caption: str, make: Callable[[], Figure | Table], *, wide: bool = False, fold: bool = False) -> Exhibit:
@@ -62,6 +79,11 @@ def wide(caption: str, make: Callable[[], Table]) -> Exhibit:
 def numbers(caption: str, make: Callable[[], Table]) -> Exhibit:
     """The numbers behind something shown: a wide table, folded."""
     return attempt(caption, make, wide=True, fold=True)
+
+
+def linked(caption: str, make: Callable[[], Table]) -> Exhibit:
+    """A table as a CSV file alone, for more rows than a page should hold."""
+    return replace(attempt(caption, make, wide=True), linked=True)
 
 
 def render(template: str = "page.html", **values: Any) -> str:

@@ -10,10 +10,9 @@ from slick.analysis.outcomes_categories import LABELS, TABLE_2
 from slick.analysis.outcomes_data import category_totals
 from slick.analysis.outcomes_idk import abstention, idk_variant
 from slick.analysis.outcomes_sweep import half_unknown, lengths
-from slick.analysis.regression import TERMS, fit
 from slick.analysis.significance import paired_p_value, stars
 from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.analysis.verdict import Outcome, when_label
+from slick.analysis.verdict import Outcome, tenths, when_label
 from slick.report.figures import early_parts
 from slick.types import ALL, Category
 
@@ -33,6 +32,8 @@ class Table:
     """(row, column) of cells to be shown in bold."""
     total_rows: frozenset[int] = frozenset()
     """Rows that are sums or headings."""
+    text_columns: frozenset[int] = frozenset()
+    """Columns of running text: set from the left, and broken into lines."""
 
 
 def to_csv(table: Table) -> bytes:
@@ -124,7 +125,7 @@ def category_table(data: StudyData, when: str, num_chunks: int, seed: int) -> Ta
             if name not in cells or best is None:
                 continue
             mark = "" if name == best else _stars(data, name, best, when, category, num_chunks, seed)
-            texts[row, column] = f"{cells[name].value:.1f}{mark}"
+            texts[row, column] = f"{tenths(cells[name].value):.1f}{mark}"
             if not mark:
                 strong.add((row, column))
     rows = tuple((LABELS[name], *(texts.get((row, i)) for i in range(1, 6))) for row, name in enumerate(names))
@@ -144,32 +145,6 @@ def _stars(data: StudyData, name: str, best: str, when: str, category: str, num_
     return stars(paired_p_value(rows, top, num_chunks, seed))
 
 
-def linear_table(data: StudyData) -> Table:
-    """The linear model in and out of distribution (table 1)."""
-    rows: list[tuple[Value, ...]] = []
-    for split, label in (("test", "in distribution"), ("ood", "out of distribution")):
-        try:
-            model = fit(data, split)
-        except NotTestable:
-            if split == "test":
-                raise
-            continue
-        for i, term in enumerate(TERMS):
-            rows.append(
-                (
-                    label,
-                    term,
-                    *(round(part[i], 2) for part in (model.coefficients, model.low, model.high)),
-                    float(f"{model.p_values[i]:.2g}"),
-                    round(model.r_squared, 3),
-                    model.num_points,
-                    model.num_runs,
-                )
-            )
-    columns = ("test set", "term", "estimate", "low", "high", "p", "R2", "epochs", "runs")
-    return Table(name="linear_model", columns=columns, rows=tuple(rows))
-
-
 def counts_table(data: StudyData, domain: str, split: str) -> Table:
     """Questions by relation and category (tables 3-5)."""
     found = {relation: counts for (relation, d, s), counts in sorted(data.counts.items()) if (d, s) == (domain, split)}
@@ -181,7 +156,7 @@ def counts_table(data: StudyData, domain: str, split: str) -> Table:
     totals = category_totals(data, domain, split)
     total = sum(totals.values())
     rows.append(("total", *totals.values(), total, sum(min(counts.values()) for counts in found.values())))
-    rows.append(("% of total", *(f"{100 * num / total:.1f}" for num in totals.values()), "100", ""))
+    rows.append(("% of total", *(f"{tenths(100 * num / total):.1f}" for num in totals.values()), "100", ""))
     return Table(
         name=f"categories_{domain}_{split}",
         columns=("relation", *map(str, Category), "total", "min"),
@@ -196,13 +171,13 @@ def idk_table(data: StudyData) -> Table:
     rows: list[tuple[Value, ...]] = []
     for when in (EARLY, LAST):
         try:
-            plain: Value = round(data.accuracy(half_unknown(data), when).value, 1)
+            plain: Value = tenths(data.accuracy(half_unknown(data), when).value)
         except NotTestable:
             plain = None
         side = abstention(data, name, when)
         rows.append(("D, 50 % Unknown", when_label(when), plain, 100.0, plain))
         rows.append(
-            ("D_IDK", when_label(when), *(round(c.value, 1) for c in (side.on_answered, side.answered, side.overall)))
+            ("D_IDK", when_label(when), *(tenths(c.value) for c in (side.on_answered, side.answered, side.overall)))
         )
     rows.sort(key=lambda row: row[0] == "D_IDK")
     columns = ("fine-tuned on", "checkpoint", "accuracy on answered", "answered", "right over all")
@@ -224,7 +199,7 @@ def policy_table(data: StudyData) -> Table:
     varied = any(settings for _, _, settings in cells)
     for (policy, budget, settings), values in cells.items():
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
-        rows.append((policy, budget, *(round(mean, 1) for mean in means), len(values), *([settings] * varied)))
+        rows.append((policy, budget, *(tenths(mean) for mean in means), len(values), *([settings] * varied)))
     rows.sort(key=lambda row: -float(row[2] or 0))
     return Table(
         name="policies",
