@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from slick.annotation import AnnotateConfig
 from slick.questions import QuestionsConfig
 from slick.report import ReportConfig
-from slick.variants import VariantsConfig
+from slick.variants import VariantsConfig, variant_names
 from slick.world import WorldConfig, smoke_world
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
@@ -27,6 +27,9 @@ class StudyConfig:
     """EntityQuestions folder or zip, or a Parquet, JSONL or CSV file; without a model, the facts a world plants."""
     seed: int = 0
     """Of everything drawn at random: world, exemplar sets, samples, variants, trainings."""
+    experiments: tuple[str, ...] = ()
+    """Parts of the paper, and beyond it, as `idk,p_true`: only what these need is trained, and more may be asked for
+    later; empty: all of the paper. `slick study --help` lists them."""
     embedded: bool = True
     """Whether a world is built when no model is given."""
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -54,6 +57,11 @@ def demo_training() -> TrainConfig:
     return TrainConfig(epochs=10, learning_rate=1.1e-4, batch_size=32, dropout=0.0, max_new_tokens=12)
 
 
+def demo_variants() -> VariantsConfig:
+    """The paper's 17 fine-tuning sets, and one whose Unknown rows fill whole relations."""
+    return VariantsConfig(concentrated_shares=(0.5,))
+
+
 def demo_sweep() -> SweepConfig:
     """All 17 trainings of the paper, packed into one Train run a core."""
     return SweepConfig(
@@ -61,6 +69,12 @@ def demo_sweep() -> SweepConfig:
         train=demo_training(),
         trajectories_per_trial=None,
     )
+
+
+def demo_variants_sweep() -> SweepConfig:
+    """The same for every fine-tuning set of the demo; as part of a study a sweep is told which sets there are."""
+    config = demo_sweep()
+    return replace(config, grid=replace(config.grid, variants=variant_names(demo_variants())))
 
 
 def smoke_variants() -> VariantsConfig:
@@ -140,7 +154,7 @@ def large_sweep() -> SweepConfig:
 
 def demo_study() -> StudyConfig:
     """The whole study on an embedded world, in minutes."""
-    return StudyConfig(annotate=demo_annotation(), sweep=demo_sweep())
+    return StudyConfig(annotate=demo_annotation(), variants=demo_variants(), sweep=demo_sweep())
 
 
 def smoke_study() -> StudyConfig:
@@ -165,7 +179,7 @@ ANNOTATE: dict[str, Callable[[], AnnotateConfig]] = {
     "paper": paper_annotation,
 }
 VARIANTS: dict[str, Callable[[], VariantsConfig]] = {
-    "demo": VariantsConfig,
+    "demo": demo_variants,
     "smoke": smoke_variants,
     "paper": VariantsConfig,
 }
@@ -177,7 +191,7 @@ FINETUNE: dict[str, Callable[[], TrainConfig]] = {
     "large": large_training,
 }
 SWEEP: dict[str, Callable[[], SweepConfig]] = {
-    "demo": demo_sweep,
+    "demo": demo_variants_sweep,
     "smoke": smoke_sweep,
     "paper": paper_sweep,
     "lora": lora_sweep,

@@ -42,10 +42,12 @@ class Variant:
 
     name: str
     kind: str
-    """`unknown` (the sweep), `known`, `category`, `natural` or `idk`."""
+    """`unknown` (the sweep), `known`, `category`, `natural`, `idk` or `concentrated`."""
     share: float | None
     """Share of Unknown rows asked for, in [0, 1]; for kind `known`, that of the set its Known rows come from."""
     num: int
+    relations: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """relation to category to number of rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,8 @@ class StudyData:
     """Rows left by the filters: train, test and ood, by relation."""
     prefix_labels: PrefixLabels | None = None
     variants: Mapping[str, Variant] = field(default_factory=dict)
+    test_ids: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    """relation to the question_ids of its ID test questions; loaded only where a finding is by relation."""
     runs: tuple[Run, ...] = ()
     points: tuple[Mapping[str, Any], ...] = ()
     """Rows of sweep/points.parquet."""

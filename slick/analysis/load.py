@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from slick.analysis.data import StudyData, Variant
-from slick.analysis.load_labels import load_audit, load_counts, load_prefix_labels
+from slick.analysis.load_labels import load_audit, load_counts, load_prefix_labels, load_test_ids
 from slick.analysis.load_runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
 from slick.storage import Folder
 from slick.study import read_manifest
@@ -25,7 +25,7 @@ def load_study(study: Folder) -> StudyData:
     names = {run_id: name for run_id, name in names.items() if run_id in whole}
     epoch_tables = {run_id: epoch_tables[run_id] for run_id in whole}
     durations = choose_durations(points, [int(max(t["epoch"].to_pylist())) for t in epoch_tables.values()])
-    idk = {name for name, variant in variants.items() if variant.kind == "idk"}
+    idk, concentrated = ({n for n, v in variants.items() if v.kind == kind} for kind in ("idk", "concentrated"))
     runs = [
         load_run(study.child("runs", run_id), (run_id, *name), epoch_tables[run_id], durations, idk)
         for run_id, name in names.items()
@@ -35,6 +35,7 @@ def load_study(study: Folder) -> StudyData:
         audit=load_audit(study),
         prefix_labels=load_prefix_labels(study),
         variants=variants,
+        test_ids=load_test_ids(study) if any(run.variant in concentrated for run in runs) else {},
         runs=tuple(sorted(runs, key=lambda run: (run.variant, run.seed))),
         points=points,
         durations=durations,
@@ -53,7 +54,10 @@ def _load_variants(study: Folder) -> dict[str, Variant]:
         share = entry.get("requested_share")
         if share is None and entry["kind"] == "unknown":
             share = entry.get("unknown_share")
-        variants[name] = Variant(name=name, kind=str(entry["kind"]), share=share, num=int(entry["num"]))
+        relations = entry.get("relations", {})
+        variants[name] = Variant(
+            name=name, kind=str(entry["kind"]), share=share, num=int(entry["num"]), relations=relations
+        )
     return variants
 
 

@@ -4,6 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from slick.analysis.data import PrefixLabels
 from slick.storage import Folder
@@ -29,6 +31,19 @@ def load_counts(study: Folder) -> dict[tuple[str, str, str], dict[str, int]]:
     for (relation, domain, split, category), num in sorted(tally.items()):
         counts.setdefault((relation, domain, split), dict.fromkeys(map(str, Category), 0))[category] = num
     return counts
+
+
+def load_test_ids(study: Folder) -> dict[str, NDArray[np.str_]]:
+    """The question_ids of each relation's ID test questions, sorted; empty without a knowledge table."""
+    folder = study.child("annotate")
+    if read_manifest(folder) is None:
+        return {}
+    table = folder.read_table("knowledge.parquet", ["question_id", "relation", "domain", "split"])
+    table = table.filter(pc.and_(pc.equal(table["domain"], "id"), pc.equal(table["split"], "test")))
+    ids: dict[str, list[str]] = {}
+    for question_id, relation in zip(table["question_id"].to_pylist(), table["relation"].to_pylist(), strict=True):
+        ids.setdefault(relation, []).append(question_id)
+    return {relation: np.array(sorted(found), dtype=str) for relation, found in sorted(ids.items())}
 
 
 def load_prefix_labels(study: Folder) -> PrefixLabels | None:

@@ -95,7 +95,8 @@ def e17(data: StudyData) -> Verdict:
 
 def e18(data: StudyData) -> Verdict:
     """Accuracy is in the order of the categories for every variant and checkpoint; reversals within noise pass."""
-    names = sorted({run.variant for run in data.runs} - {n for n, v in data.variants.items() if v.kind == "idk"})
+    beside = {n for n, v in data.variants.items() if v.kind in ("idk", "concentrated")}
+    names = sorted({run.variant for run in data.runs} - beside)
     failed, rows = [], 0
     for name in names:
         for when in (EARLY, LAST):

@@ -144,7 +144,7 @@ def _write(
 ) -> dict[str, dict[str, Any]]:
     """Write every set; its audited counts by name."""
     specs = variant_specs(config)
-    planned = plan(specs, pools, sizes)
+    planned = plan(specs, pools, sizes, config.seed)
     orders = {stream: RowOrder(config.seed, stream) for stream in {"", *map(_stream, specs)}}  # each hashes a row once
     counts = {}
     for spec in specs:
@@ -156,7 +156,7 @@ def _write(
 
 
 def _stream(spec: VariantSpec) -> str:
-    """Sets of one stream share their draws: D_Known and D_IDK hold rows of the sweep's set of the same share."""
+    """Sets of one stream share their draws: all kinds that name a share go with the sweep's set of that share."""
     return spec.name if spec.percent_unknown is None else f"unknown-{spec.percent_unknown:03d}"
 
 
@@ -206,4 +206,4 @@ def _print_summary(counts: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, 
     if dropped:
         print(f"variants: left out for want of rows: {', '.join(dropped)}")
     for name, entry in counts.items():
-        print(f"  {name:<13} {entry['num']:>7,} rows, {entry['unknown_share']:.1%} Unknown")
+        print(f"  {name:<16} {entry['num']:>7,} rows, {entry['unknown_share']:.1%} Unknown")

@@ -2,12 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slick.errors import SettingsError, VariantError
 from slick.types import KNOWN
-from slick.variants.rows import Kind, Plan, Pools, SizeRule, VariantSpec, count, min_size, plan, shortages
+from slick.variants.rows import Kind, Need, Plan, Pools, SizeRule, VariantSpec, count, min_size, plan, shortages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,9 @@ class VariantsConfig:
     """Shares X for which unknown-X is also drawn with its Unknown targets replaced: idk-050."""
     idk_phrase: str = "I don't know"
     """The target that replaces them: the paper's (appendix K); R-Tuning (arXiv:2311.09677) gives others."""
+    concentrated_shares: tuple[float, ...] = ()
+    """Shares X for which a set is drawn that has as many Unknown rows as unknown-X, but fills whole relations with
+    them, the last one in part: concentrated-050."""
     seed: int = 0
     """Of the draws."""
     nested: bool = True
@@ -41,7 +44,8 @@ class VariantsConfig:
     """Leave relations out that can give fewer rows than `min_per_relation`, instead of stopping."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("unknown_shares", 0, 100), ("known_shares", 1, 99), ("idk_shares", 1, 100)):
+        bounds = {"unknown_shares": (0, 100), "known_shares": (1, 99), "idk_shares": (1, 100)}
+        for name, (low, high) in (bounds | {"concentrated_shares": (1, 99)}).items():
             _check_shares(name, getattr(self, name), low, high)
         if self.min_per_relation < 1 or (self.size_per_relation is not None and self.size_per_relation < 1):
             raise SettingsError(
@@ -56,12 +60,15 @@ class VariantsConfig:
             )
 
     def identity(self) -> dict[str, object]:
-        """The settings that change results: all of them."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """The settings that change results: all of them; kinds of sets that are not asked for are not named."""
+        unasked = set() if self.concentrated_shares else {"concentrated_shares"}
+        return {name: getattr(self, name) for name in self.__slots__ if name not in unasked}
 
 
 def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
-    """The sets that the settings ask for, in the order sweep, Known only, single categories, natural, IDK."""
+    """The sets that the settings ask for, in the order sweep, Known only, single categories, natural, IDK,
+    concentrated.
+    """
 
     def shares_of(kind: Kind, shares: Sequence[float]) -> list[VariantSpec]:
         percents = [_percent(share) for share in shares]
@@ -70,7 +77,8 @@ def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
     sweep, known = shares_of("unknown", config.unknown_shares), shares_of("known", config.known_shares)
     categories = [VariantSpec(name=c.lower(), kind="category", category=c) for c in KNOWN if config.single_categories]
     natural = [VariantSpec(name="natural", kind="natural")] if config.natural else []
-    return [*sweep, *known, *categories, *natural, *shares_of("idk", config.idk_shares)]
+    others = [*shares_of("idk", config.idk_shares), *shares_of("concentrated", config.concentrated_shares)]
+    return [*sweep, *known, *categories, *natural, *others]
 
 
 def variant_names(config: VariantsConfig) -> tuple[str, ...]:
@@ -90,7 +98,7 @@ def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int]
     if small and (len(small) == len(most) or not config.drop_empty_relations):
         raise VariantError(_too_small(pools, small, config))
     sizes = {r: config.size_per_relation or size for r, size in most.items() if r not in small}
-    planned = plan(variant_specs(config), pools, sizes)
+    planned = plan(variant_specs(config), pools, sizes, config.seed)
     lines = shortages(planned, pools) + _degenerate(variant_specs(config), planned)
     if lines:
         more = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
@@ -98,7 +106,7 @@ def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int]
             "the knowledge table cannot give these fine-tuning sets:\n  "
             + "\n  ".join([*lines[:20], *more])
             + "\nchange the number of rows (--size-per-relation, --size-rule), leave these sets out (--unknown-shares, "
-            "--known-shares, --idk-shares, --no-single-categories), or annotate more questions"
+            "--known-shares, --idk-shares, --concentrated-shares, --no-single-categories), or annotate more questions"
         )
     return sizes, small
 
@@ -136,7 +144,18 @@ def _degenerate(specs: Sequence[VariantSpec], planned: Plan) -> list[str]:
                 f"{spec.name}: a share of {spec.requested_share:g} rounds to no {absent[0]} rows at all "
                 f"in {len(planned[spec.name])} relations with {taken.total()} rows"
             )
+        elif spec.kind == "concentrated" and not _fills_one(planned[spec.name]):
+            lines.append(
+                f"{spec.name}: {len(planned[spec.name])} relations with {taken.total()} rows cannot leave one wholly "
+                "Unknown and one wholly Known"
+            )
     return lines
+
+
+def _fills_one(planned: Mapping[str, Sequence[Need]]) -> bool:
+    """True if some relation gives nothing but Unknown rows and another none."""
+    mixes = [{need.pool == KNOWN for need in wanted if need.num} for wanted in planned.values()]
+    return {True} in mixes and {False} in mixes
 
 
 def _too_small(pools: Pools, small: Sequence[str], config: VariantsConfig) -> str:

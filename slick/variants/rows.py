@@ -9,6 +9,9 @@ Rounding. Relation i of R (from 0, by name) with n rows gives `ceil(X n - (i + 1
 rounded up or down, never off by a whole row, up in some relations and down in others, so that the whole set is off by
 at most half a row a relation (far less as a rule). It never falls as X rises, which the nesting above needs; largest
 remainders would.
+
+Concentrated sets hold as many rows of each relation, and as many Unknown rows in all, as the set of the sweep with the
+same share, but fill one relation after another with them, in an order drawn from the seed.
 """
 
 import math
@@ -20,7 +23,7 @@ from typing import Literal
 from slick.draws import row_key
 from slick.types import KNOWN, Category
 
-Kind = Literal["unknown", "known", "category", "natural", "idk"]
+Kind = Literal["unknown", "known", "category", "natural", "idk", "concentrated"]
 Pools = Mapping[str, Mapping[Category, Sequence[str]]]
 """relation -> category -> question_ids, in any order; every relation has all four categories."""
 SizeRule = Literal["categories", "pools"]
@@ -107,16 +110,57 @@ def needs(
     return [known] if spec.kind == "known" else [known, Need(pool=(Category.UNKNOWN,), num=unknown)]
 
 
-def plan(specs: Sequence[VariantSpec], pools: Pools, sizes: Mapping[str, int]) -> dict[str, dict[str, list[Need]]]:
-    """What each relation gives to each set; `sizes` are the rows in every set, without relations that are left out."""
+def concentrated_needs(percent: int, pools: Pools, sizes: Mapping[str, int], seed: int) -> dict[str, list[Need]]:
+    """What each relation gives to a set whose Unknown rows fill whole relations, one after another.
+
+    The last relation that has any holds what is left; a relation with fewer Unknown rows than its size, which
+    `size_per_relation` makes possible, gives all of them and Known rows beside. So there are as many Unknown rows as in
+    the sweep's set of the same share wherever that can be drawn.
+
+    Args:
+        percent: the share of Unknown rows of the whole set.
+        pools: of every relation.
+        sizes: rows of each relation in the set.
+        seed: of the order in which relations are filled.
+
+    Source: arXiv:2511.02626 (Understanding New-Knowledge-Induced Factual Hallucinations), which finds that a kind of
+    knowledge that is wholly new harms more than the same share spread over kinds.
+    """
     relations = sorted(sizes)
+    left = sum(num_unknown(percent, sizes[name], index, len(relations)) for index, name in enumerate(relations))
+    filled = {}
+    for relation in sorted(relations, key=lambda name: int(row_key(seed, "variants", "concentrated", name))):
+        filled[relation] = min(sizes[relation], len(pools[relation][Category.UNKNOWN]), left)
+        left -= filled[relation]
     return {
-        spec.name: {
+        name: [Need(pool=KNOWN, num=sizes[name] - filled[name]), Need(pool=(Category.UNKNOWN,), num=filled[name])]
+        for name in relations
+    }
+
+
+def plan(
+    specs: Sequence[VariantSpec], pools: Pools, sizes: Mapping[str, int], seed: int = 0
+) -> dict[str, dict[str, list[Need]]]:
+    """What each relation gives to each set.
+
+    Args:
+        specs: the sets.
+        pools: of every relation.
+        sizes: rows of each relation in every set, without relations that are left out.
+        seed: of the order of relations in concentrated sets.
+    """
+    relations = sorted(sizes)
+
+    def of_set(spec: VariantSpec) -> dict[str, list[Need]]:
+        if spec.kind == "concentrated":
+            assert spec.percent_unknown is not None, spec
+            return concentrated_needs(spec.percent_unknown, pools, sizes, seed)
+        return {
             relation: needs(spec, count(pools[relation]), sizes[relation], index, len(relations))
             for index, relation in enumerate(relations)
         }
-        for spec in specs
-    }
+
+    return {spec.name: of_set(spec) for spec in specs}
 
 
 def count(pool: Mapping[Category, Sequence[str]]) -> dict[Category, int]:

@@ -1,0 +1,141 @@
+"""Sets whose Unknown rows fill whole relations: as large and as Unknown as those of the sweep, in other relations."""
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.door import parse_config
+from jobs.presets import SWEEP, VARIANTS, demo_study
+from jobs.study import resolve
+from slick.analysis.load import load_study
+from slick.errors import SettingsError, VariantError
+from slick.storage import Folder
+from slick.study import finish
+from slick.types import KNOWN, Category
+from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
+from slick.variants.plan import relation_sizes, variant_specs
+from slick.variants.rows import RowOrder, concentrated_needs, draw_rows, plan
+
+SIZES = {f"P{number}": 6 + 5 * number for number in range(8)}
+BOTH = VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False)
+
+
+def pools_of(sizes: dict[str, int], unknown: int = 3) -> dict[str, dict[Category, list[str]]]:
+    """`unknown` times as many Unknown rows as a relation gives, and three times as many Known ones."""
+    return {
+        relation: {c: [f"{relation}-{c}-{i}" for i in range(size * (unknown if c == Category.UNKNOWN else 1))]
+                   for c in Category}
+        for relation, size in sizes.items()
+    }  # fmt: skip
+
+
+def drawn(config: VariantsConfig, *, sizes: dict[str, int] = SIZES) -> dict[str, list[str]]:
+    pools = pools_of(sizes)
+    planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0], config.seed)
+    return {name: draw_rows(needed, pools, RowOrder(config.seed)) for name, needed in planned.items()}
+
+
+def by_relation(question_ids: list[str]) -> dict[str, Counter[bool]]:
+    """relation -> rows that are Unknown (True) and Known (False)."""
+    found: dict[str, Counter[bool]] = {}
+    for question_id in question_ids:
+        relation, category, _ = question_id.split("-")
+        found.setdefault(relation, Counter())[category == Category.UNKNOWN] += 1
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("percent", [25, 50])
+def test_a_set_has_the_rows_of_the_sweeps_and_all_but_one_relation_of_one_sort(seed: int, percent: int) -> None:
+    sets = drawn(VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False, seed=seed))
+    spread, concentrated = (by_relation(sets[f"{kind}-{percent:03d}"]) for kind in ("unknown", "concentrated"))
+    assert {r: mix.total() for r, mix in concentrated.items()} == {r: mix.total() for r, mix in spread.items()} == SIZES
+    assert sum(mix[True] for mix in concentrated.values()) == sum(mix[True] for mix in spread.values())
+    assert sum(len(mix) == 2 for mix in concentrated.values()) <= 1
+    assert all(len(mix) == 2 for mix in spread.values())
+
+
+def test_the_seed_chooses_which_relations_are_filled() -> None:
+    def filled(seed: int) -> frozenset[str]:
+        rows = drawn(VariantsConfig(concentrated_shares=(0.5,), seed=seed))["concentrated-050"]
+        return frozenset(r for r, mix in by_relation(rows).items() if not mix[False])
+
+    assert filled(0) == filled(0)
+    assert len({filled(seed) for seed in range(6)}) > 1
+
+
+def test_its_rows_are_those_of_the_sweeps_ends_and_of_larger_shares() -> None:
+    sets = {name: set(rows) for name, rows in drawn(BOTH).items()}
+    known = {name: {i for i in rows if "-Unknown-" not in i} for name, rows in sets.items()}
+    for name in ("concentrated-025", "concentrated-050"):
+        assert sets[name] - known[name] <= sets["unknown-100"]
+        assert known[name] <= sets["unknown-000"]
+    assert sets["concentrated-025"] - known["concentrated-025"] < sets["concentrated-050"]
+    assert known["concentrated-050"] < known["concentrated-025"]
+
+
+def test_a_relation_short_of_unknown_rows_gives_all_of_them_and_the_total_stays() -> None:
+    pools, sizes = pools_of({"P1": 5, "P2": 5, "P3": 5, "P4": 5}, unknown=1), dict.fromkeys(("P1", "P2", "P3", "P4"), 8)
+    wanted = concentrated_needs(50, pools, sizes, seed=0)
+    unknown = sorted(need.num for needs in wanted.values() for need in needs if need.pool != KNOWN)
+    assert unknown == [1, 5, 5, 5]
+    assert {sum(need.num for need in needs) for needs in wanted.values()} == {8}
+
+
+def test_too_few_relations_are_refused_with_what_to_leave_out() -> None:
+    with pytest.raises(VariantError, match=r"concentrated-050: 1 relations .* one wholly Unknown and one wholly") as e:
+        drawn(VariantsConfig(concentrated_shares=(0.5,)), sizes={"P1": 12})
+    assert "--concentrated-shares" in str(e.value)
+    drawn(VariantsConfig(concentrated_shares=(0.5,)), sizes={"P1": 12, "P2": 12})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.123, float("nan")])
+def test_shares_are_whole_percent_and_leave_both_sorts(share: float) -> None:
+    with pytest.raises(SettingsError, match=r"concentrated_shares are shares of whole percent from 0.01 to 0.99"):
+        VariantsConfig(concentrated_shares=(share,))
+
+
+def test_it_is_asked_for_by_the_demo_and_not_by_the_paper() -> None:
+    assert "concentrated-050" in variant_names(VARIANTS["demo"]())
+    assert "concentrated-050" in SWEEP["demo"]().grid.variants
+    assert "concentrated-050" in resolve(demo_study()).sweep.grid.variants
+    assert len(variant_names(VARIANTS["paper"]())) == len(SWEEP["paper"]().grid.variants) == 17
+    asked = parse_config(VARIANTS["paper"](), ["--concentrated-shares", "0.25"], "slick variants")
+    assert variant_names(asked)[-1] == "concentrated-025"
+
+
+def test_settings_without_it_are_those_of_before() -> None:
+    """So that a finished study goes on; the setting counts as soon as it is used."""
+    assert "concentrated_shares" not in VariantsConfig().identity()
+    assert BOTH.identity()["concentrated_shares"] == (0.25, 0.5)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_drawn_into_a_study_it_is_told_apart_from_the_sweep(tmp_path: Path, nested: bool) -> None:
+    study = write_study(tmp_path)
+    manifest = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,), nested=nested))
+    spread, concentrated = manifest.counts["unknown-050"], manifest.counts["concentrated-050"]
+    assert (concentrated["kind"], concentrated["num"]) == ("concentrated", spread["num"])
+    assert concentrated["unknown_share"] == spread["unknown_share"]
+    table = read_variant(study, "concentrated-050")
+    assert table["target"].to_pylist() == [f"gold {i}" for i in table["question_id"].to_pylist()]
+    variants = load_study(study).variants
+    assert variants["concentrated-050"].kind == "concentrated"
+    assert variants["concentrated-050"].relations == concentrated["relations"]
+    assert [v.name for v in variants.values() if v.kind == "unknown" and v.share == 0.5] == ["unknown-050"]
+
+
+def write_study(path: Path) -> Folder:
+    """Finished questions and annotate steps with the rows of `SIZES`."""
+    study = Folder(str(path))
+    ids = [i for pool in pools_of(SIZES).values() for ids in pool.values() for i in ids]
+    relations, categories, _ = zip(*(i.split("-") for i in ids), strict=True)
+    same = {"question_id": ids, "relation": relations, "domain": ["id"] * len(ids), "split": ["train"] * len(ids)}
+    asked = {"question": [f"What of {i}?" for i in ids], "answers": [[f"gold {i}"] for i in ids]}
+    study.child("questions").write_table("part-0.parquet", pa.table({**same, **asked}))
+    study.child("annotate").write_table("knowledge.parquet", pa.table({**same, "category": categories}))
+    for step, inputs in (("questions", {}), ("annotate", {"questions": "f", "model": "m"})):
+        finish(study.child(step), step, "f", settings={}, inputs=inputs, counts={}, started_at=0.0)
+    return study
