@@ -41,6 +41,27 @@ def is_hit(answer: str, gold: Sequence[str], matcher: Matcher = "exact") -> bool
     return Target(gold, matcher).is_hit(answer)
 
 
+def token_f1(answer: str, gold: Sequence[str]) -> float:
+    """F1 of the words of an answer and of the gold answer nearest to it, in [0, 1], normalised as `exact` does.
+
+    An answer that hits has 1, also where both normalise to nothing.
+
+    Source: SQuAD (Rajpurkar et al. 2016, https://aclanthology.org/D16-1264), section 5.
+
+    >>> token_f1("The New York City", ["York", "New York"]), token_f1("Oslo", ["New York"]), token_f1("", ["York"])
+    (0.8, 0.0, 0.0)
+    """
+    if is_hit(answer, gold):
+        return 1.0
+    words = Counter(normalize(answer).split())
+    return max((_f1(words, Counter(normalize(one).split())) for one in gold), default=0.0)
+
+
+def _f1(answer: Counter[str], gold: Counter[str]) -> float:
+    common = (answer & gold).total()
+    return 2 * common / (answer.total() + gold.total()) if common else 0.0
+
+
 class Target:
     """The gold answers of one question, prepared once for many answers."""
 
