@@ -1,0 +1,197 @@
+"""When each training row is first answered right: shares not yet fitted by epoch, and tests between categories. Pure.
+
+A row is fitted at the first epoch after which the model answers its question right; a row that no epoch fits is
+censored at the last. Seeds train on the same questions, which then fit alike, so rows of several seeds count for no
+more than their questions: bands are as wide as if the seeds said the same thing, and never too narrow.
+
+Sources: Kaplan and Meier 1958, https://doi.org/10.2307/2281868; Hier and Obafemi-Ajayi 2026, arXiv:2601.18468, who
+follow rows to their first fit; arXiv:2604.10079 for rows that are never fitted.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slick.analysis.terms import NotTestable
+from slick.types import Category
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitTimes:
+    """The training rows of one run, or of several; all arrays have shape (rows,)."""
+
+    variant: str
+    seeds: tuple[int, ...]
+    last_epoch: int
+    """Epochs that every row was followed for."""
+    question_ids: NDArray[np.str_]
+    categories: NDArray[np.str_]
+    epochs: NDArray[np.int64]
+    """The first epoch that answered the row right; `last_epoch` where none did."""
+    fitted: NDArray[np.bool_]
+    """False where none did."""
+
+    def of(self, *categories: str) -> "FitTimes":
+        """The rows of these categories."""
+        mask = np.isin(self.categories, [str(category) for category in categories])
+        return FitTimes(
+            variant=self.variant,
+            seeds=self.seeds,
+            last_epoch=self.last_epoch,
+            question_ids=self.question_ids[mask],
+            categories=self.categories[mask],
+            epochs=self.epochs[mask],
+            fitted=self.fitted[mask],
+        )
+
+    @property
+    def num_questions(self) -> int:
+        """Different questions among the rows."""
+        return len(np.unique(self.question_ids))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitCurve:
+    """How many rows of a category are not fitted yet; T epochs, from 0, before the first."""
+
+    category: str
+    epochs: NDArray[np.int64]
+    """Shape (T,)."""
+    waiting: NDArray[np.float64]
+    """Shape (T,), share not fitted by the end of each epoch, in [0, 1]."""
+    low: NDArray[np.float64]
+    """Shape (T,), lower ends of the 95 % intervals; NaN where all rows or none are fitted."""
+    high: NDArray[np.float64]
+    num_rows: int
+    num_questions: int
+
+    @property
+    def median(self) -> int | None:
+        """The epoch by which half of the rows are fitted; None if none is."""
+        found = np.flatnonzero(self.waiting <= 0.5)
+        return int(self.epochs[found[0]]) if len(found) else None
+
+    @property
+    def never(self) -> tuple[float, float, float]:
+        """Share of rows that no epoch fits, and its 95 % interval (Wilson, over questions)."""
+        from statsmodels.stats.proportion import proportion_confint
+
+        share, num = float(self.waiting[-1]), self.num_questions
+        low, high = proportion_confint(share * num, num, alpha=1 - CONFIDENCE, method="wilson")
+        return share, float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two categories beside each other."""
+
+    first: str
+    second: str
+    p_value: float
+    """Of the log-rank test, the largest among the seeds."""
+    p_adjusted: float
+    """The same, corrected for the number of comparisons (Holm)."""
+
+
+def runs_of(found: Sequence[FitTimes], variant: str) -> tuple[FitTimes, ...]:
+    """The runs of a variant, by seed.
+
+    Raises:
+        NotTestable: none of them kept when its rows were fitted.
+    """
+    chosen = tuple(sorted((one for one in found if one.variant == variant), key=lambda one: one.seeds))
+    if not chosen:
+        raise NotTestable(f"needs a finished run of variant {variant} with its rows.parquet")
+    return chosen
+
+
+def together(runs: Sequence[FitTimes]) -> FitTimes:
+    """The rows of several runs of one variant, followed for as long as the shortest of them."""
+    last = min(run.last_epoch for run in runs)
+    epochs = np.concatenate([run.epochs for run in runs])
+    fitted = np.concatenate([run.fitted for run in runs]) & (epochs <= last)
+    return FitTimes(
+        variant=runs[0].variant,
+        seeds=tuple(seed for run in runs for seed in run.seeds),
+        last_epoch=last,
+        question_ids=np.concatenate([run.question_ids for run in runs]),
+        categories=np.concatenate([run.categories for run in runs]),
+        epochs=np.minimum(epochs, last),
+        fitted=fitted,
+    )
+
+
+def fit_curves(rows: FitTimes) -> tuple[FitCurve, ...]:
+    """The curve of every category that has rows, strongest first."""
+    return tuple(fit_curve(rows, str(category)) for category in Category if (rows.categories == str(category)).any())
+
+
+def fit_curve(rows: FitTimes, category: str) -> FitCurve:
+    """Kaplan-Meier estimate of the share not fitted yet, intervals by the exponential Greenwood formula.
+
+    Raises:
+        NotTestable: there is no row of that category.
+    """
+    from scipy.stats import ecdf, norm
+
+    chosen = rows.of(category)
+    num_rows, num_questions = len(chosen.epochs), chosen.num_questions
+    if not num_rows:
+        raise NotTestable(f"variant {rows.variant} has no {category} rows")
+    epochs = np.arange(rows.last_epoch + 1)
+    survival = ecdf(_censored(chosen)).sf
+    # Bands for as many rows as there are questions are wider by the square root of rows a question.
+    reach = norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(num_rows / num_questions)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # no interval where all rows or none wait: left out below
+        interval = survival.confidence_interval(confidence_level=2 * norm.cdf(reach) - 1, method="log-log")
+    waiting = np.asarray(survival.evaluate(epochs), dtype=np.float64)
+    inner = (waiting > 0) & (waiting < 1)
+    low, high = (np.where(inner, end.evaluate(epochs), np.nan) for end in (interval.low, interval.high))
+    return FitCurve(
+        category=category,
+        epochs=epochs,
+        waiting=waiting,
+        low=low,
+        high=high,
+        num_rows=num_rows,
+        num_questions=num_questions,
+    )
+
+
+def compare(runs: Sequence[FitTimes]) -> tuple[Comparison, ...]:
+    """Log-rank tests between all pairs of categories that every run has, each run by itself.
+
+    Rows of several seeds are not independent, so seeds are not thrown together: a difference counts when the seed that
+    shows it least shows it.
+
+    Raises:
+        NotTestable: the runs have rows of fewer than two categories.
+    """
+    from scipy.stats import logrank
+    from statsmodels.stats.multitest import multipletests
+
+    there = [str(category) for category in Category if all((run.categories == str(category)).any() for run in runs)]
+    pairs = [(first, second) for i, first in enumerate(there) for second in there[i + 1 :]]
+    if not pairs:
+        raise NotTestable(f"the runs of {runs[0].variant} have rows of fewer than two categories")
+    values = [
+        max(float(logrank(_censored(run.of(first)), _censored(run.of(second))).pvalue) for run in runs)
+        for first, second in pairs
+    ]
+    adjusted = multipletests(values, method="holm")[1]
+    return tuple(
+        Comparison(first=first, second=second, p_value=value, p_adjusted=float(corrected))
+        for (first, second), value, corrected in zip(pairs, values, adjusted, strict=True)
+    )
+
+
+def _censored(rows: FitTimes) -> object:
+    from scipy.stats import CensoredData
+
+    return CensoredData(uncensored=rows.epochs[rows.fitted], right=rows.epochs[~rows.fitted])

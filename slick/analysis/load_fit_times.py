@@ -1,0 +1,55 @@
+"""The rows.parquet of finished runs, as the epochs at which training rows were fitted."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from slick.analysis.data import Run
+from slick.analysis.fit_times import FitTimes
+from slick.errors import StudyError
+from slick.storage import Folder
+from slick.types import Category
+
+ROWS = "rows.parquet"
+
+
+def load_fit_times(study: Folder, runs: Iterable[Run]) -> tuple[FitTimes, ...]:
+    """When the training rows of each run were fitted; a run that kept no rows.parquet is left out.
+
+    Raises:
+        StudyError: a rows.parquet is broken, or contradicts its run.
+    """
+    found = []
+    for run in runs:
+        folder = study.child("runs", run.run_id)
+        if folder.exists(ROWS):
+            table = folder.read_table(ROWS, ["question_id", "split", "category", "first_fit_epoch"])
+            found.append(_fit_times(folder, run, table))
+    return tuple(found)
+
+
+def _fit_times(folder: Folder, run: Run, table: pa.Table) -> FitTimes:
+    last = int(run.epochs[-1])
+    train = table.filter(pa.array([split == "train" for split in table["split"].to_pylist()], pa.bool_()))
+    categories = train["category"].to_pylist()
+    epochs = train["first_fit_epoch"].to_pylist()
+    strange = sorted({str(name) for name in categories} - {str(category) for category in Category})
+    late = sorted({epoch for epoch in epochs if epoch is not None and not 1 <= epoch <= last})
+    if strange or late or not train.num_rows:
+        what = (
+            f"categories {strange}" if strange else f"first_fit_epoch {late}" if late else "no rows of the train split"
+        )
+        raise StudyError(
+            f"{folder.uri}/{ROWS} has {what}; wanted train rows of {', '.join(Category)}, first right at an epoch from "
+            f"1 to {last} or none; delete {folder.uri} and run the sweep again"
+        )
+    return FitTimes(
+        variant=run.variant,
+        seeds=(run.seed,),
+        last_epoch=last,
+        question_ids=np.array(train["question_id"].to_pylist(), dtype=str),
+        categories=np.array(categories, dtype=str),
+        epochs=np.array([last if epoch is None else epoch for epoch in epochs], dtype=np.int64),
+        fitted=np.array([epoch is not None for epoch in epochs], dtype=bool),
+    )
