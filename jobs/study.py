@@ -4,6 +4,8 @@ slick study demo
 slick study smoke --out studies/smoke
 slick study smoke --questions entity_questions.zip --out studies/real-facts
 slick study paper --model ID_OR_PATH --questions dataset.zip --out s3://bucket/study
+slick study paper --dry-run                        # experiments, trainings and generations; nothing runs
+slick study demo --experiments idk,p_true          # trains only what these need; more may be asked for later
 """
 
 import json
@@ -11,55 +13,52 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from jobs.asked import forecast, settle, trains, with_finished
 from jobs.door import parse_config, parse_out, parse_preset, run_main, wants_help
 from jobs.presets import STUDY, StudyConfig
 from slick.errors import SettingsError
+from slick.experiments import EXPERIMENTS, parse_names
 from slick.progress import duration
 from slick.storage import Folder
 from slick.study import Manifest, plain_settings, versions
-from slick.variants.plan import variant_names
-from tuning.grid import GridConfig, points
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
     if wants_help(argv):
         print(f"{(__doc__ or '').strip()}\n\nPresets: {', '.join(STUDY)}. All flags: `slick study PRESET --help`")
+        lines = (f"  {name:<14} {one.exhibits or 'beyond':<15} {one.sentence}" for name, one in EXPERIMENTS.items())
+        print("\n".join(("\nExperiments, and where they are in the paper:", *lines)))
         return
     name, preset, rest = parse_preset(argv, "slick study", STUDY)
     out, rest = parse_out(rest, "slick study", default=f"studies/{name}")
     dry_run = "--dry-run" in rest
     config = parse_config(preset(), [word for word in rest if word != "--dry-run"], f"slick study {name}")
-    config = resolve(config)
+    config = resolve(config, needs_model=not dry_run)
     if dry_run:
         print(json.dumps(plain_settings(config), indent=2))
-        print(forecast(config))
+        print(forecast(config, out))
         return
     run_study(out, config)
 
 
-def resolve(config: StudyConfig) -> StudyConfig:
-    """Hand the study's own model, questions and seed down to its steps.
+def resolve(config: StudyConfig, *, needs_model: bool = True) -> StudyConfig:
+    """Hand the study's own model, questions and seed down to its steps, and what its experiments train to the sweep.
 
     Without a model a world is built; questions, if given, are then the facts that the world plants.
 
+    Args:
+        config: as parsed.
+        needs_model: refuse settings that lack a model or its questions; a dry run does without.
+
     Raises:
-        SettingsError: neither a model nor a world, or a model without questions.
+        SettingsError: neither a model nor a world, a model without questions, or experiments that cannot be done.
     """
-    if config.model and not config.questions:
-        raise SettingsError(
-            f"--model {config.model} needs --questions FILE: the EntityQuestions download, or any question set "
-            "(see `slick questions --help`)"
-        )
-    if not config.model and not config.embedded:
-        raise SettingsError(
-            "this preset asks a model of yours: give --model ID_OR_PATH and --questions FILE, or use the preset demo, "
-            "which builds a small model of its own"
-        )
-    seed, prepare = config.seed, config.prepare
-    grid = config.sweep.grid
-    variants = variant_names(config.variants) if grid.variants == GridConfig().variants else grid.variants
-    grid = replace(grid, variants=variants, seeds=tuple(seed + offset for offset in grid.seeds))
+    if needs_model:
+        _check_model(config)
+    config = settle(config)
+    seed, prepare, grid = config.seed, config.prepare, config.sweep.grid
+    grid = replace(grid, seeds=tuple(seed + offset for offset in grid.seeds))
     return replace(
         config,
         world=replace(config.world, seed=seed, source=config.questions or config.world.source),
@@ -76,18 +75,17 @@ def resolve(config: StudyConfig) -> StudyConfig:
     )
 
 
-def forecast(config: StudyConfig) -> str:
-    """What the study will cost, in generations and trainings, before any of it runs."""
-    sampling = config.annotate.sampling
-    per_question = config.annotate.num_exemplar_sets * (1 + sampling.num_samples)
-    sweep = config.sweep
-    runs, cells = sweep.trajectories, points(sweep.grid, sweep.train, shared=not sweep.why_independent)
-    epochs = sum(run.epochs for run in runs)
-    return (
-        f"\n{per_question} generations a question ({config.annotate.num_exemplar_sets} prompts x (1 greedy + "
-        f"{sampling.num_samples} samples))\n"
-        f"{len(runs)} trainings, {epochs} epochs in all, give {len(cells)} points of the grid"
-    )
+def _check_model(config: StudyConfig) -> None:
+    if config.model and not config.questions:
+        raise SettingsError(
+            f"--model {config.model} needs --questions FILE: the EntityQuestions download, or any question set "
+            "(see `slick questions --help`)"
+        )
+    if not config.model and not config.embedded:
+        raise SettingsError(
+            "this preset asks a model of yours: give --model ID_OR_PATH and --questions FILE, or use the preset demo, "
+            "which builds a small model of its own"
+        )
 
 
 def run_study(study: Folder, config: StudyConfig) -> None:
@@ -101,9 +99,16 @@ def run_study(study: Folder, config: StudyConfig) -> None:
         seconds = time.monotonic() - step_began
         print(f"[{number}/{len(steps)}] {name}: done in {duration(seconds)}\n", flush=True)
         if number == 1:  # not before a step has agreed that the folder is of these settings
-            study.write_json("study.json", {"settings": plain_settings(config), "versions": versions()})
+            settings = plain_settings(replace(config, experiments=_ever_asked(study, config)))
+            study.write_json("study.json", {"settings": settings, "versions": versions()})
         assert manifest.step == name, f"{name} returned the manifest of {manifest.step}"
     print(f"The study took {duration(time.monotonic() - began)}. Report: {study.child('report')}/index.html")
+
+
+def _ever_asked(study: Folder, config: StudyConfig) -> tuple[str, ...]:
+    """The experiments asked for now and before: what is asked of a folder adds up."""
+    before = study.read_json("study.json")["settings"].get("experiments", []) if study.exists("study.json") else []
+    return parse_names([*before, *config.experiments])
 
 
 def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]]:
@@ -117,14 +122,16 @@ def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]
     steps: list[tuple[str, Callable[[Folder], Manifest]]] = []
     if not config.model:
         steps.append(("world", lambda study: build_world(study, config.world)))
-    return [
-        *steps,
+    steps += [
         ("questions", lambda study: prepare_questions(study, config.prepare)),
         ("annotate", lambda study: annotate(study, config.annotate)),
-        ("variants", lambda study: draw_variants(study, config.variants)),
-        ("sweep", lambda study: sweep(study, config.sweep)),
-        ("report", lambda study: make_report(study, config.report)),
     ]
+    if trains(config):  # all sets are drawn, whatever is trained: what is asked for later finds them there
+        steps += [
+            ("variants", lambda study: draw_variants(study, config.variants)),
+            ("sweep", lambda study: sweep(study, with_finished(study, config))),
+        ]
+    return [*steps, ("report", lambda study: make_report(study, config.report))]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,248 @@
+"""The experiments: named groups of fine-tuning sets and analyses, so that a study can be a part of the paper. Pure.
+
+An experiment names what it needs: which fine-tuning sets are trained, and what the annotation must hold. Shares are
+those of the `VariantsConfig`. Sets that several experiments need are trained once.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from slick.errors import SettingsError
+from slick.variants.plan import VariantsConfig, variant_specs
+from slick.variants.rows import VariantSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Fine-tuning sets that an experiment trains."""
+
+    what: str
+    """In the paper's words."""
+    wanted: Callable[[VariantSpec, VariantsConfig], bool]
+    flag: str
+    """What draws such a set, where the settings draw none."""
+    optional: bool = False
+    """Without it a part of the experiment is left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """One named group of fine-tuning sets and analyses."""
+
+    name: str
+    sentence: str
+    exhibits: str = ""
+    """Those of the paper; empty for what goes beyond it."""
+    outcomes: tuple[str, ...] = ()
+    """Findings that it decides."""
+    sections: tuple[str, ...] = ()
+    """Of the report's page."""
+    needs: tuple[Need, ...] = ()
+    """Empty: nothing is trained."""
+    p_true: bool = False
+    """Needs the annotation's P(True) scores."""
+    all_answers: bool = False
+    """Needs every answer of the annotation, which `--mode full` alone keeps."""
+    repeats: bool = False
+    """Needs questions that the annotation asked a second time."""
+    world: bool = False
+    """Needs planted facts."""
+
+
+def _of_kind(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
+    return lambda spec, config: spec.kind == kind
+
+
+def _with_shares_of(name: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
+    """The sets of the sweep at the shares of another kind."""
+    return lambda spec, config: (
+        spec.kind == "unknown" and spec.percent_unknown in {round(100 * share) for share in getattr(config, name)}
+    )
+
+
+SWEEP = Need(what="D at shares of Unknown rows", wanted=_of_kind("unknown"), flag="--variants.unknown-shares 0 0.5 1")
+KNOWN_ONLY = Need(what="D_Known", wanted=_of_kind("known"), flag="--variants.known-shares 0.5", optional=True)
+HALF = Need(
+    what="D with half Unknown rows",
+    wanted=lambda spec, config: spec.kind == "unknown" and spec.percent_unknown == 50,
+    flag="--variants.unknown-shares 0.5",
+)
+CONCENTRATED = Need(
+    what="concentrated sets", wanted=_of_kind("concentrated"), flag="--variants.concentrated-shares 0.5"
+)
+NATURAL = Need(what="D_Natural", wanted=_of_kind("natural"), flag="--variants.natural")
+
+_ALL = (
+    Experiment(
+        name="counts",
+        sentence="How many questions of each relation fall into each category.",
+        exhibits="Tables 3-5",
+        outcomes=("E1", "E2"),
+        sections=("counts", "knowledge"),
+    ),
+    Experiment(
+        name="unknown_ratio",
+        sentence="Accuracy against the share of Unknown rows, with and without those rows (D and D_Known).",
+        exhibits="Figures 3a, 3b",
+        outcomes=("E3", "E4", "E5", "E6", "E7", "E8", "E23", "E24"),
+        sections=("choice", "share", "stopping"),
+        needs=(SWEEP, KNOWN_ONLY),
+    ),
+    Experiment(
+        name="fit",
+        sentence="How fast Known and Unknown rows are fitted, and what is fitted at early stop.",
+        exhibits="Figures 1, 4, 6",
+        outcomes=("E9", "E10", "E11"),
+        sections=("fitting",),
+        needs=(SWEEP, HALF),
+    ),
+    Experiment(
+        name="linear_model",
+        sentence="What one fitted row, Known or Unknown, does to test accuracy, in and out of distribution.",
+        exhibits="Table 1",
+        outcomes=("E12", "E13"),
+        sections=("linear",),
+        needs=(SWEEP,),
+    ),
+    Experiment(
+        name="categories",
+        sentence="Fine-tuning on one category at a time, and what is then answered of each.",
+        exhibits="Tables 2, 7",
+        outcomes=("E14", "E15", "E16", "E17", "E18", "E19", "E25"),
+        sections=("categories",),
+        needs=(
+            Need(
+                what="D_HighlyKnown, D_MaybeKnown, D_WeaklyKnown",
+                wanted=_of_kind("category"),
+                flag="--variants.single-categories",
+            ),
+            Need(
+                what="D_Unknown",
+                wanted=lambda spec, config: spec.kind == "unknown" and spec.percent_unknown == 100,
+                flag="--variants.unknown-shares 1",
+            ),
+            NATURAL,
+        ),
+    ),
+    Experiment(
+        name="ood",
+        sentence="Accuracy on relations that nothing was fine-tuned on.",
+        exhibits="Figure 7",
+        outcomes=("E13",),
+        sections=("ood",),
+        needs=(SWEEP,),
+    ),
+    Experiment(
+        name="p_true",
+        sentence="Categories against P(True) and against fewer prompts: who tells better what will be answered right.",
+        exhibits="Figure 5",
+        outcomes=("E20", "E21"),
+        sections=("p_true",),
+        needs=(NATURAL,),
+        p_true=True,
+        all_answers=True,
+    ),
+    Experiment(
+        name="idk",
+        sentence="Unknown rows relabelled as “I don't know”.",
+        exhibits="Table 8",
+        outcomes=("E22", "E23"),
+        sections=("idk",),
+        needs=(
+            Need(what="D_IDK", wanted=_of_kind("idk"), flag="--variants.idk-shares 0.5"),
+            Need(
+                what="D at the same share", wanted=_with_shares_of("idk_shares"), flag="--variants.unknown-shares 0.5"
+            ),
+        ),
+    ),
+    Experiment(
+        name="error_audit",
+        sentence="What answers that do not match are: wrong, or right in other words.",
+        exhibits="Table 6",
+        sections=("error_audit",),
+        all_answers=True,
+    ),
+    Experiment(
+        name="concentration",
+        sentence="Unknown rows that fill whole relations, against as many spread over all.",
+        sections=("concentration",),
+        needs=(
+            CONCENTRATED,
+            Need(what="D at the same shares", wanted=_with_shares_of("concentrated_shares"), flag=HALF.flag),
+        ),
+    ),
+    Experiment(
+        name="forgetting",
+        sentence="Which answers are lost in training, and when.",
+        sections=("forgetting",),
+        needs=(SWEEP, KNOWN_ONLY),
+    ),
+    Experiment(
+        name="stability",
+        sentence="How often a question that is asked again gets another category.",
+        sections=("stability",),
+        repeats=True,
+    ),
+    Experiment(
+        name="popularity",
+        sentence="Categories and accuracy against how popular a subject is.",
+        sections=("popularity",),
+    ),
+    Experiment(
+        name="planted",
+        sentence="Categories against the strength at which facts were planted: the labels against the truth.",
+        sections=("planted",),
+        world=True,
+    ),
+)
+
+EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
+PAPER = tuple(experiment.name for experiment in _ALL if experiment.exhibits)
+"""What a study does unless it is asked for less: everything the paper shows."""
+
+
+def parse_names(words: Iterable[str]) -> tuple[str, ...]:
+    """Names of experiments, apart or joined by commas, each once and in the order of `EXPERIMENTS`.
+
+    Raises:
+        SettingsError: there is no such experiment.
+
+    >>> parse_names(["idk,p_true", "counts"])
+    ('counts', 'p_true', 'idk')
+    """
+    names = {name for word in words for name in word.replace(",", " ").replace("-", "_").split()}
+    unknown = sorted(names - EXPERIMENTS.keys())
+    if unknown:
+        raise SettingsError(
+            f"there is no experiment {', '.join(unknown)}; there are {', '.join(PAPER)}, and beyond the paper "
+            f"{', '.join(name for name in EXPERIMENTS if name not in PAPER)}"
+        )
+    return tuple(name for name in EXPERIMENTS if name in names)
+
+
+def trained_by(names: Sequence[str], config: VariantsConfig) -> tuple[str, ...]:
+    """The fine-tuning sets that the experiments train, each once, in the order in which they are drawn."""
+    needs = [need for name in names for need in EXPERIMENTS[name].needs]
+    return tuple(spec.name for spec in variant_specs(config) if any(need.wanted(spec, config) for need in needs))
+
+
+def lacks(experiment: Experiment, config: VariantsConfig) -> list[Need]:
+    """What an experiment needs and the settings do not draw."""
+    specs = variant_specs(config)
+    return [
+        need for need in experiment.needs if not need.optional and not any(need.wanted(spec, config) for spec in specs)
+    ]
+
+
+def decided_by(outcome: str) -> tuple[str, ...]:
+    """The experiments that decide a finding.
+
+    >>> decided_by("E13"), decided_by("E23")
+    (('linear_model', 'ood'), ('unknown_ratio', 'idk'))
+    """
+    return tuple(name for name, experiment in EXPERIMENTS.items() if outcome in experiment.outcomes)
+
+
+def shown_in(section: str) -> Experiment | None:
+    """The experiment that a section of the report belongs to."""
+    return next((experiment for experiment in _ALL if section in experiment.sections), None)

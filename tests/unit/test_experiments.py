@@ -1,0 +1,148 @@
+"""Experiments: what each trains under different settings, what is refused, and what a study trains again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import presets
+from jobs.asked import forecast, impossible, trains, with_finished
+from jobs.door import parse_config
+from jobs.study import _steps, resolve
+from slick.errors import SettingsError
+from slick.experiments import EXPERIMENTS, PAPER, decided_by, lacks, parse_names, shown_in, trained_by
+from slick.storage import Folder
+from slick.variants.plan import VariantsConfig, variant_names
+
+FINDINGS = {f"E{i}" for i in range(1, 26)}
+SEVENTEEN = VariantsConfig()
+
+
+def study(**changes: object) -> presets.StudyConfig:
+    return resolve(replace(presets.demo_study(), variants=SEVENTEEN, **changes))
+
+
+def test_the_paper_is_covered_every_finding_decided_and_every_set_trained() -> None:
+    assert {outcome for one in EXPERIMENTS.values() for outcome in one.outcomes} == FINDINGS
+    assert all(EXPERIMENTS[decided_by(finding)[0]].exhibits for finding in FINDINGS)
+    assert set(trained_by(PAPER, SEVENTEEN)) == set(variant_names(SEVENTEEN))
+    sections = [section for one in EXPERIMENTS.values() for section in one.sections]
+    assert len(set(sections)) == len(sections), "a section of the page belongs to one experiment"
+    assert shown_in("idk") is EXPERIMENTS["idk"]
+    assert shown_in("provenance") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("idk", ("unknown-050", "idk-050")),
+        ("p_true", ("natural",)),
+        ("categories", ("unknown-100", "highlyknown", "maybeknown", "weaklyknown", "natural")),
+        ("ood", tuple(f"unknown-{percent:03d}" for percent in (0, 10, 25, 50, 75, 90, 100))),
+        ("counts", ()),
+        ("stability", ()),
+    ],
+)
+def test_an_experiment_trains_what_it_needs(name: str, wanted: tuple[str, ...]) -> None:
+    assert trained_by([name], SEVENTEEN) == wanted
+
+
+def test_shares_are_those_of_the_settings() -> None:
+    config = VariantsConfig(unknown_shares=(0.0, 0.29, 1.0), idk_shares=(0.29,), concentrated_shares=(0.29,))
+    assert trained_by(["idk"], config) == ("unknown-029", "idk-029")
+    assert trained_by(["concentration"], config) == ("unknown-029", "concentrated-029")
+    assert [need.what for need in lacks(EXPERIMENTS["fit"], config)] == ["D with half Unknown rows"]
+
+
+def test_names_may_stand_apart_or_be_joined_by_commas() -> None:
+    parsed = parse_config(presets.demo_study(), ["--experiments", "idk,p-true", "counts"], "slick study demo")
+    assert parse_names(parsed.experiments) == ("counts", "p_true", "idk")
+    with pytest.raises(SettingsError, match=r"no experiment figure_3, idq; there are counts, .*planted"):
+        parse_names(["idq,figure_3"])
+
+
+def test_experiments_share_their_trainings() -> None:
+    config = study(experiments=("idk", "p_true"))
+    assert config.sweep.grid.variants == ("unknown-050", "natural", "idk-050")
+    assert len(config.sweep.trajectories) == 3
+    assert variant_names(config.variants) == variant_names(SEVENTEEN), "all sets are drawn"
+
+
+def test_nothing_asked_for_is_all_of_the_paper_and_what_takes_no_more() -> None:
+    config = study()
+    assert set(PAPER) <= set(config.experiments)
+    assert {"stability", "planted", "forgetting"} <= set(config.experiments)
+    assert "concentration" not in config.experiments
+    assert config.sweep.grid.variants == variant_names(SEVENTEEN)
+
+
+def test_concentrated_sets_are_drawn_when_they_are_asked_for() -> None:
+    assert study(experiments=("concentration",)).sweep.grid.variants == ("unknown-050", "concentrated-050")
+
+
+def test_no_training_no_sweep() -> None:
+    config = study(experiments=("counts,stability",))
+    assert not trains(config)
+    assert [name for name, _ in _steps(config)] == ["world", "questions", "annotate", "report"]
+    assert [name for name, _ in _steps(study(experiments=("idk",)))][-3:] == ["variants", "sweep", "report"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "said"),
+    [
+        ("smoke", ["--experiments", "p_true"], r"p_true cannot .* needs D_Natural, .*\(add --variants\.natural\)"),
+        (
+            "demo",
+            ["--experiments", "error_audit", "--annotate.mode", "labels"],
+            r"needs every answer \(--annotate\.mode",
+        ),
+        ("demo", ["--experiments", "stability", "--annotate.repeats-per-relation", "0"], "asked again"),
+        ("paper", ["--experiments", "planted", "--model", "m", "--questions", "q"], "facts that were planted"),
+        ("demo", ["--experiments", "idk", "--sweep.grid.variants", "natural"], "both say which fine-tuning sets"),
+    ],
+)
+def test_what_the_settings_cannot_give_is_refused(preset: str, words: list[str], said: str) -> None:
+    config = parse_config(presets.STUDY[preset](), words, "slick study")
+    with pytest.raises(SettingsError, match=said):
+        resolve(config)
+
+
+def test_all_of_the_paper_leaves_out_what_small_settings_cannot_give() -> None:
+    config = resolve(presets.smoke_study())
+    assert set(PAPER) <= set(config.experiments)
+    assert impossible("categories", config)
+    assert "left out: needs D_Natural" in forecast(config)
+
+
+def test_the_forecast_needs_no_model_and_counts_each_experiment() -> None:
+    lines = forecast(resolve(presets.paper_study(), needs_model=False)).splitlines()
+    cells = {line.split()[0]: line for line in lines if line}
+    assert cells["unknown_ratio"].split()[-3:] == ["12", "12", "600"]
+    assert cells["idk"].split()[-3:] == ["2", "2", "100"]
+    assert "17 trainings, 850 epochs in all" in "\n".join(lines)
+    assert "no training" in forecast(study(experiments=("counts",)))
+    assert "4,720 questions: 802,400 generations" in forecast(study())
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Folder:
+    """A study with the sets drawn and no training."""
+    folder = Folder(str(tmp_path))
+    counts = {name: {"num": 4, "kind": "x"} for name in variant_names(SEVENTEEN)}
+    folder.child("variants").write_json("manifest.json", manifest("variants", counts))
+    return folder
+
+
+def manifest(step: str, counts: dict) -> dict:
+    return {"step": step, "fingerprint": step, "settings": {}, "inputs": {}, "counts": counts, "seconds": 1.0,
+            "versions": {}}  # fmt: skip
+
+
+def test_without_finished_trainings_the_sweep_is_what_is_asked_for(begun: Folder) -> None:
+    config = study(experiments=("idk",))
+    assert with_finished(begun, config) == config.sweep
+
+
+def test_the_forecast_tells_what_is_trained_already(begun: Folder) -> None:
+    begun.child("runs", "idk-050-seed0").write_json("manifest.json", manifest("finetune", {"epochs": 10}))
+    assert "1 of these trainings are finished" in forecast(study(experiments=("idk",)), begun)
