@@ -4,6 +4,7 @@ from slick.annotation.annotate import AnnotateConfig, annotate, questions_to_ask
 from slick.annotation.generations import read_generations
 from slick.annotation.knowledge import read_knowledge
 from slick.annotation.rescore import RescoreConfig, rescore
+from slick.annotation.score import read_p_true
 
 __all__ = [
     "AnnotateConfig",
@@ -12,5 +13,6 @@ __all__ = [
     "questions_to_ask",
     "read_generations",
     "read_knowledge",
+    "read_p_true",
     "rescore",
 ]

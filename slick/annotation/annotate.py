@@ -7,29 +7,21 @@ goes on with the batches no file holds, and labels depend on neither the number 
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from slick.annotation.asking import ask_missing
 from slick.annotation.controls import control_questions, flips
-from slick.annotation.generations import (
-    Batch,
-    asked_questions,
-    cut_batches,
-    first_by_hash,
-    make_units,
-    missing_batches,
-    read_parts,
-    spent_by_parts,
-)
+from slick.annotation.generations import asked_questions, first_by_hash, read_parts, spent_by_parts
 from slick.annotation.knowledge import Scoring, count_categories, gather, knowledge_table
-from slick.annotation.pool import AskerConfig, EngineName, Mode, Store, answer_units
+from slick.annotation.pool import AskerConfig, EngineName, Kind, Mode, Store
+from slick.annotation.score import Scope, check_same_model, score_p_true
 from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError, StudyError
 from slick.matching import Matcher
-from slick.progress import Progress
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 from slick.questions import read_questions
 from slick.storage import Folder
@@ -38,6 +30,8 @@ from slick.types import Category
 
 Exemplars = dict[str, list[list[str]]]
 Estimator = Literal["sampled", "gold"]
+
+_KIND: dict[Estimator, Kind] = {"sampled": "answers", "gold": "gold"}
 
 REPEATS, CONTROLS = "repeats", "controls"
 
@@ -94,6 +88,11 @@ class AnnotateConfig:
     """Logical CPUs that Ray sets aside for an actor."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
+    p_true: bool = False
+    """Ask the model as well how likely the gold answer is right (P(True)), which findings E20 and figure 5 compare the
+    labels with. No part of the labels: it can be asked of a study that is annotated, by the same command again."""
+    p_true_of: Scope = "test"
+    """Questions that P(True) is asked of: `test`, in distribution, as in the paper; or `all` that are labelled."""
 
     def __post_init__(self) -> None:
         sizes = ("num_exemplar_sets", "num_shots", "batch_questions", "batches_per_file", "min_actors")
@@ -117,32 +116,43 @@ class AnnotateConfig:
             raise SettingsError(f"max_actors is {self.max_actors}, less than min_actors, {self.min_actors}")
 
     def identity(self) -> dict[str, object]:
-        """The settings that change results; actors and file sizes do not, and the model counts by its fingerprint."""
+        """The settings that change labels; actors and file sizes do not, and the model counts by its fingerprint."""
         speed = {"model", "batches_per_file", "min_actors", "max_actors", "gpus_per_actor", "cpus_per_actor"}
-        return {name: value for name, value in asdict(self).items() if name not in speed}
+        apart = {"p_true", "p_true_of"}
+        return {name: value for name, value in asdict(self).items() if name not in speed | apart}
 
 
 def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
-    """Write annotate/exemplars.json, generations/, knowledge.parquet and the manifest.
+    """Write annotate/exemplars.json, generations/, knowledge.parquet and the manifest; then, if wanted, p_true/.
 
     Returns:
-        The manifest, with counts of categories by relation and split, generations and tokens.
+        The manifest of the labels, with counts of categories by relation and split, generations and tokens.
 
     Raises:
-        StudyError: the questions step is not finished, or the folder holds an annotation with other settings.
+        StudyError: the questions step is not finished, or the folder holds an annotation of another model or with other
+            settings.
         DataError: a relation has too few dev questions for its exemplar sets.
         ModelError: the model cannot be loaded.
         EngineError: an answer could not be made. What was written stays, and a further run goes on from there.
     """
     from slick.models import model_fingerprint, resolve_model, study_model
 
-    started_at = time.monotonic()
-    folder = study.child("annotate")
     model = study_model(study, config.model)
     inputs = {
         "questions": require(study.child("questions"), "questions").fingerprint,
         "model": model_fingerprint(resolve_model(model)),
     }
+    if config.p_true:
+        check_same_model(study, inputs["model"])
+    manifest = _annotate(study, config, model, inputs)
+    if config.p_true:
+        score_p_true(study, config, inputs)
+    return manifest
+
+
+def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[str, str]) -> Manifest:
+    started_at = time.monotonic()
+    folder = study.child("annotate")
     identity = fingerprint(inputs, config.identity())
     if not begin(folder, "annotate", identity, config):
         manifest = read_manifest(folder)
@@ -152,7 +162,7 @@ def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
     exemplars = _exemplars(folder, questions, config)
     asked = asked_questions(questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation)
     asker = _asker(folder, questions, exemplars, model, config)
-    _ask_missing(_tables(asked, config), asker, config)
+    ask_missing("annotate", _tables(asked, config), asker, config, _note)
     counts = label(study, asked, config)
     return finish(folder, "annotate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
 
@@ -251,7 +261,7 @@ def _asker(
     def prefixes(sets: Exemplars) -> dict[str, list[str]]:
         return {relation: [few_shot_prefix([shots[i] for i in ids]) for ids in some] for relation, some in sets.items()}
 
-    main = Store(prefixes=prefixes(exemplars), sampling=config.sampling, gold=config.estimator == "gold")
+    main = Store(prefixes=prefixes(exemplars), sampling=config.sampling, kind=_KIND[config.estimator])
     stores = {main_store(config): main, CONTROLS: main}
     if config.repeats_per_relation:
         others = prefixes(_draw_exemplars(questions, config, config.seed + 1))
@@ -270,39 +280,6 @@ def _asker(
     )
 
 
-def _ask_missing(tables: Mapping[str, pa.Table], asker: AskerConfig, config: AnnotateConfig) -> None:
-    """Ask every question that no part file holds."""
-    batches = {store: cut_batches(table, config.batch_questions) for store, table in tables.items()}
-    missing = {store: missing_batches(asker.folder.child(store), found) for store, found in batches.items()}
-    total, left = (sum(_num_questions(found) for found in some.values()) for some in (batches, missing))
-    progress = Progress("annotate", total, "questions")
-    if not left:
-        return
-    if left < total:
-        progress.resume_at(total - left)
-        print(f"annotate: going on after {progress.done:,} of {total:,} questions", flush=True)
-    began = time.monotonic()
-    so_far: Counter[str] = Counter()
-    spent: Counter[str] = Counter()
-
-    def units_of(on_gpu: bool) -> list[pa.Table]:
-        size = config.batches_per_file * (8 if on_gpu else 1)
-        return [unit for store, found in missing.items() for unit in make_units(store, found, size)]
-
-    for row in answer_units(
-        units_of,
-        asker,
-        min_actors=config.min_actors,
-        max_actors=config.max_actors,
-        gpus_per_actor=config.gpus_per_actor,
-        cpus_per_actor=config.cpus_per_actor,
-    ):
-        spent.update(row["spent"])
-        if row["store"] == main_store(config):
-            so_far.update(row["categories"])
-        progress.add(len(row["categories"]), _note(so_far, spent, time.monotonic() - began))
-
-
 def _note(so_far: Mapping[str, int], spent: Mapping[str, float], seconds: float) -> str:
     speeds = [f"{spent[name] / seconds:,.0f} {name.replace('_', ' ')}/s" for name in ("generations", "answer_tokens")]
     reused = f"{100 * _reused(spent):.0f} % of prompt tokens reused"
@@ -312,10 +289,6 @@ def _note(so_far: Mapping[str, int], spent: Mapping[str, float], seconds: float)
 def _reused(spent: Mapping[str, float]) -> float:
     """Share of prompt tokens that a shared prefix spared the model."""
     return 1 - spent["prefilled_tokens"] / max(spent["prompt_tokens"], 1)
-
-
-def _num_questions(batches: Sequence[Batch]) -> int:
-    return sum(int(batch.questions.num_rows) for batch in batches)
 
 
 def _shares(categories: Mapping[str, int]) -> str:

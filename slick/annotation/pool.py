@@ -17,6 +17,7 @@ from slick import errors
 from slick.annotation.confidence import chance_known
 from slick.annotation.generations import GENERATION_SCHEMA, GOLD_SCHEMA, SPENT, write_part
 from slick.annotation.knowledge import categories
+from slick.annotation.p_true import CHOICES, P_TRUE_SCHEMA, p_true_row, p_true_suffix
 from slick.engines.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
 from slick.errors import EngineError, SlickError
 from slick.matching import Matcher, Target
@@ -28,15 +29,19 @@ SUMMARY_SCHEMA = pa.schema(
         ("error", pa.string()),
         ("message", pa.string()),
         ("store", pa.string()),
+        ("questions", pa.int64()),
         ("categories", pa.list_(pa.string())),
         ("spent", pa.map_(pa.string(), pa.float64())),
     ]
 )
-"""What an actor sends to the driver for each unit: the category of each question and what the answers cost, or else the
-name of an error of `slick.errors` and its message."""
+"""What an actor sends to the driver for each unit: how many questions, the category of each if the store tells it, and
+what the answers cost; or else the name of an error of `slick.errors` and its message."""
 
 Mode = Literal["full", "labels"]
+Kind = Literal["answers", "gold", "p_true"]
 EngineName = Literal["transformers", "vllm"]
+
+SCHEMAS: dict[Kind, pa.Schema] = {"answers": GENERATION_SCHEMA, "gold": GOLD_SCHEMA, "p_true": P_TRUE_SCHEMA}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +51,8 @@ class Store:
     prefixes: dict[str, list[str]]
     """Few-shot prefixes of each relation, one an exemplar set."""
     sampling: SamplingConfig
-    gold: bool = False
-    """Score the gold answer instead of drawing any."""
+    kind: Kind = "answers"
+    """`answers` draws them; `gold` scores the gold answer; `p_true` asks whether it is right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +98,7 @@ class Asker:
         return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
 
     def answer(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Answer one unit and store the answers; the category of each question, and what they cost."""
+        """Answer one unit and store the answers; a row of `SUMMARY_SCHEMA`."""
         if self._engine is None:
             self._engine = self._load()
         config, store = self._config, self._config.stores[unit["store"]]
@@ -102,27 +107,33 @@ class Asker:
         size = len(unit["question_id"]) if config.on_gpu else config.batch_questions
         for start in range(0, len(unit["question_id"]), size):
             part = slice(start, start + size)
+            gold = unit["answers"][part]
             batch = PromptBatch(
                 prefixes=store.prefixes[unit["relation"]],
                 question_ids=unit["question_id"][part],
-                suffixes=[few_shot_suffix(question) for question in unit["question"][part]],
+                suffixes=[
+                    p_true_suffix(question, answers[0]) if store.kind == "p_true" else few_shot_suffix(question)
+                    for question, answers in zip(unit["question"][part], gold, strict=True)
+                ],
             )
-            rows += self._ask(self._engine, store, batch, unit["answers"][part])
+            rows += self._ask(self._engine, store, batch, gold)
         spent = {name: round(value - before[name], 6) for name, value in asdict(self._engine.stats).items()}
         for row in rows:
             row["relation"] = unit["relation"]
-        schema = GOLD_SCHEMA if store.gold else GENERATION_SCHEMA
-        table = pa.Table.from_pylist(rows, schema)
+        table = pa.Table.from_pylist(rows, SCHEMAS[store.kind])
         write_part(config.folder.child(unit["store"]), unit["first_batch"], table, spent)
         found = _categories(rows, store)
         self._count(found, spent)
-        return {"store": unit["store"], "categories": found, "spent": list(spent.items())}
+        return {"store": unit["store"], "questions": len(rows), "categories": found, "spent": list(spent.items())}
 
     def _ask(
         self, engine: Engine, store: Store, batch: PromptBatch, gold: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
         """The answers to each question of a batch, as rows of the store."""
-        if store.gold:
+        if store.kind == "p_true":
+            chances = engine.log_probabilities(batch, CHOICES)
+            return [p_true_row(i, *found) for i, found in zip(batch.question_ids, chances, strict=True)]
+        if store.kind == "gold":
             scores = engine.score(batch, [answers[0] for answers in gold], store.sampling)
             return [_gold_row(i, found) for i, found in zip(batch.question_ids, scores, strict=True)]
         targets = [Target(answers, self._config.matcher) for answers in gold]
@@ -201,8 +212,10 @@ def _gold_row(question_id: str, scores: Sequence[GoldScore]) -> dict[str, Any]:
 
 
 def _categories(rows: Sequence[dict[str, Any]], store: Store) -> list[str]:
+    if store.kind == "p_true":
+        return []
     greedy = np.array([sum(row["greedy_hit"]) for row in rows])
-    if store.gold:
+    if store.kind == "gold":
         gold = np.array([row["gold_probability"] for row in rows])
         known = chance_known(gold, store.sampling.num_samples) >= 0.5
     else:

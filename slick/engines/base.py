@@ -133,3 +133,18 @@ class Engine(Protocol):
             EngineError: as `generate`.
         """
         ...
+
+    def log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
+        """How likely the answer to each question is to begin with each of the choices, a space before it.
+
+        Args:
+            batch: the prompts, behind one prefix.
+            choices: beginnings of an answer.
+
+        Returns:
+            For each question the natural logarithm of each choice's probability, at temperature 1 and over all tokens.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        ...

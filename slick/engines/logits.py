@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slick.engines.tree import Candidates
@@ -25,11 +26,7 @@ def candidates_of(logits_NV: Tensor, num: int) -> Candidates:
     fetched = min(num + _SPARE_CANDIDATES, num_classes)
     values, ids = (_largest if logits_NV.device.type == "cpu" else _largest_on_gpu)(logits_NV, fetched)
     # Not-a-number counts as the largest, so what is wrong shows among the likeliest.
-    if not np.isfinite(values.max(axis=1)).all():
-        raise EngineError(
-            "the model gave logits that are not finite numbers (NaN or infinity), so its answers mean nothing; "
-            "load it in float32 or bfloat16, and see that the weights are whole"
-        )
+    _check_finite(values.max(axis=1))
     order = np.lexsort((ids, -values), axis=1)[:, :num]
     ids_NC = np.take_along_axis(ids, order, axis=1)
     values_NC = np.take_along_axis(values, order, axis=1)
@@ -39,6 +36,26 @@ def candidates_of(logits_NV: Tensor, num: int) -> Candidates:
             sorted_V, by_value = torch.sort(logits_NV[row], descending=True, stable=True)
             values_NC[row], ids_NC[row] = sorted_V[:num].float().cpu().numpy(), by_value[:num].cpu().numpy()
     return values_NC, ids_NC
+
+
+def log_probabilities_of(logits_NV: Tensor, ids: NDArray[np.int64]) -> Candidates:
+    """Log-probabilities of the given tokens in each row, by a softmax over the whole vocabulary in float32.
+
+    Raises:
+        EngineError: one is not a finite number.
+    """
+    chances_NV = torch.log_softmax(logits_NV.float(), dim=-1)
+    values = chances_NV[:, torch.from_numpy(ids).to(chances_NV.device)].cpu().numpy()
+    _check_finite(values)
+    return values, np.broadcast_to(ids, values.shape)
+
+
+def _check_finite(values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise EngineError(
+            "the model gave logits that are not finite numbers (NaN or infinity), so its answers mean nothing; "
+            "load it in float32 or bfloat16, and see that the weights are whole"
+        )
 
 
 def _largest_on_gpu(logits_NV: Tensor, num: int) -> Candidates:

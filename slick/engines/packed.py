@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slick.engines.attention import KeyValueStore, LayerKeysValues, OwnAttention, OwnPart, Pass, PrefixPart
-from slick.engines.logits import candidates_of, takes
+from slick.engines.logits import candidates_of, log_probabilities_of, takes
 from slick.engines.tree import Candidates, Ints
 
 Tokens = Sequence[int]
@@ -47,6 +47,7 @@ class PackedDecoder:
         self._prefixes: OrderedDict[tuple[tuple[int, ...], ...], dict[int, LayerKeysValues]] = OrderedDict()
         self._prefix_cache_bytes = prefix_cache_bytes
         self._store = KeyValueStore()
+        self._watched: Ints | None = None
         self._begin({}, [], [], 1)
         self.windows: set[int] = set()
         """Sliding windows that layers asked for so far."""
@@ -62,6 +63,7 @@ class PackedDecoder:
         *,
         num_candidates: int,
         kept: Ints | None = None,
+        watched: Ints | None = None,
     ) -> Candidates:
         """Feed the prompts; the last token of each becomes a root, numbered in order.
 
@@ -70,6 +72,7 @@ class PackedDecoder:
             prompts: for each prefix its prompts, which begin alike: what they share is fed once.
             num_candidates: how many of the likeliest tokens are wanted of each node, now and later.
             kept: how many last tokens of each prompt candidates are wanted of; None for the last one alone.
+            watched: tokens whose log-probabilities are wanted in place of the likeliest tokens and their logits.
 
         Returns:
             Candidates behind the kept tokens of all prompts, in order.
@@ -80,6 +83,7 @@ class PackedDecoder:
         tails = [prompt[length:] for group, length in zip(prompts, shared, strict=True) for prompt in group]
         prefix_P = np.repeat(np.arange(len(prompts)), [len(group) for group in prompts])
         self._begin(layers, shared, prefix_P, num_candidates)
+        self._watched = watched
         self._tail_P = np.array([len(tail) for tail in tails])
         self._tail_start_P = np.cumsum(self._tail_P) - self._tail_P
         self._depth_N = self._tail_P + self._shared_F[prefix_P] - 1
@@ -125,7 +129,7 @@ class PackedDecoder:
         self, layers: dict[int, LayerKeysValues], shared: Sequence[int], prefix_P: Sequence[int] | Ints, num: int
     ) -> None:
         self._store.clear()
-        self._layers, self._num_candidates = layers, num
+        self._layers, self._num_candidates, self._watched = layers, num, None
         self._shared_F, self._prefix_P = np.array(shared, dtype=np.int64), np.array(prefix_P, dtype=np.int64)
 
     def _feed_tails(self, part: slice, tails: Sequence[Tokens], kept_P: Ints) -> Candidates:
@@ -175,6 +179,8 @@ class PackedDecoder:
     def _forward(self, tokens: Ints, positions: Ints, own: OwnPart, prefix_N: Ints, kept: Ints | None) -> Candidates:
         """Candidates behind the kept tokens (None for all); keys and values of all tokens go into the store."""
         logits = self._logits(tokens, positions, own, self._prefix_part(prefix_N), kept)
+        if self._watched is not None:
+            return log_probabilities_of(logits, self._watched)
         return candidates_of(logits, self._num_candidates)
 
     def _logits(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slick.engines.logits import candidates_of, takes
+from slick.engines.logits import candidates_of, log_probabilities_of, takes
 from slick.engines.packed import PackedDecoder
 from slick.engines.tree import Candidates, Ints
 
@@ -24,6 +24,7 @@ class PlainDecoder:
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._num_candidates = model, 1
+        self._watched: Ints | None = None
         self._device = next(model.parameters()).device
         self._last_only = takes(model, "logits_to_keep")
         self._nodes: list[tuple[int, ...]] = []
@@ -37,9 +38,10 @@ class PlainDecoder:
         *,
         num_candidates: int,
         kept: Ints | None = None,
+        watched: Ints | None = None,
     ) -> Candidates:
         """As `PackedDecoder.start`."""
-        self._num_candidates = num_candidates
+        self._num_candidates, self._watched = num_candidates, watched
         self._nodes = [tuple(prompt) for group in prompts for prompt in group]
         self.num_prefilled += sum(map(len, self._nodes))
         kept_P = np.ones(len(self._nodes), dtype=np.int64) if kept is None else np.tile(kept, len(prompts))
@@ -66,7 +68,12 @@ class PlainDecoder:
         for same in by_length.values():
             for start in range(0, len(same), self._MAX_ROWS):
                 rows = same[start : start + self._MAX_ROWS]
-                found.append(candidates_of(self._logits([sequences[i] for i in rows]), self._num_candidates))
+                logits = self._logits([sequences[i] for i in rows])
+                found.append(
+                    candidates_of(logits, self._num_candidates)
+                    if self._watched is None
+                    else log_probabilities_of(logits, self._watched)
+                )
                 order += rows
         back = np.argsort(order)
         return np.concatenate([f[0] for f in found])[back], np.concatenate([f[1] for f in found])[back]

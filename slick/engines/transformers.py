@@ -8,6 +8,7 @@ answer depends on the batch that was given and on nothing else.
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,9 +19,10 @@ from torch import nn
 from slick.draws import row_key
 from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
 from slick.engines.gold import ANY, END, score_places
+from slick.engines.likelihood import log_probabilities
 from slick.engines.packed import PackedDecoder
 from slick.engines.plain import PlainDecoder, agree
-from slick.engines.tree import Flags, Ints, Tree
+from slick.engines.tree import Candidates, Flags, Ints, Tree
 from slick.errors import EngineError, ModelError
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ _QUESTIONS_ON_CPU = 32
 _MOST_QUESTIONS = 512
 _TAIL_TOKENS = 24
 """Tokens of a question and of a long answer, to reckon with."""
+
+_NO_SAMPLES = SamplingConfig(num_samples=0, max_new_tokens=1)
 
 Result = TypeVar("Result")
 
@@ -96,6 +100,15 @@ class TransformersEngine:
             sampling,
             lambda start, part: self._score(part, gold[start : start + len(part.question_ids)], sampling),
         )
+
+    def log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
+        """How likely the answer to each question is to begin with each choice; see `Engine.log_probabilities`.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        assert len(batch.prefixes) == 1
+        return self._in_parts(batch, _NO_SAMPLES, lambda _, part: self._log_probabilities(part, choices))
 
     def _in_parts(
         self, batch: PromptBatch, sampling: SamplingConfig, run: Callable[[int, PromptBatch], list[Result]]
@@ -216,6 +229,28 @@ class TransformersEngine:
             )
             for q in range(size)
         ]
+
+    def _log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
+        prefixes, (prompts,) = self._tokenize(batch)
+        by_choice = [self._answer_tokens(batch, prompts, [choice] * len(prompts)) for choice in choices]
+        lengths = np.array([[len(prompt) for prompt in prompts]])
+        longest = max(len(answer) for answers in by_choice for answer in answers)
+        self._check_fits(lengths, replace(_NO_SAMPLES, max_new_tokens=longest), batch.question_ids)
+        decoder = self._decoder(int(lengths.max()) + longest)
+        before, num_fed = decoder.num_prefilled, 0
+
+        def read(sequences: list[list[int]], kept: Ints, watched: Ints) -> Candidates:
+            nonlocal num_fed
+            num_fed = int(kept.sum()) - len(kept)
+            return decoder.start(prefixes, [sequences], num_candidates=1, kept=kept, watched=watched)
+
+        found = log_probabilities(read, prompts, list(zip(*by_choice, strict=True)))
+        self.stats.prompts += len(prompts)
+        self.stats.prompt_tokens += int(lengths.sum())
+        self.stats.answer_tokens += num_fed
+        self.stats.decoded_tokens += num_fed
+        self.stats.prefilled_tokens += decoder.num_prefilled - before - num_fed
+        return found
 
     def _answer_tokens(
         self, batch: PromptBatch, prompts: Sequence[Sequence[int]], gold: Sequence[str]

@@ -116,6 +116,14 @@ class VllmEngine:
         """
         raise SettingsError("the gold estimator needs the transformers engine: leave out --engine vllm")
 
+    def log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
+        """Not offered.
+
+        Raises:
+            SettingsError: always.
+        """
+        raise SettingsError("probabilities of given texts, as P(True) has them, need the transformers engine")
+
     def _ask(
         self, batch: PromptBatch, requests: Sequence[tuple[int, bool]], sampling: SamplingConfig
     ) -> dict[tuple[int, bool], list[tuple[str, int]]]:
