@@ -1,0 +1,69 @@
+"""Which batches of questions are still to be asked, handed to the pool of actors, with progress on the terminal."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from slick.annotation.generations import Batch, cut_batches, make_units, missing_batches
+from slick.annotation.pool import AskerConfig, answer_units
+from slick.progress import Progress
+
+if TYPE_CHECKING:
+    from slick.annotation.annotate import AnnotateConfig
+
+
+Note = Callable[[Mapping[str, int], Mapping[str, float], float], str]
+"""What to say beside the progress, of questions by category in the first store, cost, and seconds so far."""
+
+
+def ask_missing(
+    label: str, tables: Mapping[str, pa.Table], asker: AskerConfig, config: "AnnotateConfig", note: Note
+) -> None:
+    """Ask every question that no part file holds.
+
+    Args:
+        label: what the progress is of.
+        tables: the questions of each store.
+        asker: what the actors must know.
+        config: how the work is cut and spread.
+        note: follows the figures of the progress.
+
+    Raises:
+        SlickError: what an actor could not do. What was written stays.
+    """
+    batches = {store: cut_batches(table, config.batch_questions) for store, table in tables.items()}
+    missing = {store: missing_batches(asker.folder.child(store), found) for store, found in batches.items()}
+    total, left = (sum(_num_questions(found) for found in some.values()) for some in (batches, missing))
+    progress = Progress(label, total, "questions")
+    if not left:
+        return
+    if left < total:
+        progress.resume_at(total - left)
+        print(f"{label}: going on after {progress.done:,} of {total:,} questions", flush=True)
+    began = time.monotonic()
+    so_far: Counter[str] = Counter()
+    spent: Counter[str] = Counter()
+
+    def units_of(on_gpu: bool) -> list[pa.Table]:
+        size = config.batches_per_file * (8 if on_gpu else 1)
+        return [unit for store, found in missing.items() for unit in make_units(store, found, size)]
+
+    for row in answer_units(
+        units_of,
+        asker,
+        min_actors=config.min_actors,
+        max_actors=config.max_actors,
+        gpus_per_actor=config.gpus_per_actor,
+        cpus_per_actor=config.cpus_per_actor,
+    ):
+        spent.update(row["spent"])
+        if row["store"] == next(iter(tables)):
+            so_far.update(row["categories"])
+        progress.add(row["questions"], note(so_far, spent, time.monotonic() - began))
+
+
+def _num_questions(batches: Sequence[Batch]) -> int:
+    return sum(int(batch.questions.num_rows) for batch in batches)

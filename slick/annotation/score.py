@@ -1,0 +1,163 @@
+"""The P(True) part of the annotate step: scored beside the labels, also of a study annotated long ago.
+
+It has a folder and a manifest of its own inside annotate/, so that it changes nothing of what the labels are.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from slick.annotation.asking import ask_missing
+from slick.annotation.generations import asked_questions, read_parts, spent_by_parts
+from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
+from slick.annotation.pool import AskerConfig, Store
+from slick.engines.base import SamplingConfig
+from slick.errors import EngineError, StudyError
+from slick.questions import read_questions
+from slick.storage import Folder
+from slick.study import Manifest, begin, fingerprint, finish, read_manifest
+
+if TYPE_CHECKING:
+    from slick.annotation.annotate import AnnotateConfig
+
+P_TRUE: Final = "p_true"
+"""The folder inside annotate/."""
+
+Scope = Literal["test", "all"]
+
+
+def check_same_model(study: Folder, fingerprint_now: str) -> None:
+    """Refuse to score with another model than the one whose labels the study holds.
+
+    Raises:
+        StudyError: the two differ.
+    """
+    labelled = read_manifest(study.child("annotate"))
+    if labelled is not None and labelled.inputs["model"] != fingerprint_now:
+        raise StudyError(
+            f"{study.child('annotate').uri} holds labels of the model with fingerprint {labelled.inputs['model']}; "
+            f"P(True) is wanted of the one with {fingerprint_now}, and would say nothing about those labels: give the "
+            "same --model, or another --out"
+        )
+
+
+def score_p_true(study: Folder, config: "AnnotateConfig", inputs: Mapping[str, str]) -> Manifest:
+    """Write annotate/p_true/ from the same model and questions as the labels; nothing if it is there.
+
+    Args:
+        study: with finished labels.
+        config: which questions, and how the work is spread; the model is driven by transformers, whatever the engine.
+        inputs: fingerprints of model and questions, as the labels have them.
+
+    Returns:
+        Its manifest, with what was spent and how P(True) is distributed.
+
+    Raises:
+        StudyError: the folder holds P(True) of other settings.
+        EngineError: a question could not be scored. What was written stays, and a further run goes on from there.
+    """
+    from slick.models import study_model
+
+    started_at = time.monotonic()
+    folder = study.child("annotate", P_TRUE)
+    settings = identity(config)
+    mark = fingerprint(dict(inputs), settings)
+    if not begin(folder, "P(True)", mark, settings):
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        return manifest
+    table = questions_to_score(study, config)
+    ask_missing(
+        "P(True)",
+        {P_TRUE: table},
+        _asker(study.child("annotate"), table, study_model(study, config.model), config),
+        config,
+        lambda _, spent, seconds: f"{spent['prompt_tokens'] / seconds:,.0f} prompt tokens/s",
+    )
+    counts = _counts(folder, table)
+    _print_summary(counts)
+    return finish(folder, P_TRUE, mark, settings=settings, inputs=dict(inputs), counts=counts, started_at=started_at)
+
+
+def identity(config: "AnnotateConfig") -> dict[str, Any]:
+    """The settings that change what is scored; none of them those of the labels alone."""
+    names = ("dtype", "batch_questions", "limit_per_relation", "trust_remote_code", "p_true_of")
+    settings = {name: getattr(config, name) for name in names}
+    if config.p_true_of == "all":
+        settings["annotate_dev"] = config.annotate_dev
+    return {**settings, "prompt": PREFIX + p_true_suffix("[question]", "[gold answer]"), "choices": list(CHOICES)}
+
+
+def questions_to_score(study: Folder, config: "AnnotateConfig") -> pa.Table:
+    """Those of the annotated questions that P(True) is wanted of."""
+    asked = asked_questions(
+        read_questions(study),
+        dev=config.annotate_dev,
+        exemplars=study.child("annotate").read_json("exemplars.json"),
+        limit=config.limit_per_relation,
+    )
+    if config.p_true_of == "all":
+        return asked
+    return asked.filter(pc.and_(pc.equal(asked["domain"], "id"), pc.equal(asked["split"], "test")))
+
+
+def read_p_true(study: Folder) -> pa.Table:
+    """All rows, sorted by question_id; see `slick.annotation.p_true.P_TRUE_SCHEMA`.
+
+    Raises:
+        StudyError: nothing was scored yet.
+    """
+    return pa.concat_tables(read_parts(study.child("annotate", P_TRUE))).sort_by("question_id")
+
+
+def _asker(folder: Folder, table: pa.Table, model: str, config: "AnnotateConfig") -> AskerConfig:
+    prefixes = {relation: [PREFIX] for relation in table["relation"].unique().to_pylist()}
+    return AskerConfig(
+        model=model,
+        engine="transformers",
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        on_gpu=False,
+        batch_questions=config.batch_questions,
+        mode="full",
+        matcher="exact",
+        stores={P_TRUE: Store(prefixes=prefixes, sampling=SamplingConfig(num_samples=0), kind=P_TRUE)},
+        folder=folder,
+    )
+
+
+def _counts(folder: Folder, table: pa.Table) -> dict[str, Any]:
+    rows = pa.concat_tables(read_parts(folder))
+    if sorted(rows["question_id"].to_pylist()) != sorted(table["question_id"].to_pylist()):
+        raise EngineError(
+            f"{table.num_rows} questions were to be scored once each and {folder.uri} holds {rows.num_rows} rows; "
+            "delete that folder and score again"
+        )
+    spent = spent_by_parts(folder)
+    counts: dict[str, Any] = {"questions": rows.num_rows}
+    counts |= {name: int(spent[name]) for name in ("prompt_tokens", "prefilled_tokens", "decoded_tokens")}
+    counts["engine_seconds"] = round(spent["seconds"], 3)
+    if rows.num_rows:
+        p_true, p_a, p_b = (rows[name].to_numpy() for name in ("p_true", "p_a", "p_b"))
+        tenths = (0, 10, 25, 50, 75, 90, 100)
+        counts["percentiles"] = dict(
+            zip(map(str, tenths), np.percentile(p_true, tenths).round(4).tolist(), strict=True)
+        )
+        counts["mean_of_both_choices"] = round(float((p_a + p_b).mean()), 6)
+    return counts
+
+
+def _print_summary(counts: Mapping[str, Any]) -> None:
+    if not counts["questions"]:
+        print("P(True): there are no ID test questions to score", flush=True)
+        return
+    of = counts["percentiles"]
+    print(
+        f"P(True) of {counts['questions']:,} gold answers: median {of['50']:.3f}, {of['10']:.3f} to {of['90']:.3f} for "
+        f"the middle 80 %; (A) and (B) together have {100 * counts['mean_of_both_choices']:.2g} % of what may follow.",
+        flush=True,
+    )
