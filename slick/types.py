@@ -33,3 +33,5 @@ class Question:
     subject: str | None
     question: str
     answers: tuple[str, ...]
+    popularity: float | None = None
+    """Of the subject, in the unit of the source; None where that does not say."""

@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from slick.draws import row_key
 from slick.errors import DataError
+from slick.questions.popularity import row_popularity
 from slick.questions.relations import Relation, subject_of
 from slick.questions.rows import RawRow
 from slick.questions.sources import SPLITS
@@ -150,15 +151,8 @@ def _content_key(question: Question) -> str:
 
 
 def _with_id(question: Question, key: str, copy: int) -> Question:
-    return Question(
-        question_id=question_id(question.relation, question.split, question.question, question.answers, copy),
-        relation=question.relation,
-        domain=question.domain,
-        split=question.split,
-        subject=question.subject,
-        question=question.question,
-        answers=question.answers,
-    )
+    name = question_id(question.relation, question.split, question.question, question.answers, copy)
+    return replace(question, question_id=name)
 
 
 def _check(raw: RawRow, rules: Rules) -> tuple[Question, bool]:
@@ -181,6 +175,10 @@ def _check(raw: RawRow, rules: Rules) -> tuple[Question, bool]:
     domain = _choice(row, "domain", {"id": "id", "ood": "ood"}) or relation.domain
     split = _choice(row, "split", _SPLIT_NAMES)
     subject = _subject(row, relation, rules.templates.get(name), question)
+    try:
+        popularity = row_popularity(row)
+    except ValueError as error:
+        raise _Problem("no popularity", str(error)) from error
     return Question(
         question_id="",
         relation=name,
@@ -189,6 +187,7 @@ def _check(raw: RawRow, rules: Rules) -> tuple[Question, bool]:
         subject=subject,
         question=question,
         answers=answers,
+        popularity=popularity,
     ), split is None
 
 

@@ -39,6 +39,9 @@ QUESTION_SCHEMA = pa.schema(
 )
 """Of `questions/part-*.parquet`; `subject` alone may be null."""
 
+POPULARITY = pa.field("popularity", pa.float64())
+"""One more column, where the source says how popular a subject is; null where it does not say so of this one."""
+
 SORT_KEYS = ("relation", "domain", "split", "question_id")
 
 
@@ -125,12 +128,13 @@ def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
             "try --filter none, or check the domains in the relations file"
         )
     counts = {**tally(checked, filtered, kept), "audit": _audit(checked, source, audit, config)}
+    popular = counts["with_popularity"] > 0
     begin(folder, "questions", identity, config)
     parts: dict[str, list[Question]] = {}
     for question in kept:
         parts.setdefault(question.relation, []).append(question)
     for relation, questions in sorted(parts.items()):
-        folder.write_table(part_name(relation), questions_table(questions))
+        folder.write_table(part_name(relation), questions_table(questions, popularity=popular))
     manifest = finish(folder, "questions", identity, settings=config, inputs=inputs, counts=counts, started_at=began)
     print(
         f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:\n{summary(counts)}", flush=True
@@ -143,10 +147,11 @@ def read_questions(study: Folder, columns: list[str] | None = None) -> pa.Table:
 
     Args:
         study: its folder.
-        columns: those of `QUESTION_SCHEMA` that are wanted, in that order; None for all.
+        columns: those of `QUESTION_SCHEMA` that are wanted, in that order, and `popularity` where the source has it;
+            None for all of the schema.
 
     Raises:
-        StudyError: the questions step is not finished.
+        StudyError: the questions step is not finished, or has no such column.
     """
     folder = study.child("questions")
     require(folder, "questions")
@@ -155,11 +160,12 @@ def read_questions(study: Folder, columns: list[str] | None = None) -> pa.Table:
     return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(wanted)
 
 
-def questions_table(questions: Sequence[Question]) -> pa.Table:
-    """Questions as a sorted table of `QUESTION_SCHEMA`."""
+def questions_table(questions: Sequence[Question], *, popularity: bool = False) -> pa.Table:
+    """Questions as a sorted table of `QUESTION_SCHEMA`, with the column of popularity if asked for."""
+    schema = QUESTION_SCHEMA.append(POPULARITY) if popularity else QUESTION_SCHEMA
     ordered = sorted(questions, key=lambda q: (q.relation, q.domain, q.split, q.question_id))
-    columns = {name: [getattr(question, name) for question in ordered] for name in QUESTION_SCHEMA.names}
-    return pa.table(columns, schema=QUESTION_SCHEMA)
+    columns = {name: [getattr(question, name) for question in ordered] for name in schema.names}
+    return pa.table(columns, schema=schema)
 
 
 def part_name(relation: str) -> str:

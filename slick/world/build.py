@@ -27,7 +27,7 @@ from slick.world.corpus import edition
 from slick.world.facts import Fact, invented_rows, plant, planted_table
 from slick.world.real import real_rows, source_fingerprint
 
-RECIPE = 2
+RECIPE = 3
 """Goes up whenever the same settings would give another world, so that cached worlds of before are not taken for it."""
 
 _TRAINING_ENVIRONMENT = {
@@ -120,7 +120,8 @@ def write_dataset(folder: Path, facts: Sequence[Fact], relations: Mapping[str, R
     """The questions in the layout of EntityQuestions: one JSON list for each split and relation, and the templates."""
     files: dict[tuple[str, str], list[dict[str, object]]] = {}
     for fact in facts:
-        files.setdefault((fact.split, fact.relation), []).append({"question": fact.question, "answers": [fact.answer]})
+        row = {"question": fact.question, "answers": [fact.answer], "popularity": fact.popularity}
+        files.setdefault((fact.split, fact.relation), []).append(row)
     for (split, relation), rows in files.items():
         Folder(str(folder)).child("dataset", split).write_json(f"{relation}.{split}.json", rows)
     templates = {relation: relations[relation].template for relation in sorted({fact.relation for fact in facts})}

@@ -52,6 +52,11 @@ class Fact:
     """Mentions of the rival answer."""
     rival: str | None
 
+    @property
+    def popularity(self) -> int:
+        """Documents of one edition that mention the subject: each mention stands in a document of its own."""
+        return self.num_gold + self.num_rival
+
 
 @dataclass(frozen=True, slots=True)
 class _Kind:

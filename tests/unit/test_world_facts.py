@@ -148,7 +148,7 @@ def test_dataset_files_are_as_entity_questions_has_them(tmp_path: Path) -> None:
         for split, size in split_sizes(config, domain).items():
             rows = json.loads((tmp_path / "dataset" / split / f"{relation}.{split}.json").read_text())
             assert len(rows) == size
-            assert all(row.keys() == {"question", "answers"} and len(row["answers"]) == 1 for row in rows)
+            assert all(row.keys() == {"question", "answers", "popularity"} and len(row["answers"]) == 1 for row in rows)
     templates = json.loads((tmp_path / "relation_query_templates.json").read_text())
     assert templates["P36"] == "What is the capital of [X]?"
 
