@@ -1,19 +1,14 @@
 """`ray up cluster.yaml` against an imitation of AWS (moto), with stand-ins for ssh and rsync that only write down.
 
 What is seen here: that AWS takes the calls, and which commands a node would be given, in which order. Not seen: whether
-the image pulls, packages install, Ray starts. moto comes from PyPI and is no dependency: install `moto[ec2,iam,server]`
-and boto3 into any virtual environment of this Python and name its site-packages in SLICK_MOTO.
+the image pulls, packages install, Ray starts.
 """
 
-import importlib.util
 import json
-import os
 import re
 import stat
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.local.head import ROOT, TOKEN, environment, free_ports
-
-SITE = os.environ.get("SLICK_MOTO", "")
-pytestmark = pytest.mark.skipif(
-    not (Path(SITE, "moto").is_dir() if SITE else importlib.util.find_spec("moto")),
-    reason="moto is not here; SLICK_MOTO=SITE-PACKAGES names where `moto[ec2,iam,server]` and boto3 are",
-)
+from tests.local.aws import started_aws
+from tests.local.head import ROOT, TOKEN, environment
 
 SSH = """#!/bin/sh
 printf '%s\\n' "$*" >> "$STAND_INS/log"
@@ -111,30 +101,10 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     for name, text in (("ssh", SSH), ("rsync", RSYNC)):
         (stand_ins / name).write_text(text)
         (stand_ins / name).chmod(stat.S_IRWXU)
-    (port,) = free_ports(1)
-    aws = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_EC2_METADATA_DISABLED": "true"}
-    aws |= {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-west-2"}
-    shell = environment(home, MOTO_IAM_LOAD_MANAGED_POLICIES="true", PYTHONPATH=SITE, STAND_INS=str(stand_ins), **aws)
-    shell |= {"PATH": f"{stand_ins}:{shell['PATH']}", "STAND_IN_IMAGE": "rayproject/ray:2.60.0-py311-gpu"}
-    with (folder / "moto.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            env=shell,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=2)
-                break
-            except OSError:
-                assert server.poll() is None, (folder / "moto.log").read_text()
-                time.sleep(0.3)
+    with started_aws(folder / "moto.log") as aws:
+        shell = environment(home, STAND_INS=str(stand_ins), **aws)
+        shell |= {"PATH": f"{stand_ins}:{shell['PATH']}", "STAND_IN_IMAGE": "rayproject/ray:2.60.0-py311-gpu"}
         yield Cloud(folder, shell)
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -1,60 +1,12 @@
 """The whole study by the command line, as a newcomer runs it: real Ray Data, Train with DeepSpeed, and Tune."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def slick(*words: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout_s,
-    )
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A smoke study that was stopped by Ctrl-C half-way through its sweep, and then gone on with."""
-    out = tmp_path_factory.mktemp("study") / "smoke"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "study", "smoke", "--out", str(out)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 420
-    while not list(out.glob("runs/*/manifest.json")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no training finished in 7 minutes"
-        time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == 130, text
-    assert not (out / "report").exists()
-
-    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/manifest.json")}
-    kept = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
-    done = slick("study", "smoke", "--out", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns == kept
-    for path, written in before.items():
-        assert path.stat().st_mtime_ns == written, f"{path} was trained again"
-    return out
+from tests.local.cli import slick
 
 
 @pytest.mark.timeout(900)

@@ -1,0 +1,50 @@
+"""An imitation of AWS on loopback (moto): S3 for studies, EC2 for `ray up`."""
+
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.local.head import free_ports
+
+
+@contextmanager
+def started_aws(log: Path) -> Iterator[dict[str, str]]:
+    """The environment variables by which AWS clients, pyarrow's too, find the imitation and nothing else."""
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
+    found = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-west-2"}
+    found |= {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            env={"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        end = time.monotonic() + 60
+        while not _answers(address):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.3)
+        yield found
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def make_bucket(address: str, name: str) -> None:
+    """An empty bucket; the imitation asks for no signature."""
+    urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=10).close()
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/moto-api/", timeout=2).close()
+    except OSError:
+        return False
+    return True
