@@ -11,6 +11,7 @@ from slick.analysis.outcomes import judge
 from slick.errors import SettingsError
 from slick.progress import duration
 from slick.report import tables
+from slick.report.asked import asked_of, mark_outcomes, mark_sections
 from slick.report.page import Section, render
 from slick.report.sections import sections
 from slick.report.summary import headline, sentences
@@ -59,7 +60,7 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
     require(study.child("annotate"), "annotate")
     manifests = _manifests(study)
     inputs = {name: manifest.fingerprint for name, manifest in manifests.items()}
-    identity = fingerprint(inputs, config.identity(), versions().get("slick-knowledge", ""))
+    identity = fingerprint(inputs, config.identity(), versions().get("slick-knowledge", ""), asked_of(study))
     folder = study.child("report")
     found = read_manifest(folder)
     if found is not None and found.fingerprint == identity:
@@ -91,9 +92,9 @@ def _clear(folder: Folder) -> None:
 
 
 def _write(study: Folder, folder: Folder, manifests: dict[str, Manifest], config: ReportConfig) -> dict[str, Any]:
-    data = load_study(study)
-    outcomes = judge(data, num_chunks=config.num_chunks, seed=config.seed)
-    parts = sections(data, config.num_chunks, config.seed)
+    data, asked = load_study(study), asked_of(study)
+    outcomes = mark_outcomes(judge(data, num_chunks=config.num_chunks, seed=config.seed), asked)
+    parts = mark_sections(sections(data, config.num_chunks, config.seed), asked)
     written = _write_parts(folder, parts)
     all_tables = [tables.outcomes_table(outcomes)]
     if data.runs:

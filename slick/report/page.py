@@ -40,6 +40,8 @@ class Section:
     exhibits: tuple[Exhibit, ...]
     group: str = BEYOND
     """The part of the page it belongs to, one of `GROUPS`."""
+    experiment: str = ""
+    """The experiment it shows, and where that is in the paper."""
 
     @property
     def is_empty(self) -> bool:

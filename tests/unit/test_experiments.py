@@ -9,8 +9,11 @@ from jobs import presets
 from jobs.asked import forecast, impossible, trains, with_finished
 from jobs.door import parse_config
 from jobs.study import _steps, resolve
+from slick.analysis.verdict import Outcome
 from slick.errors import SettingsError
 from slick.experiments import EXPERIMENTS, PAPER, decided_by, lacks, parse_names, shown_in, trained_by
+from slick.report.asked import asked_of, mark_outcomes, mark_sections
+from slick.report.page import Exhibit, Section
 from slick.storage import Folder
 from slick.variants.plan import VariantsConfig, variant_names
 
@@ -146,3 +149,37 @@ def test_without_finished_trainings_the_sweep_is_what_is_asked_for(begun: Folder
 def test_the_forecast_tells_what_is_trained_already(begun: Folder) -> None:
     begun.child("runs", "idk-050-seed0").write_json("manifest.json", manifest("finetune", {"epochs": 10}))
     assert "1 of these trainings are finished" in forecast(study(experiments=("idk",)), begun)
+
+
+def outcome(name: str, holds: bool | None) -> Outcome:
+    return Outcome(id=name, claim="c", holds=holds, own=None, paper=None, why="needs a run")
+
+
+def section(name: str, missing: str | None) -> Section:
+    return Section(name=name, title=name, text="", exhibits=(Exhibit(caption="c", missing=missing),) * 2)
+
+
+def test_findings_not_asked_for_say_how_to_ask() -> None:
+    found = [outcome("E20", None), outcome("E23", None), outcome("E3", True), outcome("E22", None)]
+    whys = [one.why for one in mark_outcomes(found, ("idk",))]
+    assert whys == ["not asked for: add --experiments p_true", "needs a run", "needs a run", "needs a run"]
+    assert mark_outcomes(found, None) == found, "steps run one by one ask for nothing"
+
+
+def test_sections_name_their_experiment_stand_together_and_shrink_when_not_asked_for() -> None:
+    found = mark_sections([section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
+    assert [one.name for one in found] == ["choice", "share", "idk", "other"]
+    assert [one.experiment for one in found][1:] == ["unknown_ratio · figures 3a, 3b", "idk · table 8", ""]
+    assert [exhibit.missing for exhibit in found[1].exhibits] == ["not asked for: add --experiments unknown_ratio"]
+    assert [exhibit.missing for exhibit in found[2].exhibits] == ["no run", "no run"]
+    kept = mark_sections([section("share", None)], ("idk",))
+    assert len(kept[0].exhibits) == 2, "what could be made is shown, asked for or not"
+
+
+def test_what_was_asked_is_read_from_the_study(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    assert asked_of(folder) is None
+    folder.write_json("study.json", {"settings": {"seed": 0}})
+    assert asked_of(folder) is None
+    folder.write_json("study.json", {"settings": {"experiments": ["idk"]}})
+    assert asked_of(folder) == ("idk",)

@@ -1,0 +1,57 @@
+"""Which experiments a study was asked for, and what its report says of the others."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from slick.analysis.verdict import Outcome
+from slick.experiments import decided_by, shown_in
+from slick.report.page import Exhibit, Section
+from slick.storage import Folder
+
+Asked = tuple[str, ...] | None
+"""Names of experiments; None where nobody said, since the steps were run one by one."""
+
+
+def asked_of(study: Folder) -> Asked:
+    """The experiments that `slick study` was asked for in this folder, now or before."""
+    if not study.exists("study.json"):
+        return None
+    names = study.read_json("study.json").get("settings", {}).get("experiments")
+    return tuple(names) if names else None
+
+
+def mark_outcomes(outcomes: Sequence[Outcome], asked: Asked) -> list[Outcome]:
+    """The findings; those not testable because no experiment that decides them was asked for say so."""
+
+    def marked(outcome: Outcome) -> Outcome:
+        deciding = decided_by(outcome.id)
+        if outcome.holds is not None or asked is None or not deciding or set(deciding) & set(asked):
+            return outcome
+        return replace(outcome, why=_add(deciding[0]))
+
+    return [marked(outcome) for outcome in outcomes]
+
+
+def mark_sections(sections: Sequence[Section], asked: Asked) -> list[Section]:
+    """The sections with the experiment that each belongs to, those of one experiment together.
+
+    What was not asked for, and could not be made, becomes one line.
+    """
+
+    def marked(section: Section) -> Section:
+        experiment = shown_in(section.name)
+        if experiment is None:
+            return section
+        label = f"{experiment.name} · {experiment.exhibits.lower() or 'beyond the paper'}"
+        if asked is None or experiment.name in asked or not section.is_empty:
+            return replace(section, experiment=label)
+        missing = Exhibit(caption=experiment.sentence, missing=_add(experiment.name))
+        return replace(section, experiment=label, exhibits=(missing,))
+
+    found = [marked(section) for section in sections]
+    first = {section.experiment or section.name: i for i, section in reversed(list(enumerate(found)))}
+    return sorted(found, key=lambda section: first[section.experiment or section.name])
+
+
+def _add(name: str) -> str:
+    return f"not asked for: add --experiments {name}"
