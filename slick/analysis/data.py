@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slick.analysis.error_audit import ErrorAudit
+from slick.analysis.error_kinds import ErrorKinds
+from slick.analysis.fit_times import FitTimes
+from slick.analysis.planted import PlantedFacts
 from slick.analysis.terms import LAST, MIN_SEEDS, POOLED, Cell, NotTestable, When
 from slick.types import ALL, KNOWN
 
@@ -119,9 +123,17 @@ class StudyData:
     runs: tuple[Run, ...] = ()
     points: tuple[Mapping[str, Any], ...] = ()
     """Rows of sweep/points.parquet."""
+    fit_times: tuple[FitTimes, ...] = ()
+    """When the training rows of the sweep's runs were fitted."""
     durations: tuple[int, ...] = ()
     """Fixed training lengths in epochs, ascending; the last is the end of the shortest run."""
     idk_phrase: str = "I don't know"
+    error_audit: ErrorAudit | None = None
+    """None if the annotation stored no answers."""
+    error_kinds: ErrorKinds | None = None
+    """None if the annotation stored no answers."""
+    planted: PlantedFacts | None = None
+    """What the study's world planted; None where the model is another than the world's."""
 
     def runs_of(self, name: str) -> tuple[Run, ...]:
         """The finished runs of a variant, by seed.
@@ -164,7 +176,7 @@ class StudyData:
         runs = self.runs_of(name)
         values = np.array([run.at(when, split, category) for run in runs])
         rows = runs[0].num[split, category]
-        se = _seed_se(values) if len(values) >= MIN_SEEDS else _binomial_se(float(values.mean()), rows)
+        se = seed_se(values) if len(values) >= MIN_SEEDS else binomial_se(float(values.mean()), rows)
         return Cell(float(values.mean()), se, len(values))
 
     def difference(
@@ -183,10 +195,10 @@ class StudyData:
             se = float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
         else:
             rows = self.runs_of(first[0])[0].num[split, category]
-            se = float(np.hypot(_binomial_se(a.value, rows), _binomial_se(b.value, rows)))
+            se = float(np.hypot(binomial_se(a.value, rows), binomial_se(b.value, rows)))
         by_seed = self._by_seed(first, second, split, category)
         if len(by_seed) >= MIN_SEEDS:
-            se = max(se, _seed_se(by_seed))
+            se = max(se, seed_se(by_seed))
         return Cell(a.value - b.value, se, min(a.num_seeds, b.num_seeds))
 
     def mean_hits(self, name: str, when: When, split: str, category: str = ALL) -> NDArray[np.float64] | None:
@@ -227,11 +239,15 @@ class StudyData:
         return float(np.mean([run.epoch(when) for run in self.runs_of(name)]))
 
 
-def _seed_se(values: NDArray[np.float64]) -> float:
+def seed_se(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean of one value a seed."""
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _binomial_se(percent: float, rows: int) -> float:
-    """Half a hit and half a miss are added, so that 0 % and 100 % of few rows do not count as certain."""
+def binomial_se(percent: float, rows: int) -> float:
+    """Standard error of a percentage, in points.
+
+    Half a hit and half a miss are added, so that 0 % and 100 % of few rows do not count as certain.
+    """
     share = (percent / 100.0 * rows + 0.5) / (rows + 1)
     return float(100.0 * np.sqrt(share * (1.0 - share) / rows))

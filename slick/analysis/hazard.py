@@ -37,8 +37,8 @@ class HazardRatio:
     high: float
     p_value: float
     """That there is no difference."""
-    cox: float
-    """By Cox's model, ties by Efron's approximation."""
+    cox: float | None
+    """By Cox's model, ties by Efron's approximation; None where that finds no maximum."""
     change: "Change | None"
     """None where early or late epochs fit too few rows of one category to tell."""
     num_questions: tuple[int, int]
@@ -179,9 +179,12 @@ def _change(design: _Design) -> Change | None:
     )
 
 
-def _cox(rows: FitTimes, is_first: NDArray[np.bool_]) -> float:
+def _cox(rows: FitTimes, is_first: NDArray[np.bool_]) -> float | None:
     """The point estimate alone: the library's clustered errors do not hold with this many ties."""
     from statsmodels.duration.hazard_regression import PHReg
 
-    found = PHReg(rows.epochs, is_first[:, None].astype(float), status=rows.fitted.astype(int), ties="efron").fit()
-    return float(np.exp(found.params[0]))
+    model = PHReg(rows.epochs, is_first[:, None].astype(float), status=rows.fitted.astype(int), ties="efron")
+    with np.errstate(all="ignore"):  # Newton's steps may run away where the categories hardly overlap
+        found = model.fit().params
+        settled = bool(np.isfinite(found).all()) and abs(float(model.score(found)[0])) < 1e-3 * len(rows.epochs)
+    return float(np.exp(found[0])) if settled else None

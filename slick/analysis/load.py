@@ -4,15 +4,24 @@ from collections import Counter
 from typing import Any
 
 from slick.analysis.data import StudyData, Variant
+from slick.analysis.error_audit import AuditPlan
+from slick.analysis.load_answers import Sheets, load_answers
+from slick.analysis.load_fit_times import load_fit_times
 from slick.analysis.load_labels import load_audit, load_counts, load_prefix_labels, load_test_ids
+from slick.analysis.load_planted import load_planted
 from slick.analysis.load_runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.types import Category
 
 
-def load_study(study: Folder) -> StudyData:
+def load_study(study: Folder, audit: AuditPlan | None = None, sheets: Sheets | None = None) -> StudyData:
     """Read what the analysis needs of a study; steps that are not finished leave their part empty.
+
+    Args:
+        study: its folder.
+        audit: which wrong answers are drawn to be graded; None for as many as the paper's.
+        sheets: what was graded of them.
 
     Raises:
         StudyError: a file of a finished step is missing or broken.
@@ -30,6 +39,8 @@ def load_study(study: Folder) -> StudyData:
         load_run(study.child("runs", run_id), (run_id, *name), epoch_tables[run_id], durations, idk)
         for run_id, name in names.items()
     ]
+    idk_phrase = _idk_phrase(study, sorted(idk))
+    answers = load_answers(study, audit or AuditPlan(), sheets or Sheets(), idk_phrase)
     return StudyData(
         counts=load_counts(study),
         audit=load_audit(study),
@@ -38,8 +49,12 @@ def load_study(study: Folder) -> StudyData:
         test_ids=load_test_ids(study) if any(run.variant in concentrated for run in runs) else {},
         runs=tuple(sorted(runs, key=lambda run: (run.variant, run.seed))),
         points=points,
+        fit_times=load_fit_times(study, runs, variants),
         durations=durations,
-        idk_phrase=_idk_phrase(study, sorted(idk)),
+        idk_phrase=idk_phrase,
+        error_audit=answers.audit,
+        error_kinds=answers.kinds,
+        planted=load_planted(study),
     )
 
 

@@ -1,11 +1,11 @@
 """The rows.parquet of finished runs, as the epochs at which training rows were fitted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
 
-from slick.analysis.data import Run
+from slick.analysis.data import Run, Variant
 from slick.analysis.fit_times import FitTimes
 from slick.errors import StudyError
 from slick.storage import Folder
@@ -14,8 +14,8 @@ from slick.types import Category
 ROWS = "rows.parquet"
 
 
-def load_fit_times(study: Folder, runs: Iterable[Run]) -> tuple[FitTimes, ...]:
-    """When the training rows of each run were fitted; a run that kept no rows.parquet is left out.
+def load_fit_times(study: Folder, runs: Iterable[Run], variants: Mapping[str, Variant]) -> tuple[FitTimes, ...]:
+    """When the training rows of each run of the %Unknown sweep were fitted; one without rows.parquet is left out.
 
     Raises:
         StudyError: a rows.parquet is broken, or contradicts its run.
@@ -23,7 +23,7 @@ def load_fit_times(study: Folder, runs: Iterable[Run]) -> tuple[FitTimes, ...]:
     found = []
     for run in runs:
         folder = study.child("runs", run.run_id)
-        if folder.exists(ROWS):
+        if run.variant in variants and variants[run.variant].kind == "unknown" and folder.exists(ROWS):
             table = folder.read_table(ROWS, ["question_id", "split", "category", "first_fit_epoch"])
             found.append(_fit_times(folder, run, table))
     return tuple(found)

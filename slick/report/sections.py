@@ -6,8 +6,10 @@ from slick.analysis.data import StudyData
 from slick.analysis.terms import EARLY, LAST
 from slick.analysis.verdict import when_label
 from slick.report import figures, tables
-from slick.report.page import Section, drawn, numbers, wide
+from slick.report.page import PAPER, TO_DO, Section, drawn, numbers, wide
+from slick.report.pages import concentration, fit_times, linear
 from slick.report.pages.choices import which_point
+from slick.report.pages.planted import against_the_truth
 
 
 def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
@@ -17,17 +19,21 @@ def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
         _by_share(data),
         _fitting(data),
         _by_category(data, num_chunks, seed),
-        _linear(data),
+        linear.section(data),
         _ood(data),
         _idk(data),
         _stopping(data),
         _knowledge(data),
+        fit_times.section(data),
+        concentration.section(data),
+        *against_the_truth(data),
     ]
 
 
 def _by_share(data: StudyData) -> Section:
     return Section(
         name="share",
+        group=PAPER,
         title="Accuracy and the share of Unknown rows",
         text="D is a fine-tuning set of fixed size; a growing share of its rows are questions whose answer the "
         "model does not know. "
@@ -56,6 +62,7 @@ def _by_share(data: StudyData) -> Section:
 def _fitting(data: StudyData) -> Section:
     return Section(
         name="fitting",
+        group=PAPER,
         title="How fast Known and Unknown rows are fitted",
         text="A training row is fitted when the model answers its question right. Early stop is the epoch with the "
         "best dev accuracy.",
@@ -86,6 +93,7 @@ def _fitting(data: StudyData) -> Section:
 def _by_category(data: StudyData, num_chunks: int, seed: int) -> Section:
     return Section(
         name="categories",
+        group=PAPER,
         title="Fine-tuning on one category at a time",
         text="Accuracy (%) on all test questions and on those of each category (paper: tables 2 and 7). Bold: the "
         "best of its column and "
@@ -99,20 +107,10 @@ def _by_category(data: StudyData, num_chunks: int, seed: int) -> Section:
     )
 
 
-def _linear(data: StudyData) -> Section:
-    return Section(
-        name="linear",
-        title="What one fitted row does",
-        text="Accuracy = b0 + b_kn · N_kn / |D| + b_unk · N_unk / |D| in points, where N counts fitted Known and "
-        "Unknown training rows; one "
-        "point an epoch of each run of the sweep (paper: table 1). Intervals are 95 %, clustered by run.",
-        exhibits=(wide("Linear model of test accuracy.", lambda: tables.linear_table(data)),),
-    )
-
-
 def _ood(data: StudyData) -> Section:
     return Section(
         name="ood",
+        group=PAPER,
         title="Out of distribution",
         text="The same fine-tuned models, tested on relations that none of them was fine-tuned on.",
         exhibits=(
@@ -130,6 +128,7 @@ def _ood(data: StudyData) -> Section:
 def _idk(data: StudyData) -> Section:
     return Section(
         name="idk",
+        group=PAPER,
         title="Teaching it to say “I don't know”",
         text="D_IDK is the half Unknown set whose Unknown rows got that phrase as their answer (paper: table 8). "
         "All in percent of the test "
@@ -141,6 +140,7 @@ def _idk(data: StudyData) -> Section:
 def _stopping(data: StudyData) -> Section:
     return Section(
         name="stopping",
+        group=TO_DO,
         title="When to stop",
         text="Each stopping policy within each epoch budget, averaged over the shares and seeds of the sweep.",
         exhibits=(wide("Policies, best first.", lambda: tables.policy_table(data)),),
@@ -150,6 +150,7 @@ def _stopping(data: StudyData) -> Section:
 def _knowledge(data: StudyData) -> Section:
     return Section(
         name="knowledge",
+        group=PAPER,
         title="What the model knows",
         text="Questions by relation and category before any fine-tuning (paper: tables 3 to 5). The sum of the "
         "smallest category of each "
