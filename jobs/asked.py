@@ -42,7 +42,13 @@ def settle(config: StudyConfig) -> StudyConfig:
 
 def _with(config: StudyConfig, names: tuple[str, ...], trained: tuple[str, ...]) -> StudyConfig:
     grid = replace(config.sweep.grid, variants=trained) if trained else config.sweep.grid
-    return replace(config, experiments=names, sweep=replace(config.sweep, grid=grid))
+    p_true = any(EXPERIMENTS[name].p_true and not impossible(name, config) for name in names)
+    return replace(
+        config,
+        experiments=names,
+        annotate=replace(config.annotate, p_true=config.annotate.p_true or p_true),
+        sweep=replace(config.sweep, grid=grid),
+    )
 
 
 def impossible(name: str, config: StudyConfig) -> list[str]:
@@ -101,6 +107,8 @@ def forecast(config: StudyConfig, study: Folder | None = None) -> str:
     per_question = num_sets * (1 + sampling.num_samples)
     lines = ["", *_experiment_lines(config), "", f"{per_question} generations a question ({num_sets} prompts x "
              f"(1 greedy + {sampling.num_samples} samples)){_questions(config, per_question)}"]  # fmt: skip
+    if config.annotate.p_true:
+        lines.append("and of each test question, P(True) of its gold answer")
     if not trains(config):
         return "\n".join([*lines, "no training"])
     sweep = config.sweep

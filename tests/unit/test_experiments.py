@@ -83,6 +83,13 @@ def test_concentrated_sets_are_drawn_when_they_are_asked_for() -> None:
     assert study(experiments=("concentration",)).sweep.grid.variants == ("unknown-050", "concentrated-050")
 
 
+def test_p_true_is_scored_where_it_is_asked_for() -> None:
+    assert study().annotate.p_true
+    assert study(experiments=("p_true",)).annotate.p_true
+    assert not study(experiments=("idk",)).annotate.p_true
+    assert not resolve(presets.smoke_study()).annotate.p_true, "nothing is trained that could be held against it"
+
+
 def test_no_training_no_sweep() -> None:
     config = study(experiments=("counts,stability",))
     assert not trains(config)
