@@ -1,9 +1,9 @@
 """All that the analysis knows of a study, loaded once, and the few questions asked of it everywhere. Pure.
 
 Accuracies are percentages and their differences are points, as in the paper. The error of a single accuracy is the
-standard error over seeds where there are at least three, and the binomial one otherwise. Differences are paired over
-the same test rows where both sides kept their predictions; with three seeds or more their error is never smaller than
-the one over seeds.
+binomial one; differences are paired over the same test rows where both sides kept their predictions. With three seeds
+or more neither error is smaller than the one over seeds, nor is it that alone: three trainings that agree say nothing
+of what other questions would have brought.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from slick.analysis.error_audit import ErrorAudit
 from slick.analysis.error_kinds import ErrorKinds
 from slick.analysis.fit_times import FitTimes
+from slick.analysis.p_true_scores import PTrueScores
 from slick.analysis.planted import PlantedFacts
 from slick.analysis.terms import LAST, MIN_SEEDS, POOLED, Cell, NotTestable, When
 from slick.types import ALL, KNOWN
@@ -117,6 +118,7 @@ class StudyData:
     audit: Mapping[str, Mapping[str, int]] | None = None
     """Rows left by the filters: train, test and ood, by relation."""
     prefix_labels: PrefixLabels | None = None
+    p_true: PTrueScores | None = None
     variants: Mapping[str, Variant] = field(default_factory=dict)
     test_ids: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     """relation to the question_ids of its ID test questions; loaded only where a finding is by relation."""
@@ -176,7 +178,9 @@ class StudyData:
         runs = self.runs_of(name)
         values = np.array([run.at(when, split, category) for run in runs])
         rows = runs[0].num[split, category]
-        se = seed_se(values) if len(values) >= MIN_SEEDS else binomial_se(float(values.mean()), rows)
+        se = binomial_se(float(values.mean()), rows)
+        if len(values) >= MIN_SEEDS:
+            se = max(se, seed_se(values))
         return Cell(float(values.mean()), se, len(values))
 
     def difference(

@@ -2,13 +2,21 @@
 
 Only the direction of a finding is a fair test on another model, so no size of the paper is asked for (E1 and E19, which
 are about exact counts and about a bound, aside). Differences count when they exceed two standard errors; what must be
-equal may differ by as much. What cannot be computed is not testable, and never holds.
+equal may differ by as much. Where a finding says that no difference of a kind exists, its many comparisons are held to
+the noise of all of them (`family_z`). What cannot be computed is not testable, and never holds.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-from slick.analysis import outcomes_categories, outcomes_data, outcomes_fit, outcomes_idk, outcomes_sweep
+from slick.analysis import (
+    outcomes_categories,
+    outcomes_data,
+    outcomes_fit,
+    outcomes_idk,
+    outcomes_rates,
+    outcomes_sweep,
+)
 from slick.analysis.data import StudyData
 from slick.analysis.paper import findings
 from slick.analysis.terms import NotTestable
@@ -43,7 +51,7 @@ def judges(num_chunks: int = 100, seed: int = 0) -> dict[str, Judge]:
         "E21": outcomes_data.e21,
         "E22": outcomes_idk.e22,
         "E23": outcomes_sweep.e23,
-        "E24": outcomes_data.e24,
+        "E24": outcomes_rates.e24,
         "E25": partial(outcomes_categories.e25, num_chunks=num_chunks, seed=seed),
     }
 
@@ -60,9 +68,12 @@ def judge(data: StudyData, *, num_chunks: int = 100, seed: int = 0) -> list[Outc
     for name, one in judges(num_chunks, seed).items():
         finding = claims[name]
         holds: bool | None
+        interval = None
         try:
-            holds, own, why = one(data)
+            holds, own, why, interval = one(data)
         except NotTestable as reason:
             holds, own, why = None, None, str(reason)
-        outcomes.append(Outcome(id=name, claim=finding.claim, holds=holds, own=own, paper=finding.paper, why=why))
+        outcomes.append(
+            Outcome(id=name, claim=finding.claim, holds=holds, own=own, paper=finding.paper, why=why, interval=interval)
+        )
     return outcomes

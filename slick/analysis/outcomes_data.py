@@ -1,4 +1,4 @@
-"""E1, E2, E20, E21, E24: the questions, the categories, and how many exemplar sets they take. Pure."""
+"""E1, E2, E20, E21: the questions, the categories, and how many exemplar sets they take. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 from slick.analysis.data import StudyData
 from slick.analysis.terms import EARLY, Cell, NotTestable
-from slick.analysis.verdict import Verdict, Z, failures, minus, percent, points, rank_correlation
+from slick.analysis.verdict import Verdict, Z, failures, minus, percent, points, rank_correlation, rounded
 from slick.types import Category
 
 LEAST_SHARE = 0.01
@@ -55,7 +55,7 @@ def e2(data: StudyData) -> Verdict:
         total = sum(counts.values())
         if not total:
             raise NotTestable("needs a finished knowledge table with train and test questions")
-        own[split] = [round(100 * num / total, 1) for num in counts.values()]
+        own[split] = rounded([100 * num / total for num in counts.values()])
         failed += [
             f"{category} holds {num:,} of {total:,} {split} questions, under {percent(LEAST_SHARE)}"
             for category, num in counts.items()
@@ -78,13 +78,26 @@ def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
 
 
 def e20(data: StudyData) -> Verdict:
-    """P(True) is not scored."""
-    raise NotTestable("P(True) is not scored by this program")
+    """At both checkpoints D_Natural answers SliCK's Unknown questions right less often than as many of least P(True)."""
+    found = {when: compare(data, when) for when in (EARLY, LAST)}
+    said = {
+        when: f"{points(one.slick)} % of SliCK's are answered right and {points(one.p_true)} % of P(True)'s, "
+        f"{points(one.gap)} points apart, at {when_label(when)}"
+        for when, one in found.items()
+    }
+    own: dict[str, object] = {"unknown_percent": tenths(found[EARLY].share)}
+    own |= {when: rounded([one.slick.value, one.p_true.value]) for when, one in found.items()}
+    return Verdict(
+        all(one.gap.value < -Z * one.gap.se for one in found.values()),
+        own,
+        f"of {found[EARLY].num:,} test questions called Unknown by each: {'; '.join(said.values())}",
+        {when: interval(one.gap) for when, one in found.items()},
+    )
 
 
 def e21(data: StudyData) -> Verdict:
     """From one exemplar set to all, the Unknown set shrinks, and D_Natural answers less of it right, beyond noise."""
-    curve = prefix_curve(data)
+    curve = prefix_curve(data, EARLY)
     sets = [float(n) for n, _, _ in curve]
     shares, cells = [share for _, share, _ in curve], [cell for _, _, cell in curve]
     fall = minus(cells[0], cells[-1])
@@ -106,43 +119,3 @@ def e21(data: StudyData) -> Verdict:
         f"of test questions, and D_Natural's accuracy on them at early stop by {points(fall)} points"
     )
     return Verdict(not failed, own, failures(failed, good))
-
-
-def prefix_curve(data: StudyData) -> list[tuple[int, float, Cell]]:
-    """(exemplar sets asked, percent of ID test questions Unknown, accuracy of D_Natural on them at early stop).
-
-    Raises:
-        NotTestable: samples were left out, or D_Natural was not run.
-    """
-    labels = data.prefix_labels
-    if labels is None or not len(labels.question_ids):
-        raise NotTestable("needs the stored generations of the test questions")
-    if labels.unknown_QN.shape[1] < 2:
-        raise NotTestable("needs two exemplar sets or more")
-    if labels.unsure_QN.any():
-        raise NotTestable(
-            "samples were left out by the labels mode, so labels under fewer sets are open; annotate with --mode full"
-        )
-    rows = data.mean_hits("natural", EARLY, "test")
-    run = data.runs_of("natural")[0]
-    if rows is None:
-        raise NotTestable("the runs of natural kept no predictions at early stop")
-    ids = run.hits[run.epoch(EARLY), "test"].question_ids
-    by_id = dict(zip(ids.tolist(), rows.tolist(), strict=True))
-    shared = np.array([one in by_id for one in labels.question_ids.tolist()])
-    hit = np.array([by_id[one] for one in labels.question_ids[shared].tolist()])
-    curve = []
-    for n in range(labels.unknown_QN.shape[1]):
-        mask = labels.unknown_QN[shared, n]
-        if mask.sum() < 2:
-            raise NotTestable(f"fewer than 2 test questions are Unknown under {n + 1} exemplar sets")
-        chosen = hit[mask]
-        share = (chosen.sum() + 0.5) / (len(chosen) + 1)
-        se = 100.0 * float(np.sqrt(share * (1 - share) / len(chosen)))
-        curve.append((n + 1, 100.0 * float(mask.mean()), Cell(100.0 * float(chosen.mean()), se, 1)))
-    return curve
-
-
-def e24(data: StudyData) -> Verdict:
-    """A study holds one learning rate."""
-    raise NotTestable("a study holds one learning rate; run a second study at another and compare the two reports")

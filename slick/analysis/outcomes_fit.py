@@ -7,7 +7,18 @@ from slick.analysis.data import StudyData
 from slick.analysis.outcomes_sweep import half_unknown
 from slick.analysis.regression import LinearFit, fit
 from slick.analysis.terms import EARLY, LAST, POOLED, Cell, NotTestable, When
-from slick.analysis.verdict import Verdict, Z, failures, minus, percent, points, rank_correlation, rounded
+from slick.analysis.verdict import (
+    Verdict,
+    Z,
+    failures,
+    interval,
+    minus,
+    percent,
+    points,
+    rank_correlation,
+    rounded,
+    tenths,
+)
 from slick.types import Category
 
 UNKNOWN = str(Category.UNKNOWN)
@@ -24,8 +35,8 @@ def e9(data: StudyData) -> Verdict:
     own = {
         "epoch_known": known,
         "epoch_unknown": unknown,
-        "early_stop_known": round(at_known.value, 1),
-        "early_stop_unknown": round(at_unknown.value, 1),
+        "early_stop_known": tenths(at_known.value),
+        "early_stop_unknown": tenths(at_unknown.value),
     }
     if known is None:
         return Verdict(False, own, f"not even half of the Known rows are fitted within {last} epochs")
@@ -42,7 +53,7 @@ def e9(data: StudyData) -> Verdict:
         f"half of the Known rows are fitted at epoch {known}, half of the Unknown ones {said}; at early stop "
         f"{at_known.value:.0f} % of Known and {at_unknown.value:.0f} % of Unknown are fitted"
     )
-    return Verdict(not failed, own, failures(failed, good))
+    return Verdict(not failed, own, failures(failed, good), {"lead_at_early_stop": interval(lead)})
 
 
 def e10(data: StudyData) -> Verdict:
@@ -53,7 +64,7 @@ def e10(data: StudyData) -> Verdict:
         raise NotTestable(f"the runs of {name} have no dev accuracy")
     peak = int(np.nanargmax(dev))
     fall = data.difference((name, int(epochs[peak])), (name, LAST), "dev")
-    own = {"peak": round(float(dev[peak]), 1), "peak_epoch": int(epochs[peak]), "last": round(float(dev[-1]), 1)}
+    own = {"peak": tenths(dev[peak]), "peak_epoch": int(epochs[peak]), "last": tenths(dev[-1])}
     failed = []
     if epochs[peak] > epochs[-1] / 2:
         failed.append(f"the peak is at epoch {epochs[peak]} of {epochs[-1]}, not in the first half")
@@ -70,13 +81,13 @@ def e10(data: StudyData) -> Verdict:
         f"dev accuracy peaks at epoch {epochs[peak]} of {epochs[-1]} and then falls by {points(fall)} points; "
         f"after the peak its rank correlation with fitted Unknown rows is {rho:+.2f}"
     )
-    return Verdict(not failed, own, failures(failed, good))
+    return Verdict(not failed, own, failures(failed, good), {"fall_from_peak": interval(fall)})
 
 
 def e11(data: StudyData) -> Verdict:
     """At early stop over half of the Known rows and under half of the Unknown are fitted, at every share."""
     sweep = data.sweep("unknown", least=2)
-    failed, all_known, all_unknown = [], [], []
+    failed, all_known, all_unknown, leads = [], [], [], []
     for share, name in sweep:
         known = fitted(data, name, EARLY, POOLED) if share < 1 else None
         unknown = fitted(data, name, EARLY, UNKNOWN) if share > 0 else None
@@ -88,22 +99,26 @@ def e11(data: StudyData) -> Verdict:
             all_unknown.append(unknown.value)
             if unknown.value >= 50:
                 failed.append(f"at {percent(share)} already {unknown.value:.0f} % of Unknown rows are fitted")
-        if known is not None and unknown is not None and minus(known, unknown).value <= Z * minus(known, unknown).se:
-            failed.append(f"at {percent(share)} Known rows are not ahead of Unknown ones")
+        if known is not None and unknown is not None:
+            leads.append(minus(known, unknown))
+            if leads[-1].value <= Z * leads[-1].se:
+                failed.append(f"at {percent(share)} Known rows are not ahead of Unknown ones")
     if not all_known or not all_unknown:
         raise NotTestable("needs runs with Known and runs with Unknown training rows")
     good = (
         f"at early stop {min(all_known):.0f}-{max(all_known):.0f} % of Known and "
         f"{min(all_unknown):.0f}-{max(all_unknown):.0f} % of Unknown rows are fitted, over {len(sweep)} shares"
     )
-    return Verdict(not failed, {"known": rounded(all_known), "unknown": rounded(all_unknown)}, failures(failed, good))
+    own = {"known": rounded(all_known), "unknown": rounded(all_unknown)}
+    least = {"smallest_lead": interval(min(leads, key=lambda lead: lead.value))} if leads else None
+    return Verdict(not failed, own, failures(failed, good), least)
 
 
 def e12(data: StudyData) -> Verdict:
     """b_kn > 0 and b_unk < 0, both with p < 0.05, and R2 of at least 0.5, in distribution."""
     model = fit(data, "test")
     failed = _wrong_signs(model)
-    return Verdict(not failed, _coefficients(model), failures(failed, _fit_words(model)))
+    return Verdict(not failed, _coefficients(model), failures(failed, _fit_words(model)), _intervals(model))
 
 
 def e13(data: StudyData) -> Verdict:
@@ -113,7 +128,7 @@ def e13(data: StudyData) -> Verdict:
     for i, name in ((1, "b_kn"), (2, "b_unk")):
         if abs(outside.coefficients[i]) >= abs(inside.coefficients[i]):
             failed.append(f"{name} is {outside.coefficients[i]:+.1f}, not smaller than in distribution")
-    return Verdict(not failed, _coefficients(outside), failures(failed, _fit_words(outside)))
+    return Verdict(not failed, _coefficients(outside), failures(failed, _fit_words(outside)), _intervals(outside))
 
 
 def fitted(data: StudyData, name: str, when: When, part: str) -> Cell:
@@ -145,6 +160,10 @@ def _wrong_signs(model: LinearFit) -> list[str]:
 def _coefficients(model: LinearFit) -> dict[str, float]:
     names = ("b0", "b_kn", "b_unk")
     return dict(zip(names, rounded(model.coefficients), strict=True)) | {"r_squared": round(model.r_squared, 2)}
+
+
+def _intervals(model: LinearFit) -> dict[str, list[float]]:
+    return {name: [round(model.low[i], 2), round(model.high[i], 2)] for i, name in ((1, "b_kn"), (2, "b_unk"))}
 
 
 def _fit_words(model: LinearFit) -> str:

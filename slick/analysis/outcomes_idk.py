@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slick.analysis.data import StudyData
+from slick.analysis.data import StudyData, binomial_se, seed_se
 from slick.analysis.outcomes_sweep import half_unknown
 from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
-from slick.analysis.verdict import Verdict, Z, failures, minus, points
+from slick.analysis.verdict import Verdict, Z, failures, interval, minus, points, rounded, tenths
 from slick.matching import normalize
 
 
@@ -61,34 +61,33 @@ def e22(data: StudyData) -> Verdict:
     """On what it answers, D_IDK beats D at both checkpoints and loses nothing to convergence; it answers fewer."""
     name, plain = idk_variant(data), half_unknown(data)
     early, last = abstention(data, name, EARLY), abstention(data, name, LAST)
-    failed = []
+    failed, intervals = [], {}
     for when, own_side in ((EARLY, early), (LAST, last)):
         gain = minus(own_side.on_answered, data.accuracy(plain, when))
+        intervals[f"gain_at_{when}"] = interval(gain)
         if gain.value <= Z * gain.se:
             failed.append(f"at {when.replace('_', ' ')} the gain on answered questions over D is {points(gain)} points")
         if own_side.answered.value >= 100.0 - Z * own_side.answered.se:
-            failed.append(
-                f"at {when.replace('_', ' ')} it answers {own_side.answered.value:.1f} % of questions, no fewer than D"
-            )
+            answers = f"{tenths(own_side.answered.value):.1f} % of questions"
+            failed.append(f"at {when.replace('_', ' ')} it answers {answers}, no fewer than D")
     loss = minus(early.on_answered, last.on_answered)
     if loss.value > Z * loss.se:
         failed.append(f"accuracy on answered questions falls by {points(loss)} points to convergence")
     own = {
-        "accuracy": [round(early.on_answered.value, 1), round(last.on_answered.value, 1)],
-        "answered": [round(early.answered.value, 1), round(last.answered.value, 1)],
-        "over_all": [round(early.overall.value, 1), round(last.overall.value, 1)],
+        "accuracy": rounded([early.on_answered.value, last.on_answered.value]),
+        "answered": rounded([early.answered.value, last.answered.value]),
+        "over_all": rounded([early.overall.value, last.overall.value]),
     }
     good = (
         f"accuracy on answered questions {points(early.on_answered)} at early stop, {points(last.on_answered)} at "
         f"convergence; answered {early.answered.value:.0f} and {last.answered.value:.0f} %; right over all questions "
-        f"{early.overall.value:.1f} and {last.overall.value:.1f} %"
+        f"{tenths(early.overall.value):.1f} and {tenths(last.overall.value):.1f} %"
     )
-    return Verdict(not failed, own, failures(failed, good))
+    return Verdict(not failed, own, failures(failed, good), intervals | {"loss_on_answered": interval(loss)})
 
 
 def _cell(values: list[float], num: int) -> Cell:
+    """The mean over seeds, with the error of any accuracy (`slick.analysis.data`)."""
     mean = float(np.mean(values))
-    if len(values) >= MIN_SEEDS:
-        return Cell(mean, float(np.std(values, ddof=1) / np.sqrt(len(values))), len(values))
-    share = (mean / 100 * num + 0.5) / (num + 1)
-    return Cell(mean, 100.0 * float(np.sqrt(share * (1 - share) / num)), len(values))
+    by_seed = seed_se(np.array(values)) if len(values) >= MIN_SEEDS else 0.0
+    return Cell(mean, max(by_seed, binomial_se(mean, num)), len(values))

@@ -1,23 +1,57 @@
 """The paper's linear model of test accuracy on what was fitted. Pure.
 
 Accuracy = b0 + b_kn * N_kn / |D| + b_unk * N_unk / |D|, in percentage points; N = Known and Unknown training rows that
-the model answers right. One point an epoch and run of the %Unknown sweep.
+the model answers right. One point an epoch and run of the %Unknown sweep, unless `Points` says otherwise: the paper
+does not say whether D_Known runs and the first epochs are among its own.
 
-Source: Gekhman et al. 2024, arXiv:2405.05904, equation 1 and table 1. The paper prints no intervals. Epochs of one run
-resemble each other, so the intervals here are clustered by run (CR1, t with runs - 1 degrees of freedom; Cameron and
-Miller 2015, https://doi.org/10.3368/jhr.50.2.317), which is wider and more honest than one interval over all points.
+Ordinary least squares and the covariance are those of statsmodels. Points that share a fine-tuning set resemble each
+other, so the intervals are clustered by set (CR1, t with sets - 1 degrees of freedom; Cameron and Miller 2015,
+https://doi.org/10.3368/jhr.50.2.317), which is wider and more honest than one interval over all points. All seeds of
+a variant train on the same rows, so their runs are one cluster: counted as three, they tell the same thing thrice.
+
+Source: Gekhman et al. 2024, arXiv:2405.05904, equation 1 and table 1. The paper prints no intervals.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.data import StudyData
-from slick.analysis.terms import POOLED, NotTestable
+from slick.analysis.data import Run, StudyData
+from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
 from slick.types import ALL, Category
 
 TERMS = ("b0", "b_kn", "b_unk")
+
+FIRST = 0.2
+"""Share of a training that counts as its first epochs: 10 of the paper's 50, as many as early stop takes there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """Which points the model is fitted to."""
+
+    epochs: Literal["every", "ends", "later"] = "every"
+    """`every` epoch; early stop and convergence alone (`ends`); `later`: all but the first fifth of a training."""
+    with_known: bool = False
+    """The runs of D_Known too. Their fitted rows are counted in units of the |D| that they come from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The points of one fit; P points."""
+
+    x_P2: NDArray[np.float64]
+    """Shares of D that are Known and fitted, and Unknown and fitted."""
+    y_P: NDArray[np.float64]
+    """Accuracy in percent."""
+    runs_P: NDArray[np.str_]
+    """run_id."""
+    sets_P: NDArray[np.str_]
+    """Fine-tuning set; the points of one are one cluster."""
+    shares_P: NDArray[np.float64]
+    """Share of Unknown rows of the set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,104 +68,111 @@ class LinearFit:
     num_runs: int
 
 
-def fitted_points(data: StudyData, split: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.str_]]:
-    """The points of the model: every epoch of every run of the %Unknown sweep.
+def sample(data: StudyData, split: str, points: Points | None = None) -> Sample:
+    """The points of the model.
 
     Args:
         data: the stored rows.
         split: `test` or `ood`.
-
-    Returns:
-        x of shape (points, 2), shares of D that are Known and fitted, and Unknown and fitted; y of shape (points,),
-        accuracy in percent; the run_id of each point.
+        points: which; every epoch of every run of the %Unknown sweep if not given.
 
     Raises:
         NotTestable: nothing was measured on that split.
     """
-    x: list[tuple[float, float]] = []
-    y: list[float] = []
-    run_ids: list[str] = []
-    for _, name in data.sweep("unknown", least=3):
-        for run in data.runs_of(name):
-            test = run.accuracy.get((split, ALL))
-            total = run.num.get(("train", ALL), 0)
-            if test is None or not total:
-                continue
-            known, unknown = (
-                run.accuracy.get(("train", part), np.zeros(len(run.epochs)))
-                * run.num.get(("train", part), 0)
-                / 100
-                / total
-                for part in (POOLED, str(Category.UNKNOWN))
-            )
-            for i in np.flatnonzero(np.isfinite(test) & np.isfinite(known) & np.isfinite(unknown)):
-                x.append((float(known[i]), float(unknown[i])))
-                y.append(float(test[i]))
-                run_ids.append(run.run_id)
-    if not y:
+    points = points or Points()
+    sweep = data.sweep("unknown", least=3)
+    sizes = {round(share, 6): data.variants[name].num for share, name in sweep}
+    sets = [(share, name, 0) for share, name in sweep]
+    if points.with_known:
+        sets += [(0.0, name, sizes.get(round(share, 6), 0)) for share, name in data.sweep("known")]
+    rows = [
+        (*row, run.run_id, name, share)
+        for share, name, size in sets
+        for run in data.runs_of(name)
+        for row in _points_of(run, split, points, size)
+    ]
+    if not rows:
         raise NotTestable(f"the sweep's runs hold no epochs with both train and {split} accuracy")
-    return np.array(x), np.array(y), np.array(run_ids)
+    known, unknown, y, runs, names, shares = zip(*rows, strict=True)
+    return Sample(
+        x_P2=np.column_stack([known, unknown]).astype(np.float64),
+        y_P=np.array(y, dtype=np.float64),
+        runs_P=np.array(runs),
+        sets_P=np.array(names),
+        shares_P=np.array(shares, dtype=np.float64),
+    )
 
 
-def fit(data: StudyData, split: str) -> LinearFit:
+def _points_of(run: Run, split: str, points: Points, size: int) -> list[tuple[float, float, float]]:
+    """(Known fitted, Unknown fitted, accuracy) of each chosen epoch; `size` is |D|, 0 for that of the run itself."""
+    test = run.accuracy.get((split, ALL))
+    total = size or run.num.get(("train", ALL), 0)
+    if test is None or not total:
+        return []
+    known, unknown = (
+        run.accuracy.get(("train", part), np.zeros(len(run.epochs))) * run.num.get(("train", part), 0) / 100 / total
+        for part in (POOLED, str(Category.UNKNOWN))
+    )
+    there = np.isfinite(test) & np.isfinite(known) & np.isfinite(unknown)
+    if points.epochs == "ends":
+        there &= np.isin(run.epochs, [run.epoch(EARLY), run.epoch(LAST)])
+    elif points.epochs == "later":
+        there &= run.epochs > FIRST * run.epochs[-1]
+    return [(float(known[i]), float(unknown[i]), float(test[i])) for i in np.flatnonzero(there)]
+
+
+def fit(data: StudyData, split: str, points: Points | None = None) -> LinearFit:
     """Fit the linear model to one test split.
 
     Raises:
-        NotTestable: fewer than 3 runs, or points that do not determine the coefficients.
+        NotTestable: fewer than 3 fine-tuning sets, or points that do not determine the coefficients.
     """
-    x, y, run_ids = fitted_points(data, split)
-    return least_squares(x, y, run_ids)
+    chosen = sample(data, split, points)
+    return least_squares(chosen.x_P2, chosen.y_P, chosen.sets_P, len(np.unique(chosen.runs_P)))
 
 
-def least_squares(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.str_]) -> LinearFit:
+def least_squares(
+    x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.str_], num_runs: int | None = None
+) -> LinearFit:
     """Ordinary least squares with an intercept, intervals clustered by group.
 
     Args:
         x: shape (N, K).
         y: shape (N,).
         groups: shape (N,), the cluster of each point; at least 3 different ones.
+        num_runs: as many as there are groups if not given.
 
     Raises:
         NotTestable: too few points or groups, or columns that depend on each other.
     """
+    found = clustered_ols(x, y, groups)
+    ends = found.conf_int(alpha=0.05)
+    return LinearFit(
+        coefficients=tuple(map(float, found.params)),
+        low=tuple(map(float, ends[:, 0])),
+        high=tuple(map(float, ends[:, 1])),
+        p_values=tuple(map(float, found.pvalues)),
+        r_squared=float(found.rsquared),
+        num_points=len(y),
+        num_runs=len(np.unique(groups)) if num_runs is None else num_runs,
+    )
+
+
+def clustered_ols(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.str_]) -> Any:
+    """The fit as statsmodels gives it (`RegressionResultsWrapper`); arguments and errors as in `least_squares`."""
     design = np.column_stack([np.ones(len(y)), x])
     num, width = design.shape
-    names = np.unique(groups)
+    names, codes = np.unique(groups, return_inverse=True)
     if len(names) < 3 or num <= width + 1:
-        raise NotTestable(f"the linear model needs 3 runs and {width + 2} points or more, got {len(names)} and {num}")
+        raise NotTestable(
+            f"the linear model needs 3 fine-tuning sets and {width + 2} points or more, got {len(names)} and {num}"
+        )
     if np.linalg.matrix_rank(design) < width:
         raise NotTestable(
             "the numbers of fitted Known and Unknown rows do not vary apart, so no coefficient can be told"
         )
-    total = float(((y - y.mean()) ** 2).sum())
-    if total == 0.0:
+    if float(np.ptp(y)) == 0.0:
         raise NotTestable("the accuracy is the same at every point")
-    beta, *_ = np.linalg.lstsq(design, y, rcond=None)
-    residuals = y - design @ beta
-    errors = _clustered_errors(design, residuals, groups)
-    from scipy.stats import t
+    from statsmodels.regression.linear_model import OLS
 
-    reach = float(t.ppf(0.975, len(names) - 1)) * errors
-    p_values = 2.0 * t.sf(np.abs(beta / errors), len(names) - 1)
-    return LinearFit(
-        coefficients=tuple(map(float, beta)),
-        low=tuple(map(float, beta - reach)),
-        high=tuple(map(float, beta + reach)),
-        p_values=tuple(map(float, p_values)),
-        r_squared=1.0 - float((residuals**2).sum()) / total,
-        num_points=num,
-        num_runs=len(names),
-    )
-
-
-def _clustered_errors(
-    design: NDArray[np.float64], residuals: NDArray[np.float64], groups: NDArray[np.str_]
-) -> NDArray[np.float64]:
-    """Standard errors of the coefficients, CR1."""
-    num, width = design.shape
-    names = np.unique(groups)
-    bread = np.linalg.inv(design.T @ design)
-    scores = [design[groups == name].T @ residuals[groups == name] for name in names]
-    meat = np.sum([np.outer(score, score) for score in scores], axis=0)
-    correction = len(names) / (len(names) - 1) * (num - 1) / (num - width)
-    return np.asarray(np.sqrt(np.maximum(np.diag(correction * bread @ meat @ bread), 1e-18)))
+    return OLS(y, design).fit(cov_type="cluster", cov_kwds={"groups": codes}, use_t=True)

@@ -12,7 +12,7 @@ POOLED = "Known"
 """The three Known categories together."""
 
 MIN_SEEDS = 3
-"""From this many seeds on, errors are taken over seeds."""
+"""From this many seeds on, errors cover the spread over seeds too."""
 
 When = str | int
 """`EARLY`, `LAST`, or the number of an epoch (from 1)."""

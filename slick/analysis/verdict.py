@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ class Outcome:
     paper: object
     """JSON value."""
     why: str
+    interval: object = None
+    """JSON value: names to [low, high], 95 % intervals of what was judged; None where there is nothing to estimate."""
 
 
 class Verdict(NamedTuple):
@@ -33,6 +36,8 @@ class Verdict(NamedTuple):
     holds: bool
     own: object
     why: str
+    interval: object = None
+    """As in `Outcome`."""
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
@@ -62,13 +67,36 @@ def mean_cell(cells: Sequence[Cell]) -> Cell:
     )
 
 
+def interval(cell: Cell) -> list[float]:
+    """The 95 % interval, by the same `Z` standard errors as the judgement: it is clear of 0 where a difference counts.
+
+    >>> interval(Cell(2.0, 0.5, 1))
+    [1.02, 2.98]
+    """
+    return [round(cell.value - Z * cell.se, 2), round(cell.value + Z * cell.se, 2)]
+
+
+def tenths(value: float) -> float:
+    """A percentage to the one decimal that people see; halves go up, and the dust of binary fractions does not count.
+
+    All that shows a percentage rounds here: 27.25 may be stored as 27.249... or 27.250...1, by how it was reckoned.
+
+    >>> tenths(27.25), tenths(100 * 0.2725), tenths(-0.25)
+    (27.3, 27.3, -0.3)
+    """
+    if not np.isfinite(value):
+        return float(value)
+    exact = Decimal(repr(round(float(value), 9)))
+    return float(exact.quantize(Decimal("0.1"), ROUND_HALF_UP)) + 0.0  # + 0.0: there is no minus nought for people
+
+
 def points(cell: Cell) -> str:
     """A percentage or difference with its error, for people.
 
     >>> points(Cell(1.25, 0.5, 1))
-    '1.2 ± 0.5'
+    '1.3 ± 0.5'
     """
-    return f"{cell.value:.1f} ± {cell.se:.1f}"
+    return f"{tenths(cell.value):.1f} ± {tenths(cell.se):.1f}"
 
 
 def percent(share: float) -> str:
@@ -82,7 +110,7 @@ def percent(share: float) -> str:
 
 def rounded(values: Sequence[float]) -> list[float]:
     """Points to one decimal, as JSON."""
-    return [round(float(value), 1) for value in values]
+    return [tenths(value) for value in values]
 
 
 def when_label(when: When) -> str:
@@ -94,6 +122,22 @@ def when_label(when: When) -> str:
     if isinstance(when, int):
         return f"{when} epoch{'' if when == 1 else 's'}"
     return {EARLY: "early stop", LAST: "convergence"}[when]
+
+
+def family_z(num: int) -> float:
+    """Standard errors beyond which one of several differences counts, Bonferroni's way.
+
+    A claim that nothing of a kind happens is judged by many comparisons; each at `Z` would find something by chance
+    in one of 20. This bound keeps that chance for all of them together.
+
+    Source: O. J. Dunn 1961, https://doi.org/10.1080/01621459.1961.10482090.
+
+    >>> round(family_z(1), 2), round(family_z(20), 2)
+    (1.96, 3.02)
+    """
+    from scipy.stats import norm
+
+    return float(norm.ppf(1.0 - 0.025 / max(num, 1)))
 
 
 def need_power(cells: Sequence[Cell], limit: float = 5.0) -> None:

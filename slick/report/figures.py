@@ -11,7 +11,7 @@ from slick.analysis.outcomes_data import prefix_curve
 from slick.analysis.outcomes_fit import fitted
 from slick.analysis.outcomes_sweep import half_unknown, lengths
 from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
-from slick.analysis.verdict import when_label
+from slick.analysis.verdict import tenths, when_label
 from slick.report.style import (
     BLUE,
     GREEN,
@@ -214,7 +214,7 @@ def response_surface(data: StudyData, surface: Surface) -> Callable[[Any], None]
         )
         for (y, x), value in np.ndenumerate(values_ES):
             light = np.isnan(value) or value > (low + high) / 2
-            text = "–" if np.isnan(value) else f"{value:.1f}"
+            text = "–" if np.isnan(value) else f"{tenths(value):.1f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=11, color=INK if light else "white")
         axes.set_xticks(range(num_shares), [f"{100 * share:.0f}" for share in surface.shares])
         axes.set_yticks(range(num_epochs), [str(surface.epochs[i]) for i in shown])

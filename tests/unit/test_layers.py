@@ -44,6 +44,7 @@ HOMES = {
     "wandb": ["tuning/trackers.py"],
     "vllm": ["slick/engines/vllm.py"],
     "scipy": ["slick/analysis/*.py", "slick/annotation/confidence.py"],
+    "statsmodels": ["slick/analysis/*.py"],
     "matplotlib": ["slick/report/*.py"],
     "jinja2": ["slick/report/*.py"],
     "tyro": ["jobs/door.py"],
@@ -52,6 +53,7 @@ HOMES = {
 """Library -> the files that may import it. A new file here is a decision, not a formality."""
 
 HEAVY = {"ray", "torch", "transformers", "deepspeed", "vllm", "scipy", "matplotlib", "tokenizers", "gguf"}
+HEAVY |= {"statsmodels"}
 
 PURE = [
     *("slick.types", "slick.errors", "slick.categories", "slick.matching", "slick.draws", "slick.prompts"),

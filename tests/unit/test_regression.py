@@ -64,3 +64,20 @@ def test_points_that_move_together_within_a_run_widen_the_interval() -> None:
 def test_points_that_cannot_tell_are_refused(x: np.ndarray, groups: np.ndarray) -> None:
     with pytest.raises(NotTestable):
         least_squares(x, np.arange(len(x), dtype=float), groups)
+
+
+def test_intervals_are_those_of_the_written_out_formulas() -> None:
+    """Coefficients, CR1 errors and t(G - 1) intervals, reckoned by hand before a library did it."""
+    rng = np.random.default_rng(11)
+    x, groups = rng.random((48, 2)), np.repeat([f"run{i}" for i in range(6)], 8)
+    y = 40 + x @ np.array([7.0, -8.0]) + np.repeat(rng.normal(0, 1, 6), 8) + rng.normal(0, 0.5, 48)
+    found = least_squares(x, y, groups)
+    wanted = {
+        "coefficients": (40.151274272168244, 6.506707925301033, -8.228497010771981),
+        "low": (39.74224158767405, 5.8954817077709, -8.897490357822262),
+        "high": (40.56030695666244, 7.1179341428311655, -7.559503663721701),
+        "p_values": (1.855098651358657e-11, 1.2194277489202829e-06, 5.943054149295798e-07),
+    }
+    for name, values in wanted.items():
+        assert getattr(found, name) == pytest.approx(values, abs=1e-9, rel=1e-9)
+    assert found.r_squared == pytest.approx(0.9635554224340775, abs=1e-9)

@@ -4,9 +4,9 @@ from slick.analysis.data import StudyData
 from slick.analysis.effects import Surface, axis_effects, response_surface
 from slick.analysis.recommendation import Choice, Estimate, Recipe, Recommendation, recommend
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import percent, when_label
+from slick.analysis.verdict import percent, tenths, when_label
 from slick.report import figures
-from slick.report.page import Exhibit, Section, drawn, numbers, wide
+from slick.report.page import TO_DO, Exhibit, Section, drawn, numbers, wide
 from slick.report.tables import Table, Value
 
 ESTIMATES = ("dev", "test", "stop_epoch", "cost_epochs", "gain", "saved", "filtering")
@@ -21,6 +21,7 @@ def which_point(data: StudyData) -> Section:
         text = "The best point of a sweep at each share of Unknown rows, chosen by dev accuracy."
     return Section(
         name="choice",
+        group=TO_DO,
         title="Which point to use",
         text=text,
         exhibits=(
@@ -112,7 +113,7 @@ def axis_table(data: StudyData) -> Table:
     """What each axis of the grid explains, most first."""
     effects = axis_effects(data)
     rows: list[tuple[Value, ...]] = [
-        (one.axis, one.num_levels, _percent(one.share), None if one.spread is None else round(one.spread, 1), one.why)
+        (one.axis, one.num_levels, _percent(one.share), None if one.spread is None else tenths(one.spread), one.why)
         for one in sorted(effects.axes, key=lambda one: -1.0 if one.share is None else one.share, reverse=True)
     ]
     rows.append(("how they act together, and chance", None, _percent(effects.rest), None, ""))
@@ -140,7 +141,7 @@ def _surface(data: StudyData) -> Surface:
 
 
 def _use(found: Recommendation, choice: Choice, recipe: Recipe) -> str:
-    what = "" if choice.dev.value is None else f"its dev accuracy, {choice.dev.value:.1f} %, is the best"
+    what = "" if choice.dev.value is None else f"its dev accuracy, {tenths(choice.dev.value):.1f} %, is the best"
     if choice.share is not None:
         return f"At {percent(choice.share)} Unknown rows use {_name(recipe)}: {what} of the sweep, {_stops(choice)}"
     others = sum(one.recipe != recipe for one in found.by_share)
@@ -203,7 +204,7 @@ def _text(estimate: Estimate, *, signed: bool, ends: bool = True) -> str | None:
     if estimate.value is None:
         return None
     value, *interval = (
-        f"{round(number, 1) + 0.0:{'+' if signed else ''}.1f}"  # + 0.0: there is no minus nought for people
+        f"{tenths(number):{'+' if signed else ''}.1f}"
         for number in (estimate.value, *([estimate.low, estimate.high] if ends else []))
         if number is not None
     )
@@ -211,4 +212,4 @@ def _text(estimate: Estimate, *, signed: bool, ends: bool = True) -> str | None:
 
 
 def _percent(share: float | None) -> float | None:
-    return None if share is None else round(100 * share, 1)
+    return None if share is None else tenths(100 * share)

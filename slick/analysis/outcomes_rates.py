@@ -1,0 +1,121 @@
+"""E24: the trends of the sweep at its other learning rates, from the points of the sweep alone. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slick.analysis.data import StudyData, binomial_se, seed_se
+from slick.analysis.outcomes_data import category_totals
+from slick.analysis.recommendation import Point
+from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
+from slick.analysis.verdict import Verdict, Z, failures, interval, mean_cell, minus, points, rank_correlation, rounded
+from slick.types import ALL
+
+SETTING = "learning_rate"
+EARLY_POLICY = "best_dev"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trend:
+    """The %Unknown sweep at one learning rate; accuracies by ascending share of Unknown rows."""
+
+    rate: str
+    shares: tuple[float, ...]
+    cells: Mapping[str, tuple[Cell, ...]]
+    """Policy to accuracies; `EARLY_POLICY`, and `fixed(n)` by ascending n."""
+
+    @property
+    def last(self) -> str:
+        """The longest fixed training."""
+        return [policy for policy in self.cells if policy != EARLY_POLICY][-1]
+
+
+def e24(data: StudyData) -> Verdict:
+    """At each other learning rate accuracy falls with the share (as E3), and early stop is above convergence.
+
+    Judged from points.parquet, whose accuracies cannot be paired by question: errors are those of independent samples,
+    so the fall at convergence is held to a harder test than in E3. For early stop against convergence the direction of
+    the mean over shares is asked for, as the paper shows the curves without numbers.
+    """
+    failed, own, intervals, rhos = [], {}, {}, []
+    for trend in other_rates(data):
+        at = f"at learning rate {trend.rate}"
+        for policy, cells in trend.cells.items():
+            values = [cell.value for cell in cells]
+            rhos.append(rank_correlation(trend.shares, values))
+            if rhos[-1] >= 0 or values[-1] >= values[0]:
+                failed.append(f"{at}, {policy} has rank correlation {rhos[-1]:+.2f} with the share")
+        early, last = trend.cells[EARLY_POLICY], trend.cells[trend.last]
+        fall = minus(last[0], last[-1])
+        loss = mean_cell([minus(a, b) for a, b in zip(early, last, strict=True)])
+        if fall.value <= Z * fall.se:
+            failed.append(f"{at} the fall at convergence, {points(fall)} points, is within noise")
+        if loss.value < 0:
+            failed.append(f"{at} convergence is {points(loss)} points from early stop, above it on average")
+        own[trend.rate] = {EARLY: rounded([early[0].value, early[-1].value])}
+        own[trend.rate][LAST] = rounded([last[0].value, last[-1].value])
+        intervals[trend.rate] = {"fall_at_convergence": interval(fall), "mean_loss": interval(loss)}
+    good = (
+        f"at learning rate {' and '.join(own)}, rank correlation with the share {min(rhos):+.2f} to {max(rhos):+.2f} "
+        "at all training lengths, and early stop is above convergence on average"
+    )
+    return Verdict(not failed, own, failures(failed, good), intervals)
+
+
+def other_rates(data: StudyData) -> list[Trend]:
+    """The sweep at each learning rate but its own, where nothing else differs from its settings.
+
+    Raises:
+        NotTestable: there is none, or it lacks shares, early stop or a fixed length.
+    """
+    found: dict[str, list[Point]] = {}
+    for point in data.points:
+        name, _, rate = str(point.get("settings") or "").partition("=")
+        if name == SETTING and ";" not in rate and point.get("test_all") is not None:
+            found.setdefault(rate, []).append(point)
+    if not found:
+        raise NotTestable(
+            "the sweep holds one learning rate; add a second, as in "
+            '`slick sweep PRESET --grid.axes "learning_rate=1e-5,1e-4" --out DIR`'
+        )
+    return [_trend(data, rate, rows) for rate, rows in sorted(found.items(), key=lambda one: float(one[0]))]
+
+
+def _trend(data: StudyData, rate: str, rows: Sequence[Point]) -> Trend:
+    shares = {v.name: v.share for v in data.variants.values() if v.kind == "unknown" and v.share is not None}
+    budget = max(int(point["epochs"]) for point in rows)
+    values: dict[str, dict[float, dict[int, float]]] = {}
+    for point in rows:
+        policy = str(point["policy"])
+        whole = policy.startswith("fixed(") or (policy == EARLY_POLICY and int(point["epochs"]) == budget)
+        if whole and point["variant"] in shares:
+            by_seed = values.setdefault(policy, {}).setdefault(shares[point["variant"]], {})
+            by_seed[int(point["seed"])] = 100.0 * float(point["test_all"])
+    fixed = sorted((policy for policy in values if policy != EARLY_POLICY), key=lambda name: int(name[6:-1]))
+    early = values.get(EARLY_POLICY, {})
+    if len(early) < 3 or not fixed or set(values[fixed[-1]]) != set(early):
+        raise NotTestable(
+            f"at learning rate {rate} the sweep needs points of {EARLY_POLICY} and of a fixed length at the same three "
+            "shares of Unknown rows or more"
+        )
+    num = _num_test(data)
+    ordered = tuple(sorted(early))
+    policies = [EARLY_POLICY, *(policy for policy in fixed if set(values[policy]) == set(early))]
+    cells = {policy: tuple(_cell([*values[policy][share].values()], num) for share in ordered) for policy in policies}
+    return Trend(rate=rate, shares=ordered, cells=cells)
+
+
+def _num_test(data: StudyData) -> int:
+    """Rows behind a test accuracy; the points do not say."""
+    num = next((run.num["test", ALL] for run in data.runs if ("test", ALL) in run.num), 0)
+    num = num or sum(category_totals(data, "id", "test").values())
+    if not num:
+        raise NotTestable("the number of test questions is not known, so no error can be told")
+    return num
+
+
+def _cell(values: list[float], num: int) -> Cell:
+    mean = float(np.mean(values))
+    by_seed = seed_se(np.array(values)) if len(values) >= MIN_SEEDS else 0.0
+    return Cell(mean, max(by_seed, binomial_se(mean, num)), len(values))
