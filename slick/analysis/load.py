@@ -8,6 +8,7 @@ from slick.analysis.error_audit import AuditPlan
 from slick.analysis.load_answers import Sheets, load_answers
 from slick.analysis.load_fit_times import load_fit_times
 from slick.analysis.load_labels import load_audit, load_counts, load_prefix_labels, load_test_ids
+from slick.analysis.load_p_true import load_p_true
 from slick.analysis.load_planted import load_planted
 from slick.analysis.load_runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
 from slick.storage import Folder
@@ -45,6 +46,7 @@ def load_study(study: Folder, audit: AuditPlan | None = None, sheets: Sheets | N
         counts=load_counts(study),
         audit=load_audit(study),
         prefix_labels=load_prefix_labels(study),
+        p_true=load_p_true(study),
         variants=variants,
         test_ids=load_test_ids(study) if any(run.variant in concentrated for run in runs) else {},
         runs=tuple(sorted(runs, key=lambda run: (run.variant, run.seed))),

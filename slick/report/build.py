@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from typing import Any
 
+from slick.analysis.data import StudyData
+from slick.analysis.error_audit import F1_LIMIT, AuditPlan
 from slick.analysis.load import load_study
 from slick.analysis.load_runs import finished_runs
 from slick.analysis.outcomes import judge
@@ -12,9 +14,10 @@ from slick.errors import SettingsError
 from slick.progress import duration
 from slick.report import tables
 from slick.report.asked import asked_of, mark_outcomes, mark_sections
-from slick.report.page import Section, render
+from slick.report.page import Section, grouped, render
 from slick.report.sections import sections
-from slick.report.summary import headline, sentences
+from slick.report.sheets import keep_sheets, read_sheets
+from slick.report.summary import answers, headline, sentences
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require, versions
 
@@ -30,15 +33,31 @@ class ReportConfig:
     num_chunks: int = 100
     """Chunks of test questions in the paired t-test."""
     seed: int = 0
-    """Seed of the shuffle before the questions are cut into chunks."""
+    """Of the shuffle before the questions are cut into chunks, and of the wrong answers drawn to be graded."""
+    audit_greedy: int = 50
+    """Wrong greedy answers in the sheet tables/error_audit.csv, to be graded by a person."""
+    audit_sampled: int = 50
+    """Wrong sampled answers in that sheet."""
+    audit_f1: float = F1_LIMIT
+    """From this F1 with a gold answer on, the sheet asks whether an answer is a paraphrase."""
+    graded: str = ""
+    """That sheet with its column `grade` filled in (wrong, paraphrase, finer, coarser): its shares are shown."""
 
     def __post_init__(self) -> None:
         if self.num_chunks < 2:
             raise SettingsError(f"num_chunks must be 2 or more for a t-test, got {self.num_chunks}; the paper's is 100")
 
+        self.audit()
+
+    def audit(self) -> AuditPlan:
+        """Which wrong answers are drawn to be graded."""
+        return AuditPlan(
+            num_greedy=self.audit_greedy, num_sampled=self.audit_sampled, seed=self.seed, f1_limit=self.audit_f1
+        )
+
     def identity(self) -> dict[str, object]:
-        """All settings: each of them shows on the page."""
-        return dataclasses.asdict(self)
+        """All settings, since each of them shows on the page; a graded sheet counts by what it says."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "graded"}
 
 
 def make_report(study: Folder, config: ReportConfig) -> Manifest:
@@ -54,20 +73,26 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
         The manifest; its counts hold the findings that hold, fail and are not testable.
 
     Raises:
-        StudyError: the knowledge table is not finished, or a finished step's files are broken.
+        StudyError: the knowledge table is not finished, a finished step's files are broken, or the graded sheet is of
+            another study.
+        DataError: the graded sheet is not as it must be.
     """
     started_at = time.monotonic()
     require(study.child("annotate"), "annotate")
     manifests = _manifests(study)
     inputs = {name: manifest.fingerprint for name, manifest in manifests.items()}
-    identity = fingerprint(inputs, config.identity(), versions().get("slick-knowledge", ""), asked_of(study))
     folder = study.child("report")
+    sheets = read_sheets(folder, config.graded)
+    graded = sorted(sheets.graded.grades.items()) if sheets.graded else []
+    identity = fingerprint(inputs, config.identity(), versions().get("slick-knowledge", ""), asked_of(study), graded)
     found = read_manifest(folder)
     if found is not None and found.fingerprint == identity:
         return found
+    data = load_study(study, config.audit(), sheets)  # what cannot be read leaves the old report as it was
+    keep_sheets(folder, config.graded)
     _clear(folder)
     begin(folder, "report", identity, config)
-    counts = _write(study, folder, manifests, config)
+    counts = _write(study, folder, manifests, config, data)
     manifest = finish(folder, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
     print(
         f"report: {counts['holds']} findings hold, {counts['fails']} fail, {counts['not_testable']} not testable; "
@@ -91,8 +116,10 @@ def _clear(folder: Folder) -> None:
         folder.delete(name)
 
 
-def _write(study: Folder, folder: Folder, manifests: dict[str, Manifest], config: ReportConfig) -> dict[str, Any]:
-    data, asked = load_study(study), asked_of(study)
+def _write(
+    study: Folder, folder: Folder, manifests: dict[str, Manifest], config: ReportConfig, data: StudyData
+) -> dict[str, Any]:
+    asked = asked_of(study)
     outcomes = mark_outcomes(judge(data, num_chunks=config.num_chunks, seed=config.seed), asked)
     parts = mark_sections(sections(data, config.num_chunks, config.seed), asked)
     written = _write_parts(folder, parts)
@@ -114,10 +141,11 @@ def _write(study: Folder, folder: Folder, manifests: dict[str, Manifest], config
     page = render(
         title=config.title or "What the model knows, and what fine-tuning does to it",
         headline=headline(data),
-        sentences=sentences(data, outcomes),
+        sentences=sentences(data),
         outcomes=outcomes,
         counts=counts,
-        sections=parts,
+        groups=grouped(parts),
+        answers=answers(data),
         num_seeds=len({run.seed for run in data.runs}),
         provenance=_provenance(manifests),
         settings={name: manifest.settings for name, manifest in _shown(manifests).items()},

@@ -7,7 +7,7 @@ from slick.analysis.terms import EARLY, LAST
 from slick.analysis.verdict import when_label
 from slick.report import figures, tables
 from slick.report.page import PAPER, TO_DO, Section, drawn, numbers, wide
-from slick.report.pages import concentration, fit_times, linear
+from slick.report.pages import concentration, counts, error_audit, error_kinds, fit_times, linear
 from slick.report.pages.choices import which_point
 from slick.report.pages.planted import against_the_truth
 
@@ -23,9 +23,12 @@ def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
         _ood(data),
         _idk(data),
         _stopping(data),
-        _knowledge(data),
+        _prompts(data),
+        counts.section(data),
         fit_times.section(data),
         concentration.section(data),
+        error_audit.section(data),
+        error_kinds.section(data),
         *against_the_truth(data),
     ]
 
@@ -147,25 +150,12 @@ def _stopping(data: StudyData) -> Section:
     )
 
 
-def _knowledge(data: StudyData) -> Section:
+def _prompts(data: StudyData) -> Section:
     return Section(
-        name="knowledge",
+        name="prompts",
         group=PAPER,
-        title="What the model knows",
-        text="Questions by relation and category before any fine-tuning (paper: tables 3 to 5). The sum of the "
-        "smallest category of each "
-        "relation (min) bounds the size of D.",
+        title="How many prompts a label takes",
+        text="A question is Unknown when no answer under any of the exemplar sets is right; with fewer sets more are.",
         exhibits=(
-            wide("Train questions.", lambda: tables.counts_table(data, "id", "train")),
-            wide("Test questions.", lambda: tables.counts_table(data, "id", "test")),
-            wide("Out-of-distribution test questions.", lambda: tables.counts_table(data, "ood", "test")),
-            drawn(
-                "Questions that count as Unknown, and D_Natural's accuracy on them at early stop, by number of "
-                "exemplar sets asked "
-                "(paper: figure 5).",
-                "exemplar_sets",
-                "Accuracy on the Unknown set against its size",
-                lambda: figures.exemplar_curve(data),
-            ),
         ),
     )

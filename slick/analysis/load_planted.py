@@ -1,0 +1,191 @@
+"""What a study's world planted, beside the labels of the same facts, and why some of the two do not agree."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from slick.analysis.planted import (
+    COPIED,
+    GARBLED,
+    HABIT,
+    LUCK,
+    MIXED_UP,
+    REWORDED,
+    RIVAL,
+    UNEXPLAINED,
+    PlantedFacts,
+)
+from slick.matching import Target, normalize
+from slick.storage import Folder
+from slick.study import Manifest, read_manifest
+from slick.types import Category
+
+Row = dict[str, Any]
+Said = list[tuple[int, str, bool]]
+"""All answers to one question: exemplar set, answer, whether it hits."""
+Habits = tuple[Counter[str], dict[str, Counter[str]]]
+"""How often each answer was given to the never-planted questions of a relation: in all, and to each question."""
+
+_KNOWLEDGE = ("question_id", "relation", "split", "p_correct_greedy", "p_correct_sampled", "category")
+_TEXTS = ("question_id", "greedy_text", "greedy_hit", "sampled_text", "sampled_hit")
+
+
+def load_planted(study: Folder) -> PlantedFacts | None:
+    """The annotated facts of the study's own world; None where the model is another, or nothing is annotated.
+
+    Raises:
+        StudyError: a file of a finished step is missing or broken.
+    """
+    world, annotate = (study.child(step) for step in ("world", "annotate"))
+    manifest = read_manifest(annotate)
+    # A model that is named did not learn this world, so what the world planted is no truth about it.
+    if manifest is None or manifest.settings.get("model") or not world.exists("planted.parquet"):
+        return None
+    if read_manifest(world) is None or read_manifest(study.child("questions")) is None:
+        return None
+    rows, strangers = _joined(study)
+    if not rows:
+        return None
+    untold = _untold(annotate, manifest)
+    causes = {} if untold else _causes(study, rows)
+    temperature = (manifest.settings.get("sampling") or {}).get("temperature")
+    return PlantedFacts(
+        question_ids=np.array([row["question_id"] for row in rows], dtype=str),
+        strength=np.array([row["strength"] for row in rows], dtype=str),
+        num_gold=np.array([row["num_gold"] for row in rows], dtype=np.int64),
+        num_rival=np.array([row["num_rival"] for row in rows], dtype=np.int64),
+        category=np.array([row["category"] for row in rows], dtype=str),
+        greedy=_floats(row["p_correct_greedy"] for row in rows),
+        sampled=_floats(row["p_correct_sampled"] for row in rows),
+        cause=np.array([causes.get(row["question_id"], "") for row in rows], dtype=str),
+        untold=untold,
+        temperature=None if temperature is None else float(temperature),
+        num_strangers=strangers,
+    )
+
+
+def _joined(study: Folder) -> tuple[list[Row], int]:
+    """Rows of the knowledge table with what was planted of them, and how many rows are no fact of the world."""
+    names = ["relation", "split", "question", "answer", "strength", "num_gold", "num_rival", "rival"]
+    planted = study.child("world").read_table("planted.parquet", names).to_pylist()
+    facts = {(fact["relation"], fact["split"], fact["question"]): fact for fact in planted}
+    questions = study.child("questions").read_tables(columns=["question_id", "question"]).to_pylist()
+    asked = {row["question_id"]: row["question"] for row in questions}
+    known = study.child("annotate").read_table("knowledge.parquet", list(_KNOWLEDGE)).to_pylist()
+    rows = []
+    for row in sorted(known, key=lambda row: str(row["question_id"])):
+        fact = facts.get((row["relation"], row["split"], asked.get(row["question_id"])))
+        if fact is not None:
+            rows.append({**row, **fact})
+    return rows, len(known) - len(rows)
+
+
+def _untold(annotate: Folder, manifest: Manifest) -> str:
+    """Why the stored answers cannot tell causes; empty if they can."""
+    if manifest.settings.get("estimator", "sampled") != "sampled":
+        return "the gold estimator keeps no answers that would tell why; annotate with --estimator sampled"
+    if manifest.settings.get("mode", "full") != "full":
+        return "the labels mode keeps no whole answers that would tell why; annotate with --mode full"
+    if not annotate.child("generations").names(".parquet"):
+        return "the stored answers that would tell why are not there"
+    return ""
+
+
+def _causes(study: Folder, rows: list[Row]) -> dict[str, str]:
+    """Why facts are labelled other than planted, by question id."""
+    never = {row["question_id"] for row in rows if row["strength"] == "never"}
+    wrong = [row for row in rows if (row["strength"] == "never") != (row["category"] == Category.UNKNOWN)]
+    said = _answers(study, never | {row["question_id"] for row in wrong})
+    normal: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        normal[row["relation"]].add(normalize(row["answer"]))
+    habits = _habits([row for row in rows if row["question_id"] in never and row["question_id"] in said], said)
+    shown = _shown(study)
+    found = {}
+    for row in wrong:
+        one = said.get(row["question_id"])
+        if one is None:
+            continue
+        if row["strength"] == "never":
+            found[row["question_id"]] = _guessed(row, one, habits[row["relation"]], shown.get(row["relation"], []))
+        else:
+            found[row["question_id"]] = _missed(row, one, normal[row["relation"]])
+    return found
+
+
+def _answers(study: Folder, wanted: set[str]) -> dict[str, Said]:
+    folder = study.child("annotate", "generations")
+    found = {}
+    for name in folder.names(".parquet"):
+        part = folder.read_table(name, list(_TEXTS))
+        mask = pa.array([one in wanted for one in part["question_id"].to_pylist()], type=pa.bool_())
+        found.update({row["question_id"]: list(_each(row)) for row in part.filter(mask).to_pylist()})
+    return found
+
+
+def _each(row: Row) -> Iterator[tuple[int, str, bool]]:
+    for i, (text, hit) in enumerate(zip(row["greedy_text"], row["greedy_hit"], strict=True)):
+        yield i, text, hit
+    for i, (texts, hits) in enumerate(zip(row["sampled_text"] or [], row["sampled_hit"] or [], strict=True)):
+        for text, hit in zip(texts or [], hits or [], strict=True):
+            yield i, text, bool(hit)
+
+
+def _habits(never: list[Row], said: Mapping[str, Said]) -> dict[str, Habits]:
+    """The habits of each relation."""
+    found: dict[str, Habits] = {}
+    for row in never:
+        total, each = found.setdefault(row["relation"], (Counter(), {}))
+        counts: Counter[str] = Counter()
+        for text, num in Counter(text for _, text, _ in said[row["question_id"]]).items():
+            counts[normalize(text)] += num
+        total.update(counts)
+        each[row["question_id"]] = counts
+    return found
+
+
+def _guessed(row: Row, one: Said, habits: Habits, shown: list[set[str]]) -> str:
+    """Why a fact that was never planted is labelled Known."""
+    gold = normalize(row["answer"])
+    hit_sets = {i for i, _, hit in one if hit}
+    if hit_sets and all(i < len(shown) and gold in shown[i] for i in hit_sets):
+        return COPIED
+    total, each = habits
+    others = len(each) - 1
+    elsewhere = total[gold] - each[row["question_id"]][gold]
+    if elsewhere >= max(others, 1):
+        return HABIT
+    return LUCK if elsewhere else UNEXPLAINED
+
+
+def _missed(row: Row, one: Said, answers: set[str]) -> str:
+    """Why a planted fact is labelled Unknown."""
+    target = Target([row["answer"]], "contains")
+    texts = Counter(text for _, text, _ in one)
+    if any(target.is_hit(text) for text in texts):
+        return REWORDED
+    counts: Counter[str] = Counter()
+    for text, num in texts.items():
+        counts[normalize(text)] += num
+    first = max(counts, key=lambda text: (counts[text], text))
+    if row["rival"] and first == normalize(row["rival"]):
+        return RIVAL
+    return MIXED_UP if first in answers else GARBLED
+
+
+def _shown(study: Folder) -> dict[str, list[set[str]]]:
+    """The normalised answers that stand in each exemplar set, by relation."""
+    sets: dict[str, list[list[str]]] = study.child("annotate").read_json("exemplars.json")
+    rows = study.child("questions").read_tables(columns=["question_id", "answers"]).to_pylist()
+    answers = {row["question_id"]: {normalize(answer) for answer in row["answers"]} for row in rows}
+    return {
+        relation: [set().union(*(answers.get(one, set()) for one in ids)) for ids in of_relation]
+        for relation, of_relation in sets.items()
+    }
+
+
+def _floats(values: Iterable[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
