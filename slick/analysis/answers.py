@@ -1,0 +1,89 @@
+"""All stored answers to one question, each distinct text judged once. Pure.
+
+Nearly all of the 170 answers to a question are copies of a few texts, so what is asked of a text is asked once.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from slick.matching import Target, token_f1
+
+Way = Literal["greedy", "sampled"]
+WAYS: tuple[Way, ...] = ("greedy", "sampled")
+"""How an answer was made: at temperature 0, or drawn at the study's sampling temperature."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What one text is worth, whatever matcher the study labels with."""
+
+    exact: bool
+    """Exact match after SQuAD's normalisation."""
+    f1: float
+    """F1 of its words with those of the nearest gold answer, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One annotated question with every answer that was stored."""
+
+    question_id: str
+    relation: str
+    category: str
+    question: str
+    gold: tuple[str, ...]
+    texts: Mapping[Way, tuple[str | None, ...]]
+    """Greedy: one an exemplar set. Sampled: `num_samples` of the first set, then of the second, and so on. None where
+    a sample was not made, or not kept whole."""
+    num_samples: int
+    """Samples of one exemplar set."""
+    judged: Mapping[str, Judgement]
+    """Every text among the answers."""
+
+    def wrong(self, way: Way) -> Counter[str]:
+        """The texts that miss, as they were answered, with how often."""
+        return Counter(text for text in self.texts[way] if text is not None and not self.judged[text].exact)
+
+
+def answered(
+    *,
+    question_id: str,
+    relation: str,
+    category: str,
+    question: str,
+    gold: Sequence[str],
+    greedy: Sequence[str | None],
+    sampled: Sequence[Sequence[str | None] | None],
+) -> Answered:
+    """Judge every distinct text of a question.
+
+    Args:
+        question_id: as in the knowledge table, like relation and category.
+        relation: of the question.
+        category: of the question.
+        question: its text.
+        gold: its gold answers.
+        greedy: one text an exemplar set.
+        sampled: texts of each exemplar set; None, or a text that is None, where none was needed.
+    """
+    num_samples = max((len(texts) for texts in sampled if texts), default=0)
+    rows = [list(texts or [None] * num_samples) for texts in sampled]
+    flat = tuple(text for texts in rows for text in texts)
+    target = Target(gold)
+    judged = {}
+    for text in {*greedy, *flat} - {None}:
+        assert text is not None
+        exact = target.is_hit(text)
+        judged[text] = Judgement(exact=exact, f1=1.0 if exact else token_f1(text, gold))
+    return Answered(
+        question_id=question_id,
+        relation=relation,
+        category=category,
+        question=question,
+        gold=tuple(gold),
+        texts={"greedy": tuple(greedy), "sampled": flat},
+        num_samples=num_samples,
+        judged=judged,
+    )

@@ -1,0 +1,153 @@
+"""A sheet of wrong answers as a person hands it back, and the shares of its grades. Pure.
+
+Spreadsheet programs reorder rows, change separators and add marks to files; all that counts here are the columns
+`sheet`, `answer_id` and `grade`.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from slick.analysis.answers import Way
+from slick.analysis.error_audit import GRADES, PAPER_PERCENT, ErrorAudit
+from slick.analysis.terms import NotTestable
+from slick.errors import DataError, StudyError
+
+WANTED = ("sheet", "answer_id", "grade")
+_SHOWN = 3
+"""Rows that an error names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """A sheet as read: nothing of it is checked against a study."""
+
+    where: str
+    sheet_ids: frozenset[str]
+    grades: Mapping[str, str]
+    """answer_id to what stands in the column `grade`, in lower case; empty where nothing does."""
+
+    @property
+    def filled(self) -> dict[str, str]:
+        """The rows that have a grade."""
+        return {answer_id: grade for answer_id, grade in self.grades.items() if grade}
+
+
+def read_sheet(content: bytes, where: str) -> Sheet:
+    """Parse a sheet: CSV in UTF-8, separated by commas, semicolons or tabs.
+
+    Args:
+        content: of the file.
+        where: the file's name, for messages.
+
+    Raises:
+        DataError: it is no such file, lacks a column, or has an answer twice.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 ({error}); save it as CSV in UTF-8") from error
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    lacking = [name for name in WANTED if name not in (rows.fieldnames or ())]
+    if lacking:
+        raise DataError(
+            f"{where} has no column {', '.join(lacking)}; wanted the table error_audit.csv of a report, with its "
+            "column grade filled in"
+        )
+    found: dict[str, str] = {}
+    sheet_ids = set()
+    for row in rows:
+        answer_id = (row["answer_id"] or "").strip()
+        if not answer_id:
+            continue
+        if answer_id in found:
+            raise DataError(f"{where} has the answer {answer_id} twice; leave one of the rows")
+        found[answer_id] = (row["grade"] or "").strip().lower()
+        sheet_ids.add((row["sheet"] or "").strip())
+    return Sheet(where=where, sheet_ids=frozenset(sheet_ids), grades=found)
+
+
+def with_grades(audit: ErrorAudit, sheet: Sheet) -> ErrorAudit:
+    """The audit with the grades of a whole sheet.
+
+    Raises:
+        StudyError: the sheet was not drawn from these answers with these settings.
+        DataError: a row has no grade, or one that is not known.
+    """
+    ids = {row.answer_id for row in audit.rows}
+    if sheet.sheet_ids != {audit.sheet_id} or sheet.grades.keys() != ids:
+        strange, absent = sorted(sheet.grades.keys() - ids), sorted(ids - sheet.grades.keys())
+        raise StudyError(
+            f"{sheet.where} is not this study's sheet of wrong answers: it is {_some(sorted(sheet.sheet_ids))} with "
+            f"{len(sheet.grades)} rows, wanted {audit.sheet_id} with {len(ids)}; rows that are not of the study: "
+            f"{_some(strange)}; rows that lack: {_some(absent)}. Fill in report/tables/error_audit.csv of this study, "
+            "and give --audit-greedy, --audit-sampled and --seed as when it was drawn"
+        )
+    bad = [f"{i} ({grade})" for i, grade in sheet.filled.items() if grade not in GRADES]
+    if bad:
+        raise DataError(f"{sheet.where} has grades that are not known: {_some(bad)}; wanted {', '.join(GRADES)}")
+    open_rows = [i for i, grade in sheet.grades.items() if not grade]
+    if open_rows:
+        raise DataError(
+            f"{sheet.where} is not graded to the end: {len(open_rows)} of {len(ids)} rows have no grade, such as "
+            f"{_some(open_rows)}; fill in each with {', '.join(GRADES)}"
+        )
+    return replace(audit, grades=dict(sheet.grades), is_graded=True)
+
+
+def with_known_grades(audit: ErrorAudit, sheet: Sheet) -> ErrorAudit:
+    """The audit with those grades that belong to its rows: what a person has begun is not lost when a report is made
+    anew.
+    """
+    if sheet.sheet_ids != {audit.sheet_id}:
+        return audit
+    ids = {row.answer_id for row in audit.rows}
+    return replace(audit, grades={i: grade for i, grade in sheet.filled.items() if i in ids})
+
+
+class Share(NamedTuple):
+    """How many of some answers got a grade; percentages."""
+
+    grade: str
+    num: int
+    total: int
+    percent: float
+    low: float
+    """End of Wilson's 95 % interval."""
+    high: float
+    paper: int
+    """Of the paper's answers, greedy and sampled together."""
+
+
+def shares(audit: ErrorAudit, ways: Sequence[Way]) -> list[Share]:
+    """The share of each grade among the answers of these ways.
+
+    Raises:
+        NotTestable: the sheet is not graded, or holds no such answer.
+    """
+    from scipy.stats import binomtest
+
+    if not audit.is_graded:
+        raise NotTestable(
+            "needs the sheet below, graded: fill in the column grade of report/tables/error_audit.csv and run "
+            "`slick report` with --graded and that file"
+        )
+    grades = [audit.grades[row.answer_id] for row in audit.rows if row.way in ways]
+    if not grades:
+        raise NotTestable(f"the sheet holds no {' or '.join(ways)} answers")
+    found = []
+    for grade in GRADES:
+        num, total = grades.count(grade), len(grades)
+        interval = binomtest(num, total).proportion_ci(confidence_level=0.95, method="wilson")
+        low, high = (100 * float(end) for end in interval)
+        found.append(Share(grade, num, total, 100 * num / total, low, high, PAPER_PERCENT[grade]))
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}" if names else "none"

@@ -1,0 +1,99 @@
+"""The stored answers of a finished annotation, question by question, to what the analysis keeps of them.
+
+One part file is in memory at a time, and of each question what its collectors keep: a paper's study has 16.7 million
+answers.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import NamedTuple
+
+from slick.analysis.answers import Answered, Way, answered
+from slick.analysis.audit_sheet import Sheet, with_grades, with_known_grades
+from slick.analysis.error_audit import AuditDraw, AuditPlan, ErrorAudit
+from slick.analysis.error_kinds import ErrorKinds, KindTally
+from slick.questions import read_questions
+from slick.storage import Folder
+from slick.study import Manifest, read_manifest
+
+FEW = 64
+COLUMNS = ["question_id", "greedy_text", "sampled_text"]
+
+
+class WrongAnswers(NamedTuple):
+    """What the stored answers say of how the model errs; None where no answers were stored."""
+
+    audit: ErrorAudit | None = None
+    kinds: ErrorKinds | None = None
+
+
+class Sheets(NamedTuple):
+    """Sheets of the error audit that a person has worked on."""
+
+    graded: Sheet | None = None
+    """The one whose shares are to be shown."""
+    begun: Sheet | None = None
+    """The one that lies in the report."""
+
+
+def load_answers(study: Folder, plan: AuditPlan, sheets: Sheets, idk_phrase: str) -> WrongAnswers:
+    """Go once through all stored answers.
+
+    Args:
+        study: its folder.
+        plan: which answers are drawn for the error audit.
+        sheets: what was graded of an earlier one.
+        idk_phrase: the study's own way to refuse.
+
+    Returns:
+        Both None where the annotation stored no texts, or the questions are not there.
+
+    Raises:
+        StudyError: a part file is broken, or the graded sheet is of another study.
+        DataError: the graded sheet is not graded to the end, or otherwise than it should be.
+    """
+    manifest = read_manifest(study.child("annotate"))
+    texts = study.child("annotate", "generations").names(".parquet")
+    if manifest is None or not texts or read_manifest(study.child("questions")) is None:
+        return WrongAnswers()
+    draw = AuditDraw(plan)
+    tally = KindTally("greedy" if manifest.settings.get("mode") == "labels" else "sampled", [idk_phrase])
+    for one in read_answered(study):
+        draw.add(one)
+        tally.add(one)
+    audit = draw.finish(_temperatures(manifest))
+    if sheets.graded is not None:
+        audit = with_grades(audit, sheets.graded)
+    elif sheets.begun is not None:
+        audit = with_known_grades(audit, sheets.begun)
+    return WrongAnswers(audit, tally.finish())
+
+
+def read_answered(study: Folder) -> Iterator[Answered]:
+    """Every annotated question with its stored answers, in the order of the part files."""
+    known = study.child("annotate").read_table("knowledge.parquet", ["question_id", "relation", "category"]).to_pydict()
+    labels = {q: (r, c) for q, r, c in zip(known["question_id"], known["relation"], known["category"], strict=True)}
+    questions = read_questions(study, ["question_id", "question", "answers"])
+    place = {question_id: i for i, question_id in enumerate(questions["question_id"].to_pylist())}
+    folder = study.child("annotate", "generations")
+    for name in folder.names(".parquet"):
+        part = folder.read_table(name, COLUMNS)
+        asked = questions.take([place[question_id] for question_id in part["question_id"].to_pylist()])
+        # Few rows at a time: as Python objects, texts take many times their room.
+        few = (zip(part.slice(i, FEW).to_pylist(), asked.slice(i, FEW).to_pylist(), strict=True)
+               for i in range(0, part.num_rows, FEW))  # fmt: skip
+        for row, question in chain.from_iterable(few):
+            relation, category = labels[row["question_id"]]
+            yield answered(
+                question_id=row["question_id"],
+                relation=relation,
+                category=category,
+                question=question["question"],
+                gold=question["answers"],
+                greedy=row["greedy_text"],
+                sampled=row["sampled_text"],
+            )
+
+
+def _temperatures(manifest: Manifest) -> Mapping[Way, float]:
+    return {"greedy": 0.0, "sampled": float(manifest.settings.get("sampling", {}).get("temperature", 0.5))}

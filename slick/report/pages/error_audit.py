@@ -1,0 +1,145 @@
+"""The section of wrong answers to be graded by a person: the sheet, its shares, and exact match beside F1."""
+
+from collections import Counter
+
+from slick.analysis.answers import WAYS, Way
+from slick.analysis.audit_sheet import shares
+from slick.analysis.data import StudyData
+from slick.analysis.error_audit import COARSER, FINER, GRADES, PARAPHRASE, WRONG, ErrorAudit, agreement
+from slick.analysis.terms import NotTestable
+from slick.report.page import PAPER, Section, numbers, wide
+from slick.report.tables import Table, Value
+
+_GROUPS: tuple[tuple[str, tuple[Way, ...]], ...] = (("all", WAYS), ("greedy", ("greedy",)), ("sampled", ("sampled",)))
+_PRESORTED = (WRONG, f"{PARAPHRASE}?", f"{FINER}?", f"{COARSER}?")
+
+
+def section(data: StudyData) -> Section:
+    """The section; without stored answers it says what is missing."""
+    return Section(
+        name="error_audit",
+        group=PAPER,
+        title="Is a miss really wrong?",
+        text=_text(data),
+        exhibits=(
+            wide(
+                "What the graded answers are, in percent, with Wilson's 95 % intervals, beside the paper's 100 answers "
+                "(paper: table 6).",
+                lambda: shares_table(_audit(data)),
+            ),
+            wide(
+                "The same answers as a program sorts them. Finer? and coarser?: one of answer and gold answer stands "
+                "in the other as whole words; paraphrase?: one stands in the other but for spaces, or enough words "
+                "agree.",
+                lambda: presorted_table(_audit(data)),
+            ),
+            wide(
+                "Exact match beside word F1 over all stored answers: Pearson's correlation, with a 95 % interval from "
+                "a bootstrap over questions (paper: footnote 2, without a number).",
+                lambda: agreement_table(_audit(data)),
+            ),
+            numbers("The sheet to grade.", lambda: sheet_table(_audit(data))),
+        ),
+    )
+
+
+def shares_table(audit: ErrorAudit) -> Table:
+    """Shares of the grades of all, greedy and sampled answers."""
+    found = {name: shares(audit, ways) for name, ways in _GROUPS if name == "all" or _has(audit, name)}
+    rows: list[tuple[Value, ...]] = []
+    for i, grade in enumerate(GRADES):
+        cells = [f"{one[i].percent:.0f} ({one[i].low:.1f} to {one[i].high:.1f})" for one in found.values()]
+        rows.append((grade, found["all"][i].num, *cells, found["all"][i].paper))
+    names = tuple(f"{name} (n = {one[0].total})" for name, one in found.items())
+    return Table(name="error_audit_shares", columns=("grade", "answers", *names, "paper (n = 100)"), rows=tuple(rows))
+
+
+def presorted_table(audit: ErrorAudit) -> Table:
+    """How many answers of the sheet look like what, by how they were made."""
+    tally = Counter((row.way, row.presorted) for row in audit.rows)
+    rows: list[tuple[Value, ...]] = [
+        (way, *(tally[way, grade] for grade in _PRESORTED), sum(tally[way, grade] for grade in _PRESORTED),
+         audit.num_wrong[way])
+        for way in WAYS
+        if _has(audit, way)
+    ]  # fmt: skip
+    if not rows:
+        raise NotTestable("no answer could be drawn: none misses, or none was kept whole")
+    columns = ("answers", *_PRESORTED, "in the sheet", "drawn from")
+    return Table(name="error_audit_presorted", columns=columns, rows=tuple(rows))
+
+
+def agreement_table(audit: ErrorAudit) -> Table:
+    """The correlation of exact match with F1."""
+    rows: list[tuple[Value, ...]] = []
+    reasons = []
+    for name, ways in _GROUPS:
+        try:
+            one = agreement(audit, ways)
+        except NotTestable as reason:
+            reasons.append(str(reason))
+            continue
+        ends = (None if end is None else round(end, 4) for end in (one.low, one.high))
+        rows.append((name, round(one.r, 4), *ends, one.num_answers, one.num_questions, round(one.mean_f1_of_misses, 3)))
+    if not rows:
+        raise NotTestable(reasons[0])
+    columns = ("answers", "r", "low", "high", "answers counted", "questions", "mean F1 of misses")
+    return Table(name="em_f1_agreement", columns=columns, rows=tuple(rows))
+
+
+def sheet_table(audit: ErrorAudit) -> Table:
+    """The sheet, with the grades that are known already."""
+    if not audit.rows:
+        raise NotTestable("no answer could be drawn: none misses, or none was kept whole")
+    columns = ("answer_id", "question_id", "relation", "category", "temperature", "question", "gold", "answer")
+    rows: list[tuple[Value, ...]] = [
+        (row.answer_id, row.question_id, row.relation, row.category, audit.temperatures[row.way], row.question,
+         " | ".join(row.gold), row.answer, row.presorted, audit.sheet_id, audit.grades.get(row.answer_id))
+        for row in audit.rows
+    ]  # fmt: skip
+    return Table(
+        name="error_audit",
+        columns=(*columns, "presorted", "sheet", "grade"),
+        rows=tuple(rows),
+        text_columns=frozenset({5, 6, 7}),
+    )
+
+
+def _text(data: StudyData) -> str:
+    said = (
+        "Answers that miss by exact match may still be right in other words, or finer or coarser than the gold answer. "
+        "How many are, only a person can tell."
+    )
+    audit = data.error_audit
+    if audit is None:
+        return said
+    drawn = Counter(row.way for row in audit.rows)
+    parts = [
+        f"{drawn[way]} of {audit.num_wrong[way]:,} {way} answers that miss (T = {audit.temperatures[way]:g})"
+        for way in WAYS
+        if drawn[way]
+    ]
+    if parts:
+        said += (
+            f" The sheet holds {' and '.join(parts)}, drawn uniformly. Fill in its column grade with "
+            f"{', '.join(GRADES[:-1])} or {GRADES[-1]} and run slick report again with --graded and the sheet; what "
+            "was filled in is kept in report/graded/."
+        )
+    if audit.num_absent["sampled"]:
+        said += (
+            f" No sampled answers are in it: {audit.num_absent['sampled']:,} samples were not made or not kept whole "
+            "(annotate with --mode full), so what is left is no fair sample; the correlation is over what is left."
+        )
+    return said
+
+
+def _has(audit: ErrorAudit, way: str) -> bool:
+    return any(row.way == way for row in audit.rows)
+
+
+def _audit(data: StudyData) -> ErrorAudit:
+    if data.error_audit is None:
+        raise NotTestable(
+            "needs the questions and the answers of an annotation that stores texts (--estimator sampled)"
+        )
+    return data.error_audit
