@@ -67,7 +67,7 @@ def pair_table(data: StudyData) -> Table:
     rows = tuple(_pair(together(runs), pair) for pair in compare(runs))
     missing = any(row[-1] for row in rows)
     columns = ("fitted", "against", "hazard ratio", "p (log-rank)", "p (Holm)", "missing")
-    return Table(name="fit_pairs", columns=columns if missing else columns[:-1],
+    return Table(name="fit_pairs", text_columns=frozenset({0, 1}), columns=columns if missing else columns[:-1],
                  rows=rows if missing else tuple(row[:-1] for row in rows))  # fmt: skip
 
 
