@@ -78,7 +78,7 @@ _ALL = (
         sentence="How many questions of each relation fall into each category.",
         exhibits="Tables 3-5",
         outcomes=("E1", "E2"),
-        sections=("counts", "knowledge"),
+        sections=("counts",),
     ),
     Experiment(
         name="unknown_ratio",
@@ -137,7 +137,7 @@ _ALL = (
         sentence="Categories against P(True) and against fewer prompts: who tells better what will be answered right.",
         exhibits="Figure 5",
         outcomes=("E20", "E21"),
-        sections=("p_true",),
+        sections=("p_true", "prompts"),
         needs=(NATURAL,),
         p_true=True,
         all_answers=True,

@@ -1,0 +1,98 @@
+"""Questions by relation and category, beside the paper's."""
+
+import pytest
+
+from slick.analysis.counts import (
+    FOOTNOTE_5,
+    paper_categories,
+    paper_total,
+    relation_counts,
+    set_size,
+    shares,
+    total,
+)
+from slick.analysis.data import StudyData
+from slick.analysis.terms import NotTestable
+from slick.report.pages.counts import archive_table, counts_table, section, shares_table
+
+CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
+
+
+def counts(*numbers: int) -> dict[str, int]:
+    return dict(zip(CATEGORIES, numbers, strict=True))
+
+
+@pytest.fixture
+def data() -> StudyData:
+    return StudyData(
+        counts={
+            ("P17", "id", "train"): counts(40, 30, 20, 10),
+            ("mine", "id", "train"): counts(1, 0, 1, 2),
+            ("P17", "id", "test"): counts(1, 1, 1, 1),
+        }
+    )
+
+
+@pytest.fixture
+def paper() -> StudyData:
+    """The paper's own counts as a study's."""
+    domains = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
+    found = paper_categories()
+    return StudyData(
+        counts={(relation, *domains[split]): row for split, rows in found.items() for relation, row in rows.items()},
+        audit={split: {relation: sum(row.values()) for relation, row in rows.items()} for split, rows in found.items()},
+    )
+
+
+def test_the_papers_tables_add_up_and_differ_from_its_footnote() -> None:
+    assert [sum(paper_total(split).values()) for split in ("train", "test", "ood")] == [81700, 10481, 5848]
+    assert set_size(list(paper_categories()["train"].values())) == 6142
+    assert [round(value) for value in shares(paper_total("train")).values()] == [24, 25, 17, 34]
+    assert list(FOOTNOTE_5.values()) == [24, 23, 17, 36]
+
+
+def test_each_relation_stands_beside_the_papers_where_it_is_there(data: StudyData) -> None:
+    p17, mine = relation_counts(data, "train")
+    assert p17.paper == counts(4387, 2628, 511, 364)
+    assert mine.paper is None
+    assert total([p17, mine]) == counts(41, 30, 21, 12)
+    rows = shares_table(data, "train").rows
+    assert rows[0][:4] == ("P17", "Which country is … located in?", "100 (7,890)", "40.0 (55.6)")
+    assert rows[1] == ("mine", "", "4", "25.0", "0.0", "25.0", "50.0", "0")
+    assert rows[-1][2] == "104", "other relations than the paper's: no total of the paper's beside it"
+    assert rows[-1][-1] == "10"
+
+
+def test_the_size_of_d_stands_beside_the_papers(paper: StudyData) -> None:
+    assert shares_table(paper, "train").rows[-1] == (
+        "all", "", "81,700 (81,700)", "23.9 (23.9)", "25.3 (25.3)", "16.9 (16.9)", "33.9 (33.9)", "6,142 (6,142)"
+    )  # fmt: skip
+
+
+def test_numbers_for_programs_are_numbers(data: StudyData) -> None:
+    table = counts_table(data, "train")
+    assert table.rows[0] == ("P17", 40, 30, 20, 10, 100, 10, 4387, 2628, 511, 364, 7890, 364)
+    assert table.rows[1][-6:] == (None,) * 6
+    assert len(table.columns) == len(table.rows[0])
+
+
+def test_archive_totals_are_marked(paper: StudyData, data: StudyData) -> None:
+    rows = archive_table(paper).rows
+    assert rows[0] == ("train", "all", 81700, 81700, "=")
+    assert {row[-1] for row in rows} == {"="}
+    audit = {**paper.audit, "train": {**paper.audit["train"], "P17": 7889}}
+    marks = {row[:2]: row[-1] for row in archive_table(StudyData(audit=audit)).rows}
+    assert (marks["train", "all"], marks["train", "P17"], marks["train", "P19"]) == ("differs", "differs", "=")
+    with pytest.raises(NotTestable, match="full EntityQuestions archive"):
+        archive_table(data)
+
+
+def test_what_was_not_annotated_says_so(data: StudyData) -> None:
+    with pytest.raises(NotTestable, match="no out-of-distribution test questions were annotated"):
+        relation_counts(data, "ood")
+    found = section(data)
+    assert {exhibit.figure.name for exhibit in found.exhibits if exhibit.figure} == {
+        "category_shares",
+        "unknown_by_relation",
+    }
+    assert section(StudyData()).is_empty
