@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from slick.analysis.data import StudyData
 from slick.analysis.outcomes_categories import LABELS, TABLE_2
-from slick.analysis.outcomes_data import category_totals
 from slick.analysis.outcomes_idk import abstention, idk_variant
 from slick.analysis.outcomes_sweep import half_unknown, lengths
 from slick.analysis.significance import paired_p_value, stars
@@ -143,26 +142,6 @@ def _stars(data: StudyData, name: str, best: str, when: str, category: str, num_
     if rows is None or top is None or len(rows) < 2 or rows.shape != top.shape:
         return " ?"  # no rows were kept, so nothing can be tested
     return stars(paired_p_value(rows, top, num_chunks, seed))
-
-
-def counts_table(data: StudyData, domain: str, split: str) -> Table:
-    """Questions by relation and category (tables 3-5)."""
-    found = {relation: counts for (relation, d, s), counts in sorted(data.counts.items()) if (d, s) == (domain, split)}
-    if not found:
-        raise NotTestable(f"no {domain} {split} questions were annotated")
-    rows: list[tuple[Value, ...]] = []
-    for relation, counts in found.items():
-        rows.append((relation, *counts.values(), sum(counts.values()), min(counts.values())))
-    totals = category_totals(data, domain, split)
-    total = sum(totals.values())
-    rows.append(("total", *totals.values(), total, sum(min(counts.values()) for counts in found.values())))
-    rows.append(("% of total", *(f"{tenths(100 * num / total):.1f}" for num in totals.values()), "100", ""))
-    return Table(
-        name=f"categories_{domain}_{split}",
-        columns=("relation", *map(str, Category), "total", "min"),
-        rows=tuple(rows),
-        total_rows=frozenset({len(rows) - 2, len(rows) - 1}),
-    )
 
 
 def idk_table(data: StudyData) -> Table:
