@@ -1,13 +1,19 @@
 """What the page shows, in its order."""
 
-from functools import partial
-
 from slick.analysis.data import StudyData
-from slick.analysis.terms import EARLY, LAST
-from slick.analysis.verdict import when_label
 from slick.report import figures, tables
 from slick.report.page import PAPER, TO_DO, Section, drawn, numbers, wide
-from slick.report.pages import concentration, counts, error_audit, error_kinds, fit_times, linear
+from slick.report.pages import (
+    categories,
+    concentration,
+    counts,
+    error_audit,
+    error_kinds,
+    fit_times,
+    linear,
+    p_true,
+    popularity,
+)
 from slick.report.pages.choices import which_point
 from slick.report.pages.planted import against_the_truth
 
@@ -18,15 +24,16 @@ def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
         which_point(data),
         _by_share(data),
         _fitting(data),
-        _by_category(data, num_chunks, seed),
+        categories.section(data, num_chunks, seed),
         linear.section(data),
         _ood(data),
         _idk(data),
         _stopping(data),
-        _prompts(data),
+        p_true.section(data),
         counts.section(data),
         fit_times.section(data),
         concentration.section(data),
+        popularity.section(data),
         error_audit.section(data),
         error_kinds.section(data),
         *against_the_truth(data),
@@ -93,23 +100,6 @@ def _fitting(data: StudyData) -> Section:
     )
 
 
-def _by_category(data: StudyData, num_chunks: int, seed: int) -> Section:
-    return Section(
-        name="categories",
-        group=PAPER,
-        title="Fine-tuning on one category at a time",
-        text="Accuracy (%) on all test questions and on those of each category (paper: tables 2 and 7). Bold: the "
-        "best of its column and "
-        f"what is not significantly below it. * p < 0.05, ** p < 0.01: paired t-test over {num_chunks} chunks of "
-        f"the test questions; "
-        "? no rows were kept to test with.",
-        exhibits=tuple(
-            wide(f"At {when_label(when)}.", partial(tables.category_table, data, when, num_chunks, seed))
-            for when in (EARLY, LAST)
-        ),
-    )
-
-
 def _ood(data: StudyData) -> Section:
     return Section(
         name="ood",
@@ -147,15 +137,4 @@ def _stopping(data: StudyData) -> Section:
         title="When to stop",
         text="Each stopping policy within each epoch budget, averaged over the shares and seeds of the sweep.",
         exhibits=(wide("Policies, best first.", lambda: tables.policy_table(data)),),
-    )
-
-
-def _prompts(data: StudyData) -> Section:
-    return Section(
-        name="prompts",
-        group=PAPER,
-        title="How many prompts a label takes",
-        text="A question is Unknown when no answer under any of the exemplar sets is right; with fewer sets more are.",
-        exhibits=(
-        ),
     )
