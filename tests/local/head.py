@@ -1,5 +1,6 @@
 """A Ray head of one's own on loopback: free ports, its own folder and home, ended without touching any other Ray."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,11 +13,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-this-test-0123456789abcdef0123456789abcdef"
+SECRET = "hf_this_value_is_not_to_be_seen"
 PORTS = ("dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "ray-client-server-port")
+HEAD_ID = "f" * 51 + "00000"
+"""By which the imitation of a cloud knows the head; of the length of Ray's own."""
 PORTS += ("metrics-export-port", "runtime-env-agent-port", "node-manager-port", "object-manager-port", "port")
 
 
@@ -37,18 +42,33 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def started_head(home: Path) -> Iterator[str]:
-    """A head with token authentication; its address."""
+def started_head(home: Path, node_types: dict[str, object] | None = None) -> Iterator[str]:
+    """A head with token authentication; its address.
+
+    Args:
+        home: of the processes; with a token in ~/.ray/auth_token.
+        node_types: what an autoscaler may start, as in cluster.yaml; the head then takes no tasks, and new nodes are
+            processes on this machine.
+    """
     folder = tempfile.mkdtemp(prefix="slick-head-", dir="/tmp")  # short: Ray's sockets lie in it
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--temp-dir={folder}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=4"]
+    command += [f"--temp-dir={folder}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+    more: dict[str, str] = {}
+    if node_types is None:
+        command.append("--num-cpus=4")
+    else:
+        config = Path(folder, "autoscaling.json")
+        config.write_text(json.dumps(autoscaling(node_types, f"127.0.0.1:{ports['port']}")))
+        command += ["--num-cpus=0", f"--autoscaling-config={config}"]
+        more = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
+        more |= dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), HEAD_ID)
     command += ["--object-store-memory=120000000", *(f"--{name}={port}" for name, port in ports.items())]
     log = Path(folder, "start.log")
     with log.open("w") as file:
         head = subprocess.Popen(
             command,
-            env=environment(home, RAY_AUTH_MODE="token", SLICK_TEST_HEAD=folder),
+            env=environment(home, RAY_AUTH_MODE="token", SLICK_TEST_HEAD=folder, **more),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -66,6 +86,35 @@ def started_head(home: Path) -> Iterator[str]:
         for process in processes_of(folder):
             os.kill(process, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def autoscaling(node_types: dict[str, object], gcs_address: str) -> dict[str, object]:
+    """An autoscaler's settings: nodes are processes on this machine, and go when they are idle for some seconds."""
+    return {
+        "cluster_name": "test",
+        "max_workers": 8,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": gcs_address,
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "auth": {},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            **node_types,
+        },
+        **{key: {} for key in ("file_mounts",)},
+        **{key: [] for key in ("cluster_synced_files", "initialization_commands", "setup_commands")},
+        **{key: [] for key in ("head_setup_commands", "worker_setup_commands")},
+        **{key: [] for key in ("head_start_ray_commands", "worker_start_ray_commands")},
+    }
 
 
 def answers(address: str) -> bool:
@@ -101,3 +150,34 @@ def processes_of(folder: str) -> list[int]:
             if f"SLICK_TEST_HEAD={folder}".encode() in words:
                 found.append(int(entry.name))
     return found
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head, and a home whose ~/.ray holds its token."""
+
+    address: str
+    home: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return environment(self.home, SLICK_TEST_SECRET=SECRET, **more)
+
+    def slick(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs.cli", *words, "--address", self.address]
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment(**more), capture_output=True, text=True, check=False, timeout=240
+        )
+
+    def get(self, path: str) -> str:
+        request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(answer.read().decode())
+
+
+@contextmanager
+def started_cluster(home: Path, node_types: dict[str, object] | None = None) -> Iterator[Cluster]:
+    """A head as of `started_head`, and a home that holds its token."""
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+    with started_head(home, node_types) as address:
+        yield Cluster(address, home)

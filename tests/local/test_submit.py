@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,41 +15,14 @@ import pytest
 
 from jobs.head import Head
 from slick.study import MANIFEST
-from tests.local.head import ROOT, TOKEN, environment, started_head, wait_for
+from tests.local.head import ROOT, SECRET, TOKEN, Cluster, started_cluster, wait_for
 from tests.local.tiny import save_tiny_model
-
-SECRET = "hf_this_value_is_not_to_be_seen"
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A head, and a home whose ~/.ray holds its token."""
-
-    address: str
-    home: Path
-
-    def environment(self, **more: str) -> dict[str, str]:
-        return environment(self.home, SLICK_TEST_SECRET=SECRET, **more)
-
-    def slick(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "jobs.cli", *words, "--address", self.address]
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment(**more), capture_output=True, text=True, check=False, timeout=240
-        )
-
-    def get(self, path: str) -> str:
-        request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return str(answer.read().decode())
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    home = tmp_path_factory.mktemp("home")
-    (home / ".ray").mkdir()
-    (home / ".ray" / "auth_token").write_text(TOKEN)
-    with started_head(home) as address:
-        yield Cluster(address, home)
+    with started_cluster(tmp_path_factory.mktemp("home")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""A cluster that holds no worker until a job asks: nodes come for the work, and go when it is done."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from slick.annotation.knowledge import read_knowledge
+from slick.storage import Folder
+from tests.local.cli import slick
+from tests.local.head import Cluster, started_cluster, wait_for
+from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions
+from tests.local.tiny_study import write_study
+
+ASKED = [
+    "--num-exemplar-sets",
+    "4",
+    "--num-shots",
+    "2",
+    "--sampling.num-samples",
+    "3",
+    "--sampling.max-new-tokens",
+    "6",
+]
+ASKED += ["--repeats-per-relation", "0", "--controls-per-relation", "0", "--batch-questions", "1"]
+ASKED += ["--batches-per-file", "1", "--no-p-true"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    node = {"resources": {"CPU": 3}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    with started_cluster(tmp_path_factory.mktemp("home"), {"worker": node}) as started:
+        yield started
+
+
+def num_workers(cluster: Cluster) -> int:
+    nodes = json.loads(cluster.get("/api/v0/nodes"))["data"]["result"]["result"]
+    return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in nodes)
+
+
+@contextmanager
+def watched(cluster: Cluster) -> Iterator[list[int]]:
+    """The numbers of worker nodes while the block lasts, in the order seen."""
+    seen, done = [num_workers(cluster)], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            if (now := num_workers(cluster)) != seen[-1]:
+                seen.append(now)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.timeout(300)
+def test_actors_bring_nodes_and_nodes_leave_when_they_are_idle(cluster: Cluster, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    alone, study = Folder(str(tmp_path / "alone")), Folder(str(tmp_path / "study"))
+    for folder in (alone, study):
+        write_questions(folder, num_train=60)
+    assert num_workers(cluster) == 0
+    with watched(cluster) as seen:
+        done = cluster.slick(
+            "submit", "annotate", "smoke", "--model", model, *ASKED, "--max-actors", "4", "--out", study.uri
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert max(seen) >= 1, seen
+    assert seen[0] == 0
+    here = slick("annotate", "smoke", "--model", model, *ASKED, "--max-actors", "1", "--out", alone.uri)
+    assert here.returncode == 0, here.stdout + here.stderr
+    assert read_knowledge(study).equals(read_knowledge(alone))
+    wait_for(lambda: num_workers(cluster) == 0, 60, lambda: "nodes stay although nothing runs")
+
+
+@pytest.mark.timeout(300)
+def test_one_trainer_is_given_several_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    study = write_study(tmp_path, tiny_model("llama", spread=0.05), tiny_tokenizer())
+    flags = ["--variant", "half", "--num-workers", "4", "--wait-for-nodes", "--zero-stage", "3", "--epochs", "2"]
+    flags += ["--batch-size", "4", "--max-new-tokens", "4", "--out", study.uri]
+    refused = cluster.slick("submit", "finetune", "smoke", *[flag for flag in flags if flag != "--wait-for-nodes"])
+    assert refused.returncode == 2
+    assert "--wait-for-nodes" in refused.stdout + refused.stderr
+    with watched(cluster) as seen:
+        done = cluster.slick("submit", "finetune", "smoke", *flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert max(seen) == 2, f"4 workers of one CPU each need two nodes of 3; seen {seen}"
+    assert study.child("runs", "half-seed0").read_table("epochs.parquet").num_rows > 0
