@@ -13,6 +13,7 @@ from slick.report.pages import (
     linear,
     p_true,
     popularity,
+    retention,
 )
 from slick.report.pages.choices import which_point
 from slick.report.pages.planted import against_the_truth
@@ -32,6 +33,7 @@ def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
         p_true.section(data),
         counts.section(data),
         fit_times.section(data),
+        retention.section(data),
         concentration.section(data),
         popularity.section(data),
         error_audit.section(data),

@@ -1,0 +1,240 @@
+"""The section on what fine-tuning takes of what the model knew firmly, by epoch and share of Unknown rows."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from slick.analysis.data import StudyData
+from slick.analysis.retention import Control, Retention, changes, control, retention
+from slick.analysis.terms import Cell, NotTestable
+from slick.analysis.verdict import Z, interval, percent, tenths
+from slick.report.page import Section, drawn, numbers, wide
+from slick.report.style import BLUE, INK, VERMILLION, band, epoch_axis, label_ends, share_axis
+from slick.report.tables import Table, Value
+from slick.types import Category
+
+
+def section(data: StudyData) -> Section:
+    """The section; without HighlyKnown test questions it says what is missing."""
+    return Section(
+        name="retention",
+        title="What is forgotten of what was known firmly",
+        text=f"{words(data)}Before fine-tuning, all HighlyKnown questions were answered right under every few-shot "
+        "prompt, and no WeaklyKnown or Unknown one by any greedy answer; so what falls among the former is forgotten, "
+        "and what is right among the latter gained. Losses are counted from the epoch with the best HighlyKnown "
+        "accuracy, as in arXiv:2604.15574; that epoch is picked on the same questions, so a loss within its 95 % "
+        "interval may be chance.",
+        exhibits=(
+            drawn(
+                "HighlyKnown test accuracy by epoch, in points from its best epoch, one line a share of Unknown rows; "
+                "bands of 95 % about the first and the last.",
+                "retention",
+                "Accuracy on HighlyKnown questions falls with epochs, the more the larger the share of Unknown rows",
+                lambda: loss_figure(retention(data)),
+            ),
+            drawn(
+                "Points of HighlyKnown test accuracy lost, by share of Unknown rows and epochs trained.",
+                "retention_surface",
+                "Points of HighlyKnown accuracy lost over share of Unknown rows and epochs, as a heat map",
+                lambda: loss_surface(retention(data), data.durations),
+            ),
+            drawn(
+                "Points of HighlyKnown test accuracy lost at the end, with the Unknown rows (D) and without them "
+                "(D_Known), each from its own best epoch; bands are one standard error.",
+                "retention_control",
+                "HighlyKnown accuracy lost by D and by D_Known, by share of Unknown rows",
+                lambda: control_figure(data),
+            ),
+            drawn(
+                "Change of test accuracy from the best HighlyKnown epoch to the end, by category of question.",
+                "retention_categories",
+                "Accuracy lost and gained by category of test question and share of Unknown rows",
+                lambda: change_figure(data),
+            ),
+            wide(
+                "From the best epoch to the end, in points of test accuracy with 95 % intervals. Cost: D_Known less "
+                "D at the end, on the same questions.",
+                lambda: loss_table(data),
+            ),
+            numbers("All numbers of the figures: losses by epoch.", lambda: epoch_table(data)),
+            numbers("All numbers of the figures: changes by category.", lambda: change_table(data)),
+        ),
+    )
+
+
+def words(data: StudyData) -> str:
+    """What was found, in one or two sentences; nothing where nothing can be told."""
+    try:
+        found = retention(data)
+    except NotTestable:
+        return ""
+    first, last = found[0], found[-1]
+    said = (
+        f"By the end of training, D with {percent(first.share)} Unknown rows loses {_text(first.lost[-1])} points of "
+        "HighlyKnown accuracy"
+    )
+    if last is not first:
+        said += f", D with {percent(last.share)} loses {_text(last.lost[-1])}"
+    return f"{said}. {_control_words(data)}"
+
+
+def _control_words(data: StudyData) -> str:
+    try:
+        pairs = [(one, one.lost_known) for one in control(data) if one.lost_known is not None]
+    except NotTestable:
+        return ""
+    if not pairs:
+        return ""
+    one, known = pairs[-1]
+    return (
+        f"Without its Unknown rows, D with {percent(one.share)} loses {_text(known)} points instead of "
+        f"{_text(one.lost)}. "
+    )
+
+
+def loss_figure(found: tuple[Retention, ...]) -> Callable[[Any], None]:
+    """Lines that fall from nought, named at their ends."""
+
+    def plot(axes: Any) -> None:
+        from matplotlib import colormaps
+        from matplotlib.colors import to_hex
+
+        # Cividis without its light end, which is lost on white: https://doi.org/10.1371/journal.pone.0199239.
+        shades = [to_hex(colormaps["cividis"](0.66 * (1 - one.share))) for one in found]
+        longest = max((one.epochs for one in found), key=len)
+        labels = []
+        for one, colour in zip(found, shades, strict=True):
+            values = -np.array([cell.value for cell in one.lost])
+            if one in (found[0], found[-1]):
+                reach = Z * np.array([cell.se for cell in one.lost])
+                axes.fill_between(one.epochs, values - reach, values + reach, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(one.epochs, values, color=colour, marker="o", markersize=3)
+            labels.append((float(values[-1]), f"{percent(one.share)} Unknown", colour))
+        epoch_axis(axes, longest)
+        axes.autoscale(axis="y")
+        label_ends(axes, float(longest[-1]), labels)
+        axes.set_ylabel("HighlyKnown accuracy (points from best)")
+
+    return plot
+
+
+def loss_surface(found: tuple[Retention, ...], durations: tuple[int, ...]) -> Callable[[Any], None]:
+    """Each cell with its number; the training lengths of other figures, or all where there are none.
+
+    Raises:
+        NotTestable: fewer than two shares or epochs.
+    """
+    common = [int(epoch) for epoch in min((one.epochs for one in found), key=len)]
+    shown = [epoch for epoch in common if epoch in durations] if durations else common
+    if len(found) < 2 or len(shown) < 2:
+        raise NotTestable("needs runs at two shares of Unknown rows or more, and two training lengths or more")
+    lost_ES = np.array([[one.at(epoch).value for one in found] for epoch in shown])
+
+    def plot(axes: Any) -> None:
+        edges = (np.arange(len(found) + 1) - 0.5, np.arange(len(shown) + 1) - 0.5)
+        axes.pcolormesh(*edges, lost_ES, cmap="cividis_r", edgecolor="white", linewidth=2)
+        middle = (lost_ES.min() + lost_ES.max()) / 2
+        for (y, x), value in np.ndenumerate(lost_ES):
+            colour = "white" if value > middle else INK
+            axes.text(x, y, f"{tenths(value):.1f}", ha="center", va="center", fontsize=11, color=colour)
+        axes.set_xticks(range(len(found)), [f"{100 * one.share:.0f}" for one in found])
+        axes.set_yticks(range(len(shown)), [str(epoch) for epoch in shown])
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("Unknown rows in D (%)")
+        axes.set_ylabel("Epochs trained")
+
+    return plot
+
+
+def control_figure(data: StudyData) -> Callable[[Any], None]:
+    """D and D_Known, against the share of Unknown rows in D."""
+    found = control(data)
+
+    def plot(axes: Any) -> None:
+        both = [(one, one.lost_known) for one in found if one.lost_known is not None]
+        x = [100 * one.share for one in found]
+        band(axes, x, [one.lost for one in found], VERMILLION, "s", label="D")
+        band(axes, [100 * one.share for one, _ in both], [known for _, known in both], BLUE, "o", "--", False,
+             label="D_Known")  # fmt: skip
+        axes.legend(loc="upper left", fontsize=11, handlelength=2.6)
+        share_axis(axes, x, room=False)
+        axes.set_ylabel("HighlyKnown points lost")
+
+    return plot
+
+
+def change_figure(data: StudyData) -> Callable[[Any], None]:
+    """One line a category, against the share of Unknown rows."""
+    from slick.report.figures import CATEGORY_COLOURS
+
+    found = [(one.share, changes(data, one)) for one in retention(data)]
+
+    def plot(axes: Any) -> None:
+        for category, marker in zip(Category, "os^D", strict=True):
+            cells = [(100 * share, cells[str(category)]) for share, cells in found if str(category) in cells]
+            if cells:
+                colour, line = CATEGORY_COLOURS[category]
+                band(axes, [x for x, _ in cells], [cell for _, cell in cells], colour, marker, line, label=category)
+        axes.axhline(0.0, color=INK, linewidth=0.8)
+        axes.legend(loc="lower left", fontsize=11, handlelength=2.6)
+        share_axis(axes, [100 * share for share, _ in found], room=False)
+        axes.set_ylabel("Change of accuracy (points)")
+
+    return plot
+
+
+def loss_table(data: StudyData) -> Table:
+    """One row a share: what D loses, what D_Known loses, what the Unknown rows cost, and out of distribution."""
+    by_share: dict[float, Control] = {}
+    ood: dict[float, Cell] = {}
+    with suppress(NotTestable):  # without D_Known its columns stay open
+        by_share = {one.share: one for one in control(data)}
+    with suppress(NotTestable):
+        ood = {one.share: one.lost[-1] for one in retention(data, split="ood")}
+    rows: list[tuple[Value, ...]] = []
+    for one in retention(data):
+        pair = by_share.get(one.share)
+        cells = (one.lost[-1], pair and pair.lost_known, pair and pair.cost, ood.get(one.share))
+        rows.append((percent(one.share), f"{tenths(one.best.value):.1f} (epoch {one.best_epoch})",
+                     *(None if cell is None else _text(cell) for cell in cells)))  # fmt: skip
+    columns = ("Unknown", "HighlyKnown, best (%)", "lost by D", "lost by D_Known", "cost", "lost, out of distribution")
+    return Table(name="retention", columns=columns, rows=tuple(rows))
+
+
+def epoch_table(data: StudyData) -> Table:
+    """Every share and epoch, of D and of D_Known."""
+    rows: list[tuple[Value, ...]] = []
+    found = list(retention(data))
+    with suppress(NotTestable):
+        found += retention(data, "known")
+    for one in found:
+        for epoch, cell in zip(one.epochs.tolist(), one.lost, strict=True):
+            rows.append((one.variant, round(100 * one.share, 2), epoch, *_numbers(cell)))
+    columns = ("variant", "unknown_percent", "epoch", "points_lost", "low", "high", "seeds")
+    return Table(name="retention_numbers", columns=columns, rows=tuple(rows))
+
+
+def change_table(data: StudyData) -> Table:
+    """Every share and category of test question."""
+    rows: list[tuple[Value, ...]] = [
+        (one.variant, round(100 * one.share, 2), one.best_epoch, category, *_numbers(cell))
+        for one in retention(data)
+        for category, cell in changes(data, one).items()
+    ]
+    columns = ("variant", "unknown_percent", "from_epoch", "category", "points_changed", "low", "high", "seeds")
+    return Table(name="retention_categories", columns=columns, rows=tuple(rows))
+
+
+def _numbers(cell: Cell) -> tuple[float, float, float, int]:
+    low, high = interval(cell)
+    return (round(cell.value, 2), low, high, cell.num_seeds)
+
+
+def _text(cell: Cell) -> str:
+    """A difference with its 95 % interval."""
+    low, high = (tenths(end) for end in interval(cell))
+    return f"{tenths(cell.value):.1f} ({low:.1f} to {high:.1f})"
