@@ -43,13 +43,13 @@ class StudyConfig:
 
 def demo_annotation() -> AnnotateConfig:
     """The paper's 10 x (1 + 16) answers, cut off early: the answers of a world are a few tokens."""
-    config = AnnotateConfig(repeats_per_relation=4, controls_per_relation=4)
+    config = AnnotateConfig(repeats_per_relation=4, controls_per_relation=4, p_true=True)
     return replace(config, sampling=replace(config.sampling, max_new_tokens=12))
 
 
 def paper_annotation() -> AnnotateConfig:
     """The paper's 10 x (1 + 16) answers, and a few hundred questions more that say how far to trust the labels."""
-    return AnnotateConfig(repeats_per_relation=20, controls_per_relation=20)
+    return AnnotateConfig(repeats_per_relation=20, controls_per_relation=20, p_true=True)
 
 
 def demo_training() -> TrainConfig:

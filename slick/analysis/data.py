@@ -17,7 +17,9 @@ from slick.analysis.error_audit import ErrorAudit
 from slick.analysis.error_kinds import ErrorKinds
 from slick.analysis.fit_times import FitTimes
 from slick.analysis.p_true_scores import PTrueScores
+from slick.analysis.forgotten import RunLoss
 from slick.analysis.planted import PlantedFacts
+from slick.analysis.popularity import Popularity
 from slick.analysis.terms import LAST, MIN_SEEDS, POOLED, Cell, NotTestable, When
 from slick.types import ALL, KNOWN
 
@@ -134,6 +136,10 @@ class StudyData:
     """None if the annotation stored no answers."""
     error_kinds: ErrorKinds | None = None
     """None if the annotation stored no answers."""
+    forgotten: tuple[RunLoss, ...] = ()
+    """What each finished run answered right at its best dev epoch and wrong after its last."""
+    popularity: Popularity | None = None
+    """Of the subjects; None where the source of the questions does not say."""
     planted: PlantedFacts | None = None
     """What the study's world planted; None where the model is another than the world's."""
 

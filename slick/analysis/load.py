@@ -7,9 +7,11 @@ from slick.analysis.data import StudyData, Variant
 from slick.analysis.error_audit import AuditPlan
 from slick.analysis.load_answers import Sheets, load_answers
 from slick.analysis.load_fit_times import load_fit_times
+from slick.analysis.load_forgotten import load_forgotten
 from slick.analysis.load_labels import load_audit, load_counts, load_prefix_labels, load_test_ids
 from slick.analysis.load_p_true import load_p_true
 from slick.analysis.load_planted import load_planted
+from slick.analysis.load_popularity import load_popularity
 from slick.analysis.load_runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
 from slick.storage import Folder
 from slick.study import read_manifest
@@ -56,6 +58,8 @@ def load_study(study: Folder, audit: AuditPlan | None = None, sheets: Sheets | N
         idk_phrase=idk_phrase,
         error_audit=answers.audit,
         error_kinds=answers.kinds,
+        forgotten=load_forgotten(study, names, epoch_tables),
+        popularity=load_popularity(study, variants),
         planted=load_planted(study),
     )
 

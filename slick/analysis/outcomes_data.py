@@ -4,11 +4,22 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 
-import numpy as np
-
 from slick.analysis.data import StudyData
-from slick.analysis.terms import EARLY, Cell, NotTestable
-from slick.analysis.verdict import Verdict, Z, failures, minus, percent, points, rank_correlation, rounded
+from slick.analysis.p_true import compare, prefix_curve
+from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.analysis.verdict import (
+    Verdict,
+    Z,
+    failures,
+    interval,
+    minus,
+    percent,
+    points,
+    rank_correlation,
+    rounded,
+    tenths,
+    when_label,
+)
 from slick.types import Category
 
 LEAST_SHARE = 0.01
@@ -78,7 +89,7 @@ def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
 
 
 def e20(data: StudyData) -> Verdict:
-    """At both checkpoints D_Natural answers SliCK's Unknown questions right less often than as many of least P(True)."""
+    """At both checkpoints, SliCK's Unknown questions are answered right less often than as many of least P(True)."""
     found = {when: compare(data, when) for when in (EARLY, LAST)}
     said = {
         when: f"{points(one.slick)} % of SliCK's are answered right and {points(one.p_true)} % of P(True)'s, "
@@ -98,7 +109,7 @@ def e20(data: StudyData) -> Verdict:
 def e21(data: StudyData) -> Verdict:
     """From one exemplar set to all, the Unknown set shrinks, and D_Natural answers less of it right, beyond noise."""
     curve = prefix_curve(data, EARLY)
-    sets = [float(n) for n, _, _ in curve]
+    sets = [float(n) for n in range(1, len(curve) + 1)]
     shares, cells = [share for _, share, _ in curve], [cell for _, _, cell in curve]
     fall = minus(cells[0], cells[-1])
     rho = rank_correlation(sets, [cell.value for cell in cells])

@@ -16,7 +16,7 @@ from slick.annotation.generations import asked_questions, read_parts, spent_by_p
 from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
 from slick.annotation.pool import AskerConfig, Store
 from slick.engines.base import SamplingConfig
-from slick.errors import EngineError, StudyError
+from slick.errors import StudyError
 from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest
@@ -132,11 +132,7 @@ def _asker(folder: Folder, table: pa.Table, model: str, config: "AnnotateConfig"
 
 def _counts(folder: Folder, table: pa.Table) -> dict[str, Any]:
     rows = pa.concat_tables(read_parts(folder))
-    if sorted(rows["question_id"].to_pylist()) != sorted(table["question_id"].to_pylist()):
-        raise EngineError(
-            f"{table.num_rows} questions were to be scored once each and {folder.uri} holds {rows.num_rows} rows; "
-            "delete that folder and score again"
-        )
+    assert sorted(rows["question_id"].to_pylist()) == sorted(table["question_id"].to_pylist())
     spent = spent_by_parts(folder)
     counts: dict[str, Any] = {"questions": rows.num_rows}
     counts |= {name: int(spent[name]) for name in ("prompt_tokens", "prefilled_tokens", "decoded_tokens")}

@@ -21,7 +21,7 @@ from slick.report.summary import answers, headline, sentences
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require, versions
 
-_STEPS = ("world", "questions", "annotate", "variants", "sweep")
+_STEPS = ("world", "questions", "annotate", "annotate/p_true", "variants", "sweep")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ import numpy as np
 
 from slick.analysis.data import StudyData
 from slick.analysis.effects import Surface
-from slick.analysis.outcomes_data import prefix_curve
 from slick.analysis.outcomes_fit import fitted
 from slick.analysis.outcomes_sweep import half_unknown, lengths
 from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
@@ -169,28 +168,6 @@ def early_parts(data: StudyData, share: float, name: str) -> tuple[float, float,
         unknown_share * (1 - unknown),
     )
     return tuple(100 * part for part in whole)  # type: ignore[return-value]
-
-
-def exemplar_curve(data: StudyData) -> Callable[[Any], None]:
-    """Accuracy on the Unknown set against its size, one point for each number of exemplar sets (paper: figure 5)."""
-    curve = prefix_curve(data)
-
-    def plot(axes: Any) -> None:
-        x, y = [share for _, share, _ in curve], [cell.value for _, _, cell in curve]
-        down = [min(cell.se, cell.value) for _, _, cell in curve]  # an accuracy is never below 0
-        axes.errorbar(
-            x, y, [down, [cell.se for _, _, cell in curve]], color=BLUE, marker="o", elinewidth=1.2, capsize=2
-        )
-        for i, place, side in ((0, (8, -14), "left"), (len(curve) - 1, (-8, 8), "right")):
-            n = curve[i][0]
-            label = f"{n} set{'s' if n > 1 else ''}"
-            axes.annotate(label, (x[i], y[i]), xytext=place, textcoords="offset points", ha=side, fontsize=11)
-        axes.set_xlabel("Test questions labelled Unknown (%)")
-        axes.set_ylabel("Accuracy on them (%)")
-        axes.margins(x=0.22, y=0.1)
-        axes.set_ylim(bottom=-0.04 * max(y))
-
-    return plot
 
 
 def response_surface(data: StudyData, surface: Surface) -> Callable[[Any], None]:

@@ -10,8 +10,9 @@ from slick.analysis.data import Hits, PrefixLabels, Run, StudyData, Variant
 from slick.analysis.load_labels import first_hit_and_gap
 from slick.analysis.load_runs import choose_durations
 from slick.analysis.outcomes import judge, judges
-from slick.analysis.outcomes_data import paper_counts, prefix_curve
+from slick.analysis.outcomes_data import paper_counts
 from slick.analysis.outcomes_idk import abstention
+from slick.analysis.p_true import prefix_curve
 from slick.analysis.paper import FIXED_D, SHARES, paper_study
 from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
 from slick.analysis.verdict import Verdict, need_power
@@ -289,7 +290,7 @@ def test_e21_reads_smaller_numbers_of_sets_off_the_stored_answers() -> None:
     assert one("E21", prefix_study(useful=False)).holds is False
     with pytest.raises(NotTestable, match="--mode full"):
         one("E21", prefix_study(useful=True, unsure=True))
-    shares = [share for _, share, _ in prefix_curve(prefix_study(useful=True))]
+    shares = [share for _, share, _ in prefix_curve(prefix_study(useful=True), EARLY)]
     assert shares == sorted(shares, reverse=True)
 
 
