@@ -188,7 +188,7 @@ def early_against_last(data: StudyData, num_chunks: int = 100, seed: int = 0) ->
 
 def _by_seed(data: StudyData, side: Side, category: str) -> tuple[NDArray[np.str_], dict[int, NDArray[np.bool_]]]:
     """All test questions, and seed to hits on those of a category."""
-    found = {}
+    found: dict[int, NDArray[np.bool_]] = {}
     ids = np.array([], dtype=str)
     for run in data.runs_of(side.variant):
         rows = run.hits.get((run.epoch(side.when), "test"))

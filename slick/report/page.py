@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 from slick.analysis.terms import NotTestable
+from slick.analysis.verdict import tenths
 from slick.report.style import Figure, draw
 from slick.report.tables import Table
 
@@ -104,6 +105,7 @@ def render(template: str = "page.html", **values: Any) -> str:
     environment.filters["svg"] = lambda figure: Markup(figure.svg)  # drawn by slick.report.figures, which escapes
     environment.filters["cell"] = cell_text
     environment.filters["value"] = value_text
+    environment.filters["spans"] = span_text
     environment.filters["tidy"] = lambda text: str(text).replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
     css = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(css=css, **values)
@@ -135,6 +137,19 @@ def value_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(value_text(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def span_text(value: object) -> str:
+    """The intervals of a finding for people.
+
+    >>> span_text({"fall_at_convergence": [8.25, 13.4], "D_Unknown": {"Unknown": [-1.0, 0.5]}})
+    'fall at convergence +8.3 to +13.4; D Unknown: Unknown -1.0 to +0.5'
+    """
+    if not isinstance(value, dict):
+        low, high = value  # type: ignore[misc]
+        return f"{tenths(low):+.1f} to {tenths(high):+.1f}"
+    parts = ((_words(str(key)), item, ":" if isinstance(item, dict) else "") for key, item in value.items())
+    return "; ".join(f"{key}{mark} {span_text(item)}" for key, item, mark in parts)
 
 
 def _words(key: str) -> str:

@@ -199,6 +199,14 @@ def outcomes_table(outcomes: list[Outcome]) -> Table:
     """The 25 findings as CSV."""
     words = {True: "holds", False: "fails", None: "not testable"}
     rows: tuple[tuple[Value, ...], ...] = tuple(
-        (o.id, o.claim, words[o.holds], "" if o.own is None else str(o.own), str(o.paper), o.why) for o in outcomes
+        (
+            o.id,
+            o.claim,
+            words[o.holds],
+            *("" if v is None else str(v) for v in (o.own, o.interval)),
+            str(o.paper),
+            o.why,
+        )
+        for o in outcomes
     )
-    return Table(name="outcomes", columns=("id", "claim", "outcome", "own", "paper", "why"), rows=rows)
+    return Table(name="outcomes", columns=("id", "claim", "outcome", "own", "interval", "paper", "why"), rows=rows)
