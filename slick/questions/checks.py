@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from slick.draws import row_key
 from slick.errors import DataError
-from slick.questions.popularity import row_popularity
+from slick.questions.popularity import parse_popularity
 from slick.questions.relations import Relation, subject_of
 from slick.questions.rows import RawRow
 from slick.questions.sources import SPLITS
@@ -176,7 +176,7 @@ def _check(raw: RawRow, rules: Rules) -> tuple[Question, bool]:
     split = _choice(row, "split", _SPLIT_NAMES)
     subject = _subject(row, relation, rules.templates.get(name), question)
     try:
-        popularity = row_popularity(row)
+        popularity = parse_popularity(row)
     except ValueError as error:
         raise _Problem("no popularity", str(error)) from error
     return Question(

@@ -12,13 +12,13 @@ COLUMNS = ("popularity", "s_pop")
 """Where it stands in a row; the first that the row has."""
 
 
-def row_popularity(row: Mapping[str, Any]) -> float | None:
+def parse_popularity(row: Mapping[str, Any]) -> float | None:
     """The popularity of a row's subject; None where the row has none, or leaves it empty.
 
     Raises:
         ValueError: it is no number, or less than 0; says what was found and wanted, and how to mend it.
 
-    >>> row_popularity({"s_pop": "1520"}), row_popularity({"popularity": None}), row_popularity({})
+    >>> parse_popularity({"s_pop": "1520"}), parse_popularity({"popularity": None}), parse_popularity({})
     (1520.0, None, None)
     """
     column = next((name for name in COLUMNS if name in row), None)

@@ -9,13 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from slick.analysis.data import Hits, Run, StudyData, Variant
+from slick.analysis.load_popularity import load_popularity
+from slick.analysis.popularity import Popularity, category_shares, correlation, popularity_bins
+from slick.analysis.popularity_harm import harms, row_popularity
+from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.errors import DataError
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
-from slick.questions.popularity import row_popularity
+from slick.questions.popularity import parse_popularity
 from slick.questions.prepare import POPULARITY, QUESTION_SCHEMA
 from slick.questions.relations import load_relations
+from slick.report.pages.popularity import harm_table, section, words
 from slick.storage import Folder
-from slick.study import read_manifest
+from slick.study import finish, read_manifest
+from slick.types import Category
 from slick.world import smoke_world
 from slick.world.build import write_dataset
 from slick.world.corpus import edition
@@ -77,7 +84,7 @@ def test_popularity_is_read_from_the_layout_of_entity_questions(tmp_path: Path) 
         (tmp_path / "eq" / split).mkdir(parents=True)
         rows = [{"question": r["question"], "answers": r["answers"], "popularity": 7} for r in ROWS
                 if r["split"] == split]  # fmt: skip
-        (tmp_path / "eq" / split / f"P19.{split}.json").write_text(json.dumps(rows[:2] + [rows[2] | {"popularity": 0}]))
+        (tmp_path / "eq" / split / f"P19.{split}.json").write_text(json.dumps([*rows[:2], rows[2] | {"popularity": 0}]))
     assert sorted(stored(prepared(tmp_path, tmp_path / "eq")).values()) == [0.0] * 3 + [7.0] * 6
 
 
@@ -107,8 +114,8 @@ def test_nan_in_parquet_is_not_taken_for_unknown(tmp_path: Path) -> None:
 
 
 def test_the_column_of_ones_own_goes_before_popqas() -> None:
-    assert row_popularity({"s_pop": 3, "popularity": 4}) == 4.0
-    assert row_popularity({"s_pop": -3, "popularity": ""}) is None
+    assert parse_popularity({"s_pop": 3, "popularity": 4}) == 4.0
+    assert parse_popularity({"s_pop": -3, "popularity": ""}) is None
 
 
 # Worlds.
@@ -127,3 +134,159 @@ def test_a_worlds_popularity_is_the_number_of_documents_that_mention_the_subject
     assert [set(row) for row in rows] == [{"question", "answers", "popularity"}] * len(facts)
     assert sorted(row["popularity"] for row in rows) == sorted(fact.popularity for fact in facts)
     assert np.isfinite([fact.popularity for fact in facts]).all()
+
+
+# What is known of popular subjects.
+
+
+def known_of(values: list[float], categories: list[Category] | None = None, **more: object) -> Popularity:
+    num = len(values)
+    named = [str(c) for c in categories or [Category.MAYBE_KNOWN] * num]
+    chance = np.array([{"HighlyKnown": 1.0, "MaybeKnown": 0.5}.get(name, 0.0) for name in named])
+    return Popularity(question_ids=np.array([f"Q-{i:04d}" for i in range(num)]), relations=np.array(["P1"] * num),
+                      categories=np.array(named), greedy=chance, sampled=chance,
+                      values=np.array(values, dtype=np.float64), **more)  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_bins_are_quantiles_that_part_no_equals() -> None:
+    bins = popularity_bins(known_of([0.0] * 30 + list(range(1, 71))))
+    assert bins.labels == ("0", "1 to 20", "21 to 45", "46 to 70")
+    assert np.bincount(bins.of_question).tolist() == [30, 20, 25, 25]
+    assert popularity_bins(known_of([0.0] * 90 + [1.0] * 5 + [1520.0] * 5)).labels == ("0", "1 to 1,520")
+    even = popularity_bins(known_of([float(value) for value in np.random.default_rng(0).permutation(400)]))
+    assert np.bincount(even.of_question).tolist() == [100] * 4
+    with pytest.raises(NotTestable, match="differ in popularity"):
+        popularity_bins(known_of([3.0] * 50))
+
+
+def test_shares_of_categories_are_counted_in_each_bin() -> None:
+    categories = [Category.UNKNOWN] * 3 + [Category.WEAKLY_KNOWN] + [Category.HIGHLY_KNOWN] * 4
+    known = known_of([0, 0, 0, 0, 5, 6, 7, 8], categories)
+    shares = category_shares(known, popularity_bins(known, 2))
+    assert shares.tolist() == [[0, 0, 0.25, 0.75], [1, 0, 0, 0]]
+
+
+def test_the_interval_of_a_rank_correlation_is_that_of_resampling() -> None:
+    """With as many ties as worlds have; resampling (scipy) gives ends within 0.02 for 2,000 questions."""
+    from scipy.stats import bootstrap, spearmanr
+
+    rng = np.random.default_rng(5)
+    popularity = np.round(np.maximum(rng.normal(5, 6, 2000), 0))
+    p_correct = np.round(np.clip(0.05 * popularity + rng.normal(0, 0.4, 2000), 0, 1), 1)
+    found = correlation(popularity, p_correct)
+    resampled = bootstrap((popularity, p_correct), lambda a, b: spearmanr(a, b).statistic, paired=True,
+                          vectorized=False, n_resamples=400, method="percentile", rng=rng)  # fmt: skip
+    assert (found.low, found.high) == pytest.approx(tuple(resampled.confidence_interval), abs=0.02)
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(spearmanr(popularity, p_correct).statistic)
+
+
+def test_correlations_know_their_ends_and_what_they_need() -> None:
+    up = np.arange(50.0)
+    assert correlation(up, up).value == pytest.approx(1.0)
+    assert correlation(up, -up).high < -0.99
+    for popularity, p_correct, why in (
+        (up[:5], up[:5], "needs 10 questions"),
+        (up * 0, up, "equally popular"),
+        (up, np.full(50, np.nan), "annotate in mode full"),
+    ):
+        with pytest.raises(NotTestable, match=why):
+            correlation(popularity, p_correct)
+
+
+# Is it unknown rows or unpopular subjects.
+
+
+SIZE = 400
+"""Test questions: a quarter of popularity 0, all of these Unknown; the others Known."""
+
+
+def study(fall: dict[int, float], *, popular: bool = True) -> StudyData:
+    """Nothing but Unknown rows costs each quarter of the test questions its share `fall` of a half right."""
+    quarter = np.repeat(np.arange(4), SIZE // 4)
+    categories = [Category.UNKNOWN if q == 0 else Category.HIGHLY_KNOWN for q in quarter]
+    rows = {"unknown-000": np.arange(100, 400, 3), "unknown-100": np.arange(0, 120), "idk-050": np.arange(5)}
+    known = known_of([float(10 * q + i % 5 * (q > 0)) for i, q in enumerate(quarter)], categories, rows=rows)
+    rng = np.random.default_rng(1)
+    base = np.where(quarter == 0, 0.0, 0.5)
+    chance = {"unknown-000": base, "unknown-100": base - np.array([fall.get(int(q), 0.0) for q in quarter])}
+    runs = []
+    for name, right in chance.items():
+        hit = {1: rng.random(SIZE) < base, 2: rng.random(SIZE) < right}
+        kept = {(epoch, "test"): Hits(question_ids=known.question_ids, categories=known.categories, hit=one)
+                for epoch, one in hit.items()}  # fmt: skip
+        accuracy = {("test", "all"): 100 * np.array([one.mean() for one in hit.values()])}
+        runs.append(Run(run_id=f"{name}-seed0", variant=name, seed=0, epochs=np.array([1, 2]), accuracy=accuracy,
+                        num={("test", "all"): SIZE}, early_epoch=1, hits=kept))  # fmt: skip
+    variants = {
+        "unknown-000": Variant(name="unknown-000", kind="unknown", share=0.0, num=100),
+        "unknown-100": Variant(name="unknown-100", kind="unknown", share=1.0, num=120),
+        "idk-050": Variant(name="idk-050", kind="idk", share=0.5, num=5),
+    }
+    return StudyData(variants=variants, runs=tuple(runs), popularity=known if popular else None)
+
+
+def test_harm_is_told_for_each_quantile() -> None:
+    found = [one for one in harms(study({2: 0.4})) if one.when == LAST and one.category == "all"]
+    changes = [one.compared.change for one in found if one.compared]
+    assert [one.compared.num for one in found if one.compared] == [100] * 4
+    assert changes[2].value == pytest.approx(-40, abs=15)
+    assert [abs(change.value) > 1.96 * change.se for change in changes] == [False, False, True, False]
+    assert {one.when for one in harms(study({}))} == {EARLY, LAST}
+
+
+def test_a_quantile_without_known_questions_says_so() -> None:
+    missing = [one for one in harms(study({})) if one.category == "Known" and one.quantile == 0]
+    assert all(one.compared is None and "needs two test questions or more" in one.why for one in missing)
+    table = harm_table(study({}))
+    assert sum(row[-1] != "" for row in table.rows) == len(missing) == 2
+
+
+def test_rows_of_sets_are_matched_on_popularity() -> None:
+    without, only = row_popularity(study({}))
+    assert (without.name, without.matched, without.median_unknown) == ("unknown-000", 1.0, None)
+    assert (only.num, only.median_known is None) == (120, False)
+    assert only.shares == pytest.approx((100 / 120, 20 / 120, 0, 0))
+    assert only.matched == pytest.approx(20 / 120)
+    assert only.median_unknown == 0.0
+
+
+def test_the_page_says_what_persists_and_what_is_missing() -> None:
+    said = words(study({1: 0.45, 2: 0.45, 3: 0.45}))
+    assert "P_Correct of sampled answers rises with popularity" in said
+    assert "At convergence 100 % Unknown rows harm Known test questions" in said
+    assert "in 3 of 3 quantiles" in said
+    assert "in 0 of 3 quantiles" in words(study({}))
+    shown = section(study({}))
+    assert [exhibit.missing for exhibit in shown.exhibits] == [None] * 6
+    without = section(study({}, popular=False))
+    assert without.is_empty
+    assert all("a column popularity or s_pop" in str(exhibit.missing) for exhibit in without.exhibits)
+    assert words(study({}, popular=False)) == ""
+
+
+def test_popularity_is_loaded_of_annotated_questions_and_rows(tmp_path: Path) -> None:
+    values: list[object] = [0, 1, 2.5, None, 4, 1520, 6, 7, None]
+    study = prepared(tmp_path, write(tmp_path / "set.jsonl", with_popularity(values)))
+    asked = read_questions(study, columns=["question_id", "relation", "domain", "split", "popularity"])
+    num = asked.num_rows - 1  # one question was not annotated
+    names = asked["question_id"].to_pylist()
+    knowledge = asked.slice(0, num).drop(["popularity"]).append_column("category", pa.array(["Unknown"] * num))
+    for name, share in (("p_correct_greedy", 0.0), ("p_correct_sampled", None)):
+        knowledge = knowledge.append_column(name, pa.array([share] * num, pa.float64()))
+    assert load_popularity(study, []) is None
+    study.child("annotate").write_table("knowledge.parquet", knowledge)
+    finish(study.child("annotate"), "annotate", "a", settings={}, inputs={}, counts={}, started_at=0.0)
+    study.child("variants").write_table("natural.parquet", pa.table({"question_id": names[:4]}))
+    known = load_popularity(study, ["natural"])
+    assert known is not None
+    expected = {
+        name: value for name, value in zip(names, asked["popularity"].to_pylist(), strict=True) if value is not None
+    }
+    expected.pop(names[-1], None)
+    assert dict(zip(known.question_ids.tolist(), known.values.tolist(), strict=True)) == expected
+    assert known.num_without == num - len(expected)
+    assert set(known.question_ids[known.rows["natural"]]) == set(names[:4]) & expected.keys()
+    assert np.isnan(known.sampled).all()
+    plain = prepared(tmp_path, write(tmp_path / "plain.jsonl", ROWS))
+    assert load_popularity(plain, []) is None

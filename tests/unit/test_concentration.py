@@ -1,0 +1,215 @@
+"""Unknown rows in a few relations against the same in all: which questions are compared, and what is said of it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slick.analysis.concentration import (
+    ALL_TEST,
+    FILLED,
+    GROUPS,
+    OOD,
+    SPARED,
+    Concentration,
+    certain,
+    concentrations,
+)
+from slick.analysis.data import Hits, Run, StudyData, Variant
+from slick.analysis.outcomes_categories import e18
+from slick.analysis.subset import compare
+from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.report.pages.concentration import contrast_figure, contrast_table, section, words
+from slick.report.style import draw
+from slick.types import Category
+
+RELATIONS = ("P1", "P2", "P3", "P4", "P5")
+NUM = 200
+"""Test questions of each relation."""
+MIXES = {"P1": (0, 8), "P2": (0, 8), "P3": (4, 4), "P4": (8, 0), "P5": (8, 0)}
+"""Known and Unknown rows of each relation in the concentrated set."""
+Accuracy = Mapping[str, float]
+"""Share right by relation; `ood` for questions out of distribution."""
+IDS = np.array([f"{relation}-{i:03d}" for relation in RELATIONS for i in range(NUM)])
+
+
+def hits(accuracy: Accuracy, split: str, rng: np.random.Generator) -> Hits:
+    ids = IDS if split == "test" else np.array([f"O-{i:03d}" for i in range(NUM)])
+    chance = [accuracy["ood"] if split == "ood" else accuracy[i.split("-")[0]] for i in ids]
+    categories = np.array([str(Category.MAYBE_KNOWN)] * len(ids))
+    return Hits(question_ids=ids, categories=categories, hit=rng.random(len(ids)) < np.array(chance))
+
+
+def run(variant: str, seed: int, early: Accuracy, late: Accuracy) -> Run:
+    rng = np.random.default_rng([seed, *variant.encode()])
+    kept = {
+        (epoch, split): hits(accuracy, split, rng)
+        for epoch, accuracy in ((1, early), (2, late))
+        for split in ("test", "ood")
+    }
+    accuracy = {
+        (split, "all"): 100 * np.array([kept[epoch, split].hit.mean() for epoch in (1, 2)]) for split in ("test", "ood")
+    }
+    num = {(split, "all"): len(kept[1, split].hit) for split in ("test", "ood")}
+    return Run(run_id=f"{variant}-seed{seed}", variant=variant, seed=seed, epochs=np.array([1, 2]), accuracy=accuracy,
+               num=num, early_epoch=1, hits=kept)  # fmt: skip
+
+
+def study(late: Accuracy, *, seeds: int = 1, mixes: Mapping[str, tuple[int, int]] = MIXES) -> StudyData:
+    even = dict.fromkeys((*RELATIONS, "ood"), 0.5)
+    variants = {
+        "unknown-050": Variant(name="unknown-050", kind="unknown", share=0.5, num=40),
+        "concentrated-050": Variant(
+            name="concentrated-050",
+            kind="concentrated",
+            share=0.5,
+            num=40,
+            relations={r: {"HighlyKnown": k, "Unknown": u} for r, (k, u) in mixes.items()},
+        ),
+    }
+    runs = tuple(
+        run(name, seed, even, late if name == "concentrated-050" else even)
+        for name in variants
+        for seed in range(seeds)
+    )
+    test_ids = {r: IDS[np.char.startswith(IDS, f"{r}-")] for r in RELATIONS}
+    return StudyData(variants=variants, runs=runs, test_ids=test_ids, durations=(2,))
+
+
+MOVED = {"P1": 0.1, "P2": 0.1, "P3": 0.5, "P4": 0.9, "P5": 0.9, "ood": 0.5}
+"""Filled relations lose what spared ones gain."""
+
+
+def value(found: Concentration, group: str, when: str = LAST) -> float:
+    compared = found.at(group, when).compared
+    assert compared is not None
+    return compared.change.value
+
+
+# Which questions are compared.
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_harm_that_moves_between_relations_is_seen_in_each_and_not_in_all(seeds: int) -> None:
+    (found,) = concentrations(study(MOVED, seeds=seeds))
+    assert (found.filled, found.mixed, found.spared) == (("P1", "P2"), ("P3",), ("P4", "P5"))
+    assert value(found, FILLED) == pytest.approx(-40, abs=8)
+    assert value(found, SPARED) == pytest.approx(40, abs=8)
+    for group in (ALL_TEST, OOD):
+        assert abs(value(found, group)) < 12
+    for group in GROUPS:
+        early, late = (found.at(group, when).compared for when in (EARLY, LAST))
+        assert early is not None
+        assert late is not None
+        assert early.num == {ALL_TEST: 1000, FILLED: 400, SPARED: 400, OOD: 200}[group]
+        assert late.change.num_seeds == seeds
+        if group in (FILLED, SPARED):
+            assert certain(late.change)
+
+
+def test_the_difference_is_that_of_the_two_accuracies_and_paired() -> None:
+    data = study(MOVED)
+    ids = data.test_ids["P1"]
+    first, second, change, num = compare(data, ("concentrated-050", LAST), ("unknown-050", LAST), "test", ids)
+    assert num == len(ids) == NUM
+    assert change.value == pytest.approx(first.value - second.value)
+    a, b = (one.hits[2, "test"].hit[:NUM].astype(float) for one in (data.runs_of("concentrated-050")[0],
+                                                                    data.runs_of("unknown-050")[0]))  # fmt: skip
+    assert change.se == pytest.approx(100 * (a - b).std(ddof=1) / NUM**0.5)
+    whole = compare(data, ("concentrated-050", LAST), ("unknown-050", LAST), "test").change
+    assert whole == pytest.approx(data.difference(("concentrated-050", LAST), ("unknown-050", LAST)))
+
+
+def test_a_model_against_itself_does_not_differ() -> None:
+    data = study(MOVED, seeds=3)
+    assert compare(data, ("unknown-050", LAST), ("unknown-050", LAST), "test").change[:2] == (0.0, 0.0)
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    data = study(MOVED, seeds=3)
+    runs = tuple(
+        run(one.variant, one.seed, MOVED, {**MOVED, "P1": 0.05 + 0.45 * one.seed})
+        if one.variant == "concentrated-050" else one
+        for one in data.runs
+    )  # fmt: skip
+    steady = compare(data, ("concentrated-050", LAST), ("unknown-050", LAST), "test", data.test_ids["P1"]).change
+    wild = StudyData(variants=data.variants, runs=runs, test_ids=data.test_ids)
+    assert compare(wild, ("concentrated-050", LAST), ("unknown-050", LAST), "test", data.test_ids["P1"]).change.se > (
+        3 * steady.se
+    )
+
+
+# What is missing.
+
+
+def test_what_was_not_trained_is_not_told() -> None:
+    data = study(MOVED)
+    only = StudyData(variants=data.variants, runs=data.runs_of("concentrated-050"), test_ids=data.test_ids)
+    with pytest.raises(NotTestable, match="needs finished runs of a set whose Unknown rows fill whole relations"):
+        concentrations(only)
+    assert words(only) == ""
+    assert section(only).is_empty
+
+
+def test_a_group_without_questions_says_so_and_the_others_stand() -> None:
+    data = study(MOVED, mixes={**MIXES, "P1": (1, 7), "P2": (7, 1)})
+    (found,) = concentrations(data)
+    assert found.at(FILLED, LAST).compared is None
+    assert "needs two test questions or more" in found.at(FILLED, LAST).why
+    assert found.at(SPARED, LAST).compared is not None
+    table = contrast_table([found])
+    missing = [row for row in table.rows if row[1] == FILLED]
+    assert [row[3:8] for row in missing] == [(None,) * 5] * 2
+    assert all("needs two test questions" in str(row[-1]) for row in missing)
+
+
+def test_predictions_of_other_questions_are_not_compared() -> None:
+    data = study(MOVED)
+    first = data.runs[0]
+    cut = {key: Hits(question_ids=h.question_ids[1:], categories=h.categories[1:], hit=h.hit[1:])
+           for key, h in first.hits.items()}  # fmt: skip
+    short = replace(first, hits=cut)
+    with pytest.raises(NotTestable, match="were not asked the same test questions"):
+        compare(StudyData(variants=data.variants, runs=(short, *data.runs[1:])), ("concentrated-050", LAST),
+                ("unknown-050", LAST), "test")  # fmt: skip
+
+
+# What the paper's findings look at.
+
+
+def test_the_papers_findings_leave_it_out() -> None:
+    data = study(MOVED)
+    assert data.sweep("unknown") == [(0.5, "unknown-050")]
+    (one,) = data.runs_of("concentrated-050")
+    backwards = {("test", str(c)): np.array([10.0, 10.0]) * place for place, c in enumerate(Category, 1)}
+    whole = replace(one, accuracy=backwards, num=dict.fromkeys(backwards, NUM))
+    assert e18(StudyData(runs=(replace(whole, variant="natural"),))).holds is False
+    only = StudyData(variants=data.variants, runs=(whole,))
+    with pytest.raises(NotTestable, match="needs runs with accuracy on all four categories"):
+        e18(only)
+
+
+# What the page says.
+
+
+def test_the_sentence_says_where_it_harms() -> None:
+    said = words(study(MOVED))
+    assert said.startswith("The same 50 % of Unknown rows harm no differently, beyond chance, where they fill 2 of 5")
+    assert "on relations made wholly Unknown" in said
+    assert "on relations left wholly Known" in said
+    worse = words(study({**MOVED, "P4": 0.4, "P5": 0.4}))
+    assert worse.startswith("The same 50 % of Unknown rows harm more where")
+    better = words(study({**MOVED, "P1": 0.6, "P2": 0.6}))
+    assert better.startswith("The same 50 % of Unknown rows harm less where")
+
+
+def test_figure_and_table_show_every_group_with_its_value() -> None:
+    (found,) = concentrations(study(MOVED))
+    figure = draw("concentration", "alt", contrast_figure(found))
+    table = contrast_table([found])
+    assert [row[1] for row in table.rows[::2]] == list(GROUPS)
+    for row in table.rows:
+        assert str(row[6]).split(" ")[0] in figure.svg.replace("\u2212", "-")
+    assert table.rows[2][8] == "P1, P2"
+    assert not section(study(MOVED)).is_empty
