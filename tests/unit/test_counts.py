@@ -13,7 +13,7 @@ from slick.analysis.counts import (
 )
 from slick.analysis.data import StudyData
 from slick.analysis.terms import NotTestable
-from slick.report.pages.counts import archive_table, counts_table, section, shares_table
+from slick.report.pages.counts import archive_table, counts_table, relations_table, section, shares_table
 
 CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
 
@@ -57,15 +57,15 @@ def test_each_relation_stands_beside_the_papers_where_it_is_there(data: StudyDat
     assert mine.paper is None
     assert total([p17, mine]) == counts(41, 30, 21, 12)
     rows = shares_table(data, "train").rows
-    assert rows[0][:4] == ("P17", "Which country is … located in?", "100 (7,890)", "40.0 (55.6)")
-    assert rows[1] == ("mine", "", "4", "25.0", "0.0", "25.0", "50.0", "0")
-    assert rows[-1][2] == "104", "other relations than the paper's: no total of the paper's beside it"
+    assert rows[0][:3] == ("P17", "100 (7,890)", "40 (56)")
+    assert rows[1] == ("mine", "4", "25", "0", "25", "50", "0")
+    assert rows[-1][1] == "104", "other relations than the paper's: no total of the paper's beside it"
     assert rows[-1][-1] == "10"
 
 
 def test_the_size_of_d_stands_beside_the_papers(paper: StudyData) -> None:
     assert shares_table(paper, "train").rows[-1] == (
-        "all", "", "81,700 (81,700)", "23.9 (23.9)", "25.3 (25.3)", "16.9 (16.9)", "33.9 (33.9)", "6,142 (6,142)"
+        "all", "81,700 (81,700)", "24 (24)", "25 (25)", "17 (17)", "34 (34)", "6,142 (6,142)"
     )  # fmt: skip
 
 
@@ -74,6 +74,10 @@ def test_numbers_for_programs_are_numbers(data: StudyData) -> None:
     assert table.rows[0] == ("P17", 40, 30, 20, 10, 100, 10, 4387, 2628, 511, 364, 7890, 364)
     assert table.rows[1][-6:] == (None,) * 6
     assert len(table.columns) == len(table.rows[0])
+
+
+def test_relations_are_told_in_words_where_they_have_any(data: StudyData) -> None:
+    assert relations_table(data).rows == (("P17", "id", "Which country is [X] located in?"), ("mine", "id", None))
 
 
 def test_archive_totals_are_marked(paper: StudyData, data: StudyData) -> None:
