@@ -19,7 +19,8 @@ from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.questions.popularity import parse_popularity
 from slick.questions.prepare import POPULARITY, QUESTION_SCHEMA
 from slick.questions.relations import load_relations
-from slick.report.pages.popularity import harm_table, section, words
+from slick.report.pages.popularity import section, words
+from slick.report.pages.popularity_tables import harm_table
 from slick.storage import Folder
 from slick.study import finish, read_manifest
 from slick.types import Category
@@ -256,9 +257,10 @@ def test_the_page_says_what_persists_and_what_is_missing() -> None:
     assert "P_Correct of sampled answers rises with popularity" in said
     assert "At convergence 100 % Unknown rows harm Known test questions" in said
     assert "in 3 of 3 quantiles" in said
+    assert "17 % of their training rows can be matched on popularity" in said
     assert "in 0 of 3 quantiles" in words(study({}))
     shown = section(study({}))
-    assert [exhibit.missing for exhibit in shown.exhibits] == [None] * 6
+    assert [exhibit.missing for exhibit in shown.exhibits] == [None] * 7
     without = section(study({}, popular=False))
     assert without.is_empty
     assert all("a column popularity or s_pop" in str(exhibit.missing) for exhibit in without.exhibits)

@@ -16,9 +16,9 @@ from slick.analysis.concentration import (
 )
 from slick.analysis.data import StudyData
 from slick.analysis.terms import EARLY, LAST, Cell, NotTestable
-from slick.analysis.verdict import percent, tenths, when_label
+from slick.analysis.verdict import Z, percent, tenths, when_label
 from slick.report.dots import change_text, dots, rows_of_dots
-from slick.report.page import Section, drawn, wide
+from slick.report.page import Section, drawn, numbers, wide
 from slick.report.style import BLUE, VERMILLION
 from slick.report.tables import Table, Value
 
@@ -55,6 +55,10 @@ def section(data: StudyData) -> Section:
                 "in part counts among all test questions only.",
                 lambda: contrast_table(concentrations(data)),
             ),
+            numbers(
+                "Which relations are in each group, and why a difference is missing.",
+                lambda: numbers_table(concentrations(data)),
+            ),
         ),
     )
 
@@ -70,19 +74,17 @@ def words(data: StudyData) -> str:
         return ""
     num = len(found.filled) + len(found.spared) + len(found.mixed)
     change = every.compared.change
-    verdict = "less" if change.value > 0 else "more"
-    said = (
-        f"The same {percent(found.share)} of Unknown rows "
-        + (f"harm {verdict}" if certain(change) else "harm no differently, beyond chance,")
-        + f" where they fill {len(found.filled)} of {num} relations than where all have their part: "
-        f"at {when_label(LAST)} accuracy differs by {change_text(change)} points on all test questions"
-    )
     parts = [
-        f"{change_text(one.compared.change)} on {what}"
-        for group, what in ((FILLED, "relations made wholly Unknown"), (SPARED, "relations left wholly Known"))
+        f"by {change_text(one.compared.change)} on questions of the relations {what}"
+        for group, what in ((FILLED, "made wholly Unknown"), (SPARED, "left wholly Known"))
         if (one := found.at(group, LAST)).compared is not None
     ]
-    return f"{said}{', ' if parts else ''}{', '.join(parts)}. "
+    return (
+        f"Where the same {percent(found.share)} of Unknown rows fill {len(found.filled)} of {num} relations instead of "
+        f"being spread over all, accuracy at {when_label(LAST)} changes by {change_text(change)} points on all test "
+        f"questions, {'' if certain(change) else 'no '}more than chance explains{': ' if parts else ''}"
+        f"{' and '.join(parts)}. "
+    )
 
 
 def contrast_figure(found: Concentration) -> Callable[[Any], None]:
@@ -106,21 +108,35 @@ def contrast_figure(found: Concentration) -> Callable[[Any], None]:
 
 
 def contrast_table(found: list[Concentration]) -> Table:
-    """One row a group of questions and checkpoint."""
+    """One row a group of questions and checkpoint, for people."""
     rows: list[tuple[Value, ...]] = []
     for one in found:
-        named = {FILLED: one.filled, SPARED: one.spared}
         for contrast in one.contrasts:
             cells: tuple[Value, ...] = (None,) * 5
             if contrast.compared is not None:
                 first, second, change, num = contrast.compared
                 cells = (num, tenths(first.value), tenths(second.value), change_text(change), change.num_seeds)
-            relations = ", ".join(named.get(contrast.group, ()))
-            rows.append(
-                (percent(one.share), contrast.group, when_label(contrast.when), *cells, relations, contrast.why)
-            )
+            rows.append((percent(one.share), contrast.group, when_label(contrast.when), *cells))
     columns = ("Unknown", "questions of", "checkpoint", "questions", "concentrated", "spread", "difference", "seeds")
-    return Table(name="concentration", columns=(*columns, "relations", "missing"), rows=tuple(rows))
+    return Table(name="concentration", columns=columns, rows=tuple(rows))
+
+
+def numbers_table(found: list[Concentration]) -> Table:
+    """The same unrounded, with the relations of each group and reasons for what is missing."""
+    rows: list[tuple[Value, ...]] = []
+    for one in found:
+        named = {ALL_TEST: (*one.filled, *one.spared, *one.mixed), FILLED: one.filled, SPARED: one.spared}
+        for contrast in one.contrasts:
+            ends: tuple[Value, ...] = (None,) * 3
+            if contrast.compared is not None:
+                change = contrast.compared.change
+                values = (change.value, change.value - Z * change.se, change.value + Z * change.se)
+                ends = tuple(round(value, 3) for value in values)
+            relations = " ".join(sorted(named.get(contrast.group, ())))
+            share = round(100 * one.share, 2)
+            rows.append((share, contrast.group, when_label(contrast.when), *ends, relations, contrast.why))
+    columns = ("unknown_percent", "questions", "checkpoint", "difference_points", "low", "high", "relations", "missing")
+    return Table(name="concentration_numbers", columns=columns, rows=tuple(rows))
 
 
 def _main(found: list[Concentration]) -> Concentration:

@@ -8,15 +8,22 @@ from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
 from slick.analysis.popularity import Correlation, Popularity, category_shares, correlation, popularity_bins
-from slick.analysis.popularity_harm import Harm, RowPopularity, harms, known_popularity, row_popularity
+from slick.analysis.popularity_harm import Harm, harms, known_popularity, row_popularity
 from slick.analysis.terms import LAST, POOLED, NotTestable
 from slick.analysis.verdict import Z, percent, tenths, when_label
-from slick.report.dots import change_text, dots, rows_of_dots
+from slick.report.dots import dots, rows_of_dots
 from slick.report.figures import CATEGORY_COLOURS
 from slick.report.page import Section, drawn, numbers, wide
+from slick.report.pages.popularity_tables import (
+    category_table,
+    correlation_table,
+    correlation_text,
+    harm_table,
+    quantile_table,
+    rows_table,
+)
 from slick.report.style import BLUE, INK, VERMILLION
-from slick.report.tables import Table, Value
-from slick.types import ALL, Category
+from slick.types import Category
 
 ROW_KINDS = ("unknown", "category", "natural", "concentrated")
 """Fine-tuning sets whose rows the shown table compares."""
@@ -51,10 +58,11 @@ def section(data: StudyData) -> Section:
                 "rows from that of unpopular ones.",
                 lambda: rows_table(data, ROW_KINDS),
             ),
-            wide(
-                "Spearman's rank correlation of popularity with P_Correct, with 95 % intervals.",
+            numbers(
+                "Spearman's rank correlation of popularity with P_Correct by relation, with 95 % intervals.",
                 lambda: correlation_table(known_popularity(data)),
             ),
+            numbers("How many rows of each set are in each quantile, in percent.", lambda: quantile_table(data)),
             numbers("All numbers of the first figure.", lambda: category_table(known_popularity(data))),
             numbers(
                 "All numbers of the second figure, also at early stop and on all test questions.",
@@ -72,7 +80,7 @@ def words(data: StudyData) -> str:
     except NotTestable:
         return ""
     verb = "rises" if found.low > 0 else "falls" if found.high < 0 else "neither rises nor falls, beyond chance,"
-    said = f"P_Correct of {name} answers {verb} with popularity (rank correlation {_correlation(found)})."
+    said = f"P_Correct of {name} answers {verb} with popularity (rank correlation {correlation_text(found)})."
     return f"{said} {_harm_words(data)}"
 
 
@@ -131,76 +139,6 @@ def harm_figure(data: StudyData) -> Callable[[Any], None]:
     return plot
 
 
-def rows_table(data: StudyData, kinds: tuple[str, ...]) -> Table:
-    """One row a fine-tuning set: how popular its rows are, and its test accuracy where it was trained."""
-    labels = popularity_bins(known_popularity(data)).labels
-    rows: list[tuple[Value, ...]] = []
-    for one in row_popularity(data):
-        if data.variants[one.name].kind not in kinds:
-            continue
-        low, middle, high = (_number(value) for value in one.quartiles)
-        medians = (_number(one.median_known), _number(one.median_unknown))
-        matched = None if one.matched is None else tenths(100 * one.matched)
-        shares = (tenths(100 * share) for share in one.shares)
-        rows.append((one.name, one.num, middle, f"{low} to {high}", *medians, *shares, matched, _at_the_end(data, one)))
-    bins = tuple(f"popularity {label} (%)" for label in labels)
-    columns = ("fine-tuned on", "rows", "median", "quartiles", "median of Known", "median of Unknown", *bins)
-    return Table(name="popularity_rows", columns=(*columns, "matched (%)", "test accuracy (%)"), rows=tuple(rows))
-
-
-def correlation_table(known: Popularity) -> Table:
-    """All questions, then each relation: popularity against greedy and against sampled answers."""
-    rows: list[tuple[Value, ...]] = []
-    for relation in (ALL, *np.unique(known.relations).tolist()):
-        mask = np.ones(len(known.values), dtype=bool) if relation == ALL else known.relations == relation
-        cells: list[Value] = []
-        why: list[str] = []
-        for p_correct in (known.greedy, known.sampled):
-            try:
-                cells.append(_correlation(correlation(known.values[mask], p_correct[mask])))
-            except NotTestable as reason:
-                cells.append(None)
-                why.append(str(reason))
-        rows.append((relation, int(mask.sum()), *cells, "; ".join(dict.fromkeys(why))))
-    columns = ("relation", "questions", "greedy answers", "sampled answers", "missing")
-    return Table(name="popularity_correlation", columns=columns, rows=tuple(rows), total_rows=frozenset({0}))
-
-
-def category_table(known: Popularity) -> Table:
-    """One row a quantile: questions, and percent of each category."""
-    bins = popularity_bins(known)
-    shares_BC = 100 * category_shares(known, bins)
-    counts = np.bincount(bins.of_question)
-    rows: tuple[tuple[Value, ...], ...] = tuple(
-        (label, int(num), *(round(float(share), 2) for share in shares))
-        for label, num, shares in zip(bins.labels, counts, shares_BC, strict=True)
-    )
-    columns = ("popularity", "questions", *(f"{category}_percent" for category in Category))
-    return Table(name="popularity_categories", columns=columns, rows=rows)
-
-
-def harm_table(data: StudyData) -> Table:
-    """Every comparison, with reasons for what is missing."""
-    labels = popularity_bins(known_popularity(data)).labels
-    rows: list[tuple[Value, ...]] = []
-    for one in harms(data):
-        cells: tuple[Value, ...] = (None,) * 7
-        if one.compared is not None:
-            first, second, change, num = one.compared
-            values = (
-                first.value,
-                second.value,
-                change.value,
-                change.value - Z * change.se,
-                change.value + Z * change.se,
-            )
-            cells = (num, *(round(value, 3) for value in values), change.num_seeds)
-        rows.append((round(100 * one.share), when_label(one.when), one.category, labels[one.quantile], *cells, one.why))
-    columns = ("unknown_percent", "checkpoint", "test_questions", "popularity", "questions", "accuracy_percent",
-               "accuracy_without_unknown", "change_points", "low", "high", "seeds", "missing")  # fmt: skip
-    return Table(name="popularity_harm", columns=columns, rows=tuple(rows))
-
-
 def _harm_words(data: StudyData) -> str:
     """In how many quantiles the largest share of Unknown rows harms Known questions at convergence."""
     try:
@@ -213,11 +151,21 @@ def _harm_words(data: StudyData) -> str:
     if not changes:
         return ""
     harmed = sum(change.value < -Z * change.se for change in changes)
-    listed = ", ".join(change_text(change) for change in changes)
+    listed = ", ".join(f"{tenths(change.value):+.1f}" for change in changes)
     return (
-        f"At convergence {percent(most)} Unknown rows harm Known test questions, more than chance explains, in "
-        f"{harmed} of {len(changes)} quantiles of popularity (from the least popular: {listed} points). "
+        f"At {when_label(LAST)} {percent(most)} Unknown rows harm Known test questions, more than chance explains, in "
+        f"{harmed} of {len(changes)} quantiles of popularity (from the least popular {listed} points). "
+        + _matched_words(data, most)
     )
+
+
+def _matched_words(data: StudyData, share: float) -> str:
+    """How far the sets that were compared can be matched on the popularity of their rows."""
+    name = dict(data.sweep())[share]
+    matched = next((one.matched for one in row_popularity(data) if one.name == name), None)
+    if matched is None:
+        return ""
+    return f"{percent(matched)} of their training rows can be matched on popularity with rows of the set without them. "
 
 
 def _left_out(data: StudyData) -> str:
@@ -231,18 +179,3 @@ def _best_correlation(known: Popularity) -> tuple[str, Correlation]:
     if np.isnan(known.sampled).any():
         return "greedy", correlation(known.values, known.greedy)
     return "sampled", correlation(known.values, known.sampled)
-
-
-def _correlation(found: Correlation) -> str:
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
-
-
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
-
-
-def _at_the_end(data: StudyData, one: RowPopularity) -> float | None:
-    try:
-        return tenths(data.accuracy(one.name, LAST).value)
-    except NotTestable:
-        return None
