@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from slick.analysis.error_audit import ErrorAudit
 from slick.analysis.error_kinds import ErrorKinds
 from slick.analysis.fit_times import FitTimes
-from slick.analysis.p_true_scores import PTrueScores
 from slick.analysis.forgotten import RunLoss
+from slick.analysis.p_true_scores import PTrueScores
 from slick.analysis.planted import PlantedFacts
 from slick.analysis.popularity import Popularity
+from slick.analysis.stability import Stability
 from slick.analysis.terms import LAST, MIN_SEEDS, POOLED, Cell, NotTestable, When
 from slick.types import ALL, KNOWN
 
@@ -121,6 +122,8 @@ class StudyData:
     """Rows left by the filters: train, test and ood, by relation."""
     prefix_labels: PrefixLabels | None = None
     p_true: PTrueScores | None = None
+    stability: Stability | None = None
+    """None where the annotation did not check its labels."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
     test_ids: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     """relation to the question_ids of its ID test questions; loaded only where a finding is by relation."""

@@ -13,6 +13,7 @@ from slick.analysis.load_p_true import load_p_true
 from slick.analysis.load_planted import load_planted
 from slick.analysis.load_popularity import load_popularity
 from slick.analysis.load_runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
+from slick.analysis.load_stability import load_stability
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.types import Category
@@ -49,6 +50,7 @@ def load_study(study: Folder, audit: AuditPlan | None = None, sheets: Sheets | N
         audit=load_audit(study),
         prefix_labels=load_prefix_labels(study),
         p_true=load_p_true(study),
+        stability=load_stability(study),
         variants=variants,
         test_ids=load_test_ids(study) if any(run.variant in concentrated for run in runs) else {},
         runs=tuple(sorted(runs, key=lambda run: (run.variant, run.seed))),

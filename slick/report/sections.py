@@ -10,10 +10,12 @@ from slick.report.pages import (
     error_audit,
     error_kinds,
     fit_times,
+    forgotten,
     linear,
     p_true,
     popularity,
     retention,
+    stability,
 )
 from slick.report.pages.choices import which_point
 from slick.report.pages.planted import against_the_truth
@@ -34,10 +36,12 @@ def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
         counts.section(data),
         fit_times.section(data),
         retention.section(data),
+        stability.section(data),
         concentration.section(data),
         popularity.section(data),
         error_audit.section(data),
         error_kinds.section(data),
+        forgotten.section(data),
         *against_the_truth(data),
     ]
 

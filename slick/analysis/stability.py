@@ -1,0 +1,143 @@
+"""How firm the labels are: fewer answers, the same questions asked again, and questions that nobody can know. Pure.
+
+Sources: the categories are those of Gekhman et al. 2024, arXiv:2405.05904, section 3; intervals of shares are Wilson's
+(1927, https://doi.org/10.1080/01621459.1927.10502953).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from slick.analysis.terms import NotTestable
+from slick.types import KNOWN, Category
+
+
+class Share(NamedTuple):
+    """A share of questions with its 95 % interval, all in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+    """The questions that it is a share of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """How the questions of the study would be sorted, had less been asked."""
+
+    exemplar_sets: int
+    samples: int
+    """Of each prompt."""
+    categories: Mapping[Category, int]
+    """Questions in each."""
+
+    def share(self, category: Category) -> float:
+        """Share of the questions, in [0, 1]."""
+        return self.categories[category] / sum(self.categories.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stability:
+    """What annotate/confidence.json and the knowledge table say of the labels; what is not there is empty or None."""
+
+    steps: tuple[Step, ...] = ()
+    """For each number of exemplar sets with all samples, and for 1, 2, 4, ... samples with all exemplar sets."""
+    from_to: Mapping[tuple[Category, Category], int] | None = None
+    """(category, category when asked again with other exemplar sets and draws) to questions; None if none were."""
+    controls: Mapping[Category, int] | None = None
+    """Questions about invented subjects by category; None if none were asked."""
+    chance_known: float | None = None
+    """Mean chance of the Unknown questions that as many answers again would hit at least once; None if not told."""
+    num_unknown: int = 0
+    """Unknown questions that this is the mean of."""
+
+    def by_sets(self) -> tuple[Step, ...]:
+        """Steps of growing exemplar sets, all with the samples of the study.
+
+        Raises:
+            NotTestable: not all samples were drawn, or there is one set alone.
+        """
+        samples = self._whole().samples
+        return self._grown("exemplar sets", [step for step in self.steps if step.samples == samples])
+
+    def by_samples(self) -> tuple[Step, ...]:
+        """Steps of growing samples, all with the exemplar sets of the study.
+
+        Raises:
+            NotTestable: not all samples were drawn, or there is one sample alone.
+        """
+        sets = self._whole().exemplar_sets
+        return self._grown("samples", [step for step in self.steps if step.exemplar_sets == sets])
+
+    def _whole(self) -> Step:
+        if not self.steps:
+            raise NotTestable("needs all samples of every question: annotate with --mode full and --estimator sampled")
+        return max(self.steps, key=lambda step: (step.exemplar_sets, step.samples))
+
+    def _grown(self, what: str, found: list[Step]) -> tuple[Step, ...]:
+        if len(found) < 2:
+            raise NotTestable(f"the study has one of the {what} alone, so there is nothing to see grow")
+        return tuple(sorted(found, key=lambda step: (step.exemplar_sets, step.samples)))
+
+
+def flip_rate(stability: Stability, category: Category | None = None) -> Share:
+    """Share of questions, of one category or of all, that another category is found for when they are asked again.
+
+    Raises:
+        NotTestable: none were asked again.
+    """
+    pairs = _again(stability)
+    chosen = {pair: num for pair, num in pairs.items() if category in (None, pair[0])}
+    return share_of(sum(num for (one, other), num in chosen.items() if one != other), sum(chosen.values()))
+
+
+def crossing_rate(stability: Stability) -> Share:
+    """Share of all questions asked again that go from Known to Unknown, or back: those that change the variants.
+
+    Raises:
+        NotTestable: none were asked again.
+    """
+    pairs = _again(stability)
+    across = sum(num for (one, other), num in pairs.items() if (one in KNOWN) != (other in KNOWN))
+    return share_of(across, sum(pairs.values()))
+
+
+def guessed(stability: Stability) -> Share:
+    """Share of questions about invented subjects that count as Known: what is answered right there is guessed.
+
+    Raises:
+        NotTestable: none were asked.
+    """
+    if not stability.controls or not sum(stability.controls.values()):
+        raise NotTestable("needs questions about invented subjects: annotate with --controls-per-relation 4")
+    known = sum(num for category, num in stability.controls.items() if category in KNOWN)
+    return share_of(known, sum(stability.controls.values()))
+
+
+def settled(steps: tuple[Step, ...], category: Category) -> float:
+    """By how much the last step of a growing number moves the share of a category, in points."""
+    return 100.0 * (steps[-1].share(category) - steps[-2].share(category))
+
+
+def share_of(num: int, total: int) -> Share:
+    """A share with Wilson's interval.
+
+    Raises:
+        NotTestable: it is a share of nothing.
+
+    >>> [round(value, 3) for value in share_of(1, 5)]
+    [0.2, 0.036, 0.624, 5]
+    """
+    if not total:
+        raise NotTestable("there is no question to take a share of")
+    from scipy.stats import binomtest
+
+    interval = binomtest(num, total).proportion_ci(method="wilson")
+    return Share(num / total, float(interval.low), float(interval.high), total)
+
+
+def _again(stability: Stability) -> Mapping[tuple[Category, Category], int]:
+    if stability.from_to is None:
+        raise NotTestable("needs questions asked twice: annotate with --repeats-per-relation 4")
+    return stability.from_to

@@ -1,0 +1,205 @@
+"""How firm the labels are: planted flips, guesses and settling are told as they are; a broken file is an error."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from slick.analysis.data import StudyData
+from slick.analysis.load_stability import load_stability, parse
+from slick.analysis.stability import Stability, crossing_rate, flip_rate, guessed, settled
+from slick.analysis.terms import NotTestable
+from slick.errors import StudyError
+from slick.report.pages.stability import control_table, flip_table, section, settling_table
+from slick.storage import Folder
+from slick.study import begin, fingerprint, finish
+from slick.types import Category
+
+HIGHLY, MAYBE, WEAKLY, UNKNOWN = Category
+
+
+def counts(*numbers: int) -> dict[str, int]:
+    return {str(category): num for category, num in zip(Category, numbers, strict=True)}
+
+
+def confidence() -> dict[str, Any]:
+    """As the annotation writes it: 40 questions, 20 asked again of which 5 flip, 10 controls of which 2 are guessed."""
+    steps = [(1, 4, (20, 0, 4, 16)), (2, 4, (14, 8, 6, 12)), (3, 4, (12, 10, 8, 10)), (3, 1, (12, 10, 2, 16)),
+             (3, 2, (12, 10, 6, 12))]  # fmt: skip
+    rows = [counts(6, 1, 0, 0), counts(1, 2, 0, 0), counts(0, 1, 3, 1), counts(0, 0, 1, 4)]
+    return {
+        "settling": [
+            {"exemplar_sets": sets, "samples": samples, "categories": counts(*found)} for sets, samples, found in steps
+        ],
+        "repeats": {
+            "questions": 20,
+            "flipped": 5,
+            "flip_rate": 0.25,
+            "from_to": {str(category): row for category, row in zip(Category, rows, strict=True)},
+        },
+        "controls": {
+            "questions": 10,
+            "categories": {"P17": {"test": counts(0, 1, 1, 3)}, "P19": {"test": counts(0, 0, 0, 5)}},
+        },
+    }
+
+
+def annotated(root: Path, content: Any = None, chances: list[float | None] | None = None) -> Folder:
+    """A study with a finished annotation of three Unknown questions and a WeaklyKnown one."""
+    study = Folder(str(root))
+    folder = study.child("annotate")
+    table = {"question_id": ["a", "b", "c", "d"], "category": [str(UNKNOWN)] * 3 + [str(WEAKLY)]}
+    if chances is not None:
+        table["chance_known"] = chances  # type: ignore[assignment]
+    identity = fingerprint(str(root))
+    begin(folder, "annotate", identity, {})
+    folder.write_table("knowledge.parquet", pa.table(table))
+    if content is not None:
+        folder.write_bytes("confidence.json", content if isinstance(content, bytes) else json.dumps(content).encode())
+    finish(folder, "annotate", identity, settings={}, inputs={}, counts={}, started_at=time.monotonic())
+    return study
+
+
+def test_flips_are_told_by_category_and_across_known_and_unknown() -> None:
+    found = parse(confidence())
+    assert flip_rate(found)[:1] + flip_rate(found)[3:] == (0.25, 20)
+    assert (flip_rate(found, MAYBE).value, flip_rate(found, MAYBE).num) == (pytest.approx(1 / 3), 3)
+    assert flip_rate(found, UNKNOWN).value == pytest.approx(0.2)
+    assert crossing_rate(found).value == pytest.approx(2 / 20)
+    # Wilson's interval of 5 in 20, by his formula.
+    z, p, n = 1.959964, 0.25, 20
+    middle, reach = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    wanted = ((middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n))
+    assert flip_rate(found)[1:3] == pytest.approx(wanted, abs=1e-5)
+    rows = {row[0]: row for row in flip_table(found).rows}
+    assert rows["WeaklyKnown"][1:6] == (0, 1, 3, 1, 5)
+    assert rows["all"][1:6] == (7, 4, 4, 5, 20)
+    assert str(rows["all"][6]).startswith("25.0 (")
+
+
+def test_what_is_right_about_invented_subjects_is_guessed() -> None:
+    found = parse(confidence())
+    assert (guessed(found).value, guessed(found).num) == (0.2, 10)
+    rows = control_table(found).rows
+    assert [row[:2] for row in rows] == [*zip(map(str, Category), (0, 1, 1, 8), strict=True), ("Known, so guessed", 2)]
+
+
+def test_settling_is_parted_into_sets_and_samples() -> None:
+    found = parse(confidence())
+    assert [(step.exemplar_sets, step.samples) for step in found.by_sets()] == [(1, 4), (2, 4), (3, 4)]
+    assert [(step.exemplar_sets, step.samples) for step in found.by_samples()] == [(3, 1), (3, 2), (3, 4)]
+    assert [step.share(UNKNOWN) for step in found.by_samples()] == [0.4, 0.3, 0.25]
+    assert settled(found.by_sets(), UNKNOWN) == pytest.approx(-5)
+    assert settled(found.by_sets(), MAYBE) == pytest.approx(5)
+    assert settling_table(found).rows[0] == (1, 4, 20, 0, 4, 16)
+    assert len(settling_table(found).rows) == 5
+
+
+def test_the_section_tells_it_in_words(tmp_path: Path) -> None:
+    found = load_stability(annotated(tmp_path, confidence(), [0.1, 0.3, 0.2, 0.9]))
+    assert found is not None
+    assert (found.chance_known, found.num_unknown) == (pytest.approx(0.2), 3)
+    shown = section(StudyData(stability=found))
+    assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
+    assert "25.0 % (11.2 to 46.9) of 20 questions change their category, and 10.0 % (" in shown.text
+    assert "The last exemplar set moves 5.0 % of the questions out of Unknown, the last 2 samples 5.0 %." in shown.text
+    assert "would hit 20.0 % of the 3 Unknown questions" in shown.text
+    assert "Of 10 questions about invented subjects, 20.0 % (" in shown.text
+
+
+def test_what_was_not_checked_is_missing_and_not_nought(tmp_path: Path) -> None:
+    found = load_stability(annotated(tmp_path, {"settling": []}))
+    assert found == Stability()
+    shown = section(StudyData(stability=found))
+    assert shown.is_empty
+    reasons = [str(exhibit.missing) for exhibit in shown.exhibits]
+    assert [("--mode full" in why, "--repeats" in why, "--controls" in why) for why in reasons] == [
+        (True, False, False),
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+        (True, False, False),
+    ]
+    assert shown.text.startswith("A label rests on")
+
+
+def test_an_annotation_without_the_file_says_how_to_make_it(tmp_path: Path) -> None:
+    assert load_stability(Folder(str(tmp_path / "nothing"))) is None
+    assert load_stability(annotated(tmp_path / "old")) is None
+    shown = section(StudyData())
+    assert shown.is_empty
+    assert all("--rescore" in str(exhibit.missing) for exhibit in shown.exhibits)
+
+
+def test_one_exemplar_set_or_sample_shows_no_growth() -> None:
+    content = confidence()
+    content["settling"] = [content["settling"][0]]
+    found = parse(content)
+    for steps in (found.by_sets, found.by_samples):
+        with pytest.raises(NotTestable, match="alone"):
+            steps()
+
+
+def test_a_category_that_nobody_was_asked_again_of_has_no_rate() -> None:
+    content = confidence()
+    content["repeats"] |= {"questions": 12, "flipped": 3}
+    content["repeats"]["from_to"] |= {str(MAYBE): counts(0, 0, 0, 0), str(UNKNOWN): counts(0, 0, 0, 0)}
+    found = parse(content)
+    with pytest.raises(NotTestable, match="no question"):
+        flip_rate(found, UNKNOWN)
+    assert {row[0]: row[-1] for row in flip_table(found).rows}["Unknown"] is None
+
+
+def without(*path: str) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        for name in path[:-1]:
+            content = content[name]
+        del content[path[-1]]
+
+    return change
+
+
+def with_value(value: Any, *path: Any) -> Callable[[dict], None]:
+    def change(content: Any) -> None:
+        for name in path[:-1]:
+            content = content[name]
+        content[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (without("settling"), "no settling"),
+        (with_value({}, "settling"), "settling is dict, wanted a list"),
+        (with_value(0, "settling", 0, "samples"), "0 samples"),
+        (with_value("16", "settling", 0, "samples"), "samples is '16'"),
+        (with_value(True, "settling", 0, "exemplar_sets"), "exemplar_sets is True"),
+        (without("settling", 0, "categories", "Unknown"), "wanted HighlyKnown, MaybeKnown"),
+        (with_value(17, "settling", 0, "categories", "Unknown"), "steps of .40, 41. questions"),
+        (with_value(2, "settling", 0, "exemplar_sets"), "two steps for the same"),
+        (with_value([], "repeats"), "repeats is list"),
+        (with_value(21, "repeats", "questions"), "tells of 21 questions, from_to of 20"),
+        (with_value(4, "repeats", "flipped"), "tells of 4 flipped, from_to of 5"),
+        (without("repeats", "from_to", "Unknown"), "from_to names"),
+        (with_value(-1, "repeats", "from_to", "Unknown", "Unknown"), "is -1"),
+        (with_value(2.5, "controls", "questions"), "questions is 2.5"),
+        (with_value(11, "controls", "questions"), "tells of 11 questions, its categories of 10"),
+        (with_value(None, "controls", "categories", "P17"), "controls of P17 is NoneType"),
+    ],
+)
+def test_a_file_that_is_not_as_written_is_an_error(tmp_path: Path, change: Callable, told: str) -> None:
+    content = confidence()
+    change(content)
+    with pytest.raises(StudyError, match=rf"confidence\.json is not what.*{told}.*--rescore"):
+        load_stability(annotated(tmp_path, content))
+
+
+def test_half_a_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="not JSON"):
+        load_stability(annotated(tmp_path, b'{"settling": ['))
