@@ -198,7 +198,8 @@ def loss_table(data: StudyData) -> Table:
     rows: list[tuple[Value, ...]] = []
     for one in retention(data):
         pair = by_share.get(one.share)
-        cells = (one.lost[-1], pair and pair.lost_known, pair and pair.cost, ood.get(one.share))
+        lost_known, cost = (None, None) if pair is None else (pair.lost_known, pair.cost)
+        cells = (one.lost[-1], lost_known, cost, ood.get(one.share))
         rows.append((percent(one.share), f"{tenths(one.best.value):.1f} (epoch {one.best_epoch})",
                      *(None if cell is None else _text(cell) for cell in cells)))  # fmt: skip
     columns = ("Unknown", "HighlyKnown, best (%)", "lost by D", "lost by D_Known", "cost", "lost, out of distribution")
