@@ -26,13 +26,9 @@ from slick.analysis.verdict import when_label
 from slick.types import Category
 
 NATURAL = "natural"
-"""The variant whose answers are looked at."""
-
 LEAST_ROWS = 20
 """So many questions must be Unknown, or resampling would now and then find none."""
-
 _RESAMPLES = 1000
-"""The error of a standard error is then 2 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
