@@ -3,6 +3,7 @@
 slick annotate demo --out studies/demo
 slick annotate paper --model meta-llama/Llama-3.2-1B --out studies/llama
 slick annotate paper --mode labels --model meta-llama/Llama-3.2-1B --out studies/llama    # same categories, for less
+slick annotate demo --p-true --out studies/demo    # P(True) as well, also of a study labelled before; its labels stay
 slick annotate demo --rescore --matcher contains --num-samples 8 --out studies/demo    # other labels, same answers
 """
 
