@@ -3,10 +3,12 @@
 Ramsey's RESET asks whether the square of the fitted value explains what is left: whether a plane is the wrong shape.
 Its covariance is clustered as that of the model. Breusch and Pagan's test asks whether the spread of the residuals
 changes with the regressors; it takes the points as independent, which the epochs of one run are not, so its p is a
-lower bound. Both are those of statsmodels.
+lower bound. Durbin and Watson's statistic, pooled over runs, asks whether the model misses neighbouring epochs of a run
+alike: it is 2 where it does not and falls to 0 where one epoch's residual tells the next. All are those of statsmodels.
 
 Source: J. B. Ramsey 1969, https://doi.org/10.1111/j.2517-6161.1969.tb00796.x; T. S. Breusch and A. R. Pagan 1979,
-https://doi.org/10.2307/1911963.
+https://doi.org/10.2307/1911963; A. Bhargava, L. Franzini, W. Narendranathan 1982, https://doi.org/10.2307/2297285
+(Durbin-Watson over runs).
 """
 
 from collections.abc import Iterator
@@ -20,6 +22,9 @@ from slick.analysis.data import StudyData
 from slick.analysis.regression import LinearFit, Points, Sample, clustered_ols, fit, sample
 from slick.analysis.terms import NotTestable
 from slick.analysis.verdict import percent
+
+ALIKE = 1.0
+"""Under this Durbin-Watson neighbouring residuals correlate by about 0.5 or more."""
 
 LOW_R_SQUARED = 0.5
 """Under this the model leaves most of the variance unexplained."""
@@ -42,6 +47,8 @@ class Checks:
     """Of RESET; under 0.05 the residuals bend."""
     spread_p: float
     """Of Breusch and Pagan's test; under 0.05 their spread is uneven."""
+    serial: float | None
+    """Durbin and Watson's statistic over the epochs of each run; None where a run has fewer than three points."""
     offsets: dict[float, float]
     """Share of Unknown rows to the mean residual there."""
 
@@ -85,8 +92,19 @@ def check_sample(chosen: Sample) -> Checks:
         r_squared=float(model.rsquared),
         shape_p=float(shape.pvalue),
         spread_p=float(het_breuschpagan(residuals, model.model.exog)[1]),
+        serial=_serial(residuals, chosen.runs_P),
         offsets={share: float(residuals[chosen.shares_P == share].mean()) for share in shares},
     )
+
+
+def _serial(residuals: NDArray[np.float64], runs: NDArray[np.str_]) -> float | None:
+    from statsmodels.stats.stattools import durbin_watson
+
+    each = [residuals[runs == run] for run in np.unique(runs)]
+    weights = [float((of_run**2).sum()) for of_run in each]
+    if min(map(len, each)) < 3 or min(weights) == 0.0:
+        return None
+    return float(np.average([durbin_watson(of_run) for of_run in each], weights=weights))
 
 
 def choices(data: StudyData) -> Iterator[Choice]:
@@ -106,18 +124,22 @@ def fit_words(checks: Checks) -> str:
     explains = f"it explains {percent(checks.r_squared)} of the variance"
     if checks.r_squared < LOW_R_SQUARED:
         return f"the model does not fit: {explains}, so its coefficients say little"
-    share, offset = max(checks.offsets.items(), key=lambda one: abs(one[1]))
+    bends = checks.shape_p < 0.05
+    drifts = checks.serial is not None and checks.serial < ALIKE
     faults = []
-    if checks.shape_p < 0.05:
-        faults.append(
-            f"the residuals bend (RESET, p = {checks.shape_p:.2g}; at {percent(share)} Unknown rows they are "
-            f"{offset:+.1f} points on average)"
-        )
+    if bends:
+        faults.append(f"its residuals bend (RESET, p = {checks.shape_p:.2g})")
+    if drifts:
+        faults.append(f"it misses neighbouring epochs alike (Durbin-Watson {checks.serial:.1f}, 2 where it does not)")
     if checks.spread_p < 0.05:
-        faults.append(f"the residuals spread unevenly (Breusch-Pagan, p = {checks.spread_p:.2g})")
+        faults.append(f"its residuals spread unevenly (Breusch-Pagan, p = {checks.spread_p:.2g})")
     if not faults:
-        return f"the model fits: {explains}, and its residuals show no structure that RESET or Breusch-Pagan find"
-    rest = ": the signs can be read, the sizes are averages over a relation that is not straight" if (
-        checks.shape_p < 0.05
-    ) else "; the intervals allow for that"  # fmt: skip
-    return f"the model fits roughly: {explains}, but {' and '.join(faults)}{rest}"
+        return f"the model fits: {explains}, and its residuals show no structure"
+    share, offset = max(checks.offsets.items(), key=lambda one: abs(one[1]))
+    rest = "; the intervals allow for that"
+    if bends or drifts:
+        rest = (
+            f"; at {percent(share)} Unknown rows it is off by {-offset:+.1f} points on average, so read the signs, and "
+            "the sizes as averages"
+        )
+    return f"the model fits roughly: {explains}, but {', '.join(faults)}{rest}"

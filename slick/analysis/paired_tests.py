@@ -60,6 +60,11 @@ class Comparison:
     num_same_sign: int
     """Seeds whose difference has the sign of the mean."""
 
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both models."""
+        return self.first, self.second
+
 
 def compare(
     data: StudyData, first: Side, second: Side, category: str = ALL, num_chunks: int = 100, seed: int = 0

@@ -1,5 +1,6 @@
 """Sections of figures and tables to one HTML page that needs nothing else."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -139,19 +140,19 @@ def value_text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def span_text(value: object) -> str:
+def span_text(value: Any) -> str:
     """The intervals of a finding for people.
 
     >>> span_text({"fall_at_convergence": [8.25, 13.4], "D_Unknown": {"Unknown": [-1.0, 0.5]}})
-    'fall at convergence +8.3 to +13.4; D Unknown: Unknown -1.0 to +0.5'
+    'fall at convergence +8.3 to +13.4; D_Unknown: Unknown -1.0 to +0.5'
     """
     if not isinstance(value, dict):
-        low, high = value  # type: ignore[misc]
+        low, high = value
         return f"{tenths(low):+.1f} to {tenths(high):+.1f}"
     parts = ((_words(str(key)), item, ":" if isinstance(item, dict) else "") for key, item in value.items())
     return "; ".join(f"{key}{mark} {span_text(item)}" for key, item, mark in parts)
 
 
 def _words(key: str) -> str:
-    """Keys of JSON values as words; the names of coefficients, such as b_kn, stay."""
-    return key if key.startswith("b_") else key.replace("_", " ")
+    """Keys of JSON values as words; the names of coefficients and sets, such as b_kn and D_Known, stay."""
+    return re.sub(r"(?<!\bb)(?<!\bD)_", " ", key)

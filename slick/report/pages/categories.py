@@ -14,7 +14,7 @@ from slick.report.page import PAPER, Section, numbers, wide
 from slick.report.tables import Table, Value
 from slick.types import ALL
 
-TESTS = ("t-test p", "t-test Holm p", "McNemar p", "McNemar Holm p", "seeds agree")
+TESTS = ("t-test p", "Holm", "McNemar p", "Holm of McNemar", "seeds agree")
 
 
 def section(data: StudyData, num_chunks: int, seed: int) -> Section:
@@ -54,10 +54,10 @@ def best_table(data: StudyData, num_chunks: int, seed: int) -> Table:
     """
     found = [one for when in (EARLY, LAST) for one in against_best(data, when, num_chunks, seed)]
     heads = [
-        (when_label(c.first.when), "Full" if c.category == ALL else c.category, LABELS[c.first.variant],
-         LABELS[c.second.variant], c.num) for c in found
-    ]  # fmt: skip
-    columns = ("checkpoint", "test questions", "fine-tuned on", "best", "questions")
+        (when_label(c.first.when), "Full" if c.category == ALL else c.category, *(LABELS[s.variant] for s in c.sides))
+        for c in found
+    ]
+    columns = ("checkpoint", "test questions", "fine-tuned on", "best")
     return _table("by_category_tests", columns, heads, found)
 
 
@@ -84,7 +84,7 @@ def _table(name: str, columns: tuple[str, ...], heads: Sequence[tuple[Value, ...
         )
         for head, c, of_chunks, of_exact in zip(heads, found, chunks, exact, strict=True)
     )
-    estimates = ("difference", "95 % over questions", "95 % over seeds")
+    estimates = ("difference", "over questions", "over seeds")
     return Table(name=name, columns=(*columns, *estimates, *TESTS), rows=rows)
 
 

@@ -9,6 +9,7 @@ from slick.analysis.data import StudyData
 from slick.analysis.model_checks import EPOCHS, SPLITS, Checks, Choice, check, choices, fit_words
 from slick.analysis.regression import TERMS, fit
 from slick.analysis.terms import NotTestable
+from slick.analysis.verdict import tenths
 from slick.report.page import PAPER, Section, drawn, numbers, wide
 from slick.report.style import MUTED
 from slick.report.tables import Table, Value
@@ -39,7 +40,7 @@ def section(data: StudyData) -> Section:
             ),
             numbers(
                 "The same model under other choices of points, which the paper leaves open: which epochs, and whether "
-                "the runs of D_Known count; with p of RESET (shape) and of Breusch-Pagan (spread).",
+                "the runs of D_Known count; with p of RESET (shape), of Breusch-Pagan (spread), and Durbin-Watson.",
                 lambda: choices_table(data),
             ),
         ),
@@ -73,20 +74,27 @@ def choices_table(data: StudyData) -> Table:
     found = list(choices(data))
     if all(one.fit is None for one in found):
         raise NotTestable(found[0].missing)
-    columns = ("test set", "epochs", "D_Known", "b0", "b_kn", "b_unk", "R2", "shape p", "spread p", "points", "runs")
+    columns = ("test set", "epochs", "D_Known runs", "b0", "b_kn (95 %)", "b_unk (95 %)", "R2", "shape p", "spread p",
+               "Durbin-Watson", "points", "runs")  # fmt: skip
     rows = tuple(map(_choice_row, found))
     text = frozenset({1, len(columns)})
     return Table(name="linear_model_choices", columns=(*columns, "missing"), rows=rows, text_columns=text)
 
 
 def _choice_row(one: Choice) -> tuple[Value, ...]:
-    name = (SPLITS[one.split], EPOCHS[one.points.epochs], "with" if one.points.with_known else "without")
+    name = (
+        "ID" if one.split == "test" else "OOD",
+        EPOCHS[one.points.epochs],
+        "with" if one.points.with_known else "without",
+    )
     if one.fit is None or one.checks is None:
-        return (*name, *(None,) * 8, one.missing)
-    ends = zip(one.fit.coefficients, one.fit.low, one.fit.high, strict=True)
-    terms = (f"{value:+.1f} ({low:+.1f} to {high:+.1f})" for value, low, high in ends)
+        return (*name, *(None,) * 9, one.missing)
+    intercept, *ends = zip(one.fit.coefficients, one.fit.low, one.fit.high, strict=True)
+    terms = (f"{tenths(value):+.1f} ({tenths(low):+.1f} to {tenths(high):+.1f})" for value, low, high in ends)
     tests = (float(f"{p:.2g}") for p in (one.checks.shape_p, one.checks.spread_p))
-    return (*name, *terms, round(one.fit.r_squared, 3), *tests, one.fit.num_points, one.fit.num_runs, "")
+    serial = None if one.checks.serial is None else round(one.checks.serial, 2)
+    fitted = (round(one.fit.r_squared, 3), *tests, serial, one.fit.num_points, one.fit.num_runs, "")
+    return (*name, tenths(intercept[0]), *terms, *fitted)
 
 
 def residual_plot(checks: Checks) -> Callable[[Any], None]:
@@ -95,7 +103,7 @@ def residual_plot(checks: Checks) -> Callable[[Any], None]:
     def plot(axes: Any) -> None:
         import matplotlib as mpl
 
-        shades = mpl.colormaps["cividis"](np.linspace(0.0, 0.9, len(checks.offsets)))
+        shades = mpl.colormaps["cividis"](np.linspace(0.0, 0.85, len(checks.offsets)))
         for i, (share, shade) in enumerate(zip(checks.offsets, shades, strict=True)):
             mask = checks.shares_P == share
             axes.scatter(
