@@ -124,10 +124,10 @@ def examples_table(found: ErrorKinds) -> Table:
         raise NotTestable("there are no WeaklyKnown or Unknown questions")
     rows: tuple[tuple[Value, ...], ...] = tuple(
         (one.kind, one.category, one.relation, one.question, " | ".join(one.gold),
-         ", ".join(f"{text or '(empty)'} ({num})" for text, num in one.said), one.total)
+         ", ".join(f"{text or '(empty)'} ({num})" for text, num in one.said) + f", of {one.total}")
         for one in found.examples
     )  # fmt: skip
-    columns = ("kind", "category", "relation", "question", "gold", "most frequent wrong answers", "wrong answers")
+    columns = ("kind", "category", "relation", "question", "gold", "wrong answers, most frequent first")
     return Table(name="error_kinds_examples", columns=columns, rows=rows, text_columns=frozenset({3, 4, 5}))
 
 
@@ -189,11 +189,11 @@ def relation_bars(found: ErrorKinds) -> Callable[[Any], None]:
 
 def _text(data: StudyData) -> str:
     said = (
-        f"A question is sorted by its wrong answers: one answer, if {100 * ALWAYS:.0f} % of them are the same; two "
-        f"rivals, if two answers together are, the second with at least {100 * (1 - ALWAYS):.0f} %; scattered "
-        f"otherwise. Refused, or empty, if at least {100 * MOSTLY:.0f} % of them are. Fewer than {LEAST_WRONG} wrong "
-        "answers are too few to tell. After Orgad et al. 2024 (arXiv:2410.02707), who ask for half of the answers at "
-        "temperature 1; answers agree more at the temperature used here, hence the higher limit."
+        f"A question is sorted by its wrong answers: one answer, if {100 * ALWAYS:.0f} % or more of them are the same; "
+        f"two rivals, if two answers together make up as many, the second at least {100 * (1 - ALWAYS):.0f} %; "
+        f"scattered otherwise. Refused, or empty, if {100 * MOSTLY:.0f} % or more of them are. Fewer than "
+        f"{LEAST_WRONG} wrong answers are too few to tell. After Orgad et al. 2024 (arXiv:2410.02707), who ask for "
+        "half of the answers at temperature 1; answers agree more at the temperature used here, hence the higher limit."
     )
     found = data.error_kinds
     if found is None:

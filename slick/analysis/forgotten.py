@@ -1,0 +1,236 @@
+"""What a model forgot in training: answers right at the best dev epoch and wrong after the last one. Pure.
+
+Of each the answer given now is looked for among the targets of the fine-tuning set. That alone says little, since many
+answers recur within a relation; so the same is counted, relation by relation, of the wrong answers to questions that
+were wrong at both epochs: those are the chance rate.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from slick.analysis.terms import NotTestable
+from slick.matching import normalize
+from slick.types import Category
+
+Where = Literal["any_row", "same_relation", "unknown_row"]
+WHERE: tuple[Where, ...] = ("any_row", "same_relation", "unknown_row")
+"""Where in the fine-tuning set an answer stands: as the target of any row, of a row of the question's relation, or of
+an Unknown row."""
+
+
+class Standing(NamedTuple):
+    """Where an answer stands; or, summed, how many answers do."""
+
+    num: int
+    any_row: int
+    same_relation: int
+    unknown_row: int
+
+
+class Targets:
+    """The targets of one fine-tuning set, compared as exact match compares."""
+
+    def __init__(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        """Take (relation, category, target) of every row."""
+        self._any: set[str] = set()
+        self._by_relation: defaultdict[str, set[str]] = defaultdict(set)
+        self._unknown: set[str] = set()
+        for relation, category, target in rows:
+            text = normalize(target)
+            self._any.add(text)
+            self._by_relation[relation].add(text)
+            if category == Category.UNKNOWN:
+                self._unknown.add(text)
+
+    def standing(self, answer: str, relation: str) -> Standing:
+        """Where an answer to a question of that relation stands; an empty answer stands nowhere.
+
+        >>> Targets([("P19", "Unknown", "Oslo")]).standing("oslo.", "P36")
+        Standing(num=1, any_row=1, same_relation=0, unknown_row=1)
+        """
+        text = normalize(answer)
+        if not text:
+            return Standing(1, 0, 0, 0)
+        same = text in self._by_relation.get(relation, ())
+        return Standing(1, int(text in self._any), int(same), int(text in self._unknown))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """One question that was answered right, and is not any more."""
+
+    question_id: str
+    relation: str
+    category: str
+    """Empty where the question was not annotated."""
+    question: str
+    gold: tuple[str, ...]
+    before: str
+    """The right answer, at the best dev epoch."""
+    after: str
+    """The wrong one, after the last epoch."""
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLoss:
+    """What one training lost on one split."""
+
+    run_id: str
+    variant: str
+    seed: int
+    split: str
+    """`test` or `ood`."""
+    epoch_before: int
+    """The best dev epoch."""
+    epoch_after: int
+    """The last epoch; the same, where dev accuracy was best at the end: then nothing can be lost."""
+    right_before: int
+    right_after: int
+    lost: tuple[Lost, ...]
+    still_wrong: Mapping[str, Standing]
+    """relation to the answers given at the end to questions wrong at both epochs, summed; empty if the predictions of
+    these epochs were not kept."""
+    wrong_before: Mapping[str, Standing]
+    """The same of the answers given to these questions at the best dev epoch."""
+
+    @property
+    def num_gained(self) -> int:
+        """Questions answered wrong at the best dev epoch and right after the last."""
+        return self.right_after - self.right_before + len(self.lost)
+
+
+class Rate(NamedTuple):
+    """Lost facts whose new answer stands in the set; percentages."""
+
+    num: int
+    total: int
+    percent: float
+    low: float
+    """End of Wilson's 95 % interval."""
+    high: float
+    chance: float | None
+    """What the answers to questions wrong at both epochs give, had they the relations of the lost ones."""
+    p_value: float | None
+    """Two-sided, of the rate against chance (binomial test)."""
+    earlier: float | None
+    """As `chance`, of the answers given to those questions at the best dev epoch."""
+
+
+def add_standings(answers: Iterable[tuple[str, Standing]]) -> dict[str, Standing]:
+    """Sums by relation, of (relation, standing) of each answer."""
+    found: dict[str, Standing] = {}
+    for relation, one in answers:
+        before = found.get(relation, Standing(0, 0, 0, 0))
+        found[relation] = Standing(*(a + b for a, b in zip(before, one, strict=True)))
+    return found
+
+
+def losses_of(found: Sequence[RunLoss], variant: str, split: str) -> list[RunLoss]:
+    """Those of one variant and split, one a seed.
+
+    Raises:
+        NotTestable: there is none.
+    """
+    chosen = [one for one in found if (one.variant, one.split) == (variant, split)]
+    if not chosen:
+        raise NotTestable(f"needs a finished run of variant {variant} with its right_to_wrong.parquet and {split} rows")
+    return chosen
+
+
+def rate(losses: Sequence[RunLoss], where: Where) -> Rate:
+    """How many of the lost facts' new answers stand in the set, beside chance; seeds pooled.
+
+    Raises:
+        NotTestable: nothing was lost.
+    """
+    from scipy.stats import binomtest
+
+    total = sum(len(one.lost) for one in losses)
+    if not total:
+        raise NotTestable("no answer that was right at the best dev epoch is wrong after the last")
+    num = sum(getattr(lost.standing, where) for one in losses for lost in one.lost)
+    low, high = binomtest(num, total).proportion_ci(confidence_level=0.95, method="wilson")
+    after = chance_rate([(one.lost, one.still_wrong) for one in losses], where)
+    before = chance_rate([(one.lost, one.wrong_before) for one in losses], where)
+    p_value = None if after is None else float(binomtest(num, total, after).pvalue)
+    chance, earlier = (None if share is None else 100 * share for share in (after, before))
+    return Rate(num, total, 100 * num / total, 100 * float(low), 100 * float(high), chance, p_value, earlier)
+
+
+def chance_rate(losses: Iterable[tuple[Sequence[Lost], Mapping[str, Standing]]], where: Where) -> float | None:
+    """The rate among other answers, weighted by the relations of the lost ones; None if not known.
+
+    A relation without other answers counts by the rate over all relations of its run.
+
+    Args:
+        losses: of each run, what it lost, and relation to the sum of its other answers.
+        where: they are to stand.
+
+    Returns:
+        A share in [0, 1].
+    """
+    expected, total = 0.0, 0
+    for all_lost, others in losses:
+        if not all_lost:
+            continue
+        pooled = Standing(*(sum(one[i] for one in others.values()) for i in range(4)))
+        if not pooled.num:
+            return None
+        for relation, num in Counter(lost.relation for lost in all_lost).items():
+            of_relation = others.get(relation, pooled)
+            expected += num * getattr(of_relation, where) / of_relation.num
+            total += num
+    return expected / total if total else None
+
+
+def lost_share(losses: Sequence[RunLoss]) -> tuple[float, float, float]:
+    """Percent of the answers right at the best dev epoch that were lost, with Wilson's 95 % interval; seeds pooled.
+
+    Raises:
+        NotTestable: no answer was right then.
+    """
+    from scipy.stats import binomtest
+
+    before, num = sum(one.right_before for one in losses), sum(len(one.lost) for one in losses)
+    if not before:
+        raise NotTestable("no question was answered right at the best dev epoch")
+    low, high = binomtest(num, before).proportion_ci(confidence_level=0.95, method="wilson")
+    return 100 * num / before, 100 * float(low), 100 * float(high)
+
+
+class Replacement(NamedTuple):
+    """An answer that took the place of right ones."""
+
+    relation: str
+    answer: str
+    num: int
+    """Times it did, over all these runs."""
+    num_facts: int
+    """Different questions it answers so."""
+    num_gold: int
+    """Different right answers it took the place of."""
+    in_set: int
+    """Times it stood in the run's own fine-tuning set."""
+
+
+def replacements(losses: Iterable[RunLoss], most: int = 20) -> list[Replacement]:
+    """The answers that took the place of most right ones, most frequent first."""
+    groups: defaultdict[tuple[str, str], list[Lost]] = defaultdict(list)
+    for one in losses:
+        for lost in one.lost:
+            groups[lost.relation, normalize(lost.after)].append(lost)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:most]
+    return [
+        Replacement(
+            relation,
+            Counter(lost.after for lost in group).most_common(1)[0][0],
+            len(group),
+            len({lost.question_id for lost in group}),
+            len({normalize(lost.before) for lost in group}),
+            sum(lost.standing.any_row for lost in group),
+        )
+        for (relation, _), group in ordered
+    ]
