@@ -10,7 +10,7 @@ from slick.errors import StudyError
 from slick.progress import duration
 from slick.storage import Folder
 from slick.study import STARTED, read_manifest
-from tuning.watching import PACE, PLANNED
+from tuning.standing import PLANNED, Standing, headline, read_live, read_planned, read_standings, table
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep", "report")
 
@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"study {study}")
     for step in STEPS:
         print(f"  {step:<10} {describe(study, step)}")
+        if step == "sweep" and _is_under_way(study, step):
+            print("".join(f"  {line}\n" for line in table(standings(study))), end="")
 
 
 def describe(study: Folder, step: str) -> str:
@@ -34,9 +36,14 @@ def describe(study: Folder, step: str) -> str:
     manifest = read_manifest(folder)
     if manifest is not None:
         return f"done in {duration(manifest.seconds)}{_size(study, step)}"
-    if folder.exists(STARTED) or (step == "sweep" and folder.exists(PLANNED)):
+    if _is_under_way(study, step):
         return f"begun, not finished{_size(study, step)}"
     return "not begun"
+
+
+def _is_under_way(study: Folder, step: str) -> bool:
+    folder = study.child(step)
+    return read_manifest(folder) is None and (folder.exists(STARTED) or folder.exists(PLANNED))
 
 
 def _size(study: Folder, step: str) -> str:
@@ -66,37 +73,25 @@ def _annotated(study: Folder) -> int:
 
 
 def _runs(study: Folder) -> str:
-    """Trainings finished, epochs done, those that are running, and the time left at the pace so far."""
-    runs = study.child("runs")
-    found = {name: _epochs_done(runs.child(name)) for name in runs.folders()}
-    done = [name for name in found if read_manifest(runs.child(name)) is not None]
-    planned = _planned(study)
-    if not planned:
-        return f", {len(done)} trainings finished"
-    text = f", {len([name for name in done if name in planned])} of {len(planned)} trainings finished"
-    text += f", {sum(min(found.get(name, 0), epochs) for name, epochs in planned.items()):,} of "
-    text += f"{sum(planned.values()):,} epochs"
-    going = [f"{name} after epoch {found[name]}" for name in found if name not in done]
-    if study.child("sweep").exists(PACE):
-        pace = study.child("sweep").read_json(PACE)
-        text += f"; {duration(pace['seconds_left'])} left when last looked at, {pace['at']}"
-    return text + "".join(f"; {text}" for text in going)
+    """How far the trainings of the sweep are, and the time left as its driver last told it."""
+    rows, live = standings(study), read_live(study.child("sweep"))
+    if not rows or read_manifest(study.child("sweep")) is not None:
+        return f", {headline(rows, None)}" if rows else ""
+    return f", {headline(rows, live.seconds_left)}" + (f"; last heard of {live.at}" if live.at else "")
 
 
-def _epochs_done(run: Folder) -> int:
-    return len(run.child("predictions").names(".parquet"))
-
-
-def _planned(study: Folder) -> dict[str, int]:
-    """Epochs of every training of the sweep, as the sweep has written it down, or as the study's settings have it."""
-    if study.child("sweep").exists(PLANNED):
-        planned: dict[str, int] = study.child("sweep").read_json(PLANNED)
-        return planned
-    if not study.exists("study.json"):
-        return {}
-    grid = study.read_json("study.json")["settings"]["sweep"]["grid"]
-    epochs = max(grid["epochs"])
-    return {f"{variant}-seed{seed}": epochs for variant in grid["variants"] for seed in grid["seeds"]}
+def standings(study: Folder) -> list[Standing]:
+    """The trainings of the sweep: as it has written them down, or as the study's settings have them."""
+    sweep = study.child("sweep")
+    planned = read_planned(sweep)
+    if not planned and study.exists("study.json"):
+        grid = study.read_json("study.json")["settings"]["sweep"]["grid"]
+        planned = {
+            f"{variant}-seed{seed}": {"variant": variant, "seed": seed, "settings": "", "epochs": max(grid["epochs"])}
+            for variant in grid["variants"]
+            for seed in grid["seeds"]
+        }
+    return read_standings(study, planned, read_live(sweep))
 
 
 if __name__ == "__main__":

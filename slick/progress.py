@@ -11,8 +11,9 @@ class Progress:
     The speed is that of the last few lines: what a step took to start says nothing about how long it will go on.
     """
 
-    def __init__(self, label: str, total: int, unit: str, interval_s: float = 10.0) -> None:
+    def __init__(self, label: str, total: int, unit: str, interval_s: float = 10.0, *, quiet: bool = False) -> None:
         self._label, self._total, self._unit = label, total, unit
+        self._quiet = quiet
         self._tty = sys.stderr.isatty()
         self._interval_s = 0.2 if self._tty else interval_s
         self._shown = time.monotonic()
@@ -44,6 +45,8 @@ class Progress:
         return (self.done - done_then) / max(now - since, 1e-9)
 
     def _print(self, now: float, note: str) -> None:
+        if self._quiet:
+            return
         text = (
             f"{self._label}: {self.done:,} of {self._total:,} {self._unit}, {self._speed(now):,.1f}/s, "
             f"{duration(self.seconds_left)} left{', ' + note if note else ''}"

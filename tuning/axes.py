@@ -4,7 +4,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +16,17 @@ Settings: TypeAlias = tuple[tuple[str, Any], ...]
 
 _FIXED = ("variant", "seed", "epochs", "model")
 """Settings that have an axis of their own, or none."""
+_OWN = {
+    "variant": "variants",
+    "variants": "variants",
+    "seed": "seeds",
+    "seeds": "seeds",
+    "epochs": "epochs",
+    "policy": "policies",
+    "policies": "policies",
+}
+Span: TypeAlias = Literal["no", "linear", "log"]
+_SPAN = re.compile(r"([^,]+?)\.\.([^,:]+)(:log)?")
 _AXIS = re.compile(r"\s*(\w+)\s*=\s*([^\s]+)(?:\s+if\s+(\w+)\s*=\s*(\S+))?\s*")
 
 
@@ -25,18 +36,22 @@ class Axis:
 
     name: str
     values: tuple[Any, ...]
+    """Those named; of a span, its two ends."""
     condition: tuple[str, Any] | None = None
     """Another setting and the value it must have; elsewhere this one keeps the sweep's own."""
+    span: Span = "no"
+    """Whether all numbers between the two values are meant, and whether on a logarithmic scale."""
 
 
 def parse_axis(text: str) -> Axis:
-    """Read `learning_rate=1e-5,1e-4` or `lora_alpha=16,32 if lora_rank=16`.
+    """Read `learning_rate=1e-5,1e-4` or `lora_alpha=16,32 if lora_rank=16`; for searches `dropout=0.0..0.3`, every
+    number from the one to the other, and `learning_rate=1e-6..1e-3:log`, the same on a logarithmic scale.
 
     Raises:
         SettingsError: no such setting, or values that it does not take.
 
     >>> parse_axis("lora_rank=0,8 if dropout=0.05")
-    Axis(name='lora_rank', values=(0, 8), condition=('dropout', 0.05))
+    Axis(name='lora_rank', values=(0, 8), condition=('dropout', 0.05), span='no')
     """
     match = _AXIS.fullmatch(text)
     if match is None:
@@ -44,18 +59,33 @@ def parse_axis(text: str) -> Axis:
             f"an axis is written `NAME=VALUE,VALUE`, or `NAME=VALUE,VALUE if OTHER=VALUE`, got {text!r}"
         )
     name, values, other, wanted = match.groups()
+    span = _SPAN.fullmatch(values)
+    if span is not None:
+        return _span_axis(name, span, text, has_condition=other is not None)
     found = tuple(_value(name, value, text) for value in values.split(","))
     if len(set(found)) < len(found):
         raise SettingsError(f"axis {text!r} names a value more than once")
     return Axis(name, found, None if other is None else (other, _value(other, wanted, text)))
 
 
-def combinations(axes: Sequence[str], base: TrainConfig) -> list[Settings]:
+def _span_axis(name: str, span: re.Match[str], text: str, *, has_condition: bool) -> Axis:
+    low, high = (_value(name, value, text) for value in span.groups()[:2])
+    if isinstance(low, bool) or not all(isinstance(end, int | float) for end in (low, high)) or not low < high:
+        raise SettingsError(f"axis {text!r}: a span goes from a number to a larger one")
+    if has_condition:
+        raise SettingsError(f"axis {text!r}: a span varies everywhere; name its values if it depends on another axis")
+    if span[3] and low <= 0:
+        raise SettingsError(f"axis {text!r}: a logarithmic scale begins above 0")
+    return Axis(name, (low, high), None, "log" if span[3] else "linear")
+
+
+def combinations(axes: Sequence[str], base: TrainConfig, *, ends: bool = False) -> list[Settings]:
     """Every combination of the axes' values, each once; an axis that does not vary there keeps the base's value.
 
     Args:
         axes: as `parse_axis` reads them; a condition may name an axis before it, or any setting of the base.
         base: the sweep's own settings.
+        ends: of a span take its two ends; otherwise it is refused.
 
     >>> combinations(["lora_rank=0,8", "lora_alpha=8.0,32.0 if lora_rank=8"], TrainConfig())
     [(), (('lora_rank', 8), ('lora_alpha', 8.0)), (('lora_rank', 8), ('lora_alpha', 32.0))]
@@ -63,16 +93,23 @@ def combinations(axes: Sequence[str], base: TrainConfig) -> list[Settings]:
     found: list[dict[str, Any]] = [{}]
     for text in axes:
         axis = parse_axis(text)
+        if axis.span != "no" and not ends:
+            raise SettingsError(
+                f"axis {text!r} is a span of numbers, of which a grid cannot train each; name the values, or let "
+                "--search optuna choose among them"
+            )
         found = [
             {**before, axis.name: value} if varies else before
             for before in found
             for varies in [_holds(axis.condition, before, base)]
             for value in (axis.values if varies else (None,))
         ]
-    changed = [
-        tuple((name, value) for name, value in settings.items() if value != getattr(base, name)) for settings in found
-    ]
-    return list(dict.fromkeys(changed))
+    return list(dict.fromkeys(changed_settings(settings, base) for settings in found))
+
+
+def changed_settings(settings: Mapping[str, Any], base: TrainConfig) -> Settings:
+    """Those that differ from the base's."""
+    return tuple((name, value) for name, value in settings.items() if value != getattr(base, name))
 
 
 def _holds(condition: tuple[str, Any] | None, settings: dict[str, Any], base: TrainConfig) -> bool:
@@ -82,6 +119,8 @@ def _holds(condition: tuple[str, Any] | None, settings: dict[str, Any], base: Tr
 def _value(name: str, text: str, axis: str) -> Any:
     """A value of the setting's own type."""
     kinds = _kinds()
+    if name in _OWN:
+        raise SettingsError(f"axis {axis!r}: {name} has an axis of its own, --grid.{_OWN[name]}")
     if name not in kinds:
         raise SettingsError(f"axis {axis!r}: no setting {name} changes results; there are {', '.join(kinds)}")
     for kind in kinds[name]:

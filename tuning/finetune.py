@@ -8,6 +8,7 @@ from slick.errors import SlickError
 from slick.storage import Folder
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
+from tuning.lean import lean_trainer, trim_start
 from tuning.runs import RunPlan, check_resources, plan_runs, run_folder, run_id
 from tuning.tracking import check_trackers
 from tuning.trainable import check_trainable
@@ -118,13 +119,13 @@ def run_group(
         SlickError: the message of the worker that failed.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    _trim_start(config)
+    trim_start(config)
     elastic = config.min_workers is not None and config.min_workers < config.num_workers
     said = Folder(storage).child(name)
     said.delete(_REFUSAL)
-    trainer = TorchTrainer(
+    trainer = lean_trainer()(
         _work,
         train_loop_config={"work": work, "settings": settings, "said": said},
         scaling_config=ScalingConfig(
@@ -153,21 +154,6 @@ def run_group(
 def group_name(plans: Sequence[RunPlan]) -> str:
     """Name of a worker group's Ray Train run: the same for the same trainings, so that an interrupted one goes on."""
     return f"{plans[0].run_id}-{fingerprint([plan.identity for plan in plans])}"
-
-
-def _trim_start(config: TrainConfig) -> None:
-    """Make Ray Train lighter on one machine.
-
-    No machine can be taken away from the run there, so the process that watches for that (1.3 CPU seconds) is left out.
-    And a worker waits at each report until the last one was fetched, every 2 s by default: too long for small epochs.
-    """
-    import os
-
-    import ray
-
-    if len(ray.nodes()) == 1 and not config.wait_for_nodes:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
 
 def _work(settings: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ training depends on its length, each budget has a trajectory of its own.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -32,7 +32,8 @@ class GridConfig:
     """Stopping policies; `fixed` stops at the end of each budget, `fixed(n)` has points only where n is within it."""
     axes: tuple[str, ...] = ()
     """Training settings that vary, as `learning_rate=1e-5,1e-4`; with a condition, as
-    `lora_alpha=16,32 if lora_rank=16`, a setting varies only where an axis before it has that value."""
+    `lora_alpha=16,32 if lora_rank=16`, a setting varies only where an axis before it has that value. For searches also
+    spans, as `learning_rate=1e-6..1e-3:log` or `lora_rank=4..64`."""
 
     def __post_init__(self) -> None:
         for name in ("variants", "seeds", "epochs", "policies"):
@@ -81,6 +82,11 @@ class Trajectory:
         changed = "".join(f"-{name}={value}" for name, value in self.settings)
         return f"{self.variant}-seed{self.seed}{changed}{f'-epochs{self.epochs}' if self.alone else ''}"
 
+    @property
+    def settings_text(self) -> str:
+        """As points.parquet has it, `learning_rate=0.0001;lora_rank=8`; empty for the sweep's own settings."""
+        return settings_text(self.settings)
+
     def config(self, base: TrainConfig) -> TrainConfig:
         """The settings of the training.
 
@@ -108,33 +114,44 @@ class Point:
     @property
     def settings_text(self) -> str:
         """As points.parquet has it, `learning_rate=0.0001;lora_rank=8`; empty for the sweep's own settings."""
-        return ";".join(f"{name}={value}" for name, value in self.settings)
+        return settings_text(self.settings)
 
 
-def trajectories(grid: GridConfig, base: TrainConfig, *, shared: bool) -> list[Trajectory]:
+def settings_text(settings: Settings) -> str:
+    """As points.parquet has it, `learning_rate=0.0001;lora_rank=8`."""
+    return ";".join(f"{name}={value}" for name, value in settings)
+
+
+def trajectories(
+    grid: GridConfig, base: TrainConfig, *, shared: bool, chosen: Sequence[Settings] | None = None
+) -> list[Trajectory]:
     """The trainings that cover the grid, variants outermost.
 
     Args:
         base: settings that the grid's axes change.
         shared: one training serves all budgets.
+        chosen: combinations of settings; None: all of the grid's axes.
     """
     budgets = (max(grid.epochs),) if shared else grid.epochs
     return [
         Trajectory(variant=variant, seed=seed, epochs=budget, settings=settings, alone=not shared)
         for variant, settings, seed, budget in product(
-            grid.variants, combinations(grid.axes, base), grid.seeds, budgets
+            grid.variants, combinations(grid.axes, base) if chosen is None else chosen, grid.seeds, budgets
         )
     ]
 
 
-def points(grid: GridConfig, base: TrainConfig, *, shared: bool) -> list[Point]:
+def points(
+    grid: GridConfig, base: TrainConfig, *, shared: bool, chosen: Sequence[Settings] | None = None
+) -> list[Point]:
     """All cells of the grid that exist, each once.
 
     `fixed(n)` has no point where n is beyond the budget; where `fixed` and `fixed(n)` say the same there is one point.
     """
     policies = [parse_policy(text) for text in grid.policies]
     largest = max(grid.epochs)
-    cells = product(grid.variants, combinations(grid.axes, base), grid.seeds, grid.epochs, policies)
+    combined = combinations(grid.axes, base) if chosen is None else chosen
+    cells = product(grid.variants, combined, grid.seeds, grid.epochs, policies)
     found = [
         Point(
             variant=variant,

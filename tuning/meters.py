@@ -1,25 +1,29 @@
-"""Ray metrics of a fine-tuning, at Ray's metrics endpoint and dashboard beside those of the machines."""
+"""Ray metrics of a fine-tuning and of a sweep, at Ray's metrics endpoint and dashboard beside those of the machines."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from slick.types import ALL
 from tuning.records import Measure
+from tuning.standing import Standing
 
 
 class TrainMeters:
     """Publishes one run's epochs; for the worker that records them. Every metric has the tag `run_id`."""
 
     def __init__(self, run_id: str) -> None:
-        from ray.util.metrics import Counter, Gauge
+        from ray.util import metrics
 
         run, rows = ("run_id",), ("run_id", "split", "category")
         self._metrics: dict[str, Any] = {
-            "epoch": Gauge("slick_train_epoch", "Epochs finished.", tag_keys=run),
-            "loss": Gauge("slick_train_loss", "Mean loss on the train rows, nats a token.", tag_keys=run),
-            "accuracy": Gauge("slick_train_accuracy", "Share of rows answered right, in [0, 1].", tag_keys=rows),
-            "tokens_per_s": Gauge("slick_train_tokens_per_s", "Tokens trained on in a second.", tag_keys=run),
-            "tokens": Counter("slick_train_tokens", "Tokens trained on.", tag_keys=run),
+            "epoch": metrics.Gauge("slick_train_epoch", "Epochs finished.", tag_keys=run),
+            "loss": metrics.Gauge("slick_train_loss", "Mean loss on the train rows, nats a token.", tag_keys=run),
+            "accuracy": metrics.Gauge(
+                "slick_train_accuracy", "Share of rows answered right, in [0, 1].", tag_keys=rows
+            ),
+            "tokens_per_s": metrics.Gauge("slick_train_tokens_per_s", "Tokens trained on in a second.", tag_keys=run),
+            "tokens": metrics.Counter("slick_train_tokens", "Tokens trained on.", tag_keys=run),
         }
         for metric in self._metrics.values():
             metric.set_default_tags({"run_id": run_id})
@@ -40,3 +44,58 @@ class TrainMeters:
         self._metrics["tokens_per_s"].set(tokens / seconds)
         if tokens:
             self._metrics["tokens"].inc(tokens)
+
+
+class SweepMeters:
+    """Publishes how far a sweep is; for its driver."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Gauge
+
+        self._trainings = Gauge("slick_sweep_trainings", "Trainings of the sweep, by state.", tag_keys=("state",))
+        self._epochs = Gauge("slick_sweep_epochs", "Epochs finished, over all trainings.")
+        self._retries = Gauge("slick_sweep_retries", "Trainings begun again after they failed.")
+        self._best = Gauge("slick_sweep_best_dev_accuracy", "Highest dev accuracy of any epoch, in [0, 1].")
+        self._left = Gauge("slick_sweep_seconds_left", "Expected time to the end of the sweep.")
+        self._states: set[str] = set()
+
+    def record(self, rows: Sequence[Standing], seconds_left: float | None) -> None:
+        """Publish the rows of the sweep's table."""
+        states: Counter[str] = Counter(row.state for row in rows)
+        self._states |= set(states)
+        for state in self._states:
+            self._trainings.set(states[state], tags={"state": state})
+        self._epochs.set(sum(row.epochs for row in rows))
+        self._retries.set(sum(row.tries - 1 for row in rows))
+        best = max((row.best_dev_accuracy for row in rows if row.best_dev_accuracy is not None), default=None)
+        if best is not None:
+            self._best.set(best)
+        if seconds_left is not None:
+            self._left.set(seconds_left)
+
+
+def tell_job(message: str) -> bool:
+    """Put a line where the dashboard and `slick jobs` show the status of the Ray job that this driver belongs to.
+
+    Ray has no public call for it: the line stands in the job's own record, which Ray rewrites when the job ends. A
+    driver that is no submitted job, or a Ray that keeps its records otherwise, has no such line.
+
+    Returns:
+        Whether it stands there now.
+    """
+    import json
+    import os
+
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    try:
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
+        key = f"_ray_internal_job_info_{job}"
+        record = _internal_kv_get(key, namespace="job")
+        if not record:
+            return False
+        changed = json.dumps(json.loads(record) | {"message": message})
+        _internal_kv_put(key, changed, overwrite=True, namespace="job")
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True

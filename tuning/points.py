@@ -1,11 +1,14 @@
 """points.parquet: every cell of the grid, read off the stored epochs of its trajectory. Pure."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import require
 from slick.types import ALL, Category
+from tuning.axes import Settings
 from tuning.config import TrainConfig
 from tuning.epochs import Accuracies, accuracies_of, curve_from
 from tuning.grid import GridConfig, points
@@ -31,7 +34,9 @@ POINTS_SCHEMA = pa.schema(
 """The accuracies are shares in [0, 1], null where the split has no rows of the category."""
 
 
-def points_table(study: Folder, grid: GridConfig, base: TrainConfig, *, shared: bool) -> pa.Table:
+def points_table(
+    study: Folder, grid: GridConfig, base: TrainConfig, *, shared: bool, chosen: Sequence[Settings] | None = None
+) -> pa.Table:
     """All points of a grid whose trajectories are finished.
 
     A trajectory that was ended early by a scheduler has no points beyond its last epoch.
@@ -39,6 +44,7 @@ def points_table(study: Folder, grid: GridConfig, base: TrainConfig, *, shared: 
     Args:
         base: settings that the grid's axes change.
         shared: one trajectory serves all budgets.
+        chosen: combinations of settings; None: all of the grid's axes.
 
     Raises:
         StudyError: a trajectory's epochs are not all there.
@@ -46,7 +52,7 @@ def points_table(study: Folder, grid: GridConfig, base: TrainConfig, *, shared: 
     variants = require(study.child("variants"), "variants").counts
     read: dict[str, list[Accuracies]] = {}
     rows = []
-    for point in points(grid, base, shared=shared):
+    for point in points(grid, base, shared=shared, chosen=chosen):
         if point.run_id not in read:
             read[point.run_id] = _accuracies(study, point.run_id)
         accuracies = read[point.run_id]

@@ -1,4 +1,7 @@
-"""What a sweep will cost, from a few measured steps of its own model on its own cluster."""
+"""What a sweep will cost, from a few measured steps of its own model on its own cluster.
+
+Where an axis changes what a row takes, a few steps are measured for each of its values.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,29 +28,70 @@ class Pace:
     asked_s: float
 
 
+_PRICED = (
+    "batch_size",
+    "dtype",
+    "trainable",
+    "lora_rank",
+    "dropout",
+    "distill_weight",
+    "loss_of_all",
+    "max_new_tokens",
+)
+_SWITCHES = ("dropout", "distill_weight")
+"""Those that cost the same whatever they are, but when they are 0."""
+
+CostClass = tuple[tuple[str, object], ...]
+"""Settings that decide what a row takes; how many rows and epochs there are is counted, not measured."""
+
+
+def cost_class(config: TrainConfig) -> CostClass:
+    """The class of a training; those of one class take the same time a row."""
+    values = ((name, getattr(config, name)) for name in _PRICED)
+    return tuple((name, bool(value) if name in _SWITCHES else value) for name, value in values)
+
+
+def class_names(classes: Sequence[CostClass]) -> dict[CostClass, str]:
+    """What tells the classes apart, such as `batch_size=32, lora_rank=8`; empty for one that is alone."""
+    differ = [i for i in range(len(_PRICED)) if len({each[i] for each in classes}) > 1]
+    return {each: ", ".join(f"{each[i][0]}={each[i][1]}" for i in differ) for each in classes}
+
+
 def plan_sweep(study: Folder, config: SweepConfig) -> None:
     """Print the trainings of a sweep, how many epochs each still needs, and what they will take; train nothing.
 
     Raises:
         StudyError, VariantError, SettingsError: as `sweep`.
     """
-    shared = not config.why_independent
-    wanted = {run.run_id: run.config(config.train) for run in config.trajectories}
+    runs = config.trajectories
+    wanted = {run.run_id: run.config(config.train) for run in runs}
     plans = plan_runs(study, wanted, config.stops, may_be_ended=config.scheduler != "none")
-    print(f"sweep: {summary(config.grid, config.train, shared=shared)}; {len(wanted) - len(plans)} are finished")
+    if config.search == "grid":
+        told = summary(config.grid, config.train, shared=not config.why_independent)
+    else:
+        told = f"a search of {config.samples} samples, priced by the ends of its axes, {len(runs)} trainings"
+    print(f"sweep: {told}; {len(wanted) - len(plans)} are finished")
     if not plans:
         return
-    pace = probe(study, plans[0])
+    paces = probe(study, plans)
     group_s = 0.0
     for plan in plans:
-        seconds = run_seconds(plan, pace)
+        seconds = run_seconds(plan, paces[cost_class(plan.config)])
         group_s += seconds
         print(f"  {plan.run_id:<40} {plan.epochs_left:>4} epochs  {duration(seconds)}")
+    if config.search != "grid":
+        group_s *= config.samples * len(config.covering([()])) / len(plans)
     workers, kind = config.train.num_workers, "core" if plans[0].config.gpus_per_worker == 0 else "worker"
     print(
         f"sweep: {duration(group_s)} of one worker group, {group_s * workers / 3600:.2f} {kind}-hours, measured on "
         f"{_STEPS} steps and {_ASKED} questions; with --stop live and schedulers it may be less"
     )
+    for found, name in class_names(list(paces)).items():
+        pace = paces[found]
+        print(
+            f"  measured{f' with {name}' if name else ''}: {1000 * pace.trained_s:.1f} ms a row trained on, "
+            f"{1000 * pace.asked_s:.1f} ms a row asked"
+        )
 
 
 def run_seconds(plan: RunPlan, pace: Pace) -> float:
@@ -55,26 +99,28 @@ def run_seconds(plan: RunPlan, pace: Pace) -> float:
     return plan.epochs_left * (plan.num_train * pace.trained_s + plan.num_asked * pace.asked_s)
 
 
-def probe(study: Folder, plan: RunPlan) -> Pace:
-    """Train a few steps and ask some rows, in a worker group like those of the sweep.
+def probe(study: Folder, plans: Sequence[RunPlan]) -> dict[CostClass, Pace]:
+    """Train a few steps and ask some rows for each class of cost, one after another in a worker group of the sweep.
 
     Raises:
         SlickError: what only a person can mend.
     """
-    check_plans([plan])
-    gpus_per_worker = ask_cluster(plan.config)
+    chosen = {cost_class(plan.config): plan for plan in reversed(plans)}
+    check_plans(list(chosen.values()))
+    config = plans[0].config
+    gpus_per_worker = ask_cluster(config)
     with scratch(study, "probe") as storage:
         found = Folder(storage)
         found.delete(_FOUND)
-        settings = {"study": study, "plan": plan, "found": found}
-        run_group(_work, settings, plan.config, gpus_per_worker, storage, "probe")
-        return Pace(**found.read_json(_FOUND))
+        settings = {"study": study, "plans": list(chosen.values()), "found": found}
+        run_group(_work, settings, config, gpus_per_worker, storage, "probe")
+        return {each: Pace(**pace) for each, pace in zip(chosen, found.read_json(_FOUND), strict=True)}
 
 
 def _work(settings: dict[str, Any], place: Any, saved: str | None) -> None:
-    pace = _measure(settings["study"], settings["plan"], place)
+    paces = [_measure(settings["study"], plan, place) for plan in settings["plans"]]
     if place.rank == 0:
-        settings["found"].write_json(_FOUND, asdict(pace))
+        settings["found"].write_json(_FOUND, [asdict(pace) for pace in paces])
 
 
 def _measure(study: Folder, plan: RunPlan, place: Any) -> Pace:

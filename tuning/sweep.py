@@ -2,105 +2,27 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass
+from statistics import mean
 
 from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
 from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, finish, require
 from slick.types import Category
-from tuning.axes import combinations
-from tuning.config import TrainConfig
+from tuning.axes import Settings, combinations
+from tuning.board import Board, Course
 from tuning.ending import end_run
 from tuning.finetune import ask_cluster, check_plans, print_outcome, scratch
-from tuning.grid import GridConfig, Trajectory, pack, summary, trajectories
+from tuning.grid import pack, settings_text, summary
 from tuning.points import points_table
 from tuning.policies import parse_policy
 from tuning.rows import read_rows
 from tuning.runs import RunPlan, is_finished, plan_runs, run_folder
-from tuning.trials import Scheduler, TrialSettings, concurrent_trials, run_trials
-from tuning.watching import PLANNED, watch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepConfig:
-    """Which trainings, and how they are shared out."""
-
-    grid: GridConfig = field(default_factory=GridConfig)
-    """Variants, settings, seeds, epoch budgets, policies."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Of every training; its variant, seed and epochs are the grid's."""
-    independent: bool = False
-    """Train every budget on its own, though a short training is the beginning of a longer one; that is done without
-    asking where it is not (a schedule that depends on the total)."""
-    stop: Literal["full", "live"] = "full"
-    """`live`: a training ends as soon as every policy has its epoch; the points are the same, later ones cost more."""
-    scheduler: Scheduler = "none"
-    """Tune's scheduler, for wide searches: trainings that fall behind in dev accuracy are ended early, and have no
-    points beyond their last epoch."""
-    retries: int = 1
-    """Times that a trial which failed is tried again, from its last state."""
-    trajectories_per_trial: int | None = 1
-    """Trainings that one trial does in the same workers, which saves their start (about 15 s); None: as many as keep
-    all trials running at the same time."""
-    max_concurrent: int | None = None
-    """Trials at the same time; None: as many as the cluster holds now. With `wait_for_nodes` a number may be more."""
-    keep_ray_files: bool = False
-    """Leave Tune's and Train's own result files in the study's .ray folder."""
-
-    def __post_init__(self) -> None:
-        for name in ("trajectories_per_trial", "max_concurrent"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} must be 1 or more, or None, got {value}")
-        if self.retries < 0:
-            raise SettingsError(f"retries must be 0 or more, got {self.retries}")
-        for name, allowed in (("stop", ("full", "live")), ("scheduler", ("none", "asha", "median"))):
-            if getattr(self, name) not in allowed:
-                raise SettingsError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.scheduler != "none" and (self.trajectories_per_trial != 1 or self.stop == "live"):
-            raise SettingsError(
-                f"scheduler {self.scheduler} judges single trainings and ends them itself: it goes with "
-                "--trajectories-per-trial 1 and --stop full"
-            )
-        for trajectory in self.trajectories:
-            trajectory.config(self.train)  # settings that do not go together are refused here
-
-    @property
-    def why_independent(self) -> str:
-        """Why every budget is trained on its own; empty if one trajectory serves all."""
-        if self.independent:
-            return "asked for"
-        reasons = (
-            replace(self.train, **dict(settings)).depends_on_epochs
-            for settings in combinations(self.grid.axes, self.train)
-        )
-        return next((reason for reason in reasons if reason), "")
-
-    @property
-    def trajectories(self) -> list[Trajectory]:
-        """The trainings that cover the grid."""
-        return trajectories(self.grid, self.train, shared=not self.why_independent)
-
-    @property
-    def stops(self) -> tuple[tuple[str, int], ...]:
-        """What a live training has to decide; empty if all are trained to the end."""
-        if self.stop == "full":
-            return ()
-        policies = [parse_policy(text) for text in self.grid.policies]
-        cells = [
-            (policy.at(budget), budget) for policy in policies for budget in self.grid.epochs if policy.applies(budget)
-        ]
-        return tuple((str(policy), budget) for policy, budget in cells)
-
-    def identity(self) -> dict[str, object]:
-        """The settings that change results."""
-        return {
-            "grid": self.grid.identity(),
-            "train": self.train.identity(),
-            "independent": bool(self.why_independent),
-            "scheduler": self.scheduler,
-        }
+from tuning.search import Search, check_search
+from tuning.standing import write_planned
+from tuning.sweep_config import SweepConfig
+from tuning.trials import TrialSettings, concurrent_trials, run_trials
+from tuning.watching import watch
 
 
 def sweep(study: Folder, config: SweepConfig) -> Manifest:
@@ -116,35 +38,31 @@ def sweep(study: Folder, config: SweepConfig) -> Manifest:
         SlickError: trainings failed; the others were finished first.
     """
     started_at = time.monotonic()
-    shared = not config.why_independent
-    wanted = {trajectory.run_id: trajectory.config(config.train) for trajectory in config.trajectories}
     _check_policies(study, config)
-    plans = plan_runs(study, wanted, config.stops, may_be_ended=config.scheduler != "none")
-    print(
-        f"sweep: {summary(config.grid, config.train, shared=shared)}; {len(wanted) - len(plans)} trainings are finished"
-    )
+    shared = not config.why_independent
     if not shared and len(config.grid.epochs) > 1:
         print(f"sweep: every epoch budget is trained on its own: {config.why_independent}")
-    folder = study.child("sweep")
-    if plans:
-        folder.delete()
-        folder.write_json(PLANNED, {run_id: settings.epochs for run_id, settings in wanted.items()})
-        retried = train_plans(study, config, plans)
-        print_outcome(study, plans)
+    if config.search == "grid":
+        print(f"sweep: {summary(config.grid, config.train, shared=shared)}")
+        chosen = combinations(config.grid.axes, config.train)
+        trained = train_settings(study, config, chosen)
     else:
-        retried = 0
-    manifests = {run_id: require(run_folder(study, run_id), "sweep") for run_id in wanted}
+        chosen, trained = train_samples(study, config)
+    wanted = config.covering(chosen)
+    folder = study.child("sweep")
+    manifests = {run.run_id: require(run_folder(study, run.run_id), "sweep") for run in wanted}
     inputs = {run_id: f"{m.fingerprint} {m.counts['epochs']}" for run_id, m in manifests.items()}
     identity = fingerprint(inputs, config.identity())
     _forget_other_grid(folder, identity)
     if not begin(folder, "sweep", identity, config):
         return require(folder, "sweep")
-    table = points_table(study, config.grid, config.train, shared=shared)
+    write_planned(folder, wanted)
+    table = points_table(study, config.grid, config.train, shared=shared, chosen=list(dict.fromkeys(chosen)))
     folder.write_table("points.parquet", table)
     counts = {
         "trainings": len(wanted),
-        "trained_now": len(plans),
-        "retried": retried,
+        "trained_now": trained.num,
+        "retried": trained.num_retries,
         "points": table.num_rows,
         "epochs_trained": sum(manifest.counts["epochs"] for manifest in manifests.values()),
         "not_converged": [name for name, manifest in manifests.items() if not manifest.counts["converged"]],
@@ -152,6 +70,62 @@ def sweep(study: Folder, config: SweepConfig) -> Manifest:
     }
     print(f"sweep: {table.num_rows:,} points in {folder}/points.parquet")
     return finish(folder, "sweep", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What was done now."""
+
+    num: int = 0
+    """Trainings that were not finished."""
+    num_retries: int = 0
+    """Trials that were tried again."""
+
+
+def train_settings(study: Folder, config: SweepConfig, chosen: Sequence[Settings]) -> Trained:
+    """Train all that the grid holds of some combinations of settings, where it is not finished.
+
+    Raises:
+        As `sweep`.
+    """
+    runs = config.covering(chosen)
+    wanted = {run.run_id: run.config(config.train) for run in runs}
+    plans = plan_runs(study, wanted, config.stops, may_be_ended=config.scheduler != "none")
+    print(f"sweep: {len(wanted) - len(plans)} of {len(wanted)} trainings are finished", flush=True)
+    if not plans:
+        return Trained()
+    folder = study.child("sweep")
+    folder.delete()
+    write_planned(folder, runs)
+    retried = train_plans(study, config, plans)
+    print_outcome(study, plans)
+    return Trained(len(plans), retried)
+
+
+def train_samples(study: Folder, config: SweepConfig) -> tuple[list[Settings], Trained]:
+    """Search: train samples of settings, a few at a time; returns all that were chosen.
+
+    Raises:
+        As `sweep`.
+    """
+    check_search()
+    search = Search(config.grid.axes, config.train, config.search_seed)
+    trained = Trained()
+    while len(search.asked) < config.samples:
+        batch = search.ask(min(config.samples_at_once, config.samples - len(search.asked)))
+        print(f"sweep: samples {len(search.asked) - len(batch) + 1} to {len(search.asked)} of {config.samples}")
+        now = train_settings(study, config, search.asked)
+        trained = Trained(trained.num + now.num, trained.num_retries + now.num_retries)
+        scores = [mean(best_dev(study, run.run_id) for run in config.covering([settings])) for settings in batch]
+        search.tell(scores)
+        for settings, score in zip(batch, scores, strict=True):
+            print(f"sweep: {settings_text(settings) or 'the settings as they are'}: best dev accuracy {score:.3f}")
+    return search.asked, trained
+
+
+def best_dev(study: Folder, run_id: str) -> float:
+    """Best dev accuracy of a finished training."""
+    return float(require(run_folder(study, run_id), "sweep").counts["best_dev_accuracy"])
 
 
 def _check_policies(study: Folder, config: SweepConfig) -> None:
@@ -187,6 +161,7 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
     started_at = time.monotonic()
     concurrent = concurrent_trials(config.train, have, gpus_per_worker, len(plans), config.max_concurrent)
     packs = share_out(plans, config.trajectories_per_trial, concurrent)
+    course = Course(packs)
     study.child(".ray", "sweep", "tune").delete()  # of an interrupted sweep; Train's own files are gone on with
     settings = TrialSettings(
         gpus_per_worker=gpus_per_worker,
@@ -195,24 +170,27 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
         longest=max(config.grid.epochs),
         retries=config.retries,
     )
-    with scratch(study, "sweep", keep=config.keep_ray_files) as storage, watch(study, plans, study.child("sweep")):
-        outcome = run_trials(study, packs, settings, storage)
+    board = Board(study, study.child("sweep"), course)
+    with scratch(study, "sweep", keep=config.keep_ray_files) as storage, watch(study, plans, board):
+        errors = run_trials(study, course, settings, storage)
     if config.scheduler != "none":
-        for plan in (plan for place in outcome.completed for plan in packs[place] if not is_finished(study, plan)):
+        for plan in (
+            plan for place in sorted(course.completed) for plan in packs[place] if not is_finished(study, plan)
+        ):
             end_run(study, plan, started_at=started_at, ended_by=config.scheduler)
     may_be_ended = config.scheduler != "none"
-    if not outcome.errors and not all(is_finished(study, plan, may_be_ended=may_be_ended) for plan in plans):
+    if not errors and not all(is_finished(study, plan, may_be_ended=may_be_ended) for plan in plans):
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and returns as if it had ended
     failed = [
         f"  {', '.join(plan.run_id for plan in part if not is_finished(study, plan))}: {error}"
-        for part, error in ((packs[place], error) for place, error in sorted(outcome.errors.items()))
+        for part, error in ((packs[place], error) for place, error in sorted(errors.items()))
     ]
     if failed:
         raise SlickError(
             f"{len(failed)} of {len(packs)} trials failed; all others are finished, and the same command does only "
             "what is left\n" + "\n".join(failed)
         )
-    return outcome.num_retries
+    return course.num_retries
 
 
 def share_out(plans: Sequence[RunPlan], per_trial: int | None, concurrent: int) -> list[list[RunPlan]]:

@@ -6,18 +6,18 @@ packs, tries those again that failed, and shows them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from slick.errors import SlickError
 from slick.storage import Folder
+from tuning.board import Course
 from tuning.config import TrainConfig
 from tuning.finetune import group_name, train_group
 from tuning.runs import RunPlan
+from tuning.sweep_config import Scheduler
 
 _REFUSAL = "refusal"
 """Metric of a trial that stopped for what only a person can mend."""
-
-Scheduler = Literal["none", "asha", "median"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +32,11 @@ class TrialSettings:
     retries: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How the trials ended, by their place."""
+def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: str) -> dict[int, str]:
+    """Run every pack of a course as a trial, and wait for all; the course is told of them on the way.
 
-    errors: dict[int, str]
-    """What made a trial fail, after its retries."""
-    completed: list[int]
-    """Trials that came to an end, of which a scheduler may have ended some before their last epoch."""
-    num_retries: int
-
-
-def run_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], settings: TrialSettings, storage: str) -> Outcome:
-    """Run every pack as a trial, and wait for all.
+    Returns:
+        What made a trial fail, after its retries, by the trial's place.
 
     Raises:
         SlickError: a trial failed before it could be told which.
@@ -55,11 +47,12 @@ def run_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], settings: Tria
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
 
+    packs = course.packs
     names = [_trial_name(part) for part in packs]
-    seen = _watch_trials()
     tuner = tune.Tuner(
-        # The trial itself only waits for its workers, so it asks for next to nothing; 0 is refused.
-        tune.with_resources(_trial(study, packs, settings.gpus_per_worker, storage), {"CPU": 0.01}),
+        # The trial itself only waits for its workers. To ask for nothing is refused; of a core it would take so much
+        # that a node holds one worker fewer, so it asks for a byte.
+        tune.with_resources(_trial(study, packs, settings, storage), {"memory": 1}),
         param_space={"pack": tune.grid_search(list(range(len(packs))))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=settings.concurrent,
@@ -71,7 +64,7 @@ def run_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], settings: Tria
             name="tune",
             storage_path=storage,
             verbose=0,
-            callbacks=[seen],
+            callbacks=[_teller(course)],
             failure_config=tune.FailureConfig(max_failures=settings.retries),
         ),
     )
@@ -84,24 +77,27 @@ def run_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], settings: Tria
             if place is None:
                 raise SlickError(f"a trial failed before it began: {text}")
             errors[place] = text
-    return Outcome(errors=errors, completed=sorted(seen.completed - set(errors)), num_retries=seen.num_retries)
+    return errors
 
 
-def _watch_trials() -> Any:
+def _teller(course: Course) -> Any:
+    """Tells a course what Tune does."""
     from ray import tune
 
-    class Seen(tune.Callback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.completed: set[int] = set()
-            self.num_retries = 0
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.completed.add(trial.config["pack"])
+    class Teller(tune.Callback):  # type: ignore[misc]
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            course.started(trial.config["pack"])
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self.num_retries += 1
+            course.tried_again(trial.config["pack"])
 
-    return Seen()
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            course.ended(trial.config["pack"], (trial.last_result or {}).get(_REFUSAL, ""))
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            course.ended(trial.config["pack"], _message(trial.get_pickled_error() or trial.get_error()))
+
+    return Teller()
 
 
 def _scheduler(settings: TrialSettings) -> Any:
@@ -118,16 +114,17 @@ def _scheduler(settings: TrialSettings) -> Any:
 
 
 def _trial(
-    study: Folder, packs: Sequence[Sequence[RunPlan]], gpus_per_worker: float, storage: str
+    study: Folder, packs: Sequence[Sequence[RunPlan]], settings: TrialSettings, storage: str
 ) -> Callable[[dict[str, Any]], None]:
-    def trial(settings: dict[str, Any]) -> None:
+    def trial(asked: dict[str, Any]) -> None:
         from ray import tune
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        part = packs[settings["pack"]]
-        callbacks = [TuneReportCallback()]
+        part = packs[asked["pack"]]
+        # Only a scheduler wants to know of every epoch; telling Tune takes a process of its own.
+        callbacks = [TuneReportCallback()] if settings.scheduler != "none" else []
         try:
-            last = train_group(study, part, gpus_per_worker, storage, group_name(part), callbacks)
+            last = train_group(study, part, settings.gpus_per_worker, storage, group_name(part), callbacks)
         except SlickError as error:
             last = {_REFUSAL: str(error)}  # not a failure that Tune would try again: only a person can mend it
         if last:

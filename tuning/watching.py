@@ -1,38 +1,34 @@
 """Trainings as they go on, seen from the driver: a line on the terminal, and curves for trackers."""
 
+import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
+from slick.errors import StudyError
 from slick.progress import Progress
 from slick.storage import Folder
 from slick.types import ALL
+from tuning.board import Board
+from tuning.epochs import accuracies_of
 from tuning.runs import RunPlan, is_finished, run_folder
 from tuning.tracking import Tracking
-
-PLANNED = "planned.json"
-"""Epochs of every training of a sweep, by run_id; for those who look at it while it runs."""
-PACE = "pace.json"
-"""How long a sweep will still take, as last seen."""
-_PACE_EVERY_S = 10.0
 
 
 @contextmanager
 def watch(
-    study: Folder, plans: Sequence[RunPlan], pace_in: Folder | None = None, interval_s: float = 1.0
+    study: Folder, plans: Sequence[RunPlan], board: Board | None = None, interval_s: float = 1.0
 ) -> Iterator[None]:
     """Show epochs as any worker finishes them, and send their curves to trackers, until the block ends.
 
     Args:
-        pace_in: folder in which the time left is written down now and then.
+        board: shows the trainings of a sweep, beside the line of progress.
     """
     done = threading.Event()
     settings = {plan.run_id: plan.config.identity() for plan in plans}
     with Tracking(study, settings, plans[0].config.track) as tracking:
-        watcher = _Watcher(study, plans, tracking, pace_in)
+        watcher = _Watcher(study, plans, tracking, board)
         thread = threading.Thread(target=watcher.run, args=(done, interval_s), daemon=True)
         thread.start()
         try:
@@ -43,10 +39,11 @@ def watch(
 
 
 class _Watcher:
-    def __init__(self, study: Folder, plans: Sequence[RunPlan], tracking: Tracking, pace_in: Folder | None) -> None:
-        self._study, self._plans, self._tracking, self._pace_in = study, list(plans), tracking, pace_in
-        self._told_at = 0.0
-        self._progress = Progress("finetune", sum(plan.config.epochs for plan in plans), "epochs")
+    def __init__(self, study: Folder, plans: Sequence[RunPlan], tracking: Tracking, board: Board | None) -> None:
+        self._study, self._plans, self._tracking, self._board = study, list(plans), tracking, board
+        # On a terminal the board tells the same, in lines that renew themselves as well.
+        quiet = board is not None and sys.stderr.isatty()
+        self._progress = Progress("finetune", sum(plan.config.epochs for plan in plans), "epochs", quiet=quiet)
         # What an interrupted training left: it goes on from there, or begins again with fewer.
         self._seen = {plan.run_id: len(self._epochs(plan)) for plan in plans}
         self._progress.resume_at(sum(self._seen.values()))
@@ -56,15 +53,8 @@ class _Watcher:
         while not last:
             last = done.wait(interval_s)
             self._plans = [plan for plan in self._plans if not self._look(plan, last)]
-            self._tell_pace()
-
-    def _tell_pace(self) -> None:
-        seconds = self._progress.seconds_left
-        if self._pace_in is None or seconds == float("inf") or time.monotonic() < self._told_at + _PACE_EVERY_S:
-            return
-        self._told_at = time.monotonic()
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._pace_in.write_json(PACE, {"seconds_left": round(seconds, 1), "at": at})
+            if self._board:
+                self._board.show(self._progress.seconds_left, last=last)
 
     def _look(self, plan: RunPlan, last: bool) -> bool:
         """Show what is new of a run; True when it has ended."""
@@ -74,6 +64,9 @@ class _Watcher:
         if new:
             self._seen[plan.run_id] = len(epochs)
             self._progress.add(new, _note(plan, epochs))
+        if self._board and (new or ended):
+            stored = accuracies_of(row for rows in epochs for row in rows)
+            self._board.update(plan.run_id, stored, is_finished=ended)
         if new or ended or last:
             self._tracking.log(plan.run_id, [row for rows in epochs for row in rows])
         if ended:
@@ -86,7 +79,11 @@ class _Watcher:
         if not folder.exists("epochs.parquet"):
             return []
         by_epoch: dict[int, list[dict[str, Any]]] = {}
-        for row in folder.read_table("epochs.parquet").to_pylist():
+        try:
+            rows = folder.read_table("epochs.parquet").to_pylist()
+        except StudyError:
+            return []  # it begins anew at this very moment
+        for row in rows:
             by_epoch.setdefault(row["epoch"], []).append(row)
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 

@@ -4,9 +4,14 @@ python -m tests.benchmarks.sweep --study STUDY [--variants unknown-000,unknown-1
 
 STUDY is a finished study of the preset `demo`; it is copied, not written to. Both ways train with its settings, on all
 cores, and their points are compared. Also told: how long the first training took to begin, and how idle the cores were.
+
+python -m tests.benchmarks.sweep --study STUDY --start
+
+tells only how long the first training took to begin, and how many CPU seconds all processes together had used by then.
 """
 
 import argparse
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -29,21 +34,32 @@ class Watch:
 
     def __init__(self, study: Folder) -> None:
         self._runs, self._idle, self._done = Path(study.local_path, "runs"), [], threading.Event()
-        self._began, self.start_s = time.monotonic(), 0.0
+        self._began, self.start_s, self.start_cpu_s = time.monotonic(), 0.0, 0.0
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def _look(self) -> None:
         while not self._done.wait(0.5):
             if any(self._runs.glob("*/started.json")):
-                self.start_s = self.start_s or time.monotonic() - self._began
+                if not self.start_s:
+                    self.start_s, self.start_cpu_s = time.monotonic() - self._began, cpu_seconds()
                 self._idle.append(psutil.cpu_times_percent(None).idle / 100)
 
     def stop(self) -> dict[str, float]:
         self._done.set()
         self._thread.join()
         idle = sum(self._idle[1:]) / max(1, len(self._idle) - 1)
-        return {"seconds": time.monotonic() - self._began, "start_s": self.start_s, "idle_share": idle}
+        found = {"seconds": time.monotonic() - self._began, "idle_share": idle}
+        return found | {"start_s": self.start_s, "start_cpu_s": self.start_cpu_s}
+
+
+def cpu_seconds() -> float:
+    """Of this process and of all that it has started and that still live."""
+    found = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            found += sum(process.cpu_times()[:2])
+    return found
 
 
 def copy(study: str, folder: Path) -> Folder:
@@ -70,6 +86,7 @@ def main() -> None:
     parser.add_argument("--study", required=True)
     parser.add_argument("--variants", default="unknown-000,unknown-100")
     parser.add_argument("--epochs", default="2,6,10")
+    parser.add_argument("--start", action="store_true")
     arguments = parser.parse_args()
     budgets = tuple(int(epochs) for epochs in arguments.epochs.split(","))
     grid = GridConfig(
@@ -78,6 +95,10 @@ def main() -> None:
     config = replace(demo_sweep(), grid=grid)
     with tempfile.TemporaryDirectory() as folder:
         shared_study = copy(arguments.study, Path(folder, "shared"))
+        if arguments.start:
+            first = run(shared_study, replace(config, grid=replace(grid, epochs=(1,))))
+            print(f"the first training began after {first['start_s']:.1f} s and {first['start_cpu_s']:.1f} CPU s")
+            return
         shared = run(shared_study, config)
         plain = {"seconds": 0.0, "epochs": 0.0, "trainings": 0.0}
         found: set[tuple[tuple[str, object], ...]] = set()

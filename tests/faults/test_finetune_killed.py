@@ -2,13 +2,8 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +12,7 @@ import pytest
 
 from slick.storage import Folder
 from slick.study import Manifest
-from tests.faults.test_annotate_killed import wait_for
+from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver, wait_for
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
 from tuning.config import TrainConfig
@@ -96,27 +91,11 @@ def without_dropout(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None)
     return study
 
 
-def start_and_kill_driver(study: Folder, changes: dict[str, object]) -> int:
-    """Start a training in a process of its own, kill that after a few epochs; the epochs it did."""
-    import ray
-
-    cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, study.uri, repr(changes)],
-        env={**os.environ, **cluster},
-        cwd=Path(__file__).parents[2],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(lambda: num_epochs(study) >= 6 or driver.poll() is not None)
-    finally:
-        driver.kill()
-        driver.wait()
-    time.sleep(3)  # the workers end with their driver
-    done = num_epochs(study)
-    assert 6 <= done < EPOCHS
+def interrupt(study: Folder, changes: dict[str, object]) -> None:
+    """Start a training in a process of its own, and kill that after a few epochs."""
+    start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: num_epochs(study) >= 6)
+    assert 6 <= num_epochs(study) < EPOCHS
     assert not run_of(study).exists("manifest.json")
-    return done
 
 
 def went_on(manifest: Manifest) -> bool:
@@ -126,7 +105,7 @@ def went_on(manifest: Manifest) -> bool:
 
 def test_a_killed_driver_goes_on_where_it_was(undisturbed: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
-    start_and_kill_driver(study, {})
+    interrupt(study, {})
     assert went_on(finetune(study, CONFIG))
     assert_same(undisturbed, study)
     assert not study.child(".ray").folders(), "the state of a finished training is left"
@@ -141,7 +120,7 @@ def test_it_goes_on_with_another_number_of_workers(
 ) -> None:
     study = new_study(tmp_path)
     changes = {"dropout": 0.0, "zero_stage": stage}
-    start_and_kill_driver(study, {**changes, "num_workers": first})
+    interrupt(study, {**changes, "num_workers": first})
     manifest = finetune(study, replace(CONFIG, **changes, num_workers=then))
     assert went_on(manifest)
     assert manifest.counts["num_workers"] == then
@@ -155,16 +134,11 @@ def in_background(work: Callable[[], object]) -> threading.Thread:
 
 
 def test_a_killed_worker_is_replaced(undisturbed: Folder, tmp_path: Path) -> None:
-    import ray
-    from ray.util.state import list_actors
-
-    cluster = ray.get_runtime_context().gcs_address
     study = new_study(tmp_path)
     run = in_background(lambda: finetune(study, CONFIG))
     wait_for(lambda: num_epochs(study) >= 6)
-    workers = [a for a in list_actors(cluster, filters=[("state", "=", "ALIVE")]) if "TrainWorker" in a.class_name]
-    assert len(workers) == 2
-    os.kill(workers[1].pid, signal.SIGKILL)
+    _, worker = alive("TrainWorker")
+    os.kill(worker.pid, signal.SIGKILL)
     run.join(200)
     assert not run.is_alive()
     manifest = run_of(study).read_json("manifest.json")
@@ -172,53 +146,19 @@ def test_a_killed_worker_is_replaced(undisturbed: Folder, tmp_path: Path) -> Non
     assert_same(undisturbed, study)
 
 
-def lose_a_node(study: Folder, settings: TrainConfig) -> None:
-    """Train on a cluster of three nodes, two workers on nodes of their own, and kill one; for a process of its own."""
-    import ray
-    from ray.cluster_utils import Cluster
-    from ray.util.state import list_actors
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]  # the test run's own cluster has the usual one
-    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "_system_config": quick}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    os.environ["RAY_ADDRESS"] = cluster.address
-    running = ThreadPoolExecutor().submit(finetune, study, settings)
-    wait_for(lambda: running.done() or num_epochs(study) >= 6)
-    assert not running.done(), running.exception()
-    workers = [
-        a for a in list_actors(cluster.address, filters=[("state", "=", "ALIVE")]) if "TrainWorker" in a.class_name
-    ]
-    (lost, *_) = [node for node in nodes if node.node_id in {worker.node_id for worker in workers}]
-    print(f"asked for {settings.num_workers} workers, began with {len(workers)}")
-    cluster.remove_node(lost, allow_graceful=False)
-    manifest = running.result(240)
-    print(f"did {manifest.counts['epochs_now']} epochs with {manifest.counts['num_workers']} workers after the loss")
-    ray.shutdown()
-    cluster.shutdown()
+def finetune_and_lose_a_node(study: Folder) -> None:
+    """Asked for four workers where two fit, each on a node of its own; for a process of its own."""
+    settings = replace(CONFIG, dropout=0.0, num_workers=4, min_workers=1)
+    num_workers, manifest = lose_a_node(
+        lambda: finetune(study, settings), lambda: num_epochs(study) >= 6, "TrainWorker", head_cpus=0, node_cpus=1
+    )
+    print(f"began with {num_workers} workers, ended with {manifest.counts['num_workers']}")
 
 
 @pytest.mark.slow
 def test_it_begins_and_goes_on_with_the_workers_there_are(without_dropout: Folder, tmp_path: Path) -> None:
-    """Asked for four where two fit, of which one is lost."""
     study = new_study(tmp_path)
-    code = (
-        "from tests.faults.test_finetune_killed import *; "
-        f"lose_a_node(Folder({study.uri!r}), replace(CONFIG, dropout=0.0, num_workers=4, min_workers=1))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "asked for 4 workers, began with 2" in done.stdout
-    assert "epochs with 1 workers after the loss" in done.stdout
+    out = apart(f"from tests.faults.test_finetune_killed import *; finetune_and_lose_a_node(Folder({study.uri!r}))")
+    assert "began with 2 workers, ended with 1" in out
     assert went_on(finetune(study, replace(CONFIG, dropout=0.0)))
     assert_same(without_dropout, study, rounding=2e-3)

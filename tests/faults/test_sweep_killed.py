@@ -1,17 +1,19 @@
-"""A sweep with its driver and a worker killed: it goes on, and its points are those of an undisturbed one."""
+"""A sweep with its driver, a trial, a worker or a node killed: it goes on, and its points are those of a quiet one."""
 
 import os
 import signal
-import subprocess
-import sys
-import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs.status import standings
+from slick.errors import SlickError
 from slick.storage import Folder
-from tests.faults.test_annotate_killed import wait_for
+from slick.study import Manifest
+from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver, wait_for
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
 from tuning.config import TrainConfig
@@ -35,62 +37,130 @@ sweep(Folder(sys.argv[1]), CONFIG)
 """
 
 
+def new_study(path: Path) -> Folder:
+    return write_study(path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
+    study = new_study(tmp_path_factory.mktemp("undisturbed"))
+    sweep(study, CONFIG)
+    return study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Folder:
+    return new_study(tmp_path)
+
+
+def assert_same(one: Folder, other: Folder) -> None:
+    points = [folder.child("sweep").read_table("points.parquet") for folder in (one, other)]
+    assert points[0].equals(points[1])
+    assert points[0].num_rows == 2 * 2 * 2
+
+
 def epochs_done(study: Folder, run: str) -> int:
     return len(study.child("runs", run, "predictions").names(".parquet"))
 
 
-def kill_driver(study: Folder) -> None:
-    """In the middle of the second training."""
-    import ray
-
-    cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, study.uri],
-        env={**os.environ, **cluster},
-        cwd=Path(__file__).parents[2],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(lambda: epochs_done(study, "half-seed0") >= 5 or driver.poll() is not None)
-    finally:
-        driver.kill()
-        driver.wait()
-    time.sleep(3)  # the workers end with their driver
-    assert 5 <= epochs_done(study, "half-seed0") < EPOCHS
-    assert not study.child("sweep").exists("manifest.json")
+def states(study: Folder) -> dict[str, str]:
+    return {row.run_id: row.state for row in standings(study)}
 
 
-def kill_worker(study: Folder, run: str, after: int) -> None:
-    import ray
-    from ray.util.state import list_actors
+def epochs_now(study: Folder, run: str) -> int:
+    """Epochs that the last try did."""
+    return study.child("runs", run).read_json("manifest.json")["counts"]["epochs_now"]
 
-    cluster = ray.get_runtime_context().gcs_address
-    wait_for(lambda: epochs_done(study, run) >= after)
-    (worker,) = [a for a in list_actors(cluster, filters=[("state", "=", "ALIVE")]) if "TrainWorker" in a.class_name]
-    os.kill(worker.pid, signal.SIGKILL)
-    assert epochs_done(study, run) < EPOCHS, "the worker had nothing left to do"
+
+def in_background(study: Folder, config: SweepConfig) -> Future[Manifest]:
+    pool = ThreadPoolExecutor()
+    running = pool.submit(sweep, study, config)
+    pool.shutdown(wait=False)
+    return running
+
+
+def kill(running: Future[Manifest], name: str, *but: int) -> int:
+    """End the process of the next actor of that class; returns its id."""
+    found: list[Any] = []
+
+    def is_there() -> bool:
+        found[:] = [actor for actor in alive(name) if actor.pid not in but]
+        return bool(found) or running.done()
+
+    wait_for(is_there)
+    assert not running.done(), running.exception() or "it had nothing left to do"
+    os.kill(found[0].pid, signal.SIGKILL)
+    return int(found[0].pid)
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_its_points_are_the_same(tmp_path: Path, ray_cluster: None) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    quiet, study = (
-        write_study(tmp_path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in ("quiet", "killed")
-    )
-    sweep(quiet, CONFIG)
-    kill_driver(study)
-    finished = study.child("runs", "known-seed0").read_bytes("manifest.json")
+def test_with_its_driver_and_then_a_worker_killed(undisturbed: Folder, study: Folder) -> None:
+    start_and_kill_driver(DRIVER, study.uri, when=lambda: epochs_done(study, "half-seed0") >= 5)
     before = epochs_done(study, "half-seed0")
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(sweep, study, CONFIG)
-        wait_for(lambda: epochs_done(study, "half-seed0") > before or running.done())
-        kill_worker(study, "half-seed0", before + 1)
-        running.result(200)
+    assert 5 <= before < EPOCHS
+    assert not study.child("sweep").exists("manifest.json")
+    finished = study.child("runs", "known-seed0").read_bytes("manifest.json")
+    assert states(study)["known-seed0"] == "done"
+
+    running = in_background(study, CONFIG)
+    wait_for(lambda: epochs_done(study, "half-seed0") > before or running.done())
+    kill(running, "TrainWorker")
+    assert epochs_done(study, "half-seed0") < EPOCHS, "the worker had nothing left to do"
+    assert running.result(200).counts["retried"] == 0, "Ray Train starts a worker anew by itself"
     assert study.child("runs", "known-seed0").read_bytes("manifest.json") == finished
-    assert study.child("runs", "half-seed0").read_json("manifest.json")["counts"]["epochs_now"] < EPOCHS
-    points = [folder.child("sweep").read_table("points.parquet") for folder in (quiet, study)]
-    assert points[0].equals(points[1])
-    assert points[0].num_rows == 2 * 2 * 2
-    longer = replace(CONFIG, grid=replace(CONFIG.grid, seeds=(0,), epochs=(5,)))
-    assert sweep(study, longer).counts["trained_now"] == 0
+    assert epochs_now(study, "half-seed0") < EPOCHS
+    assert_same(undisturbed, study)
+    shorter = replace(CONFIG, grid=replace(CONFIG.grid, seeds=(0,), epochs=(5,)))
+    assert sweep(study, shorter).counts["trained_now"] == 0
+
+
+@pytest.mark.slow
+def test_with_a_trial_killed_tune_tries_it_again_from_its_state(undisturbed: Folder, study: Folder) -> None:
+    running = in_background(study, CONFIG)
+    wait_for(lambda: epochs_done(study, "known-seed0") >= 6 or running.done())
+    kill(running, "ImplicitFunc")
+    wait_for(lambda: "retried" in states(study).values() or running.done())
+    assert not running.done()
+    assert running.result(200).counts["retried"] == 1
+    assert epochs_now(study, "known-seed0") < EPOCHS
+    assert [(row.state, row.tries) for row in standings(study)] == [("done", 2)] * 2
+    assert_same(undisturbed, study)
+
+
+@pytest.mark.slow
+def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed: Folder, study: Folder) -> None:
+    train = replace(CONFIG.train, max_failures=0)  # what Ray Train does not mend is Tune's
+    config = replace(CONFIG, train=train, trajectories_per_trial=1, retries=1)
+    running = in_background(study, config)
+    first = kill(running, "TrainWorker")
+    kill(running, "TrainWorker", first)
+    with pytest.raises(SlickError, match=r"1 of 2 trials failed; all others are finished.*\n +known-seed0: .*died"):
+        running.result(200)
+    assert states(study) == {"half-seed0": "done", "known-seed0": "failed"}
+    (failed,) = [row for row in standings(study) if row.state == "failed"]
+    assert failed.tries == 2
+    assert "died" in failed.why
+
+    assert sweep(study, config).counts["trained_now"] == 1
+    assert_same(undisturbed, study)
+
+
+def sweep_and_lose_a_node(study: Folder) -> None:
+    """With two trials on two nodes; for a process of its own."""
+    config = replace(CONFIG, max_concurrent=2)
+    num_workers, manifest = lose_a_node(
+        lambda: sweep(study, config),
+        lambda: all(epochs_done(study, f"{name}-seed0") >= 5 for name in CONFIG.grid.variants),
+        "TrainWorker",
+        head_cpus=0,
+        node_cpus=1,
+    )
+    print(f"began with {num_workers} trainings, trained {manifest.counts['trained_now']}")
+
+
+@pytest.mark.slow
+def test_with_a_node_lost_the_other_one_does_the_rest(undisturbed: Folder, study: Folder) -> None:
+    out = apart(f"from tests.faults.test_sweep_killed import *; sweep_and_lose_a_node(Folder({study.uri!r}))")
+    assert "began with 2 trainings, trained 2" in out
+    assert min(epochs_now(study, f"{name}-seed0") for name in CONFIG.grid.variants) < EPOCHS
+    assert_same(undisturbed, study)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from jobs.status import standings
 from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
 from tests.local.tiny import tiny_model, tiny_tokenizer
@@ -15,7 +16,9 @@ from tuning.config import TrainConfig
 from tuning.grid import GridConfig
 from tuning.points import POINTS_SCHEMA
 from tuning.probe import plan_sweep
+from tuning.standing import table
 from tuning.sweep import SweepConfig, share_out, sweep
+from tuning.sweep_config import Scheduler
 
 GRID = GridConfig(variants=("half", "known"), epochs=(2, 3), policies=("fixed", "best_dev", "fixed(1)"))
 TRAIN = TrainConfig(learning_rate=1e-2, batch_size=4, dropout=0.0, max_new_tokens=6, keep_checkpoints="none")
@@ -34,7 +37,7 @@ def written(study: Folder) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_grid_is_trained_once_and_can_grow(study: Folder) -> None:
+def test_a_grid_is_trained_once_and_can_grow(study: Folder, capsys: pytest.CaptureFixture) -> None:
     manifest = sweep(study, CONFIG)
     points = study.child("sweep").read_table("points.parquet")
     assert points.schema == POINTS_SCHEMA
@@ -43,6 +46,7 @@ def test_a_grid_is_trained_once_and_can_grow(study: Folder) -> None:
     first = written(study)
     assert sorted(first) == ["half-seed0", "known-seed0"]
     assert not study.child(".ray").folders()
+    check_told(study, capsys.readouterr().err)
 
     assert sweep(study, CONFIG) == manifest
     assert written(study) == first
@@ -53,6 +57,23 @@ def test_a_grid_is_trained_once_and_can_grow(study: Folder) -> None:
     assert after.pop("half-seed1")
     assert after == first
     assert set(study.child("sweep").read_table("points.parquet")["run_id"].to_pylist()) == {"half-seed0", "half-seed1"}
+
+
+def check_told(study: Folder, log: str) -> None:
+    """The table in the log, which ends with every training, is what `slick status` has."""
+    rows = standings(study)
+    assert [(row.run_id, row.epochs, row.budget, row.state) for row in rows] == [
+        ("half-seed0", 3, 3, "done"),
+        ("known-seed0", 3, 3, "done"),
+    ]
+    lines = log.splitlines()
+    assert lines[-3:] == table(rows)
+    assert lines[-4].startswith("sweep: 2 of 2 trainings, 6 of 6 epochs, best dev")
+    assert sum(line.startswith("sweep: ") for line in lines) == 1, "in a log the table comes now and then, not always"
+    for row in rows:
+        epochs = study.child("runs", row.run_id).read_table("epochs.parquet").to_pylist()
+        dev = [r["num_correct"] / r["num"] for r in epochs if (r["split"], r["category"]) == ("dev", "all")]
+        assert (row.dev_accuracy, row.best_dev_accuracy, row.best_epoch) == (dev[-1], max(dev), dev.index(max(dev)) + 1)
 
 
 def check_points(study: Folder, points: pa.Table) -> None:
@@ -163,12 +184,14 @@ def test_settings_can_be_axes_and_a_falling_schedule_trains_each_budget(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheduler", "rates"),
+    [("asha", "0.01,0.000001,0.000002"), ("median", "0.01,0.011,0.012,0.000001")],
+)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_scheduler_ends_trainings_that_fall_behind(study: Folder) -> None:
-    grid = GridConfig(
-        variants=("half",), epochs=(2, 9), policies=("fixed",), axes=("learning_rate=0.01,0.000001,0.000002",)
-    )
-    config = replace(CONFIG, grid=grid, scheduler="asha", trajectories_per_trial=1, max_concurrent=1)
+def test_a_scheduler_ends_trainings_that_fall_behind(study: Folder, scheduler: Scheduler, rates: str) -> None:
+    grid = GridConfig(variants=("half",), epochs=(2, 9), policies=("fixed",), axes=(f"learning_rate={rates}",))
+    config = replace(CONFIG, grid=grid, scheduler=scheduler, trajectories_per_trial=1, max_concurrent=1)
     manifest = sweep(study, config)
     ended = manifest.counts["ended_early"]
     assert ended
@@ -179,6 +202,30 @@ def test_a_scheduler_ends_trainings_that_fall_behind(study: Folder) -> None:
     assert ("half-seed0", 9) in budgets
     assert not any((run, 9) in budgets for run in ended)
     assert sweep(study, config) == manifest
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_search_trains_samples_and_a_longer_one_goes_on_behind_them(
+    study: Folder, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slick-knowledge[optuna]'")
+    grid = replace(GRID, variants=("half",), axes=("learning_rate=1e-4..1e-1:log", "dropout=0.0,0.1"))
+    config = replace(CONFIG, grid=grid, search="optuna", samples=2, samples_at_once=2)
+    assert sweep(study, config).counts["trained_now"] == 2
+    first = written(study)
+    capsys.readouterr()
+    longer = replace(config, samples=3)
+    manifest = sweep(study, longer)
+    assert (manifest.counts["trainings"], manifest.counts["trained_now"]) == (3, 1)
+    assert {run: at for run, at in written(study).items() if run in first} == first
+    assert sweep(study, longer) == manifest
+    rows = columns(study)
+    assert len(rows) == 3 * 2 * 3
+    assert len({row["settings"] for row in rows}) == 3
+    (told,) = {
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(f"sweep: {rows[-1]['settings']}:")
+    }
+    assert f"best dev accuracy {max(r['dev_all'] for r in rows if r['settings'] == rows[-1]['settings']):.3f}" in told
 
 
 def test_highlyknown_dev_rows_are_needed_before_anything_is_trained(study: Folder) -> None:
@@ -201,10 +248,14 @@ def test_packs_hold_every_training_once(study: Folder) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_it_will_take_is_told_and_nothing_is_trained(study: Folder, capsys: pytest.CaptureFixture) -> None:
-    plan_sweep(study, CONFIG)
+    plan_sweep(study, replace(CONFIG, grid=replace(GRID, axes=("learning_rate=0.01,0.05", "lora_rank=0,8"))))
     out = capsys.readouterr().out
-    assert "2 variants x 1 seed = 2 trainings, 6 epochs in all" in out
-    assert all(re.search(rf"^  {run} +3 epochs  \d+ s$", out, re.MULTILINE) for run in ("half-seed0", "known-seed0"))
+    assert "2 variants x 1 seed x 4 combinations of settings = 8 trainings, 24 epochs in all" in out
+    for run in ("half-seed0", "known-seed0-lora_rank=8", "half-seed0-learning_rate=0.05-lora_rank=8"):
+        assert re.search(rf"^  {run} +3 epochs  \d+ s$", out, re.MULTILINE)
     assert re.search(r"\d+ s of one worker group, 0\.0\d worker-hours, measured on 3 steps and 256 questions", out)
+    measured = re.findall(r"  measured with (.*): (\S+) ms a row trained on, (\S+) ms a row asked", out)
+    assert [name for name, *_ in measured] == ["lora_rank=0", "lora_rank=8"], "the learning rate costs nothing"
+    assert all(float(trained) > 0 and float(asked) > 0 for _, trained, asked in measured)
     assert not study.child("runs").exists()
     assert not study.child(".ray").folders()

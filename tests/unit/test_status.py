@@ -1,12 +1,24 @@
-"""What `slick status` says of a sweep that is under way."""
+"""How far a sweep is, as `slick status`, the terminal and the job's line tell it."""
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from jobs.status import describe
+from jobs.status import describe, main, standings
 from slick.storage import Folder
 from slick.study import Manifest
+from tuning.grid import Trajectory
+from tuning.records import Measure, epochs_table
+from tuning.standing import Live, Standing, headline, read_live, table, write_live, write_planned
+
+RUNS = [
+    Trajectory(variant="natural", seed=seed, epochs=5, settings=settings)
+    for seed, settings in ((0, ()), (1, ()), (1, (("lora_rank", 8),)), (2, ()))
+]
+DONE, HALF, BROKEN, LAST = (run.run_id for run in RUNS)
+NOW = datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def finish(folder: Folder) -> None:
@@ -14,29 +26,85 @@ def finish(folder: Folder) -> None:
     folder.write_json("manifest.json", {name: getattr(manifest, name) for name in Manifest.__slots__})
 
 
+def write_epochs(study: Folder, run_id: str, dev: list[int]) -> None:
+    """Right answers out of 10 dev and 20 test questions, the latter twice as many."""
+    epochs = [
+        [
+            Measure(split=split, category="all", num=num, num_correct=right * num // 10, loss=None)
+            for split, num in (("dev", 10), ("test", 20))
+        ]
+        for right in dev
+    ]
+    study.child("runs", run_id).write_table("epochs.parquet", epochs_table(run_id, epochs))
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> Folder:
     study = Folder(str(tmp_path))
-    study.child("sweep").write_json("planned.json", {"a-seed0": 5, "b-seed0": 5, "c-seed0": 5})
-    for run, epochs in (("a-seed0", 5), ("b-seed0", 2), ("older-seed0", 9)):
-        for epoch in range(1, epochs + 1):
-            study.child("runs", run, "predictions").write_bytes(f"epoch-{epoch:03d}.parquet", b"")
-    for run in ("a-seed0", "older-seed0"):
-        finish(study.child("runs", run))
+    write_planned(study.child("sweep"), RUNS)
+    write_epochs(study, DONE, [4, 6, 5])  # it was ended before its last epoch
+    finish(study.child("runs", DONE))
+    write_epochs(study, HALF, [3, 2])
+    write_epochs(study, "older-seed0", [9])
     return study
 
 
-def test_a_sweep_under_way_tells_how_far_it_is(study: Folder) -> None:
-    study.child("sweep").write_json("pace.json", {"seconds_left": 130.0, "at": "2024-05-09T10:00:00+00:00"})
-    assert describe(study, "sweep") == (
-        "begun, not finished, 1 of 3 trainings finished, 7 of 15 epochs; 2 min 10 s left when last looked at, "
-        "2024-05-09T10:00:00+00:00; b-seed0 after epoch 2"
+def live(**changed: object) -> Live:
+    known = Live(at=NOW, seconds_left=130.0, running=(HALF,), failed={BROKEN: "no room"}, retries={HALF: 1, BROKEN: 2})
+    return replace(known, **changed)
+
+
+def test_a_sweep_under_way_is_told_with_every_training(study: Folder, capsys: pytest.CaptureFixture) -> None:
+    write_live(study.child("sweep"), live())
+    assert read_live(study.child("sweep")) == live()
+    line = (
+        "1 of 4 trainings, 5 of 18 epochs, 2 min 10 s left, 1 failed, 3 retried, "
+        "best dev 60.0 % (natural-seed0, epoch 2)"
     )
+    assert describe(study, "sweep") == f"begun, not finished, {line}; last heard of {NOW}"
+    main(["--out", study.uri])
+    out = capsys.readouterr().out.splitlines()
+    at = next(i for i, text in enumerate(out) if text.startswith("  sweep "))
+    assert line in out[at]
+    assert [text.split() for text in out[at + 1 : at + 6]] == [
+        ["variant", "seed", "settings", "epochs", "dev", "test", "best", "dev", "(epoch)", "state"],
+        ["natural", "0", "3/5", "50.0", "%", "50.0", "%", "60.0", "%", "(2)", "done"],
+        ["natural", "1", "2/5", "20.0", "%", "20.0", "%", "30.0", "%", "(1)", "retried,", "try", "2"],
+        ["natural", "1", "lora_rank=8", "0/5", "failed,", "try", "3:", "no", "room"],
+        ["natural", "2", "0/5", "waiting"],
+    ]
 
 
-def test_trainings_without_a_sweep_are_counted(study: Folder) -> None:
+@pytest.mark.parametrize(
+    "gone", [{"has_ended": True}, {"at": (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")}]
+)
+def test_trainings_whose_driver_has_gone_are_interrupted(study: Folder, gone: dict[str, object]) -> None:
+    write_live(study.child("sweep"), live(**gone))
+    assert [row.state for row in standings(study)] == ["done", "interrupted", "failed", "waiting"]
+
+
+def test_a_study_tells_what_its_settings_plan_before_the_sweep_does(study: Folder) -> None:
     study.child("sweep").delete()
     assert describe(study, "sweep") == "not begun"
-    study.write_json("study.json", {"settings": {"sweep": {"grid": {"variants": ["a"], "seeds": [0], "epochs": [5]}}}})
+    grid = {"variants": ["natural"], "seeds": [0, 7], "epochs": [2, 5]}
+    study.write_json("study.json", {"settings": {"sweep": {"grid": grid}}})
     study.child("sweep").write_json("started.json", {})
-    assert describe(study, "sweep").startswith("begun, not finished, 1 of 1 trainings finished, 5 of 5 epochs")
+    assert describe(study, "sweep").startswith("begun, not finished, 1 of 2 trainings, 3 of 8 epochs")
+    assert [row.run_id for row in standings(study)] == ["natural-seed0", "natural-seed7"]
+
+
+def test_a_long_table_leaves_out_those_that_wait_and_says_so() -> None:
+    row = Standing(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="waiting")
+    states = ("waiting", "done", "running", "waiting", "failed", "done")
+    rows = [replace(row, seed=seed, state=state) for seed, state in enumerate(states)]
+    lines = [line.split() for line in table(rows, 3)]
+    assert [(line[1], line[3]) for line in lines[1:-1]] == [("1", "done"), ("2", "running"), ("4", "failed")]
+    assert lines[-1] == ["and", "1", "done,", "2", "waiting"]
+    assert len(table(rows)) == 1 + 6
+    assert table([]) == []
+    assert "settings" not in table(rows)[0]
+
+
+def test_nothing_is_said_of_accuracy_before_the_first_epoch() -> None:
+    row = Standing(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="running")
+    assert headline([row], None) == "0 of 1 trainings, 0 of 3 epochs"

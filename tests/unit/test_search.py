@@ -1,0 +1,82 @@
+"""What a search asks for, and what it cannot."""
+
+from dataclasses import replace
+
+import pytest
+
+from slick.errors import SettingsError
+from tuning.axes import Axis, Settings, parse_axis
+from tuning.config import TrainConfig
+from tuning.grid import GridConfig
+from tuning.sweep_config import SweepConfig
+
+BASE = TrainConfig()
+AXES = ("learning_rate=1e-6..1e-3:log", "lora_rank=4..64", "dropout=0.0..0.3", "dtype=float32,bfloat16")
+CONFIG = SweepConfig(grid=GridConfig(axes=AXES), search="optuna")
+
+
+def searched(num_rounds: int, seed: int = 0) -> list[Settings]:
+    """Samples of a search for a learning rate near 1e-5."""
+    pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slick-knowledge[optuna]'")
+    from math import log10
+
+    from tuning.search import Search
+
+    search = Search(AXES, BASE, seed)
+    for _ in range(num_rounds):
+        search.tell([-abs(log10(dict(settings).get("learning_rate", 1e-5)) + 5) for settings in search.ask(4)])
+    return search.asked
+
+
+def test_spans_are_read() -> None:
+    assert parse_axis(AXES[0]) == Axis("learning_rate", (1e-6, 1e-3), None, "log")
+    assert parse_axis(AXES[1]) == Axis("lora_rank", (4, 64), None, "linear")
+
+
+def test_samples_lie_on_the_axes_and_come_nearer_to_what_is_better() -> None:
+    samples = [dict(settings) for settings in searched(15)]
+    rates = [settings["learning_rate"] for settings in samples]
+    assert all(1e-6 <= rate <= 1e-3 and len(f"{rate:e}".rstrip("0")) <= len("1.234e-05") + 3 for rate in rates)
+    assert {type(settings["lora_rank"]) for settings in samples} == {int}
+    assert all(4 <= settings["lora_rank"] <= 64 and 0 <= settings.get("dropout", 0.05) <= 0.3 for settings in samples)
+    assert {settings.get("dtype", "float32") for settings in samples} == {"float32", "bfloat16"}
+
+    def mean_distance(some: list[float]) -> float:
+        from math import log10
+
+        return sum(abs(log10(rate) + 5) for rate in some) / len(some)
+
+    assert mean_distance(rates[-20:]) < mean_distance(rates[:20])
+
+
+def test_a_longer_search_begins_with_the_same_samples() -> None:
+    longer = searched(5)
+    assert longer[: 4 * 3] == searched(3)
+    assert searched(3, seed=1) != searched(3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search": "grid"}, "is a span of numbers, of which a grid cannot train each.*--search optuna"),
+        ({"grid": GridConfig()}, "the grid has no axes of them.*budgets and policies are read off each training"),
+        (
+            {"grid": GridConfig(axes=("lora_rank=0,8", "lora_alpha=8,16 if lora_rank=8"))},
+            "search optuna takes no axis with a condition",
+        ),
+        ({"scheduler": "asha", "trajectories_per_trial": 1}, "it goes with --scheduler none"),
+        ({"samples": 0}, "samples must be 1 or more, got 0"),
+        ({"search": "random"}, "search is one of grid, optuna"),
+        ({"grid": GridConfig(axes=("dropout=0.0..2.0",))}, "dropout is a share"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        replace(CONFIG, **changes)
+
+
+def test_a_search_is_part_of_what_a_sweep_is() -> None:
+    assert replace(CONFIG, samples=21).identity() != CONFIG.identity()
+    plain = SweepConfig()
+    assert replace(plain, samples=21).identity() == plain.identity(), "a grid knows nothing of samples"
+    assert "search" not in plain.identity()

@@ -1,0 +1,185 @@
+"""A sweep while it runs, shown by its driver: a table on the terminal, a line and metrics in Ray's dashboard."""
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from slick.storage import Folder
+from tuning.epochs import Accuracies
+from tuning.meters import SweepMeters, tell_job
+from tuning.runs import RunPlan, run_folder
+from tuning.standing import (
+    Live,
+    Standing,
+    headline,
+    read_planned,
+    stand,
+    state_of,
+    stored_epochs,
+    table,
+    write_live,
+)
+
+_WRITE_EVERY_S = 10.0
+_LOG_EVERY_S = 60.0
+_LOG_SHARE = 0.05
+"""In a log the table comes again after this share of the time so far, so that a long sweep does not fill it."""
+_MOST_ROWS = 24
+
+
+class Course:
+    """What becomes of the trials: told by Tune, looked at by the board. Trials are known by their place."""
+
+    def __init__(self, packs: Sequence[Sequence[RunPlan]]) -> None:
+        self.packs = packs
+        self._lock = threading.Lock()
+        self._open: set[int] = set()
+        self._retries: dict[int, int] = {}
+        self._failed: dict[int, str] = {}
+        self.completed: set[int] = set()
+        """Trials that came to an end, of which a scheduler may have ended some before their last epoch."""
+
+    def __reduce__(self) -> tuple[type["Course"], tuple[Sequence[Sequence[RunPlan]]]]:
+        """As it began: Tune writes its callbacks down, to restore them with itself; a sweep goes on in its own way."""
+        return Course, (self.packs,)
+
+    @property
+    def num_retries(self) -> int:
+        """Times that any trial was tried again."""
+        return sum(self._retries.values())
+
+    def started(self, place: int) -> None:
+        """A trial has begun, or begun again."""
+        with self._lock:
+            self._open.add(place)
+
+    def tried_again(self, place: int) -> None:
+        """A trial failed, and waits for its next try."""
+        with self._lock:
+            self._retries[place] = self._retries.get(place, 0) + 1
+
+    def ended(self, place: int, why: str = "") -> None:
+        """A trial has come to its end.
+
+        Args:
+            why: what made it fail for good; empty if it did not.
+        """
+        with self._lock:
+            self._open.discard(place)
+            if why:
+                self._failed[place] = why
+            else:
+                self.completed.add(place)
+
+    def completed_runs(self) -> set[str]:
+        """Trainings of the trials that came to an end."""
+        with self._lock:
+            return {plan.run_id for place in self.completed for plan in self.packs[place]}
+
+    def live(self, finished: set[str], seconds_left: float, *, has_ended: bool) -> Live:
+        """What is to be told of it.
+
+        Args:
+            finished: run_ids of trainings that need nothing more.
+            seconds_left: infinite where it is not known.
+            has_ended: the driver leaves.
+        """
+        with self._lock:
+            left = {
+                place: [plan.run_id for plan in pack if plan.run_id not in finished]
+                for place, pack in enumerate(self.packs)
+            }
+            return Live(
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds_left=None if seconds_left == float("inf") else round(seconds_left, 1),
+                running=tuple(left[place][0] for place in sorted(self._open) if left[place]),
+                retries={plan.run_id: num for place, num in self._retries.items() for plan in self.packs[place]},
+                failed={run_id: why for place, why in self._failed.items() for run_id in left[place]},
+                has_ended=has_ended,
+            )
+
+
+class Board:
+    """Keeps the rows of a sweep, and shows them when they change."""
+
+    def __init__(self, study: Folder, sweep: Folder, course: Course) -> None:
+        """Read what is there already.
+
+        Args:
+            sweep: the sweep's own folder, which holds what is planned.
+        """
+        self._sweep, self._course = sweep, course
+        self._planned = read_planned(sweep)
+        self._epochs: dict[str, list[Accuracies]] = {
+            run_id: stored_epochs(run_folder(study, run_id)) for run_id in self._planned
+        }
+        todo = {plan.run_id for pack in course.packs for plan in pack}
+        self._finished = set(self._planned) - todo
+        self._meters = SweepMeters()
+        self._screen = _Screen()
+        self._written_at = -_WRITE_EVERY_S
+        self._last: list[Standing] = []
+
+    def update(self, run_id: str, epochs: list[Accuracies], *, is_finished: bool) -> None:
+        """Take in what a training has stored by now."""
+        self._epochs[run_id] = epochs
+        if is_finished:
+            self._finished.add(run_id)
+
+    def show(self, seconds_left: float, *, last: bool = False) -> None:
+        """Show what has changed, at once or when it is time; `last` in any case.
+
+        Args:
+            seconds_left: infinite where it is not known.
+        """
+        finished = self._finished | self._course.completed_runs()
+        live = self._course.live(finished, seconds_left, has_ended=last)
+        rows = []
+        for run_id, planned in self._planned.items():
+            epochs = self._epochs[run_id]
+            state = state_of(run_id, live, bool(epochs), is_done=run_id in finished)
+            rows.append(stand(run_id, planned, epochs, state, live))
+        events = [(row.run_id, row.state, row.tries) for row in rows]
+        if last or events != [(row.run_id, row.state, row.tries) for row in self._last] or self._is_time():
+            self._written_at = time.monotonic()
+            write_live(self._sweep, live)
+        if last or rows != self._last:
+            text = headline(rows, live.seconds_left)
+            self._screen.show([f"sweep: {text}", *table(rows, self._screen.num_rows)], last=last)
+            self._meters.record(rows, live.seconds_left)
+            tell_job(f"sweep: {text}")
+            self._last = rows
+
+    def _is_time(self) -> bool:
+        return time.monotonic() >= self._written_at + _WRITE_EVERY_S
+
+
+class _Screen:
+    """Lines on stderr that renew themselves on a terminal, and come again now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._shown_at = self._began
+        self._num_lines = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that fit."""
+        return min(_MOST_ROWS, shutil.get_terminal_size().lines - 6) if self._tty else _MOST_ROWS
+
+    def show(self, lines: Sequence[str], *, last: bool) -> None:
+        now = time.monotonic()
+        if not self._tty:
+            if last or now - self._shown_at >= max(_LOG_EVERY_S, _LOG_SHARE * (now - self._began)):
+                self._shown_at = now
+                print("\n".join(lines), file=sys.stderr, flush=True)
+            return
+        width = shutil.get_terminal_size().columns
+        back = f"\x1b[{self._num_lines}F" if self._num_lines else ""
+        text = "".join(f"\x1b[2K{line[: width - 1]}\n" for line in lines)
+        print(f"\r{back}{text}\x1b[J", end="", file=sys.stderr, flush=True)
+        self._num_lines = len(lines)

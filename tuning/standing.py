@@ -1,0 +1,231 @@
+"""How far every training of a sweep is: the rows that the terminal, the dashboard and `slick status` show.
+
+The driver writes down what only it knows (which trainings run, failed, are tried again) beside the grid's planned
+trainings; the rest is read off the runs' own folders, so that anyone who reaches the study sees the same rows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from slick.progress import duration
+from slick.storage import Folder
+from slick.study import read_manifest
+from slick.types import ALL
+from tuning.epochs import Accuracies, accuracies_of
+from tuning.grid import Trajectory
+from tuning.runs import run_folder
+
+PLANNED = "planned.json"
+"""Every training of a sweep by run_id; for those who look at it while it runs."""
+LIVE = "live.json"
+"""What only the driver knows of a sweep under way."""
+_SILENT_S = 300.0
+"""A driver that wrote nothing for so long was killed; a tracker that does not answer may hold it up for less."""
+
+State = Literal["waiting", "running", "retried", "interrupted", "failed", "done"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One training of a sweep, as it stands."""
+
+    run_id: str
+    variant: str
+    seed: int
+    settings: str
+    """Those that differ from the sweep's own."""
+    epochs: int
+    """Trained and evaluated."""
+    budget: int
+    """Epochs it was planned for; fewer may be enough."""
+    state: State
+    """`retried`: it runs again after it failed; `interrupted`: its driver ended before it."""
+    tries: int = 1
+    dev_accuracy: float | None = None
+    """After the last epoch, a share in [0, 1]; None before the first."""
+    test_accuracy: float | None = None
+    best_dev_accuracy: float | None = None
+    best_epoch: int | None = None
+    why: str = ""
+    """What made it fail."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """What only the driver knows, as it last wrote it down."""
+
+    at: str = ""
+    """Time in UTC, ISO 8601; empty if it was never written."""
+    seconds_left: float | None = None
+    """None where the pace is not known yet."""
+    running: tuple[str, ...] = ()
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """Times that a training was begun again after its trial failed."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Reasons."""
+    has_ended: bool = False
+    """The driver wrote this when it left."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the driver was there a moment ago."""
+        if self.has_ended or not self.at:
+            return False
+        return (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds() < _SILENT_S
+
+
+def write_planned(sweep: Folder, runs: Iterable[Trajectory]) -> None:
+    """Note which trainings cover the grid."""
+    planned = {
+        run.run_id: {"variant": run.variant, "seed": run.seed, "settings": run.settings_text, "epochs": run.epochs}
+        for run in runs
+    }
+    sweep.write_json(PLANNED, planned)
+
+
+def read_planned(sweep: Folder) -> dict[str, dict[str, Any]]:
+    """The trainings that cover the grid, by run_id; empty before the sweep has begun."""
+    planned: dict[str, Any] = sweep.read_json(PLANNED) if sweep.exists(PLANNED) else {}
+    return planned if all(isinstance(run, dict) for run in planned.values()) else {}  # once it held epochs alone
+
+
+def write_live(sweep: Folder, live: Live) -> None:
+    """Note what only the driver knows."""
+    sweep.write_json(LIVE, asdict(live))
+
+
+def read_live(sweep: Folder) -> Live:
+    """What the driver wrote down last."""
+    if not sweep.exists(LIVE):
+        return Live()
+    value = sweep.read_json(LIVE)
+    return Live(**{**value, "running": tuple(value["running"])})
+
+
+def read_standings(study: Folder, planned: Mapping[str, Mapping[str, Any]], live: Live) -> list[Standing]:
+    """Every training of a sweep as its folder has it.
+
+    Args:
+        planned: by run_id, as `read_planned` has them.
+        live: what the driver wrote down last.
+    """
+    found = []
+    for run_id, plan in planned.items():
+        folder = run_folder(study, run_id)
+        is_done = read_manifest(folder) is not None
+        epochs = stored_epochs(folder)
+        found.append(stand(run_id, plan, epochs, state_of(run_id, live, bool(epochs), is_done=is_done), live))
+    return found
+
+
+def stored_epochs(run: Folder) -> list[Accuracies]:
+    """Accuracies of the epochs that a run has stored."""
+    return accuracies_of(run.read_table("epochs.parquet").to_pylist()) if run.exists("epochs.parquet") else []
+
+
+def state_of(run_id: str, live: Live, has_begun: bool, *, is_done: bool) -> State:
+    """What a training does, by its folder and by what its driver says."""
+    if is_done:
+        return "done"
+    if run_id in live.failed:
+        return "failed"
+    if not live.is_running:
+        return "interrupted" if has_begun or run_id in live.running else "waiting"
+    if run_id in live.running:
+        return "retried" if live.retries.get(run_id) else "running"
+    return "waiting"
+
+
+def stand(run_id: str, planned: Mapping[str, Any], epochs: Sequence[Accuracies], state: State, live: Live) -> Standing:
+    """The row of a training from its epochs."""
+    dev = [epoch[f"dev_{ALL}"] for epoch in epochs]
+    best = max(dev, default=None)
+    return Standing(
+        run_id=run_id,
+        variant=planned["variant"],
+        seed=planned["seed"],
+        settings=planned["settings"],
+        epochs=len(epochs),
+        budget=planned["epochs"],
+        state=state,
+        tries=1 + live.retries.get(run_id, 0),
+        dev_accuracy=dev[-1] if dev else None,
+        test_accuracy=epochs[-1].get(f"test_{ALL}") if epochs else None,
+        best_dev_accuracy=best,
+        best_epoch=None if best is None else dev.index(best) + 1,
+        why=live.failed.get(run_id, ""),
+    )
+
+
+def headline(rows: Sequence[Standing], seconds_left: float | None) -> str:
+    """The whole sweep in one line.
+
+    A training that was done in fewer epochs than planned needs no more.
+    """
+    done = [row for row in rows if row.state == "done"]
+    wanted = sum(row.epochs if row.state == "done" else row.budget for row in rows)
+    parts = [f"{len(done)} of {len(rows)} trainings", f"{sum(row.epochs for row in rows):,} of {wanted:,} epochs"]
+    if seconds_left is not None and len(done) < len(rows):
+        parts.append(f"{duration(seconds_left)} left")
+    failed, retries = sum(row.state == "failed" for row in rows), sum(row.tries - 1 for row in rows)
+    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{retries} retried"] if retries else []
+    best = max(
+        (row for row in rows if row.best_dev_accuracy is not None),
+        key=lambda row: row.best_dev_accuracy or 0.0,
+        default=None,
+    )
+    if best is not None:
+        parts.append(f"best dev {_percent(best.best_dev_accuracy)} ({best.run_id}, epoch {best.best_epoch})")
+    return ", ".join(parts)
+
+
+_STATE_WIDTH = 60
+_RANK = {"failed": 0, "retried": 1, "running": 1, "interrupted": 2, "done": 3, "waiting": 4}
+
+
+def table(rows: Sequence[Standing], most: int | None = None) -> list[str]:
+    """The trainings as lines of text, none if there are none.
+
+    Args:
+        most: rows shown; first go those that wait, then those that are done. None: all.
+    """
+    if not rows:
+        return []
+    shown = sorted(range(len(rows)), key=lambda i: (_RANK[rows[i].state], i))[:most]
+    cells = [_cells(rows[i]) for i in sorted(shown)]
+    heads: tuple[str, ...] = ("variant", "seed", "settings", "epochs", "dev", "test", "best dev (epoch)", "state")
+    if not any(row[2] for row in cells):
+        heads, cells = heads[:2] + heads[3:], [row[:2] + row[3:] for row in cells]
+    widths = [max(len(row[i]) for row in (heads, *cells)) for i in range(len(heads))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (heads, *cells)
+    ]
+    hidden: dict[str, int] = {}
+    for i in set(range(len(rows))) - set(shown):
+        hidden[rows[i].state] = hidden.get(rows[i].state, 0) + 1
+    if hidden:
+        lines.append("and " + ", ".join(f"{num:,} {state}" for state, num in sorted(hidden.items())))
+    return [f"  {line}" for line in lines]
+
+
+def _cells(row: Standing) -> tuple[str, ...]:
+    state = row.state + (f", try {row.tries}" if row.tries > 1 else "") + (f": {row.why}" if row.why else "")
+    best = "" if row.best_epoch is None else f"{_percent(row.best_dev_accuracy)} ({row.best_epoch})"
+    return (
+        row.variant,
+        str(row.seed),
+        row.settings,
+        f"{row.epochs}/{row.budget}",
+        _percent(row.dev_accuracy),
+        _percent(row.test_accuracy),
+        best,
+        state if len(state) <= _STATE_WIDTH else f"{state[: _STATE_WIDTH - 3]}...",
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
