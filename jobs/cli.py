@@ -1,9 +1,10 @@
 """The command line: `slick STEP ...` opens the door `jobs.STEP`, and loads nothing else."""
 
 import importlib
-import sys
+from collections.abc import Sequence
 
 from jobs.door import run_main
+from slick.errors import SettingsError
 
 STEPS = {
     "study": "all steps, from questions to report; finished ones are skipped",
@@ -14,6 +15,7 @@ STEPS = {
     "finetune": "fine-tune a model on one variant, evaluated every epoch",
     "sweep": "fine-tune over variants x seeds, read off every epoch budget and stopping policy",
     "report": "figures, tables and the paper's findings, for this model",
+    "compare": "several studies side by side: slick compare OUT1 OUT2 ... --out FOLDER",
     "status": "which steps of a study are done, and what is left",
     "submit": "run a step as a job on a Ray cluster: slick submit STEP PRESET --address http://HEAD:8265 --out URI",
     "jobs": "the jobs of a Ray cluster: list, follow, stop",
@@ -36,15 +38,16 @@ presets: demo (embedded world, minutes on a laptop), smoke (the same in seconds)
 
 def main() -> None:
     """Find the step's door and open it."""
-    arguments = sys.argv[1:]
+    run_main(_open)
+
+
+def _open(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return
     if arguments[0] not in STEPS:
-        print(f"slick: there is no step {arguments[0]!r}; there are {', '.join(STEPS)}", file=sys.stderr)
-        sys.exit(2)
-    door = importlib.import_module(f"jobs.{arguments[0]}")
-    run_main(door.main, arguments[1:])
+        raise SettingsError(f"there is no step {arguments[0]!r}; there are {', '.join(STEPS)}")
+    importlib.import_module(f"jobs.{arguments[0]}").main(arguments[1:])
 
 
 if __name__ == "__main__":

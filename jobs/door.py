@@ -1,10 +1,12 @@
 """What all doors share: parse PRESET, --out and flags, hand over, turn errors into exit statuses.
 
 Exit status: 0 done, 2 something the user can mend (one message, no traceback), 1 a defect of ours, 130 stopped by
-Ctrl-C.
+Ctrl-C, 141 nobody reads the output any more (as in `slick study demo | head`).
 """
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -18,13 +20,36 @@ Config = TypeVar("Config")
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Call a door's `main` with the command line's arguments and exit with its status."""
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        try:
+            _run(main, sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()  # what is left would fail when Python exits, where nothing can catch it
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        sys.exit(141)  # as a shell tells of a program that SIGPIPE ended
+
+
+def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    try:
+        main(argv)
     except SlickError as error:
         print(f"\nslick: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nslick: stopped. Nothing finished is lost: the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
+
+
+def _reader_gone() -> bool:
+    """True if the pipe that broke is our own output; what is still to be written then goes nowhere."""
+    output = select.poll()
+    for descriptor in (1, 2):
+        output.register(descriptor, 0)  # errors and hang-ups are told in any case
+    gone = [descriptor for descriptor, event in output.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+    for descriptor in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(gone)
 
 
 def parse_out(argv: Sequence[str], prog: str, default: str | None = None) -> tuple[Folder, list[str]]:

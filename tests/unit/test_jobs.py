@@ -1,6 +1,7 @@
 """The doors: presets build, flags override, bad input ends with one message and status 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,28 @@ def test_ctrl_c_is_status_130_and_a_defect_keeps_its_traceback(capsys: pytest.Ca
     assert stop.value.code == 130
     assert "goes on from here" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
+        run_main(broken, [])
+
+
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", [["--help"], ["report", "demo", "--help"], ["sturdy"]], ids=" ".join)
+def test_output_that_nobody_reads_ends_quietly(words: list[str], buffered: bool) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    command = [sys.executable, "-m", "jobs.cli", *words]
+    in_pipe = subprocess.STDOUT if words == ["sturdy"] else subprocess.PIPE
+    done = subprocess.run(command, stdout=writer, stderr=in_pipe, text=True, cwd=ROOT, env=environment, check=False)
+    os.close(writer)
+    assert done.returncode == 141
+    assert not done.stderr
+
+
+def test_a_pipe_that_breaks_elsewhere_is_a_defect() -> None:
+    def broken(_: object) -> None:
+        raise BrokenPipeError("a socket of a worker")
+
+    with pytest.raises(BrokenPipeError, match="socket"):
         run_main(broken, [])
 
 
