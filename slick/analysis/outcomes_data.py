@@ -122,11 +122,11 @@ def e21(data: StudyData) -> Verdict:
         )
     own = {
         "sets": [curve[0][0], curve[-1][0]],
-        "unknown_percent": [round(shares[0], 1), round(shares[-1], 1)],
-        "accuracy": [round(cells[0].value, 1), round(cells[-1].value, 1)],
+        "unknown_percent": rounded([shares[0], shares[-1]]),
+        "accuracy": rounded([cells[0].value, cells[-1].value]),
     }
     good = (
         f"from {curve[0][0]} to {curve[-1][0]} exemplar sets, Unknown falls from {shares[0]:.0f} to {shares[-1]:.0f} % "
         f"of test questions, and D_Natural's accuracy on them at early stop by {points(fall)} points"
     )
-    return Verdict(not failed, own, failures(failed, good))
+    return Verdict(not failed, own, failures(failed, good), {"fall": interval(fall)})

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
 from slick.analysis.outcomes_sweep import half_unknown
-from slick.analysis.regression import LinearFit, fit
+from slick.analysis.regression import LinearFit, fit, sample
 from slick.analysis.terms import EARLY, LAST, POOLED, Cell, NotTestable, When
 from slick.analysis.verdict import (
     Verdict,
@@ -22,6 +22,9 @@ from slick.analysis.verdict import (
 from slick.types import Category
 
 UNKNOWN = str(Category.UNKNOWN)
+MIN_EPOCHS = 3
+"""Measured epochs of each run for the linear model to be judged."""
+
 HIGH_R_SQUARED = 0.5
 """The paper's are 0.86 and 0.95; half of the variance is asked for here."""
 
@@ -116,19 +119,34 @@ def e11(data: StudyData) -> Verdict:
 
 def e12(data: StudyData) -> Verdict:
     """b_kn > 0 and b_unk < 0, both with p < 0.05, and R2 of at least 0.5, in distribution."""
-    model = fit(data, "test")
+    model = _fit(data, "test")
     failed = _wrong_signs(model)
     return Verdict(not failed, _coefficients(model), failures(failed, _fit_words(model)), _intervals(model))
 
 
 def e13(data: StudyData) -> Verdict:
     """The same out of distribution, both coefficients smaller in size."""
-    inside, outside = fit(data, "test"), fit(data, "ood")
+    outside, inside = _fit(data, "ood"), _fit(data, "test")
     failed = _wrong_signs(outside)
     for i, name in ((1, "b_kn"), (2, "b_unk")):
         if abs(outside.coefficients[i]) >= abs(inside.coefficients[i]):
             failed.append(f"{name} is {outside.coefficients[i]:+.1f}, not smaller than in distribution")
     return Verdict(not failed, _coefficients(outside), failures(failed, _fit_words(outside)), _intervals(outside))
+
+
+def _fit(data: StudyData, split: str) -> LinearFit:
+    """The model over whole curves.
+
+    Raises:
+        NotTestable: as `regression.fit`, or a run was measured at a few epochs only: the model takes a point an epoch.
+    """
+    runs, num = np.unique(sample(data, split).runs_P, return_counts=True)
+    if num.min() < MIN_EPOCHS:
+        raise NotTestable(
+            f"the model takes a point an epoch, and run {runs[num.argmin()]} holds {num.min()} epochs with both train "
+            f"and {split} accuracy; {MIN_EPOCHS} are the least that make a curve"
+        )
+    return fit(data, split)
 
 
 def fitted(data: StudyData, name: str, when: When, part: str) -> Cell:

@@ -4,11 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slick.analysis.data import StudyData, binomial_se, seed_se
+from slick.analysis.data import Run, StudyData, binomial_se, seed_se
 from slick.analysis.outcomes_sweep import half_unknown
 from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
 from slick.analysis.verdict import Verdict, Z, failures, interval, minus, points, rounded, tenths
 from slick.matching import normalize
+
+ANSWERED, ON_ANSWERED = "answered", "on answered"
+"""Categories of test questions by which a run without texts tells what it answered, and how well."""
 
 
 class Abstention(NamedTuple):
@@ -36,25 +39,33 @@ def idk_variant(data: StudyData) -> str:
 def abstention(data: StudyData, name: str, when: str) -> Abstention:
     """Answered share and accuracy of a relabelled variant, averaged over seeds.
 
-    An answer abstains if it equals the phrase after normalisation; the paper does not say how it tells.
+    An answer abstains if it equals the phrase after normalisation; the paper does not say how it tells. Where a run has
+    no texts but percentages of the categories `ANSWERED` and `ON_ANSWERED`, as a printed table gives them, they are
+    taken.
 
     Raises:
-        NotTestable: the texts were not kept, or nothing was answered.
+        NotTestable: neither was kept, or nothing was answered.
     """
-    shares, accuracies, overall, num_answered, num = [], [], [], 0, 0
-    phrase = normalize(data.idk_phrase)
-    for run in data.runs_of(name):
-        rows = run.hits.get((run.epoch(when), "test"))
-        if rows is None or rows.text is None:
-            raise NotTestable(f"run {run.run_id} kept no answer texts")
-        answered = np.array([normalize(str(text)) != phrase for text in rows.text])
-        if not answered.any():
-            raise NotTestable(f"run {run.run_id} answered no test question at all")
-        num_answered, num = int(answered.sum()), len(answered)
-        shares.append(100.0 * float(answered.mean()))
-        accuracies.append(100.0 * float(rows.hit[answered].mean()))
-        overall.append(100.0 * float((rows.hit & answered).mean()))
+    runs = [_answers(run, when, normalize(data.idk_phrase)) for run in data.runs_of(name)]
+    shares, accuracies, overall = ([one[i] for one in runs] for i in range(3))
+    num = runs[-1][3]
+    num_answered = max(1, round(shares[-1] / 100 * num))
     return Abstention(_cell(shares, num), _cell(accuracies, num_answered), _cell(overall, num))
+
+
+def _answers(run: Run, when: str, phrase: str) -> tuple[float, float, float, int]:
+    """Percent answered, accuracy on these, right over all, and the number of questions."""
+    rows = run.hits.get((run.epoch(when), "test"))
+    if rows is None and ("test", ANSWERED) in run.accuracy:
+        share, right = run.at(when, "test", ANSWERED), run.at(when, "test", ON_ANSWERED)
+        return share, right, share * right / 100, run.num["test", ANSWERED]
+    if rows is None or rows.text is None:
+        raise NotTestable(f"run {run.run_id} kept no answer texts")
+    answered = np.array([normalize(str(text)) != phrase for text in rows.text])
+    if not answered.any():
+        raise NotTestable(f"run {run.run_id} answered no test question at all")
+    share, right = 100.0 * float(answered.mean()), 100.0 * float(rows.hit[answered].mean())
+    return share, right, 100.0 * float((rows.hit & answered).mean()), len(answered)
 
 
 def e22(data: StudyData) -> Verdict:

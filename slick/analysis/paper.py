@@ -1,7 +1,9 @@
 """What the paper found: its 25 findings with their values, and its printed and digitised numbers as a study.
 
-Source: Gekhman et al. 2024, arXiv:2405.05904. Tables 1, 2 and 8 are printed; the curves of figures 1, 3 and 4 are read
-off the figures (error about 0.1 points in figure 3, 0.5 to 1 in figures 1 and 4).
+Source: Gekhman et al. 2024, arXiv:2405.05904. Tables 2 to 5 and 8 are printed; the curves of figures 1, 3 and 4 are
+read off the figures (error about 0.1 points in figure 3, 0.5 to 1 in figures 1 and 4). That all training rows are fitted at
+convergence is said in section 4. Of figure 5 one point alone is known, the accuracy of D_Natural on Unknown questions,
+which table 2 prints; there are no rows, no accuracies out of distribution, and none at a second learning rate.
 """
 
 import json
@@ -11,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from slick.analysis.counts import paper_categories
 from slick.analysis.data import Run, StudyData, Variant
+from slick.analysis.outcomes_idk import ANSWERED, ON_ANSWERED
 from slick.analysis.terms import POOLED
 from slick.types import ALL, Category
 
@@ -57,6 +61,8 @@ TABLE_2 = {
     "natural": ((43.5, 98.0, 67.6, 14.1, 1.8), (41.8, 95.5, 61.7, 14.8, 2.5)),
 }
 """Early stop, then convergence: Full, HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
+TABLE_8 = ((58.7, 61.8), (55.6, 61.8))
+"""D_IDK at early stop, then at convergence: percent answered, accuracy on what is answered."""
 
 _EARLY_EPOCH = 9
 _EARLY_EPOCH_UNKNOWN = 5
@@ -74,7 +80,7 @@ def paper_study() -> StudyData:
         curves[name] = {("test", ALL): curve}
         for part, fitted in ((POOLED, FITTED_KNOWN[i]), (str(Category.UNKNOWN), FITTED_UNKNOWN[i])):
             if fitted is not None:
-                curves[name]["train", part] = {_early_epoch(name): fitted}
+                curves[name]["train", part] = {_early_epoch(name): fitted, DURATIONS[-1]: 100.0}
     for i, share in enumerate(SHARES[1:-1]):
         name = f"known-{round(100 * share):03d}"
         variants[name] = Variant(name=name, kind="known", share=share, num=round(SIZE * (1 - share)))
@@ -86,8 +92,27 @@ def paper_study() -> StudyData:
             curve = curves.setdefault(name, {}).setdefault(("test", category), {})
             curve |= {_early_epoch(name): at_early, 50: at_last}
     _add_figure_1(curves["unknown-050"])
+    variants["idk-050"] = Variant(name="idk-050", kind="idk", share=0.5, num=SIZE)
+    curves["idk-050"] = {
+        ("test", category): {_EARLY_EPOCH: TABLE_8[0][i], DURATIONS[-1]: TABLE_8[1][i]}
+        for i, category in enumerate((ANSWERED, ON_ANSWERED))
+    }
     runs = tuple(_run(name, variants[name], curve) for name, curve in curves.items())
-    return StudyData(variants=variants, runs=runs, durations=DURATIONS)
+    audit = {
+        table: {relation: sum(row.values()) for relation, row in relations.items()}
+        for table, relations in paper_categories().items()
+    }
+    return StudyData(counts=_counts(), audit=audit, variants=variants, runs=runs, durations=DURATIONS)
+
+
+def _counts() -> dict[tuple[str, str, str], dict[str, int]]:
+    """Questions by relation and category (tables 3 to 5)."""
+    places = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
+    return {
+        (relation, *places[table]): dict(row)
+        for table, relations in paper_categories().items()
+        for relation, row in relations.items()
+    }
 
 
 def _add_figure_1(curves: dict[tuple[str, str], dict[int, float]]) -> None:
@@ -105,6 +130,7 @@ def _early_epoch(name: str) -> int:
 def _run(name: str, variant: Variant, curves: dict[tuple[str, str], dict[int, float]]) -> Run:
     share = variant.share if variant.kind == "unknown" and variant.share is not None else 0.0
     num = {("test", category): rows for category, rows in NUM_TEST.items()} | {("dev", ALL): 10461}
+    num |= {("test", ANSWERED): NUM_TEST[ALL], ("test", ON_ANSWERED): round(TABLE_8[1][0] / 100 * NUM_TEST[ALL])}
     num |= {
         ("train", POOLED): round(SIZE * (1 - share)),
         ("train", "Unknown"): round(SIZE * share),
