@@ -51,7 +51,7 @@ class QuestionsConfig:
 
     source: str = ""
     """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder of them), by path or URI;
-    empty for the world that the study built."""
+    empty for the world that the study built. A column `popularity` of the subject (PopQA: `s_pop`) is kept."""
     filter: FilterName = "paper"
     """`paper`: as the paper filtered; `strict`: nothing shared between train, dev and test; `none`: every question."""
     relations: str | None = None

@@ -169,7 +169,7 @@ def _require_columns(found: list[str], where: str) -> None:
         hint = " (are the cells separated by commas?)" if len(found) == 1 and any(c in found[0] for c in ";\t|") else ""
         raise DataError(
             f"{where} lacks column {', '.join(missing)}; found {', '.join(found)}{hint}, wanted relation, question, "
-            "answers and optionally subject, split, domain: rename the columns"
+            "answers and optionally subject, split, domain, popularity: rename the columns"
         )
 
 

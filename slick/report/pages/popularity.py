@@ -53,7 +53,8 @@ def section(data: StudyData) -> Section:
                 lambda: harm_figure(data),
             ),
             wide(
-                "Popularity of the training rows. Matched: percent of a set's rows that find a partner of the same "
+                "Popularity of the training rows: median, quartiles, and the median of Known and of Unknown rows; "
+                "test accuracy at convergence. Matched: percent of a set's rows that find a partner of the same "
                 "quantile in the set without Unknown rows; where it is low, these sets cannot tell the harm of Unknown "
                 "rows from that of unpopular ones.",
                 lambda: rows_table(data, ROW_KINDS),

@@ -21,8 +21,8 @@ def rows_table(data: StudyData, kinds: tuple[str, ...]) -> Table:
         medians = (_number(one.median_known), _number(one.median_unknown))
         matched = None if one.matched is None else tenths(100 * one.matched)
         rows.append((one.name, one.num, middle, f"{low} to {high}", *medians, matched, _at_the_end(data, one)))
-    columns = ("fine-tuned on", "rows", "median", "quartiles", "median of Known", "median of Unknown")
-    return Table(name="popularity_rows", columns=(*columns, "matched (%)", "test accuracy (%)"), rows=tuple(rows))
+    columns = ("fine-tuned on", "rows", "median", "quartiles", "of Known", "of Unknown")
+    return Table(name="popularity_rows", columns=(*columns, "matched (%)", "accuracy (%)"), rows=tuple(rows))
 
 
 def quantile_table(data: StudyData) -> Table:
