@@ -54,7 +54,11 @@ def cost_class(config: TrainConfig) -> CostClass:
 def class_names(classes: Sequence[CostClass]) -> dict[CostClass, str]:
     """What tells the classes apart, such as `batch_size=32, lora_rank=8`; empty for one that is alone."""
     differ = [i for i in range(len(_PRICED)) if len({each[i] for each in classes}) > 1]
-    return {each: ", ".join(f"{each[i][0]}={each[i][1]}" for i in differ) for each in classes}
+    return {each: ", ".join(_named(*each[i]) for i in differ) for each in classes}
+
+
+def _named(name: str, value: object) -> str:
+    return f"{name}={value}" if name not in _SWITCHES else f"{name} above 0" if value else f"{name}=0"
 
 
 def plan_sweep(study: Folder, config: SweepConfig) -> None:

@@ -1,6 +1,7 @@
 """A cluster of several nodes on this machine, of which one is lost; and a process of its own to do that in."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -80,8 +81,14 @@ def apart(code: str, *, limit_s: float = 280) -> str:
     return done.stdout
 
 
-def start_and_kill_driver(code: str, *arguments: str, when: Callable[[], object]) -> None:
-    """Run Python code on this process's cluster as a driver of its own, and kill that as soon as it is time."""
+def start_and_kill_driver(
+    code: str, *arguments: str, when: Callable[[], object], by: signal.Signals = signal.SIGKILL
+) -> int:
+    """Run Python code on this process's cluster as a driver of its own, and end that as soon as it is time.
+
+    Returns:
+        Its exit status.
+    """
     import ray
 
     cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
@@ -93,7 +100,10 @@ def start_and_kill_driver(code: str, *arguments: str, when: Callable[[], object]
     )
     try:
         wait_for(lambda: when() or driver.poll() is not None)
+        driver.send_signal(by)
+        status = driver.wait(60)
     finally:
         driver.kill()
         driver.wait()
     time.sleep(3)  # its actors end with it; what they are writing is whole or absent
+    return status

@@ -31,9 +31,10 @@ CONFIG = SweepConfig(
 )
 DRIVER = """
 import sys
+from jobs.door import run_main
 from slick.storage import Folder
 from tests.faults.test_sweep_killed import CONFIG, sweep
-sweep(Folder(sys.argv[1]), CONFIG)
+run_main(lambda arguments: sweep(Folder(arguments[0]), CONFIG))
 """
 
 
@@ -112,6 +113,20 @@ def test_with_its_driver_and_then_a_worker_killed(undisturbed: Folder, study: Fo
     assert_same(undisturbed, study)
     shorter = replace(CONFIG, grid=replace(CONFIG.grid, seeds=(0,), epochs=(5,)))
     assert sweep(study, shorter).counts["trained_now"] == 0
+
+
+@pytest.mark.slow
+def test_with_ctrl_c(undisturbed: Folder, study: Folder) -> None:
+    status = start_and_kill_driver(
+        DRIVER, study.uri, when=lambda: epochs_done(study, "known-seed0") >= 5, by=signal.SIGINT
+    )
+    assert status == 130
+    before = epochs_done(study, "known-seed0")
+    assert 5 <= before < EPOCHS
+    assert states(study) == {"half-seed0": "waiting", "known-seed0": "interrupted"}
+    sweep(study, CONFIG)
+    assert EPOCHS - epochs_now(study, "known-seed0") >= before - 1, "more than an epoch was lost"
+    assert_same(undisturbed, study)
 
 
 @pytest.mark.slow

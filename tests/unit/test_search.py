@@ -1,5 +1,6 @@
 """What a search asks for, and what it cannot."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from slick.errors import SettingsError
 from tuning.axes import Axis, Settings, parse_axis
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
+from tuning.search import check_search
 from tuning.sweep_config import SweepConfig
 
 BASE = TrainConfig()
@@ -80,3 +82,9 @@ def test_a_search_is_part_of_what_a_sweep_is() -> None:
     plain = SweepConfig()
     assert replace(plain, samples=21).identity() == plain.identity(), "a grid knows nothing of samples"
     assert "search" not in plain.identity()
+
+
+def test_without_optuna_it_is_said_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SettingsError, match=r"needs optuna: pip install 'slick-knowledge\[optuna\]'"):
+        check_search()

@@ -1,5 +1,6 @@
 """How far a sweep is, as `slick status`, the terminal and the job's line tell it."""
 
+import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,8 +10,11 @@ import pytest
 from jobs.status import describe, main, standings
 from slick.storage import Folder
 from slick.study import Manifest
+from tuning.board import Course
+from tuning.config import TrainConfig
 from tuning.grid import Trajectory
 from tuning.records import Measure, epochs_table
+from tuning.runs import RunPlan
 from tuning.standing import Live, Standing, headline, read_live, table, write_live, write_planned
 
 RUNS = [
@@ -108,3 +112,32 @@ def test_a_long_table_leaves_out_those_that_wait_and_says_so() -> None:
 def test_nothing_is_said_of_accuracy_before_the_first_epoch() -> None:
     row = Standing(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="running")
     assert headline([row], None) == "0 of 1 trainings, 0 of 3 epochs"
+
+
+def plan(run_id: str) -> RunPlan:
+    config = TrainConfig(epochs=5)
+    return RunPlan(run_id=run_id, config=config, identity=run_id, inputs={}, model="m", num_train=1, num_asked=1)
+
+
+def test_of_a_trial_its_first_unfinished_training_runs() -> None:
+    course = Course([[plan("a"), plan("b")], [plan("c")], [plan("d")]])
+    assert course.live(set(), float("inf"), has_ended=False).seconds_left is None
+    course.started(0)
+    course.started(1)
+    assert course.live(set(), 1.0, has_ended=False).running == ("a", "c")
+    course.tried_again(0)
+    course.ended(1, "no room")
+    course.ended(2)
+    told = course.live({"a", "d"}, 1.25, has_ended=True)
+    assert (told.running, told.retries, told.failed) == (("b",), {"a": 1, "b": 1}, {"c": "no room"})
+    assert (told.seconds_left, told.has_ended, told.is_running) == (1.2, True, False)
+    assert course.completed_runs() == {"d"}
+    assert course.num_retries == 1
+
+
+def test_what_tune_writes_down_of_a_course_is_how_it_began() -> None:
+    course = Course([[plan("a")]])
+    course.tried_again(0)
+    again = copy.deepcopy(course)
+    assert again.packs == course.packs
+    assert again.num_retries == 0

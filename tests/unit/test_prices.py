@@ -1,0 +1,29 @@
+"""Which trainings cost the same a row, so that one measurement prices them."""
+
+from tuning.axes import combinations
+from tuning.config import TrainConfig
+from tuning.grid import GridConfig, trajectories
+from tuning.probe import class_names, cost_class
+
+
+def names(*axes: str) -> list[str]:
+    grid = GridConfig(variants=("natural", "unknown-000"), seeds=(0, 1), epochs=(2, 5), axes=axes)
+    runs = trajectories(grid, TrainConfig(), shared=False)
+    classes = [cost_class(run.config(TrainConfig())) for run in runs]
+    assert len(runs) == 2 * 2 * 2 * len(combinations(axes, TrainConfig()))
+    return list(class_names(list(dict.fromkeys(classes))).values())
+
+
+def test_one_measurement_prices_what_costs_the_same_a_row() -> None:
+    assert names() == [""]
+    assert names("learning_rate=1e-5,1e-4", "schedule=constant,cosine", "dropout=0.05,0.2") == [""]
+
+
+def test_axes_that_change_the_price_have_one_each() -> None:
+    assert names("lora_rank=0,8,64", "learning_rate=1e-5,1e-4") == ["lora_rank=0", "lora_rank=8", "lora_rank=64"]
+    assert names("dtype=float32,bfloat16", "batch_size=64,128 if dtype=bfloat16") == [
+        "batch_size=128, dtype=float32",
+        "batch_size=64, dtype=bfloat16",
+        "batch_size=128, dtype=bfloat16",
+    ]
+    assert names("distill_weight=0,0.5,1") == ["distill_weight=0", "distill_weight above 0"]
