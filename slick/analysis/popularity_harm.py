@@ -55,7 +55,7 @@ class RowPopularity:
     """Share of its rows in each bin, from the least popular; they add up to 1."""
     matched: float | None
     """Share of its rows that find a partner of the same bin in the set without Unknown rows, in [0, 1]; None if that
-    was not drawn."""
+    has no rows of known popularity."""
 
 
 def known_popularity(data: StudyData) -> Popularity:
@@ -100,8 +100,8 @@ def row_popularity(data: StudyData) -> list[RowPopularity]:
     """
     known = known_popularity(data)
     bins = popularity_bins(known)
-    base = next((v.name for v in data.variants.values() if v.kind == "unknown" and v.share == 0.0), None)
-    against = None if base is None else _shares(bins, known.rows[base])
+    base = next((v.name for v in data.variants.values() if v.kind == "unknown" and v.share == 0.0), "")
+    against = _shares(bins, known.rows[base]) if len(known.rows.get(base, ())) else None
     kinds = {name: variant.kind for name, variant in data.variants.items()}
     found = [
         _row_popularity(known, bins, name, places, against)

@@ -139,3 +139,27 @@ def write_study(path: Path) -> Folder:
     for step, inputs in (("questions", {}), ("annotate", {"questions": "f", "model": "m"})):
         finish(study.child(step), step, "f", settings={}, inputs=inputs, counts={}, started_at=0.0)
     return study
+
+
+def test_test_questions_by_relation_are_loaded_once_a_concentrated_set_was_trained(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    table = study.child("annotate").read_table("knowledge.parquet")
+    splits = ["test" if i % 2 else "train" for i in range(table.num_rows)]
+    domains = ["ood" if relation == "P7" else "id" for relation in table["relation"].to_pylist()]
+    for name, column in (("split", splits), ("domain", domains)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(column))
+    study.child("annotate").write_table("knowledge.parquet", table)
+    draw_variants(study, VariantsConfig(concentrated_shares=(0.5,), unknown_shares=(0.5,), size_per_relation=1))
+    epochs = [{"epoch": 1, "split": split, "category": "all", "num": 2, "num_correct": 1, "loss": 1.0}
+              for split in ("train", "dev", "test")]  # fmt: skip
+    for name in ("unknown-050", "concentrated-050"):
+        assert load_study(study).test_ids == {}
+        run = study.child("runs", f"{name}-seed0")
+        run.write_table("epochs.parquet", pa.Table.from_pylist(epochs))
+        finish(run, "finetune", "f", settings={"seed": 0}, inputs={}, counts={}, started_at=0.0)
+    found = load_study(study).test_ids
+    expected = {
+        (r["relation"], r["question_id"]) for r in table.to_pylist() if (r["domain"], r["split"]) == ("id", "test")
+    }
+    assert {(relation, str(one)) for relation, ids in found.items() for one in ids} == expected
+    assert all(ids.tolist() == sorted(ids) for ids in found.values())

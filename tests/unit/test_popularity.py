@@ -250,6 +250,10 @@ def test_rows_of_sets_are_matched_on_popularity() -> None:
     assert only.shares == pytest.approx((100 / 120, 20 / 120, 0, 0))
     assert only.matched == pytest.approx(20 / 120)
     assert only.median_unknown == 0.0
+    data = study({})
+    assert data.popularity is not None
+    alone = replace(data.popularity, rows={**data.popularity.rows, "unknown-000": np.arange(0)})
+    assert [one.matched for one in row_popularity(replace(data, popularity=alone))] == [None]
 
 
 def test_the_page_says_what_persists_and_what_is_missing() -> None:
