@@ -1,0 +1,249 @@
+"""Studies made by hand, in which a finding of the paper holds, in which it fails, and in which nothing can tell.
+
+Most are the paper's own numbers with a few of them changed; findings about single answers have rows of their own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from slick.analysis.data import Hits, PrefixLabels, Run, StudyData, Variant
+from slick.analysis.outcomes_data import paper_counts
+from slick.analysis.paper import FIXED_D, SHARES, paper_study
+from slick.analysis.terms import POOLED
+from slick.types import ALL
+
+Curves = Mapping[tuple[str, str], Mapping[int, float]]
+
+
+def edited(changes: Mapping[str, Curves]) -> StudyData:
+    """The paper's study with some percentages changed: variant, (split, category), epoch."""
+    data = paper_study()
+    runs = []
+    for run in data.runs:
+        accuracy = {key: curve.copy() for key, curve in run.accuracy.items()}
+        for key, points in changes.get(run.variant, {}).items():
+            for epoch, value in points.items():
+                accuracy[key][epoch - 1] = value
+        runs.append(replace(run, accuracy=accuracy))
+    return replace(data, runs=tuple(runs))
+
+
+def without(*names: str) -> StudyData:
+    """The paper's study without some of its runs."""
+    data = paper_study()
+    return replace(data, runs=tuple(run for run in data.runs if run.variant not in names))
+
+
+TEST, UNKNOWN_ROWS = ("test", ALL), ("train", "Unknown")
+KNOWN_NAMES = [f"known-{round(100 * share):03d}" for share in SHARES[1:-1]]
+
+CHANGED: dict[str, Mapping[str, Curves]] = {
+    "E3": {"unknown-100": {TEST: {5: 50, 10: 50, 20: 50, 30: 50, 40: 50, 50: 50}}},
+    "E4": {"unknown-000": {TEST: {50: 47}}},
+    "E5": {"unknown-100": {TEST: {5: 25.8}}},
+    "E6": {"known-090": {TEST: {9: 45}}},
+    "E7": {name: {TEST: {50: FIXED_D[50][i + 1]}} for i, name in enumerate(KNOWN_NAMES)},
+    "E8": {name: {TEST: {50: 30}} for name in KNOWN_NAMES},
+    "E9": {"unknown-050": {UNKNOWN_ROWS: dict.fromkeys(range(1, 51), 90)}},
+    "E10": {"unknown-050": {("dev", ALL): {50: 46}}},
+    "E11": {"unknown-050": {UNKNOWN_ROWS: {9: 80}}},
+    "E14": {"highlyknown": {TEST: {50: 50}}},
+    "E15": {"maybeknown": {("test", "MaybeKnown"): {9: 60}}},
+    "E16": {"natural": {TEST: {50: 20}}},
+    "E17": {"weaklyknown": {("test", "HighlyKnown"): {50: 95}}},
+    "E18": {"natural": {("test", "Unknown"): {50: 90}}},
+    "E19": {"natural": {("test", "Unknown"): {50: 10}}},
+    "E23": {"unknown-050": {TEST: {50: 43}}},
+}
+
+SWEEP = [f"unknown-{round(100 * share):03d}" for share in SHARES]
+
+
+def counts(unknown: int) -> StudyData:
+    row = {"HighlyKnown": 300, "MaybeKnown": 300, "WeaklyKnown": 300, "Unknown": unknown}
+    return StudyData(counts={("P17", "id", "train"): row, ("P17", "id", "test"): row})
+
+
+def one_more() -> dict[str, dict[str, int]]:
+    """The paper's counts, but for one relation."""
+    exact = paper_counts()
+    return {**exact, "ood": {**exact["ood"], "P50": exact["ood"]["P50"] + 1}}
+
+
+def linear(b_kn: float, b_unk: float, ood_scale: float) -> StudyData:
+    rng = np.random.default_rng(0)
+    epochs = np.arange(1, 21)
+    runs, variants = [], {}
+    for share in SHARES:
+        name = f"unknown-{round(100 * share):03d}"
+        variants[name] = Variant(name=name, kind="unknown", share=share, num=1000)
+        known, unknown = 1 - np.exp(-epochs / 2), 1 - np.exp(-epochs / 12)
+        accuracy = {}
+        for split, scale in (("test", 1.0), ("ood", ood_scale)):
+            gain = scale * (b_kn * (1 - share) * known + b_unk * share * unknown)
+            accuracy[split, ALL] = 40.0 + gain + rng.normal(0, 0.3, len(epochs))
+        accuracy |= {("train", POOLED): 100 * known, UNKNOWN_ROWS: 100 * unknown}
+        num = {("test", ALL): 5000, ("ood", ALL): 5000, ("train", ALL): 1000}
+        num |= {("train", POOLED): round(1000 * (1 - share)), UNKNOWN_ROWS: round(1000 * share)}
+        runs.append(
+            Run(run_id=f"{name}-seed0", variant=name, seed=0, epochs=epochs, accuracy=accuracy, num=num, early_epoch=3)
+        )
+    return StudyData(variants=variants, runs=tuple(runs), durations=(10, 20))
+
+
+def with_rows(name: str, rows: Mapping[tuple[int, str], Hits], kind: str = "category") -> tuple[Variant, Run]:
+    epochs = np.arange(1, 3)
+    accuracy = {TEST: np.array([100 * rows[epoch, "test"].hit.mean() for epoch in (1, 2)])}
+    num = {TEST: len(rows[1, "test"].hit)}
+    share = 0.5 if kind == "idk" else 1.0 if name == "unknown-100" else None
+    variant = Variant(name=name, kind=kind, share=share, num=100)
+    run = Run(
+        run_id=f"{name}-seed0",
+        variant=name,
+        seed=0,
+        epochs=epochs,
+        accuracy=accuracy,
+        num=num,
+        early_epoch=1,
+        hits=rows,
+    )
+    return variant, run
+
+
+def hits(hit: np.ndarray, text: list[str] | None = None) -> Hits:
+    ids = np.array([f"q{i:05d}" for i in range(len(hit))])
+    categories = np.where(np.arange(len(hit)) % 2 == 0, "MaybeKnown", "Unknown")
+    return Hits(
+        question_ids=ids, categories=categories, hit=hit, text=None if text is None else np.array(text, dtype=object)
+    )
+
+
+def study_of(pairs: list[tuple[Variant, Run]]) -> StudyData:
+    return StudyData(
+        variants={variant.name: variant for variant, _ in pairs}, runs=tuple(run for _, run in pairs), durations=(1, 2)
+    )
+
+
+def single_categories(losing: Callable[[str], float]) -> StudyData:
+    rng = np.random.default_rng(0)
+    pairs = []
+    for name in ("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"):
+        early = rng.random(4000) < 0.45
+        last = early & (rng.random(4000) >= losing(name))
+        kind = "unknown" if name == "unknown-100" else "category"
+        pairs.append(with_rows(name, {(1, "test"): hits(early), (2, "test"): hits(last)}, kind))
+    return study_of(pairs)
+
+
+def idk_study(last_loss: float, abstains: bool = True) -> StudyData:
+    rng = np.random.default_rng(0)
+    plain = rng.random(4000) < 0.4
+    silent = (rng.random(4000) < 0.4) & ~plain if abstains else np.zeros(4000, dtype=bool)
+    rows = {}
+    for epoch, loss in ((1, 0.0), (2, last_loss)):
+        hit = plain & (rng.random(4000) >= loss)
+        text = ["I don't know." if quiet else "Paris" for quiet in silent]
+        rows[epoch, "test"] = hits(hit, text)
+    half = with_rows("unknown-050", {(1, "test"): hits(plain), (2, "test"): hits(plain)}, "unknown")
+    half = (replace(half[0], share=0.5), half[1])
+    return study_of([with_rows("idk-050", rows, "idk"), half])
+
+
+def prefix_study(useful: bool, unsure: bool = False) -> StudyData:
+    num = 2000
+    order = np.arange(num)
+    first_hit = order // 200  # exemplar set at which a question is first answered right; 10 is never
+    hit = (np.random.default_rng(0).random(num) < (0.5 if useful else 0.1)) & ((first_hit < 5) | (not useful))
+    asked = np.arange(1, 9)[None, :]
+    unknown = first_hit[:, None] >= asked
+    labels = PrefixLabels(
+        question_ids=np.array([f"q{i:05d}" for i in order]),
+        unknown_QN=unknown,
+        unsure_QN=np.full_like(unknown, unsure),
+    )
+    natural = with_rows("natural", {(1, "test"): hits(hit), (2, "test"): hits(hit)}, "natural")
+    return replace(study_of([natural]), prefix_labels=labels)
+
+
+def rates_study(
+    fall: float = 15.0, early_gain: float = 4.0, rate: str = "1e-05", shares: tuple[float, ...] = SHARES
+) -> StudyData:
+    """The sweep at two learning rates; at the other, test accuracy falls by `fall` with the share."""
+    points = []
+    for share in shares:
+        for policy, stop, gain in (
+            ("best_dev", 3, early_gain),
+            ("fixed(5)", 5, early_gain / 2),
+            ("fixed(10)", 10, 0.0),
+        ):
+            for settings, slope in (
+                ("", 15.0),
+                (f"learning_rate={rate}", fall),
+                ("learning_rate=0.1;dropout=0.5", -9.0),
+            ):
+                points.append(
+                    {"variant": f"unknown-{round(100 * share):03d}", "seed": 0, "epochs": 10, "policy": policy}
+                    | {"stop_epoch": stop, "test_all": (45 + gain - slope * share) / 100, "settings": settings}
+                )
+    return replace(paper_study(), points=tuple(points))
+
+
+HOLDS: dict[str, Callable[[], StudyData]] = {
+    **dict.fromkeys([*CHANGED, "E1", "E2", "E22"], paper_study),
+    "E12": lambda: linear(7, -8, 0.4),
+    "E13": lambda: linear(7, -8, 0.4),
+    "E21": lambda: prefix_study(useful=True),
+    "E24": rates_study,
+    "E25": lambda: single_categories(lambda name: 0.0 if name == "maybeknown" else 0.2),
+}
+
+FAILS: dict[str, Callable[[], StudyData]] = {
+    **{name: partial(edited, changes) for name, changes in CHANGED.items()},
+    "E1": lambda: replace(paper_study(), audit=one_more()),
+    "E2": lambda: counts(0),
+    "E12": lambda: linear(7, 8, 0.4),
+    "E13": lambda: linear(7, -8, 1.5),
+    "E21": lambda: prefix_study(useful=False),
+    "E22": lambda: idk_study(0.5),
+    "E24": lambda: rates_study(fall=-1.0),
+    "E25": lambda: single_categories(lambda name: 0.2),
+}
+
+MISSING: dict[str, tuple[Callable[[], StudyData], str]] = {
+    "E1": (lambda: replace(paper_study(), audit=None), "full EntityQuestions archive"),
+    "E2": (lambda: StudyData(counts={("P17", "ood", "test"): {"HighlyKnown": 5}}), "knowledge table"),
+    "E3": (lambda: without(*SWEEP[:-2]), "3 or more shares"),
+    "E4": (lambda: without(*SWEEP[1:]), "2 or more shares"),
+    "E5": (lambda: without(*SWEEP[2:]), "3 or more shares"),
+    "E6": (lambda: without(*KNOWN_NAMES), "kind known"),
+    "E7": (lambda: without(*KNOWN_NAMES[1:]), "two shares or more"),
+    "E8": (lambda: without(*KNOWN_NAMES), "kind known"),
+    "E9": (lambda: without("unknown-050"), "50 % Unknown"),
+    "E10": (lambda: without("unknown-050"), "50 % Unknown"),
+    "E11": (lambda: without(*SWEEP[:-1]), "2 or more shares"),
+    "E12": (paper_study, "holds 2 epochs with both train and test accuracy"),
+    "E13": (paper_study, "train and ood accuracy"),
+    "E14": (lambda: without("natural"), "finished runs of natural"),
+    "E15": (lambda: without("highlyknown"), "finished runs of highlyknown"),
+    "E16": (lambda: without("weaklyknown"), "finished runs of weaklyknown"),
+    "E17": (lambda: without("weaklyknown"), "finished runs of weaklyknown"),
+    "E18": (
+        lambda: without("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"),
+        "all four categories",
+    ),
+    "E19": (
+        lambda: without("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"),
+        "a finished run of one",
+    ),
+    "E21": (lambda: prefix_study(useful=True, unsure=True), "--mode full"),
+    "E22": (lambda: without("idk-050"), "relabelled"),
+    "E23": (lambda: without("unknown-050"), "50 % Unknown"),
+    "E24": (paper_study, "one learning rate; add a second"),
+    "E25": (paper_study, "kept no predictions"),
+}
+
+ELSEWHERE = {"E20": "test_p_true.py"}
+"""Findings whose three cases stand beside the code that they are about, as test_eN_holds*, _fails* and _is_not_*."""
