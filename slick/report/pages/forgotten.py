@@ -40,7 +40,7 @@ def section(data: StudyData) -> Section:
             ),
             wide(
                 "Right answers lost and won between the best dev epoch and the last, on test questions, and where the "
-                "new answers stand (%); in brackets the chance rate.",
+                "new answers stand (%); in brackets the chance rate. Seeds are added up.",
                 lambda: losses_table(data, "test"),
             ),
             wide(

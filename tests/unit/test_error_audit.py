@@ -1,0 +1,298 @@
+"""The sheet of wrong answers: what is drawn, how it is graded, what survives; and exact match beside F1."""
+
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare, pearsonr
+
+from slick.analysis.audit_sheet import read_sheet, shares, with_grades
+from slick.analysis.data import StudyData
+from slick.analysis.error_audit import AuditDraw, AuditPlan, ErrorAudit, agreement, presort
+from slick.analysis.load_answers import Sheets, load_answers
+from slick.analysis.terms import NotTestable
+from slick.errors import DataError, SettingsError, StudyError
+from slick.report import ReportConfig, make_report
+from slick.report.pages import error_audit
+from slick.report.tables import to_csv
+from slick.storage import Folder
+from tests.unit.answers_study import Asked, write_study
+
+TEMPERATURES = {"greedy": 0.0, "sampled": 0.5}
+
+
+def some_questions(num: int = 30) -> list[Asked]:
+    """Each with 4 greedy and 4 x 2 sampled answers; every third question is mostly answered right."""
+    rng = np.random.default_rng(3)
+    asked = []
+    for i in range(num):
+        gold = f"Town {i}"
+        right = 0.8 if i % 3 == 0 else 0.1
+
+        def say(gold: str = gold, right: float = right) -> str:
+            return (
+                gold if rng.random() < right else str(rng.choice(["Oslo", f"{gold} Hill", "Town", "Bergen Old Town"]))
+            )
+
+        greedy = tuple(say() for _ in range(4))
+        sampled = tuple(tuple(say() for _ in range(2)) for _ in range(4))
+        category = "HighlyKnown" if i % 3 == 0 else "WeaklyKnown"
+        asked.append(Asked(question_id=f"q{i:03d}", gold=(gold,), greedy=greedy, sampled=sampled, category=category))
+    return asked
+
+
+def draw(asked: list[Asked], **plan: float) -> ErrorAudit:
+    drawing = AuditDraw(AuditPlan(**plan))  # type: ignore[arg-type]
+    for one in asked:
+        drawing.add(one.row)
+    return drawing.finish(TEMPERATURES)  # type: ignore[arg-type]
+
+
+def load(study: Folder, plan: AuditPlan | None = None) -> ErrorAudit:
+    audit = load_answers(study, plan or AuditPlan(), Sheets(), "I don't know").audit
+    assert audit is not None
+    return audit
+
+
+def filled(audit: ErrorAudit, grades: list[str]) -> bytes:
+    """The sheet as a person hands it back."""
+    rows = list(csv.DictReader(io.StringIO(to_csv(error_audit.sheet_table(audit)).decode())))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows({**row, "grade": grade} for row, grade in zip(rows, grades, strict=True))
+    return text.getvalue().encode()
+
+
+def test_the_sheet_is_the_same_however_the_answers_are_split_into_files(tmp_path: Path) -> None:
+    asked, plan = some_questions(), AuditPlan(num_greedy=10, num_sampled=15, seed=4)
+    whole = load(write_study(tmp_path / "a", asked), plan)
+    split = load(write_study(tmp_path / "b", asked[::-1], per_file=7), plan)
+    assert whole.rows == split.rows
+    assert whole.sheet_id == split.sheet_id
+    assert Counter(row.way for row in whole.rows) == {"greedy": 10, "sampled": 15}
+    other = load(write_study(tmp_path / "c", asked), AuditPlan(num_greedy=10, num_sampled=15, seed=5))
+    assert other.sheet_id != whole.sheet_id
+
+
+def test_every_row_is_a_stored_answer_that_misses_and_stands_where_its_id_says() -> None:
+    asked = some_questions()
+    by_id = {one.question_id: one for one in asked}
+    audit = draw(asked, num_greedy=1000, num_sampled=1000)
+    for row in audit.rows:
+        question_id, way, *place = row.answer_id.split("/")
+        one = by_id[question_id]
+        text = one.greedy[int(place[0])] if way == "greedy" else one.sampled[int(place[0])][int(place[1])]
+        assert text == row.answer != one.gold[0]
+        assert (row.gold, row.category, row.relation) == (one.gold, one.category, one.relation)
+    wrong = {"greedy": 0, "sampled": 0}
+    for one in asked:
+        wrong["greedy"] += sum(text != one.gold[0] for text in one.greedy)
+        wrong["sampled"] += sum(text != one.gold[0] for texts in one.sampled for text in texts)
+    assert audit.num_wrong == wrong
+    assert Counter(row.way for row in audit.rows) == wrong, "fewer miss than are wanted: all are drawn"
+    assert len({row.answer_id for row in audit.rows}) == len(audit.rows)
+
+
+def test_answers_are_drawn_uniformly() -> None:
+    asked = some_questions(12)
+    drawn = Counter(
+        row.answer_id for seed in range(400) for row in draw(asked, num_greedy=0, num_sampled=6, seed=seed).rows
+    )
+    everything = [row.answer_id for row in draw(asked, num_greedy=0, num_sampled=1000).rows]
+    # The seeds are fixed, so this passes or fails for good; a fair draw fails for one choice of seeds in a million.
+    assert chisquare([drawn[one] for one in everything]).pvalue > 1e-6
+
+
+def test_right_answers_are_no_misses_by_the_stored_flag_of_another_matcher() -> None:
+    asked = [Asked(question_id="q", gold=("The Hague",), greedy=("hague!", "Delft"), sampled=(("Hague",),))]
+    audit = draw(asked)
+    assert [row.answer for row in audit.rows] == ["Delft"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "looks"),
+    [
+        ("Paris, France", ("Paris",), "finer?"),
+        ("Hague", ("The Hague City",), "coarser?"),
+        ("Newyork", ("New York",), "paraphrase?"),
+        ("John Ronald Tolkien", ("John Reuel Tolkien",), "paraphrase?"),
+        ("Jane Smith", ("John Smith",), "wrong"),
+        ("Parish", ("Paris",), "paraphrase?"),
+        ("in", ("Berlin",), "wrong"),
+        ("Rome", ("Oslo", "City of Rome"), "coarser?"),
+        ("", ("Oslo",), "wrong"),
+        ("the", ("Oslo",), "wrong"),
+        ("Oslo", ("!!!",), "wrong"),
+    ],
+)
+def test_what_an_answer_looks_like(answer: str, gold: tuple[str, ...], looks: str) -> None:
+    assert presort(answer, gold) == looks
+
+
+def test_agreement_is_the_correlation_over_all_answers() -> None:
+    asked = some_questions()
+    audit = draw(asked)
+    for ways in (("greedy", "sampled"), ("greedy",), ("sampled",)):
+        judged = [
+            one.row.judged[text] for one in asked for way in ways for text in one.row.texts[way] if text is not None
+        ]
+        exact, f1 = [j.exact for j in judged], [j.f1 for j in judged]
+        found = agreement(audit, ways)  # type: ignore[arg-type]
+        assert found.r == pytest.approx(pearsonr(exact, f1).statistic)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < found.r < found.high < 1
+        assert (found.num_answers, found.num_questions) == (len(judged), len(asked))
+        misses = [j.f1 for j in judged if not j.exact]
+        assert found.mean_f1_of_misses == pytest.approx(np.mean(misses))
+
+
+def test_agreement_says_what_it_cannot_tell() -> None:
+    wrong = [Asked(question_id=f"q{i}", gold=("Oslo",), greedy=("Rome",), sampled=(("Rome",),)) for i in range(20)]
+    with pytest.raises(NotTestable, match="all answers hit or all miss"):
+        agreement(draw(wrong))
+    with pytest.raises(NotTestable, match="all answers hit or all miss"):
+        agreement(draw([]))
+    few = agreement(draw(some_questions(4)))
+    assert few.low is few.high is None
+
+
+def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
+    asked = some_questions(6)
+    asked[2] = Asked(
+        question_id="q002", gold=("Oslo",), greedy=("Rome",) * 4, sampled=(("Rome", None), *[("Bergen", None)] * 3)
+    )
+    audit = load(write_study(tmp_path, asked, mode="labels"))
+    assert {row.way for row in audit.rows} == {"greedy"}
+    text = error_audit.section(StudyData(error_audit=audit)).text
+    assert "No sampled answers are in it: 4 samples" in text
+    assert [row[0] for row in error_audit.presorted_table(audit).rows] == ["greedy"]
+
+
+def test_without_stored_answers_the_page_says_what_is_missing(tmp_path: Path) -> None:
+    study = write_study(tmp_path, some_questions(4))
+    study.child("annotate", "generations").delete()
+    assert load_answers(study, AuditPlan(), Sheets(), "") == (None, None)
+    section = error_audit.section(StudyData())
+    assert section.is_empty
+    assert all("--estimator sampled" in str(exhibit.missing) for exhibit in section.exhibits)
+
+
+def test_shares_of_a_graded_sheet_have_wilson_intervals() -> None:
+    audit = draw(some_questions(), num_greedy=50, num_sampled=50)
+    grades = ["wrong"] * 90 + ["paraphrase"] * 6 + ["finer"] * 2 + ["coarser"] * 2
+    graded = with_grades(audit, read_sheet(filled(audit, grades), "sheet.csv"))
+    found = shares(graded, ("greedy", "sampled"))
+    assert [(one.grade, one.num, one.paper) for one in found] == [
+        ("wrong", 90, 90), ("paraphrase", 6, 6), ("finer", 2, 2), ("coarser", 2, 2)]  # fmt: skip
+    assert (round(found[0].low, 1), round(found[0].high, 1)) == (82.6, 94.5)  # Wilson 1927, as printed in textbooks
+    assert found[2].low > 0
+    by_way = shares(graded, ("greedy",))
+    assert (by_way[0].num, by_way[0].total, by_way[1].num) == (50, 50, 0)
+    assert error_audit.shares_table(graded).rows[0][:3] == ("wrong", 90, "90 (82.6 to 94.5)")
+    with pytest.raises(NotTestable, match="--graded"):
+        shares(audit, ("greedy",))
+
+
+def test_a_sheet_from_a_spreadsheet_program_is_read_all_the_same() -> None:
+    audit = draw(some_questions(), num_greedy=3, num_sampled=3)
+    header, *rows = csv.reader(
+        io.StringIO(filled(audit, ["Wrong ", "wrong", "finer", "wrong", "wrong", "wrong"]).decode())
+    )
+    text = io.StringIO()
+    csv.writer(text, delimiter=";", lineterminator="\r\n").writerows([header, *rows[::-1], [""] * len(header)])
+    graded = with_grades(audit, read_sheet(b"\xef\xbb\xbf" + text.getvalue().encode(), "sheet.csv"))
+    assert [graded.grades[row.answer_id] for row in audit.rows] == [
+        "wrong",
+        "wrong",
+        "finer",
+        "wrong",
+        "wrong",
+        "wrong",
+    ]
+
+
+def test_a_sheet_that_will_not_do_is_one_clear_error() -> None:
+    audit = draw(some_questions(), num_greedy=3, num_sampled=3)
+    whole = filled(audit, ["wrong"] * 6)
+
+    def hand_in(content: bytes) -> None:
+        with_grades(audit, read_sheet(content, "sheet.csv"))
+
+    hand_in(whole)
+    with pytest.raises(
+        DataError, match=r"sheet\.csv has grades that are not known: q\d+/greedy/\d \(right\); wanted wrong"
+    ):
+        hand_in(filled(audit, ["right", *["wrong"] * 5]))
+    with pytest.raises(DataError, match="2 of 6 rows have no grade, such as"):
+        hand_in(filled(audit, ["wrong", "", "wrong", " ", "wrong", "wrong"]))
+    with pytest.raises(DataError, match="has no column grade"):
+        hand_in(whole.replace(b",grade", b",remark"))
+    with pytest.raises(DataError, match="has no column sheet, answer_id, grade"):
+        hand_in(b"")
+    lines = whole.splitlines(keepends=True)
+    with pytest.raises(DataError, match="twice"):
+        hand_in(b"".join([*lines, lines[1]]))
+    with pytest.raises(DataError, match="not UTF-8"):
+        hand_in(whole + "é".encode("latin-1"))
+    with pytest.raises(StudyError, match=r"rows that lack: q\d+/"):
+        hand_in(b"".join(lines[:-1]))
+    for other in (draw(some_questions(), num_greedy=3, num_sampled=3, seed=1), draw(some_questions(29), num_greedy=4)):
+        with pytest.raises(StudyError, match="is not this study's sheet of wrong answers"):
+            hand_in(filled(other, ["wrong"] * len(other.rows)))
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(SettingsError, match="got 0 and 0"):
+        ReportConfig(audit_greedy=0, audit_sampled=0)
+    with pytest.raises(SettingsError, match="got -1 and 50"):
+        ReportConfig(audit_greedy=-1)
+    with pytest.raises(SettingsError, match=r"in \(0, 1\], got 60"):
+        ReportConfig(audit_f1=60)
+
+
+def test_what_a_person_filled_in_survives_every_report(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", some_questions())
+    plain = ReportConfig(audit_greedy=3, audit_sampled=2)
+    before = make_report(study, plain)
+    report = study.child("report")
+    tables, kept = report.child("tables"), report.child("graded")
+    sheet = Path(tables.local_path, "error_audit.csv")
+    assert "Not shown: needs the sheet below, graded" in page_text(report)
+    assert not kept.names()
+
+    audit = load(study, plain.audit())
+    sheet.write_bytes(filled(audit, ["wrong", "finer", "", "", ""]))  # half done, in the report itself
+    assert make_report(study, plain) == before, "nothing that the page shows has changed"
+    make_report(study, ReportConfig(audit_greedy=3, audit_sampled=2, title="other"))
+    assert [row["grade"] for row in csv.DictReader(sheet.open())] == ["wrong", "finer", "", "", ""]
+    assert len(kept.names()) == 1
+
+    sheet.write_bytes(filled(audit, ["wrong", "finer", "wrong", "wrong", "nonsense"]))
+    with pytest.raises(DataError, match="nonsense"):
+        make_report(study, ReportConfig(audit_greedy=3, audit_sampled=2, graded=str(sheet)))
+    assert report.exists("manifest.json"), "the report that was there is still whole"
+
+    content = filled(audit, ["wrong", "finer", "wrong", "wrong", "coarser"])
+    sheet.write_bytes(content)
+    config = ReportConfig(audit_greedy=3, audit_sampled=2, graded=str(sheet))
+    after = make_report(study, config)
+    assert after.fingerprint != before.fingerprint
+    assert make_report(study, config) == after
+    text = page_text(report)
+    assert "Not shown: needs the sheet below, graded" not in text
+    assert "60 (23.1 to 88.2)" in text
+    assert content in [kept.read_bytes(name) for name in kept.names()]
+    make_report(study, ReportConfig(audit_greedy=4, audit_sampled=2))  # another sheet: the old one is kept beside it
+    assert [row["grade"] for row in csv.DictReader(sheet.open())] == [""] * 6
+    assert content in [kept.read_bytes(name) for name in kept.names()]
+    with pytest.raises(StudyError, match=r"nowhere\.csv is not there"):
+        make_report(study, ReportConfig(graded=str(tmp_path / "nowhere.csv")))
+
+
+def page_text(report: Folder) -> str:
+    return report.read_bytes("index.html").decode()
