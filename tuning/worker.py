@@ -235,6 +235,7 @@ class Training:
             dropouts=self._learner.dropouts,
             packed=self._learner.forward.packs,
             num_workers=self._place.num_workers,
+            device=self._place.device,
             epochs_now=len(self._paces),
             tokens_now=sum(pace.tokens for pace in self._paces),
             training_seconds=round(sum(pace.seconds for pace in self._paces), 3),

@@ -3,25 +3,23 @@
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from slick.analysis.data import StudyData
 from slick.analysis.error_audit import F1_LIMIT, AuditPlan
 from slick.analysis.load import load_study
-from slick.analysis.load_runs import finished_runs
 from slick.analysis.outcomes import judge
 from slick.errors import SettingsError
-from slick.progress import duration
 from slick.report import tables
 from slick.report.asked import asked_of, mark_outcomes, mark_sections
 from slick.report.page import Section, grouped, render
+from slick.report.provenance import manifests_of, provenance
 from slick.report.sections import sections
 from slick.report.sheets import keep_sheets, read_sheets
 from slick.report.summary import answers, headline, sentences
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require, versions
-
-_STEPS = ("world", "questions", "annotate", "annotate/p_true", "variants", "sweep")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +77,7 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
     """
     started_at = time.monotonic()
     require(study.child("annotate"), "annotate")
-    manifests = _manifests(study)
+    manifests = manifests_of(study)
     inputs = {name: manifest.fingerprint for name, manifest in manifests.items()}
     folder = study.child("report")
     sheets = read_sheets(folder, config.graded)
@@ -101,14 +99,6 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
     return manifest
 
 
-def _manifests(study: Folder) -> dict[str, Manifest]:
-    """The manifests of all finished steps and runs, by name: what the report is made of."""
-    folders = {step: study.child(step) for step in _STEPS}
-    folders |= {f"runs/{run_id}": study.child("runs", run_id) for run_id in finished_runs(study)}
-    found = {name: read_manifest(folder) for name, folder in folders.items()}
-    return {name: manifest for name, manifest in found.items() if manifest is not None}
-
-
 def _clear(folder: Folder) -> None:
     for name in ("figures", "tables"):
         folder.child(name).delete()
@@ -122,7 +112,8 @@ def _write(
     asked = asked_of(study)
     outcomes = mark_outcomes(judge(data, num_chunks=config.num_chunks, seed=config.seed), asked)
     parts = mark_sections(sections(data, config.num_chunks, config.seed), asked)
-    written = _write_parts(folder, parts)
+    origins = provenance(manifests, asked)
+    written = write_exhibits(folder, [*parts, origins])
     all_tables = [tables.outcomes_table(outcomes)]
     if data.runs:
         all_tables.append(tables.curves_table(data))
@@ -147,7 +138,7 @@ def _write(
         groups=grouped(parts),
         answers=answers(data),
         num_seeds=len({run.seed for run in data.runs}),
-        provenance=_provenance(manifests),
+        provenance=origins,
         settings={name: manifest.settings for name, manifest in _shown(manifests).items()},
         versions=versions(),
     )
@@ -155,7 +146,8 @@ def _write(
     return counts
 
 
-def _write_parts(folder: Folder, parts: list[Section]) -> dict[str, int]:
+def write_exhibits(folder: Folder, parts: Sequence[Section]) -> dict[str, int]:
+    """Write the figures and tables of some sections into figures/ and tables/; returns how many of each."""
     written = {"figures": 0, "tables": 0}
     for exhibit in (exhibit for part in parts for exhibit in part.exhibits):
         if exhibit.figure is not None:
@@ -173,25 +165,3 @@ def _shown(manifests: dict[str, Manifest]) -> dict[str, Manifest]:
     """Every step, and one run to stand for all."""
     runs = [name for name in manifests if name.startswith("runs/")]
     return {name: manifest for name, manifest in manifests.items() if name not in runs[1:]}
-
-
-def _provenance(manifests: dict[str, Manifest]) -> list[dict[str, object]]:
-    """One row a finished step, the runs summed to one."""
-    rows: list[dict[str, object]] = []
-    runs = [manifest for name, manifest in manifests.items() if name.startswith("runs/")]
-    for name, manifest in manifests.items():
-        if not name.startswith("runs/"):
-            rows.append(_step_row(name, manifest.fingerprint, manifest.seconds, [manifest]))
-    if runs:
-        mark = fingerprint(sorted(run.fingerprint for run in runs))
-        rows.append(_step_row(f"{len(runs)} fine-tuning runs", mark, sum(run.seconds for run in runs), runs))
-    return rows
-
-
-def _step_row(name: str, mark: str, seconds: float, manifests: list[Manifest]) -> dict[str, object]:
-    totals = {
-        key: sum(int(m.counts[key]) for m in manifests if isinstance(m.counts.get(key), int))
-        for key in ("questions", "rows", "generations", "tokens", "steps")
-    }
-    spent = ", ".join(f"{total:,} {key}" for key, total in totals.items() if total)
-    return {"step": name, "fingerprint": mark, "time": duration(seconds), "counts": spent}

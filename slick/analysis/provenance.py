@@ -1,0 +1,182 @@
+"""Where the numbers of a study come from and what they cost, read off the manifests of its steps. Pure.
+
+What a manifest does not hold is None, never 0: manifests of older versions hold less.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from slick.study import Manifest, fingerprint
+
+STEPS = ("world", "questions", "annotate", "variants", "sweep")
+
+_SAMPLING = ("num_samples", "temperature", "top_k", "max_new_tokens")
+_LABELS = {"num_exemplar_sets": None, "num_shots": None, "mode": "full", "estimator": "sampled",
+           "limit_per_relation": None}  # fmt: skip
+_TRAINING = (
+    *("epochs", "learning_rate", "schedule", "batch_size", "weight_decay", "dropout"),
+    *("trainable", "lora_rank", "replay_known", "distill_weight"),
+)
+"""Settings that make two studies the same but for their seeds; `get` reads them, so that older manifests do as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a study has spent so far; seconds of workers add up over all of them."""
+
+    questions: int | None = None
+    generations: int | None = None
+    answer_tokens: int | None = None
+    """Of all answers."""
+    decoded_tokens: int | None = None
+    """That the model made: answers that agree so far share them."""
+    prompt_tokens: int | None = None
+    prefilled_tokens: int | None = None
+    """That the model read: shared prefixes are read once."""
+    engine_seconds: float | None = None
+    trainings: int = 0
+    epochs: int = 0
+    train_tokens: int | None = None
+    training_seconds: float | None = None
+    evaluation_seconds: float | None = None
+    device: str | None = None
+    """Of the trainings: `cpu`, `cuda`, or both."""
+    at_least: bool = False
+    """A training was interrupted; what it spent before that is not in its manifest."""
+    step_seconds: Mapping[str, float]
+    """Wall clock of each finished step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Which model, questions and seeds a study is of, and how far it is."""
+
+    model: str
+    """Id or folder; for a planted world how many parameters it has."""
+    model_mark: str | None
+    """Fingerprint over weights, config and tokenizer."""
+    questions_mark: str | None
+    matcher: str | None
+    seeds: Mapping[str, tuple[int, ...]]
+    """Of the world, the annotation, its samples, the variants and the trainings."""
+    recipe: str | None
+    """Equal for studies that differ in their seeds alone; None before the annotation."""
+    dropped: tuple[tuple[str, int], ...]
+    """Questions that each rule of the filter took away, in its order."""
+    read: int | None
+    kept: int | None
+    finished: tuple[str, ...]
+    missing: tuple[str, ...]
+    cost: Cost
+
+
+def origin(manifests: Mapping[str, Manifest]) -> Origin:
+    """Read the manifests of the finished steps and runs.
+
+    Args:
+        manifests: by step, and by `runs/RUN_ID`.
+    """
+    runs = [manifest for name, manifest in manifests.items() if name.startswith("runs/")]
+    annotate, questions = manifests.get("annotate"), manifests.get("questions")
+    steps = [name for name in STEPS if name != "world" or "world" in manifests]
+    return Origin(
+        model=_model(manifests),
+        model_mark=annotate.inputs.get("model") if annotate else None,
+        questions_mark=questions.fingerprint if questions else None,
+        matcher=annotate.settings.get("matcher") if annotate else None,
+        seeds=_seeds(manifests, runs),
+        recipe=_recipe(manifests, runs),
+        dropped=_dropped(questions),
+        read=questions.counts.get("rows") if questions else None,
+        kept=_sum(questions.counts["kept"]) if questions and "kept" in questions.counts else None,
+        finished=tuple(name for name in steps if name in manifests),
+        missing=tuple(name for name in steps if name not in manifests),
+        cost=_cost(manifests, runs),
+    )
+
+
+def _model(manifests: Mapping[str, Manifest]) -> str:
+    world, annotate = manifests.get("world"), manifests.get("annotate")
+    if annotate is not None and annotate.settings.get("model"):
+        return str(annotate.settings["model"])
+    if world is None:
+        return "not known yet"
+    parameters = world.counts.get("training", {}).get("parameters")
+    return f"planted world, {parameters:,} parameters" if parameters else "planted world"
+
+
+def _seeds(manifests: Mapping[str, Manifest], runs: Iterable[Manifest]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for name in ("world", "annotate", "variants"):
+        if name in manifests and isinstance(manifests[name].settings.get("seed"), int):
+            found[name] = (manifests[name].settings["seed"],)
+    sampling = manifests["annotate"].settings.get("sampling") if "annotate" in manifests else None
+    if sampling:
+        found["samples"] = (sampling["seed"],)
+    trained = sorted({manifest.settings["seed"] for manifest in runs if "seed" in manifest.settings})
+    return found | ({"trainings": tuple(trained)} if trained else {})
+
+
+def _recipe(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> str | None:
+    annotate = manifests.get("annotate")
+    if annotate is None:
+        return None
+    settings = annotate.settings
+    sampling = settings.get("sampling") or {}
+    planted = manifests.get("world") if not settings.get("model") else None
+    of_model: object = (
+        {name: value for name, value in planted.settings.items() if name != "seed"}
+        if planted
+        else [annotate.inputs.get("model"), annotate.inputs.get("questions")]
+    )
+    trained = [{name: run.settings.get(name) for name in _TRAINING} for run in runs]
+    return fingerprint(
+        of_model,
+        settings.get("matcher"),
+        {name: settings.get(name) or default for name, default in _LABELS.items()},
+        {name: sampling.get(name) for name in _SAMPLING},
+        sorted({fingerprint(one) for one in trained}),
+    )
+
+
+def _dropped(questions: Manifest | None) -> tuple[tuple[str, int], ...]:
+    if questions is None:
+        return ()
+    counts = questions.counts
+    taken = [(rule, _sum(by_relation)) for rule, by_relation in counts.get("dropped", {}).items()]
+    others = [("bad rows", counts.get("rejected", 0)), ("over the limit a relation", counts.get("over_limit", 0))]
+    return (*taken, *((name, num) for name, num in others if num))
+
+
+def _cost(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> Cost:
+    asked: Mapping[str, Any] = manifests["annotate"].counts if "annotate" in manifests else {}
+    devices = sorted({str(run.counts["device"]).split(":")[0] for run in runs if "device" in run.counts})
+    return Cost(
+        **{
+            name: asked.get(name)
+            for name in (
+                *("questions", "generations", "answer_tokens", "decoded_tokens"),
+                *("prompt_tokens", "prefilled_tokens", "engine_seconds"),
+            )
+        },
+        trainings=len(runs),
+        epochs=sum(int(run.counts.get("epochs", 0)) for run in runs),
+        train_tokens=_total(runs, "tokens_now"),
+        training_seconds=_total(runs, "training_seconds"),
+        evaluation_seconds=_total(runs, "evaluation_seconds"),
+        device=" and ".join(devices) or None,
+        at_least=any(run.counts.get("epochs_now", 0) < run.counts.get("epochs", 0) for run in runs),
+        step_seconds={name: manifests[name].seconds for name in STEPS if name in manifests},
+    )
+
+
+def _total(runs: list[Manifest], name: str) -> Any:
+    """The sum over all runs; None if one does not say."""
+    values = [run.counts.get(name) for run in runs]
+    whole = [value for value in values if value is not None]
+    return sum(whole) if whole and len(whole) == len(values) else None
+
+
+def _sum(nested: Mapping[str, Mapping[str, int]]) -> int:
+    return sum(num for of_relation in nested.values() for num in of_relation.values())

@@ -1,0 +1,164 @@
+"""Several studies on one page: read each folder as far as it is finished, judge, draw, write."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from slick.analysis.compare import Side, accuracies, comparable_pairs, same_recipe, tally
+from slick.analysis.load import load_study
+from slick.analysis.outcomes import judge
+from slick.analysis.provenance import STEPS, origin
+from slick.analysis.terms import LAST
+from slick.analysis.verdict import percent
+from slick.errors import SettingsError, StudyError
+from slick.report.build import write_exhibits
+from slick.report.comparison import comparison_sections
+from slick.report.page import render
+from slick.report.provenance import manifests_of
+from slick.storage import Folder
+
+PAGE = "index.html"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def compare_studies(studies: Sequence[Folder], out: Folder, *, num_chunks: int = 100, seed: int = 0) -> dict[str, Any]:
+    """Write one page with all studies side by side, its figures and its tables.
+
+    Args:
+        studies: two study folders or more; steps that are not finished are left out, and said to be missing.
+        out: overwritten if it holds an earlier comparison.
+        num_chunks: of the paired t-test of finding E25.
+        seed: of the shuffle before it.
+
+    Returns:
+        The content of comparison.json: the studies, and how each finding turned out in them.
+
+    Raises:
+        SettingsError: fewer than two studies, one named twice, or `out` is one of them.
+        StudyError: a folder is not a study's, or a finished step's files are broken.
+    """
+    _check(studies, out)
+    names = short_names([study.uri for study in studies])
+    sides = []
+    for label, name, study in zip(LETTERS, names, studies, strict=False):
+        print(f"compare: {label} is {study}", flush=True)
+        data = load_study(study)
+        outcomes = tuple(judge(data, num_chunks=num_chunks, seed=seed))
+        sides.append(Side(label=label, name=name, data=data, outcomes=outcomes, origin=origin(manifests_of(study))))
+    sections = comparison_sections(sides)
+    for name in ("figures", "tables"):
+        out.child(name).delete()
+    write_exhibits(out, sections)
+    found = summary(sides, [study.uri for study in studies])
+    out.write_json("comparison.json", found)
+    page = render(
+        "compare.html",
+        title=f"{len(sides)} studies side by side",
+        headline=_headline(sides),
+        sentences=_sentences(sides),
+        sections=sections,
+    )
+    out.write_bytes(PAGE, page.encode())
+    print(f"compare: {out}/{PAGE}")
+    return found
+
+
+def short_names(uris: Sequence[str]) -> list[str]:
+    """The ends of paths that tell them apart.
+
+    >>> short_names(["/a/one/new", "/b/two/new", "/b/two/old"])
+    ['one/new', 'two/new', 'two/old']
+    """
+    parts = [uri.rstrip("/").split("/") for uri in uris]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(uris)
+
+
+def summary(sides: Sequence[Side], uris: Sequence[str]) -> dict[str, Any]:
+    """What programs may read: each study's origin, and in how many studies each finding holds."""
+    words = {True: "holds", False: "fails", None: "not testable"}
+    return {
+        "studies": {
+            side.label: {"folder": uri, **dataclasses.asdict(side.origin)}
+            for side, uri in zip(sides, uris, strict=True)
+        },
+        "comparable": [[a.label, b.label] for a, b in comparable_pairs(sides)],
+        "same_recipe": [[side.label for side in group] for group in same_recipe(sides)],
+        "findings": {
+            name: {
+                "holds_in": holds,
+                "tested_in": tested,
+                **{side.label: words[_holds(side, name)] for side in sides},
+            }
+            for name, (holds, tested) in tally(sides).items()
+        },
+    }
+
+
+def _holds(side: Side, name: str) -> bool | None:
+    return next((outcome.holds for outcome in side.outcomes if outcome.id == name), None)
+
+
+def _check(studies: Sequence[Folder], out: Folder) -> None:
+    if len(studies) < 2:
+        raise SettingsError(f"a comparison needs two study folders or more, got {len(studies)}")
+    if len(studies) > len(LETTERS):
+        raise SettingsError(f"a comparison has room for {len(LETTERS)} studies, got {len(studies)}")
+    twice = sorted({study.uri for study in studies if [one.uri for one in studies].count(study.uri) > 1})
+    if twice:
+        raise SettingsError(f"{', '.join(twice)} is named more than once; name each study once")
+    for study in studies:
+        if not study.exists():
+            raise StudyError(f"{study} is not there; name folders that `slick study --out` has written")
+        if not any(study.child(step).exists() for step in STEPS):
+            raise StudyError(
+                f"{study} is not a study folder: it holds none of {', '.join(STEPS)}; name what was given to --out"
+            )
+    if any(out.child(step).exists() for step in STEPS) or out.exists("study.json"):
+        raise SettingsError(f"--out {out} is a study folder; give another for the comparison")
+
+
+def _headline(sides: Sequence[Side]) -> str:
+    falls = []
+    for side in sides:
+        found = sorted((share, cell.value) for (share, when), cell in accuracies(side).items() if when == LAST)
+        if len(found) > 1:
+            falls.append((found[-1][1] < found[0][1], found[0][0], found[-1][0]))
+    if not falls:
+        return "None of these studies has finished trainings at two shares of Unknown rows yet."
+    ends = {(low, high) for _, low, high in falls}
+    span = f"from {percent(min(ends)[0])} to {percent(min(ends)[1])}" if len(ends) == 1 else "from least to most"
+    return (
+        f"As the share of Unknown training rows goes {span}, test accuracy after full training falls in "
+        f"{sum(fall for fall, _, _ in falls)} of {len(falls)} studies."
+    )
+
+
+def _sentences(sides: Sequence[Side]) -> list[str]:
+    counts = tally(sides)
+    tested = {name: both for name, both in counts.items() if both[1]}
+    differ = [name for name, (holds, num) in tested.items() if 0 < holds < num]
+    always = sum(holds == num for holds, num in tested.values())
+    never = len(tested) - always - len(differ)
+    found = [
+        f"Of the paper's {len(counts)} findings, {len(tested)} could be tested in one of these studies or more: "
+        f"{always} hold wherever they could be tested, {never} fail wherever they could"
+        + (f", {len(differ)} hold in some ({', '.join(differ)})." if differ else ".")
+    ]
+    for group in same_recipe(sides):
+        labels = " and ".join(side.label for side in group)
+        found.append(f"{labels} differ in their seeds alone: how far they lie apart is what chance does.")
+    pairs = comparable_pairs(sides)
+    if pairs:
+        said = ", ".join(f"{a.label} and {b.label}" for a, b in pairs)
+        found.append(f"The same questions were asked in {said}: their differences are taken question by question.")
+    else:
+        found.append(
+            "No two of these studies asked the same questions and matched answers alike: their numbers stand side by "
+            "side, and no difference is taken."
+        )
+    unfinished = [f"{side.label} ({', '.join(side.origin.missing)})" for side in sides if side.origin.missing]
+    return [*found, *([f"Not finished yet: {'; '.join(unfinished)}."] if unfinished else [])]

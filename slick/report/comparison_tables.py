@@ -1,0 +1,181 @@
+"""The tables that hold several studies side by side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from slick.analysis.compare import WHENS, Side, accuracies, differences, spreads, tally
+from slick.analysis.counts import SPLITS, relation_counts, shares, total
+from slick.analysis.recommendation import Estimate, recommend
+from slick.analysis.terms import NotTestable
+from slick.analysis.verdict import percent, when_label
+from slick.progress import duration
+from slick.report.tables import Table, Value
+from slick.types import Category
+
+CATEGORIES = tuple(map(str, Category))
+
+
+def studies_table(sides: Sequence[Side]) -> Table:
+    """One row a property, one column a study."""
+    rows: list[tuple[Value, ...]] = [
+        ("folder", *(side.name for side in sides)),
+        ("model", *(side.origin.model for side in sides)),
+        ("model fingerprint", *(side.origin.model_mark for side in sides)),
+        ("questions fingerprint", *(side.origin.questions_mark for side in sides)),
+        ("questions kept", *(side.origin.kept for side in sides)),
+        ("matcher", *(side.origin.matcher for side in sides)),
+        ("seeds", *(_seeds(side) for side in sides)),
+        ("D, rows", *(max((one.num for one in side.data.variants.values()), default=None) for side in sides)),
+        ("trainings", *(len(side.data.runs) or None for side in sides)),
+        ("not finished yet", *(", ".join(side.origin.missing) or "all is" for side in sides)),
+    ]
+    return replace(_by_study("studies", sides, rows), text_columns=frozenset(range(1, len(sides) + 1)))
+
+
+def categories_table(sides: Sequence[Side]) -> Table:
+    """Percent of each category in each split, one row a study."""
+    rows: list[tuple[Value, ...]] = []
+    for split in SPLITS:
+        for side in sides:
+            try:
+                counts = total(relation_counts(side.data, split))
+            except NotTestable:
+                continue
+            found = shares(counts)
+            rows.append((split, side.label, sum(counts.values()), *(f"{found[name]:.1f}" for name in CATEGORIES)))
+    if not rows:
+        raise NotTestable("none of the studies is annotated")
+    return Table(name="compare_categories", columns=("split", "study", "questions", *CATEGORIES), rows=tuple(rows))
+
+
+def accuracy_table(sides: Sequence[Side]) -> Table:
+    """Every accuracy with its standard error."""
+    rows: list[tuple[Value, ...]] = [
+        (side.label, side.name, round(100 * share, 2), when_label(when), round(cell.value, 2), round(cell.se, 2),
+         cell.num_seeds)
+        for side in sides
+        for (share, when), cell in accuracies(side).items()
+    ]  # fmt: skip
+    if not rows:
+        raise NotTestable("none of the studies has a finished training of the sweep")
+    columns = ("study", "folder", "unknown_percent", "stop", "accuracy_percent", "standard_error", "seeds")
+    return Table(name="compare_accuracy", columns=columns, rows=tuple(rows))
+
+
+def differences_table(first: Side, second: Side) -> Table:
+    """One row a share, with the two checkpoints beside each other; bold where the interval leaves out 0."""
+    found = differences(first, second)
+    by_key = {(one.share, one.when): one for one in found}
+    by_share = sorted({one.share for one in found})
+    strong = set()
+    rows: list[tuple[Value, ...]] = []
+    for i, share in enumerate(by_share):
+        cells: list[Value] = []
+        for j, when in enumerate(WHENS, 1):
+            one = by_key.get((share, when))
+            cells.append(None if one is None else f"{one.value:+.1f} ({one.low:+.1f} to {one.high:+.1f})")
+            if one is not None and not one.low <= 0.0 <= one.high:
+                strong.add((i, j))
+        paired = all(by_key[share, when].paired for when in WHENS if (share, when) in by_key)
+        rows.append((percent(share), *cells, "question by question" if paired else "by standard errors"))
+    return Table(
+        name=f"difference_{first.label}_{second.label}".lower(),
+        columns=("Unknown", *(when_label(when) for when in WHENS), "compared"),
+        rows=tuple(rows),
+        strong=frozenset(strong),
+    )
+
+
+def spread_table(group: Sequence[Side], number: int) -> Table:
+    """Mean and spread of each accuracy over studies of one recipe."""
+    rows: tuple[tuple[Value, ...], ...] = tuple(
+        (percent(one.share), when_label(one.when), *(f"{value:.1f}" for value in
+         (one.mean, one.deviation, min(one.values), max(one.values))), len(one.values))
+        for one in spreads(group)
+    )  # fmt: skip
+    columns = ("Unknown", "checkpoint", "mean (%)", "standard deviation", "lowest", "highest", "studies")
+    return Table(name=f"spread_{number}", columns=columns, rows=rows)
+
+
+def findings_table(sides: Sequence[Side]) -> Table:
+    """Holds, fails or – for each finding and study, and in how many of those tested it holds."""
+    words = {True: "holds", False: "fails", None: "–"}
+    counts = tally(sides)
+    by_id = [{outcome.id: outcome for outcome in side.outcomes} for side in sides]
+    rows: list[tuple[Value, ...]] = [
+        (outcome.id, outcome.claim, *(words[of_one[outcome.id].holds] for of_one in by_id),
+         "{} of {}".format(*counts[outcome.id]) if counts[outcome.id][1] else "–")
+        for outcome in sides[0].outcomes
+    ]  # fmt: skip
+    held = [sum(outcome.holds is True for outcome in side.outcomes) for side in sides]
+    tested = [sum(outcome.holds is not None for outcome in side.outcomes) for side in sides]
+    rows.append(("all", "hold, of those tested", *(f"{a} of {b}" for a, b in zip(held, tested, strict=True)), None))
+    return Table(
+        name="compare_findings",
+        columns=("id", "finding", *(side.label for side in sides), "holds in"),
+        rows=tuple(rows),
+        strong=frozenset((i, j) for i, row in enumerate(rows) for j, cell in enumerate(row) if cell == "fails"),
+        total_rows=frozenset({len(rows) - 1}),
+        text_columns=frozenset({1}),
+    )
+
+
+def choice_table(sides: Sequence[Side]) -> Table:
+    """The point that is best at all shares together, and what it brings."""
+    rows: list[tuple[Value, ...]] = []
+    for side in sides:
+        try:
+            choice = recommend(side.data).overall
+        except NotTestable as reason:
+            rows.append((side.label, f"none: {reason}", *(None,) * 7))
+            continue
+        policy, budget = (choice.recipe.policy, choice.recipe.budget) if choice.recipe else (None, None)
+        estimates = (choice.dev, choice.test, choice.stop_epoch, choice.cost_epochs, choice.gain, choice.filtering)
+        rows.append((side.label, policy, budget, *(_estimate(one, signed=i > 3) for i, one in enumerate(estimates))))
+    columns = ("study", "policy", "budget", "dev (%)", "test (%)", "stops at", "spent", "vs longest", "Known only")
+    return Table(name="compare_choice", columns=columns, rows=tuple(rows))
+
+
+def costs_table(sides: Sequence[Side]) -> Table:
+    """What every study has spent so far."""
+    costs = [side.origin.cost for side in sides]
+
+    def spent(seconds: float | None) -> str | None:
+        return None if seconds is None else duration(seconds)
+
+    rows: list[tuple[Value, ...]] = [
+        ("questions asked", *(cost.questions for cost in costs)),
+        ("generations", *(cost.generations for cost in costs)),
+        ("answer tokens", *(cost.answer_tokens for cost in costs)),
+        ("answer tokens that the model made", *(cost.decoded_tokens for cost in costs)),
+        ("asking, worker time", *(spent(cost.engine_seconds) for cost in costs)),
+        ("trainings", *(cost.trainings for cost in costs)),
+        ("epochs", *(cost.epochs for cost in costs)),
+        ("training tokens", *(cost.train_tokens for cost in costs)),
+        ("training, worker time", *(spent(cost.training_seconds) for cost in costs)),
+        ("evaluation, worker time", *(spent(cost.evaluation_seconds) for cost in costs)),
+        ("trained on", *(cost.device for cost in costs)),
+        ("all steps, wall clock", *(spent(sum(cost.step_seconds.values()) or None) for cost in costs)),
+    ]
+    return _by_study("compare_costs", sides, rows)
+
+
+def _by_study(name: str, sides: Sequence[Side], rows: Sequence[tuple[Value, ...]]) -> Table:
+    return Table(name=name, columns=("study", *(side.label for side in sides)), rows=tuple(rows))
+
+
+def _seeds(side: Side) -> str:
+    found = side.origin.seeds
+    drawn = {seed for name, seeds in found.items() if name != "trainings" for seed in seeds}
+    if len(drawn) == 1:
+        trained = f", trainings {' '.join(map(str, found['trainings']))}" if "trainings" in found else ""
+        return f"{drawn.pop()}{trained}"
+    return ", ".join(f"{name} {' '.join(map(str, seeds))}" for name, seeds in found.items()) or "–"
+
+
+def _estimate(one: Estimate, *, signed: bool) -> str | None:
+    if one.value is None:
+        return None
+    sign = "+" if signed else ""
+    ends = "" if one.low is None or one.high is None else f" ({one.low:{sign}.1f} to {one.high:{sign}.1f})"
+    return f"{one.value:{sign}.1f}{ends}"

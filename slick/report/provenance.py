@@ -1,0 +1,144 @@
+"""Where the numbers of a report come from: model, questions, seeds, and what each step has spent."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from slick.analysis.load_runs import finished_runs
+from slick.analysis.provenance import Origin, origin
+from slick.analysis.terms import NotTestable
+from slick.progress import duration
+from slick.report.page import Section, wide
+from slick.report.tables import Table, Value
+from slick.storage import Folder
+from slick.study import Manifest, fingerprint, read_manifest
+
+FOLDERS = ("world", "questions", "annotate", "annotate/p_true", "variants", "sweep")
+"""Everything with a manifest, apart from the runs."""
+
+SPLITS = ("train", "dev", "test")
+
+
+def manifests_of(study: Folder) -> dict[str, Manifest]:
+    """The manifests of all finished steps, by name, and of all finished runs, by `runs/RUN_ID`."""
+    folders = {name: study.child(*name.split("/")) for name in FOLDERS}
+    folders |= {f"runs/{run_id}": study.child("runs", run_id) for run_id in finished_runs(study)}
+    found = {name: read_manifest(folder) for name, folder in folders.items()}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def provenance(manifests: Mapping[str, Manifest], asked: tuple[str, ...] | None) -> Section:
+    """The tables of the page's last section.
+
+    Args:
+        manifests: of the finished steps and runs.
+        asked: names of the experiments that were asked for, if that is known.
+    """
+    of_study = origin(manifests)
+    return Section(
+        name="provenance",
+        title="Provenance",
+        text="",
+        exhibits=(
+            wide("Model, questions and seeds.", partial(identity_table, of_study, asked)),
+            wide("Questions read, dropped by each rule in its order, and kept.", partial(filter_table, manifests)),
+            wide(
+                "What each step took. Worker time adds up over all workers; the rest is wall clock.",
+                partial(steps_table, manifests, of_study),
+            ),
+        ),
+    )
+
+
+def identity_table(of_study: Origin, asked: tuple[str, ...] | None = None) -> Table:
+    """What the study is of; what no manifest says is left out."""
+    seeds = ", ".join(f"{name} {' '.join(map(str, values))}" for name, values in of_study.seeds.items())
+    rows: list[tuple[Value, ...]] = [
+        ("model", of_study.model),
+        ("its fingerprint, over weights, config and tokenizer", of_study.model_mark),
+        ("questions' fingerprint, over all rows", of_study.questions_mark),
+        ("matcher", of_study.matcher),
+        ("seeds", seeds),
+        ("experiments asked for", ", ".join(asked) if asked else None),
+        ("steps not finished", ", ".join(of_study.missing) or None),
+    ]
+    shown = tuple(row for row in rows if row[1])
+    return Table(name="provenance", columns=("", "this study"), rows=shown, text_columns=frozenset({1}))
+
+
+def filter_table(manifests: Mapping[str, Manifest]) -> Table:
+    """Questions by split: as read, taken by each rule, kept.
+
+    Raises:
+        NotTestable: the questions step left no counts.
+    """
+    counts = manifests["questions"].counts if "questions" in manifests else {}
+    if "kept" not in counts:
+        raise NotTestable("the questions step has not counted what it read")
+
+    def row(what: str, nested: Mapping[str, Mapping[str, int]], sign: int = 1) -> tuple[Value, ...]:
+        by_split = [sign * sum(of_relation.get(split, 0) for of_relation in nested.values()) for split in SPLITS]
+        return (what, *by_split, sum(by_split))
+
+    rows = [row("read", counts["read"])] if "read" in counts else []
+    rows += [row(f"dropped: {rule}", nested, -1) for rule, nested in counts.get("dropped", {}).items()]
+    if counts.get("over_limit"):
+        rows.append(("dropped: over the limit a relation", None, None, None, -counts["over_limit"]))
+    rows.append(row("kept", counts["kept"]))
+    last = len(rows) - 1
+    return Table(
+        name="questions_filtered", columns=("", *SPLITS, "together"), rows=tuple(rows), total_rows=frozenset({last})
+    )
+
+
+def steps_table(manifests: Mapping[str, Manifest], of_study: Origin) -> Table:
+    """Every finished step, and all trainings together: fingerprint, time, what was spent."""
+    runs = [manifest for name, manifest in manifests.items() if name.startswith("runs/")]
+    rows: list[tuple[Value, ...]] = [
+        (name, manifests[name].fingerprint, duration(manifests[name].seconds), _spent(name, manifests[name], of_study))
+        for name in FOLDERS
+        if name in manifests
+    ]
+    if runs:
+        mark = fingerprint(sorted(run.fingerprint for run in runs))
+        wall = duration(sum(run.seconds for run in runs))
+        rows.append((f"{len(runs)} fine-tuning runs", mark, f"{wall}, one by one", _trained(of_study)))
+    columns = ("step", "fingerprint", "time", "spent")
+    return Table(name="provenance_steps", columns=columns, rows=tuple(rows), text_columns=frozenset({3}))
+
+
+def _spent(name: str, manifest: Manifest, of_study: Origin) -> str:
+    cost, counts = of_study.cost, manifest.counts
+    if name == "world":
+        training = counts.get("training", {})
+        return _listed((training.get("steps"), "steps"), (training.get("tokens"), "tokens"))
+    if name == "questions":
+        return _listed((of_study.read, "rows read"), (of_study.kept, "kept"))
+    if name == "annotate":
+        asked = _listed(
+            (cost.questions, "questions"),
+            (cost.generations, "generations"),
+            (cost.answer_tokens, "tokens of answers"),
+            (cost.decoded_tokens, "of them made by the model"),
+            (cost.prompt_tokens, "tokens of prompts"),
+            (cost.prefilled_tokens, "of them read"),
+        )
+        return asked + (f"; worker time {duration(cost.engine_seconds)}" if cost.engine_seconds else "")
+    if name == "variants":
+        return f"{len(counts)} fine-tuning sets"
+    if name == "sweep":
+        return _listed((counts.get("trainings"), "trainings"), (counts.get("points"), "points of the grid"))
+    return _listed((counts.get("questions"), "questions"), (counts.get("prefilled_tokens"), "tokens read"))
+
+
+def _trained(of_study: Origin) -> str:
+    cost = of_study.cost
+    text = _listed((cost.epochs, "epochs"), (cost.train_tokens, "tokens"))
+    for seconds, what in ((cost.training_seconds, "training"), (cost.evaluation_seconds, "evaluation")):
+        text += f"; worker time of {what} {duration(seconds)}" if seconds else ""
+    where = {"cpu": "on CPU", "cuda": "on GPU"}.get(cost.device or "", "on CPU and GPU" if cost.device else "")
+    text += f"; {where}" if where else ""
+    return text + ("; at least, since some were interrupted" if cost.at_least else "")
+
+
+def _listed(*parts: tuple[int | None, str]) -> str:
+    return ", ".join(f"{number:,} {what}" for number, what in parts if number is not None)
