@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from slick.analysis.answers import Answered, Way, answered
 from slick.analysis.audit_sheet import Sheet, with_grades, with_known_grades
 from slick.analysis.error_audit import AuditDraw, AuditPlan, ErrorAudit
@@ -78,7 +80,8 @@ def read_answered(study: Folder) -> Iterator[Answered]:
     folder = study.child("annotate", "generations")
     for name in folder.names(".parquet"):
         part = folder.read_table(name, COLUMNS)
-        asked = questions.take([place[question_id] for question_id in part["question_id"].to_pylist()])
+        places = pa.array([place[question_id] for question_id in part["question_id"].to_pylist()], pa.int64())
+        asked = questions.take(places)
         # Few rows at a time: as Python objects, texts take many times their room.
         few = (zip(part.slice(i, FEW).to_pylist(), asked.slice(i, FEW).to_pylist(), strict=True)
                for i in range(0, part.num_rows, FEW))  # fmt: skip

@@ -74,7 +74,8 @@ class _Questions:
         return str(self._relations[self._place[question_id]])
 
     def rows(self, question_ids: list[str]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._table.take([self._place[one] for one in question_ids]).to_pylist()
+        places = pa.array([self._place[one] for one in question_ids], pa.int64())
+        rows: list[dict[str, Any]] = self._table.take(places).to_pylist()
         return rows
 
 

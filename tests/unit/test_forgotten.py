@@ -1,0 +1,268 @@
+"""What a model forgot, and where the answers stand that it gives instead: on runs as the sweep stores them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from slick.analysis.data import StudyData, Variant
+from slick.analysis.forgotten import (
+    Lost,
+    RunLoss,
+    Standing,
+    Targets,
+    chance_rate,
+    losses_of,
+    lost_share,
+    rate,
+    replacements,
+)
+from slick.analysis.load import load_study
+from slick.analysis.load_forgotten import load_forgotten
+from slick.analysis.terms import NotTestable
+from slick.report.page import Exhibit
+from slick.report.pages import forgotten
+from slick.storage import Folder
+from slick.types import ALL
+from tests.unit.answers_study import Asked, write_manifest, write_questions, write_study
+from tuning.records import EPOCHS_SCHEMA, LOST_SCHEMA, PREDICTIONS_SCHEMA, lost_table, predictions_name
+
+RELATIONS = {"a": "P19", "b": "P19", "c": "P36", "d": "P36", "e": "P19", "f": "P19", "t1": "P19", "t2": "P36"}
+GOLD = "Oslo"
+TARGETS = [("t1", "Unknown", "Rome"), ("t2", "HighlyKnown", "Bonn")]
+"""The fine-tuning set: question, category, target."""
+
+
+def asked() -> list[Asked]:
+    return [
+        Asked(question_id=one, gold=(GOLD,), greedy=(GOLD,) * 10, sampled=((GOLD,),) * 10, relation=relation,
+              split="train" if one.startswith("t") else "test", category="HighlyKnown")
+        for one, relation in RELATIONS.items()
+    ]  # fmt: skip
+
+
+def write_run(
+    study: Folder,
+    run_id: str,
+    epochs: Sequence[Mapping[str, str]],
+    *,
+    dev: Sequence[int],
+    keep: bool = True,
+    lost: bool = True,
+) -> pa.Table:
+    """A finished run: of every epoch, what each test question was answered, and how many of 10 dev rows were right."""
+    folder = study.child("runs", run_id)
+    tables, sums = [], []
+    for epoch, (texts, right) in enumerate(zip(epochs, dev, strict=True), start=1):
+        rows = [
+            {"question_id": one, "split": "test", "category": "HighlyKnown", "hit": text == GOLD, "text": text}
+            for one, text in texts.items()
+        ]
+        rows.append({"question_id": "a", "split": "dev", "category": None, "hit": epoch == 1, "text": "of dev"})
+        tables.append(pa.Table.from_pylist([{**row, "loss": None} for row in rows], schema=PREDICTIONS_SCHEMA))
+        if keep:
+            folder.child("predictions").write_table(predictions_name(epoch), tables[-1])
+        hits = sum(text == GOLD for text in texts.values())
+        for split, num, correct in (("dev", 10, right), ("test", len(texts), hits)):
+            sums.append({"run_id": run_id, "epoch": epoch, "split": split, "category": ALL, "num": num,
+                         "num_correct": correct, "loss": None})  # fmt: skip
+    best = list(dev).index(max(dev))
+    table = pa.Table.from_pylist(sums, schema=EPOCHS_SCHEMA)
+    folder.write_table("epochs.parquet", table)
+    if lost:
+        folder.write_table("right_to_wrong.parquet", lost_table(tables[best], tables[-1]))
+    write_manifest(folder, "finetune", {"run": run_id})
+    return table
+
+
+def write_variant(study: Folder, name: str, targets: Sequence[tuple[str, str, str]] = TARGETS) -> None:
+    rows = [{"question_id": q, "category": c, "prompt": "p", "target": t} for q, c, t in targets]
+    study.child("variants").write_table(f"{name}.parquet", pa.Table.from_pylist(rows))
+
+
+BEFORE = {"a": GOLD, "b": GOLD, "c": GOLD, "d": "Bonn", "e": "Kyiv", "f": "Kyiv"}
+AFTER = {"a": "rome.", "b": "Kyiv", "c": "Rome", "d": GOLD, "e": "Rome", "f": "Kyiv"}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Folder:
+    folder = Folder(str(tmp_path))
+    write_questions(folder, asked())
+    write_variant(folder, "unknown-050")
+    return folder
+
+
+def load(study: Folder, **tables: pa.Table) -> tuple[RunLoss, ...]:
+    by_id = {name.replace("_", "-"): table for name, table in tables.items()}
+    names = {run_id: ("unknown-050", int(run_id[-1])) for run_id in by_id}
+    return load_forgotten(study, names, by_id)
+
+
+def test_a_lost_fact_is_right_at_the_best_dev_epoch_and_wrong_after_the_last(study: Folder) -> None:
+    everything_wrong = dict.fromkeys(BEFORE, "x")
+    table = write_run(study, "r0", [everything_wrong, BEFORE, everything_wrong, AFTER], dev=[3, 5, 5, 4])
+    (found,) = load(study, r0=table)
+    assert (found.epoch_before, found.epoch_after) == (2, 4), "ties go to the earliest epoch"
+    assert (found.right_before, found.right_after, found.num_gained) == (3, 2 - 1, 1)
+    assert [(one.question_id, one.before, one.after, one.relation) for one in found.lost] == [
+        ("a", GOLD, "rome.", "P19"),
+        ("b", GOLD, "Kyiv", "P19"),
+        ("c", GOLD, "Rome", "P36"),
+    ]
+    assert found.lost[0].question == "Where was a born?"
+    assert found.lost[0].gold == (GOLD,)
+
+
+def test_where_the_new_answers_stand(study: Folder) -> None:
+    (found,) = load(study, r0=write_run(study, "r0", [BEFORE, AFTER], dev=[2, 1]))
+    assert [one.standing for one in found.lost] == [
+        Standing(1, 1, 1, 1),  # the target of an Unknown row of its relation
+        Standing(1, 0, 0, 0),
+        Standing(1, 1, 0, 1),  # of a row of another relation
+    ]
+    # e and f were wrong at both epochs: Kyiv and Kyiv, then Rome and Kyiv; d was won, and is no chance of anything.
+    assert found.still_wrong == {"P19": Standing(2, 1, 1, 1)}
+    assert found.wrong_before == {"P19": Standing(2, 0, 0, 0)}
+    one = rate([found], "any_row")
+    assert (one.num, one.total, round(one.percent, 1)) == (2, 3, 66.7)
+    assert (one.chance, one.earlier) == (50.0, 0.0)
+    assert one.low < one.percent < one.high
+    assert rate([found], "same_relation").num == 1
+    assert one.p_value == pytest.approx(1.0)  # 2 of 3 against a half
+
+
+def test_an_empty_answer_stands_nowhere_and_a_known_target_is_no_unknown_row() -> None:
+    targets = Targets([("P19", "HighlyKnown", "Rome"), ("P36", "Unknown", "The")])
+    assert targets.standing("", "P36") == Standing(1, 0, 0, 0)
+    assert targets.standing("a", "P36") == Standing(1, 0, 0, 0)
+    assert targets.standing("ROME", "P19") == Standing(1, 1, 1, 0)
+    assert targets.standing("Rome", "P99") == Standing(1, 1, 0, 0)
+
+
+def lost(relation: str, question_id: str = "q", after: str = "Rome", stands: bool = False) -> Lost:
+    return Lost(question_id=question_id, relation=relation, category="", question="?", gold=(GOLD,), before=GOLD,
+                after=after, standing=Standing(1, int(stands), 0, 0))  # fmt: skip
+
+
+def test_chance_has_the_relations_of_the_lost_facts() -> None:
+    others = {"P19": Standing(10, 9, 0, 0), "P36": Standing(90, 9, 0, 0)}
+    three = [lost("P19"), lost("P19"), lost("P36")]
+    assert chance_rate([(three, others)], "any_row") == pytest.approx((0.9 + 0.9 + 0.1) / 3)
+    assert chance_rate([([lost("P99")], others)], "any_row") == pytest.approx(0.18), "else that of all relations"
+    assert chance_rate([(three, {})], "any_row") is None
+    assert chance_rate([([], {})], "any_row") is None
+    assert chance_rate([([], {}), (three, others)], "any_row") == pytest.approx(1.9 / 3)
+
+
+def run_loss(*facts: Lost, right: int = 10, variant: str = "unknown-050", seed: int = 0) -> RunLoss:
+    return RunLoss(run_id=f"{variant}-seed{seed}", variant=variant, seed=seed, split="test", epoch_before=1,
+                   epoch_after=2, right_before=right, right_after=right - len(facts), lost=facts,
+                   still_wrong={"P19": Standing(10, 5, 0, 0)}, wrong_before={})  # fmt: skip
+
+
+def test_a_rate_far_from_chance_is_told_from_one_near_it() -> None:
+    in_set, out = lost("P19", stands=True), lost("P19")
+    assert rate([run_loss(*[in_set] * 50)], "any_row").p_value < 1e-10  # type: ignore[operator]
+    near = rate([run_loss(*[in_set] * 26), run_loss(*[out] * 24, seed=1)], "any_row")
+    assert (near.total, near.percent) == (50, 52.0)
+    assert near.p_value is not None
+    assert near.p_value > 0.5
+    assert near.earlier is None
+    assert lost_share([run_loss(*[out] * 5), run_loss(seed=1)])[0] == 25.0
+    with pytest.raises(NotTestable, match="no question was answered right"):
+        lost_share([run_loss(right=0)])
+
+
+def test_where_nothing_was_lost_there_is_no_rate(study: Folder) -> None:
+    (found,) = load(study, r0=write_run(study, "r0", [AFTER, BEFORE], dev=[1, 2]))
+    assert found.epoch_before == found.epoch_after == 2
+    assert found.lost == ()
+    with pytest.raises(NotTestable, match="no answer that was right"):
+        rate([found], "any_row")
+    with pytest.raises(NotTestable, match="variant natural with its right_to_wrong"):
+        losses_of([found], "natural", "test")
+
+
+def test_predictions_that_were_not_kept_leave_chance_unknown(study: Folder) -> None:
+    (found,) = load(study, r0=write_run(study, "r0", [BEFORE, AFTER], dev=[2, 1], keep=False))
+    one = rate([found], "any_row")
+    assert (one.num, one.chance, one.p_value, one.earlier) == (2, None, None, None)
+
+
+def test_runs_without_the_file_and_studies_without_questions_are_left_out(study: Folder) -> None:
+    table = write_run(study, "r0", [BEFORE, AFTER], dev=[2, 1], lost=False)
+    assert load(study, r0=table) == ()
+    other = write_run(study, "r1", [BEFORE, AFTER], dev=[2, 1])
+    assert [one.run_id for one in load(study, r0=table, r1=other)] == ["r1"]
+    study.child("questions").delete("manifest.json")
+    assert load(study, r1=other) == ()
+
+
+def test_replacements_count_answers_facts_and_what_they_replaced() -> None:
+    facts = (lost("P19", "q1", "Rome", stands=True), lost("P19", "q2", "rome"), lost("P36", "q3", "Rome"))
+    found = replacements([run_loss(*facts), run_loss(facts[0], seed=1)])
+    assert [tuple(one) for one in found] == [("P19", "Rome", 3, 2, 1, 2), ("P36", "Rome", 1, 1, 1, 0)]
+    assert len(replacements([run_loss(*(lost("P19", f"q{i}", f"Town {i}") for i in range(30)))], most=20)) == 20
+
+
+def whole_study(root: Path) -> StudyData:
+    """Two shares, two seeds, as they lie in a folder."""
+    study = write_study(root, asked())
+    counts: dict[str, object] = {}
+    for share in (0, 50):
+        name = f"unknown-{share:03d}"
+        write_variant(study, name, TARGETS if share else TARGETS[1:])
+        counts[name] = {"kind": "unknown", "num": 2, "requested_share": share / 100, "unknown_share": share / 100}
+        for seed in (0, 1):
+            write_run(study, f"{name}-seed{seed}", [BEFORE, AFTER], dev=[2, 1])
+    write_manifest(study.child("variants"), "variants", {})
+    manifest = study.child("variants").read_json("manifest.json")
+    study.child("variants").write_json("manifest.json", {**manifest, "counts": counts})
+    return load_study(study)
+
+
+def test_the_page_shows_losses_examples_and_a_file_of_all(tmp_path: Path) -> None:
+    data = whole_study(tmp_path)
+    section = forgotten.section(data)
+    missing = {exhibit.caption: exhibit.missing for exhibit in section.exhibits if exhibit.missing}
+    assert list(missing) == ["The same losses out of distribution."]
+    rows = {row[0]: row[1:] for row in forgotten.losses_table(data, "test").rows}
+    assert rows["unknown-050"] == ("50 %", "1 to 2", 6, 6, 100.0, 2, "67 (50)", "33 (50)", "67 (50)")
+    assert rows["unknown-000"][6:] == ("0 (0)", "0 (0)", "0 (0)")
+    examples = forgotten.examples_table(data).rows
+    assert sorted(str(row[3]) for row in examples) == [f"Where was {one} born?" for one in "abc"]
+    assert forgotten.examples_table(data).rows == examples
+    everything = forgotten.all_table(data)
+    assert len(everything.rows) == 4 * 3
+    assert [exhibit.linked for exhibit in section.exhibits].index(True) == len(section.exhibits) - 1
+    assert (
+        "At 50 % Unknown rows 6 of 6 right answers are lost, and 67 % of the new ones stand in the set" in section.text
+    )
+    assert "50 % do at the end, and 0 % did at the best dev epoch" in section.text
+    for exhibit, names in zip(
+        section.exhibits, (("any row", "Unknown row", "others, last"), ("lost", "won")), strict=False
+    ):
+        assert all(f">{name}<" in drawing(exhibit) for name in names)
+
+
+def drawing(exhibit: Exhibit) -> str:
+    assert exhibit.figure is not None
+    return exhibit.figure.svg
+
+
+def test_what_is_missing_is_said() -> None:
+    section = forgotten.section(StudyData())
+    assert section.is_empty
+    assert {exhibit.missing for exhibit in section.exhibits} == {"needs a finished run", "no run lost anything between "
+                                                                 "its best dev epoch and its last"}  # fmt: skip
+    one = StudyData(
+        forgotten=(run_loss(lost("P19")),),
+        variants={"unknown-050": Variant(name="unknown-050", kind="unknown", share=0.5, num=2)},
+    )
+    assert "needs runs at 1 or more shares of Unknown rows" in str(forgotten.section(one).exhibits[0].missing)
+    assert forgotten.section(one).exhibits[2].missing is None, "the table needs no sweep"
+
+
+def test_the_columns_are_those_that_a_training_writes() -> None:
+    assert set(LOST_SCHEMA.names) == {"question_id", "split", "category", "text_before", "text_after"}
