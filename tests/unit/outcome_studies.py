@@ -127,12 +127,12 @@ def study_of(pairs: list[tuple[Variant, Run]]) -> StudyData:
     )
 
 
-def single_categories(losing: Callable[[str], float]) -> StudyData:
+def single_categories(losing: Callable[[str], float], num: int = 4000) -> StudyData:
     rng = np.random.default_rng(0)
     pairs = []
     for name in ("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"):
-        early = rng.random(4000) < 0.45
-        last = early & (rng.random(4000) >= losing(name))
+        early = rng.random(num) < 0.45
+        last = early & (rng.random(num) >= losing(name))
         kind = "unknown" if name == "unknown-100" else "category"
         pairs.append(with_rows(name, {(1, "test"): hits(early), (2, "test"): hits(last)}, kind))
     return study_of(pairs)

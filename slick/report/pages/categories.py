@@ -1,7 +1,7 @@
 """The section on fine-tuning with one category at a time: tables 2 and 7, and every test behind their stars."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 from slick.analysis.data import StudyData
 from slick.analysis.outcomes_categories import LABELS
@@ -19,6 +19,11 @@ TESTS = ("t-test p", "Holm", "McNemar p", "Holm of McNemar", "seeds agree")
 
 def section(data: StudyData, num_chunks: int, seed: int) -> Section:
     """The section; without such runs it says what is missing."""
+
+    @cache
+    def compared() -> list[Comparison]:
+        return [one for when in (EARLY, LAST) for one in against_best(data, when, num_chunks, seed)]
+
     return Section(
         name="categories",
         group=PAPER,
@@ -26,7 +31,7 @@ def section(data: StudyData, num_chunks: int, seed: int) -> Section:
         text="Accuracy (%) on all test questions and on those of each category (paper: tables 2 and 7). Bold: the "
         f"best of its column and what is not significantly below it. * p < 0.05, ** p < 0.01: paired t-test over "
         f"{num_chunks} chunks of the test questions; ? no rows were kept to test with."
-        f"{_allowance(data, num_chunks, seed)}",
+        f"{_allowance(compared)}",
         exhibits=(
             *(
                 wide(f"At {when_label(when)}.", partial(tables.category_table, data, when, num_chunks, seed))
@@ -36,7 +41,7 @@ def section(data: StudyData, num_chunks: int, seed: int) -> Section:
                 "Each variant beside the best of its column, by every test: difference in points with 95 % intervals "
                 "over questions (bootstrap) and over seeds (t), the t-test over chunks, McNemar's exact test (twice "
                 "the median over seeds), and both with Holm's allowance for all rows of this table.",
-                lambda: best_table(data, num_chunks, seed),
+                lambda: best_table(compared()),
             ),
             numbers(
                 "Early stop beside convergence, by the same tests (paper: appendix I).",
@@ -46,13 +51,8 @@ def section(data: StudyData, num_chunks: int, seed: int) -> Section:
     )
 
 
-def best_table(data: StudyData, num_chunks: int, seed: int) -> Table:
-    """Every starred or unstarred cell of the two tables, with all tests.
-
-    Raises:
-        NotTestable: as `against_best`.
-    """
-    found = [one for when in (EARLY, LAST) for one in against_best(data, when, num_chunks, seed)]
+def best_table(found: list[Comparison]) -> Table:
+    """Every cell of the two tables that is not the best of its column, with all tests."""
     heads = [
         (when_label(c.first.when), "Full" if c.category == ALL else c.category, *(LABELS[s.variant] for s in c.sides))
         for c in found
@@ -94,10 +94,10 @@ def _ends(seeds: Estimate) -> str | None:
     return f"{tenths(seeds.low):.1f} to {tenths(seeds.high):.1f}"
 
 
-def _allowance(data: StudyData, num_chunks: int, seed: int) -> str:
+def _allowance(compared: Callable[[], list[Comparison]]) -> str:
     """How many of the stars are left when the number of comparisons is allowed for."""
     try:
-        p_values = [c.chunk_p for when in (EARLY, LAST) for c in against_best(data, when, num_chunks, seed)]
+        p_values = [c.chunk_p for c in compared()]
     except NotTestable:
         return ""
     starred, left = (sum(p < 0.05 for p in values) for values in (p_values, holm(p_values)))

@@ -1,0 +1,158 @@
+"""Two models on the same questions: each test against what is known, and all of them on rows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from slick.analysis.data import StudyData
+from slick.analysis.paired_tests import (
+    Side,
+    against_best,
+    bootstrap_interval,
+    compare,
+    early_against_last,
+    holm,
+    joint_p,
+    mcnemar_p,
+)
+from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.report.pages.categories import best_table, section, stops_table
+from tests.unit.outcome_studies import hits, single_categories, with_rows
+
+
+def losing(loss: float) -> StudyData:
+    return single_categories(lambda name: loss, 800)
+
+
+def seeds_of(data: StudyData, name: str, losses: tuple[float, ...]) -> StudyData:
+    """The variant with one run for each share of right answers lost to convergence."""
+    runs = [run for run in data.runs if run.variant != name]
+    rng = np.random.default_rng(1)
+    for seed, loss in enumerate(losses):
+        early = rng.random(1000) < 0.4
+        last = early & (rng.random(1000) >= loss)
+        run = with_rows(name, {(1, "test"): hits(early), (2, "test"): hits(last)})[1]
+        runs.append(replace(run, run_id=f"{name}-seed{seed}", seed=seed))
+    return replace(data, runs=tuple(runs))
+
+
+def test_mcnemars_exact_test_is_a_sign_test_of_the_questions_that_differ() -> None:
+    first = np.array([True] * 30 + [False] * 14 + [True] * 50)
+    second = np.array([False] * 30 + [True] * 14 + [True] * 50)
+    assert mcnemar_p(first, second) == pytest.approx(binomtest(14, 44).pvalue)
+    assert mcnemar_p(first, first) == 1.0
+
+
+def test_mcnemars_false_alarms_are_no_more_than_promised() -> None:
+    rng = np.random.default_rng(0)
+    alarms = sum(mcnemar_p(rng.random(400) < 0.4, rng.random(400) < 0.4) < 0.05 for _ in range(200))
+    assert alarms <= 22  # at most 10 expected; more than 22 of 200 has probability under 0.001
+
+
+def test_twice_the_median_holds_for_seeds_that_share_their_questions() -> None:
+    assert joint_p([0.2]) == 0.2
+    assert joint_p([0.9, 0.8, 0.7]) == 1.0
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(200):
+        base, other = rng.random(400) < 0.4, rng.random(400) < 0.4  # the same questions are hard for all three seeds
+        flips = [(base ^ (rng.random(400) < 0.02), other ^ (rng.random(400) < 0.02)) for _ in range(3)]
+        alarms += joint_p([mcnemar_p(a, b) for a, b in flips]) < 0.05
+    assert alarms <= 22
+
+
+def test_the_bootstrap_draws_questions_in_pairs() -> None:
+    rng = np.random.default_rng(0)
+    first = (rng.random(2000) < 0.5).astype(float)
+    second = np.where(rng.random(2000) < 0.1, 0.0, first)
+    low, high = bootstrap_interval(first, second)
+    gaps = 100 * (first - second)
+    reach = 1.96 * gaps.std(ddof=1) / np.sqrt(2000)
+    assert low == pytest.approx(gaps.mean() - reach, abs=0.3)
+    assert high == pytest.approx(gaps.mean() + reach, abs=0.3)
+    assert bootstrap_interval(first, second) == (low, high), "the same seed, the same interval"
+    alone = rng.permutation(second)  # unpaired, the same two accuracies differ much less surely
+    assert np.ptp(bootstrap_interval(first, alone)) > 2 * (high - low)
+
+
+def test_holms_p_values_are_never_smaller_and_keep_their_order() -> None:
+    raw = [0.001, 0.04, 0.012, 0.8]
+    adjusted = holm(raw)
+    assert adjusted == pytest.approx([0.004, 0.08, 0.036, 0.8])
+    assert holm([]) == []
+
+
+def test_a_comparison_tells_all_tests_over_the_seeds_that_both_have() -> None:
+    data = seeds_of(losing(0.0), "natural", (0.2, 0.25, 0.3))
+    found = compare(data, Side("natural", EARLY), Side("natural", LAST))
+    assert found.num == 1000
+    assert found.difference == pytest.approx(10, abs=2)
+    assert found.low < found.difference < found.high
+    assert found.seeds.num_seeds == found.num_same_sign == 3
+    assert found.seeds.low is not None
+    assert found.seeds.low < found.difference
+    assert max(found.chunk_p, found.mcnemar_p) < 1e-6
+    few = seeds_of(data, "maybeknown", (0.0,))
+    assert compare(few, Side("natural", EARLY), Side("maybeknown", EARLY)).seeds.num_seeds == 1
+
+
+def test_models_that_never_differ_are_never_told_apart() -> None:
+    found = compare(losing(0.0), Side("natural", EARLY), Side("natural", LAST))
+    assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert (found.chunk_p, found.mcnemar_p) == (1.0, 1.0)
+
+
+def test_what_cannot_be_paired_is_not_compared() -> None:
+    data = losing(0.1)
+    bare = replace(data, runs=tuple(replace(run, hits={}) for run in data.runs))
+    with pytest.raises(NotTestable, match="kept no predictions"):
+        compare(bare, Side("natural", EARLY), Side("natural", LAST))
+    short = seeds_of(data, "natural", (0.1,))
+    with pytest.raises(NotTestable, match="not asked the same test questions"):
+        compare(short, Side("natural", EARLY), Side("maybeknown", EARLY))
+    apart = tuple(replace(run, seed=1) if run.variant == "natural" else run for run in data.runs)
+    with pytest.raises(NotTestable, match="no seed in common"):
+        compare(replace(data, runs=apart), Side("natural", EARLY), Side("maybeknown", EARLY))
+    with pytest.raises(NotTestable, match="two or more of"):
+        against_best(StudyData(), EARLY)
+    with pytest.raises(NotTestable, match="a finished run of one of"):
+        early_against_last(StudyData())
+
+
+def with_categories(data: StudyData) -> StudyData:
+    """Every second question MaybeKnown, the others split over the other three categories."""
+    names = np.array(["MaybeKnown", "HighlyKnown", "MaybeKnown", "WeaklyKnown", "MaybeKnown", "Unknown"])
+    runs = []
+    for run in data.runs:
+        rows = {key: replace(one, categories=names[np.arange(len(one.hit)) % 6]) for key, one in run.hits.items()}
+        accuracy, num = dict(run.accuracy), dict(run.num)
+        for name in set(names.tolist()):
+            masks = [rows[epoch, "test"].mask(name) for epoch in (1, 2)]
+            accuracy["test", name] = np.array(
+                [100 * rows[epoch, "test"].hit[mask].mean() for epoch, mask in zip((1, 2), masks, strict=True)]
+            )
+            num["test", name] = int(masks[0].sum())
+        runs.append(replace(run, hits=rows, accuracy=accuracy, num=num))
+    return replace(data, runs=tuple(runs))
+
+
+def test_the_tables_hold_every_comparison_and_allow_for_their_number() -> None:
+    data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
+    table = best_table([one for when in (EARLY, LAST) for one in against_best(data, when)])
+    assert len(table.rows) == 2 * 5 * 4
+    raw, adjusted = table.columns.index("t-test p"), table.columns.index("Holm")
+    assert all(row[adjusted] >= row[raw] for row in table.rows)  # type: ignore[operator]
+    last = [row for row in table.rows if row[0] == "convergence" and row[1] == "Full"]
+    assert {row[3] for row in last} == {"D_MaybeKnown"}
+    stops = {row[0]: row for row in stops_table(data, 100, 0).rows}
+    assert stops["D_MaybeKnown"][1] == 0.0
+    assert stops["D_Natural"][-1] == "1 of 1"
+    assert stops["D_Natural"][3] is None, "one seed gives no interval over seeds"
+
+
+def test_the_section_tells_how_many_stars_are_left() -> None:
+    data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
+    assert "Of 40 comparisons " in section(data, 100, 0).text
+    assert all(exhibit.missing for exhibit in section(StudyData(), 100, 0).exhibits)
