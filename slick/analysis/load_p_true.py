@@ -28,9 +28,11 @@ def load_p_true(study: Folder) -> PTrueScores | None:
         return None
     table = study.child("annotate").read_table("knowledge.parquet", ["question_id", "domain", "split"])
     wanted = {row["question_id"] for row in table.to_pylist() if (row["domain"], row["split"]) == ("id", "test")}
-    rows = folder.read_tables(columns=["question_id", "p_true"])
+    rows = folder.read_tables(columns=["question_id", "p_a", "p_b", "p_true"])
     rows = rows.filter(pa.array([one in wanted for one in rows["question_id"].to_pylist()], type=pa.bool_()))
     rows = rows.sort_by("question_id")
     return PTrueScores(
-        question_ids=np.array(rows["question_id"].to_pylist(), dtype=str), p_true=rows["p_true"].to_numpy()
+        question_ids=np.array(rows["question_id"].to_pylist(), dtype=str),
+        p_true=rows["p_true"].to_numpy(),
+        mass=float((rows["p_a"].to_numpy() + rows["p_b"].to_numpy()).mean()) if rows.num_rows else None,
     )

@@ -96,12 +96,13 @@ def e20(data: StudyData) -> Verdict:
         f"{points(one.gap)} points apart, at {when_label(when)}"
         for when, one in found.items()
     }
+    caveats = [data.p_true.caveat] if data.p_true is not None and data.p_true.caveat else []
     own: dict[str, object] = {"unknown_percent": tenths(found[EARLY].share)}
     own |= {when: rounded([one.slick.value, one.p_true.value]) for when, one in found.items()}
     return Verdict(
         all(one.gap.value < -Z * one.gap.se for one in found.values()),
         own,
-        f"of {found[EARLY].num:,} test questions called Unknown by each: {'; '.join(said.values())}",
+        f"of {found[EARLY].num:,} test questions called Unknown by each: {'; '.join([*said.values(), *caveats])}",
         {when: interval(one.gap) for when, one in found.items()},
     )
 

@@ -5,12 +5,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_MASS = 0.01
+"""Below this share of the probability the two choices are not what a model answers with."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PTrueScores:
-    """P(True) of the ID test questions; both arrays have shape (questions,)."""
+    """P(True) of the ID test questions; arrays have shape (questions,)."""
 
     question_ids: NDArray[np.str_]
     """Ascending."""
     p_true: NDArray[np.float64]
     """In [0, 1]."""
+    mass: float | None = None
+    """Share of the probability that `(A` and `(B` have together, on average over the questions."""
+
+    @property
+    def caveat(self) -> str:
+        """A sentence without its stop where the model does not take the prompt for a choice of two; else empty."""
+        if self.mass is None or self.mass >= LEAST_MASS:
+            return ""
+        return (
+            f"the two choices have {100 * self.mass:.1g} % of the probability together, so the model does not take the "
+            "prompt for a choice of two and its P(True) is hardly an opinion"
+        )

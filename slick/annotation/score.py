@@ -143,7 +143,7 @@ def _counts(folder: Folder, table: pa.Table) -> dict[str, Any]:
         counts["percentiles"] = dict(
             zip(map(str, tenths), np.percentile(p_true, tenths).round(4).tolist(), strict=True)
         )
-        counts["mean_of_both_choices"] = round(float((p_a + p_b).mean()), 6)
+        counts["mean_of_both_choices"] = float(f"{(p_a + p_b).mean():.3g}")
     return counts
 
 
@@ -154,6 +154,6 @@ def _print_summary(counts: Mapping[str, Any]) -> None:
     of = counts["percentiles"]
     print(
         f"P(True) of {counts['questions']:,} gold answers: median {of['50']:.3f}, {of['10']:.3f} to {of['90']:.3f} for "
-        f"the middle 80 %; (A) and (B) together have {100 * counts['mean_of_both_choices']:.2g} % of what may follow.",
+        f"the middle 80 %; (A) and (B) together have {100 * counts['mean_of_both_choices']:.2g} % of the probability.",
         flush=True,
     )

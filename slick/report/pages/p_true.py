@@ -86,6 +86,7 @@ def words(data: StudyData, compared: Callable[[], Compared]) -> list[str]:
         f"{' and '.join(_verdict(one) for one in _alike(list(found.values())))}: {', and '.join(parts)}.",
         f"Of a question that D_Natural answers right at early stop and one that it does not, P(True) is higher for the "
         f"first in {told[EARLY]:.0f} % of all pairs; luck makes 50 %.",
+        *([f"But {caveat}."] if data.p_true is not None and (caveat := data.p_true.caveat) else []),
     ]
 
 
