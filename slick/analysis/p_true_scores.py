@@ -25,7 +25,8 @@ class PTrueScores:
         """A sentence without its stop where the model does not take the prompt for a choice of two; else empty."""
         if self.mass is None or self.mass >= LEAST_MASS:
             return ""
+        share = f"{100 * self.mass:.2g} %" if self.mass >= 1e-4 else "less than 0.01 %"
         return (
-            f"the two choices have {100 * self.mass:.1g} % of the probability together, so the model does not take the "
+            f"the two choices have {share} of the probability together, so the model does not take the "
             "prompt for a choice of two and its P(True) is hardly an opinion"
         )

@@ -146,7 +146,7 @@ def comparison_table(data: StudyData, compared: Compared) -> Table:
                 one.gap.num_seeds,
             )
         )
-    columns = ("D_Natural at", "Unknown", "% of questions", "SliCK", "P(True)", "SliCK minus P(True)")
+    columns = ("D_Natural at", "Unknown", "% of all", "SliCK", "P(True)", "difference")
     return Table(name="p_true", columns=(*columns, "P(True) below", "told apart (%)", "seeds"), rows=tuple(rows))
 
 
