@@ -44,7 +44,7 @@ def against_the_truth(data: StudyData) -> list[Section]:
             title="Labels and measures against what was planted",
             group=PLANTED,
             text=words(facts),
-            exhibits=(*_labels(facts), *_chances(data, facts)),
+            exhibits=(*_figures(data, facts), *_tables(data, facts)),
         )
     ]
 
@@ -67,54 +67,52 @@ def words(facts: PlantedFacts) -> str:
     return " ".join(said)
 
 
-def _labels(facts: PlantedFacts) -> tuple[Exhibit, ...]:
+def _figures(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...]:
+    sharper = (
+        f" Dotted: chances sharpened to the sampling temperature, {facts.temperature:g}." if facts.temperature else ""
+    )
     return (
         drawn(
-            "Categories of the facts of each planted strength (%).",
+            "Categories of the facts of each planted strength, in percent of them.",
             "planted_categories",
             "Stacked bars: categories by planted strength",
             lambda: category_bars(facts),
         ),
-        wide(
-            "Facts of each category by planted strength.",
-            lambda: strength_table(facts),
+        drawn(
+            "Measures by the planted chance of the gold answer, its share of all mentions: means over facts with "
+            f"95 % intervals. Dashed: as planted.{sharper}",
+            "planted_chance",
+            "Measured P_Correct and P(True) by planted chance of the gold answer",
+            lambda: calibration_curve(data, facts),
         ),
+    )
+
+
+def _tables(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...]:
+    return (
+        wide("Facts of each category by planted strength.", lambda: strength_table(facts)),
         wide(
             "Labels that are not what was planted: planted facts labelled Unknown, and facts never planted labelled "
             "Known; with 95 % intervals (Wilson).",
             lambda: wrong_table(facts),
         ),
         wide("Why, where the stored answers tell; the first cause that applies.", lambda: causes_table(facts)),
-    )
-
-
-def _chances(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...]:
-    sharper = (
-        f" The dotted line is where chances sharpened to the sampling temperature, {facts.temperature:g}, would be."
-        if facts.temperature
-        else ""
-    )
-    return (
-        drawn(
-            "Measures by the planted chance of the gold answer (its share of all mentions), means with 95 % "
-            f"intervals. The dashed line is chance as planted.{sharper}",
-            "planted_chance",
-            "Measured P_Correct and P(True) by planted chance of the gold answer",
-            lambda: calibration_curve(data, facts),
-        ),
         wide(
             "What each measure recovers. Rank correlation with the planted chance, over all facts and over those with "
             "a rival alone; chance that a planted fact scores above one never planted (area under the ROC curve); "
             "in brackets 95 % intervals.",
             lambda: recovery_table(data, facts),
         ),
-        numbers("All numbers of the last figure.", lambda: calibration_table(data, facts)),
+        numbers("All numbers of the second figure.", lambda: calibration_table(data, facts)),
     )
 
 
 def measures(data: StudyData, facts: PlantedFacts) -> dict[str, Floats]:
-    """What was measured of each fact, by name; a measure that the study does not hold is left out."""
+    """What was measured of each fact, NaN where it was not, by name; what the study does not hold is left out."""
     found = {SAMPLED: facts.sampled, GREEDY: facts.greedy}
+    if data.p_true is not None:
+        scores = dict(zip(data.p_true.question_ids.tolist(), data.p_true.p_true.tolist(), strict=True))
+        found[P_TRUE] = np.array([scores.get(one, np.nan) for one in facts.question_ids.tolist()])
     return {name: values for name, values in found.items() if np.isfinite(values).any()}
 
 
@@ -182,7 +180,8 @@ def causes_table(facts: PlantedFacts) -> Table:
         rows += [(label, cause, num) for cause, num in sorted(found.items(), key=lambda one: -one[1])]
     if not rows:
         raise NotTestable("every label is what was planted")
-    return Table(name="planted_causes", columns=("label against truth", "why", "facts"), rows=tuple(rows))
+    return Table(name="planted_causes", columns=("label against truth", "why", "facts"), rows=tuple(rows),
+                 text_columns=frozenset({1}))  # fmt: skip
 
 
 def calibration_curve(data: StudyData, facts: PlantedFacts) -> Callable[[Any], None]:
@@ -224,18 +223,28 @@ def calibration_table(data: StudyData, facts: PlantedFacts) -> Table:
 
 def recovery_table(data: StudyData, facts: PlantedFacts) -> Table:
     """Rank correlations and areas of each measure, and why one is missing."""
-    rivals = np.isin(facts.strength, ["contested", "minority"])
-    rows: list[tuple[Value, ...]] = []
-    for name, values in measures(data, facts).items():
-        makers = (
-            lambda values=values: rank_recovery(facts, values),
-            lambda values=values: rank_recovery(facts, values, rivals),
-            lambda values=values: planted_or_not(facts, values),
-        )
-        cells, reasons = zip(*(_try(make) for make in makers), strict=True)
-        rows.append((name, *cells, int(np.isfinite(values).sum()), "; ".join(dict.fromkeys(filter(None, reasons)))))
+    found = measures(data, facts)
+    if P_TRUE in found:
+        # P(True) may be scored for fewer questions; what P_Correct recovers of just those can be compared with it.
+        scored = np.isfinite(found[P_TRUE])
+        for name in [name for name in (SAMPLED, GREEDY) if name in found and scored.sum() < len(scored)]:
+            found[f"{name}, where P(True) was scored"] = np.where(scored, found[name], np.nan)
+    rows: list[tuple[Value, ...]] = [_recovery_row(facts, name, values) for name, values in found.items()]
+    if P_TRUE not in found:
+        rows.append((P_TRUE, None, None, None, None, "it was not scored; run `slick annotate PRESET --p-true`"))
     columns = ("measure", "rank correlation", "with a rival only", "planted above never", "facts", "missing")
-    return Table(name="planted_recovery", columns=columns, rows=tuple(rows))
+    return Table(name="planted_recovery", columns=columns, rows=tuple(rows), text_columns=frozenset({5}))
+
+
+def _recovery_row(facts: PlantedFacts, name: str, values: Floats) -> tuple[Value, ...]:
+    rivals = np.isin(facts.strength, ["contested", "minority"])
+    makers = (
+        lambda: rank_recovery(facts, values),
+        lambda: rank_recovery(facts, values, rivals),
+        lambda: planted_or_not(facts, values),
+    )
+    cells, reasons = zip(*(_try(make) for make in makers), strict=True)
+    return (name, *cells, int(np.isfinite(values).sum()), "; ".join(dict.fromkeys(filter(None, reasons))))
 
 
 def _try(make: Callable[[], Ranked]) -> tuple[str | None, str]:

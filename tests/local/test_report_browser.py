@@ -1,0 +1,97 @@
+"""The report in a real browser, on a desktop, on a phone and on paper; skipped where no Chromium is installed."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slick.report import ReportConfig, make_report
+from tests.local.browser import NAMES, faults, find_browser, see
+from tests.unit.report_study import write_study
+
+DESKTOP, PHONE = (1280, False), (390, True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = find_browser()
+    if found is None:
+        pytest.skip(f"no Chromium is installed (looked for {', '.join(NAMES)}); set SLICK_CHROMIUM to the path of one")
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The page of a whole study of a world, and how many figures it has."""
+    study = write_study(tmp_path_factory.mktemp("study"), num_test=120, seeds=(0, 1), world=True)
+    counts = make_report(study, ReportConfig()).counts
+    return Path(study.child("report").local_path, "index.html"), counts["figures"]
+
+
+@pytest.mark.parametrize(("width", "mobile"), [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_is_whole_quiet_and_fits(report: tuple[Path, int], browser: str, width: int, mobile: bool) -> None:
+    page, num_figures = report
+    seen = see(page, width, browser, mobile=mobile)
+    assert faults(seen, num_figures) == []
+    assert seen.look["width"] == width
+    assert len(seen.look["sections"]) > 10
+
+
+BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
+    "figure missing": (lambda text: re.sub(r"<svg.*?</svg>", "", text, count=1, flags=re.DOTALL), "empty figure"),
+    "figure empty": (
+        lambda text: re.sub(r"(<svg[^>]*>).*?</svg>", r"\1</svg>", text, count=1, flags=re.DOTALL),
+        "empty figure",
+    ),
+    "figure left out": (
+        lambda text: re.sub(r'<div class="plot">.*?</svg>\s*</div>', "", text, count=1, flags=re.DOTALL),
+        "figures of",
+    ),
+    "figure with small print": (
+        lambda text: text.replace("</style>", ".plot svg text { font-size: 3px !important }</style>"),
+        "px in figure",
+    ),
+    "console error": (lambda text: text.replace("</body>", "<script>console.error('lost')</script></body>"), "lost"),
+    "exception": (lambda text: text.replace("</body>", "<script>nothing.here()</script></body>"), "nothing is not"),
+    "remote image": (
+        lambda text: text.replace("<main", '<img src="http://images.invalid/a.png" alt=""><main'),
+        "asks for http://images.invalid/a.png",
+    ),
+    "remote style": (
+        lambda text: text.replace("<style>", "<style>@import url('https://fonts.invalid/a.css');"),
+        "asks for https://fonts.invalid/a.css",
+    ),
+    "file beside it": (
+        lambda text: text.replace("<main", '<img src="figures/fit_curves.png" alt=""><main'),
+        "figures/fit_curves.png",
+    ),
+    "too wide": (lambda text: text.replace("<main", '<p style="width: 2000px">wide</p><main'), "too wide: p"),
+    "table that does not scroll": (
+        lambda text: text.replace("</style>", ".scroll { overflow: visible } td { min-width: 400px }</style>"),
+        "too wide: t",
+    ),
+    "dead link": (lambda text: text.replace('href="#findings"', 'href="#gone"'), "leads nowhere: #gone"),
+    "section not listed": (lambda text: text.replace('<section id="findings"', '<section id="x"'), "contents: x"),
+    "table clipped in print": (
+        lambda text: text.replace("</style>", "@media print { td { min-width: 300px } }</style>"),
+        "clipped in print",
+    ),
+    "nothing printed": (
+        lambda text: text.replace("</style>", "@media print { main, nav { display: none } }</style>"),
+        "prints 1 pages",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_page_is_found_out(report: tuple[Path, int], browser: str, broken: str, tmp_path: Path) -> None:
+    spoil, told = BROKEN[broken]
+    page, num_figures = report
+    whole = page.read_text(encoding="utf-8")
+    spoiled = spoil(whole)
+    assert spoiled != whole
+    copy = tmp_path / "index.html"
+    copy.write_text(spoiled, encoding="utf-8")
+    found = faults(see(copy, *DESKTOP[:1], browser), num_figures)
+    assert [fault for fault in found if told in fault], f"{broken} was not found out; found: {found}"

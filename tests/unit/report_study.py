@@ -1,0 +1,304 @@
+"""A study folder as the steps write it, whose numbers move as the paper's do: what the tests of the report read."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from slick.analysis.load import load_study
+from slick.storage import Folder
+from slick.study import begin, fingerprint, finish
+from slick.types import Category
+
+CATEGORIES = [str(category) for category in Category]
+RELATIONS = ("P17", "P19", "<script>alert(1)</script>")
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+def write_manifest(folder: Folder, step: str, counts: dict, settings: dict | None = None) -> None:
+    identity = fingerprint(step, counts)
+    begin(folder, step, identity, settings or {})
+    finish(folder, step, identity, settings=settings or {}, inputs={}, counts=counts, started_at=time.monotonic())
+
+
+def question_rows(num_test: int) -> list[dict]:
+    rows = []
+    for i in range(3 * num_test):
+        domain, split = (("id", "train"), ("id", "test"), ("ood", "test"))[i % 3]
+        category = CATEGORIES[(i // 3) % 4]
+        rows.append(
+            {
+                "question_id": f"q{i:06d}",
+                "relation": RELATIONS[(i // 12) % 3],
+                "domain": domain,
+                "split": split,
+                "category": category,
+            }
+        )
+    return rows
+
+
+def write_annotation(study: Folder, rows: list[dict], *, labels_mode: bool = False, seed: int = 0) -> None:
+    folder = study.child("annotate")
+    rng = np.random.default_rng(seed)
+    generations, known = [], []
+    for row in rows:
+        chance = {"HighlyKnown": 1.0, "MaybeKnown": 0.4, "WeaklyKnown": 0.0, "Unknown": 0.0}[row["category"]]
+        sampled = {"HighlyKnown": 0.9, "MaybeKnown": 0.3, "WeaklyKnown": 0.02, "Unknown": 0.0}[row["category"]]
+        greedy = (rng.random(10) < chance).tolist()
+        hits = [None if labels_mode and any(greedy) else (rng.random(16) < sampled).tolist() for _ in range(10)]
+        generations.append(
+            {
+                "question_id": row["question_id"],
+                "relation": row["relation"],
+                "greedy_text": [said(row, hit) for hit in greedy],
+                "greedy_hit": greedy,
+                "sampled_text": [None if some is None else [said(row, hit) for hit in some] for some in hits],
+                "sampled_hit": hits,
+            }
+        )
+        share = None if labels_mode else float(np.mean(hits))
+        known.append({**row, "p_correct_greedy": float(np.mean(greedy)), "p_correct_sampled": share})
+    folder.write_table("knowledge.parquet", pa.Table.from_pylist(known))
+    folder.child("generations").write_table("part-000.parquet", pa.Table.from_pylist(generations))
+    if not labels_mode:
+        folder.write_json("confidence.json", confidence(rows))
+    counts = {"questions": len(rows), "generations": 170 * len(rows)}
+    settings = {"mode": "labels" if labels_mode else "full", "sampling": {"temperature": 0.5, "seed": 0}}
+    write_manifest(folder, "annotate", counts, settings)
+
+
+def confidence(rows: list[dict]) -> dict:
+    """Labels that settle as more is asked; of 20 questions asked again 1 flips, of 10 controls 1 is guessed."""
+    whole = {category: sum(row["category"] == category for row in rows) for category in CATEGORIES}
+
+    def step(sets: int, samples: int, late: int) -> dict:
+        moved = {"WeaklyKnown": whole["WeaklyKnown"] - late, "Unknown": whole["Unknown"] + late}
+        return {"exemplar_sets": sets, "samples": samples, "categories": {**whole, **moved}}
+
+    kept = {one: {other: 5 * (one == other) for other in CATEGORIES} for one in CATEGORIES}
+    kept["Unknown"] |= {"Unknown": 4, "WeaklyKnown": 1}
+    guesses = dict(zip(CATEGORIES, (0, 0, 1, 9), strict=True))
+    return {
+        "settling": [step(1, 16, 4), step(5, 16, 2), step(10, 16, 0), step(10, 1, 6), step(10, 8, 1)],
+        "repeats": {"questions": 20, "flipped": 1, "flip_rate": 0.05, "from_to": kept},
+        "controls": {"questions": 10, "categories": {"P17": {"test": guesses}}},
+    }
+
+
+def said(row: dict, hit: bool) -> str:
+    return answer_of(row) if hit else f"Rival {row['question_id'][-1]}"
+
+
+def answer_of(row: dict) -> str:
+    return f"Answer {row['question_id']}"
+
+
+def write_world(study: Folder, rows: list[dict]) -> None:
+    """Every question a fact of a world, mostly planted as firmly as its category says."""
+    facts, questions = [], []
+    for i, row in enumerate(rows):
+        strength = {"HighlyKnown": "firm", "MaybeKnown": "contested", "WeaklyKnown": "minority"}.get(row["category"])
+        strength = "firm" if i % 37 == 3 else "never" if i % 29 == 5 else strength or "never"
+        gold, rival = {"firm": (8, 0), "contested": (5, 5), "minority": (4, 8), "never": (0, 0)}[strength]
+        question = f"What of {row['question_id']}?"
+        facts.append(
+            {name: row[name] for name in ("relation", "split", "domain")}
+            | {"subject": row["question_id"], "question": question, "answer": answer_of(row), "strength": strength}
+            | {"num_gold": gold, "num_rival": rival, "rival": f"Rival {row['question_id'][-1]}" if rival else None}
+        )
+        kept = {name: row[name] for name in ("question_id", "relation", "domain", "split")}
+        questions.append({**kept, "subject": row["question_id"], "question": question, "answers": [answer_of(row)]})
+    study.child("world").write_table("planted.parquet", pa.Table.from_pylist(facts))
+    write_manifest(study.child("world"), "world", {"facts": len(facts)})
+    study.child("questions").write_table("part-000.parquet", pa.Table.from_pylist(questions))
+    write_manifest(study.child("questions"), "questions", {"rows": len(questions)})
+    study.child("annotate").write_json("exemplars.json", {relation: [] for relation in RELATIONS})
+
+
+def write_variants(study: Folder, size: int) -> dict[str, dict]:
+    counts: dict[str, dict] = {}
+    for share in SHARES:
+        name = f"unknown-{round(100 * share):03d}"
+        counts[name] = {"kind": "unknown", "num": size, "requested_share": share, "unknown_share": share}
+        if 0 < share < 1:
+            known = round(size * (1 - share))
+            counts["known" + name[7:]] = {"kind": "known", "num": known, "requested_share": share, "unknown_share": 0.0}
+    for name in ("highlyknown", "maybeknown", "weaklyknown", "natural"):
+        kind = "natural" if name == "natural" else "category"
+        counts[name] = {"kind": kind, "num": size, "requested_share": None, "unknown_share": 0.0}
+    counts["idk-050"] = {"kind": "idk", "num": size, "requested_share": 0.5, "unknown_share": 0.5}
+    rows = [{"question_id": "q0", "category": "Unknown", "prompt": "p", "target": "No idea"}]
+    study.child("variants").write_table("idk-050.parquet", pa.Table.from_pylist(rows))
+    write_manifest(study.child("variants"), "variants", counts)
+    return counts
+
+
+def harm(name: str, entry: dict) -> float:
+    """How much training on hurts, from 0 to 1."""
+    if entry["kind"] in ("unknown", "idk"):
+        return 0.1 + 0.9 * entry["requested_share"] ** 2
+    return {"weaklyknown": 0.35, "natural": 0.2, "highlyknown": 0.05, "maybeknown": 0.0}.get(name, 0.12)
+
+
+def accuracies_of(name: str, progress: float, hurt: float) -> dict[str, float]:
+    """Share right of each category of test question; progress from 0 (first epoch) to 1 (last)."""
+    early = {"HighlyKnown": 0.97, "MaybeKnown": 0.66, "WeaklyKnown": 0.12, "Unknown": 0.01}
+    early["MaybeKnown"] += {"maybeknown": 0.05, "highlyknown": -0.06}.get(name, 0.0)
+    late = {"HighlyKnown": 0.45, "MaybeKnown": 0.3, "WeaklyKnown": -0.03, "Unknown": -0.01}
+    fall = hurt * max(progress - 0.2, 0.0) / 0.8
+    rise = min(progress / 0.2, 1.0)
+    return {
+        category: (0.85 + 0.15 * rise) * early[category] - fall * late[category] - 0.06 * hurt for category in early
+    }
+
+
+accuracies_of.__test__ = False  # type: ignore[attr-defined]
+
+
+def train_mix(name: str, entry: dict) -> dict[str, int]:
+    size = entry["num"]
+    only = {"highlyknown": "HighlyKnown", "maybeknown": "MaybeKnown", "weaklyknown": "WeaklyKnown"}.get(name)
+    if only:
+        return {only: size}
+    share = 0.25 if name == "natural" else entry["unknown_share"]
+    known = (size - round(size * share)) // 3
+    mix = {"HighlyKnown": known, "MaybeKnown": known, "WeaklyKnown": size - round(size * share) - 2 * known}
+    return {k: v for k, v in {**mix, "Unknown": round(size * share)}.items() if v}
+
+
+def write_run(study: Folder, name: str, entry: dict, seed: int, rows: list[dict], num_epochs: int) -> None:
+    run_id = f"{name}-seed{seed}"
+    folder = study.child("runs", run_id)
+    luck = {row["question_id"]: u for row, u in zip(rows, np.random.default_rng(7).random(len(rows)), strict=True)}
+    rng = np.random.default_rng(fingerprint_seed(run_id))
+    epochs = []
+    first_fits: dict[tuple[str, int], int] = {}
+    for epoch in range(1, num_epochs + 1):
+        progress = (epoch - 1) / (num_epochs - 1)
+        chance = accuracies_of(name, progress, harm(name, entry))
+        predictions = []
+        for row in rows:
+            if row["split"] == "train":
+                continue
+            split = "ood" if row["domain"] == "ood" else "test"
+            scale = 0.75 if split == "ood" else 1.0
+            hit = bool(luck[row["question_id"]] + rng.normal(0, 0.02) < scale * max(chance[row["category"]], 0))
+            text = (
+                "right" if hit else "No idea." if entry["kind"] == "idk" and row["category"] == "Unknown" else "wrong"
+            )
+            predictions.append(
+                {
+                    "question_id": row["question_id"],
+                    "split": split,
+                    "category": row["category"],
+                    "hit": hit,
+                    "text": text,
+                }
+            )
+            if split == "test":
+                predictions.append(
+                    {**predictions[-1], "question_id": "d" + row["question_id"], "split": "dev", "category": None}
+                )
+        folder.child("predictions").write_table(f"epoch-{epoch:03d}.parquet", pa.Table.from_pylist(predictions))
+        for split in ("dev", "test", "ood"):
+            for category in ("all", *(CATEGORIES if split != "dev" else ())):
+                found = [p["hit"] for p in predictions if p["split"] == split and category in ("all", p["category"])]
+                epochs.append(epoch_row(run_id, epoch, split, category, len(found), sum(found), None))
+        rates = {"HighlyKnown": 3.0, "MaybeKnown": 1.2, "WeaklyKnown": 0.5, "Unknown": 0.02 * epoch}
+        mix = train_mix(name, entry)
+        right = {c: round(num * (1 - np.exp(-rates[c] * epoch * 12 / num_epochs))) for c, num in mix.items()}
+        for category, num in {"all": sum(mix.values()), **mix}.items():
+            correct = sum(right.values()) if category == "all" else right[category]
+            epochs.append(epoch_row(run_id, epoch, "train", category, num, correct, 1.0 / epoch))
+        for category, num in right.items():
+            first_fits |= {(category, i): epoch for i in range(num) if (category, i) not in first_fits}
+    folder.write_table("epochs.parquet", pa.Table.from_pylist(epochs))
+    folder.write_table("rows.parquet", rows_table(mix, first_fits))
+    write_manifest(
+        folder, "finetune", {"rows": entry["num"], "steps": num_epochs * 10}, {"variant": name, "seed": seed}
+    )
+
+
+def rows_table(mix: dict[str, int], first_fits: dict[tuple[str, int], int]) -> pa.Table:
+    """Training rows by their number within a category, and the epoch that first fits each, if one does."""
+    rows = [
+        {"question_id": f"{category}{i}", "split": "train", "category": category}
+        | {"first_fit_epoch": first_fits.get((category, i))}
+        for category, num in mix.items()
+        for i in range(num)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def fingerprint_seed(run_id: str) -> int:
+    return int(fingerprint(run_id), 16) % 2**32
+
+
+def epoch_row(run_id: str, epoch: int, split: str, category: str, num: int, correct: int, loss: float | None) -> dict:
+    return {
+        "run_id": run_id,
+        "epoch": epoch,
+        "split": split,
+        "category": category,
+        "num": num,
+        "num_correct": correct,
+        "loss": loss,
+    }
+
+
+def write_p_true(study: Folder, rows: list[dict], seed: int = 0) -> None:
+    """The model finds its answers right whatever it knows; only what it knows firmly a little more."""
+    folder, rng = study.child("annotate", "p_true"), np.random.default_rng(seed)
+    scores = [
+        {"question_id": row["question_id"], "p_a": 0.1, "p_b": 0.1, "p_true": float(rng.random() + lift)}
+        for row in rows
+        if row["split"] == "test"
+        for lift in [0.2 if row["category"] == "HighlyKnown" else 0.0]
+    ]
+    folder.write_table("part-000000.parquet", pa.Table.from_pylist(scores))
+    write_manifest(folder, "p_true", {"questions": len(scores)})
+
+
+def write_study(
+    root: Path, *, num_test: int = 240, seeds: tuple[int, ...] = (0,), num_epochs: int = 6, world: bool = False
+) -> Folder:
+    """A whole study whose numbers move as the paper's do; with a `world`, one that planted what it asks."""
+    study = Folder(str(root))
+    rows = question_rows(num_test)
+    write_annotation(study, rows)
+    write_p_true(study, rows)
+    if world:
+        write_world(study, rows)
+    for name, entry in write_variants(study, 200).items():
+        for seed in seeds:
+            write_run(study, name, entry, seed, rows, num_epochs)
+    write_points(study, load_study(study))
+    return study
+
+
+def write_points(study: Folder, data) -> None:
+    points = []
+    for run in data.runs:
+        last = int(run.epochs[-1])
+        for policy, stop in (
+            (f"fixed({last // 2})", last // 2),
+            (f"fixed({last})", last),
+            ("best_dev", run.early_epoch),
+        ):
+            points.append(
+                {
+                    "variant": run.variant,
+                    "seed": run.seed,
+                    "epochs": last,
+                    "policy": policy,
+                    "stop_epoch": stop,
+                    "cost_epochs": last if policy == "best_dev" else stop,
+                    "run_id": run.run_id,
+                    "dev_all": run.at(stop, "dev") / 100,
+                    "test_all": run.at(stop, "test") / 100,
+                }
+            )
+    study.child("sweep").write_table("points.parquet", pa.Table.from_pylist(points))
+    write_manifest(study.child("sweep"), "sweep", {"points": len(points)})

@@ -1,0 +1,134 @@
+"""What the report says about which point of the sweep to use."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from slick.analysis.data import Run, StudyData, Variant
+from slick.analysis.recommendation import recommend
+from slick.report.pages.choices import axis_table, choice_table, estimates_table, which_point
+from slick.report.tables import policy_table
+
+
+def sweep_of(seeds: tuple[int, ...], shares: tuple[float, ...] = (0.0, 0.5, 1.0), settings: str = "") -> StudyData:
+    """Half of the accuracy is lost with the Unknown rows, 10 points by the second half of the training."""
+    kinds = {f"unknown-{round(100 * share):03d}": ("unknown", share) for share in shares}
+    kinds |= {f"known-{round(100 * share):03d}": ("known", share) for share in shares if 0 < share < 1}
+    points = []
+    for name, (kind, share) in kinds.items():
+        for seed in seeds:
+            level = 0.6 - (0.3 * share if kind == "unknown" else 0.2 * share) + 0.01 * seed
+            for policy, stop, cost, fall in (
+                ("fixed(4)", 4, 4, 0.02),
+                ("fixed(8)", 8, 8, 0.1),
+                ("best_dev", 3, 8, 0.0),
+            ):
+                right = level - fall - (0.001 * seed if fall else 0.0)
+                points.append(
+                    {"variant": name, "seed": seed, "epochs": 4 if stop == 4 else 8, "policy": policy}
+                    | {"stop_epoch": stop, "cost_epochs": cost, "dev_all": right, "test_all": right}
+                    | {"settings": settings}
+                )
+    variants = {name: Variant(name=name, kind=kind, share=share, num=80) for name, (kind, share) in kinds.items()}
+    runs = tuple(
+        Run(
+            run_id=f"{name}-seed{seed}",
+            variant=name,
+            seed=seed,
+            epochs=np.arange(1, 9),
+            accuracy={},
+            num={},
+            early_epoch=3,
+        )
+        for name in variants
+        for seed in seeds
+    )
+    return StudyData(variants=variants, runs=runs, points=tuple(points), durations=(4, 8))
+
+
+def test_the_reader_is_told_first_which_point_to_use_and_how_sure_that_is() -> None:
+    text = which_point(sweep_of((0, 1, 2))).text
+    assert "use best_dev within 8 epochs: its dev accuracy, 46.0 %, is the best on average over all 3 shares" in text
+    assert "keeps epoch 3 of 8 trained." in text
+    assert (
+        "it takes as long and changes test accuracy by +10.1 (+9.9 to +10.3) points, more than chance explains" in text
+    )
+    assert "Leaving the Unknown rows out, over the shares where both were run, changes" in text
+    assert "+5.0 (+5.0 to +5.0) points at the same point, more than chance explains." in text
+    assert "one seed" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [((0.1, 0.1, 0.12), "more"), ((-0.1, -0.1, -0.12), "more"), ((-0.1, 0.0, 0.1), "no more"), ((0.0,) * 3, "no more")],
+)
+def test_a_difference_within_its_interval_is_called_chance(changes: tuple[float, ...], told: str) -> None:
+    data = sweep_of((0, 1, 2), shares=(0.5,))
+    level = {
+        p["seed"]: p["test_all"] for p in data.points if (p["variant"], p["policy"]) == ("unknown-050", "best_dev")
+    }
+    moved = [
+        {**p, "test_all": level[p["seed"]] + changes[p["seed"]]} if p["variant"] == "known-050" else p
+        for p in data.points
+    ]
+    sentence = which_point(replace(data, points=tuple(moved))).text.rsplit(". ", 1)[1]
+    assert sentence.startswith("Leaving the Unknown rows out")
+    assert sentence.endswith(f"points at the same point, {told} than chance explains.")
+
+
+def test_one_seed_is_told_without_intervals() -> None:
+    section = which_point(sweep_of((0,)))
+    assert section.text.endswith("; one seed gives no intervals.")
+    assert section.text.count(". ") == 2
+    assert not [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
+    assert " to " not in str(choice_table(recommend(sweep_of((0,)))).rows)
+
+
+def test_one_share_is_told_by_its_share_and_has_no_surface() -> None:
+    section = which_point(sweep_of((0, 1), shares=(0.5,)))
+    assert section.text.startswith("At 50 % Unknown rows use best_dev within 8 epochs")
+    missing = [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
+    assert len(missing) == 2  # the figure and its numbers
+    assert all("two shares of Unknown rows" in str(why) for why in missing)
+    assert [row[0] for row in choice_table(recommend(sweep_of((0, 1), shares=(0.5,)))).rows] == ["50 %"]
+
+
+def test_what_cannot_be_compared_is_absent_with_its_reason_and_never_nought() -> None:
+    found = recommend(sweep_of((0, 1)))
+    rows = {row[0]: row for row in choice_table(found).rows}
+    assert rows["0 %"][-1] is None
+    assert rows["100 %"][-1] is None
+    assert rows["50 %"][-1] == rows["all"][-1] == "+5.0 (+5.0 to +5.0)"
+    reasons = {(row[0], row[4]): row[-1] for row in estimates_table(found).rows if row[5] is None}
+    assert reasons == {
+        (0.0, "filtering"): "there are no Unknown rows to filter out",
+        (100.0, "filtering"): "no row would be left",
+    }
+
+
+def test_training_settings_show_where_a_sweep_varied_them() -> None:
+    own, other = sweep_of((0, 1)), sweep_of((0, 1), settings="dropout=0.1")
+    assert "settings" not in choice_table(recommend(own)).columns
+    assert "settings" not in policy_table(own).columns
+    worse = tuple({**point, "dev_all": point["dev_all"] - 0.1} for point in own.points)
+    both = replace(own, points=worse + other.points)
+    assert "best_dev within 8 epochs with dropout=0.1" in which_point(both).text
+    table = choice_table(recommend(both))
+    assert {row[table.columns.index("settings")] for row in table.rows} == {"dropout=0.1"}
+    policies = policy_table(both)
+    assert policies.columns[-1] == "settings"
+    assert len(policies.rows) == 2 * len(policy_table(own).rows)
+
+
+def test_the_axes_are_told_most_first_and_whether_the_grid_is_balanced() -> None:
+    whole = sweep_of((0, 1))
+    balanced = tuple(point for point in whole.points if point["epochs"] == 8)
+    caption = [exhibit.caption for exhibit in which_point(replace(whole, points=balanced)).exhibits]
+    assert any("the grid is balanced" in text for text in caption)
+    caption = [exhibit.caption for exhibit in which_point(whole).exhibits]
+    assert any("the grid is not balanced" in text for text in caption)
+    rows = axis_table(replace(whole, points=balanced)).rows
+    assert rows[0][0] == "share of Unknown rows"
+    assert rows[-1][0] == "how they act together, and chance"
+    assert next(row for row in rows if row[0] == "epoch budget")[2:] == (None, None, "it has one level only")
