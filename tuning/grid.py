@@ -130,13 +130,13 @@ def trajectories(
     Args:
         base: settings that the grid's axes change.
         shared: one training serves all budgets.
-        chosen: combinations of settings; None: all of the grid's axes.
+        chosen: combinations of settings; None: all of the grid's axes, of spans their ends.
     """
     budgets = (max(grid.epochs),) if shared else grid.epochs
     return [
         Trajectory(variant=variant, seed=seed, epochs=budget, settings=settings, alone=not shared)
         for variant, settings, seed, budget in product(
-            grid.variants, combinations(grid.axes, base) if chosen is None else chosen, grid.seeds, budgets
+            grid.variants, combinations(grid.axes, base, ends=True) if chosen is None else chosen, grid.seeds, budgets
         )
     ]
 
@@ -150,7 +150,7 @@ def points(
     """
     policies = [parse_policy(text) for text in grid.policies]
     largest = max(grid.epochs)
-    combined = combinations(grid.axes, base) if chosen is None else chosen
+    combined = combinations(grid.axes, base, ends=True) if chosen is None else chosen
     cells = product(grid.variants, combined, grid.seeds, grid.epochs, policies)
     found = [
         Point(
@@ -209,7 +209,7 @@ def summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
     '1 variant x 2 seeds = 2 trainings, 40 epochs in all; with 2 epoch budgets and 2 policies 8 points'
     """
     runs = trajectories(grid, base, shared=shared)
-    num_settings = len(combinations(grid.axes, base))
+    num_settings = len(combinations(grid.axes, base, ends=True))
     changed = f" x {_count(num_settings, 'combination')} of settings" if grid.axes else ""
     return (
         f"{_count(len(grid.variants), 'variant')} x {_count(len(grid.seeds), 'seed')}{changed} = "
