@@ -42,6 +42,8 @@ class Cost:
     evaluation_seconds: float | None = None
     device: str | None = None
     """Of the trainings: `cpu`, `cuda`, or both."""
+    engine_device: str | None = None
+    """Of the engines: `cpu`, or None where the manifest does not say."""
     at_least: bool = False
     """A training was interrupted; what it spent before that is not in its manifest."""
     step_seconds: Mapping[str, float]
@@ -66,6 +68,8 @@ class Origin:
     """Questions that each rule of the filter took away, in its order."""
     read: int | None
     kept: int | None
+    changed_versions: Mapping[str, tuple[str, ...]]
+    """Libraries of which not all steps had the same version."""
     finished: tuple[str, ...]
     missing: tuple[str, ...]
     cost: Cost
@@ -90,10 +94,19 @@ def origin(manifests: Mapping[str, Manifest]) -> Origin:
         dropped=_dropped(questions),
         read=questions.counts.get("rows") if questions else None,
         kept=_sum(questions.counts["kept"]) if questions and "kept" in questions.counts else None,
+        changed_versions=_changed_versions(manifests.values()),
         finished=tuple(name for name in steps if name in manifests),
         missing=tuple(name for name in steps if name not in manifests),
         cost=_cost(manifests, runs),
     )
+
+
+def _changed_versions(manifests: Iterable[Manifest]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, dict[str, None]] = {}
+    for manifest in manifests:
+        for library, version in manifest.versions.items():
+            found.setdefault(library, {})[version] = None
+    return {library: tuple(versions) for library, versions in found.items() if len(versions) > 1}
 
 
 def _model(manifests: Mapping[str, Manifest]) -> str:
@@ -151,7 +164,7 @@ def _dropped(questions: Manifest | None) -> tuple[tuple[str, int], ...]:
 
 def _cost(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> Cost:
     asked: Mapping[str, Any] = manifests["annotate"].counts if "annotate" in manifests else {}
-    devices = sorted({str(run.counts["device"]).split(":")[0] for run in runs if "device" in run.counts})
+    devices = sorted({device for run in runs if (device := _device(run)) is not None})
     return Cost(
         **{
             name: asked.get(name)
@@ -166,9 +179,17 @@ def _cost(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> Cost:
         training_seconds=_total(runs, "training_seconds"),
         evaluation_seconds=_total(runs, "evaluation_seconds"),
         device=" and ".join(devices) or None,
+        engine_device=_device(manifests["annotate"]) if "annotate" in manifests else None,
         at_least=any(run.counts.get("epochs_now", 0) < run.counts.get("epochs", 0) for run in runs),
         step_seconds={name: manifests[name].seconds for name in STEPS if name in manifests},
     )
+
+
+def _device(manifest: Manifest) -> str | None:
+    """As the step has noted it; a torch that knows no GPU says it as well."""
+    if "device" in manifest.counts:
+        return str(manifest.counts["device"]).split(":")[0]
+    return "cpu" if manifest.versions.get("torch", "").endswith("+cpu") else None
 
 
 def _total(runs: list[Manifest], name: str) -> Any:

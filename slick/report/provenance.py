@@ -59,6 +59,10 @@ def identity_table(of_study: Origin, asked: tuple[str, ...] | None = None) -> Ta
         ("matcher", of_study.matcher),
         ("seeds", seeds),
         ("experiments asked for", ", ".join(asked) if asked else None),
+        (
+            "versions that changed between steps",
+            ", ".join(f"{name} {' and '.join(found)}" for name, found in of_study.changed_versions.items()) or None,
+        ),
         ("steps not finished", ", ".join(of_study.missing) or None),
     ]
     shown = tuple(row for row in rows if row[1])
@@ -122,7 +126,8 @@ def _spent(name: str, manifest: Manifest, of_study: Origin) -> str:
             (cost.prompt_tokens, "tokens of prompts"),
             (cost.prefilled_tokens, "of them read"),
         )
-        return asked + (f"; worker time {duration(cost.engine_seconds)}" if cost.engine_seconds else "")
+        where = " on CPU" if cost.engine_device == "cpu" else ""
+        return asked + (f"; worker time{where} {duration(cost.engine_seconds)}" if cost.engine_seconds else "")
     if name == "variants":
         return f"{len(counts)} fine-tuning sets"
     if name == "sweep":

@@ -1,0 +1,239 @@
+"""Several studies on one page: what may be compared, differences, spread, provenance; folders of every degree."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.compare import main
+from slick.analysis.compare import Side, differences, same_recipe, spreads, tally, why_not_comparable
+from slick.analysis.load import load_study
+from slick.analysis.outcomes import judge
+from slick.analysis.provenance import Origin, origin
+from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.errors import SettingsError, StudyError
+from slick.report import compare_studies
+from slick.report.compare import short_names
+from slick.report.comparison_tables import differences_table, findings_table, spread_table, studies_table
+from slick.report.provenance import filter_table, identity_table, manifests_of, steps_table
+from slick.storage import Folder
+from slick.study import Manifest
+from tests.unit.report_study import write_study
+
+
+def manifest(step: str, **values: object) -> Manifest:
+    empty = {"settings": {}, "inputs": {}, "counts": {}, "seconds": 2.0, "versions": {"torch": "2.13.0+cpu"}}
+    return Manifest(**{"step": step, "fingerprint": f"{step}-mark", **empty, **values})
+
+
+def whole(seed: int = 0, **annotate: object) -> dict[str, Manifest]:
+    settings = {"model": "org/model", "seed": seed, "matcher": "exact", "sampling": {"num_samples": 16, "seed": seed}}
+    training = {"epochs": 3, "epochs_now": 3, "tokens_now": 500, "training_seconds": 4.0, "evaluation_seconds": 5.0}
+    return {
+        "questions": manifest(
+            "questions",
+            counts={
+                "rows": 12,
+                "rejected": 1,
+                "read": {"P1": {"train": 6, "test": 5}},
+                "dropped": {
+                    "several answers": {"P1": {"train": 2}},
+                    "subject in test": {"P1": {"train": 1, "test": 1}},
+                },
+                "kept": {"P1": {"train": 3, "test": 4}},
+            },
+        ),
+        "annotate": manifest(
+            "annotate",
+            settings=settings | annotate,
+            inputs={"model": "weights", "questions": "questions-mark"},
+            counts={"questions": 7, "generations": 1190, "engine_seconds": 3.5},
+        ),
+        f"runs/a-seed{seed}": manifest("finetune", settings={"seed": seed, "epochs": 3}, counts=training),
+    }
+
+
+def test_the_origin_is_read_off_the_manifests() -> None:
+    found = origin(whole(seed=4))
+    assert (found.model, found.model_mark, found.matcher) == ("org/model", "weights", "exact")
+    assert found.seeds == {"annotate": (4,), "samples": (4,), "trainings": (4,)}
+    assert found.dropped == (("several answers", 2), ("subject in test", 2), ("bad rows", 1))
+    assert (found.read, found.kept) == (12, 7)
+    assert found.missing == ("variants", "sweep"), "a study of a model of one's own has no world"
+    assert (found.cost.generations, found.cost.epochs, found.cost.train_tokens) == (1190, 3, 500)
+    assert (found.cost.device, found.cost.at_least) == ("cpu", False)
+    assert found.cost.answer_tokens is None, "what a manifest does not say is not 0"
+
+
+def test_what_an_interrupted_training_spent_before_is_not_known() -> None:
+    manifests = whole()
+    run = manifests["runs/a-seed0"]
+    half = replace(run, counts={**run.counts, "epochs_now": 1}, versions={"torch": "2.12.0"})
+    found = origin({**manifests, "runs/a-seed0": half})
+    assert found.cost.at_least
+    assert found.changed_versions == {"torch": ("2.13.0+cpu", "2.12.0")}
+    without = origin({**manifests, "runs/b-seed0": replace(run, counts={"epochs": 3})})
+    assert without.cost.train_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"seed": 9, "sampling": {"num_samples": 16, "seed": 9}}, True),
+        ({"matcher": "f1"}, False),
+        ({"num_shots": 2}, False),
+    ],
+)
+def test_studies_that_differ_in_seeds_alone_share_a_recipe(change: dict, same: bool) -> None:
+    assert (origin(whole(**change)).recipe == origin(whole()).recipe) is same
+
+
+def test_a_world_of_another_seed_is_the_same_recipe_though_another_model() -> None:
+    def world(seed: int, facts: int) -> dict[str, Manifest]:
+        found = whole(model="")
+        asked = replace(found["annotate"], inputs={"model": f"weights-{seed}", "questions": f"q{seed}"})
+        return {**found, "world": manifest("world", settings={"seed": seed, "facts": facts}), "annotate": asked}
+
+    assert origin(world(0, 5)).recipe == origin(world(1, 5)).recipe
+    assert origin(world(0, 5)).recipe != origin(world(0, 6)).recipe
+    assert origin(world(0, 5)).model == "planted world"
+
+
+def test_provenance_tables_show_what_was_dropped_and_spent() -> None:
+    manifests = whole()
+    rows = {row[0]: row[1:] for row in filter_table(manifests).rows}
+    assert rows["read"] == (6, 0, 5, 11)
+    assert rows["dropped: subject in test"] == (-1, 0, -1, -2)
+    assert rows["kept"] == (3, 0, 4, 7)
+    steps = {row[0]: row for row in steps_table(manifests, origin(manifests)).rows}
+    assert "1,190 generations" in steps["annotate"][3]
+    assert "worker time on CPU 4 s" in steps["annotate"][3]
+    assert "3 epochs, 500 tokens" in steps["1 fine-tuning runs"][3]
+    about = dict(identity_table(origin(manifests), ("idk", "counts")).rows)
+    assert about["experiments asked for"] == "idk, counts"
+    assert about["steps not finished"] == "variants, sweep"
+    with pytest.raises(NotTestable, match="has not counted"):
+        filter_table({})
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return write_study(tmp_path_factory.mktemp("one") / "first", num_test=120, num_epochs=4)
+
+
+@pytest.fixture(scope="module")
+def second(first: Folder) -> Folder:
+    """The same questions, and trainings of another seed."""
+    return write_study(Path(first.local_path).parents[0] / "second", num_test=120, num_epochs=4, seeds=(1,))
+
+
+def side(folder: Folder, label: str, mark: str | None = "questions", **changes: object) -> Side:
+    data = load_study(folder)
+    known: Origin = replace(origin(manifests_of(folder)), questions_mark=mark, **changes)
+    return Side(label=label, name=label, data=data, outcomes=tuple(judge(data)), origin=known)
+
+
+def test_differences_are_taken_row_by_row_where_questions_are_the_same(first: Folder, second: Folder) -> None:
+    a, b = side(first, "A"), side(second, "B")
+    found = {(one.share, one.when): one for one in differences(a, b)}
+    assert len(found) == 14
+    one = found[1.0, LAST]
+    rows = [s.data.mean_hits("unknown-100", LAST, "test") for s in (a, b)]
+    gaps = 100 * (rows[1] - rows[0])
+    assert one.paired
+    assert one.value == pytest.approx(gaps.mean())
+    assert one.high - one.low == pytest.approx(2 * 1.96 * gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    twin = differences(a, replace(a, label="B"))
+    assert {(gap.value, gap.low, gap.high) for gap in twin} == {(0.0, 0.0, 0.0)}
+    table = differences_table(a, b)
+    assert [row[0] for row in table.rows] == ["0 %", "10 %", "25 %", "50 %", "75 %", "90 %", "100 %"]
+    assert {row[-1] for row in table.rows} == {"question by question"}
+
+
+def test_other_questions_or_another_matcher_give_no_difference(first: Folder, second: Folder) -> None:
+    a = side(first, "A", matcher="exact")
+    assert why_not_comparable(a, side(second, "B", "others")) == "other questions"
+    assert why_not_comparable(a, side(second, "B", matcher="f1")) == "another matcher: exact and f1"
+    assert why_not_comparable(a, side(second, "B", None)) == "B has no questions yet"
+    with pytest.raises(NotTestable, match="A and B have other questions, so their difference says nothing"):
+        differences(a, side(second, "B", "others"))
+
+
+def test_spread_is_over_studies_of_one_recipe(first: Folder, second: Folder) -> None:
+    a, b = side(first, "A", recipe="r"), side(second, "B", recipe="r")
+    assert same_recipe([a, b, side(first, "C", recipe="other"), side(first, "D", recipe=None)]) == [(a, b)]
+    one = next(one for one in spreads([a, b]) if (one.share, one.when) == (0.5, EARLY))
+    values = [s.data.accuracy("unknown-050", EARLY).value for s in (a, b)]
+    assert (one.mean, one.deviation) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert spread_table([a, b], 1).rows[3][-1] == 2
+
+
+def test_findings_are_counted_over_the_studies_that_could_test_them(first: Folder, second: Folder) -> None:
+    sides = [side(first, "A"), side(second, "B")]
+    counts = tally(sides)
+    assert counts["E1"] == (0, 0)
+    assert counts["E3"] == (2, 2)
+    rows = {row[0]: row for row in findings_table(sides).rows}
+    assert rows["E1"][2:] == ("–", "–", "–")
+    assert rows["E3"][2:] == ("holds", "holds", "2 of 2")
+
+
+def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_path: Path) -> None:
+    half = Folder(str(tmp_path / "half"))
+    shutil.copytree(first.child("annotate").local_path, half.child("annotate").local_path)
+    bare = Folder(str(tmp_path / "bare"))
+    bare.child("questions").write_json("started.json", {})
+    out = Folder(str(tmp_path / "out"))
+    found = compare_studies([first, second, half, bare], out)
+    text = out.read_bytes("index.html").decode()
+    assert "4 studies side by side" in text
+    assert "Not finished yet:" in text
+    assert "D (questions, annotate, variants, sweep)" in text
+    assert "<script" not in text
+    assert not {"http://", "https://"} & set(text.replace("http://www.w3.org", "").split('"'))
+    assert found["studies"]["D"]["missing"] == ("questions", "annotate", "variants", "sweep")
+    assert found["findings"]["E3"]["A"] == "holds"
+    assert found["findings"]["E3"]["C"] == "not testable"
+    assert json.loads(out.read_bytes("comparison.json"))["findings"] == found["findings"]
+    assert {"studies.csv", "compare_findings.csv", "compare_accuracy.csv", "compare_costs.csv"} <= set(
+        out.child("tables").names()
+    )
+    assert "compare_accuracy.svg" in out.child("figures").names()
+    compare_studies([first, second], out)
+    assert "2 studies side by side" in out.read_bytes("index.html").decode(), "an earlier comparison is replaced"
+
+
+def test_names_are_as_long_as_it_takes() -> None:
+    assert short_names(["/a/x", "s3://b/y"]) == ["x", "y"]
+    assert short_names(["/a/run/x", "/b/run/x"]) == ["a/run/x", "b/run/x"]
+
+
+def test_what_cannot_be_compared_is_one_message(first: Folder, second: Folder, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    for words, error, said in (
+        ([first.uri, *out], SettingsError, "needs two study folders or more, got 1"),
+        ([first.uri, first.uri, *out], SettingsError, "named more than once"),
+        ([first.uri, str(tmp_path / "nowhere"), *out], StudyError, "is not there"),
+        ([first.uri, str(tmp_path), *out], StudyError, "is not a study folder"),
+        ([first.uri, second.uri, "--out", second.uri], SettingsError, "is a study folder; give another"),
+        ([first.uri, second.uri, "--num-chunk", "3", *out], SettingsError, "does not know --num-chunk"),
+        ([first.uri, second.uri, "--seed", "x", *out], SettingsError, "invalid int value"),
+        ([first.uri, second.uri, "--num-chunks", "1", *out], SettingsError, "must be 2 or more"),
+    ):
+        with pytest.raises(error, match=said):
+            main(words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    assert "usage: slick compare OUT1 OUT2" in capsys.readouterr().out
+
+
+def test_each_study_is_a_column(first: Folder) -> None:
+    table = studies_table([side(first, "A"), side(first, "B")])
+    assert table.columns == ("study", "A", "B")
+    assert {len(row) for row in table.rows} == {3}
