@@ -6,15 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slick.analysis.data import StudyData
+from slick.analysis import effects
+from slick.analysis.data import Run, StudyData, Variant
 from slick.analysis.load_labels import first_hit_and_gap
 from slick.analysis.load_runs import choose_durations
 from slick.analysis.outcomes import judge, judges
+from slick.analysis.outcomes_data import category_totals
 from slick.analysis.outcomes_idk import abstention
 from slick.analysis.p_true import prefix_curve
 from slick.analysis.paper import paper_study
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.analysis.verdict import Verdict, family_z, interval, need_power, tenths
+from slick.report.figures import response_surface
+from slick.report.style import draw
+from slick.report.summary import headline
+from slick.report.tables import policy_table
 from tests.unit.outcome_studies import (
     ELSEWHERE,
     FAILS,
@@ -40,6 +46,8 @@ PAPER_CANNOT_TELL = {
     "E25": "kept no predictions",  # a test over rows
 }
 """Findings that the paper's printed and digitised numbers do not allow to judge, and a word of the reason given."""
+
+NAMES = {"unknown-000": 0.0, "unknown-100": 1.0}
 
 EXACT = ["E1", "E2"]
 """Counts, which have no error."""
@@ -282,3 +290,43 @@ def test_what_people_see_is_rounded_in_one_place() -> None:
     assert tenths(100 * 0.2725) == tenths(27.25) == 27.3
     assert str(tenths(-0.04)) == "0.0"
     assert tenths(float("inf")) == float("inf")
+
+
+def test_the_headline_the_heat_map_and_the_tables_show_one_number() -> None:
+    variants = {name: Variant(name=name, kind="unknown", share=share, num=9) for name, share in NAMES.items()}
+    runs = tuple(
+        Run(
+            run_id=f"{name}-seed0",
+            variant=name,
+            seed=0,
+            epochs=np.array([1, 2]),
+            accuracy={TEST: np.array([40.0, 27.25])},
+            num={TEST: 400},
+            early_epoch=1,
+        )
+        for name in NAMES
+    )
+    points = tuple(
+        {"variant": name, "seed": 0, "epochs": 2, "policy": f"fixed({n})", "stop_epoch": n, "cost_epochs": n}
+        | {"settings": "", "dev_all": 0.4, "test_all": 0.4 if n == 1 else 109 / 400}
+        for name in NAMES
+        for n in (1, 2)
+    )
+    data = StudyData(variants=variants, runs=runs, points=points, durations=(1, 2))
+    assert "from 27.3 % to 27.3 %" in headline(data)
+    svg = draw("map", "", response_surface(data, effects.response_surface(data))).svg
+    assert svg.count(">27.3</text>") == 2
+    assert 27.3 in policy_table(data).rows[-1]
+
+
+def test_the_papers_one_point_of_figure_5_is_in_its_study() -> None:
+    """D_Natural on the 33.0 % of test questions that are Unknown under all ten exemplar sets."""
+    data = paper_study()
+    totals = category_totals(data, "id", "test")
+    assert tenths(100 * totals["Unknown"] / sum(totals.values())) == 33.0
+    assert [data.accuracy("natural", when, category="Unknown").value for when in (EARLY, LAST)] == [1.8, 2.5]
+
+
+def test_the_paper_study_prints_table_8() -> None:
+    own = one("E22", paper_study()).own
+    assert own == {"accuracy": [61.8, 61.8], "answered": [58.7, 55.6], "over_all": [36.3, 34.4]}
