@@ -173,22 +173,28 @@ def compare(runs: Sequence[FitTimes]) -> tuple[Comparison, ...]:
     Raises:
         NotTestable: the runs have rows of fewer than two categories.
     """
-    from scipy.stats import logrank
     from statsmodels.stats.multitest import multipletests
 
     there = [str(category) for category in Category if all((run.categories == str(category)).any() for run in runs)]
     pairs = [(first, second) for i, first in enumerate(there) for second in there[i + 1 :]]
     if not pairs:
         raise NotTestable(f"the runs of {runs[0].variant} have rows of fewer than two categories")
-    values = [
-        max(float(logrank(_censored(run.of(first)), _censored(run.of(second))).pvalue) for run in runs)
-        for first, second in pairs
-    ]
+    values = [max(_log_rank(run.of(first), run.of(second)) for run in runs) for first, second in pairs]
     adjusted = multipletests(values, method="holm")[1]
     return tuple(
         Comparison(first=first, second=second, p_value=value, p_adjusted=float(corrected))
         for (first, second), value, corrected in zip(pairs, values, adjusted, strict=True)
     )
+
+
+def _log_rank(first: FitTimes, second: FitTimes) -> float:
+    """Two-sided p; 1.0 where all rows are fitted at one epoch, or none is, so that nothing differs."""
+    from scipy.stats import logrank
+
+    ends = np.concatenate([first.epochs, second.epochs]), np.concatenate([first.fitted, second.fitted])
+    if all(len(np.unique(values)) == 1 for values in ends) or not ends[1].any():
+        return 1.0
+    return float(logrank(_censored(first), _censored(second)).pvalue)
 
 
 def _censored(rows: FitTimes) -> object:

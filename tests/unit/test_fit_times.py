@@ -161,6 +161,8 @@ def test_pairs_are_tested_seed_by_seed_and_corrected() -> None:
     assert min(one.p_adjusted for one in found.values()) == pytest.approx(3 * smallest)
     both = {(one.first, one.second): one for one in compare([fits(clear, 4), fits(none, 4, seed=1)])}
     assert both[HIGHLY, WEAKLY].p_value == pytest.approx(1.0)
+    for same in ({HIGHLY: [1] * 5, UNKNOWN: [1] * 5}, {HIGHLY: [None] * 5, UNKNOWN: [None] * 5}):
+        assert compare([fits(same, 4)])[0].p_value == 1.0
     with pytest.raises(NotTestable, match="fewer than two"):
         compare([fits({UNKNOWN: [1, 2]}, 4)])
 

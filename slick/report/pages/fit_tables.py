@@ -119,9 +119,11 @@ def p_text(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _log_rank(data: StudyData, name: str) -> str:
+def _log_rank(data: StudyData, name: str) -> str | None:
+    """None where a seed has no row of one of the categories."""
     pairs = {(pair.first, pair.second): pair for pair in compare(runs_of(data.fit_times, name))}
-    return p_text(pairs[WEAKLY, UNKNOWN].p_value)
+    pair = pairs.get((WEAKLY, UNKNOWN))
+    return None if pair is None else p_text(pair.p_value)
 
 
 def _all_curves(data: StudyData) -> list[tuple[float, str, FitCurve]]:
