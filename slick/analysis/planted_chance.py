@@ -106,7 +106,7 @@ def planted_or_not(facts: PlantedFacts, measure_F: Floats) -> Ranked:
 
     Source: the interval is DeLong's by mid-ranks (Sun and Xu 2014, IEEE Signal Processing Letters 21).
     """
-    from scipy.stats import norm, rankdata
+    from scipy.stats import binomtest, norm, rankdata
 
     seen = np.isfinite(measure_F)
     never = facts.strength == "never"
@@ -118,6 +118,9 @@ def planted_or_not(facts: PlantedFacts, measure_F: Floats) -> Ranked:
     losses = 1 - (ranks[len(above) :] - rankdata(below)) / len(above)
     area = float(wins.mean())
     error = np.sqrt(wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses))
+    if error == 0:  # all apart: as sure as so many trials, one a fact of the smaller side
+        low, high = binomtest(round(area * min(len(above), len(below))), min(len(above), len(below))).proportion_ci()
+        return Ranked(area, float(min(low, area)), float(max(high, area)), len(ranks))
     reach = float(norm.ppf(0.975) * error)
     return Ranked(area, max(area - reach, 0.0), min(area + reach, 1.0), len(ranks))
 

@@ -59,6 +59,19 @@ def grouped(sections: Sequence[Section]) -> dict[str, list[Section]]:
     return {group: members for group, members in found.items() if members}
 
 
+def condensed(exhibits: Sequence[Exhibit]) -> list[Exhibit]:
+    """What cannot be shown for one and the same reason says so once, where the first of it would be."""
+    found: list[Exhibit] = []
+    for exhibit in exhibits:
+        same = [one for one in exhibits if one.missing and one.missing == exhibit.missing]
+        if len(same) < 2:
+            found.append(exhibit)
+        elif exhibit is same[0]:
+            others = " And one more." if len(same) == 2 else f" And {len(same) - 1} more."
+            found.append(replace(exhibit, caption=exhibit.caption + others))
+    return found
+
+
 def attempt(caption: str, make: Callable[[], Figure | Table], *, wide: bool = False, fold: bool = False) -> Exhibit:
     """Make a figure or table; one that the study cannot give says what is missing."""
     try:
@@ -104,6 +117,7 @@ def render(template: str = "page.html", **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda figure: Markup(figure.svg)  # drawn by slick.report.figures, which escapes
+    environment.filters["condensed"] = condensed
     environment.filters["cell"] = cell_text
     environment.filters["value"] = value_text
     environment.filters["spans"] = span_text

@@ -110,7 +110,7 @@ def _filtering(data: StudyData) -> tuple[str, str]:
     here = recommend(data).overall.filtering
     if here.value is None:
         raise NotTestable(here.why)
-    short = f"{_short(here.value, here.low, here.high)} stopped early"
+    short = f"{_short(here.value, here.low, here.high)} if stopped early"
     detail = f"With Known rows alone, stopped as recommended, test accuracy changes by {_points(here)}{_sure(here)}."
     try:
         end = _filtering_at_the_end(data)
@@ -119,7 +119,7 @@ def _filtering(data: StudyData) -> tuple[str, str]:
     low, high = interval(end)
     value = f"{tenths(end.value):+.1f} points ({tenths(low):+.1f} to {tenths(high):+.1f})"
     return (
-        f"{short}, {_short(end.value, low, high)} trained to the end",
+        f"{short}; {_short(end.value, low, high)} at the end",
         f"{detail} Trained to the end it is {value}{_chance(low, high)}.",
     )
 

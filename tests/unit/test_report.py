@@ -265,7 +265,7 @@ def test_the_first_screen_says_how_much_is_unknown_when_to_stop_and_what_filteri
         f"When should training stop? after epoch {choice.stop_epoch.value:.0f} Best by dev accuracy: best_dev" in told
     )
     assert re.search(
-        r"What does leaving the Unknown rows out buy\? \S+ points stopped early, \+\d+\.\d points trained to", told
+        r"What does leaving the Unknown rows out buy\? \S+ points if stopped early; \+\d+\.\d points at the end", told
     )
     assert "one seed, so no interval" in told
 
@@ -291,5 +291,5 @@ def test_a_gain_within_its_interval_is_not_called_one() -> None:
     variants = {p["variant"]: Variant(name=p["variant"], kind=p["kind"], share=0.5, num=80) for p in points}
     _, stop, filtering = answers(StudyData(variants=variants, points=tuple(points)))
     assert stop.answer == "after epoch 2"
-    assert filtering.answer == "nothing sure stopped early"
+    assert filtering.answer == "nothing sure if stopped early"
     assert "no more than chance explains" in filtering.detail
