@@ -174,7 +174,7 @@ _ALL = (
     Experiment(
         name="forgetting",
         sentence="Which answers are lost in training, and when.",
-        sections=("forgetting",),
+        sections=("retention", "forgotten"),
         needs=(SWEEP, KNOWN_ONLY),
     ),
     Experiment(

@@ -42,7 +42,7 @@ def mark_sections(sections: Sequence[Section], asked: Asked) -> list[Section]:
         experiment = shown_in(section.name)
         if experiment is None:
             return section
-        label = f"{experiment.name} · {experiment.exhibits.lower() or 'beyond the paper'}"
+        label = f"{experiment.name} · {experiment.exhibits.lower()}" if experiment.exhibits else experiment.name
         if asked is None or experiment.name in asked or not section.is_empty:
             return replace(section, experiment=label)
         missing = Exhibit(caption=experiment.sentence, missing=_add(experiment.name))
