@@ -134,23 +134,31 @@ def e7(data: StudyData) -> Verdict:
 
 
 def e8(data: StudyData) -> Verdict:
-    """D_Known loses little: at most half of what D loses (or 1.5 points) on average, and less than D at high shares."""
+    """D_Known loses little: not clearly over half of D's mean loss (or 1.5 points), and clearly less than D.
+
+    Half of D's loss is the judgement's own bound, as "little" has no size on another model. The bound is held to noise
+    like any other; in return the mean must be clearly below D's, or data that tell nothing would pass. From 50 % on, no
+    share may lose clearly more than D.
+    """
     pairs = known_pairs(data)
     known_loss = [data.difference((known, EARLY), (known, LAST)) for _, known, _ in pairs]
     d_loss = [data.difference((unknown, EARLY), (unknown, LAST)) for _, _, unknown in pairs]
     mean_known, mean_d = mean_cell(known_loss), mean_cell(d_loss)
     limit = max(mean_d.value / 2, SMALL)
     failed = []
-    if mean_known.value > limit:
+    if mean_known.value - limit > Z * mean_known.se:
         failed.append(
             f"D_Known loses {points(mean_known)} points on average, over {limit:.1f} (D loses {points(mean_d)})"
         )
+    healed = minus(mean_d, mean_known)
+    if healed.value <= Z * healed.se:
+        failed.append(f"D loses {points(mean_d)} points on average and D_Known {points(mean_known)}, not clearly less")
     for (share, _, _), known, whole in zip(pairs, known_loss, d_loss, strict=True):
         excess = minus(known, whole)
         if share >= 0.5 and excess.value > Z * excess.se:
             failed.append(f"at {percent(share)} D_Known loses {points(excess)} points more than D")
     good = f"D_Known loses {points(mean_known)} points on average, D {points(mean_d)}; limit {limit:.1f}"
-    intervals = {"D_Known_loses": interval(mean_known), "D_loses": interval(mean_d)}
+    intervals = {"D_Known_loses": interval(mean_known), "D_loses": interval(mean_d), "D - D_Known": interval(healed)}
     return Verdict(not failed, rounded([cell.value for cell in known_loss]), failures(failed, good), intervals)
 
 

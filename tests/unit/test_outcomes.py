@@ -25,6 +25,7 @@ from tests.unit.outcome_studies import (
     ELSEWHERE,
     FAILS,
     HOLDS,
+    KNOWN_NAMES,
     MISSING,
     TEST,
     edited,
@@ -178,6 +179,16 @@ def test_the_noise_of_a_family_grows_with_its_size() -> None:
     rng = np.random.default_rng(0)
     alarms = (rng.standard_normal((4000, 50)).max(axis=1) > family_z(50)).mean()
     assert alarms <= 0.035  # 0.025 is promised; more than 0.035 of 4000 has probability under 0.001
+
+
+def test_e8_holds_its_bound_to_noise_and_wants_a_clear_difference_from_d() -> None:
+    known, whole = ([name.replace("known", kind) for name in KNOWN_NAMES] for kind in ("known", "unknown"))
+    over = edited({name: {TEST: {50: paper_study().accuracy(name, EARLY).value - 2.4}} for name in known})
+    assert one("E8", over).holds, "2.4 is over half of 4.4 by less than noise"
+    spared = {name: {TEST: {50: paper_study().accuracy(name, EARLY).value - 1.4}} for name in whole}
+    verdict = one("E8", edited(spared))
+    assert verdict.holds is False
+    assert "not clearly less" in verdict.why
 
 
 def test_e17_wants_the_loss_where_the_paper_has_it() -> None:
