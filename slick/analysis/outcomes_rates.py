@@ -66,8 +66,10 @@ def e24(data: StudyData) -> Verdict:
 def other_rates(data: StudyData) -> list[Trend]:
     """The sweep at each learning rate but its own, where nothing else differs from its settings.
 
+    A rate that lacks shares, early stop or a fixed length, as in a search, is left out.
+
     Raises:
-        NotTestable: there is none, or it lacks shares, early stop or a fixed length.
+        NotTestable: there is none, or none is whole; then with what the first one lacks.
     """
     found: dict[str, list[Point]] = {}
     for point in data.points:
@@ -79,7 +81,15 @@ def other_rates(data: StudyData) -> list[Trend]:
             "the sweep holds one learning rate; add a second, as in "
             '`slick sweep PRESET --grid.axes "learning_rate=1e-5,1e-4" --out DIR`'
         )
-    return [_trend(data, rate, rows) for rate, rows in sorted(found.items(), key=lambda one: float(one[0]))]
+    whole, lacking = [], []
+    for rate, rows in sorted(found.items(), key=lambda one: float(one[0])):
+        try:
+            whole.append(_trend(data, rate, rows))
+        except NotTestable as reason:
+            lacking.append(reason)
+    if not whole:
+        raise lacking[0]
+    return whole
 
 
 def _trend(data: StudyData, rate: str, rows: Sequence[Point]) -> Trend:

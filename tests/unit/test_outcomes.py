@@ -235,6 +235,10 @@ def test_e24_needs_the_sweep_at_the_other_rate() -> None:
     late = [point for point in rates_study().points if point["policy"] != "best_dev"]
     with pytest.raises(NotTestable, match="points of best_dev"):
         one("E24", replace(rates_study(), points=tuple(late)))
+    both = (*rates_study().points, *rates_study(rate="0.001", shares=(0.0, 1.0)).points)
+    assert list(one("E24", replace(rates_study(), points=both)).own) == ["1e-05"], (
+        "a rate that is not whole is left out"
+    )
     nameless = replace(rates_study(), runs=(), counts={})
     with pytest.raises(NotTestable, match="number of test questions"):
         one("E24", nameless)
