@@ -109,7 +109,9 @@ def probe(study: Folder, plans: Sequence[RunPlan]) -> dict[CostClass, Pace]:
     Raises:
         SlickError: what only a person can mend.
     """
-    chosen = {cost_class(plan.config): plan for plan in reversed(plans)}
+    chosen: dict[CostClass, RunPlan] = {}
+    for plan in plans:
+        chosen.setdefault(cost_class(plan.config), plan)
     check_plans(list(chosen.values()))
     config = plans[0].config
     gpus_per_worker = ask_cluster(config)

@@ -85,8 +85,8 @@ import time
 from slick.cluster import connect
 from tuning.meters import tell_job
 connect()
-for number in range(40):
-    tell_job(f"sweep: {number + 1} of 40 trainings")
+for number in range(16):
+    tell_job(f"sweep: {number + 1} of 16 trainings")
     time.sleep(0.5)
 """
 
@@ -101,7 +101,7 @@ def test_a_job_s_line_is_that_of_its_sweep_until_it_ends(ray_cluster: None) -> N
     job = client.submit_job(
         entrypoint=f"{sys.executable} -c 'import os; exec(os.environ[\"JOB\"])'", runtime_env={"env_vars": environment}
     )
-    wait_for(lambda: re.fullmatch(r"sweep: \d+ of 40 trainings", client.get_job_info(job).message or ""))
+    wait_for(lambda: re.fullmatch(r"sweep: \d+ of 16 trainings", client.get_job_info(job).message or ""))
     assert client.get_job_status(job) == JobStatus.RUNNING
     wait_for(lambda: client.get_job_status(job).is_terminal())
     assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
