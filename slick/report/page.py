@@ -121,9 +121,21 @@ def render(template: str = "page.html", **values: Any) -> str:
     environment.filters["cell"] = cell_text
     environment.filters["value"] = value_text
     environment.filters["spans"] = span_text
-    environment.filters["tidy"] = lambda text: str(text).replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+    environment.filters["tidy"] = prose
     css = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(css=css, **values)
+
+
+def prose(text: object) -> Any:
+    r"""Running text for the page: escaped, units kept beside their numbers, what stands between back quotes as code.
+
+    >>> str(prose("run `slick x` for < 5 %"))
+    'run <code>slick x</code> for &lt; 5\xa0%'
+    """
+    from markupsafe import Markup, escape
+
+    kept = str(escape(text)).replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", kept))
 
 
 def cell_text(value: object) -> str:
