@@ -86,6 +86,8 @@ class ErrorKinds:
 
     way: Way
     """Which answers were looked at: the sampled ones, or the greedy ones where no others were kept whole."""
+    question_ids: NDArray[np.str_]
+    """Shape (Q,), ascending."""
     categories: NDArray[np.str_]
     """Shape (Q,)."""
     relations: NDArray[np.str_]
@@ -157,6 +159,7 @@ class KindTally:
         order = [(str(category), kind) for category in SORTED for kind in KINDS]
         return ErrorKinds(
             way=self._way,
+            question_ids=np.array([row[0] for row in rows], dtype=str),
             categories=np.array([row[1] for row in rows], dtype=str),
             relations=np.array([row[2] for row in rows], dtype=str),
             tallies_Q6=np.array([row[3] for row in rows], dtype=np.int32).reshape(-1, 6),

@@ -23,6 +23,7 @@ from slick.analysis.error_kinds import (
     sensitivity,
 )
 from slick.analysis.load_answers import Sheets, load_answers
+from slick.analysis.planted import PlantedFacts
 from slick.analysis.terms import NotTestable
 from slick.report.page import Exhibit
 from slick.report.pages import error_kinds
@@ -183,6 +184,28 @@ def test_the_figures_name_every_kind_that_is_there_and_no_other() -> None:
     assert ">90<" in svg
     assert all(f">{name}<" in drawing(section.exhibits[1]) for name in ("P19", "P36", REFUSED))
     assert "Of 10 Unknown questions, 0 % always get the same wrong answer" in section.text
+
+
+def test_in_a_world_the_kinds_stand_beside_what_was_planted() -> None:
+    found = found_in(some())
+    ids = ["zz", *(f"a{i}" for i in range(5)), *(f"c{i}" for i in range(4))]
+    num = len(ids)
+    planted = PlantedFacts(
+        question_ids=np.array(ids),
+        strength=np.array(["firm", *["minority"] * 5, *["never"] * 4]),
+        **dict.fromkeys(("num_gold", "num_rival"), np.zeros(num, dtype=np.int64)),
+        **dict.fromkeys(("category", "cause"), np.array([""] * num)),
+        **dict.fromkeys(("greedy", "sampled"), np.zeros(num)),
+    )
+    assert error_kinds.planted_table(found, planted).rows == (
+        ("minority", 5, 100.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        ("never", 4, 0.0, 0.0, 100.0, 0.0, 0.0, 0.0),
+    )
+    captions = [
+        exhibit.caption for exhibit in error_kinds.section(StudyData(error_kinds=found, planted=planted)).exhibits
+    ]
+    assert sum("planted" in caption for caption in captions) == 1
+    assert not [one for one in error_kinds.section(StudyData(error_kinds=found)).exhibits if "planted" in one.caption]
 
 
 def drawing(exhibit: Exhibit) -> str:
