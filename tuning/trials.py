@@ -92,10 +92,10 @@ def _teller(course: Course) -> Any:
             course.tried_again(trial.config["pack"])
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            course.ended(trial.config["pack"], (trial.last_result or {}).get(_REFUSAL, ""))
+            course.ended(trial.config["pack"], " ".join((trial.last_result or {}).get(_REFUSAL, "").split()))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            course.ended(trial.config["pack"], _message(trial.get_pickled_error() or trial.get_error()))
+            course.ended(trial.config["pack"], _reason(trial.get_pickled_error() or trial.get_error()))
 
     return Teller()
 
@@ -141,6 +141,15 @@ def _message(error: BaseException) -> str:
     """The message of what a trial raised, without the stack of processes it came through."""
     cause: Any = getattr(error, "cause", None) or error
     return str(cause).strip() or type(cause).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """In one line, what a worker of the trial died of or raised."""
+    cause: Any = getattr(error, "cause", None) or error
+    first = next(iter(getattr(cause, "worker_failures", {}).values()), cause)
+    first = getattr(first, "_base_exc", first)  # as the worker raised it, without its stack
+    text = next((line.strip() for line in str(first).splitlines() if line.strip()), "")
+    return text if isinstance(first, SlickError) else f"{type(first).__name__}: {text}"
 
 
 def concurrent_trials(
