@@ -74,6 +74,7 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
         StudyError: the knowledge table is not finished, a finished step's files are broken, or the graded sheet is of
             another study.
         DataError: the graded sheet is not as it must be.
+        SettingsError: the graded sheet is not there.
     """
     started_at = time.monotonic()
     require(study.child("annotate"), "annotate")

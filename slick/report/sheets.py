@@ -4,7 +4,7 @@ import hashlib
 
 from slick.analysis.audit_sheet import Sheet, read_sheet
 from slick.analysis.load_answers import Sheets
-from slick.errors import DataError
+from slick.errors import DataError, SettingsError
 from slick.storage import Folder
 
 SHEET = "error_audit.csv"
@@ -20,7 +20,7 @@ def read_sheets(report: Folder, graded: str) -> Sheets:
         graded: path or URI of the sheet handed in; empty for none.
 
     Raises:
-        StudyError: the sheet handed in is not there.
+        SettingsError: the sheet handed in is not there.
         DataError: it is no such sheet.
     """
     handed_in = None
@@ -53,7 +53,13 @@ def keep_sheets(report: Folder, graded: str) -> list[str]:
 
 def _read(path: str) -> bytes:
     place, _, name = path.rpartition("/")
-    return Folder(place or ("/" if path.startswith("/") else ".")).read_bytes(name)
+    folder = Folder(place or ("/" if path.startswith("/") else "."))
+    if not name or not folder.exists(name):
+        raise SettingsError(
+            f"--graded {path} is not there; give the table error_audit.csv of this study's report, with its column "
+            "grade filled in"
+        )
+    return folder.read_bytes(name)
 
 
 def _begun(report: Folder) -> Sheet | None:

@@ -290,7 +290,7 @@ def test_what_a_person_filled_in_survives_every_report(tmp_path: Path) -> None:
     make_report(study, ReportConfig(audit_greedy=4, audit_sampled=2))  # another sheet: the old one is kept beside it
     assert [row["grade"] for row in csv.DictReader(sheet.open())] == [""] * 6
     assert content in [kept.read_bytes(name) for name in kept.names()]
-    with pytest.raises(StudyError, match=r"nowhere\.csv is not there"):
+    with pytest.raises(SettingsError, match=r"nowhere\.csv is not there; give the table"):
         make_report(study, ReportConfig(graded=str(tmp_path / "nowhere.csv")))
 
 

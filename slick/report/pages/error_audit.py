@@ -91,9 +91,9 @@ def sheet_table(audit: ErrorAudit) -> Table:
     """The sheet, with the grades that are known already."""
     if not audit.rows:
         raise NotTestable("no answer could be drawn: none misses, or none was kept whole")
-    columns = ("answer_id", "question_id", "relation", "category", "temperature", "question", "gold", "answer")
+    columns = ("answer_id", "relation", "category", "temperature", "question", "gold", "answer")
     rows: list[tuple[Value, ...]] = [
-        (row.answer_id, row.question_id, row.relation, row.category, audit.temperatures[row.way], row.question,
+        (row.answer_id, row.relation, row.category, audit.temperatures[row.way], row.question,
          " | ".join(row.gold), row.answer, row.presorted, audit.sheet_id, audit.grades.get(row.answer_id))
         for row in audit.rows
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def sheet_table(audit: ErrorAudit) -> Table:
         name="error_audit",
         columns=(*columns, "presorted", "sheet", "grade"),
         rows=tuple(rows),
-        text_columns=frozenset({5, 6, 7}),
+        text_columns=frozenset({4, 5, 6}),
     )
 
 

@@ -172,7 +172,7 @@ def _text(data: StudyData) -> str:
         share = shares(found, unknown)
         said += (
             f" Of {int(unknown.sum()):,} Unknown questions, {share[ONE]:.0f} % always get the same wrong answer, "
-            f"{share[TWO]:.0f} % one of two, and {share[REFUSED]:.0f} % are refused."
+            f"{share[TWO]:.0f} % one of two; {share[REFUSED]:.0f} % are mostly refused."
         )
     return said
 

@@ -158,7 +158,7 @@ def _text(data: StudyData) -> str:
     if found.chance is None or found.earlier is None:
         return f"{said}."
     return (
-        f"{said}; of the answers to questions wrong all along {found.chance:.0f} % do at the end, and "
+        f"{said}; of the answers to questions wrong at both epochs {found.chance:.0f} % do at the end, and "
         f"{found.earlier:.0f} % did at the best dev epoch."
     )
 
