@@ -17,6 +17,7 @@ STEPS = {
     "report": "figures, tables and the paper's findings, for this model",
     "compare": "several studies side by side: slick compare OUT1 OUT2 ... --out FOLDER",
     "status": "which steps of a study are done, and what is left",
+    "plan": "memory, GPU-hours and cost for a model of some size: slick plan --model-size 7B --gpus 8",
     "submit": "run a step as a job on a Ray cluster: slick submit STEP PRESET --address http://HEAD:8265 --out URI",
     "jobs": "the jobs of a Ray cluster: list, follow, stop",
 }

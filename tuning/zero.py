@@ -3,8 +3,10 @@
 from slick.errors import SettingsError
 from tuning.config import TrainConfig
 
-_BUCKET = 50_000_000
+BUCKET = 50_000_000
 """Numbers that workers exchange at once."""
+MOST_GATHERED = 1_000_000_000
+"""Parameters of other workers that one keeps at a time under ZeRO stage 3; DeepSpeed's default."""
 
 
 def deepspeed_settings(config: TrainConfig, num_workers: int, *, universal: bool = False) -> dict[str, object]:
@@ -57,9 +59,10 @@ def _zero(config: TrainConfig) -> dict[str, object]:
     zero: dict[str, object] = {"stage": config.zero_stage}
     if config.zero_stage:
         # DeepSpeed's own buckets of 500 M numbers are larger than the models that are often trained here.
-        zero |= {"reduce_bucket_size": _BUCKET, "allgather_bucket_size": _BUCKET}
+        zero |= {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
     if config.zero_stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": _BUCKET, "sub_group_size": 2 * _BUCKET}
+        zero |= {"stage3_prefetch_bucket_size": BUCKET, "sub_group_size": 2 * BUCKET}
+        zero["stage3_max_live_parameters"] = MOST_GATHERED
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     if config.offload == "all":

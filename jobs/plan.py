@@ -1,0 +1,228 @@
+"""What a model of some size needs: memory of each GPU in training, GPUs for its answers, GPU-hours, and what they cost.
+
+slick plan --model-size 7B --gpus 8 --gpu-memory 80
+slick plan --model-size 70B --gpus 16 --gpu-memory 80 --probe studies/small --price 2.5
+slick plan --model FOLDER --gpus 1 --gpu-memory 24
+
+--probe STUDY    a study that was made on such machines, with as few questions and epochs as you like: its speeds are
+                 taken, in proportion to the numbers of parameters. Without it no hours are told.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from jobs.door import parse_config, run_main, wants_help
+from jobs.presets import large_training, lora_training
+from slick.errors import SettingsError
+from slick.models import resolve_model
+from slick.shapes import BYTES, ModelShape, named_shape, shape_of
+from slick.storage import Folder
+from tuning.config import TrainConfig
+from tuning.memory import ROOM, TrainingMemory, training_memory
+from tuning.rates import Rates, read_rates
+
+GB = 1e9
+_ABOVE_0 = ("gpus", "gpu_memory", "rows_at_once", "questions", "trainings", "epochs", "train_rows", "asked_rows")
+MOST_SCALED = 10.0
+"""Speeds of a model so many times smaller or larger are taken without a warning."""
+_PROMPT_TOKENS, _ANSWER_TOKENS = 82, 5
+"""Of a question under 4 examples, and of an answer, in EntityQuestions; tokenizers differ by a few."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanConfig:
+    """What is to be planned; the numbers of the work are the paper's."""
+
+    model_size: str = ""
+    """135M, 360M, 1B, 1.7B, 3B, 7B, 8B, 13B or 70B: a published model of that size."""
+    model: str = ""
+    """Instead: a model folder or Hugging Face id, whose config.json is read."""
+    gpus: int = 8
+    """That one training is spread over."""
+    gpu_memory: float = 80.0
+    """Of one GPU, in GB of a thousand million bytes."""
+    rows_at_once: int = 16
+    """Rows that one GPU takes through the model at once."""
+    questions: int = 98_029
+    """To annotate."""
+    trainings: int = 17
+    """Fine-tuning runs."""
+    epochs: int = 50
+    """Of each run."""
+    train_rows: int = 6_142
+    """Rows of a fine-tuning set."""
+    asked_rows: int = 32_932
+    """Questions asked after each epoch: those of the fine-tuning set, dev, test and ood."""
+    probe: str = ""
+    """A study whose speeds are taken; a path or a URI."""
+    price: float = 0.0
+    """Of one GPU-hour; 0: no cost is told."""
+
+    def __post_init__(self) -> None:
+        for name in _ABOVE_0:
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise SettingsError(f"{name} must be above 0, got {value}")
+        if not (self.price >= 0 and math.isfinite(self.price)):
+            raise SettingsError(f"price must be 0 or more, got {self.price}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, compute, print."""
+    if wants_help(argv):
+        print(f"{(__doc__ or '').strip()}\n")
+    print("\n".join(plan(parse_config(PlanConfig(), argv, "slick plan"))))
+
+
+def plan(config: PlanConfig) -> Iterator[str]:
+    """The plan, line by line.
+
+    Raises:
+        SettingsError: no model is named, or two; or its shape cannot be told.
+        StudyError: the probe was not timed.
+    """
+    shape = chosen_shape(config)
+    rates = read_rates(Folder(config.probe)) if config.probe else None
+    yield f"{shape.name}: {shape.parameters / GB:,.2f} billion parameters in {shape.num_layers} layers"
+    yield ""
+    yield from _training(shape, config)
+    yield ""
+    yield from _annotation(shape, config)
+    yield ""
+    yield from _hours(shape, config, rates)
+
+
+def chosen_shape(config: PlanConfig) -> ModelShape:
+    """The shape of the model that is named.
+
+    Raises:
+        SettingsError: none is, or two are.
+        ModelError: it cannot be found.
+    """
+    if bool(config.model_size) == bool(config.model):
+        raise SettingsError("slick plan needs --model-size SIZE (such as 7B) or --model FOLDER_OR_ID, and one of them")
+    if config.model_size:
+        return named_shape(config.model_size)
+    ref = resolve_model(config.model)
+    if ref.gguf_file:
+        raise SettingsError(
+            f"{config.model} is a GGUF file; give --model-size, or the folder of the model it was made of"
+        )
+    return shape_of(Folder(ref.folder).read_json("config.json"), config.model)
+
+
+def choices(config: PlanConfig) -> list[tuple[str, TrainConfig]]:
+    """Ways to train, quickest first, each with the flags that choose it.
+
+    Source: what each stage shards, Rajbhandari et al. 2020, arXiv:1910.02054.
+    """
+    whole = replace(
+        large_training(),
+        num_workers=config.gpus,
+        min_workers=None,
+        micro_batch_size=config.rows_at_once,
+        batch_size=config.gpus * config.rows_at_once,
+        activation_checkpointing=False,
+        zero_stage=0,
+    )
+    found = [("--zero-stage 0", whole)] if config.gpus == 1 else [
+        (f"--zero-stage {stage}", replace(whole, zero_stage=stage)) for stage in (1, 2, 3)
+    ]  # fmt: skip
+    kept = replace(whole, zero_stage=1 if config.gpus == 1 else 3, activation_checkpointing=True)
+    stage = f"--zero-stage {kept.zero_stage} --activation-checkpointing"
+    found.append((stage, kept))
+    found.append((f"{stage} --offload optimizer", replace(kept, offload="optimizer")))
+    everything = replace(kept, zero_stage=3, offload="all")
+    found.append(("--zero-stage 3 --activation-checkpointing --offload all", everything))
+    lora = replace(whole, lora_rank=lora_training().lora_rank, zero_stage=0)
+    found.append((f"--lora-rank {lora.lora_rank}", lora))
+    shared = replace(lora, zero_stage=3, activation_checkpointing=True)
+    if config.gpus > 1:
+        found.append((f"--lora-rank {lora.lora_rank} --zero-stage 3 --activation-checkpointing", shared))
+    return found
+
+
+def _training(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
+    yield (
+        f"Fine-tuning on {config.gpus} GPU{'s' if config.gpus > 1 else ''} of {config.gpu_memory:g} GB, bfloat16, "
+        f"{config.rows_at_once} rows at once: GB that each holds, {100 * ROOM:.0f} % of it left free"
+    )
+    names = ("weights", "gathered", "gradients", "optimizer", "activations")
+    yield f"  {'settings':<66}" + "".join(f"{name:>12}" for name in (*names, "in all", "machine")) + "  fits"
+    first = ""
+    for flags, training in choices(config):
+        memory = training_memory(shape, training, config.gpus)
+        fits = memory.fits(config.gpu_memory * GB)
+        if fits and not first and not training.lora_rank:
+            first = flags
+        yield f"  {flags:<66}" + _numbers(memory, names, config.gpus) + f"  {'yes' if fits else 'no'}"
+    if first:
+        yield f"The quickest that trains all weights: slick finetune large {first} --num-workers {config.gpus}"
+    else:
+        yield "None of these trains all weights: take more GPUs, fewer --rows-at-once, or LoRA."
+
+
+def _numbers(memory: TrainingMemory, names: Sequence[str], num_workers: int) -> str:
+    sizes = [getattr(memory, name) for name in names]
+    sizes += [memory.on_device, memory.offloaded * num_workers]
+    return "".join(f"{size / GB:>12.1f}" for size in sizes)
+
+
+def _annotation(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
+    weights, room = BYTES["bfloat16"] * shape.parameters, (1 - ROOM) * config.gpu_memory * GB
+    a_token = shape.kv_bytes_a_token("bfloat16")
+    a_question = a_token * (10 * _PROMPT_TOKENS + 170 * _ANSWER_TOKENS)
+    needed = next((gpus for gpus in (1, 2, 4, 8, 16) if weights / gpus < 0.8 * room), None)
+    yield (
+        f"Annotation: weights {weights / GB:.1f} GB, {a_token / 1024:.0f} KiB of keys and values a token; a question "
+        f"and its 170 answers, nothing shared, {a_question / GB:.2f} GB"
+    )
+    if needed == 1:
+        left = (room - weights) / a_question
+        yield f"One GPU an actor: slick annotate paper --gpus-per-actor 1; room for {left:,.0f} questions at once"
+    elif needed is None:
+        yield "It does not fit 16 such GPUs with room for keys and values; take GPUs with more memory."
+    else:
+        yield f"{needed} GPUs an actor, by vLLM: slick annotate paper --engine vllm --gpus-per-actor {needed}"
+
+
+def _hours(shape: ModelShape, config: PlanConfig, rates: Rates | None) -> Iterator[str]:
+    generations = config.questions * (rates.answers_a_question if rates else 170)
+    yield (
+        f"Work: {config.questions:,} questions, {generations / 1e6:,.1f} million answers; {config.trainings} trainings "
+        f"x {config.epochs} epochs, {config.train_rows:,} rows trained and {config.asked_rows:,} asked in each"
+    )
+    if rates is None:
+        yield "Hours: give --probe STUDY, a small study made on such machines, and its speeds are taken."
+        return
+    answers = rates.seconds_of_answers(config.questions, shape.parameters) / 3600
+    epochs = rates.seconds_of_epochs(
+        config.trainings * config.epochs, config.train_rows, config.asked_rows, shape.parameters
+    )
+    scaled = shape.parameters / rates.parameters
+    yield (
+        f"Measured: {rates.answers_a_second:,.0f} answers a second and actor"
+        + (f", {rates.trained_a_second:,.1f} rows trained a second and worker" if rates.trained_a_second else "")
+        + (
+            f"; taken {scaled:,.1f} times as slow for {scaled:,.1f} times the parameters"
+            if abs(scaled - 1) > 0.05
+            else ""
+        )
+    )
+    if not 1 / MOST_SCALED <= scaled <= MOST_SCALED:
+        least = shape.parameters / MOST_SCALED / GB
+        yield f"Such a proportion is a guess: probe a model of {least:,.2g} billion parameters or more."
+    yield f"Annotation: {answers:,.1f} hours of one actor{_cost(answers, config)}"
+    if epochs is None:
+        yield "Trainings: the probe has no finished training; finetune one variant there for an epoch."
+    else:
+        yield f"Trainings: {epochs / 3600:,.1f} hours of one worker{_cost(epochs / 3600, config)}"
+
+
+def _cost(hours: float, config: PlanConfig) -> str:
+    return f", {hours * config.price:,.0f} at {config.price:g} an hour" if config.price else ""
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,143 @@
+"""The shape of a decoder of the Llama kind, and what its weights and its keys and values take. Pure.
+
+Shapes are those of published models' config.json; their numbers of parameters are checked against the published ones.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from slick.errors import SettingsError
+
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Of one number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Numbers of a model's config.json; biases and the norms of attention heads, a thousandth of it, are left out."""
+
+    name: str
+    num_layers: int
+    hidden: int
+    ffn: int
+    """Width of the feed-forward block, which has three matrices: gate, up and down."""
+    num_heads: int
+    num_kv_heads: int
+    head: int
+    """Width of one attention head."""
+    vocabulary: int
+    tied: bool
+    """Input and output embeddings are one matrix."""
+
+    @property
+    def attention(self) -> int:
+        """Parameters of one layer's attention."""
+        return self.hidden * self.head * 2 * (self.num_heads + self.num_kv_heads)
+
+    @property
+    def feed_forward(self) -> int:
+        """Parameters of one layer's feed-forward block."""
+        return 3 * self.hidden * self.ffn
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters of the embeddings."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        norms = self.hidden * (2 * self.num_layers + 1)
+        return self.embeddings + norms + self.num_layers * (self.attention + self.feed_forward)
+
+    def lora_parameters(self, rank: int, part: str = "all") -> int:
+        """Parameters of LoRA of this rank on the linear layers of `all`, `attention` or `ffn`."""
+        hidden, heads, kv = self.hidden, self.num_heads * self.head, self.num_kv_heads * self.head
+        attention = 2 * (hidden + heads) + 2 * (hidden + kv)
+        return (
+            rank
+            * self.num_layers
+            * sum(
+                size
+                for name, size in (("attention", attention), ("ffn", 3 * (hidden + self.ffn)))
+                if part in ("all", name)
+            )
+        )
+
+    def kv_bytes_a_token(self, dtype: str) -> int:
+        """Bytes of the keys and values of one token."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head * BYTES[dtype]
+
+
+def _shape(
+    name: str, layers: int, hidden: int, ffn: int, heads: int, kv: int, head: int, words: int, tied: bool
+) -> ModelShape:
+    return ModelShape(
+        name=name,
+        num_layers=layers,
+        hidden=hidden,
+        ffn=ffn,
+        num_heads=heads,
+        num_kv_heads=kv,
+        head=head,
+        vocabulary=words,
+        tied=tied,
+    )
+
+
+SHAPES = {
+    "135M": _shape("SmolLM2-135M", 30, 576, 1536, 9, 3, 64, 49152, True),
+    "360M": _shape("SmolLM2-360M", 32, 960, 2560, 15, 5, 64, 49152, True),
+    "1B": _shape("Llama-3.2-1B", 16, 2048, 8192, 32, 8, 64, 128256, True),
+    "1.7B": _shape("SmolLM2-1.7B", 24, 2048, 8192, 32, 32, 64, 49152, True),
+    "3B": _shape("Llama-3.2-3B", 28, 3072, 8192, 24, 8, 128, 128256, True),
+    "7B": _shape("Mistral-7B-v0.3", 32, 4096, 14336, 32, 8, 128, 32768, False),
+    "8B": _shape("Llama-3.1-8B", 32, 4096, 14336, 32, 8, 128, 128256, False),
+    "13B": _shape("Llama-2-13B", 40, 5120, 13824, 40, 40, 128, 32000, False),
+    "70B": _shape("Llama-3.1-70B", 80, 8192, 28672, 64, 8, 128, 128256, False),
+}
+"""Published models by size."""
+
+
+def named_shape(size: str) -> ModelShape:
+    """The published model of a size.
+
+    Raises:
+        SettingsError: there is none here.
+    """
+    for name, shape in SHAPES.items():
+        if size.strip().lower() == name.lower():
+            return shape
+    raise SettingsError(
+        f"--model-size {size} is not known; choose one of {', '.join(SHAPES)}, or give --model FOLDER, whose "
+        "config.json is read"
+    )
+
+
+def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
+    """The shape that a config.json tells.
+
+    Raises:
+        SettingsError: it is no decoder of the Llama kind.
+    """
+    found = config.get("text_config", config)
+    try:
+        heads = int(found["num_attention_heads"])
+        return _shape(
+            name,
+            int(found["num_hidden_layers"]),
+            int(found["hidden_size"]),
+            int(found["intermediate_size"]),
+            heads,
+            int(found.get("num_key_value_heads") or heads),
+            int(found.get("head_dim") or int(found["hidden_size"]) // heads),
+            int(found["vocab_size"]),
+            bool(found.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"config.json of {name} does not tell the shape of a decoder of the Llama kind ({error!s} is missing or no "
+            f"number): {json.dumps(dict(found), default=str)[:200]}; give --model-size, one of {', '.join(SHAPES)}"
+        ) from error

@@ -1,0 +1,176 @@
+"""What a training takes: parameters of published models, and how each setting moves the memory of a worker."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.plan import PlanConfig, choices, plan
+from slick.errors import SettingsError, StudyError
+from slick.shapes import SHAPES, ModelShape, named_shape, shape_of
+from slick.storage import Folder
+from slick.study import finish
+from tuning.config import TrainConfig
+from tuning.memory import activation_bytes, training_memory
+from tuning.rates import read_rates
+
+PUBLISHED = {
+    "135M": 134_515_008,
+    "360M": 361_821_120,
+    "1B": 1_235_814_400,
+    "1.7B": 1_711_376_384,
+    "3B": 3_212_749_824,
+    "7B": 7_248_023_552,
+    "8B": 8_030_261_248,
+    "13B": 13_015_864_320,
+    "70B": 70_553_706_496,
+}
+
+
+def config(**changed: object) -> TrainConfig:
+    return replace(TrainConfig(dtype="bfloat16", num_workers=8, batch_size=128, micro_batch_size=16), **changed)
+
+
+@pytest.mark.parametrize(("size", "parameters"), PUBLISHED.items())
+def test_parameters_are_the_published_ones(size: str, parameters: int) -> None:
+    assert named_shape(size.lower()).parameters == parameters
+
+
+def test_every_shape_is_checked() -> None:
+    assert SHAPES.keys() == PUBLISHED.keys()
+
+
+def test_lora_parameters_are_those_of_peft() -> None:
+    """Counted by hand for one layer: A and B of q, k, v, o, gate, up, down."""
+    shape = ModelShape(
+        name="one", num_layers=1, hidden=8, ffn=20, num_heads=2, num_kv_heads=1, head=4, vocabulary=10, tied=True
+    )
+    q, k, gate = 3 * (8 + 8), 3 * (8 + 4), 3 * (8 + 20)
+    assert shape.lora_parameters(3) == 2 * q + 2 * k + 3 * gate
+    assert shape.lora_parameters(3, "attention") + shape.lora_parameters(3, "ffn") == shape.lora_parameters(3)
+
+
+def test_a_stage_shards_what_the_paper_says() -> None:
+    """ZeRO, arXiv:1910.02054, figure 1: 7.5 B parameters on 64 GPUs take 120, 31.4, 16.6 and 1.9 GB."""
+    shape = replace(named_shape("7B"), vocabulary=1, hidden=4096)
+    scale = 7.5e9 / shape.parameters
+    found = []
+    for stage in (0, 1, 2, 3):
+        memory = training_memory(shape, config(num_workers=64, batch_size=64, micro_batch_size=1, zero_stage=stage), 64)
+        found.append(scale * (memory.weights + memory.gradients + memory.optimizer) / 1e9)
+    assert found == pytest.approx([120.0, 31.4, 16.6, 1.9], abs=0.051)
+
+
+@pytest.mark.parametrize(
+    "less",
+    [
+        {"activation_checkpointing": True},
+        {"micro_batch_size": 4},
+        {"zero_stage": 3, "offload": "optimizer"},
+        {"zero_stage": 3, "offload": "all"},
+        {"lora_rank": 8},
+        {"trainable": "attention"},
+    ],
+)
+def test_what_saves_memory_saves_memory(less: dict[str, object]) -> None:
+    shape, plain = named_shape("8B"), config(zero_stage=3)
+    assert training_memory(shape, replace(plain, **less), 8).on_device < training_memory(shape, plain, 8).on_device
+
+
+def test_what_is_offloaded_is_somewhere() -> None:
+    shape, plain = named_shape("8B"), config(zero_stage=3)
+    kept, moved = (training_memory(shape, replace(plain, offload=where), 8) for where in ("none", "all"))
+    assert moved.offloaded == kept.weights + kept.optimizer + 4 * shape.parameters // 8
+    assert (moved.weights, moved.optimizer, moved.gradients) == (0, 0, kept.gradients)
+    assert kept.offloaded == 0
+
+
+def test_activations_grow_with_rows_and_tokens() -> None:
+    shape = named_shape("135M")
+    one = activation_bytes(shape, config(), 1, 20)
+    assert activation_bytes(shape, config(), 4, 20) == 4 * one
+    assert one < activation_bytes(shape, config(), 1, 30)
+
+
+def test_a_config_tells_its_shape_or_says_what_is_missing() -> None:
+    found = shape_of(
+        {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+         "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}, "mine",
+    )  # fmt: skip
+    assert found.parameters == PUBLISHED["135M"]
+    with pytest.raises(SettingsError, match="num_attention_heads"):
+        shape_of({"n_layer": 3}, "mine")
+
+
+def test_the_plan_names_the_quickest_way_that_fits() -> None:
+    small = "\n".join(plan(PlanConfig(model_size="135M", gpus=1, gpu_memory=24)))
+    assert "slick finetune large --zero-stage 0 --num-workers 1" in small
+    assert "--gpus-per-actor 1" in small
+    large = "\n".join(plan(PlanConfig(model_size="70B", gpus=16, gpu_memory=80)))
+    assert "--zero-stage 3 --activation-checkpointing --offload optimizer" in large
+    assert "--engine vllm --gpus-per-actor 4" in large
+    none = "\n".join(plan(PlanConfig(model_size="70B", gpus=1, gpu_memory=2)))
+    assert "None of these trains all weights" in none
+
+
+def test_every_way_of_the_plan_is_a_valid_setting() -> None:
+    for gpus in (1, 2, 8):
+        for flags, training in choices(PlanConfig(model_size="7B", gpus=gpus)):
+            assert ("--offload" in flags) == (training.offload != "none"), flags
+            assert f"--zero-stage {training.zero_stage}" in flags or not training.zero_stage, flags
+
+
+def timed_study(path: Path, *, trained: bool) -> Folder:
+    """Manifests as a finished study leaves them: 2,000 answers in 10 s, 2 workers with 40 rows of 3 epochs in 6 s."""
+    study = Folder(str(path))
+    shape = {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+    shape |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
+    study.child("world", "model").write_json("config.json", shape)
+    study.child("world", "model").write_bytes("model.safetensors", b"")
+    counts = {"questions": 20, "generations": 2000, "engine_seconds": 10.0}
+    run = {"train_rows": 40, "evaluated_rows": 90, "epochs_now": 3, "num_workers": 2}
+    run |= {"training_seconds": 6.0, "evaluation_seconds": 4.5}
+    for folder, step, found in (
+        (study.child("world"), "world", {}),
+        (study.child("annotate"), "annotate", counts),
+        *([(study.child("runs", "half-seed0"), "finetune", run)] if trained else []),
+    ):
+        finish(folder, step, "x", settings={}, inputs={}, counts=found, started_at=0.0)
+    return study
+
+
+def test_hours_follow_the_probe(tmp_path: Path) -> None:
+    study = timed_study(tmp_path, trained=True)
+    rates = read_rates(study)
+    assert rates.parameters == PUBLISHED["135M"]
+    assert (rates.answers_a_question, rates.answers_a_second) == (100.0, 200.0)
+    assert (rates.trained_a_second, rates.asked_a_second) == (40 * 3 / 12, 90 * 3 / 9)
+    assert rates.seconds_of_answers(36, 2 * rates.parameters) == 36.0
+    assert rates.seconds_of_epochs(5, 100, 60, rates.parameters) == 5 * (10 + 2)
+    config = PlanConfig(model_size="360M", probe=study.uri, questions=7_200, price=3.0)
+    text = "\n".join(plan(config))
+    hours = 7_200 * 100 / 200 / 3600 * PUBLISHED["360M"] / PUBLISHED["135M"]
+    assert f"Annotation: {hours:,.1f} hours of one actor, {3 * hours:,.0f} at 3 an hour" in text
+    assert "Such a proportion is a guess" not in text
+    assert "Such a proportion is a guess" in "\n".join(plan(replace(config, model_size="70B")))
+
+
+def test_without_trainings_or_times_nothing_is_invented(tmp_path: Path) -> None:
+    study = timed_study(tmp_path / "one", trained=False)
+    assert read_rates(study).trained_a_second is None
+    assert "finetune one variant there" in "\n".join(plan(PlanConfig(model_size="135M", probe=study.uri)))
+    untimed = timed_study(tmp_path / "two", trained=False)
+    counts = {"questions": 20, "gold_scores": 5}
+    finish(untimed.child("annotate"), "annotate", "x", settings={}, inputs={}, counts=counts, started_at=0.0)
+    with pytest.raises(StudyError, match="--probe"):
+        read_rates(untimed)
+    with pytest.raises(StudyError, match="not finished"):
+        read_rates(Folder(str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"model_size": "7B", "model": "x"}, {"model_size": "6B"}, {"model_size": "7B", "gpus": 0}]
+)
+def test_what_cannot_be_planned_is_said(wrong: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        list(plan(PlanConfig(**wrong)))
