@@ -53,6 +53,11 @@ def _of_kind(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
     return lambda spec, config: spec.kind == kind
 
 
+def _with_unknown(*percents: int) -> Callable[[VariantSpec, VariantsConfig], bool]:
+    """Sets of the sweep with these percentages of Unknown rows."""
+    return lambda spec, config: spec.kind == "unknown" and spec.percent_unknown in percents
+
+
 def _with_shares_of(name: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
     """The sets of the sweep at the shares of another kind."""
     return lambda spec, config: (
@@ -62,11 +67,7 @@ def _with_shares_of(name: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
 
 SWEEP = Need(what="D at shares of Unknown rows", wanted=_of_kind("unknown"), flag="--variants.unknown-shares 0 0.5 1")
 KNOWN_ONLY = Need(what="D_Known", wanted=_of_kind("known"), flag="--variants.known-shares 0.5", optional=True)
-HALF = Need(
-    what="D with half Unknown rows",
-    wanted=lambda spec, config: spec.kind == "unknown" and spec.percent_unknown == 50,
-    flag="--variants.unknown-shares 0.5",
-)
+HALF = Need(what="D with half Unknown rows", wanted=_with_unknown(50), flag="--variants.unknown-shares 0.5")
 CONCENTRATED = Need(
     what="concentrated sets", wanted=_of_kind("concentrated"), flag="--variants.concentrated-shares 0.5"
 )
@@ -93,7 +94,7 @@ _ALL = (
         sentence="How fast Known and Unknown rows are fitted, and what is fitted at early stop.",
         exhibits="Figures 1, 4, 6",
         outcomes=("E9", "E10", "E11"),
-        sections=("fitting",),
+        sections=("fitting", "fit_times"),
         needs=(SWEEP, HALF),
     ),
     Experiment(
@@ -116,11 +117,7 @@ _ALL = (
                 wanted=_of_kind("category"),
                 flag="--variants.single-categories",
             ),
-            Need(
-                what="D_Unknown",
-                wanted=lambda spec, config: spec.kind == "unknown" and spec.percent_unknown == 100,
-                flag="--variants.unknown-shares 1",
-            ),
+            Need(what="D_Unknown", wanted=_with_unknown(100), flag="--variants.unknown-shares 1"),
             NATURAL,
         ),
     ),
@@ -159,7 +156,7 @@ _ALL = (
         name="error_audit",
         sentence="What answers that do not match are: wrong, or right in other words.",
         exhibits="Table 6",
-        sections=("error_audit",),
+        sections=("error_audit", "error_kinds"),
         all_answers=True,
     ),
     Experiment(
@@ -185,8 +182,12 @@ _ALL = (
     ),
     Experiment(
         name="popularity",
-        sentence="Categories and accuracy against how popular a subject is.",
+        sentence="Categories, and what Unknown rows harm, against how popular a subject is.",
         sections=("popularity",),
+        needs=(
+            Need(what="D without Unknown rows", wanted=_with_unknown(0), flag="--variants.unknown-shares 0 1"),
+            Need(what="D with half or nothing else", wanted=_with_unknown(50, 100), flag=SWEEP.flag),
+        ),
     ),
     Experiment(
         name="planted",

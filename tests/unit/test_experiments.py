@@ -9,11 +9,13 @@ from jobs import presets
 from jobs.asked import forecast, impossible, trains, with_finished
 from jobs.door import parse_config
 from jobs.study import _steps, resolve
+from slick.analysis.data import StudyData
 from slick.analysis.verdict import Outcome
 from slick.errors import SettingsError
 from slick.experiments import EXPERIMENTS, PAPER, decided_by, lacks, parse_names, shown_in, trained_by
 from slick.report.asked import asked_of, mark_outcomes, mark_sections
 from slick.report.page import Exhibit, Section
+from slick.report.sections import sections
 from slick.storage import Folder
 from slick.variants.plan import VariantsConfig, variant_names
 
@@ -181,6 +183,13 @@ def test_sections_name_their_experiment_stand_together_and_shrink_when_not_asked
     assert [exhibit.missing for exhibit in found[2].exhibits] == ["no run", "no run"]
     kept = mark_sections([section("share", None)], ("idk",))
     assert len(kept[0].exhibits) == 2, "what could be made is shown, asked for or not"
+
+
+def test_every_section_of_the_page_belongs_to_an_experiment() -> None:
+    names = [one.name for one in sections(StudyData(), 100, 0)]
+    assert [name for name in names if shown_in(name) is None] == []
+    planted = {"planted"}  # is left out where nothing was planted
+    assert {name for one in EXPERIMENTS.values() for name in one.sections} <= set(names) | planted
 
 
 def test_what_was_asked_is_read_from_the_study(tmp_path: Path) -> None:
