@@ -35,8 +35,9 @@ def mark_outcomes(outcomes: Sequence[Outcome], asked: Asked) -> list[Outcome]:
 def mark_sections(sections: Sequence[Section], asked: Asked) -> list[Section]:
     """The sections with the experiment that each belongs to, those of one experiment together.
 
-    What was not asked for, and could not be made, becomes one line.
+    What was not asked for, and could not be made, becomes one line and comes last.
     """
+    unasked: set[str] = set()
 
     def marked(section: Section) -> Section:
         experiment = shown_in(section.name)
@@ -45,12 +46,13 @@ def mark_sections(sections: Sequence[Section], asked: Asked) -> list[Section]:
         label = f"{experiment.name} · {experiment.exhibits.lower()}" if experiment.exhibits else experiment.name
         if asked is None or experiment.name in asked or not section.is_empty:
             return replace(section, experiment=label)
+        unasked.add(section.name)
         missing = Exhibit(caption=experiment.sentence, missing=_add(experiment.name))
         return replace(section, experiment=label, exhibits=(missing,))
 
     found = [marked(section) for section in sections]
     first = {section.experiment or section.name: i for i, section in reversed(list(enumerate(found)))}
-    return sorted(found, key=lambda section: first[section.experiment or section.name])
+    return sorted(found, key=lambda section: (section.name in unasked, first[section.experiment or section.name]))
 
 
 def _add(name: str) -> str:

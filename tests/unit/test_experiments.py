@@ -177,10 +177,12 @@ def test_findings_not_asked_for_say_how_to_ask() -> None:
 
 def test_sections_name_their_experiment_stand_together_and_shrink_when_not_asked_for() -> None:
     found = mark_sections([section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
-    assert [one.name for one in found] == ["choice", "share", "idk", "other"]
-    assert [one.experiment for one in found][1:] == ["unknown_ratio · figures 3a, 3b", "idk · table 8", ""]
-    assert [exhibit.missing for exhibit in found[1].exhibits] == ["not asked for: add --experiments unknown_ratio"]
-    assert [exhibit.missing for exhibit in found[2].exhibits] == ["no run", "no run"]
+    assert [one.name for one in found] == ["idk", "other", "choice", "share"], "what was not asked for comes last"
+    assert [one.experiment for one in found][:3] == ["idk · table 8", "", "unknown_ratio · figures 3a, 3b"]
+    assert [exhibit.missing for exhibit in found[2].exhibits] == ["not asked for: add --experiments unknown_ratio"]
+    assert [exhibit.missing for exhibit in found[0].exhibits] == ["no run", "no run"]
+    together = mark_sections([section(name, None) for name in ("choice", "idk", "share")], ("idk",))
+    assert [one.name for one in together] == ["choice", "share", "idk"]
     kept = mark_sections([section("share", None)], ("idk",))
     assert len(kept[0].exhibits) == 2, "what could be made is shown, asked for or not"
 
