@@ -53,6 +53,10 @@ def is_near(address: str) -> bool:
         return host == "localhost"
 
 
+_SAYS_NOTHING = "Job is currently running."
+"""Ray's message of a job that has said nothing of itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What we want to know of a job; not its runtime environment, in which Ray's client hands out secrets."""
@@ -92,8 +96,8 @@ class Job:
 
     @property
     def reason(self) -> str:
-        """The one line of the message that says what is the matter: the step's own, else the last of the log."""
-        if self.status in ("RUNNING", "SUCCEEDED"):
+        """The line of the message that counts: how far a running job is, or what ended it, in the step's own words."""
+        if self.status == "SUCCEEDED" or self.message == _SAYS_NOTHING:
             return ""
         lines = [line.strip() for line in self.message.splitlines() if line.strip()]
         return next((line for line in lines if line.startswith("slick: ")), lines[-1] if lines else "")

@@ -1,5 +1,6 @@
 """The Ray cluster of a process: connect to the one that is named, or start one on this machine."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,30 @@ def connect(num_cpus: int | None = None) -> None:
             logging_level="WARNING",
         )
     print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+
+
+def tell_job(message: str) -> bool:
+    """Put a line where the dashboard and `slick jobs` show the status of the Ray job that this driver belongs to.
+
+    Ray has no public call for it: the line stands in the job's own record, which Ray rewrites when the job ends. A
+    driver that is no submitted job, or a Ray that keeps its records otherwise, has no such line.
+
+    Returns:
+        Whether it stands there now.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    try:
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
+        key = f"_ray_internal_job_info_{job}"
+        record = _internal_kv_get(key, namespace="job")
+        if not record:
+            return False
+        changed = json.dumps(json.loads(record) | {"message": message})
+        _internal_kv_put(key, changed, overwrite=True, namespace="job")
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True
 
 
 def choose_authentication() -> bool:

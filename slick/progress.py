@@ -3,6 +3,7 @@
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 
 
 class Progress:
@@ -11,12 +12,32 @@ class Progress:
     The speed is that of the last few lines: what a step took to start says nothing about how long it will go on.
     """
 
-    def __init__(self, label: str, total: int, unit: str, interval_s: float = 10.0, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        interval_s: float = 10.0,
+        *,
+        quiet: bool = False,
+        tell: Callable[[str], object] | None = None,
+    ) -> None:
+        """Begin at 0.
+
+        Args:
+            label: what is done.
+            total: how many there are.
+            unit: of what.
+            interval_s: between lines where they cannot renew themselves, and between calls of `tell`.
+            quiet: print nothing.
+            tell: called with the line now and then.
+        """
         self._label, self._total, self._unit = label, total, unit
-        self._quiet = quiet
+        self._quiet, self._tell = quiet, tell
+        self._tell_s = interval_s
         self._tty = sys.stderr.isatty()
         self._interval_s = 0.2 if self._tty else interval_s
-        self._shown = time.monotonic()
+        self._shown = self._told = time.monotonic()
         self._marks = deque([(self._shown, 0)], maxlen=60 if self._tty else 4)
         self.done = 0
 
@@ -45,12 +66,15 @@ class Progress:
         return (self.done - done_then) / max(now - since, 1e-9)
 
     def _print(self, now: float, note: str) -> None:
-        if self._quiet:
-            return
         text = (
             f"{self._label}: {self.done:,} of {self._total:,} {self._unit}, {self._speed(now):,.1f}/s, "
             f"{duration(self.seconds_left)} left{', ' + note if note else ''}"
         )
+        if self._tell is not None and (now - self._told >= self._tell_s or self.done >= self._total):
+            self._told = now
+            self._tell(text)
+        if self._quiet:
+            return
         end = "\r" if self._tty and self.done < self._total else "\n"
         print(f"\x1b[2K{text}" if self._tty else text, end=end, file=sys.stderr, flush=True)
 

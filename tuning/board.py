@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from slick.cluster import tell_job
 from slick.storage import Folder
 from tuning.epochs import Accuracies
-from tuning.meters import SweepMeters, tell_job
+from tuning.meters import SweepMeters
 from tuning.runs import RunPlan, run_folder
 from tuning.standing import (
     Live,

@@ -106,6 +106,12 @@ class AnnotateConfig:
                 "the gold estimator draws no texts: it goes with --mode full, --matcher exact and --engine "
                 f"transformers, got {self.mode}, {self.matcher} and {self.engine}"
             )
+        gpus = self.gpus_per_actor or 0.0
+        if gpus < 0 or (gpus > 1 and (self.engine != "vllm" or gpus % 1)):
+            raise SettingsError(
+                f"gpus_per_actor is {gpus:g}: 0 to 1, or a whole number with --engine vllm, which spreads a model; for "
+                "more speed raise --max-actors"
+            )
         if self.sampling.num_samples < 1:
             raise SettingsError("num_samples must be at least 1: samples tell WeaklyKnown from Unknown")
         if self.limit_per_relation is not None and self.limit_per_relation < 1:
@@ -254,8 +260,7 @@ def _asker(
     lost = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
     if lost:
         raise StudyError(
-            f"{folder}/exemplars.json names questions that the study has not, such as {lost[:3]}; "
-            f"delete {folder.uri}"
+            f"{folder}/exemplars.json names questions that the study has not, such as {lost[:3]}; delete {folder.uri}"
         )
 
     def prefixes(sets: Exemplars) -> dict[str, list[str]]:
@@ -271,7 +276,7 @@ def _asker(
         engine=config.engine,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
-        on_gpu=False,
+        num_gpus=0.0,  # the pool knows
         batch_questions=config.batch_questions,
         mode=config.mode,
         matcher=config.matcher,

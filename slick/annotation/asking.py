@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from slick.annotation.generations import Batch, cut_batches, make_units, missing_batches
 from slick.annotation.pool import AskerConfig, answer_units
+from slick.cluster import tell_job
 from slick.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def ask_missing(
     batches = {store: cut_batches(table, config.batch_questions) for store, table in tables.items()}
     missing = {store: missing_batches(asker.folder.child(store), found) for store, found in batches.items()}
     total, left = (sum(_num_questions(found) for found in some.values()) for some in (batches, missing))
-    progress = Progress(label, total, "questions")
+    progress = Progress(label, total, "questions", tell=tell_job)
     if not left:
         return
     if left < total:

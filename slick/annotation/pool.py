@@ -63,7 +63,8 @@ class AskerConfig:
     engine: EngineName
     dtype: str
     trust_remote_code: bool
-    on_gpu: bool
+    num_gpus: float
+    """Of this actor; a part of one, or 0 for none."""
     batch_questions: int
     mode: Mode
     matcher: Matcher
@@ -104,7 +105,7 @@ class Asker:
         config, store = self._config, self._config.stores[unit["store"]]
         before = asdict(self._engine.stats)
         rows: list[dict[str, Any]] = []
-        size = len(unit["question_id"]) if config.on_gpu else config.batch_questions
+        size = len(unit["question_id"]) if config.num_gpus else config.batch_questions
         for start in range(0, len(unit["question_id"]), size):
             part = slice(start, start + size)
             gold = unit["answers"][part]
@@ -147,15 +148,16 @@ class Asker:
         if config.engine == "vllm":
             from slick.engines.vllm import VllmEngine
 
-            return VllmEngine(config.model, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+            split = {"tensor_parallel_size": int(config.num_gpus)} if config.num_gpus > 1 else {}
+            return VllmEngine(config.model, dtype=config.dtype, trust_remote_code=config.trust_remote_code, **split)
         from slick.engines.linear import pack_linears
         from slick.engines.transformers import TransformersEngine
 
-        device = prepare_device(config.on_gpu)
+        device = prepare_device(config.num_gpus > 0)
         model = load_model(config.model, config.dtype, device, trust_remote_code=config.trust_remote_code)
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         pack_linears(model)
-        return TransformersEngine(model, tokenizer, batch_questions=None if config.on_gpu else config.batch_questions)
+        return TransformersEngine(model, tokenizer, batch_questions=None if config.num_gpus else config.batch_questions)
 
     def _count(self, found: Sequence[str], spent: dict[str, float]) -> None:
         from ray.util.metrics import Counter
@@ -265,7 +267,7 @@ def answer_units(
     )
     done = ray.data.from_arrow(list(units)).map_batches(
         Asker,
-        fn_constructor_kwargs={"config": replace(config, on_gpu=num_gpus > 0)},
+        fn_constructor_kwargs={"config": replace(config, num_gpus=num_gpus)},
         batch_size=1,
         batch_format="pyarrow",
         compute=pool,

@@ -121,7 +121,7 @@ def _asker(folder: Folder, table: pa.Table, model: str, config: "AnnotateConfig"
         engine="transformers",
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
-        on_gpu=False,
+        num_gpus=0.0,  # the pool knows
         batch_questions=config.batch_questions,
         mode="full",
         matcher="exact",

@@ -82,8 +82,7 @@ def test_how_far_a_sweep_is_shows_in_ray_s_metrics(ray_cluster: None) -> None:
 
 JOB = """
 import time
-from slick.cluster import connect
-from tuning.meters import tell_job
+from slick.cluster import connect, tell_job
 connect()
 for number in range(16):
     tell_job(f"sweep: {number + 1} of 16 trainings")
@@ -109,6 +108,6 @@ def test_a_job_s_line_is_that_of_its_sweep_until_it_ends(ray_cluster: None) -> N
 
 
 def test_a_driver_that_is_no_job_has_no_line(ray_cluster: None) -> None:
-    from tuning.meters import tell_job
+    from slick.cluster import tell_job
 
     assert tell_job("sweep: 1 of 2 trainings") is False

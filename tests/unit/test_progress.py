@@ -39,6 +39,16 @@ def test_a_log_gets_a_line_each_interval_and_the_last(capsys: pytest.CaptureFixt
     assert "\x1b" not in out.err, "no terminal codes in a log"
 
 
+def test_who_listens_is_told_as_often_as_a_log_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+    progress = Progress("annotate", 100, "questions", interval_s=3600, quiet=True, tell=told.append)
+    for _ in range(10):
+        progress.add(10)
+    (line,) = told
+    assert line.startswith("annotate: 100 of 100 questions, ")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_speed_is_that_of_this_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress("annotate", 2000, "questions", interval_s=0.0)
     progress.resume_at(1000)

@@ -39,7 +39,7 @@ def test_the_entrypoint_is_the_steps_own_command_line() -> None:
 def test_every_step_that_computes_can_be_submitted() -> None:
     from jobs.cli import STEPS as DOORS
 
-    assert STEPS.keys() == DOORS.keys() - {"status", "submit", "jobs"}
+    assert STEPS.keys() == DOORS.keys() - {"status", "compare", "plan", "submit", "jobs"}
     for step, named in STEPS.items():
         flags = ["--model", "m/m", "--questions", "s3://b/q.zip"] if step == "study" else []
         for preset in named:
@@ -224,6 +224,8 @@ def test_the_list_says_what_each_job_is_and_what_is_the_matter() -> None:
     assert lines[4] == "  slick: q.zip is not there"
     assert lines[5] == "three  not of slick  PENDING"
     assert len(lines[6]) <= 102
+    on_its_way = replace(jobs[0], message="annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left")
+    assert table([on_its_way], 1065.0).splitlines()[2] == "  annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left"
 
 
 def test_a_head_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
