@@ -11,13 +11,16 @@ from pathlib import Path
 from tests.local.head import free_ports
 
 
+SECRET = "this-key-is-not-to-be-seen-anywhere"
+
+
 @contextmanager
 def started_aws(log: Path) -> Iterator[dict[str, str]]:
     """The environment variables by which AWS clients, pyarrow's too, find the imitation and nothing else."""
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
     found = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-west-2"}
-    found |= {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
+    found |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET}
     with log.open("w") as file:
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],

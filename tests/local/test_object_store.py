@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick.storage import Folder
-from tests.local.aws import make_bucket, started_aws
+from tests.local.aws import SECRET, make_bucket, started_aws
 from tests.local.cli import slick
 
 URI = "s3://studies/smoke"
@@ -33,7 +33,7 @@ def test_a_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], 
     (cache / "worlds").symlink_to(worlds)  # building the world again is another test's matter
     done = slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert store["AWS_SECRET_ACCESS_KEY"] not in done.stdout.split() + done.stderr.split()
+    assert SECRET not in done.stdout + done.stderr
 
     there = Folder(URI)
     for folder, name in (
@@ -59,6 +59,20 @@ def test_a_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], 
     assert "finetune:" not in again.stdout
     status = slick("status", "--out", URI).stdout
     assert status.count("done in") == 6, status
+
+
+def test_no_key_is_in_a_file_of_the_study_or_in_a_log_of_the_cluster(store: dict[str, str]) -> None:
+    names = Folder(URI).sizes()
+    assert "annotate/manifest.json" in names, "the study of the test before is there"
+    texts = [name for name in names if name.endswith((".json", ".html", ".csv", ".parquet"))]
+    assert len(texts) > 50
+    for name in texts:
+        *folders, last = name.split("/")
+        assert SECRET.encode() not in Folder(URI).child(*folders).read_bytes(last), name
+    logs = [path for path in Path("/tmp/ray/session_latest/logs").rglob("*") if path.is_file()]
+    assert logs, "Ray keeps its logs elsewhere"
+    for path in logs:
+        assert SECRET.encode() not in path.read_bytes(), path
 
 
 def test_a_bucket_that_is_not_there_is_said_and_no_key_with_it(store: dict[str, str]) -> None:
