@@ -66,6 +66,17 @@ class Spread(NamedTuple):
         return float(np.std(self.values, ddof=1))
 
 
+def labels_of(sides: Sequence[Side]) -> str:
+    """The letters of some studies, for people.
+
+    >>> from types import SimpleNamespace as Named
+    >>> labels_of([Named(label="A"), Named(label="B"), Named(label="C")])
+    'A, B and C'
+    """
+    labels = [side.label for side in sides]
+    return " and ".join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
+
+
 def accuracies(side: Side) -> dict[tuple[float, str], Cell]:
     """(share of Unknown rows, early stop or convergence) to test accuracy; empty before the sweep."""
     found: dict[tuple[float, str], Cell] = {}
@@ -163,7 +174,7 @@ def spreads(group: Sequence[Side]) -> list[Spread]:
     found = [accuracies(side) for side in group]
     shared = set.intersection(*(set(of_one) for of_one in found))
     if not shared:
-        raise NotTestable(f"{' and '.join(side.label for side in group)} have no finished training at the same share")
+        raise NotTestable(f"{labels_of(group)} have no finished training at the same share")
     ordered = sorted(shared, key=lambda key: (WHENS.index(key[1]), key[0]))
     return [Spread(share, when, tuple(of_one[share, when].value for of_one in found)) for share, when in ordered]
 

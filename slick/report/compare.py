@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from slick.analysis.compare import Side, accuracies, comparable_pairs, same_recipe, tally
+from slick.analysis.compare import Side, accuracies, comparable_pairs, labels_of, same_recipe, tally
 from slick.analysis.load import load_study
 from slick.analysis.outcomes import judge
 from slick.analysis.provenance import STEPS, origin
@@ -145,12 +145,11 @@ def _sentences(sides: Sequence[Side]) -> list[str]:
     never = len(tested) - always - len(differ)
     found = [
         f"Of the paper's {len(counts)} findings, {len(tested)} could be tested in one of these studies or more: "
-        f"{always} hold wherever they could be tested, {never} fail wherever they could"
+        f"{always} hold and {never} fail wherever they could be tested"
         + (f", {len(differ)} hold in some ({', '.join(differ)})." if differ else ".")
     ]
     for group in same_recipe(sides):
-        labels = " and ".join(side.label for side in group)
-        found.append(f"{labels} differ in their seeds alone: how far they lie apart is what chance does.")
+        found.append(f"{labels_of(group)} differ in their seeds alone: how far they lie apart is what chance does.")
     pairs = comparable_pairs(sides)
     if pairs:
         said = ", ".join(f"{a.label} and {b.label}" for a, b in pairs)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
-from slick.analysis.compare import Side, comparable_pairs, same_recipe, spreads, why_not_comparable
+from slick.analysis.compare import Side, comparable_pairs, labels_of, same_recipe, spreads, why_not_comparable
+from slick.analysis.terms import MIN_SEEDS
 from slick.report.comparison_figures import accuracy_by_share, category_bars, loss_by_share, spread_bands
 from slick.report.comparison_tables import (
     accuracy_table,
@@ -67,8 +68,9 @@ def _accuracy(sides: Sequence[Side]) -> Section:
     ]
     gaps: tuple[Exhibit, ...] = tuple(
         wide(
-            f"Test accuracy of {b.label} minus that of {a.label}, in points, with 95 % intervals over the test "
-            f"questions{'' if min(_num_seeds(a), _num_seeds(b)) >= 3 else '; other trainings would vary more'}.",
+            f"Test accuracy of {b.label} minus that of {a.label}, in points, with 95 % intervals over test questions"
+            f"{'' if min(_num_seeds(a), _num_seeds(b)) >= MIN_SEEDS else '; other trainings would vary more'}. "
+            "Bold: the interval leaves out 0, as one in twenty does by chance.",
             partial(differences_table, a, b),
         )
         for a, b in pairs
@@ -111,7 +113,7 @@ def _spread(sides: Sequence[Side]) -> Section:
 
 
 def _of_group(group: Sequence[Side], number: int) -> tuple[Exhibit, Exhibit]:
-    over = f"Test accuracy over {' and '.join(side.label for side in group)}"
+    over = f"Test accuracy over {labels_of(group)}"
     return (
         drawn(
             f"{over}: mean, in a band from the lowest to the highest.",
@@ -139,8 +141,8 @@ def _choice(sides: Sequence[Side]) -> Section:
     return Section(
         name="choice",
         title="Which point to use",
-        text="The one point that is best by dev accuracy over all shares of Unknown rows; in brackets 95 % intervals "
-        "over seeds, where a study has several.",
+        text="The one point that is best by dev accuracy over all shares of Unknown rows. Differences of test accuracy "
+        "in points, in brackets 95 % intervals over seeds where a study has several.",
         exhibits=(wide("The recommended point of each study.", lambda: choice_table(sides)),),
     )
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from slick.analysis.compare import WHENS, Side, accuracies, differences, spreads, tally
+from slick.analysis.compare import WHENS, Difference, Side, accuracies, differences, spreads, tally
 from slick.analysis.counts import SPLITS, relation_counts, shares, total
 from slick.analysis.recommendation import Estimate, recommend
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import percent, when_label
+from slick.analysis.verdict import percent, tenths, when_label
 from slick.progress import duration
 from slick.report.tables import Table, Value
 from slick.types import Category
@@ -42,7 +42,9 @@ def categories_table(sides: Sequence[Side]) -> Table:
             except NotTestable:
                 continue
             found = shares(counts)
-            rows.append((split, side.label, sum(counts.values()), *(f"{found[name]:.1f}" for name in CATEGORIES)))
+            rows.append(
+                (split, side.label, sum(counts.values()), *(f"{tenths(found[name]):.1f}" for name in CATEGORIES))
+            )
     if not rows:
         raise NotTestable("none of the studies is annotated")
     return Table(name="compare_categories", columns=("split", "study", "questions", *CATEGORIES), rows=tuple(rows))
@@ -73,7 +75,7 @@ def differences_table(first: Side, second: Side) -> Table:
         cells: list[Value] = []
         for j, when in enumerate(WHENS, 1):
             one = by_key.get((share, when))
-            cells.append(None if one is None else f"{one.value:+.1f} ({one.low:+.1f} to {one.high:+.1f})")
+            cells.append(None if one is None else _signed(one))
             if one is not None and not one.low <= 0.0 <= one.high:
                 strong.add((i, j))
         paired = all(by_key[share, when].paired for when in WHENS if (share, when) in by_key)
@@ -89,7 +91,7 @@ def differences_table(first: Side, second: Side) -> Table:
 def spread_table(group: Sequence[Side], number: int) -> Table:
     """Mean and spread of each accuracy over studies of one recipe."""
     rows: tuple[tuple[Value, ...], ...] = tuple(
-        (percent(one.share), when_label(one.when), *(f"{value:.1f}" for value in
+        (percent(one.share), when_label(one.when), *(f"{tenths(value):.1f}" for value in
          (one.mean, one.deviation, min(one.values), max(one.values))), len(one.values))
         for one in spreads(group)
     )  # fmt: skip
@@ -131,7 +133,7 @@ def choice_table(sides: Sequence[Side]) -> Table:
             continue
         policy, budget = (choice.recipe.policy, choice.recipe.budget) if choice.recipe else (None, None)
         estimates = (choice.dev, choice.test, choice.stop_epoch, choice.cost_epochs, choice.gain, choice.filtering)
-        rows.append((side.label, policy, budget, *(_estimate(one, signed=i > 3) for i, one in enumerate(estimates))))
+        rows.append((side.label, policy, budget, *(_estimate(one, gap=i > 3) for i, one in enumerate(estimates))))
     columns = ("study", "policy", "budget", "dev (%)", "test (%)", "stops at", "spent", "vs longest", "Known only")
     return Table(name="compare_choice", columns=columns, rows=tuple(rows))
 
@@ -173,9 +175,15 @@ def _seeds(side: Side) -> str:
     return ", ".join(f"{name} {' '.join(map(str, seeds))}" for name, seeds in found.items()) or "–"
 
 
-def _estimate(one: Estimate, *, signed: bool) -> str | None:
+def _estimate(one: Estimate, *, gap: bool) -> str | None:
+    """A number for people; of a difference its sign and its interval as well."""
     if one.value is None:
         return None
-    sign = "+" if signed else ""
-    ends = "" if one.low is None or one.high is None else f" ({one.low:{sign}.1f} to {one.high:{sign}.1f})"
-    return f"{one.value:{sign}.1f}{ends}"
+    if not gap:
+        return f"{tenths(one.value):.1f}"
+    ends = "" if one.low is None or one.high is None else f" ({tenths(one.low):+.1f} to {tenths(one.high):+.1f})"
+    return f"{tenths(one.value):+.1f}{ends}"
+
+
+def _signed(one: Difference) -> str:
+    return f"{tenths(one.value):+.1f} ({tenths(one.low):+.1f} to {tenths(one.high):+.1f})"
