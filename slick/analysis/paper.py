@@ -1,9 +1,10 @@
 """What the paper found: its 25 findings with their values, and its printed and digitised numbers as a study.
 
 Source: Gekhman et al. 2024, arXiv:2405.05904. Tables 2 to 5 and 8 are printed; the curves of figures 1, 3 and 4 are
-read off the figures (error about 0.1 points in figure 3, 0.5 to 1 in figures 1 and 4). That all training rows are fitted at
-convergence is said in section 4. Of figure 5 one point alone is known, the accuracy of D_Natural on Unknown questions,
-which table 2 prints; there are no rows, no accuracies out of distribution, and none at a second learning rate.
+read off the figures (error about 0.1 points in figure 3, 0.5 to 1 in figures 1 and 4). That all training rows are
+fitted at convergence is said in section 4. Of figure 5 one point alone is known, the accuracy of D_Natural on Unknown
+questions, which table 2 prints; there are no rows, no accuracies out of distribution, and none at a second learning
+rate.
 """
 
 import json
