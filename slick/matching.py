@@ -10,7 +10,7 @@ half of the words agree (F1 of SQuAD, 0.5 or more).
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 Matcher = Literal["exact", "raw", "canonical", "contains", "f1"]
@@ -51,10 +51,20 @@ def token_f1(answer: str, gold: Sequence[str]) -> float:
     >>> token_f1("The New York City", ["York", "New York"]), token_f1("Oslo", ["New York"]), token_f1("", ["York"])
     (0.8, 0.0, 0.0)
     """
-    if is_hit(answer, gold):
-        return 1.0
-    words = Counter(normalize(answer).split())
-    return max((_f1(words, Counter(normalize(one).split())) for one in gold), default=0.0)
+    return f1_against(gold)(answer)
+
+
+def f1_against(gold: Sequence[str]) -> Callable[[str], float]:
+    """See `token_f1`; the gold answers of one question, prepared once for many answers."""
+    target, worded = Target(gold), [Counter(normalize(one).split()) for one in gold]
+
+    def f1(answer: str) -> float:
+        if target.is_hit(answer):
+            return 1.0
+        words = Counter(normalize(answer).split())
+        return max((_f1(words, one) for one in worded), default=0.0)
+
+    return f1
 
 
 def _f1(answer: Counter[str], gold: Counter[str]) -> float:

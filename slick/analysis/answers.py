@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from slick.matching import Target, token_f1
+from slick.matching import Target, f1_against
 
 Way = Literal["greedy", "sampled"]
 WAYS: tuple[Way, ...] = ("greedy", "sampled")
@@ -71,12 +71,12 @@ def answered(
     num_samples = max((len(texts) for texts in sampled if texts), default=0)
     rows = [list(texts or [None] * num_samples) for texts in sampled]
     flat = tuple(text for texts in rows for text in texts)
-    target = Target(gold)
+    target, f1 = Target(gold), f1_against(gold)
     judged = {}
     for text in {*greedy, *flat} - {None}:
         assert text is not None
         exact = target.is_hit(text)
-        judged[text] = Judgement(exact=exact, f1=1.0 if exact else token_f1(text, gold))
+        judged[text] = Judgement(exact=exact, f1=1.0 if exact else f1(text))
     return Answered(
         question_id=question_id,
         relation=relation,

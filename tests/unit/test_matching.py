@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from slick.matching import Matcher, Target, is_hit, normalize
+from slick.matching import Matcher, Target, is_hit, normalize, token_f1
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,19 @@ def test_beginnings_that_no_right_answer_has() -> None:
     assert not [beginning for beginning in wrong if target.may_hit(beginning)]
     assert [Target(["Paris"], "raw").may_hit(text) for text in ("Pa", "pa", " P")] == [True, False, True]
     assert all(Target(["Paris"], matcher).may_hit("somewhere in") for matcher in ("contains", "f1"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "f1"),
+    [
+        ("The Hague", ["hague"], 1.0),
+        ("!!!", ["!!!"], 1.0),
+        ("New York City", ["New York", "City"], 0.8),
+        ("York York", ["York New"], 0.5),
+        ("Oslo", ["Rome"], 0.0),
+        ("", ["Rome"], 0.0),
+        ("Rome", [], 0.0),
+    ],
+)
+def test_word_f1_is_that_of_the_nearest_gold_answer(answer: str, gold: list[str], f1: float) -> None:
+    assert token_f1(answer, gold) == pytest.approx(f1)
