@@ -86,14 +86,18 @@ def with_finished(study: Folder, config: StudyConfig) -> SweepConfig:
         for run in others.trajectories
         if read_manifest(study.child("runs", run.run_id)) is not None
     }
+    if not there:
+        return sweep
+    ended = sweep.scheduler != "none"
     try:
-        left = {plan.run_id for plan in plan_runs(study, there, sweep.stops)}
+        left = {plan.run_id for plan in plan_runs(study, there, sweep.stops, may_be_ended=ended)}
     except StudyError as error:
         print(f"sweep: trainings of other settings are left out of its points: {error}")
         return sweep
     missing = {run.variant for run in others.trajectories if run.run_id not in there or run.run_id in left}
-    whole = [name for name in variant_names(config.variants) if name in needed or name not in missing]
-    return replace(sweep, grid=replace(sweep.grid, variants=tuple(whole)))
+    kept = needed | (set(drawn) - missing)
+    ordered = dict.fromkeys([*variant_names(config.variants), *sweep.grid.variants])
+    return replace(sweep, grid=replace(sweep.grid, variants=tuple(name for name in ordered if name in kept)))
 
 
 def forecast(config: StudyConfig, study: Folder | None = None) -> str:
