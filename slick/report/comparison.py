@@ -13,6 +13,7 @@ from slick.report.comparison_tables import (
     costs_table,
     differences_table,
     findings_table,
+    policies_table,
     spread_table,
     studies_table,
 )
@@ -143,7 +144,13 @@ def _choice(sides: Sequence[Side]) -> Section:
         title="Which point to use",
         text="The one point that is best by dev accuracy over all shares of Unknown rows. Differences of test accuracy "
         "in points, in brackets 95 % intervals over seeds where a study has several.",
-        exhibits=(wide("The recommended point of each study.", lambda: choice_table(sides)),),
+        exhibits=(
+            wide("The recommended point of each study.", lambda: choice_table(sides)),
+            numbers(
+                "Test accuracy (%) of every stopping policy and epoch budget, averaged over shares and seeds.",
+                lambda: policies_table(sides),
+            ),
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from slick.analysis.recommendation import Estimate, recommend
 from slick.analysis.terms import NotTestable
 from slick.analysis.verdict import percent, tenths, when_label
 from slick.progress import duration
-from slick.report.tables import Table, Value
+from slick.report.tables import Table, Value, policy_table
 from slick.types import Category
 
 CATEGORIES = tuple(map(str, Category))
@@ -136,6 +136,26 @@ def choice_table(sides: Sequence[Side]) -> Table:
         rows.append((side.label, policy, budget, *(_estimate(one, gap=i > 3) for i, one in enumerate(estimates))))
     columns = ("study", "policy", "budget", "dev (%)", "test (%)", "stops at", "spent", "vs longest", "Known only")
     return Table(name="compare_choice", columns=columns, rows=tuple(rows))
+
+
+def policies_table(sides: Sequence[Side]) -> Table:
+    """Test accuracy of every stopping policy and budget, averaged over shares and seeds, one column a study."""
+    found: list[dict[tuple[Value, ...], Value]] = []
+    for side in sides:
+        try:
+            rows_of_one = policy_table(side.data).rows
+        except NotTestable:
+            rows_of_one = ()
+        found.append({(row[0], row[1], *row[6:]): row[2] for row in rows_of_one})
+    keys = [key for key in dict.fromkeys(key for of_one in found for key in of_one) if len(key) == 2 or not key[2]]
+    if not keys:
+        raise NotTestable("none of the studies has a finished sweep")
+    keys.sort(key=lambda key: (str(key[0]), int(key[1] or 0)))
+    rows = tuple(
+        (*key[:2], *(of_one.get(key[:2], of_one.get((*key[:2], ""))) for of_one in found))
+        for key in dict.fromkeys(key[:2] for key in keys)
+    )
+    return Table(name="compare_policies", columns=("policy", "budget", *(side.label for side in sides)), rows=rows)
 
 
 def costs_table(sides: Sequence[Side]) -> Table:

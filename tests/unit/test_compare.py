@@ -10,6 +10,7 @@ import pytest
 
 from jobs.compare import main
 from slick.analysis.compare import Side, differences, same_recipe, spreads, tally, why_not_comparable
+from slick.analysis.data import StudyData
 from slick.analysis.load import load_study
 from slick.analysis.outcomes import judge
 from slick.analysis.provenance import Origin, origin
@@ -17,8 +18,15 @@ from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.errors import SettingsError, StudyError
 from slick.report import compare_studies
 from slick.report.compare import short_names
-from slick.report.comparison_tables import differences_table, findings_table, spread_table, studies_table
+from slick.report.comparison_tables import (
+    differences_table,
+    findings_table,
+    policies_table,
+    spread_table,
+    studies_table,
+)
 from slick.report.provenance import filter_table, identity_table, manifests_of, steps_table
+from slick.report.tables import policy_table
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.unit.report_study import write_study
@@ -231,6 +239,17 @@ def test_what_cannot_be_compared_is_one_message(first: Folder, second: Folder, t
 def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     assert "usage: slick compare OUT1 OUT2" in capsys.readouterr().out
+
+
+def test_policies_stand_side_by_side(first: Folder, second: Folder) -> None:
+    bare = replace(side(first, "C"), data=StudyData())
+    table = policies_table([side(first, "A"), side(second, "B"), bare])
+    rows = {row[:2]: row[2:] for row in table.rows}
+    of_first = {row[:2]: row[2] for row in policy_table(load_study(first)).rows}
+    assert {key: row[0] for key, row in rows.items()} == of_first
+    assert {row[2] for row in rows.values()} == {None}
+    with pytest.raises(NotTestable, match="none of the studies has a finished sweep"):
+        policies_table([bare])
 
 
 def test_each_study_is_a_column(first: Folder) -> None:
