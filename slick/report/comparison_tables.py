@@ -150,7 +150,7 @@ def policies_table(sides: Sequence[Side]) -> Table:
     keys = [key for key in dict.fromkeys(key for of_one in found for key in of_one) if len(key) == 2 or not key[2]]
     if not keys:
         raise NotTestable("none of the studies has a finished sweep")
-    keys.sort(key=lambda key: (str(key[0]), int(key[1] or 0)))
+    keys.sort(key=lambda key: (str(key[0]).partition("(")[0], int(key[1] or 0), str(key[0])))
     rows = tuple(
         (*key[:2], *(of_one.get(key[:2], of_one.get((*key[:2], ""))) for of_one in found))
         for key in dict.fromkeys(key[:2] for key in keys)
@@ -176,7 +176,7 @@ def costs_table(sides: Sequence[Side]) -> Table:
         ("training tokens", *(cost.train_tokens for cost in costs)),
         ("training, worker time", *(spent(cost.training_seconds) for cost in costs)),
         ("evaluation, worker time", *(spent(cost.evaluation_seconds) for cost in costs)),
-        ("trained on", *(cost.device for cost in costs)),
+        ("trained on", *({"cpu": "CPU", "cuda": "GPU"}.get(cost.device or "", cost.device) for cost in costs)),
         ("all steps, wall clock", *(spent(sum(cost.step_seconds.values()) or None) for cost in costs)),
     ]
     return _by_study("compare_costs", sides, rows)
