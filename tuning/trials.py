@@ -149,7 +149,7 @@ def _reason(error: BaseException) -> str:
     first = next(iter(getattr(cause, "worker_failures", {}).values()), cause)
     first = getattr(first, "_base_exc", first)  # as the worker raised it, without its stack
     text = next((line.strip() for line in str(first).splitlines() if line.strip()), "")
-    return text if isinstance(first, SlickError) else f"{type(first).__name__}: {text}"
+    return text if isinstance(first, SlickError) else f"{type(first).__name__}: {text}".removesuffix(": ")
 
 
 def concurrent_trials(
