@@ -134,35 +134,18 @@ def sweep(data: StudyData, when: When) -> Sweep:
 def compare(data: StudyData, when: When, seed: int = 0) -> Comparison:
     """SliCK's Unknown questions against as many of least P(True).
 
-    Args:
-        data: the stored rows.
-        when: the checkpoint of D_Natural.
-        seed: of the resampling.
-
     Raises:
         NotTestable: as `natural_rows` and `scores_of`, or too few questions are Unknown.
     """
-    from scipy.stats import bootstrap
-
     rows = natural_rows(data, when)
     values_G, group_Q = np.unique(scores_of(data, rows), return_inverse=True)
     num, total = int(rows.unknown_Q.sum()), len(group_Q)
     if num < LEAST_ROWS:
         raise NotTestable(f"{num} test questions are Unknown, too few to compare with; {LEAST_ROWS} are needed")
-    mean_Q = rows.hit_SQ.mean(axis=0)
-
-    def gap(chosen: NDArray[np.int64]) -> float:
-        times_Q = np.bincount(chosen, minlength=total).astype(np.float64)
-        both = _accuracies(times_Q, rows.unknown_Q, group_Q, mean_Q)
-        return both[0] - both[1]
-
     once_Q = np.ones(total)
     by_seed = np.array([_accuracies(once_Q, rows.unknown_Q, group_Q, hit_Q) for hit_Q in rows.hit_SQ])
     gaps_S = by_seed[:, 0] - by_seed[:, 1]
-    resampled = bootstrap(
-        (np.arange(total),), gap, n_resamples=_RESAMPLES, vectorized=False, method="percentile", rng=seed
-    )
-    se = float(resampled.standard_error)
+    se = _resampling_error(rows, group_Q, seed)
     if len(gaps_S) >= MIN_SEEDS:
         se = max(se, seed_se(gaps_S))
     edge = int(np.searchsorted(np.cumsum(np.bincount(group_Q)), num))
@@ -174,6 +157,21 @@ def compare(data: StudyData, when: When, seed: int = 0) -> Comparison:
         gap=Cell(float(gaps_S.mean()), se, len(gaps_S)),
         threshold=float(values_G[edge]),
     )
+
+
+def _resampling_error(rows: NaturalRows, group_Q: NDArray[np.int64], seed: int) -> float:
+    from scipy.stats import bootstrap
+
+    total, mean_Q = len(group_Q), rows.hit_SQ.mean(axis=0)
+
+    def gap(chosen: NDArray[np.int64]) -> float:
+        times_Q = np.bincount(chosen, minlength=total).astype(np.float64)
+        both = _accuracies(times_Q, rows.unknown_Q, group_Q, mean_Q)
+        return both[0] - both[1]
+
+    places = (np.arange(total),)
+    found = bootstrap(places, gap, n_resamples=_RESAMPLES, vectorized=False, method="percentile", rng=seed)
+    return float(found.standard_error)
 
 
 def _accuracies(

@@ -47,13 +47,8 @@ def ask_missing(
     began = time.monotonic()
     so_far: Counter[str] = Counter()
     spent: Counter[str] = Counter()
-
-    def units_of(on_gpu: bool) -> list[pa.Table]:
-        size = config.batches_per_file * (8 if on_gpu else 1)
-        return [unit for store, found in missing.items() for unit in make_units(store, found, size)]
-
     for row in answer_units(
-        units_of,
+        lambda on_gpu: _units(missing, config.batches_per_file * (8 if on_gpu else 1)),
         asker,
         min_actors=config.min_actors,
         max_actors=config.max_actors,
@@ -64,6 +59,10 @@ def ask_missing(
         if row["store"] == next(iter(tables)):
             so_far.update(row["categories"])
         progress.add(row["questions"], note(so_far, spent, time.monotonic() - began))
+
+
+def _units(missing: Mapping[str, Sequence[Batch]], batches_per_file: int) -> list[pa.Table]:
+    return [unit for store, found in missing.items() for unit in make_units(store, found, batches_per_file)]
 
 
 def _num_questions(batches: Sequence[Batch]) -> int:
