@@ -148,7 +148,7 @@ def cell_text(value: object) -> str:
         return "–"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value)
+    return re.sub(r"(?<=\d) to (?=[+-]?\d)", "\u00a0to\u00a0", str(value))  # an interval is not broken
 
 
 def value_text(value: object) -> str:

@@ -38,7 +38,14 @@ _LOOK = """
       const scale = text.getScreenCTM();
       return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(scale.a, scale.b);
     }) : [];
-    return {name: (svg && svg.getAttribute('aria-label')) || name(plot.parentElement), width: box.width,
+    const boxes = svg ? [...svg.querySelectorAll('text')].map((text) => [text, text.getBoundingClientRect()]) : [];
+    const over = boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) =>
+      Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2 &&
+      Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 0.35 * Math.min(p.height, q.height))
+      .map(([b]) => `"${a.textContent.trim()}" and "${b.textContent.trim()}"`));
+    const out = boxes.filter(([text, p]) => p.left < box.left - 1 || p.right > box.right + 1 || p.top < box.top - 1 ||
+      p.bottom > box.bottom + 1).map(([text]) => text.textContent.trim());
+    return {over, out, name: (svg && svg.getAttribute('aria-label')) || name(plot.parentElement), width: box.width,
       height: box.height, inner: Math.min(inner.width, inner.height), text: sizes.length ? Math.min(...sizes) : 0};
   });
   return {
@@ -92,6 +99,8 @@ def faults(seen: Seen, num_figures: int) -> list[str]:
             found.append(f"empty figure: {plot['name']}")
         elif plot["text"] < LEAST_TEXT:
             found.append(f"text of {plot['text']:.1f} px in figure: {plot['name']}")
+        found += [f"text over text, {one}, in figure: {plot['name']}" for one in plot["over"]]
+        found += [f"text cut off, {one!r}, in figure: {plot['name']}" for one in plot["out"]]
     found += [f"clipped in print: {one}" for one in (*printed["clipped"], *printed["wide"])]
     if seen.num_pages < 2:
         found.append(f"prints {seen.num_pages} pages")

@@ -52,6 +52,14 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
         lambda text: text.replace("</style>", ".plot svg text { font-size: 3px !important }</style>"),
         "px in figure",
     ),
+    "text over text": (
+        lambda text: text.replace("</style>", ".plot svg text { transform: none !important }</style>"),
+        "text over text",
+    ),
+    "text cut off": (
+        lambda text: text.replace("</style>", ".plot svg text { font-size: 70px !important }</style>"),
+        "text cut off",
+    ),
     "console error": (lambda text: text.replace("</body>", "<script>console.error('lost')</script></body>"), "lost"),
     "exception": (lambda text: text.replace("</body>", "<script>nothing.here()</script></body>"), "nothing is not"),
     "remote image": (

@@ -79,6 +79,6 @@ def unknown_by_relation(data: StudyData) -> Callable[[Any], None]:
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.set_xlim(left=0)
         axes.set_xlabel("Unknown test questions (%)")
-        axes.legend(loc="lower right", fontsize=11, frameon=True, framealpha=0.9, edgecolor="none")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.46, 1.0), ncols=2, fontsize=11)
 
     return plot
