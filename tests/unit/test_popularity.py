@@ -238,7 +238,7 @@ def test_harm_is_told_for_each_quantile() -> None:
 
 def test_a_quantile_without_known_questions_says_so() -> None:
     missing = [one for one in harms(study({})) if one.category == "Known" and one.quantile == 0]
-    assert all(one.compared is None and "needs two test questions or more" in one.why for one in missing)
+    assert all(one.compared is None and "needs 10 test questions or more" in one.why for one in missing)
     table = harm_table(study({}))
     assert sum(row[-1] != "" for row in table.rows) == len(missing) == 2
 
