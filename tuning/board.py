@@ -40,8 +40,7 @@ class Course:
         self._open: set[int] = set()
         self._retries: dict[int, int] = {}
         self._failed: dict[int, str] = {}
-        self.completed: set[int] = set()
-        """Trials that came to an end, of which a scheduler may have ended some before their last epoch."""
+        self._completed: set[int] = set()
 
     def __reduce__(self) -> tuple[type["Course"], tuple[Sequence[Sequence[RunPlan]]]]:
         """As it began: Tune writes its callbacks down, to restore them with itself; a sweep goes on in its own way."""
@@ -73,12 +72,12 @@ class Course:
             if why:
                 self._failed[place] = why
             else:
-                self.completed.add(place)
+                self._completed.add(place)
 
     def completed_runs(self) -> set[str]:
-        """Trainings of the trials that came to an end."""
+        """Trainings of the trials that came to an end; a scheduler may have ended some before their last epoch."""
         with self._lock:
-            return {plan.run_id for place in self.completed for plan in self.packs[place]}
+            return {plan.run_id for place in self._completed for plan in self.packs[place]}
 
     def live(self, finished: set[str], seconds_left: float, *, has_ended: bool) -> Live:
         """What is to be told of it.

@@ -1,7 +1,7 @@
 """The sweep step: the trainings that cover a grid, and its points read off them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -59,15 +59,7 @@ def sweep(study: Folder, config: SweepConfig) -> Manifest:
     write_planned(folder, wanted)
     table = points_table(study, config.grid, config.train, shared=shared, chosen=list(dict.fromkeys(chosen)))
     folder.write_table("points.parquet", table)
-    counts = {
-        "trainings": len(wanted),
-        "trained_now": trained.num,
-        "retried": trained.num_retries,
-        "points": table.num_rows,
-        "epochs_trained": sum(manifest.counts["epochs"] for manifest in manifests.values()),
-        "not_converged": [name for name, manifest in manifests.items() if not manifest.counts["converged"]],
-        "ended_early": [name for name, manifest in manifests.items() if manifest.counts.get("ended_by")],
-    }
+    counts = _counts(manifests, trained, table.num_rows)
     print(f"sweep: {table.num_rows:,} points in {folder}/points.parquet")
     return finish(folder, "sweep", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
 
@@ -80,6 +72,19 @@ class Trained:
     """Trainings that were not finished."""
     num_retries: int = 0
     """Trials that were tried again."""
+
+
+def _counts(manifests: Mapping[str, Manifest], trained: Trained, num_points: int) -> dict[str, object]:
+    """What the sweep's manifest tells of its trainings."""
+    return {
+        "trainings": len(manifests),
+        "trained_now": trained.num,
+        "retried": trained.num_retries,
+        "points": num_points,
+        "epochs_trained": sum(manifest.counts["epochs"] for manifest in manifests.values()),
+        "not_converged": [name for name, manifest in manifests.items() if not manifest.counts["converged"]],
+        "ended_early": [name for name, manifest in manifests.items() if manifest.counts.get("ended_by")],
+    }
 
 
 def train_settings(study: Folder, config: SweepConfig, chosen: Sequence[Settings]) -> Trained:
@@ -174,23 +179,27 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
     with scratch(study, "sweep", keep=config.keep_ray_files) as storage, watch(study, plans, board):
         errors = run_trials(study, course, settings, storage)
     if config.scheduler != "none":
-        for plan in (
-            plan for place in sorted(course.completed) for plan in packs[place] if not is_finished(study, plan)
-        ):
+        completed = course.completed_runs()
+        for plan in (plan for plan in plans if plan.run_id in completed and not is_finished(study, plan)):
             end_run(study, plan, started_at=started_at, ended_by=config.scheduler)
     may_be_ended = config.scheduler != "none"
     if not errors and not all(is_finished(study, plan, may_be_ended=may_be_ended) for plan in plans):
         raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and returns as if it had ended
+    _check_trials(study, packs, errors)
+    return course.num_retries
+
+
+def _check_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], errors: Mapping[int, str]) -> None:
+    """Tell of the trials that failed, if any did."""
     failed = [
-        f"  {', '.join(plan.run_id for plan in part if not is_finished(study, plan))}: {error}"
-        for part, error in ((packs[place], error) for place, error in sorted(errors.items()))
+        f"  {', '.join(plan.run_id for plan in packs[place] if not is_finished(study, plan))}: {error}"
+        for place, error in sorted(errors.items())
     ]
     if failed:
         raise SlickError(
             f"{len(failed)} of {len(packs)} trials failed; all others are finished, and the same command does only "
             "what is left\n" + "\n".join(failed)
         )
-    return course.num_retries
 
 
 def share_out(plans: Sequence[RunPlan], per_trial: int | None, concurrent: int) -> list[list[RunPlan]]:

@@ -5,7 +5,6 @@ import signal
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,7 +29,8 @@ CONFIG = SweepConfig(
     max_concurrent=1,
 )
 DRIVER = """
-import sys
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore Ctrl-C
 from jobs.door import run_main
 from slick.storage import Folder
 from tests.faults.test_sweep_killed import CONFIG, sweep
@@ -80,18 +80,11 @@ def in_background(study: Folder, config: SweepConfig) -> Future[Manifest]:
     return running
 
 
-def kill(running: Future[Manifest], name: str, *but: int) -> int:
-    """End the process of the next actor of that class; returns its id."""
-    found: list[Any] = []
-
-    def is_there() -> bool:
-        found[:] = [actor for actor in alive(name) if actor.pid not in but]
-        return bool(found) or running.done()
-
-    wait_for(is_there)
+def kill(running: Future[Manifest], name: str) -> None:
+    """End the process of the one actor of that class."""
     assert not running.done(), running.exception() or "it had nothing left to do"
-    os.kill(found[0].pid, signal.SIGKILL)
-    return int(found[0].pid)
+    (actor,) = alive(name)
+    os.kill(actor.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -147,8 +140,11 @@ def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed
     train = replace(CONFIG.train, max_failures=0)  # what Ray Train does not mend is Tune's
     config = replace(CONFIG, train=train, trajectories_per_trial=1, retries=1)
     running = in_background(study, config)
-    first = kill(running, "TrainWorker")
-    kill(running, "TrainWorker", first)
+    before = 0
+    for _ in range(2):
+        wait_for(lambda: epochs_done(study, "known-seed0") > before or running.done())  # noqa: B023 - called at once
+        kill(running, "TrainWorker")
+        before = epochs_done(study, "known-seed0")
     with pytest.raises(SlickError, match=r"(?s)1 of 2 trials failed; all others are finished.*\n +known-seed0: .*died"):
         running.result(200)
     assert states(study) == {"half-seed0": "done", "known-seed0": "failed"}
