@@ -283,9 +283,8 @@ def test_what_a_person_filled_in_survives_every_report(tmp_path: Path) -> None:
     after = make_report(study, config)
     assert after.fingerprint != before.fingerprint
     assert make_report(study, config) == after
-    text = page_text(report)
-    assert "Not shown: needs the sheet below, graded" not in text
-    assert "60 (23.1 to 88.2)" in text
+    assert "Not shown: needs the sheet below, graded" not in page_text(report)
+    assert "60 (23.1 to 88.2)" in tables.read_bytes("error_audit_shares.csv").decode()
     assert content in [kept.read_bytes(name) for name in kept.names()]
     make_report(study, ReportConfig(audit_greedy=4, audit_sampled=2))  # another sheet: the old one is kept beside it
     assert [row["grade"] for row in csv.DictReader(sheet.open())] == [""] * 6
