@@ -133,8 +133,8 @@ def shares(audit: ErrorAudit, ways: Sequence[Way]) -> list[Share]:
 
     if not audit.is_graded:
         raise NotTestable(
-            "needs the sheet below, graded: fill in the column grade of report/tables/error_audit.csv and run "
-            "slick report with --graded and that file"
+            "needs the sheet below, graded: fill in the column grade of `report/tables/error_audit.csv` and run "
+            "`slick report` with `--graded` and that file"
         )
     grades = [audit.grades[row.answer_id] for row in audit.rows if row.way in ways]
     if not grades:

@@ -231,7 +231,7 @@ def test_the_page_shows_losses_examples_and_a_file_of_all(tmp_path: Path) -> Non
     assert rows["unknown-050"] == ("50 %", "1 to 2", 6, 6, 100.0, 2, "67 (50)", "33 (50)", "67 (50)")
     assert rows["unknown-000"][6:] == ("0 (0)", "0 (0)", "0 (0)")
     examples = forgotten.examples_table(data).rows
-    assert sorted(str(row[3]) for row in examples) == [f"Where was {one} born?" for one in "abc"]
+    assert sorted(str(row[2]) for row in examples) == [f"Where was {one} born?" for one in "abc"]
     assert forgotten.examples_table(data).rows == examples
     everything = forgotten.all_table(data)
     assert len(everything.rows) == 4 * 3

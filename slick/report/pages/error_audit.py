@@ -121,14 +121,14 @@ def _text(data: StudyData) -> str:
     ]
     if parts:
         said += (
-            f" The sheet holds {' and '.join(parts)}, drawn uniformly. Fill in its column grade with "
-            f"{', '.join(GRADES[:-1])} or {GRADES[-1]} and run slick report again with --graded and the sheet; what "
-            "was filled in is kept in report/graded/."
+            f" The sheet, `tables/error_audit.csv`, holds {' and '.join(parts)}, drawn uniformly. Fill in its column "
+            f"grade with {', '.join(GRADES[:-1])} or {GRADES[-1]} and run `slick report` again with `--graded` and the "
+            "sheet; what was filled in is kept in `report/graded/`."
         )
     if audit.num_absent["sampled"]:
         said += (
             f" No sampled answers are in it: {audit.num_absent['sampled']:,} samples were not made or not kept whole "
-            "(annotate with --mode full), so what is left is no fair sample; the correlation is over what is left."
+            "(annotate with `--mode full`), so what is left is no fair sample; the correlation is over what is left."
         )
     return said
 

@@ -113,11 +113,11 @@ def examples_table(data: StudyData) -> Table:
         if len(chosen) < NUM_EXAMPLES:
             chosen.setdefault(lost.question_id, (one, lost))
     rows: tuple[tuple[Value, ...], ...] = tuple(
-        (one.variant, lost.relation, lost.category, lost.question, lost.before, lost.after or "(empty)", _stands(lost))
+        (one.variant, lost.relation, lost.question, lost.before, lost.after or "(empty)", _stands(lost))
         for one, lost in chosen.values()
     )
-    columns = ("variant", "relation", "category", "question", "right, before", "wrong, after", "stands in the set")
-    return Table(name="forgotten_examples", columns=columns, rows=rows, text_columns=frozenset({3, 4, 5}))
+    columns = ("variant", "relation", "question", "right, before", "wrong, after", "stands in the set")
+    return Table(name="forgotten_examples", columns=columns, rows=rows, text_columns=frozenset({2, 3, 4}))
 
 
 def all_table(data: StudyData) -> Table:
