@@ -1,6 +1,7 @@
 """Training settings as axes of a grid, some of which vary only where another has a certain value. Pure."""
 
 import dataclasses
+import fnmatch
 import re
 import types
 import typing
@@ -14,6 +15,8 @@ from tuning.config import TrainConfig
 Settings: TypeAlias = tuple[tuple[str, Any], ...]
 """Names and values, of those settings that differ from the sweep's own."""
 
+VARIANT = "variant"
+"""In a condition."""
 _FIXED = ("variant", "seed", "epochs", "model")
 """Settings that have an axis of their own, or none."""
 _OWN = {
@@ -38,7 +41,8 @@ class Axis:
     values: tuple[Any, ...]
     """Those named; of a span, its two ends."""
     condition: tuple[str, Any] | None = None
-    """Another setting and the value it must have; elsewhere this one keeps the sweep's own."""
+    """Another setting and the value it must have, or `variant` and a pattern of names, as `unknown-*`; elsewhere this
+    one keeps the sweep's own."""
     span: Span = "no"
     """Whether all numbers between the two values are meant, and whether on a logarithmic scale."""
 
@@ -65,7 +69,9 @@ def parse_axis(text: str) -> Axis:
     found = tuple(_value(name, value, text) for value in values.split(","))
     if len(set(found)) < len(found):
         raise SettingsError(f"axis {text!r} names a value more than once")
-    return Axis(name, found, None if other is None else (other, _value(other, wanted, text)))
+    if other is None:
+        return Axis(name, found)
+    return Axis(name, found, (other, wanted if other == VARIANT else _value(other, wanted, text)))
 
 
 def _span_axis(name: str, span: re.Match[str], text: str, *, has_condition: bool) -> Axis:
@@ -79,12 +85,15 @@ def _span_axis(name: str, span: re.Match[str], text: str, *, has_condition: bool
     return Axis(name, (low, high), None, "log" if span[3] else "linear")
 
 
-def combinations(axes: Sequence[str], base: TrainConfig, *, ends: bool = False) -> list[Settings]:
+def combinations(
+    axes: Sequence[str], base: TrainConfig, *, variant: str | None = None, ends: bool = False
+) -> list[Settings]:
     """Every combination of the axes' values, each once; an axis that does not vary there keeps the base's value.
 
     Args:
         axes: as `parse_axis` reads them; a condition may name an axis before it, or any setting of the base.
         base: the sweep's own settings.
+        variant: whose combinations are wanted; None: those of any.
         ends: of a span take its two ends; otherwise it is refused.
 
     >>> combinations(["lora_rank=0,8", "lora_alpha=8.0,32.0 if lora_rank=8"], TrainConfig())
@@ -101,7 +110,7 @@ def combinations(axes: Sequence[str], base: TrainConfig, *, ends: bool = False) 
         found = [
             {**before, axis.name: value} if varies else before
             for before in found
-            for varies in [_holds(axis.condition, before, base)]
+            for varies in _holds(axis.condition, before, base, variant)
             for value in (axis.values if varies else (None,))
         ]
     return list(dict.fromkeys(changed_settings(settings, base) for settings in found))
@@ -112,8 +121,16 @@ def changed_settings(settings: Mapping[str, Any], base: TrainConfig) -> Settings
     return tuple((name, value) for name, value in settings.items() if value != getattr(base, name))
 
 
-def _holds(condition: tuple[str, Any] | None, settings: dict[str, Any], base: TrainConfig) -> bool:
-    return condition is None or settings.get(condition[0], getattr(base, condition[0])) == condition[1]
+def _holds(
+    condition: tuple[str, Any] | None, settings: dict[str, Any], base: TrainConfig, variant: str | None
+) -> tuple[bool, ...]:
+    """Whether an axis varies there; both, if that depends on a variant that is not told."""
+    if condition is None:
+        return (True,)
+    name, wanted = condition
+    if name == VARIANT:
+        return (False, True) if variant is None else (fnmatch.fnmatchcase(variant, wanted),)
+    return (settings.get(name, getattr(base, name)) == wanted,)
 
 
 def _value(name: str, text: str, axis: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from slick.errors import SettingsError
 from slick.variants.plan import VariantsConfig, variant_names
-from tuning.axes import Settings, combinations, parse_axis
+from tuning.axes import VARIANT, Settings, combinations, parse_axis
 from tuning.config import TrainConfig
 from tuning.policies import Policy, parse_policy
 
@@ -32,8 +32,9 @@ class GridConfig:
     """Stopping policies; `fixed` stops at the end of each budget, `fixed(n)` has points only where n is within it."""
     axes: tuple[str, ...] = ()
     """Training settings that vary, as `learning_rate=1e-5,1e-4`; with a condition, as
-    `lora_alpha=16,32 if lora_rank=16`, a setting varies only where an axis before it has that value. For searches also
-    spans, as `learning_rate=1e-6..1e-3:log` or `lora_rank=4..64`."""
+    `lora_alpha=16,32 if lora_rank=16`, a setting varies only where an axis before it has that value, or, as
+    `learning_rate=1e-5,1e-4 if variant=unknown-*`, only for variants of such a name. For searches also spans, as
+    `learning_rate=1e-6..1e-3:log` or `lora_rank=4..64`."""
 
     def __post_init__(self) -> None:
         for name in ("variants", "seeds", "epochs", "policies"):
@@ -135,9 +136,8 @@ def trajectories(
     budgets = (max(grid.epochs),) if shared else grid.epochs
     return [
         Trajectory(variant=variant, seed=seed, epochs=budget, settings=settings, alone=not shared)
-        for variant, settings, seed, budget in product(
-            grid.variants, combinations(grid.axes, base, ends=True) if chosen is None else chosen, grid.seeds, budgets
-        )
+        for variant in grid.variants
+        for settings, seed, budget in product(_settings(grid, base, variant, chosen), grid.seeds, budgets)
     ]
 
 
@@ -150,8 +150,11 @@ def points(
     """
     policies = [parse_policy(text) for text in grid.policies]
     largest = max(grid.epochs)
-    combined = combinations(grid.axes, base, ends=True) if chosen is None else chosen
-    cells = product(grid.variants, combined, grid.seeds, grid.epochs, policies)
+    cells = (
+        (variant, *cell)
+        for variant in grid.variants
+        for cell in product(_settings(grid, base, variant, chosen), grid.seeds, grid.epochs, policies)
+    )
     found = [
         Point(
             variant=variant,
@@ -171,6 +174,18 @@ def points(
         if policy.applies(budget)
     ]
     return list(dict.fromkeys(found))
+
+
+def _settings(
+    grid: GridConfig, base: TrainConfig, variant: str, chosen: Sequence[Settings] | None
+) -> Sequence[Settings]:
+    """The combinations of settings that a variant is trained with."""
+    own = combinations(grid.axes, base, variant=variant, ends=True)
+    if chosen is None:
+        return own
+    if not any((axis.condition or ("",))[0] == VARIANT for axis in map(parse_axis, grid.axes)):
+        return chosen
+    return [settings for settings in chosen if settings in own]
 
 
 def pack(costs: Mapping[str, float], num_packs: int) -> list[list[str]]:
@@ -209,8 +224,9 @@ def summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
     '1 variant x 2 seeds = 2 trainings, 40 epochs in all; with 2 epoch budgets and 2 policies 8 points'
     """
     runs = trajectories(grid, base, shared=shared)
-    num_settings = len(combinations(grid.axes, base, ends=True))
-    changed = f" x {_count(num_settings, 'combination')} of settings" if grid.axes else ""
+    each = {len(_settings(grid, base, variant, None)) for variant in grid.variants}
+    numbers = f"{min(each)} to {max(each)} combinations" if len(each) > 1 else _count(max(each), "combination")
+    changed = f" x {numbers} of settings" if grid.axes else ""
     return (
         f"{_count(len(grid.variants), 'variant')} x {_count(len(grid.seeds), 'seed')}{changed} = "
         f"{_count(len(runs), 'training')}, {_count(sum(run.epochs for run in runs), 'epoch')} in all; with "

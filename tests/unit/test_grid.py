@@ -235,3 +235,17 @@ def test_a_scheduler_judges_single_trainings() -> None:
         SweepConfig(scheduler="asha", trajectories_per_trial=2)
     with pytest.raises(SettingsError, match="scheduler is one of none, asha, median"):
         SweepConfig(scheduler="hyperband")  # type: ignore[arg-type]
+
+
+def test_an_axis_may_vary_for_some_variants_alone() -> None:
+    axis = "learning_rate=1e-5,1e-4 if variant=unknown-?[05]0"
+    names = ("unknown-000", "unknown-010", "natural")
+    grid = GridConfig(variants=names, epochs=(5,), policies=("fixed",), axes=(axis,))
+    base = TrainConfig(learning_rate=1e-5)
+    for chosen in (None, combinations(grid.axes, base)):
+        runs = [run.run_id for run in trajectories(grid, base, shared=True, chosen=chosen)]
+        wanted = ["unknown-000-seed0", "unknown-000-seed0-learning_rate=0.0001", "unknown-010-seed0", "natural-seed0"]
+        assert runs == wanted
+        assert [point.run_id for point in points(grid, base, shared=True, chosen=chosen)] == wanted
+    text = summary(grid, base, shared=True)
+    assert "3 variants x 1 seed x 1 to 2 combinations of settings = 4 trainings" in text
