@@ -22,9 +22,9 @@ def browser() -> str:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """The page of a whole study of a world, and how many figures it has."""
-    study = write_study(tmp_path_factory.mktemp("study"), num_test=120, seeds=(0, 1), world=True)
+def report(browser: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The page of a whole study of a world, and how many figures it has; not made where there is no browser."""
+    study = write_study(tmp_path_factory.mktemp("study"), num_test=80, num_epochs=4, world=True)
     counts = make_report(study, ReportConfig()).counts
     return Path(study.child("report").local_path, "index.html"), counts["figures"]
 

@@ -124,7 +124,7 @@ def figure(data: StudyData, when: When) -> Callable[[Any], None]:
         axes.set_ylabel("Accuracy on them (%)")
         axes.set_xlim(0, 102 if swept is not None else None)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        axes.legend(loc="best", fontsize=11, handlelength=2.2)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.44, 1.0), ncols=2, fontsize=11, handlelength=2.2)
 
     return plot
 
