@@ -63,9 +63,13 @@ def demo_variants() -> VariantsConfig:
 
 
 def demo_sweep() -> SweepConfig:
-    """All 17 trainings of the paper, packed into one Train run a core."""
+    """All 17 trainings of the paper, and three at half the learning rate (E24), packed into one Train run a core."""
     return SweepConfig(
-        grid=GridConfig(epochs=(2, 4, 6, 8, 10), policies=("fixed", "best_dev", "patience(3)")),
+        grid=GridConfig(
+            epochs=(2, 4, 6, 8, 10),
+            policies=("fixed", "best_dev", "patience(3)"),
+            axes=("learning_rate=1.1e-4,5.5e-5 if variant=unknown-?[05]0",),
+        ),
         train=demo_training(),
         trajectories_per_trial=None,
     )

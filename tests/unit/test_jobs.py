@@ -81,7 +81,7 @@ def test_questions_without_a_model_are_what_the_world_plants_and_what_is_audited
 def test_the_forecast_counts_generations_trainings_and_points() -> None:
     text = forecast(resolve(presets.demo_study()))
     assert "170 generations a question" in text
-    assert "18 trainings" in text
+    assert "21 trainings" in text
 
 
 def test_out_and_preset_are_asked_for() -> None:
