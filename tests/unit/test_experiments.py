@@ -69,7 +69,8 @@ def test_names_may_stand_apart_or_be_joined_by_commas() -> None:
 def test_experiments_share_their_trainings() -> None:
     config = study(experiments=("idk", "p_true"))
     assert config.sweep.grid.variants == ("unknown-050", "natural", "idk-050")
-    assert len(config.sweep.trajectories) == 3
+    runs = [run.run_id for run in config.sweep.trajectories if not run.settings]
+    assert runs == ["unknown-050-seed0", "natural-seed0", "idk-050-seed0"]
     assert variant_names(config.variants) == variant_names(SEVENTEEN), "all sets are drawn"
 
 
