@@ -1,0 +1,57 @@
+"""Experiments of a study asked for one after another in one folder: each time only what is missing is done."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def study(out: Path, experiments: str) -> str:
+    words = ["study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL]
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+SMALL = ("--sweep.grid.epochs", "1", "--sweep.grid.policies", "fixed", "--sweep.train.epochs", "1")
+
+
+def written(out: Path) -> dict[str, int]:
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.glob("**/manifest.json")}
+
+
+def whys(out: Path) -> dict[str, str]:
+    return {row["id"]: row["why"] for row in json.loads((out / "report" / "outcomes.json").read_text())}
+
+
+def variants(out: Path) -> set[str]:
+    return set(pq.read_table(out / "sweep" / "points.parquet")["variant"].to_pylist())
+
+
+@pytest.mark.timeout(300)
+def test_more_experiments_are_asked_of_the_same_folder(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    study(out, "idk")
+    before = written(out)
+    assert variants(out) == {"unknown-050", "idk-050"}
+    assert len(list((out / "variants").glob("*.parquet"))) == 5, "all sets are drawn"
+    assert "not asked for" not in whys(out)["E22"]
+    assert whys(out)["E14"] == "not asked for: add --experiments categories"
+    assert whys(out)["E3"] == "not asked for: add --experiments unknown_ratio"
+
+    study(out, "ood,counts")
+    after = written(out)
+    trained = {name for name in after.keys() - before.keys() if name.startswith("runs")}
+    assert trained == {"runs/unknown-000-seed0/manifest.json", "runs/unknown-100-seed0/manifest.json"}
+    redone = {name.split("/")[0] for name, stamp in before.items() if after[name] != stamp}
+    assert redone == {"sweep", "report"}, "points are read off again, and nothing is trained or asked twice"
+    assert variants(out) == {"unknown-000", "unknown-050", "unknown-100", "idk-050"}, "finished sets keep their points"
+    asked = json.loads((out / "study.json").read_text())["settings"]["experiments"]
+    assert asked == ["counts", "ood", "idk"], "what is asked of a folder adds up"
