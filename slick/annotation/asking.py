@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from slick.annotation.annotate import AnnotateConfig
 
 
+_ON_GPU = 8
+"""Times as many batches as on a CPU."""
+
 Note = Callable[[Mapping[str, int], Mapping[str, float], float], str]
 """What to say beside the progress, of questions by category in the first store, cost, and seconds so far."""
 
@@ -63,6 +66,19 @@ def ask_missing(
 
 def _units(missing: Mapping[str, Sequence[Batch]], batches_per_file: int) -> list[pa.Table]:
     return [unit for store, found in missing.items() for unit in make_units(store, found, batches_per_file)]
+
+
+def batches_a_unit(batches_per_file: int, on_gpu: bool, num_batches: int, num_actors: int) -> int:
+    """Batches that an actor answers before it stores them.
+
+    A GPU wants many, but not so many that some actors of a large pool have nothing to do, or all wait for the last one:
+    each is to have four units.
+
+    >>> batches_a_unit(2, True, 3000, 8), batches_a_unit(2, True, 3000, 100), batches_a_unit(2, False, 3000, 100)
+    (16, 7, 2)
+    """
+    most = batches_per_file * (_ON_GPU if on_gpu else 1)
+    return max(batches_per_file, min(most, num_batches // (4 * num_actors)))
 
 
 def _num_questions(batches: Sequence[Batch]) -> int:

@@ -226,7 +226,7 @@ def _categories(rows: Sequence[dict[str, Any]], store: Store) -> list[str]:
 
 
 def answer_units(
-    units_of: Callable[[bool], Sequence[pa.Table]],
+    units_of: Callable[[bool, int], Sequence[pa.Table]],
     config: AskerConfig,
     *,
     min_actors: int,
@@ -239,7 +239,7 @@ def answer_units(
     An actor that dies is started anew and its unit answered again; an error of an actor ends the stream.
 
     Args:
-        units_of: the units, told whether they are for GPUs.
+        units_of: the units, told whether they are for GPUs, and how many actors there may be.
 
     Raises:
         SlickError: what an actor could not do.
@@ -254,10 +254,11 @@ def answer_units(
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     cluster = ray.cluster_resources()
     num_gpus = gpus_per_actor if gpus_per_actor is not None else float(cluster.get("GPU", 0) > 0)
-    units = units_of(num_gpus > 0)
     # Where CPUs count, Ray's own tasks keep two slots: a pool that holds every slot would wait for itself for ever.
     room = cluster.get("GPU", 0) / num_gpus if num_gpus else (cluster.get("CPU", 1) - 2) / cpus_per_actor
-    most = max(min_actors, min(max_actors or max(1, int(room)), len(units)))
+    wanted = max(min_actors, max_actors or max(1, int(room)))
+    units = units_of(num_gpus > 0, wanted)
+    most = max(min_actors, min(wanted, len(units)))
     least = min(min_actors, most)
     pool = ray.data.ActorPoolStrategy(
         min_size=least,
