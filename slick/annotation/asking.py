@@ -50,8 +50,13 @@ def ask_missing(
     began = time.monotonic()
     so_far: Counter[str] = Counter()
     spent: Counter[str] = Counter()
+
+    def units_of(on_gpu: bool, num_actors: int) -> list[pa.Table]:
+        size = batches_a_unit(config.batches_per_file, on_gpu, sum(map(len, missing.values())), num_actors)
+        return [unit for store, found in missing.items() for unit in make_units(store, found, size)]
+
     for row in answer_units(
-        lambda on_gpu: _units(missing, config.batches_per_file * (8 if on_gpu else 1)),
+        units_of,
         asker,
         min_actors=config.min_actors,
         max_actors=config.max_actors,
@@ -62,10 +67,6 @@ def ask_missing(
         if row["store"] == next(iter(tables)):
             so_far.update(row["categories"])
         progress.add(row["questions"], note(so_far, spent, time.monotonic() - began))
-
-
-def _units(missing: Mapping[str, Sequence[Batch]], batches_per_file: int) -> list[pa.Table]:
-    return [unit for store, found in missing.items() for unit in make_units(store, found, batches_per_file)]
 
 
 def batches_a_unit(batches_per_file: int, on_gpu: bool, num_batches: int, num_actors: int) -> int:
