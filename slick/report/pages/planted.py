@@ -37,13 +37,13 @@ def against_the_truth(data: StudyData) -> list[Section]:
             name="planted",
             title="Labels and measures against what was planted",
             group=PLANTED,
-            text=words(facts),
+            text=words(data, facts),
             exhibits=(*_figures(data, facts), *_tables(data, facts)),
         )
     ]
 
 
-def words(facts: PlantedFacts) -> str:
+def words(data: StudyData, facts: PlantedFacts) -> str:
     """How far the labels agree with the truth, in a few sentences."""
     said = [
         f"This model was trained here on a corpus that names the answer of each of {len(facts.strength):,} questions "
@@ -56,17 +56,27 @@ def words(facts: PlantedFacts) -> str:
         said.append(f"Of those never planted, {_of(false_known(facts))} are labelled Known all the same.")
     except NotTestable:
         pass  # a world may plant everything; the tables say what is missing
-    try:
-        found = rank_recovery(facts, facts.sampled)
-        said.append(
-            f"P_Correct of sampled answers orders the facts as they were planted with a rank correlation of "
-            f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})."
-        )
-    except NotTestable:
-        pass  # the table of measures says why
+    said += _ranks(data, facts)
     if facts.num_strangers:
         said.append(f"{facts.num_strangers:,} annotated questions are no facts of this world and are left out.")
     return " ".join(said)
+
+
+def _ranks(data: StudyData, facts: PlantedFacts) -> list[str]:
+    """How well sampled answers and P(True) order the facts, on the same facts where both are there."""
+    found = measures(data, facts)
+    shared = np.ones(len(facts.strength), dtype=bool)
+    for name in (SAMPLED, P_TRUE):
+        shared &= np.isfinite(found.get(name, np.zeros(len(shared))))
+    told = []
+    for name in (SAMPLED, P_TRUE):
+        try:
+            one = rank_recovery(facts, found[name], shared)
+        except (KeyError, NotTestable):
+            continue  # the table of measures says why
+        value, low, high = (f"{round(part, 2) + 0.0:.2f}" for part in one[:3])
+        told.append(f"{name}, with a rank correlation of {value} ({low} to {high})")
+    return [f"How the measures order {shared.sum():,} facts as they were planted: {'; '.join(told)}."] if told else []
 
 
 def _figures(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...]:

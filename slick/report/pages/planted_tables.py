@@ -113,4 +113,5 @@ def _try(make: Callable[[], Ranked]) -> tuple[str | None, str]:
         found = make()
     except NotTestable as reason:
         return None, str(reason)
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})", ""
+    value, low, high = (f"{round(part, 2) + 0.0:.2f}" for part in found[:3])  # + 0.0: there is no minus nought
+    return f"{value} ({low} to {high})", ""
