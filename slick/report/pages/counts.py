@@ -17,7 +17,7 @@ from slick.analysis.counts import (
 from slick.analysis.data import StudyData
 from slick.analysis.terms import NotTestable
 from slick.questions.relations import load_relations
-from slick.report.page import PAPER, Section, drawn, linked, numbers, wide
+from slick.report.page import PAPER, Exhibit, Section, drawn, linked, numbers, wide
 from slick.report.pages.counts_figures import category_shares, unknown_by_relation
 from slick.report.tables import Table, Value
 from slick.types import Category
@@ -50,15 +50,7 @@ def section(data: StudyData) -> Section:
                 "Share of Unknown questions of each relation, here and in the paper",
                 lambda: unknown_by_relation(data),
             ),
-            *(
-                wide(
-                    f"{NAMES[split].capitalize()} questions (paper: {TABLES[split]}). Percent of the relation's "
-                    "questions; min is its smallest category"
-                    + (", and the sum of these is the size of D." if split == "train" else "."),
-                    partial(shares_table, data, split),
-                )
-                for split in SPLITS
-            ),
+            *(_shares(data, split) for split in SPLITS),
             wide(
                 "Questions that the paper's filters leave of the full EntityQuestions archive, here and in the paper.",
                 lambda: archive_table(data),
@@ -72,6 +64,15 @@ def section(data: StudyData) -> Section:
                 for split in SPLITS
             ),
         ),
+    )
+
+
+def _shares(data: StudyData, split: str) -> Exhibit:
+    what = ", and the sum of these is the size of D" if split == "train" else ""
+    return wide(
+        f"{NAMES[split].capitalize()} questions (paper: {TABLES[split]}). Percent of the relation's questions; min is its "
+        f"smallest category{what}.",
+        lambda: shares_table(data, split),
     )
 
 
