@@ -70,8 +70,8 @@ def section(data: StudyData) -> Section:
 def _shares(data: StudyData, split: str) -> Exhibit:
     what = ", and the sum of these is the size of D" if split == "train" else ""
     return wide(
-        f"{NAMES[split].capitalize()} questions (paper: {TABLES[split]}). Percent of the relation's questions; min is its "
-        f"smallest category{what}.",
+        f"{NAMES[split].capitalize()} questions (paper: {TABLES[split]}). Percent of the relation's questions; min is "
+        f"its smallest category{what}.",
         lambda: shares_table(data, split),
     )
 
