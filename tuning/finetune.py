@@ -145,7 +145,10 @@ def run_group(
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise failure(error) from error
+        found = failure(error)
+        if found is error:
+            raise  # as its own cause it would have Ray walk round in it
+        raise found from error
     if said.exists(_REFUSAL):
         raise SlickError(said.read_json(_REFUSAL)["message"])
     return dict(result.metrics or {})

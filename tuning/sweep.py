@@ -184,7 +184,7 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
             end_run(study, plan, started_at=started_at, ended_by=config.scheduler)
     may_be_ended = config.scheduler != "none"
     if not errors and not all(is_finished(study, plan, may_be_ended=may_be_ended) for plan in plans):
-        raise KeyboardInterrupt  # Tune takes Ctrl-C for itself, and returns as if it had ended
+        raise KeyboardInterrupt  # where Tune takes Ctrl-C for itself, it returns as if it had ended
     _check_trials(study, packs, errors)
     return course.num_retries
 

@@ -45,6 +45,8 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
 
     # The old output can be silenced; the new one prints its settings in a box whatever it is told.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own answer to Ctrl-C is to wait until the trials that run have come to their end.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     from ray import tune
 
     packs = course.packs
