@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tests.local.head import free_ports
 
-
 SECRET = "this-key-is-not-to-be-seen-anywhere"
 
 
