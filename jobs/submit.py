@@ -11,7 +11,7 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 --no-wait             do not follow the job; `slick jobs` shows it
 --dry-run             check everything and show what would run, without the cluster
 
-Files that --questions, --source, --audit, --relations or --graded name travel with the code. Exit status: that of the step.
+Files that --questions, --source, --audit, --relations or --graded name travel with the code. Exit status: the step's.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Train the grid of variants, settings and seeds, and read every epoch budget and stopping policy off it.
+r"""Train the grid of variants, settings and seeds, and read every epoch budget and stopping policy off it.
 
 slick sweep demo --out studies/demo
 slick sweep paper --grid.seeds 0 1 2 --train.num-workers 2 --out studies/llama
 slick sweep paper --plan --out studies/llama     # the trainings and what they will take, by a probe; trains nothing
 slick sweep paper --grid.axes "learning_rate=1e-5,1e-4" --stop live --out studies/llama
-slick sweep lora --search optuna --samples 30 --grid.variants unknown-000 --out studies/llama \\
+slick sweep lora --search optuna --samples 30 --grid.variants unknown-000 --out studies/llama \
     --grid.axes "learning_rate=1e-6..1e-3:log" "lora_rank=4..64"
 """
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import Outcome, Z
 from slick.analysis.provenance import Origin
 from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
-from slick.analysis.verdict import Outcome, Z
 
 WHENS = (EARLY, LAST)
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData, Variant
-from slick.analysis.subset import Compared, compare
+from slick.analysis.findings.verdict import Z
+from slick.analysis.statistics.subset import Compared, compare
 from slick.analysis.terms import EARLY, LAST, Cell, NotTestable
-from slick.analysis.verdict import Z
 from slick.types import Category
 
 ALL_TEST, FILLED, SPARED, OOD = "all test", "wholly Unknown", "wholly Known", "out of distribution"

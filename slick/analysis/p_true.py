@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData, binomial_se, seed_se
+from slick.analysis.findings.verdict import when_label
 from slick.analysis.terms import MIN_SEEDS, Cell, NotTestable, When
-from slick.analysis.verdict import when_label
 from slick.types import Category
 
 NATURAL = "natural"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
 from slick.analysis.popularity import Bins, Popularity, popularity_bins
-from slick.analysis.subset import Compared, compare
+from slick.analysis.statistics.subset import Compared, compare
 from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
 from slick.types import ALL, KNOWN, Category
 

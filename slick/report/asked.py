@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from slick.analysis.verdict import Outcome
+from slick.analysis.findings.verdict import Outcome
 from slick.experiments import decided_by, shown_in
 from slick.report.page import Exhibit, Section
 from slick.storage import Folder

@@ -8,8 +8,8 @@ from typing import Any
 
 from slick.analysis.data import StudyData
 from slick.analysis.error_audit import F1_LIMIT, AuditPlan
-from slick.analysis.load import load_study
-from slick.analysis.outcomes import judge
+from slick.analysis.findings.judge import judge
+from slick.analysis.loading.study import load_study
 from slick.errors import SettingsError
 from slick.report import tables
 from slick.report.asked import asked_of, mark_outcomes, mark_sections

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from slick.analysis.compare import Side, accuracies, comparable_pairs, labels_of, same_recipe, tally
-from slick.analysis.load import load_study
-from slick.analysis.outcomes import judge
+from slick.analysis.findings.judge import judge
+from slick.analysis.findings.verdict import percent
+from slick.analysis.loading.study import load_study
 from slick.analysis.provenance import STEPS, origin
 from slick.analysis.terms import LAST
-from slick.analysis.verdict import percent
 from slick.errors import SettingsError, StudyError
 from slick.report.build import write_exhibits
 from slick.report.comparison import comparison_sections

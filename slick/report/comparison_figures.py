@@ -5,8 +5,8 @@ from typing import Any
 
 from slick.analysis.compare import Side, Spread, accuracies
 from slick.analysis.counts import relation_counts, shares, total
+from slick.analysis.findings.verdict import when_label
 from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.analysis.verdict import when_label
 from slick.report.figures import CATEGORY_COLOURS
 from slick.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, label_ends, share_axis
 from slick.types import Category

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from slick.analysis.compare import WHENS, Difference, Side, accuracies, differences, spreads, tally
 from slick.analysis.counts import SPLITS, relation_counts, shares, total
+from slick.analysis.findings.verdict import percent, tenths, when_label
 from slick.analysis.recommendation import Estimate, recommend
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import percent, tenths, when_label
 from slick.progress import duration
 from slick.report.tables import Table, Value, policy_table
 from slick.types import Category

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from slick.analysis.findings.verdict import Z, tenths
 from slick.analysis.terms import Cell
-from slick.analysis.verdict import Z, tenths
 from slick.report.style import INK
 
 

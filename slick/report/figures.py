@@ -7,10 +7,10 @@ import numpy as np
 
 from slick.analysis.data import StudyData
 from slick.analysis.effects import Surface
-from slick.analysis.outcomes_fit import fitted
-from slick.analysis.outcomes_sweep import half_unknown, lengths
+from slick.analysis.findings.fit import fitted
+from slick.analysis.findings.sweep import half_unknown, lengths
+from slick.analysis.findings.verdict import tenths, when_label
 from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
-from slick.analysis.verdict import tenths, when_label
 from slick.report.style import (
     BLUE,
     GREEN,

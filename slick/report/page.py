@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
+from slick.analysis.findings.verdict import tenths
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import tenths
 from slick.report.style import Figure, draw
 from slick.report.tables import Table
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
-from slick.analysis.load_runs import finished_runs
+from slick.analysis.loading.runs import finished_runs
 from slick.analysis.provenance import Origin, origin
 from slick.analysis.terms import NotTestable
 from slick.progress import duration

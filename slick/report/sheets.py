@@ -3,7 +3,7 @@
 import hashlib
 
 from slick.analysis.audit_sheet import Sheet, read_sheet
-from slick.analysis.load_answers import Sheets
+from slick.analysis.loading.answers import Sheets
 from slick.errors import DataError, SettingsError
 from slick.storage import Folder
 

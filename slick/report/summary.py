@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from slick.analysis.data import StudyData
-from slick.analysis.outcomes_data import category_totals
+from slick.analysis.findings.knowledge import category_totals
+from slick.analysis.findings.verdict import interval, mean_cell, percent, points, tenths, when_label
 from slick.analysis.recommendation import Choice, Estimate, recommend
 from slick.analysis.terms import EARLY, LAST, Cell, NotTestable
-from slick.analysis.verdict import interval, mean_cell, percent, points, tenths, when_label
 from slick.types import Category
 
 

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 from slick.analysis.data import StudyData
-from slick.analysis.outcomes_categories import LABELS, TABLE_2
-from slick.analysis.outcomes_idk import abstention, idk_variant
-from slick.analysis.outcomes_sweep import half_unknown, lengths
-from slick.analysis.significance import paired_p_value, stars
+from slick.analysis.findings.categories import LABELS, TABLE_2
+from slick.analysis.findings.idk import abstention, idk_variant
+from slick.analysis.findings.sweep import half_unknown, lengths
+from slick.analysis.findings.verdict import Outcome, tenths, when_label
+from slick.analysis.statistics.significance import paired_p_value, stars
 from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.analysis.verdict import Outcome, tenths, when_label
 from slick.report.figures import early_parts
 from slick.types import ALL, Category
 

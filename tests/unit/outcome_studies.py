@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 
 from slick.analysis.data import Hits, PrefixLabels, Run, StudyData, Variant
-from slick.analysis.outcomes_data import paper_counts
-from slick.analysis.paper import FIXED_D, SHARES, paper_study
+from slick.analysis.findings.knowledge import paper_counts
+from slick.analysis.findings.paper import FIXED_D, SHARES, paper_study
 from slick.analysis.terms import POOLED
 from slick.types import ALL
 

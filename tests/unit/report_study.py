@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from slick.analysis.load import load_study
+from slick.analysis.loading.study import load_study
 from slick.storage import Folder
 from slick.study import begin, fingerprint, finish
 from slick.types import Category

@@ -11,8 +11,8 @@ import pytest
 from jobs.compare import main
 from slick.analysis.compare import Side, differences, same_recipe, spreads, tally, why_not_comparable
 from slick.analysis.data import StudyData
-from slick.analysis.load import load_study
-from slick.analysis.outcomes import judge
+from slick.analysis.findings.judge import judge
+from slick.analysis.loading.study import load_study
 from slick.analysis.provenance import Origin, origin
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.errors import SettingsError, StudyError

@@ -9,7 +9,7 @@ import pytest
 from jobs.door import parse_config
 from jobs.presets import SWEEP, VARIANTS, demo_study
 from jobs.study import resolve
-from slick.analysis.load import load_study
+from slick.analysis.loading.study import load_study
 from slick.errors import SettingsError, VariantError
 from slick.storage import Folder
 from slick.study import finish

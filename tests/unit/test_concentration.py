@@ -18,8 +18,8 @@ from slick.analysis.concentration import (
     concentrations,
 )
 from slick.analysis.data import Hits, Run, StudyData, Variant
-from slick.analysis.outcomes_categories import e18
-from slick.analysis.subset import compare
+from slick.analysis.findings.categories import e18
+from slick.analysis.statistics.subset import compare
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.report.pages.concentration import contrast_figure, contrast_table, numbers_table, section, words
 from slick.report.style import draw

@@ -12,7 +12,7 @@ from scipy.stats import chisquare, pearsonr
 from slick.analysis.audit_sheet import read_sheet, shares, with_grades
 from slick.analysis.data import StudyData
 from slick.analysis.error_audit import AuditDraw, AuditPlan, ErrorAudit, agreement, presort
-from slick.analysis.load_answers import Sheets, load_answers
+from slick.analysis.loading.answers import Sheets, load_answers
 from slick.analysis.terms import NotTestable
 from slick.errors import DataError, SettingsError, StudyError
 from slick.report import ReportConfig, make_report

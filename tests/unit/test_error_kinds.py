@@ -22,7 +22,7 @@ from slick.analysis.error_kinds import (
     refuser,
     sensitivity,
 )
-from slick.analysis.load_answers import Sheets, load_answers
+from slick.analysis.loading.answers import Sheets, load_answers
 from slick.analysis.planted import PlantedFacts
 from slick.analysis.terms import NotTestable
 from slick.report.page import Exhibit

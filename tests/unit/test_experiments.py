@@ -10,7 +10,7 @@ from jobs.asked import forecast, impossible, trains, with_finished
 from jobs.door import parse_config
 from jobs.study import _steps, resolve
 from slick.analysis.data import StudyData
-from slick.analysis.verdict import Outcome
+from slick.analysis.findings.verdict import Outcome
 from slick.errors import SettingsError
 from slick.experiments import EXPERIMENTS, PAPER, decided_by, lacks, parse_names, shown_in, trained_by
 from slick.report.asked import asked_of, mark_outcomes, mark_sections

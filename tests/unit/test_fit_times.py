@@ -9,8 +9,8 @@ import pytest
 
 from slick.analysis.data import Run, StudyData, Variant
 from slick.analysis.fit_times import FitTimes, compare, fit_curve, fit_curves, runs_of, together
-from slick.analysis.hazard import hazard_ratio
-from slick.analysis.load_fit_times import load_fit_times
+from slick.analysis.loading.fit_times import load_fit_times
+from slick.analysis.statistics.hazard import hazard_ratio
 from slick.analysis.terms import NotTestable
 from slick.errors import StudyError
 from slick.report.pages.fit_tables import category_table, pair_table, ratio_numbers, ratio_table

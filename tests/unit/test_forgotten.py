@@ -18,8 +18,8 @@ from slick.analysis.forgotten import (
     rate,
     replacements,
 )
-from slick.analysis.load import load_study
-from slick.analysis.load_forgotten import load_forgotten
+from slick.analysis.loading.forgotten import load_forgotten
+from slick.analysis.loading.study import load_study
 from slick.analysis.terms import NotTestable
 from slick.report.page import Exhibit
 from slick.report.pages import forgotten

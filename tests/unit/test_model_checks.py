@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from slick.analysis.data import StudyData, Variant
-from slick.analysis.model_checks import check, check_sample, choices, fit_words
-from slick.analysis.paper import paper_study
-from slick.analysis.regression import Points, Sample, fit, sample
+from slick.analysis.findings.paper import paper_study
+from slick.analysis.statistics.model_checks import check, check_sample, choices, fit_words
+from slick.analysis.statistics.regression import Points, Sample, fit, sample
 from slick.analysis.terms import NotTestable
 from slick.report.pages.linear import choices_table, linear_table, section
 from tests.unit.outcome_studies import linear

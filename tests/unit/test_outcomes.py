@@ -8,15 +8,15 @@ import pytest
 
 from slick.analysis import effects
 from slick.analysis.data import Run, StudyData, Variant
-from slick.analysis.load_labels import first_hit_and_gap
-from slick.analysis.load_runs import choose_durations
-from slick.analysis.outcomes import judge, judges
-from slick.analysis.outcomes_data import category_totals
-from slick.analysis.outcomes_idk import abstention
+from slick.analysis.findings.idk import abstention
+from slick.analysis.findings.judge import judge, judges
+from slick.analysis.findings.knowledge import category_totals
+from slick.analysis.findings.paper import paper_study
+from slick.analysis.findings.verdict import Verdict, family_z, interval, need_power, tenths
+from slick.analysis.loading.labels import first_hit_and_gap
+from slick.analysis.loading.runs import choose_durations
 from slick.analysis.p_true import prefix_curve
-from slick.analysis.paper import paper_study
 from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.analysis.verdict import Verdict, family_z, interval, need_power, tenths
 from slick.report.figures import response_surface
 from slick.report.style import draw
 from slick.report.summary import headline

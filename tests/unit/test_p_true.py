@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slick.analysis.data import Hits, PrefixLabels, Run, StudyData, Variant
-from slick.analysis.outcomes import judges
+from slick.analysis.findings.judge import judges
 from slick.analysis.p_true import LEAST_ROWS, compare, prefix_curve, separation, slick_point, sweep
 from slick.analysis.p_true_scores import PTrueScores
 from slick.analysis.terms import EARLY, LAST, NotTestable

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from slick.analysis.data import StudyData
-from slick.analysis.paired_tests import (
+from slick.analysis.statistics.paired_tests import (
     Side,
     against_best,
     bootstrap_interval,

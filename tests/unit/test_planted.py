@@ -9,7 +9,7 @@ import pytest
 
 from slick.analysis import planted
 from slick.analysis.data import StudyData
-from slick.analysis.load_planted import load_planted
+from slick.analysis.loading.planted import load_planted
 from slick.analysis.p_true_scores import PTrueScores
 from slick.analysis.planted import PlantedFacts, by_strength, causes, false_known, false_unknown
 from slick.analysis.planted_chance import calibration, planted_or_not, rank_recovery, sharpened

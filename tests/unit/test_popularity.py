@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick.analysis.data import Hits, Run, StudyData, Variant
-from slick.analysis.load_popularity import load_popularity
+from slick.analysis.loading.popularity import load_popularity
 from slick.analysis.popularity import Popularity, category_shares, correlation, popularity_bins
 from slick.analysis.popularity_harm import harms, row_popularity
 from slick.analysis.terms import EARLY, LAST, NotTestable

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from slick.analysis.regression import LinearFit, least_squares
+from slick.analysis.statistics.regression import LinearFit, least_squares
 from slick.analysis.terms import NotTestable
 
 PLANTED = (36.9, 7.3, -8.3)

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pytest
 
 from slick.analysis.data import StudyData, Variant
-from slick.analysis.load import load_study
+from slick.analysis.findings.verdict import tenths
+from slick.analysis.loading.study import load_study
 from slick.analysis.recommendation import recommend
 from slick.analysis.terms import LAST
-from slick.analysis.verdict import tenths
 from slick.errors import SettingsError, StudyError
 from slick.report import ReportConfig, make_report
 from slick.report.summary import answers

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from slick.analysis.data import StudyData
-from slick.analysis.load_stability import load_stability, parse
+from slick.analysis.loading.stability import load_stability, parse
 from slick.analysis.stability import Stability, crossing_rate, flip_rate, guessed, settled
 from slick.analysis.terms import NotTestable
 from slick.errors import StudyError

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from slick.analysis.data import StudyData
-from slick.analysis.outcomes_categories import LABELS
-from slick.analysis.paired_tests import Comparison, against_best, early_against_last, holm
+from slick.analysis.findings.categories import LABELS
+from slick.analysis.findings.verdict import tenths, when_label
 from slick.analysis.recommendation import Estimate
+from slick.analysis.statistics.paired_tests import Comparison, against_best, early_against_last, holm
 from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.analysis.verdict import tenths, when_label
 from slick.report import tables
 from slick.report.page import PAPER, Section, numbers, wide
 from slick.report.tables import Table, Value

@@ -2,9 +2,9 @@
 
 from slick.analysis.data import StudyData
 from slick.analysis.effects import Surface, axis_effects, response_surface
+from slick.analysis.findings.verdict import percent, tenths, when_label
 from slick.analysis.recommendation import Choice, Estimate, Recipe, Recommendation, recommend
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import percent, tenths, when_label
 from slick.report import figures
 from slick.report.page import TO_DO, Exhibit, Section, drawn, numbers, wide
 from slick.report.tables import Table, Value

@@ -15,8 +15,8 @@ from slick.analysis.concentration import (
     concentrations,
 )
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import Z, percent, tenths, when_label
 from slick.analysis.terms import EARLY, LAST, Cell, NotTestable
-from slick.analysis.verdict import Z, percent, tenths, when_label
 from slick.report.dots import change_text, dots, rows_of_dots
 from slick.report.page import Section, drawn, numbers, wide
 from slick.report.style import BLUE, VERMILLION

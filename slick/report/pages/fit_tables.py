@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.sweep import half_unknown
+from slick.analysis.findings.verdict import percent
 from slick.analysis.fit_times import Comparison, FitCurve, FitTimes, compare, fit_curves, runs_of, together
-from slick.analysis.hazard import HazardRatio, hazard_ratio
-from slick.analysis.outcomes_sweep import half_unknown
+from slick.analysis.statistics.hazard import HazardRatio, hazard_ratio
 from slick.analysis.terms import LAST, NotTestable
-from slick.analysis.verdict import percent
 from slick.report.tables import Table, Value
 from slick.types import Category
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.sweep import half_unknown
 from slick.analysis.fit_times import FitTimes, fit_curves, runs_of, together
-from slick.analysis.hazard import HazardRatio, hazard_ratio
-from slick.analysis.outcomes_sweep import half_unknown
+from slick.analysis.statistics.hazard import HazardRatio, hazard_ratio
 from slick.analysis.terms import NotTestable
 from slick.report.figures import CATEGORY_COLOURS
 from slick.report.page import Section, drawn, numbers, wide

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import percent
 from slick.analysis.forgotten import WHERE, Lost, RunLoss, Where, losses_of, rate, replacements
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import percent
 from slick.draws import row_key
 from slick.report.page import BEYOND, Section, drawn, linked, numbers, wide
 from slick.report.pages import forgotten_figures

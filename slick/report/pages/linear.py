@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from slick.analysis.data import StudyData
-from slick.analysis.model_checks import EPOCHS, SPLITS, Checks, Choice, check, choices, fit_words
-from slick.analysis.regression import TERMS, fit
+from slick.analysis.findings.verdict import tenths
+from slick.analysis.statistics.model_checks import EPOCHS, SPLITS, Checks, Choice, check, choices, fit_words
+from slick.analysis.statistics.regression import TERMS, fit
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import tenths
 from slick.report.page import PAPER, Section, drawn, numbers, wide
 from slick.report.style import MUTED
 from slick.report.tables import Table, Value

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import Z, interval, points, tenths, when_label
 from slick.analysis.p_true import (
     LEAST_ROWS,
     Comparison,
@@ -20,7 +21,6 @@ from slick.analysis.p_true import (
     sweep,
 )
 from slick.analysis.terms import EARLY, LAST, Cell, NotTestable, When
-from slick.analysis.verdict import Z, interval, points, tenths, when_label
 from slick.report.page import PAPER, Section, drawn, numbers, wide
 from slick.report.style import BLUE, MUTED, ORANGE
 from slick.report.tables import Table, Value

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import tenths
 from slick.analysis.planted import PlantedFacts, Proportion, by_strength, false_known, false_unknown
 from slick.analysis.planted_chance import calibration, rank_recovery, sharpened
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import tenths
 from slick.report.figures import CATEGORY_COLOURS
 from slick.report.page import PLANTED, Exhibit, Section, drawn, numbers, wide
 from slick.report.pages.planted_tables import (

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import tenths
 from slick.analysis.planted import Floats, PlantedFacts, by_strength, causes, false_known, false_unknown
 from slick.analysis.planted_chance import Ranked, calibration, planted_or_not, rank_recovery
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import tenths
 from slick.report.tables import Table, Value
 from slick.types import Category
 

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import Z, percent, tenths, when_label
 from slick.analysis.popularity import Correlation, Popularity, category_shares, correlation, popularity_bins
 from slick.analysis.popularity_harm import Harm, harms, known_popularity, row_popularity
 from slick.analysis.terms import LAST, POOLED, NotTestable
-from slick.analysis.verdict import Z, percent, tenths, when_label
 from slick.report.dots import dots, rows_of_dots
 from slick.report.figures import CATEGORY_COLOURS
 from slick.report.page import Section, drawn, numbers, wide

@@ -3,10 +3,10 @@
 import numpy as np
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import Z, tenths, when_label
 from slick.analysis.popularity import Correlation, Popularity, category_shares, correlation, popularity_bins
 from slick.analysis.popularity_harm import RowPopularity, harms, known_popularity, row_popularity
 from slick.analysis.terms import LAST, NotTestable
-from slick.analysis.verdict import Z, tenths, when_label
 from slick.report.tables import Table, Value
 from slick.types import ALL, Category
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import Z, interval, percent, tenths
 from slick.analysis.retention import Control, Retention, changes, control, retention
 from slick.analysis.terms import Cell, NotTestable
-from slick.analysis.verdict import Z, interval, percent, tenths
 from slick.report.page import Section, drawn, numbers, wide
 from slick.report.style import BLUE, INK, VERMILLION, band, epoch_axis, label_ends, share_axis
 from slick.report.tables import Table, Value

@@ -5,9 +5,9 @@ from contextlib import suppress
 from typing import Any
 
 from slick.analysis.data import StudyData
+from slick.analysis.findings.verdict import tenths
 from slick.analysis.stability import Share, Stability, Step, crossing_rate, flip_rate, guessed, settled, share_of
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import tenths
 from slick.report.figures import CATEGORY_COLOURS
 from slick.report.page import Section, drawn, numbers, wide
 from slick.report.style import label_ends

@@ -9,18 +9,11 @@ the noise of all of them (`family_z`). What cannot be computed is not testable, 
 from collections.abc import Callable
 from functools import partial
 
-from slick.analysis import (
-    outcomes_categories,
-    outcomes_data,
-    outcomes_fit,
-    outcomes_idk,
-    outcomes_rates,
-    outcomes_sweep,
-)
 from slick.analysis.data import StudyData
-from slick.analysis.paper import findings
+from slick.analysis.findings import categories, fit, idk, knowledge, rates, sweep
+from slick.analysis.findings.paper import findings
+from slick.analysis.findings.verdict import Outcome, Verdict
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import Outcome, Verdict
 
 Judge = Callable[[StudyData], Verdict]
 
@@ -28,31 +21,31 @@ Judge = Callable[[StudyData], Verdict]
 def judges(num_chunks: int = 100, seed: int = 0) -> dict[str, Judge]:
     """The function that judges each finding, E1 to E25 in order."""
     return {
-        "E1": outcomes_data.e1,
-        "E2": outcomes_data.e2,
-        "E3": outcomes_sweep.e3,
-        "E4": outcomes_sweep.e4,
-        "E5": outcomes_sweep.e5,
-        "E6": outcomes_sweep.e6,
-        "E7": outcomes_sweep.e7,
-        "E8": outcomes_sweep.e8,
-        "E9": outcomes_fit.e9,
-        "E10": outcomes_fit.e10,
-        "E11": outcomes_fit.e11,
-        "E12": outcomes_fit.e12,
-        "E13": outcomes_fit.e13,
-        "E14": outcomes_categories.e14,
-        "E15": outcomes_categories.e15,
-        "E16": outcomes_categories.e16,
-        "E17": outcomes_categories.e17,
-        "E18": outcomes_categories.e18,
-        "E19": outcomes_categories.e19,
-        "E20": outcomes_data.e20,
-        "E21": outcomes_data.e21,
-        "E22": outcomes_idk.e22,
-        "E23": outcomes_sweep.e23,
-        "E24": outcomes_rates.e24,
-        "E25": partial(outcomes_categories.e25, num_chunks=num_chunks, seed=seed),
+        "E1": knowledge.e1,
+        "E2": knowledge.e2,
+        "E3": sweep.e3,
+        "E4": sweep.e4,
+        "E5": sweep.e5,
+        "E6": sweep.e6,
+        "E7": sweep.e7,
+        "E8": sweep.e8,
+        "E9": fit.e9,
+        "E10": fit.e10,
+        "E11": fit.e11,
+        "E12": fit.e12,
+        "E13": fit.e13,
+        "E14": categories.e14,
+        "E15": categories.e15,
+        "E16": categories.e16,
+        "E17": categories.e17,
+        "E18": categories.e18,
+        "E19": categories.e19,
+        "E20": knowledge.e20,
+        "E21": knowledge.e21,
+        "E22": idk.e22,
+        "E23": sweep.e23,
+        "E24": rates.e24,
+        "E25": partial(categories.e25, num_chunks=num_chunks, seed=seed),
     }
 
 

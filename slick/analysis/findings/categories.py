@@ -4,9 +4,20 @@ import itertools
 from collections.abc import Mapping
 
 from slick.analysis.data import StudyData
-from slick.analysis.significance import paired_p_value
+from slick.analysis.findings.verdict import (
+    Verdict,
+    Z,
+    failures,
+    family_z,
+    interval,
+    minus,
+    points,
+    rounded,
+    tenths,
+    when_label,
+)
+from slick.analysis.statistics.significance import paired_p_value
 from slick.analysis.terms import EARLY, LAST, Cell, NotTestable
-from slick.analysis.verdict import Verdict, Z, failures, family_z, interval, minus, points, rounded, tenths, when_label
 from slick.types import Category
 
 TABLE_2 = ("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural")

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from slick.analysis.data import Run, StudyData, binomial_se, seed_se
-from slick.analysis.outcomes_sweep import half_unknown
+from slick.analysis.findings.sweep import half_unknown
+from slick.analysis.findings.verdict import Verdict, Z, failures, interval, minus, points, rounded, tenths
 from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
-from slick.analysis.verdict import Verdict, Z, failures, interval, minus, points, rounded, tenths
 from slick.matching import normalize
 
 ANSWERED, ON_ANSWERED = "answered", "on answered"

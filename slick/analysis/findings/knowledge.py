@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from importlib import resources
 
 from slick.analysis.data import StudyData
-from slick.analysis.p_true import compare, prefix_curve
-from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.analysis.verdict import (
+from slick.analysis.findings.verdict import (
     Verdict,
     Z,
     failures,
@@ -20,6 +18,8 @@ from slick.analysis.verdict import (
     tenths,
     when_label,
 )
+from slick.analysis.p_true import compare, prefix_curve
+from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.types import Category
 
 LEAST_SHARE = 0.01

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
-from slick.analysis.outcomes_categories import TABLE_2
+from slick.analysis.findings.categories import TABLE_2
 from slick.analysis.recommendation import Estimate, over_seeds
-from slick.analysis.significance import paired_p_value
+from slick.analysis.statistics.significance import paired_p_value
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.types import ALL, Category
 

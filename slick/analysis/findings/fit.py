@@ -4,10 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
-from slick.analysis.outcomes_sweep import half_unknown
-from slick.analysis.regression import LinearFit, fit, sample
-from slick.analysis.terms import EARLY, LAST, POOLED, Cell, NotTestable, When
-from slick.analysis.verdict import (
+from slick.analysis.findings.sweep import half_unknown
+from slick.analysis.findings.verdict import (
     Verdict,
     Z,
     failures,
@@ -19,6 +17,8 @@ from slick.analysis.verdict import (
     rounded,
     tenths,
 )
+from slick.analysis.statistics.regression import LinearFit, fit, sample
+from slick.analysis.terms import EARLY, LAST, POOLED, Cell, NotTestable, When
 from slick.types import Category
 
 UNKNOWN = str(Category.UNKNOWN)

@@ -1,8 +1,7 @@
 """E3-E8 and E23: accuracy against the share of Unknown rows, by training length, with and without those rows. Pure."""
 
 from slick.analysis.data import StudyData
-from slick.analysis.terms import EARLY, LAST, Cell, NotTestable, When
-from slick.analysis.verdict import (
+from slick.analysis.findings.verdict import (
     Verdict,
     Z,
     failures,
@@ -18,6 +17,7 @@ from slick.analysis.verdict import (
     tenths,
     when_label,
 )
+from slick.analysis.terms import EARLY, LAST, Cell, NotTestable, When
 
 SMALL = 1.5
 """Points that count as a small loss: the largest one of D_Known in the paper."""

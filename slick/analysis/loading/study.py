@@ -5,15 +5,15 @@ from typing import Any
 
 from slick.analysis.data import StudyData, Variant
 from slick.analysis.error_audit import AuditPlan
-from slick.analysis.load_answers import Sheets, load_answers
-from slick.analysis.load_fit_times import load_fit_times
-from slick.analysis.load_forgotten import load_forgotten
-from slick.analysis.load_labels import load_audit, load_counts, load_prefix_labels, load_test_ids
-from slick.analysis.load_p_true import load_p_true
-from slick.analysis.load_planted import load_planted
-from slick.analysis.load_popularity import load_popularity
-from slick.analysis.load_runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
-from slick.analysis.load_stability import load_stability
+from slick.analysis.loading.answers import Sheets, load_answers
+from slick.analysis.loading.fit_times import load_fit_times
+from slick.analysis.loading.forgotten import load_forgotten
+from slick.analysis.loading.labels import load_audit, load_counts, load_prefix_labels, load_test_ids
+from slick.analysis.loading.p_true import load_p_true
+from slick.analysis.loading.planted import load_planted
+from slick.analysis.loading.popularity import load_popularity
+from slick.analysis.loading.runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
+from slick.analysis.loading.stability import load_stability
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.types import Category

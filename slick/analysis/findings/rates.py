@@ -6,10 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from slick.analysis.data import StudyData, binomial_se, seed_se
-from slick.analysis.outcomes_data import category_totals
+from slick.analysis.findings.knowledge import category_totals
+from slick.analysis.findings.verdict import (
+    Verdict,
+    Z,
+    failures,
+    interval,
+    mean_cell,
+    minus,
+    points,
+    rank_correlation,
+    rounded,
+)
 from slick.analysis.recommendation import Point
 from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
-from slick.analysis.verdict import Verdict, Z, failures, interval, mean_cell, minus, points, rank_correlation, rounded
 from slick.types import ALL
 
 SETTING = "learning_rate"

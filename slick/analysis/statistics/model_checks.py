@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
-from slick.analysis.regression import LinearFit, Points, Sample, clustered_ols, fit, sample
+from slick.analysis.findings.verdict import percent
+from slick.analysis.statistics.regression import LinearFit, Points, Sample, clustered_ols, fit, sample
 from slick.analysis.terms import NotTestable
-from slick.analysis.verdict import percent
 
 ALIKE = 1.0
 """Under this Durbin-Watson neighbouring residuals correlate by about 0.5 or more."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from slick.analysis.counts import paper_categories
 from slick.analysis.data import Run, StudyData, Variant
-from slick.analysis.outcomes_idk import ANSWERED, ON_ANSWERED
+from slick.analysis.findings.idk import ANSWERED, ON_ANSWERED
 from slick.analysis.terms import POOLED
 from slick.types import ALL, Category
 

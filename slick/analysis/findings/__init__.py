@@ -1,0 +1,1 @@
+"""The paper's findings, judged for one study."""

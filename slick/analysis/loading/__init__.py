@@ -1,0 +1,1 @@
+"""A study folder, read into what the analysis knows of it."""

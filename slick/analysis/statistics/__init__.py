@@ -1,0 +1,1 @@
+"""Tests, fits and intervals that several analyses share."""
