@@ -150,6 +150,7 @@ def _reason(error: BaseException) -> str:
     cause: Any = getattr(error, "cause", None) or error
     first = next(iter(getattr(cause, "worker_failures", {}).values()), cause)
     first = getattr(first, "_base_exc", first)  # as the worker raised it, without its stack
+    first = getattr(first, "health_check_failure", first)  # what was found when it was asked how it is
     text = next((line.strip() for line in str(first).splitlines() if line.strip()), "")
     return text if isinstance(first, SlickError) else f"{type(first).__name__}: {text}".removesuffix(": ")
 
