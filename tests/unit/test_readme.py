@@ -9,6 +9,7 @@ import pytest
 from jobs import presets
 from jobs.cli import STEPS
 from jobs.door import parse_config, parse_out, parse_preset
+from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
 from slick.annotation import RescoreConfig
 
@@ -44,6 +45,9 @@ def test_each_command_parses(command: str) -> None:
     if step == "compare":
         assert len(words) > 1
         assert not any(word.startswith("-") for word in words)
+        return
+    if step == "plan":
+        parse_config(PlanConfig(), words, step)
         return
     named = getattr(presets, step.upper())
     _, preset, words = parse_preset(words, step, named)
