@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
+from slick.analysis.recommendation import points_everywhere
 from slick.analysis.terms import NotTestable
 
 SHARE, EPOCHS, POLICY, SEED = "share of Unknown rows", "epoch budget", "policy", "seed"
@@ -66,13 +67,14 @@ class Surface:
 def axis_effects(data: StudyData) -> Effects:
     """The axes of a sweep: share of Unknown rows, epoch budget, policy, seed, and every training setting that varies.
 
-    `fixed` at the end of its budget is one policy, whatever the budget.
+    `fixed` at the end of its budget is one policy, whatever the budget. Training settings that were tried at some
+    shares alone are left out.
 
     Raises:
         NotTestable: fewer than two points, or all have the same accuracy.
     """
     shares = _shares(data)
-    rows = [p for p in data.points if p["variant"] in shares and p.get("test_all") is not None]
+    rows = [p for p in points_everywhere(data) if p["variant"] in shares and p.get("test_all") is not None]
     settings = [dict(part.split("=", 1) for part in (p.get("settings") or "").split(";") if part) for p in rows]
     levels: dict[str, list[Hashable]] = {
         SHARE: [shares[p["variant"]] for p in rows],

@@ -96,7 +96,8 @@ def recommend(data: StudyData) -> Recommendation:
     """The best point at each share of Unknown rows.
 
     Best is the highest dev accuracy, averaged over seeds; among equals the fewest epochs spent, then the smallest
-    budget. A point that was not reached with every seed of its variant is no candidate.
+    budget. A point that was not reached with every seed of its variant is no candidate, nor are training settings that
+    were tried at some shares alone: they cannot be advised at the others.
 
     Args:
         data: its `points` and `variants` are used.
@@ -104,7 +105,7 @@ def recommend(data: StudyData) -> Recommendation:
     Raises:
         NotTestable: the sweep has no points of variants with a share of Unknown rows.
     """
-    cells = _Cells(data.points)
+    cells = _Cells(points_everywhere(data))
     partners = {round(v.share, 6): v.name for v in data.variants.values() if v.kind == "known" and v.share is not None}
     sweep = sorted(
         (variant.share, variant.name)
@@ -118,6 +119,17 @@ def recommend(data: StudyData) -> Recommendation:
         by_share=tuple(_choose(cells, {share: pair}, share) for share, pair in pairs.items()),
         overall=_choose(cells, pairs, None),
     )
+
+
+def points_everywhere(data: StudyData) -> list[Point]:
+    """The points whose training settings were tried at every share of Unknown rows that was swept."""
+    shares = {v.name for v in data.variants.values() if v.kind == "unknown" and v.share is not None}
+    tried: dict[str, set[str]] = {}
+    for point in data.points:
+        if point["variant"] in shares:
+            tried.setdefault(str(point.get("settings") or ""), set()).add(str(point["variant"]))
+    swept = set[str]().union(*tried.values())
+    return [point for point in data.points if tried.get(str(point.get("settings") or ""), swept) == swept]
 
 
 def over_seeds(values: Sequence[float], missing: str = "not measured") -> Estimate:

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from slick.analysis.data import StudyData, Variant
+from slick.analysis.effects import axis_effects
 from slick.analysis.recommendation import Recipe, over_seeds, recommend
 from slick.analysis.terms import NotTestable
 
@@ -190,3 +191,20 @@ def test_other_variants_are_not_recommended_and_without_the_sweep_nothing_is() -
         recommend(StudyData(variants={"natural": natural} | variants(0.5), points=points))
     with pytest.raises(NotTestable, match="needs a finished sweep"):
         recommend(StudyData())
+
+
+def test_settings_tried_at_some_shares_alone_are_not_advised_nor_counted_as_an_axis() -> None:
+    rows = [
+        point(name, policy, dev, dev, settings=settings)
+        for name in ("unknown-000", "unknown-050", "unknown-100")
+        for policy, dev in (("fixed(5)", 0.4), ("fixed(10)", 0.3))
+        for settings, dev in (("", dev), ("learning_rate=1e-05", dev + 0.2))
+        if not settings or name != "unknown-050"
+    ]
+    data = study(rows, 0.0, 0.5, 1.0)
+    found = recommend(data)
+    assert [choice.recipe.settings for choice in (*found.by_share, found.overall) if choice.recipe] == [""] * 4
+    assert "learning_rate" not in {one.axis for one in axis_effects(data).axes}
+    whole = study([*rows, *(row | {"variant": "unknown-050"} for row in rows if row["settings"])], 0.0, 0.5, 1.0)
+    assert recommend(whole).overall.recipe == Recipe("fixed(5)", 5, "learning_rate=1e-05")
+    assert "learning_rate" in {one.axis for one in axis_effects(whole).axes}
