@@ -10,6 +10,7 @@ from slick.analysis.findings.categories import LABELS, TABLE_2
 from slick.analysis.findings.idk import abstention, idk_variant
 from slick.analysis.findings.sweep import half_unknown, lengths
 from slick.analysis.findings.verdict import Outcome, tenths, when_label
+from slick.analysis.recommendation import points_everywhere
 from slick.analysis.statistics.significance import paired_p_value, stars
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.report.figures import early_parts
@@ -164,10 +165,10 @@ def idk_table(data: StudyData) -> Table:
 
 
 def policy_table(data: StudyData) -> Table:
-    """Every stopping policy and budget: mean accuracy over the sweep, and epochs spent."""
+    """Every stopping policy and budget: mean accuracy over the sweep, and epochs spent; settings tried at every share."""
     sweep = {name: share for share, name in data.sweep("unknown")}
     cells: dict[tuple[str, int, str], list[tuple[float, float, float]]] = {}
-    for point in data.points:
+    for point in points_everywhere(data):
         if point["variant"] in sweep and point.get("test_all") is not None:
             value = (100.0 * point["test_all"], float(point["stop_epoch"]), float(point["cost_epochs"]))
             key = (str(point["policy"]), int(point["epochs"]), point.get("settings") or "")
