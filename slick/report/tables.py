@@ -165,7 +165,7 @@ def idk_table(data: StudyData) -> Table:
 
 
 def policy_table(data: StudyData) -> Table:
-    """Every stopping policy and budget: mean accuracy over the sweep, and epochs spent; settings tried at every share."""
+    """Every stopping policy and budget, of settings tried at every share: mean accuracy, and epochs spent."""
     sweep = {name: share for share, name in data.sweep("unknown")}
     cells: dict[tuple[str, int, str], list[tuple[float, float, float]]] = {}
     for point in points_everywhere(data):
