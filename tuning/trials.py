@@ -49,6 +49,7 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     from ray import tune
 
+    _keep_keys_from_logs()
     packs = course.packs
     names = [_trial_name(part) for part in packs]
     tuner = tune.Tuner(
@@ -80,6 +81,17 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
                 raise SlickError(f"a trial failed before it began: {text}")
             errors[place] = text
     return errors
+
+
+def _keep_keys_from_logs() -> None:
+    """Tune hands the driver's AWS keys on to trials in a runtime environment, which Ray writes into its logs.
+
+    Trials need none: a process has the environment of its node or of its job.
+    """
+    from ray.tune.execution import class_cache
+
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
 
 
 def _teller(course: Course) -> Any:
