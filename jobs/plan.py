@@ -126,21 +126,27 @@ def choices(config: PlanConfig) -> list[tuple[str, TrainConfig]]:
         activation_checkpointing=False,
         zero_stage=0,
     )
-    found = [("--zero-stage 0", whole)] if config.gpus == 1 else [
-        (f"--zero-stage {stage}", replace(whole, zero_stage=stage)) for stage in (1, 2, 3)
-    ]  # fmt: skip
+    lora = replace(whole, lora_rank=lora_training().lora_rank)
     kept = replace(whole, zero_stage=1 if config.gpus == 1 else 3, activation_checkpointing=True)
-    stage = f"--zero-stage {kept.zero_stage} --activation-checkpointing"
-    found.append((stage, kept))
-    found.append((f"{stage} --offload optimizer", replace(kept, offload="optimizer")))
-    everything = replace(kept, zero_stage=3, offload="all")
-    found.append(("--zero-stage 3 --activation-checkpointing --offload all", everything))
-    lora = replace(whole, lora_rank=lora_training().lora_rank, zero_stage=0)
-    found.append((f"--lora-rank {lora.lora_rank}", lora))
-    shared = replace(lora, zero_stage=3, activation_checkpointing=True)
-    if config.gpus > 1:
-        found.append((f"--lora-rank {lora.lora_rank} --zero-stage 3 --activation-checkpointing", shared))
-    return found
+    ways = [
+        *([whole] if config.gpus == 1 else [replace(whole, zero_stage=stage) for stage in (1, 2, 3)]),
+        kept,
+        replace(kept, offload="optimizer"),
+        replace(kept, zero_stage=3, offload="all"),
+        lora,
+        *([] if config.gpus == 1 else [replace(lora, zero_stage=3, activation_checkpointing=True)]),
+    ]
+    return [(_flags(way), way) for way in ways]
+
+
+def _flags(way: TrainConfig) -> str:
+    """What tells a way of training from the preset `large`."""
+    parts = [f"--lora-rank {way.lora_rank}"] if way.lora_rank else []
+    parts.append(f"--zero-stage {way.zero_stage}")
+    parts.append(f"--{'' if way.activation_checkpointing else 'no-'}activation-checkpointing")
+    if way.offload != "none":
+        parts.append(f"--offload {way.offload}")
+    return " ".join(parts)
 
 
 def _training(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
