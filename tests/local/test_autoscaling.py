@@ -80,6 +80,7 @@ def test_actors_bring_nodes_and_nodes_leave_when_they_are_idle(cluster: Cluster,
     wait_for(lambda: num_workers(cluster) == 0, 60, lambda: "nodes stay although nothing runs")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_one_trainer_is_given_several_nodes(cluster: Cluster, tmp_path: Path) -> None:
     study = write_study(tmp_path, tiny_model("llama", spread=0.05), tiny_tokenizer())

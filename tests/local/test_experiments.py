@@ -1,21 +1,16 @@
 """Experiments of a study asked for one after another in one folder: each time only what is missing is done."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.local.cli import slick
 
 
 def study(out: Path, experiments: str) -> str:
-    words = ["study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL]
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
+    done = slick("study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL, timeout_s=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -35,6 +30,7 @@ def variants(out: Path) -> set[str]:
     return set(pq.read_table(out / "sweep" / "points.parquet")["variant"].to_pylist())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_more_experiments_are_asked_of_the_same_folder(tmp_path: Path) -> None:
     out = tmp_path / "study"

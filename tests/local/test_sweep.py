@@ -205,6 +205,7 @@ def test_a_scheduler_ends_trainings_that_fall_behind(study: Folder, scheduler: S
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_a_search_trains_samples_and_a_longer_one_goes_on_behind_them(
     study: Folder, capsys: pytest.CaptureFixture
 ) -> None:
