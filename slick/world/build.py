@@ -33,6 +33,8 @@ RECIPE = 3
 _TRAINING_ENVIRONMENT = {
     # Threads that wait must not spin: beside any other process, spinning makes two threads five times slower than one.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # transformers loads DeepSpeed to save a model, which otherwise warns that it found no GPU.
+    "DS_ACCELERATOR": "cpu",
     # Keep freed memory: giving large buffers back and faulting them in again costs a third of the time (glibc).
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
