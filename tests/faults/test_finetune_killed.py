@@ -113,7 +113,11 @@ def test_a_killed_driver_goes_on_where_it_was(undisturbed: Folder, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("stage", "first", "then"),
-    [pytest.param(2, 2, 1, marks=pytest.mark.slow), (3, 1, 2), pytest.param(0, 2, 1, marks=pytest.mark.slow)],
+    [
+        pytest.param(2, 2, 1, marks=pytest.mark.slow),
+        pytest.param(3, 1, 2, marks=pytest.mark.slow),
+        pytest.param(0, 2, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_it_goes_on_with_another_number_of_workers(
     stage: int, first: int, then: int, without_dropout: Folder, tmp_path: Path

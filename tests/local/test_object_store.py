@@ -1,6 +1,7 @@
 """A study in an object store: the same as on a disk, with every step, and nothing of it on this machine but a copy of
 its model."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield environ
 
 
+def test_questions_of_a_file_in_an_object_store_are_prepared_there(store: dict[str, str]) -> None:
+    rows = "".join(
+        json.dumps({"relation": "P1", "split": split, "question": f"Where is {split} {i}?", "answers": ["London"]})
+        + "\n"
+        for split, num in (("train", 8), ("dev", 5), ("test", 3))
+        for i in range(num)
+    )
+    Folder("s3://studies/in").write_bytes("tiny.jsonl", rows.encode())
+    options = "?region=us-west-2"  # stand behind the path, whatever is added to it
+    flags = ["--source", f"s3://studies/in/tiny.jsonl{options}", "--filter", "none", "--unknown-relations", "id"]
+    done = slick("questions", "smoke", *flags, "--out", f"s3://studies/small{options}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Folder("s3://studies/small").child("questions").read_tables().num_rows == 16
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], study: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
@@ -61,6 +78,7 @@ def test_a_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], 
     assert status.count("done in") == 6, status
 
 
+@pytest.mark.slow
 def test_no_key_is_in_a_file_of_the_study_or_in_a_log_of_the_cluster(store: dict[str, str]) -> None:
     names = Folder(URI).sizes()
     assert "annotate/manifest.json" in names, "the study of the test before is there"

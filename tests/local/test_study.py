@@ -48,7 +48,7 @@ def test_a_finished_study_does_nothing_twice_and_says_so(study: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")} == stamps
     status = slick("status", "--out", str(study)).stdout
     assert status.count("done in") == 6
-    assert "trainings finished" in status
+    assert "5 of 5 trainings, 15 of 15 epochs" in status
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(study: Path) -> None:

@@ -137,6 +137,7 @@ def test_a_shared_point_is_that_of_a_training_of_its_own(study: Folder, tmp_path
     assert runs[0].read_bytes(name) == runs[1].read_bytes(name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_sweep_has_the_same_points_for_fewer_epochs_and_goes_on_if_asked(study: Folder, tmp_path: Path) -> None:
     full = write_study(tmp_path / "full", tiny_model("llama", spread=0.1), tiny_tokenizer())
@@ -165,6 +166,7 @@ def test_a_live_sweep_has_the_same_points_for_fewer_epochs_and_goes_on_if_asked(
             assert study.child("runs", run).read_bytes(path) == full.child("runs", run).read_bytes(path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_settings_can_be_axes_and_a_falling_schedule_trains_each_budget(
     study: Folder, capsys: pytest.CaptureFixture
