@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from slick.annotation import AnnotateConfig
+from slick.annotation.asking import batches_a_unit
 from slick.annotation.generations import cut_batches, make_units, read_parts
 from slick.annotation.knowledge import Scoring, gather, knowledge_table
 from slick.storage import Folder
@@ -104,15 +106,20 @@ def label_cost(study: str) -> tuple[float, float]:
         num_exemplar_sets=made["num_exemplar_sets"],
         num_samples=made["sampling"]["num_samples"],
     )
-    before, began = rss(), time.monotonic()
-    evidence = gather(read_parts(folder.child("generations")), scoring)
+    began = time.monotonic()
+    gather(read_parts(folder.child("generations")), scoring)
     spent = time.monotonic() - began
+    arrow = pa.total_allocated_bytes()
+    tracemalloc.start()  # once more, since it slows Python down; what libraries need once is not counted
+    evidence = gather(read_parts(folder.child("generations")), scoring)
+    held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow
+    tracemalloc.stop()
     num = len(evidence.rows)
     asked = folder.read_table("knowledge.parquet", ["question_id", "relation", "domain", "split"])
     began = time.monotonic()
     table = knowledge_table(asked, evidence.rows)
     assert table.num_rows == num
-    return (spent + time.monotonic() - began) / num, (rss() - before) / num
+    return (spent + time.monotonic() - began) / num, held / num
 
 
 DISPATCH = """
@@ -180,20 +187,21 @@ def main() -> None:
     asked = parser.parse_args()
     found = measure(str(Path(asked.study).resolve()))
     config = AnnotateConfig()
-    unit = config.batch_questions * config.batches_per_file * 8  # the largest
-    unit_s = unit * 170 / asked.answers_per_second
-    print(f"measured: {found}\nunits of {unit} questions, {unit_s:.0f} s of a GPU each")
+    question_s = 170 / asked.answers_per_second
+    print(f"measured: {found}")
     print(f"{'questions':>12}" + "".join(f"{gpus:>8} GPU" for gpus in GPUS) + "   hours (share of the ideal speed-up)")
     for num in QUESTIONS:
         cells = []
         for gpus in GPUS:
-            seconds = simulate(num, gpus, unit, unit_s, START_S, found.dispatch_s)
-            ideal = num * 170 / asked.answers_per_second / gpus
-            cells.append(f"{seconds / 3600:>7.1f} {ideal / seconds:>3.0%}")
+            batches = batches_a_unit(config.batches_per_file, True, -(-num // config.batch_questions), gpus)
+            unit = config.batch_questions * batches
+            seconds = simulate(num, gpus, unit, unit * question_s, START_S, found.dispatch_s)
+            cells.append(f"{seconds / 3600:>7.1f} {num * question_s / gpus / seconds:>3.0%}")
         print(f"{num:>12,}" + " ".join(cells))
+    unit = config.batch_questions * batches_a_unit(config.batches_per_file, True, 1 << 40, 1)
     print(
-        f"the driver alone hands out {unit / found.dispatch_s:,.0f} questions/s, enough for "
-        f"{unit_s / found.dispatch_s:,.0f} GPUs"
+        f"the driver alone hands out {unit / found.dispatch_s:,.0f} questions/s in units of {unit}, enough for "
+        f"{unit * question_s / found.dispatch_s:,.0f} GPUs"
     )
     for name, seconds, size in (
         ("before", found.plan_s, found.plan_bytes),
