@@ -33,7 +33,7 @@ $(VENV)/.real-model: $(READY)
 test: check $(VENV)/.real-model
 	$(VENV)/bin/python -m pytest
 
-# With the tests that take a minute or more each.
+# With the tests that take half a minute or more each.
 test-all: check $(VENV)/.real-model
 	$(VENV)/bin/python -m pytest -m ''
 
