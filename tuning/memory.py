@@ -1,7 +1,7 @@
 """What one worker's memory must hold in a training, from the shape of the model and the settings. Pure.
 
-Measured beside it: bytes of every tensor that is alive before an optimizer step under ZeRO stages 0, 2 and 3, and of every
-tensor that a forward pass keeps for the backward pass (tests/local/test_memory.py). Not in it: the allocator's
+Measured beside it: bytes of every tensor that is alive before an optimizer step under ZeRO stages 0, 2 and 3, and of
+every tensor that a forward pass keeps for the backward pass (tests/local/test_memory.py). Not in it: the allocator's
 fragmentation and what libraries take for themselves, for which `fits` leaves room.
 """
 
