@@ -1,8 +1,8 @@
-"""What a model of some size needs: memory of each GPU in training, GPUs for its answers, GPU-hours, and what they cost.
+"""What a model of some size needs: memory of GPUs and machines in training, GPUs for answers, hours, and their cost.
 
 slick plan --model-size 7B --gpus 8 --gpu-memory 80
 slick plan --model-size 70B --gpus 16 --gpu-memory 80 --probe studies/small --price 2.5
-slick plan --model FOLDER --gpus 1 --gpu-memory 24
+slick plan --model FOLDER --gpus 4 --gpu-memory 48 --machine-memory 384 --gpus-a-machine 4
 
 --probe STUDY    a study that was made on such machines, with as few questions and epochs as you like: its speeds are
                  taken, in proportion to the numbers of parameters. Without it no hours are told.
@@ -10,20 +10,20 @@ slick plan --model FOLDER --gpus 1 --gpu-memory 24
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jobs.door import parse_config, run_main, wants_help
-from jobs.presets import large_training, lora_training
+from jobs.ways import GB, Fleet, training_lines
 from slick.errors import SettingsError
 from slick.models import resolve_model
 from slick.shapes import BYTES, ModelShape, named_shape, shape_of
 from slick.storage import Folder
-from tuning.config import TrainConfig
-from tuning.memory import ROOM, TrainingMemory, training_memory
+from tuning.machines import Machine, usual_machine
+from tuning.memory import ROOM
 from tuning.rates import Rates, read_rates
 
-GB = 1e9
-_ABOVE_0 = ("gpus", "gpu_memory", "rows_at_once", "questions", "trainings", "epochs", "train_rows", "asked_rows")
+_ABOVE_0 = ("gpus", "gpu_memory", "machine_memory", "gpus_a_machine", "rows_at_once")
+_ABOVE_0 += ("questions", "trainings", "epochs", "train_rows", "asked_rows")
 MOST_SCALED = 10.0
 """Speeds of a model so many times smaller or larger are taken without a warning."""
 _PROMPT_TOKENS, _ANSWER_TOKENS = 82, 5
@@ -42,8 +42,13 @@ class PlanConfig:
     """That one training is spread over."""
     gpu_memory: float = 80.0
     """Of one GPU, in GB of a thousand million bytes."""
+    machine_memory: float | None = None
+    """Of one machine itself, in GB, which holds what is offloaded, and models while they are read and saved; None: as a
+    cloud's usual machine with such GPUs has, which is named."""
+    gpus_a_machine: int | None = None
+    """That share a machine's memory; None: as many as that machine has."""
     rows_at_once: int = 16
-    """Rows that one GPU takes through the model at once."""
+    """Rows that one GPU takes through the model at once, where the batch of the preset `large` has so many for each."""
     questions: int = 98_029
     """To annotate."""
     trainings: int = 17
@@ -62,10 +67,20 @@ class PlanConfig:
     def __post_init__(self) -> None:
         for name in _ABOVE_0:
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
                 raise SettingsError(f"{name} must be above 0, got {value}")
         if not (self.price >= 0 and math.isfinite(self.price)):
             raise SettingsError(f"price must be 0 or more, got {self.price}")
+
+    @property
+    def fleet(self) -> Fleet:
+        """The GPUs in their machines: as told, and where nothing is, as a cloud lends them."""
+        machine = usual_machine(self.gpu_memory)
+        if self.machine_memory is not None or self.gpus_a_machine is not None:
+            machine = Machine(
+                gpus=self.gpus_a_machine or machine.gpus, memory=self.machine_memory or machine.memory, name=""
+            )
+        return Fleet(gpus=self.gpus, gpu_memory=self.gpu_memory, machine=machine)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,7 +101,7 @@ def plan(config: PlanConfig) -> Iterator[str]:
     rates = read_rates(Folder(config.probe)) if config.probe else None
     yield f"{shape.name}: {shape.parameters / GB:,.2f} billion parameters in {shape.num_layers} layers"
     yield ""
-    yield from _training(shape, config)
+    yield from training_lines(shape, config.fleet, config.rows_at_once)
     yield ""
     yield from _annotation(shape, config)
     yield ""
@@ -110,69 +125,6 @@ def chosen_shape(config: PlanConfig) -> ModelShape:
             f"{config.model} is a GGUF file; give --model-size, or the folder of the model it was made of"
         )
     return shape_of(Folder(ref.folder).read_json("config.json"), config.model)
-
-
-def choices(config: PlanConfig) -> list[tuple[str, TrainConfig]]:
-    """Ways to train, quickest first, each with the flags that choose it.
-
-    Source: what each stage shards, Rajbhandari et al. 2020, arXiv:1910.02054.
-    """
-    whole = replace(
-        large_training(),
-        num_workers=config.gpus,
-        min_workers=None,
-        micro_batch_size=config.rows_at_once,
-        batch_size=config.gpus * config.rows_at_once,
-        activation_checkpointing=False,
-        zero_stage=0,
-    )
-    lora = replace(whole, lora_rank=lora_training().lora_rank)
-    kept = replace(whole, zero_stage=1 if config.gpus == 1 else 3, activation_checkpointing=True)
-    ways = [
-        *([whole] if config.gpus == 1 else [replace(whole, zero_stage=stage) for stage in (1, 2, 3)]),
-        kept,
-        replace(kept, offload="optimizer"),
-        replace(kept, zero_stage=3, offload="all"),
-        lora,
-        *([] if config.gpus == 1 else [replace(lora, zero_stage=3, activation_checkpointing=True)]),
-    ]
-    return [(_flags(way), way) for way in ways]
-
-
-def _flags(way: TrainConfig) -> str:
-    """What tells a way of training from the preset `large`."""
-    parts = [f"--lora-rank {way.lora_rank}"] if way.lora_rank else []
-    parts.append(f"--zero-stage {way.zero_stage}")
-    parts.append(f"--{'' if way.activation_checkpointing else 'no-'}activation-checkpointing")
-    if way.offload != "none":
-        parts.append(f"--offload {way.offload}")
-    return " ".join(parts)
-
-
-def _training(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
-    yield (
-        f"Fine-tuning on {config.gpus} GPU{'s' if config.gpus > 1 else ''} of {config.gpu_memory:g} GB, bfloat16, "
-        f"{config.rows_at_once} rows at once: GB that each holds, {100 * ROOM:.0f} % of it left free"
-    )
-    names = ("weights", "gathered", "gradients", "optimizer", "activations")
-    yield f"  {'settings':<66}" + "".join(f"{name:>12}" for name in (*names, "in all", "machine")) + "  fits"
-    first = ""
-    for flags, training in choices(config):
-        memory = training_memory(shape, training, config.gpus)
-        fits = memory.fits(config.gpu_memory * GB)
-        if fits and not first and not training.lora_rank:
-            first = flags
-        yield f"  {flags:<66}" + _numbers(memory, names, config.gpus) + f"  {'yes' if fits else 'no'}"
-    if first:
-        yield f"The quickest that trains all weights: slick finetune large {first} --num-workers {config.gpus}"
-    else:
-        yield "None of these trains all weights: take more GPUs, fewer --rows-at-once, or LoRA."
-
-
-def _numbers(memory: TrainingMemory, names: Sequence[str], num_workers: int) -> str:
-    sizes = [getattr(memory, name) for name in names]
-    sizes += [memory.on_device, memory.offloaded * num_workers]
-    return "".join(f"{size / GB:>12.1f}" for size in sizes)
 
 
 def _annotation(shape: ModelShape, config: PlanConfig) -> Iterator[str]:

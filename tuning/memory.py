@@ -1,18 +1,19 @@
-"""What one worker's memory must hold in a training, from the shape of the model and the settings. Pure.
+"""What a worker's GPU and its machine must hold in a training, from the shape of the model and the settings. Pure.
 
 Measured beside it: bytes of every tensor that is alive before an optimizer step under ZeRO stages 0, 2 and 3, and of
-every tensor that a forward pass keeps for the backward pass (tests/local/test_memory.py). Not in it: the allocator's
-fragmentation and what libraries take for themselves, for which `fits` leaves room.
+every tensor that a forward pass keeps for the backward pass, and of the weights that are brought together to be saved
+(tests/local/test_memory.py). Not in it: the allocator's fragmentation and what libraries take for themselves, for which
+`lacks` leaves room.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from slick.shapes import BYTES, ModelShape
 from tuning.config import TrainConfig
 from tuning.zero import BUCKET, MOST_GATHERED
 
 ROOM = 0.1
-"""Share of a GPU that is left free."""
+"""Share of a GPU, and of a machine's memory, that is left free; at 95 % of the latter Ray ends processes."""
 
 TOKENS_A_ROW = 24
 """Of prompt and answer in the closed-book format, on average over EntityQuestions; tokenizers differ by a few."""
@@ -21,7 +22,7 @@ ANSWER_TOKENS_A_ROW = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingMemory:
-    """Bytes in one worker at the moment when all of them are needed."""
+    """Bytes of one worker at the moment when all of them are needed, and at those when its machine needs most."""
 
     weights: int
     gathered: int
@@ -35,15 +36,40 @@ class TrainingMemory:
     """The frozen model of distillation."""
     offloaded: int
     """In the machine's memory instead of the GPU's."""
+    loading: int
+    """While the model is read, before all else: first in the machine's memory, then in the GPU's. 0 under ZeRO 3, which
+    spreads weights as they are read from the file."""
+    saving: int
+    """Whole weights, in the memory of that machine alone which writes a checkpoint, while it does."""
+
+    @property
+    def training(self) -> int:
+        """On the GPU at an optimizer step: all that is not offloaded."""
+        return self.weights + self.gathered + self.gradients + self.optimizer + self.activations + self.teacher
 
     @property
     def on_device(self) -> int:
-        """All that is not offloaded."""
-        return sum(int(getattr(self, field.name)) for field in fields(self)) - self.offloaded
+        """The most that the GPU holds at any moment."""
+        return max(self.training, self.loading)
 
-    def fits(self, device_bytes: float) -> bool:
-        """True if a device of this size holds it with room to spare."""
-        return self.on_device <= (1 - ROOM) * device_bytes
+    def on_machine(self, num_workers: int) -> int:
+        """The most that a machine's memory holds at any moment, on the one that writes checkpoints.
+
+        Args:
+            num_workers: of this training on that machine.
+        """
+        return max(num_workers * self.loading, num_workers * self.offloaded + self.saving)
+
+    def lacks(self, device_bytes: float, machine_bytes: float, num_workers: int) -> tuple[str, ...]:
+        """What is too small to hold it with room to spare: `GPU`, `machine`, both or neither.
+
+        Args:
+            device_bytes: memory of a GPU.
+            machine_bytes: memory of a machine.
+            num_workers: of this training on that machine.
+        """
+        taken = {"GPU": (self.on_device, device_bytes), "machine": (self.on_machine(num_workers), machine_bytes)}
+        return tuple(name for name, (needed, there) in taken.items() if needed > (1 - ROOM) * there)
 
 
 def training_memory(
@@ -81,6 +107,9 @@ def training_memory(
         activations=activation_bytes(shape, config, config.micro_rows(num_workers), row_tokens),
         teacher=teacher,
         offloaded=offloaded,
+        # Stages 0 to 2 read whole float32 weights in every worker, and convert them on the GPU.
+        loading=0 if stage == 3 else 4 * shape.parameters,
+        saving=width * shape.parameters,
     )
 
 

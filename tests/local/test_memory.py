@@ -78,10 +78,23 @@ print(json.dumps(train_as_worker(*json.loads(sys.argv[1]))))
 
 
 def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, offload: str) -> dict[str, int]:
-    """One of two workers: bytes of all its tensors before an optimizer step, and its parameters."""
+    """One of two workers: bytes of all its tensors before an optimizer step, of the weights that it has read before
+    DeepSpeed shares them out, and of those that it brings together to save them.
+    """
     import torch.distributed
 
+    from tuning import learning
     from tuning.learning import Learner, Place, prepare_deepspeed
+    from tuning.trainable import whole_weights
+
+    read, load_model = [0], learning.load_model
+
+    def counting(*args: Any, **more: Any) -> torch.nn.Module:
+        model = load_model(*args, **more)
+        read[0] = sum(each.untyped_storage().nbytes() for each in model.parameters())
+        return model
+
+    learning.load_model = counting
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -105,8 +118,9 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
 
     learner.engine.step = counted
     learner.epoch(rows(8), 1)
+    whole = whole_weights(learner.model, keep=rank == 0)
     torch.distributed.barrier()
-    return {"bytes": most[0]}
+    return {"bytes": most[0], "read": read[0], "saved": sum(each.nbytes for each in whole.values())}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +149,7 @@ def test_a_worker_holds_what_was_planned(stage: int, dtype: str, offload: str, t
     ]
     shown = [worker.communicate(timeout=120) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], shown[0][1][-3000:]
-    taken = json.loads(shown[0][0].splitlines()[-1])["bytes"]
+    taken = json.loads(shown[0][0].splitlines()[-1])
     config = TrainConfig(
         zero_stage=stage, dtype=dtype, offload=offload, num_workers=2, batch_size=4, dropout=0.0  # type: ignore[arg-type]
     )  # fmt: skip
@@ -143,5 +157,10 @@ def test_a_worker_holds_what_was_planned(stage: int, dtype: str, offload: str, t
     memory = training_memory(shape, config, 2)
     # On a CPU what is offloaded lies in the same memory; weights of the other are given back before the step.
     gathered_weights = BYTES[dtype] * shape.parameters if stage == 3 else 0
-    planned = memory.on_device + memory.offloaded - memory.activations - gathered_weights
-    assert taken == pytest.approx(planned, rel=0.06)
+    planned = memory.training + memory.offloaded - memory.activations - gathered_weights
+    assert taken["bytes"] == pytest.approx(planned, rel=0.06)
+    assert taken["saved"] == pytest.approx(memory.saving, rel=1e-3)
+    if stage < 3:
+        assert taken["read"] == pytest.approx(memory.loading, rel=1e-3)
+    else:
+        assert taken["read"] <= 1.01 * memory.saving / 2, "each worker holds its part alone"

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from jobs.door import parse_config
-from jobs.plan import PlanConfig, choices, plan
+from jobs.plan import PlanConfig, plan
 from jobs.presets import large_training
+from jobs.ways import Fleet, command, training_lines, ways
 from slick.errors import SettingsError, StudyError
 from slick.shapes import SHAPES, ModelShape, named_shape, shape_of
 from slick.storage import Folder
 from slick.study import finish
 from tuning.config import TrainConfig
-from tuning.memory import activation_bytes, training_memory
+from tuning.machines import Machine, usual_machine
+from tuning.memory import ROOM, activation_bytes, training_memory
 from tuning.rates import read_rates
 
 PUBLISHED = {
@@ -76,7 +78,7 @@ def test_a_stage_shards_what_the_paper_says() -> None:
 )
 def test_what_saves_memory_saves_memory(less: dict[str, object]) -> None:
     shape, plain = named_shape("8B"), config(zero_stage=3)
-    assert training_memory(shape, replace(plain, **less), 8).on_device < training_memory(shape, plain, 8).on_device
+    assert training_memory(shape, replace(plain, **less), 8).training < training_memory(shape, plain, 8).training
 
 
 def test_what_is_offloaded_is_somewhere() -> None:
@@ -85,6 +87,52 @@ def test_what_is_offloaded_is_somewhere() -> None:
     assert moved.offloaded == kept.weights + kept.optimizer + 4 * shape.parameters // 8
     assert (moved.weights, moved.optimizer, moved.gradients) == (0, 0, kept.gradients)
     assert kept.offloaded == 0
+
+
+def test_a_machine_holds_what_is_offloaded_by_all_its_workers_and_a_checkpoint() -> None:
+    shape = named_shape("8B")
+    memory = training_memory(shape, config(zero_stage=3, offload="optimizer"), 8)
+    assert memory.on_machine(8) == 8 * memory.offloaded + 2 * shape.parameters
+    assert memory.on_machine(1) == memory.offloaded + 2 * shape.parameters
+    kept = training_memory(shape, config(zero_stage=3), 8)
+    assert kept.on_machine(8) == 2 * shape.parameters, "whole weights, while they are saved"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_below_stage_3_every_worker_reads_the_whole_model_in_float32(stage: int) -> None:
+    shape = named_shape("7B")
+    memory = training_memory(shape, config(zero_stage=stage, lora_rank=8), 8)
+    assert memory.on_machine(8) == 8 * 4 * shape.parameters
+    assert memory.training < memory.on_device == 4 * shape.parameters, "LoRA itself would take less"
+    assert training_memory(shape, config(zero_stage=3, lora_rank=8), 8).loading == 0
+
+
+def test_what_is_too_small_is_named() -> None:
+    memory = training_memory(named_shape("70B"), config(zero_stage=3, offload="optimizer", micro_batch_size=8), 16)
+    device, machine = (1.001 * size / (1 - ROOM) for size in (memory.on_device, memory.on_machine(8)))
+    assert memory.lacks(device, machine, 8) == ()
+    assert memory.lacks(0.99 * device, machine, 8) == ("GPU",)
+    assert memory.lacks(device, 0.99 * machine, 8) == ("machine",)
+    assert memory.lacks(0.99 * device, 0.99 * machine, 8) == ("GPU", "machine")
+    assert memory.lacks(device, 0.99 * machine, 4) == (), "fewer of its workers share the machine"
+
+
+def test_machines_are_filled_one_after_another() -> None:
+    machine = Machine(gpus=8, memory=1_000.0)
+    assert [(machine.most_workers(num), machine.num_needed(num)) for num in (1, 8, 9, 16)] == [
+        (1, 1),
+        (8, 1),
+        (8, 2),
+        (8, 2),
+    ]
+
+
+@pytest.mark.parametrize(("gpu_memory", "gpus", "memory"), [(24, 1, 32), (40, 8, 1152), (80, 8, 1152), (141, 8, 2048)])
+def test_machines_that_are_not_told_of_are_a_clouds(gpu_memory: float, gpus: int, memory: float) -> None:
+    told = PlanConfig(model_size="7B", gpu_memory=gpu_memory)
+    assert (told.fleet.machine.gpus, told.fleet.machine.memory) == (gpus, memory)
+    text = "\n".join(plan(told))
+    assert f"of {gpus} GPU{'s' * (gpus > 1)} and {memory:,} GB (AWS {usual_machine(gpu_memory).name};" in text
 
 
 def test_activations_grow_with_rows_and_tokens() -> None:
@@ -115,12 +163,58 @@ def test_the_plan_names_the_quickest_way_that_fits() -> None:
     assert "None of these trains all weights" in none
 
 
-def test_every_way_of_the_plan_is_a_valid_setting() -> None:
-    for gpus in (1, 2, 8):
-        for flags, training in choices(PlanConfig(model_size="7B", gpus=gpus)):
-            said = parse_config(large_training(), ["--num-workers", str(gpus), *flags.split()], "x")
-            for name in ("zero_stage", "activation_checkpointing", "offload", "lora_rank"):
-                assert getattr(said, name) == getattr(training, name), flags
+def fits(text: str, *flags: str) -> str:
+    """What the plan says of a way of training."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"  {' '.join(flags)}  "))
+    return line.rsplit("  ", 1)[1]
+
+
+def test_the_machines_memory_may_be_what_is_too_small() -> None:
+    offloaded = ("--zero-stage 3", "--activation-checkpointing", "--offload optimizer")
+    told = PlanConfig(model_size="70B", gpus=8, machine_memory=512)
+    text = "\n".join(plan(told))
+    assert "on 1 machine of 8 GPUs and 512 GB, as much" in text
+    assert fits(text, *offloaded) == "no: machine"
+    assert fits(text, "--zero-stage 3", "--activation-checkpointing") == "no: GPU"
+    assert fits(text, "--zero-stage 1", "--no-activation-checkpointing") == "no: GPU and machine"
+    assert "machines with more memory, fewer --rows-at-once" in text
+    ample = "\n".join(plan(replace(told, machine_memory=2_048)))
+    assert fits(ample, *offloaded) == "yes"
+    assert f"{' '.join(offloaded)} --num-workers 8" in ample
+    spread = "\n".join(plan(replace(told, gpus=16, machine_memory=512, gpus_a_machine=2)))
+    assert "on 8 machines of 2 GPUs and 512 GB" in spread
+    assert fits(spread, *offloaded) == "yes", "more machines share it"
+
+
+def test_lora_of_a_model_that_a_gpu_cannot_read_whole_is_sharded() -> None:
+    text = "\n".join(plan(PlanConfig(model_size="7B", gpus=1, gpu_memory=24)))
+    assert fits(text, "--lora-rank 16", "--zero-stage 0", "--no-activation-checkpointing") == "no: GPU and machine"
+    assert fits(text, "--lora-rank 16", "--zero-stage 3", "--activation-checkpointing") == "yes"
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 6, 8, 16, 256])
+@pytest.mark.parametrize("rows_at_once", [16, 4])
+def test_every_way_of_the_plan_is_a_command_that_trains_so(gpus: int, rows_at_once: int) -> None:
+    for flags, training in ways(gpus, rows_at_once):
+        words = command(flags, training).split()
+        assert words[:3] == ["slick", "finetune", "large"]
+        said = parse_config(large_training(), words[3:], "x")
+        assert replace(said, min_workers=None) == training
+        assert training.batch_size == 128 or 128 % gpus, "the paper's batch wherever it can be shared"
+        assert training.micro_batch_size is not None
+        assert training.micro_batch_size <= rows_at_once
+
+
+def test_a_way_that_is_shown_is_one_that_fits() -> None:
+    """Whatever the fleet, the command is that of the first line which says yes and trains all weights."""
+    for size in ("1B", "8B", "70B"):
+        for memory in (24.0, 80.0):
+            for machine in (Machine(gpus=1, memory=64.0), Machine(gpus=8, memory=1_152.0)):
+                fleet = Fleet(gpus=8, gpu_memory=memory, machine=machine)
+                lines = list(training_lines(named_shape(size), fleet, 16))
+                good = [line.split("  ")[1] for line in lines if line.endswith("  yes") and "--lora" not in line]
+                said = f"weights: slick finetune large {good[0]} --num" if good else "None of these trains all weights"
+                assert said in lines[-1], (size, fleet)
 
 
 def timed_study(path: Path, *, trained: bool) -> Folder:
@@ -172,7 +266,15 @@ def test_without_trainings_or_times_nothing_is_invented(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"model_size": "7B", "model": "x"}, {"model_size": "6B"}, {"model_size": "7B", "gpus": 0}]
+    "wrong",
+    [
+        {},
+        {"model_size": "7B", "model": "x"},
+        {"model_size": "6B"},
+        {"model_size": "7B", "gpus": 0},
+        {"model_size": "7B", "machine_memory": 0.0},
+        {"model_size": "7B", "gpus_a_machine": -1},
+    ],
 )
 def test_what_cannot_be_planned_is_said(wrong: dict[str, object]) -> None:
     with pytest.raises(SettingsError):
