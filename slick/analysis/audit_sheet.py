@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from slick.analysis.answers import Way
+from slick.analysis.cells import from_cell
 from slick.analysis.error_audit import GRADES, PAPER_PERCENT, ErrorAudit
 from slick.analysis.terms import NotTestable
 from slick.errors import DataError, StudyError
@@ -61,7 +62,7 @@ def read_sheet(content: bytes, where: str) -> Sheet:
     found: dict[str, str] = {}
     sheet_ids = set()
     for row in rows:
-        answer_id = (row["answer_id"] or "").strip()
+        answer_id = from_cell((row["answer_id"] or "").strip())
         if not answer_id:
             continue
         if answer_id in found:

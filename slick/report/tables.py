@@ -3,8 +3,10 @@
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from slick.analysis.cells import to_cell
 from slick.analysis.data import StudyData
 from slick.analysis.findings.categories import LABELS, TABLE_2
 from slick.analysis.findings.idk import abstention, idk_variant
@@ -37,12 +39,20 @@ class Table:
 
 
 def to_csv(table: Table) -> bytes:
-    """UTF-8 CSV with a header line; an absent value is an empty field."""
+    """UTF-8 CSV with a header line; an absent value is an empty field, and no text is a formula to a spreadsheet."""
+    return "".join(_csv_line([_csv_cell(value) for value in row]) for row in (table.columns, *table.rows)).encode()
+
+
+def _csv_line(cells: Sequence[Value]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(["" if value is None else value for value in row] for row in table.rows)
-    return text.getvalue().encode()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # by which it knows that both stand in quotes
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _csv_cell(value: Value) -> Value:
+    if value is None:
+        return ""
+    return to_cell(value) if isinstance(value, str) else value
 
 
 def accuracy_table(data: StudyData, split: str) -> Table:

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from scipy.stats import chisquare, pearsonr
 
 from slick.analysis.audit_sheet import read_sheet, shares, with_grades
+from slick.analysis.cells import from_cell, to_cell
 from slick.analysis.data import StudyData
 from slick.analysis.error_audit import AuditDraw, AuditPlan, ErrorAudit, agreement, presort
 from slick.analysis.loading.answers import Sheets, load_answers
@@ -17,7 +20,7 @@ from slick.analysis.terms import NotTestable
 from slick.errors import DataError, SettingsError, StudyError
 from slick.report import ReportConfig, make_report
 from slick.report.pages import error_audit
-from slick.report.tables import to_csv
+from slick.report.tables import Table, to_csv
 from slick.storage import Folder
 from tests.unit.answers_study import Asked, write_study
 
@@ -244,6 +247,70 @@ def test_a_sheet_that_will_not_do_is_one_clear_error() -> None:
     for other in (draw(some_questions(), num_greedy=3, num_sampled=3, seed=1), draw(some_questions(29), num_greedy=4)):
         with pytest.raises(StudyError, match="is not this study's sheet of wrong answers"):
             hand_in(filled(other, ["wrong"] * len(other.rows)))
+
+
+FORMULAS = (
+    '=HYPERLINK("http://x";"y")',
+    "+1+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "'=1",
+    "''",
+    "Oslo;=1",
+    "＝1",
+)
+
+
+def test_no_text_is_a_formula_to_a_spreadsheet_and_each_reads_back_as_it_was() -> None:
+    draw = random.Random(7)
+    texts = [*FORMULAS, *("".join(draw.choices("=+-@\t\r\n;,'\"| a1＝", k=draw.randint(0, 8))) for _ in range(2000))]
+    table = Table(name="t", columns=("question", "answer"), rows=tuple(("=", text) for text in texts))
+    for delimiter in ";\t,":  # a program may take another character than ours for the end of a cell
+        for row in csv.reader(io.StringIO(to_csv(table).decode(), newline=""), delimiter=delimiter):
+            for cell in row:
+                begins = cell.lstrip("\r\n")  # the end of a row, where the other program sees no cell end
+                assert not begins.startswith(tuple("=+-@\t＝")) or re.fullmatch(r"[-+]\d+", cell), (delimiter, cell)
+    read = list(csv.reader(io.StringIO(to_csv(table).decode(), newline="")))[1:]
+    assert [from_cell(cell) for _, cell in read] == texts
+
+
+def test_numbers_and_ordinary_text_stand_in_tables_as_they_are() -> None:
+    for text in (
+        "-0.3",
+        "+1.2e-5",
+        "-4.5 (-7.6 to -1.4)",
+        "+0.1 to +2.1",
+        "'s-Hertogenbosch",
+        "Saint-Denis",
+        "a=b",
+        "",
+    ):
+        assert to_cell(text) == text
+    assert to_csv(Table(name="t", columns=("a", "b"), rows=((-1.5, None),))) == b"a,b\n-1.5,\n"
+
+
+def test_a_sheet_of_answers_that_look_like_formulas_is_graded(tmp_path: Path) -> None:
+    asked = [
+        Asked(question_id=f"{text[0].strip()}q{i}", gold=("=Oslo",), greedy=(text,) * 2, sampled=((text,),) * 2)
+        for i, text in enumerate(FORMULAS)
+    ]
+    study = write_study(tmp_path / "study", asked)
+    make_report(study, ReportConfig())
+    audit = load(study)
+    sheet = Path(study.child("report", "tables").local_path, "error_audit.csv")
+    with sheet.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [from_cell(row["answer"]) for row in rows] == [row.answer for row in audit.rows]
+    assert {from_cell(row["gold"]) for row in rows} == {"=Oslo"}
+    assert any(row["answer_id"].startswith("'=q0/") for row in rows)
+    whole = filled(audit, ["finer"] * len(rows))
+    bare = whole.replace(b"\n'=q0", b"\n=q0")
+    assert bare != whole
+    for content in (whole, bare):  # as written, and from a program that took the quote for its own
+        graded = with_grades(audit, read_sheet(content, "sheet.csv"))
+        assert graded.grades == {row.answer_id: "finer" for row in audit.rows}
 
 
 def test_settings_that_cannot_be() -> None:
