@@ -123,8 +123,8 @@ def _text(data: StudyData) -> str:
         said += (
             f" The sheet, `tables/error_audit.csv`, holds {' and '.join(parts)}, drawn uniformly. Fill in its column "
             f"grade with {', '.join(GRADES[:-1])} or {GRADES[-1]} and run `slick report` again with `--graded` and the "
-            "sheet; what was filled in is kept in `report/graded/`. A single quote before text that begins like a formula "
-            "keeps spreadsheets from running it."
+            "sheet; what was filled in is kept in `report/graded/`. A single quote before text that begins like a "
+            "formula keeps spreadsheets from running it."
         )
     if audit.num_absent["sampled"]:
         said += (
