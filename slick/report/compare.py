@@ -7,7 +7,7 @@ from typing import Any
 from slick.analysis.compare import Side, accuracies, comparable_pairs, labels_of, same_recipe, tally
 from slick.analysis.findings.judge import judge
 from slick.analysis.findings.verdict import percent
-from slick.analysis.loading.study import load_study
+from slick.analysis.loading.study import load_judged
 from slick.analysis.provenance import STEPS, origin
 from slick.analysis.terms import LAST
 from slick.errors import SettingsError, StudyError
@@ -42,7 +42,7 @@ def compare_studies(studies: Sequence[Folder], out: Folder, *, num_chunks: int =
     sides = []
     for label, name, study in zip(LETTERS, names, studies, strict=False):
         print(f"compare: {label} is {study}", flush=True)
-        data = load_study(study)
+        data = load_judged(study)
         outcomes = tuple(judge(data, num_chunks=num_chunks, seed=seed))
         sides.append(Side(label=label, name=name, data=data, outcomes=outcomes, origin=origin(manifests_of(study))))
     sections = comparison_sections(sides)

@@ -12,8 +12,9 @@ from jobs.compare import main
 from slick.analysis.compare import Side, differences, same_recipe, spreads, tally, why_not_comparable
 from slick.analysis.data import StudyData
 from slick.analysis.findings.judge import judge
-from slick.analysis.loading.study import load_study
+from slick.analysis.loading.study import load_judged, load_study
 from slick.analysis.provenance import Origin, origin
+from slick.analysis.recommendation import recommend
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.errors import SettingsError, StudyError
 from slick.report import compare_studies
@@ -234,6 +235,36 @@ def test_what_cannot_be_compared_is_one_message(first: Folder, second: Folder, t
         with pytest.raises(error, match=said):
             main(words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def worldly(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A study with all that the analysis can read, texts of answers among it."""
+    return write_study(tmp_path_factory.mktemp("worldly") / "whole", num_test=60, num_epochs=3, world=True)
+
+
+def test_findings_are_judged_alike_with_and_without_what_they_do_not_need(worldly: Folder) -> None:
+    whole, part = load_study(worldly), load_judged(worldly)
+    assert judge(part) == judge(whole)
+    assert recommend(part) == recommend(whole)
+    assert whole.error_audit is not None
+    assert whole.planted is not None
+    assert (part.error_audit, part.planted) == (None, None)
+
+
+def test_a_comparison_reads_no_texts_of_answers(worldly: Folder, second: Folder, tmp_path: Path) -> None:
+    """They are most of a study, and nothing of what it shows."""
+    bare = Folder(str(tmp_path / "bare"))
+    shutil.copytree(worldly.local_path, bare.local_path)
+    generations = bare.child("annotate", "generations")
+    for name in generations.names(".parquet"):
+        generations.write_table(name, generations.read_table(name, ["question_id", "greedy_hit", "sampled_hit"]))
+    with pytest.raises(StudyError, match="greedy_text"):
+        load_study(bare)
+    outs = [Folder(str(tmp_path / name)) for name in ("a", "b")]
+    found = [compare_studies([study, second], out) for study, out in zip((worldly, bare), outs, strict=True)]
+    assert found[0]["findings"] == found[1]["findings"]
+    assert sum(one["tested_in"] == 2 for one in found[0]["findings"].values()) > 10
 
 
 def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,10 @@
 """A study folder to `StudyData`: only finished steps and runs are read."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
+
+import pyarrow as pa
 
 from slick.analysis.data import StudyData, Variant
 from slick.analysis.error_audit import AuditPlan
@@ -30,6 +33,36 @@ def load_study(study: Folder, audit: AuditPlan | None = None, sheets: Sheets | N
     Raises:
         StudyError: a file of a finished step is missing or broken.
     """
+    data, names, epoch_tables = _load_judged(study)
+    answers = load_answers(study, audit or AuditPlan(), sheets or Sheets(), data.idk_phrase)
+    concentrated = {name for name, variant in data.variants.items() if variant.kind == "concentrated"}
+    return replace(
+        data,
+        stability=load_stability(study),
+        test_ids=load_test_ids(study) if any(run.variant in concentrated for run in data.runs) else {},
+        fit_times=load_fit_times(study, data.runs, data.variants),
+        error_audit=answers.audit,
+        error_kinds=answers.kinds,
+        forgotten=load_forgotten(study, names, epoch_tables),
+        popularity=load_popularity(study, data.variants),
+        planted=load_planted(study),
+    )
+
+
+def load_judged(study: Folder) -> StudyData:
+    """Read what the findings are judged by and points are chosen by, and no more: of answers hits, not texts.
+
+    Args:
+        study: its folder.
+
+    Raises:
+        StudyError: a file of a finished step that is read is missing or broken.
+    """
+    return _load_judged(study)[0]
+
+
+def _load_judged(study: Folder) -> tuple[StudyData, dict[str, tuple[str, int]], dict[str, pa.Table]]:
+    """With the variant and seed, and the epochs.parquet, of each run that counts."""
     variants = _load_variants(study)
     points = _load_points(study)
     names = one_a_seed(finished_runs(study))
@@ -38,32 +71,23 @@ def load_study(study: Folder, audit: AuditPlan | None = None, sheets: Sheets | N
     names = {run_id: name for run_id, name in names.items() if run_id in whole}
     epoch_tables = {run_id: epoch_tables[run_id] for run_id in whole}
     durations = choose_durations(points, [int(max(t["epoch"].to_pylist())) for t in epoch_tables.values()])
-    idk, concentrated = ({n for n, v in variants.items() if v.kind == kind} for kind in ("idk", "concentrated"))
+    idk = {name for name, variant in variants.items() if variant.kind == "idk"}
     runs = [
         load_run(study.child("runs", run_id), (run_id, *name), epoch_tables[run_id], durations, idk)
         for run_id, name in names.items()
     ]
-    idk_phrase = _idk_phrase(study, sorted(idk))
-    answers = load_answers(study, audit or AuditPlan(), sheets or Sheets(), idk_phrase)
-    return StudyData(
+    data = StudyData(
         counts=load_counts(study),
         audit=load_audit(study),
         prefix_labels=load_prefix_labels(study),
         p_true=load_p_true(study),
-        stability=load_stability(study),
         variants=variants,
-        test_ids=load_test_ids(study) if any(run.variant in concentrated for run in runs) else {},
         runs=tuple(sorted(runs, key=lambda run: (run.variant, run.seed))),
         points=points,
-        fit_times=load_fit_times(study, runs, variants),
         durations=durations,
-        idk_phrase=idk_phrase,
-        error_audit=answers.audit,
-        error_kinds=answers.kinds,
-        forgotten=load_forgotten(study, names, epoch_tables),
-        popularity=load_popularity(study, variants),
-        planted=load_planted(study),
+        idk_phrase=_idk_phrase(study, sorted(idk)),
     )
+    return data, names, epoch_tables
 
 
 def _load_variants(study: Folder) -> dict[str, Variant]:
