@@ -65,8 +65,8 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        """The command line that the head runs."""
-        words = ["python", "-m", f"jobs.{self.step}", self.preset, "--out", self.out, *self.travel.flags]
+        """The command line that the head runs: `python -m jobs.STEP ...`, by the Python that start.sh finds there."""
+        words = ["sh", "jobs/start.sh", self.step, self.preset, "--out", self.out, *self.travel.flags]
         return shlex.join(words)
 
     @property

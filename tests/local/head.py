@@ -42,13 +42,14 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def started_head(home: Path, node_types: dict[str, object] | None = None) -> Iterator[str]:
+def started_head(home: Path, node_types: dict[str, object] | None = None, **changed: str) -> Iterator[str]:
     """A head with token authentication; its address.
 
     Args:
         home: of the processes; with a token in ~/.ray/auth_token.
         node_types: what an autoscaler may start, as in cluster.yaml; the head then takes no tasks, and new nodes are
             processes on this machine.
+        changed: variables of its environment, such as the PATH of a shell without the virtual environment.
     """
     folder = tempfile.mkdtemp(prefix="slick-head-", dir="/tmp")  # short: Ray's sockets lie in it
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
@@ -68,7 +69,7 @@ def started_head(home: Path, node_types: dict[str, object] | None = None) -> Ite
     with log.open("w") as file:
         head = subprocess.Popen(
             command,
-            env=environment(home, RAY_AUTH_MODE="token", SLICK_TEST_HEAD=folder, **more),
+            env=environment(home, RAY_AUTH_MODE="token", SLICK_TEST_HEAD=folder, **more, **changed),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -175,9 +176,9 @@ class Cluster:
 
 
 @contextmanager
-def started_cluster(home: Path, node_types: dict[str, object] | None = None) -> Iterator[Cluster]:
+def started_cluster(home: Path, node_types: dict[str, object] | None = None, **changed: str) -> Iterator[Cluster]:
     """A head as of `started_head`, and a home that holds its token."""
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN)
-    with started_head(home, node_types) as address:
+    with started_head(home, node_types, **changed) as address:
         yield Cluster(address, home)

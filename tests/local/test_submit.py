@@ -1,5 +1,7 @@
 """Jobs on a real head with token authentication: a step is done there as it is here, and ends with the same status."""
 
+import csv
+import io
 import json
 import re
 import signal
@@ -14,9 +16,11 @@ from typing import Any
 import pytest
 
 from jobs.head import Head
+from slick.report import ReportConfig, make_report
 from slick.study import MANIFEST
 from tests.local.head import ROOT, SECRET, TOKEN, Cluster, started_cluster, wait_for
 from tests.local.tiny import save_tiny_model
+from tests.unit.answers_study import Asked, write_study
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,45 @@ def test_what_a_user_can_mend_ends_with_status_2_and_one_message(cluster: Cluste
     after = listed[listed.index(the_job(shown)) :].splitlines()
     assert "variants smoke  FAILED" in after[0]
     assert after[2].startswith("  slick: ")
+
+
+def test_a_sheet_that_was_graded_here_is_read_by_a_report_made_there(cluster: Cluster, tmp_path: Path) -> None:
+    asked = [
+        Asked(question_id=f"q{i}", gold=("Oslo",), greedy=("=Rome", "Oslo City"), sampled=(("Rome",),) * 2)
+        for i in range(4)
+    ]
+    study, sheet = write_study(tmp_path / "study", asked), tmp_path / "laptop" / "graded.csv"
+    make_report(study, ReportConfig())
+    tables = study.child("report", "tables")
+    header, *rows = csv.reader(io.StringIO(tables.read_bytes("error_audit.csv").decode()))
+    sheet.parent.mkdir()
+    with sheet.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *([*row[:-1], "wrong"] for row in rows)])
+    words = ("submit", "report", "demo", "--out", study.uri)
+    done = cluster.slick(*words, "--graded", str(sheet))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wrong,16," in tables.read_bytes("error_audit_shares.csv").decode()
+    assert [study.child("report", "graded").read_bytes(name) for name in study.child("report", "graded").names()] == [
+        sheet.read_bytes()
+    ]
+    sheet.write_text(sheet.read_text().replace("wrong", "nonsense"))
+    refused = cluster.slick(*words, f"--graded={sheet}")
+    assert refused.returncode == 2
+    assert "files/graded.csv has grades that are not known" in refused.stdout
+
+
+def test_a_head_started_outside_its_virtual_environment_runs_jobs_with_rays_python(tmp_path: Path) -> None:
+    """There `python` is the system's, or none: jobs died with "No module named 'pyarrow'"."""
+    bare = tmp_path / "bin" / "python"
+    bare.parent.mkdir()
+    bare.write_text(f'#!/bin/sh\nexec {Path(sys.executable).resolve()} -I -S "$@"\n')
+    bare.chmod(0o755)
+    study = write_study(tmp_path / "study", [Asked(question_id="q", gold=("a",), greedy=("b",), sampled=(("b",),))])
+    (tmp_path / "home").mkdir()
+    with started_cluster(tmp_path / "home", PATH=f"{bare.parent}:/usr/bin:/bin") as cluster:
+        done = cluster.slick("submit", "report", "demo", "--out", study.uri)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert study.child("report").exists(MANIFEST)
 
 
 @pytest.mark.parametrize(

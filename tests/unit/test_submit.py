@@ -1,8 +1,11 @@
 """Submission: what is checked before a cluster is asked, what travels, what is never shown."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -31,7 +34,7 @@ def words(*more: str, address: str = FAR, out: str = "s3://bucket/study") -> lis
 
 def test_the_entrypoint_is_the_steps_own_command_line() -> None:
     job = parse_submission(words("--unknown-shares", "0", "0.5", "--env", "A", "--no-wait"), {"A": "1"})
-    assert job.entrypoint == "python -m jobs.variants demo --out s3://bucket/study --unknown-shares 0 0.5"
+    assert job.entrypoint == "sh jobs/start.sh variants demo --out s3://bucket/study --unknown-shares 0 0.5"
     assert not job.wait
     assert job.metadata == {"step": "variants", "preset": "demo", "study": "s3://bucket/study"}
 
@@ -44,14 +47,14 @@ def test_every_step_that_computes_can_be_submitted() -> None:
         flags = ["--model", "m/m", "--questions", "s3://b/q.zip"] if step == "study" else []
         for preset in named:
             job = parse_submission([step, preset, "--address", FAR, "--out", "s3://b/s", *flags])
-            assert job.entrypoint.startswith(f"python -m jobs.{step} {preset} --out s3://b/s")
+            assert job.entrypoint.startswith(f"sh jobs/start.sh {step} {preset} --out s3://b/s")
 
 
 def test_rescoring_and_quoting() -> None:
     argv = ["annotate", "demo", "--rescore", "--matcher", "contains", "--address", FAR, "--out", "s3://b/it's mine"]
     job = parse_submission(argv)
     assert (
-        job.entrypoint == """python -m jobs.annotate demo --out 's3://b/it'"'"'s mine' --rescore --matcher contains"""
+        job.entrypoint == """sh jobs/start.sh annotate demo --out 's3://b/it'"'"'s mine' --rescore --matcher contains"""
     )
 
 
@@ -169,6 +172,69 @@ def test_the_package_runs_alone(tmp_path: Path) -> None:
     where = "import slick; print(slick.__file__)"
     assert str(tmp_path) in subprocess.check_output([sys.executable, "-c", where], cwd=tmp_path, text=True)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 5_000_000
+
+
+def start(folder: Path, path: str, workers: str | None) -> subprocess.CompletedProcess[str]:
+    """start.sh as a child of a process that names, as Ray's raylet does, the Python of its workers."""
+    command = ["sh", "jobs/start.sh", "variants", "demo"]
+    raylet = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[2:]).returncode)"
+    named = f"--python_worker_command={subprocess.list2cmdline([workers, 'worker.py', '--x'])}" if workers else "--none"
+    return subprocess.run(
+        [sys.executable, "-c", raylet, named, *command],
+        cwd=folder, env={"PATH": path, "HOME": str(folder)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of a job, and two Pythons: one of another environment, one with a space in its path."""
+    folder = tmp_path_factory.mktemp("packed")
+    pack(folder, {})
+    for name, python in (("bare", f"{Path(sys.executable).resolve()} -I -S"), ("with space", sys.executable)):
+        (folder / name).mkdir()
+        (folder / name / "python").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+        (folder / name / "python").chmod(0o755)
+    return folder
+
+
+BIN = "/usr/bin:/bin"
+
+
+@pytest.mark.parametrize("workers", [sys.executable, "with space/python"])
+@pytest.mark.parametrize("first", ["", "bare"])
+def test_a_job_runs_with_rays_python_where_the_path_has_another_or_none(packed: Path, workers: str, first: str) -> None:
+    path = f"{packed / first}:{packed / 'tools'}"
+    (packed / "tools").mkdir(exist_ok=True)
+    for name in ("sh", "tr", "sed", "tail", "cat", "hostname"):  # a PATH without any Python
+        if not (packed / "tools" / name).exists():
+            (packed / "tools" / name).symlink_to(shutil.which(name, path=BIN) or name)
+    done = start(packed, path, workers if workers == sys.executable else str(packed / workers))
+    assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
+    assert "slick variants needs --out DIR" in done.stderr
+
+
+def test_a_job_runs_with_the_paths_python_where_that_is_whole(packed: Path) -> None:
+    for workers in (None, str(packed / "bare" / "python"), "/nowhere/python"):
+        done = start(packed, f"{Path(sys.executable).parent}:{BIN}", workers)
+        assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
+        assert "slick variants needs --out DIR" in done.stderr
+
+
+def test_a_head_without_a_python_for_the_job_says_so_in_one_message(packed: Path) -> None:
+    done = start(packed, f"{packed / 'bare'}:{BIN}", str(packed / "bare" / "python"))
+    assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
+    assert f"found {packed}/bare/python, which lacks ray, pyarrow, numpy" in done.stderr
+    assert "Activate its environment before `ray start`" in done.stderr
+    assert "Traceback" not in done.stderr
+    (reason,) = (line for line in done.stderr.splitlines() if line.startswith("slick: "))
+    assert replace(JOB, status="FAILED", message=f"last logs:\n{done.stderr}").reason == reason, "slick jobs shows it"
+
+
+def test_what_a_job_needs_is_what_the_project_depends_on() -> None:
+    names = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = re.search(r'^needed="(.*)"$', (ROOT / "jobs" / "start.sh").read_text(), re.MULTILINE)
+    assert needed
+    assert set(needed.group(1).split()) == {re.split(r"[^\w]", name)[0] for name in names}
 
 
 def test_secrets_are_named_and_never_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
