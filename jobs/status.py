@@ -3,16 +3,23 @@
 slick status --out studies/demo
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jobs.door import parse_out, run_main, wants_help
-from slick.errors import StudyError
+from slick.analysis.audit_sheet import read_sheet
+from slick.errors import DataError, StudyError
+from slick.experiments import EXPERIMENTS, trained_by
 from slick.progress import duration
+from slick.report.asked import asked_of
+from slick.report.sheets import SHEET
 from slick.storage import Folder
 from slick.study import STARTED, read_manifest
+from slick.variants import VariantsConfig
 from tuning.standing import PLANNED, Standing, headline, read_live, read_planned, read_standings, table
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep", "report")
+P_TRUE = "P(True)"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,10 +31,16 @@ def main(argv: Sequence[str]) -> None:
     if not study.exists():
         raise StudyError(f"{study} is not there; begin one with `slick study demo --out {study}`")
     print(f"study {study}")
+    if asked_of(study):
+        print(f"  {'asked for':<10} {', '.join(asked_of(study) or ())}")
     for step in STEPS:
         print(f"  {step:<10} {describe(study, step)}")
+        if step == "annotate" and (scored := describe_p_true(study)):
+            print(f"  {P_TRUE:<10} {scored}")
         if step == "sweep" and _is_under_way(study, step):
             print("".join(f"  {line}\n" for line in table(standings(study))), end="")
+    if left := "; ".join(experiments_left(study)):
+        print(f"  {'left':<10} {left}")
 
 
 def describe(study: Folder, step: str) -> str:
@@ -38,7 +51,68 @@ def describe(study: Folder, step: str) -> str:
         return f"done in {duration(manifest.seconds)}{_size(study, step)}"
     if _is_under_way(study, step):
         return f"begun, not finished{_size(study, step)}"
-    return "not begun"
+    return f"not begun{_why_not(study, step)}"
+
+
+def describe_p_true(study: Folder) -> str:
+    """The state of P(True) in a few words; empty where nobody wants it."""
+    folder = study.child("annotate", "p_true")
+    manifest = read_manifest(folder)
+    if manifest is None and not folder.exists(STARTED):
+        return "not begun" if _wants_p_true(study) else ""
+    from slick.annotation.standing import scored_so_far
+
+    scored = scored_so_far(study)
+    size = f", {scored.num:,} of {scored.wanted:,} gold answers scored" if scored else ""
+    return (f"done in {duration(manifest.seconds)}" if manifest else "begun, not finished") + size
+
+
+def _wants_p_true(study: Folder) -> bool:
+    """Whether the study, or the annotation that was begun, asks for it."""
+    started = study.child("annotate")
+    begun = started.read_json(STARTED)["settings"] if started.exists(STARTED) else {}
+    return bool(_settings(study).get("annotate", {}).get("p_true") or begun.get("p_true"))
+
+
+def _settings(study: Folder) -> dict[str, Any]:
+    """Of `slick study`; empty where the steps are run one by one."""
+    found: dict[str, Any] = study.read_json("study.json")["settings"] if study.exists("study.json") else {}
+    return found
+
+
+def _why_not(study: Folder, step: str) -> str:
+    """What is not begun because the study does without."""
+    asked, model = asked_of(study), _settings(study).get("model")
+    if step == "world" and model:
+        return f": the model is {model}"
+    if step in ("variants", "sweep") and asked and not any(EXPERIMENTS[name].needs for name in asked):
+        return ": nothing that is asked for trains"
+    return ""
+
+
+def experiments_left(study: Folder) -> Iterator[str]:
+    """The experiments that were asked for and are not done, each with what it lacks.
+
+    What the settings cannot give, and the forecast of the study has left out, is not waited for.
+    """
+    settings = _settings(study)
+    if not (asked := asked_of(study)) or read_manifest(study.child("annotate")) is None:
+        return  # before the labels are there, all of them are left
+    known = {name: settings["variants"][name] for name in VariantsConfig.__slots__ if name in settings["variants"]}
+    config = VariantsConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
+    runs = {row.run_id: row for row in (*_settled(study), *standings(study))}
+    p_true_done = read_manifest(study.child("annotate", "p_true")) is not None
+    for name in asked:
+        experiment = EXPERIMENTS[name]
+        wanted = trained_by([name], config) if experiment.needs else ()
+        states = [row.state for row in runs.values() if row.variant in wanted]
+        lacks = []
+        if experiment.p_true and settings["annotate"].get("p_true") and not p_true_done:
+            lacks.append(P_TRUE)
+        if states.count("done") < len(states):
+            lacks.append(f"{len(states) - states.count('done')} of {len(states)} trainings")
+        if lacks:
+            yield f"{name} ({', '.join(lacks)})"
 
 
 def _is_under_way(study: Folder, step: str) -> bool:
@@ -51,25 +125,37 @@ def _size(study: Folder, step: str) -> str:
     if step == "questions":
         return f", {_rows(study.child('questions')):,} questions"
     if step == "annotate":
-        wanted = _annotated(study)
-        stores = [study.child("annotate", name) for name in ("generations", "gold")]
-        return f", {sum(_rows(store) for store in stores):,} of {wanted:,} questions asked"
+        return _annotated(study)
     if step == "variants":
         return f", {len(study.child('variants').names('.parquet'))} fine-tuning sets"
     if step == "sweep":
         return _runs(study)
-    return ""
+    return _graded(study) if step == "report" else ""
 
 
 def _rows(folder: Folder) -> int:
     return sum(folder.num_rows(name) for name in folder.names(".parquet"))
 
 
-def _annotated(study: Folder) -> int:
-    """Questions that the annotation is to ask, from its settings."""
-    from slick.annotation import questions_to_ask
+def _annotated(study: Folder) -> str:
+    """Questions that were asked of those that the annotation is to ask, from its settings."""
+    from slick.annotation.standing import MAIN, asked_so_far
 
-    return questions_to_ask(study)
+    words = {MAIN: "questions asked", "repeats": "asked again", "controls": "of subjects that nobody knows"}
+    found = asked_so_far(study)
+    return "".join(f", {one.num:,} of {one.wanted:,} {words[store]}" for store, one in found.items())
+
+
+def _graded(study: Folder) -> str:
+    """How much of the sheet of wrong answers is graded; nothing until a person has begun."""
+    tables = study.child("report", "tables")
+    if not tables.exists(SHEET):
+        return ""
+    try:
+        sheet = read_sheet(tables.read_bytes(SHEET), SHEET)
+    except DataError:
+        return f", {SHEET} cannot be read"
+    return f", {len(sheet.filled)} of {len(sheet.grades)} wrong answers graded" if sheet.filled else ""
 
 
 def _runs(study: Folder) -> str:
@@ -84,14 +170,18 @@ def standings(study: Folder) -> list[Standing]:
     """The trainings of the sweep: as it has written them down, or as the study's settings have them."""
     sweep = study.child("sweep")
     planned = read_planned(sweep)
-    if not planned and study.exists("study.json"):
-        grid = study.read_json("study.json")["settings"]["sweep"]["grid"]
-        planned = {
-            f"{variant}-seed{seed}": {"variant": variant, "seed": seed, "settings": "", "epochs": max(grid["epochs"])}
-            for variant in grid["variants"]
-            for seed in grid["seeds"]
-        }
-    return read_standings(study, planned, read_live(sweep))
+    return read_standings(study, planned, read_live(sweep)) if planned else _settled(study)
+
+
+def _settled(study: Folder) -> list[Standing]:
+    """The trainings that the study's settings name, at the sweep's own settings."""
+    grid = _settings(study).get("sweep", {}).get("grid", {"variants": (), "seeds": ()})
+    planned = {
+        f"{variant}-seed{seed}": {"variant": variant, "seed": seed, "settings": "", "epochs": max(grid["epochs"])}
+        for variant in grid["variants"]
+        for seed in grid["seeds"]
+    }
+    return read_standings(study, planned, read_live(study.child("sweep")))
 
 
 if __name__ == "__main__":

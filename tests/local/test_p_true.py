@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.status import describe_p_true
 from slick.annotation import AnnotateConfig, annotate, read_p_true
 from slick.annotation.p_true import CHOICES, P_TRUE_SCHEMA, PREFIX, p_true_suffix
 from slick.engines.base import PromptBatch, SamplingConfig
@@ -170,7 +171,11 @@ def test_half_the_parts_gone_are_made_again_and_the_others_kept(done: Folder, tm
     for name in names[::2]:
         folder.delete(name)
     kept = {name: folder.read_bytes(name) for name in names[1::2]}
+    half = sum(folder.num_rows(name) for name in names[1::2])
+    whole = len(wanted_ids(study))
+    assert describe_p_true(study) == f"begun, not finished, {half} of {whole} gold answers scored"
     annotate(study, replace(WITH, batches_per_file=2))
+    assert describe_p_true(study).endswith(f", {whole} of {whole} gold answers scored")
     assert read_p_true(study).equals(read_p_true(done))
     assert {name: folder.read_bytes(name) for name in kept} == kept
     assert folder.exists("manifest.json")

@@ -5,11 +5,18 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from jobs.presets import StudyConfig, paper_study, smoke_study
 from jobs.status import describe, main, standings
+from jobs.study import resolve
+from slick.annotation import AnnotateConfig
+from slick.annotation.score import Scope, identity
 from slick.storage import Folder
-from slick.study import Manifest
+from slick.study import Manifest, begin, plain_settings
+from slick.variants import VariantsConfig
+from tests.unit.answers_study import Asked, write_questions
 from tuning.board import Course
 from tuning.config import TrainConfig
 from tuning.grid import Trajectory
@@ -141,3 +148,124 @@ def test_what_tune_writes_down_of_a_course_is_how_it_began() -> None:
     again = copy.deepcopy(course)
     assert again.packs == course.packs
     assert again.num_retries == 0
+
+
+QUESTIONS = [
+    Asked(question_id=f"{relation}-{split}-{i}", gold=("Oslo",), greedy=("Oslo",), sampled=(("Rome",),),
+          relation=relation, split=split)
+    for relation in ("P19", "P36")
+    for split, num in (("train", 6), ("test", 5), ("dev", 4))
+    for i in range(num)
+]  # fmt: skip
+LABELLED = AnnotateConfig(repeats_per_relation=3, controls_per_relation=2)
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Folder:
+    """A study whose 22 questions are being asked."""
+    study = Folder(str(tmp_path))
+    write_questions(study, QUESTIONS)
+    study.child("annotate").write_json("exemplars.json", {"P19": [], "P36": []})
+    begin(study.child("annotate"), "annotate", "x", LABELLED)
+    return study
+
+
+def store(folder: Folder, num: int) -> None:
+    ids = [one.question_id for one in QUESTIONS if one.split != "dev"][:num]
+    folder.write_table("part-0.parquet", pa.table({"question_id": ids}))
+
+
+def shown(study: Folder, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    main(["--out", study.uri])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    return {line[2:12].strip(): line[13:] for line in lines}
+
+
+def test_an_annotation_under_way_is_told_store_by_store(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    store(asking.child("annotate", "generations"), 22)
+    store(asking.child("annotate", "repeats"), 4)
+    found = shown(asking, capsys)
+    assert found["annotate"] == (
+        "begun, not finished, 22 of 22 questions asked, 4 of 6 asked again, 0 of 4 of subjects that nobody knows"
+    )
+    assert "P(True)" not in found, "nobody asked for it"
+    gold = replace(LABELLED, estimator="gold", repeats_per_relation=0)
+    asking.child("annotate").delete("started.json")
+    begin(asking.child("annotate"), "annotate", "x", gold)
+    store(asking.child("annotate", "gold"), 7)
+    assert ", 7 of 22 questions asked, 0 of 4 of subjects" in shown(asking, capsys)["annotate"]
+
+
+@pytest.mark.parametrize(("of", "wanted"), [("test", 10), ("all", 22)])
+def test_p_true_is_told_as_the_steps_are(
+    asking: Folder, of: Scope, wanted: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = replace(LABELLED, p_true=True, p_true_of=of), asking.child("annotate", "p_true")
+    asking.child("annotate").delete("started.json")
+    begin(asking.child("annotate"), "annotate", "x", config)
+    assert shown(asking, capsys)["P(True)"] == "not begun"
+    begin(folder, "P(True)", "x", identity(config))
+    assert shown(asking, capsys)["P(True)"] == f"begun, not finished, 0 of {wanted} gold answers scored"
+    store(folder, 6)
+    assert shown(asking, capsys)["P(True)"] == f"begun, not finished, 6 of {wanted} gold answers scored"
+    store(folder, wanted)
+    finish(folder)
+    assert shown(asking, capsys)["P(True)"] == f"done in 1 s, {wanted} of {wanted} gold answers scored"
+
+
+def test_p_true_that_a_study_asks_for_later_is_not_begun(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(asking.child("annotate"))
+    write_settings(asking, replace(smoke_study(), experiments=("counts",)))
+    assert "P(True)" not in shown(asking, capsys)
+    config = replace(smoke_study(), variants=VariantsConfig(), experiments=("counts,p_true,idk",))
+    write_settings(asking, config)
+    found = shown(asking, capsys)
+    assert found["P(True)"] == "not begun"
+    assert found["asked for"] == "counts, p_true, idk"
+    assert found["left"] == "p_true (P(True), 1 of 1 trainings); idk (2 of 2 trainings)"
+    finish(asking.child("annotate", "p_true"))
+    finish(asking.child("runs", "natural-seed0"))
+    finish(asking.child("runs", "idk-050-seed0"))
+    assert shown(asking, capsys)["left"] == "idk (1 of 2 trainings)"
+    finish(asking.child("runs", "unknown-050-seed0"))
+    assert "left" not in shown(asking, capsys)
+
+
+def write_settings(study: Folder, config: StudyConfig) -> None:
+    study.write_json("study.json", {"settings": plain_settings(resolve(config)), "versions": {}})
+
+
+def test_what_a_new_wish_adds_to_a_finished_sweep_is_left(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sweep's own plan is of the old grid until it begins again."""
+    finish(asking.child("annotate"))
+    write_planned(asking.child("sweep"), [Trajectory(variant="unknown-050", seed=0, epochs=3)])
+    for folder in (asking.child("sweep"), asking.child("runs", "unknown-050-seed0")):
+        finish(folder)
+    write_settings(asking, replace(smoke_study(), experiments=("concentration",)))
+    found = shown(asking, capsys)
+    assert found["left"] == "concentration (1 of 2 trainings)"
+    assert found["sweep"].startswith("done in 1 s, 1 of 1 trainings")
+
+
+def test_steps_that_a_study_does_without_say_so(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    write_settings(asking, replace(smoke_study(), experiments=("counts,stability",)))
+    found = shown(asking, capsys)
+    assert found["variants"] == found["sweep"] == "not begun: nothing that is asked for trains"
+    assert found["world"] == "not begun"
+    asked = replace(paper_study(), model="org/model", questions="q.zip", experiments=("idk",))
+    write_settings(asking, asked)
+    found = shown(asking, capsys)
+    assert found["world"] == "not begun: the model is org/model"
+    assert found["sweep"] == "not begun"
+
+
+def test_the_sheet_of_wrong_answers_tells_how_far_its_grading_is(asking: Folder) -> None:
+    finish(asking.child("report"))
+    tables = asking.child("report", "tables")
+    assert describe(asking, "report") == "done in 1 s"
+    for grades, said in ((",", ""), ("wrong,", ", 1 of 2 wrong answers graded")):
+        first, second = grades.split(",")
+        tables.write_bytes("error_audit.csv", f"sheet,answer_id,grade\ns,a,{first}\ns,b,{second}\n".encode())
+        assert describe(asking, "report") == f"done in 1 s{said}"
+    tables.write_bytes("error_audit.csv", b"nonsense")
+    assert describe(asking, "report") == "done in 1 s, error_audit.csv cannot be read"
