@@ -77,7 +77,8 @@ def with_finished(study: Folder, config: StudyConfig) -> SweepConfig:
     A set counts if nothing of it is left to train at these settings; one of other settings is left alone.
     """
     sweep, needed = config.sweep, set(config.sweep.grid.variants)
-    drawn = [name for name in require(study.child("variants"), "variants").counts if name not in needed]
+    names = require(study.child("variants"), "variants").counts
+    drawn = [name for name in names if name not in needed]
     if not drawn:
         return sweep
     others = replace(sweep, grid=replace(sweep.grid, variants=tuple(drawn)))
@@ -96,7 +97,7 @@ def with_finished(study: Folder, config: StudyConfig) -> SweepConfig:
         return sweep
     missing = {run.variant for run in others.trajectories if run.run_id not in there or run.run_id in left}
     kept = needed | (set(drawn) - missing)
-    ordered = dict.fromkeys([*variant_names(config.variants), *sweep.grid.variants])
+    ordered = dict.fromkeys([*names, *sweep.grid.variants])
     return replace(sweep, grid=replace(sweep.grid, variants=tuple(name for name in ordered if name in kept)))
 
 

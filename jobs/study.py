@@ -21,6 +21,7 @@ from slick.experiments import EXPERIMENTS, parse_names
 from slick.progress import duration
 from slick.storage import Folder
 from slick.study import Manifest, plain_settings, versions
+from slick.variants import with_drawn
 
 
 def main(argv: Sequence[str]) -> None:
@@ -99,8 +100,8 @@ def run_study(study: Folder, config: StudyConfig) -> None:
         seconds = time.monotonic() - step_began
         print(f"[{number}/{len(steps)}] {name}: done in {duration(seconds)}\n", flush=True)
         if number == 1:  # not before a step has agreed that the folder is of these settings
-            settings = plain_settings(replace(config, experiments=_ever_asked(study, config)))
-            study.write_json("study.json", {"settings": settings, "versions": versions()})
+            asked = replace(config, experiments=_ever_asked(study, config), variants=with_drawn(study, config.variants))
+            study.write_json("study.json", {"settings": plain_settings(asked), "versions": versions()})
         assert manifest.step == name, f"{name} returned the manifest of {manifest.step}"
     print(f"The study took {duration(time.monotonic() - began)}. Report: {study.child('report')}/index.html")
 

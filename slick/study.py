@@ -107,18 +107,42 @@ def begin(folder: Folder, step: str, identity: str, settings: object) -> bool:
         StudyError: the folder was written with other inputs or settings.
     """
     manifest = read_manifest(folder)
-    found = manifest.fingerprint if manifest else None
+    found, before = (manifest.fingerprint, manifest.settings) if manifest else (None, {})
     if found is None and folder.exists(STARTED):
-        found = folder.read_json(STARTED).get("fingerprint", "not stated")
+        started = folder.read_json(STARTED)
+        found, before = started.get("fingerprint", "not stated"), started.get("settings", {})
     if found is not None and found != identity:
         raise StudyError(
             f"{folder.uri} was written with other inputs or settings: its fingerprint is {found}, this {step} step's "
-            f"is {identity}; choose another --out, or delete that folder to do the step again"
+            f"is {identity}{_changed(before, settings)}; choose another --out, or delete that folder to do the step "
+            "again"
         )
     if manifest is not None:
         return False
     folder.write_json(STARTED, {"fingerprint": identity, "settings": _plain(settings)})
     return True
+
+
+_MOST_CHANGED = 4
+"""Settings that a refusal names."""
+
+
+def _changed(before: dict[str, Any], settings: object) -> str:
+    """The settings that count and are others than before, for people; empty if none is, so that inputs are."""
+    counting: Any = settings.identity() if hasattr(settings, "identity") else settings
+    old, new = _flat(before), _flat(_plain(counting))
+    names = [name for name in new if name in old and old[name] != new[name]]
+    if not names:
+        return ""
+    more = f" and {len(names) - _MOST_CHANGED} more" if len(names) > _MOST_CHANGED else ""
+    return f" ({', '.join(f'{name} was {old[name]}, is {new[name]}' for name in names[:_MOST_CHANGED])}{more})"
+
+
+def _flat(value: object, name: str = "") -> dict[str, object]:
+    """Values of nested settings by dotted name."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: one for part, inner in value.items() for key, one in _flat(inner, f"{name}.{part}".strip(".")).items()}
 
 
 def finish(

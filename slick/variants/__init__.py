@@ -1,5 +1,6 @@
 """Fine-tuning sets drawn from a knowledge table, with an audited mix."""
 
 from slick.variants.draw import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
+from slick.variants.growing import with_drawn
 
-__all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
+__all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names", "with_drawn"]

@@ -8,7 +8,7 @@ in `slick.variants.rows`. A set that cannot be drawn is refused, never shrunk.
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from slick.errors import DataError, StudyError, VariantError
 from slick.prompts import closed_book_prompt
 from slick.storage import Folder
-from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
+from slick.study import STARTED, Manifest, begin, fingerprint, finish, plain_settings, read_manifest, require
 from slick.types import Category
+from slick.variants.growing import is_of, with_drawn
 from slick.variants.plan import VariantsConfig, relation_sizes, variant_names, variant_specs
 from slick.variants.rows import Need, Pools, RowOrder, VariantSpec, draw_rows, plan
 
@@ -33,13 +34,17 @@ _KNOWLEDGE_COLUMNS = ["question_id", "relation", "domain", "split", "category"]
 def draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
     """Draw every set from the study's knowledge table into variants/NAME.parquet, and audit what was written.
 
+    Sets may be asked for later: those that are there stay as they are, to the byte, also when they are not asked for
+    now, and only what is new is drawn.
+
     Returns:
         The manifest. Its counts are by name of the set: num, kind, requested_share and unknown_share (achieved, in
         [0, 1]), categories, relations (rows by relation and category) and dropped_relations. Its inputs bind the sets
         to the knowledge table and to the model that made it.
 
     Raises:
-        StudyError: questions or knowledge are not finished, or do not belong together.
+        StudyError: questions or knowledge are not finished, or do not belong together; or the sets that are there were
+            drawn from other knowledge, or otherwise.
         VariantError: the knowledge table cannot give these sets.
     """
     started_at = time.monotonic()
@@ -50,20 +55,26 @@ def draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
             f"{asked.fingerprint}; delete {study}/annotate and run `slick annotate` again"
         )
     inputs = {"knowledge": annotated.fingerprint, "model": annotated.inputs["model"]}
-    identity = fingerprint(inputs, config.identity())
     folder = study.child("variants")
-    if read_manifest(folder) is not None:
-        begin(folder, "variants", identity, config)  # refuses other settings
-        return require(folder, "variants")
+    before, config = read_manifest(folder), with_drawn(study, config)
+    identity = fingerprint(inputs, config.identity())
+    if before is not None and not is_of(before, inputs):
+        begin(folder, "variants", identity, config)  # refuses
+    if before is not None and before.fingerprint == identity:
+        return before
     rows = _training_rows(study)
     pools = _pools(rows)
     sizes, dropped = relation_sizes(pools, config)
     # Only now: a refused draw leaves nothing behind, so it can be asked for again with what the message proposes.
-    begin(folder, "variants", identity, config)
-    counts = _write(folder, config, rows, pools, sizes)
+    if before is None:
+        folder.delete()  # of a draw that was broken off: no set of it was ever used
+        begin(folder, "variants", identity, config)
+    counts = _write(folder, config, rows, pools, sizes, before.counts if before else {})
     for entry in counts.values():
         entry["dropped_relations"] = dropped
-    _print_summary(counts, sizes, dropped)
+    _print_summary(counts, sizes, dropped, before.counts if before else {})
+    if before is not None:
+        folder.write_json(STARTED, {"fingerprint": identity, "settings": plain_settings(config)})
     return finish(folder, "variants", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
 
 
@@ -140,14 +151,22 @@ def _pools(rows: Mapping[str, _Row]) -> dict[str, dict[Category, list[str]]]:
 
 
 def _write(
-    folder: Folder, config: VariantsConfig, rows: Mapping[str, _Row], pools: Pools, sizes: Mapping[str, int]
+    folder: Folder,
+    config: VariantsConfig,
+    rows: Mapping[str, _Row],
+    pools: Pools,
+    sizes: Mapping[str, int],
+    before: Mapping[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Write every set; its audited counts by name."""
+    """Write every set that is not there; audited counts of all by name."""
     specs = variant_specs(config)
     planned = plan(specs, pools, sizes, config.seed)
     orders = {stream: RowOrder(config.seed, stream) for stream in {"", *map(_stream, specs)}}  # each hashes a row once
     counts = {}
     for spec in specs:
+        if spec.name in before:
+            counts[spec.name] = before[spec.name]
+            continue
         order = orders["" if config.nested else _stream(spec)]
         drawn = draw_rows(planned[spec.name], pools, order)
         folder.write_table(f"{spec.name}.parquet", _table(spec, drawn, rows, config.idk_phrase))
@@ -201,9 +220,15 @@ def _audit(
     }
 
 
-def _print_summary(counts: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], dropped: Sequence[str]) -> None:
-    print(f"variants: |D| = {sum(sizes.values()):,} rows from {len(sizes)} relations, {len(counts)} sets")
+def _print_summary(
+    counts: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], dropped: Sequence[str], before: Container[str]
+) -> None:
+    new = sum(name not in before for name in counts)
+    drawn = f"{len(counts)} sets" + (f", {new} of them new" if new < len(counts) else "")
+    print(f"variants: |D| = {sum(sizes.values()):,} rows from {len(sizes)} relations, {drawn}")
     if dropped:
         print(f"variants: left out for want of rows: {', '.join(dropped)}")
     for name, entry in counts.items():
+        if name in before:
+            continue
         print(f"  {name:<16} {entry['num']:>7,} rows, {entry['unknown_share']:.1%} Unknown")

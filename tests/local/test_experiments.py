@@ -31,7 +31,7 @@ def variants(out: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_more_experiments_are_asked_of_the_same_folder(tmp_path: Path) -> None:
     out = tmp_path / "study"
     study(out, "idk")
@@ -49,5 +49,25 @@ def test_more_experiments_are_asked_of_the_same_folder(tmp_path: Path) -> None:
     redone = {name.split("/")[0] for name, stamp in before.items() if after[name] != stamp}
     assert redone == {"sweep", "report"}, "points are read off again, and nothing is trained or asked twice"
     assert variants(out) == {"unknown-000", "unknown-050", "unknown-100", "idk-050"}, "finished sets keep their points"
-    asked = json.loads((out / "study.json").read_text())["settings"]["experiments"]
-    assert asked == ["counts", "ood", "idk"], "what is asked of a folder adds up"
+    assert json.loads((out / "study.json").read_text())["settings"]["experiments"] == ["counts", "ood", "idk"]
+
+    sets = {path.name: path.read_bytes() for path in (out / "variants").glob("*.parquet")}
+    before = written(out)
+    shown = study(out, "concentration")
+    assert "6 sets, 1 of them new" in shown
+    after = written(out)
+    assert after.keys() - before.keys() == {"runs/concentrated-050-seed0/manifest.json"}
+    redone = {name.split("/")[0] for name, stamp in before.items() if after[name] != stamp}
+    assert redone == {"variants", "sweep", "report"}
+    assert {name: (out / "variants" / name).read_bytes() for name in sets} == sets
+    tables = [path.name for path in (out / "report" / "tables").glob("concentration*.csv")]
+    assert tables, "the report shows it"
+
+    before = written(out)
+    study(out, "idk")
+    after = written(out)
+    assert {name for name, stamp in after.items() if before.get(name) != stamp} <= {"report/manifest.json"}
+    assert "concentrated-050" in variants(out), "what was asked for before is still there"
+    settings = json.loads((out / "study.json").read_text())["settings"]
+    assert settings["experiments"] == ["counts", "ood", "idk", "concentration"], "what is asked of a folder adds up"
+    assert settings["variants"]["concentrated_shares"] == [0.5]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from slick.annotation import AnnotateConfig
+from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import begin, fingerprint, finish, plain_settings, read_manifest, require
@@ -67,6 +69,26 @@ def test_other_settings_are_refused_and_nothing_is_touched(folder: Folder, finis
     with pytest.raises(StudyError, match=r"its fingerprint is one, this annotate step's is two; .* delete that folder"):
         begin(folder, "annotate", "two", Settings())
     assert {name: folder.read_bytes(name) for name in folder.names()} == before
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_refusal_names_the_settings_that_changed(folder: Folder, finished: bool) -> None:
+    begin(folder, "annotate", "one", Settings())
+    if finished:
+        close(folder)
+    now = Settings(seed=4, inner=Inner(sizes=(1, 3)))
+    with pytest.raises(
+        StudyError, match=r"is two \(seed was 0, is 4, inner\.sizes was \[1, 2\], is \[1, 3\]\); choose"
+    ):
+        begin(folder, "annotate", "two", now)
+
+
+def test_a_refusal_names_no_setting_that_does_not_count(folder: Folder) -> None:
+    begin(folder, "annotate", "one", AnnotateConfig(max_actors=3))
+    with pytest.raises(StudyError, match=r"is two \(sampling\.seed was 0, is 5\); choose"):
+        begin(folder, "annotate", "two", AnnotateConfig(max_actors=9, sampling=SamplingConfig(seed=5)))
+    with pytest.raises(StudyError, match=r"is two; choose"):
+        begin(folder, "annotate", "two", AnnotateConfig(max_actors=9))
 
 
 def test_an_unfinished_step_names_the_command(folder: Folder) -> None:

@@ -1,0 +1,85 @@
+"""Sets that are asked for later: which settings add to the sets that a study holds, and which contradict them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from slick.errors import StudyError
+from slick.storage import Folder
+from slick.study import Manifest, fingerprint, read_manifest
+from slick.variants.plan import VariantsConfig
+
+SETS = ("unknown_shares", "known_shares", "single_categories", "natural", "idk_shares", "concentrated_shares")
+"""Settings that say which sets are drawn; none of them changes the rows of another set."""
+
+
+def extended(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConfig:
+    """Settings that ask for all sets of both; in everything else they are those of `drawn`.
+
+    Args:
+        drawn: by which sets were drawn.
+        config: what is asked for now.
+
+    >>> extended(VariantsConfig(known_shares=(0.5,)), VariantsConfig(known_shares=(0.25,))).known_shares
+    (0.25, 0.5)
+    """
+    both: dict[str, Any] = {}
+    for name in SETS:
+        old, new = getattr(drawn, name), getattr(config, name)
+        if isinstance(old, bool):
+            both[name] = old or new
+        else:
+            known = {round(100 * share) for share in old}
+            more = [share for share in new if round(100 * share) not in known]
+            both[name] = tuple(sorted([*old, *more])) if more else old
+    phrase = drawn.idk_phrase if drawn.idk_shares else config.idk_phrase
+    return replace(drawn, **both, idk_phrase=phrase)
+
+
+def clashes(drawn: VariantsConfig, config: VariantsConfig) -> list[str]:
+    """Names of the settings under which sets of both would not be of one kind."""
+    free = {*SETS, *(() if drawn.idk_shares and config.idk_shares else ("idk_phrase",))}
+    return [name for name in config.__slots__ if name not in free and getattr(drawn, name) != getattr(config, name)]
+
+
+def with_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
+    """The settings with the sets that the study holds already.
+
+    Args:
+        study: its folder.
+        config: what is asked for.
+
+    Raises:
+        StudyError: the sets that are there were drawn otherwise, so new ones would not be of one kind with them.
+    """
+    folder = study.child("variants")
+    before = read_manifest(folder)
+    drawn = None if before is None else _settings_of(before)
+    if drawn is None:
+        return config
+    if names := clashes(drawn, config):
+        was, now = (", ".join(f"{name} {getattr(one, name)}" for name in names) for one in (drawn, config))
+        raise StudyError(
+            f"{folder} holds fine-tuning sets that were drawn with {was}; now {now} is asked for, and sets of both "
+            "would not be of one kind: ask with the settings as they were, or choose another --out, or delete that "
+            f"folder and {study.child('runs')} to draw and train all sets again"
+        )
+    return extended(drawn, config)
+
+
+def is_of(manifest: Manifest, inputs: Mapping[str, str]) -> bool:
+    """True if the sets that are there were drawn from these inputs, by rules that this version knows.
+
+    Args:
+        manifest: of the variants step.
+        inputs: fingerprints, as of now.
+    """
+    drawn = _settings_of(manifest)
+    return drawn is not None and manifest.fingerprint == fingerprint(inputs, drawn.identity())
+
+
+def _settings_of(manifest: Manifest) -> VariantsConfig | None:
+    """The settings of the sets that are there; None if another version knows more of them."""
+    if set(manifest.settings) - set(VariantsConfig.__slots__):
+        return None
+    return VariantsConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in manifest.settings.items()})
