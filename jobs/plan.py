@@ -22,8 +22,8 @@ from tuning.machines import Machine, usual_machine
 from tuning.memory import ROOM
 from tuning.rates import Rates, read_rates
 
-_ABOVE_0 = ("gpus", "gpu_memory", "machine_memory", "gpus_a_machine", "rows_at_once")
-_ABOVE_0 += ("questions", "trainings", "epochs", "train_rows", "asked_rows")
+_ABOVE_0 = ("gpus", "gpu_memory", "machine_memory", "gpus_a_machine", "rows_at_once",
+            "questions", "trainings", "epochs", "train_rows", "asked_rows")  # fmt: skip
 MOST_SCALED = 10.0
 """Speeds of a model so many times smaller or larger are taken without a warning."""
 _PROMPT_TOKENS, _ANSWER_TOKENS = 82, 5

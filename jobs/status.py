@@ -15,7 +15,7 @@ from slick.report.asked import asked_of
 from slick.report.sheets import SHEET
 from slick.storage import Folder
 from slick.study import STARTED, read_manifest
-from slick.variants import VariantsConfig
+from slick.variants import stored_settings
 from tuning.standing import PLANNED, Standing, headline, read_live, read_planned, read_standings, table
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep", "report")
@@ -85,9 +85,14 @@ def _why_not(study: Folder, step: str) -> str:
     asked, model = asked_of(study), _settings(study).get("model")
     if step == "world" and model:
         return f": the model is {model}"
-    if step in ("variants", "sweep") and asked and not any(EXPERIMENTS[name].needs for name in asked):
+    if step in ("variants", "sweep") and asked and not any(EXPERIMENTS[name].needs for name in _known(asked)):
         return ": nothing that is asked for trains"
     return ""
+
+
+def _known(asked: Sequence[str]) -> list[str]:
+    """Without those of another version."""
+    return [name for name in asked if name in EXPERIMENTS]
 
 
 def experiments_left(study: Folder) -> Iterator[str]:
@@ -96,13 +101,12 @@ def experiments_left(study: Folder) -> Iterator[str]:
     What the settings cannot give, and the forecast of the study has left out, is not waited for.
     """
     settings = _settings(study)
-    if not (asked := asked_of(study)) or read_manifest(study.child("annotate")) is None:
+    asked, config = asked_of(study), stored_settings(settings.get("variants", {}))
+    if not asked or config is None or read_manifest(study.child("annotate")) is None:
         return  # before the labels are there, all of them are left
-    known = {name: settings["variants"][name] for name in VariantsConfig.__slots__ if name in settings["variants"]}
-    config = VariantsConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
     runs = {row.run_id: row for row in (*_settled(study), *standings(study))}
     p_true_done = read_manifest(study.child("annotate", "p_true")) is not None
-    for name in asked:
+    for name in _known(asked):
         experiment = EXPERIMENTS[name]
         wanted = trained_by([name], config) if experiment.needs else ()
         states = [row.state for row in runs.values() if row.variant in wanted]

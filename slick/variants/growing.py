@@ -54,7 +54,7 @@ def with_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
     """
     folder = study.child("variants")
     before = read_manifest(folder)
-    drawn = None if before is None else _settings_of(before)
+    drawn = None if before is None else stored_settings(before.settings)
     if drawn is None:
         return config
     if names := clashes(drawn, config):
@@ -74,12 +74,13 @@ def is_of(manifest: Manifest, inputs: Mapping[str, str]) -> bool:
         manifest: of the variants step.
         inputs: fingerprints, as of now.
     """
-    drawn = _settings_of(manifest)
+    drawn = stored_settings(manifest.settings)
     return drawn is not None and manifest.fingerprint == fingerprint(inputs, drawn.identity())
 
 
-def _settings_of(manifest: Manifest) -> VariantsConfig | None:
-    """The settings of the sets that are there; None if another version knows more of them."""
-    if set(manifest.settings) - set(VariantsConfig.__slots__):
+def stored_settings(settings: Mapping[str, Any]) -> VariantsConfig | None:
+    """The settings that a manifest or study.json holds; None if another version knows more of them."""
+    if set(settings) - set(VariantsConfig.__slots__):
         return None
-    return VariantsConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in manifest.settings.items()})
+    found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    return VariantsConfig(**found)
