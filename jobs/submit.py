@@ -11,6 +11,7 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 --no-wait             do not follow the job; `slick jobs` shows it
 --dry-run             check everything and show what would run, without the cluster
 
+The job runs with the Python that the head's Ray itself runs with, wherever that was started from (jobs/start.sh).
 Files that --questions, --source, --audit, --relations or --graded name travel with the code. Exit status: the step's.
 """
 

@@ -126,6 +126,21 @@ def test_files_that_flags_name_travel(tmp_path: Path, monkeypatch: pytest.Monkey
             plan_travel(flags, near=False)
 
 
+@pytest.mark.parametrize("flags", [["--graded", "sheet.csv"], ["--report.graded=sheet.csv"]])
+def test_a_graded_sheet_travels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    step = "study" if "report" in flags[0] else "report"
+    argv = [step, "demo", "--address", FAR, "--out", "s3://b/s", *flags]
+    with pytest.raises(SettingsError, match=r"sheet\.csv is not here; give a file of this machine"):
+        parse_submission(argv)
+    Path("sheet.csv").write_text("sheet,answer_id,grade\n")
+    assert parse_submission(argv).entrypoint.endswith(" ".join(flags).replace("sheet.csv", "files/sheet.csv"))
+    main([*argv, "--dry-run"])
+    assert "with sheet.csv as files/sheet.csv" in capsys.readouterr().out
+
+
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -205,7 +220,7 @@ BIN = "/usr/bin:/bin"
 def test_a_job_runs_with_rays_python_where_the_path_has_another_or_none(packed: Path, workers: str, first: str) -> None:
     path = f"{packed / first}:{packed / 'tools'}"
     (packed / "tools").mkdir(exist_ok=True)
-    for name in ("sh", "tr", "sed", "tail", "cat", "hostname"):  # a PATH without any Python
+    for name in ("sh", "tr", "sed", "tail", "cat", "uname"):  # a PATH without any Python
         if not (packed / "tools" / name).exists():
             (packed / "tools" / name).symlink_to(shutil.which(name, path=BIN) or name)
     done = start(packed, path, workers if workers == sys.executable else str(packed / workers))
@@ -218,6 +233,16 @@ def test_a_job_runs_with_the_paths_python_where_that_is_whole(packed: Path) -> N
         done = start(packed, f"{Path(sys.executable).parent}:{BIN}", workers)
         assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
         assert "slick variants needs --out DIR" in done.stderr
+
+
+def test_a_job_runs_with_rays_python_where_the_paths_has_another_ray(packed: Path) -> None:
+    """As Ray would refuse it: it wants one version of Ray and of Python in all of a cluster."""
+    (packed / "other").mkdir()
+    (packed / "other" / "python").write_text('#!/bin/sh\n[ "$1" = -c ] && echo 1.0.0 2 7 || echo the other\n')
+    (packed / "other" / "python").chmod(0o755)
+    path = f"{packed / 'other'}:{BIN}"
+    assert "slick variants needs --out DIR" in start(packed, path, sys.executable).stderr
+    assert start(packed, path, None).stdout == "the other\n", "without anything better it is taken"
 
 
 def test_a_head_without_a_python_for_the_job_says_so_in_one_message(packed: Path) -> None:
