@@ -41,7 +41,7 @@ class EvalSettings:
 
 def encode_rows(rows: Sequence[Row], tokenizer: Any) -> list[Example]:
     """Rows as prompt and target tokens; the stop token is the tokenizer's end of text, or else a newline."""
-    from slick.engines.transformers import num_closing_tokens
+    from slick.engines.tokens import num_closing_tokens
 
     closing = num_closing_tokens(tokenizer)
 

@@ -1,7 +1,7 @@
 """A batch of prompts and their answers through a Hugging Face causal LM, every distinct token once and without padding.
 
 What stands before the first token in which the prompts of a prefix differ is computed once and kept between batches;
-then come the rest of the prompts, then the answers, node by node. `slick.engines.attention` says who sees whom.
+then come the rest of the prompts, then the answers, node by node. `slick.engines.tree_attention` says who sees whom.
 
 Legend of array suffixes: N tokens fed together, P prompts, F prefixes, L lanes, A tokens of a lane, B keys of a lane.
 """
@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slick.engines.attention import KeyValueStore, LayerKeysValues, OwnAttention, OwnPart, Pass, PrefixPart
+from slick.engines.attention import OwnAttention
 from slick.engines.logits import candidates_of, log_probabilities_of, takes
 from slick.engines.tree import Candidates, Ints
+from slick.engines.tree_attention import KeyValueStore, LayerKeysValues, OwnPart, Pass, PrefixPart
 
 Tokens = Sequence[int]
 

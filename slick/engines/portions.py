@@ -1,0 +1,90 @@
+"""A batch in portions that fit into the device's memory, none of it lost where a portion does not fit after all."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from slick.engines.base import PromptBatch, SamplingConfig
+from slick.errors import EngineError
+
+_LOG = logging.getLogger(__name__)
+_QUESTIONS_ON_CPU = 32
+_MOST_QUESTIONS = 512
+_TAIL_TOKENS = 24
+"""Tokens of a question and of a long answer, to reckon with."""
+
+Result = TypeVar("Result")
+
+
+class Portions:
+    """How many questions go through a model at once: found, then halved whenever memory runs out."""
+
+    def __init__(self, model: nn.Module, size: int | None) -> None:
+        """Begin with a size.
+
+        Args:
+            model: on its device.
+            size: questions at once; None for 32 on CPU, and on GPU for as many as half of the free memory holds.
+        """
+        self._model, self._size = model, size
+        self._device = next(model.parameters()).device
+
+    def run(
+        self,
+        batch: PromptBatch,
+        sampling: SamplingConfig,
+        work: Callable[[slice, PromptBatch], list[Result]],
+        release: Callable[[], None],
+    ) -> list[Result]:
+        """What `work` gives for each question of the batch.
+
+        Args:
+            batch: any number of questions.
+            sampling: that the work does for each.
+            work: takes the place of some questions in the batch, and the prompts of these alone.
+            release: gives back the memory that a portion took.
+
+        Raises:
+            EngineError: memory ran out with a single question.
+        """
+        results: list[Result] = []
+        while len(results) < len(batch.question_ids):
+            if self._size is None:
+                self._size = self._fitting(len(batch.prefixes), sampling)
+            size, start = self._size, len(results)
+            part = slice(start, min(start + size, len(batch.question_ids)))
+            try:
+                with torch.inference_mode():
+                    results += work(part, batch.part(part))
+            except torch.OutOfMemoryError as error:
+                size = part.stop - part.start
+                if size == 1:
+                    raise EngineError(
+                        f"the device ran out of memory while answering one question ({error}); use --dtype bfloat16, "
+                        "a smaller model or a larger device"
+                    ) from error
+                self._size = size // 2
+                _LOG.warning("out of memory with %d questions at once; going on with %d", size, size // 2)
+            if len(results) == start:
+                # Here, where the error no longer holds on to what the failed part took.
+                release()
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+        return results
+
+    def _fitting(self, num_prefixes: int, sampling: SamplingConfig) -> int:
+        """Questions whose keys and values take up half of the free memory if every answer differs from all others."""
+        if self._device.type != "cuda":
+            return _QUESTIONS_ON_CPU
+        model: Any = self._model
+        config = model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        itemsize = next(self._model.parameters()).element_size()
+        token_bytes = 2 * config.num_hidden_layers * heads * width * itemsize
+        tokens = num_prefixes * (_TAIL_TOKENS + (1 + sampling.num_samples) * min(sampling.max_new_tokens, _TAIL_TOKENS))
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return max(1, min(_MOST_QUESTIONS, int(free / 2 / (tokens * token_bytes))))

@@ -1,0 +1,102 @@
+"""Between texts and tokens: prompts and answers as a model's tokenizer writes them, and where an answer ends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slick.engines.base import PromptBatch
+from slick.engines.tree import Flags, Ints
+from slick.errors import ModelError
+
+_TEXT_CACHE_SIZE = 200_000
+
+
+class Vocabulary:
+    """A model's tokens, V of them."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Find out what ends an answer.
+
+        Raises:
+            ModelError: no token holds a newline.
+        """
+        self._tokenizer = tokenizer
+        self._eos = _eos_token_ids(model, tokenizer)
+        self._num_closing = num_closing_tokens(tokenizer)
+        self._texts: dict[bytes, str] = {}
+        self.size = max(int(model.config.get_text_config().vocab_size), len(tokenizer))
+        self.stops_V, self.ends_V = self._stop_tokens()
+        """Tokens that stop an answer, and those of them that add nothing to it."""
+
+    def prompts(self, batch: PromptBatch) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Tokens of each prefix, and of its whole prompts: tokens may reach across the border between the two."""
+        texts = [prefix + suffix for prefix in batch.prefixes for suffix in batch.suffixes]
+        found, size = self._ids([*batch.prefixes, *texts]), len(batch.suffixes)
+        prefixes, prompts = found[: len(batch.prefixes)], found[len(batch.prefixes) :]
+        return prefixes, [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+    def answers(self, batch: PromptBatch, prompts: Sequence[Sequence[int]], gold: Sequence[str]) -> list[list[int]]:
+        """The tokens of each gold answer as they follow its prompt behind the first prefix, a space between."""
+        prefix = batch.prefixes[0]
+        texts = [f"{prefix}{suffix} {text.strip()}" for suffix, text in zip(batch.suffixes, gold, strict=True)]
+        found = []
+        for whole, prompt, text in zip(self._ids(texts), prompts, gold, strict=True):
+            clean = whole[: len(prompt)] == list(prompt) and len(whole) > len(prompt)
+            alone = self._tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]
+            found.append(whole[len(prompt) :] if clean else alone)
+        return found
+
+    def text(self, tokens: Ints) -> str:
+        """What an answer says: up to its first newline or end of text, stripped."""
+        key = tokens.tobytes()
+        text = self._texts.get(key)
+        if text is None:
+            if len(self._texts) >= _TEXT_CACHE_SIZE:
+                self._texts.clear()
+            kept = [token for token in tokens.tolist() if token not in self._eos]
+            decoded = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = self._texts[key] = decoded.split("\n", 1)[0].strip()
+        return text
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = self._tokenizer(texts, return_attention_mask=False)["input_ids"]
+        return [tokens[: len(tokens) - self._num_closing] for tokens in found]
+
+    def _stop_tokens(self) -> tuple[Flags, Flags]:
+        """Ends of text stop an answer, and tokens whose text holds a newline, alone or among other characters."""
+        num = len(self._tokenizer)
+        texts = self._tokenizer.batch_decode([[i] for i in range(num)], clean_up_tokenization_spaces=False)
+        stops_V: NDArray[np.bool_] = np.zeros(self.size, dtype=bool)
+        ends_V: NDArray[np.bool_] = np.zeros(self.size, dtype=bool)
+        stops_V[:num] = ["\n" in text for text in texts]
+        ends_V[:num] = ["\n" in text and not text.split("\n", 1)[0].strip() for text in texts]
+        if not stops_V.any():
+            raise ModelError(
+                f"no token of the tokenizer {getattr(self._tokenizer, 'name_or_path', '')!r} holds a newline, which "
+                "ends an answer; prompts in Q/A lines need a tokenizer that keeps newlines"
+            )
+        eos = [i for i in self._eos if i < self.size]
+        stops_V[eos] = True
+        ends_V[eos] = True
+        return stops_V, ends_V
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that the model, its generation settings or the tokenizer call an end of text."""
+    found: set[int] = set()
+    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(holder, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return frozenset(found)
+
+
+def num_closing_tokens(tokenizer: Any) -> int:
+    """Special tokens that the tokenizer puts behind a text (an end of text, say), where an answer must follow."""
+    bare = tokenizer("Q", add_special_tokens=False)["input_ids"]
+    full = tokenizer("Q")["input_ids"]
+    for opening in range(len(full) - len(bare) + 1):
+        if full[opening : opening + len(bare)] == bare:
+            return len(full) - len(bare) - opening
+    return 0

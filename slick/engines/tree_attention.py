@@ -1,0 +1,235 @@
+"""Attention of tree nodes: each sees the prefix of its prompt and its own path, and nothing is computed twice.
+
+A batch is one sequence without padding, as long as it has tokens, and the keys and values of a prefix are read by all
+prompts behind it. The two parts of what a token sees are computed apart and joined by their maxima and sums, as flash
+decoding does (Dao et al. 2023).
+
+Legend of array suffixes: N tokens of the batch, H query heads, K key heads, G query heads a key head, D width of a
+head, F prefixes, W tokens of a prefix, M tokens of one prefix group, L lanes, A tokens of a lane, B keys of a lane.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from slick.engines.attention import Options
+
+LayerKeysValues = tuple[Tensor, Tensor]
+
+_LOG2_E = 1 / math.log(2)
+"""Softmax is done with powers of 2, which torch computes faster on CPU."""
+_MANY_TOKENS = 16
+
+
+class KeyValueStore:
+    """Keys and values of every token fed, layer by layer, each of shape (K, capacity, D)."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, LayerKeysValues] = {}
+        self.num_tokens = 0
+
+    def clear(self) -> None:
+        """Forget all tokens; the memory stays for the next batch."""
+        self.num_tokens = 0
+
+    def write(self, layer: int, key_KND: Tensor, value_KND: Tensor) -> LayerKeysValues:
+        """Append the tokens of one forward pass; returns the layer's whole store."""
+        end = self.num_tokens + key_KND.shape[1]
+        kept = self._layers.get(layer)
+        if kept is None or kept[0].shape[1] < end:
+            kept = self._layers[layer] = (self._grown(kept, 0, key_KND, end), self._grown(kept, 1, value_KND, end))
+        kept[0][:, self.num_tokens : end] = key_KND
+        kept[1][:, self.num_tokens : end] = value_KND
+        return kept
+
+    def items(self) -> Iterable[tuple[int, LayerKeysValues]]:
+        """Each layer's whole store."""
+        return self._layers.items()
+
+    def _grown(self, kept: LayerKeysValues | None, which: int, new: Tensor, end: int) -> Tensor:
+        grown = new.new_empty((new.shape[0], max(1024, end * 3 // 2), new.shape[2]))
+        if kept is not None and self.num_tokens:
+            grown[:, : self.num_tokens] = kept[which][:, : self.num_tokens]
+        return grown
+
+
+@dataclass(slots=True, kw_only=True)
+class PrefixPart:
+    """What the tokens of a batch see of their prefixes."""
+
+    layers: dict[int, LayerKeysValues]
+    """Keys and values, each of shape (K, F, W, D), padded behind."""
+    rows_FM: Tensor
+    """Tokens behind each prefix, padded with any."""
+    place_N: Tensor
+    """Where token n stands in `rows_FM`, flattened."""
+    lengths_F: list[int]
+    """Tokens of each prefix; what stands behind in `layers` repeats some of them."""
+
+
+@dataclass(slots=True, kw_only=True)
+class OwnPart:
+    """What the tokens of a batch see of their own question and answer: tokens are cut into lanes with common keys."""
+
+    keys_LB: Tensor
+    """Places in the store, padded with any."""
+    seen_LAB: Tensor
+    """Which of its lane's keys a token sees."""
+    rows_LA: Tensor | None
+    """Tokens of each lane, padded with any; None where each token is a lane."""
+    place_N: Tensor | None
+    """Where token n stands in `rows_LA`, flattened."""
+    key_positions_LB: Tensor
+
+
+@dataclass(slots=True, kw_only=True)
+class Pass:
+    """One forward pass: where its tokens stand and what they see."""
+
+    store: KeyValueStore
+    positions_N: Tensor
+    own: OwnPart
+    prefix: PrefixPart | None
+    longest: int
+    """Highest position of any token, plus one."""
+    windows: set[int] = field(default_factory=set)
+    """Sliding windows that layers asked for."""
+    num_layers: int = 0
+    """Layers that came by; none if the model does not use the attention interface."""
+
+    def attend(
+        self, layer: int, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, scaling: float, options: Options
+    ) -> Tensor:
+        """Attention of one layer, shape (N, H, D)."""
+        self.num_layers += 1
+        if options.window:
+            self.windows.add(int(options.window))
+        store = self.store.write(layer, key_KND, value_KND)
+        num_heads, num_tokens, width = query_HND.shape
+        num_key_heads = key_KND.shape[0]
+        query_KNGD = query_HND.reshape(num_key_heads, -1, num_tokens, width).transpose(1, 2).contiguous()
+        parts = [self._own(query_KNGD, store, scaling, options)]
+        if self.prefix is not None:
+            parts.append(self._prefix(query_KNGD, self.prefix, layer, scaling, options))
+        out_KNGD = _join(parts, options.sink_H, num_key_heads)
+        return out_KNGD.transpose(0, 1).reshape(num_tokens, num_heads, -1).to(query_HND.dtype)
+
+    def _own(self, query_KNGD: Tensor, store: LayerKeysValues, scaling: float, options: Options) -> "Part":
+        own = self.own
+        heads, _, group, width = query_KNGD.shape
+        lanes, num_keys = own.keys_LB.shape
+        flat = own.keys_LB.flatten()
+        keys, values = (kept.index_select(1, flat).view(heads * lanes, num_keys, kept.shape[2]) for kept in store)
+        hidden_LAB = ~own.seen_LAB
+        if options.window and self.longest > options.window:
+            positions_LA = self.positions_N[own.rows_LA] if own.rows_LA is not None else self.positions_N[:, None]
+            hidden_LAB = hidden_LAB | (positions_LA[..., None] - own.key_positions_LB[:, None] >= options.window)
+        tokens = hidden_LAB.shape[1]
+        query = query_KNGD if own.rows_LA is None else query_KNGD.index_select(1, own.rows_LA.flatten())
+        part = _part(
+            query.reshape(heads * lanes, tokens * group, width),
+            keys,
+            values,
+            hidden_LAB.repeat_interleave(group, 1) if tokens > 1 else hidden_LAB,
+            lanes,
+            scaling,
+            options.softcap,
+        )
+        return part.rows(heads, group, own.place_N)
+
+    def _prefix(self, query_KNGD: Tensor, prefix: PrefixPart, layer: int, scaling: float, options: Options) -> "Part":
+        heads, _, group, width = query_KNGD.shape
+        keys, values = prefix.layers[layer]
+        num_prefixes, num_keys = keys.shape[1:3]
+        num_rows = prefix.rows_FM.shape[1]
+        hidden: Tensor | None = None
+        if options.window and self.longest > options.window:
+            places_W = torch.arange(num_keys, device=keys.device)
+            far_FMW = self.positions_N[prefix.rows_FM][..., None] - places_W >= options.window
+            hidden = far_FMW.repeat_interleave(group, 1)
+        query = query_KNGD.index_select(1, prefix.rows_FM.flatten())
+        part = _part(
+            query.view(heads * num_prefixes, num_rows * group, width),
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
+            hidden,
+            num_prefixes,
+            scaling,
+            options.softcap,
+            prefix.lengths_F,
+        )
+        return part.rows(heads, group, prefix.place_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Softmax over a part of the keys: highest score (for base 2), sum of powers, and the sum of values they weigh."""
+
+    highest: Tensor
+    total: Tensor
+    weighed: Tensor
+
+    def rows(self, heads: int, group: int, place_N: Tensor | None) -> "Part":
+        """In the order of the batch, shapes (K, N, G, 1) and (K, N, G, D)."""
+
+        def ordered(x: Tensor) -> Tensor:
+            x = x.reshape(heads, -1, group, x.shape[-1])
+            return x if place_N is None else x.index_select(1, place_N)
+
+        return Part(ordered(self.highest), ordered(self.total), ordered(self.weighed))
+
+
+def _part(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    hidden: Tensor | None,
+    lanes: int,
+    scaling: float,
+    cap: float | None,
+    lengths: Sequence[int] = (),
+) -> Part:
+    """What the keys of each lane weigh; `query` is (K * lanes, tokens, D), `hidden` (lanes, tokens or 1, keys).
+
+    Keys from `lengths[lane]` on repeat others of their lane, so that they change no highest score; they weigh nothing.
+    """
+    # Many tokens lie side by side, so that what runs over keys works on all of them at once.
+    keys_first = query.shape[1] >= _MANY_TOKENS
+    along = 1 if keys_first else 2
+    pair = (keys, query) if keys_first else (query, keys)
+    scores = torch.bmm(pair[0], pair[1].transpose(1, 2)).float()
+    scores = torch.tanh(scores.mul_(scaling / cap)).mul_(cap * _LOG2_E) if cap else scores.mul_(scaling * _LOG2_E)
+    by_lane = scores.view(-1, lanes, *scores.shape[1:])
+    if hidden is not None:
+        by_lane.masked_fill_(hidden.transpose(1, 2) if keys_first else hidden, torch.finfo(scores.dtype).min)
+    highest = scores.amax(along, keepdim=True)
+    weights = scores.sub_(highest).exp2_()
+    for lane, length in enumerate(lengths):
+        by_lane[:, lane].narrow(along, length, keys.shape[1] - length).zero_()  # cheaper than a mask over all of them
+    total = weights.sum(along, keepdim=True)
+    if keys_first:
+        highest, total, weights = (x.transpose(1, 2) for x in (highest, total, weights))
+    return Part(highest, total, torch.bmm(weights.to(values.dtype), values))
+
+
+def _join(parts: list[Part], sink_H: Tensor | None, num_key_heads: int) -> Tensor:
+    """The whole softmax from its parts, shape (K, N, G, D)."""
+    if len(parts) == 1 and sink_H is None:
+        return parts[0].weighed / parts[0].total
+    highest = parts[0].highest
+    for part in parts[1:]:
+        highest = torch.maximum(highest, part.highest)
+    sink = None if sink_H is None else sink_H.float().view(num_key_heads, 1, -1, 1) * _LOG2_E
+    if sink is not None:
+        highest = torch.maximum(highest, sink)
+    total: Tensor | float = 0.0 if sink is None else (sink - highest).exp2()
+    weighed: Tensor | float = 0.0
+    for part in parts:
+        factor = (part.highest - highest).exp2_()
+        total = total + factor * part.total
+        weighed = weighed + factor * part.weighed
+    assert isinstance(weighed, Tensor)
+    return weighed / total
