@@ -113,8 +113,8 @@ class TrainConfig:
     """Leave the last state in the run's folder, of about 12 bytes a trained parameter, so that more epochs later go on
     from it; without it they begin again."""
     max_failures: int = 3
-    """Times that a training goes on from its last state after a worker or a machine was lost; spot machines that were
-    taken back are not counted."""
+    """Times that a training goes on from one and the same state after a worker or a machine was lost: with every state
+    it saves the count begins anew. Machines that were taken back with notice are not counted."""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Where curves are sent, beside the TensorBoard files in the run's folder."""
     allow_other_model: bool = False

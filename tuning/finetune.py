@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from slick.errors import SlickError
@@ -9,13 +10,12 @@ from slick.storage import Folder
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
 from tuning.lean import lean_trainer, trim_start
-from tuning.runs import RunPlan, check_resources, plan_runs, run_folder, run_id
+from tuning.runs import RunPlan, check_resources, plan_runs, reached, run_folder, run_id
 from tuning.tracking import check_trackers
 from tuning.trainable import check_trainable
 from tuning.watching import watch
 
 __all__ = ["TrainConfig", "finetune"]
-
 
 _REFUSAL = "refusal.json"
 """What a worker said that only a person can mend, beside the files of its Ray Train run."""
@@ -86,13 +86,14 @@ def train_group(
     The rest, and what is returned and raised, as `run_group`.
     """
     settings = {"study": study, "plans": list(plans)}
-    return run_group(_train, settings, plans[0].config, gpus_per_worker, storage, name, callbacks)
+    far = partial(reached, study, plans, Folder(storage).child(name))
+    return run_group(_train, settings, plans[0].config, gpus_per_worker, storage, name, callbacks, far)
 
 
 def _train(settings: dict[str, Any], place: Any, saved: str | None) -> None:
     from tuning.worker import train_runs
 
-    train_runs(settings["study"], settings["plans"], place, _report, saved)
+    train_runs(settings["study"], settings["plans"], place, _report, saved, _is_leaving)
 
 
 def run_group(
@@ -103,6 +104,7 @@ def run_group(
     storage: str,
     name: str,
     callbacks: Sequence[Any] = (),
+    how_far: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Let every worker of a new group do some work, and wait for it.
 
@@ -111,6 +113,7 @@ def run_group(
         storage: where Ray keeps the saved state and its own small files; every node must reach it.
         name: of the Ray Train run; one that was interrupted goes on from its state.
         callbacks: of Ray Train, told of every report.
+        how_far: another value each time the work comes further, which makes the count of its failures begin anew.
 
     Returns:
         What the workers reported last.
@@ -125,7 +128,7 @@ def run_group(
     elastic = config.min_workers is not None and config.min_workers < config.num_workers
     said = Folder(storage).child(name)
     said.delete(_REFUSAL)
-    trainer = lean_trainer()(
+    trainer = lean_trainer(how_far)(
         _work,
         train_loop_config={"work": work, "settings": settings, "said": said},
         scaling_config=ScalingConfig(
@@ -138,7 +141,7 @@ def run_group(
             name=name,
             storage_path=storage,
             callbacks=list(callbacks),
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            failure_config=FailureConfig(max_failures=config.max_failures, max_preemption_failures=-1),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
@@ -189,25 +192,31 @@ def _work(settings: dict[str, Any]) -> None:
 
 
 def _report(metrics: dict[str, object], state: str | None) -> None:
-    """Tell Ray Train of an epoch; a state is uploaded while training goes on."""
+    """Tell Ray Train of an epoch. A state is uploaded while training goes on, unless it must be there very soon."""
     import ray.train
-    from ray.train import Checkpoint, CheckpointUploadMode
 
     if state is None:
         ray.train.report(metrics)
         return
+    mode = ray.train.CheckpointUploadMode
     ray.train.report(
         metrics,
-        checkpoint=Checkpoint.from_directory(state),
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        checkpoint=ray.train.Checkpoint.from_directory(state),
+        checkpoint_upload_mode=mode.SYNC if _is_leaving() else mode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
 
 
+def _is_leaving() -> bool:
+    """Whether a machine of the group is about to be taken back; all workers ask together."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
 def failure(error: BaseException) -> Exception:
     """What made a worker group fail: the worker's own SlickError where it raised one, else the error as it is."""
-    causes = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
-    for cause in causes:
+    for cause in [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]:
         while cause is not None:
             if isinstance(cause, SlickError):
                 return cause

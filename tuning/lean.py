@@ -1,30 +1,38 @@
-"""Ray Train without the processes that a training here has no use for.
+"""Ray Train without the processes that a training here has no use for, and patient with machines that are lost.
 
-Each takes 1 to 3 CPU seconds to start, most of them in imports, which for a small model is as long as its epochs.
+Each process takes 1 to 3 CPU seconds to start, most of them in imports, which for a small model is as long as its
+epochs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from tuning.config import TrainConfig
 
 
 def trim_start(config: TrainConfig) -> None:
-    """Make Ray Train lighter on one machine.
+    """Make Ray Train lighter.
 
-    No machine can be taken away from the run there, so the process that watches for that is left out. And a worker
-    waits at each report until the last one was fetched, every 2 s by default: too long for small epochs.
+    A worker waits at each report until the last one was fetched, every 2 s by default: too long for small epochs, and
+    for a state that a lost machine must not take with it. On one machine, none can be taken away from the run, so the
+    process that watches for that is left out.
     """
     import os
 
     import ray
 
-    if len(ray.nodes()) == 1 and not config.wait_for_nodes:
+    alone = len(ray.nodes()) == 1 and not config.wait_for_nodes
+    if alone:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25" if alone else "0.5")
 
 
-def lean_trainer() -> Any:
-    """Ray's TorchTrainer without the actor that splits datasets of Ray Data: rows are read by each worker itself."""
+def lean_trainer(reached: Callable[[], object] | None = None) -> Any:
+    """Ray's TorchTrainer without the actor that splits datasets of Ray Data: rows are read by each worker itself.
+
+    Args:
+        reached: as for `patient_policy`; None for Ray's own policy.
+    """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
@@ -32,4 +40,35 @@ def lean_trainer() -> Any:
         def _create_default_callbacks(self) -> list[Any]:
             return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            if reached is not None:
+                settings["failure_policy"] = patient_policy(self.run_config.failure_config, reached)
+            return super()._initialize_and_run_controller(**settings)
+
     return LeanTrainer
+
+
+def patient_policy(config: Any, reached: Callable[[], object]) -> Any:
+    """Ray's policy of trying again, but failures are counted from where the run last came further, not from its start.
+
+    A run of a day on spot machines may lose more of them than any fixed number, most without notice. What should end
+    it is a state from which it does not get on.
+
+    Args:
+        config: Ray Train's FailureConfig.
+        reached: how far the run has come, by what it could go on from; another value each time it comes further.
+    """
+    from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+
+    class PatientPolicy(DefaultFailurePolicy):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(config)
+            self._reached = reached()
+
+        def make_decision(self, training_failed_error: Exception) -> Any:
+            now = reached()
+            if now != self._reached:
+                self._reached, self._worker_group_failures = now, 0
+            return super().make_decision(training_failed_error)
+
+    return PatientPolicy()

@@ -156,6 +156,17 @@ def is_finished(study: Folder, plan: RunPlan, *, may_be_ended: bool = False) -> 
     return bool(plan.stops) and all_decided(curve_of(folder.read_table("epochs.parquet").to_pylist()), plan.stops)
 
 
+def reached(study: Folder, plans: Sequence[RunPlan], group: Folder) -> tuple[int, str]:
+    """How far a list of trainings has come, by what can be gone on from: how many are finished, and the saved state.
+
+    Args:
+        group: of Ray Train, where it keeps the state and says which it is.
+    """
+    num_finished = sum(is_finished(study, plan) for plan in plans)
+    name = "checkpoint_manager_snapshot.json"
+    return num_finished, fingerprint(group.read_json(name)) if group.exists(name) else ""
+
+
 def open_run(study: Folder, plan: RunPlan, *, keep: bool) -> None:
     """Make the run's folder ready.
 

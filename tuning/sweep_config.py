@@ -39,7 +39,8 @@ class SweepConfig:
     search_seed: int = 0
     """Of what a search draws."""
     retries: int = 1
-    """Times that a trial which failed is tried again, from its last state."""
+    """Times that a trial is tried again after it failed without having come further than the last time. One that did
+    come further is tried again in any case, but with 0; a machine that was taken back with notice is not counted."""
     trajectories_per_trial: int | None = 1
     """Trainings that one trial does in the same workers, which saves their start (about 15 s); None: as many as keep
     all trials running at the same time."""

@@ -13,7 +13,7 @@ from slick.storage import Folder
 from tuning.board import Course
 from tuning.config import TrainConfig
 from tuning.finetune import group_name, train_group
-from tuning.runs import RunPlan
+from tuning.runs import RunPlan, reached
 from tuning.sweep_config import Scheduler
 
 _REFUSAL = "refusal"
@@ -53,9 +53,7 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
     packs = course.packs
     names = [_trial_name(part) for part in packs]
     tuner = tune.Tuner(
-        # The trial itself only waits for its workers. To ask for nothing is refused; of a core it would take so much
-        # that a node holds one worker fewer, so it asks for a byte.
-        tune.with_resources(_trial(study, packs, settings, storage), {"memory": 1}),
+        tune.with_resources(_trial(study, packs, settings, storage), _place_of_trials()),
         param_space={"pack": tune.grid_search(list(range(len(packs))))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=settings.concurrent,
@@ -67,7 +65,7 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
             name="tune",
             storage_path=storage,
             verbose=0,
-            callbacks=[_teller(course)],
+            callbacks=[_teller(course, lambda place: reached(study, packs[place], _group(packs[place], storage)))],
             failure_config=tune.FailureConfig(max_failures=settings.retries),
         ),
     )
@@ -83,6 +81,20 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
     return errors
 
 
+def _place_of_trials() -> Any:
+    """A byte of memory on the driver's node.
+
+    A trial only waits for its workers, beside Ray Train's controller. To ask for nothing is refused; of a core it would
+    take so much that a node holds one worker fewer. On the driver's node, since Ray would put the trials on one node
+    for workers, maybe a spot machine, with which all trainings would be interrupted, those on other machines too.
+    """
+    import ray
+    from ray import tune
+
+    node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[node])
+
+
 def _keep_keys_from_logs() -> None:
     """Tune hands the driver's AWS keys on to trials in a runtime environment, which Ray writes into its logs.
 
@@ -94,16 +106,32 @@ def _keep_keys_from_logs() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
 
 
-def _teller(course: Course) -> Any:
-    """Tells a course what Tune does."""
+def _group(part: Sequence[RunPlan], storage: str) -> Folder:
+    """The folder of a trial's worker group, which holds its state."""
+    return Folder(storage).child(group_name(part))
+
+
+def _teller(course: Course, how_far: Callable[[int], object]) -> Any:
+    """Tells a course what Tune does, and has Tune forget the failures of a trial that came further before the last.
+
+    Args:
+        how_far: another value each time the trial at a place comes further.
+    """
     from ray import tune
+
+    at: dict[int, object] = {}
 
     class Teller(tune.Callback):  # type: ignore[misc]
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            course.started(trial.config["pack"])
+            place = trial.config["pack"]
+            course.started(place)
+            at.setdefault(place, how_far(place))
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            course.tried_again(trial.config["pack"])
+            place = trial.config["pack"]
+            course.tried_again(place)
+            if (now := how_far(place)) != at[place]:
+                at[place], trial.run_metadata.num_failures = now, 0  # Tune has no setting for it
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             course.ended(trial.config["pack"], " ".join((trial.last_result or {}).get(_REFUSAL, "").split()))

@@ -48,11 +48,19 @@ Report = Callable[[dict[str, object], str | None], None]
 """Hands over the metrics of an epoch, and a folder with this worker's part of the state if it was saved."""
 
 
-def train_runs(study: Folder, plans: Sequence[RunPlan], place: Place, report: Report, saved: str | None = None) -> None:
+def train_runs(
+    study: Folder,
+    plans: Sequence[RunPlan],
+    place: Place,
+    report: Report,
+    saved: str | None = None,
+    is_leaving: Callable[[], bool] = lambda: False,
+) -> None:
     """Do all trainings of a list, one after another. Called by every worker of the group, in an initialised group.
 
     Args:
         saved: folder of the state that was saved last, by a group that did the same list and was interrupted.
+        is_leaving: whether a machine of the group will soon be taken away; asked by all workers after each epoch.
     """
     import torch
 
@@ -65,7 +73,8 @@ def train_runs(study: Folder, plans: Sequence[RunPlan], place: Place, report: Re
         states = [
             state for state in (last, plan.state) if state is not None and state.progress.identity == plan.identity
         ]
-        Training(study, plan, place, max(states, key=lambda state: state.progress.epoch, default=None)).run(report)
+        state = max(states, key=lambda state: state.progress.epoch, default=None)
+        Training(study, plan, place, state, is_leaving).run(report)
 
 
 _FIRST_SAVING_S = 0.2
@@ -75,8 +84,16 @@ _FIRST_SAVING_S = 0.2
 class Training:
     """One trajectory in one worker."""
 
-    def __init__(self, study: Folder, plan: RunPlan, place: Place, saved: SavedState | None = None) -> None:
+    def __init__(
+        self,
+        study: Folder,
+        plan: RunPlan,
+        place: Place,
+        saved: SavedState | None = None,
+        is_leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._started_at = time.monotonic()
+        self._is_leaving = is_leaving
         self._study, self._plan, self._place, self._config = study, plan, place, plan.config
         self._folder = run_folder(study, plan.run_id)
         self._is_first = place.rank == 0
@@ -192,10 +209,11 @@ class Training:
         """This worker's part of the state, if it is time to save it.
 
         Once there is a state, a new best epoch is saved with it, so that going on never finds better weights than the
-        epochs it knows of.
+        epochs it knows of. Every epoch is saved when a machine is about to be taken away.
         """
-        share = self._config.state_share
-        due = share > 0 and time.monotonic() - self._saved_at >= self._saving_s / share
+        share, is_leaving = self._config.state_share, self._is_leaving()
+        is_time = share > 0 and time.monotonic() - self._saved_at >= self._saving_s / share
+        due = is_time or (share > 0 and is_leaving)
         if not agree(due or (self._has_saved and self._best_epoch == epoch), self._place):
             return None
         started_at = time.monotonic()

@@ -32,14 +32,34 @@ def alive(name: str) -> list[Any]:
     return [a for a in list_actors(cluster, filters=[("state", "=", "ALIVE")]) if name in a.class_name]
 
 
+def give_notice(address: str, node_id: str, seconds: float) -> None:
+    """Say that a node will be taken back after so many seconds: `ray drain-node`, without the start of its process."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + seconds) * 1000)
+    accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "the cloud wants it back", deadline_ms)
+    assert accepted, why_not
+
+
 def lose_a_node(
-    work: Callable[[], Any], is_time: Callable[[], bool], actor: str, *, head_cpus: int, node_cpus: int
+    work: Callable[[], Any],
+    is_time: Callable[[], bool],
+    actor: str,
+    *,
+    head_cpus: int,
+    node_cpus: int,
+    notice_s: float = 0,
+    at_loss: Callable[[], object] = lambda: None,
 ) -> tuple[int, Any]:
     """Work on a cluster of a head and two nodes, and kill a node on which an actor runs; for a process of its own.
 
     Args:
         is_time: the node is lost as soon as this is true; the work must not have ended by then.
         actor: part of the name of the actor's class.
+        notice_s: seconds that the node is told it has; it gets half a second less. 0: it is told nothing.
+        at_loss: called just before the node is killed.
 
     Returns:
         How many such actors there were then, and what the work returned.
@@ -59,6 +79,11 @@ def lose_a_node(
     assert not running.done(), running.exception() or "the node had nothing left to do"
     actors = alive(actor)
     (lost, *_) = [node for node in nodes if node.node_id in {found.node_id for found in actors}]
+    if notice_s:
+        give_notice(cluster.address, lost.node_id, notice_s)
+        time.sleep(notice_s - 0.5)
+        assert not running.done(), running.exception() or "the node had nothing left to do"
+    at_loss()
     cluster.remove_node(lost, allow_graceful=False)
     result = running.result(240)
     ray.shutdown()
@@ -66,11 +91,16 @@ def lose_a_node(
     return len(actors), result
 
 
+def without_ray() -> dict[str, str]:
+    """The environment without what this process told its own cluster, of one machine."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
 def apart(code: str, *, limit_s: float = 280) -> str:
     """What Python code prints in a process of its own, which must end well."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        env=without_ray() | {"RAY_AUTH_MODE": "disabled"},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 """Fine-tuning with a worker, its driver or a node killed: it goes on from its state, and ends as an undisturbed one."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
+from tuning.lean import patient_policy
 
 EPOCHS = 24
 CONFIG = TrainConfig(
@@ -52,13 +54,13 @@ def num_epochs(study: Folder) -> int:
     return max(run.read_table("epochs.parquet")["epoch"].to_pylist()) if run.exists("epochs.parquet") else 0
 
 
-def assert_same(one: Folder, other: Folder, *, rounding: float = 0.0) -> None:
+def assert_same(one: Folder, other: Folder, *, rounding: float = 0.0, epochs: int = EPOCHS) -> None:
     """The same curves, predictions and weights; with `rounding` up to it, and an answer of a row at a tie."""
     from safetensors.numpy import load_file
 
     first, second = (run_of(study).read_table("epochs.parquet").to_pylist() for study in (one, other))
     assert len(first) == len(second)
-    assert {row["epoch"] for row in first} == set(range(1, EPOCHS + 1))
+    assert {row["epoch"] for row in first} == set(range(1, epochs + 1))
     for row, wanted in zip(second, first, strict=True):
         assert [row[name] for name in ("epoch", "split", "category", "num")] == [
             wanted[name] for name in ("epoch", "split", "category", "num")
@@ -71,7 +73,7 @@ def assert_same(one: Folder, other: Folder, *, rounding: float = 0.0) -> None:
     for name, value in weights.items():
         np.testing.assert_allclose(value, right[name], atol=rounding or 1e-6)
     if not rounding:
-        for epoch in range(1, EPOCHS + 1):
+        for epoch in range(1, epochs + 1):
             name = f"predictions/epoch-{epoch:03d}.parquet"
             assert run_of(one).read_bytes(name) == run_of(other).read_bytes(name)
 
@@ -148,6 +150,65 @@ def test_a_killed_worker_is_replaced(undisturbed: Folder, tmp_path: Path) -> Non
     manifest = run_of(study).read_json("manifest.json")
     assert 0 < manifest["counts"]["epochs_now"] < EPOCHS
     assert_same(undisturbed, study)
+
+
+def test_failures_are_counted_from_the_last_state() -> None:
+    from ray.train import FailureConfig, WorkerGroupError
+
+    state = 0
+    policy = patient_policy(FailureConfig(max_failures=1), lambda: state)
+    lost = WorkerGroupError("a machine is gone", worker_failures={0: RuntimeError("connection reset")})
+
+    def decisions(num: int) -> list[str]:
+        return [policy.make_decision(lost).value for _ in range(num)]
+
+    for state in range(1, 41):  # noqa: B007 - the policy looks at it
+        assert decisions(1) == ["RETRY"], "it came further each time"
+    assert decisions(1) == ["RAISE"], "from the 40th state it failed twice"
+
+
+@pytest.mark.slow
+def test_a_worker_may_be_lost_more_often_than_max_failures(undisturbed: Folder, tmp_path: Path) -> None:
+    study = new_study(tmp_path)
+    run = in_background(lambda: finetune(study, replace(CONFIG, max_failures=1)))
+    for epoch in (4, 8, 12, 16):
+        wait_for(lambda: num_epochs(study) >= epoch)  # noqa: B023 - called at once
+        _, worker = alive("TrainWorker")
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_for(lambda: worker.actor_id not in {each.actor_id for each in alive("TrainWorker")})  # noqa: B023
+    run.join(200)
+    assert not run.is_alive()
+    assert_same(undisturbed, study)
+
+
+NOTICED = replace(CONFIG, dropout=0.0, num_workers=1, zero_stage=0, epochs=80, max_failures=0, state_share=1e-9)
+"""No failure is allowed, and no state is saved for as long as such a test lasts."""
+
+
+def finetune_and_be_told(study: Folder) -> None:
+    """On a node that is taken back with notice; for a process of its own."""
+    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
+    done: list[int] = []
+    _, manifest = lose_a_node(
+        lambda: finetune(study, NOTICED),
+        lambda: num_epochs(study) >= 6 and alive("PreemptionWatcher"),
+        "TrainWorker",
+        head_cpus=0,
+        node_cpus=1,
+        notice_s=6,
+        at_loss=lambda: done.append(num_epochs(study)),
+    )
+    print(f"{done[0] + manifest.counts['epochs_now'] - NOTICED.epochs} of {done[0]} epochs were done twice")
+
+
+@pytest.mark.slow
+def test_notice_is_time_to_save(tmp_path: Path, ray_cluster: None) -> None:
+    quiet, study = (new_study(tmp_path / name) for name in ("quiet", "noticed"))
+    finetune(quiet, NOTICED)
+    out = apart(f"from tests.faults.test_finetune_killed import *; finetune_and_be_told(Folder({study.uri!r}))")
+    twice, done = map(int, re.search(r"(\d+) of (\d+) epochs were done twice", out).groups())
+    assert twice <= 3 < done, out
+    assert_same(quiet, study, epochs=NOTICED.epochs)
 
 
 def finetune_and_lose_a_node(study: Folder) -> None:

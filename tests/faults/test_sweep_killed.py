@@ -157,22 +157,43 @@ def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed
     assert_same(undisturbed, study)
 
 
-def sweep_and_lose_a_node(study: Folder) -> None:
+@pytest.mark.slow
+def test_a_trial_may_be_lost_more_often_than_retries(undisturbed: Folder, study: Folder) -> None:
+    running = in_background(study, CONFIG)
+    assert CONFIG.retries == 1
+    before = 0
+    for _ in range(2):
+        wait_for(lambda: epochs_done(study, "known-seed0") >= before + 4 or running.done())  # noqa: B023 - called at once
+        kill(running, "ImplicitFunc")
+        wait_for(lambda: not alive("ImplicitFunc"))
+        before = epochs_done(study, "known-seed0")
+    assert running.result(200).counts["retried"] == 2
+    assert_same(undisturbed, study)
+
+
+def sweep_and_lose_a_node(study: Folder, notice_s: int) -> None:
     """With two trials on two nodes; for a process of its own."""
+    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
     config = replace(CONFIG, max_concurrent=2)
+    if notice_s:
+        config = replace(config, retries=0, train=replace(CONFIG.train, max_failures=0))
     num_workers, manifest = lose_a_node(
         lambda: sweep(study, config),
         lambda: all(epochs_done(study, f"{name}-seed0") >= 5 for name in CONFIG.grid.variants),
         "TrainWorker",
         head_cpus=0,
         node_cpus=1,
+        notice_s=notice_s,
     )
-    print(f"began with {num_workers} trainings, trained {manifest.counts['trained_now']}")
+    counts = manifest.counts
+    print(f"began with {num_workers} trainings, trained {counts['trained_now']}, trials retried: {counts['retried']}")
 
 
 @pytest.mark.slow
-def test_with_a_node_lost_the_other_one_does_the_rest(undisturbed: Folder, study: Folder) -> None:
-    out = apart(f"from tests.faults.test_sweep_killed import *; sweep_and_lose_a_node(Folder({study.uri!r}))")
-    assert "began with 2 trainings, trained 2" in out
+@pytest.mark.parametrize("notice_s", [0, 4])
+def test_with_a_node_lost_the_other_one_does_the_rest(notice_s: int, undisturbed: Folder, study: Folder) -> None:
+    call = f"sweep_and_lose_a_node(Folder({study.uri!r}), {notice_s})"
+    out = apart(f"from tests.faults.test_sweep_killed import *; {call}")
+    assert "began with 2 trainings, trained 2, trials retried: 0" in out, "trials run on the driver's node"
     assert min(epochs_now(study, f"{name}-seed0") for name in CONFIG.grid.variants) < EPOCHS
     assert_same(undisturbed, study)
