@@ -3,18 +3,14 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import Batch, cut_batches, make_units, missing_batches
 from slick.annotation.pool import AskerConfig, answer_units
 from slick.cluster import tell_job
 from slick.progress import Progress
-
-if TYPE_CHECKING:
-    from slick.annotation.annotate import AnnotateConfig
-
 
 _ON_GPU = 8
 """Times as many batches as on a CPU."""
@@ -24,7 +20,7 @@ Note = Callable[[Mapping[str, int], Mapping[str, float], float], str]
 
 
 def ask_missing(
-    label: str, tables: Mapping[str, pa.Table], asker: AskerConfig, config: "AnnotateConfig", note: Note
+    label: str, tables: Mapping[str, pa.Table], asker: AskerConfig, config: AnnotateConfig, note: Note
 ) -> None:
     """Ask every question that no part file holds.
 

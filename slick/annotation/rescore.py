@@ -3,9 +3,10 @@
 import time
 from dataclasses import dataclass, replace
 
-from slick.annotation.annotate import AnnotateConfig, label
+from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import asked_questions
 from slick.annotation.knowledge import Scoring
+from slick.annotation.labels import label
 from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError, StudyError
 from slick.matching import Matcher

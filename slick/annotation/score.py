@@ -5,13 +5,14 @@ It has a folder and a manifest of its own inside annotate/, so that it changes n
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from slick.annotation.asking import ask_missing
+from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import asked_questions, read_parts, spent_by_parts
 from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
 from slick.annotation.pool import AskerConfig, Store
@@ -21,13 +22,8 @@ from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest
 
-if TYPE_CHECKING:
-    from slick.annotation.annotate import AnnotateConfig
-
 P_TRUE: Final = "p_true"
 """The folder inside annotate/."""
-
-Scope = Literal["test", "all"]
 
 
 def check_same_model(study: Folder, fingerprint_now: str) -> None:
@@ -45,7 +41,7 @@ def check_same_model(study: Folder, fingerprint_now: str) -> None:
         )
 
 
-def score_p_true(study: Folder, config: "AnnotateConfig", inputs: Mapping[str, str]) -> Manifest:
+def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str]) -> Manifest:
     """Write annotate/p_true/ from the same model and questions as the labels; nothing if it is there.
 
     Args:
@@ -83,7 +79,7 @@ def score_p_true(study: Folder, config: "AnnotateConfig", inputs: Mapping[str, s
     return finish(folder, P_TRUE, mark, settings=settings, inputs=dict(inputs), counts=counts, started_at=started_at)
 
 
-def identity(config: "AnnotateConfig") -> dict[str, Any]:
+def identity(config: AnnotateConfig) -> dict[str, Any]:
     """The settings that change what is scored; none of them those of the labels alone."""
     names = ("dtype", "batch_questions", "limit_per_relation", "trust_remote_code", "p_true_of")
     settings = {name: getattr(config, name) for name in names}
@@ -92,7 +88,7 @@ def identity(config: "AnnotateConfig") -> dict[str, Any]:
     return {**settings, "prompt": PREFIX + p_true_suffix("[question]", "[gold answer]"), "choices": list(CHOICES)}
 
 
-def questions_to_score(study: Folder, config: "AnnotateConfig") -> pa.Table:
+def questions_to_score(study: Folder, config: AnnotateConfig) -> pa.Table:
     """Those of the annotated questions that P(True) is wanted of."""
     asked = asked_questions(
         read_questions(study),
@@ -114,7 +110,7 @@ def read_p_true(study: Folder) -> pa.Table:
     return pa.concat_tables(read_parts(study.child("annotate", P_TRUE))).sort_by("question_id")
 
 
-def _asker(folder: Folder, table: pa.Table, model: str, config: "AnnotateConfig") -> AskerConfig:
+def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) -> AskerConfig:
     prefixes = {relation: [PREFIX] for relation in table["relation"].unique().to_pylist()}
     return AskerConfig(
         model=model,

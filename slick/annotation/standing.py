@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from slick.annotation.annotate import CONTROLS, REPEATS, AnnotateConfig
+from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig
 from slick.annotation.controls import control_questions
 from slick.annotation.generations import asked_questions, first_by_hash
 from slick.annotation.score import P_TRUE, questions_to_score

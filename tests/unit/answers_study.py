@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from slick.analysis.answers import Answered, answered
-from slick.annotation.annotate import AnnotateConfig
+from slick.annotation import AnnotateConfig
 from slick.annotation.generations import GENERATION_SCHEMA
 from slick.annotation.pool import Mode
 from slick.questions.prepare import QUESTION_SCHEMA

@@ -12,7 +12,8 @@ from jobs.presets import StudyConfig, paper_study, smoke_study
 from jobs.status import describe, main, standings
 from jobs.study import resolve
 from slick.annotation import AnnotateConfig
-from slick.annotation.score import Scope, identity
+from slick.annotation.config import Scope
+from slick.annotation.score import identity
 from slick.storage import Folder
 from slick.study import Manifest, begin, plain_settings
 from slick.variants import VariantsConfig

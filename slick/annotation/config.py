@@ -1,0 +1,111 @@
+"""Settings of the annotate step, and which of them the labels depend on."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from slick.annotation.pool import EngineName, Mode
+from slick.engines.base import SamplingConfig
+from slick.errors import SettingsError
+from slick.matching import Matcher
+
+Estimator = Literal["sampled", "gold"]
+Scope = Literal["test", "all"]
+
+REPEATS, CONTROLS = "repeats", "controls"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotateConfig:
+    """The annotate step. Defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
+
+    model: str = ""
+    """A folder, a hub id or a .gguf file; empty for the study's own world/model."""
+    seed: int = 0
+    """Of the exemplar sets; the draws of samples have their own in `sampling`."""
+    num_exemplar_sets: int = 10
+    """Few-shot prompts each question is asked under."""
+    num_shots: int = 4
+    """Solved questions in each prompt."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How many answers to each prompt, and how they are drawn."""
+    mode: Mode = "full"
+    """`full` keeps all answers. `labels` makes only what settles a category, the same categories for less: no samples
+    where a greedy answer hits, none longer than the first that hits, and of a sample no more than rules out a hit.
+    P_Correct is then not known, nor what samples that miss would have said."""
+    estimator: Estimator = "sampled"
+    """`sampled` draws answers. `gold` scores the first gold answer in one pass without drawing any: exact chances of
+    one answer text, at a fraction of the cost."""
+    matcher: Matcher = "exact"
+    """When an answer is a hit; see `slick.matching`."""
+    repeats_per_relation: int = 0
+    """Questions of each relation that are asked again, with other exemplars and draws: how often do categories flip?
+    Not by the gold estimator, which draws nothing."""
+    controls_per_relation: int = 0
+    """Questions of each relation that are asked of a subject nobody knows: how often is an answer guessed?"""
+    annotate_dev: bool = False
+    """Ask dev questions too, but for those that serve as exemplars."""
+    limit_per_relation: int | None = None
+    """Ask at most that many questions of each relation and split, chosen by a hash of their ids; None for all."""
+    engine: EngineName = "transformers"
+    """`transformers`, or `vllm` where it is installed."""
+    dtype: str = "float32"
+    """Of weights and arithmetic: `float32`, `bfloat16` or `float16`."""
+    batch_questions: int = 32
+    """Questions the engine decodes together on CPU; part of the fingerprint, since it decides the last bits of logits.
+    On GPU it takes as many of a file's questions as memory holds."""
+    batches_per_file: int = 2
+    """Batches an actor answers before it stores them, on CPU: what is lost at most when it dies. On GPU 8 times as
+    many, which an actor answers together."""
+    min_actors: int = 1
+    """Engines the pool may shrink to."""
+    max_actors: int | None = None
+    """Engines the pool may grow to; None for as many as the cluster has room for at the start."""
+    gpus_per_actor: float | None = None
+    """None for 1 where the cluster has GPUs and 0 where it has none."""
+    cpus_per_actor: float = 1.0
+    """Logical CPUs that Ray sets aside for an actor."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    p_true: bool = False
+    """Ask the model as well how likely the gold answer is right (P(True)), which findings E20 and figure 5 compare the
+    labels with. No part of the labels: it can be asked of a study that is annotated, by the same command again."""
+    p_true_of: Scope = "test"
+    """Questions that P(True) is asked of: `test`, in distribution, as in the paper; or `all` that are labelled."""
+
+    def __post_init__(self) -> None:
+        sizes = ("num_exemplar_sets", "num_shots", "batch_questions", "batches_per_file", "min_actors")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.repeats_per_relation, self.controls_per_relation) < 0:
+            raise SettingsError("repeats_per_relation and controls_per_relation must not be negative")
+        if self.estimator == "gold" and (self.mode, self.matcher, self.engine) != ("full", "exact", "transformers"):
+            raise SettingsError(
+                "the gold estimator draws no texts: it goes with --mode full, --matcher exact and --engine "
+                f"transformers, got {self.mode}, {self.matcher} and {self.engine}"
+            )
+        gpus = self.gpus_per_actor or 0.0
+        if gpus < 0 or (gpus > 1 and (self.engine != "vllm" or gpus % 1)):
+            raise SettingsError(
+                f"gpus_per_actor is {gpus:g}: 0 to 1, or a whole number with --engine vllm, which spreads a model; for "
+                "more speed raise --max-actors"
+            )
+        if self.sampling.num_samples < 1:
+            raise SettingsError("num_samples must be at least 1: samples tell WeaklyKnown from Unknown")
+        if self.limit_per_relation is not None and self.limit_per_relation < 1:
+            raise SettingsError(
+                f"limit_per_relation must be at least 1, or None for all, got {self.limit_per_relation}"
+            )
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise SettingsError(f"max_actors is {self.max_actors}, less than min_actors, {self.min_actors}")
+
+    def identity(self) -> dict[str, object]:
+        """The settings that change labels; actors and file sizes do not, and the model counts by its fingerprint."""
+        speed = {"model", "batches_per_file", "min_actors", "max_actors", "gpus_per_actor", "cpus_per_actor"}
+        apart = {"p_true", "p_true_of"}
+        return {name: value for name, value in asdict(self).items() if name not in speed | apart}
+
+
+def main_store(config: AnnotateConfig) -> str:
+    """The folder that answers go to, inside annotate/."""
+    return "gold" if config.estimator == "gold" else "generations"

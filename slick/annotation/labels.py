@@ -1,0 +1,109 @@
+"""Stored answers to labels: the knowledge table, how firm it is, and what the step says of it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_store
+from slick.annotation.controls import control_questions, flips
+from slick.annotation.generations import first_by_hash, read_parts, spent_by_parts
+from slick.annotation.knowledge import Scoring, count_categories, gather, knowledge_table
+from slick.storage import Folder
+from slick.types import Category
+
+
+def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scoring | None = None) -> dict[str, Any]:
+    """Write knowledge.parquet and confidence.json from the stored answers; counts for the manifest."""
+    folder = study.child("annotate")
+    if scoring is None:
+        scoring = Scoring(
+            matcher=config.matcher,
+            num_exemplar_sets=config.num_exemplar_sets,
+            num_samples=config.sampling.num_samples,
+        )
+    evidence = gather(read_parts(folder.child(main_store(config))), scoring)
+    table = knowledge_table(asked, evidence.rows)
+    folder.write_table("knowledge.parquet", table)
+    found: dict[str, Any] = {"settling": evidence.settling}
+    tables = tables_of(asked, config)
+    if REPEATS in tables:
+        again = knowledge_table(tables[REPEATS], gather(read_parts(folder.child(REPEATS)), scoring).rows)
+        found[REPEATS] = flips(table, again)
+    if CONTROLS in tables:
+        known = knowledge_table(tables[CONTROLS], gather(read_parts(folder.child(CONTROLS)), scoring).rows)
+        found[CONTROLS] = {"questions": known.num_rows, "categories": count_categories(known)}
+    folder.write_json("confidence.json", found)
+    counts = _counts(folder, table, config)
+    _print_summary(counts, found)
+    return counts
+
+
+def tables_of(asked: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
+    """The questions that each store of answers is about; a store without any is left out."""
+    tables = {main_store(config): asked}
+    if config.repeats_per_relation and config.estimator == "sampled":
+        tables[REPEATS] = first_by_hash(asked, config.repeats_per_relation, ("relation",))
+    if config.controls_per_relation:
+        tables[CONTROLS] = control_questions(asked, config.controls_per_relation, config.seed)
+    return {store: table for store, table in tables.items() if table.num_rows}
+
+
+def share_reused(spent: Mapping[str, float]) -> float:
+    """Share of prompt tokens that a shared prefix spared the model."""
+    return 1 - spent["prefilled_tokens"] / max(spent["prompt_tokens"], 1)
+
+
+def category_shares(categories: Mapping[str, int]) -> str:
+    """Each category's share of the questions, for a line of text."""
+    total = sum(categories.values())
+    return ", ".join(f"{category} {100 * categories.get(category, 0) / total:.0f} %" for category in Category)
+
+
+def _counts(folder: Folder, knowledge: pa.Table, config: AnnotateConfig) -> dict[str, Any]:
+    spent = spent_by_parts(folder.child(main_store(config)))
+    return {
+        "questions": knowledge.num_rows,
+        "limit_per_relation": config.limit_per_relation,
+        "estimator": config.estimator if config.estimator == "sampled" else "gold: the first answer's text alone",
+        **{name: int(value) for name, value in spent.items() if name not in ("prompts", "seconds")},
+        "engine_seconds": round(spent["seconds"], 3),
+        "prompt_tokens_reused": round(share_reused(spent), 4),
+        "categories": count_categories(knowledge),
+        "draws_by_category": _draws(knowledge, config),
+    }
+
+
+def _draws(knowledge: pa.Table, config: AnnotateConfig) -> dict[str, dict[str, float]]:
+    """Answers made for the questions of each category, and the share that was spared of all there might be."""
+    possible = config.num_exemplar_sets * (1 + config.sampling.num_samples)
+    found = {}
+    sums = [("sampled_total", "sum"), ("greedy_total", "sum")]
+    for row in knowledge.group_by("category").aggregate(sums).to_pylist():
+        if config.estimator == "sampled":
+            made = row["sampled_total_sum"] + row["greedy_total_sum"]
+            num = row["greedy_total_sum"] // config.num_exemplar_sets
+            found[row["category"]] = {"made": made, "spared": round(1 - made / (num * possible), 4)}
+    return found
+
+
+def _print_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any]) -> None:
+    total: Counter[str] = Counter()
+    for of_relation in counts["categories"].values():
+        for of_split in of_relation.values():
+            total.update(of_split)
+    print(
+        f"{counts['questions']:,} questions, {counts['generations']:,} generations: {category_shares(total)}. "
+        f"{100 * counts['prompt_tokens_reused']:.0f} % of prompt tokens came from shared prefixes.",
+        flush=True,
+    )
+    if REPEATS in confidence:
+        again = confidence[REPEATS]
+        print(f"Asked again, {again['flipped']} of {again['questions']} questions change their category.", flush=True)
+    if CONTROLS in confidence:
+        controls = confidence[CONTROLS]
+        unknown = sum(
+            found[Category.UNKNOWN.value] for of_split in controls["categories"].values() for found in of_split.values()
+        )
+        print(f"Of {controls['questions']} questions about subjects nobody knows, {unknown} are Unknown.", flush=True)
