@@ -2,6 +2,7 @@
 
 slick variants demo --out studies/demo
 slick variants paper --unknown-shares 0 0.5 1 --out studies/llama
+slick variants paper --concentrated-shares 0.5 --out studies/llama    # added to those that are there
 """
 
 from collections.abc import Sequence
