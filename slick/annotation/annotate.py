@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from slick.annotation.asker import AskerConfig, Kind, Store
 from slick.annotation.asking import ask_missing
 from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, Estimator, main_store
 from slick.annotation.generations import asked_questions
 from slick.annotation.labels import category_shares, label, share_reused, tables_of
-from slick.annotation.pool import AskerConfig, Kind, Store
 from slick.annotation.score import check_same_model, score_p_true
 from slick.errors import StudyError
 from slick.prompts import draw_exemplar_sets, few_shot_prefix

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
+from slick.annotation.asker import AskerConfig
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import Batch, cut_batches, make_units, missing_batches
-from slick.annotation.pool import AskerConfig, answer_units
+from slick.annotation.pool import answer_units
 from slick.cluster import tell_job
 from slick.progress import Progress
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from slick.annotation.pool import EngineName, Mode
+from slick.annotation.asker import EngineName, Mode
 from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError
 from slick.matching import Matcher

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from slick.annotation.asker import AskerConfig, Store
 from slick.annotation.asking import ask_missing
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import asked_questions, read_parts, spent_by_parts
 from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
-from slick.annotation.pool import AskerConfig, Store
 from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
 from slick.questions import read_questions

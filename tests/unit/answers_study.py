@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from slick.analysis.answers import Answered, answered
 from slick.annotation import AnnotateConfig
+from slick.annotation.asker import Mode
 from slick.annotation.generations import GENERATION_SCHEMA
-from slick.annotation.pool import Mode
 from slick.questions.prepare import QUESTION_SCHEMA
 from slick.storage import Folder
 from slick.study import begin, fingerprint, finish

@@ -19,13 +19,13 @@ QUESTIONS = [(panel["title"], target["expr"]) for panel in CHARTS for target in 
 def published() -> dict[str, str]:
     """Name -> kind of every metric that the program makes."""
     found: dict[str, str] = {}
-    for path in (ROOT / "slick/annotation/pool.py", ROOT / "tuning/meters.py"):
+    for path in (ROOT / "slick/annotation/asker.py", ROOT / "tuning/meters.py"):
         tree = ast.parse(path.read_text())
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             kind = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             if kind in ("Gauge", "Counter") and call.args and isinstance(call.args[0], ast.Constant):
                 found[call.args[0].value] = kind
-    from slick.annotation.pool import METRICS
+    from slick.annotation.asker import METRICS
 
     return found | {f"slick_annotate_{name}": "Counter" for name in METRICS}
 

@@ -16,6 +16,7 @@ FILES = sorted(path for package in MAY_USE for path in (ROOT / package).rglob("*
 HOMES = {
     "ray": [
         "slick/cluster.py",
+        "slick/annotation/asker.py",
         "slick/annotation/pool.py",
         "tuning/finetune.py",
         "tuning/lean.py",
