@@ -23,7 +23,8 @@ def answer_units(
     """Stream the units through a pool of actors; a row of `SUMMARY_SCHEMA` for each, in the order they finish.
 
     An actor that dies, or whose machine does, is started anew however often that happens, and the units it had are
-    answered again; an error of an actor ends the stream. Actors on a machine that will be taken back get no new units.
+    answered again (Ray Data's own setting); an error of an actor ends the stream. Actors on a machine that will be taken
+    back get no new units.
 
     Args:
         units_of: the units, told whether they are for GPUs, and how many actors there may be.
@@ -61,8 +62,6 @@ def answer_units(
         compute=pool,
         num_gpus=num_gpus,
         num_cpus=cpus_per_actor,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     done.context.enable_progress_bars = False
     done.context.print_on_execution_start = False
