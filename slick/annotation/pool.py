@@ -23,8 +23,8 @@ def answer_units(
     """Stream the units through a pool of actors; a row of `SUMMARY_SCHEMA` for each, in the order they finish.
 
     An actor that dies, or whose machine does, is started anew however often that happens, and the units it had are
-    answered again (Ray Data's own setting); an error of an actor ends the stream. Actors on a machine that will be taken
-    back get no new units.
+    answered again (Ray Data's own setting); an error of an actor ends the stream. Actors on a machine that will be
+    taken back get no new units.
 
     Args:
         units_of: the units, told whether they are for GPUs, and how many actors there may be.
