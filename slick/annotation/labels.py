@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_store
 from slick.annotation.controls import control_questions, flips
+from slick.annotation.evidence import Scoring, gather
 from slick.annotation.generations import first_by_hash, read_parts, spent_by_parts
-from slick.annotation.knowledge import Scoring, count_categories, gather, knowledge_table
+from slick.annotation.knowledge import count_categories, knowledge_table
 from slick.storage import Folder
 from slick.types import Category
 

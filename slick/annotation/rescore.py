@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass, replace
 
 from slick.annotation.config import AnnotateConfig
+from slick.annotation.evidence import Scoring
 from slick.annotation.generations import asked_questions
-from slick.annotation.knowledge import Scoring
 from slick.annotation.labels import label
 from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError, StudyError

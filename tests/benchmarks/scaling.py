@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from slick.annotation import AnnotateConfig
 from slick.annotation.asking import batches_a_unit
+from slick.annotation.evidence import Scoring, gather
 from slick.annotation.generations import cut_batches, make_units, read_parts
-from slick.annotation.knowledge import Scoring, gather, knowledge_table
+from slick.annotation.knowledge import knowledge_table
 from slick.storage import Folder
 
 GPUS = (1, 8, 64, 250, 1000)

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, questions_to_ask, rescore
+from slick.annotation.evidence import Scoring, gather
 from slick.annotation.generations import asked_questions, cut_batches, missing_batches, read_generations
-from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, Scoring, categories, gather, knowledge_table, read_knowledge
+from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, categories, knowledge_table, read_knowledge
 from slick.categories import categorize
 from slick.engines.base import SamplingConfig
 from slick.errors import DataError, EngineError, ModelError, SettingsError, StudyError

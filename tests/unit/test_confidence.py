@@ -7,7 +7,8 @@ from scipy.stats import beta, binom
 
 from slick.annotation.confidence import chance_known, chance_of_a_hit, fit_beta, intervals, settling
 from slick.annotation.controls import control_questions, flips
-from slick.annotation.knowledge import Scoring, gather, knowledge_table
+from slick.annotation.evidence import Scoring, gather
+from slick.annotation.knowledge import knowledge_table
 from slick.categories import categorize
 from slick.errors import EngineError
 from slick.types import Category
