@@ -23,9 +23,10 @@ _LOCAL_ENVIRONMENT = {
 def connect(num_cpus: int | None = None) -> None:
     """Connect to Ray once; a second call does nothing.
 
-    With RAY_ADDRESS set (as in every submitted job) that cluster is joined. Otherwise a cluster starts on loopback,
-    with the dashboard, which Train and Tune need to free the resources of stopped runs. Token authentication is set
-    explicitly either way: what Ray does by default differs between its commands.
+    With RAY_ADDRESS set (as in every submitted job; `auto` for the one on this machine) that cluster is joined.
+    Otherwise a cluster starts on loopback, with the dashboard, which Train and Tune need to free the resources of
+    stopped runs. Token authentication is set explicitly either way: what Ray does by default differs between its
+    commands.
 
     Args:
         num_cpus: logical CPUs of a cluster that is started here; more than the cores is fine, since Ray's own tasks
@@ -46,6 +47,7 @@ def connect(num_cpus: int | None = None) -> None:
         os.environ.setdefault(name, value)
     with _without_stderr():
         context = ray.init(
+            "local",  # else Ray joins any cluster that was started on this machine
             num_cpus=num_cpus or (os.cpu_count() or 1) + 2,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
