@@ -51,9 +51,10 @@ def object_store(source: str, folder: Path, rounds: int) -> None:
         for number in range(rounds):
             for place, uri in (("disk", str(folder / f"disk{number}")), ("object store", f"s3://bench/{number}")):
                 asked_study(source, Folder(uri))
-                found[place].append(annotate_s(uri, SLICK_CACHE=str(folder / "cache")))
+                flags = ("--limit-per-relation", "60")
+                found[place].append(annotate_s(uri, *flags, SLICK_CACHE=str(folder / "cache")))
         for place, seconds in found.items():
-            print(f"annotate, {place}: {', '.join(f'{one:.1f}' for one in seconds)} s")
+            print(f"annotate, {place}: {', '.join(f'{one:.1f}' for one in seconds)} s, start of Ray included")
 
 
 def first_answer(source: str, folder: Path) -> None:
@@ -62,18 +63,8 @@ def first_answer(source: str, folder: Path) -> None:
         study = folder / "submitted"
         asked_study(source, Folder(str(study)))
         began = time.monotonic()
-        words = (
-            "submit",
-            "annotate",
-            "demo",
-            "--no-p-true",
-            "--batches-per-file",
-            "1",
-            "--out",
-            str(study),
-            "--no-wait",
-        )
-        done = cluster.slick(*words)
+        flags = ("--no-p-true", "--batches-per-file", "1", "--no-wait")
+        done = cluster.slick("submit", "annotate", "demo", "--out", str(study), *flags)
         assert done.returncode == 0, done.stdout + done.stderr
         accepted = time.monotonic() - began
         while not list((study / "annotate" / "generations").glob("part-*.parquet")):
@@ -90,14 +81,14 @@ def nodes(source: str, folder: Path) -> None:
     for number in (1, 2):
         with ExitStack() as stack:
             os.environ["RAY_AUTH_MODE"] = "disabled"
-            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
             stack.callback(cluster.shutdown)
             for _ in range(number):
                 cluster.add_node(num_cpus=1)
             cluster.wait_for_nodes()
             study = folder / f"nodes{number}"
             asked_study(source, Folder(str(study)))
-            flags = ("--max-actors", str(number), "--cpus-per-actor", "1")
+            flags = ("--min-actors", str(number), "--max-actors", str(number), "--cpus-per-actor", "1")
             annotate_s(str(study), *flags, RAY_ADDRESS=cluster.address)
         manifest = Folder(str(study)).child("annotate").read_json("manifest.json")
         seconds[number] = manifest["seconds"]
