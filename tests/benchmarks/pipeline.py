@@ -3,8 +3,9 @@
 python -m tests.benchmarks.pipeline --model FOLDER --questions entity_questions.zip --num-questions 300
 python -m tests.benchmarks.pipeline --model WORLD/model --questions entity_questions.zip --memory
 
-The first asks the same questions of the engine alone, of a pool of one actor and of a pool of two, one thread each;
-the time of a pool runs from the moment its engines are loaded to the last answer. The second reports the highest
+The first asks the same questions of the engine alone, of two such engines side by side without Ray (what the machine
+gives at most), of a pool of one actor and of a pool of two, one thread each; the time of a pool runs from the moment
+its engines are loaded to the last answer. The second reports the highest
 resident memory of driver and actor for 1,000 and for 10,000 questions.
 """
 
@@ -15,7 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from slick.annotation import AnnotateConfig, annotate
 from slick.engines.base import SamplingConfig
@@ -107,6 +111,13 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
     return {"questions": total, "questions_a_second": done / (time.monotonic() - began)}
 
 
+def run_engines(*arguments: Any) -> dict[str, float]:
+    """`run_engine` in two processes at once: questions a second of both together, while both are at work."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as both:
+        found = list(both.map(run_engine, *zip(*[arguments] * 2, strict=True)))
+    return {"questions_a_second": sum(one["questions_a_second"] for one in found)}
+
+
 def run_memory(model: str, source: str, num_questions: int) -> dict[str, float]:
     """Highest resident memory in MB of this driver and of its actors, once the model is loaded."""
     import psutil
@@ -154,6 +165,8 @@ def main() -> None:
     common = (arguments.model, arguments.questions, arguments.num_questions)
     if arguments.run == "engine":
         print(run_engine(*common, arguments.dtype, arguments.mode))
+    elif arguments.run == "engines":
+        print(run_engines(*common, arguments.dtype, arguments.mode))
     elif arguments.run == "memory":
         print(run_memory(*common))
     elif arguments.run:
@@ -162,7 +175,7 @@ def main() -> None:
         runs = (
             [("memory", 1000), ("memory", 10_000)]
             if arguments.memory
-            else [(kind, arguments.num_questions) for kind in ("engine", "1", "2")]
+            else [(kind, arguments.num_questions) for kind in ("engine", "engines", "1", "2")]
         )
         for kind, num in runs:
             command = [sys.executable, "-m", "tests.benchmarks.pipeline", *sys.argv[1:]]
