@@ -32,15 +32,17 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(cluster: Clust
     seen: list[str] = []
 
     def a_training_is_under_way() -> bool:
-        seen.append(cluster.slick("jobs").stdout)
-        assert "FAILED" not in seen[-1], seen[-1]
+        job = json.loads(cluster.get(f"/api/jobs/{found[1]}"))
+        assert job["status"] != "FAILED", job
+        seen.append(job["message"] or "")
         return bool(list(out.glob("runs/*/started.json")))
 
     wait_for(a_training_is_under_way, 400, lambda: seen[-1])
-    listed = "".join(seen)
+    listed = cluster.slick("jobs").stdout
     assert re.search(rf"^{found[1]}  study smoke  RUNNING, for ", listed, re.MULTILINE)
     assert f"  study {out}" in listed
-    assert re.search(r"^  annotate: [\d,]+ of [\d,]+ questions, ", listed, re.MULTILINE), "how far it is"
+    assert any(re.match(r"annotate: [\d,]+ of [\d,]+ questions, ", message) for message in seen), "how far it is"
+    assert re.search(r"^  sweep: \d of 5 trainings, ", listed, re.MULTILINE)
     labels = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
     assert f"job {found[1]} is told to stop" in cluster.slick("jobs", "--stop", found[1]).stdout
     wait_for(lambda: "STOPPED" in cluster.slick("jobs").stdout, 60, lambda: cluster.slick("jobs").stdout)
