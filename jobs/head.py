@@ -11,9 +11,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,8 @@ from slick.errors import ClusterError, SettingsError
 
 ANSWER_S = 10.0
 """Seconds that a head has to answer at all."""
+STARTING_S = 30.0
+"""Seconds that a head which answers may take until it can run jobs."""
 RETRY_S = 3.0
 RETRIES = 40
 """A head that is gone for two minutes while its logs are followed is given up; the job is not."""
@@ -103,6 +106,24 @@ class Job:
         return next((line for line in lines if line.startswith("slick: ")), lines[-1] if lines else "")
 
 
+def when_ready(start: Callable[[], object], *, limit_s: float = STARTING_S, pause_s: float = 1.0) -> None:
+    """Submit a job to a head that may have been started just now: its job agent comes up some seconds after its server.
+
+    Raises:
+        RuntimeError: the head refused the job for another reason, or said too long that it has no agent yet.
+    """
+    end = time.monotonic() + limit_s
+    while True:
+        try:
+            start()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(pause_s)
+        else:
+            return
+
+
 class Head:
     """A connection to the head's job server."""
 
@@ -155,10 +176,15 @@ class Head:
         runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": dict(env)}
         if pip:
             runtime_env["pip"] = pip
+        start = partial(
+            self._client.submit_job,
+            entrypoint=entrypoint,
+            submission_id=job_id,
+            runtime_env=runtime_env,
+            metadata=dict(metadata),
+        )
         with self._answers():
-            self._client.submit_job(
-                entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=dict(metadata)
-            )
+            when_ready(start)
 
     def jobs(self) -> list[Job]:
         """All submitted jobs that the head remembers, the latest first."""

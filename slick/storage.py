@@ -182,7 +182,8 @@ class Folder:
         """
         data = self.read_bytes(name)
         try:
-            return pq.read_table(pa.BufferReader(data), columns=columns)
+            # Threads of Arrow's that still let go of columns when a short program ends abort it now and then.
+            return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
         except pa.ArrowInvalid as error:
             if "No match for FieldRef" in str(error):
                 raise StudyError(

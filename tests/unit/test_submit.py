@@ -15,7 +15,7 @@ from typing import cast
 
 import pytest
 
-from jobs.head import Head, Job, is_near, knock, parse_address
+from jobs.head import Head, Job, is_near, knock, parse_address, when_ready
 from jobs.jobs import main as jobs_main
 from jobs.jobs import table
 from jobs.package import pack, plan_travel
@@ -433,3 +433,24 @@ def test_from_outside() -> None:
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 2), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_head_that_was_started_just_now_is_asked_until_it_can_run_jobs() -> None:
+    not_yet = "Request failed with status code 500: No available agent to submit job, please try again later."
+    refusals = [not_yet, not_yet]
+    started = []
+
+    def start() -> None:
+        if refusals:
+            raise RuntimeError(refusals.pop())
+        started.append("a job")
+
+    when_ready(start, pause_s=0)
+    assert started == ["a job"]
+    refusals += [not_yet] * 1_000_000
+    with pytest.raises(RuntimeError, match="No available agent"):
+        when_ready(start, limit_s=0.01, pause_s=0)
+    refusals[:] = ["Job with submission_id a already exists"]
+    with pytest.raises(RuntimeError, match="already exists"):
+        when_ready(start, pause_s=0)
+    assert started == ["a job"]
