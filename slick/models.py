@@ -194,7 +194,8 @@ def load_model(
         )
     except (*_LOAD_ERRORS, SafetensorError) as error:
         raise _load_error("model", ref, error, trust_remote_code) from error
-    return loaded.to(device=device, dtype=getattr(torch, dtype)).eval()
+    # Not cast any further: what is no weight, such as the frequencies of rotary positions, stays in float32.
+    return loaded.to(device).eval()
 
 
 def model_skeleton(model: str, *, trust_remote_code: bool = False) -> "nn.Module | None":

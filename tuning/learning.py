@@ -79,10 +79,8 @@ class Learner:
 
         self._config, self._place = config, place
         settings = deepspeed_settings(config, place.num_workers, universal=universal)
-        with _sharded(config, model, settings):
-            # Stage 3 spreads weights as they are read, so no worker holds them all; others convert whole float32 ones.
-            dtype = config.dtype if config.zero_stage == 3 else "float32"
-            loaded = load_model(model, dtype, place.device, trust_remote_code=config.trust_remote_code)
+        with _sharded(config, model, settings):  # stage 3 spreads weights as they are read: no worker holds them all
+            loaded = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)
         self.dropouts = prepare_model(loaded, config)
         quicken_linears(loaded)
         self.engine: Any

@@ -107,8 +107,7 @@ def training_memory(
         activations=activation_bytes(shape, config, config.micro_rows(num_workers), row_tokens),
         teacher=teacher,
         offloaded=offloaded,
-        # Stages 0 to 2 read whole float32 weights in every worker, and convert them on the GPU.
-        loading=0 if stage == 3 else 4 * shape.parameters,
+        loading=0 if stage == 3 else width * shape.parameters,
         saving=width * shape.parameters,
     )
 

@@ -29,6 +29,20 @@ def test_a_folder_loads_in_the_dtype_asked_for_and_in_eval_mode(model: Path) -> 
     assert load_tokenizer(str(model)).decode(load_tokenizer(str(model))("Q: Who?\n")["input_ids"]) == "Q: Who?\n"
 
 
+def test_bfloat16_is_of_weights_and_not_of_positions(model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded, exact = load_model(str(model), "bfloat16"), load_model(str(model))
+    frequencies = [dict(each.named_buffers())["model.rotary_emb.inv_freq"] for each in (loaded, exact)]
+    assert torch.equal(*frequencies)
+    assert frequencies[0].dtype == torch.float32
+    as_transformers_does = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    ids = torch.arange(96)[None] % 64
+    with torch.inference_mode():
+        assert torch.equal(loaded(ids).logits, as_transformers_does(ids).logits)
+
+
 def test_the_fingerprint_is_of_content_not_of_place(model: Path, copy: Path) -> None:
     (copy / "README.md").write_text("not part of the model")
     (copy / "manifest.json").write_text("{}")
