@@ -70,7 +70,7 @@ def plainly(study: Folder, config: TrainConfig) -> Plain:
     return train_plainly(study, config, model, teacher, tokenizer)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.usefixtures("ray_cluster")
 def test_everything_trains_as_plain_torch_does(study: Folder, num_workers: int, tmp_path: Path) -> None:
     """12 rows in batches of 8: the last batch of an epoch is smaller, and some micro batches of it are empty."""

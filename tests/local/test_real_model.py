@@ -68,6 +68,7 @@ def test_greedy_answers_are_those_of_generate(smollm: str) -> None:
         assert tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip() == text
 
 
+@pytest.mark.slow
 def test_it_knows_some_real_questions_and_not_others(
     smollm: str, study: Folder, tmp_path: Path, ray_cluster: None
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_variant_is_bound_to_the_model_it_was_drawn_for(study: Path, tmp_path:
     assert "--allow-other-model" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_world_of_real_facts_judges_the_counts_of_the_paper(entity_questions: str, tmp_path: Path) -> None:
     out = tmp_path / "real-facts"

@@ -116,6 +116,7 @@ def columns(study: Folder, *left_out: str) -> list[dict]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_shared_point_is_that_of_a_training_of_its_own(study: Folder, tmp_path: Path) -> None:
     """To the bit: the weights, the answers and every number of every point."""

@@ -125,6 +125,7 @@ def test_a_built_world_is_copied_from_the_cache_byte_for_byte(built: Built, cach
             assert Path(copy.child("world").local_path, relative).read_bytes() == path.read_bytes(), relative
 
 
+@pytest.mark.slow
 def test_the_same_seed_builds_the_same_world_again(
     built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
