@@ -1,6 +1,6 @@
 """Annotation: every question asked under every exemplar set, the answers kept, the questions sorted into categories."""
 
-from slick.annotation.annotate import annotate, questions_to_ask
+from slick.annotation.annotate import annotate
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import read_generations
 from slick.annotation.knowledge import read_knowledge
@@ -11,7 +11,6 @@ __all__ = [
     "AnnotateConfig",
     "RescoreConfig",
     "annotate",
-    "questions_to_ask",
     "read_generations",
     "read_knowledge",
     "read_p_true",

@@ -21,7 +21,7 @@ from slick.errors import StudyError
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 from slick.questions import read_questions
 from slick.storage import Folder
-from slick.study import STARTED, Manifest, begin, fingerprint, finish, read_manifest, require
+from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
 
 Exemplars = dict[str, list[list[str]]]
 
@@ -71,25 +71,6 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     ask_missing("annotate", tables_of(asked, config), asker, config, _note)
     counts = label(study, asked, config)
     return finish(folder, "annotate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
-
-
-def questions_to_ask(study: Folder) -> int:
-    """How many questions the annotation of a study asks, from the settings it was begun with; 0 before that.
-
-    Raises:
-        StudyError: the questions step is not finished.
-    """
-    folder = study.child("annotate")
-    if not folder.exists("exemplars.json"):
-        return 0
-    settings = folder.read_json(STARTED)["settings"]
-    asked = asked_questions(
-        read_questions(study),
-        dev=settings["annotate_dev"],
-        exemplars=folder.read_json("exemplars.json"),
-        limit=settings["limit_per_relation"],
-    )
-    return int(asked.num_rows)
 
 
 def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> Exemplars:

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.annotation import AnnotateConfig, RescoreConfig, annotate, questions_to_ask, rescore
+from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore
 from slick.annotation.evidence import Scoring, gather
 from slick.annotation.generations import asked_questions, cut_batches, missing_batches, read_generations
 from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, categories, knowledge_table, read_knowledge
+from slick.annotation.standing import MAIN, Asked, asked_so_far
 from slick.categories import categorize
 from slick.engines.base import SamplingConfig
 from slick.errors import DataError, EngineError, ModelError, SettingsError, StudyError
@@ -69,7 +70,7 @@ def test_every_question_has_its_answers_and_a_category(done: Folder, config: Ann
     wanted = {i for i in gold if "train" in i or "test" in i} - {i for i in gold if i.startswith("P9-train")}
     assert knowledge.schema == KNOWLEDGE_SCHEMA
     assert sorted(knowledge["question_id"].to_pylist()) == sorted(wanted)
-    assert questions_to_ask(done) == len(wanted)
+    assert asked_so_far(done) == {MAIN: Asked(num=len(wanted), wanted=len(wanted))}
     labels = {row["question_id"]: row for row in knowledge.to_pylist()}
     for row in generations.to_pylist():
         answers = gold[row["question_id"]]

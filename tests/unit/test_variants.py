@@ -4,8 +4,6 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +13,13 @@ import pytest
 
 from jobs.door import parse_config
 from slick.errors import DataError, SettingsError, StudyError, VariantError
-from slick.storage import Folder
-from slick.study import Manifest, finish, require
+from slick.study import require
 from slick.types import KNOWN, Category
 from slick.variants import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
-from slick.variants.growing import extended
 from slick.variants.plan import relation_sizes, variant_specs
 from slick.variants.rows import RowOrder, draw_rows, natural_mix, num_unknown, plan
+from tests.unit.labelled_study import PAPER, SMALL, Counts, finish_step, write_study
 
-Counts = Mapping[str, tuple[int, int, int, int]]
-"""relation -> rows of HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
-
-PAPER: Counts = {
-    "P131": (553, 2529, 1493, 3071),
-    "P136": (236, 3410, 1892, 1978),
-    "P17": (4387, 2628, 511, 364),
-    "P19": (369, 1884, 1498, 4170),
-    "P26": (1609, 1503, 1087, 3257),
-    "P264": (206, 1444, 1854, 3820),
-    "P36": (4160, 1634, 449, 572),
-    "P40": (692, 1467, 1271, 2680),
-    "P495": (5459, 1101, 408, 706),
-    "P69": (233, 1126, 1712, 3650),
-    "P740": (1323, 1618, 1428, 2902),
-    "P800": (301, 330, 222, 503),
-}
-"""Table 3 of arXiv:2405.05904: categories of the training questions."""
-
-SMALL: Counts = {"P17": (9, 8, 7, 10), "P19": (5, 30, 12, 20), "P26": (11, 11, 11, 11)}
 SHARES = VariantsConfig().unknown_shares
 
 
@@ -72,40 +49,6 @@ def mix(question_ids: list[str]) -> Counter[tuple[str, str]]:
 
 def unknown_of(question_ids: list[str]) -> set[str]:
     return {i for i in question_ids if "-Unknown-" in i}
-
-
-def write_study(
-    path: Path, counts: Counts, *, order: int | None = None, categories: Mapping[str, str | None] | None = None
-) -> Folder:
-    """A study with finished questions and annotate steps; rows that must not be drawn lie among them."""
-    study = Folder(str(path))
-    rows = [
-        (f"{relation}-{category}-{i}", relation, "id", "train", category)
-        for relation, nums in counts.items()
-        for category, num in zip(Category, nums, strict=True)
-        for i in range(num)
-    ]
-    rows += [(f"test-{i}", "P17", "id", "test", "Unknown") for i in range(50)]
-    rows += [(f"ood-{i}", "P50", "ood", "train", "Unknown") for i in range(50)]
-    if order is not None:
-        rows = [rows[i] for i in np.random.default_rng(order).permutation(len(rows))]
-    names = ("question_id", "relation", "domain", "split", "category")
-    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    columns["category"] = [
-        (categories or {}).get(i, c) for i, c in zip(columns["question_id"], columns["category"], strict=True)
-    ]
-    asked = {key: columns[key] for key in names[:4]}
-    asked["question"] = [f"What of {i}?" for i in columns["question_id"]]
-    answers = pa.array([[f"gold {i}", "second"] for i in columns["question_id"]], pa.list_(pa.string()))
-    study.child("questions").write_table("part-00000.parquet", pa.table({**asked, "answers": answers}))
-    study.child("annotate").write_table("knowledge.parquet", pa.table(columns))
-    finish_step(study, "questions", {}, "q1")
-    finish_step(study, "annotate", {"questions": "q1", "model": "m1"}, "k1")
-    return study
-
-
-def finish_step(study: Folder, step: str, inputs: dict[str, str], identity: str) -> Manifest:
-    return finish(study.child(step), step, identity, settings={}, inputs=inputs, counts={}, started_at=0.0)
 
 
 # The paper's numbers.
@@ -419,113 +362,6 @@ def test_a_finished_step_is_kept_and_other_settings_are_refused(tmp_path: Path) 
     assert draw_variants(study, VariantsConfig()) == first
     with pytest.raises(StudyError, match=r"drawn with seed 0; now seed 1 is asked for, .* choose another --out"):
         draw_variants(study, VariantsConfig(seed=1))
-
-
-SETS = {"unknown_shares": (0.0, 0.5), "known_shares": (0.5,), "single_categories": False, "natural": False,
-        "idk_shares": (), "concentrated_shares": (0.5,)}  # fmt: skip
-MORE = {"unknown_shares": (0.29, 1.0), "known_shares": (0.25,), "single_categories": True, "natural": True,
-        "idk_shares": (0.5, 1.0), "concentrated_shares": (0.45,)}  # fmt: skip
-
-
-def files(study: Folder) -> dict[str, bytes]:
-    folder = study.child("variants")
-    return {name: folder.read_bytes(name) for name in folder.names(".parquet")}
-
-
-@pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize("name", SETS)
-def test_sets_asked_for_later_are_those_of_a_study_that_asked_at_once(tmp_path: Path, name: str, nested: bool) -> None:
-    first = VariantsConfig(**SETS, nested=nested)
-    study = write_study(tmp_path / "later", SMALL)
-    draw_variants(study, first)
-    before = files(study)
-    later = draw_variants(study, replace(first, **{name: MORE[name]}))
-    assert {name: content for name, content in files(study).items() if name in before} == before
-    assert len(files(study)) > len(before)
-
-    whole = write_study(tmp_path / "at once", SMALL)
-    both = extended(first, replace(first, **{name: MORE[name]}))
-    at_once = draw_variants(whole, both)
-    assert files(study) == files(whole)
-    assert (later.counts, later.fingerprint, later.settings) == (at_once.counts, at_once.fingerprint, at_once.settings)
-    assert list(later.counts) == list(variant_names(both))
-
-
-def test_fewer_sets_or_the_same_in_another_order_are_there_already(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
-    whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
-    fewer = VariantsConfig(unknown_shares=(1.0, 0.5), natural=False, idk_shares=(), idk_phrase="No idea")
-    for config in (fewer, VariantsConfig(), VariantsConfig(**SETS | {"concentrated_shares": ()})):
-        assert draw_variants(study, config) == whole
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()} == stamps
-
-
-def test_sets_that_cannot_be_added_leave_those_that_are_there(tmp_path: Path) -> None:
-    study = write_study(tmp_path, {"P17": (9, 12, 8, 30)})
-    before = draw_variants(study, VariantsConfig())
-    with pytest.raises(VariantError, match="1 relations with 8 rows cannot leave one wholly Unknown"):
-        draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
-    assert draw_variants(study, VariantsConfig()) == before
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"nested": False},
-        {"size_rule": "pools"},
-        {"size_per_relation": 3},
-        {"min_per_relation": 2},
-        {"drop_empty_relations": True},
-        {"idk_phrase": "No idea"},
-    ],
-)
-def test_sets_of_another_kind_are_not_added(tmp_path: Path, other: dict[str, Any]) -> None:
-    study = write_study(tmp_path, SMALL)
-    draw_variants(study, VariantsConfig())
-    before = files(study)
-    ((name, value),) = other.items()
-    with pytest.raises(
-        StudyError, match=rf"now {name} {value} is asked for, and sets of both would not be of one kind"
-    ):
-        draw_variants(study, VariantsConfig(concentrated_shares=(0.5,), **other))
-    assert files(study) == before
-
-
-def test_the_phrase_may_be_chosen_as_long_as_no_set_has_it(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
-    draw_variants(study, VariantsConfig(idk_shares=()))
-    draw_variants(study, VariantsConfig(idk_phrase="No idea"))
-    assert "No idea" in read_variant(study, "idk-050")["target"].to_pylist()
-
-
-def test_sets_are_not_added_to_those_of_other_labels(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
-    draw_variants(study, VariantsConfig())
-    finish_step(study, "annotate", {"questions": "q1", "model": "m1"}, "k2")
-    for config in (VariantsConfig(), VariantsConfig(concentrated_shares=(0.5,))):
-        with pytest.raises(StudyError, match="was written with other inputs or settings"):
-            draw_variants(study, config)
-
-
-def test_a_draw_that_was_broken_off_is_done_again_with_whatever_is_asked_then(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
-    draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
-    study.child("variants").delete("manifest.json")
-    manifest = draw_variants(study, VariantsConfig(natural=False))
-    assert files(study).keys() == {f"{name}.parquet" for name in manifest.counts}
-    assert "natural" not in manifest.counts
-
-
-def test_an_addition_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
-    draw_variants(study, VariantsConfig())
-    old = study.child("variants").read_bytes("manifest.json")
-    whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
-    study.child("variants").write_bytes("manifest.json", old)  # as where it was killed just before its end
-    assert draw_variants(study, VariantsConfig()).counts.keys() == whole.counts.keys() - {"concentrated-050"}
-    again = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
-    assert (again.counts, again.fingerprint) == (whole.counts, whole.fingerprint)
 
 
 def test_dropped_relations_are_in_the_manifest(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Sets asked for later: added to those a study holds, which stay as they are, or refused with the reason."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slick.errors import StudyError, VariantError
+from slick.storage import Folder
+from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
+from slick.variants.growing import extended
+from tests.unit.labelled_study import SMALL, finish_step, write_study
+
+SETS = {"unknown_shares": (0.0, 0.5), "known_shares": (0.5,), "single_categories": False, "natural": False,
+        "idk_shares": (), "concentrated_shares": (0.5,)}  # fmt: skip
+MORE = {"unknown_shares": (0.29, 1.0), "known_shares": (0.25,), "single_categories": True, "natural": True,
+        "idk_shares": (0.5, 1.0), "concentrated_shares": (0.45,)}  # fmt: skip
+
+
+def files(study: Folder) -> dict[str, bytes]:
+    folder = study.child("variants")
+    return {name: folder.read_bytes(name) for name in folder.names(".parquet")}
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("name", SETS)
+def test_sets_asked_for_later_are_those_of_a_study_that_asked_at_once(tmp_path: Path, name: str, nested: bool) -> None:
+    first = VariantsConfig(**SETS, nested=nested)
+    study = write_study(tmp_path / "later", SMALL)
+    draw_variants(study, first)
+    before = files(study)
+    later = draw_variants(study, replace(first, **{name: MORE[name]}))
+    assert {name: content for name, content in files(study).items() if name in before} == before
+    assert len(files(study)) > len(before)
+
+    whole = write_study(tmp_path / "at once", SMALL)
+    both = extended(first, replace(first, **{name: MORE[name]}))
+    at_once = draw_variants(whole, both)
+    assert files(study) == files(whole)
+    assert (later.counts, later.fingerprint, later.settings) == (at_once.counts, at_once.fingerprint, at_once.settings)
+    assert list(later.counts) == list(variant_names(both))
+
+
+def test_fewer_sets_or_the_same_in_another_order_are_there_already(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
+    fewer = VariantsConfig(unknown_shares=(1.0, 0.5), natural=False, idk_shares=(), idk_phrase="No idea")
+    for config in (fewer, VariantsConfig(), VariantsConfig(**SETS | {"concentrated_shares": ()})):
+        assert draw_variants(study, config) == whole
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()} == stamps
+
+
+def test_sets_that_cannot_be_added_leave_those_that_are_there(tmp_path: Path) -> None:
+    study = write_study(tmp_path, {"P17": (9, 12, 8, 30)})
+    before = draw_variants(study, VariantsConfig())
+    with pytest.raises(VariantError, match="1 relations with 8 rows cannot leave one wholly Unknown"):
+        draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
+    assert draw_variants(study, VariantsConfig()) == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"nested": False},
+        {"size_rule": "pools"},
+        {"size_per_relation": 3},
+        {"min_per_relation": 2},
+        {"drop_empty_relations": True},
+        {"idk_phrase": "No idea"},
+    ],
+)
+def test_sets_of_another_kind_are_not_added(tmp_path: Path, other: dict[str, Any]) -> None:
+    study = write_study(tmp_path, SMALL)
+    draw_variants(study, VariantsConfig())
+    before = files(study)
+    ((name, value),) = other.items()
+    with pytest.raises(
+        StudyError, match=rf"now {name} {value} is asked for, and sets of both would not be of one kind"
+    ):
+        draw_variants(study, VariantsConfig(concentrated_shares=(0.5,), **other))
+    assert files(study) == before
+
+
+def test_the_phrase_may_be_chosen_as_long_as_no_set_has_it(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    draw_variants(study, VariantsConfig(idk_shares=()))
+    draw_variants(study, VariantsConfig(idk_phrase="No idea"))
+    assert "No idea" in read_variant(study, "idk-050")["target"].to_pylist()
+
+
+def test_sets_are_not_added_to_those_of_other_labels(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    draw_variants(study, VariantsConfig())
+    finish_step(study, "annotate", {"questions": "q1", "model": "m1"}, "k2")
+    for config in (VariantsConfig(), VariantsConfig(concentrated_shares=(0.5,))):
+        with pytest.raises(StudyError, match="was written with other inputs or settings"):
+            draw_variants(study, config)
+
+
+def test_a_draw_that_was_broken_off_is_done_again_with_whatever_is_asked_then(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
+    study.child("variants").delete("manifest.json")
+    manifest = draw_variants(study, VariantsConfig(natural=False))
+    assert files(study).keys() == {f"{name}.parquet" for name in manifest.counts}
+    assert "natural" not in manifest.counts
+
+
+def test_an_addition_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    draw_variants(study, VariantsConfig())
+    old = study.child("variants").read_bytes("manifest.json")
+    whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
+    study.child("variants").write_bytes("manifest.json", old)  # as where it was killed just before its end
+    assert draw_variants(study, VariantsConfig()).counts.keys() == whole.counts.keys() - {"concentrated-050"}
+    again = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
+    assert (again.counts, again.fingerprint) == (whole.counts, whole.fingerprint)
