@@ -1,7 +1,7 @@
 """The pool that the actors of the annotate step live in: the one import of ray.data. Only counts come to the driver."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,8 +66,13 @@ def answer_units(
     done.context.enable_progress_bars = False
     done.context.print_on_execution_start = False
     done.context.execution_no_progress_timeout_s = -1  # a unit of a large model may take hours
+    yield from _until_error(done.iter_rows(), config)
+
+
+def _until_error(rows: Iterable[dict[str, Any]], config: AskerConfig) -> Iterator[dict[str, Any]]:
+    """What actors have done; the first error is raised once all of them have stopped."""
     failed: dict[str, Any] | None = None
-    for row in done.iter_rows():
+    for row in rows:
         if row["error"] and failed is None:
             # Ray Data cannot be told to stop, so the actors are: those units that are left come back unanswered.
             failed = row
