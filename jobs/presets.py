@@ -42,8 +42,11 @@ class StudyConfig:
 
 
 def demo_annotation() -> AnnotateConfig:
-    """The paper's 10 x (1 + 16) answers, cut off early: the answers of a world are a few tokens."""
-    config = AnnotateConfig(repeats_per_relation=4, controls_per_relation=4)
+    """The paper's 10 x (1 + 16) answers, cut off early: the answers of a world are a few tokens.
+
+    Many questions at once, since so small a model spends its time between products.
+    """
+    config = AnnotateConfig(repeats_per_relation=4, controls_per_relation=4, batch_questions=160, batches_per_file=1)
     return replace(config, sampling=replace(config.sampling, max_new_tokens=12))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # What a cluster started here tells its processes; a value that is already set stays.
-_LOCAL_ENVIRONMENT = {
+LOCAL_ENVIRONMENT = {
     # glibc gives every large buffer back to the kernel and faults it in again: a third of a small model's time on CPU.
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -43,7 +43,7 @@ def connect(num_cpus: int | None = None) -> None:
         ray.init(log_to_driver=False)
         return
     os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only
-    for name, value in _LOCAL_ENVIRONMENT.items():
+    for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with _without_stderr():
         context = ray.init(

@@ -13,8 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_ROWS = 32
-"""Products have a multiple of that many rows: for each new number oneDNN compiles a kernel of 1 MB, in 0.4 ms."""
+ROWS = 16
+"""Products have a multiple of that many rows: for each new number oneDNN compiles a kernel of 0.7 MB, in 0.7 ms."""
+
+
+def spare_rows(num: int) -> int:
+    """Rows that are missing to a multiple of `ROWS`."""
+    return -num % ROWS
 
 
 class PackedLinear(nn.Module):
@@ -115,7 +120,7 @@ def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 def _multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    spare = -len(rows) % _ROWS
+    spare = spare_rows(len(rows))
     if not spare:
         return _multiply(x, weight, bias)
     padded = nn.functional.pad(rows, (0, 0, 0, spare))

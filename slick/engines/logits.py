@@ -13,7 +13,7 @@ from slick.errors import EngineError
 _SPARE_CANDIDATES = 24
 """Candidates fetched beyond top-k, so that ties at its edge are seen and settled by token id."""
 
-_LINES = 32
+_LINES = 16
 
 
 def candidates_of(logits_NV: Tensor, num: int) -> Candidates:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slick.engines.attention import OwnAttention
+from slick.engines.linear import ROWS, spare_rows
 from slick.engines.logits import candidates_of, log_probabilities_of, takes
 from slick.engines.tree import Candidates, Ints
 from slick.engines.tree_attention import KeyValueStore, LayerKeysValues, OwnPart, Pass, PrefixPart
@@ -25,26 +26,27 @@ Tokens = Sequence[int]
 _MANY = 8
 """Questions whose common beginning is that of their relation."""
 
-_TOKENS_A_PASS = {False: 512, True: 8192}
-"""On CPU and on GPU."""
+_TOKENS_A_PASS = {False: 2048, True: 8192}
+"""At most, on CPU and on GPU."""
+
+_LOGITS_BYTES_ON_CPU = 1 << 27
 
 
 class PackedDecoder:
     """Prompts as roots of trees; the keys and values of prefixes are kept between batches."""
 
-    def __init__(self, model: nn.Module, *, max_tokens_a_pass: int = 0, prefix_cache_bytes: int = 1 << 28) -> None:
+    def __init__(self, model: nn.Module, *, prefix_cache_bytes: int = 1 << 28) -> None:
         """Hold a model.
 
         Args:
             model: a causal LM that takes the packed way.
-            max_tokens_a_pass: tokens fed together at most; 0 for what keeps the device busy without spilling caches.
             prefix_cache_bytes: keys and values of prefixes kept between batches, the last used ones.
         """
         self._model = model
         self._attention = OwnAttention(model)
         self._keeps_logits = takes(model, "logits_to_keep")
         self._device = next(model.parameters()).device
-        self._max_tokens = max_tokens_a_pass or _TOKENS_A_PASS[self._device.type == "cuda"]
+        self._max_tokens = _tokens_a_pass(model)
         self._prefixes: OrderedDict[tuple[tuple[int, ...], ...], dict[int, LayerKeysValues]] = OrderedDict()
         self._prefix_cache_bytes = prefix_cache_bytes
         self._store = KeyValueStore()
@@ -86,7 +88,6 @@ class PackedDecoder:
         self._begin(layers, shared, prefix_P, num_candidates)
         self._watched = watched
         self._tail_P = np.array([len(tail) for tail in tails])
-        self._tail_start_P = np.cumsum(self._tail_P) - self._tail_P
         self._depth_N = self._tail_P + self._shared_F[prefix_P] - 1
         self._path_ND = np.empty((len(tails), 0), dtype=np.int64)
         self._root_N = np.arange(len(tails))
@@ -114,8 +115,10 @@ class PackedDecoder:
         path[np.arange(len(path)), depth_in_answer] = slots
         found: list[Candidates] = []
         for start in range(0, len(parents), self._max_tokens):
-            part = slice(start, start + self._max_tokens)
-            found.append(self._feed_nodes(tokens_O[part], roots[part], depths[part], path[part]))
+            num = min(self._max_tokens, len(parents) - start)
+            part = np.minimum(start + np.arange(num + spare_rows(num)), len(parents) - 1)
+            logits, ids = self._feed_nodes(tokens_O[part], roots[part], depths[part], path[part])
+            found.append((logits[:num], ids[:num]))
         back = np.argsort(order)
         self._root_N = np.concatenate([self._root_N, roots[back]])
         self._depth_N = np.concatenate([self._depth_N, depths[back]])
@@ -132,15 +135,18 @@ class PackedDecoder:
         self._store.clear()
         self._layers, self._num_candidates, self._watched = layers, num, None
         self._shared_F, self._prefix_P = np.array(shared, dtype=np.int64), np.array(prefix_P, dtype=np.int64)
+        self._tail_start_P = np.zeros(len(self._prefix_P), dtype=np.int64)
 
     def _feed_tails(self, part: slice, tails: Sequence[Tokens], kept_P: Ints) -> Candidates:
-        """Whole tails, a lane each."""
+        """Whole tails, a lane each; the last token comes again as often as rows are to spare."""
         lengths = self._tail_P[part]
         tokens = np.concatenate([np.asarray(tail, dtype=np.int64) for tail in tails[part]])
         width = int(lengths.max())
         starts = np.cumsum(lengths) - lengths
-        within_N = np.arange(len(tokens)) - np.repeat(starts, lengths)
-        lane_N = np.repeat(np.arange(len(lengths)), lengths)
+        self._tail_start_P[part] = self._store.num_tokens + starts
+        rows_N = np.minimum(np.arange(len(tokens) + spare_rows(len(tokens))), len(tokens) - 1)
+        lane_N = np.repeat(np.arange(len(lengths)), lengths)[rows_N]
+        within_N = rows_N - starts[lane_N]
         columns = np.arange(width)
         rows_LA = np.minimum(starts[:, None] + columns, len(tokens) - 1)
         own_positions = self._shared_F[self._prefix_P[part]][:, None] + columns
@@ -156,8 +162,8 @@ class PackedDecoder:
         )
         prefix_N = self._prefix_P[part][lane_N]
         positions = self._shared_F[prefix_N] + within_N
-        kept = np.flatnonzero(within_N >= (lengths - kept_P[part])[lane_N])
-        return self._forward(tokens, positions, own, prefix_N, kept)
+        kept = np.flatnonzero((within_N >= (lengths - kept_P[part])[lane_N])[: len(tokens)])
+        return self._forward(tokens[rows_N], positions, own, prefix_N, kept)
 
     def _feed_nodes(self, tokens: Ints, roots: Ints, depths: Ints, path_ND: Ints) -> Candidates:
         """One token each, a lane each: it sees its tail and the answer that leads to it."""
@@ -244,10 +250,11 @@ class PackedDecoder:
             self._feed_tails(part, some, np.ones(len(some), dtype=np.int64))
         self.num_prefilled += int(self._tail_P.sum())
         lengths = np.array([len(prefix) for prefix in prefixes])
-        starts = np.cumsum(lengths) - lengths
+        starts = np.zeros(len(prefixes), dtype=np.int64)
+        starts[lengths > 0] = self._tail_start_P
         # Behind a shorter prefix its own last token is repeated; an empty one has any, and none of it counts.
         within = np.minimum(np.arange(lengths.max()), np.maximum(lengths[:, None] - 1, 0))
-        places = self._tensor(np.minimum(starts[:, None] + within, lengths.sum() - 1))
+        places = self._tensor(starts[:, None] + within)
         flat, shape = places.flatten(), tuple(places.shape)
 
         def taken(kept: Tensor) -> Tensor:
@@ -260,6 +267,17 @@ class PackedDecoder:
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+
+def _tokens_a_pass(model: nn.Module) -> int:
+    """Many, so that weights are seldom read anew; on CPU no more than have logits of `_LOGITS_BYTES_ON_CPU`."""
+    weight = next(model.parameters())
+    if weight.device.type == "cuda":
+        return _TOKENS_A_PASS[True]
+    config: Any = model.config
+    logits_bytes = int(config.get_text_config().vocab_size) * weight.element_size()
+    fitting = max(256, min(_TOKENS_A_PASS[False], _LOGITS_BYTES_ON_CPU // logits_bytes))
+    return fitting - fitting % ROWS
 
 
 def _num_shared(prefix: Tokens, prompts: Sequence[Tokens], kept: Ints | None) -> int:

@@ -1,6 +1,7 @@
 """Between texts and tokens: prompts and answers as a model's tokenizer writes them, and where an answer ends."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,16 @@ class Vocabulary:
         self._eos = _eos_token_ids(model, tokenizer)
         self._num_closing = num_closing_tokens(tokenizer)
         self._texts: dict[bytes, str] = {}
+        self._after_newline: set[str] = set()
         self.size = max(int(model.config.get_text_config().vocab_size), len(tokenizer))
         self.stops_V, self.ends_V = self._stop_tokens()
         """Tokens that stop an answer, and those of them that add nothing to it."""
 
     def prompts(self, batch: PromptBatch) -> tuple[list[list[int]], list[list[list[int]]]]:
         """Tokens of each prefix, and of its whole prompts: tokens may reach across the border between the two."""
-        texts = [prefix + suffix for prefix in batch.prefixes for suffix in batch.suffixes]
-        found, size = self._ids([*batch.prefixes, *texts]), len(batch.suffixes)
-        prefixes, prompts = found[: len(batch.prefixes)], found[len(batch.prefixes) :]
-        return prefixes, [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        return self._ids(list(batch.prefixes)), self._spliced(batch) or [
+            self._ids([prefix + suffix for suffix in batch.suffixes]) for prefix in batch.prefixes
+        ]
 
     def answers(self, batch: PromptBatch, prompts: Sequence[Sequence[int]], gold: Sequence[str]) -> list[list[int]]:
         """The tokens of each gold answer as they follow its prompt behind the first prefix, a space between."""
@@ -60,6 +61,30 @@ class Vocabulary:
             text = self._texts[key] = decoded.split("\n", 1)[0].strip()
         return text
 
+    def _spliced(self, batch: PromptBatch) -> list[list[list[int]]] | None:
+        """The whole prompts of each prefix from those of the first one; None where that cannot be told to be right.
+
+        If no token reaches from the end of a line into what follows there, suffixes are written alike behind every
+        prefix that ends a line. The last suffix is also put into tokens behind each prefix, to see that it is so.
+        """
+        beginnings = {suffix[:1] for suffix in batch.suffixes}
+        # A character of several bytes may be in several tokens, and one of these behind a newline in another.
+        tell = all(one.isascii() and one not in self._after_newline for one in beginnings) and "" not in beginnings
+        if len(batch.prefixes) == 1 or not tell or not all(prefix.endswith("\n") for prefix in batch.prefixes):
+            return None
+        known = self._ids([batch.prefixes[0] + suffix for suffix in batch.suffixes])
+        places = enumerate(zip(*known, strict=False))
+        alike = next((i for i, tokens in places if len(set(tokens)) > 1), min(map(len, known)))
+        ends = self._ids([prefix + batch.suffixes[i] for i in (0, -1) for prefix in batch.prefixes[1:]])
+        prompts = [known]
+        for first, last in zip(ends[: len(ends) // 2], ends[len(ends) // 2 :], strict=True):
+            cut = len(first) - (len(known[0]) - alike)
+            spliced = [first[:cut] + tokens[alike:] for tokens in known]
+            if spliced[0] != first or spliced[-1] != last:
+                return None
+            prompts.append(spliced)
+        return prompts
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = self._tokenizer(texts, return_attention_mask=False)["input_ids"]
         return [tokens[: len(tokens) - self._num_closing] for tokens in found]
@@ -68,6 +93,7 @@ class Vocabulary:
         """Ends of text stop an answer, and tokens whose text holds a newline, alone or among other characters."""
         num = len(self._tokenizer)
         texts = self._tokenizer.batch_decode([[i] for i in range(num)], clean_up_tokenization_spaces=False)
+        self._after_newline = {after for text in texts for before, after in pairwise(text) if before == "\n"}
         stops_V: NDArray[np.bool_] = np.zeros(self.size, dtype=bool)
         ends_V: NDArray[np.bool_] = np.zeros(self.size, dtype=bool)
         stops_V[:num] = ["\n" in text for text in texts]

@@ -105,13 +105,15 @@ class Tree:
             goes_on = ~self._stops_V[chosen]
             if step + 1 == self._sampling.max_new_tokens:
                 goes_on[:] = False
-            whole_R[live[~goes_on]] = True
-            if watch is not None and not goes_on.all():
-                self._forget(live[~goes_on], live[goes_on], watch)
+            ended = live[~goes_on]
+            whole_R[ended] = True
+            if watch is not None and len(ended):
+                # Of equal answers the first one speaks for all; it is the greedy one, if that is among them.
+                _, first = np.unique(self._edges(node[~goes_on], chosen[~goes_on]), return_index=True)
+                self._forget(ended[first], live[goes_on], watch)
                 goes_on &= lengths_R[live] > 0
             live, node, chosen = live[goes_on], node[goes_on], chosen[goes_on]
-            # One number for (node, token), so that rows which still agree are found by sorting.
-            edge, first, place = np.unique(node * len(self._stops_V) + chosen, return_index=True, return_inverse=True)
+            edge, first, place = np.unique(self._edges(node, chosen), return_index=True, return_inverse=True)
             if watch is not None and len(edge):
                 stays = ~watch.hopeless(live[first])[place] | self._is_greedy(live)
                 live, kept, place = live[stays], *np.unique(place[stays], return_inverse=True)
@@ -131,6 +133,10 @@ class Tree:
         self.rows.tokens_RT[needless] = -1
         self.rows.lengths_R[needless] = 0
         self.rows.whole_R[needless] = False
+
+    def _edges(self, node: Ints, chosen: Ints) -> Ints:
+        """One number for (node, token), so that rows which still agree are found by sorting."""
+        return np.asarray(node * len(self._stops_V) + chosen)
 
     def _is_greedy(self, rows: Ints) -> Flags:
         return np.asarray(rows % self._rows_a_prompt == 0)

@@ -26,7 +26,7 @@ class CategoryWatch:
 
     def hit(self, rows: Ints) -> Ints:
         """Questions that one of these answers hits."""
-        told = set(self._told(rows))  # most texts come many times
+        told = set(self._told(rows))  # many prompts of a question have the same answer
         hit = [question for question, text in told if self._targets[question].is_hit(text)]
         return np.unique(np.array(hit, dtype=np.int64))
 

@@ -21,6 +21,8 @@ import time
 import zipfile
 from pathlib import Path
 
+from slick.cluster import LOCAL_ENVIRONMENT
+
 NUM_PROMPTS, NUM_SHOTS, NUM_SAMPLES, MAX_NEW_TOKENS = 10, 4, 16, 8
 SLOW = {"generate"}
 """Engines that are asked a few questions only, since they take minutes for each."""
@@ -265,7 +267,8 @@ def run_one(engine: str, model: str, dtype: str, batch_questions: int, path: str
 
 def call(python: str, engine: str, arguments: argparse.Namespace, path: str) -> dict:
     """The result of one engine in its own process, on one thread."""
-    settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    settings = LOCAL_ENVIRONMENT | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as slick's own processes
+    settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     settings |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     command = [python, "-m", "tests.benchmarks.annotation", "--run", engine]
     command += ["--model", arguments.gguf if engine == "openvino" else arguments.model]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from slick.annotation import AnnotateConfig, annotate
+from slick.cluster import LOCAL_ENVIRONMENT
 from slick.engines.base import SamplingConfig
 from slick.questions import QuestionsConfig, prepare_questions
 from slick.storage import Folder
@@ -180,7 +181,8 @@ def main() -> None:
         for kind, num in runs:
             command = [sys.executable, "-m", "tests.benchmarks.pipeline", *sys.argv[1:]]
             command += ["--run", kind, "--num-questions", str(num)]
-            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            environment = os.environ | LOCAL_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
                 raise SystemExit(done.stderr[-3000:])
             print(f"{kind}: {done.stdout.strip().splitlines()[-1]}", flush=True)
