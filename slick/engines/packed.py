@@ -16,20 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slick.engines.attention import OwnAttention
-from slick.engines.linear import ROWS, spare_rows
+from slick.engines.linear import spare_rows
 from slick.engines.logits import candidates_of, log_probabilities_of, takes
+from slick.engines.packing import Tokens, chunks, num_shared, tokens_a_pass
 from slick.engines.tree import Candidates, Ints
 from slick.engines.tree_attention import KeyValueStore, LayerKeysValues, OwnPart, Pass, PrefixPart
-
-Tokens = Sequence[int]
-
-_MANY = 8
-"""Questions whose common beginning is that of their relation."""
-
-_TOKENS_A_PASS = {False: 2048, True: 8192}
-"""At most, on CPU and on GPU."""
-
-_LOGITS_BYTES_ON_CPU = 1 << 27
 
 
 class PackedDecoder:
@@ -46,7 +37,7 @@ class PackedDecoder:
         self._attention = OwnAttention(model)
         self._keeps_logits = takes(model, "logits_to_keep")
         self._device = next(model.parameters()).device
-        self._max_tokens = _tokens_a_pass(model)
+        self._max_tokens = tokens_a_pass(model)
         self._prefixes: OrderedDict[tuple[tuple[int, ...], ...], dict[int, LayerKeysValues]] = OrderedDict()
         self._prefix_cache_bytes = prefix_cache_bytes
         self._store = KeyValueStore()
@@ -80,7 +71,7 @@ class PackedDecoder:
         Returns:
             Candidates behind the kept tokens of all prompts, in order.
         """
-        shared = [_num_shared(prefix, group, kept) for prefix, group in zip(prefixes, prompts, strict=True)]
+        shared = [num_shared(prefix, group, kept) for prefix, group in zip(prefixes, prompts, strict=True)]
         begins = tuple(tuple(group[0][:length]) for group, length in zip(prompts, shared, strict=True))
         layers = self._prefix_layers(begins) if any(shared) else {}
         tails = [prompt[length:] for group, length in zip(prompts, shared, strict=True) for prompt in group]
@@ -93,7 +84,7 @@ class PackedDecoder:
         self._root_N = np.arange(len(tails))
         kept_P = np.ones(len(tails), dtype=np.int64) if kept is None else np.tile(kept, len(prompts))
         found: list[Candidates] = []
-        for part in _chunks(self._tail_P, self._max_tokens):
+        for part in chunks(self._tail_P, self._max_tokens):
             found.append(self._feed_tails(part, tails, kept_P))
         self.num_prefilled += int(self._tail_P.sum())
         return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
@@ -116,7 +107,7 @@ class PackedDecoder:
         found: list[Candidates] = []
         for start in range(0, len(parents), self._max_tokens):
             num = min(self._max_tokens, len(parents) - start)
-            part = np.minimum(start + np.arange(num + spare_rows(num)), len(parents) - 1)
+            part = np.minimum(start + np.arange(num + self._spare_rows(num)), len(parents) - 1)
             logits, ids = self._feed_nodes(tokens_O[part], roots[part], depths[part], path[part])
             found.append((logits[:num], ids[:num]))
         back = np.argsort(order)
@@ -144,7 +135,7 @@ class PackedDecoder:
         width = int(lengths.max())
         starts = np.cumsum(lengths) - lengths
         self._tail_start_P[part] = self._store.num_tokens + starts
-        rows_N = np.minimum(np.arange(len(tokens) + spare_rows(len(tokens))), len(tokens) - 1)
+        rows_N = np.minimum(np.arange(len(tokens) + self._spare_rows(len(tokens))), len(tokens) - 1)
         lane_N = np.repeat(np.arange(len(lengths)), lengths)[rows_N]
         within_N = rows_N - starts[lane_N]
         columns = np.arange(width)
@@ -246,7 +237,7 @@ class PackedDecoder:
         some = [prefix for prefix in prefixes if prefix]
         self._begin({}, [0], [0] * len(some), 1)
         self._tail_P = np.array([len(prefix) for prefix in some])
-        for part in _chunks(self._tail_P, self._max_tokens):
+        for part in chunks(self._tail_P, self._max_tokens):
             self._feed_tails(part, some, np.ones(len(some), dtype=np.int64))
         self.num_prefilled += int(self._tail_P.sum())
         lengths = np.array([len(prefix) for prefix in prefixes])
@@ -265,43 +256,8 @@ class PackedDecoder:
     def _num_bytes(self) -> int:
         return sum(k.nbytes + v.nbytes for layers in self._prefixes.values() for k, v in layers.values())
 
+    def _spare_rows(self, num: int) -> int:
+        return spare_rows(num) if self._device.type == "cpu" else 0
+
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
-
-
-def _tokens_a_pass(model: nn.Module) -> int:
-    """Many, so that weights are seldom read anew; on CPU no more than have logits of `_LOGITS_BYTES_ON_CPU`."""
-    weight = next(model.parameters())
-    if weight.device.type == "cuda":
-        return _TOKENS_A_PASS[True]
-    config: Any = model.config
-    logits_bytes = int(config.get_text_config().vocab_size) * weight.element_size()
-    fitting = max(256, min(_TOKENS_A_PASS[False], _LOGITS_BYTES_ON_CPU // logits_bytes))
-    return fitting - fitting % ROWS
-
-
-def _num_shared(prefix: Tokens, prompts: Sequence[Tokens], kept: Ints | None) -> int:
-    """Tokens in which all the prompts agree from the start; each keeps its wanted last tokens to itself.
-
-    Many questions agree in the prefix and in how a question of their relation begins. Few may agree in more by
-    accident, which no other batch could share with them: they agree in the prefix at most.
-    """
-    shared = min(len(prompt) - (1 if kept is None else int(kept[i])) for i, prompt in enumerate(prompts))
-    first = prompts[0]
-    others = prompts if len(prompts) >= _MANY else [*prompts, [*prefix, *[-1] * shared]]
-    for prompt in others:
-        if prompt[:shared] != first[:shared]:
-            shared = next(i for i in range(shared) if prompt[i] != first[i])
-    return shared
-
-
-def _chunks(lengths: Ints, limit: int) -> list[slice]:
-    """Consecutive prompts with at most `limit` tokens together, a longer one alone."""
-    chunks: list[slice] = []
-    start, total = 0, 0
-    for i, length in enumerate(lengths.tolist()):
-        if i > start and total + length > limit:
-            chunks.append(slice(start, i))
-            start, total = i, 0
-        total += length
-    return [*chunks, slice(start, len(lengths))]

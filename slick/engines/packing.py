@@ -1,0 +1,56 @@
+"""How prompts are cut for a packed pass: what they share, and how many tokens go through the model at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from slick.engines.tree import Ints
+
+Tokens = Sequence[int]
+
+_MANY = 8
+"""Questions whose common beginning is that of their relation."""
+
+_TOKENS_A_PASS = {False: 2048, True: 8192}
+"""At most, on CPU and on GPU."""
+
+_LOGITS_BYTES_ON_CPU = 1 << 27
+
+
+def tokens_a_pass(model: nn.Module) -> int:
+    """Many, so that weights are seldom read anew; on CPU no more than have logits of `_LOGITS_BYTES_ON_CPU`."""
+    weight = next(model.parameters())
+    if weight.device.type == "cuda":
+        return _TOKENS_A_PASS[True]
+    config: Any = model.config
+    logits_bytes = int(config.get_text_config().vocab_size) * weight.element_size()
+    fitting = max(256, min(_TOKENS_A_PASS[False], _LOGITS_BYTES_ON_CPU // logits_bytes))
+    return fitting - fitting % 64  # which needs no spare rows
+
+
+def num_shared(prefix: Tokens, prompts: Sequence[Tokens], kept: Ints | None) -> int:
+    """Tokens in which all the prompts agree from the start; each keeps its wanted last tokens to itself.
+
+    Many questions agree in the prefix and in how a question of their relation begins. Few may agree in more by
+    accident, which no other batch could share with them: they agree in the prefix at most.
+    """
+    shared = min(len(prompt) - (1 if kept is None else int(kept[i])) for i, prompt in enumerate(prompts))
+    first = prompts[0]
+    others = prompts if len(prompts) >= _MANY else [*prompts, [*prefix, *[-1] * shared]]
+    for prompt in others:
+        if prompt[:shared] != first[:shared]:
+            shared = next(i for i in range(shared) if prompt[i] != first[i])
+    return shared
+
+
+def chunks(lengths: Ints, limit: int) -> list[slice]:
+    """Consecutive prompts with at most `limit` tokens together, a longer one alone."""
+    chunks: list[slice] = []
+    start, total = 0, 0
+    for i, length in enumerate(lengths.tolist()):
+        if i > start and total + length > limit:
+            chunks.append(slice(start, i))
+            start, total = i, 0
+        total += length
+    return [*chunks, slice(start, len(lengths))]
