@@ -21,6 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from slick.annotation import AnnotateConfig, annotate
 from slick.cluster import LOCAL_ENVIRONMENT
 from slick.engines.base import SamplingConfig
@@ -53,14 +55,14 @@ def run_pool(model: str, source: str, num_questions: int, actors: int, dtype: st
             cpus_per_actor=0.5,
         )
         manifest = annotate(study, config)
-        parts = Path(folder, "annotate", "generations").glob("*.parquet")
-        times = sorted(path.stat().st_mtime for path in parts)
+        files = Path(folder, "annotate", "generations").glob("*.parquet")
+        parts = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in files)
         asked = manifest.counts["questions"]
         # The first file of each actor ends the time of loading.
-        share = (len(times) - actors) / len(times)
+        done = sum(num for _, num in parts[actors:])
         return {
             "questions": asked,
-            "questions_a_second": asked * share / (times[-1] - times[actors - 1]),
+            "questions_a_second": done / (parts[-1][0] - parts[actors - 1][0]),
             "engine_questions_a_second": actors * asked / manifest.counts["engine_seconds"],
         }
 
