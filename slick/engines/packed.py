@@ -1,4 +1,4 @@
-"""A batch of prompts and their answers through a Hugging Face causal LM, every distinct token once and without padding.
+"""A batch of prompts and their answers through a Hugging Face causal LM, every distinct token once, all in one row.
 
 What stands before the first token in which the prompts of a prefix differ is computed once and kept between batches;
 then come the rest of the prompts, then the answers, node by node. `slick.engines.tree_attention` says who sees whom.

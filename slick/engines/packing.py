@@ -46,11 +46,11 @@ def num_shared(prefix: Tokens, prompts: Sequence[Tokens], kept: Ints | None) -> 
 
 def chunks(lengths: Ints, limit: int) -> list[slice]:
     """Consecutive prompts with at most `limit` tokens together, a longer one alone."""
-    chunks: list[slice] = []
+    parts: list[slice] = []
     start, total = 0, 0
     for i, length in enumerate(lengths.tolist()):
         if i > start and total + length > limit:
-            chunks.append(slice(start, i))
+            parts.append(slice(start, i))
             start, total = i, 0
         total += length
-    return [*chunks, slice(start, len(lengths))]
+    return [*parts, slice(start, len(lengths))]

@@ -10,6 +10,7 @@ import torch
 from slick.draws import row_key, uniforms
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.logits import candidates_of
+from slick.engines.packing import tokens_a_pass
 from slick.engines.transformers import TransformersEngine
 from slick.errors import EngineError
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
@@ -245,3 +246,24 @@ def test_a_model_in_training_is_an_error() -> None:
     model.train()
     with pytest.raises(EngineError, match="training mode"):
         engine.generate(BATCH, SAMPLING)
+
+
+def test_a_batch_of_many_passes_is_answered_as_its_parts_are() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    names = [f"Peru {i:03} and {NAMES[i % len(NAMES)]}" for i in range(160)]
+    batch = PromptBatch(
+        prefixes=BATCH.prefixes,
+        question_ids=names,
+        suffixes=[f"Q: What is the capital of {name}?\nA:" for name in names],
+    )
+    whole = TransformersEngine(model, tokenizer, batch_questions=160)
+    parts = TransformersEngine(model, tokenizer, batch_questions=5)
+    assert whole.packs
+    assert parts.packs
+    answers = whole.generate(batch, SAMPLING)
+    per_pass = tokens_a_pass(model)
+    assert whole.stats.prefilled_tokens > 2 * per_pass, "the prompts fit into too few passes to tell"
+    assert whole.stats.decoded_tokens / SAMPLING.max_new_tokens > per_pass, (
+        "no step of the answers takes several passes"
+    )
+    assert answers == parts.generate(batch, SAMPLING)
