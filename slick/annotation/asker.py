@@ -1,5 +1,6 @@
 """The actor of the annotate step: loads one engine once, answers units of work and writes their part files."""
 
+import gc
 import uuid
 from collections import Counter as Counts
 from collections.abc import Sequence
@@ -97,6 +98,9 @@ class Asker:
         """Answer one unit and store the answers; a row of `SUMMARY_SCHEMA`."""
         if self._engine is None:
             self._engine = self._load()
+            # A full collection looks at everything that torch and transformers keep: 0.3 s, some once a minute.
+            gc.collect()
+            gc.freeze()
         config, store = self._config, self._config.stores[unit["store"]]
         before = asdict(self._engine.stats)
         rows: list[dict[str, Any]] = []

@@ -13,8 +13,8 @@ from slick.annotation.pool import answer_units
 from slick.cluster import tell_job
 from slick.progress import Progress
 
-_ON_GPU = 8
-"""Times as many batches as on a CPU."""
+ON_GPU = 8
+"""Times as many batches of a unit on a GPU as on a CPU."""
 
 Note = Callable[[Mapping[str, int], Mapping[str, float], float], str]
 """What to say beside the progress, of questions by category in the first store, cost, and seconds so far."""
@@ -49,8 +49,7 @@ def ask_missing(
     spent: Counter[str] = Counter()
 
     def units_of(on_gpu: bool, num_actors: int) -> list[pa.Table]:
-        size = batches_a_unit(config.batches_per_file, on_gpu, sum(map(len, missing.values())), num_actors)
-        return [unit for store, found in missing.items() for unit in make_units(store, found, size)]
+        return make_units(missing, most=config.batches_per_file * (ON_GPU if on_gpu else 1), num_actors=num_actors)
 
     for row in answer_units(
         units_of,
@@ -64,19 +63,6 @@ def ask_missing(
         if row["store"] == next(iter(tables)):
             so_far.update(row["categories"])
         progress.add(row["questions"], note(so_far, spent, time.monotonic() - began))
-
-
-def batches_a_unit(batches_per_file: int, on_gpu: bool, num_batches: int, num_actors: int) -> int:
-    """Batches that an actor answers before it stores them.
-
-    A GPU wants many, but not so many that some actors of a large pool have nothing to do, or all wait for the last one:
-    each is to have four units.
-
-    >>> batches_a_unit(2, True, 3000, 8), batches_a_unit(2, True, 3000, 100), batches_a_unit(2, False, 3000, 100)
-    (16, 7, 2)
-    """
-    most = batches_per_file * (_ON_GPU if on_gpu else 1)
-    return max(batches_per_file, min(most, num_batches // (4 * num_actors)))
 
 
 def _num_questions(batches: Sequence[Batch]) -> int:

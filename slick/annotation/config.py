@@ -55,7 +55,7 @@ class AnnotateConfig:
     On GPU it takes as many of a file's questions as memory holds."""
     batches_per_file: int = 2
     """Batches an actor answers before it stores them, on CPU: what is lost at most when it dies. On GPU 8 times as
-    many, which an actor answers together."""
+    many, which an actor answers together. Towards the end of a run they are fewer."""
     min_actors: int = 1
     """Engines the pool may shrink to."""
     max_actors: int | None = None

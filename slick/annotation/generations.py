@@ -8,6 +8,7 @@ is written whole by the actor that made them; a run that goes on asks only the b
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -152,16 +153,34 @@ def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
     return [batch for batch in batches if batch.index not in kept]
 
 
-def make_units(store: str, batches: Sequence[Batch], batches_per_file: int) -> list[pa.Table]:
-    """Units of work in the order of their batches, each a table of one row of `UNIT_SCHEMA`."""
-    groups: list[list[Batch]] = []
-    for batch in batches:
-        last = groups[-1] if groups else []
-        if last and len(last) < batches_per_file and _relation(last[0]) == _relation(batch):
-            last.append(batch)
-        else:
-            groups.append([batch])
-    return [_unit(store, group) for group in groups]
+def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors: int) -> list[pa.Table]:
+    """Units of work in the order of stores and batches, each a table of one row of `UNIT_SCHEMA`.
+
+    Args:
+        missing: the batches of each store that are to be asked.
+        most: batches of a unit at most.
+        num_actors: that share the units; see `unit_size`.
+    """
+    left = sum(map(len, missing.values()))
+    units: list[pa.Table] = []
+    for store, batches in missing.items():
+        for _, run in groupby(batches, key=_relation):
+            while group := list(islice(run, unit_size(left, most, num_actors))):
+                units.append(_unit(store, group))
+                left -= len(group)
+    return units
+
+
+def unit_size(left: int, most: int, num_actors: int) -> int:
+    """Batches of the next unit, where so many are left: a quarter of each actor's share, within 1 and `most`.
+
+    Large units cost less to hand out and to store; towards the end they shrink, so that no actor waits long for the
+    last one (guided self-scheduling, Polychronopoulos and Kuck 1987).
+
+    >>> [unit_size(left, 16, 8) for left in (3000, 320, 100, 5)]
+    [16, 10, 3, 1]
+    """
+    return max(1, min(most, left // (4 * num_actors)))
 
 
 def _relation(batch: Batch) -> str:

@@ -22,9 +22,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from slick.annotation import AnnotateConfig
-from slick.annotation.asking import batches_a_unit
+from slick.annotation.asking import ON_GPU
 from slick.annotation.evidence import Scoring, gather
-from slick.annotation.generations import cut_batches, make_units, read_parts
+from slick.annotation.generations import cut_batches, make_units, read_parts, unit_size
 from slick.annotation.knowledge import knowledge_table
 from slick.storage import Folder
 
@@ -49,16 +49,16 @@ class Measured:
     label_bytes: float
 
 
-def simulate(num_questions: int, num_gpus: int, unit: int, unit_s: float, start_s: float, dispatch_s: float) -> float:
-    """Seconds until all units are answered.
+def simulate(num_batches: int, num_gpus: int, most: int, batch_s: float, start_s: float, dispatch_s: float) -> float:
+    """Seconds until all batches are answered.
 
     Args:
-        unit: questions of a unit.
-        unit_s: that an actor takes for one.
+        most: batches of a unit.
+        batch_s: that an actor takes for one.
         start_s: of an actor.
         dispatch_s: of the driver, for each unit: it hands out one after another.
     """
-    left = -(-num_questions // unit)
+    left = num_batches
     driver = 0.0
     # An actor asks for a unit when one of its two places is free: twice at its start, then whenever one is done.
     asks = [(start_s, actor) for actor in range(num_gpus) for _ in range(2)]
@@ -68,10 +68,11 @@ def simulate(num_questions: int, num_gpus: int, unit: int, unit_s: float, start_
     while left:
         at, actor = heapq.heappop(asks)
         driver = max(driver, at) + dispatch_s
-        free[actor] = max(free[actor], driver) + unit_s
+        size = unit_size(left, most, num_gpus)
+        free[actor] = max(free[actor], driver) + size * batch_s
         end = max(end, free[actor])
         heapq.heappush(asks, (free[actor], actor))
-        left -= 1
+        left -= size
     return end
 
 
@@ -93,7 +94,8 @@ def plan_cost(num: int) -> tuple[float, float]:
     before = rss()
     table = questions_table(num)
     began = time.monotonic()
-    units = make_units("generations", cut_batches(table, config.batch_questions), config.batches_per_file * 8)
+    batches = {"generations": cut_batches(table, config.batch_questions)}
+    units = make_units(batches, most=config.batches_per_file * ON_GPU, num_actors=8)
     assert sum(len(unit["question_id"][0]) for unit in units) == num
     return (time.monotonic() - began) / num, (rss() - before) / num
 
@@ -189,17 +191,17 @@ def main() -> None:
     found = measure(str(Path(asked.study).resolve()))
     config = AnnotateConfig()
     question_s = 170 / asked.answers_per_second
+    most = config.batches_per_file * ON_GPU
     print(f"measured: {found}")
     print(f"{'questions':>12}" + "".join(f"{gpus:>8} GPU" for gpus in GPUS) + "   hours (share of the ideal speed-up)")
     for num in QUESTIONS:
         cells = []
         for gpus in GPUS:
-            batches = batches_a_unit(config.batches_per_file, True, -(-num // config.batch_questions), gpus)
-            unit = config.batch_questions * batches
-            seconds = simulate(num, gpus, unit, unit * question_s, START_S, found.dispatch_s)
+            batches, batch_s = -(-num // config.batch_questions), config.batch_questions * question_s
+            seconds = simulate(batches, gpus, most, batch_s, START_S, found.dispatch_s)
             cells.append(f"{seconds / 3600:>7.1f} {num * question_s / gpus / seconds:>3.0%}")
         print(f"{num:>12,}" + " ".join(cells))
-    unit = config.batch_questions * batches_a_unit(config.batches_per_file, True, 1 << 40, 1)
+    unit = config.batch_questions * most
     print(
         f"the driver alone hands out {unit / found.dispatch_s:,.0f} questions/s in units of {unit}, enough for "
         f"{unit * question_s / found.dispatch_s:,.0f} GPUs"

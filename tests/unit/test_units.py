@@ -1,0 +1,45 @@
+"""How the batches of a study are dealt out: each once, in large units first, so that the last ones end together."""
+
+import pyarrow as pa
+import pytest
+
+from slick.annotation.generations import Batch, cut_batches, make_units
+
+NUM_QUESTIONS = {"P17": 70, "P19": 201, "P36": 5}
+
+
+def batches(size: int = 4) -> list[Batch]:
+    rows = [
+        {"relation": relation, "question_id": f"{relation}-{i}", "question": f"Who is {i}?", "answers": [str(i)]}
+        for relation, num in NUM_QUESTIONS.items()
+        for i in range(num)
+    ]
+    return cut_batches(pa.Table.from_pylist(rows), size)
+
+
+@pytest.mark.parametrize(("most", "num_actors"), [(1, 1), (3, 2), (16, 1), (1000, 3), (16, 1000)])
+def test_every_batch_is_dealt_out_once_and_whole_with_those_of_its_relation(most: int, num_actors: int) -> None:
+    units = make_units({"generations": batches(), "controls": batches()[:3]}, most=most, num_actors=num_actors)
+    for store, wanted in (("generations", batches()), ("controls", batches()[:3])):
+        rows = [row for unit in units for row in unit.to_pylist() if row["store"] == store]
+        assert [i for row in rows for i in row["question_id"]] == [
+            i for batch in wanted for i in batch.questions["question_id"].to_pylist()
+        ]
+        begins = {batch.questions["question_id"][0].as_py(): batch.index for batch in wanted}
+        for row in rows:
+            assert begins[row["question_id"][0]] == row["first_batch"]
+            assert {i.split("-")[0] for i in row["question_id"]} == {row["relation"]}
+            assert len(row["question_id"]) == len(row["question"]) == len(row["answers"]) <= 4 * most
+
+
+def test_units_shrink_towards_the_end_to_single_batches() -> None:
+    units = make_units({"generations": batches(1)}, most=8, num_actors=2)
+    sizes = [len(unit["question_id"][0]) for unit in units]
+    assert max(sizes) == 8
+    assert sizes[-6:] == [1] * 6  # more than the two actors hold at once
+    assert len(sizes) < sum(NUM_QUESTIONS.values()) / 3  # single ones at the end alone
+
+
+def test_many_actors_all_get_work() -> None:
+    units = make_units({"generations": batches()}, most=16, num_actors=40)
+    assert len(units) == len(batches())
