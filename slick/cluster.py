@@ -10,16 +10,12 @@ LOCAL_ENVIRONMENT = {
     # glibc gives every large buffer back to the kernel and faults it in again: a third of a small model's time on CPU.
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    # Ray runs the work in a thread, whose own heap would be cut into 64 MB, and more than that asked of the kernel.
-    "MALLOC_ARENA_MAX": "1",
     # Ray's C++ parts print warnings about themselves on the terminal; what fails is raised all the same.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Actors of two steps start together; more than one process a core is no reason for a warning.
     "RAY_worker_maximum_startup_concurrency": "8",
     # Processes started ahead fit no trial of Tune, which asks for another environment; each takes 0.7 CPU seconds.
     "RAY_prestart_worker_first_driver": "0",
-    # A process that waits for work takes 1 % of a core: one that nobody has needed for a second ends.
-    "RAY_num_workers_soft_limit": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 

@@ -98,7 +98,7 @@ class Asker:
         """Answer one unit and store the answers; a row of `SUMMARY_SCHEMA`."""
         if self._engine is None:
             self._engine = self._load()
-            # A full collection looks at everything that torch and transformers keep: 0.3 s, some once a minute.
+            # A full collection looks at all that torch and transformers keep, which takes 0.3 s each time.
             gc.collect()
             gc.freeze()
         config, store = self._config, self._config.stores[unit["store"]]
