@@ -231,7 +231,7 @@ def test_a_training_is_the_same_alone_and_in_a_list(tmp_path: Path) -> None:
     assert all(row["hit"] == is_hit(row["text"], ["I don't know"]) for row in unknown)
 
 
-@pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("packing", [True, False])
 def test_only_the_answer_is_in_the_loss(study: Folder, packing: bool) -> None:
     """Gradients reach what predicts the answer alone: other prompts of equal length change them, other labels would."""
     import torch
