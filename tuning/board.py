@@ -25,7 +25,8 @@ from tuning.standing import (
 )
 
 _WRITE_EVERY_S = 10.0
-_LOG_EVERY_S = 60.0
+LOG_EVERY_S = 60.0
+"""The least time between two tables in a log."""
 _LOG_SHARE = 0.05
 """In a log the table comes again after this share of the time so far, so that a long sweep does not fill it."""
 _MOST_ROWS = 24
@@ -174,7 +175,7 @@ class _Screen:
     def show(self, lines: Sequence[str], *, last: bool) -> None:
         now = time.monotonic()
         if not self._tty:
-            if last or now - self._shown_at >= max(_LOG_EVERY_S, _LOG_SHARE * (now - self._began)):
+            if last or now - self._shown_at >= max(LOG_EVERY_S, _LOG_SHARE * (now - self._began)):
                 self._shown_at = now
                 print("\n".join(lines), file=sys.stderr, flush=True)
             return

@@ -105,14 +105,6 @@ def went_on(manifest: Manifest) -> bool:
     return EPOCHS - manifest.counts["epochs_now"] > 0
 
 
-def test_a_killed_driver_goes_on_where_it_was(undisturbed: Folder, tmp_path: Path) -> None:
-    study = new_study(tmp_path)
-    interrupt(study, {})
-    assert went_on(finetune(study, CONFIG))
-    assert_same(undisturbed, study)
-    assert not study.child(".ray").folders(), "the state of a finished training is left"
-
-
 @pytest.mark.parametrize(
     ("stage", "first", "then"),
     [
@@ -139,17 +131,28 @@ def in_background(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_a_killed_worker_is_replaced(undisturbed: Folder, tmp_path: Path) -> None:
+def test_a_killed_driver_and_then_a_killed_worker_change_nothing(undisturbed: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
+    interrupt(study, {})
+    reached = num_epochs(study)
+    before = evaluations(study)
     run = in_background(lambda: finetune(study, CONFIG))
-    wait_for(lambda: num_epochs(study) >= 6)
+    wait_for(lambda: num_epochs(study) >= reached + 3)
     _, worker = alive("TrainWorker")
     os.kill(worker.pid, signal.SIGKILL)
     run.join(200)
     assert not run.is_alive()
-    manifest = run_of(study).read_json("manifest.json")
-    assert 0 < manifest["counts"]["epochs_now"] < EPOCHS
+    assert 0 < run_of(study).read_json("manifest.json")["counts"]["epochs_now"] < EPOCHS - reached
+    after = evaluations(study)
+    assert all(after[epoch] == before[epoch] for epoch in range(1, reached)), "what had its state is not done again"
     assert_same(undisturbed, study)
+    assert not study.child(".ray").folders(), "the state of a finished training is left"
+
+
+def evaluations(study: Folder) -> dict[int, int]:
+    """When every epoch's predictions were written, in ns."""
+    found = Path(run_of(study).local_path, "predictions").glob("epoch-*.parquet")
+    return {int(path.stem.removeprefix("epoch-")): path.stat().st_mtime_ns for path in found}
 
 
 def test_failures_are_counted_from_the_last_state() -> None:

@@ -5,11 +5,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.local.cli import ROOT, slick
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of worlds of this run alone: the smoke world is pretrained once, and never one of before."""
+    path = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLICK_CACHE", str(path))
+        yield path
 
 
 @pytest.fixture(scope="session")

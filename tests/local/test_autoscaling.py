@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.knowledge import read_knowledge
+from slick.engines.base import SamplingConfig
 from slick.storage import Folder
-from tests.local.cli import slick
 from tests.local.head import Cluster, started_cluster, wait_for
 from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions
 from tests.local.tiny_study import write_study
@@ -26,7 +27,7 @@ ASKED = [
     "6",
 ]
 ASKED += ["--repeats-per-relation", "0", "--controls-per-relation", "0", "--batch-questions", "1"]
-ASKED += ["--batches-per-file", "1", "--no-p-true"]
+ASKED += ["--batches-per-file", "1", "--no-p-true", "--cpus-per-actor", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,9 @@ def watched(cluster: Cluster) -> Iterator[list[int]]:
 
 
 @pytest.mark.timeout(300)
-def test_actors_bring_nodes_and_nodes_leave_when_they_are_idle(cluster: Cluster, tmp_path: Path) -> None:
+def test_actors_bring_nodes_and_nodes_leave_when_they_are_idle(
+    cluster: Cluster, ray_cluster: None, tmp_path: Path
+) -> None:
     model = save_tiny_model(tmp_path / "model")
     alone, study = Folder(str(tmp_path / "alone")), Folder(str(tmp_path / "study"))
     for folder in (alone, study):
@@ -69,13 +72,14 @@ def test_actors_bring_nodes_and_nodes_leave_when_they_are_idle(cluster: Cluster,
     assert num_workers(cluster) == 0
     with watched(cluster) as seen:
         done = cluster.slick(
-            "submit", "annotate", "smoke", "--model", model, *ASKED, "--max-actors", "4", "--out", study.uri
+            "submit", "annotate", "smoke", "--model", model, *ASKED, "--max-actors", "2", "--out", study.uri
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "Ray dashboard" not in done.stdout, "no second cluster was started"
     assert max(seen) >= 1, seen
     assert seen[0] == 0
-    here = slick("annotate", "smoke", "--model", model, *ASKED, "--max-actors", "1", "--out", alone.uri)
-    assert here.returncode == 0, here.stdout + here.stderr
+    sampling = SamplingConfig(num_samples=3, max_new_tokens=6)
+    annotate(alone, AnnotateConfig(model=model, num_exemplar_sets=4, num_shots=2, sampling=sampling, max_actors=1))
     assert read_knowledge(study).equals(read_knowledge(alone))
     wait_for(lambda: num_workers(cluster) == 0, 60, lambda: "nodes stay although nothing runs")
 

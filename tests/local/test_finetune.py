@@ -1,7 +1,7 @@
 """Fine-tuning through Ray Train and DeepSpeed on CPU: the same numbers as plain PyTorch, and folders that add up."""
 
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from slick.draws import numpy_seed
 from slick.errors import SettingsError, SlickError, StudyError, VariantError
 from slick.matching import is_hit
 from slick.storage import Folder
-from slick.study import read_manifest
+from slick.study import Manifest, read_manifest
 from tests.local.plain_training import Plain, train_plainly
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
@@ -48,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "distilled-zero-3": {"distill_weight": 1.0, "zero_stage": 3, "activation_checkpointing": True},
     "lora-distilled": {"lora_rank": 4, "distill_weight": 2.0, "distill_temperature": 1.0},
     "replayed": {"replay_known": 5},
+    "bfloat16": {"dtype": "bfloat16", "loss_of_all": True},
 }
 NUMBERS = replace(CONFIG, micro_batch_size=4, keep_checkpoints="last", warmup_steps=2, schedule="linear")
 
@@ -70,21 +71,36 @@ def plainly(study: Folder, config: TrainConfig) -> Plain:
     return train_plainly(study, config, model, teacher, tokenizer)
 
 
-@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.usefixtures("ray_cluster")
-def test_everything_trains_as_plain_torch_does(study: Folder, num_workers: int, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 worker", "2 workers"])
+def cases(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> "Cases":
+    """All cases, trained in one worker group, which takes longer to start than to train."""
+    path = tmp_path_factory.mktemp("cases")
+    configs = {name: replace(NUMBERS, num_workers=request.param, **changes) for name, changes in CASES.items()}
+    studies = {name: write_study(path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in CASES}
+    plans = {name: plan_runs(studies[name], {"half-seed0": config}) for name, config in configs.items()}
+    run_cases(studies, plans, path)
+    return Cases(configs, studies)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What was trained, by name, and the studies it lies in."""
+
+    configs: dict[str, TrainConfig]
+    studies: dict[str, Folder]
+
+
+def test_everything_trains_as_plain_torch_does(study: Folder, cases: Cases) -> None:
     """12 rows in batches of 8: the last batch of an epoch is smaller, and some micro batches of it are empty."""
     from safetensors.numpy import load_file
 
-    configs = {name: replace(NUMBERS, num_workers=num_workers, **changes) for name, changes in CASES.items()}
-    copies = {name: write_study(tmp_path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in CASES}
-    run_cases(
-        copies, {name: plan_runs(copies[name], {"half-seed0": config}) for name, config in configs.items()}, tmp_path
-    )
     start = dict(tiny_model("llama", spread=0.1).named_parameters())
-    for name, config in configs.items():
+    exact = [name for name, config in cases.configs.items() if config.dtype == "float32"]
+    assert len(exact) == len(CASES) - 1
+    for name in exact:
+        config, copy = cases.configs[name], cases.studies[name]
         plain = plainly(study, replace(config, num_workers=1, zero_stage=0, offload="none", micro_batch_size=None))
-        run = copies[name].child("runs", "half-seed0")
+        run = copy.child("runs", "half-seed0")
         epochs = run.read_table("epochs.parquet").to_pylist()
         losses = [row["loss"] for row in epochs if (row["split"], row["category"]) == ("train", "all")]
         assert losses == pytest.approx(plain.losses, rel=1e-4), name
@@ -94,8 +110,25 @@ def test_everything_trains_as_plain_torch_does(study: Folder, num_workers: int, 
         moved = {key for key, value in found.items() if np.abs(value - start[key].detach().numpy()).max() > 1e-3}
         assert moved == {key for key in found if is_trained(key, config)}, name
         if config.identity() == NUMBERS.identity():
-            assert_answers_agree(copies["zero-0"], copies[name], name)
-    check_adapter(copies["lora-zero-3"], tiny_model("llama", spread=0.1))
+            assert_answers_agree(cases.studies["zero-0"], copy, name)
+    check_adapter(cases.studies["lora-zero-3"], tiny_model("llama", spread=0.1))
+
+
+def test_bfloat16_moves_weights_the_same_way(study: Folder, cases: Cases) -> None:
+    from safetensors.torch import load_file
+
+    run = cases.studies["bfloat16"].child("runs", "half-seed0")
+    start = dict(tiny_model("llama", spread=0.1).named_parameters())
+    found = load_file(Path(run.local_path) / "checkpoint-last/model.safetensors")
+    wanted = plainly(study, replace(NUMBERS, micro_batch_size=None)).weights
+    moves = [
+        np.concatenate([(np.asarray(w[key]) - start[key].detach().numpy()).ravel() for key in found])
+        for w in ({key: value.float().numpy() for key, value in found.items()}, wanted)
+    ]
+    assert np.corrcoef(*moves)[0, 1] > 0.95
+    rows = run.read_table("epochs.parquet").to_pylist()
+    assert all(row["loss"] > 0 for row in rows)
+    assert {row["split"] for row in rows} == {"train", "dev", "test", "ood"}
 
 
 def assert_answers_agree(one: Folder, other: Folder, name: str) -> None:
@@ -127,7 +160,7 @@ def is_trained(key: str, config: TrainConfig) -> bool:
 
 
 def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_path: Path) -> None:
-    """All cases in one worker group, which takes longer to start than to train."""
+    """Train every study's own runs, one after the other in the same workers."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -153,16 +186,21 @@ def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_pa
     ).fit()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_finished_run_adds_up_and_is_left_alone(tmp_path: Path) -> None:
+ALONE = replace(CONFIG, epochs=8, learning_rate=1e-2, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Manifest]:
+    """A study with one training, which began where a killed one had left a file."""
+    study = write_study(tmp_path_factory.mktemp("finished"), tiny_model("llama", spread=0.1), tiny_tokenizer())
+    study.child("runs", "half-seed0", "predictions").write_bytes("epoch-009.parquet", b"half")
+    return study, finetune(study, ALONE)
+
+
+def test_a_finished_run_adds_up_and_is_left_alone(finished: tuple[Folder, Manifest]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    study = write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
-    # What a killed training leaves is not taken for a part of this one.
-    stale = study.child("runs", "half-seed0", "predictions")
-    stale.write_bytes("epoch-009.parquet", b"half")
-    config = replace(CONFIG, epochs=8, learning_rate=1e-2, dropout=0.1)
-    manifest = finetune(study, config)
+    study, manifest = finished
     run = study.child("runs", "half-seed0")
     epochs = run.read_table("epochs.parquet").to_pylist()
     assert {row["epoch"] for row in epochs} == set(range(1, 9))
@@ -186,10 +224,10 @@ def test_a_finished_run_adds_up_and_is_left_alone(tmp_path: Path) -> None:
         assert model.config.attention_dropout == 0.0
         check_generates(model, tokenizer, study, run, 8 if name == "checkpoint-last" else dev.index(max(dev)) + 1)
     before = sorted((path, path.stat().st_mtime_ns) for path in Path(run.local_path).rglob("*"))
-    assert finetune(study, config) == manifest
+    assert finetune(study, ALONE) == manifest
     assert sorted((path, path.stat().st_mtime_ns) for path in Path(run.local_path).rglob("*")) == before
     with pytest.raises(StudyError, match="other inputs or settings"):
-        finetune(study, replace(config, learning_rate=1e-4))
+        finetune(study, replace(ALONE, learning_rate=1e-4))
 
 
 def check_hits(study: Folder, predictions: list[dict]) -> None:
@@ -214,18 +252,14 @@ def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) ->
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_training_is_the_same_alone_and_in_a_list(tmp_path: Path) -> None:
-    config = replace(CONFIG, dropout=0.1)
-    alone, listed = (
-        write_study(tmp_path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in ("alone", "listed")
-    )
-    finetune(alone, config)
-    plans = plan_runs(listed, {"idk-050-seed1": replace(config, variant="idk-050", seed=1), "half-seed0": config})
+def test_a_training_is_the_same_alone_and_in_a_list(finished: tuple[Folder, Manifest], tmp_path: Path) -> None:
+    alone, listed = finished[0], write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+    plans = plan_runs(listed, {"idk-050-seed1": replace(ALONE, variant="idk-050", seed=1), "half-seed0": ALONE})
     with scratch(listed, "list") as storage:
         train_group(listed, plans, 0, storage, "list")
-    for name in ("epochs.parquet", "predictions/epoch-003.parquet", "checkpoint-last/model.safetensors"):
+    for name in ("epochs.parquet", "predictions/epoch-008.parquet", "checkpoint-last/model.safetensors"):
         assert listed.child("runs", "half-seed0").read_bytes(name) == alone.child("runs", "half-seed0").read_bytes(name)
-    relabelled = listed.child("runs", "idk-050-seed1").read_table("predictions/epoch-003.parquet").to_pylist()
+    relabelled = listed.child("runs", "idk-050-seed1").read_table("predictions/epoch-008.parquet").to_pylist()
     unknown = [row for row in relabelled if row["split"] == "train" and row["category"] == "Unknown"]
     assert unknown
     assert all(row["hit"] == is_hit(row["text"], ["I don't know"]) for row in unknown)
@@ -255,26 +289,6 @@ def test_only_the_answer_is_in_the_loss(study: Folder, packing: bool) -> None:
         first = len(example.prompt_ids)
         by_hand += [-float(chances[first + i - 1, token]) for i, token in enumerate(example.answer_ids)]
     assert loss == pytest.approx(np.mean(by_hand), rel=1e-5)
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_bfloat16_moves_weights_the_same_way(study: Folder, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    copy = write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
-    config = replace(NUMBERS, dtype="bfloat16", loss_of_all=True)
-    finetune(copy, config)
-    start = dict(tiny_model("llama", spread=0.1).named_parameters())
-    found = load_file(Path(copy.child("runs", "half-seed0").local_path) / "checkpoint-last/model.safetensors")
-    wanted = plainly(study, replace(NUMBERS, micro_batch_size=None)).weights
-    moves = [
-        np.concatenate([(np.asarray(w[key]) - start[key].detach().numpy()).ravel() for key in found])
-        for w in ({key: value.float().numpy() for key, value in found.items()}, wanted)
-    ]
-    assert np.corrcoef(*moves)[0, 1] > 0.95
-    rows = copy.child("runs", "half-seed0").read_table("epochs.parquet").to_pylist()
-    assert all(row["loss"] > 0 for row in rows)
-    assert {row["split"] for row in rows} == {"train", "dev", "test", "ood"}
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_starts(study: Folder, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_jobs_are_listed(asked: tuple[Path, str], cluster: Cluster) -> None:
     assert f"  study {asked[0]}" in listed.stdout
 
 
+@pytest.mark.slow  # test_autoscaling.py has such a job, whose actors run on other nodes
 def test_a_job_joins_the_cluster_and_its_actors_run_the_code_that_travelled(
     asked: tuple[Path, str], cluster: Cluster, tmp_path: Path
 ) -> None:

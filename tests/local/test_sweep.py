@@ -1,6 +1,7 @@
 """A small grid through Ray Tune: points as the contract has them, nothing trained twice, failures told."""
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
+from tuning.board import LOG_EVERY_S
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
 from tuning.points import POINTS_SCHEMA
@@ -38,7 +40,9 @@ def written(study: Folder) -> dict[str, int]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_grid_is_trained_once_and_can_grow(study: Folder, capsys: pytest.CaptureFixture) -> None:
+    began = time.monotonic()
     manifest = sweep(study, CONFIG)
+    took_s = time.monotonic() - began
     points = study.child("sweep").read_table("points.parquet")
     assert points.schema == POINTS_SCHEMA
     assert points.num_rows == manifest.counts["points"] == 2 * (2 * 3)
@@ -46,7 +50,7 @@ def test_a_grid_is_trained_once_and_can_grow(study: Folder, capsys: pytest.Captu
     first = written(study)
     assert sorted(first) == ["half-seed0", "known-seed0"]
     assert not study.child(".ray").folders()
-    check_told(study, capsys.readouterr().err)
+    check_told(study, capsys.readouterr().err, took_s)
 
     assert sweep(study, CONFIG) == manifest
     assert written(study) == first
@@ -59,7 +63,7 @@ def test_a_grid_is_trained_once_and_can_grow(study: Folder, capsys: pytest.Captu
     assert set(study.child("sweep").read_table("points.parquet")["run_id"].to_pylist()) == {"half-seed0", "half-seed1"}
 
 
-def check_told(study: Folder, log: str) -> None:
+def check_told(study: Folder, log: str, took_s: float) -> None:
     """The table in the log, which ends with every training, is what `slick status` has."""
     rows = standings(study)
     assert [(row.run_id, row.epochs, row.budget, row.state) for row in rows] == [
@@ -69,7 +73,8 @@ def check_told(study: Folder, log: str) -> None:
     lines = log.splitlines()
     assert lines[-3:] == table(rows)
     assert lines[-4].startswith("sweep: 2 of 2 trainings, 6 of 6 epochs, best dev")
-    assert sum(line.startswith("sweep: ") for line in lines) == 1, "in a log the table comes now and then, not always"
+    tables = sum(line.startswith("sweep: ") for line in lines)
+    assert 1 <= tables <= 1 + took_s // LOG_EVERY_S, "in a log the table comes now and then, not with every epoch"
     for row in rows:
         epochs = study.child("runs", row.run_id).read_table("epochs.parquet").to_pylist()
         dev = [r["num_correct"] / r["num"] for r in epochs if (r["split"], r["category"]) == ("dev", "all")]

@@ -27,15 +27,7 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLICK_CACHE", str(path))
-        yield path
-
-
-@pytest.fixture(scope="module")
-def built(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     study, config = Folder(str(tmp_path_factory.mktemp("study"))), smoke_world()
     return Built(study, build_world(study, config), config)
 
@@ -118,7 +110,7 @@ def test_a_built_world_is_copied_from_the_cache_byte_for_byte(built: Built, cach
     copy = Folder(str(tmp_path))
     manifest = build_world(copy, built.config)
     assert manifest.fingerprint == built.manifest.fingerprint
-    assert [path.name for path in (cache / "worlds").iterdir()] == [manifest.fingerprint]
+    assert (cache / "worlds" / manifest.fingerprint).is_dir()
     for path in Path(built.study.child("world").local_path).rglob("*"):
         if path.is_file() and path.name not in ("manifest.json", "started.json"):
             relative = path.relative_to(built.study.child("world").local_path)
