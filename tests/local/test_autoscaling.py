@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.knowledge import read_knowledge
-from slick.engines.base import SamplingConfig
 from slick.storage import Folder
 from tests.local.head import Cluster, started_cluster, wait_for
 from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions
@@ -27,13 +25,15 @@ ASKED = [
     "6",
 ]
 ASKED += ["--repeats-per-relation", "0", "--controls-per-relation", "0", "--batch-questions", "1"]
-ASKED += ["--batches-per-file", "1", "--no-p-true", "--cpus-per-actor", "2"]
+ASKED += ["--batches-per-file", "1", "--no-p-true"]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    node = {"resources": {"CPU": 3}, "node_config": {}, "min_workers": 0, "max_workers": 2}
-    with started_cluster(tmp_path_factory.mktemp("home"), {"worker": node}) as started:
+@contextmanager
+def growing(home: Path, most: int) -> Iterator[Cluster]:
+    """A cluster of a head and as many nodes of three CPUs as are needed, at most `most`."""
+    node = {"resources": {"CPU": 3}, "node_config": {}, "min_workers": 0, "max_workers": most}
+    home.mkdir()
+    with started_cluster(home, {"worker": node}) as started:
         yield started
 
 
@@ -62,39 +62,36 @@ def watched(cluster: Cluster) -> Iterator[list[int]]:
 
 
 @pytest.mark.timeout(300)
-def test_actors_bring_nodes_and_nodes_leave_when_they_are_idle(
-    cluster: Cluster, ray_cluster: None, tmp_path: Path
-) -> None:
+def test_actors_bring_a_node_that_leaves_when_it_is_idle(tmp_path: Path) -> None:
+    """One node: nodes on one machine share the folder of the code that travels, and each unpacks it anew."""
     model = save_tiny_model(tmp_path / "model")
-    alone, study = Folder(str(tmp_path / "alone")), Folder(str(tmp_path / "study"))
-    for folder in (alone, study):
-        write_questions(folder, num_train=60)
-    assert num_workers(cluster) == 0
-    with watched(cluster) as seen:
-        done = cluster.slick(
-            "submit", "annotate", "smoke", "--model", model, *ASKED, "--max-actors", "2", "--out", study.uri
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "Ray dashboard" not in done.stdout, "no second cluster was started"
-    assert max(seen) >= 1, seen
-    assert seen[0] == 0
-    sampling = SamplingConfig(num_samples=3, max_new_tokens=6)
-    annotate(alone, AnnotateConfig(model=model, num_exemplar_sets=4, num_shots=2, sampling=sampling, max_actors=1))
-    assert read_knowledge(study).equals(read_knowledge(alone))
-    wait_for(lambda: num_workers(cluster) == 0, 60, lambda: "nodes stay although nothing runs")
+    study = Folder(str(tmp_path / "study"))
+    write_questions(study, num_train=60)
+    with growing(tmp_path / "home", 1) as cluster:
+        assert num_workers(cluster) == 0
+        with watched(cluster) as seen:
+            done = cluster.slick(
+                "submit", "annotate", "smoke", "--model", model, *ASKED, "--max-actors", "2", "--out", study.uri
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "Ray dashboard" not in done.stdout, "no second cluster was started"
+        assert seen[:2] == [0, 1]
+        assert len(set(read_knowledge(study)["question_id"].to_pylist())) == 141
+        wait_for(lambda: num_workers(cluster) == 0, 60, lambda: "the node stays although nothing runs")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_one_trainer_is_given_several_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    study = write_study(tmp_path, tiny_model("llama", spread=0.05), tiny_tokenizer())
+def test_one_trainer_is_given_several_nodes(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", tiny_model("llama", spread=0.05), tiny_tokenizer())
     flags = ["--variant", "half", "--num-workers", "4", "--wait-for-nodes", "--zero-stage", "3", "--epochs", "2"]
     flags += ["--batch-size", "4", "--max-new-tokens", "4", "--out", study.uri]
-    refused = cluster.slick("submit", "finetune", "smoke", *[flag for flag in flags if flag != "--wait-for-nodes"])
-    assert refused.returncode == 2
-    assert "--wait-for-nodes" in refused.stdout + refused.stderr
-    with watched(cluster) as seen:
-        done = cluster.slick("submit", "finetune", "smoke", *flags)
-        assert done.returncode == 0, done.stdout + done.stderr
+    with growing(tmp_path / "home", 2) as cluster:
+        refused = cluster.slick("submit", "finetune", "smoke", *[flag for flag in flags if flag != "--wait-for-nodes"])
+        assert refused.returncode == 2
+        assert "--wait-for-nodes" in refused.stdout + refused.stderr
+        with watched(cluster) as seen:
+            done = cluster.slick("submit", "finetune", "smoke", *flags)
+            assert done.returncode == 0, done.stdout + done.stderr
     assert max(seen) == 2, f"4 workers of one CPU each need two nodes of 3; seen {seen}"
     assert study.child("runs", "half-seed0").read_table("epochs.parquet").num_rows > 0
