@@ -33,6 +33,7 @@ from jobs.head import Head, is_near, parse_address
 from jobs.package import Travel, pack, plan_travel
 from jobs.study import resolve
 from slick.annotation import RescoreConfig
+from slick.cluster import KEEP_FREED_MEMORY
 from slick.errors import SettingsError
 from slick.storage import Folder
 
@@ -47,8 +48,8 @@ STEPS: dict[str, Mapping[str, Callable[[], Any]]] = {
     "report": presets.REPORT,
 }
 
-_ENVIRONMENT = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""What every job is told; see slick/cluster.py."""
+_ENVIRONMENT = {**KEEP_FREED_MEMORY, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""What every job and its workers are told; see slick/cluster.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

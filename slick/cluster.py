@@ -5,11 +5,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# glibc gives every large buffer back to the kernel and faults it in again: a third of a small model's time on CPU.
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+
 # What a cluster started here tells its processes; a value that is already set stays.
 LOCAL_ENVIRONMENT = {
-    # glibc gives every large buffer back to the kernel and faults it in again: a third of a small model's time on CPU.
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    **KEEP_FREED_MEMORY,
     # Ray's C++ parts print warnings about themselves on the terminal; what fails is raised all the same.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Actors of two steps start together; more than one process a core is no reason for a warning.

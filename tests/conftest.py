@@ -1,6 +1,7 @@
 """The folder of a test is its marker; Ray starts once a run, the smoke world is built once a run."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # oversubscribed cores run ten times slower
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that is sent one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

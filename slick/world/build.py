@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slick.cache import cache_folder
+from slick.cluster import KEEP_FREED_MEMORY
 from slick.errors import ModelError
 from slick.questions.relations import Relation, load_relations
 from slick.storage import Folder
@@ -35,9 +36,7 @@ _TRAINING_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # transformers loads DeepSpeed to save a model, which otherwise warns that it found no GPU.
     "DS_ACCELERATOR": "cpu",
-    # Keep freed memory: giving large buffers back and faulting them in again costs a third of the time (glibc).
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    **KEEP_FREED_MEMORY,
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from jobs.head import Head
+from slick.cluster import KEEP_FREED_MEMORY
 from slick.report import ReportConfig, make_report
 from slick.study import MANIFEST
 from tests.local.head import ROOT, SECRET, TOKEN, Cluster, started_cluster, wait_for
@@ -60,6 +61,8 @@ def test_a_step_is_done_on_the_cluster(asked: tuple[Path, str], cluster: Cluster
     assert "Questions from files/tiny.jsonl, 32 rows" in shown, "the step's own log is followed"
     assert f"{cluster.address}/#/jobs/{the_job(shown)}" in shown
     assert shown.rstrip().endswith(f"job {the_job(shown)}: SUCCEEDED")
+    told = json.loads(cluster.get(f"/api/jobs/{the_job(shown)}"))["runtime_env"]["env_vars"]
+    assert told.items() >= KEEP_FREED_MEMORY.items(), "workers of a cluster keep freed memory as those here do"
 
 
 def test_secrets_are_neither_shown_nor_in_the_metadata(asked: tuple[Path, str], cluster: Cluster) -> None:
