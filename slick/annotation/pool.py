@@ -54,7 +54,8 @@ def answer_units(
         initial_size=max(least, min(most, int(room))),
         max_tasks_in_flight_per_actor=2,  # few, so that the last units spread over all actors
     )
-    done = ray.data.from_arrow(list(units)).map_batches(
+    # Not from_arrow: that starts processes that look at every unit, and then idle beside the actors.
+    done = ray.data.from_blocks(list(units)).map_batches(
         Asker,
         fn_constructor_kwargs={"config": replace(config, num_gpus=num_gpus)},
         batch_size=1,

@@ -107,10 +107,22 @@ def test_exemplars_are_dev_questions_of_the_relation(done: Folder) -> None:
 
 
 def test_two_actors_and_other_files_give_the_same(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    before = tasks_of("NORMAL_TASK")
     other = annotated(tmp_path, replace(config, min_actors=2, max_actors=2, batches_per_file=3, cpus_per_actor=0.5))
     assert_same(done, other)
+    assert tasks_of("NORMAL_TASK") == before, "processes were started that are no actors"
+    assert tasks_of("ACTOR_TASK")
     files = [study.child("annotate", "generations").names(".parquet") for study in (done, other)]
     assert len(files[0]) > len(files[1])
+
+
+def tasks_of(kind: str) -> set[str]:
+    """What Ray has run so far."""
+    import ray
+    from ray.util.state import list_tasks
+
+    cluster = ray.get_runtime_context().gcs_address
+    return {task.task_id for task in list_tasks(cluster, filters=[("type", "=", kind)], limit=10_000)}
 
 
 def test_a_run_goes_on_where_files_are_missing(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
