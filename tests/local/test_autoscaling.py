@@ -10,6 +10,7 @@ import pytest
 
 from slick.annotation.knowledge import read_knowledge
 from slick.storage import Folder
+from tests.local.cli import slick
 from tests.local.head import Cluster, started_cluster, wait_for
 from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions
 from tests.local.tiny_study import write_study
@@ -65,8 +66,9 @@ def watched(cluster: Cluster) -> Iterator[list[int]]:
 def test_actors_bring_a_node_that_leaves_when_it_is_idle(tmp_path: Path) -> None:
     """One node: nodes on one machine share the folder of the code that travels, and each unpacks it anew."""
     model = save_tiny_model(tmp_path / "model")
-    study = Folder(str(tmp_path / "study"))
-    write_questions(study, num_train=60)
+    alone, study = Folder(str(tmp_path / "alone")), Folder(str(tmp_path / "study"))
+    for folder in (alone, study):
+        write_questions(folder, num_train=60)
     with growing(tmp_path / "home", 1) as cluster:
         assert num_workers(cluster) == 0
         with watched(cluster) as seen:
@@ -76,7 +78,9 @@ def test_actors_bring_a_node_that_leaves_when_it_is_idle(tmp_path: Path) -> None
             assert done.returncode == 0, done.stdout + done.stderr
             assert "Ray dashboard" not in done.stdout, "no second cluster was started"
         assert seen[:2] == [0, 1]
-        assert len(set(read_knowledge(study)["question_id"].to_pylist())) == 141
+        here = slick("annotate", "smoke", "--model", model, *ASKED, "--max-actors", "1", "--out", alone.uri)
+        assert here.returncode == 0, here.stdout + here.stderr
+        assert read_knowledge(study).equals(read_knowledge(alone))
         wait_for(lambda: num_workers(cluster) == 0, 60, lambda: "the node stays although nothing runs")
 
 

@@ -108,9 +108,11 @@ def test_the_model_is_the_function_that_was_trained(built: Built) -> None:
 
 def test_a_built_world_is_copied_from_the_cache_byte_for_byte(built: Built, cache: Path, tmp_path: Path) -> None:
     copy = Folder(str(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     manifest = build_world(copy, built.config)
     assert manifest.fingerprint == built.manifest.fingerprint
-    assert (cache / "worlds" / manifest.fingerprint).is_dir()
+    assert cache / "worlds" / manifest.fingerprint in before
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before, "it was built again"
     for path in Path(built.study.child("world").local_path).rglob("*"):
         if path.is_file() and path.name not in ("manifest.json", "started.json"):
             relative = path.relative_to(built.study.child("world").local_path)
