@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # glibc gives every large buffer back to the kernel and faults it in again: a third of a small model's time on CPU.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+# Its thresholds hold for the first heap alone, and Ray runs the code of actors and trainings in threads of their own.
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+}
 
 # What a cluster started here tells its processes; a value that is already set stays.
 LOCAL_ENVIRONMENT = {

@@ -6,9 +6,10 @@ is written whole by the actor that made them; a run that goes on asks only the b
 """
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -154,7 +155,10 @@ def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
 
 
 def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors: int) -> list[pa.Table]:
-    """Units of work in the order of stores and batches, each a table of one row of `UNIT_SCHEMA`.
+    """Units of work, each a table of one row of `UNIT_SCHEMA`.
+
+    As many relations as there are actors take turns. Actors are handed units in turns as well, so each of them meets
+    few relations, and the prefixes of a relation are computed by few of them.
 
     Args:
         missing: the batches of each store that are to be asked.
@@ -162,12 +166,20 @@ def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors:
         num_actors: that share the units; see `unit_size`.
     """
     left = sum(map(len, missing.values()))
+    waiting = deque(
+        (store, deque(run)) for store, batches in missing.items() for _, run in groupby(batches, key=_relation)
+    )
+    turns = deque(waiting.popleft() for _ in range(min(num_actors, len(waiting))))
     units: list[pa.Table] = []
-    for store, batches in missing.items():
-        for _, run in groupby(batches, key=_relation):
-            while group := list(islice(run, unit_size(left, most, num_actors))):
-                units.append(_unit(store, group))
-                left -= len(group)
+    while turns:
+        store, run = turns.popleft()
+        group = [run.popleft() for _ in range(min(len(run), unit_size(left, most, num_actors)))]
+        units.append(_unit(store, group))
+        left -= len(group)
+        if run:
+            turns.append((store, run))
+        elif waiting:
+            turns.append(waiting.popleft())
     return units
 
 

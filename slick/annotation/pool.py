@@ -67,7 +67,9 @@ def answer_units(
     done.context.enable_progress_bars = False
     done.context.print_on_execution_start = False
     done.context.execution_no_progress_timeout_s = -1  # a unit of a large model may take hours
-    yield from _until_error(done.iter_rows(), config)
+    # Ray prefetches one by default: what is done would be heard of only when something else is done too.
+    finished = done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
+    yield from _until_error((row for table in finished for row in table.to_pylist()), config)
 
 
 def _until_error(rows: Iterable[dict[str, Any]], config: AskerConfig) -> Iterator[dict[str, Any]]:

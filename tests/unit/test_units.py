@@ -1,5 +1,7 @@
 """How the batches of a study are dealt out: each once, in large units first, so that the last ones end together."""
 
+import heapq
+
 import pyarrow as pa
 import pytest
 
@@ -22,9 +24,10 @@ def test_every_batch_is_dealt_out_once_and_whole_with_those_of_its_relation(most
     units = make_units({"generations": batches(), "controls": batches()[:3]}, most=most, num_actors=num_actors)
     for store, wanted in (("generations", batches()), ("controls", batches()[:3])):
         rows = [row for unit in units for row in unit.to_pylist() if row["store"] == store]
-        assert [i for row in rows for i in row["question_id"]] == [
-            i for batch in wanted for i in batch.questions["question_id"].to_pylist()
-        ]
+        for relation in NUM_QUESTIONS:
+            dealt = [i for row in rows if row["relation"] == relation for i in row["question_id"]]
+            all_ids = (i for batch in wanted for i in batch.questions["question_id"].to_pylist())
+            assert dealt == [i for i in all_ids if i.startswith(f"{relation}-")]
         begins = {batch.questions["question_id"][0].as_py(): batch.index for batch in wanted}
         for row in rows:
             assert begins[row["question_id"][0]] == row["first_batch"]
@@ -38,6 +41,26 @@ def test_units_shrink_towards_the_end_to_single_batches() -> None:
     assert max(sizes) == 8
     assert sizes[-6:] == [1] * 6  # more than the two actors hold at once
     assert len(sizes) < sum(NUM_QUESTIONS.values()) / 3  # single ones at the end alone
+
+
+@pytest.mark.parametrize("num_actors", [1, 2, 3, 6])
+def test_few_actors_meet_the_same_relation(num_actors: int) -> None:
+    nums = {f"P{i:02d}": 40 + 7 * (i % 5) for i in range(12)}
+    rows = [
+        {"relation": relation, "question_id": f"{relation}-{i}", "question": "Who?", "answers": [""]}
+        for relation, num in nums.items()
+        for i in range(num)
+    ]
+    units = make_units({"generations": cut_batches(pa.Table.from_pylist(rows), 4)}, most=2, num_actors=num_actors)
+    free = [(0, actor) for actor in range(num_actors)]
+    met: set[tuple[int, str]] = set()
+    for unit in units:
+        at, actor = heapq.heappop(free)  # whoever is free first, as the pool does
+        (row,) = unit.to_pylist()
+        met.add((actor, row["relation"]))
+        heapq.heappush(free, (at + len(row["question_id"]), actor))
+    # One relation after the other, nearly every actor would meet each.
+    assert len(met) <= len(nums) * (1 + num_actors) / 2
 
 
 def test_many_actors_all_get_work() -> None:
