@@ -21,6 +21,7 @@ from slick.categories import categorize
 from slick.engines.base import SamplingConfig
 from slick.errors import DataError, EngineError, ModelError, SettingsError, StudyError
 from slick.matching import is_hit
+from slick.progress import Progress
 from slick.questions import read_questions
 from slick.storage import Folder
 from tests.local.tiny import save_tiny_model, write_questions
@@ -114,6 +115,22 @@ def test_two_actors_and_other_files_give_the_same(done: Folder, config: Annotate
     assert tasks_of("ACTOR_TASK")
     files = [study.child("annotate", "generations").names(".parquet") for study in (done, other)]
     assert len(files[0]) > len(files[1])
+
+
+def test_a_unit_is_heard_of_before_the_next_one_is_done(
+    config: AnnotateConfig, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_files: list[int] = []
+    add = Progress.add
+
+    def counted(progress: Progress, num: int, note: str = "") -> None:
+        num_files.append(len(Folder(str(tmp_path)).child("annotate", "generations").names(".parquet")))
+        add(progress, num, note)
+
+    monkeypatch.setattr(Progress, "add", counted)
+    slow = SamplingConfig(num_samples=32, max_new_tokens=16, temperature=5.0)
+    annotated(tmp_path, replace(config, sampling=slow))
+    assert any(files == place for place, files in enumerate(num_files[:-1], start=1)), num_files
 
 
 def tasks_of(kind: str) -> set[str]:
