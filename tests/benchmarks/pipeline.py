@@ -1,12 +1,14 @@
 """What Ray costs, what a second actor gains, and whether memory stays flat.
 
 python -m tests.benchmarks.pipeline --model FOLDER --questions entity_questions.zip --num-questions 2000 --turns 3
+python -m tests.benchmarks.pipeline --model FOLDER --questions entity_questions.zip --beside-ray --turns 3
 python -m tests.benchmarks.pipeline --model WORLD/model --questions entity_questions.zip --memory
 
 The first asks the same questions of the engine alone, of two such engines side by side without Ray (what the machine
 gives at most), of a pool of one actor and of a pool of two, one thread each; the time of a pool runs from the moment
-each of its engines has answered its first unit to the last answer. The second reports the highest resident memory of
-driver and actor for 1,000 and for 10,000 questions.
+each of its engines has answered its first unit to the last answer. With `--beside-ray` it asks one bare engine, and two
+side by side, while a pool that has nothing to do is up: what Ray leaves of the machine. With `--memory` it reports the
+highest resident memory of driver and actor for 1,000 and for 10,000 questions.
 """
 
 import argparse
@@ -147,6 +149,39 @@ def run_engines(*arguments: Any) -> dict[str, float]:
     return {"questions_a_second": sum(one["questions_a_second"] for one in found)}
 
 
+def run_beside_ray(engines: int, *arguments: Any) -> dict[str, float]:
+    """Bare engines while a pool of one actor, with all of Ray's processes, waits."""
+    with tempfile.TemporaryDirectory() as folder:
+        asleep = Path(folder, "asleep")
+        command = [sys.executable, "-m", "tests.benchmarks.pipeline", "--model", "-", "--questions", "-"]
+        with subprocess.Popen([*command, "--run", "sleep", "--sign", str(asleep)], stdout=subprocess.DEVNULL) as pool:
+            try:
+                while not asleep.exists():
+                    assert pool.poll() is None, "the pool ended"
+                    time.sleep(0.1)
+                return run_engine(*arguments) if engines == 1 else run_engines(*arguments)
+            finally:
+                pool.terminate()
+
+
+def sleep_in_pool(sign: str) -> None:
+    """A pool of one actor that leaves a file as a sign and sleeps, until this process is ended."""
+    import ray.data
+
+    from slick.cluster import connect
+
+    class Sleeper:
+        def __call__(self, table: Any) -> Any:
+            Path(sign).touch()
+            time.sleep(3600)
+            return table
+
+    connect()
+    units = ray.data.range(1).map_batches(Sleeper, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5)
+    for _ in units.iter_batches(batch_size=None, prefetch_batches=0):
+        pass
+
+
 def run_memory(model: str, source: str, num_questions: int) -> dict[str, float]:
     """Highest resident memory in MB of this driver and of its actors, once the model is loaded."""
     import psutil
@@ -189,24 +224,29 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--mode", default="full", choices=["full", "labels"])
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--beside-ray", action="store_true", help="bare engines beside a pool that waits")
     parser.add_argument("--turns", type=int, default=1, help="runs of each, in turns")
     parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--sign", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     common = (arguments.model, arguments.questions, arguments.num_questions)
     if arguments.run == "engine":
         print(run_engine(*common, arguments.dtype, arguments.mode))
     elif arguments.run == "engines":
         print(run_engines(*common, arguments.dtype, arguments.mode))
+    elif arguments.run in ("beside-1", "beside-2"):
+        print(run_beside_ray(int(arguments.run[-1]), *common, arguments.dtype, arguments.mode))
+    elif arguments.run == "sleep":
+        sleep_in_pool(arguments.sign)
     elif arguments.run == "memory":
         print(run_memory(*common))
     elif arguments.run:
         print(run_pool(*common, int(arguments.run), arguments.dtype, arguments.mode))
     else:
-        runs = (
-            [("memory", 1000), ("memory", 10_000)]
-            if arguments.memory
-            else [(kind, arguments.num_questions) for kind in ("engine", "engines", "1", "2")]
-        )
+        kinds = ("beside-1", "beside-2") if arguments.beside_ray else ("engine", "engines", "1", "2")
+        runs = [(kind, arguments.num_questions) for kind in kinds]
+        if arguments.memory:
+            runs = [("memory", 1000), ("memory", 10_000)]
         for kind, num in runs * arguments.turns:
             command = [sys.executable, "-m", "tests.benchmarks.pipeline", *sys.argv[1:]]
             command += ["--run", kind, "--num-questions", str(num)]
