@@ -48,8 +48,9 @@ def ask_missing(
     so_far: Counter[str] = Counter()
     spent: Counter[str] = Counter()
 
-    def units_of(on_gpu: bool, num_actors: int) -> list[pa.Table]:
-        return make_units(missing, most=config.batches_per_file * (ON_GPU if on_gpu else 1), num_actors=num_actors)
+    def units_of(on_gpu: bool, num_actors: int, num_present: int) -> list[pa.Table]:
+        most = config.batches_per_file * (ON_GPU if on_gpu else 1)
+        return make_units(missing, most=most, num_actors=num_actors, num_turns=num_present)
 
     for row in answer_units(
         units_of,

@@ -154,7 +154,7 @@ def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
     return [batch for batch in batches if batch.index not in kept]
 
 
-def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors: int) -> list[pa.Table]:
+def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors: int, num_turns: int) -> list[pa.Table]:
     """Units of work, each a table of one row of `UNIT_SCHEMA`.
 
     As many relations as there are actors take turns. Actors are handed units in turns as well, so each of them meets
@@ -163,13 +163,15 @@ def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors:
     Args:
         missing: the batches of each store that are to be asked.
         most: batches of a unit at most.
-        num_actors: that share the units; see `unit_size`.
+        num_actors: that may come to share the units; see `unit_size`.
+        num_turns: relations that take turns: the actors that are there. With more, an actor might meet relations
+            again whose prefixes it no longer keeps.
     """
     left = sum(map(len, missing.values()))
     waiting = deque(
         (store, deque(run)) for store, batches in missing.items() for _, run in groupby(batches, key=_relation)
     )
-    turns = deque(waiting.popleft() for _ in range(min(num_actors, len(waiting))))
+    turns = deque(waiting.popleft() for _ in range(min(num_turns, len(waiting))))
     units: list[pa.Table] = []
     while turns:
         store, run = turns.popleft()

@@ -12,7 +12,7 @@ from slick.annotation.asker import Asker, AskerConfig
 
 
 def answer_units(
-    units_of: Callable[[bool, int], Sequence[pa.Table]],
+    units_of: Callable[[bool, int, int], Sequence[pa.Table]],
     config: AskerConfig,
     *,
     min_actors: int,
@@ -27,7 +27,7 @@ def answer_units(
     taken back get no new units.
 
     Args:
-        units_of: the units, told whether they are for GPUs, and how many actors there may be.
+        units_of: the units, told whether they are for GPUs, how many actors there may be, and how many there are now.
 
     Raises:
         SlickError: what an actor could not do.
@@ -45,7 +45,7 @@ def answer_units(
     # Where CPUs count, Ray's own tasks keep two slots: a pool that holds every slot would wait for itself for ever.
     room = cluster.get("GPU", 0) / num_gpus if num_gpus else (cluster.get("CPU", 1) - 2) / cpus_per_actor
     wanted = max(min_actors, max_actors or max(1, int(room)))
-    units = units_of(num_gpus > 0, wanted)
+    units = units_of(num_gpus > 0, wanted, max(1, min(wanted, int(room))))
     most = max(min_actors, min(wanted, len(units)))
     least = min(min_actors, most)
     pool = ray.data.ActorPoolStrategy(
