@@ -157,8 +157,8 @@ def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
 def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors: int, num_turns: int) -> list[pa.Table]:
     """Units of work, each a table of one row of `UNIT_SCHEMA`.
 
-    As many relations as there are actors take turns. Actors are handed units in turns as well, so each of them meets
-    few relations, and the prefixes of a relation are computed by few of them.
+    `num_turns` relations take turns. Actors are handed units in turns as well, so each of them meets few relations, and
+    the prefixes of a relation are computed by few of them.
 
     Args:
         missing: the batches of each store that are to be asked.
