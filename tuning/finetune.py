@@ -1,7 +1,7 @@
 """Fine-tune a model on one variant, or on a list of them in one worker group: the one import of ray.train."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -85,19 +85,20 @@ def train_group(
 
     The rest, and what is returned and raised, as `run_group`.
     """
-    settings = {"study": study, "plans": list(plans)}
-    far = partial(reached, study, plans, Folder(storage).child(name))
+    group = Folder(storage).child(name)
+    settings = {"study": study, "plans": list(plans), "group": group}
+    far = partial(reached, study, plans, group)
     return run_group(_train, settings, plans[0].config, gpus_per_worker, storage, name, callbacks, far)
 
 
-def _train(settings: dict[str, Any], place: Any, saved: str | None) -> None:
+def _train(settings: dict[str, Any], place: Any) -> None:
     from tuning.worker import train_runs
 
-    train_runs(settings["study"], settings["plans"], place, _report, saved, _is_leaving)
+    train_runs(settings["study"], settings["plans"], place, _report, settings["group"], _is_leaving)
 
 
 def run_group(
-    work: Callable[[dict[str, Any], Any, str | None], None],
+    work: Callable[[dict[str, Any], Any], None],
     settings: dict[str, Any],
     config: TrainConfig,
     gpus_per_worker: float,
@@ -109,7 +110,7 @@ def run_group(
     """Let every worker of a new group do some work, and wait for it.
 
     Args:
-        work: called with the settings, the worker's `Place`, and the folder of the last saved state if there is one.
+        work: called with the settings and the worker's `Place`.
         storage: where Ray keeps the saved state and its own small files; every node must reach it.
         name: of the Ray Train run; one that was interrupted goes on from its state.
         callbacks: of Ray Train, told of every report.
@@ -179,10 +180,8 @@ def _work(settings: dict[str, Any]) -> None:
     said: Folder = settings["said"]
     if said.exists(_REFUSAL):
         return
-    checkpoint = ray.train.get_checkpoint()
     try:
-        with checkpoint.as_directory() if checkpoint else nullcontext() as saved:
-            settings["work"](settings["settings"], place, saved)
+        settings["work"](settings["settings"], place)
     except SlickError as error:
         # What a person must mend is not tried again. Other workers may wait for this one, so the group has to fail;
         # when it is started anew, all leave at once.

@@ -123,7 +123,7 @@ def probe(study: Folder, plans: Sequence[RunPlan]) -> dict[CostClass, Pace]:
         return {each: Pace(**pace) for each, pace in zip(chosen, found.read_json(_FOUND), strict=True)}
 
 
-def _work(settings: dict[str, Any], place: Any, saved: str | None) -> None:
+def _work(settings: dict[str, Any], place: Any) -> None:
     paces = [_measure(settings["study"], plan, place) for plan in settings["plans"]]
     if place.rank == 0:
         settings["found"].write_json(_FOUND, [asdict(pace) for pace in paces])

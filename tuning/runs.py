@@ -12,7 +12,7 @@ from tuning.config import TrainConfig
 from tuning.epochs import all_decided, curve_of
 from tuning.grid import Trajectory
 from tuning.rows import read_rows
-from tuning.state import SavedState, find_states
+from tuning.state import SavedState, find_states, states_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +156,15 @@ def is_finished(study: Folder, plan: RunPlan, *, may_be_ended: bool = False) -> 
     return bool(plan.stops) and all_decided(curve_of(folder.read_table("epochs.parquet").to_pylist()), plan.stops)
 
 
-def reached(study: Folder, plans: Sequence[RunPlan], group: Folder) -> tuple[int, str]:
-    """How far a list of trainings has come, by what can be gone on from: how many are finished, and the saved state.
+def reached(study: Folder, plans: Sequence[RunPlan], group: Folder) -> tuple[int, dict[str, int]]:
+    """How far a list of trainings has come, by what can be gone on from: how many are finished, and the epoch of each
+    saved state by the identity of its training.
 
     Args:
-        group: of Ray Train, where it keeps the state and says which it is.
+        group: where Ray Train keeps the states.
     """
     num_finished = sum(is_finished(study, plan) for plan in plans)
-    name = "checkpoint_manager_snapshot.json"
-    return num_finished, fingerprint(group.read_json(name)) if group.exists(name) else ""
+    return num_finished, {identity: state.progress.epoch for identity, state in states_of(group).items()}
 
 
 def open_run(study: Folder, plan: RunPlan, *, keep: bool) -> None:

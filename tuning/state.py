@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,22 +74,30 @@ def read_state(folder: Folder) -> SavedState | None:
 
 def find_states(study: Folder, run_ids: Sequence[str]) -> dict[str, SavedState]:
     """The furthest state of each training by its identity: what Ray Train stored, and what finished runs kept."""
-    groups = study.child(".ray")
-    places = [
-        groups.child(step, group, name)
-        for step in (groups.folders() if groups.exists() else [])
-        for group in groups.child(step).folders()
-        for name in groups.child(step, group).folders()
-        if name.startswith("checkpoint_")
-    ]
-    places += [study.child("runs", run_id, "state") for run_id in run_ids]
+    stored = study.child(".ray")
+    groups = [stored.child(step, name) for step in stored.folders() for name in stored.child(step).folders()]
+    kept = [study.child("runs", run_id, "state") for run_id in run_ids]
+    return _furthest([*kept, *(place for group in groups for place in _stored_in(group))])
+
+
+def states_of(group: Folder) -> dict[str, SavedState]:
+    """The furthest state of each training in the folder of one Ray Train run, by the training's identity.
+
+    Ray Train itself learns of a state some time after it is whole, and of no more than one at a time.
+    """
+    return _furthest(_stored_in(group))
+
+
+def _stored_in(group: Folder) -> list[Folder]:
+    return [group.child(name) for name in group.folders() if name.startswith("checkpoint_")]
+
+
+def _furthest(places: Iterable[Folder]) -> dict[str, SavedState]:
     found: dict[str, SavedState] = {}
-    for place in places:
-        state = read_state(place)
-        if state is not None:
-            known = found.get(state.progress.identity)
-            if known is None or known.progress.epoch < state.progress.epoch:
-                found[state.progress.identity] = state
+    for state in filter(None, map(read_state, places)):
+        known = found.get(state.progress.identity)
+        if known is None or known.progress.epoch < state.progress.epoch:
+            found[state.progress.identity] = state
     return found
 
 

@@ -39,8 +39,8 @@ from tuning.state import (
     SavedState,
     load_state,
     needs_universal,
-    read_state,
     save_state,
+    states_of,
     universal_state,
 )
 
@@ -53,13 +53,13 @@ def train_runs(
     plans: Sequence[RunPlan],
     place: Place,
     report: Report,
-    saved: str | None = None,
+    group: Folder | None = None,
     is_leaving: Callable[[], bool] = lambda: False,
 ) -> None:
     """Do all trainings of a list, one after another. Called by every worker of the group, in an initialised group.
 
     Args:
-        saved: folder of the state that was saved last, by a group that did the same list and was interrupted.
+        group: folder with the states that an interrupted group saved that did the same list.
         is_leaving: whether a machine of the group will soon be taken away; asked by all workers after each epoch.
     """
     import torch
@@ -68,11 +68,9 @@ def train_runs(
         torch.set_num_threads(1)  # workers share the cores; more threads than cores run ten times slower
     prepare_deepspeed()
     todo = [plan for plan in plans if not is_finished(study, plan)]
-    last = read_state(Folder(saved)) if saved else None
+    later = agree(states_of(group) if group and place.rank == 0 else {}, place)
     for plan in todo:
-        states = [
-            state for state in (last, plan.state) if state is not None and state.progress.identity == plan.identity
-        ]
+        states = [state for state in (later.get(plan.identity), plan.state) if state is not None]
         state = max(states, key=lambda state: state.progress.epoch, default=None)
         Training(study, plan, place, state, is_leaving).run(report)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver, wait_for
@@ -19,6 +20,7 @@ from tests.local.tiny_study import write_study
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
 from tuning.lean import patient_policy
+from tuning.state import find_states
 
 EPOCHS = 24
 CONFIG = TrainConfig(
@@ -52,6 +54,18 @@ def run_of(study: Folder) -> Folder:
 def num_epochs(study: Folder) -> int:
     run = run_of(study)
     return max(run.read_table("epochs.parquet")["epoch"].to_pylist()) if run.exists("epochs.parquet") else 0
+
+
+def saved_epoch(study: Folder) -> int:
+    """The epoch of the furthest state from which a training could go on; 0 if there is none.
+
+    Not every epoch's is saved, though the tests ask for as many as may be: on a busy machine saving takes longer than
+    an epoch.
+    """
+    try:
+        return max((state.progress.epoch for state in find_states(study, []).values()), default=0)
+    except StudyError:
+        return 0  # it was replaced while it was looked at
 
 
 def assert_same(one: Folder, other: Folder, *, rounding: float = 0.0, epochs: int = EPOCHS) -> None:
@@ -95,8 +109,8 @@ def without_dropout(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None)
 
 def interrupt(study: Folder, changes: dict[str, object]) -> None:
     """Start a training in a process of its own, and kill that after a few epochs."""
-    start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: num_epochs(study) >= 6)
-    assert 6 <= num_epochs(study) < EPOCHS
+    start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 5)
+    assert 5 <= saved_epoch(study) <= num_epochs(study) < EPOCHS
     assert not run_of(study).exists("manifest.json")
 
 
@@ -134,17 +148,18 @@ def in_background(work: Callable[[], object]) -> threading.Thread:
 def test_a_killed_driver_and_then_a_killed_worker_change_nothing(undisturbed: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
     interrupt(study, {})
-    reached = num_epochs(study)
+    saved = saved_epoch(study)
     before = evaluations(study)
     run = in_background(lambda: finetune(study, CONFIG))
-    wait_for(lambda: num_epochs(study) >= reached + 3)
+    wait_for(lambda: saved_epoch(study) >= saved + 2)
     _, worker = alive("TrainWorker")
     os.kill(worker.pid, signal.SIGKILL)
     run.join(200)
     assert not run.is_alive()
-    assert 0 < run_of(study).read_json("manifest.json")["counts"]["epochs_now"] < EPOCHS - reached
+    assert 0 < run_of(study).read_json("manifest.json")["counts"]["epochs_now"] <= EPOCHS - saved - 2
     after = evaluations(study)
-    assert all(after[epoch] == before[epoch] for epoch in range(1, reached)), "what had its state is not done again"
+    done_again = {epoch for epoch in before if after[epoch] != before[epoch]}
+    assert done_again == set(range(saved + 1, max(before) + 1)), "only what had no state yet is done again"
     assert_same(undisturbed, study)
     assert not study.child(".ray").folders(), "the state of a finished training is left"
 

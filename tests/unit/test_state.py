@@ -9,7 +9,7 @@ import pytest
 from slick.errors import SettingsError
 from slick.storage import Folder
 from tuning.config import TrainConfig
-from tuning.state import Progress, find_states, needs_universal, read_state
+from tuning.state import Progress, find_states, needs_universal, read_state, states_of
 
 PROGRESS = Progress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2, zero_stage=2)
 
@@ -44,6 +44,8 @@ def test_the_furthest_state_of_each_training_is_found(tmp_path: Path) -> None:
     write(study.child("runs", "b-seed0", "state"), replace(PROGRESS, identity="b", epoch=7))
     found = find_states(study, ["a-seed0", "b-seed0"])
     assert {identity: state.progress.epoch for identity, state in found.items()} == {"a": 5, "b": 7}
+    assert states_of(groups.child("g")) == {"a": found["a"]}
+    assert states_of(groups.child("another")) == {}
 
 
 def test_another_sharding_needs_the_universal_format() -> None:
