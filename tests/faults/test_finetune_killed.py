@@ -110,6 +110,7 @@ def without_dropout(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None)
 def interrupt(study: Folder, changes: dict[str, object]) -> None:
     """Start a training in a process of its own, and kill that after a few epochs."""
     start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 5)
+    wait_for(lambda: not alive("TrainWorker"))
     assert 5 <= saved_epoch(study) <= num_epochs(study) < EPOCHS
     assert not run_of(study).exists("manifest.json")
 
