@@ -58,17 +58,17 @@ def save_state(engine: Any, progress: Progress, rank: int) -> str:
 
 def read_state(folder: Folder) -> SavedState | None:
     """The state in a folder; None if any worker's part has not arrived whole."""
+    sizes = folder.sizes()
+    if _PROGRESS not in sizes:
+        return None
     try:
-        sizes = folder.sizes()
-        if _PROGRESS not in sizes:
-            return None
         progress = Progress(**folder.read_json(_PROGRESS))
         for rank in range(progress.num_workers):
             name = f"files-{rank}.json"
             if name not in sizes or any(sizes.get(file) != size for file, size in folder.read_json(name).items()):
                 return None
     except (StudyError, TypeError):
-        return None  # broken off, removed meanwhile, or of another version: an older one is as good, but for time
+        return None  # broken off while it was written, or of another version: an older one is as good, but for time
     return SavedState(uri=folder.uri, progress=progress)
 
 
