@@ -1,6 +1,11 @@
-"""From logits to the candidates for the next token, ties settled."""
+"""From logits to the candidates for the next token, ties settled.
+
+A logit and its token id are one number, the key: the larger the likelier, among equal logits the lower id. So both are
+sorted, and leave a GPU, as one.
+"""
 
 import inspect
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +19,12 @@ _SPARE_CANDIDATES = 24
 """Candidates fetched beyond top-k, so that ties at its edge are seen and settled by token id."""
 
 _LINES = 16
+_ROWS_SORTED = 64
+"""Rows whose whole vocabulary is sorted at once."""
+_LOW_31 = 0x7FFFFFFF
+
+Keys = NDArray[np.int64]
+Integers = TypeVar("Integers", Keys, Tensor)
 
 
 def candidates_of(logits_NV: Tensor, num: int) -> Candidates:
@@ -24,17 +35,18 @@ def candidates_of(logits_NV: Tensor, num: int) -> Candidates:
     """
     num_classes = logits_NV.shape[1]
     fetched = min(num + _SPARE_CANDIDATES, num_classes)
-    values, ids = (_largest if logits_NV.device.type == "cpu" else _largest_on_gpu)(logits_NV, fetched)
-    # Not-a-number counts as the largest, so what is wrong shows among the likeliest.
-    _check_finite(values.max(axis=1))
-    order = np.lexsort((ids, -values), axis=1)[:, :num]
-    ids_NC = np.take_along_axis(ids, order, axis=1)
-    values_NC = np.take_along_axis(values, order, axis=1)
+    keys = (_largest if logits_NV.device.type == "cpu" else _largest_on_gpu)(logits_NV, fetched)
+    values, ids = _parted(keys)
+    values_NC, ids_NC = values[:, :num], ids[:, :num]
+    _check_finite(values_NC[:, 0])
     if fetched < num_classes:
         # A tie that reaches past the fetched tokens: only a full sort knows which ids are the lowest.
-        for row in np.flatnonzero(values_NC[:, -1] == values.min(axis=1)).tolist():
-            sorted_V, by_value = torch.sort(logits_NV[row], descending=True, stable=True)
-            values_NC[row], ids_NC[row] = sorted_V[:num].float().cpu().numpy(), by_value[:num].cpu().numpy()
+        tied = np.flatnonzero(values_NC[:, -1] == values[:, -1])
+        for start in range(0, len(tied), _ROWS_SORTED):
+            rows = tied[start : start + _ROWS_SORTED]
+            tied_RV = logits_NV[torch.from_numpy(rows).to(logits_NV.device)]
+            sorted_RV, by_value = torch.sort(tied_RV, descending=True, stable=True)
+            values_NC[rows], ids_NC[rows] = sorted_RV[:, :num].float().cpu().numpy(), by_value[:, :num].cpu().numpy()
     return values_NC, ids_NC
 
 
@@ -58,13 +70,17 @@ def _check_finite(values: NDArray[np.float32]) -> None:
         )
 
 
-def _largest_on_gpu(logits_NV: Tensor, num: int) -> Candidates:
+def _largest_on_gpu(logits_NV: Tensor, num: int) -> Keys:
+    """As `_largest`, but sorted there: the host gets the keys alone, in one transfer."""
     values, ids = torch.topk(logits_NV, num, dim=1, sorted=False)
-    return values.float().cpu().numpy(), ids.cpu().numpy()
+    # Not-a-number is the largest of topk; as a key it must be so too, to be seen.
+    values = values.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    keys, _ = _keys((values + 0.0).view(torch.int32).long(), ids).sort(dim=1, descending=True)
+    return keys.cpu().numpy()
 
 
-def _largest(logits_NV: Tensor, num: int) -> Candidates:
-    """The largest `num` of each row in any order, on CPU, where torch takes up to four times as long.
+def _largest(logits_NV: Tensor, num: int) -> Keys:
+    """The keys of the largest `num` of each row, largest first, on CPU, where torch takes up to four times as long.
 
     Of a large vocabulary every `num`th largest stands in a column whose largest is among the `num` largest of all
     columns, if the row is written in lines; so only those columns are searched.
@@ -72,17 +88,36 @@ def _largest(logits_NV: Tensor, num: int) -> Candidates:
     num_rows, num_classes = logits_NV.shape
     lines, width = _LINES, num_classes // _LINES
     if width <= 2 * num:
-        values = logits_NV.float().numpy()
-        ids = np.argpartition(values, -num, axis=1)[:, -num:] if num < num_classes else np.arange(num)[None]
-        return np.take_along_axis(values, ids, axis=1), np.broadcast_to(ids, (num_rows, num))
-    grid = logits_NV[:, : lines * width].view(num_rows, lines, width)
-    columns = np.argpartition(grid.amax(1).float().numpy(), -num, axis=1)[:, -num:]
-    places = (np.arange(lines)[:, None] * width + columns[:, None]).reshape(num_rows, -1)
-    rest = np.broadcast_to(np.arange(lines * width, num_classes), (num_rows, num_classes - lines * width))
-    places = np.concatenate([places, rest], axis=1)
-    values = torch.gather(logits_NV, 1, torch.from_numpy(places)).float().numpy()
-    kept = np.argpartition(values, -num, axis=1)[:, -num:]
-    return np.take_along_axis(values, kept, axis=1), np.take_along_axis(places, kept, axis=1)
+        values, places = logits_NV.float().numpy(), np.arange(num_classes)[None]
+    else:
+        grid = logits_NV[:, : lines * width].view(num_rows, lines, width)
+        columns = np.argpartition(grid.amax(1).float().numpy(), -num, axis=1)[:, -num:]
+        places = (np.arange(lines)[:, None] * width + columns[:, None]).reshape(num_rows, -1)
+        rest = np.broadcast_to(np.arange(lines * width, num_classes), (num_rows, num_classes - lines * width))
+        places = np.concatenate([places, rest], axis=1)
+        values = torch.gather(logits_NV, 1, torch.from_numpy(places)).float().numpy()
+    # As a key, not-a-number may be the smallest.
+    _check_finite(values.max(axis=1))
+    smallest_first = -_keys((values + 0.0).view(np.int32).astype(np.int64), places)
+    smallest_first.partition(num - 1, axis=1)
+    kept = smallest_first[:, :num]
+    kept.sort(axis=1)
+    return -kept
+
+
+def _keys(bits: Integers, ids: Integers) -> Integers:
+    """Numbers in the order of the logits whose bits these are, equal ones against the order of their ids."""
+    return (_ordered(bits) << 32) | (_LOW_31 - ids)
+
+
+def _parted(keys: Keys) -> Candidates:
+    """Logits and token ids again."""
+    return _ordered(keys >> 32).astype(np.int32).view(np.float32), _LOW_31 - (keys & _LOW_31)
+
+
+def _ordered(bits: Integers) -> Integers:
+    """From the bits of 32-bit floats, as signed integers, to numbers in the order of the floats, and back."""
+    return bits ^ ((bits >> 31) & _LOW_31)
 
 
 def takes(model: nn.Module, parameter: str) -> bool:

@@ -146,7 +146,7 @@ class PackedDecoder:
         seen_LAB[:, :, 0] = True  # padding sees something, for a softmax over nothing is not a number
         own = OwnPart(
             keys_LB=self._tensor(rows_LA + self._store.num_tokens),
-            seen_LAB=self._tensor(seen_LAB),
+            hidden_LAB=self._tensor(~seen_LAB),
             rows_LA=self._tensor(rows_LA),
             place_N=self._tensor(lane_N * width + within_N),
             key_positions_LB=self._tensor(own_positions),
@@ -167,7 +167,7 @@ class PackedDecoder:
         positions = np.concatenate([shared + columns, (shared + tails[:, None]) + np.arange(path_ND.shape[1])], axis=1)
         own = OwnPart(
             keys_LB=self._tensor(np.where(seen, keys, 0)),
-            seen_LAB=self._tensor(seen[:, None]),
+            hidden_LAB=self._tensor(~seen[:, None]),
             rows_LA=None,
             place_N=None,
             key_positions_LB=self._tensor(positions),
@@ -217,11 +217,15 @@ class PackedDecoder:
         width = int(counts.max())
         rows_FM = np.minimum(starts[:, None] + np.arange(width), len(prefix_N) - 1)
         place_N = (prefix_N - low) * width + np.arange(len(prefix_N)) - starts[prefix_N - low]
+        lengths_F, on_cpu = self._shared_F[low:high], self._device.type == "cpu"
+        num_kept = next(iter(self._layers.values()))[0].shape[2]
+        beyond_F1W = (np.arange(num_kept) >= lengths_F[:, None])[:, None]
         return PrefixPart(
             layers={layer: (keys[:, low:high], values[:, low:high]) for layer, (keys, values) in self._layers.items()},
             rows_FM=self._tensor(rows_FM),
             place_N=self._tensor(place_N),
-            lengths_F=self._shared_F[low:high].tolist(),
+            lengths_F=lengths_F.tolist() if on_cpu else [],
+            beyond_F1W=None if on_cpu else self._tensor(beyond_F1W),
         )
 
     def _prefix_layers(self, prefixes: tuple[tuple[int, ...], ...]) -> dict[int, LayerKeysValues]:

@@ -67,7 +67,9 @@ class PrefixPart:
     place_N: Tensor
     """Where token n stands in `rows_FM`, flattened."""
     lengths_F: list[int]
-    """Tokens of each prefix; what stands behind in `layers` repeats some of them."""
+    """Tokens of each prefix; what stands behind in `layers` repeats some of them. Empty where a mask tells."""
+    beyond_F1W: Tensor | None
+    """The mask of what stands behind each prefix; None on CPU, where it takes longer than a few short stretches."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,8 +78,8 @@ class OwnPart:
 
     keys_LB: Tensor
     """Places in the store, padded with any."""
-    seen_LAB: Tensor
-    """Which of its lane's keys a token sees."""
+    hidden_LAB: Tensor
+    """Which of its lane's keys a token does not see."""
     rows_LA: Tensor | None
     """Tokens of each lane, padded with any; None where each token is a lane."""
     place_N: Tensor | None
@@ -123,7 +125,7 @@ class Pass:
         lanes, num_keys = own.keys_LB.shape
         flat = own.keys_LB.flatten()
         keys, values = (kept.index_select(1, flat).view(heads * lanes, num_keys, kept.shape[2]) for kept in store)
-        hidden_LAB = ~own.seen_LAB
+        hidden_LAB = own.hidden_LAB
         if options.window and self.longest > options.window:
             positions_LA = self.positions_N[own.rows_LA] if own.rows_LA is not None else self.positions_N[:, None]
             hidden_LAB = hidden_LAB | (positions_LA[..., None] - own.key_positions_LB[:, None] >= options.window)
@@ -145,11 +147,12 @@ class Pass:
         keys, values = prefix.layers[layer]
         num_prefixes, num_keys = keys.shape[1:3]
         num_rows = prefix.rows_FM.shape[1]
-        hidden: Tensor | None = None
+        hidden = prefix.beyond_F1W
         if options.window and self.longest > options.window:
             places_W = torch.arange(num_keys, device=keys.device)
             far_FMW = self.positions_N[prefix.rows_FM][..., None] - places_W >= options.window
-            hidden = far_FMW.repeat_interleave(group, 1)
+            far = far_FMW.repeat_interleave(group, 1)
+            hidden = far if hidden is None else far | hidden
         query = query_KNGD.index_select(1, prefix.rows_FM.flatten())
         part = _part(
             query.view(heads * num_prefixes, num_rows * group, width),
@@ -225,11 +228,14 @@ def _join(parts: list[Part], sink_H: Tensor | None, num_key_heads: int) -> Tenso
     sink = None if sink_H is None else sink_H.float().view(num_key_heads, 1, -1, 1) * _LOG2_E
     if sink is not None:
         highest = torch.maximum(highest, sink)
-    total: Tensor | float = 0.0 if sink is None else (sink - highest).exp2()
-    weighed: Tensor | float = 0.0
-    for part in parts:
-        factor = (part.highest - highest).exp2_()
-        total = total + factor * part.total
-        weighed = weighed + factor * part.weighed
-    assert isinstance(weighed, Tensor)
-    return weighed / total
+    factors = [(part.highest - highest).exp2_() for part in parts]
+    total = factors[0] * parts[0].total
+    for part, factor in zip(parts[1:], factors[1:], strict=True):
+        total.addcmul_(factor, part.total)
+    if sink is not None:
+        total += (sink - highest).exp2_()
+    # The factors have one number a head, so they are divided by the total before they weigh the values.
+    out = parts[0].weighed * factors[0].div_(total)
+    for part, factor in zip(parts[1:], factors[1:], strict=True):
+        out.addcmul_(part.weighed, factor.div_(total))
+    return out

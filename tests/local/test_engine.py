@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from slick.draws import row_key, uniforms
+from slick.engines import logits as logits_module
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.logits import candidates_of
 from slick.engines.packing import tokens_a_pass
@@ -205,6 +206,42 @@ def test_ties_go_to_the_lowest_token_id() -> None:
     values, ids = candidates_of(logits, 4)
     assert ids.tolist() == [[400, 0, 1, 2], [7, 90, 0, 1]]
     assert values.tolist() == [[1, 0, 0, 0], [2, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("largest", [logits_module._largest, logits_module._largest_on_gpu])
+@pytest.mark.parametrize("num_classes", [40, 500, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_candidates_are_those_of_a_full_sort(
+    monkeypatch: pytest.MonkeyPatch, largest: Any, num_classes: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(logits_module, "_largest", largest)
+    torch.manual_seed(num_classes)
+    logits = (torch.randn(90, num_classes) * 4).to(dtype)
+    logits[1] -= 1000.0  # all of them negative
+    logits[2, ::3] = -torch.inf
+    logits[3] = logits[3].round()  # ties, of 0 and -0 too
+    logits[4:80:2] = 0.0
+    logits[4, 1::2] = -0.0
+    values, ids = candidates_of(logits, 20)
+    for row, (found, found_ids) in enumerate(zip(values.tolist(), ids.tolist(), strict=True)):
+        right = logits[row].float().tolist()
+        order = sorted(range(num_classes), key=lambda i: (-right[i], i))[:20]
+        assert found_ids == order
+        assert found == [right[i] for i in order]
+
+
+@pytest.mark.parametrize("largest", [logits_module._largest, logits_module._largest_on_gpu])
+@pytest.mark.parametrize("num_classes", [40, 5000])
+@pytest.mark.parametrize("bits", [0x7FC00000, -0x400000, 0x7F800000], ids=["nan", "negative nan", "infinity"])
+def test_what_is_no_number_is_seen_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, largest: Any, num_classes: int, bits: int
+) -> None:
+    monkeypatch.setattr(logits_module, "_largest", largest)
+    for place in (0, 17, num_classes - 1):
+        logits = torch.randn(3, num_classes)
+        logits[1, place] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+        with pytest.raises(EngineError, match="not finite"):
+            candidates_of(logits, 20)
 
 
 def test_a_model_that_gives_no_numbers_is_an_error() -> None:
