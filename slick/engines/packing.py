@@ -21,7 +21,7 @@ _LOGITS_BYTES_ON_CPU = 1 << 27
 def tokens_a_pass(model: nn.Module) -> int:
     """Many, so that weights are seldom read anew; on CPU no more than have logits of `_LOGITS_BYTES_ON_CPU`."""
     weight = next(model.parameters())
-    if weight.device.type == "cuda":
+    if weight.device.type != "cpu":
         return _TOKENS_A_PASS[True]
     config: Any = model.config
     logits_bytes = int(config.get_text_config().vocab_size) * weight.element_size()

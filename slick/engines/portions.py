@@ -11,7 +11,7 @@ from slick.engines.base import PromptBatch, SamplingConfig
 from slick.errors import EngineError
 
 _LOG = logging.getLogger(__name__)
-_QUESTIONS_ON_CPU = 32
+_QUESTIONS_BY_DEFAULT = 32
 _MOST_QUESTIONS = 512
 _TAIL_TOKENS = 24
 """Tokens of a question and of a long answer, to reckon with."""
@@ -27,7 +27,8 @@ class Portions:
 
         Args:
             model: on its device.
-            size: questions at once; None for 32 on CPU, and on GPU for as many as half of the free memory holds.
+            size: questions at once; None for 32 on CPU, and on GPU for as many as half of the free memory holds
+                if the model has keys and values.
         """
         self._model, self._size = model, size
         self._device = next(model.parameters()).device
@@ -71,20 +72,27 @@ class Portions:
             if len(results) == start:
                 # Here, where the error no longer holds on to what the failed part took.
                 release()
-                if self._device.type == "cuda":
+                if self._device.type != "cpu":
                     torch.cuda.empty_cache()
         return results
 
     def _fitting(self, num_prefixes: int, sampling: SamplingConfig) -> int:
         """Questions whose keys and values take up half of the free memory if every answer differs from all others."""
-        if self._device.type != "cuda":
-            return _QUESTIONS_ON_CPU
-        model: Any = self._model
-        config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        itemsize = next(self._model.parameters()).element_size()
-        token_bytes = 2 * config.num_hidden_layers * heads * width * itemsize
+        token_bytes = None if self._device.type == "cpu" else _token_bytes(self._model)
+        if token_bytes is None:
+            return _QUESTIONS_BY_DEFAULT
         tokens = num_prefixes * (_TAIL_TOKENS + (1 + sampling.num_samples) * min(sampling.max_new_tokens, _TAIL_TOKENS))
         free, _ = torch.cuda.mem_get_info(self._device)
         return max(1, min(_MOST_QUESTIONS, int(free / 2 / (tokens * token_bytes))))
+
+
+def _token_bytes(model: nn.Module) -> int | None:
+    """What the keys and values of a token take up; None for a model that has none, or does not tell."""
+    of_model: Any = model
+    config = of_model.config.get_text_config()
+    query_heads = getattr(config, "num_attention_heads", None)
+    heads = getattr(config, "num_key_value_heads", None) or query_heads
+    if not (isinstance(query_heads, int) and isinstance(heads, int)):
+        return None
+    width = getattr(config, "head_dim", None) or config.hidden_size // query_heads
+    return 2 * int(config.num_hidden_layers) * heads * int(width) * next(model.parameters()).element_size()
