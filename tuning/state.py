@@ -23,6 +23,8 @@ from tuning.config import TrainConfig
 
 _TAG = "state"
 _PROGRESS = "progress.json"
+_NOT_WHOLE = (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError)
+"""Why a small file tells that its state is none: it was removed meanwhile, or its writing was broken off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,11 @@ def save_state(engine: Any, progress: Progress, rank: int) -> str:
 
 
 def read_state(folder: Folder) -> SavedState | None:
-    """The state in a folder; None if any worker's part has not arrived whole."""
+    """The state in a folder; None if any worker's part has not arrived whole.
+
+    Raises:
+        StudyError: the folder cannot be read, so that nobody knows what it holds.
+    """
     sizes = folder.sizes()
     if _PROGRESS not in sizes:
         return None
@@ -67,8 +73,12 @@ def read_state(folder: Folder) -> SavedState | None:
             name = f"files-{rank}.json"
             if name not in sizes or any(sizes.get(file) != size for file, size in folder.read_json(name).items()):
                 return None
-    except (StudyError, TypeError):
-        return None  # broken off while it was written, or of another version: an older one is as good, but for time
+    except TypeError:
+        return None  # of another version: an older state is as good, but for time
+    except StudyError as error:
+        if not isinstance(error.__cause__, _NOT_WHOLE):
+            raise
+        return None
     return SavedState(uri=folder.uri, progress=progress)
 
 

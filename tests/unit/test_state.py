@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slick.errors import SettingsError
+from slick.errors import SettingsError, StudyError
 from slick.storage import Folder
 from tuning.config import TrainConfig
 from tuning.state import Progress, find_states, needs_universal, read_state, states_of
@@ -33,6 +33,35 @@ def test_a_state_counts_when_every_workers_part_is_whole(tmp_path: Path) -> None
     assert found.progress == PROGRESS
     Path(whole.local_path, "state", "part-1.pt").write_bytes(b"wei")
     assert read_state(whole) is None
+
+
+@pytest.mark.parametrize("name", ["progress.json", "files-1.json"])
+def test_a_state_that_cannot_be_read_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = write(Folder(str(tmp_path / "state")), PROGRESS)
+    path = Path(folder.local_path, name)
+    content = path.read_bytes()
+    for broken in (b"", content[:-1], b"\xff" + content):
+        path.write_bytes(broken)
+        assert read_state(folder) is None
+    path.write_bytes(content)
+    assert read_state(folder) is not None
+
+    failure: OSError = FileNotFoundError(2, "removed since it was listed")
+    read_bytes = Folder.read_bytes
+
+    def failing(self: Folder, read: str) -> bytes:
+        with self._mendable(read, "read"):
+            if read == name:
+                raise failure
+        return read_bytes(self, read)
+
+    monkeypatch.setattr(Folder, "read_bytes", failing)
+    assert read_state(folder) is None
+    failure = OSError(5, "the storage does not answer")
+    with pytest.raises(StudyError, match=f"{name}.*does not answer"):
+        read_state(folder)
 
 
 def test_the_furthest_state_of_each_training_is_found(tmp_path: Path) -> None:
