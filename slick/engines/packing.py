@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from slick.engines.devices import free_bytes
 from slick.engines.tree import Ints
 
 Tokens = Sequence[int]
@@ -12,20 +13,22 @@ Tokens = Sequence[int]
 _MANY = 8
 """Questions whose common beginning is that of their relation."""
 
-_TOKENS_A_PASS = {False: 2048, True: 8192}
-"""At most, on CPU and on GPU."""
-
+_TOKENS_ON_CPU, _TOKENS_ON_GPU = 2048, 8192
+"""Of a pass, at most."""
 _LOGITS_BYTES_ON_CPU = 1 << 27
+_LOGITS_SHARE_ON_GPU = 8
+"""One of so many parts of the free memory, since some models write their logits out several times."""
 
 
 def tokens_a_pass(model: nn.Module) -> int:
-    """Many, so that weights are seldom read anew; on CPU no more than have logits of `_LOGITS_BYTES_ON_CPU`."""
+    """Many, so that weights are seldom read anew, and no more than there is room for the logits of."""
     weight = next(model.parameters())
+    most, room = _TOKENS_ON_CPU, _LOGITS_BYTES_ON_CPU
     if weight.device.type != "cpu":
-        return _TOKENS_A_PASS[True]
+        most, room = _TOKENS_ON_GPU, free_bytes(weight.device) // _LOGITS_SHARE_ON_GPU
     config: Any = model.config
     logits_bytes = int(config.get_text_config().vocab_size) * weight.element_size()
-    fitting = max(256, min(_TOKENS_A_PASS[False], _LOGITS_BYTES_ON_CPU // logits_bytes))
+    fitting = max(256, min(most, room // logits_bytes))
     return fitting - fitting % 64  # which needs no spare rows
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from slick.engines.base import PromptBatch, SamplingConfig
+from slick.engines.devices import free_bytes
 from slick.errors import EngineError
 
 _LOG = logging.getLogger(__name__)
@@ -82,8 +83,7 @@ class Portions:
         if token_bytes is None:
             return _QUESTIONS_BY_DEFAULT
         tokens = num_prefixes * (_TAIL_TOKENS + (1 + sampling.num_samples) * min(sampling.max_new_tokens, _TAIL_TOKENS))
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return max(1, min(_MOST_QUESTIONS, int(free / 2 / (tokens * token_bytes))))
+        return max(1, min(_MOST_QUESTIONS, free_bytes(self._device) // 2 // (tokens * token_bytes)))
 
 
 def _token_bytes(model: nn.Module) -> int | None:

@@ -174,24 +174,29 @@ def compared(name: str, dtype: str) -> dict[str, Any]:
     model, tokenizer = tiny_model(name, spread=0.2, dtype=dtype), tiny_tokenizer()
     on_cpu = TransformersEngine(model, tokenizer)
     found: dict[str, Any] = {"packs_on_cpu": on_cpu.packs, "cpu": everything(on_cpu)}
-    device, passes, emptied = StandInDevice(), Counter[str](), Counter[str]()
-    model.register_forward_pre_hook(lambda *_: passes.update(["passes"]))
+    device, emptied, fed = StandInDevice(), Counter[str](), list[int]()
+    model.register_forward_pre_hook(lambda _, __, given: fed.append(given["input_ids"].numel()), with_kwargs=True)
+    free = 1 << 33
     with (
         _Constants(),
         device,
-        patch("torch.cuda.mem_get_info", lambda _: (1 << 33, 1 << 34)),
+        patch("torch.cuda.mem_get_info", lambda _: (free, 1 << 34)),
         patch("torch.cuda.empty_cache", lambda: emptied.update(["emptied"])),
     ):
         engine = TransformersEngine(device.put(model), tokenizer)
         device.reads.clear()
-        passes.clear()
+        fed.clear()
         found |= {"device": everything(engine), "packs": engine.packs}
-        found |= {"passes": passes["passes"], "reads": +device.reads}
+        found |= {"passes": len(fed), "fed": list(fed), "reads": +device.reads}
         if engine.packs:
             device.largest_bytes = 0
             engine.generate(BATCH, SAMPLING)
             device.limit_bytes = 0.7 * device.largest_bytes  # enough for half of the questions
             found["little_memory"] = _texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
+            device.limit_bytes, free = math.inf, 1 << 20  # room for some questions' keys, and for few tokens' logits
+            fed.clear()
+            found["little_free"] = _texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
+            found["fed_then"] = fed
         found["emptied"] = emptied["emptied"]
     return found
 

@@ -58,5 +58,6 @@ def test_on_a_device_the_answers_are_those_of_the_cpu(model: str) -> None:
 
     if found["packs"]:
         assert found["emptied"] > 0
-        if dtype == "float32":
-            assert found["little_memory"] == cpu["full"]
+        assert max(found["fed_then"]) <= 256 < max(found["fed"])
+        if dtype == "float32":  # where the company of an answer changes none of its digits that matter
+            assert found["little_memory"] == found["little_free"] == cpu["full"]
