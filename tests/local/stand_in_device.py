@@ -4,16 +4,17 @@ Its tensors lie in the CPU's memory and are computed there, but count as being e
 with the CPU's is an error, as on a GPU, and every read of their values by the host is counted, since on a GPU each one
 waits for all work that was given out. What it cannot tell is what a GPU's own arithmetic gives, and how fast.
 
-Run as a program with models ("llama float32"), it answers the same questions on the CPU and on itself and
-prints what both gave: a process of its own, since torch never forgets a device.
+Torch never forgets a device, so a test that needs this one is a program too, run in a process of its own.
 """
 
 import json
 import math
+import os
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -23,10 +24,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
-from slick.engines.base import Answers, PromptBatch, SamplingConfig
-from slick.engines.transformers import TransformersEngine
-from tests.local.tiny import tiny_model, tiny_tokenizer
 
 NAME = "standin"
 _READS = ("item", "is_nonzero", "_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2")
@@ -66,6 +63,10 @@ class StandInDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Of any tensor so far."""
         self.limit_bytes: float = math.inf
         """A larger tensor finds no memory."""
+        self.free_bytes = 1 << 33
+        """What the device says is free."""
+        self.times_emptied = 0
+        """How often torch was told to let go of the memory it keeps in stock."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor | torch.device)]
@@ -108,16 +109,87 @@ class StandInDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
             masks = name in ("index", "index_put_") and any(x.dtype == torch.bool for x in here[1:])
             self.reads[name] += name in _READS or masks
 
-    @torch.inference_mode()
-    def put(self, model: nn.Module) -> nn.Module:
-        """Move a model's weights."""
-        for module in model.modules():
-            for key, weight in module._parameters.items():
-                if weight is not None:
-                    module._parameters[key] = nn.Parameter(DeviceTensor(weight.detach()), requires_grad=False)
-            for key, buffer in module._buffers.items():
-                module._buffers[key] = None if buffer is None else DeviceTensor(buffer)
-        return model
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within, torch has the device."""
+        with (
+            _Constants(),
+            self,
+            patch("torch.cuda.mem_get_info", lambda _: (self.free_bytes, 1 << 34)),
+            patch("torch.cuda.empty_cache", self._empty),
+        ):
+            yield
+
+    def _empty(self) -> None:
+        self.times_emptied += 1
+
+
+def put_on_device(model: nn.Module) -> nn.Module:
+    """Move a model's weights; those that are shared stay so."""
+    moved: dict[nn.Parameter, nn.Parameter] = {}
+    trained = torch.is_grad_enabled()
+    for module in model.modules():
+        for key, weight in module._parameters.items():
+            if weight is not None:
+                if weight not in moved:
+                    moved[weight] = nn.Parameter(DeviceTensor(weight.detach()), weight.requires_grad and trained)
+                module._parameters[key] = moved[weight]
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = None if buffer is None else DeviceTensor(buffer)
+    return model
+
+
+def in_own_process(test: str, cases: Sequence[str]) -> dict[str, Any]:
+    """What the program that a test is prints of each of its cases."""
+    ran = subprocess.run(
+        [sys.executable, "-m", test, *cases],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def print_cases(found_in: Callable[[str], object]) -> None:
+    """The program: what is found in each case that the command line names."""
+    torch.set_num_threads(1)
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
+    print(json.dumps({case: found_in(case) for case in sys.argv[1:]}))
+
+
+class _Backend:
+    """What torch asks of the module of a device."""
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def is_initialized() -> bool:
+        return True
+
+    @staticmethod
+    def current_device() -> int:
+        return 0
+
+    @staticmethod
+    def _is_in_bad_fork() -> bool:
+        return False
+
+    @staticmethod
+    def manual_seed_all(seed: int) -> None:
+        pass
+
+    @staticmethod
+    def device_count() -> int:
+        return 1
+
+    @staticmethod
+    def get_amp_supported_dtype() -> list[torch.dtype]:
+        return [torch.bfloat16]
 
 
 class _Constants(TorchFunctionMode):
@@ -129,79 +201,3 @@ class _Constants(TorchFunctionMode):
             return func(*args, **kwargs)
         device = kwargs.pop("device")
         return func(*args, **kwargs).to(device)
-
-
-class _OfALength:
-    """Right answers of a question, for the sake of having some: few, so that not every greedy answer is one."""
-
-    def is_hit(self, answer: str) -> bool:
-        return self.may_hit(answer) and len(answer) % 11 == 0
-
-    def may_hit(self, beginning: str) -> bool:
-        return not beginning or ord(beginning[0]) % 3 != 0
-
-
-NAMES = [f"Peru {i}" for i in range(12)]
-BATCH = PromptBatch(
-    prefixes=["Q: Where was Ada Lovelace born?\nA: London\n", "", "Q: Who wrote Dune?\nA: Frank\nQ: Who?\nA: He\n"],
-    question_ids=NAMES,
-    suffixes=[f"Q: What is the capital of {name}?\nA:" for name in NAMES],
-)
-ONE_PREFIX = PromptBatch(prefixes=BATCH.prefixes[:1], question_ids=NAMES, suffixes=BATCH.suffixes)
-SAMPLING = SamplingConfig(num_samples=5, max_new_tokens=8, temperature=1.0, top_k=20)
-
-
-def _texts(answers: list[tuple[Answers, ...]]) -> list[list[str | None]]:
-    return [[a.greedy_text, *a.sampled_text] for one in answers for a in one]
-
-
-def everything(engine: TransformersEngine) -> dict[str, Any]:
-    """What the engine gives when it is asked in each of its ways."""
-    full = engine.generate(BATCH, SAMPLING)
-    labels = engine.generate(BATCH, SAMPLING, [_OfALength()] * len(NAMES))
-    gold = engine.score(BATCH, NAMES, replace(SAMPLING, top_k=400))
-    choices = engine.log_probabilities(ONE_PREFIX, [" London", " He"])
-    return {
-        "full": _texts(full),
-        "labels": _texts(labels),
-        "probability": [score.probability for one in gold for score in one],
-        "choices": [chance for one in choices for chance in one],
-    }
-
-
-def compared(name: str, dtype: str) -> dict[str, Any]:
-    """What a model of an architecture answers on the CPU and on the device, and how often its values were read."""
-    model, tokenizer = tiny_model(name, spread=0.2, dtype=dtype), tiny_tokenizer()
-    on_cpu = TransformersEngine(model, tokenizer)
-    found: dict[str, Any] = {"packs_on_cpu": on_cpu.packs, "cpu": everything(on_cpu)}
-    device, emptied, fed = StandInDevice(), Counter[str](), list[int]()
-    model.register_forward_pre_hook(lambda _, __, given: fed.append(given["input_ids"].numel()), with_kwargs=True)
-    free = 1 << 33
-    with (
-        _Constants(),
-        device,
-        patch("torch.cuda.mem_get_info", lambda _: (free, 1 << 34)),
-        patch("torch.cuda.empty_cache", lambda: emptied.update(["emptied"])),
-    ):
-        engine = TransformersEngine(device.put(model), tokenizer)
-        device.reads.clear()
-        fed.clear()
-        found |= {"device": everything(engine), "packs": engine.packs}
-        found |= {"passes": len(fed), "fed": list(fed), "reads": +device.reads}
-        if engine.packs:
-            device.largest_bytes = 0
-            engine.generate(BATCH, SAMPLING)
-            device.limit_bytes = 0.7 * device.largest_bytes  # enough for half of the questions
-            found["little_memory"] = _texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
-            device.limit_bytes, free = math.inf, 1 << 20  # room for some questions' keys, and for few tokens' logits
-            fed.clear()
-            found["little_free"] = _texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
-            found["fed_then"] = fed
-        found["emptied"] = emptied["emptied"]
-    return found
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    _setup_privateuseone_for_python_backend(NAME)
-    print(json.dumps({model: compared(*model.split()) for model in sys.argv[1:]}))

@@ -1,0 +1,64 @@
+"""Training and evaluation where a model is not on the CPU: nothing of it is left behind there."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+from torch.nn import functional
+
+from tests.local.stand_in_device import DeviceTensor, StandInDevice, in_own_process, print_cases, put_on_device
+from tests.local.test_forward import EXAMPLES
+from tests.local.tiny import CONFIGS, tiny_model
+from tuning.config import TrainConfig
+from tuning.forward import Forward
+from tuning.trainable import prepare_model
+
+CASES = ("llama once", "llama twice", "gemma3_text once", "gpt2 once", "mamba once")
+
+
+@cache
+def of_all() -> dict[str, Any]:
+    return in_own_process("tests.local.test_training_on_device", CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_device_loss_and_gradients_are_those_of_the_cpu(case: str) -> None:
+    found = of_all()[case]
+    cpu, device = found["cpu"], found["device"]
+    assert cpu["packs"] == device["packs"] == (case.split()[0] in CONFIGS)
+    assert device["loss"] == pytest.approx(cpu["loss"], rel=1e-5)
+    assert cpu["gradients"].keys() == device["gradients"].keys()
+    assert any(np.abs(gradient).max() > 1e-3 for gradient in cpu["gradients"].values())
+    for name, gradient in cpu["gradients"].items():
+        np.testing.assert_allclose(device["gradients"][name], gradient, atol=1e-5, err_msg=name)
+
+
+def compared(case: str) -> dict[str, Any]:
+    """Loss and gradients of an architecture on the CPU and on the device, activations computed once or twice."""
+    name, times = case.split()
+    models = [tiny_model(name).train() for _ in range(2)]
+    for model in models:
+        prepare_model(model, TrainConfig(dropout=0.0, activation_checkpointing=times == "twice"))
+    found = {"cpu": _trained(models[0])}
+    with StandInDevice().in_use():
+        found["device"] = _trained(put_on_device(models[1]))
+    return found
+
+
+def _trained(model: nn.Module) -> dict[str, Any]:
+    forward = Forward(model, 0, packing=True)
+    with forward.rows(EXAMPLES) as rows:
+        loss = functional.cross_entropy(forward.answer_logits(rows), rows.labels_K)
+        loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
+    return {
+        "packs": forward.packs,
+        "loss": float(loss.detach()),
+        "gradients": {key: (g.on_cpu if isinstance(g, DeviceTensor) else g).tolist() for key, g in gradients.items()},
+    }
+
+
+if __name__ == "__main__":
+    print_cases(compared)
