@@ -96,13 +96,12 @@ def _largest(logits_NV: Tensor, num: int) -> Keys:
         rest = np.broadcast_to(np.arange(lines * width, num_classes), (num_rows, num_classes - lines * width))
         places = np.concatenate([places, rest], axis=1)
         values = torch.gather(logits_NV, 1, torch.from_numpy(places)).float().numpy()
-    # As a key, not-a-number may be the smallest.
+    if num < values.shape[1]:
+        kept = np.argpartition(values, -num, axis=1)[:, -num:]
+        values, places = np.take_along_axis(values, kept, axis=1), np.take_along_axis(places, kept, axis=1)
+    # Not-a-number is the largest so far; as a key it may be the smallest.
     _check_finite(values.max(axis=1))
-    smallest_first = -_keys((values + 0.0).view(np.int32).astype(np.int64), places)
-    smallest_first.partition(num - 1, axis=1)
-    kept = smallest_first[:, :num]
-    kept.sort(axis=1)
-    return -kept
+    return -np.sort(-_keys((values + 0.0).view(np.int32).astype(np.int64), places), axis=1)
 
 
 def _keys(bits: Integers, ids: Integers) -> Integers:

@@ -1,13 +1,16 @@
 """The engine on a GPU: the answers it gives on CPU, whatever the architecture, and a batch that memory decides."""
 
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.transformers import TransformersEngine
-from tests.local.tiny import CONFIGS, tiny_model, tiny_tokenizer
+from tests.local.test_engine_on_device import everything
+from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU that torch can use", allow_module_level=True)
@@ -25,15 +28,19 @@ def texts(answers: Any) -> list[Any]:
     return [(a.greedy_text, *a.sampled_text) for one in answers for a in one]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *UNPACKED])
 def test_answers_are_those_of_the_cpu(name: str) -> None:
     model, tokenizer = tiny_model(name, spread=0.2), tiny_tokenizer()
-    right = texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
+    right = everything(TransformersEngine(model, tokenizer))
     engine = TransformersEngine(model.to("cuda"), tokenizer)
-    assert engine.packs
-    found = texts(engine.generate(BATCH, SAMPLING))
-    same = sum(a == b for one, other in zip(found, right, strict=True) for a, b in zip(one, other, strict=True))
-    assert same >= 0.98 * len(right) * 6  # the last bits differ, and a draw may fall between
+    assert engine.packs == (name in CONFIGS)
+    found = everything(engine)
+    for mode in ("full", "labels"):
+        pairs = list(zip(chain(*found[mode]), chain(*right[mode]), strict=True))
+        assert len(pairs) == 36 * 6
+        assert sum(a == b for a, b in pairs) >= 0.98 * len(pairs)  # the last bits differ, and a draw may fall between
+    for chance in ("probability", "choices"):
+        np.testing.assert_allclose(found[chance], right[chance], rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])

@@ -80,7 +80,7 @@ def _texts(answers: list[tuple[Answers, ...]]) -> list[list[str | None]]:
     return [[a.greedy_text, *a.sampled_text] for one in answers for a in one]
 
 
-def _everything(engine: TransformersEngine) -> dict[str, Any]:
+def everything(engine: TransformersEngine) -> dict[str, Any]:
     """What the engine gives when it is asked in each of its ways."""
     full = engine.generate(_BATCH, _SAMPLING)
     labels = engine.generate(_BATCH, _SAMPLING, [_OfALength()] * len(_NAMES))
@@ -99,7 +99,7 @@ def compared(case: str) -> dict[str, Any]:
     name, dtype = case.split()
     model, tokenizer = tiny_model(name, spread=0.2, dtype=dtype), tiny_tokenizer()
     on_cpu = TransformersEngine(model, tokenizer)
-    found: dict[str, Any] = {"packs_on_cpu": on_cpu.packs, "cpu": _everything(on_cpu)}
+    found: dict[str, Any] = {"packs_on_cpu": on_cpu.packs, "cpu": everything(on_cpu)}
     device, fed = StandInDevice(), list[int]()
     model.register_forward_pre_hook(lambda _, __, given: fed.append(given["input_ids"].numel()), with_kwargs=True)
     with device.in_use():
@@ -108,7 +108,7 @@ def compared(case: str) -> dict[str, Any]:
         engine = TransformersEngine(model, tokenizer)
         device.reads.clear()
         fed.clear()
-        found |= {"device": _everything(engine), "packs": engine.packs}
+        found |= {"device": everything(engine), "packs": engine.packs}
         found |= {"passes": len(fed), "fed": list(fed), "reads": +device.reads}
         if engine.packs:
             device.largest_bytes = 0
