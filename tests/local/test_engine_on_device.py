@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from slick.engines.base import Answers, PromptBatch, SamplingConfig
+from slick.engines.devices import free_bytes
 from slick.engines.transformers import TransformersEngine
 from tests.local.stand_in_device import StandInDevice, in_own_process, print_cases, put_on_device
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
@@ -49,6 +50,7 @@ def test_on_a_device_the_answers_are_those_of_the_cpu(model: str) -> None:
     assert found["passes"] > 10
     assert found["reads"] == {"to": found["passes"]}
 
+    assert found["room"] == [1 << 32, 1 << 20]
     if found["packs"]:
         assert found["times_emptied"] > 0
         assert max(found["fed_then"]) <= 256 < max(found["fed"])
@@ -116,10 +118,14 @@ def compared(case: str) -> dict[str, Any]:
             device.limit_bytes = 0.7 * device.largest_bytes  # enough for half of the questions
             found["little_memory"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
             # Room for the keys and values of some questions, and for the logits of few tokens.
-            device.limit_bytes, device.free_bytes = math.inf, 1 << 20
+            device.limit_bytes, device.fraction = math.inf, 2**-14
             fed.clear()
             found["little_free"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
             found["fed_then"] = fed
+        device.free_bytes, device.fraction = 1 << 33, 0.25
+        found["room"] = [free_bytes(torch.device("standin"))]
+        device.free_bytes = 1 << 20
+        found["room"].append(free_bytes(torch.device("standin")))
     return found | {"times_emptied": device.times_emptied}
 
 

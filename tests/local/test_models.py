@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from slick.engines.vllm import _on_gpus
 from slick.errors import ModelError
-from slick.models import load_model, load_tokenizer, model_fingerprint, resolve_model, study_model
+from slick.models import (
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    prepare_device,
+    resolve_model,
+    study_model,
+)
 from slick.storage import Folder
 from tests.local.tiny import save_tiny_model
 
@@ -99,3 +107,19 @@ def test_a_study_has_its_own_model_or_the_named_one(model: Path, tmp_path: Path)
         study_model(study, "")
     study.child("world").write_json("manifest.json", {})
     assert study_model(study, "") == str(tmp_path / "world" / "model")
+
+
+def test_engines_that_share_a_gpu_take_no_more_than_their_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    set_to: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_to.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [prepare_device(num_gpus) for num_gpus in (0, 1, 0.25)] == ["cpu", "cuda", "cuda"]
+    assert set_to == [0.25]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="torch sees none there"):
+        prepare_device(0.25)
+
+    assert [_on_gpus(num_gpus) for num_gpus in (0, 1, 2)] == [{}, {}, {"tensor_parallel_size": 2}]
+    assert _on_gpus(0.25) == {"gpu_memory_utilization": pytest.approx(0.23)}
