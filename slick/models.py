@@ -133,6 +133,9 @@ def prepare_device(num_gpus: float) -> str:
 
     On the CPU the process gets one thread, since Ray packs by cores; of a part of a GPU, that part of the memory.
 
+    Args:
+        num_gpus: that Ray set aside for it: 0 for the CPU, less than 1 where it shares a GPU.
+
     Raises:
         ModelError: a GPU was set aside, but torch sees none.
     """

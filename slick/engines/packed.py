@@ -217,15 +217,16 @@ class PackedDecoder:
         width = int(counts.max())
         rows_FM = np.minimum(starts[:, None] + np.arange(width), len(prefix_N) - 1)
         place_N = (prefix_N - low) * width + np.arange(len(prefix_N)) - starts[prefix_N - low]
-        lengths_F, on_cpu = self._shared_F[low:high], self._device.type == "cpu"
-        num_kept = next(iter(self._layers.values()))[0].shape[2]
-        beyond_F1W = (np.arange(num_kept) >= lengths_F[:, None])[:, None]
+        lengths_F, beyond_F1W = self._shared_F[low:high], None
+        if self._device.type != "cpu":
+            num_kept = next(iter(self._layers.values()))[0].shape[2]
+            beyond_F1W = self._tensor((np.arange(num_kept) >= lengths_F[:, None])[:, None])
         return PrefixPart(
             layers={layer: (keys[:, low:high], values[:, low:high]) for layer, (keys, values) in self._layers.items()},
             rows_FM=self._tensor(rows_FM),
             place_N=self._tensor(place_N),
-            lengths_F=lengths_F.tolist() if on_cpu else [],
-            beyond_F1W=None if on_cpu else self._tensor(beyond_F1W),
+            lengths_F=lengths_F.tolist() if beyond_F1W is None else [],
+            beyond_F1W=beyond_F1W,
         )
 
     def _prefix_layers(self, prefixes: tuple[tuple[int, ...], ...]) -> dict[int, LayerKeysValues]:

@@ -7,8 +7,8 @@ python -m tests.benchmarks.annotation_gpu --model FOLDER --questions entity_ques
 Needs neither Ray nor DeepSpeed. Each engine runs in a process of its own; what is untimed is loading and a first batch.
 Seconds are those of the clock, until the last answer is at the host. `batched` is `generate` on batches of prompts
 padded at the left, `continuous` is `generate_batch`, which batches continuously; both stop at the newline, and make 1
-greedy answer and 16 samples (T = 0.5, top-k 40) to each of 10 prompts. `host-full` and
-`host-labels` are these modes without the model, whose part is played back. These four are asked fewer questions.
+greedy answer and 16 samples (T = 0.5, top-k 40) to each of 10 prompts. `host-full` and `host-labels` are these modes
+without the model, whose part is played back. These four are asked fewer questions.
 
 The roofline of a pass is the longer of two times: its operations at the speed of a large product, and its bytes at the
 speed of a large copy, both measured on the device before. Operations are those of weights, of scores and of weighed
@@ -27,6 +27,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from slick.cluster import LOCAL_ENVIRONMENT
 from tests.benchmarks.annotation import MAX_NEW_TOKENS, NUM_PROMPTS, NUM_SAMPLES, make_workload
 
 PEERS = ("batched", "continuous")
@@ -290,7 +291,11 @@ def call(engine: str, arguments: argparse.Namespace, works: list[list[dict]]) ->
             command += ["--device", arguments.device, "--seconds", str(arguments.seconds)]
             command += ["--unit", str(arguments.unit), "--rows", str(arguments.rows)]
             command += ["--flops", str(arguments.flops), "--bytes", str(arguments.bytes)]
-            settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+            settings = LOCAL_ENVIRONMENT | {
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            }
             running.append(
                 subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | settings
