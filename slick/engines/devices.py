@@ -4,7 +4,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of a GPU's memory that tensors may still take: what nobody has, and what torch keeps in stock for this process.
+    """Bytes of a GPU that tensors may still take: what nobody has, and what torch keeps in stock for this process.
 
     A process that has a part of the GPU counts on no more than that part of the memory.
     """
