@@ -11,16 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from slick.storage import Folder
+from tests.faults.hold import holdable, release
+from tests.waiting import HANG_S, wait_for
+
 ROOT = Path(__file__).parents[2]
 # A node that is gone is noticed within seconds.
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
-
-def wait_for(condition: Callable[[], object], limit_s: float = 90) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+WORKERS = ("Asker", "TrainWorker", "ImplicitFunc")
+"""In the names of the classes of actors that do the work of a study."""
 
 
 def alive(name: str) -> list[Any]:
@@ -32,33 +32,38 @@ def alive(name: str) -> list[Any]:
     return [a for a in list_actors(cluster, filters=[("state", "=", "ALIVE")]) if name in a.class_name]
 
 
-def give_notice(address: str, node_id: str, seconds: float) -> None:
-    """Say that a node will be taken back after so many seconds: `ray drain-node`, without the start of its process."""
+def give_notice(address: str, node_id: str) -> None:
+    """Say that a node will be taken back: `ray drain-node`, without the start of its process.
+
+    Ray is told a time that is too far off to come: the test takes the node back.
+    """
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + seconds) * 1000)
+    deadline_ms = int((time.time() + HANG_S) * 1000)
     accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "the cloud wants it back", deadline_ms)
     assert accepted, why_not
 
 
 def lose_a_node(
+    study: Folder,
     work: Callable[[], Any],
-    is_time: Callable[[], bool],
+    is_time: Callable[[], object],
     actor: str,
     *,
     head_cpus: int,
     node_cpus: int,
-    notice_s: float = 0,
+    after_notice: Callable[[], object] | None = None,
     at_loss: Callable[[], object] = lambda: None,
 ) -> tuple[int, Any]:
     """Work on a cluster of a head and two nodes, and kill a node on which an actor runs; for a process of its own.
 
     Args:
-        is_time: the node is lost as soon as this is true; the work must not have ended by then.
+        study: of the work, which is held (see `hold`) when it is time, and released when the node is lost.
+        is_time: the node is lost, or given notice, as soon as this is true; the work must not have ended by then.
         actor: part of the name of the actor's class.
-        notice_s: seconds that the node is told it has; it gets half a second less. 0: it is told nothing.
+        after_notice: a node with notice is lost as soon as this is true. None: it gets none.
         at_loss: called just before the node is killed.
 
     Returns:
@@ -74,21 +79,27 @@ def lose_a_node(
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=node_cpus) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
-    running = ThreadPoolExecutor().submit(work)
-    wait_for(lambda: running.done() or is_time(), 180)
+    running = ThreadPoolExecutor().submit(_holdable, work)
+    wait_for(lambda: running.done() or is_time())
     assert not running.done(), running.exception() or "the node had nothing left to do"
     actors = alive(actor)
     (lost, *_) = [node for node in nodes if node.node_id in {found.node_id for found in actors}]
-    if notice_s:
-        give_notice(cluster.address, lost.node_id, notice_s)
-        time.sleep(notice_s - 0.5)
+    if after_notice:
+        give_notice(cluster.address, lost.node_id)
+        wait_for(lambda: running.done() or after_notice())
         assert not running.done(), running.exception() or "the node had nothing left to do"
     at_loss()
     cluster.remove_node(lost, allow_graceful=False)
-    result = running.result(240)
+    release(study)
+    result = running.result(HANG_S)
     ray.shutdown()
     cluster.shutdown()
     return len(actors), result
+
+
+def _holdable(work: Callable[[], Any]) -> Any:
+    with holdable():
+        return work()
 
 
 def without_ray() -> dict[str, str]:
@@ -96,7 +107,7 @@ def without_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
-def apart(code: str, *, limit_s: float = 280) -> str:
+def apart(code: str) -> str:
     """What Python code prints in a process of its own, which must end well."""
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -104,17 +115,28 @@ def apart(code: str, *, limit_s: float = 280) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=limit_s,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
+_DRIVER = """
+import sys
+from tests.faults.hold import holdable
+code = sys.argv.pop(1)
+with holdable():
+    exec(code)
+"""
+
+
 def start_and_kill_driver(
     code: str, *arguments: str, when: Callable[[], object], by: signal.Signals = signal.SIGKILL
 ) -> int:
     """Run Python code on this process's cluster as a driver of its own, and end that as soon as it is time.
+
+    The code is run within `holdable`. Its actors have ended too on return.
 
     Returns:
         Its exit status.
@@ -123,7 +145,7 @@ def start_and_kill_driver(
 
     cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
     driver = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", _DRIVER, code, *arguments],
         env={**os.environ, **cluster},
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
@@ -131,9 +153,9 @@ def start_and_kill_driver(
     try:
         wait_for(lambda: when() or driver.poll() is not None)
         driver.send_signal(by)
-        status = driver.wait(60)
+        status = driver.wait(HANG_S)
     finally:
         driver.kill()
         driver.wait()
-    time.sleep(3)  # its actors end with it; what they are writing is whole or absent
+    wait_for(lambda: not any(alive(name) for name in WORKERS))
     return status

@@ -13,8 +13,10 @@ from slick.annotation.generations import read_generations
 from slick.annotation.knowledge import read_knowledge
 from slick.engines.base import SamplingConfig
 from slick.storage import Folder
-from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver, wait_for
+from tests.faults.hold import hold, holdable, release
+from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver
 from tests.local.tiny import save_tiny_model, write_questions
+from tests.waiting import HANG_S, wait_for
 
 DRIVER = """
 import sys
@@ -56,9 +58,10 @@ def test_a_killed_driver_and_then_a_killed_actor_lose_nothing_that_was_written(
     study = Folder(str(tmp_path))
     write_questions(study)
     parts = study.child("annotate", "generations")
+    hold(study, at=3)
     start_and_kill_driver(DRIVER, study.uri, model, when=lambda: len(parts.names(".parquet")) >= 3)
     kept = {name: parts.read_bytes(name) for name in parts.names(".parquet")}
-    assert 3 <= len(kept) < NUM_QUESTIONS // 2
+    assert len(kept) == 3
     assert not study.child("annotate").exists("manifest.json")
 
     annotate_and_kill_actors(study, model, 1)
@@ -79,18 +82,22 @@ def annotate_and_kill_actors(study: Folder, model: str, times: int) -> None:
     parts = study.child("annotate", "generations")
     before = len(parts.names(".parquet"))
     run = threading.Thread(target=annotate, args=(study, config(model)))
-    run.start()
-    for time in range(times):
-        wait_for(lambda: len(parts.names(".parquet")) >= before + 2 + 5 * time)  # noqa: B023 - called at once
-        (actor, *_) = alive("Asker")
-        os.kill(actor.pid, signal.SIGKILL)
-        assert len(parts.names(".parquet")) < NUM_QUESTIONS, "the actor had nothing left to do"
-        wait_for(lambda: actor.pid not in {each.pid for each in alive("Asker")})  # noqa: B023
-    run.join(120)
+    hold(study, at=before + 2)
+    with holdable():
+        run.start()
+        for time in range(times):
+            wait_for(lambda: len(parts.names(".parquet")) >= before + 2 + 5 * time)  # noqa: B023 - called at once
+            (actor, *_) = alive("Asker")
+            os.kill(actor.pid, signal.SIGKILL)
+            assert len(parts.names(".parquet")) < NUM_QUESTIONS, "the actor had nothing left to do"
+            wait_for(lambda: actor.pid not in {each.pid for each in alive("Asker")})  # noqa: B023
+            hold(study, at=before + 2 + 5 * (time + 1))
+        release(study)
+        run.join(HANG_S)
     assert not run.is_alive()
 
 
-def annotate_and_lose_a_node(study: Folder, model: str, notice_s: int) -> None:
+def annotate_and_lose_a_node(study: Folder, model: str, notice: bool) -> None:
     """With an actor on each of three nodes; for a process of its own."""
     settings = replace(config(model), mode="labels", min_actors=3, max_actors=3, cpus_per_actor=1.5)
     parts = Path(study.child("annotate", "generations").local_path)
@@ -99,13 +106,19 @@ def annotate_and_lose_a_node(study: Folder, model: str, notice_s: int) -> None:
     def when() -> dict[Path, int]:
         return {part: part.stat().st_mtime_ns for part in parts.glob("*.parquet")}
 
+    def after_notice() -> bool:
+        hold(study, at=12)
+        return len(when()) >= 12
+
+    hold(study, at=6)
     num_actors, _ = lose_a_node(
+        study,
         lambda: annotate(study, settings),
         lambda: len(when()) >= 6,
         "Asker",
         head_cpus=4,
         node_cpus=2,
-        notice_s=notice_s,
+        after_notice=after_notice if notice else None,
         at_loss=lambda: written.update(when()),
     )
     twice = sum(written[part] != at for part, at in when().items() if part in written)
@@ -113,14 +126,14 @@ def annotate_and_lose_a_node(study: Folder, model: str, notice_s: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("notice_s", [0, 4])
-def test_a_lost_node_changes_nothing(notice_s: int, model: str, tmp_path: Path, ray_cluster: None) -> None:
+@pytest.mark.parametrize("notice", [False, True])
+def test_a_lost_node_changes_nothing(notice: bool, model: str, tmp_path: Path, ray_cluster: None) -> None:
     quiet, study = Folder(str(tmp_path / "quiet")), Folder(str(tmp_path / "lost"))
     for folder in (quiet, study):
-        write_questions(folder, num_train=400 if notice_s else 20)
+        write_questions(folder, num_train=40)
     annotate(quiet, replace(config(model), mode="labels"))
-    call = f"annotate_and_lose_a_node(Folder({study.uri!r}), {model!r}, {notice_s})"
-    out = apart(f"from tests.faults.test_annotate_killed import *; {call}", limit_s=400)
+    call = f"annotate_and_lose_a_node(Folder({study.uri!r}), {model!r}, {notice})"
+    out = apart(f"from tests.faults.test_annotate_killed import *; {call}")
     assert "lost a node, one of 3 " in out
     assert "; 0 of " in out, "what is written is not answered again"
     assert_same(quiet, study)

@@ -14,9 +14,11 @@ import pytest
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import Manifest
-from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver, wait_for
+from tests.faults.hold import hold, holdable, release
+from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
+from tests.waiting import HANG_S, wait_for
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
 from tuning.lean import patient_policy
@@ -109,8 +111,8 @@ def without_dropout(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None)
 
 def interrupt(study: Folder, changes: dict[str, object]) -> None:
     """Start a training in a process of its own, and kill that after a few epochs."""
+    hold(study, at=5, saved=True)
     start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 5)
-    wait_for(lambda: not alive("TrainWorker"))
     assert 5 <= saved_epoch(study) <= num_epochs(study) < EPOCHS
     assert not run_of(study).exists("manifest.json")
 
@@ -141,7 +143,11 @@ def test_it_goes_on_with_another_number_of_workers(
 
 
 def in_background(work: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=work)
+    def holdable_work() -> None:
+        with holdable():
+            work()
+
+    thread = threading.Thread(target=holdable_work)
     thread.start()
     return thread
 
@@ -151,11 +157,13 @@ def test_a_killed_driver_and_then_a_killed_worker_change_nothing(undisturbed: Fo
     interrupt(study, {})
     saved = saved_epoch(study)
     before = evaluations(study)
+    hold(study, at=saved + 2, saved=True)
     run = in_background(lambda: finetune(study, CONFIG))
-    wait_for(lambda: saved_epoch(study) >= saved + 2)
+    wait_for(lambda: saved_epoch(study) >= saved + 2 or not run.is_alive())
     _, worker = alive("TrainWorker")
     os.kill(worker.pid, signal.SIGKILL)
-    run.join(200)
+    release(study)
+    run.join(HANG_S)
     assert not run.is_alive()
     assert 0 < run_of(study).read_json("manifest.json")["counts"]["epochs_now"] <= EPOCHS - saved - 2
     after = evaluations(study)
@@ -189,13 +197,16 @@ def test_failures_are_counted_from_the_last_state() -> None:
 @pytest.mark.slow
 def test_a_worker_may_be_lost_more_often_than_max_failures(undisturbed: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
+    hold(study, at=4, saved=True)
     run = in_background(lambda: finetune(study, replace(CONFIG, max_failures=1)))
     for epoch in (4, 8, 12, 16):
-        wait_for(lambda: num_epochs(study) >= epoch)  # noqa: B023 - called at once
+        wait_for(lambda: saved_epoch(study) >= epoch or not run.is_alive())  # noqa: B023 - called at once
         _, worker = alive("TrainWorker")
         os.kill(worker.pid, signal.SIGKILL)
         wait_for(lambda: worker.actor_id not in {each.actor_id for each in alive("TrainWorker")})  # noqa: B023
-    run.join(200)
+        hold(study, at=epoch + 4, saved=True)
+    release(study)
+    run.join(HANG_S)
     assert not run.is_alive()
     assert_same(undisturbed, study)
 
@@ -208,13 +219,15 @@ def finetune_and_be_told(study: Folder) -> None:
     """On a node that is taken back with notice; for a process of its own."""
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
     done: list[int] = []
+    hold(study, at=6, until_notice=True)
     _, manifest = lose_a_node(
+        study,
         lambda: finetune(study, NOTICED),
         lambda: num_epochs(study) >= 6 and alive("PreemptionWatcher"),
         "TrainWorker",
         head_cpus=0,
         node_cpus=1,
-        notice_s=6,
+        after_notice=lambda: saved_epoch(study) > 0,
         at_loss=lambda: done.append(num_epochs(study)),
     )
     print(f"{done[0] + manifest.counts['epochs_now'] - NOTICED.epochs} of {done[0]} epochs were done twice")
@@ -233,8 +246,14 @@ def test_notice_is_time_to_save(tmp_path: Path, ray_cluster: None) -> None:
 def finetune_and_lose_a_node(study: Folder) -> None:
     """Asked for four workers where two fit, each on a node of its own; for a process of its own."""
     settings = replace(CONFIG, dropout=0.0, num_workers=4, min_workers=1)
+    hold(study, at=6, saved=True)
     num_workers, manifest = lose_a_node(
-        lambda: finetune(study, settings), lambda: num_epochs(study) >= 6, "TrainWorker", head_cpus=0, node_cpus=1
+        study,
+        lambda: finetune(study, settings),
+        lambda: saved_epoch(study) >= 6,
+        "TrainWorker",
+        head_cpus=0,
+        node_cpus=1,
     )
     print(f"began with {num_workers} workers, ended with {manifest.counts['num_workers']}")
 

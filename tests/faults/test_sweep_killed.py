@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from jobs.status import standings
-from slick.errors import SlickError
+from slick.errors import SlickError, StudyError
 from slick.storage import Folder
-from slick.study import Manifest
-from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver, wait_for
+from slick.study import STARTED, Manifest
+from tests.faults.hold import hold, holdable, release, was_noticed
+from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
+from tests.waiting import HANG_S, wait_for
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
+from tuning.state import find_states
 from tuning.sweep import SweepConfig, sweep
 
 EPOCHS = 16
@@ -64,6 +67,16 @@ def epochs_done(study: Folder, run: str) -> int:
     return len(study.child("runs", run, "predictions").names(".parquet"))
 
 
+def saved_epoch(study: Folder, run: str) -> int:
+    """The epoch of the state from which a run could go on; 0 if there is none."""
+    try:
+        started = study.child("runs", run).read_json(STARTED)
+        state = find_states(study, []).get(started["fingerprint"])
+    except StudyError:
+        return 0  # it has not begun, or the state was replaced while it was looked at
+    return state.progress.epoch if state else 0
+
+
 def states(study: Folder) -> dict[str, str]:
     return {row.run_id: row.state for row in standings(study)}
 
@@ -74,33 +87,41 @@ def epochs_now(study: Folder, run: str) -> int:
 
 
 def in_background(study: Folder, config: SweepConfig) -> Future[Manifest]:
+    def work() -> Manifest:
+        with holdable():
+            return sweep(study, config)
+
     pool = ThreadPoolExecutor()
-    running = pool.submit(sweep, study, config)
+    running = pool.submit(work)
     pool.shutdown(wait=False)
     return running
 
 
 def kill(running: Future[Manifest], name: str) -> None:
-    """End the process of the one actor of that class."""
+    """End the process of the one actor of that class, and wait until Ray has noticed."""
     assert not running.done(), running.exception() or "it had nothing left to do"
     (actor,) = alive(name)
     os.kill(actor.pid, signal.SIGKILL)
+    wait_for(lambda: actor.actor_id not in {each.actor_id for each in alive(name)})
 
 
 @pytest.mark.slow
 def test_with_its_driver_and_then_a_worker_killed(undisturbed: Folder, study: Folder) -> None:
-    start_and_kill_driver(DRIVER, study.uri, when=lambda: epochs_done(study, "half-seed0") >= 5)
+    hold(study, at=5, run="half-seed0", saved=True)
+    start_and_kill_driver(DRIVER, study.uri, when=lambda: saved_epoch(study, "half-seed0") >= 5)
     before = epochs_done(study, "half-seed0")
     assert 5 <= before < EPOCHS
     assert not study.child("sweep").exists("manifest.json")
     finished = study.child("runs", "known-seed0").read_bytes("manifest.json")
     assert states(study)["known-seed0"] == "done"
 
+    hold(study, at=before + 1)
     running = in_background(study, CONFIG)
     wait_for(lambda: epochs_done(study, "half-seed0") > before or running.done())
     kill(running, "TrainWorker")
     assert epochs_done(study, "half-seed0") < EPOCHS, "the worker had nothing left to do"
-    assert running.result(200).counts["retried"] == 0, "Ray Train starts a worker anew by itself"
+    release(study)
+    assert running.result(HANG_S).counts["retried"] == 0, "Ray Train starts a worker anew by itself"
     assert study.child("runs", "known-seed0").read_bytes("manifest.json") == finished
     assert epochs_now(study, "half-seed0") < EPOCHS
     assert_same(undisturbed, study)
@@ -110,9 +131,11 @@ def test_with_its_driver_and_then_a_worker_killed(undisturbed: Folder, study: Fo
 
 @pytest.mark.slow
 def test_with_ctrl_c(undisturbed: Folder, study: Folder) -> None:
+    hold(study, at=5, run="known-seed0", saved=True)
     status = start_and_kill_driver(
-        DRIVER, study.uri, when=lambda: epochs_done(study, "known-seed0") >= 5, by=signal.SIGINT
+        DRIVER, study.uri, when=lambda: saved_epoch(study, "known-seed0") >= 5, by=signal.SIGINT
     )
+    release(study)
     assert status == 130
     before = epochs_done(study, "known-seed0")
     assert 5 <= before < EPOCHS
@@ -124,12 +147,14 @@ def test_with_ctrl_c(undisturbed: Folder, study: Folder) -> None:
 
 @pytest.mark.slow
 def test_with_a_trial_killed_tune_tries_it_again_from_its_state(undisturbed: Folder, study: Folder) -> None:
+    hold(study, at=6, run="known-seed0", saved=True)
     running = in_background(study, CONFIG)
-    wait_for(lambda: epochs_done(study, "known-seed0") >= 6 or running.done())
+    wait_for(lambda: saved_epoch(study, "known-seed0") >= 6 or running.done())
     kill(running, "ImplicitFunc")
     wait_for(lambda: "retried" in states(study).values() or running.done())
+    release(study)
     assert not running.done()
-    assert running.result(200).counts["retried"] == 1
+    assert running.result(HANG_S).counts["retried"] == 1
     assert epochs_now(study, "known-seed0") < EPOCHS
     assert [(row.state, row.tries) for row in standings(study)] == [("done", 2)] * 2
     assert_same(undisturbed, study)
@@ -137,16 +162,19 @@ def test_with_a_trial_killed_tune_tries_it_again_from_its_state(undisturbed: Fol
 
 @pytest.mark.slow
 def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed: Folder, study: Folder) -> None:
-    train = replace(CONFIG.train, max_failures=0)  # what Ray Train does not mend is Tune's
+    train = replace(CONFIG.train, max_failures=0, state_share=0.0)  # what Ray Train does not mend is Tune's
     config = replace(CONFIG, train=train, trajectories_per_trial=1, retries=1)
-    running = in_background(study, config)
     before = 0
+    hold(study, at=1, run="known-seed0")
+    running = in_background(study, config)
     for _ in range(2):
         wait_for(lambda: epochs_done(study, "known-seed0") > before or running.done())  # noqa: B023 - called at once
         kill(running, "TrainWorker")
         before = epochs_done(study, "known-seed0")
+        hold(study, at=before + 1, run="known-seed0")
+    release(study)
     with pytest.raises(SlickError, match=r"(?s)1 of 2 trials failed; all others are finished.*\n +known-seed0: .*died"):
-        running.result(200)
+        running.result(HANG_S)
     assert states(study) == {"half-seed0": "done", "known-seed0": "failed"}
     (failed,) = [row for row in standings(study) if row.state == "failed"]
     assert failed.tries == 2
@@ -159,40 +187,45 @@ def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed
 
 @pytest.mark.slow
 def test_a_trial_may_be_lost_more_often_than_retries(undisturbed: Folder, study: Folder) -> None:
-    running = in_background(study, CONFIG)
     assert CONFIG.retries == 1
     before = 0
+    hold(study, at=4, run="known-seed0", saved=True)
+    running = in_background(study, CONFIG)
     for _ in range(2):
-        wait_for(lambda: epochs_done(study, "known-seed0") >= before + 4 or running.done())  # noqa: B023 - called at once
+        wait_for(lambda: saved_epoch(study, "known-seed0") >= before + 4 or running.done())  # noqa: B023 - called at once
         kill(running, "ImplicitFunc")
-        wait_for(lambda: not alive("ImplicitFunc"))
         before = epochs_done(study, "known-seed0")
-    assert running.result(200).counts["retried"] == 2
+        hold(study, at=before + 4, run="known-seed0", saved=True)
+    release(study)
+    assert running.result(HANG_S).counts["retried"] == 2
     assert_same(undisturbed, study)
 
 
-def sweep_and_lose_a_node(study: Folder, notice_s: int) -> None:
+def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
     """With two trials on two nodes; for a process of its own."""
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
     config = replace(CONFIG, max_concurrent=2)
-    if notice_s:
+    if notice:
         config = replace(config, retries=0, train=replace(CONFIG.train, max_failures=0))
+    runs = [f"{name}-seed0" for name in CONFIG.grid.variants]
+    hold(study, at=5, saved=True, until_notice=notice)
     num_workers, manifest = lose_a_node(
+        study,
         lambda: sweep(study, config),
-        lambda: all(epochs_done(study, f"{name}-seed0") >= 5 for name in CONFIG.grid.variants),
+        lambda: all(epochs_done(study, run) >= 5 if notice else saved_epoch(study, run) >= 5 for run in runs),
         "TrainWorker",
         head_cpus=0,
         node_cpus=1,
-        notice_s=notice_s,
+        after_notice=(lambda: was_noticed(study) and all(saved_epoch(study, run) for run in runs)) if notice else None,
     )
     counts = manifest.counts
     print(f"began with {num_workers} trainings, trained {counts['trained_now']}, trials retried: {counts['retried']}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("notice_s", [0, 4])
-def test_with_a_node_lost_the_other_one_does_the_rest(notice_s: int, undisturbed: Folder, study: Folder) -> None:
-    call = f"sweep_and_lose_a_node(Folder({study.uri!r}), {notice_s})"
+@pytest.mark.parametrize("notice", [False, True])
+def test_with_a_node_lost_the_other_one_does_the_rest(notice: bool, undisturbed: Folder, study: Folder) -> None:
+    call = f"sweep_and_lose_a_node(Folder({study.uri!r}), {notice})"
     out = apart(f"from tests.faults.test_sweep_killed import *; {call}")
     assert "began with 2 trainings, trained 2, trials retried: 0" in out, "trials run on the driver's node"
     assert min(epochs_now(study, f"{name}-seed0") for name in CONFIG.grid.variants) < EPOCHS

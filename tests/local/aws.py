@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.local.head import free_ports
+from tests.waiting import HANG_S, wait_for
 
 SECRET = "this-key-is-not-to-be-seen-anywhere"
 
@@ -28,25 +28,22 @@ def started_aws(log: Path) -> Iterator[dict[str, str]]:
             stderr=subprocess.STDOUT,
         )
     try:
-        end = time.monotonic() + 60
-        while not _answers(address):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.3)
+        wait_for(lambda: server.poll() is not None or _answers(address), log.read_text)
+        assert server.poll() is None, log.read_text()
         yield found
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(HANG_S)
 
 
 def make_bucket(address: str, name: str) -> None:
     """An empty bucket; the imitation asks for no signature."""
-    urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=10).close()
+    urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=HANG_S).close()
 
 
 def _answers(address: str) -> bool:
     try:
-        urllib.request.urlopen(f"{address}/moto-api/", timeout=2).close()
+        urllib.request.urlopen(f"{address}/moto-api/", timeout=HANG_S).close()
     except OSError:
         return False
     return True

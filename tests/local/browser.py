@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import HANG_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 LEAST_TEXT = 9.0
 """Pixels: smaller text in a figure cannot be read."""
@@ -122,7 +124,7 @@ async def _see(page: Path, width: int, browser: str, mobile: bool) -> Seen:
         await send("Emulation.setDeviceMetricsOverride", width=width, mobile=mobile, **size)
         loaded = send.waiter("Page.loadEventFired")
         await send("Page.navigate", url=page.as_uri())
-        await asyncio.wait_for(loaded, 60)
+        await asyncio.wait_for(loaded, HANG_S)
         seen.look = await _look(send, "false")
         await send("Emulation.setEmulatedMedia", media="print")
         await send("Emulation.setDeviceMetricsOverride", width=PRINTED_WIDTH, mobile=False, **size)
@@ -172,7 +174,7 @@ class _Sender:
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        return await asyncio.wait_for(self._answers[number], 120)
+        return await asyncio.wait_for(self._answers[number], HANG_S)
 
     async def _read(self) -> None:
         async for message in self._socket:
@@ -217,11 +219,11 @@ async def _session(browser: str) -> Any:
 
 
 async def _port(file: Path, process: "subprocess.Popen[bytes]") -> int:
-    end = time.monotonic() + 60
+    end = time.monotonic() + HANG_S
     while time.monotonic() < end:
         if file.exists() and (lines := file.read_text().splitlines()):
             return int(lines[0])
         if process.poll() is not None:
             raise RuntimeError(f"the browser ended with status {process.returncode} before it could be asked")
         await asyncio.sleep(0.1)
-    raise RuntimeError("the browser did not open its DevTools port within 60 s")
+    raise RuntimeError("the browser did not open its DevTools port")

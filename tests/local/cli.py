@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import HANG_S
+
 ROOT = Path(__file__).parents[2]
 
 
-def slick(*words: str, timeout_s: float = 600, **environ: str) -> subprocess.CompletedProcess[str]:
+def slick(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command line to its end; `environ` is added to the environment."""
     return subprocess.run(
         [sys.executable, "-m", "jobs.cli", *words],
@@ -17,5 +19,5 @@ def slick(*words: str, timeout_s: float = 600, **environ: str) -> subprocess.Com
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout_s,
+        timeout=HANG_S,
     )

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.local.cli import ROOT, slick
+from tests.waiting import HANG_S, wait_for
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,13 +34,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 420
-    while not list(out.glob("runs/*/manifest.json")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no training finished in 7 minutes"
-        time.sleep(0.5)
+    wait_for(
+        lambda: process.poll() is not None or list(out.glob("runs/*/manifest.json")), lambda: "no training finished"
+    )
+    assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, signal.SIGINT)
-    text = process.communicate(timeout=120)[0]
+    text = process.communicate(timeout=HANG_S)[0]
     assert process.returncode == 130, text
     assert not (out / "report").exists()
 

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.waiting import HANG_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-this-test-0123456789abcdef0123456789abcdef"
@@ -76,7 +77,9 @@ def started_head(home: Path, node_types: dict[str, object] | None = None, **chan
         )
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
-        wait_for(lambda: answers(address), 90, lambda: log.read_text())
+        agent = f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}"  # without it the head takes no jobs
+        wait_for(lambda: head.poll() is not None or (answers(address) and answers(agent)), log.read_text)
+        assert head.poll() is None, log.read_text()
         yield address
     finally:
         head.send_signal(signal.SIGTERM)
@@ -119,24 +122,14 @@ def autoscaling(node_types: dict[str, object], gcs_address: str) -> dict[str, ob
 
 
 def answers(address: str) -> bool:
-    """True when the job server is up; that it wants a token is an answer."""
+    """True when a server of Ray is up; that it wants a token, or has no such page, is an answer."""
     try:
-        urllib.request.urlopen(f"{address}/api/version", timeout=2)
+        urllib.request.urlopen(f"{address}/api/version", timeout=HANG_S)
     except urllib.error.HTTPError as error:
-        return error.code == 401
+        return error.code in (401, 404)
     except OSError:
         return False
     return True
-
-
-def wait_for(done: object, seconds: float, explain: object) -> None:
-    """Ask until the answer is yes."""
-    assert callable(done)
-    assert callable(explain)
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, explain()
-        time.sleep(0.3)
 
 
 def processes_of(folder: str) -> list[int]:
@@ -166,12 +159,12 @@ class Cluster:
     def slick(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "jobs.cli", *words, "--address", self.address]
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment(**more), capture_output=True, text=True, check=False, timeout=240
+            command, cwd=ROOT, env=self.environment(**more), capture_output=True, text=True, check=False, timeout=HANG_S
         )
 
     def get(self, path: str) -> str:
         request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=HANG_S) as answer:
             return str(answer.read().decode())
 
 

@@ -1,9 +1,6 @@
 """The annotate step on real Ray: labels that do not depend on the schedule, resumption, and what it refuses."""
 
-import re
 import shutil
-import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,9 @@ from slick.matching import is_hit
 from slick.progress import Progress
 from slick.questions import read_questions
 from slick.storage import Folder
+from tests.local.metrics import exported
 from tests.local.tiny import save_tiny_model, write_questions
+from tests.waiting import wait_for
 
 SAMPLING = SamplingConfig(num_samples=4, max_new_tokens=6, temperature=0.8)
 
@@ -352,17 +351,13 @@ def test_repeats_and_controls_say_how_far_to_trust_the_labels(
 
 
 def test_what_was_done_reaches_ray_s_metrics(done: Folder) -> None:
-    import ray
-
-    (node,) = (node for node in ray.nodes() if node["Alive"])
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = {"questions", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens"}
-    end, found = time.monotonic() + 60, dict[str, float]()
-    while set(found) != wanted and time.monotonic() < end:
-        text = urllib.request.urlopen(url, timeout=10).read().decode()
-        for name, value in re.findall(r"^ray_slick_annotate_(\w+)_total\{[^}]*\} (\S+)$", text, re.MULTILINE):
-            found[name] = found.get(name, 0.0) + float(value)
-        time.sleep(0.5)
-    assert set(found) == wanted, "no such metrics came"
-    assert 'category="HighlyKnown"' in text or 'category="Unknown"' in text
-    assert found["generations"] >= 15
+
+    def shown() -> list[tuple[str, dict[str, str], float]]:
+        totals = [(name.removesuffix("_total"), tags, value) for name, tags, value in exported("slick_annotate_")]
+        return [one for one in totals if one[0] in wanted]
+
+    wait_for(lambda: {name for name, _, _ in shown()} == wanted, shown)
+    metrics = shown()
+    assert {"HighlyKnown", "Unknown"} & {tags.get("category") for _, tags, _ in metrics}
+    assert sum(value for name, _, value in metrics if name == "generations") >= 15

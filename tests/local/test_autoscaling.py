@@ -11,9 +11,10 @@ import pytest
 from slick.annotation.knowledge import read_knowledge
 from slick.storage import Folder
 from tests.local.cli import slick
-from tests.local.head import Cluster, started_cluster, wait_for
+from tests.local.head import Cluster, started_cluster
 from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions
 from tests.local.tiny_study import write_study
+from tests.waiting import wait_for
 
 ASKED = [
     "--num-exemplar-sets",
@@ -62,7 +63,6 @@ def watched(cluster: Cluster) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.timeout(300)
 def test_actors_bring_a_node_that_leaves_when_it_is_idle(tmp_path: Path) -> None:
     """One node: nodes on one machine share the folder of the code that travels, and each unpacks it anew."""
     model = save_tiny_model(tmp_path / "model")
@@ -81,11 +81,10 @@ def test_actors_bring_a_node_that_leaves_when_it_is_idle(tmp_path: Path) -> None
         here = slick("annotate", "smoke", "--model", model, *ASKED, "--max-actors", "1", "--out", alone.uri)
         assert here.returncode == 0, here.stdout + here.stderr
         assert read_knowledge(study).equals(read_knowledge(alone))
-        wait_for(lambda: num_workers(cluster) == 0, 60, lambda: "the node stays although nothing runs")
+        wait_for(lambda: num_workers(cluster) == 0, lambda: "the node stays although nothing runs")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_one_trainer_is_given_several_nodes(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", tiny_model("llama", spread=0.05), tiny_tokenizer())
     flags = ["--variant", "half", "--num-workers", "4", "--wait-for-nodes", "--zero-stage", "3", "--epochs", "2"]

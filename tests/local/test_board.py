@@ -4,14 +4,14 @@ import io
 import os
 import re
 import sys
-import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.faults.nodes import wait_for
+from jobs.head import when_ready
+from tests.local.metrics import exported
+from tests.waiting import HANG_S, wait_for
 from tuning.board import _Screen
 from tuning.standing import Standing
 
@@ -43,24 +43,21 @@ def test_on_a_terminal_the_table_is_drawn_over_itself(monkeypatch: pytest.Monkey
     assert shown == ["six"]
 
 
-def test_in_a_log_the_table_comes_now_and_then(capsys: pytest.CaptureFixture) -> None:
+def test_in_a_log_the_table_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("tuning.board.LOG_EVERY_S", float("inf"))
     screen = _Screen()
     for number in range(5):
         screen.show([f"line {number}"], last=number == 4)
-    assert capsys.readouterr().err == "line 4\n", "a minute has not passed"
+    assert capsys.readouterr().err == "line 4\n", "its time has not come, but for the last"
 
 
 def test_how_far_a_sweep_is_shows_in_ray_s_metrics(ray_cluster: None) -> None:
-    import ray
-
     from tuning.meters import SweepMeters
 
     rows = [ROW, replace(ROW, state="done", tries=3, epochs=3), replace(ROW, best_dev_accuracy=None, state="waiting")]
     meters = SweepMeters()
     meters.record([ROW, ROW, ROW], None)
     meters.record(rows, 12.5)
-    (node,) = (node for node in ray.nodes() if node["Alive"])
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = {
         ("trainings", "running"): 1.0,
         ("trainings", "done"): 1.0,
@@ -70,38 +67,47 @@ def test_how_far_a_sweep_is_shows_in_ray_s_metrics(ray_cluster: None) -> None:
         ("best_dev_accuracy", ""): 0.5,
         ("seconds_left", ""): 12.5,
     }
-    end, found = time.monotonic() + 60, dict[tuple[str, str], float]()
-    while found != wanted and time.monotonic() < end:
-        text = urllib.request.urlopen(url, timeout=10).read().decode()
-        for name, labels, value in re.findall(r"^ray_slick_sweep_(\w+)\{([^}]*)\} (\S+)$", text, re.MULTILINE):
-            tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            found[name, tags.get("state", "")] = float(value)
-        time.sleep(0.5)
-    assert found == wanted
+
+    def shown() -> dict[tuple[str, str], float]:
+        return {(name, tags.get("state", "")): value for name, tags, value in exported("slick_sweep_")}
+
+    wait_for(lambda: shown() == wanted, shown)
 
 
 JOB = """
-import time
+import pathlib, time
 from slick.cluster import connect, tell_job
 connect()
-for number in range(16):
-    tell_job(f"sweep: {number + 1} of 16 trainings")
-    time.sleep(0.5)
+while not pathlib.Path(SEEN).exists():
+    tell_job("sweep: 3 of 16 trainings")  # again and again: Ray writes its own line when the job starts to run
+    time.sleep(0.1)
 """
 
 
-def test_a_job_s_line_is_that_of_its_sweep_until_it_ends(ray_cluster: None) -> None:
+def test_a_job_s_line_is_that_of_its_sweep_until_it_ends(ray_cluster: None, tmp_path: Path) -> None:
     import ray
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     address = f"http://{ray._private.worker.global_worker.node.address_info['webui_url']}"
     client = JobSubmissionClient(address)
-    environment = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "JOB": JOB}
-    job = client.submit_job(
-        entrypoint=f"{sys.executable} -c 'import os; exec(os.environ[\"JOB\"])'", runtime_env={"env_vars": environment}
+    seen = tmp_path / "seen"  # the job goes on until it is there
+    environment = {
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        "JOB": JOB.replace("SEEN", repr(str(seen))),
+    }
+    command = f"{sys.executable} -c 'import os; exec(os.environ[\"JOB\"])'"
+    jobs: list[str] = []
+    when_ready(
+        lambda: jobs.append(client.submit_job(entrypoint=command, runtime_env={"env_vars": environment})),
+        limit_s=HANG_S,
     )
-    wait_for(lambda: re.fullmatch(r"sweep: \d+ of 16 trainings", client.get_job_info(job).message or ""))
-    assert client.get_job_status(job) == JobStatus.RUNNING
+    (job,) = jobs
+    info = client.get_job_info
+    wait_for(
+        lambda: info(job).status.is_terminal() or info(job).message == "sweep: 3 of 16 trainings", lambda: info(job)
+    )
+    assert client.get_job_status(job) == JobStatus.RUNNING, client.get_job_logs(job)
+    seen.touch()
     wait_for(lambda: client.get_job_status(job).is_terminal())
     assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
     assert "sweep" not in client.get_job_info(job).message

@@ -18,6 +18,7 @@ import pytest
 
 from tests.local.aws import started_aws
 from tests.local.head import ROOT, TOKEN, environment
+from tests.waiting import HANG_S
 
 SSH = """#!/bin/sh
 printf '%s\\n' "$*" >> "$STAND_INS/log"
@@ -79,7 +80,7 @@ class Cloud:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=240,
+            timeout=HANG_S,
         )
         assert done.returncode == 0, done.stdout
         return done.stdout

@@ -10,7 +10,7 @@ from tests.local.cli import slick
 
 
 def study(out: Path, experiments: str) -> str:
-    done = slick("study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL, timeout_s=300)
+    done = slick("study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -31,7 +31,6 @@ def variants(out: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(480)
 def test_more_experiments_are_asked_of_the_same_folder(tmp_path: Path) -> None:
     out = tmp_path / "study"
     study(out, "idk")

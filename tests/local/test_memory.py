@@ -14,6 +14,7 @@ import torch
 from slick.shapes import BYTES, shape_of
 from tests.local.head import ROOT, environment, free_ports
 from tests.local.tiny import tiny_model
+from tests.waiting import HANG_S
 from tuning.config import TrainConfig
 from tuning.examples import Example
 from tuning.forward import Forward
@@ -147,7 +148,7 @@ def test_a_worker_holds_what_was_planned(stage: int, dtype: str, offload: str, t
         )
         for r in range(2)
     ]
-    shown = [worker.communicate(timeout=120) for worker in workers]
+    shown = [worker.communicate(timeout=HANG_S) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], shown[0][1][-3000:]
     taken = json.loads(shown[0][0].splitlines()[-1])
     config = TrainConfig(

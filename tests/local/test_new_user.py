@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.local.cli import slick
-from tests.local.head import Cluster, started_cluster, wait_for
+from tests.local.head import Cluster, started_cluster
+from tests.waiting import wait_for
 
 JOB = re.compile(r"^job (\S+), study", re.MULTILINE)
 
@@ -20,7 +21,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_study_is_submitted_watched_stopped_and_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
     out = tmp_path / "study"
     begun = cluster.slick("submit", "study", "smoke", "--out", str(out), "--no-wait")
@@ -37,7 +37,7 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(cluster: Clust
         seen.append(job["message"] or "")
         return bool(list(out.glob("runs/*/started.json")))
 
-    wait_for(a_training_is_under_way, 400, lambda: seen[-1])
+    wait_for(a_training_is_under_way, lambda: seen[-1])
     listed = cluster.slick("jobs").stdout
     assert re.search(rf"^{found[1]}  study smoke  RUNNING, for ", listed, re.MULTILINE)
     assert f"  study {out}" in listed
@@ -45,7 +45,7 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(cluster: Clust
     assert re.search(r"^  sweep: \d of 5 trainings, ", listed, re.MULTILINE)
     labels = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
     assert f"job {found[1]} is told to stop" in cluster.slick("jobs", "--stop", found[1]).stdout
-    wait_for(lambda: "STOPPED" in cluster.slick("jobs").stdout, 60, lambda: cluster.slick("jobs").stdout)
+    wait_for(lambda: "STOPPED" in cluster.slick("jobs").stdout, lambda: cluster.slick("jobs").stdout)
     assert "sweep      begun, not finished" in slick("status", "--out", str(out)).stdout
 
     again = cluster.slick("submit", "study", "smoke", "--out", str(out))

@@ -42,7 +42,6 @@ def test_questions_of_a_file_in_an_object_store_are_prepared_there(store: dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], study: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     worlds = Path(os.environ.get("SLICK_CACHE", Path.home() / ".cache" / "slick")) / "worlds"

@@ -9,7 +9,6 @@ import pytest
 from tests.local.cli import slick
 
 
-@pytest.mark.timeout(900)
 def test_a_stopped_study_goes_on_and_ends_with_a_report(study: Path) -> None:
     page = (study / "report" / "index.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -74,7 +73,6 @@ def test_a_variant_is_bound_to_the_model_it_was_drawn_for(study: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_world_of_real_facts_judges_the_counts_of_the_paper(entity_questions: str, tmp_path: Path) -> None:
     out = tmp_path / "real-facts"
     done = slick("study", "smoke", "--questions", entity_questions, "--out", str(out))

@@ -6,7 +6,6 @@ import re
 import socket
 import struct
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import pytest
 from slick.errors import SettingsError
 from slick.storage import Folder
 from slick.types import Category
+from tests.local.metrics import exported
+from tests.waiting import wait_for
 from tuning.records import Measure, epochs_table
 from tuning.tracking import Tracking, check_trackers, scalars
 
@@ -397,8 +398,6 @@ def test_a_training_shows_in_ray_s_metrics(ray_cluster: None) -> None:
 
     worker = Worker.remote()
     ray.get(worker.record.remote())
-    (node,) = (node for node in ray.nodes() if node["Alive"])
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = {("epoch", run_id, "", ""): 2.0 for run_id in ("first", "second")}
     for run_id in ("first", "second"):
         wanted |= {
@@ -409,12 +408,12 @@ def test_a_training_shows_in_ray_s_metrics(ray_cluster: None) -> None:
             ("accuracy", run_id, "train", "Unknown"): 1 / 7,
             ("accuracy", run_id, "dev", "all"): 2 / 3,
         }
-    end, found = time.monotonic() + 60, dict[tuple[str, ...], float]()
-    while found != pytest.approx(wanted) and time.monotonic() < end:
-        text = urllib.request.urlopen(url, timeout=10).read().decode()
-        for name, labels, value in re.findall(r"^ray_slick_train_(\w+)\{([^}]*)\} (\S+)$", text, re.MULTILINE):
-            tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            if tags.get("run_id") in ("first", "second"):
-                found[name, tags["run_id"], tags.get("split", ""), tags.get("category", "")] = float(value)
-        time.sleep(0.5)
-    assert found == pytest.approx(wanted)
+
+    def shown() -> dict[tuple[str, ...], float]:
+        return {
+            (name, tags["run_id"], tags.get("split", ""), tags.get("category", "")): value
+            for name, tags, value in exported("slick_train_")
+            if tags.get("run_id") in ("first", "second")
+        }
+
+    wait_for(lambda: shown() == pytest.approx(wanted), shown)

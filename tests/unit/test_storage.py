@@ -14,6 +14,7 @@ import pytest
 
 from slick.errors import StudyError
 from slick.storage import Folder
+from tests.waiting import wait_for
 
 TABLE = pa.table({"number": list(range(1000)), "text": [f"row {i}" for i in range(1000)]})
 
@@ -177,10 +178,8 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     try:
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "x.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.05)
+        wait_for((tmp_path / "x.json").exists)
+        time.sleep(0.05)  # somewhere in the next write; wherever that is, the file must be whole
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()

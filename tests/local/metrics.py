@@ -1,0 +1,18 @@
+"""What the Prometheus endpoint of this machine's Ray node exports."""
+
+import re
+import urllib.request
+from collections.abc import Iterator
+
+from tests.waiting import HANG_S
+
+
+def exported(prefix: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Name after the prefix, tags and value of every metric whose name starts with `ray_` and the prefix."""
+    import ray
+
+    (node,) = (node for node in ray.nodes() if node["Alive"])
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    text = urllib.request.urlopen(url, timeout=HANG_S).read().decode()
+    for name, labels, value in re.findall(rf"^ray_{prefix}(\w+)\{{([^}}]*)\}} (\S+)$", text, re.MULTILINE):
+        yield name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)
