@@ -10,9 +10,11 @@ import hashlib
 import importlib.metadata
 import json
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from slick.errors import StudyError
+from slick.settings import COMPARED, counted, identity_of
 from slick.storage import Folder
 
 MANIFEST = "manifest.json"
@@ -64,6 +66,9 @@ class Manifest:
     """Rows written, rows dropped at each step, generations and tokens spent: whatever the step counts."""
     seconds: float
     versions: dict[str, str]
+    identity: dict[str, Any] | None = None
+    """The settings, and whatever else the step has stated, by which two studies may differ in their results; None in
+    manifests of versions that did not write it."""
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
@@ -154,12 +159,16 @@ def finish(
     inputs: dict[str, str],
     counts: dict[str, Any],
     started_at: float,
+    contents: Mapping[str, object] | None = None,
 ) -> Manifest:
     """Write the manifest, the last file of a step, and return it.
 
     Args:
         started_at: `time.monotonic()` when the step began.
+        contents: what results depend on beside settings and inputs, by name, such as fingerprints of files that
+            settings name.
     """
+    counting = counted(None, settings) if isinstance(settings, dict) else identity_of(settings, COMPARED)
     manifest = Manifest(
         step=step,
         fingerprint=identity,
@@ -168,6 +177,7 @@ def finish(
         counts=counts,
         seconds=round(time.monotonic() - started_at, 3),
         versions=versions(),
+        identity=plain_settings({**counting, **(contents or {})}),
     )
     folder.write_json(MANIFEST, dataclasses.asdict(manifest))
     return manifest

@@ -1,66 +1,49 @@
 """The settings of one fine-tuning. No heavy imports: `--help` reads this."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from slick.errors import SettingsError
 from slick.matching import Matcher
-
-# What decides speed, not what is learned. How rows are spread over workers changes the order in which the same numbers
-# are added up, and which dropout masks are drawn: results are equal in law, without dropout equal up to rounding.
-_NOT_IDENTITY = (
-    "model",  # its fingerprint is an input, wherever its files lie
-    "micro_batch_size",
-    "packing",
-    "activation_checkpointing",
-    "zero_stage",
-    "offload",
-    "num_workers",
-    "min_workers",
-    "gpus_per_worker",
-    "eval_batch_size",
-    "state_share",
-    "keep_state",
-    "max_failures",
-    "track",
-    "allow_other_model",
-    "trust_remote_code",
-    "wait_for_nodes",
-)
+from slick.settings import identity_of, setting, settings_of
 
 
+@settings_of("finetune")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How a model is fine-tuned on one variant; the paper's settings where it states any (arXiv:2405.05904, E)."""
+    """How a model is fine-tuned on one variant; the paper's settings where it states any (arXiv:2405.05904, E).
 
-    variant: str = "unknown-050"
+    How rows are spread over workers affects cost alone: it changes the order in which the same numbers are added up and
+    which dropout masks are drawn. Results are equal in law, and without dropout equal up to rounding.
+    """
+
+    variant: str = setting("unknown-050", "result")
     """Name of a fine-tuning set in the study's variants/ folder."""
-    seed: int = 0
+    seed: int = setting(0, "seed")
     """Of the order of the rows and of dropout."""
-    model: str = ""
+    model: str = setting("", "content")
     """Hugging Face id or folder of the base model; empty for the one of the study's own world."""
-    epochs: int = 50
+    epochs: int = setting(50, "length")
     """Passes over the variant; the model is evaluated after each."""
-    learning_rate: float = 1e-5
+    learning_rate: float = setting(1e-5, "result")
     """Of AdamW, at its peak."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "result")
     """Of the learning rate after the warm-up; `linear` and `cosine` fall to 0 at the last step."""
-    warmup_steps: int = 0
+    warmup_steps: int = setting(0, "result")
     """Steps in which the learning rate rises linearly from 0."""
     batch_size: int = 128
     """Rows in one optimizer step, over all workers; the last batch of an epoch may be smaller."""
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = setting(None, "cost")
     """Rows that one worker takes through the model at once; None: its whole part of the batch."""
-    packing: bool = True
+    packing: bool = setting(True, "cost")
     """Put the rows of a micro batch one behind the other, none seeing another, so that no padding is computed; a model
     that cannot do it is given padded rows, and a line says so."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = setting(False, "cost")
     """Compute activations twice instead of keeping them: less memory, a third more time."""
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, "result")
     """Of AdamW; the paper does not state it."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = setting(1.0, "result")
     """Gradients are scaled down to this norm; 0 for no limit. The paper does not state it."""
     dropout: float = 0.05
     """Put into every dropout that the architecture has, and into LoRA's; models of the Llama family have it on
@@ -70,58 +53,58 @@ class TrainConfig:
     arXiv:2604.15574 compares them."""
     lora_rank: int = 0
     """Rank of LoRA on the linear layers of what is trainable (arXiv:2106.09685); 0: weights themselves are trained."""
-    lora_alpha: float | None = None
+    lora_alpha: float | None = setting(None, "result")
     """LoRA's products are scaled by this over the rank; None: twice the rank."""
-    replay_known: int = 0
+    replay_known: int = setting(0, "result")
     """Known train rows, from outside the variant where there are enough, that are trained on after all others of the
     last epoch (KnownPatch, arXiv:2511.02626)."""
     distill_weight: float = 0.0
     """Weight of a second loss, which keeps answers near those of the frozen model the training began from: the KL
     divergence of its next-token distribution from the trained model's, on answer tokens (arXiv:2604.15574 has 1). The
     frozen model is a whole copy on every worker, but with LoRA, which needs none."""
-    distill_temperature: float = 0.5
+    distill_temperature: float = setting(0.5, "result")
     """At which both distributions are compared."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer."""
-    matcher: Matcher = "exact"
+    matcher: Matcher = setting("exact", "result")
     """How a generated answer is compared with the gold answers."""
     max_new_tokens: int = 32
     """Tokens after which an evaluated answer is cut off."""
     loss_of_all: bool = False
     """Compute the loss of dev, test and ood targets too, not of train targets alone: one more forward pass over them,
     which saves generating those that are right."""
-    keep_checkpoints: Literal["both", "best", "last", "none"] = "both"
+    keep_checkpoints: Literal["both", "best", "last", "none"] = setting("both", "result")
     """Which checkpoints are left in the run's folder: of the best dev epoch, of the last epoch."""
-    zero_stage: int = 0
+    zero_stage: int = setting(0, "cost")
     """DeepSpeed ZeRO: 0 nothing is sharded, 1 optimizer states, 2 and gradients, 3 and parameters."""
-    offload: Literal["none", "optimizer", "all"] = "none"
+    offload: Literal["none", "optimizer", "all"] = setting("none", "cost")
     """What is kept in the machine's memory instead of the GPU's: states of the optimizer (ZeRO 1 to 3), or parameters
     too (ZeRO 3)."""
-    num_workers: int = 1
+    num_workers: int = setting(1, "cost")
     """Processes that share each batch."""
-    min_workers: int | None = None
+    min_workers: int | None = setting(None, "cost")
     """Start with as few workers as this if the cluster holds no more, and go on with fewer when machines are lost;
     None: always `num_workers`."""
-    gpus_per_worker: float | None = None
+    gpus_per_worker: float | None = setting(None, "cost")
     """0 or 1, or for one worker a part of a GPU that several trainings share; None: 1 where the cluster has GPUs."""
-    eval_batch_size: int | None = None
+    eval_batch_size: int | None = setting(None, "cost")
     """Rows that one worker evaluates at once; None: 512, and where answers are generated on a GPU as many as fit."""
-    state_share: float = 0.05
+    state_share: float = setting(0.05, "cost")
     """Share of the time that may be spent on saving the state from which an interrupted training goes on; it is saved
     after as many epochs as that allows. 0: never, so it begins again."""
-    keep_state: bool = False
+    keep_state: bool = setting(False, "nothing")
     """Leave the last state in the run's folder, of about 12 bytes a trained parameter, so that more epochs later go on
     from it; without it they begin again."""
-    max_failures: int = 3
+    max_failures: int = setting(3, "nothing")
     """Times that a training goes on from one and the same state after a worker or a machine was lost: with every state
     it saves the count begins anew. Machines that were taken back with notice are not counted."""
-    track: tuple[Literal["mlflow", "wandb"], ...] = ()
+    track: tuple[Literal["mlflow", "wandb"], ...] = setting((), "nothing")
     """Where curves are sent, beside the TensorBoard files in the run's folder."""
-    allow_other_model: bool = False
+    allow_other_model: bool = setting(False, "nothing")
     """Train a model other than the one whose knowledge the variants were drawn from."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = setting(False, "nothing")
     """Run code that comes with the model."""
-    wait_for_nodes: bool = False
+    wait_for_nodes: bool = setting(False, "nothing")
     """Ask for more workers than the cluster holds now, and wait for its autoscaler."""
 
     def __post_init__(self) -> None:
@@ -156,10 +139,7 @@ class TrainConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change results; the number of epochs only where they depend on it."""
-        names = {f.name for f in dataclasses.fields(self)} - set(_NOT_IDENTITY)
-        if not self.depends_on_epochs:
-            names.remove("epochs")
-        return {name: getattr(self, name) for name in sorted(names)}
+        return identity_of(self) | ({"epochs": self.epochs} if self.depends_on_epochs else {})
 
 
 def _check_numbers(config: TrainConfig) -> None:

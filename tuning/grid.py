@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from slick.errors import SettingsError
+from slick.settings import identity_of, setting
 from slick.variants.plan import VariantsConfig, variant_names
 from tuning.axes import VARIANT, Settings, combinations, parse_axis
 from tuning.config import TrainConfig
@@ -24,7 +25,7 @@ class GridConfig:
 
     variants: tuple[str, ...] = field(default_factory=lambda: variant_names(VariantsConfig()))
     """Names of fine-tuning sets in the study's variants/ folder."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = setting((0,), "seed")
     """Of the trainings: order of the rows, dropout."""
     epochs: tuple[int, ...] = (50,)
     """Epoch budgets."""
@@ -61,7 +62,7 @@ class GridConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change results: all of them."""
-        return {name: getattr(self, name) for name in ("variants", "seeds", "epochs", "policies", "axes")}
+        return identity_of(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slick.progress import duration
+from slick.settings import names_of
 from slick.storage import Folder
 from tuning.config import TrainConfig
 from tuning.finetune import ask_cluster, check_plans, run_group, scratch
@@ -28,16 +29,8 @@ class Pace:
     asked_s: float
 
 
-_PRICED = (
-    "batch_size",
-    "dtype",
-    "trainable",
-    "lora_rank",
-    "dropout",
-    "distill_weight",
-    "loss_of_all",
-    "max_new_tokens",
-)
+_PRICED = names_of(TrainConfig, "result", "cost")
+"""Settings that may be axes of a grid and change what a row takes."""
 _SWITCHES = ("dropout", "distill_weight")
 """Those that cost the same whatever they are, but when they are 0."""
 

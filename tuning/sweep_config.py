@@ -1,10 +1,11 @@
 """The settings of a sweep: which trainings, and how they are shared out. No heavy imports: `--help` reads this."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from slick.errors import SettingsError
+from slick.settings import identity_of, setting, settings_of
 from tuning.axes import Settings, combinations, parse_axis
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig, Trajectory, trajectories
@@ -13,6 +14,11 @@ from tuning.policies import parse_policy
 Scheduler = Literal["none", "asha", "median"]
 
 
+def _searches(values: Mapping[str, Any]) -> bool:
+    return values.get("search") == "optuna"
+
+
+@settings_of("sweep")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
     """Which trainings, and how they are shared out."""
@@ -24,29 +30,29 @@ class SweepConfig:
     independent: bool = False
     """Train every budget on its own, though a short training is the beginning of a longer one; that is done without
     asking where it is not (a schedule that depends on the total)."""
-    stop: Literal["full", "live"] = "full"
+    stop: Literal["full", "live"] = setting("full", "length")
     """`live`: a training ends as soon as every policy has its epoch; the points are the same, later ones cost more."""
     scheduler: Scheduler = "none"
     """Tune's scheduler, for wide searches: trainings that fall behind in dev accuracy are ended early, and have no
     points beyond their last epoch."""
-    search: Literal["grid", "optuna"] = "grid"
+    search: Literal["grid", "optuna"] = setting("grid", "result", when=_searches)
     """`optuna`: instead of every combination of the grid's axes, train samples of them, and more of those that lie near
     the best dev accuracy so far (mean over variants and seeds)."""
-    samples: int = 20
+    samples: int = setting(20, "result", when=_searches)
     """Combinations of settings that a search tries."""
-    samples_at_once: int = 4
+    samples_at_once: int = setting(4, "result", when=_searches)
     """Samples that a search chooses before it knows how any of them does; more keep a larger cluster busy."""
-    search_seed: int = 0
+    search_seed: int = setting(0, "seed", when=_searches)
     """Of what a search draws."""
-    retries: int = 1
+    retries: int = setting(1, "nothing")
     """Times that a trial is tried again after it failed without having come further than the last time. One that did
     come further is tried again in any case, but with 0; a machine that was taken back with notice is not counted."""
-    trajectories_per_trial: int | None = 1
+    trajectories_per_trial: int | None = setting(1, "cost")
     """Trainings that one trial does in the same workers, which saves their start (about 15 s); None: as many as keep
     all trials running at the same time."""
-    max_concurrent: int | None = None
+    max_concurrent: int | None = setting(None, "cost")
     """Trials at the same time; None: as many as the cluster holds now. With `wait_for_nodes` a number may be more."""
-    keep_ray_files: bool = False
+    keep_ray_files: bool = setting(False, "nothing")
     """Leave Tune's and Train's own result files in the study's .ray folder."""
 
     def __post_init__(self) -> None:
@@ -120,9 +126,7 @@ class SweepConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change results."""
-        return {
-            "grid": self.grid.identity(),
-            "train": self.train.identity(),
-            "independent": bool(self.why_independent),
-            "scheduler": self.scheduler,
-        } | ({"search": [self.samples, self.samples_at_once, self.search_seed]} if self.search == "optuna" else {})
+        found = identity_of(self) | {"train": self.train.identity(), "independent": bool(self.why_independent)}
+        if _searches(found):
+            found["search"] = [found.pop(name) for name in ("samples", "samples_at_once", "search_seed")]
+        return found

@@ -1,12 +1,13 @@
 """Settings of the annotate step, and which of them the labels depend on."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from slick.annotation.asker import EngineName, Mode
 from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError
 from slick.matching import Matcher
+from slick.settings import affects, identity_of, setting, settings_of
 
 Estimator = Literal["sampled", "gold"]
 Scope = Literal["test", "all"]
@@ -14,62 +15,63 @@ Scope = Literal["test", "all"]
 REPEATS, CONTROLS = "repeats", "controls"
 
 
+@settings_of("annotate")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotateConfig:
     """The annotate step. Defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
 
-    model: str = ""
+    model: str = setting("", "content")
     """A folder, a hub id or a .gguf file; empty for the study's own world/model."""
-    seed: int = 0
+    seed: int = setting(0, "seed")
     """Of the exemplar sets; the draws of samples have their own in `sampling`."""
-    num_exemplar_sets: int = 10
+    num_exemplar_sets: int = setting(10, "labels")
     """Few-shot prompts each question is asked under."""
-    num_shots: int = 4
+    num_shots: int = setting(4, "labels")
     """Solved questions in each prompt."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig, metadata=affects("labels"))
     """How many answers to each prompt, and how they are drawn."""
-    mode: Mode = "full"
+    mode: Mode = setting("full", "labels")
     """`full` keeps all answers. `labels` makes only what settles a category, the same categories for less: no samples
     where a greedy answer hits, none longer than the first that hits, and of a sample no more than rules out a hit.
     P_Correct is then not known, nor what samples that miss would have said."""
-    estimator: Estimator = "sampled"
+    estimator: Estimator = setting("sampled", "labels")
     """`sampled` draws answers. `gold` scores the first gold answer in one pass without drawing any: exact chances of
     one answer text, at a fraction of the cost."""
-    matcher: Matcher = "exact"
+    matcher: Matcher = setting("exact", "labels")
     """When an answer is a hit; see `slick.matching`."""
-    repeats_per_relation: int = 0
+    repeats_per_relation: int = setting(0, "labels")
     """Questions of each relation that are asked again, with other exemplars and draws: how often do categories flip?
     Not by the gold estimator, which draws nothing."""
-    controls_per_relation: int = 0
+    controls_per_relation: int = setting(0, "labels")
     """Questions of each relation that are asked of a subject nobody knows: how often is an answer guessed?"""
-    annotate_dev: bool = False
+    annotate_dev: bool = setting(False, "labels")
     """Ask dev questions too, but for those that serve as exemplars."""
     limit_per_relation: int | None = None
     """Ask at most that many questions of each relation and split, chosen by a hash of their ids; None for all."""
-    engine: EngineName = "transformers"
+    engine: EngineName = setting("transformers", "labels")
     """`transformers`, or `vllm` where it is installed."""
     dtype: str = "float32"
     """Of weights and arithmetic: `float32`, `bfloat16` or `float16`."""
     batch_questions: int = 32
     """Questions the engine decodes together on CPU; part of the fingerprint, since it decides the last bits of logits.
     On GPU it takes as many of a file's questions as memory holds."""
-    batches_per_file: int = 2
+    batches_per_file: int = setting(2, "cost")
     """Batches an actor answers before it stores them, on CPU: what is lost at most when it dies. On GPU 8 times as
     many, which an actor answers together. Towards the end of a run they are fewer."""
-    min_actors: int = 1
+    min_actors: int = setting(1, "cost")
     """Engines the pool may shrink to."""
-    max_actors: int | None = None
+    max_actors: int | None = setting(None, "cost")
     """Engines the pool may grow to; None for as many as the cluster has room for at the start."""
-    gpus_per_actor: float | None = None
+    gpus_per_actor: float | None = setting(None, "cost")
     """None for 1 where the cluster has GPUs and 0 where it has none."""
-    cpus_per_actor: float = 1.0
+    cpus_per_actor: float = setting(1.0, "cost")
     """Logical CPUs that Ray sets aside for an actor."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
-    p_true: bool = False
+    p_true: bool = setting(False, "nothing")
     """Ask the model as well how likely the gold answer is right (P(True)), which findings E20 and figure 5 compare the
     labels with. No part of the labels: it can be asked of a study that is annotated, by the same command again."""
-    p_true_of: Scope = "test"
+    p_true_of: Scope = setting("test", "p_true")
     """Questions that P(True) is asked of: `test`, in distribution, as in the paper; or `all` that are labelled."""
 
     def __post_init__(self) -> None:
@@ -101,9 +103,7 @@ class AnnotateConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change labels; actors and file sizes do not, and the model counts by its fingerprint."""
-        speed = {"model", "batches_per_file", "min_actors", "max_actors", "gpus_per_actor", "cpus_per_actor"}
-        apart = {"p_true", "p_true_of"}
-        return {name: value for name, value in asdict(self).items() if name not in speed | apart}
+        return identity_of(self)
 
 
 def main_store(config: AnnotateConfig) -> str:

@@ -19,6 +19,7 @@ from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
 from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
 from slick.questions import read_questions
+from slick.settings import identity_of
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest
 
@@ -81,8 +82,7 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
 
 def identity(config: AnnotateConfig) -> dict[str, Any]:
     """The settings that change what is scored; none of them those of the labels alone."""
-    names = ("dtype", "batch_questions", "limit_per_relation", "trust_remote_code", "p_true_of")
-    settings = {name: getattr(config, name) for name in names}
+    settings = identity_of(config, frozenset({"result", "p_true"}))
     if config.p_true_of == "all":
         settings["annotate_dev"] = config.annotate_dev
     return {**settings, "prompt": PREFIX + p_true_suffix("[question]", "[gold answer]"), "choices": list(CHOICES)}

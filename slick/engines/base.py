@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from slick.errors import SettingsError
+from slick.settings import setting
 
 
 class Target(Protocol):
@@ -31,7 +32,7 @@ class SamplingConfig:
     """Sampled answers choose among that many likeliest tokens."""
     max_new_tokens: int = 32
     """Tokens after which an answer is cut off."""
-    seed: int = 0
+    seed: int = setting(0, "seed")
     """Of the draws; see `slick.draws`."""
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from slick.questions.relations import Relation, load_relations
 from slick.questions.rows import read_rows
 from slick.questions.sources import Source, open_source, study_world
 from slick.questions.tally import is_entity_questions, paper_audit, published, summary, tally
+from slick.settings import identity_of, setting, settings_of
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
 from slick.types import Question
@@ -45,20 +46,21 @@ POPULARITY = pa.field("popularity", pa.float64())
 SORT_KEYS = ("relation", "domain", "split", "question_id")
 
 
+@settings_of("questions")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionsConfig:
     """Which questions a study asks."""
 
-    source: str = ""
+    source: str = setting("", "content")
     """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder of them), by path or URI;
     empty for the world that the study built. A column `popularity` of the subject (PopQA: `s_pop`) is kept."""
     filter: FilterName = "paper"
     """`paper`: as the paper filtered; `strict`: nothing shared between train, dev and test; `none`: every question."""
-    relations: str | None = None
+    relations: str | None = setting(None, "content")
     """JSON file of relations with template and domain (id, ood, dropped); by default the paper's division."""
     unknown_relations: Literal["error", "id"] = "error"
     """What becomes of a relation that is not listed: a bad row, or taken as in distribution."""
-    rejects: str | None = None
+    rejects: str | None = setting(None, "nothing")
     """JSONL file to which bad rows go, with the reason; by default a bad row stops the step."""
     dev_share: float = 0.1
     """Of rows without a split, the share that goes to dev, in [0, 1]."""
@@ -66,7 +68,7 @@ class QuestionsConfig:
     """Of rows without a split, the share that goes to test, in [0, 1]."""
     limit_per_relation: int | None = None
     """At most that many questions of each relation and split, those with the smallest ids; by default all."""
-    audit: str | None = None
+    audit: str | None = setting(None, "content")
     """EntityQuestions whose counts are held against the paper's tables, when `source` is another set."""
 
     def __post_init__(self) -> None:
@@ -84,13 +86,7 @@ class QuestionsConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change the rows written; what files hold is fingerprinted by content."""
-        return {
-            "filter": self.filter,
-            "unknown_relations": self.unknown_relations,
-            "dev_share": self.dev_share,
-            "test_share": self.test_share,
-            "limit_per_relation": self.limit_per_relation,
-        }
+        return identity_of(self)
 
 
 def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
@@ -114,7 +110,8 @@ def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
     source = open_source(config.source or study_world(study))
     audit = open_source(config.audit) if config.audit else None
     inputs = {"source": source.fingerprint, **({"audit": audit.fingerprint} if audit else {})}
-    identity = fingerprint(inputs, config.identity(), {name: asdict(relation) for name, relation in relations.items()})
+    content = {name: asdict(relation) for name, relation in relations.items()}
+    identity = fingerprint(inputs, config.identity(), content)
     manifest = read_manifest(folder)
     if manifest is not None and manifest.fingerprint == identity:
         return manifest
@@ -135,7 +132,16 @@ def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
         parts.setdefault(question.relation, []).append(question)
     for relation, questions in sorted(parts.items()):
         folder.write_table(part_name(relation), questions_table(questions, popularity=popular))
-    manifest = finish(folder, "questions", identity, settings=config, inputs=inputs, counts=counts, started_at=began)
+    manifest = finish(
+        folder,
+        "questions",
+        identity,
+        settings=config,
+        inputs=inputs,
+        counts=counts,
+        started_at=began,
+        contents={"relations": fingerprint(content)},
+    )
     print(
         f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:\n{summary(counts)}", flush=True
     )

@@ -18,10 +18,12 @@ from slick.report.provenance import manifests_of, provenance
 from slick.report.sections import sections
 from slick.report.sheets import keep_sheets, read_sheets
 from slick.report.summary import answers, headline, sentences
+from slick.settings import identity_of, setting, settings_of
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require, versions
 
 
+@settings_of("report")
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReportConfig:
     """How the report is made; none of it changes what was measured."""
@@ -30,7 +32,7 @@ class ReportConfig:
     """Heading of the page; empty for a general one."""
     num_chunks: int = 100
     """Chunks of test questions in the paired t-test."""
-    seed: int = 0
+    seed: int = setting(0, "seed")
     """Of the shuffle before the questions are cut into chunks, and of the wrong answers drawn to be graded."""
     audit_greedy: int = 50
     """Wrong greedy answers in the sheet tables/error_audit.csv, to be graded by a person."""
@@ -38,7 +40,7 @@ class ReportConfig:
     """Wrong sampled answers in that sheet."""
     audit_f1: float = F1_LIMIT
     """From this F1 with a gold answer on, the sheet asks whether an answer is a paraphrase."""
-    graded: str = ""
+    graded: str = setting("", "content")
     """That sheet with its column `grade` filled in (wrong, paraphrase, finer, coarser): its shares are shown."""
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class ReportConfig:
 
     def identity(self) -> dict[str, object]:
         """All settings, since each of them shows on the page; a graded sheet counts by what it says."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "graded"}
+        return identity_of(self)
 
 
 def make_report(study: Folder, config: ReportConfig) -> Manifest:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slick.errors import SettingsError, VariantError
+from slick.settings import identity_of, setting, settings_of
 from slick.types import KNOWN
 from slick.variants.rows import Kind, Need, Plan, Pools, SizeRule, VariantSpec, count, min_size, plan, shortages
 
 
+@settings_of("variants")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantsConfig:
     """Which fine-tuning sets are drawn. The defaults are the paper's 17."""
@@ -26,10 +28,12 @@ class VariantsConfig:
     """Shares X for which unknown-X is also drawn with its Unknown targets replaced: idk-050."""
     idk_phrase: str = "I don't know"
     """The target that replaces them: the paper's (appendix K); R-Tuning (arXiv:2311.09677) gives others."""
-    concentrated_shares: tuple[float, ...] = ()
+    concentrated_shares: tuple[float, ...] = setting(
+        (), "result", when=lambda values: values.get("concentrated_shares")
+    )
     """Shares X for which a set is drawn that has as many Unknown rows as unknown-X, but fills whole relations with
     them, the last one in part: concentrated-050."""
-    seed: int = 0
+    seed: int = setting(0, "seed")
     """Of the draws."""
     nested: bool = True
     """Rows of a smaller share are among those of a larger one; otherwise each set is drawn on its own."""
@@ -61,8 +65,7 @@ class VariantsConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change results: all of them; kinds of sets that are not asked for are not named."""
-        unasked = set() if self.concentrated_shares else {"concentrated_shares"}
-        return {name: getattr(self, name) for name in self.__slots__ if name not in unasked}
+        return identity_of(self)
 
 
 def variant_specs(config: VariantsConfig) -> list[VariantSpec]:

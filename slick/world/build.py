@@ -68,6 +68,7 @@ def build_world(study: Folder, config: WorldConfig) -> Manifest:
             inputs={"source": source} if source else {},
             counts=counts,
             started_at=started_at,
+            contents={"recipe": RECIPE},
         )
     print(f"world: {manifest.counts['facts']:,} facts, {manifest.counts['strengths']}, in {folder}")
     return manifest

@@ -3,18 +3,20 @@
 from dataclasses import dataclass
 
 from slick.errors import SettingsError
+from slick.settings import identity_of, setting, settings_of
 
 ID_RELATIONS = ("P131", "P136", "P17", "P19", "P26", "P264", "P36", "P40", "P495", "P69", "P740", "P800")
 OOD_RELATIONS = ("P112", "P127", "P170", "P175", "P176", "P407", "P50")
 
 
+@settings_of("world")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldConfig:
     """What is planted, how firmly, and how large the model is that learns it."""
 
-    seed: int = 0
+    seed: int = setting(0, "seed")
     """Of names, facts, corpus and training: the same seed gives the same world."""
-    source: str = ""
+    source: str = setting("", "content")
     """EntityQuestions as the upstream zip or a folder: its real facts are planted; empty for invented names."""
 
     id_relations: tuple[str, ...] = ID_RELATIONS
@@ -82,7 +84,7 @@ class WorldConfig:
     weight_decay: float = 0.05
     """AdamW weight decay, on matrices only."""
 
-    num_threads: int = 0
+    num_threads: int = setting(0, "nothing")
     """Threads to train with, 0 for all cores; changes rounding, not the recipe."""
 
     def __post_init__(self) -> None:
@@ -108,8 +110,8 @@ class WorldConfig:
             raise SettingsError(f"hidden_size {self.hidden_size} is no even multiple of num_heads {self.num_heads}")
 
     def identity(self) -> dict[str, object]:
-        """The settings that change the world: all but the number of threads."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "num_threads"}
+        """The settings that change the world; of the source, its path."""
+        return {**identity_of(self), "source": self.source}
 
 
 def smoke_world() -> WorldConfig:

@@ -1,0 +1,115 @@
+"""What settings affect is declared on their fields; fingerprints derive from it, and stay as they always were."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from slick.annotation.config import AnnotateConfig
+from slick.annotation.score import identity as p_true_identity
+from slick.engines.base import SamplingConfig
+from slick.questions.prepare import QuestionsConfig
+from slick.report import ReportConfig
+from slick.settings import COMPARED, affects, counted, identity_of, names_of, setting
+from slick.study import fingerprint
+from slick.variants import VariantsConfig
+from slick.world.config import WorldConfig, smoke_world
+from tuning.config import TrainConfig
+from tuning.grid import GridConfig
+from tuning.sweep_config import SweepConfig
+
+DRAWN = SamplingConfig(seed=3, top_k=7)
+LORA = {"schedule": "linear", "lora_rank": 8, "lora_alpha": 3.0}
+FILES = {"source": "x.csv", "relations": "r.json", "rejects": "bad.jsonl", "audit": "a"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (AnnotateConfig(dtype="float32"), "872cab6ea16c03ac"),
+        (
+            AnnotateConfig(
+                dtype="float32", model="m", matcher="f1", sampling=DRAWN, annotate_dev=True, max_actors=3, p_true=True
+            ),
+            "40e5c783a9f9f045",
+        ),
+        (WorldConfig(), "9dfd82ad6b9f3e59"),
+        (smoke_world(), "d2aa3965873a8c17"),
+        (WorldConfig(num_threads=3, seed=2), "1c3221fdfed9521a"),
+        (QuestionsConfig(), "35f4cb40174ec445"),
+        (QuestionsConfig(filter="none", dev_share=0.2, **FILES), "cfa57a3c2f82a395"),
+        (VariantsConfig(), "a21c09a3f095f8f4"),
+        (VariantsConfig(concentrated_shares=(0.5,), idk_phrase="No idea", seed=4), "fb007ca02175f0a8"),
+        (TrainConfig(dtype="float32"), "33828940c8730fcb"),
+        (
+            TrainConfig(dtype="float32", epochs=7, num_workers=2, packing=False, track=("mlflow",)),
+            "33828940c8730fcb",
+        ),
+        (TrainConfig(dtype="bfloat16", epochs=7, keep_checkpoints="none", **LORA), "1faf37cd3de5c188"),
+        (TrainConfig(dtype="float32", epochs=7, replay_known=5), "bd980d91da0cf195"),
+        (GridConfig(), "9c8917916f3e4998"),
+        (
+            GridConfig(variants=("natural",), axes=("learning_rate=1e-5,1e-4",), seeds=(0, 1)),
+            "0aead1a17936700d",
+        ),
+        (SweepConfig(train=TrainConfig(dtype="float32")), "a09677506b62fa44"),
+        (
+            SweepConfig(train=TrainConfig(dtype="float32", schedule="cosine"), stop="live", retries=0),
+            "6beb34def4271e31",
+        ),
+        (
+            SweepConfig(
+                train=TrainConfig(dtype="float32"),
+                grid=GridConfig(axes=("learning_rate=1e-5..1e-4",)),
+                search="optuna",
+                samples=3,
+                search_seed=2,
+            ),
+            "3eedea8e5d77d09d",
+        ),
+        (ReportConfig(), "da7255b6295d53f2"),
+        (ReportConfig(title="t", graded="sheet.csv"), "d01a5ef8b3661d06"),
+    ],
+)
+def test_fingerprints_are_those_of_finished_studies(config: AnnotateConfig, expected: str) -> None:
+    assert fingerprint(config.identity()) == expected
+
+
+def test_fingerprints_of_p_true_are_those_of_finished_studies() -> None:
+    assert fingerprint(p_true_identity(AnnotateConfig(dtype="float32"))) == "c26efdeb1eaadabb"
+    wider = AnnotateConfig(p_true_of="all", annotate_dev=True, dtype="bfloat16", seed=3)
+    assert fingerprint(p_true_identity(wider)) == "2bf67205f5108a49"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    rate: float = 1.0
+    seed: int = setting(0, "seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    forgotten: int = 1
+    path: str = setting("", "content")
+    workers: int = setting(1, "cost")
+    epochs: int = setting(2, "length")
+    mode: str = setting("plain", "result")
+    samples: int = setting(5, "result", when=lambda values: values.get("mode") == "search")
+    inner: Inner = field(default_factory=Inner, metadata=affects("result"))
+
+
+def test_a_field_that_declares_nothing_affects_everything() -> None:
+    assert identity_of(Outer()) == {"forgotten": 1, "mode": "plain", "inner": {"rate": 1.0, "seed": 0}}
+    assert names_of(Outer, "result", "cost") == ("forgotten",)
+
+
+def test_settings_without_effect_are_left_out() -> None:
+    assert identity_of(Outer(mode="search"))["samples"] == 5
+    assert identity_of(Outer(), COMPARED)["epochs"] == 2
+
+
+def test_stored_settings_count_as_their_class_declares() -> None:
+    stored = {"path": "x", "workers": 3, "mode": "search", "samples": 4, "inner": {"rate": 2, "seed": 1}, "later": 7}
+    left = {"mode": "search", "samples": 4, "inner": {"rate": 2, "seed": 1}, "later": 7}
+    assert counted(Outer, stored) == left, "names that the class does not know count"
+    assert counted(Outer, stored, frozenset({"result"}))["inner"] == {"rate": 2}
+    assert counted(None, stored) == stored
