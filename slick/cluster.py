@@ -2,8 +2,30 @@
 
 import json
 import os
+import re
+import shlex
+import signal
+import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
+
+from slick.cluster_checks import (
+    HOW_TO_START,
+    check_address_form,
+    check_reachable,
+    check_token,
+    choose_temp_folder,
+    object_store_bytes,
+)
+from slick.errors import ClusterError
+
+JOIN_S = 10.0
+"""Seconds after which a cluster that does not let this process in is given up, on an idle machine."""
+START_S = 60.0
+"""Seconds after which a cluster that does not start here is given up, on an idle machine."""
 
 # glibc gives every large buffer back to the kernel and faults it in again: a third of a small model's time on CPU.
 # Its thresholds hold for the first heap alone, and Ray runs the code of actors and trainings in threads of their own.
@@ -25,18 +47,22 @@ LOCAL_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+_LOG_PREFIX = re.compile(r"\[.{10,60}\] \w+\.(cc|h):\d+: ")
+"""Of a log line of Ray's C++ part: time, level, process, file and line."""
+
 
 def connect(num_cpus: int | None = None) -> None:
     """Connect to Ray once; a second call does nothing.
 
     With RAY_ADDRESS set (as in every submitted job; `auto` for the one on this machine) that cluster is joined.
-    Otherwise a cluster starts on loopback, with the dashboard, which Train and Tune need to free the resources of
-    stopped runs. Token authentication is set explicitly either way: what Ray does by default differs between its
-    commands.
+    Otherwise a cluster starts on this machine.
 
     Args:
         num_cpus: logical CPUs of a cluster that is started here; more than the cores is fine, since Ray's own tasks
             need a slot beside the actors.
+
+    Raises:
+        ClusterError: Ray cannot be joined or started; the message says why, and how to fix it.
     """
     import ray
 
@@ -44,23 +70,127 @@ def connect(num_cpus: int | None = None) -> None:
         return
     # Workers are started with the driver's Python: a launcher such as `uv run` must not be repeated in each.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        choose_authentication()
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address and address != "local":
+        _join(address)
+    else:
+        _start(num_cpus)
+
+
+def _join(address: str) -> None:
+    """Join the cluster at an address. Token authentication is set explicitly: Ray's commands differ in its default."""
+    import ray
+
+    check_address_form(address)
+    choose_authentication()
+    check_token(os.environ)
+    host, port = _bootstrap_address(address)
+    is_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    check_reachable(host, port, address, is_tls=is_tls)
+    failure = f"the Ray cluster at RAY_ADDRESS={address} cannot be joined"
+    with _start_up_errors(failure, f"correct the address, or {HOW_TO_START}", limit_s=JOIN_S):
         ray.init(log_to_driver=False)
-        return
+
+
+def _bootstrap_address(address: str) -> tuple[str, int]:
+    """Host and port that Ray will connect to: it looks for `auto`, and takes this node's address for loopback.
+
+    Raises:
+        ClusterError: there is no cluster to find, or the address cannot be read.
+    """
+    from ray._private.services import canonicalize_bootstrap_address  # checked with Ray 2.60; no public function
+
+    try:
+        found = canonicalize_bootstrap_address(address) or ""
+        host, _, port = found.rpartition(":")
+        return host.strip("[]"), int(port)
+    except ConnectionError as error:
+        raise ClusterError(f"RAY_ADDRESS={address}, but no Ray cluster runs on this machine; {HOW_TO_START}") from error
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={address} cannot be used as an address ({error}); wanted is HOST:PORT, such as "
+            f"127.0.0.1:6379, or auto. Correct it, or {HOW_TO_START}"
+        ) from error
+
+
+def _start(num_cpus: int | None) -> None:
+    """Start a cluster on loopback, with the dashboard: Train and Tune need it to free the resources of stopped runs."""
+    import ray
+
+    temp_folder = choose_temp_folder(os.environ)
+    object_store_memory = object_store_bytes(temp_folder)
+    os.environ["RAY_TMPDIR"] = temp_folder
     os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _without_stderr():
+    failure, advice = "Ray cannot be started on this machine", f"its log files are in {temp_folder}/ray/session_latest"
+    with _start_up_errors(failure, advice, limit_s=START_S):
         context = ray.init(
             "local",  # else Ray joins any cluster that was started on this machine
             num_cpus=num_cpus or (os.cpu_count() or 1) + 2,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
+            object_store_memory=object_store_memory,
             log_to_driver=False,
             logging_level="WARNING",
+            runtime_env=_quoted_interpreter(),
         )
     print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+
+
+def _quoted_interpreter() -> dict[str, str] | None:
+    """A runtime environment for interpreters whose path has a space or another character that the shell interprets.
+
+    Ray starts workers that have a runtime environment, as all of Train and Tune do, through an unquoted shell command.
+    """
+    quoted = shlex.quote(sys.executable)
+    return None if quoted == sys.executable else {"py_executable": quoted}
+
+
+@contextmanager
+def _start_up_errors(failure: str, advice: str, *, limit_s: float) -> Iterator[None]:
+    """Turn what Ray raises into one ClusterError, and a start that does not end as well.
+
+    Args:
+        failure: what cannot be done.
+        advice: how to fix it.
+        limit_s: seconds on an idle machine; on a busy one as many times more as tasks wait for a core.
+    """
+    limit_s *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"Ray has not answered within {limit_s:.0f} s")
+
+    # Ray waits in loops of Python, which a signal interrupts; only the main thread may set one.
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGALRM, stop) if in_main else None
+    if in_main:
+        signal.setitimer(signal.ITIMER_REAL, limit_s, 5.0)  # again, since Ray takes some errors for a reason to retry
+    try:
+        with _stderr_to_file() as file:
+            try:
+                yield
+            except Exception as error:
+                file.seek(0)
+                raise ClusterError(f"{failure}: {_reason(error, file.read())}; {advice}") from error
+    finally:
+        if in_main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+
+
+def _reason(error: Exception, printed: str) -> str:
+    """Why Ray did not start, in one line: what it raised, and the last that its C++ part printed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines[-3:])[-600:] or type(error).__name__
+    last = next((line for line in reversed(printed.splitlines()) if _LOG_PREFIX.match(line)), "")
+    if not last:
+        return reason
+    advice = ""
+    if "authenticat" in last.lower():
+        advice = ". The cluster wants its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN (on the head `ray "
+        advice += "get-auth-token` shows it), with RAY_AUTH_MODE=token or unset"
+    return f"{reason} ({_LOG_PREFIX.sub('', last)[:300]}){advice}"
 
 
 def tell_job(message: str) -> bool:
@@ -101,16 +231,18 @@ def choose_authentication() -> bool:
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Send what C++ prints on the terminal nowhere, for as long as Ray starts: it greets with its own log level.
+def _stderr_to_file() -> Iterator[IO[str]]:
+    """Keep off the terminal what C++ prints while Ray starts: it greets with its own log level.
 
-    What goes wrong is raised, and stands in Ray's log files.
+    Yields:
+        The file that takes it, for the message of a failure.
     """
+    sys.stderr.flush()
     kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield file
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

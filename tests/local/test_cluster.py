@@ -1,8 +1,16 @@
-"""Which cluster is used: the one that is named, or one of its own."""
+"""Which cluster is used: the one that is named, or one of its own; and what keeps Ray from starting is one message."""
+
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import ray
 
-from tests.faults.nodes import apart
+from tests.faults.nodes import ROOT, apart, without_ray
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.local
 
@@ -29,3 +37,69 @@ other.shutdown()
 def test_a_cluster_on_this_machine_is_joined_if_it_is_named(named: bool, expected: str) -> None:
     printed = apart(BESIDE_ANOTHER.replace("NAMED", str(named)))
     assert printed.split("\n")[-2] == expected, printed
+
+
+STEP = """
+import sys
+from jobs.door import run_main
+from slick.cluster import connect
+
+def main(argv):
+    connect()
+    import ray
+
+    @ray.remote(runtime_env={"env_vars": {"ANY": "1"}})
+    def interpreter():
+        return sys.executable
+
+    print("STARTED", ray.get(interpreter.remote()))
+    ray.shutdown()
+
+run_main(main, [])
+"""
+
+
+def run_step(code: str = STEP, python: str = sys.executable, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A step that does nothing but connect, in a process of its own; only a hang reaches the limit."""
+    env = without_ray() | {"PYTHONPATH": str(ROOT)} | environ
+    return subprocess.run(
+        [python, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_S
+    )
+
+
+def test_an_address_where_nothing_listens_is_one_message() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    done = run_step(RAY_ADDRESS=address)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"slick: RAY_ADDRESS={address}")
+    assert "ray start --head" in line
+    assert "unset RAY_ADDRESS" in line
+
+
+def test_a_server_that_knows_no_ray_is_one_message() -> None:
+    import grpc
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    address = f"127.0.0.1:{server.add_insecure_port('0.0.0.0:0')}"
+    server.start()
+    try:
+        done = run_step(RAY_ADDRESS=address)
+    finally:
+        server.stop(None)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"slick: the Ray cluster at RAY_ADDRESS={address} cannot be joined: ")
+
+
+def test_a_path_with_a_space_starts_workers(tmp_path: Path) -> None:
+    folder = tmp_path / "it's my (own) folder"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    shared = Path(ray.__file__).parents[1]
+    (packages / "shared.pth").write_text(f"import site; site.addsitedir({str(shared)!r})\n")
+    python = str(folder / "bin" / "python")
+    done = run_step(python=python)
+    assert done.returncode == 0, done.stderr
+    assert f"STARTED {python}" in done.stdout

@@ -1,0 +1,198 @@
+"""Checks before Ray starts or is joined: what would make Ray hang or abort becomes one ClusterError within seconds.
+
+They use sockets and the file system alone, so that they need no Ray and cannot hang themselves.
+"""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from slick.errors import ClusterError
+
+CONNECT_S = 5.0
+"""Seconds for a TCP connection, and again for the first answer."""
+MIN_TEMP_BYTES = 100 * 2**20
+"""Free space that Ray's logs, sockets and small objects take in its temporary folder."""
+MIN_OBJECT_STORE_BYTES = 100 * 2**20
+"""Ray refuses less than 75 MiB; a study keeps only its lists of questions there."""
+_SHARED_MEMORY = "/dev/shm"
+_DEFAULT_TEMP = "/tmp"
+_MAX_SOCKET_PATH = (104 if sys.platform == "darwin" else 108) - 1
+_SOCKET = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+"""The longest path that Ray appends to its temporary folder."""
+
+# RFC 9113, section 3.4: a client's first bytes, and an empty SETTINGS frame. The server answers with its own SETTINGS.
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+_HTTP2_SETTINGS = 4
+
+HOW_TO_START = (
+    "start a cluster on this machine with `ray start --head`, or unset RAY_ADDRESS: then one starts here by itself"
+)
+
+
+def check_address_form(address: str) -> None:
+    """Refuse addresses that a step cannot use as RAY_ADDRESS.
+
+    Raises:
+        ClusterError: it is that of Ray Client, or of a dashboard.
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return
+    where = rest.partition(":")[0] or "HEAD"
+    if scheme == "ray":
+        found = "an address of Ray Client, whose driver is not part of the cluster"
+    elif scheme in ("http", "https"):
+        found = "the address of a dashboard"
+    else:
+        found = f"an address of the unknown kind {scheme}://"
+    raise ClusterError(
+        f"RAY_ADDRESS={address} is {found}; wanted is HOST:PORT of the head (usually port 6379). To run a step on that "
+        f"cluster, submit it: slick submit STEP PRESET --address http://{where}:8265; or unset RAY_ADDRESS"
+    )
+
+
+def check_reachable(host: str, port: int, address: str, *, is_tls: bool = False) -> None:
+    """See that a gRPC server, as the head of a Ray cluster is one, answers at an address.
+
+    Args:
+        host: where Ray will look.
+        port: where Ray will look.
+        address: as the user gave it, for messages.
+        is_tls: the cluster encrypts its connections, so that only the TCP connection can be tried.
+
+    Raises:
+        ClusterError: the name does not resolve, nothing listens, or what listens is no Ray.
+    """
+    place = f"RAY_ADDRESS={address}" if address == f"{host}:{port}" else f"RAY_ADDRESS={address} ({host}:{port})"
+    try:
+        connection = socket.create_connection((host, port), timeout=CONNECT_S)
+    except socket.gaierror as error:
+        raise ClusterError(
+            f"{place}: the host name {host} does not resolve ({error.strerror}); correct it, or {HOW_TO_START}"
+        ) from error
+    except OSError as error:
+        raise ClusterError(
+            f"{place}: no Ray cluster answers there ({error.strerror or error}); correct the address, or {HOW_TO_START}"
+        ) from error
+    if is_tls:
+        connection.close()
+        return
+    with connection:
+        answer = _first_bytes(connection)
+    if len(answer) < 4 or answer[3] != _HTTP2_SETTINGS:
+        found = f"it answers {answer[:20]!r}" if answer else f"it answers nothing within {CONNECT_S:.0f} s"
+        raise ClusterError(
+            f"{place}: something else than the head of a Ray cluster listens there ({found}); wanted is the head's "
+            f"port, usually 6379. Correct the address, or {HOW_TO_START}"
+        )
+
+
+def _first_bytes(connection: socket.socket) -> bytes:
+    """The first bytes that a server sends to an HTTP/2 client; empty if it sends none in time."""
+    answer = b""
+    try:
+        connection.settimeout(CONNECT_S)
+        connection.sendall(_HTTP2_PREFACE)
+        while len(answer) < 4 and (more := connection.recv(64)):
+            answer += more
+    except OSError:
+        return answer
+    return answer
+
+
+def check_token(environment: Mapping[str, str]) -> None:
+    """Refuse token authentication without a token, for which Ray aborts the process.
+
+    Raises:
+        ClusterError: there is none where the environment says.
+    """
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token" or environment.get("RAY_AUTH_TOKEN"):
+        return
+    path = os.path.expanduser(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
+    try:
+        token = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterError(
+            f"RAY_AUTH_MODE=token, but the token's file {path} cannot be read ({error}); put the cluster's token there "
+            "or into RAY_AUTH_TOKEN (on the head `ray get-auth-token` shows it), or unset RAY_AUTH_MODE"
+        ) from error
+    if not token:
+        raise ClusterError(
+            f"RAY_AUTH_MODE=token, but the token's file {path} is empty; put the cluster's token there or into "
+            "RAY_AUTH_TOKEN (on the head `ray get-auth-token` shows it), or unset RAY_AUTH_MODE"
+        )
+
+
+def choose_temp_folder(environment: Mapping[str, str]) -> str:
+    """The folder in which a cluster started here keeps its logs and sockets: RAY_TMPDIR, TMPDIR or /tmp, as in Ray.
+
+    Where TMPDIR is too long a path for sockets, /tmp is used. RAY_TMPDIR was meant for Ray, and is refused instead.
+
+    Raises:
+        ClusterError: the path is too long, cannot be written, or has too little space.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if environment.get(name)), "")
+    folder = os.path.abspath(environment[name]) if name else _DEFAULT_TEMP
+    if _socket_length(folder) > _MAX_SOCKET_PATH:
+        if name == "RAY_TMPDIR" or _socket_length(_DEFAULT_TEMP) > _MAX_SOCKET_PATH:
+            limit = _MAX_SOCKET_PATH - (_socket_length(folder) - len(os.fsencode(folder)))
+            raise ClusterError(
+                f"{name}={folder} has {len(os.fsencode(folder))} bytes, too many for the sockets that Ray makes in it; "
+                f"give a folder whose path has at most {limit} bytes: RAY_TMPDIR={_DEFAULT_TEMP}"
+            )
+        folder, name = _DEFAULT_TEMP, ""
+    _check_writable(folder, name)
+    return folder
+
+
+def _socket_length(folder: str) -> int:
+    return len(os.fsencode(os.path.join(folder, _SOCKET)))
+
+
+def _check_writable(folder: str, name: str) -> None:
+    origin = f"{name}={folder}" if name else folder
+    advice = "set RAY_TMPDIR to a folder with a short path that you may write to and that has space"
+    try:
+        inside = os.path.join(folder, "ray")
+        os.makedirs(inside, exist_ok=True)
+        with tempfile.TemporaryFile(dir=inside):
+            free = shutil.disk_usage(inside).free
+    except OSError as error:
+        raise ClusterError(f"Ray cannot keep its temporary files in {origin} ({error}); {advice}") from error
+    if free < MIN_TEMP_BYTES:
+        raise ClusterError(
+            f"Ray cannot keep its temporary files in {origin}: {free / 2**20:.0f} MiB are free, at least "
+            f"{MIN_TEMP_BYTES / 2**20:.0f} MiB are needed; delete files there, or {advice}"
+        )
+
+
+def object_store_bytes(temp_folder: str, shared_memory: str = _SHARED_MEMORY) -> int | None:
+    """Size of the object store that fits into shared memory; None where Ray's default fits, 30 % of the memory.
+
+    Where less than the minimum is free (Docker gives 64 MiB), Ray puts a store of the minimum into its temporary
+    folder.
+
+    Raises:
+        ClusterError: it fits into neither.
+    """
+    if not os.path.isdir(shared_memory):
+        return None
+    free = int(0.9 * shutil.disk_usage(shared_memory).free)
+    if free >= 0.3 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        return None
+    if free >= MIN_OBJECT_STORE_BYTES:
+        return free
+    needed = MIN_TEMP_BYTES + MIN_OBJECT_STORE_BYTES
+    left = shutil.disk_usage(temp_folder).free
+    if left < needed:
+        raise ClusterError(
+            f"Ray's object store fits neither into {shared_memory} ({free / 2**20:.0f} MiB free) nor into "
+            f"{temp_folder} ({left / 2**20:.0f} MiB free, {needed / 2**20:.0f} MiB needed); give the container more "
+            "shared memory (docker run --shm-size=1g), or set RAY_TMPDIR to a folder with space"
+        )
+    return MIN_OBJECT_STORE_BYTES

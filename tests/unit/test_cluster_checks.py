@@ -1,0 +1,163 @@
+"""What would keep Ray from starting or from being joined is one message, before Ray is asked."""
+
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slick import cluster_checks
+from slick.cluster_checks import (
+    MIN_OBJECT_STORE_BYTES,
+    check_address_form,
+    check_reachable,
+    check_token,
+    choose_temp_folder,
+    object_store_bytes,
+)
+from slick.errors import ClusterError
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "https://head:8265", "s3://head"])
+def test_an_address_of_another_kind_is_refused_with_the_way_that_works(address: str) -> None:
+    with pytest.raises(ClusterError, match="slick submit STEP PRESET --address http://head:8265") as caught:
+        check_address_form(address)
+    assert address in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:6379", "auto", "head:6379", "[::1]:6379"])
+def test_an_address_of_a_head_passes(address: str) -> None:
+    check_address_form(address)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of a server that answers each client with the given bytes, and with None nothing."""
+    answer: bytes | None = request.param
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                if answer is not None:
+                    connection.recv(64)
+                    connection.sendall(answer)
+                done.wait()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        done.set()
+        thread.join()
+
+
+HTTP_2 = [bytes(3) + b"\x04" + bytes(5)]
+
+
+@pytest.mark.parametrize("server", HTTP_2, indirect=True)
+def test_a_grpc_server_passes(server: int) -> None:
+    check_reachable("127.0.0.1", server, f"127.0.0.1:{server}")
+
+
+@pytest.mark.parametrize(
+    "server", [b"HTTP/1.0 400 Bad request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"-ERR\r\n", b"", None], indirect=True
+)
+def test_another_server_is_named_as_such(server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_checks, "CONNECT_S", 0.5)
+    with pytest.raises(ClusterError, match="something else than the head of a Ray cluster") as caught:
+        check_reachable("127.0.0.1", server, f"127.0.0.1:{server}")
+    assert f"RAY_ADDRESS=127.0.0.1:{server}" in str(caught.value)
+    assert "ray start --head" in str(caught.value)
+
+
+@pytest.mark.parametrize("server", [None], indirect=True)
+def test_of_an_encrypted_cluster_only_the_connection_is_tried(server: int) -> None:
+    check_reachable("127.0.0.1", server, "head", is_tls=True)
+
+
+def test_a_dead_address_and_an_unknown_host_name_the_address_and_the_fix() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ClusterError, match=f"RAY_ADDRESS=127.0.0.1:{port}: no Ray cluster.*unset RAY_ADDRESS"):
+        check_reachable("127.0.0.1", port, f"127.0.0.1:{port}")
+    with pytest.raises(
+        ClusterError, match=r"the host name no\.such\.host\.invalid does not resolve.*unset RAY_ADDRESS"
+    ):
+        check_reachable("no.such.host.invalid", 6379, "no.such.host.invalid:6379")
+
+
+def test_a_token_that_is_required_must_be_there(tmp_path: Path) -> None:
+    check_token({})
+    check_token({"RAY_AUTH_MODE": "disabled"})
+    check_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"})
+    file = tmp_path / "token"
+    named = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
+    with pytest.raises(ClusterError, match=f"{file} cannot be read.*ray get-auth-token"):
+        check_token(named)
+    file.write_text("\n")
+    with pytest.raises(ClusterError, match=f"{file} is empty"):
+        check_token(named)
+    file.write_text("secret\n")
+    check_token(named)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets, unlike that of `tmp_path`."""
+    with tempfile.TemporaryDirectory(prefix="slick-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_the_temporary_folder_is_the_one_of_ray(short: Path) -> None:
+    one, two = short / "1", short / "2"
+    assert choose_temp_folder({"RAY_TMPDIR": str(one), "TMPDIR": str(two)}) == str(one)
+    assert choose_temp_folder({"TMPDIR": str(two)}) == str(two)
+    assert choose_temp_folder({"RAY_TMPDIR": "", "TMPDIR": ""}) == "/tmp"
+
+
+def test_a_path_too_long_for_sockets_is_replaced_or_refused(tmp_path: Path) -> None:
+    long = str(tmp_path / ("x" * 100))
+    assert choose_temp_folder({"TMPDIR": long}) == "/tmp"
+    with pytest.raises(ClusterError, match=f"RAY_TMPDIR={long} has .* at most [34][0-9] bytes"):
+        choose_temp_folder({"RAY_TMPDIR": long})
+    assert not os.path.exists(long)
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_refused(short: Path) -> None:
+    file = short / "f"
+    file.touch()
+    with pytest.raises(ClusterError, match=f"RAY_TMPDIR={file} .*set RAY_TMPDIR to a folder"):
+        choose_temp_folder({"RAY_TMPDIR": str(file)})
+
+
+class _Usage:
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+
+def test_a_full_disk_under_ray_is_refused(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(3 * 2**20))
+    with pytest.raises(ClusterError, match="3 MiB are free, at least 100 MiB are needed"):
+        choose_temp_folder({"RAY_TMPDIR": str(short)})
+
+
+def test_the_object_store_fits_into_shared_memory_or_into_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {"/tmp": 2**40, str(tmp_path): 2**50}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(free[path]))
+    shared = str(tmp_path)
+    assert object_store_bytes("/tmp", shared) is None, "Ray's own size where there is room"
+    free[shared] = 500 * 2**20
+    assert object_store_bytes("/tmp", shared) == 450 * 2**20
+    free[shared] = 64 * 2**20  # what Docker gives
+    assert object_store_bytes("/tmp", shared) == MIN_OBJECT_STORE_BYTES
+    free["/tmp"] = 150 * 2**20
+    with pytest.raises(ClusterError, match="--shm-size"):
+        object_store_bytes("/tmp", shared)
+    assert object_store_bytes("/tmp", str(tmp_path / "absent")) is None, "a system without shared memory folder"
