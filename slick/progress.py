@@ -5,9 +5,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+MAX_INTERVAL_S = 300.0
+"""The most time between two lines in a log."""
+LOG_SHARE = 0.1
+"""In a log, the next line comes after this share of the time so far."""
+
 
 class Progress:
-    """Prints one line that renews itself on a terminal, and a line every `interval_s` elsewhere (logs of a Ray job).
+    """Prints one line that renews itself on a terminal, and elsewhere (logs of a Ray job) lines at growing intervals.
 
     The speed is that of the last few lines: what a step took to start says nothing about how long it will go on.
     """
@@ -28,7 +33,8 @@ class Progress:
             label: what is done.
             total: how many there are.
             unit: of what.
-            interval_s: between lines where they cannot renew themselves, and between calls of `tell`.
+            interval_s: seconds to the first line where lines cannot renew themselves, and between calls of `tell`. From
+                then on the next line comes after a tenth of the time so far, `MAX_INTERVAL_S` at most.
             quiet: print nothing.
             tell: called with the line now and then.
         """
@@ -37,8 +43,9 @@ class Progress:
         self._tell_s = interval_s
         self._tty = sys.stderr.isatty()
         self._interval_s = 0.2 if self._tty else interval_s
-        self._shown = self._told = time.monotonic()
+        self._began = self._shown = self._told = time.monotonic()
         self._marks = deque([(self._shown, 0)], maxlen=60 if self._tty else 4)
+        self._note, self._is_shown = "", True
         self.done = 0
 
     def resume_at(self, done: int) -> None:
@@ -47,36 +54,77 @@ class Progress:
         self._marks = deque([(self._shown, done)], maxlen=self._marks.maxlen)
 
     def add(self, num: int, note: str = "") -> None:
-        """Count `num` more units; `note` follows the figures."""
+        """Count `num` more units, fewer than none where work begins again; `note` follows the figures."""
         self.done += num
         now = time.monotonic()
-        if now - self._shown >= self._interval_s or self.done >= self._total:
-            self._shown = now
-            self._print(now, note)
-            self._marks.append((now, self.done))
+        if num < 0:
+            self._marks = deque([(now, self.done)], maxlen=self._marks.maxlen)
+        self._note, self._is_shown = note, False
+        is_last = self.done >= self._total
+        if self._tell is not None and (is_last or now - self._told >= self._tell_s):
+            self._told = now
+            self._tell(self._text(now))
+        if is_last or now - self._shown >= self._interval(now):
+            self._show(now)
+
+    def finish(self) -> None:
+        """Print the last line, unless it was printed: a step may end before all units are done."""
+        if not self._is_shown:
+            self._show(time.monotonic())
+
+    def _show(self, now: float) -> None:
+        self._shown, self._is_shown = now, True
+        if not self._quiet:
+            end = "\r" if self._tty and self.done < self._total else "\n"
+            text = self._text(now)
+            print(f"\x1b[2K{text}" if self._tty else text, end=end, file=sys.stderr, flush=True)
+        self._marks.append((now, self.done))
+
+    def _interval(self, now: float) -> float:
+        """Seconds between two lines: in a log they grow, so that a long step does not fill it."""
+        if self._tty:
+            return self._interval_s
+        return max(self._interval_s, min(MAX_INTERVAL_S, LOG_SHARE * (now - self._began)))
 
     @property
     def seconds_left(self) -> float:
         """At the speed of the last few lines; infinite where nothing was done yet."""
+        if self.done >= self._total:
+            return 0.0
         speed = self._speed(time.monotonic())
         return (self._total - self.done) / speed if speed > 0 else float("inf")
 
     def _speed(self, now: float) -> float:
         since, done_then = self._marks[0]
-        return (self.done - done_then) / max(now - since, 1e-9)
+        return max(0, self.done - done_then) / max(now - since, 1e-9)
 
-    def _print(self, now: float, note: str) -> None:
-        text = (
-            f"{self._label}: {self.done:,} of {self._total:,} {self._unit}, {self._speed(now):,.1f}/s, "
-            f"{duration(self.seconds_left)} left{', ' + note if note else ''}"
-        )
-        if self._tell is not None and (now - self._told >= self._tell_s or self.done >= self._total):
-            self._told = now
-            self._tell(text)
-        if self._quiet:
-            return
-        end = "\r" if self._tty and self.done < self._total else "\n"
-        print(f"\x1b[2K{text}" if self._tty else text, end=end, file=sys.stderr, flush=True)
+    @property
+    def _remaining(self) -> str:
+        """The time left, in words; empty where it is not known, as before the first unit of a run that goes on."""
+        seconds = self.seconds_left
+        return "" if seconds == float("inf") else f"{duration(seconds)} left"
+
+    def _text(self, now: float) -> str:
+        done = f"{self._label}: {self.done:,} of {self._total:,} {self._unit}"
+        return f"{done}{_part(rate(self._speed(now)))}{_part(self._remaining)}{_part(self._note)}"
+
+
+def _part(text: str) -> str:
+    return f", {text}" if text else ""
+
+
+def rate(per_second: float) -> str:
+    """Units a second, or below one a second the time of each; empty where nothing is known.
+
+    >>> rate(1234.5), rate(1.0), rate(0.43), rate(1 / 240), rate(0.0)
+    ('1,234.5/s', '1.0/s', '2.3 s each', '4 min 0 s each', '')
+    """
+    if per_second <= 0:
+        return ""
+    if per_second >= 1:
+        return f"{per_second:,.1f}/s"
+    seconds = 1 / per_second
+    return f"{seconds:.1f} s each" if seconds < 10 else f"{duration(seconds)} each"
 
 
 def duration(seconds: float) -> str:

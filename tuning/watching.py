@@ -55,6 +55,7 @@ class _Watcher:
             self._plans = [plan for plan in self._plans if not self._look(plan, last)]
             if self._board:
                 self._board.show(self._progress.seconds_left, last=last)
+        self._progress.finish()
 
     def _look(self, plan: RunPlan, last: bool) -> bool:
         """Show what is new of a run; True when it has ended."""
