@@ -63,7 +63,7 @@ def describe_p_true(study: Folder) -> str:
     from slick.annotation.standing import scored_so_far
 
     scored = scored_so_far(study)
-    size = f", {scored.num:,} of {scored.wanted:,} gold answers scored" if scored else ""
+    size = f", {scored.num:,} of {scored.wanted:,} gold answers scored{_set_aside(scored.set_aside)}" if scored else ""
     return (f"done in {duration(manifest.seconds)}" if manifest else "begun, not finished") + size
 
 
@@ -147,7 +147,13 @@ def _annotated(study: Folder) -> str:
 
     words = {MAIN: "questions asked", "repeats": "asked again", "controls": "of subjects that nobody knows"}
     found = asked_so_far(study)
-    return "".join(f", {one.num:,} of {one.wanted:,} {words[store]}" for store, one in found.items())
+    return "".join(
+        f", {one.num:,} of {one.wanted:,} {words[store]}{_set_aside(one.set_aside)}" for store, one in found.items()
+    )
+
+
+def _set_aside(num: int) -> str:
+    return f" ({num:,} more set aside: prompt too long, see annotate/set_aside)" if num else ""
 
 
 def _graded(study: Folder) -> str:

@@ -4,9 +4,11 @@ Weights are read from safetensors or GGUF only, never from pickles; code that co
 """
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from slick.cache import local_copy
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("*.model", "vocab.*", "merges.txt", "*.tiktoken")
 _HUB_FILES = ["*.safetensors", "*.json", "*.py", *_TOKENIZER_FILES]
 _UNFINGERPRINTED = ("README", "LICENSE", "manifest.json", "started.json", "trainer_state.json", "training_args")
+NO_LIMIT = 1 << 30
+"""Tokens of a context without an end."""
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
 
 
@@ -168,6 +172,49 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
     except _LOAD_ERRORS as error:
         raise _load_error("tokenizer", ref, error, trust_remote_code) from error
+
+
+def context_length(model: str, *, trust_remote_code: bool = False) -> int:
+    """Tokens that a sequence of the model may have; a large number where it names no limit.
+
+    Raises:
+        ModelError: the model cannot be found, or its configuration cannot be read.
+    """
+    ref = resolve_model(model)
+    if not ref.gguf_file:
+        stored = _stored_config(ref)
+        named = positions(SimpleNamespace(**stored.get("text_config", stored)))
+        if named is not None:
+            return named  # without transformers, whose import takes seconds
+    _check_gguf(ref)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
+    except _LOAD_ERRORS as error:
+        raise _load_error("configuration", ref, error, trust_remote_code) from error
+    return positions(config.get_text_config()) or NO_LIMIT
+
+
+def _stored_config(ref: ModelRef) -> dict[str, Any]:
+    path = os.path.join(ref.folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            stored = json.load(file)
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON ({error}); fetch or save the model again") from error
+    if not isinstance(stored, dict):
+        raise ModelError(f"{path} is no JSON object; fetch or save the model again")
+    return stored
+
+
+def positions(text_config: Any) -> int | None:
+    """Positions that a model's configuration names; None where it names none."""
+    for name in ("max_position_embeddings", "n_positions"):
+        length = getattr(text_config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return None
 
 
 def load_model(

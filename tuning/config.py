@@ -100,6 +100,9 @@ class TrainConfig:
     it saves the count begins anew. Machines that were taken back with notice are not counted."""
     track: tuple[Literal["mlflow", "wandb"], ...] = setting((), "nothing")
     """Where curves are sent, beside the TensorBoard files in the run's folder."""
+    max_set_aside_share: float = setting(0.01, "nothing")
+    """Rows that are too long for the model's context are neither trained on nor evaluated, but listed in the run's
+    set_aside.parquet. Above this share of all rows the training stops."""
     allow_other_model: bool = setting(False, "nothing")
     """Train a model other than the one whose knowledge the variants were drawn from."""
     trust_remote_code: bool = setting(False, "nothing")
@@ -157,6 +160,10 @@ def _check_numbers(config: TrainConfig) -> None:
         raise SettingsError(f"dropout is a share in [0, 1), got {config.dropout}; 5 percent is 0.05")
     if not 0.0 <= config.state_share <= 1.0:
         raise SettingsError(f"state_share is a share in [0, 1], got {config.state_share}; 5 percent is 0.05")
+    if not 0.0 <= config.max_set_aside_share <= 1.0:
+        raise SettingsError(
+            f"max_set_aside_share is a share in [0, 1], got {config.max_set_aside_share}; 1 percent is 0.01"
+        )
     if not (config.distill_temperature > 0 and math.isfinite(config.distill_temperature)):
         raise SettingsError(f"distill_temperature must be above 0, got {config.distill_temperature}")
     if config.zero_stage not in (0, 1, 2, 3):

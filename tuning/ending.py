@@ -6,6 +6,7 @@ from slick.storage import Folder
 from slick.study import Manifest, finish
 from slick.types import ALL
 from tuning.epochs import accuracies_of
+from tuning.fitting import count_set_aside
 from tuning.records import lost_table, predictions_name, rows_table
 from tuning.runs import RunPlan, run_folder
 
@@ -37,6 +38,7 @@ def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -
         "best_dev_accuracy": dev[best],
         "final_train_accuracy": train,
         "converged": train == 1.0,
+        "set_aside": count_set_aside(folder),
     }
     return finish(
         folder,

@@ -9,6 +9,7 @@ from slick.errors import SlickError
 from slick.storage import Folder
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
+from tuning.fitting import SET_ASIDE
 from tuning.lean import lean_trainer, trim_start
 from tuning.runs import RunPlan, check_resources, plan_runs, reached, run_folder, run_id
 from tuning.tracking import check_trackers
@@ -234,7 +235,7 @@ def scratch(study: Folder, name: str, keep: bool = False) -> Iterator[str]:
 
 
 def print_outcome(study: Folder, plans: Sequence[RunPlan]) -> None:
-    """What a reader of the results must know: training sets that were not fitted whole, and dropout without effect."""
+    """What a reader of the results must know: training sets not fitted whole, rows left out, dropout without effect."""
     counts = {plan.run_id: require(run_folder(study, plan.run_id), "finetune").counts for plan in plans}
     short = {name: count["final_train_accuracy"] for name, count in counts.items() if not count["converged"]}
     if short:
@@ -243,6 +244,18 @@ def print_outcome(study: Folder, plans: Sequence[RunPlan]) -> None:
             f"finetune: {len(short)} of {len(plans)} trainings ended with less than 100 % of their training rows right "
             f"(least: {worst}, {100 * short[worst]:.1f} %), so their last epoch is not the paper's CONVERGENCE; more "
             "--epochs would bring them nearer"
+        )
+    cut = {
+        name: sum(num for splits in count["set_aside"].values() for num in splits.values())
+        for name, count in counts.items()
+        if count.get("set_aside")
+    }
+    if cut:
+        most = max(cut, key=lambda name: cut[name])
+        print(
+            f"finetune: {len(cut)} of {len(plans)} trainings left out rows that are too long for the model's context "
+            f"(most: {most}, {cut[most]:,} rows), which are neither trained on nor evaluated; they are listed in "
+            f"{run_folder(study, most)}/{SET_ASIDE}"
         )
     silent = [plan.run_id for plan in plans if plan.config.dropout and counts[plan.run_id].get("dropouts") == []]
     if silent:

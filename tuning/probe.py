@@ -125,8 +125,9 @@ def _work(settings: dict[str, Any], place: Any) -> None:
 def _measure(study: Folder, plan: RunPlan, place: Any) -> Pace:
     import time
 
-    from slick.models import load_tokenizer
+    from slick.models import context_length, load_tokenizer
     from tuning.evaluate import encode_rows, pad_token
+    from tuning.fitting import fitting_rows
     from tuning.learning import Learner, prepare_deepspeed
     from tuning.rows import read_rows
     from tuning.worker import evaluate_in_group
@@ -134,13 +135,14 @@ def _measure(study: Folder, plan: RunPlan, place: Any) -> Pace:
     prepare_deepspeed()
     config: TrainConfig = plan.config
     tokenizer = load_tokenizer(plan.model, trust_remote_code=config.trust_remote_code)
-    rows = read_rows(study, config.variant)
-    examples = encode_rows(rows["train"], tokenizer)
+    rows = [row for split in read_rows(study, config.variant).values() for row in split]
+    context = context_length(plan.model, trust_remote_code=config.trust_remote_code)
+    fitting = fitting_rows(rows, tokenizer, context, config)
     learner = Learner(plan.model, config, place, pad_token(tokenizer))
-    some = _repeated(examples, _STEPS * config.batch_size)
+    some = _repeated(fitting.train_examples, _STEPS * config.batch_size)
     learner.epoch(some[: config.batch_size], 1)  # kernels are compiled and memory is taken at the first step
     trained = learner.epoch(some, 1)
-    asked = _repeated([row for split in ("dev", "test", "ood") for row in rows[split]], _ASKED)
+    asked = _repeated([row for row in fitting.rows if row.split != "train"], _ASKED)
     encoded = encode_rows(asked, tokenizer)
     evaluate_in_group(learner, tokenizer, asked, encoded, config, place)
     started_at = time.monotonic()

@@ -10,14 +10,17 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from slick.models import load_tokenizer
+import pyarrow as pa
+
+from slick.models import context_length, load_tokenizer
 from slick.storage import Folder
 from tuning.checkpoints import CheckpointWriter
 from tuning.config import TrainConfig
 from tuning.ending import end_run
 from tuning.epochs import Accuracies, all_decided, curve_from
-from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows, pad_token
+from tuning.evaluate import EvalSettings, evaluate_rows, pad_token
 from tuning.examples import Example
+from tuning.fitting import SET_ASIDE, fitting_rows
 from tuning.group import agree, gather_strided
 from tuning.learning import Learner, Pace, Place, prepare_deepspeed
 from tuning.lockstep import in_lockstep
@@ -96,12 +99,18 @@ class Training:
         self._folder = run_folder(study, plan.run_id)
         self._is_first = place.rank == 0
         self._tokenizer = load_tokenizer(plan.model, trust_remote_code=self._config.trust_remote_code)
-        rows = read_rows(study, self._config.variant)
-        self._rows: list[Row] = [row for split in rows.values() for row in split]
-        self._examples = encode_rows(self._rows, self._tokenizer)
-        self._train_examples = self._examples[: len(rows["train"])]
+        context = context_length(plan.model, trust_remote_code=self._config.trust_remote_code)
+        rows = [row for split in read_rows(study, self._config.variant).values() for row in split]
+        fitting = fitting_rows(rows, self._tokenizer, context, self._config)
+        self._rows: list[Row] = fitting.rows
+        self._examples, self._train_examples = fitting.examples, fitting.train_examples
+        self._set_aside = fitting.set_aside
         replay = read_replay(study, self._config.variant, self._config.replay_known, self._config.seed)
-        self._replay = encode_rows(replay, self._tokenizer) if replay else []
+        self._replay: list[Example] = []
+        if replay:
+            fitting = fitting_rows(replay, self._tokenizer, context, self._config)
+            self._replay = fitting.examples
+            self._set_aside = pa.concat_tables([self._set_aside, fitting.set_aside])
         self._epochs: list[list[Measure]] = []
         self._best, self._best_epoch = -1.0, 0
         self._learner = self._start(saved)
@@ -116,11 +125,9 @@ class Training:
         """The model as it came, or as the saved state has it."""
         epochs = self._kept_epochs(saved.progress.epoch) if saved else None
         if saved is None or epochs is None:
-            if self._is_first:
-                open_run(self._study, self._plan, keep=False)
+            self._open(keep=False)
             return self._learn()
-        if self._is_first:
-            open_run(self._study, self._plan, keep=True)
+        self._open(keep=True)
         progress = saved.progress
         self._epochs = epochs
         self._best, self._best_epoch = progress.best_dev_accuracy, progress.best_dev_epoch
@@ -133,6 +140,13 @@ class Training:
                 learner = self._learn(universal=True)
                 load_state(learner.engine, universal)
                 return learner
+
+    def _open(self, *, keep: bool) -> None:
+        if not self._is_first:
+            return
+        open_run(self._study, self._plan, keep=keep)
+        if self._set_aside.num_rows:
+            self._folder.write_table(SET_ASIDE, self._set_aside)
 
     def _learn(self, *, universal: bool = False) -> Learner:
         pad_id = pad_token(self._tokenizer)

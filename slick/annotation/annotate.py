@@ -17,6 +17,7 @@ from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, Estimator
 from slick.annotation.generations import asked_questions
 from slick.annotation.labels import category_shares, label, share_reused, tables_of
 from slick.annotation.score import check_same_model, score_p_true
+from slick.annotation.set_aside import check_share, most_tokens, set_questions_aside, without
 from slick.errors import StudyError
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 from slick.questions import read_questions
@@ -37,7 +38,8 @@ def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
     Raises:
         StudyError: the questions step is not finished, or the folder holds an annotation of another model or with other
             settings.
-        DataError: a relation has too few dev questions for its exemplar sets.
+        DataError: a relation has too few dev questions for its exemplar sets, or too many questions are too long for
+            the model's context.
         ModelError: the model cannot be loaded.
         EngineError: an answer could not be made. What was written stays, and a further run goes on from there.
     """
@@ -68,9 +70,24 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     exemplars = _exemplars(folder, questions, config)
     asked = asked_questions(questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation)
     asker = _asker(folder, questions, exemplars, model, config)
-    ask_missing("annotate", tables_of(asked, config), asker, config, _note)
+    tables, set_aside = _set_aside(asked, asker, config)
+    kept = {store: without(table, set_aside[store]) for store, table in tables.items()}
+    asker = replace(asker, max_tokens=max(most_tokens(table, asker.stores[store]) for store, table in kept.items()))
+    ask_missing("annotate", tables, asker, config, _note, set_aside)
     counts = label(study, asked, config)
     return finish(folder, "annotate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+
+
+def _set_aside(
+    asked: pa.Table, asker: AskerConfig, config: AnnotateConfig
+) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+    """The questions of each store, and those of them that are too long to be asked."""
+    main = main_store(config)
+    set_aside = set_questions_aside({main: asked}, asker)
+    check_share(set_aside[main], asked.num_rows, config.max_set_aside_share, asker.folder, main)
+    tables = tables_of(without(asked, set_aside[main]), config)
+    checks = {store: table for store, table in tables.items() if store != main}
+    return {main: asked, **checks}, set_aside | set_questions_aside(checks, asker)
 
 
 def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> Exemplars:

@@ -50,6 +50,10 @@ class Store:
     kind: Kind = "answers"
     """`answers` draws them; `gold` scores the gold answer; `p_true` asks whether it is right."""
 
+    def suffix(self, question: str, answers: Sequence[str]) -> str:
+        """The question's own part of a prompt of this store."""
+        return p_true_suffix(question, answers[0]) if self.kind == "p_true" else few_shot_suffix(question)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskerConfig:
@@ -67,6 +71,8 @@ class AskerConfig:
     stores: dict[str, Store]
     folder: Folder
     """Where the folders of stores are."""
+    max_tokens: int = 0
+    """No prompt with its answer has more; a vLLM engine makes room for that many."""
     stop_file: str = field(default_factory=lambda: f"stop-{uuid.uuid4().hex}")
     """A file of this name in `folder` tells the actors of this run to leave the rest unanswered."""
 
@@ -111,10 +117,7 @@ class Asker:
             batch = PromptBatch(
                 prefixes=store.prefixes[unit["relation"]],
                 question_ids=unit["question_id"][part],
-                suffixes=[
-                    p_true_suffix(question, answers[0]) if store.kind == "p_true" else few_shot_suffix(question)
-                    for question, answers in zip(unit["question"][part], gold, strict=True)
-                ],
+                suffixes=[store.suffix(*row) for row in zip(unit["question"][part], gold, strict=True)],
             )
             rows += self._ask(self._engine, store, batch, gold)
         spent = {name: round(value - before[name], 6) for name, value in asdict(self._engine.stats).items()}
@@ -151,6 +154,7 @@ class Asker:
                 config.model,
                 dtype=config.dtype,
                 num_gpus=config.num_gpus,
+                max_tokens=config.max_tokens,
                 trust_remote_code=config.trust_remote_code,
             )
         from slick.engines.linear import pack_linears

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from slick.annotation.asker import AskerConfig
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.generations import Batch, cut_batches, make_units, missing_batches
+from slick.annotation.generations import Batch, cut_batches, leave_out, make_units, missing_batches
 from slick.annotation.pool import answer_units
 from slick.cluster import tell_job
 from slick.progress import Progress
@@ -21,9 +21,14 @@ Note = Callable[[Mapping[str, int], Mapping[str, float], float], str]
 
 
 def ask_missing(
-    label: str, tables: Mapping[str, pa.Table], asker: AskerConfig, config: AnnotateConfig, note: Note
+    label: str,
+    tables: Mapping[str, pa.Table],
+    asker: AskerConfig,
+    config: AnnotateConfig,
+    note: Note,
+    set_aside: Mapping[str, pa.Table],
 ) -> None:
-    """Ask every question that no part file holds.
+    """Ask every question that no part file holds, but for those that are set aside.
 
     Args:
         label: what the progress is of.
@@ -31,11 +36,15 @@ def ask_missing(
         asker: what the actors must know.
         config: how the work is cut and spread.
         note: follows the figures of the progress.
+        set_aside: questions of each store that are not asked.
 
     Raises:
         SlickError: what an actor could not do. What was written stays.
     """
-    batches = {store: cut_batches(table, config.batch_questions) for store, table in tables.items()}
+    batches = {
+        store: leave_out(cut_batches(table, config.batch_questions), set_aside[store])
+        for store, table in tables.items()
+    }
     missing = {store: missing_batches(asker.folder.child(store), found) for store, found in batches.items()}
     total, left = (sum(_num_questions(found) for found in some.values()) for some in (batches, missing))
     progress = Progress(label, total, "questions", tell=tell_job)

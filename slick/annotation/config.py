@@ -12,6 +12,7 @@ from slick.settings import affects, identity_of, setting, settings_of
 Estimator = Literal["sampled", "gold"]
 Scope = Literal["test", "all"]
 
+MAIN_STORES = GENERATIONS, GOLD = "generations", "gold"
 REPEATS, CONTROLS = "repeats", "controls"
 
 
@@ -68,6 +69,9 @@ class AnnotateConfig:
     """Logical CPUs that Ray sets aside for an actor."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
+    max_set_aside_share: float = setting(0.01, "nothing")
+    """Questions with a prompt that is too long for the model's context are set aside: listed, counted, not labelled.
+    Above this share of all questions the step stops before any is asked."""
     p_true: bool = setting(False, "nothing")
     """Ask the model as well how likely the gold answer is right (P(True)), which findings E20 and figure 5 compare the
     labels with. No part of the labels: it can be asked of a study that is annotated, by the same command again."""
@@ -98,6 +102,10 @@ class AnnotateConfig:
             raise SettingsError(
                 f"limit_per_relation must be at least 1, or None for all, got {self.limit_per_relation}"
             )
+        if not 0.0 <= self.max_set_aside_share <= 1.0:
+            raise SettingsError(
+                f"max_set_aside_share is a share in [0, 1], got {self.max_set_aside_share}; 1 percent is 0.01"
+            )
         if self.max_actors is not None and self.max_actors < self.min_actors:
             raise SettingsError(f"max_actors is {self.max_actors}, less than min_actors, {self.min_actors}")
 
@@ -108,4 +116,4 @@ class AnnotateConfig:
 
 def main_store(config: AnnotateConfig) -> str:
     """The folder that answers go to, inside annotate/."""
-    return "gold" if config.estimator == "gold" else "generations"
+    return GOLD if config.estimator == "gold" else GENERATIONS

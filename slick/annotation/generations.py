@@ -129,6 +129,17 @@ def cut_batches(asked: pa.Table, batch_questions: int) -> list[Batch]:
     return batches
 
 
+def leave_out(batches: Sequence[Batch], set_aside: pa.Table) -> list[Batch]:
+    """The batches without the questions that are set aside; the others stay in the batches that they are in."""
+    ids = pa.array(set_aside["question_id"].to_pylist(), pa.string())
+    kept = []
+    for batch in batches:
+        left = batch.questions.filter(pc.invert(pc.is_in(batch.questions["question_id"], value_set=ids)))
+        if left.num_rows:
+            kept.append(Batch(batch.index, left))
+    return kept
+
+
 def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
     """The batches that no part file holds; part files that cannot be read are deleted, to be made again.
 

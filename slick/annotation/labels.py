@@ -11,24 +11,32 @@ from slick.annotation.controls import control_questions, flips
 from slick.annotation.evidence import Scoring, gather
 from slick.annotation.generations import first_by_hash, read_parts, spent_by_parts
 from slick.annotation.knowledge import count_categories, knowledge_table
+from slick.annotation.set_aside import count_set_aside, labelled_questions, read_set_aside, without
 from slick.storage import Folder
 from slick.types import Category
 
 
 def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scoring | None = None) -> dict[str, Any]:
-    """Write knowledge.parquet and confidence.json from the stored answers; counts for the manifest."""
+    """Write knowledge.parquet and confidence.json from the stored answers; counts for the manifest.
+
+    Args:
+        asked: all questions of the main store; those that are set aside get no label.
+    """
     folder = study.child("annotate")
+    main = main_store(config)
+    tables = tables_of(labelled_questions(folder, asked), config)
+    set_aside = {store: read_set_aside(folder, store) for store in tables}
+    tables = {store: without(table, set_aside[store]) for store, table in tables.items()}
     if scoring is None:
         scoring = Scoring(
             matcher=config.matcher,
             num_exemplar_sets=config.num_exemplar_sets,
             num_samples=config.sampling.num_samples,
         )
-    evidence = gather(read_parts(folder.child(main_store(config))), scoring)
-    table = knowledge_table(asked, evidence.rows)
+    evidence = gather(read_parts(folder.child(main)), scoring)
+    table = knowledge_table(tables[main], evidence.rows)
     folder.write_table("knowledge.parquet", table)
     found: dict[str, Any] = {"settling": evidence.settling}
-    tables = tables_of(asked, config)
     if REPEATS in tables:
         again = knowledge_table(tables[REPEATS], gather(read_parts(folder.child(REPEATS)), scoring).rows)
         found[REPEATS] = flips(table, again)
@@ -36,13 +44,17 @@ def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scori
         known = knowledge_table(tables[CONTROLS], gather(read_parts(folder.child(CONTROLS)), scoring).rows)
         found[CONTROLS] = {"questions": known.num_rows, "categories": count_categories(known)}
     folder.write_json("confidence.json", found)
-    counts = _counts(folder, table, config)
-    _print_summary(counts, found)
+    counts = _counts(folder, table, config) | {"set_aside": count_set_aside(set_aside)}
+    _print_summary(counts, found, set_aside[main].num_rows)
     return counts
 
 
 def tables_of(asked: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
-    """The questions that each store of answers is about; a store without any is left out."""
+    """The questions that each store of answers is about; a store without any is left out.
+
+    Args:
+        asked: those of the main store that get a label.
+    """
     tables = {main_store(config): asked}
     if config.repeats_per_relation and config.estimator == "sampled":
         tables[REPEATS] = first_by_hash(asked, config.repeats_per_relation, ("relation",))
@@ -89,13 +101,15 @@ def _draws(knowledge: pa.Table, config: AnnotateConfig) -> dict[str, dict[str, f
     return found
 
 
-def _print_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any]) -> None:
+def _print_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any], num_set_aside: int) -> None:
     total: Counter[str] = Counter()
     for of_relation in counts["categories"].values():
         for of_split in of_relation.values():
             total.update(of_split)
+    left_out = f" ({num_set_aside:,} more set aside)" if num_set_aside else ""
     print(
-        f"{counts['questions']:,} questions, {counts['generations']:,} generations: {category_shares(total)}. "
+        f"{counts['questions']:,} questions{left_out}, {counts['generations']:,} generations: "
+        f"{category_shares(total)}. "
         f"{100 * counts['prompt_tokens_reused']:.0f} % of prompt tokens came from shared prefixes.",
         flush=True,
     )

@@ -16,6 +16,7 @@ from slick.annotation.asking import ask_missing
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import asked_questions, read_parts, spent_by_parts
 from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
+from slick.annotation.set_aside import check_share, count_set_aside, labelled_questions, set_questions_aside, without
 from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
 from slick.questions import read_questions
@@ -55,6 +56,7 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
 
     Raises:
         StudyError: the folder holds P(True) of other settings.
+        DataError: too many questions are too long for the model's context.
         EngineError: a question could not be scored. What was written stays, and a further run goes on from there.
     """
     from slick.models import study_model
@@ -68,14 +70,18 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
         assert manifest is not None
         return manifest
     table = questions_to_score(study, config)
+    asker = _asker(study.child("annotate"), table, study_model(study, config.model), config)
+    set_aside = set_questions_aside({P_TRUE: table}, asker)
+    check_share(set_aside[P_TRUE], table.num_rows, config.max_set_aside_share, asker.folder, P_TRUE)
     ask_missing(
         "P(True)",
         {P_TRUE: table},
-        _asker(study.child("annotate"), table, study_model(study, config.model), config),
+        asker,
         config,
         lambda _, spent, seconds: f"{spent['prompt_tokens'] / seconds:,.0f} prompt tokens/s",
+        set_aside,
     )
-    counts = _counts(folder, table)
+    counts = _counts(folder, without(table, set_aside[P_TRUE])) | {"set_aside": count_set_aside(set_aside)}
     _print_summary(counts)
     return finish(folder, P_TRUE, mark, settings=settings, inputs=dict(inputs), counts=counts, started_at=started_at)
 
@@ -89,13 +95,14 @@ def identity(config: AnnotateConfig) -> dict[str, Any]:
 
 
 def questions_to_score(study: Folder, config: AnnotateConfig) -> pa.Table:
-    """Those of the annotated questions that P(True) is wanted of."""
+    """Those of the labelled questions that P(True) is wanted of."""
     asked = asked_questions(
         read_questions(study),
         dev=config.annotate_dev,
         exemplars=study.child("annotate").read_json("exemplars.json"),
         limit=config.limit_per_relation,
     )
+    asked = labelled_questions(study.child("annotate"), asked)
     if config.p_true_of == "all":
         return asked
     return asked.filter(pc.and_(pc.equal(asked["domain"], "id"), pc.equal(asked["split"], "test")))
@@ -112,6 +119,7 @@ def read_p_true(study: Folder) -> pa.Table:
 
 def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) -> AskerConfig:
     prefixes = {relation: [PREFIX] for relation in table["relation"].unique().to_pylist()}
+    answer = SamplingConfig(num_samples=0, max_new_tokens=max(len(f" {choice}".encode()) for choice in CHOICES))
     return AskerConfig(
         model=model,
         engine="transformers",
@@ -121,7 +129,7 @@ def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) 
         batch_questions=config.batch_questions,
         mode="full",
         matcher="exact",
-        stores={P_TRUE: Store(prefixes=prefixes, sampling=SamplingConfig(num_samples=0), kind=P_TRUE)},
+        stores={P_TRUE: Store(prefixes=prefixes, sampling=answer, kind=P_TRUE)},
         folder=folder,
     )
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig
+from slick.annotation.config import CONTROLS, GENERATIONS, GOLD, REPEATS, AnnotateConfig
 from slick.annotation.controls import control_questions
 from slick.annotation.generations import asked_questions, first_by_hash
 from slick.annotation.score import P_TRUE, questions_to_score
+from slick.annotation.set_aside import labelled_questions, read_set_aside
 from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study import STARTED
@@ -25,7 +26,9 @@ class Asked:
     num: int
     """That were asked."""
     wanted: int
-    """In all."""
+    """In all, without those that are set aside."""
+    set_aside: int = 0
+    """With a prompt that is too long for the model, so that they are not asked."""
 
 
 def asked_so_far(study: Folder) -> dict[str, Asked]:
@@ -47,12 +50,17 @@ def asked_so_far(study: Folder) -> dict[str, Asked]:
         exemplars=folder.read_json("exemplars.json"),
         limit=settings["limit_per_relation"],
     )
-    store = "gold" if settings.get("estimator") == "gold" else "generations"
-    found = {MAIN: Asked(num=_rows(folder.child(store)), wanted=asked.num_rows)}
-    for name, wanted in _checks(asked, settings).items():
+    store = GOLD if settings.get("estimator") == "gold" else GENERATIONS
+    found = {MAIN: _asked(folder, store, asked.num_rows)}
+    for name, wanted in _checks(labelled_questions(folder, asked), settings).items():
         if wanted:
-            found[name] = Asked(num=_rows(folder.child(name)), wanted=wanted)
+            found[name] = _asked(folder, name, wanted)
     return found
+
+
+def _asked(folder: Folder, store: str, num_questions: int) -> Asked:
+    set_aside = read_set_aside(folder, store).num_rows
+    return Asked(num=_rows(folder.child(store)), wanted=num_questions - set_aside, set_aside=set_aside)
 
 
 def scored_so_far(study: Folder) -> Asked | None:
@@ -70,7 +78,7 @@ def scored_so_far(study: Folder) -> Asked | None:
         p_true_of=settings["p_true_of"],
         annotate_dev=settings.get("annotate_dev", False),
     )
-    return Asked(num=_rows(folder), wanted=questions_to_score(study, config).num_rows)
+    return _asked(study.child("annotate"), P_TRUE, questions_to_score(study, config).num_rows)
 
 
 def _checks(asked: pa.Table, settings: Mapping[str, Any]) -> dict[str, int]:

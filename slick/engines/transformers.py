@@ -23,6 +23,7 @@ from slick.engines.tokens import Vocabulary
 from slick.engines.tree import Candidates, Ints, Tree
 from slick.engines.watch import CategoryWatch
 from slick.errors import EngineError
+from slick.models import NO_LIMIT, positions
 
 _NO_SAMPLES = SamplingConfig(num_samples=0, max_new_tokens=1)
 
@@ -48,7 +49,7 @@ class TransformersEngine:
         self._model = model
         self.stats = EngineStats()
         config: Any = model.config
-        self._context = _context_length(config.get_text_config())
+        self._context = positions(config.get_text_config()) or NO_LIMIT
         self._vocabulary = Vocabulary(model, tokenizer)
         self._decoders = Decoders(model)
         self._portions = Portions(model, batch_questions)
@@ -225,12 +226,3 @@ class TransformersEngine:
                 f"{sampling.max_new_tokens}; the model's context holds {self._context}; use fewer shots or a lower "
                 "--max-new-tokens"
             )
-
-
-def _context_length(text_config: Any) -> int:
-    """Positions that the model has; a large number where it names none."""
-    for name in ("max_position_embeddings", "n_positions"):
-        length = getattr(text_config, name, None)
-        if isinstance(length, int) and length > 0:
-            return length
-    return 1 << 30

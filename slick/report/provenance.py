@@ -41,6 +41,16 @@ def provenance(manifests: Mapping[str, Manifest], asked: tuple[str, ...] | None)
         exhibits=(
             wide("Model, questions and seeds.", partial(identity_table, of_study, asked)),
             wide("Questions read, dropped by each rule in its order, and kept.", partial(filter_table, manifests)),
+            *(
+                [
+                    wide(
+                        "Questions set aside: neither labelled nor counted anywhere.",
+                        partial(set_aside_table, manifests),
+                    )
+                ]
+                if set_aside_rows(manifests)
+                else []
+            ),
             wide(
                 "What each step took. Worker time adds up over all workers; the rest is wall clock.",
                 partial(steps_table, manifests, of_study),
@@ -92,6 +102,48 @@ def filter_table(manifests: Mapping[str, Manifest]) -> Table:
     return Table(
         name="questions_filtered", columns=("", *SPLITS, "together"), rows=tuple(rows), total_rows=frozenset({last})
     )
+
+
+def set_aside_rows(manifests: Mapping[str, Manifest]) -> list[tuple[Value, ...]]:
+    """What was left out, why, of which relation and split, how many questions, and the file with the list.
+
+    Of all fine-tuning runs those with the most are shown.
+    """
+    rows: list[tuple[Value, ...]] = []
+    for step in ("annotate", "annotate/p_true"):
+        stores = manifests[step].counts.get("set_aside", {}) if step in manifests else {}
+        rows += [
+            (_STORES.get(store, store), reason, relation, split, num, f"annotate/set_aside/{store}.parquet")
+            for store, reasons in stores.items()
+            for reason, relations in reasons.items()
+            for relation, splits in relations.items()
+            for split, num in splits.items()
+        ]
+    most: dict[tuple[str, str], tuple[int, str]] = {}
+    for name, manifest in manifests.items():
+        for reason, splits in manifest.counts.get("set_aside", {}).items() if name.startswith("runs/") else ():
+            for split, num in splits.items():
+                most[reason, split] = max(most.get((reason, split), (0, "")), (num, name))
+    rows += [
+        ("fine-tuning, most of a run", reason, None, split, num, f"{name}/set_aside.parquet")
+        for (reason, split), (num, name) in most.items()
+    ]
+    return rows
+
+
+_STORES = {
+    "generations": "labels",
+    "gold": "labels",
+    "repeats": "asked again",
+    "controls": "of subjects nobody knows",
+    "p_true": "P(True)",
+}
+
+
+def set_aside_table(manifests: Mapping[str, Manifest]) -> Table:
+    """See `set_aside_rows`."""
+    columns = ("left out of", "reason", "relation", "split", "questions", "listed in")
+    return Table(name="set_aside", columns=columns, rows=tuple(set_aside_rows(manifests)), text_columns=frozenset({5}))
 
 
 def steps_table(manifests: Mapping[str, Manifest], of_study: Origin) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore
 from slick.annotation.evidence import Scoring, gather
@@ -16,7 +17,7 @@ from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, categories, knowledge_t
 from slick.annotation.standing import MAIN, Asked, asked_so_far
 from slick.categories import categorize
 from slick.engines.base import SamplingConfig
-from slick.errors import DataError, EngineError, ModelError, SettingsError, StudyError
+from slick.errors import DataError, EngineError, ModelError, SettingsError, SlickError, StudyError
 from slick.matching import is_hit
 from slick.progress import Progress
 from slick.questions import read_questions
@@ -187,8 +188,12 @@ def test_other_settings_are_refused(done: Folder, config: AnnotateConfig) -> Non
 def test_an_error_in_an_actor_is_one_clear_message(config: AnnotateConfig, ray_cluster: None, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_questions(study)
-    with pytest.raises(EngineError, match=r"context holds .*; use fewer shots") as raised:
-        annotate(study, replace(config, sampling=replace(SAMPLING, max_new_tokens=10_000)))
+    broken = shutil.copytree(config.model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SlickError, match="finite") as raised:
+        annotate(study, replace(config, model=str(broken)))
     assert "\n" not in str(raised.value)
     assert not study.child("annotate").exists("manifest.json")
     assert study.child("annotate", "generations").names() == []

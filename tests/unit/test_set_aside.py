@@ -1,0 +1,233 @@
+"""Which questions and rows are too long for a model, from token counts alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from slick.annotation import AnnotateConfig
+from slick.annotation.asker import Store
+from slick.annotation.generations import cut_batches, leave_out
+from slick.annotation.set_aside import (
+    SET_ASIDE_SCHEMA,
+    TOO_LONG,
+    check_share,
+    count_set_aside,
+    find_too_long,
+    labelled_questions,
+    most_tokens,
+    read_set_aside,
+    without,
+)
+from slick.engines.base import SamplingConfig
+from slick.errors import DataError, ModelError, SettingsError
+from slick.models import NO_LIMIT, context_length
+from slick.report.provenance import provenance, set_aside_table
+from slick.storage import Folder
+from slick.study import Manifest
+from tests.local.tiny import tiny_tokenizer
+from tuning.config import TrainConfig
+from tuning.evaluate import encode_rows
+from tuning.fitting import fitting_rows
+from tuning.rows import Row
+
+ANSWER = 10
+
+
+def store(*prefixes: str) -> Store:
+    return Store(prefixes={"P1": list(prefixes)}, sampling=SamplingConfig(max_new_tokens=ANSWER))
+
+
+def questions(*texts: str, relation: str = "P1") -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "question_id": f"{relation}-{i}",
+                "relation": relation,
+                "domain": "id",
+                "split": "train" if i % 2 else "test",
+                "subject": "",
+                "question": text,
+                "answers": ["yes"],
+            }
+            for i, text in enumerate(texts)
+        ]
+    )
+
+
+def count_words(texts: Any) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+def found_ids(table: pa.Table, of: Store, context: int) -> list[str]:
+    return find_too_long(table, of, context, count_words)["question_id"].to_pylist()
+
+
+def test_the_longest_prompt_and_answer_must_fit_exactly() -> None:
+    """A prompt is a prefix, `Q:`, the question and `A:`."""
+    texts = ("a " * 5, "a " * 40, "a " * 41, "a " * 400)
+    of = store("one two three\n", "one\n")
+    context = 3 + 2 + 40 + ANSWER
+    table = find_too_long(questions(*texts), of, context, count_words)
+    assert table.schema == SET_ASIDE_SCHEMA
+    assert [(row["question_id"], row["num_tokens"]) for row in table.to_pylist()] == [
+        ("P1-2", context + 1),
+        ("P1-3", context + 360),
+    ]
+    assert table.slice(0, 1).to_pylist() == [
+        {
+            "question_id": "P1-2",
+            "relation": "P1",
+            "domain": "id",
+            "split": "test",
+            "reason": TOO_LONG,
+            "num_tokens": context + 1,
+            "limit": context,
+        }
+    ]
+    assert found_ids(questions(*texts), of, context + 1) == ["P1-3"]
+
+
+def test_no_tokenizer_is_needed_where_bytes_are_few_enough() -> None:
+    def fails(texts: Any) -> list[int]:
+        raise AssertionError(texts)
+
+    table = questions("short", "as short")
+    assert find_too_long(table, store("Q: x\nA: y\n"), 512, fails).num_rows == 0
+    assert most_tokens(table, store("Q: x\nA: y\n")) <= 512
+
+
+def test_the_bound_of_tokens_holds_for_a_tokenizer_of_bytes() -> None:
+    table, of = questions("wörter \u4f60\u597d \U0001f600" * 9, "x"), store("Q: é\nA: ü\n")
+    prompt = of.prefixes["P1"][0] + of.suffix(table["question"][0].as_py(), ["yes"])
+    assert len(tiny_tokenizer()(prompt)["input_ids"]) + ANSWER <= most_tokens(table, of)
+
+
+def test_exemplars_without_room_for_a_question_are_named() -> None:
+    of = store("short\n", "word " * 90)
+    with pytest.raises(DataError, match=r"exemplars of relation P1 leave no room.*set 2 of 2 has 92 tokens.*holds 100"):
+        find_too_long(questions("a", "b"), of, 100, count_words)
+
+
+def found(num: int, context: int = 50) -> pa.Table:
+    return find_too_long(questions(*["a " * 90] * num), store("x\n"), context, count_words)
+
+
+def test_above_the_share_the_message_says_how_many_and_what_to_do(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    check_share(found(1), 100, 0.01, folder, "generations")
+    check_share(SET_ASIDE_SCHEMA.empty_table(), 100, 0.0, folder, "generations")
+    with pytest.raises(DataError) as raised:
+        check_share(found(5), 100, 0.01, folder, "generations")
+    message = str(raised.value)
+    for part in ("5 of 100 questions (5 %)", "50 tokens", "103 tokens", "at most 1 %", "P1-0 (103 tokens)", ", ..."):
+        assert part in message
+    with pytest.raises(DataError, match="no question is left to ask"):
+        check_share(found(5), 5, 1.0, folder, "generations")
+
+
+def test_counts_are_by_store_reason_relation_and_split() -> None:
+    assert count_set_aside({"generations": found(3), "repeats": SET_ASIDE_SCHEMA.empty_table()}) == {
+        "generations": {TOO_LONG: {"P1": {"test": 2, "train": 1}}}
+    }
+
+
+def test_questions_set_aside_leave_the_others_in_their_batches(tmp_path: Path) -> None:
+    table = questions(*"abcdefgh")
+    out = SET_ASIDE_SCHEMA.empty_table()
+    out = pa.Table.from_pylist([{"question_id": f"P1-{i}", "reason": TOO_LONG} for i in (1, 3, 4, 5)], out.schema)
+    batches = leave_out(cut_batches(table, 2), out)
+    ids = {batch.index: batch.questions["question_id"].to_pylist() for batch in batches}
+    assert ids == {0: ["P1-0"], 1: ["P1-2"], 3: ["P1-6", "P1-7"]}
+    assert without(table, out)["question_id"].to_pylist() == ["P1-0", "P1-2", "P1-6", "P1-7"]
+    folder = Folder(str(tmp_path))
+    assert labelled_questions(folder, table).equals(table)
+    folder.child("set_aside").write_table("gold.parquet", out)
+    assert read_set_aside(folder, "gold").equals(out)
+    assert labelled_questions(folder, table).num_rows == 4
+
+
+def test_the_share_is_no_part_of_what_results_depend_on() -> None:
+    for config in (AnnotateConfig(), TrainConfig()):
+        assert replace(config, max_set_aside_share=0.5).identity() == config.identity()
+    for made in (AnnotateConfig, TrainConfig):
+        with pytest.raises(SettingsError, match=r"1 percent is 0\.01"):
+            made(max_set_aside_share=1.5)
+
+
+def test_the_context_is_read_off_the_configuration(tmp_path: Path) -> None:
+    def context_of(text: str) -> int:
+        (tmp_path / "config.json").write_text(text)
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        return context_length(str(tmp_path))
+
+    assert context_of('{"max_position_embeddings": 512}') == 512
+    assert context_of('{"model_type": "gpt2", "n_positions": 64}') == 64
+    assert context_of('{"text_config": {"max_position_embeddings": 128}, "max_position_embeddings": 5}') == 128
+    assert context_of('{"model_type": "llama"}') == 2048, "what the architecture has by itself"
+    assert context_of('{"model_type": "mamba"}') == NO_LIMIT
+    with pytest.raises(ModelError, match=r"config\.json is not JSON"):
+        context_of("{")
+
+
+def row(question_id: str, split: str, words: int, target: str = "yes") -> Row:
+    text = "a " * words
+    return Row(question_id=question_id, split=split, category=None, suffix=text, target=target, accepted=(target,))
+
+
+TRAINING = TrainConfig(max_new_tokens=8, max_set_aside_share=0.5)
+
+
+def test_rows_that_do_not_fit_are_left_out_with_their_tokens() -> None:
+    rows = [row("a", "train", 4), row("b", "train", 4, "no " * 90), row("c", "dev", 4), row("d", "test", 300)]
+    fitting = fitting_rows(rows, tiny_tokenizer(), 128, TRAINING)
+    assert [one.question_id for one in fitting.rows] == ["a", "c"]
+    assert fitting.examples == encode_rows([rows[0], rows[2]], tiny_tokenizer())
+    assert fitting.train_examples == fitting.examples[:1]
+    long = {one["question_id"]: one for one in fitting.set_aside.to_pylist()}
+    assert {name: one["split"] for name, one in long.items()} == {"b": "train", "d": "test"}
+    (example,) = encode_rows([rows[1]], tiny_tokenizer())
+    assert long["b"]["num_tokens"] == example.num_tokens > 128 == long["b"]["limit"]
+    (example,) = encode_rows([rows[3]], tiny_tokenizer())
+    assert long["d"]["num_tokens"] == len(example.prompt_ids) + TRAINING.max_new_tokens
+    assert [
+        len(fitting_rows(rows[2:], tiny_tokenizer(), long["d"]["num_tokens"] - i, TRAINING).rows) for i in (0, 1)
+    ] == [2, 1]
+
+
+def test_too_many_long_rows_stop_a_training() -> None:
+    rows = [row("a", "train", 4), row("c", "dev", 4), row("d", "test", 300), row("e", "ood", 4)]
+    with pytest.raises(
+        DataError, match=r"1 of 4 rows of variant unknown-050 do not fit.*question d \(test\).*20 % may"
+    ):
+        fitting_rows(rows, tiny_tokenizer(), 128, replace(TRAINING, max_set_aside_share=0.2))
+    with pytest.raises(DataError, match="no dev row is left"):
+        fitting_rows([row("a", "train", 4), row("c", "dev", 300)], tiny_tokenizer(), 128, TRAINING)
+
+
+def manifest(**counts: Any) -> Manifest:
+    return Manifest(step="x", fingerprint="f", settings={}, inputs={}, counts=counts, seconds=1.0, versions={})
+
+
+def test_the_report_shows_what_was_set_aside_and_where_it_is_listed() -> None:
+    manifests = {
+        "annotate": manifest(set_aside={"generations": {TOO_LONG: {"P1": {"train": 3, "test": 1}}}}),
+        "annotate/p_true": manifest(set_aside={"p_true": {TOO_LONG: {"P1": {"test": 2}}}}),
+        "runs/a-seed0": manifest(set_aside={TOO_LONG: {"test": 1}}),
+        "runs/b-seed0": manifest(set_aside={TOO_LONG: {"test": 1, "train": 4}}),
+        "runs/c-seed0": manifest(),
+    }
+    rows = set_aside_table(manifests).rows
+    assert rows == (
+        ("labels", TOO_LONG, "P1", "train", 3, "annotate/set_aside/generations.parquet"),
+        ("labels", TOO_LONG, "P1", "test", 1, "annotate/set_aside/generations.parquet"),
+        ("P(True)", TOO_LONG, "P1", "test", 2, "annotate/set_aside/p_true.parquet"),
+        ("fine-tuning, most of a run", TOO_LONG, None, "test", 1, "runs/b-seed0/set_aside.parquet"),
+        ("fine-tuning, most of a run", TOO_LONG, None, "train", 4, "runs/b-seed0/set_aside.parquet"),
+    )
+    captions = [exhibit.caption for exhibit in provenance(manifests, None).exhibits]
+    assert any("Questions set aside" in caption for caption in captions)
+    none = {"annotate": manifest(set_aside={}), "runs/c-seed0": manifest()}
+    assert not any("set aside" in exhibit.caption for exhibit in provenance(none, None).exhibits)
