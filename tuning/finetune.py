@@ -9,7 +9,7 @@ from slick.errors import SlickError
 from slick.storage import Folder
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
-from tuning.fitting import SET_ASIDE
+from tuning.fitting import SET_ASIDE, check_rows
 from tuning.lean import lean_trainer, trim_start
 from tuning.runs import RunPlan, check_resources, plan_runs, reached, run_folder, run_id
 from tuning.tracking import check_trackers
@@ -39,7 +39,7 @@ def finetune(study: Folder, config: TrainConfig) -> Manifest:
     name = run_id(config)
     plans = plan_runs(study, {name: config})
     if plans:
-        check_plans(plans)
+        check_plans(study, plans)
         gpus_per_worker = ask_cluster(config)
         with scratch(study, f"finetune-{name}") as storage, watch(study, plans):
             train_group(study, plans, gpus_per_worker, storage, group_name(plans))
@@ -47,17 +47,19 @@ def finetune(study: Folder, config: TrainConfig) -> Manifest:
     return require(run_folder(study, name), "finetune")
 
 
-def check_plans(plans: Sequence[RunPlan]) -> None:
-    """See that models and trackers can do what is asked, before any worker is started.
+def check_plans(study: Folder, plans: Sequence[RunPlan]) -> None:
+    """See that models, trackers and rows can do what is asked, before any worker is started.
 
     Raises:
         SettingsError: a package is missing, or a tracker refuses the user's settings.
         ModelError: a model has no layers of the kind to be trained.
+        DataError: too many rows are too long for a model's context.
     """
     check_trackers(plans[0].config.track)
     kinds = {(plan.model, plan.config.trainable, bool(plan.config.lora_rank)): plan for plan in plans}
     for plan in kinds.values():
         check_trainable(plan.model, plan.config)
+    check_rows(study, plans)
 
 
 def ask_cluster(config: TrainConfig, num_groups: int = 1) -> float:

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from slick.annotation.set_aside import TOO_LONG
+from slick.annotation.set_aside import SPECIAL_TOKENS, TOO_LONG
 from slick.errors import DataError
 from slick.storage import Folder
 from tuning.config import TrainConfig
 from tuning.evaluate import encode_rows
 from tuning.examples import Example
-from tuning.rows import Row
+from tuning.rows import Row, read_rows
+from tuning.runs import RunPlan
 
 SET_ASIDE: Final = "set_aside.parquet"
 """In a run's folder; only where there are such rows."""
@@ -73,6 +74,29 @@ def fitting_rows(rows: Sequence[Row], tokenizer: Any, context: int, config: Trai
         examples=[example for example, fit in zip(examples, fits, strict=True) if fit],
         set_aside=pa.Table.from_pylist(long, SET_ASIDE_SCHEMA),
     )
+
+
+def check_rows(study: Folder, plans: Sequence[RunPlan]) -> None:
+    """See, before any worker is started, that no training has to set too many rows aside.
+
+    Raises:
+        DataError: as `fitting_rows`.
+    """
+    from slick.models import context_length, load_tokenizer
+
+    chosen = {(plan.config.variant, plan.model, plan.config.max_new_tokens): plan for plan in plans}
+    for plan in chosen.values():
+        config = plan.config
+        rows = [row for split in read_rows(study, config.variant).values() for row in split]
+        context = context_length(plan.model, trust_remote_code=config.trust_remote_code)
+        if max(_most_tokens(row, config.max_new_tokens) for row in rows) > context:  # else no tokenizer is needed
+            tokenizer = load_tokenizer(plan.model, trust_remote_code=config.trust_remote_code)
+            fitting_rows(rows, tokenizer, context, config)
+
+
+def _most_tokens(row: Row, max_new_tokens: int) -> int:
+    """An upper bound of the tokens of prompt and answer, from their bytes."""
+    return len(row.prompt.encode()) + max(len(row.target.encode()), max_new_tokens) + SPECIAL_TOKENS
 
 
 def _num_tokens(example: Example, max_new_tokens: int) -> int:

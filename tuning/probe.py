@@ -105,7 +105,7 @@ def probe(study: Folder, plans: Sequence[RunPlan]) -> dict[CostClass, Pace]:
     chosen: dict[CostClass, RunPlan] = {}
     for plan in plans:
         chosen.setdefault(cost_class(plan.config), plan)
-    check_plans(list(chosen.values()))
+    check_plans(study, list(chosen.values()))
     config = plans[0].config
     gpus_per_worker = ask_cluster(config)
     with scratch(study, "probe") as storage:

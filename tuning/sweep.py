@@ -160,7 +160,7 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
     """
     import ray
 
-    check_plans(plans)
+    check_plans(study, plans)
     gpus_per_worker = ask_cluster(config.train)
     have = ray.cluster_resources()
     started_at = time.monotonic()

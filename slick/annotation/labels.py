@@ -26,7 +26,8 @@ def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scori
     main = main_store(config)
     tables = tables_of(labelled_questions(folder, asked), config)
     set_aside = {store: read_set_aside(folder, store) for store in tables}
-    tables = {store: without(table, set_aside[store]) for store, table in tables.items()}
+    left = {store: without(table, set_aside[store]) for store, table in tables.items()}
+    tables = {store: table for store, table in left.items() if table.num_rows}
     if scoring is None:
         scoring = Scoring(
             matcher=config.matcher,

@@ -34,7 +34,7 @@ SET_ASIDE_SCHEMA = pa.schema(
 CountTokens = Callable[[Sequence[str]], list[int]]
 """The number of tokens of each prompt, as the engine feeds it."""
 
-_SPECIAL_TOKENS = 16
+SPECIAL_TOKENS = 16
 """Room for tokens that a tokenizer adds to a text. Apart from these a text has at most as many tokens as bytes."""
 _PROMPTS_AT_ONCE = 4096
 _NAMED = 3
@@ -91,7 +91,7 @@ def find_too_long(questions: pa.Table, store: Store, context: int, count_tokens:
     for relation, group in _by_relation(questions):
         prefixes = store.prefixes[relation]
         suffixes = [store.suffix(row["question"], row["answers"]) for row in group]
-        room = context - answer - _SPECIAL_TOKENS
+        room = context - answer - SPECIAL_TOKENS
         if not _over(suffixes, room - max(map(_num_bytes, prefixes))):
             continue
         _check_exemplars(relation, store, context, count_tokens)
@@ -110,7 +110,7 @@ def most_tokens(questions: pa.Table, store: Store) -> int:
     for relation, group in _by_relation(questions):
         suffix = max(_num_bytes(store.suffix(row["question"], row["answers"])) for row in group)
         longest = max(longest, max(map(_num_bytes, store.prefixes[relation])) + suffix)
-    return longest + store.sampling.max_new_tokens + _SPECIAL_TOKENS
+    return longest + store.sampling.max_new_tokens + SPECIAL_TOKENS
 
 
 def _by_relation(questions: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
