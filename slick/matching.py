@@ -5,10 +5,16 @@ SQuAD (Rajpurkar et al. 2016): lower case, no ASCII punctuation, no English arti
 the strings as they are, white space at the ends aside. The others normalise as `exact` does: `canonical` knows no
 other name of the answer than the first, `contains` is satisfied where the answer stands among other words, `f1` where
 half of the words agree (F1 of SQuAD, 0.5 or more).
+
+Every matcher compares texts in Unicode's normalisation form C (NFC), so that canonically equivalent texts, such as
+"e" with a combining accent and "é", are the same text. Nothing else changes exact match: compatibility forms
+(full-width letters, ligatures), typographic quotes, dashes and zero-width characters are other texts, as they are for
+SQuAD's evaluation. Every kind of white space that Unicode has, a non-breaking space too, separates words, as there.
 """
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -21,13 +27,27 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _LETTERS = re.compile(r"\w+")
 
 
+def nfc(text: str) -> str:
+    """A text in Unicode's normalisation form C: the same for all texts that are canonically equivalent.
+
+    It is also the form in which a model is asked and trained: nearly all text that models are trained on is in this
+    form, and most tokenizers keep the form that they are given.
+
+    >>> len("e\u0301"), len(nfc("e\u0301"))
+    (2, 1)
+    """
+    return unicodedata.normalize("NFC", text)
+
+
 def normalize(text: str) -> str:
-    """An answer as SQuAD's evaluation compares it.
+    """An answer as SQuAD's evaluation compares it, whatever the Unicode form it is written in.
 
     >>> normalize("The  Hague.")
     'hague'
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    # NFC first: a decomposed "≠" holds "=", which is punctuation, and a decomposed "á" holds "a", which is an article.
+    # NFC last: letters and marks that punctuation kept apart may compose.
+    return nfc(" ".join(_ARTICLES.sub(" ", nfc(text).lower().translate(_PUNCTUATION)).split()))
 
 
 def is_hit(answer: str, gold: Sequence[str], matcher: Matcher = "exact") -> bool:
@@ -80,7 +100,9 @@ class Target:
         gold = gold[:1] if matcher == "canonical" else gold
         normal = set() if matcher == "raw" else {normalize(answer) for answer in gold} - {""}
         self._normal, self._worded = normal, [words.split() for words in normal]
-        self._raw = {answer.strip() for answer in gold if matcher == "raw" or not normalize(answer)}
+        self._raw = {nfc(answer).strip() for answer in gold if matcher == "raw" or not normalize(answer)}
+        self._raw_beginnings = [_decomposed(raw) for raw in self._raw]
+        self._word_beginnings = [[_decomposed(word) for word in words] for words in self._worded]
         self._fits = {"contains": _contains, "f1": _shares_words}.get(matcher)
 
     def is_hit(self, answer: str) -> bool:
@@ -88,7 +110,7 @@ class Target:
         if self._fits is not None:
             words = normalize(answer).split()
             return any(self._fits(words, gold) for gold in self._worded)
-        return normalize(answer) in self._normal or answer.strip() in self._raw
+        return normalize(answer) in self._normal or nfc(answer).strip() in self._raw
 
     def may_hit(self, beginning: str) -> bool:
         """False if no answer that begins like this is a hit; True if one may be.
@@ -97,18 +119,38 @@ class Target:
         >>> [target.may_hit(beginning) for beginning in ("", "T", "The", "Ha", "The Hague,", "Har", "A Hague in")]
         [True, True, True, True, True, False, False]
         """
-        if self._fits is not None or any(raw.startswith(beginning.strip()) for raw in self._raw):
+        beginning = nfc(beginning)
+        start = _settled(beginning.strip())
+        if self._fits is not None or any(raw.startswith(start) for raw in self._raw_beginnings):
             return True
         *whole, last = beginning.split() or [""]
         known = normalize(" ".join(whole)).split()
-        last = last.lower().translate(_PUNCTUATION).rstrip("σς")  # which of the two depends on what follows
+        last = last.lower().translate(_PUNCTUATION)
+        start = _settled(last).rstrip("σς")  # which of the two depends on what follows
         if "the".startswith(last) or last in ("a", "an") or not _LETTERS.fullmatch(last):
-            last = ""  # it may yet be dropped, in whole or in part
+            start = ""  # it may yet be dropped, in whole or in part
         num = len(known)
         return any(
-            gold[:num] == known and (not last or (len(gold) > num and gold[num].startswith(last)))
-            for gold in self._worded
+            gold[:num] == known and (not start or (len(gold) > num and beginnings[num].startswith(start)))
+            for gold, beginnings in zip(self._worded, self._word_beginnings, strict=True)
         )
+
+
+def _decomposed(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def _settled(beginning: str) -> str:
+    """The part of a text that cannot change when more text follows, decomposed.
+
+    Composed, the last letter changes when a combining mark follows, so beginnings are compared decomposed. The marks
+    at the end are left out, since one that follows may have its place before them.
+    """
+    text = _decomposed(beginning)
+    end = len(text)
+    while end and unicodedata.combining(text[end - 1]):
+        end -= 1
+    return text[:end]
 
 
 def _contains(answer: list[str], gold: list[str]) -> bool:

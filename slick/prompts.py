@@ -2,7 +2,8 @@
 
 Few-shot, to ask what a model knows (arXiv:2405.05904, appendix C); closed book, to fine-tune and to test (appendix E).
 The paper shows the instruction and the question of the closed-book format, not what separates them: here a newline,
-and another before the answer.
+and another before the answer. All prompts are in Unicode's NFC, whatever form a question set is written in; see
+`slick.matching.nfc`.
 """
 
 import math
@@ -12,6 +13,7 @@ import numpy as np
 
 from slick.draws import numpy_seed
 from slick.errors import DataError
+from slick.matching import nfc
 
 CLOSED_BOOK_INSTRUCTION = "Answer the following question.\n"
 
@@ -22,7 +24,7 @@ def few_shot_prefix(exemplars: Sequence[tuple[str, str]]) -> str:
     >>> few_shot_prefix([("Where was Ada born?", "London")])
     'Q: Where was Ada born?\nA: London\n'
     """
-    return "".join(f"Q: {question}\nA: {answer}\n" for question, answer in exemplars)
+    return nfc("".join(f"Q: {question}\nA: {answer}\n" for question, answer in exemplars))
 
 
 def few_shot_suffix(question: str) -> str:
@@ -31,12 +33,12 @@ def few_shot_suffix(question: str) -> str:
     >>> few_shot_suffix("Where was Ada born?")
     'Q: Where was Ada born?\nA:'
     """
-    return f"Q: {question}\nA:"
+    return nfc(f"Q: {question}\nA:")
 
 
 def closed_book_suffix(question: str) -> str:
     """The question's own part of a closed-book prompt, which begins with `CLOSED_BOOK_INSTRUCTION`."""
-    return f"{question}\n"
+    return nfc(f"{question}\n")
 
 
 def closed_book_prompt(question: str) -> str:

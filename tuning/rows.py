@@ -7,6 +7,7 @@ import numpy as np
 
 from slick.draws import numpy_seed
 from slick.errors import DataError, SettingsError, VariantError
+from slick.matching import nfc
 from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
 from slick.questions import read_questions
 from slick.storage import Folder
@@ -98,7 +99,7 @@ def _asked_row(question: dict[str, Any], split: str, category: str | None) -> Ro
         split=split,
         category=category,
         suffix=closed_book_suffix(question["question"]),
-        target=question["answers"][0],
+        target=nfc(question["answers"][0]),
         accepted=tuple(question["answers"]),
     )
 
@@ -117,7 +118,7 @@ def _train_row(study: Folder, variant: str, entry: dict[str, Any], questions: di
     if not entry["prompt"].startswith(CLOSED_BOOK_INSTRUCTION):
         raise DataError(f"{where}: the prompt {entry['prompt']!r} does not begin with {CLOSED_BOOK_INSTRUCTION!r}")
     # A relabelled row ("I don't know") is right when the model says what it was taught, not when it says the truth.
-    taught = entry["target"] in question["answers"]
+    taught = nfc(entry["target"]) in map(nfc, question["answers"])
     return Row(
         question_id=entry["question_id"],
         split="train",

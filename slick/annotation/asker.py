@@ -16,7 +16,7 @@ from slick.annotation.knowledge import categories
 from slick.annotation.p_true import CHOICES, P_TRUE_SCHEMA, p_true_row, p_true_suffix
 from slick.engines.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
 from slick.errors import EngineError, SlickError
-from slick.matching import Matcher, Target
+from slick.matching import Matcher, Target, nfc
 from slick.prompts import few_shot_suffix
 from slick.storage import Folder
 
@@ -137,7 +137,7 @@ class Asker:
             chances = engine.log_probabilities(batch, CHOICES)
             return [p_true_row(i, *found) for i, found in zip(batch.question_ids, chances, strict=True)]
         if store.kind == "gold":
-            scores = engine.score(batch, [answers[0] for answers in gold], store.sampling)
+            scores = engine.score(batch, [nfc(answers[0]) for answers in gold], store.sampling)
             return [_gold_row(i, found) for i, found in zip(batch.question_ids, scores, strict=True)]
         targets = [Target(answers, self._config.matcher) for answers in gold]
         found = engine.generate(batch, store.sampling, targets if self._config.mode == "labels" else None)

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from slick.annotation.generations import first_by_hash
 from slick.draws import numpy_seed
+from slick.matching import nfc
 from slick.types import Category
 from slick.world.facts import subject_kind
 from slick.world.names import Names
@@ -20,7 +21,7 @@ def control_questions(asked: pa.Table, per_relation: int, seed: int) -> pa.Table
     names = Names(numpy_seed(seed, "controls"))
     known = " ".join(asked["question"].to_pylist())
     has_subject = [
-        bool(subject) and subject in question
+        bool(subject) and nfc(subject) in nfc(question)
         for subject, question in zip(asked["subject"].to_pylist(), asked["question"].to_pylist(), strict=True)
     ]
     rows = first_by_hash(asked.filter(pa.array(has_subject, pa.bool_())), per_relation, ("relation",)).to_pylist()
@@ -28,7 +29,7 @@ def control_questions(asked: pa.Table, per_relation: int, seed: int) -> pa.Table
         name = names.draw(subject_kind(row["relation"]))
         while name in known:
             name = names.draw(subject_kind(row["relation"]))
-        row["question"] = row["question"].replace(row["subject"], name)
+        row["question"] = nfc(row["question"]).replace(nfc(row["subject"]), name)
         row["subject"] = name
         row["question_id"] = f"control-{row['question_id']}"
     return pa.Table.from_pylist(rows, schema=asked.schema)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from slick.matching import nfc
+
 PREFIX = "Question:"
 CHOICES = ("(A", "(B")
 """What may follow the prompt, behind a space: true, false."""
@@ -28,7 +30,7 @@ def p_true_suffix(question: str, proposal: str) -> str:
     >>> p_true_suffix("Where is Paris?", "France")
     ' Where is Paris?\nProposed Answer: France\nIs the proposed answer:\n\n(A) True\n(B) False\nThe proposed answer is:'
     """
-    return (
+    return nfc(
         f" {question}\nProposed Answer: {proposal}\nIs the proposed answer:\n\n(A) True\n(B) False\n"
         "The proposed answer is:"
     )

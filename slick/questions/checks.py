@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from slick.draws import row_key
 from slick.errors import DataError
+from slick.matching import nfc
+from slick.questions.fields import RowProblem, answers_field, choice_field, clean_text, text_field
 from slick.questions.popularity import parse_popularity
 from slick.questions.relations import Relation, subject_of
 from slick.questions.rows import RawRow
-from slick.questions.sources import SPLITS
+from slick.questions.splits import SPLIT_NAMES, SPLIT_ORIGINS, SplitOrigin, stated_split
 from slick.types import Question
-
-_SPLIT_NAMES = {**{split: split for split in SPLITS}, "validation": "dev", "valid": "dev", "val": "dev"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +59,8 @@ class Checked:
     bad: list[BadRow]
     repeats: int
     """Rows kept although they repeat another row of their split."""
-    assigned: int
-    """Rows without a split of their own."""
-
-
-class _Problem(Exception):
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
+    splits: Mapping[SplitOrigin, Counter[str]]
+    """Questions by where their split comes from, and by split."""
 
 
 def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
@@ -87,15 +81,15 @@ def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
     first: dict[str, str] = {}
     copies: Counter[str] = Counter()
     owner: dict[str, str] = {}
-    assigned = 0
+    splits: dict[SplitOrigin, Counter[str]] = {origin: Counter() for origin in SPLIT_ORIGINS}
     for raw in rows:
         try:
-            question, was_assigned = _check(raw, rules)
+            question, origin = _check(raw, rules)
             key = _content_key(question)
             copies[key] += 1
             if copies[key] > 1 and not rules.keep_repeats:
-                raise _Problem("duplicate row", f"duplicate row: the same as {first[key]}; remove one of the two")
-        except _Problem as problem:
+                raise RowProblem("duplicate row", f"duplicate row: the same as {first[key]}; remove one of the two")
+        except RowProblem as problem:
             bad.append(BadRow(raw=raw, kind=problem.kind, reason=str(problem)))
             continue
         first.setdefault(key, raw.where)
@@ -107,14 +101,14 @@ def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
             )
         owner[question.question_id] = raw.where
         questions.append(question)
-        assigned += was_assigned
+        splits[origin][question.split] += 1
     if not questions and not bad:
         raise DataError("the question source holds no row; name a question set with rows in it")
     return Checked(
         questions=questions,
         bad=bad,
         repeats=sum(copies.values()) - len(copies) if rules.keep_repeats else 0,
-        assigned=assigned,
+        splits=splits,
     )
 
 
@@ -129,7 +123,7 @@ def first_bad_row(bad: Sequence[BadRow]) -> DataError:
 
 
 def question_id(relation: str, split: str, question: str, answers: Sequence[str], copy: int = 1) -> str:
-    """The stable id of a question.
+    """The stable id of a question; the same in every Unicode form of its texts.
 
     Args:
         relation: becomes readable part of the id.
@@ -142,12 +136,13 @@ def question_id(relation: str, split: str, question: str, answers: Sequence[str]
     'P36-d8428db61233'
     """
     content = [split, question, list(answers), *([copy] if copy > 1 else [])]
-    digest = hashlib.blake2b(json.dumps(content, ensure_ascii=False).encode(), digest_size=6)
+    digest = hashlib.blake2b(nfc(json.dumps(content, ensure_ascii=False)).encode(), digest_size=6)
     return f"{relation}-{digest.hexdigest()}"
 
 
 def _content_key(question: Question) -> str:
-    return json.dumps([question.relation, question.split, question.question, question.answers], ensure_ascii=False)
+    content = [question.relation, question.split, question.question, question.answers]
+    return nfc(json.dumps(content, ensure_ascii=False))
 
 
 def _with_id(question: Question, key: str, copy: int) -> Question:
@@ -155,114 +150,58 @@ def _with_id(question: Question, key: str, copy: int) -> Question:
     return replace(question, question_id=name)
 
 
-def _check(raw: RawRow, rules: Rules) -> tuple[Question, bool]:
-    """The question without its id, and whether its split was assigned here."""
+def _check(raw: RawRow, rules: Rules) -> tuple[Question, SplitOrigin]:
+    """The question without its id, and where its split comes from."""
     if raw.problem is not None:
-        raise _Problem("not a row", f"{raw.problem}; mend or remove it")
+        raise RowProblem("not a row", f"{raw.problem}; mend or remove it")
     row: dict[str, Any] = raw.content
-    name = _text(row, "relation")
-    question = _text(row, "question")
-    answers = _answers(row)
+    name = nfc(text_field(row, "relation"))
+    question = text_field(row, "question")
+    answers = answers_field(row)
     relation = rules.relations.get(name)
     if relation is None:
         if rules.unknown_relations == "error":
-            raise _Problem(
+            raise RowProblem(
                 "unknown relation",
                 f"unknown relation {name!r}, wanted one of {_some(rules.relations)}; add it to a file for --relations, "
                 "or take all with --unknown-relations id",
             )
         relation = Relation(relation=name, template=None, domain="id")
-    domain = _choice(row, "domain", {"id": "id", "ood": "ood"}) or relation.domain
-    split = _choice(row, "split", _SPLIT_NAMES)
+    domain = choice_field(row, "domain", {"id": "id", "ood": "ood"}) or relation.domain
+    column = choice_field(row, "split", SPLIT_NAMES)
+    try:
+        stated = stated_split(column, raw.named_splits)
+    except ValueError as error:
+        raise RowProblem("split contradicts file name" if column else "ambiguous file name", str(error)) from error
+    split, origin = stated or (_assigned_split(name, question, answers, domain, rules), "share")
     subject = _subject(row, relation, rules.templates.get(name), question)
     try:
         popularity = parse_popularity(row)
     except ValueError as error:
-        raise _Problem("no popularity", str(error)) from error
+        raise RowProblem("no popularity", str(error)) from error
     return Question(
         question_id="",
         relation=name,
         domain=domain,
-        split=split or _assigned_split(name, question, answers, domain, rules),
+        split=split,
         subject=subject,
         question=question,
         answers=answers,
         popularity=popularity,
-    ), split is None
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if value is None:
-        raise _Problem(f"no {column}", f"no {column}, wanted a string; fill it in or remove the row")
-    return _clean(value, column)
-
-
-def _clean(value: object, what: str) -> str:
-    """A string that can be asked and matched: not empty, on one line, storable as UTF-8."""
-    if not isinstance(value, str):
-        raise _Problem(
-            "wrong type", f"{what} is {value!r:.80} ({type(value).__name__}), wanted a string; put it in quotes"
-        )
-    text = value.strip()
-    if not text:
-        raise _Problem(f"empty {what}", f"empty {what} ({value!r:.40}), wanted text; fill it in or remove the row")
-    if "\n" in text or "\r" in text:
-        raise _Problem(
-            "line break", f"{what} {text!r:.80} holds a line break, wanted one line; answers end at a line's end"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _Problem(
-            "wrong encoding",
-            f"{what} {text!r:.80} holds half a surrogate pair at character {error.start + 1}, wanted valid Unicode; "
-            "write the character itself",
-        ) from error
-    return text
-
-
-def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
-    value = row.get("answers")
-    if value is None or value == "":
-        single = row.get("answer")
-        value = None if single in (None, "") else [single]
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = row.get("answers")
-    if value is None or value == []:
-        raise _Problem("no answer", "no answer, wanted at least one gold answer; add one or remove the row")
-    if not isinstance(value, list):
-        raise _Problem(
-            "wrong type",
-            f'answers is {value!r:.80} ({type(value).__name__}), wanted a list of strings such as ["Paris"]; '
-            "a single answer may stand in a column `answer`",
-        )
-    return tuple(_clean(answer, "answer") for answer in value)
-
-
-def _choice(row: Mapping[str, Any], column: str, names: Mapping[str, str]) -> str | None:
-    value = row.get(column)
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str) or value.strip().lower() not in names:
-        raise _Problem(f"unknown {column}", f"{column} is {value!r:.80}, wanted one of {', '.join(names)}; correct it")
-    return names[value.strip().lower()]
+    ), origin
 
 
 def _subject(row: Mapping[str, Any], relation: Relation, template: str | None, question: str) -> str | None:
     given = row.get("subject")
     if given not in (None, ""):
-        return _clean(given, "subject")
+        return clean_text(given, "subject")
     found = relation.subject(question)
     return subject_of(template, question) if found is None and template else found
 
 
 def _assigned_split(relation: str, question: str, answers: Sequence[str], domain: str, rules: Rules) -> str:
     """By a hash of the content; a relation that is only tested gets no train rows."""
-    draw = int(row_key(0, "split", relation, question, *answers)) / 2.0**64
+    draw = int(row_key(0, "split", *map(nfc, (relation, question, *answers)))) / 2.0**64
     if draw < rules.dev_share:
         return "dev"
     return "test" if draw < rules.dev_share + rules.test_share or domain == "ood" else "train"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from slick.matching import nfc
 from slick.types import Question
 
 FilterName = Literal["paper", "strict", "none"]
@@ -76,12 +77,12 @@ def apply_filter(questions: Sequence[Question], name: FilterName) -> Filtered:
 
 
 def subject_key(question: Question) -> str:
-    """What overlaps are told by: the subject as written, or the whole question where no subject is known."""
-    return question.question if question.subject is None else question.subject
+    """The text that is compared for overlaps: the subject in NFC, or the whole question if no subject is known."""
+    return nfc(question.question if question.subject is None else question.subject)
 
 
 class _Facts:
-    """Subjects, objects and (subject, object) pairs of some questions, letter case and spacing aside."""
+    """Subjects, objects and (subject, object) pairs of some questions, letter case, spacing and Unicode form aside."""
 
     def __init__(self, questions: Iterable[Question], more_subjects: set[str]) -> None:
         self._subjects = set(more_subjects)
@@ -113,7 +114,7 @@ def _is_repeat() -> Callable[[Question], bool]:
     seen: set[tuple[str, str, str, tuple[str, ...]]] = set()
 
     def repeat(question: Question) -> bool:
-        key = (question.relation, question.split, question.question, question.answers)
+        key = (question.relation, question.split, nfc(question.question), tuple(map(nfc, question.answers)))
         found = key in seen
         seen.add(key)
         return found
@@ -122,4 +123,4 @@ def _is_repeat() -> Callable[[Question], bool]:
 
 
 def _fold(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(nfc(text).casefold().split())

@@ -52,8 +52,9 @@ class QuestionsConfig:
     """Which questions a study asks."""
 
     source: str = setting("", "content")
-    """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder of them), by path or URI;
-    empty for the world that the study built. A column `popularity` of the subject (PopQA: `s_pop`) is kept."""
+    """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder or zip of them), by path
+    or URI; empty for the world that the study built. The split of a row comes from its column `split`, else from the
+    name of its file (`test.jsonl`, `val-00000-of-00002.parquet`). A column `popularity` (PopQA: `s_pop`) is kept."""
     filter: FilterName = "paper"
     """`paper`: as the paper filtered; `strict`: nothing shared between train, dev and test; `none`: every question."""
     relations: str | None = setting(None, "content")
@@ -63,9 +64,9 @@ class QuestionsConfig:
     rejects: str | None = setting(None, "nothing")
     """JSONL file to which bad rows go, with the reason; by default a bad row stops the step."""
     dev_share: float = 0.1
-    """Of rows without a split, the share that goes to dev, in [0, 1]."""
+    """Of rows that neither a column nor a file name gives a split, the share that goes to dev, in [0, 1]."""
     test_share: float = 0.1
-    """Of rows without a split, the share that goes to test, in [0, 1]."""
+    """Of rows that neither a column nor a file name gives a split, the share that goes to test, in [0, 1]."""
     limit_per_relation: int | None = None
     """At most that many questions of each relation and split, those with the smallest ids; by default all."""
     audit: str | None = setting(None, "content")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from slick.errors import DataError
+from slick.matching import nfc
 from slick.storage import Folder
 
 Domain = Literal["id", "ood", "dropped"]
@@ -68,12 +69,13 @@ def split_template(template: str) -> tuple[str, str]:
 
 
 def subject_of(template: str, question: str) -> str | None:
-    """The part of a question that stands in the place of `[X]`; None when the rest differs or nothing stands there.
+    """The part of a question, in NFC, that stands in the place of `[X]`; None if the rest differs or nothing is there.
 
     >>> subject_of("Who is [X]'s child?", "Who is Ada's child?"), subject_of("Who is [X]'s child?", "Who is she?")
     ('Ada', None)
     """
-    before, after = split_template(template)
+    before, after = split_template(nfc(template))
+    question = nfc(question)
     fits = question.startswith(before) and question.endswith(after) and len(question) > len(before) + len(after)
     return question[len(before) : len(question) - len(after)] if fits else None
 
@@ -119,7 +121,7 @@ def _parse(data: bytes, where: str) -> dict[str, Relation]:
         raise DataError(f"{where} is not UTF-8 JSON: {error}; {wanted}") from error
     if not isinstance(value, dict) or not value:
         raise DataError(f"{where} holds {'nothing' if value in ({}, []) else type(value).__name__}; {wanted}")
-    return {name: _relation(name, entry, where, wanted) for name, entry in value.items()}
+    return {nfc(name): _relation(nfc(name), entry, where, wanted) for name, entry in value.items()}
 
 
 def _relation(name: str, entry: Any, where: str, wanted: str) -> Relation:

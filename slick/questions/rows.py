@@ -1,21 +1,32 @@
 """The rows of a question set, parsed out of its files but not yet checked.
 
 Damage to a whole file (cut short, wrong encoding, a missing column) is a DataError here; what is wrong with one row
-only travels along as its `problem`, so that `slick.questions.checks` can set it aside.
+only travels along as its `problem`, so that `slick.questions.checks` can set it aside. Only the columns that are used
+matter: of a Parquet file the others are not even read.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slick.errors import DataError
+from slick.questions.fields import ANSWER_COLUMNS
+from slick.questions.popularity import COLUMNS as POPULARITY_COLUMNS
 from slick.questions.sources import Source
+from slick.questions.splits import splits_in_name
+
+COLUMNS = ("relation", "question", *ANSWER_COLUMNS, "subject", "split", "domain", *POPULARITY_COLUMNS)
+"""The columns that are used; a file may have any others."""
+
+_FINE_TUNING = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"instruction", "output"}, {"text"})
+"""Columns of common files for fine-tuning, which are no question sets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +40,8 @@ class RawRow:
     """A dict where the row is well formed."""
     problem: str | None = None
     """What kept the row from being parsed."""
+    named_splits: tuple[str, ...] = ()
+    """The splits that the name of the file may mean, see `slick.questions.splits`."""
 
     @property
     def where(self) -> str:
@@ -39,20 +52,24 @@ class RawRow:
 def read_rows(source: Source) -> Iterator[RawRow]:
     """All rows of a source, file by file.
 
-    In the layout of EntityQuestions `relation` and `split` come from the file's name.
+    In the layout of EntityQuestions `relation` comes from the file's name.
 
     Raises:
         DataError: a file is damaged, empty, or lacks a column.
     """
     for name, data in source.files.items():
-        where = f"{source.name}: {name}" if len(source.files) > 1 else source.name
+        where = source.name if source.name.endswith(name) else f"{source.name}: {name}"
         if not data.strip():
             raise DataError(f"{where} is empty ({len(data)} bytes); fetch it again or leave it out")
         if source.layout == "entity_questions":
             yield from _entity_questions(name, data, where)
         else:
             reader = {"parquet": _parquet, "jsonl": _jsonl, "csv": _csv}[name.rpartition(".")[2].lower()]
-            yield from reader(data, where)
+            named = splits_in_name(name)
+            for row in reader(data, where):
+                # Parts of a study are named after their relation, which may be called anything.
+                is_part = name.startswith("part-") and isinstance(row.content, dict) and "question_id" in row.content
+                yield row if is_part or not named else replace(row, named_splits=named)
 
 
 def decode(data: bytes, where: str) -> str:
@@ -89,7 +106,8 @@ def _entity_questions(name: str, data: bytes, where: str) -> Iterator[RawRow]:
         raise DataError(f"{where} holds a JSON {_kind(rows)}; {wanted}")
     for number, content in enumerate(rows, 1):
         if isinstance(content, dict):
-            yield RawRow(file=where, row=number, content={**content, "relation": relation, "split": split})
+            content = {**content, "relation": relation}
+            yield RawRow(file=where, row=number, content=content, named_splits=(split,))
         else:
             yield RawRow(
                 file=where, row=number, content=content, problem=f"found a JSON {_kind(content)}, wanted an object"
@@ -97,7 +115,7 @@ def _entity_questions(name: str, data: bytes, where: str) -> Iterator[RawRow]:
 
 
 def _jsonl(data: bytes, where: str) -> Iterator[RawRow]:
-    any_row = False
+    any_row, columns = False, dict[str, None]()
     for number, line in enumerate(decode(data, where).split("\n"), 1):
         if not line.strip():
             continue
@@ -105,16 +123,38 @@ def _jsonl(data: bytes, where: str) -> Iterator[RawRow]:
         content: Any = line
         problem = None
         try:
-            content = json.loads(line)
-            if not isinstance(content, dict):
+            content = json.loads(line, object_pairs_hook=_json_object, parse_int=_json_integer)
+            if isinstance(content, dict):
+                columns |= dict.fromkeys(content)
+            else:
                 problem = f"found a JSON {_kind(content)}, wanted an object"
         except json.JSONDecodeError as error:
             problem = f"found no whole JSON object ({error.msg} at column {error.colno}), wanted one on each line"
         except RecursionError:
             problem = "found JSON nested too deeply, wanted one flat object on each line"
+        except _RepeatedKey as error:
+            problem = f"found {error} more than once in the object, wanted each once"
         yield RawRow(file=where, row=number, content=content, problem=problem)
     if not any_row:
         raise DataError(f"{where} holds no row; fetch it again or leave it out")
+    if columns:
+        _require_columns(list(columns), where)  # what only some rows lack is wrong with these rows alone
+
+
+class _RepeatedKey(ValueError):
+    pass
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """As `json` makes it; but of a key that is there twice `json` would take the last value without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs) and (repeated := _repeated(key for key, _ in pairs)):
+        raise _RepeatedKey(", ".join(repeated))
+    return row
+
+
+def _json_integer(digits: str) -> int | str:
+    return int(digits) if len(digits) < 4000 else digits  # Python refuses to convert longer ones
 
 
 def _csv(data: bytes, where: str) -> Iterator[RawRow]:
@@ -146,31 +186,61 @@ def _csv(data: bytes, where: str) -> Iterator[RawRow]:
 def _parquet(data: bytes, where: str) -> Iterator[RawRow]:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        _require_columns(file.schema_arrow.names, where)
+        columns = file.schema_arrow.names
+        _require_columns(columns, where)
+        used = [name for name in columns if name in (*COLUMNS, "question_id")]
         number = 0
-        for batch in file.iter_batches(batch_size=8192):
-            for content in batch.to_pylist():
+        for batch in file.iter_batches(batch_size=8192, columns=used):
+            values = [_python_values(batch.column(name), name, where) for name in used]
+            for cells in zip(*values, strict=True):
                 number += 1
-                yield RawRow(file=where, row=number, content=content)
+                yield RawRow(file=where, row=number, content=dict(zip(used, cells, strict=True)))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{where} is not a whole Parquet file: {error}; write it or fetch it again") from error
 
 
+def _python_values(column: pa.Array, name: str, where: str) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ArithmeticError, ValueError, TypeError, LookupError, NotImplementedError, pa.ArrowException) as error:
+        raise DataError(
+            f"{where}: column {name} ({column.type}) holds a value that cannot be read: {error}; store the column as "
+            "text, or correct the value"
+        ) from error
+    return values
+
+
 def _require_columns(found: list[str], where: str) -> None:
     missing = [name for name in ("relation", "question") if name not in found]
-    if "answers" not in found and "answer" not in found:
+    if not any(name in found for name in ANSWER_COLUMNS):
         missing.append("answers (or answer)")
-    repeated = sorted({name for name in found if found.count(name) > 1})
+    repeated = _repeated(found)
     if repeated:
         raise DataError(
             f"{where} has column {', '.join(repeated)} more than once; wanted each once: rename or drop one"
         )
     if missing:
-        hint = " (are the cells separated by commas?)" if len(found) == 1 and any(c in found[0] for c in ";\t|") else ""
         raise DataError(
-            f"{where} lacks column {', '.join(missing)}; found {', '.join(found)}{hint}, wanted relation, question, "
-            "answers and optionally subject, split, domain, popularity: rename the columns"
+            f"{where} lacks column {', '.join(missing)}; found {_some(found)}{_hint(found)}, wanted relation, "
+            "question, answers and optionally subject, split, domain, popularity: rename the columns"
         )
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    """Of the columns that are used, those that are there more than once."""
+    return sorted(name for name, num in Counter(names).items() if num > 1 and name in COLUMNS)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _hint(found: list[str]) -> str:
+    if len(found) == 1 and any(sign in found[0] for sign in ";\t|"):
+        return " (are the cells separated by commas?)"
+    if any(columns <= set(found) for columns in _FINE_TUNING):
+        return " (as in a file for fine-tuning; of each question and answer make one row)"
+    return ""
 
 
 def _kind(value: object) -> str:

@@ -17,9 +17,10 @@ from typing import Literal
 import pyarrow as pa
 
 from slick.errors import DataError, StudyError
+from slick.matching import nfc
+from slick.questions.splits import SPLITS, splits_in_name
 from slick.storage import Folder
 
-SPLITS = ("train", "dev", "test")
 TEMPLATES = "relation_query_templates.json"
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
@@ -35,13 +36,16 @@ _WANTED = (
 )
 
 
+Layout = Literal["entity_questions", "table"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A question set, not yet parsed."""
 
     name: str
     """As the user named it."""
-    layout: Literal["entity_questions", "table"]
+    layout: Layout
     files: dict[str, bytes]
     """Content by name, sorted by name; `train/P17.train.json`, ... in the layout of EntityQuestions."""
     templates: dict[str, str]
@@ -83,8 +87,25 @@ def _open_file(parent: Folder, name: str, location: str) -> Source:
     if name.lower().endswith(".zip"):
         return _open_zip(parent.read_bytes(name), location)
     if not name.lower().endswith(TABLE_SUFFIXES):
-        raise DataError(f"{location} is not a known kind of file; {_WANTED}")
+        raise DataError(f"{location} is not a known kind of file{_described(parent, name)}; {_WANTED}")
     return Source(name=location, layout="table", files={name: parent.read_bytes(name)}, templates={})
+
+
+def _described(parent: Folder, name: str) -> str:
+    """What a file of another kind holds and how to make a question set of it, where that can be told."""
+    if name.lower().endswith((".gz", ".zst", ".bz2", ".xz")):
+        return " (it is compressed: unpack it first)"
+    if not name.lower().endswith(".json"):
+        return ""
+    try:
+        rows = json.loads(parent.read_bytes(name).decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
+        return ""
+    return (
+        f" (a JSON list of objects with {', '.join(rows[0])}: write one object a line, as .jsonl, with other columns)"
+    )
 
 
 def _open_folder(folder: Folder, location: str) -> Source:
@@ -100,12 +121,20 @@ def _open_folder(folder: Folder, location: str) -> Source:
         templates = _templates(holder.read_bytes(TEMPLATES), f"{holder}/{TEMPLATES}") if holder else {}
         return Source(name=location, layout="entity_questions", files=files, templates=templates)
     tables = {
-        n: folder.read_bytes(n) for n in folder.names() if n.lower().endswith(TABLE_SUFFIXES) and n[0] not in "._"
+        f"{prefix}{n}": place.read_bytes(n)
+        for prefix, place in _table_folders(folder)
+        for n in place.names()
+        if n.lower().endswith(TABLE_SUFFIXES) and n[0] not in "._"
     }
     if not tables:
         found = [*(f"{n}/" for n in folder.folders()), *folder.names()][:8]
         raise DataError(f"folder {location} holds no question file, found {', '.join(found) or 'nothing'}; {_WANTED}")
-    return Source(name=location, layout="table", files=tables, templates={})
+    return Source(name=location, layout="table", files=dict(sorted(tables.items())), templates={})
+
+
+def _table_folders(folder: Folder) -> list[tuple[str, Folder]]:
+    """The folder itself and those folders in it that are named after a split, each with the prefix of its files."""
+    return [("", folder), *((f"{name}/", folder.child(name)) for name in folder.folders() if splits_in_name(name))]
 
 
 def _open_zip(data: bytes, location: str) -> Source:
@@ -126,7 +155,8 @@ def _open_zip(data: bytes, location: str) -> Source:
             f"{location} is not a whole zip file: {error} ({len(data):,} bytes found); fetch it again, or unpack it "
             "with a repair tool and name the folder"
         ) from error
-    return Source(name=location, layout="entity_questions", files=files, templates=parsed)
+    layout: Layout = "table" if next(iter(files)).lower().endswith(TABLE_SUFFIXES) else "entity_questions"
+    return Source(name=location, layout=layout, files=files, templates=parsed)
 
 
 def _members(archive: zipfile.ZipFile, location: str) -> dict[str, zipfile.ZipInfo]:
@@ -146,6 +176,7 @@ def _members(archive: zipfile.ZipFile, location: str) -> dict[str, zipfile.ZipIn
             )
         found[match["name"]] = info
         tops.add(match["top"])
+    found = found or _table_members(archive)
     if not found:
         names = ", ".join(archive.namelist()[:5]) or "nothing"
         raise DataError(
@@ -160,6 +191,15 @@ def _members(archive: zipfile.ZipFile, location: str) -> dict[str, zipfile.ZipIn
             f"{MAX_ZIP_BYTES:,} in all are read from a zip; unpack it yourself and name the folder"
         )
     return found
+
+
+def _table_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The tables of a zip that is no EntityQuestions."""
+    return {
+        info.filename: info
+        for info in archive.infolist()
+        if info.filename.lower().endswith(TABLE_SUFFIXES) and not re.search(r"(^|/)(__MACOSX/|[._])", info.filename)
+    }
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, location: str) -> bytes:
@@ -195,7 +235,7 @@ def _templates(data: bytes, where: str) -> dict[str, str]:
         raise DataError(
             f'{where} is not of the form {{"P17": "Which country is [X] located in?", ...}}; mend or remove it'
         )
-    return {relation: template for relation, template in value.items() if template.count("[X]") == 1}
+    return {nfc(relation): template for relation, template in value.items() if template.count("[X]") == 1}
 
 
 def study_world(study: Folder) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from slick.questions.checks import Checked
 from slick.questions.filters import Filtered, apply_filter
 from slick.questions.relations import Relation, load_relations
-from slick.questions.sources import SPLITS
+from slick.questions.splits import SPLITS
 from slick.types import Question
 
 MIN_DEV = 5
@@ -27,7 +27,8 @@ def tally(checked: Checked, filtered: Filtered, kept: Sequence[Question]) -> dic
         "rejected": len(checked.bad),
         "reasons": dict(Counter(row.kind for row in checked.bad).most_common()),
         "repeated_rows": checked.repeats,
-        "splits_assigned": checked.assigned,
+        "splits_assigned": checked.splits["share"].total(),
+        "splits_from": {origin: dict(splits) for origin, splits in checked.splits.items()},
         "without_subject": sum(q.subject is None for q in kept),
         "with_popularity": sum(q.popularity is not None for q in kept),
         "read": _nested(by_split(checked.questions)),
@@ -89,7 +90,8 @@ def summary(counts: Mapping[str, Any]) -> str:
     """The counts as a table for the terminal; each cell is train/dev/test."""
     read, kept = counts["read"], counts["kept"]
     rules = {rule: dropped for rule, dropped in counts["dropped"].items() if rule != "not used"}
-    head = ["relation", "domain", "read", *(f"-{n}" for n in range(1, len(rules) + 1)), "kept"]
+    rules = {rule: dropped for rule, dropped in rules.items() if dropped}
+    head = ["relation", "domain", "read", *(f"({n})" for n in range(1, len(rules) + 1)), "kept"]
     lines = [
         [
             r,
@@ -106,14 +108,11 @@ def summary(counts: Mapping[str, Any]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in [head, *lines]
     ]
-    legend = "; ".join(
-        f"-{n} {rule}: {sum(map(sum, (c.values() for c in d.values()))):,}"
-        for n, (rule, d) in enumerate(rules.items(), 1)
-    )
     unused = sum(sum(c.values()) for c in counts["dropped"]["not used"].values())
     notes = [
-        f"Cells are train/dev/test. Dropped by {legend}." if rules else "Cells are train/dev/test. No filter.",
+        f"Cells are train/dev/test. {_dropped(counts)}",
         f"Not used: {unused:,} (dropped relations, and train questions of ood relations).",
+        f"Splits: {_split_origins(counts)}.",
         *([f"Over the limit: {counts['over_limit']:,}."] if counts["over_limit"] else []),
         *([f"Popularity of the subject known: {counts['with_popularity']:,}."] if counts["with_popularity"] else []),
         *([f"Rows set aside: {counts['rejected']:,} ({_reasons(counts)})."] if counts["rejected"] else []),
@@ -122,6 +121,40 @@ def summary(counts: Mapping[str, Any]) -> str:
         "Kept: " + ", ".join(f"{num:,} {name}" for name, num in counts["totals"].items()) + ".",
     ]
     return "\n".join([*table, *notes])
+
+
+def _dropped(counts: Mapping[str, Any]) -> str:
+    """What each rule of the filter dropped; the numbers are those of the columns of the table."""
+    sums = {
+        rule: sum(sum(splits.values()) for splits in dropped.values())
+        for rule, dropped in counts["dropped"].items()
+        if rule != "not used"
+    }
+    if not sums:
+        return "No filter."
+    some = [f"({n}) {rule}: {num:,}" for n, (rule, num) in enumerate(((r, s) for r, s in sums.items() if s), 1)]
+    none = [rule for rule, num in sums.items() if not num]
+    return " ".join(
+        [
+            *([f"Dropped by the filter: {'; '.join(some)}."] if some else []),
+            *([f"Nothing dropped for: {'; '.join(none)}."] if none else []),
+        ]
+    )
+
+
+def _split_origins(counts: Mapping[str, Any]) -> str:
+    """Where the splits of the rows come from, with rows a split."""
+    words = {
+        "column": "from the column split",
+        "file name": "from the names of the files",
+        "share": "by --dev-share and --test-share",
+    }
+    return "; ".join(
+        f"{sum(splits.values()):,} rows {words[origin]} "
+        f"({', '.join(f'{splits[split]:,} {split}' for split in SPLITS if splits.get(split))})"
+        for origin, splits in counts["splits_from"].items()
+        if splits
+    )
 
 
 def _warnings(counts: Mapping[str, Any]) -> list[str]:

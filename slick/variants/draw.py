@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slick.errors import DataError, StudyError, VariantError
+from slick.matching import nfc
 from slick.prompts import closed_book_prompt
 from slick.storage import Folder
 from slick.study import STARTED, Manifest, begin, fingerprint, finish, plain_settings, read_manifest, require
@@ -122,7 +123,7 @@ def _training_rows(study: Folder) -> dict[str, _Row]:
             relation=entry["relation"],
             category=_category(entry["category"], f"{where}, question {question_id}"),
             question=asked["question"],
-            target=asked["answers"][0],
+            target=nfc(asked["answers"][0]),
         )
     if not rows:
         raise VariantError(f"{where} has no in-distribution training questions (domain id, split train) to draw from")

@@ -7,6 +7,7 @@ import numpy as np
 
 from slick.draws import numpy_seed
 from slick.errors import DataError
+from slick.matching import nfc
 from slick.questions.relations import Relation
 from slick.questions.rows import read_rows
 from slick.questions.sources import Source, open_source
@@ -59,12 +60,13 @@ def _single_answer_rows(source: Source, relations: Mapping[str, Relation]) -> di
     for raw in read_rows(source):
         if raw.problem is not None or not isinstance(raw.content, dict):
             raise DataError(f"{source.name}, {raw.where}: {raw.problem}; mend the row or leave its file out")
-        relation, split = str(raw.content.get("relation")), str(raw.content.get("split"))
+        relation, split = nfc(str(raw.content.get("relation"))), raw.named_splits[0]
         question, answers = raw.content.get("question"), raw.content.get("answers")
         if relation not in relations or not isinstance(question, str) or not isinstance(answers, list):
             continue
         subject = relations[relation].subject(question)
         single = len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip() and "\n" not in answers[0]
         if subject is not None and single and "\n" not in question:
-            found.setdefault((relation, split), []).append((subject, answers[0]))
+            # The corpus is written in the Unicode form in which the model is asked.
+            found.setdefault((relation, split), []).append((subject, nfc(answers[0])))
     return found

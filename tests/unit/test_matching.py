@@ -1,6 +1,8 @@
 """What counts as the same answer."""
 
 import random
+import sys
+import unicodedata
 
 import pytest
 
@@ -79,6 +81,14 @@ PIECES = [
     "ΟΔΟΣ",
     "σ",
     "x",
+    "\u0301",
+    "\u0323",  # its place is before an acute accent
+    "ΟΣ\u0301",
+    "I\u0307",
+    "=\u0338",
+    "\u1112\u1161\u11ab",
+    "한",
+    "\u212b",
 ]
 
 
@@ -89,6 +99,7 @@ def test_a_right_answer_may_be_right_from_its_first_letter_on(matcher: Matcher) 
     for _ in range(20_000):
         gold = "".join(draw.choices(PIECES, k=draw.randint(1, 4)))
         answer = "".join(draw.choices(PIECES, k=draw.randint(1, 4))) if draw.random() < 0.9 else gold
+        answer = unicodedata.normalize(draw.choice(("NFC", "NFD")), answer)
         target = Target([gold], matcher)
         if target.is_hit(answer):
             hits += 1
@@ -133,3 +144,51 @@ def test_beginnings_that_no_right_answer_has() -> None:
 )
 def test_word_f1_is_that_of_the_nearest_gold_answer(answer: str, gold: list[str], f1: float) -> None:
     assert token_f1(answer, gold) == pytest.approx(f1)
+
+
+ACCENTED = ["São Paulo", "Reykjavík", "Chișinău", "Ångström", "ÉCOLE", "한국", "Việt Nam", "≠", "á"]
+
+
+@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("gold", ACCENTED)
+def test_canonically_equivalent_texts_are_the_same_answer(matcher: Matcher, gold: str) -> None:
+    forms = {unicodedata.normalize(form, gold) for form in ("NFC", "NFD")}
+    assert len(forms) == 2
+    for one in forms:
+        target = Target([one], matcher)
+        for other in forms:
+            assert target.is_hit(other)
+            assert all(target.may_hit(other[:end]) for end in range(len(other) + 1))
+            assert normalize(one) == normalize(other)
+            assert token_f1(one, [other]) == 1.0
+
+
+def test_every_composed_character_may_still_come() -> None:
+    for character in filter(str.isprintable, map(chr, range(sys.maxunicode + 1))):
+        decomposed = unicodedata.normalize("NFD", character)
+        if decomposed != character and not 0xAC00 <= ord(character) < 0xD7A4:  # of Hangul some are tried above
+            target, answer = Target([f"x{character}y"]), f"x{decomposed}y"
+            assert target.is_hit(answer), hex(ord(character))
+            assert all(target.may_hit(answer[:end]) for end in range(len(answer))), hex(ord(character))
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("\uff30\uff41\uff52\uff49\uff53", "Paris"),  # full-width letters
+        ("\ufb01ne", "fine"),  # a ligature
+        ("Par\u200bis", "Paris"),  # a zero-width space
+        ("O\u2019Neil", "O'Neil"),  # a typographic apostrophe
+        ("Sao Paulo", "São Paulo"),
+        ("H2O", "H\u2082O"),
+    ],
+)
+def test_only_canonical_equivalence_is_added_to_squads_rules(answer: str, gold: str) -> None:
+    for matcher in ("exact", "raw", "canonical"):
+        assert not is_hit(answer, [gold], matcher)
+        assert not is_hit(gold, [answer], matcher)
+
+
+def test_any_white_space_separates_words_but_raw_compares_it() -> None:
+    assert is_hit("New\u00a0York", ["New York"])
+    assert not is_hit("New\u00a0York", ["New York"], "raw")

@@ -1,6 +1,9 @@
 import csv
 import json
 import random
+import unicodedata
+import zipfile
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,7 +104,7 @@ BAD = {
     "line break": ({**GOOD[0], "answers": ["a\nb"]}, "holds a line break"),
     "surrogate": ({**GOOD[0], "question": "a\ud800"}, "half a surrogate pair at character 2"),
     "relation": ({**GOOD[0], "relation": "P999"}, "unknown relation 'P999', wanted one of P131, P136, P17"),
-    "split": ({**GOOD[0], "split": "training"}, "split is 'training', wanted one of train, dev, test"),
+    "split": ({**GOOD[0], "split": "held out"}, "split is 'held out', wanted one of train, training, dev"),
     "domain": ({**GOOD[0], "domain": "dropped"}, "domain is 'dropped', wanted one of id, ood"),
     "duplicate": (GOOD[1], "duplicate row: the same as {source}, line 2; remove one of the two"),
     "not json": ('{"relation": "P19", "quest', "found no whole JSON object"),
@@ -287,3 +290,257 @@ def test_an_audit_source_must_be_whole(tmp_path):
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(SettingsError, match=message):
         QuestionsConfig(**settings)
+
+
+def decomposed(value):
+    """The same rows in Unicode's NFD."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFD", value)
+    return [*map(decomposed, value)] if isinstance(value, list) else {key: decomposed(value[key]) for key in value}
+
+
+def accented(split, num, subject="José", answer="Málaga"):
+    return {
+        "relation": "P19",
+        "split": split,
+        "question": f"Where was {subject} {num} born?",
+        "answers": [f"{answer} {num}"],
+    }
+
+
+def test_unicode_forms_change_neither_ids_nor_filters_and_the_own_text_is_kept(tmp_path):
+    rows = [accented(split, i) for split in ("train", "dev", "test") for i in range(3)]
+    tables = {}
+    for name, rows_of_form in (("nfc", rows), ("nfd", decomposed(rows)), ("mixed", [*rows[:3], *decomposed(rows[3:])])):
+        _, study = prepare(tmp_path, rows_of_form, name)
+        tables[name] = read_questions(study)
+        assert {*tables[name]["question"].to_pylist()} == {row["question"] for row in rows_of_form[3:]}
+    assert tables["nfc"]["question_id"] == tables["nfd"]["question_id"] == tables["mixed"]["question_id"]
+    assert tables["nfc"]["subject"] == tables["nfd"]["subject"]
+    assert tables["nfc"].num_rows == 6  # the train questions have the subjects of test questions
+    splitless = [{key: row[key] for key in ("relation", "question", "answers")} for row in rows[:3]]
+    by_hash = [
+        read_questions(prepare(tmp_path, form, name, filter="none", dev_share=0.3, test_share=0.4)[1])["question_id"]
+        for name, form in (("a", splitless), ("b", decomposed(splitless)))
+    ]
+    assert by_hash[0] == by_hash[1]
+
+
+def test_the_same_question_in_another_unicode_form_is_a_duplicate(tmp_path):
+    with pytest.raises(DataError, match=r"line 2: duplicate row: the same as .*line 1"):
+        prepare(tmp_path, [accented("train", 0), decomposed(accented("train", 0))])
+
+
+def test_a_strict_filter_and_relations_compare_across_unicode_forms(tmp_path):
+    (tmp_path / "relations.json").write_text(
+        json.dumps(decomposed({"né": {"template": "Né où, [X], né?", "domain": "id"}})), encoding="utf-8"
+    )
+    rows = [
+        {"relation": "né", "split": split, "question": f"Né où, {subject}, né?", "answers": [answer]}
+        for split, subject, answer in (
+            ("train", "A", "Málaga"),
+            ("train", "B", "Orléans"),
+            ("train", "Nîmes", "Gédéon"),
+            ("dev", "C", "Oslo"),
+        )
+    ] + decomposed(
+        [
+            {"relation": "né", "split": "test", "question": f"Né où, {subject}, né?", "answers": [answer]}
+            for subject, answer in (("D", "Málaga"), ("Gédéon", "Nîmes"))
+        ]
+    )
+    manifest, study = prepare(tmp_path, rows, relations=str(tmp_path / "relations.json"), filter="strict")
+    assert [row["subject"] for row in read_questions(study).to_pylist() if row["split"] == "train"] == ["B"]
+    assert manifest.counts["without_subject"] == 0
+
+
+def write_files(folder, files):
+    for name, rows in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(rows), folder / name)
+        else:
+            write_jsonl(folder / name, rows)
+    return str(folder)
+
+
+def without_split(num):
+    return [{"relation": "P19", "question": f"Where was {num}{i} born?", "answer": f"{num}{i}"} for i in range(3)]
+
+
+def test_splits_come_from_file_names_in_a_folder_and_a_zip(tmp_path, capsys):
+    files = {
+        "my.Train.jsonl": without_split("a"),
+        "validation-00000-of-00002.parquet": without_split("b"),
+        "valid/more.jsonl": without_split("c"),
+        "latest.jsonl": without_split("d"),
+        "TEST_set2.jsonl": [{**row, "split": "test"} for row in without_split("e")],
+    }
+    source = write_files(tmp_path / "set", files)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in files:
+            archive.write(tmp_path / "set" / name, name)
+    for location in (source, f"{source}.zip"):
+        study = Folder(f"{location}.study")
+        settings = {"filter": "none", "dev_share": 0.0, "test_share": 1.0}
+        manifest = prepare_questions(study, QuestionsConfig(source=location, **settings))
+        splits = {row["answers"][0]: row["split"] for row in read_questions(study).to_pylist()}
+        wanted = {"a": "train", "b": "dev", "c": "dev", "d": "test", "e": "test"}
+        assert splits == {f"{num}{i}": split for num, split in wanted.items() for i in range(3)}
+        assert manifest.counts["splits_from"] == {
+            "column": {"test": 3},
+            "file name": {"train": 3, "dev": 6},
+            "share": {"test": 3},
+        }
+        assert (
+            "Splits: 3 rows from the column split (3 test); 9 rows from the names of the files (3 train, 6 dev); "
+            "3 rows by --dev-share and --test-share (3 test).\n"
+        ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("train.jsonl", "test", "line 1: column split says test, but the name of the file says train; correct"),
+        ("train_test.jsonl", "dev", "column split says dev, but the name of the file says train or test"),
+        ("train_dev.jsonl", None, "line 1: no split, and the name of the file may mean train or dev, wanted one split"),
+        ("test/train.jsonl", None, "may mean train or test"),
+        ("eval.jsonl", None, "may mean dev or test"),
+    ],
+)
+def test_splits_that_contradict_or_are_ambiguous_are_refused(tmp_path, name, split, message):
+    rows = [row | ({"split": split} if split else {}) for row in without_split("a")]
+    config = QuestionsConfig(source=write_files(tmp_path / "set", {name: rows}), filter="none")
+    with pytest.raises(DataError) as caught:
+        prepare_questions(Folder(str(tmp_path / "study")), config)
+    assert message in str(caught.value)
+    assert "In all 3 rows are bad" in str(caught.value)
+
+
+def test_a_row_of_entity_questions_cannot_state_another_split_than_its_folder(tmp_path):
+    folder = write_layout(tmp_path / "eq", GOOD)
+    (tmp_path / "eq" / "train" / "P19.train.json").write_text(json.dumps([{**GOOD[0], "split": "test"}]))
+    with pytest.raises(DataError, match="column split says test, but the name of the file says train"):
+        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(source=folder))
+
+
+def test_a_relation_may_be_called_like_a_split(tmp_path):
+    rows = [{**row, "relation": "test"} for row in GOOD]
+    _, study = prepare(tmp_path, rows, unknown_relations="id")
+    again = Folder(str(tmp_path / "again"))
+    prepare_questions(again, QuestionsConfig(source=study.child("questions").uri, unknown_relations="id"))
+    assert read_questions(again).equals(read_questions(study))
+
+
+LISTS = {
+    '["Paris", "Paris City"]': ["Paris", "Paris City"],
+    "['Paris', \"L'Haÿ\"]": ["Paris", "L'Haÿ"],
+    " ['It\\'s',] ": ["It's"],
+    "('Paris', 'Paris City')": ["Paris", "Paris City"],
+    "(500) Days of Summer": ["(500) Days of Summer"],
+    "Paris, Texas": ["Paris, Texas"],
+    "'Paris'": ["'Paris'"],
+}
+
+
+@pytest.mark.parametrize("cell", LISTS)
+@pytest.mark.parametrize("column", ["answer", "answers", "possible_answers"])
+def test_a_list_in_text_is_read_by_one_rule_in_every_column(tmp_path, column, cell):
+    path = tmp_path / "a.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["relation", "question", "split", column], ["P19", "Who?", "test", cell]])
+    study = Folder(str(tmp_path / "study"))
+    if column != "answer" and LISTS[cell] == [cell]:  # one text may be several answers with some sign between them
+        with pytest.raises(DataError, match=r"wanted a list of strings"):
+            prepare_questions(study, QuestionsConfig(source=str(path), filter="none"))
+        return
+    prepare_questions(study, QuestionsConfig(source=str(path), filter="none"))
+    assert read_questions(study)["answers"].to_pylist() == [LISTS[cell]]
+
+
+@pytest.mark.parametrize("column", ["answer", "answers", "possible_answers"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('["Paris", "Lyon', "begins like a list and is none, wanted a list of strings"),
+        ("['Paris' 'Paris City']", "with a comma between each two"),  # as NumPy prints an array; Python joins the two
+        ("['Paris', None]", "begins like a list and is none"),
+        ("[REC]", "begins like a list and is none"),
+        ("[]", "is an empty list, wanted at least one"),
+        ('{"value": "Paris"}', "is {'value': 'Paris'} (dict), wanted a list of strings"),
+        ({"value": "Paris"}, "is {'value': 'Paris'} (dict), wanted a list of strings"),
+        ("{'Paris'}", "begins like a list and is none"),
+        ([["Paris"]], "answer is ['Paris'] (list), wanted a string; write the one text that is meant"),
+    ],
+)
+def test_a_malformed_list_is_never_the_answer_itself(tmp_path, column, value, message):
+    row = {"relation": "P19", "question": "Who?", "split": "test", column: value}
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, [row], filter="none")
+    assert message in str(caught.value)
+    assert "put it in quotes" not in str(caught.value)
+
+
+def test_only_columns_that_are_used_are_read_from_parquet(tmp_path):
+    num = len(GOOD)
+    far = pa.array([3_700_000] * num, pa.int32())  # days: a year beyond those of Python
+    table = pa.table(
+        {
+            "relation": pa.array(["P19"] * num).dictionary_encode(),
+            "question": pa.array([row["question"] for row in GOOD], pa.large_string()),
+            "answers": [row["answers"] for row in GOOD],
+            "split": [row["split"] for row in GOOD],
+            "subject": pa.nulls(num),
+            "born": far.cast(pa.date32()),
+            "seen": pa.array([2**62] * num, pa.timestamp("us")),
+            "exactly": pa.array([1] * num, pa.timestamp("ns")),
+            "nested": [[{"born": 1}]] * num,
+            "bytes": pa.array([b"\xff"] * num),
+        }
+    )
+    doubled = table.append_column("bytes", far)
+    source = tmp_path / "a.parquet"
+    pq.write_table(doubled, source)
+    study = Folder(str(tmp_path / "study"))
+    prepare_questions(study, QuestionsConfig(source=str(source), filter="none"))
+    assert (
+        read_questions(study)["question_id"]
+        == read_questions(prepare(tmp_path, GOOD, "other", filter="none")[1])["question_id"]
+    )
+    for name in ("answer", "popularity"):
+        broken = table.drop_columns(["answers", "split"]).append_column(name, far.cast(pa.date32()))
+        broken = broken if name == "answer" else broken.append_column("answers", table["answers"])
+        pq.write_table(broken, source)
+        with pytest.raises(DataError, match=rf"a\.parquet: column {name} \(date32.*cannot be read: .*; store"):
+            prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(source=str(source)))
+
+
+def test_values_of_other_types_say_how_to_mend_them(tmp_path):
+    for name, value, advice in (("bytes", b"Paris", "store the column as text"), ("date", date(1, 1, 1), "quotes")):
+        pq.write_table(pa.table({"relation": ["P19"], "question": ["Who?"], "answer": [value]}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=rf"row 1: answer is .*{name}.*wanted a string; .*{advice}"):
+            prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(source=str(tmp_path / "a.parquet")))
+
+
+def test_other_columns_of_text_files_may_hold_anything(tmp_path):
+    rows = ['{"note": ' + "9" * 5000 + ", " + json.dumps(row)[1:] for row in GOOD]
+    assert read_questions(prepare(tmp_path, rows)[1]).num_rows == len(GOOD)
+    with pytest.raises(DataError, match="line 10: found answers more than once in the object"):
+        prepare(tmp_path, [*GOOD, json.dumps(GOOD[0])[:-1] + ', "answers": ["Oslo"]}'], "twice")
+    (tmp_path / "a.csv").write_text("note,relation,question,answer,note\n1,P19,Who?,Ada,2\n")
+    study = Folder(str(tmp_path / "csv"))
+    prepare_questions(study, QuestionsConfig(source=str(tmp_path / "a.csv"), filter="none"))
+    assert read_questions(study)["answers"].to_pylist() == [["Ada"]]
+
+
+def test_the_output_names_what_each_rule_dropped(tmp_path, capsys):
+    rows = [*GOOD, {**GOOD[0], "question": "Where was train 9 born?", "answers": ["a", "b"]}]
+    prepare(tmp_path, rows)
+    out = capsys.readouterr().out
+    assert "relation  domain  read   (1)    kept\n" in out
+    assert "Dropped by the filter: (1) several answers: 1. Nothing dropped for: subject in test.\n" in out
+    prepare(tmp_path, GOOD, "nothing")
+    out = capsys.readouterr().out
+    assert "Cells are train/dev/test. Nothing dropped for: several answers; subject in test.\n" in out
+    prepare(tmp_path, GOOD, "none", filter="none")
+    assert "Cells are train/dev/test. No filter.\n" in capsys.readouterr().out

@@ -62,8 +62,8 @@ def test_a_folder_its_parent_and_a_zip_are_the_same_source(tmp_path):
         "question": "Where was Ada born?",
         "answers": ["London"],
         "relation": "P19",
-        "split": "dev",
     }
+    assert [row.named_splits for row in read_rows(open_source(str(folder)))][::2] == [("dev",), ("test",), ("train",)]
 
 
 def test_templates_are_read_beside_the_dataset_in_a_folder_and_a_zip(tmp_path):
@@ -100,7 +100,7 @@ def test_tables_of_every_kind_give_the_same_rows(tmp_path):
 
 def test_a_folder_of_tables_is_read_in_the_order_of_names(tmp_path):
     for name in ("b", "a"):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": name}))
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"relation": "P19", "question": name, "answer": name}))
     (tmp_path / "notes.txt").write_text("not a table")
     source = open_source(str(tmp_path))
     assert [(row.where, row.content["question"]) for row in read_rows(source)] == [
@@ -218,6 +218,19 @@ def test_a_bom_is_taken_off(tmp_path):
             "lacks column relation, question, answers (or answer); found relation;question;answer (are the cells",
         ),
         ("a.csv", b"relation,question,answer,answer\n", "has column answer more than once"),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": "Who?"}], "source": "made"}\n',
+            "a.jsonl lacks column relation, question, answers (or answer); found messages, source (as in a file for "
+            "fine-tuning; of each question and answer make one row), wanted relation, question, answers and",
+        ),
+        (
+            "a.json",
+            b'[{"instruction": "Who?", "output": "Ada"}]',
+            "a.json is not a known kind of file (a JSON list of objects with instruction, output: write one object a "
+            "line, as .jsonl, with other columns); wanted EntityQuestions",
+        ),
+        ("a.jsonl.gz", b"x", "is not a known kind of file (it is compressed: unpack it first); wanted"),
         (
             "a.csv",
             b'relation,question,answer\nP1,Who?,A\nP1,"Who',
