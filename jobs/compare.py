@@ -5,6 +5,7 @@ slick compare studies/seed-0 studies/seed-1 s3://bucket/study --out studies/comp
 
 Studies may be unfinished; what they lack is said. Differences are given, with intervals, where two studies asked the
 same questions and matched answers alike; studies that differ in their seeds alone give a mean and a spread.
+Settings, inputs and library versions that differ are listed.
 """
 
 import argparse
@@ -14,6 +15,10 @@ from jobs.door import parse_out, run_main, wants_help
 from slick.errors import SettingsError
 from slick.report import compare_studies
 from slick.storage import Folder
+from tuning.sweep_config import SweepConfig
+
+DECLARED = SweepConfig
+"""Imported so that what the settings of sweeps and trainings affect is known."""
 
 
 def main(argv: Sequence[str]) -> None:

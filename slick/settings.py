@@ -20,7 +20,10 @@ EVERYTHING: frozenset[Affects] = frozenset({"result", "cost"})
 IDENTITY: frozenset[Affects] = frozenset({"result", "labels", "seed"})
 """Settings that are part of a step's fingerprint."""
 
-COMPARED: frozenset[Affects] = IDENTITY | {"p_true", "length"}
+P_TRUE_IDENTITY: frozenset[Affects] = frozenset({"result", "p_true"})
+"""Of the annotate step, settings that are part of the fingerprint of P(True)."""
+
+COMPARED: frozenset[Affects] = IDENTITY | {"length"}
 """Settings in which two studies may differ."""
 
 When = Callable[[Mapping[str, Any]], object]

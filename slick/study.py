@@ -135,7 +135,7 @@ _MOST_CHANGED = 4
 def _changed(before: dict[str, Any], settings: object) -> str:
     """The settings that count and are others than before, for people; empty if none is, so that inputs are."""
     counting: Any = settings.identity() if hasattr(settings, "identity") else settings
-    old, new = _flat(before), _flat(_plain(counting))
+    old, new = flat_settings(before), flat_settings(_plain(counting))
     names = [name for name in new if name in old and old[name] != new[name]]
     if not names:
         return ""
@@ -143,11 +143,15 @@ def _changed(before: dict[str, Any], settings: object) -> str:
     return f" ({', '.join(f'{name} was {old[name]}, is {new[name]}' for name in names[:_MOST_CHANGED])}{more})"
 
 
-def _flat(value: object, name: str = "") -> dict[str, object]:
+def flat_settings(value: object, name: str = "") -> dict[str, Any]:
     """Values of nested settings by dotted name."""
     if not isinstance(value, dict):
         return {name: value}
-    return {key: one for part, inner in value.items() for key, one in _flat(inner, f"{name}.{part}".strip(".")).items()}
+    return {
+        key: one
+        for part, inner in value.items()
+        for key, one in flat_settings(inner, f"{name}.{part}".strip(".")).items()
+    }
 
 
 def finish(

@@ -14,6 +14,7 @@ import numpy as np
 from slick.analysis.data import StudyData
 from slick.analysis.findings.verdict import Outcome, Z
 from slick.analysis.provenance import Origin
+from slick.analysis.setting_differences import unexplained
 from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
 
 WHENS = (EARLY, LAST)
@@ -156,13 +157,42 @@ def comparable_pairs(sides: Sequence[Side]) -> list[tuple[Side, Side]]:
     return [(a, b) for a, b in combinations(sides, 2) if not why_not_comparable(a, b)]
 
 
+def differ_in_seeds_alone(first: Side, second: Side) -> bool:
+    """True if two studies have other seeds, and certainly the same settings and inputs."""
+    return _same_settings(first, second) and first.origin.basis.seeds != second.origin.basis.seeds
+
+
+def do_not_differ(first: Side, second: Side) -> bool:
+    """True if two studies have certainly the same settings, inputs and seeds."""
+    return _same_settings(first, second) and first.origin.basis.seeds == second.origin.basis.seeds
+
+
+def _same_settings(first: Side, second: Side) -> bool:
+    a, b = first.origin, second.origin
+    return a.recipe is not None and a.recipe == b.recipe and not unexplained(a.basis, b.basis)
+
+
 def same_recipe(sides: Sequence[Side]) -> list[tuple[Side, ...]]:
-    """Groups of two studies or more that differ in their seeds alone."""
-    groups: dict[str, list[Side]] = {}
+    """Groups of two studies or more, any two of which differ in their seeds alone."""
+    groups: list[list[Side]] = []
     for side in sides:
-        if side.origin.recipe is not None:
-            groups.setdefault(side.origin.recipe, []).append(side)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
+        for group in groups:
+            if all(differ_in_seeds_alone(one, side) for one in group):
+                group.append(side)
+                break
+        else:
+            groups.append([side])
+    return [tuple(group) for group in groups if len(group) > 1]
+
+
+def version_differences(sides: Sequence[Side]) -> dict[str, tuple[str, ...]]:
+    """Libraries, and the devices of engines and trainings, that are not the same in all studies: one text a study."""
+    found = {}
+    for name in dict.fromkeys(name for side in sides for name in side.origin.versions):
+        found[name] = tuple(" and ".join(sorted(side.origin.versions.get(name, ()))) for side in sides)
+    found["device of the engines"] = tuple(side.origin.cost.engine_device or "" for side in sides)
+    found["device of the trainings"] = tuple(side.origin.cost.device or "" for side in sides)
+    return {name: texts for name, texts in found.items() if len(set(texts)) > 1}
 
 
 def spreads(group: Sequence[Side]) -> list[Spread]:

@@ -7,18 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from slick.analysis.setting_differences import Basis, basis
 from slick.study import Manifest, fingerprint
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep")
-
-_SAMPLING = ("num_samples", "temperature", "top_k", "max_new_tokens")
-_LABELS = {"num_exemplar_sets": None, "num_shots": None, "mode": "full", "estimator": "sampled",
-           "limit_per_relation": None}  # fmt: skip
-_TRAINING = (
-    *("epochs", "learning_rate", "schedule", "batch_size", "weight_decay", "dropout"),
-    *("trainable", "lora_rank", "replay_known", "distill_weight"),
-)
-"""Settings that make two studies the same but for their seeds; `get` reads them, so that older manifests do as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +55,16 @@ class Origin:
     seeds: Mapping[str, tuple[int, ...]]
     """Of the world, the annotation, its samples, the variants and the trainings."""
     recipe: str | None
-    """Equal for studies that differ in their seeds alone; None before the annotation."""
+    """Equal for studies that have the same settings, whatever their seeds; None before the annotation, and where
+    something that counts is not known."""
+    basis: Basis
+    """All that the results depend on."""
     dropped: tuple[tuple[str, int], ...]
     """Questions that each rule of the filter took away, in its order."""
     read: int | None
     kept: int | None
+    versions: Mapping[str, tuple[str, ...]]
+    """Of each library, over all steps."""
     changed_versions: Mapping[str, tuple[str, ...]]
     """Libraries of which not all steps had the same version."""
     finished: tuple[str, ...]
@@ -84,29 +81,32 @@ def origin(manifests: Mapping[str, Manifest]) -> Origin:
     runs = [manifest for name, manifest in manifests.items() if name.startswith("runs/")]
     annotate, questions = manifests.get("annotate"), manifests.get("questions")
     steps = [name for name in STEPS if name != "world" or "world" in manifests]
+    depends_on, versions = basis(manifests), _versions(manifests.values())
     return Origin(
         model=_model(manifests),
         model_mark=annotate.inputs.get("model") if annotate else None,
         questions_mark=questions.fingerprint if questions else None,
         matcher=annotate.settings.get("matcher") if annotate else None,
         seeds=_seeds(manifests, runs),
-        recipe=_recipe(manifests, runs),
+        recipe=fingerprint(depends_on.settings) if annotate and not depends_on.unknown else None,
+        basis=depends_on,
         dropped=_dropped(questions),
         read=questions.counts.get("rows") if questions else None,
         kept=_sum(questions.counts["kept"]) if questions and "kept" in questions.counts else None,
-        changed_versions=_changed_versions(manifests.values()),
+        versions=versions,
+        changed_versions={library: several for library, several in versions.items() if len(several) > 1},
         finished=tuple(name for name in steps if name in manifests),
         missing=tuple(name for name in steps if name not in manifests),
         cost=_cost(manifests, runs),
     )
 
 
-def _changed_versions(manifests: Iterable[Manifest]) -> dict[str, tuple[str, ...]]:
+def _versions(manifests: Iterable[Manifest]) -> dict[str, tuple[str, ...]]:
     found: dict[str, dict[str, None]] = {}
     for manifest in manifests:
         for library, version in manifest.versions.items():
             found.setdefault(library, {})[version] = None
-    return {library: tuple(versions) for library, versions in found.items() if len(versions) > 1}
+    return {library: tuple(versions) for library, versions in found.items()}
 
 
 def _model(manifests: Mapping[str, Manifest]) -> str:
@@ -129,28 +129,6 @@ def _seeds(manifests: Mapping[str, Manifest], runs: Iterable[Manifest]) -> dict[
         found["samples"] = (sampling["seed"],)
     trained = sorted({manifest.settings["seed"] for manifest in runs if "seed" in manifest.settings})
     return found | ({"trainings": tuple(trained)} if trained else {})
-
-
-def _recipe(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> str | None:
-    annotate = manifests.get("annotate")
-    if annotate is None:
-        return None
-    settings = annotate.settings
-    sampling = settings.get("sampling") or {}
-    planted = manifests.get("world") if not settings.get("model") else None
-    of_model: object = (
-        {name: value for name, value in planted.settings.items() if name != "seed"}
-        if planted
-        else [annotate.inputs.get("model"), annotate.inputs.get("questions")]
-    )
-    trained = [{name: run.settings.get(name) for name in _TRAINING} for run in runs]
-    return fingerprint(
-        of_model,
-        settings.get("matcher"),
-        {name: settings.get(name) or default for name, default in _LABELS.items()},
-        {name: sampling.get(name) for name in _SAMPLING},
-        sorted({fingerprint(one) for one in trained}),
-    )
 
 
 def _dropped(questions: Manifest | None) -> tuple[tuple[str, int], ...]:

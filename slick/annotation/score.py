@@ -20,7 +20,7 @@ from slick.annotation.set_aside import check_share, count_set_aside, labelled_qu
 from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
 from slick.questions import read_questions
-from slick.settings import identity_of
+from slick.settings import P_TRUE_IDENTITY, identity_of
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest
 
@@ -88,7 +88,7 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
 
 def identity(config: AnnotateConfig) -> dict[str, Any]:
     """The settings that change what is scored; none of them those of the labels alone."""
-    settings = identity_of(config, frozenset({"result", "p_true"}))
+    settings = identity_of(config, P_TRUE_IDENTITY)
     if config.p_true_of == "all":
         settings["annotate_dev"] = config.annotate_dev
     return {**settings, "prompt": PREFIX + p_true_suffix("[question]", "[gold answer]"), "choices": list(CHOICES)}

@@ -2,13 +2,24 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
-from slick.analysis.compare import Side, accuracies, comparable_pairs, labels_of, same_recipe, tally
+from slick.analysis.compare import (
+    Side,
+    accuracies,
+    comparable_pairs,
+    do_not_differ,
+    labels_of,
+    same_recipe,
+    tally,
+    version_differences,
+)
 from slick.analysis.findings.judge import judge
 from slick.analysis.findings.verdict import percent
 from slick.analysis.loading.study import load_judged
 from slick.analysis.provenance import STEPS, origin
+from slick.analysis.setting_differences import ABSENT, setting_differences
 from slick.analysis.terms import LAST
 from slick.errors import SettingsError, StudyError
 from slick.report.build import write_exhibits
@@ -45,6 +56,7 @@ def compare_studies(studies: Sequence[Folder], out: Folder, *, num_chunks: int =
         data = load_judged(study)
         outcomes = tuple(judge(data, num_chunks=num_chunks, seed=seed))
         sides.append(Side(label=label, name=name, data=data, outcomes=outcomes, origin=origin(manifests_of(study))))
+    _print_differences(sides)
     sections = comparison_sections(sides)
     for name in ("figures", "tables"):
         out.child(name).delete()
@@ -63,6 +75,15 @@ def compare_studies(studies: Sequence[Folder], out: Folder, *, num_chunks: int =
     return found
 
 
+def _print_differences(sides: Sequence[Side]) -> None:
+    for sentence in _settings_sentences(sides):
+        print(f"compare: {sentence}")
+    found = [(one.step, one.name, one.values) for one in setting_differences([side.origin.basis for side in sides])]
+    found += [("versions", name, texts) for name, texts in version_differences(sides).items()]
+    for step, name, values in found:
+        print(f"  {step} {name}: {' | '.join(value or ABSENT for value in values)}", flush=True)
+
+
 def short_names(uris: Sequence[str]) -> list[str]:
     """The ends of paths that tell them apart.
 
@@ -79,6 +100,7 @@ def short_names(uris: Sequence[str]) -> list[str]:
 
 def summary(sides: Sequence[Side], uris: Sequence[str]) -> dict[str, Any]:
     """What programs may read: each study's origin, and in how many studies each finding holds."""
+    labels = [side.label for side in sides]
     words = {True: "holds", False: "fails", None: "not testable"}
     return {
         "studies": {
@@ -87,6 +109,13 @@ def summary(sides: Sequence[Side], uris: Sequence[str]) -> dict[str, Any]:
         },
         "comparable": [[a.label, b.label] for a, b in comparable_pairs(sides)],
         "same_recipe": [[side.label for side in group] for group in same_recipe(sides)],
+        "differences": [
+            {"step": one.step, "setting": one.name, **dict(zip(labels, one.values, strict=True))}
+            for one in setting_differences([side.origin.basis for side in sides])
+        ],
+        "version_differences": {
+            name: dict(zip(labels, texts, strict=True)) for name, texts in version_differences(sides).items()
+        },
         "findings": {
             name: {
                 "holds_in": holds,
@@ -137,6 +166,26 @@ def _headline(sides: Sequence[Side]) -> str:
     )
 
 
+def _settings_sentences(sides: Sequence[Side]) -> list[str]:
+    """Which studies differ in their seeds alone, which not at all, and how many settings the others differ in."""
+    found = []
+    for group in same_recipe(sides):
+        versions = version_differences(group)
+        what = (
+            "their seeds alone" if not versions else f"their seeds, and no other setting, but in {', '.join(versions)}"
+        )
+        found.append(f"{labels_of(group)} differ in {what}: how far they lie apart is what chance does.")
+    found += [
+        f"{a.label} and {b.label} have the same settings, inputs and seeds."
+        for a, b in combinations(sides, 2)
+        if do_not_differ(a, b)
+    ]
+    num = len(setting_differences([side.origin.basis for side in sides]))
+    if num:
+        found.append(f"{num} {'setting or input is' if num == 1 else 'settings or inputs are'} not the same in all.")
+    return found
+
+
 def _sentences(sides: Sequence[Side]) -> list[str]:
     counts = tally(sides)
     tested = {name: both for name, both in counts.items() if both[1]}
@@ -148,8 +197,7 @@ def _sentences(sides: Sequence[Side]) -> list[str]:
         f"{always} hold and {never} fail wherever they could be tested"
         + (f", {len(differ)} hold in some ({', '.join(differ)})." if differ else ".")
     ]
-    for group in same_recipe(sides):
-        found.append(f"{labels_of(group)} differ in their seeds alone: how far they lie apart is what chance does.")
+    found += _settings_sentences(sides)
     pairs = comparable_pairs(sides)
     if pairs:
         said = ", ".join(f"{a.label} and {b.label}" for a, b in pairs)

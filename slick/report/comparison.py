@@ -14,6 +14,7 @@ from slick.report.comparison_tables import (
     differences_table,
     findings_table,
     policies_table,
+    settings_table,
     spread_table,
     studies_table,
 )
@@ -32,7 +33,14 @@ def _studies(sides: Sequence[Side]) -> Section:
         title="The studies",
         text="Fingerprints are equal where content is: of weights, config and tokenizer for a model, of all rows for "
         "questions.",
-        exhibits=(wide("What each study is of, and how far it is.", lambda: studies_table(sides)),),
+        exhibits=(
+            wide("What each study is of, and how far it is.", lambda: studies_table(sides)),
+            wide(
+                "Settings, inputs and versions that are not the same in all studies, seeds aside. Not stated: by an "
+                "earlier version, or because the setting has no effect there.",
+                lambda: settings_table(sides),
+            ),
+        ),
     )
 
 

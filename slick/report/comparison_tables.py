@@ -3,10 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from slick.analysis.compare import WHENS, Difference, Side, accuracies, differences, spreads, tally
+from slick.analysis.compare import (
+    WHENS,
+    Difference,
+    Side,
+    accuracies,
+    differences,
+    spreads,
+    tally,
+    version_differences,
+)
 from slick.analysis.counts import SPLITS, relation_counts, shares, total
 from slick.analysis.findings.verdict import percent, tenths, when_label
 from slick.analysis.recommendation import Estimate, recommend
+from slick.analysis.setting_differences import ABSENT, setting_differences
 from slick.analysis.terms import NotTestable
 from slick.progress import duration
 from slick.report.tables import Table, Value, policy_table
@@ -30,6 +40,26 @@ def studies_table(sides: Sequence[Side]) -> Table:
         ("not finished yet", *(", ".join(side.origin.missing) or "all is" for side in sides)),
     ]
     return replace(_by_study("studies", sides, rows), text_columns=frozenset(range(1, len(sides) + 1)))
+
+
+def settings_table(sides: Sequence[Side]) -> Table:
+    """Every setting, input and version, seeds aside, that is not the same in all studies.
+
+    Raises:
+        NotTestable: there is none.
+    """
+    found = setting_differences([side.origin.basis for side in sides])
+    rows: list[tuple[Value, ...]] = [(one.step, one.name, *one.values) for one in found]
+    versions = version_differences(sides)
+    rows += [("versions", name, *(text or ABSENT for text in texts)) for name, texts in versions.items()]
+    if not rows:
+        raise NotTestable("no setting, input or version differs but the seeds")
+    return Table(
+        name="settings",
+        columns=("step", "setting", *(side.label for side in sides)),
+        rows=tuple(rows),
+        text_columns=frozenset(range(2, len(sides) + 2)),
+    )
 
 
 def categories_table(sides: Sequence[Side]) -> Table:

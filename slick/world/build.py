@@ -23,13 +23,10 @@ from slick.errors import ModelError
 from slick.questions.relations import Relation, load_relations
 from slick.storage import Folder
 from slick.study import Manifest, begin, fingerprint, finish, plain_settings, require
-from slick.world.config import WorldConfig
+from slick.world.config import RECIPE, WorldConfig
 from slick.world.corpus import edition
 from slick.world.facts import Fact, invented_rows, plant, planted_table
 from slick.world.real import real_rows, source_fingerprint
-
-RECIPE = 3
-"""Goes up whenever the same settings would give another world, so that cached worlds of before are not taken for it."""
 
 _TRAINING_ENVIRONMENT = {
     # Threads that wait must not spin: beside any other process, spinning makes two threads five times slower than one.

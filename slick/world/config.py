@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from slick.errors import SettingsError
 from slick.settings import identity_of, setting, settings_of
 
+RECIPE = 3
+"""Goes up whenever the same settings would give another world, so that cached worlds of before are not taken for it."""
+
 ID_RELATIONS = ("P131", "P136", "P17", "P19", "P26", "P264", "P36", "P40", "P495", "P69", "P740", "P800")
 OOD_RELATIONS = ("P112", "P127", "P170", "P175", "P176", "P407", "P50")
 

@@ -207,7 +207,15 @@ def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_
     assert found["findings"]["E3"]["A"] == "holds"
     assert found["findings"]["E3"]["C"] == "not testable"
     assert json.loads(out.read_bytes("comparison.json"))["findings"] == found["findings"]
-    assert {"studies.csv", "compare_findings.csv", "compare_accuracy.csv", "compare_costs.csv"} <= set(
+    assert {
+        "step": "annotate",
+        "setting": "",
+        "A": "finished",
+        "B": "finished",
+        "C": "finished",
+        "D": "not finished",
+    } in (found["differences"])
+    assert {"studies.csv", "settings.csv", "compare_findings.csv", "compare_accuracy.csv", "compare_costs.csv"} <= set(
         out.child("tables").names()
     )
     assert "compare_accuracy.svg" in out.child("figures").names()

@@ -1,0 +1,301 @@
+"""Whatever setting, input or version differs between two studies is said, unless it is a seed or affects no result."""
+
+import ast
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobs.compare  # noqa: F401  (declares the settings of sweeps and trainings)
+from slick.analysis.compare import Side, do_not_differ, same_recipe, version_differences
+from slick.analysis.data import StudyData
+from slick.analysis.provenance import Origin, origin
+from slick.analysis.setting_differences import SettingDifference, setting_differences
+from slick.annotation.config import AnnotateConfig
+from slick.report.compare import _settings_sentences
+from slick.settings import COMPARED, P_TRUE_IDENTITY, affected_by, counted, nested_class, settings_class
+from slick.storage import Folder
+from slick.study import Manifest, fingerprint, finish, plain_settings, read_manifest
+from slick.world.config import WorldConfig
+
+ROOT = Path(__file__).parents[2]
+STEPS = ("world", "questions", "annotate", "variants", "finetune", "sweep")
+WITHIN = {"SamplingConfig", "GridConfig"}
+"""Part of other settings."""
+NOT_COMPARED = {
+    "ReportConfig": "how the page is made; a comparison makes its own",
+    "RescoreConfig": "its result is an annotation, whose manifest has the settings of AnnotateConfig",
+    "AskerConfig": "made from AnnotateConfig",
+    "StudyConfig": "holds the settings of the steps, which their manifests have",
+    "PlanConfig": "plans, and computes nothing",
+}
+SEARCHED = {"search": "optuna"}
+"""So that the settings of a search have an effect."""
+
+
+def fields_of(cls: type, prefix: str = "") -> list[tuple[str, frozenset[str]]]:
+    """Dotted name of each field, nested ones too, and what it affects."""
+    found = []
+    for field in dataclasses.fields(cls):
+        inner = nested_class(field)
+        name = f"{prefix}{field.name}"
+        found += fields_of(inner, f"{name}.") if inner else [(name, affected_by(field))]
+    return found
+
+
+FIELDS = [(step, name, affected) for step in STEPS for name, affected in fields_of(settings_class(step))]
+
+
+def other(value: Any) -> Any:
+    """Another value of about the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x" if isinstance(value, str) else 7 if value is None else [*value, "x"]
+
+
+def settings_by_step(change: tuple[str, str] | None, path: tuple[str, str] | None) -> dict[str, dict[str, Any]]:
+    found = {step: plain_settings(settings_class(step)()) for step in STEPS}
+    found["sweep"] |= SEARCHED
+    if path:
+        found[path[0]][path[1]] = "path"
+    if change:
+        step, name = change
+        *outer, last = name.split(".")
+        inner = found[step]
+        for part in outer:
+            inner = inner[part]
+        inner[last] = other(inner[last])
+    return found
+
+
+def study(
+    change: tuple[str, str] | None = None, *, older: bool = False, path: tuple[str, str] | None = None
+) -> dict[str, Manifest]:
+    """The manifests of a study with its own world, one setting of one step changed.
+
+    Args:
+        older: manifests hold no identities.
+        path: a setting that names an input, which is then not that of the study's own world.
+    """
+    inputs = {
+        "world": {"source": "source"},
+        "questions": {"source": "world's questions", "audit": "audit"},
+        "annotate": {"questions": "questions", "model": "weights"},
+        "variants": {"knowledge": "annotate", "model": "weights"},
+        "finetune": {"variant": "rows", "questions": "questions", "knowledge": "annotate", "model": "weights"},
+        "sweep": {"unknown-050-seed0": "finetune 3"},
+        "p_true": {"questions": "questions", "model": "weights"},
+    }
+    settings = settings_by_step(change, path)
+    contents = {"world": {"recipe": 3}, "questions": {"relations": "default"}}
+    names = {"finetune": "runs/unknown-050-seed0", "p_true": "annotate/p_true"}
+    scored = counted(AnnotateConfig, settings["annotate"], P_TRUE_IDENTITY)
+    return {
+        names.get(step, step): Manifest(
+            step=step,
+            fingerprint=step,
+            settings=values,
+            inputs=inputs[step],
+            counts={},
+            seconds=1.0,
+            versions={"torch": "2.13.0"},
+            identity=None if older else {**counted(settings_class(step), values), **contents.get(step, {})},
+        )
+        for step, values in {**settings, "p_true": scored}.items()
+    }
+
+
+def compared(first: dict[str, Manifest], second: dict[str, Manifest]) -> list[SettingDifference]:
+    """The differences, after checks that "seeds alone" is said only without any."""
+    a, b = sides(first, second)
+    found = setting_differences([a.origin.basis, b.origin.basis])
+    assert bool(found) == (not same_recipe([a, b]) and not do_not_differ(a, b))
+    assert any("seeds alone" in one or "the same settings, inputs" in one for one in _settings_sentences([a, b])) == (
+        not found
+    )
+    return found
+
+
+def sides(*studies: dict[str, Manifest]) -> list[Side]:
+    return [
+        Side(label="ABCD"[i], name=str(i), data=StudyData(), outcomes=(), origin=origin(manifests))
+        for i, manifests in enumerate(studies)
+    ]
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(("step", "name", "affected"), FIELDS)
+def test_a_setting_that_differs_is_said_unless_it_is_declared_to_affect_no_result(
+    step: str, name: str, affected: frozenset[str], older: bool
+) -> None:
+    path = (step, name) if "content" in affected and "." not in name else None
+    base, changed = study(older=older, path=path), study((step, name), older=older, path=path)
+    found = compared(base, changed)
+    a, b = sides(base, changed)
+    if "seed" in affected:
+        assert found == []
+        assert same_recipe([a, b]) == [(a, b)]
+    elif affected & (COMPARED | P_TRUE_IDENTITY):
+        assert name in {one.name for one in found}
+    elif older and name == "relations":
+        assert found[0].values == ("questions: content of relations path", "questions: content of relations pathx")
+    else:
+        assert found == []
+        assert do_not_differ(a, b)
+
+
+def test_every_class_of_settings_is_compared_or_said_not_to_be() -> None:
+    files = [path for package in ("slick", "tuning", "jobs") for path in (ROOT / package).rglob("*.py")]
+    classes = {
+        node.name
+        for path in files
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config")
+    }
+    compared_classes = {settings_class(step).__name__ for step in STEPS}
+    assert classes == compared_classes | WITHIN | NOT_COMPARED.keys()
+
+
+def test_the_settings_of_a_search_count_only_where_there_is_one() -> None:
+    a, b = study(), study(("sweep", "samples"))
+    for manifests in (a, b):
+        sweep = manifests["sweep"]
+        settings = {**sweep.settings, "search": "grid"}
+        identity = counted(settings_class("sweep"), settings)
+        manifests["sweep"] = dataclasses.replace(sweep, settings=settings, identity=identity)
+    assert compared(a, b) == []
+
+
+def changed_input(manifests: dict[str, Manifest], step: str, name: str, value: str) -> dict[str, Manifest]:
+    one = manifests[step]
+    return {**manifests, step: dataclasses.replace(one, inputs={**one.inputs, name: value})}
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "said"),
+    [
+        ("world", "source", ("world", "source fingerprint")),
+        ("questions", "source", ("world", "questions fingerprint")),
+        ("questions", "audit", ("questions", "audit fingerprint")),
+        ("annotate", "model", ("world", "model fingerprint")),
+        ("runs/unknown-050-seed0", "model", ("trainings", "model fingerprint")),
+        ("runs/unknown-050-seed0", "knowledge", ("trainings", "knowledge fingerprint")),
+        ("variants", "knowledge", ("variants", "knowledge fingerprint")),
+    ],
+)
+def test_an_input_that_differs_is_said(step: str, name: str, said: tuple[str, str]) -> None:
+    assert said in [one[:2] for one in compared(study(), changed_input(study(), step, name, "another"))]
+
+
+def test_what_a_world_of_another_seed_makes_is_other_by_its_seed() -> None:
+    manifests = study(("world", "seed"))
+    other_weights = changed_input(manifests, "annotate", "model", "another")
+    for step in ("variants", "annotate/p_true", "runs/unknown-050-seed0"):
+        other_weights = changed_input(other_weights, step, "model", "another")
+    assert compared(study(), changed_input(other_weights, "questions", "source", "another")) == []
+    a, b, c = sides(study(), changed_input(study(), "annotate", "model", "again"), manifests)
+    assert same_recipe([a, b, c]) == [(a, c)], "A and B have one seed and other weights"
+
+
+def test_a_model_and_questions_of_ones_own_differ_whatever_the_seeds() -> None:
+    def own(model: str, questions: str) -> dict[str, Manifest]:
+        manifests = study(("annotate", "seed"))
+        del manifests["world"]
+        for step in ("annotate", "variants", "annotate/p_true", "runs/unknown-050-seed0"):
+            manifests = changed_input(manifests, step, "model", model)
+        return changed_input(manifests, "questions", "source", questions)
+
+    assert compared(own("a", "q"), own("a", "q")) == []
+    assert [one[:2] for one in compared(own("a", "q"), own("b", "q"))] == [("annotate", "model fingerprint")]
+    assert [one[:2] for one in compared(own("a", "q"), own("a", "r"))] == [("questions", "questions fingerprint")]
+
+
+def test_a_setting_that_an_older_manifest_lacks_is_not_taken_for_the_same() -> None:
+    lacking = study(older=True)
+    annotate = lacking["annotate"]
+    settings = copy.deepcopy(annotate.settings)
+    del settings["dtype"]
+    lacking["annotate"] = dataclasses.replace(annotate, settings=settings)
+    found = compared(study(), lacking)
+    assert SettingDifference("annotate", "dtype", (str(AnnotateConfig().dtype), "not stated")) in found
+
+
+def test_a_step_that_only_one_study_has_is_a_difference() -> None:
+    part = study()
+    del part["annotate/p_true"]
+    assert compared(study(), part) == [SettingDifference("p_true", "", ("finished", "not finished"))]
+    del part["annotate"]
+    assert origin(part).recipe is None
+
+
+def test_other_combinations_of_the_same_values_are_a_difference() -> None:
+    def trained(*pairs: tuple[float, float]) -> dict[str, Manifest]:
+        manifests = study()
+        run = manifests.pop("runs/unknown-050-seed0")
+        for i, (rate, dropout) in enumerate(pairs):
+            changed = {"learning_rate": rate, "dropout": dropout}
+            settings = {**run.settings, **changed}
+            manifests[f"runs/{i}"] = dataclasses.replace(run, settings=settings, identity={**run.identity, **changed})
+        return manifests
+
+    found = compared(trained((1, 0.1), (2, 0.2)), trained((1, 0.2), (2, 0.1)))
+    assert [one[:2] for one in found] == [("trainings", "combinations of these settings")]
+    assert compared(trained((1, 0.1), (2, 0.2)), trained((2, 0.2), (1, 0.1))) == []
+
+
+def test_a_value_chosen_by_the_program_counts_as_what_was_chosen() -> None:
+    def automatic(**counts: str) -> dict[str, Manifest]:
+        manifests = study()
+        run = manifests["runs/unknown-050-seed0"]
+        automatic = {**run.settings, "dtype": "auto"}
+        manifests["runs/unknown-050-seed0"] = dataclasses.replace(
+            run, settings=automatic, identity={**run.identity, "dtype": "auto"}, counts=counts
+        )
+        return manifests
+
+    found = compared(automatic(dtype="float32"), automatic(dtype="bfloat16"))
+    assert found == [SettingDifference("trainings", "dtype", ("float32", "bfloat16"))]
+    assert compared(automatic(dtype="float32"), automatic(dtype="float32")) == []
+    explicit = automatic()
+    run = explicit["runs/unknown-050-seed0"]
+    explicit["runs/unknown-050-seed0"] = dataclasses.replace(run, identity={**run.identity, "dtype": "float32"})
+    assert compared(automatic(dtype="float32"), explicit) == []
+    assert compared(automatic(), automatic()), "what was chosen is not known"
+
+
+def test_versions_and_devices_that_differ_are_mentioned() -> None:
+    second = study(("annotate", "seed"))
+    second["sweep"] = dataclasses.replace(second["sweep"], versions={"torch": "2.14.0"})
+    second["annotate"] = dataclasses.replace(second["annotate"], counts={"device": "cuda:0"})
+    a, b = sides(study(), second)
+    found = version_differences([a, b])
+    assert found == {"torch": ("2.13.0", "2.13.0 and 2.14.0"), "device of the engines": ("", "cuda")}
+    (sentence,) = _settings_sentences([a, b])
+    assert sentence.startswith(
+        "A and B differ in their seeds, and no other setting, but in torch, device of the engines:"
+    )
+
+
+def test_a_manifest_holds_the_settings_that_count_and_what_else_was_stated(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    config = WorldConfig(seed=3, num_threads=2, source="here")
+    finish(folder, "world", "x", settings=config, inputs={}, counts={}, started_at=0.0, contents={"recipe": 3})
+    identity = read_manifest(folder).identity
+    assert identity == json.loads(json.dumps(counted(WorldConfig, plain_settings(config)))) | {"recipe": 3}
+    assert not {"num_threads", "source"} & identity.keys()
+    assert identity["seed"] == 3
+
+
+def test_what_an_older_manifest_does_not_state_is_proven_by_its_fingerprint() -> None:
+    settings = plain_settings(WorldConfig())
+    mark = fingerprint(3, "", {**WorldConfig().identity(), "source": ""})
+    world = dataclasses.replace(study(older=True)["world"], settings=settings, inputs={}, fingerprint=mark)
+    found: Origin = origin({"world": world})
+    assert found.basis.settings["world"]["recipe"] == 3
+    unproven = origin({"world": dataclasses.replace(world, fingerprint="another")})
+    assert "recipe" not in unproven.basis.settings["world"]
