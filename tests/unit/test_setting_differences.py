@@ -16,7 +16,7 @@ from slick.analysis.provenance import Origin, origin
 from slick.analysis.setting_differences import SettingDifference, setting_differences
 from slick.annotation.config import AnnotateConfig
 from slick.report.compare import _settings_sentences
-from slick.settings import COMPARED, P_TRUE_IDENTITY, affected_by, counted, nested_class, settings_class
+from slick.settings import P_TRUE_IDENTITY, affected_by, counted, nested_class, settings_class
 from slick.storage import Folder
 from slick.study import Manifest, fingerprint, finish, plain_settings, read_manifest
 from slick.world.config import WorldConfig
@@ -32,6 +32,8 @@ NOT_COMPARED = {
     "StudyConfig": "holds the settings of the steps, which their manifests have",
     "PlanConfig": "plans, and computes nothing",
 }
+WITHOUT_RESULT = {"cost", "content", "nothing"}
+"""A field may affect these and no result."""
 SEARCHED = {"search": "optuna"}
 """So that the settings of a search have an effect."""
 
@@ -140,7 +142,7 @@ def test_a_setting_that_differs_is_said_unless_it_is_declared_to_affect_no_resul
     if "seed" in affected:
         assert found == []
         assert same_recipe([a, b]) == [(a, b)]
-    elif affected & (COMPARED | P_TRUE_IDENTITY):
+    elif affected - WITHOUT_RESULT:
         assert name in {one.name for one in found}
     elif older and name == "relations":
         assert found[0].values == ("questions: content of relations path", "questions: content of relations pathx")
@@ -219,10 +221,11 @@ def test_a_setting_that_an_older_manifest_lacks_is_not_taken_for_the_same() -> N
     lacking = study(older=True)
     annotate = lacking["annotate"]
     settings = copy.deepcopy(annotate.settings)
-    del settings["dtype"]
+    del settings["dtype"], settings["limit_per_relation"]
     lacking["annotate"] = dataclasses.replace(annotate, settings=settings)
     found = compared(study(), lacking)
     assert SettingDifference("annotate", "dtype", (str(AnnotateConfig().dtype), "not stated")) in found
+    assert SettingDifference("annotate", "limit_per_relation", ("none", "not stated")) in found
 
 
 def test_a_step_that_only_one_study_has_is_a_difference() -> None:
