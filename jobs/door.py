@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from slick.errors import SettingsError, SlickError
-from slick.storage import Folder
+from slick.storage import Folder, file_message, is_disk_error
 
 Config = TypeVar("Config")
 
@@ -35,6 +35,11 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
         main(argv)
     except SlickError as error:
         print(f"\nslick: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not is_disk_error(error):
+            raise
+        print(f"\nslick: {file_message(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nslick: stopped. Nothing finished is lost: the same command goes on from here.", file=sys.stderr)

@@ -4,6 +4,7 @@ Every write is whole or absent: locally a temporary file is renamed over the tar
 only when its upload is complete.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlparse
 
@@ -19,7 +21,91 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from slick.errors import StudyError
+from slick.errors import SlickError, StudyError
+
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+# torch and safetensors write files in C++ and Rust, whose errors are none of the operating system's.
+_LIBRARY_TEXTS = ("PytorchStreamWriter failed writing", "inline_container.cc", "I/O error:")
+
+
+@contextmanager
+def file_errors(place: str, action: str) -> Iterator[None]:
+    """Turn what a file system refuses into one message: every access to the files of a study goes through here.
+
+    Args:
+        place: the file or folder, for the message.
+        action: what is done with it, as a participle: "written".
+
+    Raises:
+        StudyError: a file is missing, may not be read or written, or the disk is full.
+    """
+    try:
+        yield
+    except SlickError:
+        raise
+    except FileNotFoundError as error:
+        raise StudyError(f"{place} is not there; run the step that writes it first") from error
+    except Exception as error:
+        message = file_message(error, place, action)
+        if message is None:
+            raise
+        raise StudyError(message) from error
+
+
+def file_message(error: BaseException, place: str = "", action: str = "written") -> str | None:
+    """The message of an error of the file system, also of one that a library raised in its own words; else None."""
+    full = next((cause for cause in _causes(error) if is_disk_error(cause)), None)
+    if full is not None:
+        name = place or str(getattr(full, "filename", None) or "a file")
+        reason = next((text for text in _DISK_TEXTS if text in str(full)), str(full))
+        return (
+            f"{name} cannot be {action}: {reason}; make room on that disk and give the same command again: it goes on "
+            "from here"
+        )
+    if isinstance(error, OSError | pa.ArrowException) or any(text in str(error) for text in _LIBRARY_TEXTS):
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+        return (
+            f"{place or 'a file'} cannot be {action}: {reason}; see that it is a study's folder, and that you may read "
+            "and write there"
+        )
+    return None
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """True if the disk is full, the quota is used up, or it may only be read: trying again does not help."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
+        return True
+    return not isinstance(error, StudyError) and any(text in str(error) for text in _DISK_TEXTS)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from, or while handling."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[str]:
+    """A new folder on this machine's disk, which stays when the block ends well and is removed when it fails.
+
+    Args:
+        prefix: of its name.
+
+    Raises:
+        StudyError: that disk is full, or cannot be written.
+    """
+    with file_errors(tempfile.gettempdir(), "written"):
+        folder = tempfile.mkdtemp(prefix=prefix)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 class Folder:
@@ -93,26 +179,13 @@ class Folder:
     def make(self) -> None:
         """Create the folder and its parents; object stores need no folders and are left alone."""
         if self.is_local:
-            with self._mendable("", "made"):
+            with file_errors(str(self), "made"):
                 os.makedirs(self.uri, exist_ok=True)
-
-    @contextmanager
-    def _mendable(self, name: str, what: str) -> Iterator[None]:
-        """Turn what the file system refuses into one message."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise StudyError(f"{self}/{name} is not there; run the step that writes it first") from error
-        except (OSError, pa.ArrowException) as error:
-            raise StudyError(
-                f"{self}{'/' if name else ''}{name} cannot be {what}: {error}; see that it is a study's folder, "
-                "and that you may read and write there"
-            ) from error
 
     def exists(self, name: str = "") -> bool:
         """True if the file or folder `name` is here; without a name, if this folder itself is."""
         filesystem, path = self._open()
-        with self._mendable(name, "looked at"):
+        with file_errors(f"{self}/{name}".rstrip("/"), "looked at"):
             info = filesystem.get_file_info(f"{path}/{name}" if name else path)
         return bool(info.type != pafs.FileType.NotFound)
 
@@ -128,7 +201,7 @@ class Folder:
     def _entries(self) -> list[pafs.FileInfo]:
         """What is directly in here; a name that begins with a dot is a write that was broken off."""
         filesystem, path = self._open()
-        with self._mendable("", "listed"):
+        with file_errors(str(self), "listed"):
             entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return [entry for entry in entries if not entry.base_name.startswith(".")]
 
@@ -139,7 +212,7 @@ class Folder:
             StudyError: it is not there.
         """
         filesystem, path = self._open()
-        with self._mendable(name, "read"), filesystem.open_input_stream(f"{path}/{name}") as stream:
+        with file_errors(f"{self}/{name}", "read"), filesystem.open_input_stream(f"{path}/{name}") as stream:
             return bytes(stream.read())
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -147,17 +220,20 @@ class Folder:
         assert "/" not in name, f"{name}: a file is named inside its own folder"
         self.make()
         filesystem, path = self._open()
-        with self._mendable(name, "written"):
+        with file_errors(f"{self}/{name}", "written"):
             if not self.is_local:
                 with filesystem.open_output_stream(f"{path}/{name}") as stream:
                     stream.write(data)
                 return
             part = f"{path}/.{name}.{uuid.uuid4().hex}.part"
-            with open(part, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # a manifest must not outlive, in a power cut, the files it speaks for
-            os.replace(part, f"{path}/{name}")
+            try:
+                with open(part, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())  # a manifest must not outlive, in a power cut, the files it speaks for
+                os.replace(part, f"{path}/{name}")
+            finally:
+                Path(part).unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file.
@@ -207,7 +283,7 @@ class Folder:
     def num_rows(self, name: str) -> int:
         """Rows of a Parquet file, from its footer alone."""
         filesystem, path = self._open()
-        with self._mendable(name, "read"):
+        with file_errors(f"{self}/{name}", "read"):
             return int(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
 
     def read_tables(self, prefix: str = "part-", columns: list[str] | None = None) -> pa.Table:
@@ -224,7 +300,7 @@ class Folder:
     def _files(self) -> Iterator[tuple[str, pafs.FileInfo]]:
         """Every file in here and below by its path from here; none if the folder is not there."""
         filesystem, path = self._open()
-        with self._mendable("", "listed"):
+        with file_errors(str(self), "listed"):
             found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
         start = len(path.rstrip("/")) + 1
         yield from ((info.path[start:], info) for info in found if info.type == pafs.FileType.File)
@@ -244,7 +320,7 @@ class Folder:
     def download(self, target: str) -> None:
         """Copy all files in here and below into the local folder `target`."""
         filesystem, path = self._open()
-        with self._mendable("", "read"):
+        with file_errors(str(self), f"copied to {target}"):
             pafs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
 
     @contextmanager
@@ -253,37 +329,51 @@ class Folder:
         if self.is_local:
             yield self.uri
             return
-        with tempfile.TemporaryDirectory(prefix="slick-fetched-") as copy:
+        with temporary_folder("slick-fetched-") as copy:
             self.download(copy)
+        try:
             yield copy
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
 
     def add(self, source: str) -> None:
         """Copy all files of the local folder `source` into this one, beside those that are here."""
         self.make()
         filesystem, path = self._open()
-        with self._mendable("", "written"):
+        with file_errors(str(self), "written"):
             pafs.copy_files(source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
 
     def delete(self, name: str = "") -> None:
         """Remove a file, or without a name this folder and all in it; absent is fine."""
         filesystem, path = self._open()
         target = f"{path}/{name}" if name else path
-        kind = filesystem.get_file_info(target).type
-        if kind == pafs.FileType.Directory:
-            filesystem.delete_dir(target)
-        elif kind == pafs.FileType.File:
-            filesystem.delete_file(target)
+        with file_errors(f"{self}/{name}".rstrip("/"), "deleted"):
+            kind = filesystem.get_file_info(target).type
+            if kind == pafs.FileType.Directory:
+                filesystem.delete_dir(target)
+            elif kind == pafs.FileType.File:
+                filesystem.delete_file(target)
 
     def upload(self, source: str) -> None:
-        """Replace this folder by a copy of the local folder `source`; locally it appears in one step."""
+        """Replace this folder by a copy of the local folder `source`; locally it appears in one step.
+
+        Raises:
+            StudyError: it cannot be written; locally nothing of the copy stays.
+        """
         self.delete()
         filesystem, path = self._open()
-        if not self.is_local:
-            pafs.copy_files(source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
-            return
-        part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}.part"
-        shutil.copytree(source, part)
-        os.replace(part, path)
+        with file_errors(str(self), "written"):
+            if not self.is_local:
+                pafs.copy_files(
+                    source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem
+                )
+                return
+            part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}.part"
+            try:
+                shutil.copytree(source, part)
+                os.replace(part, path)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _refuse_keys(uri: str) -> None:

@@ -1,8 +1,11 @@
 """The folder of a test is its marker; Ray starts once a run, the smoke world is built once a run."""
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,31 @@ def entity_questions() -> str:
     if not path.exists():
         pytest.skip(f"the EntityQuestions archive is not at {path}; set SLICK_ENTITY_QUESTIONS to its path")
     return str(path)
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system of its own, in memory."""
+
+    path: Path
+
+    def leave_free(self, kib: int) -> None:
+        """Make it so large that so much is free."""
+        size = shutil.disk_usage(self.path).used // 1024 + kib
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(self.path)], check=True)
+
+    def files(self) -> list[str]:
+        """Paths of all files and folders, sorted."""
+        return sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 256 KiB; skips where this user may not mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    yield SmallDisk(path)
+    subprocess.run(["umount", "-l", str(path)], check=True)

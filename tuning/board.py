@@ -5,9 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from slick.cluster import tell_job
+from slick.errors import StudyError
 from slick.storage import Folder
 from tuning.epochs import Accuracies
 from tuning.meters import SweepMeters
@@ -146,7 +148,8 @@ class Board:
         events = [(row.run_id, row.state, row.tries) for row in rows]
         if last or events != [(row.run_id, row.state, row.tries) for row in self._last] or self._is_time():
             self._written_at = time.monotonic()
-            write_live(self._sweep, live)
+            with suppress(StudyError):  # on a full disk the trainings fail, with the message
+                write_live(self._sweep, live)
         if last or rows != self._last:
             text = headline(rows, live.seconds_left)
             self._screen.show([f"sweep: {text}", *table(rows, self._screen.num_rows)], last=last)

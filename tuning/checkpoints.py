@@ -1,12 +1,11 @@
 """Checkpoints in Hugging Face layout, uploaded while training goes on."""
 
 import shutil
-import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slick.storage import Folder
+from slick.storage import Folder, temporary_folder
 from tuning.trainable import lora_weights, whole_weights
 
 if TYPE_CHECKING:
@@ -30,16 +29,20 @@ class CheckpointWriter:
         """Save the model as it is now under each name; LoRA is added in, and lies beside it in `lora/` as well.
 
         All workers call this. It returns when the weights are on this machine's disk.
+
+        Raises:
+            StudyError: that disk is full, or an earlier upload failed.
         """
+        self._raise_failed()
         weights = whole_weights(model, keep=self._writes)
         lora = lora_weights(model, keep=self._writes)
         if not self._writes:
             return
-        part = tempfile.mkdtemp(prefix="slick-checkpoint-")
-        model.save_pretrained(part, state_dict=weights)  # type: ignore[operator]
-        self._tokenizer.save_pretrained(part)
-        if lora:
-            _save_lora(model, lora, Path(part, "lora"))
+        with temporary_folder("slick-checkpoint-") as part:
+            model.save_pretrained(part, state_dict=weights)  # type: ignore[operator]
+            self._tokenizer.save_pretrained(part)
+            if lora:
+                _save_lora(model, lora, Path(part, "lora"))
         self._uploads.append(self._pool.submit(_upload, part, [self._folder.child(name) for name in names]))
 
     def finish(self) -> None:
@@ -48,16 +51,22 @@ class CheckpointWriter:
         Raises:
             StudyError: an upload failed.
         """
-        for upload in self._uploads:
-            upload.result()
-        self._uploads.clear()
         self._pool.shutdown()
+        self._raise_failed()
+        self._uploads.clear()
+
+    def _raise_failed(self) -> None:
+        for upload in self._uploads:
+            if upload.done():
+                upload.result()
 
 
 def _upload(part: str, folders: list[Folder]) -> None:
-    for folder in folders:
-        folder.upload(part)
-    shutil.rmtree(part)
+    try:
+        for folder in folders:
+            folder.upload(part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _save_lora(model: "nn.Module", weights: dict[str, Any], folder: Path) -> None:

@@ -1,16 +1,17 @@
 """Fine-tune a model on one variant, or on a list of them in one worker group: the one import of ray.train."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from slick.errors import SlickError
-from slick.storage import Folder
+from slick.errors import SlickError, StudyError
+from slick.storage import Folder, file_errors
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
 from tuning.fitting import SET_ASIDE, check_rows
-from tuning.lean import lean_trainer, trim_start
+from tuning.lean import lean_trainer, trim_start, user_error
 from tuning.runs import RunPlan, check_resources, plan_runs, reached, run_folder, run_id
 from tuning.tracking import check_trackers
 from tuning.trainable import check_trainable
@@ -125,7 +126,7 @@ def run_group(
     Raises:
         SlickError: the message of the worker that failed.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
     trim_start(config)
@@ -151,11 +152,11 @@ def run_group(
     )
     try:
         result = trainer.fit()
-    except TrainingFailedError as error:
-        found = failure(error)
-        if found is error:
-            raise  # as its own cause it would have Ray walk round in it
-        raise found from error
+    except Exception as error:
+        mendable = user_error(error)
+        if mendable is None:
+            raise
+        raise mendable from None  # as its own cause it would have Ray walk round in it
     if said.exists(_REFUSAL):
         raise SlickError(said.read_json(_REFUSAL)["message"])
     return dict(result.metrics or {})
@@ -188,8 +189,9 @@ def _work(settings: dict[str, Any]) -> None:
     except SlickError as error:
         # What a person must mend is not tried again. Other workers may wait for this one, so the group has to fail;
         # when it is started anew, all leave at once.
-        said.write_json(_REFUSAL, {"message": str(error)})
-        if place.num_workers > 1:
+        with suppress(SlickError):  # the storage may be what fails: then the error itself ends the run
+            said.write_json(_REFUSAL, {"message": str(error)})
+        if place.num_workers > 1 or not said.exists(_REFUSAL):
             raise
 
 
@@ -205,8 +207,25 @@ def _report(metrics: dict[str, object], state: str | None) -> None:
         metrics,
         checkpoint=ray.train.Checkpoint.from_directory(state),
         checkpoint_upload_mode=mode.SYNC if _is_leaving() else mode.ASYNC,
+        checkpoint_upload_fn=_upload_state,
         delete_local_checkpoint_after_upload=True,
     )
+
+
+def _upload_state(checkpoint: Any, name: str) -> Any:
+    """Bring this worker's part of a state into the storage of the run; after a failure nothing of it stays anywhere."""
+    import ray.train
+
+    storage = ray.train.get_context().get_storage()
+    target = storage.build_checkpoint_path_from_name(name)
+    try:
+        with file_errors(target, "written"):
+            return storage.persist_current_checkpoint(checkpoint, name)
+    except StudyError:
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
+        with suppress(OSError):
+            storage.storage_filesystem.delete_dir(target)
+        raise
 
 
 def _is_leaving() -> bool:
@@ -214,16 +233,6 @@ def _is_leaving() -> bool:
     import ray.train
 
     return ray.train.get_preemption_info() is not None
-
-
-def failure(error: BaseException) -> Exception:
-    """What made a worker group fail: the worker's own SlickError where it raised one, else the error as it is."""
-    for cause in [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]:
-        while cause is not None:
-            if isinstance(cause, SlickError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
 
 
 @contextmanager

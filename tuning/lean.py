@@ -7,6 +7,8 @@ epochs.
 from collections.abc import Callable
 from typing import Any
 
+from slick.errors import SlickError, StudyError
+from slick.storage import file_message, is_disk_error
 from tuning.config import TrainConfig
 
 
@@ -51,6 +53,8 @@ def lean_trainer(reached: Callable[[], object] | None = None) -> Any:
 def patient_policy(config: Any, reached: Callable[[], object]) -> Any:
     """Ray's policy of trying again, but failures are counted from where the run last came further, not from its start.
 
+    An error that the user has to fix, a full disk among them, ends the run at once.
+
     A run of a day on spot machines may lose more of them than any fixed number, most without notice. What should end
     it is a state from which it does not get on.
 
@@ -59,6 +63,7 @@ def patient_policy(config: Any, reached: Callable[[], object]) -> Any:
         reached: how far the run has come, by what it could go on from; another value each time it comes further.
     """
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+    from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 
     class PatientPolicy(DefaultFailurePolicy):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -66,9 +71,31 @@ def patient_policy(config: Any, reached: Callable[[], object]) -> Any:
             self._reached = reached()
 
         def make_decision(self, training_failed_error: Exception) -> Any:
+            if user_error(training_failed_error) is not None:
+                return FailureDecision.RAISE  # the next try would fail for the same reason
             now = reached()
             if now != self._reached:
                 self._reached, self._worker_group_failures = now, 0
             return super().make_decision(training_failed_error)
 
     return PatientPolicy()
+
+
+def user_error(error: BaseException) -> SlickError | None:
+    """The error that a user has to fix among the causes of a failed run: a SlickError, or what a full disk refuses.
+
+    Args:
+        error: as Ray Train or Ray Tune raised it, around the errors of its workers and controller.
+    """
+    causes: list[BaseException] = [error]
+    for cause in causes:
+        inner = [getattr(cause, name, None) for name in ("_base_exc", "cause", "controller_failure", "__cause__")]
+        inner += getattr(cause, "worker_failures", {}).values()
+        causes += [one for one in inner if isinstance(one, BaseException) and all(one is not known for known in causes)]
+    for cause in causes:
+        if isinstance(cause, SlickError):
+            return cause
+    for cause in reversed(causes):  # the innermost is the error itself, those around it quote it
+        if is_disk_error(cause):
+            return StudyError(file_message(cause))
+    return None

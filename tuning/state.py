@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slick.errors import SettingsError, StudyError
-from slick.storage import Folder
+from slick.storage import Folder, temporary_folder
 from tuning.config import TrainConfig
 
 _TAG = "state"
@@ -50,11 +50,15 @@ class SavedState:
 
 
 def save_state(engine: Any, progress: Progress, rank: int) -> str:
-    """Write this worker's part into a new folder on its own disk, and return the folder; called by all workers."""
-    folder = tempfile.mkdtemp(prefix="slick-state-")
-    engine.save_checkpoint(folder, tag=_TAG)
-    Path(folder, _PROGRESS).write_text(json.dumps(asdict(progress)))
-    Path(folder, f"files-{rank}.json").write_text(json.dumps(Folder(folder).sizes()))
+    """Write this worker's part into a new folder on its own disk, and return the folder; called by all workers.
+
+    Raises:
+        StudyError: that disk is full or cannot be written; the folder is removed.
+    """
+    with temporary_folder("slick-state-") as folder:
+        engine.save_checkpoint(folder, tag=_TAG)
+        Path(folder, _PROGRESS).write_text(json.dumps(asdict(progress)))
+        Path(folder, f"files-{rank}.json").write_text(json.dumps(Folder(folder).sizes()))
     return folder
 
 

@@ -191,13 +191,13 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
 
 def _check_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], errors: Mapping[int, str]) -> None:
     """Tell of the trials that failed, if any did."""
-    failed = [
-        f"  {', '.join(plan.run_id for plan in packs[place] if not is_finished(study, plan))}: {error}"
-        for place, error in sorted(errors.items())
-    ]
+    names: dict[str, list[str]] = {}
+    for place, error in sorted(errors.items()):
+        names.setdefault(error, []).extend(plan.run_id for plan in packs[place] if not is_finished(study, plan))
+    failed = [f"  {', '.join(run_ids)}: {error}" for error, run_ids in names.items()]
     if failed:
         raise SlickError(
-            f"{len(failed)} of {len(packs)} trials failed; all others are finished, and the same command does only "
+            f"{len(errors)} of {len(packs)} trials failed; all others are finished, and the same command does only "
             "what is left\n" + "\n".join(failed)
         )
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Protocol
 
-from slick.storage import Folder
+from slick.storage import Folder, file_errors
 
 Points = Mapping[int, Mapping[str, float]]
 """Epoch -> name of a curve -> its value."""
@@ -116,7 +116,8 @@ class TensorBoardCurve:
         if self._folder.is_local:
             # Not replaced like the other files of a study: TensorBoard keeps the file open to follow it.
             self._folder.make()
-            with open(f"{self._folder.local_path}/{self._name}", "ab") as file:
+            path = f"{self._folder.local_path}/{self._name}"
+            with file_errors(path, "written"), open(path, "ab") as file:
                 file.write(data)
         else:
             self._content += data

@@ -13,6 +13,7 @@ from slick.storage import Folder
 from tuning.board import Course
 from tuning.config import TrainConfig
 from tuning.finetune import group_name, train_group
+from tuning.lean import user_error
 from tuning.runs import RunPlan, reached
 from tuning.sweep_config import Scheduler
 
@@ -69,8 +70,15 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
             failure_config=tune.FailureConfig(max_failures=settings.retries),
         ),
     )
+    try:
+        results = tuner.fit()
+    except Exception as error:
+        mendable = user_error(error)
+        if mendable is None:
+            raise
+        raise mendable from error
     errors: dict[int, str] = {}
-    for result in tuner.fit():
+    for result in results:
         refusal = (result.metrics or {}).get(_REFUSAL)
         if result.error is not None or refusal:
             place = (result.config or {}).get("pack")

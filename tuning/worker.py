@@ -197,11 +197,13 @@ class Training:
     def _keep_state(self) -> None:
         """The state after the last epoch, in the run's folder; each worker brings its part."""
         part, kept = self._save_state(len(self._epochs)), self._folder.child("state")
-        if self._is_first:
-            kept.delete()
-        agree(None, self._place)
-        kept.add(part)
-        shutil.rmtree(part)
+        try:
+            if self._is_first:
+                kept.delete()
+            agree(None, self._place)
+            kept.add(part)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
         agree(None, self._place)
 
     def _save_models(self, epoch: int, is_last: bool) -> None:

@@ -15,6 +15,7 @@ from slick.errors import SettingsError, SlickError, StudyError, VariantError
 from slick.matching import is_hit
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
+from tests.conftest import SmallDisk
 from tests.local.plain_training import Plain, train_plainly
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
@@ -316,3 +317,31 @@ def test_what_only_a_person_can_mend_is_told_and_not_tried_again(tmp_path: Path)
         finetune(study, replace(CONFIG, variant="known", num_workers=2))
     assert "Traceback" not in str(told.value)
     assert not study.child("runs", "known-seed0").exists("manifest.json")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_full_disk_ends_a_training_at_once_and_with_room_it_goes_on(
+    small_disk: SmallDisk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small_disk.leave_free(2**14)
+    study = write_study(small_disk.path / "study", tiny_model("llama", spread=0.1), tiny_tokenizer())
+    small_disk.leave_free(100)  # enough to begin, too little for a state or a checkpoint
+    config = replace(CONFIG, state_share=1.0, max_failures=3)
+    before = temporary_folders()
+    with pytest.raises(StudyError, match="No space left on device") as caught:
+        finetune(study, config)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(small_disk.path) in message
+    assert temporary_folders() == before
+    assert not [name for name in small_disk.files() if name.endswith(".part")]
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    small_disk.leave_free(2**14)
+    assert finetune(study, config).counts["epochs"] == config.epochs
+
+
+def temporary_folders() -> set[Path]:
+    """Folders that trainings write before they hand them over."""
+    folder = Path(tempfile.gettempdir())
+    return {path for kind in ("state", "checkpoint", "fetched") for path in folder.glob(f"slick-{kind}-*")}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slick.errors import SettingsError, StudyError
-from slick.storage import Folder
+from slick.storage import Folder, file_errors
 from tuning.config import TrainConfig
 from tuning.state import Progress, find_states, needs_universal, read_state, states_of
 
@@ -52,7 +52,7 @@ def test_a_state_that_cannot_be_read_is_not_taken_for_none(
     read_bytes = Folder.read_bytes
 
     def failing(self: Folder, read: str) -> bytes:
-        with self._mendable(read, "read"):
+        with file_errors(f"{self}/{read}", "read"):
             if read == name:
                 raise failure
         return read_bytes(self, read)

@@ -1,9 +1,13 @@
 """Folders: whole files or none, and one clear message for what cannot be read."""
 
+import errno
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -13,7 +17,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from slick.errors import StudyError
-from slick.storage import Folder
+from slick.storage import Folder, file_errors, file_message, is_disk_error, temporary_folder
+from tests.conftest import SmallDisk
 from tests.waiting import wait_for
 
 TABLE = pa.table({"number": list(range(1000)), "text": [f"row {i}" for i in range(1000)]})
@@ -225,3 +230,93 @@ def test_parent_and_name_of_paths_and_of_uris_with_options() -> None:
     local = Folder("/data/what?/file.zip")  # a question mark is part of a local name
     assert (local.parent.uri, local.name, local.child("x").uri) == ("/data/what?", "file.zip", "/data/what?/file.zip/x")
     assert Folder("/top").parent.uri == "/"
+
+
+LARGE = b"x" * 2**19
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(small_disk: SmallDisk, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inside").mkdir(parents=True)
+    (source / "inside" / "weights").write_bytes(LARGE)
+    folder = Folder(str(small_disk.path / "study"))
+    folder.write_bytes("small", b"1")
+    before = small_disk.files()
+    for name, write in (
+        ("study/large", lambda: folder.write_bytes("large", LARGE)),
+        ("study/model", lambda: folder.child("model").upload(str(source))),
+    ):
+        with pytest.raises(StudyError, match="No space left on device; make room") as caught:
+            write()
+        assert f"{small_disk.path}/{name} cannot be written" in str(caught.value)
+        assert len(str(caught.value)) < 400
+        assert small_disk.files() == before
+    with pytest.raises(StudyError, match="No space left on device"):
+        folder.child("state").add(str(source))
+
+
+def test_a_copy_of_an_object_store_s_folder_that_does_not_fit_is_removed(
+    small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk.path))
+    ObjectStore.store = pafs._MockFileSystem()
+    bucket = ObjectStore("memory://bucket/model")
+    bucket.write_bytes("weights", LARGE)
+    with pytest.raises(StudyError, match=r"memory://bucket/model cannot be copied.*No space left"), bucket.fetched():
+        pass
+    assert small_disk.files() == []
+
+
+def test_a_copy_of_an_object_store_s_folder_is_removed_when_its_user_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ObjectStore.store = pafs._MockFileSystem()
+    bucket = ObjectStore("memory://bucket/model")
+    bucket.write_bytes("weights", b"1")
+    with pytest.raises(KeyError), bucket.fetched() as copy:
+        raise KeyError(Path(copy, "weights").read_bytes())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_and_safetensors_on_a_full_disk_are_the_same_message(
+    small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk.path))
+    weights = {"weight": torch.zeros(2**19)}
+    with pytest.raises(StudyError, match="cannot be written"), temporary_folder("slick-state-") as folder:
+        torch.save(weights, f"{folder}/state.pt")
+    with pytest.raises(StudyError, match="cannot be written"), temporary_folder("slick-checkpoint-") as folder:
+        save_file(weights, f"{folder}/model.safetensors")
+    assert small_disk.files() == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_what_trying_again_does_not_help_is_known(code: int) -> None:
+    error = OSError(code, os.strerror(code), "/data/file")
+    assert is_disk_error(error)
+    assert is_disk_error(shutil.Error([("a", "b", str(error))])), "as copytree tells of it"
+    wrapped = RuntimeError("training failed")
+    wrapped.__cause__ = error
+    message = file_message(wrapped)
+    assert message is not None
+    assert message.startswith("/data/file cannot be written: ")
+
+
+def test_other_errors_are_not_of_the_disk() -> None:
+    assert not is_disk_error(PermissionError(errno.EACCES, "no"))
+    assert file_message(ValueError("a defect")) is None
+    with pytest.raises(ValueError, match="a defect"), file_errors("/data", "written"):
+        raise ValueError("a defect")
+
+
+def test_what_cannot_be_deleted_or_counted_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "a file"
+    path.write_bytes(b"no Parquet")
+    with pytest.raises(StudyError, match="a file cannot be read"):
+        Folder(str(tmp_path)).num_rows("a file")
+    with pytest.raises(StudyError, match="cannot be deleted"):
+        Folder("/proc/self").delete("status")

@@ -1,0 +1,69 @@
+"""What ends a training at once, since only the user can fix it, and what is tried again."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from jobs.door import run_main
+from slick.errors import StudyError
+from slick.storage import Folder
+from tests.conftest import SmallDisk
+from tuning.checkpoints import _upload
+from tuning.lean import patient_policy, user_error
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/study")
+
+
+def of_a_worker(error: BaseException) -> WorkerGroupError:
+    """As Ray Train tells of it: the error of one worker, with its traceback as text, beside that of another."""
+    wrapped = UserExceptionWithTraceback(error, f"Traceback:\n  ...\n{error}")
+    return WorkerGroupError(f"worker 1: {error}", {0: RuntimeError("Connection reset by peer"), 1: wrapped})
+
+
+@pytest.mark.parametrize("error", [of_a_worker(FULL), ControllerError(FULL), FULL])
+def test_a_full_disk_anywhere_is_one_message(error: Exception) -> None:
+    found = user_error(error)
+    assert isinstance(found, StudyError)
+    assert str(found).startswith("/data/study cannot be written: No space left on device; make room")
+
+
+def test_the_message_of_a_worker_comes_before_what_quotes_it() -> None:
+    own = StudyError("runs/x cannot be written: No space left on device")
+    own.__cause__ = FULL
+    assert user_error(of_a_worker(own)) is own
+    assert user_error(of_a_worker(RuntimeError("a defect"))) is None
+
+
+def test_what_a_user_has_to_fix_is_not_tried_again() -> None:
+    policy = patient_policy(FailureConfig(max_failures=3), reached=lambda: 0)
+    assert policy.make_decision(of_a_worker(FULL)) == FailureDecision.RAISE
+    assert policy.make_decision(of_a_worker(StudyError("to be fixed"))) == FailureDecision.RAISE
+    assert policy.make_decision(of_a_worker(RuntimeError("of a lost machine"))) == FailureDecision.RETRY
+
+
+def test_a_checkpoint_that_does_not_fit_is_removed_on_this_machine_and_there(
+    small_disk: SmallDisk, tmp_path: Path
+) -> None:
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(b"x" * 2**19)
+    with pytest.raises(StudyError, match="checkpoint-best cannot be written: No space left on device"):
+        _upload(str(part), [Folder(str(small_disk.path)).child("checkpoint-best")])
+    assert not part.exists()
+    assert small_disk.files() == []
+
+
+def test_a_full_disk_under_any_file_of_a_step_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: object) -> None:
+        raise FULL
+
+    with pytest.raises(SystemExit) as stopped:
+        run_main(main, [])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip().startswith("slick: /data/study cannot be written: No space left")
