@@ -20,6 +20,22 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slick" / kind
 
 
+def writable_cache_folder(kind: str) -> Path:
+    """The same folder, made if it is not there.
+
+    Raises:
+        StudyError: it cannot be made, as where there is no home directory.
+    """
+    try:
+        folder = cache_folder(kind)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the user's home directory
+        raise StudyError(
+            f"this machine's cache cannot be written ({error}); set SLICK_CACHE to a folder that you may write to"
+        ) from error
+    return folder
+
+
 def local_copy(folder: Folder) -> str:
     """A path on this machine with the files of a folder: the folder itself, or a copy made once for each state of it.
 
@@ -33,12 +49,11 @@ def local_copy(folder: Folder) -> str:
     mark = folder.mark()
     if mark is None:
         raise StudyError(f"{folder} holds no files; check the address, and that this machine may read there")
-    target = cache_folder("models") / mark
+    target = writable_cache_folder("models") / mark
     if target.is_dir():
         return str(target)
     from filelock import FileLock  # comes with huggingface_hub
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():  # else another process made it meanwhile
             part = tempfile.mkdtemp(prefix=f".{mark}-", dir=target.parent)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slick.cache import cache_folder
+from slick.cache import writable_cache_folder
 from slick.cluster import KEEP_FREED_MEMORY
 from slick.errors import ModelError
 from slick.questions.relations import Relation, load_relations
@@ -73,11 +73,10 @@ def build_world(study: Folder, config: WorldConfig) -> Manifest:
 
 def _cached(identity: str, config: WorldConfig) -> Path:
     """The folder of a built world, built now if it is not there; it appears whole or not at all."""
-    target = cache_folder("worlds") / identity
+    target = writable_cache_folder("worlds") / identity
     if (target / "counts.json").exists():
         print(f"world: built before, copied from {target}")
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=target.parent))
     try:
         _build(part, config)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from slick.cache import writable_cache_folder
 from slick.errors import StudyError
 from slick.storage import Folder, file_errors, file_message, is_disk_error, temporary_folder
 from tests.conftest import SmallDisk
@@ -320,3 +321,16 @@ def test_what_cannot_be_deleted_or_counted_is_one_message(tmp_path: Path) -> Non
         Folder(str(tmp_path)).num_rows("a file")
     with pytest.raises(StudyError, match="cannot be deleted"):
         Folder("/proc/self").delete("status")
+
+
+@pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "SLICK_CACHE"])
+def test_a_cache_that_cannot_be_written_is_one_message(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("XDG_CACHE_HOME", "SLICK_CACHE"):
+        monkeypatch.delenv(other, raising=False)
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv(name, str(file))
+    with pytest.raises(StudyError, match="set SLICK_CACHE to a folder that you may write to"):
+        writable_cache_folder("worlds")
