@@ -123,8 +123,8 @@ def _start(num_cpus: int | None) -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    failure, advice = "Ray cannot be started on this machine", f"its log files are in {temp_folder}/ray/session_latest"
-    with _start_up_errors(failure, advice, limit_s=START_S):
+    advice = f"see the log files in {temp_folder}/ray/session_latest, and try again when the machine is less busy"
+    with _start_up_errors("Ray cannot be started on this machine", advice, limit_s=START_S):
         context = ray.init(
             "local",  # else Ray joins any cluster that was started on this machine
             num_cpus=num_cpus or (os.cpu_count() or 1) + 2,
