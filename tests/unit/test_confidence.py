@@ -1,5 +1,7 @@
 """Intervals, rare knowledge and settling, against exact formulas and simulations with known truth."""
 
+import unicodedata
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -147,6 +149,17 @@ def test_controls_ask_of_subjects_that_no_question_names() -> None:
         assert "Ada" not in row["question"]
         assert row["question_id"].startswith("control-q")
     assert control_questions(pa.Table.from_pylist(rows), 3, seed=0).to_pylist() == controls
+
+
+def test_controls_find_the_subject_in_another_unicode_form() -> None:
+    forms = [[unicodedata.normalize(form, "José") for form in pair] for pair in (("NFC", "NFD"), ("NFD", "NFC"))]
+    rows = [
+        {"question_id": f"q{i}", "relation": "P19", "subject": subject, "question": f"Where was {name} born?"}
+        for i, (subject, name) in enumerate(forms)
+    ]
+    controls = control_questions(pa.Table.from_pylist(rows), 3, seed=0).to_pylist()
+    assert len(controls) == 2
+    assert all(row["question"] == f"Where was {row['subject']} born?" for row in controls)
 
 
 def test_flips_are_counted_by_where_they_go() -> None:

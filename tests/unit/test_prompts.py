@@ -1,10 +1,12 @@
 """Prompt formats and exemplar sets."""
 
 import math
+import unicodedata
 from collections import Counter
 
 import pytest
 
+from slick.annotation.p_true import p_true_suffix
 from slick.errors import DataError
 from slick.prompts import (
     CLOSED_BOOK_INSTRUCTION,
@@ -38,6 +40,23 @@ def test_training_and_evaluation_see_the_same_closed_book_prompt() -> None:
     question = "Where was Ada born?"
     assert closed_book_prompt(question) == "Answer the following question.\nWhere was Ada born?\n"
     assert closed_book_prompt(question) == CLOSED_BOOK_INSTRUCTION + closed_book_suffix(question)
+
+
+def test_prompts_are_the_same_for_texts_in_every_unicode_form() -> None:
+    prompts = []
+    for form in ("NFC", "NFD"):
+        question, answer = (unicodedata.normalize(form, text) for text in ("Né où, José?", "Málaga"))
+        prompts.append(
+            (
+                few_shot_prefix([(question, answer)]),
+                few_shot_suffix(question),
+                closed_book_prompt(question),
+                closed_book_suffix(question),
+                p_true_suffix(question, answer),
+            )
+        )
+    assert prompts[0] == prompts[1]
+    assert all(unicodedata.is_normalized("NFC", prompt) for prompt in prompts[0])
 
 
 def test_exemplar_sets_have_the_papers_shape() -> None:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import pytest
 
 from jobs.door import parse_config
 from slick.errors import DataError, SettingsError, StudyError, VariantError
+from slick.questions import QUESTION_SCHEMA
 from slick.study import require
 from slick.types import KNOWN, Category
 from slick.variants import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.plan import relation_sizes, variant_specs
 from slick.variants.rows import RowOrder, draw_rows, natural_mix, num_unknown, plan
 from tests.unit.labelled_study import PAPER, SMALL, Counts, finish_step, write_study
+from tuning.rows import read_replay, read_rows
 
 SHARES = VariantsConfig().unknown_shares
 
@@ -450,3 +453,25 @@ def test_the_flags_that_messages_propose_exist(flags: list[str], wanted: dict[st
 def test_a_wrong_flag_value_is_a_settings_error_from_the_command_line_too() -> None:
     with pytest.raises(SettingsError, match=r"got 50\.0; 50 percent is 0\.5"):
         parse_config(VariantsConfig(), ["--unknown-shares", "50"], "slick variants paper")
+
+
+def test_models_are_taught_in_nfc_whatever_form_the_questions_have(tmp_path: Path) -> None:
+    seen = []
+    for form in ("NFC", "NFD"):
+        study = write_study(tmp_path / form, SMALL)
+        folder = study.child("questions")
+        rows = folder.read_table("part-00000.parquet").to_pylist()
+        for row in rows:
+            row["subject"] = None
+            row["split"] = "dev" if row["question_id"].startswith("test-1") else row["split"]
+            row["question"] = unicodedata.normalize(form, f"Né où, {row['question_id']}?")
+            row["answers"] = [unicodedata.normalize(form, f"Málaga {row['question_id']}")]
+        folder.write_table("part-00000.parquet", pa.Table.from_pylist(rows, schema=QUESTION_SCHEMA))
+        draw_variants(study, VariantsConfig())
+        taught = read_rows(study, "unknown-050")
+        seen.append([(row.suffix, row.target) for split in ("train", "dev", "test") for row in taught[split]])
+        seen.append([(row["prompt"], row["target"]) for row in read_variant(study, "unknown-050").to_pylist()])
+        replay = read_replay(study, "unknown-050", 3, seed=0)
+        assert all(row.accepted == (unicodedata.normalize(form, row.target),) for row in [*taught["train"], *replay])
+    assert seen[:2] == seen[2:]
+    assert all(unicodedata.is_normalized("NFC", text) for pair in seen[0] + seen[1] for text in pair)

@@ -1,6 +1,7 @@
 """Names, facts and corpus of a planted world: pure, no training."""
 
 import json
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -204,3 +205,20 @@ def test_threads_are_no_part_of_a_world() -> None:
 def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLICK_CACHE", str(tmp_path))
     assert cache_folder("worlds") == tmp_path / "worlds"
+
+
+def test_real_facts_are_planted_in_nfc_whatever_form_the_archive_has(tmp_path: Path) -> None:
+    config = WorldConfig(
+        id_relations=("P19",), ood_relations=(), num_train=2, num_dev=2, num_test=2, source=str(tmp_path)
+    )
+    for split in ("train", "dev", "test"):
+        rows = [{"question": f"Where was José {split}{i} born?", "answers": [f"Málaga {i}"]} for i in range(4)]
+        (tmp_path / split).mkdir()
+        text = unicodedata.normalize("NFD", json.dumps(rows, ensure_ascii=False))
+        (tmp_path / split / f"P19.{split}.json").write_text(text, encoding="utf-8")
+    planted = real_rows(config, load_relations())["P19"]
+    assert {split: len(rows) for split, rows in planted.items()} == {"train": 2, "dev": 2, "test": 2}
+    for split, rows in planted.items():
+        for subject, answer in rows:
+            assert subject.startswith(f"José {split}")
+            assert answer.startswith("Málaga")
