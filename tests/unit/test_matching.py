@@ -163,6 +163,12 @@ def test_canonically_equivalent_texts_are_the_same_answer(matcher: Matcher, gold
             assert token_f1(one, [other]) == 1.0
 
 
+def test_a_mark_that_follows_may_have_its_place_before_others() -> None:
+    target, answer = Target(["x\u1ea1\u0301y"]), "xa\u0301\u0323y"  # an acute accent, then a dot below
+    assert target.is_hit(answer)
+    assert all(target.may_hit(answer[:end]) for end in range(len(answer)))
+
+
 def test_every_composed_character_may_still_come() -> None:
     for character in filter(str.isprintable, map(chr, range(sys.maxunicode + 1))):
         decomposed = unicodedata.normalize("NFD", character)
