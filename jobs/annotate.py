@@ -10,6 +10,7 @@ slick annotate demo --rescore --matcher contains --num-samples 8 --out studies/d
 from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
+from jobs.flags import take_switch
 from jobs.presets import ANNOTATE
 from slick.annotation import RescoreConfig, annotate, rescore
 
@@ -18,8 +19,8 @@ RESCORE = "--rescore"
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    if RESCORE in argv:
-        rest = [word for word in argv if word != RESCORE]
+    is_rescore, rest = take_switch(argv, RESCORE)
+    if is_rescore:
         step_door(f"annotate {RESCORE}", dict.fromkeys(ANNOTATE, RescoreConfig), rescore, rest, __doc__ or "")
     else:
         step_door("annotate", ANNOTATE, annotate, argv, __doc__ or "")

@@ -151,7 +151,7 @@ def _experiment_lines(config: StudyConfig) -> list[str]:
 def _questions(config: StudyConfig, per_question: int) -> str:
     """The number of questions, where it is known before they are read."""
     world = config.world
-    if config.model or not config.embedded or world.source or config.annotate.limit_per_relation:
+    if config.model or not config.embedded or world.questions or config.annotate.limit_per_relation:
         return ""
     num = len(world.id_relations) * (world.num_train + world.num_test) + len(world.ood_relations) * world.num_ood_test
     return f", {num:,} questions: {num * per_question:,} generations, shared by all experiments"

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Sequence
 
 from jobs.door import run_main
+from jobs.flags import did_you_mean
 from slick.errors import SettingsError
 
 STEPS = {
@@ -47,7 +48,8 @@ def _open(arguments: Sequence[str]) -> None:
         print(USAGE)
         return
     if arguments[0] not in STEPS:
-        raise SettingsError(f"there is no step {arguments[0]!r}; there are {', '.join(STEPS)}")
+        meant = did_you_mean(arguments[0], STEPS)
+        raise SettingsError(f"there is no step {arguments[0]!r}{meant}; there are {', '.join(STEPS)}")
     importlib.import_module(f"jobs.{arguments[0]}").main(arguments[1:])
 
 

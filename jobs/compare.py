@@ -8,10 +8,10 @@ same questions and matched answers alike; studies that differ in their seeds alo
 Settings, inputs and library versions that differ are listed.
 """
 
-import argparse
 from collections.abc import Sequence
 
-from jobs.door import parse_out, run_main, wants_help
+from jobs.door import asks_help, run_main
+from jobs.flags import Parser
 from slick.errors import SettingsError
 from slick.report import compare_studies
 from slick.storage import Folder
@@ -23,24 +23,21 @@ DECLARED = SweepConfig
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    if wants_help(argv) or "--help" in argv:
+    if asks_help(argv):
         print("usage: slick compare OUT1 OUT2 ... [--out FOLDER] [--num-chunks 100] [--seed 0]\n")
         print((__doc__ or "").strip())
         return
-    out, rest = parse_out(argv, "slick compare", default="studies/comparison")
-    parser = argparse.ArgumentParser(prog="slick compare", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = Parser("slick compare")
     parser.add_argument("studies", nargs="*")
-    parser.add_argument("--num-chunks", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    try:
-        known, unknown = parser.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise SettingsError(f"slick compare: {error}; see `slick compare --help`") from error
-    if unknown:
-        raise SettingsError(f"slick compare does not know {' '.join(unknown)}; see `slick compare --help`")
+    parser.add_flag("--out", default="studies/comparison")
+    parser.add_flag("--num-chunks", type=int, default=100)
+    parser.add_flag("--seed", type=int, default=0)
+    known = parser.parse_all(argv)
     if known.num_chunks < 2:
         raise SettingsError(f"--num-chunks must be 2 or more for a t-test, got {known.num_chunks}")
-    compare_studies([Folder(name) for name in known.studies], out, num_chunks=known.num_chunks, seed=known.seed)
+    compare_studies(
+        [Folder(name) for name in known.studies], Folder(known.out), num_chunks=known.num_chunks, seed=known.seed
+    )
 
 
 if __name__ == "__main__":

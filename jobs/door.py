@@ -4,13 +4,24 @@ Exit status: 0 done, 2 something the user can mend (one message, no traceback), 
 Ctrl-C, 141 nobody reads the output any more (as in `slick study demo | head`).
 """
 
-import argparse
+import io
 import os
 import select
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
 from typing import TypeVar
 
+from jobs.flags import (
+    Parser,
+    canonical_flags,
+    did_you_mean,
+    flag_names,
+    flag_of,
+    nearest,
+    rejection,
+    unknown_flags,
+)
 from slick.errors import SettingsError, SlickError
 from slick.storage import Folder, file_message, is_disk_error
 
@@ -59,10 +70,13 @@ def _reader_gone() -> bool:
 
 def parse_out(argv: Sequence[str], prog: str, default: str | None = None) -> tuple[Folder, list[str]]:
     """Take `--out` from the arguments: the study folder, and the arguments that remain."""
-    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", default=default)
-    known, rest = parser.parse_known_args(argv)
-    if known.out is None:
+    parser = Parser(prog)
+    parser.add_flag("--out", default=default)
+    known, rest = parser.take(argv)
+    if not known.out:
+        misspelled = [name for name in map(flag_of, rest) if nearest(name, ["out"])]
+        if misspelled:
+            raise unknown_flags(misspelled, ["out"], prog)
         raise SettingsError(f"{prog} needs --out DIR, the study folder: a path, or a URI such as s3://bucket/study")
     return Folder(known.out), rest
 
@@ -76,23 +90,50 @@ def parse_preset(
             f"{prog} needs a preset first: {' | '.join(presets)}; for example `{prog} {next(iter(presets))}`"
         )
     if argv[0] not in presets:
-        raise SettingsError(f"{prog} has no preset {argv[0]!r}; there are {', '.join(presets)}")
+        raise SettingsError(
+            f"{prog} has no preset {argv[0]!r}{did_you_mean(argv[0], presets)}; there are {', '.join(presets)}"
+        )
     return argv[0], presets[argv[0]], list(argv[1:])
 
 
-def parse_config(config: Config, argv: Sequence[str], prog: str) -> Config:
-    """Override the fields of a preset by flags; an unknown flag stops with the nearest known one."""
+def parse_config(config: Config, argv: Sequence[str], prog: str, others: Iterable[str] = ("out",)) -> Config:
+    """Override the fields of a preset by flags.
+
+    Args:
+        config: the preset.
+        argv: flags and their values, in any spelling that `canonical_flags` takes; or `--help`.
+        prog: the command so far, for messages.
+        others: flags that the command takes beside these, to be suggested too.
+
+    Raises:
+        SettingsError: a flag that there is not, with the nearest ones; or a value that a flag does not take.
+    """
     import tyro
 
+    if not asks_help(argv):
+        argv = canonical_flags(argv, flag_names(type(config)), prog, others)
+    printed = io.StringIO()
     try:
-        return tyro.cli(type(config), default=config, args=list(argv), prog=prog)
+        with redirect_stderr(printed):
+            parsed = tyro.cli(type(config), default=config, args=list(argv), prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise rejection(printed.getvalue(), argv, prog) from None
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    print(printed.getvalue(), end="", file=sys.stderr)
+    return parsed
 
 
 def wants_help(argv: Sequence[str]) -> bool:
     """True if the arguments ask for help before a preset is named."""
-    return bool(argv) and argv[0] in ("-h", "--help")
+    return asks_help(argv[:1])
+
+
+def asks_help(argv: Sequence[str]) -> bool:
+    """True if the arguments ask for help."""
+    return "-h" in argv or "--help" in argv
 
 
 def step_door(
@@ -108,7 +149,7 @@ def step_door(
         print(f"{description.strip()}\n\nPresets: {', '.join(presets)}. All flags: `{prog} PRESET --help`")
         return
     name, preset, rest = parse_preset(argv, prog, presets)
-    if "-h" in rest or "--help" in rest:
+    if asks_help(rest):
         print(f"usage: {prog} {name} --out DIR [flags]\n")
         parse_config(preset(), ["--help"], f"{prog} {name}")
         return

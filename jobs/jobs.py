@@ -5,11 +5,11 @@ slick jobs --address http://HEAD:8265 --follow ID    # its log until it ends; ex
 slick jobs --address http://HEAD:8265 --stop ID
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 
-from jobs.door import run_main, wants_help
+from jobs.door import asks_help, run_main
+from jobs.flags import Parser
 from jobs.head import Head, Job, parse_address
 from jobs.submit import follow
 from slick.errors import SettingsError
@@ -21,14 +21,14 @@ SHOWN = 100
 
 def main(argv: Sequence[str]) -> None:
     """List, follow or stop."""
-    if wants_help(argv):
+    if asks_help(argv):
         print((__doc__ or "").strip())
         return
-    parser = argparse.ArgumentParser(prog="slick jobs", add_help=False, allow_abbrev=False)
+    parser = Parser("slick jobs")
     for flag in ("--address", "--follow", "--stop"):
-        parser.add_argument(flag)
-    known, rest = parser.parse_known_args(argv)
-    if rest or (known.follow and known.stop):
+        parser.add_flag(flag)
+    known = parser.parse_all(argv)
+    if known.follow and known.stop:
         raise SettingsError(f"slick jobs takes --address and one of --follow ID, --stop ID; got {' '.join(argv)}")
     head = Head(parse_address(known.address))
     if known.follow:

@@ -20,8 +20,8 @@ BESIDE = ("pyproject.toml", "constraints.txt")
 LEFT_OUT = ("__pycache__", "*.pyc", ".*", "studies", "*.parquet", "*.safetensors", "*.gguf", "*.bin", "*.pt")
 """Even inside the packages."""
 
-INPUTS = {"source", "questions", "audit", "relations", "graded"}
-"""Flags (the last part of `--prepare.source`) that name a file which the driver reads: such a file travels."""
+INPUTS = {"questions", "audit", "relations", "graded"}
+"""Flags (the last part of `--prepare.questions`) that name a file which the driver reads: such a file travels."""
 PLACES = {"model", "rejects"}
 """Flags that name what stays where it is: too large to travel, or written by the job."""
 FILES = "files"

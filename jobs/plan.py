@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, compute, print."""
     if wants_help(argv):
         print(f"{(__doc__ or '').strip()}\n")
-    print("\n".join(plan(parse_config(PlanConfig(), argv, "slick plan"))))
+    print("\n".join(plan(parse_config(PlanConfig(), argv, "slick plan", ()))))
 
 
 def plan(config: PlanConfig) -> Iterator[str]:

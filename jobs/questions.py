@@ -1,7 +1,7 @@
 """Read and filter a question set into the study folder.
 
-slick questions paper --source entity_questions.zip --out studies/entity-questions
-slick questions paper --source trivia.jsonl --filter none --rejects bad-rows.jsonl --out studies/trivia
+slick questions paper --questions entity_questions.zip --out studies/entity-questions
+slick questions paper --questions trivia.jsonl --filter none --rejects bad-rows.jsonl --out studies/trivia
 """
 
 from collections.abc import Sequence

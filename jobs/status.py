@@ -6,7 +6,8 @@ slick status --out studies/demo
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jobs.door import parse_out, run_main, wants_help
+from jobs.door import asks_help, parse_out, run_main
+from jobs.flags import Parser
 from slick.analysis.audit_sheet import read_sheet
 from slick.errors import DataError, StudyError
 from slick.experiments import EXPERIMENTS, trained_by
@@ -24,10 +25,11 @@ P_TRUE = "P(True)"
 
 def main(argv: Sequence[str]) -> None:
     """Print one line a step."""
-    if wants_help(argv):
+    if asks_help(argv):
         print((__doc__ or "").strip())
         return
-    study, _ = parse_out(argv, "slick status")
+    study, rest = parse_out(argv, "slick status")
+    Parser("slick status", names=["out"]).parse_all(rest)
     if not study.exists():
         raise StudyError(f"{study} is not there; begin one with `slick study demo --out {study}`")
     print(f"study {study}")

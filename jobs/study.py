@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from jobs.asked import forecast, settle, trains, with_finished
 from jobs.door import parse_config, parse_out, parse_preset, run_main, wants_help
+from jobs.flags import take_switch
 from jobs.presets import STUDY, StudyConfig
 from slick.errors import SettingsError
 from slick.experiments import EXPERIMENTS, parse_names
@@ -33,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
         return
     name, preset, rest = parse_preset(argv, "slick study", STUDY)
     out, rest = parse_out(rest, "slick study", default=f"studies/{name}")
-    dry_run = "--dry-run" in rest
-    config = parse_config(preset(), [word for word in rest if word != "--dry-run"], f"slick study {name}")
+    dry_run, rest = take_switch(rest, "--dry-run")
+    config = parse_config(preset(), rest, f"slick study {name}", ("out", "dry-run"))
     config = resolve(config, needs_model=not dry_run)
     if dry_run:
         print(json.dumps(plain_settings(config), indent=2))
@@ -62,11 +63,11 @@ def resolve(config: StudyConfig, *, needs_model: bool = True) -> StudyConfig:
     grid = replace(grid, seeds=tuple(seed + offset for offset in grid.seeds))
     return replace(
         config,
-        world=replace(config.world, seed=seed, source=config.questions or config.world.source),
+        world=replace(config.world, seed=seed, questions=config.questions or config.world.questions),
         prepare=(
-            replace(prepare, source=config.questions)
+            replace(prepare, questions=config.questions)
             if config.model
-            else replace(prepare, source="", audit=config.questions or prepare.audit)
+            else replace(prepare, questions="", audit=config.questions or prepare.audit)
         ),
         annotate=replace(
             config.annotate, model=config.model, seed=seed, sampling=replace(config.annotate.sampling, seed=seed)

@@ -12,10 +12,9 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 --dry-run             check everything and show what would run, without the cluster
 
 The job runs with the Python that the head's Ray itself runs with, wherever that was started from (jobs/start.sh).
-Files that --questions, --source, --audit, --relations or --graded name travel with the code. Exit status: the step's.
+Files that --questions, --audit, --relations or --graded name travel with the code. Exit status: the step's.
 """
 
-import argparse
 import os
 import secrets
 import shlex
@@ -28,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import presets
+from jobs.annotate import RESCORE
 from jobs.door import parse_config, parse_preset, run_main, wants_help
+from jobs.flags import Parser, canonical_flags, did_you_mean, flag_names, take_switch
 from jobs.head import Head, is_near, parse_address
 from jobs.package import Travel, pack, plan_travel
 from jobs.study import resolve
@@ -48,6 +49,8 @@ STEPS: dict[str, Mapping[str, Callable[[], Any]]] = {
     "report": presets.REPORT,
 }
 
+_FLAGS = ("address", "out", "env", "requirements", "no-wait", "dry-run")
+"""Of this command itself."""
 _ENVIRONMENT = {**KEEP_FREED_MEMORY, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
 """What every job and its workers are told; see slick/cluster.py."""
 
@@ -82,8 +85,8 @@ def main(argv: Sequence[str]) -> None:
     if not argv or wants_help(argv):
         print(f"{(__doc__ or '').strip()}\n\nSteps: {', '.join(STEPS)}. Their flags: `slick STEP PRESET --help`")
         return
-    dry_run = "--dry-run" in argv
-    job = parse_submission([word for word in argv if word != "--dry-run"])
+    dry_run, rest = take_switch(argv, "--dry-run")
+    job = parse_submission(rest)
     if dry_run:
         print(describe(job))
         return
@@ -94,23 +97,24 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
     """Everything that can be wrong is found here, before the cluster is asked.
 
     Raises:
-        SettingsError: an unknown step or preset, a folder that the cluster cannot reach, a variable that is not set.
-        SystemExit: a flag that the step does not have; status 2.
+        SettingsError: an unknown step, preset or flag, a folder that the cluster cannot reach, a variable that is not
+            set.
     """
     if not argv or argv[0] not in STEPS:
         raise SettingsError(
             f"slick submit needs a step first, one of {', '.join(STEPS)}; got {argv[0] if argv else 'none'}"
+            + (did_you_mean(argv[0], STEPS) if argv else "")
         )
     step, prog = argv[0], f"slick submit {argv[0]}"
     preset, _, rest = parse_preset(argv[1:], prog, STEPS[step])
-    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    parser = Parser(prog)
     for flag in ("--address", "--out"):
-        parser.add_argument(flag)
-    parser.add_argument("--requirements", default="")
-    parser.add_argument("--env", action="append", default=[])
-    parser.add_argument("--no-wait", action="store_true")
-    known, flags = parser.parse_known_args(rest)
-    check_flags(step, preset, flags)
+        parser.add_flag(flag)
+    parser.add_flag("--requirements", default="")
+    parser.add_flag("--env", action="append", default=[])
+    parser.add_flag("--no-wait", action="store_true")
+    known, rest = parser.take(rest)
+    flags = check_flags(step, preset, rest)
     address = parse_address(known.address)
     near = is_near(address)
     if known.requirements and not Path(known.requirements).is_file():
@@ -127,14 +131,15 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
     )
 
 
-def check_flags(step: str, preset: str, flags: Sequence[str]) -> None:
-    """Parse a step's flags as its own door will."""
+def check_flags(step: str, preset: str, flags: Sequence[str]) -> list[str]:
+    """Parse a step's flags as the step itself will; returns them in their canonical spelling."""
     named: Callable[[], Any] = STEPS[step][preset]
-    if step == "annotate" and "--rescore" in flags:
-        named, flags = RescoreConfig, [word for word in flags if word != "--rescore"]
-    config = parse_config(named(), flags, f"slick submit {step} {preset}")
+    is_rescore, rest = take_switch(flags, RESCORE) if step == "annotate" else (False, list(flags))
+    settings, prog = RescoreConfig() if is_rescore else named(), f"slick submit {step} {preset}"
+    config = parse_config(settings, rest, prog, _FLAGS)
     if isinstance(config, presets.StudyConfig):
         resolve(config)
+    return [RESCORE] * is_rescore + canonical_flags(rest, flag_names(type(settings)), prog)
 
 
 def reachable(out: str | None, *, near: bool) -> str:

@@ -1,7 +1,7 @@
 """Plant facts at known strength: questions, a small model that knows them, and the truth about each.
 
 slick world demo --out studies/demo
-slick world demo --source entity_questions.zip --out studies/real-facts
+slick world demo --questions entity_questions.zip --out studies/real-facts
 """
 
 from collections.abc import Sequence

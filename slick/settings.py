@@ -35,20 +35,21 @@ Class = TypeVar("Class", bound=type)
 _CLASSES: dict[str, type] = {}
 
 
-def affects(*what: Affects, when: When | None = None) -> dict[str, Any]:
+def affects(*what: Affects, when: When | None = None, formerly: str = "") -> dict[str, Any]:
     """The declaration as `metadata` of a dataclass field; see `setting`."""
-    return {"affects": frozenset(what), "when": when}
+    return {"affects": frozenset(what), "when": when, "formerly": formerly}
 
 
-def setting(default: T, *what: Affects, when: When | None = None) -> T:
+def setting(default: T, *what: Affects, when: When | None = None, formerly: str = "") -> T:
     """A dataclass field with a default, and what it affects.
 
     Args:
         default: its value unless another is given.
         what: what it affects.
         when: whether it has any effect, given all settings; None: always.
+        formerly: its name in manifests of earlier versions, if it had another.
     """
-    return dataclasses.field(default=default, metadata=affects(*what, when=when))
+    return dataclasses.field(default=default, metadata=affects(*what, when=when, formerly=formerly))
 
 
 def settings_of(step: str) -> Callable[[Class], Class]:
@@ -95,6 +96,7 @@ def counted(cls: type | None, values: Mapping[str, Any], what: frozenset[Affects
         what: see `Affects`.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)} if cls else {}
+    fields |= {field.metadata["formerly"]: field for field in fields.values() if field.metadata.get("formerly")}
     found = {}
     for name, value in values.items():
         field = fields.get(name)

@@ -51,7 +51,7 @@ SORT_KEYS = ("relation", "domain", "split", "question_id")
 class QuestionsConfig:
     """Which questions a study asks."""
 
-    source: str = setting("", "content")
+    questions: str = setting("", "content", formerly="source")
     """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder or zip of them), by path
     or URI; empty for the world that the study built. The split of a row comes from its column `split`, else from the
     name of its file (`test.jsonl`, `val-00000-of-00002.parquet`). A column `popularity` (PopQA: `s_pop`) is kept."""
@@ -70,7 +70,7 @@ class QuestionsConfig:
     limit_per_relation: int | None = None
     """At most that many questions of each relation and split, those with the smallest ids; by default all."""
     audit: str | None = setting(None, "content")
-    """EntityQuestions whose counts are held against the paper's tables, when `source` is another set."""
+    """EntityQuestions whose counts are held against the paper's tables, when `questions` is another set."""
 
     def __post_init__(self) -> None:
         for name, share in (("dev_share", self.dev_share), ("test_share", self.test_share)):
@@ -82,7 +82,7 @@ class QuestionsConfig:
             raise SettingsError(
                 f"limit_per_relation must be at least 1, got {self.limit_per_relation}; leave it out for all"
             )
-        if self.rejects is not None and self.rejects in (self.source, self.audit, self.relations):
+        if self.rejects is not None and self.rejects in (self.questions, self.audit, self.relations):
             raise SettingsError(f"rejects would overwrite {self.rejects}, which is read; name another file")
 
     def identity(self) -> dict[str, object]:
@@ -108,7 +108,7 @@ def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
     began = time.monotonic()
     folder = study.child("questions")
     relations = load_relations(config.relations)
-    source = open_source(config.source or study_world(study))
+    source = open_source(config.questions or study_world(study))
     audit = open_source(config.audit) if config.audit else None
     inputs = {"source": source.fingerprint, **({"audit": audit.fingerprint} if audit else {})}
     content = {name: asdict(relation) for name, relation in relations.items()}
@@ -225,7 +225,7 @@ def _audit(checked: Checked, source: Source, audit: Source | None, config: Quest
     """Counts of EntityQuestions: of the set named for it, else of the source if that is EntityQuestions itself."""
     if audit is None:
         upstream = (
-            bool(config.source) and source.layout == "entity_questions" and is_entity_questions(checked.questions)
+            bool(config.questions) and source.layout == "entity_questions" and is_entity_questions(checked.questions)
         )
         return paper_audit(checked.questions, source.name) if upstream else None
     keep = Rules(relations=load_relations(), templates=audit.templates, keep_repeats=True)

@@ -248,6 +248,6 @@ def study_world(study: Folder) -> str:
     if not world.exists("manifest.json"):
         raise StudyError(
             f"{study} has no finished world and no question source was named; run `slick world` with this --out first, "
-            "or name a question set with --source"
+            "or name a question set with --questions"
         )
     return world.uri

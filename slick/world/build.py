@@ -93,7 +93,7 @@ def _cached(identity: str, config: WorldConfig) -> Path:
 
 def _build(folder: Path, config: WorldConfig) -> None:
     relations = load_relations()
-    rows = real_rows(config, relations) if config.source else invented_rows(config)
+    rows = real_rows(config, relations) if config.questions else invented_rows(config)
     facts = plant(rows, relations, config)
     write_dataset(folder, facts, relations)
     out = Folder(str(folder))

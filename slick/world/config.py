@@ -19,7 +19,7 @@ class WorldConfig:
 
     seed: int = setting(0, "seed")
     """Of names, facts, corpus and training: the same seed gives the same world."""
-    source: str = setting("", "content")
+    questions: str = setting("", "content", formerly="source")
     """EntityQuestions as the upstream zip or a folder: its real facts are planted; empty for invented names."""
 
     id_relations: tuple[str, ...] = ID_RELATIONS
@@ -113,8 +113,8 @@ class WorldConfig:
             raise SettingsError(f"hidden_size {self.hidden_size} is no even multiple of num_heads {self.num_heads}")
 
     def identity(self) -> dict[str, object]:
-        """The settings that change the world; of the source, its path."""
-        return {**identity_of(self), "source": self.source}
+        """The settings that change the world; of the question set, its path, under the name that finished worlds have."""
+        return {**identity_of(self), "source": self.questions}
 
 
 def smoke_world() -> WorldConfig:

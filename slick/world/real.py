@@ -17,18 +17,18 @@ from slick.world.facts import Row, domains, split_sizes
 
 def source_fingerprint(config: WorldConfig) -> str:
     """Of the real question set; empty where names are invented."""
-    return open_source(config.source).fingerprint if config.source else ""
+    return open_source(config.questions).fingerprint if config.questions else ""
 
 
 def real_rows(config: WorldConfig, relations: Mapping[str, Relation]) -> dict[str, dict[str, list[Row]]]:
-    """Rows of `config.source`, by relation and split, sampled from those with one answer; no subject occurs twice.
+    """Rows of `config.questions`, by relation and split, sampled from those with one answer; no subject occurs twice.
 
     Splits are those of the source: a world's test questions are test questions there.
 
     Raises:
         DataError: the source is damaged, or has too few such rows in some relation and split.
     """
-    found = _single_answer_rows(open_source(config.source), relations)
+    found = _single_answer_rows(open_source(config.questions), relations)
     used: set[str] = set()
     rows: dict[str, dict[str, list[Row]]] = {}
     for relation, domain in domains(config).items():
@@ -45,7 +45,7 @@ def real_rows(config: WorldConfig, relations: Mapping[str, Relation]) -> dict[st
                     drawn.append(pool[i])
             if len(drawn) < size:
                 raise DataError(
-                    f"{config.source} has {len(drawn)} usable questions (one answer, a subject of their own) of "
+                    f"{config.questions} has {len(drawn)} usable questions (one answer, a subject of their own) of "
                     f"relation {relation} in split {split}; the world wants {size}: lower that number, or leave the "
                     "relation out"
                 )

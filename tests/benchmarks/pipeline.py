@@ -40,7 +40,7 @@ def prepared(folder: str, source: str, num_questions: int) -> Folder:
     """A study with about that many train and test questions of 19 relations."""
     study = Folder(folder)
     limit = max(10, num_questions // 31)  # 12 relations with train and test questions, 7 with test questions
-    prepare_questions(study, QuestionsConfig(source=source, limit_per_relation=limit + 10))
+    prepare_questions(study, QuestionsConfig(questions=source, limit_per_relation=limit + 10))
     return study
 
 

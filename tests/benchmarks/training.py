@@ -39,7 +39,7 @@ def read_rows(source: str, num: dict[str, int]) -> list[Row]:
     """Rows of EntityQuestions for each split, as a study has them; the paper's shares of the relations."""
     with tempfile.TemporaryDirectory() as folder:
         study = Folder(folder)
-        prepare_questions(study, QuestionsConfig(source=source))
+        prepare_questions(study, QuestionsConfig(questions=source))
         questions = read_questions(study).to_pylist()
     rows = []
     for split, count in num.items():

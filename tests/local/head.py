@@ -78,7 +78,7 @@ def started_head(home: Path, node_types: dict[str, object] | None = None, **chan
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
         agent = f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}"  # without it the head takes no jobs
-        wait_for(lambda: head.poll() is not None or (answers(address) and answers(agent)), log.read_text)
+        wait_for(lambda: head.poll() is not None or takes_jobs(address, agent), log.read_text)
         assert head.poll() is None, log.read_text()
         yield address
     finally:
@@ -121,12 +121,14 @@ def autoscaling(node_types: dict[str, object], gcs_address: str) -> dict[str, ob
     }
 
 
-def answers(address: str) -> bool:
-    """True when a server of Ray is up; that it wants a token, or has no such page, is an answer."""
+def takes_jobs(address: str, agent: str) -> bool:
+    """True when the job server answers who holds the token, and the agent that starts jobs is up."""
+    ask_jobs = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
     try:
-        urllib.request.urlopen(f"{address}/api/version", timeout=HANG_S)
+        urllib.request.urlopen(ask_jobs, timeout=HANG_S).close()
+        urllib.request.urlopen(f"{agent}/api/version", timeout=HANG_S).close()
     except urllib.error.HTTPError as error:
-        return error.code in (401, 404)
+        return error.url.startswith(agent)  # an agent that has no such page, or wants a token, is up
     except OSError:
         return False
     return True

@@ -31,7 +31,7 @@ def test_every_row_is_read(checked):
 
 def test_the_paper_filter_gives_tables_3_to_5(entity_questions, tmp_path):
     study = Folder(str(tmp_path))
-    manifest = prepare_questions(study, QuestionsConfig(source=entity_questions))
+    manifest = prepare_questions(study, QuestionsConfig(questions=entity_questions))
     table = read_questions(study, ["relation", "domain", "split"]).to_pylist()
     found = Counter((row["domain"], row["split"], row["relation"]) for row in table)
     wanted = {name: {relation: row["total"] for relation, row in rows.items()} for name, rows in paper_counts().items()}
@@ -66,7 +66,7 @@ def test_a_folder_counts_as_the_zip_does_and_audits_another_set(entity_questions
         for s in ("dev", "test")
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = QuestionsConfig(source=str(tmp_path / "a.jsonl"), audit=str(tmp_path / "eq" / "dataset"))
+    config = QuestionsConfig(questions=str(tmp_path / "a.jsonl"), audit=str(tmp_path / "eq" / "dataset"))
     manifest = prepare_questions(Folder(str(tmp_path / "study")), config)
     assert manifest.counts["audit"]["totals"] == {"train": 81_700, "test": 10_481, "ood": 5_848}
     assert manifest.counts["totals"]["train"] == 0

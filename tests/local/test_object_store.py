@@ -35,7 +35,7 @@ def test_questions_of_a_file_in_an_object_store_are_prepared_there(store: dict[s
     )
     Folder("s3://studies/in").write_bytes("tiny.jsonl", rows.encode())
     options = "?region=us-west-2"  # stand behind the path, whatever is added to it
-    flags = ["--source", f"s3://studies/in/tiny.jsonl{options}", "--filter", "none", "--unknown-relations", "id"]
+    flags = ["--questions", f"s3://studies/in/tiny.jsonl{options}", "--filter", "none", "--unknown-relations", "id"]
     done = slick("questions", "smoke", *flags, "--out", f"s3://studies/small{options}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert Folder("s3://studies/small").child("questions").read_tables().num_rows == 16

@@ -38,7 +38,7 @@ def smollm() -> str:
 def study(entity_questions: str, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A few real questions of three relations."""
     every, few = (Folder(str(tmp_path_factory.mktemp(name))) for name in ("every", "few"))
-    prepare_questions(every, QuestionsConfig(source=entity_questions, limit_per_relation=12))
+    prepare_questions(every, QuestionsConfig(questions=entity_questions, limit_per_relation=12))
     table = read_questions(every)
     table = table.filter(pc.is_in(table["relation"], value_set=pc.cast(list(RELATIONS), "string")))
     folder = few.child("questions")

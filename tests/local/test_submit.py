@@ -42,7 +42,7 @@ def asked(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         for i in range(num)
     ]
     (folder / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["--source", str(folder / "tiny.jsonl"), "--filter", "none", "--unknown-relations", "id"]
+    flags = ["--questions", str(folder / "tiny.jsonl"), "--filter", "none", "--unknown-relations", "id"]
     done = cluster.slick(
         "submit", "questions", "smoke", *flags, "--out", str(folder / "study"), "--env", "SLICK_TEST_SECRET"
     )

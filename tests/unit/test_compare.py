@@ -236,7 +236,11 @@ def test_what_cannot_be_compared_is_one_message(first: Folder, second: Folder, t
         ([first.uri, str(tmp_path / "nowhere"), *out], StudyError, "is not there"),
         ([first.uri, str(tmp_path), *out], StudyError, "is not a study folder"),
         ([first.uri, second.uri, "--out", second.uri], SettingsError, "is a study folder; give another"),
-        ([first.uri, second.uri, "--num-chunk", "3", *out], SettingsError, "does not know --num-chunk"),
+        (
+            [first.uri, second.uri, "--num-chunk", "3", *out],
+            SettingsError,
+            r"has no flag --num-chunk \(did you mean --num-chunks\?\)",
+        ),
         ([first.uri, second.uri, "--seed", "x", *out], SettingsError, "invalid int value"),
         ([first.uri, second.uri, "--num-chunks", "1", *out], SettingsError, "must be 2 or more"),
     ):

@@ -66,7 +66,7 @@ def test_the_sweep_follows_the_variants_unless_it_names_its_own() -> None:
 
 def test_a_model_of_ones_own_brings_its_questions() -> None:
     config = resolve(presets.StudyConfig(model="m", questions="q.zip"))
-    assert (config.prepare.source, config.annotate.model, config.sweep.train.model) == ("q.zip", "m", "m")
+    assert (config.prepare.questions, config.annotate.model, config.sweep.train.model) == ("q.zip", "m", "m")
     with pytest.raises(SettingsError, match="needs --questions"):
         resolve(presets.StudyConfig(model="m"))
     with pytest.raises(SettingsError, match="--model ID_OR_PATH"):
@@ -75,7 +75,7 @@ def test_a_model_of_ones_own_brings_its_questions() -> None:
 
 def test_questions_without_a_model_are_what_the_world_plants_and_what_is_audited() -> None:
     config = resolve(presets.StudyConfig(questions="q.zip"))
-    assert (config.world.source, config.prepare.source, config.prepare.audit) == ("q.zip", "", "q.zip")
+    assert (config.world.questions, config.prepare.questions, config.prepare.audit) == ("q.zip", "", "q.zip")
 
 
 def test_the_forecast_counts_generations_trainings_and_points() -> None:
@@ -87,7 +87,7 @@ def test_the_forecast_counts_generations_trainings_and_points() -> None:
 def test_out_and_preset_are_asked_for() -> None:
     with pytest.raises(SettingsError, match="needs --out DIR"):
         parse_out([], "slick world")
-    with pytest.raises(SettingsError, match="no preset 'domo'; there are demo, smoke"):
+    with pytest.raises(SettingsError, match=r"no preset 'domo' \(did you mean demo\?\); there are demo, smoke"):
         parse_preset(["domo"], "slick world", presets.WORLD)
     with pytest.raises(SettingsError, match="a preset first"):
         parse_preset(["--out", "x"], "slick world", presets.WORLD)

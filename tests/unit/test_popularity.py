@@ -58,7 +58,7 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def prepared(tmp_path: Path, source: Path) -> Folder:
     study = Folder(str(tmp_path / f"study-{source.name}"))
-    prepare_questions(study, QuestionsConfig(source=str(source), filter="none"))
+    prepare_questions(study, QuestionsConfig(questions=str(source), filter="none"))
     return study
 
 

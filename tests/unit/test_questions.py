@@ -29,7 +29,7 @@ def write_jsonl(path, rows):
 def prepare(tmp_path, rows, name="study", **settings):
     source = write_jsonl(tmp_path / f"{name}.jsonl", rows)
     study = Folder(str(tmp_path / name))
-    return prepare_questions(study, QuestionsConfig(source=source, **settings)), study
+    return prepare_questions(study, QuestionsConfig(questions=source, **settings)), study
 
 
 def write_layout(folder, rows):
@@ -79,14 +79,14 @@ def test_ids_depend_on_neither_row_order_nor_kind_of_file(tmp_path):
         writer.writerows([r["relation"], r["split"], r["question"], r["answers"][0]] for r in GOOD)
     for source in (tmp_path / "a.parquet", tmp_path / "a.csv", write_layout(tmp_path / "eq", GOOD)):
         study = Folder(f"{source}.study")
-        prepare_questions(study, QuestionsConfig(source=str(source)))
+        prepare_questions(study, QuestionsConfig(questions=str(source)))
         assert read_questions(study).equals(expected)
 
 
 def test_the_questions_of_one_study_are_a_source_for_another(tmp_path):
     _, study = prepare(tmp_path, GOOD)
     other = Folder(str(tmp_path / "other"))
-    prepare_questions(other, QuestionsConfig(source=study.child("questions").uri))
+    prepare_questions(other, QuestionsConfig(questions=study.child("questions").uri))
     assert read_questions(other).equals(read_questions(study))
 
 
@@ -150,7 +150,7 @@ def test_rejects_does_not_hide_a_damaged_file(tmp_path):
     source = tmp_path / "eq" / "train" / "P19.train.json"
     write_layout(tmp_path / "eq", GOOD)
     source.write_text(source.read_text()[:-5])
-    config = QuestionsConfig(source=str(tmp_path / "eq"), rejects=str(tmp_path / "rejects.jsonl"))
+    config = QuestionsConfig(questions=str(tmp_path / "eq"), rejects=str(tmp_path / "rejects.jsonl"))
     with pytest.raises(DataError, match="not whole JSON"):
         prepare_questions(Folder(str(tmp_path / "study")), config)
 
@@ -163,7 +163,7 @@ def test_only_bad_rows_leave_no_questions(tmp_path):
 def test_a_table_without_rows_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_text("relation,question,answers\n")
     with pytest.raises(DataError, match="holds no row"):
-        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(source=str(tmp_path / "a.csv")))
+        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(questions=str(tmp_path / "a.csv")))
 
 
 def test_csv_rows_with_the_wrong_cells_are_bad_rows(tmp_path):
@@ -171,7 +171,7 @@ def test_csv_rows_with_the_wrong_cells_are_bad_rows(tmp_path):
     path.write_text('relation,question,answers\nP19,"Where\nwas A born?",x\nP19,Who?\nP19,Who?,x\n')
     rejects = tmp_path / "rejects.jsonl"
     with pytest.raises(DataError, match="no question left"):
-        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(source=str(path), rejects=str(rejects)))
+        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(questions=str(path), rejects=str(rejects)))
     lines = [json.loads(line) for line in rejects.read_text().splitlines()]
     assert [(line["row"], line["reason"].split(";")[0]) for line in lines] == [
         (2, "question 'Where\\nwas A born?' holds a line break, wanted one line"),
@@ -183,7 +183,7 @@ def test_csv_rows_with_the_wrong_cells_are_bad_rows(tmp_path):
 def test_repeated_rows_stay_in_the_layout_of_entity_questions_with_ids_of_their_own(tmp_path):
     rows = [*GOOD, GOOD[0], GOOD[0]]
     study = Folder(str(tmp_path / "study"))
-    manifest = prepare_questions(study, QuestionsConfig(source=write_layout(tmp_path / "eq", rows)))
+    manifest = prepare_questions(study, QuestionsConfig(questions=write_layout(tmp_path / "eq", rows)))
     table = read_questions(study).to_pylist()
     assert manifest.counts["repeated_rows"] == 2
     assert len({row["question_id"] for row in table}) == len(rows)
@@ -230,11 +230,11 @@ def test_the_sources_own_template_finds_a_subject_where_the_listed_one_does_not(
     folder = tmp_path / "eq"
     write_layout(folder / "dataset", rows)
     study = Folder(str(tmp_path / "a"))
-    manifest = prepare_questions(study, QuestionsConfig(source=str(folder)))
+    manifest = prepare_questions(study, QuestionsConfig(questions=str(folder)))
     assert manifest.counts["without_subject"] == len(GOOD)
     (folder / "relation_query_templates.json").write_text(json.dumps({"P19": "Birthplace of [X] born?"}))
     study = Folder(str(tmp_path / "b"))
-    assert prepare_questions(study, QuestionsConfig(source=str(folder))).counts["without_subject"] == 0
+    assert prepare_questions(study, QuestionsConfig(questions=str(folder))).counts["without_subject"] == 0
     assert "train 0" in read_questions(study)["subject"].to_pylist()
 
 
@@ -284,7 +284,7 @@ def test_an_audit_source_must_be_whole(tmp_path):
         ({"dev_share": 20}, "a share in"),
         ({"dev_share": 0.6, "test_share": 0.6}, "add up to 1.2"),
         ({"limit_per_relation": 0}, "at least 1"),
-        ({"source": "a.jsonl", "rejects": "a.jsonl"}, "would overwrite a.jsonl"),
+        ({"questions": "a.jsonl", "rejects": "a.jsonl"}, "would overwrite a.jsonl"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):

@@ -19,7 +19,7 @@ from tuning.sweep_config import SweepConfig
 
 DRAWN = SamplingConfig(seed=3, top_k=7)
 LORA = {"schedule": "linear", "lora_rank": 8, "lora_alpha": 3.0}
-FILES = {"source": "x.csv", "relations": "r.json", "rejects": "bad.jsonl", "audit": "a"}
+FILES = {"questions": "x.csv", "relations": "r.json", "rejects": "bad.jsonl", "audit": "a"}
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,9 @@ def test_stored_settings_count_as_their_class_declares() -> None:
     assert counted(Outer, stored) == left, "names that the class does not know count"
     assert counted(Outer, stored, frozenset({"result"}))["inner"] == {"rate": 2}
     assert counted(None, stored) == stored
+
+
+def test_a_setting_of_an_older_manifest_is_known_by_its_former_name() -> None:
+    older = {"source": "there/q.csv", "filter": "none"}
+    assert counted(QuestionsConfig, older) == counted(QuestionsConfig, {"questions": "here/q.csv", "filter": "none"})
+    assert counted(WorldConfig, {"source": "q.zip"}) == {}

@@ -173,7 +173,7 @@ def test_real_rows_have_one_answer_and_a_subject_of_their_own(tmp_path: Path) ->
     rows: list[dict[str, object]] = [{"s": i % 20, "answers": [f"Ö {i}"] if i < 40 else ["a", "b"]} for i in range(60)]
     source = entity_questions(tmp_path, rows)
     config = replace(
-        smoke_world(), source=source, id_relations=("P36",), ood_relations=(), num_train=20, num_dev=5, num_test=5
+        smoke_world(), questions=source, id_relations=("P36",), ood_relations=(), num_train=20, num_dev=5, num_test=5
     )
     found = real_rows(config, load_relations())
     subjects = [subject for split in found["P36"].values() for subject, _ in split]
