@@ -113,7 +113,7 @@ class WorldConfig:
             raise SettingsError(f"hidden_size {self.hidden_size} is no even multiple of num_heads {self.num_heads}")
 
     def identity(self) -> dict[str, object]:
-        """The settings that change the world; of the question set, its path, under the name that finished worlds have."""
+        """The settings that change the world; the question set by the name that finished worlds have."""
         return {**identity_of(self), "source": self.questions}
 
 
