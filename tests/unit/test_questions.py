@@ -386,7 +386,7 @@ def test_splits_come_from_file_names_in_a_folder_and_a_zip(tmp_path, capsys):
     for location in (source, f"{source}.zip"):
         study = Folder(f"{location}.study")
         settings = {"filter": "none", "dev_share": 0.0, "test_share": 1.0}
-        manifest = prepare_questions(study, QuestionsConfig(source=location, **settings))
+        manifest = prepare_questions(study, QuestionsConfig(questions=location, **settings))
         splits = {row["answers"][0]: row["split"] for row in read_questions(study).to_pylist()}
         wanted = {"a": "train", "b": "dev", "c": "dev", "d": "test", "e": "test"}
         assert splits == {f"{num}{i}": split for num, split in wanted.items() for i in range(3)}
@@ -413,7 +413,7 @@ def test_splits_come_from_file_names_in_a_folder_and_a_zip(tmp_path, capsys):
 )
 def test_splits_that_contradict_or_are_ambiguous_are_refused(tmp_path, name, split, message):
     rows = [row | ({"split": split} if split else {}) for row in without_split("a")]
-    config = QuestionsConfig(source=write_files(tmp_path / "set", {name: rows}), filter="none")
+    config = QuestionsConfig(questions=write_files(tmp_path / "set", {name: rows}), filter="none")
     with pytest.raises(DataError) as caught:
         prepare_questions(Folder(str(tmp_path / "study")), config)
     assert message in str(caught.value)
@@ -424,14 +424,14 @@ def test_a_row_of_entity_questions_cannot_state_another_split_than_its_folder(tm
     folder = write_layout(tmp_path / "eq", GOOD)
     (tmp_path / "eq" / "train" / "P19.train.json").write_text(json.dumps([{**GOOD[0], "split": "test"}]))
     with pytest.raises(DataError, match="column split says test, but the name of the file says train"):
-        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(source=folder))
+        prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(questions=folder))
 
 
 def test_a_relation_may_be_called_like_a_split(tmp_path):
     rows = [{**row, "relation": "test"} for row in GOOD]
     _, study = prepare(tmp_path, rows, unknown_relations="id")
     again = Folder(str(tmp_path / "again"))
-    prepare_questions(again, QuestionsConfig(source=study.child("questions").uri, unknown_relations="id"))
+    prepare_questions(again, QuestionsConfig(questions=study.child("questions").uri, unknown_relations="id"))
     assert read_questions(again).equals(read_questions(study))
 
 
@@ -455,9 +455,9 @@ def test_a_list_in_text_is_read_by_one_rule_in_every_column(tmp_path, column, ce
     study = Folder(str(tmp_path / "study"))
     if column != "answer" and LISTS[cell] == [cell]:  # one text may be several answers with some sign between them
         with pytest.raises(DataError, match=r"wanted a list of strings"):
-            prepare_questions(study, QuestionsConfig(source=str(path), filter="none"))
+            prepare_questions(study, QuestionsConfig(questions=str(path), filter="none"))
         return
-    prepare_questions(study, QuestionsConfig(source=str(path), filter="none"))
+    prepare_questions(study, QuestionsConfig(questions=str(path), filter="none"))
     assert read_questions(study)["answers"].to_pylist() == [LISTS[cell]]
 
 
@@ -505,7 +505,7 @@ def test_only_columns_that_are_used_are_read_from_parquet(tmp_path):
     source = tmp_path / "a.parquet"
     pq.write_table(doubled, source)
     study = Folder(str(tmp_path / "study"))
-    prepare_questions(study, QuestionsConfig(source=str(source), filter="none"))
+    prepare_questions(study, QuestionsConfig(questions=str(source), filter="none"))
     assert (
         read_questions(study)["question_id"]
         == read_questions(prepare(tmp_path, GOOD, "other", filter="none")[1])["question_id"]
@@ -515,7 +515,7 @@ def test_only_columns_that_are_used_are_read_from_parquet(tmp_path):
         broken = broken if name == "answer" else broken.append_column("answers", table["answers"])
         pq.write_table(broken, source)
         with pytest.raises(DataError, match=rf"a\.parquet: column {name} \(date32.*cannot be read: .*; store"):
-            prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(source=str(source)))
+            prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(questions=str(source)))
 
 
 def test_a_damaged_column_that_is_not_used_does_not_matter(tmp_path):
@@ -540,7 +540,7 @@ def test_values_of_other_types_say_how_to_mend_them(tmp_path):
     for name, value, advice in (("bytes", b"Paris", "store the column as text"), ("date", date(1, 1, 1), "quotes")):
         pq.write_table(pa.table({"relation": ["P19"], "question": ["Who?"], "answer": [value]}), tmp_path / "a.parquet")
         with pytest.raises(DataError, match=rf"row 1: answer is .*{name}.*wanted a string; .*{advice}"):
-            prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(source=str(tmp_path / "a.parquet")))
+            prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(questions=str(tmp_path / "a.parquet")))
 
 
 def test_other_columns_of_text_files_may_hold_anything(tmp_path):
@@ -550,7 +550,7 @@ def test_other_columns_of_text_files_may_hold_anything(tmp_path):
         prepare(tmp_path, [*GOOD, json.dumps(GOOD[0])[:-1] + ', "answers": ["Oslo"]}'], "twice")
     (tmp_path / "a.csv").write_text("note,relation,question,answer,note\n1,P19,Who?,Ada,2\n")
     study = Folder(str(tmp_path / "csv"))
-    prepare_questions(study, QuestionsConfig(source=str(tmp_path / "a.csv"), filter="none"))
+    prepare_questions(study, QuestionsConfig(questions=str(tmp_path / "a.csv"), filter="none"))
     assert read_questions(study)["answers"].to_pylist() == [["Ada"]]
 
 
