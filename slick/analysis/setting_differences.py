@@ -110,7 +110,9 @@ def _stated(step: str, manifest: Manifest) -> tuple[dict[str, Any], list[str]]:
     missing = [
         f"content of {field.name} {manifest.settings[field.name]}"
         for field in (dataclasses.fields(cls) if cls else ())
-        if "content" in affected_by(field) and manifest.settings.get(field.name) and field.name not in known
+        if "content" in affected_by(field)
+        and manifest.settings.get(field.name)
+        and not {field.name, field.metadata.get("formerly")} & set(known)
     ]
     for name in [name for name, value in found.items() if value == AUTO and step != "sweep"]:  # its runs tell
         found[name] = manifest.counts.get(name, AUTO)
@@ -141,7 +143,9 @@ def _inputs(step: str, manifest: Manifest, manifests: Mapping[str, Manifest]) ->
         return {}, {}
     annotate, questions = manifests.get("annotate"), manifests.get("questions")
     own_model = "world" in manifests and annotate is not None and not annotate.settings.get("model")
-    own_questions = "world" in manifests and questions is not None and not questions.settings.get("source")
+    own_questions = (
+        "world" in manifests and questions is not None and not any(map(questions.settings.get, ("questions", "source")))
+    )
     steps = {other.fingerprint for name, other in manifests.items() if not name.startswith("runs/")}
     found: dict[str, str] = {}
     products: dict[str, str] = {}
