@@ -286,11 +286,11 @@ def test_versions_and_devices_that_differ_are_mentioned() -> None:
 
 def test_a_manifest_holds_the_settings_that_count_and_what_else_was_stated(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    config = WorldConfig(seed=3, num_threads=2, source="here")
+    config = WorldConfig(seed=3, num_threads=2, questions="here")
     finish(folder, "world", "x", settings=config, inputs={}, counts={}, started_at=0.0, contents={"recipe": 3})
     identity = read_manifest(folder).identity
     assert identity == json.loads(json.dumps(counted(WorldConfig, plain_settings(config)))) | {"recipe": 3}
-    assert not {"num_threads", "source"} & identity.keys()
+    assert not {"num_threads", "questions", "source"} & identity.keys()
     assert identity["seed"] == 3
 
 
