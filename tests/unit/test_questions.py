@@ -532,7 +532,7 @@ def test_a_damaged_column_that_is_not_used_does_not_matter(tmp_path):
     with pytest.raises((OSError, pa.ArrowException)):
         pq.read_table(source)
     study = Folder(str(tmp_path / "study"))
-    prepare_questions(study, QuestionsConfig(source=str(source), filter="none"))
+    prepare_questions(study, QuestionsConfig(questions=str(source), filter="none"))
     assert read_questions(study).num_rows == len(GOOD)
 
 
