@@ -10,7 +10,7 @@ from slick.study import read_manifest, require
 from slick.variants.plan import variant_names
 from tuning.grid import GridConfig, points
 from tuning.runs import plan_runs
-from tuning.sweep import SweepConfig
+from tuning.sweep import SweepConfig, resolve_sweep
 
 
 def settle(config: StudyConfig) -> StudyConfig:
@@ -79,6 +79,8 @@ def with_finished(study: Folder, config: StudyConfig) -> SweepConfig:
     sweep, needed = config.sweep, set(config.sweep.grid.variants)
     names = require(study.child("variants"), "variants").counts
     drawn = [name for name in names if name not in needed]
+    also = replace(sweep, grid=replace(sweep.grid, variants=tuple(drawn))).trajectories if drawn else []
+    sweep = resolve_sweep(study, sweep, also=[run.run_id for run in also])
     if not drawn:
         return sweep
     others = replace(sweep, grid=replace(sweep.grid, variants=tuple(drawn)))

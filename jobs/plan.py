@@ -16,7 +16,8 @@ from jobs.door import parse_config, run_main, wants_help
 from jobs.ways import GB, Fleet, training_lines
 from slick.errors import SettingsError
 from slick.models import resolve_model
-from slick.shapes import BYTES, ModelShape, named_shape, shape_of
+from slick.precision import AUTO, PLANNED_GPU, TrainDtype, bytes_per_number, resolve_dtype, resolve_train_dtype
+from slick.shapes import ModelShape, named_shape, shape_of
 from slick.storage import Folder
 from tuning.machines import Machine, usual_machine
 from tuning.memory import ROOM
@@ -47,6 +48,9 @@ class PlanConfig:
     cloud's usual machine with such GPUs has, which is named."""
     gpus_a_machine: int | None = None
     """That share a machine's memory; None: as many as that machine has."""
+    dtype: TrainDtype = "auto"
+    """Of weights and arithmetic. `auto`: bfloat16, which a GPU of compute capability 8.0 or later takes (A10G, L4,
+    A100, H100); older ones (V100, T4) take float32."""
     rows_at_once: int = 16
     """Rows that one GPU takes through the model at once, where the batch of the preset `large` has so many for each."""
     questions: int = 98_029
@@ -71,6 +75,11 @@ class PlanConfig:
                 raise SettingsError(f"{name} must be above 0, got {value}")
         if not (self.price >= 0 and math.isfinite(self.price)):
             raise SettingsError(f"price must be 0 or more, got {self.price}")
+
+    @property
+    def planned_dtype(self) -> TrainDtype:
+        """The dtype that the runs will take, by the rule that they use themselves."""
+        return resolve_train_dtype(self.dtype, PLANNED_GPU)
 
     @property
     def fleet(self) -> Fleet:
@@ -101,7 +110,7 @@ def plan(config: PlanConfig) -> Iterator[str]:
     rates = read_rates(Folder(config.probe)) if config.probe else None
     yield f"{shape.name}: {shape.parameters / GB:,.2f} billion parameters in {shape.num_layers} layers"
     yield ""
-    yield from training_lines(shape, config.fleet, config.rows_at_once)
+    yield from training_lines(shape, config.fleet, config.rows_at_once, config.planned_dtype)
     yield ""
     yield from _annotation(shape, config)
     yield ""
@@ -128,21 +137,22 @@ def chosen_shape(config: PlanConfig) -> ModelShape:
 
 
 def _annotation(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
-    weights, room = BYTES["bfloat16"] * shape.parameters, (1 - ROOM) * config.gpu_memory * GB
-    a_token = shape.kv_bytes_a_token("bfloat16")
+    dtype, room = config.planned_dtype, (1 - ROOM) * config.gpu_memory * GB
+    weights, a_token = bytes_per_number(dtype) * shape.parameters, shape.kv_bytes_a_token(dtype)
+    flag = "" if dtype == resolve_dtype(AUTO, PLANNED_GPU) else f" --dtype {dtype}"
     a_question = a_token * (10 * _PROMPT_TOKENS + 170 * _ANSWER_TOKENS)
     needed = next((gpus for gpus in (1, 2, 4, 8, 16) if weights / gpus < 0.8 * room), None)
     yield (
-        f"Annotation: weights {weights / GB:.1f} GB, {a_token / 1024:.0f} KiB of keys and values a token; a question "
-        f"and its 170 answers, nothing shared, {a_question / GB:.2f} GB"
+        f"Annotation, {dtype}: weights {weights / GB:.1f} GB, {a_token / 1024:.0f} KiB of keys and values a token; a "
+        f"question and its 170 answers, nothing shared, {a_question / GB:.2f} GB"
     )
     if needed == 1:
         left = (room - weights) / a_question
-        yield f"One GPU an actor: slick annotate paper --gpus-per-actor 1; room for {left:,.0f} questions at once"
+        yield f"One GPU an actor: slick annotate paper --gpus-per-actor 1{flag}; room for {left:,.0f} questions at once"
     elif needed is None:
         yield "It does not fit 16 such GPUs with room for keys and values; take GPUs with more memory."
     else:
-        yield f"{needed} GPUs an actor, by vLLM: slick annotate paper --engine vllm --gpus-per-actor {needed}"
+        yield f"{needed} GPUs an actor, by vLLM: slick annotate paper --engine vllm --gpus-per-actor {needed}{flag}"
 
 
 def _hours(shape: ModelShape, config: PlanConfig, rates: Rates | None) -> Iterator[str]:

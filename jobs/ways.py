@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from jobs.presets import large_training, lora_training
+from slick.precision import AUTO, PLANNED_GPU, TrainDtype, resolve_train_dtype
 from slick.shapes import ModelShape
 from tuning.config import TrainConfig
 from tuning.machines import Machine
@@ -33,12 +34,17 @@ class Fleet:
         return memory.lacks(self.gpu_memory * GB, self.machine.memory * GB, self.fullest)
 
 
-def ways(gpus: int, rows_at_once: int) -> list[tuple[str, TrainConfig]]:
+PLANNED_DTYPE: TrainDtype = resolve_train_dtype(AUTO, PLANNED_GPU)
+"""What runs on such GPUs take unless they are told another."""
+
+
+def ways(gpus: int, rows_at_once: int, dtype: TrainDtype = PLANNED_DTYPE) -> list[tuple[str, TrainConfig]]:
     """Ways to train, quickest first, each with the flags that choose it.
 
     Args:
         gpus: that share the training.
         rows_at_once: of each at most; fewer where the batch of the preset `large` leaves fewer to each.
+        dtype: of the training, resolved.
 
     Source: what each stage shards, Rajbhandari et al. 2020, arXiv:1910.02054.
     """
@@ -51,6 +57,7 @@ def ways(gpus: int, rows_at_once: int) -> list[tuple[str, TrainConfig]]:
         batch_size=batch_rows,
         activation_checkpointing=False,
         zero_stage=0,
+        dtype=dtype,
     )
     lora = replace(whole, lora_rank=lora_training().lora_rank)
     kept = replace(whole, zero_stage=1 if gpus == 1 else 3, activation_checkpointing=True)
@@ -89,24 +96,27 @@ def command(flags: str, way: TrainConfig) -> str:
         flags: of the way, as `ways` has them.
         way: the way.
     """
-    usual, more = large_training(), ""
+    usual = large_training()
+    more = "" if way.dtype == resolve_train_dtype(usual.dtype, PLANNED_GPU) else f" --dtype {way.dtype}"
     for name in ("micro_batch_size", "batch_size"):
         if getattr(way, name) != getattr(usual, name):
             more += f" --{name.replace('_', '-')} {getattr(way, name)}"
     return f"slick finetune large {flags} --num-workers {way.num_workers}{more}"
 
 
-def training_lines(shape: ModelShape, fleet: Fleet, rows_at_once: int) -> Iterator[str]:
+def training_lines(
+    shape: ModelShape, fleet: Fleet, rows_at_once: int, dtype: TrainDtype = PLANNED_DTYPE
+) -> Iterator[str]:
     """A table of all ways, what each takes of a GPU and of a machine, and the quickest that fits both."""
     yield (
-        f"Fine-tuning on {_gpus(fleet.gpus)} of {fleet.gpu_memory:g} GB, bfloat16, "
+        f"Fine-tuning on {_gpus(fleet.gpus)} of {fleet.gpu_memory:g} GB, {dtype}, "
         f"{_rows(fleet.gpus, rows_at_once)[0]} rows at once: GB that each holds, {100 * ROOM:.0f} % of it left free"
     )
     yield from _machine_lines(fleet)
     heads = "".join(f"{name:>12}" for name in (*_PARTS, "at most", "machine"))
     yield f"  {'settings':<66}{heads}  fits"
     first, lacking = "", set[str]()
-    for flags, way in ways(fleet.gpus, rows_at_once):
+    for flags, way in ways(fleet.gpus, rows_at_once, dtype):
         memory = training_memory(shape, way, fleet.gpus)
         lacks = fleet.lacks(memory)
         if not way.lora_rank:

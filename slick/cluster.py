@@ -20,7 +20,8 @@ from slick.cluster_checks import (
     choose_temp_folder,
     object_store_bytes,
 )
-from slick.errors import ClusterError
+from slick.errors import ClusterError, ModelError, SettingsError
+from slick.precision import CPU, Device
 
 JOIN_S = 10.0
 """Seconds after which a cluster that does not let this process in is given up, on an idle machine."""
@@ -191,6 +192,67 @@ def _reason(error: Exception, printed: str) -> str:
         advice = ". The cluster wants its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN (on the head `ray "
         advice += "get-auth-token` shows it), with RAY_AUTH_MODE=token or unset"
     return f"{reason} ({_LOG_PREFIX.sub('', last)[:300]}){advice}"
+
+
+_NO_BFLOAT16 = ("K80", "M60", "P4", "P100", "V100", "T4")
+"""GPUs that compute no bfloat16, by the type that Ray gives their nodes."""
+_GPU_WAIT_S = 15.0
+
+
+def work_device(num_gpus: float | None) -> Device:
+    """What actors or workers will run on.
+
+    Of a cluster without GPUs nothing more is asked. If a node has GPUs of an older type, the work may land there, so
+    all of it does without bfloat16; else a task with the same share of GPUs looks at the one it gets. On a cluster that
+    grows from zero the task waits for the first machine, as the work would.
+
+    Args:
+        num_gpus: of each; None for 1 where the cluster has GPUs.
+
+    Raises:
+        SettingsError: GPUs are asked of a cluster on this machine, which has too few.
+        ModelError: torch sees no GPU where Ray has one.
+    """
+    import ray
+
+    own = not os.environ.get("RAY_ADDRESS")
+    if num_gpus == 0 or (num_gpus is None and own and not ray.is_initialized() and not _may_have_gpu()):
+        return CPU
+    connect()
+    have = ray.cluster_resources()
+    num_gpus = float(have.get("GPU", 0) > 0) if num_gpus is None else num_gpus
+    if not num_gpus:
+        return CPU
+    old = sorted({name.partition(":")[2] for name in have if name.startswith("accelerator_type:")} & set(_NO_BFLOAT16))
+    if old:
+        return Device(is_gpu=True, has_bfloat16=False, name=f"a cluster with GPUs of type {', '.join(old)}")
+    if own and num_gpus > have.get("GPU", 0):
+        raise SettingsError(
+            f"{num_gpus:g} GPUs are wanted for each process, and this machine has {have.get('GPU', 0):g}; use the CPU "
+            "(--gpus-per-actor 0, for trainings --gpus-per-worker 0), or a cluster with GPUs (RAY_ADDRESS)"
+        )
+    found = ray.remote(num_gpus=num_gpus, num_cpus=0)(_look_at_gpu).remote()
+    if not ray.wait([found], timeout=_GPU_WAIT_S)[0]:
+        print("waiting for a GPU, which decides the precision (--dtype states it)", flush=True)
+    device: Device | ModelError = ray.get(found)
+    if isinstance(device, ModelError):
+        raise device
+    return device
+
+
+def _may_have_gpu() -> bool:
+    """False only if this machine certainly has no GPU: then no Ray need be started to know it."""
+    return any(map(os.path.exists, ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
+
+
+def _look_at_gpu() -> Device | ModelError:
+    """The GPU of a task's process; an error is returned, since raised it would come wrapped in one of Ray's."""
+    from slick.engines.devices import this_gpu
+
+    try:
+        return this_gpu()
+    except ModelError as error:
+        return error
 
 
 def tell_job(message: str) -> bool:

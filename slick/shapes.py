@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slick.errors import SettingsError
-
-BYTES = {"float32": 4, "bfloat16": 2}
-"""Of one number."""
+from slick.precision import bytes_per_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +66,7 @@ class ModelShape:
 
     def kv_bytes_a_token(self, dtype: str) -> int:
         """Bytes of the keys and values of one token."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head * BYTES[dtype]
+        return 2 * self.num_layers * self.num_kv_heads * self.head * bytes_per_number(dtype)
 
 
 def _shape(

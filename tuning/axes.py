@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from slick.errors import SettingsError
+from slick.precision import AUTO
 from tuning.config import TrainConfig
 
 Settings: TypeAlias = tuple[tuple[str, Any], ...]
@@ -136,6 +137,8 @@ def _holds(
 def _value(name: str, text: str, axis: str) -> Any:
     """A value of the setting's own type."""
     kinds = _kinds()
+    if (name, text) == ("dtype", AUTO):
+        raise SettingsError(f"axis {axis!r}: an axis compares stated precisions; name float32 or bfloat16")
     if name in _OWN:
         raise SettingsError(f"axis {axis!r}: {name} has an axis of its own, --grid.{_OWN[name]}")
     if name not in kinds:

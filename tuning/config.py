@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from slick.errors import SettingsError
 from slick.matching import Matcher
+from slick.precision import TrainDtype
 from slick.settings import identity_of, setting, settings_of
 
 
@@ -64,8 +65,9 @@ class TrainConfig:
     frozen model is a whole copy on every worker, but with LoRA, which needs none."""
     distill_temperature: float = setting(0.5, "result")
     """At which both distributions are compared."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer."""
+    dtype: TrainDtype = "auto"
+    """Of weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer. `auto`: the dtype
+    in which the training, or the sweep, was begun, else bfloat16 on a GPU that computes it and float32 elsewhere."""
     matcher: Matcher = setting("exact", "result")
     """How a generated answer is compared with the gold answers."""
     max_new_tokens: int = 32
@@ -179,7 +181,7 @@ def _check_numbers(config: TrainConfig) -> None:
 def _check_choices(config: TrainConfig) -> None:
     for name, allowed in (
         ("schedule", ("constant", "linear", "cosine")),
-        ("dtype", ("float32", "bfloat16")),
+        ("dtype", get_args(TrainDtype)),
         ("keep_checkpoints", ("both", "best", "last", "none")),
         ("trainable", ("all", "attention", "ffn")),
         ("offload", ("none", "optimizer", "all")),

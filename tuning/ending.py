@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from slick.precision import runtime_counts
 from slick.storage import Folder
 from slick.study import Manifest, finish
 from slick.types import ALL
 from tuning.epochs import accuracies_of
 from tuning.fitting import count_set_aside
 from tuning.records import lost_table, predictions_name, rows_table
-from tuning.runs import RunPlan, run_folder
+from tuning.runs import RunPlan, read_runtimes, run_folder
 
 
 def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -> Manifest:
@@ -26,6 +27,7 @@ def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -
     dev = [epoch[f"dev_{ALL}"] for epoch in epochs]
     best = dev.index(max(dev))
     tables = [folder.child("predictions").read_table(predictions_name(epoch)) for epoch in range(1, len(epochs) + 1)]
+    counts |= runtime_counts(read_runtimes(folder))
     folder.write_table("rows.parquet", rows_table(tables))
     folder.write_table("right_to_wrong.parquet", lost_table(tables[best], tables[-1]))
     train = epochs[-1][f"train_{ALL}"]

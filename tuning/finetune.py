@@ -3,10 +3,13 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from slick.cluster import work_device
 from slick.errors import SlickError, StudyError
+from slick.precision import AUTO, NOTHING_STORED, Device, choose_dtype, stored_dtype
 from slick.storage import Folder, file_errors
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
@@ -38,6 +41,7 @@ def finetune(study: Folder, config: TrainConfig) -> Manifest:
         SettingsError: settings that contradict each other or the cluster.
     """
     name = run_id(config)
+    config = resolve_precision(study, config, [name])
     plans = plan_runs(study, {name: config})
     if plans:
         check_plans(study, plans)
@@ -72,6 +76,28 @@ def ask_cluster(config: TrainConfig, num_groups: int = 1) -> float:
     connect()
     have = ray.cluster_resources()
     return check_resources(config, have.get("CPU", 0.0), have.get("GPU", 0.0), num_groups)
+
+
+def resolve_precision(study: Folder, config: TrainConfig, run_ids: Sequence[str]) -> TrainConfig:
+    """The settings with the dtype that `auto` stands for; to be called before fingerprints and run ids are made.
+
+    Args:
+        run_ids: of all trainings that take this dtype; the one in which some of them began is kept.
+
+    Raises:
+        StudyError: they began in several.
+        SettingsError: the cluster has too few GPUs.
+    """
+    stored = stored_dtype([run_folder(study, name) for name in run_ids]) if config.dtype == AUTO else NOTHING_STORED
+    dtype: Any = choose_dtype("finetune", config.dtype, stored, lambda: _device(config))
+    return replace(config, dtype=dtype)
+
+
+def _device(config: TrainConfig) -> Device:
+    """What the workers will run on."""
+    if config.gpus_per_worker:
+        ask_cluster(config)  # refuses GPUs that the cluster does not have, for which a task would wait
+    return work_device(config.gpus_per_worker)
 
 
 def train_group(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from slick.draws import numpy_seed
+from slick.engines.devices import runtime_of
 from slick.engines.linear import quicken_linears
 from slick.models import load_model
 from tuning.config import TrainConfig, learning_rate_at
@@ -89,6 +90,9 @@ class Learner:
         )
         self.model: nn.Module = self.engine.module
         self.forward = Forward(self.model, pad_id, packing=config.packing)
+        self.runtime = runtime_of(
+            self.model, torch.device(place.device), "slick packed (sdpa)" if self.forward.packs else ""
+        )
         self._teacher: Forward | None = None
         if config.distill_weight and not config.lora_rank:
             frozen = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)

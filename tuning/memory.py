@@ -8,7 +8,8 @@ every tensor that a forward pass keeps for the backward pass, and of the weights
 
 from dataclasses import dataclass
 
-from slick.shapes import BYTES, ModelShape
+from slick.precision import bytes_per_number
+from slick.shapes import ModelShape
 from tuning.config import TrainConfig
 from tuning.zero import BUCKET, MOST_GATHERED
 
@@ -79,11 +80,11 @@ def training_memory(
 
     Args:
         shape: of the model.
-        config: of the training.
+        config: of the training, its dtype resolved.
         num_workers: GPUs that share it.
         row_tokens: tokens of a row, prompt and answer.
     """
-    width, stage = BYTES[config.dtype], config.zero_stage
+    width, stage = bytes_per_number(config.dtype), config.zero_stage
     trained, frozen = _trained(shape, config)
     split = {at: num_workers if stage >= at else 1 for at in (1, 2, 3)}
     # Stages 1 to 3 train a copy of the weights, flat and in float32; without them only bfloat16 weights need one.
@@ -120,7 +121,7 @@ def activation_bytes(shape: ModelShape, config: TrainConfig, num_rows: int, row_
     activated gate, up and their product. With checkpointing a layer keeps its input alone, and one layer at a time
     all of this.
     """
-    width, tokens = BYTES[config.dtype], num_rows * row_tokens
+    width, tokens = bytes_per_number(config.dtype), num_rows * row_tokens
     heads, kv = shape.num_heads * shape.head, shape.num_kv_heads * shape.head
     norms = 2 * (4 + width) * shape.hidden
     layer = tokens * (norms + width * (2 * shape.hidden + 3 * heads + 2 * kv + 4 * shape.ffn))

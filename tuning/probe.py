@@ -14,7 +14,7 @@ from tuning.config import TrainConfig
 from tuning.finetune import ask_cluster, check_plans, run_group, scratch
 from tuning.grid import summary
 from tuning.runs import RunPlan, plan_runs
-from tuning.sweep import SweepConfig
+from tuning.sweep import SweepConfig, resolve_sweep
 
 _STEPS = 3
 _ASKED = 256
@@ -60,6 +60,7 @@ def plan_sweep(study: Folder, config: SweepConfig) -> None:
     Raises:
         StudyError, VariantError, SettingsError: as `sweep`.
     """
+    config = resolve_sweep(study, config)
     runs = config.trajectories
     wanted = {run.run_id: run.config(config.train) for run in runs}
     plans = plan_runs(study, wanted, config.stops, may_be_ended=config.scheduler != "none")

@@ -1,10 +1,12 @@
 """The folders of fine-tunings: which are finished, which are to be done, and whether what they ask for can be had."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
 from slick.errors import SettingsError, StudyError, VariantError
 from slick.models import model_fingerprint, resolve_model, study_model
+from slick.precision import AUTO, Runtime
 from slick.storage import Folder
 from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, read_manifest, require
 from slick.variants import read_variant
@@ -13,6 +15,8 @@ from tuning.epochs import all_decided, curve_of
 from tuning.grid import Trajectory
 from tuning.rows import read_rows
 from tuning.state import SavedState, find_states, states_of
+
+_RUNTIMES = "runtime.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +76,10 @@ def plan_runs(
     Raises:
         StudyError: an earlier step is not finished, or a run's folder was written with other inputs or settings.
         VariantError: a variant does not exist, or was drawn for another model.
-        SettingsError: there are no dev questions.
+        SettingsError: there are no dev questions, or `auto` is not resolved.
     """
+    if any(config.dtype == AUTO for config in wanted.values()):
+        raise SettingsError("a training is planned in a stated dtype: resolve auto, or give float32 or bfloat16")
     variants = require(study.child("variants"), "variants")
     questions = require(study.child("questions"), "questions")
     models = {config.model: study_model(study, config.model) for config in wanted.values()}
@@ -188,6 +194,18 @@ def open_run(study: Folder, plan: RunPlan, *, keep: bool) -> None:
             "zero_stage": plan.config.zero_stage,
         },
     )
+
+
+def add_runtime(run: Folder, runtime: Runtime) -> None:
+    """Note what a training runs on, each time that it starts or goes on."""
+    now = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(runtime)}
+    run.write_json(_RUNTIMES, [*read_runtimes(run), now])
+
+
+def read_runtimes(run: Folder) -> list[dict[str, str]]:
+    """What a training has run on, in order: the fields of `slick.precision.Runtime`, and `at`, the time in UTC."""
+    found: list[dict[str, str]] = run.read_json(_RUNTIMES) if run.exists(_RUNTIMES) else []
+    return found
 
 
 def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: int = 1) -> float:

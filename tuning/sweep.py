@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from slick.errors import SettingsError, SlickError
+from slick.precision import AUTO, TrainDtype, stored_dtype
 from slick.storage import Folder
 from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, finish, require
 from slick.types import Category
 from tuning.axes import Settings, combinations
 from tuning.board import Board, Course
 from tuning.ending import end_run
-from tuning.finetune import ask_cluster, check_plans, print_outcome, scratch
+from tuning.finetune import ask_cluster, check_plans, print_outcome, resolve_precision, scratch
 from tuning.grid import pack, settings_text, summary
 from tuning.points import points_table
 from tuning.policies import parse_policy
@@ -38,6 +39,7 @@ def sweep(study: Folder, config: SweepConfig) -> Manifest:
         SlickError: trainings failed; the others were finished first.
     """
     started_at = time.monotonic()
+    config = resolve_sweep(study, config)
     _check_policies(study, config)
     shared = not config.why_independent
     if not shared and len(config.grid.epochs) > 1:
@@ -62,6 +64,28 @@ def sweep(study: Folder, config: SweepConfig) -> Manifest:
     counts = _counts(manifests, trained, table.num_rows)
     print(f"sweep: {table.num_rows:,} points in {folder}/points.parquet")
     return finish(folder, "sweep", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+
+
+def resolve_sweep(study: Folder, config: SweepConfig, also: Sequence[str] = ()) -> SweepConfig:
+    """The sweep with the dtype that `auto` stands for in all of its trainings that state none.
+
+    Args:
+        also: run ids of other trainings of the study; their dtype is kept where none of the sweep has begun.
+
+    Raises:
+        As `resolve_precision`.
+    """
+    if config.train.dtype != AUTO:
+        return config
+    own: list[str] = []
+    stated: tuple[TrainDtype, ...] = ("float32", "bfloat16")
+    for dtype in stated:  # the dtype decides which runs of an axis of dtypes bear its name
+        runs = replace(config, train=replace(config.train, dtype=dtype)).trajectories
+        own += [run.run_id for run in runs if "dtype" not in dict(run.settings)]
+    own, others = list(dict.fromkeys(own)), {stored_dtype([run_folder(study, name)]).dtype for name in also} - {None}
+    if len(others) == 1 and not any(stored_dtype([run_folder(study, name)]).dtype for name in own):
+        own += also
+    return replace(config, train=resolve_precision(study, config.train, own))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from slick.errors import StudyError
+from slick.precision import RUNTIME, Runtime
 from slick.progress import Progress
 from slick.storage import Folder
 from slick.types import ALL
 from tuning.board import Board
 from tuning.epochs import accuracies_of
-from tuning.runs import RunPlan, is_finished, run_folder
+from tuning.runs import RunPlan, is_finished, read_runtimes, run_folder
 from tuning.tracking import Tracking
 
 
@@ -47,6 +48,8 @@ class _Watcher:
         # What an interrupted training left: it goes on from there, or begins again with fewer.
         self._seen = {plan.run_id: len(self._epochs(plan)) for plan in plans}
         self._progress.resume_at(sum(self._seen.values()))
+        self._started = {plan.run_id: self._last_runtime(plan) for plan in plans}
+        self._runtimes: set[str] = set()
 
     def run(self, done: threading.Event, interval_s: float) -> None:
         last = False
@@ -62,6 +65,8 @@ class _Watcher:
         ended = is_finished(self._study, plan)
         epochs = self._epochs(plan)
         new = len(epochs) - self._seen[plan.run_id]
+        if new or ended or not self._runtimes:
+            self._show_runtime(plan)
         if new:
             self._seen[plan.run_id] = len(epochs)
             self._progress.add(new, _note(plan, epochs))
@@ -73,6 +78,22 @@ class _Watcher:
         if ended:
             self._tracking.finish(plan.run_id)
         return ended
+
+    def _show_runtime(self, plan: RunPlan) -> None:
+        """Print what a training runs on once it has started; the same line no more than once."""
+        last = self._last_runtime(plan)
+        if last and last != self._started[plan.run_id]:
+            self._started[plan.run_id] = last
+            runtime = str(Runtime(**{name: last[name] for name in RUNTIME}))
+            if runtime not in self._runtimes:
+                self._runtimes.add(runtime)
+                print(f"finetune: {runtime}", flush=True)
+
+    def _last_runtime(self, plan: RunPlan) -> dict[str, str]:
+        try:
+            return (read_runtimes(run_folder(self._study, plan.run_id)) or [{}])[-1]
+        except StudyError:
+            return {}  # it begins anew at this very moment
 
     def _epochs(self, plan: RunPlan) -> list[list[dict[str, Any]]]:
         """Rows of each epoch in the run's `epochs.parquet`."""

@@ -36,7 +36,7 @@ from tuning.records import (
     summarize,
 )
 from tuning.rows import Row, read_replay, read_rows
-from tuning.runs import RunPlan, is_finished, open_run, run_folder
+from tuning.runs import RunPlan, add_runtime, is_finished, open_run, run_folder
 from tuning.state import (
     Progress,
     SavedState,
@@ -114,6 +114,8 @@ class Training:
         self._epochs: list[list[Measure]] = []
         self._best, self._best_epoch = -1.0, 0
         self._learner = self._start(saved)
+        if self._is_first:
+            add_runtime(self._folder, self._learner.runtime)
         self._saved_at, self._has_saved = time.monotonic(), bool(self._epochs)
         self._saving_s = _FIRST_SAVING_S
         self._writer = CheckpointWriter(self._folder, self._tokenizer, writes=self._is_first)
@@ -267,7 +269,6 @@ class Training:
             dropouts=self._learner.dropouts,
             packed=self._learner.forward.packs,
             num_workers=self._place.num_workers,
-            device=self._place.device,
             epochs_now=len(self._paces),
             tokens_now=sum(pace.tokens for pace in self._paces),
             training_seconds=round(sum(pace.seconds for pace in self._paces), 3),

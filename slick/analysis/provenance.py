@@ -3,11 +3,13 @@
 What a manifest does not hold is None, never 0: manifests of older versions hold less.
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from slick.analysis.setting_differences import Basis, basis
+from slick.precision import runtime_counts
 from slick.study import Manifest, fingerprint
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep")
@@ -70,6 +72,8 @@ class Origin:
     finished: tuple[str, ...]
     missing: tuple[str, ...]
     cost: Cost
+    runtimes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Of annotation, P(True) and trainings: `device`, `dtype` and `attention`, as far as their manifests say."""
 
 
 def origin(manifests: Mapping[str, Manifest]) -> Origin:
@@ -98,6 +102,7 @@ def origin(manifests: Mapping[str, Manifest]) -> Origin:
         finished=tuple(name for name in steps if name in manifests),
         missing=tuple(name for name in steps if name not in manifests),
         cost=_cost(manifests, runs),
+        runtimes=_runtimes(manifests, runs),
     )
 
 
@@ -142,7 +147,8 @@ def _dropped(questions: Manifest | None) -> tuple[tuple[str, int], ...]:
 
 def _cost(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> Cost:
     asked: Mapping[str, Any] = manifests["annotate"].counts if "annotate" in manifests else {}
-    devices = sorted({device for run in runs if (device := _device(run)) is not None})
+    devices = sorted({device for run in runs for device in _devices(run)})
+    asking = sorted(_devices(manifests["annotate"])) if "annotate" in manifests else []
     return Cost(
         **{
             name: asked.get(name)
@@ -157,17 +163,34 @@ def _cost(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> Cost:
         training_seconds=_total(runs, "training_seconds"),
         evaluation_seconds=_total(runs, "evaluation_seconds"),
         device=" and ".join(devices) or None,
-        engine_device=_device(manifests["annotate"]) if "annotate" in manifests else None,
+        engine_device=" and ".join(asking) or None,
         at_least=any(run.counts.get("epochs_now", 0) < run.counts.get("epochs", 0) for run in runs),
         step_seconds={name: manifests[name].seconds for name in STEPS if name in manifests},
     )
 
 
-def _device(manifest: Manifest) -> str | None:
-    """As the step has noted it; a torch that knows no GPU says it as well."""
+def _devices(manifest: Manifest) -> set[str]:
+    """The kinds of device that a step ran on, `cpu` or `cuda`; a torch that knows no GPU says it as well."""
     if "device" in manifest.counts:
-        return str(manifest.counts["device"]).split(":")[0]
-    return "cpu" if manifest.versions.get("torch", "").endswith("+cpu") else None
+        return {re.split(r"[:\s]", name)[0] for name in str(manifest.counts["device"]).split(" and ")}
+    return {"cpu"} if manifest.versions.get("torch", "").endswith("+cpu") else set()
+
+
+def _runtimes(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> dict[str, dict[str, str]]:
+    """What each part of the work ran on. Older manifests hold less: the dtype among the settings, the device."""
+    parts = {
+        "annotation": [manifests[name] for name in ("annotate",) if name in manifests],
+        "P(True)": [manifests[name] for name in ("annotate/p_true",) if name in manifests],
+        "trainings": runs,
+    }
+    known = {
+        part: runtime_counts(
+            {"device": " and ".join(sorted(_devices(one))), "dtype": one.settings.get("dtype"), **one.counts}
+            for one in some
+        )
+        for part, some in parts.items()
+    }
+    return {part: found for part, found in known.items() if found}
 
 
 def _total(runs: list[Manifest], name: str) -> Any:

@@ -8,6 +8,7 @@ goes on with the batches no file holds, and labels depend on neither the number 
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,9 +17,11 @@ from slick.annotation.asking import ask_missing
 from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, Estimator, main_store
 from slick.annotation.generations import asked_questions
 from slick.annotation.labels import category_shares, label, share_reused, tables_of
-from slick.annotation.score import check_same_model, score_p_true
+from slick.annotation.score import P_TRUE, check_same_model, score_p_true
 from slick.annotation.set_aside import check_share, most_tokens, set_questions_aside, without
+from slick.cluster import work_device
 from slick.errors import StudyError
+from slick.precision import Stored, choose_dtype, stored_dtype
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 from slick.questions import read_questions
 from slick.storage import Folder
@@ -52,10 +55,24 @@ def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
     }
     if config.p_true:
         check_same_model(study, inputs["model"])
-    manifest = _annotate(study, config, model, inputs)
+    # Before any fingerprint is made, so that answers of two precisions never count as the same.
+    labels = _resolved("annotate", config, stored_dtype([study.child("annotate")]))
+    manifest = _annotate(study, labels, model, inputs)
     if config.p_true:
-        score_p_true(study, config, inputs)
+        score_p_true(study, _resolved("P(True)", config, _stored_p_true(study, labels.dtype)), inputs)
     return manifest
+
+
+def _resolved(step: str, config: AnnotateConfig, stored: Stored) -> AnnotateConfig:
+    """The settings with the dtype that `auto` stands for here."""
+    dtype: Any = choose_dtype(step, config.dtype, stored, lambda: work_device(config.gpus_per_actor))
+    return replace(config, dtype=dtype)
+
+
+def _stored_p_true(study: Folder, labels: str) -> Stored:
+    """The dtype of P(True) as it was begun; before that the one of the labels that it is compared with."""
+    stored = stored_dtype([study.child("annotate", P_TRUE)])
+    return stored if stored.dtype else Stored(dtype=labels, is_finished=False)
 
 
 def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[str, str]) -> Manifest:

@@ -28,10 +28,12 @@ SUMMARY_SCHEMA = pa.schema(
         ("questions", pa.int64()),
         ("categories", pa.list_(pa.string())),
         ("spent", pa.map_(pa.string(), pa.float64())),
+        ("runtime", pa.map_(pa.string(), pa.string())),
     ]
 )
-"""What an actor sends to the driver for each unit: how many questions, the category of each if the store tells it, and
-what the answers cost; or else the name of an error of `slick.errors` and its message."""
+"""What an actor sends to the driver for each unit: how many questions, the category of each if the store tells it,
+what the answers cost, and what the engine runs on (`slick.precision.Runtime`); or else the name of an error of
+`slick.errors` and its message."""
 
 Mode = Literal["full", "labels"]
 Kind = Literal["answers", "gold", "p_true"]
@@ -124,10 +126,17 @@ class Asker:
         for row in rows:
             row["relation"] = unit["relation"]
         table = pa.Table.from_pylist(rows, SCHEMAS[store.kind])
-        write_part(config.folder.child(unit["store"]), unit["first_batch"], table, spent)
+        runtime = asdict(self._engine.runtime)
+        write_part(config.folder.child(unit["store"]), unit["first_batch"], table, spent, runtime)
         found = _categories(rows, store)
         self._count(found, spent)
-        return {"store": unit["store"], "questions": len(rows), "categories": found, "spent": list(spent.items())}
+        return {
+            "store": unit["store"],
+            "questions": len(rows),
+            "categories": found,
+            "spent": list(spent.items()),
+            "runtime": list(runtime.items()),
+        }
 
     def _ask(
         self, engine: Engine, store: Store, batch: PromptBatch, gold: Sequence[Sequence[str]]

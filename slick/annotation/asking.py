@@ -11,6 +11,7 @@ from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import Batch, cut_batches, leave_out, make_units, missing_batches
 from slick.annotation.pool import answer_units
 from slick.cluster import tell_job
+from slick.precision import Runtime
 from slick.progress import Progress
 
 ON_GPU = 8
@@ -56,6 +57,7 @@ def ask_missing(
     began = time.monotonic()
     so_far: Counter[str] = Counter()
     spent: Counter[str] = Counter()
+    runtimes: set[str] = set()
 
     def units_of(on_gpu: bool, num_actors: int, num_present: int) -> list[pa.Table]:
         most = config.batches_per_file * (ON_GPU if on_gpu else 1)
@@ -69,6 +71,9 @@ def ask_missing(
         gpus_per_actor=config.gpus_per_actor,
         cpus_per_actor=config.cpus_per_actor,
     ):
+        if (runtime := str(Runtime(**row["runtime"]))) not in runtimes:
+            runtimes.add(runtime)
+            print(f"{label}: {runtime}", flush=True)
         spent.update(row["spent"])
         if row["store"] == next(iter(tables)):
             so_far.update(row["categories"])

@@ -1,12 +1,13 @@
 """Settings of the annotate step, and which of them the labels depend on."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from slick.annotation.asker import EngineName, Mode
 from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError
 from slick.matching import Matcher
+from slick.precision import Dtype
 from slick.settings import affects, identity_of, setting, settings_of
 
 Estimator = Literal["sampled", "gold"]
@@ -51,8 +52,9 @@ class AnnotateConfig:
     """Ask at most that many questions of each relation and split, chosen by a hash of their ids; None for all."""
     engine: EngineName = setting("transformers", "labels")
     """`transformers`, or `vllm` where it is installed."""
-    dtype: str = "float32"
-    """Of weights and arithmetic: `float32`, `bfloat16` or `float16`."""
+    dtype: Dtype = "auto"
+    """Of weights and arithmetic. `auto`: the dtype in which the folder was begun, else bfloat16 on a GPU that computes
+    it and float32 elsewhere; the manifest names the one that was used."""
     batch_questions: int = 32
     """Questions the engine decodes together on CPU; part of the fingerprint, since it decides the last bits of logits.
     On GPU it takes as many of a file's questions as memory holds."""
@@ -83,6 +85,8 @@ class AnnotateConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dtype not in get_args(Dtype):
+            raise SettingsError(f"dtype is one of {', '.join(get_args(Dtype))}, got {self.dtype!r}")
         if min(self.repeats_per_relation, self.controls_per_relation) < 0:
             raise SettingsError("repeats_per_relation and controls_per_relation must not be negative")
         if self.estimator == "gold" and (self.mode, self.matcher, self.engine) != ("full", "exact", "transformers"):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from slick.draws import row_key
 from slick.errors import DataError, StudyError
+from slick.precision import runtime_counts
 from slick.storage import Folder
 
 GENERATION_SCHEMA = pa.schema(
@@ -62,7 +63,7 @@ UNIT_SCHEMA = pa.schema(
 SPENT = ("prompts", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens", "seconds")
 """What each part file says of its cost, in the metadata of its schema; see `slick.engines.base.EngineStats`."""
 
-_SPENT_KEY = b"slick.spent"
+_SPENT_KEY, _RUNTIME_KEY = b"slick.spent", b"slick.runtime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +220,18 @@ def _unit(store: str, batches: list[Batch]) -> pa.Table:
     return pa.Table.from_pylist([row], schema=UNIT_SCHEMA)
 
 
-def write_part(folder: Folder, first_batch: int, rows: pa.Table, spent: Mapping[str, float]) -> None:
-    """Store the answers to a unit, whole or not at all; writing it again changes nothing."""
+def write_part(
+    folder: Folder, first_batch: int, rows: pa.Table, spent: Mapping[str, float], runtime: Mapping[str, str]
+) -> None:
+    """Store the answers to a unit, whole or not at all; writing it again changes nothing.
+
+    Args:
+        spent: what they cost, by the names of `SPENT`.
+        runtime: device, dtype and attention kernel that made them.
+    """
     name = f"part-{first_batch:06d}.parquet"
-    folder.write_table(name, rows.replace_schema_metadata({_SPENT_KEY: json.dumps(dict(spent))}))
+    metadata = {_SPENT_KEY: json.dumps(dict(spent)), _RUNTIME_KEY: json.dumps(dict(runtime))}
+    folder.write_table(name, rows.replace_schema_metadata(metadata))
 
 
 def read_generations(study: Folder, columns: list[str] | None = None) -> pa.Table:
@@ -252,11 +261,18 @@ def read_parts(folder: Folder, columns: list[str] | None = None) -> Iterator[pa.
         yield folder.read_table(name, columns).replace_schema_metadata(None)
 
 
-def spent_by_parts(folder: Folder) -> dict[str, float]:
-    """What all part files cost together, also those of earlier, interrupted runs."""
+def spent_by_parts(folder: Folder) -> tuple[dict[str, float], dict[str, str]]:
+    """What all part files cost together, and what made them, also those of earlier, interrupted runs.
+
+    Returns:
+        The sums, by the names of `SPENT`; device, dtype and attention kernel, as `slick.precision.runtime_counts` joins
+        them.
+    """
     total = dict.fromkeys(SPENT, 0.0)
+    runtimes = []
     for name in folder.names(".parquet"):
         metadata = pq.read_schema(pa.BufferReader(folder.read_bytes(name))).metadata or {}
         for key, value in json.loads(metadata.get(_SPENT_KEY, b"{}")).items():
             total[key] += value
-    return total
+        runtimes.append(json.loads(metadata.get(_RUNTIME_KEY, b"{}")))
+    return total, runtime_counts(runtimes)

@@ -76,13 +76,14 @@ def category_shares(categories: Mapping[str, int]) -> str:
 
 
 def _counts(folder: Folder, knowledge: pa.Table, config: AnnotateConfig) -> dict[str, Any]:
-    spent = spent_by_parts(folder.child(main_store(config)))
+    spent, runtime = spent_by_parts(folder.child(main_store(config)))
     return {
         "questions": knowledge.num_rows,
         "limit_per_relation": config.limit_per_relation,
         "estimator": config.estimator if config.estimator == "sampled" else "gold: the first answer's text alone",
         **{name: int(value) for name, value in spent.items() if name not in ("prompts", "seconds")},
         "engine_seconds": round(spent["seconds"], 3),
+        **runtime,
         "prompt_tokens_reused": round(share_reused(spent), 4),
         "categories": count_categories(knowledge),
         "draws_by_category": _draws(knowledge, config),

@@ -81,7 +81,7 @@ def _until_error(rows: Iterable[dict[str, Any]], config: AskerConfig) -> Iterato
             failed = row
             config.folder.write_bytes(config.stop_file, b"")
         elif not row["error"]:
-            yield row | {"spent": dict(row["spent"])}
+            yield row | {name: dict(row[name]) for name in ("spent", "runtime")}
     if failed is not None:
         config.folder.delete(config.stop_file)
         raise getattr(errors, failed["error"])(failed["message"])

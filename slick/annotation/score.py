@@ -137,10 +137,10 @@ def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) 
 def _counts(folder: Folder, table: pa.Table) -> dict[str, Any]:
     rows = pa.concat_tables(read_parts(folder))
     assert sorted(rows["question_id"].to_pylist()) == sorted(table["question_id"].to_pylist())
-    spent = spent_by_parts(folder)
+    spent, runtime = spent_by_parts(folder)
     counts: dict[str, Any] = {"questions": rows.num_rows}
     counts |= {name: int(spent[name]) for name in ("prompt_tokens", "prefilled_tokens", "decoded_tokens")}
-    counts["engine_seconds"] = round(spent["seconds"], 3)
+    counts |= {"engine_seconds": round(spent["seconds"], 3), **runtime}
     if rows.num_rows:
         p_true, p_a, p_b = (rows[name].to_numpy() for name in ("p_true", "p_a", "p_b"))
         tenths = (0, 10, 25, 50, 75, 90, 100)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from slick.errors import SettingsError
+from slick.precision import Runtime
 from slick.settings import setting
 
 
@@ -109,6 +110,8 @@ class Engine(Protocol):
     """Answers prompts. Draws depend on (seed, question_id, place of the prefix, sample, step) alone."""
 
     stats: EngineStats
+    runtime: Runtime
+    """Device, dtype and attention kernel in use."""
 
     def generate(
         self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None = None

@@ -16,6 +16,7 @@ from torch import nn
 from slick.draws import row_key
 from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
 from slick.engines.decoders import Decoders
+from slick.engines.devices import runtime_of
 from slick.engines.gold import ANY, END, score_places
 from slick.engines.likelihood import log_probabilities
 from slick.engines.portions import Portions
@@ -52,6 +53,9 @@ class TransformersEngine:
         self._context = positions(config.get_text_config()) or NO_LIMIT
         self._vocabulary = Vocabulary(model, tokenizer)
         self._decoders = Decoders(model)
+        self.runtime = runtime_of(
+            model, next(model.parameters()).device, "slick packed (tree attention)" if self._decoders.packs else ""
+        )
         self._portions = Portions(model, batch_questions)
 
     @property

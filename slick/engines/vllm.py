@@ -5,6 +5,7 @@ begin with. Draws are seeded by request from (seed, question, place of the prefi
 but they are vLLM's own: texts differ from those of the transformers engine, their distribution does not.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from slick.draws import row_key
 from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
 from slick.errors import EngineError, ModelError, SettingsError
+from slick.precision import Runtime
 
 _ON_CPU = {
     "gpu_memory_utilization": 0.4,
@@ -52,6 +54,7 @@ class VllmEngine:
         """
         import torch
 
+        from slick.engines.devices import device_text
         from slick.models import context_length, load_tokenizer, resolve_model
 
         ref = resolve_model(model)
@@ -84,6 +87,11 @@ class VllmEngine:
             raise ModelError(f"vLLM cannot load {ref.folder}: {reason}; try --engine transformers") from error
         self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         self.stats = EngineStats()
+        self.runtime = Runtime(
+            device=device_text(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            dtype=dtype,
+            attention=_attention_backend(self._llm),
+        )
 
     def generate(
         self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None = None
@@ -193,6 +201,13 @@ class VllmEngine:
 def _is_cut_short(text: Any, sampling: SamplingConfig) -> bool:
     """Whether an answer was ended by the length of the context, which vLLM does without an error."""
     return bool(text.finish_reason == "length" and len(text.token_ids) < sampling.max_new_tokens)
+
+
+def _attention_backend(llm: Any) -> str:
+    """The backend that vLLM was told to use; it does not tell which one it chose itself."""
+    settings = getattr(getattr(getattr(llm, "llm_engine", None), "vllm_config", None), "attention_config", None)
+    backend = getattr(settings, "backend", None) or os.environ.get("VLLM_ATTENTION_BACKEND")
+    return f"vLLM {getattr(backend, 'name', backend)}" if backend else "vLLM's choice"
 
 
 def _on_gpus(num_gpus: float) -> dict[str, Any]:

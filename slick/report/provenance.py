@@ -68,6 +68,10 @@ def identity_table(of_study: Origin, asked: tuple[str, ...] | None = None) -> Ta
         ("questions' fingerprint, over all rows", of_study.questions_mark),
         ("matcher", of_study.matcher),
         ("seeds", seeds),
+        *(
+            (f"{part} ran with", ", ".join(f"{name} {value}" for name, value in runtime.items()))
+            for part, runtime in of_study.runtimes.items()
+        ),
         ("experiments asked for", ", ".join(asked) if asked else None),
         (
             "versions that changed between steps",

@@ -32,7 +32,7 @@ torch.backends.cuda.matmul.allow_tf32 = False
 changes = eval(sys.argv[2])
 study = write_study(sys.argv[1], tiny_model("llama", spread=0.1), tiny_tokenizer())
 sizes = {"epochs": 3, "batch_size": 8, "micro_batch_size": 4}
-config = TrainConfig(variant="half", learning_rate=5e-3, dropout=0.0, **sizes, **changes)
+config = TrainConfig(variant="half", learning_rate=5e-3, dropout=0.0, **sizes, **{"dtype": "float32", **changes})
 join_group()
 prepare_deepspeed()
 place = Place(rank=0, local_rank=0, num_workers=1, device="cuda")

@@ -24,7 +24,14 @@ from tuning.finetune import finetune, scratch, train_group
 from tuning.runs import RunPlan, plan_runs
 
 CONFIG = TrainConfig(
-    variant="half", epochs=3, learning_rate=5e-3, batch_size=8, micro_batch_size=2, dropout=0.0, max_new_tokens=6
+    variant="half",
+    epochs=3,
+    learning_rate=5e-3,
+    batch_size=8,
+    micro_batch_size=2,
+    dropout=0.0,
+    max_new_tokens=6,
+    dtype="float32",
 )
 STAGES = (0, 1, 2, 3)
 

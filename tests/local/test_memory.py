@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from slick.shapes import BYTES, shape_of
+from slick.precision import bytes_per_number
+from slick.shapes import shape_of
 from tests.local.head import ROOT, environment, free_ports
 from tests.local.tiny import tiny_model
 from tests.waiting import HANG_S
@@ -68,7 +69,7 @@ def test_a_forward_pass_keeps_what_was_planned(dtype: str, changed: dict[str, An
 
 
 def _loss_bytes(vocabulary: int, dtype: str) -> int:
-    return 24 * ANSWER * vocabulary * (8 + BYTES[dtype])
+    return 24 * ANSWER * vocabulary * (8 + bytes_per_number(dtype))
 
 
 WORKER = """
@@ -157,7 +158,7 @@ def test_a_worker_holds_what_was_planned(stage: int, dtype: str, offload: str, t
     shape = shape_of(model.config.to_dict(), "tiny")
     memory = training_memory(shape, config, 2)
     # On a CPU what is offloaded lies in the same memory; weights of the other are given back before the step.
-    gathered_weights = BYTES[dtype] * shape.parameters if stage == 3 else 0
+    gathered_weights = bytes_per_number(dtype) * shape.parameters if stage == 3 else 0
     planned = memory.training + memory.offloaded - memory.activations - gathered_weights
     assert taken["bytes"] == pytest.approx(planned, rel=0.06)
     assert taken["saved"] == pytest.approx(memory.saving, rel=1e-3)

@@ -23,7 +23,9 @@ from tuning.sweep import SweepConfig, share_out, sweep
 from tuning.sweep_config import Scheduler
 
 GRID = GridConfig(variants=("half", "known"), epochs=(2, 3), policies=("fixed", "best_dev", "fixed(1)"))
-TRAIN = TrainConfig(learning_rate=1e-2, batch_size=4, dropout=0.0, max_new_tokens=6, keep_checkpoints="none")
+TRAIN = TrainConfig(
+    learning_rate=1e-2, batch_size=4, dropout=0.0, max_new_tokens=6, keep_checkpoints="none", dtype="float32"
+)
 CONFIG = SweepConfig(grid=GRID, train=TRAIN, trajectories_per_trial=None)
 
 

@@ -77,6 +77,21 @@ def test_the_origin_is_read_off_the_manifests() -> None:
     assert found.cost.answer_tokens is None, "what a manifest does not say is not 0"
 
 
+def test_the_origin_says_what_each_part_ran_on() -> None:
+    manifests, on_gpu = whole(), {"device": "cuda (NVIDIA L4)", "dtype": "bfloat16", "attention": "sdpa"}
+    run = manifests["runs/a-seed0"]
+    told = replace(manifests["annotate"], counts={**manifests["annotate"].counts, **on_gpu})
+    more = {"annotate": told, "annotate/p_true": told, "runs/b-seed0": replace(run, counts={**run.counts, **on_gpu})}
+    found = origin({**manifests, **more})
+    assert found.runtimes["annotation"] == found.runtimes["P(True)"] == on_gpu
+    assert found.runtimes["trainings"]["device"] == "cpu and cuda (NVIDIA L4)"
+    assert (found.cost.device, found.cost.engine_device) == ("cpu and cuda", "cuda")
+    assert origin(manifests).runtimes["trainings"] == {"device": "cpu"}, "older manifests say less"
+    shown = {row[0]: row[1] for row in identity_table(found).rows}
+    assert shown["annotation ran with"] == "device cuda (NVIDIA L4), dtype bfloat16, attention sdpa"
+    assert {"P(True) ran with", "trainings ran with"} <= shown.keys()
+
+
 def test_what_an_interrupted_training_spent_before_is_not_known() -> None:
     manifests = whole()
     run = manifests["runs/a-seed0"]

@@ -72,7 +72,7 @@ def test_the_optimizer_needs_no_compiler() -> None:
         ),
         ({"batch_size": 12, "micro_batch_size": 8}, "micro batches of 8"),
         ({"zero_stage": 4}, "zero_stage is 0, 1, 2 or 3, got 4"),
-        ({"dtype": "float16"}, "dtype is one of float32, bfloat16"),
+        ({"dtype": "float16"}, "dtype is one of auto, float32, bfloat16"),
         ({"dropout": 5.0}, "5 percent is 0.05"),
         ({"epochs": 0}, "epochs must be 1 or more, got 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be"),

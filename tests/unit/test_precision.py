@@ -1,0 +1,255 @@
+"""What `dtype auto` stands for: by device, and by the dtype in which a folder was begun."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import slick.cluster
+from slick.annotation import AnnotateConfig
+from slick.errors import ModelError, SettingsError, StudyError
+from slick.precision import (
+    CPU,
+    PLANNED_GPU,
+    Device,
+    Dtype,
+    Stored,
+    bytes_per_number,
+    choose_dtype,
+    resolve_dtype,
+    runtime_counts,
+    stored_dtype,
+)
+from slick.shapes import named_shape
+from slick.storage import Folder
+from slick.study import begin, finish
+from tuning.axes import parse_axis
+from tuning.config import TrainConfig
+from tuning.grid import GridConfig
+from tuning.memory import training_memory
+from tuning.runs import add_runtime, plan_runs, read_runtimes, run_folder
+from tuning.sweep import resolve_sweep
+from tuning.sweep_config import SweepConfig
+
+OLD_GPU = Device(is_gpu=True, has_bfloat16=False, name="a V100")
+
+
+@pytest.mark.parametrize(
+    ("device", "begun", "wanted"),
+    [
+        (CPU, None, "float32"),
+        (PLANNED_GPU, None, "bfloat16"),
+        (OLD_GPU, None, "float32"),
+        (PLANNED_GPU, "float32", "float32"),
+        (CPU, "bfloat16", "bfloat16"),
+        (OLD_GPU, "bfloat16", "float32"),
+        (OLD_GPU, "float16", "float16"),
+    ],
+)
+def test_auto_is_what_the_work_began_in_or_what_the_device_does_best(
+    device: Device, begun: str | None, wanted: str
+) -> None:
+    assert resolve_dtype("auto", device, begun) == wanted
+    for stated in ("float32", "bfloat16", "float16"):
+        assert resolve_dtype(stated, device, begun) == stated
+
+
+def test_auto_is_the_default_and_is_never_float16() -> None:
+    assert (AnnotateConfig().dtype, TrainConfig().dtype) == ("auto", "auto")
+    assert "float16" not in {resolve_dtype("auto", device) for device in (CPU, PLANNED_GPU, OLD_GPU)}
+
+
+def test_a_dtype_that_is_none_is_refused_before_anything_starts() -> None:
+    with pytest.raises(SettingsError, match="dtype is one of auto, float32, bfloat16, float16, got 'half'"):
+        AnnotateConfig(dtype="half")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="dtype is one of auto, float32, bfloat16, got 'float16'"):
+        TrainConfig(dtype="float16")  # type: ignore[arg-type]
+
+
+def test_the_size_of_a_number_needs_a_resolved_dtype() -> None:
+    assert {name: bytes_per_number(name) for name in get_args(Dtype) if name != "auto"} == {
+        "float32": 4,
+        "bfloat16": 2,
+        "float16": 2,
+    }
+    with pytest.raises(SettingsError, match="'auto', whose size is not known"):
+        bytes_per_number("auto")
+
+
+def begun(folder: Folder, dtype: str, *, is_finished: bool) -> Folder:
+    settings = {"dtype": dtype}
+    begin(folder, "annotate", "mark", settings)
+    if is_finished:
+        finish(folder, "annotate", "mark", settings=settings, inputs={}, counts={}, started_at=0.0)
+    return folder
+
+
+def never() -> Device:
+    raise AssertionError("the device was asked for")
+
+
+def test_a_finished_step_is_resolved_without_looking_at_a_device(tmp_path: Path) -> None:
+    folder = begun(Folder(str(tmp_path)), "bfloat16", is_finished=True)
+    assert choose_dtype("annotate", "auto", stored_dtype([folder]), never) == "bfloat16"
+    assert choose_dtype("annotate", "float16", Stored(dtype=None, is_finished=False), never) == "float16"
+
+
+def test_a_step_that_goes_on_elsewhere_keeps_its_dtype_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = stored_dtype([begun(Folder(str(tmp_path)), "float32", is_finished=False)])
+    assert choose_dtype("annotate", "auto", stored, lambda: CPU) == "float32"
+    assert capsys.readouterr().out == ""
+    assert choose_dtype("annotate", "auto", stored, lambda: PLANNED_GPU) == "float32"
+    assert "annotate: goes on in float32, in which it began; a GPU of compute" in capsys.readouterr().out
+
+
+def test_results_in_two_dtypes_are_not_guessed_at(tmp_path: Path) -> None:
+    folders = [begun(Folder(str(tmp_path / dtype)), dtype, is_finished=True) for dtype in ("float32", "bfloat16")]
+    with pytest.raises(StudyError, match=r"float32 \(.*\) and bfloat16 \(.*--sweep.train.dtype"):
+        stored_dtype(folders)
+
+
+AXIS = GridConfig(variants=("a", "b"), epochs=(2,), axes=("dtype=float32,bfloat16",))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sweep_keeps_the_dtype_of_its_trainings(tmp_path: Path, dtype: str) -> None:
+    study, config = Folder(str(tmp_path)), SweepConfig(grid=GridConfig(variants=("a", "b"), epochs=(2,)))
+    assert resolve_sweep(study, config).train.dtype == "float32", "this machine has no GPU"
+    begun(run_folder(study, "b-seed0"), dtype, is_finished=False)
+    assert resolve_sweep(study, config).train.dtype == dtype
+    stated = replace(config, train=replace(config.train, dtype="float32"))
+    assert resolve_sweep(study, stated) is stated
+
+
+def test_a_sweep_over_dtypes_keeps_the_names_of_its_trainings(tmp_path: Path) -> None:
+    study, config = Folder(str(tmp_path)), SweepConfig(grid=AXIS)
+    begun(run_folder(study, "a-seed0"), "bfloat16", is_finished=True)
+    begun(run_folder(study, "a-seed0-dtype=float32"), "float32", is_finished=True)
+    resolved = resolve_sweep(study, config)
+    assert resolved.train.dtype == "bfloat16"
+    assert [run.run_id for run in resolved.trajectories][:2] == ["a-seed0-dtype=float32", "a-seed0"]
+
+
+def test_other_trainings_of_a_study_decide_only_where_they_agree(tmp_path: Path) -> None:
+    study, config = Folder(str(tmp_path)), SweepConfig(grid=GridConfig(variants=("a",), epochs=(2,)))
+    begun(run_folder(study, "c-seed0"), "bfloat16", is_finished=True)
+    assert resolve_sweep(study, config, also=["c-seed0"]).train.dtype == "bfloat16"
+    begun(run_folder(study, "d-seed0"), "float32", is_finished=True)
+    assert resolve_sweep(study, config, also=["c-seed0", "d-seed0"]).train.dtype == "float32"
+    begun(run_folder(study, "a-seed0"), "bfloat16", is_finished=False)
+    assert resolve_sweep(study, config, also=["d-seed0"]).train.dtype == "bfloat16"
+
+
+def test_an_axis_and_a_plan_state_the_dtype(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="an axis compares stated precisions"):
+        parse_axis("dtype=auto,float32")
+    with pytest.raises(SettingsError, match="resolve auto"):
+        plan_runs(Folder(str(tmp_path)), {"a-seed0": TrainConfig()})
+    with pytest.raises(SettingsError, match="'auto'"):
+        training_memory(named_shape("1B"), TrainConfig(), 1)
+
+
+class Cluster:
+    """Ray as far as `work_device` asks it: resources, and one task that looks at a GPU."""
+
+    def __init__(self, resources: Mapping[str, float], looks: Callable[[], Any]) -> None:
+        self.resources, self.looks = resources, looks
+        self.asked: list[dict[str, float]] = []
+
+    def remote(self, **options: float) -> Callable[[Any], Any]:
+        self.asked.append(options)
+
+        class Task:
+            @staticmethod
+            def remote() -> Any:
+                return self.looks()
+
+        return lambda function: Task
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cluster]:
+    import ray
+
+    def start(resources: Mapping[str, float], looks: Callable[[], Any] = never) -> Cluster:
+        made = Cluster(resources, looks)
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        monkeypatch.setattr(slick.cluster, "connect", lambda: None)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: made.resources)
+        monkeypatch.setattr(ray, "remote", made.remote)
+        monkeypatch.setattr(ray, "wait", lambda tasks, timeout: (tasks, []))
+        monkeypatch.setattr(ray, "get", lambda task: task)
+        return made
+
+    return start
+
+
+def test_a_cluster_without_gpus_is_asked_for_no_task(cluster: Callable[..., Cluster]) -> None:
+    assert slick.cluster.work_device(0) is CPU
+    found = cluster({"CPU": 8})
+    assert slick.cluster.work_device(None) is CPU
+    assert found.asked == []
+
+
+def test_the_gpu_that_the_work_gets_decides(cluster: Callable[..., Cluster]) -> None:
+    found = cluster({"GPU": 2, "accelerator_type:L4": 2}, lambda: PLANNED_GPU)
+    assert slick.cluster.work_device(None) is PLANNED_GPU
+    assert slick.cluster.work_device(0.25) is PLANNED_GPU
+    assert found.asked == [{"num_gpus": 1.0, "num_cpus": 0}, {"num_gpus": 0.25, "num_cpus": 0}]
+    cluster({}, lambda: PLANNED_GPU)
+    assert slick.cluster.work_device(1) is PLANNED_GPU, "of a cluster that grows from zero too"
+
+
+def test_an_older_gpu_anywhere_in_the_cluster_decides(cluster: Callable[..., Cluster]) -> None:
+    cluster({"GPU": 2, "accelerator_type:A100": 1, "accelerator_type:T4": 1})
+    found = slick.cluster.work_device(1)
+    assert resolve_dtype("auto", found) == "float32"
+    assert "T4" in found.name
+
+
+def test_what_torch_cannot_see_is_said_as_it_is(cluster: Callable[..., Cluster]) -> None:
+    cluster({"GPU": 1}, slick.cluster._look_at_gpu)
+    with pytest.raises(ModelError, match="Ray set aside a GPU, but torch sees none there"):
+        slick.cluster.work_device(1)
+
+
+def test_more_gpus_than_this_machine_has_are_refused(
+    cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster({"CPU": 4})
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(SettingsError, match=r"1 GPUs are wanted .* has 0"):
+        slick.cluster.work_device(1)
+
+
+def test_the_gpu_of_a_process_is_asked_for_native_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from slick.engines.devices import device_text, this_gpu
+
+    emulates = {True: True, False: False}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: emulates[including_emulation])
+    assert this_gpu() == Device(is_gpu=True, has_bfloat16=False, name="Tesla V100")
+    assert device_text(torch.device("cuda:1")) == "cuda (Tesla V100)"
+    assert device_text(torch.device("cpu")) == "cpu"
+
+
+def test_what_a_training_ran_on_adds_up(tmp_path: Path) -> None:
+    from slick.precision import Runtime
+
+    run = Folder(str(tmp_path))
+    for device in ("cpu", "cpu", "cuda (NVIDIA L4)"):
+        add_runtime(run, Runtime(device=device, dtype="float32", attention="sdpa"))
+    assert len(read_runtimes(run)) == 3
+    assert runtime_counts(read_runtimes(run)) == {
+        "device": "cpu and cuda (NVIDIA L4)",
+        "dtype": "float32",
+        "attention": "sdpa",
+    }
+    assert runtime_counts([{}]) == {}, "parts of older versions say nothing"
