@@ -40,6 +40,17 @@ def test_the_folders_hold_what_the_contract_says(study: Path) -> None:
             assert (run / name).exists(), run
 
 
+def test_manifests_and_report_say_what_each_step_ran_on(study: Path) -> None:
+    for name in ("annotate", "annotate/p_true", "runs/unknown-050-seed0"):
+        manifest = json.loads((study / name / "manifest.json").read_text())
+        assert manifest["settings"]["dtype"] == manifest["counts"]["dtype"] == "float32", "dtype auto on a CPU"
+        assert manifest["counts"]["device"] == "cpu"
+        assert manifest["counts"]["attention"].startswith("slick packed")
+    told = (study / "report" / "tables" / "provenance.csv").read_text()
+    for part in ("annotation", "P(True)", "trainings"):
+        assert f'{part} ran with,"device cpu, dtype float32, attention slick packed' in told
+
+
 def test_a_finished_study_does_nothing_twice_and_says_so(study: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")}
     done = slick("study", "smoke", "--out", str(study))

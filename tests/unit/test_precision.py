@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -15,6 +16,7 @@ from slick.precision import (
     PLANNED_GPU,
     Device,
     Dtype,
+    Runtime,
     Stored,
     bytes_per_number,
     choose_dtype,
@@ -32,6 +34,7 @@ from tuning.memory import training_memory
 from tuning.runs import add_runtime, plan_runs, read_runtimes, run_folder
 from tuning.sweep import resolve_sweep
 from tuning.sweep_config import SweepConfig
+from tuning.watching import _Watcher
 
 OLD_GPU = Device(is_gpu=True, has_bfloat16=False, name="a V100")
 
@@ -241,8 +244,6 @@ def test_the_gpu_of_a_process_is_asked_for_native_bfloat16(monkeypatch: pytest.M
 
 
 def test_what_a_training_ran_on_adds_up(tmp_path: Path) -> None:
-    from slick.precision import Runtime
-
     run = Folder(str(tmp_path))
     for device in ("cpu", "cpu", "cuda (NVIDIA L4)"):
         add_runtime(run, Runtime(device=device, dtype="float32", attention="sdpa"))
@@ -253,3 +254,18 @@ def test_what_a_training_ran_on_adds_up(tmp_path: Path) -> None:
         "attention": "sdpa",
     }
     assert runtime_counts([{}]) == {}, "parts of older versions say nothing"
+
+
+def test_a_training_says_what_it_runs_on_each_time_that_this_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, plan = Folder(str(tmp_path)), SimpleNamespace(run_id="a-seed0", config=TrainConfig(epochs=1))
+    before = Runtime(device="cpu", dtype="float32", attention="sdpa")
+    add_runtime(run_folder(study, "a-seed0"), before)
+    watcher: Any = _Watcher(study, [plan], None, None)  # type: ignore[list-item,arg-type]
+    watcher._show_runtime(plan)
+    assert capsys.readouterr().out == "", "that is of an earlier run"
+    add_runtime(run_folder(study, "a-seed0"), replace(before, device="cuda (NVIDIA L4)"))
+    for _ in range(2):
+        watcher._show_runtime(plan)
+    assert capsys.readouterr().out == "finetune: device cuda (NVIDIA L4), dtype float32, attention sdpa\n"
