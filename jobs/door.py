@@ -24,6 +24,7 @@ from jobs.flags import (
 )
 from slick.errors import SettingsError, SlickError
 from slick.storage import Folder, file_message, is_disk_error
+from slick.uris import check_arguments
 
 Config = TypeVar("Config")
 
@@ -43,6 +44,7 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
 
 def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     try:
+        check_arguments(argv)
         main(argv)
     except SlickError as error:
         print(f"\nslick: {error}", file=sys.stderr)

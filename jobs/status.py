@@ -11,6 +11,7 @@ from jobs.flags import Parser
 from slick.analysis.audit_sheet import read_sheet
 from slick.errors import DataError, StudyError
 from slick.experiments import EXPERIMENTS, trained_by
+from slick.locks import owners
 from slick.progress import duration
 from slick.report.asked import asked_of
 from slick.report.sheets import SHEET
@@ -47,13 +48,24 @@ def main(argv: Sequence[str]) -> None:
 
 def describe(study: Folder, step: str) -> str:
     """The state of one step in a few words."""
-    folder = study.child(step)
-    manifest = read_manifest(folder)
+    manifest = read_manifest(study.child(step))
     if manifest is not None:
-        return f"done in {duration(manifest.seconds)}{_size(study, step)}"
-    if _is_under_way(study, step):
-        return f"begun, not finished{_size(study, step)}"
-    return f"not begun{_why_not(study, step)}"
+        state = f"done in {duration(manifest.seconds)}{_size(study, step)}"
+    elif _is_under_way(study, step):
+        state = f"begun, not finished{_size(study, step)}"
+    else:
+        state = f"not begun{_why_not(study, step)}"
+    return state + _running(study, step)
+
+
+def _running(study: Folder, step: str) -> str:
+    """Which run writes the step now; for trainings, also those that `slick finetune` runs alone."""
+    held = owners(study)
+    runs = [owner for name, owner in held.items() if step == "sweep" and name.startswith("runs/")]
+    owner = held.get(step) or (runs[0] if runs else None)
+    if owner is None:
+        return ""
+    return f"; being written by {owner}" if owner.is_alive is not False else f"; its run has died ({owner})"
 
 
 def describe_p_true(study: Folder) -> str:

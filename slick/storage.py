@@ -5,6 +5,7 @@ only when its upload is complete.
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -15,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import parse_qs, unquote, urlparse
+from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from slick.errors import SlickError, StudyError
+from slick.uris import check_uri
 
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
@@ -115,7 +117,7 @@ class Folder:
         if uri.startswith("file://"):  # a local folder like any other: made when needed, files renamed into place
             uri = unquote(urlparse(uri).path)
         if "://" in uri:
-            _refuse_keys(uri)
+            check_uri(uri)
         self.uri = uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
     def __repr__(self) -> str:
@@ -354,34 +356,89 @@ class Folder:
             elif kind == pafs.FileType.File:
                 filesystem.delete_file(target)
 
+    @contextmanager
+    def staged(self) -> Iterator["Folder"]:
+        """A new, empty folder that takes this one's place when the block ends, and vanishes if the block fails.
+
+        For one writer at a time; what a writer that was killed has left beside this folder is removed. Locally the
+        place is taken by renaming. In an object store, which cannot rename, the new files are written over the old,
+        `manifest.json` last.
+        """
+        if not self.is_local:
+            with tempfile.TemporaryDirectory(prefix="slick-staged-") as copy:
+                yield Folder(copy)
+                self._overwrite(copy)
+            return
+        self.parent.make()
+        beginning = os.path.join(os.path.dirname(self.uri), f".{self.name}.")
+        for left in (path for end in ("part", "old") for path in glob.glob(f"{glob.escape(beginning)}*.{end}")):
+            shutil.rmtree(left, ignore_errors=True)
+        mark = uuid.uuid4().hex
+        part, old = f"{beginning}{mark}.part", f"{beginning}{mark}.old"
+        try:
+            with file_errors(str(self), "written"):
+                os.makedirs(part)
+            yield Folder(part)
+            with file_errors(str(self), "replaced"):
+                if os.path.exists(self.uri):
+                    os.replace(self.uri, old)
+                try:
+                    os.replace(part, self.uri)
+                except OSError:
+                    if os.path.exists(old):
+                        os.replace(old, self.uri)
+                    raise
+        finally:
+            for path in (part, old):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _overwrite(self, source: str) -> None:
+        """Make this folder of an object store hold the files of a local folder and no others."""
+        last = "manifest.json"
+        self.delete(last)
+        new = Folder(source)
+        for name in sorted(new.sizes(), key=lambda name: name == last):
+            *folders, file = name.split("/")
+            self.child(*folders).write_bytes(file, new.child(*folders).read_bytes(file))
+        for name in self.sizes().keys() - new.sizes().keys():
+            self.delete(name)
+
     def upload(self, source: str) -> None:
         """Replace this folder by a copy of the local folder `source`; locally it appears in one step.
 
         Raises:
             StudyError: it cannot be written; locally nothing of the copy stays.
         """
-        self.delete()
-        filesystem, path = self._open()
-        with file_errors(str(self), "written"):
-            if not self.is_local:
-                pafs.copy_files(
-                    source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem
-                )
-                return
-            part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}.part"
-            try:
-                shutil.copytree(source, part)
-                os.replace(part, path)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+        if not self.is_local:
+            self._overwrite(source)
+            return
+        with self.staged() as new, file_errors(str(self), "written"):
+            # Not copytree: temporary folders are private, and who may read a study is for the umask to say.
+            local = pafs.LocalFileSystem()
+            pafs.copy_files(source, new.uri, source_filesystem=local, destination_filesystem=local)
 
 
-def _refuse_keys(uri: str) -> None:
-    """A folder's name goes into manifests, logs and job lists: no key may stand in it."""
-    parts = urlparse(uri)
-    told = [name for name in parse_qs(parts.query) if name in ("access_key", "secret_key", "session_token")]
-    if parts.password or told:
-        raise StudyError(
-            f"{parts.scheme}://...{parts.path} holds a secret ({', '.join(told) or 'KEY:SECRET@'}), which would be "
-            "written to manifests and logs; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use the machine's role"
-        )
+def public_name(location: str) -> str:
+    """How files that are shared name a model or a data set: by hub id, or the last part of a path or URI.
+
+    The folders above it, and the options of an object store, say where somebody keeps it, and often who that is.
+
+    >>> public_name("org/name"), public_name("/home/ada/models/llama/"), public_name("s3://team/x.zip?region=eu-west-1")
+    ('org/name', 'llama', 'x.zip')
+    """
+    if "://" not in location and not location.startswith(("/", ".", "~")):
+        return location
+    return location.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def without_paths(settings: Any) -> Any:
+    """JSON values in which every text that is a path or a URI is shortened by `public_name`.
+
+    >>> without_paths({"model": "/home/ada/llama", "sets": ["unknown-050"], "grid": {"source": "~/x.zip"}})
+    {'model': 'llama', 'sets': ['unknown-050'], 'grid': {'source': 'x.zip'}}
+    """
+    if isinstance(settings, dict):
+        return {name: without_paths(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [without_paths(value) for value in settings]
+    return public_name(settings) if isinstance(settings, str) else settings

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from slick.errors import StudyError
+from slick.locks import confirm_locks
 from slick.settings import COMPARED, counted, identity_of
 from slick.storage import Folder
 
@@ -99,30 +100,39 @@ def require(folder: Folder, step: str) -> Manifest:
     return manifest
 
 
-def begin(folder: Folder, step: str, identity: str, settings: object) -> bool:
-    """Open a step's folder for writing; True if there is work to do, False if it is finished with these settings.
+def needs_work(folder: Folder, step: str, identity: str, settings: object) -> bool:
+    """True if a step is still to be done; False if its folder is finished with these inputs and settings.
 
     Args:
-        folder: the step's folder; a half-written one with the same identity is kept, to be gone on with.
+        folder: the step's folder.
         step: for messages.
         identity: `fingerprint` of inputs and settings.
-        settings: written into `started.json` for people to read.
+        settings: for messages.
 
     Raises:
         StudyError: the folder was written with other inputs or settings.
     """
     manifest = read_manifest(folder)
-    found, before = (manifest.fingerprint, manifest.settings) if manifest else (None, {})
-    if found is None and folder.exists(STARTED):
+    previous, before = (manifest.fingerprint, manifest.settings) if manifest else (None, {})
+    if previous is None and folder.exists(STARTED):
         started = folder.read_json(STARTED)
-        found, before = started.get("fingerprint", "not stated"), started.get("settings", {})
-    if found is not None and found != identity:
+        previous, before = started.get("fingerprint", "not stated"), started.get("settings", {})
+    if previous is not None and previous != identity:
         raise StudyError(
-            f"{folder.uri} was written with other inputs or settings: its fingerprint is {found}, this {step} step's "
-            f"is {identity}{_changed(before, settings)}; choose another --out, or delete that folder to do the step "
-            "again"
+            f"{folder.uri} was written with other inputs or settings: its fingerprint is {previous}, this {step} "
+            f"step's is {identity}{_changed(before, settings)}; choose another --out, or delete that folder to do the "
+            "step again"
         )
-    if manifest is not None:
+    return manifest is None
+
+
+def begin(folder: Folder, step: str, identity: str, settings: object) -> bool:
+    """Open a step's folder for writing; True if there is work to do, False if it is finished with these settings.
+
+    A half-written folder with the same identity is kept, so that the step resumes. The arguments and errors are those
+    of `needs_work`; `settings` are also written into `started.json` for people to read.
+    """
+    if not needs_work(folder, step, identity, settings):
         return False
     folder.write_json(STARTED, {"fingerprint": identity, "settings": _plain(settings)})
     return True
@@ -171,7 +181,11 @@ def finish(
         started_at: `time.monotonic()` when the step began.
         contents: what results depend on beside settings and inputs, by name, such as fingerprints of files that
             settings name.
+
+    Raises:
+        StudyError: another run took over a lock of this one, so that the folder may hold files of both.
     """
+    confirm_locks()
     counting = counted(None, settings) if isinstance(settings, dict) else identity_of(settings, COMPARED)
     manifest = Manifest(
         step=step,

@@ -1,11 +1,12 @@
 """Checkpoints in Hugging Face layout, uploaded while training goes on."""
 
+import copy
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slick.storage import Folder, temporary_folder
+from slick.storage import Folder, public_name, temporary_folder
 from tuning.trainable import lora_weights, whole_weights
 
 if TYPE_CHECKING:
@@ -78,4 +79,6 @@ def _save_lora(model: "nn.Module", weights: dict[str, Any], folder: Path) -> Non
         {f"base_model.model.{name}": weight for name, weight in weights.items()}, folder / "adapter_model.safetensors"
     )
     config: Any = model.peft_config
-    config["default"].save_pretrained(str(folder))
+    shared = copy.copy(config["default"])
+    shared.base_model_name_or_path = public_name(shared.base_model_name_or_path or "")
+    shared.save_pretrained(str(folder))

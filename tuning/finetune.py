@@ -9,6 +9,7 @@ from typing import Any
 
 from slick.cluster import work_device
 from slick.errors import SlickError, StudyError
+from slick.locks import exclusive
 from slick.precision import AUTO, NOTHING_STORED, Device, choose_dtype, stored_dtype
 from slick.storage import Folder, file_errors
 from slick.study import Manifest, fingerprint, require
@@ -41,6 +42,11 @@ def finetune(study: Folder, config: TrainConfig) -> Manifest:
         SettingsError: settings that contradict each other or the cluster.
     """
     name = run_id(config)
+    with exclusive(study, "finetune", [f"runs/{name}"]):
+        return _finetune(study, name, config)
+
+
+def _finetune(study: Folder, name: str, config: TrainConfig) -> Manifest:
     config = resolve_precision(study, config, [name])
     plans = plan_runs(study, {name: config})
     if plans:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from slick.errors import SettingsError, StudyError, VariantError
 from slick.models import model_fingerprint, resolve_model, study_model
 from slick.precision import AUTO, Runtime
-from slick.storage import Folder
+from slick.storage import Folder, public_name
 from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, read_manifest, require
 from slick.variants import read_variant
 from tuning.config import TrainConfig
@@ -187,7 +187,7 @@ def open_run(study: Folder, plan: RunPlan, *, keep: bool) -> None:
     begin(folder, "finetune", plan.identity, plan.config)
     folder.write_json(
         "config.json",
-        {"run_id": plan.run_id, "model": plan.model, "inputs": plan.inputs}
+        {"run_id": plan.run_id, "model": public_name(plan.model), "inputs": plan.inputs}
         | {
             "settings": plan.config.identity() | {"epochs": plan.config.epochs},
             "num_workers": plan.config.num_workers,

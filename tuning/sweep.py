@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 from slick.errors import SettingsError, SlickError
+from slick.locks import exclusive
 from slick.precision import AUTO, TrainDtype, stored_dtype
 from slick.storage import Folder
 from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, finish, require
@@ -38,6 +39,11 @@ def sweep(study: Folder, config: SweepConfig) -> Manifest:
         SettingsError: settings that contradict each other or the cluster.
         SlickError: trainings failed; the others were finished first.
     """
+    with exclusive(study, "sweep"):
+        return _sweep(study, config)
+
+
+def _sweep(study: Folder, config: SweepConfig) -> Manifest:
     started_at = time.monotonic()
     config = resolve_sweep(study, config)
     _check_policies(study, config)
@@ -123,10 +129,13 @@ def train_settings(study: Folder, config: SweepConfig, chosen: Sequence[Settings
     print(f"sweep: {len(wanted) - len(plans)} of {len(wanted)} trainings are finished", flush=True)
     if not plans:
         return Trained()
-    folder = study.child("sweep")
-    folder.delete()
-    write_planned(folder, runs)
-    retried = train_plans(study, config, plans)
+    with exclusive(study, "sweep", [f"runs/{plan.run_id}" for plan in plans]):
+        ended = config.scheduler != "none"
+        plans = [plan for plan in plans if not is_finished(study, plan, may_be_ended=ended)]  # by another run meanwhile
+        folder = study.child("sweep")
+        folder.delete()
+        write_planned(folder, runs)
+        retried = train_plans(study, config, plans) if plans else 0
     print_outcome(study, plans)
     return Trained(len(plans), retried)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from slick.analysis.setting_differences import Basis, basis
 from slick.precision import runtime_counts
+from slick.storage import public_name
 from slick.study import Manifest, fingerprint
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep")
@@ -49,7 +50,7 @@ class Origin:
     """Which model, questions and seeds a study is of, and how far it is."""
 
     model: str
-    """Id or folder; for a planted world how many parameters it has."""
+    """Hub id, or last part of its path; for a planted world how many parameters it has."""
     model_mark: str | None
     """Fingerprint over weights, config and tokenizer."""
     questions_mark: str | None
@@ -117,7 +118,7 @@ def _versions(manifests: Iterable[Manifest]) -> dict[str, tuple[str, ...]]:
 def _model(manifests: Mapping[str, Manifest]) -> str:
     world, annotate = manifests.get("world"), manifests.get("annotate")
     if annotate is not None and annotate.settings.get("model"):
-        return str(annotate.settings["model"])
+        return public_name(str(annotate.settings["model"]))
     if world is None:
         return "not known yet"
     parameters = world.counts.get("training", {}).get("parameters")

@@ -21,6 +21,7 @@ from slick.annotation.score import P_TRUE, check_same_model, score_p_true
 from slick.annotation.set_aside import check_share, most_tokens, set_questions_aside, without
 from slick.cluster import work_device
 from slick.errors import StudyError
+from slick.locks import exclusive
 from slick.precision import Stored, choose_dtype, stored_dtype
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 from slick.questions import read_questions
@@ -46,6 +47,11 @@ def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
         ModelError: the model cannot be loaded.
         EngineError: an answer could not be made. What was written stays, and a further run goes on from there.
     """
+    with exclusive(study, "annotate"):
+        return _annotate_and_score(study, config)
+
+
+def _annotate_and_score(study: Folder, config: AnnotateConfig) -> Manifest:
     from slick.models import model_fingerprint, resolve_model, study_model
 
     model = study_model(study, config.model)

@@ -9,6 +9,7 @@ from slick.annotation.generations import asked_questions
 from slick.annotation.labels import label
 from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError, StudyError
+from slick.locks import exclusive
 from slick.matching import Matcher
 from slick.questions import read_questions
 from slick.storage import Folder
@@ -36,6 +37,11 @@ def rescore(study: Folder, config: RescoreConfig) -> Manifest:
         StudyError: the annotation is not finished, or kept no full set of answers.
         SettingsError: more exemplar sets or samples are asked for than there are.
     """
+    with exclusive(study, "annotate"):
+        return _rescore(study, config)
+
+
+def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
     started_at = time.monotonic()
     folder = study.child("annotate")
     done = require(folder, "annotate")

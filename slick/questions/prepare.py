@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from slick.errors import DataError, SettingsError
+from slick.locks import exclusive
 from slick.questions.checks import BadRow, Checked, Rules, check_rows, first_bad_row
 from slick.questions.filters import FilterName, apply_filter
 from slick.questions.relations import Relation, load_relations
@@ -24,7 +25,7 @@ from slick.questions.sources import Source, open_source, study_world
 from slick.questions.tally import is_entity_questions, paper_audit, published, summary, tally
 from slick.settings import identity_of, setting, settings_of
 from slick.storage import Folder
-from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
+from slick.study import Manifest, fingerprint, finish, needs_work, read_manifest, require
 from slick.types import Question
 
 QUESTION_SCHEMA = pa.schema(
@@ -105,6 +106,11 @@ def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
         DataError: the source is damaged or holds a bad row, and bad rows are not to be set aside.
         StudyError: the folder holds questions of other settings.
     """
+    with exclusive(study, "questions"):
+        return _prepare_questions(study, config)
+
+
+def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
     began = time.monotonic()
     folder = study.child("questions")
     relations = load_relations(config.relations)
@@ -127,22 +133,23 @@ def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
         )
     counts = {**tally(checked, filtered, kept), "audit": _audit(checked, source, audit, config)}
     popular = counts["with_popularity"] > 0
-    begin(folder, "questions", identity, config)
+    needs_work(folder, "questions", identity, config)
     parts: dict[str, list[Question]] = {}
     for question in kept:
         parts.setdefault(question.relation, []).append(question)
-    for relation, questions in sorted(parts.items()):
-        folder.write_table(part_name(relation), questions_table(questions, popularity=popular))
-    manifest = finish(
-        folder,
-        "questions",
-        identity,
-        settings=config,
-        inputs=inputs,
-        counts=counts,
-        started_at=began,
-        contents={"relations": fingerprint(content)},
-    )
+    with folder.staged() as new:
+        for relation, questions in sorted(parts.items()):
+            new.write_table(part_name(relation), questions_table(questions, popularity=popular))
+        manifest = finish(
+            new,
+            "questions",
+            identity,
+            settings=config,
+            inputs=inputs,
+            counts=counts,
+            started_at=began,
+            contents={"relations": fingerprint(content)},
+        )
     print(
         f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:\n{summary(counts)}", flush=True
     )

@@ -11,6 +11,7 @@ from slick.analysis.error_audit import F1_LIMIT, AuditPlan
 from slick.analysis.findings.judge import judge
 from slick.analysis.loading.study import load_study
 from slick.errors import SettingsError
+from slick.locks import exclusive
 from slick.report import tables
 from slick.report.asked import asked_of, mark_outcomes, mark_sections
 from slick.report.page import Section, grouped, render
@@ -19,8 +20,8 @@ from slick.report.sections import sections
 from slick.report.sheets import keep_sheets, read_sheets
 from slick.report.summary import answers, headline, sentences
 from slick.settings import identity_of, setting, settings_of
-from slick.storage import Folder
-from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require, versions
+from slick.storage import Folder, without_paths
+from slick.study import Manifest, fingerprint, finish, read_manifest, require, versions
 
 
 @settings_of("report")
@@ -78,6 +79,11 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
         DataError: the graded sheet is not as it must be.
         SettingsError: the graded sheet is not there.
     """
+    with exclusive(study, "report"):
+        return _make_report(study, config)
+
+
+def _make_report(study: Folder, config: ReportConfig) -> Manifest:
     started_at = time.monotonic()
     require(study.child("annotate"), "annotate")
     manifests = manifests_of(study)
@@ -89,12 +95,12 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
     found = read_manifest(folder)
     if found is not None and found.fingerprint == identity:
         return found
-    data = load_study(study, config.audit(), sheets)  # what cannot be read leaves the old report as it was
+    data = load_study(study, config.audit(), sheets)
     keep_sheets(folder, config.graded)
-    _clear(folder)
-    begin(folder, "report", identity, config)
-    counts = _write(study, folder, manifests, config, data)
-    manifest = finish(folder, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+    with folder.staged() as new:  # whatever fails from here on leaves the previous report as it was
+        counts = _write(study, new, manifests, config, data)
+        _copy_kept(folder, new)
+        manifest = finish(new, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
     print(
         f"report: {counts['holds']} findings hold, {counts['fails']} fail, {counts['not_testable']} not testable; "
         f"{folder}/index.html"
@@ -102,11 +108,12 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
     return manifest
 
 
-def _clear(folder: Folder) -> None:
-    for name in ("figures", "tables"):
-        folder.child(name).delete()
-    for name in folder.names():
-        folder.delete(name)
+def _copy_kept(old: Folder, new: Folder) -> None:
+    """Carry over the folders of a report that no report writes, such as graded sheets."""
+    for name in set(old.folders()) - {"figures", "tables"}:
+        for path in old.child(name).sizes():
+            *folders, file = path.split("/")
+            new.child(name, *folders).write_bytes(file, old.child(name, *folders).read_bytes(file))
 
 
 def _write(
@@ -142,7 +149,7 @@ def _write(
         answers=answers(data),
         num_seeds=len({run.seed for run in data.runs}),
         provenance=origins,
-        settings={name: manifest.settings for name, manifest in _shown(manifests).items()},
+        settings={name: without_paths(manifest.settings) for name, manifest in _shown(manifests).items()},
         versions=versions(),
     )
     folder.write_bytes("index.html", page.encode())

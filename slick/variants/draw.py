@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slick.errors import DataError, StudyError, VariantError
+from slick.locks import exclusive
 from slick.matching import nfc
 from slick.prompts import closed_book_prompt
 from slick.storage import Folder
-from slick.study import STARTED, Manifest, begin, fingerprint, finish, plain_settings, read_manifest, require
+from slick.study import STARTED, Manifest, fingerprint, finish, needs_work, plain_settings, read_manifest, require
 from slick.types import Category
 from slick.variants.growing import is_of, with_drawn
 from slick.variants.plan import VariantsConfig, relation_sizes, variant_names, variant_specs
@@ -48,6 +49,11 @@ def draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
             drawn from other knowledge, or otherwise.
         VariantError: the knowledge table cannot give these sets.
     """
+    with exclusive(study, "variants"):
+        return _draw_variants(study, config)
+
+
+def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
     started_at = time.monotonic()
     annotated, asked = require(study.child("annotate"), "annotate"), require(study.child("questions"), "questions")
     if annotated.inputs["questions"] != asked.fingerprint:
@@ -60,23 +66,27 @@ def draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
     before, config = read_manifest(folder), with_drawn(study, config)
     identity = fingerprint(inputs, config.identity())
     if before is not None and not is_of(before, inputs):
-        begin(folder, "variants", identity, config)  # refuses
+        needs_work(folder, "variants", identity, config)  # refuses
     if before is not None and before.fingerprint == identity:
         return before
     rows = _training_rows(study)
     pools = _pools(rows)
     sizes, dropped = relation_sizes(pools, config)
-    # Only now: a refused draw leaves nothing behind, so it can be asked for again with what the message proposes.
-    if before is None:
-        folder.delete()  # of a draw that was broken off: no set of it was ever used
-        begin(folder, "variants", identity, config)
-    counts = _write(folder, config, rows, pools, sizes, before.counts if before else {})
-    for entry in counts.values():
-        entry["dropped_relations"] = dropped
-    _print_summary(counts, sizes, dropped, before.counts if before else {})
-    if before is not None:
+
+    def write(folder: Folder) -> Manifest:
+        counts = _write(folder, config, rows, pools, sizes, before.counts if before else {})
+        for entry in counts.values():
+            entry["dropped_relations"] = dropped
+        _print_summary(counts, sizes, dropped, before.counts if before else {})
         folder.write_json(STARTED, {"fingerprint": identity, "settings": plain_settings(config)})
-    return finish(folder, "variants", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+        return finish(
+            folder, "variants", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
+        )
+
+    if before is not None:
+        return write(folder)  # adds sets; the manifest does not name them before they are complete
+    with folder.staged() as new:
+        return write(new)
 
 
 def read_variant(study: Folder, name: str) -> pa.Table:

@@ -20,9 +20,10 @@ from typing import Any
 from slick.cache import writable_cache_folder
 from slick.cluster import KEEP_FREED_MEMORY
 from slick.errors import ModelError
+from slick.locks import exclusive
 from slick.questions.relations import Relation, load_relations
 from slick.storage import Folder
-from slick.study import Manifest, begin, fingerprint, finish, plain_settings, require
+from slick.study import STARTED, Manifest, begin, fingerprint, finish, plain_settings, require
 from slick.world.config import RECIPE, WorldConfig
 from slick.world.corpus import edition
 from slick.world.facts import Fact, invented_rows, plant, planted_table
@@ -44,6 +45,11 @@ def build_world(study: Folder, config: WorldConfig) -> Manifest:
         DataError: the real question set is damaged or too small.
         ModelError: the training process failed.
     """
+    with exclusive(study, "world"):
+        return _build_world(study, config)
+
+
+def _build_world(study: Folder, config: WorldConfig) -> Manifest:
     started_at = time.monotonic()
     folder = study.child("world")
     source = source_fingerprint(config)
@@ -54,19 +60,22 @@ def build_world(study: Folder, config: WorldConfig) -> Manifest:
     else:
         built = _cached(identity, config)
         counts = json.loads((built / "counts.json").read_text())
-        for path in sorted(path for path in built.rglob("*") if path.is_file() and path.name != "counts.json"):
-            target = folder.child(*path.relative_to(built).parts[:-1])
-            target.write_bytes(path.name, path.read_bytes())
-        manifest = finish(
-            folder,
-            "world",
-            identity,
-            settings=config,
-            inputs={"source": source} if source else {},
-            counts=counts,
-            started_at=started_at,
-            contents={"recipe": RECIPE},
-        )
+        inputs = {"source": source} if source else {}
+        with folder.staged() as new:
+            for path in sorted(path for path in built.rglob("*") if path.is_file() and path.name != "counts.json"):
+                target = new.child(*path.relative_to(built).parts[:-1])
+                target.write_bytes(path.name, path.read_bytes())
+            new.write_json(STARTED, {"fingerprint": identity, "settings": plain_settings(config)})
+            manifest = finish(
+                new,
+                "world",
+                identity,
+                settings=config,
+                inputs=inputs,
+                counts=counts,
+                started_at=started_at,
+                contents={"recipe": RECIPE},
+            )
     print(f"world: {manifest.counts['facts']:,} facts, {manifest.counts['strengths']}, in {folder}")
     return manifest
 
@@ -114,6 +123,16 @@ def _build(folder: Path, config: WorldConfig) -> None:
     out.write_json("counts.json", counts)
 
 
+def python_module(name: str) -> list[str]:
+    """A command line that runs a module of this program; its arguments are to follow.
+
+    The working folder is not searched for modules, as `python -m` would: a torch.py that lies there would be run as
+    torch. This program is found behind all else, also where it is not installed.
+    """
+    run = f"import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module({name!r}, None, '__main__', True)"
+    return [sys.executable, "-P", "-c", run, str(Path(__file__).parents[2])]
+
+
 def write_dataset(folder: Path, facts: Sequence[Fact], relations: Mapping[str, Relation]) -> None:
     """The questions in the layout of EntityQuestions: one JSON list for each split and relation, and the templates."""
     files: dict[tuple[str, str], list[dict[str, object]]] = {}
@@ -134,8 +153,7 @@ def _train(folder: Path, facts: Sequence[Fact], documents: Sequence[str], config
     Folder(str(folder)).write_json("training.json", plain_settings(config))
     environment = os.environ | _TRAINING_ENVIRONMENT
     environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, "-m", "slick.world.pretrain", str(folder)]
-    done = subprocess.run(command, env=environment, check=False)
+    done = subprocess.run([*python_module("slick.world.pretrain"), str(folder)], env=environment, check=False)
     if done.returncode != 0:
         raise ModelError(
             f"training the world's model stopped with exit status {done.returncode}; its output is above; a negative "

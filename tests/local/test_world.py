@@ -239,3 +239,21 @@ def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> N
     assert abs(drawn - expected) < 5 * variance**0.5 + 0.005 * expected
     assert some.stats.decoded_tokens < 0.55 * full.stats.decoded_tokens
     assert gold
+
+
+def test_modules_in_the_working_folder_are_not_run(tmp_path: Path) -> None:
+    import subprocess
+
+    from slick.world.build import python_module
+
+    for name in ("torch", "json", "numpy", "slick", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('was-run', 'w').close()\n")
+    done = subprocess.run(
+        [*python_module("slick.world.pretrain"), str(tmp_path / "missing")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "training.json" in done.stderr, done.stderr
+    assert not (tmp_path / "was-run").exists()

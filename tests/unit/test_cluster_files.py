@@ -60,8 +60,10 @@ def test_what_rays_check_does_not_look_at() -> None:
     nodes = CLUSTER["available_node_types"]
     for name, node in nodes.items():
         assert node["node_config"].keys() <= {
-            *("InstanceType", "ImageId", "IamInstanceProfile", "BlockDeviceMappings", "InstanceMarketOptions")
+            *("InstanceType", "ImageId", "IamInstanceProfile", "BlockDeviceMappings", "InstanceMarketOptions"),
+            "MetadataOptions",
         }, name
+        assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required", name
         assert ("spot" in name) == ("InstanceMarketOptions" in node["node_config"])
         assert node["min_workers"] == 0
     assert CLUSTER["max_workers"] <= sum(node["max_workers"] for node in nodes.values())

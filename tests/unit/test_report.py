@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -14,7 +15,7 @@ from slick.analysis.findings.verdict import tenths
 from slick.analysis.loading.study import load_study
 from slick.analysis.recommendation import recommend
 from slick.analysis.terms import LAST
-from slick.errors import SettingsError, StudyError
+from slick.errors import SettingsError, SlickError, StudyError
 from slick.report import ReportConfig, make_report
 from slick.report.summary import answers
 from slick.storage import Folder
@@ -293,3 +294,47 @@ def test_a_gain_within_its_interval_is_not_called_one() -> None:
     assert stop.answer == "after epoch 2"
     assert filtering.answer == "nothing sure if stopped early"
     assert "no more than chance explains" in filtering.detail
+
+
+def test_a_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    make_report(study, ReportConfig())
+    report = study.child("report")
+    before = {name: report.child(*name.split("/")[:-1]).read_bytes(name.split("/")[-1]) for name in report.sizes()}
+    assert before
+    annotate = study.child("annotate")
+    known = annotate.read_table("knowledge.parquet")
+    bad = pa.array(["Known?", *known["category"].to_pylist()[1:]])
+    annotate.write_table("knowledge.parquet", known.set_column(known.column_names.index("category"), "category", bad))
+    with pytest.raises((SlickError, KeyError)):
+        make_report(study, ReportConfig(title="new"))
+    after = {name: report.child(*name.split("/")[:-1]).read_bytes(name.split("/")[-1]) for name in report.sizes()}
+    assert after == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_report_made_anew_keeps_what_no_report_writes(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    make_report(study, ReportConfig())
+    study.child("report", "notes", "mine").write_bytes("a.txt", b"kept")
+    study.child("report").write_bytes("stale.html", b"gone")
+    make_report(study, ReportConfig(title="new"))
+    assert study.child("report", "notes", "mine").read_bytes("a.txt") == b"kept"
+    assert not study.child("report").exists("stale.html")
+
+
+def test_a_report_says_of_a_path_its_last_part_alone(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    annotate = study.child("annotate")
+    manifest = annotate.read_json("manifest.json")
+    manifest["settings"] |= {"model": "/home/ada.lovelace/models/llama-8b", "other": ["s3://ada.lovelace/x.zip"]}
+    annotate.write_json("manifest.json", manifest)
+    make_report(study, ReportConfig())
+    report = study.child("report")
+    for path in report.sizes():
+        *folders, file = path.split("/")
+        content = report.child(*folders).read_bytes(file)
+        if file != "manifest.json":
+            assert b"lovelace" not in content, path
+            assert str(tmp_path).encode() not in content, path
+    assert b"llama-8b" in report.read_bytes("index.html")

@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from slick.cache import writable_cache_folder
-from slick.errors import StudyError
+from slick.errors import SettingsError, StudyError
 from slick.storage import Folder, file_errors, file_message, is_disk_error, temporary_folder
 from tests.conftest import SmallDisk
 from tests.waiting import wait_for
@@ -217,7 +217,7 @@ def test_files_are_added_told_by_size_and_fetched(folder: Folder, tmp_path: Path
     ],
 )
 def test_a_secret_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(StudyError, match="AWS_SECRET_ACCESS_KEY") as caught:
+    with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY") as caught:
         Folder(uri)
     assert "hidden" not in str(caught.value)
     assert "AKIA" not in str(caught.value)
@@ -334,3 +334,89 @@ def test_a_cache_that_cannot_be_written_is_one_message(
     monkeypatch.setenv(name, str(file))
     with pytest.raises(StudyError, match="set SLICK_CACHE to a folder that you may write to"):
         writable_cache_folder("worlds")
+
+
+def test_a_staged_folder_takes_the_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "variants"))
+    folder.child("old").write_bytes("a.txt", b"old")
+
+    def fail() -> None:
+        with folder.staged() as new:
+            new.write_bytes("b.txt", b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (folder.folders(), folder.names()) == (["old"], [])
+    (tmp_path / ".variants.0.part").mkdir()  # of a writer that was killed
+    with folder.staged() as new:
+        new.child("inner").write_bytes("b.txt", b"new")
+        assert folder.folders() == ["old"], "nothing changes before the end"
+    assert folder.child("inner").read_bytes("b.txt") == b"new"
+    assert folder.folders() == ["inner"]
+    assert [path.name for path in tmp_path.iterdir()] == ["variants"]
+
+
+def test_a_staged_folder_replaces_one_of_an_object_store_its_manifest_last() -> None:
+    ObjectStore.store = pafs._MockFileSystem()
+    folder = ObjectStore("memory://bucket/study/variants")
+    folder.child("old").write_bytes("a.txt", b"old")
+    folder.write_bytes("manifest.json", b"old")
+    with folder.staged() as new:
+        for name in ("a.txt", "manifest.json", "z.txt"):
+            new.write_bytes(name, b"new")
+        assert folder.read_bytes("manifest.json") == b"old", "nothing changes before the end"
+    assert {name: folder.read_bytes(name) for name in folder.sizes()} == dict.fromkeys(
+        ("a.txt", "manifest.json", "z.txt"), b"new"
+    )
+
+    def fail() -> None:
+        with folder.staged() as new:
+            new.write_bytes("b.txt", b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert set(folder.sizes()) == {"a.txt", "manifest.json", "z.txt"}
+
+
+def test_a_staged_folder_that_cannot_take_the_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path / "variants"))
+    folder.write_bytes("a.txt", b"old")
+    rename = os.replace
+
+    def refuse(source: str, target: str) -> None:
+        if source.endswith(".part") and target == folder.uri:
+            raise PermissionError(13, "not allowed")
+        rename(source, target)
+
+    def swap() -> None:
+        with folder.staged() as new:
+            monkeypatch.setattr(os, "replace", refuse)
+            new.make()
+
+    with pytest.raises(StudyError, match="cannot be replaced"):
+        swap()
+    assert folder.read_bytes("a.txt") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["variants"]
+
+
+def test_who_may_read_an_uploaded_folder_is_for_the_umask_to_say(tmp_path: Path) -> None:
+    source = tmp_path / "private"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "a.txt").write_text("a")
+    for path, mode in ((source / "inner" / "a.txt", 0o600), (source / "inner", 0o700), (source, 0o700)):
+        path.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        Folder(str(tmp_path / "uploaded")).upload(str(source))
+        with Folder(str(tmp_path / "staged")).staged() as new:
+            new.child("inner").write_bytes("a.txt", b"a")
+    finally:
+        os.umask(before)
+    for name in ("uploaded", "staged"):
+        top = tmp_path / name
+        modes = [path.stat().st_mode & 0o777 for path in (top, top / "inner", top / "inner" / "a.txt")]
+        assert modes == [0o755, 0o755, 0o644], name

@@ -3,8 +3,11 @@
 import functools
 import itertools
 import math
+import multiprocessing
+import time
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from jobs.door import parse_config
 from slick.errors import DataError, SettingsError, StudyError, VariantError
 from slick.questions import QUESTION_SCHEMA
+from slick.storage import Folder
 from slick.study import require
 from slick.types import KNOWN, Category
 from slick.variants import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
@@ -475,3 +479,31 @@ def test_models_are_taught_in_nfc_whatever_form_the_questions_have(tmp_path: Pat
         assert all(row.accepted == (unicodedata.normalize(form, row.target),) for row in [*taught["train"], *replay])
     assert seen[:2] == seen[2:]
     assert all(unicodedata.is_normalized("NFC", text) for pair in seen[0] + seen[1] for text in pair)
+
+
+def _draw(study: str, start: Callable[[], object], delay: float, results: Any) -> None:
+    start()
+    time.sleep(delay)
+    try:
+        results.put(len(draw_variants(Folder(study), VariantsConfig()).counts))
+    except StudyError as error:
+        results.put(str(error))
+
+
+def test_two_draws_at_the_same_time_leave_a_whole_study(tmp_path: Path) -> None:
+    """One of them is refused while the other writes, or finds the finished sets; never a manifest without its sets."""
+    context = multiprocessing.get_context("fork")
+    for attempt in range(6):
+        study = write_study(tmp_path / str(attempt), SMALL)
+        results, barrier = context.Queue(), context.Barrier(2)
+        delays = (0.0, 0.004 * attempt)
+        processes = [context.Process(target=_draw, args=(study.uri, barrier.wait, d, results)) for d in delays]
+        for process in processes:
+            process.start()
+        said = [results.get() for _ in processes]
+        for process in processes:
+            process.join()
+        assert 17 in said, said
+        assert all(one == 17 or "variants is being written by another run: variants" in one for one in said), said
+        counts = require(study.child("variants"), "variants").counts
+        assert study.child("variants").names(".parquet") == sorted(f"{name}.parquet" for name in counts)

@@ -1,0 +1,229 @@
+"""One writer per part of a study, whoever dies, waits or is suspended."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from slick import locks
+from slick.errors import StudyError
+from slick.locks import LOCKS, Owner, exclusive, owners
+from slick.storage import Folder
+from slick.study import finish
+
+HOLDER = """
+import sys, time
+from slick.locks import exclusive
+from slick.storage import Folder
+with exclusive(Folder(sys.argv[1]), "annotate"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(study: Path) -> subprocess.Popen:
+    """A process that holds the lock `annotate` until its standard input is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(study)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.fixture
+def elsewhere() -> Owner:
+    """A run on another machine, of which only its heartbeat can be seen."""
+    return Owner(step="annotate", host="node-7", pid=1, since="2030-01-01T00:00:00+00:00", token="a", process="b c 1 2")
+
+
+def test_a_second_run_is_told_who_writes_and_since_when(tmp_path: Path) -> None:
+    process = hold(tmp_path)
+    try:
+        with pytest.raises(StudyError, match=rf"{tmp_path}/annotate is being written .*process {process.pid} on "):
+            exclusive(Folder(str(tmp_path)), "annotate").__enter__()
+        (owner,) = owners(Folder(str(tmp_path))).values()
+        assert (owner.pid, owner.is_alive) == (process.pid, True)
+        with exclusive(Folder(str(tmp_path)), "report"):
+            pass  # another part is free
+    finally:
+        process.communicate("")
+    with exclusive(Folder(str(tmp_path)), "annotate"):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_taken_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE_S", 1e9)  # its process is looked at; nothing is waited for
+    process = hold(tmp_path)
+    process.kill()
+    process.wait()
+    (owner,) = owners(Folder(str(tmp_path))).values()
+    assert owner.is_alive is False
+    with exclusive(Folder(str(tmp_path)), "annotate"):
+        assert owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
+
+
+def test_a_process_of_the_same_number_is_not_taken_for_the_owner() -> None:
+    own = locks._process(os.getpid())
+    assert own
+    owner = Owner(step="x", host="h", pid=os.getpid(), since="", token="t", process=own)
+    assert owner.is_alive is True
+    assert replace(owner, process=own[:-1]).is_alive is False
+    assert replace(owner, process="other-boot " + own.partition(" ")[2]).is_alive is None
+
+
+@pytest.mark.parametrize("beating", [True, False])
+def test_a_run_on_another_machine_lives_as_long_as_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Owner, beating: bool
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE_S", 1e9 if beating else 0.5)
+    place = Folder(str(tmp_path)).child(LOCKS)
+    place.write_json("annotate.json", asdict(elsewhere))
+    ended = threading.Event()
+
+    def beat() -> None:
+        beats = 0
+        while beating and not ended.wait(0.2):
+            beats += 1
+            place.write_json("annotate.json", asdict(replace(elsewhere, beats=beats)))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        lock = exclusive(Folder(str(tmp_path)), "annotate")
+        if beating:
+            with pytest.raises(StudyError, match="node-7, since 2030-01-01"):
+                lock.__enter__()
+        else:
+            with lock:
+                assert owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_heartbeats_are_written_while_the_lock_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
+    study = Folder(str(tmp_path))
+    with exclusive(study, "sweep", ["runs/a", "runs/b"]):
+        assert set(owners(study)) == {"runs/a", "runs/b"}
+        while min(owner.beats for owner in owners(study).values()) < 3:
+            time.sleep(0.01)
+    assert owners(study) == {}
+    assert not (tmp_path / LOCKS).exists()
+
+
+def test_a_run_that_lost_its_lock_finishes_nothing(tmp_path: Path, elsewhere: Owner) -> None:
+    study = Folder(str(tmp_path))
+
+    def lose_and_finish() -> None:
+        with exclusive(study, "annotate"):
+            study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
+            finish(study.child("annotate"), "annotate", "x", settings={}, inputs={}, counts={}, started_at=0.0)
+
+    with pytest.raises(StudyError, match="taken over by annotate, process 1 on node-7"):
+        lose_and_finish()
+    assert not study.child("annotate").exists("manifest.json")
+    assert owners(study) == {"annotate": elsewhere}, "the lock of the other run stays"
+
+
+def test_a_lock_file_that_cannot_be_read_counts_as_a_silent_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
+    study = Folder(str(tmp_path))
+    for content in (b"", b"[1]", b"{", b'{"step": 1}'):
+        study.child(LOCKS).write_bytes("annotate.json", content)
+        with exclusive(study, "annotate"):
+            assert owners(study)["annotate"].pid == os.getpid()
+
+
+def test_several_locks_are_all_taken_or_none(tmp_path: Path) -> None:
+    study = Folder(str(tmp_path))
+    with (
+        exclusive(study, "finetune", ["runs/b"]),
+        pytest.raises(StudyError, match="runs/b is being written"),
+        exclusive(study, "sweep", ["runs/a", "runs/b", "runs/c"]),
+    ):
+        pass
+    assert owners(study) == {}
+
+
+def _count(study: str, start: Callable[[], object]) -> None:
+    """Add one to a number in a file, with the lock; whoever is refused tries again."""
+    start()
+    file = Path(study) / "number"
+    for _ in range(5):
+        while True:
+            try:
+                with exclusive(Folder(study), "count"):
+                    number = int(file.read_text())
+                    time.sleep(0.001)
+                    file.write_text(str(number + 1))
+                break
+            except StudyError:
+                time.sleep(0.001)
+
+
+def test_of_many_processes_one_writes_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("0")
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(4)
+    processes = [context.Process(target=_count, args=(str(tmp_path), barrier.wait)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert (tmp_path / "number").read_text() == "20"
+
+
+def test_where_claims_are_not_atomic_the_last_of_two_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Owner
+) -> None:
+    """As in an object store: both saw that nobody held the lock, and both wrote."""
+    study = Folder(str(tmp_path))
+    settled: list[float] = []
+
+    def settle(seconds: float) -> None:
+        if not settled:
+            study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
+        settled.append(seconds)
+
+    monkeypatch.setattr(locks, "_locked", lambda place, make: None)
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(locks.time, "sleep", settle)
+    with exclusive(study, "annotate"):  # not before the other, which gives no sign of life, counts as dead
+        assert len(settled) == 2
+        assert owners(study)["annotate"].pid == os.getpid()
+
+
+def test_a_folder_that_nobody_may_write_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise StudyError("no") from PermissionError(13, "no")
+
+    monkeypatch.setattr(Folder, "write_json", refused)
+    with exclusive(Folder(str(tmp_path)), "annotate"):
+        assert owners(Folder(str(tmp_path))) == {}
+
+
+def test_a_refused_step_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), exclusive(Folder(str(tmp_path / "study")), "questions"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_owners_names_parts_as_their_folders(tmp_path: Path) -> None:
+    study = Folder(str(tmp_path))
+    with exclusive(study, "finetune", ["runs/unknown-050-seed0"]):
+        assert list(owners(study)) == ["runs/unknown-050-seed0"]
+        record = json.loads((tmp_path / LOCKS / "runs--unknown-050-seed0.json").read_text())
+        assert record["step"] == "finetune"
