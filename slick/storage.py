@@ -261,7 +261,7 @@ class Folder:
         data = self.read_bytes(name)
         try:
             # Threads of Arrow's that still let go of columns when a short program ends abort it now and then.
-            return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
+            table = pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
         except pa.ArrowInvalid as error:
             if "No match for FieldRef" in str(error):
                 raise StudyError(
@@ -275,6 +275,12 @@ class Folder:
             raise StudyError(
                 f"{self}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
             ) from error
+        if names := pickled_columns(table.schema):
+            raise StudyError(
+                f"{self}/{name} has columns of a type that can hold pickles, which run code when they are read: "
+                f"{names}; delete that file and run the step that writes it again"
+            )
+        return table
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """One Parquet file, zstd compressed."""
@@ -442,3 +448,20 @@ def without_paths(settings: Any) -> Any:
     if isinstance(settings, list | tuple):
         return [without_paths(value) for value in settings]
     return public_name(settings) if isinstance(settings, str) else settings
+
+
+def pickled_columns(schema: pa.Schema) -> list[str]:
+    """Columns of a type that a Python library defines: values of Ray Data's are pickles, loaded when they are read.
+
+    >>> pickled_columns(pa.schema([("text", pa.string())]))
+    []
+    """
+
+    def types(kind: pa.DataType) -> Iterator[pa.DataType]:
+        yield kind
+        if isinstance(kind, pa.DictionaryType):
+            yield from types(kind.value_type)
+        for i in range(kind.num_fields):
+            yield from types(kind.field(i).type)
+
+    return [field.name for field in schema if any(isinstance(kind, pa.ExtensionType) for kind in types(field.type))]

@@ -17,9 +17,11 @@ from slick.draws import numpy_seed
 from slick.engines.devices import runtime_of
 from slick.engines.linear import quicken_linears
 from slick.models import load_model
+from slick.storage import Folder
 from tuning.config import TrainConfig, learning_rate_at
 from tuning.examples import Example, epoch_batches, micro_batches
 from tuning.forward import Forward, Rows
+from tuning.state_tensors import load_tensors, save_tensors
 from tuning.trainable import prepare_model, trained_parameters, without_lora
 from tuning.zero import deepspeed_settings
 
@@ -64,13 +66,12 @@ def prepare_deepspeed() -> None:
 class Learner:
     """A model that is trained by a group of workers; all of them make the same calls in the same order."""
 
-    def __init__(self, model: str, config: TrainConfig, place: Place, pad_id: int, *, universal: bool = False) -> None:
+    def __init__(self, model: str, config: TrainConfig, place: Place, pad_id: int) -> None:
         """Load and shard the model.
 
         Args:
             model: folder, hub id or GGUF file.
             pad_id: any token.
-            universal: the state that will be loaded is in DeepSpeed's universal format.
 
         Raises:
             ModelError: the model cannot be loaded, or has no layers of the kind to be trained.
@@ -79,7 +80,7 @@ class Learner:
         import deepspeed
 
         self._config, self._place = config, place
-        settings = deepspeed_settings(config, place.num_workers, universal=universal)
+        settings = deepspeed_settings(config, place.num_workers)
         with _sharded(config, model, settings):  # stage 3 spreads weights as they are read: no worker holds them all
             loaded = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)
         self.dropouts = prepare_model(loaded, config)
@@ -97,6 +98,35 @@ class Learner:
         if config.distill_weight and not config.lora_rank:
             frozen = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)
             self._teacher = Forward(frozen, pad_id, packing=config.packing)
+
+    def save(self, folder: str) -> None:
+        """Write this worker's share of the weights and the optimizer's state; called by all workers."""
+        save_tensors(self.engine, folder, rank=self._place.rank, num_workers=self._place.num_workers)
+
+    def load(self, folder: Folder, example: Example) -> None:
+        """Set weights and the optimizer's state to what a group of any size saved; called by all workers.
+
+        Args:
+            folder: with the shares of all workers that saved.
+            example: any.
+
+        Raises:
+            StudyError: what was saved cannot be read, or is not of this model.
+        """
+        if self._config.zero_stage:
+            self._step_in_place(example)
+        with folder.fetched() as local:
+            load_tensors(self.engine, local, origin=str(folder))
+
+    def _step_in_place(self, example: Example) -> None:
+        """An optimizer step that moves nothing: ZeRO creates the optimizer's state with its first step."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = 0.0
+        self.engine.train()
+        for _ in range(self._config.accumulation(self._place.num_workers)):
+            with self.forward.rows([example]) as rows:
+                self.engine.backward(0.0 * self._loss(rows, None))
+            self.engine.step()
 
     def epoch(self, examples: Sequence[Example], epoch: int, *, replay: Sequence[Example] = ()) -> Pace:
         """One pass over the examples; each optimizer step is the mean loss over the answer tokens of its whole batch.

@@ -14,7 +14,7 @@ from tuning.config import TrainConfig
 from tuning.epochs import all_decided, curve_of
 from tuning.grid import Trajectory
 from tuning.rows import read_rows
-from tuning.state import SavedState, find_states, states_of
+from tuning.state import SavedState, check_earlier_states, find_states, states_of
 
 _RUNTIMES = "runtime.json"
 
@@ -74,7 +74,8 @@ def plan_runs(
         may_be_ended: a training that a scheduler ended early is finished.
 
     Raises:
-        StudyError: an earlier step is not finished, or a run's folder was written with other inputs or settings.
+        StudyError: an earlier step is not finished, a run's folder was written with other inputs or settings, or the
+            state from which it would resume was written as pickles.
         VariantError: a variant does not exist, or was drawn for another model.
         SettingsError: there are no dev questions, or `auto` is not resolved.
     """
@@ -115,6 +116,7 @@ def plan_runs(
         _check_folder(study, plan)
         if not is_finished(study, plan, may_be_ended=may_be_ended):
             plans.append(plan)
+    check_earlier_states(study, [plan.run_id for plan in plans if plan.state is None])
     return plans
 
 

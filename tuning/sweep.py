@@ -200,13 +200,14 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
     concurrent = concurrent_trials(config.train, have, gpus_per_worker, len(plans), config.max_concurrent)
     packs = share_out(plans, config.trajectories_per_trial, concurrent)
     course = Course(packs)
-    study.child(".ray", "sweep", "tune").delete()  # of an interrupted sweep; Train's own files are gone on with
+    study.child(".ray", "sweep", "tune").delete()  # of an earlier sweep; Ray Train's own files are resumed from
     settings = TrialSettings(
         gpus_per_worker=gpus_per_worker,
         concurrent=concurrent,
         scheduler=config.scheduler,
         longest=max(config.grid.epochs),
         retries=config.retries,
+        keep_files=config.keep_ray_files,
     )
     board = Board(study, study.child("sweep"), course)
     with scratch(study, "sweep", keep=config.keep_ray_files) as storage, watch(study, plans, board):

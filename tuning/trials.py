@@ -4,6 +4,7 @@ A trial is one Ray Train run that does a pack of trajectories, one after another
 packs, tries those again that failed, and shows them.
 """
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from tuning.lean import user_error
 from tuning.runs import RunPlan, reached
 from tuning.sweep_config import Scheduler
 
+_TUNE = "tune"
+"""Name of Tune's folder."""
 _REFUSAL = "refusal"
 """Metric of a trial that stopped for what only a person can mend."""
 
@@ -31,6 +34,8 @@ class TrialSettings:
     longest: int
     """Epochs of the longest training."""
     retries: int
+    keep_files: bool
+    """Leave Tune's own files beside those of Ray Train."""
 
 
 def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: str) -> dict[int, str]:
@@ -48,35 +53,18 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own answer to Ctrl-C is to wait until the trials that run have come to their end.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    from ray import tune
-
     _keep_keys_from_logs()
-    packs = course.packs
-    names = [_trial_name(part) for part in packs]
-    tuner = tune.Tuner(
-        tune.with_resources(_trial(study, packs, settings, storage), _place_of_trials()),
-        param_space={"pack": tune.grid_search(list(range(len(packs))))},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=settings.concurrent,
-            scheduler=_scheduler(settings),
-            trial_name_creator=lambda trial: names[trial.config["pack"]],
-            trial_dirname_creator=lambda trial: names[trial.config["pack"]],
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=storage,
-            verbose=0,
-            callbacks=[_teller(course, lambda place: reached(study, packs[place], _group(packs[place], storage)))],
-            failure_config=tune.FailureConfig(max_failures=settings.retries),
-        ),
-    )
-    try:
-        results = tuner.fit()
-    except Exception as error:
-        mendable = user_error(error)
-        if mendable is None:
-            raise
-        raise mendable from error
+    # Tune writes pickles and reads some of them back, so its folder is this process' own, and not in the study.
+    with tempfile.TemporaryDirectory(prefix="slick-tune-") as private:
+        try:
+            results = _tuner(study, course, settings, storage, private).fit()
+        except Exception as error:
+            mendable = user_error(error)
+            if mendable is None:
+                raise
+            raise mendable from error
+        if settings.keep_files:
+            Folder(storage).child(_TUNE).add(f"{private}/{_TUNE}")
     errors: dict[int, str] = {}
     for result in results:
         refusal = (result.metrics or {}).get(_REFUSAL)
@@ -87,6 +75,36 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
                 raise SlickError(f"a trial failed before it began: {text}")
             errors[place] = text
     return errors
+
+
+def _tuner(study: Folder, course: Course, settings: TrialSettings, storage: str, private: str) -> Any:
+    """The trials, ready to run.
+
+    Args:
+        storage: of Ray Train, in the study.
+        private: folder of this machine for Tune's own files; trials run on this machine too.
+    """
+    from ray import tune
+
+    packs = course.packs
+    names = [_trial_name(part) for part in packs]
+    return tune.Tuner(
+        tune.with_resources(_trial(study, packs, settings, storage), _place_of_trials()),
+        param_space={"pack": tune.grid_search(list(range(len(packs))))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=settings.concurrent,
+            scheduler=_scheduler(settings),
+            trial_name_creator=lambda trial: names[trial.config["pack"]],
+            trial_dirname_creator=lambda trial: names[trial.config["pack"]],
+        ),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=private,
+            verbose=0,
+            callbacks=[_teller(course, lambda place: reached(study, packs[place], _group(packs[place], storage)))],
+            failure_config=tune.FailureConfig(max_failures=settings.retries),
+        ),
+    )
 
 
 def _place_of_trials() -> Any:

@@ -37,15 +37,7 @@ from tuning.records import (
 )
 from tuning.rows import Row, read_replay, read_rows
 from tuning.runs import RunPlan, add_runtime, is_finished, open_run, run_folder
-from tuning.state import (
-    Progress,
-    SavedState,
-    load_state,
-    needs_universal,
-    save_state,
-    states_of,
-    universal_state,
-)
+from tuning.state import Progress, SavedState, save_state, states_of
 
 Report = Callable[[dict[str, object], str | None], None]
 """Hands over the metrics of an epoch, and a folder with this worker's part of the state if it was saved."""
@@ -133,15 +125,9 @@ class Training:
         progress = saved.progress
         self._epochs = epochs
         self._best, self._best_epoch = progress.best_dev_accuracy, progress.best_dev_epoch
-        with Folder(saved.uri).fetched() as folder:
-            if not needs_universal(progress, self._config, self._place.num_workers):
-                learner = self._learn()
-                load_state(learner.engine, folder)
-                return learner
-            with universal_state(folder, progress, self._place.local_rank) as universal:
-                learner = self._learn(universal=True)
-                load_state(learner.engine, universal)
-                return learner
+        learner = self._learn()
+        learner.load(Folder(saved.uri), self._train_examples[0])
+        return learner
 
     def _open(self, *, keep: bool) -> None:
         if not self._is_first:
@@ -150,9 +136,8 @@ class Training:
         if self._set_aside.num_rows:
             self._folder.write_table(SET_ASIDE, self._set_aside)
 
-    def _learn(self, *, universal: bool = False) -> Learner:
-        pad_id = pad_token(self._tokenizer)
-        return Learner(self._plan.model, self._config, self._place, pad_id, universal=universal)
+    def _learn(self) -> Learner:
+        return Learner(self._plan.model, self._config, self._place, pad_token(self._tokenizer))
 
     def _kept_epochs(self, num_epochs: int) -> list[list[Measure]] | None:
         """Measures of the epochs before the state, if the run's folder has them all."""
@@ -245,9 +230,8 @@ class Training:
             best_dev_accuracy=self._best,
             best_dev_epoch=self._best_epoch,
             num_workers=self._place.num_workers,
-            zero_stage=self._config.zero_stage,
         )
-        return save_state(self._learner.engine, progress, self._place.rank)
+        return save_state(self._learner, progress, self._place.rank)
 
     def _record(self, epoch: int, verdicts: list[Verdict], pace: Pace) -> dict[str, object]:
         measures = self._epochs[-1]

@@ -9,7 +9,7 @@ MOST_GATHERED = 1_000_000_000
 """Parameters of other workers that one keeps at a time under ZeRO stage 3; DeepSpeed's default."""
 
 
-def deepspeed_settings(config: TrainConfig, num_workers: int, *, universal: bool = False) -> dict[str, object]:
+def deepspeed_settings(config: TrainConfig, num_workers: int) -> dict[str, object]:
     """What `deepspeed.initialize` is given.
 
     The optimizer is PyTorch's own AdamW: DeepSpeed's fused ones are compiled on first use, which takes minutes and a
@@ -18,7 +18,6 @@ def deepspeed_settings(config: TrainConfig, num_workers: int, *, universal: bool
 
     Args:
         num_workers: of the group that really runs.
-        universal: the state that will be loaded is in DeepSpeed's universal format.
 
     Raises:
         SettingsError: the group is larger or smaller than the settings allow.
@@ -48,8 +47,6 @@ def deepspeed_settings(config: TrainConfig, num_workers: int, *, universal: bool
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
     }
-    if universal:
-        settings["checkpoint"] = {"load_universal": True}
     if config.dtype == "bfloat16":
         settings["bf16"] = {"enabled": True}
     return settings

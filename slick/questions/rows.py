@@ -21,6 +21,7 @@ from slick.questions.fields import ANSWER_COLUMNS
 from slick.questions.popularity import COLUMNS as POPULARITY_COLUMNS
 from slick.questions.sources import Source
 from slick.questions.splits import splits_in_name
+from slick.storage import pickled_columns
 
 COLUMNS = ("relation", "question", *ANSWER_COLUMNS, "subject", "split", "domain", *POPULARITY_COLUMNS)
 """The columns that are used; a file may have any others."""
@@ -189,6 +190,11 @@ def _parquet(data: bytes, where: str) -> Iterator[RawRow]:
         columns = file.schema_arrow.names
         _require_columns(columns, where)
         used = [name for name in columns if name in (*COLUMNS, "question_id")]
+        if names := sorted({*pickled_columns(file.schema_arrow)} & {*used}):
+            raise DataError(
+                f"{where} has columns of a type that can hold pickles, which run code when they are read: {names}; "
+                "write them as text or numbers"
+            )
         number = 0
         for batch in file.iter_batches(batch_size=8192, columns=used):
             values = [_python_values(batch.column(name), name, where) for name in used]

@@ -6,21 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from slick.errors import SettingsError, StudyError
+from slick.errors import StudyError
 from slick.storage import Folder, file_errors
-from tuning.config import TrainConfig
-from tuning.state import Progress, find_states, needs_universal, read_state, states_of
+from tuning.state import Progress, check_earlier_states, find_states, read_state, states_of
 
-PROGRESS = Progress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2, zero_stage=2)
+PROGRESS = Progress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2)
 
 
 def write(folder: Folder, progress: Progress, ranks: tuple[int, ...] = (0, 1)) -> Folder:
     path = Path(folder.local_path)
-    (path / "state").mkdir(parents=True)
-    (path / "progress.json").write_text(json.dumps(asdict(progress)))
+    path.mkdir(parents=True)
+    (path / "progress.json").write_text(json.dumps({"format": 2} | asdict(progress)))
     for rank in ranks:
-        (path / "state" / f"part-{rank}.pt").write_bytes(b"weights")
-        (path / f"files-{rank}.json").write_text(json.dumps({f"state/part-{rank}.pt": 7}))
+        (path / f"tensors-{rank}.safetensors").write_bytes(b"weights")
+        (path / f"files-{rank}.json").write_text(json.dumps({f"tensors-{rank}.safetensors": 7}))
+    return folder
+
+
+def write_pickles(folder: Folder) -> Folder:
+    """A state as DeepSpeed wrote it for the previous version, whole by its own account."""
+    path = Path(folder.local_path)
+    (path / "state").mkdir(parents=True)
+    (path / "state" / "mp_rank_00_model_states.pt").write_bytes(b"weights")
+    (path / "progress.json").write_text(json.dumps(asdict(replace(PROGRESS, num_workers=1)) | {"zero_stage": 2}))
+    (path / "files-0.json").write_text(json.dumps({"state/mp_rank_00_model_states.pt": 7}))
     return folder
 
 
@@ -31,7 +40,7 @@ def test_a_state_counts_when_every_workers_part_is_whole(tmp_path: Path) -> None
     found = read_state(whole)
     assert found is not None
     assert found.progress == PROGRESS
-    Path(whole.local_path, "state", "part-1.pt").write_bytes(b"wei")
+    Path(whole.local_path, "tensors-1.safetensors").write_bytes(b"wei")
     assert read_state(whole) is None
 
 
@@ -77,11 +86,30 @@ def test_the_furthest_state_of_each_training_is_found(tmp_path: Path) -> None:
     assert states_of(groups.child("another")) == {}
 
 
-def test_another_sharding_needs_the_universal_format() -> None:
-    config = TrainConfig(batch_size=8, num_workers=2, zero_stage=2)
-    assert not needs_universal(PROGRESS, config, 2)
-    assert needs_universal(PROGRESS, config, 1)
-    assert needs_universal(PROGRESS, replace(config, zero_stage=1), 2)
-    assert not needs_universal(replace(PROGRESS, zero_stage=0), replace(config, zero_stage=0), 1)
-    with pytest.raises(SettingsError, match="under ZeRO stage 2 and cannot go on under stage 0; give --zero-stage 2"):
-        needs_universal(PROGRESS, replace(config, zero_stage=0), 2)
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 1}, {"format": 3}, {"epoch": "9"}, {"num_workers": None}, {"best_dev_accuracy": []}, {"more": 1}],
+)
+def test_a_state_of_another_form_is_none(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = write(Folder(str(tmp_path / "state")), PROGRESS)
+    path = Path(folder.local_path, "progress.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert read_state(folder) is None
+    path.write_text("[]")
+    assert read_state(folder) is None
+
+
+def test_pickles_of_the_previous_version_are_named_and_never_taken_for_a_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    study = Folder(str(tmp_path))
+    interrupted = write_pickles(study.child(".ray", "finetune-a", "group", "checkpoint_1"))
+    kept = write_pickles(study.child("runs", "a-seed0", "state"))
+    assert find_states(study, ["a-seed0"]) == {}
+    assert states_of(study.child(".ray", "finetune-a", "group")) == {}
+    check_earlier_states(study, [])
+    assert capsys.readouterr().out == "", "nothing begins anew"
+    check_earlier_states(study, ["b-seed0"])
+    assert f"{interrupted} was written by an earlier version as pickles" in capsys.readouterr().out
+    with pytest.raises(StudyError, match=f"{kept} was written by an earlier version as pickles.*delete that folder"):
+        check_earlier_states(study, ["a-seed0"])

@@ -29,9 +29,7 @@ def test_stage_and_batch_reach_deepspeed(stage: int) -> None:
     assert settings["train_batch_size"] == 16
     assert settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * 2 == 16
     assert "bf16" not in settings
-    assert "checkpoint" not in settings
     assert deepspeed_settings(replace(config, dtype="bfloat16"), 2)["bf16"] == {"enabled": True}
-    assert deepspeed_settings(config, 2, universal=True)["checkpoint"] == {"load_universal": True}
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])

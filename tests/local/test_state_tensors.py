@@ -1,0 +1,136 @@
+"""A training that resumes from saved tensors is the uninterrupted one to the bit, however its model is sharded."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slick.storage import Folder
+from tests.local.tiny import tiny_model, tiny_tokenizer
+from tuning.config import TrainConfig
+
+CONFIG = TrainConfig(learning_rate=5e-3, batch_size=4, epochs=3, dropout=0.1, num_workers=2)
+CASES: dict[str, dict[str, Any]] = {
+    **{f"zero-{stage}": {"zero_stage": stage} for stage in (0, 2, 3)},
+    **{f"bfloat16-zero-{stage}": {"zero_stage": stage, "dtype": "bfloat16"} for stage in (0, 1)},
+    "optimizer-offloaded": {"offload": "optimizer", "zero_stage": 2},
+    "all-offloaded": {"offload": "all", "zero_stage": 3, "dtype": "bfloat16"},
+    "attention": {"trainable": "attention", "zero_stage": 1, "micro_batch_size": 1},
+    "lora-zero-3": {"lora_rank": 4, "zero_stage": 3},
+}
+OTHERS = {"zero-0": 3, "zero-2": 0, "zero-3": 1}
+"""Cases whose states are read under another ZeRO stage too."""
+
+
+def work(settings: dict[str, Any]) -> None:
+    """In each worker: train 2 epochs, save, train a third; load and train the third. Rank 0 writes the weights."""
+    import ray.train
+    import torch
+    import torch.distributed as dist
+    from safetensors.torch import save_file
+
+    from tuning.examples import Example
+    from tuning.learning import Learner, Place, prepare_deepspeed
+    from tuning.trainable import whole_weights
+
+    torch.set_num_threads(1)
+    prepare_deepspeed()
+    rank = ray.train.get_context().get_world_rank()
+    place = Place(rank=rank, local_rank=rank, num_workers=2, device="cpu")
+    examples = [Example(prompt_ids=(5, 6, 7 + i), answer_ids=(3 + i, 4, 2)) for i in range(6)]
+
+    def write(learner: Learner, name: str) -> None:
+        weights = whole_weights(learner.model, keep=rank == 0)
+        if rank == 0:
+            save_file(weights, f"{settings['path']}/{name}.safetensors")
+
+    def resume(config: TrainConfig, state: str, name: str) -> None:
+        learner = Learner(settings["model"], config, place, 0)
+        learner.load(Folder(state), examples[0])
+        learner.epoch(examples, 3)
+        write(learner, name)
+        learner.engine.destroy()
+
+    for name, changes in CASES.items():
+        config, state = replace(CONFIG, **changes), f"{settings['path']}/{name}-state"
+        learner = Learner(settings["model"], config, place, 0)
+        for epoch in (1, 2):
+            learner.epoch(examples, epoch)
+        write(learner, f"{name}-half")
+        Path(state).mkdir(exist_ok=True)
+        learner.save(state)
+        dist.barrier()
+        learner.epoch(examples, 3)
+        write(learner, f"{name}-whole")
+        learner.engine.destroy()
+        resume(config, state, f"{name}-resumed")
+        if name in OTHERS:
+            resume(replace(config, zero_stage=OTHERS[name]), state, f"{name}-other")
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights and states of every case, trained in one group of two workers."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    path = tmp_path_factory.mktemp("states")
+    tiny_model("llama", spread=0.1).save_pretrained(path / "model")
+    tiny_tokenizer().save_pretrained(path / "model")
+    TorchTrainer(
+        work,
+        train_loop_config={"path": str(path), "model": str(path / "model")},
+        scaling_config=ScalingConfig(num_workers=2),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(name="states", storage_path=str(path / "ray")),
+    ).fit()
+    return path
+
+
+def weights(path: Path, name: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(path / f"{name}.safetensors")
+
+
+def assert_close(first: dict[str, Any], second: dict[str, Any], atol: float) -> None:
+    import torch
+
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=0, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_training_is_the_uninterrupted_one(trained: Path, name: str) -> None:
+    whole = weights(trained, f"{name}-whole")
+    assert_close(whole, weights(trained, f"{name}-resumed"), 0)
+    with pytest.raises(AssertionError):
+        assert_close(whole, weights(trained, f"{name}-half"), 0)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_resumes_under_another_zero_stage(trained: Path, name: str) -> None:
+    """Up to the order in which the same numbers are added."""
+    assert_close(weights(trained, f"{name}-whole"), weights(trained, f"{name}-other"), 1e-4)
+
+
+def test_a_state_holds_each_trained_tensor_once_as_numbers(trained: Path) -> None:
+    from safetensors import safe_open
+
+    for name, changes in CASES.items():
+        folder = trained / f"{name}-state"
+        assert {path.suffix for path in folder.iterdir()} == {".safetensors"}
+        files = [safe_open(path, framework="pt") for path in folder.iterdir()]
+        assert len(files) == 2, "both workers wrote"
+        keys = [key for file in files for key in file.keys()]  # noqa: SIM118 - not a dict
+        assert len(keys) == len(set(keys))
+        kinds = {
+            kind: {key.partition("/")[2] for key in keys if key.startswith(f"{kind}/")}
+            for kind in ("weight", "exp_avg", "exp_avg_sq", "step")
+        }
+        assert len(set(map(frozenset, kinds.values()))) == 1
+        assert all((".lora_" in key) == ("lora_rank" in changes) for key in kinds["weight"])
+        for file in files:
+            assert all(file.get_slice(key).get_dtype() == "F32" for key in file.keys())  # noqa: SIM118

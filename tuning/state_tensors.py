@@ -1,0 +1,235 @@
+"""Weights and optimizer state of a DeepSpeed engine, to and from safetensors files: whole tensors by parameter name.
+
+A file holds numbers only, so opening one runs no code. The format does not depend on how a group shards its model: each
+worker writes the whole tensors of a share of the parameters, and a group of another size, or under another ZeRO stage,
+reads the same files. Values are copied, never converted: the float32 weights from which the optimizer goes on, AdamW's
+moments and step counter, and the model's buffers. Frozen weights come from the base model again.
+
+Under ZeRO, DeepSpeed's own functions gather and set one tensor at a time (`deepspeed.utils.safe_get_full_*`), so that
+no worker ever holds the whole model.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from slick.errors import StudyError
+
+_WEIGHT, _STEP, _BUFFER = "weight", "step", "buffer"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's names."""
+_FILE_BYTES = 1 << 30
+"""A worker holds back about as much before it writes a file."""
+_REMEDY = "delete that folder to begin this training anew; nothing else is lost"
+
+
+def save_tensors(engine: Any, folder: str, *, rank: int, num_workers: int) -> None:
+    """Write this worker's share into a local folder; called by all workers."""
+    part: dict[str, Tensor] = {}
+    num_bytes = num_files = 0
+
+    def write() -> None:
+        nonlocal num_bytes, num_files
+        save_file(part, Path(folder, f"tensors-{rank:05d}-{num_files:05d}.safetensors"))
+        part.clear()
+        num_bytes, num_files = 0, num_files + 1
+
+    for i, kind, name, value in _tensors(engine):
+        if i % num_workers == rank:
+            part[_key(kind, name)] = value.detach().cpu().contiguous()
+            num_bytes += value.nbytes
+            if num_bytes >= _FILE_BYTES:
+                write()
+    if part:
+        write()
+
+
+def load_tensors(engine: Any, folder: str, *, origin: str) -> None:
+    """Set weights, optimizer and buffers to a saved state; called by all workers.
+
+    Under ZeRO the optimizer must have taken a step, with which it creates what is set here.
+
+    Args:
+        folder: local, with the shares of all workers.
+        origin: the folder it was copied from, for messages.
+
+    Raises:
+        StudyError: a file is not safetensors, or the tensors are not those of this model.
+    """
+    with _opened(folder, origin) as saved:
+        saved.check(engine)
+        with torch.no_grad():
+            if not engine.zero_optimization_stage():
+                _set_whole(engine, saved)
+            else:
+                _set_sharded(engine, saved)
+            for name, buffer in _buffers(engine.module).items():
+                buffer.copy_(saved.tensor(_BUFFER, name))
+
+
+def _key(kind: str, name: str) -> str:
+    return f"{kind}/{name}"
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those that belong to the model's weights; others are computed from its configuration."""
+    kept = set(model.state_dict())
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def _tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
+    """Place of the parameter in the order of the model, kind of tensor, name and whole tensor; one after another."""
+    values = _sharded_tensors(engine) if engine.zero_optimization_stage() else _whole_tensors(engine)
+    yield from values
+    for name, buffer in _buffers(engine.module).items():
+        yield 0, _BUFFER, name, buffer
+
+
+def _whole_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
+    """Every worker has them all."""
+    for i, (name, _, master) in enumerate(_masters(engine)):
+        yield i, _WEIGHT, name, master
+        # A parameter without a gradient so far, such as an expert that saw no token, has no state.
+        for kind, value in engine.basic_optimizer.state.get(master, {}).items():
+            yield i, kind, name, value
+
+
+def _masters(engine: Any) -> list[tuple[str, nn.Parameter, Tensor]]:
+    """Name, parameter, and the float32 weights that the optimizer moves: with bfloat16 a copy, else the parameter."""
+    masters = [master for group in engine.basic_optimizer.param_groups for master in group["params"]]
+    pairs = zip(_trained(engine.module), masters, strict=True)
+    return [(name, parameter, master) for (name, parameter), master in pairs]
+
+
+def _sharded_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    steps = [state[_STEP] for state in engine.basic_optimizer.state.values()]
+    for i, (name, parameter) in enumerate(_trained(engine.module)):
+        yield i, _WEIGHT, name, safe_get_full_fp32_param(parameter)
+        if steps:  # each of the tensors that DeepSpeed joins parameters to counts the same steps
+            for kind in _MOMENTS:
+                yield i, kind, name, safe_get_full_optimizer_state(parameter, kind)
+            yield i, _STEP, name, steps[0].clone()  # a file may hold no tensor twice
+
+
+class _SavedTensors:
+    """The open files of a state."""
+
+    def __init__(self, origin: str, files: list[Any]) -> None:
+        self._origin = origin
+        self._file_of = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - not a dict
+
+    def tensor(self, kind: str, name: str) -> Tensor:
+        key = _key(kind, name)
+        tensor: Tensor = self._file_of[key].get_tensor(key)
+        return tensor
+
+    def moments(self, name: str) -> dict[str, Tensor]:
+        """AdamW's state of a parameter; empty if it never had a gradient."""
+        if _key(_STEP, name) not in self._file_of:
+            return {}
+        return {kind: self.tensor(kind, name) for kind in (*_MOMENTS, _STEP)}
+
+    def check(self, engine: Any) -> None:
+        """See that the tensors are those of the engine's model.
+
+        Raises:
+            StudyError: one is missing, too much, or of another shape or type.
+        """
+        trained = _trained(engine.module)
+        wanted = {_key(_WEIGHT, name): _shape(parameter) for name, parameter in trained}
+        for name, parameter in trained:
+            kinds = [kind for kind in (*_MOMENTS, _STEP) if _key(kind, name) in self._file_of]
+            if kinds:
+                wanted |= {_key(kind, name): _shape(parameter) for kind in _MOMENTS} | {_key(_STEP, name): ()}
+        found = {key: tuple(file.get_slice(key).get_shape()) for key, file in self._file_of.items()}
+        buffers = {_key(_BUFFER, name): tuple(buffer.shape) for name, buffer in _buffers(engine.module).items()}
+        others = sorted(key for key, _ in found.items() ^ (wanted | buffers).items())
+        others += [key for key in wanted.keys() & found if self._file_of[key].get_slice(key).get_dtype() != "F32"]
+        if others:
+            raise StudyError(
+                f"the training state in {self._origin} is not one of this model ({len(others)} tensors are missing, "
+                f"too many, or of another shape or type, such as {others[0]}); {_REMEDY}"
+            )
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, however it is sharded."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+@contextlib.contextmanager
+def _opened(folder: str, origin: str) -> Iterator[_SavedTensors]:
+    with contextlib.ExitStack() as stack:
+        try:
+            paths = sorted(Path(folder).glob("tensors-*.safetensors"))
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+            yield _SavedTensors(origin, files)
+        except (SafetensorError, OSError) as error:
+            raise StudyError(f"the training state in {origin} cannot be read ({error}); {_REMEDY}") from error
+
+
+def _set_whole(engine: Any, saved: _SavedTensors) -> None:
+    states: dict[int, dict[str, Tensor]] = {}
+    for i, (name, parameter, master) in enumerate(_masters(engine)):
+        master.copy_(saved.tensor(_WEIGHT, name))
+        parameter.copy_(master)
+        if moments := saved.moments(name):
+            states[i] = moments
+    optimizer = engine.basic_optimizer
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _set_sharded(engine: Any, saved: _SavedTensors) -> None:
+    steps = torch.zeros(())
+    for name, parameter in _trained(engine.module):
+        moments = saved.moments(name)
+        steps = torch.maximum(steps, moments.get(_STEP, steps))
+        weight = saved.tensor(_WEIGHT, name)
+        states = {kind: moments.get(kind, torch.zeros_like(weight)) for kind in _MOMENTS}
+        if hasattr(parameter, "ds_id"):
+            _set_partition(parameter, weight, states)
+        else:
+            _set_fragment(parameter, weight, states)
+    for state in engine.basic_optimizer.state.values():
+        state[_STEP].copy_(steps)
+
+
+def _set_fragment(parameter: nn.Parameter, weight: Tensor, states: Mapping[str, Tensor]) -> None:
+    """Of ZeRO stages 1 and 2: every worker has the parameter, and a fragment of what the optimizer has of it."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    parameter.copy_(weight)
+    safe_set_full_fp32_param(parameter, weight)
+    for kind, state in states.items():
+        safe_set_full_optimizer_state(parameter, state, kind)
+
+
+def _set_partition(parameter: Any, weight: Tensor, states: Mapping[str, Tensor]) -> None:
+    """Of ZeRO stage 3: every worker has a partition of everything; the last one may be padded."""
+    import deepspeed
+    import torch.distributed as dist
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    size, rank = parameter.ds_tensor.numel(), dist.get_rank()
+
+    def partition(whole: Tensor) -> Tensor:
+        own = whole.flatten()[rank * size : (rank + 1) * size]
+        return nn.functional.pad(own, (0, size - own.numel()))
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.copy_(weight)
+    safe_set_local_fp32_param(parameter, partition(weight))
+    for kind, state in states.items():
+        safe_set_local_optimizer_state(parameter, partition(state), kind)
