@@ -25,6 +25,8 @@ __all__ = ["TrainConfig", "finetune"]
 
 _REFUSAL = "refusal.json"
 """What a worker said that only a person can mend, beside the files of its Ray Train run."""
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the checkpoints in the folder of a run, which it reads when the run is started again."""
 
 
 def finetune(study: Folder, config: TrainConfig) -> Manifest:
@@ -165,6 +167,7 @@ def run_group(
     elastic = config.min_workers is not None and config.min_workers < config.num_workers
     said = Folder(storage).child(name)
     said.delete(_REFUSAL)
+    _check_snapshot(said)
     trainer = lean_trainer(how_far)(
         _work,
         train_loop_config={"work": work, "settings": settings, "said": said},
@@ -192,6 +195,25 @@ def run_group(
     if said.exists(_REFUSAL):
         raise SlickError(said.read_json(_REFUSAL)["message"])
     return dict(result.metrics or {})
+
+
+def _check_snapshot(run: Folder) -> None:
+    """Remove Ray Train's list of checkpoints if it names other things than checkpoints in the run's folder.
+
+    Ray Train deletes what the list names as soon as there are newer ones, wherever it lies, and refuses to start where
+    one is missing. States are found without the list.
+    """
+    if not run.exists(_SNAPSHOT):
+        return
+    try:
+        content = run.read_json(_SNAPSHOT)
+        results = [*content["checkpoint_results"], *content["pending_training_results"]]
+        results += [content["latest_checkpoint_result"]] if content["latest_checkpoint_result"] else []
+        names = {result["checkpoint_dir_name"] for result in results}
+    except (StudyError, KeyError, TypeError):
+        names = {""}
+    if not names <= {name for name in run.folders() if name.startswith("checkpoint_")}:
+        run.delete(_SNAPSHOT)
 
 
 def group_name(plans: Sequence[RunPlan]) -> str:

@@ -121,12 +121,12 @@ class Training:
         if saved is None or epochs is None:
             self._open(keep=False)
             return self._learn()
-        self._open(keep=True)
         progress = saved.progress
         self._epochs = epochs
         self._best, self._best_epoch = progress.best_dev_accuracy, progress.best_dev_epoch
         learner = self._learn()
         learner.load(Folder(saved.uri), self._train_examples[0])
+        self._open(keep=True)  # not before: a state that is refused leaves the run as it was
         return learner
 
     def _open(self, *, keep: bool) -> None:

@@ -20,6 +20,7 @@ from slick.cache import writable_cache_folder
 from slick.errors import SettingsError, StudyError
 from slick.storage import Folder, file_errors, file_message, is_disk_error, temporary_folder
 from tests.conftest import SmallDisk
+from tests.planted import Planted
 from tests.waiting import wait_for
 
 TABLE = pa.table({"number": list(range(1000)), "text": [f"row {i}" for i in range(1000)]})
@@ -420,3 +421,21 @@ def test_who_may_read_an_uploaded_folder_is_for_the_umask_to_say(tmp_path: Path)
         top = tmp_path / name
         modes = [path.stat().st_mode & 0o777 for path in (top, top / "inner", top / "inner" / "a.txt")]
         assert modes == [0o755, 0o755, 0o644], name
+
+
+def test_a_column_whose_values_are_pickles_is_refused_before_they_are_read(tmp_path: Path) -> None:
+    """Ray Data registers such a type with Arrow, which then loads the pickles of any Parquet file."""
+    import ray.data.extensions  # noqa: F401 - registers it
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    planted = tmp_path / "planted"
+    folder = Folder(str(tmp_path))
+    column = ArrowPythonObjectArray.from_objects([Planted(planted)])
+    nested = pa.StructArray.from_arrays([column], ["inner"])
+    for name, table in (("plain", pa.table({"text": column})), ("nested", pa.table({"text": nested}))):
+        folder.write_table(f"part-{name}.parquet", table)
+        with pytest.raises(StudyError, match=rf"part-{name}.parquet has columns .* pickles.*'text'"):
+            folder.read_table(f"part-{name}.parquet").to_pylist()
+        assert not planted.exists()
+    column.to_pylist()
+    assert planted.exists(), "the column would have run code"

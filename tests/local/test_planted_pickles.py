@@ -1,0 +1,119 @@
+"""Pickles planted wherever a training or a sweep resumes from: named or ignored, and never loaded."""
+
+import pickle  # noqa: TID251 - what is refused
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slick.errors import StudyError
+from slick.storage import Folder
+from tests.local.tiny import tiny_model, tiny_tokenizer
+from tests.local.tiny_study import write_study
+from tests.planted import Planted
+from tuning.config import TrainConfig
+from tuning.finetune import finetune, group_name
+from tuning.grid import GridConfig
+from tuning.runs import plan_runs
+from tuning.state import Progress, save_state
+from tuning.sweep import SweepConfig, sweep
+
+CONFIG = TrainConfig(
+    variant="half", epochs=1, learning_rate=5e-3, batch_size=4, max_new_tokens=2, keep_checkpoints="none", dropout=0.0
+)
+DEEPSPEED = ("state/mp_rank_00_model_states.pt", "state/zero_pp_rank_0_mp_rank_00_optim_states.pt", "latest")
+TUNE = ("tuner.pkl", "trainable.pkl", "searcher-state.pkl", "search_gen_state.pkl", "experiment_state-1.json")
+"""Names under which the libraries look for their pickles."""
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Iterator[Path]:
+    """A folder that a planted pickle would create."""
+    path = tmp_path / "code-ran"
+    yield path
+    assert not path.exists()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Folder:
+    return write_study(tmp_path / "study", tiny_model("llama", spread=0.1), tiny_tokenizer())
+
+
+def plant(folder: Folder, names: tuple[str, ...], planted: Path) -> None:
+    for name in names:
+        path = Path(folder.local_path, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(Planted(planted)))
+
+
+class PlantedLearner:
+    """In place of a learner, saves pickles under the names of tensors."""
+
+    def __init__(self, planted: Path) -> None:
+        self._planted = planted
+
+    def save(self, folder: str) -> None:
+        plant(Folder(folder), ("tensors-00000-00000.safetensors", *DEEPSPEED), self._planted)
+
+
+def planted_state(study: Folder, config: TrainConfig, folder: Folder, planted: Path) -> None:
+    """A state that is whole by its own account and of the training that is asked for, in a run that was interrupted."""
+    (plan,) = plan_runs(study, {"half-seed0": config})
+    progress = Progress(identity=plan.identity, epoch=1, best_dev_accuracy=0.0, best_dev_epoch=1, num_workers=1)
+    folder.add(save_state(PlantedLearner(planted), progress, 0))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_training_never_loads_a_planted_pickle(
+    study: Folder, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    finetune(study, CONFIG)
+    longer = replace(CONFIG, epochs=2)
+    (plan,) = plan_runs(study, {"half-seed0": longer})
+    kept = study.child("runs", "half-seed0", "state")
+    group = study.child(".ray", "finetune-half-seed0", group_name([plan]))
+
+    plant(kept, DEEPSPEED, planted)
+    with pytest.raises(StudyError, match=f"{kept} was written by an earlier version as pickles.*delete that folder"):
+        finetune(study, longer)
+    kept.delete()
+
+    planted_state(study, longer, kept, planted)
+    with pytest.raises(StudyError, match=rf"training state in {kept} cannot be read .*delete that folder"):
+        finetune(study, longer)
+    assert study.child("runs", "half-seed0").exists("manifest.json"), "what was finished before is left"
+    kept.delete()
+
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    plant(group.child("checkpoint_2"), DEEPSPEED, planted)
+    result = {"checkpoint_dir_name": "../../../../precious", "metrics": {}}
+    content = {"checkpoint_results": [result], "pending_training_results": [], "latest_checkpoint_result": result}
+    group.write_json("checkpoint_manager_snapshot.json", content)
+    assert finetune(study, longer).counts["epochs"] == 2
+    assert "checkpoint_2 was written by an earlier version as pickles" in capsys.readouterr().out
+    assert precious.exists(), "Ray Train deletes what its list names"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_never_loads_a_planted_pickle(study: Folder, planted: Path) -> None:
+    """Tune writes pickles; neither what lies in the study nor what it leaves there is read back."""
+    tune = study.child(".ray", "sweep", "tune")
+    plant(tune, (*TUNE, *(f"half-seed0/{name}" for name in ("error.pkl", "params.pkl"))), planted)
+    config = SweepConfig(grid=GridConfig(variants=("half",), epochs=(1,), policies=("fixed",)), train=CONFIG)
+    sweep(study, replace(config, keep_ray_files=True))
+    assert "tuner.pkl" in tune.names()
+    assert pickle.dumps(Planted(planted)) not in {tune.read_bytes(name) for name in tune.names()}
+
+
+def test_a_planted_pickle_runs_code_when_it_is_loaded(tmp_path: Path) -> None:
+    """Otherwise the tests above would show nothing."""
+    import torch
+
+    plant(Folder(str(tmp_path)), ("state.pt",), tmp_path / "code-ran")
+    with pytest.raises(Exception, match=r"nsupported|weights"):
+        torch.load(tmp_path / "state.pt", weights_only=True)
+    assert not (tmp_path / "code-ran").exists()
+    torch.load(tmp_path / "state.pt", weights_only=False)
+    assert (tmp_path / "code-ran").exists()
