@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slick.errors import StudyError
+from slick.errors import SlickError, StudyError
 from slick.storage import Folder
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
@@ -80,7 +80,7 @@ def test_a_training_never_loads_a_planted_pickle(
     kept.delete()
 
     planted_state(study, longer, kept, planted)
-    with pytest.raises(StudyError, match=rf"training state in {kept} cannot be read .*delete that folder"):
+    with pytest.raises(SlickError, match=rf"training state in {kept} cannot be read .*delete that folder"):
         finetune(study, longer)
     assert study.child("runs", "half-seed0").exists("manifest.json"), "what was finished before is left"
     kept.delete()
