@@ -11,6 +11,7 @@ import slick.questions.sources
 from slick.errors import DataError
 from slick.questions.rows import read_rows
 from slick.questions.sources import open_source
+from tests.planted import Planted
 
 ROWS = [
     {"question": "Where was Ada born?", "answers": ["London"]},
@@ -254,3 +255,18 @@ def test_a_parquet_file_without_its_columns_or_its_end(tmp_path):
     assert "lacks column relation, question, answers (or answer); found q, wanted" in error_of(tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     assert "is not a whole Parquet file" in error_of(tmp_path / "a.parquet")
+
+
+def test_a_parquet_column_whose_values_are_pickles_is_refused_before_they_are_read(tmp_path):
+    """Ray Data registers such a type with Arrow, which then loads the pickles of any Parquet file."""
+    import ray.data.extensions  # noqa: F401 - registers it
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    code_ran = tmp_path / "code-ran"
+    column = ArrowPythonObjectArray.from_objects([Planted(code_ran)])
+    pq.write_table(
+        pa.table({"relation": ["P1"], "question": ["Who?"], "answers": column, "unused": column}),
+        tmp_path / "a.parquet",
+    )
+    assert "can hold pickles, which run code when they are read: ['answers']" in error_of(tmp_path / "a.parquet")
+    assert not code_ran.exists()
