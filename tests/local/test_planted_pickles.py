@@ -20,7 +20,14 @@ from tuning.state import Progress, save_state
 from tuning.sweep import SweepConfig, sweep
 
 CONFIG = TrainConfig(
-    variant="half", epochs=1, learning_rate=5e-3, batch_size=4, max_new_tokens=2, keep_checkpoints="none", dropout=0.0
+    variant="half",
+    epochs=1,
+    learning_rate=5e-3,
+    batch_size=4,
+    max_new_tokens=2,
+    keep_checkpoints="none",
+    dropout=0.0,
+    dtype="float32",
 )
 DEEPSPEED = ("state/mp_rank_00_model_states.pt", "state/zero_pp_rank_0_mp_rank_00_optim_states.pt", "latest")
 TUNE = ("tuner.pkl", "trainable.pkl", "searcher-state.pkl", "search_gen_state.pkl", "experiment_state-1.json")

@@ -10,7 +10,7 @@ from slick.storage import Folder
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tuning.config import TrainConfig
 
-CONFIG = TrainConfig(learning_rate=5e-3, batch_size=4, epochs=3, dropout=0.1, num_workers=2)
+CONFIG = TrainConfig(dtype="float32", learning_rate=5e-3, batch_size=4, epochs=3, dropout=0.1, num_workers=2)
 CASES: dict[str, dict[str, Any]] = {
     **{f"zero-{stage}": {"zero_stage": stage} for stage in (0, 2, 3)},
     **{f"bfloat16-zero-{stage}": {"zero_stage": stage, "dtype": "bfloat16"} for stage in (0, 1)},
