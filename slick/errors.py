@@ -13,6 +13,15 @@ Each message says what, where, what was found, what was wanted, and how to mend 
 one piece without a traceback and exits with status 2; any other exception is a defect of ours and exits with 1.
 """
 
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+_OWN = tuple(str(_ROOT / package) for package in ("slick", "tuning", "jobs"))
+_LONGEST_REASON = 400
+
 
 class SlickError(Exception):
     """Something the user can mend."""
@@ -44,3 +53,47 @@ class SettingsError(SlickError):
 
 class ClusterError(SlickError):
     """A Ray cluster does not answer, does not let us in, or does not know the job."""
+
+
+@contextmanager
+def library_errors(
+    what: str,
+    kind: type[SlickError] = EngineError,
+    mend: Callable[[str], str] = lambda _: "the library's own message says what failed",
+) -> Iterator[None]:
+    """Within, an exception that comes out of a library (torch, transformers, vLLM, ...) becomes one message.
+
+    Defects of this program stay what they are: an exception that is raised by a line of its own code, unless it is one
+    that torch's compiled operations raise there, such as an error of CUDA.
+
+    Args:
+        what: what failed, the beginning of the message, such as `answering 32 questions failed`.
+        kind: of the error that is raised instead.
+        mend: how to mend it, from the library's message.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SlickError) or not _is_from_library(error):
+            raise
+        reason = library_message(error)
+        raise kind(f"{what}: {reason}; {mend(reason)}") from error
+
+
+def library_message(error: BaseException) -> str:
+    """Kind and message of an exception in one line; of a long one its beginning and its last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {' '.join(' '.join(lines).split())}".removesuffix(": ")
+    if len(text) <= _LONGEST_REASON:
+        return text
+    last = lines[-1][-_LONGEST_REASON // 2 :]
+    return f"{text[: _LONGEST_REASON - len(last)]} ... {last}"
+
+
+def _is_from_library(error: Exception) -> bool:
+    """Whether the line that raised it is a library's, or a compiled operation's called by a line of ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not frames[-1].filename.startswith(_OWN):
+        return True
+    # Compiled code leaves no frame behind: torch raises RuntimeError and its own subclasses of it, numpy MemoryError.
+    return isinstance(error, RuntimeError | MemoryError) or type(error).__module__.split(".")[0] in ("torch", "vllm")

@@ -1,18 +1,29 @@
 """Models and tokenizers by folder, hub id or GGUF file: found, fingerprinted and loaded, with one clear message if not.
 
 Weights are read from safetensors or GGUF only, never from pickles; code that comes with a model runs only when asked.
+What is found and loaded here is also validated here (`slick.model_files`, `slick.model_validation`).
 """
 
 import hashlib
-import json
 import os
 import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from slick.cache import local_copy
-from slick.errors import ModelError, StudyError
+from slick.errors import ModelError, StudyError, library_errors
+from slick.model_files import (
+    NO_LIMIT,
+    check_adapter,
+    check_files,
+    ignored_settings,
+    positions,
+    read_config,
+    text_config,
+)
+from slick.model_validation import check_causal, check_loaded, check_tokenizer
 from slick.storage import Folder
 
 if TYPE_CHECKING:
@@ -21,9 +32,6 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("*.model", "vocab.*", "merges.txt", "*.tiktoken")
 _HUB_FILES = ["*.safetensors", "*.json", "*.py", *_TOKENIZER_FILES]
 _UNFINGERPRINTED = ("README", "LICENSE", "manifest.json", "started.json", "trainer_state.json", "training_args")
-NO_LIMIT = 1 << 30
-"""Tokens of a context without an end."""
-_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +43,11 @@ class ModelRef:
     folder: str
     gguf_file: str | None = None
     """Name of the one file inside `folder` that holds everything; None for a Hugging Face folder."""
+
+    @property
+    def path(self) -> str:
+        """The folder, or the GGUF file in it."""
+        return os.path.join(self.folder, self.gguf_file) if self.gguf_file else self.folder
 
 
 def study_model(study: Folder, model: str) -> str:
@@ -61,7 +74,8 @@ def resolve_model(model: str) -> ModelRef:
         model: a folder or .gguf file, by path or URI, or a hub id.
 
     Raises:
-        ModelError: there is no such model, or it has no weights in safetensors.
+        ModelError: there is no such model, it has no weights in safetensors, or its files cannot be those of one causal
+            language model (see `slick.model_files.check_files`).
     """
     path = _fetched(model) if "://" in model else os.path.abspath(os.path.expanduser(model))
     if model.lower().endswith(".gguf"):
@@ -70,6 +84,7 @@ def resolve_model(model: str) -> ModelRef:
         return ModelRef(name=model, folder=os.path.dirname(path), gguf_file=os.path.basename(path))
     folder = path if os.path.isdir(path) else _hub_snapshot(model)
     names = os.listdir(folder)
+    check_adapter(folder)
     if "config.json" not in names:
         ggufs = sorted(name for name in names if name.endswith(".gguf"))
         mend = (
@@ -82,7 +97,24 @@ def resolve_model(model: str) -> ModelRef:
             f"{folder} holds no *.safetensors{f', only {found}' if found else ''}; pickled weights are not loaded, "
             "since they can run code: save the model with save_pretrained of a recent transformers"
         )
+    check_files(folder)
     return ModelRef(name=model, folder=folder)
+
+
+def print_ignored(model: str) -> None:
+    """Print one line for each thing that lies in a model's folder and is not used; see `ignored_of`."""
+    for sentence in ignored_of(model):
+        print(f"model: {sentence}", flush=True)
+
+
+def ignored_of(model: str) -> list[str]:
+    """What lies in a model's folder and changes nothing here, such as settings of sampling; for people and manifests.
+
+    Raises:
+        ModelError: as `resolve_model`.
+    """
+    ref = resolve_model(model)
+    return [] if ref.gguf_file else ignored_settings(ref.folder)
 
 
 def _fetched(uri: str) -> str:
@@ -158,20 +190,33 @@ def prepare_device(num_gpus: float) -> str:
     return "cuda"
 
 
-def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model.
+def load_tokenizer(model: str, *, trust_remote_code: bool = False, prefixes: Sequence[str] = ()) -> Any:
+    """The tokenizer of a model, validated.
+
+    Args:
+        model: a folder, a hub id or a .gguf file.
+        trust_remote_code: run code that lies beside the weights.
+        prefixes: beginnings of the prompts that will be asked; they must survive the tokenizer.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, loses a part of prompts or answers, or has tokens that the model has not.
     """
     ref = resolve_model(model)
     _check_gguf(ref)
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
-    except _LOAD_ERRORS as error:
-        raise _load_error("tokenizer", ref, error, trust_remote_code) from error
+    with _load_errors("tokenizer", ref, trust_remote_code):
+        tokenizer = AutoTokenizer.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
+        # To read a GGUF file's settings takes as long as to read all of it: there the engine compares with the model.
+        config = {} if ref.gguf_file else text_config(read_config(ref.folder))
+        size = config.get("vocab_size")
+        check_tokenizer(
+            tokenizer,
+            ref.path,
+            num_embeddings=size if isinstance(size, int) else None,
+            prefixes=prefixes,
+        )
+    return tokenizer
 
 
 def context_length(model: str, *, trust_remote_code: bool = False) -> int:
@@ -182,45 +227,24 @@ def context_length(model: str, *, trust_remote_code: bool = False) -> int:
     """
     ref = resolve_model(model)
     if not ref.gguf_file:
-        stored = _stored_config(ref)
-        named = positions(SimpleNamespace(**stored.get("text_config", stored)))
+        named = positions(text_config(read_config(ref.folder)))
         if named is not None:
             return named  # without transformers, whose import takes seconds
     _check_gguf(ref)
     from transformers import AutoConfig
 
-    try:
+    with _load_errors("configuration", ref, trust_remote_code):
         config = AutoConfig.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
-    except _LOAD_ERRORS as error:
-        raise _load_error("configuration", ref, error, trust_remote_code) from error
     return positions(config.get_text_config()) or NO_LIMIT
-
-
-def _stored_config(ref: ModelRef) -> dict[str, Any]:
-    path = os.path.join(ref.folder, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            stored = json.load(file)
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON ({error}); fetch or save the model again") from error
-    if not isinstance(stored, dict):
-        raise ModelError(f"{path} is no JSON object; fetch or save the model again")
-    return stored
-
-
-def positions(text_config: Any) -> int | None:
-    """Positions that a model's configuration names; None where it names none."""
-    for name in ("max_position_embeddings", "n_positions"):
-        length = getattr(text_config, name, None)
-        if isinstance(length, int) and length > 0:
-            return length
-    return None
 
 
 def load_model(
     model: str, dtype: str = "float32", device: str = "cpu", *, trust_remote_code: bool = False
 ) -> "nn.Module":
-    """A causal LM in eval mode.
+    """A causal LM in eval mode, validated: whole, finite, and blind to what comes later in a text.
+
+    Under ZeRO stage 3, which spreads weights while they are read, the last of these is left to `check_causal`, once
+    the model can be called.
 
     Args:
         model: a folder, a hub id or a .gguf file.
@@ -229,27 +253,64 @@ def load_model(
         trust_remote_code: run code that lies beside the weights.
 
     Raises:
-        ModelError: it cannot be found or loaded.
+        ModelError: it cannot be found or loaded, or is no whole causal language model.
     """
     ref = resolve_model(model)
     _check_gguf(ref)
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16")
     logging.disable_progress_bar()
-    weights = _unpacked() if ref.gguf_file else {"use_safetensors": True}
-    try:
-        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
-            ref.folder, dtype=getattr(torch, dtype), **weights, **_source(ref, trust_remote_code)
+    weights = _unpacked() if ref.gguf_file else {"use_safetensors": True, "config": _config(ref, trust_remote_code)}
+    with _load_errors("model", ref, trust_remote_code):
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            ref.folder,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told in `info`, of all tensors at once
+            **weights,
+            **_source(ref, trust_remote_code),
         )
-    except (*_LOAD_ERRORS, SafetensorError) as error:
-        raise _load_error("model", ref, error, trust_remote_code) from error
-    # Not cast any further: what is no weight, such as the frequencies of rotary positions, stays in float32.
-    return loaded.to(device).eval()
+        # Not cast any further: what is no weight, such as the frequencies of rotary positions, stays in float32.
+        if not any(parameter.is_meta for parameter in loaded.parameters()):
+            loaded.to(device)
+        loaded.eval()
+        check_loaded(loaded, info, ref.path)
+        if not any(hasattr(parameter, "ds_id") for parameter in loaded.parameters()):
+            check_causal(loaded, ref.path)
+    _forget_generation_settings(loaded)
+    built: nn.Module = loaded
+    return built
+
+
+def _forget_generation_settings(model: Any) -> None:
+    """Keep the token ids of generation_config.json alone.
+
+    No engine here reads the others (see `ignored_of`), and some of them keep a trained checkpoint from being saved.
+    """
+    from transformers import GenerationConfig
+
+    before = getattr(model, "generation_config", None)
+    if before is not None:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = GenerationConfig(**{name: getattr(before, name, None) for name in names})
+
+
+def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
+    """The configuration of a Hugging Face folder; a pad token without an embedding is replaced by the end of text."""
+    from transformers import AutoConfig
+
+    with _load_errors("model", ref, trust_remote_code):
+        config = AutoConfig.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
+        for part in {id(part): part for part in (config, config.get_text_config())}.values():
+            pad, size = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+            if isinstance(pad, int) and isinstance(size, int) and pad >= size:
+                ends = part.eos_token_id if isinstance(part.eos_token_id, list) else [part.eos_token_id]
+                part.pad_token_id = ends[0] if isinstance(ends[0], int) and ends[0] < size else None
+    return config
 
 
 def model_skeleton(model: str, *, trust_remote_code: bool = False) -> "nn.Module | None":
@@ -262,15 +323,11 @@ def model_skeleton(model: str, *, trust_remote_code: bool = False) -> "nn.Module
     if ref.gguf_file:
         return None
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    source = _source(ref, trust_remote_code)
-    try:
-        config = AutoConfig.from_pretrained(ref.folder, **source)
-        with torch.device("meta"):
-            built: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except _LOAD_ERRORS as error:
-        raise _load_error("model", ref, error, trust_remote_code) from error
+    config = _config(ref, trust_remote_code)
+    with _load_errors("model", ref, trust_remote_code), torch.device("meta"):
+        built: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return built
 
 
@@ -297,11 +354,12 @@ def _check_gguf(ref: ModelRef) -> None:
         raise ModelError(f"{ref.name} is a GGUF file and needs {names}: pip install 'slick-knowledge[gguf]'")
 
 
-def _load_error(what: str, ref: ModelRef, error: Exception, trust_remote_code: bool) -> ModelError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    mend = "check that the files are whole and that this version of transformers knows the architecture"
-    if "trust_remote_code" in reason and not trust_remote_code:
-        mend = "it comes with code of its own: read that code, and if you trust it give --trust-remote-code"
-    return ModelError(
-        f"the {what} in {os.path.join(ref.folder, ref.gguf_file or '')} cannot be loaded: {reason}; {mend}"
-    )
+def _load_errors(what: str, ref: ModelRef, trust_remote_code: bool) -> AbstractContextManager[None]:
+    """Within, an error of a library is one ModelError."""
+
+    def mend(reason: str) -> str:
+        if "trust_remote_code" in reason and not trust_remote_code:
+            return "it comes with code of its own: read that code, and if you trust it give --trust-remote-code"
+        return "check that the files are whole and that this version of transformers knows the architecture"
+
+    return library_errors(f"the {what} in {ref.path} cannot be loaded", ModelError, mend)

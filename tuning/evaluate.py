@@ -160,5 +160,5 @@ def _score_targets(
 
 
 def pad_token(tokenizer: Any) -> int:
-    """Any token that exists: padding is masked and never learned."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_token(tokenizer))
+    """The end of text: padding is masked and never learned, and a pad token may have no row in the embeddings."""
+    return stop_token(tokenizer)

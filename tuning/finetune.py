@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from slick.cluster import work_device
-from slick.errors import SlickError, StudyError
+from slick.errors import EngineError, SlickError, StudyError
 from slick.locks import exclusive
+from slick.models import print_ignored
 from slick.precision import AUTO, NOTHING_STORED, Device, choose_dtype, stored_dtype
 from slick.storage import Folder, file_errors
 from slick.study import Manifest, fingerprint, require
@@ -61,7 +62,7 @@ def _finetune(study: Folder, name: str, config: TrainConfig) -> Manifest:
 
 
 def check_plans(study: Folder, plans: Sequence[RunPlan]) -> None:
-    """See that models, trackers and rows can do what is asked, before any worker is started.
+    """Check, before any worker starts, that models, trackers and rows can do what is asked; print what models ignore.
 
     Raises:
         SettingsError: a package is missing, or a tracker refuses the user's settings.
@@ -73,6 +74,8 @@ def check_plans(study: Folder, plans: Sequence[RunPlan]) -> None:
     for plan in kinds.values():
         check_trainable(plan.model, plan.config)
     check_rows(study, plans)
+    for model in dict.fromkeys(plan.model for plan in plans):
+        print_ignored(model)
 
 
 def ask_cluster(config: TrainConfig, num_groups: int = 1) -> float:
@@ -241,12 +244,23 @@ def _work(settings: dict[str, Any]) -> None:
     try:
         settings["work"](settings["settings"], place)
     except SlickError as error:
+        if place.num_workers > 1 and isinstance(error, EngineError) and _may_be_a_lost_worker(error.__cause__):
+            raise
         # What a person must mend is not tried again. Other workers may wait for this one, so the group has to fail;
         # when it is started anew, all leave at once.
         with suppress(SlickError):  # the storage may be what fails: then the error itself ends the run
             said.write_json(_REFUSAL, {"message": str(error)})
         if place.num_workers > 1 or not said.exists(_REFUSAL):
             raise
+
+
+def _may_be_a_lost_worker(cause: BaseException | None) -> bool:
+    """Whether an error may be that of a collective operation whose other end is gone: a new group goes on from there.
+
+    gloo raises bare RuntimeErrors, torch.distributed its own DistErrors; errors of memory and of CUDA have classes of
+    their own.
+    """
+    return type(cause) is RuntimeError or type(cause).__name__.startswith("Dist")
 
 
 def _report(metrics: dict[str, object], state: str | None) -> None:

@@ -16,6 +16,8 @@ from torch.nn import functional
 from slick.draws import numpy_seed
 from slick.engines.devices import runtime_of
 from slick.engines.linear import quicken_linears
+from slick.errors import library_errors
+from slick.model_validation import check_causal
 from slick.models import load_model
 from slick.storage import Folder
 from tuning.config import TrainConfig, learning_rate_at
@@ -66,15 +68,17 @@ def prepare_deepspeed() -> None:
 class Learner:
     """A model that is trained by a group of workers; all of them make the same calls in the same order."""
 
+    @library_errors("the training cannot be started")
     def __init__(self, model: str, config: TrainConfig, place: Place, pad_id: int) -> None:
-        """Load and shard the model.
+        """Load, validate and shard the model.
 
         Args:
             model: folder, hub id or GGUF file.
             pad_id: any token.
 
         Raises:
-            ModelError: the model cannot be loaded, or has no layers of the kind to be trained.
+            ModelError: the model cannot be loaded, is not valid, or has no layers of the kind to be trained.
+            EngineError: an error of a library, such as memory that is too small.
             SettingsError: settings that the model or the group contradict.
         """
         import deepspeed
@@ -90,6 +94,8 @@ class Learner:
             model=loaded, model_parameters=trained_parameters(loaded), config=settings
         )
         self.model: nn.Module = self.engine.module
+        if config.zero_stage == 3:  # until now its weights were spread, and nothing could call it
+            check_causal(self.model.eval(), model)
         self.forward = Forward(self.model, pad_id, packing=config.packing)
         self.runtime = runtime_of(
             self.model, torch.device(place.device), "slick packed (sdpa)" if self.forward.packs else ""
@@ -128,12 +134,16 @@ class Learner:
                 self.engine.backward(0.0 * self._loss(rows, None))
             self.engine.step()
 
+    @library_errors("training the model failed")
     def epoch(self, examples: Sequence[Example], epoch: int, *, replay: Sequence[Example] = ()) -> Pace:
         """One pass over the examples; each optimizer step is the mean loss over the answer tokens of its whole batch.
 
         Args:
             epoch: from 1.
             replay: examples that come after all others of the last epoch.
+
+        Raises:
+            EngineError: an error of a library.
         """
         config, place = self._config, self._place
         started_at = time.monotonic()

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from slick.models import context_length, load_tokenizer
+from slick.errors import library_errors
+from slick.models import context_length, ignored_of, load_tokenizer
 from slick.storage import Folder
 from tuning.checkpoints import CheckpointWriter
 from tuning.config import TrainConfig
@@ -119,8 +120,9 @@ class Training:
         """The model as it came, or as the saved state has it."""
         epochs = self._kept_epochs(saved.progress.epoch) if saved else None
         if saved is None or epochs is None:
+            learner = self._learn()  # first: a model that is refused leaves the run's folder as it was
             self._open(keep=False)
-            return self._learn()
+            return learner
         progress = saved.progress
         self._epochs = epochs
         self._best, self._best_epoch = progress.best_dev_accuracy, progress.best_dev_epoch
@@ -246,6 +248,7 @@ class Training:
         return {name: value for name, value in found.items() if value is not None}
 
     def _finish(self) -> None:
+        ignored = ignored_of(self._plan.model)
         end_run(
             self._study,
             self._plan,
@@ -257,9 +260,11 @@ class Training:
             tokens_now=sum(pace.tokens for pace in self._paces),
             training_seconds=round(sum(pace.seconds for pace in self._paces), 3),
             evaluation_seconds=round(self._evaluated_s, 3),
+            **({"ignored_of_model": ignored} if ignored else {}),
         )
 
 
+@library_errors("evaluating the model failed")
 def evaluate_in_group(
     learner: Learner,
     tokenizer: Any,

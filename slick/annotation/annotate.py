@@ -22,6 +22,7 @@ from slick.annotation.set_aside import check_share, most_tokens, set_questions_a
 from slick.cluster import work_device
 from slick.errors import StudyError
 from slick.locks import exclusive
+from slick.models import ignored_of, model_fingerprint, print_ignored, resolve_model, study_model
 from slick.precision import Stored, choose_dtype, stored_dtype
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 from slick.questions import read_questions
@@ -44,7 +45,7 @@ def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
             settings.
         DataError: a relation has too few dev questions for its exemplar sets, or too many questions are too long for
             the model's context.
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded or is not valid.
         EngineError: an answer could not be made. What was written stays, and a further run goes on from there.
     """
     with exclusive(study, "annotate"):
@@ -52,8 +53,6 @@ def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
 
 
 def _annotate_and_score(study: Folder, config: AnnotateConfig) -> Manifest:
-    from slick.models import model_fingerprint, resolve_model, study_model
-
     model = study_model(study, config.model)
     inputs = {
         "questions": require(study.child("questions"), "questions").fingerprint,
@@ -89,6 +88,7 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
         manifest = read_manifest(folder)
         assert manifest is not None
         return manifest
+    print_ignored(model)
     questions = read_questions(study)
     exemplars = _exemplars(folder, questions, config)
     asked = asked_questions(questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation)
@@ -98,6 +98,8 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     asker = replace(asker, max_tokens=max(most_tokens(table, asker.stores[store]) for store, table in kept.items()))
     ask_missing("annotate", tables, asker, config, _note, set_aside)
     counts = label(study, asked, config)
+    if ignored := ignored_of(model):
+        counts["ignored_of_model"] = ignored
     return finish(folder, "annotate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
 
 

@@ -15,7 +15,7 @@ from slick.annotation.generations import GENERATION_SCHEMA, GOLD_SCHEMA, SPENT, 
 from slick.annotation.knowledge import categories
 from slick.annotation.p_true import CHOICES, P_TRUE_SCHEMA, p_true_row, p_true_suffix
 from slick.engines.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
-from slick.errors import EngineError, SlickError
+from slick.errors import EngineError, ModelError, SlickError, library_errors
 from slick.matching import Matcher, Target, nfc
 from slick.prompts import few_shot_suffix
 from slick.storage import Folder
@@ -105,7 +105,8 @@ class Asker:
     def answer(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Answer one unit and store the answers; a row of `SUMMARY_SCHEMA`."""
         if self._engine is None:
-            self._engine = self._load()
+            with library_errors(f"the {self._config.engine} engine cannot be started", ModelError):
+                self._engine = self._load()
             # A full collection looks at all that torch and transformers keep, which takes 0.3 s each time.
             gc.collect()
             gc.freeze()
@@ -121,7 +122,8 @@ class Asker:
                 question_ids=unit["question_id"][part],
                 suffixes=[store.suffix(*row) for row in zip(unit["question"][part], gold, strict=True)],
             )
-            rows += self._ask(self._engine, store, batch, gold)
+            with library_errors(f"answering {len(gold)} questions of relation {unit['relation']} failed"):
+                rows += self._ask(self._engine, store, batch, gold)
         spent = {name: round(value - before[name], 6) for name, value in asdict(self._engine.stats).items()}
         for row in rows:
             row["relation"] = unit["relation"]
@@ -156,6 +158,11 @@ class Asker:
         from slick.models import load_model, load_tokenizer, prepare_device
 
         config = self._config
+        tokenizer = load_tokenizer(
+            config.model,
+            trust_remote_code=config.trust_remote_code,
+            prefixes=self._longest_prefixes(),
+        )
         if config.engine == "vllm":
             from slick.engines.vllm import VllmEngine
 
@@ -171,9 +178,13 @@ class Asker:
 
         device = prepare_device(config.num_gpus)
         model = load_model(config.model, config.dtype, device, trust_remote_code=config.trust_remote_code)
-        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
         pack_linears(model)
         return TransformersEngine(model, tokenizer, batch_questions=None if config.num_gpus else config.batch_questions)
+
+    def _longest_prefixes(self) -> list[str]:
+        """Of each relation and store one prefix, since all take milliseconds each: the one with the most characters."""
+        stores = self._config.stores.values()
+        return sorted({max(prefixes, key=len) for store in stores for prefixes in store.prefixes.values()})
 
     def _count(self, found: Sequence[str], spent: dict[str, float]) -> None:
         from ray.util.metrics import Counter

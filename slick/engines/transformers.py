@@ -24,7 +24,8 @@ from slick.engines.tokens import Vocabulary
 from slick.engines.tree import Candidates, Ints, Tree
 from slick.engines.watch import CategoryWatch
 from slick.errors import EngineError
-from slick.models import NO_LIMIT, positions
+from slick.model_files import NO_LIMIT, positions
+from slick.model_validation import check_token_ids
 
 _NO_SAMPLES = SamplingConfig(num_samples=0, max_new_tokens=1)
 
@@ -46,11 +47,15 @@ class TransformersEngine:
             model: in eval mode when it is asked, on its device.
             tokenizer: its tokenizer.
             batch_questions: questions decoded together; None for 32 on CPU, and on GPU for as many as memory holds.
+
+        Raises:
+            ModelError: the tokenizer has tokens that the model has not, or none with a newline.
         """
         self._model = model
         self.stats = EngineStats()
         config: Any = model.config
         self._context = positions(config.get_text_config()) or NO_LIMIT
+        check_token_ids(tokenizer, int(config.get_text_config().vocab_size), getattr(tokenizer, "name_or_path", ""))
         self._vocabulary = Vocabulary(model, tokenizer)
         self._decoders = Decoders(model)
         self.runtime = runtime_of(

@@ -12,7 +12,8 @@ from typing import Any
 
 from slick.draws import row_key
 from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
-from slick.errors import EngineError, ModelError, SettingsError
+from slick.errors import EngineError, ModelError, SettingsError, library_errors
+from slick.model_files import end_token_ids
 from slick.precision import Runtime
 
 _ON_CPU = {
@@ -43,6 +44,9 @@ class VllmEngine:
     ) -> None:
         """Load a model.
 
+        vLLM fills in weights that a file lacks, as transformers does, and shows no logits of a prompt. So the model is
+        first loaded and validated on the CPU, in the memory of this process, and given up again.
+
         Args:
             model: as `slick.models.resolve_model` takes it.
             num_gpus: that the model is spread over, or the part of one whose memory vLLM may take.
@@ -50,12 +54,12 @@ class VllmEngine:
             options: handed on to `vllm.LLM`.
 
         Raises:
-            ModelError: vLLM is not installed, or cannot load the model.
+            ModelError: vLLM is not installed or cannot load the model, or the model is not valid; see `load_model`.
         """
         import torch
 
         from slick.engines.devices import device_text
-        from slick.models import context_length, load_tokenizer, resolve_model
+        from slick.models import context_length, load_model, load_tokenizer, resolve_model
 
         ref = resolve_model(model)
         if ref.gguf_file:
@@ -73,19 +77,19 @@ class VllmEngine:
         if not torch.cuda.is_available():
             choices["max_num_batched_tokens"] = max(_LEAST_TOKENS, choices["max_model_len"])  # a prompt is fed whole
         self._vllm: Any = vllm
-        try:
+        self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        self._ends = end_token_ids(ref.folder)
+        load_model(model, dtype, trust_remote_code=trust_remote_code)
+        with library_errors(f"vLLM cannot load {ref.folder}", ModelError, lambda _: "try --engine transformers"):
             self._llm: Any = vllm.LLM(
                 ref.folder,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
                 enable_prefix_caching=True,
+                generation_config="vllm",  # none: what a model's generation_config.json sets must change no answer
                 seed=0,
                 **{"disable_log_stats": True, **choices, **options},
             )
-        except (ValueError, RuntimeError, OSError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"vLLM cannot load {ref.folder}: {reason}; try --engine transformers") from error
-        self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         self.stats = EngineStats()
         self.runtime = Runtime(
             device=device_text(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
@@ -101,20 +105,21 @@ class VllmEngine:
         With targets, all samples are drawn of the questions without a greedy hit: vLLM cannot be stopped in between.
 
         Raises:
-            EngineError: an answer is missing, or a prompt does not fit the model's context.
+            EngineError: an answer is missing, or vLLM refuses a prompt or fails.
         """
         started_at = time.monotonic()
         size = len(batch.question_ids)
         places = range(size * len(batch.prefixes))
         greedy, drawn = ([(place, is_greedy) for place in places] for is_greedy in (True, False))
-        if not sampling.num_samples:
-            found = self._ask(batch, greedy, sampling)
-        elif targets is None:
-            found = self._ask(batch, greedy + drawn, sampling)  # greedy ones ahead: they fill the cache
-        else:
-            found = self._ask(batch, greedy, sampling)
-            settled = {place % size for place in places if targets[place % size].is_hit(found[place, True][0][0])}
-            found |= self._ask(batch, [request for request in drawn if request[0] % size not in settled], sampling)
+        with library_errors("vLLM gave no answers"):
+            if not sampling.num_samples:
+                found = self._ask(batch, greedy, sampling)
+            elif targets is None:
+                found = self._ask(batch, greedy + drawn, sampling)  # greedy ones ahead: they fill the cache
+            else:
+                found = self._ask(batch, greedy, sampling)
+                settled = {place % size for place in places if targets[place % size].is_hit(found[place, True][0][0])}
+                found |= self._ask(batch, [request for request in drawn if request[0] % size not in settled], sampling)
         self.stats.prompts += len(places)
         self.stats.seconds += time.monotonic() - started_at
 
@@ -152,14 +157,11 @@ class VllmEngine:
             return {}
         size = len(batch.question_ids)
         prompts = [prefix + suffix for prefix in batch.prefixes for suffix in batch.suffixes]
-        try:
-            outputs = self._llm.generate(
-                [prompts[place] for place, _ in requests],
-                [self._parameters(batch, place, greedy, sampling) for place, greedy in requests],
-                use_tqdm=False,
-            )
-        except ValueError as error:
-            raise EngineError(f"vLLM refuses a prompt: {' '.join(str(error).split())[:300]}") from error
+        outputs = self._llm.generate(
+            [prompts[place] for place, _ in requests],
+            [self._parameters(batch, place, greedy, sampling) for place, greedy in requests],
+            use_tqdm=False,
+        )
         found = {}
         for (place, greedy), output in zip(requests, outputs, strict=True):
             if any(_is_cut_short(text, sampling) for text in output.outputs):
@@ -185,7 +187,7 @@ class VllmEngine:
         return found
 
     def _parameters(self, batch: PromptBatch, place: int, greedy: bool, sampling: SamplingConfig) -> Any:
-        common = {"max_tokens": sampling.max_new_tokens, "stop": ["\n"]}
+        common = {"max_tokens": sampling.max_new_tokens, "stop": ["\n"], "stop_token_ids": self._ends}
         if greedy:
             return self._vllm.SamplingParams(temperature=0.0, **common)
         size = len(batch.question_ids)

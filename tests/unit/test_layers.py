@@ -27,7 +27,7 @@ HOMES = {
         "jobs/head.py",
     ],
     "torch": [
-        *("slick/models.py", "slick/engines/*.py", "slick/world/*.py"),
+        *("slick/models.py", "slick/model_validation.py", "slick/engines/*.py", "slick/world/*.py"),
         *(
             "tuning/evaluate.py",
             "tuning/forward.py",

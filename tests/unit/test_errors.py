@@ -1,0 +1,68 @@
+"""Exceptions of libraries become one message; defects of this program stay defects."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from slick.errors import EngineError, ModelError, StudyError, library_errors, library_message
+from slick.prompts import draw_exemplar_sets, few_shot_prefix
+
+
+def raised_in(path: str, line: str) -> None:
+    """Run a line of code as if it stood in another file."""
+    exec(compile(line, path, "exec"), {"few_shot_prefix": few_shot_prefix, "np": np})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("raise RuntimeError('CUDA error: device-side assert triggered')", "RuntimeError: CUDA error: device-side"),
+        ("raise IndexError('index out of range in self')", "IndexError: index out of range in self"),
+        ("assert False, 'Padding_idx must be within num_embeddings'", "AssertionError: Padding_idx"),
+        ("[][0]", "IndexError: list index"),
+    ],
+)
+def test_an_exception_of_a_library_is_one_engine_error(line: str, message: str) -> None:
+    with (
+        pytest.raises(EngineError, match=rf"^answering 3 questions failed: {message}") as raised,
+        library_errors("answering 3 questions failed"),
+    ):
+        raised_in("/lib/site-packages/torch/nn/functional.py", line)
+    assert raised.value.__cause__ is not None
+    assert "\n" not in str(raised.value)
+    assert str(copy.copy(raised.value)) == str(raised.value), "Ray hands it on"
+
+
+def test_the_kind_of_error_and_the_advice_can_be_chosen() -> None:
+    with (
+        pytest.raises(ModelError, match="x: OSError: no file; try y"),
+        library_errors("x", ModelError, lambda _: "try y"),
+    ):
+        raised_in("/lib/vllm/llm.py", "raise OSError('no file')")
+
+
+def test_defects_of_this_program_stay_what_they_are() -> None:
+    with pytest.raises(TypeError), library_errors("x"):
+        few_shot_prefix([1])  # type: ignore[list-item]
+    with pytest.raises(ZeroDivisionError), library_errors("x"):
+        raised_in(draw_exemplar_sets.__code__.co_filename, "1 / 0")
+    with pytest.raises(AssertionError), library_errors("x"):
+        raised_in(draw_exemplar_sets.__code__.co_filename, "assert False")
+
+
+def test_what_compiled_code_raises_in_a_line_of_this_program_is_a_library_s() -> None:
+    with pytest.raises(EngineError, match="x: RuntimeError: CUDA error"), library_errors("x"):
+        raised_in(draw_exemplar_sets.__code__.co_filename, "raise RuntimeError('CUDA error')")
+
+
+def test_messages_for_people_pass() -> None:
+    with pytest.raises(StudyError, match=r"^as it is$"), library_errors("x"):
+        raise StudyError("as it is")
+
+
+def test_a_long_message_keeps_its_beginning_and_its_last_line() -> None:
+    found = library_message(RuntimeError("first\n" + "much of it\n" * 100 + "the last line"))
+    assert found.startswith("RuntimeError: first much of it")
+    assert found.endswith("... the last line")
+    assert len(found) < 450
