@@ -58,11 +58,7 @@ def compare_studies(studies: Sequence[Folder], out: Folder, *, num_chunks: int =
         sides.append(Side(label=label, name=name, data=data, outcomes=outcomes, origin=origin(manifests_of(study))))
     _print_differences(sides)
     sections = comparison_sections(sides)
-    for name in ("figures", "tables"):
-        out.child(name).delete()
-    write_exhibits(out, sections)
-    found = summary(sides, [study.uri for study in studies])
-    out.write_json("comparison.json", found)
+    found = summary(sides)
     page = render(
         "compare.html",
         title=f"{len(sides)} studies side by side",
@@ -70,6 +66,10 @@ def compare_studies(studies: Sequence[Folder], out: Folder, *, num_chunks: int =
         sentences=_sentences(sides),
         sections=sections,
     )
+    for name in ("figures", "tables"):  # only now: what fails before leaves an earlier comparison as it was
+        out.child(name).delete()
+    write_exhibits(out, sections)
+    out.write_json("comparison.json", found)
     out.write_bytes(PAGE, page.encode())
     print(f"compare: {out}/{PAGE}")
     return found
@@ -95,18 +95,15 @@ def short_names(uris: Sequence[str]) -> list[str]:
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return list(uris)
+    return names
 
 
-def summary(sides: Sequence[Side], uris: Sequence[str]) -> dict[str, Any]:
+def summary(sides: Sequence[Side]) -> dict[str, Any]:
     """What programs may read: each study's origin, and in how many studies each finding holds."""
     labels = [side.label for side in sides]
     words = {True: "holds", False: "fails", None: "not testable"}
     return {
-        "studies": {
-            side.label: {"folder": uri, **dataclasses.asdict(side.origin)}
-            for side, uri in zip(sides, uris, strict=True)
-        },
+        "studies": {side.label: {"folder": side.name, **dataclasses.asdict(side.origin)} for side in sides},
         "comparable": [[a.label, b.label] for a, b in comparable_pairs(sides)],
         "same_recipe": [[side.label for side in group] for group in same_recipe(sides)],
         "differences": [

@@ -236,6 +236,9 @@ def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_
     assert "compare_accuracy.svg" in out.child("figures").names()
     compare_studies([first, second], out)
     assert "2 studies side by side" in out.read_bytes("index.html").decode(), "an earlier comparison is replaced"
+    for path in out.sizes():  # what is shared says nothing of where a study lies
+        *folders, file = path.split("/")
+        assert str(tmp_path.parent).encode() not in out.child(*folders).read_bytes(file), path
 
 
 def test_names_are_as_long_as_it_takes() -> None:
