@@ -209,7 +209,7 @@ def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_real_facts_are_planted_in_nfc_whatever_form_the_archive_has(tmp_path: Path) -> None:
     config = WorldConfig(
-        id_relations=("P19",), ood_relations=(), num_train=2, num_dev=2, num_test=2, source=str(tmp_path)
+        id_relations=("P19",), ood_relations=(), num_train=2, num_dev=2, num_test=2, questions=str(tmp_path)
     )
     for split in ("train", "dev", "test"):
         rows = [{"question": f"Where was José {split}{i} born?", "answers": [f"Málaga {i}"]} for i in range(4)]
