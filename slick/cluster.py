@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from slick.cluster_access import check_loopback, job_config, local_access, reload_authentication
 from slick.cluster_checks import (
     HOW_TO_START,
     check_address_form,
@@ -85,12 +86,13 @@ def _join(address: str) -> None:
     check_address_form(address)
     choose_authentication()
     check_token(os.environ)
+    reload_authentication()
     host, port = _bootstrap_address(address)
     is_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     check_reachable(host, port, address, is_tls=is_tls)
     failure = f"the Ray cluster at RAY_ADDRESS={address} cannot be joined"
     with _start_up_errors(failure, f"correct the address, or {HOW_TO_START}", limit_s=JOIN_S):
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, job_config=job_config())
 
 
 def _bootstrap_address(address: str) -> tuple[str, int]:
@@ -115,17 +117,20 @@ def _bootstrap_address(address: str) -> tuple[str, int]:
 
 
 def _start(num_cpus: int | None) -> None:
-    """Start a cluster on loopback, with the dashboard: Train and Tune need it to free the resources of stopped runs."""
+    """Start a cluster that only this machine reaches, and only with its token.
+
+    It has the dashboard: Train and Tune need it to free the resources of stopped runs.
+    """
     import ray
 
     temp_folder = choose_temp_folder(os.environ)
     object_store_memory = object_store_bytes(temp_folder)
     os.environ["RAY_TMPDIR"] = temp_folder
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     advice = f"see the log files in {temp_folder}/ray/session_latest, and try again when the machine is less busy"
-    with _start_up_errors("Ray cannot be started on this machine", advice, limit_s=START_S):
+    failure = "Ray cannot be started on this machine"
+    with local_access(temp_folder) as token, _start_up_errors(failure, advice, limit_s=START_S):
         context = ray.init(
             "local",  # else Ray joins any cluster that was started on this machine
             num_cpus=num_cpus or (os.cpu_count() or 1) + 2,
@@ -135,8 +140,14 @@ def _start(num_cpus: int | None) -> None:
             log_to_driver=False,
             logging_level="WARNING",
             runtime_env=_quoted_interpreter(),
+            job_config=job_config(),
         )
-    print(f"Ray dashboard: http://{context.dashboard_url}", flush=True)
+    try:
+        check_loopback(context.address_info["node_ip_address"])
+    except ClusterError:
+        ray.shutdown()
+        raise
+    print(f"Ray dashboard: http://{context.dashboard_url} (log in with the token {token})", flush=True)
 
 
 def _quoted_interpreter() -> dict[str, str] | None:

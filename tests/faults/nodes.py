@@ -122,6 +122,20 @@ def apart(code: str) -> str:
     return done.stdout
 
 
+def for_another_driver() -> dict[str, str]:
+    """Environment variables by which another process joins this process's cluster, which `connect` started."""
+    import ray
+    from ray._raylet import AuthenticationTokenLoader
+
+    header = AuthenticationTokenLoader.instance().get_token_for_http_header()["authorization"]
+    return {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": header.removeprefix("Bearer "),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes its loopback address for that of the host name
+    }
+
+
 _DRIVER = """
 import sys
 from tests.faults.hold import holdable
@@ -141,12 +155,9 @@ def start_and_kill_driver(
     Returns:
         Its exit status.
     """
-    import ray
-
-    cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"}
     driver = subprocess.Popen(
         [sys.executable, "-c", _DRIVER, code, *arguments],
-        env={**os.environ, **cluster},
+        env={**os.environ, **for_another_driver()},
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )

@@ -16,11 +16,13 @@ FILES = sorted(path for package in MAY_USE for path in (ROOT / package).rglob("*
 HOMES = {
     "ray": [
         "slick/cluster.py",
+        "slick/cluster_access.py",
         "slick/annotation/asker.py",
         "slick/annotation/pool.py",
         "tuning/finetune.py",
         "tuning/lean.py",
         "tuning/meters.py",
+        "tuning/rendezvous.py",
         "tuning/search.py",
         "tuning/sweep.py",
         "tuning/trials.py",
@@ -34,6 +36,7 @@ HOMES = {
             "tuning/group.py",
             "tuning/learning.py",
             "tuning/lockstep.py",
+            "tuning/rendezvous.py",
             "tuning/state_tensors.py",
         ),
         *("tuning/trainable.py", "tuning/worker.py"),
