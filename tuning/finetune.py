@@ -165,7 +165,7 @@ def run_group(
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-    from tuning.rendezvous import ProcessGroupConfig
+    from tuning.rendezvous import ProcessGroupSettings
 
     trim_start(config)
     elastic = config.min_workers is not None and config.min_workers < config.num_workers
@@ -180,7 +180,7 @@ def run_group(
             use_gpu=gpus_per_worker > 0,
             resources_per_worker={"CPU": 1, "GPU": gpus_per_worker} if gpus_per_worker else {"CPU": 1},
         ),
-        torch_config=ProcessGroupConfig(backend="nccl" if gpus_per_worker else "gloo"),
+        torch_config=ProcessGroupSettings(backend="nccl" if gpus_per_worker else "gloo"),
         run_config=RunConfig(
             name=name,
             storage_path=storage,

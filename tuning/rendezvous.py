@@ -24,7 +24,7 @@ _served: list[Any] = []
 """The store that this process serves: it lives as long as the reference."""
 
 
-class ProcessGroupConfig(TorchConfig):  # type: ignore[misc]
+class ProcessGroupSettings(TorchConfig):  # type: ignore[misc]
     """Settings of a process group; see the module."""
 
     @property
@@ -36,7 +36,7 @@ class ProcessGroupConfig(TorchConfig):  # type: ignore[misc]
 class ProcessGroupBackend(_TorchBackend):  # type: ignore[misc]
     """Sets up a process group of torch among the workers."""
 
-    def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: ProcessGroupSettings) -> None:
         """Connect the workers; called by Ray Train before the training function."""
         address = worker_group.execute_single(0, ray.util.get_node_ip_address)
         if not ipaddress.ip_address(address).is_loopback:
