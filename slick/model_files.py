@@ -10,7 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slick.errors import ModelError
+from slick import limits
+from slick.errors import DataError, ModelError
+from slick.user_files import parse_json, too_large
 
 NO_LIMIT = 1 << 30
 """Tokens of a context without an end."""
@@ -22,6 +24,7 @@ _WITH_HEAD = re.compile(r"CausalLM|LMHead|ConditionalGeneration", re.I)
 """Names of architectures that predict the next token; those with an encoder are refused by another check."""
 _PACKED_DTYPES = {"I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4"}
 _MOST_NAMED = 4
+_MEND = "fetch or save the model again"
 
 _NEUTRAL: Mapping[str, object] = {
     "do_sample": False,
@@ -98,7 +101,7 @@ def positions(text_config: Any) -> int | None:
     for name in ("max_position_embeddings", "n_positions"):
         length = settings.get(name)
         if isinstance(length, int) and length > 0:
-            return length
+            return min(length, NO_LIMIT)
     return None
 
 
@@ -241,10 +244,12 @@ def _header(folder: str, name: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            found: dict[str, Any] = json.loads(file.read(length)) if 0 < length < size else {}
+            if limits.MAX_SETTINGS_BYTES < length < size:
+                raise ModelError(str(too_large(f"the header of {path}", length, limits.MAX_SETTINGS_BYTES, _MEND)))
+            found: dict[str, Any] = parse_json(file.read(length), path, _MEND) if 0 < length < size else {}
         found.pop("__metadata__", None)
         wanted = 8 + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} cannot be loaded: it is no safetensors file; fetch or save it again") from error
     if size != wanted:
         raise ModelError(
@@ -261,10 +266,15 @@ def _optional_json(folder: str, name: str) -> dict[str, Any]:
 def _read_json(folder: str, name: str) -> dict[str, Any]:
     path = os.path.join(folder, name)
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); fetch or save the model again") from error
+        size = os.path.getsize(path)
+        if size > limits.MAX_SETTINGS_BYTES:
+            raise too_large(path, size, limits.MAX_SETTINGS_BYTES, _MEND)
+        with open(path, "rb") as file:
+            found = parse_json(file.read(), path, _MEND, lenient=True)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error}); {_MEND}") from error
+    except DataError as error:
+        raise ModelError(str(error)) from error
     if not isinstance(found, dict):
         raise ModelError(f"{path} is no JSON object; fetch or save the model again")
     return found

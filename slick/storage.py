@@ -217,6 +217,28 @@ class Folder:
         with file_errors(f"{self}/{name}", "read"), filesystem.open_input_stream(f"{path}/{name}") as stream:
             return bytes(stream.read())
 
+    def open_input(self, name: str) -> pa.NativeFile:
+        """A file, open for reading at any position, so that it need not be held in memory whole.
+
+        Raises:
+            StudyError: it is not there.
+        """
+        filesystem, path = self._open()
+        with file_errors(f"{self}/{name}", "read"):
+            return filesystem.open_input_file(f"{path}/{name}")
+
+    def version(self, name: str) -> tuple[int, int]:
+        """Size in bytes and time of change in ns of a file; (0, 0) if it is not there."""
+        filesystem, path = self._open()
+        with file_errors(f"{self}/{name}", "looked at"):
+            info = filesystem.get_file_info(f"{path}/{name}")
+        return int(info.size or 0), int(info.mtime_ns or 0)
+
+    def versions(self) -> dict[str, tuple[int, int]]:
+        """Size in bytes and time of change in ns of each file directly in here, by its name."""
+        files = (entry for entry in self._entries() if entry.type == pafs.FileType.File)
+        return {entry.base_name: (int(entry.size or 0), int(entry.mtime_ns or 0)) for entry in files}
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file whole: a reader sees the old content or the new, never a part."""
         assert "/" not in name, f"{name}: a file is named inside its own folder"

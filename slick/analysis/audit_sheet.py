@@ -4,17 +4,18 @@ Spreadsheet programs reorder rows, change separators and add marks to files; all
 `sheet`, `answer_id` and `grade`.
 """
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from slick import limits
 from slick.analysis.answers import Way
 from slick.analysis.cells import from_cell
 from slick.analysis.error_audit import GRADES, PAPER_PERCENT, ErrorAudit
 from slick.analysis.terms import NotTestable
 from slick.errors import DataError, StudyError
+from slick.user_files import csv_rows, decode, too_large
 
 WANTED = ("sheet", "answer_id", "grade")
 _SHOWN = 3
@@ -46,14 +47,15 @@ def read_sheet(content: bytes, where: str) -> Sheet:
     Raises:
         DataError: it is no such file, lacks a column, or has an answer twice.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 ({error}); save it as CSV in UTF-8") from error
+    if len(content) > limits.MAX_SETTINGS_BYTES:
+        mend = "wanted the table error_audit.csv of a report, with its column grade filled in"
+        raise too_large(where, len(content), limits.MAX_SETTINGS_BYTES, mend)
+    text = decode(content, where)
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    lacking = [name for name in WANTED if name not in (rows.fieldnames or ())]
+    rows = csv_rows(io.StringIO(text, newline=""), where, delimiter=delimiter, strict=False)
+    _, columns = next(rows, (1, []))
+    lacking = [name for name in WANTED if name not in columns]
     if lacking:
         raise DataError(
             f"{where} has no column {', '.join(lacking)}; wanted the table error_audit.csv of a report, with its "
@@ -61,14 +63,15 @@ def read_sheet(content: bytes, where: str) -> Sheet:
         )
     found: dict[str, str] = {}
     sheet_ids = set()
-    for row in rows:
-        answer_id = from_cell((row["answer_id"] or "").strip())
+    for _, cells in rows:
+        row = dict(zip(columns, cells, strict=False))
+        answer_id = from_cell(row.get("answer_id", "").strip())
         if not answer_id:
             continue
         if answer_id in found:
             raise DataError(f"{where} has the answer {answer_id} twice; leave one of the rows")
-        found[answer_id] = (row["grade"] or "").strip().lower()
-        sheet_ids.add((row["sheet"] or "").strip())
+        found[answer_id] = row.get("grade", "").strip().lower()
+        sheet_ids.add(row.get("sheet", "").strip())
     return Sheet(where=where, sheet_ids=frozenset(sheet_ids), grades=found)
 
 

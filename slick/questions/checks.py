@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from slick import limits
 from slick.draws import row_key
 from slick.errors import DataError
 from slick.matching import nfc
@@ -57,14 +58,37 @@ class Checked:
     questions: list[Question]
     """With domain `dropped` among them: the filter needs those rows."""
     bad: list[BadRow]
+    """The first ones, as many as `slick.limits` keeps."""
+    reasons: Counter[str]
+    """All bad rows, by kind."""
     repeats: int
     """Rows kept although they repeat another row of their split."""
     splits: Mapping[SplitOrigin, Counter[str]]
     """Questions by where their split comes from, and by split."""
 
 
+class _BadRows:
+    """The first bad rows, within limits of number and length, and counts of all."""
+
+    def __init__(self) -> None:
+        self.kept: list[BadRow] = []
+        self.reasons: Counter[str] = Counter()
+        self._chars = limits.MAX_KEPT_BAD_CHARS
+
+    def add(self, raw: RawRow, problem: RowProblem) -> None:
+        self.reasons[problem.kind] += 1
+        if len(self.kept) >= limits.MAX_KEPT_BAD_ROWS or self._chars < 0:
+            return
+        text = json.dumps(raw.content, default=str)
+        if len(text) > limits.MAX_KEPT_ROW_CHARS:
+            cut = f"{text[: limits.MAX_KEPT_ROW_CHARS]}... ({len(text):,} characters in all)"
+            raw = replace(raw, content=cut)
+        self._chars -= min(len(text), limits.MAX_KEPT_ROW_CHARS)
+        self.kept.append(BadRow(raw=raw, kind=problem.kind, reason=str(problem)))
+
+
 def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
-    """Check every row; bad ones are collected, never dropped unseen.
+    """Check every row; bad ones are counted and the first kept, never dropped unseen.
 
     A question's id is its relation and a hash of split, question, answers and, for the second and later row with the
     same content, its number among them: the same in any order and any file.
@@ -77,7 +101,7 @@ def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
         DataError: there is no row at all, or two different questions have the same id (chance 2**-48 a pair).
     """
     questions: list[Question] = []
-    bad: list[BadRow] = []
+    bad = _BadRows()
     first: dict[str, str] = {}
     copies: Counter[str] = Counter()
     owner: dict[str, str] = {}
@@ -90,7 +114,7 @@ def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
             if copies[key] > 1 and not rules.keep_repeats:
                 raise RowProblem("duplicate row", f"duplicate row: the same as {first[key]}; remove one of the two")
         except RowProblem as problem:
-            bad.append(BadRow(raw=raw, kind=problem.kind, reason=str(problem)))
+            bad.add(raw, problem)
             continue
         first.setdefault(key, raw.where)
         question = _with_id(question, key, copies[key])
@@ -102,21 +126,22 @@ def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
         owner[question.question_id] = raw.where
         questions.append(question)
         splits[origin][question.split] += 1
-    if not questions and not bad:
+    if not questions and not bad.kept:
         raise DataError("the question source holds no row; name a question set with rows in it")
     return Checked(
         questions=questions,
-        bad=bad,
+        bad=bad.kept,
+        reasons=bad.reasons,
         repeats=sum(copies.values()) - len(copies) if rules.keep_repeats else 0,
         splits=splits,
     )
 
 
-def first_bad_row(bad: Sequence[BadRow]) -> DataError:
+def first_bad_row(checked: Checked) -> DataError:
     """The error that stops a run: the first bad row in full, the rest as counts."""
-    kinds = Counter(row.kind for row in bad)
-    rest = ", ".join(f"{num} x {kind}" for kind, num in kinds.most_common(6))
-    more = f" In all {len(bad):,} rows are bad: {rest}." if len(bad) > 1 else ""
+    bad, num = checked.bad, checked.reasons.total()
+    rest = ", ".join(f"{num} x {kind}" for kind, num in checked.reasons.most_common(6))
+    more = f" In all {num:,} rows are bad: {rest}." if num > 1 else ""
     return DataError(
         f"{bad[0].raw.where}: {bad[0].reason}.{more} Mend the file, or set bad rows aside with --rejects FILE."
     )
@@ -163,8 +188,8 @@ def _check(raw: RawRow, rules: Rules) -> tuple[Question, SplitOrigin]:
         if rules.unknown_relations == "error":
             raise RowProblem(
                 "unknown relation",
-                f"unknown relation {name!r}, wanted one of {_some(rules.relations)}; add it to a file for --relations, "
-                "or take all with --unknown-relations id",
+                f"unknown relation {name!r:.80}, wanted one of {_some(rules.relations)}; add it to a file for "
+                "--relations, or take all with --unknown-relations id",
             )
         relation = Relation(relation=name, template=None, domain="id")
     domain = choice_field(row, "domain", {"id": "id", "ood": "ood"}) or relation.domain

@@ -5,17 +5,24 @@ as Python writes it. Text that begins like a list and is none is a bad row: it i
 """
 
 import ast
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from slick import limits
+from slick.user_files import JsonProblem, RowParser
+
 ANSWER_COLUMNS = ("answers", "answer", "possible_answers")
 """Where the gold answers are; of several columns the first that is filled in counts. `answer` may be one text."""
 
-_STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-_PYTHON_LIST = re.compile(rf"[\[(]\s*(?:(?:{_STRING})\s*(?:,\s*(?:{_STRING})\s*)*,?\s*)?[\])]", re.DOTALL)
-"""A list or tuple of string literals with a comma between each two: Python itself joins strings without one."""
+_STRING = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
+_PYTHON_LIST = re.compile(rf"[\[(]\s*+(?:(?:{_STRING})\s*+(?:,\s*+(?:{_STRING})\s*+)*+,?\s*+)?[\])]", re.DOTALL)
+"""A list or tuple of string literals with a comma between each two: Python itself joins strings without one.
+
+Possessive, since time would otherwise grow with the square of the length of a malformed one.
+"""
+
+_PARSER = RowParser(())
 
 
 class RowProblem(Exception):
@@ -55,11 +62,16 @@ def clean_text(value: object, what: str) -> str:
             "wrong type", f"{what} is {value!r:.80} ({type(value).__name__}), wanted a string; {_advice(value)}"
         )
     text = value.strip()
+    _check_length(text, what)
     if not text:
         raise RowProblem(f"empty {what}", f"empty {what} ({value!r:.40}), wanted text; fill it in or remove the row")
     if "\n" in text or "\r" in text:
         raise RowProblem(
             "line break", f"{what} {text!r:.80} holds a line break, wanted one line; answers end at a line's end"
+        )
+    if "\0" in text:
+        raise RowProblem(
+            "NUL character", f"{what} {text!r:.80} holds a NUL character, wanted text; is the file UTF-16? Convert it"
         )
     try:
         text.encode()
@@ -114,16 +126,19 @@ def choice_field(row: Mapping[str, Any], column: str, names: Mapping[str, str]) 
 def _listed(value: str, column: str) -> Any:
     """The list or other value that a text holds; the text itself where it does not begin like one."""
     text = value.strip()
+    _check_length(text, column)
     is_tuple = text.startswith("(") and _PYTHON_LIST.fullmatch(text) is not None  # else as in "(500) Days of Summer"
     if not text.startswith(("[", "{")) and not is_tuple:
         return value
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return _PARSER.line(text)
+    except JsonProblem as error:
+        raise RowProblem("malformed list", f"{column} is {value!r:.80}: {error}; write a list of strings") from error
+    except ValueError:
         if _PYTHON_LIST.fullmatch(text):
             try:
                 return list(ast.literal_eval(text))
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
                 pass
     raise RowProblem(
         "malformed list",
@@ -131,6 +146,15 @@ def _listed(value: str, column: str) -> Any:
         '["Paris", "Paris City"], with a comma between each two; an answer that itself begins with a bracket is '
         'written ["[REC]"]',
     )
+
+
+def _check_length(text: str, what: str) -> None:
+    if len(text) > limits.MAX_TEXT_CHARS:
+        raise RowProblem(
+            "too long",
+            f"{what} {text[:80]!r}... has {len(text):,} characters, wanted at most {limits.MAX_TEXT_CHARS:,}; shorten "
+            "it or remove the row",
+        )
 
 
 def _advice(value: object) -> str:

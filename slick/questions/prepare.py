@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from slick.errors import DataError, SettingsError
 from slick.locks import exclusive
-from slick.questions.checks import BadRow, Checked, Rules, check_rows, first_bad_row
+from slick.questions.checks import Checked, Rules, check_rows, first_bad_row
 from slick.questions.filters import FilterName, apply_filter
 from slick.questions.relations import Relation, load_relations
 from slick.questions.rows import read_rows
@@ -63,7 +63,7 @@ class QuestionsConfig:
     unknown_relations: Literal["error", "id"] = "error"
     """What becomes of a relation that is not listed: a bad row, or taken as in distribution."""
     rejects: str | None = setting(None, "nothing")
-    """JSONL file to which bad rows go, with the reason; by default a bad row stops the step."""
+    """JSONL file to which bad rows go, with the reason (the first 100,000); by default a bad row stops the step."""
     dev_share: float = 0.1
     """Of rows that neither a column nor a file name gives a split, the share that goes to dev, in [0, 1]."""
     test_share: float = 0.1
@@ -207,16 +207,18 @@ def _check(source: Source, relations: dict[str, Relation], config: QuestionsConf
         ),
     )
     if config.rejects is not None:
-        _write_rejects(config.rejects, checked.bad)
+        _write_rejects(config.rejects, checked)
     elif checked.bad:
-        raise first_bad_row(checked.bad)
+        raise first_bad_row(checked)
     return checked
 
 
-def _write_rejects(path: str, bad: Sequence[BadRow]) -> None:
+def _write_rejects(path: str, checked: Checked) -> None:
     file = Folder(path)
-    lines = [json.dumps(row.record(), default=str) + "\n" for row in bad]
+    lines = [json.dumps(row.record(), default=str) + "\n" for row in checked.bad]
     file.parent.write_bytes(file.name, "".join(lines).encode())
+    if len(checked.bad) < (num := checked.reasons.total()):
+        print(f"{path} holds the first {len(checked.bad):,} of {num:,} bad rows; no more are kept.", flush=True)
 
 
 def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
@@ -238,7 +240,7 @@ def _audit(checked: Checked, source: Source, audit: Source | None, config: Quest
     keep = Rules(relations=load_relations(), templates=audit.templates, keep_repeats=True)
     rows = check_rows(read_rows(audit), keep)
     if rows.bad:
-        raise first_bad_row(rows.bad)
+        raise first_bad_row(rows)
     if not is_entity_questions(rows.questions):
         missing = sorted(published() - {question.relation for question in rows.questions})
         raise DataError(

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from slick import limits
 from slick.errors import DataError
 from slick.matching import nfc
 from slick.storage import Folder
+from slick.user_files import parse_json, too_large
 
 Domain = Literal["id", "ood", "dropped"]
 
@@ -95,6 +97,11 @@ def load_relations(path: str | None = None) -> dict[str, Relation]:
     file = Folder(path)
     if not file.parent.exists(file.name):
         raise DataError(f"relations file {path} is not there; leave --relations out to use the shipped list")
+    size, _ = file.parent.version(file.name)
+    if size > limits.MAX_SETTINGS_BYTES:
+        raise too_large(
+            f"relations file {path}", size, limits.MAX_SETTINGS_BYTES, "leave out relations that are not used"
+        )
     return _parse(file.parent.read_bytes(file.name), f"relations file {path}")
 
 
@@ -115,10 +122,7 @@ def paper_counts() -> dict[str, dict[str, dict[str, int]]]:
 
 def _parse(data: bytes, where: str) -> dict[str, Relation]:
     wanted = 'wanted {"P17": {"template": "Which country is [X] located in?", "domain": "id"}, ...}'
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{where} is not UTF-8 JSON: {error}; {wanted}") from error
+    value = parse_json(data, where, wanted)
     if not isinstance(value, dict) or not value:
         raise DataError(f"{where} holds {'nothing' if value in ({}, []) else type(value).__name__}; {wanted}")
     return {nfc(name): _relation(nfc(name), entry, where, wanted) for name, entry in value.items()}

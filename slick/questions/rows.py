@@ -5,7 +5,6 @@ only travels along as its `problem`, so that `slick.questions.checks` can set it
 matter: of a Parquet file the others are not even read.
 """
 
-import csv
 import io
 import json
 from collections import Counter
@@ -13,18 +12,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from slick import limits
 from slick.errors import DataError
 from slick.questions.fields import ANSWER_COLUMNS
+from slick.questions.parquet import parquet_rows
 from slick.questions.popularity import COLUMNS as POPULARITY_COLUMNS
-from slick.questions.sources import Source
+from slick.questions.sources import Source, SourceFile
 from slick.questions.splits import splits_in_name
-from slick.storage import pickled_columns
+from slick.user_files import JsonProblem, RowParser, csv_rows, decode, encoding_error, text_lines
 
 COLUMNS = ("relation", "question", *ANSWER_COLUMNS, "subject", "split", "domain", *POPULARITY_COLUMNS)
 """The columns that are used; a file may have any others."""
+
+_SHOWN = 20
+"""Columns that a message lists."""
 
 _FINE_TUNING = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"instruction", "output"}, {"text"})
 """Columns of common files for fine-tuning, which are no question sets."""
@@ -51,169 +52,118 @@ class RawRow:
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
-    """All rows of a source, file by file.
+    """All rows of a source, file by file; no two files are held in memory together.
 
     In the layout of EntityQuestions `relation` comes from the file's name.
 
     Raises:
-        DataError: a file is damaged, empty, or lacks a column.
+        DataError: a file is damaged, empty, lacks a column, has more rows than are read, or changed meanwhile.
     """
-    for name, data in source.files.items():
-        where = source.name if source.name.endswith(name) else f"{source.name}: {name}"
-        if not data.strip():
-            raise DataError(f"{where} is empty ({len(data)} bytes); fetch it again or leave it out")
-        if source.layout == "entity_questions":
-            yield from _entity_questions(name, data, where)
-        else:
-            reader = {"parquet": _parquet, "jsonl": _jsonl, "csv": _csv}[name.rpartition(".")[2].lower()]
-            named = splits_in_name(name)
-            for row in reader(data, where):
-                # Parts of a study are named after their relation, which may be called anything.
-                is_part = name.startswith("part-") and isinstance(row.content, dict) and "question_id" in row.content
-                yield row if is_part or not named else replace(row, named_splits=named)
+    for file in source.read_files():
+        if file.is_blank():
+            raise DataError(f"{file.where} is empty ({file.size} bytes); fetch it again or leave it out")
+        for number, row in enumerate(_file_rows(source, file), 1):
+            if number > limits.MAX_ROWS_PER_FILE:
+                raise DataError(
+                    f"{file.where} has more than {limits.MAX_ROWS_PER_FILE:,} rows, which is the limit; leave some "
+                    "out, or divide them among several files"
+                )
+            yield row
 
 
-def decode(data: bytes, where: str) -> str:
-    """Text of a file; a byte order mark of UTF-8 is taken off.
-
-    Raises:
-        DataError: it is not UTF-8; names the byte.
-    """
+def _file_rows(source: Source, file: SourceFile) -> Iterator[RawRow]:
+    if source.layout == "entity_questions":
+        yield from _entity_questions(file)
+        return
+    reader = {"parquet": _parquet, "jsonl": _jsonl, "csv": _csv}[file.name.rpartition(".")[2].lower()]
+    named = splits_in_name(file.name)
     try:
-        return data.decode("utf-8-sig")
+        for row in reader(file):
+            # Parts of a study are named after their relation, which may be called anything.
+            is_part = file.name.startswith("part-") and isinstance(row.content, dict) and "question_id" in row.content
+            yield row if is_part or not named else replace(row, named_splits=named)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        guess = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
-        raise DataError(
-            f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start} (line {line}); convert it, "
-            f"for example with `iconv -f {guess} -t UTF-8`"
-        ) from error
+        with file.open() as stream:
+            raise encoding_error(stream, file.where) from error
 
 
-def _entity_questions(name: str, data: bytes, where: str) -> Iterator[RawRow]:
-    split, _, file = name.partition("/")
-    relation = file.removesuffix(f".{split}.json")
+def _entity_questions(file: SourceFile) -> Iterator[RawRow]:
+    where = file.where
+    split, _, name = file.name.partition("/")
+    relation = name.removesuffix(f".{split}.json")
     wanted = 'wanted a JSON list of {"question": "...", "answers": ["..."]}'
+    text = decode(file.read(limits.MAX_DOCUMENT_BYTES, "write the questions as .jsonl, one a line"), where)
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    parser, number = RowParser(COLUMNS), 0
     try:
-        rows = json.loads(decode(data, where))
+        if text[start] != "[":
+            value, _ = parser.value(text, start)
+            raise DataError(f"{where} holds a JSON {_kind(value)}; {wanted}")
+        for number, content in enumerate(parser.items(text, start), 1):
+            if isinstance(content, dict):
+                content["relation"] = relation
+                yield RawRow(file=where, row=number, content=content, named_splits=(split,))
+            else:
+                yield RawRow(
+                    file=where, row=number, content=content, problem=f"found a JSON {_kind(content)}, wanted an object"
+                )
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where} is not whole JSON: {error.msg} at line {error.lineno}, column {error.colno} of {len(data):,} "
+            f"{where} is not whole JSON: {error.msg} at line {error.lineno}, column {error.colno} of {file.size:,} "
             f"bytes; {wanted}; fetch it again"
         ) from error
-    except RecursionError as error:
-        raise DataError(f"{where} nests lists too deeply; {wanted}") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{where} holds a JSON {_kind(rows)}; {wanted}")
-    for number, content in enumerate(rows, 1):
-        if isinstance(content, dict):
-            content = {**content, "relation": relation}
-            yield RawRow(file=where, row=number, content=content, named_splits=(split,))
-        else:
-            yield RawRow(
-                file=where, row=number, content=content, problem=f"found a JSON {_kind(content)}, wanted an object"
-            )
+    except JsonProblem as error:
+        raise DataError(f"{where}, row {number + 1}: {error}; {wanted}") from error
 
 
-def _jsonl(data: bytes, where: str) -> Iterator[RawRow]:
-    any_row, columns = False, dict[str, None]()
-    for number, line in enumerate(decode(data, where).split("\n"), 1):
-        if not line.strip():
-            continue
-        any_row = True
-        content: Any = line
-        problem = None
-        try:
-            content = json.loads(line, object_pairs_hook=_json_object, parse_int=_json_integer)
-            if isinstance(content, dict):
-                columns |= dict.fromkeys(content)
-            else:
-                problem = f"found a JSON {_kind(content)}, wanted an object"
-        except json.JSONDecodeError as error:
-            problem = f"found no whole JSON object ({error.msg} at column {error.colno}), wanted one on each line"
-        except RecursionError:
-            problem = "found JSON nested too deeply, wanted one flat object on each line"
-        except _RepeatedKey as error:
-            problem = f"found {error} more than once in the object, wanted each once"
-        yield RawRow(file=where, row=number, content=content, problem=problem)
+def _jsonl(file: SourceFile) -> Iterator[RawRow]:
+    where, columns, parser, any_row = file.where, dict[str, None](), RowParser(COLUMNS), False
+    with io.TextIOWrapper(file.open(), encoding="utf-8-sig", newline="\n") as text:
+        for number, line in enumerate(text_lines(text, where), 1):
+            if not line.strip():
+                continue
+            any_row = True
+            content: Any = line.removesuffix("\n")
+            problem = None
+            try:
+                content = parser.line(line)
+                if isinstance(content, dict):
+                    columns |= dict.fromkeys(name for name in content if name in COLUMNS or len(columns) < _SHOWN)
+                else:
+                    problem = f"found a JSON {_kind(content)}, wanted an object"
+            except json.JSONDecodeError as error:
+                problem = f"found no whole JSON object ({error.msg} at column {error.colno}), wanted one on each line"
+            except JsonProblem as error:
+                problem = str(error)
+            yield RawRow(file=where, row=number, content=content, problem=problem)
     if not any_row:
         raise DataError(f"{where} holds no row; fetch it again or leave it out")
     if columns:
         _require_columns(list(columns), where)  # what only some rows lack is wrong with these rows alone
 
 
-class _RepeatedKey(ValueError):
-    pass
-
-
-def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """As `json` makes it; but of a key that is there twice `json` would take the last value without a word."""
-    row = dict(pairs)
-    if len(row) < len(pairs) and (repeated := _repeated(key for key, _ in pairs)):
-        raise _RepeatedKey(", ".join(repeated))
-    return row
-
-
-def _json_integer(digits: str) -> int | str:
-    return int(digits) if len(digits) < 4000 else digits  # Python refuses to convert longer ones
-
-
-def _csv(data: bytes, where: str) -> Iterator[RawRow]:
-    text = decode(data, where)
-    csv.field_size_limit(1 << 24)
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    number = 1
-    try:
-        header = [name.strip() for name in next(lines)]
-        _require_columns(header, where)
-        number = lines.line_num + 1
-        for cells in lines:
-            if cells:
-                wrong = len(cells) != len(header)
-                yield RawRow(
-                    file=where,
-                    row=number,
-                    content=cells if wrong else dict(zip(header, cells, strict=True)),
-                    problem=f"found {len(cells)} cells, wanted {len(header)} as in the header" if wrong else None,
-                )
-            number = lines.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{where} is not whole CSV: {error} in the row that begins on line {number}; look for a quote that is not "
-            "closed (a quote inside a cell is written twice), or fetch the file again"
-        ) from error
-
-
-def _parquet(data: bytes, where: str) -> Iterator[RawRow]:
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        columns = file.schema_arrow.names
-        _require_columns(columns, where)
-        used = [name for name in columns if name in (*COLUMNS, "question_id")]
-        if names := sorted({*pickled_columns(file.schema_arrow)} & {*used}):
-            raise DataError(
-                f"{where} has columns of a type that can hold pickles, which run code when they are read: {names}; "
-                "write them as text or numbers"
+def _csv(file: SourceFile) -> Iterator[RawRow]:
+    with io.TextIOWrapper(file.open(), encoding="utf-8-sig", newline="") as text:
+        rows = csv_rows(text, file.where)
+        header = [name.strip() for name in next(rows)[1]]
+        _require_columns(header, file.where)
+        for number, cells in rows:
+            wrong = len(cells) != len(header)
+            yield RawRow(
+                file=file.where,
+                row=number,
+                content=cells if wrong else dict(zip(header, cells, strict=True)),
+                problem=f"found {len(cells)} cells, wanted {len(header)} as in the header" if wrong else None,
             )
-        number = 0
-        for batch in file.iter_batches(batch_size=8192, columns=used):
-            values = [_python_values(batch.column(name), name, where) for name in used]
-            for cells in zip(*values, strict=True):
-                number += 1
-                yield RawRow(file=where, row=number, content=dict(zip(used, cells, strict=True)))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{where} is not a whole Parquet file: {error}; write it or fetch it again") from error
 
 
-def _python_values(column: pa.Array, name: str, where: str) -> list[Any]:
-    try:
-        values: list[Any] = column.to_pylist()
-    except (ArithmeticError, ValueError, TypeError, LookupError, NotImplementedError, pa.ArrowException) as error:
-        raise DataError(
-            f"{where}: column {name} ({column.type}) holds a value that cannot be read: {error}; store the column as "
-            "text, or correct the value"
-        ) from error
-    return values
+def _parquet(file: SourceFile) -> Iterator[RawRow]:
+    def used(columns: list[str]) -> list[str]:
+        _require_columns(columns, file.where)
+        return [name for name in columns if name in (*COLUMNS, "question_id")]
+
+    for number, content in enumerate(parquet_rows(file, used), 1):
+        yield RawRow(file=file.where, row=number, content=content)
 
 
 def _require_columns(found: list[str], where: str) -> None:
@@ -238,7 +188,7 @@ def _repeated(names: Iterable[str]) -> list[str]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _hint(found: list[str]) -> str:

@@ -1,74 +1,125 @@
 """Where a question set lies: an EntityQuestions folder or zip, or tables (Parquet, JSONL, CSV), local or by URI.
 
-A source is read into memory whole, so that damage is found before anything is written. Members of a zip are read by
-their expected names and never extracted.
+Files are opened one at a time and never held together. Members of a zip are read by their expected names, never
+extracted, and only as far as `slick.limits` allows.
 """
 
 import hashlib
 import io
 import json
 import re
-import struct
-import zipfile
-import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 import pyarrow as pa
 
+from slick import limits
 from slick.errors import DataError, StudyError
 from slick.matching import nfc
+from slick.questions.archives import Archive
 from slick.questions.splits import SPLITS, splits_in_name
 from slick.storage import Folder
+from slick.user_files import parse_json, too_large
 
 TEMPLATES = "relation_query_templates.json"
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
-MAX_MEMBER_BYTES = 1 << 29
-"""The largest member of a zip that is unpacked; the largest of EntityQuestions has 1.2 MB."""
-MAX_ZIP_BYTES = 1 << 32
-"""The most that is unpacked of one zip; EntityQuestions has 28 MB."""
-
+_BLOCK = 1 << 20
 _MEMBER = re.compile(r"(?P<top>.*?)(?P<name>(?P<split>train|dev|test)/(?P<relation>[^/]+)\.(?P=split)\.json)")
 _WANTED = (
     "wanted EntityQuestions (its zip, or a folder with {train,dev,test}/P*.{train,dev,test}.json), or a question set "
     "as .parquet, .jsonl or .csv with columns relation, question and answers"
 )
 
-
 Layout = Literal["entity_questions", "table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file of a question set, or one member of a zip."""
+
+    name: str
+    """Below the question set."""
+    where: str
+    """For messages."""
+    size: int
+    """Bytes, unpacked."""
+    open: Callable[[], BinaryIO]
+    """From its beginning, for reading; errors name the file."""
+    random_access: Callable[[], pa.NativeFile]
+    """For formats that are not read in order; a member of a zip is then held in memory whole."""
+
+    def is_blank(self) -> bool:
+        """True if there is nothing but white space and a byte order mark."""
+        with self.open() as stream:
+            return not any(block.strip(b"\xef\xbb\xbf \t\r\n\v\f") for block in iter(lambda: stream.read(_BLOCK), b""))
+
+    def read(self, limit: int, mend: str) -> bytes:
+        """The content.
+
+        Raises:
+            DataError: it has more bytes than `limit`; `mend` is what to do then.
+        """
+        if self.size > limit:
+            raise too_large(self.where, self.size, limit, mend)
+        with self.open() as stream:
+            return stream.read()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A question set, not yet parsed."""
+    """A question set, not yet read."""
 
     name: str
     """As the user named it."""
     layout: Layout
-    files: dict[str, bytes]
-    """Content by name, sorted by name; `train/P17.train.json`, ... in the layout of EntityQuestions."""
+    files: tuple[str, ...]
+    """Names, sorted; `train/P17.train.json`, ... in the layout of EntityQuestions."""
     templates: dict[str, str]
     """Of the source's own relation_query_templates.json; empty without one."""
+    opened: Callable[[], Iterator[SourceFile]]
+    """The files in the order of `files`, each to be read before the next is taken."""
+    versions: Callable[[], object]
+    """Changes when a file does."""
+    version: object
+    """What `versions` gave when the source was opened."""
+
+    def read_files(self) -> Iterator[SourceFile]:
+        """The files in order, each to be read before the next is taken.
+
+        Raises:
+            DataError: a file changed since the source was opened.
+        """
+        yield from self.opened()
+        if self.versions() != self.version:
+            raise DataError(
+                f"question source {self.name} changed while it was read; give the command again when nothing writes "
+                "to it"
+            )
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits of names and content: a folder and a zip with the same files have the same."""
         digest = hashlib.sha256(json.dumps(self.templates, sort_keys=True).encode())
-        for name, data in self.files.items():
-            digest.update(f"\0{name}\0{len(data)}\0".encode())
-            digest.update(data)
+        for file in self.read_files():
+            digest.update(f"\0{file.name}\0{file.size}\0".encode())
+            with file.open() as stream:
+                for block in iter(lambda: stream.read(_BLOCK), b""):
+                    digest.update(block)
         return digest.hexdigest()[:16]
 
 
 def open_source(location: str) -> Source:
-    """Read a question set from a file or a folder.
+    """Find the files of a question set; their content is read later, one at a time.
 
     Args:
         location: path or URI of a folder, or of a .zip, .parquet, .jsonl or .csv file.
 
     Raises:
-        DataError: nothing is there, or it is no question set, or damaged.
+        DataError: nothing is there, or it is no question set, or more than is read.
     """
     if not location.strip():
         raise DataError(f"the question source has no name; {_WANTED}")
@@ -80,48 +131,51 @@ def open_source(location: str) -> Source:
             raise DataError(f"question source {location} is not there; {_WANTED}")
         return _open_folder(folder, location)
     except (OSError, pa.ArrowInvalid, StudyError) as error:
-        raise DataError(f"question source {location} cannot be read: {error}; {_WANTED}") from error
+        raise _unreadable(location, error) from error
+
+
+def _unreadable(location: str, error: Exception) -> DataError:
+    return DataError(f"question source {location} cannot be read: {error}; {_WANTED}")
 
 
 def _open_file(parent: Folder, name: str, location: str) -> Source:
     if name.lower().endswith(".zip"):
-        return _open_zip(parent.read_bytes(name), location)
+        return _open_zip(parent, name, location)
     if not name.lower().endswith(TABLE_SUFFIXES):
         raise DataError(f"{location} is not a known kind of file{_described(parent, name)}; {_WANTED}")
-    return Source(name=location, layout="table", files={name: parent.read_bytes(name)}, templates={})
+    return _plain_source(location, "table", {name: (parent, name)}, {})
 
 
 def _described(parent: Folder, name: str) -> str:
     """What a file of another kind holds and how to make a question set of it, where that can be told."""
     if name.lower().endswith((".gz", ".zst", ".bz2", ".xz")):
         return " (it is compressed: unpack it first)"
-    if not name.lower().endswith(".json"):
+    if not name.lower().endswith(".json") or parent.version(name)[0] > limits.MAX_SETTINGS_BYTES:
         return ""
     try:
-        rows = json.loads(parent.read_bytes(name).decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        rows = parse_json(parent.read_bytes(name), name, "")
+    except DataError:
         return ""
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         return ""
-    return (
-        f" (a JSON list of objects with {', '.join(rows[0])}: write one object a line, as .jsonl, with other columns)"
-    )
+    columns = ", ".join(list(rows[0])[:20])
+    return f" (a JSON list of objects with {columns}: write one object a line, as .jsonl, with other columns)"
 
 
 def _open_folder(folder: Folder, location: str) -> Source:
     top, beside = (folder.child("dataset"), folder) if folder.exists("dataset") else (folder, folder)
     files = {
-        f"{split}/{name}": top.child(split).read_bytes(name)
+        f"{split}/{name}": (top.child(split), name)
         for split in sorted(SPLITS)
         for name in top.child(split).names(f".{split}.json")
         if not name.startswith(".")
     }
     if files:
         holder = next((place for place in (beside, top.parent) if place.exists(TEMPLATES)), None)
-        templates = _templates(holder.read_bytes(TEMPLATES), f"{holder}/{TEMPLATES}") if holder else {}
-        return Source(name=location, layout="entity_questions", files=files, templates=templates)
+        templates = _folder_templates(holder) if holder else {}
+        return _plain_source(location, "entity_questions", files, templates)
     tables = {
-        f"{prefix}{n}": place.read_bytes(n)
+        f"{prefix}{n}": (place, n)
         for prefix, place in _table_folders(folder)
         for n in place.names()
         if n.lower().endswith(TABLE_SUFFIXES) and n[0] not in "._"
@@ -129,7 +183,7 @@ def _open_folder(folder: Folder, location: str) -> Source:
     if not tables:
         found = [*(f"{n}/" for n in folder.folders()), *folder.names()][:8]
         raise DataError(f"folder {location} holds no question file, found {', '.join(found) or 'nothing'}; {_WANTED}")
-    return Source(name=location, layout="table", files=dict(sorted(tables.items())), templates={})
+    return _plain_source(location, "table", dict(sorted(tables.items())), {})
 
 
 def _table_folders(folder: Folder) -> list[tuple[str, Folder]]:
@@ -137,100 +191,149 @@ def _table_folders(folder: Folder) -> list[tuple[str, Folder]]:
     return [("", folder), *((f"{name}/", folder.child(name)) for name in folder.folders() if splits_in_name(name))]
 
 
-def _open_zip(data: bytes, location: str) -> Source:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = _members(archive, location)
-            files = {name: _read_member(archive, members[name], location) for name in sorted(members)}
-            templates = [n for n in archive.namelist() if re.fullmatch(rf"([^_./][^/]*/)*{re.escape(TEMPLATES)}", n)]
-            parsed = (
-                _templates(
-                    _read_member(archive, archive.getinfo(templates[0]), location), f"{location}: {templates[0]}"
-                )
-                if templates
-                else {}
-            )
-    except (zipfile.BadZipFile, struct.error, ValueError) as error:
+def _plain_source(
+    location: str, layout: Layout, files: dict[str, tuple[Folder, str]], templates: dict[str, str]
+) -> Source:
+    """A source whose files lie in folders."""
+    if len(files) > limits.MAX_FILES:
         raise DataError(
-            f"{location} is not a whole zip file: {error} ({len(data):,} bytes found); fetch it again, or unpack it "
-            "with a repair tool and name the folder"
-        ) from error
-    layout: Layout = "table" if next(iter(files)).lower().endswith(TABLE_SUFFIXES) else "entity_questions"
-    return Source(name=location, layout=layout, files=files, templates=parsed)
+            f"{location} holds {len(files):,} question files, at most {limits.MAX_FILES:,} are read; join them into "
+            "fewer files"
+        )
+    folders = {folder.uri: folder for folder, _ in files.values()}
+
+    def versions() -> dict[str, tuple[int, int]]:
+        listed = {uri: folder.versions() for uri, folder in folders.items()}
+        return {name: listed[folder.uri].get(file, (0, 0)) for name, (folder, file) in files.items()}
+
+    version = versions()
+
+    def opened() -> Iterator[SourceFile]:
+        for name, (folder, file) in files.items():
+            where = location if location.endswith(name) else f"{location}: {name}"
+
+            def random_access(folder: Folder = folder, file: str = file) -> pa.NativeFile:
+                try:
+                    return folder.open_input(file)
+                except StudyError as error:
+                    raise _unreadable(location, error) from error
+
+            def open_file(random_access: Callable[[], pa.NativeFile] = random_access) -> BinaryIO:
+                return cast(BinaryIO, io.BufferedReader(random_access(), _BLOCK))
+
+            yield SourceFile(name=name, where=where, size=version[name][0], open=open_file, random_access=random_access)
+
+    return Source(
+        name=location,
+        layout=layout,
+        files=tuple(files),
+        templates=templates,
+        opened=opened,
+        versions=versions,
+        version=version,
+    )
 
 
-def _members(archive: zipfile.ZipFile, location: str) -> dict[str, zipfile.ZipInfo]:
-    """The question files of a zip by their name below the dataset folder."""
-    found: dict[str, zipfile.ZipInfo] = {}
+def _open_zip(parent: Folder, name: str, location: str) -> Source:
+    def open_archive(stack: ExitStack) -> Archive:
+        stream = stack.enter_context(parent.open_input(name))
+        return stack.enter_context(Archive(cast(BinaryIO, io.BufferedReader(stream, _BLOCK)), location))
+
+    version = parent.version(name)
+    with ExitStack() as stack:
+        archive = open_archive(stack)
+        members = _members(archive.names(), location)
+        archive.check(list(members.values()))
+        templates = [n for n in archive.names() if re.fullmatch(rf"([^_./][^/]*/)*{re.escape(TEMPLATES)}", n)]
+        parsed = {}
+        if templates:
+            where = f"{location}: {templates[0]}"
+            with archive.open(templates[0], limits.MAX_SETTINGS_BYTES) as stream:
+                parsed = _templates(stream.read(), where)
+
+    def opened() -> Iterator[SourceFile]:
+        with ExitStack() as stack:
+            archive = open_archive(stack)
+            for member, path in members.items():
+
+                def open_member(path: str = path) -> BinaryIO:
+                    return archive.open(path, limits.MAX_MEMBER_BYTES)
+
+                def random_access(open_member: Callable[[], BinaryIO] = open_member) -> pa.NativeFile:
+                    with open_member() as stream:
+                        return pa.BufferReader(stream.read())
+
+                yield SourceFile(
+                    name=member,
+                    where=f"{location}: {member}",
+                    size=archive.size(path),
+                    open=open_member,
+                    random_access=random_access,
+                )
+
+    return Source(
+        name=location,
+        layout="table" if next(iter(members)).lower().endswith(TABLE_SUFFIXES) else "entity_questions",
+        files=tuple(members),
+        templates=parsed,
+        opened=opened,
+        versions=lambda: parent.version(name),
+        version=version,
+    )
+
+
+def _members(paths: list[str], location: str) -> dict[str, str]:
+    """The paths of the question files in a zip by their names below the dataset folder, sorted by name."""
+    found: dict[str, str] = {}
     tops = set()
-    for info in archive.infolist():
-        match = _MEMBER.fullmatch(info.filename)
+    for path in paths:
+        match = _MEMBER.fullmatch(path)
         if not match or (match["top"] and not match["top"].endswith("/")):
             continue
         if "__MACOSX/" in match["top"] or match["relation"].startswith("."):
             continue  # what macOS adds to a zip beside the files themselves
         if match["name"] in found:
             raise DataError(
-                f"{location} holds {match['name']} twice, as {found[match['name']].filename} and {info.filename}; "
-                "wanted one dataset in a zip: remove the other"
+                f"{location} holds {match['name']} twice, as {found[match['name']]} and {path}; wanted one dataset in "
+                "a zip: remove the other"
             )
-        found[match["name"]] = info
+        found[match["name"]] = path
         tops.add(match["top"])
-    found = found or _table_members(archive)
+    found = found or _table_members(paths, location)
     if not found:
-        names = ", ".join(archive.namelist()[:5]) or "nothing"
+        names = ", ".join(paths[:5]) or "nothing"
         raise DataError(
             f"{location} holds no member {{train,dev,test}}/P*.{{train,dev,test}}.json, found {names}; {_WANTED}"
         )
     if len(tops) > 1:
-        raise DataError(f"{location} holds question files below {', '.join(sorted(tops))}; wanted one dataset in a zip")
-    size = sum(info.file_size for info in found.values())
-    if size > MAX_ZIP_BYTES or any(info.file_size > MAX_MEMBER_BYTES for info in found.values()):
         raise DataError(
-            f"{location} would unpack to {size:,} bytes; at most {MAX_MEMBER_BYTES:,} bytes a member and "
-            f"{MAX_ZIP_BYTES:,} in all are read from a zip; unpack it yourself and name the folder"
+            f"{location} holds question files below {', '.join(sorted(tops)[:5])}; wanted one dataset in a zip"
         )
-    return found
+    return dict(sorted(found.items()))
 
 
-def _table_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def _table_members(paths: list[str], location: str) -> dict[str, str]:
     """The tables of a zip that is no EntityQuestions."""
-    return {
-        info.filename: info
-        for info in archive.infolist()
-        if info.filename.lower().endswith(TABLE_SUFFIXES) and not re.search(r"(^|/)(__MACOSX/|[._])", info.filename)
-    }
+    tables = [
+        path
+        for path in paths
+        if path.lower().endswith(TABLE_SUFFIXES) and not re.search(r"(^|/)(__MACOSX/|[._])", path)
+    ]
+    repeated = next((path for path, num in Counter(tables).items() if num > 1), None)
+    if repeated:
+        raise DataError(f"{location} holds {repeated} twice; wanted each file once: remove one of the two")
+    return {path: path for path in tables}
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, location: str) -> bytes:
-    mend = "fetch the zip again, or unpack it and name the folder"
-    if info.flag_bits & 1:
-        raise DataError(
-            f"{location}, member {info.filename}: it is encrypted, wanted plain; unpack it and name the folder"
-        )
-    if info.file_size > MAX_MEMBER_BYTES:
-        raise DataError(
-            f"{location}, member {info.filename}: {info.file_size:,} bytes; at most {MAX_MEMBER_BYTES:,} are read"
-        )
-    try:
-        return archive.read(info)
-    except NotImplementedError as error:
-        raise DataError(
-            f"{location}, member {info.filename}: {error}; pack it with ordinary deflate, or {mend}"
-        ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError, ValueError) as error:
-        raise DataError(
-            f"{location}, member {info.filename}: it is damaged ({error or 'it ends too early'}); {mend}"
-        ) from error
+def _folder_templates(holder: Folder) -> dict[str, str]:
+    where, size = f"{holder}/{TEMPLATES}", holder.version(TEMPLATES)[0]
+    if size > limits.MAX_SETTINGS_BYTES:
+        raise too_large(where, size, limits.MAX_SETTINGS_BYTES, "remove it: the shipped templates then serve")
+    return _templates(holder.read_bytes(TEMPLATES), where)
 
 
 def _templates(data: bytes, where: str) -> dict[str, str]:
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where} is not UTF-8 JSON: {error}; mend it, or remove it: the shipped templates then serve"
-        ) from error
+    value = parse_json(data, where, "mend it, or remove it: the shipped templates then serve")
     if not isinstance(value, dict) or not all(isinstance(template, str) for template in value.values()):
         raise DataError(
             f'{where} is not of the form {{"P17": "Which country is [X] located in?", ...}}; mend or remove it'

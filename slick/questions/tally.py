@@ -23,9 +23,9 @@ def tally(checked: Checked, filtered: Filtered, kept: Sequence[Question]) -> dic
         kept: as written, after the limit as well.
     """
     return {
-        "rows": len(checked.questions) + len(checked.bad),
-        "rejected": len(checked.bad),
-        "reasons": dict(Counter(row.kind for row in checked.bad).most_common()),
+        "rows": len(checked.questions) + checked.reasons.total(),
+        "rejected": checked.reasons.total(),
+        "reasons": dict(checked.reasons.most_common()),
         "repeated_rows": checked.repeats,
         "splits_assigned": checked.splits["share"].total(),
         "splits_from": {origin: dict(splits) for origin, splits in checked.splits.items()},

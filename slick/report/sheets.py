@@ -2,10 +2,12 @@
 
 import hashlib
 
+from slick import limits
 from slick.analysis.audit_sheet import Sheet, read_sheet
 from slick.analysis.loading.answers import Sheets
 from slick.errors import DataError, SettingsError
 from slick.storage import Folder
+from slick.user_files import too_large
 
 SHEET = "error_audit.csv"
 KEPT = "graded"
@@ -58,6 +60,11 @@ def _read(path: str) -> bytes:
         raise SettingsError(
             f"--graded {path} is not there; give the table error_audit.csv of this study's report, with its column "
             "grade filled in"
+        )
+    size, _ = folder.version(name)
+    if size > limits.MAX_SETTINGS_BYTES:
+        raise too_large(
+            f"--graded {path}", size, limits.MAX_SETTINGS_BYTES, "give the table error_audit.csv of a report"
         )
     return folder.read_bytes(name)
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import slick.questions.sources
+from slick import limits
 from slick.errors import DataError
 from slick.questions.rows import read_rows
 from slick.questions.sources import open_source
@@ -164,8 +164,8 @@ def test_members_that_must_not_be_unpacked(tmp_path, monkeypatch):
     data[start + 8] |= 1  # the flag 'encrypted' of the first member
     path.write_bytes(data)
     assert "it is encrypted, wanted plain" in error_of(path)
-    monkeypatch.setattr(slick.questions.sources, "MAX_MEMBER_BYTES", 10)
-    assert "at most 10 bytes a member" in error_of(write_zip(tmp_path / "b.zip"))
+    monkeypatch.setattr(limits, "MAX_MEMBER_BYTES", 10)
+    assert "P19.dev.json has 117 bytes, at most 10 are read; if you trust" in error_of(write_zip(tmp_path / "b.zip"))
 
 
 def test_two_datasets_in_one_zip_are_refused(tmp_path):
@@ -182,7 +182,7 @@ def test_two_datasets_in_one_zip_are_refused(tmp_path):
         (b'{"question": 1}', "holds a JSON object; wanted a JSON list"),
         (b"3", "holds a JSON number"),
         (b"  ", "dev/P19.dev.json is empty (2 bytes)"),
-        (b"[" * 100_000, "nests lists too deeply"),
+        (b"[" * 100_000, "row 1: found JSON nested too deeply, wanted at most 100 lists"),
         (
             '[{"question": "Où?", "answers": ["là"]}]'.encode("latin-1"),
             "byte 0xf9 at offset 16 (line 1); convert it, for example with `iconv -f WINDOWS-1252",

@@ -1,0 +1,140 @@
+"""A zip that a user brings: members are read one at a time, in blocks, and never beyond what the zip says they hold."""
+
+import io
+import struct
+import zipfile
+import zlib
+from types import TracebackType
+from typing import Any, BinaryIO, Self, cast
+
+import pyarrow as pa
+
+from slick import limits
+from slick.errors import DataError
+from slick.user_files import too_large
+
+_BLOCK = 1 << 16
+_METHODS = {9: "Deflate64", zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA", 93: "Zstandard", 95: "XZ"}
+_MEND = "fetch the zip again, or unpack it and name the folder"
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError, ValueError, pa.ArrowException)
+
+
+class Archive:
+    """A zip, open for reading."""
+
+    def __init__(self, stream: BinaryIO, location: str) -> None:
+        """Read the list of members.
+
+        Args:
+            stream: the zip; closed by whoever opened it.
+            location: its name, for messages.
+
+        Raises:
+            DataError: it is no whole zip, or has more members than are read.
+        """
+        self._location = location
+        self._num_bytes = stream.seek(0, io.SEEK_END)
+        try:
+            self._zip = zipfile.ZipFile(stream)
+        except (*_DAMAGE, NotImplementedError) as error:
+            raise DataError(
+                f"{location} is not a whole zip file: {error} ({self._num_bytes:,} bytes found); fetch it again, or "
+                "unpack it with a repair tool and name the folder"
+            ) from error
+        if len(self._zip.filelist) > limits.MAX_FILES:
+            raise DataError(
+                f"{location} holds {len(self._zip.filelist):,} members, at most {limits.MAX_FILES:,} are read; join "
+                "the files into fewer"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._zip.close()
+
+    def names(self) -> list[str]:
+        """The paths of all members."""
+        return self._zip.namelist()
+
+    def size(self, path: str) -> int:
+        """Bytes that a member unpacks to, as the zip says; reading it fails if that is not so."""
+        return self._zip.getinfo(path).file_size
+
+    def check(self, paths: list[str]) -> None:
+        """Raise DataError if these members together would unpack to more than is read."""
+        sizes = {path: self.size(path) for path in paths}
+        largest, total = max(sizes, key=lambda path: sizes[path]), sum(sizes.values())
+        if sizes[largest] > limits.MAX_MEMBER_BYTES:
+            raise self._too_large(largest, limits.MAX_MEMBER_BYTES)
+        limit = min(
+            max(limits.FREE_UNPACKED_BYTES, limits.MAX_UNPACK_RATIO * self._num_bytes), limits.MAX_ARCHIVE_BYTES
+        )
+        if total > limit:
+            raise DataError(
+                f"{self._location} has {self._num_bytes:,} bytes and would unpack to {total:,}, at most {limit:,} are "
+                f"read ({limits.MAX_UNPACK_RATIO} times its bytes, and {limits.MAX_ARCHIVE_BYTES:,}), the largest "
+                f"member is {largest}; if you trust it, unpack it yourself and name the folder"
+            )
+
+    def open(self, path: str, limit: int) -> BinaryIO:
+        """A member, open at its beginning; what is wrong with it is a DataError when it is read.
+
+        Args:
+            path: of the member.
+            limit: the most bytes that it may have.
+
+        Raises:
+            DataError: it has more, or is packed in a way that is not read.
+        """
+        info = self._zip.getinfo(path)
+        where = f"{self._location}, member {info.filename}"
+        if info.file_size > limit:
+            raise self._too_large(path, limit)
+        if info.flag_bits & 1:
+            raise DataError(f"{where}: it is encrypted, wanted plain; unpack it and name the folder")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # A few bytes of the others unpack to any number in one step, or ask for gigabytes of memory.
+            name = _METHODS.get(info.compress_type, f"method {info.compress_type}")
+            raise DataError(f"{where}: it is packed by {name}, wanted ordinary deflate; pack it again, or {_MEND}")
+        try:
+            stream = self._zip.open(info)
+        except (*_DAMAGE, NotImplementedError) as error:
+            raise _damaged(where, error) from error
+        return cast(BinaryIO, io.BufferedReader(_Member(stream, where, info.file_size), _BLOCK))
+
+    def _too_large(self, path: str, limit: int) -> DataError:
+        mend = "if you trust it, unpack it yourself and name the folder"
+        return too_large(f"{self._location}, member {path}", self.size(path), limit, mend)
+
+
+class _Member(io.RawIOBase):
+    """Unpacks a member in blocks, so that one that says less than it holds takes no memory, and names it in errors."""
+
+    def __init__(self, stream: Any, where: str, size: int) -> None:
+        super().__init__()
+        self._stream, self._where, self._left = stream, where, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(min(len(buffer), _BLOCK))
+        except _DAMAGE as error:
+            raise _damaged(self._where, error) from error
+        if not data and self._left:
+            raise _damaged(self._where, EOFError())
+        buffer[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    return DataError(f"{where}: it is damaged ({str(error) or 'it ends too early'}); {_MEND}")
