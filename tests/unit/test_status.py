@@ -30,7 +30,8 @@ RUNS = [
     for seed, settings in ((0, ()), (1, ()), (1, (("lora_rank", 8),)), (2, ()))
 ]
 DONE, HALF, BROKEN, LAST = (run.run_id for run in RUNS)
-NOW = datetime.now(UTC).isoformat(timespec="seconds")
+NOW = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
+"""In the future: a driver silent for minutes counts as gone, and a busy machine may take that long to get here."""
 
 
 def finish(folder: Folder) -> None:
