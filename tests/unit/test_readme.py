@@ -1,39 +1,93 @@
-"""README is true: its commands parse, its tree names every file, it is short."""
+"""README and docs are true: commands parse, links and pictures exist, findings and columns match the code."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs import presets
 from jobs.cli import STEPS
 from jobs.door import parse_config, parse_out, parse_preset
 from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
+from slick.analysis.findings.judge import judges
+from slick.analysis.findings.paper import findings
 from slick.annotation import RescoreConfig
+from slick.annotation.generations import GENERATION_SCHEMA, GOLD_SCHEMA
+from slick.annotation.knowledge import KNOWLEDGE_SCHEMA
+from slick.annotation.p_true import P_TRUE_SCHEMA
+from slick.annotation.set_aside import SET_ASIDE_SCHEMA
+from slick.questions import QUESTION_SCHEMA
+from slick.study import Manifest
+from slick.variants import VARIANT_SCHEMA
+from slick.world.facts import PLANTED_SCHEMA
+from tuning.points import POINTS_SCHEMA
+from tuning.records import EPOCHS_SCHEMA, LOST_SCHEMA, PREDICTIONS_SCHEMA, ROWS_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"^ {4}(slick [a-z].*?)(?: {2,}#.*)?$", README, re.MULTILINE)))
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+SCHEMAS = {
+    "questions/": [QUESTION_SCHEMA],
+    "annotate/": [GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA, SET_ASIDE_SCHEMA, KNOWLEDGE_SCHEMA],
+    "variants/": [VARIANT_SCHEMA],
+    "runs/RUN_ID/": [EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, ROWS_SCHEMA, LOST_SCHEMA],
+    "sweep/": [POINTS_SCHEMA],
+    "world/": [PLANTED_SCHEMA],
+}
 
 
-def test_it_is_short_and_holds_the_two_commands() -> None:
-    assert len(README.splitlines()) <= 200
-    assert "make demo" in README
-    assert "make test" in README
+def commands(text: str) -> list[str]:
+    """The `slick` commands in code blocks, without their comments and optional parts; continued lines are joined."""
+    joined = re.sub(r" *\\\n *", " ", text)
+    lines = re.findall(r"^(?: {4})?(slick [a-z].*?)(?: {2,}#.*)?$", joined, re.MULTILINE)
+    return sorted({re.sub(r" \[.*?\]$", "", line) for line in lines})
+
+
+COMMANDS = [(page.name, command) for page in PAGES for command in commands(page.read_text())]
+
+
+def section(page: str, heading: str) -> str:
+    text = (ROOT / "docs" / page).read_text()
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/{page} has no section {heading}"
+    return found[1]
+
+
+def test_readme_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 110] == []
+
+
+def test_readme_has_the_two_commands() -> None:
+    assert "    make demo" in README
+    assert "    make test" in README
+
+
+def test_readme_is_in_order() -> None:
+    headings = [
+        *("Quick start", "Your own data", "Reproduce the paper", "On a cluster", "From Python", "How it works"),
+        *("Results", "Performance", "Limits", "Documentation, citation, license"),
+    ]
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE) == headings
+    assert README.index("![") < README.index("## ")
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(COMMANDS) >= 3
+    pages = {name for name, _ in COMMANDS}
+    assert {"README.md", "cluster.md", "benchmarks.md"} <= pages
+    assert len(COMMANDS) >= 20
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_parses(command: str) -> None:
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_each_command_parses(page: str, command: str) -> None:
     step, *words = shlex.split(command)[1:]
     assert step in STEPS
     if step == "submit":
-        assert parse_submission([word.replace("dataset.zip", "s3://bucket/dataset.zip") for word in words])
+        parse_submission([word.replace("dataset.zip", "s3://bucket/dataset.zip") for word in words])
         return
     if step == "jobs":
         assert words[0] == "--address"
@@ -57,27 +111,94 @@ def test_each_command_parses(command: str) -> None:
     parse_config(preset(), [word for word in words if word != "--dry-run"], step)
 
 
-def test_the_tree_names_every_file() -> None:
-    tree = README[README.index("## The house") : README.index("## Words")]
-    rooms = dict(
-        zip(
-            ("slick", "tuning", "jobs"),
-            re.split(r"^(?:slick|tuning|jobs)/  ", tree, flags=re.MULTILINE)[1:],
-            strict=True,
-        )
-    )
-    for root, text in rooms.items():
-        for path in (ROOT / root).rglob("*.py"):
-            if path.name != "__init__.py":
-                assert re.search(
-                    rf"[ /]{re.escape(path.name)}(?=[ ,:])|[ /]{re.escape(path.name)}$", text, re.MULTILINE
-                ), path
-        for named in re.findall(r"^  (\S+\.py) ", text, re.MULTILINE):
-            assert (ROOT / root / named).exists(), f"README names {root}/{named}, which is not there"
+@pytest.mark.parametrize("command", ["slick finetune lora --variants x", "slick study paper --quest x"])
+def test_a_command_that_does_not_parse_is_found(command: str) -> None:
+    (found,) = commands(f"    {command}  # comment\n")
+    with pytest.raises(Exception, match="--"):
+        test_each_command_parses("x", found)
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors that GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "tests" / "benchmarks" / "README.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
 
 
 def test_pictures_are_there() -> None:
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert pictures
-    for picture in pictures:
-        assert (ROOT / picture).stat().st_size > 1000
+    pictures = [(page, name) for page in PAGES for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())]
+    assert any(page.name == "README.md" for page, _ in pictures)
+    for page, name in pictures:
+        assert (page.parent / name).stat().st_size > 1000
+
+
+def test_every_page_of_docs_is_linked_from_readme() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in README
+
+
+def test_findings_are_those_of_the_code() -> None:
+    rows = {}
+    for line in (ROOT / "docs" / "findings.md").read_text().splitlines():
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if cells and re.fullmatch(r"E\d+", cells[0]):
+            rows[cells[0]] = cells[1:]
+    assert sorted(rows) == sorted(findings()) == sorted(judges())
+    assert len(rows) == 25
+    for name, finding in findings().items():
+        claim, paper, rule, link = rows[name]
+        assert claim == finding.claim
+        values = finding.paper if isinstance(finding.paper, list) else [finding.paper]
+        assert paper.removesuffix(" points") == ", ".join(map(str, values))
+        assert rule.endswith(".")
+        code = ROOT / "docs" / re.findall(r"\(([^)]+)\)", link)[0]
+        assert f"def {name.lower()}(" in code.read_text(), f"{name} is not in {code.name}"
+
+
+@pytest.mark.parametrize("heading", SCHEMAS)
+def test_every_column_of_a_study_is_documented(heading: str) -> None:
+    text = section("study-folder.md", heading)
+    for schema in SCHEMAS[heading]:
+        for column in schema.names:
+            split = column.partition("_")[0]
+            named = "SPLIT_CATEGORY" if split in ("train", "dev", "test", "ood") else column
+            assert re.search(rf"\b{re.escape(named)}\b", text), column
+
+
+def test_every_key_of_a_manifest_is_documented() -> None:
+    text = section("study-folder.md", "Manifests and locks")
+    for key in Manifest.__dataclass_fields__:
+        assert f"| {key} |" in text
+
+
+def test_every_package_is_described() -> None:
+    text = section("architecture.md", "Packages")
+    packages = [*(ROOT / "slick").glob("*/__init__.py"), ROOT / "slick/x", ROOT / "tuning/x", ROOT / "jobs/x"]
+    for package in packages:
+        assert f"**{package.parent.relative_to(ROOT).as_posix()}/**" in text
+
+
+def test_paths_in_the_architecture_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"`((?:slick|tuning|jobs|tests)/[\w/.]+)`", text))
+    assert paths
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_continuous_integration_runs_the_script() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    assert (ROOT / ".ci/run").stat().st_mode & 0o100
