@@ -4,7 +4,6 @@ slick status --out studies/demo
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from jobs.door import asks_help, parse_out, run_main
 from jobs.flags import Parser
@@ -12,13 +11,14 @@ from slick.analysis.audit_sheet import read_sheet
 from slick.errors import DataError, StudyError
 from slick.experiments import EXPERIMENTS, trained_by
 from slick.locks import owners
+from slick.manifest_fields import StudySettings
 from slick.progress import duration
 from slick.report.asked import asked_of
 from slick.report.sheets import SHEET
 from slick.storage import Folder
-from slick.study import STARTED, read_manifest
+from slick.study import STARTED, read_manifest, read_started, read_study_settings
 from slick.variants import stored_settings
-from tuning.standing import PLANNED, Standing, headline, read_live, read_planned, read_standings, table
+from tuning.standing import PLANNED, PlannedRun, Standing, headline, read_live, read_planned, read_standings, table
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep", "report")
 P_TRUE = "P(True)"
@@ -83,20 +83,18 @@ def describe_p_true(study: Folder) -> str:
 
 def _wants_p_true(study: Folder) -> bool:
     """Whether the study, or the annotation that was begun, asks for it."""
-    started = study.child("annotate")
-    begun = started.read_json(STARTED)["settings"] if started.exists(STARTED) else {}
-    return bool(_settings(study).get("annotate", {}).get("p_true") or begun.get("p_true"))
+    started = read_started(study.child("annotate"))
+    return _settings(study).annotate.p_true or bool(started and started.settings.get("p_true"))
 
 
-def _settings(study: Folder) -> dict[str, Any]:
+def _settings(study: Folder) -> StudySettings:
     """Of `slick study`; empty where the steps are run one by one."""
-    found: dict[str, Any] = study.read_json("study.json")["settings"] if study.exists("study.json") else {}
-    return found
+    return read_study_settings(study) or StudySettings()
 
 
 def _why_not(study: Folder, step: str) -> str:
     """What is not begun because the study does without."""
-    asked, model = asked_of(study), _settings(study).get("model")
+    asked, model = asked_of(study), _settings(study).model
     if step == "world" and model:
         return f": the model is {model}"
     if step in ("variants", "sweep") and asked and not any(EXPERIMENTS[name].needs for name in _known(asked)):
@@ -115,7 +113,7 @@ def experiments_left(study: Folder) -> Iterator[str]:
     What the settings cannot give, and the forecast of the study has left out, is not waited for.
     """
     settings = _settings(study)
-    asked, config = asked_of(study), stored_settings(settings.get("variants", {}))
+    asked, config = asked_of(study), stored_settings(settings.variants)
     if not asked or config is None or read_manifest(study.child("annotate")) is None:
         return  # before the labels are there, all of them are left
     runs = {row.run_id: row for row in (*_settled(study), *standings(study))}
@@ -125,7 +123,7 @@ def experiments_left(study: Folder) -> Iterator[str]:
         wanted = trained_by([name], config) if experiment.needs else ()
         states = [row.state for row in runs.values() if row.variant in wanted]
         lacks = []
-        if experiment.p_true and settings["annotate"].get("p_true") and not p_true_done:
+        if experiment.p_true and settings.annotate.p_true and not p_true_done:
             lacks.append(P_TRUE)
         if states.count("done") < len(states):
             lacks.append(f"{len(states) - states.count('done')} of {len(states)} trainings")
@@ -199,11 +197,11 @@ def standings(study: Folder) -> list[Standing]:
 
 def _settled(study: Folder) -> list[Standing]:
     """The trainings that the study's settings name, at the sweep's own settings."""
-    grid = _settings(study).get("sweep", {}).get("grid", {"variants": (), "seeds": ()})
+    grid = _settings(study).sweep.grid
     planned = {
-        f"{variant}-seed{seed}": {"variant": variant, "seed": seed, "settings": "", "epochs": max(grid["epochs"])}
-        for variant in grid["variants"]
-        for seed in grid["seeds"]
+        f"{variant}-seed{seed}": PlannedRun(variant=variant, seed=seed, epochs=max(grid.epochs, default=0))
+        for variant in grid.variants
+        for seed in grid.seeds
     }
     return read_standings(study, planned, read_live(study.child("sweep")))
 

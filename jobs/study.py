@@ -21,7 +21,8 @@ from slick.errors import SettingsError
 from slick.experiments import EXPERIMENTS, parse_names
 from slick.progress import duration
 from slick.storage import Folder
-from slick.study import Manifest, plain_settings, versions
+from slick.study import STUDY as STUDY_FILE
+from slick.study import Manifest, plain_settings, read_study_settings, versions
 from slick.variants import with_drawn
 
 
@@ -97,20 +98,19 @@ def run_study(study: Folder, config: StudyConfig) -> None:
     for number, (name, run) in enumerate(steps, 1):
         step_began = time.monotonic()
         print(f"[{number}/{len(steps)}] {name}", flush=True)
-        manifest = run(study)
+        run(study)
         seconds = time.monotonic() - step_began
         print(f"[{number}/{len(steps)}] {name}: done in {duration(seconds)}\n", flush=True)
         if number == 1:  # not before a step has agreed that the folder is of these settings
             asked = replace(config, experiments=_ever_asked(study, config), variants=with_drawn(study, config.variants))
-            study.write_json("study.json", {"settings": plain_settings(asked), "versions": versions()})
-        assert manifest.step == name, f"{name} returned the manifest of {manifest.step}"
+            study.write_json(STUDY_FILE, {"settings": plain_settings(asked), "versions": versions()})
     print(f"The study took {duration(time.monotonic() - began)}. Report: {study.child('report')}/index.html")
 
 
 def _ever_asked(study: Folder, config: StudyConfig) -> tuple[str, ...]:
     """The experiments asked for now and before: what is asked of a folder adds up."""
-    before = study.read_json("study.json")["settings"].get("experiments", []) if study.exists("study.json") else []
-    return parse_names([*before, *config.experiments])
+    before = read_study_settings(study)
+    return parse_names([*(before.experiments if before else ()), *config.experiments])
 
 
 def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]]:

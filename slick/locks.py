@@ -23,6 +23,7 @@ from typing import Any
 
 from slick.errors import StudyError
 from slick.storage import Folder
+from slick.stored_files import MismatchError, convert
 
 LOCKS = ".locks"
 """The folder of locks inside a study."""
@@ -282,8 +283,9 @@ def _read(place: Folder, file: str) -> Owner | None:
             raise
         value = None
     try:
-        return Owner(**value)
-    except TypeError:
+        owner: Owner = convert(value, Owner, exact=True)
+        return owner
+    except MismatchError:
         return Owner(step="unknown step", host="unknown host", pid=0, since="unknown time", token=f"unreadable {file}")
 
 

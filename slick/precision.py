@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from slick.errors import SettingsError, StudyError
 from slick.storage import Folder
-from slick.study import MANIFEST, STARTED
+from slick.study import read_manifest, read_started
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TrainDtype = Literal["auto", "float32", "bfloat16"]
@@ -95,11 +95,11 @@ def stored_dtype(folders: Sequence[Folder]) -> Stored:
     found: dict[str, Folder] = {}
     num_finished = 0
     for folder in folders:
-        is_finished = folder.exists(MANIFEST)
-        num_finished += is_finished
-        if is_finished or folder.exists(STARTED):
-            settings = folder.read_json(MANIFEST if is_finished else STARTED).get("settings", {})
-            found.setdefault(settings.get("dtype") or "", folder)
+        manifest = read_manifest(folder)
+        num_finished += manifest is not None
+        record = manifest or read_started(folder)
+        if record is not None:
+            found.setdefault(record.settings.get("dtype") or "", folder)
     found.pop("", None)
     if len(found) > 1:
         held = " and ".join(f"{dtype} ({folder})" for dtype, folder in found.items())

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from slick.errors import SlickError, StudyError
+from slick.strict_json import parse_json
 from slick.uris import check_uri
 
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -241,7 +242,8 @@ class Folder:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file whole: a reader sees the old content or the new, never a part."""
-        assert "/" not in name, f"{name}: a file is named inside its own folder"
+        if "/" in name:
+            raise StudyError(f"{self}/{name} cannot be written: {name} is not the name of a file inside that folder")
         self.make()
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "written"):
@@ -260,49 +262,61 @@ class Folder:
                 Path(part).unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file.
+        """The content of a JSON file: UTF-8, names once an object, finite numbers; see `slick.strict_json`.
 
         Raises:
-            StudyError: it is not there, or is not JSON.
+            StudyError: it is not there, or is not such JSON.
         """
+        data = self.read_bytes(name)
         try:
-            return json.loads(self.read_bytes(name))
+            return parse_json(data)
         except ValueError as error:
-            raise StudyError(f"{self}/{name} is not JSON ({error}); delete it and run the step again") from error
+            reason = str(error).splitlines()[0][:300]
+            raise StudyError(f"{self}/{name} is not JSON ({reason}); delete it and run the step again") from error
 
     def write_json(self, name: str, value: object) -> None:
         """Write JSON for people to read: indented, keys in the order given, no NaN."""
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """One Parquet file as a table.
+    def read_table(self, name: str, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()) -> pa.Table:
+        """One Parquet file as a table, as it is; `slick.stored_files.read_checked` also checks what it holds.
+
+        Args:
+            name: of the file.
+            columns: that are wanted; None: all.
+            optional: further columns, read where the file has them.
 
         Raises:
-            StudyError: it is not there, or is not a whole Parquet file.
+            StudyError: it is not there, is not a whole Parquet file, or lacks a column.
         """
         data = self.read_bytes(name)
         try:
-            # Threads of Arrow's that still let go of columns when a short program ends abort it now and then.
-            table = pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
-        except pa.ArrowInvalid as error:
-            if "No match for FieldRef" in str(error):
+            schema = pq.ParquetFile(pa.BufferReader(data)).schema_arrow
+            if names := pickled_columns(schema):
                 raise StudyError(
-                    f"{self}/{name} lacks a column: wanted {columns}; it was written by another version of this "
-                    "program, or is not what its name says"
-                ) from error
+                    f"{self}/{name} has columns of a type that can hold pickles, which run code when they are read: "
+                    f"{names}; delete that file and run the step that writes it again"
+                )
+            if columns is not None:
+                self._check_columns(name, columns, schema.names)
+                columns = [*columns, *(column for column in optional if column in schema.names)]
+            # Threads of Arrow's that still let go of columns when a short program ends abort it now and then.
+            return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:  # OSError: a page that does not decompress
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise StudyError(
-                f"{self}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
+                f"{self}/{name} is not a whole Parquet file ({reason}); delete it and run the step again"
             ) from error
-        except OSError as error:  # a page that does not decompress
+
+    def _check_columns(self, name: str, wanted: Sequence[str], found: Sequence[str]) -> None:
+        missing = [column for column in wanted if found.count(column) != 1]
+        if missing:
+            twice = "has twice" if missing[0] in found else "lacks"
             raise StudyError(
-                f"{self}/{name} is not a whole Parquet file ({error}); delete it and run the step again"
-            ) from error
-        if names := pickled_columns(table.schema):
-            raise StudyError(
-                f"{self}/{name} has columns of a type that can hold pickles, which run code when they are read: "
-                f"{names}; delete that file and run the step that writes it again"
+                f"{self}/{name} {twice} a column: {', '.join(missing)}; wanted {', '.join(wanted)}, found "
+                f"{', '.join(found)[:300] or 'none'}; it was changed, or written by another version of this program: "
+                "restore it, or delete it and run the step again"
             )
-        return table
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """One Parquet file, zstd compressed."""

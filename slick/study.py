@@ -15,11 +15,17 @@ from typing import Any, Literal
 
 from slick.errors import StudyError
 from slick.locks import confirm_locks
+from slick.manifest_fields import StoredSettings, StudyRecord, StudySettings, counts_type
 from slick.settings import COMPARED, counted, identity_of
 from slick.storage import Folder
+from slick.stored_files import MismatchError, convert, read_record, shown
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
+STUDY = "study.json"
+
+FOLDERS = ("world", "questions", "annotate", "variants", "sweep", "report")
+"""Of the steps that have one folder in a study, named like the step."""
 
 Step = Literal["world", "questions", "annotate", "variants", "finetune", "sweep", "report"]
 
@@ -37,7 +43,8 @@ def fingerprint(*parts: object) -> str:
 def plain_settings(settings: object) -> dict[str, Any]:
     """The settings dataclass as JSON values, for manifests."""
     value = _plain(settings)
-    assert isinstance(value, dict)
+    if not isinstance(value, dict):
+        raise TypeError(f"settings are a dataclass or a dictionary, got {type(settings).__name__}")
     return value
 
 
@@ -71,19 +78,87 @@ class Manifest:
     """The settings, and whatever else the step has stated, by which two studies may differ in their results; None in
     manifests of versions that did not write it."""
 
+    def count(self, name: str) -> Any:
+        """One of the counts that the step must have written.
+
+        Raises:
+            StudyError: it has not.
+        """
+        return self._entry("counts", self.counts, name)
+
+    def input(self, name: str) -> str:
+        """The fingerprint of an input that the step must have had.
+
+        Raises:
+            StudyError: the manifest does not state it.
+        """
+        return str(self._entry("inputs", self.inputs, name))
+
+    def _entry(self, kind: str, values: Mapping[str, Any], name: str) -> Any:
+        if name not in values:
+            raise StudyError(
+                f"the {MANIFEST} of step {self.step} with fingerprint {self.fingerprint} has no {name} among its "
+                f"{kind}; {_CHANGED_MANIFEST}"
+            )
+        return values[name]
+
 
 def read_manifest(folder: Folder) -> Manifest | None:
     """The manifest of a finished step; None when the step is not finished."""
     if not folder.exists(MANIFEST):
         return None
-    value = folder.read_json(MANIFEST)
+    manifest = read_record(folder, MANIFEST, Manifest, _CHANGED_MANIFEST, exact=True)
     try:
-        return Manifest(**value)
-    except TypeError as error:
-        raise StudyError(
-            f"{folder}/{MANIFEST} was written by another version of this program ({error}); "
-            "delete that folder and run the step again"
-        ) from error
+        if folder.name in FOLDERS and manifest.step != folder.name:
+            raise MismatchError(f"step is {shown(manifest.step)}, wanted {folder.name}")
+        convert(manifest.settings, StoredSettings, "settings")
+        convert(manifest.counts, counts_type(folder), "counts")
+    except MismatchError as error:
+        raise StudyError(f"{folder}/{MANIFEST}: {error}; {_CHANGED_MANIFEST}") from error
+    return manifest
+
+
+_CHANGED_MANIFEST = (
+    "it was changed, or was written by another version of this program: restore it, or delete that folder and run the "
+    "step again"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """What a step leaves behind when it begins, as `started.json`."""
+
+    fingerprint: str = "not stated"
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_started(folder: Folder) -> Started | None:
+    """With what a step began; None if it has not.
+
+    Raises:
+        StudyError: the file is not as `begin` writes it.
+    """
+    if not folder.exists(STARTED):
+        return None
+    remedy = "it was changed: restore it, or delete that folder and run the step again"
+    started = read_record(folder, STARTED, Started, remedy)
+    try:
+        convert(started.settings, StoredSettings, "settings")
+    except MismatchError as error:
+        raise StudyError(f"{folder}/{STARTED}: {error}; {remedy}") from error
+    return started
+
+
+def read_study_settings(study: Folder) -> StudySettings | None:
+    """The settings that `slick study` was given in this folder; None where the steps were run one by one.
+
+    Raises:
+        StudyError: study.json is not as `slick study` writes it.
+    """
+    if not study.exists(STUDY):
+        return None
+    remedy = "it was changed: restore it, or delete it and run `slick study` again, which writes it anew"
+    return read_record(study, STUDY, StudyRecord, remedy).settings
 
 
 def require(folder: Folder, step: str) -> Manifest:
@@ -113,10 +188,8 @@ def needs_work(folder: Folder, step: str, identity: str, settings: object) -> bo
         StudyError: the folder was written with other inputs or settings.
     """
     manifest = read_manifest(folder)
-    previous, before = (manifest.fingerprint, manifest.settings) if manifest else (None, {})
-    if previous is None and folder.exists(STARTED):
-        started = folder.read_json(STARTED)
-        previous, before = started.get("fingerprint", "not stated"), started.get("settings", {})
+    record = manifest or read_started(folder)
+    previous, before = (record.fingerprint, record.settings) if record else (None, {})
     if previous is not None and previous != identity:
         raise StudyError(
             f"{folder.uri} was written with other inputs or settings: its fingerprint is {previous}, this {step} "

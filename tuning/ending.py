@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from slick.errors import StudyError
 from slick.precision import runtime_counts
 from slick.storage import Folder
 from slick.study import Manifest, finish
+from slick.study_files import read_predictions
 from slick.types import ALL
-from tuning.epochs import accuracies_of
+from tuning.epochs import Accuracies, stored_accuracies
 from tuning.fitting import count_set_aside
 from tuning.records import lost_table, predictions_name, rows_table
 from tuning.runs import RunPlan, read_runtimes, run_folder
@@ -23,14 +25,14 @@ def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -
         StudyError: an epoch is missing.
     """
     folder = run_folder(study, plan.run_id)
-    epochs = accuracies_of(folder.read_table("epochs.parquet").to_pylist())
+    epochs = stored_accuracies(folder)
     dev = [epoch[f"dev_{ALL}"] for epoch in epochs]
     best = dev.index(max(dev))
-    tables = [folder.child("predictions").read_table(predictions_name(epoch)) for epoch in range(1, len(epochs) + 1)]
+    tables = [read_predictions(folder, predictions_name(epoch)) for epoch in range(1, len(epochs) + 1)]
     counts |= runtime_counts(read_runtimes(folder))
     folder.write_table("rows.parquet", rows_table(tables))
     folder.write_table("right_to_wrong.parquet", lost_table(tables[best], tables[-1]))
-    train = epochs[-1][f"train_{ALL}"]
+    train = _trained(folder, epochs[-1])
     splits = tables[-1]["split"].to_pylist()
     found = {
         "epochs": len(epochs),
@@ -51,3 +53,12 @@ def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -
         counts=found | counts,
         started_at=started_at,
     )
+
+
+def _trained(run: Folder, epoch: Accuracies) -> float:
+    """Share of the training rows that are right after an epoch."""
+    if f"train_{ALL}" not in epoch:
+        raise StudyError(
+            f"{run}/epochs.parquet has no row of all training rows in its last epoch; delete {run} and train it again"
+        )
+    return epoch[f"train_{ALL}"]

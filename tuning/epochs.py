@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slick.errors import StudyError
+from slick.storage import Folder
+from slick.study_files import read_epochs
 from slick.types import ALL, Category
 from tuning.curves import Curve
 from tuning.policies import parse_policy
@@ -12,17 +14,40 @@ Accuracies = dict[str, float]
 """Of one epoch: `split_category` to a share in [0, 1]; only where there are rows."""
 
 
+def stored_accuracies(run: Folder) -> list[Accuracies]:
+    """One mapping an epoch, from the `epochs.parquet` of a run.
+
+    Raises:
+        StudyError: it is not there, is not as a training writes it, or lacks an epoch or the dev questions of one.
+    """
+    try:
+        return accuracies_of(read_epochs(run).to_pylist())
+    except _EpochsError as error:
+        raise StudyError(f"{run}/epochs.parquet {error}; restore it, or delete {run} and train it again") from error
+
+
+def stored_curve(run: Folder) -> Curve:
+    """The curve of a run's `epochs.parquet`; see `stored_accuracies`."""
+    return curve_from(stored_accuracies(run))
+
+
+class _EpochsError(StudyError):
+    """What is wrong with the epochs, without the file."""
+
+
 def accuracies_of(rows: Iterable[Mapping[str, Any]]) -> list[Accuracies]:
     """One mapping an epoch, from the rows of an `epochs.parquet`.
 
     Raises:
-        StudyError: an epoch is missing.
+        StudyError: an epoch, or the dev questions of one, are missing.
     """
     by_epoch: dict[int, Accuracies] = {}
     for row in rows:
         by_epoch.setdefault(row["epoch"], {})[f"{row['split']}_{row['category']}"] = row["num_correct"] / row["num"]
     if sorted(by_epoch) != list(range(1, len(by_epoch) + 1)):
-        raise StudyError(f"has epochs {sorted(by_epoch)}, wanted all from 1; delete that run and train it again")
+        raise _EpochsError(f"has epochs {sorted(by_epoch)[:20]}, wanted all from 1")
+    if lacking := [epoch for epoch, found in by_epoch.items() if f"dev_{ALL}" not in found]:
+        raise _EpochsError(f"has no row of all dev questions in epoch {lacking[0]}")
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 

@@ -13,6 +13,7 @@ from slick.locks import exclusive
 from slick.models import print_ignored
 from slick.precision import AUTO, NOTHING_STORED, Device, choose_dtype, stored_dtype
 from slick.storage import Folder, file_errors
+from slick.stored_files import read_record
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
 from tuning.fitting import SET_ASIDE, check_rows
@@ -197,7 +198,7 @@ def run_group(
             raise
         raise mendable from None  # as its own cause it would have Ray walk round in it
     if said.exists(_REFUSAL):
-        raise SlickError(said.read_json(_REFUSAL)["message"])
+        raise SlickError(read_record(said, _REFUSAL, dict[str, str], "give the same command again").get("message", ""))
     return dict(result.metrics or {})
 
 

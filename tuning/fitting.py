@@ -10,6 +10,7 @@ import pyarrow as pa
 from slick.annotation.set_aside import SPECIAL_TOKENS, TOO_LONG
 from slick.errors import DataError
 from slick.storage import Folder
+from slick.study_files import RUN_SET_ASIDE_SCHEMA, read_run_set_aside
 from tuning.config import TrainConfig
 from tuning.evaluate import encode_rows
 from tuning.examples import Example
@@ -19,16 +20,6 @@ from tuning.runs import RunPlan
 SET_ASIDE: Final = "set_aside.parquet"
 """In a run's folder; only where there are such rows."""
 
-SET_ASIDE_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("question_id", "split", "reason")),
-        ("num_tokens", pa.int64()),
-        ("limit", pa.int64()),
-    ]
-)
-"""One row a row that is neither trained on nor evaluated. `num_tokens`: of the prompt and the longer of its target and
-the longest answer. `limit`: tokens of the model's context."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittingRows:
@@ -37,7 +28,7 @@ class FittingRows:
     rows: list[Row]
     examples: list[Example]
     set_aside: pa.Table
-    """As `SET_ASIDE_SCHEMA`."""
+    """As `RUN_SET_ASIDE_SCHEMA`."""
 
     @property
     def train_examples(self) -> list[Example]:
@@ -72,7 +63,7 @@ def fitting_rows(rows: Sequence[Row], tokenizer: Any, context: int, config: Trai
     return FittingRows(
         rows=kept,
         examples=[example for example, fit in zip(examples, fits, strict=True) if fit],
-        set_aside=pa.Table.from_pylist(long, SET_ASIDE_SCHEMA),
+        set_aside=pa.Table.from_pylist(long, RUN_SET_ASIDE_SCHEMA),
     )
 
 
@@ -122,7 +113,7 @@ def count_set_aside(folder: Folder) -> dict[str, dict[str, int]]:
     """
     counts: dict[str, dict[str, int]] = {}
     if folder.exists(SET_ASIDE):
-        rows = folder.read_table(SET_ASIDE, ["reason", "split"]).to_pylist()
+        rows = read_run_set_aside(folder, SET_ASIDE).to_pylist()
         for (reason, split), num in sorted(Counter((row["reason"], row["split"]) for row in rows).items()):
             counts.setdefault(reason, {})[split] = num
     return counts

@@ -1,37 +1,20 @@
 """points.parquet: every cell of the grid, read off the stored epochs of its trajectory. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import require
-from slick.types import ALL, Category
+from slick.study_files import POINTS_SCHEMA
 from tuning.axes import Settings
 from tuning.config import TrainConfig
-from tuning.epochs import Accuracies, accuracies_of, curve_from
+from tuning.epochs import Accuracies, curve_from, stored_accuracies
 from tuning.grid import GridConfig, points
 from tuning.policies import apply_policy
-from tuning.rows import SPLITS
 from tuning.runs import run_folder
-
-_CATEGORIES = (ALL, *(str(category) for category in Category))
-POINTS_SCHEMA = pa.schema(
-    [
-        ("variant", pa.string()),
-        ("unknown_share", pa.float64()),
-        ("seed", pa.int64()),
-        ("epochs", pa.int32()),
-        ("policy", pa.string()),
-        ("stop_epoch", pa.int32()),
-        ("cost_epochs", pa.int32()),
-        ("run_id", pa.string()),
-        ("settings", pa.string()),
-        *((f"{split}_{category}", pa.float64()) for split in SPLITS for category in _CATEGORIES),
-    ]
-)
-"""The accuracies are shares in [0, 1], null where the split has no rows of the category."""
 
 
 def points_table(
@@ -54,7 +37,7 @@ def points_table(
     rows = []
     for point in points(grid, base, shared=shared, chosen=chosen):
         if point.run_id not in read:
-            read[point.run_id] = _accuracies(study, point.run_id)
+            read[point.run_id] = stored_accuracies(run_folder(study, point.run_id))
         accuracies = read[point.run_id]
         curve = curve_from(accuracies)
         if point.policy.decided(curve, point.epochs) is None:
@@ -63,7 +46,7 @@ def points_table(
         rows.append(
             {
                 "variant": point.variant,
-                "unknown_share": variants[point.variant]["unknown_share"],
+                "unknown_share": _share(study, variants, point.variant),
                 "seed": point.seed,
                 "epochs": point.epochs,
                 "policy": str(point.policy),
@@ -77,9 +60,10 @@ def points_table(
     return pa.Table.from_pylist(rows, schema=POINTS_SCHEMA)
 
 
-def _accuracies(study: Folder, run_id: str) -> list[Accuracies]:
-    folder = run_folder(study, run_id)
-    try:
-        return accuracies_of(folder.read_table("epochs.parquet").to_pylist())
-    except StudyError as error:
-        raise StudyError(f"{folder}/epochs.parquet: {error}") from error
+def _share(study: Folder, variants: Mapping[str, Any], name: str) -> float:
+    if name not in variants:
+        raise StudyError(
+            f"{study}/variants/manifest.json does not name the set {name}, which a training is of; "
+            f"restore it, or delete {study}/variants and run `slick variants` again"
+        )
+    return float(variants[name]["unknown_share"])

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from slick.errors import StudyError
 from slick.progress import duration
 from slick.settings import names_of
 from slick.storage import Folder
+from slick.stored_files import read_record
 from tuning.config import TrainConfig
 from tuning.finetune import ask_cluster, check_plans, run_group, scratch
 from tuning.grid import summary
@@ -114,7 +116,10 @@ def probe(study: Folder, plans: Sequence[RunPlan]) -> dict[CostClass, Pace]:
         found.delete(_FOUND)
         settings = {"study": study, "plans": list(chosen.values()), "found": found}
         run_group(_work, settings, config, gpus_per_worker, storage, "probe")
-        return {each: Pace(**pace) for each, pace in zip(chosen, found.read_json(_FOUND), strict=True)}
+        paces = read_record(found, _FOUND, list[Pace], "give the same command again")
+        if len(paces) != len(chosen):
+            raise StudyError(f"{found}/{_FOUND} has {len(paces)} entries, wanted {len(chosen)}; give the command again")
+        return dict(zip(chosen, paces, strict=True))
 
 
 def _work(settings: dict[str, Any], place: Any) -> None:

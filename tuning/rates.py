@@ -58,7 +58,7 @@ def read_rates(study: Folder) -> Rates:
     config = Folder(model.folder).read_json("config.json") if model.gguf_file is None else {}
     return Rates(
         parameters=shape_of(config, model.name).parameters,
-        answers_a_question=answers / int(counts["questions"]),
+        answers_a_question=answers / int(annotated.count("questions")),
         answers_a_second=answers / seconds,
         trained_a_second=_a_second(timed, "train_rows", "training_seconds"),
         asked_a_second=_a_second(timed, "evaluated_rows", "evaluation_seconds"),
@@ -67,6 +67,6 @@ def read_rates(study: Folder) -> Rates:
 
 def _a_second(runs: list[Manifest], rows: str, seconds: str) -> float | None:
     """Rows that one worker does in a second, over all runs."""
-    done = sum(int(run.counts[rows]) * int(run.counts["epochs_now"]) for run in runs)
-    spent = sum(float(run.counts[seconds]) * int(run.counts["num_workers"]) for run in runs)
+    done = sum(int(run.count(rows)) * int(run.count("epochs_now")) for run in runs)
+    spent = sum(float(run.count(seconds)) * int(run.count("num_workers")) for run in runs)
     return done / spent if done and spent else None

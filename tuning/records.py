@@ -9,48 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from slick.study_files import EPOCHS_SCHEMA, LOST_SCHEMA, PREDICTIONS_SCHEMA, ROWS_SCHEMA
 from slick.types import ALL, Category
 from tuning.rows import SPLITS, Row
-
-EPOCHS_SCHEMA = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("epoch", pa.int32()),
-        ("split", pa.string()),
-        ("category", pa.string()),
-        ("num", pa.int32()),
-        ("num_correct", pa.int32()),
-        ("loss", pa.float64()),
-    ]
-)
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("split", pa.string()),
-        ("category", pa.string()),
-        ("hit", pa.bool_()),
-        ("text", pa.string()),
-        ("loss", pa.float64()),
-    ]
-)
-ROWS_SCHEMA = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("split", pa.string()),
-        ("category", pa.string()),
-        ("first_fit_epoch", pa.int32()),
-        ("num_hits", pa.int32()),
-    ]
-)
-LOST_SCHEMA = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("split", pa.string()),
-        ("category", pa.string()),
-        ("text_before", pa.string()),
-        ("text_after", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from slick.matching import nfc
 from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
 from slick.questions import read_questions
 from slick.storage import Folder
+from slick.study_files import by_question, read_knowledge
 from slick.types import Category
 from slick.variants import read_variant
 
@@ -48,7 +49,7 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[Row]]:
         VariantError: the variant has no rows, or was not drawn from these questions.
     """
     questions = {row["question_id"]: row for row in read_questions(study).to_pylist()}
-    known = study.child("annotate").read_table("knowledge.parquet", ["question_id", "category"]).to_pydict()
+    known = read_knowledge(study, ["question_id", "category"]).to_pydict()
     categories = dict(zip(known["question_id"], known["category"], strict=True))
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for entry in read_variant(study, variant).to_pylist():
@@ -75,11 +76,12 @@ def read_replay(study: Folder, variant: str, num: int, seed: int) -> list[Row]:
     """
     if not num:
         return []
-    questions = {row["question_id"]: row for row in read_questions(study).to_pylist()}
+    asked = read_questions(study)
+    questions = by_question(asked, asked.to_pylist(), f"{study}/questions")
     columns = ["question_id", "domain", "split", "category"]
     known = sorted(
         row["question_id"]
-        for row in study.child("annotate").read_table("knowledge.parquet", columns).to_pylist()
+        for row in read_knowledge(study, columns).to_pylist()
         if (row["domain"], row["split"]) == ("id", "train") and row["category"] != Category.UNKNOWN
     )
     if len(known) < num:

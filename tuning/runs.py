@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import TypedDict
 
 from slick.errors import SettingsError, StudyError, VariantError
 from slick.models import model_fingerprint, resolve_model, study_model
 from slick.precision import AUTO, Runtime
 from slick.storage import Folder, public_name
-from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, read_manifest, require
+from slick.stored_files import read_record
+from slick.study import MANIFEST, Manifest, begin, fingerprint, read_manifest, read_started, require
 from slick.variants import read_variant
 from tuning.config import TrainConfig
-from tuning.epochs import all_decided, curve_of
+from tuning.epochs import all_decided, stored_curve
 from tuning.grid import Trajectory
 from tuning.rows import read_rows
 from tuning.state import SavedState, check_earlier_states, find_states, states_of
@@ -96,7 +98,7 @@ def plan_runs(
         inputs = {
             "variant": content,
             "questions": questions.fingerprint,
-            "knowledge": variants.inputs["knowledge"],
+            "knowledge": variants.input("knowledge"),
             "model": prints[config.model],
         }
         identity = fingerprint(inputs, config.identity())
@@ -128,7 +130,7 @@ def _variant_facts(study: Folder, variant: str) -> tuple[str, int, int]:
 
 
 def _check_model(study: Folder, config: TrainConfig, model: str, found: str, variants: Manifest) -> None:
-    wanted = variants.inputs["model"]
+    wanted = variants.input("model")
     if found != wanted and not config.allow_other_model:
         raise VariantError(
             f"{study}/variants holds what the model with fingerprint {wanted} knows and does not know; {model} has "
@@ -140,8 +142,8 @@ def _check_model(study: Folder, config: TrainConfig, model: str, found: str, var
 def _check_folder(study: Folder, plan: RunPlan) -> None:
     folder = run_folder(study, plan.run_id)
     manifest = read_manifest(folder)
-    started = folder.read_json(STARTED) if folder.exists(STARTED) else {}
-    found = manifest.fingerprint if manifest else started.get("fingerprint", plan.identity)
+    record = manifest or read_started(folder)
+    found = record.fingerprint if record else plan.identity
     if found != plan.identity:
         raise StudyError(
             f"{folder} was written with other inputs or settings: its fingerprint is {found}, this training's is "
@@ -159,9 +161,9 @@ def is_finished(study: Folder, plan: RunPlan, *, may_be_ended: bool = False) -> 
     manifest = read_manifest(folder)
     if manifest is None:
         return False
-    if manifest.counts["epochs"] >= plan.config.epochs or (may_be_ended and manifest.counts.get("ended_by")):
+    if manifest.count("epochs") >= plan.config.epochs or (may_be_ended and manifest.counts.get("ended_by")):
         return True
-    return bool(plan.stops) and all_decided(curve_of(folder.read_table("epochs.parquet").to_pylist()), plan.stops)
+    return bool(plan.stops) and all_decided(stored_curve(folder), plan.stops)
 
 
 def reached(study: Folder, plans: Sequence[RunPlan], group: Folder) -> tuple[int, dict[str, int]]:
@@ -204,10 +206,25 @@ def add_runtime(run: Folder, runtime: Runtime) -> None:
     run.write_json(_RUNTIMES, [*read_runtimes(run), now])
 
 
-def read_runtimes(run: Folder) -> list[dict[str, str]]:
-    """What a training has run on, in order: the fields of `slick.precision.Runtime`, and `at`, the time in UTC."""
-    found: list[dict[str, str]] = run.read_json(_RUNTIMES) if run.exists(_RUNTIMES) else []
-    return found
+class RuntimeRecord(TypedDict):
+    """What a training ran on from one start on: the fields of `slick.precision.Runtime`, and when."""
+
+    at: str
+    """Time in UTC."""
+    device: str
+    dtype: str
+    attention: str
+
+
+def read_runtimes(run: Folder) -> list[RuntimeRecord]:
+    """What a training has run on, in order.
+
+    Raises:
+        StudyError: the file is not as `add_runtime` writes it.
+    """
+    if not run.exists(_RUNTIMES):
+        return []
+    return read_record(run, _RUNTIMES, list[RuntimeRecord], "delete that file and give the same command again")
 
 
 def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: int = 1) -> float:

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from slick.errors import StudyError
 from slick.progress import duration
 from slick.storage import Folder
+from slick.stored_files import read_record, shown
 from slick.study import read_manifest
 from slick.types import ALL
-from tuning.epochs import Accuracies, accuracies_of
+from tuning.epochs import Accuracies, stored_accuracies
 from tuning.grid import Trajectory
 from tuning.runs import run_folder
 
@@ -76,19 +78,43 @@ class Live:
         return (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds() < _SILENT_S
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRun:
+    """One training of the grid."""
+
+    variant: str
+    seed: int
+    settings: str = ""
+    """Those that differ from the sweep's own."""
+    epochs: int
+
+
+_CHANGED = "it was changed: restore it, or delete it; `slick sweep` writes it anew"
+
+
 def write_planned(sweep: Folder, runs: Iterable[Trajectory]) -> None:
     """Note which trainings cover the grid."""
     planned = {
-        run.run_id: {"variant": run.variant, "seed": run.seed, "settings": run.settings_text, "epochs": run.epochs}
+        run.run_id: asdict(
+            PlannedRun(variant=run.variant, seed=run.seed, settings=run.settings_text, epochs=run.epochs)
+        )
         for run in runs
     }
     sweep.write_json(PLANNED, planned)
 
 
-def read_planned(sweep: Folder) -> dict[str, dict[str, Any]]:
-    """The trainings that cover the grid, by run_id; empty before the sweep has begun."""
-    planned: dict[str, Any] = sweep.read_json(PLANNED) if sweep.exists(PLANNED) else {}
-    return planned if all(isinstance(run, dict) for run in planned.values()) else {}  # once it held epochs alone
+def read_planned(sweep: Folder) -> dict[str, PlannedRun]:
+    """The trainings that cover the grid, by run_id; empty before the sweep has begun.
+
+    Raises:
+        StudyError: the file is not as `write_planned` writes it.
+    """
+    if not sweep.exists(PLANNED):
+        return {}
+    planned: dict[str, Any] = read_record(sweep, PLANNED, dict[str, PlannedRun | int], _CHANGED)
+    if any(isinstance(run, int) for run in planned.values()):
+        return {}  # earlier versions noted the epochs alone
+    return planned
 
 
 def write_live(sweep: Folder, live: Live) -> None:
@@ -97,14 +123,23 @@ def write_live(sweep: Folder, live: Live) -> None:
 
 
 def read_live(sweep: Folder) -> Live:
-    """What the driver wrote down last."""
+    """What the driver wrote down last.
+
+    Raises:
+        StudyError: the file is not as `write_live` writes it.
+    """
     if not sweep.exists(LIVE):
         return Live()
-    value = sweep.read_json(LIVE)
-    return Live(**{**value, "running": tuple(value["running"])})
+    live = read_record(sweep, LIVE, Live, _CHANGED)
+    try:
+        if live.at and datetime.fromisoformat(live.at).tzinfo is None:
+            raise ValueError("a time without a time zone")
+    except ValueError as error:
+        raise StudyError(f"{sweep}/{LIVE}: at is {shown(live.at)}, wanted a time in UTC; {_CHANGED}") from error
+    return live
 
 
-def read_standings(study: Folder, planned: Mapping[str, Mapping[str, Any]], live: Live) -> list[Standing]:
+def read_standings(study: Folder, planned: Mapping[str, PlannedRun], live: Live) -> list[Standing]:
     """Every training of a sweep as its folder has it.
 
     Args:
@@ -122,7 +157,7 @@ def read_standings(study: Folder, planned: Mapping[str, Mapping[str, Any]], live
 
 def stored_epochs(run: Folder) -> list[Accuracies]:
     """Accuracies of the epochs that a run has stored."""
-    return accuracies_of(run.read_table("epochs.parquet").to_pylist()) if run.exists("epochs.parquet") else []
+    return stored_accuracies(run) if run.exists("epochs.parquet") else []
 
 
 def state_of(run_id: str, live: Live, has_begun: bool, *, is_done: bool) -> State:
@@ -138,17 +173,17 @@ def state_of(run_id: str, live: Live, has_begun: bool, *, is_done: bool) -> Stat
     return "waiting"
 
 
-def stand(run_id: str, planned: Mapping[str, Any], epochs: Sequence[Accuracies], state: State, live: Live) -> Standing:
+def stand(run_id: str, planned: PlannedRun, epochs: Sequence[Accuracies], state: State, live: Live) -> Standing:
     """The row of a training from its epochs."""
     dev = [epoch[f"dev_{ALL}"] for epoch in epochs]
     best = max(dev, default=None)
     return Standing(
         run_id=run_id,
-        variant=planned["variant"],
-        seed=planned["seed"],
-        settings=planned["settings"],
+        variant=planned.variant,
+        seed=planned.seed,
+        settings=planned.settings,
         epochs=len(epochs),
-        budget=planned["epochs"],
+        budget=planned.epochs,
         state=state,
         tries=1 + live.retries.get(run_id, 0),
         dev_accuracy=dev[-1] if dev else None,

@@ -9,7 +9,7 @@ from slick.errors import SettingsError, SlickError
 from slick.locks import exclusive
 from slick.precision import AUTO, TrainDtype, stored_dtype
 from slick.storage import Folder
-from slick.study import MANIFEST, STARTED, Manifest, begin, fingerprint, finish, require
+from slick.study import Manifest, begin, fingerprint, finish, read_manifest, read_started, require
 from slick.types import Category
 from tuning.axes import Settings, combinations
 from tuning.board import Board, Course
@@ -59,7 +59,7 @@ def _sweep(study: Folder, config: SweepConfig) -> Manifest:
     wanted = config.covering(chosen)
     folder = study.child("sweep")
     manifests = {run.run_id: require(run_folder(study, run.run_id), "sweep") for run in wanted}
-    inputs = {run_id: f"{m.fingerprint} {m.counts['epochs']}" for run_id, m in manifests.items()}
+    inputs = {run_id: f"{m.fingerprint} {m.count('epochs')}" for run_id, m in manifests.items()}
     identity = fingerprint(inputs, config.identity())
     _forget_other_grid(folder, identity)
     if not begin(folder, "sweep", identity, config):
@@ -111,8 +111,8 @@ def _counts(manifests: Mapping[str, Manifest], trained: Trained, num_points: int
         "trained_now": trained.num,
         "retried": trained.num_retries,
         "points": num_points,
-        "epochs_trained": sum(manifest.counts["epochs"] for manifest in manifests.values()),
-        "not_converged": [name for name, manifest in manifests.items() if not manifest.counts["converged"]],
+        "epochs_trained": sum(manifest.count("epochs") for manifest in manifests.values()),
+        "not_converged": [name for name, manifest in manifests.items() if not manifest.count("converged")],
         "ended_early": [name for name, manifest in manifests.items() if manifest.counts.get("ended_by")],
     }
 
@@ -163,7 +163,7 @@ def train_samples(study: Folder, config: SweepConfig) -> tuple[list[Settings], T
 
 def best_dev(study: Folder, run_id: str) -> float:
     """Best dev accuracy of a finished training."""
-    return float(require(run_folder(study, run_id), "sweep").counts["best_dev_accuracy"])
+    return float(require(run_folder(study, run_id), "sweep").count("best_dev_accuracy"))
 
 
 def _check_policies(study: Folder, config: SweepConfig) -> None:
@@ -179,8 +179,8 @@ def _check_policies(study: Folder, config: SweepConfig) -> None:
 
 def _forget_other_grid(folder: Folder, identity: str) -> None:
     """Points of another grid hold nothing that the runs do not: they are read off again instead of being refused."""
-    for name in (MANIFEST, STARTED):
-        if folder.exists(name) and folder.read_json(name)["fingerprint"] != identity:
+    for record in (read_manifest(folder), read_started(folder)):
+        if record is not None and record.fingerprint != identity:
             folder.delete()
             return
 

@@ -6,9 +6,10 @@ import struct
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from slick.storage import Folder, file_errors
+from slick.stored_files import read_record
 
 Points = Mapping[int, Mapping[str, float]]
 """Epoch -> name of a curve -> its value."""
@@ -57,6 +58,10 @@ def study_name(study: Folder) -> str:
     return re.sub(r"[\\#?%:]", "-", study.name) or "study"
 
 
+class _Tracking(TypedDict):
+    key: str
+
+
 def tracking_key(folder: Folder) -> str:
     """A random name kept in the run's folder, by which an interrupted training finds its run in a tracker again.
 
@@ -65,7 +70,8 @@ def tracking_key(folder: Folder) -> str:
     """
     if not folder.exists("tracking.json"):
         folder.write_json("tracking.json", {"key": uuid.uuid4().hex})
-    return str(folder.read_json("tracking.json")["key"])
+    remedy = "restore it, or delete it, and trackers begin a new run"
+    return read_record(folder, "tracking.json", _Tracking, remedy)["key"]
 
 
 def _plain(settings: Mapping[str, object]) -> dict[str, str | int | float | bool]:

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from slick.errors import StudyError
-from slick.precision import RUNTIME, Runtime
+from slick.precision import Runtime
 from slick.progress import Progress
 from slick.storage import Folder
+from slick.study_files import read_epochs
 from slick.types import ALL
 from tuning.board import Board
 from tuning.epochs import accuracies_of
-from tuning.runs import RunPlan, is_finished, read_runtimes, run_folder
+from tuning.runs import RunPlan, RuntimeRecord, is_finished, read_runtimes, run_folder
 from tuning.tracking import Tracking
 
 
@@ -84,16 +85,16 @@ class _Watcher:
         last = self._last_runtime(plan)
         if last and last != self._started[plan.run_id]:
             self._started[plan.run_id] = last
-            runtime = str(Runtime(**{name: last[name] for name in RUNTIME}))
+            runtime = str(Runtime(device=last["device"], dtype=last["dtype"], attention=last["attention"]))
             if runtime not in self._runtimes:
                 self._runtimes.add(runtime)
                 print(f"finetune: {runtime}", flush=True)
 
-    def _last_runtime(self, plan: RunPlan) -> dict[str, str]:
+    def _last_runtime(self, plan: RunPlan) -> RuntimeRecord | None:
         try:
-            return (read_runtimes(run_folder(self._study, plan.run_id)) or [{}])[-1]
+            return next(reversed(read_runtimes(run_folder(self._study, plan.run_id))), None)
         except StudyError:
-            return {}  # it begins anew at this very moment
+            return None  # it begins anew at this very moment
 
     def _epochs(self, plan: RunPlan) -> list[list[dict[str, Any]]]:
         """Rows of each epoch in the run's `epochs.parquet`."""
@@ -102,7 +103,8 @@ class _Watcher:
             return []
         by_epoch: dict[int, list[dict[str, Any]]] = {}
         try:
-            rows = folder.read_table("epochs.parquet").to_pylist()
+            rows = read_epochs(folder, with_loss=True).to_pylist()
+            accuracies_of(rows)
         except StudyError:
             return []  # it begins anew at this very moment
         for row in rows:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from slick.errors import library_errors
 from slick.models import context_length, ignored_of, load_tokenizer
 from slick.storage import Folder
+from slick.study_files import read_epochs
 from tuning.checkpoints import CheckpointWriter
 from tuning.config import TrainConfig
 from tuning.ending import end_run
@@ -147,7 +148,7 @@ class Training:
         whole = all(predictions_name(epoch) in predictions for epoch in range(1, num_epochs + 1))
         if not whole or not self._folder.exists("epochs.parquet"):
             return None
-        return measures_of(self._folder.read_table("epochs.parquet"), num_epochs)
+        return measures_of(read_epochs(self._folder, with_loss=True), num_epochs)
 
     def run(self, report: Report) -> None:
         """All epochs that are left; rank 0 writes the run's folder, its manifest last."""

@@ -3,9 +3,9 @@
 from slick.annotation.annotate import annotate
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.generations import read_generations
-from slick.annotation.knowledge import read_knowledge
 from slick.annotation.rescore import RescoreConfig, rescore
 from slick.annotation.score import read_p_true
+from slick.study_files import read_knowledge
 
 __all__ = [
     "AnnotateConfig",

@@ -27,9 +27,8 @@ from slick.precision import Stored, choose_dtype, stored_dtype
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 from slick.questions import read_questions
 from slick.storage import Folder
-from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
-
-Exemplars = dict[str, list[list[str]]]
+from slick.study import Manifest, begin, fingerprint, finish, require
+from slick.study_files import Exemplars, read_exemplars
 
 _KIND: dict[Estimator, Kind] = {"sampled": "answers", "gold": "gold"}
 
@@ -85,9 +84,7 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     folder = study.child("annotate")
     identity = fingerprint(inputs, config.identity())
     if not begin(folder, "annotate", identity, config):
-        manifest = read_manifest(folder)
-        assert manifest is not None
-        return manifest
+        return require(folder, "annotate")
     print_ignored(model)
     questions = read_questions(study)
     exemplars = _exemplars(folder, questions, config)
@@ -118,8 +115,7 @@ def _set_aside(
 def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> Exemplars:
     """The exemplar sets of every relation, drawn once and kept in exemplars.json."""
     if folder.exists("exemplars.json"):
-        kept: Exemplars = folder.read_json("exemplars.json")
-        return kept
+        return read_exemplars(folder)
     exemplars = _draw_exemplars(questions, config, config.seed)
     folder.write_json("exemplars.json", exemplars)
     return exemplars

@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from slick.annotation.confidence import chance_known
-from slick.annotation.generations import GENERATION_SCHEMA, GOLD_SCHEMA, SPENT, write_part
+from slick.annotation.generations import SPENT, write_part
 from slick.annotation.knowledge import categories
-from slick.annotation.p_true import CHOICES, P_TRUE_SCHEMA, p_true_row, p_true_suffix
+from slick.annotation.p_true import CHOICES, p_true_row, p_true_suffix
 from slick.engines.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
 from slick.errors import EngineError, ModelError, SlickError, library_errors
 from slick.matching import Matcher, Target, nfc
 from slick.prompts import few_shot_suffix
 from slick.storage import Folder
+from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA
 
 SUMMARY_SCHEMA = pa.schema(
     [

@@ -13,40 +13,12 @@ from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from slick.draws import row_key
 from slick.errors import DataError, StudyError
 from slick.precision import runtime_counts
 from slick.storage import Folder
-
-GENERATION_SCHEMA = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("relation", pa.string()),
-        ("greedy_text", pa.list_(pa.string())),
-        ("greedy_hit", pa.list_(pa.bool_())),
-        ("sampled_text", pa.list_(pa.list_(pa.string()))),
-        ("sampled_hit", pa.list_(pa.list_(pa.bool_()))),
-        ("num_tokens", pa.int64()),
-    ]
-)
-"""Of `annotate/generations/part-*.parquet`: one row a question; lists run over exemplar sets, then samples.
-
-In labels mode a sample that its question did not need has neither text nor hit; one that was given up, since no right
-answer begins as it did, has no text and is no hit.
-"""
-
-GOLD_SCHEMA = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("relation", pa.string()),
-        ("greedy_hit", pa.list_(pa.bool_())),
-        ("gold_probability", pa.list_(pa.float64())),
-        ("num_tokens", pa.int64()),
-    ]
-)
-"""Of `annotate/gold/part-*.parquet`: one row a question; lists run over exemplar sets."""
+from slick.study_files import read_answer_part, read_part_metadata
 
 UNIT_SCHEMA = pa.schema(
     [
@@ -258,7 +230,7 @@ def read_parts(folder: Folder, columns: list[str] | None = None) -> Iterator[pa.
     if not names:
         raise StudyError(f"{folder.uri} holds no answers; run `slick annotate` with this --out first")
     for name in names:
-        yield folder.read_table(name, columns).replace_schema_metadata(None)
+        yield read_answer_part(folder, name, columns)
 
 
 def spent_by_parts(folder: Folder) -> tuple[dict[str, float], dict[str, str]]:
@@ -271,8 +243,8 @@ def spent_by_parts(folder: Folder) -> tuple[dict[str, float], dict[str, str]]:
     total = dict.fromkeys(SPENT, 0.0)
     runtimes = []
     for name in folder.names(".parquet"):
-        metadata = pq.read_schema(pa.BufferReader(folder.read_bytes(name))).metadata or {}
-        for key, value in json.loads(metadata.get(_SPENT_KEY, b"{}")).items():
-            total[key] += value
-        runtimes.append(json.loads(metadata.get(_RUNTIME_KEY, b"{}")))
+        spent, runtime = read_part_metadata(folder, name, [_SPENT_KEY, _RUNTIME_KEY])
+        for key in SPENT:
+            total[key] += spent.get(key, 0)
+        runtimes.append(runtime)
     return total, runtime_counts(runtimes)

@@ -10,51 +10,8 @@ from numpy.typing import NDArray
 from slick.annotation.confidence import chance_of_a_hit, fit_beta
 from slick.categories import p_upper
 from slick.errors import EngineError
-from slick.storage import Folder
+from slick.study_files import KNOWLEDGE_SCHEMA
 from slick.types import Category
-
-KNOWLEDGE_SCHEMA = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("relation", pa.string()),
-        ("domain", pa.string()),
-        ("split", pa.string()),
-        ("greedy_hits", pa.int32()),
-        ("greedy_total", pa.int32()),
-        ("sampled_hits", pa.int32()),
-        ("sampled_total", pa.int32()),
-        ("p_correct_greedy", pa.float64()),
-        ("p_correct_sampled", pa.float64()),
-        ("category", pa.string()),
-        ("p_upper", pa.float64()),
-        ("p_low", pa.float64()),
-        ("p_high", pa.float64()),
-        ("chance_known", pa.float64()),
-    ]
-)
-"""Of `annotate/knowledge.parquet`. Null where it does not apply:
-
-`sampled_hits`, `sampled_total`: draws and their hits; 0 where none was needed (labels mode, gold estimator).
-`p_correct_sampled`, `p_low`, `p_high`: share of hits at the sampling temperature and its 95 % interval; null where not
-all samples were drawn. From the gold estimator the share is exact, and the interval that point.
-`p_upper`: upper bound of P_Correct where no answer hit.
-`chance_known`: of an Unknown question, the chance that as many draws again would hit at least once, so that it is rare
-rather than unknown; from the gold estimator, of any question without a greedy hit, the exact chance that the draws of
-the study would hit at least once.
-"""
-
-
-def read_knowledge(study: Folder) -> pa.Table:
-    """The knowledge table of a study, sorted by (relation, domain, split, question_id); see `KNOWLEDGE_SCHEMA`.
-
-    Raises:
-        StudyError: the annotate step is not finished.
-    """
-    from slick.study import require
-
-    folder = study.child("annotate")
-    require(folder, "annotate")
-    return folder.read_table("knowledge.parquet")
 
 
 def knowledge_table(asked: pa.Table, evidence: pa.Table) -> pa.Table:

@@ -9,19 +9,11 @@ bracket at all, it is the letter behind it that is compared. A bare ` A` would a
 import math
 from typing import Any
 
-import pyarrow as pa
-
 from slick.matching import nfc
 
 PREFIX = "Question:"
 CHOICES = ("(A", "(B")
 """What may follow the prompt, behind a space: true, false."""
-
-P_TRUE_SCHEMA = pa.schema([("question_id", pa.string()), *((name, pa.float64()) for name in ("p_a", "p_b", "p_true"))])
-"""Of `annotate/p_true/part-*.parquet`: one row a question.
-
-`p_a`, `p_b`: probability that the prompt is followed by ` (A` and by ` (B`. `p_true`: p_a / (p_a + p_b).
-"""
 
 
 def p_true_suffix(question: str, proposal: str) -> str:

@@ -7,13 +7,14 @@ from slick.annotation.config import AnnotateConfig
 from slick.annotation.evidence import Scoring
 from slick.annotation.generations import asked_questions
 from slick.annotation.labels import label
-from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError, StudyError
 from slick.locks import exclusive
 from slick.matching import Matcher
 from slick.questions import read_questions
 from slick.storage import Folder
-from slick.study import MANIFEST, STARTED, Manifest, fingerprint, finish, require
+from slick.stored_files import MismatchError, convert
+from slick.study import MANIFEST, STARTED, Manifest, fingerprint, finish, read_started, require
+from slick.study_files import read_exemplars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +42,28 @@ def rescore(study: Folder, config: RescoreConfig) -> Manifest:
         return _rescore(study, config)
 
 
+def _made_with(folder: Folder) -> AnnotateConfig:
+    """The settings by which the answers were made.
+
+    Raises:
+        StudyError: started.json is missing, or does not hold them.
+    """
+    remedy = f"it was changed: restore it, or delete {folder} and run `slick annotate` again"
+    started = read_started(folder)
+    if started is None:
+        raise StudyError(f"{folder}/{STARTED} is not there, so the settings of the answers are not known; {remedy}")
+    try:
+        made: AnnotateConfig = convert(started.settings, AnnotateConfig, "settings", exact=True)
+    except MismatchError as error:
+        raise StudyError(f"{folder}/{STARTED}: {error}; {remedy}") from error
+    return made
+
+
 def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
     started_at = time.monotonic()
     folder = study.child("annotate")
     done = require(folder, "annotate")
-    stored = folder.read_json(STARTED)["settings"]
-    made = AnnotateConfig(**{**stored, "sampling": SamplingConfig(**stored["sampling"])})
+    made = _made_with(folder)
     if made.estimator == "gold" or made.mode == "labels":
         raise StudyError(
             f"{folder.uri} was made with --estimator {made.estimator} --mode {made.mode}, which keeps no full set of "
@@ -67,7 +84,7 @@ def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
     )
     questions = read_questions(study)
     asked = asked_questions(
-        questions, dev=made.annotate_dev, exemplars=folder.read_json("exemplars.json"), limit=made.limit_per_relation
+        questions, dev=made.annotate_dev, exemplars=read_exemplars(folder), limit=made.limit_per_relation
     )
     gold = dict(zip(questions["question_id"].to_pylist(), questions["answers"].to_pylist(), strict=True))
     gold |= {f"control-{question_id}": answers for question_id, answers in gold.items()}

@@ -4,6 +4,7 @@ It has a folder and a manifest of its own inside annotate/, so that it changes n
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from slick.annotation.asker import AskerConfig, Store
 from slick.annotation.asking import ask_missing
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.generations import asked_questions, read_parts, spent_by_parts
+from slick.annotation.generations import asked_questions, spent_by_parts
 from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
 from slick.annotation.set_aside import check_share, count_set_aside, labelled_questions, set_questions_aside, without
 from slick.engines.base import SamplingConfig
@@ -22,7 +23,8 @@ from slick.errors import StudyError
 from slick.questions import read_questions
 from slick.settings import P_TRUE_IDENTITY, identity_of
 from slick.storage import Folder
-from slick.study import Manifest, begin, fingerprint, finish, read_manifest
+from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
+from slick.study_files import read_exemplars, read_p_true_rows
 
 P_TRUE: Final = "p_true"
 """The folder inside annotate/."""
@@ -35,7 +37,7 @@ def check_same_model(study: Folder, fingerprint_now: str) -> None:
         StudyError: the two differ.
     """
     labelled = read_manifest(study.child("annotate"))
-    if labelled is not None and labelled.inputs["model"] != fingerprint_now:
+    if labelled is not None and labelled.input("model") != fingerprint_now:
         raise StudyError(
             f"{study.child('annotate').uri} holds labels of the model with fingerprint {labelled.inputs['model']}; "
             f"P(True) is wanted of the one with {fingerprint_now}, and would say nothing about those labels: give the "
@@ -66,9 +68,7 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
     settings = identity(config)
     mark = fingerprint(dict(inputs), settings)
     if not begin(folder, "P(True)", mark, settings):
-        manifest = read_manifest(folder)
-        assert manifest is not None
-        return manifest
+        return require(folder, "annotate")
     table = questions_to_score(study, config)
     asker = _asker(study.child("annotate"), table, study_model(study, config.model), config)
     set_aside = set_questions_aside({P_TRUE: table}, asker)
@@ -99,7 +99,7 @@ def questions_to_score(study: Folder, config: AnnotateConfig) -> pa.Table:
     asked = asked_questions(
         read_questions(study),
         dev=config.annotate_dev,
-        exemplars=study.child("annotate").read_json("exemplars.json"),
+        exemplars=read_exemplars(study.child("annotate")),
         limit=config.limit_per_relation,
     )
     asked = labelled_questions(study.child("annotate"), asked)
@@ -114,7 +114,7 @@ def read_p_true(study: Folder) -> pa.Table:
     Raises:
         StudyError: nothing was scored yet.
     """
-    return pa.concat_tables(read_parts(study.child("annotate", P_TRUE))).sort_by("question_id")
+    return read_p_true_rows(study.child("annotate", P_TRUE)).sort_by("question_id")
 
 
 def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) -> AskerConfig:
@@ -135,8 +135,14 @@ def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) 
 
 
 def _counts(folder: Folder, table: pa.Table) -> dict[str, Any]:
-    rows = pa.concat_tables(read_parts(folder))
-    assert sorted(rows["question_id"].to_pylist()) == sorted(table["question_id"].to_pylist())
+    rows = read_p_true_rows(folder)
+    scored, wanted = Counter(rows["question_id"].to_pylist()), Counter(table["question_id"].to_pylist())
+    if scored != wanted:
+        raise StudyError(
+            f"{folder} holds scores of {scored.total():,} questions, of which {(scored - wanted).total():,} are not to "
+            f"be scored or are there twice, and lacks {(wanted - scored).total():,} of {wanted.total():,}; delete "
+            f"{folder} and run `slick annotate --p-true` again"
+        )
     spent, runtime = spent_by_parts(folder)
     counts: dict[str, Any] = {"questions": rows.num_rows}
     counts |= {name: int(spent[name]) for name in ("prompt_tokens", "prefilled_tokens", "decoded_tokens")}

@@ -14,22 +14,11 @@ from slick.annotation.asker import AskerConfig, Store
 from slick.annotation.config import MAIN_STORES
 from slick.errors import DataError
 from slick.storage import Folder
+from slick.study_files import SET_ASIDE_SCHEMA, read_set_aside_rows
 
 SET_ASIDE: Final = "set_aside"
 """The folder inside annotate/; it holds STORE.parquet for each store with such questions."""
 TOO_LONG: Final = "prompt too long"
-
-SET_ASIDE_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("question_id", "relation", "domain", "split", "reason")),
-        ("num_tokens", pa.int64()),
-        ("limit", pa.int64()),
-    ]
-)
-"""Of `annotate/set_aside/STORE.parquet`: one row a question.
-
-`num_tokens`: of its longest prompt and the answer that may follow. `limit`: tokens of the model's context.
-"""
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 """The number of tokens of each prompt, as the engine feeds it."""
@@ -204,7 +193,7 @@ def read_set_aside(folder: Folder, store: str) -> pa.Table:
         folder: annotate/ of a study.
     """
     place, name = folder.child(SET_ASIDE), f"{store}.parquet"
-    return place.read_table(name) if place.exists(name) else SET_ASIDE_SCHEMA.empty_table()
+    return read_set_aside_rows(place, name) if place.exists(name) else SET_ASIDE_SCHEMA.empty_table()
 
 
 def labelled_questions(folder: Folder, asked: pa.Table) -> pa.Table:

@@ -1,19 +1,20 @@
 """How far an annotation is, store by store, by the settings it was begun with and the files that are there. No Ray."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from slick.annotation.config import CONTROLS, GENERATIONS, GOLD, REPEATS, AnnotateConfig
+from slick.annotation.config import CONTROLS, GENERATIONS, GOLD, REPEATS, AnnotateConfig, Estimator, Scope
 from slick.annotation.controls import control_questions
 from slick.annotation.generations import asked_questions, first_by_hash
 from slick.annotation.score import P_TRUE, questions_to_score
 from slick.annotation.set_aside import labelled_questions, read_set_aside
+from slick.errors import StudyError
 from slick.questions import read_questions
 from slick.storage import Folder
-from slick.study import STARTED
+from slick.stored_files import MismatchError, convert
+from slick.study import STARTED, read_started
+from slick.study_files import read_exemplars
 
 MAIN = "main"
 """Stands for the store of the labels, whichever the estimator writes."""
@@ -41,16 +42,16 @@ def asked_so_far(study: Folder) -> dict[str, Asked]:
         StudyError: the questions step is not finished.
     """
     folder = study.child("annotate")
-    if not folder.exists("exemplars.json") or not folder.exists(STARTED):
+    settings = _begun_with(folder)
+    if settings is None or not folder.exists("exemplars.json"):
         return {}
-    settings = folder.read_json(STARTED)["settings"]
     asked = asked_questions(
         read_questions(study),
-        dev=settings["annotate_dev"],
-        exemplars=folder.read_json("exemplars.json"),
-        limit=settings["limit_per_relation"],
+        dev=settings.annotate_dev,
+        exemplars=read_exemplars(folder),
+        limit=settings.limit_per_relation,
     )
-    store = GOLD if settings.get("estimator") == "gold" else GENERATIONS
+    store = GOLD if settings.estimator == "gold" else GENERATIONS
     found = {MAIN: _asked(folder, store, asked.num_rows)}
     for name, wanted in _checks(labelled_questions(folder, asked), settings).items():
         if wanted:
@@ -70,25 +71,57 @@ def scored_so_far(study: Folder) -> Asked | None:
         study: with finished labels, since P(True) comes after them.
     """
     folder = study.child("annotate", P_TRUE)
-    if not folder.exists(STARTED):
+    settings = _begun_with(folder)
+    if settings is None:
         return None
-    settings = folder.read_json(STARTED)["settings"]
     config = AnnotateConfig(
-        limit_per_relation=settings["limit_per_relation"],
-        p_true_of=settings["p_true_of"],
-        annotate_dev=settings.get("annotate_dev", False),
+        limit_per_relation=settings.limit_per_relation,
+        p_true_of=settings.p_true_of,
+        annotate_dev=settings.annotate_dev,
     )
     return _asked(study.child("annotate"), P_TRUE, questions_to_score(study, config).num_rows)
 
 
-def _checks(asked: pa.Table, settings: Mapping[str, Any]) -> dict[str, int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BegunWith:
+    """The settings of an annotation, or of P(True), that say which questions are asked."""
+
+    annotate_dev: bool = False
+    limit_per_relation: int | None = None
+    estimator: Estimator = "sampled"
+    repeats_per_relation: int = 0
+    controls_per_relation: int = 0
+    seed: int = 0
+    p_true_of: Scope = "test"
+
+
+def _begun_with(folder: Folder) -> _BegunWith | None:
+    """The settings in started.json; None if the folder was not begun.
+
+    Raises:
+        StudyError: one of them is of another type.
+    """
+    started = read_started(folder)
+    if started is None:
+        return None
+    try:
+        settings: _BegunWith = convert(started.settings, _BegunWith, "settings")
+    except MismatchError as error:
+        raise StudyError(
+            f"{folder}/{STARTED}: {error}; it was changed: restore it, or delete that folder and run `slick annotate` "
+            "again"
+        ) from error
+    return settings
+
+
+def _checks(asked: pa.Table, settings: _BegunWith) -> dict[str, int]:
     """How many questions check the labels: asked again, and of subjects nobody knows."""
-    again, unknown = settings.get("repeats_per_relation", 0), settings.get("controls_per_relation", 0)
+    again, unknown = settings.repeats_per_relation, settings.controls_per_relation
     found = {}
-    if again and settings.get("estimator", "sampled") == "sampled":
+    if again and settings.estimator == "sampled":
         found[REPEATS] = first_by_hash(asked, again, ("relation",)).num_rows
     if unknown:
-        found[CONTROLS] = control_questions(asked, unknown, settings["seed"]).num_rows
+        found[CONTROLS] = control_questions(asked, unknown, settings.seed).num_rows
     return found
 
 

@@ -26,23 +26,8 @@ from slick.questions.tally import is_entity_questions, paper_audit, published, s
 from slick.settings import identity_of, setting, settings_of
 from slick.storage import Folder
 from slick.study import Manifest, fingerprint, finish, needs_work, read_manifest, require
+from slick.study_files import POPULARITY, QUESTION_SCHEMA, read_question_rows
 from slick.types import Question
-
-QUESTION_SCHEMA = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("relation", pa.string()),
-        ("domain", pa.string()),
-        ("split", pa.string()),
-        ("subject", pa.string()),
-        ("question", pa.string()),
-        ("answers", pa.list_(pa.string())),
-    ]
-)
-"""Of `questions/part-*.parquet`; `subject` alone may be null."""
-
-POPULARITY = pa.field("popularity", pa.float64())
-"""One more column, where the source says how popular a subject is; null where it does not say so of this one."""
 
 SORT_KEYS = ("relation", "domain", "split", "question_id")
 
@@ -170,7 +155,7 @@ def read_questions(study: Folder, columns: list[str] | None = None) -> pa.Table:
     folder = study.child("questions")
     require(folder, "questions")
     wanted = list(QUESTION_SCHEMA.names) if columns is None else columns
-    table = folder.read_tables(columns=[*dict.fromkeys([*wanted, *SORT_KEYS])])
+    table = read_question_rows(folder, [*dict.fromkeys([*wanted, *SORT_KEYS])])
     return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(wanted)
 
 

@@ -7,6 +7,7 @@ from slick.analysis.findings.verdict import Outcome
 from slick.experiments import decided_by, shown_in
 from slick.report.page import Exhibit, Section
 from slick.storage import Folder
+from slick.study import read_study_settings
 
 Asked = tuple[str, ...] | None
 """Names of experiments; None where nobody said, since the steps were run one by one."""
@@ -14,10 +15,8 @@ Asked = tuple[str, ...] | None
 
 def asked_of(study: Folder) -> Asked:
     """The experiments that `slick study` was asked for in this folder, now or before."""
-    if not study.exists("study.json"):
-        return None
-    names = study.read_json("study.json").get("settings", {}).get("experiments")
-    return tuple(names) if names else None
+    settings = read_study_settings(study)
+    return (settings.experiments or None) if settings else None
 
 
 def mark_outcomes(outcomes: Sequence[Outcome], asked: Asked) -> list[Outcome]:

@@ -21,6 +21,7 @@ from slick.matching import nfc
 from slick.prompts import closed_book_prompt
 from slick.storage import Folder
 from slick.study import STARTED, Manifest, fingerprint, finish, needs_work, plain_settings, read_manifest, require
+from slick.study_files import VARIANT_SCHEMA, read_knowledge, read_question_rows, read_variant_rows
 from slick.types import Category
 from slick.variants.growing import is_of, with_drawn
 from slick.variants.plan import VariantsConfig, relation_sizes, variant_names, variant_specs
@@ -28,7 +29,6 @@ from slick.variants.rows import Need, Pools, RowOrder, VariantSpec, draw_rows, p
 
 __all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
 
-VARIANT_SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", "category", "prompt", "target")])
 _QUESTION_COLUMNS = ["question_id", "domain", "split", "question", "answers"]
 _KNOWLEDGE_COLUMNS = ["question_id", "relation", "domain", "split", "category"]
 
@@ -56,12 +56,12 @@ def draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
 def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
     started_at = time.monotonic()
     annotated, asked = require(study.child("annotate"), "annotate"), require(study.child("questions"), "questions")
-    if annotated.inputs["questions"] != asked.fingerprint:
+    if annotated.input("questions") != asked.fingerprint:
         raise StudyError(
             f"{study}/annotate was made from questions {annotated.inputs['questions']}, {study}/questions is now "
             f"{asked.fingerprint}; delete {study}/annotate and run `slick annotate` again"
         )
-    inputs = {"knowledge": annotated.fingerprint, "model": annotated.inputs["model"]}
+    inputs = {"knowledge": annotated.fingerprint, "model": annotated.input("model")}
     folder = study.child("variants")
     before, config = read_manifest(folder), with_drawn(study, config)
     identity = fingerprint(inputs, config.identity())
@@ -100,7 +100,7 @@ def read_variant(study: Folder, name: str) -> pa.Table:
     names = require(folder, "variants").counts
     if name not in names:
         raise VariantError(f"{folder} has no variant {name!r}; there are {', '.join(names)}")
-    return folder.read_table(f"{name}.parquet")
+    return read_variant_rows(study, name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +114,9 @@ class _Row:
 def _training_rows(study: Folder) -> dict[str, _Row]:
     """question_id -> row, of the in-distribution training questions in the knowledge table."""
     questions = {
-        row["question_id"]: row for row in _train(study.child("questions").read_tables(columns=_QUESTION_COLUMNS))
+        row["question_id"]: row for row in _train(read_question_rows(study.child("questions"), _QUESTION_COLUMNS))
     }
-    known = _train(study.child("annotate").read_table("knowledge.parquet", columns=_KNOWLEDGE_COLUMNS))
+    known = _train(read_knowledge(study, _KNOWLEDGE_COLUMNS))
     where = f"{study}/annotate/knowledge.parquet"
     rows: dict[str, _Row] = {}
     for entry in known:
@@ -131,7 +131,7 @@ def _training_rows(study: Folder) -> dict[str, _Row]:
         asked = questions[question_id]
         rows[question_id] = _Row(
             relation=entry["relation"],
-            category=_category(entry["category"], f"{where}, question {question_id}"),
+            category=Category(entry["category"]),
             question=asked["question"],
             target=nfc(asked["answers"][0]),
         )
@@ -144,14 +144,6 @@ def _train(table: pa.Table) -> list[dict[str, Any]]:
     mask = pc.and_(pc.equal(table["split"], "train"), pc.equal(table["domain"], "id"))
     rows: list[dict[str, Any]] = table.filter(mask).to_pylist()
     return rows
-
-
-def _category(text: str | None, where: str) -> Category:
-    if text not in set(Category):
-        raise DataError(
-            f"{where}: category is {text!r}, wanted one of {', '.join(Category)}; run `slick annotate` again"
-        )
-    return Category(text)
 
 
 def _pools(rows: Mapping[str, _Row]) -> dict[str, dict[Category, list[str]]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from slick.errors import StudyError
 from slick.storage import Folder
+from slick.stored_files import MismatchError, convert
 from slick.study import Manifest, fingerprint, read_manifest
 from slick.variants.plan import VariantsConfig
 
@@ -79,8 +80,18 @@ def is_of(manifest: Manifest, inputs: Mapping[str, str]) -> bool:
 
 
 def stored_settings(settings: Mapping[str, Any]) -> VariantsConfig | None:
-    """The settings that a manifest or study.json holds; None if another version knows more of them."""
+    """The settings that a manifest or study.json holds; None if another version knows more of them.
+
+    Raises:
+        StudyError: one is of another type.
+    """
     if set(settings) - set(VariantsConfig.__slots__):
         return None
-    found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-    return VariantsConfig(**found)
+    try:
+        found: VariantsConfig = convert(dict(settings), VariantsConfig, "settings of the variants step")
+    except MismatchError as error:
+        raise StudyError(
+            f"{error}, in the study's manifest.json or study.json; they were changed: restore them, or choose another "
+            "--out"
+        ) from error
+    return found

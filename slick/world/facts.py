@@ -22,6 +22,7 @@ import pyarrow as pa
 from slick.draws import numpy_seed
 from slick.errors import DataError
 from slick.questions.relations import Relation
+from slick.study_files import PLANTED_SCHEMA
 from slick.world.config import WorldConfig
 from slick.world.names import Names
 
@@ -233,22 +234,6 @@ def _fact(
 
 def _between(bounds: tuple[int, int], rng: np.random.Generator) -> int:
     return int(rng.integers(bounds[0], bounds[1] + 1))
-
-
-PLANTED_SCHEMA = pa.schema(
-    [
-        ("relation", pa.string()),
-        ("split", pa.string()),
-        ("domain", pa.string()),
-        ("subject", pa.string()),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("strength", pa.string()),
-        ("num_gold", pa.int32()),
-        ("num_rival", pa.int32()),
-        ("rival", pa.string()),
-    ]
-)
 
 
 def planted_table(facts: Sequence[Fact]) -> pa.Table:

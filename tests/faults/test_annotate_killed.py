@@ -10,9 +10,9 @@ import pytest
 
 from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.generations import read_generations
-from slick.annotation.knowledge import read_knowledge
 from slick.engines.base import SamplingConfig
 from slick.storage import Folder
+from slick.study_files import read_knowledge
 from tests.faults.hold import hold, holdable, release
 from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver
 from tests.local.tiny import save_tiny_model, write_questions

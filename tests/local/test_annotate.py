@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore
 from slick.annotation.evidence import Scoring, gather
 from slick.annotation.generations import asked_questions, cut_batches, missing_batches, read_generations
-from slick.annotation.knowledge import KNOWLEDGE_SCHEMA, categories, knowledge_table, read_knowledge
+from slick.annotation.knowledge import categories, knowledge_table
 from slick.annotation.standing import MAIN, Asked, asked_so_far
 from slick.categories import categorize
 from slick.engines.base import SamplingConfig
@@ -22,6 +22,7 @@ from slick.matching import is_hit
 from slick.progress import Progress
 from slick.questions import read_questions
 from slick.storage import Folder
+from slick.study_files import KNOWLEDGE_SCHEMA, read_knowledge
 from tests.local.metrics import exported
 from tests.local.tiny import save_tiny_model, write_questions
 from tests.waiting import wait_for

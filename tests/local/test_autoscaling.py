@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from slick.annotation.knowledge import read_knowledge
 from slick.storage import Folder
+from slick.study_files import read_knowledge
 from tests.local.cli import slick
 from tests.local.head import Cluster, started_cluster
 from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions

@@ -11,13 +11,14 @@ import torch
 
 from jobs.status import describe_p_true
 from slick.annotation import AnnotateConfig, annotate, read_p_true
-from slick.annotation.p_true import CHOICES, P_TRUE_SCHEMA, PREFIX, p_true_suffix
+from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.transformers import TransformersEngine
 from slick.errors import EngineError, StudyError
 from slick.models import load_model, load_tokenizer
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder
+from slick.study_files import P_TRUE_SCHEMA
 from slick.world import build_world, smoke_world
 from tests.local.tiny import CONFIGS, save_tiny_model, tiny_model, tiny_tokenizer
 

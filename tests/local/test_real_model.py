@@ -12,13 +12,13 @@ import torch
 
 from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.generations import read_generations
-from slick.annotation.knowledge import read_knowledge
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.transformers import TransformersEngine
 from slick.models import load_model, load_tokenizer
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder
 from slick.study import finish
+from slick.study_files import read_knowledge
 
 RELATIONS = ("P17", "P36", "P495")
 """Located in which country, capital of what, created in which country: a small model knows some of these."""

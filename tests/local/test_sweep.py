@@ -11,12 +11,12 @@ import pytest
 from jobs.status import standings
 from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
+from slick.study_files import POINTS_SCHEMA
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
 from tuning.board import LOG_EVERY_S
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
-from tuning.points import POINTS_SCHEMA
 from tuning.probe import plan_sweep
 from tuning.standing import table
 from tuning.sweep import SweepConfig, share_out, sweep

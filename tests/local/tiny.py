@@ -107,8 +107,8 @@ def write_questions(study: Any, *, num_train: int = 20, num_dev: int = 6, num_te
 
     import pyarrow as pa
 
-    from slick.questions import QUESTION_SCHEMA
     from slick.study import finish
+    from slick.study_files import QUESTION_SCHEMA
 
     rows = []
     for relation, domain in (("P1", "id"), ("P2", "id"), ("P9", "ood")):

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from slick.models import model_fingerprint, resolve_model
 from slick.prompts import closed_book_prompt
-from slick.questions import QUESTION_SCHEMA
 from slick.storage import Folder
 from slick.study import finish
+from slick.study_files import QUESTION_SCHEMA
 from slick.types import Category
 
 NAMES = ("Ada", "Emmy", "Grace", "Mary", "Rosa", "Lise", "Hedy", "Ines", "Joan", "Kay", "Lene", "Mina", "Nora", "Olga")

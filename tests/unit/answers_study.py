@@ -10,10 +10,9 @@ import pyarrow as pa
 from slick.analysis.answers import Answered, answered
 from slick.annotation import AnnotateConfig
 from slick.annotation.asker import Mode
-from slick.annotation.generations import GENERATION_SCHEMA
-from slick.questions.prepare import QUESTION_SCHEMA
 from slick.storage import Folder
 from slick.study import begin, fingerprint, finish
+from slick.study_files import GENERATION_SCHEMA, QUESTION_SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)

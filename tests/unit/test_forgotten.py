@@ -24,9 +24,10 @@ from slick.analysis.terms import NotTestable
 from slick.report.page import Exhibit
 from slick.report.pages import forgotten
 from slick.storage import Folder
+from slick.study_files import EPOCHS_SCHEMA, LOST_SCHEMA, PREDICTIONS_SCHEMA
 from slick.types import ALL
 from tests.unit.answers_study import Asked, write_manifest, write_questions, write_study
-from tuning.records import EPOCHS_SCHEMA, LOST_SCHEMA, PREDICTIONS_SCHEMA, lost_table, predictions_name
+from tuning.records import lost_table, predictions_name
 
 RELATIONS = {"a": "P19", "b": "P19", "c": "P36", "d": "P36", "e": "P19", "f": "P19", "t1": "P19", "t2": "P36"}
 GOLD = "Oslo"

@@ -17,12 +17,12 @@ from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.errors import DataError
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.questions.popularity import parse_popularity
-from slick.questions.prepare import POPULARITY, QUESTION_SCHEMA
 from slick.questions.relations import load_relations
 from slick.report.pages.popularity import section, words
 from slick.report.pages.popularity_tables import harm_table
 from slick.storage import Folder
 from slick.study import finish, read_manifest
+from slick.study_files import POPULARITY, QUESTION_SCHEMA
 from slick.types import Category
 from slick.world import smoke_world
 from slick.world.build import write_dataset

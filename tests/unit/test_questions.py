@@ -11,8 +11,9 @@ import pytest
 
 from slick.errors import DataError, SettingsError, StudyError
 from slick.questions.checks import question_id
-from slick.questions.prepare import QUESTION_SCHEMA, QuestionsConfig, part_name, prepare_questions, read_questions
+from slick.questions.prepare import QuestionsConfig, part_name, prepare_questions, read_questions
 from slick.storage import Folder
+from slick.study_files import QUESTION_SCHEMA
 
 GOOD = [
     {"relation": "P19", "split": split, "question": f"Where was {split} {i} born?", "answers": [f"{split}ville {i}"]}

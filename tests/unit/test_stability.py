@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 
 from slick.analysis.data import StudyData
-from slick.analysis.loading.stability import load_stability, parse
+from slick.analysis.loading.stability import Confidence, load_stability, parse
 from slick.analysis.stability import Stability, crossing_rate, flip_rate, guessed, settled
 from slick.analysis.terms import NotTestable
 from slick.errors import StudyError
 from slick.report.pages.stability import control_table, flip_table, section, settling_table
 from slick.storage import Folder
+from slick.stored_files import convert
 from slick.study import begin, fingerprint, finish
 from slick.types import Category
 
@@ -64,8 +65,12 @@ def annotated(root: Path, content: Any = None, chances: list[float | None] | Non
     return study
 
 
+def parsed(content: dict[str, Any]) -> Stability:
+    return parse(convert(content, Confidence))
+
+
 def test_flips_are_told_by_category_and_across_known_and_unknown() -> None:
-    found = parse(confidence())
+    found = parsed(confidence())
     assert flip_rate(found)[:1] + flip_rate(found)[3:] == (0.25, 20)
     assert (flip_rate(found, MAYBE).value, flip_rate(found, MAYBE).num) == (pytest.approx(1 / 3), 3)
     assert flip_rate(found, UNKNOWN).value == pytest.approx(0.2)
@@ -82,14 +87,14 @@ def test_flips_are_told_by_category_and_across_known_and_unknown() -> None:
 
 
 def test_what_is_right_about_invented_subjects_is_guessed() -> None:
-    found = parse(confidence())
+    found = parsed(confidence())
     assert (guessed(found).value, guessed(found).num) == (0.2, 10)
     rows = control_table(found).rows
     assert [row[:2] for row in rows] == [*zip(map(str, Category), (0, 1, 1, 8), strict=True), ("Known, so guessed", 2)]
 
 
 def test_settling_is_parted_into_sets_and_samples() -> None:
-    found = parse(confidence())
+    found = parsed(confidence())
     assert [(step.exemplar_sets, step.samples) for step in found.by_sets()] == [(1, 4), (2, 4), (3, 4)]
     assert [(step.exemplar_sets, step.samples) for step in found.by_samples()] == [(3, 1), (3, 2), (3, 4)]
     assert [step.share(UNKNOWN) for step in found.by_samples()] == [0.4, 0.3, 0.25]
@@ -138,7 +143,7 @@ def test_an_annotation_without_the_file_says_how_to_make_it(tmp_path: Path) -> N
 def test_one_exemplar_set_or_sample_shows_no_growth() -> None:
     content = confidence()
     content["settling"] = [content["settling"][0]]
-    found = parse(content)
+    found = parsed(content)
     for steps in (found.by_sets, found.by_samples):
         with pytest.raises(NotTestable, match="alone"):
             steps()
@@ -148,7 +153,7 @@ def test_a_category_that_nobody_was_asked_again_of_has_no_rate() -> None:
     content = confidence()
     content["repeats"] |= {"questions": 12, "flipped": 3}
     content["repeats"]["from_to"] |= {str(MAYBE): counts(0, 0, 0, 0), str(UNKNOWN): counts(0, 0, 0, 0)}
-    found = parse(content)
+    found = parsed(content)
     with pytest.raises(NotTestable, match="no question"):
         flip_rate(found, UNKNOWN)
     assert {row[0]: row[-1] for row in flip_table(found).rows}["Unknown"] is None
@@ -175,28 +180,28 @@ def with_value(value: Any, *path: Any) -> Callable[[dict], None]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (without("settling"), "no settling"),
-        (with_value({}, "settling"), "settling is dict, wanted a list"),
-        (with_value(0, "settling", 0, "samples"), "0 samples"),
-        (with_value("16", "settling", 0, "samples"), "samples is '16'"),
-        (with_value(True, "settling", 0, "exemplar_sets"), "exemplar_sets is True"),
+        (without("settling"), "lacks settling"),
+        (with_value({}, "settling"), "settling is an object, wanted a list"),
+        (with_value(0, "settling", 0, "samples"), "samples is the number 0, wanted 1 or more"),
+        (with_value("16", "settling", 0, "samples"), "samples is the text '16', wanted a whole number"),
+        (with_value(True, "settling", 0, "exemplar_sets"), "exemplar_sets is true, wanted a whole number"),
         (without("settling", 0, "categories", "Unknown"), "wanted HighlyKnown, MaybeKnown"),
         (with_value(17, "settling", 0, "categories", "Unknown"), "steps of .40, 41. questions"),
         (with_value(2, "settling", 0, "exemplar_sets"), "two steps for the same"),
-        (with_value([], "repeats"), "repeats is list"),
-        (with_value(21, "repeats", "questions"), "tells of 21 questions, from_to of 20"),
-        (with_value(4, "repeats", "flipped"), "tells of 4 flipped, from_to of 5"),
-        (without("repeats", "from_to", "Unknown"), "from_to names"),
-        (with_value(-1, "repeats", "from_to", "Unknown", "Unknown"), "is -1"),
-        (with_value(2.5, "controls", "questions"), "questions is 2.5"),
-        (with_value(11, "controls", "questions"), "tells of 11 questions, its categories of 10"),
-        (with_value(None, "controls", "categories", "P17"), "controls of P17 is NoneType"),
+        (with_value([], "repeats"), "repeats is a list, wanted an object"),
+        (with_value(21, "repeats", "questions"), "questions is 21, repeats.from_to has 20"),
+        (with_value(4, "repeats", "flipped"), "flipped is 4, repeats.from_to has 5"),
+        (without("repeats", "from_to", "Unknown"), "from_to has HighlyKnown, MaybeKnown, WeaklyKnown, wanted"),
+        (with_value(-1, "repeats", "from_to", "Unknown", "Unknown"), "is the number -1, wanted 0 or more"),
+        (with_value(2.5, "controls", "questions"), "questions is the number 2.5"),
+        (with_value(11, "controls", "questions"), "questions is 11, its categories have 10"),
+        (with_value(None, "controls", "categories", "P17"), "categories.P17 is null, wanted an object"),
     ],
 )
 def test_a_file_that_is_not_as_written_is_an_error(tmp_path: Path, change: Callable, told: str) -> None:
     content = confidence()
     change(content)
-    with pytest.raises(StudyError, match=rf"confidence\.json is not what.*{told}.*--rescore"):
+    with pytest.raises(StudyError, match=rf"confidence\.json: .*{told}.*--rescore"):
         load_stability(annotated(tmp_path, content))
 
 

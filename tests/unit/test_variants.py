@@ -17,11 +17,11 @@ import pytest
 
 from jobs.door import parse_config
 from slick.errors import DataError, SettingsError, StudyError, VariantError
-from slick.questions import QUESTION_SCHEMA
 from slick.storage import Folder
 from slick.study import require
+from slick.study_files import QUESTION_SCHEMA, VARIANT_SCHEMA
 from slick.types import KNOWN, Category
-from slick.variants import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
+from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.plan import relation_sizes, variant_specs
 from slick.variants.rows import RowOrder, draw_rows, natural_mix, num_unknown, plan
 from tests.unit.labelled_study import PAPER, SMALL, Counts, finish_step, write_study

@@ -17,6 +17,7 @@ from slick.analysis.error_kinds import ErrorKinds, KindTally
 from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
+from slick.study_files import by_question, read_answer_part, read_knowledge
 
 FEW = 64
 COLUMNS = ["question_id", "greedy_text", "sampled_text"]
@@ -73,13 +74,14 @@ def load_answers(study: Folder, plan: AuditPlan, sheets: Sheets, idk_phrase: str
 
 def read_answered(study: Folder) -> Iterator[Answered]:
     """Every annotated question with its stored answers, in the order of the part files."""
-    known = study.child("annotate").read_table("knowledge.parquet", ["question_id", "relation", "category"]).to_pydict()
-    labels = {q: (r, c) for q, r, c in zip(known["question_id"], known["relation"], known["category"], strict=True)}
+    known = read_knowledge(study, ["question_id", "relation", "category"])
+    columns = (known[name].to_pylist() for name in ("relation", "category"))
+    labels = by_question(known, zip(*columns, strict=True), f"{study}/annotate/knowledge.parquet")
     questions = read_questions(study, ["question_id", "question", "answers"])
-    place = {question_id: i for i, question_id in enumerate(questions["question_id"].to_pylist())}
+    place = by_question(questions, range(questions.num_rows), f"{study}/questions")
     folder = study.child("annotate", "generations")
     for name in folder.names(".parquet"):
-        part = folder.read_table(name, COLUMNS)
+        part = read_answer_part(folder, name, COLUMNS)
         places = pa.array([place[question_id] for question_id in part["question_id"].to_pylist()], pa.int64())
         asked = questions.take(places)
         # Few rows at a time: as Python objects, texts take many times their room.

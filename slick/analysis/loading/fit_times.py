@@ -9,6 +9,7 @@ from slick.analysis.data import Run, Variant
 from slick.analysis.fit_times import FitTimes
 from slick.errors import StudyError
 from slick.storage import Folder
+from slick.study_files import read_run_rows
 from slick.types import Category
 
 ROWS = "rows.parquet"
@@ -24,7 +25,7 @@ def load_fit_times(study: Folder, runs: Iterable[Run], variants: Mapping[str, Va
     for run in runs:
         folder = study.child("runs", run.run_id)
         if run.variant in variants and variants[run.variant].kind == "unknown" and folder.exists(ROWS):
-            table = folder.read_table(ROWS, ["question_id", "split", "category", "first_fit_epoch"])
+            table = read_run_rows(folder, ["question_id", "split", "category", "first_fit_epoch"])
             found.append(_fit_times(folder, run, table))
     return tuple(found)
 

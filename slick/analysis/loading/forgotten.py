@@ -9,6 +9,7 @@ from slick.analysis.forgotten import Lost, RunLoss, Standing, Targets, add_stand
 from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study import read_manifest
+from slick.study_files import by_question, read_lost, read_predictions, read_variant_rows
 from slick.types import ALL
 
 LOST = "right_to_wrong.parquet"
@@ -67,7 +68,7 @@ class _Questions:
 
     def __init__(self, study: Folder) -> None:
         self._table = read_questions(study, ["question_id", "relation", "question", "answers"])
-        self._place = {question_id: i for i, question_id in enumerate(self._table["question_id"].to_pylist())}
+        self._place = by_question(self._table, range(self._table.num_rows), f"{study}/questions")
         self._relations = self._table["relation"].to_pylist()
 
     def relation(self, question_id: str) -> str:
@@ -80,7 +81,7 @@ class _Questions:
 
 
 def _targets(study: Folder, variant: str, questions: _Questions) -> Targets:
-    rows = study.child("variants").read_table(f"{variant}.parquet", ["question_id", "category", "target"]).to_pylist()
+    rows = read_variant_rows(study, variant, ["question_id", "category", "target"]).to_pylist()
     return Targets((questions.relation(row["question_id"]), row["category"], row["target"]) for row in rows)
 
 
@@ -93,7 +94,7 @@ def _loss(
     right = {row["epoch"]: int(row["num_correct"]) for row in epochs.to_pylist() if _is(row, split)}
     if not right.keys() >= set(ends):
         return None
-    rows = [row for row in folder.read_table(LOST).to_pylist() if row["split"] == split]
+    rows = [row for row in read_lost(folder).to_pylist() if row["split"] == split]
     asked = questions.rows([row["question_id"] for row in rows])
     lost = tuple(
         Lost(
@@ -108,7 +109,7 @@ def _loss(
         )
         for row, question in zip(rows, asked, strict=True)
     )
-    before, after = _others(folder.child("predictions"), ends, split, targets, questions)
+    before, after = _others(folder, ends, split, targets, questions)
     return RunLoss(
         run_id=run_id,
         variant=variant,
@@ -125,13 +126,13 @@ def _loss(
 
 
 def _others(
-    folder: Folder, ends: tuple[int, int], split: str, targets: Targets, questions: _Questions
+    run: Folder, ends: tuple[int, int], split: str, targets: Targets, questions: _Questions
 ) -> tuple[dict[str, Standing], dict[str, Standing]]:
     """Of questions wrong at both epochs, where the answers at the first and at the last stand, by relation."""
     names = [f"epoch-{epoch:03d}.parquet" for epoch in ends]
-    if not set(names) <= set(folder.names(".parquet")):
+    if not set(names) <= set(run.child("predictions").names(".parquet")):
         return {}, {}
-    before, after = (_wrong(folder.read_table(name, COLUMNS), split) for name in names)
+    before, after = (_wrong(read_predictions(run, name, COLUMNS), split) for name in names)
     standings: list[dict[str, Standing]] = []
     for texts in (before, after):
         answers = [(questions.relation(one), text) for one, text in texts.items() if one in before and one in after]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from slick.analysis.data import PrefixLabels
 from slick.storage import Folder
 from slick.study import read_manifest
+from slick.study_files import read_answer_part, read_knowledge
 from slick.types import Category
 
 
@@ -25,7 +26,7 @@ def load_counts(study: Folder) -> dict[tuple[str, str, str], dict[str, int]]:
     folder = study.child("annotate")
     if read_manifest(folder) is None:
         return {}
-    table = folder.read_table("knowledge.parquet", ["relation", "domain", "split", "category"])
+    table = read_knowledge(study, ["relation", "domain", "split", "category"])
     tally = Counter(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
     counts: dict[tuple[str, str, str], dict[str, int]] = {}
     for (relation, domain, split, category), num in sorted(tally.items()):
@@ -38,7 +39,7 @@ def load_test_ids(study: Folder) -> dict[str, NDArray[np.str_]]:
     folder = study.child("annotate")
     if read_manifest(folder) is None:
         return {}
-    table = folder.read_table("knowledge.parquet", ["question_id", "relation", "domain", "split"])
+    table = read_knowledge(study, ["question_id", "relation", "domain", "split"])
     table = table.filter(pc.and_(pc.equal(table["domain"], "id"), pc.equal(table["split"], "test")))
     ids: dict[str, list[str]] = {}
     for question_id, relation in zip(table["question_id"].to_pylist(), table["relation"].to_pylist(), strict=True):
@@ -51,12 +52,12 @@ def load_prefix_labels(study: Folder) -> PrefixLabels | None:
     folder = study.child("annotate")
     if read_manifest(folder) is None or not folder.child("generations").names(".parquet"):
         return None
-    table = folder.read_table("knowledge.parquet", ["question_id", "domain", "split"])
+    table = read_knowledge(study, ["question_id", "domain", "split"])
     wanted = {row["question_id"] for row in table.to_pylist() if row["domain"] == "id" and row["split"] == "test"}
     generations = folder.child("generations")
     rows: dict[str, tuple[int, int, int]] = {}
     for name in generations.names(".parquet"):
-        part = generations.read_table(name, ["question_id", "greedy_hit", "sampled_hit"])
+        part = read_answer_part(generations, name, ["question_id", "greedy_hit", "sampled_hit"])
         mask = pa.array([question_id in wanted for question_id in part["question_id"].to_pylist()], type=pa.bool_())
         for row in part.filter(mask).to_pylist():
             rows[row["question_id"]] = first_hit_and_gap(row["greedy_hit"], row["sampled_hit"])

@@ -7,6 +7,7 @@ from slick.analysis.p_true_scores import PTrueScores
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import read_manifest
+from slick.study_files import read_knowledge, read_p_true_rows
 
 
 def load_p_true(study: Folder) -> PTrueScores | None:
@@ -26,9 +27,9 @@ def load_p_true(study: Folder) -> PTrueScores | None:
         )
     if not folder.names(".parquet"):
         return None
-    table = study.child("annotate").read_table("knowledge.parquet", ["question_id", "domain", "split"])
+    table = read_knowledge(study, ["question_id", "domain", "split"])
     wanted = {row["question_id"] for row in table.to_pylist() if (row["domain"], row["split"]) == ("id", "test")}
-    rows = folder.read_tables(columns=["question_id", "p_a", "p_b", "p_true"])
+    rows = read_p_true_rows(folder)
     rows = rows.filter(pa.array([one in wanted for one in rows["question_id"].to_pylist()], type=pa.bool_()))
     rows = rows.sort_by("question_id")
     return PTrueScores(

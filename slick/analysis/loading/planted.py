@@ -21,6 +21,7 @@ from slick.analysis.planted import (
 from slick.matching import Target, normalize
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
+from slick.study_files import read_answer_part, read_exemplars, read_knowledge, read_planted, read_question_rows
 from slick.types import Category
 
 Row = dict[str, Any]
@@ -70,11 +71,11 @@ def load_planted(study: Folder) -> PlantedFacts | None:
 def _joined(study: Folder) -> tuple[list[Row], int]:
     """Rows of the knowledge table with what was planted of them, and how many rows are no fact of the world."""
     names = ["relation", "split", "question", "answer", "strength", "num_gold", "num_rival", "rival"]
-    planted = study.child("world").read_table("planted.parquet", names).to_pylist()
+    planted = read_planted(study, names).to_pylist()
     facts = {(fact["relation"], fact["split"], fact["question"]): fact for fact in planted}
-    questions = study.child("questions").read_tables(columns=["question_id", "question"]).to_pylist()
+    questions = read_question_rows(study.child("questions"), ["question_id", "question"]).to_pylist()
     asked = {row["question_id"]: row["question"] for row in questions}
-    known = study.child("annotate").read_table("knowledge.parquet", list(_KNOWLEDGE)).to_pylist()
+    known = read_knowledge(study, _KNOWLEDGE).to_pylist()
     rows = []
     for row in sorted(known, key=lambda row: str(row["question_id"])):
         fact = facts.get((row["relation"], row["split"], asked.get(row["question_id"])))
@@ -120,7 +121,7 @@ def _answers(study: Folder, wanted: set[str]) -> dict[str, Said]:
     folder = study.child("annotate", "generations")
     found = {}
     for name in folder.names(".parquet"):
-        part = folder.read_table(name, list(_TEXTS))
+        part = read_answer_part(folder, name, _TEXTS)
         mask = pa.array([one in wanted for one in part["question_id"].to_pylist()], type=pa.bool_())
         found.update({row["question_id"]: list(_each(row)) for row in part.filter(mask).to_pylist()})
     return found
@@ -178,8 +179,8 @@ def _missed(row: Row, one: Said, answers: set[str]) -> str:
 
 def _shown(study: Folder) -> dict[str, list[set[str]]]:
     """The normalised answers that stand in each exemplar set, by relation."""
-    sets: dict[str, list[list[str]]] = study.child("annotate").read_json("exemplars.json")
-    rows = study.child("questions").read_tables(columns=["question_id", "answers"]).to_pylist()
+    sets = read_exemplars(study.child("annotate"))
+    rows = read_question_rows(study.child("questions"), ["question_id", "answers"]).to_pylist()
     answers = {row["question_id"]: {normalize(answer) for answer in row["answers"]} for row in rows}
     return {
         relation: [set().union(*(answers.get(one, set()) for one in ids)) for ids in of_relation]

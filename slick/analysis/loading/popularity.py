@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from slick.analysis.popularity import Popularity
 from slick.storage import Folder
 from slick.study import read_manifest
+from slick.study_files import read_knowledge, read_question_rows, read_variant_rows
 
 
 def load_popularity(study: Folder, variants: Iterable[str]) -> Popularity | None:
@@ -23,10 +24,10 @@ def load_popularity(study: Folder, variants: Iterable[str]) -> Popularity | None
     asked, folder = read_manifest(study.child("questions")), study.child("annotate")
     if asked is None or not asked.counts.get("with_popularity") or read_manifest(folder) is None:
         return None
-    table = study.child("questions").read_tables(columns=["question_id", "popularity"])
+    table = read_question_rows(study.child("questions"), ["question_id", "popularity"])
     popularity = dict(zip(table["question_id"].to_pylist(), table["popularity"].to_pylist(), strict=True))
     columns = ["question_id", "relation", "category", "p_correct_greedy", "p_correct_sampled"]
-    knowledge = folder.read_table("knowledge.parquet", columns).sort_by("question_id").to_pydict()
+    knowledge = read_knowledge(study, columns).sort_by("question_id").to_pydict()
     values = np.array([popularity.get(name) for name in knowledge["question_id"]], dtype=np.float64)
     there = ~np.isnan(values)
     ids = np.array(knowledge["question_id"], dtype=str)[there]
@@ -43,5 +44,5 @@ def load_popularity(study: Folder, variants: Iterable[str]) -> Popularity | None
 
 
 def _row_ids(study: Folder, name: str) -> NDArray[np.str_]:
-    table = study.child("variants").read_table(f"{name}.parquet", ["question_id"])
+    table = read_variant_rows(study, name, ["question_id"])
     return np.array(table["question_id"].to_pylist(), dtype=str)

@@ -12,6 +12,7 @@ from slick.analysis.data import Hits, Run
 from slick.analysis.terms import POOLED
 from slick.errors import StudyError
 from slick.storage import Folder
+from slick.study_files import read_predictions
 from slick.types import ALL, KNOWN
 
 MAX_DURATIONS = 6
@@ -97,7 +98,7 @@ def load_run(
     dev = accuracy.get(("dev", ALL))
     early = None if dev is None or np.isnan(dev).all() else int(epochs[int(np.nanargmax(dev))])
     wanted = sorted({*durations, int(epochs[-1]), *([] if early is None else [early])})
-    hits = _load_hits(folder.child("predictions"), wanted, with_text=variant in idk)
+    hits = _load_hits(folder, wanted, with_text=variant in idk)
     return Run(
         run_id=run_id,
         variant=variant,
@@ -110,17 +111,17 @@ def load_run(
     )
 
 
-def _load_hits(folder: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple[int, str], Hits]:
+def _load_hits(run: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple[int, str], Hits]:
     """Rows of dev, test and ood; an epoch whose predictions were not kept is left out."""
     columns = ["question_id", "split", "category", "hit", *(["text"] if with_text else [])]
-    there = set(folder.names(".parquet"))
+    there = set(run.child("predictions").names(".parquet"))
     found: dict[tuple[int, str], Hits] = {}
     shared: dict[str, Hits] = {}
     for epoch in epochs:
         name = f"epoch-{epoch:03d}.parquet"
         if name not in there:
             continue
-        table = folder.read_table(name, columns).sort_by("question_id")
+        table = read_predictions(run, name, columns).sort_by("question_id")
         splits = np.array(table["split"].to_pylist(), dtype=str)
         ids = np.array(table["question_id"].to_pylist(), dtype=str)
         categories = np.array([category or "" for category in table["category"].to_pylist()], dtype=str)

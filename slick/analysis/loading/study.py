@@ -19,6 +19,7 @@ from slick.analysis.loading.runs import choose_durations, finished_runs, load_ru
 from slick.analysis.loading.stability import load_stability
 from slick.storage import Folder
 from slick.study import read_manifest
+from slick.study_files import read_epochs, read_points, read_variant_rows
 from slick.types import Category
 
 
@@ -66,7 +67,7 @@ def _load_judged(study: Folder) -> tuple[StudyData, dict[str, tuple[str, int]], 
     variants = _load_variants(study)
     points = _load_points(study)
     names = one_a_seed(finished_runs(study))
-    epoch_tables = {run_id: study.child("runs", run_id).read_table("epochs.parquet") for run_id in names}
+    epoch_tables = {run_id: read_epochs(study.child("runs", run_id)) for run_id in names}
     whole = whole_runs(points, epoch_tables)
     names = {run_id: name for run_id, name in names.items() if run_id in whole}
     epoch_tables = {run_id: epoch_tables[run_id] for run_id in whole}
@@ -96,8 +97,6 @@ def _load_variants(study: Folder) -> dict[str, Variant]:
         return {}
     variants = {}
     for name, entry in manifest.counts.items():
-        if not isinstance(entry, dict) or "kind" not in entry:
-            continue
         share = entry.get("requested_share")
         if share is None and entry["kind"] == "unknown":
             share = entry.get("unknown_share")
@@ -111,14 +110,13 @@ def _load_variants(study: Folder) -> dict[str, Variant]:
 def _load_points(study: Folder) -> tuple[dict[str, Any], ...]:
     if read_manifest(study.child("sweep")) is None:
         return ()
-    rows: list[dict[str, Any]] = study.child("sweep").read_table("points.parquet").to_pylist()
-    return tuple(rows)
+    return tuple(read_points(study))
 
 
 def _idk_phrase(study: Folder, names: list[str]) -> str:
     """The target that the relabelled variant gave to its Unknown rows."""
     for name in names:
-        table = study.child("variants").read_table(f"{name}.parquet", ["category", "target"])
+        table = read_variant_rows(study, name, ["category", "target"])
         targets = [row["target"] for row in table.to_pylist() if row["category"] == Category.UNKNOWN]
         if targets:
             return str(Counter(targets).most_common(1)[0][0])
