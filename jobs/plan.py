@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jobs.door import parse_config, run_main, wants_help
 from jobs.ways import GB, Fleet, training_lines
 from slick.errors import SettingsError
+from slick.model_files import read_config
 from slick.models import resolve_model
 from slick.precision import AUTO, PLANNED_GPU, TrainDtype, bytes_per_number, resolve_dtype, resolve_train_dtype
 from slick.shapes import ModelShape, named_shape, shape_of
@@ -133,7 +134,7 @@ def chosen_shape(config: PlanConfig) -> ModelShape:
         raise SettingsError(
             f"{config.model} is a GGUF file; give --model-size, or the folder of the model it was made of"
         )
-    return shape_of(Folder(ref.folder).read_json("config.json"), config.model)
+    return shape_of(read_config(ref.folder), config.model)
 
 
 def _annotation(shape: ModelShape, config: PlanConfig) -> Iterator[str]:

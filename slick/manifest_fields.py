@@ -90,7 +90,7 @@ class VariantCounts(TypedDict, total=False):
     kind: Required[str]
     num: Required[int]
     requested_share: float | None
-    unknown_share: Required[float]
+    unknown_share: float | None
     categories: dict[str, int]
     relations: ByRelation
     dropped_relations: list[str]

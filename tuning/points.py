@@ -61,9 +61,10 @@ def points_table(
 
 
 def _share(study: Folder, variants: Mapping[str, Any], name: str) -> float:
-    if name not in variants:
+    share = variants.get(name, {}).get("unknown_share")
+    if share is None:
         raise StudyError(
-            f"{study}/variants/manifest.json does not name the set {name}, which a training is of; "
+            f"{study}/variants/manifest.json does not state the share of Unknown rows of {name}; "
             f"restore it, or delete {study}/variants and run `slick variants` again"
         )
-    return float(variants[name]["unknown_share"])
+    return float(share)

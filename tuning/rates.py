@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from slick.errors import StudyError
+from slick.model_files import read_config
 from slick.models import resolve_model, study_model
 from slick.shapes import shape_of
 from slick.storage import Folder
@@ -55,7 +56,7 @@ def read_rates(study: Folder) -> Rates:
     runs = [read_manifest(study.child("runs", name)) for name in study.child("runs").folders()]
     timed = [run for run in runs if run is not None and run.counts.get("training_seconds")]
     model = resolve_model(study_model(study, str(annotated.settings.get("model") or "")))
-    config = Folder(model.folder).read_json("config.json") if model.gguf_file is None else {}
+    config = read_config(model.folder) if model.gguf_file is None else {}
     return Rates(
         parameters=shape_of(config, model.name).parameters,
         answers_a_question=answers / int(annotated.count("questions")),

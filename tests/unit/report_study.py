@@ -252,7 +252,7 @@ def write_p_true(study: Folder, rows: list[dict], seed: int = 0) -> None:
     """The model finds its answers right whatever it knows; only what it knows firmly a little more."""
     folder, rng = study.child("annotate", "p_true"), np.random.default_rng(seed)
     scores = [
-        {"question_id": row["question_id"], "p_a": 0.1, "p_b": 0.1, "p_true": float(rng.random() + lift)}
+        {"question_id": row["question_id"], "p_a": 0.1, "p_b": 0.1, "p_true": min(1.0, float(rng.random() + lift))}
         for row in rows
         if row["split"] == "test"
         for lift in [0.2 if row["category"] == "HighlyKnown" else 0.0]

@@ -15,7 +15,7 @@ from slick.annotation import AnnotateConfig
 from slick.annotation.config import Scope
 from slick.annotation.score import identity
 from slick.storage import Folder
-from slick.study import Manifest, begin, plain_settings
+from slick.study import FOLDERS, Manifest, begin, plain_settings
 from slick.variants import VariantsConfig
 from tests.unit.answers_study import Asked, write_questions
 from tuning.board import Course
@@ -35,7 +35,8 @@ NOW = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
 
 
 def finish(folder: Folder) -> None:
-    manifest = Manifest(step="finetune", fingerprint="x", settings={}, inputs={}, counts={}, seconds=1.0, versions={})
+    step = folder.name if folder.name in FOLDERS else "finetune"
+    manifest = Manifest(step=step, fingerprint="x", settings={}, inputs={}, counts={}, seconds=1.0, versions={})
     folder.write_json("manifest.json", {name: getattr(manifest, name) for name in Manifest.__slots__})
 
 

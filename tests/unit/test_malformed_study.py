@@ -1,0 +1,484 @@
+"""A study with one damaged file: every command ends well or with one message, and changes nothing that is there."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import status
+from slick.analysis.loading.study import load_study
+from slick.errors import SlickError, StudyError
+from slick.report import compare_studies
+from slick.report.asked import asked_of
+from slick.report.provenance import manifests_of, provenance
+from slick.report.summary import headline
+from slick.storage import Folder
+from slick.study import read_manifest
+from slick.variants import VariantsConfig, draw_variants
+from tests.unit.labelled_study import SMALL
+from tests.unit.labelled_study import write_study as write_labelled
+from tests.unit.report_study import RELATIONS, epoch_row, write_manifest
+from tests.unit.report_study import write_study as write_reported
+from tuning.config import TrainConfig
+from tuning.grid import GridConfig, Trajectory
+from tuning.points import points_table
+from tuning.rows import SPLITS
+from tuning.runs import plan_runs
+from tuning.standing import Live, write_live, write_planned
+from tuning.sweep import SweepConfig, resolve_sweep
+
+RUN = "runs/unknown-050-seed0"
+TRAINED = "unknown-050"
+SETTINGS = {
+    "model": "",
+    "experiments": ["counts", "unknown_ratio"],
+    "annotate": {"p_true": True},
+    "variants": {"unknown_shares": [0, 0.5, 1]},
+    "sweep": {"grid": {"variants": [TRAINED], "seeds": [0], "epochs": [3]}},
+}
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that reports, comparisons and the status read: every step finished, and a sweep's notes beside them."""
+    root = tmp_path_factory.mktemp("malformed") / "reported"
+    study = write_reported(root, num_test=24, num_epochs=3, world=True)
+    study.write_json("study.json", {"settings": SETTINGS, "versions": {}})
+    study.child("annotate").write_json("exemplars.json", {relation: [["q000000"]] for relation in RELATIONS})
+    sweep = study.child("sweep")
+    write_planned(sweep, [Trajectory(variant=TRAINED, seed=0, epochs=3)])
+    write_live(sweep, Live(at="2026-01-01T00:00:00+00:00", has_ended=True))
+    lost = {"question_id": "q000001", "split": "test", "category": "Unknown", "text_before": "a", "text_after": "b"}
+    study.child("runs", "unknown-050-seed0").write_table("right_to_wrong.parquet", pa.Table.from_pylist([lost]))
+    for path in (root / "runs").iterdir():
+        if path.name not in ("unknown-000-seed0", "unknown-050-seed0", "unknown-100-seed0", "idk-050-seed0"):
+            shutil.rmtree(path)
+    for name in ("unknown-000", TRAINED, "unknown-100"):
+        row = {"question_id": "q000000", "category": "Unknown", "prompt": "p", "target": "t"}
+        study.child("variants").write_table(f"{name}.parquet", pa.Table.from_pylist([row]))
+    return root
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study whose fine-tuning sets are drawn and of which one training is finished: what planning reads."""
+    root = tmp_path_factory.mktemp("malformed") / "drawn"
+    study = write_labelled(root, SMALL)
+    dev = {"question_id": ["dev-0"], "relation": ["P17"], "domain": ["id"], "split": ["dev"], "subject": ["s"]}
+    questions = study.child("questions")
+    part = questions.read_table("part-00000.parquet")
+    questions.write_table("part-00000.parquet", part.append_column("subject", pa.array(part["question_id"])))
+    answers = pa.array([["gold"]], pa.list_(pa.string()))
+    questions.write_table("part-00001.parquet", pa.table({**dev, "question": ["Who?"], "answers": answers}).select(
+        questions.read_table("part-00000.parquet").column_names
+    ))  # fmt: skip
+    draw_variants(study, DRAWN)
+    root.with_name("model.gguf").write_bytes(b"GGUF")
+    (plan_of_run,) = plan_runs(study, wanted(study))
+    run = study.child("runs", plan_of_run.run_id)
+    run.write_table("epochs.parquet", pa.Table.from_pylist([
+        epoch_row(plan_of_run.run_id, epoch, split, "all", 4, epoch, 1.0) for epoch in (1, 2, 3) for split in SPLITS
+    ]))  # fmt: skip
+    write_manifest(run, "finetune", {"epochs": 2, "converged": False}, {})
+    record = {**run.read_json("manifest.json"), "fingerprint": plan_of_run.identity}
+    run.write_json("manifest.json", record)
+    run.write_json("started.json", {"fingerprint": plan_of_run.identity, "settings": {}})
+    return root
+
+
+def wanted(study: Folder) -> dict[str, TrainConfig]:
+    config = TrainConfig(
+        variant=TRAINED, model=f"{study.parent.uri}/model.gguf", epochs=3, dtype="float32", allow_other_model=True
+    )
+    return {f"{TRAINED}-seed0": config}
+
+
+def plan(study: Folder) -> None:
+    """What `slick sweep` and `slick finetune` read before anything is trained, and the points of the grid."""
+    (config,) = wanted(study).values()
+    sweep = SweepConfig(grid=GridConfig(variants=(TRAINED,), epochs=(3,), policies=("fixed(3)",)), train=config)
+    resolve_sweep(study, sweep, also=[f"{TRAINED}-seed0"])
+    plan_runs(study, wanted(study), [("best_dev", 3)])
+    points_table(study, sweep.grid, config, shared=True)
+
+
+def report(study: Folder) -> None:
+    """Everything that a report reads, and the tables that are made of manifests; figures take seconds."""
+    data = load_study(study)
+    section = provenance(manifests_of(study), asked_of(study))
+    headline(data)
+    assert section.exhibits
+
+
+def show_status(study: Folder) -> None:
+    status.main(["--out", study.uri])
+
+
+def compare(study: Folder) -> None:
+    compare_studies([study, Folder(f"{study.uri}-other")], Folder(f"{study.uri}-page"))
+
+
+DRAWN = VariantsConfig(unknown_shares=(0.0, 0.5, 1.0))
+
+
+def draw(study: Folder) -> None:
+    draw_variants(study, DRAWN)
+
+
+Command = Callable[[Folder], None]
+READING: Mapping[str, Sequence[Command]] = {"reported": (report, show_status), "drawn": (draw, plan)}
+"""The commands that each study is for; `compare` reads what `report` reads, and less."""
+
+
+def text(content: str) -> Callable[[bytes], bytes]:
+    return lambda _: content.encode()
+
+
+def field(value: Any, *path: str) -> Callable[[bytes], bytes]:
+    """The file with another value at a place of its JSON."""
+
+    def change(data: bytes) -> bytes:
+        content = json.loads(data)
+        inner = content
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = value
+        return json.dumps(content).encode()
+
+    return change
+
+
+JSON_DAMAGES = {
+    "empty file": text(""),
+    "truncated": lambda data: data[: len(data) // 2],
+    "list instead of object": text("[]"),
+    "list of numbers": text("[1, 2]"),
+    "text": text('"text"'),
+    "null": text("null"),
+    "object of other keys": text('{"other": {"keys": 1}}'),
+    "object of objects": text('{"settings": 3, "fingerprint": {}, "categories": []}'),
+    "nested 100,000 deep": text('{"settings": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "nested 900 deep": text('{"settings": ' + '{"a":' * 900 + "1" + "}" * 900 + "}"),
+    "number of 5,000 digits": text('{"settings": {"seed": ' + "7" * 5000 + '}, "seconds": ' + "7" * 5000 + "}"),
+    "not a number": text('{"settings": {"seed": NaN}}'),
+    "no Unicode": lambda _: b'{"settings": "\xff\xfe"}',
+    "a lone surrogate": text('{"fingerprint": "\\ud800"}'),
+    "a name twice": text('{"settings": {}, "settings": {}}'),
+}
+JSON_FILES = {
+    "reported": (
+        *("study.json", "annotate/exemplars.json", "annotate/confidence.json", "sweep/live.json", "sweep/planned.json"),
+        *(
+            f"{step}/manifest.json"
+            for step in ("world", "questions", "annotate", "annotate/p_true", "variants", "sweep")
+        ),
+        *(f"{RUN}/manifest.json", "annotate/started.json"),
+    ),
+    "drawn": [f"{step}/manifest.json" for step in ("questions", "annotate", "variants", RUN)],
+}
+
+WHOLLY_DAMAGED = ("study.json", "annotate/manifest.json")
+SHAPES = ("truncated", "list of numbers", "null", "object of other keys", "nested 100,000 deep")
+"""All files are read by one parser, so that two of them take all damages, the others those of another shape."""
+
+NOT_READ = {
+    ("annotate/started.json", "object of other keys"),  # of a finished step: its settings alone are read again
+    ("annotate/started.json", "a lone surrogate"),
+    ("sweep/live.json", "object of objects"),
+    ("sweep/live.json", "object of other keys"),  # fields that another version may have added
+}
+
+
+def without(column: str) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.drop_columns([column])
+
+
+def with_column(column: str, change: Callable[[pa.ChunkedArray], Any]) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(table.column_names.index(column), column, change(table[column]))
+
+
+def with_null(column: str) -> Callable[[pa.Table], pa.Table]:
+    return with_column(column, lambda values: pa.array([None, *values.to_pylist()[1:]], values.type))
+
+
+def all_null(column: str) -> Callable[[pa.Table], pa.Table]:
+    return with_column(column, lambda values: pa.nulls(len(values)))
+
+
+def with_value(column: str, value: Any) -> Callable[[pa.Table], pa.Table]:
+    return with_column(column, lambda values: pa.array([value, *values.to_pylist()[1:]]))
+
+
+def as_text(column: str) -> Callable[[pa.Table], pa.Table]:
+    return with_column(column, lambda values: pa.array([f"text {value}" for value in values.to_pylist()]))
+
+
+def as_numbers(column: str) -> Callable[[pa.Table], pa.Table]:
+    return with_column(column, lambda values: pa.array(range(len(values)), pa.int64()))
+
+
+def no_rows(table: pa.Table) -> pa.Table:
+    return table.slice(0, 0)
+
+
+def no_columns(table: pa.Table) -> pa.Table:
+    return table.select([])
+
+
+def column_damages(texts: Sequence[str], numbers: Sequence[str], **choices: str) -> dict[str, Callable]:
+    """Damages of a table by its columns of texts and of numbers, and those that hold one of a few texts."""
+    found: dict[str, Callable] = {"no columns": no_columns}
+    for column in (*texts, *numbers):
+        found |= {f"{column} absent": without(column), f"{column} null": with_null(column)}
+        found |= {f"{column} all null": all_null(column)}
+    found |= {f"{column} as numbers": as_numbers(column) for column in texts}
+    found |= {f"{column} as text": as_text(column) for column in numbers}
+    return found | {f"{column} unknown": with_value(column, value) for column, value in choices.items()}
+
+
+TABLES: dict[tuple[str, str], dict[str, Callable]] = {
+    ("reported", "world/planted.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["relation", "question", "answer"], ["num_gold"], strength="odd"),
+    },
+    ("reported", "questions/part-000.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["question_id", "question"], []),
+        "answers as text": as_text("answers"),
+        "an answer that is no list item": with_value("answers", []),
+        "other ids": with_value("question_id", "elsewhere"),
+    },
+    ("reported", "annotate/knowledge.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["question_id", "relation"], ["p_correct_greedy"], category="Known?", domain="x", split="val"),
+        "category absent": without("category"),
+        "a share above 1": with_value("p_correct_greedy", 1.5),
+        "a share that is no number": with_value("p_correct_greedy", float("nan")),
+        "other ids": with_value("question_id", "elsewhere"),
+    },
+    ("reported", "annotate/generations/part-000.parquet"): {
+        **column_damages(["question_id"], []),
+        "hits as text": as_text("greedy_hit"),
+        "hits absent": without("sampled_hit"),
+        "fewer texts than hits": with_value("greedy_text", ["one"]),
+        "no exemplar sets": with_value("greedy_hit", []),
+        "other ids": with_value("question_id", "elsewhere"),
+    },
+    ("reported", "annotate/p_true/part-000000.parquet"): column_damages(["question_id"], ["p_true", "p_a"]),
+    ("reported", "variants/unknown-050.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["question_id", "target"], [], category="Known?"),
+        "other ids": with_value("question_id", "elsewhere"),
+    },
+    ("reported", f"{RUN}/epochs.parquet"): {
+        "no rows": no_rows,
+        **column_damages([], ["epoch", "num", "num_correct"], split="val", category="odd"),
+        "an epoch without rows": with_value("num", 0),
+        "more right than rows": with_value("num_correct", 10**6),
+        "an epoch missing": with_value("epoch", 7),
+    },
+    ("reported", f"{RUN}/predictions/epoch-003.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["question_id"], ["hit"], category="odd", split="val"),
+    },
+    ("reported", f"{RUN}/rows.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["question_id"], [], category="odd", split="val"),
+        "an epoch as text": as_text("first_fit_epoch"),
+        "an epoch that was not": with_value("first_fit_epoch", 99),
+    },
+    ("reported", f"{RUN}/right_to_wrong.parquet"): column_damages(
+        ["question_id", "text_before", "text_after"], [], split="val"
+    ),
+    ("reported", "sweep/points.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["variant", "policy", "run_id"], ["seed", "epochs", "stop_epoch", "cost_epochs"]),
+        "test_all absent": without("test_all"),
+        "test_all as text": as_text("test_all"),
+        "a share above 1": with_value("test_all", 31.5),
+    },
+    ("drawn", "questions/part-00001.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["question_id", "question"], [], domain="x", split="val"),
+        "no answer": with_value("answers", []),
+    },
+    ("drawn", "annotate/knowledge.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["question_id"], [], category="Known?"),
+    },
+    ("drawn", f"variants/{TRAINED}.parquet"): {
+        "no rows": no_rows,
+        **column_damages(["question_id", "prompt", "target"], [], category="Known?"),
+        "other ids": with_value("question_id", "elsewhere"),
+    },
+    ("drawn", f"{RUN}/epochs.parquet"): {
+        "no rows": no_rows,
+        **column_damages([], ["epoch", "num", "num_correct"], split="val", category="odd"),
+        "no dev questions": with_column("split", lambda values: pa.array(["ood"] * len(values))),
+    },
+}
+
+FIELDS: dict[str, dict[str, list[tuple[Any, ...]]]] = {
+    "reported": {
+        "study.json": [
+            *[(value, "settings") for value in ([], "text", None)],
+            *[("text", "settings", "experiments"), ([1], "settings", "experiments"), (3, "settings", "model")],
+            *[([], "settings", "sweep"), ({"grid": []}, "settings", "sweep"), ([], "settings", "annotate")],
+            *[("a", "settings", "sweep", "grid", "seeds"), ([None], "settings", "sweep", "grid", "epochs")],
+            *[({"unknown_shares": "all"}, "settings", "variants"), ([], "settings", "variants")],
+            ("yes", "settings", "annotate", "p_true"),
+        ],
+        "annotate/manifest.json": [
+            *[(value, name) for name in ("settings", "inputs", "counts", "versions") for value in ([], "text", None)],
+            *[("long", "seconds"), (3, "fingerprint"), ("world", "step"), ({"model": 1}, "inputs")],
+            *[([], "settings", "sampling"), ({"temperature": "warm"}, "settings", "sampling"), (1, "settings", "mode")],
+            *[("many", "counts", "questions"), ({"gold": []}, "counts", "set_aside"), (1, "unknown field")],
+            *[("text", "identity"), ([], "settings", "matcher"), (None, "seconds"), ({}, "settings", "seed")],
+        ],
+        "questions/manifest.json": [
+            *[([], "counts", "kept"), ({"P17": 3}, "counts", "kept"), ("x", "counts", "rows")],
+            *[({"rule": []}, "counts", "dropped"), ([], "counts", "audit"), ({"train": {}}, "counts", "audit")],
+        ],
+        "world/manifest.json": [([], "counts", "training"), ({"parameters": "2"}, "counts", "training")],
+        "variants/manifest.json": [
+            *[(value, "counts", TRAINED) for value in ([], "text", {"kind": "unknown"}, {"num": 3}, None)],
+            *[("a", "counts", TRAINED, "num"), ("half", "counts", TRAINED, "requested_share")],
+            *[([], "counts", TRAINED, "relations"), (3, "counts", TRAINED, "kind")],
+        ],
+        "sweep/manifest.json": [("five", "counts", "points"), ([], "counts", "trainings")],
+        f"{RUN}/manifest.json": [
+            *[("3", "counts", "epochs"), ([], "counts", "set_aside"), ({}, "counts", "training_seconds")],
+            ("zero", "settings", "seed"),
+        ],
+        "sweep/live.json": [
+            *[("yesterday", "at"), ("2026-01-01T00:00:00", "at"), (5, "at"), ("soon", "seconds_left")],
+            *[("all", "running"), ([1], "running"), ([], "retries"), ({"a": "b"}, "retries"), ({"a": 1}, "failed")],
+        ],
+        "sweep/planned.json": [
+            *[(value, "unknown-050-seed0") for value in ([], "text", {}, {"variant": "x"}, None)],
+            ("9", "unknown-050-seed0", "epochs"),
+        ],
+        "annotate/exemplars.json": [("a", "P17"), ([1], "P17"), ([[1]], "P17"), ({}, "P17")],
+    },
+    "drawn": {
+        "variants/manifest.json": [
+            *[({}, "inputs"), ({"model": []}, "inputs"), ({"unknown_shares": "x"}, "settings")],
+            *[({"seed": "a"}, "settings"), ([], "counts"), ({"x": 1}, "counts")],
+        ],
+        "annotate/manifest.json": [({}, "inputs"), ([], "inputs")],
+        f"{RUN}/manifest.json": [({}, "counts"), ([], "counts", "epochs"), ("many", "counts", "epochs")],
+    },
+}
+
+
+def cases() -> list[Any]:
+    """(study, file, damage of its bytes, whether a command must refuse it), each with a name."""
+    found = []
+    for study, files in JSON_FILES.items():
+        for file in files:
+            for what, damage in JSON_DAMAGES.items():
+                if file not in WHOLLY_DAMAGED and what not in SHAPES:
+                    continue
+                found.append(
+                    pytest.param(study, file, damage, (file, what) not in NOT_READ, id=f"{study}-{file}-{what}")
+                )
+        for file, changes in FIELDS[study].items():
+            for value, *path in changes:
+                name = f"{study}-{file}-{'.'.join(path)}-{value}"
+                found.append(pytest.param(study, file, field(value, *path), True, id=name))
+    for (study, file), damages in TABLES.items():
+        for what, change in damages.items():
+            found.append(pytest.param(study, file, in_table(change), True, id=f"{study}-{file}-{what}"))
+        for what in ("empty file", "truncated", "text"):
+            found.append(pytest.param(study, file, JSON_DAMAGES[what], True, id=f"{study}-{file}-{what}"))
+    return found
+
+
+def in_table(change: Callable[[pa.Table], pa.Table]) -> Callable[[bytes], bytes]:
+    def damage(data: bytes) -> bytes:
+        sink = pa.BufferOutputStream()
+        pq.write_table(change(pq.read_table(pa.BufferReader(data), use_threads=False)), sink)
+        return sink.getvalue().to_pybytes()
+
+    return damage
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """All files of a study but for what the commands are there to write."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.relative_to(root).parts[0] not in ("report", ".locks")
+    }
+
+
+@pytest.mark.parametrize(("study", "file", "damage", "is_refused"), cases())
+def test_a_damaged_file_is_one_message_and_nothing_is_changed(
+    request: pytest.FixtureRequest,
+    study: str,
+    file: str,
+    damage: Callable[[bytes], bytes],
+    is_refused: bool,
+) -> None:
+    root: Path = request.getfixturevalue(study)
+    path = root / file
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    before = contents(root)
+    messages = []
+    try:
+        for command in READING[study]:
+            with contextlib.suppress(SlickError):
+                try:
+                    command(Folder(str(root)))
+                except SlickError as error:
+                    messages.append(str(error))
+                    raise
+        after = contents(root)
+    finally:
+        path.write_bytes(whole)
+    assert after == before
+    assert all("\n" not in message and len(message) < 1500 for message in messages), messages
+    assert messages or not is_refused, f"{file} is damaged, and no command says so"
+
+
+def test_whole_studies_are_read_by_every_command(reported: Path, drawn: Path) -> None:
+    for command in (report, show_status):
+        command(Folder(str(reported)))
+    plan(Folder(str(drawn)))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("questions/manifest.json", field([], "counts", "kept")),
+        ("annotate/manifest.json", field("text", "settings")),
+        (f"{RUN}/epochs.parquet", in_table(as_text("num"))),
+        ("sweep/points.parquet", in_table(no_rows)),
+    ],
+)
+def test_a_comparison_of_a_damaged_study_is_one_message(
+    reported: Path, tmp_path: Path, file: str, damage: Callable[[bytes], bytes]
+) -> None:
+    for name in ("study", "study-other"):
+        shutil.copytree(reported, tmp_path / name)
+    path = tmp_path / "study" / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StudyError, match=file):
+        compare(Folder(str(tmp_path / "study")))
+
+
+def test_a_message_says_file_place_found_wanted_and_remedy(reported: Path, tmp_path: Path) -> None:
+    shutil.copytree(reported, tmp_path / "study")
+    folder = Folder(str(tmp_path / "study")).child("annotate")
+    folder.write_bytes("manifest.json", field("long", "seconds")(folder.read_bytes("manifest.json")))
+    with pytest.raises(
+        StudyError, match=r"manifest\.json: seconds is the text 'long', wanted a number; .*run the step"
+    ):
+        read_manifest(folder)
