@@ -87,6 +87,10 @@ def draw_exemplar_sets(
                 drawn.append(picked)
             if len(drawn) == num_sets:
                 break
-        assert len(drawn) == num_sets, (relation, len(drawn))
+        if len(drawn) < num_sets:
+            raise DataError(
+                f"relation {relation}: {len(drawn)} different exemplar sets were drawn from {len(ids)} dev questions, "
+                f"wanted {num_sets}; give it more dev questions, or lower --num-exemplar-sets"
+            )
         sets[relation] = drawn
     return sets

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from slick.errors import SettingsError
+from slick.errors import EngineError, SettingsError
 from slick.precision import Runtime
 from slick.settings import setting
 
@@ -58,8 +58,11 @@ class PromptBatch:
     suffixes: Sequence[str]
 
     def __post_init__(self) -> None:
-        assert self.prefixes
-        assert len(self.question_ids) == len(self.suffixes) > 0
+        if not self.prefixes or not len(self.question_ids) == len(self.suffixes) > 0:
+            raise EngineError(
+                f"a batch has {len(self.prefixes)} prefixes, {len(self.question_ids)} question_ids and "
+                f"{len(self.suffixes)} suffixes; wanted one or more of each, and as many question_ids as suffixes"
+            )
 
     def part(self, part: slice) -> "PromptBatch":
         """The same prefixes with some of the questions."""

@@ -201,17 +201,18 @@ def _audit(
 ) -> dict[str, Any]:
     """What a written set holds, counted from its rows; stops if that is not what was planned."""
     question_ids = written["question_id"].to_pylist()
-    assert len(set(question_ids)) == len(question_ids), f"{spec.name} holds a question twice"
+    if len(set(question_ids)) != len(question_ids):
+        raise _audit_error(spec, "holds a question twice")
     relations: dict[str, Counter[Category]] = {relation: Counter() for relation in planned}
     for question_id, category in zip(question_ids, written["category"].to_pylist(), strict=True):
         relations[rows[question_id].relation][Category(category)] += 1
     for relation, wanted in planned.items():
         for need in wanted:
             found = sum(relations[relation][category] for category in need.pool)
-            assert found == need.num, f"{spec.name}, {relation}: {found} rows of {need.pool}, planned {need.num}"
-        assert relations[relation].total() == sum(need.num for need in wanted), (
-            f"{spec.name}, {relation}: rows not planned"
-        )
+            if found != need.num:
+                raise _audit_error(spec, f"{relation}: {found} rows of {', '.join(need.pool)}, planned {need.num}")
+        if relations[relation].total() != sum(need.num for need in wanted):
+            raise _audit_error(spec, f"{relation}: rows that were not planned")
     totals = sum(relations.values(), Counter[Category]())
     return {
         "num": len(question_ids),
@@ -221,6 +222,12 @@ def _audit(
         "categories": {category.value: totals[category] for category in Category},
         "relations": {r: {category.value: found[category] for category in Category} for r, found in relations.items()},
     }
+
+
+def _audit_error(spec: VariantSpec, reason: str) -> VariantError:
+    return VariantError(
+        f"set {spec.name} was not written as planned: {reason}; run `slick variants` again, and report this if it stays"
+    )
 
 
 def _print_summary(

@@ -137,7 +137,8 @@ def test_counts_are_by_store_reason_relation_and_split() -> None:
 def test_questions_set_aside_leave_the_others_in_their_batches(tmp_path: Path) -> None:
     table = questions(*"abcdefgh")
     out = SET_ASIDE_SCHEMA.empty_table()
-    out = pa.Table.from_pylist([{"question_id": f"P1-{i}", "reason": TOO_LONG} for i in (1, 3, 4, 5)], out.schema)
+    rest = {"relation": "P1", "domain": "id", "split": "test", "reason": TOO_LONG, "num_tokens": 9, "limit": 8}
+    out = pa.Table.from_pylist([{"question_id": f"P1-{i}", **rest} for i in (1, 3, 4, 5)], out.schema)
     batches = leave_out(cut_batches(table, 2), out)
     ids = {batch.index: batch.questions["question_id"].to_pylist() for batch in batches}
     assert ids == {0: ["P1-0"], 1: ["P1-2"], 3: ["P1-6", "P1-7"]}
