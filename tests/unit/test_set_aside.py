@@ -169,7 +169,7 @@ def test_the_context_is_read_off_the_configuration(tmp_path: Path) -> None:
     assert context_of('{"text_config": {"max_position_embeddings": 128}, "max_position_embeddings": 5}') == 128
     assert context_of('{"model_type": "llama"}') == 2048, "what the architecture has by itself"
     assert context_of('{"model_type": "mamba"}') == NO_LIMIT
-    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"config\.json is not UTF-8 JSON"):
         context_of("{")
 
 
