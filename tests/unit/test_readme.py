@@ -15,16 +15,22 @@ from jobs.submit import parse_submission
 from slick.analysis.findings.judge import judges
 from slick.analysis.findings.paper import findings
 from slick.annotation import RescoreConfig
-from slick.annotation.generations import GENERATION_SCHEMA, GOLD_SCHEMA
-from slick.annotation.knowledge import KNOWLEDGE_SCHEMA
-from slick.annotation.p_true import P_TRUE_SCHEMA
-from slick.annotation.set_aside import SET_ASIDE_SCHEMA
-from slick.questions import QUESTION_SCHEMA
 from slick.study import Manifest
-from slick.variants import VARIANT_SCHEMA
-from slick.world.facts import PLANTED_SCHEMA
-from tuning.points import POINTS_SCHEMA
-from tuning.records import EPOCHS_SCHEMA, LOST_SCHEMA, PREDICTIONS_SCHEMA, ROWS_SCHEMA
+from slick.study_files import (
+    EPOCHS_SCHEMA,
+    GENERATION_SCHEMA,
+    GOLD_SCHEMA,
+    KNOWLEDGE_SCHEMA,
+    LOST_SCHEMA,
+    P_TRUE_SCHEMA,
+    PLANTED_SCHEMA,
+    POINTS_SCHEMA,
+    PREDICTIONS_SCHEMA,
+    QUESTION_SCHEMA,
+    ROWS_SCHEMA,
+    SET_ASIDE_SCHEMA,
+    VARIANT_SCHEMA,
+)
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
