@@ -124,6 +124,16 @@ def test_a_command_that_does_not_parse_is_found(command: str) -> None:
         test_each_command_parses("x", found)
 
 
+def test_flags_of_benchmarks_exist() -> None:
+    text = re.sub(r" *\\\n *", " ", (ROOT / "docs" / "benchmarks.md").read_text())
+    found = re.findall(r"python -m tests\.benchmarks\.(\w+)(.*)", text)
+    assert {name for name, _ in found} == {path.stem for path in (ROOT / "tests" / "benchmarks").glob("*.py")}
+    for name, flags in found:
+        code = (ROOT / "tests" / "benchmarks" / f"{name}.py").read_text()
+        for flag in re.findall(r"--[a-z-]+", flags):
+            assert f'"{flag}"' in code, f"tests/benchmarks/{name}.py has no {flag}"
+
+
 def anchors(page: Path) -> set[str]:
     """Anchors that GitHub makes of the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
