@@ -18,6 +18,7 @@ from slick.errors import EngineError, StudyError
 from slick.models import load_model, load_tokenizer
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder
+from slick.study import require
 from slick.study_files import P_TRUE_SCHEMA
 from slick.world import build_world, smoke_world
 from tests.local.tiny import CONFIGS, save_tiny_model, tiny_model, tiny_tokenizer
@@ -142,6 +143,13 @@ def test_every_test_question_has_the_chance_that_a_plain_pass_gives(done: Folder
     assert counts["questions"] == rows.num_rows
     assert 0 < counts["prefilled_tokens"] < counts["prompt_tokens"]
     assert counts["percentiles"]["0"] <= counts["percentiles"]["50"] <= counts["percentiles"]["100"]
+
+
+def test_the_manifest_says_what_it_was_scored_on(done: Folder) -> None:
+    manifest = require(done.child("annotate", "p_true"), "annotate")
+    assert manifest.settings["dtype"] == manifest.counts["dtype"] == "float32", "dtype auto on a CPU"
+    assert manifest.counts["device"] == "cpu"
+    assert manifest.counts["attention"].startswith("slick packed")
 
 
 def test_the_labels_are_left_as_they_were(done: Folder, labelled: Folder) -> None:

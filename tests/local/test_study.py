@@ -41,13 +41,13 @@ def test_the_folders_hold_what_the_contract_says(study: Path) -> None:
 
 
 def test_manifests_and_report_say_what_each_step_ran_on(study: Path) -> None:
-    for name in ("annotate", "annotate/p_true", "runs/unknown-050-seed0"):
+    for name in ("annotate", "runs/unknown-050-seed0"):
         manifest = json.loads((study / name / "manifest.json").read_text())
         assert manifest["settings"]["dtype"] == manifest["counts"]["dtype"] == "float32", "dtype auto on a CPU"
         assert manifest["counts"]["device"] == "cpu"
         assert manifest["counts"]["attention"].startswith("slick packed")
     told = (study / "report" / "tables" / "provenance.csv").read_text()
-    for part in ("annotation", "P(True)", "trainings"):
+    for part in ("annotation", "trainings"):
         assert f'{part} ran with,"device cpu, dtype float32, attention slick packed' in told
 
 
