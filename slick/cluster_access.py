@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slick.cluster_checks import check_token
+from slick.cluster_checks import check_token, short_temp_variable
 from slick.errors import ClusterError
 
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -48,6 +48,7 @@ def local_access(temp_folder: str) -> Iterator[str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray's helper processes are started as `python -c`, which would import modules from the working folder first.
         "PYTHONSAFEPATH": "1",
+        **short_temp_variable(temp_folder),
     }
     named = next((name for name in _TOKEN_VARIABLES if os.environ.get(name)), None)
     if named is None:

@@ -24,6 +24,8 @@ _DEFAULT_TEMP = "/tmp"
 _MAX_SOCKET_PATH = (104 if sys.platform == "darwin" else 108) - 1
 _SOCKET = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
 """The longest path that Ray appends to its temporary folder."""
+_PYTHON_SOCKET = "pymp-12345678/listener-12345678"
+"""The path that Python's multiprocessing, which Ray's dashboard uses, appends to TMPDIR."""
 
 # RFC 9113, section 3.4: a client's first bytes, and an empty SETTINGS frame. The server answers with its own SETTINGS.
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
@@ -152,6 +154,16 @@ def choose_temp_folder(environment: Mapping[str, str]) -> str:
 
 def _socket_length(folder: str) -> int:
     return len(os.fsencode(os.path.join(folder, _SOCKET)))
+
+
+def short_temp_variable(temp_folder: str) -> dict[str, str]:
+    """TMPDIR for Ray's processes if the user's is too long a path for the sockets that Python makes in it; else empty.
+
+    Args:
+        temp_folder: to use instead, from `choose_temp_folder`.
+    """
+    path = os.path.join(tempfile.gettempdir(), _PYTHON_SOCKET)  # this process keeps its TMPDIR from here on
+    return {"TMPDIR": temp_folder} if len(os.fsencode(path)) > _MAX_SOCKET_PATH else {}
 
 
 def _check_writable(folder: str, name: str) -> None:

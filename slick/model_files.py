@@ -146,13 +146,13 @@ def _changing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_config(folder: str, config: Mapping[str, Any]) -> None:
-    kind = f"{folder} holds {some(config.get('architectures') or [str(config.get('model_type'))])}"
+    names = _architectures(folder, config)
+    kind = f"{folder} holds {some(names or [str(config.get('model_type'))])}"
     if config.get("is_encoder_decoder"):
         raise ModelError(
             f"{kind}, an encoder-decoder (is_encoder_decoder in config.json); wanted is a causal language model, which "
             "goes on with a text, such as one whose architecture ends in ForCausalLM"
         )
-    names = config.get("architectures") or []
     if names and "auto_map" not in config and not any(_WITH_HEAD.search(name) for name in names):
         raise ModelError(
             f"{kind}, saved without a head that predicts the next token (architectures in config.json); wanted is a "
@@ -167,6 +167,17 @@ def _check_config(folder: str, config: Mapping[str, Any]) -> None:
                 "here takes; give the original weights, dequantize them (model.dequantize(), then save_pretrained), or "
                 "give a GGUF file, which is dequantized as it is read"
             )
+
+
+def _architectures(folder: str, config: Mapping[str, Any]) -> list[str]:
+    """Names of the model's classes as config.json gives them; empty where it gives none."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f"{folder}/config.json has architectures = {json.dumps(names)[:80]}; wanted is a list of class names such "
+            f'as ["LlamaForCausalLM"]; {_MEND}'
+        )
+    return names
 
 
 def _check_weights(folder: str) -> None:

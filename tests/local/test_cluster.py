@@ -93,13 +93,15 @@ def test_a_server_that_knows_no_ray_is_one_message() -> None:
     assert line.startswith(f"slick: the Ray cluster at RAY_ADDRESS={address} cannot be joined: ")
 
 
-def test_a_path_with_a_space_starts_workers(tmp_path: Path) -> None:
+def test_paths_with_spaces_and_a_long_temporary_folder_start_workers(tmp_path: Path) -> None:
     folder = tmp_path / "it's my (own) folder"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     shared = Path(ray.__file__).parents[1]
     (packages / "shared.pth").write_text(f"import site; site.addsitedir({str(shared)!r})\n")
     python = str(folder / "bin" / "python")
-    done = run_step(python=python)
+    temporary = tmp_path / ("too long for a socket " * 4)
+    temporary.mkdir()
+    done = run_step(python=python, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
     assert f"STARTED {python}" in done.stdout

@@ -136,6 +136,11 @@ FILES: dict[str, tuple[Change, str]] = {
     "reward": (reward_model, "holds LlamaForSequenceClassification, saved without a head"),
     "masked": (masked_model, "holds RobertaForMaskedLM, saved without a head"),
     "encoder-decoder": (settings(is_encoder_decoder=True), "an encoder-decoder"),
+    "no-list-of-architectures": (
+        settings(architectures="LlamaForCausalLM"),
+        'architectures = "LlamaForCausalLM"; wanted',
+    ),
+    "no-names-of-architectures": (settings(architectures=[3]), r"architectures = \[3\]; wanted is a list"),
     "quantized": (settings(quantization_config={"quant_method": "awq"}), r"quantization_config \(awq\)"),
     "packed": (
         tensors(lambda found: found.update({"lm_head.weight": found["lm_head.weight"].to(torch.int8)})),

@@ -18,6 +18,7 @@ from slick.cluster_checks import (
     check_token,
     choose_temp_folder,
     object_store_bytes,
+    short_temp_variable,
 )
 from slick.errors import ClusterError
 
@@ -126,6 +127,13 @@ def test_a_path_too_long_for_sockets_is_replaced_or_refused(tmp_path: Path) -> N
     with pytest.raises(ClusterError, match=f"RAY_TMPDIR={long} has .* at most [34][0-9] bytes"):
         choose_temp_folder({"RAY_TMPDIR": long})
     assert not os.path.exists(long)
+
+
+def test_python_s_sockets_get_a_short_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 70)  # 75 bytes: the longest whose sockets are 107
+    assert short_temp_variable("/tmp") == {}
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 71)
+    assert short_temp_variable("/tmp") == {"TMPDIR": "/tmp"}
 
 
 def test_a_temporary_folder_that_cannot_be_written_is_refused(short: Path) -> None:

@@ -64,8 +64,10 @@ def test_the_lock_of_a_killed_run_is_taken_over_at_once(tmp_path: Path, monkeypa
     monkeypatch.setattr(locks, "PATIENCE_S", 1e9)  # its process is looked at; nothing is waited for
     process = hold(tmp_path)
     process.kill()
-    process.wait()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not asked for its status
     (owner,) = owners(Folder(str(tmp_path))).values()
+    assert owner.is_alive is False
+    process.wait()
     assert owner.is_alive is False
     with exclusive(Folder(str(tmp_path)), "annotate"):
         assert owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
@@ -77,6 +79,10 @@ def test_a_process_of_the_same_number_is_not_taken_for_the_owner() -> None:
     owner = Owner(step="x", host="h", pid=os.getpid(), since="", token="t", process=own)
     assert owner.is_alive is True
     assert replace(owner, process=own[:-1]).is_alive is False
+    boot, namespace, pid, start_time = own.split()
+    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert (namespace, pid) == (os.readlink("/proc/self/ns/pid"), str(os.getpid()))
+    assert start_time == Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     assert replace(owner, process="other-boot " + own.partition(" ")[2]).is_alive is None
 
 
@@ -135,8 +141,33 @@ def test_a_run_that_lost_its_lock_finishes_nothing(tmp_path: Path, elsewhere: Ow
     assert owners(study) == {"annotate": elsewhere}, "the lock of the other run stays"
 
 
+def test_a_lost_lock_is_an_error_even_if_nothing_is_finished(tmp_path: Path, elsewhere: Owner) -> None:
+    study = Folder(str(tmp_path))
+    with pytest.raises(StudyError, match="taken over by annotate, process 1 on node-7"), exclusive(study, "annotate"):
+        study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
+    assert owners(study) == {"annotate": elsewhere}
+
+
+def test_a_heartbeat_does_not_take_a_lost_lock_back(tmp_path: Path, elsewhere: Owner) -> None:
+    study = Folder(str(tmp_path))
+    lock = locks._Lock(study, "annotate", "annotate")
+    assert lock.acquire()
+    study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
+    lock.beat()
+    assert owners(study) == {"annotate": elsewhere}
+
+
+def test_a_lock_that_storage_does_not_give_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / LOCKS / "annotate.json").mkdir(parents=True)
+    with (
+        pytest.raises(StudyError, match=r"annotate\.json cannot be read"),
+        exclusive(Folder(str(tmp_path)), "annotate"),
+    ):
+        pass
+
+
 def test_a_lock_file_that_cannot_be_read_counts_as_a_silent_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
     study = Folder(str(tmp_path))
@@ -144,6 +175,7 @@ def test_a_lock_file_that_cannot_be_read_counts_as_a_silent_run(
         study.child(LOCKS).write_bytes("annotate.json", content)
         with exclusive(study, "annotate"):
             assert owners(study)["annotate"].pid == os.getpid()
+        assert "unknown step, process 0 on unknown host" in capsys.readouterr().out
 
 
 def test_several_locks_are_all_taken_or_none(tmp_path: Path) -> None:
