@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from jobs.door import run_main, step_door
 from jobs.flags import take_switch
 from jobs.presets import ANNOTATE
+from jobs.study_file import settings_for
 from slick.annotation import RescoreConfig, annotate, rescore
 
 RESCORE = "--rescore"
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     if is_rescore:
         step_door(f"annotate {RESCORE}", dict.fromkeys(ANNOTATE, RescoreConfig), rescore, rest, __doc__ or "")
     else:
-        step_door("annotate", ANNOTATE, annotate, argv, __doc__ or "")
+        step_door("annotate", ANNOTATE, annotate, argv, __doc__ or "", settings_for("annotate"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import TypeVar
 
+from jobs.config_file import Select, take_config_file
 from jobs.flags import (
     Parser,
     canonical_flags,
@@ -144,16 +145,27 @@ def step_door(
     run: Callable[[Folder, Config], object],
     argv: Sequence[str],
     description: str,
+    select: Select | None = None,
 ) -> None:
-    """The door of one step: `slick STEP PRESET --out DIR [flags]`."""
+    """Run one step: `slick STEP PRESET --out DIR [--config FILE] [flags]`.
+
+    Args:
+        step: its name, for messages.
+        presets: its settings by name.
+        run: the step.
+        argv: the arguments after the step's name.
+        description: for `--help`.
+        select: takes the step's settings from a file; None: the file holds them and no others.
+    """
     prog = f"slick {step}"
     if wants_help(argv):
         print(f"{description.strip()}\n\nPresets: {', '.join(presets)}. All flags: `{prog} PRESET --help`")
         return
     name, preset, rest = parse_preset(argv, prog, presets)
     if asks_help(rest):
-        print(f"usage: {prog} {name} --out DIR [flags]\n")
+        print(f"usage: {prog} {name} --out DIR [--config FILE] [flags]\n")
         parse_config(preset(), ["--help"], f"{prog} {name}")
         return
     out, rest = parse_out(rest, prog)
-    run(out, parse_config(preset(), rest, f"{prog} {name}"))
+    prog = f"{prog} {name}"
+    run(out, parse_config(preset(), take_config_file(rest, preset(), prog, select), prog, ("out", "config")))

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import FINETUNE
+from jobs.study_file import settings_for
 from tuning.finetune import finetune
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("finetune", FINETUNE, finetune, argv, __doc__ or "")
+    step_door("finetune", FINETUNE, finetune, argv, __doc__ or "", settings_for("finetune"))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def canonical_flags(argv: Sequence[str], names: Mapping[str, bool], prog: str, o
             unknown.append(name)
         words.append(f"--{canonical or name}{equals}{value}")
     if unknown:
-        every = [*names, *(_switched_off(name) for name, is_switch in names.items() if is_switch), *others]
+        every = [*names, *(switched_off(name) for name, is_switch in names.items() if is_switch), *others]
         raise unknown_flags(unknown, every, prog)
     return words
 
@@ -73,11 +73,12 @@ def _canonical(name: str, names: Mapping[str, bool]) -> str | None:
         return name if name in names else renamed
     for positive in (name.removeprefix("no-"), f"{before}{dot}{last.removeprefix('no-')}"):
         if positive != name and names.get(positive):
-            return _switched_off(positive)
+            return switched_off(positive)
     return None
 
 
-def _switched_off(name: str) -> str:
+def switched_off(name: str) -> str:
+    """The flag that turns a switch off: `x.no-y` of `x.y`."""
     before, dot, last = name.rpartition(".")
     return f"{before}{dot}no-{last}"
 

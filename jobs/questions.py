@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import QUESTIONS
+from jobs.study_file import settings_for
 from slick.questions import prepare_questions
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("questions", QUESTIONS, prepare_questions, argv, __doc__ or "")
+    step_door("questions", QUESTIONS, prepare_questions, argv, __doc__ or "", settings_for("questions"))
 
 
 if __name__ == "__main__":

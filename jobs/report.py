@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import REPORT
+from jobs.study_file import settings_for
 from slick.report import make_report
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("report", REPORT, make_report, argv, __doc__ or "")
+    step_door("report", REPORT, make_report, argv, __doc__ or "", settings_for("report"))
 
 
 if __name__ == "__main__":

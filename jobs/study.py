@@ -4,19 +4,23 @@ slick study demo
 slick study smoke --out studies/smoke
 slick study smoke --questions entity_questions.zip --out studies/real-facts
 slick study paper --model ID_OR_PATH --questions dataset.zip --out s3://bucket/study
-slick study paper --dry-run                        # experiments, trainings and generations; nothing runs
+slick study paper --dry-run                        # settings; on stderr experiments, trainings, cost; nothing runs
+slick study paper --config study.yaml              # settings from YAML or JSON, such as an earlier study.json
 slick study demo --experiments idk,p_true          # trains only what these need; more may be asked for later
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jobs.asked import forecast, settle, trains, with_finished
+from jobs.config_file import take_config_file
 from jobs.door import parse_config, parse_out, parse_preset, run_main, wants_help
 from jobs.flags import take_switch
 from jobs.presets import STUDY, StudyConfig
+from jobs.study_file import settings_for
 from slick.errors import SettingsError
 from slick.experiments import EXPERIMENTS, parse_names
 from slick.progress import duration
@@ -36,11 +40,13 @@ def main(argv: Sequence[str]) -> None:
     name, preset, rest = parse_preset(argv, "slick study", STUDY)
     out, rest = parse_out(rest, "slick study", default=f"studies/{name}")
     dry_run, rest = take_switch(rest, "--dry-run")
-    config = parse_config(preset(), rest, f"slick study {name}", ("out", "dry-run"))
+    prog, others = f"slick study {name}", ("out", "dry-run", "config")
+    rest = take_config_file(rest, preset(), prog, settings_for("study"), others)
+    config = parse_config(preset(), rest, prog, others)
     config = resolve(config, needs_model=not dry_run)
     if dry_run:
         print(json.dumps(plain_settings(config), indent=2))
-        print(forecast(config, out))
+        print(forecast(config, out), file=sys.stderr)  # so that the output alone is a file for --config
         return
     run_study(out, config)
 

@@ -12,6 +12,7 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 --dry-run             check everything and show what would run, without the cluster
 
 The job runs with the Python that the head's Ray itself runs with, wherever that was started from (jobs/start.sh).
+--config FILE is read on this machine; its settings are submitted as flags.
 Files that --questions, --audit, --relations or --graded name travel with the code. Exit status: the step's.
 """
 
@@ -28,11 +29,13 @@ from typing import Any
 
 from jobs import presets
 from jobs.annotate import RESCORE
+from jobs.config_file import take_config_file
 from jobs.door import parse_config, parse_preset, run_main, wants_help
 from jobs.flags import Parser, canonical_flags, did_you_mean, flag_names, take_switch
 from jobs.head import Head, is_near, parse_address
 from jobs.package import Travel, pack, plan_travel
 from jobs.study import resolve
+from jobs.study_file import settings_for
 from slick.annotation import RescoreConfig
 from slick.cluster import KEEP_FREED_MEMORY
 from slick.errors import SettingsError
@@ -49,7 +52,7 @@ STEPS: dict[str, Mapping[str, Callable[[], Any]]] = {
     "report": presets.REPORT,
 }
 
-_FLAGS = ("address", "out", "env", "requirements", "no-wait", "dry-run")
+_FLAGS = ("address", "out", "env", "requirements", "no-wait", "dry-run", "config")
 """Of this command itself."""
 _ENVIRONMENT = {**KEEP_FREED_MEMORY, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
 """What every job and its workers are told; see slick/cluster.py."""
@@ -132,10 +135,11 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
 
 
 def check_flags(step: str, preset: str, flags: Sequence[str]) -> list[str]:
-    """Parse a step's flags as the step itself will; returns them in their canonical spelling."""
+    """Parse a step's flags as the step itself will; returns them, and those of `--config`, in canonical spelling."""
     named: Callable[[], Any] = STEPS[step][preset]
     is_rescore, rest = take_switch(flags, RESCORE) if step == "annotate" else (False, list(flags))
     settings, prog = RescoreConfig() if is_rescore else named(), f"slick submit {step} {preset}"
+    rest = take_config_file(rest, settings, prog, None if is_rescore else settings_for(step), _FLAGS)
     config = parse_config(settings, rest, prog, _FLAGS)
     if isinstance(config, presets.StudyConfig):
         resolve(config)

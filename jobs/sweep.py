@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import SWEEP
+from jobs.study_file import settings_for
 from tuning.probe import plan_sweep
 from tuning.sweep import sweep
 
@@ -21,7 +22,7 @@ PLAN = "--plan"
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
     rest = [word for word in argv if word != PLAN]
-    step_door("sweep", SWEEP, plan_sweep if PLAN in argv else sweep, rest, __doc__ or "")
+    step_door("sweep", SWEEP, plan_sweep if PLAN in argv else sweep, rest, __doc__ or "", settings_for("sweep"))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import VARIANTS
+from jobs.study_file import settings_for
 from slick.variants import draw_variants
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("variants", VARIANTS, draw_variants, argv, __doc__ or "")
+    step_door("variants", VARIANTS, draw_variants, argv, __doc__ or "", settings_for("variants"))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from jobs.door import run_main, step_door
 from jobs.presets import WORLD
+from jobs.study_file import settings_for
 from slick.world import build_world
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("world", WORLD, build_world, argv, __doc__ or "")
+    step_door("world", WORLD, build_world, argv, __doc__ or "", settings_for("world"))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ MAX_DOCUMENT_BYTES = 1 << 29
 """Bytes of a JSON list of questions: it is held in memory whole."""
 MAX_SETTINGS_BYTES = 1 << 26
 """Bytes of any other JSON file (relations, templates, config.json) or graded sheet; real ones have some kB."""
+MAX_YAML_BYTES = 1 << 18
+"""Bytes of a YAML file of settings: it is parsed at some 100 kB a second; the settings of a whole study have 6 kB."""
 
 MAX_ROW_CHARS = 1 << 24
 """Characters of one row of CSV or JSONL, columns that are not used included: some sets carry whole documents."""

@@ -1,0 +1,332 @@
+"""`--config FILE`: what it may hold, what overrides what, and that printed settings can be passed back."""
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import presets, study
+from jobs.config_file import take_config_file
+from jobs.door import parse_config
+from jobs.study_file import SECTIONS, settings_for
+from jobs.submit import STEPS, parse_submission
+from slick.annotation import RescoreConfig
+from slick.errors import DataError, SettingsError, SlickError
+from slick.storage import Folder
+from slick.study import plain_settings, require
+from slick.yaml_text import parse_yaml
+
+OTHER_PRESET = {"demo": "smoke", "smoke": "demo", "paper": "smoke"}
+
+
+def written(folder: Path, text: object, name: str = "settings.yaml") -> str:
+    path = folder / name
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    return str(path)
+
+
+def parsed(step: str, preset: str, argv: Sequence[str]) -> Any:
+    """The settings of a command line, as the step parses them; of a study before they are handed down."""
+    config = STEPS[step][preset]()
+    return parse_config(config, take_config_file(argv, config, f"slick {step}", settings_for(step)), f"slick {step}")
+
+
+def resolved(preset: str, argv: Sequence[str]) -> presets.StudyConfig:
+    config = study.resolve(parsed("study", preset, argv), needs_model=False)
+    assert isinstance(config, presets.StudyConfig)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags"),
+    [
+        ("smoke", ["--seed", "3", "--sweep.grid.seeds", "0", "2"]),
+        ("smoke", ["--experiments", "idk,counts"]),
+        ("smoke", ["--variants.concentrated-shares", "0.5", "--seed", "1"]),
+        ("smoke", ["--sweep.grid.variants", "unknown-000"]),
+        ("smoke", ["--questions", "q.zip", "--sweep.grid.axes", "learning_rate=1e-4,1e-5 if variant=unknown-?[05]0"]),
+        ("demo", []),
+        ("paper", ["--model", "owner/name", "--questions", "facts.zip", "--seed", "7"]),
+    ],
+    ids=str,
+)
+def test_the_settings_of_a_dry_run_passed_back_are_the_same(
+    preset: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.main([preset, *flags, "--dry-run"])
+    printed = capsys.readouterr().out
+    file = written(tmp_path, printed, "printed.json")
+    study.main([OTHER_PRESET[preset], "--config", file, "--dry-run"])
+    assert capsys.readouterr().out == printed
+    config = resolved(preset, flags)
+    whole = written(tmp_path, {"settings": plain_settings(config), "versions": {}}, "study.json")
+    assert resolved(OTHER_PRESET[preset], ["--config", whole]) == config
+    for step, section in SECTIONS.items():
+        settings: Any = config
+        for name in section.split("."):
+            settings = getattr(settings, name)
+        if step == "finetune":
+            settings = replace(settings, seed=config.sweep.grid.seeds[0])
+        again = parsed(step, next(iter(STEPS[step])), ["--config", whole])
+        assert plain_settings(again) == plain_settings(settings)  # and so is the fingerprint
+
+
+@pytest.mark.parametrize("step", SECTIONS)
+def test_a_file_of_a_steps_own_settings_gives_all_of_them(step: str, tmp_path: Path) -> None:
+    for name, preset in STEPS[step].items():
+        file = written(tmp_path, plain_settings(preset()), f"{name}.json")
+        other = OTHER_PRESET.get(name, "paper")
+        assert parsed(step, other if other in STEPS[step] else "demo", ["--config", file]) == preset()
+
+
+def test_a_flag_overrides_the_file_and_the_file_overrides_the_preset(tmp_path: Path) -> None:
+    file = written(tmp_path, "learning_rate: 1e-4\nbatch-size: 64\npacking: false\nkeep_state: true\n")
+    config = parsed("finetune", "paper", ["--no-keep-state", "--config", file, "--batch-size", "32"])
+    expected = replace(presets.paper_training(), learning_rate=1e-4, batch_size=32, packing=False)
+    assert config == expected
+
+
+def test_settings_are_validated_only_when_flags_have_overridden_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, {"batch_size": 30, "num_workers": 4})
+    with pytest.raises(SettingsError, match="30 rows cannot be shared by 4 workers"):
+        parsed("finetune", "paper", ["--config", file])
+    assert parsed("finetune", "paper", ["--config", file, "--num-workers", "3"]).num_workers == 3
+
+
+def test_a_flag_that_overrides_what_a_study_hands_down_reaches_every_step(tmp_path: Path) -> None:
+    before = resolved("demo", ["--model", "a/b", "--questions", "old.zip", "--seed", "2"])
+    file = written(tmp_path, {"settings": plain_settings(before), "versions": {}}, "study.json")
+    flags = ["--model", "c/d", "--questions", "new.zip", "--seed", "5"]
+    assert resolved("paper", ["--config", file, *flags]) == resolved("demo", flags)
+    world = resolved("smoke", ["--questions", "old.zip"])
+    file = written(tmp_path, plain_settings(world), "world.json")
+    assert resolved("smoke", ["--config", file, *flags]) == resolved("smoke", flags)
+
+
+def test_experiments_and_their_fine_tuning_sets_follow_from_each_other(tmp_path: Path) -> None:
+    added = replace(resolved("smoke", ["--experiments", "idk"]), experiments=("counts", "unknown_ratio", "idk"))
+    file = written(tmp_path, plain_settings(added), "study.json")  # as a study writes it that was asked twice
+    assert resolved("smoke", ["--config", file]) == resolved("smoke", ["--experiments", "counts,unknown_ratio,idk"])
+    assert resolved("smoke", ["--config", file, "--experiments", "fit"]).experiments == ("fit",)
+    own_sets = ["--sweep.grid.variants", "unknown-050"]
+    assert resolved("smoke", ["--config", file, *own_sets]).sweep.grid.variants == ("unknown-050",)
+    file = written(tmp_path, plain_settings(resolved("smoke", own_sets)), "study.json")
+    config = resolved("smoke", ["--config", file, "--experiments", "idk"])
+    assert config.sweep == resolved("smoke", ["--experiments", "idk"]).sweep
+    assert config.experiments == ("idk",)
+
+
+def test_a_step_takes_from_a_short_file_of_a_study_what_the_study_hands_down(tmp_path: Path) -> None:
+    text = (
+        "model: a/b\nquestions: facts.zip\nseed: 4\nannotate:\n  num_shots: 2\nprepare:\nsweep: {train: {epochs: 9}}\n"
+    )
+    file = written(tmp_path, text)
+    whole = resolved("paper", ["--config", file])
+    assert (whole.annotate.num_shots, whole.annotate.sampling.seed, whole.sweep.grid.seeds) == (2, 4, (4,))
+    step = parsed("annotate", "paper", ["--config", file])
+    assert (step.model, step.seed, step.sampling.seed, step.num_shots) == ("a/b", 4, 4, 2)
+    assert parsed("sweep", "paper", ["--config", file]).grid.seeds == (4,)
+    training = parsed("finetune", "paper", ["--config", file])
+    assert (training.model, training.epochs, training.seed) == ("a/b", 9, 4)
+
+
+def test_a_short_file_of_a_study_may_use_dotted_keys_and_relative_seeds(tmp_path: Path) -> None:
+    file = written(tmp_path, "seed: 4\nsweep.grid.seeds: [0, 1]\nannotate.sampling.top-k: 5\n")
+    config = resolved("smoke", ["--config", file])
+    assert config.sweep.grid.seeds == (4, 5)
+    assert config.annotate.sampling.top_k == 5
+
+
+def test_names_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
+    file = written(tmp_path, "prepare: {source: facts.zip}\nquestions: facts.zip\nmodel: a/b\nworld: {source: ''}\n")
+    assert resolved("paper", ["--config", file]).prepare.questions == "facts.zip"
+    own = written(tmp_path, "source: facts.jsonl\nfilter: none\n", "own.yaml")
+    config = parsed("questions", "paper", ["--config", own])
+    assert (config.questions, config.filter) == ("facts.jsonl", "none")
+    twice = written(tmp_path, "source: a\nquestions: b\n", "twice.yaml")
+    with pytest.raises(SettingsError, match="questions is given twice"):
+        parsed("questions", "paper", ["--config", twice])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("annotat: {}", "there is no setting 'annotat' (did you mean annotate"),
+        ("annotate: {max_actor: 3}", "there is no setting 'annotate.max_actor' (did you mean annotate.max_actors?)"),
+        ("learning_rate: 1", "did you mean sweep.train.learning_rate or world.learning_rate?"),
+        ("seed.x: 1", "there is no setting 'seed.x'"),
+        ("seed: '3'", "seed takes an integer, got '3'"),
+        ("seed: 3.5", "seed takes an integer, got 3.5"),
+        ("seed: true", "seed takes an integer, got true"),
+        ("seed: [1]", "seed takes an integer, got [1]"),
+        ("seed: {x: 1}", "seed takes an integer, got a mapping"),
+        ("model: 3", "model takes a text, got 3"),
+        ("embedded: yes", "embedded takes true or false, got 'yes'"),
+        ("annotate: 3", "annotate takes settings by name, got 3"),
+        ("annotate: {mode: ful}", "annotate.mode takes full or labels, got 'ful' (did you mean full?)"),
+        ("annotate: {max_actors: many}", "annotate.max_actors takes an integer or null, got 'many'"),
+        ("sweep: {train: {dropout: 1e999}}", "sweep.train.dropout takes a number, got inf"),
+        ("sweep: {grid: {epochs: 3}}", "sweep.grid.epochs takes a list, got 3"),
+        ("sweep: {grid: {epochs: [1, x]}}", "sweep.grid.epochs[1] takes an integer, got 'x'"),
+        ("world: {firm_mentions: [1]}", "world.firm_mentions takes a list of 2 values, got [1]"),
+        ("sweep: {train: {track: [mlflw]}}", "sweep.train.track[0] takes mlflow or wandb, got 'mlflw'"),
+        ("experiments: [--out]", "experiments holds a text that begins with a hyphen"),
+        ("seed: 3\nannotate: {seed: 4}", "annotate.seed is 4, but a study gives its own seed, 3, to its steps"),
+        ("annotate: {model: a/b}", "annotate.model is 'a/b', but a study gives its own model, ''"),
+        ("settings: {}\nother: 1", "has other beside settings"),
+        ("", "holds nothing, wanted settings by name"),
+        ("- 1", "holds a list, wanted settings by name"),
+    ],
+)
+def test_wrong_settings_are_refused_with_their_path(text: str, message: str, tmp_path: Path) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(SettingsError) as error:
+        resolved("smoke", ["--config", file])
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"--config {file}")
+
+
+@pytest.mark.parametrize(("step", "section"), SECTIONS.items())
+def test_every_step_reads_its_section_and_refuses_what_is_wrong_there(step: str, section: str, tmp_path: Path) -> None:
+    preset = next(iter(STEPS[step]))
+    value: object = {"titel": 1}
+    for name in reversed(section.split(".")):
+        value = {name: value}
+    file = written(tmp_path, {"settings": value}, "study.json")
+    main = importlib.import_module(f"jobs.{step}").main
+    with pytest.raises(SettingsError, match=f"there is no setting '{section}.titel'"):
+        main([preset, "--out", str(tmp_path / "out"), "--config", file])
+    empty = written(tmp_path, {"settings": {"seed": 1}, "versions": {}}, "empty.json")
+    if step in ("report",):
+        with pytest.raises(SettingsError, match="has no settings of report, which `slick report` takes"):
+            main([preset, "--out", str(tmp_path / "out"), "--config", empty])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1, 2]\nb: [*x, *x]", "line 1: found the anchor or alias 'x'"),
+        ("a: *x", "found the anchor or alias 'x'"),
+        ("&k a: 1", "not a plain text"),
+        ("a: !!python/object/apply:os.system [ls]", "found the tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
+        ("a: !!binary aGk=", "found the tag"),
+        ("a: 1\na: 2", "line 2: found the key 'a' more than once"),
+        ("? [1]\n: 2", "found a key that is not a plain text"),
+        ("a: 1\n---\na: 2", "found a second document"),
+        ("a: [1", "is not YAML"),
+        ("a: " + "[" * 101 + "]" * 101, "more than 100 lists and mappings inside each other"),
+        ("a: " + "[" * 20_000, "more than 100 lists and mappings inside each other"),
+        ("#" * (1 << 18) + "\n", "at most 262,144 are read"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_yaml_that_could_grow_or_construct_objects_is_refused(text: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        parse_yaml(text.encode(), "FILE", "write it out")
+    assert message in str(error.value)
+    assert str(error.value).startswith("FILE")
+
+
+def test_a_file_that_expands_exponentially_is_refused_and_not_expanded(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 60))]
+    with pytest.raises(DataError, match="anchor or alias"):
+        resolved("smoke", ["--config", written(tmp_path, "\n".join(lines))])
+    merged = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 60))]
+    with pytest.raises(DataError, match="anchor or alias"):
+        resolved("smoke", ["--config", written(tmp_path, "\n".join(merged))])
+
+
+def test_plain_scalars_of_yaml_are_those_of_json_and_no_others() -> None:
+    text = (
+        "numbers: [1, -2, 1e-5, 1.5, .5, 1E3, 0, +4]\n"
+        "texts: ['1', \"true\", no, on, 010, 1:30, 2026-01-01, 0x1f, 1_000, .nan, .inf, None, tRue, !  x]\n"
+        "words: [null, ~, true, False, NULL]\nempty:\n"
+    )
+    value = parse_yaml(text.encode(), "FILE", "")
+    assert value["numbers"] == [1, -2, 1e-5, 1.5, 0.5, 1000.0, 0, 4]
+    assert [type(number) for number in value["numbers"]] == [int, int, float, float, float, float, int, int]
+    assert value["texts"] == [
+        *("1", "true", "no", "on", "010", "1:30", "2026-01-01", "0x1f", "1_000", ".nan", ".inf", "None", "tRue", "x")
+    ]
+    assert value["words"] == [None, None, True, False, None]
+    assert value["empty"] is None
+    assert parse_yaml(b"", "FILE", "") is None
+
+
+def test_a_json_file_is_read_within_the_limits_of_json(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nested too deeply"):
+        resolved("smoke", ["--config", written(tmp_path, '{"seed": ' + "[" * 200 + "]" * 200 + "}", "deep.json")])
+    with pytest.raises(DataError, match="more than once"):
+        resolved("smoke", ["--config", written(tmp_path, '{"seed": 1, "seed": 2}', "twice.json")])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"questions": "s3://KEY:SECRET@bucket/q.zip"}',
+        '{"experiments": ["s3://bucket/x?session_token=SECRET"]}',
+        '{"s3://KEY:SECRET@bucket/x": 1}',
+        '{"annotate": {"s3://KEY:SECRET@bucket/x": 1}}',
+    ],
+)
+@pytest.mark.parametrize("name", ["settings.yaml", "settings.json"])
+def test_an_address_with_a_secret_is_refused_and_not_repeated(text: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(SlickError, match="is or may be a secret") as error:
+        resolved("smoke", ["--config", written(tmp_path, text, name)])
+    assert "=SECRET" not in str(error.value)
+    assert "SECRET@bucket" not in str(error.value)
+
+
+def test_what_is_no_file_of_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is a folder; give a file"):
+        resolved("smoke", ["--config", str(tmp_path)])
+    with pytest.raises(SlickError, match="none"):
+        resolved("smoke", ["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(SettingsError, match="takes one --config FILE"):
+        resolved("smoke", ["--config", "a", "--config", "b"])
+    with pytest.raises(SettingsError, match=r"no flag --confg \(did you mean --config\?\)"):
+        study.main(["smoke", "--confg", "a"])
+    with pytest.raises(SettingsError, match=r"no flag --sead \(did you mean --seed\?\)"):
+        resolved("smoke", ["--config", "a", "--sead", "1"])
+
+
+def test_rescoring_takes_a_file_of_its_own_settings_alone(tmp_path: Path) -> None:
+    argv = ["annotate", "demo", "--rescore", "--address", "http://10.0.0.5:8265", "--out", "s3://b/s", "--config"]
+    job = parse_submission([*argv, written(tmp_path, "matcher: contains\nnum_samples: null\n")])
+    assert job.entrypoint.endswith("--rescore --matcher=contains")
+    with pytest.raises(SettingsError, match="no setting 'settings'"):
+        parse_submission([*argv, written(tmp_path, {"settings": plain_settings(RescoreConfig())}, "study.json")])
+
+
+def test_a_job_is_submitted_with_the_settings_of_the_file_as_flags(tmp_path: Path) -> None:
+    questions = written(tmp_path, "{}", "facts.jsonl")
+    file = written(
+        tmp_path, {"model": "a/b", "questions": questions, "experiments": [], "report": {"title": "My study"}}
+    )
+    argv = ["study", "paper", "--address", "http://10.0.0.5:8265", "--out", "s3://b/s", "--config", file, "--seed", "3"]
+    job = parse_submission(argv)
+    flags = "--model=a/b --questions=files/facts.jsonl '--report.title=My study' --seed 3"
+    assert job.entrypoint == f"sh jobs/start.sh study paper --out s3://b/s {flags}"
+    assert job.travel.files == {"files/facts.jsonl": Path(questions)}
+    with pytest.raises(SettingsError, match="no setting 'modl'"):
+        parse_submission([*argv[:-3], written(tmp_path, {"modl": "a/b"}, "wrong.yaml")])
+
+
+def test_a_step_runs_with_the_settings_of_a_file(tmp_path: Path) -> None:
+    rows = [
+        {"relation": "P19", "split": split, "question": f"Where was {split} {i} born?", "answers": [f"City {i}"]}
+        for split in ("train", "dev", "test")
+        for i in range(4)
+    ]
+    questions = written(tmp_path, "\n".join(map(json.dumps, rows)), "facts.jsonl")
+    file = written(tmp_path, f"filter: none\nquestions: {questions}\nlimit_per_relation: 2\n")
+    questions_main = importlib.import_module("jobs.questions").main
+    questions_main(["paper", "--config", file, "--limit-per-relation", "3", "--out", str(tmp_path / "study")])
+    manifest = require(Folder(str(tmp_path / "study" / "questions")), "questions")
+    assert manifest.settings["filter"] == "none"
+    assert manifest.settings["limit_per_relation"] == 3
