@@ -15,6 +15,7 @@ from jobs.flags import Parser, canonical_flags, did_you_mean, flag_names, flag_o
 from slick import limits
 from slick.errors import SettingsError
 from slick.storage import Folder
+from slick.stored_files import MismatchError, convert, shown
 from slick.uris import check_uri
 from slick.user_files import parse_json, too_large
 from slick.yaml_text import parse_yaml
@@ -93,7 +94,7 @@ def read_config_file(location: str) -> ConfigFile:
         raise too_large(where, len(data), most, _WANTED)
     values = parse_json(data, where, _WANTED) if is_json else parse_yaml(data, where, _WANTED)
     if not isinstance(values, dict) or not values:
-        raise SettingsError(f"{where} holds {_kind(values)}, wanted settings by name; {_WANTED}")
+        raise SettingsError(f"{where} holds {shown(values) if values else 'nothing'}, wanted settings by name; {_WANTED}")
     _check_secrets(values, where)
     return ConfigFile(where=where, values=values)
 
@@ -144,12 +145,12 @@ def _walk(
         if isinstance(hint, type) and is_dataclass(hint):
             inner = {rest: value} if dot else {} if value is None else value
             if not isinstance(inner, dict):
-                raise SettingsError(f"{where}: {path} takes settings by name, got {_shown(value)}")
+                raise SettingsError(f"{where}: {path} is {shown(value)}, wanted settings by name")
             _walk(inner, hint, f"{path}.", where, whole, checked)
         elif path in checked:
             raise SettingsError(f"{where}: {path} is given twice (as {key!r} the second time); give it once")
         else:
-            checked[path] = _typed(value, hint, f"{where}: {path}")
+            checked[path] = _typed(value, hint, where, path)
 
 
 def _unknown(path: str, settings: type, where: str) -> SettingsError:
@@ -158,48 +159,22 @@ def _unknown(path: str, settings: type, where: str) -> SettingsError:
     return SettingsError(f"{where}: there is no setting {path!r:.200}{meant}; {_WANTED}")
 
 
-def _typed(value: Any, hint: Any, where: str, or_else: str = "") -> Any:
-    """A value as the field's type has it, or SettingsError; `or_else` names other values that the field takes."""
-    if get_origin(hint) in (Union, types.UnionType):
-        inner = next(arg for arg in get_args(hint) if arg is not type(None))
-        return None if value in (None, "None") else _typed(value, inner, where, " or null")
-    if get_origin(hint) is tuple:
-        return _typed_list(value, hint, where)
-    if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        if value not in choices or not isinstance(value, str):
-            meant = did_you_mean(value, choices) if isinstance(value, str) else ""
-            raise SettingsError(f"{where} takes {' or '.join(choices)}{or_else}, got {_shown(value)}{meant}")
-        return value
-    accepted = (int, float) if hint is float else (hint,)
-    is_finite = not isinstance(value, float) or math.isfinite(value)
-    if not isinstance(value, accepted) or not is_finite or (isinstance(value, bool) and hint is not bool):
-        raise SettingsError(f"{where} takes {_WORDS[hint]}{or_else}, got {_shown(value)}")
-    return value
-
-
-def _typed_list(value: Any, hint: Any, where: str) -> tuple[Any, ...]:
+def _typed(value: Any, hint: Any, where: str, path: str) -> Any:
+    """A value as the field's type has it, or SettingsError."""
     kinds = get_args(hint)
-    is_open = kinds[-1] is Ellipsis
-    if not isinstance(value, list) or (not is_open and len(value) != len(kinds)):
-        wanted = "a list" if is_open else f"a list of {len(kinds)} values"
-        raise SettingsError(f"{where} takes {wanted}, got {_shown(value)}")
-    hints = kinds[:1] * len(value) if is_open else kinds
-    return tuple(_typed(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(value, hints, strict=True)))
-
-
-_WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
-
-
-def _kind(value: object) -> str:
-    names = {dict: "a mapping", list: "a list", str: "a text", type(None): "nothing"}
-    return names.get(type(value), "a single value")
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return _kind(value) if isinstance(value, dict) else f"{value!r:.80}"
+    if get_origin(hint) in (Union, types.UnionType) and value == "None":  # as the flags have it
+        return None
+    if get_origin(hint) is tuple and kinds[-1] is not Ellipsis and isinstance(value, list) and len(value) != len(kinds):
+        raise SettingsError(f"{where}: {path} is a list of {len(value)} values, wanted {len(kinds)}")
+    try:
+        typed = convert(value, hint, path)
+    except MismatchError as error:
+        meant = did_you_mean(value, kinds) if get_origin(hint) is Literal and isinstance(value, str) else ""
+        raise SettingsError(f"{where}: {error}{meant}") from error
+    for number in typed if isinstance(typed, tuple) else (typed,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise SettingsError(f"{where}: {path} is {number}, wanted a finite number")
+    return typed
 
 
 def _value_at(settings: object, path: str) -> Any:

@@ -9,20 +9,21 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Union
 from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from slick.errors import SlickError, StudyError
+from slick.errors import SettingsError, SlickError, StudyError
 from slick.strict_json import parse_json
 from slick.uris import check_uri
 
@@ -109,6 +110,27 @@ def temporary_folder(prefix: str) -> Iterator[str]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+FolderLike = Union[str, os.PathLike[str], "Folder"]
+"""How callers of the Python API name a folder: a path or URI as text, a path object, or a `Folder`."""
+
+
+def as_folder(place: FolderLike) -> "Folder":
+    """The folder that a caller named.
+
+    Raises:
+        SettingsError: a URI was made into a path object, which has lost a slash, or holds a secret.
+
+    >>> as_folder("s3://bucket/study").uri
+    's3://bucket/study'
+    """
+    if isinstance(place, Folder):
+        return place
+    text = os.fspath(place)
+    if not isinstance(place, str) and re.match(r"[A-Za-z][\w+.-]+:/", text):
+        raise SettingsError(f"{place!r} is a URI made into a path, which loses a slash; give it as text")
+    return Folder(text)
 
 
 class Folder:

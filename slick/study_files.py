@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from slick.errors import StudyError
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import (
     Lookup,
     TableSpec,
@@ -327,7 +327,7 @@ def read_question_rows(folder: Folder, columns: Sequence[str]) -> pa.Table:
     return read_checked_parts(folder, QUESTIONS, columns)
 
 
-def read_knowledge(study: Folder, columns: Sequence[str] | None = None) -> pa.Table:
+def read_knowledge(study: FolderLike, columns: Sequence[str] | None = None) -> pa.Table:
     """The knowledge table of a study, or some of its columns; `KNOWLEDGE.optional` ones only where it has them.
 
     Returns:
@@ -335,7 +335,12 @@ def read_knowledge(study: Folder, columns: Sequence[str] | None = None) -> pa.Ta
 
     Raises:
         StudyError: the annotate step is not finished, or its table is not as the step writes it.
+
+    Example:
+        labels = slick.read_knowledge("studies/mine").to_pandas()
+        unknown = labels[labels.category == slick.Category.UNKNOWN]
     """
+    study = as_folder(study)
     require(study.child("annotate"), "annotate")
     return read_checked(study.child("annotate"), "knowledge.parquet", KNOWLEDGE, columns)
 
@@ -435,9 +440,16 @@ def read_planted(study: Folder, columns: Sequence[str]) -> pa.Table:
     return read_checked(study.child("world"), "planted.parquet", PLANTED, columns)
 
 
-def read_points(study: Folder) -> list[dict[str, Any]]:
-    """The points of a study's sweep; optional columns only where the file has them."""
-    rows: list[dict[str, Any]] = read_checked(study.child("sweep"), "points.parquet", POINTS).to_pylist()
+def read_points(study: FolderLike) -> list[dict[str, Any]]:
+    """The points of a study's sweep, as `POINTS_SCHEMA`; optional columns only where the file has them.
+
+    Raises:
+        StudyError: there are none yet, or the file is not as the step writes it.
+
+    Example:
+        points = pandas.DataFrame(slick.read_points("studies/mine"))
+    """
+    rows: list[dict[str, Any]] = read_checked(as_folder(study).child("sweep"), "points.parquet", POINTS).to_pylist()
     return rows
 
 

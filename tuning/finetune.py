@@ -12,7 +12,7 @@ from slick.errors import EngineError, SlickError, StudyError
 from slick.locks import exclusive
 from slick.models import print_ignored
 from slick.precision import AUTO, NOTHING_STORED, Device, choose_dtype, stored_dtype
-from slick.storage import Folder, file_errors
+from slick.storage import Folder, FolderLike, as_folder, file_errors
 from slick.stored_files import read_record
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
@@ -31,7 +31,7 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of the checkpoints in the folder of a run, which it reads when the run is started again."""
 
 
-def finetune(study: Folder, config: TrainConfig) -> Manifest:
+def finetune(study: FolderLike, config: TrainConfig) -> Manifest:
     """Fine-tune on one variant into runs/VARIANT-seedSEED, evaluated by generation after every epoch.
 
     An interrupted training goes on from its last state, on any number of workers; a finished one is left as it is.
@@ -44,7 +44,11 @@ def finetune(study: Folder, config: TrainConfig) -> Manifest:
         StudyError: an earlier step is not finished, or the run's folder was written with other inputs or settings.
         VariantError: there is no such variant, or it was drawn for another model.
         SettingsError: settings that contradict each other or the cluster.
+
+    Example:
+        slick.finetune("studies/mine", slick.TrainConfig(variant="unknown-050", model="ID_OR_PATH"))
     """
+    study = as_folder(study)
     name = run_id(config)
     with exclusive(study, "finetune", [f"runs/{name}"]):
         return _finetune(study, name, config)

@@ -8,7 +8,7 @@ from statistics import mean
 from slick.errors import SettingsError, SlickError
 from slick.locks import exclusive
 from slick.precision import AUTO, TrainDtype, stored_dtype
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, read_started, require
 from slick.types import Category
 from tuning.axes import Settings, combinations
@@ -27,7 +27,7 @@ from tuning.trials import TrialSettings, concurrent_trials, run_trials
 from tuning.watching import watch
 
 
-def sweep(study: Folder, config: SweepConfig) -> Manifest:
+def sweep(study: FolderLike, config: SweepConfig) -> Manifest:
     """Train every trajectory of the grid that is not finished, then read all points off them into sweep/points.parquet.
 
     The grid may be extended later: only what is new is trained, and what is too short goes on from its state if that
@@ -38,7 +38,12 @@ def sweep(study: Folder, config: SweepConfig) -> Manifest:
         VariantError: a variant does not exist, or was drawn for another model.
         SettingsError: settings that contradict each other or the cluster.
         SlickError: trainings failed; the others were finished first.
+
+    Example:
+        grid = slick.GridConfig(variants=("unknown-000", "unknown-100"), epochs=(10, 50))
+        slick.sweep("studies/mine", slick.SweepConfig(grid=grid, train=slick.TrainConfig(model="ID_OR_PATH")))
     """
+    study = as_folder(study)
     with exclusive(study, "sweep"):
         return _sweep(study, config)
 

@@ -26,14 +26,14 @@ from slick.models import ignored_of, model_fingerprint, print_ignored, resolve_m
 from slick.precision import Stored, choose_dtype, stored_dtype
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 from slick.questions import read_questions
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, begin, fingerprint, finish, require
 from slick.study_files import Exemplars, read_exemplars
 
 _KIND: dict[Estimator, Kind] = {"sampled": "answers", "gold": "gold"}
 
 
-def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
+def annotate(study: FolderLike, config: AnnotateConfig) -> Manifest:
     """Write annotate/exemplars.json, generations/, knowledge.parquet and the manifest; then, if wanted, p_true/.
 
     Returns:
@@ -46,7 +46,11 @@ def annotate(study: Folder, config: AnnotateConfig) -> Manifest:
             the model's context.
         ModelError: the model cannot be loaded or is not valid.
         EngineError: an answer could not be made. What was written stays, and a further run goes on from there.
+
+    Example:
+        slick.annotate("s3://bucket/study", slick.AnnotateConfig(model="ID_OR_PATH", mode="labels"))
     """
+    study = as_folder(study)
     with exclusive(study, "annotate"):
         return _annotate_and_score(study, config)
 

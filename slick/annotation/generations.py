@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from slick.draws import row_key
 from slick.errors import DataError, StudyError
 from slick.precision import runtime_counts
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.study_files import read_answer_part, read_part_metadata
 
 UNIT_SCHEMA = pa.schema(
@@ -206,7 +206,7 @@ def write_part(
     folder.write_table(name, rows.replace_schema_metadata(metadata))
 
 
-def read_generations(study: Folder, columns: list[str] | None = None) -> pa.Table:
+def read_generations(study: FolderLike, columns: list[str] | None = None) -> pa.Table:
     """All generations of a study, by relation and question_id; one row a question, see `GENERATION_SCHEMA`.
 
     For studies whose texts fit into memory; `read_parts` goes file by file.
@@ -214,6 +214,7 @@ def read_generations(study: Folder, columns: list[str] | None = None) -> pa.Tabl
     Raises:
         StudyError: nothing was generated yet.
     """
+    study = as_folder(study)
     folder = study.child("annotate", "generations")
     table = pa.concat_tables(read_parts(folder, columns))
     keys = [(name, "ascending") for name in ("relation", "question_id") if name in table.column_names]

@@ -11,7 +11,7 @@ from slick.errors import SettingsError, StudyError
 from slick.locks import exclusive
 from slick.matching import Matcher
 from slick.questions import read_questions
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
 from slick.study import MANIFEST, STARTED, Manifest, fingerprint, finish, read_started, require
 from slick.study_files import read_exemplars
@@ -29,7 +29,7 @@ class RescoreConfig:
     """Count the first so many samples of each prompt."""
 
 
-def rescore(study: Folder, config: RescoreConfig) -> Manifest:
+def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
     """Write knowledge.parquet, confidence.json and the manifest anew, as if annotated with these settings.
 
     The stored answers and their hits stay, so a further rescoring can go back.
@@ -37,7 +37,11 @@ def rescore(study: Folder, config: RescoreConfig) -> Manifest:
     Raises:
         StudyError: the annotation is not finished, or kept no full set of answers.
         SettingsError: more exemplar sets or samples are asked for than there are.
+
+    Example:
+        slick.rescore("studies/mine", slick.RescoreConfig(matcher="contains"))
     """
+    study = as_folder(study)
     with exclusive(study, "annotate"):
         return _rescore(study, config)
 

@@ -22,7 +22,7 @@ from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
 from slick.questions import read_questions
 from slick.settings import P_TRUE_IDENTITY, identity_of
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
 from slick.study_files import read_exemplars, read_p_true_rows
 
@@ -108,13 +108,13 @@ def questions_to_score(study: Folder, config: AnnotateConfig) -> pa.Table:
     return asked.filter(pc.and_(pc.equal(asked["domain"], "id"), pc.equal(asked["split"], "test")))
 
 
-def read_p_true(study: Folder) -> pa.Table:
+def read_p_true(study: FolderLike) -> pa.Table:
     """All rows, sorted by question_id; see `slick.annotation.p_true.P_TRUE_SCHEMA`.
 
     Raises:
         StudyError: nothing was scored yet.
     """
-    return read_p_true_rows(study.child("annotate", P_TRUE)).sort_by("question_id")
+    return read_p_true_rows(as_folder(study).child("annotate", P_TRUE)).sort_by("question_id")
 
 
 def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) -> AskerConfig:

@@ -24,7 +24,7 @@ from slick.questions.rows import read_rows
 from slick.questions.sources import Source, open_source, study_world
 from slick.questions.tally import is_entity_questions, paper_audit, published, summary, tally
 from slick.settings import identity_of, setting, settings_of
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, fingerprint, finish, needs_work, read_manifest, require
 from slick.study_files import POPULARITY, QUESTION_SCHEMA, read_question_rows
 from slick.types import Question
@@ -76,7 +76,7 @@ class QuestionsConfig:
         return identity_of(self)
 
 
-def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
+def prepare_questions(study: FolderLike, config: QuestionsConfig) -> Manifest:
     """Read, check and filter a question set into `questions/`; one Parquet part a relation.
 
     Args:
@@ -90,7 +90,11 @@ def prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
     Raises:
         DataError: the source is damaged or holds a bad row, and bad rows are not to be set aside.
         StudyError: the folder holds questions of other settings.
+
+    Example:
+        slick.prepare_questions("studies/mine", slick.QuestionsConfig(questions="facts.jsonl", filter="none"))
     """
+    study = as_folder(study)
     with exclusive(study, "questions"):
         return _prepare_questions(study, config)
 
@@ -141,7 +145,7 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
     return manifest
 
 
-def read_questions(study: Folder, columns: list[str] | None = None) -> pa.Table:
+def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Table:
     """The questions of a study, sorted by (relation, domain, split, question_id).
 
     Args:
@@ -152,6 +156,7 @@ def read_questions(study: Folder, columns: list[str] | None = None) -> pa.Table:
     Raises:
         StudyError: the questions step is not finished, or has no such column.
     """
+    study = as_folder(study)
     folder = study.child("questions")
     require(folder, "questions")
     wanted = list(QUESTION_SCHEMA.names) if columns is None else columns

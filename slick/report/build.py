@@ -20,7 +20,7 @@ from slick.report.sections import sections
 from slick.report.sheets import keep_sheets, read_sheets
 from slick.report.summary import answers, headline, sentences
 from slick.settings import identity_of, setting, settings_of
-from slick.storage import Folder, without_paths
+from slick.storage import Folder, FolderLike, as_folder, without_paths
 from slick.study import Manifest, fingerprint, finish, read_manifest, require, versions
 
 
@@ -61,7 +61,7 @@ class ReportConfig:
         return identity_of(self)
 
 
-def make_report(study: Folder, config: ReportConfig) -> Manifest:
+def make_report(study: FolderLike, config: ReportConfig) -> Manifest:
     """Write figures, tables, the judged findings and the page of a study, as far as it is finished.
 
     A report is made anew, over the old one, when anything it shows has changed.
@@ -78,7 +78,11 @@ def make_report(study: Folder, config: ReportConfig) -> Manifest:
             another study.
         DataError: the graded sheet is not as it must be.
         SettingsError: the graded sheet is not there.
+
+    Example:
+        slick.make_report("studies/mine", slick.ReportConfig(title="My model"))
     """
+    study = as_folder(study)
     with exclusive(study, "report"):
         return _make_report(study, config)
 

@@ -26,13 +26,15 @@ from slick.report.build import write_exhibits
 from slick.report.comparison import comparison_sections
 from slick.report.page import render
 from slick.report.provenance import manifests_of
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 
 PAGE = "index.html"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def compare_studies(studies: Sequence[Folder], out: Folder, *, num_chunks: int = 100, seed: int = 0) -> dict[str, Any]:
+def compare_studies(
+    studies: Sequence[FolderLike], out: FolderLike, *, num_chunks: int = 100, seed: int = 0
+) -> dict[str, Any]:
     """Write one page with all studies side by side, its figures and its tables.
 
     Args:
@@ -48,10 +50,11 @@ def compare_studies(studies: Sequence[Folder], out: Folder, *, num_chunks: int =
         SettingsError: fewer than two studies, one named twice, or `out` is one of them.
         StudyError: a folder is not a study's, or a finished step's files are broken.
     """
-    _check(studies, out)
-    names = short_names([study.uri for study in studies])
+    folders, out = [as_folder(study) for study in studies], as_folder(out)
+    _check(folders, out)
+    names = short_names([study.uri for study in folders])
     sides = []
-    for label, name, study in zip(LETTERS, names, studies, strict=False):
+    for label, name, study in zip(LETTERS, names, folders, strict=False):
         print(f"compare: {label} is {study}", flush=True)
         data = load_judged(study)
         outcomes = tuple(judge(data, num_chunks=num_chunks, seed=seed))

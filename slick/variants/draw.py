@@ -19,7 +19,7 @@ from slick.errors import DataError, StudyError, VariantError
 from slick.locks import exclusive
 from slick.matching import nfc
 from slick.prompts import closed_book_prompt
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.study import STARTED, Manifest, fingerprint, finish, needs_work, plain_settings, read_manifest, require
 from slick.study_files import VARIANT_SCHEMA, read_knowledge, read_question_rows, read_variant_rows
 from slick.types import Category
@@ -33,7 +33,7 @@ _QUESTION_COLUMNS = ["question_id", "domain", "split", "question", "answers"]
 _KNOWLEDGE_COLUMNS = ["question_id", "relation", "domain", "split", "category"]
 
 
-def draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
+def draw_variants(study: FolderLike, config: VariantsConfig) -> Manifest:
     """Draw every set from the study's knowledge table into variants/NAME.parquet, and audit what was written.
 
     Sets may be asked for later: those that are there stay as they are, to the byte, also when they are not asked for
@@ -48,7 +48,11 @@ def draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
         StudyError: questions or knowledge are not finished, or do not belong together; or the sets that are there were
             drawn from other knowledge, or otherwise.
         VariantError: the knowledge table cannot give these sets.
+
+    Example:
+        slick.draw_variants("studies/mine", slick.VariantsConfig(unknown_shares=(0.0, 0.5, 1.0)))
     """
+    study = as_folder(study)
     with exclusive(study, "variants"):
         return _draw_variants(study, config)
 
@@ -89,13 +93,14 @@ def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
         return write(new)
 
 
-def read_variant(study: Folder, name: str) -> pa.Table:
+def read_variant(study: FolderLike, name: str) -> pa.Table:
     """One fine-tuning set: question_id, category, prompt, target; sorted by question_id.
 
     Raises:
         StudyError: the variants step is not finished.
         VariantError: there is no such set.
     """
+    study = as_folder(study)
     folder = study.child("variants")
     names = require(folder, "variants").counts
     if name not in names:

@@ -22,7 +22,7 @@ from slick.cluster import KEEP_FREED_MEMORY
 from slick.errors import ModelError
 from slick.locks import exclusive
 from slick.questions.relations import Relation, load_relations
-from slick.storage import Folder
+from slick.storage import Folder, FolderLike, as_folder
 from slick.study import STARTED, Manifest, begin, fingerprint, finish, plain_settings, require
 from slick.world.config import RECIPE, WorldConfig
 from slick.world.corpus import edition
@@ -38,13 +38,14 @@ _TRAINING_ENVIRONMENT = {
 }
 
 
-def build_world(study: Folder, config: WorldConfig) -> Manifest:
+def build_world(study: FolderLike, config: WorldConfig) -> Manifest:
     """Plant a world and write it into `study/world`; a world that this machine has built before is copied.
 
     Raises:
         DataError: the real question set is damaged or too small.
         ModelError: the training process failed.
     """
+    study = as_folder(study)
     with exclusive(study, "world"):
         return _build_world(study, config)
 
