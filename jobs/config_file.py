@@ -94,7 +94,9 @@ def read_config_file(location: str) -> ConfigFile:
         raise too_large(where, len(data), most, _WANTED)
     values = parse_json(data, where, _WANTED) if is_json else parse_yaml(data, where, _WANTED)
     if not isinstance(values, dict) or not values:
-        raise SettingsError(f"{where} holds {shown(values) if values else 'nothing'}, wanted settings by name; {_WANTED}")
+        raise SettingsError(
+            f"{where} holds {shown(values) if values else 'nothing'}, wanted settings by name; {_WANTED}"
+        )
     _check_secrets(values, where)
     return ConfigFile(where=where, values=values)
 
