@@ -59,7 +59,18 @@ def write_annotation(study: Folder, rows: list[dict], *, labels_mode: bool = Fal
             }
         )
         share = None if labels_mode else float(np.mean(hits))
-        known.append({**row, "p_correct_greedy": float(np.mean(greedy)), "p_correct_sampled": share})
+        drawn = [hit for some in hits if some is not None for hit in some]
+        known.append(
+            {
+                **row,
+                "greedy_hits": sum(greedy),
+                "greedy_total": len(greedy),
+                "sampled_hits": sum(drawn),
+                "sampled_total": len(drawn),
+                "p_correct_greedy": float(np.mean(greedy)),
+                "p_correct_sampled": share,
+            }
+        )
     folder.write_table("knowledge.parquet", pa.Table.from_pylist(known))
     folder.child("generations").write_table("part-000.parquet", pa.Table.from_pylist(generations))
     if not labels_mode:
