@@ -195,7 +195,7 @@ def check_causal(model: Any, where: str) -> None:
         model: in eval mode, on its device; under ZeRO stage 3 all workers call this.
 
     Raises:
-        ModelError: they differ, or are not finite.
+        ModelError: they differ, are not finite, or are the same for every token.
     """
     import torch
 
@@ -220,6 +220,11 @@ def check_causal(model: Any, where: str) -> None:
     if not (spread < float("inf") and difference < float("inf")):  # false for NaN too
         raise ModelError(
             f"{where}: {name} gives logits that are no finite numbers; give --dtype float32, or another checkpoint"
+        )
+    if spread == 0.0:
+        raise ModelError(
+            f"{where}: {name} gives every token the same score, as weights that are all zero do; it answers nothing. "
+            "Wanted is a trained model: fetch or save it again"
         )
     if difference > max(_ROUNDING * spread, _OF_NOISE * noise):
         raise ModelError(

@@ -166,6 +166,10 @@ WEIGHTS: dict[str, tuple[Change, str]] = {
         tensors(lambda found: found["model.norm.weight"][0].fill_(float("nan"))),
         "1 of 32 in model.norm.weight",
     ),
+    "all-zero": (
+        tensors(lambda found: [weight.zero_() for weight in found.values()]),
+        "gives every token the same score",
+    ),
     "masked": (then(masked_model, settings(architectures=["RobertaForCausalLM"])), "attention looks forward"),
 }
 
