@@ -24,7 +24,8 @@ from jobs.flags import (
     unknown_flags,
 )
 from slick.errors import SettingsError, SlickError
-from slick.storage import Folder, file_message, is_disk_error
+from slick.file_errors import file_message, is_disk_error
+from slick.storage import Folder
 from slick.uris import check_arguments
 
 Config = TypeVar("Config")

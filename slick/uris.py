@@ -1,6 +1,7 @@
-"""No secrets in addresses: what a URI may hold, since it is written to manifests, logs and lists of jobs. Pure."""
+"""Addresses of files: no secrets in them, and no paths in what is published. Pure."""
 
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from slick.errors import SettingsError
@@ -86,3 +87,29 @@ def check_arguments(arguments: Iterable[str]) -> None:
         name, is_flag, value = word.partition("=") if word.startswith("--") else ("", "", word)
         check_uri(value if is_flag else word, name if is_flag else flag)
         flag = word if word.startswith("--") and not is_flag else ""
+
+
+def public_name(location: str) -> str:
+    """How files that are shared name a model or a data set: by hub id, or the last part of a path or URI.
+
+    The folders above it, and the options of an object store, say where somebody keeps it, and often who that is.
+
+    >>> public_name("org/name"), public_name("/home/ada/models/llama/"), public_name("s3://team/x.zip?region=eu-west-1")
+    ('org/name', 'llama', 'x.zip')
+    """
+    if "://" not in location and not location.startswith(("/", ".", "~")):
+        return location
+    return location.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def without_paths(settings: Any) -> Any:
+    """JSON values in which every text that is a path or a URI is shortened by `public_name`.
+
+    >>> without_paths({"model": "/home/ada/llama", "sets": ["unknown-050"], "grid": {"source": "~/x.zip"}})
+    {'model': 'llama', 'sets': ['unknown-050'], 'grid': {'source': 'x.zip'}}
+    """
+    if isinstance(settings, dict):
+        return {name: without_paths(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [without_paths(value) for value in settings]
+    return public_name(settings) if isinstance(settings, str) else settings

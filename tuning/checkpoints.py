@@ -6,7 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slick.storage import Folder, public_name, temporary_folder
+from slick.file_errors import temporary_folder
+from slick.storage import Folder
+from slick.uris import public_name
 from tuning.trainable import lora_weights, whole_weights
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from typing import Any
 
 from slick.cluster import work_device
 from slick.errors import EngineError, SlickError, StudyError
+from slick.file_errors import file_errors
 from slick.locks import exclusive
 from slick.models import print_ignored
 from slick.precision import AUTO, NOTHING_STORED, Device, choose_dtype, stored_dtype
-from slick.storage import Folder, FolderLike, as_folder, file_errors
+from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import read_record
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from slick.errors import SlickError, StudyError
-from slick.storage import file_message, is_disk_error
+from slick.file_errors import file_message, is_disk_error
 from tuning.config import TrainConfig
 
 

@@ -8,9 +8,10 @@ from typing import TypedDict
 from slick.errors import SettingsError, StudyError, VariantError
 from slick.models import model_fingerprint, resolve_model, study_model
 from slick.precision import AUTO, Runtime
-from slick.storage import Folder, public_name
+from slick.storage import Folder
 from slick.stored_files import read_record
 from slick.study import MANIFEST, Manifest, begin, fingerprint, read_manifest, read_started, require
+from slick.uris import public_name
 from slick.variants import read_variant
 from tuning.config import TrainConfig
 from tuning.epochs import all_decided, stored_curve

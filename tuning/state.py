@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from slick.errors import StudyError
-from slick.storage import Folder, temporary_folder
+from slick.file_errors import temporary_folder
+from slick.storage import Folder
 
 _PROGRESS = "progress.json"
 _FORMAT = 2

@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Protocol, TypedDict
 
-from slick.storage import Folder, file_errors
+from slick.file_errors import file_errors
+from slick.storage import Folder
 from slick.stored_files import read_record
 
 Points = Mapping[int, Mapping[str, float]]

@@ -10,8 +10,8 @@ from typing import Any
 
 from slick.analysis.setting_differences import Basis, basis
 from slick.precision import runtime_counts
-from slick.storage import public_name
 from slick.study import Manifest, fingerprint
+from slick.uris import public_name
 
 STEPS = ("world", "questions", "annotate", "variants", "sweep")
 

@@ -20,8 +20,9 @@ from slick.report.sections import sections
 from slick.report.sheets import keep_sheets, read_sheets
 from slick.report.summary import answers, headline, sentences
 from slick.settings import identity_of, setting, settings_of
-from slick.storage import Folder, FolderLike, as_folder, without_paths
+from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, fingerprint, finish, read_manifest, require, versions
+from slick.uris import without_paths
 
 
 @settings_of("report")

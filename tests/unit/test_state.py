@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from slick.errors import StudyError
-from slick.storage import Folder, file_errors
+from slick.file_errors import file_errors
+from slick.storage import Folder
 from tuning.state import Progress, check_earlier_states, find_states, read_state, states_of
 
 PROGRESS = Progress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2)

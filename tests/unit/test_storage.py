@@ -18,7 +18,8 @@ import pytest
 
 from slick.cache import writable_cache_folder
 from slick.errors import SettingsError, StudyError
-from slick.storage import Folder, file_errors, file_message, is_disk_error, temporary_folder
+from slick.file_errors import file_errors, file_message, is_disk_error, temporary_folder
+from slick.storage import Folder
 from tests.conftest import SmallDisk
 from tests.planted import Planted
 from tests.waiting import wait_for
