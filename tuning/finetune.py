@@ -195,16 +195,21 @@ def run_group(
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
+    result = _fit(trainer)
+    if said.exists(_REFUSAL):
+        raise SlickError(read_record(said, _REFUSAL, dict[str, str], "give the same command again").get("message", ""))
+    return dict(result.metrics or {})
+
+
+def _fit(trainer: Any) -> Any:
+    """Ray Train's result; an error that the user can fix is raised as the worker raised it."""
     try:
-        result = trainer.fit()
+        return trainer.fit()
     except Exception as error:
         mendable = user_error(error)
         if mendable is None:
             raise
         raise mendable from None  # as its own cause it would have Ray walk round in it
-    if said.exists(_REFUSAL):
-        raise SlickError(read_record(said, _REFUSAL, dict[str, str], "give the same command again").get("message", ""))
-    return dict(result.metrics or {})
 
 
 def _check_snapshot(run: Folder) -> None:

