@@ -82,7 +82,8 @@ def _write_variants(study: Folder, train: list[dict[str, Any]], fingerprint: str
         ]
         study.child("variants").write_table(f"{name}.parquet", pa.Table.from_pylist(entries))
         share = sum(row["category"] == "Unknown" for row in rows) / len(rows)
-        counts[name] = {"num": len(rows), "unknown_share": share}
+        kind = {"half": "unknown", "known": "known", "idk-050": "idk"}[name]
+        counts[name] = {"kind": kind, "num": len(rows), "unknown_share": share}
     _finish(study, "variants", {"knowledge": "knowledge", "model": fingerprint}, counts)
 
 
