@@ -18,7 +18,7 @@ from slick.stored_files import read_record
 from slick.study import Manifest, fingerprint, require
 from tuning.config import TrainConfig
 from tuning.fitting import SET_ASIDE, check_rows
-from tuning.lean import lean_trainer, trim_start, user_error
+from tuning.lean import LostWorkerError, lean_trainer, trim_start, user_error
 from tuning.runs import RunPlan, check_resources, plan_runs, reached, run_folder, run_id
 from tuning.tracking import check_trackers
 from tuning.trainable import check_trainable
@@ -257,7 +257,7 @@ def _work(settings: dict[str, Any]) -> None:
         settings["work"](settings["settings"], place)
     except SlickError as error:
         if place.num_workers > 1 and isinstance(error, EngineError) and _may_be_a_lost_worker(error.__cause__):
-            raise
+            raise LostWorkerError(str(error)) from error.__cause__
         # What a person must mend is not tried again. Other workers may wait for this one, so the group has to fail;
         # when it is started anew, all leave at once.
         with suppress(SlickError):  # the storage may be what fails: then the error itself ends the run

@@ -7,9 +7,13 @@ epochs.
 from collections.abc import Callable
 from typing import Any
 
-from slick.errors import SlickError, StudyError
+from slick.errors import EngineError, SlickError, StudyError
 from slick.file_errors import file_message, is_disk_error
 from tuning.config import TrainConfig
+
+
+class LostWorkerError(EngineError):
+    """A collective operation failed, perhaps since another worker is gone: a new group resumes from the last state."""
 
 
 def trim_start(config: TrainConfig) -> None:
@@ -71,7 +75,8 @@ def patient_policy(config: Any, reached: Callable[[], object]) -> Any:
             self._reached = reached()
 
         def make_decision(self, training_failed_error: Exception) -> Any:
-            if user_error(training_failed_error) is not None:
+            final = user_error(training_failed_error)
+            if final is not None and not isinstance(final, LostWorkerError):
                 return FailureDecision.RAISE  # the next try would fail for the same reason
             now = reached()
             if now != self._reached:
@@ -92,10 +97,11 @@ def user_error(error: BaseException) -> SlickError | None:
         inner = [getattr(cause, name, None) for name in ("_base_exc", "cause", "controller_failure", "__cause__")]
         inner += getattr(cause, "worker_failures", {}).values()
         causes += [one for one in inner if isinstance(one, BaseException) and all(one is not known for known in causes)]
-    for cause in causes:
-        if isinstance(cause, SlickError):
-            return cause
+    found = [cause for cause in causes if isinstance(cause, SlickError)]
+    found.sort(key=lambda cause: isinstance(cause, LostWorkerError))  # it follows from another error
+    if found and not isinstance(found[0], LostWorkerError):
+        return found[0]
     for cause in reversed(causes):  # the innermost is the error itself, those around it quote it
         if is_disk_error(cause):
             return StudyError(file_message(cause))
-    return None
+    return found[0] if found else None

@@ -354,3 +354,20 @@ def temporary_folders() -> set[Path]:
     """Folders that trainings write before they hand them over."""
     folder = Path(tempfile.gettempdir())
     return {path for kind in ("state", "checkpoint", "fetched") for path in folder.glob(f"slick-{kind}-*")}
+
+
+def test_a_worker_whose_partner_is_gone_is_tried_again_and_a_user_s_error_is_not() -> None:
+    from ray.train import FailureConfig, WorkerGroupError
+    from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+
+    from slick.errors import EngineError, ModelError
+    from tuning.lean import LostWorkerError, patient_policy, user_error
+
+    def decide(*errors: Exception) -> object:
+        policy = patient_policy(FailureConfig(max_failures=1), lambda: 0)
+        return policy.make_decision(WorkerGroupError("failed", dict(enumerate(errors))))
+
+    lost = LostWorkerError("training the model failed: Connection reset by peer")
+    assert decide(lost) == decide(RuntimeError("the worker died"), lost) == FailureDecision.RETRY
+    assert decide(lost, ModelError("not finite")) == decide(EngineError("no memory")) == FailureDecision.RAISE
+    assert user_error(WorkerGroupError("failed", {0: lost})) is lost, "when no try is left it is one message"
