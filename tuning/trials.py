@@ -14,7 +14,7 @@ from slick.storage import Folder
 from tuning.board import Course
 from tuning.config import TrainConfig
 from tuning.finetune import group_name, train_group
-from tuning.lean import user_error
+from tuning.lean import LostWorkerError, user_error
 from tuning.runs import RunPlan, reached
 from tuning.sweep_config import Scheduler
 
@@ -193,6 +193,8 @@ def _trial(
         callbacks = [TuneReportCallback()] if settings.scheduler != "none" else []
         try:
             last = train_group(study, part, settings.gpus_per_worker, storage, group_name(part), callbacks)
+        except LostWorkerError:
+            raise  # Tune tries the trial again
         except SlickError as error:
             last = {_REFUSAL: str(error)}  # not a failure that Tune would try again: only a person can mend it
         if last:
