@@ -55,6 +55,12 @@ class ClusterError(SlickError):
     """A Ray cluster does not answer, does not let us in, or does not know the job."""
 
 
+def error_of_class(name: str, message: str) -> SlickError:
+    """An error that another process wrote down, of the class of that name; an unknown name gives a `SlickError`."""
+    kinds = {kind.__name__: kind for kind in SlickError.__subclasses__()}
+    return kinds.get(name, SlickError)(message)
+
+
 @contextmanager
 def library_errors(
     what: str,

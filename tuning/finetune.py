@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from slick.cluster import work_device
-from slick.errors import EngineError, SlickError, StudyError
+from slick.errors import EngineError, SlickError, StudyError, error_of_class
 from slick.file_errors import file_errors
 from slick.locks import exclusive
 from slick.models import print_ignored
@@ -197,7 +197,8 @@ def run_group(
     )
     result = _fit(trainer)
     if said.exists(_REFUSAL):
-        raise SlickError(read_record(said, _REFUSAL, dict[str, str], "give the same command again").get("message", ""))
+        refusal = read_record(said, _REFUSAL, dict[str, str], "give the same command again")
+        raise error_of_class(refusal.get("error", ""), refusal.get("message", ""))
     return dict(result.metrics or {})
 
 
@@ -261,7 +262,7 @@ def _work(settings: dict[str, Any]) -> None:
         # What a person must mend is not tried again. Other workers may wait for this one, so the group has to fail;
         # when it is started anew, all leave at once.
         with suppress(SlickError):  # the storage may be what fails: then the error itself ends the run
-            said.write_json(_REFUSAL, {"message": str(error)})
+            said.write_json(_REFUSAL, {"error": type(error).__name__, "message": str(error)})
         if place.num_workers > 1 or not said.exists(_REFUSAL):
             raise
 

@@ -5,7 +5,15 @@ import copy
 import numpy as np
 import pytest
 
-from slick.errors import EngineError, ModelError, StudyError, library_errors, library_message
+from slick.errors import (
+    EngineError,
+    ModelError,
+    SlickError,
+    StudyError,
+    error_of_class,
+    library_errors,
+    library_message,
+)
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 
 
@@ -66,3 +74,14 @@ def test_a_long_message_keeps_its_beginning_and_its_last_line() -> None:
     assert found.startswith("RuntimeError: first much of it")
     assert found.endswith("... the last line")
     assert len(found) < 450
+
+
+@pytest.mark.parametrize("kind", [SlickError, *SlickError.__subclasses__()])
+def test_an_error_that_a_worker_wrote_down_keeps_its_class(kind: type[SlickError]) -> None:
+    error = error_of_class(kind.__name__, "x is y")
+    assert type(error) is kind
+    assert str(error) == "x is y"
+
+
+def test_an_error_of_no_class_of_ours_is_the_general_one() -> None:
+    assert type(error_of_class("KeyboardInterrupt", "x")) is SlickError
