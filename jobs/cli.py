@@ -1,4 +1,4 @@
-"""The command line: `slick STEP ...` opens the door `jobs.STEP`, and loads nothing else."""
+"""The command line: `slick STEP ...` runs `jobs.STEP` and imports no other step."""
 
 import importlib
 from collections.abc import Sequence
@@ -8,30 +8,36 @@ from jobs.flags import did_you_mean
 from slick.errors import SettingsError
 
 STEPS = {
-    "study": "all steps, from questions to report; finished ones are skipped",
-    "world": "plant facts at known strength: a question set and a small model that knows them",
-    "questions": "read and filter EntityQuestions or any other question set",
-    "annotate": "ask a model every question under 10 few-shot prompts and sort them into four categories",
-    "variants": "draw fine-tuning sets with a chosen share of Unknown questions",
-    "finetune": "fine-tune a model on one variant, evaluated every epoch",
-    "sweep": "fine-tune over variants x seeds, read off every epoch budget and stopping policy",
-    "report": "figures, tables and the paper's findings, for this model",
-    "compare": "several studies side by side: slick compare OUT1 OUT2 ... --out FOLDER",
-    "status": "which steps of a study are done, and what is left",
-    "plan": "memory, GPU-hours and cost for a model of some size: slick plan --model-size 7B --gpus 8",
-    "submit": "run a step as a job on a Ray cluster: slick submit STEP PRESET --address http://HEAD:8265 --out URI",
-    "jobs": "the jobs of a Ray cluster: list, follow, stop",
+    "study": "run all steps from questions to report; skip the finished ones",
+    "world": "build a question set and a small model with planted facts",
+    "questions": "read and filter EntityQuestions or another question set",
+    "annotate": "sample answers under 10 few-shot prompts and label each question with one of four categories",
+    "variants": "draw fine-tuning sets with a given share of Unknown questions",
+    "finetune": "fine-tune a model on one variant and evaluate it after every epoch",
+    "sweep": "fine-tune every variant, seed and setting of a grid; evaluate all epoch budgets and stopping policies",
+    "report": "write the report: figures, tables and a test of each finding of the paper",
+    "compare": "compare studies: slick compare OUT1 OUT2 ... --out FOLDER",
+    "status": "show the finished steps of a study and the remaining work",
+    "plan": "estimate memory, GPU hours and cost: slick plan --model-size 7B --gpus 8",
+    "submit": "run a step as a Ray job: slick submit STEP PRESET --address http://HEAD:8265 --out URI",
+    "jobs": "list, follow and stop the jobs of a Ray cluster",
 }
 
 USAGE = f"""usage: slick STEP PRESET --out DIR [flags]
 
-Measure what a language model already knows, and what fine-tuning on things it does not know does to the rest.
+Measure which facts a language model knows, and how fine-tuning on unknown facts changes its accuracy.
 
 steps:
 {chr(10).join(f"  {name:<10} {what}" for name, what in STEPS.items())}
 
-presets: demo (embedded world, minutes on a laptop), smoke (the same in seconds), paper (the paper's settings)
+presets:
+  demo       a full study on a small model with planted facts; minutes on a laptop
+  smoke      a small version of demo; about a minute
+  paper      the paper's settings, for your model and questions
+  lora       paper with LoRA (finetune, sweep)
+  large      paper with ZeRO stage 3, for models of 1B to 8B (finetune, sweep)
 
+examples:
   slick study demo
   slick study paper --model ID_OR_PATH --questions dataset.zip --out URI
   slick STEP PRESET --help        all flags of a step
@@ -39,7 +45,7 @@ presets: demo (embedded world, minutes on a laptop), smoke (the same in seconds)
 
 
 def main() -> None:
-    """Find the step's door and open it."""
+    """Run the step that the command line names."""
     run_main(_open)
 
 
