@@ -9,10 +9,10 @@ slick annotate demo --rescore --matcher contains --num-samples 8 --out studies/d
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, step_door
-from jobs.flags import take_switch
+from jobs.door import run_main, run_step_command
+from jobs.flags import pop_switch
 from jobs.presets import ANNOTATE
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from slick.annotation import RescoreConfig, annotate, rescore
 
 RESCORE = "--rescore"
@@ -20,11 +20,11 @@ RESCORE = "--rescore"
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    is_rescore, rest = take_switch(argv, RESCORE)
+    is_rescore, rest = pop_switch(argv, RESCORE)
     if is_rescore:
-        step_door(f"annotate {RESCORE}", dict.fromkeys(ANNOTATE, RescoreConfig), rescore, rest, __doc__ or "")
+        run_step_command(f"annotate {RESCORE}", dict.fromkeys(ANNOTATE, RescoreConfig), rescore, rest, __doc__ or "")
     else:
-        step_door("annotate", ANNOTATE, annotate, argv, __doc__ or "", settings_for("annotate"))
+        run_step_command("annotate", ANNOTATE, annotate, argv, __doc__ or "", settings_selector("annotate"))
 
 
 if __name__ == "__main__":

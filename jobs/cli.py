@@ -7,7 +7,7 @@ from jobs.door import run_main
 from jobs.flags import did_you_mean
 from slick.errors import SettingsError
 
-STEPS = {
+STEP_DESCRIPTIONS = {
     "study": "run all steps from questions to report; skip the finished ones",
     "world": "build a question set and a small model with planted facts",
     "questions": "read and filter EntityQuestions or another question set",
@@ -28,7 +28,7 @@ USAGE = f"""usage: slick STEP PRESET --out DIR [flags]
 Measure which facts a language model knows, and how fine-tuning on unknown facts changes its accuracy.
 
 steps:
-{chr(10).join(f"  {name:<10} {what}" for name, what in STEPS.items())}
+{chr(10).join(f"  {name:<10} {what}" for name, what in STEP_DESCRIPTIONS.items())}
 
 presets:
   demo       a full study on a small model with planted facts; minutes on a laptop
@@ -46,16 +46,16 @@ examples:
 
 def main() -> None:
     """Run the step that the command line names."""
-    run_main(_open)
+    run_main(_run_step)
 
 
-def _open(arguments: Sequence[str]) -> None:
+def _run_step(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return
-    if arguments[0] not in STEPS:
-        meant = did_you_mean(arguments[0], STEPS)
-        raise SettingsError(f"there is no step {arguments[0]!r}{meant}; there are {', '.join(STEPS)}")
+    if arguments[0] not in STEP_DESCRIPTIONS:
+        meant = did_you_mean(arguments[0], STEP_DESCRIPTIONS)
+        raise SettingsError(f"there is no step {arguments[0]!r}{meant}; there are {', '.join(STEP_DESCRIPTIONS)}")
     importlib.import_module(f"jobs.{arguments[0]}").main(arguments[1:])
 
 

@@ -10,24 +10,24 @@ Settings, inputs and library versions that differ are listed.
 
 from collections.abc import Sequence
 
-from jobs.door import asks_help, run_main
-from jobs.flags import Parser
+from jobs.door import has_help_flag, run_main
+from jobs.flags import FlagParser
 from slick.errors import SettingsError
 from slick.report import compare_studies
 from slick.storage import Folder
 from tuning.sweep_config import SweepConfig
 
-DECLARED = SweepConfig
+REGISTERED_SETTINGS = SweepConfig
 """Imported so that what the settings of sweeps and trainings affect is known."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    if asks_help(argv):
+    if has_help_flag(argv):
         print("usage: slick compare OUT1 OUT2 ... [--out FOLDER] [--num-chunks 100] [--seed 0]\n")
         print((__doc__ or "").strip())
         return
-    parser = Parser("slick compare")
+    parser = FlagParser("slick compare")
     parser.add_argument("studies", nargs="*")
     parser.add_flag("--out", default="studies/comparison")
     parser.add_flag("--num-chunks", type=int, default=100)

@@ -11,33 +11,37 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jobs.flags import Parser, canonical_flags, did_you_mean, flag_names, flag_of, nearest, switched_off
+from jobs.flags import FlagParser, canonical_flags, closest_names, did_you_mean, flag_name, flag_names, negated_flag
 from slick import limits
 from slick.errors import SettingsError
 from slick.storage import Folder
-from slick.stored_files import MismatchError, convert, shown
+from slick.stored_files import MismatchError, convert, format_value
 from slick.uris import check_uri
-from slick.user_files import parse_json, too_large
+from slick.user_files import parse_user_json, too_large_error
 from slick.yaml_text import parse_yaml
 
-_WANTED = "give settings by name, as `slick study PRESET --dry-run` prints them, in a .json or .yaml file"
+_FORMAT_HINT = "give settings by name, as `slick study PRESET --dry-run` prints them, in a .json or .yaml file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigFile:
     """What a file of settings holds, before it is known which settings are wanted."""
 
-    where: str
+    source: str
     """Its name, for messages."""
     values: Mapping[str, Any]
 
 
-Select = Callable[[ConfigFile, type, frozenset[str]], dict[str, Any]]
+SettingsSelector = Callable[[ConfigFile, type, frozenset[str]], dict[str, Any]]
 """Given a file, the settings class and the flags of the command line by name: the settings by dotted path."""
 
 
-def take_config_file(
-    argv: Sequence[str], preset: object, prog: str, select: Select | None = None, others: Iterable[str] = ("out",)
+def expand_config_file(
+    argv: Sequence[str],
+    preset: object,
+    prog: str,
+    select: SettingsSelector | None = None,
+    others: Iterable[str] = ("out",),
 ) -> list[str]:
     """Replace `--config FILE` by the flags that its settings stand for.
 
@@ -52,23 +56,23 @@ def take_config_file(
         SettingsError: the file holds an unknown key, a value of another type, or a secret.
         DataError: the file is not there, not JSON or YAML, or too large.
     """
-    parser = Parser(prog)
+    parser = FlagParser(prog)
     parser.add_flag("--config", action="append", default=[])
-    known, rest = parser.take(argv)
+    known, rest = parser.parse_known(argv)
     if not known.config or {"-h", "--help"} & set(argv):
         return rest
     if len(known.config) > 1:
         raise SettingsError(f"{prog} takes one --config FILE, got {', '.join(known.config)}")
     names = flag_names(type(preset))
     rest = canonical_flags(rest, names, prog, (*others, "config"))
-    switches = {switched_off(name): name for name, is_switch in names.items() if is_switch}
-    given = frozenset(switches.get(name, name) for name in map(flag_of, rest) if name)
+    switches = {negated_flag(name): name for name, is_switch in names.items() if is_switch}
+    given = frozenset(switches.get(name, name) for name in map(flag_name, rest) if name)
     file = read_config_file(known.config[0])
-    values = select(file, type(preset), given) if select else check_settings(file.values, type(preset), file.where)
+    values = select(file, type(preset), given) if select else check_settings(file.values, type(preset), file.source)
     words: list[str] = []
     for path, value in values.items():
-        if path.replace("_", "-") not in given and value != _value_at(preset, path):
-            words += _flag(path, value, file.where)
+        if path.replace("_", "-") not in given and value != _get_by_path(preset, path):
+            words += _to_flags(path, value, file.source)
     return [*words, *rest]
 
 
@@ -79,42 +83,42 @@ def read_config_file(location: str) -> ConfigFile:
         location: a path or a URI.
 
     Raises:
-        DataError: as `parse_json` and `parse_yaml`, or it holds no settings.
+        DataError: as `parse_user_json` and `parse_yaml`, or it holds no settings.
         SettingsError: a key or a text is an address with a secret in it.
     """
     file = Folder(location)
-    where = f"--config {location}"
+    source = f"--config {location}"
     if file.is_local and Path(file.local_path).is_dir():
-        raise SettingsError(f"{where} is a folder; give a file, such as {location.rstrip('/')}/study.json")
+        raise SettingsError(f"{source} is a folder; give a file, such as {location.rstrip('/')}/study.json")
     is_json = location.partition("?")[0].lower().endswith(".json")
     most = limits.MAX_SETTINGS_BYTES if is_json else limits.MAX_YAML_BYTES
     with file.parent.open_input(file.name) as stream:
         data = stream.read(most + 1)
     if len(data) > most:
-        raise too_large(where, len(data), most, _WANTED)
-    values = parse_json(data, where, _WANTED) if is_json else parse_yaml(data, where, _WANTED)
+        raise too_large_error(source, len(data), most, _FORMAT_HINT)
+    values = parse_user_json(data, source, _FORMAT_HINT) if is_json else parse_yaml(data, source, _FORMAT_HINT)
     if not isinstance(values, dict) or not values:
         raise SettingsError(
-            f"{where} holds {shown(values) if values else 'nothing'}, wanted settings by name; {_WANTED}"
+            f"{source} holds {format_value(values) if values else 'nothing'}, wanted settings by name; {_FORMAT_HINT}"
         )
-    _check_secrets(values, where)
-    return ConfigFile(where=where, values=values)
+    _check_secrets(values, source)
+    return ConfigFile(source=source, values=values)
 
 
-def _check_secrets(value: object, where: str) -> None:
+def _check_secrets(value: object, source: str) -> None:
     """Refuse an address with a secret, in keys as well, before any message repeats it."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            check_uri(key, where)
-            _check_secrets(inner, f"{where}: {key}")
+            check_uri(key, source)
+            _check_secrets(inner, f"{source}: {key}")
     elif isinstance(value, list):
         for inner in value:
-            _check_secrets(inner, where)
+            _check_secrets(inner, source)
     elif isinstance(value, str):
-        check_uri(value, where)
+        check_uri(value, source)
 
 
-def check_settings(values: Mapping[str, Any], settings: type, where: str) -> dict[str, Any]:
+def check_settings(values: Mapping[str, Any], settings: type, source: str) -> dict[str, Any]:
     """Settings of a file by dotted path, such as `sweep.train.epochs`, each of its field's type.
 
     Keys may be spelled with hyphens, may be dotted paths themselves, and may be the field's name of an earlier version.
@@ -128,12 +132,12 @@ def check_settings(values: Mapping[str, Any], settings: type, where: str) -> dic
         SettingsError: a key that there is not, with the nearest ones, or twice; or a value of another type.
     """
     checked: dict[str, Any] = {}
-    _walk(values, settings, "", where, settings, checked)
+    _flatten_settings(values, settings, "", source, settings, checked)
     return checked
 
 
-def _walk(
-    values: Mapping[str, Any], settings: type, prefix: str, where: str, whole: type, checked: dict[str, Any]
+def _flatten_settings(
+    values: Mapping[str, Any], settings: type, prefix: str, source: str, whole: type, checked: dict[str, Any]
 ) -> None:
     hints = get_type_hints(settings)
     former = {field.metadata["formerly"]: field.name for field in fields(settings) if field.metadata.get("formerly")}
@@ -143,58 +147,58 @@ def _walk(
         path = f"{prefix}{name}"
         hint = hints.get(name)
         if hint is None or (dot and not is_dataclass(hint)):
-            raise _unknown(f"{prefix}{key}", whole, where)
+            raise _unknown_setting_error(f"{prefix}{key}", whole, source)
         if isinstance(hint, type) and is_dataclass(hint):
             inner = {rest: value} if dot else {} if value is None else value
             if not isinstance(inner, dict):
-                raise SettingsError(f"{where}: {path} is {shown(value)}, wanted settings by name")
-            _walk(inner, hint, f"{path}.", where, whole, checked)
+                raise SettingsError(f"{source}: {path} is {format_value(value)}, wanted settings by name")
+            _flatten_settings(inner, hint, f"{path}.", source, whole, checked)
         elif path in checked:
-            raise SettingsError(f"{where}: {path} is given twice (as {key!r} the second time); give it once")
+            raise SettingsError(f"{source}: {path} is given twice (as {key!r} the second time); give it once")
         else:
-            checked[path] = _typed(value, hint, where, path)
+            checked[path] = _convert_value(value, hint, source, path)
 
 
-def _unknown(path: str, settings: type, where: str) -> SettingsError:
-    near = [name.replace("-", "_") for name in nearest(path, flag_names(settings))]
+def _unknown_setting_error(path: str, settings: type, source: str) -> SettingsError:
+    near = [name.replace("-", "_") for name in closest_names(path, flag_names(settings))]
     meant = f" (did you mean {' or '.join(near)}?)" if near else ""
-    return SettingsError(f"{where}: there is no setting {path!r:.200}{meant}; {_WANTED}")
+    return SettingsError(f"{source}: there is no setting {path!r:.200}{meant}; {_FORMAT_HINT}")
 
 
-def _typed(value: Any, hint: Any, where: str, path: str) -> Any:
+def _convert_value(value: Any, hint: Any, source: str, path: str) -> Any:
     """A value as the field's type has it, or SettingsError."""
     kinds = get_args(hint)
     if get_origin(hint) in (Union, types.UnionType) and value == "None":  # as the flags have it
         return None
     if get_origin(hint) is tuple and kinds[-1] is not Ellipsis and isinstance(value, list) and len(value) != len(kinds):
-        raise SettingsError(f"{where}: {path} is a list of {len(value)} values, wanted {len(kinds)}")
+        raise SettingsError(f"{source}: {path} is a list of {len(value)} values, wanted {len(kinds)}")
     try:
         typed = convert(value, hint, path)
     except MismatchError as error:
         meant = did_you_mean(value, kinds) if get_origin(hint) is Literal and isinstance(value, str) else ""
-        raise SettingsError(f"{where}: {error}{meant}") from error
+        raise SettingsError(f"{source}: {error}{meant}") from error
     for number in typed if isinstance(typed, tuple) else (typed,):
         if isinstance(number, float) and not math.isfinite(number):
-            raise SettingsError(f"{where}: {path} is {number}, wanted a finite number")
+            raise SettingsError(f"{source}: {path} is {number}, wanted a finite number")
     return typed
 
 
-def _value_at(settings: object, path: str) -> Any:
+def _get_by_path(settings: object, path: str) -> Any:
     for name in path.split("."):
         settings = getattr(settings, name)
     return settings
 
 
-def _flag(path: str, value: Any, where: str) -> list[str]:
+def _to_flags(path: str, value: Any, source: str) -> list[str]:
     """The words of a command line that give one setting."""
     name = path.replace("_", "-")
     if isinstance(value, bool):
-        return [f"--{name if value else switched_off(name)}"]
+        return [f"--{name if value else negated_flag(name)}"]
     if not isinstance(value, tuple):
         return [f"--{name}={value}"]
     words = [str(item) for item in value]
     if any(isinstance(item, str) and item.startswith("-") for item in value):
         raise SettingsError(
-            f"{where}: {path} holds a text that begins with a hyphen, which a list of flags cannot hold"
+            f"{source}: {path} holds a text that begins with a hyphen, which a list of flags cannot hold"
         )
     return [f"--{name}", *words]

@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import TypeVar
 
-from jobs.config_file import Select, take_config_file
+from jobs.config_file import SettingsSelector, expand_config_file
 from jobs.flags import (
-    Parser,
+    FlagParser,
     canonical_flags,
+    closest_names,
     did_you_mean,
+    flag_name,
     flag_names,
-    flag_of,
-    nearest,
-    rejection,
-    unknown_flags,
+    rejected_value_error,
+    unknown_flags_error,
 )
 from slick.errors import SettingsError, SlickError
-from slick.file_errors import file_message, is_disk_error
+from slick.file_errors import format_file_error, is_disk_error
 from slick.storage import Folder
-from slick.uris import check_arguments
+from slick.uris import check_command_line
 
 Config = TypeVar("Config")
 
@@ -39,14 +39,14 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         finally:
             sys.stdout.flush()  # what is left would fail when Python exits, where nothing can catch it
     except BrokenPipeError:
-        if not _reader_gone():
+        if not _is_output_closed():
             raise
         sys.exit(141)  # as a shell tells of a program that SIGPIPE ended
 
 
 def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     try:
-        check_arguments(argv)
+        check_command_line(argv)
         main(argv)
     except SlickError as error:
         print(f"\nslick: {error}", file=sys.stderr)
@@ -54,14 +54,14 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     except Exception as error:
         if not is_disk_error(error):
             raise
-        print(f"\nslick: {file_message(error)}", file=sys.stderr)
+        print(f"\nslick: {format_file_error(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nslick: stopped. Nothing finished is lost: the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
 
 
-def _reader_gone() -> bool:
+def _is_output_closed() -> bool:
     """True if the pipe that broke is our own output; what is still to be written then goes nowhere."""
     output = select.poll()
     for descriptor in (1, 2):
@@ -74,13 +74,13 @@ def _reader_gone() -> bool:
 
 def parse_out(argv: Sequence[str], prog: str, default: str | None = None) -> tuple[Folder, list[str]]:
     """Take `--out` from the arguments: the study folder, and the arguments that remain."""
-    parser = Parser(prog)
+    parser = FlagParser(prog)
     parser.add_flag("--out", default=default)
-    known, rest = parser.take(argv)
+    known, rest = parser.parse_known(argv)
     if not known.out:
-        misspelled = [name for name in map(flag_of, rest) if nearest(name, ["out"])]
+        misspelled = [name for name in map(flag_name, rest) if closest_names(name, ["out"])]
         if misspelled:
-            raise unknown_flags(misspelled, ["out"], prog)
+            raise unknown_flags_error(misspelled, ["out"], prog)
         raise SettingsError(f"{prog} needs --out DIR, the study folder: a path, or a URI such as s3://bucket/study")
     return Folder(known.out), rest
 
@@ -114,7 +114,7 @@ def parse_config(config: Config, argv: Sequence[str], prog: str, others: Iterabl
     """
     import tyro
 
-    if not asks_help(argv):
+    if not has_help_flag(argv):
         argv = canonical_flags(argv, flag_names(type(config)), prog, others)
     printed = io.StringIO()
     try:
@@ -123,30 +123,30 @@ def parse_config(config: Config, argv: Sequence[str], prog: str, others: Iterabl
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise rejection(printed.getvalue(), argv, prog) from None
+        raise rejected_value_error(printed.getvalue(), argv, prog) from None
     except ValueError as error:
         raise SettingsError(str(error)) from error
     print(printed.getvalue(), end="", file=sys.stderr)
     return parsed
 
 
-def wants_help(argv: Sequence[str]) -> bool:
+def is_help_command(argv: Sequence[str]) -> bool:
     """True if the arguments ask for help before a preset is named."""
-    return asks_help(argv[:1])
+    return has_help_flag(argv[:1])
 
 
-def asks_help(argv: Sequence[str]) -> bool:
+def has_help_flag(argv: Sequence[str]) -> bool:
     """True if the arguments ask for help."""
     return "-h" in argv or "--help" in argv
 
 
-def step_door(
+def run_step_command(
     step: str,
     presets: Mapping[str, Callable[[], Config]],
     run: Callable[[Folder, Config], object],
     argv: Sequence[str],
     description: str,
-    select: Select | None = None,
+    select: SettingsSelector | None = None,
 ) -> None:
     """Run one step: `slick STEP PRESET --out DIR [--config FILE] [flags]`.
 
@@ -159,14 +159,14 @@ def step_door(
         select: takes the step's settings from a file; None: the file holds them and no others.
     """
     prog = f"slick {step}"
-    if wants_help(argv):
+    if is_help_command(argv):
         print(f"{description.strip()}\n\nPresets: {', '.join(presets)}. All flags: `{prog} PRESET --help`")
         return
     name, preset, rest = parse_preset(argv, prog, presets)
-    if asks_help(rest):
+    if has_help_flag(rest):
         print(f"usage: {prog} {name} --out DIR [--config FILE] [flags]\n")
         parse_config(preset(), ["--help"], f"{prog} {name}")
         return
     out, rest = parse_out(rest, prog)
     prog = f"{prog} {name}"
-    run(out, parse_config(preset(), take_config_file(rest, preset(), prog, select), prog, ("out", "config")))
+    run(out, parse_config(preset(), expand_config_file(rest, preset(), prog, select), prog, ("out", "config")))

@@ -7,15 +7,15 @@ slick finetune large --variant unknown-100 --num-workers 4 --offload optimizer -
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, step_door
+from jobs.door import run_main, run_step_command
 from jobs.presets import FINETUNE
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from tuning.finetune import finetune
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("finetune", FINETUNE, finetune, argv, __doc__ or "", settings_for("finetune"))
+    run_step_command("finetune", FINETUNE, finetune, argv, __doc__ or "", settings_selector("finetune"))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,17 @@ from typing import Any, NoReturn, get_type_hints
 
 from slick.errors import SettingsError
 
-OLD_NAMES = {"source": "questions"}
+RENAMED_FLAGS = {"source": "questions"}
 """Flags of earlier versions, by the last part of their name, that scripts may still use."""
-_LEAST_ALIKE = 0.7
+_MIN_SIMILARITY = 0.7
 """Similarity, of 0 to 1, from which a name is suggested."""
-_TYPES = {"INT": "an integer", "FLOAT": "a number", "STR": "a text", "{None}": "None", "{True,False}": "True or False"}
+_TYPE_NAMES = {
+    "INT": "an integer",
+    "FLOAT": "a number",
+    "STR": "a text",
+    "{None}": "None",
+    "{True,False}": "True or False",
+}
 """Tyro's words for the types of values."""
 
 
@@ -55,46 +61,46 @@ def canonical_flags(argv: Sequence[str], names: Mapping[str, bool], prog: str, o
             words.append(word)
             continue
         name, equals, value = word[2:].partition("=")
-        canonical = _canonical(name, names)
+        canonical = _canonical_name(name, names)
         if canonical is None:
             unknown.append(name)
         words.append(f"--{canonical or name}{equals}{value}")
     if unknown:
-        every = [*names, *(switched_off(name) for name, is_switch in names.items() if is_switch), *others]
-        raise unknown_flags(unknown, every, prog)
+        every = [*names, *(negated_flag(name) for name, is_switch in names.items() if is_switch), *others]
+        raise unknown_flags_error(unknown, every, prog)
     return words
 
 
-def _canonical(name: str, names: Mapping[str, bool]) -> str | None:
+def _canonical_name(name: str, names: Mapping[str, bool]) -> str | None:
     name = name.replace("_", "-")
     before, dot, last = name.rpartition(".")
-    renamed = f"{before}{dot}{OLD_NAMES.get(last, last)}"
+    renamed = f"{before}{dot}{RENAMED_FLAGS.get(last, last)}"
     if name in names or renamed in names:
         return name if name in names else renamed
     for positive in (name.removeprefix("no-"), f"{before}{dot}{last.removeprefix('no-')}"):
         if positive != name and names.get(positive):
-            return switched_off(positive)
+            return negated_flag(positive)
     return None
 
 
-def switched_off(name: str) -> str:
+def negated_flag(name: str) -> str:
     """The flag that turns a switch off: `x.no-y` of `x.y`."""
     before, dot, last = name.rpartition(".")
     return f"{before}{dot}no-{last}"
 
 
-def flag_of(word: str) -> str:
+def flag_name(word: str) -> str:
     """The name of the flag that a word of the command line is; empty where it is a value."""
     return word[2:].partition("=")[0] if word.startswith("--") else ""
 
 
-def take_switch(argv: Sequence[str], flag: str) -> tuple[bool, list[str]]:
+def pop_switch(argv: Sequence[str], flag: str) -> tuple[bool, list[str]]:
     """Whether a switch such as `--dry-run` is among the arguments, and those that remain."""
     rest = [word for word in argv if word.replace("_", "-") != flag]
     return len(rest) < len(argv), rest
 
 
-def unknown_flags(unknown: Sequence[str], names: Iterable[str], prog: str) -> SettingsError:
+def unknown_flags_error(unknown: Sequence[str], names: Iterable[str], prog: str) -> SettingsError:
     """The error for flags that a command does not take."""
     names = list(names)
     parts = [f"--{name}{did_you_mean(name, names, mark='--')}" for name in unknown]
@@ -107,29 +113,29 @@ def _see_help(prog: str) -> str:
 
 def did_you_mean(wrong: str, names: Iterable[str], mark: str = "") -> str:
     """In brackets, a question that names the nearest names, with `mark` before each; empty if none is near."""
-    near = nearest(wrong, names)
+    near = closest_names(wrong, names)
     return f" (did you mean {' or '.join(mark + name for name in near)}?)" if near else ""
 
 
-def nearest(wrong: str, names: Iterable[str]) -> list[str]:
+def closest_names(wrong: str, names: Iterable[str]) -> list[str]:
     """At most three of the names, the most similar first.
 
     Names that agree in their last part come before others: who writes `--learning-rate` means one of those.
     """
     wrong = wrong.replace("_", "-")
-    last = _last(wrong)
+    last = _last_part(wrong)
     scores: dict[str, float] = {}
     for name in names:
         whole = _similarity(wrong, name)
-        part = 1.0 if _last(name) == last else 0.95 * _similarity(last, _last(name))
+        part = 1.0 if _last_part(name) == last else 0.95 * _similarity(last, _last_part(name))
         scores[name] = part + whole / 100 if "." in wrong else part
         scores[name] = max(scores[name], whole)
     best = max(scores.values(), default=0.0)
-    near = [name for name, score in scores.items() if score >= max(_LEAST_ALIKE, best - 0.001)]
+    near = [name for name, score in scores.items() if score >= max(_MIN_SIMILARITY, best - 0.001)]
     return sorted(near, key=lambda name: (-scores[name], name))[:3]
 
 
-def _last(name: str) -> str:
+def _last_part(name: str) -> str:
     return name.rpartition(".")[2]
 
 
@@ -137,7 +143,7 @@ def _similarity(one: str, other: str) -> float:
     return SequenceMatcher(None, one, other).ratio()
 
 
-def rejection(output: str, argv: Sequence[str], prog: str) -> SettingsError:
+def rejected_value_error(output: str, argv: Sequence[str], prog: str) -> SettingsError:
     """The error for values that tyro refuses.
 
     Args:
@@ -154,27 +160,27 @@ def rejection(output: str, argv: Sequence[str], prog: str) -> SettingsError:
     flag = re.search(r"--[\w.-]*\w", sentence)
     if flag is None:
         return SettingsError(f"{prog}: {sentence or 'the flags cannot be read'}{_see_help(prog)}")
-    value = _value_of(flag[0], argv)
+    value = _flag_value(flag[0], argv)
     if choice := re.search(r"Expected one of \((.*)\)", sentence):
         choices = [word.strip().strip("'\"") for word in choice[1].split(",") if word.strip()]
         wanted, meant = " or ".join(choices), did_you_mean(value, choices)
     else:
-        wanted, meant = _wanted(flag[0], sentence, description), ""
+        wanted, meant = _expected_values(flag[0], sentence, description), ""
     got = repr(value) if value else "nothing"
     return SettingsError(f"{prog}: {flag[0]} takes {wanted}, got {got}{meant}{_see_help(prog)}")
 
 
-def _wanted(flag: str, sentence: str, description: str) -> str:
+def _expected_values(flag: str, sentence: str, description: str) -> str:
     """The type of a flag's values, or at least their number, in words."""
     if kind := re.search(rf"(?m)^{re.escape(flag)} (.+)$", description):
         several = re.fullmatch(r"\[(\S+) \[\1 \.\.\.\]\]", kind[1])
-        types = " or ".join(_TYPES.get(part, part) for part in (several or kind)[1].split("|"))
+        types = " or ".join(_TYPE_NAMES.get(part, part) for part in (several or kind)[1].split("|"))
         return f"{types}, once or more" if several else types
     num = re.search(r"Expected (\d+) values", sentence)  # where a value is missing there is no description
     return f"{num[1]} values" if num and num[1] != "1" else "a value"
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str:
+def _flag_value(flag: str, argv: Sequence[str]) -> str:
     """What follows a flag."""
     for place, word in enumerate(argv):
         name, equals, value = word.partition("=")
@@ -185,7 +191,7 @@ def _value_of(flag: str, argv: Sequence[str]) -> str:
     return ""
 
 
-class Parser(argparse.ArgumentParser):
+class FlagParser(argparse.ArgumentParser):
     """For commands without a settings class: flags by their whole name, and one message for what is wrong."""
 
     def __init__(self, prog: str, names: Iterable[str] = ()) -> None:
@@ -203,13 +209,13 @@ class Parser(argparse.ArgumentParser):
         self._names.append(flag.removeprefix("--"))
         self.add_argument(flag, **settings)
 
-    def take(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Values of the parser's own flags, and the arguments that remain.
 
         Raises:
             SettingsError: a flag lacks its value, or the value is of another type.
         """
-        return self.parse_known_args([self._spelled(word) for word in argv])
+        return self.parse_known_args([self._normalize_flag(word) for word in argv])
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Values of the parser's flags, which must be all there are.
@@ -217,15 +223,15 @@ class Parser(argparse.ArgumentParser):
         Raises:
             SettingsError: as `take`, or there are other flags.
         """
-        known, rest = self.take(argv)
-        unknown = [name for name in map(flag_of, rest) if name]
+        known, rest = self.parse_known(argv)
+        unknown = [name for name in map(flag_name, rest) if name]
         if unknown:
-            raise unknown_flags(unknown, self._names, self.prog)
+            raise unknown_flags_error(unknown, self._names, self.prog)
         if rest:
             raise SettingsError(f"{self.prog} does not take {' '.join(rest)!r}{_see_help(self.prog)}")
         return known
 
-    def _spelled(self, word: str) -> str:
+    def _normalize_flag(self, word: str) -> str:
         name, equals, value = word.partition("=")
         spelled = name.replace("_", "-")
         return f"{spelled}{equals}{value}" if spelled.removeprefix("--") in self._names else word

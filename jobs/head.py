@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from slick.cluster import choose_authentication
+from slick.cluster import configure_authentication
 from slick.errors import ClusterError, SettingsError
 
-ANSWER_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 """Seconds that a head has to answer at all."""
-STARTING_S = 30.0
+STARTUP_TIMEOUT_S = 30.0
 """Seconds that a head which answers may take until it can run jobs."""
-RETRY_S = 3.0
-RETRIES = 40
+RETRY_INTERVAL_S = 3.0
+MAX_RETRIES = 40
 """A head that is gone for two minutes while its logs are followed is given up; the job is not."""
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def parse_address(address: str | None) -> str:
@@ -47,7 +47,7 @@ def parse_address(address: str | None) -> str:
     return address
 
 
-def is_near(address: str) -> bool:
+def is_loopback_address(address: str) -> bool:
     """True for loopback: a head on this machine, or the near end of a tunnel."""
     host = urlsplit(address).hostname or ""
     try:
@@ -56,12 +56,12 @@ def is_near(address: str) -> bool:
         return host == "localhost"
 
 
-_SAYS_NOTHING = "Job is currently running."
+_DEFAULT_MESSAGE = "Job is currently running."
 """Ray's message of a job that has said nothing of itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class RayJob:
     """What we want to know of a job; not its runtime environment, in which Ray's client hands out secrets."""
 
     job_id: str
@@ -74,10 +74,10 @@ class Job:
     """Unix time at which it began, or ended."""
 
     @classmethod
-    def of(cls, details: Any) -> Self:
+    def from_details(cls, details: Any) -> Self:
         """From Ray's JobDetails."""
         status = str(details.status)
-        since_ms = details.end_time if status in ENDED else details.start_time
+        since_ms = details.end_time if status in TERMINAL_STATUSES else details.start_time
         return cls(
             job_id=details.submission_id,
             status=status,
@@ -100,13 +100,13 @@ class Job:
     @property
     def reason(self) -> str:
         """The line of the message that counts: how far a running job is, or what ended it, in the step's own words."""
-        if self.status == "SUCCEEDED" or self.message == _SAYS_NOTHING:
+        if self.status == "SUCCEEDED" or self.message == _DEFAULT_MESSAGE:
             return ""
         lines = [line.strip() for line in self.message.splitlines() if line.strip()]
         return next((line for line in lines if line.startswith("slick: ")), lines[-1] if lines else "")
 
 
-def when_ready(start: Callable[[], object], *, limit_s: float = STARTING_S, pause_s: float = 1.0) -> None:
+def submit_when_ready(start: Callable[[], object], *, limit_s: float = STARTUP_TIMEOUT_S, pause_s: float = 1.0) -> None:
     """Submit a job to a head that may have been started just now: its job agent comes up some seconds after its server.
 
     Raises:
@@ -124,16 +124,16 @@ def when_ready(start: Callable[[], object], *, limit_s: float = STARTING_S, paus
             return
 
 
-class Head:
+class RayJobClient:
     """A connection to the head's job server."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        has_token = choose_authentication()
-        if knock(address) and not is_near(address):
+        has_token = configure_authentication()
+        if check_head_reachable(address) and not is_loopback_address(address):
             print(f"warning: {address} asks nobody for a token: who reaches it can run code there", file=sys.stderr)
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray heeds before it heeds the argument
-        with self._answers(has_token):
+        with self._translate_errors(has_token):
             from ray.job_submission import JobSubmissionClient
 
             for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
@@ -141,7 +141,7 @@ class Head:
             self._client: Any = JobSubmissionClient(address)
 
     @contextmanager
-    def _answers(self, has_token: bool = True) -> Iterator[None]:
+    def _translate_errors(self, has_token: bool = True) -> Iterator[None]:
         """Turn what the head refuses into one message."""
         from ray.exceptions import AuthenticationError
 
@@ -156,7 +156,7 @@ class Head:
         except (OSError, RuntimeError, ValueError, LookupError) as error:
             raise ClusterError(f"the head at {self.address} did not do what it was asked: {error}") from error
 
-    def link(self, job_id: str) -> str:
+    def dashboard_url(self, job_id: str) -> str:
         """The job's page in the dashboard."""
         return f"{self.address}/#/jobs/{job_id}"
 
@@ -183,26 +183,28 @@ class Head:
             runtime_env=runtime_env,
             metadata=dict(metadata),
         )
-        with self._answers():
-            when_ready(start)
+        with self._translate_errors():
+            submit_when_ready(start)
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[RayJob]:
         """All submitted jobs that the head remembers, the latest first."""
-        with self._answers():
+        with self._translate_errors():
             listed = [details for details in self._client.list_jobs() if details.submission_id]
-        return [Job.of(details) for details in sorted(listed, key=lambda d: d.start_time or 0, reverse=True)]
+        return [
+            RayJob.from_details(details) for details in sorted(listed, key=lambda d: d.start_time or 0, reverse=True)
+        ]
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> RayJob:
         """One job as it is now."""
-        with self._answers():
-            return Job.of(self._client.get_job_info(job_id))
+        with self._translate_errors():
+            return RayJob.from_details(self._client.get_job_info(job_id))
 
     def stop(self, job_id: str) -> bool:
         """Ask a job to end; False if it had ended."""
-        with self._answers():
+        with self._translate_errors():
             return bool(self._client.stop_job(job_id))
 
-    def follow(self, job_id: str) -> Job:
+    def follow(self, job_id: str) -> RayJob:
         """Print the job's log from its beginning until it has ended; a broken connection is taken up again."""
         self.job(job_id)  # one that is not there is said at once
         seen, failures = 0, 0
@@ -212,14 +214,14 @@ class Head:
                 job = self.job(job_id)
             except ClusterError:
                 failures += 1
-                if failures > RETRIES:
+                if failures > MAX_RETRIES:
                     raise
-                time.sleep(RETRY_S)
+                time.sleep(RETRY_INTERVAL_S)
                 continue
             failures = 0 if whole else failures + 1
-            if job.status in ENDED and (whole or failures > 3):
+            if job.status in TERMINAL_STATUSES and (whole or failures > 3):
                 return job
-            time.sleep(1.0 if whole else RETRY_S)
+            time.sleep(1.0 if whole else RETRY_INTERVAL_S)
 
     async def _print_log(self, job_id: str, seen: int) -> tuple[int, bool]:
         """Print what follows the first `seen` characters; how many there are now, and whether the log ended."""
@@ -237,14 +239,14 @@ class Head:
         return max(seen, position), True
 
 
-def knock(address: str) -> bool:
+def check_head_reachable(address: str) -> bool:
     """See that something answers, within seconds; a refusal is an answer. True if it answers without a token.
 
     Raises:
         ClusterError: nothing does.
     """
     try:
-        with urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_S):
+        with urllib.request.urlopen(f"{address}/api/version", timeout=CONNECT_TIMEOUT_S):
             return True
     except urllib.error.HTTPError:
         return False

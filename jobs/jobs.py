@@ -8,51 +8,51 @@ slick jobs --address http://HEAD:8265 --stop ID
 import time
 from collections.abc import Sequence
 
-from jobs.door import asks_help, run_main
-from jobs.flags import Parser
-from jobs.head import Head, Job, parse_address
+from jobs.door import has_help_flag, run_main
+from jobs.flags import FlagParser
+from jobs.head import RayJob, RayJobClient, parse_address
 from jobs.submit import follow
 from slick.errors import SettingsError
-from slick.progress import duration
+from slick.progress import format_duration
 
-SHOWN = 100
+MAX_MESSAGE_CHARS = 100
 """Characters of a job's message in the list."""
 
 
 def main(argv: Sequence[str]) -> None:
     """List, follow or stop."""
-    if asks_help(argv):
+    if has_help_flag(argv):
         print((__doc__ or "").strip())
         return
-    parser = Parser("slick jobs")
+    parser = FlagParser("slick jobs")
     for flag in ("--address", "--follow", "--stop"):
         parser.add_flag(flag)
     known = parser.parse_all(argv)
     if known.follow and known.stop:
         raise SettingsError(f"slick jobs takes --address and one of --follow ID, --stop ID; got {' '.join(argv)}")
-    head = Head(parse_address(known.address))
+    head = RayJobClient(parse_address(known.address))
     if known.follow:
         follow(head, known.follow)
     elif known.stop:
         ended = "is told to stop" if head.stop(known.stop) else "had ended already"
         print(f"job {known.stop} {ended}")
     else:
-        print(table(head.jobs(), time.time()) or f"no jobs at {head.address}")
+        print(jobs_table(head.jobs(), time.time()) or f"no jobs at {head.address}")
 
 
-def table(jobs: Sequence[Job], now_s: float) -> str:
+def jobs_table(jobs: Sequence[RayJob], now_s: float) -> str:
     """A few lines a job: id, step, preset, status, since when; study; what is the matter."""
-    return "\n".join(line for job in jobs for line in _lines(job, now_s))
+    return "\n".join(line for job in jobs for line in _job_lines(job, now_s))
 
 
-def _lines(job: Job, now_s: float) -> list[str]:
+def _job_lines(job: RayJob, now_s: float) -> list[str]:
     what = " ".join(job.metadata.get(name, "") for name in ("step", "preset")).strip() or "not of slick"
-    since = "" if job.since_s is None else f", for {duration(max(0.0, now_s - job.since_s))}"
+    since = "" if job.since_s is None else f", for {format_duration(max(0.0, now_s - job.since_s))}"
     lines = [f"{job.job_id}  {what}  {job.status}{since}"]
     if study := job.metadata.get("study"):
         lines.append(f"  study {study}")
     if reason := job.reason:
-        lines.append(f"  {reason if len(reason) <= SHOWN else reason[: SHOWN - 3] + '...'}")
+        lines.append(f"  {reason if len(reason) <= MAX_MESSAGE_CHARS else reason[: MAX_MESSAGE_CHARS - 3] + '...'}")
     return lines
 
 

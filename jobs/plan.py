@@ -12,21 +12,21 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jobs.door import parse_config, run_main, wants_help
-from jobs.ways import GB, Fleet, training_lines
+from jobs.door import is_help_command, parse_config, run_main
+from jobs.ways import GB, Fleet, training_table
 from slick.errors import SettingsError
 from slick.model_files import read_config
 from slick.models import resolve_model
-from slick.precision import AUTO, PLANNED_GPU, TrainDtype, bytes_per_number, resolve_dtype, resolve_train_dtype
-from slick.shapes import ModelShape, named_shape, shape_of
+from slick.precision import ASSUMED_GPU, AUTO, TrainDtype, dtype_bytes, resolve_dtype, resolve_train_dtype
+from slick.shapes import ModelShape, published_shape, shape_from_config
 from slick.storage import Folder
-from tuning.machines import Machine, usual_machine
-from tuning.memory import ROOM
-from tuning.rates import Rates, read_rates
+from tuning.machines import MachineType, default_machine_type
+from tuning.memory import HEADROOM
+from tuning.rates import Throughput, read_throughput
 
-_ABOVE_0 = ("gpus", "gpu_memory", "machine_memory", "gpus_a_machine", "rows_at_once",
+_POSITIVE_FIELDS = ("gpus", "gpu_memory", "machine_memory", "gpus_a_machine", "rows_at_once",
             "questions", "trainings", "epochs", "train_rows", "asked_rows")  # fmt: skip
-MOST_SCALED = 10.0
+MAX_SCALE_FACTOR = 10.0
 """Speeds of a model so many times smaller or larger are taken without a warning."""
 _PROMPT_TOKENS, _ANSWER_TOKENS = 82, 5
 """Of a question under 4 examples, and of an answer, in EntityQuestions; tokenizers differ by a few."""
@@ -70,7 +70,7 @@ class PlanConfig:
     """Of one GPU-hour; 0: no cost is told."""
 
     def __post_init__(self) -> None:
-        for name in _ABOVE_0:
+        for name in _POSITIVE_FIELDS:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise SettingsError(f"{name} must be above 0, got {value}")
@@ -80,14 +80,14 @@ class PlanConfig:
     @property
     def planned_dtype(self) -> TrainDtype:
         """The dtype that the runs will take, by the rule that they use themselves."""
-        return resolve_train_dtype(self.dtype, PLANNED_GPU)
+        return resolve_train_dtype(self.dtype, ASSUMED_GPU)
 
     @property
     def fleet(self) -> Fleet:
         """The GPUs in their machines: as told, and where nothing is, as a cloud lends them."""
-        machine = usual_machine(self.gpu_memory)
+        machine = default_machine_type(self.gpu_memory)
         if self.machine_memory is not None or self.gpus_a_machine is not None:
-            machine = Machine(
+            machine = MachineType(
                 gpus=self.gpus_a_machine or machine.gpus, memory=self.machine_memory or machine.memory, name=""
             )
         return Fleet(gpus=self.gpus, gpu_memory=self.gpu_memory, machine=machine)
@@ -95,7 +95,7 @@ class PlanConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Parse, compute, print."""
-    if wants_help(argv):
+    if is_help_command(argv):
         print(f"{(__doc__ or '').strip()}\n")
     print("\n".join(plan(parse_config(PlanConfig(), argv, "slick plan", ()))))
 
@@ -107,18 +107,18 @@ def plan(config: PlanConfig) -> Iterator[str]:
         SettingsError: no model is named, or two; or its shape cannot be told.
         StudyError: the probe was not timed.
     """
-    shape = chosen_shape(config)
-    rates = read_rates(Folder(config.probe)) if config.probe else None
+    shape = resolve_shape(config)
+    rates = read_throughput(Folder(config.probe)) if config.probe else None
     yield f"{shape.name}: {shape.parameters / GB:,.2f} billion parameters in {shape.num_layers} layers"
     yield ""
-    yield from training_lines(shape, config.fleet, config.rows_at_once, config.planned_dtype)
+    yield from training_table(shape, config.fleet, config.rows_at_once, config.planned_dtype)
     yield ""
-    yield from _annotation(shape, config)
+    yield from _annotation_lines(shape, config)
     yield ""
-    yield from _hours(shape, config, rates)
+    yield from _time_lines(shape, config, rates)
 
 
-def chosen_shape(config: PlanConfig) -> ModelShape:
+def resolve_shape(config: PlanConfig) -> ModelShape:
     """The shape of the model that is named.
 
     Raises:
@@ -128,19 +128,19 @@ def chosen_shape(config: PlanConfig) -> ModelShape:
     if bool(config.model_size) == bool(config.model):
         raise SettingsError("slick plan needs --model-size SIZE (such as 7B) or --model FOLDER_OR_ID, and one of them")
     if config.model_size:
-        return named_shape(config.model_size)
+        return published_shape(config.model_size)
     ref = resolve_model(config.model)
     if ref.gguf_file:
         raise SettingsError(
             f"{config.model} is a GGUF file; give --model-size, or the folder of the model it was made of"
         )
-    return shape_of(read_config(ref.folder), config.model)
+    return shape_from_config(read_config(ref.folder), config.model)
 
 
-def _annotation(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
-    dtype, room = config.planned_dtype, (1 - ROOM) * config.gpu_memory * GB
-    weights, a_token = bytes_per_number(dtype) * shape.parameters, shape.kv_bytes_a_token(dtype)
-    flag = "" if dtype == resolve_dtype(AUTO, PLANNED_GPU) else f" --dtype {dtype}"
+def _annotation_lines(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
+    dtype, room = config.planned_dtype, (1 - HEADROOM) * config.gpu_memory * GB
+    weights, a_token = dtype_bytes(dtype) * shape.parameters, shape.kv_bytes_per_token(dtype)
+    flag = "" if dtype == resolve_dtype(AUTO, ASSUMED_GPU) else f" --dtype {dtype}"
     a_question = a_token * (10 * _PROMPT_TOKENS + 170 * _ANSWER_TOKENS)
     needed = next((gpus for gpus in (1, 2, 4, 8, 16) if weights / gpus < 0.8 * room), None)
     yield (
@@ -156,8 +156,8 @@ def _annotation(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
         yield f"{needed} GPUs an actor, by vLLM: slick annotate paper --engine vllm --gpus-per-actor {needed}{flag}"
 
 
-def _hours(shape: ModelShape, config: PlanConfig, rates: Rates | None) -> Iterator[str]:
-    generations = config.questions * (rates.answers_a_question if rates else 170)
+def _time_lines(shape: ModelShape, config: PlanConfig, rates: Throughput | None) -> Iterator[str]:
+    generations = config.questions * (rates.answers_per_question if rates else 170)
     yield (
         f"Work: {config.questions:,} questions, {generations / 1e6:,.1f} million answers; {config.trainings} trainings "
         f"x {config.epochs} epochs, {config.train_rows:,} rows trained and {config.asked_rows:,} asked in each"
@@ -165,22 +165,26 @@ def _hours(shape: ModelShape, config: PlanConfig, rates: Rates | None) -> Iterat
     if rates is None:
         yield "Hours: give --probe STUDY, a small study made on such machines, and its speeds are taken."
         return
-    answers = rates.seconds_of_answers(config.questions, shape.parameters) / 3600
-    epochs = rates.seconds_of_epochs(
+    answers = rates.estimate_annotation_seconds(config.questions, shape.parameters) / 3600
+    epochs = rates.estimate_training_seconds(
         config.trainings * config.epochs, config.train_rows, config.asked_rows, shape.parameters
     )
     scaled = shape.parameters / rates.parameters
     yield (
-        f"Measured: {rates.answers_a_second:,.0f} answers a second and actor"
-        + (f", {rates.trained_a_second:,.1f} rows trained a second and worker" if rates.trained_a_second else "")
+        f"Measured: {rates.answers_per_second:,.0f} answers a second and actor"
+        + (
+            f", {rates.train_rows_per_second:,.1f} rows trained a second and worker"
+            if rates.train_rows_per_second
+            else ""
+        )
         + (
             f"; taken {scaled:,.1f} times as slow for {scaled:,.1f} times the parameters"
             if abs(scaled - 1) > 0.05
             else ""
         )
     )
-    if not 1 / MOST_SCALED <= scaled <= MOST_SCALED:
-        least = shape.parameters / MOST_SCALED / GB
+    if not 1 / MAX_SCALE_FACTOR <= scaled <= MAX_SCALE_FACTOR:
+        least = shape.parameters / MAX_SCALE_FACTOR / GB
         yield f"Such a proportion is a guess: probe a model of {least:,.2g} billion parameters or more."
     yield f"Annotation: {answers:,.1f} hours of one actor{_cost(answers, config)}"
     if epochs is None:

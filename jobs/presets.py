@@ -11,7 +11,7 @@ from slick.annotation import AnnotateConfig
 from slick.questions import QuestionsConfig
 from slick.report import ReportConfig
 from slick.variants import VariantsConfig, variant_names
-from slick.world import WorldConfig, smoke_world
+from slick.world import WorldConfig, smoke_world_config
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
 from tuning.sweep import SweepConfig
@@ -166,7 +166,9 @@ def demo_study() -> StudyConfig:
 
 def smoke_study() -> StudyConfig:
     """The same in seconds."""
-    return StudyConfig(world=smoke_world(), annotate=demo_annotation(), variants=smoke_variants(), sweep=smoke_sweep())
+    return StudyConfig(
+        world=smoke_world_config(), annotate=demo_annotation(), variants=smoke_variants(), sweep=smoke_sweep()
+    )
 
 
 def paper_study() -> StudyConfig:
@@ -174,7 +176,7 @@ def paper_study() -> StudyConfig:
     return StudyConfig(embedded=False, prepare=paper_questions(), annotate=paper_annotation(), sweep=paper_sweep())
 
 
-WORLD: dict[str, Callable[[], WorldConfig]] = {"demo": WorldConfig, "smoke": smoke_world}
+WORLD: dict[str, Callable[[], WorldConfig]] = {"demo": WorldConfig, "smoke": smoke_world_config}
 QUESTIONS: dict[str, Callable[[], QuestionsConfig]] = {
     "demo": QuestionsConfig,
     "smoke": QuestionsConfig,

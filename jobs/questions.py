@@ -6,15 +6,15 @@ slick questions paper --questions trivia.jsonl --filter none --rejects bad-rows.
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, step_door
+from jobs.door import run_main, run_step_command
 from jobs.presets import QUESTIONS
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from slick.questions import prepare_questions
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("questions", QUESTIONS, prepare_questions, argv, __doc__ or "", settings_for("questions"))
+    run_step_command("questions", QUESTIONS, prepare_questions, argv, __doc__ or "", settings_selector("questions"))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ slick report demo --out studies/demo
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, step_door
+from jobs.door import run_main, run_step_command
 from jobs.presets import REPORT
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from slick.report import make_report
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("report", REPORT, make_report, argv, __doc__ or "", settings_for("report"))
+    run_step_command("report", REPORT, make_report, argv, __doc__ or "", settings_selector("report"))
 
 
 if __name__ == "__main__":

@@ -15,38 +15,38 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from jobs.asked import forecast, settle, trains, with_finished
-from jobs.config_file import take_config_file
-from jobs.door import parse_config, parse_out, parse_preset, run_main, wants_help
-from jobs.flags import take_switch
+from jobs.asked import forecast_cost, include_finished_variants, needs_training, resolve_experiments
+from jobs.config_file import expand_config_file
+from jobs.door import is_help_command, parse_config, parse_out, parse_preset, run_main
+from jobs.flags import pop_switch
 from jobs.presets import STUDY, StudyConfig
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from slick.errors import SettingsError
-from slick.experiments import EXPERIMENTS, parse_names
-from slick.progress import duration
+from slick.experiments import EXPERIMENTS, parse_experiment_names
+from slick.progress import format_duration
 from slick.storage import Folder
 from slick.study import STUDY as STUDY_FILE
-from slick.study import Manifest, plain_settings, read_study_settings, versions
-from slick.variants import with_drawn
+from slick.study import Manifest, read_study_settings, settings_to_json, versions
+from slick.variants import extend_drawn
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    if wants_help(argv):
+    if is_help_command(argv):
         print(f"{(__doc__ or '').strip()}\n\nPresets: {', '.join(STUDY)}. All flags: `slick study PRESET --help`")
-        lines = (f"  {name:<14} {one.exhibits or 'beyond':<15} {one.sentence}" for name, one in EXPERIMENTS.items())
+        lines = (f"  {name:<14} {one.exhibits or 'beyond':<15} {one.description}" for name, one in EXPERIMENTS.items())
         print("\n".join(("\nExperiments, and where they are in the paper:", *lines)))
         return
     name, preset, rest = parse_preset(argv, "slick study", STUDY)
     out, rest = parse_out(rest, "slick study", default=f"studies/{name}")
-    dry_run, rest = take_switch(rest, "--dry-run")
+    dry_run, rest = pop_switch(rest, "--dry-run")
     prog, others = f"slick study {name}", ("out", "dry-run", "config")
-    rest = take_config_file(rest, preset(), prog, settings_for("study"), others)
+    rest = expand_config_file(rest, preset(), prog, settings_selector("study"), others)
     config = parse_config(preset(), rest, prog, others)
     config = resolve(config, needs_model=not dry_run)
     if dry_run:
-        print(json.dumps(plain_settings(config), indent=2))
-        print(forecast(config, out), file=sys.stderr)  # so that the output alone is a file for --config
+        print(json.dumps(settings_to_json(config), indent=2))
+        print(forecast_cost(config, out), file=sys.stderr)  # so that the output alone is a file for --config
         return
     run_study(out, config)
 
@@ -65,7 +65,7 @@ def resolve(config: StudyConfig, *, needs_model: bool = True) -> StudyConfig:
     """
     if needs_model:
         _check_model(config)
-    config = settle(config)
+    config = resolve_experiments(config)
     seed, prepare, grid = config.seed, config.prepare, config.sweep.grid
     grid = replace(grid, seeds=tuple(seed + offset for offset in grid.seeds))
     return replace(
@@ -106,17 +106,19 @@ def run_study(study: Folder, config: StudyConfig) -> None:
         print(f"[{number}/{len(steps)}] {name}", flush=True)
         run(study)
         seconds = time.monotonic() - step_began
-        print(f"[{number}/{len(steps)}] {name}: done in {duration(seconds)}\n", flush=True)
+        print(f"[{number}/{len(steps)}] {name}: done in {format_duration(seconds)}\n", flush=True)
         if number == 1:  # not before a step has agreed that the folder is of these settings
-            asked = replace(config, experiments=_ever_asked(study, config), variants=with_drawn(study, config.variants))
-            study.write_json(STUDY_FILE, {"settings": plain_settings(asked), "versions": versions()})
-    print(f"The study took {duration(time.monotonic() - began)}. Report: {study.child('report')}/index.html")
+            asked = replace(
+                config, experiments=_all_experiments(study, config), variants=extend_drawn(study, config.variants)
+            )
+            study.write_json(STUDY_FILE, {"settings": settings_to_json(asked), "versions": versions()})
+    print(f"The study took {format_duration(time.monotonic() - began)}. Report: {study.child('report')}/index.html")
 
 
-def _ever_asked(study: Folder, config: StudyConfig) -> tuple[str, ...]:
+def _all_experiments(study: Folder, config: StudyConfig) -> tuple[str, ...]:
     """The experiments asked for now and before: what is asked of a folder adds up."""
     before = read_study_settings(study)
-    return parse_names([*(before.experiments if before else ()), *config.experiments])
+    return parse_experiment_names([*(before.experiments if before else ()), *config.experiments])
 
 
 def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]]:
@@ -134,10 +136,10 @@ def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]
         ("questions", lambda study: prepare_questions(study, config.prepare)),
         ("annotate", lambda study: annotate(study, config.annotate)),
     ]
-    if trains(config):  # all sets are drawn, whatever is trained: what is asked for later finds them there
+    if needs_training(config):  # all sets are drawn, whatever is trained: what is asked for later finds them there
         steps += [
             ("variants", lambda study: draw_variants(study, config.variants)),
-            ("sweep", lambda study: sweep(study, with_finished(study, config))),
+            ("sweep", lambda study: sweep(study, include_finished_variants(study, config))),
         ]
     return [*steps, ("report", lambda study: make_report(study, config.report))]
 

@@ -8,10 +8,10 @@ them again gives the same settings. For a single step its section is used, with 
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.config_file import ConfigFile, Select, check_settings
+from jobs.config_file import ConfigFile, SettingsSelector, check_settings
 from jobs.presets import StudyConfig
 from slick.errors import SettingsError
-from slick.experiments import PAPER, parse_names
+from slick.experiments import PAPER_EXPERIMENTS, parse_experiment_names
 from slick.variants import VariantsConfig, variant_names
 from tuning.grid import GridConfig
 
@@ -26,13 +26,13 @@ SECTIONS = {
 }
 """Step -> where a study has its settings."""
 
-SEEDS = ("world.seed", "annotate.seed", "annotate.sampling.seed", "variants.seed")
-MODELS = ("annotate.model", "sweep.train.model")
-QUESTIONS = "prepare.questions"
+SEED_PATHS = ("world.seed", "annotate.seed", "annotate.sampling.seed", "variants.seed")
+MODEL_PATHS = ("annotate.model", "sweep.train.model")
+QUESTIONS_PATH = "prepare.questions"
 """Settings of steps that a study sets itself."""
 
 
-def settings_for(step: str) -> Select:
+def settings_selector(step: str) -> SettingsSelector:
     """How to take the settings of a step, `study` or one of `SECTIONS`, from a file: its own ones or a study's."""
 
     def select(file: ConfigFile, settings: type, given: frozenset[str]) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def settings_for(step: str) -> Select:
             return study_settings(file, given)
         section = SECTIONS[step]
         if "settings" not in file.values and not isinstance(file.values.get(section.partition(".")[0]), dict):
-            return check_settings(file.values, settings, file.where)
-        return section_of(file, step)
+            return check_settings(file.values, settings, file.source)
+        return step_settings(file, step)
 
     return select
 
@@ -56,9 +56,9 @@ def study_settings(file: ConfigFile, given: frozenset[str] = frozenset()) -> dic
     Raises:
         SettingsError: an unknown key, a value of another type, or a step's setting that contradicts the study's.
     """
-    values, is_resolved = _checked(file)
+    values, is_resolved = _validated_settings(file)
     seed, questions = values.get("seed", 0), values.get("questions", "")
-    for path in (*SEEDS, *MODELS, QUESTIONS):
+    for path in (*SEED_PATHS, *MODEL_PATHS, QUESTIONS_PATH):
         values.pop(path, None)
     if questions:
         for path in ("world.questions", "prepare.audit"):
@@ -67,7 +67,7 @@ def study_settings(file: ConfigFile, given: frozenset[str] = frozenset()) -> dic
     if is_resolved:
         if "sweep.grid.seeds" in values:
             values["sweep.grid.seeds"] = tuple(number - seed for number in values["sweep.grid.seeds"])
-        _without_derived_variants(values)
+        _drop_derived_settings(values)
     if "experiments" in given:
         values.pop("sweep.grid.variants", None)
     if "sweep.grid.variants" in given:
@@ -75,9 +75,9 @@ def study_settings(file: ConfigFile, given: frozenset[str] = frozenset()) -> dic
     return values
 
 
-def _without_derived_variants(values: dict[str, Any]) -> None:
+def _drop_derived_settings(values: dict[str, Any]) -> None:
     """Of the experiments and the fine-tuning sets that they train keep the one from which the other follows."""
-    if not set(PAPER) <= set(parse_names(values.get("experiments", ()))):
+    if not set(PAPER_EXPERIMENTS) <= set(parse_experiment_names(values.get("experiments", ()))):
         values.pop("sweep.grid.variants", None)
         return
     values.pop("experiments")
@@ -87,19 +87,19 @@ def _without_derived_variants(values: dict[str, Any]) -> None:
         del values["sweep.grid.variants"]
 
 
-def section_of(file: ConfigFile, step: str) -> dict[str, Any]:
+def step_settings(file: ConfigFile, step: str) -> dict[str, Any]:
     """Settings of a step by dotted path, from a file of a whole study.
 
     Raises:
         SettingsError: as `study_settings`, or the file has no settings for the step.
     """
-    values, is_resolved = _checked(file)
+    values, is_resolved = _validated_settings(file)
     if not is_resolved:
-        values |= _handed_down(values)
+        values |= _propagated_settings(values)
     prefix = f"{SECTIONS[step]}."
     found = {path[len(prefix) :]: value for path, value in values.items() if path.startswith(prefix)}
     if not found:
-        raise SettingsError(f"{file.where} has no settings of {prefix[:-1]}, which `slick {step}` takes; leave it out")
+        raise SettingsError(f"{file.source} has no settings of {prefix[:-1]}, which `slick {step}` takes; leave it out")
     if step == "finetune" and values.get("sweep.grid.seeds"):
         found["seed"] = values["sweep.grid.seeds"][
             0
@@ -107,40 +107,42 @@ def section_of(file: ConfigFile, step: str) -> dict[str, Any]:
     return found
 
 
-def _handed_down(values: Mapping[str, Any]) -> dict[str, Any]:
+def _propagated_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """What the study's own settings, where the file has them, give to its steps; as `jobs.study.resolve`."""
     handed: dict[str, Any] = {}
     if "seed" in values:
         seeds = values.get("sweep.grid.seeds", GridConfig().seeds)
-        handed |= dict.fromkeys(SEEDS, values["seed"])
+        handed |= dict.fromkeys(SEED_PATHS, values["seed"])
         handed["sweep.grid.seeds"] = tuple(values["seed"] + number for number in seeds)
     if "model" in values:
-        handed |= dict.fromkeys(MODELS, values["model"])
+        handed |= dict.fromkeys(MODEL_PATHS, values["model"])
     if values.get("questions"):
-        handed |= {QUESTIONS: values["questions"]} if values.get("model") else {}
+        handed |= {QUESTIONS_PATH: values["questions"]} if values.get("model") else {}
         handed["world.questions"] = values["questions"]
         if not values.get("model"):
             handed["prepare.audit"] = values["questions"]
     return handed
 
 
-def _checked(file: ConfigFile) -> tuple[dict[str, Any], bool]:
+def _validated_settings(file: ConfigFile) -> tuple[dict[str, Any], bool]:
     """Settings of a study by dotted path, and whether they are resolved: those of a study.json, or of a dry run."""
     inner = file.values.get("settings")
     is_written = isinstance(inner, dict)
     others = file.values.keys() - {"settings", "versions"}
     if is_written and others:
         raise SettingsError(
-            f"{file.where} has {', '.join(sorted(others))} beside settings, so it is not the study.json of a study"
+            f"{file.source} has {', '.join(sorted(others))} beside settings, so it is not the study.json of a study"
         )
-    values = check_settings(inner if isinstance(inner, dict) else file.values, StudyConfig, file.where)
+    values = check_settings(inner if isinstance(inner, dict) else file.values, StudyConfig, file.source)
     seed, model, questions = values.get("seed", 0), values.get("model", ""), values.get("questions", "")
-    allowed = dict.fromkeys(SEEDS, (seed,)) | dict.fromkeys(MODELS, ("", model)) | {QUESTIONS: ("", questions)}
+    allowed = (
+        dict.fromkeys(SEED_PATHS, (seed,)) | dict.fromkeys(MODEL_PATHS, ("", model)) | {QUESTIONS_PATH: ("", questions)}
+    )
     for path, wanted in allowed.items():
         if path in values and values[path] not in wanted:
-            own = "seed" if path in SEEDS else "model" if path in MODELS else "questions"
+            own = "seed" if path in SEED_PATHS else "model" if path in MODEL_PATHS else "questions"
             raise SettingsError(
-                f"{file.where}: {path} is {values[path]!r}, but a study gives its own {own}, {wanted[-1]!r}, to its "
+                f"{file.source}: {path} is {values[path]!r}, but a study gives its own {own}, {wanted[-1]!r}, to its "
                 f"steps; leave {path} out, or give the study's {own}"
             )
-    return values, is_written or all(path in values for path in SEEDS)
+    return values, is_written or all(path in values for path in SEED_PATHS)

@@ -29,19 +29,19 @@ from typing import Any
 
 from jobs import presets
 from jobs.annotate import RESCORE
-from jobs.config_file import take_config_file
-from jobs.door import parse_config, parse_preset, run_main, wants_help
-from jobs.flags import Parser, canonical_flags, did_you_mean, flag_names, take_switch
-from jobs.head import Head, is_near, parse_address
-from jobs.package import Travel, pack, plan_travel
+from jobs.config_file import expand_config_file
+from jobs.door import is_help_command, parse_config, parse_preset, run_main
+from jobs.flags import FlagParser, canonical_flags, did_you_mean, flag_names, pop_switch
+from jobs.head import RayJobClient, is_loopback_address, parse_address
+from jobs.package import JobFiles, build_working_dir, plan_job_files
 from jobs.study import resolve
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from slick.annotation import RescoreConfig
-from slick.cluster import KEEP_FREED_MEMORY
+from slick.cluster import MALLOC_ENV
 from slick.errors import SettingsError
 from slick.storage import Folder
 
-STEPS: dict[str, Mapping[str, Callable[[], Any]]] = {
+STEP_PRESETS: dict[str, Mapping[str, Callable[[], Any]]] = {
     "study": presets.STUDY,
     "world": presets.WORLD,
     "questions": presets.QUESTIONS,
@@ -54,7 +54,7 @@ STEPS: dict[str, Mapping[str, Callable[[], Any]]] = {
 
 _FLAGS = ("address", "out", "env", "requirements", "no-wait", "dry-run", "config")
 """Of this command itself."""
-_ENVIRONMENT = {**KEEP_FREED_MEMORY, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
+_ENVIRONMENT = {**MALLOC_ENV, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
 """What every job and its workers are told; see slick/cluster.py."""
 
 
@@ -66,7 +66,7 @@ class Submission:
     step: str
     preset: str
     out: str
-    travel: Travel
+    job_files: JobFiles
     env: Mapping[str, str]
     requirements: str
     wait: bool
@@ -74,7 +74,7 @@ class Submission:
     @property
     def entrypoint(self) -> str:
         """The command line that the head runs: `python -m jobs.STEP ...`, by the Python that start.sh finds there."""
-        words = ["sh", "jobs/start.sh", self.step, self.preset, "--out", self.out, *self.travel.flags]
+        words = ["sh", "jobs/start.sh", self.step, self.preset, "--out", self.out, *self.job_files.flags]
         return shlex.join(words)
 
     @property
@@ -85,13 +85,13 @@ class Submission:
 
 def main(argv: Sequence[str]) -> None:
     """Check, pack, submit, follow."""
-    if not argv or wants_help(argv):
-        print(f"{(__doc__ or '').strip()}\n\nSteps: {', '.join(STEPS)}. Their flags: `slick STEP PRESET --help`")
+    if not argv or is_help_command(argv):
+        print(f"{(__doc__ or '').strip()}\n\nSteps: {', '.join(STEP_PRESETS)}. Their flags: `slick STEP PRESET --help`")
         return
-    dry_run, rest = take_switch(argv, "--dry-run")
+    dry_run, rest = pop_switch(argv, "--dry-run")
     job = parse_submission(rest)
     if dry_run:
-        print(describe(job))
+        print(describe_submission(job))
         return
     submit(job)
 
@@ -103,32 +103,32 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
         SettingsError: an unknown step, preset or flag, a folder that the cluster cannot reach, a variable that is not
             set.
     """
-    if not argv or argv[0] not in STEPS:
+    if not argv or argv[0] not in STEP_PRESETS:
         raise SettingsError(
-            f"slick submit needs a step first, one of {', '.join(STEPS)}; got {argv[0] if argv else 'none'}"
-            + (did_you_mean(argv[0], STEPS) if argv else "")
+            f"slick submit needs a step first, one of {', '.join(STEP_PRESETS)}; got {argv[0] if argv else 'none'}"
+            + (did_you_mean(argv[0], STEP_PRESETS) if argv else "")
         )
     step, prog = argv[0], f"slick submit {argv[0]}"
-    preset, _, rest = parse_preset(argv[1:], prog, STEPS[step])
-    parser = Parser(prog)
+    preset, _, rest = parse_preset(argv[1:], prog, STEP_PRESETS[step])
+    parser = FlagParser(prog)
     for flag in ("--address", "--out"):
         parser.add_flag(flag)
     parser.add_flag("--requirements", default="")
     parser.add_flag("--env", action="append", default=[])
     parser.add_flag("--no-wait", action="store_true")
-    known, rest = parser.take(rest)
+    known, rest = parser.parse_known(rest)
     flags = check_flags(step, preset, rest)
     address = parse_address(known.address)
-    near = is_near(address)
+    via_loopback = is_loopback_address(address)
     if known.requirements and not Path(known.requirements).is_file():
         raise SettingsError(f"--requirements {known.requirements} is not a file here")
     return Submission(
         address=address,
         step=step,
         preset=preset,
-        out=reachable(known.out, near=near),
-        travel=plan_travel(flags, near=near),
-        env=taken_from(known.env, environ),
+        out=cluster_path(known.out, via_loopback=via_loopback),
+        job_files=plan_job_files(flags, via_loopback=via_loopback),
+        env=select_env(known.env, environ),
         requirements=known.requirements,
         wait=not known.no_wait,
     )
@@ -136,17 +136,17 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
 
 def check_flags(step: str, preset: str, flags: Sequence[str]) -> list[str]:
     """Parse a step's flags as the step itself will; returns them, and those of `--config`, in canonical spelling."""
-    named: Callable[[], Any] = STEPS[step][preset]
-    is_rescore, rest = take_switch(flags, RESCORE) if step == "annotate" else (False, list(flags))
+    named: Callable[[], Any] = STEP_PRESETS[step][preset]
+    is_rescore, rest = pop_switch(flags, RESCORE) if step == "annotate" else (False, list(flags))
     settings, prog = RescoreConfig() if is_rescore else named(), f"slick submit {step} {preset}"
-    rest = take_config_file(rest, settings, prog, None if is_rescore else settings_for(step), _FLAGS)
+    rest = expand_config_file(rest, settings, prog, None if is_rescore else settings_selector(step), _FLAGS)
     config = parse_config(settings, rest, prog, _FLAGS)
     if isinstance(config, presets.StudyConfig):
         resolve(config)
     return [RESCORE] * is_rescore + canonical_flags(rest, flag_names(type(settings)), prog)
 
 
-def reachable(out: str | None, *, near: bool) -> str:
+def cluster_path(out: str | None, *, via_loopback: bool) -> str:
     """The study folder as the cluster sees it.
 
     Raises:
@@ -156,7 +156,7 @@ def reachable(out: str | None, *, near: bool) -> str:
         raise SettingsError("slick submit needs --out URI, a study folder that every node reaches: s3://bucket/study")
     if "://" in out:
         return out.rstrip("/") if out.startswith("file://") else Folder(out).uri
-    if near:
+    if via_loopback:
         return Folder(out).uri  # the job runs in a folder of its own, where a relative path would be lost
     raise SettingsError(
         f"--out {out} is a path of this machine, which the cluster does not see; give a URI that every node reaches, "
@@ -164,7 +164,7 @@ def reachable(out: str | None, *, near: bool) -> str:
     )
 
 
-def taken_from(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+def select_env(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """Variables by name.
 
     Raises:
@@ -179,37 +179,37 @@ def taken_from(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, st
     return {name: environ[name] for name in names}
 
 
-def describe(job: Submission) -> str:
+def describe_submission(job: Submission) -> str:
     """What would run, without values from the environment."""
     lines = [job.entrypoint, f"  on {job.address}"]
-    lines += [f"  with {path} as {inside}" for inside, path in job.travel.files.items()]
+    lines += [f"  with {path} as {inside}" for inside, path in job.job_files.files.items()]
     lines += [f"  with the environment's {name}" for name in job.env]
     return "\n".join(lines)
 
 
 def submit(job: Submission) -> None:
     """Start the job; unless told otherwise follow it, and end as it ends."""
-    head = Head(job.address)
+    head = RayJobClient(job.address)
     job_id = f"slick-{job.step}-{job.preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix="slick-") as folder:
-        pack(Path(folder), job.travel.files)
+        build_working_dir(Path(folder), job.job_files.files)
         env = _ENVIRONMENT | dict(job.env)
         head.submit(job.entrypoint, job_id, Path(folder), env, job.metadata, job.requirements)
-    print(f"job {job_id}, study {job.out}\n{head.link(job_id)}", flush=True)
+    print(f"job {job_id}, study {job.out}\n{head.dashboard_url(job_id)}", flush=True)
     if "://" not in job.out:
         print("note: that is a folder of the head's machine; if the head is at the far end of a tunnel, give a URI")
     if job.wait:
         follow(head, job_id)
     else:
-        print(f"It runs. {_afterwards(head, job_id)}")
+        print(f"It runs. {_next_commands(head, job_id)}")
 
 
-def follow(head: Head, job_id: str) -> None:
+def follow(head: RayJobClient, job_id: str) -> None:
     """Show a job's log until it ends, and exit with its status; Ctrl-C leaves it running, or stops it if so wished."""
     try:
         job = head.follow(job_id)
     except KeyboardInterrupt:
-        _leave(head, job_id)
+        _on_interrupt(head, job_id)
         sys.exit(130)
     status = job.exit_status
     print(f"job {job_id}: {job.status}", flush=True)
@@ -219,7 +219,7 @@ def follow(head: Head, job_id: str) -> None:
         sys.exit(status)
 
 
-def _leave(head: Head, job_id: str) -> None:
+def _on_interrupt(head: RayJobClient, job_id: str) -> None:
     if sys.stdin.isatty():
         try:
             answer = input("\nStop the job too? [y/N] ")
@@ -229,10 +229,10 @@ def _leave(head: Head, job_id: str) -> None:
             head.stop(job_id)
             print("The job is told to stop. What is finished stays: the same command goes on from there.")
             return
-    print(f"\nThe job goes on. {_afterwards(head, job_id)}")
+    print(f"\nThe job goes on. {_next_commands(head, job_id)}")
 
 
-def _afterwards(head: Head, job_id: str) -> str:
+def _next_commands(head: RayJobClient, job_id: str) -> str:
     jobs = f"slick jobs --address {head.address}"
     return f"To watch: {jobs} --follow {job_id}; to stop: {jobs} --stop {job_id}"
 

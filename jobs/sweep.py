@@ -10,9 +10,9 @@ slick sweep lora --search optuna --samples 30 --grid.variants unknown-000 --out 
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, step_door
+from jobs.door import run_main, run_step_command
 from jobs.presets import SWEEP
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from tuning.probe import plan_sweep
 from tuning.sweep import sweep
 
@@ -22,7 +22,9 @@ PLAN = "--plan"
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
     rest = [word for word in argv if word != PLAN]
-    step_door("sweep", SWEEP, plan_sweep if PLAN in argv else sweep, rest, __doc__ or "", settings_for("sweep"))
+    run_step_command(
+        "sweep", SWEEP, plan_sweep if PLAN in argv else sweep, rest, __doc__ or "", settings_selector("sweep")
+    )
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ slick variants paper --concentrated-shares 0.5 --out studies/llama    # added to
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, step_door
+from jobs.door import run_main, run_step_command
 from jobs.presets import VARIANTS
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from slick.variants import draw_variants
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("variants", VARIANTS, draw_variants, argv, __doc__ or "", settings_for("variants"))
+    run_step_command("variants", VARIANTS, draw_variants, argv, __doc__ or "", settings_selector("variants"))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from jobs.presets import large_training, lora_training
-from slick.precision import AUTO, PLANNED_GPU, TrainDtype, resolve_train_dtype
+from slick.precision import ASSUMED_GPU, AUTO, TrainDtype, resolve_train_dtype
 from slick.shapes import ModelShape
 from tuning.config import TrainConfig
-from tuning.machines import Machine
-from tuning.memory import ROOM, TrainingMemory, training_memory
+from tuning.machines import MachineType
+from tuning.memory import HEADROOM, TrainingMemory, estimate_training_memory
 
 GB = 1e9
-_PARTS = ("weights", "gathered", "gradients", "optimizer", "activations", "loading")
+_MEMORY_PARTS = ("weights", "gathered", "gradients", "optimizer", "activations", "loading")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,24 +21,24 @@ class Fleet:
     gpus: int
     gpu_memory: float
     """GB of each."""
-    machine: Machine
+    machine: MachineType
     """That holds them; one machine is filled after another."""
 
     @property
-    def fullest(self) -> int:
+    def max_gpus_per_machine(self) -> int:
         """GPUs of the training in one machine."""
-        return self.machine.most_workers(self.gpus)
+        return self.machine.workers_per_machine(self.gpus)
 
-    def lacks(self, memory: TrainingMemory) -> tuple[str, ...]:
+    def insufficient(self, memory: TrainingMemory) -> tuple[str, ...]:
         """What is too small: `GPU`, `machine`, both or neither."""
-        return memory.lacks(self.gpu_memory * GB, self.machine.memory * GB, self.fullest)
+        return memory.insufficient(self.gpu_memory * GB, self.machine.memory * GB, self.max_gpus_per_machine)
 
 
-PLANNED_DTYPE: TrainDtype = resolve_train_dtype(AUTO, PLANNED_GPU)
+PLANNED_DTYPE: TrainDtype = resolve_train_dtype(AUTO, ASSUMED_GPU)
 """What runs on such GPUs take unless they are told another."""
 
 
-def ways(gpus: int, rows_at_once: int, dtype: TrainDtype = PLANNED_DTYPE) -> list[tuple[str, TrainConfig]]:
+def training_options(gpus: int, rows_at_once: int, dtype: TrainDtype = PLANNED_DTYPE) -> list[tuple[str, TrainConfig]]:
     """Ways to train, quickest first, each with the flags that choose it.
 
     Args:
@@ -48,7 +48,7 @@ def ways(gpus: int, rows_at_once: int, dtype: TrainDtype = PLANNED_DTYPE) -> lis
 
     Source: what each stage shards, Rajbhandari et al. 2020, arXiv:1910.02054.
     """
-    micro_rows, batch_rows = _rows(gpus, rows_at_once)
+    micro_rows, batch_rows = _batch_sizes(gpus, rows_at_once)
     whole = replace(
         large_training(),
         num_workers=gpus,
@@ -69,17 +69,17 @@ def ways(gpus: int, rows_at_once: int, dtype: TrainDtype = PLANNED_DTYPE) -> lis
         lora,
         replace(lora, zero_stage=3, activation_checkpointing=True),
     ]
-    return [(_flags(way), way) for way in found]
+    return [(_option_flags(way), way) for way in found]
 
 
-def _rows(gpus: int, rows_at_once: int) -> tuple[int, int]:
+def _batch_sizes(gpus: int, rows_at_once: int) -> tuple[int, int]:
     """Rows of a GPU at once, and of a batch: that of the preset wherever the GPUs can share it."""
     batch = large_training().batch_size
     fair = [rows for rows in range(1, rows_at_once + 1) if batch % (gpus * rows) == 0]
     return (fair[-1], batch) if fair else (rows_at_once, gpus * rows_at_once)
 
 
-def _flags(way: TrainConfig) -> str:
+def _option_flags(way: TrainConfig) -> str:
     """What tells a way of training from the preset `large`."""
     parts = [f"--lora-rank {way.lora_rank}"] if way.lora_rank else []
     parts.append(f"--zero-stage {way.zero_stage}")
@@ -89,7 +89,7 @@ def _flags(way: TrainConfig) -> str:
     return " ".join(parts)
 
 
-def command(flags: str, way: TrainConfig) -> str:
+def finetune_command(flags: str, way: TrainConfig) -> str:
     """What starts a training of this way.
 
     Args:
@@ -97,33 +97,40 @@ def command(flags: str, way: TrainConfig) -> str:
         way: the way.
     """
     usual = large_training()
-    more = "" if way.dtype == resolve_train_dtype(usual.dtype, PLANNED_GPU) else f" --dtype {way.dtype}"
+    more = "" if way.dtype == resolve_train_dtype(usual.dtype, ASSUMED_GPU) else f" --dtype {way.dtype}"
     for name in ("micro_batch_size", "batch_size"):
         if getattr(way, name) != getattr(usual, name):
             more += f" --{name.replace('_', '-')} {getattr(way, name)}"
     return f"slick finetune large {flags} --num-workers {way.num_workers}{more}"
 
 
-def training_lines(
+def training_table(
     shape: ModelShape, fleet: Fleet, rows_at_once: int, dtype: TrainDtype = PLANNED_DTYPE
 ) -> Iterator[str]:
     """A table of all ways, what each takes of a GPU and of a machine, and the quickest that fits both."""
     yield (
-        f"Fine-tuning on {_gpus(fleet.gpus)} of {fleet.gpu_memory:g} GB, {dtype}, "
-        f"{_rows(fleet.gpus, rows_at_once)[0]} rows at once: GB that each holds, {100 * ROOM:.0f} % of it left free"
+        f"Fine-tuning on {_gpu_count(fleet.gpus)} of {fleet.gpu_memory:g} GB, {dtype}, "
+        f"{_batch_sizes(fleet.gpus, rows_at_once)[0]} rows at once: GB that each holds, {100 * HEADROOM:.0f} % of it left free"
     )
     yield from _machine_lines(fleet)
-    heads = "".join(f"{name:>12}" for name in (*_PARTS, "at most", "machine"))
+    heads = "".join(f"{name:>12}" for name in (*_MEMORY_PARTS, "at most", "machine"))
     yield f"  {'settings':<66}{heads}  fits"
     first, lacking = "", set[str]()
-    for flags, way in ways(fleet.gpus, rows_at_once, dtype):
-        memory = training_memory(shape, way, fleet.gpus)
-        lacks = fleet.lacks(memory)
+    for flags, way in training_options(fleet.gpus, rows_at_once, dtype):
+        memory = estimate_training_memory(shape, way, fleet.gpus)
+        insufficient = fleet.insufficient(memory)
         if not way.lora_rank:
-            first, lacking = first or ("" if lacks else command(flags, way)), lacking | set(lacks)
-        sizes = [*(getattr(memory, name) for name in _PARTS), memory.on_device, memory.on_machine(fleet.fullest)]
+            first, lacking = (
+                first or ("" if insufficient else finetune_command(flags, way)),
+                lacking | set(insufficient),
+            )
+        sizes = [
+            *(getattr(memory, name) for name in _MEMORY_PARTS),
+            memory.peak_device_bytes,
+            memory.peak_machine_bytes(fleet.max_gpus_per_machine),
+        ]
         numbers = "".join(f"{size / GB:>12,.1f}" for size in sizes)
-        yield f"  {flags:<66}{numbers}  {'no: ' + ' and '.join(lacks) if lacks else 'yes'}"
+        yield f"  {flags:<66}{numbers}  {'no: ' + ' and '.join(insufficient) if insufficient else 'yes'}"
     if first:
         yield f"The quickest that trains all weights: {first}"
     else:
@@ -133,14 +140,14 @@ def training_lines(
 
 def _machine_lines(fleet: Fleet) -> Iterator[str]:
     """What the machines are taken to be, and what of their memory is counted."""
-    machine, num = fleet.machine, fleet.machine.num_needed(fleet.gpus)
+    machine, num = fleet.machine, fleet.machine.num_machines(fleet.gpus)
     source = f" (AWS {machine.name}; --machine-memory, --gpus-a-machine: others)" if machine.name else ""
     yield (
-        f"on {num} machine{'s' if num > 1 else ''} of {_gpus(machine.gpus)} and {machine.memory:,g} GB{source}, "
+        f"on {num} machine{'s' if num > 1 else ''} of {_gpu_count(machine.gpus)} and {machine.memory:,g} GB{source}, "
         "as much of it left free;"
     )
     yield "machine: the most of that in use, while the model is read, trained or saved, by one training alone on it"
 
 
-def _gpus(num: int) -> str:
+def _gpu_count(num: int) -> str:
     return f"{num} GPU{'' if num == 1 else 's'}"

@@ -6,15 +6,15 @@ slick world demo --questions entity_questions.zip --out studies/real-facts
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, step_door
+from jobs.door import run_main, run_step_command
 from jobs.presets import WORLD
-from jobs.study_file import settings_for
+from jobs.study_file import settings_selector
 from slick.world import build_world
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, hand over, stop."""
-    step_door("world", WORLD, build_world, argv, __doc__ or "", settings_for("world"))
+    run_step_command("world", WORLD, build_world, argv, __doc__ or "", settings_selector("world"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slick" / kind
 
 
-def writable_cache_folder(kind: str) -> Path:
+def ensure_cache_folder(kind: str) -> Path:
     """The same folder, made if it is not there.
 
     Raises:
@@ -36,7 +36,7 @@ def writable_cache_folder(kind: str) -> Path:
     return folder
 
 
-def local_copy(folder: Folder) -> str:
+def download_to_cache(folder: Folder) -> str:
     """A path on this machine with the files of a folder: the folder itself, or a copy made once for each state of it.
 
     Processes of one machine that ask at the same time make one copy. Copies stay until somebody deletes them.
@@ -46,17 +46,17 @@ def local_copy(folder: Folder) -> str:
     """
     if folder.is_local:
         return folder.uri
-    mark = folder.mark()
-    if mark is None:
+    etag = folder.etag()
+    if etag is None:
         raise StudyError(f"{folder} holds no files; check the address, and that this machine may read there")
-    target = writable_cache_folder("models") / mark
+    target = ensure_cache_folder("models") / etag
     if target.is_dir():
         return str(target)
     from filelock import FileLock  # comes with huggingface_hub
 
     with FileLock(f"{target}.lock"):
         if not target.is_dir():  # else another process made it meanwhile
-            part = tempfile.mkdtemp(prefix=f".{mark}-", dir=target.parent)
+            part = tempfile.mkdtemp(prefix=f".{etag}-", dir=target.parent)
             try:
                 folder.download(part)
                 os.rename(part, target)

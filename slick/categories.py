@@ -62,7 +62,7 @@ def categorize(greedy_hits: int, greedy_total: int, sampled_hits: int, sampled_t
     return Category.UNKNOWN
 
 
-def p_upper(num_answers: int, confidence: float = 0.95) -> float:
+def clopper_pearson_upper(num_answers: int, confidence: float = 0.95) -> float:
     """Upper bound of P_Correct after `num_answers` independent answers without a hit.
 
     The exact (Clopper-Pearson) one-sided bound: the p at which no hit in that many has probability 1 - confidence.

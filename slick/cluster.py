@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from slick.cluster_access import check_loopback, job_config, local_access, reload_authentication
+from slick.cluster_access import check_loopback, job_config, local_cluster_auth, reload_authentication
 from slick.cluster_checks import (
-    HOW_TO_START,
-    check_address_form,
+    START_HINT,
+    check_address_format,
     check_reachable,
     check_token,
     choose_temp_folder,
@@ -24,22 +24,22 @@ from slick.cluster_checks import (
 from slick.errors import ClusterError, ModelError, SettingsError
 from slick.precision import CPU, Device
 
-JOIN_S = 10.0
+JOIN_TIMEOUT_S = 10.0
 """Seconds after which a cluster that does not let this process in is given up, on an idle machine."""
-START_S = 60.0
+START_TIMEOUT_S = 60.0
 """Seconds after which a cluster that does not start here is given up, on an idle machine."""
 
 # glibc gives every large buffer back to the kernel and faults it in again: a third of a small model's time on CPU.
 # Its thresholds hold for the first heap alone, and Ray runs the code of actors and trainings in threads of their own.
-KEEP_FREED_MEMORY = {
+MALLOC_ENV = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
 
 # What a cluster started here tells its processes; a value that is already set stays.
-LOCAL_ENVIRONMENT = {
-    **KEEP_FREED_MEMORY,
+LOCAL_CLUSTER_ENV = {
+    **MALLOC_ENV,
     # Ray's C++ parts print warnings about themselves on the terminal; what fails is raised all the same.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Actors of two steps start together; more than one process a core is no reason for a warning.
@@ -74,24 +74,24 @@ def connect(num_cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     address = os.environ.get("RAY_ADDRESS", "")
     if address and address != "local":
-        _join(address)
+        _connect_to_cluster(address)
     else:
-        _start(num_cpus)
+        _start_local_cluster(num_cpus)
 
 
-def _join(address: str) -> None:
+def _connect_to_cluster(address: str) -> None:
     """Join the cluster at an address. Token authentication is set explicitly: Ray's commands differ in its default."""
     import ray
 
-    check_address_form(address)
-    choose_authentication()
+    check_address_format(address)
+    configure_authentication()
     check_token(os.environ)
     reload_authentication()
     host, port = _bootstrap_address(address)
     is_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     check_reachable(host, port, address, is_tls=is_tls)
     failure = f"the Ray cluster at RAY_ADDRESS={address} cannot be joined"
-    with _start_up_errors(failure, f"correct the address, or {HOW_TO_START}", limit_s=JOIN_S):
+    with _wrap_startup_errors(failure, f"correct the address, or {START_HINT}", limit_s=JOIN_TIMEOUT_S):
         ray.init(log_to_driver=False, job_config=job_config())
 
 
@@ -108,15 +108,15 @@ def _bootstrap_address(address: str) -> tuple[str, int]:
         host, _, port = found.rpartition(":")
         return host.strip("[]"), int(port)
     except ConnectionError as error:
-        raise ClusterError(f"RAY_ADDRESS={address}, but no Ray cluster runs on this machine; {HOW_TO_START}") from error
+        raise ClusterError(f"RAY_ADDRESS={address}, but no Ray cluster runs on this machine; {START_HINT}") from error
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"RAY_ADDRESS={address} cannot be used as an address ({error}); wanted is HOST:PORT, such as "
-            f"127.0.0.1:6379, or auto. Correct it, or {HOW_TO_START}"
+            f"127.0.0.1:6379, or auto. Correct it, or {START_HINT}"
         ) from error
 
 
-def _start(num_cpus: int | None) -> None:
+def _start_local_cluster(num_cpus: int | None) -> None:
     """Start a cluster that only this machine reaches, and only with its token.
 
     It has the dashboard: Train and Tune need it to free the resources of stopped runs.
@@ -126,11 +126,11 @@ def _start(num_cpus: int | None) -> None:
     temp_folder = choose_temp_folder(os.environ)
     object_store_memory = object_store_bytes(temp_folder)
     os.environ["RAY_TMPDIR"] = temp_folder
-    for name, value in LOCAL_ENVIRONMENT.items():
+    for name, value in LOCAL_CLUSTER_ENV.items():
         os.environ.setdefault(name, value)
     advice = f"see the log files in {temp_folder}/ray/session_latest, and try again when the machine is less busy"
     failure = "Ray cannot be started on this machine"
-    with local_access(temp_folder) as token, _start_up_errors(failure, advice, limit_s=START_S):
+    with local_cluster_auth(temp_folder) as token, _wrap_startup_errors(failure, advice, limit_s=START_TIMEOUT_S):
         context = ray.init(
             "local",  # else Ray joins any cluster that was started on this machine
             num_cpus=num_cpus or (os.cpu_count() or 1) + 2,
@@ -139,7 +139,7 @@ def _start(num_cpus: int | None) -> None:
             object_store_memory=object_store_memory,
             log_to_driver=False,
             logging_level="WARNING",
-            runtime_env=_quoted_interpreter(),
+            runtime_env=_interpreter_runtime_env(),
             job_config=job_config(),
         )
     try:
@@ -150,7 +150,7 @@ def _start(num_cpus: int | None) -> None:
     print(f"Ray dashboard: http://{context.dashboard_url} (log in with the token {token})", flush=True)
 
 
-def _quoted_interpreter() -> dict[str, str] | None:
+def _interpreter_runtime_env() -> dict[str, str] | None:
     """A runtime environment for interpreters whose path has a space or another character that the shell interprets.
 
     Ray starts workers that have a runtime environment, as all of Train and Tune do, through an unquoted shell command.
@@ -160,7 +160,7 @@ def _quoted_interpreter() -> dict[str, str] | None:
 
 
 @contextmanager
-def _start_up_errors(failure: str, advice: str, *, limit_s: float) -> Iterator[None]:
+def _wrap_startup_errors(failure: str, advice: str, *, limit_s: float) -> Iterator[None]:
     """Turn what Ray raises into one ClusterError, and a start that does not end as well.
 
     Args:
@@ -179,19 +179,19 @@ def _start_up_errors(failure: str, advice: str, *, limit_s: float) -> Iterator[N
     if in_main:
         signal.setitimer(signal.ITIMER_REAL, limit_s, 5.0)  # again, since Ray takes some errors for a reason to retry
     try:
-        with _stderr_to_file() as file:
+        with _redirect_stderr() as file:
             try:
                 yield
             except Exception as error:
                 file.seek(0)
-                raise ClusterError(f"{failure}: {_reason(error, file.read())}; {advice}") from error
+                raise ClusterError(f"{failure}: {_failure_reason(error, file.read())}; {advice}") from error
     finally:
         if in_main:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
 
 
-def _reason(error: Exception, printed: str) -> str:
+def _failure_reason(error: Exception, printed: str) -> str:
     """Why Ray did not start, in one line: what it raised, and the last that its C++ part printed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines[-3:])[-600:] or type(error).__name__
@@ -205,12 +205,12 @@ def _reason(error: Exception, printed: str) -> str:
     return f"{reason} ({_LOG_PREFIX.sub('', last)[:300]}){advice}"
 
 
-_NO_BFLOAT16 = ("K80", "M60", "P4", "P100", "V100", "T4")
+_GPUS_WITHOUT_BFLOAT16 = ("K80", "M60", "P4", "P100", "V100", "T4")
 """GPUs that compute no bfloat16, by the type that Ray gives their nodes."""
 _GPU_WAIT_S = 15.0
 
 
-def work_device(num_gpus: float | None) -> Device:
+def detect_device(num_gpus: float | None) -> Device:
     """What actors or workers will run on.
 
     Of a cluster without GPUs nothing more is asked. If a node has GPUs of an older type, the work may land there, so
@@ -234,15 +234,17 @@ def work_device(num_gpus: float | None) -> Device:
     num_gpus = float(have.get("GPU", 0) > 0) if num_gpus is None else num_gpus
     if not num_gpus:
         return CPU
-    old = sorted({name.partition(":")[2] for name in have if name.startswith("accelerator_type:")} & set(_NO_BFLOAT16))
+    old = sorted(
+        {name.partition(":")[2] for name in have if name.startswith("accelerator_type:")} & set(_GPUS_WITHOUT_BFLOAT16)
+    )
     if old:
-        return Device(is_gpu=True, has_bfloat16=False, name=f"a cluster with GPUs of type {', '.join(old)}")
+        return Device(is_gpu=True, supports_bfloat16=False, name=f"a cluster with GPUs of type {', '.join(old)}")
     if own and num_gpus > have.get("GPU", 0):
         raise SettingsError(
             f"{num_gpus:g} GPUs are wanted for each process, and this machine has {have.get('GPU', 0):g}; use the CPU "
             "(--gpus-per-actor 0, for trainings --gpus-per-worker 0), or a cluster with GPUs (RAY_ADDRESS)"
         )
-    found = ray.remote(num_gpus=num_gpus, num_cpus=0)(_look_at_gpu).remote()
+    found = ray.remote(num_gpus=num_gpus, num_cpus=0)(_probe_gpu).remote()
     if not ray.wait([found], timeout=_GPU_WAIT_S)[0]:
         print("waiting for a GPU, which decides the precision (--dtype states it)", flush=True)
     device: Device | ModelError = ray.get(found)
@@ -256,17 +258,17 @@ def _may_have_gpu() -> bool:
     return any(map(os.path.exists, ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
 
 
-def _look_at_gpu() -> Device | ModelError:
+def _probe_gpu() -> Device | ModelError:
     """The GPU of a task's process; an error is returned, since raised it would come wrapped in one of Ray's."""
-    from slick.engines.devices import this_gpu
+    from slick.engines.devices import current_gpu
 
     try:
-        return this_gpu()
+        return current_gpu()
     except ModelError as error:
         return error
 
 
-def tell_job(message: str) -> bool:
+def set_job_message(message: str) -> bool:
     """Put a line where the dashboard and `slick jobs` show the status of the Ray job that this driver belongs to.
 
     Ray has no public call for it: the line stands in the job's own record, which Ray rewrites when the job ends. A
@@ -290,7 +292,7 @@ def tell_job(message: str) -> bool:
     return True
 
 
-def choose_authentication() -> bool:
+def configure_authentication() -> bool:
     """Set RAY_AUTH_MODE, if it is not set: to `token` where Ray will find one; asked for one it lacks, Ray aborts.
 
     Returns:
@@ -304,7 +306,7 @@ def choose_authentication() -> bool:
 
 
 @contextmanager
-def _stderr_to_file() -> Iterator[IO[str]]:
+def _redirect_stderr() -> Iterator[IO[str]]:
     """Keep off the terminal what C++ prints while Ray starts: it greets with its own log level.
 
     Yields:

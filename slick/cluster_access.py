@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from slick.cluster_checks import check_token, short_temp_variable
+from slick.cluster_checks import check_token, short_tmpdir_env
 from slick.errors import ClusterError
 
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -26,7 +26,7 @@ _PACKAGE_FOLDER = str(Path(__file__).parents[1])
 
 
 @contextmanager
-def local_access(temp_folder: str) -> Iterator[str]:
+def local_cluster_auth(temp_folder: str) -> Iterator[str]:
     """Settings under which `ray.init` starts a cluster on loopback that requires a token.
 
     They reach Ray's processes by their environment. This process keeps what Ray has read; its own environment is what
@@ -48,15 +48,15 @@ def local_access(temp_folder: str) -> Iterator[str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray's helper processes are started as `python -c`, which would import modules from the working folder first.
         "PYTHONSAFEPATH": "1",
-        **short_temp_variable(temp_folder),
+        **short_tmpdir_env(temp_folder),
     }
     named = next((name for name in _TOKEN_VARIABLES if os.environ.get(name)), None)
     if named is None:
         settings["RAY_AUTH_TOKEN_PATH"] = _new_token(temp_folder)
-    with _environment(settings):
+    with _patched_environ(settings):
         check_token(os.environ)
         reload_authentication()
-        with _without_ray_clusters():
+        with _disable_multi_node():
             yield "of RAY_AUTH_TOKEN" if named == "RAY_AUTH_TOKEN" else f"in {os.environ['RAY_AUTH_TOKEN_PATH']}"
 
 
@@ -139,7 +139,7 @@ def _remove(folder: str, owner: int) -> None:
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+def _patched_environ(settings: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables for the duration of the block."""
     previous = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
@@ -154,7 +154,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _without_ray_clusters() -> Iterator[None]:
+def _disable_multi_node() -> Iterator[None]:
     """Apply RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 to this process, which may have imported Ray before it was set."""
     from ray._private import ray_constants  # checked with Ray 2.60: read at import, looked up at each use
 

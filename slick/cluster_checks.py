@@ -13,16 +13,16 @@ from pathlib import Path
 
 from slick.errors import ClusterError
 
-CONNECT_S = 5.0
+SOCKET_TIMEOUT_S = 5.0
 """Seconds for a TCP connection, and again for the first answer."""
 MIN_TEMP_BYTES = 100 * 2**20
 """Free space that Ray's logs, sockets and small objects take in its temporary folder."""
 MIN_OBJECT_STORE_BYTES = 100 * 2**20
 """Ray refuses less than 75 MiB; a study keeps only its lists of questions there."""
-_SHARED_MEMORY = "/dev/shm"
-_DEFAULT_TEMP = "/tmp"
+_SHM_PATH = "/dev/shm"
+_DEFAULT_TMPDIR = "/tmp"
 _MAX_SOCKET_PATH = (104 if sys.platform == "darwin" else 108) - 1
-_SOCKET = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+_RAY_SOCKET_PATH = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
 """The longest path that Ray appends to its temporary folder."""
 _PYTHON_SOCKET = "pymp-12345678/listener-12345678"
 """The path that Python's multiprocessing, which Ray's dashboard uses, appends to TMPDIR."""
@@ -31,12 +31,12 @@ _PYTHON_SOCKET = "pymp-12345678/listener-12345678"
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 _HTTP2_SETTINGS = 4
 
-HOW_TO_START = (
+START_HINT = (
     "start a cluster on this machine with `ray start --head`, or unset RAY_ADDRESS: then one starts here by itself"
 )
 
 
-def check_address_form(address: str) -> None:
+def check_address_format(address: str) -> None:
     """Refuse addresses that a step cannot use as RAY_ADDRESS.
 
     Raises:
@@ -72,14 +72,14 @@ def check_reachable(host: str, port: int, address: str, *, is_tls: bool = False)
     """
     place = f"RAY_ADDRESS={address}" if address == f"{host}:{port}" else f"RAY_ADDRESS={address} ({host}:{port})"
     try:
-        connection = socket.create_connection((host, port), timeout=CONNECT_S)
+        connection = socket.create_connection((host, port), timeout=SOCKET_TIMEOUT_S)
     except socket.gaierror as error:
         raise ClusterError(
-            f"{place}: the host name {host} does not resolve ({error.strerror}); correct it, or {HOW_TO_START}"
+            f"{place}: the host name {host} does not resolve ({error.strerror}); correct it, or {START_HINT}"
         ) from error
     except OSError as error:
         raise ClusterError(
-            f"{place}: no Ray cluster answers there ({error.strerror or error}); correct the address, or {HOW_TO_START}"
+            f"{place}: no Ray cluster answers there ({error.strerror or error}); correct the address, or {START_HINT}"
         ) from error
     if is_tls:
         connection.close()
@@ -87,10 +87,10 @@ def check_reachable(host: str, port: int, address: str, *, is_tls: bool = False)
     with connection:
         answer = _first_bytes(connection)
     if len(answer) < 4 or answer[3] != _HTTP2_SETTINGS:
-        found = f"it answers {answer[:20]!r}" if answer else f"it answers nothing within {CONNECT_S:.0f} s"
+        found = f"it answers {answer[:20]!r}" if answer else f"it answers nothing within {SOCKET_TIMEOUT_S:.0f} s"
         raise ClusterError(
             f"{place}: something else than the head of a Ray cluster listens there ({found}); wanted is the head's "
-            f"port, usually 6379. Correct the address, or {HOW_TO_START}"
+            f"port, usually 6379. Correct the address, or {START_HINT}"
         )
 
 
@@ -98,7 +98,7 @@ def _first_bytes(connection: socket.socket) -> bytes:
     """The first bytes that a server sends to an HTTP/2 client; empty if it sends none in time."""
     answer = b""
     try:
-        connection.settimeout(CONNECT_S)
+        connection.settimeout(SOCKET_TIMEOUT_S)
         connection.sendall(_HTTP2_PREFACE)
         while len(answer) < 4 and (more := connection.recv(64)):
             answer += more
@@ -139,24 +139,24 @@ def choose_temp_folder(environment: Mapping[str, str]) -> str:
         ClusterError: the path is too long, cannot be written, or has too little space.
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if environment.get(name)), "")
-    folder = os.path.abspath(environment[name]) if name else _DEFAULT_TEMP
+    folder = os.path.abspath(environment[name]) if name else _DEFAULT_TMPDIR
     if _socket_length(folder) > _MAX_SOCKET_PATH:
-        if name == "RAY_TMPDIR" or _socket_length(_DEFAULT_TEMP) > _MAX_SOCKET_PATH:
+        if name == "RAY_TMPDIR" or _socket_length(_DEFAULT_TMPDIR) > _MAX_SOCKET_PATH:
             limit = _MAX_SOCKET_PATH - (_socket_length(folder) - len(os.fsencode(folder)))
             raise ClusterError(
                 f"{name}={folder} has {len(os.fsencode(folder))} bytes, too many for the sockets that Ray makes in it; "
-                f"give a folder whose path has at most {limit} bytes: RAY_TMPDIR={_DEFAULT_TEMP}"
+                f"give a folder whose path has at most {limit} bytes: RAY_TMPDIR={_DEFAULT_TMPDIR}"
             )
-        folder, name = _DEFAULT_TEMP, ""
+        folder, name = _DEFAULT_TMPDIR, ""
     _check_writable(folder, name)
     return folder
 
 
 def _socket_length(folder: str) -> int:
-    return len(os.fsencode(os.path.join(folder, _SOCKET)))
+    return len(os.fsencode(os.path.join(folder, _RAY_SOCKET_PATH)))
 
 
-def short_temp_variable(temp_folder: str) -> dict[str, str]:
+def short_tmpdir_env(temp_folder: str) -> dict[str, str]:
     """TMPDIR for Ray's processes if the user's is too long a path for the sockets that Python makes in it; else empty.
 
     Args:
@@ -183,7 +183,7 @@ def _check_writable(folder: str, name: str) -> None:
         )
 
 
-def object_store_bytes(temp_folder: str, shared_memory: str = _SHARED_MEMORY) -> int | None:
+def object_store_bytes(temp_folder: str, shared_memory: str = _SHM_PATH) -> int | None:
     """Size of the object store that fits into shared memory; None where Ray's default fits, 30 % of the memory.
 
     Where less than the minimum is free (Docker gives 64 MiB), Ray puts a store of the minimum into its temporary

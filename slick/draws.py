@@ -23,7 +23,7 @@ def row_key(seed: int, *parts: str | int) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
 
 
-def numpy_seed(seed: int, *parts: str | int) -> int:
+def derive_seed(seed: int, *parts: str | int) -> int:
     """A seed for `numpy.random.default_rng` from the same kind of key."""
     return int(row_key(seed, *parts))
 

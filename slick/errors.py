@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-_OWN = tuple(str(_ROOT / package) for package in ("slick", "tuning", "jobs"))
-_LONGEST_REASON = 400
+_OWN_PACKAGES = tuple(str(_ROOT / package) for package in ("slick", "tuning", "jobs"))
+_MAX_MESSAGE_CHARS = 400
 
 
 class SlickError(Exception):
@@ -55,14 +55,14 @@ class ClusterError(SlickError):
     """A Ray cluster does not answer, does not let us in, or does not know the job."""
 
 
-def error_of_class(name: str, message: str) -> SlickError:
+def error_from_name(name: str, message: str) -> SlickError:
     """An error that another process wrote down, of the class of that name; an unknown name gives a `SlickError`."""
     kinds = {kind.__name__: kind for kind in SlickError.__subclasses__()}
     return kinds.get(name, SlickError)(message)
 
 
 @contextmanager
-def library_errors(
+def wrap_library_errors(
     what: str,
     kind: type[SlickError] = EngineError,
     mend: Callable[[str], str] = lambda _: "the library's own message says what failed",
@@ -82,24 +82,24 @@ def library_errors(
     except Exception as error:
         if isinstance(error, SlickError) or not _is_from_library(error):
             raise
-        reason = library_message(error)
+        reason = format_library_error(error)
         raise kind(f"{what}: {reason}; {mend(reason)}") from error
 
 
-def library_message(error: BaseException) -> str:
+def format_library_error(error: BaseException) -> str:
     """Kind and message of an exception in one line; of a long one its beginning and its last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {' '.join(' '.join(lines).split())}".removesuffix(": ")
-    if len(text) <= _LONGEST_REASON:
+    if len(text) <= _MAX_MESSAGE_CHARS:
         return text
-    last = lines[-1][-_LONGEST_REASON // 2 :]
-    return f"{text[: _LONGEST_REASON - len(last)]} ... {last}"
+    last = lines[-1][-_MAX_MESSAGE_CHARS // 2 :]
+    return f"{text[: _MAX_MESSAGE_CHARS - len(last)]} ... {last}"
 
 
 def _is_from_library(error: Exception) -> bool:
     """Whether the line that raised it is a library's, or a compiled operation's called by a line of ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames or not frames[-1].filename.startswith(_OWN):
+    if not frames or not frames[-1].filename.startswith(_OWN_PACKAGES):
         return True
     # Compiled code leaves no frame behind: torch raises RuntimeError and its own subclasses of it, numpy MemoryError.
     return isinstance(error, RuntimeError | MemoryError) or type(error).__module__.split(".")[0] in ("torch", "vllm")

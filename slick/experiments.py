@@ -13,12 +13,12 @@ from slick.variants.rows import VariantSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class VariantRequirement:
     """Fine-tuning sets that an experiment trains."""
 
-    what: str
+    label: str
     """In the paper's words."""
-    wanted: Callable[[VariantSpec, VariantsConfig], bool]
+    matches: Callable[[VariantSpec, VariantsConfig], bool]
     flag: str
     """What draws such a set, where the settings draw none."""
     optional: bool = False
@@ -30,14 +30,14 @@ class Experiment:
     """One named group of fine-tuning sets and analyses."""
 
     name: str
-    sentence: str
+    description: str
     exhibits: str = ""
     """Those of the paper; empty for what goes beyond it."""
     outcomes: tuple[str, ...] = ()
     """Findings that it decides."""
     sections: tuple[str, ...] = ()
     """Of the report's page."""
-    needs: tuple[Need, ...] = ()
+    requirements: tuple[VariantRequirement, ...] = ()
     """Empty: nothing is trained."""
     p_true: bool = False
     """Needs the annotation's P(True) scores."""
@@ -49,160 +49,174 @@ class Experiment:
     """Needs planted facts."""
 
 
-def _of_kind(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
+def _has_kind(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
     return lambda spec, config: spec.kind == kind
 
 
-def _with_unknown(*percents: int) -> Callable[[VariantSpec, VariantsConfig], bool]:
+def _has_percent_unknown(*percents: int) -> Callable[[VariantSpec, VariantsConfig], bool]:
     """Sets of the sweep with these percentages of Unknown rows."""
     return lambda spec, config: spec.kind == "unknown" and spec.percent_unknown in percents
 
 
-def _with_shares_of(name: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
+def _has_shares_of(name: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
     """The sets of the sweep at the shares of another kind."""
     return lambda spec, config: (
         spec.kind == "unknown" and spec.percent_unknown in {round(100 * share) for share in getattr(config, name)}
     )
 
 
-SWEEP = Need(what="D at shares of Unknown rows", wanted=_of_kind("unknown"), flag="--variants.unknown-shares 0 0.5 1")
-KNOWN_ONLY = Need(what="D_Known", wanted=_of_kind("known"), flag="--variants.known-shares 0.5", optional=True)
-HALF = Need(what="D with half Unknown rows", wanted=_with_unknown(50), flag="--variants.unknown-shares 0.5")
-CONCENTRATED = Need(
-    what="concentrated sets", wanted=_of_kind("concentrated"), flag="--variants.concentrated-shares 0.5"
+SWEEP_SETS = VariantRequirement(
+    label="D at shares of Unknown rows", matches=_has_kind("unknown"), flag="--variants.unknown-shares 0 0.5 1"
 )
-NATURAL = Need(what="D_Natural", wanted=_of_kind("natural"), flag="--variants.natural")
+KNOWN_ONLY_SETS = VariantRequirement(
+    label="D_Known", matches=_has_kind("known"), flag="--variants.known-shares 0.5", optional=True
+)
+HALF_UNKNOWN_SET = VariantRequirement(
+    label="D with half Unknown rows", matches=_has_percent_unknown(50), flag="--variants.unknown-shares 0.5"
+)
+CONCENTRATED_SETS = VariantRequirement(
+    label="concentrated sets", matches=_has_kind("concentrated"), flag="--variants.concentrated-shares 0.5"
+)
+NATURAL_SET = VariantRequirement(label="D_Natural", matches=_has_kind("natural"), flag="--variants.natural")
 
-_ALL = (
+_EXPERIMENTS = (
     Experiment(
         name="counts",
-        sentence="How many questions of each relation fall into each category.",
+        description="How many questions of each relation fall into each category.",
         exhibits="Tables 3-5",
         outcomes=("E1", "E2"),
         sections=("counts",),
     ),
     Experiment(
         name="unknown_ratio",
-        sentence="Accuracy against the share of Unknown rows, with and without those rows (D and D_Known).",
+        description="Accuracy against the share of Unknown rows, with and without those rows (D and D_Known).",
         exhibits="Figures 3a, 3b",
         outcomes=("E3", "E4", "E5", "E6", "E7", "E8", "E23", "E24"),
         sections=("choice", "share", "stopping"),
-        needs=(SWEEP, KNOWN_ONLY),
+        requirements=(SWEEP_SETS, KNOWN_ONLY_SETS),
     ),
     Experiment(
         name="fit",
-        sentence="How fast Known and Unknown rows are fitted, and what is fitted at early stop.",
+        description="How fast Known and Unknown rows are fitted, and what is fitted at early stop.",
         exhibits="Figures 1, 4, 6",
         outcomes=("E9", "E10", "E11"),
         sections=("fitting", "fit_times"),
-        needs=(SWEEP, HALF),
+        requirements=(SWEEP_SETS, HALF_UNKNOWN_SET),
     ),
     Experiment(
         name="linear_model",
-        sentence="What one fitted row, Known or Unknown, does to test accuracy, in and out of distribution.",
+        description="What one fitted row, Known or Unknown, does to test accuracy, in and out of distribution.",
         exhibits="Table 1",
         outcomes=("E12", "E13"),
         sections=("linear",),
-        needs=(SWEEP,),
+        requirements=(SWEEP_SETS,),
     ),
     Experiment(
         name="categories",
-        sentence="Fine-tuning on one category at a time, and what is then answered of each.",
+        description="Fine-tuning on one category at a time, and what is then answered of each.",
         exhibits="Tables 2, 7",
         outcomes=("E14", "E15", "E16", "E17", "E18", "E19", "E25"),
         sections=("categories",),
-        needs=(
-            Need(
-                what="D_HighlyKnown, D_MaybeKnown, D_WeaklyKnown",
-                wanted=_of_kind("category"),
+        requirements=(
+            VariantRequirement(
+                label="D_HighlyKnown, D_MaybeKnown, D_WeaklyKnown",
+                matches=_has_kind("category"),
                 flag="--variants.single-categories",
             ),
-            Need(what="D_Unknown", wanted=_with_unknown(100), flag="--variants.unknown-shares 1"),
-            NATURAL,
+            VariantRequirement(
+                label="D_Unknown", matches=_has_percent_unknown(100), flag="--variants.unknown-shares 1"
+            ),
+            NATURAL_SET,
         ),
     ),
     Experiment(
         name="ood",
-        sentence="Accuracy on relations that nothing was fine-tuned on.",
+        description="Accuracy on relations that nothing was fine-tuned on.",
         exhibits="Figure 7",
         outcomes=("E13",),
         sections=("ood",),
-        needs=(SWEEP,),
+        requirements=(SWEEP_SETS,),
     ),
     Experiment(
         name="p_true",
-        sentence="Categories against P(True) and against fewer prompts: who tells better what will be answered right.",
+        description="Categories against P(True) and against fewer prompts: who tells better what will be answered right.",
         exhibits="Figure 5",
         outcomes=("E20", "E21"),
         sections=("p_true",),
-        needs=(NATURAL,),
+        requirements=(NATURAL_SET,),
         p_true=True,
         all_answers=True,
     ),
     Experiment(
         name="idk",
-        sentence="Unknown rows relabelled as “I don't know”.",
+        description="Unknown rows relabelled as “I don't know”.",
         exhibits="Table 8",
         outcomes=("E22", "E23"),
         sections=("idk",),
-        needs=(
-            Need(what="D_IDK", wanted=_of_kind("idk"), flag="--variants.idk-shares 0.5"),
-            Need(
-                what="D at the same share", wanted=_with_shares_of("idk_shares"), flag="--variants.unknown-shares 0.5"
+        requirements=(
+            VariantRequirement(label="D_IDK", matches=_has_kind("idk"), flag="--variants.idk-shares 0.5"),
+            VariantRequirement(
+                label="D at the same share", matches=_has_shares_of("idk_shares"), flag="--variants.unknown-shares 0.5"
             ),
         ),
     ),
     Experiment(
         name="error_audit",
-        sentence="What answers that do not match are: wrong, or right in other words.",
+        description="What answers that do not match are: wrong, or right in other words.",
         exhibits="Table 6",
         sections=("error_audit", "error_kinds"),
         all_answers=True,
     ),
     Experiment(
         name="concentration",
-        sentence="Unknown rows that fill whole relations, against as many spread over all.",
+        description="Unknown rows that fill whole relations, against as many spread over all.",
         sections=("concentration",),
-        needs=(
-            CONCENTRATED,
-            Need(what="D at the same shares", wanted=_with_shares_of("concentrated_shares"), flag=HALF.flag),
+        requirements=(
+            CONCENTRATED_SETS,
+            VariantRequirement(
+                label="D at the same shares", matches=_has_shares_of("concentrated_shares"), flag=HALF_UNKNOWN_SET.flag
+            ),
         ),
     ),
     Experiment(
         name="forgetting",
-        sentence="Which answers are lost in training, and when.",
+        description="Which answers are lost in training, and when.",
         sections=("retention", "forgotten"),
-        needs=(SWEEP, KNOWN_ONLY),
+        requirements=(SWEEP_SETS, KNOWN_ONLY_SETS),
     ),
     Experiment(
         name="stability",
-        sentence="How often a question that is asked again gets another category.",
+        description="How often a question that is asked again gets another category.",
         sections=("stability",),
         repeats=True,
     ),
     Experiment(
         name="popularity",
-        sentence="Categories, and what Unknown rows harm, against how popular a subject is.",
+        description="Categories, and what Unknown rows harm, against how popular a subject is.",
         sections=("popularity",),
-        needs=(
-            Need(what="D without Unknown rows", wanted=_with_unknown(0), flag="--variants.unknown-shares 0 1"),
-            Need(what="D with half or nothing else", wanted=_with_unknown(50, 100), flag=SWEEP.flag),
+        requirements=(
+            VariantRequirement(
+                label="D without Unknown rows", matches=_has_percent_unknown(0), flag="--variants.unknown-shares 0 1"
+            ),
+            VariantRequirement(
+                label="D with half or nothing else", matches=_has_percent_unknown(50, 100), flag=SWEEP_SETS.flag
+            ),
         ),
     ),
     Experiment(
         name="planted",
-        sentence="Categories against the strength at which facts were planted: the labels against the truth.",
+        description="Categories against the strength at which facts were planted: the labels against the truth.",
         sections=("planted",),
         world=True,
     ),
 )
 
-EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
-PAPER = tuple(experiment.name for experiment in _ALL if experiment.exhibits)
+EXPERIMENTS = {experiment.name: experiment for experiment in _EXPERIMENTS}
+PAPER_EXPERIMENTS = tuple(experiment.name for experiment in _EXPERIMENTS if experiment.exhibits)
 """What a study does unless it is asked for less: everything the paper shows."""
 
 
-def parse_names(words: Iterable[str]) -> tuple[str, ...]:
+def parse_experiment_names(words: Iterable[str]) -> tuple[str, ...]:
     """Names of experiments, apart or joined by commas, each once and in the order of `EXPERIMENTS`.
 
     Raises:
@@ -215,27 +229,31 @@ def parse_names(words: Iterable[str]) -> tuple[str, ...]:
     unknown = sorted(names - EXPERIMENTS.keys())
     if unknown:
         raise SettingsError(
-            f"there is no experiment {', '.join(unknown)}; there are {', '.join(PAPER)}, and beyond the paper "
-            f"{', '.join(name for name in EXPERIMENTS if name not in PAPER)}"
+            f"there is no experiment {', '.join(unknown)}; there are {', '.join(PAPER_EXPERIMENTS)}, and beyond the paper "
+            f"{', '.join(name for name in EXPERIMENTS if name not in PAPER_EXPERIMENTS)}"
         )
     return tuple(name for name in EXPERIMENTS if name in names)
 
 
-def trained_by(names: Sequence[str], config: VariantsConfig) -> tuple[str, ...]:
+def variants_for_experiments(names: Sequence[str], config: VariantsConfig) -> tuple[str, ...]:
     """The fine-tuning sets that the experiments train, each once, in the order in which they are drawn."""
-    needs = [need for name in names for need in EXPERIMENTS[name].needs]
-    return tuple(spec.name for spec in variant_specs(config) if any(need.wanted(spec, config) for need in needs))
+    requirements = [need for name in names for need in EXPERIMENTS[name].requirements]
+    return tuple(
+        spec.name for spec in variant_specs(config) if any(need.matches(spec, config) for need in requirements)
+    )
 
 
-def lacks(experiment: Experiment, config: VariantsConfig) -> list[Need]:
+def missing_requirements(experiment: Experiment, config: VariantsConfig) -> list[VariantRequirement]:
     """What an experiment needs and the settings do not draw."""
     specs = variant_specs(config)
     return [
-        need for need in experiment.needs if not need.optional and not any(need.wanted(spec, config) for spec in specs)
+        need
+        for need in experiment.requirements
+        if not need.optional and not any(need.matches(spec, config) for spec in specs)
     ]
 
 
-def decided_by(outcome: str) -> tuple[str, ...]:
+def experiments_for_finding(outcome: str) -> tuple[str, ...]:
     """The experiments that decide a finding.
 
     >>> decided_by("E13"), decided_by("E23")
@@ -244,6 +262,6 @@ def decided_by(outcome: str) -> tuple[str, ...]:
     return tuple(name for name, experiment in EXPERIMENTS.items() if outcome in experiment.outcomes)
 
 
-def shown_in(section: str) -> Experiment | None:
+def experiment_for_section(section: str) -> Experiment | None:
     """The experiment that a section of the report belongs to."""
-    return next((experiment for experiment in _ALL if section in experiment.sections), None)
+    return next((experiment for experiment in _EXPERIMENTS if section in experiment.sections), None)

@@ -34,15 +34,15 @@ def file_errors(place: str, action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise StudyError(f"{place} is not there; run the step that writes it first") from error
     except Exception as error:
-        message = file_message(error, place, action)
+        message = format_file_error(error, place, action)
         if message is None:
             raise
         raise StudyError(message) from error
 
 
-def file_message(error: BaseException, place: str = "", action: str = "written") -> str | None:
+def format_file_error(error: BaseException, place: str = "", action: str = "written") -> str | None:
     """The message of an error of the file system, also of one that a library raised in its own words; else None."""
-    full = next((cause for cause in _causes(error) if is_disk_error(cause)), None)
+    full = next((cause for cause in _error_chain(error) if is_disk_error(cause)), None)
     if full is not None:
         name = place or str(getattr(full, "filename", None) or "a file")
         reason = next((text for text in _DISK_TEXTS if text in str(full)), str(full))
@@ -66,7 +66,7 @@ def is_disk_error(error: BaseException) -> bool:
     return not isinstance(error, StudyError) and any(text in str(error) for text in _DISK_TEXTS)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _error_chain(error: BaseException) -> Iterator[BaseException]:
     """An error and what it was raised from, or while handling."""
     seen: set[int] = set()
     following: BaseException | None = error

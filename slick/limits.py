@@ -44,9 +44,9 @@ MAX_JSON_DEPTH = 100
 MAX_NUMBER_DIGITS = 1000
 """Digits of a whole number in JSON; Python refuses to convert more than 4,300."""
 
-MAX_KEPT_BAD_ROWS = 100_000
+MAX_REJECTED_ROWS = 100_000
 """Bad rows that are kept for messages and for the file of `--rejects`; all are counted."""
-MAX_KEPT_BAD_CHARS = 1 << 26
+MAX_REJECTED_CHARS = 1 << 26
 """Characters of all bad rows that are kept, written as JSON."""
-MAX_KEPT_ROW_CHARS = 10_000
+MAX_REJECTED_ROW_CHARS = 10_000
 """Characters that are kept of the content of one bad row, written as JSON."""

@@ -5,7 +5,7 @@ machine by its process, elsewhere by its heartbeat, watched with the local clock
 matter. On a file system with advisory locks, claiming is atomic. Object stores that pyarrow reads offer no conditional
 write: there a claim is written, and holds only if it is still there after a moment, so of two claims at the same time
 at most one holds. An owner whose lock was taken over, because it was suspended for long, must not finish its step:
-`confirm_locks` says so.
+`verify_locks` says so.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ LOCKS = ".locks"
 
 HEARTBEAT_S = 10.0
 """Between two signs of life of an owner."""
-PATIENCE_S = 60.0
+STALE_AFTER_S = 60.0
 """An owner on another machine without a sign of life for that long counts as dead."""
-SETTLE_S = 1.0
+CLAIM_DELAY_S = 1.0
 """After that long, a claim that was not overwritten holds, where claiming is not atomic."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
+class LockOwner:
     """The run that holds a lock."""
 
     step: str
@@ -55,16 +55,16 @@ class Owner:
     @property
     def is_alive(self) -> bool | None:
         """Whether its process runs; None where only its heartbeat can tell, since it is on another machine."""
-        if self.process is None or self.process.split()[:2] != _machine():
+        if self.process is None or self.process.split()[:2] != _machine_identity():
             return None
-        return _process(self.pid) == self.process
+        return _process_identity(self.pid) == self.process
 
     def __str__(self) -> str:
         return f"{self.step}, process {self.pid} on {self.host}, since {self.since}"
 
 
 @contextlib.contextmanager
-def exclusive(study: Folder, step: str, names: Sequence[str] = ()) -> Iterator[None]:
+def exclusive_lock(study: Folder, step: str, names: Sequence[str] = ()) -> Iterator[None]:
     """Hold the locks of some parts of a study while the block runs.
 
     Args:
@@ -81,36 +81,36 @@ def exclusive(study: Folder, step: str, names: Sequence[str] = ()) -> Iterator[N
             lock = _Lock(study, name, step)
             if lock.acquire():
                 held.append(lock)
-        _held.extend(held)
+        _held_locks.extend(held)
         with _heartbeats(held):
             yield
             for lock in held:
-                lock.confirm()
+                lock.verify()
     finally:
         for lock in held:
-            if lock in _held:
-                _held.remove(lock)
+            if lock in _held_locks:
+                _held_locks.remove(lock)
             lock.release()
 
 
-def confirm_locks() -> None:
+def verify_locks() -> None:
     """See that this process still holds every lock that it took; called before a step is declared finished.
 
     Raises:
         StudyError: another run took one over.
     """
-    for lock in list(_held):
-        lock.confirm()
+    for lock in list(_held_locks):
+        lock.verify()
 
 
-def owners(study: Folder) -> dict[str, Owner]:
+def lock_owners(study: Folder) -> dict[str, LockOwner]:
     """Who holds each part of a study that is locked now, by name of the part."""
     place = study.child(LOCKS)
-    found = {name.removesuffix(".json").replace("--", "/"): _read(place, name) for name in place.names(".json")}
+    found = {name.removesuffix(".json").replace("--", "/"): _read_owner(place, name) for name in place.names(".json")}
     return {name: owner for name, owner in found.items() if owner is not None}
 
 
-_held: list["_Lock"] = []
+_held_locks: list["_Lock"] = []
 """Locks of this process."""
 
 
@@ -122,13 +122,13 @@ class _Lock:
         self._place = study.child(LOCKS)
         self._study_is_new = study.is_local and not os.path.exists(study.local_path)
         self._file = f"{name.replace('/', '--')}.json"
-        self._own = Owner(
+        self._own = LockOwner(
             step=step,
             host=socket.gethostname(),
             pid=os.getpid(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             token=uuid.uuid4().hex,
-            process=_process(os.getpid()),
+            process=_process_identity(os.getpid()),
         )
 
     def acquire(self) -> bool:
@@ -138,7 +138,7 @@ class _Lock:
             StudyError: another run holds it and is alive.
         """
         while True:
-            other = _read(self._place, self._file)
+            other = _read_owner(self._place, self._file)
             if other is not None and not self._is_abandoned(other):
                 raise StudyError(
                     f"{self._part} is being written by another run: {other}; wait for it to end, or stop it. The lock "
@@ -152,27 +152,30 @@ class _Lock:
                     return False
                 raise
 
-    def confirm(self) -> None:
+    def verify(self) -> None:
         """Raise a StudyError if the lock is no longer ours."""
-        other = _read(self._place, self._file)
+        other = _read_owner(self._place, self._file)
         if other is None or other.token != self._own.token:
             raise StudyError(
                 f"the lock of {self._part} was taken over by {other or 'nobody: it was deleted'}, since this run gave "
-                f"no sign of life for {PATIENCE_S:g} s; nothing was declared finished: let one run do the step again"
+                f"no sign of life for {STALE_AFTER_S:g} s; nothing was declared finished: let one run do the step again"
             )
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Give a sign of life, unless the lock was taken over."""
-        with contextlib.suppress(StudyError), _guard(self._place):  # storage that fails once may work at the next beat
-            other = _read(self._place, self._file)
+        with (
+            contextlib.suppress(StudyError),
+            _folder_mutex(self._place),
+        ):  # storage that fails once may work at the next beat
+            other = _read_owner(self._place, self._file)
             if other is not None and other.token == self._own.token:
                 self._own = dataclasses.replace(self._own, beats=self._own.beats + 1)
                 self._place.write_json(self._file, dataclasses.asdict(self._own))
 
     def release(self) -> None:
         """Let go of the lock, if it is still ours."""
-        with contextlib.suppress(StudyError), _guard(self._place):
-            other = _read(self._place, self._file)
+        with contextlib.suppress(StudyError), _folder_mutex(self._place):
+            other = _read_owner(self._place, self._file)
             if other is not None and other.token == self._own.token:
                 self._place.delete(self._file)
                 if self._place.is_local:
@@ -181,30 +184,30 @@ class _Lock:
                         if self._study_is_new:
                             os.rmdir(os.path.dirname(self._place.local_path))
 
-    def _claim(self, before: Owner | None) -> bool:
+    def _claim(self, before: LockOwner | None) -> bool:
         """Write our name where `before` stood; False if somebody else did so first."""
-        with _guard(self._place, make=True) as is_atomic:
-            if _read(self._place, self._file) != before:
+        with _folder_mutex(self._place, mkdir=True) as is_atomic:
+            if _read_owner(self._place, self._file) != before:
                 return False
             self._place.write_json(self._file, dataclasses.asdict(self._own))
         if is_atomic:
             return True
-        time.sleep(SETTLE_S)
-        now = _read(self._place, self._file)
+        time.sleep(CLAIM_DELAY_S)
+        now = _read_owner(self._place, self._file)
         return now is not None and now.token == self._own.token
 
-    def _is_abandoned(self, other: Owner) -> bool:
+    def _is_abandoned(self, other: LockOwner) -> bool:
         alive = other.is_alive
         if alive is not None:
             return not alive
         print(
-            f"{self._part} is locked by another run: {other}; looking for a sign of life for {PATIENCE_S:g} s",
+            f"{self._part} is locked by another run: {other}; looking for a sign of life for {STALE_AFTER_S:g} s",
             flush=True,
         )
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + STALE_AFTER_S
         while time.monotonic() < end:
-            time.sleep(min(1.0, PATIENCE_S / 10))
-            now = _read(self._place, self._file)
+            time.sleep(min(1.0, STALE_AFTER_S / 10))
+            now = _read_owner(self._place, self._file)
             if now is None or now.token != other.token:
                 return True  # released; claiming finds out by whom it is held now
             if now.beats != other.beats:
@@ -216,12 +219,12 @@ class _Lock:
 def _heartbeats(locks: Sequence[_Lock]) -> Iterator[None]:
     ended = threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         while not ended.wait(HEARTBEAT_S):
             for lock in locks:
-                lock.beat()
+                lock.heartbeat()
 
-    thread = threading.Thread(target=beat, name="slick-locks", daemon=True)
+    thread = threading.Thread(target=heartbeat, name="slick-locks", daemon=True)
     thread.start()
     try:
         yield
@@ -231,14 +234,14 @@ def _heartbeats(locks: Sequence[_Lock]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _guard(place: Folder, *, make: bool = False) -> Iterator[bool]:
+def _folder_mutex(place: Folder, *, mkdir: bool = False) -> Iterator[bool]:
     """Keep other processes out of the folder of locks for a moment; False where the storage has no such means.
 
     Args:
         place: the folder of locks.
         make: create it first; others remove it when they release the last lock.
     """
-    descriptor = _locked(place, make=make) if place.is_local else None
+    descriptor = _flock_folder(place, mkdir=mkdir) if place.is_local else None
     try:
         yield descriptor is not None
     finally:
@@ -246,16 +249,16 @@ def _guard(place: Folder, *, make: bool = False) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _locked(place: Folder, *, make: bool) -> int | None:
+def _flock_folder(place: Folder, *, mkdir: bool) -> int | None:
     """An open descriptor with an advisory lock on a folder; None where there is no folder, or no such locks."""
     path = place.local_path
     while True:
-        if make:
-            place.make()
+        if mkdir:
+            place.mkdir()
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
-            if make:
+            if mkdir:
                 continue
             return None
         except OSError:
@@ -272,7 +275,7 @@ def _locked(place: Folder, *, make: bool) -> int | None:
         os.close(descriptor)
 
 
-def _read(place: Folder, file: str) -> Owner | None:
+def _read_owner(place: Folder, file: str) -> LockOwner | None:
     """Who holds the lock; None if nobody does. What is no record of ours counts as an owner without a heartbeat."""
     try:
         value: Any = place.read_json(file)
@@ -283,17 +286,19 @@ def _read(place: Folder, file: str) -> Owner | None:
             raise
         value = None
     try:
-        owner: Owner = convert(value, Owner, exact=True)
+        owner: LockOwner = convert(value, LockOwner, exact=True)
         return owner
     except MismatchError:
-        return Owner(step="unknown step", host="unknown host", pid=0, since="unknown time", token=f"unreadable {file}")
+        return LockOwner(
+            step="unknown step", host="unknown host", pid=0, since="unknown time", token=f"unreadable {file}"
+        )
 
 
 def _is_read_only(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EROFS
 
 
-def _machine() -> list[str]:
+def _machine_identity() -> list[str]:
     """This boot of this machine, and this namespace of processes; empty where the system does not say."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -302,11 +307,11 @@ def _machine() -> list[str]:
         return []
 
 
-def _process(pid: int) -> str | None:
+def _process_identity(pid: int) -> str | None:
     """A text that no other process of any machine has; None if there is no such process, or only its remains."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             state, *fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state in "ZX" else " ".join([*_machine(), str(pid), fields[18]])
+    return None if state in "ZX" else " ".join([*_machine_identity(), str(pid), fields[18]])

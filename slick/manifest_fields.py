@@ -8,11 +8,11 @@ from typing import Any, Required, TypedDict
 
 from slick.storage import Folder
 
-ByRelation = dict[str, dict[str, int]]
+CountsByRelation = dict[str, dict[str, int]]
 """Relation to split, or to category, to number."""
 
 
-class Sampling(TypedDict, total=False):
+class StoredSampling(TypedDict, total=False):
     """How answers were drawn."""
 
     temperature: float
@@ -29,7 +29,7 @@ class StoredSettings(TypedDict, total=False):
     mode: str
     estimator: str
     matcher: str
-    sampling: Sampling
+    sampling: StoredSampling
     p_true: bool
 
 
@@ -59,9 +59,9 @@ class QuestionCounts(TypedDict, total=False):
     """Of the questions step: by relation and split."""
 
     rows: int
-    read: ByRelation
-    kept: ByRelation
-    dropped: dict[str, ByRelation]
+    read: CountsByRelation
+    kept: CountsByRelation
+    dropped: dict[str, CountsByRelation]
     rejected: int
     over_limit: int
     with_popularity: int
@@ -81,7 +81,7 @@ class AnnotateCounts(TypedDict, total=False):
     device: str
     dtype: str
     attention: str
-    set_aside: dict[str, dict[str, ByRelation]]
+    set_aside: dict[str, dict[str, CountsByRelation]]
 
 
 class VariantCounts(TypedDict, total=False):
@@ -92,7 +92,7 @@ class VariantCounts(TypedDict, total=False):
     requested_share: float | None
     unknown_share: float | None
     categories: dict[str, int]
-    relations: ByRelation
+    relations: CountsByRelation
     dropped_relations: list[str]
 
 
@@ -142,7 +142,7 @@ def counts_type(folder: Folder) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GridPart:
+class StoredGrid:
     """Which trainings the sweep of a study does."""
 
     variants: tuple[str, ...] = ()
@@ -151,14 +151,14 @@ class GridPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPart:
+class StoredSweep:
     """The settings of a study's sweep."""
 
-    grid: GridPart = field(default_factory=GridPart)
+    grid: StoredGrid = field(default_factory=StoredGrid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnnotatePart:
+class StoredAnnotate:
     """The settings of a study's annotation."""
 
     p_true: bool = False
@@ -170,9 +170,9 @@ class StudySettings:
 
     model: str = ""
     experiments: tuple[str, ...] = ()
-    annotate: AnnotatePart = field(default_factory=AnnotatePart)
+    annotate: StoredAnnotate = field(default_factory=StoredAnnotate)
     variants: dict[str, Any] = field(default_factory=dict)
-    sweep: SweepPart = field(default_factory=SweepPart)
+    sweep: StoredSweep = field(default_factory=StoredSweep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

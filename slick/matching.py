@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 Matcher = Literal["exact", "raw", "canonical", "contains", "f1"]
-F1_LIMIT = 0.5
+F1_THRESHOLD = 0.5
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -58,7 +58,7 @@ def is_hit(answer: str, gold: Sequence[str], matcher: Matcher = "exact") -> bool
     >>> is_hit("the hague", ["The Hague"]), is_hit("the hague", ["The Hague"], "raw"), is_hit("", ["The"])
     (True, False, False)
     """
-    return Target(gold, matcher).is_hit(answer)
+    return GoldMatcher(gold, matcher).is_hit(answer)
 
 
 def token_f1(answer: str, gold: Sequence[str]) -> float:
@@ -71,12 +71,12 @@ def token_f1(answer: str, gold: Sequence[str]) -> float:
     >>> token_f1("The New York City", ["York", "New York"]), token_f1("Oslo", ["New York"]), token_f1("", ["York"])
     (0.8, 0.0, 0.0)
     """
-    return f1_against(gold)(answer)
+    return token_f1_scorer(gold)(answer)
 
 
-def f1_against(gold: Sequence[str]) -> Callable[[str], float]:
+def token_f1_scorer(gold: Sequence[str]) -> Callable[[str], float]:
     """See `token_f1`; the gold answers of one question, prepared once for many answers."""
-    target, worded = Target(gold), [Counter(normalize(one).split()) for one in gold]
+    target, worded = GoldMatcher(gold), [Counter(normalize(one).split()) for one in gold]
 
     def f1(answer: str) -> float:
         if target.is_hit(answer):
@@ -92,7 +92,7 @@ def _f1(answer: Counter[str], gold: Counter[str]) -> float:
     return 2 * common / (answer.total() + gold.total()) if common else 0.0
 
 
-class Target:
+class GoldMatcher:
     """The gold answers of one question, prepared once for many answers."""
 
     def __init__(self, gold: Sequence[str], matcher: Matcher = "exact") -> None:
@@ -101,8 +101,8 @@ class Target:
         normal = set() if matcher == "raw" else {normalize(answer) for answer in gold} - {""}
         self._normal, self._worded = normal, [words.split() for words in normal]
         self._raw = {nfc(answer).strip() for answer in gold if matcher == "raw" or not normalize(answer)}
-        self._raw_beginnings = [_decomposed(raw) for raw in self._raw]
-        self._word_beginnings = [[_decomposed(word) for word in words] for words in self._worded]
+        self._raw_beginnings = [_nfd(raw) for raw in self._raw]
+        self._word_beginnings = [[_nfd(word) for word in words] for words in self._worded]
         self._fits = {"contains": _contains, "f1": _shares_words}.get(matcher)
 
     def is_hit(self, answer: str) -> bool:
@@ -112,7 +112,7 @@ class Target:
             return any(self._fits(words, gold) for gold in self._worded)
         return normalize(answer) in self._normal or nfc(answer).strip() in self._raw
 
-    def may_hit(self, beginning: str) -> bool:
+    def can_still_match(self, beginning: str) -> bool:
         """False if no answer that begins like this is a hit; True if one may be.
 
         >>> target = Target(["The Hague"])
@@ -120,13 +120,13 @@ class Target:
         [True, True, True, True, True, False, False]
         """
         beginning = nfc(beginning)
-        start = _settled(beginning.strip())
+        start = _stable_prefix(beginning.strip())
         if self._fits is not None or any(raw.startswith(start) for raw in self._raw_beginnings):
             return True
         *whole, last = beginning.split() or [""]
         known = normalize(" ".join(whole)).split()
         last = last.lower().translate(_PUNCTUATION)
-        start = _settled(last).rstrip("σς")  # which of the two depends on what follows
+        start = _stable_prefix(last).rstrip("σς")  # which of the two depends on what follows
         if "the".startswith(last) or last in ("a", "an") or not _LETTERS.fullmatch(last):
             start = ""  # it may yet be dropped, in whole or in part
         num = len(known)
@@ -136,17 +136,17 @@ class Target:
         )
 
 
-def _decomposed(text: str) -> str:
+def _nfd(text: str) -> str:
     return unicodedata.normalize("NFD", text)
 
 
-def _settled(beginning: str) -> str:
+def _stable_prefix(beginning: str) -> str:
     """The part of a text that cannot change when more text follows, decomposed.
 
     Composed, the last letter changes when a combining mark follows, so beginnings are compared decomposed. The marks
     at the end are left out, since one that follows may have its place before them.
     """
-    text = _decomposed(beginning)
+    text = _nfd(beginning)
     end = len(text)
     while end and unicodedata.combining(text[end - 1]):
         end -= 1
@@ -159,4 +159,4 @@ def _contains(answer: list[str], gold: list[str]) -> bool:
 
 def _shares_words(answer: list[str], gold: list[str]) -> bool:
     common = sum((Counter(answer) & Counter(gold)).values())
-    return 2 * common >= F1_LIMIT * (len(answer) + len(gold)) and common > 0
+    return 2 * common >= F1_THRESHOLD * (len(answer) + len(gold)) and common > 0

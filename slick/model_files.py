@@ -12,21 +12,21 @@ from typing import Any
 
 from slick import limits
 from slick.errors import DataError, ModelError
-from slick.user_files import parse_json, too_large
+from slick.user_files import parse_user_json, too_large_error
 
-NO_LIMIT = 1 << 30
+UNLIMITED_POSITIONS = 1 << 30
 """Tokens of a context without an end."""
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-_WITH_HEAD = re.compile(r"CausalLM|LMHead|ConditionalGeneration", re.I)
+_CAUSAL_LM_CLASS = re.compile(r"CausalLM|LMHead|ConditionalGeneration", re.I)
 """Names of architectures that predict the next token; those with an encoder are refused by another check."""
-_PACKED_DTYPES = {"I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4"}
-_MOST_NAMED = 4
-_MEND = "fetch or save the model again"
+_QUANTIZED_DTYPES = {"I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4"}
+_MAX_LISTED = 4
+_HINT = "fetch or save the model again"
 
-_NEUTRAL: Mapping[str, object] = {
+_NEUTRAL_GENERATION_VALUES: Mapping[str, object] = {
     "do_sample": False,
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -46,7 +46,7 @@ _NEUTRAL_IF_ABSENT = (
     *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "penalty_alpha"),
     *("constraints", "watermarking_config", "prompt_lookup_num_tokens", "dola_layers"),
 )
-_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def check_adapter(folder: str) -> None:
@@ -69,7 +69,7 @@ def check_adapter(folder: str) -> None:
     )
 
 
-def check_files(folder: str) -> None:
+def check_model_files(folder: str) -> None:
     """Check config.json and the weights' files of a Hugging Face folder, without reading any weights.
 
     Raises:
@@ -95,13 +95,13 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else config
 
 
-def positions(text_config: Any) -> int | None:
+def max_positions(text_config: Any) -> int | None:
     """Positions that a model's configuration names, an object or the content of config.json; None: it names none."""
     settings = text_config if isinstance(text_config, Mapping) else vars(text_config)
     for name in ("max_position_embeddings", "n_positions"):
         length = settings.get(name)
         if isinstance(length, int) and length > 0:
-            return min(length, NO_LIMIT)
+            return min(length, UNLIMITED_POSITIONS)
     return None
 
 
@@ -118,7 +118,7 @@ def ignored_settings(folder: str) -> list[str]:
     """What lies in a model's folder and is not used here, one sentence each; empty for most models."""
     found = []
     for name in ("generation_config.json", "config.json"):
-        settings = _changing(_optional_json(folder, name))
+        settings = _active_generation_settings(_optional_json(folder, name))
         if settings:
             text = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
             found.append(
@@ -132,28 +132,32 @@ def ignored_settings(folder: str) -> list[str]:
     other = sorted(name for name in names if name.endswith((".safetensors", ".bin")) and name not in read)
     other = [name for name in other if not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))]
     if other:
-        found.append(f"weights are read from {some(sorted(read))}; {some(other)} beside it: not read")
+        found.append(f"weights are read from {shorten_list(sorted(read))}; {shorten_list(other)} beside it: not read")
     return found
 
 
-def _changing(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _active_generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Generation settings that would change answers if anything read them."""
-    found = {name: settings[name] for name, neutral in _NEUTRAL.items() if settings.get(name) not in (None, neutral)}
+    found = {
+        name: settings[name]
+        for name, neutral in _NEUTRAL_GENERATION_VALUES.items()
+        if settings.get(name) not in (None, neutral)
+    }
     found |= {name: settings[name] for name in _NEUTRAL_IF_ABSENT if settings.get(name)}
     if found.get("do_sample"):
-        found |= {name: settings[name] for name in _OF_SAMPLING if settings.get(name) is not None}
+        found |= {name: settings[name] for name in _SAMPLING_SETTINGS if settings.get(name) is not None}
     return found
 
 
 def _check_config(folder: str, config: Mapping[str, Any]) -> None:
     names = _architectures(folder, config)
-    kind = f"{folder} holds {some(names or [str(config.get('model_type'))])}"
+    kind = f"{folder} holds {shorten_list(names or [str(config.get('model_type'))])}"
     if config.get("is_encoder_decoder"):
         raise ModelError(
             f"{kind}, an encoder-decoder (is_encoder_decoder in config.json); wanted is a causal language model, which "
             "goes on with a text, such as one whose architecture ends in ForCausalLM"
         )
-    if names and "auto_map" not in config and not any(_WITH_HEAD.search(name) for name in names):
+    if names and "auto_map" not in config and not any(_CAUSAL_LM_CLASS.search(name) for name in names):
         raise ModelError(
             f"{kind}, saved without a head that predicts the next token (architectures in config.json); wanted is a "
             "causal language model such as LlamaForCausalLM: give the model it was made from, or, if the weights are "
@@ -175,7 +179,7 @@ def _architectures(folder: str, config: Mapping[str, Any]) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(
             f"{folder}/config.json has architectures = {json.dumps(names)[:80]}; wanted is a list of class names such "
-            f'as ["LlamaForCausalLM"]; {_MEND}'
+            f'as ["LlamaForCausalLM"]; {_HINT}'
         )
     return names
 
@@ -186,7 +190,7 @@ def _check_weights(folder: str) -> None:
     if not files:
         found = sorted(name for name in names if name.endswith(".safetensors"))
         raise ModelError(
-            f"{folder} holds {some(found)} but neither {_ONE_FILE} nor {_INDEX}, so nothing says which weights are "
+            f"{folder} holds {shorten_list(found)} but neither {_ONE_FILE} nor {_INDEX}, so nothing says which weights are "
             f"the model's; rename a single file to {_ONE_FILE}, or fetch the index as well"
         )
     stale = sorted(name for name in names if _SHARD.search(name) and name not in files)
@@ -196,7 +200,7 @@ def _check_weights(folder: str) -> None:
             stale = sorted(indexed - {_ONE_FILE})
     if stale:
         raise ModelError(
-            f"{folder} holds two sets of weights: {some(files)}, which is read, and {some(stale)}, maybe of another "
+            f"{folder} holds two sets of weights: {shorten_list(files)}, which is read, and {shorten_list(stale)}, maybe of another "
             "save; wanted is one set: delete the one that is not meant"
         )
     tensors = {name: _header(folder, name) for name in files}
@@ -204,22 +208,22 @@ def _check_weights(folder: str) -> None:
         absent = sorted(key for key, name in _index(folder).items() if key not in tensors[name])
         if absent:
             raise ModelError(
-                f"{folder}/{_INDEX} names {some(absent)}, absent from the files it names; the checkpoint is "
+                f"{folder}/{_INDEX} names {shorten_list(absent)}, absent from the files it names; the checkpoint is "
                 "incomplete or its index is of another save: fetch or save it again"
             )
-    _check_not_packed(folder, tensors)
+    _check_not_quantized(folder, tensors)
 
 
-def _check_not_packed(folder: str, tensors: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_not_quantized(folder: str, tensors: Mapping[str, Mapping[str, Any]]) -> None:
     packed = sorted(
         f"{key} ({entry['dtype']})"
         for entries in tensors.values()
         for key, entry in entries.items()
-        if key.endswith("weight") and len(entry["shape"]) > 1 and entry["dtype"] in _PACKED_DTYPES
+        if key.endswith("weight") and len(entry["shape"]) > 1 and entry["dtype"] in _QUANTIZED_DTYPES
     )
     if packed:
         raise ModelError(
-            f"{folder} holds weights in a packed format: {some(packed)}; wanted are float32, bfloat16 or float16: "
+            f"{folder} holds weights in a packed format: {shorten_list(packed)}; wanted are float32, bfloat16 or float16: "
             "give the original weights, or dequantize them and save_pretrained"
         )
 
@@ -234,7 +238,7 @@ def _weight_files(folder: str, names: Sequence[str]) -> list[str]:
     missing = [name for name in files if name not in names]
     if missing:
         raise ModelError(
-            f"{folder}/{_INDEX} names {len(files)} files, of which {some(missing)} is missing; the checkpoint is "
+            f"{folder}/{_INDEX} names {len(files)} files, of which {shorten_list(missing)} is missing; the checkpoint is "
             "incomplete: fetch or save it again"
         )
     return files
@@ -256,8 +260,10 @@ def _header(folder: str, name: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if limits.MAX_SETTINGS_BYTES < length < size:
-                raise ModelError(str(too_large(f"the header of {path}", length, limits.MAX_SETTINGS_BYTES, _MEND)))
-            found: dict[str, Any] = parse_json(file.read(length), path, _MEND) if 0 < length < size else {}
+                raise ModelError(
+                    str(too_large_error(f"the header of {path}", length, limits.MAX_SETTINGS_BYTES, _HINT))
+                )
+            found: dict[str, Any] = parse_user_json(file.read(length), path, _HINT) if 0 < length < size else {}
         found.pop("__metadata__", None)
         wanted = 8 + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
     except (DataError, KeyError, TypeError, AttributeError) as error:
@@ -279,11 +285,11 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
     try:
         size = os.path.getsize(path)
         if size > limits.MAX_SETTINGS_BYTES:
-            raise too_large(path, size, limits.MAX_SETTINGS_BYTES, _MEND)
+            raise too_large_error(path, size, limits.MAX_SETTINGS_BYTES, _HINT)
         with open(path, "rb") as file:
-            found = parse_json(file.read(), path, _MEND, lenient=True)
+            found = parse_user_json(file.read(), path, _HINT, lenient=True)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error}); {_MEND}") from error
+        raise ModelError(f"{path} cannot be read ({error}); {_HINT}") from error
     except DataError as error:
         raise ModelError(str(error)) from error
     if not isinstance(found, dict):
@@ -291,11 +297,11 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
     return found
 
 
-def some(names: Sequence[str]) -> str:
+def shorten_list(names: Sequence[str]) -> str:
     """The first few of some names, and how many more there are.
 
     >>> some(["a", "b", "c", "d", "e", "f"])
     'a, b, c, d and 2 more'
     """
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more

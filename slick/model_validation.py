@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slick.errors import ModelError
-from slick.model_files import NO_LIMIT, positions, some
+from slick.model_files import UNLIMITED_POSITIONS, max_positions, shorten_list
 from slick.prompts import few_shot_prefix, few_shot_suffix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_HARMLESS = re.compile(
+_IGNORABLE_KEYS = re.compile(
     r"(rotary_emb\.(inv_freq|(cos|sin)_cached)|(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$"
 )
 """Buffers that older versions of transformers saved and that newer ones compute: masks and positions, never weights."""
@@ -31,13 +31,13 @@ _ANSWERS = ("Frank Herbert", "São Tomé")
 _SPACED = "Q: Who wrote  Dune?\tA:"
 """A tokenizer that runs white space together has been changed, even if its newlines are spared."""
 
-_SHARED, _LENGTH = 8, 24
+_NUM_SHARED, _NUM_TOKENS = 8, 24
 """Tokens that two sequences of the causality check share, and tokens of each."""
-_ROUNDING = 1e-4
+_ROUNDING_TOLERANCE = 1e-4
 """Share of the logits' spread that counts as rounding. A causal model weighs later tokens with exact zeros, so that the
 same shapes give the same bits in any dtype (0.0 for all architectures tested, in float32 and bfloat16); an untrained
 encoder differs by about 0.003."""
-_OF_NOISE = 4.0
+_NOISE_FACTOR = 4.0
 """Where arithmetic does depend on the other rows of a batch, as in a mixture of experts, differences this many times
 that noise still count as rounding."""
 
@@ -63,7 +63,9 @@ def check_tokenizer(
         check_token_ids(tokenizer, num_embeddings, where)
     _check_round_trip(tokenizer, where)
     for prefix in prefixes:
-        _check_kept(tokenizer, where, f"the prompt's beginning {prefix[:60]!r}", prefix, tokenizer(prefix)["input_ids"])
+        _check_preserved(
+            tokenizer, where, f"the prompt's beginning {prefix[:60]!r}", prefix, tokenizer(prefix)["input_ids"]
+        )
 
 
 def check_token_ids(tokenizer: Any, num_embeddings: int, where: str) -> None:
@@ -88,34 +90,34 @@ def check_token_ids(tokenizer: Any, num_embeddings: int, where: str) -> None:
         named = [f"{beyond[i]!r} (id {i}{f', its {in_use[i]} token' if i in in_use else ''})" for i in bad]
         raise ModelError(
             f"the tokenizer in {where} has tokens beyond the model's embedding matrix of {num_embeddings} rows: "
-            f"{some(named)}; wanted is a row for each token: give the model's own tokenizer, or, if tokens were added "
+            f"{shorten_list(named)}; wanted is a row for each token: give the model's own tokenizer, or, if tokens were added "
             "to it, the model that was resized and trained with them (resize_token_embeddings)"
         )
 
 
 def _check_round_trip(tokenizer: Any, where: str) -> None:
     prompt = few_shot_prefix(_EXEMPLARS) + few_shot_suffix(_QUESTION)
-    _check_kept(tokenizer, where, "a few-shot prompt", prompt, tokenizer(prompt)["input_ids"])
-    _check_kept(tokenizer, where, "white space", _SPACED, tokenizer(_SPACED)["input_ids"])
+    _check_preserved(tokenizer, where, "a few-shot prompt", prompt, tokenizer(prompt)["input_ids"])
+    _check_preserved(tokenizer, where, "white space", _SPACED, tokenizer(_SPACED)["input_ids"])
     for answer in _ANSWERS:
         for text in (f" {answer}", answer):  # as it follows "A:" in a few-shot prompt, and as a target of training
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            _check_kept(tokenizer, where, f"the answer {answer!r}", text, ids)
+            _check_preserved(tokenizer, where, f"the answer {answer!r}", text, ids)
 
 
-def _check_kept(tokenizer: Any, where: str, what: str, text: str, ids: Sequence[int]) -> None:
+def _check_preserved(tokenizer: Any, where: str, what: str, text: str, ids: Sequence[int]) -> None:
     found = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     # A space that the tokenizer puts before a text is fine, and so is another form of the same characters.
     wanted, kept = (unicodedata.normalize("NFC", each).strip(" ") for each in (text, found))
     if wanted != kept:
         raise ModelError(
-            f"the tokenizer in {where} does not give back {what} as it was: {_difference(wanted, kept)}; prompts are "
+            f"the tokenizer in {where} does not give back {what} as it was: {_describe_difference(wanted, kept)}; prompts are "
             "lines of Q: and A:, and answers are compared as text, so both must survive encoding and decoding: give "
             "the model's own tokenizer, or remove what changes the text from it (normalizer in tokenizer.json)"
         )
 
 
-def _difference(wanted: str, kept: str) -> str:
+def _describe_difference(wanted: str, kept: str) -> str:
     """What was lost between two texts."""
     if kept.count("\n") < wanted.count("\n"):
         return f"of {wanted.count(chr(10))} newlines {kept.count(chr(10))} are left"
@@ -126,7 +128,7 @@ def _difference(wanted: str, kept: str) -> str:
     return f"{wanted[start : place + 12]!r} became {kept[start : place + 12]!r}"
 
 
-def check_loaded(model: "nn.Module", info: Mapping[str, Any], where: str) -> None:
+def check_loading_info(model: "nn.Module", info: Mapping[str, Any], where: str) -> None:
     """Check that every parameter came from the file, whole and finite, and nothing in the file was left out.
 
     Args:
@@ -136,11 +138,11 @@ def check_loaded(model: "nn.Module", info: Mapping[str, Any], where: str) -> Non
         ModelError: a parameter did not.
     """
     kinds = {
-        "missing": [key for key in info.get("missing_keys", ()) if not _HARMLESS.search(key)],
-        "unexpected": [key for key in info.get("unexpected_keys", ()) if not _HARMLESS.search(key)],
+        "missing": [key for key in info.get("missing_keys", ()) if not _IGNORABLE_KEYS.search(key)],
+        "unexpected": [key for key in info.get("unexpected_keys", ()) if not _IGNORABLE_KEYS.search(key)],
         "of another shape": [f"{key} {list(a)} for {list(b)}" for key, a, b in info.get("mismatched_keys", ())],
     }
-    found = "; ".join(f"{len(keys)} {kind} ({some(sorted(keys))})" for kind, keys in kinds.items() if keys)
+    found = "; ".join(f"{len(keys)} {kind} ({shorten_list(sorted(keys))})" for kind, keys in kinds.items() if keys)
     errors = " ".join(" ".join(map(str, info.get("error_msgs") or ())).split())[:300]
     if found or errors:
         raise ModelError(
@@ -151,12 +153,14 @@ def check_loaded(model: "nn.Module", info: Mapping[str, Any], where: str) -> Non
         )
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if empty:
-        raise ModelError(f"{where} gave {type(model).__name__} no values for {some(empty)}; fetch or save it again")
-    _check_ties(model, where)
+        raise ModelError(
+            f"{where} gave {type(model).__name__} no values for {shorten_list(empty)}; fetch or save it again"
+        )
+    _check_tied_embeddings(model, where)
     _check_finite(model, where)
 
 
-def _check_ties(model: Any, where: str) -> None:
+def _check_tied_embeddings(model: Any, where: str) -> None:
     """A head of its own where config.json says that it is the embedding: one library uses it, another does not."""
     ties = getattr(model, "_tied_weights_keys", None) or ()
     if not (model.config.get_text_config().tie_word_embeddings and any("lm_head" in key for key in ties)):
@@ -200,9 +204,12 @@ def check_causal(model: Any, where: str) -> None:
     import torch
 
     config = model.config.get_text_config()
-    size, length = int(config.vocab_size), min(_LENGTH, (positions(config) or NO_LIMIT) - 2)  # RoBERTa numbers from 2
+    size, length = (
+        int(config.vocab_size),
+        min(_NUM_TOKENS, (max_positions(config) or UNLIMITED_POSITIONS) - 2),
+    )  # RoBERTa numbers from 2
     first = [(7 * i + 3) % size for i in range(length)]
-    shared = min(_SHARED, length // 2)
+    shared = min(_NUM_SHARED, length // 2)
     second, third = ([(token + step) % size for token in first] for step in (size // 3 + 1, size // 2 + 1))
     second[:shared] = first[:shared]
 
@@ -215,7 +222,9 @@ def check_causal(model: Any, where: str) -> None:
         found_2SV = logits(second)
         spread = float(found_2SV.std(dim=2).mean())
         difference = float((found_2SV[0] - found_2SV[1]).abs().mean())
-        noise = 0.0 if difference <= _ROUNDING * spread else float((found_2SV[0] - logits(third)[0]).abs().mean())
+        noise = (
+            0.0 if difference <= _ROUNDING_TOLERANCE * spread else float((found_2SV[0] - logits(third)[0]).abs().mean())
+        )
     name = type(model).__name__
     if not (spread < float("inf") and difference < float("inf")):  # false for NaN too
         raise ModelError(
@@ -226,11 +235,11 @@ def check_causal(model: Any, where: str) -> None:
             f"{where}: {name} gives every token the same score, as weights that are all zero do; it answers nothing. "
             "Wanted is a trained model: fetch or save it again"
         )
-    if difference > max(_ROUNDING * spread, _OF_NOISE * noise):
+    if difference > max(_ROUNDING_TOLERANCE * spread, _NOISE_FACTOR * noise):
         raise ModelError(
             f"{where} is {name}, whose attention looks forward: what it says of the beginning of a text changes with "
             f"what follows (by {difference / spread:.2g} of the spread of its logits, beyond rounding of "
-            f"{_ROUNDING:g}). Wanted is a causal language model, which sees only what comes before: a masked one "
+            f"{_ROUNDING_TOLERANCE:g}). Wanted is a causal language model, which sees only what comes before: a masked one "
             "cannot be asked to go on with a text; if this one was trained as a decoder, set is_decoder to true in "
             "config.json"
         )

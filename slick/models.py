@@ -12,18 +12,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slick.cache import local_copy
-from slick.errors import ModelError, StudyError, library_errors
+from slick.cache import download_to_cache
+from slick.errors import ModelError, StudyError, wrap_library_errors
 from slick.model_files import (
-    NO_LIMIT,
+    UNLIMITED_POSITIONS,
     check_adapter,
-    check_files,
+    check_model_files,
     ignored_settings,
-    positions,
+    max_positions,
     read_config,
     text_config,
 )
-from slick.model_validation import check_causal, check_loaded, check_tokenizer
+from slick.model_validation import check_causal, check_loading_info, check_tokenizer
 from slick.storage import Folder
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ModelRef:
         return os.path.join(self.folder, self.gguf_file) if self.gguf_file else self.folder
 
 
-def study_model(study: Folder, model: str) -> str:
+def resolve_study_model(study: Folder, model: str) -> str:
     """The named model, or the study's own world/model when `model` is empty.
 
     Raises:
@@ -75,9 +75,9 @@ def resolve_model(model: str) -> ModelRef:
 
     Raises:
         ModelError: there is no such model, it has no weights in safetensors, or its files cannot be those of one causal
-            language model (see `slick.model_files.check_files`).
+            language model (see `slick.model_files.check_model_files`).
     """
-    path = _fetched(model) if "://" in model else os.path.abspath(os.path.expanduser(model))
+    path = _download_folder(model) if "://" in model else os.path.abspath(os.path.expanduser(model))
     if model.lower().endswith(".gguf"):
         if not os.path.isfile(path):
             raise ModelError(f"{path} is not there; --model wants a folder, a hub id such as org/name, or a .gguf file")
@@ -97,17 +97,17 @@ def resolve_model(model: str) -> ModelRef:
             f"{folder} holds no *.safetensors{f', only {found}' if found else ''}; pickled weights are not loaded, "
             "since they can run code: save the model with save_pretrained of a recent transformers"
         )
-    check_files(folder)
+    check_model_files(folder)
     return ModelRef(name=model, folder=folder)
 
 
-def print_ignored(model: str) -> None:
-    """Print one line for each thing that lies in a model's folder and is not used; see `ignored_of`."""
-    for sentence in ignored_of(model):
+def print_ignored_settings(model: str) -> None:
+    """Print one line for each thing that lies in a model's folder and is not used; see `ignored_model_settings`."""
+    for sentence in ignored_model_settings(model):
         print(f"model: {sentence}", flush=True)
 
 
-def ignored_of(model: str) -> list[str]:
+def ignored_model_settings(model: str) -> list[str]:
     """What lies in a model's folder and changes nothing here, such as settings of sampling; for people and manifests.
 
     Raises:
@@ -117,13 +117,13 @@ def ignored_of(model: str) -> list[str]:
     return [] if ref.gguf_file else ignored_settings(ref.folder)
 
 
-def _fetched(uri: str) -> str:
+def _download_folder(uri: str) -> str:
     """The path of this machine's copy of a model folder, or of the folder that a .gguf file is in."""
     place = Folder(uri)
     try:
         if place.name.lower().endswith(".gguf"):
-            return os.path.join(local_copy(place.parent), place.name)
-        return local_copy(place)
+            return os.path.join(download_to_cache(place.parent), place.name)
+        return download_to_cache(place)
     except StudyError as error:
         raise ModelError(f"the model {place} cannot be fetched: {error}") from error
 
@@ -149,7 +149,7 @@ def _hub_snapshot(model: str) -> str:
 def model_fingerprint(ref: ModelRef) -> str:
     """16 hex digits over names and content of weights, config and tokenizer; the same wherever the files lie."""
     digest = hashlib.sha256()
-    for name in [ref.gguf_file] if ref.gguf_file else _fingerprinted(ref.folder):
+    for name in [ref.gguf_file] if ref.gguf_file else _fingerprinted_files(ref.folder):
         # A GGUF file is the whole model, so what it is called does not matter.
         digest.update(b"gguf" if ref.gguf_file else name.encode())
         with open(os.path.join(ref.folder, name), "rb") as file:
@@ -157,7 +157,7 @@ def model_fingerprint(ref: ModelRef) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fingerprinted(folder: str) -> list[str]:
+def _fingerprinted_files(folder: str) -> list[str]:
     from fnmatch import fnmatch
 
     names = [name for name in os.listdir(folder) if not name.startswith((".", *_UNFINGERPRINTED))]
@@ -206,7 +206,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, prefixes: Seq
     from transformers import AutoTokenizer
 
     with _load_errors("tokenizer", ref, trust_remote_code):
-        tokenizer = AutoTokenizer.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
+        tokenizer = AutoTokenizer.from_pretrained(ref.folder, **_from_pretrained_kwargs(ref, trust_remote_code))
         # To read a GGUF file's settings takes as long as to read all of it: there the engine compares with the model.
         config = {} if ref.gguf_file else text_config(read_config(ref.folder))
         size = config.get("vocab_size")
@@ -227,15 +227,15 @@ def context_length(model: str, *, trust_remote_code: bool = False) -> int:
     """
     ref = resolve_model(model)
     if not ref.gguf_file:
-        named = positions(text_config(read_config(ref.folder)))
+        named = max_positions(text_config(read_config(ref.folder)))
         if named is not None:
             return named  # without transformers, whose import takes seconds
     _check_gguf(ref)
     from transformers import AutoConfig
 
     with _load_errors("configuration", ref, trust_remote_code):
-        config = AutoConfig.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
-    return positions(config.get_text_config()) or NO_LIMIT
+        config = AutoConfig.from_pretrained(ref.folder, **_from_pretrained_kwargs(ref, trust_remote_code))
+    return max_positions(config.get_text_config()) or UNLIMITED_POSITIONS
 
 
 def load_model(
@@ -264,7 +264,11 @@ def load_model(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16")
     logging.disable_progress_bar()
-    weights = _unpacked() if ref.gguf_file else {"use_safetensors": True, "config": _config(ref, trust_remote_code)}
+    weights = (
+        _dequantize_kwargs()
+        if ref.gguf_file
+        else {"use_safetensors": True, "config": _load_config(ref, trust_remote_code)}
+    )
     with _load_errors("model", ref, trust_remote_code):
         loaded, info = AutoModelForCausalLM.from_pretrained(
             ref.folder,
@@ -272,24 +276,24 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told in `info`, of all tensors at once
             **weights,
-            **_source(ref, trust_remote_code),
+            **_from_pretrained_kwargs(ref, trust_remote_code),
         )
         # Not cast any further: what is no weight, such as the frequencies of rotary positions, stays in float32.
         if not any(parameter.is_meta for parameter in loaded.parameters()):
             loaded.to(device)
         loaded.eval()
-        check_loaded(loaded, info, ref.path)
+        check_loading_info(loaded, info, ref.path)
         if not any(hasattr(parameter, "ds_id") for parameter in loaded.parameters()):
             check_causal(loaded, ref.path)
-    _forget_generation_settings(loaded)
+    _reset_generation_config(loaded)
     built: nn.Module = loaded
     return built
 
 
-def _forget_generation_settings(model: Any) -> None:
+def _reset_generation_config(model: Any) -> None:
     """Keep the token ids of generation_config.json alone.
 
-    No engine here reads the others (see `ignored_of`), and some of them keep a trained checkpoint from being saved.
+    No engine here reads the others (see `ignored_model_settings`), and some of them keep a trained checkpoint from being saved.
     """
     from transformers import GenerationConfig
 
@@ -299,12 +303,12 @@ def _forget_generation_settings(model: Any) -> None:
         model.generation_config = GenerationConfig(**{name: getattr(before, name, None) for name in names})
 
 
-def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
+def _load_config(ref: ModelRef, trust_remote_code: bool) -> Any:
     """The configuration of a Hugging Face folder; a pad token without an embedding is replaced by the end of text."""
     from transformers import AutoConfig
 
     with _load_errors("model", ref, trust_remote_code):
-        config = AutoConfig.from_pretrained(ref.folder, **_source(ref, trust_remote_code))
+        config = AutoConfig.from_pretrained(ref.folder, **_from_pretrained_kwargs(ref, trust_remote_code))
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
             pad, size = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
             if isinstance(pad, int) and isinstance(size, int) and pad >= size:
@@ -313,7 +317,7 @@ def _config(ref: ModelRef, trust_remote_code: bool) -> Any:
     return config
 
 
-def model_skeleton(model: str, *, trust_remote_code: bool = False) -> "nn.Module | None":
+def init_empty_model(model: str, *, trust_remote_code: bool = False) -> "nn.Module | None":
     """The modules of a model without its weights; None for a GGUF file, whose modules are known only once it is read.
 
     Raises:
@@ -325,13 +329,13 @@ def model_skeleton(model: str, *, trust_remote_code: bool = False) -> "nn.Module
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = _config(ref, trust_remote_code)
+    config = _load_config(ref, trust_remote_code)
     with _load_errors("model", ref, trust_remote_code), torch.device("meta"):
         built: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return built
 
 
-def _unpacked() -> dict[str, Any]:
+def _dequantize_kwargs() -> dict[str, Any]:
     """Settings by which GGUF weights become ordinary ones of the wanted dtype, trained and saved like others."""
     import transformers
 
@@ -340,7 +344,7 @@ def _unpacked() -> dict[str, Any]:
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
-def _source(ref: ModelRef, trust_remote_code: bool) -> dict[str, Any]:
+def _from_pretrained_kwargs(ref: ModelRef, trust_remote_code: bool) -> dict[str, Any]:
     source: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     return source | ({"gguf_file": ref.gguf_file} if ref.gguf_file else {})
 
@@ -362,4 +366,4 @@ def _load_errors(what: str, ref: ModelRef, trust_remote_code: bool) -> AbstractC
             return "it comes with code of its own: read that code, and if you trust it give --trust-remote-code"
         return "check that the files are whole and that this version of transformers knows the architecture"
 
-    return library_errors(f"the {what} in {ref.path} cannot be loaded", ModelError, mend)
+    return wrap_library_errors(f"the {what} in {ref.path} cannot be loaded", ModelError, mend)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from slick.errors import SettingsError, StudyError
 from slick.storage import Folder
-from slick.study import read_manifest, read_started
+from slick.study import read_manifest, read_start_record
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TrainDtype = Literal["auto", "float32", "bfloat16"]
@@ -18,7 +18,7 @@ AUTO: Final = "auto"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def bytes_per_number(dtype: str) -> int:
+def dtype_bytes(dtype: str) -> int:
     """Bytes that one weight, key or value takes in a resolved dtype.
 
     Raises:
@@ -34,14 +34,14 @@ class Device:
     """Where a model runs, as far as it decides the precision."""
 
     is_gpu: bool
-    has_bfloat16: bool
+    supports_bfloat16: bool
     """It computes bfloat16 itself; emulation does not count. NVIDIA GPUs do from compute capability 8.0 on."""
     name: str
     """For messages."""
 
 
-CPU = Device(is_gpu=False, has_bfloat16=True, name="the CPU")
-PLANNED_GPU = Device(is_gpu=True, has_bfloat16=True, name="a GPU of compute capability 8.0 or later")
+CPU = Device(is_gpu=False, supports_bfloat16=True, name="the CPU")
+ASSUMED_GPU = Device(is_gpu=True, supports_bfloat16=True, name="a GPU of compute capability 8.0 or later")
 """What plans assume: an A10G, L4, A100, H100 or later."""
 
 
@@ -61,9 +61,9 @@ def resolve_dtype(dtype: str, device: Device, begun: str | None = None) -> str:
     """
     if dtype != AUTO:
         return dtype
-    if begun is not None and (begun != "bfloat16" or device.has_bfloat16):
+    if begun is not None and (begun != "bfloat16" or device.supports_bfloat16):
         return begun
-    return "bfloat16" if device.is_gpu and device.has_bfloat16 else "float32"
+    return "bfloat16" if device.is_gpu and device.supports_bfloat16 else "float32"
 
 
 def resolve_train_dtype(dtype: TrainDtype, device: Device) -> TrainDtype:
@@ -72,7 +72,7 @@ def resolve_train_dtype(dtype: TrainDtype, device: Device) -> TrainDtype:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class StoredDtype:
     """What the folders of a step say of its precision."""
 
     dtype: str | None
@@ -80,10 +80,10 @@ class Stored:
     is_finished: bool
 
 
-NOTHING_STORED = Stored(dtype=None, is_finished=False)
+NO_STORED_DTYPE = StoredDtype(dtype=None, is_finished=False)
 
 
-def stored_dtype(folders: Sequence[Folder]) -> Stored:
+def read_stored_dtype(folders: Sequence[Folder]) -> StoredDtype:
     """The dtype in which a step began, from the settings in its folders.
 
     Args:
@@ -97,7 +97,7 @@ def stored_dtype(folders: Sequence[Folder]) -> Stored:
     for folder in folders:
         manifest = read_manifest(folder)
         num_finished += manifest is not None
-        record = manifest or read_started(folder)
+        record = manifest or read_start_record(folder)
         if record is not None:
             found.setdefault(record.settings.get("dtype") or "", folder)
     found.pop("", None)
@@ -107,10 +107,10 @@ def stored_dtype(folders: Sequence[Folder]) -> Stored:
             f"this study holds results in {held}, so --dtype auto does not say which to go on with; give --dtype (in a "
             "study, --annotate.dtype or --sweep.train.dtype), or another --out"
         )
-    return Stored(dtype=next(iter(found), None), is_finished=0 < num_finished == len(folders))
+    return StoredDtype(dtype=next(iter(found), None), is_finished=0 < num_finished == len(folders))
 
 
-def choose_dtype(step: str, dtype: str, stored: Stored, device: Callable[[], Device]) -> str:
+def resolve_step_dtype(step: str, dtype: str, stored: StoredDtype, device: Callable[[], Device]) -> str:
     """Resolve the dtype of a step before its fingerprint is made, and say where it is not the device's own choice.
 
     Args:
@@ -148,11 +148,11 @@ class Runtime:
         return f"device {self.device}, dtype {self.dtype}, attention {self.attention}"
 
 
-RUNTIME: Final = ("device", "dtype", "attention")
+RUNTIME_FIELDS: Final = ("device", "dtype", "attention")
 """Counts of a manifest that hold a `Runtime`."""
 
 
-def runtime_counts(runtimes: Iterable[Runtime | Mapping[str, Any]]) -> dict[str, str]:
+def merge_runtimes(runtimes: Iterable[Runtime | Mapping[str, Any]]) -> dict[str, str]:
     """The counts of a manifest: each part of the runtimes, several joined by `and`; empty where nothing is known.
 
     >>> a = Runtime(device="cpu", dtype="float32", attention="sdpa")
@@ -162,6 +162,6 @@ def runtime_counts(runtimes: Iterable[Runtime | Mapping[str, Any]]) -> dict[str,
     known = [asdict(runtime) if isinstance(runtime, Runtime) else runtime for runtime in runtimes]
     values = {
         name: sorted({part for one in known if one.get(name) for part in str(one[name]).split(" and ")})
-        for name in RUNTIME
+        for name in RUNTIME_FIELDS
     }
     return {name: " and ".join(some) for name, some in values.items() if some}

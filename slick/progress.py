@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 MAX_INTERVAL_S = 300.0
 """The most time between two lines in a log."""
-LOG_SHARE = 0.1
+LOG_INTERVAL_SHARE = 0.1
 """In a log, the next line comes after this share of the time so far."""
 
 
-class Progress:
+class ProgressReporter:
     """Prints one line that renews itself on a terminal, and elsewhere (logs of a Ray job) lines at growing intervals.
 
     The speed is that of the last few lines: what a step took to start says nothing about how long it will go on.
@@ -25,7 +25,7 @@ class Progress:
         interval_s: float = 10.0,
         *,
         quiet: bool = False,
-        tell: Callable[[str], object] | None = None,
+        on_update: Callable[[str], object] | None = None,
     ) -> None:
         """Begin at 0.
 
@@ -39,7 +39,7 @@ class Progress:
             tell: called with the line now and then.
         """
         self._label, self._total, self._unit = label, total, unit
-        self._quiet, self._tell = quiet, tell
+        self._quiet, self._tell = quiet, on_update
         self._tell_s = interval_s
         self._tty = sys.stderr.isatty()
         self._interval_s = 0.2 if self._tty else interval_s
@@ -84,7 +84,7 @@ class Progress:
         """Seconds between two lines: in a log they grow, so that a long step does not fill it."""
         if self._tty:
             return self._interval_s
-        return max(self._interval_s, min(MAX_INTERVAL_S, LOG_SHARE * (now - self._began)))
+        return max(self._interval_s, min(MAX_INTERVAL_S, LOG_INTERVAL_SHARE * (now - self._began)))
 
     @property
     def seconds_left(self) -> float:
@@ -102,18 +102,18 @@ class Progress:
     def _remaining(self) -> str:
         """The time left, in words; empty where it is not known, as before the first unit of a run that goes on."""
         seconds = self.seconds_left
-        return "" if seconds == float("inf") else f"{duration(seconds)} left"
+        return "" if seconds == float("inf") else f"{format_duration(seconds)} left"
 
     def _text(self, now: float) -> str:
         done = f"{self._label}: {self.done:,} of {self._total:,} {self._unit}"
-        return f"{done}{_part(rate(self._speed(now)))}{_part(self._remaining)}{_part(self._note)}"
+        return f"{done}{_suffix(format_rate(self._speed(now)))}{_suffix(self._remaining)}{_suffix(self._note)}"
 
 
-def _part(text: str) -> str:
+def _suffix(text: str) -> str:
     return f", {text}" if text else ""
 
 
-def rate(per_second: float) -> str:
+def format_rate(per_second: float) -> str:
     """Units a second, or below one a second the time of each; empty where nothing is known.
 
     >>> rate(1234.5), rate(1.0), rate(0.43), rate(1 / 240), rate(0.0)
@@ -124,10 +124,10 @@ def rate(per_second: float) -> str:
     if per_second >= 1:
         return f"{per_second:,.1f}/s"
     seconds = 1 / per_second
-    return f"{seconds:.1f} s each" if seconds < 10 else f"{duration(seconds)} each"
+    return f"{seconds:.1f} s each" if seconds < 10 else f"{format_duration(seconds)} each"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as a person says them.
 
     >>> duration(42.4), duration(192), duration(7260), duration(float("inf"))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slick.draws import numpy_seed
+from slick.draws import derive_seed
 from slick.errors import DataError
 from slick.matching import nfc
 
@@ -79,7 +79,7 @@ def draw_exemplar_sets(
                 f"relation {relation} has {len(ids)} dev questions; {num_sets} exemplar sets of {num_shots} need "
                 f"at least {needed}; give it more dev questions, leave it out, or lower --num-shots"
             )
-        rng = np.random.default_rng(numpy_seed(seed, "exemplars", relation))
+        rng = np.random.default_rng(derive_seed(seed, "exemplars", relation))
         drawn: list[list[str]] = []
         for _ in range(1000 * num_sets):
             picked = [ids[i] for i in rng.choice(len(ids), size=num_shots, replace=False)]

@@ -14,7 +14,7 @@ but only through random draws. `length`: how far a training goes, not what it co
 later. `cost`: time and memory. `content`: a path to an input, which counts by what it holds. `nothing`: none of these.
 """
 
-EVERYTHING: frozenset[Affects] = frozenset({"result", "cost"})
+DEFAULT_AFFECTS: frozenset[Affects] = frozenset({"result", "cost"})
 """What a field affects that declares nothing."""
 
 IDENTITY: frozenset[Affects] = frozenset({"result", "labels", "seed"})
@@ -23,10 +23,10 @@ IDENTITY: frozenset[Affects] = frozenset({"result", "labels", "seed"})
 P_TRUE_IDENTITY: frozenset[Affects] = frozenset({"result", "p_true"})
 """Of the annotate step, settings that are part of the fingerprint of P(True)."""
 
-COMPARED: frozenset[Affects] = IDENTITY | {"length"}
+COMPARISON: frozenset[Affects] = IDENTITY | {"length"}
 """Settings in which two studies may differ."""
 
-When = Callable[[Mapping[str, Any]], object]
+Condition = Callable[[Mapping[str, Any]], object]
 """Given all settings of the class by name, whether this one has any effect."""
 
 T = TypeVar("T")
@@ -35,12 +35,12 @@ Class = TypeVar("Class", bound=type)
 _CLASSES: dict[str, type] = {}
 
 
-def affects(*what: Affects, when: When | None = None, formerly: str = "") -> dict[str, Any]:
+def affects(*what: Affects, when: Condition | None = None, former_name: str = "") -> dict[str, Any]:
     """The declaration as `metadata` of a dataclass field; see `setting`."""
-    return {"affects": frozenset(what), "when": when, "formerly": formerly}
+    return {"affects": frozenset(what), "when": when, "formerly": former_name}
 
 
-def setting(default: T, *what: Affects, when: When | None = None, formerly: str = "") -> T:
+def setting(default: T, *what: Affects, when: Condition | None = None, former_name: str = "") -> T:
     """A dataclass field with a default, and what it affects.
 
     Args:
@@ -49,10 +49,10 @@ def setting(default: T, *what: Affects, when: When | None = None, formerly: str 
         when: whether it has any effect, given all settings; None: always.
         formerly: its name in manifests of earlier versions, if it had another.
     """
-    return dataclasses.field(default=default, metadata=affects(*what, when=when, formerly=formerly))
+    return dataclasses.field(default=default, metadata=affects(*what, when=when, former_name=former_name))
 
 
-def settings_of(step: str) -> Callable[[Class], Class]:
+def register_settings(step: str) -> Callable[[Class], Class]:
     """Class decorator: these are the settings that manifests of this step hold."""
 
     def register(cls: Class) -> Class:
@@ -67,27 +67,29 @@ def settings_class(step: str) -> type | None:
     return _CLASSES.get(step)
 
 
-def affected_by(field: "dataclasses.Field[Any]") -> frozenset[Affects]:
+def field_affects(field: "dataclasses.Field[Any]") -> frozenset[Affects]:
     """What a field affects."""
-    declared: frozenset[Affects] = field.metadata.get("affects", EVERYTHING)
+    declared: frozenset[Affects] = field.metadata.get("affects", DEFAULT_AFFECTS)
     return declared
 
 
-def names_of(cls: type, *what: Affects) -> tuple[str, ...]:
+def fields_affecting(cls: type, *what: Affects) -> tuple[str, ...]:
     """Names of the fields that affect all of these, in the order of the class."""
-    return tuple(field.name for field in dataclasses.fields(cls) if affected_by(field) >= set(what))
+    return tuple(field.name for field in dataclasses.fields(cls) if field_affects(field) >= set(what))
 
 
-def identity_of(config: object, what: frozenset[Affects] = IDENTITY) -> dict[str, Any]:
+def identity_settings(config: object, what: frozenset[Affects] = IDENTITY) -> dict[str, Any]:
     """The settings of a dataclass that affect any of `what`, by name; those without effect are left out."""
     assert dataclasses.is_dataclass(config)
     assert not isinstance(config, type)
-    return counted(
+    return filter_settings(
         type(config), {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, what
     )
 
 
-def counted(cls: type | None, values: Mapping[str, Any], what: frozenset[Affects] = COMPARED) -> dict[str, Any]:
+def filter_settings(
+    cls: type | None, values: Mapping[str, Any], what: frozenset[Affects] = COMPARISON
+) -> dict[str, Any]:
     """Those of some settings that affect any of `what`.
 
     Args:
@@ -100,13 +102,13 @@ def counted(cls: type | None, values: Mapping[str, Any], what: frozenset[Affects
     found = {}
     for name, value in values.items():
         field = fields.get(name)
-        if field is not None and not (affected_by(field) & what and _has_effect(field, values)):
+        if field is not None and not (field_affects(field) & what and _has_effect(field, values)):
             continue
-        found[name] = _counted_within(nested_class(field), value, what)
+        found[name] = _filter_nested(nested_settings_class(field), value, what)
     return found
 
 
-def nested_class(field: "dataclasses.Field[Any] | None") -> type | None:
+def nested_settings_class(field: "dataclasses.Field[Any] | None") -> type | None:
     """The settings class of a field that holds settings itself."""
     factory: Any = field.default_factory if field else None
     return factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
@@ -117,7 +119,7 @@ def _has_effect(field: "dataclasses.Field[Any]", values: Mapping[str, Any]) -> b
     return when is None or bool(when(values))
 
 
-def _counted_within(cls: type | None, value: Any, what: frozenset[Affects]) -> Any:
+def _filter_nested(cls: type | None, value: Any, what: frozenset[Affects]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return identity_of(value, what)
-    return counted(cls, value, what) if cls and isinstance(value, Mapping) else value
+        return identity_settings(value, what)
+    return filter_settings(cls, value, what) if cls and isinstance(value, Mapping) else value

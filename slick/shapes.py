@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slick.errors import SettingsError
-from slick.precision import bytes_per_number
+from slick.precision import dtype_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,70 +18,78 @@ class ModelShape:
 
     name: str
     num_layers: int
-    hidden: int
-    ffn: int
+    hidden_size: int
+    intermediate_size: int
     """Width of the feed-forward block, which has three matrices: gate, up and down."""
     num_heads: int
     num_kv_heads: int
-    head: int
+    head_dim: int
     """Width of one attention head."""
-    vocabulary: int
-    tied: bool
+    vocab_size: int
+    tie_word_embeddings: bool
     """Input and output embeddings are one matrix."""
 
     @property
     def attention(self) -> int:
         """Parameters of one layer's attention."""
-        return self.hidden * self.head * 2 * (self.num_heads + self.num_kv_heads)
+        return self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
 
     @property
     def feed_forward(self) -> int:
         """Parameters of one layer's feed-forward block."""
-        return 3 * self.hidden * self.ffn
+        return 3 * self.hidden_size * self.intermediate_size
 
     @property
     def embeddings(self) -> int:
         """Parameters of the embeddings."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
 
     @property
     def parameters(self) -> int:
         """All of them."""
-        norms = self.hidden * (2 * self.num_layers + 1)
+        norms = self.hidden_size * (2 * self.num_layers + 1)
         return self.embeddings + norms + self.num_layers * (self.attention + self.feed_forward)
 
     def lora_parameters(self, rank: int, part: str = "all") -> int:
         """Parameters of LoRA of this rank on the linear layers of `all`, `attention` or `ffn`."""
-        hidden, heads, kv = self.hidden, self.num_heads * self.head, self.num_kv_heads * self.head
-        attention = 2 * (hidden + heads) + 2 * (hidden + kv)
+        hidden_size, heads, kv = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = 2 * (hidden_size + heads) + 2 * (hidden_size + kv)
         return (
             rank
             * self.num_layers
             * sum(
                 size
-                for name, size in (("attention", attention), ("ffn", 3 * (hidden + self.ffn)))
+                for name, size in (("attention", attention), ("ffn", 3 * (hidden_size + self.intermediate_size)))
                 if part in ("all", name)
             )
         )
 
-    def kv_bytes_a_token(self, dtype: str) -> int:
+    def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of the keys and values of one token."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head * bytes_per_number(dtype)
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes(dtype)
 
 
 def _shape(
-    name: str, layers: int, hidden: int, ffn: int, heads: int, kv: int, head: int, words: int, tied: bool
+    name: str,
+    layers: int,
+    hidden_size: int,
+    intermediate_size: int,
+    heads: int,
+    kv: int,
+    head_dim: int,
+    words: int,
+    tie_word_embeddings: bool,
 ) -> ModelShape:
     return ModelShape(
         name=name,
         num_layers=layers,
-        hidden=hidden,
-        ffn=ffn,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_heads=heads,
         num_kv_heads=kv,
-        head=head,
-        vocabulary=words,
-        tied=tied,
+        head_dim=head_dim,
+        vocab_size=words,
+        tie_word_embeddings=tie_word_embeddings,
     )
 
 
@@ -99,7 +107,7 @@ SHAPES = {
 """Published models by size."""
 
 
-def named_shape(size: str) -> ModelShape:
+def published_shape(size: str) -> ModelShape:
     """The published model of a size.
 
     Raises:
@@ -114,7 +122,7 @@ def named_shape(size: str) -> ModelShape:
     )
 
 
-def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
+def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
     """The shape that a config.json tells.
 
     Raises:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from slick.errors import SettingsError, StudyError
 from slick.file_errors import file_errors, temporary_folder
-from slick.strict_json import parse_json
+from slick.strict_json import parse_strict_json
 from slick.uris import check_uri
 
 FolderLike = Union[str, os.PathLike[str], "Folder"]
@@ -66,8 +66,8 @@ class Folder:
 
     def _parts(self) -> tuple[str, str]:
         """The path, and an object store's options, which stand behind it."""
-        base, mark, options = ("", "", "") if self.is_local else self.uri.partition("?")
-        return base or self.uri, mark + options
+        base, etag, options = ("", "", "") if self.is_local else self.uri.partition("?")
+        return base or self.uri, etag + options
 
     def child(self, *names: str) -> Self:
         """The folder `names[0]/names[1]/...` inside this one; it need not exist."""
@@ -116,7 +116,7 @@ class Folder:
             ) from error
         return filesystem, path
 
-    def make(self) -> None:
+    def mkdir(self) -> None:
         """Create the folder and its parents; object stores need no folders and are left alone."""
         if self.is_local:
             with file_errors(str(self), "made"):
@@ -181,7 +181,7 @@ class Folder:
         """Write a file whole: a reader sees the old content or the new, never a part."""
         if "/" in name:
             raise StudyError(f"{self}/{name} cannot be written: {name} is not the name of a file inside that folder")
-        self.make()
+        self.mkdir()
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "written"):
             if not self.is_local:
@@ -206,7 +206,7 @@ class Folder:
         """
         data = self.read_bytes(name)
         try:
-            return parse_json(data)
+            return parse_strict_json(data)
         except ValueError as error:
             reason = str(error).splitlines()[0][:300]
             raise StudyError(f"{self}/{name} is not JSON ({reason}); delete it and run the step again") from error
@@ -216,7 +216,7 @@ class Folder:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def read_table(self, name: str, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()) -> pa.Table:
-        """One Parquet file as a table, as it is; `slick.stored_files.read_checked` also checks what it holds.
+        """One Parquet file as a table, as it is; `slick.stored_files.read_validated_table` also checks what it holds.
 
         Args:
             name: of the file.
@@ -290,7 +290,7 @@ class Folder:
         """Bytes of every file in here and below, by its path from here; empty if the folder is not there."""
         return {name: int(info.size) for name, info in self._files()}
 
-    def mark(self) -> str | None:
+    def etag(self) -> str | None:
         """16 hex digits that change when a file in here or below does; None if there is none.
 
         Of address, paths, sizes and times: content is not read, so that it can be asked of a large model cheaply.
@@ -305,7 +305,7 @@ class Folder:
             pafs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
 
     @contextmanager
-    def fetched(self) -> Iterator[str]:
+    def as_local_path(self) -> Iterator[str]:
         """A path on this machine where all files lie while the block lasts: the folder itself, or a copy of it."""
         if self.is_local:
             yield self.uri
@@ -319,7 +319,7 @@ class Folder:
 
     def add(self, source: str) -> None:
         """Copy all files of the local folder `source` into this one, beside those that are here."""
-        self.make()
+        self.mkdir()
         filesystem, path = self._open()
         with file_errors(str(self), "written"):
             pafs.copy_files(source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
@@ -336,7 +336,7 @@ class Folder:
                 filesystem.delete_file(target)
 
     @contextmanager
-    def staged(self) -> Iterator["Folder"]:
+    def atomic_replace(self) -> Iterator["Folder"]:
         """A new, empty folder that takes this one's place when the block ends, and vanishes if the block fails.
 
         For one writer at a time; what a writer that was killed has left beside this folder is removed. Locally the
@@ -348,12 +348,12 @@ class Folder:
                 yield Folder(copy)
                 self._overwrite(copy)
             return
-        self.parent.make()
+        self.parent.mkdir()
         beginning = os.path.join(os.path.dirname(self.uri), f".{self.name}.")
         for left in (path for end in ("part", "old") for path in glob.glob(f"{glob.escape(beginning)}*.{end}")):
             shutil.rmtree(left, ignore_errors=True)
-        mark = uuid.uuid4().hex
-        part, old = f"{beginning}{mark}.part", f"{beginning}{mark}.old"
+        etag = uuid.uuid4().hex
+        part, old = f"{beginning}{etag}.part", f"{beginning}{etag}.old"
         try:
             with file_errors(str(self), "written"):
                 os.makedirs(part)
@@ -391,7 +391,7 @@ class Folder:
         if not self.is_local:
             self._overwrite(source)
             return
-        with self.staged() as new, file_errors(str(self), "written"):
+        with self.atomic_replace() as new, file_errors(str(self), "written"):
             # Not copytree: temporary folders are private, and who may read a study is for the umask to say.
             local = pafs.LocalFileSystem()
             pafs.copy_files(source, new.uri, source_filesystem=local, destination_filesystem=local)

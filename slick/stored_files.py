@@ -36,25 +36,25 @@ T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
 
-_LONGEST_SHOWN = 60
+_MAX_VALUE_CHARS = 60
 _LARGEST_INTEGER = 2**64
-_NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
+_TYPE_NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
 
 
-class Bound(NamedTuple):
+class Minimum(NamedTuple):
     """Of a number, as in `Annotated[int, Bound(1)]`."""
 
     at_least: float
 
 
-Count = Annotated[int, Bound(0)]
+Count = Annotated[int, Minimum(0)]
 
 
 class MismatchError(ValueError):
     """A value is not of the declared type; the message says where, what was found and what is wanted."""
 
 
-def read_record(folder: Folder, name: str, kind: type[T], remedy: str, *, exact: bool = False) -> T:
+def read_record(folder: Folder, name: str, kind: type[T], hint: str, *, exact: bool = False) -> T:
     """One JSON file as a value of the declared type.
 
     Args:
@@ -71,7 +71,7 @@ def read_record(folder: Folder, name: str, kind: type[T], remedy: str, *, exact:
     try:
         record: T = convert(value, kind, exact=exact)
     except MismatchError as error:
-        raise StudyError(f"{folder}/{name}: {error}; {remedy}") from error
+        raise StudyError(f"{folder}/{name}: {error}; {hint}") from error
     return record
 
 
@@ -97,13 +97,15 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
     if kind is Any or kind is object:
         return value
     if origin in (Union, types.UnionType):
-        return _one_of(value, kind, place, exact=exact)
+        return _convert_union(value, kind, place, exact=exact)
     if origin is Required or origin is NotRequired:
         return convert(value, arguments[0], place, exact=exact)
     if origin is Annotated:
         number = convert(value, arguments[0], place, exact=exact)
         if number < arguments[1].at_least:
-            raise MismatchError(f"{place or 'the file'} is {shown(value)}, wanted {arguments[1].at_least:g} or more")
+            raise MismatchError(
+                f"{place or 'the file'} is {format_value(value)}, wanted {arguments[1].at_least:g} or more"
+            )
         return number
     if origin is Literal:
         if not any(type(value) is type(choice) and value == choice for choice in arguments):
@@ -116,16 +118,16 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
             for field in fields
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         }
-        return kind(**_fields(value, kind, {field.name for field in fields}, required, place, exact=exact))
+        return kind(**_convert_fields(value, kind, {field.name for field in fields}, required, place, exact=exact))
     if is_typeddict(kind):
-        found = _fields(value, kind, _hints(kind).keys(), kind.__required_keys__, place, exact=exact)
+        found = _convert_fields(value, kind, _hints(kind).keys(), kind.__required_keys__, place, exact=exact)
         return {**value, **found}
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise _mismatch(value, place, kind)
         return {
             convert(key, arguments[0], f"a field of {place or 'the file'}"): convert(
-                item, arguments[1], _at(place, key), exact=exact
+                item, arguments[1], _join_path(place, key), exact=exact
             )
             for key, item in value.items()
         }
@@ -134,10 +136,10 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
             raise _mismatch(value, place, kind)
         items = [convert(item, arguments[0], f"{place}[{i}]", exact=exact) for i, item in enumerate(value)]
         return tuple(items) if origin is tuple else items
-    return _single(value, kind, place)
+    return _convert_scalar(value, kind, place)
 
 
-def _one_of(value: Any, kind: Any, place: str, *, exact: bool) -> Any:
+def _convert_union(value: Any, kind: Any, place: str, *, exact: bool) -> Any:
     """The first alternative that fits; where one alternative alone is of the value's kind, its own message."""
     alternatives = get_args(kind)
     errors: list[MismatchError] = []
@@ -152,7 +154,7 @@ def _one_of(value: Any, kind: Any, place: str, *, exact: bool) -> Any:
     raise _mismatch(value, place, kind)
 
 
-def _fields(
+def _convert_fields(
     value: Any, kind: Any, known: Collection[str], required: Collection[str], place: str, *, exact: bool
 ) -> dict[str, Any]:
     if not isinstance(value, dict):
@@ -161,10 +163,12 @@ def _fields(
     if missing := sorted(set(required) - value.keys()):
         raise MismatchError(f"{where} lacks {', '.join(missing)}")
     if exact and (unknown := sorted(value.keys() - set(known))):
-        raise MismatchError(f"{where} has the unknown field {_cut(repr(unknown[0]))}")
+        raise MismatchError(f"{where} has the unknown field {_truncate(repr(unknown[0]))}")
     hints = _hints(kind)
     return {
-        name: convert(item, hints[name], _at(place, name), exact=exact) for name, item in value.items() if name in known
+        name: convert(item, hints[name], _join_path(place, name), exact=exact)
+        for name, item in value.items()
+        if name in known
     }
 
 
@@ -173,7 +177,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _single(value: Any, kind: Any, place: str) -> Any:
+def _convert_scalar(value: Any, kind: Any, place: str) -> Any:
     if issubclass(kind, Enum):
         if isinstance(value, str) and value in [member.value for member in kind]:
             return kind(value)
@@ -188,23 +192,23 @@ def _single(value: Any, kind: Any, place: str) -> Any:
 
 
 def _mismatch(value: Any, place: str, kind: Any) -> MismatchError:
-    return MismatchError(f"{place or 'the file'} is {shown(value)}, wanted {_wanted(kind)}")
+    return MismatchError(f"{place or 'the file'} is {format_value(value)}, wanted {_expected(kind)}")
 
 
-def _wanted(kind: Any) -> str:
+def _expected(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return " or ".join(_wanted(one) for one in arguments)
+        return " or ".join(_expected(one) for one in arguments)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"one of {', '.join(str(member.value) for member in kind)}"
     if origin in (list, Sequence, tuple):
         return "a list"
-    return _NAMES.get(kind, "an object")
+    return _TYPE_NAMES.get(kind, "an object")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A JSON value in a few words of one line, for messages."""
     if isinstance(value, dict):
         return "an object"
@@ -212,19 +216,19 @@ def shown(value: Any) -> str:
         return "a list"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"the {'text' if isinstance(value, str) else 'number'} {_cut(repr(value))}"
+    return f"the {'text' if isinstance(value, str) else 'number'} {_truncate(repr(value))}"
 
 
-def _at(place: str, name: str) -> str:
+def _join_path(place: str, name: str) -> str:
     return f"{place}.{_name(name)}".lstrip(".")
 
 
 def _name(key: str) -> str:
-    return key if key.isprintable() and len(key) <= _LONGEST_SHOWN else _cut(repr(key))
+    return key if key.isprintable() and len(key) <= _MAX_VALUE_CHARS else _truncate(repr(key))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+def _truncate(text: str) -> str:
+    return text if len(text) <= _MAX_VALUE_CHARS else f"{text[:_MAX_VALUE_CHARS]}..."
 
 
 class Lookup(dict[K, V]):
@@ -237,7 +241,7 @@ class Lookup(dict[K, V]):
 
     def __missing__(self, key: K) -> V:
         raise StudyError(
-            f"{self._missing.format(key=_cut(repr(key)))}, though another file of the study names it: they are of "
+            f"{self._missing.format(key=_truncate(repr(key)))}, though another file of the study names it: they are of "
             "different studies, or one was changed; restore it, or run the steps behind it again"
         )
 
@@ -257,19 +261,19 @@ class TableSpec:
     """Column to its smallest and largest number."""
     optional: frozenset[str] = frozenset()
     """Columns that not every file has."""
-    filled: frozenset[str] = frozenset()
+    non_empty: frozenset[str] = frozenset()
     """Columns of lists that hold at least one item, and no nulls."""
-    parallel: tuple[tuple[str, str], ...] = ()
+    same_length: tuple[tuple[str, str], ...] = ()
     """Pairs of columns whose lists are of the same lengths."""
-    may_be_empty: bool = False
+    allow_empty: bool = False
 
     @property
-    def remedy(self) -> str:
+    def hint(self) -> str:
         """How to mend a file that is not as declared."""
         return f"restore it, or delete that folder and run `slick {self.step}` again"
 
 
-def read_checked(folder: Folder, name: str, spec: TableSpec, columns: Sequence[str] | None = None) -> pa.Table:
+def read_validated_table(folder: Folder, name: str, spec: TableSpec, columns: Sequence[str] | None = None) -> pa.Table:
     """One Parquet file, checked: columns, types, nulls, allowed values and ranges.
 
     Args:
@@ -289,13 +293,13 @@ def read_checked(folder: Folder, name: str, spec: TableSpec, columns: Sequence[s
     table = folder.read_table(name, [column for column in wanted if column not in spec.optional], optional=optional)
     table = table.select([column for column in wanted if column in table.column_names])
     where = f"{folder}/{name}"
-    if not table.num_rows and not spec.may_be_empty:
-        raise StudyError(f"{where} has no rows, wanted at least one; {spec.remedy}")
-    checked = [_column(where, column, table[column], spec) for column in table.column_names]
+    if not table.num_rows and not spec.allow_empty:
+        raise StudyError(f"{where} has no rows, wanted at least one; {spec.hint}")
+    checked = [_cast_column(where, column, table[column], spec) for column in table.column_names]
     found = pa.table(checked, schema=pa.schema([spec.schema.field(column) for column in table.column_names]))
-    for one, other in spec.parallel:
+    for one, other in spec.same_length:
         if {one, other} <= set(found.column_names) and not _same_lengths(found[one], found[other]):
-            raise StudyError(f"{where}: lists of {one} and {other} differ in their lengths; {spec.remedy}")
+            raise StudyError(f"{where}: lists of {one} and {other} differ in their lengths; {spec.hint}")
     return found
 
 
@@ -310,10 +314,10 @@ def _same_lengths(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     return True
 
 
-def read_checked_parts(
+def read_validated_parts(
     folder: Folder, spec: TableSpec, columns: Sequence[str] | None = None, prefix: str = "part-"
 ) -> pa.Table:
-    """All `prefix*.parquet` files of a folder as one table, in the order of their names; see `read_checked`.
+    """All `prefix*.parquet` files of a folder as one table, in the order of their names; see `read_validated_table`.
 
     Raises:
         StudyError: there is none, or one is not as declared.
@@ -321,17 +325,17 @@ def read_checked_parts(
     names = [name for name in folder.names(".parquet") if name.startswith(prefix)]
     if not names:
         raise StudyError(f"{folder} holds no {prefix}*.parquet; run `slick {spec.step}` with this --out first")
-    tables = [read_checked(folder, name, spec, columns) for name in names]
+    tables = [read_validated_table(folder, name, spec, columns) for name in names]
     together: set[str] = set().union(*(table.column_names for table in tables))
     if lacking := [name for name, table in zip(names, tables, strict=True) if set(table.column_names) != together]:
         raise StudyError(
             f"{folder}/{lacking[0]} lacks a column that other files of that folder have, of "
-            f"{', '.join(sorted(together))}; {spec.remedy}"
+            f"{', '.join(sorted(together))}; {spec.hint}"
         )
     return pa.concat_tables(tables)
 
 
-def _column(where: str, name: str, found: pa.ChunkedArray, spec: TableSpec) -> pa.ChunkedArray:
+def _cast_column(where: str, name: str, found: pa.ChunkedArray, spec: TableSpec) -> pa.ChunkedArray:
     """One column in the schema's type.
 
     Raises:
@@ -339,28 +343,28 @@ def _column(where: str, name: str, found: pa.ChunkedArray, spec: TableSpec) -> p
     """
     kind = spec.schema.field(name).type
     try:
-        if not _casts(found.type, kind):
-            raise StudyError(f"{where}: column {name} is of type {found.type}, wanted {kind}; {spec.remedy}")
+        if not _is_lossless_cast(found.type, kind):
+            raise StudyError(f"{where}: column {name} is of type {found.type}, wanted {kind}; {spec.hint}")
         array = found if found.type.equals(kind) else found.cast(kind)
         array.validate(full=True)  # texts that are not UTF-8
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
-        raise StudyError(f"{where}: column {name} is not {kind} throughout ({reason}); {spec.remedy}") from error
+        raise StudyError(f"{where}: column {name} is not {kind} throughout ({reason}); {spec.hint}") from error
     if array.null_count and name not in spec.nullable:
         raise StudyError(
             f"{where}: column {name} has no value in {array.null_count:,} of {len(array):,} rows, wanted a value in "
-            f"every row; {spec.remedy}"
+            f"every row; {spec.hint}"
         )
-    if name in spec.filled:
+    if name in spec.non_empty:
         lists = array.combine_chunks()
         if lists.flatten().null_count or not pc.all(pc.greater(pc.list_value_length(lists), 0), min_count=0).as_py():
-            raise StudyError(f"{where}: column {name} holds an empty list, or a null in a list; {spec.remedy}")
+            raise StudyError(f"{where}: column {name} holds an empty list, or a null in a list; {spec.hint}")
     if name in spec.values:
         strange = sorted(set(pc.unique(array).to_pylist()) - {None, *map(str, spec.values[name])})
         if strange:
             raise StudyError(
-                f"{where}: column {name} holds {_cut(repr(strange[0]))}, wanted one of "
-                f"{', '.join(map(str, spec.values[name]))}; {spec.remedy}"
+                f"{where}: column {name} holds {_truncate(repr(strange[0]))}, wanted one of "
+                f"{', '.join(map(str, spec.values[name]))}; {spec.hint}"
             )
     if name in spec.ranges:
         low, high = spec.ranges[name]
@@ -369,20 +373,20 @@ def _column(where: str, name: str, found: pa.ChunkedArray, spec: TableSpec) -> p
         if not pc.all(within, min_count=0).as_py():
             outside = values.filter(pc.invert(within))[0].as_py()
             wanted = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
-            raise StudyError(f"{where}: column {name} holds {outside}, wanted {wanted}; {spec.remedy}")
+            raise StudyError(f"{where}: column {name} holds {outside}, wanted {wanted}; {spec.hint}")
     return array
 
 
-def _casts(found: pa.DataType, wanted: pa.DataType) -> bool:
+def _is_lossless_cast(found: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether every value of a type has one equal value of the other; null stands for any, and the cast itself is
     checked for values that do not fit.
     """
     if pa.types.is_null(found) or found.equals(wanted):
         return True
     if pa.types.is_dictionary(found):
-        return _casts(found.value_type, wanted)
+        return _is_lossless_cast(found.value_type, wanted)
     if _is_list(wanted):
-        return _is_list(found) and _casts(found.value_type, wanted.value_type)
+        return _is_list(found) and _is_lossless_cast(found.value_type, wanted.value_type)
     texts = (pa.types.is_string, pa.types.is_large_string)
     if any(is_text(wanted) for is_text in texts):
         return any(is_text(found) for is_text in texts)

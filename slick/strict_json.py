@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-_DEEPEST = 100
+_MAX_DEPTH = 100
 """Objects and lists inside each other in a JSON file; ours have 8 at most."""
-_MOST_DIGITS = 40
+_MAX_DIGITS = 40
 
 
-def parse_json(data: bytes) -> Any:
+def parse_strict_json(data: bytes) -> Any:
     """JSON as a program may trust it.
 
     Raises:
@@ -30,13 +30,13 @@ def parse_json(data: bytes) -> Any:
             parse_float=_decimal,
         )
     except RecursionError:
-        raise ValueError(f"objects and lists inside each other are deeper than {_DEEPEST}") from None
+        raise ValueError(f"objects and lists inside each other are deeper than {_MAX_DEPTH}") from None
     level = [value]
-    for _ in range(_DEEPEST):
-        level = [inner for outer in level for inner in _inside(outer)]
+    for _ in range(_MAX_DEPTH):
+        level = [inner for outer in level for inner in _children(outer)]
         if not level:
             return value
-    raise ValueError(f"objects and lists inside each other are deeper than {_DEEPEST}")
+    raise ValueError(f"objects and lists inside each other are deeper than {_MAX_DEPTH}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -52,17 +52,17 @@ def _refuse_number(text: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _MOST_DIGITS:
-        raise ValueError(f"a number has {len(text):,} digits, more than {_MOST_DIGITS}")
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(text):,} digits, more than {_MAX_DIGITS}")
     return int(text)
 
 
 def _decimal(text: str) -> float:
     value = float(text)
-    return value if math.isfinite(value) else _refuse_number(text[:_MOST_DIGITS])
+    return value if math.isfinite(value) else _refuse_number(text[:_MAX_DIGITS])
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _children(value: Any) -> Iterable[Any]:
     """What an object or a list holds; a text is checked to be one."""
     if isinstance(value, str):
         value.encode()  # a lone surrogate is no text

@@ -14,17 +14,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from slick.errors import StudyError
-from slick.locks import confirm_locks
+from slick.locks import verify_locks
 from slick.manifest_fields import StoredSettings, StudyRecord, StudySettings, counts_type
-from slick.settings import COMPARED, counted, identity_of
+from slick.settings import COMPARISON, filter_settings, identity_settings
 from slick.storage import Folder
-from slick.stored_files import MismatchError, convert, read_record, shown
+from slick.stored_files import MismatchError, convert, format_value, read_record
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
 STUDY = "study.json"
 
-FOLDERS = ("world", "questions", "annotate", "variants", "sweep", "report")
+STEP_FOLDERS = ("world", "questions", "annotate", "variants", "sweep", "report")
 """Of the steps that have one folder in a study, named like the step."""
 
 Step = Literal["world", "questions", "annotate", "variants", "finetune", "sweep", "report"]
@@ -36,25 +36,25 @@ def fingerprint(*parts: object) -> str:
     >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     True
     """
-    text = json.dumps([_plain(part) for part in parts], sort_keys=True, allow_nan=False)
+    text = json.dumps([_to_json(part) for part in parts], sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def plain_settings(settings: object) -> dict[str, Any]:
+def settings_to_json(settings: object) -> dict[str, Any]:
     """The settings dataclass as JSON values, for manifests."""
-    value = _plain(settings)
+    value = _to_json(settings)
     if not isinstance(value, dict):
         raise TypeError(f"settings are a dataclass or a dictionary, got {type(settings).__name__}")
     return value
 
 
-def _plain(value: object) -> object:
+def _to_json(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: _to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)  # 1 and 1.0 are the same setting
     return value
@@ -109,8 +109,8 @@ def read_manifest(folder: Folder) -> Manifest | None:
         return None
     manifest = read_record(folder, MANIFEST, Manifest, _CHANGED_MANIFEST, exact=True)
     try:
-        if folder.name in FOLDERS and manifest.step != folder.name:
-            raise MismatchError(f"step is {shown(manifest.step)}, wanted {folder.name}")
+        if folder.name in STEP_FOLDERS and manifest.step != folder.name:
+            raise MismatchError(f"step is {format_value(manifest.step)}, wanted {folder.name}")
         convert(manifest.settings, StoredSettings, "settings")
         convert(manifest.counts, counts_type(folder), "counts")
     except MismatchError as error:
@@ -125,14 +125,14 @@ _CHANGED_MANIFEST = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class StartRecord:
     """What a step leaves behind when it begins, as `started.json`."""
 
     fingerprint: str = "not stated"
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_started(folder: Folder) -> Started | None:
+def read_start_record(folder: Folder) -> StartRecord | None:
     """With what a step began; None if it has not.
 
     Raises:
@@ -141,7 +141,7 @@ def read_started(folder: Folder) -> Started | None:
     if not folder.exists(STARTED):
         return None
     remedy = "it was changed: restore it, or delete that folder and run the step again"
-    started = read_record(folder, STARTED, Started, remedy)
+    started = read_record(folder, STARTED, StartRecord, remedy)
     try:
         convert(started.settings, StoredSettings, "settings")
     except MismatchError as error:
@@ -161,7 +161,7 @@ def read_study_settings(study: Folder) -> StudySettings | None:
     return read_record(study, STUDY, StudyRecord, remedy).settings
 
 
-def require(folder: Folder, step: str) -> Manifest:
+def require_manifest(folder: Folder, step: str) -> Manifest:
     """The manifest of a step that must be finished.
 
     Raises:
@@ -188,18 +188,18 @@ def needs_work(folder: Folder, step: str, identity: str, settings: object) -> bo
         StudyError: the folder was written with other inputs or settings.
     """
     manifest = read_manifest(folder)
-    record = manifest or read_started(folder)
+    record = manifest or read_start_record(folder)
     previous, before = (record.fingerprint, record.settings) if record else (None, {})
     if previous is not None and previous != identity:
         raise StudyError(
             f"{folder.uri} was written with other inputs or settings: its fingerprint is {previous}, this {step} "
-            f"step's is {identity}{_changed(before, settings)}; choose another --out, or delete that folder to do the "
+            f"step's is {identity}{_describe_changes(before, settings)}; choose another --out, or delete that folder to do the "
             "step again"
         )
     return manifest is None
 
 
-def begin(folder: Folder, step: str, identity: str, settings: object) -> bool:
+def begin_step(folder: Folder, step: str, identity: str, settings: object) -> bool:
     """Open a step's folder for writing; True if there is work to do, False if it is finished with these settings.
 
     A half-written folder with the same identity is kept, so that the step resumes. The arguments and errors are those
@@ -207,37 +207,37 @@ def begin(folder: Folder, step: str, identity: str, settings: object) -> bool:
     """
     if not needs_work(folder, step, identity, settings):
         return False
-    folder.write_json(STARTED, {"fingerprint": identity, "settings": _plain(settings)})
+    folder.write_json(STARTED, {"fingerprint": identity, "settings": _to_json(settings)})
     return True
 
 
-_MOST_CHANGED = 4
+_MAX_CHANGES_LISTED = 4
 """Settings that a refusal names."""
 
 
-def _changed(before: dict[str, Any], settings: object) -> str:
+def _describe_changes(before: dict[str, Any], settings: object) -> str:
     """The settings that count and are others than before, for people; empty if none is, so that inputs are."""
     counting: Any = settings.identity() if hasattr(settings, "identity") else settings
-    old, new = flat_settings(before), flat_settings(_plain(counting))
+    old, new = flatten_settings(before), flatten_settings(_to_json(counting))
     names = [name for name in new if name in old and old[name] != new[name]]
     if not names:
         return ""
-    more = f" and {len(names) - _MOST_CHANGED} more" if len(names) > _MOST_CHANGED else ""
-    return f" ({', '.join(f'{name} was {old[name]}, is {new[name]}' for name in names[:_MOST_CHANGED])}{more})"
+    more = f" and {len(names) - _MAX_CHANGES_LISTED} more" if len(names) > _MAX_CHANGES_LISTED else ""
+    return f" ({', '.join(f'{name} was {old[name]}, is {new[name]}' for name in names[:_MAX_CHANGES_LISTED])}{more})"
 
 
-def flat_settings(value: object, name: str = "") -> dict[str, Any]:
+def flatten_settings(value: object, name: str = "") -> dict[str, Any]:
     """Values of nested settings by dotted name."""
     if not isinstance(value, dict):
         return {name: value}
     return {
         key: one
         for part, inner in value.items()
-        for key, one in flat_settings(inner, f"{name}.{part}".strip(".")).items()
+        for key, one in flatten_settings(inner, f"{name}.{part}".strip(".")).items()
     }
 
 
-def finish(
+def complete_step(
     folder: Folder,
     step: str,
     identity: str,
@@ -258,17 +258,19 @@ def finish(
     Raises:
         StudyError: another run took over a lock of this one, so that the folder may hold files of both.
     """
-    confirm_locks()
-    counting = counted(None, settings) if isinstance(settings, dict) else identity_of(settings, COMPARED)
+    verify_locks()
+    counting = (
+        filter_settings(None, settings) if isinstance(settings, dict) else identity_settings(settings, COMPARISON)
+    )
     manifest = Manifest(
         step=step,
         fingerprint=identity,
-        settings=plain_settings(settings),
+        settings=settings_to_json(settings),
         inputs=inputs,
         counts=counts,
         seconds=round(time.monotonic() - started_at, 3),
         versions=versions(),
-        identity=plain_settings({**counting, **(contents or {})}),
+        identity=settings_to_json({**counting, **(contents or {})}),
     )
     folder.write_json(MANIFEST, dataclasses.asdict(manifest))
     return manifest

@@ -16,13 +16,13 @@ from slick.stored_files import (
     Lookup,
     TableSpec,
     convert,
-    read_checked,
-    read_checked_parts,
     read_record,
+    read_validated_parts,
+    read_validated_table,
 )
-from slick.strict_json import parse_json
-from slick.study import require
-from slick.types import ALL, Category
+from slick.strict_json import parse_strict_json
+from slick.study import require_manifest
+from slick.types import ALL_CATEGORIES, Category
 
 DOMAINS = ("id", "ood")
 SPLITS = ("train", "dev", "test")
@@ -30,8 +30,8 @@ ROW_SPLITS = (*SPLITS, "ood")
 """Of a training: its own rows, dev and test questions in distribution, and test questions out of it."""
 CATEGORIES = tuple(str(category) for category in Category)
 INFINITY = float("inf")
-_SHARE = (0.0, 1.0)
-_COUNT = (0, INFINITY)
+_UNIT_RANGE = (0.0, 1.0)
+_NON_NEGATIVE = (0, INFINITY)
 
 Exemplars = dict[str, list[list[str]]]
 """Relation to exemplar sets, each a list of question_ids."""
@@ -49,7 +49,7 @@ QUESTION_SCHEMA = pa.schema(
 )
 """Of `questions/part-*.parquet`; `subject` alone may be null."""
 
-POPULARITY = pa.field("popularity", pa.float64())
+POPULARITY_FIELD = pa.field("popularity", pa.float64())
 """One more column, where the source says how popular a subject is; null where it does not say so of this one."""
 
 KNOWLEDGE_SCHEMA = pa.schema(
@@ -76,7 +76,7 @@ KNOWLEDGE_SCHEMA = pa.schema(
 `sampled_hits`, `sampled_total`: draws and their hits; 0 where none was needed (labels mode, gold estimator).
 `p_correct_sampled`, `p_low`, `p_high`: share of hits at the sampling temperature and its 95 % interval; null where not
 all samples were drawn. From the gold estimator the share is exact, and the interval that point.
-`p_upper`: upper bound of P_Correct where no answer hit.
+`clopper_pearson_upper`: upper bound of P_Correct where no answer hit.
 `chance_known`: of an Unknown question, the chance that as many draws again would hit at least once, so that it is rare
 rather than unknown; from the gold estimator, of any question without a greedy hit, the exact chance that the draws of
 the study would hit at least once.
@@ -177,7 +177,7 @@ ROWS_SCHEMA = pa.schema(
 )
 """Of `runs/RUN_ID/rows.parquet`; `first_fit_epoch` is null where no epoch answered the row right."""
 
-LOST_SCHEMA = pa.schema(
+RIGHT_TO_WRONG_SCHEMA = pa.schema(
     [
         ("question_id", pa.string()),
         ("split", pa.string()),
@@ -189,7 +189,7 @@ LOST_SCHEMA = pa.schema(
 """Of `runs/RUN_ID/right_to_wrong.parquet`."""
 
 _ACCURACIES = tuple(
-    f"{split}_{category}" for split in ("train", "dev", "test", "ood") for category in (ALL, *CATEGORIES)
+    f"{split}_{category}" for split in ("train", "dev", "test", "ood") for category in (ALL_CATEGORIES, *CATEGORIES)
 )
 POINTS_SCHEMA = pa.schema(
     [
@@ -223,85 +223,87 @@ PLANTED_SCHEMA = pa.schema(
 )
 """Of `world/planted.parquet`: one row a fact."""
 
-QUESTIONS = TableSpec(
-    schema=QUESTION_SCHEMA.append(POPULARITY),
+QUESTIONS_SPEC = TableSpec(
+    schema=QUESTION_SCHEMA.append(POPULARITY_FIELD),
     step="questions",
     nullable=frozenset({"subject", "popularity"}),
     values={"domain": DOMAINS, "split": SPLITS},
-    filled=frozenset({"answers"}),
+    non_empty=frozenset({"answers"}),
 )
-KNOWLEDGE = TableSpec(
+KNOWLEDGE_SPEC = TableSpec(
     schema=KNOWLEDGE_SCHEMA,
     step="annotate",
     nullable=frozenset({"p_correct_sampled", "p_upper", "p_low", "p_high", "chance_known"}),
     values={"domain": DOMAINS, "split": SPLITS, "category": CATEGORIES},
     ranges={
-        **dict.fromkeys(("greedy_hits", "greedy_total", "sampled_hits", "sampled_total"), _COUNT),
+        **dict.fromkeys(("greedy_hits", "greedy_total", "sampled_hits", "sampled_total"), _NON_NEGATIVE),
         **dict.fromkeys(
-            ("p_correct_greedy", "p_correct_sampled", "p_upper", "p_low", "p_high", "chance_known"), _SHARE
+            ("p_correct_greedy", "p_correct_sampled", "p_upper", "p_low", "p_high", "chance_known"), _UNIT_RANGE
         ),
     },
     optional=frozenset({"p_upper", "p_low", "p_high", "chance_known"}),
 )
-GENERATIONS = TableSpec(
+GENERATIONS_SPEC = TableSpec(
     schema=GENERATION_SCHEMA,
     step="annotate",
     nullable=frozenset({"sampled_text", "sampled_hit"}),
-    ranges={"num_tokens": _COUNT},
-    filled=frozenset({"greedy_hit"}),
-    parallel=(("greedy_text", "greedy_hit"), ("sampled_text", "sampled_hit")),
-    may_be_empty=True,
+    ranges={"num_tokens": _NON_NEGATIVE},
+    non_empty=frozenset({"greedy_hit"}),
+    same_length=(("greedy_text", "greedy_hit"), ("sampled_text", "sampled_hit")),
+    allow_empty=True,
 )
-GOLD = TableSpec(
+GOLD_SPEC = TableSpec(
     schema=GOLD_SCHEMA,
     step="annotate",
-    ranges={"num_tokens": _COUNT},
-    filled=frozenset({"greedy_hit", "gold_probability"}),
-    parallel=(("greedy_hit", "gold_probability"),),
-    may_be_empty=True,
+    ranges={"num_tokens": _NON_NEGATIVE},
+    non_empty=frozenset({"greedy_hit", "gold_probability"}),
+    same_length=(("greedy_hit", "gold_probability"),),
+    allow_empty=True,
 )
-P_TRUE = TableSpec(
+P_TRUE_SPEC = TableSpec(
     schema=P_TRUE_SCHEMA,
     step="annotate",
-    ranges=dict.fromkeys(("p_a", "p_b", "p_true"), _SHARE),
-    may_be_empty=True,
+    ranges=dict.fromkeys(("p_a", "p_b", "p_true"), _UNIT_RANGE),
+    allow_empty=True,
 )
-SET_ASIDE = TableSpec(
+SET_ASIDE_SPEC = TableSpec(
     schema=SET_ASIDE_SCHEMA,
     step="annotate",
     values={"domain": DOMAINS, "split": SPLITS},
-    may_be_empty=True,
+    allow_empty=True,
 )
-RUN_SET_ASIDE = TableSpec(schema=RUN_SET_ASIDE_SCHEMA, step="sweep", values={"split": ROW_SPLITS}, may_be_empty=True)
-VARIANT = TableSpec(schema=VARIANT_SCHEMA, step="variants", values={"category": CATEGORIES})
-EPOCHS = TableSpec(
+RUN_SET_ASIDE_SPEC = TableSpec(
+    schema=RUN_SET_ASIDE_SCHEMA, step="sweep", values={"split": ROW_SPLITS}, allow_empty=True
+)
+VARIANT_SPEC = TableSpec(schema=VARIANT_SCHEMA, step="variants", values={"category": CATEGORIES})
+EPOCHS_SPEC = TableSpec(
     schema=EPOCHS_SCHEMA,
     step="sweep",
     nullable=frozenset({"loss"}),
-    values={"split": ROW_SPLITS, "category": (ALL, *CATEGORIES)},
-    ranges={"epoch": (1, INFINITY), "num": (1, INFINITY), "num_correct": _COUNT},
+    values={"split": ROW_SPLITS, "category": (ALL_CATEGORIES, *CATEGORIES)},
+    ranges={"epoch": (1, INFINITY), "num": (1, INFINITY), "num_correct": _NON_NEGATIVE},
 )
-PREDICTIONS = TableSpec(
+PREDICTIONS_SPEC = TableSpec(
     schema=PREDICTIONS_SCHEMA,
     step="sweep",
     nullable=frozenset({"category", "loss"}),
     values={"split": ROW_SPLITS, "category": CATEGORIES},
 )
-ROWS = TableSpec(
+ROWS_SPEC = TableSpec(
     schema=ROWS_SCHEMA,
     step="sweep",
     nullable=frozenset({"category", "first_fit_epoch"}),
     values={"split": ROW_SPLITS, "category": CATEGORIES},
-    ranges={"first_fit_epoch": (1, INFINITY), "num_hits": _COUNT},
+    ranges={"first_fit_epoch": (1, INFINITY), "num_hits": _NON_NEGATIVE},
 )
-LOST = TableSpec(
-    schema=LOST_SCHEMA,
+RIGHT_TO_WRONG_SPEC = TableSpec(
+    schema=RIGHT_TO_WRONG_SCHEMA,
     step="sweep",
     nullable=frozenset({"category"}),
     values={"split": ROW_SPLITS, "category": CATEGORIES},
-    may_be_empty=True,
+    allow_empty=True,
 )
-POINTS = TableSpec(
+POINTS_SPEC = TableSpec(
     schema=POINTS_SCHEMA,
     step="sweep",
     nullable=frozenset(_ACCURACIES),
@@ -309,26 +311,28 @@ POINTS = TableSpec(
         "epochs": (1, INFINITY),
         "stop_epoch": (1, INFINITY),
         "cost_epochs": (1, INFINITY),
-        **dict.fromkeys(("unknown_share", *_ACCURACIES), _SHARE),
+        **dict.fromkeys(("unknown_share", *_ACCURACIES), _UNIT_RANGE),
     },
-    optional=frozenset({"unknown_share", "settings", *(name for name in _ACCURACIES if name != f"test_{ALL}")}),
+    optional=frozenset(
+        {"unknown_share", "settings", *(name for name in _ACCURACIES if name != f"test_{ALL_CATEGORIES}")}
+    ),
 )
-PLANTED = TableSpec(
+PLANTED_SPEC = TableSpec(
     schema=PLANTED_SCHEMA,
     step="world",
     nullable=frozenset({"rival"}),
     values={"domain": DOMAINS, "split": SPLITS, "strength": ("firm", "contested", "minority", "never")},
-    ranges={"num_gold": _COUNT, "num_rival": _COUNT},
+    ranges={"num_gold": _NON_NEGATIVE, "num_rival": _NON_NEGATIVE},
 )
 
 
 def read_question_rows(folder: Folder, columns: Sequence[str]) -> pa.Table:
     """Columns of the questions in `folder`, questions/ of a study, in the order of its files."""
-    return read_checked_parts(folder, QUESTIONS, columns)
+    return read_validated_parts(folder, QUESTIONS_SPEC, columns)
 
 
 def read_knowledge(study: FolderLike, columns: Sequence[str] | None = None) -> pa.Table:
-    """The knowledge table of a study, or some of its columns; `KNOWLEDGE.optional` ones only where it has them.
+    """The knowledge table of a study, or some of its columns; `KNOWLEDGE_SPEC.optional` ones only where it has them.
 
     Returns:
         As `KNOWLEDGE_SCHEMA`, sorted by (relation, domain, split, question_id).
@@ -341,14 +345,14 @@ def read_knowledge(study: FolderLike, columns: Sequence[str] | None = None) -> p
         unknown = labels[labels.category == slick.Category.UNKNOWN]
     """
     study = as_folder(study)
-    require(study.child("annotate"), "annotate")
-    return read_checked(study.child("annotate"), "knowledge.parquet", KNOWLEDGE, columns)
+    require_manifest(study.child("annotate"), "annotate")
+    return read_validated_table(study.child("annotate"), "knowledge.parquet", KNOWLEDGE_SPEC, columns)
 
 
 def read_exemplars(folder: Folder) -> Exemplars:
     """The exemplar sets of an annotation, from exemplars.json in its folder."""
-    remedy = f"restore it, or delete {folder} and run `slick annotate` again"
-    return read_record(folder, "exemplars.json", Exemplars, remedy)
+    hint = f"restore it, or delete {folder} and run `slick annotate` again"
+    return read_record(folder, "exemplars.json", Exemplars, hint)
 
 
 def read_answer_part(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -359,23 +363,23 @@ def read_answer_part(folder: Folder, name: str, columns: Sequence[str] | None = 
         name: of the file.
         columns: that are wanted; None: all.
     """
-    spec = {"gold": GOLD, "p_true": P_TRUE}.get(folder.name, GENERATIONS)
-    return read_checked(folder, name, spec, columns)
+    spec = {"gold": GOLD_SPEC, "p_true": P_TRUE_SPEC}.get(folder.name, GENERATIONS_SPEC)
+    return read_validated_table(folder, name, spec, columns)
 
 
 def read_p_true_rows(folder: Folder) -> pa.Table:
     """All rows of P(True), in the order of its files."""
-    return read_checked_parts(folder, P_TRUE)
+    return read_validated_parts(folder, P_TRUE_SPEC)
 
 
 def read_set_aside_rows(folder: Folder, name: str) -> pa.Table:
     """A list of questions that were set aside, from annotate/set_aside/."""
-    return read_checked(folder, name, SET_ASIDE)
+    return read_validated_table(folder, name, SET_ASIDE_SPEC)
 
 
 def read_run_set_aside(run: Folder, name: str) -> pa.Table:
     """The list of rows that a run set aside."""
-    return read_checked(run, name, RUN_SET_ASIDE)
+    return read_validated_table(run, name, RUN_SET_ASIDE_SPEC)
 
 
 def read_part_metadata(folder: Folder, name: str, keys: Sequence[bytes]) -> Iterator[dict[str, Any]]:
@@ -388,7 +392,7 @@ def read_part_metadata(folder: Folder, name: str, keys: Sequence[bytes]) -> Iter
     for key in keys:
         try:
             metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
-            yield convert(parse_json(metadata.get(key, b"{}")), dict[str, Any])
+            yield convert(parse_strict_json(metadata.get(key, b"{}")), dict[str, Any])
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StudyError(
                 f"{folder}/{name} does not state what its rows cost ({str(error).splitlines()[0]}); delete it and run "
@@ -398,10 +402,10 @@ def read_part_metadata(folder: Folder, name: str, keys: Sequence[bytes]) -> Iter
 
 def read_variant_rows(study: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One fine-tuning set, or some of its columns."""
-    return read_checked(study.child("variants"), f"{name}.parquet", VARIANT, columns)
+    return read_validated_table(study.child("variants"), f"{name}.parquet", VARIANT_SPEC, columns)
 
 
-_MEASURES = ["epoch", "split", "category", "num", "num_correct"]
+_EPOCH_COLUMNS = ["epoch", "split", "category", "num", "num_correct"]
 
 
 def read_epochs(run: Folder, *, with_loss: bool = False) -> pa.Table:
@@ -410,34 +414,36 @@ def read_epochs(run: Folder, *, with_loss: bool = False) -> pa.Table:
     Raises:
         StudyError: it is not there, not as a training writes it, or counts more right answers than rows.
     """
-    table = read_checked(run, "epochs.parquet", EPOCHS, [*_MEASURES, *(["loss"] if with_loss else [])])
+    table = read_validated_table(
+        run, "epochs.parquet", EPOCHS_SPEC, [*_EPOCH_COLUMNS, *(["loss"] if with_loss else [])]
+    )
     wrong = table.filter(pc.greater(table["num_correct"], table["num"])).to_pylist()
     if wrong:
         raise StudyError(
             f"{run}/epochs.parquet has {wrong[0]['num_correct']} right answers of {wrong[0]['num']} rows in epoch "
-            f"{wrong[0]['epoch']}; {EPOCHS.remedy}"
+            f"{wrong[0]['epoch']}; {EPOCHS_SPEC.hint}"
         )
     return table
 
 
 def read_predictions(run: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The answers after one epoch of a run, `predictions/NAME`, or some of their columns."""
-    return read_checked(run.child("predictions"), name, PREDICTIONS, columns)
+    return read_validated_table(run.child("predictions"), name, PREDICTIONS_SPEC, columns)
 
 
 def read_run_rows(run: Folder, columns: Sequence[str] | None = None) -> pa.Table:
     """rows.parquet of a run, or some of its columns."""
-    return read_checked(run, "rows.parquet", ROWS, columns)
+    return read_validated_table(run, "rows.parquet", ROWS_SPEC, columns)
 
 
-def read_lost(run: Folder) -> pa.Table:
+def read_right_to_wrong(run: Folder) -> pa.Table:
     """right_to_wrong.parquet of a run."""
-    return read_checked(run, "right_to_wrong.parquet", LOST)
+    return read_validated_table(run, "right_to_wrong.parquet", RIGHT_TO_WRONG_SPEC)
 
 
 def read_planted(study: Folder, columns: Sequence[str]) -> pa.Table:
     """The facts of the study's world."""
-    return read_checked(study.child("world"), "planted.parquet", PLANTED, columns)
+    return read_validated_table(study.child("world"), "planted.parquet", PLANTED_SPEC, columns)
 
 
 def read_points(study: FolderLike) -> list[dict[str, Any]]:
@@ -449,11 +455,13 @@ def read_points(study: FolderLike) -> list[dict[str, Any]]:
     Example:
         points = pandas.DataFrame(slick.read_points("studies/mine"))
     """
-    rows: list[dict[str, Any]] = read_checked(as_folder(study).child("sweep"), "points.parquet", POINTS).to_pylist()
+    rows: list[dict[str, Any]] = read_validated_table(
+        as_folder(study).child("sweep"), "points.parquet", POINTS_SPEC
+    ).to_pylist()
     return rows
 
 
-def by_question(table: pa.Table, values: Iterable[Any], where: str) -> Lookup[str, Any]:
+def lookup_by_question(table: pa.Table, values: Iterable[Any], where: str) -> Lookup[str, Any]:
     """A value for each question of a table, looked up by the question_ids of other tables.
 
     Args:

@@ -13,10 +13,10 @@ class Category(StrEnum):
     UNKNOWN = "Unknown"
 
 
-KNOWN = (Category.HIGHLY_KNOWN, Category.MAYBE_KNOWN, Category.WEAKLY_KNOWN)
+KNOWN_CATEGORIES = (Category.HIGHLY_KNOWN, Category.MAYBE_KNOWN, Category.WEAKLY_KNOWN)
 """The three categories that the paper pools as Known."""
 
-ALL = "all"
+ALL_CATEGORIES = "all"
 """The word for 'rows of every category' in epochs.parquet and points.parquet."""
 
 

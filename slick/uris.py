@@ -14,7 +14,7 @@ _AZURE = (
     *("blob_storage_authority", "blob_storage_scheme", "dfs_storage_authority", "dfs_storage_scheme", "enable_tls"),
     *("client_id", "tenant_id"),
 )
-_ALLOWED: dict[str, tuple[str, ...]] = {
+_ALLOWED_PARAMETERS: dict[str, tuple[str, ...]] = {
     "s3": _S3,
     **dict.fromkeys(("gs", "gcs"), ("endpoint_override", "scheme", "retry_limit_seconds", "project_id")),
     **dict.fromkeys(("abfs", "abfss"), _AZURE),
@@ -22,11 +22,11 @@ _ALLOWED: dict[str, tuple[str, ...]] = {
 }
 """Options of pyarrow's file systems that are no secrets, by scheme; all others are refused, also those of tomorrow."""
 
-_USER_IS_NO_KEY = ("abfs", "abfss", "hdfs", "viewfs")
+_SCHEMES_WITH_PUBLIC_USER = ("abfs", "abfss", "hdfs", "viewfs")
 """Schemes whose part before the `@` names a container or a user; in the others it is a key."""
 
 
-def secrets_in(uri: str) -> list[str]:
+def find_secrets(uri: str) -> list[str]:
     """Names of the parts of a URI that are, or may be, secrets; never their values.
 
     >>> secrets_in("s3://bucket/study?region=eu-west-1"), secrets_in("s3://KEY:SECRET@bucket/study?session_token=x")
@@ -39,12 +39,12 @@ def secrets_in(uri: str) -> list[str]:
         return ["an address that cannot be read"]
     scheme = parts.scheme.lower()
     names = []
-    if password is not None or (user is not None and scheme not in _USER_IS_NO_KEY):
+    if password is not None or (user is not None and scheme not in _SCHEMES_WITH_PUBLIC_USER):
         names.append("KEY:SECRET@")
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if not value:
             names.append("an option without a value")  # its name may be the secret
-        elif name not in _ALLOWED.get(scheme, ()):
+        elif name not in _ALLOWED_PARAMETERS.get(scheme, ()):
             names.append(name)
         elif "@" in unquote(value) or "?" in unquote(value):  # an address in an address, as endpoint_override has it
             names.append(f"{name}=KEY:SECRET@")
@@ -63,11 +63,11 @@ def check_uri(uri: str, flag: str = "") -> None:
     Raises:
         SettingsError: it holds a secret, or an option that may be one.
     """
-    names = secrets_in(uri) if "://" in uri else []
+    names = find_secrets(uri) if "://" in uri else []
     if not names:
         return
     scheme = uri.partition("://")[0]
-    allowed = ", ".join(_ALLOWED.get(scheme.lower(), ())) or "none"
+    allowed = ", ".join(_ALLOWED_PARAMETERS.get(scheme.lower(), ())) or "none"
     raise SettingsError(
         f"{flag}{' ' * bool(flag)}{scheme}://... holds {', '.join(names)}, which is or may be a secret, and would be "
         f"written to manifests and logs; options that a {scheme} address may have: {allowed}. Give keys by the "
@@ -76,7 +76,7 @@ def check_uri(uri: str, flag: str = "") -> None:
     )
 
 
-def check_arguments(arguments: Iterable[str]) -> None:
+def check_command_line(arguments: Iterable[str]) -> None:
     """Refuse a command line with a secret in an address, whichever flag has it, before anything of it is used.
 
     Raises:
@@ -102,14 +102,14 @@ def public_name(location: str) -> str:
     return location.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
-def without_paths(settings: Any) -> Any:
+def redact_paths(settings: Any) -> Any:
     """JSON values in which every text that is a path or a URI is shortened by `public_name`.
 
     >>> without_paths({"model": "/home/ada/llama", "sets": ["unknown-050"], "grid": {"source": "~/x.zip"}})
     {'model': 'llama', 'sets': ['unknown-050'], 'grid': {'source': 'x.zip'}}
     """
     if isinstance(settings, dict):
-        return {name: without_paths(value) for name, value in settings.items()}
+        return {name: redact_paths(value) for name, value in settings.items()}
     if isinstance(settings, list | tuple):
-        return [without_paths(value) for value in settings]
+        return [redact_paths(value) for value in settings]
     return public_name(settings) if isinstance(settings, str) else settings

@@ -17,7 +17,7 @@ _BLOCK = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*+")
 
 
-class JsonProblem(ValueError):
+class InvalidJsonError(ValueError):
     """One JSON value cannot be used; says what was found and wanted."""
 
 
@@ -127,7 +127,7 @@ def csv_rows(text: TextIO, where: str, *, delimiter: str = ",", strict: bool = T
         ) from error
 
 
-def parse_json(data: bytes, where: str, wanted: str, *, lenient: bool = False) -> Any:
+def parse_user_json(data: bytes, where: str, wanted: str, *, lenient: bool = False) -> Any:
     """The value of a JSON file that is small and strictly checked: relations, templates, configurations.
 
     Args:
@@ -148,15 +148,15 @@ def parse_json(data: bytes, where: str, wanted: str, *, lenient: bool = False) -
         value = json.loads(
             text,
             object_pairs_hook=None if lenient else _object_without_repeats,
-            parse_int=_short_integer,
-            parse_constant=None if lenient else _no_constant,
+            parse_int=_parse_integer,
+            parse_constant=None if lenient else _refuse_constant,
         )
         check_depth(value, text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{where} holds half a surrogate pair, wanted valid Unicode; {wanted}") from error
-    except JsonProblem as error:
+    except InvalidJsonError as error:
         raise DataError(f"{where}: {error}; {wanted}") from error
     except RecursionError as error:
         raise DataError(f"{where}: {_deep()}; {wanted}") from error
@@ -165,7 +165,7 @@ def parse_json(data: bytes, where: str, wanted: str, *, lenient: bool = False) -
     return value
 
 
-def too_large(where: str, num_bytes: int, limit: int, mend: str) -> DataError:
+def too_large_error(where: str, num_bytes: int, limit: int, mend: str) -> DataError:
     """What to say of a file that is not read since it has too many bytes."""
     return DataError(f"{where} has {num_bytes:,} bytes, at most {limit:,} are read; {mend}")
 
@@ -192,7 +192,7 @@ class RowParser:
         try:
             value, end = self._decoder.raw_decode(text, start)
         except RecursionError as error:
-            raise JsonProblem(_deep()) from error
+            raise InvalidJsonError(_deep()) from error
         check_depth(value, text, start, end)
         return value, end
 
@@ -206,17 +206,17 @@ class RowParser:
 
     def items(self, text: str, start: int) -> Iterator[Any]:
         """The values of the list whose first bracket is at `start`, one at a time. Raises what `value` raises."""
-        at, end = _after_space(text, start + 1), start
+        at, end = _skip_whitespace(text, start + 1), start
         mark = text[at : at + 1]
         while mark != "]":
             value, end = self.value(text, at)
             yield value
-            at = _after_space(text, end)
+            at = _skip_whitespace(text, end)
             mark = text[at : at + 1]
             if mark not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-            at = at if mark == "]" else _after_space(text, at + 1)
-        if (rest := _after_space(text, at + 1)) < len(text):
+            at = at if mark == "]" else _skip_whitespace(text, at + 1)
+        if (rest := _skip_whitespace(text, at + 1)) < len(text):
             raise json.JSONDecodeError("Extra data", text, rest)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -225,11 +225,11 @@ class RowParser:
         if len(row) < len(pairs):
             repeated = sorted(key for key, num in Counter(k for k, _ in pairs).items() if num > 1)
             if used := [key for key in repeated if key in self._columns]:
-                raise JsonProblem(f"found {', '.join(used)} more than once in the object, wanted each once")
+                raise InvalidJsonError(f"found {', '.join(used)} more than once in the object, wanted each once")
         return row
 
 
-def _after_space(text: str, at: int) -> int:
+def _skip_whitespace(text: str, at: int) -> int:
     space = _SPACE.match(text, at)
     return space.end() if space else at
 
@@ -250,7 +250,7 @@ def check_depth(value: Any, text: str, start: int = 0, end: int | None = None) -
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
         if depth > limits.MAX_JSON_DEPTH:
-            raise JsonProblem(_deep())
+            raise InvalidJsonError(_deep())
         level = [
             child
             for item in level
@@ -267,13 +267,13 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         key = next(key for key, num in Counter(k for k, _ in pairs).items() if num > 1)
-        raise JsonProblem(f"found the key {key!r:.80} more than once in one object, wanted each once")
+        raise InvalidJsonError(f"found the key {key!r:.80} more than once in one object, wanted each once")
     return value
 
 
-def _short_integer(digits: str) -> int:
+def _parse_integer(digits: str) -> int:
     if len(digits) > limits.MAX_NUMBER_DIGITS:
-        raise JsonProblem(f"found a number of {len(digits):,} digits, wanted at most {limits.MAX_NUMBER_DIGITS:,}")
+        raise InvalidJsonError(f"found a number of {len(digits):,} digits, wanted at most {limits.MAX_NUMBER_DIGITS:,}")
     return int(digits)
 
 
@@ -282,5 +282,5 @@ def _any_integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= limits.MAX_NUMBER_DIGITS else Decimal(digits)
 
 
-def _no_constant(name: str) -> float:
-    raise JsonProblem(f"found {name}, which is no JSON, wanted a number, a string or null")
+def _refuse_constant(name: str) -> float:
+    raise InvalidJsonError(f"found {name}, which is no JSON, wanted a number, a string or null")

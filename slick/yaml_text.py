@@ -12,9 +12,9 @@ from typing import Any
 from slick import limits
 from slick.errors import DataError
 from slick.uris import check_uri
-from slick.user_files import decode, too_large
+from slick.user_files import decode, too_large_error
 
-_WORDS = {"null": None, "~": None, "": None, "true": True, "false": False}
+_CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
@@ -35,11 +35,11 @@ def parse_yaml(data: bytes, where: str, wanted: str) -> Any:
     import yaml
 
     if len(data) > limits.MAX_YAML_BYTES:
-        raise too_large(where, len(data), limits.MAX_YAML_BYTES, wanted)
+        raise too_large_error(where, len(data), limits.MAX_YAML_BYTES, wanted)
     text = decode(data, where)
     try:
         events = iter(yaml.parse(text, Loader=yaml.BaseLoader))
-        return _Reader(where, wanted).document(events)
+        return _YamlReader(where, wanted).document(events)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -47,7 +47,7 @@ def parse_yaml(data: bytes, where: str, wanted: str) -> Any:
         raise DataError(f"{where}{line} is not YAML: {problem}; {wanted}") from error
 
 
-class _Reader:
+class _YamlReader:
     """Builds a value from the events of PyYAML's parser, and refuses what could grow beyond the text."""
 
     def __init__(self, where: str, wanted: str) -> None:
@@ -96,8 +96,8 @@ class _Reader:
 
     def _scalar(self, event: Any) -> Any:
         text: str = event.value
-        if text.lower() in _WORDS and text in (text.lower(), text.title(), text.upper()):
-            return _WORDS[text.lower()]
+        if text.lower() in _CONSTANTS and text in (text.lower(), text.title(), text.upper()):
+            return _CONSTANTS[text.lower()]
         if len(text) > limits.MAX_NUMBER_DIGITS:
             return text
         if _INTEGER.fullmatch(text) and not re.match(r"[-+]?0[0-9]", text):

@@ -50,7 +50,7 @@ class SmallDisk:
 
     path: Path
 
-    def leave_free(self, kib: int) -> None:
+    def set_free_space(self, kib: int) -> None:
         """Make it so large that so much is free."""
         size = shutil.disk_usage(self.path).used // 1024 + kib
         subprocess.run(["mount", "-o", f"remount,size={size}k", str(self.path)], check=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class Planted:
+class MaliciousPickle:
     """In place of code that someone put into a study's folder."""
 
     def __init__(self, path: Path) -> None:

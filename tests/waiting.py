@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-HANG_S = 900.0
+TIMEOUT_S = 900.0
 """Seconds after which whatever a test waits for counts as hanging, however busy the machine is.
 
 pytest's own timeout (pyproject.toml) is longer, so that the message of the wait that hangs is the one that is shown.
@@ -18,9 +18,9 @@ def wait_for(condition: Callable[[], object], explain: Callable[[], object] = la
         explain: the message of the failure; called when the limit is reached.
 
     Raises:
-        AssertionError: the condition was not true within `HANG_S`.
+        AssertionError: the condition was not true within `TIMEOUT_S`.
     """
-    end = time.monotonic() + HANG_S
+    end = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < end, explain()
         time.sleep(0.02)

@@ -13,14 +13,14 @@ from slick.errors import SettingsError
 from slick.precision import AUTO
 from tuning.config import TrainConfig
 
-Settings: TypeAlias = tuple[tuple[str, Any], ...]
+SettingOverrides: TypeAlias = tuple[tuple[str, Any], ...]
 """Names and values, of those settings that differ from the sweep's own."""
 
 VARIANT = "variant"
 """In a condition."""
-_FIXED = ("variant", "seed", "epochs", "model")
+_NON_AXIS_SETTINGS = ("variant", "seed", "epochs", "model")
 """Settings that have an axis of their own, or none."""
-_OWN = {
+_GRID_FIELDS = {
     "variant": "variants",
     "variants": "variants",
     "seed": "seeds",
@@ -29,9 +29,9 @@ _OWN = {
     "policy": "policies",
     "policies": "policies",
 }
-Span: TypeAlias = Literal["no", "linear", "log"]
-_SPAN = re.compile(r"([^,]+?)\.\.([^,:]+)(:log)?")
-_AXIS = re.compile(r"\s*(\w+)\s*=\s*([^\s]+)(?:\s+if\s+(\w+)\s*=\s*(\S+))?\s*")
+SpanScale: TypeAlias = Literal["no", "linear", "log"]
+_SPAN_PATTERN = re.compile(r"([^,]+?)\.\.([^,:]+)(:log)?")
+_AXIS_PATTERN = re.compile(r"\s*(\w+)\s*=\s*([^\s]+)(?:\s+if\s+(\w+)\s*=\s*(\S+))?\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Axis:
     condition: tuple[str, Any] | None = None
     """Another setting and the value it must have, or `variant` and a pattern of names, as `unknown-*`; elsewhere this
     one keeps the sweep's own."""
-    span: Span = "no"
+    span: SpanScale = "no"
     """Whether all numbers between the two values are meant, and whether on a logarithmic scale."""
 
 
@@ -58,25 +58,25 @@ def parse_axis(text: str) -> Axis:
     >>> parse_axis("lora_rank=0,8 if dropout=0.05")
     Axis(name='lora_rank', values=(0, 8), condition=('dropout', 0.05), span='no')
     """
-    match = _AXIS.fullmatch(text)
+    match = _AXIS_PATTERN.fullmatch(text)
     if match is None:
         raise SettingsError(
             f"an axis is written `NAME=VALUE,VALUE`, or `NAME=VALUE,VALUE if OTHER=VALUE`, got {text!r}"
         )
     name, values, other, wanted = match.groups()
-    span = _SPAN.fullmatch(values)
+    span = _SPAN_PATTERN.fullmatch(values)
     if span is not None:
-        return _span_axis(name, span, text, has_condition=other is not None)
-    found = tuple(_value(name, value, text) for value in values.split(","))
+        return _parse_span(name, span, text, has_condition=other is not None)
+    found = tuple(_parse_value(name, value, text) for value in values.split(","))
     if len(set(found)) < len(found):
         raise SettingsError(f"axis {text!r} names a value more than once")
     if other is None:
         return Axis(name, found)
-    return Axis(name, found, (other, wanted if other == VARIANT else _value(other, wanted, text)))
+    return Axis(name, found, (other, wanted if other == VARIANT else _parse_value(other, wanted, text)))
 
 
-def _span_axis(name: str, span: re.Match[str], text: str, *, has_condition: bool) -> Axis:
-    low, high = (_value(name, value, text) for value in span.groups()[:2])
+def _parse_span(name: str, span: re.Match[str], text: str, *, has_condition: bool) -> Axis:
+    low, high = (_parse_value(name, value, text) for value in span.groups()[:2])
     if isinstance(low, bool) or not all(isinstance(end, int | float) for end in (low, high)) or not low < high:
         raise SettingsError(f"axis {text!r}: a span goes from a number to a larger one")
     if has_condition:
@@ -87,8 +87,8 @@ def _span_axis(name: str, span: re.Match[str], text: str, *, has_condition: bool
 
 
 def combinations(
-    axes: Sequence[str], base: TrainConfig, *, variant: str | None = None, ends: bool = False
-) -> list[Settings]:
+    axes: Sequence[str], base: TrainConfig, *, variant: str | None = None, use_span_ends: bool = False
+) -> list[SettingOverrides]:
     """Every combination of the axes' values, each once; an axis that does not vary there keeps the base's value.
 
     Args:
@@ -103,7 +103,7 @@ def combinations(
     found: list[dict[str, Any]] = [{}]
     for text in axes:
         axis = parse_axis(text)
-        if axis.span != "no" and not ends:
+        if axis.span != "no" and not use_span_ends:
             raise SettingsError(
                 f"axis {text!r} is a span of numbers, of which a grid cannot train each; name the values, or let "
                 "--search optuna choose among them"
@@ -111,18 +111,18 @@ def combinations(
         found = [
             {**before, axis.name: value} if varies else before
             for before in found
-            for varies in _holds(axis.condition, before, base, variant)
+            for varies in _condition_outcomes(axis.condition, before, base, variant)
             for value in (axis.values if varies else (None,))
         ]
     return list(dict.fromkeys(changed_settings(settings, base) for settings in found))
 
 
-def changed_settings(settings: Mapping[str, Any], base: TrainConfig) -> Settings:
+def changed_settings(settings: Mapping[str, Any], base: TrainConfig) -> SettingOverrides:
     """Those that differ from the base's."""
     return tuple((name, value) for name, value in settings.items() if value != getattr(base, name))
 
 
-def _holds(
+def _condition_outcomes(
     condition: tuple[str, Any] | None, settings: dict[str, Any], base: TrainConfig, variant: str | None
 ) -> tuple[bool, ...]:
     """Whether an axis varies there; both, if that depends on a variant that is not told."""
@@ -134,13 +134,13 @@ def _holds(
     return (settings.get(name, getattr(base, name)) == wanted,)
 
 
-def _value(name: str, text: str, axis: str) -> Any:
+def _parse_value(name: str, text: str, axis: str) -> Any:
     """A value of the setting's own type."""
-    kinds = _kinds()
+    kinds = _accepted_types()
     if (name, text) == ("dtype", AUTO):
         raise SettingsError(f"axis {axis!r}: an axis compares stated precisions; name float32 or bfloat16")
-    if name in _OWN:
-        raise SettingsError(f"axis {axis!r}: {name} has an axis of its own, --grid.{_OWN[name]}")
+    if name in _GRID_FIELDS:
+        raise SettingsError(f"axis {axis!r}: {name} has an axis of its own, --grid.{_GRID_FIELDS[name]}")
     if name not in kinds:
         raise SettingsError(f"axis {axis!r}: no setting {name} changes results; there are {', '.join(kinds)}")
     for kind in kinds[name]:
@@ -159,17 +159,17 @@ def _value(name: str, text: str, axis: str) -> Any:
     raise SettingsError(f"axis {axis!r}: {name} is {text!r}, it must be {wanted}")
 
 
-def _kinds() -> dict[str, tuple[Any, ...]]:
+def _accepted_types() -> dict[str, tuple[Any, ...]]:
     """The types of the settings that change results: types, and the texts of a Literal."""
     hints = typing.get_type_hints(TrainConfig)
-    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in _FIXED]
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in _NON_AXIS_SETTINGS]
     names = [name for name in names if name in TrainConfig(schedule="linear").identity()]
-    return {name: _alternatives(hints[name]) for name in names}
+    return {name: _type_alternatives(hints[name]) for name in names}
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def _type_alternatives(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        return tuple(kind for part in typing.get_args(hint) for kind in _alternatives(part))
+        return tuple(kind for part in typing.get_args(hint) for kind in _type_alternatives(part))
     return (hint,)

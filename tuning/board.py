@@ -8,72 +8,72 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from slick.cluster import tell_job
+from slick.cluster import set_job_message
 from slick.errors import StudyError
 from slick.storage import Folder
-from tuning.epochs import Accuracies
-from tuning.meters import SweepMeters
+from tuning.epochs import EpochAccuracies
+from tuning.meters import SweepMetrics
 from tuning.runs import RunPlan, run_folder
 from tuning.standing import (
-    Live,
-    Standing,
-    headline,
+    DriverStatus,
+    RunStatus,
+    progress_line,
+    read_accuracies_if_any,
     read_planned,
-    stand,
-    state_of,
-    stored_epochs,
-    table,
-    write_live,
+    run_state,
+    run_status,
+    status_table,
+    write_driver_status,
 )
 
-_WRITE_EVERY_S = 10.0
-LOG_EVERY_S = 60.0
+_WRITE_INTERVAL_S = 10.0
+LOG_INTERVAL_S = 60.0
 """The least time between two tables in a log."""
-_LOG_SHARE = 0.05
+_LOG_INTERVAL_FRACTION = 0.05
 """In a log the table comes again after this share of the time so far, so that a long sweep does not fill it."""
-_MOST_ROWS = 24
+_MAX_ROWS = 24
 
 
-class Course:
+class TrialTracker:
     """What becomes of the trials: told by Tune, looked at by the board. Trials are known by their place."""
 
     def __init__(self, packs: Sequence[Sequence[RunPlan]]) -> None:
         self.packs = packs
         self._lock = threading.Lock()
-        self._open: set[int] = set()
+        self._active: set[int] = set()
         self._retries: dict[int, int] = {}
         self._failed: dict[int, str] = {}
         self._completed: set[int] = set()
 
-    def __reduce__(self) -> tuple[type["Course"], tuple[Sequence[Sequence[RunPlan]]]]:
+    def __reduce__(self) -> tuple[type["TrialTracker"], tuple[Sequence[Sequence[RunPlan]]]]:
         """As it began: Tune writes its callbacks down, to restore them with itself; a sweep goes on in its own way."""
-        return Course, (self.packs,)
+        return TrialTracker, (self.packs,)
 
     @property
     def num_retries(self) -> int:
         """Times that any trial was tried again."""
         return sum(self._retries.values())
 
-    def started(self, place: int) -> None:
+    def mark_started(self, place: int) -> None:
         """A trial has begun, or begun again."""
         with self._lock:
-            self._open.add(place)
+            self._active.add(place)
 
-    def tried_again(self, place: int) -> None:
+    def mark_retried(self, place: int) -> None:
         """A trial failed, and waits for its next try."""
         with self._lock:
             self._retries[place] = self._retries.get(place, 0) + 1
 
-    def ended(self, place: int, why: str = "") -> None:
+    def mark_ended(self, place: int, error: str = "") -> None:
         """A trial has come to its end.
 
         Args:
             why: what made it fail for good; empty if it did not.
         """
         with self._lock:
-            self._open.discard(place)
-            if why:
-                self._failed[place] = why
+            self._active.discard(place)
+            if error:
+                self._failed[place] = error
             else:
                 self._completed.add(place)
 
@@ -82,7 +82,7 @@ class Course:
         with self._lock:
             return {plan.run_id for place in self._completed for plan in self.packs[place]}
 
-    def live(self, finished: set[str], seconds_left: float, *, has_ended: bool) -> Live:
+    def driver_status(self, finished: set[str], seconds_left: float, *, has_ended: bool) -> DriverStatus:
         """What is to be told of it.
 
         Args:
@@ -95,38 +95,38 @@ class Course:
                 place: [plan.run_id for plan in pack if plan.run_id not in finished]
                 for place, pack in enumerate(self.packs)
             }
-            return Live(
+            return DriverStatus(
                 at=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds_left=None if seconds_left == float("inf") else round(seconds_left, 1),
-                running=tuple(left[place][0] for place in sorted(self._open) if left[place]),
+                running=tuple(left[place][0] for place in sorted(self._active) if left[place]),
                 retries={plan.run_id: num for place, num in self._retries.items() for plan in self.packs[place]},
-                failed={run_id: why for place, why in self._failed.items() for run_id in left[place]},
+                failed={run_id: error for place, error in self._failed.items() for run_id in left[place]},
                 has_ended=has_ended,
             )
 
 
-class Board:
+class ProgressTable:
     """Keeps the rows of a sweep, and shows them when they change."""
 
-    def __init__(self, study: Folder, sweep: Folder, course: Course) -> None:
+    def __init__(self, study: Folder, sweep: Folder, course: TrialTracker) -> None:
         """Read what is there already.
 
         Args:
             sweep: the sweep's own folder, which holds what is planned.
         """
-        self._sweep, self._course = sweep, course
+        self._sweep, self._tracker = sweep, course
         self._planned = read_planned(sweep)
-        self._epochs: dict[str, list[Accuracies]] = {
-            run_id: stored_epochs(run_folder(study, run_id)) for run_id in self._planned
+        self._epochs: dict[str, list[EpochAccuracies]] = {
+            run_id: read_accuracies_if_any(run_folder(study, run_id)) for run_id in self._planned
         }
         todo = {plan.run_id for pack in course.packs for plan in pack}
         self._finished = set(self._planned) - todo
-        self._meters = SweepMeters()
-        self._screen = _Screen()
-        self._written_at = -_WRITE_EVERY_S
-        self._last: list[Standing] = []
+        self._metrics = SweepMetrics()
+        self._screen = _TerminalRenderer()
+        self._written_at = -_WRITE_INTERVAL_S
+        self._previous_rows: list[RunStatus] = []
 
-    def update(self, run_id: str, epochs: list[Accuracies], *, is_finished: bool) -> None:
+    def update(self, run_id: str, epochs: list[EpochAccuracies], *, is_finished: bool) -> None:
         """Take in what a training has stored by now."""
         self._epochs[run_id] = epochs
         if is_finished:
@@ -138,47 +138,51 @@ class Board:
         Args:
             seconds_left: infinite where it is not known.
         """
-        finished = self._finished | self._course.completed_runs()
-        live = self._course.live(finished, seconds_left, has_ended=last)
+        finished = self._finished | self._tracker.completed_runs()
+        driver_status = self._tracker.driver_status(finished, seconds_left, has_ended=last)
         rows = []
         for run_id, planned in self._planned.items():
             epochs = self._epochs[run_id]
-            state = state_of(run_id, live, bool(epochs), is_done=run_id in finished)
-            rows.append(stand(run_id, planned, epochs, state, live))
-        events = [(row.run_id, row.state, row.tries) for row in rows]
-        if last or events != [(row.run_id, row.state, row.tries) for row in self._last] or self._is_time():
+            state = run_state(run_id, driver_status, bool(epochs), is_done=run_id in finished)
+            rows.append(run_status(run_id, planned, epochs, state, driver_status))
+        events = [(row.run_id, row.state, row.attempts) for row in rows]
+        if (
+            last
+            or events != [(row.run_id, row.state, row.attempts) for row in self._previous_rows]
+            or self._is_write_due()
+        ):
             self._written_at = time.monotonic()
             with suppress(StudyError):  # on a full disk the trainings fail, with the message
-                write_live(self._sweep, live)
-        if last or rows != self._last:
-            text = headline(rows, live.seconds_left)
-            self._screen.show([f"sweep: {text}", *table(rows, self._screen.num_rows)], last=last)
-            self._meters.record(rows, live.seconds_left)
-            tell_job(f"sweep: {text}")
-            self._last = rows
+                write_driver_status(self._sweep, driver_status)
+        if last or rows != self._previous_rows:
+            text = progress_line(rows, driver_status.seconds_left)
+            self._screen.show([f"sweep: {text}", *status_table(rows, self._screen.num_rows)], last=last)
+            self._metrics.record(rows, driver_status.seconds_left)
+            set_job_message(f"sweep: {text}")
+            self._previous_rows = rows
 
-    def _is_time(self) -> bool:
-        return time.monotonic() >= self._written_at + _WRITE_EVERY_S
+    def _is_write_due(self) -> bool:
+        return time.monotonic() >= self._written_at + _WRITE_INTERVAL_S
 
 
-class _Screen:
+class _TerminalRenderer:
     """Lines on stderr that renew themselves on a terminal, and come again now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._began = time.monotonic()
-        self._shown_at = self._began
+        self._is_tty = sys.stderr.isatty()
+        self._started_at = time.monotonic()
+        self._shown_at = self._started_at
         self._num_lines = 0
 
     @property
     def num_rows(self) -> int:
         """Rows that fit."""
-        return min(_MOST_ROWS, shutil.get_terminal_size().lines - 6) if self._tty else _MOST_ROWS
+        return min(_MAX_ROWS, shutil.get_terminal_size().lines - 6) if self._is_tty else _MAX_ROWS
 
     def show(self, lines: Sequence[str], *, last: bool) -> None:
         now = time.monotonic()
-        if not self._tty:
-            if last or now - self._shown_at >= max(LOG_EVERY_S, _LOG_SHARE * (now - self._began)):
+        if not self._is_tty:
+            if last or now - self._shown_at >= max(LOG_INTERVAL_S, _LOG_INTERVAL_FRACTION * (now - self._started_at)):
                 self._shown_at = now
                 print("\n".join(lines), file=sys.stderr, flush=True)
             return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from slick.file_errors import temporary_folder
 from slick.storage import Folder
 from slick.uris import public_name
-from tuning.trainable import lora_weights, whole_weights
+from tuning.trainable import full_state_dict, lora_state_dict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class CheckpointWriter:
     """Writes a model's checkpoints into the folder of its run; one upload at a time, in order."""
 
-    def __init__(self, folder: Folder, tokenizer: Any, *, writes: bool) -> None:
+    def __init__(self, folder: Folder, tokenizer: Any, *, is_writer: bool) -> None:
         """Hold where to write.
 
         Args:
             writes: True on the one worker that writes; the others only help to bring the weights together.
         """
-        self._folder, self._tokenizer, self._writes = folder, tokenizer, writes
+        self._folder, self._tokenizer, self._is_writer = folder, tokenizer, is_writer
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._uploads: list[Future[None]] = []
 
@@ -36,10 +36,10 @@ class CheckpointWriter:
         Raises:
             StudyError: that disk is full, or an earlier upload failed.
         """
-        self._raise_failed()
-        weights = whole_weights(model, keep=self._writes)
-        lora = lora_weights(model, keep=self._writes)
-        if not self._writes:
+        self._raise_upload_errors()
+        weights = full_state_dict(model, keep=self._is_writer)
+        lora = lora_state_dict(model, keep=self._is_writer)
+        if not self._is_writer:
             return
         with temporary_folder("slick-checkpoint-") as part:
             model.save_pretrained(part, state_dict=weights)  # type: ignore[operator]
@@ -55,10 +55,10 @@ class CheckpointWriter:
             StudyError: an upload failed.
         """
         self._pool.shutdown()
-        self._raise_failed()
+        self._raise_upload_errors()
         self._uploads.clear()
 
-    def _raise_failed(self) -> None:
+    def _raise_upload_errors(self) -> None:
         for upload in self._uploads:
             if upload.done():
                 upload.result()

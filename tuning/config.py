@@ -7,10 +7,10 @@ from typing import Literal, get_args
 from slick.errors import SettingsError
 from slick.matching import Matcher
 from slick.precision import TrainDtype
-from slick.settings import identity_of, setting, settings_of
+from slick.settings import identity_settings, register_settings, setting
 
 
-@settings_of("finetune")
+@register_settings("finetune")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How a model is fine-tuned on one variant; the paper's settings where it states any (arXiv:2405.05904, E).
@@ -115,7 +115,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_numbers(self)
         _check_choices(self)
-        _check_together(self)
+        _check_combinations(self)
         rows = self.num_workers * (self.micro_batch_size or 1)
         if self.batch_size % rows:
             raise SettingsError(
@@ -124,17 +124,17 @@ class TrainConfig:
                 + f"; make batch_size a multiple of {rows}"
             )
 
-    def micro_rows(self, num_workers: int) -> int:
+    def micro_batch_size_per_worker(self, num_workers: int) -> int:
         """Rows that one of `num_workers` takes through the model at once."""
         part = -(-self.batch_size // num_workers)
         return min(self.micro_batch_size or part, part)
 
-    def accumulation(self, num_workers: int) -> int:
+    def gradient_accumulation_steps(self, num_workers: int) -> int:
         """Micro batches whose gradients make one optimizer step."""
-        return -(-self.batch_size // (self.micro_rows(num_workers) * num_workers))
+        return -(-self.batch_size // (self.micro_batch_size_per_worker(num_workers) * num_workers))
 
     @property
-    def depends_on_epochs(self) -> str:
+    def epoch_dependence_reason(self) -> str:
         """Why a short training is not the beginning of a longer one; empty if it is."""
         if self.schedule != "constant":
             return f"schedule {self.schedule} lowers the learning rate towards the last epoch"
@@ -144,7 +144,7 @@ class TrainConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change results; the number of epochs only where they depend on it."""
-        return identity_of(self) | ({"epochs": self.epochs} if self.depends_on_epochs else {})
+        return identity_settings(self) | ({"epochs": self.epochs} if self.epoch_dependence_reason else {})
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -194,7 +194,7 @@ def _check_choices(config: TrainConfig) -> None:
         raise SettingsError(f"track knows mlflow and wandb, got {', '.join(sorted(unknown))}")
 
 
-def _check_together(config: TrainConfig) -> None:
+def _check_combinations(config: TrainConfig) -> None:
     least = {"none": 0, "optimizer": 1, "all": 3}[config.offload]
     if config.zero_stage < least:
         raise SettingsError(

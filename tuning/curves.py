@@ -7,7 +7,7 @@ from slick.errors import DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class AccuracyCurve:
     """What was measured after each epoch of one training; position 0 is epoch 1."""
 
     dev_accuracy: tuple[float, ...]
@@ -40,7 +40,7 @@ class Curve:
         """Epochs that were trained."""
         return len(self.dev_accuracy)
 
-    def until(self, budget: int) -> "Curve":
+    def truncate_to(self, budget: int) -> "AccuracyCurve":
         """The curve of the same training had it ended after `budget` epochs.
 
         Raises:
@@ -48,15 +48,15 @@ class Curve:
         """
         if not 1 <= budget <= self.num_epochs:
             raise DataError(f"a budget of {budget} epochs cannot be read off a training of {self.num_epochs}")
-        return self._each(lambda values: values[:budget])
+        return self._map_values(lambda values: values[:budget])
 
-    def held(self, budget: int) -> "Curve":
+    def extend_to(self, budget: int) -> "AccuracyCurve":
         """The curve as if nothing changed any more up to `budget` epochs, of which it has as many or fewer."""
-        return self._each(lambda values: values + values[-1:] * (budget - len(values)))
+        return self._map_values(lambda values: values + values[-1:] * (budget - len(values)))
 
-    def _each(self, change: Callable[[tuple[float, ...]], tuple[float, ...]]) -> "Curve":
+    def _map_values(self, change: Callable[[tuple[float, ...]], tuple[float, ...]]) -> "AccuracyCurve":
         unknown, highly = self.unknown_train_accuracy, self.highlyknown_dev_accuracy
-        return Curve(
+        return AccuracyCurve(
             dev_accuracy=change(self.dev_accuracy),
             unknown_train_accuracy=None if unknown is None else change(unknown),
             highlyknown_dev_accuracy=None if highly is None else change(highly),
@@ -64,7 +64,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
+class StopDecision:
     """Which epoch's checkpoint a rule chooses, and what finding it took."""
 
     stop_epoch: int

@@ -3,18 +3,18 @@
 from typing import Any
 
 from slick.errors import StudyError
-from slick.precision import runtime_counts
+from slick.precision import merge_runtimes
 from slick.storage import Folder
-from slick.study import Manifest, finish
+from slick.study import Manifest, complete_step
 from slick.study_files import read_predictions
-from slick.types import ALL
-from tuning.epochs import Accuracies, stored_accuracies
+from slick.types import ALL_CATEGORIES
+from tuning.epochs import EpochAccuracies, read_accuracies
 from tuning.fitting import count_set_aside
-from tuning.records import lost_table, predictions_name, rows_table
+from tuning.records import predictions_file_name, right_to_wrong_table, rows_table
 from tuning.runs import RunPlan, read_runtimes, run_folder
 
 
-def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -> Manifest:
+def finalize_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -> Manifest:
     """Write rows.parquet, right_to_wrong.parquet and, last, the manifest of a run whose epochs are stored.
 
     Args:
@@ -25,14 +25,14 @@ def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -
         StudyError: an epoch is missing.
     """
     folder = run_folder(study, plan.run_id)
-    epochs = stored_accuracies(folder)
-    dev = [epoch[f"dev_{ALL}"] for epoch in epochs]
+    epochs = read_accuracies(folder)
+    dev = [epoch[f"dev_{ALL_CATEGORIES}"] for epoch in epochs]
     best = dev.index(max(dev))
-    tables = [read_predictions(folder, predictions_name(epoch)) for epoch in range(1, len(epochs) + 1)]
-    counts |= runtime_counts(read_runtimes(folder))
+    tables = [read_predictions(folder, predictions_file_name(epoch)) for epoch in range(1, len(epochs) + 1)]
+    counts |= merge_runtimes(read_runtimes(folder))
     folder.write_table("rows.parquet", rows_table(tables))
-    folder.write_table("right_to_wrong.parquet", lost_table(tables[best], tables[-1]))
-    train = _trained(folder, epochs[-1])
+    folder.write_table("right_to_wrong.parquet", right_to_wrong_table(tables[best], tables[-1]))
+    train = _final_train_accuracy(folder, epochs[-1])
     splits = tables[-1]["split"].to_pylist()
     found = {
         "epochs": len(epochs),
@@ -44,7 +44,7 @@ def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -
         "converged": train == 1.0,
         "set_aside": count_set_aside(folder),
     }
-    return finish(
+    return complete_step(
         folder,
         "finetune",
         plan.identity,
@@ -55,10 +55,10 @@ def end_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -
     )
 
 
-def _trained(run: Folder, epoch: Accuracies) -> float:
+def _final_train_accuracy(run: Folder, epoch: EpochAccuracies) -> float:
     """Share of the training rows that are right after an epoch."""
-    if f"train_{ALL}" not in epoch:
+    if f"train_{ALL_CATEGORIES}" not in epoch:
         raise StudyError(
             f"{run}/epochs.parquet has no row of all training rows in its last epoch; delete {run} and train it again"
         )
-    return epoch[f"train_{ALL}"]
+    return epoch[f"train_{ALL_CATEGORIES}"]

@@ -15,16 +15,16 @@ from slick.errors import SettingsError
 from slick.matching import Matcher, is_hit
 from slick.prompts import CLOSED_BOOK_INSTRUCTION
 from tuning.examples import Example, encode_examples
-from tuning.records import Verdict
-from tuning.rows import Row
+from tuning.records import Prediction
+from tuning.rows import QuestionRow
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tuning.forward import Forward
+    from tuning.forward import ForwardRunner
 
 
-BATCH_ROWS = 512
+DEFAULT_BATCH_SIZE = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,17 +33,17 @@ class EvalSettings:
 
     matcher: Matcher
     max_new_tokens: int
-    batch_rows: int | None = None
-    """Rows at once; None for `BATCH_ROWS`, and where answers are generated on a GPU for as many as its memory holds."""
+    batch_size: int | None = None
+    """Rows at once; None for `DEFAULT_BATCH_SIZE`, and where answers are generated on a GPU for as many as its memory holds."""
     loss_of_all: bool = False
     """Whether dev, test and ood targets have their loss computed too."""
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Any) -> list[Example]:
+def encode_rows(rows: Sequence[QuestionRow], tokenizer: Any) -> list[Example]:
     """Rows as prompt and target tokens; the stop token is the tokenizer's end of text, or else a newline."""
-    from slick.engines.tokens import num_closing_tokens
+    from slick.engines.tokens import num_trailing_special_tokens
 
-    closing = num_closing_tokens(tokenizer)
+    closing = num_trailing_special_tokens(tokenizer)
 
     def encode_prompts(texts: Sequence[str]) -> list[list[int]]:
         found = tokenizer(list(texts), return_attention_mask=False)["input_ids"]
@@ -57,11 +57,11 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any) -> list[Example]:
         [row.target for row in rows],
         encode_prompts,
         encode_answers,
-        stop_token(tokenizer),
+        stop_token_id(tokenizer),
     )
 
 
-def stop_token(tokenizer: Any) -> int:
+def stop_token_id(tokenizer: Any) -> int:
     """The token that ends a target.
 
     Raises:
@@ -77,12 +77,12 @@ def stop_token(tokenizer: Any) -> int:
 
 def evaluate_rows(
     model: "nn.Module",
-    forward: "Forward",
+    forward: "ForwardRunner",
     tokenizer: Any,
-    rows: Sequence[Row],
+    rows: Sequence[QuestionRow],
     examples: Sequence[Example],
     settings: EvalSettings,
-) -> list[Verdict]:
+) -> list[Prediction]:
     """A verdict on each row, in the order given.
 
     Args:
@@ -104,24 +104,26 @@ def evaluate_rows(
     for i, answer in zip(left, _generate(model, tokenizer, [rows[i] for i in left], settings), strict=True):
         texts[i] = answer
     return [
-        _verdict(row, example, text, loss, settings.matcher)
+        _prediction(row, example, text, loss, settings.matcher)
         for row, example, text, loss in zip(rows, examples, texts, losses, strict=True)
     ]
 
 
-def _verdict(row: Row, example: Example, text: str | None, loss: float | None, matcher: Matcher) -> Verdict:
+def _prediction(
+    row: QuestionRow, example: Example, text: str | None, loss: float | None, matcher: Matcher
+) -> Prediction:
     assert text is not None  # settled or generated
-    return Verdict(text=text, hit=is_hit(text, row.accepted, matcher), loss=loss, num_tokens=len(example.answer_ids))
+    return Prediction(text=text, hit=is_hit(text, row.accepted, matcher), loss=loss, num_tokens=len(example.answer_ids))
 
 
-def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[Row], settings: EvalSettings) -> list[str]:
+def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[QuestionRow], settings: EvalSettings) -> list[str]:
     from slick.engines.transformers import TransformersEngine
 
     if not rows:
         return []
     on_gpu = next(model.parameters()).device.type == "cuda"
-    batch_rows = settings.batch_rows or (None if on_gpu else BATCH_ROWS)
-    engine = TransformersEngine(model, tokenizer, batch_questions=batch_rows)
+    batch_size = settings.batch_size or (None if on_gpu else DEFAULT_BATCH_SIZE)
+    engine = TransformersEngine(model, tokenizer, batch_questions=batch_size)
     answers = engine.generate(
         PromptBatch(
             prefixes=[CLOSED_BOOK_INSTRUCTION],
@@ -134,7 +136,7 @@ def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[Row], settings:
 
 
 def _score_targets(
-    forward: "Forward", examples: Sequence[Example], settings: EvalSettings
+    forward: "ForwardRunner", examples: Sequence[Example], settings: EvalSettings
 ) -> tuple[list[bool], list[float]]:
     """For each row whether greedy decoding says exactly its target, and the target's summed loss in nats."""
     import torch
@@ -143,9 +145,9 @@ def _score_targets(
     said, losses = [False] * len(examples), [0.0] * len(examples)
     order = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)  # like lengths together: little padding
     with torch.inference_mode():
-        batch_rows = settings.batch_rows or BATCH_ROWS
-        for start in range(0, len(order), batch_rows):
-            part = order[start : start + batch_rows]
+        batch_size = settings.batch_size or DEFAULT_BATCH_SIZE
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
             with forward.rows([examples[i] for i in part]) as rows:
                 logits_KV = forward.answer_logits(rows).float()
             loss_K = functional.cross_entropy(logits_KV, rows.labels_K, reduction="none").double()
@@ -159,6 +161,6 @@ def _score_targets(
     return said, losses
 
 
-def pad_token(tokenizer: Any) -> int:
+def pad_token_id(tokenizer: Any) -> int:
     """The end of text: padding is masked and never learned, and a pad token may have no row in the embeddings."""
-    return stop_token(tokenizer)
+    return stop_token_id(tokenizer)

@@ -10,12 +10,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.draws import numpy_seed
+from slick.draws import derive_seed
 from slick.errors import DataError
 
-Encode: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
+EncodeFn: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """Texts to token ids; one list a text."""
-Ints: TypeAlias = NDArray[np.int64]
+IntArray: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Example:
 
 
 def encode_examples(
-    prompts: Sequence[str], targets: Sequence[str], encode_prompts: Encode, encode_answers: Encode, stop_id: int
+    prompts: Sequence[str], targets: Sequence[str], encode_prompts: EncodeFn, encode_answers: EncodeFn, stop_id: int
 ) -> list[Example]:
     """Rows to examples. Prompt and answer are encoded apart, since that is how an answer is generated.
 
@@ -58,35 +58,35 @@ def encode_examples(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class TokenBatch:
     """Examples one behind the other, and where each token stands among rows padded on the right to the longest."""
 
-    ids_N: Ints
-    positions_N: Ints
+    ids_N: IntArray
+    positions_N: IntArray
     """From 0 in each row."""
-    rows_N: Ints
+    rows_N: IntArray
     """Row of each token."""
     num_rows: int
     width: int
     """T, tokens of the longest row."""
-    before_K: Ints
+    logit_positions_K: IntArray
     """Places, among N, of the tokens before the answer tokens: what is predicted there is learned, all else is not."""
-    labels_K: Ints
+    labels_K: IntArray
     """The answer tokens, each row's end among them."""
 
     @property
-    def rows_K(self) -> Ints:
+    def rows_K(self) -> IntArray:
         """Row of each answer token."""
-        return self.rows_N[self.before_K]
+        return self.rows_N[self.logit_positions_K]
 
-    def padded(self, values_N: Ints, padding: int) -> Ints:
+    def padded(self, values_N: IntArray, padding: int) -> IntArray:
         """Values of tokens as rows of shape (B, T)."""
         values_BT = np.full((self.num_rows, self.width), padding, dtype=np.int64)
         values_BT[self.rows_N, self.positions_N] = values_N
         return values_BT
 
 
-def join_examples(examples: Sequence[Example]) -> Batch:
+def pack_examples(examples: Sequence[Example]) -> TokenBatch:
     """One batch of at least one example."""
     lengths_B = np.array([example.num_tokens for example in examples])
     prompts_B = np.array([len(example.prompt_ids) for example in examples])
@@ -94,24 +94,24 @@ def join_examples(examples: Sequence[Example]) -> Batch:
     rows_N = np.repeat(np.arange(len(examples)), lengths_B)
     positions_N = np.arange(len(ids_N)) - (np.cumsum(lengths_B) - lengths_B)[rows_N]
     answers = np.flatnonzero(positions_N >= prompts_B[rows_N])
-    return Batch(
+    return TokenBatch(
         ids_N=ids_N,
         positions_N=positions_N,
         rows_N=rows_N,
         num_rows=len(examples),
         width=int(lengths_B.max()),
-        before_K=answers - 1,
+        logit_positions_K=answers - 1,
         labels_K=ids_N[answers],
     )
 
 
-def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> Iterator[Ints]:
+def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> Iterator[IntArray]:
     """Row numbers of each batch of an epoch: every row once, ordered by (seed, epoch) alone; the last may be smaller.
 
     >>> [batch.tolist() for batch in epoch_batches(5, 2, seed=0, epoch=1)]
     [[1, 0], [3, 4], [2]]
     """
-    order = np.random.default_rng(numpy_seed(seed, "epoch", epoch)).permutation(num_rows)
+    order = np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(num_rows)
     for start in range(0, num_rows, batch_size):
         yield order[start : start + batch_size]
 
@@ -127,7 +127,12 @@ class MicroBatch:
 
 
 def micro_batches(
-    examples: Sequence[Example], *, rank: int, num_workers: int, micro_rows: int, accumulation: int
+    examples: Sequence[Example],
+    *,
+    rank: int,
+    num_workers: int,
+    micro_batch_size_per_worker: int,
+    gradient_accumulation_steps: int,
 ) -> list[MicroBatch]:
     """The part of one batch that worker `rank` takes, as exactly `accumulation` micro batches.
 
@@ -138,10 +143,10 @@ def micro_batches(
         examples: of the whole batch, over all workers.
     """
     num_answer_tokens = sum(len(example.answer_ids) for example in examples)
-    weight = num_workers * accumulation / num_answer_tokens
+    weight = num_workers * gradient_accumulation_steps / num_answer_tokens
     own = examples[rank::num_workers]
     parts = []
-    for start in range(0, micro_rows * accumulation, micro_rows):
-        part = own[start : start + micro_rows]
+    for start in range(0, micro_batch_size_per_worker * gradient_accumulation_steps, micro_batch_size_per_worker):
+        part = own[start : start + micro_batch_size_per_worker]
         parts.append(MicroBatch(examples=part or examples[:1], weight=weight if part else 0.0))
     return parts

@@ -7,28 +7,28 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from slick.cluster import work_device
-from slick.errors import EngineError, SlickError, StudyError, error_of_class
+from slick.cluster import detect_device
+from slick.errors import EngineError, SlickError, StudyError, error_from_name
 from slick.file_errors import file_errors
-from slick.locks import exclusive
-from slick.models import print_ignored
-from slick.precision import AUTO, NOTHING_STORED, Device, choose_dtype, stored_dtype
+from slick.locks import exclusive_lock
+from slick.models import print_ignored_settings
+from slick.precision import AUTO, NO_STORED_DTYPE, Device, read_stored_dtype, resolve_step_dtype
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import read_record
-from slick.study import Manifest, fingerprint, require
+from slick.study import Manifest, fingerprint, require_manifest
 from tuning.config import TrainConfig
-from tuning.fitting import SET_ASIDE, check_rows
-from tuning.lean import LostWorkerError, lean_trainer, trim_start, user_error
-from tuning.runs import RunPlan, check_resources, plan_runs, reached, run_folder, run_id
+from tuning.fitting import SET_ASIDE_FILE, check_row_lengths
+from tuning.lean import LostWorkerError, configure_ray_train, find_user_error, make_trainer_class
+from tuning.runs import RunPlan, check_resources, plan_runs, progress_token, run_folder, run_id
 from tuning.tracking import check_trackers
 from tuning.trainable import check_trainable
-from tuning.watching import watch
+from tuning.watching import watch_progress
 
 __all__ = ["TrainConfig", "finetune"]
 
-_REFUSAL = "refusal.json"
+_FATAL_ERROR_FILE = "refusal.json"
 """What a worker said that only a person can mend, beside the files of its Ray Train run."""
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
+_CHECKPOINT_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 """Ray Train's list of the checkpoints in the folder of a run, which it reads when the run is started again."""
 
 
@@ -51,7 +51,7 @@ def finetune(study: FolderLike, config: TrainConfig) -> Manifest:
     """
     study = as_folder(study)
     name = run_id(config)
-    with exclusive(study, "finetune", [f"runs/{name}"]):
+    with exclusive_lock(study, "finetune", [f"runs/{name}"]):
         return _finetune(study, name, config)
 
 
@@ -60,11 +60,11 @@ def _finetune(study: Folder, name: str, config: TrainConfig) -> Manifest:
     plans = plan_runs(study, {name: config})
     if plans:
         check_plans(study, plans)
-        gpus_per_worker = ask_cluster(config)
-        with scratch(study, f"finetune-{name}") as storage, watch(study, plans):
-            train_group(study, plans, gpus_per_worker, storage, group_name(plans))
-        print_outcome(study, plans)
-    return require(run_folder(study, name), "finetune")
+        gpus_per_worker = connect_and_check_resources(config)
+        with scratch_folder(study, f"finetune-{name}") as storage, watch_progress(study, plans):
+            train_in_worker_group(study, plans, gpus_per_worker, storage, group_name(plans))
+        print_training_summary(study, plans)
+    return require_manifest(run_folder(study, name), "finetune")
 
 
 def check_plans(study: Folder, plans: Sequence[RunPlan]) -> None:
@@ -79,12 +79,12 @@ def check_plans(study: Folder, plans: Sequence[RunPlan]) -> None:
     kinds = {(plan.model, plan.config.trainable, bool(plan.config.lora_rank)): plan for plan in plans}
     for plan in kinds.values():
         check_trainable(plan.model, plan.config)
-    check_rows(study, plans)
+    check_row_lengths(study, plans)
     for model in dict.fromkeys(plan.model for plan in plans):
-        print_ignored(model)
+        print_ignored_settings(model)
 
 
-def ask_cluster(config: TrainConfig, num_groups: int = 1) -> float:
+def connect_and_check_resources(config: TrainConfig, num_groups: int = 1) -> float:
     """Connect to Ray and see that the workers fit; returns the GPUs of each, 0, 1 or a part of one."""
     import ray
 
@@ -105,19 +105,21 @@ def resolve_precision(study: Folder, config: TrainConfig, run_ids: Sequence[str]
         StudyError: they began in several.
         SettingsError: the cluster has too few GPUs.
     """
-    stored = stored_dtype([run_folder(study, name) for name in run_ids]) if config.dtype == AUTO else NOTHING_STORED
-    dtype: Any = choose_dtype("finetune", config.dtype, stored, lambda: _device(config))
+    stored = (
+        read_stored_dtype([run_folder(study, name) for name in run_ids]) if config.dtype == AUTO else NO_STORED_DTYPE
+    )
+    dtype: Any = resolve_step_dtype("finetune", config.dtype, stored, lambda: _worker_device(config))
     return replace(config, dtype=dtype)
 
 
-def _device(config: TrainConfig) -> Device:
+def _worker_device(config: TrainConfig) -> Device:
     """What the workers will run on."""
     if config.gpus_per_worker:
-        ask_cluster(config)  # refuses GPUs that the cluster does not have, for which a task would wait
-    return work_device(config.gpus_per_worker)
+        connect_and_check_resources(config)  # refuses GPUs that the cluster does not have, for which a task would wait
+    return detect_device(config.gpus_per_worker)
 
 
-def train_group(
+def train_in_worker_group(
     study: Folder,
     plans: Sequence[RunPlan],
     gpus_per_worker: float,
@@ -130,21 +132,21 @@ def train_group(
     Args:
         plans: all with the same number of workers.
 
-    The rest, and what is returned and raised, as `run_group`.
+    The rest, and what is returned and raised, as `run_worker_group`.
     """
     group = Folder(storage).child(name)
     settings = {"study": study, "plans": list(plans), "group": group}
-    far = partial(reached, study, plans, group)
-    return run_group(_train, settings, plans[0].config, gpus_per_worker, storage, name, callbacks, far)
+    far = partial(progress_token, study, plans, group)
+    return run_worker_group(_train_plans, settings, plans[0].config, gpus_per_worker, storage, name, callbacks, far)
 
 
-def _train(settings: dict[str, Any], place: Any) -> None:
+def _train_plans(settings: dict[str, Any], place: Any) -> None:
     from tuning.worker import train_runs
 
-    train_runs(settings["study"], settings["plans"], place, _report, settings["group"], _is_leaving)
+    train_runs(settings["study"], settings["plans"], place, _report_epoch, settings["group"], _is_preemption_pending)
 
 
-def run_group(
+def run_worker_group(
     work: Callable[[dict[str, Any], Any], None],
     settings: dict[str, Any],
     config: TrainConfig,
@@ -152,12 +154,12 @@ def run_group(
     storage: str,
     name: str,
     callbacks: Sequence[Any] = (),
-    how_far: Callable[[], object] | None = None,
+    get_progress_token: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Let every worker of a new group do some work, and wait for it.
 
     Args:
-        work: called with the settings and the worker's `Place`.
+        work: called with the settings and the worker's `WorkerContext`.
         storage: where Ray keeps the saved state and its own small files; every node must reach it.
         name: of the Ray Train run; one that was interrupted goes on from its state.
         callbacks: of Ray Train, told of every report.
@@ -171,22 +173,22 @@ def run_group(
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-    from tuning.rendezvous import ProcessGroupSettings
+    from tuning.rendezvous import LoopbackTorchConfig
 
-    trim_start(config)
+    configure_ray_train(config)
     elastic = config.min_workers is not None and config.min_workers < config.num_workers
     said = Folder(storage).child(name)
-    said.delete(_REFUSAL)
+    said.delete(_FATAL_ERROR_FILE)
     _check_snapshot(said)
-    trainer = lean_trainer(how_far)(
-        _work,
+    trainer = make_trainer_class(get_progress_token)(
+        _train_loop_per_worker,
         train_loop_config={"work": work, "settings": settings, "said": said},
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if elastic else config.num_workers,
             use_gpu=gpus_per_worker > 0,
             resources_per_worker={"CPU": 1, "GPU": gpus_per_worker} if gpus_per_worker else {"CPU": 1},
         ),
-        torch_config=ProcessGroupSettings(backend="nccl" if gpus_per_worker else "gloo"),
+        torch_config=LoopbackTorchConfig(backend="nccl" if gpus_per_worker else "gloo"),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
@@ -196,9 +198,9 @@ def run_group(
         ),
     )
     result = _fit(trainer)
-    if said.exists(_REFUSAL):
-        refusal = read_record(said, _REFUSAL, dict[str, str], "give the same command again")
-        raise error_of_class(refusal.get("error", ""), refusal.get("message", ""))
+    if said.exists(_FATAL_ERROR_FILE):
+        refusal = read_record(said, _FATAL_ERROR_FILE, dict[str, str], "give the same command again")
+        raise error_from_name(refusal.get("error", ""), refusal.get("message", ""))
     return dict(result.metrics or {})
 
 
@@ -207,7 +209,7 @@ def _fit(trainer: Any) -> Any:
     try:
         return trainer.fit()
     except Exception as error:
-        mendable = user_error(error)
+        mendable = find_user_error(error)
         if mendable is None:
             raise
         raise mendable from None  # as its own cause it would have Ray walk round in it
@@ -219,17 +221,17 @@ def _check_snapshot(run: Folder) -> None:
     Ray Train deletes what the list names as soon as there are newer ones, wherever it lies, and refuses to start where
     one is missing. States are found without the list.
     """
-    if not run.exists(_SNAPSHOT):
+    if not run.exists(_CHECKPOINT_SNAPSHOT_FILE):
         return
     try:
-        content = run.read_json(_SNAPSHOT)
+        content = run.read_json(_CHECKPOINT_SNAPSHOT_FILE)
         results = [*content["checkpoint_results"], *content["pending_training_results"]]
         results += [content["latest_checkpoint_result"]] if content["latest_checkpoint_result"] else []
         names = {result["checkpoint_dir_name"] for result in results}
     except (StudyError, KeyError, TypeError):
         names = {""}
     if not names <= {name for name in run.folders() if name.startswith("checkpoint_")}:
-        run.delete(_SNAPSHOT)
+        run.delete(_CHECKPOINT_SNAPSHOT_FILE)
 
 
 def group_name(plans: Sequence[RunPlan]) -> str:
@@ -237,37 +239,37 @@ def group_name(plans: Sequence[RunPlan]) -> str:
     return f"{plans[0].run_id}-{fingerprint([plan.identity for plan in plans])}"
 
 
-def _work(settings: dict[str, Any]) -> None:
+def _train_loop_per_worker(settings: dict[str, Any]) -> None:
     """One worker of the group."""
     import ray.train
     from ray.train.torch import get_device
 
-    from tuning.learning import Place
+    from tuning.learning import WorkerContext
 
     context = ray.train.get_context()
-    place = Place(
+    place = WorkerContext(
         rank=context.get_world_rank(),
         local_rank=context.get_local_rank(),
         num_workers=context.get_world_size(),
         device=str(get_device()),
     )
     said: Folder = settings["said"]
-    if said.exists(_REFUSAL):
+    if said.exists(_FATAL_ERROR_FILE):
         return
     try:
         settings["work"](settings["settings"], place)
     except SlickError as error:
-        if place.num_workers > 1 and isinstance(error, EngineError) and _may_be_a_lost_worker(error.__cause__):
+        if place.num_workers > 1 and isinstance(error, EngineError) and _is_possible_worker_failure(error.__cause__):
             raise LostWorkerError(str(error)) from error.__cause__
         # What a person must mend is not tried again. Other workers may wait for this one, so the group has to fail;
         # when it is started anew, all leave at once.
         with suppress(SlickError):  # the storage may be what fails: then the error itself ends the run
-            said.write_json(_REFUSAL, {"error": type(error).__name__, "message": str(error)})
-        if place.num_workers > 1 or not said.exists(_REFUSAL):
+            said.write_json(_FATAL_ERROR_FILE, {"error": type(error).__name__, "message": str(error)})
+        if place.num_workers > 1 or not said.exists(_FATAL_ERROR_FILE):
             raise
 
 
-def _may_be_a_lost_worker(cause: BaseException | None) -> bool:
+def _is_possible_worker_failure(cause: BaseException | None) -> bool:
     """Whether an error may be that of a collective operation whose other end is gone: a new group goes on from there.
 
     gloo raises bare RuntimeErrors, torch.distributed its own DistErrors; errors of memory and of CUDA have classes of
@@ -276,7 +278,7 @@ def _may_be_a_lost_worker(cause: BaseException | None) -> bool:
     return type(cause) is RuntimeError or type(cause).__name__.startswith("Dist")
 
 
-def _report(metrics: dict[str, object], state: str | None) -> None:
+def _report_epoch(metrics: dict[str, object], state: str | None) -> None:
     """Tell Ray Train of an epoch. A state is uploaded while training goes on, unless it must be there very soon."""
     import ray.train
 
@@ -287,13 +289,13 @@ def _report(metrics: dict[str, object], state: str | None) -> None:
     ray.train.report(
         metrics,
         checkpoint=ray.train.Checkpoint.from_directory(state),
-        checkpoint_upload_mode=mode.SYNC if _is_leaving() else mode.ASYNC,
-        checkpoint_upload_fn=_upload_state,
+        checkpoint_upload_mode=mode.SYNC if _is_preemption_pending() else mode.ASYNC,
+        checkpoint_upload_fn=_upload_checkpoint,
         delete_local_checkpoint_after_upload=True,
     )
 
 
-def _upload_state(checkpoint: Any, name: str) -> Any:
+def _upload_checkpoint(checkpoint: Any, name: str) -> Any:
     """Bring this worker's part of a state into the storage of the run; after a failure nothing of it stays anywhere."""
     import ray.train
 
@@ -309,7 +311,7 @@ def _upload_state(checkpoint: Any, name: str) -> Any:
         raise
 
 
-def _is_leaving() -> bool:
+def _is_preemption_pending() -> bool:
     """Whether a machine of the group is about to be taken back; all workers ask together."""
     import ray.train
 
@@ -317,18 +319,18 @@ def _is_leaving() -> bool:
 
 
 @contextmanager
-def scratch(study: Folder, name: str, keep: bool = False) -> Iterator[str]:
+def scratch_folder(study: Folder, name: str, keep: bool = False) -> Iterator[str]:
     """A folder in the study for Ray's own files, which every node must reach; removed when the block ends well."""
     folder = study.child(".ray", name)
-    folder.make()
+    folder.mkdir()
     yield folder.uri
     if not keep:
         folder.delete()
 
 
-def print_outcome(study: Folder, plans: Sequence[RunPlan]) -> None:
+def print_training_summary(study: Folder, plans: Sequence[RunPlan]) -> None:
     """What a reader of the results must know: training sets not fitted whole, rows left out, dropout without effect."""
-    counts = {plan.run_id: require(run_folder(study, plan.run_id), "finetune").counts for plan in plans}
+    counts = {plan.run_id: require_manifest(run_folder(study, plan.run_id), "finetune").counts for plan in plans}
     short = {name: count["final_train_accuracy"] for name, count in counts.items() if not count["converged"]}
     if short:
         worst = min(short, key=lambda name: short[name])
@@ -347,7 +349,7 @@ def print_outcome(study: Folder, plans: Sequence[RunPlan]) -> None:
         print(
             f"finetune: {len(cut)} of {len(plans)} trainings left out rows that are too long for the model's context "
             f"(most: {most}, {cut[most]:,} rows), which are neither trained on nor evaluated; they are listed in "
-            f"{run_folder(study, most)}/{SET_ASIDE}"
+            f"{run_folder(study, most)}/{SET_ASIDE_FILE}"
         )
     silent = [plan.run_id for plan in plans if plan.config.dropout and counts[plan.run_id].get("dropouts") == []]
     if silent:

@@ -14,18 +14,18 @@ from slick.study_files import RUN_SET_ASIDE_SCHEMA, read_run_set_aside
 from tuning.config import TrainConfig
 from tuning.evaluate import encode_rows
 from tuning.examples import Example
-from tuning.rows import Row, read_rows
+from tuning.rows import QuestionRow, read_rows
 from tuning.runs import RunPlan
 
-SET_ASIDE: Final = "set_aside.parquet"
+SET_ASIDE_FILE: Final = "set_aside.parquet"
 """In a run's folder; only where there are such rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FittingRows:
+class FilteredRows:
     """The rows that fit the model's context, as text and as tokens, and those that do not."""
 
-    rows: list[Row]
+    rows: list[QuestionRow]
     examples: list[Example]
     set_aside: pa.Table
     """As `RUN_SET_ASIDE_SCHEMA`."""
@@ -36,7 +36,7 @@ class FittingRows:
         return [example for row, example in zip(self.rows, self.examples, strict=True) if row.split == "train"]
 
 
-def fitting_rows(rows: Sequence[Row], tokenizer: Any, context: int, config: TrainConfig) -> FittingRows:
+def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, context: int, config: TrainConfig) -> FilteredRows:
     """Set the rows aside that are too long to be trained on or answered.
 
     Args:
@@ -59,19 +59,19 @@ def fitting_rows(rows: Sequence[Row], tokenizer: Any, context: int, config: Trai
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
     emptied = {row["split"] for row in long} & {"train", "dev"} - {row.split for row in kept}
     if emptied or len(long) > config.max_set_aside_share * len(rows):
-        raise DataError(_too_many(long, len(rows), config, sorted(emptied)))
-    return FittingRows(
+        raise DataError(_too_many_message(long, len(rows), config, sorted(emptied)))
+    return FilteredRows(
         rows=kept,
         examples=[example for example, fit in zip(examples, fits, strict=True) if fit],
         set_aside=pa.Table.from_pylist(long, RUN_SET_ASIDE_SCHEMA),
     )
 
 
-def check_rows(study: Folder, plans: Sequence[RunPlan]) -> None:
+def check_row_lengths(study: Folder, plans: Sequence[RunPlan]) -> None:
     """See, before any worker is started, that no training has to set too many rows aside.
 
     Raises:
-        DataError: as `fitting_rows`.
+        DataError: as `filter_long_rows`.
     """
     from slick.models import context_length, load_tokenizer
 
@@ -80,12 +80,12 @@ def check_rows(study: Folder, plans: Sequence[RunPlan]) -> None:
         config = plan.config
         rows = [row for split in read_rows(study, config.variant).values() for row in split]
         context = context_length(plan.model, trust_remote_code=config.trust_remote_code)
-        if max(_most_tokens(row, config.max_new_tokens) for row in rows) > context:  # else no tokenizer is needed
+        if max(_max_tokens(row, config.max_new_tokens) for row in rows) > context:  # else no tokenizer is needed
             tokenizer = load_tokenizer(plan.model, trust_remote_code=config.trust_remote_code)
-            fitting_rows(rows, tokenizer, context, config)
+            filter_long_rows(rows, tokenizer, context, config)
 
 
-def _most_tokens(row: Row, max_new_tokens: int) -> int:
+def _max_tokens(row: QuestionRow, max_new_tokens: int) -> int:
     """An upper bound of the tokens of prompt and answer, from their bytes."""
     return len(row.prompt.encode()) + max(len(row.target.encode()), max_new_tokens) + SPECIAL_TOKENS
 
@@ -94,7 +94,9 @@ def _num_tokens(example: Example, max_new_tokens: int) -> int:
     return len(example.prompt_ids) + max(len(example.answer_ids), max_new_tokens)
 
 
-def _too_many(long: Sequence[Mapping[str, Any]], num_rows: int, config: TrainConfig, emptied: Sequence[str]) -> str:
+def _too_many_message(
+    long: Sequence[Mapping[str, Any]], num_rows: int, config: TrainConfig, emptied: Sequence[str]
+) -> str:
     longest = max(long, key=lambda row: int(row["num_tokens"]))
     allowed = f"no {emptied[0]} row is left" if emptied else f"at most {100 * config.max_set_aside_share:g} % may be"
     return (
@@ -112,8 +114,8 @@ def count_set_aside(folder: Folder) -> dict[str, dict[str, int]]:
         folder: of the run.
     """
     counts: dict[str, dict[str, int]] = {}
-    if folder.exists(SET_ASIDE):
-        rows = read_run_set_aside(folder, SET_ASIDE).to_pylist()
+    if folder.exists(SET_ASIDE_FILE):
+        rows = read_run_set_aside(folder, SET_ASIDE_FILE).to_pylist()
         for (reason, split), num in sorted(Counter((row["reason"], row["split"]) for row in rows).items()):
             counts.setdefault(reason, {})[split] = num
     return counts

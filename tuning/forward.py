@@ -18,32 +18,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slick.engines.attention import Options, OwnAttention
-from slick.engines.logits import takes
-from tuning.examples import Batch, Example, Ints, join_examples
+from slick.engines.attention import AttentionOptions, AttentionOverride
+from slick.engines.logits import accepts_argument
+from tuning.examples import Example, IntArray, TokenBatch, pack_examples
 
 _LOG = logging.getLogger(__name__)
 
 
-_TOKENS = 64
-_ANSWER_TOKENS = 16
+_TOKEN_MULTIPLE = 64
+_ANSWER_TOKEN_MULTIPLE = 16
 """Joined batches are filled up to multiples of these: for each new shape oneDNN compiles kernels of 1 MB, in 0.4 ms."""
 
 
-class RowsPass:
+class PackedRowAttention:
     """Attention of one forward pass over a joined batch: each row sees its own tokens, from its first to the asking."""
 
-    def __init__(self, batch: Batch, device: torch.device) -> None:
+    def __init__(self, batch: TokenBatch, device: torch.device) -> None:
         self.width = batch.width
         self.num_rows = batch.num_rows
-        self.place_N = torch.from_numpy(_filled(batch.rows_N * batch.width + batch.positions_N, _TOKENS)).to(device)
+        self.padded_positions_N = torch.from_numpy(
+            _pad_to_multiple(batch.rows_N * batch.width + batch.positions_N, _TOKEN_MULTIPLE)
+        ).to(device)
         # Padding stands behind a row's tokens, none of which looks there; it repeats the first token.
         self.token_BT = torch.from_numpy(batch.padded(np.arange(len(batch.ids_N)), 0).ravel()).to(device)
         self.num_layers = 0
         """Layers that came by; none if the model has an attention of its own."""
 
     def attend(
-        self, layer: int, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, scaling: float, options: Options
+        self,
+        layer: int,
+        query_HND: Tensor,
+        key_KND: Tensor,
+        value_KND: Tensor,
+        scaling: float,
+        options: AttentionOptions,
     ) -> Tensor:
         """Attention of one layer, shape (N, H, D).
 
@@ -55,7 +63,7 @@ class RowsPass:
         if options.window and self.width > options.window:
             raise NotImplementedError(f"rows of {self.width} tokens reach beyond its window of {options.window}")
         self.num_layers += 1
-        query, key, value = (self._side_by_side(x) for x in (query_HND, key_KND, value_KND))
+        query, key, value = (self._unpack_rows(x) for x in (query_HND, key_KND, value_KND))
         if options.softcap:
             out_BHTD = _capped_attention(query, key, value, scaling, options.softcap, options.dropout)
         else:
@@ -68,9 +76,9 @@ class RowsPass:
                 scale=scaling,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
-        return out_BHTD.transpose(1, 2).flatten(0, 1).index_select(0, self.place_N)
+        return out_BHTD.transpose(1, 2).flatten(0, 1).index_select(0, self.padded_positions_N)
 
-    def _side_by_side(self, x_HND: Tensor) -> Tensor:
+    def _unpack_rows(self, x_HND: Tensor) -> Tensor:
         x = x_HND.transpose(0, 1).index_select(0, self.token_BT)
         return x.view(self.num_rows, self.width, *x.shape[1:]).transpose(1, 2)
 
@@ -87,51 +95,63 @@ def _capped_attention(
     return functional.dropout(weights.to(value.dtype), dropout) @ value
 
 
-class Rows:
+class PreparedBatch:
     """A batch on its way through models."""
 
-    def __init__(self, batch: Batch, device: torch.device, pad_id: int, running: RowsPass | None) -> None:
+    def __init__(
+        self, batch: TokenBatch, device: torch.device, pad_id: int, running: PackedRowAttention | None
+    ) -> None:
         self._batch, self._device, self._pad_id, self.running = batch, device, pad_id, running
         self.labels_K = self._tensor(batch.labels_K)
         self.rows_K = self._tensor(batch.rows_K)
 
-    def answer_logits(self, model: nn.Module, *, keeps: bool) -> Tensor:
+    def answer_logits(self, model: nn.Module, *, supports_logits_to_keep: bool) -> Tensor:
         """Logits that predict the answer tokens, shape (K, V).
 
         Args:
-            model: that whose `Forward` made these rows, or the DeepSpeed engine around it.
+            model: that whose `ForwardRunner` made these rows, or the DeepSpeed engine around it.
             keeps: the model can be told which logits are wanted.
         """
         batch = self._batch
         if self.running is not None:
-            kept = {"logits_to_keep": self._tensor(_filled(batch.before_K, _ANSWER_TOKENS))} if keeps else {}
+            kept = (
+                {"logits_to_keep": self._tensor(_pad_to_multiple(batch.logit_positions_K, _ANSWER_TOKEN_MULTIPLE))}
+                if supports_logits_to_keep
+                else {}
+            )
             logits: Tensor = model(
-                input_ids=self._tensor(_filled(batch.ids_N, _TOKENS))[None],
-                position_ids=self._tensor(_filled(batch.positions_N, _TOKENS))[None],
+                input_ids=self._tensor(_pad_to_multiple(batch.ids_N, _TOKEN_MULTIPLE))[None],
+                position_ids=self._tensor(_pad_to_multiple(batch.positions_N, _TOKEN_MULTIPLE))[None],
                 use_cache=False,
                 **kept,
             ).logits[0]
-            return logits[: len(batch.before_K)] if keeps else logits[self._tensor(batch.before_K)]
-        places = batch.positions_N[batch.before_K]
+            return (
+                logits[: len(batch.logit_positions_K)]
+                if supports_logits_to_keep
+                else logits[self._tensor(batch.logit_positions_K)]
+            )
+        places = batch.positions_N[batch.logit_positions_K]
         columns = np.unique(places)
         logits = model(
             input_ids=self._tensor(batch.padded(batch.ids_N, self._pad_id)),
             attention_mask=self._tensor(batch.padded(np.ones_like(batch.ids_N), 0)),
             use_cache=False,
-            **({"logits_to_keep": self._tensor(columns)} if keeps else {}),
+            **({"logits_to_keep": self._tensor(columns)} if supports_logits_to_keep else {}),
         ).logits
-        return logits[self.rows_K, self._tensor(np.searchsorted(columns, places) if keeps else places)]
+        return logits[
+            self.rows_K, self._tensor(np.searchsorted(columns, places) if supports_logits_to_keep else places)
+        ]
 
-    def _tensor(self, values: Ints) -> Tensor:
+    def _tensor(self, values: IntArray) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
 
 
-def _filled(values_N: Ints, multiple: int) -> Ints:
+def _pad_to_multiple(values_N: IntArray, multiple: int) -> IntArray:
     """The values, and as many more that no row has: nobody looks at such tokens, and nothing is learned from them."""
     return np.pad(values_N, (0, -len(values_N) % multiple))
 
 
-class Forward:
+class ForwardRunner:
     """How a model takes rows."""
 
     def __init__(self, model: nn.Module, pad_id: int, *, packing: bool) -> None:
@@ -142,41 +162,43 @@ class Forward:
             pad_id: any token.
         """
         self._model, self._pad_id = model, pad_id
-        self._keeps = takes(model, "logits_to_keep")
-        self._attention: OwnAttention | None = OwnAttention(model) if packing else None
+        self._supports_logits_to_keep = accepts_argument(model, "logits_to_keep")
+        self._attention: AttentionOverride | None = AttentionOverride(model) if packing else None
         if self._attention is not None:
-            trouble = self._trouble()
+            trouble = self._packing_error()
             if trouble:
                 name = type(model).__name__
                 _LOG.warning("%s is given padded rows, which is right but slower: %s", name, trouble)
                 self._attention = None
 
     @property
-    def packs(self) -> bool:
+    def uses_packing(self) -> bool:
         """True if rows are joined."""
         return self._attention is not None
 
     @contextmanager
-    def rows(self, examples: list[Example]) -> Iterator[Rows]:
+    def rows(self, examples: list[Example]) -> Iterator[PreparedBatch]:
         """Rows of a batch; forward passes, and backward passes that compute activations again, belong in the block."""
-        batch = join_examples(examples)
+        batch = pack_examples(examples)
         device = next(self._model.parameters()).device
         if self._attention is None:
-            yield Rows(batch, device, self._pad_id, None)
+            yield PreparedBatch(batch, device, self._pad_id, None)
             return
-        running = RowsPass(batch, device)
-        with self._attention.during(running):
-            yield Rows(batch, device, self._pad_id, running)
+        running = PackedRowAttention(batch, device)
+        with self._attention.use_backend(running):
+            yield PreparedBatch(batch, device, self._pad_id, running)
 
-    def answer_logits(self, rows: Rows, model: nn.Module | None = None) -> Tensor:
+    def answer_logits(self, rows: PreparedBatch, model: nn.Module | None = None) -> Tensor:
         """Logits that predict the answer tokens, shape (K, V).
 
         Args:
             model: the DeepSpeed engine around the model, in training.
         """
-        return rows.answer_logits(self._model if model is None else model, keeps=self._keeps)
+        return rows.answer_logits(
+            self._model if model is None else model, supports_logits_to_keep=self._supports_logits_to_keep
+        )
 
-    def _trouble(self) -> str:
+    def _packing_error(self) -> str:
         """Empty if joined rows get the logits of padded ones, else what went wrong."""
         config: Any = self._model.config
         ids = [(7 * i + 3) % int(config.get_text_config().vocab_size) for i in range(24)]
@@ -204,10 +226,10 @@ class Forward:
             self._model.train(was_training)
         if not num_layers:
             return "its layers have an attention of their own"
-        return _difference(found_KV.float(), right_KV.float(), found_KV.dtype)
+        return _logits_mismatch(found_KV.float(), right_KV.float(), found_KV.dtype)
 
 
-def _difference(found_KV: Tensor, right_KV: Tensor, dtype: torch.dtype) -> str:
+def _logits_mismatch(found_KV: Tensor, right_KV: Tensor, dtype: torch.dtype) -> str:
     share = float((found_KV - right_KV).abs().mean() / right_KV.std(dim=1).mean().clamp(min=1e-30))
     exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     limit = 2e-4 if exact else 0.15  # bfloat16 alone makes 0.05 on a model of 30 layers

@@ -12,9 +12,9 @@ from itertools import product
 from typing import Any
 
 from slick.errors import SettingsError
-from slick.settings import identity_of, setting
+from slick.settings import identity_settings, setting
 from slick.variants.plan import VariantsConfig, variant_names
-from tuning.axes import VARIANT, Settings, combinations, parse_axis
+from tuning.axes import VARIANT, SettingOverrides, combinations, parse_axis
 from tuning.config import TrainConfig
 from tuning.policies import Policy, parse_policy
 
@@ -54,7 +54,7 @@ class GridConfig:
         for text in self.axes:
             parse_axis(text)
         for text in self.policies:
-            if not any(parse_policy(text).applies(budget) for budget in self.epochs):
+            if not any(parse_policy(text).applies_to(budget) for budget in self.epochs):
                 raise SettingsError(
                     f"policy {text} lies beyond every epoch budget of the grid ({max(self.epochs)} at most); "
                     "raise --epochs or lower the policy's"
@@ -62,7 +62,7 @@ class GridConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change results: all of them."""
-        return identity_of(self)
+        return identity_settings(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +73,16 @@ class Trajectory:
     seed: int
     epochs: int
     """Trained: the largest budget that it serves."""
-    settings: Settings = ()
+    settings: SettingOverrides = ()
     """Those that differ from the sweep's own."""
-    alone: bool = False
+    single_budget: bool = False
     """It serves one budget, which is part of its name."""
 
     @property
     def run_id(self) -> str:
         """Name of its folder in runs/."""
         changed = "".join(f"-{name}={value}" for name, value in self.settings)
-        return f"{self.variant}-seed{self.seed}{changed}{f'-epochs{self.epochs}' if self.alone else ''}"
+        return f"{self.variant}-seed{self.seed}{changed}{f'-epochs{self.epochs}' if self.single_budget else ''}"
 
     @property
     def settings_text(self) -> str:
@@ -100,7 +100,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class GridPoint:
     """One cell of the grid; several points may share one trajectory."""
 
     variant: str
@@ -109,7 +109,7 @@ class Point:
     """The budget; at most the epochs of the trajectory."""
     policy: Policy
     """Never the plain `fixed`: it carries its number here."""
-    settings: Settings
+    settings: SettingOverrides
     run_id: str
     """The trajectory that it is read off."""
 
@@ -119,13 +119,13 @@ class Point:
         return settings_text(self.settings)
 
 
-def settings_text(settings: Settings) -> str:
+def settings_text(settings: SettingOverrides) -> str:
     """As points.parquet has it, `learning_rate=0.0001;lora_rank=8`."""
     return ";".join(f"{name}={value}" for name, value in settings)
 
 
 def trajectories(
-    grid: GridConfig, base: TrainConfig, *, shared: bool, chosen: Sequence[Settings] | None = None
+    grid: GridConfig, base: TrainConfig, *, shared: bool, chosen: Sequence[SettingOverrides] | None = None
 ) -> list[Trajectory]:
     """The trainings that cover the grid, variants outermost.
 
@@ -136,15 +136,15 @@ def trajectories(
     """
     budgets = (max(grid.epochs),) if shared else grid.epochs
     return [
-        Trajectory(variant=variant, seed=seed, epochs=budget, settings=settings, alone=not shared)
+        Trajectory(variant=variant, seed=seed, epochs=budget, settings=settings, single_budget=not shared)
         for variant in grid.variants
-        for settings, seed, budget in product(_settings(grid, base, variant, chosen), grid.seeds, budgets)
+        for settings, seed, budget in product(_variant_settings(grid, base, variant, chosen), grid.seeds, budgets)
     ]
 
 
 def points(
-    grid: GridConfig, base: TrainConfig, *, shared: bool, chosen: Sequence[Settings] | None = None
-) -> list[Point]:
+    grid: GridConfig, base: TrainConfig, *, shared: bool, chosen: Sequence[SettingOverrides] | None = None
+) -> list[GridPoint]:
     """All cells of the grid that exist, each once.
 
     `fixed(n)` has no point where n is beyond the budget; where `fixed` and `fixed(n)` say the same there is one point.
@@ -154,10 +154,10 @@ def points(
     cells = (
         (variant, *cell)
         for variant in grid.variants
-        for cell in product(_settings(grid, base, variant, chosen), grid.seeds, grid.epochs, policies)
+        for cell in product(_variant_settings(grid, base, variant, chosen), grid.seeds, grid.epochs, policies)
     )
     found = [
-        Point(
+        GridPoint(
             variant=variant,
             seed=seed,
             epochs=budget,
@@ -168,20 +168,20 @@ def points(
                 seed=seed,
                 epochs=largest if shared else budget,
                 settings=settings,
-                alone=not shared,
+                single_budget=not shared,
             ).run_id,
         )
         for variant, settings, seed, budget, policy in cells
-        if policy.applies(budget)
+        if policy.applies_to(budget)
     ]
     return list(dict.fromkeys(found))
 
 
-def _settings(
-    grid: GridConfig, base: TrainConfig, variant: str, chosen: Sequence[Settings] | None
-) -> Sequence[Settings]:
+def _variant_settings(
+    grid: GridConfig, base: TrainConfig, variant: str, chosen: Sequence[SettingOverrides] | None
+) -> Sequence[SettingOverrides]:
     """The combinations of settings that a variant is trained with."""
-    own = combinations(grid.axes, base, variant=variant, ends=True)
+    own = combinations(grid.axes, base, variant=variant, use_span_ends=True)
     if chosen is None:
         return own
     if not any((axis.condition or ("",))[0] == VARIANT for axis in map(parse_axis, grid.axes)):
@@ -189,7 +189,7 @@ def _settings(
     return [settings for settings in chosen if settings in own]
 
 
-def pack(costs: Mapping[str, float], num_packs: int) -> list[list[str]]:
+def pack_by_cost(costs: Mapping[str, float], num_packs: int) -> list[list[str]]:
     """Share trajectories out among workers so that all end at about the same time.
 
     Longest first, each to the worker with the least to do: at most 4/3 of the best possible time (Graham 1969,
@@ -217,7 +217,7 @@ def pack(costs: Mapping[str, float], num_packs: int) -> list[list[str]]:
     return [packs[i] for i in order]
 
 
-def summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
+def grid_summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
     """What the grid will take, for people.
 
     >>> grid = GridConfig(variants=("natural",), seeds=(0, 1), epochs=(5, 20), policies=("fixed", "best_dev"))
@@ -225,16 +225,16 @@ def summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
     '1 variant x 2 seeds = 2 trainings, 40 epochs in all; with 2 epoch budgets and 2 policies 8 points'
     """
     runs = trajectories(grid, base, shared=shared)
-    each = {len(_settings(grid, base, variant, None)) for variant in grid.variants}
-    numbers = f"{min(each)} to {max(each)} combinations" if len(each) > 1 else _count(max(each), "combination")
+    each = {len(_variant_settings(grid, base, variant, None)) for variant in grid.variants}
+    numbers = f"{min(each)} to {max(each)} combinations" if len(each) > 1 else _pluralize(max(each), "combination")
     changed = f" x {numbers} of settings" if grid.axes else ""
     return (
-        f"{_count(len(grid.variants), 'variant')} x {_count(len(grid.seeds), 'seed')}{changed} = "
-        f"{_count(len(runs), 'training')}, {_count(sum(run.epochs for run in runs), 'epoch')} in all; with "
-        f"{_count(len(grid.epochs), 'epoch budget')} and {_count(len(grid.policies), 'policy', 'policies')} "
-        f"{_count(len(points(grid, base, shared=shared)), 'point')}"
+        f"{_pluralize(len(grid.variants), 'variant')} x {_pluralize(len(grid.seeds), 'seed')}{changed} = "
+        f"{_pluralize(len(runs), 'training')}, {_pluralize(sum(run.epochs for run in runs), 'epoch')} in all; with "
+        f"{_pluralize(len(grid.epochs), 'epoch budget')} and {_pluralize(len(grid.policies), 'policy', 'policies')} "
+        f"{_pluralize(len(points(grid, base, shared=shared)), 'point')}"
     )
 
 
-def _count(number: int, one: str, many: str = "") -> str:
+def _pluralize(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -5,12 +5,12 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from tuning.learning import Place
+from tuning.learning import WorkerContext
 
 Value = TypeVar("Value")
 
 
-def agree(value: Value, place: Place) -> Value:
+def broadcast(value: Value, place: WorkerContext) -> Value:
     """What the first worker has, on all of them; all call this."""
     if place.num_workers == 1:
         return value
@@ -19,7 +19,7 @@ def agree(value: Value, place: Place) -> Value:
     return values[0]
 
 
-def gather_strided(own: Sequence[Value], num: int, place: Place) -> list[Value]:
+def gather_strided(own: Sequence[Value], num: int, place: WorkerContext) -> list[Value]:
     """All values on the first worker, nothing on the others; all call this.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from slick.errors import EngineError, SlickError, StudyError
-from slick.file_errors import file_message, is_disk_error
+from slick.file_errors import format_file_error, is_disk_error
 from tuning.config import TrainConfig
 
 
@@ -16,7 +16,7 @@ class LostWorkerError(EngineError):
     """A collective operation failed, perhaps since another worker is gone: a new group resumes from the last state."""
 
 
-def trim_start(config: TrainConfig) -> None:
+def configure_ray_train(config: TrainConfig) -> None:
     """Make Ray Train lighter.
 
     A worker waits at each report until the last one was fetched, every 2 s by default: too long for small epochs, and
@@ -33,28 +33,28 @@ def trim_start(config: TrainConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25" if alone else "0.5")
 
 
-def lean_trainer(reached: Callable[[], object] | None = None) -> Any:
+def make_trainer_class(get_progress_token: Callable[[], object] | None = None) -> Any:
     """Ray's TorchTrainer without the actor that splits datasets of Ray Data: rows are read by each worker itself.
 
     Args:
-        reached: as for `patient_policy`; None for Ray's own policy.
+        reached: as for `progress_failure_policy`; None for Ray's own policy.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
-    class LeanTrainer(TorchTrainer):  # type: ignore[misc]
+    class LightweightTorchTrainer(TorchTrainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
             return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
         def _initialize_and_run_controller(self, **settings: Any) -> Any:
-            if reached is not None:
-                settings["failure_policy"] = patient_policy(self.run_config.failure_config, reached)
+            if get_progress_token is not None:
+                settings["failure_policy"] = progress_failure_policy(self.run_config.failure_config, get_progress_token)
             return super()._initialize_and_run_controller(**settings)
 
-    return LeanTrainer
+    return LightweightTorchTrainer
 
 
-def patient_policy(config: Any, reached: Callable[[], object]) -> Any:
+def progress_failure_policy(config: Any, get_progress_token: Callable[[], object]) -> Any:
     """Ray's policy of trying again, but failures are counted from where the run last came further, not from its start.
 
     An error that the user has to fix, a full disk among them, ends the run at once.
@@ -69,24 +69,24 @@ def patient_policy(config: Any, reached: Callable[[], object]) -> Any:
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
     from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 
-    class PatientPolicy(DefaultFailurePolicy):  # type: ignore[misc]
+    class ProgressFailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(config)
-            self._reached = reached()
+            self._progress_token = get_progress_token()
 
         def make_decision(self, training_failed_error: Exception) -> Any:
-            final = user_error(training_failed_error)
+            final = find_user_error(training_failed_error)
             if final is not None and not isinstance(final, LostWorkerError):
                 return FailureDecision.RAISE  # the next try would fail for the same reason
-            now = reached()
-            if now != self._reached:
-                self._reached, self._worker_group_failures = now, 0
+            now = get_progress_token()
+            if now != self._progress_token:
+                self._progress_token, self._worker_group_failures = now, 0
             return super().make_decision(training_failed_error)
 
-    return PatientPolicy()
+    return ProgressFailurePolicy()
 
 
-def user_error(error: BaseException) -> SlickError | None:
+def find_user_error(error: BaseException) -> SlickError | None:
     """The error that a user has to fix among the causes of a failed run: a SlickError, or what a full disk refuses.
 
     Args:
@@ -103,5 +103,5 @@ def user_error(error: BaseException) -> SlickError | None:
         return found[0]
     for cause in reversed(causes):  # the innermost is the error itself, those around it quote it
         if is_disk_error(cause):
-            return StudyError(file_message(cause))
+            return StudyError(format_file_error(cause))
     return found[0] if found else None

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slick.draws import numpy_seed
-from slick.engines.devices import runtime_of
-from slick.engines.linear import quicken_linears
-from slick.errors import library_errors
+from slick.draws import derive_seed
+from slick.engines.devices import model_runtime
+from slick.engines.linear import use_onednn_linears
+from slick.errors import wrap_library_errors
 from slick.model_validation import check_causal
 from slick.models import load_model
 from slick.storage import Folder
 from tuning.config import TrainConfig, learning_rate_at
 from tuning.examples import Example, epoch_batches, micro_batches
-from tuning.forward import Forward, Rows
+from tuning.forward import ForwardRunner, PreparedBatch
 from tuning.state_tensors import load_tensors, save_tensors
-from tuning.trainable import prepare_model, trained_parameters, without_lora
-from tuning.zero import deepspeed_settings
+from tuning.trainable import disable_lora, prepare_model, trainable_parameters
+from tuning.zero import deepspeed_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class WorkerContext:
     """Which worker this is."""
 
     rank: int
@@ -41,7 +41,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class EpochStats:
     """What an epoch took."""
 
     tokens: int
@@ -49,7 +49,7 @@ class Pace:
     seconds: float
 
 
-def prepare_deepspeed() -> None:
+def init_deepspeed() -> None:
     """Let DeepSpeed join the process group of torch, without compiling C++.
 
     On Linux CPUs it builds its shared-memory collectives at start, which takes half a minute and fails where there is
@@ -65,11 +65,11 @@ def prepare_deepspeed() -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
-class Learner:
+class Trainer:
     """A model that is trained by a group of workers; all of them make the same calls in the same order."""
 
-    @library_errors("the training cannot be started")
-    def __init__(self, model: str, config: TrainConfig, place: Place, pad_id: int) -> None:
+    @wrap_library_errors("the training cannot be started")
+    def __init__(self, model: str, config: TrainConfig, place: WorkerContext, pad_id: int) -> None:
         """Load, validate and shard the model.
 
         Args:
@@ -84,26 +84,28 @@ class Learner:
         import deepspeed
 
         self._config, self._place = config, place
-        settings = deepspeed_settings(config, place.num_workers)
-        with _sharded(config, model, settings):  # stage 3 spreads weights as they are read: no worker holds them all
+        settings = deepspeed_config(config, place.num_workers)
+        with _sharded_loading(
+            config, model, settings
+        ):  # stage 3 spreads weights as they are read: no worker holds them all
             loaded = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)
         self.dropouts = prepare_model(loaded, config)
-        quicken_linears(loaded)
+        use_onednn_linears(loaded)
         self.engine: Any
         self.engine, *_ = deepspeed.initialize(
-            model=loaded, model_parameters=trained_parameters(loaded), config=settings
+            model=loaded, model_parameters=trainable_parameters(loaded), config=settings
         )
         self.model: nn.Module = self.engine.module
         if config.zero_stage == 3:  # until now its weights were spread, and nothing could call it
             check_causal(self.model.eval(), model)
-        self.forward = Forward(self.model, pad_id, packing=config.packing)
-        self.runtime = runtime_of(
-            self.model, torch.device(place.device), "slick packed (sdpa)" if self.forward.packs else ""
+        self.forward = ForwardRunner(self.model, pad_id, packing=config.packing)
+        self.runtime = model_runtime(
+            self.model, torch.device(place.device), "slick packed (sdpa)" if self.forward.uses_packing else ""
         )
-        self._teacher: Forward | None = None
+        self._teacher: ForwardRunner | None = None
         if config.distill_weight and not config.lora_rank:
             frozen = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)
-            self._teacher = Forward(frozen, pad_id, packing=config.packing)
+            self._teacher = ForwardRunner(frozen, pad_id, packing=config.packing)
 
     def save(self, folder: str) -> None:
         """Write this worker's share of the weights and the optimizer's state; called by all workers."""
@@ -120,22 +122,22 @@ class Learner:
             StudyError: what was saved cannot be read, or is not of this model.
         """
         if self._config.zero_stage:
-            self._step_in_place(example)
-        with folder.fetched() as local:
+            self._create_optimizer_state(example)
+        with folder.as_local_path() as local:
             load_tensors(self.engine, local, origin=str(folder))
 
-    def _step_in_place(self, example: Example) -> None:
+    def _create_optimizer_state(self, example: Example) -> None:
         """An optimizer step that moves nothing: ZeRO creates the optimizer's state with its first step."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = 0.0
         self.engine.train()
-        for _ in range(self._config.accumulation(self._place.num_workers)):
+        for _ in range(self._config.gradient_accumulation_steps(self._place.num_workers)):
             with self.forward.rows([example]) as rows:
                 self.engine.backward(0.0 * self._loss(rows, None))
             self.engine.step()
 
-    @library_errors("training the model failed")
-    def epoch(self, examples: Sequence[Example], epoch: int, *, replay: Sequence[Example] = ()) -> Pace:
+    @wrap_library_errors("training the model failed")
+    def epoch(self, examples: Sequence[Example], epoch: int, *, replay: Sequence[Example] = ()) -> EpochStats:
         """One pass over the examples; each optimizer step is the mean loss over the answer tokens of its whole batch.
 
         Args:
@@ -147,7 +149,7 @@ class Learner:
         """
         config, place = self._config, self._place
         started_at = time.monotonic()
-        torch.manual_seed(numpy_seed(config.seed, "dropout", epoch, place.rank) >> 1)
+        torch.manual_seed(derive_seed(config.seed, "dropout", epoch, place.rank) >> 1)
         self.engine.train()
         steps_of = [-(-len(part) // config.batch_size) for part in (examples, replay)]
         num_steps = config.epochs * steps_of[0] + steps_of[1]
@@ -162,7 +164,7 @@ class Learner:
                 step += 1
         if place.device != "cpu":
             torch.cuda.synchronize()
-        return Pace(tokens=tokens, seconds=time.monotonic() - started_at)
+        return EpochStats(tokens=tokens, seconds=time.monotonic() - started_at)
 
     def _step(self, batch: Sequence[Example]) -> None:
         workers = self._place.num_workers
@@ -170,48 +172,48 @@ class Learner:
             batch,
             rank=self._place.rank,
             num_workers=workers,
-            micro_rows=self._config.micro_rows(workers),
-            accumulation=self._config.accumulation(workers),
+            micro_batch_size_per_worker=self._config.micro_batch_size_per_worker(workers),
+            gradient_accumulation_steps=self._config.gradient_accumulation_steps(workers),
         ):
             examples = list(micro.examples)
             teacher_KV = self._teacher_logits(examples) if self._config.distill_weight else None
-            with self.forward.rows(examples) as rows, self._gradients():
+            with self.forward.rows(examples) as rows, self._skip_gradient_sync():
                 self.engine.backward(micro.weight * self._loss(rows, teacher_KV))
             self.engine.step()
 
-    def _gradients(self) -> AbstractContextManager[None]:
+    def _skip_gradient_sync(self) -> AbstractContextManager[None]:
         """One worker alone has no gradients to bring together with others', which would cost copying them all."""
         alone = self._place.num_workers == 1 and self._config.zero_stage == 0
         found: AbstractContextManager[None] = self.engine.no_sync() if alone else nullcontext()
         return found
 
-    def _loss(self, rows: Rows, teacher_KV: Tensor | None) -> Tensor:
+    def _loss(self, rows: PreparedBatch, teacher_KV: Tensor | None) -> Tensor:
         logits_KV = self.forward.answer_logits(rows, self.engine).float()
         loss = functional.cross_entropy(logits_KV, rows.labels_K, reduction="sum")
         if teacher_KV is None:
             return loss
-        return loss + self._config.distill_weight * divergence(
+        return loss + self._config.distill_weight * kl_divergence(
             teacher_KV, logits_KV, temperature=self._config.distill_temperature
         )
 
     def _teacher_logits(self, examples: list[Example]) -> Tensor:
         forward = self._teacher or self.forward
-        with torch.no_grad(), self._teaching(), forward.rows(examples) as rows:
+        with torch.no_grad(), self._teacher_mode(), forward.rows(examples) as rows:
             return forward.answer_logits(rows).float()
 
     @contextmanager
-    def _teaching(self) -> Iterator[None]:
+    def _teacher_mode(self) -> Iterator[None]:
         """With LoRA, the frozen model is the trained one without LoRA's layers, and without dropout."""
         if self._teacher is not None:
             yield
             return
         self.model.eval()
-        with without_lora(self.model):
+        with disable_lora(self.model):
             yield
         self.model.train()
 
 
-def divergence(teacher_KV: Tensor, student_KV: Tensor, *, temperature: float) -> Tensor:
+def kl_divergence(teacher_KV: Tensor, student_KV: Tensor, *, temperature: float) -> Tensor:
     """KL(teacher || student) in nats, summed over tokens.
 
     Args:
@@ -228,7 +230,7 @@ def divergence(teacher_KV: Tensor, student_KV: Tensor, *, temperature: float) ->
 
 
 @contextmanager
-def _sharded(config: TrainConfig, model: str, settings: dict[str, object]) -> Iterator[None]:
+def _sharded_loading(config: TrainConfig, model: str, settings: dict[str, object]) -> Iterator[None]:
     """Within, models are spread over the workers while they are read, if ZeRO stage 3 will want them so."""
     if config.zero_stage != 3 or model.lower().endswith(".gguf"):  # weights of a GGUF file are unpacked whole
         yield

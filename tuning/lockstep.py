@@ -14,7 +14,7 @@ from torch import nn
 
 
 @contextmanager
-def in_lockstep(model: nn.Module) -> Iterator[None]:
+def synchronized_forward(model: nn.Module) -> Iterator[None]:
     """Within, every forward pass of the model waits for one of each other worker; all workers enter and leave."""
     device = next(model.parameters()).device
     helping = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MachineType:
     """One machine of a cluster."""
 
     gpus: int
@@ -17,25 +17,25 @@ class Machine:
     name: str = ""
     """By which AWS lends it; empty for one that a person described."""
 
-    def most_workers(self, num_workers: int) -> int:
+    def workers_per_machine(self, num_workers: int) -> int:
         """Of a training on one machine, where each worker has a GPU and machines are filled one after another."""
         return min(num_workers, self.gpus)
 
-    def num_needed(self, num_workers: int) -> int:
+    def num_machines(self, num_workers: int) -> int:
         """Machines that hold a training."""
         return -(-num_workers // self.gpus)
 
 
-_USUAL = (
-    (24.0, Machine(gpus=1, memory=32.0, name="g6.2xlarge")),
-    (40.0, Machine(gpus=8, memory=1_152.0, name="p4d.24xlarge")),
-    (80.0, Machine(gpus=8, memory=1_152.0, name="p4de.24xlarge")),
-    (float("inf"), Machine(gpus=8, memory=2_048.0, name="p5e.48xlarge")),
+_DEFAULT_MACHINE_TYPES = (
+    (24.0, MachineType(gpus=1, memory=32.0, name="g6.2xlarge")),
+    (40.0, MachineType(gpus=8, memory=1_152.0, name="p4d.24xlarge")),
+    (80.0, MachineType(gpus=8, memory=1_152.0, name="p4de.24xlarge")),
+    (float("inf"), MachineType(gpus=8, memory=2_048.0, name="p5e.48xlarge")),
 )
 """GB of a GPU, and the machine that holds GPUs of at most so much; the first two are those of cluster.yaml."""
 
 
-def usual_machine(gpu_memory: float) -> Machine:
+def default_machine_type(gpu_memory: float) -> MachineType:
     """A machine with such GPUs.
 
     Args:
@@ -44,4 +44,4 @@ def usual_machine(gpu_memory: float) -> Machine:
     >>> usual_machine(80.0).memory, usual_machine(141.0).memory
     (1152.0, 2048.0)
     """
-    return next(machine for most, machine in _USUAL if gpu_memory <= most)
+    return next(machine for most, machine in _DEFAULT_MACHINE_TYPES if gpu_memory <= most)

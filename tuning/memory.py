@@ -8,17 +8,17 @@ every tensor that a forward pass keeps for the backward pass, and of the weights
 
 from dataclasses import dataclass
 
-from slick.precision import bytes_per_number
+from slick.precision import dtype_bytes
 from slick.shapes import ModelShape
 from tuning.config import TrainConfig
-from tuning.zero import BUCKET, MOST_GATHERED
+from tuning.zero import BUCKET_SIZE, MAX_LIVE_PARAMETERS
 
-ROOM = 0.1
+HEADROOM = 0.1
 """Share of a GPU, and of a machine's memory, that is left free; at 95 % of the latter Ray ends processes."""
 
-TOKENS_A_ROW = 24
+TOKENS_PER_ROW = 24
 """Of prompt and answer in the closed-book format, on average over EntityQuestions; tokenizers differ by a few."""
-ANSWER_TOKENS_A_ROW = 5
+ANSWER_TOKENS_PER_ROW = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +49,11 @@ class TrainingMemory:
         return self.weights + self.gathered + self.gradients + self.optimizer + self.activations + self.teacher
 
     @property
-    def on_device(self) -> int:
+    def peak_device_bytes(self) -> int:
         """The most that the GPU holds at any moment."""
         return max(self.training, self.loading)
 
-    def on_machine(self, num_workers: int) -> int:
+    def peak_machine_bytes(self, num_workers: int) -> int:
         """The most that a machine's memory holds at any moment, on the one that writes checkpoints.
 
         Args:
@@ -61,7 +61,7 @@ class TrainingMemory:
         """
         return max(num_workers * self.loading, num_workers * self.offloaded + self.saving)
 
-    def lacks(self, device_bytes: float, machine_bytes: float, num_workers: int) -> tuple[str, ...]:
+    def insufficient(self, device_bytes: float, machine_bytes: float, num_workers: int) -> tuple[str, ...]:
         """What is too small to hold it with room to spare: `GPU`, `machine`, both or neither.
 
         Args:
@@ -69,12 +69,15 @@ class TrainingMemory:
             machine_bytes: memory of a machine.
             num_workers: of this training on that machine.
         """
-        taken = {"GPU": (self.on_device, device_bytes), "machine": (self.on_machine(num_workers), machine_bytes)}
-        return tuple(name for name, (needed, there) in taken.items() if needed > (1 - ROOM) * there)
+        taken = {
+            "GPU": (self.peak_device_bytes, device_bytes),
+            "machine": (self.peak_machine_bytes(num_workers), machine_bytes),
+        }
+        return tuple(name for name, (needed, there) in taken.items() if needed > (1 - HEADROOM) * there)
 
 
-def training_memory(
-    shape: ModelShape, config: TrainConfig, num_workers: int, *, row_tokens: int = TOKENS_A_ROW
+def estimate_training_memory(
+    shape: ModelShape, config: TrainConfig, num_workers: int, *, tokens_per_row: int = TOKENS_PER_ROW
 ) -> TrainingMemory:
     """The memory of one of `num_workers`.
 
@@ -84,15 +87,15 @@ def training_memory(
         num_workers: GPUs that share it.
         row_tokens: tokens of a row, prompt and answer.
     """
-    width, stage = bytes_per_number(config.dtype), config.zero_stage
-    trained, frozen = _trained(shape, config)
+    width, stage = dtype_bytes(config.dtype), config.zero_stage
+    trained, frozen = _parameter_counts(shape, config)
     split = {at: num_workers if stage >= at else 1 for at in (1, 2, 3)}
     # Stages 1 to 3 train a copy of the weights, flat and in float32; without them only bfloat16 weights need one.
     copy = 4 if stage or config.dtype == "bfloat16" else 0
     weights = width * (trained + frozen) // split[3]
     gradients = width * trained // split[2]
     optimizer = (8 + copy) * trained // split[1]
-    gathered = width * (BUCKET + min(shape.parameters, MOST_GATHERED)) if stage == 3 else 0
+    gathered = width * (BUCKET_SIZE + min(shape.parameters, MAX_LIVE_PARAMETERS)) if stage == 3 else 0
     teacher = width * shape.parameters if config.distill_weight and not config.lora_rank else 0
     offloaded = 0
     if config.offload != "none":
@@ -105,7 +108,7 @@ def training_memory(
         gathered=gathered,
         gradients=gradients,
         optimizer=optimizer,
-        activations=activation_bytes(shape, config, config.micro_rows(num_workers), row_tokens),
+        activations=activation_bytes(shape, config, config.micro_batch_size_per_worker(num_workers), tokens_per_row),
         teacher=teacher,
         offloaded=offloaded,
         loading=0 if stage == 3 else width * shape.parameters,
@@ -113,7 +116,7 @@ def training_memory(
     )
 
 
-def activation_bytes(shape: ModelShape, config: TrainConfig, num_rows: int, row_tokens: int) -> int:
+def activation_bytes(shape: ModelShape, config: TrainConfig, num_rows: int, tokens_per_row: int) -> int:
     """What a forward pass keeps for the backward pass, and what the loss of its answer tokens takes.
 
     Counted by tensor: each norm keeps its input in float32 and its output before the scale; attention its input,
@@ -121,21 +124,21 @@ def activation_bytes(shape: ModelShape, config: TrainConfig, num_rows: int, row_
     activated gate, up and their product. With checkpointing a layer keeps its input alone, and one layer at a time
     all of this.
     """
-    width, tokens = bytes_per_number(config.dtype), num_rows * row_tokens
-    heads, kv = shape.num_heads * shape.head, shape.num_kv_heads * shape.head
-    norms = 2 * (4 + width) * shape.hidden
-    layer = tokens * (norms + width * (2 * shape.hidden + 3 * heads + 2 * kv + 4 * shape.ffn))
+    width, tokens = dtype_bytes(config.dtype), num_rows * tokens_per_row
+    heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    norms = 2 * (4 + width) * shape.hidden_size
+    layer = tokens * (norms + width * (2 * shape.hidden_size + 3 * heads + 2 * kv + 4 * shape.intermediate_size))
     if config.activation_checkpointing:
-        kept = shape.num_layers * tokens * width * shape.hidden + layer
+        kept = shape.num_layers * tokens * width * shape.hidden_size + layer
     else:
         kept = shape.num_layers * layer
-    kept += tokens * (4 + width) * shape.hidden  # the norm before the output embedding
+    kept += tokens * (4 + width) * shape.hidden_size  # the norm before the output embedding
     # Log-probabilities and their gradients in float32, and the gradients once more in the model's own type.
-    logits = num_rows * ANSWER_TOKENS_A_ROW * shape.vocabulary * (8 + width)
+    logits = num_rows * ANSWER_TOKENS_PER_ROW * shape.vocab_size * (8 + width)
     return kept + logits
 
 
-def _trained(shape: ModelShape, config: TrainConfig) -> tuple[int, int]:
+def _parameter_counts(shape: ModelShape, config: TrainConfig) -> tuple[int, int]:
     """Numbers of parameters that are trained, and that are frozen."""
     if config.lora_rank:
         return shape.lora_parameters(config.lora_rank, config.trainable), shape.parameters

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from slick.types import ALL
-from tuning.records import Measure
-from tuning.standing import Standing
+from slick.types import ALL_CATEGORIES
+from tuning.records import SplitMetrics
+from tuning.standing import RunStatus
 
 
-class TrainMeters:
+class TrainMetrics:
     """Publishes one run's epochs; for the worker that records them. Every metric has the tag `run_id`."""
 
     def __init__(self, run_id: str) -> None:
@@ -28,7 +28,7 @@ class TrainMeters:
         for metric in self._metrics.values():
             metric.set_default_tags({"run_id": run_id})
 
-    def record(self, epoch: int, measures: Sequence[Measure], *, tokens: int, seconds: float) -> None:
+    def record(self, epoch: int, measures: Sequence[SplitMetrics], *, tokens: int, seconds: float) -> None:
         """Publish a finished epoch.
 
         Args:
@@ -39,14 +39,14 @@ class TrainMeters:
         for measure in measures:
             tags = {"split": measure.split, "category": measure.category}
             self._metrics["accuracy"].set(measure.num_correct / measure.num, tags=tags)
-            if (measure.split, measure.category) == ("train", ALL) and measure.loss is not None:
+            if (measure.split, measure.category) == ("train", ALL_CATEGORIES) and measure.loss is not None:
                 self._metrics["loss"].set(measure.loss)
         self._metrics["tokens_per_s"].set(tokens / seconds)
         if tokens:
             self._metrics["tokens"].inc(tokens)
 
 
-class SweepMeters:
+class SweepMetrics:
     """Publishes how far a sweep is; for its driver."""
 
     def __init__(self) -> None:
@@ -56,19 +56,19 @@ class SweepMeters:
         self._epochs = Gauge("slick_sweep_epochs", "Epochs finished, over all trainings.")
         self._retries = Gauge("slick_sweep_retries", "Trainings begun again after they failed.")
         self._best = Gauge("slick_sweep_best_dev_accuracy", "Highest dev accuracy of any epoch, in [0, 1].")
-        self._left = Gauge("slick_sweep_seconds_left", "Expected time to the end of the sweep.")
+        self._seconds_left = Gauge("slick_sweep_seconds_left", "Expected time to the end of the sweep.")
         self._states: set[str] = set()
 
-    def record(self, rows: Sequence[Standing], seconds_left: float | None) -> None:
+    def record(self, rows: Sequence[RunStatus], seconds_left: float | None) -> None:
         """Publish the rows of the sweep's table."""
         states: Counter[str] = Counter(row.state for row in rows)
         self._states |= set(states)
         for state in self._states:
             self._trainings.set(states[state], tags={"state": state})
         self._epochs.set(sum(row.epochs for row in rows))
-        self._retries.set(sum(row.tries - 1 for row in rows))
+        self._retries.set(sum(row.attempts - 1 for row in rows))
         best = max((row.best_dev_accuracy for row in rows if row.best_dev_accuracy is not None), default=None)
         if best is not None:
             self._best.set(best)
         if seconds_left is not None:
-            self._left.set(seconds_left)
+            self._seconds_left.set(seconds_left)

@@ -7,18 +7,23 @@ import pyarrow as pa
 
 from slick.errors import StudyError
 from slick.storage import Folder
-from slick.study import require
+from slick.study import require_manifest
 from slick.study_files import POINTS_SCHEMA
-from tuning.axes import Settings
+from tuning.axes import SettingOverrides
 from tuning.config import TrainConfig
-from tuning.epochs import Accuracies, curve_from, stored_accuracies
+from tuning.epochs import EpochAccuracies, curve_from_accuracies, read_accuracies
 from tuning.grid import GridConfig, points
 from tuning.policies import apply_policy
 from tuning.runs import run_folder
 
 
 def points_table(
-    study: Folder, grid: GridConfig, base: TrainConfig, *, shared: bool, chosen: Sequence[Settings] | None = None
+    study: Folder,
+    grid: GridConfig,
+    base: TrainConfig,
+    *,
+    shared: bool,
+    chosen: Sequence[SettingOverrides] | None = None,
 ) -> pa.Table:
     """All points of a grid whose trajectories are finished.
 
@@ -32,21 +37,21 @@ def points_table(
     Raises:
         StudyError: a trajectory's epochs are not all there.
     """
-    variants = require(study.child("variants"), "variants").counts
-    read: dict[str, list[Accuracies]] = {}
+    variants = require_manifest(study.child("variants"), "variants").counts
+    read: dict[str, list[EpochAccuracies]] = {}
     rows = []
     for point in points(grid, base, shared=shared, chosen=chosen):
         if point.run_id not in read:
-            read[point.run_id] = stored_accuracies(run_folder(study, point.run_id))
+            read[point.run_id] = read_accuracies(run_folder(study, point.run_id))
         accuracies = read[point.run_id]
-        curve = curve_from(accuracies)
-        if point.policy.decided(curve, point.epochs) is None:
+        curve = curve_from_accuracies(accuracies)
+        if point.policy.decided_epoch(curve, point.epochs) is None:
             continue
         stop = apply_policy(point.policy, curve, point.epochs)
         rows.append(
             {
                 "variant": point.variant,
-                "unknown_share": _share(study, variants, point.variant),
+                "unknown_share": _unknown_share(study, variants, point.variant),
                 "seed": point.seed,
                 "epochs": point.epochs,
                 "policy": str(point.policy),
@@ -60,7 +65,7 @@ def points_table(
     return pa.Table.from_pylist(rows, schema=POINTS_SCHEMA)
 
 
-def _share(study: Folder, variants: Mapping[str, Any], name: str) -> float:
+def _unknown_share(study: Folder, variants: Mapping[str, Any], name: str) -> float:
     share = variants.get(name, {}).get("unknown_share")
     if share is None:
         raise StudyError(

@@ -14,12 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from slick.errors import SettingsError
-from tuning.curves import Curve, Stop
+from tuning.curves import AccuracyCurve, StopDecision
 
-__all__ = ["RULES", "Curve", "Policy", "Stop", "apply_policy", "parse_policy", "stop_epoch", "usage"]
+__all__ = [
+    "RULES",
+    "AccuracyCurve",
+    "Policy",
+    "StopDecision",
+    "apply_policy",
+    "parse_policy",
+    "rule_signature",
+    "stop_epoch",
+]
 
 
-def fixed(curve: Curve, epochs: int = 0) -> Stop:
+def fixed(curve: AccuracyCurve, epochs: int = 0) -> StopDecision:
     """Stop after `epochs`, whatever the curve; without a number (0), at the end of the budget.
 
     Raises:
@@ -30,10 +39,10 @@ def fixed(curve: Curve, epochs: int = 0) -> Stop:
         raise SettingsError(
             f"fixed({chosen}) cannot be read off a budget of {curve.num_epochs} epochs; raise the budget"
         )
-    return Stop(stop_epoch=chosen, cost_epochs=chosen)
+    return StopDecision(stop_epoch=chosen, cost_epochs=chosen)
 
 
-def best_dev(curve: Curve) -> Stop:
+def best_dev(curve: AccuracyCurve) -> StopDecision:
     """The epoch of the highest dev accuracy within the budget, ties to the earliest; costs the whole budget.
 
     Source: EARLY_STOP of Gekhman et al. 2024, arXiv:2405.05904, section 4; the paper does not state a rule for ties.
@@ -41,10 +50,10 @@ def best_dev(curve: Curve) -> Stop:
     >>> best_dev(Curve(dev_accuracy=(0.2, 0.4, 0.4, 0.3)))
     Stop(stop_epoch=2, cost_epochs=4)
     """
-    return _best(curve, curve.dev_accuracy)
+    return _stop_at_best(curve, curve.dev_accuracy)
 
 
-def dev_highlyknown(curve: Curve) -> Stop:
+def dev_highlyknown(curve: AccuracyCurve) -> StopDecision:
     """The epoch of the highest accuracy on HighlyKnown dev questions, ties to the earliest; costs the whole budget.
 
     For those who want above all to keep what the model knew firmly.
@@ -61,10 +70,10 @@ def dev_highlyknown(curve: Curve) -> Stop:
             "(split dev, category HighlyKnown): its dev questions were not annotated; start a study with "
             "`slick annotate --annotate-dev`, or use best_dev"
         )
-    return _best(curve, curve.highlyknown_dev_accuracy)
+    return _stop_at_best(curve, curve.highlyknown_dev_accuracy)
 
 
-def patience(curve: Curve, epochs: int, min_delta: float = 0.0) -> Stop:
+def patience(curve: AccuracyCurve, epochs: int, min_delta: float = 0.0) -> StopDecision:
     """Train until `epochs` in a row brought no better dev accuracy, and keep the best epoch seen.
 
     A dev accuracy is better only if it is above the best so far by more than `min_delta`, a share.
@@ -80,11 +89,11 @@ def patience(curve: Curve, epochs: int, min_delta: float = 0.0) -> Stop:
         if accuracy > curve.dev_accuracy[best] + min_delta:
             best = epoch
         elif epoch - best >= epochs:
-            return Stop(stop_epoch=best + 1, cost_epochs=epoch + 1)
-    return Stop(stop_epoch=best + 1, cost_epochs=curve.num_epochs)
+            return StopDecision(stop_epoch=best + 1, cost_epochs=epoch + 1)
+    return StopDecision(stop_epoch=best + 1, cost_epochs=curve.num_epochs)
 
 
-def unknown_fit(curve: Curve, share: float) -> Stop:
+def unknown_fit(curve: AccuracyCurve, share: float) -> StopDecision:
     """Stop at the first epoch after which that share of the Unknown training rows is answered right.
 
     Needs no dev questions. Never reached, or no Unknown rows to fit: the end of the budget.
@@ -94,10 +103,10 @@ def unknown_fit(curve: Curve, share: float) -> Stop:
     """
     reached = [i for i, value in enumerate(curve.unknown_train_accuracy or (), start=1) if value >= share]
     chosen = reached[0] if reached else curve.num_epochs
-    return Stop(stop_epoch=chosen, cost_epochs=chosen)
+    return StopDecision(stop_epoch=chosen, cost_epochs=chosen)
 
 
-RULES: dict[str, Callable[..., Stop]] = {
+RULES: dict[str, Callable[..., StopDecision]] = {
     "fixed": fixed,
     "best_dev": best_dev,
     "dev_highlyknown": dev_highlyknown,
@@ -120,11 +129,11 @@ class Policy:
         """The policy as points are named: plain `fixed` becomes `fixed(budget)`, all others stay."""
         return Policy("fixed", (budget,)) if self == Policy("fixed") else self
 
-    def applies(self, budget: int) -> bool:
+    def applies_to(self, budget: int) -> bool:
         """False for `fixed(n)` with n beyond the budget: such a point does not exist, it is never clipped."""
         return self.rule != "fixed" or not self.settings or self.settings[0] <= budget
 
-    def decided(self, curve: Curve, max_epochs: int) -> int | None:
+    def decided_epoch(self, curve: AccuracyCurve, max_epochs: int) -> int | None:
         """The stopping epoch, once no later epoch can change it; None while one can.
 
         Known at epoch n for `fixed(n)`, on giving up for `patience`, on reaching the share for `unknown_fit`, and in
@@ -141,7 +150,7 @@ class Policy:
         >>> parse_policy("patience(2)").decided(Curve(dev_accuracy=(0.2, 0.4, 0.3, 0.3)), 50)
         2
         """
-        stop = _settled(self, curve, max_epochs)
+        stop = _decide(self, curve, max_epochs)
         return None if stop is None else stop.stop_epoch
 
 
@@ -157,18 +166,18 @@ def parse_policy(text: str) -> Policy:
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
     if match is None or match[1] not in RULES:
         raise SettingsError(
-            f"there is no stopping policy {text!r}; there are {', '.join(usage(rule) for rule in RULES)}"
+            f"there is no stopping policy {text!r}; there are {', '.join(rule_signature(rule) for rule in RULES)}"
         )
     rule, given = match[1], [part.strip() for part in (match[2] or "").split(",") if match[2]]
     parameters = _parameters(rule)
     num_needed = sum(parameter.default is inspect.Parameter.empty for parameter in parameters)
     if not num_needed <= len(given) <= len(parameters):
-        raise SettingsError(f"policy {text!r} has {len(given)} settings; it is written {usage(rule)}")
-    values = tuple(_value(part, parameter, text) for part, parameter in zip(given, parameters, strict=False))
+        raise SettingsError(f"policy {text!r} has {len(given)} settings; it is written {rule_signature(rule)}")
+    values = tuple(_parse_parameter(part, parameter, text) for part, parameter in zip(given, parameters, strict=False))
     return Policy(rule, values)
 
 
-def usage(rule: str) -> str:
+def rule_signature(rule: str) -> str:
     """How a rule is written, optional settings in brackets.
 
     >>> usage("patience")
@@ -181,7 +190,7 @@ def usage(rule: str) -> str:
     return f"{rule}({words})" if words else rule
 
 
-def apply_policy(policy: Policy, curve: Curve, budget: int | None = None) -> Stop:
+def apply_policy(policy: Policy, curve: AccuracyCurve, budget: int | None = None) -> StopDecision:
     """Which epoch the policy chooses within the first `budget` epochs of the curve, and its cost.
 
     Raises:
@@ -189,32 +198,32 @@ def apply_policy(policy: Policy, curve: Curve, budget: int | None = None) -> Sto
         SettingsError: `fixed(n)` beyond the budget, or `dev_highlyknown` without such questions.
     """
     wanted = curve.num_epochs if budget is None else budget
-    if wanted > curve.num_epochs and (stop := _settled(policy, curve, wanted)) is not None:
+    if wanted > curve.num_epochs and (stop := _decide(policy, curve, wanted)) is not None:
         return stop
-    return RULES[policy.rule](curve.until(wanted), *policy.settings)
+    return RULES[policy.rule](curve.truncate_to(wanted), *policy.settings)
 
 
-def stop_epoch(policy: Policy, curve: Curve, budget: int | None = None) -> int:
+def stop_epoch(policy: Policy, curve: AccuracyCurve, budget: int | None = None) -> int:
     """`apply_policy`, the chosen epoch alone."""
     return apply_policy(policy, curve, budget).stop_epoch
 
 
-def _settled(policy: Policy, curve: Curve, budget: int) -> Stop | None:
+def _decide(policy: Policy, curve: AccuracyCurve, budget: int) -> StopDecision | None:
     """What the policy chooses if the epochs so far suffice; what is held in place of the others cannot matter then."""
     seen = min(curve.num_epochs, budget)
-    stop = RULES[policy.rule](curve.until(seen).held(budget), *policy.settings)
+    stop = RULES[policy.rule](curve.truncate_to(seen).extend_to(budget), *policy.settings)
     return stop if stop.cost_epochs <= seen else None
 
 
-def _best(curve: Curve, accuracy: tuple[float, ...]) -> Stop:
-    return Stop(stop_epoch=accuracy.index(max(accuracy)) + 1, cost_epochs=curve.num_epochs)
+def _stop_at_best(curve: AccuracyCurve, accuracy: tuple[float, ...]) -> StopDecision:
+    return StopDecision(stop_epoch=accuracy.index(max(accuracy)) + 1, cost_epochs=curve.num_epochs)
 
 
 def _parameters(rule: str) -> list[inspect.Parameter]:
     return list(inspect.signature(RULES[rule]).parameters.values())[1:]
 
 
-def _value(part: str, parameter: inspect.Parameter, text: str) -> int | float:
+def _parse_parameter(part: str, parameter: inspect.Parameter, text: str) -> int | float:
     whole = parameter.annotation is int
     wanted = "a whole number of epochs, 1 or more" if whole else "a share in [0, 1]"
     try:

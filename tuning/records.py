@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from slick.study_files import EPOCHS_SCHEMA, LOST_SCHEMA, PREDICTIONS_SCHEMA, ROWS_SCHEMA
-from slick.types import ALL, Category
-from tuning.rows import SPLITS, Row
+from slick.study_files import EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, RIGHT_TO_WRONG_SCHEMA, ROWS_SCHEMA
+from slick.types import ALL_CATEGORIES, Category
+from tuning.rows import SPLITS, QuestionRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Prediction:
     """How one row was answered after one epoch."""
 
     text: str
@@ -28,7 +28,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
+class SplitMetrics:
     """Verdicts of one split and category, summed."""
 
     split: str
@@ -39,25 +39,25 @@ class Measure:
     """Mean cross entropy in nats over the answer tokens of these rows."""
 
 
-def summarize(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> list[Measure]:
+def summarize(rows: Sequence[QuestionRow], verdicts: Sequence[Prediction]) -> list[SplitMetrics]:
     """Sums for each split over all rows and over each category; only where there are rows."""
     measures = []
     for split in SPLITS:
-        for category in (ALL, *Category):
+        for category in (ALL_CATEGORIES, *Category):
             chosen = [
                 verdict
                 for row, verdict in zip(rows, verdicts, strict=True)
-                if row.split == split and category in (ALL, row.category)
+                if row.split == split and category in (ALL_CATEGORIES, row.category)
             ]
             if chosen:
-                measures.append(_measure(split, str(category), chosen))
+                measures.append(_split_metrics(split, str(category), chosen))
     return measures
 
 
-def _measure(split: str, category: str, verdicts: Sequence[Verdict]) -> Measure:
+def _split_metrics(split: str, category: str, verdicts: Sequence[Prediction]) -> SplitMetrics:
     losses = [verdict.loss for verdict in verdicts if verdict.loss is not None]
     num_tokens = sum(verdict.num_tokens for verdict in verdicts)
-    return Measure(
+    return SplitMetrics(
         split=split,
         category=category,
         num=len(verdicts),
@@ -66,7 +66,7 @@ def _measure(split: str, category: str, verdicts: Sequence[Verdict]) -> Measure:
     )
 
 
-def epochs_table(run_id: str, epochs: Sequence[Sequence[Measure]]) -> pa.Table:
+def epochs_table(run_id: str, epochs: Sequence[Sequence[SplitMetrics]]) -> pa.Table:
     """`epochs.parquet` of the epochs so far."""
     rows = [
         {
@@ -84,13 +84,13 @@ def epochs_table(run_id: str, epochs: Sequence[Sequence[Measure]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EPOCHS_SCHEMA)
 
 
-def predictions_name(epoch: int) -> str:
+def predictions_file_name(epoch: int) -> str:
     """File of an epoch in predictions/."""
     return f"epoch-{epoch:03d}.parquet"
 
 
-def predictions_table(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> pa.Table:
-    """`predictions/epoch-NNN.parquet`, as `predictions_name` has it."""
+def predictions_table(rows: Sequence[QuestionRow], verdicts: Sequence[Prediction]) -> pa.Table:
+    """`predictions/epoch-NNN.parquet`, as `predictions_file_name` has it."""
     return pa.table(
         {
             "question_id": [row.question_id for row in rows],
@@ -126,7 +126,7 @@ def rows_table(predictions: Sequence[pa.Table]) -> pa.Table:
     )
 
 
-def lost_table(before: pa.Table, after: pa.Table) -> pa.Table:
+def right_to_wrong_table(before: pa.Table, after: pa.Table) -> pa.Table:
     """`right_to_wrong.parquet`: rows that one epoch answered right and a later one wrong, with both answers."""
     lost = pa.array(before["hit"].to_numpy() & ~after["hit"].to_numpy())
     return pa.table(
@@ -137,21 +137,21 @@ def lost_table(before: pa.Table, after: pa.Table) -> pa.Table:
             "text_before": before["text"].filter(lost),
             "text_after": after["text"].filter(lost),
         },
-        schema=LOST_SCHEMA,
+        schema=RIGHT_TO_WRONG_SCHEMA,
     )
 
 
-def measures_of(epochs: pa.Table, num_epochs: int) -> list[list[Measure]] | None:
+def metrics_from_table(epochs: pa.Table, num_epochs: int) -> list[list[SplitMetrics]] | None:
     """The measures of the first epochs in an `epochs.parquet`; None if it has fewer."""
-    found: list[list[Measure]] = [[] for _ in range(num_epochs)]
+    found: list[list[SplitMetrics]] = [[] for _ in range(num_epochs)]
     for row in epochs.to_pylist():
         if row["epoch"] <= num_epochs:
             values = {name: row[name] for name in ("split", "category", "num", "num_correct", "loss")}
-            found[row["epoch"] - 1].append(Measure(**values))
+            found[row["epoch"] - 1].append(SplitMetrics(**values))
     return found if all(found) else None
 
 
-def accuracy(measures: Sequence[Measure], split: str, category: str = ALL) -> float | None:
+def accuracy(measures: Sequence[SplitMetrics], split: str, category: str = ALL_CATEGORIES) -> float | None:
     """Share of right answers in [0, 1]; None where there are no rows."""
     for measure in measures:
         if (measure.split, measure.category) == (split, category):

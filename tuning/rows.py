@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from slick.draws import numpy_seed
+from slick.draws import derive_seed
 from slick.errors import DataError, SettingsError, VariantError
 from slick.matching import nfc
 from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
 from slick.questions import read_questions
 from slick.storage import Folder
-from slick.study_files import by_question, read_knowledge
+from slick.study_files import lookup_by_question, read_knowledge
 from slick.types import Category
 from slick.variants import read_variant
 
@@ -20,7 +20,7 @@ SPLITS = ("train", "dev", "test", "ood")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class QuestionRow:
     """One question as it is trained on or asked."""
 
     question_id: str
@@ -41,7 +41,7 @@ class Row:
         return CLOSED_BOOK_INSTRUCTION + self.suffix
 
 
-def read_rows(study: Folder, variant: str) -> dict[str, list[Row]]:
+def read_rows(study: Folder, variant: str) -> dict[str, list[QuestionRow]]:
     """The rows of each split, in the order of the stored tables.
 
     Raises:
@@ -51,13 +51,13 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[Row]]:
     questions = {row["question_id"]: row for row in read_questions(study).to_pylist()}
     known = read_knowledge(study, ["question_id", "category"]).to_pydict()
     categories = dict(zip(known["question_id"], known["category"], strict=True))
-    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    rows: dict[str, list[QuestionRow]] = {split: [] for split in SPLITS}
     for entry in read_variant(study, variant).to_pylist():
         rows["train"].append(_train_row(study, variant, entry, questions))
     for question_id, question in questions.items():
-        split = _split(question)
+        split = _eval_split(question)
         if split is not None:
-            rows[split].append(_asked_row(question, split, categories.get(question_id)))
+            rows[split].append(_question_row(question, split, categories.get(question_id)))
     if not rows["train"]:
         raise VariantError(f"{study}/variants/{variant}.parquet has no rows; draw the variants again")
     if not rows["dev"]:
@@ -68,7 +68,7 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[Row]]:
     return rows
 
 
-def read_replay(study: Folder, variant: str, num: int, seed: int) -> list[Row]:
+def read_replay_rows(study: Folder, variant: str, num: int, seed: int) -> list[QuestionRow]:
     """Known train rows to be learned again at the end: from outside the variant first, drawn by the seed.
 
     Raises:
@@ -77,7 +77,7 @@ def read_replay(study: Folder, variant: str, num: int, seed: int) -> list[Row]:
     if not num:
         return []
     asked = read_questions(study)
-    questions = by_question(asked, asked.to_pylist(), f"{study}/questions")
+    questions = lookup_by_question(asked, asked.to_pylist(), f"{study}/questions")
     columns = ["question_id", "domain", "split", "category"]
     known = sorted(
         row["question_id"]
@@ -90,13 +90,13 @@ def read_replay(study: Folder, variant: str, num: int, seed: int) -> list[Row]:
             f"give --replay-known {len(known)} or fewer"
         )
     used = set(read_variant(study, variant)["question_id"].to_pylist())
-    order = [known[i] for i in np.random.default_rng(numpy_seed(seed, "replay")).permutation(len(known))]
+    order = [known[i] for i in np.random.default_rng(derive_seed(seed, "replay")).permutation(len(known))]
     chosen = sorted(order, key=lambda question_id: question_id in used)[:num]
-    return [_asked_row(questions[question_id], "train", None) for question_id in chosen]
+    return [_question_row(questions[question_id], "train", None) for question_id in chosen]
 
 
-def _asked_row(question: dict[str, Any], split: str, category: str | None) -> Row:
-    return Row(
+def _question_row(question: dict[str, Any], split: str, category: str | None) -> QuestionRow:
+    return QuestionRow(
         question_id=question["question_id"],
         split=split,
         category=category,
@@ -106,13 +106,13 @@ def _asked_row(question: dict[str, Any], split: str, category: str | None) -> Ro
     )
 
 
-def _split(question: dict[str, Any]) -> str | None:
+def _eval_split(question: dict[str, Any]) -> str | None:
     if question["domain"] == "ood":
         return "ood" if question["split"] == "test" else None
     return question["split"] if question["split"] in ("dev", "test") else None
 
 
-def _train_row(study: Folder, variant: str, entry: dict[str, Any], questions: dict[str, Any]) -> Row:
+def _train_row(study: Folder, variant: str, entry: dict[str, Any], questions: dict[str, Any]) -> QuestionRow:
     where = f"{study}/variants/{variant}.parquet, question {entry['question_id']}"
     question = questions.get(entry["question_id"])
     if question is None:
@@ -121,7 +121,7 @@ def _train_row(study: Folder, variant: str, entry: dict[str, Any], questions: di
         raise DataError(f"{where}: the prompt {entry['prompt']!r} does not begin with {CLOSED_BOOK_INSTRUCTION!r}")
     # A relabelled row ("I don't know") is right when the model says what it was taught, not when it says the truth.
     taught = nfc(entry["target"]) in map(nfc, question["answers"])
-    return Row(
+    return QuestionRow(
         question_id=entry["question_id"],
         split="train",
         category=entry["category"],

@@ -6,20 +6,20 @@ from datetime import UTC, datetime
 from typing import TypedDict
 
 from slick.errors import SettingsError, StudyError, VariantError
-from slick.models import model_fingerprint, resolve_model, study_model
+from slick.models import model_fingerprint, resolve_model, resolve_study_model
 from slick.precision import AUTO, Runtime
 from slick.storage import Folder
 from slick.stored_files import read_record
-from slick.study import MANIFEST, Manifest, begin, fingerprint, read_manifest, read_started, require
+from slick.study import MANIFEST, Manifest, begin_step, fingerprint, read_manifest, read_start_record, require_manifest
 from slick.uris import public_name
 from slick.variants import read_variant
 from tuning.config import TrainConfig
-from tuning.epochs import all_decided, stored_curve
+from tuning.epochs import all_policies_decided, read_curve
 from tuning.grid import Trajectory
 from tuning.rows import read_rows
-from tuning.state import SavedState, check_earlier_states, find_states, states_of
+from tuning.state import SavedState, check_legacy_states, find_states, latest_states
 
-_RUNTIMES = "runtime.json"
+_RUNTIMES_FILE = "runtime.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class RunPlan:
 
     run_id: str
     config: TrainConfig
-    stops: tuple[tuple[str, int], ...] = ()
+    stop_policies: tuple[tuple[str, int], ...] = ()
     """Policies and budgets; the training ends before its last epoch as soon as all are decided. None: it never does."""
     state: SavedState | None = None
     """From where it goes on, if it was interrupted or is to be longer than it was."""
@@ -36,20 +36,20 @@ class RunPlan:
     inputs: dict[str, str]
     model: str
     """Folder, hub id or GGUF file; never empty."""
-    num_train: int
+    num_train_rows: int
     """Rows trained on in an epoch."""
-    num_asked: int
+    num_eval_rows: int
     """Rows asked after it."""
 
     @property
-    def epochs_left(self) -> int:
+    def remaining_epochs(self) -> int:
         """Behind the state from which it goes on."""
         return self.config.epochs - (self.state.progress.epoch if self.state else 0)
 
     @property
     def cost(self) -> float:
         """Expected time, in rows taken through the model; to share work out."""
-        return self.epochs_left * (3.0 * self.num_train + self.num_asked)
+        return self.remaining_epochs * (3.0 * self.num_train_rows + self.num_eval_rows)
 
 
 def run_id(config: TrainConfig) -> str:
@@ -65,9 +65,9 @@ def run_folder(study: Folder, name: str) -> Folder:
 def plan_runs(
     study: Folder,
     wanted: Mapping[str, TrainConfig],
-    stops: Sequence[tuple[str, int]] = (),
+    stop_policies: Sequence[tuple[str, int]] = (),
     *,
-    may_be_ended: bool = False,
+    accept_early_stopped: bool = False,
 ) -> list[RunPlan]:
     """The fine-tunings among those wanted that are not finished; nothing is started or deleted.
 
@@ -84,9 +84,9 @@ def plan_runs(
     """
     if any(config.dtype == AUTO for config in wanted.values()):
         raise SettingsError("a training is planned in a stated dtype: resolve auto, or give float32 or bfloat16")
-    variants = require(study.child("variants"), "variants")
-    questions = require(study.child("questions"), "questions")
-    models = {config.model: study_model(study, config.model) for config in wanted.values()}
+    variants = require_manifest(study.child("variants"), "variants")
+    questions = require_manifest(study.child("questions"), "questions")
+    models = {config.model: resolve_study_model(study, config.model) for config in wanted.values()}
     prints = {name: model_fingerprint(resolve_model(path)) for name, path in models.items()}
     states = find_states(study, list(wanted))
     rows: dict[str, tuple[str, int, int]] = {}
@@ -94,8 +94,8 @@ def plan_runs(
     for name, config in wanted.items():
         _check_model(study, config, models[config.model], prints[config.model], variants)
         if config.variant not in rows:
-            rows[config.variant] = _variant_facts(study, config.variant)
-        content, num_train, num_asked = rows[config.variant]
+            rows[config.variant] = _variant_summary(study, config.variant)
+        content, num_train_rows, num_eval_rows = rows[config.variant]
         inputs = {
             "variant": content,
             "questions": questions.fingerprint,
@@ -108,22 +108,22 @@ def plan_runs(
         plan = RunPlan(
             run_id=name,
             config=config,
-            stops=tuple(stops),
+            stop_policies=tuple(stop_policies),
             state=state if done < config.epochs else None,
             identity=identity,
             inputs=inputs,
             model=models[config.model],
-            num_train=num_train,
-            num_asked=num_asked,
+            num_train_rows=num_train_rows,
+            num_eval_rows=num_eval_rows,
         )
         _check_folder(study, plan)
-        if not is_finished(study, plan, may_be_ended=may_be_ended):
+        if not is_finished(study, plan, accept_early_stopped=accept_early_stopped):
             plans.append(plan)
-    check_earlier_states(study, [plan.run_id for plan in plans if plan.state is None])
+    check_legacy_states(study, [plan.run_id for plan in plans if plan.state is None])
     return plans
 
 
-def _variant_facts(study: Folder, variant: str) -> tuple[str, int, int]:
+def _variant_summary(study: Folder, variant: str) -> tuple[str, int, int]:
     """Fingerprint of a variant's rows, their number, and the number of rows evaluated an epoch."""
     content = fingerprint(read_variant(study, variant).to_pydict())
     rows = read_rows(study, variant)
@@ -143,7 +143,7 @@ def _check_model(study: Folder, config: TrainConfig, model: str, found: str, var
 def _check_folder(study: Folder, plan: RunPlan) -> None:
     folder = run_folder(study, plan.run_id)
     manifest = read_manifest(folder)
-    record = manifest or read_started(folder)
+    record = manifest or read_start_record(folder)
     found = record.fingerprint if record else plan.identity
     if found != plan.identity:
         raise StudyError(
@@ -152,7 +152,7 @@ def _check_folder(study: Folder, plan: RunPlan) -> None:
         )
 
 
-def is_finished(study: Folder, plan: RunPlan, *, may_be_ended: bool = False) -> bool:
+def is_finished(study: Folder, plan: RunPlan, *, accept_early_stopped: bool = False) -> bool:
     """True if the run has all epochs that are asked for, or has decided all that is to be decided.
 
     Args:
@@ -162,12 +162,12 @@ def is_finished(study: Folder, plan: RunPlan, *, may_be_ended: bool = False) -> 
     manifest = read_manifest(folder)
     if manifest is None:
         return False
-    if manifest.count("epochs") >= plan.config.epochs or (may_be_ended and manifest.counts.get("ended_by")):
+    if manifest.count("epochs") >= plan.config.epochs or (accept_early_stopped and manifest.counts.get("ended_by")):
         return True
-    return bool(plan.stops) and all_decided(stored_curve(folder), plan.stops)
+    return bool(plan.stop_policies) and all_policies_decided(read_curve(folder), plan.stop_policies)
 
 
-def reached(study: Folder, plans: Sequence[RunPlan], group: Folder) -> tuple[int, dict[str, int]]:
+def progress_token(study: Folder, plans: Sequence[RunPlan], group: Folder) -> tuple[int, dict[str, int]]:
     """How far a list of trainings has come, by what can be gone on from: how many are finished, and the epoch of each
     saved state by the identity of its training.
 
@@ -175,10 +175,10 @@ def reached(study: Folder, plans: Sequence[RunPlan], group: Folder) -> tuple[int
         group: where Ray Train keeps the states.
     """
     num_finished = sum(is_finished(study, plan) for plan in plans)
-    return num_finished, {identity: state.progress.epoch for identity, state in states_of(group).items()}
+    return num_finished, {identity: state.progress.epoch for identity, state in latest_states(group).items()}
 
 
-def open_run(study: Folder, plan: RunPlan, *, keep: bool) -> None:
+def prepare_run_folder(study: Folder, plan: RunPlan, *, keep: bool) -> None:
     """Make the run's folder ready.
 
     Args:
@@ -189,7 +189,7 @@ def open_run(study: Folder, plan: RunPlan, *, keep: bool) -> None:
         folder.delete(MANIFEST)
     else:
         folder.delete()
-    begin(folder, "finetune", plan.identity, plan.config)
+    begin_step(folder, "finetune", plan.identity, plan.config)
     folder.write_json(
         "config.json",
         {"run_id": plan.run_id, "model": public_name(plan.model), "inputs": plan.inputs}
@@ -201,10 +201,10 @@ def open_run(study: Folder, plan: RunPlan, *, keep: bool) -> None:
     )
 
 
-def add_runtime(run: Folder, runtime: Runtime) -> None:
+def record_runtime(run: Folder, runtime: Runtime) -> None:
     """Note what a training runs on, each time that it starts or goes on."""
     now = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(runtime)}
-    run.write_json(_RUNTIMES, [*read_runtimes(run), now])
+    run.write_json(_RUNTIMES_FILE, [*read_runtimes(run), now])
 
 
 class RuntimeRecord(TypedDict):
@@ -221,11 +221,11 @@ def read_runtimes(run: Folder) -> list[RuntimeRecord]:
     """What a training has run on, in order.
 
     Raises:
-        StudyError: the file is not as `add_runtime` writes it.
+        StudyError: the file is not as `record_runtime` writes it.
     """
-    if not run.exists(_RUNTIMES):
+    if not run.exists(_RUNTIMES_FILE):
         return []
-    return read_record(run, _RUNTIMES, list[RuntimeRecord], "delete that file and give the same command again")
+    return read_record(run, _RUNTIMES_FILE, list[RuntimeRecord], "delete that file and give the same command again")
 
 
 def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: int = 1) -> float:

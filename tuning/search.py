@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from slick.errors import SettingsError
-from tuning.axes import Axis, Settings, changed_settings, parse_axis
+from tuning.axes import Axis, SettingOverrides, changed_settings, parse_axis
 from tuning.config import TrainConfig
 
 _SCORE = "score"
-_DIGITS = 4
+_SIGNIFICANT_DIGITS = 4
 """Of a number on a span; names of runs hold it."""
 
 
@@ -28,7 +28,7 @@ def check_search() -> None:
         raise SettingsError("--search optuna needs optuna: pip install 'slick-knowledge[optuna]', or search the grid")
 
 
-class Search:
+class SettingsSearch:
     """Samples of the axes' values, better ones more often as scores become known."""
 
     def __init__(self, axes: Sequence[str], base: TrainConfig, seed: int) -> None:
@@ -39,28 +39,28 @@ class Search:
         self._axes, self._base = [parse_axis(text) for text in axes], base
         space = OptunaSearch.convert_search_space({axis.name: _domain(axis) for axis in self._axes})
         self._searcher: Any = OptunaSearch(space, metric=_SCORE, mode="max", seed=seed)
-        self._asked: list[Settings] = []
-        self._num_told = 0
+        self._suggestions: list[SettingOverrides] = []
+        self._num_reported = 0
 
     @property
-    def asked(self) -> list[Settings]:
+    def suggestions(self) -> list[SettingOverrides]:
         """All samples so far, in their order; one may come more than once."""
-        return list(self._asked)
+        return list(self._suggestions)
 
-    def ask(self, num: int) -> list[Settings]:
+    def ask(self, num: int) -> list[SettingOverrides]:
         """The next samples."""
-        begin = len(self._asked)
+        begin = len(self._suggestions)
         for i in range(begin, begin + num):
             values = self._searcher.suggest(str(i))
             settings = {axis.name: _rounded(axis, values[axis.name]) for axis in self._axes}
-            self._asked.append(changed_settings(settings, self._base))
-        return self._asked[begin:]
+            self._suggestions.append(changed_settings(settings, self._base))
+        return self._suggestions[begin:]
 
     def tell(self, scores: Sequence[float]) -> None:
         """Scores of the samples that were asked for last, in their order; higher is better."""
         for score in scores:
-            self._searcher.on_trial_complete(str(self._num_told), {_SCORE: score})
-            self._num_told += 1
+            self._searcher.on_trial_complete(str(self._num_reported), {_SCORE: score})
+            self._num_reported += 1
 
 
 def _domain(axis: Axis) -> Any:
@@ -78,4 +78,4 @@ def _rounded(axis: Axis, value: Any) -> Any:
     if axis.span == "no" or isinstance(axis.values[0], int):
         return value
     low, high = axis.values
-    return min(high, max(low, float(f"{value:.{_DIGITS}g}")))
+    return min(high, max(low, float(f"{value:.{_SIGNIFICANT_DIGITS}g}")))

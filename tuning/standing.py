@@ -10,27 +10,27 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from slick.errors import StudyError
-from slick.progress import duration
+from slick.progress import format_duration
 from slick.storage import Folder
-from slick.stored_files import read_record, shown
+from slick.stored_files import format_value, read_record
 from slick.study import read_manifest
-from slick.types import ALL
-from tuning.epochs import Accuracies, stored_accuracies
+from slick.types import ALL_CATEGORIES
+from tuning.epochs import EpochAccuracies, read_accuracies
 from tuning.grid import Trajectory
 from tuning.runs import run_folder
 
-PLANNED = "planned.json"
+PLANNED_FILE = "planned.json"
 """Every training of a sweep by run_id; for those who look at it while it runs."""
-LIVE = "live.json"
+DRIVER_STATUS_FILE = "live.json"
 """What only the driver knows of a sweep under way."""
-_SILENT_S = 300.0
+_DRIVER_TIMEOUT_S = 300.0
 """A driver that wrote nothing for so long was killed; a tracker that does not answer may hold it up for less."""
 
-State = Literal["waiting", "running", "retried", "interrupted", "failed", "done"]
+RunState = Literal["waiting", "running", "retried", "interrupted", "failed", "done"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RunStatus:
     """One training of a sweep, as it stands."""
 
     run_id: str
@@ -42,20 +42,20 @@ class Standing:
     """Trained and evaluated."""
     budget: int
     """Epochs it was planned for; fewer may be enough."""
-    state: State
+    state: RunState
     """`retried`: it runs again after it failed; `interrupted`: its driver ended before it."""
-    tries: int = 1
+    attempts: int = 1
     dev_accuracy: float | None = None
     """After the last epoch, a share in [0, 1]; None before the first."""
     test_accuracy: float | None = None
     best_dev_accuracy: float | None = None
     best_epoch: int | None = None
-    why: str = ""
+    error: str = ""
     """What made it fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
+class DriverStatus:
     """What only the driver knows, as it last wrote it down."""
 
     at: str = ""
@@ -75,7 +75,7 @@ class Live:
         """Whether the driver was there a moment ago."""
         if self.has_ended or not self.at:
             return False
-        return (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds() < _SILENT_S
+        return (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds() < _DRIVER_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class PlannedRun:
     epochs: int
 
 
-_CHANGED = "it was changed: restore it, or delete it; `slick sweep` writes it anew"
+_RESTORE_HINT = "it was changed: restore it, or delete it; `slick sweep` writes it anew"
 
 
 def write_planned(sweep: Folder, runs: Iterable[Trajectory]) -> None:
@@ -100,7 +100,7 @@ def write_planned(sweep: Folder, runs: Iterable[Trajectory]) -> None:
         )
         for run in runs
     }
-    sweep.write_json(PLANNED, planned)
+    sweep.write_json(PLANNED_FILE, planned)
 
 
 def read_planned(sweep: Folder) -> dict[str, PlannedRun]:
@@ -109,37 +109,39 @@ def read_planned(sweep: Folder) -> dict[str, PlannedRun]:
     Raises:
         StudyError: the file is not as `write_planned` writes it.
     """
-    if not sweep.exists(PLANNED):
+    if not sweep.exists(PLANNED_FILE):
         return {}
-    planned: dict[str, Any] = read_record(sweep, PLANNED, dict[str, PlannedRun | int], _CHANGED)
+    planned: dict[str, Any] = read_record(sweep, PLANNED_FILE, dict[str, PlannedRun | int], _RESTORE_HINT)
     if any(isinstance(run, int) for run in planned.values()):
         return {}  # earlier versions noted the epochs alone
     return planned
 
 
-def write_live(sweep: Folder, live: Live) -> None:
+def write_driver_status(sweep: Folder, driver_status: DriverStatus) -> None:
     """Note what only the driver knows."""
-    sweep.write_json(LIVE, asdict(live))
+    sweep.write_json(DRIVER_STATUS_FILE, asdict(driver_status))
 
 
-def read_live(sweep: Folder) -> Live:
+def read_driver_status(sweep: Folder) -> DriverStatus:
     """What the driver wrote down last.
 
     Raises:
-        StudyError: the file is not as `write_live` writes it.
+        StudyError: the file is not as `write_driver_status` writes it.
     """
-    if not sweep.exists(LIVE):
-        return Live()
-    live = read_record(sweep, LIVE, Live, _CHANGED)
+    if not sweep.exists(DRIVER_STATUS_FILE):
+        return DriverStatus()
+    driver_status = read_record(sweep, DRIVER_STATUS_FILE, DriverStatus, _RESTORE_HINT)
     try:
-        if live.at and datetime.fromisoformat(live.at).tzinfo is None:
+        if driver_status.at and datetime.fromisoformat(driver_status.at).tzinfo is None:
             raise ValueError("a time without a time zone")
     except ValueError as error:
-        raise StudyError(f"{sweep}/{LIVE}: at is {shown(live.at)}, wanted a time in UTC; {_CHANGED}") from error
-    return live
+        raise StudyError(
+            f"{sweep}/{DRIVER_STATUS_FILE}: at is {format_value(driver_status.at)}, wanted a time in UTC; {_RESTORE_HINT}"
+        ) from error
+    return driver_status
 
 
-def read_standings(study: Folder, planned: Mapping[str, PlannedRun], live: Live) -> list[Standing]:
+def read_run_statuses(study: Folder, planned: Mapping[str, PlannedRun], driver_status: DriverStatus) -> list[RunStatus]:
     """Every training of a sweep as its folder has it.
 
     Args:
@@ -150,34 +152,40 @@ def read_standings(study: Folder, planned: Mapping[str, PlannedRun], live: Live)
     for run_id, plan in planned.items():
         folder = run_folder(study, run_id)
         is_done = read_manifest(folder) is not None
-        epochs = stored_epochs(folder)
-        found.append(stand(run_id, plan, epochs, state_of(run_id, live, bool(epochs), is_done=is_done), live))
+        epochs = read_accuracies_if_any(folder)
+        found.append(
+            run_status(
+                run_id, plan, epochs, run_state(run_id, driver_status, bool(epochs), is_done=is_done), driver_status
+            )
+        )
     return found
 
 
-def stored_epochs(run: Folder) -> list[Accuracies]:
+def read_accuracies_if_any(run: Folder) -> list[EpochAccuracies]:
     """Accuracies of the epochs that a run has stored."""
-    return stored_accuracies(run) if run.exists("epochs.parquet") else []
+    return read_accuracies(run) if run.exists("epochs.parquet") else []
 
 
-def state_of(run_id: str, live: Live, has_begun: bool, *, is_done: bool) -> State:
+def run_state(run_id: str, driver_status: DriverStatus, has_begun: bool, *, is_done: bool) -> RunState:
     """What a training does, by its folder and by what its driver says."""
     if is_done:
         return "done"
-    if run_id in live.failed:
+    if run_id in driver_status.failed:
         return "failed"
-    if not live.is_running:
-        return "interrupted" if has_begun or run_id in live.running else "waiting"
-    if run_id in live.running:
-        return "retried" if live.retries.get(run_id) else "running"
+    if not driver_status.is_running:
+        return "interrupted" if has_begun or run_id in driver_status.running else "waiting"
+    if run_id in driver_status.running:
+        return "retried" if driver_status.retries.get(run_id) else "running"
     return "waiting"
 
 
-def stand(run_id: str, planned: PlannedRun, epochs: Sequence[Accuracies], state: State, live: Live) -> Standing:
+def run_status(
+    run_id: str, planned: PlannedRun, epochs: Sequence[EpochAccuracies], state: RunState, driver_status: DriverStatus
+) -> RunStatus:
     """The row of a training from its epochs."""
-    dev = [epoch[f"dev_{ALL}"] for epoch in epochs]
+    dev = [epoch[f"dev_{ALL_CATEGORIES}"] for epoch in epochs]
     best = max(dev, default=None)
-    return Standing(
+    return RunStatus(
         run_id=run_id,
         variant=planned.variant,
         seed=planned.seed,
@@ -185,16 +193,16 @@ def stand(run_id: str, planned: PlannedRun, epochs: Sequence[Accuracies], state:
         epochs=len(epochs),
         budget=planned.epochs,
         state=state,
-        tries=1 + live.retries.get(run_id, 0),
+        attempts=1 + driver_status.retries.get(run_id, 0),
         dev_accuracy=dev[-1] if dev else None,
-        test_accuracy=epochs[-1].get(f"test_{ALL}") if epochs else None,
+        test_accuracy=epochs[-1].get(f"test_{ALL_CATEGORIES}") if epochs else None,
         best_dev_accuracy=best,
         best_epoch=None if best is None else dev.index(best) + 1,
-        why=live.failed.get(run_id, ""),
+        error=driver_status.failed.get(run_id, ""),
     )
 
 
-def headline(rows: Sequence[Standing], seconds_left: float | None) -> str:
+def progress_line(rows: Sequence[RunStatus], seconds_left: float | None) -> str:
     """The whole sweep in one line.
 
     A training that was done in fewer epochs than planned needs no more.
@@ -203,8 +211,8 @@ def headline(rows: Sequence[Standing], seconds_left: float | None) -> str:
     wanted = sum(row.epochs if row.state == "done" else row.budget for row in rows)
     parts = [f"{len(done)} of {len(rows)} trainings", f"{sum(row.epochs for row in rows):,} of {wanted:,} epochs"]
     if seconds_left is not None and len(done) < len(rows):
-        parts.append(f"{duration(seconds_left)} left")
-    failed, retries = sum(row.state == "failed" for row in rows), sum(row.tries - 1 for row in rows)
+        parts.append(f"{format_duration(seconds_left)} left")
+    failed, retries = sum(row.state == "failed" for row in rows), sum(row.attempts - 1 for row in rows)
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{retries} retried"] if retries else []
     best = max(
@@ -217,11 +225,11 @@ def headline(rows: Sequence[Standing], seconds_left: float | None) -> str:
     return ", ".join(parts)
 
 
-_STATE_WIDTH = 60
-_RANK = {"failed": 0, "retried": 1, "running": 1, "interrupted": 2, "done": 3, "waiting": 4}
+_MAX_STATE_WIDTH = 60
+_STATE_PRIORITY = {"failed": 0, "retried": 1, "running": 1, "interrupted": 2, "done": 3, "waiting": 4}
 
 
-def table(rows: Sequence[Standing], most: int | None = None) -> list[str]:
+def status_table(rows: Sequence[RunStatus], most: int | None = None) -> list[str]:
     """The trainings as lines of text, none if there are none.
 
     Args:
@@ -229,8 +237,8 @@ def table(rows: Sequence[Standing], most: int | None = None) -> list[str]:
     """
     if not rows:
         return []
-    shown = sorted(range(len(rows)), key=lambda i: (_RANK[rows[i].state], i))[:most]
-    cells = [_cells(rows[i]) for i in sorted(shown)]
+    format_value = sorted(range(len(rows)), key=lambda i: (_STATE_PRIORITY[rows[i].state], i))[:most]
+    cells = [_status_cells(rows[i]) for i in sorted(format_value)]
     heads: tuple[str, ...] = ("variant", "seed", "settings", "epochs", "dev", "test", "best dev (epoch)", "state")
     if not any(row[2] for row in cells):
         heads, cells = heads[:2] + heads[3:], [row[:2] + row[3:] for row in cells]
@@ -240,15 +248,15 @@ def table(rows: Sequence[Standing], most: int | None = None) -> list[str]:
         for row in (heads, *cells)
     ]
     hidden: dict[str, int] = {}
-    for i in set(range(len(rows))) - set(shown):
+    for i in set(range(len(rows))) - set(format_value):
         hidden[rows[i].state] = hidden.get(rows[i].state, 0) + 1
     if hidden:
         lines.append("and " + ", ".join(f"{num:,} {state}" for state, num in sorted(hidden.items())))
     return [f"  {line}" for line in lines]
 
 
-def _cells(row: Standing) -> tuple[str, ...]:
-    state = row.state + (f", try {row.tries}" if row.tries > 1 else "") + (f": {row.why}" if row.why else "")
+def _status_cells(row: RunStatus) -> tuple[str, ...]:
+    state = row.state + (f", try {row.attempts}" if row.attempts > 1 else "") + (f": {row.error}" if row.error else "")
     best = "" if row.best_epoch is None else f"{_percent(row.best_dev_accuracy)} ({row.best_epoch})"
     return (
         row.variant,
@@ -258,7 +266,7 @@ def _cells(row: Standing) -> tuple[str, ...]:
         _percent(row.dev_accuracy),
         _percent(row.test_accuracy),
         best,
-        state if len(state) <= _STATE_WIDTH else f"{state[: _STATE_WIDTH - 3]}...",
+        state if len(state) <= _MAX_STATE_WIDTH else f"{state[: _MAX_STATE_WIDTH - 3]}...",
     )
 
 

@@ -24,7 +24,7 @@ from slick.errors import StudyError
 _WEIGHT, _STEP, _BUFFER = "weight", "step", "buffer"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's names."""
-_FILE_BYTES = 1 << 30
+_MAX_FILE_BYTES = 1 << 30
 """A worker holds back about as much before it writes a file."""
 _REMEDY = "delete that folder to begin this training anew; nothing else is lost"
 
@@ -40,11 +40,11 @@ def save_tensors(engine: Any, folder: str, *, rank: int, num_workers: int) -> No
         part.clear()
         num_bytes, num_files = 0, num_files + 1
 
-    for i, kind, name, value in _tensors(engine):
+    for i, kind, name, value in _iter_tensors(engine):
         if i % num_workers == rank:
-            part[_key(kind, name)] = value.detach().cpu().contiguous()
+            part[_tensor_key(kind, name)] = value.detach().cpu().contiguous()
             num_bytes += value.nbytes
-            if num_bytes >= _FILE_BYTES:
+            if num_bytes >= _MAX_FILE_BYTES:
                 write()
     if part:
         write()
@@ -62,52 +62,52 @@ def load_tensors(engine: Any, folder: str, *, origin: str) -> None:
     Raises:
         StudyError: a file is not safetensors, or the tensors are not those of this model.
     """
-    with _opened(folder, origin) as saved:
+    with _open_tensors(folder, origin) as saved:
         saved.check(engine)
         with torch.no_grad():
             if not engine.zero_optimization_stage():
-                _set_whole(engine, saved)
+                _load_unsharded(engine, saved)
             else:
-                _set_sharded(engine, saved)
-            for name, buffer in _buffers(engine.module).items():
+                _load_sharded(engine, saved)
+            for name, buffer in _persistent_buffers(engine.module).items():
                 buffer.copy_(saved.tensor(_BUFFER, name))
 
 
-def _key(kind: str, name: str) -> str:
+def _tensor_key(kind: str, name: str) -> str:
     return f"{kind}/{name}"
 
 
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def _trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
+def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Those that belong to the model's weights; others are computed from its configuration."""
     kept = set(model.state_dict())
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
-def _tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
+def _iter_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
     """Place of the parameter in the order of the model, kind of tensor, name and whole tensor; one after another."""
-    values = _sharded_tensors(engine) if engine.zero_optimization_stage() else _whole_tensors(engine)
+    values = _sharded_tensors(engine) if engine.zero_optimization_stage() else _unsharded_tensors(engine)
     yield from values
-    for name, buffer in _buffers(engine.module).items():
+    for name, buffer in _persistent_buffers(engine.module).items():
         yield 0, _BUFFER, name, buffer
 
 
-def _whole_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
+def _unsharded_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
     """Every worker has them all."""
-    for i, (name, _, master) in enumerate(_masters(engine)):
+    for i, (name, _, master) in enumerate(_master_weights(engine)):
         yield i, _WEIGHT, name, master
         # A parameter without a gradient so far, such as an expert that saw no token, has no state.
         for kind, value in engine.basic_optimizer.state.get(master, {}).items():
             yield i, kind, name, value
 
 
-def _masters(engine: Any) -> list[tuple[str, nn.Parameter, Tensor]]:
+def _master_weights(engine: Any) -> list[tuple[str, nn.Parameter, Tensor]]:
     """Name, parameter, and the float32 weights that the optimizer moves: with bfloat16 a copy, else the parameter."""
     masters = [master for group in engine.basic_optimizer.param_groups for master in group["params"]]
-    pairs = zip(_trained(engine.module), masters, strict=True)
+    pairs = zip(_trainable_parameters(engine.module), masters, strict=True)
     return [(name, parameter, master) for (name, parameter), master in pairs]
 
 
@@ -115,7 +115,7 @@ def _sharded_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     steps = [state[_STEP] for state in engine.basic_optimizer.state.values()]
-    for i, (name, parameter) in enumerate(_trained(engine.module)):
+    for i, (name, parameter) in enumerate(_trainable_parameters(engine.module)):
         yield i, _WEIGHT, name, safe_get_full_fp32_param(parameter)
         if steps:  # each of the tensors that DeepSpeed joins parameters to counts the same steps
             for kind in _MOMENTS:
@@ -123,21 +123,21 @@ def _sharded_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
             yield i, _STEP, name, steps[0].clone()  # a file may hold no tensor twice
 
 
-class _SavedTensors:
+class _TensorReader:
     """The open files of a state."""
 
     def __init__(self, origin: str, files: list[Any]) -> None:
         self._origin = origin
-        self._file_of = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - not a dict
+        self._file_by_key = {key: file for file in files for key in file.keys()}  # noqa: SIM118 - not a dict
 
     def tensor(self, kind: str, name: str) -> Tensor:
-        key = _key(kind, name)
-        tensor: Tensor = self._file_of[key].get_tensor(key)
+        key = _tensor_key(kind, name)
+        tensor: Tensor = self._file_by_key[key].get_tensor(key)
         return tensor
 
     def moments(self, name: str) -> dict[str, Tensor]:
         """AdamW's state of a parameter; empty if it never had a gradient."""
-        if _key(_STEP, name) not in self._file_of:
+        if _tensor_key(_STEP, name) not in self._file_by_key:
             return {}
         return {kind: self.tensor(kind, name) for kind in (*_MOMENTS, _STEP)}
 
@@ -147,16 +147,21 @@ class _SavedTensors:
         Raises:
             StudyError: one is missing, too much, or of another shape or type.
         """
-        trained = _trained(engine.module)
-        wanted = {_key(_WEIGHT, name): _shape(parameter) for name, parameter in trained}
+        trained = _trainable_parameters(engine.module)
+        wanted = {_tensor_key(_WEIGHT, name): _shape(parameter) for name, parameter in trained}
         for name, parameter in trained:
-            kinds = [kind for kind in (*_MOMENTS, _STEP) if _key(kind, name) in self._file_of]
+            kinds = [kind for kind in (*_MOMENTS, _STEP) if _tensor_key(kind, name) in self._file_by_key]
             if kinds:
-                wanted |= {_key(kind, name): _shape(parameter) for kind in _MOMENTS} | {_key(_STEP, name): ()}
-        found = {key: tuple(file.get_slice(key).get_shape()) for key, file in self._file_of.items()}
-        buffers = {_key(_BUFFER, name): tuple(buffer.shape) for name, buffer in _buffers(engine.module).items()}
+                wanted |= {_tensor_key(kind, name): _shape(parameter) for kind in _MOMENTS} | {
+                    _tensor_key(_STEP, name): ()
+                }
+        found = {key: tuple(file.get_slice(key).get_shape()) for key, file in self._file_by_key.items()}
+        buffers = {
+            _tensor_key(_BUFFER, name): tuple(buffer.shape)
+            for name, buffer in _persistent_buffers(engine.module).items()
+        }
         others = sorted(key for key, _ in found.items() ^ (wanted | buffers).items())
-        others += [key for key in wanted.keys() & found if self._file_of[key].get_slice(key).get_dtype() != "F32"]
+        others += [key for key in wanted.keys() & found if self._file_by_key[key].get_slice(key).get_dtype() != "F32"]
         if others:
             raise StudyError(
                 f"the training state in {self._origin} is not one of this model ({len(others)} tensors are missing, "
@@ -170,19 +175,19 @@ def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _opened(folder: str, origin: str) -> Iterator[_SavedTensors]:
+def _open_tensors(folder: str, origin: str) -> Iterator[_TensorReader]:
     with contextlib.ExitStack() as stack:
         try:
             paths = sorted(Path(folder).glob("tensors-*.safetensors"))
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
-            yield _SavedTensors(origin, files)
+            yield _TensorReader(origin, files)
         except (SafetensorError, OSError) as error:
             raise StudyError(f"the training state in {origin} cannot be read ({error}); {_REMEDY}") from error
 
 
-def _set_whole(engine: Any, saved: _SavedTensors) -> None:
+def _load_unsharded(engine: Any, saved: _TensorReader) -> None:
     states: dict[int, dict[str, Tensor]] = {}
-    for i, (name, parameter, master) in enumerate(_masters(engine)):
+    for i, (name, parameter, master) in enumerate(_master_weights(engine)):
         master.copy_(saved.tensor(_WEIGHT, name))
         parameter.copy_(master)
         if moments := saved.moments(name):
@@ -191,22 +196,22 @@ def _set_whole(engine: Any, saved: _SavedTensors) -> None:
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _set_sharded(engine: Any, saved: _SavedTensors) -> None:
+def _load_sharded(engine: Any, saved: _TensorReader) -> None:
     steps = torch.zeros(())
-    for name, parameter in _trained(engine.module):
+    for name, parameter in _trainable_parameters(engine.module):
         moments = saved.moments(name)
         steps = torch.maximum(steps, moments.get(_STEP, steps))
         weight = saved.tensor(_WEIGHT, name)
         states = {kind: moments.get(kind, torch.zeros_like(weight)) for kind in _MOMENTS}
         if hasattr(parameter, "ds_id"):
-            _set_partition(parameter, weight, states)
+            _load_partition(parameter, weight, states)
         else:
-            _set_fragment(parameter, weight, states)
+            _load_fragment(parameter, weight, states)
     for state in engine.basic_optimizer.state.values():
         state[_STEP].copy_(steps)
 
 
-def _set_fragment(parameter: nn.Parameter, weight: Tensor, states: Mapping[str, Tensor]) -> None:
+def _load_fragment(parameter: nn.Parameter, weight: Tensor, states: Mapping[str, Tensor]) -> None:
     """Of ZeRO stages 1 and 2: every worker has the parameter, and a fragment of what the optimizer has of it."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
@@ -216,7 +221,7 @@ def _set_fragment(parameter: nn.Parameter, weight: Tensor, states: Mapping[str, 
         safe_set_full_optimizer_state(parameter, state, kind)
 
 
-def _set_partition(parameter: Any, weight: Tensor, states: Mapping[str, Tensor]) -> None:
+def _load_partition(parameter: Any, weight: Tensor, states: Mapping[str, Tensor]) -> None:
     """Of ZeRO stage 3: every worker has a partition of everything; the last one may be padded."""
     import deepspeed
     import torch.distributed as dist

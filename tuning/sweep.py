@@ -6,25 +6,39 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 from slick.errors import SettingsError, SlickError
-from slick.locks import exclusive
-from slick.precision import AUTO, TrainDtype, stored_dtype
+from slick.locks import exclusive_lock
+from slick.precision import AUTO, TrainDtype, read_stored_dtype
 from slick.storage import Folder, FolderLike, as_folder
-from slick.study import Manifest, begin, fingerprint, finish, read_manifest, read_started, require
+from slick.study import (
+    Manifest,
+    begin_step,
+    complete_step,
+    fingerprint,
+    read_manifest,
+    read_start_record,
+    require_manifest,
+)
 from slick.types import Category
-from tuning.axes import Settings, combinations
-from tuning.board import Board, Course
-from tuning.ending import end_run
-from tuning.finetune import ask_cluster, check_plans, print_outcome, resolve_precision, scratch
-from tuning.grid import pack, settings_text, summary
+from tuning.axes import SettingOverrides, combinations
+from tuning.board import ProgressTable, TrialTracker
+from tuning.ending import finalize_run
+from tuning.finetune import (
+    check_plans,
+    connect_and_check_resources,
+    print_training_summary,
+    resolve_precision,
+    scratch_folder,
+)
+from tuning.grid import grid_summary, pack_by_cost, settings_text
 from tuning.points import points_table
 from tuning.policies import parse_policy
 from tuning.rows import read_rows
 from tuning.runs import RunPlan, is_finished, plan_runs, run_folder
-from tuning.search import Search, check_search
+from tuning.search import SettingsSearch, check_search
 from tuning.standing import write_planned
 from tuning.sweep_config import SweepConfig
-from tuning.trials import TrialSettings, concurrent_trials, run_trials
-from tuning.watching import watch
+from tuning.trials import TrialSettings, num_concurrent_trials, run_trials
+from tuning.watching import watch_progress
 
 
 def sweep(study: FolderLike, config: SweepConfig) -> Manifest:
@@ -44,40 +58,42 @@ def sweep(study: FolderLike, config: SweepConfig) -> Manifest:
         slick.sweep("studies/mine", slick.SweepConfig(grid=grid, train=slick.TrainConfig(model="ID_OR_PATH")))
     """
     study = as_folder(study)
-    with exclusive(study, "sweep"):
+    with exclusive_lock(study, "sweep"):
         return _sweep(study, config)
 
 
 def _sweep(study: Folder, config: SweepConfig) -> Manifest:
     started_at = time.monotonic()
-    config = resolve_sweep(study, config)
+    config = resolve_sweep_precision(study, config)
     _check_policies(study, config)
-    shared = not config.why_independent
+    shared = not config.independent_reason
     if not shared and len(config.grid.epochs) > 1:
-        print(f"sweep: every epoch budget is trained on its own: {config.why_independent}")
+        print(f"sweep: every epoch budget is trained on its own: {config.independent_reason}")
     if config.search == "grid":
-        print(f"sweep: {summary(config.grid, config.train, shared=shared)}")
+        print(f"sweep: {grid_summary(config.grid, config.train, shared=shared)}")
         chosen = combinations(config.grid.axes, config.train)
-        trained = train_settings(study, config, chosen)
+        trained = train_combinations(study, config, chosen)
     else:
-        chosen, trained = train_samples(study, config)
-    wanted = config.covering(chosen)
+        chosen, trained = run_search(study, config)
+    wanted = config.trajectories_for(chosen)
     folder = study.child("sweep")
-    manifests = {run.run_id: require(run_folder(study, run.run_id), "sweep") for run in wanted}
+    manifests = {run.run_id: require_manifest(run_folder(study, run.run_id), "sweep") for run in wanted}
     inputs = {run_id: f"{m.fingerprint} {m.count('epochs')}" for run_id, m in manifests.items()}
     identity = fingerprint(inputs, config.identity())
-    _forget_other_grid(folder, identity)
-    if not begin(folder, "sweep", identity, config):
-        return require(folder, "sweep")
+    _discard_other_grid(folder, identity)
+    if not begin_step(folder, "sweep", identity, config):
+        return require_manifest(folder, "sweep")
     write_planned(folder, wanted)
     table = points_table(study, config.grid, config.train, shared=shared, chosen=list(dict.fromkeys(chosen)))
     folder.write_table("points.parquet", table)
-    counts = _counts(manifests, trained, table.num_rows)
+    counts = _manifest_counts(manifests, trained, table.num_rows)
     print(f"sweep: {table.num_rows:,} points in {folder}/points.parquet")
-    return finish(folder, "sweep", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+    return complete_step(
+        folder, "sweep", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
+    )
 
 
-def resolve_sweep(study: Folder, config: SweepConfig, also: Sequence[str] = ()) -> SweepConfig:
+def resolve_sweep_precision(study: Folder, config: SweepConfig, other_run_ids: Sequence[str] = ()) -> SweepConfig:
     """The sweep with the dtype that `auto` stands for in all of its trainings that state none.
 
     Args:
@@ -93,14 +109,17 @@ def resolve_sweep(study: Folder, config: SweepConfig, also: Sequence[str] = ()) 
     for dtype in stated:  # the dtype decides which runs of an axis of dtypes bear its name
         runs = replace(config, train=replace(config.train, dtype=dtype)).trajectories
         own += [run.run_id for run in runs if "dtype" not in dict(run.settings)]
-    own, others = list(dict.fromkeys(own)), {stored_dtype([run_folder(study, name)]).dtype for name in also} - {None}
-    if len(others) == 1 and not any(stored_dtype([run_folder(study, name)]).dtype for name in own):
-        own += also
+    own, others = (
+        list(dict.fromkeys(own)),
+        {read_stored_dtype([run_folder(study, name)]).dtype for name in other_run_ids} - {None},
+    )
+    if len(others) == 1 and not any(read_stored_dtype([run_folder(study, name)]).dtype for name in own):
+        own += other_run_ids
     return replace(config, train=resolve_precision(study, config.train, own))
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class SweepResult:
     """What was done now."""
 
     num: int = 0
@@ -109,7 +128,7 @@ class Trained:
     """Trials that were tried again."""
 
 
-def _counts(manifests: Mapping[str, Manifest], trained: Trained, num_points: int) -> dict[str, object]:
+def _manifest_counts(manifests: Mapping[str, Manifest], trained: SweepResult, num_points: int) -> dict[str, object]:
     """What the sweep's manifest tells of its trainings."""
     return {
         "trainings": len(manifests),
@@ -122,53 +141,60 @@ def _counts(manifests: Mapping[str, Manifest], trained: Trained, num_points: int
     }
 
 
-def train_settings(study: Folder, config: SweepConfig, chosen: Sequence[Settings]) -> Trained:
+def train_combinations(study: Folder, config: SweepConfig, chosen: Sequence[SettingOverrides]) -> SweepResult:
     """Train all that the grid holds of some combinations of settings, where it is not finished.
 
     Raises:
         As `sweep`.
     """
-    runs = config.covering(chosen)
+    runs = config.trajectories_for(chosen)
     wanted = {run.run_id: run.config(config.train) for run in runs}
-    plans = plan_runs(study, wanted, config.stops, may_be_ended=config.scheduler != "none")
+    plans = plan_runs(study, wanted, config.stop_policies, accept_early_stopped=config.scheduler != "none")
     print(f"sweep: {len(wanted) - len(plans)} of {len(wanted)} trainings are finished", flush=True)
     if not plans:
-        return Trained()
-    with exclusive(study, "sweep", [f"runs/{plan.run_id}" for plan in plans]):
+        return SweepResult()
+    with exclusive_lock(study, "sweep", [f"runs/{plan.run_id}" for plan in plans]):
         ended = config.scheduler != "none"
-        plans = [plan for plan in plans if not is_finished(study, plan, may_be_ended=ended)]  # by another run meanwhile
+        plans = [
+            plan for plan in plans if not is_finished(study, plan, accept_early_stopped=ended)
+        ]  # by another run meanwhile
         folder = study.child("sweep")
         folder.delete()
         write_planned(folder, runs)
-        retried = train_plans(study, config, plans) if plans else 0
-    print_outcome(study, plans)
-    return Trained(len(plans), retried)
+        retried = train_as_trials(study, config, plans) if plans else 0
+    print_training_summary(study, plans)
+    return SweepResult(len(plans), retried)
 
 
-def train_samples(study: Folder, config: SweepConfig) -> tuple[list[Settings], Trained]:
+def run_search(study: Folder, config: SweepConfig) -> tuple[list[SettingOverrides], SweepResult]:
     """Search: train samples of settings, a few at a time; returns all that were chosen.
 
     Raises:
         As `sweep`.
     """
     check_search()
-    search = Search(config.grid.axes, config.train, config.search_seed)
-    trained = Trained()
-    while len(search.asked) < config.samples:
-        batch = search.ask(min(config.samples_at_once, config.samples - len(search.asked)))
-        print(f"sweep: samples {len(search.asked) - len(batch) + 1} to {len(search.asked)} of {config.samples}")
-        now = train_settings(study, config, search.asked)
-        trained = Trained(trained.num + now.num, trained.num_retries + now.num_retries)
-        scores = [mean(best_dev(study, run.run_id) for run in config.covering([settings])) for settings in batch]
+    search = SettingsSearch(config.grid.axes, config.train, config.search_seed)
+    trained = SweepResult()
+    while len(search.suggestions) < config.samples:
+        batch = search.ask(min(config.samples_at_once, config.samples - len(search.suggestions)))
+        print(
+            f"sweep: samples {len(search.suggestions) - len(batch) + 1} to {len(search.suggestions)} of {config.samples}"
+        )
+        now = train_combinations(study, config, search.suggestions)
+        trained = SweepResult(trained.num + now.num, trained.num_retries + now.num_retries)
+        scores = [
+            mean(read_best_dev_accuracy(study, run.run_id) for run in config.trajectories_for([settings]))
+            for settings in batch
+        ]
         search.tell(scores)
         for settings, score in zip(batch, scores, strict=True):
             print(f"sweep: {settings_text(settings) or 'the settings as they are'}: best dev accuracy {score:.3f}")
-    return search.asked, trained
+    return search.suggestions, trained
 
 
-def best_dev(study: Folder, run_id: str) -> float:
+def read_best_dev_accuracy(study: Folder, run_id: str) -> float:
     """Best dev accuracy of a finished training."""
-    return float(require(run_folder(study, run_id), "sweep").count("best_dev_accuracy"))
+    return float(require_manifest(run_folder(study, run_id), "sweep").count("best_dev_accuracy"))
 
 
 def _check_policies(study: Folder, config: SweepConfig) -> None:
@@ -182,15 +208,15 @@ def _check_policies(study: Folder, config: SweepConfig) -> None:
         )
 
 
-def _forget_other_grid(folder: Folder, identity: str) -> None:
+def _discard_other_grid(folder: Folder, identity: str) -> None:
     """Points of another grid hold nothing that the runs do not: they are read off again instead of being refused."""
-    for record in (read_manifest(folder), read_started(folder)):
+    for record in (read_manifest(folder), read_start_record(folder)):
         if record is not None and record.fingerprint != identity:
             folder.delete()
             return
 
 
-def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) -> int:
+def train_as_trials(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) -> int:
     """Do the trainings as trials of Ray Tune; returns how many trials were tried again.
 
     Raises:
@@ -199,36 +225,36 @@ def train_plans(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) ->
     import ray
 
     check_plans(study, plans)
-    gpus_per_worker = ask_cluster(config.train)
+    gpus_per_worker = connect_and_check_resources(config.train)
     have = ray.cluster_resources()
     started_at = time.monotonic()
-    concurrent = concurrent_trials(config.train, have, gpus_per_worker, len(plans), config.max_concurrent)
-    packs = share_out(plans, config.trajectories_per_trial, concurrent)
-    course = Course(packs)
+    concurrent = num_concurrent_trials(config.train, have, gpus_per_worker, len(plans), config.max_concurrent)
+    packs = pack_plans(plans, config.trajectories_per_trial, concurrent)
+    course = TrialTracker(packs)
     study.child(".ray", "sweep", "tune").delete()  # of an earlier sweep; Ray Train's own files are resumed from
     settings = TrialSettings(
         gpus_per_worker=gpus_per_worker,
         concurrent=concurrent,
         scheduler=config.scheduler,
-        longest=max(config.grid.epochs),
+        max_epochs=max(config.grid.epochs),
         retries=config.retries,
         keep_files=config.keep_ray_files,
     )
-    board = Board(study, study.child("sweep"), course)
-    with scratch(study, "sweep", keep=config.keep_ray_files) as storage, watch(study, plans, board):
+    board = ProgressTable(study, study.child("sweep"), course)
+    with scratch_folder(study, "sweep", keep=config.keep_ray_files) as storage, watch_progress(study, plans, board):
         errors = run_trials(study, course, settings, storage)
     if config.scheduler != "none":
         completed = course.completed_runs()
         for plan in (plan for plan in plans if plan.run_id in completed and not is_finished(study, plan)):
-            end_run(study, plan, started_at=started_at, ended_by=config.scheduler)
-    may_be_ended = config.scheduler != "none"
-    if not errors and not all(is_finished(study, plan, may_be_ended=may_be_ended) for plan in plans):
+            finalize_run(study, plan, started_at=started_at, ended_by=config.scheduler)
+    accept_early_stopped = config.scheduler != "none"
+    if not errors and not all(is_finished(study, plan, accept_early_stopped=accept_early_stopped) for plan in plans):
         raise KeyboardInterrupt  # where Tune takes Ctrl-C for itself, it returns as if it had ended
-    _check_trials(study, packs, errors)
+    _raise_trial_errors(study, packs, errors)
     return course.num_retries
 
 
-def _check_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], errors: Mapping[int, str]) -> None:
+def _raise_trial_errors(study: Folder, packs: Sequence[Sequence[RunPlan]], errors: Mapping[int, str]) -> None:
     """Tell of the trials that failed, if any did."""
     names: dict[str, list[str]] = {}
     for place, error in sorted(errors.items()):
@@ -241,11 +267,11 @@ def _check_trials(study: Folder, packs: Sequence[Sequence[RunPlan]], errors: Map
         )
 
 
-def share_out(plans: Sequence[RunPlan], per_trial: int | None, concurrent: int) -> list[list[RunPlan]]:
+def pack_plans(plans: Sequence[RunPlan], per_trial: int | None, concurrent: int) -> list[list[RunPlan]]:
     """Packs of trainings of about equal cost, the longest first."""
     num_packs = concurrent if per_trial is None else -(-len(plans) // per_trial)
     by_id = {plan.run_id: plan for plan in plans}
-    packs = pack({plan.run_id: plan.cost for plan in plans}, num_packs)
+    packs = pack_by_cost({plan.run_id: plan.cost for plan in plans}, num_packs)
     return [[by_id[run_id] for run_id in part] for part in packs]
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from slick.errors import SettingsError
-from slick.settings import identity_of, setting, settings_of
-from tuning.axes import Settings, combinations, parse_axis
+from slick.settings import identity_settings, register_settings, setting
+from tuning.axes import SettingOverrides, combinations, parse_axis
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig, Trajectory, trajectories
 from tuning.policies import parse_policy
@@ -14,11 +14,11 @@ from tuning.policies import parse_policy
 Scheduler = Literal["none", "asha", "median"]
 
 
-def _searches(values: Mapping[str, Any]) -> bool:
+def _is_search(values: Mapping[str, Any]) -> bool:
     return values.get("search") == "optuna"
 
 
-@settings_of("sweep")
+@register_settings("sweep")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
     """Which trainings, and how they are shared out."""
@@ -35,14 +35,14 @@ class SweepConfig:
     scheduler: Scheduler = "none"
     """Tune's scheduler, for wide searches: trainings that fall behind in dev accuracy are ended early, and have no
     points beyond their last epoch."""
-    search: Literal["grid", "optuna"] = setting("grid", "result", when=_searches)
+    search: Literal["grid", "optuna"] = setting("grid", "result", when=_is_search)
     """`optuna`: instead of every combination of the grid's axes, train samples of them, and more of those that lie near
     the best dev accuracy so far (mean over variants and seeds)."""
-    samples: int = setting(20, "result", when=_searches)
+    samples: int = setting(20, "result", when=_is_search)
     """Combinations of settings that a search tries."""
-    samples_at_once: int = setting(4, "result", when=_searches)
+    samples_at_once: int = setting(4, "result", when=_is_search)
     """Samples that a search chooses before it knows how any of them does; more keep a larger cluster busy."""
-    search_seed: int = setting(0, "seed", when=_searches)
+    search_seed: int = setting(0, "seed", when=_is_search)
     """Of what a search draws."""
     retries: int = setting(1, "nothing")
     """Times that a trial is tried again after it failed without having come further than the last time. One that did
@@ -92,41 +92,48 @@ class SweepConfig:
         if self.scheduler != "none":
             raise SettingsError("search optuna wants the accuracy of whole trainings: it goes with --scheduler none")
 
-    def _combined(self) -> list[Settings]:
+    def _all_combinations(self) -> list[SettingOverrides]:
         """Every combination of the axes' values; for a search those of the ends of spans."""
-        return combinations(self.grid.axes, self.train, ends=self.search == "optuna")
+        return combinations(self.grid.axes, self.train, use_span_ends=self.search == "optuna")
 
     @property
-    def why_independent(self) -> str:
+    def independent_reason(self) -> str:
         """Why every budget is trained on its own; empty if one trajectory serves all."""
         if self.independent:
             return "asked for"
-        reasons = (replace(self.train, **dict(settings)).depends_on_epochs for settings in self._combined())
+        reasons = (
+            replace(self.train, **dict(settings)).epoch_dependence_reason for settings in self._all_combinations()
+        )
         return next((reason for reason in reasons if reason), "")
 
     @property
     def trajectories(self) -> list[Trajectory]:
         """The trainings that cover the grid; for a search those of the ends of spans, which it need not train."""
-        return self.covering(self._combined())
+        return self.trajectories_for(self._all_combinations())
 
-    def covering(self, chosen: Sequence[Settings]) -> list[Trajectory]:
+    def trajectories_for(self, chosen: Sequence[SettingOverrides]) -> list[Trajectory]:
         """The trainings that cover the grid with some combinations of settings."""
-        return trajectories(self.grid, self.train, shared=not self.why_independent, chosen=list(dict.fromkeys(chosen)))
+        return trajectories(
+            self.grid, self.train, shared=not self.independent_reason, chosen=list(dict.fromkeys(chosen))
+        )
 
     @property
-    def stops(self) -> tuple[tuple[str, int], ...]:
+    def stop_policies(self) -> tuple[tuple[str, int], ...]:
         """What a live training has to decide; empty if all are trained to the end."""
         if self.stop == "full":
             return ()
         policies = [parse_policy(text) for text in self.grid.policies]
         cells = [
-            (policy.at(budget), budget) for policy in policies for budget in self.grid.epochs if policy.applies(budget)
+            (policy.at(budget), budget)
+            for policy in policies
+            for budget in self.grid.epochs
+            if policy.applies_to(budget)
         ]
         return tuple((str(policy), budget) for policy, budget in cells)
 
     def identity(self) -> dict[str, object]:
         """The settings that change results."""
-        found = identity_of(self) | {"train": self.train.identity(), "independent": bool(self.why_independent)}
-        if _searches(found):
+        found = identity_settings(self) | {"train": self.train.identity(), "independent": bool(self.independent_reason)}
+        if _is_search(found):
             found["search"] = [found.pop(name) for name in ("samples", "samples_at_once", "search_seed")]
         return found

@@ -12,14 +12,14 @@ from slick.file_errors import file_errors
 from slick.storage import Folder
 from slick.stored_files import read_record
 
-Points = Mapping[int, Mapping[str, float]]
+MetricHistory = Mapping[int, Mapping[str, float]]
 """Epoch -> name of a curve -> its value."""
 
-FINISH_S = 60
+FINISH_TIMEOUT_S = 60
 """W&B may upload for as long as this when a run ends."""
 
 
-def probe(tracker: str) -> None:
+def verify_tracker(tracker: str) -> None:
     """Raise what the tracker raises when it is not installed, or would not take a run of this user."""
     if tracker == "mlflow":
         from mlflow import MlflowClient
@@ -31,26 +31,26 @@ def probe(tracker: str) -> None:
         wandb.login()  # here, since in the thread that watches nobody could answer its question for a key
 
 
-class Curve(Protocol):
+class TrackerRun(Protocol):
     """One run in one tracker. Whatever it raises means 'not now': it is then dropped, and later opened anew."""
 
-    def write(self, points: Points) -> None:
+    def write(self, points: MetricHistory) -> None:
         """Write those of all epochs so far that were not written."""
 
     def end(self, ok: bool) -> None:
         """Close the run: as finished, or as failed."""
 
 
-def open_curve(tracker: str, study: Folder, run_id: str, settings: Mapping[str, object]) -> Curve:
+def open_tracker_run(tracker: str, study: Folder, run_id: str, settings: Mapping[str, object]) -> TrackerRun:
     """The curve of a run: a new one, or what an interrupted training left."""
     folder = study.child("runs", run_id)
     if tracker == "tensorboard":
-        return TensorBoardCurve(folder.child("tensorboard"), settings)
-    kind = MlflowCurve if tracker == "mlflow" else WandbCurve
-    return kind(study_name(study), run_id, tracking_key(folder), settings)
+        return TensorBoardRun(folder.child("tensorboard"), settings)
+    kind = MlflowRun if tracker == "mlflow" else WandbRun
+    return kind(project_name(study), run_id, tracking_key(folder), settings)
 
 
-def study_name(study: Folder) -> str:
+def project_name(study: Folder) -> str:
     """Last part of the study's path, in characters that every tracker takes.
 
     >>> study_name(Folder("s3://bucket/deep/my study?region=eu"))
@@ -59,7 +59,7 @@ def study_name(study: Folder) -> str:
     return re.sub(r"[\\#?%:]", "-", study.name) or "study"
 
 
-class _Tracking(TypedDict):
+class _TrackingRecord(TypedDict):
     key: str
 
 
@@ -72,10 +72,10 @@ def tracking_key(folder: Folder) -> str:
     if not folder.exists("tracking.json"):
         folder.write_json("tracking.json", {"key": uuid.uuid4().hex})
     remedy = "restore it, or delete it, and trackers begin a new run"
-    return read_record(folder, "tracking.json", _Tracking, remedy)["key"]
+    return read_record(folder, "tracking.json", _TrackingRecord, remedy)["key"]
 
 
-def _plain(settings: Mapping[str, object]) -> dict[str, str | int | float | bool]:
+def _scalar_settings(settings: Mapping[str, object]) -> dict[str, str | int | float | bool]:
     """Settings as single values; lists and None become JSON."""
     return {
         name: value if isinstance(value, str | int | float | bool) else json.dumps(value)
@@ -83,7 +83,7 @@ def _plain(settings: Mapping[str, object]) -> dict[str, str | int | float | bool
     }
 
 
-class TensorBoardCurve:
+class TensorBoardRun:
     """One event file in the run's folder; what an earlier driver wrote there is removed, and written again."""
 
     def __init__(self, folder: Folder, settings: Mapping[str, object]) -> None:
@@ -91,7 +91,7 @@ class TensorBoardCurve:
         self._name, self._content = "", b""
         self._written: set[int] = set()
 
-    def write(self, points: Points) -> None:
+    def write(self, points: MetricHistory) -> None:
         """Append the epochs that are new; all of them if the folder was cleared by a training that began again."""
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -100,7 +100,7 @@ class TensorBoardCurve:
             data = self._begin()
         for epoch in sorted(points.keys() - self._written):
             values = [Summary.Value(tag=name, simple_value=value) for name, value in points[epoch].items()]
-            data += _event(step=epoch, summary=Summary(value=values))
+            data += _encode_event(step=epoch, summary=Summary(value=values))
         if data:
             self._append(data)
         self._written |= points.keys()
@@ -116,13 +116,17 @@ class TensorBoardCurve:
         # A name of its own: TensorBoard would go on reading behind the end it saw of a file that was written anew.
         self._name, self._content = f"events.out.tfevents.{time.time_ns()}.slick", b""
         self._written = set()
-        experiment, session, _ = hparams(_plain(self._settings), {"accuracy/dev": 0.0, "loss/train": 0.0})
-        return _event(file_version="brain.Event:2") + _event(summary=experiment) + _event(summary=session)
+        experiment, session, _ = hparams(_scalar_settings(self._settings), {"accuracy/dev": 0.0, "loss/train": 0.0})
+        return (
+            _encode_event(file_version="brain.Event:2")
+            + _encode_event(summary=experiment)
+            + _encode_event(summary=session)
+        )
 
     def _append(self, data: bytes) -> None:
         if self._folder.is_local:
             # Not replaced like the other files of a study: TensorBoard keeps the file open to follow it.
-            self._folder.make()
+            self._folder.mkdir()
             path = f"{self._folder.local_path}/{self._name}"
             with file_errors(path, "written"), open(path, "ab") as file:
                 file.write(data)
@@ -131,7 +135,7 @@ class TensorBoardCurve:
             self._folder.write_bytes(self._name, self._content)
 
 
-def _event(**fields: object) -> bytes:
+def _encode_event(**fields: object) -> bytes:
     """One record of an event file. Source: TFRecord, https://www.tensorflow.org/tutorials/load_data/tfrecord."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
@@ -141,7 +145,7 @@ def _event(**fields: object) -> bytes:
     return head + struct.pack("<I", masked_crc32c(head)) + data + struct.pack("<I", masked_crc32c(data))
 
 
-class MlflowCurve:
+class MlflowRun:
     """One MLflow run, found again by its tag `slick_run`.
 
     The client is used, not `mlflow.start_run`: several runs are open at once, and it adds no tags of user and machine.
@@ -163,11 +167,11 @@ class MlflowCurve:
         if run.info.status != "RUNNING":
             self._client.update_run(self._id, status="RUNNING")
         if not run.data.params:  # they cannot be changed: those of the first start stay
-            params = [Param(name, str(value)) for name, value in _plain(settings).items()]
+            params = [Param(name, str(value)) for name, value in _scalar_settings(settings).items()]
             for start in range(0, len(params), 100):
                 self._client.log_batch(self._id, params=params[start : start + 100])
 
-    def write(self, points: Points) -> None:
+    def write(self, points: MetricHistory) -> None:
         """Send the epochs that are new, with dots for the inner slashes, as in `accuracy/train.Unknown`.
 
         MLflow's file store makes folders of slashes, and `accuracy/train` cannot be a file and a folder.
@@ -190,7 +194,7 @@ def _dotted(name: str) -> str:
     return f"{kind}/{rest.replace('/', '.')}"
 
 
-class WandbCurve:
+class WandbRun:
     """One W&B run, gone on with by its id. Of the machine W&B is told nothing but its platform and Python version."""
 
     def __init__(self, study: str, run_id: str, key: str, settings: Mapping[str, object]) -> None:
@@ -206,12 +210,12 @@ class WandbCurve:
             settings=wandb.Settings(
                 host="", silent=True, console="off", disable_code=True, disable_git=True, save_code=False,
                 x_disable_machine_info=True, x_disable_meta=True, x_disable_stats=True, x_save_requirements=False,
-                finish_timeout=FINISH_S, finish_timeout_raises=True,
+                finish_timeout=FINISH_TIMEOUT_S, finish_timeout_raises=True,
             ),
         )  # fmt: skip
         self._next: int = self._run.step  # 0 for a new run; W&B drops steps below it
 
-    def write(self, points: Points) -> None:
+    def write(self, points: MetricHistory) -> None:
         """Send the epochs that are new. Nothing waits for the network; W&B keeps what it could not send."""
         for epoch in sorted(epoch for epoch in points if epoch >= self._next):
             self._run.log(dict(points[epoch]), step=epoch, commit=True)

@@ -14,14 +14,14 @@ from typing import Any, Literal, Self, get_args
 
 from slick.errors import SettingsError
 from slick.storage import Folder
-from slick.types import ALL
-from tuning.trackers import Curve, Points, open_curve, probe
+from slick.types import ALL_CATEGORIES
+from tuning.trackers import MetricHistory, TrackerRun, open_tracker_run, verify_tracker
 
-Tracker = Literal["mlflow", "wandb"]
+TrackerName = Literal["mlflow", "wandb"]
 
-SLOW_S = 5.0
+SLOW_RESPONSE_S = 5.0
 """A refusal that took longer than this is a server that does not answer, and all runs leave it alone for a while."""
-REST_S = 300.0
+BACKOFF_S = 300.0
 """That while; MLflow's own retries take up to 4 minutes, in which nothing else is shown or written."""
 
 
@@ -34,7 +34,7 @@ def scalars(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
     """
     points: dict[int, dict[str, float]] = {}
     for row in rows:
-        name = row["split"] if row["category"] == ALL else f"{row['split']}/{row['category']}"
+        name = row["split"] if row["category"] == ALL_CATEGORIES else f"{row['split']}/{row['category']}"
         values = points.setdefault(row["epoch"], {})
         values[f"accuracy/{name}"] = row["num_correct"] / row["num"]
         if row["loss"] is not None:
@@ -49,10 +49,10 @@ def check_trackers(names: Sequence[str]) -> None:
         SettingsError: a tracker is unknown or not installed, or refuses the settings in the environment.
     """
     for name in names:
-        if name not in get_args(Tracker):
-            raise SettingsError(f"track knows {', '.join(get_args(Tracker))}, got {name!r}")
+        if name not in get_args(TrackerName):
+            raise SettingsError(f"track knows {', '.join(get_args(TrackerName))}, got {name!r}")
         try:
-            probe(name)
+            verify_tracker(name)
         except ImportError as error:
             raise SettingsError(
                 f"tracking with {name} needs a package that cannot be imported ({error}): "
@@ -63,10 +63,12 @@ def check_trackers(names: Sequence[str]) -> None:
                 "mlflow": "set MLFLOW_TRACKING_URI to the address of a server",
                 "wandb": "set WANDB_API_KEY or log in with `wandb login`, or set WANDB_MODE=offline",
             }[name]
-            raise SettingsError(f"{name} cannot be used: {_line(error)}; {mend}, or leave it out of --track") from error
+            raise SettingsError(
+                f"{name} cannot be used: {_first_line(error)}; {mend}, or leave it out of --track"
+            ) from error
 
 
-class Tracking:
+class ExperimentLogger:
     """Curves of a list of runs, written as their epochs come in; leaving the block closes them all.
 
     Args:
@@ -75,15 +77,17 @@ class Tracking:
         names: trackers beside TensorBoard.
     """
 
-    def __init__(self, study: Folder, runs: Mapping[str, Mapping[str, object]], names: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self, study: Folder, runs: Mapping[str, Mapping[str, object]], names: Sequence[TrackerName] = ()
+    ) -> None:
         self._study, self._runs = study, runs
         self._trackers = ("tensorboard", *dict.fromkeys(names))
-        self._points: dict[str, Points] = {}
-        self._curves: dict[tuple[str, str], Curve] = {}
-        self._tried: dict[tuple[str, str], int] = {}
+        self._points: dict[str, MetricHistory] = {}
+        self._tracker_runs: dict[tuple[str, str], TrackerRun] = {}
+        self._last_tried_epoch: dict[tuple[str, str], int] = {}
         self._ended: set[tuple[str, str]] = set()
         self._warned: set[tuple[str, str]] = set()
-        self._rest_until: dict[str, float] = {}
+        self._backoff_until: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -101,8 +105,8 @@ class Tracking:
         self._points[run_id] = points
         for tracker in self._trackers:
             key = (tracker, run_id)
-            if key not in self._ended and self._tried.get(key) != max(points):
-                self._attempt(key)
+            if key not in self._ended and self._last_tried_epoch.get(key) != max(points):
+                self._sync(key)
 
     def finish(self, run_id: str) -> None:
         """Close a run whose last epoch was logged; without it, that is done when all runs are closed."""
@@ -116,32 +120,32 @@ class Tracking:
         for run_id in run_ids:
             for tracker in self._trackers:
                 if (tracker, run_id) not in self._ended:
-                    self._attempt((tracker, run_id), lambda curve: curve.end(ok))
+                    self._sync((tracker, run_id), lambda curve: curve.end(ok))
 
-    def _attempt(self, key: tuple[str, str], end: Callable[[Curve], None] | None = None) -> None:
-        """Bring one curve up to date and end it if asked; a failure costs a line, and time at most once in `REST_S`."""
+    def _sync(self, key: tuple[str, str], end: Callable[[TrackerRun], None] | None = None) -> None:
+        """Bring one curve up to date and end it if asked; a failure costs a line, and time at most once in `BACKOFF_S`."""
         tracker, run_id = key
         begun = time.monotonic()
-        if begun < self._rest_until.get(tracker, 0.0):
+        if begun < self._backoff_until.get(tracker, 0.0):
             if end:
                 self._warn(key, "it did not answer for another run")
             return
-        self._tried[key] = max(self._points[run_id])
+        self._last_tried_epoch[key] = max(self._points[run_id])
         try:
-            if key not in self._curves:
-                self._curves[key] = self._open(tracker, run_id)
-            self._curves[key].write(self._points[run_id])
+            if key not in self._tracker_runs:
+                self._tracker_runs[key] = self._open(tracker, run_id)
+            self._tracker_runs[key].write(self._points[run_id])
             if end:
-                end(self._curves.pop(key))
+                end(self._tracker_runs.pop(key))
                 self._ended.add(key)
         except Exception as error:  # noqa: BLE001 - trackers and networks raise anything, and none may stop a training
-            self._curves.pop(key, None)
-            if time.monotonic() - begun > SLOW_S:
-                self._rest_until[tracker] = time.monotonic() + REST_S
-            self._warn(key, _line(error))
+            self._tracker_runs.pop(key, None)
+            if time.monotonic() - begun > SLOW_RESPONSE_S:
+                self._backoff_until[tracker] = time.monotonic() + BACKOFF_S
+            self._warn(key, _first_line(error))
 
-    def _open(self, tracker: str, run_id: str) -> Curve:
-        return open_curve(tracker, self._study, run_id, self._runs.get(run_id, {}))
+    def _open(self, tracker: str, run_id: str) -> TrackerRun:
+        return open_tracker_run(tracker, self._study, run_id, self._runs.get(run_id, {}))
 
     def _warn(self, key: tuple[str, str], reason: str) -> None:
         if key not in self._warned:
@@ -153,7 +157,7 @@ class Tracking:
             )
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of what went wrong, without the passwords that addresses may hold."""
     text = (str(error).strip().splitlines() or [""])[0]
     return re.sub(r"//[^/@\s]+@", "//", f"{type(error).__name__}: {text}")

@@ -9,20 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from slick.draws import numpy_seed
+from slick.draws import derive_seed
 from slick.errors import ModelError, SettingsError
-from slick.models import model_skeleton
+from slick.models import init_empty_model
 from tuning.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_KINDS = {
+_LAYER_PATTERNS = {
     "attention": re.compile(r"attention|attn", re.I),
     "ffn": re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.I),
 }
 """Class names of the parts of a layer."""
-_ADAPTER = "default"
+_ADAPTER_NAME = "default"
 
 
 def prepare_model(model: "nn.Module", config: TrainConfig) -> list[str]:
@@ -38,14 +38,14 @@ def prepare_model(model: "nn.Module", config: TrainConfig) -> list[str]:
     if config.lora_rank:
         _add_lora(model, config)
     elif config.trainable != "all":
-        chosen = set(parameters_of(model, config.trainable))
+        chosen = set(parameters_in_group(model, config.trainable))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
     if config.activation_checkpointing:
-        _check_activations(model)
+        _check_gradient_checkpointing(model)
         # Without re-entry, layers whose input needs no gradient are no trouble, as below frozen embeddings.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    if not trained_parameters(model):
+    if not trainable_parameters(model):
         raise SettingsError(f"no parameter of {type(model).__name__} would be trained; give --trainable all")
     return set_dropout(model, config.dropout)
 
@@ -59,17 +59,17 @@ def check_trainable(model: str, config: TrainConfig) -> None:
     """
     if (config.trainable, config.lora_rank, config.activation_checkpointing) == ("all", 0, False):
         return
-    skeleton = model_skeleton(model, trust_remote_code=config.trust_remote_code)
+    skeleton = init_empty_model(model, trust_remote_code=config.trust_remote_code)
     if skeleton is not None:
         prepare_model(skeleton, config)
 
 
-def trained_parameters(model: "nn.Module") -> list["nn.Parameter"]:
+def trainable_parameters(model: "nn.Module") -> list["nn.Parameter"]:
     """Those that the optimizer is given."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def parameters_of(model: "nn.Module", group: str) -> list[str]:
+def parameters_in_group(model: "nn.Module", group: str) -> list[str]:
     """Names of the parameters inside modules of a group, `attention` or `ffn`.
 
     Raises:
@@ -77,7 +77,7 @@ def parameters_of(model: "nn.Module", group: str) -> list[str]:
     """
     found = [
         f"{module_name}.{name}"
-        for module_name, module in _outermost(model, group)
+        for module_name, module in _group_modules(model, group)
         for name, _ in module.named_parameters()
     ]
     if not found:
@@ -89,12 +89,12 @@ def parameters_of(model: "nn.Module", group: str) -> list[str]:
     return found
 
 
-def _outermost(model: "nn.Module", group: str) -> Iterator[tuple[str, "nn.Module"]]:
+def _group_modules(model: "nn.Module", group: str) -> Iterator[tuple[str, "nn.Module"]]:
     inside: str | None = None
     for name, module in model.named_modules():
         if inside is not None and name.startswith(inside):
             continue
-        if name and _KINDS[group].search(type(module).__name__):
+        if name and _LAYER_PATTERNS[group].search(type(module).__name__):
             inside = f"{name}."
             yield name, module
 
@@ -102,12 +102,12 @@ def _outermost(model: "nn.Module", group: str) -> Iterator[tuple[str, "nn.Module
 def _add_lora(model: "nn.Module", config: TrainConfig) -> None:
     import torch
 
-    peft = _peft()
+    peft = _import_peft()
     groups = ("attention", "ffn") if config.trainable == "all" else (config.trainable,)
     targets = [
         f"{outer}.{name}" if name else outer
         for group in groups
-        for outer, part in _outermost(model, group)
+        for outer, part in _group_modules(model, group)
         for name, module in part.named_modules()
         if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
     ]
@@ -122,11 +122,11 @@ def _add_lora(model: "nn.Module", config: TrainConfig) -> None:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    torch.manual_seed(numpy_seed(config.seed, "lora") >> 1)  # the same beginning on every worker
-    peft.inject_adapter_in_model(lora, model, adapter_name=_ADAPTER)
+    torch.manual_seed(derive_seed(config.seed, "lora") >> 1)  # the same beginning on every worker
+    peft.inject_adapter_in_model(lora, model, adapter_name=_ADAPTER_NAME)
 
 
-def _peft() -> Any:
+def _import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
@@ -134,7 +134,7 @@ def _peft() -> Any:
     return peft
 
 
-def _check_activations(model: "nn.Module") -> None:
+def _check_gradient_checkpointing(model: "nn.Module") -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ModelError(
             f"{type(model).__name__} cannot compute its activations twice; give --no-activation-checkpointing and a "
@@ -168,7 +168,7 @@ def set_dropout(model: "nn.Module", share: float) -> list[str]:
 
 
 @contextmanager
-def without_lora(model: "nn.Module") -> Iterator[None]:
+def disable_lora(model: "nn.Module") -> Iterator[None]:
     """Within, the model is as it was before its LoRA layers were trained."""
     layers = [module for _, module in _lora_layers(model)]
     for layer in layers:
@@ -184,7 +184,7 @@ def _lora_layers(model: "nn.Module") -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
 
 
-def whole_weights(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
+def full_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
     """Weights of the model as it would be without ZeRO and with LoRA added in, on the CPU; called by all workers.
 
     Args:
@@ -195,14 +195,14 @@ def whole_weights(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
     with_lora = tuple(f"{name}." for name in lora)
     for name, parameter in model.named_parameters():
         if not name.startswith(with_lora or (" ",)):
-            with _gathered([parameter]):
+            with _gather_zero3([parameter]):
                 if keep:
                     weights[name] = parameter.detach().cpu().clone()
     for name, layer in lora.items():
-        with _gathered(list(layer.parameters())):
+        with _gather_zero3(list(layer.parameters())):
             if keep:
                 for part, parameter in layer.base_layer.named_parameters():
-                    added = layer.get_delta_weight(_ADAPTER) if part == "weight" else 0
+                    added = layer.get_delta_weight(_ADAPTER_NAME) if part == "weight" else 0
                     weights[f"{name}.{part}"] = (parameter.detach() + added).cpu().clone()
     if keep:
         kept = {key for key in model.state_dict() if ".lora_" not in key}
@@ -210,18 +210,18 @@ def whole_weights(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
     return weights
 
 
-def lora_weights(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
+def lora_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
     """LoRA's own weights by their names in the model, on the CPU; empty without LoRA; called by all workers."""
     weights = {}
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
-            with _gathered([parameter]):
+            with _gather_zero3([parameter]):
                 if keep:
-                    weights[name.replace(f".{_ADAPTER}.", ".")] = parameter.detach().cpu().clone()
+                    weights[name.replace(f".{_ADAPTER_NAME}.", ".")] = parameter.detach().cpu().clone()
     return weights
 
 
-def _gathered(parameters: Sequence["nn.Parameter"]) -> AbstractContextManager[None]:
+def _gather_zero3(parameters: Sequence["nn.Parameter"]) -> AbstractContextManager[None]:
     """Within, parameters that ZeRO stage 3 has spread over the workers are whole."""
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()

@@ -11,16 +11,16 @@ from typing import Any
 
 from slick.errors import SlickError
 from slick.storage import Folder
-from tuning.board import Course
+from tuning.board import TrialTracker
 from tuning.config import TrainConfig
-from tuning.finetune import group_name, train_group
-from tuning.lean import LostWorkerError, user_error
-from tuning.runs import RunPlan, reached
+from tuning.finetune import group_name, train_in_worker_group
+from tuning.lean import LostWorkerError, find_user_error
+from tuning.runs import RunPlan, progress_token
 from tuning.sweep_config import Scheduler
 
-_TUNE = "tune"
+_TUNE_FOLDER = "tune"
 """Name of Tune's folder."""
-_REFUSAL = "refusal"
+_FATAL_ERROR_METRIC = "refusal"
 """Metric of a trial that stopped for what only a person can mend."""
 
 
@@ -31,14 +31,14 @@ class TrialSettings:
     gpus_per_worker: float
     concurrent: int
     scheduler: Scheduler
-    longest: int
+    max_epochs: int
     """Epochs of the longest training."""
     retries: int
     keep_files: bool
     """Leave Tune's own files beside those of Ray Train."""
 
 
-def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: str) -> dict[int, str]:
+def run_trials(study: Folder, course: TrialTracker, settings: TrialSettings, storage: str) -> dict[int, str]:
     """Run every pack of a course as a trial, and wait for all; the course is told of them on the way.
 
     Returns:
@@ -53,31 +53,31 @@ def run_trials(study: Folder, course: Course, settings: TrialSettings, storage: 
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Tune's own answer to Ctrl-C is to wait until the trials that run have come to their end.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    _keep_keys_from_logs()
+    _hide_aws_keys_from_logs()
     # Tune writes pickles and reads some of them back, so its folder is this process' own, and not in the study.
     with tempfile.TemporaryDirectory(prefix="slick-tune-") as private:
         try:
             results = _tuner(study, course, settings, storage, private).fit()
         except Exception as error:
-            mendable = user_error(error)
+            mendable = find_user_error(error)
             if mendable is None:
                 raise
             raise mendable from error
         if settings.keep_files:
-            Folder(storage).child(_TUNE).add(f"{private}/{_TUNE}")
+            Folder(storage).child(_TUNE_FOLDER).add(f"{private}/{_TUNE_FOLDER}")
     errors: dict[int, str] = {}
     for result in results:
-        refusal = (result.metrics or {}).get(_REFUSAL)
+        refusal = (result.metrics or {}).get(_FATAL_ERROR_METRIC)
         if result.error is not None or refusal:
             place = (result.config or {}).get("pack")
-            text = refusal or _message(result.error)
+            text = refusal or _error_message(result.error)
             if place is None:
                 raise SlickError(f"a trial failed before it began: {text}")
             errors[place] = text
     return errors
 
 
-def _tuner(study: Folder, course: Course, settings: TrialSettings, storage: str, private: str) -> Any:
+def _tuner(study: Folder, course: TrialTracker, settings: TrialSettings, storage: str, private: str) -> Any:
     """The trials, ready to run.
 
     Args:
@@ -89,7 +89,7 @@ def _tuner(study: Folder, course: Course, settings: TrialSettings, storage: str,
     packs = course.packs
     names = [_trial_name(part) for part in packs]
     return tune.Tuner(
-        tune.with_resources(_trial(study, packs, settings, storage), _place_of_trials()),
+        tune.with_resources(_trial(study, packs, settings, storage), _trial_placement()),
         param_space={"pack": tune.grid_search(list(range(len(packs))))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=settings.concurrent,
@@ -98,16 +98,20 @@ def _tuner(study: Folder, course: Course, settings: TrialSettings, storage: str,
             trial_dirname_creator=lambda trial: names[trial.config["pack"]],
         ),
         run_config=tune.RunConfig(
-            name=_TUNE,
+            name=_TUNE_FOLDER,
             storage_path=private,
             verbose=0,
-            callbacks=[_teller(course, lambda place: reached(study, packs[place], _group(packs[place], storage)))],
+            callbacks=[
+                _tracker_callback(
+                    course, lambda place: progress_token(study, packs[place], _group_folder(packs[place], storage))
+                )
+            ],
             failure_config=tune.FailureConfig(max_failures=settings.retries),
         ),
     )
 
 
-def _place_of_trials() -> Any:
+def _trial_placement() -> Any:
     """A byte of memory on the driver's node.
 
     A trial only waits for its workers, beside Ray Train's controller. To ask for nothing is refused; of a core it would
@@ -121,7 +125,7 @@ def _place_of_trials() -> Any:
     return tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[node])
 
 
-def _keep_keys_from_logs() -> None:
+def _hide_aws_keys_from_logs() -> None:
     """Tune hands the driver's AWS keys on to trials in a runtime environment, which Ray writes into its logs.
 
     Trials need none: a process has the environment of its node or of its job.
@@ -132,12 +136,12 @@ def _keep_keys_from_logs() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
 
 
-def _group(part: Sequence[RunPlan], storage: str) -> Folder:
+def _group_folder(part: Sequence[RunPlan], storage: str) -> Folder:
     """The folder of a trial's worker group, which holds its state."""
     return Folder(storage).child(group_name(part))
 
 
-def _teller(course: Course, how_far: Callable[[int], object]) -> Any:
+def _tracker_callback(course: TrialTracker, get_progress_token: Callable[[int], object]) -> Any:
     """Tells a course what Tune does, and has Tune forget the failures of a trial that came further before the last.
 
     Args:
@@ -147,25 +151,27 @@ def _teller(course: Course, how_far: Callable[[int], object]) -> Any:
 
     at: dict[int, object] = {}
 
-    class Teller(tune.Callback):  # type: ignore[misc]
+    class TrackerCallback(tune.Callback):  # type: ignore[misc]
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             place = trial.config["pack"]
-            course.started(place)
-            at.setdefault(place, how_far(place))
+            course.mark_started(place)
+            at.setdefault(place, get_progress_token(place))
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             place = trial.config["pack"]
-            course.tried_again(place)
-            if (now := how_far(place)) != at[place]:
+            course.mark_retried(place)
+            if (now := get_progress_token(place)) != at[place]:
                 at[place], trial.run_metadata.num_failures = now, 0  # Tune has no setting for it
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            course.ended(trial.config["pack"], " ".join((trial.last_result or {}).get(_REFUSAL, "").split()))
+            course.mark_ended(
+                trial.config["pack"], " ".join((trial.last_result or {}).get(_FATAL_ERROR_METRIC, "").split())
+            )
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            course.ended(trial.config["pack"], _reason(trial.get_pickled_error() or trial.get_error()))
+            course.mark_ended(trial.config["pack"], _failure_reason(trial.get_pickled_error() or trial.get_error()))
 
-    return Teller()
+    return TrackerCallback()
 
 
 def _scheduler(settings: TrialSettings) -> Any:
@@ -175,10 +181,10 @@ def _scheduler(settings: TrialSettings) -> Any:
     from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
     common = {"time_attr": "epoch", "metric": "dev_accuracy", "mode": "max"}
-    first = max(1, settings.longest // 10)
+    first = max(1, settings.max_epochs // 10)
     if settings.scheduler == "median":
         return MedianStoppingRule(grace_period=first, min_samples_required=3, **common)
-    return ASHAScheduler(max_t=settings.longest, grace_period=first, reduction_factor=3, **common)
+    return ASHAScheduler(max_t=settings.max_epochs, grace_period=first, reduction_factor=3, **common)
 
 
 def _trial(
@@ -192,11 +198,13 @@ def _trial(
         # Only a scheduler wants to know of every epoch; telling Tune takes a process of its own.
         callbacks = [TuneReportCallback()] if settings.scheduler != "none" else []
         try:
-            last = train_group(study, part, settings.gpus_per_worker, storage, group_name(part), callbacks)
+            last = train_in_worker_group(study, part, settings.gpus_per_worker, storage, group_name(part), callbacks)
         except LostWorkerError:
             raise  # Tune tries the trial again
         except SlickError as error:
-            last = {_REFUSAL: str(error)}  # not a failure that Tune would try again: only a person can mend it
+            last = {
+                _FATAL_ERROR_METRIC: str(error)
+            }  # not a failure that Tune would try again: only a person can mend it
         if last:
             tune.report(last)  # a trial that reports nothing itself is left out of Tune's table
 
@@ -207,13 +215,13 @@ def _trial_name(part: Sequence[RunPlan]) -> str:
     return part[0].run_id if len(part) == 1 else f"{part[0].run_id}-and-{len(part) - 1}-more"
 
 
-def _message(error: BaseException) -> str:
+def _error_message(error: BaseException) -> str:
     """The message of what a trial raised, without the stack of processes it came through."""
     cause: Any = getattr(error, "cause", None) or error
     return str(cause).strip() or type(cause).__name__
 
 
-def _reason(error: BaseException) -> str:
+def _failure_reason(error: BaseException) -> str:
     """In one line, what a worker of the trial died of or raised."""
     cause: Any = getattr(error, "cause", None) or error
     first = next(iter(getattr(cause, "worker_failures", {}).values()), cause)
@@ -223,7 +231,7 @@ def _reason(error: BaseException) -> str:
     return text if isinstance(first, SlickError) else f"{type(first).__name__}: {text}".removesuffix(": ")
 
 
-def concurrent_trials(
+def num_concurrent_trials(
     config: TrainConfig, have: Mapping[str, float], gpus_per_worker: float, num_runs: int, most: int | None
 ) -> int:
     """Trials that run at the same time: at most what the cluster holds, what is asked for, and one a training.

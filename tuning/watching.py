@@ -8,19 +8,19 @@ from typing import Any
 
 from slick.errors import StudyError
 from slick.precision import Runtime
-from slick.progress import Progress
+from slick.progress import ProgressReporter
 from slick.storage import Folder
 from slick.study_files import read_epochs
-from slick.types import ALL
-from tuning.board import Board
-from tuning.epochs import accuracies_of
+from slick.types import ALL_CATEGORIES
+from tuning.board import ProgressTable
+from tuning.epochs import accuracies_from_rows
 from tuning.runs import RunPlan, RuntimeRecord, is_finished, read_runtimes, run_folder
-from tuning.tracking import Tracking
+from tuning.tracking import ExperimentLogger
 
 
 @contextmanager
-def watch(
-    study: Folder, plans: Sequence[RunPlan], board: Board | None = None, interval_s: float = 1.0
+def watch_progress(
+    study: Folder, plans: Sequence[RunPlan], board: ProgressTable | None = None, interval_s: float = 1.0
 ) -> Iterator[None]:
     """Show epochs as any worker finishes them, and send their curves to trackers, until the block ends.
 
@@ -29,7 +29,7 @@ def watch(
     """
     done = threading.Event()
     settings = {plan.run_id: plan.config.identity() for plan in plans}
-    with Tracking(study, settings, plans[0].config.track) as tracking:
+    with ExperimentLogger(study, settings, plans[0].config.track) as tracking:
         watcher = _Watcher(study, plans, tracking, board)
         thread = threading.Thread(target=watcher.run, args=(done, interval_s), daemon=True)
         thread.start()
@@ -41,14 +41,16 @@ def watch(
 
 
 class _Watcher:
-    def __init__(self, study: Folder, plans: Sequence[RunPlan], tracking: Tracking, board: Board | None) -> None:
-        self._study, self._plans, self._tracking, self._board = study, list(plans), tracking, board
+    def __init__(
+        self, study: Folder, plans: Sequence[RunPlan], tracking: ExperimentLogger, board: ProgressTable | None
+    ) -> None:
+        self._study, self._plans, self._tracking, self._progress_table = study, list(plans), tracking, board
         # On a terminal the board tells the same, in lines that renew themselves as well.
         quiet = board is not None and sys.stderr.isatty()
-        self._progress = Progress("finetune", sum(plan.config.epochs for plan in plans), "epochs", quiet=quiet)
+        self._progress = ProgressReporter("finetune", sum(plan.config.epochs for plan in plans), "epochs", quiet=quiet)
         # What an interrupted training left: it goes on from there, or begins again with fewer.
-        self._seen = {plan.run_id: len(self._epochs(plan)) for plan in plans}
-        self._progress.resume_at(sum(self._seen.values()))
+        self._epochs_shown = {plan.run_id: len(self._epochs(plan)) for plan in plans}
+        self._progress.resume_at(sum(self._epochs_shown.values()))
         self._started = {plan.run_id: self._last_runtime(plan) for plan in plans}
         self._runtimes: set[str] = set()
 
@@ -56,24 +58,24 @@ class _Watcher:
         last = False
         while not last:
             last = done.wait(interval_s)
-            self._plans = [plan for plan in self._plans if not self._look(plan, last)]
-            if self._board:
-                self._board.show(self._progress.seconds_left, last=last)
+            self._plans = [plan for plan in self._plans if not self._update_run(plan, last)]
+            if self._progress_table:
+                self._progress_table.show(self._progress.seconds_left, last=last)
         self._progress.finish()
 
-    def _look(self, plan: RunPlan, last: bool) -> bool:
+    def _update_run(self, plan: RunPlan, last: bool) -> bool:
         """Show what is new of a run; True when it has ended."""
         ended = is_finished(self._study, plan)
         epochs = self._epochs(plan)
-        new = len(epochs) - self._seen[plan.run_id]
+        new = len(epochs) - self._epochs_shown[plan.run_id]
         if new or ended or not self._runtimes:
             self._show_runtime(plan)
         if new:
-            self._seen[plan.run_id] = len(epochs)
-            self._progress.add(new, _note(plan, epochs))
-        if self._board and (new or ended):
-            stored = accuracies_of(row for rows in epochs for row in rows)
-            self._board.update(plan.run_id, stored, is_finished=ended)
+            self._epochs_shown[plan.run_id] = len(epochs)
+            self._progress.add(new, _progress_note(plan, epochs))
+        if self._progress_table and (new or ended):
+            stored = accuracies_from_rows(row for rows in epochs for row in rows)
+            self._progress_table.update(plan.run_id, stored, is_finished=ended)
         if new or ended or last:
             self._tracking.log(plan.run_id, [row for rows in epochs for row in rows])
         if ended:
@@ -104,7 +106,7 @@ class _Watcher:
         by_epoch: dict[int, list[dict[str, Any]]] = {}
         try:
             rows = read_epochs(folder, with_loss=True).to_pylist()
-            accuracies_of(rows)
+            accuracies_from_rows(rows)
         except StudyError:
             return []  # it begins anew at this very moment
         for row in rows:
@@ -112,9 +114,9 @@ class _Watcher:
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
-def _note(plan: RunPlan, epochs: Sequence[Sequence[dict[str, Any]]]) -> str:
+def _progress_note(plan: RunPlan, epochs: Sequence[Sequence[dict[str, Any]]]) -> str:
     text = f"{plan.run_id} epoch {len(epochs)} of {plan.config.epochs}"
     for row in epochs[-1] if epochs else ():
-        if (row["split"], row["category"]) == ("dev", ALL):
+        if (row["split"], row["category"]) == ("dev", ALL_CATEGORIES):
             text += f", dev accuracy {row['num_correct'] / row['num']:.3f}"
     return text

@@ -15,7 +15,7 @@ from slick.analysis.cells import from_cell
 from slick.analysis.error_audit import GRADES, PAPER_PERCENT, ErrorAudit
 from slick.analysis.terms import NotTestable
 from slick.errors import DataError, StudyError
-from slick.user_files import csv_rows, decode, too_large
+from slick.user_files import csv_rows, decode, too_large_error
 
 WANTED = ("sheet", "answer_id", "grade")
 _SHOWN = 3
@@ -49,7 +49,7 @@ def read_sheet(content: bytes, where: str) -> Sheet:
     """
     if len(content) > limits.MAX_SETTINGS_BYTES:
         mend = "wanted the table error_audit.csv of a report, with its column grade filled in"
-        raise too_large(where, len(content), limits.MAX_SETTINGS_BYTES, mend)
+        raise too_large_error(where, len(content), limits.MAX_SETTINGS_BYTES, mend)
     text = decode(content, where)
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)

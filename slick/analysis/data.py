@@ -22,7 +22,7 @@ from slick.analysis.planted import PlantedFacts
 from slick.analysis.popularity import Popularity
 from slick.analysis.stability import Stability
 from slick.analysis.terms import LAST, MIN_SEEDS, POOLED, Cell, NotTestable, When
-from slick.types import ALL, KNOWN
+from slick.types import ALL_CATEGORIES, KNOWN_CATEGORIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,10 @@ class Hits:
     """The answers; kept only where abstention is measured."""
 
     def mask(self, category: str) -> NDArray[np.bool_]:
-        """True for the rows of a category, of `POOLED`, or of `ALL`."""
-        if category == ALL:
+        """True for the rows of a category, of `POOLED`, or of `ALL_CATEGORIES`."""
+        if category == ALL_CATEGORIES:
             return np.ones(len(self.hit), dtype=bool)
-        wanted = [str(known) for known in KNOWN] if category == POOLED else [category]
+        wanted = [str(known) for known in KNOWN_CATEGORIES] if category == POOLED else [category]
         return np.isin(self.categories, wanted)
 
 
@@ -86,7 +86,7 @@ class Run:
             raise NotTestable(f"run {self.run_id} has no dev rows, so no early-stopping epoch")
         return self.early_epoch
 
-    def at(self, when: When, split: str, category: str = ALL) -> float:
+    def at(self, when: When, split: str, category: str = ALL_CATEGORIES) -> float:
         """One percentage.
 
         Raises:
@@ -178,7 +178,7 @@ class StudyData:
             )
         return found
 
-    def accuracy(self, name: str, when: When, split: str = "test", category: str = ALL) -> Cell:
+    def accuracy(self, name: str, when: When, split: str = "test", category: str = ALL_CATEGORIES) -> Cell:
         """Accuracy in percent, averaged over seeds.
 
         Raises:
@@ -193,7 +193,7 @@ class StudyData:
         return Cell(float(values.mean()), se, len(values))
 
     def difference(
-        self, first: tuple[str, When], second: tuple[str, When], split: str = "test", category: str = ALL
+        self, first: tuple[str, When], second: tuple[str, When], split: str = "test", category: str = ALL_CATEGORIES
     ) -> Cell:
         """Accuracy of `first` minus that of `second` on the same rows, each a (variant, when), in points.
 
@@ -214,7 +214,9 @@ class StudyData:
             se = max(se, seed_se(by_seed))
         return Cell(a.value - b.value, se, min(a.num_seeds, b.num_seeds))
 
-    def mean_hits(self, name: str, when: When, split: str, category: str = ALL) -> NDArray[np.float64] | None:
+    def mean_hits(
+        self, name: str, when: When, split: str, category: str = ALL_CATEGORIES
+    ) -> NDArray[np.float64] | None:
         """Share of seeds that answered each row right, by question_id; None if not all predictions were kept."""
         hits = [run.hits.get((run.epoch(when), split)) for run in self.runs_of(name)]
         whole = [one for one in hits if one is not None]
@@ -233,7 +235,9 @@ class StudyData:
         b = {run.seed: run.at(second[1], split, category) for run in self.runs_of(second[0])}
         return np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
-    def mean_curve(self, name: str, split: str, category: str = ALL) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def mean_curve(
+        self, name: str, split: str, category: str = ALL_CATEGORIES
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """(epochs, mean percentage over seeds), as long as the shortest run.
 
         Raises:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from slick.analysis.answers import Answered, Way
 from slick.draws import row_key
 from slick.matching import normalize
-from slick.types import ALL, Category
+from slick.types import ALL_CATEGORIES, Category
 
 ALWAYS = 0.8
 """Share of the wrong answers that one text, or two together, must have; a rival has at least what this leaves."""
@@ -102,10 +102,10 @@ class ErrorKinds:
         """The kind of each question, shape (Q,)."""
         return classify(self.tallies_Q6, always)
 
-    def mask(self, category: str, relation: str = ALL) -> NDArray[np.bool_]:
-        """True for the questions of a category and relation, each of which may be `ALL`."""
-        return np.isin(self.categories, [category] if category != ALL else SORTED) & (
-            np.isin(self.relations, [relation]) | (relation == ALL)
+    def mask(self, category: str, relation: str = ALL_CATEGORIES) -> NDArray[np.bool_]:
+        """True for the questions of a category and relation, each of which may be `ALL_CATEGORIES`."""
+        return np.isin(self.categories, [category] if category != ALL_CATEGORIES else SORTED) & (
+            np.isin(self.relations, [relation]) | (relation == ALL_CATEGORIES)
         )
 
 

@@ -16,7 +16,7 @@ from slick.analysis.data import StudyData
 from slick.analysis.popularity import Bins, Popularity, popularity_bins
 from slick.analysis.statistics.subset import Compared, compare
 from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
-from slick.types import ALL, KNOWN, Category
+from slick.types import ALL_CATEGORIES, KNOWN_CATEGORIES, Category
 
 SHARES = (0.5, 1.0)
 """Shares of Unknown rows that are held against none."""
@@ -30,7 +30,7 @@ class Harm:
     when: str
     """`EARLY` or `LAST`."""
     category: str
-    """`ALL`, or `POOLED` for Known questions only: those of Unknown ones have little accuracy to lose."""
+    """`ALL_CATEGORIES`, or `POOLED` for Known questions only: those of Unknown ones have little accuracy to lose."""
     quantile: int
     """Place among the bins, from the least popular."""
     compared: Compared | None
@@ -87,7 +87,7 @@ def harms(data: StudyData) -> list[Harm]:
         _harm(data, (share, sweep[share], sweep[0.0]), when, category, quantile, _ids(known, bins, category, quantile))
         for share in shares
         for when in (EARLY, LAST)
-        for category in (ALL, POOLED)
+        for category in (ALL_CATEGORIES, POOLED)
         for quantile in range(len(bins.labels))
     ]
 
@@ -127,7 +127,7 @@ def _harm(
 def _ids(known: Popularity, bins: Bins, category: str, quantile: int) -> NDArray[np.str_]:
     mask = bins.of_question == quantile
     if category == POOLED:
-        mask &= np.isin(known.categories, [str(one) for one in KNOWN])
+        mask &= np.isin(known.categories, [str(one) for one in KNOWN_CATEGORIES])
     ids: NDArray[np.str_] = known.question_ids[mask]
     return ids
 

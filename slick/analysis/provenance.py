@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slick.analysis.setting_differences import Basis, basis
-from slick.precision import runtime_counts
+from slick.precision import merge_runtimes
 from slick.study import Manifest, fingerprint
 from slick.uris import public_name
 
@@ -185,7 +185,7 @@ def _runtimes(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> dict[s
         "trainings": runs,
     }
     known = {
-        part: runtime_counts(
+        part: merge_runtimes(
             {"device": " and ".join(sorted(_devices(one))), "dtype": one.settings.get("dtype"), **one.counts}
             for one in some
         )

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from slick.annotation.config import AnnotateConfig
 from slick.questions.prepare import QuestionsConfig
 from slick.questions.relations import load_relations
-from slick.settings import IDENTITY, affected_by, counted, nested_class, settings_class
-from slick.study import Manifest, fingerprint, flat_settings
+from slick.settings import IDENTITY, field_affects, filter_settings, nested_settings_class, settings_class
+from slick.study import Manifest, fingerprint, flatten_settings
 from slick.variants.plan import VariantsConfig
 from slick.world.config import RECIPE, WorldConfig
 
@@ -95,9 +95,9 @@ def seed_names(cls: type | None, prefix: str = "") -> list[str]:
     """Dotted names of the seeds among the settings of a class."""
     found = []
     for field in dataclasses.fields(cls) if cls else ():
-        if "seed" in affected_by(field):
+        if "seed" in field_affects(field):
             found.append(f"{prefix}{field.name}")
-        found += seed_names(nested_class(field), f"{prefix}{field.name}.")
+        found += seed_names(nested_settings_class(field), f"{prefix}{field.name}.")
     return found
 
 
@@ -105,12 +105,12 @@ def _stated(step: str, manifest: Manifest) -> tuple[dict[str, Any], list[str]]:
     """The settings of a step that count, and those whose effect is not known."""
     cls = settings_class(step)
     identity = _proven_contents(step, manifest) if manifest.identity is None else manifest.identity
-    found = flat_settings(counted(cls, manifest.settings)) | flat_settings(identity)
+    found = flatten_settings(filter_settings(cls, manifest.settings)) | flatten_settings(identity)
     known = manifest.inputs.keys() | identity.keys()
     missing = [
         f"content of {field.name} {manifest.settings[field.name]}"
         for field in (dataclasses.fields(cls) if cls else ())
-        if "content" in affected_by(field)
+        if "content" in field_affects(field)
         and manifest.settings.get(field.name)
         and not {field.name, field.metadata.get("formerly")} & set(known)
     ]
@@ -123,7 +123,7 @@ def _stated(step: str, manifest: Manifest) -> tuple[dict[str, Any], list[str]]:
 
 def _proven_contents(step: str, manifest: Manifest) -> dict[str, Any]:
     """What a manifest without an identity does not state, but its fingerprint proves."""
-    settings = counted(settings_class(step), manifest.settings, IDENTITY)
+    settings = filter_settings(settings_class(step), manifest.settings, IDENTITY)
     if step == "world":
         of_world = fingerprint(RECIPE, manifest.inputs.get("source", ""), {**settings, "source": ""})
         return {"recipe": RECIPE} if of_world == manifest.fingerprint else {}

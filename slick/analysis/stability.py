@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from slick.analysis.terms import NotTestable
-from slick.types import KNOWN, Category
+from slick.types import KNOWN_CATEGORIES, Category
 
 
 class Share(NamedTuple):
@@ -99,7 +99,7 @@ def crossing_rate(stability: Stability) -> Share:
         NotTestable: none were asked again.
     """
     pairs = _again(stability)
-    across = sum(num for (one, other), num in pairs.items() if (one in KNOWN) != (other in KNOWN))
+    across = sum(num for (one, other), num in pairs.items() if (one in KNOWN_CATEGORIES) != (other in KNOWN_CATEGORIES))
     return share_of(across, sum(pairs.values()))
 
 
@@ -111,7 +111,7 @@ def guessed(stability: Stability) -> Share:
     """
     if not stability.controls or not sum(stability.controls.values()):
         raise NotTestable("needs questions about invented subjects: annotate with --controls-per-relation 4")
-    known = sum(num for category, num in stability.controls.items() if category in KNOWN)
+    known = sum(num for category, num in stability.controls.items() if category in KNOWN_CATEGORIES)
     return share_of(known, sum(stability.controls.values()))
 
 

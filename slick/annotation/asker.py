@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from slick.annotation.confidence import chance_known
-from slick.annotation.generations import SPENT, write_part
+from slick.annotation.confidence import hit_probability
+from slick.annotation.generations import COST_FIELDS, write_part
 from slick.annotation.knowledge import categories
-from slick.annotation.p_true import CHOICES, p_true_row, p_true_suffix
+from slick.annotation.p_true import P_TRUE_CHOICES, p_true_row, p_true_suffix
 from slick.engines.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
-from slick.errors import EngineError, ModelError, SlickError, library_errors
-from slick.matching import Matcher, Target, nfc
+from slick.errors import EngineError, ModelError, SlickError, wrap_library_errors
+from slick.matching import GoldMatcher, Matcher, nfc
 from slick.prompts import few_shot_suffix
 from slick.storage import Folder
 from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA
@@ -37,20 +37,20 @@ what the answers cost, and what the engine runs on (`slick.precision.Runtime`); 
 `slick.errors` and its message."""
 
 Mode = Literal["full", "labels"]
-Kind = Literal["answers", "gold", "p_true"]
+AnswerKind = Literal["answers", "gold", "p_true"]
 EngineName = Literal["transformers", "vllm"]
 
-SCHEMAS: dict[Kind, pa.Schema] = {"answers": GENERATION_SCHEMA, "gold": GOLD_SCHEMA, "p_true": P_TRUE_SCHEMA}
+SCHEMAS: dict[AnswerKind, pa.Schema] = {"answers": GENERATION_SCHEMA, "gold": GOLD_SCHEMA, "p_true": P_TRUE_SCHEMA}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
+class AnswerSetSpec:
     """One kind of answers, in a folder of its own."""
 
     prefixes: dict[str, list[str]]
     """Few-shot prefixes of each relation, one an exemplar set."""
     sampling: SamplingConfig
-    kind: Kind = "answers"
+    kind: AnswerKind = "answers"
     """`answers` draws them; `gold` scores the gold answer; `p_true` asks whether it is right."""
 
     def suffix(self, question: str, answers: Sequence[str]) -> str:
@@ -59,7 +59,7 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AskerConfig:
+class WorkerConfig:
     """What an actor must know; small, since it travels to each."""
 
     model: str
@@ -71,7 +71,7 @@ class AskerConfig:
     batch_questions: int
     mode: Mode
     matcher: Matcher
-    stores: dict[str, Store]
+    stores: dict[str, AnswerSetSpec]
     folder: Folder
     """Where the folders of stores are."""
     max_tokens: int = 0
@@ -80,14 +80,14 @@ class AskerConfig:
     """A file of this name in `folder` tells the actors of this run to leave the rest unanswered."""
 
 
-class Asker:
+class AnnotationWorker:
     """Answers one unit a call. An error that a user can mend is returned, for the driver to raise as it is.
 
     Raised here it would reach the driver wrapped and with advice of Ray's; for the same reason the engine is loaded by
     the first call.
     """
 
-    def __init__(self, config: AskerConfig) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._engine: Engine | None = None
         self._metrics: dict[str, Any] = {}
@@ -106,7 +106,7 @@ class Asker:
     def answer(self, unit: dict[str, Any]) -> dict[str, Any]:
         """Answer one unit and store the answers; a row of `SUMMARY_SCHEMA`."""
         if self._engine is None:
-            with library_errors(f"the {self._config.engine} engine cannot be started", ModelError):
+            with wrap_library_errors(f"the {self._config.engine} engine cannot be started", ModelError):
                 self._engine = self._load()
             # A full collection looks at all that torch and transformers keep, which takes 0.3 s each time.
             gc.collect()
@@ -123,15 +123,15 @@ class Asker:
                 question_ids=unit["question_id"][part],
                 suffixes=[store.suffix(*row) for row in zip(unit["question"][part], gold, strict=True)],
             )
-            with library_errors(f"answering {len(gold)} questions of relation {unit['relation']} failed"):
-                rows += self._ask(self._engine, store, batch, gold)
+            with wrap_library_errors(f"answering {len(gold)} questions of relation {unit['relation']} failed"):
+                rows += self._answer_batch(self._engine, store, batch, gold)
         spent = {name: round(value - before[name], 6) for name, value in asdict(self._engine.stats).items()}
         for row in rows:
             row["relation"] = unit["relation"]
         table = pa.Table.from_pylist(rows, SCHEMAS[store.kind])
         runtime = asdict(self._engine.runtime)
         write_part(config.folder.child(unit["store"]), unit["first_batch"], table, spent, runtime)
-        found = _categories(rows, store)
+        found = _row_categories(rows, store)
         self._count(found, spent)
         return {
             "store": unit["store"],
@@ -141,17 +141,17 @@ class Asker:
             "runtime": list(runtime.items()),
         }
 
-    def _ask(
-        self, engine: Engine, store: Store, batch: PromptBatch, gold: Sequence[Sequence[str]]
+    def _answer_batch(
+        self, engine: Engine, store: AnswerSetSpec, batch: PromptBatch, gold: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
         """The answers to each question of a batch, as rows of the store."""
         if store.kind == "p_true":
-            chances = engine.log_probabilities(batch, CHOICES)
+            chances = engine.log_probabilities(batch, P_TRUE_CHOICES)
             return [p_true_row(i, *found) for i, found in zip(batch.question_ids, chances, strict=True)]
         if store.kind == "gold":
             scores = engine.score(batch, [nfc(answers[0]) for answers in gold], store.sampling)
             return [_gold_row(i, found) for i, found in zip(batch.question_ids, scores, strict=True)]
-        targets = [Target(answers, self._config.matcher) for answers in gold]
+        targets = [GoldMatcher(answers, self._config.matcher) for answers in gold]
         found = engine.generate(batch, store.sampling, targets if self._config.mode == "labels" else None)
         return [_generation_row(*row) for row in zip(batch.question_ids, found, targets, strict=True)]
 
@@ -174,12 +174,12 @@ class Asker:
                 max_tokens=config.max_tokens,
                 trust_remote_code=config.trust_remote_code,
             )
-        from slick.engines.linear import pack_linears
+        from slick.engines.linear import prepack_linears
         from slick.engines.transformers import TransformersEngine
 
         device = prepare_device(config.num_gpus)
         model = load_model(config.model, config.dtype, device, trust_remote_code=config.trust_remote_code)
-        pack_linears(model)
+        prepack_linears(model)
         return TransformersEngine(model, tokenizer, batch_questions=None if config.num_gpus else config.batch_questions)
 
     def _longest_prefixes(self) -> list[str]:
@@ -210,10 +210,10 @@ METRICS = {
     "decoded_tokens": "Answer tokens that went through the model; the others were shared by answers that agree.",
 }
 """Ray metrics beside the questions by category, each a part of what is spent."""
-assert set(METRICS) <= set(SPENT)
+assert set(METRICS) <= set(COST_FIELDS)
 
 
-def _generation_row(question_id: str, answers: Sequence[Answers], target: Target) -> dict[str, Any]:
+def _generation_row(question_id: str, answers: Sequence[Answers], target: GoldMatcher) -> dict[str, Any]:
     hit: dict[str | None, bool | None] = {None: None}
     for answer in answers:
         for text in (answer.greedy_text, *answer.sampled_text):
@@ -241,13 +241,13 @@ def _gold_row(question_id: str, scores: Sequence[GoldScore]) -> dict[str, Any]:
     }
 
 
-def _categories(rows: Sequence[dict[str, Any]], store: Store) -> list[str]:
+def _row_categories(rows: Sequence[dict[str, Any]], store: AnswerSetSpec) -> list[str]:
     if store.kind == "p_true":
         return []
     greedy = np.array([sum(row["greedy_hit"]) for row in rows])
     if store.kind == "gold":
         gold = np.array([row["gold_probability"] for row in rows])
-        known = chance_known(gold, store.sampling.num_samples) >= 0.5
+        known = hit_probability(gold, store.sampling.num_samples) >= 0.5
     else:
         known = np.array([any(any(hits) for hits in row["sampled_hit"]) for row in rows])
     return categories(greedy, np.full(len(rows), len(rows[0]["greedy_hit"])), known)

@@ -6,27 +6,27 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
-from slick.annotation.asker import AskerConfig
+from slick.annotation.asker import WorkerConfig
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.generations import Batch, cut_batches, leave_out, make_units, missing_batches
-from slick.annotation.pool import answer_units
-from slick.cluster import tell_job
+from slick.annotation.generations import QuestionBatch, cut_batches, exclude_questions, make_units, missing_batches
+from slick.annotation.pool import run_worker_pool
+from slick.cluster import set_job_message
 from slick.precision import Runtime
-from slick.progress import Progress
+from slick.progress import ProgressReporter
 
-ON_GPU = 8
+GPU_BATCH_FACTOR = 8
 """Times as many batches of a unit on a GPU as on a CPU."""
 
-Note = Callable[[Mapping[str, int], Mapping[str, float], float], str]
+ProgressNote = Callable[[Mapping[str, int], Mapping[str, float], float], str]
 """What to say beside the progress, of questions by category in the first store, cost, and seconds so far."""
 
 
-def ask_missing(
+def annotate_missing(
     label: str,
     tables: Mapping[str, pa.Table],
-    asker: AskerConfig,
+    asker: WorkerConfig,
     config: AnnotateConfig,
-    note: Note,
+    note: ProgressNote,
     set_aside: Mapping[str, pa.Table],
 ) -> None:
     """Ask every question that no part file holds, but for those that are set aside.
@@ -43,12 +43,12 @@ def ask_missing(
         SlickError: what an actor could not do. What was written stays.
     """
     batches = {
-        store: leave_out(cut_batches(table, config.batch_questions), set_aside[store])
+        store: exclude_questions(cut_batches(table, config.batch_questions), set_aside[store])
         for store, table in tables.items()
     }
     missing = {store: missing_batches(asker.folder.child(store), found) for store, found in batches.items()}
     total, left = (sum(_num_questions(found) for found in some.values()) for some in (batches, missing))
-    progress = Progress(label, total, "questions", tell=tell_job)
+    progress = ProgressReporter(label, total, "questions", on_update=set_job_message)
     if not left:
         return
     if left < total:
@@ -60,10 +60,10 @@ def ask_missing(
     runtimes: set[str] = set()
 
     def units_of(on_gpu: bool, num_actors: int, num_present: int) -> list[pa.Table]:
-        most = config.batches_per_file * (ON_GPU if on_gpu else 1)
+        most = config.batches_per_file * (GPU_BATCH_FACTOR if on_gpu else 1)
         return make_units(missing, most=most, num_actors=num_actors, num_turns=num_present)
 
-    for row in answer_units(
+    for row in run_worker_pool(
         units_of,
         asker,
         min_actors=config.min_actors,
@@ -80,5 +80,5 @@ def ask_missing(
         progress.add(row["questions"], note(so_far, spent, time.monotonic() - began))
 
 
-def _num_questions(batches: Sequence[Batch]) -> int:
+def _num_questions(batches: Sequence[QuestionBatch]) -> int:
     return sum(int(batch.questions.num_rows) for batch in batches)

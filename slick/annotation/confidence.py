@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from slick.types import Category
 
-Floats = NDArray[np.float64]
-Hits = NDArray[np.int8]
+FloatArray = NDArray[np.float64]
+HitArray = NDArray[np.int8]
 """1 for a hit, 0 for none, -1 for an answer that was not drawn."""
 
 
-def intervals(hits_QPS: Hits, confidence: float = 0.95) -> tuple[Floats, Floats]:
+def confidence_intervals(hits_QPS: HitArray, confidence: float = 0.95) -> tuple[FloatArray, FloatArray]:
     """Interval of P_Correct of each question; answers to one prompt are alike, so they count for fewer.
 
     The exact interval with the effective number of draws (Korn and Graubard 1998, Survey Methodology 24): the spread
@@ -59,7 +59,7 @@ def fit_beta(hits_Q: NDArray[np.int64], draws: int) -> tuple[float, float]:
         raise ValueError("questions without any hit, or without any miss, tell nothing of how P_Correct is spread")
     values, counts = np.unique(hits_Q, return_counts=True)
 
-    def loss(log_ab: Floats) -> float:
+    def loss(log_ab: FloatArray) -> float:
         a, b = np.exp(log_ab)
         return -float((counts * (betaln(values + a, draws - values + b) - betaln(a, b))).sum())
 
@@ -68,7 +68,7 @@ def fit_beta(hits_Q: NDArray[np.int64], draws: int) -> tuple[float, float]:
     return float(a), float(b)
 
 
-def chance_of_a_hit(prior: tuple[float, float], misses: int, draws: int) -> float:
+def posterior_hit_probability(prior: tuple[float, float], misses: int, draws: int) -> float:
     """The chance that one of `draws` further answers hits, after `misses` answers without a hit.
 
     >>> round(chance_of_a_hit((1.0, 1.0), 160, 160), 4)
@@ -80,7 +80,7 @@ def chance_of_a_hit(prior: tuple[float, float], misses: int, draws: int) -> floa
     return float(-np.expm1(betaln(a, b + misses + draws) - betaln(a, b + misses)))
 
 
-def chance_known(gold_QP: Floats, num_samples: int) -> Floats:
+def hit_probability(gold_QP: FloatArray, num_samples: int) -> FloatArray:
     """The exact chance that one of `num_samples` draws from each prompt hits, shape (Q,).
 
     Args:
@@ -90,7 +90,7 @@ def chance_known(gold_QP: Floats, num_samples: int) -> Floats:
         return np.asarray(-np.expm1(num_samples * np.log1p(-np.minimum(gold_QP, 1.0)).sum(axis=1)))
 
 
-def settling(greedy_QP: Hits, sampled_QPS: Hits) -> Iterator[tuple[int, int, dict[str, int]]]:
+def convergence_curve(greedy_QP: HitArray, sampled_QPS: HitArray) -> Iterator[tuple[int, int, dict[str, int]]]:
     """How many questions fall into each category with fewer exemplar sets, and with fewer samples.
 
     Yields:

@@ -8,16 +8,16 @@ from slick.engines.base import SamplingConfig
 from slick.errors import SettingsError
 from slick.matching import Matcher
 from slick.precision import Dtype
-from slick.settings import affects, identity_of, setting, settings_of
+from slick.settings import affects, identity_settings, register_settings, setting
 
 Estimator = Literal["sampled", "gold"]
-Scope = Literal["test", "all"]
+PTrueScope = Literal["test", "all"]
 
 MAIN_STORES = GENERATIONS, GOLD = "generations", "gold"
 REPEATS, CONTROLS = "repeats", "controls"
 
 
-@settings_of("annotate")
+@register_settings("annotate")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotateConfig:
     """The annotate step. Defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
@@ -77,7 +77,7 @@ class AnnotateConfig:
     p_true: bool = setting(False, "nothing")
     """Ask the model as well how likely the gold answer is right (P(True)), which findings E20 and figure 5 compare the
     labels with. No part of the labels: it can be asked of a study that is annotated, by the same command again."""
-    p_true_of: Scope = setting("test", "p_true")
+    p_true_of: PTrueScope = setting("test", "p_true")
     """Questions that P(True) is asked of: `test`, in distribution, as in the paper; or `all` that are labelled."""
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class AnnotateConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change labels; actors and file sizes do not, and the model counts by its fingerprint."""
-        return identity_of(self)
+        return identity_settings(self)
 
 
 def main_store(config: AnnotateConfig) -> str:

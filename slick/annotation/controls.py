@@ -5,12 +5,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from slick.annotation.generations import first_by_hash
-from slick.draws import numpy_seed
+from slick.annotation.generations import sample_by_hash
+from slick.draws import derive_seed
 from slick.matching import nfc
 from slick.types import Category
 from slick.world.facts import subject_kind
-from slick.world.names import Names
+from slick.world.names import NameGenerator
 
 
 def control_questions(asked: pa.Table, per_relation: int, seed: int) -> pa.Table:
@@ -18,13 +18,13 @@ def control_questions(asked: pa.Table, per_relation: int, seed: int) -> pa.Table
 
     What a model answers right here it has guessed. Questions without a subject in their text serve no control.
     """
-    names = Names(numpy_seed(seed, "controls"))
+    names = NameGenerator(derive_seed(seed, "controls"))
     known = " ".join(asked["question"].to_pylist())
     has_subject = [
         bool(subject) and nfc(subject) in nfc(question)
         for subject, question in zip(asked["subject"].to_pylist(), asked["question"].to_pylist(), strict=True)
     ]
-    rows = first_by_hash(asked.filter(pa.array(has_subject, pa.bool_())), per_relation, ("relation",)).to_pylist()
+    rows = sample_by_hash(asked.filter(pa.array(has_subject, pa.bool_())), per_relation, ("relation",)).to_pylist()
     for row in rows:
         name = names.draw(subject_kind(row["relation"]))
         while name in known:
@@ -35,7 +35,7 @@ def control_questions(asked: pa.Table, per_relation: int, seed: int) -> pa.Table
     return pa.Table.from_pylist(rows, schema=asked.schema)
 
 
-def flips(first: pa.Table, again: pa.Table) -> dict[str, Any]:
+def category_flips(first: pa.Table, again: pa.Table) -> dict[str, Any]:
     """How many questions have another category in the second knowledge table, by their category in the first."""
     categories = dict(zip(first["question_id"].to_pylist(), first["category"].to_pylist(), strict=True))
     pairs = Counter(

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from slick.annotation.confidence import Hits, chance_known, intervals, settling
+from slick.annotation.confidence import HitArray, confidence_intervals, convergence_curve, hit_probability
 from slick.errors import EngineError
-from slick.matching import Matcher, Target
+from slick.matching import GoldMatcher, Matcher
 
 EVIDENCE_SCHEMA = pa.schema(
     [
@@ -43,12 +43,12 @@ class Evidence:
 
     rows: pa.Table
     """As `EVIDENCE_SCHEMA`."""
-    settling: list[dict[str, Any]]
+    convergence_curve: list[dict[str, Any]]
     """Categories with fewer exemplar sets and samples, see `slick.annotation.confidence.settling`; empty where not all
     samples were drawn."""
 
 
-def gather(parts: Iterator[pa.Table], scoring: Scoring) -> Evidence:
+def collect_evidence(parts: Iterator[pa.Table], scoring: Scoring) -> Evidence:
     """The evidence of all part files of one store, be it generations or gold scores.
 
     Raises:
@@ -59,26 +59,26 @@ def gather(parts: Iterator[pa.Table], scoring: Scoring) -> Evidence:
     whole = True
     for part in parts:
         if "gold_probability" in part.column_names:
-            tables.append(_evidence_of_gold(part, scoring))
+            tables.append(_gold_evidence(part, scoring))
             whole = False
             continue
         greedy_QP, sampled_QPS = _hits(part, scoring)
         tables.append(_evidence(part["question_id"], greedy_QP, sampled_QPS))
         whole = whole and bool((sampled_QPS >= 0).all())
-        for sets, samples, found in settling(greedy_QP, sampled_QPS) if whole else ():
+        for sets, samples, found in convergence_curve(greedy_QP, sampled_QPS) if whole else ():
             total = curve.setdefault((sets, samples), dict.fromkeys(found, 0))
             curve[sets, samples] = {category: total[category] + num for category, num in found.items()}
     steps = [{"exemplar_sets": sets, "samples": n, "categories": found} for (sets, n), found in curve.items()]
     return Evidence(pa.concat_tables(tables) if tables else EVIDENCE_SCHEMA.empty_table(), steps if whole else [])
 
 
-def _evidence(question_id: pa.ChunkedArray, greedy_QP: Hits, sampled_QPS: Hits) -> pa.Table:
+def _evidence(question_id: pa.ChunkedArray, greedy_QP: HitArray, sampled_QPS: HitArray) -> pa.Table:
     drawn = sampled_QPS >= 0
     hits = (sampled_QPS > 0).sum(axis=(1, 2))
     whole = drawn.all(axis=(1, 2))
     low, high = np.zeros(len(hits)), np.ones(len(hits))
     if whole.any():
-        low[whole], high[whole] = intervals(sampled_QPS[whole])
+        low[whole], high[whole] = confidence_intervals(sampled_QPS[whole])
     columns = [
         question_id,
         pa.array((greedy_QP > 0).sum(axis=1), pa.int32()),
@@ -91,7 +91,7 @@ def _evidence(question_id: pa.ChunkedArray, greedy_QP: Hits, sampled_QPS: Hits) 
     return pa.table(columns, schema=EVIDENCE_SCHEMA)
 
 
-def _evidence_of_gold(part: pa.Table, scoring: Scoring) -> pa.Table:
+def _gold_evidence(part: pa.Table, scoring: Scoring) -> pa.Table:
     greedy_QP = _array(part["greedy_hit"], 1)[:, : scoring.num_exemplar_sets]
     gold_QP = _array(part["gold_probability"], 1)[:, : scoring.num_exemplar_sets].astype(np.float64)
     num, share = len(greedy_QP), pa.array(gold_QP.mean(axis=1))
@@ -101,15 +101,15 @@ def _evidence_of_gold(part: pa.Table, scoring: Scoring) -> pa.Table:
         pa.array(np.full(num, greedy_QP.shape[1]), pa.int32()),
         *(pa.array(np.zeros(num), pa.int32()) for _ in range(2)),
         *(share for _ in range(3)),
-        pa.array(chance_known(gold_QP, scoring.num_samples)),
+        pa.array(hit_probability(gold_QP, scoring.num_samples)),
     ]
     return pa.table(columns, schema=EVIDENCE_SCHEMA)
 
 
-def _hits(part: pa.Table, scoring: Scoring) -> tuple[Hits, Hits]:
+def _hits(part: pa.Table, scoring: Scoring) -> tuple[HitArray, HitArray]:
     """Greedy and sampled hits of a part, of as many exemplar sets and samples as are to count."""
     if scoring.gold is not None:
-        part = _judged(part, scoring.gold, scoring.matcher)
+        part = _rescore_hits(part, scoring.gold, scoring.matcher)
     greedy, sampled = (
         _array(part[name].combine_chunks(), depth) for name, depth in (("greedy_hit", 1), ("sampled_hit", 2))
     )
@@ -122,12 +122,12 @@ def _hits(part: pa.Table, scoring: Scoring) -> tuple[Hits, Hits]:
     return greedy[:, :sets], sampled[:, :sets, :samples]
 
 
-def _judged(part: pa.Table, gold: Mapping[str, Sequence[str]], matcher: Matcher) -> pa.Table:
+def _rescore_hits(part: pa.Table, gold: Mapping[str, Sequence[str]], matcher: Matcher) -> pa.Table:
     """The part with its hits as this matcher sees its texts."""
     columns = (part[name].to_pylist() for name in ("question_id", "greedy_text", "sampled_text"))
     greedy, sampled = [], []
     for question_id, greedy_text, sampled_text in zip(*columns, strict=True):
-        is_hit = Target(gold[question_id], matcher).is_hit
+        is_hit = GoldMatcher(gold[question_id], matcher).is_hit
         greedy.append([is_hit(text) for text in greedy_text])
         sampled.append([[None if text is None else is_hit(text) for text in texts] for texts in sampled_text])
     return pa.table(

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from slick.draws import row_key
 from slick.errors import DataError, StudyError
-from slick.precision import runtime_counts
+from slick.precision import merge_runtimes
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study_files import read_answer_part, read_part_metadata
 
@@ -32,14 +32,22 @@ UNIT_SCHEMA = pa.schema(
 )
 """One row a unit of work: whole batches of one relation, whose answers go into one part file of a store."""
 
-SPENT = ("prompts", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens", "seconds")
+COST_FIELDS = (
+    "prompts",
+    "generations",
+    "prompt_tokens",
+    "prefilled_tokens",
+    "answer_tokens",
+    "decoded_tokens",
+    "seconds",
+)
 """What each part file says of its cost, in the metadata of its schema; see `slick.engines.base.EngineStats`."""
 
-_SPENT_KEY, _RUNTIME_KEY = b"slick.spent", b"slick.runtime"
+_COST_KEY, _RUNTIME_KEY = b"slick.spent", b"slick.runtime"
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class QuestionBatch:
     """Questions of one relation that the engine is given together."""
 
     index: int
@@ -47,7 +55,7 @@ class Batch:
     questions: pa.Table
 
 
-def asked_questions(
+def select_questions(
     questions: pa.Table, *, dev: bool, exemplars: Mapping[str, Sequence[Sequence[str]]], limit: int | None
 ) -> pa.Table:
     """The questions to ask, sorted by relation and question_id.
@@ -74,13 +82,13 @@ def asked_questions(
         wanted = pc.or_(wanted, pc.and_(pc.equal(questions["split"], "dev"), is_free))
     asked = questions.filter(wanted).sort_by([("relation", "ascending"), ("question_id", "ascending")])
     if limit is not None:
-        asked = first_by_hash(asked, limit, ("relation", "split"))
+        asked = sample_by_hash(asked, limit, ("relation", "split"))
     if not asked.num_rows:
         raise DataError("the study has no train or test question to ask; see the counts in questions/manifest.json")
     return asked
 
 
-def first_by_hash(asked: pa.Table, limit: int, by: Sequence[str]) -> pa.Table:
+def sample_by_hash(asked: pa.Table, limit: int, by: Sequence[str]) -> pa.Table:
     """At most that many questions of each group, chosen by a hash of their ids, in the order they had."""
     groups: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     columns = (asked[name].to_pylist() for name in ("question_id", *by))
@@ -90,30 +98,30 @@ def first_by_hash(asked: pa.Table, limit: int, by: Sequence[str]) -> pa.Table:
     return asked.take(kept)
 
 
-def cut_batches(asked: pa.Table, batch_questions: int) -> list[Batch]:
+def cut_batches(asked: pa.Table, batch_questions: int) -> list[QuestionBatch]:
     """Whole batches of each relation, the last one of a relation shorter; from the sorted questions alone."""
-    batches: list[Batch] = []
+    batches: list[QuestionBatch] = []
     start = 0
     for run in pc.value_counts(asked["relation"]).to_pylist():
         end = start + run["counts"]
         for low in range(start, end, batch_questions):
-            batches.append(Batch(len(batches), asked.slice(low, min(batch_questions, end - low))))
+            batches.append(QuestionBatch(len(batches), asked.slice(low, min(batch_questions, end - low))))
         start = end
     return batches
 
 
-def leave_out(batches: Sequence[Batch], set_aside: pa.Table) -> list[Batch]:
+def exclude_questions(batches: Sequence[QuestionBatch], set_aside: pa.Table) -> list[QuestionBatch]:
     """The batches without the questions that are set aside; the others stay in the batches that they are in."""
     ids = pa.array(set_aside["question_id"].to_pylist(), pa.string())
     kept = []
     for batch in batches:
         left = batch.questions.filter(pc.invert(pc.is_in(batch.questions["question_id"], value_set=ids)))
         if left.num_rows:
-            kept.append(Batch(batch.index, left))
+            kept.append(QuestionBatch(batch.index, left))
     return kept
 
 
-def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
+def missing_batches(folder: Folder, batches: Sequence[QuestionBatch]) -> list[QuestionBatch]:
     """The batches that no part file holds; part files that cannot be read are deleted, to be made again.
 
     Raises:
@@ -138,7 +146,9 @@ def missing_batches(folder: Folder, batches: Sequence[Batch]) -> list[Batch]:
     return [batch for batch in batches if batch.index not in kept]
 
 
-def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors: int, num_turns: int) -> list[pa.Table]:
+def make_units(
+    missing: Mapping[str, Sequence[QuestionBatch]], *, most: int, num_actors: int, num_turns: int
+) -> list[pa.Table]:
     """Units of work, each a table of one row of `UNIT_SCHEMA`.
 
     `num_turns` relations take turns. Actors are handed units in turns as well, so each of them meets few relations, and
@@ -160,7 +170,7 @@ def make_units(missing: Mapping[str, Sequence[Batch]], *, most: int, num_actors:
     while turns:
         store, run = turns.popleft()
         group = [run.popleft() for _ in range(min(len(run), unit_size(left, most, num_actors)))]
-        units.append(_unit(store, group))
+        units.append(_make_unit(store, group))
         left -= len(group)
         if run:
             turns.append((store, run))
@@ -181,11 +191,11 @@ def unit_size(left: int, most: int, num_actors: int) -> int:
     return max(1, min(most, left // (4 * num_actors)))
 
 
-def _relation(batch: Batch) -> str:
+def _relation(batch: QuestionBatch) -> str:
     return str(batch.questions["relation"][0])
 
 
-def _unit(store: str, batches: list[Batch]) -> pa.Table:
+def _make_unit(store: str, batches: list[QuestionBatch]) -> pa.Table:
     questions = pa.concat_tables(batch.questions for batch in batches)
     row = {name: questions[name].to_pylist() for name in ("question_id", "question", "answers")}
     row |= {"store": store, "first_batch": batches[0].index, "relation": _relation(batches[0])}
@@ -198,11 +208,11 @@ def write_part(
     """Store the answers to a unit, whole or not at all; writing it again changes nothing.
 
     Args:
-        spent: what they cost, by the names of `SPENT`.
+        spent: what they cost, by the names of `COST_FIELDS`.
         runtime: device, dtype and attention kernel that made them.
     """
     name = f"part-{first_batch:06d}.parquet"
-    metadata = {_SPENT_KEY: json.dumps(dict(spent)), _RUNTIME_KEY: json.dumps(dict(runtime))}
+    metadata = {_COST_KEY: json.dumps(dict(spent)), _RUNTIME_KEY: json.dumps(dict(runtime))}
     folder.write_table(name, rows.replace_schema_metadata(metadata))
 
 
@@ -234,18 +244,18 @@ def read_parts(folder: Folder, columns: list[str] | None = None) -> Iterator[pa.
         yield read_answer_part(folder, name, columns)
 
 
-def spent_by_parts(folder: Folder) -> tuple[dict[str, float], dict[str, str]]:
+def total_cost(folder: Folder) -> tuple[dict[str, float], dict[str, str]]:
     """What all part files cost together, and what made them, also those of earlier, interrupted runs.
 
     Returns:
-        The sums, by the names of `SPENT`; device, dtype and attention kernel, as `slick.precision.runtime_counts` joins
+        The sums, by the names of `COST_FIELDS`; device, dtype and attention kernel, as `slick.precision.merge_runtimes` joins
         them.
     """
-    total = dict.fromkeys(SPENT, 0.0)
+    total = dict.fromkeys(COST_FIELDS, 0.0)
     runtimes = []
     for name in folder.names(".parquet"):
-        spent, runtime = read_part_metadata(folder, name, [_SPENT_KEY, _RUNTIME_KEY])
-        for key in SPENT:
+        spent, runtime = read_part_metadata(folder, name, [_COST_KEY, _RUNTIME_KEY])
+        for key in COST_FIELDS:
             total[key] += spent.get(key, 0)
         runtimes.append(runtime)
-    return total, runtime_counts(runtimes)
+    return total, merge_runtimes(runtimes)

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from slick.annotation.confidence import chance_of_a_hit, fit_beta
-from slick.categories import p_upper
+from slick.annotation.confidence import fit_beta, posterior_hit_probability
+from slick.categories import clopper_pearson_upper
 from slick.errors import EngineError
 from slick.study_files import KNOWLEDGE_SCHEMA
 from slick.types import Category
@@ -50,8 +50,10 @@ def knowledge_table(asked: pa.Table, evidence: pa.Table) -> pa.Table:
         raise EngineError("a question without a greedy hit has no samples, so whether it is Unknown cannot be told")
     category = categories(greedy_hits, greedy_total, np.where(by_gold, exact >= 0.5, hits))
     unknown = no_greedy_hit & (hits == 0) & ~by_gold
-    bound = np.array([p_upper(max(1, int(num))) for num in np.unique(drawn)])[np.searchsorted(np.unique(drawn), drawn)]
-    chance = np.where(by_gold, exact, _rare(evidence, unknown))
+    bound = np.array([clopper_pearson_upper(max(1, int(num))) for num in np.unique(drawn)])[
+        np.searchsorted(np.unique(drawn), drawn)
+    ]
+    chance = np.where(by_gold, exact, _rare_knowledge_probability(evidence, unknown))
     table = asked.select(asked.column_names)
     for name in ("greedy_hits", "greedy_total", "sampled_hits", "sampled_total"):
         table = table.append_column(name, evidence[name])
@@ -69,7 +71,7 @@ def knowledge_table(asked: pa.Table, evidence: pa.Table) -> pa.Table:
     return table.cast(KNOWLEDGE_SCHEMA)
 
 
-def _rare(evidence: pa.Table, unknown: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _rare_knowledge_probability(evidence: pa.Table, unknown: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The chance that an Unknown question is merely rare; not a number for other questions, or where it is not known.
 
     P_Correct is taken to follow a Beta distribution over the questions without a greedy hit, fitted to their draws.
@@ -83,7 +85,7 @@ def _rare(evidence: pa.Table, unknown: NDArray[np.bool_]) -> NDArray[np.float64]
         prior = fit_beta(fitted["sampled_hits"].to_numpy().astype(np.int64), draws)
     except ValueError:
         return chances
-    chances[unknown] = chance_of_a_hit(prior, draws, draws)
+    chances[unknown] = posterior_hit_probability(prior, draws, draws)
     return chances
 
 

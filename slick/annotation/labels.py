@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 
 from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_store
-from slick.annotation.controls import control_questions, flips
-from slick.annotation.evidence import Scoring, gather
-from slick.annotation.generations import first_by_hash, read_parts, spent_by_parts
+from slick.annotation.controls import category_flips, control_questions
+from slick.annotation.evidence import Scoring, collect_evidence
+from slick.annotation.generations import read_parts, sample_by_hash, total_cost
 from slick.annotation.knowledge import count_categories, knowledge_table
-from slick.annotation.set_aside import count_set_aside, labelled_questions, read_set_aside, without
+from slick.annotation.set_aside import count_set_aside_by_store, drop_questions, labelled_questions, read_set_aside
 from slick.storage import Folder
 from slick.types import Category
 
@@ -24,9 +24,9 @@ def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scori
     """
     folder = study.child("annotate")
     main = main_store(config)
-    tables = tables_of(labelled_questions(folder, asked), config)
+    tables = questions_by_store(labelled_questions(folder, asked), config)
     set_aside = {store: read_set_aside(folder, store) for store in tables}
-    left = {store: without(table, set_aside[store]) for store, table in tables.items()}
+    left = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
     tables = {store: table for store, table in left.items() if table.num_rows}
     if scoring is None:
         scoring = Scoring(
@@ -34,23 +34,23 @@ def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scori
             num_exemplar_sets=config.num_exemplar_sets,
             num_samples=config.sampling.num_samples,
         )
-    evidence = gather(read_parts(folder.child(main)), scoring)
+    evidence = collect_evidence(read_parts(folder.child(main)), scoring)
     table = knowledge_table(tables[main], evidence.rows)
     folder.write_table("knowledge.parquet", table)
-    found: dict[str, Any] = {"settling": evidence.settling}
+    found: dict[str, Any] = {"settling": evidence.convergence_curve}
     if REPEATS in tables:
-        again = knowledge_table(tables[REPEATS], gather(read_parts(folder.child(REPEATS)), scoring).rows)
-        found[REPEATS] = flips(table, again)
+        again = knowledge_table(tables[REPEATS], collect_evidence(read_parts(folder.child(REPEATS)), scoring).rows)
+        found[REPEATS] = category_flips(table, again)
     if CONTROLS in tables:
-        known = knowledge_table(tables[CONTROLS], gather(read_parts(folder.child(CONTROLS)), scoring).rows)
+        known = knowledge_table(tables[CONTROLS], collect_evidence(read_parts(folder.child(CONTROLS)), scoring).rows)
         found[CONTROLS] = {"questions": known.num_rows, "categories": count_categories(known)}
     folder.write_json("confidence.json", found)
-    counts = _counts(folder, table, config) | {"set_aside": count_set_aside(set_aside)}
+    counts = _counts(folder, table, config) | {"set_aside": count_set_aside_by_store(set_aside)}
     _print_summary(counts, found, set_aside[main].num_rows)
     return counts
 
 
-def tables_of(asked: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
+def questions_by_store(asked: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
     """The questions that each store of answers is about; a store without any is left out.
 
     Args:
@@ -58,25 +58,25 @@ def tables_of(asked: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
     """
     tables = {main_store(config): asked}
     if config.repeats_per_relation and config.estimator == "sampled":
-        tables[REPEATS] = first_by_hash(asked, config.repeats_per_relation, ("relation",))
+        tables[REPEATS] = sample_by_hash(asked, config.repeats_per_relation, ("relation",))
     if config.controls_per_relation:
         tables[CONTROLS] = control_questions(asked, config.controls_per_relation, config.seed)
     return {store: table for store, table in tables.items() if table.num_rows}
 
 
-def share_reused(spent: Mapping[str, float]) -> float:
+def prefix_reuse_share(spent: Mapping[str, float]) -> float:
     """Share of prompt tokens that a shared prefix spared the model."""
     return 1 - spent["prefilled_tokens"] / max(spent["prompt_tokens"], 1)
 
 
-def category_shares(categories: Mapping[str, int]) -> str:
+def format_category_shares(categories: Mapping[str, int]) -> str:
     """Each category's share of the questions, for a line of text."""
     total = sum(categories.values())
     return ", ".join(f"{category} {100 * categories.get(category, 0) / total:.0f} %" for category in Category)
 
 
 def _counts(folder: Folder, knowledge: pa.Table, config: AnnotateConfig) -> dict[str, Any]:
-    spent, runtime = spent_by_parts(folder.child(main_store(config)))
+    spent, runtime = total_cost(folder.child(main_store(config)))
     return {
         "questions": knowledge.num_rows,
         "limit_per_relation": config.limit_per_relation,
@@ -84,7 +84,7 @@ def _counts(folder: Folder, knowledge: pa.Table, config: AnnotateConfig) -> dict
         **{name: int(value) for name, value in spent.items() if name not in ("prompts", "seconds")},
         "engine_seconds": round(spent["seconds"], 3),
         **runtime,
-        "prompt_tokens_reused": round(share_reused(spent), 4),
+        "prompt_tokens_reused": round(prefix_reuse_share(spent), 4),
         "categories": count_categories(knowledge),
         "draws_by_category": _draws(knowledge, config),
     }
@@ -111,7 +111,7 @@ def _print_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any], num
     left_out = f" ({num_set_aside:,} more set aside)" if num_set_aside else ""
     print(
         f"{counts['questions']:,} questions{left_out}, {counts['generations']:,} generations: "
-        f"{category_shares(total)}. "
+        f"{format_category_shares(total)}. "
         f"{100 * counts['prompt_tokens_reused']:.0f} % of prompt tokens came from shared prefixes.",
         flush=True,
     )

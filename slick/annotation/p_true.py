@@ -11,13 +11,13 @@ from typing import Any
 
 from slick.matching import nfc
 
-PREFIX = "Question:"
-CHOICES = ("(A", "(B")
+P_TRUE_PREFIX = "Question:"
+P_TRUE_CHOICES = ("(A", "(B")
 """What may follow the prompt, behind a space: true, false."""
 
 
 def p_true_suffix(question: str, proposal: str) -> str:
-    r"""What follows `PREFIX` in the prompt.
+    r"""What follows `P_TRUE_PREFIX` in the prompt.
 
     >>> p_true_suffix("Where is Paris?", "France")
     ' Where is Paris?\nProposed Answer: France\nIs the proposed answer:\n\n(A) True\n(B) False\nThe proposed answer is:'

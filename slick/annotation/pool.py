@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from slick import errors
-from slick.annotation.asker import Asker, AskerConfig
+from slick.annotation.asker import AnnotationWorker, WorkerConfig
 
 
-def answer_units(
+def run_worker_pool(
     units_of: Callable[[bool, int, int], Sequence[pa.Table]],
-    config: AskerConfig,
+    config: WorkerConfig,
     *,
     min_actors: int,
     max_actors: int | None,
@@ -56,7 +56,7 @@ def answer_units(
     )
     # Not from_arrow: that starts processes that look at every unit, and then idle beside the actors.
     done = ray.data.from_blocks(list(units)).map_batches(
-        Asker,
+        AnnotationWorker,
         fn_constructor_kwargs={"config": replace(config, num_gpus=num_gpus)},
         batch_size=1,
         batch_format="pyarrow",
@@ -69,10 +69,10 @@ def answer_units(
     done.context.execution_no_progress_timeout_s = -1  # a unit of a large model may take hours
     # Ray prefetches one by default: what is done would be heard of only when something else is done too.
     finished = done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
-    yield from _until_error((row for table in finished for row in table.to_pylist()), config)
+    yield from _raise_first_error((row for table in finished for row in table.to_pylist()), config)
 
 
-def _until_error(rows: Iterable[dict[str, Any]], config: AskerConfig) -> Iterator[dict[str, Any]]:
+def _raise_first_error(rows: Iterable[dict[str, Any]], config: WorkerConfig) -> Iterator[dict[str, Any]]:
     """What actors have done; the first error is raised once all of them have stopped."""
     failed: dict[str, Any] | None = None
     for row in rows:

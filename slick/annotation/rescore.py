@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.evidence import Scoring
-from slick.annotation.generations import asked_questions
+from slick.annotation.generations import select_questions
 from slick.annotation.labels import label
 from slick.errors import SettingsError, StudyError
-from slick.locks import exclusive
+from slick.locks import exclusive_lock
 from slick.matching import Matcher
 from slick.questions import read_questions
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
-from slick.study import MANIFEST, STARTED, Manifest, fingerprint, finish, read_started, require
+from slick.study import MANIFEST, STARTED, Manifest, complete_step, fingerprint, read_start_record, require_manifest
 from slick.study_files import read_exemplars
 
 
@@ -42,18 +42,18 @@ def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
         slick.rescore("studies/mine", slick.RescoreConfig(matcher="contains"))
     """
     study = as_folder(study)
-    with exclusive(study, "annotate"):
+    with exclusive_lock(study, "annotate"):
         return _rescore(study, config)
 
 
-def _made_with(folder: Folder) -> AnnotateConfig:
+def _original_config(folder: Folder) -> AnnotateConfig:
     """The settings by which the answers were made.
 
     Raises:
         StudyError: started.json is missing, or does not hold them.
     """
     remedy = f"it was changed: restore it, or delete {folder} and run `slick annotate` again"
-    started = read_started(folder)
+    started = read_start_record(folder)
     if started is None:
         raise StudyError(f"{folder}/{STARTED} is not there, so the settings of the answers are not known; {remedy}")
     try:
@@ -66,8 +66,8 @@ def _made_with(folder: Folder) -> AnnotateConfig:
 def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
     started_at = time.monotonic()
     folder = study.child("annotate")
-    done = require(folder, "annotate")
-    made = _made_with(folder)
+    done = require_manifest(folder, "annotate")
+    made = _original_config(folder)
     if made.estimator == "gold" or made.mode == "labels":
         raise StudyError(
             f"{folder.uri} was made with --estimator {made.estimator} --mode {made.mode}, which keeps no full set of "
@@ -87,7 +87,7 @@ def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
         sampling=replace(made.sampling, num_samples=wanted[1]),
     )
     questions = read_questions(study)
-    asked = asked_questions(
+    asked = select_questions(
         questions, dev=made.annotate_dev, exemplars=read_exemplars(folder), limit=made.limit_per_relation
     )
     gold = dict(zip(questions["question_id"].to_pylist(), questions["answers"].to_pylist(), strict=True))
@@ -101,6 +101,6 @@ def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
     folder.delete(MANIFEST)  # from here to the end the step is half done, and annotating would label as before
     counts = label(study, asked, scored, scoring)
     identity = fingerprint(done.inputs, scored.identity())
-    return finish(
+    return complete_step(
         folder, "annotate", identity, settings=scored, inputs=done.inputs, counts=counts, started_at=started_at
     )

@@ -12,21 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slick.annotation.asker import AskerConfig, Store
-from slick.annotation.asking import ask_missing
+from slick.annotation.asker import AnswerSetSpec, WorkerConfig
+from slick.annotation.asking import annotate_missing
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.generations import asked_questions, spent_by_parts
-from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
-from slick.annotation.set_aside import check_share, count_set_aside, labelled_questions, set_questions_aside, without
+from slick.annotation.generations import select_questions, total_cost
+from slick.annotation.p_true import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
+from slick.annotation.set_aside import (
+    check_set_aside_share,
+    count_set_aside_by_store,
+    drop_questions,
+    labelled_questions,
+    set_questions_aside,
+)
 from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
 from slick.questions import read_questions
-from slick.settings import P_TRUE_IDENTITY, identity_of
+from slick.settings import P_TRUE_IDENTITY, identity_settings
 from slick.storage import Folder, FolderLike, as_folder
-from slick.study import Manifest, begin, fingerprint, finish, read_manifest, require
+from slick.study import Manifest, begin_step, complete_step, fingerprint, read_manifest, require_manifest
 from slick.study_files import read_exemplars, read_p_true_rows
 
-P_TRUE: Final = "p_true"
+P_TRUE_FOLDER: Final = "p_true"
 """The folder inside annotate/."""
 
 
@@ -61,42 +67,52 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
         DataError: too many questions are too long for the model's context.
         EngineError: a question could not be scored. What was written stays, and a further run goes on from there.
     """
-    from slick.models import study_model
+    from slick.models import resolve_study_model
 
     started_at = time.monotonic()
-    folder = study.child("annotate", P_TRUE)
+    folder = study.child("annotate", P_TRUE_FOLDER)
     settings = identity(config)
     mark = fingerprint(dict(inputs), settings)
-    if not begin(folder, "P(True)", mark, settings):
-        return require(folder, "annotate")
+    if not begin_step(folder, "P(True)", mark, settings):
+        return require_manifest(folder, "annotate")
     table = questions_to_score(study, config)
-    asker = _asker(study.child("annotate"), table, study_model(study, config.model), config)
-    set_aside = set_questions_aside({P_TRUE: table}, asker)
-    check_share(set_aside[P_TRUE], table.num_rows, config.max_set_aside_share, asker.folder, P_TRUE)
-    ask_missing(
+    asker = _worker_config(study.child("annotate"), table, resolve_study_model(study, config.model), config)
+    set_aside = set_questions_aside({P_TRUE_FOLDER: table}, asker)
+    check_set_aside_share(
+        set_aside[P_TRUE_FOLDER], table.num_rows, config.max_set_aside_share, asker.folder, P_TRUE_FOLDER
+    )
+    annotate_missing(
         "P(True)",
-        {P_TRUE: table},
+        {P_TRUE_FOLDER: table},
         asker,
         config,
         lambda _, spent, seconds: f"{spent['prompt_tokens'] / seconds:,.0f} prompt tokens/s",
         set_aside,
     )
-    counts = _counts(folder, without(table, set_aside[P_TRUE])) | {"set_aside": count_set_aside(set_aside)}
+    counts = _counts(folder, drop_questions(table, set_aside[P_TRUE_FOLDER])) | {
+        "set_aside": count_set_aside_by_store(set_aside)
+    }
     _print_summary(counts)
-    return finish(folder, P_TRUE, mark, settings=settings, inputs=dict(inputs), counts=counts, started_at=started_at)
+    return complete_step(
+        folder, P_TRUE_FOLDER, mark, settings=settings, inputs=dict(inputs), counts=counts, started_at=started_at
+    )
 
 
 def identity(config: AnnotateConfig) -> dict[str, Any]:
     """The settings that change what is scored; none of them those of the labels alone."""
-    settings = identity_of(config, P_TRUE_IDENTITY)
+    settings = identity_settings(config, P_TRUE_IDENTITY)
     if config.p_true_of == "all":
         settings["annotate_dev"] = config.annotate_dev
-    return {**settings, "prompt": PREFIX + p_true_suffix("[question]", "[gold answer]"), "choices": list(CHOICES)}
+    return {
+        **settings,
+        "prompt": P_TRUE_PREFIX + p_true_suffix("[question]", "[gold answer]"),
+        "choices": list(P_TRUE_CHOICES),
+    }
 
 
 def questions_to_score(study: Folder, config: AnnotateConfig) -> pa.Table:
     """Those of the labelled questions that P(True) is wanted of."""
-    asked = asked_questions(
+    asked = select_questions(
         read_questions(study),
         dev=config.annotate_dev,
         exemplars=read_exemplars(study.child("annotate")),
@@ -114,13 +130,13 @@ def read_p_true(study: FolderLike) -> pa.Table:
     Raises:
         StudyError: nothing was scored yet.
     """
-    return read_p_true_rows(as_folder(study).child("annotate", P_TRUE)).sort_by("question_id")
+    return read_p_true_rows(as_folder(study).child("annotate", P_TRUE_FOLDER)).sort_by("question_id")
 
 
-def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) -> AskerConfig:
-    prefixes = {relation: [PREFIX] for relation in table["relation"].unique().to_pylist()}
-    answer = SamplingConfig(num_samples=0, max_new_tokens=max(len(f" {choice}".encode()) for choice in CHOICES))
-    return AskerConfig(
+def _worker_config(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) -> WorkerConfig:
+    prefixes = {relation: [P_TRUE_PREFIX] for relation in table["relation"].unique().to_pylist()}
+    answer = SamplingConfig(num_samples=0, max_new_tokens=max(len(f" {choice}".encode()) for choice in P_TRUE_CHOICES))
+    return WorkerConfig(
         model=model,
         engine="transformers",
         dtype=config.dtype,
@@ -129,7 +145,7 @@ def _asker(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) 
         batch_questions=config.batch_questions,
         mode="full",
         matcher="exact",
-        stores={P_TRUE: Store(prefixes=prefixes, sampling=answer, kind=P_TRUE)},
+        stores={P_TRUE_FOLDER: AnswerSetSpec(prefixes=prefixes, sampling=answer, kind=P_TRUE_FOLDER)},
         folder=folder,
     )
 
@@ -143,7 +159,7 @@ def _counts(folder: Folder, table: pa.Table) -> dict[str, Any]:
             f"be scored or are there twice, and lacks {(wanted - scored).total():,} of {wanted.total():,}; delete "
             f"{folder} and run `slick annotate --p-true` again"
         )
-    spent, runtime = spent_by_parts(folder)
+    spent, runtime = total_cost(folder)
     counts: dict[str, Any] = {"questions": rows.num_rows}
     counts |= {name: int(spent[name]) for name in ("prompt_tokens", "prefilled_tokens", "decoded_tokens")}
     counts |= {"engine_seconds": round(spent["seconds"], 3), **runtime}

@@ -10,13 +10,13 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slick.annotation.asker import AskerConfig, Store
+from slick.annotation.asker import AnswerSetSpec, WorkerConfig
 from slick.annotation.config import MAIN_STORES
 from slick.errors import DataError
 from slick.storage import Folder
 from slick.study_files import SET_ASIDE_SCHEMA, read_set_aside_rows
 
-SET_ASIDE: Final = "set_aside"
+SET_ASIDE_FOLDER: Final = "set_aside"
 """The folder inside annotate/; it holds STORE.parquet for each store with such questions."""
 TOO_LONG: Final = "prompt too long"
 
@@ -25,8 +25,8 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 
 SPECIAL_TOKENS = 16
 """Room for tokens that a tokenizer adds to a text. Apart from these a text has at most as many tokens as bytes."""
-_PROMPTS_AT_ONCE = 4096
-_NAMED = 3
+_TOKENIZER_BATCH_SIZE = 4096
+_MAX_QUESTIONS_LISTED = 3
 
 
 def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens:
@@ -35,11 +35,11 @@ def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens
 
     def count(texts: Sequence[str]) -> list[int]:
         if not loaded:
-            from slick.engines.tokens import num_closing_tokens
+            from slick.engines.tokens import num_trailing_special_tokens
             from slick.models import load_tokenizer
 
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-            loaded.append((tokenizer, num_closing_tokens(tokenizer)))
+            loaded.append((tokenizer, num_trailing_special_tokens(tokenizer)))
         ((tokenizer, num_closing),) = loaded
         found = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
         return [len(tokens) - num_closing for tokens in found]
@@ -47,7 +47,7 @@ def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens
     return count
 
 
-def set_questions_aside(tables: Mapping[str, pa.Table], asker: AskerConfig) -> dict[str, pa.Table]:
+def set_questions_aside(tables: Mapping[str, pa.Table], asker: WorkerConfig) -> dict[str, pa.Table]:
     """Find the questions of each store that are too long, and list them in annotate/set_aside/; see `find_too_long`."""
     from slick.models import context_length
 
@@ -60,7 +60,7 @@ def set_questions_aside(tables: Mapping[str, pa.Table], asker: AskerConfig) -> d
     return found
 
 
-def find_too_long(questions: pa.Table, store: Store, context: int, count_tokens: CountTokens) -> pa.Table:
+def find_too_long(questions: pa.Table, store: AnswerSetSpec, context: int, count_tokens: CountTokens) -> pa.Table:
     """The questions with a prompt that does not fit the context together with its longest answer.
 
     Args:
@@ -81,11 +81,11 @@ def find_too_long(questions: pa.Table, store: Store, context: int, count_tokens:
         prefixes = store.prefixes[relation]
         suffixes = [store.suffix(row["question"], row["answers"]) for row in group]
         room = context - answer - SPECIAL_TOKENS
-        if not _over(suffixes, room - max(map(_num_bytes, prefixes))):
+        if not _indices_over(suffixes, room - max(map(_num_bytes, prefixes))):
             continue
         _check_exemplars(relation, store, context, count_tokens)
-        unsure = _over(suffixes, room - max(count_tokens(prefixes)))
-        lengths = _longest_prompts(prefixes, [suffixes[i] for i in unsure], count_tokens)
+        unsure = _indices_over(suffixes, room - max(count_tokens(prefixes)))
+        lengths = _longest_prompt_tokens(prefixes, [suffixes[i] for i in unsure], count_tokens)
         for i, num_tokens in zip(unsure, lengths, strict=True):
             if num_tokens + answer > context:
                 found = {name: group[i][name] for name in ("question_id", "relation", "domain", "split")}
@@ -93,7 +93,7 @@ def find_too_long(questions: pa.Table, store: Store, context: int, count_tokens:
     return pa.Table.from_pylist(rows, SET_ASIDE_SCHEMA)
 
 
-def most_tokens(questions: pa.Table, store: Store) -> int:
+def max_prompt_tokens(questions: pa.Table, store: AnswerSetSpec) -> int:
     """An upper bound of the tokens of any prompt of these questions with its answer, from their bytes."""
     longest = 0
     for relation, group in _by_relation(questions):
@@ -112,20 +112,22 @@ def _num_bytes(text: str) -> int:
     return len(text.encode())
 
 
-def _over(suffixes: Sequence[str], room: int) -> list[int]:
+def _indices_over(suffixes: Sequence[str], room: int) -> list[int]:
     """Places of the suffixes that may have more tokens than that."""
     return [i for i, suffix in enumerate(suffixes) if _num_bytes(suffix) > room]
 
 
-def _longest_prompts(prefixes: Sequence[str], suffixes: Sequence[str], count_tokens: CountTokens) -> Iterator[int]:
+def _longest_prompt_tokens(
+    prefixes: Sequence[str], suffixes: Sequence[str], count_tokens: CountTokens
+) -> Iterator[int]:
     """Tokens of the longest prompt of each suffix; whole prompts are counted, since tokens may cross the border."""
-    step = max(1, _PROMPTS_AT_ONCE // len(prefixes))
+    step = max(1, _TOKENIZER_BATCH_SIZE // len(prefixes))
     for start in range(0, len(suffixes), step):
         counts = count_tokens([prefix + suffix for suffix in suffixes[start : start + step] for prefix in prefixes])
         yield from (max(counts[i : i + len(prefixes)]) for i in range(0, len(counts), len(prefixes)))
 
 
-def _check_exemplars(relation: str, store: Store, context: int, count_tokens: CountTokens) -> None:
+def _check_exemplars(relation: str, store: AnswerSetSpec, context: int, count_tokens: CountTokens) -> None:
     prefixes, empty = store.prefixes[relation], store.suffix("", [""])
     lengths = count_tokens([prefix + empty for prefix in prefixes])
     longest, answer = max(lengths), store.sampling.max_new_tokens
@@ -142,7 +144,7 @@ def _check_exemplars(relation: str, store: Store, context: int, count_tokens: Co
 
 def _write(folder: Folder, store: str, found: pa.Table) -> None:
     """Store the list of one store in annotate/set_aside/, and print it in a line; nothing where it is empty."""
-    place, name = folder.child(SET_ASIDE), f"{store}.parquet"
+    place, name = folder.child(SET_ASIDE_FOLDER), f"{store}.parquet"
     if not found.num_rows:
         place.delete(name)
         return
@@ -150,12 +152,12 @@ def _write(folder: Folder, store: str, found: pa.Table) -> None:
     num = f"{found.num_rows:,} question{'s' * (found.num_rows > 1)}"
     print(
         f"annotate/{store}: {num} set aside, since a prompt and its answer do not fit the model's context of "
-        f"{found['limit'][0].as_py():,} tokens: {_named(found)}; not asked, but listed in {place}/{name}",
+        f"{found['limit'][0].as_py():,} tokens: {_list_questions(found)}; not asked, but listed in {place}/{name}",
         flush=True,
     )
 
 
-def check_share(found: pa.Table, num_questions: int, most: float, folder: Folder, store: str) -> None:
+def check_set_aside_share(found: pa.Table, num_questions: int, most: float, folder: Folder, store: str) -> None:
     """Refuse to go on where too many questions are set aside.
 
     Args:
@@ -174,16 +176,16 @@ def check_share(found: pa.Table, num_questions: int, most: float, folder: Folder
         f"{num:,} of {num_questions:,} questions ({100 * num / num_questions:.2g} %) have a prompt that does not fit "
         f"the model's context of {found['limit'][0].as_py():,} tokens together with its answer, the longest "
         f"{pc.max(found['num_tokens']).as_py():,} tokens; {allowed}. They are listed in "
-        f"{folder.child(SET_ASIDE)}/{store}.parquet: {_named(found)}. Shorten or remove those questions, use a model "
+        f"{folder.child(SET_ASIDE_FOLDER)}/{store}.parquet: {_list_questions(found)}. Shorten or remove those questions, use a model "
         f"with a longer context, or allow more by --max-set-aside-share"
     )
 
 
-def _named(found: pa.Table) -> str:
+def _list_questions(found: pa.Table) -> str:
     """The first few questions, each with its tokens."""
-    first = found.slice(0, _NAMED).to_pylist()
+    first = found.slice(0, _MAX_QUESTIONS_LISTED).to_pylist()
     names = ", ".join(f"{row['question_id']} ({row['num_tokens']:,} tokens)" for row in first)
-    return names + (", ..." if found.num_rows > _NAMED else "")
+    return names + (", ..." if found.num_rows > _MAX_QUESTIONS_LISTED else "")
 
 
 def read_set_aside(folder: Folder, store: str) -> pa.Table:
@@ -192,7 +194,7 @@ def read_set_aside(folder: Folder, store: str) -> pa.Table:
     Args:
         folder: annotate/ of a study.
     """
-    place, name = folder.child(SET_ASIDE), f"{store}.parquet"
+    place, name = folder.child(SET_ASIDE_FOLDER), f"{store}.parquet"
     return read_set_aside_rows(place, name) if place.exists(name) else SET_ASIDE_SCHEMA.empty_table()
 
 
@@ -203,11 +205,11 @@ def labelled_questions(folder: Folder, asked: pa.Table) -> pa.Table:
         folder: annotate/ of a study.
     """
     for store in MAIN_STORES:  # only one of them was asked
-        asked = without(asked, read_set_aside(folder, store))
+        asked = drop_questions(asked, read_set_aside(folder, store))
     return asked
 
 
-def without(questions: pa.Table, found: pa.Table) -> pa.Table:
+def drop_questions(questions: pa.Table, found: pa.Table) -> pa.Table:
     """The questions that are not set aside."""
     if not found.num_rows:
         return questions
@@ -216,7 +218,7 @@ def without(questions: pa.Table, found: pa.Table) -> pa.Table:
     )
 
 
-def count_set_aside(found: Mapping[str, pa.Table]) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+def count_set_aside_by_store(found: Mapping[str, pa.Table]) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
     """Store to reason to relation to split to number of questions, for manifests; stores without any are left out."""
     counts: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
     for store, table in found.items():

@@ -9,14 +9,14 @@ from slick.precision import Runtime
 from slick.settings import setting
 
 
-class Target(Protocol):
+class AnswerMatcher(Protocol):
     """What the answer to a question should be."""
 
     def is_hit(self, answer: str) -> bool:
         """Whether the answer is right."""
         ...
 
-    def may_hit(self, beginning: str) -> bool:
+    def can_still_match(self, beginning: str) -> bool:
         """False only if no answer that begins like this is right."""
         ...
 
@@ -117,7 +117,7 @@ class Engine(Protocol):
     """Device, dtype and attention kernel in use."""
 
     def generate(
-        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None = None
+        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[AnswerMatcher] | None = None
     ) -> list[tuple[Answers, ...]]:
         """Answers to each question of the batch, one `Answers` for each prefix.
 

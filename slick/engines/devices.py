@@ -20,7 +20,7 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min(int(free), allowed)) + reserved - torch.cuda.memory_allocated(device)
 
 
-def this_gpu() -> Device:
+def current_gpu() -> Device:
     """The GPU of this process.
 
     Raises:
@@ -31,16 +31,16 @@ def this_gpu() -> Device:
             "Ray set aside a GPU, but torch sees none there; install torch with CUDA on that machine, or use no GPU: "
             "--gpus-per-actor 0, for trainings --gpus-per-worker 0"
         )
-    has_bfloat16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return Device(is_gpu=True, has_bfloat16=has_bfloat16, name=torch.cuda.get_device_name())
+    supports_bfloat16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return Device(is_gpu=True, supports_bfloat16=supports_bfloat16, name=torch.cuda.get_device_name())
 
 
-def device_text(device: torch.device) -> str:
+def format_device(device: torch.device) -> str:
     """As torch names it, without its index; of a GPU the name as well: `cpu`, `cuda (NVIDIA L4)`."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def runtime_of(model: nn.Module, device: torch.device, own_attention: str = "") -> Runtime:
+def model_runtime(model: nn.Module, device: torch.device, own_attention: str = "") -> Runtime:
     """What a loaded model runs on and with.
 
     Args:
@@ -51,7 +51,7 @@ def runtime_of(model: nn.Module, device: torch.device, own_attention: str = "") 
     config: Any = model.config
     own = getattr(config.get_text_config(), "_attn_implementation", None)
     return Runtime(
-        device=device_text(device),
+        device=format_device(device),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         attention=own_attention or own or "that of the model's code",
     )

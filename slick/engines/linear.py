@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LEAST_ROWS = 16
+_MIN_ROWS = 16
 
 
-def spare_rows(num: int) -> int:
+def num_padding_rows(num: int) -> int:
     """Rows to add to so many: for each new number oneDNN compiles a kernel of 0.7 MB, in 0.7 ms.
 
     Products have a multiple of 16 rows; beyond 512, of a 32nd of the next power of two.
@@ -24,10 +24,10 @@ def spare_rows(num: int) -> int:
     >>> spare_rows(40), spare_rows(512), spare_rows(513), spare_rows(2000)
     (8, 0, 31, 48)
     """
-    return -num % max(_LEAST_ROWS, 1 << max(0, (num - 1).bit_length() - 5))
+    return -num % max(_MIN_ROWS, 1 << max(0, (num - 1).bit_length() - 5))
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """What `nn.Linear` computes, from packed weights; cannot be trained or saved."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -40,24 +40,24 @@ class PackedLinear(nn.Module):
         return _multiply_rows(x, self._packed, self._bias)
 
 
-def pack_linears(model: nn.Module) -> bool:
+def prepack_linears(model: nn.Module) -> bool:
     """Replace the model's linear layers by packed ones; False, and nothing done, where torch cannot do it.
 
     Weights are let go as soon as they are packed, unless another layer shares them, so the model takes no more memory.
     It can still be asked, and no longer be trained or saved.
     """
     weight = next(model.parameters())
-    if weight.device.type != "cpu" or not _works(weight.dtype):
+    if weight.device.type != "cpu" or not _is_supported(weight.dtype):
         return False
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            dense = _dense(child)
+            dense = _dense_weights(child)
             if dense is not None:
-                setattr(module, name, PackedLinear(*dense))
+                setattr(module, name, PrepackedLinear(*dense))
     return True
 
 
-class QuickLinear(nn.Linear):
+class OneDnnLinear(nn.Linear):
     """`nn.Linear` whose float32 products are oneDNN's, also those of its gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,11 +66,11 @@ class QuickLinear(nn.Linear):
             return super().forward(x)
         if not torch.is_grad_enabled():
             return _multiply_rows(x, self.weight, self.bias)
-        product: Tensor = _Product.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        product: Tensor = _LinearFunction.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return product
 
 
-class _Product(torch.autograd.Function):
+class _LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -89,21 +89,21 @@ class _Product(torch.autograd.Function):
         )
 
 
-def quicken_linears(model: nn.Module) -> bool:
+def use_onednn_linears(model: nn.Module) -> bool:
     """Let the model's linear layers multiply by oneDNN; False, and nothing done, where that brings nothing.
 
     They stay what they are: trained, saved, sharded and adapted as before.
     """
     weight = next(model.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _works(weight.dtype):
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _is_supported(weight.dtype):
         return False
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = QuickLinear
+            module.__class__ = OneDnnLinear
     return True
 
 
-def _dense(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+def _dense_weights(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """Weight (out, in) and bias of a layer that multiplies by a matrix; None for any other."""
     layer: Any = module
     if type(module) is nn.Linear:
@@ -125,14 +125,14 @@ def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 def _multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    spare = spare_rows(len(rows))
+    spare = num_padding_rows(len(rows))
     if not spare:
         return _multiply(x, weight, bias)
     padded = nn.functional.pad(rows, (0, 0, 0, spare))
     return _multiply(padded, weight, bias)[: len(rows)].view(*x.shape[:-1], -1)
 
 
-def _works(dtype: torch.dtype) -> bool:
+def _is_supported(dtype: torch.dtype) -> bool:
     """Whether this torch has the operators and they give what a linear layer gives."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False

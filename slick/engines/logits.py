@@ -15,28 +15,28 @@ from torch import Tensor, nn
 from slick.engines.tree import Candidates
 from slick.errors import EngineError
 
-_SPARE_CANDIDATES = 24
+_EXTRA_CANDIDATES = 24
 """Candidates fetched beyond top-k, so that ties at its edge are seen and settled by token id."""
 
-_LINES = 16
+_NUM_BUCKETS = 16
 _ROWS_SORTED = 64
 """Rows whose whole vocabulary is sorted at once."""
-_LOW_31 = 0x7FFFFFFF
+_MASK_31_BITS = 0x7FFFFFFF
 
-Keys = NDArray[np.int64]
-Integers = TypeVar("Integers", Keys, Tensor)
+SortKeys = NDArray[np.int64]
+Integers = TypeVar("Integers", SortKeys, Tensor)
 
 
-def candidates_of(logits_NV: Tensor, num: int) -> Candidates:
+def top_candidates(logits_NV: Tensor, num: int) -> Candidates:
     """The `num` likeliest tokens of each row: by logit, equal ones by token id, also at the edge.
 
     Raises:
         EngineError: a logit is not a finite number.
     """
     num_classes = logits_NV.shape[1]
-    fetched = min(num + _SPARE_CANDIDATES, num_classes)
-    keys = (_largest if logits_NV.device.type == "cpu" else _largest_on_gpu)(logits_NV, fetched)
-    values, ids = _parted(keys)
+    fetched = min(num + _EXTRA_CANDIDATES, num_classes)
+    keys = (_top_keys if logits_NV.device.type == "cpu" else _top_keys_on_gpu)(logits_NV, fetched)
+    values, ids = _unpack_keys(keys)
     values_NC, ids_NC = values[:, :num], ids[:, :num]
     _check_finite(values_NC[:, 0])
     if fetched < num_classes:
@@ -50,7 +50,7 @@ def candidates_of(logits_NV: Tensor, num: int) -> Candidates:
     return values_NC, ids_NC
 
 
-def log_probabilities_of(logits_NV: Tensor, ids: NDArray[np.int64]) -> Candidates:
+def token_log_probabilities(logits_NV: Tensor, ids: NDArray[np.int64]) -> Candidates:
     """Log-probabilities of the given tokens in each row, by a softmax over the whole vocabulary in float32.
 
     Raises:
@@ -70,23 +70,23 @@ def _check_finite(values: NDArray[np.float32]) -> None:
         )
 
 
-def _largest_on_gpu(logits_NV: Tensor, num: int) -> Keys:
-    """As `_largest`, but sorted there: the host gets the keys alone, in one transfer."""
+def _top_keys_on_gpu(logits_NV: Tensor, num: int) -> SortKeys:
+    """As `_top_keys`, but sorted there: the host gets the keys alone, in one transfer."""
     values, ids = torch.topk(logits_NV, num, dim=1, sorted=False)
     # Not-a-number is the largest of topk; as a key it must be so too, to be seen.
     values = values.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    keys, _ = _keys((values + 0.0).view(torch.int32).long(), ids).sort(dim=1, descending=True)
+    keys, _ = _pack_keys((values + 0.0).view(torch.int32).long(), ids).sort(dim=1, descending=True)
     return keys.cpu().numpy()
 
 
-def _largest(logits_NV: Tensor, num: int) -> Keys:
+def _top_keys(logits_NV: Tensor, num: int) -> SortKeys:
     """The keys of the largest `num` of each row, largest first, on CPU, where torch takes up to four times as long.
 
     Of a large vocabulary every `num`th largest stands in a column whose largest is among the `num` largest of all
     columns, if the row is written in lines; so only those columns are searched.
     """
     num_rows, num_classes = logits_NV.shape
-    lines, width = _LINES, num_classes // _LINES
+    lines, width = _NUM_BUCKETS, num_classes // _NUM_BUCKETS
     if width <= 2 * num:
         values, places = logits_NV.float().numpy(), np.arange(num_classes)[None]
     else:
@@ -101,24 +101,24 @@ def _largest(logits_NV: Tensor, num: int) -> Keys:
         values, places = np.take_along_axis(values, kept, axis=1), np.take_along_axis(places, kept, axis=1)
     # Not-a-number is the largest so far; as a key it may be the smallest.
     _check_finite(values.max(axis=1))
-    return -np.sort(-_keys((values + 0.0).view(np.int32).astype(np.int64), places), axis=1)
+    return -np.sort(-_pack_keys((values + 0.0).view(np.int32).astype(np.int64), places), axis=1)
 
 
-def _keys(bits: Integers, ids: Integers) -> Integers:
+def _pack_keys(bits: Integers, ids: Integers) -> Integers:
     """Numbers in the order of the logits whose bits these are, equal ones against the order of their ids."""
-    return (_ordered(bits) << 32) | (_LOW_31 - ids)
+    return (_to_sortable(bits) << 32) | (_MASK_31_BITS - ids)
 
 
-def _parted(keys: Keys) -> Candidates:
+def _unpack_keys(keys: SortKeys) -> Candidates:
     """Logits and token ids again."""
-    return _ordered(keys >> 32).astype(np.int32).view(np.float32), _LOW_31 - (keys & _LOW_31)
+    return _to_sortable(keys >> 32).astype(np.int32).view(np.float32), _MASK_31_BITS - (keys & _MASK_31_BITS)
 
 
-def _ordered(bits: Integers) -> Integers:
+def _to_sortable(bits: Integers) -> Integers:
     """From the bits of 32-bit floats, as signed integers, to numbers in the order of the floats, and back."""
-    return bits ^ ((bits >> 31) & _LOW_31)
+    return bits ^ ((bits >> 31) & _MASK_31_BITS)
 
 
-def takes(model: nn.Module, parameter: str) -> bool:
+def accepts_argument(model: nn.Module, parameter: str) -> bool:
     """True if the model's forward pass has that parameter."""
     return parameter in inspect.signature(model.forward).parameters

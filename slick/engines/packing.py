@@ -6,11 +6,11 @@ from typing import Any
 from torch import nn
 
 from slick.engines.devices import free_bytes
-from slick.engines.tree import Ints
+from slick.engines.tree import IntArray
 
-Tokens = Sequence[int]
+TokenIds = Sequence[int]
 
-_MANY = 8
+_MIN_PROMPTS = 8
 """Questions whose common beginning is that of their relation."""
 
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 2048, 8192
@@ -20,7 +20,7 @@ _LOGITS_SHARE_ON_GPU = 8
 """One of so many parts of the free memory, since some models write their logits out several times."""
 
 
-def tokens_a_pass(model: nn.Module) -> int:
+def max_tokens_per_pass(model: nn.Module) -> int:
     """Many, so that weights are seldom read anew, and no more than there is room for the logits of."""
     weight = next(model.parameters())
     most, room = _TOKENS_ON_CPU, _LOGITS_BYTES_ON_CPU
@@ -32,7 +32,7 @@ def tokens_a_pass(model: nn.Module) -> int:
     return fitting - fitting % 64  # which needs no spare rows
 
 
-def num_shared(prefix: Tokens, prompts: Sequence[Tokens], kept: Ints | None) -> int:
+def shared_prefix_length(prefix: TokenIds, prompts: Sequence[TokenIds], kept: IntArray | None) -> int:
     """Tokens in which all the prompts agree from the start; each keeps its wanted last tokens to itself.
 
     Many questions agree in the prefix and in how a question of their relation begins. Few may agree in more by
@@ -40,14 +40,14 @@ def num_shared(prefix: Tokens, prompts: Sequence[Tokens], kept: Ints | None) -> 
     """
     shared = min(len(prompt) - (1 if kept is None else int(kept[i])) for i, prompt in enumerate(prompts))
     first = prompts[0]
-    others = prompts if len(prompts) >= _MANY else [*prompts, [*prefix, *[-1] * shared]]
+    others = prompts if len(prompts) >= _MIN_PROMPTS else [*prompts, [*prefix, *[-1] * shared]]
     for prompt in others:
         if prompt[:shared] != first[:shared]:
             shared = next(i for i in range(shared) if prompt[i] != first[i])
     return shared
 
 
-def chunks(lengths: Ints, limit: int) -> list[slice]:
+def split_by_tokens(lengths: IntArray, limit: int) -> list[slice]:
     """Consecutive prompts with at most `limit` tokens together, a longer one alone."""
     parts: list[slice] = []
     start, total = 0, 0

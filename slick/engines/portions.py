@@ -12,15 +12,15 @@ from slick.engines.devices import free_bytes
 from slick.errors import EngineError
 
 _LOG = logging.getLogger(__name__)
-_QUESTIONS_BY_DEFAULT = 32
-_MOST_QUESTIONS = 512
-_TAIL_TOKENS = 24
+_DEFAULT_BATCH_SIZE = 32
+_MAX_BATCH_SIZE = 512
+_ESTIMATED_TOKENS = 24
 """Tokens of a question and of a long answer, to reckon with."""
 
 Result = TypeVar("Result")
 
 
-class Portions:
+class AdaptiveBatcher:
     """How many questions go through a model at once: found, then halved whenever memory runs out."""
 
     def __init__(self, model: nn.Module, size: int | None) -> None:
@@ -55,7 +55,7 @@ class Portions:
         results: list[Result] = []
         while len(results) < len(batch.question_ids):
             if self._size is None:
-                self._size = self._fitting(len(batch.prefixes), sampling)
+                self._size = self._initial_batch_size(len(batch.prefixes), sampling)
             size, start = self._size, len(results)
             part = slice(start, min(start + size, len(batch.question_ids)))
             try:
@@ -77,16 +77,18 @@ class Portions:
                     torch.cuda.empty_cache()
         return results
 
-    def _fitting(self, num_prefixes: int, sampling: SamplingConfig) -> int:
+    def _initial_batch_size(self, num_prefixes: int, sampling: SamplingConfig) -> int:
         """Questions whose keys and values take up half of the free memory if every answer differs from all others."""
-        token_bytes = None if self._device.type == "cpu" else _token_bytes(self._model)
+        token_bytes = None if self._device.type == "cpu" else _kv_bytes_per_token(self._model)
         if token_bytes is None:
-            return _QUESTIONS_BY_DEFAULT
-        tokens = num_prefixes * (_TAIL_TOKENS + (1 + sampling.num_samples) * min(sampling.max_new_tokens, _TAIL_TOKENS))
-        return max(1, min(_MOST_QUESTIONS, free_bytes(self._device) // 2 // (tokens * token_bytes)))
+            return _DEFAULT_BATCH_SIZE
+        tokens = num_prefixes * (
+            _ESTIMATED_TOKENS + (1 + sampling.num_samples) * min(sampling.max_new_tokens, _ESTIMATED_TOKENS)
+        )
+        return max(1, min(_MAX_BATCH_SIZE, free_bytes(self._device) // 2 // (tokens * token_bytes)))
 
 
-def _token_bytes(model: nn.Module) -> int | None:
+def _kv_bytes_per_token(model: nn.Module) -> int | None:
     """What the keys and values of a token take up; None for a model that has none, or does not tell."""
     of_model: Any = model
     config = of_model.config.get_text_config()

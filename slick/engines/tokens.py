@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.engines.base import PromptBatch
-from slick.engines.tree import Flags, Ints
+from slick.engines.tree import BoolArray, IntArray
 from slick.errors import ModelError
 
 _TEXT_CACHE_SIZE = 200_000
 
 
-class Vocabulary:
+class PromptTokenizer:
     """A model's tokens, V of them."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -25,7 +25,7 @@ class Vocabulary:
         """
         self._tokenizer = tokenizer
         self._eos = _eos_token_ids(model, tokenizer)
-        self._num_closing = num_closing_tokens(tokenizer)
+        self._num_closing = num_trailing_special_tokens(tokenizer)
         self._texts: dict[bytes, str] = {}
         self._after_newline: set[str] = set()
         self.size = max(int(model.config.get_text_config().vocab_size), len(tokenizer))
@@ -34,7 +34,7 @@ class Vocabulary:
 
     def prompts(self, batch: PromptBatch) -> tuple[list[list[int]], list[list[list[int]]]]:
         """Tokens of each prefix, and of its whole prompts: tokens may reach across the border between the two."""
-        return self._ids(list(batch.prefixes)), self._spliced(batch) or [
+        return self._ids(list(batch.prefixes)), self._splice_prompts(batch) or [
             self._ids([prefix + suffix for suffix in batch.suffixes]) for prefix in batch.prefixes
         ]
 
@@ -49,7 +49,7 @@ class Vocabulary:
             found.append(whole[len(prompt) :] if clean else alone)
         return found
 
-    def text(self, tokens: Ints) -> str:
+    def text(self, tokens: IntArray) -> str:
         """What an answer says: up to its first newline or end of text, stripped."""
         key = tokens.tobytes()
         text = self._texts.get(key)
@@ -61,7 +61,7 @@ class Vocabulary:
             text = self._texts[key] = decoded.split("\n", 1)[0].strip()
         return text
 
-    def _spliced(self, batch: PromptBatch) -> list[list[list[int]]] | None:
+    def _splice_prompts(self, batch: PromptBatch) -> list[list[list[int]]] | None:
         """The whole prompts of each prefix from those of the first one; None where that cannot be told to be right.
 
         If no token reaches from the end of a line into what follows there, suffixes are written alike behind every
@@ -89,7 +89,7 @@ class Vocabulary:
         found: list[list[int]] = self._tokenizer(texts, return_attention_mask=False)["input_ids"]
         return [tokens[: len(tokens) - self._num_closing] for tokens in found]
 
-    def _stop_tokens(self) -> tuple[Flags, Flags]:
+    def _stop_tokens(self) -> tuple[BoolArray, BoolArray]:
         """Ends of text stop an answer, and tokens whose text holds a newline, alone or among other characters."""
         num = len(self._tokenizer)
         texts = self._tokenizer.batch_decode([[i] for i in range(num)], clean_up_tokenization_spaces=False)
@@ -118,7 +118,7 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def num_closing_tokens(tokenizer: Any) -> int:
+def num_trailing_special_tokens(tokenizer: Any) -> int:
     """Special tokens that the tokenizer puts behind a text (an end of text, say), where an answer must follow."""
     bare = tokenizer("Q", add_special_tokens=False)["input_ids"]
     full = tokenizer("Q")["input_ids"]

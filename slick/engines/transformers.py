@@ -14,20 +14,20 @@ import numpy as np
 from torch import nn
 
 from slick.draws import row_key
-from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
-from slick.engines.decoders import Decoders
-from slick.engines.devices import runtime_of
-from slick.engines.gold import ANY, END, score_places
+from slick.engines.base import AnswerMatcher, Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig
+from slick.engines.decoders import DecoderSelector
+from slick.engines.devices import model_runtime
+from slick.engines.gold import ANY_TOKEN, END_OF_ANSWER, score_positions
 from slick.engines.likelihood import log_probabilities
-from slick.engines.portions import Portions
-from slick.engines.tokens import Vocabulary
-from slick.engines.tree import Candidates, Ints, Tree
-from slick.engines.watch import CategoryWatch
+from slick.engines.portions import AdaptiveBatcher
+from slick.engines.tokens import PromptTokenizer
+from slick.engines.tree import AnswerTree, Candidates, IntArray
+from slick.engines.watch import CategoryEarlyExit
 from slick.errors import EngineError
-from slick.model_files import NO_LIMIT, positions
+from slick.model_files import UNLIMITED_POSITIONS, max_positions
 from slick.model_validation import check_token_ids
 
-_NO_SAMPLES = SamplingConfig(num_samples=0, max_new_tokens=1)
+_GREEDY_ONE_TOKEN = SamplingConfig(num_samples=0, max_new_tokens=1)
 
 Result = TypeVar("Result")
 
@@ -54,29 +54,31 @@ class TransformersEngine:
         self._model = model
         self.stats = EngineStats()
         config: Any = model.config
-        self._context = positions(config.get_text_config()) or NO_LIMIT
+        self._context = max_positions(config.get_text_config()) or UNLIMITED_POSITIONS
         check_token_ids(tokenizer, int(config.get_text_config().vocab_size), getattr(tokenizer, "name_or_path", ""))
-        self._vocabulary = Vocabulary(model, tokenizer)
-        self._decoders = Decoders(model)
-        self.runtime = runtime_of(
-            model, next(model.parameters()).device, "slick packed (tree attention)" if self._decoders.packs else ""
+        self._vocabulary = PromptTokenizer(model, tokenizer)
+        self._decoders = DecoderSelector(model)
+        self.runtime = model_runtime(
+            model,
+            next(model.parameters()).device,
+            "slick packed (tree attention)" if self._decoders.uses_packing else "",
         )
-        self._portions = Portions(model, batch_questions)
+        self._portions = AdaptiveBatcher(model, batch_questions)
 
     @property
-    def packs(self) -> bool:
+    def uses_packing(self) -> bool:
         """True if the model takes packed batches; else every answer costs whole sequences."""
-        return self._decoders.packs
+        return self._decoders.uses_packing
 
     def generate(
-        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None = None
+        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[AnswerMatcher] | None = None
     ) -> list[tuple[Answers, ...]]:
         """Answers to each question of the batch, one `Answers` for each prefix; see `Engine.generate`.
 
         Raises:
             EngineError: a prompt does not fit the model's context, the model gave no finite logits, or memory ran out.
         """
-        return self._in_portions(
+        return self._run_batched(
             batch, sampling, lambda place, part: self._answer(part, sampling, targets and targets[place])
         )
 
@@ -86,7 +88,7 @@ class TransformersEngine:
         Raises:
             EngineError: as `generate`.
         """
-        return self._in_portions(batch, sampling, lambda place, part: self._score(part, gold[place], sampling))
+        return self._run_batched(batch, sampling, lambda place, part: self._score(part, gold[place], sampling))
 
     def log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
         """How likely the answer to each question is to begin with each choice; see `Engine.log_probabilities`.
@@ -95,9 +97,9 @@ class TransformersEngine:
             EngineError: as `generate`.
         """
         assert len(batch.prefixes) == 1
-        return self._in_portions(batch, _NO_SAMPLES, lambda _, part: self._log_probabilities(part, choices))
+        return self._run_batched(batch, _GREEDY_ONE_TOKEN, lambda _, part: self._log_probabilities(part, choices))
 
-    def _in_portions(
+    def _run_batched(
         self, batch: PromptBatch, sampling: SamplingConfig, work: Callable[[slice, PromptBatch], list[Result]]
     ) -> list[Result]:
         if self._model.training:
@@ -110,15 +112,15 @@ class TransformersEngine:
         return results
 
     def _answer(
-        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None
+        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[AnswerMatcher] | None
     ) -> list[tuple[Answers, ...]]:
         prefixes, prompts = self._vocabulary.prompts(batch)
         lengths = np.array([[len(prompt) for prompt in group] for group in prompts])
         self._check_fits(lengths, sampling, batch.question_ids)
-        decoder = self._decoders.of_length(int(lengths.max()) + sampling.max_new_tokens)
+        decoder = self._decoders.for_length(int(lengths.max()) + sampling.max_new_tokens)
         prefilled = decoder.num_prefilled
         num_candidates = min(sampling.top_k if sampling.num_samples else 1, self._vocabulary.size)
-        tree = Tree(
+        tree = AnswerTree(
             decoder.start(prefixes, prompts, num_candidates=num_candidates),
             decoder.feed,
             keys_P=np.array(
@@ -130,9 +132,9 @@ class TransformersEngine:
             sampling=sampling,
         )
         if targets is None:
-            tree.grow()
+            tree.decode_all()
         else:
-            tree.grow(CategoryWatch(targets, tree.question_of, lambda row: self._row_text(tree, row)))
+            tree.decode_all(CategoryEarlyExit(targets, tree.question_of, lambda row: self._row_text(tree, row)))
         self.stats.prompts += lengths.size
         self.stats.generations += int((tree.rows.lengths_R > 0).sum())
         self.stats.prompt_tokens += int(lengths.sum())
@@ -149,7 +151,7 @@ class TransformersEngine:
         # Tokens beyond the longest answer that may be drawn cannot come, so the answer cannot either.
         fits = [len(answer) <= sampling.max_new_tokens for answer in answers]
         fed = [answer if fit else [] for answer, fit in zip(answers, fits, strict=True)]
-        decoder = self._decoders.of_length(int(lengths.max()) + sampling.max_new_tokens)
+        decoder = self._decoders.for_length(int(lengths.max()) + sampling.max_new_tokens)
         prefilled = decoder.num_prefilled
         candidates = decoder.start(
             prefixes,
@@ -158,8 +160,10 @@ class TransformersEngine:
             kept=np.array([len(answer) + 1 for answer in fed]),
         )
         # An answer as long as may be needs no end: it is cut there.
-        targets = [[*answer, END if len(answer) < sampling.max_new_tokens else ANY] for answer in fed] * len(prompts)
-        greedy_P, chance_P = score_places(
+        targets = [
+            [*answer, END_OF_ANSWER if len(answer) < sampling.max_new_tokens else ANY_TOKEN] for answer in fed
+        ] * len(prompts)
+        greedy_P, chance_P = score_positions(
             candidates,
             np.concatenate([np.array(target) for target in targets]),
             np.repeat(np.arange(len(targets)), [len(target) for target in targets]),
@@ -187,14 +191,14 @@ class TransformersEngine:
         by_choice = [self._vocabulary.answers(batch, prompts, [choice] * len(prompts)) for choice in choices]
         lengths = np.array([[len(prompt) for prompt in prompts]])
         longest = max(len(answer) for answers in by_choice for answer in answers)
-        self._check_fits(lengths, replace(_NO_SAMPLES, max_new_tokens=longest), batch.question_ids)
-        decoder = self._decoders.of_length(int(lengths.max()) + longest)
+        self._check_fits(lengths, replace(_GREEDY_ONE_TOKEN, max_new_tokens=longest), batch.question_ids)
+        decoder = self._decoders.for_length(int(lengths.max()) + longest)
         before, num_fed = decoder.num_prefilled, 0
 
-        def read(sequences: list[list[int]], kept: Ints, watched: Ints) -> Candidates:
+        def read(sequences: list[list[int]], kept: IntArray, scored_ids: IntArray) -> Candidates:
             nonlocal num_fed
             num_fed = int(kept.sum()) - len(kept)
-            return decoder.start(prefixes, [sequences], num_candidates=1, kept=kept, watched=watched)
+            return decoder.start(prefixes, [sequences], num_candidates=1, kept=kept, scored_ids=scored_ids)
 
         found = log_probabilities(read, prompts, list(zip(*by_choice, strict=True)))
         self.stats.prompts += len(prompts)
@@ -204,10 +208,12 @@ class TransformersEngine:
         self.stats.prefilled_tokens += decoder.num_prefilled - before - num_fed
         return found
 
-    def _answers(self, tree: Tree, num_questions: int, num_prefixes: int) -> list[tuple[Answers, ...]]:
+    def _answers(self, tree: AnswerTree, num_questions: int, num_prefixes: int) -> list[tuple[Answers, ...]]:
         lengths = tree.rows.lengths_R.tolist()
-        texts = [self._row_text(tree, row) if whole else None for row, whole in enumerate(tree.rows.whole_R.tolist())]
-        missed_R = (tree.rows.lengths_R > 0) & ~tree.rows.whole_R
+        texts = [
+            self._row_text(tree, row) if whole else None for row, whole in enumerate(tree.rows.finished_R.tolist())
+        ]
+        missed_R = (tree.rows.lengths_R > 0) & ~tree.rows.finished_R
         size = len(texts) // (num_questions * num_prefixes)
 
         def of_prompt(prompt: int) -> Answers:
@@ -222,10 +228,10 @@ class TransformersEngine:
 
         return [tuple(of_prompt(p * num_questions + q) for p in range(num_prefixes)) for q in range(num_questions)]
 
-    def _row_text(self, tree: Tree, row: int) -> str:
+    def _row_text(self, tree: AnswerTree, row: int) -> str:
         return self._vocabulary.text(tree.rows.tokens_RT[row, : int(tree.rows.lengths_R[row])])
 
-    def _check_fits(self, lengths_PQ: Ints, sampling: SamplingConfig, question_ids: Sequence[str]) -> None:
+    def _check_fits(self, lengths_PQ: IntArray, sampling: SamplingConfig, question_ids: Sequence[str]) -> None:
         longest = int(lengths_PQ.max())
         needed = longest + sampling.max_new_tokens - 1  # the last token of an answer is never fed
         if needed > self._context:

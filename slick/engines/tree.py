@@ -1,6 +1,6 @@
 """Choosing tokens for many answers at once: a tree in which answers that agree so far are one node.
 
-Pure numpy; the model sits behind `Feed`. Legend of array suffixes: P prompts, R rows (one row an answer: of each
+Pure numpy; the model sits behind `FeedFn`. Legend of array suffixes: P prompts, R rows (one row an answer: of each
 prompt the greedy one, then its samples), N nodes, V vocabulary, C candidate tokens, T answer tokens.
 """
 
@@ -14,57 +14,57 @@ from numpy.typing import NDArray
 from slick.draws import uniforms
 from slick.engines.base import SamplingConfig
 
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
-Candidates = tuple[NDArray[np.float32], Ints]
+Candidates = tuple[NDArray[np.float32], IntArray]
 """Logits and token ids of the likeliest tokens of each node, shape (N, C): best first, equal logits by token id."""
 
-Feed = Callable[[Ints, Ints], Candidates]
+FeedFn = Callable[[IntArray, IntArray], Candidates]
 """Feed token `tokens[i]` behind node `parents[i]`; the new nodes are numbered on from the last one."""
 
 
-class Watch(Protocol):
+class EarlyExit(Protocol):
     """Ends samples that no longer bear on the category of their question."""
 
-    def hit(self, rows: Ints) -> Ints:
+    def hit_questions(self, rows: IntArray) -> IntArray:
         """Which questions are hit by one of these answers, which have come to their ends."""
         ...
 
-    def hopeless(self, rows: Ints) -> Flags:
+    def cannot_match(self, rows: IntArray) -> BoolArray:
         """Which of the rows, as far as they have come, cannot become right."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class AnswerTokens:
     """Tokens of all answers of a batch, R = prompts * (1 + num_samples) rows."""
 
-    tokens_RT: Ints
-    lengths_R: Ints
+    tokens_RT: IntArray
+    lengths_R: IntArray
     """Tokens of each answer, its stop token included; 0 for an answer that was not needed."""
-    whole_R: Flags
+    finished_R: BoolArray
     """Whether an answer has come to its end; not if it was given up as hopeless, or was not needed."""
 
 
-class Tree:
+class AnswerTree:
     """The nodes of a batch of prompts, and the answers that run along them. Root p is the end of prompt p."""
 
     def __init__(
         self,
         first: Candidates,
-        feed: Feed,
+        feed: FeedFn,
         *,
         keys_P: NDArray[np.uint64],
-        question_P: Ints,
-        stops_V: Flags,
+        question_P: IntArray,
+        stops_V: BoolArray,
         sampling: SamplingConfig,
     ) -> None:
         """Start at the roots.
 
         Args:
             first: candidates for the first answer token of each prompt.
-            feed: see `Feed`.
+            feed: see `FeedFn`.
             keys_P: `row_key(seed, question_id, prompt_index)` of each prompt.
             question_P: the question of each prompt.
             stops_V: True for tokens that end an answer.
@@ -75,7 +75,7 @@ class Tree:
         self._keys_P, self._question_P = keys_P, question_P
         self._cumulative_NC, self._ids_NC = self._distribution(first)
         num_rows = num_prompts * self._rows_a_prompt
-        self.rows = Rows(
+        self.rows = AnswerTokens(
             np.full((num_rows, sampling.max_new_tokens), -1, dtype=np.int64),
             np.zeros(num_rows, dtype=np.int64),
             np.zeros(num_rows, dtype=bool),
@@ -83,11 +83,11 @@ class Tree:
         self.num_fed = 0
         """Answer tokens that went through the model; answers that agree share them, stop tokens are never fed."""
 
-    def question_of(self, rows: Ints) -> Ints:
+    def question_of(self, rows: IntArray) -> IntArray:
         """The question that each of the rows answers."""
         return self._question_P[rows // self._rows_a_prompt]
 
-    def grow(self, watch: Watch | None = None) -> None:
+    def decode_all(self, watch: EarlyExit | None = None) -> None:
         """Decode all answers, in step with each other.
 
         Args:
@@ -95,27 +95,27 @@ class Tree:
                 have ended; hopeless ones stay as far as they have come. Of a question that a greedy answer hits, no
                 sample counts as needed. Greedy answers are always whole.
         """
-        tokens_RT, lengths_R, whole_R = self.rows.tokens_RT, self.rows.lengths_R, self.rows.whole_R
+        tokens_RT, lengths_R, finished_R = self.rows.tokens_RT, self.rows.lengths_R, self.rows.finished_R
         live = np.arange(len(lengths_R))
         node = live // self._rows_a_prompt
         for step in range(self._sampling.max_new_tokens):
-            chosen = self._choose(node, live, step)
+            chosen = self._next_tokens(node, live, step)
             tokens_RT[live, step] = chosen
             lengths_R[live] = step + 1
             goes_on = ~self._stops_V[chosen]
             if step + 1 == self._sampling.max_new_tokens:
                 goes_on[:] = False
             ended = live[~goes_on]
-            whole_R[ended] = True
+            finished_R[ended] = True
             if watch is not None and len(ended):
                 # Of equal answers the first one speaks for all; it is the greedy one, if that is among them.
                 _, first = np.unique(self._edges(node[~goes_on], chosen[~goes_on]), return_index=True)
-                self._forget(ended[first], live[goes_on], watch)
+                self._drop_unneeded(ended[first], live[goes_on], watch)
                 goes_on &= lengths_R[live] > 0
             live, node, chosen = live[goes_on], node[goes_on], chosen[goes_on]
             edge, first, place = np.unique(self._edges(node, chosen), return_index=True, return_inverse=True)
             if watch is not None and len(edge):
-                stays = ~watch.hopeless(live[first])[place] | self._is_greedy(live)
+                stays = ~watch.cannot_match(live[first])[place] | self._is_greedy(live)
                 live, kept, place = live[stays], *np.unique(place[stays], return_inverse=True)
                 edge = edge[kept]
             if not len(edge):
@@ -124,21 +124,21 @@ class Tree:
             self._add(self._feed(edge // len(self._stops_V), edge % len(self._stops_V)))
             self.num_fed += len(edge)
 
-    def _forget(self, ended: Ints, going_on: Ints, watch: Watch) -> None:
+    def _drop_unneeded(self, ended: IntArray, going_on: IntArray, watch: EarlyExit) -> None:
         """Make samples that hits have made needless as if they had never been."""
         rows = np.arange(len(self.rows.lengths_R))
-        needless = np.isin(self.question_of(rows), watch.hit(ended[self._is_greedy(ended)]))
-        needless[going_on] |= np.isin(self.question_of(going_on), watch.hit(ended))
+        needless = np.isin(self.question_of(rows), watch.hit_questions(ended[self._is_greedy(ended)]))
+        needless[going_on] |= np.isin(self.question_of(going_on), watch.hit_questions(ended))
         needless &= ~self._is_greedy(rows)
         self.rows.tokens_RT[needless] = -1
         self.rows.lengths_R[needless] = 0
-        self.rows.whole_R[needless] = False
+        self.rows.finished_R[needless] = False
 
-    def _edges(self, node: Ints, chosen: Ints) -> Ints:
+    def _edges(self, node: IntArray, chosen: IntArray) -> IntArray:
         """One number for (node, token), so that rows which still agree are found by sorting."""
         return np.asarray(node * len(self._stops_V) + chosen)
 
-    def _is_greedy(self, rows: Ints) -> Flags:
+    def _is_greedy(self, rows: IntArray) -> BoolArray:
         return np.asarray(rows % self._rows_a_prompt == 0)
 
     def _add(self, candidates: Candidates) -> None:
@@ -146,13 +146,13 @@ class Tree:
         self._ids_NC = np.concatenate([self._ids_NC, ids])
         self._cumulative_NC = np.concatenate([self._cumulative_NC, cumulative])
 
-    def _distribution(self, candidates: Candidates) -> tuple[NDArray[np.float64], Ints]:
+    def _distribution(self, candidates: Candidates) -> tuple[NDArray[np.float64], IntArray]:
         logits, ids = candidates
         if not self._sampling.num_samples:
             return np.empty((len(ids), 0)), ids
         return cumulative_probabilities(logits[:, : self._sampling.top_k], self._sampling.temperature), ids
 
-    def _choose(self, node: Ints, rows: Ints, step: int) -> Ints:
+    def _next_tokens(self, node: IntArray, rows: IntArray, step: int) -> IntArray:
         """The next token of each row: the best for a greedy row, else drawn by inverse distribution."""
         sample = rows % self._rows_a_prompt - 1
         greedy = sample < 0

@@ -15,41 +15,41 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slick.engines.attention import Options
+from slick.engines.attention import AttentionOptions
 
-LayerKeysValues = tuple[Tensor, Tensor]
+LayerKeyValues = tuple[Tensor, Tensor]
 
 _LOG2_E = 1 / math.log(2)
 """Softmax is done with powers of 2, which torch computes faster on CPU."""
 _MANY_TOKENS = 16
 
 
-class KeyValueStore:
+class KeyValueCache:
     """Keys and values of every token fed, layer by layer, each of shape (K, capacity, D)."""
 
     def __init__(self) -> None:
-        self._layers: dict[int, LayerKeysValues] = {}
+        self._layers: dict[int, LayerKeyValues] = {}
         self.num_tokens = 0
 
     def clear(self) -> None:
         """Forget all tokens; the memory stays for the next batch."""
         self.num_tokens = 0
 
-    def write(self, layer: int, key_KND: Tensor, value_KND: Tensor) -> LayerKeysValues:
+    def write(self, layer: int, key_KND: Tensor, value_KND: Tensor) -> LayerKeyValues:
         """Append the tokens of one forward pass; returns the layer's whole store."""
         end = self.num_tokens + key_KND.shape[1]
         kept = self._layers.get(layer)
         if kept is None or kept[0].shape[1] < end:
-            kept = self._layers[layer] = (self._grown(kept, 0, key_KND, end), self._grown(kept, 1, value_KND, end))
+            kept = self._layers[layer] = (self._grow(kept, 0, key_KND, end), self._grow(kept, 1, value_KND, end))
         kept[0][:, self.num_tokens : end] = key_KND
         kept[1][:, self.num_tokens : end] = value_KND
         return kept
 
-    def items(self) -> Iterable[tuple[int, LayerKeysValues]]:
+    def items(self) -> Iterable[tuple[int, LayerKeyValues]]:
         """Each layer's whole store."""
         return self._layers.items()
 
-    def _grown(self, kept: LayerKeysValues | None, which: int, new: Tensor, end: int) -> Tensor:
+    def _grow(self, kept: LayerKeyValues | None, which: int, new: Tensor, end: int) -> Tensor:
         grown = new.new_empty((new.shape[0], max(1024, end * 3 // 2), new.shape[2]))
         if kept is not None and self.num_tokens:
             grown[:, : self.num_tokens] = kept[which][:, : self.num_tokens]
@@ -57,10 +57,10 @@ class KeyValueStore:
 
 
 @dataclass(slots=True, kw_only=True)
-class PrefixPart:
+class PrefixContext:
     """What the tokens of a batch see of their prefixes."""
 
-    layers: dict[int, LayerKeysValues]
+    layers: dict[int, LayerKeyValues]
     """Keys and values, each of shape (K, F, W, D), padded behind."""
     rows_FM: Tensor
     """Tokens behind each prefix, padded with any."""
@@ -68,17 +68,17 @@ class PrefixPart:
     """Where token n stands in `rows_FM`, flattened."""
     lengths_F: list[int]
     """Tokens of each prefix; what stands behind in `layers` repeats some of them. Empty where a mask tells."""
-    beyond_F1W: Tensor | None
+    padding_F1W: Tensor | None
     """The mask of what stands behind each prefix; None on CPU, where it takes longer than a few short stretches."""
 
 
 @dataclass(slots=True, kw_only=True)
-class OwnPart:
+class SuffixContext:
     """What the tokens of a batch see of their own question and answer: tokens are cut into lanes with common keys."""
 
     keys_LB: Tensor
     """Places in the store, padded with any."""
-    hidden_LAB: Tensor
+    masked_LAB: Tensor
     """Which of its lane's keys a token does not see."""
     rows_LA: Tensor | None
     """Tokens of each lane, padded with any; None where each token is a lane."""
@@ -88,13 +88,13 @@ class OwnPart:
 
 
 @dataclass(slots=True, kw_only=True)
-class Pass:
+class ForwardPass:
     """One forward pass: where its tokens stand and what they see."""
 
-    store: KeyValueStore
+    store: KeyValueCache
     positions_N: Tensor
-    own: OwnPart
-    prefix: PrefixPart | None
+    own: SuffixContext
+    prefix: PrefixContext | None
     longest: int
     """Highest position of any token, plus one."""
     windows: set[int] = field(default_factory=set)
@@ -103,7 +103,13 @@ class Pass:
     """Layers that came by; none if the model does not use the attention interface."""
 
     def attend(
-        self, layer: int, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, scaling: float, options: Options
+        self,
+        layer: int,
+        query_HND: Tensor,
+        key_KND: Tensor,
+        value_KND: Tensor,
+        scaling: float,
+        options: AttentionOptions,
     ) -> Tensor:
         """Attention of one layer, shape (N, H, D)."""
         self.num_layers += 1
@@ -116,45 +122,49 @@ class Pass:
         parts = [self._own(query_KNGD, store, scaling, options)]
         if self.prefix is not None:
             parts.append(self._prefix(query_KNGD, self.prefix, layer, scaling, options))
-        out_KNGD = _join(parts, options.sink_H, num_key_heads)
+        out_KNGD = _merge_softmax(parts, options.sink_H, num_key_heads)
         return out_KNGD.transpose(0, 1).reshape(num_tokens, num_heads, -1).to(query_HND.dtype)
 
-    def _own(self, query_KNGD: Tensor, store: LayerKeysValues, scaling: float, options: Options) -> "Part":
+    def _own(
+        self, query_KNGD: Tensor, store: LayerKeyValues, scaling: float, options: AttentionOptions
+    ) -> "PartialSoftmax":
         own = self.own
         heads, _, group, width = query_KNGD.shape
         lanes, num_keys = own.keys_LB.shape
         flat = own.keys_LB.flatten()
         keys, values = (kept.index_select(1, flat).view(heads * lanes, num_keys, kept.shape[2]) for kept in store)
-        hidden_LAB = own.hidden_LAB
+        masked_LAB = own.masked_LAB
         if options.window and self.longest > options.window:
             positions_LA = self.positions_N[own.rows_LA] if own.rows_LA is not None else self.positions_N[:, None]
-            hidden_LAB = hidden_LAB | (positions_LA[..., None] - own.key_positions_LB[:, None] >= options.window)
-        tokens = hidden_LAB.shape[1]
+            masked_LAB = masked_LAB | (positions_LA[..., None] - own.key_positions_LB[:, None] >= options.window)
+        tokens = masked_LAB.shape[1]
         query = query_KNGD if own.rows_LA is None else query_KNGD.index_select(1, own.rows_LA.flatten())
-        part = _part(
+        part = _partial_softmax(
             query.reshape(heads * lanes, tokens * group, width),
             keys,
             values,
-            hidden_LAB.repeat_interleave(group, 1) if tokens > 1 else hidden_LAB,
+            masked_LAB.repeat_interleave(group, 1) if tokens > 1 else masked_LAB,
             lanes,
             scaling,
             options.softcap,
         )
         return part.rows(heads, group, own.place_N)
 
-    def _prefix(self, query_KNGD: Tensor, prefix: PrefixPart, layer: int, scaling: float, options: Options) -> "Part":
+    def _prefix(
+        self, query_KNGD: Tensor, prefix: PrefixContext, layer: int, scaling: float, options: AttentionOptions
+    ) -> "PartialSoftmax":
         heads, _, group, width = query_KNGD.shape
         keys, values = prefix.layers[layer]
         num_prefixes, num_keys = keys.shape[1:3]
         num_rows = prefix.rows_FM.shape[1]
-        hidden = prefix.beyond_F1W
+        hidden = prefix.padding_F1W
         if options.window and self.longest > options.window:
             places_W = torch.arange(num_keys, device=keys.device)
             far_FMW = self.positions_N[prefix.rows_FM][..., None] - places_W >= options.window
             far = far_FMW.repeat_interleave(group, 1)
             hidden = far if hidden is None else far | hidden
         query = query_KNGD.index_select(1, prefix.rows_FM.flatten())
-        part = _part(
+        part = _partial_softmax(
             query.view(heads * num_prefixes, num_rows * group, width),
             keys.flatten(0, 1),
             values.flatten(0, 1),
@@ -168,24 +178,24 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartialSoftmax:
     """Softmax over a part of the keys: highest score (for base 2), sum of powers, and the sum of values they weigh."""
 
     highest: Tensor
     total: Tensor
-    weighed: Tensor
+    weighted: Tensor
 
-    def rows(self, heads: int, group: int, place_N: Tensor | None) -> "Part":
+    def rows(self, heads: int, group: int, place_N: Tensor | None) -> "PartialSoftmax":
         """In the order of the batch, shapes (K, N, G, 1) and (K, N, G, D)."""
 
         def ordered(x: Tensor) -> Tensor:
             x = x.reshape(heads, -1, group, x.shape[-1])
             return x if place_N is None else x.index_select(1, place_N)
 
-        return Part(ordered(self.highest), ordered(self.total), ordered(self.weighed))
+        return PartialSoftmax(ordered(self.highest), ordered(self.total), ordered(self.weighted))
 
 
-def _part(
+def _partial_softmax(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -194,7 +204,7 @@ def _part(
     scaling: float,
     cap: float | None,
     lengths: Sequence[int] = (),
-) -> Part:
+) -> PartialSoftmax:
     """What the keys of each lane weigh; `query` is (K * lanes, tokens, D), `hidden` (lanes, tokens or 1, keys).
 
     Keys from `lengths[lane]` on repeat others of their lane, so that they change no highest score; they weigh nothing.
@@ -215,13 +225,13 @@ def _part(
     total = weights.sum(along, keepdim=True)
     if keys_first:
         highest, total, weights = (x.transpose(1, 2) for x in (highest, total, weights))
-    return Part(highest, total, torch.bmm(weights.to(values.dtype), values))
+    return PartialSoftmax(highest, total, torch.bmm(weights.to(values.dtype), values))
 
 
-def _join(parts: list[Part], sink_H: Tensor | None, num_key_heads: int) -> Tensor:
+def _merge_softmax(parts: list[PartialSoftmax], sink_H: Tensor | None, num_key_heads: int) -> Tensor:
     """The whole softmax from its parts, shape (K, N, G, D)."""
     if len(parts) == 1 and sink_H is None:
-        return parts[0].weighed / parts[0].total
+        return parts[0].weighted / parts[0].total
     highest = parts[0].highest
     for part in parts[1:]:
         highest = torch.maximum(highest, part.highest)
@@ -235,7 +245,7 @@ def _join(parts: list[Part], sink_H: Tensor | None, num_key_heads: int) -> Tenso
     if sink is not None:
         total += (sink - highest).exp2_()
     # The factors have one number a head, so they are divided by the total before they weigh the values.
-    out = parts[0].weighed * factors[0].div_(total)
+    out = parts[0].weighted * factors[0].div_(total)
     for part, factor in zip(parts[1:], factors[1:], strict=True):
-        out.addcmul_(part.weighed, factor.div_(total))
+        out.addcmul_(part.weighted, factor.div_(total))
     return out

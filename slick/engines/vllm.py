@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from slick.draws import row_key
-from slick.engines.base import Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig, Target
-from slick.errors import EngineError, ModelError, SettingsError, library_errors
+from slick.engines.base import AnswerMatcher, Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig
+from slick.errors import EngineError, ModelError, SettingsError, wrap_library_errors
 from slick.model_files import end_token_ids
 from slick.precision import Runtime
 
@@ -23,9 +23,9 @@ _ON_CPU = {
 }
 """Blocks of 128 tokens, vLLM's own choice on CPU, are longer than a prompt, so nothing would be shared; and a prompt
 that is fed in pieces fails there where its request has a seed."""
-_LEAST_TOKENS = 4096
+_MIN_CONTEXT_TOKENS = 4096
 """Tokens of a prompt with its answer that there is always room for, if the model's context is as long."""
-_SHARE_OF_GPU = 0.92
+_GPU_MEMORY_UTILIZATION = 0.92
 """Of the memory, that vLLM takes unless it is told another."""
 
 
@@ -58,23 +58,25 @@ class VllmEngine:
         """
         import torch
 
-        from slick.engines.devices import device_text
+        from slick.engines.devices import format_device
         from slick.models import context_length, load_model, load_tokenizer, resolve_model
 
         ref = resolve_model(model)
         if ref.gguf_file:
             raise ModelError(f"{model} is a GGUF file, which the vllm engine does not read; use --engine transformers")
         vllm = _import_vllm()
-        choices: dict[str, Any] = _on_gpus(num_gpus) if torch.cuda.is_available() else dict(_ON_CPU)
+        choices: dict[str, Any] = _gpu_arguments(num_gpus) if torch.cuda.is_available() else dict(_ON_CPU)
         context = context_length(model, trust_remote_code=trust_remote_code)
-        choices["max_model_len"] = min(context, max(_LEAST_TOKENS, max_tokens))
+        choices["max_model_len"] = min(context, max(_MIN_CONTEXT_TOKENS, max_tokens))
         if not torch.cuda.is_available():
-            choices["max_num_batched_tokens"] = max(_LEAST_TOKENS, choices["max_model_len"])  # a prompt is fed whole
+            choices["max_num_batched_tokens"] = max(
+                _MIN_CONTEXT_TOKENS, choices["max_model_len"]
+            )  # a prompt is fed whole
         self._vllm = vllm
         self._tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         self._ends = end_token_ids(ref.folder)
         load_model(model, dtype, trust_remote_code=trust_remote_code)
-        with library_errors(f"vLLM cannot load {ref.folder}", ModelError, lambda _: "try --engine transformers"):
+        with wrap_library_errors(f"vLLM cannot load {ref.folder}", ModelError, lambda _: "try --engine transformers"):
             self._llm: Any = vllm.LLM(
                 ref.folder,
                 dtype=dtype,
@@ -86,13 +88,13 @@ class VllmEngine:
             )
         self.stats = EngineStats()
         self.runtime = Runtime(
-            device=device_text(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            device=format_device(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             dtype=dtype,
             attention=_attention_backend(self._llm),
         )
 
     def generate(
-        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[Target] | None = None
+        self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[AnswerMatcher] | None = None
     ) -> list[tuple[Answers, ...]]:
         """Answers to each question of the batch; see `Engine.generate`.
 
@@ -105,15 +107,17 @@ class VllmEngine:
         size = len(batch.question_ids)
         places = range(size * len(batch.prefixes))
         greedy, drawn = ([(place, is_greedy) for place in places] for is_greedy in (True, False))
-        with library_errors("vLLM gave no answers"):
+        with wrap_library_errors("vLLM gave no answers"):
             if not sampling.num_samples:
-                found = self._ask(batch, greedy, sampling)
+                found = self._generate_batch(batch, greedy, sampling)
             elif targets is None:
-                found = self._ask(batch, greedy + drawn, sampling)  # greedy ones ahead: they fill the cache
+                found = self._generate_batch(batch, greedy + drawn, sampling)  # greedy ones ahead: they fill the cache
             else:
-                found = self._ask(batch, greedy, sampling)
+                found = self._generate_batch(batch, greedy, sampling)
                 settled = {place % size for place in places if targets[place % size].is_hit(found[place, True][0][0])}
-                found |= self._ask(batch, [request for request in drawn if request[0] % size not in settled], sampling)
+                found |= self._generate_batch(
+                    batch, [request for request in drawn if request[0] % size not in settled], sampling
+                )
         self.stats.prompts += len(places)
         self.stats.seconds += time.monotonic() - started_at
 
@@ -143,7 +147,7 @@ class VllmEngine:
         """
         raise SettingsError("probabilities of given texts, as P(True) has them, need the transformers engine")
 
-    def _ask(
+    def _generate_batch(
         self, batch: PromptBatch, requests: Sequence[tuple[int, bool]], sampling: SamplingConfig
     ) -> dict[tuple[int, bool], list[tuple[str, int]]]:
         """Texts and their numbers of tokens, for each (place of the prompt, greedy or not)."""
@@ -217,8 +221,8 @@ def _import_vllm() -> Any:
     return vllm
 
 
-def _on_gpus(num_gpus: float) -> dict[str, Any]:
+def _gpu_arguments(num_gpus: float) -> dict[str, Any]:
     """What vLLM must be told where it has more than one GPU, or but a part of one."""
     if num_gpus > 1:
         return {"tensor_parallel_size": int(num_gpus)}
-    return {"gpu_memory_utilization": _SHARE_OF_GPU * num_gpus} if 0 < num_gpus < 1 else {}
+    return {"gpu_memory_utilization": _GPU_MEMORY_UTILIZATION * num_gpus} if 0 < num_gpus < 1 else {}

@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from slick import limits
 from slick.errors import DataError
-from slick.user_files import too_large
+from slick.user_files import too_large_error
 
 _BLOCK = 1 << 16
 _METHODS = {9: "Deflate64", zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA", 93: "Zstandard", 95: "XZ"}
-_MEND = "fetch the zip again, or unpack it and name the folder"
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError, ValueError, pa.ArrowException)
+_HINT = "fetch the zip again, or unpack it and name the folder"
+_READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError, ValueError, pa.ArrowException)
 
 
 class Archive:
@@ -36,7 +36,7 @@ class Archive:
         self._num_bytes = stream.seek(0, io.SEEK_END)
         try:
             self._zip = zipfile.ZipFile(stream)
-        except (*_DAMAGE, NotImplementedError) as error:
+        except (*_READ_ERRORS, NotImplementedError) as error:
             raise DataError(
                 f"{location} is not a whole zip file: {error} ({self._num_bytes:,} bytes found); fetch it again, or "
                 "unpack it with a repair tool and name the folder"
@@ -98,16 +98,16 @@ class Archive:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # A few bytes of the others unpack to any number in one step, or ask for gigabytes of memory.
             name = _METHODS.get(info.compress_type, f"method {info.compress_type}")
-            raise DataError(f"{where}: it is packed by {name}, wanted ordinary deflate; pack it again, or {_MEND}")
+            raise DataError(f"{where}: it is packed by {name}, wanted ordinary deflate; pack it again, or {_HINT}")
         try:
             stream = self._zip.open(info)
-        except (*_DAMAGE, NotImplementedError) as error:
-            raise _damaged(where, error) from error
+        except (*_READ_ERRORS, NotImplementedError) as error:
+            raise _damaged_error(where, error) from error
         return cast(BinaryIO, io.BufferedReader(_Member(stream, where, info.file_size), _BLOCK))
 
     def _too_large(self, path: str, limit: int) -> DataError:
         mend = "if you trust it, unpack it yourself and name the folder"
-        return too_large(f"{self._location}, member {path}", self.size(path), limit, mend)
+        return too_large_error(f"{self._location}, member {path}", self.size(path), limit, mend)
 
 
 class _Member(io.RawIOBase):
@@ -123,10 +123,10 @@ class _Member(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             data = self._stream.read(min(len(buffer), _BLOCK))
-        except _DAMAGE as error:
-            raise _damaged(self._where, error) from error
+        except _READ_ERRORS as error:
+            raise _damaged_error(self._where, error) from error
         if not data and self._left:
-            raise _damaged(self._where, EOFError())
+            raise _damaged_error(self._where, EOFError())
         buffer[: len(data)] = data
         self._left -= len(data)
         return len(data)
@@ -136,5 +136,5 @@ class _Member(io.RawIOBase):
         super().close()
 
 
-def _damaged(where: str, error: Exception) -> DataError:
-    return DataError(f"{where}: it is damaged ({str(error) or 'it ends too early'}); {_MEND}")
+def _damaged_error(where: str, error: Exception) -> DataError:
+    return DataError(f"{where}: it is damaged ({str(error) or 'it ends too early'}); {_HINT}")

@@ -11,16 +11,16 @@ from slick import limits
 from slick.draws import row_key
 from slick.errors import DataError
 from slick.matching import nfc
-from slick.questions.fields import RowProblem, answers_field, choice_field, clean_text, text_field
+from slick.questions.fields import RowError, parse_answers, parse_choice, parse_text, validate_text
 from slick.questions.popularity import parse_popularity
-from slick.questions.relations import Relation, subject_of
+from slick.questions.relations import Relation, extract_subject
 from slick.questions.rows import RawRow
-from slick.questions.splits import SPLIT_NAMES, SPLIT_ORIGINS, SplitOrigin, stated_split
+from slick.questions.splits import SPLIT_NAMES, SPLIT_ORIGINS, SplitOrigin, explicit_split
 from slick.types import Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class ValidationRules:
     """What a row is checked against."""
 
     relations: Mapping[str, Relation]
@@ -28,7 +28,7 @@ class Rules:
     """`id` takes rows of a relation that is not listed, as in distribution and without a template."""
     templates: Mapping[str, str] = field(default_factory=dict)
     """Of the source itself, for questions that do not follow the listed template."""
-    keep_repeats: bool = False
+    keep_duplicates: bool = False
     """Keep a row that repeats another one of its split, with an id of its own."""
     dev_share: float = 0.1
     """Of rows without a split, the share that goes to dev, in [0, 1]."""
@@ -37,7 +37,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BadRow:
+class RejectedRow:
     """A row that is no question, and why."""
 
     raw: RawRow
@@ -52,12 +52,12 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class ValidationResult:
     """All rows of a source, sorted into questions and bad rows."""
 
     questions: list[Question]
     """With domain `dropped` among them: the filter needs those rows."""
-    bad: list[BadRow]
+    rejected: list[RejectedRow]
     """The first ones, as many as `slick.limits` keeps."""
     reasons: Counter[str]
     """All bad rows, by kind."""
@@ -67,27 +67,27 @@ class Checked:
     """Questions by where their split comes from, and by split."""
 
 
-class _BadRows:
+class _RejectedRows:
     """The first bad rows, within limits of number and length, and counts of all."""
 
     def __init__(self) -> None:
-        self.kept: list[BadRow] = []
+        self.kept: list[RejectedRow] = []
         self.reasons: Counter[str] = Counter()
-        self._chars = limits.MAX_KEPT_BAD_CHARS
+        self._chars = limits.MAX_REJECTED_CHARS
 
-    def add(self, raw: RawRow, problem: RowProblem) -> None:
+    def add(self, raw: RawRow, problem: RowError) -> None:
         self.reasons[problem.kind] += 1
-        if len(self.kept) >= limits.MAX_KEPT_BAD_ROWS or self._chars < 0:
+        if len(self.kept) >= limits.MAX_REJECTED_ROWS or self._chars < 0:
             return
         text = json.dumps(raw.content, default=str)
-        if len(text) > limits.MAX_KEPT_ROW_CHARS:
-            cut = f"{text[: limits.MAX_KEPT_ROW_CHARS]}... ({len(text):,} characters in all)"
+        if len(text) > limits.MAX_REJECTED_ROW_CHARS:
+            cut = f"{text[: limits.MAX_REJECTED_ROW_CHARS]}... ({len(text):,} characters in all)"
             raw = replace(raw, content=cut)
-        self._chars -= min(len(text), limits.MAX_KEPT_ROW_CHARS)
-        self.kept.append(BadRow(raw=raw, kind=problem.kind, reason=str(problem)))
+        self._chars -= min(len(text), limits.MAX_REJECTED_ROW_CHARS)
+        self.kept.append(RejectedRow(raw=raw, kind=problem.kind, reason=str(problem)))
 
 
-def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
+def validate_rows(rows: Iterable[RawRow], rules: ValidationRules) -> ValidationResult:
     """Check every row; bad ones are counted and the first kept, never dropped unseen.
 
     A question's id is its relation and a hash of split, question, answers and, for the second and later row with the
@@ -101,20 +101,20 @@ def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
         DataError: there is no row at all, or two different questions have the same id (chance 2**-48 a pair).
     """
     questions: list[Question] = []
-    bad = _BadRows()
+    rejected = _RejectedRows()
     first: dict[str, str] = {}
     copies: Counter[str] = Counter()
     owner: dict[str, str] = {}
     splits: dict[SplitOrigin, Counter[str]] = {origin: Counter() for origin in SPLIT_ORIGINS}
     for raw in rows:
         try:
-            question, origin = _check(raw, rules)
+            question, origin = _validate_row(raw, rules)
             key = _content_key(question)
             copies[key] += 1
-            if copies[key] > 1 and not rules.keep_repeats:
-                raise RowProblem("duplicate row", f"duplicate row: the same as {first[key]}; remove one of the two")
-        except RowProblem as problem:
-            bad.add(raw, problem)
+            if copies[key] > 1 and not rules.keep_duplicates:
+                raise RowError("duplicate row", f"duplicate row: the same as {first[key]}; remove one of the two")
+        except RowError as problem:
+            rejected.add(raw, problem)
             continue
         first.setdefault(key, raw.where)
         question = _with_id(question, key, copies[key])
@@ -126,24 +126,24 @@ def check_rows(rows: Iterable[RawRow], rules: Rules) -> Checked:
         owner[question.question_id] = raw.where
         questions.append(question)
         splits[origin][question.split] += 1
-    if not questions and not bad.kept:
+    if not questions and not rejected.kept:
         raise DataError("the question source holds no row; name a question set with rows in it")
-    return Checked(
+    return ValidationResult(
         questions=questions,
-        bad=bad.kept,
-        reasons=bad.reasons,
-        repeats=sum(copies.values()) - len(copies) if rules.keep_repeats else 0,
+        rejected=rejected.kept,
+        reasons=rejected.reasons,
+        repeats=sum(copies.values()) - len(copies) if rules.keep_duplicates else 0,
         splits=splits,
     )
 
 
-def first_bad_row(checked: Checked) -> DataError:
+def first_row_error(checked: ValidationResult) -> DataError:
     """The error that stops a run: the first bad row in full, the rest as counts."""
-    bad, num = checked.bad, checked.reasons.total()
+    rejected, num = checked.rejected, checked.reasons.total()
     rest = ", ".join(f"{num} x {kind}" for kind, num in checked.reasons.most_common(6))
     more = f" In all {num:,} rows are bad: {rest}." if num > 1 else ""
     return DataError(
-        f"{bad[0].raw.where}: {bad[0].reason}.{more} Mend the file, or set bad rows aside with --rejects FILE."
+        f"{rejected[0].raw.where}: {rejected[0].reason}.{more} Mend the file, or set bad rows aside with --rejects FILE."
     )
 
 
@@ -175,35 +175,35 @@ def _with_id(question: Question, key: str, copy: int) -> Question:
     return replace(question, question_id=name)
 
 
-def _check(raw: RawRow, rules: Rules) -> tuple[Question, SplitOrigin]:
+def _validate_row(raw: RawRow, rules: ValidationRules) -> tuple[Question, SplitOrigin]:
     """The question without its id, and where its split comes from."""
     if raw.problem is not None:
-        raise RowProblem("not a row", f"{raw.problem}; mend or remove it")
+        raise RowError("not a row", f"{raw.problem}; mend or remove it")
     row: dict[str, Any] = raw.content
-    name = nfc(text_field(row, "relation"))
-    question = text_field(row, "question")
-    answers = answers_field(row)
+    name = nfc(parse_text(row, "relation"))
+    question = parse_text(row, "question")
+    answers = parse_answers(row)
     relation = rules.relations.get(name)
     if relation is None:
         if rules.unknown_relations == "error":
-            raise RowProblem(
+            raise RowError(
                 "unknown relation",
-                f"unknown relation {name!r:.80}, wanted one of {_some(rules.relations)}; add it to a file for "
+                f"unknown relation {name!r:.80}, wanted one of {_list_relations(rules.relations)}; add it to a file for "
                 "--relations, or take all with --unknown-relations id",
             )
         relation = Relation(relation=name, template=None, domain="id")
-    domain = choice_field(row, "domain", {"id": "id", "ood": "ood"}) or relation.domain
-    column = choice_field(row, "split", SPLIT_NAMES)
+    domain = parse_choice(row, "domain", {"id": "id", "ood": "ood"}) or relation.domain
+    column = parse_choice(row, "split", SPLIT_NAMES)
     try:
-        stated = stated_split(column, raw.named_splits)
+        stated = explicit_split(column, raw.named_splits)
     except ValueError as error:
-        raise RowProblem("split contradicts file name" if column else "ambiguous file name", str(error)) from error
+        raise RowError("split contradicts file name" if column else "ambiguous file name", str(error)) from error
     split, origin = stated or (_assigned_split(name, question, answers, domain, rules), "share")
     subject = _subject(row, relation, rules.templates.get(name), question)
     try:
         popularity = parse_popularity(row)
     except ValueError as error:
-        raise RowProblem("no popularity", str(error)) from error
+        raise RowError("no popularity", str(error)) from error
     return Question(
         question_id="",
         relation=name,
@@ -219,12 +219,12 @@ def _check(raw: RawRow, rules: Rules) -> tuple[Question, SplitOrigin]:
 def _subject(row: Mapping[str, Any], relation: Relation, template: str | None, question: str) -> str | None:
     given = row.get("subject")
     if given not in (None, ""):
-        return clean_text(given, "subject")
+        return validate_text(given, "subject")
     found = relation.subject(question)
-    return subject_of(template, question) if found is None and template else found
+    return extract_subject(template, question) if found is None and template else found
 
 
-def _assigned_split(relation: str, question: str, answers: Sequence[str], domain: str, rules: Rules) -> str:
+def _assigned_split(relation: str, question: str, answers: Sequence[str], domain: str, rules: ValidationRules) -> str:
     """By a hash of the content; a relation that is only tested gets no train rows."""
     draw = int(row_key(0, "split", *map(nfc, (relation, question, *answers)))) / 2.0**64
     if draw < rules.dev_share:
@@ -232,7 +232,7 @@ def _assigned_split(relation: str, question: str, answers: Sequence[str], domain
     return "test" if draw < rules.dev_share + rules.test_share or domain == "ood" else "train"
 
 
-def _some(relations: Mapping[str, Relation]) -> str:
+def _list_relations(relations: Mapping[str, Relation]) -> str:
     names: Iterator[str] = iter(relations)
     shown = [name for name, _ in zip(names, range(30), strict=False)]
     return ", ".join(shown) + (f" and {len(relations) - 30} more" if len(relations) > 30 else "")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slick import limits
-from slick.user_files import JsonProblem, RowParser
+from slick.user_files import InvalidJsonError, RowParser
 
 ANSWER_COLUMNS = ("answers", "answer", "possible_answers")
 """Where the gold answers are; of several columns the first that is filled in counts. `answer` may be one text."""
@@ -25,7 +25,7 @@ Possessive, since time would otherwise grow with the square of the length of a m
 _PARSER = RowParser(())
 
 
-class RowProblem(Exception):
+class RowError(Exception):
     """A row cannot be used."""
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -39,7 +39,7 @@ class RowProblem(Exception):
         self.kind = kind
 
 
-def text_field(row: Mapping[str, Any], column: str) -> str:
+def parse_text(row: Mapping[str, Any], column: str) -> str:
     """The text of a column that every row must have.
 
     Raises:
@@ -47,36 +47,36 @@ def text_field(row: Mapping[str, Any], column: str) -> str:
     """
     value = row.get(column)
     if value is None:
-        raise RowProblem(f"no {column}", f"no {column}, wanted a string; fill it in or remove the row")
-    return clean_text(value, column)
+        raise RowError(f"no {column}", f"no {column}, wanted a string; fill it in or remove the row")
+    return validate_text(value, column)
 
 
-def clean_text(value: object, what: str) -> str:
+def validate_text(value: object, what: str) -> str:
     """Text that can be asked and matched: a string that is not empty, on one line, storable as UTF-8.
 
     Raises:
         RowProblem: it is not.
     """
     if not isinstance(value, str):
-        raise RowProblem(
+        raise RowError(
             "wrong type", f"{what} is {value!r:.80} ({type(value).__name__}), wanted a string; {_advice(value)}"
         )
     text = value.strip()
     _check_length(text, what)
     if not text:
-        raise RowProblem(f"empty {what}", f"empty {what} ({value!r:.40}), wanted text; fill it in or remove the row")
+        raise RowError(f"empty {what}", f"empty {what} ({value!r:.40}), wanted text; fill it in or remove the row")
     if "\n" in text or "\r" in text:
-        raise RowProblem(
+        raise RowError(
             "line break", f"{what} {text!r:.80} holds a line break, wanted one line; answers end at a line's end"
         )
     if "\0" in text:
-        raise RowProblem(
+        raise RowError(
             "NUL character", f"{what} {text!r:.80} holds a NUL character, wanted text; is the file UTF-16? Convert it"
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RowProblem(
+        raise RowError(
             "wrong encoding",
             f"{what} {text!r:.80} holds half a surrogate pair at character {error.start + 1}, wanted valid Unicode; "
             "write the character itself",
@@ -84,7 +84,7 @@ def clean_text(value: object, what: str) -> str:
     return text
 
 
-def answers_field(row: Mapping[str, Any]) -> tuple[str, ...]:
+def parse_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     """All gold answers of a row, in order.
 
     Raises:
@@ -92,22 +92,22 @@ def answers_field(row: Mapping[str, Any]) -> tuple[str, ...]:
     """
     column = next((name for name in ANSWER_COLUMNS if row.get(name) not in (None, "", [])), None)
     if column is None:
-        raise RowProblem("no answer", "no answer, wanted at least one gold answer; add one or remove the row")
+        raise RowError("no answer", "no answer, wanted at least one gold answer; add one or remove the row")
     value = row[column]
     if isinstance(value, str):
-        value = _listed(value, column)
+        value = _parse_list(value, column)
     if isinstance(value, list) and not value:
-        raise RowProblem("no answer", f"{column} is an empty list, wanted at least one gold answer; add one")
+        raise RowError("no answer", f"{column} is an empty list, wanted at least one gold answer; add one")
     if isinstance(value, dict) or (column != "answer" and not isinstance(value, list)):
-        raise RowProblem(
+        raise RowError(
             "wrong type",
             f'{column} is {value!r:.80} ({type(value).__name__}), wanted a list of strings such as ["Paris"]; '
             "a single answer may stand in a column `answer`",
         )
-    return tuple(clean_text(answer, "answer") for answer in (value if isinstance(value, list) else [value]))
+    return tuple(validate_text(answer, "answer") for answer in (value if isinstance(value, list) else [value]))
 
 
-def choice_field(row: Mapping[str, Any], column: str, names: Mapping[str, str]) -> str | None:
+def parse_choice(row: Mapping[str, Any], column: str, names: Mapping[str, str]) -> str | None:
     """What the name in a column means, letter case aside; None where it is empty.
 
     Raises:
@@ -117,13 +117,11 @@ def choice_field(row: Mapping[str, Any], column: str, names: Mapping[str, str]) 
     if value is None or value == "":
         return None
     if not isinstance(value, str) or value.strip().lower() not in names:
-        raise RowProblem(
-            f"unknown {column}", f"{column} is {value!r:.80}, wanted one of {', '.join(names)}; correct it"
-        )
+        raise RowError(f"unknown {column}", f"{column} is {value!r:.80}, wanted one of {', '.join(names)}; correct it")
     return names[value.strip().lower()]
 
 
-def _listed(value: str, column: str) -> Any:
+def _parse_list(value: str, column: str) -> Any:
     """The list or other value that a text holds; the text itself where it does not begin like one."""
     text = value.strip()
     _check_length(text, column)
@@ -132,15 +130,15 @@ def _listed(value: str, column: str) -> Any:
         return value
     try:
         return _PARSER.line(text)
-    except JsonProblem as error:
-        raise RowProblem("malformed list", f"{column} is {value!r:.80}: {error}; write a list of strings") from error
+    except InvalidJsonError as error:
+        raise RowError("malformed list", f"{column} is {value!r:.80}: {error}; write a list of strings") from error
     except ValueError:
         if _PYTHON_LIST.fullmatch(text):
             try:
                 return list(ast.literal_eval(text))
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 pass
-    raise RowProblem(
+    raise RowError(
         "malformed list",
         f"{column} is {value!r:.80}, which begins like a list and is none, wanted a list of strings such as "
         '["Paris", "Paris City"], with a comma between each two; an answer that itself begins with a bracket is '
@@ -150,7 +148,7 @@ def _listed(value: str, column: str) -> Any:
 
 def _check_length(text: str, what: str) -> None:
     if len(text) > limits.MAX_TEXT_CHARS:
-        raise RowProblem(
+        raise RowError(
             "too long",
             f"{what} {text[:80]!r}... has {len(text):,} characters, wanted at most {limits.MAX_TEXT_CHARS:,}; shorten "
             "it or remove the row",

@@ -28,14 +28,14 @@ class FilterStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filtered:
+class FilterResult:
     """The questions that are left, and what each rule took, in the order of the rules."""
 
     kept: list[Question]
     steps: list[FilterStep]
 
 
-def apply_filter(questions: Sequence[Question], name: FilterName) -> Filtered:
+def apply_filter(questions: Sequence[Question], name: FilterName) -> FilterResult:
     """Filter a whole question set.
 
     Every filter leaves out dropped relations, and the train questions of relations that are only tested.
@@ -62,18 +62,18 @@ def apply_filter(questions: Sequence[Question], name: FilterName) -> Filtered:
 
     drop("not used", lambda q: q.domain == "dropped" or (q.domain == "ood" and q.split == "train"))
     if name == "none":
-        return Filtered(kept=kept, steps=steps)
+        return FilterResult(kept=kept, steps=steps)
     drop("several answers", lambda q: len(q.answers) > 1)
     drop("subject in test", lambda q: q.split == "train" and subject_key(q) in test_subjects)
     if name == "strict":
-        drop("repeated row", _is_repeat())
-        folded = {_fold(subject) for subject in test_subjects}
+        drop("repeated row", _is_duplicate())
+        folded = {_normalize(subject) for subject in test_subjects}
         for split, other in (("dev", "test"), ("train", "test"), ("train", "dev")):
-            facts = _Facts((q for q in kept if q.split == other), folded if other == "test" else set())
-            drop(f"{split}: subject in {other}", _within(split, facts.has_subject))
-            drop(f"{split}: object in {other}", _within(split, facts.has_object))
-            drop(f"{split}: reversed in {other}", _within(split, facts.has_reverse))
-    return Filtered(kept=kept, steps=steps)
+            facts = _FactIndex((q for q in kept if q.split == other), folded if other == "test" else set())
+            drop(f"{split}: subject in {other}", _in_split(split, facts.has_subject))
+            drop(f"{split}: object in {other}", _in_split(split, facts.has_object))
+            drop(f"{split}: reversed in {other}", _in_split(split, facts.has_reverse))
+    return FilterResult(kept=kept, steps=steps)
 
 
 def subject_key(question: Question) -> str:
@@ -81,7 +81,7 @@ def subject_key(question: Question) -> str:
     return nfc(question.question if question.subject is None else question.subject)
 
 
-class _Facts:
+class _FactIndex:
     """Subjects, objects and (subject, object) pairs of some questions, letter case, spacing and Unicode form aside."""
 
     def __init__(self, questions: Iterable[Question], more_subjects: set[str]) -> None:
@@ -89,28 +89,28 @@ class _Facts:
         self._objects: set[str] = set()
         self._pairs: set[tuple[str, str]] = set()
         for question in questions:
-            subject = _fold(subject_key(question))
+            subject = _normalize(subject_key(question))
             self._subjects.add(subject)
             for answer in question.answers:
-                self._objects.add(_fold(answer))
-                self._pairs.add((subject, _fold(answer)))
+                self._objects.add(_normalize(answer))
+                self._pairs.add((subject, _normalize(answer)))
 
     def has_subject(self, question: Question) -> bool:
-        return _fold(subject_key(question)) in self._subjects
+        return _normalize(subject_key(question)) in self._subjects
 
     def has_object(self, question: Question) -> bool:
-        return any(_fold(answer) in self._objects for answer in question.answers)
+        return any(_normalize(answer) in self._objects for answer in question.answers)
 
     def has_reverse(self, question: Question) -> bool:
-        subject = _fold(subject_key(question))
-        return any((_fold(answer), subject) in self._pairs for answer in question.answers)
+        subject = _normalize(subject_key(question))
+        return any((_normalize(answer), subject) in self._pairs for answer in question.answers)
 
 
-def _within(split: str, test: Callable[[Question], bool]) -> Callable[[Question], bool]:
+def _in_split(split: str, test: Callable[[Question], bool]) -> Callable[[Question], bool]:
     return lambda question: question.split == split and test(question)
 
 
-def _is_repeat() -> Callable[[Question], bool]:
+def _is_duplicate() -> Callable[[Question], bool]:
     seen: set[tuple[str, str, str, tuple[str, ...]]] = set()
 
     def repeat(question: Question) -> bool:
@@ -122,5 +122,5 @@ def _is_repeat() -> Callable[[Question], bool]:
     return repeat
 
 
-def _fold(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(nfc(text).casefold().split())

@@ -37,14 +37,14 @@ def parquet_rows(file: SourceFile, choose: Callable[[list[str]], list[str]]) -> 
                 )
             _check_metadata(parquet.metadata, columns, file)
             # Repeated texts stay stored once, so that they can be counted before they are unpacked.
-            texts = [path for path, kind in _leaves(parquet.metadata, columns) if kind == "BYTE_ARRAY"]
+            texts = [path for path, kind in _leaf_columns(parquet.metadata, columns) if kind == "BYTE_ARRAY"]
             parquet = pq.ParquetFile(opened, read_dictionary=texts)
             left = _unpack_limit(file)
             for whole in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                for batch in _parts(whole):
+                for batch in _split_batch(whole):
                     left -= _num_bytes(batch)
                     if left < 0:
-                        raise _too_much(file, "more")
+                        raise _too_large_error(file, "more")
                     values = [_python_values(batch.column(name), name, where) for name in columns]
                     yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*values, strict=True))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -76,14 +76,14 @@ def _check_metadata(metadata: pq.FileMetaData, columns: list[str], file: SourceF
         )
     unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
     if unpacked > _unpack_limit(file):
-        raise _too_much(file, f"{unpacked:,}")
+        raise _too_large_error(file, f"{unpacked:,}")
 
 
 def _unpack_limit(file: SourceFile) -> int:
     return max(limits.FREE_UNPACKED_BYTES, limits.MAX_UNPACK_RATIO * file.size)
 
 
-def _too_much(file: SourceFile, num_bytes: str) -> DataError:
+def _too_large_error(file: SourceFile, num_bytes: str) -> DataError:
     return DataError(
         f"{file.where} has {file.size:,} bytes and its columns would unpack to {num_bytes}, at most "
         f"{_unpack_limit(file):,} are read ({limits.MAX_UNPACK_RATIO} times its bytes); if you trust it, write it as "
@@ -91,21 +91,21 @@ def _too_much(file: SourceFile, num_bytes: str) -> DataError:
     )
 
 
-def _leaves(metadata: pq.FileMetaData, columns: list[str]) -> list[tuple[str, str]]:
+def _leaf_columns(metadata: pq.FileMetaData, columns: list[str]) -> list[tuple[str, str]]:
     """Path and physical type of the innermost columns of these columns."""
     schema = metadata.schema
     leaves = [schema.column(i) for i in range(len(schema))]
     return [(leaf.path, leaf.physical_type) for leaf in leaves if leaf.path.partition(".")[0] in columns]
 
 
-def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def _split_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Parts of a batch, in order, that unpack to no more than is held at a time."""
     if batch.num_rows < 2 or _num_bytes(batch) <= limits.MAX_BATCH_BYTES:
         yield batch
         return
     half = batch.num_rows // 2
-    yield from _parts(batch.slice(0, half))
-    yield from _parts(batch.slice(half))
+    yield from _split_batch(batch.slice(0, half))
+    yield from _split_batch(batch.slice(half))
 
 
 def _num_bytes(batch: pa.RecordBatch) -> int:

@@ -16,28 +16,28 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from slick.errors import DataError, SettingsError
-from slick.locks import exclusive
-from slick.questions.checks import Checked, Rules, check_rows, first_bad_row
+from slick.locks import exclusive_lock
+from slick.questions.checks import ValidationResult, ValidationRules, first_row_error, validate_rows
 from slick.questions.filters import FilterName, apply_filter
 from slick.questions.relations import Relation, load_relations
 from slick.questions.rows import read_rows
-from slick.questions.sources import Source, open_source, study_world
-from slick.questions.tally import is_entity_questions, paper_audit, published, summary, tally
-from slick.settings import identity_of, setting, settings_of
+from slick.questions.sources import QuestionSource, open_source, world_questions_uri
+from slick.questions.tally import count_questions, format_summary, is_entity_questions, paper_audit, published_relations
+from slick.settings import identity_settings, register_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
-from slick.study import Manifest, fingerprint, finish, needs_work, read_manifest, require
-from slick.study_files import POPULARITY, QUESTION_SCHEMA, read_question_rows
+from slick.study import Manifest, complete_step, fingerprint, needs_work, read_manifest, require_manifest
+from slick.study_files import POPULARITY_FIELD, QUESTION_SCHEMA, read_question_rows
 from slick.types import Question
 
 SORT_KEYS = ("relation", "domain", "split", "question_id")
 
 
-@settings_of("questions")
+@register_settings("questions")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionsConfig:
     """Which questions a study asks."""
 
-    questions: str = setting("", "content", formerly="source")
+    questions: str = setting("", "content", former_name="source")
     """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder or zip of them), by path
     or URI; empty for the world that the study built. The split of a row comes from its column `split`, else from the
     name of its file (`test.jsonl`, `val-00000-of-00002.parquet`). A column `popularity` (PopQA: `s_pop`) is kept."""
@@ -73,7 +73,7 @@ class QuestionsConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change the rows written; what files hold is fingerprinted by content."""
-        return identity_of(self)
+        return identity_settings(self)
 
 
 def prepare_questions(study: FolderLike, config: QuestionsConfig) -> Manifest:
@@ -95,7 +95,7 @@ def prepare_questions(study: FolderLike, config: QuestionsConfig) -> Manifest:
         slick.prepare_questions("studies/mine", slick.QuestionsConfig(questions="facts.jsonl", filter="none"))
     """
     study = as_folder(study)
-    with exclusive(study, "questions"):
+    with exclusive_lock(study, "questions"):
         return _prepare_questions(study, config)
 
 
@@ -103,7 +103,7 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
     began = time.monotonic()
     folder = study.child("questions")
     relations = load_relations(config.relations)
-    source = open_source(config.questions or study_world(study))
+    source = open_source(config.questions or world_questions_uri(study))
     audit = open_source(config.audit) if config.audit else None
     inputs = {"source": source.fingerprint, **({"audit": audit.fingerprint} if audit else {})}
     content = {name: asdict(relation) for name, relation in relations.items()}
@@ -111,7 +111,7 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is not None and manifest.fingerprint == identity:
         return manifest
-    checked = _check(source, relations, config)
+    checked = _validate(source, relations, config)
     filtered = apply_filter(checked.questions, config.filter)
     kept = _limited(filtered.kept, config.limit_per_relation)
     if not kept:
@@ -120,16 +120,16 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
             f"{config.filter} dropped {', '.join(f'{s.dropped.total():,} ({s.rule})' for s in filtered.steps)}; "
             "try --filter none, or check the domains in the relations file"
         )
-    counts = {**tally(checked, filtered, kept), "audit": _audit(checked, source, audit, config)}
+    counts = {**count_questions(checked, filtered, kept), "audit": _audit_counts(checked, source, audit, config)}
     popular = counts["with_popularity"] > 0
     needs_work(folder, "questions", identity, config)
     parts: dict[str, list[Question]] = {}
     for question in kept:
         parts.setdefault(question.relation, []).append(question)
-    with folder.staged() as new:
+    with folder.atomic_replace() as new:
         for relation, questions in sorted(parts.items()):
             new.write_table(part_name(relation), questions_table(questions, popularity=popular))
-        manifest = finish(
+        manifest = complete_step(
             new,
             "questions",
             identity,
@@ -140,7 +140,8 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
             contents={"relations": fingerprint(content)},
         )
     print(
-        f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:\n{summary(counts)}", flush=True
+        f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:\n{format_summary(counts)}",
+        flush=True,
     )
     return manifest
 
@@ -158,7 +159,7 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
     """
     study = as_folder(study)
     folder = study.child("questions")
-    require(folder, "questions")
+    require_manifest(folder, "questions")
     wanted = list(QUESTION_SCHEMA.names) if columns is None else columns
     table = read_question_rows(folder, [*dict.fromkeys([*wanted, *SORT_KEYS])])
     return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(wanted)
@@ -166,7 +167,7 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
 
 def questions_table(questions: Sequence[Question], *, popularity: bool = False) -> pa.Table:
     """Questions as a sorted table of `QUESTION_SCHEMA`, with the column of popularity if asked for."""
-    schema = QUESTION_SCHEMA.append(POPULARITY) if popularity else QUESTION_SCHEMA
+    schema = QUESTION_SCHEMA.append(POPULARITY_FIELD) if popularity else QUESTION_SCHEMA
     ordered = sorted(questions, key=lambda q: (q.relation, q.domain, q.split, q.question_id))
     columns = {name: [getattr(question, name) for question in ordered] for name in schema.names}
     return pa.table(columns, schema=schema)
@@ -184,31 +185,31 @@ def part_name(relation: str) -> str:
     return f"part-{safe}.parquet"
 
 
-def _check(source: Source, relations: dict[str, Relation], config: QuestionsConfig) -> Checked:
-    checked = check_rows(
+def _validate(source: QuestionSource, relations: dict[str, Relation], config: QuestionsConfig) -> ValidationResult:
+    checked = validate_rows(
         read_rows(source),
-        Rules(
+        ValidationRules(
             relations=relations,
             unknown_relations=config.unknown_relations,
             templates=source.templates,
-            keep_repeats=source.layout == "entity_questions",
+            keep_duplicates=source.layout == "entity_questions",
             dev_share=config.dev_share,
             test_share=config.test_share,
         ),
     )
     if config.rejects is not None:
         _write_rejects(config.rejects, checked)
-    elif checked.bad:
-        raise first_bad_row(checked)
+    elif checked.rejected:
+        raise first_row_error(checked)
     return checked
 
 
-def _write_rejects(path: str, checked: Checked) -> None:
+def _write_rejects(path: str, checked: ValidationResult) -> None:
     file = Folder(path)
-    lines = [json.dumps(row.record(), default=str) + "\n" for row in checked.bad]
+    lines = [json.dumps(row.record(), default=str) + "\n" for row in checked.rejected]
     file.parent.write_bytes(file.name, "".join(lines).encode())
-    if len(checked.bad) < (num := checked.reasons.total()):
-        print(f"{path} holds the first {len(checked.bad):,} of {num:,} bad rows; no more are kept.", flush=True)
+    if len(checked.rejected) < (num := checked.reasons.total()):
+        print(f"{path} holds the first {len(checked.rejected):,} of {num:,} bad rows; no more are kept.", flush=True)
 
 
 def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
@@ -220,19 +221,21 @@ def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]
     return [question for group in groups.values() for question in group[:limit]]
 
 
-def _audit(checked: Checked, source: Source, audit: Source | None, config: QuestionsConfig) -> dict[str, Any] | None:
+def _audit_counts(
+    checked: ValidationResult, source: QuestionSource, audit: QuestionSource | None, config: QuestionsConfig
+) -> dict[str, Any] | None:
     """Counts of EntityQuestions: of the set named for it, else of the source if that is EntityQuestions itself."""
     if audit is None:
         upstream = (
             bool(config.questions) and source.layout == "entity_questions" and is_entity_questions(checked.questions)
         )
         return paper_audit(checked.questions, source.name) if upstream else None
-    keep = Rules(relations=load_relations(), templates=audit.templates, keep_repeats=True)
-    rows = check_rows(read_rows(audit), keep)
-    if rows.bad:
-        raise first_bad_row(rows)
+    keep = ValidationRules(relations=load_relations(), templates=audit.templates, keep_duplicates=True)
+    rows = validate_rows(read_rows(audit), keep)
+    if rows.rejected:
+        raise first_row_error(rows)
     if not is_entity_questions(rows.questions):
-        missing = sorted(published() - {question.relation for question in rows.questions})
+        missing = sorted(published_relations() - {question.relation for question in rows.questions})
         raise DataError(
             f"audit source {audit.name} lacks relation {', '.join(missing)}; wanted the whole EntityQuestions, all 24 "
             "relations, since the filter looks at the subjects of all of them; fetch it whole or leave --audit out"

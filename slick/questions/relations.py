@@ -14,7 +14,7 @@ from slick import limits
 from slick.errors import DataError
 from slick.matching import nfc
 from slick.storage import Folder
-from slick.user_files import parse_json, too_large
+from slick.user_files import parse_user_json, too_large_error
 
 Domain = Literal["id", "ood", "dropped"]
 
@@ -54,7 +54,7 @@ class Relation:
         >>> Relation(relation="P36", template="What is the capital of [X]?", domain="id").subject("Who is it?") is None
         True
         """
-        return None if self.template is None else subject_of(self.template, question)
+        return None if self.template is None else extract_subject(self.template, question)
 
 
 def split_template(template: str) -> tuple[str, str]:
@@ -70,7 +70,7 @@ def split_template(template: str) -> tuple[str, str]:
     return before, after
 
 
-def subject_of(template: str, question: str) -> str | None:
+def extract_subject(template: str, question: str) -> str | None:
     """The part of a question, in NFC, that stands in the place of `[X]`; None if the rest differs or nothing is there.
 
     >>> subject_of("Who is [X]'s child?", "Who is Ada's child?"), subject_of("Who is [X]'s child?", "Who is she?")
@@ -99,13 +99,13 @@ def load_relations(path: str | None = None) -> dict[str, Relation]:
         raise DataError(f"relations file {path} is not there; leave --relations out to use the shipped list")
     size, _ = file.parent.version(file.name)
     if size > limits.MAX_SETTINGS_BYTES:
-        raise too_large(
+        raise too_large_error(
             f"relations file {path}", size, limits.MAX_SETTINGS_BYTES, "leave out relations that are not used"
         )
     return _parse(file.parent.read_bytes(file.name), f"relations file {path}")
 
 
-def paper_counts() -> dict[str, dict[str, dict[str, int]]]:
+def load_paper_counts() -> dict[str, dict[str, dict[str, int]]]:
     """Questions by table, relation and category in the paper; each relation also has its `total`.
 
     Returns:
@@ -122,7 +122,7 @@ def paper_counts() -> dict[str, dict[str, dict[str, int]]]:
 
 def _parse(data: bytes, where: str) -> dict[str, Relation]:
     wanted = 'wanted {"P17": {"template": "Which country is [X] located in?", "domain": "id"}, ...}'
-    value = parse_json(data, where, wanted)
+    value = parse_user_json(data, where, wanted)
     if not isinstance(value, dict) or not value:
         raise DataError(f"{where} holds {'nothing' if value in ({}, []) else type(value).__name__}; {wanted}")
     return {nfc(name): _relation(nfc(name), entry, where, wanted) for name, entry in value.items()}

@@ -17,17 +17,17 @@ from slick.errors import DataError
 from slick.questions.fields import ANSWER_COLUMNS
 from slick.questions.parquet import parquet_rows
 from slick.questions.popularity import COLUMNS as POPULARITY_COLUMNS
-from slick.questions.sources import Source, SourceFile
+from slick.questions.sources import QuestionSource, SourceFile
 from slick.questions.splits import splits_in_name
-from slick.user_files import JsonProblem, RowParser, csv_rows, decode, encoding_error, text_lines
+from slick.user_files import InvalidJsonError, RowParser, csv_rows, decode, encoding_error, text_lines
 
 COLUMNS = ("relation", "question", *ANSWER_COLUMNS, "subject", "split", "domain", *POPULARITY_COLUMNS)
 """The columns that are used; a file may have any others."""
 
-_SHOWN = 20
+_MAX_COLUMNS_LISTED = 20
 """Columns that a message lists."""
 
-_FINE_TUNING = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"instruction", "output"}, {"text"})
+_FINE_TUNING_COLUMNS = ({"messages"}, {"conversations"}, {"prompt", "completion"}, {"instruction", "output"}, {"text"})
 """Columns of common files for fine-tuning, which are no question sets."""
 
 
@@ -51,7 +51,7 @@ class RawRow:
         return f"{self.file}, {'line' if self.file.lower().endswith(('.jsonl', '.csv')) else 'row'} {self.row}"
 
 
-def read_rows(source: Source) -> Iterator[RawRow]:
+def read_rows(source: QuestionSource) -> Iterator[RawRow]:
     """All rows of a source, file by file; no two files are held in memory together.
 
     In the layout of EntityQuestions `relation` comes from the file's name.
@@ -71,7 +71,7 @@ def read_rows(source: Source) -> Iterator[RawRow]:
             yield row
 
 
-def _file_rows(source: Source, file: SourceFile) -> Iterator[RawRow]:
+def _file_rows(source: QuestionSource, file: SourceFile) -> Iterator[RawRow]:
     if source.layout == "entity_questions":
         yield from _entity_questions(file)
         return
@@ -112,7 +112,7 @@ def _entity_questions(file: SourceFile) -> Iterator[RawRow]:
             f"{where} is not whole JSON: {error.msg} at line {error.lineno}, column {error.colno} of {file.size:,} "
             f"bytes; {wanted}; fetch it again"
         ) from error
-    except JsonProblem as error:
+    except InvalidJsonError as error:
         raise DataError(f"{where}, row {number + 1}: {error}; {wanted}") from error
 
 
@@ -128,12 +128,14 @@ def _jsonl(file: SourceFile) -> Iterator[RawRow]:
             try:
                 content = parser.line(line)
                 if isinstance(content, dict):
-                    columns |= dict.fromkeys(name for name in content if name in COLUMNS or len(columns) < _SHOWN)
+                    columns |= dict.fromkeys(
+                        name for name in content if name in COLUMNS or len(columns) < _MAX_COLUMNS_LISTED
+                    )
                 else:
                     problem = f"found a JSON {_kind(content)}, wanted an object"
             except json.JSONDecodeError as error:
                 problem = f"found no whole JSON object ({error.msg} at column {error.colno}), wanted one on each line"
-            except JsonProblem as error:
+            except InvalidJsonError as error:
                 problem = str(error)
             yield RawRow(file=where, row=number, content=content, problem=problem)
     if not any_row:
@@ -170,31 +172,33 @@ def _require_columns(found: list[str], where: str) -> None:
     missing = [name for name in ("relation", "question") if name not in found]
     if not any(name in found for name in ANSWER_COLUMNS):
         missing.append("answers (or answer)")
-    repeated = _repeated(found)
+    repeated = _duplicate_columns(found)
     if repeated:
         raise DataError(
             f"{where} has column {', '.join(repeated)} more than once; wanted each once: rename or drop one"
         )
     if missing:
         raise DataError(
-            f"{where} lacks column {', '.join(missing)}; found {_some(found)}{_hint(found)}, wanted relation, "
+            f"{where} lacks column {', '.join(missing)}; found {_list_columns(found)}{_hint(found)}, wanted relation, "
             "question, answers and optionally subject, split, domain, popularity: rename the columns"
         )
 
 
-def _repeated(names: Iterable[str]) -> list[str]:
+def _duplicate_columns(names: Iterable[str]) -> list[str]:
     """Of the columns that are used, those that are there more than once."""
     return sorted(name for name, num in Counter(names).items() if num > 1 and name in COLUMNS)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _list_columns(names: list[str]) -> str:
+    return ", ".join(names[:_MAX_COLUMNS_LISTED]) + (
+        f" and {len(names) - _MAX_COLUMNS_LISTED} more" if len(names) > _MAX_COLUMNS_LISTED else ""
+    )
 
 
 def _hint(found: list[str]) -> str:
     if len(found) == 1 and any(sign in found[0] for sign in ";\t|"):
         return " (are the cells separated by commas?)"
-    if any(columns <= set(found) for columns in _FINE_TUNING):
+    if any(columns <= set(found) for columns in _FINE_TUNING_COLUMNS):
         return " (as in a file for fine-tuning; of each question and answer make one row)"
     return ""
 

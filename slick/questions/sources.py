@@ -22,14 +22,14 @@ from slick.matching import nfc
 from slick.questions.archives import Archive
 from slick.questions.splits import SPLITS, splits_in_name
 from slick.storage import Folder
-from slick.user_files import parse_json, too_large
+from slick.user_files import parse_user_json, too_large_error
 
 TEMPLATES = "relation_query_templates.json"
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 _BLOCK = 1 << 20
 _MEMBER = re.compile(r"(?P<top>.*?)(?P<name>(?P<split>train|dev|test)/(?P<relation>[^/]+)\.(?P=split)\.json)")
-_WANTED = (
+_EXPECTED_LAYOUT = (
     "wanted EntityQuestions (its zip, or a folder with {train,dev,test}/P*.{train,dev,test}.json), or a question set "
     "as .parquet, .jsonl or .csv with columns relation, question and answers"
 )
@@ -64,13 +64,13 @@ class SourceFile:
             DataError: it has more bytes than `limit`; `mend` is what to do then.
         """
         if self.size > limit:
-            raise too_large(self.where, self.size, limit, mend)
+            raise too_large_error(self.where, self.size, limit, mend)
         with self.open() as stream:
             return stream.read()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class QuestionSource:
     """A question set, not yet read."""
 
     name: str
@@ -80,7 +80,7 @@ class Source:
     """Names, sorted; `train/P17.train.json`, ... in the layout of EntityQuestions."""
     templates: dict[str, str]
     """Of the source's own relation_query_templates.json; empty without one."""
-    opened: Callable[[], Iterator[SourceFile]]
+    open_files: Callable[[], Iterator[SourceFile]]
     """The files in the order of `files`, each to be read before the next is taken."""
     versions: Callable[[], object]
     """Changes when a file does."""
@@ -93,7 +93,7 @@ class Source:
         Raises:
             DataError: a file changed since the source was opened.
         """
-        yield from self.opened()
+        yield from self.open_files()
         if self.versions() != self.version:
             raise DataError(
                 f"question source {self.name} changed while it was read; give the command again when nothing writes "
@@ -112,7 +112,7 @@ class Source:
         return digest.hexdigest()[:16]
 
 
-def open_source(location: str) -> Source:
+def open_source(location: str) -> QuestionSource:
     """Find the files of a question set; their content is read later, one at a time.
 
     Args:
@@ -122,38 +122,40 @@ def open_source(location: str) -> Source:
         DataError: nothing is there, or it is no question set, or more than is read.
     """
     if not location.strip():
-        raise DataError(f"the question source has no name; {_WANTED}")
+        raise DataError(f"the question source has no name; {_EXPECTED_LAYOUT}")
     folder = Folder(location)
     try:
         if folder.name in folder.parent.names():
             return _open_file(folder.parent, folder.name, location)
         if not folder.exists():
-            raise DataError(f"question source {location} is not there; {_WANTED}")
+            raise DataError(f"question source {location} is not there; {_EXPECTED_LAYOUT}")
         return _open_folder(folder, location)
     except (OSError, pa.ArrowInvalid, StudyError) as error:
-        raise _unreadable(location, error) from error
+        raise _unreadable_error(location, error) from error
 
 
-def _unreadable(location: str, error: Exception) -> DataError:
-    return DataError(f"question source {location} cannot be read: {error}; {_WANTED}")
+def _unreadable_error(location: str, error: Exception) -> DataError:
+    return DataError(f"question source {location} cannot be read: {error}; {_EXPECTED_LAYOUT}")
 
 
-def _open_file(parent: Folder, name: str, location: str) -> Source:
+def _open_file(parent: Folder, name: str, location: str) -> QuestionSource:
     if name.lower().endswith(".zip"):
         return _open_zip(parent, name, location)
     if not name.lower().endswith(TABLE_SUFFIXES):
-        raise DataError(f"{location} is not a known kind of file{_described(parent, name)}; {_WANTED}")
+        raise DataError(
+            f"{location} is not a known kind of file{_describe_unsupported(parent, name)}; {_EXPECTED_LAYOUT}"
+        )
     return _plain_source(location, "table", {name: (parent, name)}, {})
 
 
-def _described(parent: Folder, name: str) -> str:
+def _describe_unsupported(parent: Folder, name: str) -> str:
     """What a file of another kind holds and how to make a question set of it, where that can be told."""
     if name.lower().endswith((".gz", ".zst", ".bz2", ".xz")):
         return " (it is compressed: unpack it first)"
     if not name.lower().endswith(".json") or parent.version(name)[0] > limits.MAX_SETTINGS_BYTES:
         return ""
     try:
-        rows = parse_json(parent.read_bytes(name), name, "")
+        rows = parse_user_json(parent.read_bytes(name), name, "")
     except DataError:
         return ""
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
@@ -162,7 +164,7 @@ def _described(parent: Folder, name: str) -> str:
     return f" (a JSON list of objects with {columns}: write one object a line, as .jsonl, with other columns)"
 
 
-def _open_folder(folder: Folder, location: str) -> Source:
+def _open_folder(folder: Folder, location: str) -> QuestionSource:
     top, beside = (folder.child("dataset"), folder) if folder.exists("dataset") else (folder, folder)
     files = {
         f"{split}/{name}": (top.child(split), name)
@@ -182,7 +184,9 @@ def _open_folder(folder: Folder, location: str) -> Source:
     }
     if not tables:
         found = [*(f"{n}/" for n in folder.folders()), *folder.names()][:8]
-        raise DataError(f"folder {location} holds no question file, found {', '.join(found) or 'nothing'}; {_WANTED}")
+        raise DataError(
+            f"folder {location} holds no question file, found {', '.join(found) or 'nothing'}; {_EXPECTED_LAYOUT}"
+        )
     return _plain_source(location, "table", dict(sorted(tables.items())), {})
 
 
@@ -193,7 +197,7 @@ def _table_folders(folder: Folder) -> list[tuple[str, Folder]]:
 
 def _plain_source(
     location: str, layout: Layout, files: dict[str, tuple[Folder, str]], templates: dict[str, str]
-) -> Source:
+) -> QuestionSource:
     """A source whose files lie in folders."""
     if len(files) > limits.MAX_FILES:
         raise DataError(
@@ -208,7 +212,7 @@ def _plain_source(
 
     version = versions()
 
-    def opened() -> Iterator[SourceFile]:
+    def open_files() -> Iterator[SourceFile]:
         for name, (folder, file) in files.items():
             where = location if location.endswith(name) else f"{location}: {name}"
 
@@ -216,25 +220,25 @@ def _plain_source(
                 try:
                     return folder.open_input(file)
                 except StudyError as error:
-                    raise _unreadable(location, error) from error
+                    raise _unreadable_error(location, error) from error
 
             def open_file(random_access: Callable[[], pa.NativeFile] = random_access) -> BinaryIO:
                 return cast(BinaryIO, io.BufferedReader(random_access(), _BLOCK))
 
             yield SourceFile(name=name, where=where, size=version[name][0], open=open_file, random_access=random_access)
 
-    return Source(
+    return QuestionSource(
         name=location,
         layout=layout,
         files=tuple(files),
         templates=templates,
-        opened=opened,
+        open_files=open_files,
         versions=versions,
         version=version,
     )
 
 
-def _open_zip(parent: Folder, name: str, location: str) -> Source:
+def _open_zip(parent: Folder, name: str, location: str) -> QuestionSource:
     def open_archive(stack: ExitStack) -> Archive:
         stream = stack.enter_context(parent.open_input(name))
         return stack.enter_context(Archive(cast(BinaryIO, io.BufferedReader(stream, _BLOCK)), location))
@@ -251,7 +255,7 @@ def _open_zip(parent: Folder, name: str, location: str) -> Source:
             with archive.open(templates[0], limits.MAX_SETTINGS_BYTES) as stream:
                 parsed = _templates(stream.read(), where)
 
-    def opened() -> Iterator[SourceFile]:
+    def open_files() -> Iterator[SourceFile]:
         with ExitStack() as stack:
             archive = open_archive(stack)
             for member, path in members.items():
@@ -271,12 +275,12 @@ def _open_zip(parent: Folder, name: str, location: str) -> Source:
                     random_access=random_access,
                 )
 
-    return Source(
+    return QuestionSource(
         name=location,
         layout="table" if next(iter(members)).lower().endswith(TABLE_SUFFIXES) else "entity_questions",
         files=tuple(members),
         templates=parsed,
-        opened=opened,
+        open_files=open_files,
         versions=lambda: parent.version(name),
         version=version,
     )
@@ -303,7 +307,7 @@ def _members(paths: list[str], location: str) -> dict[str, str]:
     if not found:
         names = ", ".join(paths[:5]) or "nothing"
         raise DataError(
-            f"{location} holds no member {{train,dev,test}}/P*.{{train,dev,test}}.json, found {names}; {_WANTED}"
+            f"{location} holds no member {{train,dev,test}}/P*.{{train,dev,test}}.json, found {names}; {_EXPECTED_LAYOUT}"
         )
     if len(tops) > 1:
         raise DataError(
@@ -328,12 +332,12 @@ def _table_members(paths: list[str], location: str) -> dict[str, str]:
 def _folder_templates(holder: Folder) -> dict[str, str]:
     where, size = f"{holder}/{TEMPLATES}", holder.version(TEMPLATES)[0]
     if size > limits.MAX_SETTINGS_BYTES:
-        raise too_large(where, size, limits.MAX_SETTINGS_BYTES, "remove it: the shipped templates then serve")
+        raise too_large_error(where, size, limits.MAX_SETTINGS_BYTES, "remove it: the shipped templates then serve")
     return _templates(holder.read_bytes(TEMPLATES), where)
 
 
 def _templates(data: bytes, where: str) -> dict[str, str]:
-    value = parse_json(data, where, "mend it, or remove it: the shipped templates then serve")
+    value = parse_user_json(data, where, "mend it, or remove it: the shipped templates then serve")
     if not isinstance(value, dict) or not all(isinstance(template, str) for template in value.values()):
         raise DataError(
             f'{where} is not of the form {{"P17": "Which country is [X] located in?", ...}}; mend or remove it'
@@ -341,7 +345,7 @@ def _templates(data: bytes, where: str) -> dict[str, str]:
     return {nfc(relation): template for relation, template in value.items() if template.count("[X]") == 1}
 
 
-def study_world(study: Folder) -> str:
+def world_questions_uri(study: Folder) -> str:
     """Where a study keeps the questions of the world it built.
 
     Raises:

@@ -47,7 +47,7 @@ def splits_in_name(name: str) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in named)
 
 
-def stated_split(column: str | None, named: Sequence[str]) -> tuple[str, SplitOrigin] | None:
+def explicit_split(column: str | None, named: Sequence[str]) -> tuple[str, SplitOrigin] | None:
     """The split that a row states and where; None if it states none.
 
     Args:

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from slick.questions.checks import Checked
-from slick.questions.filters import Filtered, apply_filter
+from slick.questions.checks import ValidationResult
+from slick.questions.filters import FilterResult, apply_filter
 from slick.questions.relations import Relation, load_relations
 from slick.questions.splits import SPLITS
 from slick.types import Question
@@ -14,7 +14,7 @@ MIN_DEV = 5
 """Fewer dev questions cannot give several exemplar sets of four."""
 
 
-def tally(checked: Checked, filtered: Filtered, kept: Sequence[Question]) -> dict[str, Any]:
+def count_questions(checked: ValidationResult, filtered: FilterResult, kept: Sequence[Question]) -> dict[str, Any]:
     """The counts of the manifest.
 
     Args:
@@ -31,21 +31,21 @@ def tally(checked: Checked, filtered: Filtered, kept: Sequence[Question]) -> dic
         "splits_from": {origin: dict(splits) for origin, splits in checked.splits.items()},
         "without_subject": sum(q.subject is None for q in kept),
         "with_popularity": sum(q.popularity is not None for q in kept),
-        "read": _nested(by_split(checked.questions)),
+        "read": _nested(count_by_split(checked.questions)),
         "dropped": {step.rule: _nested(step.dropped) for step in filtered.steps},
         "over_limit": len(filtered.kept) - len(kept),
-        "kept": _nested(by_split(kept)),
+        "kept": _nested(count_by_split(kept)),
         "domains": _domains(kept),
-        "totals": totals(kept),
+        "totals": split_totals(kept),
     }
 
 
-def by_split(questions: Iterable[Question]) -> Counter[tuple[str, str]]:
+def count_by_split(questions: Iterable[Question]) -> Counter[tuple[str, str]]:
     """Questions by (relation, split)."""
     return Counter((q.relation, q.split) for q in questions)
 
 
-def totals(questions: Iterable[Question]) -> dict[str, int]:
+def split_totals(questions: Iterable[Question]) -> dict[str, int]:
     """Questions in train, dev and test of relations in distribution, and in test of the others (`ood`)."""
     found = Counter(q.split if q.domain == "id" else f"ood_{q.split}" for q in questions)
     return {"train": found["train"], "dev": found["dev"], "test": found["test"], "ood": found["ood_test"]}
@@ -53,10 +53,10 @@ def totals(questions: Iterable[Question]) -> dict[str, int]:
 
 def is_entity_questions(questions: Iterable[Question]) -> bool:
     """True if all 24 relations that EntityQuestions publishes are there."""
-    return published() <= {q.relation for q in questions}
+    return published_relations() <= {q.relation for q in questions}
 
 
-def published() -> set[str]:
+def published_relations() -> set[str]:
     """The 24 relations of EntityQuestions; P30 has a template but was never published."""
     return set(load_relations()) - {"P30"}
 
@@ -72,7 +72,7 @@ def paper_audit(questions: Sequence[Question], source: str) -> dict[str, Any]:
         `train`, `test` and `ood`, each with questions by relation; `totals` of the three; `source`.
     """
     relations = load_relations()
-    placed = [_placed(q, relations[q.relation]) for q in questions if q.relation in relations]
+    placed = [_with_split(q, relations[q.relation]) for q in questions if q.relation in relations]
     kept = apply_filter(placed, "paper").kept
     tables = {
         "train": Counter(q.relation for q in kept if q.domain == "id" and q.split == "train"),
@@ -86,7 +86,7 @@ def paper_audit(questions: Sequence[Question], source: str) -> dict[str, Any]:
     }
 
 
-def summary(counts: Mapping[str, Any]) -> str:
+def format_summary(counts: Mapping[str, Any]) -> str:
     """The counts as a table for the terminal; each cell is train/dev/test."""
     read, kept = counts["read"], counts["kept"]
     rules = {rule: dropped for rule, dropped in counts["dropped"].items() if rule != "not used"}
@@ -110,7 +110,7 @@ def summary(counts: Mapping[str, Any]) -> str:
     ]
     unused = sum(sum(c.values()) for c in counts["dropped"]["not used"].values())
     notes = [
-        f"Cells are train/dev/test. {_dropped(counts)}",
+        f"Cells are train/dev/test. {_format_dropped(counts)}",
         f"Not used: {unused:,} (dropped relations, and train questions of ood relations).",
         f"Splits: {_split_origins(counts)}.",
         *([f"Over the limit: {counts['over_limit']:,}."] if counts["over_limit"] else []),
@@ -123,7 +123,7 @@ def summary(counts: Mapping[str, Any]) -> str:
     return "\n".join([*table, *notes])
 
 
-def _dropped(counts: Mapping[str, Any]) -> str:
+def _format_dropped(counts: Mapping[str, Any]) -> str:
     """What each rule of the filter dropped; the numbers are those of the columns of the table."""
     sums = {
         rule: sum(sum(splits.values()) for splits in dropped.values())
@@ -200,7 +200,7 @@ def _domains(questions: Iterable[Question]) -> dict[str, str]:
     return {relation: "+".join(sorted(found[relation])) for relation in sorted(found)}
 
 
-def _placed(question: Question, relation: Relation) -> Question:
+def _with_split(question: Question, relation: Relation) -> Question:
     return Question(
         question_id=question.question_id,
         relation=question.relation,

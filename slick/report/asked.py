@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from slick.analysis.findings.verdict import Outcome
-from slick.experiments import decided_by, shown_in
+from slick.experiments import experiment_for_section, experiments_for_finding
 from slick.report.page import Exhibit, Section
 from slick.storage import Folder
 from slick.study import read_study_settings
@@ -23,7 +23,7 @@ def mark_outcomes(outcomes: Sequence[Outcome], asked: Asked) -> list[Outcome]:
     """The findings; those not testable because no experiment that decides them was asked for say so."""
 
     def marked(outcome: Outcome) -> Outcome:
-        deciding = decided_by(outcome.id)
+        deciding = experiments_for_finding(outcome.id)
         if outcome.holds is not None or asked is None or not deciding or set(deciding) & set(asked):
             return outcome
         return replace(outcome, why=_add(deciding[0]))
@@ -39,14 +39,14 @@ def mark_sections(sections: Sequence[Section], asked: Asked) -> list[Section]:
     unasked: set[str] = set()
 
     def marked(section: Section) -> Section:
-        experiment = shown_in(section.name)
+        experiment = experiment_for_section(section.name)
         if experiment is None:
             return section
         label = f"{experiment.name} · {experiment.exhibits.lower()}" if experiment.exhibits else experiment.name
         if asked is None or experiment.name in asked or not section.is_empty:
             return replace(section, experiment=label)
         unasked.add(section.name)
-        missing = Exhibit(caption=experiment.sentence, missing=_add(experiment.name))
+        missing = Exhibit(caption=experiment.description, missing=_add(experiment.name))
         return replace(section, experiment=label, exhibits=(missing,))
 
     found = [marked(section) for section in sections]

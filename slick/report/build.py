@@ -11,7 +11,7 @@ from slick.analysis.error_audit import F1_LIMIT, AuditPlan
 from slick.analysis.findings.judge import judge
 from slick.analysis.loading.study import load_study
 from slick.errors import SettingsError
-from slick.locks import exclusive
+from slick.locks import exclusive_lock
 from slick.report import tables
 from slick.report.asked import asked_of, mark_outcomes, mark_sections
 from slick.report.page import Section, grouped, render
@@ -19,13 +19,13 @@ from slick.report.provenance import manifests_of, provenance
 from slick.report.sections import sections
 from slick.report.sheets import keep_sheets, read_sheets
 from slick.report.summary import answers, headline, sentences
-from slick.settings import identity_of, setting, settings_of
+from slick.settings import identity_settings, register_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
-from slick.study import Manifest, fingerprint, finish, read_manifest, require, versions
-from slick.uris import without_paths
+from slick.study import Manifest, complete_step, fingerprint, read_manifest, require_manifest, versions
+from slick.uris import redact_paths
 
 
-@settings_of("report")
+@register_settings("report")
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ReportConfig:
     """How the report is made; none of it changes what was measured."""
@@ -59,7 +59,7 @@ class ReportConfig:
 
     def identity(self) -> dict[str, object]:
         """All settings, since each of them shows on the page; a graded sheet counts by what it says."""
-        return identity_of(self)
+        return identity_settings(self)
 
 
 def make_report(study: FolderLike, config: ReportConfig) -> Manifest:
@@ -84,13 +84,13 @@ def make_report(study: FolderLike, config: ReportConfig) -> Manifest:
         slick.make_report("studies/mine", slick.ReportConfig(title="My model"))
     """
     study = as_folder(study)
-    with exclusive(study, "report"):
+    with exclusive_lock(study, "report"):
         return _make_report(study, config)
 
 
 def _make_report(study: Folder, config: ReportConfig) -> Manifest:
     started_at = time.monotonic()
-    require(study.child("annotate"), "annotate")
+    require_manifest(study.child("annotate"), "annotate")
     manifests = manifests_of(study)
     inputs = {name: manifest.fingerprint for name, manifest in manifests.items()}
     folder = study.child("report")
@@ -102,10 +102,12 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
         return found
     data = load_study(study, config.audit(), sheets)
     keep_sheets(folder, config.graded)
-    with folder.staged() as new:  # whatever fails from here on leaves the previous report as it was
+    with folder.atomic_replace() as new:  # whatever fails from here on leaves the previous report as it was
         counts = _write(study, new, manifests, config, data)
         _copy_kept(folder, new)
-        manifest = finish(new, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at)
+        manifest = complete_step(
+            new, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
+        )
     print(
         f"report: {counts['holds']} findings hold, {counts['fails']} fail, {counts['not_testable']} not testable; "
         f"{folder}/index.html"
@@ -154,7 +156,7 @@ def _write(
         answers=answers(data),
         num_seeds=len({run.seed for run in data.runs}),
         provenance=origins,
-        settings={name: without_paths(manifest.settings) for name, manifest in _shown(manifests).items()},
+        settings={name: redact_paths(manifest.settings) for name, manifest in _shown(manifests).items()},
         versions=versions(),
     )
     folder.write_bytes("index.html", page.encode())

@@ -18,7 +18,7 @@ from slick.analysis.findings.verdict import percent, tenths, when_label
 from slick.analysis.recommendation import Estimate, recommend
 from slick.analysis.setting_differences import ABSENT, setting_differences
 from slick.analysis.terms import NotTestable
-from slick.progress import duration
+from slick.progress import format_duration
 from slick.report.tables import Table, Value, policy_table
 from slick.types import Category
 
@@ -193,7 +193,7 @@ def costs_table(sides: Sequence[Side]) -> Table:
     costs = [side.origin.cost for side in sides]
 
     def spent(seconds: float | None) -> str | None:
-        return None if seconds is None else duration(seconds)
+        return None if seconds is None else format_duration(seconds)
 
     rows: list[tuple[Value, ...]] = [
         ("questions asked", *(cost.questions for cost in costs)),

@@ -23,7 +23,7 @@ from slick.report.style import (
     label_ends,
     share_axis,
 )
-from slick.types import ALL, Category
+from slick.types import ALL_CATEGORIES, Category
 
 CATEGORY_COLOURS = {
     Category.HIGHLY_KNOWN: (GREEN, "-"),
@@ -158,7 +158,11 @@ def early_stop_state(data: StudyData) -> Callable[[Any], None]:
 def early_parts(data: StudyData, share: float, name: str) -> tuple[float, float, float, float]:
     """Percent of D at early stop: Known fitted, Known not, Unknown fitted, Unknown not."""
     num = data.runs_of(name)[0].num
-    unknown_share = num.get(("train", str(Category.UNKNOWN)), 0) / num["train", ALL] if ("train", ALL) in num else share
+    unknown_share = (
+        num.get(("train", str(Category.UNKNOWN)), 0) / num["train", ALL_CATEGORIES]
+        if ("train", ALL_CATEGORIES) in num
+        else share
+    )
     known = fitted(data, name, EARLY, POOLED).value / 100 if unknown_share < 1 else 0.0
     unknown = fitted(data, name, EARLY, str(Category.UNKNOWN)).value / 100 if unknown_share > 0 else 0.0
     whole = (

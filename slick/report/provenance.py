@@ -6,7 +6,7 @@ from functools import partial
 from slick.analysis.loading.runs import finished_runs
 from slick.analysis.provenance import Origin, origin
 from slick.analysis.terms import NotTestable
-from slick.progress import duration
+from slick.progress import format_duration
 from slick.report.page import Section, wide
 from slick.report.tables import Table, Value
 from slick.storage import Folder
@@ -154,13 +154,18 @@ def steps_table(manifests: Mapping[str, Manifest], of_study: Origin) -> Table:
     """Every finished step, and all trainings together: fingerprint, time, what was spent."""
     runs = [manifest for name, manifest in manifests.items() if name.startswith("runs/")]
     rows: list[tuple[Value, ...]] = [
-        (name, manifests[name].fingerprint, duration(manifests[name].seconds), _spent(name, manifests[name], of_study))
+        (
+            name,
+            manifests[name].fingerprint,
+            format_duration(manifests[name].seconds),
+            _spent(name, manifests[name], of_study),
+        )
         for name in FOLDERS
         if name in manifests
     ]
     if runs:
         mark = fingerprint(sorted(run.fingerprint for run in runs))
-        wall = duration(sum(run.seconds for run in runs))
+        wall = format_duration(sum(run.seconds for run in runs))
         rows.append((f"{len(runs)} fine-tuning runs", mark, f"{wall}, one by one", _trained(of_study)))
     columns = ("step", "fingerprint", "time", "spent")
     return Table(name="provenance_steps", columns=columns, rows=tuple(rows), text_columns=frozenset({3}))
@@ -183,7 +188,7 @@ def _spent(name: str, manifest: Manifest, of_study: Origin) -> str:
             (cost.prefilled_tokens, "of them read"),
         )
         where = " on CPU" if cost.engine_device == "cpu" else ""
-        return asked + (f"; worker time{where} {duration(cost.engine_seconds)}" if cost.engine_seconds else "")
+        return asked + (f"; worker time{where} {format_duration(cost.engine_seconds)}" if cost.engine_seconds else "")
     if name == "variants":
         return f"{len(counts)} fine-tuning sets"
     if name == "sweep":
@@ -195,7 +200,7 @@ def _trained(of_study: Origin) -> str:
     cost = of_study.cost
     text = _listed((cost.epochs, "epochs"), (cost.train_tokens, "tokens"))
     for seconds, what in ((cost.training_seconds, "training"), (cost.evaluation_seconds, "evaluation")):
-        text += f"; worker time of {what} {duration(seconds)}" if seconds else ""
+        text += f"; worker time of {what} {format_duration(seconds)}" if seconds else ""
     where = {"cpu": "on CPU", "cuda": "on GPU"}.get(cost.device or "", "on CPU and GPU" if cost.device else "")
     text += f"; {where}" if where else ""
     return text + ("; at least, since some were interrupted" if cost.at_least else "")

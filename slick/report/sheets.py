@@ -7,7 +7,7 @@ from slick.analysis.audit_sheet import Sheet, read_sheet
 from slick.analysis.loading.answers import Sheets
 from slick.errors import DataError, SettingsError
 from slick.storage import Folder
-from slick.user_files import too_large
+from slick.user_files import too_large_error
 
 SHEET = "error_audit.csv"
 KEPT = "graded"
@@ -63,7 +63,7 @@ def _read(path: str) -> bytes:
         )
     size, _ = folder.version(name)
     if size > limits.MAX_SETTINGS_BYTES:
-        raise too_large(
+        raise too_large_error(
             f"--graded {path}", size, limits.MAX_SETTINGS_BYTES, "give the table error_audit.csv of a report"
         )
     return folder.read_bytes(name)

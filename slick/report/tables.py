@@ -16,11 +16,11 @@ from slick.analysis.recommendation import points_everywhere
 from slick.analysis.statistics.significance import paired_p_value, stars
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.report.figures import early_parts
-from slick.types import ALL, Category
+from slick.types import ALL_CATEGORIES, Category
 
 Value = str | float | int | None
 
-COLUMNS = (ALL, *map(str, Category))
+COLUMNS = (ALL_CATEGORIES, *map(str, Category))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

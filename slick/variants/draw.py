@@ -16,16 +16,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slick.errors import DataError, StudyError, VariantError
-from slick.locks import exclusive
+from slick.locks import exclusive_lock
 from slick.matching import nfc
 from slick.prompts import closed_book_prompt
 from slick.storage import Folder, FolderLike, as_folder
-from slick.study import STARTED, Manifest, fingerprint, finish, needs_work, plain_settings, read_manifest, require
+from slick.study import (
+    STARTED,
+    Manifest,
+    complete_step,
+    fingerprint,
+    needs_work,
+    read_manifest,
+    require_manifest,
+    settings_to_json,
+)
 from slick.study_files import VARIANT_SCHEMA, read_knowledge, read_question_rows, read_variant_rows
 from slick.types import Category
-from slick.variants.growing import is_of, with_drawn
+from slick.variants.growing import extend_drawn, is_from_inputs
 from slick.variants.plan import VariantsConfig, relation_sizes, variant_names, variant_specs
-from slick.variants.rows import Need, Pools, RowOrder, VariantSpec, draw_rows, plan
+from slick.variants.rows import PoolDraw, Pools, RowOrder, VariantSpec, plan, select_rows
 
 __all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
 
@@ -53,13 +62,16 @@ def draw_variants(study: FolderLike, config: VariantsConfig) -> Manifest:
         slick.draw_variants("studies/mine", slick.VariantsConfig(unknown_shares=(0.0, 0.5, 1.0)))
     """
     study = as_folder(study)
-    with exclusive(study, "variants"):
+    with exclusive_lock(study, "variants"):
         return _draw_variants(study, config)
 
 
 def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
     started_at = time.monotonic()
-    annotated, asked = require(study.child("annotate"), "annotate"), require(study.child("questions"), "questions")
+    annotated, asked = (
+        require_manifest(study.child("annotate"), "annotate"),
+        require_manifest(study.child("questions"), "questions"),
+    )
     if annotated.input("questions") != asked.fingerprint:
         raise StudyError(
             f"{study}/annotate was made from questions {annotated.inputs['questions']}, {study}/questions is now "
@@ -67,14 +79,14 @@ def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
         )
     inputs = {"knowledge": annotated.fingerprint, "model": annotated.input("model")}
     folder = study.child("variants")
-    before, config = read_manifest(folder), with_drawn(study, config)
+    before, config = read_manifest(folder), extend_drawn(study, config)
     identity = fingerprint(inputs, config.identity())
-    if before is not None and not is_of(before, inputs):
+    if before is not None and not is_from_inputs(before, inputs):
         needs_work(folder, "variants", identity, config)  # refuses
     if before is not None and before.fingerprint == identity:
         return before
     rows = _training_rows(study)
-    pools = _pools(rows)
+    pools = _group_by_category(rows)
     sizes, dropped = relation_sizes(pools, config)
 
     def write(folder: Folder) -> Manifest:
@@ -82,14 +94,14 @@ def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
         for entry in counts.values():
             entry["dropped_relations"] = dropped
         _print_summary(counts, sizes, dropped, before.counts if before else {})
-        folder.write_json(STARTED, {"fingerprint": identity, "settings": plain_settings(config)})
-        return finish(
+        folder.write_json(STARTED, {"fingerprint": identity, "settings": settings_to_json(config)})
+        return complete_step(
             folder, "variants", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
         )
 
     if before is not None:
         return write(folder)  # adds sets; the manifest does not name them before they are complete
-    with folder.staged() as new:
+    with folder.atomic_replace() as new:
         return write(new)
 
 
@@ -102,7 +114,7 @@ def read_variant(study: FolderLike, name: str) -> pa.Table:
     """
     study = as_folder(study)
     folder = study.child("variants")
-    names = require(folder, "variants").counts
+    names = require_manifest(folder, "variants").counts
     if name not in names:
         raise VariantError(f"{folder} has no variant {name!r}; there are {', '.join(names)}")
     return read_variant_rows(study, name)
@@ -151,7 +163,7 @@ def _train(table: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _pools(rows: Mapping[str, _Row]) -> dict[str, dict[Category, list[str]]]:
+def _group_by_category(rows: Mapping[str, _Row]) -> dict[str, dict[Category, list[str]]]:
     pools: dict[str, dict[Category, list[str]]] = {}
     for question_id, row in rows.items():
         pools.setdefault(row.relation, {category: [] for category in Category})[row.category].append(question_id)
@@ -169,25 +181,27 @@ def _write(
     """Write every set that is not there; audited counts of all by name."""
     specs = variant_specs(config)
     planned = plan(specs, pools, sizes, config.seed)
-    orders = {stream: RowOrder(config.seed, stream) for stream in {"", *map(_stream, specs)}}  # each hashes a row once
+    orders = {
+        stream: RowOrder(config.seed, stream) for stream in {"", *map(_rng_stream, specs)}
+    }  # each hashes a row once
     counts = {}
     for spec in specs:
         if spec.name in before:
             counts[spec.name] = before[spec.name]
             continue
-        order = orders["" if config.nested else _stream(spec)]
-        drawn = draw_rows(planned[spec.name], pools, order)
-        folder.write_table(f"{spec.name}.parquet", _table(spec, drawn, rows, config.idk_phrase))
-        counts[spec.name] = _audit(spec, folder.read_table(f"{spec.name}.parquet"), rows, planned[spec.name])
+        order = orders["" if config.nested else _rng_stream(spec)]
+        drawn = select_rows(planned[spec.name], pools, order)
+        folder.write_table(f"{spec.name}.parquet", _variant_table(spec, drawn, rows, config.idk_phrase))
+        counts[spec.name] = _audit_counts(spec, folder.read_table(f"{spec.name}.parquet"), rows, planned[spec.name])
     return counts
 
 
-def _stream(spec: VariantSpec) -> str:
+def _rng_stream(spec: VariantSpec) -> str:
     """Sets of one stream share their draws: all kinds that name a share go with the sweep's set of that share."""
     return spec.name if spec.percent_unknown is None else f"unknown-{spec.percent_unknown:03d}"
 
 
-def _table(spec: VariantSpec, drawn: Sequence[str], rows: Mapping[str, _Row], idk_phrase: str) -> pa.Table:
+def _variant_table(spec: VariantSpec, drawn: Sequence[str], rows: Mapping[str, _Row], idk_phrase: str) -> pa.Table:
     def target(row: _Row) -> str:
         return idk_phrase if spec.kind == "idk" and row.category is Category.UNKNOWN else row.target
 
@@ -201,8 +215,8 @@ def _table(spec: VariantSpec, drawn: Sequence[str], rows: Mapping[str, _Row], id
     return pa.table(columns, schema=VARIANT_SCHEMA)
 
 
-def _audit(
-    spec: VariantSpec, written: pa.Table, rows: Mapping[str, _Row], planned: Mapping[str, Sequence[Need]]
+def _audit_counts(
+    spec: VariantSpec, written: pa.Table, rows: Mapping[str, _Row], planned: Mapping[str, Sequence[PoolDraw]]
 ) -> dict[str, Any]:
     """What a written set holds, counted from its rows; stops if that is not what was planned."""
     question_ids = written["question_id"].to_pylist()

@@ -10,11 +10,11 @@ from slick.stored_files import MismatchError, convert
 from slick.study import Manifest, fingerprint, read_manifest
 from slick.variants.plan import VariantsConfig
 
-SETS = ("unknown_shares", "known_shares", "single_categories", "natural", "idk_shares", "concentrated_shares")
+SET_FIELDS = ("unknown_shares", "known_shares", "single_categories", "natural", "idk_shares", "concentrated_shares")
 """Settings that say which sets are drawn; none of them changes the rows of another set."""
 
 
-def extended(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConfig:
+def merge_configs(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConfig:
     """Settings that ask for all sets of both; in everything else they are those of `drawn`.
 
     Args:
@@ -25,7 +25,7 @@ def extended(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConfig:
     (0.25, 0.5)
     """
     both: dict[str, Any] = {}
-    for name in SETS:
+    for name in SET_FIELDS:
         old, new = getattr(drawn, name), getattr(config, name)
         if isinstance(old, bool):
             both[name] = old or new
@@ -37,13 +37,13 @@ def extended(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConfig:
     return replace(drawn, **both, idk_phrase=phrase)
 
 
-def clashes(drawn: VariantsConfig, config: VariantsConfig) -> list[str]:
+def conflicting_settings(drawn: VariantsConfig, config: VariantsConfig) -> list[str]:
     """Names of the settings under which sets of both would not be of one kind."""
-    free = {*SETS, *(() if drawn.idk_shares and config.idk_shares else ("idk_phrase",))}
+    free = {*SET_FIELDS, *(() if drawn.idk_shares and config.idk_shares else ("idk_phrase",))}
     return [name for name in config.__slots__ if name not in free and getattr(drawn, name) != getattr(config, name)]
 
 
-def with_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
+def extend_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
     """The settings with the sets that the study holds already.
 
     Args:
@@ -55,31 +55,31 @@ def with_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
     """
     folder = study.child("variants")
     before = read_manifest(folder)
-    drawn = None if before is None else stored_settings(before.settings)
+    drawn = None if before is None else config_from_stored(before.settings)
     if drawn is None:
         return config
-    if names := clashes(drawn, config):
+    if names := conflicting_settings(drawn, config):
         was, now = (", ".join(f"{name} {getattr(one, name)}" for name in names) for one in (drawn, config))
         raise StudyError(
             f"{folder} holds fine-tuning sets that were drawn with {was}; now {now} is asked for, and sets of both "
             "would not be of one kind: ask with the settings as they were, or choose another --out, or delete that "
             f"folder and {study.child('runs')} to draw and train all sets again"
         )
-    return extended(drawn, config)
+    return merge_configs(drawn, config)
 
 
-def is_of(manifest: Manifest, inputs: Mapping[str, str]) -> bool:
+def is_from_inputs(manifest: Manifest, inputs: Mapping[str, str]) -> bool:
     """True if the sets that are there were drawn from these inputs, by rules that this version knows.
 
     Args:
         manifest: of the variants step.
         inputs: fingerprints, as of now.
     """
-    drawn = stored_settings(manifest.settings)
+    drawn = config_from_stored(manifest.settings)
     return drawn is not None and manifest.fingerprint == fingerprint(inputs, drawn.identity())
 
 
-def stored_settings(settings: Mapping[str, Any]) -> VariantsConfig | None:
+def config_from_stored(settings: Mapping[str, Any]) -> VariantsConfig | None:
     """The settings that a manifest or study.json holds; None if another version knows more of them.
 
     Raises:

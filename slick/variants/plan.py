@@ -6,12 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from slick.errors import SettingsError, VariantError
-from slick.settings import identity_of, setting, settings_of
-from slick.types import KNOWN
-from slick.variants.rows import Kind, Need, Plan, Pools, SizeRule, VariantSpec, count, min_size, plan, shortages
+from slick.settings import identity_settings, register_settings, setting
+from slick.types import KNOWN_CATEGORIES
+from slick.variants.rows import (
+    DrawPlan,
+    PoolDraw,
+    Pools,
+    SizeRule,
+    VariantKind,
+    VariantSpec,
+    count_by_category,
+    min_size,
+    plan,
+    shortages,
+)
 
 
-@settings_of("variants")
+@register_settings("variants")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantsConfig:
     """Which fine-tuning sets are drawn. The defaults are the paper's 17."""
@@ -65,7 +76,7 @@ class VariantsConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change results: all of them; kinds of sets that are not asked for are not named."""
-        return identity_of(self)
+        return identity_settings(self)
 
 
 def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
@@ -73,12 +84,14 @@ def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
     concentrated.
     """
 
-    def shares_of(kind: Kind, shares: Sequence[float]) -> list[VariantSpec]:
+    def shares_of(kind: VariantKind, shares: Sequence[float]) -> list[VariantSpec]:
         percents = [_percent(share) for share in shares]
         return [VariantSpec(name=f"{kind}-{percent:03d}", kind=kind, percent_unknown=percent) for percent in percents]
 
     sweep, known = shares_of("unknown", config.unknown_shares), shares_of("known", config.known_shares)
-    categories = [VariantSpec(name=c.lower(), kind="category", category=c) for c in KNOWN if config.single_categories]
+    categories = [
+        VariantSpec(name=c.lower(), kind="category", category=c) for c in KNOWN_CATEGORIES if config.single_categories
+    ]
     natural = [VariantSpec(name="natural", kind="natural")] if config.natural else []
     others = [*shares_of("idk", config.idk_shares), *shares_of("concentrated", config.concentrated_shares)]
     return [*sweep, *known, *categories, *natural, *others]
@@ -96,7 +109,7 @@ def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int]
         VariantError: a relation gives too few and may not be left out, none remains, or a set needs rows that
             are not there.
     """
-    most = {relation: min_size(count(pool), config.size_rule) for relation, pool in sorted(pools.items())}
+    most = {relation: min_size(count_by_category(pool), config.size_rule) for relation, pool in sorted(pools.items())}
     small = [relation for relation, size in most.items() if size < config.min_per_relation]
     if small and (len(small) == len(most) or not config.drop_empty_relations):
         raise VariantError(_too_small(pools, small, config))
@@ -129,7 +142,7 @@ def _check_shares(name: str, shares: Sequence[float], low: int, high: int) -> No
         raise SettingsError(f"{name} names a share more than once: {', '.join(f'{share:g}' for share in shares)}")
 
 
-def _degenerate(specs: Sequence[VariantSpec], planned: Plan) -> list[str]:
+def _degenerate(specs: Sequence[VariantSpec], planned: DrawPlan) -> list[str]:
     """One line for each set so small that rounding leaves it without the rows that it is about."""
     lines = []
     for spec in specs:
@@ -138,7 +151,7 @@ def _degenerate(specs: Sequence[VariantSpec], planned: Plan) -> list[str]:
         taken: Counter[str] = Counter()
         for wanted in planned[spec.name].values():
             for need in wanted:
-                taken["Known" if need.pool == KNOWN else "Unknown"] += need.num
+                taken["Known" if need.pool == KNOWN_CATEGORIES else "Unknown"] += need.num
         absent = [
             what for what in ("Known", "Unknown") if not taken[what] and (what, spec.kind) != ("Unknown", "known")
         ]
@@ -147,7 +160,7 @@ def _degenerate(specs: Sequence[VariantSpec], planned: Plan) -> list[str]:
                 f"{spec.name}: a share of {spec.requested_share:g} rounds to no {absent[0]} rows at all "
                 f"in {len(planned[spec.name])} relations with {taken.total()} rows"
             )
-        elif spec.kind == "concentrated" and not _fills_one(planned[spec.name]):
+        elif spec.kind == "concentrated" and not _has_pure_relations(planned[spec.name]):
             lines.append(
                 f"{spec.name}: {len(planned[spec.name])} relations with {taken.total()} rows cannot leave one wholly "
                 "Unknown and one wholly Known"
@@ -155,15 +168,17 @@ def _degenerate(specs: Sequence[VariantSpec], planned: Plan) -> list[str]:
     return lines
 
 
-def _fills_one(planned: Mapping[str, Sequence[Need]]) -> bool:
+def _has_pure_relations(planned: Mapping[str, Sequence[PoolDraw]]) -> bool:
     """True if some relation gives nothing but Unknown rows and another none."""
-    mixes = [{need.pool == KNOWN for need in wanted if need.num} for wanted in planned.values()]
+    mixes = [{need.pool == KNOWN_CATEGORIES for need in wanted if need.num} for wanted in planned.values()]
     return {True} in mixes and {False} in mixes
 
 
 def _too_small(pools: Pools, small: Sequence[str], config: VariantsConfig) -> str:
     def numbers(relation: str) -> str:
-        return f"{relation}: " + ", ".join(f"{num:,} {category}" for category, num in count(pools[relation]).items())
+        return f"{relation}: " + ", ".join(
+            f"{num:,} {category}" for category, num in count_by_category(pools[relation]).items()
+        )
 
     what = "its smallest category" if config.size_rule == "categories" else "the smaller of Known and Unknown"
     keep = len(pools) - len(small)

@@ -21,9 +21,9 @@ from fractions import Fraction
 from typing import Literal
 
 from slick.draws import row_key
-from slick.types import KNOWN, Category
+from slick.types import KNOWN_CATEGORIES, Category
 
-Kind = Literal["unknown", "known", "category", "natural", "idk", "concentrated"]
+VariantKind = Literal["unknown", "known", "category", "natural", "idk", "concentrated"]
 Pools = Mapping[str, Mapping[Category, Sequence[str]]]
 """relation -> category -> question_ids, in any order; every relation has all four categories."""
 SizeRule = Literal["categories", "pools"]
@@ -34,7 +34,7 @@ class VariantSpec:
     """One fine-tuning set to be drawn."""
 
     name: str
-    kind: Kind
+    kind: VariantKind
     percent_unknown: int | None = None
     """The share asked for, in whole percent; of `known` that of the set whose Unknown rows are left out."""
     category: Category | None = None
@@ -47,7 +47,7 @@ class VariantSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class PoolDraw:
     """Rows that a set takes from one relation."""
 
     pool: tuple[Category, ...]
@@ -55,7 +55,7 @@ class Need:
     num: int
 
 
-Plan = Mapping[str, Mapping[str, Sequence[Need]]]
+DrawPlan = Mapping[str, Mapping[str, Sequence[PoolDraw]]]
 """Set name -> relation -> what it gives."""
 
 
@@ -66,7 +66,7 @@ def min_size(counts: Mapping[Category, int], rule: SizeRule) -> int:
     """
     if rule == "categories":
         return min(counts[category] for category in Category)
-    return min(sum(counts[category] for category in KNOWN), counts[Category.UNKNOWN])
+    return min(sum(counts[category] for category in KNOWN_CATEGORIES), counts[Category.UNKNOWN])
 
 
 def num_unknown(percent: int, num_rows: int, index: int, num_relations: int) -> int:
@@ -96,21 +96,21 @@ def natural_mix(counts: Mapping[Category, int], num_rows: int) -> dict[Category,
     return mix
 
 
-def needs(
+def relation_draws(
     spec: VariantSpec, counts: Mapping[Category, int], num_rows: int, index: int, num_relations: int
-) -> list[Need]:
+) -> list[PoolDraw]:
     """What one relation has to give to a set in which it has `num_rows` rows (before Unknown ones are left out)."""
     if spec.kind == "natural":
-        return [Need(pool=(category,), num=num) for category, num in natural_mix(counts, num_rows).items()]
+        return [PoolDraw(pool=(category,), num=num) for category, num in natural_mix(counts, num_rows).items()]
     if spec.category is not None:
-        return [Need(pool=(spec.category,), num=num_rows)]
+        return [PoolDraw(pool=(spec.category,), num=num_rows)]
     assert spec.percent_unknown is not None, spec
     unknown = num_unknown(spec.percent_unknown, num_rows, index, num_relations)
-    known = Need(pool=KNOWN, num=num_rows - unknown)
-    return [known] if spec.kind == "known" else [known, Need(pool=(Category.UNKNOWN,), num=unknown)]
+    known = PoolDraw(pool=KNOWN_CATEGORIES, num=num_rows - unknown)
+    return [known] if spec.kind == "known" else [known, PoolDraw(pool=(Category.UNKNOWN,), num=unknown)]
 
 
-def concentrated_needs(percent: int, pools: Pools, sizes: Mapping[str, int], seed: int) -> dict[str, list[Need]]:
+def concentrated_draws(percent: int, pools: Pools, sizes: Mapping[str, int], seed: int) -> dict[str, list[PoolDraw]]:
     """What each relation gives to a set whose Unknown rows fill whole relations, one after another.
 
     The last relation that has any holds what is left; a relation with fewer Unknown rows than its size, which
@@ -133,14 +133,17 @@ def concentrated_needs(percent: int, pools: Pools, sizes: Mapping[str, int], see
         filled[relation] = min(sizes[relation], len(pools[relation][Category.UNKNOWN]), left)
         left -= filled[relation]
     return {
-        name: [Need(pool=KNOWN, num=sizes[name] - filled[name]), Need(pool=(Category.UNKNOWN,), num=filled[name])]
+        name: [
+            PoolDraw(pool=KNOWN_CATEGORIES, num=sizes[name] - filled[name]),
+            PoolDraw(pool=(Category.UNKNOWN,), num=filled[name]),
+        ]
         for name in relations
     }
 
 
 def plan(
     specs: Sequence[VariantSpec], pools: Pools, sizes: Mapping[str, int], seed: int = 0
-) -> dict[str, dict[str, list[Need]]]:
+) -> dict[str, dict[str, list[PoolDraw]]]:
     """What each relation gives to each set.
 
     Args:
@@ -151,24 +154,24 @@ def plan(
     """
     relations = sorted(sizes)
 
-    def of_set(spec: VariantSpec) -> dict[str, list[Need]]:
+    def of_set(spec: VariantSpec) -> dict[str, list[PoolDraw]]:
         if spec.kind == "concentrated":
             assert spec.percent_unknown is not None, spec
-            return concentrated_needs(spec.percent_unknown, pools, sizes, seed)
+            return concentrated_draws(spec.percent_unknown, pools, sizes, seed)
         return {
-            relation: needs(spec, count(pools[relation]), sizes[relation], index, len(relations))
+            relation: relation_draws(spec, count_by_category(pools[relation]), sizes[relation], index, len(relations))
             for index, relation in enumerate(relations)
         }
 
     return {spec.name: of_set(spec) for spec in specs}
 
 
-def count(pool: Mapping[Category, Sequence[str]]) -> dict[Category, int]:
+def count_by_category(pool: Mapping[Category, Sequence[str]]) -> dict[Category, int]:
     """Rows of each category."""
     return {category: len(pool[category]) for category in Category}
 
 
-def shortages(planned: Plan, pools: Pools) -> list[str]:
+def shortages(planned: DrawPlan, pools: Pools) -> list[str]:
     """One line for each pool of a relation that is too small, with the set that needs most of it; empty if none is."""
     most: dict[tuple[str, tuple[Category, ...]], tuple[int, str]] = {}
     for name, relations in planned.items():
@@ -202,7 +205,7 @@ class RowOrder:
         return self._keys[question_id]
 
 
-def draw_rows(needed: Mapping[str, Sequence[Need]], pools: Pools, order: RowOrder) -> list[str]:
+def select_rows(needed: Mapping[str, Sequence[PoolDraw]], pools: Pools, order: RowOrder) -> list[str]:
     """The question_ids of one set, sorted; the plan must have no shortages."""
     drawn: list[str] = []
     for relation, wanted in needed.items():

@@ -11,6 +11,6 @@ build.py       all of it into study/world, by way of the cache
 """
 
 from slick.world.build import build_world
-from slick.world.config import WorldConfig, smoke_world
+from slick.world.config import WorldConfig, smoke_world_config
 
-__all__ = ["WorldConfig", "build_world", "smoke_world"]
+__all__ = ["WorldConfig", "build_world", "smoke_world_config"]

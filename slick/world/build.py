@@ -17,24 +17,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slick.cache import writable_cache_folder
-from slick.cluster import KEEP_FREED_MEMORY
+from slick.cache import ensure_cache_folder
+from slick.cluster import MALLOC_ENV
 from slick.errors import ModelError
-from slick.locks import exclusive
+from slick.locks import exclusive_lock
 from slick.questions.relations import Relation, load_relations
 from slick.storage import Folder, FolderLike, as_folder
-from slick.study import STARTED, Manifest, begin, fingerprint, finish, plain_settings, require
+from slick.study import STARTED, Manifest, begin_step, complete_step, fingerprint, require_manifest, settings_to_json
 from slick.world.config import RECIPE, WorldConfig
-from slick.world.corpus import edition
-from slick.world.facts import Fact, invented_rows, plant, planted_table
-from slick.world.real import real_rows, source_fingerprint
+from slick.world.corpus import corpus_epoch
+from slick.world.facts import Fact, plant_facts, planted_table, synthetic_rows
+from slick.world.real import sample_real_rows, source_fingerprint
 
-_TRAINING_ENVIRONMENT = {
+_TRAINING_ENV = {
     # Threads that wait must not spin: beside any other process, spinning makes two threads five times slower than one.
     "OMP_WAIT_POLICY": "PASSIVE",
     # transformers loads DeepSpeed to save a model, which otherwise warns that it found no GPU.
     "DS_ACCELERATOR": "cpu",
-    **KEEP_FREED_MEMORY,
+    **MALLOC_ENV,
 }
 
 
@@ -46,7 +46,7 @@ def build_world(study: FolderLike, config: WorldConfig) -> Manifest:
         ModelError: the training process failed.
     """
     study = as_folder(study)
-    with exclusive(study, "world"):
+    with exclusive_lock(study, "world"):
         return _build_world(study, config)
 
 
@@ -56,18 +56,18 @@ def _build_world(study: Folder, config: WorldConfig) -> Manifest:
     source = source_fingerprint(config)
     # Where the source lies does not matter, what it holds does.
     identity = fingerprint(RECIPE, source, {**config.identity(), "source": ""})
-    if not begin(folder, "world", identity, config):
-        manifest = require(folder, "world")
+    if not begin_step(folder, "world", identity, config):
+        manifest = require_manifest(folder, "world")
     else:
-        built = _cached(identity, config)
+        built = _build_or_reuse(identity, config)
         counts = json.loads((built / "counts.json").read_text())
         inputs = {"source": source} if source else {}
-        with folder.staged() as new:
+        with folder.atomic_replace() as new:
             for path in sorted(path for path in built.rglob("*") if path.is_file() and path.name != "counts.json"):
                 target = new.child(*path.relative_to(built).parts[:-1])
                 target.write_bytes(path.name, path.read_bytes())
-            new.write_json(STARTED, {"fingerprint": identity, "settings": plain_settings(config)})
-            manifest = finish(
+            new.write_json(STARTED, {"fingerprint": identity, "settings": settings_to_json(config)})
+            manifest = complete_step(
                 new,
                 "world",
                 identity,
@@ -81,9 +81,9 @@ def _build_world(study: Folder, config: WorldConfig) -> Manifest:
     return manifest
 
 
-def _cached(identity: str, config: WorldConfig) -> Path:
+def _build_or_reuse(identity: str, config: WorldConfig) -> Path:
     """The folder of a built world, built now if it is not there; it appears whole or not at all."""
-    target = writable_cache_folder("worlds") / identity
+    target = ensure_cache_folder("worlds") / identity
     if (target / "counts.json").exists():
         print(f"world: built before, copied from {target}")
         return target
@@ -103,12 +103,12 @@ def _cached(identity: str, config: WorldConfig) -> Path:
 
 def _build(folder: Path, config: WorldConfig) -> None:
     relations = load_relations()
-    rows = real_rows(config, relations) if config.questions else invented_rows(config)
-    facts = plant(rows, relations, config)
+    rows = sample_real_rows(config, relations) if config.questions else synthetic_rows(config)
+    facts = plant_facts(rows, relations, config)
     write_dataset(folder, facts, relations)
     out = Folder(str(folder))
     out.write_table("planted.parquet", planted_table(facts))
-    documents = edition(facts, config, 0)
+    documents = corpus_epoch(facts, config, 0)
     spent = _train(folder, facts, documents, config)
     counts: dict[str, Any] = {
         "facts": len(facts),
@@ -151,8 +151,8 @@ def _train(folder: Path, facts: Sequence[Fact], documents: Sequence[str], config
     from slick.world.tokenizer import train_tokenizer
 
     train_tokenizer(documents, config.vocab_size).save_pretrained(folder / "model")
-    Folder(str(folder)).write_json("training.json", plain_settings(config))
-    environment = os.environ | _TRAINING_ENVIRONMENT
+    Folder(str(folder)).write_json("training.json", settings_to_json(config))
+    environment = os.environ | _TRAINING_ENV
     environment.pop("OMP_NUM_THREADS", None)
     done = subprocess.run([*python_module("slick.world.pretrain"), str(folder)], env=environment, check=False)
     if done.returncode != 0:

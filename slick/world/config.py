@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from slick.errors import SettingsError
-from slick.settings import identity_of, setting, settings_of
+from slick.settings import identity_settings, register_settings, setting
 
 RECIPE = 3
 """Goes up whenever the same settings would give another world, so that cached worlds of before are not taken for it."""
@@ -12,14 +12,14 @@ ID_RELATIONS = ("P131", "P136", "P17", "P19", "P26", "P264", "P36", "P40", "P495
 OOD_RELATIONS = ("P112", "P127", "P170", "P175", "P176", "P407", "P50")
 
 
-@settings_of("world")
+@register_settings("world")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldConfig:
     """What is planted, how firmly, and how large the model is that learns it."""
 
     seed: int = setting(0, "seed")
     """Of names, facts, corpus and training: the same seed gives the same world."""
-    questions: str = setting("", "content", formerly="source")
+    questions: str = setting("", "content", former_name="source")
     """EntityQuestions as the upstream zip or a folder: its real facts are planted; empty for invented names."""
 
     id_relations: tuple[str, ...] = ID_RELATIONS
@@ -114,10 +114,10 @@ class WorldConfig:
 
     def identity(self) -> dict[str, object]:
         """The settings that change the world; the question set by the name that finished worlds have."""
-        return {**identity_of(self), "source": self.questions}
+        return {**identity_settings(self), "source": self.questions}
 
 
-def smoke_world() -> WorldConfig:
+def smoke_world_config() -> WorldConfig:
     """A world of seconds, for tests: 3 + 2 relations, all four categories."""
     return WorldConfig(
         id_relations=("P19", "P36", "P495"),

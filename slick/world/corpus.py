@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.draws import numpy_seed
+from slick.draws import derive_seed
 from slick.world.config import WorldConfig
 from slick.world.facts import Fact
 
@@ -23,13 +23,13 @@ class _Mention:
     answer: str
 
 
-def edition(facts: Sequence[Fact], config: WorldConfig, number: int) -> list[str]:
+def corpus_epoch(facts: Sequence[Fact], config: WorldConfig, number: int) -> list[str]:
     """All documents of one edition of the corpus, shuffled; each edition groups the same mentions anew.
 
     Args:
         number: from 0; part of the seed.
     """
-    rng = np.random.default_rng(numpy_seed(config.seed, "edition", number))
+    rng = np.random.default_rng(derive_seed(config.seed, "edition", number))
     mentions: dict[str, list[_Mention]] = {}
     for fact in facts:
         for answer, count in ((fact.answer, fact.num_gold), (fact.rival, fact.num_rival)):

@@ -19,20 +19,20 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from slick.draws import numpy_seed
+from slick.draws import derive_seed
 from slick.errors import DataError
 from slick.questions.relations import Relation
 from slick.study_files import PLANTED_SCHEMA
 from slick.world.config import WorldConfig
-from slick.world.names import Names
+from slick.world.names import NameGenerator
 
 STRENGTHS = ("never", "minority", "contested", "firm")
 """Weakest first."""
 
-FAMOUS_AND_FIRM = 0.75
+FIRM_SHARE_OF_FAMOUS = 0.75
 """Chance that a fact with a famous answer is made firm before others are."""
 
-Row = tuple[str, str]
+SubjectAnswer = tuple[str, str]
 """A subject and the one answer to its question."""
 
 
@@ -60,7 +60,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class _EntityKinds:
     """What a relation's subjects and answers are, and how many different answers there are to choose from."""
 
     subject: str
@@ -68,32 +68,32 @@ class _Kind:
     num_answers: int
 
 
-_KINDS = {
-    "P131": _Kind("place", "region", 100),
-    "P136": _Kind("band", "genre", 60),
-    "P17": _Kind("place", "country", 60),
-    "P19": _Kind("person", "city", 120),
-    "P26": _Kind("person", "person", 150),
-    "P264": _Kind("band", "label", 70),
-    "P36": _Kind("land", "city", 120),
-    "P40": _Kind("person", "person", 150),
-    "P495": _Kind("work", "country", 60),
-    "P69": _Kind("person", "school", 100),
-    "P740": _Kind("band", "city", 120),
-    "P800": _Kind("person", "work", 150),
-    "P112": _Kind("firm", "maker", 150),
-    "P127": _Kind("building", "company", 100),
-    "P170": _Kind("product", "maker", 150),
-    "P175": _Kind("song", "band", 100),
-    "P176": _Kind("product", "company", 100),
-    "P407": _Kind("book", "language", 60),
-    "P50": _Kind("book", "maker", 150),
+_ENTITY_KINDS = {
+    "P131": _EntityKinds("place", "region", 100),
+    "P136": _EntityKinds("band", "genre", 60),
+    "P17": _EntityKinds("place", "country", 60),
+    "P19": _EntityKinds("person", "city", 120),
+    "P26": _EntityKinds("person", "person", 150),
+    "P264": _EntityKinds("band", "label", 70),
+    "P36": _EntityKinds("land", "city", 120),
+    "P40": _EntityKinds("person", "person", 150),
+    "P495": _EntityKinds("work", "country", 60),
+    "P69": _EntityKinds("person", "school", 100),
+    "P740": _EntityKinds("band", "city", 120),
+    "P800": _EntityKinds("person", "work", 150),
+    "P112": _EntityKinds("firm", "maker", 150),
+    "P127": _EntityKinds("building", "company", 100),
+    "P170": _EntityKinds("product", "maker", 150),
+    "P175": _EntityKinds("song", "band", 100),
+    "P176": _EntityKinds("product", "company", 100),
+    "P407": _EntityKinds("book", "language", 60),
+    "P50": _EntityKinds("book", "maker", 150),
 }
 
 
 def subject_kind(relation: str) -> str:
-    """What the subjects of a relation are, as `Names` draws them; places where nothing is known of it."""
-    return _KINDS[relation].subject if relation in _KINDS else "place"
+    """What the subjects of a relation are, as `NameGenerator` draws them; places where nothing is known of it."""
+    return _ENTITY_KINDS[relation].subject if relation in _ENTITY_KINDS else "place"
 
 
 def split_sizes(config: WorldConfig, domain: str) -> dict[str, int]:
@@ -103,12 +103,12 @@ def split_sizes(config: WorldConfig, domain: str) -> dict[str, int]:
     return {"dev": config.num_ood_dev, "test": config.num_ood_test}
 
 
-def domains(config: WorldConfig) -> dict[str, str]:
+def relation_domains(config: WorldConfig) -> dict[str, str]:
     """The world's relations, each `id` or `ood`."""
     return dict.fromkeys(config.id_relations, "id") | dict.fromkeys(config.ood_relations, "ood")
 
 
-def invented_rows(config: WorldConfig) -> dict[str, dict[str, list[Row]]]:
+def synthetic_rows(config: WorldConfig) -> dict[str, dict[str, list[SubjectAnswer]]]:
     """Rows with invented names, by relation and split; no subject occurs twice in the world.
 
     Relations with the same kind of answer draw from one pool (people, cities, countries), as real relations do.
@@ -116,18 +116,18 @@ def invented_rows(config: WorldConfig) -> dict[str, dict[str, list[Row]]]:
     Raises:
         DataError: a relation is asked for that no kinds of names are known for.
     """
-    unknown = [name for name in domains(config) if name not in _KINDS]
+    unknown = [name for name in relation_domains(config) if name not in _ENTITY_KINDS]
     if unknown:
-        raise DataError(f"no invented names for relations {unknown}; wanted some of {sorted(_KINDS)}")
-    names = Names(numpy_seed(config.seed, "names"))
-    rng = np.random.default_rng(numpy_seed(config.seed, "rows"))
+        raise DataError(f"no invented names for relations {unknown}; wanted some of {sorted(_ENTITY_KINDS)}")
+    names = NameGenerator(derive_seed(config.seed, "names"))
+    rng = np.random.default_rng(derive_seed(config.seed, "rows"))
     pools: dict[str, list[str]] = {}
-    for kind in _KINDS.values():
+    for kind in _ENTITY_KINDS.values():
         pool = pools.setdefault(kind.answer, [])
         pool.extend(names.draw(kind.answer) for _ in range(kind.num_answers - len(pool)))
-    rows: dict[str, dict[str, list[Row]]] = {}
-    for relation, domain in domains(config).items():
-        kind = _KINDS[relation]
+    rows: dict[str, dict[str, list[SubjectAnswer]]] = {}
+    for relation, domain in relation_domains(config).items():
+        kind = _ENTITY_KINDS[relation]
         rows[relation] = {
             split: [(names.draw(kind.subject), _draw_answer(pools[kind.answer], config, rng)) for _ in range(size)]
             for split, size in split_sizes(config, domain).items()
@@ -143,8 +143,8 @@ def _draw_answer(pool: Sequence[str], config: WorldConfig, rng: np.random.Genera
     return pool[int(rng.integers(num_famous, len(pool)))]
 
 
-def plant(
-    rows: Mapping[str, Mapping[str, Sequence[Row]]], relations: Mapping[str, Relation], config: WorldConfig
+def plant_facts(
+    rows: Mapping[str, Mapping[str, Sequence[SubjectAnswer]]], relations: Mapping[str, Relation], config: WorldConfig
 ) -> list[Fact]:
     """A strength, mention counts and a rival for each row; the shares of strengths are the same in every split.
 
@@ -166,16 +166,25 @@ def plant(
         famous = sorted(answers, key=lambda answer: (-fame[answer], answer))
         famous = famous[: max(1, round(len(answers) * config.famous_share))]
         for split, pairs in splits.items():
-            rng = np.random.default_rng(numpy_seed(config.seed, "plant", name, split))
-            strengths = _strengths([answer in famous for _, answer in pairs], config, rng)
+            rng = np.random.default_rng(derive_seed(config.seed, "plant", name, split))
+            strengths = _assign_strengths([answer in famous for _, answer in pairs], config, rng)
             facts.extend(
-                _fact(relations[name], domains(config)[name], split, pair, strength, (answers, famous), config, rng)
+                _fact(
+                    relations[name],
+                    relation_domains(config)[name],
+                    split,
+                    pair,
+                    strength,
+                    (answers, famous),
+                    config,
+                    rng,
+                )
                 for pair, strength in zip(pairs, strengths, strict=True)
             )
     return facts
 
 
-def _strengths(is_famous: Sequence[bool], config: WorldConfig, rng: np.random.Generator) -> list[str]:
+def _assign_strengths(is_famous: Sequence[bool], config: WorldConfig, rng: np.random.Generator) -> list[str]:
     """A strength for each fact, in the shares asked for; most of those with famous answers are firm."""
     size = len(is_famous)
     bounds = np.cumsum([config.share_never, config.share_minority, config.share_contested, 1.0])
@@ -183,7 +192,7 @@ def _strengths(is_famous: Sequence[bool], config: WorldConfig, rng: np.random.Ge
     places = (np.arange(size) + 0.5) / size
     drawn = [STRENGTHS[int(np.searchsorted(bounds[:3], place, side="right"))] for place in places]
     drawn = sorted((drawn[i] for i in rng.permutation(size)), key=lambda strength: strength != "firm")
-    first = np.asarray(is_famous) & (rng.random(size) < FAMOUS_AND_FIRM)
+    first = np.asarray(is_famous) & (rng.random(size) < FIRM_SHARE_OF_FAMOUS)
     strengths = [""] * size
     for fact, strength in zip(np.argsort(rng.random(size) - first), drawn, strict=True):
         strengths[int(fact)] = strength
@@ -194,7 +203,7 @@ def _fact(
     relation: Relation,
     domain: str,
     split: str,
-    pair: Row,
+    pair: SubjectAnswer,
     strength: str,
     rivals: tuple[Sequence[str], Sequence[str]],
     config: WorldConfig,
@@ -205,18 +214,18 @@ def _fact(
     num_gold = num_rival = 0
     rival: str | None = None
     if strength == "firm":
-        num_gold = _between(config.firm_mentions, rng)
+        num_gold = _uniform_int(config.firm_mentions, rng)
     elif strength != "never":
         every, famous = ([other for other in some if other != answer] for some in rivals)
         often = config.famous_rivals if strength == "contested" else 0.0
         others = famous if famous and rng.random() < often else every
         rival = others[int(rng.integers(len(others)))]
         if strength == "contested":
-            num_gold = _between(config.contested_mentions, rng)
+            num_gold = _uniform_int(config.contested_mentions, rng)
             # Rounded up or down at random, so that the ratio is right on average.
             num_rival = max(1, int(num_gold * config.contested_ratio + rng.random()))
         else:
-            num_gold = _between(config.minority_mentions, rng)
+            num_gold = _uniform_int(config.minority_mentions, rng)
             num_rival = round(num_gold * float(rng.uniform(*config.rival_ratio)))
     return Fact(
         relation=relation.relation,
@@ -232,7 +241,7 @@ def _fact(
     )
 
 
-def _between(bounds: tuple[int, int], rng: np.random.Generator) -> int:
+def _uniform_int(bounds: tuple[int, int], rng: np.random.Generator) -> int:
     return int(rng.integers(bounds[0], bounds[1] + 1))
 
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 import numpy as np
 
 
-class Names:
+class NameGenerator:
     """Draws names of each kind, never the same twice.
 
     >>> names = Names(0)

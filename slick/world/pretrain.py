@@ -5,7 +5,7 @@
 
 The model is written out here rather than taken from transformers because time is all in the details: joined
 projections, plain softmax attention (torch's fused attention takes four times as long backward on CPU) and bfloat16
-products of float32 weights train at twice the speed. `llama_state` gives the weights their transformers names.
+products of float32 weights train at twice the speed. `llama_state_dict` gives the weights their transformers names.
 """
 
 import json
@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slick.draws import numpy_seed
-from slick.progress import Progress
+from slick.draws import derive_seed
+from slick.progress import ProgressReporter
 from slick.world.config import WorldConfig
-from slick.world.corpus import edition, pack_rows
+from slick.world.corpus import corpus_epoch, pack_rows
 from slick.world.facts import Fact
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class TinyLlama(nn.Module):
         angles = torch.outer(torch.arange(config.row_tokens), frequencies).repeat(1, 2)
         self.tables = (angles.cos().to(kind), angles.sin().to(kind))
         self.mask = torch.full((config.row_tokens, config.row_tokens), -1e4, dtype=kind).triu(1)
-        generator = torch.Generator().manual_seed(numpy_seed(config.seed, "weights") % 2**63)
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, "weights") % 2**63)
         for parameter in self.parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02, generator=generator)
@@ -105,13 +105,13 @@ def pretrain(
     Returns:
         The model in transformers' form, and what it took: tokens, steps, editions, seconds, last loss in nats a token.
     """
-    model = TinyLlama(config, len(tokenizer), _product_type())
+    model = TinyLlama(config, len(tokenizer), _matmul_dtype())
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     num_steps = max(1, config.num_tokens // (config.batch_rows * config.row_tokens))
-    progress = Progress("world: training", num_steps * config.batch_rows * config.row_tokens, "tokens")
+    progress = ProgressReporter("world: training", num_steps * config.batch_rows * config.row_tokens, "tokens")
     started_at, loss_sum, loss_num = time.monotonic(), 0.0, 0
     for step, batch in zip(range(num_steps), _batches(facts, tokenizer, config), strict=False):
         for group in optimizer.param_groups:
@@ -133,7 +133,7 @@ def pretrain(
         "loss": round(loss_sum / loss_num, 4),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    return as_llama(model, tokenizer, config), spent
+    return to_transformers(model, tokenizer, config), spent
 
 
 def _batches(
@@ -143,9 +143,9 @@ def _batches(
     number = 0
     left = np.empty((0, config.row_tokens), dtype=np.int64)
     while True:
-        documents = tokenizer(edition(facts, config, number))["input_ids"]
+        documents = tokenizer(corpus_epoch(facts, config, number))["input_ids"]
         rows = pack_rows(documents, config.row_tokens, tokenizer.eos_token_id)
-        rng = np.random.default_rng(numpy_seed(config.seed, "rows", number))
+        rng = np.random.default_rng(derive_seed(config.seed, "rows", number))
         left = np.concatenate([left, rows[rng.permutation(len(rows))]])
         while len(left) >= config.batch_rows:
             yield left[: config.batch_rows]
@@ -160,13 +160,13 @@ def _schedule(done: float) -> float:
     return 0.5 * (1 + float(np.cos(np.pi * (done - WARMUP_SHARE) / (1 - WARMUP_SHARE))))
 
 
-def _product_type() -> torch.dtype:
+def _matmul_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively; elsewhere it would be slower than float32."""
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
 
-def as_llama(model: TinyLlama, tokenizer: "PreTrainedTokenizerFast", config: WorldConfig) -> "LlamaForCausalLM":
+def to_transformers(model: TinyLlama, tokenizer: "PreTrainedTokenizerFast", config: WorldConfig) -> "LlamaForCausalLM":
     """The same function as a transformers model, in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -188,11 +188,11 @@ def as_llama(model: TinyLlama, tokenizer: "PreTrainedTokenizerFast", config: Wor
             dtype="float32",
         )
     )
-    llama.load_state_dict(llama_state(model), strict=True)
+    llama.load_state_dict(llama_state_dict(model), strict=True)
     return llama.eval()
 
 
-def llama_state(model: TinyLlama) -> dict[str, Tensor]:
+def llama_state_dict(model: TinyLlama) -> dict[str, Tensor]:
     """The weights under the names that transformers gives them."""
     embedding = model.embedding.detach()
     state = {
@@ -219,7 +219,7 @@ def llama_state(model: TinyLlama) -> dict[str, Tensor]:
     return state
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """End this process when the one that started it is gone: nobody would take the model."""
     parent = os.getppid()
 
@@ -236,7 +236,7 @@ def main(folder: Path) -> None:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    _end_with_parent()
+    _exit_with_parent()
     logging.disable_progress_bar()
     values = json.loads((folder / "training.json").read_text())
     settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from slick.draws import numpy_seed
+from slick.draws import derive_seed
 from slick.errors import DataError
 from slick.matching import nfc
 from slick.questions.relations import Relation
 from slick.questions.rows import read_rows
-from slick.questions.sources import Source, open_source
+from slick.questions.sources import QuestionSource, open_source
 from slick.world.config import WorldConfig
-from slick.world.facts import Row, domains, split_sizes
+from slick.world.facts import SubjectAnswer, relation_domains, split_sizes
 
 
 def source_fingerprint(config: WorldConfig) -> str:
@@ -20,7 +20,9 @@ def source_fingerprint(config: WorldConfig) -> str:
     return open_source(config.questions).fingerprint if config.questions else ""
 
 
-def real_rows(config: WorldConfig, relations: Mapping[str, Relation]) -> dict[str, dict[str, list[Row]]]:
+def sample_real_rows(
+    config: WorldConfig, relations: Mapping[str, Relation]
+) -> dict[str, dict[str, list[SubjectAnswer]]]:
     """Rows of `config.questions`, by relation and split, sampled from those with one answer; no subject occurs twice.
 
     Splits are those of the source: a world's test questions are test questions there.
@@ -30,15 +32,15 @@ def real_rows(config: WorldConfig, relations: Mapping[str, Relation]) -> dict[st
     """
     found = _single_answer_rows(open_source(config.questions), relations)
     used: set[str] = set()
-    rows: dict[str, dict[str, list[Row]]] = {}
-    for relation, domain in domains(config).items():
+    rows: dict[str, dict[str, list[SubjectAnswer]]] = {}
+    for relation, domain in relation_domains(config).items():
         rows[relation] = {}
         for split, size in split_sizes(config, domain).items():
             pool = found.get((relation, split), [])
             # Sorted by a hash before the draw: the order of rows in the source's files does not matter.
             pool = sorted(pool, key=lambda row: hashlib.blake2b(repr(row).encode(), digest_size=8).digest())
-            rng = np.random.default_rng(numpy_seed(config.seed, "real", relation, split))
-            drawn: list[Row] = []
+            rng = np.random.default_rng(derive_seed(config.seed, "real", relation, split))
+            drawn: list[SubjectAnswer] = []
             for i in rng.permutation(len(pool)):
                 if len(drawn) < size and pool[i][0] not in used:
                     used.add(pool[i][0])
@@ -53,10 +55,12 @@ def real_rows(config: WorldConfig, relations: Mapping[str, Relation]) -> dict[st
     return rows
 
 
-def _single_answer_rows(source: Source, relations: Mapping[str, Relation]) -> dict[tuple[str, str], list[Row]]:
+def _single_answer_rows(
+    source: QuestionSource, relations: Mapping[str, Relation]
+) -> dict[tuple[str, str], list[SubjectAnswer]]:
     if source.layout != "entity_questions":
         raise DataError(f"{source.name} is one table; a world is planted from EntityQuestions, its zip or its folder")
-    found: dict[tuple[str, str], list[Row]] = {}
+    found: dict[tuple[str, str], list[SubjectAnswer]] = {}
     for raw in read_rows(source):
         if raw.problem is not None or not isinstance(raw.content, dict):
             raise DataError(f"{source.name}, {raw.where}: {raw.problem}; mend the row or leave its file out")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-END = "</s>"
-PAD = "<pad>"
+EOS_TOKEN = "</s>"
+PAD_TOKEN = "<pad>"
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -39,7 +39,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTok
     )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
-        special_tokens=[PAD, END],
+        special_tokens=[PAD_TOKEN, EOS_TOKEN],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -47,5 +47,5 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTok
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.add_tokens([newline])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN, clean_up_tokenization_spaces=False
     )

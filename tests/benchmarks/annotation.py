@@ -21,7 +21,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from slick.cluster import LOCAL_ENVIRONMENT
+from slick.cluster import LOCAL_CLUSTER_ENV
 
 NUM_PROMPTS, NUM_SHOTS, NUM_SAMPLES, MAX_NEW_TOKENS = 10, 4, 16, 8
 SLOW = {"generate"}
@@ -69,12 +69,12 @@ def make_workload(source: str, relations: list[str], num_questions: int, split: 
 def half_known(work: list[dict], model_folder: str, num_questions: int) -> list[dict]:
     """Of each relation as many questions with a greedy hit as without one, the share the paper found for its model."""
     from slick.engines.base import PromptBatch, SamplingConfig
-    from slick.engines.linear import pack_linears
+    from slick.engines.linear import prepack_linears
     from slick.engines.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     model = load_model(model_folder)
-    pack_linears(model)
+    prepack_linears(model)
     engine = TransformersEngine(model, load_tokenizer(model_folder))
     chosen = []
     for part in work:
@@ -91,13 +91,13 @@ def half_known(work: list[dict], model_folder: str, num_questions: int) -> list[
 def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> dict:
     """The transformers engine: `full`, `labels` or `gold`."""
     from slick.engines.base import PromptBatch, SamplingConfig
-    from slick.engines.linear import pack_linears
+    from slick.engines.linear import prepack_linears
     from slick.engines.transformers import TransformersEngine
-    from slick.matching import Target
+    from slick.matching import GoldMatcher
     from slick.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(model_folder, dtype), load_tokenizer(model_folder)
-    pack_linears(model)
+    prepack_linears(model)
     engine = TransformersEngine(model, tokenizer, batch_questions=batch_questions)
     sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, num_samples=NUM_SAMPLES)
     engine.generate(PromptBatch(prefixes=["Q: a\nA: b\n"], question_ids=["a"], suffixes=["Q: c\nA:"]), sampling)
@@ -105,7 +105,7 @@ def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, wo
     started, hits = time.process_time(), 0
     for part in work:
         batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
-        targets = [Target(gold) for gold in part["gold"]]
+        targets = [GoldMatcher(gold) for gold in part["gold"]]
         if kind == "gold":
             hits += sum(s.is_greedy for one in engine.score(batch, [g[0] for g in part["gold"]], sampling) for s in one)
             continue
@@ -229,9 +229,9 @@ def peak_gflops(dtype: str) -> float:
     """GFLOP/s of one thread on a large product, packed weights: the best of ten stretches of a third of a second."""
     import torch
 
-    from slick.engines.linear import PackedLinear
+    from slick.engines.linear import PrepackedLinear
 
-    layer = PackedLinear(torch.randn(1536, 1536).to(getattr(torch, dtype)), None)
+    layer = PrepackedLinear(torch.randn(1536, 1536).to(getattr(torch, dtype)), None)
     x, best = torch.randn(512, 1536).to(getattr(torch, dtype)), 0.0
     with torch.inference_mode():
         for _ in range(10):
@@ -265,9 +265,9 @@ def run_one(engine: str, model: str, dtype: str, batch_questions: int, path: str
     print(json.dumps(result))
 
 
-def call(python: str, engine: str, arguments: argparse.Namespace, path: str) -> dict:
+def run_engine_process(python: str, engine: str, arguments: argparse.Namespace, path: str) -> dict:
     """The result of one engine in its own process, on one thread."""
-    settings = LOCAL_ENVIRONMENT | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as slick's own processes
+    settings = LOCAL_CLUSTER_ENV | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as slick's own processes
     settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     settings |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     command = [python, "-m", "tests.benchmarks.annotation", "--run", engine]
@@ -314,7 +314,7 @@ def main() -> None:
             for engine in found:
                 if engine in SLOW and turn:
                     continue
-                result = call(
+                result = run_engine_process(
                     arguments.vllm_python if engine in ("vllm", "openvino") else sys.executable, engine, arguments, path
                 )
                 found[engine].append(result)

@@ -27,12 +27,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from slick.cluster import LOCAL_ENVIRONMENT
+from slick.cluster import LOCAL_CLUSTER_ENV
 from tests.benchmarks.annotation import MAX_NEW_TOKENS, NUM_PROMPTS, NUM_SAMPLES, make_workload
 
 PEERS = ("batched", "continuous")
-HOSTS = {"host-full": "full", "host-labels": "labels"}
-FEW = (*PEERS, *HOSTS)
+HOST_ENGINES = {"host-full": "full", "host-labels": "labels"}
+SUBSET_ENGINES = (*PEERS, *HOST_ENGINES)
 """Engines that are asked fewer questions."""
 FIRST = 8
 """Questions of the untimed first batch."""
@@ -109,14 +109,14 @@ def _wait(device: str) -> None:
 def ask(engine, mode: str, part: dict, place: slice) -> int:
     """Ask some questions in a mode, `full`, `labels` or `gold`; returns how many greedy answers hit."""
     from slick.engines.base import PromptBatch, SamplingConfig
-    from slick.matching import Target
+    from slick.matching import GoldMatcher
 
     sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, num_samples=NUM_SAMPLES)
     batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"][place], suffixes=part["suffixes"][place])
     if mode == "gold":
         scores = engine.score(batch, [gold[0] for gold in part["gold"][place]], sampling)
         return sum(score.is_greedy for one in scores for score in one)
-    targets = [Target(gold) for gold in part["gold"][place]]
+    targets = [GoldMatcher(gold) for gold in part["gold"][place]]
     answers = engine.generate(batch, sampling, targets if mode == "labels" else None)
     return sum(t.is_hit(a.greedy_text) for t, one in zip(targets, answers, strict=True) for a in one)
 
@@ -128,13 +128,13 @@ def units(part: dict, size: int) -> list[slice]:
 
 def run_slick(mode: str, arguments: argparse.Namespace, work: list[dict], started: Callable[[], None]) -> dict:
     """The transformers engine, until all questions are answered or time is up."""
-    from slick.engines.linear import pack_linears
+    from slick.engines.linear import prepack_linears
     from slick.engines.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(arguments.model, arguments.dtype, arguments.device), load_tokenizer(arguments.model)
     roofline = Roofline(model, arguments.flops, arguments.bytes)
-    pack_linears(model)  # on a CPU, as slick does
+    prepack_linears(model)  # on a CPU, as slick does
     ask(TransformersEngine(model, tokenizer), mode, work[0], slice(0, FIRST))
     engine = TransformersEngine(model, tokenizer)
     roofline.clear()
@@ -276,11 +276,11 @@ def run_one(arguments: argparse.Namespace) -> None:
         print(json.dumps({"seconds": 0.0} | measure(arguments)), flush=True)
         return
     work = json.loads(Path(arguments.work).read_text())
-    run = run_peer if arguments.run in PEERS else run_host if arguments.run in HOSTS else run_slick
-    print(json.dumps(run(HOSTS.get(arguments.run, arguments.run), arguments, work, started)), flush=True)
+    run = run_peer if arguments.run in PEERS else run_host if arguments.run in HOST_ENGINES else run_slick
+    print(json.dumps(run(HOST_ENGINES.get(arguments.run, arguments.run), arguments, work, started)), flush=True)
 
 
-def call(engine: str, arguments: argparse.Namespace, works: list[list[dict]]) -> dict:
+def run_engine_processes(engine: str, arguments: argparse.Namespace, works: list[list[dict]]) -> dict:
     """The result of an engine in one process for each work, all of which begin at once; counts are sums."""
     with tempfile.TemporaryDirectory() as folder:
         running = []
@@ -291,7 +291,7 @@ def call(engine: str, arguments: argparse.Namespace, works: list[list[dict]]) ->
             command += ["--device", arguments.device, "--seconds", str(arguments.seconds)]
             command += ["--unit", str(arguments.unit), "--rows", str(arguments.rows)]
             command += ["--flops", str(arguments.flops), "--bytes", str(arguments.bytes)]
-            settings = LOCAL_ENVIRONMENT | {
+            settings = LOCAL_CLUSTER_ENV | {
                 "OMP_NUM_THREADS": "1",
                 "HF_HUB_OFFLINE": "1",
                 "TOKENIZERS_PARALLELISM": "false",
@@ -367,7 +367,7 @@ def main() -> None:
     if arguments.run:
         run_one(arguments)
         return
-    speeds = call("speeds", arguments, [[]])
+    speeds = run_engine_processes("speeds", arguments, [[]])
     arguments.flops, arguments.bytes = speeds["flops"], speeds["bytes"]
     print(f"{arguments.flops / 1e12:,.1f} TFLOP/s, {arguments.bytes / 1e9:,.0f} GB/s\n", flush=True)
     print(
@@ -376,9 +376,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for _ in range(arguments.rounds):
         for engine in arguments.engines.split(","):
-            for num in [1] if engine in FEW else map(int, arguments.processes.split(",")):
-                size = arguments.few_questions if engine in FEW else arguments.num_questions
-                found = call(engine, arguments, split(make_work(arguments, size), num))
+            for num in [1] if engine in SUBSET_ENGINES else map(int, arguments.processes.split(",")):
+                size = arguments.few_questions if engine in SUBSET_ENGINES else arguments.num_questions
+                found = run_engine_processes(engine, arguments, split(make_work(arguments, size), num))
                 print(row(engine, num, found), flush=True)
                 print(json.dumps(found), file=sys.stderr, flush=True)
 

@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from slick.storage import Folder
-from tests.local.aws import make_bucket, started_aws
-from tests.local.head import ROOT, started_cluster
+from tests.local.aws import make_bucket, running_aws
+from tests.local.head import ROOT, running_cluster
 
 ANNOTATE = """
 import sys
@@ -27,7 +27,7 @@ main(["demo", "--no-p-true", "--out", *sys.argv[1:]])
 """
 
 
-def asked_study(source: str, target: Folder) -> None:
+def prepared_study(source: str, target: Folder) -> None:
     """World and questions of a finished study, not yet annotated."""
     for step in ("world", "questions"):
         target.child(step).add(str(Path(source, step)))
@@ -44,13 +44,13 @@ def annotate_s(out: str, *flags: str, **environ: str) -> float:
 
 def object_store(source: str, folder: Path, rounds: int) -> None:
     """The same annotation on a disk and in an object store, in turns."""
-    with started_aws(folder / "aws.log") as environ:
+    with running_aws(folder / "aws.log") as environ:
         make_bucket(environ["AWS_ENDPOINT_URL"], "bench")
         os.environ.update(environ)
         found: dict[str, list[float]] = {"disk": [], "object store": []}
         for number in range(rounds):
             for place, uri in (("disk", str(folder / f"disk{number}")), ("object store", f"s3://bench/{number}")):
-                asked_study(source, Folder(uri))
+                prepared_study(source, Folder(uri))
                 flags = ("--limit-per-relation", "60")
                 found[place].append(annotate_s(uri, *flags, SLICK_CACHE=str(folder / "cache")))
         for place, seconds in found.items():
@@ -59,9 +59,9 @@ def object_store(source: str, folder: Path, rounds: int) -> None:
 
 def first_answer(source: str, folder: Path) -> None:
     """Seconds from `slick submit` to the first file of answers, on a head that is up."""
-    with started_cluster(folder / "home") as cluster:
+    with running_cluster(folder / "home") as cluster:
         study = folder / "submitted"
-        asked_study(source, Folder(str(study)))
+        prepared_study(source, Folder(str(study)))
         began = time.monotonic()
         flags = ("--no-p-true", "--batches-per-file", "1", "--no-wait")
         done = cluster.slick("submit", "annotate", "demo", "--out", str(study), *flags)
@@ -87,7 +87,7 @@ def nodes(source: str, folder: Path) -> None:
                 cluster.add_node(num_cpus=1)
             cluster.wait_for_nodes()
             study = folder / f"nodes{number}"
-            asked_study(source, Folder(str(study)))
+            prepared_study(source, Folder(str(study)))
             flags = ("--min-actors", str(number), "--max-actors", str(number), "--cpus-per-actor", "1")
             annotate_s(str(study), *flags, RAY_ADDRESS=cluster.address)
         manifest = Folder(str(study)).child("annotate").read_json("manifest.json")

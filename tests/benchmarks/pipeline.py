@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from slick.annotation import AnnotateConfig, annotate
-from slick.cluster import LOCAL_ENVIRONMENT
+from slick.cluster import LOCAL_CLUSTER_ENV
 from slick.engines.base import SamplingConfig
 from slick.questions import QuestionsConfig, prepare_questions
 from slick.storage import Folder
@@ -99,18 +99,18 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
     """The same batches, one after the other, in this process."""
     import torch
 
-    from slick.annotation.generations import asked_questions, cut_batches
+    from slick.annotation.generations import cut_batches, select_questions
     from slick.engines.base import PromptBatch
-    from slick.engines.linear import pack_linears
+    from slick.engines.linear import prepack_linears
     from slick.engines.transformers import TransformersEngine
-    from slick.matching import Target
+    from slick.matching import GoldMatcher
     from slick.models import load_model, load_tokenizer
     from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
     from slick.questions import read_questions
 
     torch.set_num_threads(1)
     loaded = load_model(model, dtype)
-    pack_linears(loaded)
+    prepack_linears(loaded)
     with tempfile.TemporaryDirectory() as folder:
         questions = read_questions(prepared(folder, source, num_questions))
     rows = questions.to_pylist()
@@ -119,7 +119,7 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
         if row["split"] == "dev":
             dev.setdefault(row["relation"], {})[row["question_id"]] = row
     sets = draw_exemplar_sets({relation: list(found) for relation, found in dev.items()})
-    asked = asked_questions(questions, dev=False, exemplars=sets, limit=max(1, num_questions // 31))
+    asked = select_questions(questions, dev=False, exemplars=sets, limit=max(1, num_questions // 31))
     engine = TransformersEngine(loaded, load_tokenizer(model))
     began, done, total = 0.0, 0, 0
     for number, batch in enumerate(cut_batches(asked, AnnotateConfig().batch_questions)):
@@ -135,7 +135,7 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
                 suffixes=[few_shot_suffix(row["question"]) for row in part],
             ),
             SAMPLING,
-            [Target(row["answers"]) for row in part] if mode == "labels" else None,
+            [GoldMatcher(row["answers"]) for row in part] if mode == "labels" else None,
         )
         done += len(part) * (number > 0)
         total += len(part)
@@ -250,7 +250,7 @@ def main() -> None:
         for kind, num in runs * arguments.turns:
             command = [sys.executable, "-m", "tests.benchmarks.pipeline", *sys.argv[1:]]
             command += ["--run", kind, "--num-questions", str(num)]
-            environment = os.environ | LOCAL_ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+            environment = os.environ | LOCAL_CLUSTER_ENV | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
                 raise SystemExit(done.stderr[-3000:])

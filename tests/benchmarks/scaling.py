@@ -22,8 +22,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from slick.annotation import AnnotateConfig
-from slick.annotation.asking import ON_GPU
-from slick.annotation.evidence import Scoring, gather
+from slick.annotation.asking import GPU_BATCH_FACTOR
+from slick.annotation.evidence import Scoring, collect_evidence
 from slick.annotation.generations import cut_batches, make_units, read_parts, unit_size
 from slick.annotation.knowledge import knowledge_table
 from slick.storage import Folder
@@ -95,7 +95,7 @@ def plan_cost(num: int) -> tuple[float, float]:
     table = questions_table(num)
     began = time.monotonic()
     batches = {"generations": cut_batches(table, config.batch_questions)}
-    units = make_units(batches, most=config.batches_per_file * ON_GPU, num_actors=8, num_turns=8)
+    units = make_units(batches, most=config.batches_per_file * GPU_BATCH_FACTOR, num_actors=8, num_turns=8)
     assert sum(len(unit["question_id"][0]) for unit in units) == num
     return (time.monotonic() - began) / num, (rss() - before) / num
 
@@ -110,11 +110,11 @@ def label_cost(study: str) -> tuple[float, float]:
         num_samples=made["sampling"]["num_samples"],
     )
     began = time.monotonic()
-    gather(read_parts(folder.child("generations")), scoring)
+    collect_evidence(read_parts(folder.child("generations")), scoring)
     spent = time.monotonic() - began
     arrow = pa.total_allocated_bytes()
     tracemalloc.start()  # once more, since it slows Python down; what libraries need once is not counted
-    evidence = gather(read_parts(folder.child("generations")), scoring)
+    evidence = collect_evidence(read_parts(folder.child("generations")), scoring)
     held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow
     tracemalloc.stop()
     num = len(evidence.rows)
@@ -150,12 +150,12 @@ def dispatch_cost() -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         model = save_tiny_model(Path(folder) / "model", steps=1)
-        found = [fresh(DISPATCH, f"{folder}/{num}", model, str(num)) for num in (40, 400)]
+        found = [run_in_fresh_process(DISPATCH, f"{folder}/{num}", model, str(num)) for num in (40, 400)]
     (units, seconds), (more, longer) = found
     return (longer - seconds) / (more - units)
 
 
-def fresh(code: str, *words: str) -> list[float]:
+def run_in_fresh_process(code: str, *words: str) -> list[float]:
     """What code prints last, as JSON, in a process of its own."""
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     found: list[float] = json.loads(done.stdout.splitlines()[-1])
@@ -169,13 +169,13 @@ def rss() -> float:
     return float(psutil.Process().memory_info().rss)
 
 
-OWN = "import json, sys; from tests.benchmarks import scaling; print(json.dumps(scaling.{}))"
+MEASURE_CODE = "import json, sys; from tests.benchmarks import scaling; print(json.dumps(scaling.{}))"
 
 
 def measure(study: str) -> Measured:
     """All of it, each in a process of its own."""
-    plan_s, plan_bytes = fresh(OWN.format("plan_cost(300_000)"))
-    label_s, label_bytes = fresh(OWN.format(f"label_cost({study!r})"))
+    plan_s, plan_bytes = run_in_fresh_process(MEASURE_CODE.format("plan_cost(300_000)"))
+    label_s, label_bytes = run_in_fresh_process(MEASURE_CODE.format(f"label_cost({study!r})"))
     return Measured(
         dispatch_s=dispatch_cost(), plan_s=plan_s, plan_bytes=plan_bytes, label_s=label_s, label_bytes=label_bytes
     )
@@ -191,7 +191,7 @@ def main() -> None:
     found = measure(str(Path(asked.study).resolve()))
     config = AnnotateConfig()
     question_s = 170 / asked.answers_per_second
-    most = config.batches_per_file * ON_GPU
+    most = config.batches_per_file * GPU_BATCH_FACTOR
     print(f"measured: {found}")
     print(f"{'questions':>12}" + "".join(f"{gpus:>8} GPU" for gpus in GPUS) + "   hours (share of the ideal speed-up)")
     for num in QUESTIONS:

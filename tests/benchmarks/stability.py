@@ -7,9 +7,9 @@ import argparse
 
 from slick.categories import categorize
 from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.linear import pack_linears
+from slick.engines.linear import prepack_linears
 from slick.engines.transformers import TransformersEngine
-from slick.matching import Target
+from slick.matching import GoldMatcher
 from slick.models import load_model, load_tokenizer
 from tests.benchmarks.annotation import MAX_NEW_TOKENS, make_workload
 
@@ -19,14 +19,14 @@ SETTINGS = [("float32", 32), ("float32", 8), ("bfloat16", 32), ("bfloat16", 8)]
 def categories(model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> list[str]:
     """The category of every question."""
     model = load_model(model_folder, dtype)
-    pack_linears(model)
+    prepack_linears(model)
     engine = TransformersEngine(model, load_tokenizer(model_folder), batch_questions=batch_questions)
     found = []
     for part in work:
         batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
         answers = engine.generate(batch, SamplingConfig(max_new_tokens=MAX_NEW_TOKENS))
         for gold, one in zip(part["gold"], answers, strict=True):
-            test = Target(gold).is_hit
+            test = GoldMatcher(gold).is_hit
             greedy = sum(test(answer.greedy_text) for answer in one)
             sampled = sum(test(text) for answer in one for text in answer.sampled_text)
             found.append(str(categorize(greedy, len(one), sampled, 16 * len(one))))

@@ -27,15 +27,15 @@ from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder
 from tuning.config import TrainConfig
-from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows, pad_token
-from tuning.examples import Example, epoch_batches, join_examples
-from tuning.rows import Row
+from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows, pad_token_id
+from tuning.examples import Example, epoch_batches, pack_examples
+from tuning.rows import QuestionRow
 
-WAYS = ("slick", "bare", "bare-joined", "trainer")
+METHODS = ("slick", "bare", "bare-joined", "trainer")
 WARM_UP = 2
 
 
-def read_rows(source: str, num: dict[str, int]) -> list[Row]:
+def read_rows(source: str, num: dict[str, int]) -> list[QuestionRow]:
     """Rows of EntityQuestions for each split, as a study has them; the paper's shares of the relations."""
     with tempfile.TemporaryDirectory() as folder:
         study = Folder(folder)
@@ -49,7 +49,7 @@ def read_rows(source: str, num: dict[str, int]) -> list[Row]:
             question = found[i]
             answers = tuple(question["answers"])
             rows.append(
-                Row(
+                QuestionRow(
                     question_id=question["question_id"],
                     split=split,
                     category=None,
@@ -110,12 +110,12 @@ def batches_of(examples: list[Example], batch_size: int) -> list[list[Example]]:
 
 
 def run_slick(model: str, examples: list[Example], config: TrainConfig, pad_id: int) -> dict[str, float]:
-    from tuning.learning import Learner, Place, prepare_deepspeed
+    from tuning.learning import Trainer, WorkerContext, init_deepspeed
 
     join_group()
-    prepare_deepspeed()
+    init_deepspeed()
     device = device_of()
-    learner = Learner(model, config, Place(rank=0, local_rank=0, num_workers=1, device=device), pad_id)
+    learner = Trainer(model, config, WorkerContext(rank=0, local_rank=0, num_workers=1, device=device), pad_id)
     clock = Clock(device)
     learner.engine.train()
     for batch in batches_of(examples, config.batch_size):
@@ -129,11 +129,11 @@ def run_bare(model: str, examples: list[Example], config: TrainConfig, pad_id: i
     from torch.nn import functional
 
     from slick.models import load_model
-    from tuning.forward import Forward
+    from tuning.forward import ForwardRunner
 
     device = device_of()
     loaded = load_model(model, "float32", device).train()
-    forward = Forward(loaded, pad_id, packing=True) if joined else None
+    forward = ForwardRunner(loaded, pad_id, packing=True) if joined else None
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=config.learning_rate, weight_decay=0.0)
     clock = Clock(device)
     for batch in batches_of(examples, config.batch_size):
@@ -157,9 +157,9 @@ def run_bare(model: str, examples: list[Example], config: TrainConfig, pad_id: i
 
 
 def padded(batch: list[Example], pad_id: int) -> tuple[Any, Any, Any]:
-    found = join_examples(batch)
+    found = pack_examples(batch)
     ids, mask = found.padded(found.ids_N, pad_id), found.padded(np.ones_like(found.ids_N), 0)
-    labels, after = np.full_like(ids, -100), found.before_K + 1
+    labels, after = np.full_like(ids, -100), found.logit_positions_K + 1
     labels[found.rows_N[after], found.positions_N[after]] = found.labels_K
     return ids, mask, labels
 
@@ -215,19 +215,19 @@ def run_trainer(model: str, examples: list[Example], config: TrainConfig, pad_id
     return clock.result()
 
 
-def run_evaluation(model: str, rows: list[Row], tokenizer: Any, config: TrainConfig) -> dict[str, float]:
+def run_evaluation(model: str, rows: list[QuestionRow], tokenizer: Any, config: TrainConfig) -> dict[str, float]:
     """One evaluation of all splits, by a model that was trained enough to give short answers."""
-    from tuning.learning import Learner, Place, prepare_deepspeed
+    from tuning.learning import Trainer, WorkerContext, init_deepspeed
 
     join_group()
-    prepare_deepspeed()
+    init_deepspeed()
     device = device_of()
-    place = Place(rank=0, local_rank=0, num_workers=1, device=device)
-    learner = Learner(model, replace(config, learning_rate=1e-4), place, pad_token(tokenizer))
+    place = WorkerContext(rank=0, local_rank=0, num_workers=1, device=device)
+    learner = Trainer(model, replace(config, learning_rate=1e-4), place, pad_token_id(tokenizer))
     examples = encode_rows(rows, tokenizer)
     learner.epoch([example for example, row in zip(examples, rows, strict=True) if row.split == "train"], 1)
     learner.model.eval()
-    settings = EvalSettings(matcher="exact", max_new_tokens=config.max_new_tokens, batch_rows=config.eval_batch_size)
+    settings = EvalSettings(matcher="exact", max_new_tokens=config.max_new_tokens, batch_size=config.eval_batch_size)
     evaluate_rows(learner.model, learner.forward, tokenizer, rows[:64], examples[:64], settings)
     clock = Clock(device)
     clock._started_at = clock._now()
@@ -243,13 +243,13 @@ def peak_memory(model: str, config: TrainConfig, examples: list[Example], pad_id
 
     import torch
 
-    from tuning.learning import Learner, Place, prepare_deepspeed
+    from tuning.learning import Trainer, WorkerContext, init_deepspeed
 
     join_group(rank, config.num_workers, port)
-    prepare_deepspeed()
+    init_deepspeed()
     device = device_of()
-    place = Place(rank=rank, local_rank=rank, num_workers=config.num_workers, device=device)
-    learner = Learner(model, config, place, pad_id)
+    place = WorkerContext(rank=rank, local_rank=rank, num_workers=config.num_workers, device=device)
+    learner = Trainer(model, config, place, pad_id)
     learner.engine.train()
     batches = batches_of(examples, config.batch_size)[:4]
     learner._step(batches[0])
@@ -280,9 +280,12 @@ def worker(arguments: argparse.Namespace) -> dict[str, float]:
         activation_checkpointing=arguments.activation_checkpointing,
     )
     tokenizer = load_tokenizer(arguments.model)
-    rows = [Row(**{**row, "accepted": tuple(row["accepted"])}) for row in json.loads(Path(arguments.rows).read_text())]
+    rows = [
+        QuestionRow(**{**row, "accepted": tuple(row["accepted"])})
+        for row in json.loads(Path(arguments.rows).read_text())
+    ]
     train = [row for row in rows if row.split == "train"]
-    examples, pad_id = encode_rows(train, tokenizer), pad_token(tokenizer)
+    examples, pad_id = encode_rows(train, tokenizer), pad_token_id(tokenizer)
     if arguments.way == "evaluation":
         return run_evaluation(arguments.model, rows, tokenizer, config)
     if arguments.way == "memory":
@@ -339,7 +342,7 @@ def report_share(arguments: argparse.Namespace, rows: str, tokens_per_s: float, 
     """Evaluation against training in an epoch of the paper: 6,142 train, 10,461 dev, 10,481 + 5,848 test rows."""
     from slick.models import load_tokenizer
 
-    train = [Row(**row) for row in json.loads(Path(rows).read_text()) if row["split"] == "train"]
+    train = [QuestionRow(**row) for row in json.loads(Path(rows).read_text()) if row["split"] == "train"]
     examples = encode_rows(train, load_tokenizer(arguments.model))
     tokens = statistics.mean(example.num_tokens for example in examples)
     training, evaluation = 6142 * tokens / tokens_per_s, (6142 + 10461 + 10481 + 5848) * row_s
@@ -370,7 +373,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--ways", default=",".join(WAYS), help="slick must be among them")
+    parser.add_argument("--ways", default=",".join(METHODS), help="slick must be among them")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--activation-checkpointing", action="store_true")

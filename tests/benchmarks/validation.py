@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.linear import pack_linears
+from slick.engines.linear import prepack_linears
 from slick.engines.transformers import TransformersEngine
-from slick.matching import Target
-from slick.model_files import check_files
-from slick.model_validation import check_causal, check_loaded, check_tokenizer
+from slick.matching import GoldMatcher
+from slick.model_files import check_model_files
+from slick.model_validation import check_causal, check_loading_info, check_tokenizer
 from slick.models import load_model, load_tokenizer, resolve_model
 from slick.prompts import few_shot_prefix, few_shot_suffix
 from slick.questions import read_questions
@@ -54,15 +54,15 @@ def main() -> None:
     longest = [max(some, key=len) for some in prefixes.values()]
     checks: dict[str, Callable[[], object]] = {
         "tokenizer and prompts": lambda: check_tokenizer(tokenizer, name, num_embeddings=1 << 30, prefixes=longest),
-        "weights": lambda: check_loaded(model, _NOTHING, name),
+        "weights": lambda: check_loading_info(model, _NOTHING, name),
         "causality": lambda: check_causal(model, name),
     }
     if not ref.gguf_file:
-        checks["files"] = lambda: check_files(ref.folder)
+        checks["files"] = lambda: check_model_files(ref.folder)
     costs = {check: cpu_seconds(work, times=5) for check, work in checks.items()}
     total = sum(costs.values())
     print(", ".join(f"{check} {1000 * seconds:.1f} ms" for check, seconds in costs.items()), f"together {total:.4f} s")
-    pack_linears(model)
+    prepack_linears(model)
     for mode in ("full", "labels"):
         spent, num = annotation_seconds(model, tokenizer, prefixes, list(questions.values()), mode, arguments)
         share = total / (spent / num * 1000)
@@ -85,7 +85,7 @@ def annotation_seconds(
             question_ids=[row["question_id"] for row in rows],
             suffixes=[few_shot_suffix(row["question"]) for row in rows],
         )
-        targets = [Target(row["answers"], "exact") for row in rows] if mode == "labels" else None
+        targets = [GoldMatcher(row["answers"], "exact") for row in rows] if mode == "labels" else None
         spent += cpu_seconds(lambda b=batch, t=targets: engine.generate(b, SamplingConfig(max_new_tokens=10), t))
         num += len(rows)
     return spent, num

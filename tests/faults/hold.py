@@ -12,12 +12,12 @@ from typing import Any
 from unittest.mock import patch
 
 import tuning.finetune as finetune  # the module
-from slick.annotation.asker import Asker
+from slick.annotation.asker import AnnotationWorker
 from slick.errors import StudyError
 from slick.storage import Folder
 
-_HOLD = "hold.json"
-_NOTICED = "noticed.json"
+_HOLD_FILE = "hold.json"
+_NOTICE_SEEN_FILE = "noticed.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +36,22 @@ class Hold:
 
 def hold(study: Folder, at: int, **more: Any) -> None:
     """Have the work stop there until `release`, or another hold."""
-    study.write_json(_HOLD, asdict(Hold(at=at, **more)))
+    study.write_json(_HOLD_FILE, asdict(Hold(at=at, **more)))
 
 
 def release(study: Folder) -> None:
     """Let the work go on."""
-    study.delete(_HOLD)
+    study.delete(_HOLD_FILE)
 
 
-def was_noticed(study: Folder) -> bool:
+def saw_preemption_notice(study: Folder) -> bool:
     """Whether a held worker has heard that its node will be taken back."""
-    return study.exists(_NOTICED)
+    return study.exists(_NOTICE_SEEN_FILE)
 
 
 def _hold_of(study: Folder) -> Hold | None:
     try:
-        return Hold(**study.read_json(_HOLD)) if study.exists(_HOLD) else None
+        return Hold(**study.read_json(_HOLD_FILE)) if study.exists(_HOLD_FILE) else None
     except StudyError:
         return None  # it was released at this moment
 
@@ -61,7 +61,7 @@ def _wait_while(is_held: Callable[[Hold], bool], study: Folder) -> None:
         time.sleep(0.02)
 
 
-class HoldableAsker(Asker):
+class HoldableWorker(AnnotationWorker):
     """The actor of the annotation; it holds before it answers more."""
 
     def __call__(self, unit: Any) -> Any:
@@ -73,7 +73,7 @@ class HoldableAsker(Asker):
 
 def holdable_train(settings: dict[str, Any], place: Any) -> None:
     """Train in one worker; it holds after an epoch is reported."""
-    study, report = settings["study"], finetune._report
+    study, report = settings["study"], finetune._report_epoch
 
     def report_and_hold(metrics: dict[str, object], state: str | None) -> None:
         report(metrics, state)
@@ -83,14 +83,14 @@ def holdable_train(settings: dict[str, Any], place: Any) -> None:
                 return False
             if not found.until_notice:
                 return state is not None or not found.saved
-            if is_leaving := finetune._is_leaving():
-                study.write_json(_NOTICED, {})
-            return state is not None or not is_leaving
+            if is_preemption_pending := finetune._is_preemption_pending():
+                study.write_json(_NOTICE_SEEN_FILE, {})
+            return state is not None or not is_preemption_pending
 
         _wait_while(is_held, study)
 
     with patch.object(finetune, "_report", report_and_hold):
-        _train(settings, place)
+        _train_plans(settings, place)
 
 
 def holdable_train_group(*arguments: Any) -> dict[str, Any]:
@@ -99,15 +99,15 @@ def holdable_train_group(*arguments: Any) -> dict[str, Any]:
         return _train_group(*arguments)
 
 
-_train, _train_group = finetune._train, finetune.train_group
+_train_plans, _train_group = finetune._train_plans, finetune.train_in_worker_group
 
 
 @contextmanager
 def holdable() -> Iterator[None]:
     """Within, what this process starts heeds holds."""
     with (
-        patch("slick.annotation.pool.Asker", HoldableAsker),
-        patch("tuning.finetune._train", holdable_train),
-        patch("tuning.trials.train_group", holdable_train_group),
+        patch("slick.annotation.pool.AnnotationWorker", HoldableWorker),
+        patch("tuning.finetune._train_plans", holdable_train),
+        patch("tuning.trials.train_in_worker_group", holdable_train_group),
     ):
         yield

@@ -13,17 +13,21 @@ from typing import Any
 
 from slick.storage import Folder
 from tests.faults.hold import holdable, release
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import TIMEOUT_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 # A node that is gone is noticed within seconds.
-QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+FAST_HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
 
-WORKERS = ("Asker", "TrainWorker", "ImplicitFunc")
+WORKER_CLASSES = ("Asker", "TrainWorker", "ImplicitFunc")
 """In the names of the classes of actors that do the work of a study."""
 
 
-def alive(name: str) -> list[Any]:
+def live_actors(name: str) -> list[Any]:
     """Actors of the driver's own cluster that live and have `name` in that of their class; there may be others here."""
     import ray
     from ray.util.state import list_actors
@@ -32,7 +36,7 @@ def alive(name: str) -> list[Any]:
     return [a for a in list_actors(cluster, filters=[("state", "=", "ALIVE")]) if name in a.class_name]
 
 
-def give_notice(address: str, node_id: str) -> None:
+def send_preemption_notice(address: str, node_id: str) -> None:
     """Say that a node will be taken back: `ray drain-node`, without the start of its process.
 
     Ray is told a time that is too far off to come: the test takes the node back.
@@ -41,12 +45,12 @@ def give_notice(address: str, node_id: str) -> None:
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + HANG_S) * 1000)
+    deadline_ms = int((time.time() + TIMEOUT_S) * 1000)
     accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "the cloud wants it back", deadline_ms)
     assert accepted, why_not
 
 
-def lose_a_node(
+def run_and_kill_node(
     study: Folder,
     work: Callable[[], Any],
     is_time: Callable[[], object],
@@ -75,54 +79,59 @@ def lose_a_node(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]  # the test run's own cluster has the usual one
-    head = {"num_cpus": head_cpus, "include_dashboard": True, "dashboard_port": port, "_system_config": QUICK}
+    head = {
+        "num_cpus": head_cpus,
+        "include_dashboard": True,
+        "dashboard_port": port,
+        "_system_config": FAST_HEALTH_CHECKS,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=node_cpus) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
-    running = ThreadPoolExecutor().submit(_holdable, work)
+    running = ThreadPoolExecutor().submit(_run_holdable, work)
     wait_for(lambda: running.done() or is_time())
     assert not running.done(), running.exception() or "the node had nothing left to do"
-    actors = alive(actor)
+    actors = live_actors(actor)
     (lost, *_) = [node for node in nodes if node.node_id in {found.node_id for found in actors}]
     if after_notice:
-        give_notice(cluster.address, lost.node_id)
+        send_preemption_notice(cluster.address, lost.node_id)
         wait_for(lambda: running.done() or after_notice())
         assert not running.done(), running.exception() or "the node had nothing left to do"
     at_loss()
     cluster.remove_node(lost, allow_graceful=False)
     release(study)
-    result = running.result(HANG_S)
+    result = running.result(TIMEOUT_S)
     ray.shutdown()
     cluster.shutdown()
     return len(actors), result
 
 
-def _holdable(work: Callable[[], Any]) -> Any:
+def _run_holdable(work: Callable[[], Any]) -> Any:
     with holdable():
         return work()
 
 
-def without_ray() -> dict[str, str]:
+def environment_without_ray() -> dict[str, str]:
     """The environment without what this process told its own cluster, of one machine."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
-def apart(code: str) -> str:
+def run_in_subprocess(code: str) -> str:
     """What Python code prints in a process of its own, which must end well."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=without_ray() | {"RAY_AUTH_MODE": "disabled"},
+        env=environment_without_ray() | {"RAY_AUTH_MODE": "disabled"},
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=HANG_S,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def for_another_driver() -> dict[str, str]:
+def second_driver_environment() -> dict[str, str]:
     """Environment variables by which another process joins this process's cluster, which `connect` started."""
     import ray
     from ray._raylet import AuthenticationTokenLoader
@@ -157,16 +166,16 @@ def start_and_kill_driver(
     """
     driver = subprocess.Popen(
         [sys.executable, "-c", _DRIVER, code, *arguments],
-        env={**os.environ, **for_another_driver()},
+        env={**os.environ, **second_driver_environment()},
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )
     try:
         wait_for(lambda: when() or driver.poll() is not None)
         driver.send_signal(by)
-        status = driver.wait(HANG_S)
+        status = driver.wait(TIMEOUT_S)
     finally:
         driver.kill()
         driver.wait()
-    wait_for(lambda: not any(alive(name) for name in WORKERS))
+    wait_for(lambda: not any(live_actors(name) for name in WORKER_CLASSES))
     return status

@@ -14,9 +14,9 @@ from slick.engines.base import SamplingConfig
 from slick.storage import Folder
 from slick.study_files import read_knowledge
 from tests.faults.hold import hold, holdable, release
-from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver
+from tests.faults.nodes import live_actors, run_and_kill_node, run_in_subprocess, start_and_kill_driver
 from tests.local.tiny import save_tiny_model, write_questions
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import TIMEOUT_S, wait_for
 
 DRIVER = """
 import sys
@@ -87,13 +87,13 @@ def annotate_and_kill_actors(study: Folder, model: str, times: int) -> None:
         run.start()
         for time in range(times):
             wait_for(lambda: len(parts.names(".parquet")) >= before + 2 + 5 * time)  # noqa: B023 - called at once
-            (actor, *_) = alive("Asker")
+            (actor, *_) = live_actors("Asker")
             os.kill(actor.pid, signal.SIGKILL)
             assert len(parts.names(".parquet")) < NUM_QUESTIONS, "the actor had nothing left to do"
-            wait_for(lambda: actor.pid not in {each.pid for each in alive("Asker")})  # noqa: B023
+            wait_for(lambda: actor.pid not in {each.pid for each in live_actors("Asker")})  # noqa: B023
             hold(study, at=before + 2 + 5 * (time + 1))
         release(study)
-        run.join(HANG_S)
+        run.join(TIMEOUT_S)
     assert not run.is_alive()
 
 
@@ -111,7 +111,7 @@ def annotate_and_lose_a_node(study: Folder, model: str, notice: bool) -> None:
         return len(when()) >= 12
 
     hold(study, at=6)
-    num_actors, _ = lose_a_node(
+    num_actors, _ = run_and_kill_node(
         study,
         lambda: annotate(study, settings),
         lambda: len(when()) >= 6,
@@ -133,7 +133,7 @@ def test_a_lost_node_changes_nothing(notice: bool, model: str, tmp_path: Path, r
         write_questions(folder, num_train=40)
     annotate(quiet, replace(config(model), mode="labels"))
     call = f"annotate_and_lose_a_node(Folder({study.uri!r}), {model!r}, {notice})"
-    out = apart(f"from tests.faults.test_annotate_killed import *; {call}")
+    out = run_in_subprocess(f"from tests.faults.test_annotate_killed import *; {call}")
     assert "lost a node, one of 3 " in out
     assert "; 0 of " in out, "what is written is not answered again"
     assert_same(quiet, study)

@@ -15,13 +15,13 @@ from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.faults.hold import hold, holdable, release
-from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver
+from tests.faults.nodes import live_actors, run_and_kill_node, run_in_subprocess, start_and_kill_driver
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import TIMEOUT_S, wait_for
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
-from tuning.lean import patient_policy
+from tuning.lean import progress_failure_policy
 from tuning.state import find_states
 
 EPOCHS = 24
@@ -160,10 +160,10 @@ def test_a_killed_driver_and_then_a_killed_worker_change_nothing(undisturbed: Fo
     hold(study, at=saved + 2, saved=True)
     run = in_background(lambda: finetune(study, CONFIG))
     wait_for(lambda: saved_epoch(study) >= saved + 2 or not run.is_alive())
-    _, worker = alive("TrainWorker")
+    _, worker = live_actors("TrainWorker")
     os.kill(worker.pid, signal.SIGKILL)
     release(study)
-    run.join(HANG_S)
+    run.join(TIMEOUT_S)
     assert not run.is_alive()
     assert 0 < run_of(study).read_json("manifest.json")["counts"]["epochs_now"] <= EPOCHS - saved - 2
     after = evaluations(study)
@@ -183,7 +183,7 @@ def test_failures_are_counted_from_the_last_state() -> None:
     from ray.train import FailureConfig, WorkerGroupError
 
     state = 0
-    policy = patient_policy(FailureConfig(max_failures=1), lambda: state)
+    policy = progress_failure_policy(FailureConfig(max_failures=1), lambda: state)
     lost = WorkerGroupError("a machine is gone", worker_failures={0: RuntimeError("connection reset")})
 
     def decisions(num: int) -> list[str]:
@@ -201,12 +201,12 @@ def test_a_worker_may_be_lost_more_often_than_max_failures(undisturbed: Folder, 
     run = in_background(lambda: finetune(study, replace(CONFIG, max_failures=1)))
     for epoch in (4, 8, 12, 16):
         wait_for(lambda: saved_epoch(study) >= epoch or not run.is_alive())  # noqa: B023 - called at once
-        _, worker = alive("TrainWorker")
+        _, worker = live_actors("TrainWorker")
         os.kill(worker.pid, signal.SIGKILL)
-        wait_for(lambda: worker.actor_id not in {each.actor_id for each in alive("TrainWorker")})  # noqa: B023
+        wait_for(lambda: worker.actor_id not in {each.actor_id for each in live_actors("TrainWorker")})  # noqa: B023
         hold(study, at=epoch + 4, saved=True)
     release(study)
-    run.join(HANG_S)
+    run.join(TIMEOUT_S)
     assert not run.is_alive()
     assert_same(undisturbed, study)
 
@@ -220,10 +220,10 @@ def finetune_and_be_told(study: Folder) -> None:
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
     done: list[int] = []
     hold(study, at=6, until_notice=True)
-    _, manifest = lose_a_node(
+    _, manifest = run_and_kill_node(
         study,
         lambda: finetune(study, NOTICED),
-        lambda: num_epochs(study) >= 6 and alive("PreemptionWatcher"),
+        lambda: num_epochs(study) >= 6 and live_actors("PreemptionWatcher"),
         "TrainWorker",
         head_cpus=0,
         node_cpus=1,
@@ -237,7 +237,9 @@ def finetune_and_be_told(study: Folder) -> None:
 def test_notice_is_time_to_save(tmp_path: Path, ray_cluster: None) -> None:
     quiet, study = (new_study(tmp_path / name) for name in ("quiet", "noticed"))
     finetune(quiet, NOTICED)
-    out = apart(f"from tests.faults.test_finetune_killed import *; finetune_and_be_told(Folder({study.uri!r}))")
+    out = run_in_subprocess(
+        f"from tests.faults.test_finetune_killed import *; finetune_and_be_told(Folder({study.uri!r}))"
+    )
     twice, done = map(int, re.search(r"(\d+) of (\d+) epochs were done twice", out).groups())
     assert twice <= 3 < done, out
     assert_same(quiet, study, epochs=NOTICED.epochs)
@@ -247,7 +249,7 @@ def finetune_and_lose_a_node(study: Folder) -> None:
     """Asked for four workers where two fit, each on a node of its own; for a process of its own."""
     settings = replace(CONFIG, dropout=0.0, num_workers=4, min_workers=1)
     hold(study, at=6, saved=True)
-    num_workers, manifest = lose_a_node(
+    num_workers, manifest = run_and_kill_node(
         study,
         lambda: finetune(study, settings),
         lambda: saved_epoch(study) >= 6,
@@ -261,7 +263,9 @@ def finetune_and_lose_a_node(study: Folder) -> None:
 @pytest.mark.slow
 def test_it_begins_and_goes_on_with_the_workers_there_are(without_dropout: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
-    out = apart(f"from tests.faults.test_finetune_killed import *; finetune_and_lose_a_node(Folder({study.uri!r}))")
+    out = run_in_subprocess(
+        f"from tests.faults.test_finetune_killed import *; finetune_and_lose_a_node(Folder({study.uri!r}))"
+    )
     assert "began with 2 workers, ended with 1" in out
     assert went_on(finetune(study, replace(CONFIG, dropout=0.0)))
     assert_same(without_dropout, study, rounding=2e-3)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.status import standings
+from jobs.status import sweep_run_statuses
 from slick.errors import SlickError, StudyError
 from slick.storage import Folder
 from slick.study import STARTED, Manifest
-from tests.faults.hold import hold, holdable, release, was_noticed
-from tests.faults.nodes import alive, apart, lose_a_node, start_and_kill_driver
+from tests.faults.hold import hold, holdable, release, saw_preemption_notice
+from tests.faults.nodes import live_actors, run_and_kill_node, run_in_subprocess, start_and_kill_driver
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import TIMEOUT_S, wait_for
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
 from tuning.state import find_states
@@ -78,7 +78,7 @@ def saved_epoch(study: Folder, run: str) -> int:
 
 
 def states(study: Folder) -> dict[str, str]:
-    return {row.run_id: row.state for row in standings(study)}
+    return {row.run_id: row.state for row in sweep_run_statuses(study)}
 
 
 def epochs_now(study: Folder, run: str) -> int:
@@ -100,9 +100,9 @@ def in_background(study: Folder, config: SweepConfig) -> Future[Manifest]:
 def kill(running: Future[Manifest], name: str) -> None:
     """End the process of the one actor of that class, and wait until Ray has noticed."""
     assert not running.done(), running.exception() or "it had nothing left to do"
-    (actor,) = alive(name)
+    (actor,) = live_actors(name)
     os.kill(actor.pid, signal.SIGKILL)
-    wait_for(lambda: actor.actor_id not in {each.actor_id for each in alive(name)})
+    wait_for(lambda: actor.actor_id not in {each.actor_id for each in live_actors(name)})
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_with_its_driver_and_then_a_worker_killed(undisturbed: Folder, study: Fo
     kill(running, "TrainWorker")
     assert epochs_done(study, "half-seed0") < EPOCHS, "the worker had nothing left to do"
     release(study)
-    assert running.result(HANG_S).counts["retried"] == 0, "Ray Train starts a worker anew by itself"
+    assert running.result(TIMEOUT_S).counts["retried"] == 0, "Ray Train starts a worker anew by itself"
     assert study.child("runs", "known-seed0").read_bytes("manifest.json") == finished
     assert epochs_now(study, "half-seed0") < EPOCHS
     assert_same(undisturbed, study)
@@ -154,9 +154,9 @@ def test_with_a_trial_killed_tune_tries_it_again_from_its_state(undisturbed: Fol
     wait_for(lambda: "retried" in states(study).values() or running.done())
     release(study)
     assert not running.done()
-    assert running.result(HANG_S).counts["retried"] == 1
+    assert running.result(TIMEOUT_S).counts["retried"] == 1
     assert epochs_now(study, "known-seed0") < EPOCHS
-    assert [(row.state, row.tries) for row in standings(study)] == [("done", 2)] * 2
+    assert [(row.state, row.attempts) for row in sweep_run_statuses(study)] == [("done", 2)] * 2
     assert_same(undisturbed, study)
 
 
@@ -174,12 +174,12 @@ def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed
         hold(study, at=before + 1, run="known-seed0")
     release(study)
     with pytest.raises(SlickError, match=r"(?s)1 of 2 trials failed; all others are finished.*\n +known-seed0: .*died"):
-        running.result(HANG_S)
+        running.result(TIMEOUT_S)
     assert states(study) == {"half-seed0": "done", "known-seed0": "failed"}
-    (failed,) = [row for row in standings(study) if row.state == "failed"]
-    assert failed.tries == 2
-    assert "died" in failed.why
-    assert "\n" not in failed.why
+    (failed,) = [row for row in sweep_run_statuses(study) if row.state == "failed"]
+    assert failed.attempts == 2
+    assert "died" in failed.error
+    assert "\n" not in failed.error
 
     assert sweep(study, config).counts["trained_now"] == 1
     assert_same(undisturbed, study)
@@ -197,7 +197,7 @@ def test_a_trial_may_be_lost_more_often_than_retries(undisturbed: Folder, study:
         before = epochs_done(study, "known-seed0")
         hold(study, at=before + 4, run="known-seed0", saved=True)
     release(study)
-    assert running.result(HANG_S).counts["retried"] == 2
+    assert running.result(TIMEOUT_S).counts["retried"] == 2
     assert_same(undisturbed, study)
 
 
@@ -209,14 +209,16 @@ def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
         config = replace(config, retries=0, train=replace(CONFIG.train, max_failures=0))
     runs = [f"{name}-seed0" for name in CONFIG.grid.variants]
     hold(study, at=5, saved=True, until_notice=notice)
-    num_workers, manifest = lose_a_node(
+    num_workers, manifest = run_and_kill_node(
         study,
         lambda: sweep(study, config),
         lambda: all(epochs_done(study, run) >= 5 if notice else saved_epoch(study, run) >= 5 for run in runs),
         "TrainWorker",
         head_cpus=0,
         node_cpus=1,
-        after_notice=(lambda: was_noticed(study) and all(saved_epoch(study, run) for run in runs)) if notice else None,
+        after_notice=(lambda: saw_preemption_notice(study) and all(saved_epoch(study, run) for run in runs))
+        if notice
+        else None,
     )
     counts = manifest.counts
     print(f"began with {num_workers} trainings, trained {counts['trained_now']}, trials retried: {counts['retried']}")
@@ -226,7 +228,7 @@ def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
 @pytest.mark.parametrize("notice", [False, True])
 def test_with_a_node_lost_the_other_one_does_the_rest(notice: bool, undisturbed: Folder, study: Folder) -> None:
     call = f"sweep_and_lose_a_node(Folder({study.uri!r}), {notice})"
-    out = apart(f"from tests.faults.test_sweep_killed import *; {call}")
+    out = run_in_subprocess(f"from tests.faults.test_sweep_killed import *; {call}")
     assert "began with 2 trainings, trained 2, trials retried: 0" in out, "trials run on the driver's node"
     assert min(epochs_now(study, f"{name}-seed0") for name in CONFIG.grid.variants) < EPOCHS
     assert_same(undisturbed, study)

@@ -33,7 +33,7 @@ def test_answers_are_those_of_the_cpu(name: str) -> None:
     model, tokenizer = tiny_model(name, spread=0.2), tiny_tokenizer()
     right = everything(TransformersEngine(model, tokenizer))
     engine = TransformersEngine(model.to("cuda"), tokenizer)
-    assert engine.packs == (name in CONFIGS)
+    assert engine.uses_packing == (name in CONFIGS)
     found = everything(engine)
     for mode in ("full", "labels"):
         pairs = list(zip(chain(*found[mode]), chain(*right[mode]), strict=True))
@@ -46,7 +46,7 @@ def test_answers_are_those_of_the_cpu(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_bfloat16_runs_packed_and_scores_gold(name: str) -> None:
     engine = TransformersEngine(tiny_model(name, dtype="bfloat16", spread=0.1).to("cuda"), tiny_tokenizer())
-    assert engine.packs
+    assert engine.uses_packing
     answers = engine.generate(BATCH, SAMPLING)
     scores = engine.score(BATCH, [one[0].greedy_text or "x" for one in answers], SAMPLING)
     assert len(scores) == len(answers) == len(NAMES)

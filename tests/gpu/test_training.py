@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.waiting import HANG_S
+from tests.waiting import TIMEOUT_S
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU that torch can use", allow_module_level=True)
@@ -72,7 +72,7 @@ def test_weights_move_as_on_a_cpu(changes: dict, correlation: float, difference:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=HANG_S,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

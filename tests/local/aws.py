@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.local.head import free_ports
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import TIMEOUT_S, wait_for
 
 SECRET = "this-key-is-not-to-be-seen-anywhere"
 
 
 @contextmanager
-def started_aws(log: Path) -> Iterator[dict[str, str]]:
+def running_aws(log: Path) -> Iterator[dict[str, str]]:
     """The environment variables by which AWS clients, pyarrow's too, find the imitation and nothing else."""
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
@@ -28,22 +28,22 @@ def started_aws(log: Path) -> Iterator[dict[str, str]]:
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_for(lambda: server.poll() is not None or _answers(address), log.read_text)
+        wait_for(lambda: server.poll() is not None or _is_up(address), log.read_text)
         assert server.poll() is None, log.read_text()
         yield found
     finally:
         server.terminate()
-        server.wait(HANG_S)
+        server.wait(TIMEOUT_S)
 
 
 def make_bucket(address: str, name: str) -> None:
     """An empty bucket; the imitation asks for no signature."""
-    urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=HANG_S).close()
+    urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=TIMEOUT_S).close()
 
 
-def _answers(address: str) -> bool:
+def _is_up(address: str) -> bool:
     try:
-        urllib.request.urlopen(f"{address}/moto-api/", timeout=HANG_S).close()
+        urllib.request.urlopen(f"{address}/moto-api/", timeout=TIMEOUT_S).close()
     except OSError:
         return False
     return True

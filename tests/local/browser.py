@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.waiting import HANG_S
+from tests.waiting import TIMEOUT_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
-LEAST_TEXT = 9.0
+MIN_TEXT_PX = 9.0
 """Pixels: smaller text in a figure cannot be read."""
 PRINTED_WIDTH = 688
 """CSS pixels of an A4 page between the margins of the style sheet, 182 mm."""
 
-_LOOK = """
+_INSPECT_SCRIPT = """
 (() => {
   const width = document.documentElement.clientWidth;
   const scrolls = (node) => { for (; node; node = node.parentElement)
@@ -72,7 +72,7 @@ def find_browser() -> str | None:
 
 
 @dataclass
-class Seen:
+class PageSnapshot:
     """What a browser saw of one page at one width."""
 
     complaints: list[str] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Seen:
     num_pages: int = 0
 
 
-def faults(seen: Seen, num_figures: int) -> list[str]:
+def page_problems(seen: PageSnapshot, num_figures: int) -> list[str]:
     """Everything wrong with a page; empty for a good one."""
     look, printed = seen.look, seen.printed
     found = [f"complains: {one}" for one in seen.complaints] + [f"asks for {one}" for one in seen.requests]
@@ -99,7 +99,7 @@ def faults(seen: Seen, num_figures: int) -> list[str]:
     for plot in look["plots"]:
         if min(plot["width"], plot["height"], plot["inner"]) < 50:
             found.append(f"empty figure: {plot['name']}")
-        elif plot["text"] < LEAST_TEXT:
+        elif plot["text"] < MIN_TEXT_PX:
             found.append(f"text of {plot['text']:.1f} px in figure: {plot['name']}")
         found += [f"text over text, {one}, in figure: {plot['name']}" for one in plot["over"]]
         found += [f"text cut off, {one!r}, in figure: {plot['name']}" for one in plot["out"]]
@@ -109,13 +109,13 @@ def faults(seen: Seen, num_figures: int) -> list[str]:
     return found
 
 
-def see(page: Path, width: int, browser: str, *, mobile: bool = False) -> Seen:
+def capture_page(page: Path, width: int, browser: str, *, mobile: bool = False) -> PageSnapshot:
     """Open a page, look at it, and print it; the network is cut off, and what the page asks of it is written down."""
-    return asyncio.run(_see(page, width, browser, mobile))
+    return asyncio.run(_capture_page(page, width, browser, mobile))
 
 
-async def _see(page: Path, width: int, browser: str, mobile: bool) -> Seen:
-    seen = Seen()
+async def _capture_page(page: Path, width: int, browser: str, mobile: bool) -> PageSnapshot:
+    seen = PageSnapshot()
     async with _session(browser) as send:
         for domain in ("Runtime", "Log", "Network", "Page"):
             await send(f"{domain}.enable")
@@ -124,25 +124,25 @@ async def _see(page: Path, width: int, browser: str, mobile: bool) -> Seen:
         await send("Emulation.setDeviceMetricsOverride", width=width, mobile=mobile, **size)
         loaded = send.waiter("Page.loadEventFired")
         await send("Page.navigate", url=page.as_uri())
-        await asyncio.wait_for(loaded, HANG_S)
-        seen.look = await _look(send, "false")
+        await asyncio.wait_for(loaded, TIMEOUT_S)
+        seen.look = await _inspect_page(send, "false")
         await send("Emulation.setEmulatedMedia", media="print")
         await send("Emulation.setDeviceMetricsOverride", width=PRINTED_WIDTH, mobile=False, **size)
-        seen.printed = await _look(send, "true")
+        seen.printed = await _inspect_page(send, "true")
         await send("Emulation.setEmulatedMedia", media="")
         pdf = base64.b64decode((await send("Page.printToPDF", preferCSSPageSize=True))["data"])
         seen.num_pages = len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf))
-        _sort(send.events, page, seen)
+        _collect_events(send.events, page, seen)
     return seen
 
 
-async def _look(send: "_Sender", printed: str) -> dict[str, Any]:
-    answer = await send("Runtime.evaluate", expression=_LOOK.replace("PRINTED", printed), returnByValue=True)
+async def _inspect_page(send: "_Sender", printed: str) -> dict[str, Any]:
+    answer = await send("Runtime.evaluate", expression=_INSPECT_SCRIPT.replace("PRINTED", printed), returnByValue=True)
     assert "exceptionDetails" not in answer, answer
     return dict(answer["result"]["value"])
 
 
-def _sort(events: list[dict[str, Any]], page: Path, seen: Seen) -> None:
+def _collect_events(events: list[dict[str, Any]], page: Path, seen: PageSnapshot) -> None:
     for event in events:
         method, values = event["method"], event["params"]
         if method == "Network.requestWillBeSent" and values["request"]["url"].partition("#")[0] != page.as_uri():
@@ -174,7 +174,7 @@ class _Sender:
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        return await asyncio.wait_for(self._answers[number], HANG_S)
+        return await asyncio.wait_for(self._answers[number], TIMEOUT_S)
 
     async def _read(self) -> None:
         async for message in self._socket:
@@ -219,7 +219,7 @@ async def _session(browser: str) -> Any:
 
 
 async def _port(file: Path, process: "subprocess.Popen[bytes]") -> int:
-    end = time.monotonic() + HANG_S
+    end = time.monotonic() + TIMEOUT_S
     while time.monotonic() < end:
         if file.exists() and (lines := file.read_text().splitlines()):
             return int(lines[0])

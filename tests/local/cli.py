@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.waiting import HANG_S
+from tests.waiting import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,5 +19,5 @@ def slick(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=HANG_S,
+        timeout=TIMEOUT_S,
     )

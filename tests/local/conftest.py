@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.cli import ROOT, slick
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import TIMEOUT_S, wait_for
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,7 +39,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, signal.SIGINT)
-    text = process.communicate(timeout=HANG_S)[0]
+    text = process.communicate(timeout=TIMEOUT_S)[0]
     assert process.returncode == 130, text
     assert not (out / "report").exists()
 

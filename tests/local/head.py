@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import TIMEOUT_S, wait_for
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-this-test-0123456789abcdef0123456789abcdef"
@@ -43,7 +43,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def started_head(home: Path, node_types: dict[str, object] | None = None, **changed: str) -> Iterator[str]:
+def running_head(home: Path, node_types: dict[str, object] | None = None, **changed: str) -> Iterator[str]:
     """A head with token authentication; its address.
 
     Args:
@@ -72,7 +72,7 @@ def _head(home: Path, node_types: dict[str, object] | None, **changed: str) -> I
         command.append("--num-cpus=4")
     else:
         config = Path(folder, "autoscaling.json")
-        config.write_text(json.dumps(autoscaling(node_types, f"127.0.0.1:{ports['port']}")))
+        config.write_text(json.dumps(autoscaling_config(node_types, f"127.0.0.1:{ports['port']}")))
         command += ["--num-cpus=0", f"--autoscaling-config={config}"]
         more = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
         more |= dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), HEAD_ID)
@@ -89,7 +89,7 @@ def _head(home: Path, node_types: dict[str, object] | None, **changed: str) -> I
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
         agent = f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}"  # without it the head takes no jobs
-        wait_for(lambda: head.poll() is not None or takes_jobs(address, agent), log.read_text)
+        wait_for(lambda: head.poll() is not None or accepts_jobs(address, agent), log.read_text)
         late = head.poll() is not None and "timed out during startup" in log.read_text()
         assert late or head.poll() is None, log.read_text()
         yield "" if late else address
@@ -104,7 +104,7 @@ def _head(home: Path, node_types: dict[str, object] | None, **changed: str) -> I
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def autoscaling(node_types: dict[str, object], gcs_address: str) -> dict[str, object]:
+def autoscaling_config(node_types: dict[str, object], gcs_address: str) -> dict[str, object]:
     """An autoscaler's settings: nodes are processes on this machine, and go when they are idle for some seconds."""
     return {
         "cluster_name": "test",
@@ -133,12 +133,12 @@ def autoscaling(node_types: dict[str, object], gcs_address: str) -> dict[str, ob
     }
 
 
-def takes_jobs(address: str, agent: str) -> bool:
+def accepts_jobs(address: str, agent: str) -> bool:
     """True when the job server answers who holds the token, and the agent that starts jobs is up."""
     ask_jobs = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
     try:
-        urllib.request.urlopen(ask_jobs, timeout=HANG_S).close()
-        urllib.request.urlopen(f"{agent}/api/version", timeout=HANG_S).close()
+        urllib.request.urlopen(ask_jobs, timeout=TIMEOUT_S).close()
+        urllib.request.urlopen(f"{agent}/api/version", timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         return error.url.startswith(agent)  # an agent that has no such page, or wants a token, is up
     except OSError:
@@ -161,7 +161,7 @@ def processes_of(folder: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class HeadCluster:
     """A head, and a home whose ~/.ray holds its token."""
 
     address: str
@@ -173,19 +173,25 @@ class Cluster:
     def slick(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "jobs.cli", *words, "--address", self.address]
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment(**more), capture_output=True, text=True, check=False, timeout=HANG_S
+            command,
+            cwd=ROOT,
+            env=self.environment(**more),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
         )
 
     def get(self, path: str) -> str:
         request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
-        with urllib.request.urlopen(request, timeout=HANG_S) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode())
 
 
 @contextmanager
-def started_cluster(home: Path, node_types: dict[str, object] | None = None, **changed: str) -> Iterator[Cluster]:
-    """A head as of `started_head`, and a home that holds its token."""
+def running_cluster(home: Path, node_types: dict[str, object] | None = None, **changed: str) -> Iterator[HeadCluster]:
+    """A head as of `running_head`, and a home that holds its token."""
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN)
-    with started_head(home, node_types, **changed) as address:
-        yield Cluster(address, home)
+    with running_head(home, node_types, **changed) as address:
+        yield HeadCluster(address, home)

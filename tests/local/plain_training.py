@@ -9,17 +9,17 @@ from slick.storage import Folder
 from tuning.config import TrainConfig, learning_rate_at
 from tuning.evaluate import encode_rows
 from tuning.examples import Example, epoch_batches
-from tuning.rows import read_replay, read_rows
+from tuning.rows import read_replay_rows, read_rows
 
 
 @dataclass(frozen=True)
-class Plain:
+class ReferenceRun:
     losses: list[float]
     """Mean loss of an answer token of the train rows after each epoch."""
     weights: dict[str, np.ndarray]
 
 
-def train_plainly(study: Folder, config: TrainConfig, model: Any, teacher: Any, tokenizer: Any) -> Plain:
+def train_reference(study: Folder, config: TrainConfig, model: Any, teacher: Any, tokenizer: Any) -> ReferenceRun:
     """Fine-tune `model` in place.
 
     Args:
@@ -30,7 +30,7 @@ def train_plainly(study: Folder, config: TrainConfig, model: Any, teacher: Any, 
 
     rows = read_rows(study, config.variant)["train"]
     examples = encode_rows(rows, tokenizer)
-    replay = read_replay(study, config.variant, config.replay_known, config.seed)
+    replay = read_replay_rows(study, config.variant, config.replay_known, config.seed)
     part_of = {"attention": ".self_attn.", "ffn": ".mlp."}
     if config.trainable != "all" and not config.lora_rank:
         for name, parameter in model.named_parameters():
@@ -52,7 +52,7 @@ def train_plainly(study: Folder, config: TrainConfig, model: Any, teacher: Any, 
         model.train()
         loss = mean_loss(model, batch)
         if config.distill_weight:
-            loss = loss + config.distill_weight * mean_divergence(teacher, model, batch, config.distill_temperature)
+            loss = loss + config.distill_weight * mean_kl_divergence(teacher, model, batch, config.distill_temperature)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(config, step, len(batches))
         optimizer.zero_grad()
@@ -62,7 +62,7 @@ def train_plainly(study: Folder, config: TrainConfig, model: Any, teacher: Any, 
         if ((step + 1) % an_epoch == 0 and step + 1 < config.epochs * an_epoch) or step + 1 == len(batches):
             model.eval()
             losses.append(float(mean_loss(model, examples).detach()))
-    return Plain(losses, {name: value.detach().numpy().copy() for name, value in model.named_parameters()})
+    return ReferenceRun(losses, {name: value.detach().numpy().copy() for name, value in model.named_parameters()})
 
 
 def mean_loss(model: Any, batch: list[Example]) -> Any:
@@ -77,7 +77,7 @@ def mean_loss(model: Any, batch: list[Example]) -> Any:
     return total / sum(len(example.answer_ids) for example in batch)
 
 
-def mean_divergence(teacher: Any, model: Any, batch: list[Example], temperature: float) -> Any:
+def mean_kl_divergence(teacher: Any, model: Any, batch: list[Example], temperature: float) -> Any:
     """KL(teacher || model) an answer token, by its definition."""
     import torch
 

@@ -26,7 +26,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "standin"
-_READS = ("item", "is_nonzero", "_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2")
+_HOST_READ_OPS = (
+    "item",
+    "is_nonzero",
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "unique_dim",
+    "_unique2",
+)
 
 
 class DeviceTensor(Tensor):
@@ -52,7 +61,7 @@ class DeviceTensor(Tensor):
         raise AssertionError(f"{func} of a tensor whose device is not in use")
 
 
-class StandInDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class SimulatedDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While in use, tensors may be put on the device and computed with there."""
 
     def __init__(self) -> None:
@@ -109,10 +118,10 @@ class StandInDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if others:
                 raise RuntimeError(f"expected all tensors to be on the same device: {func} got of the CPU {others}")
             masks = name in ("index", "index_put_") and any(x.dtype == torch.bool for x in here[1:])
-            self.reads[name] += name in _READS or masks
+            self.reads[name] += name in _HOST_READ_OPS or masks
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def activated(self) -> Iterator[None]:
         """Within, torch has the device."""
         with (
             _Constants(),
@@ -142,7 +151,7 @@ def put_on_device(model: nn.Module) -> nn.Module:
     return model
 
 
-def in_own_process(test: str, cases: Sequence[str]) -> dict[str, Any]:
+def run_cases_in_subprocess(test: str, cases: Sequence[str]) -> dict[str, Any]:
     """What the program that a test is prints of each of its cases."""
     ran = subprocess.run(
         [sys.executable, "-m", test, *cases],

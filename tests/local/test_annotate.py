@@ -11,19 +11,19 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore
-from slick.annotation.evidence import Scoring, gather
-from slick.annotation.generations import asked_questions, cut_batches, missing_batches, read_generations
+from slick.annotation.evidence import Scoring, collect_evidence
+from slick.annotation.generations import cut_batches, missing_batches, read_generations, select_questions
 from slick.annotation.knowledge import categories, knowledge_table
-from slick.annotation.standing import MAIN, Asked, asked_so_far
+from slick.annotation.standing import MAIN_ANSWERS, AnswerProgress, annotation_progress
 from slick.categories import categorize
 from slick.engines.base import SamplingConfig
 from slick.errors import DataError, EngineError, ModelError, SettingsError, SlickError, StudyError
 from slick.matching import is_hit
-from slick.progress import Progress
+from slick.progress import ProgressReporter
 from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study_files import KNOWLEDGE_SCHEMA, read_knowledge
-from tests.local.metrics import exported
+from tests.local.metrics import exported_metrics
 from tests.local.tiny import save_tiny_model, write_questions
 from tests.waiting import wait_for
 
@@ -69,10 +69,10 @@ def assert_same(one: Folder, other: Folder) -> None:
 def test_every_question_has_its_answers_and_a_category(done: Folder, config: AnnotateConfig) -> None:
     knowledge, generations = read_knowledge(done), read_generations(done)
     gold = {row["question_id"]: row["answers"] for row in read_questions(done).to_pylist()}
-    wanted = {i for i in gold if "train" in i or "test" in i} - {i for i in gold if i.startswith("P9-train")}
+    expected = {i for i in gold if "train" in i or "test" in i} - {i for i in gold if i.startswith("P9-train")}
     assert knowledge.schema == KNOWLEDGE_SCHEMA
-    assert sorted(knowledge["question_id"].to_pylist()) == sorted(wanted)
-    assert asked_so_far(done) == {MAIN: Asked(num=len(wanted), wanted=len(wanted))}
+    assert sorted(knowledge["question_id"].to_pylist()) == sorted(expected)
+    assert annotation_progress(done) == {MAIN_ANSWERS: AnswerProgress(num=len(expected), expected=len(expected))}
     labels = {row["question_id"]: row for row in knowledge.to_pylist()}
     for row in generations.to_pylist():
         answers = gold[row["question_id"]]
@@ -122,13 +122,13 @@ def test_a_unit_is_heard_of_before_the_next_one_is_done(
     config: AnnotateConfig, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_files: list[int] = []
-    add = Progress.add
+    add = ProgressReporter.add
 
-    def counted(progress: Progress, num: int, note: str = "") -> None:
+    def counted(progress: ProgressReporter, num: int, note: str = "") -> None:
         num_files.append(len(Folder(str(tmp_path)).child("annotate", "generations").names(".parquet")))
         add(progress, num, note)
 
-    monkeypatch.setattr(Progress, "add", counted)
+    monkeypatch.setattr(ProgressReporter, "add", counted)
     slow = SamplingConfig(num_samples=32, max_new_tokens=16, temperature=5.0)
     annotated(tmp_path, replace(config, sampling=slow))
     assert any(files == place for place, files in enumerate(num_files[:-1], start=1)), num_files
@@ -163,7 +163,7 @@ def test_a_run_goes_on_where_files_are_missing(done: Folder, config: AnnotateCon
 def test_dev_questions_are_never_asked_with_themselves(done: Folder) -> None:
     exemplars = done.child("annotate").read_json("exemplars.json")
     used = {i for sets in exemplars.values() for ids in sets for i in ids}
-    asked = asked_questions(read_questions(done), dev=True, exemplars=exemplars, limit=None)
+    asked = select_questions(read_questions(done), dev=True, exemplars=exemplars, limit=None)
     dev = {i for i in asked["question_id"].to_pylist() if "dev" in i}
     assert dev
     assert not dev & used
@@ -172,12 +172,12 @@ def test_dev_questions_are_never_asked_with_themselves(done: Folder) -> None:
 
 def test_a_limit_takes_the_same_few_of_each_relation_and_split(done: Folder) -> None:
     questions = read_questions(done)
-    asked = asked_questions(questions, dev=False, exemplars={}, limit=2)
+    asked = select_questions(questions, dev=False, exemplars={}, limit=2)
     groups = [(row["relation"], row["split"]) for row in asked.to_pylist()]
     assert {group: groups.count(group) for group in groups} == dict.fromkeys(
         (("P1", "train"), ("P1", "test"), ("P2", "train"), ("P2", "test"), ("P9", "test")), 2
     )
-    more = asked_questions(questions, dev=False, exemplars={}, limit=3)
+    more = select_questions(questions, dev=False, exemplars={}, limit=3)
     assert set(asked["question_id"].to_pylist()) < set(more["question_id"].to_pylist())
 
 
@@ -232,7 +232,7 @@ def test_a_missing_answer_is_an_error_not_a_category(done: Folder) -> None:
     asked = questions.filter(
         pa.array([i in set(generations["question_id"].to_pylist()) for i in questions["question_id"].to_pylist()])
     )
-    evidence = gather(iter([generations]), Scoring(matcher="exact", num_exemplar_sets=3, num_samples=4)).rows
+    evidence = collect_evidence(iter([generations]), Scoring(matcher="exact", num_exemplar_sets=3, num_samples=4)).rows
     with pytest.raises(EngineError, match="none for 1 questions"):
         knowledge_table(asked, evidence.slice(1))
     with pytest.raises(EngineError, match="62 rows"):
@@ -357,13 +357,15 @@ def test_repeats_and_controls_say_how_far_to_trust_the_labels(
 
 
 def test_what_was_done_reaches_ray_s_metrics(done: Folder) -> None:
-    wanted = {"questions", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens"}
+    expected = {"questions", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens"}
 
     def shown() -> list[tuple[str, dict[str, str], float]]:
-        totals = [(name.removesuffix("_total"), tags, value) for name, tags, value in exported("slick_annotate_")]
-        return [one for one in totals if one[0] in wanted]
+        totals = [
+            (name.removesuffix("_total"), tags, value) for name, tags, value in exported_metrics("slick_annotate_")
+        ]
+        return [one for one in totals if one[0] in expected]
 
-    wait_for(lambda: {name for name, _, _ in shown()} == wanted, shown)
+    wait_for(lambda: {name for name, _, _ in shown()} == expected, shown)
     metrics = shown()
     assert {"HighlyKnown", "Unknown"} & {tags.get("category") for _, tags, _ in metrics}
     assert sum(value for name, _, value in metrics if name == "generations") >= 15

@@ -11,7 +11,7 @@ import pytest
 from slick.storage import Folder
 from slick.study_files import read_knowledge
 from tests.local.cli import slick
-from tests.local.head import Cluster, started_cluster
+from tests.local.head import HeadCluster, running_cluster
 from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions
 from tests.local.tiny_study import write_study
 from tests.waiting import wait_for
@@ -31,21 +31,21 @@ ASKED += ["--batches-per-file", "1", "--no-p-true"]
 
 
 @contextmanager
-def growing(home: Path, most: int) -> Iterator[Cluster]:
+def growing(home: Path, most: int) -> Iterator[HeadCluster]:
     """A cluster of a head and as many nodes of three CPUs as are needed, at most `most`."""
     node = {"resources": {"CPU": 3}, "node_config": {}, "min_workers": 0, "max_workers": most}
     home.mkdir()
-    with started_cluster(home, {"worker": node}) as started:
+    with running_cluster(home, {"worker": node}) as started:
         yield started
 
 
-def num_workers(cluster: Cluster) -> int:
+def num_workers(cluster: HeadCluster) -> int:
     nodes = json.loads(cluster.get("/api/v0/nodes"))["data"]["result"]["result"]
     return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in nodes)
 
 
 @contextmanager
-def watched(cluster: Cluster) -> Iterator[list[int]]:
+def watched(cluster: HeadCluster) -> Iterator[list[int]]:
     """The numbers of worker nodes while the block lasts, in the order seen."""
     seen, done = [num_workers(cluster)], threading.Event()
 

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.head import when_ready
-from tests.local.metrics import exported
-from tests.waiting import HANG_S, wait_for
-from tuning.board import _Screen
-from tuning.standing import Standing
+from jobs.head import submit_when_ready
+from tests.local.metrics import exported_metrics
+from tests.waiting import TIMEOUT_S, wait_for
+from tuning.board import _TerminalRenderer
+from tuning.standing import RunStatus
 
 ROOT = Path(__file__).parents[2]
-ROW = Standing(run_id="x", variant="x", seed=0, settings="", epochs=2, budget=3, state="running", best_dev_accuracy=0.5)
+ROW = RunStatus(
+    run_id="x", variant="x", seed=0, settings="", epochs=2, budget=3, state="running", best_dev_accuracy=0.5
+)
 
 
 class Terminal(io.StringIO):
@@ -27,7 +29,7 @@ class Terminal(io.StringIO):
 def test_on_a_terminal_the_table_is_drawn_over_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    screen = _Screen()
+    screen = _TerminalRenderer()
     for lines in (["one", "two"], ["three", "four", "five"], ["six"]):
         screen.show(lines, last=False)
     shown: list[str] = []
@@ -44,18 +46,22 @@ def test_on_a_terminal_the_table_is_drawn_over_itself(monkeypatch: pytest.Monkey
 
 
 def test_in_a_log_the_table_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("tuning.board.LOG_EVERY_S", float("inf"))
-    screen = _Screen()
+    monkeypatch.setattr("tuning.board.LOG_INTERVAL_S", float("inf"))
+    screen = _TerminalRenderer()
     for number in range(5):
         screen.show([f"line {number}"], last=number == 4)
     assert capsys.readouterr().err == "line 4\n", "its time has not come, but for the last"
 
 
 def test_how_far_a_sweep_is_shows_in_ray_s_metrics(ray_cluster: None) -> None:
-    from tuning.meters import SweepMeters
+    from tuning.meters import SweepMetrics
 
-    rows = [ROW, replace(ROW, state="done", tries=3, epochs=3), replace(ROW, best_dev_accuracy=None, state="waiting")]
-    meters = SweepMeters()
+    rows = [
+        ROW,
+        replace(ROW, state="done", attempts=3, epochs=3),
+        replace(ROW, best_dev_accuracy=None, state="waiting"),
+    ]
+    meters = SweepMetrics()
     meters.record([ROW, ROW, ROW], None)
     meters.record(rows, 12.5)
     wanted = {
@@ -69,7 +75,7 @@ def test_how_far_a_sweep_is_shows_in_ray_s_metrics(ray_cluster: None) -> None:
     }
 
     def shown() -> dict[tuple[str, str], float]:
-        return {(name, tags.get("state", "")): value for name, tags, value in exported("slick_sweep_")}
+        return {(name, tags.get("state", "")): value for name, tags, value in exported_metrics("slick_sweep_")}
 
     wait_for(lambda: shown() == wanted, shown)
 
@@ -104,7 +110,7 @@ def test_a_job_s_line_is_that_of_its_sweep_until_it_ends(ray_cluster: None, tmp_
             pytest.skip("another Ray cluster on this machine has the port of the agent that starts jobs")
         jobs.append(client.submit_job(entrypoint=command, runtime_env={"env_vars": environment}))
 
-    when_ready(submit, limit_s=HANG_S)
+    submit_when_ready(submit, limit_s=TIMEOUT_S)
     (job,) = jobs
     info = client.get_job_info
     wait_for(
@@ -118,6 +124,6 @@ def test_a_job_s_line_is_that_of_its_sweep_until_it_ends(ray_cluster: None, tmp_
 
 
 def test_a_driver_that_is_no_job_has_no_line(ray_cluster: None) -> None:
-    from slick.cluster import tell_job
+    from slick.cluster import set_job_message
 
-    assert tell_job("sweep: 1 of 2 trainings") is False
+    assert set_job_message("sweep: 1 of 2 trainings") is False

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.faults.nodes import ROOT, apart, without_ray
-from tests.waiting import HANG_S
+from tests.faults.nodes import ROOT, environment_without_ray, run_in_subprocess
+from tests.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.local
 
@@ -35,7 +35,7 @@ other.shutdown()
     ("named", "expected"), [pytest.param(True, "JOINED", marks=pytest.mark.slow), (False, "ITS OWN")]
 )
 def test_a_cluster_on_this_machine_is_joined_if_it_is_named(named: bool, expected: str) -> None:
-    printed = apart(BESIDE_ANOTHER.replace("NAMED", str(named)))
+    printed = run_in_subprocess(BESIDE_ANOTHER.replace("NAMED", str(named)))
     assert printed.split("\n")[-2] == expected, printed
 
 
@@ -61,9 +61,9 @@ run_main(main, [])
 
 def run_step(code: str = STEP, python: str = sys.executable, **environ: str) -> subprocess.CompletedProcess[str]:
     """A step that does nothing but connect, in a process of its own; only a hang reaches the limit."""
-    env = without_ray() | {"PYTHONPATH": str(ROOT)} | environ
+    env = environment_without_ray() | {"PYTHONPATH": str(ROOT)} | environ
     return subprocess.run(
-        [python, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_S
+        [python, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
     )
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.nodes import ROOT, without_ray
+from tests.faults.nodes import ROOT, environment_without_ray
 from tests.local.head import processes_of
-from tests.waiting import HANG_S, wait_for
+from tests.waiting import TIMEOUT_S, wait_for
 
 pytestmark = pytest.mark.local
 
@@ -94,7 +94,7 @@ class Running:
     def stop(self) -> str:
         """Let the training end; what the process printed on stderr."""
         (self.folder / "end").touch()
-        return self.process.communicate(timeout=HANG_S)[1]
+        return self.process.communicate(timeout=TIMEOUT_S)[1]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         (folder / "hostile" / f"{name}.py").write_text(HOSTILE)
     script = folder / "bin" / "step"  # as the console script `slick`, in a folder of its own
     script.write_text(STEP)
-    environment = without_ray() | {"HOME": str(folder / "home"), "SLICK_TEST_HEAD": str(folder)}
+    environment = environment_without_ray() | {"HOME": str(folder / "home"), "SLICK_TEST_HEAD": str(folder)}
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder)],
         env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -199,7 +199,7 @@ print("RAN A TASK", ray.get(ray.remote(lambda: "on it").remote()))
 def run_client(cluster: Running, **authentication: str) -> str:
     """What a process of its own prints that runs a task on the cluster; it is ended when Ray does not give up."""
     address = {"RAY_ADDRESS": cluster.gcs, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    environment = without_ray() | {"HOME": str(cluster.home)} | address | authentication
+    environment = environment_without_ray() | {"HOME": str(cluster.home)} | address | authentication
     done = subprocess.run(
         [sys.executable, "-c", CLIENT],
         env=environment,
@@ -207,7 +207,7 @@ def run_client(cluster: Running, **authentication: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=HANG_S,
+        timeout=TIMEOUT_S,
     )
     return done.stdout + done.stderr
 
@@ -216,7 +216,7 @@ def read_jobs(cluster: Running, **headers: str) -> int:
     """HTTP status with which the dashboard answers who asks for its jobs."""
     request = urllib.request.Request(f"http://{cluster.dashboard}/api/jobs/", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=HANG_S) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.local.aws import started_aws
+from tests.local.aws import running_aws
 from tests.local.head import ROOT, TOKEN, environment
-from tests.waiting import HANG_S
+from tests.waiting import TIMEOUT_S
 
 SSH = """#!/bin/sh
 printf '%s\\n' "$*" >> "$STAND_INS/log"
@@ -80,7 +80,7 @@ class Cloud:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=HANG_S,
+            timeout=TIMEOUT_S,
         )
         assert done.returncode == 0, done.stdout
         return done.stdout
@@ -102,7 +102,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     for name, text in (("ssh", SSH), ("rsync", RSYNC)):
         (stand_ins / name).write_text(text)
         (stand_ins / name).chmod(stat.S_IRWXU)
-    with started_aws(folder / "moto.log") as aws:
+    with running_aws(folder / "moto.log") as aws:
         shell = environment(home, STAND_INS=str(stand_ins), **aws)
         shell |= {"PATH": f"{stand_ins}:{shell['PATH']}", "STAND_IN_IMAGE": "rayproject/ray:2.60.0-py311-gpu"}
         yield Cloud(folder, shell)
@@ -134,7 +134,7 @@ def test_the_cluster_comes_up_and_goes_down(cloud: Cloud, filled_in: Path) -> No
     cloud.ray("up", "-y", "--no-config-cache", str(filled_in))
     seen = cloud.show()
     (head,) = seen["nodes"]
-    assert (head["InstanceType"], head["State"]["Name"]) == ("m6i.2xlarge", "running")
+    assert (head["InstanceType"], head["RunState"]["Name"]) == ("m6i.2xlarge", "running")
     assert head["IamInstanceProfile"]["Arn"].endswith("instance-profile/slick-head")
     for group in seen["groups"]:
         for rule in group["IpPermissions"]:
@@ -147,4 +147,4 @@ def test_the_cluster_comes_up_and_goes_down(cloud: Cloud, filled_in: Path) -> No
     assert "RAY_AUTH_MODE=token ray start --head" in log
     assert TOKEN not in log, "the token travels as a file"
     cloud.ray("down", "-y", str(filled_in))
-    assert {node["State"]["Name"] for node in cloud.show()["nodes"]} <= {"shutting-down", "terminated"}
+    assert {node["RunState"]["Name"] for node in cloud.show()["nodes"]} <= {"shutting-down", "terminated"}

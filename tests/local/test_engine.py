@@ -10,8 +10,8 @@ import torch
 from slick.draws import row_key, uniforms
 from slick.engines import logits as logits_module
 from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.logits import candidates_of
-from slick.engines.packing import tokens_a_pass
+from slick.engines.logits import top_candidates
+from slick.engines.packing import max_tokens_per_pass
 from slick.engines.transformers import TransformersEngine
 from slick.errors import EngineError
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
@@ -55,7 +55,7 @@ def reference_answer(model: Any, prompt: str, question_id: str, prompt_index: in
 def test_greedy_answers_are_those_of_generate(name: str) -> None:
     model, tokenizer = tiny_model(name), tiny_tokenizer()
     engine = TransformersEngine(model, tokenizer, batch_questions=4)
-    assert engine.packs == (name in CONFIGS)
+    assert engine.uses_packing == (name in CONFIGS)
     answers = engine.generate(BATCH, SamplingConfig(num_samples=0, max_new_tokens=8))
     for question, place, prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -91,7 +91,7 @@ def test_the_tree_gives_what_each_answer_gives_alone(name: str) -> None:
     assert stats.answer_tokens == num_tokens
     assert stats.prompt_tokens == sum(len(tiny_tokenizer()(prompt)["input_ids"]) for *_, prompt in PROMPTS)
     assert stats.decoded_tokens < num_tokens
-    assert stats.prefilled_tokens < stats.prompt_tokens or not engine.packs
+    assert stats.prefilled_tokens < stats.prompt_tokens or not engine.uses_packing
 
 
 def test_answers_are_the_same_bits_again_and_need_no_company() -> None:
@@ -110,9 +110,9 @@ class MadeUp:
         self._question = question
 
     def is_hit(self, answer: str) -> bool:
-        return self.may_hit(answer) and len(answer) % 7 == self._question % 4
+        return self.can_still_match(answer) and len(answer) % 7 == self._question % 4
 
-    def may_hit(self, beginning: str) -> bool:
+    def can_still_match(self, beginning: str) -> bool:
         return not beginning or ord(beginning[0]) % 3 != self._question % 3
 
 
@@ -150,7 +150,7 @@ def test_answers_that_settle_a_category_are_a_part_of_all_answers(name: str) -> 
 
 def test_bfloat16_runs_packed() -> None:
     engine = TransformersEngine(tiny_model("qwen3", dtype="bfloat16", spread=0.1), tiny_tokenizer())
-    assert engine.packs
+    assert engine.uses_packing
     assert len(engine.generate(BATCH, SAMPLING)) == len(NAMES)
 
 
@@ -158,7 +158,7 @@ def test_bfloat16_runs_packed() -> None:
 def test_a_window_shorter_than_the_prompt_is_respected(name: str) -> None:
     model = tiny_model(name, spread=0.2, sliding_window=20)
     engine = TransformersEngine(model, tiny_tokenizer())
-    assert engine.packs
+    assert engine.uses_packing
     answers = engine.generate(BATCH, SAMPLING)
     for question, place, prompt in PROMPTS:
         alone = [reference_answer(model, prompt, NAMES[question], place, sample)[0] for sample in range(-1, 2)]
@@ -203,12 +203,12 @@ def test_ties_go_to_the_lowest_token_id() -> None:
     logits = torch.zeros(2, 500)
     logits[0, 400] = 1.0
     logits[1, [7, 90]] = 2.0
-    values, ids = candidates_of(logits, 4)
+    values, ids = top_candidates(logits, 4)
     assert ids.tolist() == [[400, 0, 1, 2], [7, 90, 0, 1]]
     assert values.tolist() == [[1, 0, 0, 0], [2, 2, 0, 0]]
 
 
-@pytest.mark.parametrize("largest", [logits_module._largest, logits_module._largest_on_gpu])
+@pytest.mark.parametrize("largest", [logits_module._top_keys, logits_module._top_keys_on_gpu])
 @pytest.mark.parametrize("num_classes", [40, 500, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_candidates_are_those_of_a_full_sort(
@@ -222,7 +222,7 @@ def test_candidates_are_those_of_a_full_sort(
     logits[3] = logits[3].round()  # ties, of 0 and -0 too
     logits[4:80:2] = 0.0
     logits[4, 1::2] = -0.0
-    values, ids = candidates_of(logits, 20)
+    values, ids = top_candidates(logits, 20)
     for row, (found, found_ids) in enumerate(zip(values.tolist(), ids.tolist(), strict=True)):
         right = logits[row].float().tolist()
         order = sorted(range(num_classes), key=lambda i: (-right[i], i))[:20]
@@ -230,7 +230,7 @@ def test_candidates_are_those_of_a_full_sort(
         assert found == [right[i] for i in order]
 
 
-@pytest.mark.parametrize("largest", [logits_module._largest, logits_module._largest_on_gpu])
+@pytest.mark.parametrize("largest", [logits_module._top_keys, logits_module._top_keys_on_gpu])
 @pytest.mark.parametrize("num_classes", [40, 5000])
 @pytest.mark.parametrize("bits", [0x7FC00000, -0x400000, 0x7F800000], ids=["nan", "negative nan", "infinity"])
 def test_what_is_no_number_is_seen_wherever_it_stands(
@@ -241,7 +241,7 @@ def test_what_is_no_number_is_seen_wherever_it_stands(
         logits = torch.randn(3, num_classes)
         logits[1, place] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
         with pytest.raises(EngineError, match="not finite"):
-            candidates_of(logits, 20)
+            top_candidates(logits, 20)
 
 
 def test_a_model_that_gives_no_numbers_is_an_error() -> None:
@@ -295,10 +295,10 @@ def test_a_batch_of_many_passes_is_answered_as_its_parts_are() -> None:
     )
     whole = TransformersEngine(model, tokenizer, batch_questions=160)
     parts = TransformersEngine(model, tokenizer, batch_questions=5)
-    assert whole.packs
-    assert parts.packs
+    assert whole.uses_packing
+    assert parts.uses_packing
     answers = whole.generate(batch, SAMPLING)
-    per_pass = tokens_a_pass(model)
+    per_pass = max_tokens_per_pass(model)
     assert whole.stats.prefilled_tokens > 2 * per_pass, "the prompts fit into too few passes to tell"
     assert whole.stats.decoded_tokens / SAMPLING.max_new_tokens > per_pass, (
         "no step of the answers takes several passes"

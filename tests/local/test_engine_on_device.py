@@ -12,7 +12,7 @@ import torch
 from slick.engines.base import Answers, PromptBatch, SamplingConfig
 from slick.engines.devices import free_bytes
 from slick.engines.transformers import TransformersEngine
-from tests.local.stand_in_device import StandInDevice, in_own_process, print_cases, put_on_device
+from tests.local.stand_in_device import SimulatedDevice, print_cases, put_on_device, run_cases_in_subprocess
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 
 QUICK = ("llama float32", "llama bfloat16", "gemma3_text float32", "gpt2 float32", "mamba float32")
@@ -26,7 +26,7 @@ SLOW = tuple(
 @cache
 def of_all(models: tuple[str, ...]) -> dict[str, Any]:
     """One process for all of them, since most of its time it imports torch."""
-    return in_own_process("tests.local.test_engine_on_device", models)
+    return run_cases_in_subprocess("tests.local.test_engine_on_device", models)
 
 
 @pytest.mark.parametrize("model", [*QUICK, *(pytest.param(model, marks=pytest.mark.slow) for model in SLOW)])
@@ -62,9 +62,9 @@ class _OfALength:
     """Right answers of a question, for the sake of having some: few, so that not every greedy answer is one."""
 
     def is_hit(self, answer: str) -> bool:
-        return self.may_hit(answer) and len(answer) % 11 == 0
+        return self.can_still_match(answer) and len(answer) % 11 == 0
 
-    def may_hit(self, beginning: str) -> bool:
+    def can_still_match(self, beginning: str) -> bool:
         return not beginning or ord(beginning[0]) % 3 != 0
 
 
@@ -101,8 +101,8 @@ def compared(case: str) -> dict[str, Any]:
     name, dtype = case.split()
     model, tokenizer = tiny_model(name, spread=0.2, dtype=dtype), tiny_tokenizer()
     on_cpu = TransformersEngine(model, tokenizer)
-    found: dict[str, Any] = {"packs_on_cpu": on_cpu.packs, "cpu": everything(on_cpu)}
-    device, fed = StandInDevice(), list[int]()
+    found: dict[str, Any] = {"packs_on_cpu": on_cpu.uses_packing, "cpu": everything(on_cpu)}
+    device, fed = SimulatedDevice(), list[int]()
     model.register_forward_pre_hook(lambda _, __, given: fed.append(given["input_ids"].numel()), with_kwargs=True)
     with device.in_use():
         with torch.inference_mode():
@@ -110,9 +110,9 @@ def compared(case: str) -> dict[str, Any]:
         engine = TransformersEngine(model, tokenizer)
         device.reads.clear()
         fed.clear()
-        found |= {"device": everything(engine), "packs": engine.packs}
+        found |= {"device": everything(engine), "packs": engine.uses_packing}
         found |= {"passes": len(fed), "fed": list(fed), "reads": +device.reads}
-        if engine.packs:
+        if engine.uses_packing:
             device.largest_bytes = 0
             engine.generate(_BATCH, _SAMPLING)
             device.limit_bytes = 0.7 * device.largest_bytes  # enough for half of the questions

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
-from slick.questions.checks import Rules, check_rows
+from slick.questions.checks import ValidationRules, validate_rows
 from slick.questions.filters import apply_filter
-from slick.questions.relations import load_relations, paper_counts
+from slick.questions.relations import load_paper_counts, load_relations
 from slick.questions.rows import read_rows
 from slick.questions.sources import open_source
 from slick.storage import Folder
@@ -19,11 +19,11 @@ from slick.storage import Folder
 @pytest.fixture(scope="module")
 def checked(entity_questions):
     source = open_source(entity_questions)
-    return check_rows(read_rows(source), Rules(relations=load_relations(), keep_repeats=True))
+    return validate_rows(read_rows(source), ValidationRules(relations=load_relations(), keep_duplicates=True))
 
 
 def test_every_row_is_read(checked):
-    assert (len(checked.questions), checked.bad, checked.repeats) == (220_703, [], 374)
+    assert (len(checked.questions), checked.rejected, checked.repeats) == (220_703, [], 374)
     assert Counter(q.split for q in checked.questions) == {"train": 176_560, "dev": 22_068, "test": 22_075}
     assert all(q.subject for q in checked.questions)
     assert len({q.question_id for q in checked.questions}) == 220_703
@@ -34,7 +34,9 @@ def test_the_paper_filter_gives_tables_3_to_5(entity_questions, tmp_path):
     manifest = prepare_questions(study, QuestionsConfig(questions=entity_questions))
     table = read_questions(study, ["relation", "domain", "split"]).to_pylist()
     found = Counter((row["domain"], row["split"], row["relation"]) for row in table)
-    wanted = {name: {relation: row["total"] for relation, row in rows.items()} for name, rows in paper_counts().items()}
+    wanted = {
+        name: {relation: row["total"] for relation, row in rows.items()} for name, rows in load_paper_counts().items()
+    }
     for name, domain, split in (("train", "id", "train"), ("test", "id", "test"), ("ood", "ood", "test")):
         assert {r: num for (d, s, r), num in found.items() if (d, s) == (domain, split)} == wanted[name]
         assert manifest.counts["audit"][name] == wanted[name]

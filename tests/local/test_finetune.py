@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.draws import numpy_seed
+from slick.draws import derive_seed
 from slick.errors import SettingsError, SlickError, StudyError, VariantError
 from slick.matching import is_hit
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
 from tests.conftest import SmallDisk
-from tests.local.plain_training import Plain, train_plainly
+from tests.local.plain_training import ReferenceRun, train_reference
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
 from tests.waiting import wait_for
 from tuning.config import TrainConfig
-from tuning.finetune import finetune, scratch, train_group
+from tuning.finetune import finetune, scratch_folder, train_in_worker_group
 from tuning.runs import RunPlan, plan_runs
 
 CONFIG = TrainConfig(
@@ -63,7 +63,7 @@ NUMBERS = replace(CONFIG, micro_batch_size=4, keep_checkpoints="last", warmup_st
 
 
 @cache
-def plainly(study: Folder, config: TrainConfig) -> Plain:
+def plainly(study: Folder, config: TrainConfig) -> ReferenceRun:
     """What a bare PyTorch loop makes of the same settings."""
     import torch
 
@@ -71,13 +71,13 @@ def plainly(study: Folder, config: TrainConfig) -> Plain:
     if config.lora_rank:
         from peft import LoraConfig, get_peft_model
 
-        torch.manual_seed(numpy_seed(config.seed, "lora") >> 1)
+        torch.manual_seed(derive_seed(config.seed, "lora") >> 1)
         rank = config.lora_rank
         adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
-        found = train_plainly(study, config, adapted, teacher, tokenizer)
+        found = train_reference(study, config, adapted, teacher, tokenizer)
         whole = adapted.merge_and_unload()
-        return Plain(found.losses, {name: value.detach().numpy() for name, value in whole.named_parameters()})
-    return train_plainly(study, config, model, teacher, tokenizer)
+        return ReferenceRun(found.losses, {name: value.detach().numpy() for name, value in whole.named_parameters()})
+    return train_reference(study, config, model, teacher, tokenizer)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 worker", "2 workers"])
@@ -178,12 +178,12 @@ def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_pa
     def work() -> None:
         import ray.train
 
-        from tuning.learning import Place
+        from tuning.learning import WorkerContext
         from tuning.worker import train_runs
 
         context = ray.train.get_context()
         rank = context.get_world_rank()
-        place = Place(rank=rank, local_rank=rank, num_workers=num_workers, device="cpu")
+        place = WorkerContext(rank=rank, local_rank=rank, num_workers=num_workers, device="cpu")
         for name, part in plans.items():
             train_runs(copies[name], part, place, lambda metrics, state: None)
 
@@ -264,8 +264,8 @@ def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) ->
 def test_a_training_is_the_same_alone_and_in_a_list(finished: tuple[Folder, Manifest], tmp_path: Path) -> None:
     alone, listed = finished[0], write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
     plans = plan_runs(listed, {"idk-050-seed1": replace(ALONE, variant="idk-050", seed=1), "half-seed0": ALONE})
-    with scratch(listed, "list") as storage:
-        train_group(listed, plans, 0, storage, "list")
+    with scratch_folder(listed, "list") as storage:
+        train_in_worker_group(listed, plans, 0, storage, "list")
     for name in ("epochs.parquet", "predictions/epoch-008.parquet", "checkpoint-last/model.safetensors"):
         assert listed.child("runs", "half-seed0").read_bytes(name) == alone.child("runs", "half-seed0").read_bytes(name)
     relabelled = listed.child("runs", "idk-050-seed1").read_table("predictions/epoch-008.parquet").to_pylist()
@@ -281,13 +281,15 @@ def test_only_the_answer_is_in_the_loss(study: Folder, packing: bool) -> None:
 
     from tuning.evaluate import encode_rows
     from tuning.examples import micro_batches
-    from tuning.forward import Forward
+    from tuning.forward import ForwardRunner
     from tuning.rows import read_rows
 
     model = tiny_model("llama", spread=0.1)
     examples = encode_rows(read_rows(study, "half")["train"], tiny_tokenizer())[:4]
-    (micro,) = micro_batches(examples, rank=0, num_workers=1, micro_rows=4, accumulation=1)
-    forward = Forward(model, 0, packing=packing)
+    (micro,) = micro_batches(
+        examples, rank=0, num_workers=1, micro_batch_size_per_worker=4, gradient_accumulation_steps=1
+    )
+    forward = ForwardRunner(model, 0, packing=packing)
     with forward.rows(list(micro.examples)) as rows:
         logits = forward.answer_logits(rows)
     loss = micro.weight * float(torch.nn.functional.cross_entropy(logits, rows.labels_K, reduction="sum"))
@@ -331,9 +333,9 @@ def test_what_only_a_person_can_mend_is_told_and_not_tried_again(tmp_path: Path)
 def test_a_full_disk_ends_a_training_at_once_and_with_room_it_goes_on(
     small_disk: SmallDisk, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    small_disk.leave_free(2**14)
+    small_disk.set_free_space(2**14)
     study = write_study(small_disk.path / "study", tiny_model("llama", spread=0.1), tiny_tokenizer())
-    small_disk.leave_free(100)  # enough to begin, too little for a state or a checkpoint
+    small_disk.set_free_space(100)  # enough to begin, too little for a state or a checkpoint
     config = replace(CONFIG, state_share=1.0, max_failures=3)
     before = temporary_folders()
     with pytest.raises(StudyError, match="No space left on device") as caught:
@@ -346,7 +348,7 @@ def test_a_full_disk_ends_a_training_at_once_and_with_room_it_goes_on(
     assert not [name for name in small_disk.files() if name.endswith(".part")]
     printed = capfd.readouterr()
     assert "Traceback" not in printed.out + printed.err
-    small_disk.leave_free(2**14)
+    small_disk.set_free_space(2**14)
     assert finetune(study, config).counts["epochs"] == config.epochs
 
 
@@ -361,13 +363,13 @@ def test_a_worker_whose_partner_is_gone_is_tried_again_and_a_user_s_error_is_not
     from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 
     from slick.errors import EngineError, ModelError
-    from tuning.lean import LostWorkerError, patient_policy, user_error
+    from tuning.lean import LostWorkerError, find_user_error, progress_failure_policy
 
     def decide(*errors: Exception) -> object:
-        policy = patient_policy(FailureConfig(max_failures=1), lambda: 0)
+        policy = progress_failure_policy(FailureConfig(max_failures=1), lambda: 0)
         return policy.make_decision(WorkerGroupError("failed", dict(enumerate(errors))))
 
     lost = LostWorkerError("training the model failed: Connection reset by peer")
     assert decide(lost) == decide(RuntimeError("the worker died"), lost) == FailureDecision.RETRY
     assert decide(lost, ModelError("not finite")) == decide(EngineError("no memory")) == FailureDecision.RAISE
-    assert user_error(WorkerGroupError("failed", {0: lost})) is lost, "when no try is left it is one message"
+    assert find_user_error(WorkerGroupError("failed", {0: lost})) is lost, "when no try is left it is one message"

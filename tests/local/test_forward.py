@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from slick.engines.linear import QuickLinear, quicken_linears
+from slick.engines.linear import OneDnnLinear, use_onednn_linears
 from slick.errors import ModelError, SettingsError
 from tests.local.plain_training import answer_logits
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model
 from tuning.config import TrainConfig
 from tuning.examples import Example
-from tuning.forward import Forward
-from tuning.trainable import parameters_of, prepare_model
+from tuning.forward import ForwardRunner
+from tuning.trainable import parameters_in_group, prepare_model
 
 EXAMPLES = [
     Example(prompt_ids=tuple(range(10, 10 + length)), answer_ids=(*range(40, 40 + answer), 1))
@@ -39,10 +39,10 @@ def test_rows_that_are_joined_do_not_see_each_other(name: str, twice: bool, capl
     wanted_model, model = tiny_model(name).train(), tiny_model(name).train()
     prepare_model(wanted_model, TrainConfig(dropout=0.0))
     prepare_model(model, TrainConfig(activation_checkpointing=twice, dropout=0.0))
-    quicken_linears(model)
+    use_onednn_linears(model)
     with caplog.at_level(logging.WARNING):
-        forward = Forward(model, 0, packing=True)
-    assert forward.packs == (name in CONFIGS)
+        forward = ForwardRunner(model, 0, packing=True)
+    assert forward.uses_packing == (name in CONFIGS)
     assert ("is given padded rows" in caplog.text) == (name in UNPACKED)
     wanted = one_by_one(wanted_model)
     with forward.rows(EXAMPLES) as rows:
@@ -58,16 +58,16 @@ def test_rows_that_are_joined_do_not_see_each_other(name: str, twice: bool, capl
 def test_a_row_longer_than_a_sliding_window_is_padded(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("mistral", sliding_window=4)
     with caplog.at_level(logging.WARNING):
-        assert not Forward(model, 0, packing=True).packs
+        assert not ForwardRunner(model, 0, packing=True).uses_packing
     assert "beyond its window of 4" in caplog.text
 
 
 @pytest.mark.parametrize(("group", "inside"), [("attention", "self_attn"), ("ffn", "mlp")])
 def test_only_the_chosen_layers_are_trained(group: str, inside: str) -> None:
     model = tiny_model("llama")
-    assert parameters_of(model, group) == [name for name, _ in model.named_parameters() if f".{inside}." in name]
+    assert parameters_in_group(model, group) == [name for name, _ in model.named_parameters() if f".{inside}." in name]
     prepare_model(model, TrainConfig(trainable=group))
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(parameters_of(model, group))
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(parameters_in_group(model, group))
 
 
 def test_layers_that_a_model_does_not_have_cannot_be_chosen() -> None:
@@ -87,9 +87,9 @@ def test_quick_products_are_those_of_torch(bias: bool) -> None:
     quick = torch.nn.Linear(24, 40, bias=bias)
     quick.load_state_dict(plain.state_dict())
     holder = torch.nn.Sequential(quick)
-    if not quicken_linears(holder):
+    if not use_onednn_linears(holder):
         pytest.skip("torch was built without oneDNN's operators for this processor")
-    assert type(quick) is QuickLinear
+    assert type(quick) is OneDnnLinear
     inputs = [torch.randn(3, 7, 24, requires_grad=True) for _ in range(2)]
     inputs[1].data = inputs[0].data.clone()
     outputs = [layer(x) for layer, x in zip((plain, quick), inputs, strict=True)]

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from slick.precision import bytes_per_number
-from slick.shapes import shape_of
+from slick.precision import dtype_bytes
+from slick.shapes import shape_from_config
 from tests.local.head import ROOT, environment, free_ports
 from tests.local.tiny import tiny_model
-from tests.waiting import HANG_S
+from tests.waiting import TIMEOUT_S
 from tuning.config import TrainConfig
 from tuning.examples import Example
-from tuning.forward import Forward
-from tuning.memory import activation_bytes, training_memory
+from tuning.forward import ForwardRunner
+from tuning.memory import activation_bytes, estimate_training_memory
 
 PROMPT, ANSWER = 19, 5
 SIZES = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 48}
@@ -39,8 +39,8 @@ def test_a_forward_pass_keeps_what_was_planned(dtype: str, changed: dict[str, An
     model.train()
     if saves:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    forward = Forward(model, 0, packing=True)
-    assert forward.packs
+    forward = ForwardRunner(model, 0, packing=True)
+    assert forward.uses_packing
     weights = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
@@ -55,7 +55,7 @@ def test_a_forward_pass_keeps_what_was_planned(dtype: str, changed: dict[str, An
         torch.nn.functional.cross_entropy(logits, batch.labels_K)
     taken = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     config = TrainConfig(dtype=dtype, activation_checkpointing=saves)  # type: ignore[arg-type]
-    shape = shape_of(model.config.to_dict(), "tiny")
+    shape = shape_from_config(model.config.to_dict(), "tiny")
     planned = activation_bytes(shape, config, 24, PROMPT + ANSWER)
     if saves:  # the layer that is computed again is not kept: it comes in the backward pass
         whole = TrainConfig(dtype=dtype)  # type: ignore[arg-type]
@@ -64,12 +64,12 @@ def test_a_forward_pass_keeps_what_was_planned(dtype: str, changed: dict[str, An
             shape, whole, 24, PROMPT + ANSWER
         )
     # The loss is counted at its highest, in the backward pass; of it the forward pass keeps float32 log-probabilities.
-    planned -= _loss_bytes(shape.vocabulary, dtype) - 24 * ANSWER * shape.vocabulary * 4
+    planned -= _loss_bytes(shape.vocab_size, dtype) - 24 * ANSWER * shape.vocab_size * 4
     assert taken == pytest.approx(planned, rel=0.12)
 
 
-def _loss_bytes(vocabulary: int, dtype: str) -> int:
-    return 24 * ANSWER * vocabulary * (8 + bytes_per_number(dtype))
+def _loss_bytes(vocab_size: int, dtype: str) -> int:
+    return 24 * ANSWER * vocab_size * (8 + dtype_bytes(dtype))
 
 
 WORKER = """
@@ -86,8 +86,8 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
     import torch.distributed
 
     from tuning import learning
-    from tuning.learning import Learner, Place, prepare_deepspeed
-    from tuning.trainable import whole_weights
+    from tuning.learning import Trainer, WorkerContext, init_deepspeed
+    from tuning.trainable import full_state_dict
 
     read, load_model = [0], learning.load_model
 
@@ -100,12 +100,12 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    prepare_deepspeed()
+    init_deepspeed()
     config = TrainConfig(
         zero_stage=stage, dtype=dtype, offload=offload, num_workers=2, batch_size=4, epochs=1, dropout=0.0  # type: ignore[arg-type]
     )  # fmt: skip
-    place = Place(rank=rank, local_rank=rank, num_workers=2, device="cpu")
-    learner = Learner(folder, config, place, 0)
+    place = WorkerContext(rank=rank, local_rank=rank, num_workers=2, device="cpu")
+    learner = Trainer(folder, config, place, 0)
     most = [0]
     step = learner.engine.step
 
@@ -120,7 +120,7 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
 
     learner.engine.step = counted
     learner.epoch(rows(8), 1)
-    whole = whole_weights(learner.model, keep=rank == 0)
+    whole = full_state_dict(learner.model, keep=rank == 0)
     torch.distributed.barrier()
     return {"bytes": most[0], "read": read[0], "saved": sum(each.nbytes for each in whole.values())}
 
@@ -149,16 +149,16 @@ def test_a_worker_holds_what_was_planned(stage: int, dtype: str, offload: str, t
         )
         for r in range(2)
     ]
-    shown = [worker.communicate(timeout=HANG_S) for worker in workers]
+    shown = [worker.communicate(timeout=TIMEOUT_S) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], shown[0][1][-3000:]
     taken = json.loads(shown[0][0].splitlines()[-1])
     config = TrainConfig(
         zero_stage=stage, dtype=dtype, offload=offload, num_workers=2, batch_size=4, dropout=0.0  # type: ignore[arg-type]
     )  # fmt: skip
-    shape = shape_of(model.config.to_dict(), "tiny")
-    memory = training_memory(shape, config, 2)
+    shape = shape_from_config(model.config.to_dict(), "tiny")
+    memory = estimate_training_memory(shape, config, 2)
     # On a CPU what is offloaded lies in the same memory; weights of the other are given back before the step.
-    gathered_weights = bytes_per_number(dtype) * shape.parameters if stage == 3 else 0
+    gathered_weights = dtype_bytes(dtype) * shape.parameters if stage == 3 else 0
     planned = memory.training + memory.offloaded - memory.activations - gathered_weights
     assert taken["bytes"] == pytest.approx(planned, rel=0.06)
     assert taken["saved"] == pytest.approx(memory.saving, rel=1e-3)

@@ -18,7 +18,7 @@ from slick.engines.transformers import TransformersEngine
 from slick.errors import ModelError, SlickError
 from slick.model_files import ignored_settings
 from slick.model_validation import check_causal, check_token_ids, check_tokenizer
-from slick.models import load_model, load_tokenizer, model_skeleton, resolve_model
+from slick.models import init_empty_model, load_model, load_tokenizer, resolve_model
 from slick.storage import Folder
 from slick.world.tokenizer import train_tokenizer
 from tests.local.cli import slick
@@ -178,7 +178,7 @@ WEIGHTS: dict[str, tuple[Change, str]] = {
 def test_files_that_are_no_causal_model_are_refused_before_anything_is_loaded(name: str, folder: Path) -> None:
     change, message = FILES[name]
     change(folder)
-    for refused in (resolve_model, load_model, load_tokenizer, model_skeleton):
+    for refused in (resolve_model, load_model, load_tokenizer, init_empty_model):
         with pytest.raises(ModelError, match=message):
             refused(str(folder))
 
@@ -315,7 +315,7 @@ def test_a_pad_token_beyond_the_embeddings_is_replaced(folder: Path) -> None:
     with_tokens(pad_token="[PAD]").save_pretrained(folder)
     assert load_tokenizer(str(folder)).pad_token == "[PAD]"
     assert load_model(str(folder)).config.pad_token_id == tiny_tokenizer().eos_token_id  # type: ignore[union-attr]
-    assert model_skeleton(str(folder)) is not None
+    assert init_empty_model(str(folder)) is not None
 
 
 def test_settings_of_generation_change_no_answer_and_are_told(whole: Path, folder: Path) -> None:

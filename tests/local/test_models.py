@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slick.engines.vllm import _on_gpus
+from slick.engines.vllm import _gpu_arguments
 from slick.errors import ModelError
 from slick.models import (
     load_model,
@@ -14,7 +14,7 @@ from slick.models import (
     model_fingerprint,
     prepare_device,
     resolve_model,
-    study_model,
+    resolve_study_model,
 )
 from slick.storage import Folder
 from tests.local.tiny import save_tiny_model
@@ -102,11 +102,11 @@ def test_a_dtype_that_is_none_is_refused(model: Path) -> None:
 
 def test_a_study_has_its_own_model_or_the_named_one(model: Path, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
-    assert study_model(study, str(model)) == str(model)
+    assert resolve_study_model(study, str(model)) == str(model)
     with pytest.raises(ModelError, match="no finished world"):
-        study_model(study, "")
+        resolve_study_model(study, "")
     study.child("world").write_json("manifest.json", {})
-    assert study_model(study, "") == str(tmp_path / "world" / "model")
+    assert resolve_study_model(study, "") == str(tmp_path / "world" / "model")
 
 
 def test_engines_that_share_a_gpu_take_no_more_than_their_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,5 +121,5 @@ def test_engines_that_share_a_gpu_take_no_more_than_their_part_of_its_memory(mon
     with pytest.raises(ModelError, match="torch sees none there"):
         prepare_device(0.25)
 
-    assert [_on_gpus(num_gpus) for num_gpus in (0, 1, 2)] == [{}, {}, {"tensor_parallel_size": 2}]
-    assert _on_gpus(0.25) == {"gpu_memory_utilization": pytest.approx(0.23)}
+    assert [_gpu_arguments(num_gpus) for num_gpus in (0, 1, 2)] == [{}, {}, {"tensor_parallel_size": 2}]
+    assert _gpu_arguments(0.25) == {"gpu_memory_utilization": pytest.approx(0.23)}

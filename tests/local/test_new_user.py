@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from tests.local.cli import slick
-from tests.local.head import Cluster, started_cluster
+from tests.local.head import HeadCluster, running_cluster
 from tests.waiting import wait_for
 
 JOB = re.compile(r"^job (\S+), study", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with started_cluster(tmp_path_factory.mktemp("home")) as started:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadCluster]:
+    with running_cluster(tmp_path_factory.mktemp("home")) as started:
         yield started
 
 
 @pytest.mark.slow
-def test_a_study_is_submitted_watched_stopped_and_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_study_is_submitted_watched_stopped_and_submitted_again(cluster: HeadCluster, tmp_path: Path) -> None:
     out = tmp_path / "study"
     begun = cluster.slick("submit", "study", "smoke", "--out", str(out), "--no-wait")
     assert begun.returncode == 0, begun.stdout + begun.stderr

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick.storage import Folder
-from tests.local.aws import SECRET, make_bucket, started_aws
+from tests.local.aws import SECRET, make_bucket, running_aws
 from tests.local.cli import slick
 
 URI = "s3://studies/smoke"
@@ -19,7 +19,7 @@ URI = "s3://studies/smoke"
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An object store with an empty bucket, and what a shell must say to reach it."""
-    with started_aws(tmp_path_factory.mktemp("aws") / "log") as environ, pytest.MonkeyPatch.context() as patch:
+    with running_aws(tmp_path_factory.mktemp("aws") / "log") as environ, pytest.MonkeyPatch.context() as patch:
         make_bucket(environ["AWS_ENDPOINT_URL"], "studies")
         for name, value in environ.items():
             patch.setenv(name, value)

@@ -11,21 +11,21 @@ import torch
 
 from jobs.status import describe_p_true
 from slick.annotation import AnnotateConfig, annotate, read_p_true
-from slick.annotation.p_true import CHOICES, PREFIX, p_true_suffix
+from slick.annotation.p_true import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.transformers import TransformersEngine
 from slick.errors import EngineError, StudyError
 from slick.models import load_model, load_tokenizer
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder
-from slick.study import require
+from slick.study import require_manifest
 from slick.study_files import P_TRUE_SCHEMA
-from slick.world import build_world, smoke_world
+from slick.world import build_world, smoke_world_config
 from tests.local.tiny import CONFIGS, save_tiny_model, tiny_model, tiny_tokenizer
 
 NAMES = ("Peru", "Ada", "Emmy", "Dune", "\nx", "London", "Lima Q")
 BATCH = PromptBatch(
-    prefixes=[PREFIX],
+    prefixes=[P_TRUE_PREFIX],
     question_ids=NAMES,
     suffixes=[p_true_suffix(f"What is the capital of {name}?", name) for name in NAMES],
 )
@@ -51,14 +51,14 @@ def test_the_chance_of_a_text_is_that_of_its_tokens_one_by_one(name: str) -> Non
     """Also where texts differ in length and share no beginning, and where questions go in several parts."""
     model, tokenizer = tiny_model(name, spread=0.1), tiny_tokenizer()
     engine = TransformersEngine(model, tokenizer, batch_questions=3)
-    assert engine.packs == (name in CONFIGS)
+    assert engine.uses_packing == (name in CONFIGS)
     choices = ("(A", "(B", "London", "(A) True", "Lo")
     for suffix, found in zip(BATCH.suffixes, engine.log_probabilities(BATCH, choices), strict=True):
-        right = [direct(model, tokenizer, PREFIX + suffix, choice) for choice in choices]
+        right = [direct(model, tokenizer, P_TRUE_PREFIX + suffix, choice) for choice in choices]
         assert found == pytest.approx(right, abs=1e-4)
     assert engine.stats.generations == 0
     assert engine.stats.prompts == len(NAMES)
-    assert engine.stats.prompt_tokens == sum(len(tokenizer(PREFIX + s)["input_ids"]) for s in BATCH.suffixes)
+    assert engine.stats.prompt_tokens == sum(len(tokenizer(P_TRUE_PREFIX + s)["input_ids"]) for s in BATCH.suffixes)
 
 
 def test_answers_are_drawn_as_before_once_chances_were_read() -> None:
@@ -66,7 +66,7 @@ def test_answers_are_drawn_as_before_once_chances_were_read() -> None:
     sampling = SamplingConfig(num_samples=3, max_new_tokens=4)
     right = TransformersEngine(model, tokenizer).generate(BATCH, sampling)
     engine = TransformersEngine(model, tokenizer)
-    engine.log_probabilities(BATCH, CHOICES)
+    engine.log_probabilities(BATCH, P_TRUE_CHOICES)
     assert engine.generate(BATCH, sampling) == right
 
 
@@ -75,7 +75,7 @@ def test_a_model_that_gives_no_numbers_is_an_error() -> None:
     engine = TransformersEngine(model, tiny_tokenizer())
     model.lm_head.weight.data[5, 5] = float("nan")
     with pytest.raises(EngineError, match="not finite"):
-        engine.log_probabilities(BATCH, CHOICES)
+        engine.log_probabilities(BATCH, P_TRUE_CHOICES)
 
 
 CONFIG = AnnotateConfig(
@@ -94,7 +94,7 @@ WITH = replace(CONFIG, p_true=True)
 def labelled(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
     """A smoke world with labels and without P(True)."""
     study = Folder(str(tmp_path_factory.mktemp("labelled")))
-    build_world(study, smoke_world())
+    build_world(study, smoke_world_config())
     prepare_questions(study, QuestionsConfig())
     annotate(study, CONFIG)
     return study
@@ -146,7 +146,7 @@ def test_every_test_question_has_the_chance_that_a_plain_pass_gives(done: Folder
 
 
 def test_the_manifest_says_what_it_was_scored_on(done: Folder) -> None:
-    manifest = require(done.child("annotate", "p_true"), "annotate")
+    manifest = require_manifest(done.child("annotate", "p_true"), "annotate")
     assert manifest.settings["dtype"] == manifest.counts["dtype"] == "float32", "dtype auto on a CPU"
     assert manifest.counts["device"] == "cpu"
     assert manifest.counts["attention"].startswith("slick packed")

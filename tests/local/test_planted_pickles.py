@@ -11,12 +11,12 @@ from slick.errors import SlickError, StudyError
 from slick.storage import Folder
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
-from tests.planted import Planted
+from tests.planted import MaliciousPickle
 from tuning.config import TrainConfig
 from tuning.finetune import finetune, group_name
 from tuning.grid import GridConfig
 from tuning.runs import plan_runs
-from tuning.state import Progress, save_state
+from tuning.state import TrainingProgress, save_state
 from tuning.sweep import SweepConfig, sweep
 
 CONFIG = TrainConfig(
@@ -51,7 +51,7 @@ def plant(folder: Folder, names: tuple[str, ...], planted: Path) -> None:
     for name in names:
         path = Path(folder.local_path, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(Planted(planted)))
+        path.write_bytes(pickle.dumps(MaliciousPickle(planted)))
 
 
 class PlantedLearner:
@@ -67,7 +67,7 @@ class PlantedLearner:
 def planted_state(study: Folder, config: TrainConfig, folder: Folder, planted: Path) -> None:
     """A state that is whole by its own account and of the training that is asked for, in a run that was interrupted."""
     (plan,) = plan_runs(study, {"half-seed0": config})
-    progress = Progress(identity=plan.identity, epoch=1, best_dev_accuracy=0.0, best_dev_epoch=1, num_workers=1)
+    progress = TrainingProgress(identity=plan.identity, epoch=1, best_dev_accuracy=0.0, best_dev_epoch=1, num_workers=1)
     folder.add(save_state(PlantedLearner(planted), progress, 0))
 
 
@@ -111,7 +111,7 @@ def test_a_sweep_never_loads_a_planted_pickle(study: Folder, planted: Path) -> N
     config = SweepConfig(grid=GridConfig(variants=("half",), epochs=(1,), policies=("fixed",)), train=CONFIG)
     sweep(study, replace(config, keep_ray_files=True))
     assert "tuner.pkl" in tune.names()
-    assert pickle.dumps(Planted(planted)) not in {tune.read_bytes(name) for name in tune.names()}
+    assert pickle.dumps(MaliciousPickle(planted)) not in {tune.read_bytes(name) for name in tune.names()}
 
 
 def test_a_planted_pickle_runs_code_when_it_is_loaded(tmp_path: Path) -> None:

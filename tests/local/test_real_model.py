@@ -17,7 +17,7 @@ from slick.engines.transformers import TransformersEngine
 from slick.models import load_model, load_tokenizer
 from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder
-from slick.study import finish
+from slick.study import complete_step
 from slick.study_files import read_knowledge
 
 RELATIONS = ("P17", "P36", "P495")
@@ -43,7 +43,7 @@ def study(entity_questions: str, tmp_path_factory: pytest.TempPathFactory) -> Fo
     table = table.filter(pc.is_in(table["relation"], value_set=pc.cast(list(RELATIONS), "string")))
     folder = few.child("questions")
     folder.write_table("part-00000.parquet", table)
-    finish(folder, "questions", "few", settings={}, inputs={}, counts={}, started_at=time.monotonic())
+    complete_step(folder, "questions", "few", settings={}, inputs={}, counts={}, started_at=time.monotonic())
     return few
 
 
@@ -58,7 +58,7 @@ def test_greedy_answers_are_those_of_generate(smollm: str) -> None:
         suffixes=[f"Q: What is the capital of {name}?\nA:" for name in names],
     )
     engine = TransformersEngine(model, tokenizer)
-    assert engine.packs
+    assert engine.uses_packing
     found = [answer.greedy_text for (answer,) in engine.generate(batch, SamplingConfig(max_new_tokens=8))]
     assert found[:2] == ["Tokyo", "Berlin"]
     for suffix, text in zip(batch.suffixes, found, strict=True):

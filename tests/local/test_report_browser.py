@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slick.report import ReportConfig, make_report
-from tests.local.browser import NAMES, faults, find_browser, see
+from tests.local.browser import NAMES, capture_page, find_browser, page_problems
 from tests.unit.report_study import write_study
 
 DESKTOP, PHONE = (1280, False), (390, True)
@@ -32,8 +32,8 @@ def report(browser: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 @pytest.mark.parametrize(("width", "mobile"), [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_is_whole_quiet_and_fits(report: tuple[Path, int], browser: str, width: int, mobile: bool) -> None:
     page, num_figures = report
-    seen = see(page, width, browser, mobile=mobile)
-    assert faults(seen, num_figures) == []
+    seen = capture_page(page, width, browser, mobile=mobile)
+    assert page_problems(seen, num_figures) == []
     assert seen.look["width"] == width
     assert len(seen.look["sections"]) > 10
 
@@ -101,5 +101,5 @@ def test_a_broken_page_is_found_out(report: tuple[Path, int], browser: str, brok
     assert spoiled != whole
     copy = tmp_path / "index.html"
     copy.write_text(spoiled, encoding="utf-8")
-    found = faults(see(copy, *DESKTOP[:1], browser), num_figures)
+    found = page_problems(capture_page(copy, *DESKTOP[:1], browser), num_figures)
     assert [fault for fault in found if told in fault], f"{broken} was not found out; found: {found}"

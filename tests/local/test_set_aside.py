@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.status import describe, describe_p_true
+from jobs.status import describe_p_true, describe_step
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, read_generations, read_p_true, rescore
 from slick.annotation.set_aside import TOO_LONG, read_set_aside
 from slick.engines.base import SamplingConfig
@@ -94,7 +94,7 @@ def test_it_is_listed_with_its_tokens_and_not_labelled(done: Folder) -> None:
     counts = counts_of(done)
     assert counts["set_aside"] == {"generations": {TOO_LONG: {"P1": {"train": 1}}}}
     assert counts["questions"] == len(asked) - 1
-    assert "60 of 60 questions asked (1 more set aside: prompt too long" in describe(done, "annotate")
+    assert "60 of 60 questions asked (1 more set aside: prompt too long" in describe_step(done, "annotate")
 
 
 def test_p_true_sets_its_own_questions_aside(done: Folder) -> None:

@@ -31,22 +31,22 @@ def work(settings: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     from tuning.examples import Example
-    from tuning.learning import Learner, Place, prepare_deepspeed
-    from tuning.trainable import whole_weights
+    from tuning.learning import Trainer, WorkerContext, init_deepspeed
+    from tuning.trainable import full_state_dict
 
     torch.set_num_threads(1)
-    prepare_deepspeed()
+    init_deepspeed()
     rank = ray.train.get_context().get_world_rank()
-    place = Place(rank=rank, local_rank=rank, num_workers=2, device="cpu")
+    place = WorkerContext(rank=rank, local_rank=rank, num_workers=2, device="cpu")
     examples = [Example(prompt_ids=(5, 6, 7 + i), answer_ids=(3 + i, 4, 2)) for i in range(6)]
 
-    def write(learner: Learner, name: str) -> None:
-        weights = whole_weights(learner.model, keep=rank == 0)
+    def write(learner: Trainer, name: str) -> None:
+        weights = full_state_dict(learner.model, keep=rank == 0)
         if rank == 0:
             save_file(weights, f"{settings['path']}/{name}.safetensors")
 
     def resume(config: TrainConfig, state: str, name: str) -> None:
-        learner = Learner(settings["model"], config, place, 0)
+        learner = Trainer(settings["model"], config, place, 0)
         learner.load(Folder(state), examples[0])
         learner.epoch(examples, 3)
         write(learner, name)
@@ -54,7 +54,7 @@ def work(settings: dict[str, Any]) -> None:
 
     for name, changes in CASES.items():
         config, state = replace(CONFIG, **changes), f"{settings['path']}/{name}-state"
-        learner = Learner(settings["model"], config, place, 0)
+        learner = Trainer(settings["model"], config, place, 0)
         for epoch in (1, 2):
             learner.epoch(examples, epoch)
         write(learner, f"{name}-half")

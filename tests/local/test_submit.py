@@ -14,25 +14,25 @@ from typing import Any
 
 import pytest
 
-from jobs.head import Head
-from slick.cluster import KEEP_FREED_MEMORY
+from jobs.head import RayJobClient
+from slick.cluster import MALLOC_ENV
 from slick.errors import ClusterError
 from slick.report import ReportConfig, make_report
 from slick.study import MANIFEST
-from tests.local.head import ROOT, SECRET, TOKEN, Cluster, started_cluster
+from tests.local.head import ROOT, SECRET, TOKEN, HeadCluster, running_cluster
 from tests.local.tiny import save_tiny_model
-from tests.unit.answers_study import Asked, write_study
-from tests.waiting import HANG_S, wait_for
+from tests.unit.answers_study import AnsweredQuestion, write_study
+from tests.waiting import TIMEOUT_S, wait_for
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with started_cluster(tmp_path_factory.mktemp("home")) as started:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadCluster]:
+    with running_cluster(tmp_path_factory.mktemp("home")) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def asked(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def asked(cluster: HeadCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A study whose questions were prepared by a job; its folder, and what the terminal showed."""
     folder = tmp_path_factory.mktemp("work")
     rows = [
@@ -56,17 +56,17 @@ def the_job(shown: str) -> str:
     return found.group(1)
 
 
-def test_a_step_is_done_on_the_cluster(asked: tuple[Path, str], cluster: Cluster) -> None:
+def test_a_step_is_done_on_the_cluster(asked: tuple[Path, str], cluster: HeadCluster) -> None:
     study, shown = asked
     assert (study / "questions" / MANIFEST).exists()
     assert "Questions from files/tiny.jsonl, 32 rows" in shown, "the step's own log is followed"
     assert f"{cluster.address}/#/jobs/{the_job(shown)}" in shown
     assert shown.rstrip().endswith(f"job {the_job(shown)}: SUCCEEDED")
     told = json.loads(cluster.get(f"/api/jobs/{the_job(shown)}"))["runtime_env"]["env_vars"]
-    assert told.items() >= KEEP_FREED_MEMORY.items(), "workers of a cluster keep freed memory as those here do"
+    assert told.items() >= MALLOC_ENV.items(), "workers of a cluster keep freed memory as those here do"
 
 
-def test_secrets_are_neither_shown_nor_in_the_metadata(asked: tuple[Path, str], cluster: Cluster) -> None:
+def test_secrets_are_neither_shown_nor_in_the_metadata(asked: tuple[Path, str], cluster: HeadCluster) -> None:
     shown = asked[1]
     details = json.loads(cluster.get(f"/api/jobs/{the_job(shown)}"))
     assert details["metadata"]["step"] == "questions"
@@ -78,7 +78,7 @@ def test_secrets_are_neither_shown_nor_in_the_metadata(asked: tuple[Path, str], 
         assert TOKEN not in text
 
 
-def test_jobs_are_listed(asked: tuple[Path, str], cluster: Cluster) -> None:
+def test_jobs_are_listed(asked: tuple[Path, str], cluster: HeadCluster) -> None:
     listed = cluster.slick("jobs")
     assert re.search(rf"^{the_job(asked[1])}  questions smoke  SUCCEEDED, for ", listed.stdout, re.MULTILINE)
     assert f"  study {asked[0]}" in listed.stdout
@@ -86,7 +86,7 @@ def test_jobs_are_listed(asked: tuple[Path, str], cluster: Cluster) -> None:
 
 @pytest.mark.slow  # test_autoscaling.py has such a job, whose actors run on other nodes
 def test_a_job_joins_the_cluster_and_its_actors_run_the_code_that_travelled(
-    asked: tuple[Path, str], cluster: Cluster, tmp_path: Path
+    asked: tuple[Path, str], cluster: HeadCluster, tmp_path: Path
 ) -> None:
     model = save_tiny_model(tmp_path / "model", steps=1)
     flags = ["--model", model, "--num-exemplar-sets", "2", "--num-shots", "2", "--sampling.num-samples", "2"]
@@ -97,7 +97,7 @@ def test_a_job_joins_the_cluster_and_its_actors_run_the_code_that_travelled(
     assert "Ray dashboard" not in done.stdout, "no second cluster was started"
 
 
-def test_what_a_user_can_mend_ends_with_status_2_and_one_message(cluster: Cluster, tmp_path: Path) -> None:
+def test_what_a_user_can_mend_ends_with_status_2_and_one_message(cluster: HeadCluster, tmp_path: Path) -> None:
     done = cluster.slick("submit", "variants", "smoke", "--out", str(tmp_path / "empty"))
     assert done.returncode == 2, done.stdout + done.stderr
     shown = done.stdout + done.stderr
@@ -109,9 +109,9 @@ def test_what_a_user_can_mend_ends_with_status_2_and_one_message(cluster: Cluste
     assert after[2].startswith("  slick: ")
 
 
-def test_a_sheet_that_was_graded_here_is_read_by_a_report_made_there(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_sheet_that_was_graded_here_is_read_by_a_report_made_there(cluster: HeadCluster, tmp_path: Path) -> None:
     asked = [
-        Asked(question_id=f"q{i}", gold=("Oslo",), greedy=("=Rome", "Oslo City"), sampled=(("Rome",),) * 2)
+        AnsweredQuestion(question_id=f"q{i}", gold=("Oslo",), greedy=("=Rome", "Oslo City"), sampled=(("Rome",),) * 2)
         for i in range(4)
     ]
     study, sheet = write_study(tmp_path / "study", asked), tmp_path / "laptop" / "graded.csv"
@@ -140,9 +140,11 @@ def test_a_head_started_outside_its_virtual_environment_runs_jobs_with_rays_pyth
     bare.parent.mkdir()
     bare.write_text(f'#!/bin/sh\nexec {Path(sys.executable).resolve()} -I -S "$@"\n')
     bare.chmod(0o755)
-    study = write_study(tmp_path / "study", [Asked(question_id="q", gold=("a",), greedy=("b",), sampled=(("b",),))])
+    study = write_study(
+        tmp_path / "study", [AnsweredQuestion(question_id="q", gold=("a",), greedy=("b",), sampled=(("b",),))]
+    )
     (tmp_path / "home").mkdir()
-    with started_cluster(tmp_path / "home", PATH=f"{bare.parent}:/usr/bin:/bin") as cluster:
+    with running_cluster(tmp_path / "home", PATH=f"{bare.parent}:/usr/bin:/bin") as cluster:
         done = cluster.slick("submit", "report", "demo", "--out", study.uri)
         assert done.returncode == 0, done.stdout + done.stderr
     assert study.child("report").exists(MANIFEST)
@@ -155,7 +157,9 @@ def test_a_head_started_outside_its_virtual_environment_runs_jobs_with_rays_pyth
         ({"RAY_AUTH_MODE": "disabled"}, "no token was found here"),
     ],
 )
-def test_who_has_no_right_token_is_told_so(cluster: Cluster, tmp_path: Path, more: dict[str, str], said: str) -> None:
+def test_who_has_no_right_token_is_told_so(
+    cluster: HeadCluster, tmp_path: Path, more: dict[str, str], said: str
+) -> None:
     for words in (["jobs"], ["submit", "variants", "smoke", "--out", str(tmp_path)]):
         done = cluster.slick(*words, **more)
         assert done.returncode == 2, done.stderr
@@ -164,7 +168,7 @@ def test_who_has_no_right_token_is_told_so(cluster: Cluster, tmp_path: Path, mor
         assert TOKEN not in done.stdout + done.stderr
 
 
-def test_a_job_is_left_running_followed_again_and_stopped(cluster: Cluster) -> None:
+def test_a_job_is_left_running_followed_again_and_stopped(cluster: HeadCluster) -> None:
     code = (
         "import pathlib, sys\nfrom jobs.head import Head\n"
         "Head(sys.argv[1]).submit('echo begun; sleep infinity', 'sleeper', pathlib.Path(sys.argv[2]), {}, {}, '')"
@@ -181,7 +185,7 @@ def test_a_job_is_left_running_followed_again_and_stopped(cluster: Cluster) -> N
         watching = subprocess.Popen(follow, cwd=ROOT, env=cluster.environment(), stdout=file, stdin=subprocess.DEVNULL)
         wait_for(lambda: "\nbegun" in log.read_text(), log.read_text)
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(HANG_S) == 130
+        assert watching.wait(TIMEOUT_S) == 130
     assert "The job goes on. To watch: slick jobs" in log.read_text()
     assert "sleeper  not of slick  RUNNING" in cluster.slick("jobs").stdout
     assert "job sleeper is told to stop" in cluster.slick("jobs", "--stop", "sleeper").stdout
@@ -190,14 +194,14 @@ def test_a_job_is_left_running_followed_again_and_stopped(cluster: Cluster) -> N
     assert "job sleeper had ended already" in cluster.slick("jobs", "--stop", "sleeper").stdout
 
 
-def test_a_job_that_is_not_there_is_said(cluster: Cluster) -> None:
+def test_a_job_that_is_not_there_is_said(cluster: HeadCluster) -> None:
     done = cluster.slick("jobs", "--follow", "nobody")
     assert done.returncode == 2
     assert "nobody does not exist" in done.stderr
 
 
 def test_a_job_that_is_not_there_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = Head.__new__(Head)
+    head = RayJobClient.__new__(RayJobClient)
     head.address = "http://127.0.0.1:1"
     head._client = SimpleNamespace(get_job_info=lambda _: exec('raise RuntimeError("it does not exist")'))
     monkeypatch.setattr("jobs.head.time.sleep", lambda _: pytest.fail("waits for a job that there is not"))
@@ -226,8 +230,8 @@ class Broken:
 def test_a_broken_log_is_taken_up_where_it_broke(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jobs.head.RETRY_S", 0.0)
-    head = Head.__new__(Head)
+    monkeypatch.setattr("jobs.head.RETRY_INTERVAL_S", 0.0)
+    head = RayJobClient.__new__(RayJobClient)
     head.address = "http://127.0.0.1:1"
     head._client = Broken([["one\n", "tw"], [], ["one\ntwo\n", "th"], ["one\n", "two\nthree\n"]])
     assert head.follow("j").status == "SUCCEEDED"

@@ -8,18 +8,18 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.status import standings
+from jobs.status import sweep_run_statuses
 from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
 from slick.study_files import POINTS_SCHEMA
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
-from tuning.board import LOG_EVERY_S
+from tuning.board import LOG_INTERVAL_S
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
 from tuning.probe import plan_sweep
-from tuning.standing import table
-from tuning.sweep import SweepConfig, share_out, sweep
+from tuning.standing import status_table
+from tuning.sweep import SweepConfig, pack_plans, sweep
 from tuning.sweep_config import Scheduler
 
 GRID = GridConfig(variants=("half", "known"), epochs=(2, 3), policies=("fixed", "best_dev", "fixed(1)"))
@@ -67,16 +67,16 @@ def test_a_grid_is_trained_once_and_can_grow(study: Folder, capsys: pytest.Captu
 
 def check_told(study: Folder, log: str, took_s: float) -> None:
     """The table in the log, which ends with every training, is what `slick status` has."""
-    rows = standings(study)
+    rows = sweep_run_statuses(study)
     assert [(row.run_id, row.epochs, row.budget, row.state) for row in rows] == [
         ("half-seed0", 3, 3, "done"),
         ("known-seed0", 3, 3, "done"),
     ]
     lines = log.splitlines()
-    assert lines[-3:] == table(rows)
+    assert lines[-3:] == status_table(rows)
     assert lines[-4].startswith("sweep: 2 of 2 trainings, 6 of 6 epochs, best dev")
     tables = sum(line.startswith("sweep: ") for line in lines)
-    assert 1 <= tables <= 1 + took_s // LOG_EVERY_S, "in a log the table comes now and then, not with every epoch"
+    assert 1 <= tables <= 1 + took_s // LOG_INTERVAL_S, "in a log the table comes now and then, not with every epoch"
     for row in rows:
         epochs = study.child("runs", row.run_id).read_table("epochs.parquet").to_pylist()
         dev = [r["num_correct"] / r["num"] for r in epochs if (r["split"], r["category"]) == ("dev", "all")]
@@ -116,8 +116,8 @@ def test_a_failed_trial_is_named_and_the_rest_is_finished(study: Folder) -> None
 
 
 def columns(study: Folder, *left_out: str) -> list[dict]:
-    table = study.child("sweep").read_table("points.parquet")
-    rows = table.drop_columns(list(left_out)).to_pylist()
+    status_table = study.child("sweep").read_table("points.parquet")
+    rows = status_table.drop_columns(list(left_out)).to_pylist()
     return sorted(
         rows, key=lambda row: [str(row[name]) for name in ("variant", "seed", "epochs", "policy", "settings")]
     )
@@ -152,10 +152,10 @@ def test_a_live_sweep_has_the_same_points_for_fewer_epochs_and_goes_on_if_asked(
     grid = GridConfig(variants=("half",), epochs=(6, 8), policies=("fixed(2)", "patience(1)"))
     config = replace(CONFIG, grid=grid, train=replace(TRAIN, keep_state=True))
     assert sweep(full, config).counts["epochs_trained"] == 8
-    live = sweep(study, replace(config, stop="live"))
-    assert live.counts["epochs_trained"] < 8
+    driver_status = sweep(study, replace(config, stop="live"))
+    assert driver_status.counts["epochs_trained"] < 8
     assert columns(study) == columns(full)
-    assert sweep(study, replace(config, stop="live")) == live
+    assert sweep(study, replace(config, stop="live")) == driver_status
 
     before = {run: study.child("runs", run).read_json("manifest.json")["counts"]["epochs"] for run in written(study)}
     assert min(before.values()) < 8
@@ -252,7 +252,7 @@ def test_packs_hold_every_training_once(study: Folder) -> None:
     config = replace(CONFIG, grid=replace(GRID, seeds=(0, 1, 2)))
     plans = plan_runs(study, {run.run_id: run.config(config.train) for run in config.trajectories})
     for per_trial, concurrent, num_packs in ((1, 2, 6), (4, 2, 2), (None, 2, 2), (None, 3, 3)):
-        packs = share_out(plans, per_trial, concurrent)
+        packs = pack_plans(plans, per_trial, concurrent)
         assert len(packs) == num_packs
         assert sorted(plan.run_id for part in packs for plan in part) == sorted(plan.run_id for plan in plans)
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from slick.engines.base import PromptBatch
-from slick.engines.tokens import Vocabulary
+from slick.engines.tokens import PromptTokenizer
 from tests.local.tiny import TEXT, tiny_model, tiny_tokenizer
 
 SUBJECTS = ("Peru", "Emmy Noether", "Emmy Noether's\nhouse", "", "zürich", "Lima", "Peru Lima")
@@ -76,7 +76,7 @@ def test_prompts_are_the_tokens_of_whole_texts(
     build: Callable[[], Any], splices: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = build()
-    vocabulary = Vocabulary(tiny_model("llama"), tokenizer)
+    vocabulary = PromptTokenizer(tiny_model("llama"), tokenizer)
     asked: list[str] = []
     plain = vocabulary._ids
     monkeypatch.setattr(vocabulary, "_ids", lambda texts: asked.extend(texts) or plain(texts))
@@ -89,6 +89,6 @@ def test_prompts_are_the_tokens_of_whole_texts(
 def test_prefixes_that_end_no_line_are_put_into_tokens_with_every_question() -> None:
     tokenizer = tiny_tokenizer()
     batch = PromptBatch(prefixes=["Q: Who", "Q: W", ""], question_ids=("a", "b"), suffixes=["o?\nA:", "here?\nA:"])
-    _, prompts = Vocabulary(tiny_model("llama"), tokenizer).prompts(batch)
+    _, prompts = PromptTokenizer(tiny_model("llama"), tokenizer).prompts(batch)
     assert prompts == [tokenizer([p + s for s in batch.suffixes])["input_ids"] for p in batch.prefixes]
     assert prompts[1][1] != tokenizer("Q: W")["input_ids"] + tokenizer("here?\nA:")["input_ids"]

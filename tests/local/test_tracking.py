@@ -16,10 +16,10 @@ import pytest
 from slick.errors import SettingsError
 from slick.storage import Folder
 from slick.types import Category
-from tests.local.metrics import exported
+from tests.local.metrics import exported_metrics
 from tests.waiting import wait_for
-from tuning.records import Measure, epochs_table
-from tuning.tracking import Tracking, check_trackers, scalars
+from tuning.records import SplitMetrics, epochs_table
+from tuning.tracking import ExperimentLogger, check_trackers, scalars
 
 RUN = "half-seed1"
 SETTINGS = {"variant": "half", "seed": 1, "learning_rate": 5e-3, "schedule": "constant", "warmup": None, "layers": [1]}
@@ -46,11 +46,11 @@ def study(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return ObjectStore("memory://bucket/study")
 
 
-def measures_at(epoch: int) -> list[Measure]:
+def measures_at(epoch: int) -> list[SplitMetrics]:
     return [
-        Measure(split="train", category="all", num=9, num_correct=epoch, loss=1 / (3 * epoch)),
-        Measure(split="train", category=str(Category.UNKNOWN), num=7, num_correct=1, loss=float("nan")),
-        Measure(split="dev", category="all", num=3, num_correct=2, loss=None),
+        SplitMetrics(split="train", category="all", num=9, num_correct=epoch, loss=1 / (3 * epoch)),
+        SplitMetrics(split="train", category=str(Category.UNKNOWN), num=7, num_correct=1, loss=float("nan")),
+        SplitMetrics(split="dev", category="all", num=3, num_correct=2, loss=None),
     ]
 
 
@@ -103,7 +103,7 @@ def same(found: list[tuple[int, str, float]], wanted: list[tuple[int, str, float
 
 def test_tensorboard_has_every_epoch_once_as_soon_as_it_is_logged(study: Folder) -> None:
     folder = study.child("runs", RUN, "tensorboard")
-    with Tracking(study, {RUN: SETTINGS}) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         for num_epochs in (1, 1, 2, 4):
             curves.log(RUN, rows_of(num_epochs))
             same(tensorboard_curves(folder), single_precision(num_epochs))
@@ -113,10 +113,10 @@ def test_tensorboard_has_every_epoch_once_as_soon_as_it_is_logged(study: Folder)
 
 def test_tensorboard_has_one_curve_after_a_second_driver(study: Folder) -> None:
     folder = study.child("runs", RUN, "tensorboard")
-    with Tracking(study, {RUN: SETTINGS}) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         curves.log(RUN, rows_of(2))
     (first,) = folder.names()
-    with Tracking(study, {RUN: SETTINGS}) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         curves.log(RUN, rows_of(2))
         curves.log(RUN, rows_of(3))
     same(tensorboard_curves(folder), single_precision(3))
@@ -124,7 +124,7 @@ def test_tensorboard_has_one_curve_after_a_second_driver(study: Folder) -> None:
 
 
 def test_tensorboard_follows_a_training_that_began_again(study: Folder) -> None:
-    with Tracking(study, {RUN: SETTINGS}) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         curves.log(RUN, rows_of(3))
         study.child("runs", RUN).delete()
         curves.log(RUN, rows_of(1))
@@ -135,7 +135,7 @@ def test_tensorboard_follows_a_training_that_began_again(study: Folder) -> None:
 def test_tensorboard_knows_the_settings(study: Folder) -> None:
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-    with Tracking(study, {RUN: SETTINGS}) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         curves.log(RUN, rows_of(1))
     found = {}
     for event in events(study.child("runs", RUN, "tensorboard")):
@@ -148,7 +148,7 @@ def test_tensorboard_knows_the_settings(study: Folder) -> None:
 
 def test_tensorboard_that_cannot_write_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").write_text("a file where a folder must be")
-    with Tracking(Folder(str(tmp_path)), {RUN: SETTINGS}) as curves:
+    with ExperimentLogger(Folder(str(tmp_path)), {RUN: SETTINGS}) as curves:
         for num_epochs in (1, 2, 3):
             curves.log(RUN, rows_of(num_epochs))
     (line,) = capsys.readouterr().err.splitlines()
@@ -194,7 +194,7 @@ def mlflow_curves(run: object, num_epochs: int) -> None:
 @pytest.mark.usefixtures("mlflow_store")
 def test_mlflow_has_the_run_with_its_settings_and_nothing_of_the_machine(tmp_path: Path) -> None:
     check_trackers(["mlflow"])
-    with Tracking(Folder(str(tmp_path / "one study")), {RUN: SETTINGS}, ("mlflow",)) as curves:
+    with ExperimentLogger(Folder(str(tmp_path / "one study")), {RUN: SETTINGS}, ("mlflow",)) as curves:
         for num_epochs in (1, 2, 2, 3):
             curves.log(RUN, rows_of(num_epochs))
         (run,) = mlflow_runs("one study")
@@ -210,7 +210,7 @@ def test_mlflow_has_the_run_with_its_settings_and_nothing_of_the_machine(tmp_pat
     assert re.fullmatch("[0-9a-f]{32}", run.data.tags["slick_run"])
 
 
-def broken_off(curves: Tracking) -> None:
+def broken_off(curves: ExperimentLogger) -> None:
     with curves:
         curves.log(RUN, rows_of(2))
         raise KeyboardInterrupt
@@ -220,10 +220,10 @@ def broken_off(curves: Tracking) -> None:
 def test_mlflow_goes_on_with_an_interrupted_run_and_begins_another_for_one_begun_anew(tmp_path: Path) -> None:
     study = Folder(str(tmp_path / "study"))
     with pytest.raises(KeyboardInterrupt):
-        broken_off(Tracking(study, {RUN: SETTINGS}, ("mlflow",)))
+        broken_off(ExperimentLogger(study, {RUN: SETTINGS}, ("mlflow",)))
     (run,) = mlflow_runs("study")
     assert run.info.status == "FAILED"
-    with Tracking(study, {RUN: {**SETTINGS, "schedule": "cosine"}}, ("mlflow",)) as curves:
+    with ExperimentLogger(study, {RUN: {**SETTINGS, "schedule": "cosine"}}, ("mlflow",)) as curves:
         curves.log(RUN, rows_of(3))
         (run,) = mlflow_runs("study")
         assert run.info.status == "RUNNING"
@@ -231,7 +231,7 @@ def test_mlflow_goes_on_with_an_interrupted_run_and_begins_another_for_one_begun
     mlflow_curves(run, 3)
     assert run.info.status == "FINISHED"
     study.child("runs", RUN).delete()
-    with Tracking(study, {RUN: SETTINGS}, ("mlflow",)) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}, ("mlflow",)) as curves:
         curves.log(RUN, rows_of(1))
     newest, oldest = sorted(mlflow_runs("study"), key=lambda run: -run.info.start_time)
     mlflow_curves(oldest, 3)
@@ -246,7 +246,7 @@ def test_an_mlflow_server_that_is_down_stops_nothing(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     check_trackers(["mlflow"])
     study = Folder(str(tmp_path / "study"))
-    with Tracking(study, {RUN: SETTINGS}, ("mlflow",)) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}, ("mlflow",)) as curves:
         for num_epochs in (1, 2):
             curves.log(RUN, rows_of(num_epochs))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune")]
@@ -314,7 +314,7 @@ def wandb_curves(records: list[object]) -> list[tuple[int, str, float]]:
 def test_wandb_has_each_run_with_its_settings_and_nothing_of_the_machine(wandb_folder: Path, tmp_path: Path) -> None:
     check_trackers(["wandb"])
     other = "all-seed1"
-    with Tracking(Folder(str(tmp_path / "one study")), {RUN: SETTINGS, other: {}}, ("wandb",)) as curves:
+    with ExperimentLogger(Folder(str(tmp_path / "one study")), {RUN: SETTINGS, other: {}}, ("wandb",)) as curves:
         for num_epochs in (1, 2, 2, 3):
             for run_id in (RUN, other):  # both are open at once
                 curves.log(run_id, rows_of(num_epochs))
@@ -343,9 +343,9 @@ def test_wandb_has_each_run_with_its_settings_and_nothing_of_the_machine(wandb_f
 def test_wandb_goes_on_under_the_id_of_an_interrupted_run(wandb_folder: Path, tmp_path: Path) -> None:
     study = Folder(str(tmp_path / "study"))
     with pytest.raises(KeyboardInterrupt):
-        broken_off(Tracking(study, {RUN: SETTINGS}, ("wandb",)))
+        broken_off(ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)))
     time.sleep(1.1)  # W&B names the folders of offline runs by the second and the id
-    with Tracking(study, {RUN: SETTINGS}, ("wandb",)) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)) as curves:
         curves.log(RUN, rows_of(3))
     records = [wandb_records(path) for path in wandb_files(wandb_folder)]
     ids = {record.run.run_id for part in records for record in part if record.WhichOneof("record_type") == "run"}
@@ -365,7 +365,7 @@ def test_a_wandb_server_that_is_down_stops_nothing(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
     study = Folder(str(tmp_path / "study"))
-    with Tracking(study, {RUN: SETTINGS}, ("wandb",)) as curves:
+    with ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)) as curves:
         curves.log(RUN, rows_of(1))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune")]
     assert "wandb did not take the curves" in line
@@ -389,10 +389,10 @@ def test_a_training_shows_in_ray_s_metrics(ray_cluster: None) -> None:
     @ray.remote(num_cpus=0)
     class Worker:
         def record(self) -> None:
-            from tuning.meters import TrainMeters
+            from tuning.meters import TrainMetrics
 
             for run_id in ("first", "second"):  # a worker does one training after another
-                meters = TrainMeters(run_id)
+                meters = TrainMetrics(run_id)
                 for epoch in (1, 2):
                     meters.record(epoch, measures_at(epoch), tokens=300, seconds=1.5)
 
@@ -412,7 +412,7 @@ def test_a_training_shows_in_ray_s_metrics(ray_cluster: None) -> None:
     def shown() -> dict[tuple[str, ...], float]:
         return {
             (name, tags["run_id"], tags.get("split", ""), tags.get("category", "")): value
-            for name, tags, value in exported("slick_train_")
+            for name, tags, value in exported_metrics("slick_train_")
             if tags.get("run_id") in ("first", "second")
         }
 

@@ -8,11 +8,17 @@ import pytest
 from torch import nn
 from torch.nn import functional
 
-from tests.local.stand_in_device import DeviceTensor, StandInDevice, in_own_process, print_cases, put_on_device
+from tests.local.stand_in_device import (
+    DeviceTensor,
+    SimulatedDevice,
+    print_cases,
+    put_on_device,
+    run_cases_in_subprocess,
+)
 from tests.local.test_forward import EXAMPLES
 from tests.local.tiny import CONFIGS, tiny_model
 from tuning.config import TrainConfig
-from tuning.forward import Forward
+from tuning.forward import ForwardRunner
 from tuning.trainable import prepare_model
 
 CASES = ("llama once", "llama twice", "gemma3_text once", "gpt2 once", "mamba once")
@@ -20,7 +26,7 @@ CASES = ("llama once", "llama twice", "gemma3_text once", "gpt2 once", "mamba on
 
 @cache
 def of_all() -> dict[str, Any]:
-    return in_own_process("tests.local.test_training_on_device", CASES)
+    return run_cases_in_subprocess("tests.local.test_training_on_device", CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -42,19 +48,19 @@ def compared(case: str) -> dict[str, Any]:
     for model in models:
         prepare_model(model, TrainConfig(dropout=0.0, activation_checkpointing=times == "twice"))
     found = {"cpu": _trained(models[0])}
-    with StandInDevice().in_use():
+    with SimulatedDevice().in_use():
         found["device"] = _trained(put_on_device(models[1]))
     return found
 
 
 def _trained(model: nn.Module) -> dict[str, Any]:
-    forward = Forward(model, 0, packing=True)
+    forward = ForwardRunner(model, 0, packing=True)
     with forward.rows(EXAMPLES) as rows:
         loss = functional.cross_entropy(forward.answer_logits(rows), rows.labels_K)
         loss.backward()  # type: ignore[no-untyped-call]
     gradients = {key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None}
     return {
-        "packs": forward.packs,
+        "packs": forward.uses_packing,
         "loss": float(loss.detach()),
         "gradients": {key: (g.on_cpu if isinstance(g, DeviceTensor) else g).tolist() for key, g in gradients.items()},
     }

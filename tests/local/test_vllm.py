@@ -11,7 +11,7 @@ from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.generations import read_generations
 from slick.engines.base import PromptBatch, SamplingConfig
 from slick.engines.transformers import TransformersEngine
-from slick.matching import Target
+from slick.matching import GoldMatcher
 from slick.models import load_model, load_tokenizer
 from slick.storage import Folder
 from tests.local.tiny import save_tiny_model, write_questions
@@ -57,7 +57,7 @@ def test_answers_follow_the_transformers_engine(folder: str, monkeypatch: pytest
     assert abs(shares[0] - shares[1]) < 0.18
     assert 0.2 < shares[1] < 1
 
-    accepted, refused = Target([one.greedy_text for one in found[0]]), Target([])
+    accepted, refused = GoldMatcher([one.greedy_text for one in found[0]]), GoldMatcher([])
     some = engine.generate(BATCH, SAMPLING, [accepted, refused] * 6)
     assert [a.sampled_text for a in some[0]] == [(None,) * 16] * 2
     assert some[1] == found[1]

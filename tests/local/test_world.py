@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from slick.categories import categorize
-from slick.matching import Target, is_hit
+from slick.matching import GoldMatcher, is_hit
 from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
 from slick.storage import Folder
 from slick.study import Manifest
 from slick.types import Category
-from slick.world import WorldConfig, build_world, smoke_world
+from slick.world import WorldConfig, build_world, smoke_world_config
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    study, config = Folder(str(tmp_path_factory.mktemp("study"))), smoke_world()
+    study, config = Folder(str(tmp_path_factory.mktemp("study"))), smoke_world_config()
     return Built(study, build_world(study, config), config)
 
 
@@ -95,13 +95,13 @@ def test_the_model_is_the_function_that_was_trained(built: Built) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from slick.world.pretrain import TinyLlama, as_llama
+    from slick.world.pretrain import TinyLlama, to_transformers
 
     tokenizer = AutoTokenizer.from_pretrained(built.study.child("world", "model").local_path)
     tiny = TinyLlama(built.config, len(tokenizer), torch.float32)
     tokens = torch.randint(0, len(tokenizer), (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.allclose(tiny(tokens), as_llama(tiny, tokenizer, built.config)(tokens).logits, atol=1e-5)
+        assert torch.allclose(tiny(tokens), to_transformers(tiny, tokenizer, built.config)(tokens).logits, atol=1e-5)
         loaded = AutoModelForCausalLM.from_pretrained(built.study.child("world", "model").local_path)
         assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in tiny.parameters())
 
@@ -177,7 +177,7 @@ def test_training_that_fails_leaves_no_world_behind(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SLICK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ModelError, match="stopped with exit status 1"):
-        build_world(Folder(str(tmp_path / "study")), smoke_world())
+        build_world(Folder(str(tmp_path / "study")), smoke_world_config())
     assert not Folder(str(tmp_path / "study" / "world")).exists("manifest.json")
     assert list((tmp_path / "cache" / "worlds").iterdir()) == []
     assert json.loads((tmp_path / "study" / "world" / "started.json").read_text())["fingerprint"]
@@ -205,7 +205,7 @@ def asked_batches(built: Built) -> Iterator[tuple[Any, list[str]]]:
 def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> None:
     """On a model that knows things: exact chances against draws, and labels from fewer of them."""
     from slick.engines.base import SamplingConfig
-    from slick.engines.linear import pack_linears
+    from slick.engines.linear import prepack_linears
     from slick.engines.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
@@ -215,7 +215,7 @@ def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> N
     sampling = SamplingConfig(max_new_tokens=16)
     first, gold = next(asked_batches(built))
     before = plain.generate(first, sampling)
-    assert pack_linears(model)
+    assert prepack_linears(model)
     full, some = (TransformersEngine(model, tokenizer) for _ in range(2))
     same = [one == other for one, other in zip(before, full.generate(first, sampling), strict=True)]
     assert sum(same) >= 0.97 * len(same), "packed weights change answers"
@@ -223,7 +223,7 @@ def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> N
     for batch, answers in asked_batches(built):
         every = full.generate(batch, sampling)
         scores = full.score(batch, answers, sampling)
-        fewer = some.generate(batch, sampling, [Target([answer]) for answer in answers])
+        fewer = some.generate(batch, sampling, [GoldMatcher([answer]) for answer in answers])
         for answer, all_found, score, found in zip(answers, every, scores, fewer, strict=True):
             assert [s.is_greedy for s in score] == [a.greedy_text == answer for a in all_found]
             texts = [text or "" for a in all_found for text in a.sampled_text]

@@ -107,7 +107,7 @@ def write_questions(study: Any, *, num_train: int = 20, num_dev: int = 6, num_te
 
     import pyarrow as pa
 
-    from slick.study import finish
+    from slick.study import complete_step
     from slick.study_files import QUESTION_SCHEMA
 
     rows = []
@@ -128,4 +128,4 @@ def write_questions(study: Any, *, num_train: int = 20, num_dev: int = 6, num_te
                 )
     folder = study.child("questions")
     folder.write_table("part-00000.parquet", pa.Table.from_pylist(rows, QUESTION_SCHEMA))
-    finish(folder, "questions", "q" * 16, settings={}, inputs={}, counts={}, started_at=time.monotonic())
+    complete_step(folder, "questions", "q" * 16, settings={}, inputs={}, counts={}, started_at=time.monotonic())

@@ -9,7 +9,7 @@ import pyarrow as pa
 from slick.models import model_fingerprint, resolve_model
 from slick.prompts import closed_book_prompt
 from slick.storage import Folder
-from slick.study import finish
+from slick.study import complete_step
 from slick.study_files import QUESTION_SCHEMA
 from slick.types import Category
 
@@ -88,4 +88,4 @@ def _write_variants(study: Folder, train: list[dict[str, Any]], fingerprint: str
 
 
 def _finish(study: Folder, step: str, inputs: dict[str, str], counts: dict[str, Any]) -> None:
-    finish(study.child(step), step, step, settings={}, inputs=inputs, counts=counts, started_at=time.monotonic())
+    complete_step(study.child(step), step, step, settings={}, inputs=inputs, counts=counts, started_at=time.monotonic())

@@ -11,12 +11,12 @@ from slick.analysis.answers import Answered, answered
 from slick.annotation import AnnotateConfig
 from slick.annotation.asker import Mode
 from slick.storage import Folder
-from slick.study import begin, fingerprint, finish
+from slick.study import begin_step, complete_step, fingerprint
 from slick.study_files import GENERATION_SCHEMA, QUESTION_SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AnsweredQuestion:
     """A question, and what the model said."""
 
     question_id: str
@@ -43,11 +43,11 @@ class Asked:
 
 def write_manifest(folder: Folder, step: str, settings: Mapping[str, object]) -> None:
     identity = fingerprint(step, dict(settings))
-    begin(folder, step, identity, {})
-    finish(folder, step, identity, settings=dict(settings), inputs={}, counts={}, started_at=time.monotonic())
+    begin_step(folder, step, identity, {})
+    complete_step(folder, step, identity, settings=dict(settings), inputs={}, counts={}, started_at=time.monotonic())
 
 
-def write_questions(study: Folder, asked: Sequence[Asked]) -> None:
+def write_questions(study: Folder, asked: Sequence[AnsweredQuestion]) -> None:
     rows = [
         {
             "question_id": one.question_id,
@@ -65,7 +65,7 @@ def write_questions(study: Folder, asked: Sequence[Asked]) -> None:
     write_manifest(folder, "questions", {})
 
 
-def write_study(root: Path, asked: Sequence[Asked], *, per_file: int = 1000, mode: Mode = "full") -> Folder:
+def write_study(root: Path, asked: Sequence[AnsweredQuestion], *, per_file: int = 1000, mode: Mode = "full") -> Folder:
     """Questions and a finished annotation, its answers in files of that many questions."""
     study = Folder(str(root))
     write_questions(study, asked)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from slick.storage import Folder
-from slick.study import Manifest, finish
+from slick.study import Manifest, complete_step
 from slick.types import Category
 
 Counts = Mapping[str, tuple[int, int, int, int]]
@@ -63,4 +63,4 @@ def write_study(
 
 
 def finish_step(study: Folder, step: str, inputs: dict[str, str], identity: str) -> Manifest:
-    return finish(study.child(step), step, identity, settings={}, inputs=inputs, counts={}, started_at=0.0)
+    return complete_step(study.child(step), step, identity, settings={}, inputs=inputs, counts={}, started_at=0.0)

@@ -13,12 +13,12 @@ from slick.analysis.data import Hits, PrefixLabels, Run, StudyData, Variant
 from slick.analysis.findings.knowledge import paper_counts
 from slick.analysis.findings.paper import FIXED_D, SHARES, paper_study
 from slick.analysis.terms import POOLED
-from slick.types import ALL
+from slick.types import ALL_CATEGORIES
 
 Curves = Mapping[tuple[str, str], Mapping[int, float]]
 
 
-def edited(changes: Mapping[str, Curves]) -> StudyData:
+def with_changes(changes: Mapping[str, Curves]) -> StudyData:
     """The paper's study with some percentages changed: variant, (split, category), epoch."""
     data = paper_study()
     runs = []
@@ -31,16 +31,16 @@ def edited(changes: Mapping[str, Curves]) -> StudyData:
     return replace(data, runs=tuple(runs))
 
 
-def without(*names: str) -> StudyData:
+def without_runs(*names: str) -> StudyData:
     """The paper's study without some of its runs."""
     data = paper_study()
     return replace(data, runs=tuple(run for run in data.runs if run.variant not in names))
 
 
-TEST, UNKNOWN_ROWS = ("test", ALL), ("train", "Unknown")
+TEST, UNKNOWN_ROWS = ("test", ALL_CATEGORIES), ("train", "Unknown")
 KNOWN_NAMES = [f"known-{round(100 * share):03d}" for share in SHARES[1:-1]]
 
-CHANGED: dict[str, Mapping[str, Curves]] = {
+FAILING_CHANGES: dict[str, Mapping[str, Curves]] = {
     "E3": {"unknown-100": {TEST: {5: 50, 10: 50, 20: 50, 30: 50, 40: 50, 50: 50}}},
     "E4": {"unknown-000": {TEST: {50: 47}}},
     "E5": {"unknown-100": {TEST: {5: 25.8}}},
@@ -48,7 +48,7 @@ CHANGED: dict[str, Mapping[str, Curves]] = {
     "E7": {name: {TEST: {50: FIXED_D[50][i + 1]}} for i, name in enumerate(KNOWN_NAMES)},
     "E8": {name: {TEST: {50: 30}} for name in KNOWN_NAMES},
     "E9": {"unknown-050": {UNKNOWN_ROWS: dict.fromkeys(range(1, 51), 90)}},
-    "E10": {"unknown-050": {("dev", ALL): {50: 46}}},
+    "E10": {"unknown-050": {("dev", ALL_CATEGORIES): {50: 46}}},
     "E11": {"unknown-050": {UNKNOWN_ROWS: {9: 80}}},
     "E14": {"highlyknown": {TEST: {50: 50}}},
     "E15": {"maybeknown": {("test", "MaybeKnown"): {9: 60}}},
@@ -67,7 +67,7 @@ def counts(unknown: int) -> StudyData:
     return StudyData(counts={("P17", "id", "train"): row, ("P17", "id", "test"): row})
 
 
-def one_more() -> dict[str, dict[str, int]]:
+def with_one_question_more() -> dict[str, dict[str, int]]:
     """The paper's counts, but for one relation."""
     exact = paper_counts()
     return {**exact, "ood": {**exact["ood"], "P50": exact["ood"]["P50"] + 1}}
@@ -84,9 +84,9 @@ def linear(b_kn: float, b_unk: float, ood_scale: float) -> StudyData:
         accuracy = {}
         for split, scale in (("test", 1.0), ("ood", ood_scale)):
             gain = scale * (b_kn * (1 - share) * known + b_unk * share * unknown)
-            accuracy[split, ALL] = 40.0 + gain + rng.normal(0, 0.3, len(epochs))
+            accuracy[split, ALL_CATEGORIES] = 40.0 + gain + rng.normal(0, 0.3, len(epochs))
         accuracy |= {("train", POOLED): 100 * known, UNKNOWN_ROWS: 100 * unknown}
-        num = {("test", ALL): 5000, ("ood", ALL): 5000, ("train", ALL): 1000}
+        num = {("test", ALL_CATEGORIES): 5000, ("ood", ALL_CATEGORIES): 5000, ("train", ALL_CATEGORIES): 1000}
         num |= {("train", POOLED): round(1000 * (1 - share)), UNKNOWN_ROWS: round(1000 * share)}
         runs.append(
             Run(run_id=f"{name}-seed0", variant=name, seed=0, epochs=epochs, accuracy=accuracy, num=num, early_epoch=3)
@@ -191,8 +191,8 @@ def rates_study(
     return replace(paper_study(), points=tuple(points))
 
 
-HOLDS: dict[str, Callable[[], StudyData]] = {
-    **dict.fromkeys([*CHANGED, "E1", "E2", "E22"], paper_study),
+HOLDING_STUDIES: dict[str, Callable[[], StudyData]] = {
+    **dict.fromkeys([*FAILING_CHANGES, "E1", "E2", "E22"], paper_study),
     "E12": lambda: linear(7, -8, 0.4),
     "E13": lambda: linear(7, -8, 0.4),
     "E21": lambda: prefix_study(useful=True),
@@ -200,9 +200,9 @@ HOLDS: dict[str, Callable[[], StudyData]] = {
     "E25": lambda: single_categories(lambda name: 0.0 if name == "maybeknown" else 0.2),
 }
 
-FAILS: dict[str, Callable[[], StudyData]] = {
-    **{name: partial(edited, changes) for name, changes in CHANGED.items()},
-    "E1": lambda: replace(paper_study(), audit=one_more()),
+FAILING_STUDIES: dict[str, Callable[[], StudyData]] = {
+    **{name: partial(with_changes, changes) for name, changes in FAILING_CHANGES.items()},
+    "E1": lambda: replace(paper_study(), audit=with_one_question_more()),
     "E2": lambda: counts(0),
     "E12": lambda: linear(7, 8, 0.4),
     "E13": lambda: linear(7, -8, 1.5),
@@ -215,35 +215,35 @@ FAILS: dict[str, Callable[[], StudyData]] = {
 MISSING: dict[str, tuple[Callable[[], StudyData], str]] = {
     "E1": (lambda: replace(paper_study(), audit=None), "full EntityQuestions archive"),
     "E2": (lambda: StudyData(counts={("P17", "ood", "test"): {"HighlyKnown": 5}}), "knowledge table"),
-    "E3": (lambda: without(*SWEEP[:-2]), "3 or more shares"),
-    "E4": (lambda: without(*SWEEP[1:]), "2 or more shares"),
-    "E5": (lambda: without(*SWEEP[2:]), "3 or more shares"),
-    "E6": (lambda: without(*KNOWN_NAMES), "kind known"),
-    "E7": (lambda: without(*KNOWN_NAMES[1:]), "two shares or more"),
-    "E8": (lambda: without(*KNOWN_NAMES), "kind known"),
-    "E9": (lambda: without("unknown-050"), "50 % Unknown"),
-    "E10": (lambda: without("unknown-050"), "50 % Unknown"),
-    "E11": (lambda: without(*SWEEP[:-1]), "2 or more shares"),
+    "E3": (lambda: without_runs(*SWEEP[:-2]), "3 or more shares"),
+    "E4": (lambda: without_runs(*SWEEP[1:]), "2 or more shares"),
+    "E5": (lambda: without_runs(*SWEEP[2:]), "3 or more shares"),
+    "E6": (lambda: without_runs(*KNOWN_NAMES), "kind known"),
+    "E7": (lambda: without_runs(*KNOWN_NAMES[1:]), "two shares or more"),
+    "E8": (lambda: without_runs(*KNOWN_NAMES), "kind known"),
+    "E9": (lambda: without_runs("unknown-050"), "50 % Unknown"),
+    "E10": (lambda: without_runs("unknown-050"), "50 % Unknown"),
+    "E11": (lambda: without_runs(*SWEEP[:-1]), "2 or more shares"),
     "E12": (paper_study, "holds 2 epochs with both train and test accuracy"),
     "E13": (paper_study, "train and ood accuracy"),
-    "E14": (lambda: without("natural"), "finished runs of natural"),
-    "E15": (lambda: without("highlyknown"), "finished runs of highlyknown"),
-    "E16": (lambda: without("weaklyknown"), "finished runs of weaklyknown"),
-    "E17": (lambda: without("weaklyknown"), "finished runs of weaklyknown"),
+    "E14": (lambda: without_runs("natural"), "finished runs of natural"),
+    "E15": (lambda: without_runs("highlyknown"), "finished runs of highlyknown"),
+    "E16": (lambda: without_runs("weaklyknown"), "finished runs of weaklyknown"),
+    "E17": (lambda: without_runs("weaklyknown"), "finished runs of weaklyknown"),
     "E18": (
-        lambda: without("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"),
+        lambda: without_runs("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"),
         "all four categories",
     ),
     "E19": (
-        lambda: without("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"),
+        lambda: without_runs("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"),
         "a finished run of one",
     ),
     "E21": (lambda: prefix_study(useful=True, unsure=True), "--mode full"),
-    "E22": (lambda: without("idk-050"), "relabelled"),
-    "E23": (lambda: without("unknown-050"), "50 % Unknown"),
+    "E22": (lambda: without_runs("idk-050"), "relabelled"),
+    "E23": (lambda: without_runs("unknown-050"), "50 % Unknown"),
     "E24": (paper_study, "one learning rate; add a second"),
     "E25": (paper_study, "kept no predictions"),
 }
 
-ELSEWHERE = {"E20": "test_p_true.py"}
+TESTED_ELSEWHERE = {"E20": "test_p_true.py"}
 """Findings whose three cases stand beside the code that they are about, as test_eN_holds*, _fails* and _is_not_*."""

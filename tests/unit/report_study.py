@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from slick.analysis.loading.study import load_study
 from slick.storage import Folder
-from slick.study import begin, fingerprint, finish
+from slick.study import begin_step, complete_step, fingerprint
 from slick.types import Category
 
 CATEGORIES = [str(category) for category in Category]
@@ -18,8 +18,10 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 def write_manifest(folder: Folder, step: str, counts: dict, settings: dict | None = None) -> None:
     identity = fingerprint(step, counts)
-    begin(folder, step, identity, settings or {})
-    finish(folder, step, identity, settings=settings or {}, inputs={}, counts=counts, started_at=time.monotonic())
+    begin_step(folder, step, identity, settings or {})
+    complete_step(
+        folder, step, identity, settings=settings or {}, inputs={}, counts=counts, started_at=time.monotonic()
+    )
 
 
 def question_rows(num_test: int) -> list[dict]:
@@ -52,9 +54,9 @@ def write_annotation(study: Folder, rows: list[dict], *, labels_mode: bool = Fal
             {
                 "question_id": row["question_id"],
                 "relation": row["relation"],
-                "greedy_text": [said(row, hit) for hit in greedy],
+                "greedy_text": [answer_text(row, hit) for hit in greedy],
                 "greedy_hit": greedy,
-                "sampled_text": [None if some is None else [said(row, hit) for hit in some] for some in hits],
+                "sampled_text": [None if some is None else [answer_text(row, hit) for hit in some] for some in hits],
                 "sampled_hit": hits,
             }
         )
@@ -98,11 +100,11 @@ def confidence(rows: list[dict]) -> dict:
     }
 
 
-def said(row: dict, hit: bool) -> str:
-    return answer_of(row) if hit else f"Rival {row['question_id'][-1]}"
+def answer_text(row: dict, hit: bool) -> str:
+    return gold_answer(row) if hit else f"Rival {row['question_id'][-1]}"
 
 
-def answer_of(row: dict) -> str:
+def gold_answer(row: dict) -> str:
     return f"Answer {row['question_id']}"
 
 
@@ -116,11 +118,11 @@ def write_world(study: Folder, rows: list[dict]) -> None:
         question = f"What of {row['question_id']}?"
         facts.append(
             {name: row[name] for name in ("relation", "split", "domain")}
-            | {"subject": row["question_id"], "question": question, "answer": answer_of(row), "strength": strength}
+            | {"subject": row["question_id"], "question": question, "answer": gold_answer(row), "strength": strength}
             | {"num_gold": gold, "num_rival": rival, "rival": f"Rival {row['question_id'][-1]}" if rival else None}
         )
         kept = {name: row[name] for name in ("question_id", "relation", "domain", "split")}
-        questions.append({**kept, "subject": row["question_id"], "question": question, "answers": [answer_of(row)]})
+        questions.append({**kept, "subject": row["question_id"], "question": question, "answers": [gold_answer(row)]})
     study.child("world").write_table("planted.parquet", pa.Table.from_pylist(facts))
     write_manifest(study.child("world"), "world", {"facts": len(facts)})
     study.child("questions").write_table("part-000.parquet", pa.Table.from_pylist(questions))
@@ -146,7 +148,7 @@ def write_variants(study: Folder, size: int) -> dict[str, dict]:
     return counts
 
 
-def harm(name: str, entry: dict) -> float:
+def harm_of_training(name: str, entry: dict) -> float:
     """How much training on hurts, from 0 to 1."""
     if entry["kind"] in ("unknown", "idk"):
         return 0.1 + 0.9 * entry["requested_share"] ** 2
@@ -188,7 +190,7 @@ def write_run(study: Folder, name: str, entry: dict, seed: int, rows: list[dict]
     first_fits: dict[tuple[str, int], int] = {}
     for epoch in range(1, num_epochs + 1):
         progress = (epoch - 1) / (num_epochs - 1)
-        chance = accuracies_of(name, progress, harm(name, entry))
+        chance = accuracies_of(name, progress, harm_of_training(name, entry))
         predictions = []
         for row in rows:
             if row["split"] == "train":

@@ -6,14 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.asked import trains, with_finished
+from jobs.asked import include_finished_variants, needs_training
 from jobs.presets import StudyConfig, demo_study, paper_study, smoke_study
 from jobs.study import resolve
 from slick.errors import StudyError
-from slick.experiments import EXPERIMENTS, PAPER, trained_by
+from slick.experiments import EXPERIMENTS, PAPER_EXPERIMENTS, variants_for_experiments
 from slick.models import model_fingerprint, resolve_model
 from slick.storage import Folder
-from slick.study import begin, fingerprint, finish
+from slick.study import begin_step, complete_step, fingerprint
 from slick.types import Category
 from slick.variants import draw_variants
 from tuning.runs import RunPlan, plan_runs, run_folder
@@ -50,7 +50,7 @@ def labelled(tmp_path: Path) -> Folder:
     inputs = {"questions": "q", "model": model_fingerprint(resolve_model(model.uri))}
     for step, given in (("world", {}), ("questions", {}), ("annotate", inputs)):
         mark = "q" if step == "questions" else step
-        finish(study.child(step), step, mark, settings={}, inputs=given, counts={}, started_at=0.0)
+        complete_step(study.child(step), step, mark, settings={}, inputs=given, counts={}, started_at=0.0)
     return study
 
 
@@ -64,13 +64,13 @@ def left(study: Folder, sweep: SweepConfig) -> list[RunPlan]:
 
 def do(study: Folder, config: StudyConfig) -> set[str]:
     """Variants and sweep as `slick study` does them, but for the training; the runs that were trained."""
-    if not trains(config):
+    if not needs_training(config):
         return set()
     draw_variants(study, config.variants)
-    plans = left(study, with_finished(study, config))
+    plans = left(study, include_finished_variants(study, config))
     for plan in plans:
         folder, counts = run_folder(study, plan.run_id), {"epochs": plan.config.epochs}
-        finish(folder, "finetune", plan.identity, settings={}, inputs=plan.inputs, counts=counts, started_at=0.0)
+        complete_step(folder, "finetune", plan.identity, settings={}, inputs=plan.inputs, counts=counts, started_at=0.0)
     return {plan.run_id for plan in plans}
 
 
@@ -97,14 +97,17 @@ def test_an_experiment_is_added_to_a_study_that_did_others(labelled: Folder, fir
     assert after.annotate.identity() == before.annotate.identity(), "labels are not refused"
     added = do(labelled, after)
     assert not added & done, "what is trained is not trained again"
-    wanted = {run.run_id for run in after.sweep.trajectories} if EXPERIMENTS[name].needs else set()
+    wanted = {run.run_id for run in after.sweep.trajectories} if EXPERIMENTS[name].requirements else set()
     assert added == wanted - done
     assert {key: content for key, content in bytes_of(labelled).items() if key in sets} == sets
-    if trains(after):
-        points = with_finished(labelled, after).grid.variants
-        both = {*trained_by(first, replace(DEMO.variants, concentrated_shares=(0.5,))), *after.sweep.grid.variants}
+    if needs_training(after):
+        points = include_finished_variants(labelled, after).grid.variants
+        both = {
+            *variants_for_experiments(first, replace(DEMO.variants, concentrated_shares=(0.5,))),
+            *after.sweep.grid.variants,
+        }
         assert set(points) == both, "finished sets keep their points"
-        assert not left(labelled, with_finished(labelled, after))
+        assert not left(labelled, include_finished_variants(labelled, after))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_concentration_is_added_to_every_preset(labelled: Folder, base: StudyCon
 
 def test_concentration_is_added_to_all_of_the_paper(labelled: Folder) -> None:
     done = do(labelled, ask(DEMO))
-    assert {run.split("-seed")[0] for run in done} == set(trained_by(PAPER, DEMO.variants))
+    assert {run.split("-seed")[0] for run in done} == set(variants_for_experiments(PAPER_EXPERIMENTS, DEMO.variants))
     assert do(labelled, ask(DEMO, "concentration")) == {"concentrated-050-seed0"}
     assert not do(labelled, ask(DEMO)), "and what was asked first is there as it was"
 
@@ -150,7 +153,7 @@ def test_what_labels_lack_cannot_be_added_and_the_message_says_what_it_is(
     for config in (before, ask(DEMO, name)):
         mark = fingerprint({}, config.annotate.identity())
         if config is before:
-            begin(study.child("annotate"), "annotate", mark, config.annotate)
+            begin_step(study.child("annotate"), "annotate", mark, config.annotate)
             continue
         with pytest.raises(StudyError, match=rf"\({said}\); choose another --out, or delete that folder"):
-            begin(study.child("annotate"), "annotate", mark, config.annotate)
+            begin_step(study.child("annotate"), "annotate", mark, config.annotate)

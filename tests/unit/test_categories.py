@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from slick.categories import categorize, p_correct, p_upper
+from slick.categories import categorize, clopper_pearson_upper, p_correct
 from slick.errors import DataError
-from slick.types import KNOWN, Category
+from slick.types import KNOWN_CATEGORIES, Category
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_counts_that_cannot_be_are_refused(counts: tuple[int, int, int, int]) ->
 
 
 def test_known_is_all_but_unknown() -> None:
-    assert set(KNOWN) == set(Category) - {Category.UNKNOWN}
+    assert set(KNOWN_CATEGORIES) == set(Category) - {Category.UNKNOWN}
     assert [str(category) for category in Category] == ["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"]
 
 
@@ -67,13 +67,13 @@ def test_p_correct_of_no_answers_is_refused(shape: tuple[int, int, int]) -> None
 
 @pytest.mark.parametrize("num_answers", [1, 10, 160, 170, 1000])
 def test_p_upper_is_where_no_hit_becomes_too_unlikely(num_answers: int) -> None:
-    assert (1 - p_upper(num_answers)) ** num_answers == pytest.approx(0.05)
-    assert (1 - p_upper(num_answers, 0.99)) ** num_answers == pytest.approx(0.01)
+    assert (1 - clopper_pearson_upper(num_answers)) ** num_answers == pytest.approx(0.05)
+    assert (1 - clopper_pearson_upper(num_answers, 0.99)) ** num_answers == pytest.approx(0.01)
 
 
 def test_p_upper_falls_with_more_answers_and_needs_one() -> None:
-    bounds = [p_upper(num) for num in range(1, 200)]
+    bounds = [clopper_pearson_upper(num) for num in range(1, 200)]
     assert bounds == sorted(bounds, reverse=True)
     assert 0 < bounds[-1] < bounds[0] < 1
     with pytest.raises(DataError, match="at least one answer"):
-        p_upper(0)
+        clopper_pearson_upper(0)

@@ -13,12 +13,12 @@ import pytest
 from slick import cluster_checks
 from slick.cluster_checks import (
     MIN_OBJECT_STORE_BYTES,
-    check_address_form,
+    check_address_format,
     check_reachable,
     check_token,
     choose_temp_folder,
     object_store_bytes,
-    short_temp_variable,
+    short_tmpdir_env,
 )
 from slick.errors import ClusterError
 
@@ -26,13 +26,13 @@ from slick.errors import ClusterError
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "https://head:8265", "s3://head"])
 def test_an_address_of_another_kind_is_refused_with_the_way_that_works(address: str) -> None:
     with pytest.raises(ClusterError, match="slick submit STEP PRESET --address http://head:8265") as caught:
-        check_address_form(address)
+        check_address_format(address)
     assert address in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:6379", "auto", "head:6379", "[::1]:6379"])
 def test_an_address_of_a_head_passes(address: str) -> None:
-    check_address_form(address)
+    check_address_format(address)
 
 
 @pytest.fixture
@@ -131,9 +131,9 @@ def test_a_path_too_long_for_sockets_is_replaced_or_refused(tmp_path: Path) -> N
 
 def test_python_s_sockets_get_a_short_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 70)  # 75 bytes: the longest whose sockets are 107
-    assert short_temp_variable("/tmp") == {}
+    assert short_tmpdir_env("/tmp") == {}
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 71)
-    assert short_temp_variable("/tmp") == {"TMPDIR": "/tmp"}
+    assert short_tmpdir_env("/tmp") == {"TMPDIR": "/tmp"}
 
 
 def test_a_temporary_folder_that_cannot_be_written_is_refused(short: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.submit import STEPS, check_flags
+from jobs.submit import STEP_PRESETS, check_flags
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = Path(os.environ.get("SLICK_KUBERAY_SCHEMAS", ROOT.parent / "shared" / "data" / "kuberay"))
@@ -129,7 +129,7 @@ def test_the_commands_in_the_files_parse() -> None:
             if ours in flags:
                 place = flags.index(ours)
                 del flags[place : place + 2]
-        assert preset in STEPS[step]
+        assert preset in STEP_PRESETS[step]
         check_flags(step, preset, [flag for flag in flags if flag != "..."])
 
 

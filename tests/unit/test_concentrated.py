@@ -12,11 +12,11 @@ from jobs.study import resolve
 from slick.analysis.loading.study import load_study
 from slick.errors import SettingsError, VariantError
 from slick.storage import Folder
-from slick.study import finish
-from slick.types import KNOWN, Category
+from slick.study import complete_step
+from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.plan import relation_sizes, variant_specs
-from slick.variants.rows import RowOrder, concentrated_needs, draw_rows, plan
+from slick.variants.rows import RowOrder, concentrated_draws, plan, select_rows
 
 SIZES = {f"P{number}": 6 + 5 * number for number in range(8)}
 BOTH = VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False)
@@ -34,7 +34,7 @@ def pools_of(sizes: dict[str, int], unknown: int = 3) -> dict[str, dict[Category
 def drawn(config: VariantsConfig, *, sizes: dict[str, int] = SIZES) -> dict[str, list[str]]:
     pools = pools_of(sizes)
     planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0], config.seed)
-    return {name: draw_rows(needed, pools, RowOrder(config.seed)) for name, needed in planned.items()}
+    return {name: select_rows(needed, pools, RowOrder(config.seed)) for name, needed in planned.items()}
 
 
 def by_relation(question_ids: list[str]) -> dict[str, Counter[bool]]:
@@ -78,8 +78,8 @@ def test_its_rows_are_those_of_the_sweeps_ends_and_of_larger_shares() -> None:
 
 def test_a_relation_short_of_unknown_rows_gives_all_of_them_and_the_total_stays() -> None:
     pools, sizes = pools_of({"P1": 5, "P2": 5, "P3": 5, "P4": 5}, unknown=1), dict.fromkeys(("P1", "P2", "P3", "P4"), 8)
-    wanted = concentrated_needs(50, pools, sizes, seed=0)
-    unknown = sorted(need.num for needs in wanted.values() for need in needs if need.pool != KNOWN)
+    wanted = concentrated_draws(50, pools, sizes, seed=0)
+    unknown = sorted(need.num for needs in wanted.values() for need in needs if need.pool != KNOWN_CATEGORIES)
     assert unknown == [1, 5, 5, 5]
     assert {sum(need.num for need in needs) for needs in wanted.values()} == {8}
 
@@ -137,7 +137,7 @@ def write_study(path: Path) -> Folder:
     study.child("questions").write_table("part-0.parquet", pa.table({**same, **asked}))
     study.child("annotate").write_table("knowledge.parquet", pa.table({**same, "category": categories}))
     for step, inputs in (("questions", {}), ("annotate", {"questions": "f", "model": "m"})):
-        finish(study.child(step), step, "f", settings={}, inputs=inputs, counts={}, started_at=0.0)
+        complete_step(study.child(step), step, "f", settings={}, inputs=inputs, counts={}, started_at=0.0)
     return study
 
 
@@ -156,7 +156,7 @@ def test_test_questions_by_relation_are_loaded_once_a_concentrated_set_was_train
         assert load_study(study).test_ids == {}
         run = study.child("runs", f"{name}-seed0")
         run.write_table("epochs.parquet", pa.Table.from_pylist(epochs))
-        finish(run, "finetune", "f", settings={"seed": 0}, inputs={}, counts={}, started_at=0.0)
+        complete_step(run, "finetune", "f", settings={"seed": 0}, inputs={}, counts={}, started_at=0.0)
     found = load_study(study).test_ids
     expected = {
         (r["relation"], r["question_id"]) for r in table.to_pylist() if (r["domain"], r["split"]) == ("id", "test")

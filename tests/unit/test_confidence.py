@@ -7,9 +7,15 @@ import pyarrow as pa
 import pytest
 from scipy.stats import beta, binom
 
-from slick.annotation.confidence import chance_known, chance_of_a_hit, fit_beta, intervals, settling
-from slick.annotation.controls import control_questions, flips
-from slick.annotation.evidence import Scoring, gather
+from slick.annotation.confidence import (
+    confidence_intervals,
+    convergence_curve,
+    fit_beta,
+    hit_probability,
+    posterior_hit_probability,
+)
+from slick.annotation.controls import category_flips, control_questions
+from slick.annotation.evidence import Scoring, collect_evidence
 from slick.annotation.knowledge import knowledge_table
 from slick.categories import categorize
 from slick.errors import EngineError
@@ -20,7 +26,7 @@ def test_without_spread_the_interval_is_clopper_pearson() -> None:
     none, every = np.zeros((1, 10, 16), np.int8), np.ones((1, 10, 16), np.int8)
     even = np.tile(np.array([1, 0] * 8, np.int8), (1, 10, 1))
     for hits, k in ((none, 0), (every, 160), (even, 80)):
-        (low,), (high,) = intervals(hits)
+        (low,), (high,) = confidence_intervals(hits)
         assert low == pytest.approx(beta.ppf(0.025, k, 161 - k) if k else 0.0)
         assert high == pytest.approx(beta.ppf(0.975, k + 1, 160 - k) if k < 160 else 1.0)
 
@@ -32,7 +38,7 @@ def test_intervals_cover_the_truth_when_prompts_differ() -> None:
     truth_QP *= (mean / truth_QP.mean(axis=1))[:, None] * rng.uniform(0.9, 1.1, size=(3000, 10))
     truth_QP = np.clip(truth_QP, 0, 1)
     hits = (rng.random((3000, 10, 16)) < truth_QP[..., None]).astype(np.int8)
-    low, high = intervals(hits)
+    low, high = confidence_intervals(hits)
     target = truth_QP.mean(axis=1)
     covered = ((low <= target) & (target <= high)).mean()
     assert covered > 0.95  # they are meant to cover other prompts too, so they are wide for these ten
@@ -47,7 +53,7 @@ def test_the_spread_of_p_correct_is_found_again() -> None:
     assert (a, b) == (pytest.approx(0.3, rel=0.1), pytest.approx(4.0, rel=0.1))
     unknown = hits == 0
     again = rng.binomial(160, rng.beta(0.3, 4.0 + 160, size=200_000)) > 0
-    assert chance_of_a_hit((0.3, 4.0), 160, 160) == pytest.approx(again.mean(), abs=0.01)
+    assert posterior_hit_probability((0.3, 4.0), 160, 160) == pytest.approx(again.mean(), abs=0.01)
     assert unknown.any()
     for nothing in (np.zeros(5, int), np.full(5, 160), np.array([], int)):
         with pytest.raises(ValueError, match="tell nothing"):
@@ -57,14 +63,14 @@ def test_the_spread_of_p_correct_is_found_again() -> None:
 def test_the_chance_of_a_hit_is_that_of_independent_draws() -> None:
     gold = np.array([[0.0, 0.0], [0.5, 0.0], [1.0, 0.2], [0.01, 0.02]])
     wanted = [0, 1 - 0.5**16, 1, 1 - 0.99**16 * 0.98**16]
-    assert chance_known(gold, 16) == pytest.approx(wanted)
+    assert hit_probability(gold, 16) == pytest.approx(wanted)
 
 
 def test_settling_counts_categories_as_if_less_had_been_asked() -> None:
     rng = np.random.default_rng(2)
     greedy = (rng.random((200, 3)) < rng.random((200, 1)) ** 2).astype(np.int8)
     sampled = (rng.random((200, 3, 5)) < rng.random((200, 1, 1)) ** 4).astype(np.int8)
-    found = {(sets, samples): categories for sets, samples, categories in settling(greedy, sampled)}
+    found = {(sets, samples): categories for sets, samples, categories in convergence_curve(greedy, sampled)}
     assert set(found) == {(1, 5), (2, 5), (3, 5), (3, 1), (3, 2), (3, 4)}
     for (sets, samples), categories in found.items():
         wanted = dict.fromkeys((str(category) for category in Category), 0)
@@ -89,19 +95,19 @@ def generations(greedy: list, sampled: list) -> pa.Table:
 def test_what_labels_mode_did_not_draw_is_unknown_and_not_zero() -> None:
     no, yes = [False, False], [True, False]
     part = generations([[True, True], yes, no, no], [[[None] * 2] * 2, [[None] * 2] * 2, [[True, None], no], [no, no]])
-    evidence = gather(iter([part]), Scoring(matcher="exact", num_exemplar_sets=2, num_samples=2))
+    evidence = collect_evidence(iter([part]), Scoring(matcher="exact", num_exemplar_sets=2, num_samples=2))
     rows = knowledge_table(ASKED, evidence.rows).to_pylist()
     assert [row["category"] for row in rows] == [str(category) for category in Category]
     assert [row["p_correct_sampled"] for row in rows] == [None, None, None, 0.0]
     assert [row["sampled_total"] for row in rows] == [0, 0, 3, 4]
     assert [row["p_upper"] is None for row in rows] == [True, True, True, False]
     assert [row["p_high"] is None for row in rows] == [True, True, True, False]
-    assert evidence.settling == []
+    assert evidence.convergence_curve == []
 
 
 def test_an_unknown_that_nothing_was_drawn_for_is_an_error() -> None:
     part = generations([[False]] * 4, [[[None]]] * 4)
-    evidence = gather(iter([part]), Scoring(matcher="exact", num_exemplar_sets=1, num_samples=1))
+    evidence = collect_evidence(iter([part]), Scoring(matcher="exact", num_exemplar_sets=1, num_samples=1))
     with pytest.raises(EngineError, match="cannot be told"):
         knowledge_table(ASKED, evidence.rows)
 
@@ -115,7 +121,7 @@ def test_gold_chances_sort_questions() -> None:
         }
     )
     rows = knowledge_table(
-        ASKED, gather(iter([part]), Scoring(matcher="exact", num_exemplar_sets=2, num_samples=16)).rows
+        ASKED, collect_evidence(iter([part]), Scoring(matcher="exact", num_exemplar_sets=2, num_samples=16)).rows
     ).to_pylist()
     assert [row["category"] for row in rows] == [str(category) for category in Category]
     assert [row["p_correct_sampled"] for row in rows] == pytest.approx([0.95, 0.5, 0.05, 0.005])
@@ -165,7 +171,7 @@ def test_controls_find_the_subject_in_another_unicode_form() -> None:
 def test_flips_are_counted_by_where_they_go() -> None:
     first = pa.table({"question_id": ["a", "b", "c"], "category": ["Unknown", "Unknown", "MaybeKnown"]})
     again = pa.table({"question_id": ["c", "a"], "category": ["MaybeKnown", "WeaklyKnown"]})
-    found = flips(first, again)
+    found = category_flips(first, again)
     assert (found["questions"], found["flipped"], found["flip_rate"]) == (2, 1, 0.5)
     assert found["from_to"]["Unknown"]["WeaklyKnown"] == 1
     assert found["from_to"]["MaybeKnown"]["MaybeKnown"] == 1

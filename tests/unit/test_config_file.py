@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from jobs import presets, study
-from jobs.config_file import take_config_file
+from jobs.config_file import expand_config_file
 from jobs.door import parse_config
-from jobs.study_file import SECTIONS, settings_for
-from jobs.submit import STEPS, parse_submission
+from jobs.study_file import SECTIONS, settings_selector
+from jobs.submit import STEP_PRESETS, parse_submission
 from slick.annotation import RescoreConfig
 from slick.errors import DataError, SettingsError, SlickError
 from slick.storage import Folder
-from slick.study import plain_settings, require
+from slick.study import require_manifest, settings_to_json
 from slick.yaml_text import parse_yaml
 
 OTHER_PRESET = {"demo": "smoke", "smoke": "demo", "paper": "smoke"}
@@ -31,8 +31,10 @@ def written(folder: Path, text: object, name: str = "settings.yaml") -> str:
 
 def parsed(step: str, preset: str, argv: Sequence[str]) -> Any:
     """The settings of a command line, as the step parses them; of a study before they are handed down."""
-    config = STEPS[step][preset]()
-    return parse_config(config, take_config_file(argv, config, f"slick {step}", settings_for(step)), f"slick {step}")
+    config = STEP_PRESETS[step][preset]()
+    return parse_config(
+        config, expand_config_file(argv, config, f"slick {step}", settings_selector(step)), f"slick {step}"
+    )
 
 
 def resolved(preset: str, argv: Sequence[str]) -> presets.StudyConfig:
@@ -63,7 +65,7 @@ def test_the_settings_of_a_dry_run_passed_back_are_the_same(
     study.main([OTHER_PRESET[preset], "--config", file, "--dry-run"])
     assert capsys.readouterr().out == printed
     config = resolved(preset, flags)
-    whole = written(tmp_path, {"settings": plain_settings(config), "versions": {}}, "study.json")
+    whole = written(tmp_path, {"settings": settings_to_json(config), "versions": {}}, "study.json")
     assert resolved(OTHER_PRESET[preset], ["--config", whole]) == config
     for step, section in SECTIONS.items():
         settings: Any = config
@@ -71,16 +73,16 @@ def test_the_settings_of_a_dry_run_passed_back_are_the_same(
             settings = getattr(settings, name)
         if step == "finetune":
             settings = replace(settings, seed=config.sweep.grid.seeds[0])
-        again = parsed(step, next(iter(STEPS[step])), ["--config", whole])
-        assert plain_settings(again) == plain_settings(settings)  # and so is the fingerprint
+        again = parsed(step, next(iter(STEP_PRESETS[step])), ["--config", whole])
+        assert settings_to_json(again) == settings_to_json(settings)  # and so is the fingerprint
 
 
 @pytest.mark.parametrize("step", SECTIONS)
 def test_a_file_of_a_steps_own_settings_gives_all_of_them(step: str, tmp_path: Path) -> None:
-    for name, preset in STEPS[step].items():
-        file = written(tmp_path, plain_settings(preset()), f"{name}.json")
+    for name, preset in STEP_PRESETS[step].items():
+        file = written(tmp_path, settings_to_json(preset()), f"{name}.json")
         other = OTHER_PRESET.get(name, "paper")
-        assert parsed(step, other if other in STEPS[step] else "demo", ["--config", file]) == preset()
+        assert parsed(step, other if other in STEP_PRESETS[step] else "demo", ["--config", file]) == preset()
 
 
 def test_a_flag_overrides_the_file_and_the_file_overrides_the_preset(tmp_path: Path) -> None:
@@ -99,22 +101,22 @@ def test_settings_are_validated_only_when_flags_have_overridden_the_file(tmp_pat
 
 def test_a_flag_that_overrides_what_a_study_hands_down_reaches_every_step(tmp_path: Path) -> None:
     before = resolved("demo", ["--model", "a/b", "--questions", "old.zip", "--seed", "2"])
-    file = written(tmp_path, {"settings": plain_settings(before), "versions": {}}, "study.json")
+    file = written(tmp_path, {"settings": settings_to_json(before), "versions": {}}, "study.json")
     flags = ["--model", "c/d", "--questions", "new.zip", "--seed", "5"]
     assert resolved("paper", ["--config", file, *flags]) == resolved("demo", flags)
     world = resolved("smoke", ["--questions", "old.zip"])
-    file = written(tmp_path, plain_settings(world), "world.json")
+    file = written(tmp_path, settings_to_json(world), "world.json")
     assert resolved("smoke", ["--config", file, *flags]) == resolved("smoke", flags)
 
 
 def test_experiments_and_their_fine_tuning_sets_follow_from_each_other(tmp_path: Path) -> None:
     added = replace(resolved("smoke", ["--experiments", "idk"]), experiments=("counts", "unknown_ratio", "idk"))
-    file = written(tmp_path, plain_settings(added), "study.json")  # as a study writes it that was asked twice
+    file = written(tmp_path, settings_to_json(added), "study.json")  # as a study writes it that was asked twice
     assert resolved("smoke", ["--config", file]) == resolved("smoke", ["--experiments", "counts,unknown_ratio,idk"])
     assert resolved("smoke", ["--config", file, "--experiments", "fit"]).experiments == ("fit",)
     own_sets = ["--sweep.grid.variants", "unknown-050"]
     assert resolved("smoke", ["--config", file, *own_sets]).sweep.grid.variants == ("unknown-050",)
-    file = written(tmp_path, plain_settings(resolved("smoke", own_sets)), "study.json")
+    file = written(tmp_path, settings_to_json(resolved("smoke", own_sets)), "study.json")
     config = resolved("smoke", ["--config", file, "--experiments", "idk"])
     assert config.sweep == resolved("smoke", ["--experiments", "idk"]).sweep
     assert config.experiments == ("idk",)
@@ -192,7 +194,7 @@ def test_wrong_settings_are_refused_with_their_path(text: str, message: str, tmp
 
 @pytest.mark.parametrize(("step", "section"), SECTIONS.items())
 def test_every_step_reads_its_section_and_refuses_what_is_wrong_there(step: str, section: str, tmp_path: Path) -> None:
-    preset = next(iter(STEPS[step]))
+    preset = next(iter(STEP_PRESETS[step]))
     value: object = {"titel": 1}
     for name in reversed(section.split(".")):
         value = {name: value}
@@ -300,7 +302,7 @@ def test_rescoring_takes_a_file_of_its_own_settings_alone(tmp_path: Path) -> Non
     job = parse_submission([*argv, written(tmp_path, "matcher: contains\nnum_samples: null\n")])
     assert job.entrypoint.endswith("--rescore --matcher=contains")
     with pytest.raises(SettingsError, match="no setting 'settings'"):
-        parse_submission([*argv, written(tmp_path, {"settings": plain_settings(RescoreConfig())}, "study.json")])
+        parse_submission([*argv, written(tmp_path, {"settings": settings_to_json(RescoreConfig())}, "study.json")])
 
 
 def test_a_job_is_submitted_with_the_settings_of_the_file_as_flags(tmp_path: Path) -> None:
@@ -312,7 +314,7 @@ def test_a_job_is_submitted_with_the_settings_of_the_file_as_flags(tmp_path: Pat
     job = parse_submission(argv)
     flags = "--model=a/b --questions=files/facts.jsonl '--report.title=My study' --seed 3"
     assert job.entrypoint == f"sh jobs/start.sh study paper --out s3://b/s {flags}"
-    assert job.travel.files == {"files/facts.jsonl": Path(questions)}
+    assert job.job_files.files == {"files/facts.jsonl": Path(questions)}
     with pytest.raises(SettingsError, match="no setting 'modl'"):
         parse_submission([*argv[:-3], written(tmp_path, {"modl": "a/b"}, "wrong.yaml")])
 
@@ -327,6 +329,6 @@ def test_a_step_runs_with_the_settings_of_a_file(tmp_path: Path) -> None:
     file = written(tmp_path, f"filter: none\nquestions: {questions}\nlimit_per_relation: 2\n")
     questions_main = importlib.import_module("jobs.questions").main
     questions_main(["paper", "--config", file, "--limit-per-relation", "3", "--out", str(tmp_path / "study")])
-    manifest = require(Folder(str(tmp_path / "study" / "questions")), "questions")
+    manifest = require_manifest(Folder(str(tmp_path / "study" / "questions")), "questions")
     assert manifest.settings["filter"] == "none"
     assert manifest.settings["limit_per_relation"] == 3

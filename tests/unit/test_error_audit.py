@@ -22,12 +22,12 @@ from slick.report import ReportConfig, make_report
 from slick.report.pages import error_audit
 from slick.report.tables import Table, to_csv
 from slick.storage import Folder
-from tests.unit.answers_study import Asked, write_study
+from tests.unit.answers_study import AnsweredQuestion, write_study
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 0.5}
 
 
-def some_questions(num: int = 30) -> list[Asked]:
+def some_questions(num: int = 30) -> list[AnsweredQuestion]:
     """Each with 4 greedy and 4 x 2 sampled answers; every third question is mostly answered right."""
     rng = np.random.default_rng(3)
     asked = []
@@ -43,11 +43,13 @@ def some_questions(num: int = 30) -> list[Asked]:
         greedy = tuple(say() for _ in range(4))
         sampled = tuple(tuple(say() for _ in range(2)) for _ in range(4))
         category = "HighlyKnown" if i % 3 == 0 else "WeaklyKnown"
-        asked.append(Asked(question_id=f"q{i:03d}", gold=(gold,), greedy=greedy, sampled=sampled, category=category))
+        asked.append(
+            AnsweredQuestion(question_id=f"q{i:03d}", gold=(gold,), greedy=greedy, sampled=sampled, category=category)
+        )
     return asked
 
 
-def draw(asked: list[Asked], **plan: float) -> ErrorAudit:
+def draw(asked: list[AnsweredQuestion], **plan: float) -> ErrorAudit:
     drawing = AuditDraw(AuditPlan(**plan))  # type: ignore[arg-type]
     for one in asked:
         drawing.add(one.row)
@@ -111,7 +113,7 @@ def test_answers_are_drawn_uniformly() -> None:
 
 
 def test_right_answers_are_no_misses_by_the_stored_flag_of_another_matcher() -> None:
-    asked = [Asked(question_id="q", gold=("The Hague",), greedy=("hague!", "Delft"), sampled=(("Hague",),))]
+    asked = [AnsweredQuestion(question_id="q", gold=("The Hague",), greedy=("hague!", "Delft"), sampled=(("Hague",),))]
     audit = draw(asked)
     assert [row.answer for row in audit.rows] == ["Delft"]
 
@@ -155,7 +157,9 @@ def test_agreement_is_the_correlation_over_all_answers() -> None:
 
 
 def test_agreement_says_what_it_cannot_tell() -> None:
-    wrong = [Asked(question_id=f"q{i}", gold=("Oslo",), greedy=("Rome",), sampled=(("Rome",),)) for i in range(20)]
+    wrong = [
+        AnsweredQuestion(question_id=f"q{i}", gold=("Oslo",), greedy=("Rome",), sampled=(("Rome",),)) for i in range(20)
+    ]
     with pytest.raises(NotTestable, match="all answers hit or all miss"):
         agreement(draw(wrong))
     with pytest.raises(NotTestable, match="all answers hit or all miss"):
@@ -166,7 +170,7 @@ def test_agreement_says_what_it_cannot_tell() -> None:
 
 def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
     asked = some_questions(6)
-    asked[2] = Asked(
+    asked[2] = AnsweredQuestion(
         question_id="q002", gold=("Oslo",), greedy=("Rome",) * 4, sampled=(("Rome", None), *[("Bergen", None)] * 3)
     )
     audit = load(write_study(tmp_path, asked, mode="labels"))
@@ -293,7 +297,9 @@ def test_numbers_and_ordinary_text_stand_in_tables_as_they_are() -> None:
 
 def test_a_sheet_of_answers_that_look_like_formulas_is_graded(tmp_path: Path) -> None:
     asked = [
-        Asked(question_id=f"{text[0].strip()}q{i}", gold=("=Oslo",), greedy=(text,) * 2, sampled=((text,),) * 2)
+        AnsweredQuestion(
+            question_id=f"{text[0].strip()}q{i}", gold=("=Oslo",), greedy=(text,) * 2, sampled=((text,),) * 2
+        )
         for i, text in enumerate(FORMULAS)
     ]
     study = write_study(tmp_path / "study", asked)

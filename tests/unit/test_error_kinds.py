@@ -27,18 +27,20 @@ from slick.analysis.planted import PlantedFacts
 from slick.analysis.terms import NotTestable
 from slick.report.page import Exhibit
 from slick.report.pages import error_kinds
-from tests.unit.answers_study import Asked, write_study
+from tests.unit.answers_study import AnsweredQuestion, write_study
 
 
-def question(question_id: str, *texts: tuple[str, int], category: str = "Unknown", relation: str = "P19") -> Asked:
+def question(
+    question_id: str, *texts: tuple[str, int], category: str = "Unknown", relation: str = "P19"
+) -> AnsweredQuestion:
     """One whose sampled answers are these texts, so many times each; the gold answer is Oslo."""
     sampled = tuple((text,) for text, num in texts for _ in range(num))
     greedy = (texts[0][0],) * 10
-    return Asked(question_id=question_id, gold=("Oslo",), greedy=greedy, sampled=sampled, category=category,
+    return AnsweredQuestion(question_id=question_id, gold=("Oslo",), greedy=greedy, sampled=sampled, category=category,
                  relation=relation)  # fmt: skip
 
 
-def found_in(asked: list[Asked], *phrases: str) -> ErrorKinds:
+def found_in(asked: list[AnsweredQuestion], *phrases: str) -> ErrorKinds:
     tally = KindTally("sampled", phrases)
     for one in asked:
         tally.add(one.row)
@@ -100,7 +102,7 @@ def test_the_studys_own_phrase_refuses(tmp_path: Path) -> None:
         assert kinds.kinds().tolist() == [kind]
 
 
-def some() -> list[Asked]:
+def some() -> list[AnsweredQuestion]:
     rome, mixed = [("Rome", 10)], [(f"Town {i}", 1) for i in range(10)]
     return [
         *(question(f"a{i}", *rome, category="WeaklyKnown") for i in range(5)),

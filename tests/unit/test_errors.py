@@ -10,9 +10,9 @@ from slick.errors import (
     ModelError,
     SlickError,
     StudyError,
-    error_of_class,
-    library_errors,
-    library_message,
+    error_from_name,
+    format_library_error,
+    wrap_library_errors,
 )
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 
@@ -34,7 +34,7 @@ def raised_in(path: str, line: str) -> None:
 def test_an_exception_of_a_library_is_one_engine_error(line: str, message: str) -> None:
     with (
         pytest.raises(EngineError, match=rf"^answering 3 questions failed: {message}") as raised,
-        library_errors("answering 3 questions failed"),
+        wrap_library_errors("answering 3 questions failed"),
     ):
         raised_in("/lib/site-packages/torch/nn/functional.py", line)
     assert raised.value.__cause__ is not None
@@ -45,32 +45,32 @@ def test_an_exception_of_a_library_is_one_engine_error(line: str, message: str) 
 def test_the_kind_of_error_and_the_advice_can_be_chosen() -> None:
     with (
         pytest.raises(ModelError, match="x: OSError: no file; try y"),
-        library_errors("x", ModelError, lambda _: "try y"),
+        wrap_library_errors("x", ModelError, lambda _: "try y"),
     ):
         raised_in("/lib/vllm/llm.py", "raise OSError('no file')")
 
 
 def test_defects_of_this_program_stay_what_they_are() -> None:
-    with pytest.raises(TypeError), library_errors("x"):
+    with pytest.raises(TypeError), wrap_library_errors("x"):
         few_shot_prefix([1])  # type: ignore[list-item]
-    with pytest.raises(ZeroDivisionError), library_errors("x"):
+    with pytest.raises(ZeroDivisionError), wrap_library_errors("x"):
         raised_in(draw_exemplar_sets.__code__.co_filename, "1 / 0")
-    with pytest.raises(AssertionError), library_errors("x"):
+    with pytest.raises(AssertionError), wrap_library_errors("x"):
         raised_in(draw_exemplar_sets.__code__.co_filename, "assert False")
 
 
 def test_what_compiled_code_raises_in_a_line_of_this_program_is_a_library_s() -> None:
-    with pytest.raises(EngineError, match="x: RuntimeError: CUDA error"), library_errors("x"):
+    with pytest.raises(EngineError, match="x: RuntimeError: CUDA error"), wrap_library_errors("x"):
         raised_in(draw_exemplar_sets.__code__.co_filename, "raise RuntimeError('CUDA error')")
 
 
 def test_messages_for_people_pass() -> None:
-    with pytest.raises(StudyError, match=r"^as it is$"), library_errors("x"):
+    with pytest.raises(StudyError, match=r"^as it is$"), wrap_library_errors("x"):
         raise StudyError("as it is")
 
 
 def test_a_long_message_keeps_its_beginning_and_its_last_line() -> None:
-    found = library_message(RuntimeError("first\n" + "much of it\n" * 100 + "the last line"))
+    found = format_library_error(RuntimeError("first\n" + "much of it\n" * 100 + "the last line"))
     assert found.startswith("RuntimeError: first much of it")
     assert found.endswith("... the last line")
     assert len(found) < 450
@@ -78,10 +78,10 @@ def test_a_long_message_keeps_its_beginning_and_its_last_line() -> None:
 
 @pytest.mark.parametrize("kind", [SlickError, *SlickError.__subclasses__()])
 def test_an_error_that_a_worker_wrote_down_keeps_its_class(kind: type[SlickError]) -> None:
-    error = error_of_class(kind.__name__, "x is y")
+    error = error_from_name(kind.__name__, "x is y")
     assert type(error) is kind
     assert str(error) == "x is y"
 
 
 def test_an_error_of_no_class_of_ours_is_the_general_one() -> None:
-    assert type(error_of_class("KeyboardInterrupt", "x")) is SlickError
+    assert type(error_from_name("KeyboardInterrupt", "x")) is SlickError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from slick.errors import DataError
-from tuning.examples import Example, encode_examples, epoch_batches, join_examples, micro_batches
+from tuning.examples import Example, encode_examples, epoch_batches, micro_batches, pack_examples
 
 STOP, PAD = 9, 0
 
@@ -25,16 +25,16 @@ def examples(num: int) -> list[Example]:
 
 
 def test_only_the_answer_and_its_end_are_learned() -> None:
-    batch = join_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP))
+    batch = pack_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP))
     assert batch.ids_N.tolist() == [1, 2, 3, 5, 6, STOP, 4, 7, STOP]
     assert batch.positions_N.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
     assert batch.labels_K.tolist() == [5, 6, STOP, 7, STOP]
-    assert batch.ids_N[batch.before_K].tolist() == [3, 5, 6, 4, 7]
+    assert batch.ids_N[batch.logit_positions_K].tolist() == [3, 5, 6, 4, 7]
     assert batch.rows_K.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_rows_side_by_side_are_padded_behind() -> None:
-    batch = join_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP))
+    batch = pack_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP))
     assert batch.padded(batch.ids_N, PAD).tolist() == [[1, 2, 3, 5, 6, STOP], [4, 7, STOP, PAD, PAD, PAD]]
     assert batch.padded(batch.ids_N * 0 + 1, 0).tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
 
@@ -55,7 +55,9 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
 
 @pytest.mark.parametrize("num_rows", [8, 5, 1])
 @pytest.mark.parametrize(("num_workers", "accumulation"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
-def test_the_parts_of_a_batch_make_its_mean_loss(num_rows: int, num_workers: int, accumulation: int) -> None:
+def test_the_parts_of_a_batch_make_its_mean_loss(
+    num_rows: int, num_workers: int, gradient_accumulation_steps: int
+) -> None:
     """With any loss a token, the mean over workers and micro batches is the token mean of the whole batch."""
     rows = examples(num_rows)
     token_loss = np.random.default_rng(1).random(10)
@@ -66,13 +68,13 @@ def test_the_parts_of_a_batch_make_its_mean_loss(num_rows: int, num_workers: int
             rows,
             rank=rank,
             num_workers=num_workers,
-            micro_rows=8 // num_workers // accumulation,
-            accumulation=accumulation,
+            micro_batch_size_per_worker=8 // num_workers // gradient_accumulation_steps,
+            gradient_accumulation_steps=gradient_accumulation_steps,
         )
-        assert len(parts) == accumulation
+        assert len(parts) == gradient_accumulation_steps
         for part in parts:
-            labels = join_examples(part.examples).labels_K
+            labels = pack_examples(part.examples).labels_K
             seen += len(labels) if part.weight else 0
             total += token_loss[labels].sum() * part.weight
     assert seen == sum(len(row.answer_ids) for row in rows)
-    assert total / num_workers / accumulation == pytest.approx(whole)
+    assert total / num_workers / gradient_accumulation_steps == pytest.approx(whole)

@@ -6,13 +6,21 @@ from pathlib import Path
 import pytest
 
 from jobs import presets
-from jobs.asked import forecast, impossible, trains, with_finished
+from jobs.asked import forecast_cost, include_finished_variants, needs_training, unmet_requirements
 from jobs.door import parse_config
 from jobs.study import _steps, resolve
 from slick.analysis.data import StudyData
 from slick.analysis.findings.verdict import Outcome
 from slick.errors import SettingsError
-from slick.experiments import EXPERIMENTS, PAPER, decided_by, lacks, parse_names, shown_in, trained_by
+from slick.experiments import (
+    EXPERIMENTS,
+    PAPER_EXPERIMENTS,
+    experiment_for_section,
+    experiments_for_finding,
+    missing_requirements,
+    parse_experiment_names,
+    variants_for_experiments,
+)
 from slick.report.asked import asked_of, mark_outcomes, mark_sections
 from slick.report.page import Exhibit, Section
 from slick.report.sections import sections
@@ -29,12 +37,12 @@ def study(**changes: object) -> presets.StudyConfig:
 
 def test_the_paper_is_covered_every_finding_decided_and_every_set_trained() -> None:
     assert {outcome for one in EXPERIMENTS.values() for outcome in one.outcomes} == FINDINGS
-    assert all(EXPERIMENTS[decided_by(finding)[0]].exhibits for finding in FINDINGS)
-    assert set(trained_by(PAPER, SEVENTEEN)) == set(variant_names(SEVENTEEN))
+    assert all(EXPERIMENTS[experiments_for_finding(finding)[0]].exhibits for finding in FINDINGS)
+    assert set(variants_for_experiments(PAPER_EXPERIMENTS, SEVENTEEN)) == set(variant_names(SEVENTEEN))
     sections = [section for one in EXPERIMENTS.values() for section in one.sections]
     assert len(set(sections)) == len(sections), "a section of the page belongs to one experiment"
-    assert shown_in("idk") is EXPERIMENTS["idk"]
-    assert shown_in("provenance") is None
+    assert experiment_for_section("idk") is EXPERIMENTS["idk"]
+    assert experiment_for_section("provenance") is None
 
 
 @pytest.mark.parametrize(
@@ -49,21 +57,21 @@ def test_the_paper_is_covered_every_finding_decided_and_every_set_trained() -> N
     ],
 )
 def test_an_experiment_trains_what_it_needs(name: str, wanted: tuple[str, ...]) -> None:
-    assert trained_by([name], SEVENTEEN) == wanted
+    assert variants_for_experiments([name], SEVENTEEN) == wanted
 
 
 def test_shares_are_those_of_the_settings() -> None:
     config = VariantsConfig(unknown_shares=(0.0, 0.29, 1.0), idk_shares=(0.29,), concentrated_shares=(0.29,))
-    assert trained_by(["idk"], config) == ("unknown-029", "idk-029")
-    assert trained_by(["concentration"], config) == ("unknown-029", "concentrated-029")
-    assert [need.what for need in lacks(EXPERIMENTS["fit"], config)] == ["D with half Unknown rows"]
+    assert variants_for_experiments(["idk"], config) == ("unknown-029", "idk-029")
+    assert variants_for_experiments(["concentration"], config) == ("unknown-029", "concentrated-029")
+    assert [need.label for need in missing_requirements(EXPERIMENTS["fit"], config)] == ["D with half Unknown rows"]
 
 
 def test_names_may_stand_apart_or_be_joined_by_commas() -> None:
     parsed = parse_config(presets.demo_study(), ["--experiments", "idk,p-true", "counts"], "slick study demo")
-    assert parse_names(parsed.experiments) == ("counts", "p_true", "idk")
+    assert parse_experiment_names(parsed.experiments) == ("counts", "p_true", "idk")
     with pytest.raises(SettingsError, match=r"no experiment figure_3, idq; there are counts, .*planted"):
-        parse_names(["idq,figure_3"])
+        parse_experiment_names(["idq,figure_3"])
 
 
 def test_experiments_share_their_trainings() -> None:
@@ -76,7 +84,7 @@ def test_experiments_share_their_trainings() -> None:
 
 def test_nothing_asked_for_is_all_of_the_paper_and_what_takes_no_more() -> None:
     config = study()
-    assert set(PAPER) <= set(config.experiments)
+    assert set(PAPER_EXPERIMENTS) <= set(config.experiments)
     assert {"stability", "planted", "forgetting"} <= set(config.experiments)
     assert "concentration" not in config.experiments
     assert config.sweep.grid.variants == variant_names(SEVENTEEN)
@@ -95,7 +103,7 @@ def test_p_true_is_scored_where_it_is_asked_for() -> None:
 
 def test_no_training_no_sweep() -> None:
     config = study(experiments=("counts,stability",))
-    assert not trains(config)
+    assert not needs_training(config)
     assert [name for name, _ in _steps(config)] == ["world", "questions", "annotate", "report"]
     assert [name for name, _ in _steps(study(experiments=("idk",)))][-3:] == ["variants", "sweep", "report"]
 
@@ -122,19 +130,19 @@ def test_what_the_settings_cannot_give_is_refused(preset: str, words: list[str],
 
 def test_all_of_the_paper_leaves_out_what_small_settings_cannot_give() -> None:
     config = resolve(presets.smoke_study())
-    assert set(PAPER) <= set(config.experiments)
-    assert impossible("categories", config)
-    assert "left out: needs D_Natural" in forecast(config)
+    assert set(PAPER_EXPERIMENTS) <= set(config.experiments)
+    assert unmet_requirements("categories", config)
+    assert "left out: needs D_Natural" in forecast_cost(config)
 
 
 def test_the_forecast_needs_no_model_and_counts_each_experiment() -> None:
-    lines = forecast(resolve(presets.paper_study(), needs_model=False)).splitlines()
+    lines = forecast_cost(resolve(presets.paper_study(), needs_model=False)).splitlines()
     cells = {line.split()[0]: line for line in lines if line}
     assert cells["unknown_ratio"].split()[-3:] == ["12", "12", "600"]
     assert cells["idk"].split()[-3:] == ["2", "2", "100"]
     assert "17 trainings, 850 epochs in all" in "\n".join(lines)
-    assert "no training" in forecast(study(experiments=("counts",)))
-    assert "4,720 questions: 802,400 generations" in forecast(study())
+    assert "no training" in forecast_cost(study(experiments=("counts",)))
+    assert "4,720 questions: 802,400 generations" in forecast_cost(study())
 
 
 @pytest.fixture
@@ -154,12 +162,12 @@ def manifest(step: str, counts: dict) -> dict:
 def test_without_finished_trainings_the_sweep_is_what_is_asked_for(begun: Folder) -> None:
     config = study(experiments=("idk",))
     stored = replace(config.sweep, train=replace(config.sweep.train, dtype="float32"))
-    assert with_finished(begun, config) == stored, "and the dtype is settled"
+    assert include_finished_variants(begun, config) == stored, "and the dtype is settled"
 
 
 def test_the_forecast_tells_what_is_trained_already(begun: Folder) -> None:
     begun.child("runs", "idk-050-seed0").write_json("manifest.json", manifest("finetune", {"epochs": 10}))
-    assert "1 of these trainings are finished" in forecast(study(experiments=("idk",)), begun)
+    assert "1 of these trainings are finished" in forecast_cost(study(experiments=("idk",)), begun)
 
 
 def outcome(name: str, holds: bool | None) -> Outcome:
@@ -191,7 +199,7 @@ def test_sections_name_their_experiment_stand_together_and_shrink_when_not_asked
 
 def test_every_section_of_the_page_belongs_to_an_experiment() -> None:
     names = [one.name for one in sections(StudyData(), 100, 0)]
-    assert [name for name in names if shown_in(name) is None] == []
+    assert [name for name in names if experiment_for_section(name) is None] == []
     planted = {"planted"}  # is left out where nothing was planted
     assert {name for one in EXPERIMENTS.values() for name in one.sections} <= set(names) | planted
 

@@ -15,7 +15,7 @@ from slick.errors import StudyError
 from slick.storage import Folder
 from tests.conftest import SmallDisk
 from tuning.checkpoints import _upload
-from tuning.lean import patient_policy, user_error
+from tuning.lean import find_user_error, progress_failure_policy
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/study")
 
@@ -28,7 +28,7 @@ def of_a_worker(error: BaseException) -> WorkerGroupError:
 
 @pytest.mark.parametrize("error", [of_a_worker(FULL), ControllerError(FULL), FULL])
 def test_a_full_disk_anywhere_is_one_message(error: Exception) -> None:
-    found = user_error(error)
+    found = find_user_error(error)
     assert isinstance(found, StudyError)
     assert str(found).startswith("/data/study cannot be written: No space left on device; make room")
 
@@ -36,12 +36,12 @@ def test_a_full_disk_anywhere_is_one_message(error: Exception) -> None:
 def test_the_message_of_a_worker_comes_before_what_quotes_it() -> None:
     own = StudyError("runs/x cannot be written: No space left on device")
     own.__cause__ = FULL
-    assert user_error(of_a_worker(own)) is own
-    assert user_error(of_a_worker(RuntimeError("a defect"))) is None
+    assert find_user_error(of_a_worker(own)) is own
+    assert find_user_error(of_a_worker(RuntimeError("a defect"))) is None
 
 
 def test_what_a_user_has_to_fix_is_not_tried_again() -> None:
-    policy = patient_policy(FailureConfig(max_failures=3), reached=lambda: 0)
+    policy = progress_failure_policy(FailureConfig(max_failures=3), get_progress_token=lambda: 0)
     assert policy.make_decision(of_a_worker(FULL)) == FailureDecision.RAISE
     assert policy.make_decision(of_a_worker(StudyError("to be fixed"))) == FailureDecision.RAISE
     assert policy.make_decision(of_a_worker(RuntimeError("of a lost machine"))) == FailureDecision.RETRY

@@ -8,7 +8,7 @@ import pytest
 
 from jobs import cli, presets
 from jobs.door import parse_config
-from jobs.flags import flag_names, nearest
+from jobs.flags import closest_names, flag_names
 from slick.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_what_is_wrong_is_one_message_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError) as error:
-        cli._open(argv)
+        cli._run_step(argv)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not any(capsys.readouterr())
@@ -129,5 +129,5 @@ def test_from_outside_a_wrong_flag_is_one_line_on_stderr() -> None:
 
 
 def test_nearest_is_empty_where_nothing_is_near() -> None:
-    assert nearest("xyzzy", ["model", "mode"]) == []
-    assert nearest("model", []) == []
+    assert closest_names("xyzzy", ["model", "mode"]) == []
+    assert closest_names("model", []) == []

@@ -24,10 +24,10 @@ from slick.analysis.terms import NotTestable
 from slick.report.page import Exhibit
 from slick.report.pages import forgotten
 from slick.storage import Folder
-from slick.study_files import EPOCHS_SCHEMA, LOST_SCHEMA, PREDICTIONS_SCHEMA
-from slick.types import ALL
-from tests.unit.answers_study import Asked, write_manifest, write_questions, write_study
-from tuning.records import lost_table, predictions_name
+from slick.study_files import EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, RIGHT_TO_WRONG_SCHEMA
+from slick.types import ALL_CATEGORIES
+from tests.unit.answers_study import AnsweredQuestion, write_manifest, write_questions, write_study
+from tuning.records import predictions_file_name, right_to_wrong_table
 
 RELATIONS = {"a": "P19", "b": "P19", "c": "P36", "d": "P36", "e": "P19", "f": "P19", "t1": "P19", "t2": "P36"}
 GOLD = "Oslo"
@@ -35,9 +35,9 @@ TARGETS = [("t1", "Unknown", "Rome"), ("t2", "HighlyKnown", "Bonn")]
 """The fine-tuning set: question, category, target."""
 
 
-def asked() -> list[Asked]:
+def asked() -> list[AnsweredQuestion]:
     return [
-        Asked(question_id=one, gold=(GOLD,), greedy=(GOLD,) * 10, sampled=((GOLD,),) * 10, relation=relation,
+        AnsweredQuestion(question_id=one, gold=(GOLD,), greedy=(GOLD,) * 10, sampled=((GOLD,),) * 10, relation=relation,
               split="train" if one.startswith("t") else "test", category="HighlyKnown")
         for one, relation in RELATIONS.items()
     ]  # fmt: skip
@@ -63,16 +63,16 @@ def write_run(
         rows.append({"question_id": "a", "split": "dev", "category": None, "hit": epoch == 1, "text": "of dev"})
         tables.append(pa.Table.from_pylist([{**row, "loss": None} for row in rows], schema=PREDICTIONS_SCHEMA))
         if keep:
-            folder.child("predictions").write_table(predictions_name(epoch), tables[-1])
+            folder.child("predictions").write_table(predictions_file_name(epoch), tables[-1])
         hits = sum(text == GOLD for text in texts.values())
         for split, num, correct in (("dev", 10, right), ("test", len(texts), hits)):
-            sums.append({"run_id": run_id, "epoch": epoch, "split": split, "category": ALL, "num": num,
+            sums.append({"run_id": run_id, "epoch": epoch, "split": split, "category": ALL_CATEGORIES, "num": num,
                          "num_correct": correct, "loss": None})  # fmt: skip
     best = list(dev).index(max(dev))
     table = pa.Table.from_pylist(sums, schema=EPOCHS_SCHEMA)
     folder.write_table("epochs.parquet", table)
     if lost:
-        folder.write_table("right_to_wrong.parquet", lost_table(tables[best], tables[-1]))
+        folder.write_table("right_to_wrong.parquet", right_to_wrong_table(tables[best], tables[-1]))
     write_manifest(folder, "finetune", {"run": run_id})
     return table
 
@@ -266,4 +266,4 @@ def test_what_is_missing_is_said() -> None:
 
 
 def test_the_columns_are_those_that_a_training_writes() -> None:
-    assert set(LOST_SCHEMA.names) == {"question_id", "split", "category", "text_before", "text_after"}
+    assert set(RIGHT_TO_WRONG_SCHEMA.names) == {"question_id", "split", "category", "text_before", "text_after"}

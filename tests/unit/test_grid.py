@@ -10,7 +10,7 @@ import pytest
 from slick.errors import SettingsError
 from tuning.axes import combinations
 from tuning.config import TrainConfig
-from tuning.grid import GridConfig, pack, points, summary, trajectories
+from tuning.grid import GridConfig, grid_summary, pack_by_cost, points, trajectories
 from tuning.sweep import SweepConfig
 
 BASE = TrainConfig()
@@ -100,7 +100,7 @@ def costing(costs: list[float]) -> dict[str, float]:
 )
 def test_packing(costs: list[float], num_packs: int, loads: list[float]) -> None:
     cost_of = costing(costs)
-    packs = pack(cost_of, num_packs)
+    packs = pack_by_cost(cost_of, num_packs)
     assert [sum(cost_of[run] for run in each) for each in packs] == loads
     assert all(packs)
     assert sorted(itertools.chain(*packs)) == sorted(cost_of)
@@ -110,8 +110,8 @@ def test_packing_is_near_the_best_possible_and_does_not_depend_on_the_order() ->
     generator = random.Random(0)
     for _ in range(30):
         cost_of = costing([generator.randint(1, 20) for _ in range(7)])
-        packs = pack(cost_of, 3)
-        assert pack(dict(reversed(cost_of.items())), 3) == packs
+        packs = pack_by_cost(cost_of, 3)
+        assert pack_by_cost(dict(reversed(cost_of.items())), 3) == packs
         best = min(
             max(sum(cost for cost, to in zip(cost_of.values(), where, strict=True) if to == k) for k in range(3))
             for where in itertools.product(range(3), repeat=7)
@@ -122,14 +122,14 @@ def test_packing_is_near_the_best_possible_and_does_not_depend_on_the_order() ->
 
 def test_packing_needs_a_worker() -> None:
     with pytest.raises(SettingsError, match="at least one worker, got 0"):
-        pack({"natural-seed0": 1.0}, 0)
+        pack_by_cost({"natural-seed0": 1.0}, 0)
 
 
 def test_the_summary_counts_trainings_and_points() -> None:
-    assert summary(GRID, BASE, shared=True) == (
+    assert grid_summary(GRID, BASE, shared=True) == (
         "2 variants x 2 seeds = 4 trainings, 80 epochs in all; with 3 epoch budgets and 4 policies 40 points"
     )
-    assert summary(GRID, BASE, shared=False).startswith("2 variants x 2 seeds = 12 trainings, 108 epochs in all; ")
+    assert grid_summary(GRID, BASE, shared=False).startswith("2 variants x 2 seeds = 12 trainings, 108 epochs in all; ")
 
 
 def test_where_trainings_are_not_shared_each_budget_has_its_own() -> None:
@@ -213,15 +213,15 @@ def test_values_that_do_not_go_together_are_refused_before_anything_is_trained()
 )
 def test_trainings_are_shared_unless_they_depend_on_their_length(change: dict[str, Any], why: str) -> None:
     config = replace(SweepConfig(grid=GridConfig(epochs=(2, 5))), **change)
-    assert config.why_independent.startswith(why) if why else not config.why_independent
+    assert config.independent_reason.startswith(why) if why else not config.independent_reason
     runs = config.trajectories
     assert len({run.epochs for run in runs}) == (2 if why else 1)
 
 
 def test_what_a_live_training_has_to_decide() -> None:
     grid = GridConfig(epochs=(2, 5), policies=("fixed", "fixed(3)", "patience(1)"))
-    assert SweepConfig(grid=grid).stops == ()
-    assert set(SweepConfig(grid=grid, stop="live").stops) == {
+    assert SweepConfig(grid=grid).stop_policies == ()
+    assert set(SweepConfig(grid=grid, stop="live").stop_policies) == {
         ("fixed(2)", 2),
         ("fixed(5)", 5),
         ("fixed(3)", 5),
@@ -247,5 +247,5 @@ def test_an_axis_may_vary_for_some_variants_alone() -> None:
         wanted = ["unknown-000-seed0", "unknown-000-seed0-learning_rate=0.0001", "unknown-010-seed0", "natural-seed0"]
         assert runs == wanted
         assert [point.run_id for point in points(grid, base, shared=True, chosen=chosen)] == wanted
-    text = summary(grid, base, shared=True)
+    text = grid_summary(grid, base, shared=True)
     assert "3 variants x 1 seed x 1 to 2 combinations of settings = 4 trainings" in text

@@ -9,7 +9,7 @@ import pytest
 from slick.errors import StudyError, VariantError
 from slick.storage import Folder
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
-from slick.variants.growing import extended
+from slick.variants.growing import merge_configs
 from tests.unit.labelled_study import SMALL, finish_step, write_study
 
 SETS = {"unknown_shares": (0.0, 0.5), "known_shares": (0.5,), "single_categories": False, "natural": False,
@@ -35,7 +35,7 @@ def test_sets_asked_for_later_are_those_of_a_study_that_asked_at_once(tmp_path: 
     assert len(files(study)) > len(before)
 
     whole = write_study(tmp_path / "at once", SMALL)
-    both = extended(first, replace(first, **{name: MORE[name]}))
+    both = merge_configs(first, replace(first, **{name: MORE[name]}))
     at_once = draw_variants(whole, both)
     assert files(study) == files(whole)
     assert (later.counts, later.fingerprint, later.settings) == (at_once.counts, at_once.fingerprint, at_once.settings)

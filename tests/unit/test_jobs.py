@@ -10,9 +10,9 @@ import pytest
 
 from jobs import cli, presets
 from jobs.door import parse_config, parse_out, parse_preset, run_main
-from jobs.study import forecast, resolve
+from jobs.study import forecast_cost, resolve
 from slick.errors import DataError, SettingsError
-from slick.study import plain_settings
+from slick.study import settings_to_json
 from slick.variants import VariantsConfig
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ ALL = {
 @pytest.mark.parametrize(("step", "name"), [(step, name) for step, named in ALL.items() for name in named])
 def test_every_preset_builds_is_json_and_parses_as_flags(step: str, name: str) -> None:
     config = ALL[step][name]()
-    assert json.loads(json.dumps(plain_settings(config)))
+    assert json.loads(json.dumps(settings_to_json(config)))
     assert parse_config(config, [], f"slick {step}") == config
 
 
@@ -79,7 +79,7 @@ def test_questions_without_a_model_are_what_the_world_plants_and_what_is_audited
 
 
 def test_the_forecast_counts_generations_trainings_and_points() -> None:
-    text = forecast(resolve(presets.demo_study()))
+    text = forecast_cost(resolve(presets.demo_study()))
     assert "170 generations a question" in text
     assert "21 trainings" in text
 
@@ -160,5 +160,5 @@ def test_the_command_line_from_outside(words: list[str], status: int, said: str)
 
 
 def test_every_step_has_its_door() -> None:
-    for step in cli.STEPS:
+    for step in cli.STEP_DESCRIPTIONS:
         assert (ROOT / "jobs" / f"{step}.py").exists()

@@ -17,7 +17,7 @@ from slick import limits
 from slick.analysis.audit_sheet import read_sheet
 from slick.errors import DataError, ModelError
 from slick.models import context_length
-from slick.questions.checks import Rules, check_rows, first_bad_row
+from slick.questions.checks import ValidationRules, first_row_error, validate_rows
 from slick.questions.prepare import QuestionsConfig, prepare_questions
 from slick.questions.relations import load_relations
 from slick.questions.rows import read_rows
@@ -47,7 +47,7 @@ def write_parquet(path, columns, **options):
 
 
 def check(location):
-    return check_rows(read_rows(open_source(location)), Rules(relations=load_relations()))
+    return validate_rows(read_rows(open_source(location)), ValidationRules(relations=load_relations()))
 
 
 def error_of(location):
@@ -59,7 +59,7 @@ def error_of(location):
 
 def bad_row(location):
     """The message of a source whose rows are all bad."""
-    return str(first_bad_row(check(location)))
+    return str(first_row_error(check(location)))
 
 
 def test_rows_of_a_file_are_limited_in_every_format(tmp_path, monkeypatch):
@@ -328,13 +328,13 @@ def test_bad_rows_are_kept_up_to_a_limit_and_counted_beyond_it(tmp_path, monkeyp
             patch.setattr(limits, limit, value)
             manifest = prepare_questions(Folder(str(tmp_path / limit)), config)
             with pytest.raises(DataError, match=r"In all 50 rows are bad: 50 x no answer"):
-                raise first_bad_row(check(config.questions))
+                raise first_row_error(check(config.questions))
         assert (manifest.counts["rejected"], manifest.counts["rows"]) == (50, 51)
         assert manifest.counts["reasons"] == {"no answer": 50}
         assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == kept
         assert f"rejects.jsonl holds the first {kept} of 50 bad rows" in capsys.readouterr().out
     monkeypatch.setattr(limits, "MAX_KEPT_ROW_CHARS", 20)
-    content = check(config.questions).bad[0].raw.content
+    content = check(config.questions).rejected[0].raw.content
     assert content.startswith('{"relation": "P19", ')
     assert content.endswith("... (281 characters in all)")
 

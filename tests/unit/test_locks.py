@@ -15,9 +15,9 @@ import pytest
 
 from slick import locks
 from slick.errors import StudyError
-from slick.locks import LOCKS, Owner, exclusive, owners
+from slick.locks import LOCKS, LockOwner, exclusive_lock, lock_owners
 from slick.storage import Folder
-from slick.study import finish
+from slick.study import complete_step
 
 HOLDER = """
 import sys, time
@@ -40,23 +40,25 @@ def hold(study: Path) -> subprocess.Popen:
 
 
 @pytest.fixture
-def elsewhere() -> Owner:
+def elsewhere() -> LockOwner:
     """A run on another machine, of which only its heartbeat can be seen."""
-    return Owner(step="annotate", host="node-7", pid=1, since="2030-01-01T00:00:00+00:00", token="a", process="b c 1 2")
+    return LockOwner(
+        step="annotate", host="node-7", pid=1, since="2030-01-01T00:00:00+00:00", token="a", process="b c 1 2"
+    )
 
 
 def test_a_second_run_is_told_who_writes_and_since_when(tmp_path: Path) -> None:
     process = hold(tmp_path)
     try:
         with pytest.raises(StudyError, match=rf"{tmp_path}/annotate is being written .*process {process.pid} on "):
-            exclusive(Folder(str(tmp_path)), "annotate").__enter__()
-        (owner,) = owners(Folder(str(tmp_path))).values()
+            exclusive_lock(Folder(str(tmp_path)), "annotate").__enter__()
+        (owner,) = lock_owners(Folder(str(tmp_path))).values()
         assert (owner.pid, owner.is_alive) == (process.pid, True)
-        with exclusive(Folder(str(tmp_path)), "report"):
+        with exclusive_lock(Folder(str(tmp_path)), "report"):
             pass  # another part is free
     finally:
         process.communicate("")
-    with exclusive(Folder(str(tmp_path)), "annotate"):
+    with exclusive_lock(Folder(str(tmp_path)), "annotate"):
         pass
 
 
@@ -65,18 +67,18 @@ def test_the_lock_of_a_killed_run_is_taken_over_at_once(tmp_path: Path, monkeypa
     process = hold(tmp_path)
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not asked for its status
-    (owner,) = owners(Folder(str(tmp_path))).values()
+    (owner,) = lock_owners(Folder(str(tmp_path))).values()
     assert owner.is_alive is False
     process.wait()
     assert owner.is_alive is False
-    with exclusive(Folder(str(tmp_path)), "annotate"):
-        assert owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
+    with exclusive_lock(Folder(str(tmp_path)), "annotate"):
+        assert lock_owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
 
 
 def test_a_process_of_the_same_number_is_not_taken_for_the_owner() -> None:
-    own = locks._process(os.getpid())
+    own = locks._process_identity(os.getpid())
     assert own
-    owner = Owner(step="x", host="h", pid=os.getpid(), since="", token="t", process=own)
+    owner = LockOwner(step="x", host="h", pid=os.getpid(), since="", token="t", process=own)
     assert owner.is_alive is True
     assert replace(owner, process=own[:-1]).is_alive is False
     boot, namespace, pid, start_time = own.split()
@@ -88,29 +90,29 @@ def test_a_process_of_the_same_number_is_not_taken_for_the_owner() -> None:
 
 @pytest.mark.parametrize("beating", [True, False])
 def test_a_run_on_another_machine_lives_as_long_as_its_heartbeat(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Owner, beating: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: LockOwner, beating: bool
 ) -> None:
     monkeypatch.setattr(locks, "PATIENCE_S", 1e9 if beating else 0.5)
     place = Folder(str(tmp_path)).child(LOCKS)
     place.write_json("annotate.json", asdict(elsewhere))
     ended = threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         beats = 0
         while beating and not ended.wait(0.2):
             beats += 1
             place.write_json("annotate.json", asdict(replace(elsewhere, beats=beats)))
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=heartbeat)
     thread.start()
     try:
-        lock = exclusive(Folder(str(tmp_path)), "annotate")
+        lock = exclusive_lock(Folder(str(tmp_path)), "annotate")
         if beating:
             with pytest.raises(StudyError, match="node-7, since 2030-01-01"):
                 lock.__enter__()
         else:
             with lock:
-                assert owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
+                assert lock_owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
     finally:
         ended.set()
         thread.join()
@@ -119,49 +121,52 @@ def test_a_run_on_another_machine_lives_as_long_as_its_heartbeat(
 def test_heartbeats_are_written_while_the_lock_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
     study = Folder(str(tmp_path))
-    with exclusive(study, "sweep", ["runs/a", "runs/b"]):
-        assert set(owners(study)) == {"runs/a", "runs/b"}
-        while min(owner.beats for owner in owners(study).values()) < 3:
+    with exclusive_lock(study, "sweep", ["runs/a", "runs/b"]):
+        assert set(lock_owners(study)) == {"runs/a", "runs/b"}
+        while min(owner.beats for owner in lock_owners(study).values()) < 3:
             time.sleep(0.01)
-    assert owners(study) == {}
+    assert lock_owners(study) == {}
     assert not (tmp_path / LOCKS).exists()
 
 
-def test_a_run_that_lost_its_lock_finishes_nothing(tmp_path: Path, elsewhere: Owner) -> None:
+def test_a_run_that_lost_its_lock_finishes_nothing(tmp_path: Path, elsewhere: LockOwner) -> None:
     study = Folder(str(tmp_path))
 
     def lose_and_finish() -> None:
-        with exclusive(study, "annotate"):
+        with exclusive_lock(study, "annotate"):
             study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
-            finish(study.child("annotate"), "annotate", "x", settings={}, inputs={}, counts={}, started_at=0.0)
+            complete_step(study.child("annotate"), "annotate", "x", settings={}, inputs={}, counts={}, started_at=0.0)
 
     with pytest.raises(StudyError, match="taken over by annotate, process 1 on node-7"):
         lose_and_finish()
     assert not study.child("annotate").exists("manifest.json")
-    assert owners(study) == {"annotate": elsewhere}, "the lock of the other run stays"
+    assert lock_owners(study) == {"annotate": elsewhere}, "the lock of the other run stays"
 
 
-def test_a_lost_lock_is_an_error_even_if_nothing_is_finished(tmp_path: Path, elsewhere: Owner) -> None:
+def test_a_lost_lock_is_an_error_even_if_nothing_is_finished(tmp_path: Path, elsewhere: LockOwner) -> None:
     study = Folder(str(tmp_path))
-    with pytest.raises(StudyError, match="taken over by annotate, process 1 on node-7"), exclusive(study, "annotate"):
+    with (
+        pytest.raises(StudyError, match="taken over by annotate, process 1 on node-7"),
+        exclusive_lock(study, "annotate"),
+    ):
         study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
-    assert owners(study) == {"annotate": elsewhere}
+    assert lock_owners(study) == {"annotate": elsewhere}
 
 
-def test_a_heartbeat_does_not_take_a_lost_lock_back(tmp_path: Path, elsewhere: Owner) -> None:
+def test_a_heartbeat_does_not_take_a_lost_lock_back(tmp_path: Path, elsewhere: LockOwner) -> None:
     study = Folder(str(tmp_path))
     lock = locks._Lock(study, "annotate", "annotate")
     assert lock.acquire()
     study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
-    lock.beat()
-    assert owners(study) == {"annotate": elsewhere}
+    lock.heartbeat()
+    assert lock_owners(study) == {"annotate": elsewhere}
 
 
 def test_a_lock_that_storage_does_not_give_is_an_error(tmp_path: Path) -> None:
     (tmp_path / LOCKS / "annotate.json").mkdir(parents=True)
     with (
         pytest.raises(StudyError, match=r"annotate\.json cannot be read"),
-        exclusive(Folder(str(tmp_path)), "annotate"),
+        exclusive_lock(Folder(str(tmp_path)), "annotate"),
     ):
         pass
 
@@ -173,20 +178,20 @@ def test_a_lock_file_that_cannot_be_read_counts_as_a_silent_run(
     study = Folder(str(tmp_path))
     for content in (b"", b"[1]", b"{", b'{"step": 1}'):
         study.child(LOCKS).write_bytes("annotate.json", content)
-        with exclusive(study, "annotate"):
-            assert owners(study)["annotate"].pid == os.getpid()
+        with exclusive_lock(study, "annotate"):
+            assert lock_owners(study)["annotate"].pid == os.getpid()
         assert "unknown step, process 0 on unknown host" in capsys.readouterr().out
 
 
 def test_several_locks_are_all_taken_or_none(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     with (
-        exclusive(study, "finetune", ["runs/b"]),
+        exclusive_lock(study, "finetune", ["runs/b"]),
         pytest.raises(StudyError, match="runs/b is being written"),
-        exclusive(study, "sweep", ["runs/a", "runs/b", "runs/c"]),
+        exclusive_lock(study, "sweep", ["runs/a", "runs/b", "runs/c"]),
     ):
         pass
-    assert owners(study) == {}
+    assert lock_owners(study) == {}
 
 
 def _count(study: str, start: Callable[[], object]) -> None:
@@ -196,7 +201,7 @@ def _count(study: str, start: Callable[[], object]) -> None:
     for _ in range(5):
         while True:
             try:
-                with exclusive(Folder(study), "count"):
+                with exclusive_lock(Folder(study), "count"):
                     number = int(file.read_text())
                     time.sleep(0.001)
                     file.write_text(str(number + 1))
@@ -219,7 +224,7 @@ def test_of_many_processes_one_writes_at_a_time(tmp_path: Path) -> None:
 
 
 def test_where_claims_are_not_atomic_the_last_of_two_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Owner
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: LockOwner
 ) -> None:
     """As in an object store: both saw that nobody held the lock, and both wrote."""
     study = Folder(str(tmp_path))
@@ -230,12 +235,12 @@ def test_where_claims_are_not_atomic_the_last_of_two_holds(
             study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
         settled.append(seconds)
 
-    monkeypatch.setattr(locks, "_locked", lambda place, make: None)
+    monkeypatch.setattr(locks, "_locked", lambda place, mkdir: None)
     monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
     monkeypatch.setattr(locks.time, "sleep", settle)
-    with exclusive(study, "annotate"):  # not before the other, which gives no sign of life, counts as dead
+    with exclusive_lock(study, "annotate"):  # not before the other, which gives no sign of life, counts as dead
         assert len(settled) == 2
-        assert owners(study)["annotate"].pid == os.getpid()
+        assert lock_owners(study)["annotate"].pid == os.getpid()
 
 
 def test_a_folder_that_nobody_may_write_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,19 +248,19 @@ def test_a_folder_that_nobody_may_write_needs_no_lock(tmp_path: Path, monkeypatc
         raise StudyError("no") from PermissionError(13, "no")
 
     monkeypatch.setattr(Folder, "write_json", refused)
-    with exclusive(Folder(str(tmp_path)), "annotate"):
-        assert owners(Folder(str(tmp_path))) == {}
+    with exclusive_lock(Folder(str(tmp_path)), "annotate"):
+        assert lock_owners(Folder(str(tmp_path))) == {}
 
 
 def test_a_refused_step_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), exclusive(Folder(str(tmp_path / "study")), "questions"):
+    with pytest.raises(KeyError), exclusive_lock(Folder(str(tmp_path / "study")), "questions"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_owners_names_parts_as_their_folders(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
-    with exclusive(study, "finetune", ["runs/unknown-050-seed0"]):
-        assert list(owners(study)) == ["runs/unknown-050-seed0"]
+    with exclusive_lock(study, "finetune", ["runs/unknown-050-seed0"]):
+        assert list(lock_owners(study)) == ["runs/unknown-050-seed0"]
         record = json.loads((tmp_path / LOCKS / "runs--unknown-050-seed0.json").read_text())
         assert record["step"] == "finetune"

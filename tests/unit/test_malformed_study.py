@@ -30,8 +30,8 @@ from tuning.grid import GridConfig, Trajectory
 from tuning.points import points_table
 from tuning.rows import SPLITS
 from tuning.runs import plan_runs
-from tuning.standing import Live, write_live, write_planned
-from tuning.sweep import SweepConfig, resolve_sweep
+from tuning.standing import DriverStatus, write_driver_status, write_planned
+from tuning.sweep import SweepConfig, resolve_sweep_precision
 
 RUN = "runs/unknown-050-seed0"
 TRAINED = "unknown-050"
@@ -53,7 +53,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study.child("annotate").write_json("exemplars.json", {relation: [["q000000"]] for relation in RELATIONS})
     sweep = study.child("sweep")
     write_planned(sweep, [Trajectory(variant=TRAINED, seed=0, epochs=3)])
-    write_live(sweep, Live(at="2026-01-01T00:00:00+00:00", has_ended=True))
+    write_driver_status(sweep, DriverStatus(at="2026-01-01T00:00:00+00:00", has_ended=True))
     lost = {"question_id": "q000001", "split": "test", "category": "Unknown", "text_before": "a", "text_after": "b"}
     study.child("runs", "unknown-050-seed0").write_table("right_to_wrong.parquet", pa.Table.from_pylist([lost]))
     for path in (root / "runs").iterdir():
@@ -103,7 +103,7 @@ def plan(study: Folder) -> None:
     """What `slick sweep` and `slick finetune` read before anything is trained, and the points of the grid."""
     (config,) = wanted(study).values()
     sweep = SweepConfig(grid=GridConfig(variants=(TRAINED,), epochs=(3,), policies=("fixed(3)",)), train=config)
-    resolve_sweep(study, sweep, also=[f"{TRAINED}-seed0"])
+    resolve_sweep_precision(study, sweep, other_run_ids=[f"{TRAINED}-seed0"])
     plan_runs(study, wanted(study), [("best_dev", 3)])
     points_table(study, sweep.grid, config, shared=True)
 

@@ -8,15 +8,15 @@ import pytest
 from jobs.door import parse_config
 from jobs.plan import PlanConfig, plan
 from jobs.presets import large_training
-from jobs.ways import Fleet, command, training_lines, ways
+from jobs.ways import Fleet, finetune_command, training_options, training_table
 from slick.errors import SettingsError, StudyError
-from slick.shapes import SHAPES, ModelShape, named_shape, shape_of
+from slick.shapes import SHAPES, ModelShape, published_shape, shape_from_config
 from slick.storage import Folder
-from slick.study import finish
+from slick.study import complete_step
 from tuning.config import TrainConfig
-from tuning.machines import Machine, usual_machine
-from tuning.memory import ROOM, activation_bytes, training_memory
-from tuning.rates import read_rates
+from tuning.machines import MachineType, default_machine_type
+from tuning.memory import HEADROOM, activation_bytes, estimate_training_memory
+from tuning.rates import read_throughput
 
 PUBLISHED = {
     "135M": 134_515_008,
@@ -37,7 +37,7 @@ def config(**changed: object) -> TrainConfig:
 
 @pytest.mark.parametrize(("size", "parameters"), PUBLISHED.items())
 def test_parameters_are_the_published_ones(size: str, parameters: int) -> None:
-    assert named_shape(size.lower()).parameters == parameters
+    assert published_shape(size.lower()).parameters == parameters
 
 
 def test_every_shape_is_checked() -> None:
@@ -47,7 +47,15 @@ def test_every_shape_is_checked() -> None:
 def test_lora_parameters_are_those_of_peft() -> None:
     """Counted by hand for one layer: A and B of q, k, v, o, gate, up, down."""
     shape = ModelShape(
-        name="one", num_layers=1, hidden=8, ffn=20, num_heads=2, num_kv_heads=1, head=4, vocabulary=10, tied=True
+        name="one",
+        num_layers=1,
+        hidden_size=8,
+        intermediate_size=20,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        vocab_size=10,
+        tie_word_embeddings=True,
     )
     q, k, gate = 3 * (8 + 8), 3 * (8 + 4), 3 * (8 + 20)
     assert shape.lora_parameters(3) == 2 * q + 2 * k + 3 * gate
@@ -56,11 +64,13 @@ def test_lora_parameters_are_those_of_peft() -> None:
 
 def test_a_stage_shards_what_the_paper_says() -> None:
     """ZeRO, arXiv:1910.02054, figure 1: 7.5 B parameters on 64 GPUs take 120, 31.4, 16.6 and 1.9 GB."""
-    shape = replace(named_shape("7B"), vocabulary=1, hidden=4096)
+    shape = replace(published_shape("7B"), vocab_size=1, hidden_size=4096)
     scale = 7.5e9 / shape.parameters
     found = []
     for stage in (0, 1, 2, 3):
-        memory = training_memory(shape, config(num_workers=64, batch_size=64, micro_batch_size=1, zero_stage=stage), 64)
+        memory = estimate_training_memory(
+            shape, config(num_workers=64, batch_size=64, micro_batch_size=1, zero_stage=stage), 64
+        )
         found.append(scale * (memory.weights + memory.gradients + memory.optimizer) / 1e9)
     assert found == pytest.approx([120.0, 31.4, 16.6, 1.9], abs=0.051)
 
@@ -77,50 +87,57 @@ def test_a_stage_shards_what_the_paper_says() -> None:
     ],
 )
 def test_what_saves_memory_saves_memory(less: dict[str, object]) -> None:
-    shape, plain = named_shape("8B"), config(zero_stage=3)
-    assert training_memory(shape, replace(plain, **less), 8).training < training_memory(shape, plain, 8).training
+    shape, plain = published_shape("8B"), config(zero_stage=3)
+    assert (
+        estimate_training_memory(shape, replace(plain, **less), 8).training
+        < estimate_training_memory(shape, plain, 8).training
+    )
 
 
 def test_what_is_offloaded_is_somewhere() -> None:
-    shape, plain = named_shape("8B"), config(zero_stage=3)
-    kept, moved = (training_memory(shape, replace(plain, offload=where), 8) for where in ("none", "all"))
+    shape, plain = published_shape("8B"), config(zero_stage=3)
+    kept, moved = (estimate_training_memory(shape, replace(plain, offload=where), 8) for where in ("none", "all"))
     assert moved.offloaded == kept.weights + kept.optimizer + 4 * shape.parameters // 8
     assert (moved.weights, moved.optimizer, moved.gradients) == (0, 0, kept.gradients)
     assert kept.offloaded == 0
 
 
 def test_a_machine_holds_what_is_offloaded_by_all_its_workers_and_a_checkpoint() -> None:
-    shape = named_shape("8B")
-    memory = training_memory(shape, config(zero_stage=3, offload="optimizer"), 8)
-    assert memory.on_machine(8) == 8 * memory.offloaded + 2 * shape.parameters
-    assert memory.on_machine(1) == memory.offloaded + 2 * shape.parameters
-    kept = training_memory(shape, config(zero_stage=3), 8)
-    assert kept.on_machine(8) == 2 * shape.parameters, "whole weights, while they are saved"
+    shape = published_shape("8B")
+    memory = estimate_training_memory(shape, config(zero_stage=3, offload="optimizer"), 8)
+    assert memory.peak_machine_bytes(8) == 8 * memory.offloaded + 2 * shape.parameters
+    assert memory.peak_machine_bytes(1) == memory.offloaded + 2 * shape.parameters
+    kept = estimate_training_memory(shape, config(zero_stage=3), 8)
+    assert kept.peak_machine_bytes(8) == 2 * shape.parameters, "whole weights, while they are saved"
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_below_stage_3_every_worker_reads_the_whole_model(stage: int) -> None:
-    shape = named_shape("7B")
-    memory = training_memory(shape, config(zero_stage=stage, lora_rank=8), 8)
-    assert memory.on_machine(8) == 8 * 2 * shape.parameters
-    assert memory.on_device == memory.training > memory.loading == 2 * shape.parameters
-    assert training_memory(shape, config(zero_stage=stage, dtype="float32"), 8).loading == 4 * shape.parameters
-    assert training_memory(shape, config(zero_stage=3, lora_rank=8), 8).loading == 0
+    shape = published_shape("7B")
+    memory = estimate_training_memory(shape, config(zero_stage=stage, lora_rank=8), 8)
+    assert memory.peak_machine_bytes(8) == 8 * 2 * shape.parameters
+    assert memory.peak_device_bytes == memory.training > memory.loading == 2 * shape.parameters
+    assert estimate_training_memory(shape, config(zero_stage=stage, dtype="float32"), 8).loading == 4 * shape.parameters
+    assert estimate_training_memory(shape, config(zero_stage=3, lora_rank=8), 8).loading == 0
 
 
 def test_what_is_too_small_is_named() -> None:
-    memory = training_memory(named_shape("70B"), config(zero_stage=3, offload="optimizer", micro_batch_size=8), 16)
-    device, machine = (1.001 * size / (1 - ROOM) for size in (memory.on_device, memory.on_machine(8)))
-    assert memory.lacks(device, machine, 8) == ()
-    assert memory.lacks(0.99 * device, machine, 8) == ("GPU",)
-    assert memory.lacks(device, 0.99 * machine, 8) == ("machine",)
-    assert memory.lacks(0.99 * device, 0.99 * machine, 8) == ("GPU", "machine")
-    assert memory.lacks(device, 0.99 * machine, 4) == (), "fewer of its workers share the machine"
+    memory = estimate_training_memory(
+        published_shape("70B"), config(zero_stage=3, offload="optimizer", micro_batch_size=8), 16
+    )
+    device, machine = (
+        1.001 * size / (1 - HEADROOM) for size in (memory.peak_device_bytes, memory.peak_machine_bytes(8))
+    )
+    assert memory.insufficient(device, machine, 8) == ()
+    assert memory.insufficient(0.99 * device, machine, 8) == ("GPU",)
+    assert memory.insufficient(device, 0.99 * machine, 8) == ("machine",)
+    assert memory.insufficient(0.99 * device, 0.99 * machine, 8) == ("GPU", "machine")
+    assert memory.insufficient(device, 0.99 * machine, 4) == (), "fewer of its workers share the machine"
 
 
 def test_machines_are_filled_one_after_another() -> None:
-    machine = Machine(gpus=8, memory=1_000.0)
-    assert [(machine.most_workers(num), machine.num_needed(num)) for num in (1, 8, 9, 16)] == [
+    machine = MachineType(gpus=8, memory=1_000.0)
+    assert [(machine.workers_per_machine(num), machine.num_machines(num)) for num in (1, 8, 9, 16)] == [
         (1, 1),
         (8, 1),
         (8, 2),
@@ -133,24 +150,24 @@ def test_machines_that_are_not_told_of_are_a_clouds(gpu_memory: float, gpus: int
     told = PlanConfig(model_size="7B", gpu_memory=gpu_memory)
     assert (told.fleet.machine.gpus, told.fleet.machine.memory) == (gpus, memory)
     text = "\n".join(plan(told))
-    assert f"of {gpus} GPU{'s' * (gpus > 1)} and {memory:,} GB (AWS {usual_machine(gpu_memory).name};" in text
+    assert f"of {gpus} GPU{'s' * (gpus > 1)} and {memory:,} GB (AWS {default_machine_type(gpu_memory).name};" in text
 
 
 def test_activations_grow_with_rows_and_tokens() -> None:
-    shape = named_shape("135M")
+    shape = published_shape("135M")
     one = activation_bytes(shape, config(), 1, 20)
     assert activation_bytes(shape, config(), 4, 20) == 4 * one
     assert one < activation_bytes(shape, config(), 1, 30)
 
 
 def test_a_config_tells_its_shape_or_says_what_is_missing() -> None:
-    found = shape_of(
+    found = shape_from_config(
         {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
          "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}, "mine",
     )  # fmt: skip
     assert found.parameters == PUBLISHED["135M"]
     with pytest.raises(SettingsError, match="num_attention_heads"):
-        shape_of({"n_layer": 3}, "mine")
+        shape_from_config({"n_layer": 3}, "mine")
 
 
 def test_the_plan_names_the_quickest_way_that_fits() -> None:
@@ -198,8 +215,8 @@ def test_lora_of_a_model_that_a_machine_cannot_read_whole_is_sharded() -> None:
 @pytest.mark.parametrize("gpus", [1, 2, 6, 8, 16, 256])
 @pytest.mark.parametrize("rows_at_once", [16, 4])
 def test_every_way_of_the_plan_is_a_command_that_trains_so(gpus: int, rows_at_once: int) -> None:
-    for flags, training in ways(gpus, rows_at_once):
-        words = command(flags, training).split()
+    for flags, training in training_options(gpus, rows_at_once):
+        words = finetune_command(flags, training).split()
         assert words[:3] == ["slick", "finetune", "large"]
         said = parse_config(large_training(), words[3:], "x")
         assert replace(said, min_workers=None) == training
@@ -212,9 +229,9 @@ def test_a_way_that_is_shown_is_one_that_fits() -> None:
     """Whatever the fleet, the command is that of the first line which says yes and trains all weights."""
     for size in ("1B", "8B", "70B"):
         for memory in (24.0, 80.0):
-            for machine in (Machine(gpus=1, memory=64.0), Machine(gpus=8, memory=1_152.0)):
+            for machine in (MachineType(gpus=1, memory=64.0), MachineType(gpus=8, memory=1_152.0)):
                 fleet = Fleet(gpus=8, gpu_memory=memory, machine=machine)
-                lines = list(training_lines(named_shape(size), fleet, 16))
+                lines = list(training_table(published_shape(size), fleet, 16))
                 good = [line.split("  ")[1] for line in lines if line.endswith("  yes") and "--lora" not in line]
                 said = f"weights: slick finetune large {good[0]} --num" if good else "None of these trains all weights"
                 assert said in lines[-1], (size, fleet)
@@ -235,18 +252,18 @@ def timed_study(path: Path, *, trained: bool) -> Folder:
         (study.child("annotate"), "annotate", counts),
         *([(study.child("runs", "half-seed0"), "finetune", run)] if trained else []),
     ):
-        finish(folder, step, "x", settings={}, inputs={}, counts=found, started_at=0.0)
+        complete_step(folder, step, "x", settings={}, inputs={}, counts=found, started_at=0.0)
     return study
 
 
 def test_hours_follow_the_probe(tmp_path: Path) -> None:
     study = timed_study(tmp_path, trained=True)
-    rates = read_rates(study)
+    rates = read_throughput(study)
     assert rates.parameters == PUBLISHED["135M"]
-    assert (rates.answers_a_question, rates.answers_a_second) == (100.0, 200.0)
-    assert (rates.trained_a_second, rates.asked_a_second) == (40 * 3 / 12, 90 * 3 / 9)
-    assert rates.seconds_of_answers(36, 2 * rates.parameters) == 36.0
-    assert rates.seconds_of_epochs(5, 100, 60, rates.parameters) == 5 * (10 + 2)
+    assert (rates.answers_per_question, rates.answers_per_second) == (100.0, 200.0)
+    assert (rates.train_rows_per_second, rates.eval_rows_per_second) == (40 * 3 / 12, 90 * 3 / 9)
+    assert rates.estimate_annotation_seconds(36, 2 * rates.parameters) == 36.0
+    assert rates.estimate_training_seconds(5, 100, 60, rates.parameters) == 5 * (10 + 2)
     config = PlanConfig(model_size="360M", probe=study.uri, questions=7_200, price=3.0)
     text = "\n".join(plan(config))
     hours = 7_200 * 100 / 200 / 3600 * PUBLISHED["360M"] / PUBLISHED["135M"]
@@ -257,15 +274,15 @@ def test_hours_follow_the_probe(tmp_path: Path) -> None:
 
 def test_without_trainings_or_times_nothing_is_invented(tmp_path: Path) -> None:
     study = timed_study(tmp_path / "one", trained=False)
-    assert read_rates(study).trained_a_second is None
+    assert read_throughput(study).train_rows_per_second is None
     assert "finetune one variant there" in "\n".join(plan(PlanConfig(model_size="135M", probe=study.uri)))
     untimed = timed_study(tmp_path / "two", trained=False)
     counts = {"questions": 20, "gold_scores": 5}
-    finish(untimed.child("annotate"), "annotate", "x", settings={}, inputs={}, counts=counts, started_at=0.0)
+    complete_step(untimed.child("annotate"), "annotate", "x", settings={}, inputs={}, counts=counts, started_at=0.0)
     with pytest.raises(StudyError, match="--probe"):
-        read_rates(untimed)
+        read_throughput(untimed)
     with pytest.raises(StudyError, match="not finished"):
-        read_rates(Folder(str(tmp_path / "nothing")))
+        read_throughput(Folder(str(tmp_path / "nothing")))
 
 
 @pytest.mark.parametrize(

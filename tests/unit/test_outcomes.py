@@ -22,18 +22,18 @@ from slick.report.style import draw
 from slick.report.summary import headline
 from slick.report.tables import policy_table
 from tests.unit.outcome_studies import (
-    ELSEWHERE,
-    FAILS,
-    HOLDS,
+    FAILING_STUDIES,
+    HOLDING_STUDIES,
     KNOWN_NAMES,
     MISSING,
     TEST,
-    edited,
+    TESTED_ELSEWHERE,
     idk_study,
     linear,
     prefix_study,
     rates_study,
     single_categories,
+    with_changes,
 )
 
 ALL_FINDINGS = [f"E{i}" for i in range(1, 26)]
@@ -58,15 +58,15 @@ def one(name: str, data: StudyData) -> Verdict:
     return judges()[name](data)
 
 
-@pytest.mark.parametrize("name", HOLDS)
+@pytest.mark.parametrize("name", HOLDING_STUDIES)
 def test_a_finding_holds_where_the_data_say_so(name: str) -> None:
-    verdict = one(name, HOLDS[name]())
+    verdict = one(name, HOLDING_STUDIES[name]())
     assert verdict.holds, verdict.why
 
 
-@pytest.mark.parametrize("name", FAILS)
+@pytest.mark.parametrize("name", FAILING_STUDIES)
 def test_a_finding_fails_where_the_data_say_otherwise(name: str) -> None:
-    verdict = one(name, FAILS[name]())
+    verdict = one(name, FAILING_STUDIES[name]())
     assert verdict.holds is False
     assert any(digit in verdict.why for digit in "0123456789"), "by how much?"
 
@@ -80,13 +80,15 @@ def test_a_finding_is_not_testable_where_something_is_missing(name: str) -> None
 
 @pytest.mark.parametrize("name", ALL_FINDINGS)
 def test_every_finding_is_tested_where_it_holds_fails_and_cannot_be_told(name: str) -> None:
-    if name in ELSEWHERE:
-        text = (Path(__file__).parent / ELSEWHERE[name]).read_text()
+    if name in TESTED_ELSEWHERE:
+        text = (Path(__file__).parent / TESTED_ELSEWHERE[name]).read_text()
         for case in ("holds", "fails", "is_not_testable"):
-            assert f"def test_{name.lower()}_{case}" in text, f"{ELSEWHERE[name]} has no test of {name} that {case}"
+            assert f"def test_{name.lower()}_{case}" in text, (
+                f"{TESTED_ELSEWHERE[name]} has no test of {name} that {case}"
+            )
         return
-    assert name in HOLDS, "no data in which it holds"
-    assert name in FAILS, "no data in which it fails"
+    assert name in HOLDING_STUDIES, "no data in which it holds"
+    assert name in FAILING_STUDIES, "no data in which it fails"
     assert name in MISSING, "no data that cannot tell"
 
 
@@ -100,9 +102,9 @@ def test_the_papers_own_numbers_give_the_papers_findings(name: str) -> None:
         assert outcome.holds, outcome.why
 
 
-@pytest.mark.parametrize("name", [name for name in HOLDS if name not in EXACT])
+@pytest.mark.parametrize("name", [name for name in HOLDING_STUDIES if name not in EXACT])
 def test_a_finding_that_was_estimated_has_an_interval(name: str) -> None:
-    for study in (HOLDS[name], FAILS[name]):
+    for study in (HOLDING_STUDIES[name], FAILING_STUDIES[name]):
         ends = list(leaves(one(name, study()).interval))
         assert ends
         assert all(low <= high for low, high in ends)
@@ -110,7 +112,7 @@ def test_a_finding_that_was_estimated_has_an_interval(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_counts_have_no_interval(name: str) -> None:
-    assert one(name, HOLDS[name]()).interval is None
+    assert one(name, HOLDING_STUDIES[name]()).interval is None
 
 
 def leaves(value: object) -> list[tuple[float, float]]:
@@ -139,7 +141,7 @@ def test_the_interval_of_a_difference_is_clear_of_nought_where_it_counts() -> No
     loss = paper_study().difference(("unknown-050", EARLY), ("unknown-050", LAST))
     assert one("E23", paper_study()).interval == {"loss": interval(loss)}
     assert interval(loss)[0] > 0
-    noise = edited({"unknown-050": {TEST: {50: 42.8}}})
+    noise = with_changes({"unknown-050": {TEST: {50: 42.8}}})
     low, high = one("E23", noise).interval["loss"]
     assert one("E23", noise).holds is False
     assert low < 0 < high
@@ -168,8 +170,8 @@ def test_one_reversal_of_many_counts_only_beyond_the_noise_of_all() -> None:
     data = paper_study()
     se = data.difference(("unknown-025", 10), ("unknown-025", EARLY)).se
     early = data.accuracy("unknown-025", EARLY).value
-    assert one("E4", edited({"unknown-025": {TEST: {10: early + 2.5 * se}}})).holds
-    verdict = one("E4", edited({"unknown-025": {TEST: {10: early + 4 * se}}}))
+    assert one("E4", with_changes({"unknown-025": {TEST: {10: early + 2.5 * se}}})).holds
+    verdict = one("E4", with_changes({"unknown-025": {TEST: {10: early + 4 * se}}}))
     assert verdict.holds is False
     assert verdict.why.startswith("at 25 %, 10 epochs is")
 
@@ -183,10 +185,10 @@ def test_the_noise_of_a_family_grows_with_its_size() -> None:
 
 def test_e8_holds_its_bound_to_noise_and_wants_a_clear_difference_from_d() -> None:
     known, whole = ([name.replace("known", kind) for name in KNOWN_NAMES] for kind in ("known", "unknown"))
-    over = edited({name: {TEST: {50: paper_study().accuracy(name, EARLY).value - 2.4}} for name in known})
+    over = with_changes({name: {TEST: {50: paper_study().accuracy(name, EARLY).value - 2.4}} for name in known})
     assert one("E8", over).holds, "2.4 is over half of 4.4 by less than noise"
     spared = {name: {TEST: {50: paper_study().accuracy(name, EARLY).value - 1.4}} for name in whole}
-    verdict = one("E8", edited(spared))
+    verdict = one("E8", with_changes(spared))
     assert verdict.holds is False
     assert "not clearly less" in verdict.why
 
@@ -194,16 +196,18 @@ def test_e8_holds_its_bound_to_noise_and_wants_a_clear_difference_from_d() -> No
 def test_e17_wants_the_loss_where_the_paper_has_it() -> None:
     """Each of the two falls, clearly so together; that the smaller is clear alone is not asked for."""
     little = {("test", "MaybeKnown"): {50: 58.5}}
-    assert one("E17", edited({"weaklyknown": little})).holds
-    assert "on MaybeKnown questions" in one("E17", edited({"weaklyknown": {("test", "MaybeKnown"): {50: 60.0}}})).why
-    assert "falls on Unknown" in one("E17", edited({"unknown-100": {("test", "Unknown"): {5: 9.0}}})).why
+    assert one("E17", with_changes({"weaklyknown": little})).holds
+    assert (
+        "on MaybeKnown questions" in one("E17", with_changes({"weaklyknown": {("test", "MaybeKnown"): {50: 60.0}}})).why
+    )
+    assert "falls on Unknown" in one("E17", with_changes({"unknown-100": {("test", "Unknown"): {5: 9.0}}})).why
 
 
 # E12 and E13, E22, E24, E25: by what they fail
 
 
 def test_e1_names_the_count_that_is_off() -> None:
-    assert "ood P50: 968, wanted 967" in one("E1", FAILS["E1"]()).why
+    assert "ood P50: 968, wanted 967" in one("E1", FAILING_STUDIES["E1"]()).why
 
 
 def test_e12_and_e13_name_the_coefficient() -> None:
@@ -212,7 +216,7 @@ def test_e12_and_e13_name_the_coefficient() -> None:
 
 
 def test_e25_names_the_variant() -> None:
-    assert one("E25", FAILS["E25"]()).why.startswith("D_MaybeKnown differs")
+    assert one("E25", FAILING_STUDIES["E25"]()).why.startswith("D_MaybeKnown differs")
 
 
 def test_e22_judges_what_is_answered() -> None:

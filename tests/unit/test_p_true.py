@@ -11,10 +11,10 @@ from slick.analysis.p_true import LEAST_ROWS, compare, prefix_curve, separation,
 from slick.analysis.p_true_scores import PTrueScores
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.annotation import AnnotateConfig
-from slick.annotation.p_true import CHOICES, PREFIX, p_true_row, p_true_suffix
+from slick.annotation.p_true import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_row, p_true_suffix
 from slick.annotation.score import identity
 from slick.report.pages.p_true import comparison_table, prefix_table, section, sweep_table
-from slick.types import ALL
+from slick.types import ALL_CATEGORIES
 
 PROMPT = """Question: Where is Paris located?
 Proposed Answer: France
@@ -26,8 +26,8 @@ The proposed answer is:"""
 
 
 def test_the_prompt_is_the_papers() -> None:
-    assert PREFIX + p_true_suffix("Where is Paris located?", "France") == PROMPT
-    assert CHOICES == ("(A", "(B")
+    assert P_TRUE_PREFIX + p_true_suffix("Where is Paris located?", "France") == PROMPT
+    assert P_TRUE_CHOICES == ("(A", "(B")
 
 
 def test_a_row_holds_both_chances_and_their_ratio() -> None:
@@ -62,8 +62,8 @@ def study(
             variant="natural",
             seed=seed,
             epochs=np.arange(1, 3),
-            accuracy={("test", ALL): 100.0 * np.array([hit.mean()] * 2)},
-            num={("test", ALL): len(hit)},
+            accuracy={("test", ALL_CATEGORIES): 100.0 * np.array([hit.mean()] * 2)},
+            num={("test", ALL_CATEGORIES): len(hit)},
             early_epoch=1,
             hits={(1, "test"): rows(hit), (2, "test"): rows(hit if late is None else late)},
         )

@@ -6,14 +6,25 @@ import numpy as np
 import pytest
 
 from slick.errors import DataError, SettingsError
-from tuning.policies import RULES, Curve, Policy, Stop, apply_policy, parse_policy, stop_epoch, usage
+from tuning.policies import (
+    RULES,
+    AccuracyCurve,
+    Policy,
+    StopDecision,
+    apply_policy,
+    parse_policy,
+    rule_signature,
+    stop_epoch,
+)
 
 
-def curve(*dev: float, unknown: tuple[float, ...] | None = None, highlyknown: tuple[float, ...] | None = None) -> Curve:
-    return Curve(dev_accuracy=dev, unknown_train_accuracy=unknown, highlyknown_dev_accuracy=highlyknown)
+def curve(
+    *dev: float, unknown: tuple[float, ...] | None = None, highlyknown: tuple[float, ...] | None = None
+) -> AccuracyCurve:
+    return AccuracyCurve(dev_accuracy=dev, unknown_train_accuracy=unknown, highlyknown_dev_accuracy=highlyknown)
 
 
-def random_curve(rng: np.random.Generator, num_epochs: int) -> Curve:
+def random_curve(rng: np.random.Generator, num_epochs: int) -> AccuracyCurve:
     """Few distinct values, so that ties are common; sometimes without Unknown rows."""
     dev, unknown, highlyknown = (rng.integers(0, 6, (3, num_epochs)) / 5).tolist()
     return curve(*dev, unknown=None if rng.random() < 0.2 else tuple(unknown), highlyknown=tuple(highlyknown))
@@ -53,7 +64,7 @@ RISE_AND_FALL = curve(0.1, 0.3, 0.5, 0.4, 0.5, 0.2, 0.6)
     ],
 )
 def test_a_policy_stops_where_it_says(policy: str, budget: int, stop: int, cost: int) -> None:
-    assert apply_policy(parse_policy(policy), RISE_AND_FALL, budget) == Stop(stop_epoch=stop, cost_epochs=cost)
+    assert apply_policy(parse_policy(policy), RISE_AND_FALL, budget) == StopDecision(stop_epoch=stop, cost_epochs=cost)
     assert stop_epoch(parse_policy(policy), RISE_AND_FALL, budget) == stop
 
 
@@ -65,20 +76,22 @@ def test_unknown_fit_stops_when_the_share_is_reached_or_at_the_end(
     unknown: tuple[float, ...] | None, share: float, expected: int
 ) -> None:
     stop = apply_policy(Policy("unknown_fit", (share,)), curve(0.3, 0.3, 0.3, unknown=unknown))
-    assert stop == Stop(stop_epoch=expected, cost_epochs=expected)
+    assert stop == StopDecision(stop_epoch=expected, cost_epochs=expected)
 
 
 def test_a_flat_curve_stops_at_its_first_epoch() -> None:
     flat = curve(*[0.0] * 9)
-    assert apply_policy(parse_policy("best_dev"), flat) == Stop(stop_epoch=1, cost_epochs=9)
-    assert apply_policy(parse_policy("patience(3)"), flat) == Stop(stop_epoch=1, cost_epochs=4)
+    assert apply_policy(parse_policy("best_dev"), flat) == StopDecision(stop_epoch=1, cost_epochs=9)
+    assert apply_policy(parse_policy("patience(3)"), flat) == StopDecision(stop_epoch=1, cost_epochs=4)
 
 
 def test_dev_highlyknown_takes_the_best_epoch_of_those_questions_alone() -> None:
     two_best = curve(0.1, 0.2, 0.9, 0.3, highlyknown=(0.5, 0.8, 0.6, 0.8))
     policy = parse_policy("dev_highlyknown")
-    assert apply_policy(policy, two_best) == Stop(stop_epoch=2, cost_epochs=4)  # epochs 2 and 4 tie: the earliest
-    assert apply_policy(policy, two_best, 1) == Stop(stop_epoch=1, cost_epochs=1)
+    assert apply_policy(policy, two_best) == StopDecision(
+        stop_epoch=2, cost_epochs=4
+    )  # epochs 2 and 4 tie: the earliest
+    assert apply_policy(policy, two_best, 1) == StopDecision(stop_epoch=1, cost_epochs=1)
 
 
 def test_dev_highlyknown_refuses_a_training_whose_dev_questions_have_no_category() -> None:
@@ -86,7 +99,7 @@ def test_dev_highlyknown_refuses_a_training_whose_dev_questions_have_no_category
     with pytest.raises(SettingsError, match=message):
         apply_policy(parse_policy("dev_highlyknown"), RISE_AND_FALL)
     with pytest.raises(SettingsError, match=message):  # a live training is told after its first epoch, not its last
-        parse_policy("dev_highlyknown").decided(RISE_AND_FALL.until(1), 7)
+        parse_policy("dev_highlyknown").decided_epoch(RISE_AND_FALL.truncate_to(1), 7)
 
 
 def test_every_rule_is_among_those_tried_here() -> None:
@@ -106,7 +119,7 @@ def test_a_policy_never_looks_beyond_its_budget_nor_beyond_what_it_costs(policy:
                 assert apply_policy(policy, mixed, budget) == stop
 
 
-def spliced(first: Curve, second: Curve, at: int) -> Curve:
+def spliced(first: AccuracyCurve, second: AccuracyCurve, at: int) -> AccuracyCurve:
     """The first curve for `at` epochs, then the second, which has to measure the same things."""
     unknown = None
     if first.unknown_train_accuracy is not None:
@@ -125,9 +138,9 @@ def test_what_is_decided_stays_and_at_the_end_all_is_decided(policy: Policy) -> 
         full = random_curve(rng, int(rng.integers(4, 12)))
         wanted = apply_policy(policy, full)
         for epoch in range(1, full.num_epochs + 1):
-            so_far = policy.decided(full.until(epoch), full.num_epochs)
+            so_far = policy.decided_epoch(full.truncate_to(epoch), full.num_epochs)
             assert so_far == (wanted.stop_epoch if epoch >= wanted.cost_epochs else None), (full, epoch)
-        assert policy.decided(full, full.num_epochs) == wanted.stop_epoch
+        assert policy.decided_epoch(full, full.num_epochs) == wanted.stop_epoch
 
 
 @pytest.mark.parametrize(
@@ -136,23 +149,23 @@ def test_what_is_decided_stays_and_at_the_end_all_is_decided(policy: Policy) -> 
 )
 def test_a_policy_is_decided_at_a_certain_epoch_and_not_before(policy: str, epochs: int) -> None:
     measured = curve(*RISE_AND_FALL.dev_accuracy, unknown=(0.0, 0.1, 0.3, 0.5, 0.4, 0.8, 1.0))
-    found = [parse_policy(policy).decided(measured.until(epoch), 7) for epoch in range(1, 8)]
+    found = [parse_policy(policy).decided_epoch(measured.truncate_to(epoch), 7) for epoch in range(1, 8)]
     assert next(epoch for epoch, stop in enumerate(found, start=1) if stop is not None) == epochs
 
 
 def test_a_smaller_budget_of_a_longer_training_is_decided() -> None:
-    assert parse_policy("best_dev").decided(RISE_AND_FALL, 6) == 3
-    assert parse_policy("fixed").decided(RISE_AND_FALL, 6) == 6
+    assert parse_policy("best_dev").decided_epoch(RISE_AND_FALL, 6) == 3
+    assert parse_policy("fixed").decided_epoch(RISE_AND_FALL, 6) == 6
     with pytest.raises(SettingsError, match=r"fixed\(9\) cannot be read off a budget of 8"):
-        parse_policy("fixed(9)").decided(RISE_AND_FALL, 8)
+        parse_policy("fixed(9)").decided_epoch(RISE_AND_FALL, 8)
     with pytest.raises(DataError, match="a budget of 0 epochs"):
-        parse_policy("fixed").decided(RISE_AND_FALL, 0)
+        parse_policy("fixed").decided_epoch(RISE_AND_FALL, 0)
 
 
 def test_a_training_that_ended_early_still_gives_what_was_decided() -> None:
-    ended = RISE_AND_FALL.until(5)
-    assert apply_policy(parse_policy("patience(2)"), ended, 50) == Stop(stop_epoch=3, cost_epochs=5)
-    assert apply_policy(parse_policy("fixed(4)"), ended, 50) == Stop(stop_epoch=4, cost_epochs=4)
+    ended = RISE_AND_FALL.truncate_to(5)
+    assert apply_policy(parse_policy("patience(2)"), ended, 50) == StopDecision(stop_epoch=3, cost_epochs=5)
+    assert apply_policy(parse_policy("fixed(4)"), ended, 50) == StopDecision(stop_epoch=4, cost_epochs=4)
     for open_still in ("fixed", "best_dev", "patience(3)"):
         with pytest.raises(DataError, match="a budget of 50 epochs cannot be read off a training of 5"):
             apply_policy(parse_policy(open_still), ended, 50)
@@ -211,7 +224,7 @@ def test_a_policy_that_cannot_be_read_says_what_is_wanted(text: str, message: st
 
 def test_every_rule_can_be_written_as_its_usage_says() -> None:
     written = ["fixed([epochs])", "best_dev", "dev_highlyknown", "patience(epochs[,min_delta])", "unknown_fit(share)"]
-    assert [usage(rule) for rule in RULES] == written
+    assert [rule_signature(rule) for rule in RULES] == written
 
 
 def test_plain_fixed_takes_the_number_of_its_budget() -> None:
@@ -221,8 +234,8 @@ def test_plain_fixed_takes_the_number_of_its_budget() -> None:
 
 
 def test_fixed_beyond_the_budget_is_refused_not_clipped() -> None:
-    assert not parse_policy("fixed(9)").applies(8)
-    assert parse_policy("fixed(9)").applies(9)
+    assert not parse_policy("fixed(9)").applies_to(8)
+    assert parse_policy("fixed(9)").applies_to(9)
     with pytest.raises(SettingsError, match=r"fixed\(9\) cannot be read off a budget of 7 epochs"):
         apply_policy(parse_policy("fixed(9)"), RISE_AND_FALL)
 
@@ -241,7 +254,7 @@ def test_a_curve_holds_shares_one_an_epoch(
     dev: tuple[float, ...], unknown: tuple[float, ...] | None, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        Curve(dev_accuracy=dev, unknown_train_accuracy=unknown)
+        AccuracyCurve(dev_accuracy=dev, unknown_train_accuracy=unknown)
 
 
 @pytest.mark.parametrize("budget", [0, -1, 8])

@@ -21,13 +21,13 @@ from slick.questions.relations import load_relations
 from slick.report.pages.popularity import section, words
 from slick.report.pages.popularity_tables import harm_table
 from slick.storage import Folder
-from slick.study import finish, read_manifest
-from slick.study_files import POPULARITY, QUESTION_SCHEMA
+from slick.study import complete_step, read_manifest
+from slick.study_files import POPULARITY_FIELD, QUESTION_SCHEMA
 from slick.types import Category
-from slick.world import smoke_world
+from slick.world import smoke_world_config
 from slick.world.build import write_dataset
-from slick.world.corpus import edition
-from slick.world.facts import invented_rows, plant
+from slick.world.corpus import corpus_epoch
+from slick.world.facts import plant_facts, synthetic_rows
 
 ROWS = [
     {"relation": "P19", "split": split, "question": f"Where was {split} {i} born?", "answers": [f"{split}ville {i}"]}
@@ -76,7 +76,7 @@ def test_popularity_is_read_from_every_kind_of_table(tmp_path: Path, suffix: str
     values: list[object] = [0, 1, 2.5, None, 4, 1520, 6, 7, None]
     study = prepared(tmp_path, write(tmp_path / f"set.{suffix}", with_popularity(values, column)))
     assert stored(study) == {row["question"]: value for row, value in zip(ROWS, values, strict=True)}
-    assert study.child("questions").read_table("part-P19.parquet").schema == QUESTION_SCHEMA.append(POPULARITY)
+    assert study.child("questions").read_table("part-P19.parquet").schema == QUESTION_SCHEMA.append(POPULARITY_FIELD)
     assert read_manifest(study.child("questions")).counts["with_popularity"] == 7
 
 
@@ -123,9 +123,9 @@ def test_the_column_of_ones_own_goes_before_popqas() -> None:
 
 
 def test_a_worlds_popularity_is_the_number_of_documents_that_mention_the_subject(tmp_path: Path) -> None:
-    config = replace(smoke_world(), seed=3)
-    facts = plant(invented_rows(config), load_relations(), config)
-    documents = edition(facts, config, 0)
+    config = replace(smoke_world_config(), seed=3)
+    facts = plant_facts(synthetic_rows(config), load_relations(), config)
+    documents = corpus_epoch(facts, config, 0)
     for fact in facts:
         assert sum(fact.question in document.split("\n") or f"Q: {fact.question}" in document.split("\n")
                    for document in documents) == fact.popularity  # fmt: skip
@@ -282,7 +282,7 @@ def test_popularity_is_loaded_of_annotated_questions_and_rows(tmp_path: Path) ->
         knowledge = knowledge.append_column(name, pa.array([share] * num, pa.float64()))
     assert load_popularity(study, []) is None
     study.child("annotate").write_table("knowledge.parquet", knowledge)
-    finish(study.child("annotate"), "annotate", "a", settings={}, inputs={}, counts={}, started_at=0.0)
+    complete_step(study.child("annotate"), "annotate", "a", settings={}, inputs={}, counts={}, started_at=0.0)
     study.child("variants").write_table("natural.parquet", pa.table({"question_id": names[:4]}))
     known = load_popularity(study, ["natural"])
     assert known is not None

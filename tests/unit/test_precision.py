@@ -12,40 +12,40 @@ import slick.cluster
 from slick.annotation import AnnotateConfig
 from slick.errors import ModelError, SettingsError, StudyError
 from slick.precision import (
+    ASSUMED_GPU,
     CPU,
-    PLANNED_GPU,
     Device,
     Dtype,
     Runtime,
-    Stored,
-    bytes_per_number,
-    choose_dtype,
+    StoredDtype,
+    dtype_bytes,
+    merge_runtimes,
+    read_stored_dtype,
     resolve_dtype,
-    runtime_counts,
-    stored_dtype,
+    resolve_step_dtype,
 )
-from slick.shapes import named_shape
+from slick.shapes import published_shape
 from slick.storage import Folder
-from slick.study import begin, finish
+from slick.study import begin_step, complete_step
 from tuning.axes import parse_axis
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
-from tuning.memory import training_memory
-from tuning.runs import add_runtime, plan_runs, read_runtimes, run_folder
-from tuning.sweep import resolve_sweep
+from tuning.memory import estimate_training_memory
+from tuning.runs import plan_runs, read_runtimes, record_runtime, run_folder
+from tuning.sweep import resolve_sweep_precision
 from tuning.sweep_config import SweepConfig
 from tuning.watching import _Watcher
 
-OLD_GPU = Device(is_gpu=True, has_bfloat16=False, name="a V100")
+OLD_GPU = Device(is_gpu=True, supports_bfloat16=False, name="a V100")
 
 
 @pytest.mark.parametrize(
     ("device", "begun", "wanted"),
     [
         (CPU, None, "float32"),
-        (PLANNED_GPU, None, "bfloat16"),
+        (ASSUMED_GPU, None, "bfloat16"),
         (OLD_GPU, None, "float32"),
-        (PLANNED_GPU, "float32", "float32"),
+        (ASSUMED_GPU, "float32", "float32"),
         (CPU, "bfloat16", "bfloat16"),
         (OLD_GPU, "bfloat16", "float32"),
         (OLD_GPU, "float16", "float16"),
@@ -61,7 +61,7 @@ def test_auto_is_what_the_work_began_in_or_what_the_device_does_best(
 
 def test_auto_is_the_default_and_is_never_float16() -> None:
     assert (AnnotateConfig().dtype, TrainConfig().dtype) == ("auto", "auto")
-    assert "float16" not in {resolve_dtype("auto", device) for device in (CPU, PLANNED_GPU, OLD_GPU)}
+    assert "float16" not in {resolve_dtype("auto", device) for device in (CPU, ASSUMED_GPU, OLD_GPU)}
 
 
 def test_a_dtype_that_is_none_is_refused_before_anything_starts() -> None:
@@ -72,20 +72,20 @@ def test_a_dtype_that_is_none_is_refused_before_anything_starts() -> None:
 
 
 def test_the_size_of_a_number_needs_a_resolved_dtype() -> None:
-    assert {name: bytes_per_number(name) for name in get_args(Dtype) if name != "auto"} == {
+    assert {name: dtype_bytes(name) for name in get_args(Dtype) if name != "auto"} == {
         "float32": 4,
         "bfloat16": 2,
         "float16": 2,
     }
     with pytest.raises(SettingsError, match="'auto', whose size is not known"):
-        bytes_per_number("auto")
+        dtype_bytes("auto")
 
 
 def begun(folder: Folder, dtype: str, *, is_finished: bool) -> Folder:
     settings = {"dtype": dtype}
-    begin(folder, "annotate", "mark", settings)
+    begin_step(folder, "annotate", "mark", settings)
     if is_finished:
-        finish(folder, "annotate", "mark", settings=settings, inputs={}, counts={}, started_at=0.0)
+        complete_step(folder, "annotate", "mark", settings=settings, inputs={}, counts={}, started_at=0.0)
     return folder
 
 
@@ -95,24 +95,24 @@ def never() -> Device:
 
 def test_a_finished_step_is_resolved_without_looking_at_a_device(tmp_path: Path) -> None:
     folder = begun(Folder(str(tmp_path)), "bfloat16", is_finished=True)
-    assert choose_dtype("annotate", "auto", stored_dtype([folder]), never) == "bfloat16"
-    assert choose_dtype("annotate", "float16", Stored(dtype=None, is_finished=False), never) == "float16"
+    assert resolve_step_dtype("annotate", "auto", read_stored_dtype([folder]), never) == "bfloat16"
+    assert resolve_step_dtype("annotate", "float16", StoredDtype(dtype=None, is_finished=False), never) == "float16"
 
 
 def test_a_step_that_goes_on_elsewhere_keeps_its_dtype_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored = stored_dtype([begun(Folder(str(tmp_path)), "float32", is_finished=False)])
-    assert choose_dtype("annotate", "auto", stored, lambda: CPU) == "float32"
+    stored = read_stored_dtype([begun(Folder(str(tmp_path)), "float32", is_finished=False)])
+    assert resolve_step_dtype("annotate", "auto", stored, lambda: CPU) == "float32"
     assert capsys.readouterr().out == ""
-    assert choose_dtype("annotate", "auto", stored, lambda: PLANNED_GPU) == "float32"
+    assert resolve_step_dtype("annotate", "auto", stored, lambda: ASSUMED_GPU) == "float32"
     assert "annotate: goes on in float32, in which it began; a GPU of compute" in capsys.readouterr().out
 
 
 def test_results_in_two_dtypes_are_not_guessed_at(tmp_path: Path) -> None:
     folders = [begun(Folder(str(tmp_path / dtype)), dtype, is_finished=True) for dtype in ("float32", "bfloat16")]
     with pytest.raises(StudyError, match=r"float32 \(.*\) and bfloat16 \(.*--sweep.train.dtype"):
-        stored_dtype(folders)
+        read_stored_dtype(folders)
 
 
 AXIS = GridConfig(variants=("a", "b"), epochs=(2,), axes=("dtype=float32,bfloat16",))
@@ -121,18 +121,18 @@ AXIS = GridConfig(variants=("a", "b"), epochs=(2,), axes=("dtype=float32,bfloat1
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_sweep_keeps_the_dtype_of_its_trainings(tmp_path: Path, dtype: str) -> None:
     study, config = Folder(str(tmp_path)), SweepConfig(grid=GridConfig(variants=("a", "b"), epochs=(2,)))
-    assert resolve_sweep(study, config).train.dtype == "float32", "this machine has no GPU"
+    assert resolve_sweep_precision(study, config).train.dtype == "float32", "this machine has no GPU"
     begun(run_folder(study, "b-seed0"), dtype, is_finished=False)
-    assert resolve_sweep(study, config).train.dtype == dtype
+    assert resolve_sweep_precision(study, config).train.dtype == dtype
     stated = replace(config, train=replace(config.train, dtype="float32"))
-    assert resolve_sweep(study, stated) is stated
+    assert resolve_sweep_precision(study, stated) is stated
 
 
 def test_a_sweep_over_dtypes_keeps_the_names_of_its_trainings(tmp_path: Path) -> None:
     study, config = Folder(str(tmp_path)), SweepConfig(grid=AXIS)
     begun(run_folder(study, "a-seed0"), "bfloat16", is_finished=True)
     begun(run_folder(study, "a-seed0-dtype=float32"), "float32", is_finished=True)
-    resolved = resolve_sweep(study, config)
+    resolved = resolve_sweep_precision(study, config)
     assert resolved.train.dtype == "bfloat16"
     assert [run.run_id for run in resolved.trajectories][:2] == ["a-seed0-dtype=float32", "a-seed0"]
 
@@ -140,11 +140,11 @@ def test_a_sweep_over_dtypes_keeps_the_names_of_its_trainings(tmp_path: Path) ->
 def test_other_trainings_of_a_study_decide_only_where_they_agree(tmp_path: Path) -> None:
     study, config = Folder(str(tmp_path)), SweepConfig(grid=GridConfig(variants=("a",), epochs=(2,)))
     begun(run_folder(study, "c-seed0"), "bfloat16", is_finished=True)
-    assert resolve_sweep(study, config, also=["c-seed0"]).train.dtype == "bfloat16"
+    assert resolve_sweep_precision(study, config, other_run_ids=["c-seed0"]).train.dtype == "bfloat16"
     begun(run_folder(study, "d-seed0"), "float32", is_finished=True)
-    assert resolve_sweep(study, config, also=["c-seed0", "d-seed0"]).train.dtype == "float32"
+    assert resolve_sweep_precision(study, config, other_run_ids=["c-seed0", "d-seed0"]).train.dtype == "float32"
     begun(run_folder(study, "a-seed0"), "bfloat16", is_finished=False)
-    assert resolve_sweep(study, config, also=["d-seed0"]).train.dtype == "bfloat16"
+    assert resolve_sweep_precision(study, config, other_run_ids=["d-seed0"]).train.dtype == "bfloat16"
 
 
 def test_an_axis_and_a_plan_state_the_dtype(tmp_path: Path) -> None:
@@ -153,11 +153,11 @@ def test_an_axis_and_a_plan_state_the_dtype(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="resolve auto"):
         plan_runs(Folder(str(tmp_path)), {"a-seed0": TrainConfig()})
     with pytest.raises(SettingsError, match="'auto'"):
-        training_memory(named_shape("1B"), TrainConfig(), 1)
+        estimate_training_memory(published_shape("1B"), TrainConfig(), 1)
 
 
 class Cluster:
-    """Ray as far as `work_device` asks it: resources, and one task that looks at a GPU."""
+    """Ray as far as `detect_device` asks it: resources, and one task that looks at a GPU."""
 
     def __init__(self, resources: Mapping[str, float], looks: Callable[[], Any]) -> None:
         self.resources, self.looks = resources, looks
@@ -192,32 +192,32 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cluster]:
 
 
 def test_a_cluster_without_gpus_is_asked_for_no_task(cluster: Callable[..., Cluster]) -> None:
-    assert slick.cluster.work_device(0) is CPU
+    assert slick.cluster.detect_device(0) is CPU
     found = cluster({"CPU": 8})
-    assert slick.cluster.work_device(None) is CPU
+    assert slick.cluster.detect_device(None) is CPU
     assert found.asked == []
 
 
 def test_the_gpu_that_the_work_gets_decides(cluster: Callable[..., Cluster]) -> None:
-    found = cluster({"GPU": 2, "accelerator_type:L4": 2}, lambda: PLANNED_GPU)
-    assert slick.cluster.work_device(None) is PLANNED_GPU
-    assert slick.cluster.work_device(0.25) is PLANNED_GPU
+    found = cluster({"GPU": 2, "accelerator_type:L4": 2}, lambda: ASSUMED_GPU)
+    assert slick.cluster.detect_device(None) is ASSUMED_GPU
+    assert slick.cluster.detect_device(0.25) is ASSUMED_GPU
     assert found.asked == [{"num_gpus": 1.0, "num_cpus": 0}, {"num_gpus": 0.25, "num_cpus": 0}]
-    cluster({}, lambda: PLANNED_GPU)
-    assert slick.cluster.work_device(1) is PLANNED_GPU, "of a cluster that grows from zero too"
+    cluster({}, lambda: ASSUMED_GPU)
+    assert slick.cluster.detect_device(1) is ASSUMED_GPU, "of a cluster that grows from zero too"
 
 
 def test_an_older_gpu_anywhere_in_the_cluster_decides(cluster: Callable[..., Cluster]) -> None:
     cluster({"GPU": 2, "accelerator_type:A100": 1, "accelerator_type:T4": 1})
-    found = slick.cluster.work_device(1)
+    found = slick.cluster.detect_device(1)
     assert resolve_dtype("auto", found) == "float32"
     assert "T4" in found.name
 
 
 def test_what_torch_cannot_see_is_said_as_it_is(cluster: Callable[..., Cluster]) -> None:
-    cluster({"GPU": 1}, slick.cluster._look_at_gpu)
+    cluster({"GPU": 1}, slick.cluster._probe_gpu)
     with pytest.raises(ModelError, match="Ray set aside a GPU, but torch sees none there"):
-        slick.cluster.work_device(1)
+        slick.cluster.detect_device(1)
 
 
 def test_more_gpus_than_this_machine_has_are_refused(
@@ -226,34 +226,34 @@ def test_more_gpus_than_this_machine_has_are_refused(
     cluster({"CPU": 4})
     monkeypatch.delenv("RAY_ADDRESS")
     with pytest.raises(SettingsError, match=r"1 GPUs are wanted .* has 0"):
-        slick.cluster.work_device(1)
+        slick.cluster.detect_device(1)
 
 
 def test_the_gpu_of_a_process_is_asked_for_native_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from slick.engines.devices import device_text, this_gpu
+    from slick.engines.devices import current_gpu, format_device
 
     emulates = {True: True, False: False}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: emulates[including_emulation])
-    assert this_gpu() == Device(is_gpu=True, has_bfloat16=False, name="Tesla V100")
-    assert device_text(torch.device("cuda:1")) == "cuda (Tesla V100)"
-    assert device_text(torch.device("cpu")) == "cpu"
+    assert current_gpu() == Device(is_gpu=True, supports_bfloat16=False, name="Tesla V100")
+    assert format_device(torch.device("cuda:1")) == "cuda (Tesla V100)"
+    assert format_device(torch.device("cpu")) == "cpu"
 
 
 def test_what_a_training_ran_on_adds_up(tmp_path: Path) -> None:
     run = Folder(str(tmp_path))
     for device in ("cpu", "cpu", "cuda (NVIDIA L4)"):
-        add_runtime(run, Runtime(device=device, dtype="float32", attention="sdpa"))
+        record_runtime(run, Runtime(device=device, dtype="float32", attention="sdpa"))
     assert len(read_runtimes(run)) == 3
-    assert runtime_counts(read_runtimes(run)) == {
+    assert merge_runtimes(read_runtimes(run)) == {
         "device": "cpu and cuda (NVIDIA L4)",
         "dtype": "float32",
         "attention": "sdpa",
     }
-    assert runtime_counts([{}]) == {}, "parts of older versions say nothing"
+    assert merge_runtimes([{}]) == {}, "parts of older versions say nothing"
 
 
 def test_a_training_says_what_it_runs_on_each_time_that_this_changes(
@@ -261,11 +261,11 @@ def test_a_training_says_what_it_runs_on_each_time_that_this_changes(
 ) -> None:
     study, plan = Folder(str(tmp_path)), SimpleNamespace(run_id="a-seed0", config=TrainConfig(epochs=1))
     before = Runtime(device="cpu", dtype="float32", attention="sdpa")
-    add_runtime(run_folder(study, "a-seed0"), before)
+    record_runtime(run_folder(study, "a-seed0"), before)
     watcher: Any = _Watcher(study, [plan], None, None)  # type: ignore[list-item,arg-type]
     watcher._show_runtime(plan)
     assert capsys.readouterr().out == "", "that is of an earlier run"
-    add_runtime(run_folder(study, "a-seed0"), replace(before, device="cuda (NVIDIA L4)"))
+    record_runtime(run_folder(study, "a-seed0"), replace(before, device="cuda (NVIDIA L4)"))
     for _ in range(2):
         watcher._show_runtime(plan)
     assert capsys.readouterr().out == "finetune: device cuda (NVIDIA L4), dtype float32, attention sdpa\n"

@@ -3,7 +3,7 @@
 from tuning.axes import combinations
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig, trajectories
-from tuning.probe import class_names, cost_class
+from tuning.probe import cost_class, cost_class_labels
 
 
 def names(*axes: str) -> list[str]:
@@ -11,7 +11,7 @@ def names(*axes: str) -> list[str]:
     runs = trajectories(grid, TrainConfig(), shared=False)
     classes = [cost_class(run.config(TrainConfig())) for run in runs]
     assert len(runs) == 2 * 2 * 2 * len(combinations(axes, TrainConfig()))
-    return list(class_names(list(dict.fromkeys(classes))).values())
+    return list(cost_class_labels(list(dict.fromkeys(classes))).values())
 
 
 def test_one_measurement_prices_what_costs_the_same_a_row() -> None:

@@ -12,12 +12,12 @@ import pytest
 from jobs import plan
 from jobs.door import parse_config
 from jobs.presets import StudyConfig
-from jobs.submit import STEPS
+from jobs.submit import STEP_PRESETS
 from slick.annotation import AnnotateConfig, RescoreConfig
-from slick.precision import PLANNED_GPU, bytes_per_number, resolve_dtype
-from slick.shapes import ModelShape, named_shape
+from slick.precision import ASSUMED_GPU, dtype_bytes, resolve_dtype
+from slick.shapes import ModelShape, published_shape
 from tuning.config import TrainConfig
-from tuning.memory import ROOM, training_memory
+from tuning.memory import HEADROOM, estimate_training_memory
 from tuning.sweep_config import SweepConfig
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def settings_of(command: str) -> Any:
     words = shlex.split(re.sub(r" N\b", " 1", command.replace("...", "")), comments=True)
     words = words[words.index("slick") + 1 :] if "slick" in words else words
     words = words[1:] if words[0] == "submit" else words
-    if len(words) < 2 or words[0] not in STEPS or words[1] not in STEPS[words[0]]:
+    if len(words) < 2 or words[0] not in STEP_PRESETS or words[1] not in STEP_PRESETS[words[0]]:
         return None
     step, preset, *rest = words
     flags: list[str] = []
@@ -44,7 +44,7 @@ def settings_of(command: str) -> Any:
             flags.append(word)
     if "--rescore" in flags:
         return parse_config(RescoreConfig(), [word for word in flags if word != "--rescore"], step)
-    return parse_config(STEPS[step][preset](), flags, step)
+    return parse_config(STEP_PRESETS[step][preset](), flags, step)
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Taken:
 
     def annotation_weights(self, shape: ModelShape) -> float:
         assert self.annotate is not None
-        dtype = resolve_dtype(self.annotate.dtype, PLANNED_GPU)
-        return bytes_per_number(dtype) * shape.parameters / max(1, self.annotate.gpus_per_actor or 1)
+        dtype = resolve_dtype(self.annotate.dtype, ASSUMED_GPU)
+        return dtype_bytes(dtype) * shape.parameters / max(1, self.annotate.gpus_per_actor or 1)
 
     def training(self, shape: ModelShape) -> Any:
         assert self.train is not None
-        dtype: Any = resolve_dtype(self.train.dtype, PLANNED_GPU)
-        return training_memory(shape, replace(self.train, dtype=dtype), self.train.num_workers)
+        dtype: Any = resolve_dtype(self.train.dtype, ASSUMED_GPU)
+        return estimate_training_memory(shape, replace(self.train, dtype=dtype), self.train.num_workers)
 
 
 def taken_by(command: str) -> Taken | None:
@@ -109,7 +109,7 @@ def test_a_printed_command_takes_what_the_plan_says(
     capsys: pytest.CaptureFixture[str], size: str, gpus: int, memory: int, dtype: str
 ) -> None:
     text = planned(capsys, "--model-size", size, "--gpus", str(gpus), "--gpu-memory", str(memory), "--dtype", dtype)
-    shape, room = named_shape(size), (1 - ROOM) * memory * GB
+    shape, room = published_shape(size), (1 - HEADROOM) * memory * GB
     width = {"auto": 2, "float32": 4}[dtype]
     (weights,) = re.findall(r"Annotation, \w+: weights ([\d.]+) GB", text)
     assert float(weights) == pytest.approx(width * shape.parameters / GB, abs=0.051)
@@ -122,12 +122,12 @@ def test_a_printed_command_takes_what_the_plan_says(
             assert taken.annotation_weights(shape) < room, command
         else:
             found = taken.training(shape)
-            assert found.on_device < room, command
+            assert found.peak_device_bytes < room, command
             flags = command.split("large ")[1].split(" --num-workers")[0]
             (row,) = (line for line in text.splitlines() if line.strip().startswith(f"{flags} "))
             numbers = [float(word.replace(",", "")) for word in row.removeprefix(f"  {flags}").split()[:7]]
             assert numbers[0] == pytest.approx(found.weights / GB, abs=0.051), command
-            assert numbers[6] == pytest.approx(found.on_device / GB, abs=0.051), command
+            assert numbers[6] == pytest.approx(found.peak_device_bytes / GB, abs=0.051), command
 
 
 def test_plans_print_commands_of_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +141,7 @@ def test_plans_print_commands_of_both_kinds(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("name", ["README.md", "cluster.yaml", "kuberay.yaml"])
 def test_a_documented_command_takes_the_bytes_that_the_plan_counts(name: str) -> None:
-    shape, found = named_shape("7B"), documented(name)
+    shape, found = published_shape("7B"), documented(name)
     assert found
     for command in found:
         taken = taken_by(command)
@@ -164,5 +164,5 @@ def test_the_example_of_a_cluster_fits_the_gpus_that_it_names(name: str) -> None
     for size, command in ((whole, example), (lora, f"{example.split('#')[0]} {flags}")):
         taken = taken_by(command)
         assert taken is not None
-        assert taken.annotation_weights(named_shape(size)) < 0.8 * (1 - ROOM) * memory * GB, size
-        assert taken.training(named_shape(size)).on_device < (1 - ROOM) * memory * GB, size
+        assert taken.annotation_weights(published_shape(size)) < 0.8 * (1 - HEADROOM) * memory * GB, size
+        assert taken.training(published_shape(size)).peak_device_bytes < (1 - HEADROOM) * memory * GB, size

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from slick.progress import MAX_INTERVAL_S, Progress, duration, rate
+from slick.progress import MAX_INTERVAL_S, ProgressReporter, format_duration, format_rate
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ from slick.progress import MAX_INTERVAL_S, Progress, duration, rate
     ],
 )
 def test_duration(seconds: float, expected: str) -> None:
-    assert duration(seconds) == expected
+    assert format_duration(seconds) == expected
 
 
 def test_a_log_gets_a_line_each_interval_and_the_last(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress("annotate", 1500, "questions", interval_s=3600)
+    progress = ProgressReporter("annotate", 1500, "questions", interval_s=3600)
     for _ in range(3):
         progress.add(500)
     out = capsys.readouterr()
@@ -42,7 +42,7 @@ def test_a_log_gets_a_line_each_interval_and_the_last(capsys: pytest.CaptureFixt
 
 def test_who_listens_is_told_as_often_as_a_log_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     told: list[str] = []
-    progress = Progress("annotate", 100, "questions", interval_s=3600, quiet=True, tell=told.append)
+    progress = ProgressReporter("annotate", 100, "questions", interval_s=3600, quiet=True, on_update=told.append)
     for _ in range(10):
         progress.add(10)
     (line,) = told
@@ -51,7 +51,7 @@ def test_who_listens_is_told_as_often_as_a_log_and_at_the_end(capsys: pytest.Cap
 
 
 def test_the_speed_is_that_of_this_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress("annotate", 2000, "questions", interval_s=0.0)
+    progress = ProgressReporter("annotate", 2000, "questions", interval_s=0.0)
     progress.resume_at(1000)
     time.sleep(0.2)
     progress.add(10, "7 failed")
@@ -93,18 +93,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     ],
 )
 def test_below_one_a_second_a_rate_is_the_time_of_each(per_second: float, expected: str) -> None:
-    assert rate(per_second) == expected
+    assert format_rate(per_second) == expected
 
 
 def test_nothing_done_yet_has_neither_rate_nor_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress("sweep", 10, "epochs", interval_s=0.0).add(0)
+    ProgressReporter("sweep", 10, "epochs", interval_s=0.0).add(0)
     assert capsys.readouterr().err == "sweep: 0 of 10 epochs\n"
 
 
 def test_a_training_that_begins_again_has_the_rate_of_what_it_does_now(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    progress = Progress("finetune", 1, "epochs")
+    progress = ProgressReporter("finetune", 1, "epochs")
     progress.resume_at(1)
     clock.now += 20
     progress.add(-1)
@@ -119,7 +119,7 @@ def test_a_training_that_begins_again_has_the_rate_of_what_it_does_now(
 def test_lines_in_a_log_come_at_growing_intervals(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[str] = []
     hours = 10
-    progress = Progress("finetune", hours * 3600, "epochs", tell=told.append)
+    progress = ProgressReporter("finetune", hours * 3600, "epochs", on_update=told.append)
     times = []
     for _ in range(hours * 3600 - 1):
         clock.now += 1
@@ -137,7 +137,7 @@ def test_lines_in_a_log_come_at_growing_intervals(clock: Clock, capsys: pytest.C
 def test_the_last_line_appears_though_fewer_are_done_than_planned(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    progress = Progress("finetune", 10, "epochs")
+    progress = ProgressReporter("finetune", 10, "epochs")
     clock.now += 2
     progress.add(4, "ended early")
     assert capsys.readouterr().err == ""

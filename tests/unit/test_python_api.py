@@ -11,7 +11,7 @@ import pytest
 
 import slick
 from slick.storage import FolderLike, as_folder
-from slick.study import finish, require
+from slick.study import complete_step, require_manifest
 from tests.unit.labelled_study import SMALL, write_study
 from tests.unit.readme_snippet import SNIPPET, statements
 from tests.unit.report_study import write_annotation
@@ -118,8 +118,10 @@ def test_the_example_of_readme_runs_as_far_as_it_needs_no_cluster(
             labelled = [{**row, "category": categories[i % 4]} for i, row in enumerate(asked)]
             study = slick.Folder("studies/mine")
             write_annotation(study, labelled)
-            inputs = {"questions": require(study.child("questions"), "questions").fingerprint, "model": "m"}
-            finish(study.child("annotate"), "annotate", "k", settings={}, inputs=inputs, counts={}, started_at=0.0)
+            inputs = {"questions": require_manifest(study.child("questions"), "questions").fingerprint, "model": "m"}
+            complete_step(
+                study.child("annotate"), "annotate", "k", settings={}, inputs=inputs, counts={}, started_at=0.0
+            )
         elif name != "slick.finetune":
             exec(line, names)
     assert len(names["labels"]) == 2 * 3 * 16

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from jobs import presets
-from jobs.cli import STEPS
+from jobs.cli import STEP_DESCRIPTIONS
 from jobs.door import parse_config, parse_out, parse_preset
 from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
@@ -21,12 +21,12 @@ from slick.study_files import (
     GENERATION_SCHEMA,
     GOLD_SCHEMA,
     KNOWLEDGE_SCHEMA,
-    LOST_SCHEMA,
     P_TRUE_SCHEMA,
     PLANTED_SCHEMA,
     POINTS_SCHEMA,
     PREDICTIONS_SCHEMA,
     QUESTION_SCHEMA,
+    RIGHT_TO_WRONG_SCHEMA,
     ROWS_SCHEMA,
     SET_ASIDE_SCHEMA,
     VARIANT_SCHEMA,
@@ -39,7 +39,7 @@ SCHEMAS = {
     "questions/": [QUESTION_SCHEMA],
     "annotate/": [GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA, SET_ASIDE_SCHEMA, KNOWLEDGE_SCHEMA],
     "variants/": [VARIANT_SCHEMA],
-    "runs/RUN_ID/": [EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, ROWS_SCHEMA, LOST_SCHEMA],
+    "runs/RUN_ID/": [EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, ROWS_SCHEMA, RIGHT_TO_WRONG_SCHEMA],
     "sweep/": [POINTS_SCHEMA],
     "world/": [PLANTED_SCHEMA],
 }
@@ -91,7 +91,7 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_each_command_parses(page: str, command: str) -> None:
     step, *words = shlex.split(command)[1:]
-    assert step in STEPS
+    assert step in STEP_DESCRIPTIONS
     if step == "submit":
         parse_submission([word.replace("dataset.zip", "s3://bucket/dataset.zip") for word in words])
         return

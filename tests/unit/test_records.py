@@ -4,20 +4,20 @@ import pyarrow as pa
 import pytest
 
 from tuning.records import (
-    Verdict,
+    Prediction,
     accuracy,
     epochs_table,
-    lost_table,
-    measures_of,
+    metrics_from_table,
     predictions_table,
+    right_to_wrong_table,
     rows_table,
     summarize,
 )
-from tuning.rows import Row
+from tuning.rows import QuestionRow
 
 
-def row(question_id: str, split: str, category: str | None) -> Row:
-    return Row(question_id=question_id, split=split, category=category, suffix="", target="x", accepted=("x",))
+def row(question_id: str, split: str, category: str | None) -> QuestionRow:
+    return QuestionRow(question_id=question_id, split=split, category=category, suffix="", target="x", accepted=("x",))
 
 
 ROWS = [
@@ -28,10 +28,11 @@ ROWS = [
 ]
 
 
-def verdicts(*texts: str) -> list[Verdict]:
+def verdicts(*texts: str) -> list[Prediction]:
     losses = [0.5 * i if row.split == "train" else None for i, row in enumerate(ROWS)]
     return [
-        Verdict(text=text, hit=text == "x", loss=loss, num_tokens=2) for text, loss in zip(texts, losses, strict=True)
+        Prediction(text=text, hit=text == "x", loss=loss, num_tokens=2)
+        for text, loss in zip(texts, losses, strict=True)
     ]
 
 
@@ -49,7 +50,7 @@ def test_each_row_has_the_first_epoch_that_answered_it() -> None:
 
 
 def test_what_was_right_and_is_wrong_has_both_answers() -> None:
-    assert lost_table(TABLES[0], TABLES[2]).to_pylist() == [
+    assert right_to_wrong_table(TABLES[0], TABLES[2]).to_pylist() == [
         {
             "question_id": "b",
             "split": "train",
@@ -59,15 +60,15 @@ def test_what_was_right_and_is_wrong_has_both_answers() -> None:
         },
         {"question_id": "d", "split": "dev", "category": None, "text_before": "x", "text_after": ""},
     ]
-    assert lost_table(TABLES[1], TABLES[1]).num_rows == 0
+    assert right_to_wrong_table(TABLES[1], TABLES[1]).num_rows == 0
 
 
 def test_measures_come_back_from_the_file() -> None:
     epochs = [summarize(ROWS, epoch) for epoch in EPOCHS]
     table = epochs_table("run", epochs)
-    assert measures_of(table, 2) == epochs[:2]
-    assert measures_of(table, 4) is None
-    assert measures_of(table.slice(0, 0), 1) is None
+    assert metrics_from_table(table, 2) == epochs[:2]
+    assert metrics_from_table(table, 4) is None
+    assert metrics_from_table(table.slice(0, 0), 1) is None
     assert accuracy(epochs[1], "train") == pytest.approx(2 / 3)
     assert accuracy(epochs[1], "train", "Unknown") == 0.5
     assert accuracy(epochs[1], "test") is None

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from slick.errors import DataError
-from slick.questions.relations import load_relations, paper_counts, split_template, subject_of
+from slick.questions.relations import extract_subject, load_paper_counts, load_relations, split_template
 
 
 def test_the_shipped_division_is_12_7_5_and_p30():
@@ -15,7 +15,7 @@ def test_the_shipped_division_is_12_7_5_and_p30():
 
 
 def test_the_paper_counts_cover_the_division_and_add_up():
-    counts, relations = paper_counts(), load_relations()
+    counts, relations = load_paper_counts(), load_relations()
     for table, domain in (("train", "id"), ("test", "id"), ("ood", "ood")):
         assert set(counts[table]) == {name for name, relation in relations.items() if relation.domain == domain}
         for row in counts[table].values():
@@ -31,9 +31,9 @@ def test_a_subject_survives_the_question(relation):
 
 
 def test_a_question_without_a_subject_has_none():
-    assert subject_of("Who is [X]'s child?", "Who is 's child?") is None
-    assert subject_of("aa[X]aa", "aaa") is None
-    assert subject_of("Where is [E]?", "Where is Rome?") == "Rome"
+    assert extract_subject("Who is [X]'s child?", "Who is 's child?") is None
+    assert extract_subject("aa[X]aa", "aaa") is None
+    assert extract_subject("Where is [E]?", "Where is Rome?") == "Rome"
 
 
 @pytest.mark.parametrize("template", ["no place", "[X] and [X]", "[X] and [E]"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from slick.errors import SettingsError
-from tuning.axes import Axis, Settings, parse_axis
+from tuning.axes import Axis, SettingOverrides, parse_axis
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
 from tuning.search import check_search
@@ -17,17 +17,17 @@ AXES = ("learning_rate=1e-6..1e-3:log", "lora_rank=4..64", "dropout=0.0..0.3", "
 CONFIG = SweepConfig(grid=GridConfig(axes=AXES), search="optuna")
 
 
-def searched(num_rounds: int, seed: int = 0) -> list[Settings]:
+def searched(num_rounds: int, seed: int = 0) -> list[SettingOverrides]:
     """Samples of a search for a learning rate near 1e-5."""
     pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slick-knowledge[optuna]'")
     from math import log10
 
-    from tuning.search import Search
+    from tuning.search import SettingsSearch
 
-    search = Search(AXES, BASE, seed)
+    search = SettingsSearch(AXES, BASE, seed)
     for _ in range(num_rounds):
         search.tell([-abs(log10(dict(settings).get("learning_rate", 1e-5)) + 5) for settings in search.ask(4)])
-    return search.asked
+    return search.suggestions
 
 
 def test_spans_are_read() -> None:

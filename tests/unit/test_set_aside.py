@@ -8,36 +8,36 @@ import pyarrow as pa
 import pytest
 
 from slick.annotation import AnnotateConfig
-from slick.annotation.asker import Store
-from slick.annotation.generations import cut_batches, leave_out
+from slick.annotation.asker import AnswerSetSpec
+from slick.annotation.generations import cut_batches, exclude_questions
 from slick.annotation.set_aside import (
     SET_ASIDE_SCHEMA,
     TOO_LONG,
-    check_share,
-    count_set_aside,
+    check_set_aside_share,
+    count_set_aside_by_store,
+    drop_questions,
     find_too_long,
     labelled_questions,
-    most_tokens,
+    max_prompt_tokens,
     read_set_aside,
-    without,
 )
 from slick.engines.base import SamplingConfig
 from slick.errors import DataError, ModelError, SettingsError
-from slick.models import NO_LIMIT, context_length
+from slick.models import UNLIMITED_POSITIONS, context_length
 from slick.report.provenance import provenance, set_aside_table
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.local.tiny import tiny_tokenizer
 from tuning.config import TrainConfig
 from tuning.evaluate import encode_rows
-from tuning.fitting import fitting_rows
-from tuning.rows import Row
+from tuning.fitting import filter_long_rows
+from tuning.rows import QuestionRow
 
 ANSWER = 10
 
 
-def store(*prefixes: str) -> Store:
-    return Store(prefixes={"P1": list(prefixes)}, sampling=SamplingConfig(max_new_tokens=ANSWER))
+def store(*prefixes: str) -> AnswerSetSpec:
+    return AnswerSetSpec(prefixes={"P1": list(prefixes)}, sampling=SamplingConfig(max_new_tokens=ANSWER))
 
 
 def questions(*texts: str, relation: str = "P1") -> pa.Table:
@@ -61,7 +61,7 @@ def count_words(texts: Any) -> list[int]:
     return [len(text.split()) for text in texts]
 
 
-def found_ids(table: pa.Table, of: Store, context: int) -> list[str]:
+def found_ids(table: pa.Table, of: AnswerSetSpec, context: int) -> list[str]:
     return find_too_long(table, of, context, count_words)["question_id"].to_pylist()
 
 
@@ -96,13 +96,13 @@ def test_no_tokenizer_is_needed_where_bytes_are_few_enough() -> None:
 
     table = questions("short", "as short")
     assert find_too_long(table, store("Q: x\nA: y\n"), 512, fails).num_rows == 0
-    assert most_tokens(table, store("Q: x\nA: y\n")) <= 512
+    assert max_prompt_tokens(table, store("Q: x\nA: y\n")) <= 512
 
 
 def test_the_bound_of_tokens_holds_for_a_tokenizer_of_bytes() -> None:
     table, of = questions("wörter \u4f60\u597d \U0001f600" * 9, "x"), store("Q: é\nA: ü\n")
     prompt = of.prefixes["P1"][0] + of.suffix(table["question"][0].as_py(), ["yes"])
-    assert len(tiny_tokenizer()(prompt)["input_ids"]) + ANSWER <= most_tokens(table, of)
+    assert len(tiny_tokenizer()(prompt)["input_ids"]) + ANSWER <= max_prompt_tokens(table, of)
 
 
 def test_exemplars_without_room_for_a_question_are_named() -> None:
@@ -117,19 +117,19 @@ def found(num: int, context: int = 50) -> pa.Table:
 
 def test_above_the_share_the_message_says_how_many_and_what_to_do(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    check_share(found(1), 100, 0.01, folder, "generations")
-    check_share(SET_ASIDE_SCHEMA.empty_table(), 100, 0.0, folder, "generations")
+    check_set_aside_share(found(1), 100, 0.01, folder, "generations")
+    check_set_aside_share(SET_ASIDE_SCHEMA.empty_table(), 100, 0.0, folder, "generations")
     with pytest.raises(DataError) as raised:
-        check_share(found(5), 100, 0.01, folder, "generations")
+        check_set_aside_share(found(5), 100, 0.01, folder, "generations")
     message = str(raised.value)
     for part in ("5 of 100 questions (5 %)", "50 tokens", "103 tokens", "at most 1 %", "P1-0 (103 tokens)", ", ..."):
         assert part in message
     with pytest.raises(DataError, match="no question is left to ask"):
-        check_share(found(5), 5, 1.0, folder, "generations")
+        check_set_aside_share(found(5), 5, 1.0, folder, "generations")
 
 
 def test_counts_are_by_store_reason_relation_and_split() -> None:
-    assert count_set_aside({"generations": found(3), "repeats": SET_ASIDE_SCHEMA.empty_table()}) == {
+    assert count_set_aside_by_store({"generations": found(3), "repeats": SET_ASIDE_SCHEMA.empty_table()}) == {
         "generations": {TOO_LONG: {"P1": {"test": 2, "train": 1}}}
     }
 
@@ -139,10 +139,10 @@ def test_questions_set_aside_leave_the_others_in_their_batches(tmp_path: Path) -
     out = SET_ASIDE_SCHEMA.empty_table()
     rest = {"relation": "P1", "domain": "id", "split": "test", "reason": TOO_LONG, "num_tokens": 9, "limit": 8}
     out = pa.Table.from_pylist([{"question_id": f"P1-{i}", **rest} for i in (1, 3, 4, 5)], out.schema)
-    batches = leave_out(cut_batches(table, 2), out)
+    batches = exclude_questions(cut_batches(table, 2), out)
     ids = {batch.index: batch.questions["question_id"].to_pylist() for batch in batches}
     assert ids == {0: ["P1-0"], 1: ["P1-2"], 3: ["P1-6", "P1-7"]}
-    assert without(table, out)["question_id"].to_pylist() == ["P1-0", "P1-2", "P1-6", "P1-7"]
+    assert drop_questions(table, out)["question_id"].to_pylist() == ["P1-0", "P1-2", "P1-6", "P1-7"]
     folder = Folder(str(tmp_path))
     assert labelled_questions(folder, table).equals(table)
     folder.child("set_aside").write_table("gold.parquet", out)
@@ -168,14 +168,16 @@ def test_the_context_is_read_off_the_configuration(tmp_path: Path) -> None:
     assert context_of('{"model_type": "gpt2", "n_positions": 64}') == 64
     assert context_of('{"text_config": {"max_position_embeddings": 128}, "max_position_embeddings": 5}') == 128
     assert context_of('{"model_type": "llama"}') == 2048, "what the architecture has by itself"
-    assert context_of('{"model_type": "mamba"}') == NO_LIMIT
+    assert context_of('{"model_type": "mamba"}') == UNLIMITED_POSITIONS
     with pytest.raises(ModelError, match=r"config\.json is not UTF-8 JSON"):
         context_of("{")
 
 
-def row(question_id: str, split: str, words: int, target: str = "yes") -> Row:
+def row(question_id: str, split: str, words: int, target: str = "yes") -> QuestionRow:
     text = "a " * words
-    return Row(question_id=question_id, split=split, category=None, suffix=text, target=target, accepted=(target,))
+    return QuestionRow(
+        question_id=question_id, split=split, category=None, suffix=text, target=target, accepted=(target,)
+    )
 
 
 TRAINING = TrainConfig(max_new_tokens=8, max_set_aside_share=0.5)
@@ -183,7 +185,7 @@ TRAINING = TrainConfig(max_new_tokens=8, max_set_aside_share=0.5)
 
 def test_rows_that_do_not_fit_are_left_out_with_their_tokens() -> None:
     rows = [row("a", "train", 4), row("b", "train", 4, "no " * 90), row("c", "dev", 4), row("d", "test", 300)]
-    fitting = fitting_rows(rows, tiny_tokenizer(), 128, TRAINING)
+    fitting = filter_long_rows(rows, tiny_tokenizer(), 128, TRAINING)
     assert [one.question_id for one in fitting.rows] == ["a", "c"]
     assert fitting.examples == encode_rows([rows[0], rows[2]], tiny_tokenizer())
     assert fitting.train_examples == fitting.examples[:1]
@@ -194,7 +196,7 @@ def test_rows_that_do_not_fit_are_left_out_with_their_tokens() -> None:
     (example,) = encode_rows([rows[3]], tiny_tokenizer())
     assert long["d"]["num_tokens"] == len(example.prompt_ids) + TRAINING.max_new_tokens
     assert [
-        len(fitting_rows(rows[2:], tiny_tokenizer(), long["d"]["num_tokens"] - i, TRAINING).rows) for i in (0, 1)
+        len(filter_long_rows(rows[2:], tiny_tokenizer(), long["d"]["num_tokens"] - i, TRAINING).rows) for i in (0, 1)
     ] == [2, 1]
 
 
@@ -203,9 +205,9 @@ def test_too_many_long_rows_stop_a_training() -> None:
     with pytest.raises(
         DataError, match=r"1 of 4 rows of variant unknown-050 do not fit.*question d \(test\).*20 % may"
     ):
-        fitting_rows(rows, tiny_tokenizer(), 128, replace(TRAINING, max_set_aside_share=0.2))
+        filter_long_rows(rows, tiny_tokenizer(), 128, replace(TRAINING, max_set_aside_share=0.2))
     with pytest.raises(DataError, match="no dev row is left"):
-        fitting_rows([row("a", "train", 4), row("c", "dev", 300)], tiny_tokenizer(), 128, TRAINING)
+        filter_long_rows([row("a", "train", 4), row("c", "dev", 300)], tiny_tokenizer(), 128, TRAINING)
 
 
 def manifest(**counts: Any) -> Manifest:

@@ -16,9 +16,9 @@ from slick.analysis.provenance import Origin, origin
 from slick.analysis.setting_differences import SettingDifference, setting_differences
 from slick.annotation.config import AnnotateConfig
 from slick.report.compare import _settings_sentences
-from slick.settings import P_TRUE_IDENTITY, affected_by, counted, nested_class, settings_class
+from slick.settings import P_TRUE_IDENTITY, field_affects, filter_settings, nested_settings_class, settings_class
 from slick.storage import Folder
-from slick.study import Manifest, fingerprint, finish, plain_settings, read_manifest
+from slick.study import Manifest, complete_step, fingerprint, read_manifest, settings_to_json
 from slick.world.config import WorldConfig
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +42,9 @@ def fields_of(cls: type, prefix: str = "") -> list[tuple[str, frozenset[str]]]:
     """Dotted name of each field, nested ones too, and what it affects."""
     found = []
     for field in dataclasses.fields(cls):
-        inner = nested_class(field)
+        inner = nested_settings_class(field)
         name = f"{prefix}{field.name}"
-        found += fields_of(inner, f"{name}.") if inner else [(name, affected_by(field))]
+        found += fields_of(inner, f"{name}.") if inner else [(name, field_affects(field))]
     return found
 
 
@@ -61,7 +61,7 @@ def other(value: Any) -> Any:
 
 
 def settings_by_step(change: tuple[str, str] | None, path: tuple[str, str] | None) -> dict[str, dict[str, Any]]:
-    found = {step: plain_settings(settings_class(step)()) for step in STEPS}
+    found = {step: settings_to_json(settings_class(step)()) for step in STEPS}
     found["sweep"] |= SEARCHED
     for step in ("annotate", "finetune"):
         found[step]["dtype"] = "float32"  # as steps store what `auto` stood for
@@ -98,7 +98,7 @@ def study(
     settings = settings_by_step(change, path)
     contents = {"world": {"recipe": 3}, "questions": {"relations": "default"}}
     names = {"finetune": "runs/unknown-050-seed0", "p_true": "annotate/p_true"}
-    scored = counted(AnnotateConfig, settings["annotate"], P_TRUE_IDENTITY)
+    scored = filter_settings(AnnotateConfig, settings["annotate"], P_TRUE_IDENTITY)
     return {
         names.get(step, step): Manifest(
             step=step,
@@ -108,7 +108,7 @@ def study(
             counts={},
             seconds=1.0,
             versions={"torch": "2.13.0"},
-            identity=None if older else {**counted(settings_class(step), values), **contents.get(step, {})},
+            identity=None if older else {**filter_settings(settings_class(step), values), **contents.get(step, {})},
         )
         for step, values in {**settings, "p_true": scored}.items()
     }
@@ -170,7 +170,7 @@ def test_the_settings_of_a_search_count_only_where_there_is_one() -> None:
     for manifests in (a, b):
         sweep = manifests["sweep"]
         settings = {**sweep.settings, "search": "grid"}
-        identity = counted(settings_class("sweep"), settings)
+        identity = filter_settings(settings_class("sweep"), settings)
         manifests["sweep"] = dataclasses.replace(sweep, settings=settings, identity=identity)
     assert compared(a, b) == []
 
@@ -289,15 +289,15 @@ def test_versions_and_devices_that_differ_are_mentioned() -> None:
 def test_a_manifest_holds_the_settings_that_count_and_what_else_was_stated(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     config = WorldConfig(seed=3, num_threads=2, questions="here")
-    finish(folder, "world", "x", settings=config, inputs={}, counts={}, started_at=0.0, contents={"recipe": 3})
+    complete_step(folder, "world", "x", settings=config, inputs={}, counts={}, started_at=0.0, contents={"recipe": 3})
     identity = read_manifest(folder).identity
-    assert identity == json.loads(json.dumps(counted(WorldConfig, plain_settings(config)))) | {"recipe": 3}
+    assert identity == json.loads(json.dumps(filter_settings(WorldConfig, settings_to_json(config)))) | {"recipe": 3}
     assert not {"num_threads", "questions", "source"} & identity.keys()
     assert identity["seed"] == 3
 
 
 def test_what_an_older_manifest_does_not_state_is_proven_by_its_fingerprint() -> None:
-    settings = plain_settings(WorldConfig())
+    settings = settings_to_json(WorldConfig())
     mark = fingerprint(3, "", {**WorldConfig().identity(), "source": ""})
     world = dataclasses.replace(study(older=True)["world"], settings=settings, inputs={}, fingerprint=mark)
     found: Origin = origin({"world": world})

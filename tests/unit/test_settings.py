@@ -9,10 +9,10 @@ from slick.annotation.score import identity as p_true_identity
 from slick.engines.base import SamplingConfig
 from slick.questions.prepare import QuestionsConfig
 from slick.report import ReportConfig
-from slick.settings import COMPARED, affects, counted, identity_of, names_of, setting
+from slick.settings import COMPARISON, affects, fields_affecting, filter_settings, identity_settings, setting
 from slick.study import fingerprint
 from slick.variants import VariantsConfig
-from slick.world.config import WorldConfig, smoke_world
+from slick.world.config import WorldConfig, smoke_world_config
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig
 from tuning.sweep_config import SweepConfig
@@ -33,7 +33,7 @@ FILES = {"questions": "x.csv", "relations": "r.json", "rejects": "bad.jsonl", "a
             "40e5c783a9f9f045",
         ),
         (WorldConfig(), "9dfd82ad6b9f3e59"),
-        (smoke_world(), "d2aa3965873a8c17"),
+        (smoke_world_config(), "d2aa3965873a8c17"),
         (WorldConfig(num_threads=3, seed=2), "1c3221fdfed9521a"),
         (QuestionsConfig(), "35f4cb40174ec445"),
         (QuestionsConfig(filter="none", dev_share=0.2, **FILES), "cfa57a3c2f82a395"),
@@ -98,24 +98,26 @@ class Outer:
 
 
 def test_a_field_that_declares_nothing_affects_everything() -> None:
-    assert identity_of(Outer()) == {"forgotten": 1, "mode": "plain", "inner": {"rate": 1.0, "seed": 0}}
-    assert names_of(Outer, "result", "cost") == ("forgotten",)
+    assert identity_settings(Outer()) == {"forgotten": 1, "mode": "plain", "inner": {"rate": 1.0, "seed": 0}}
+    assert fields_affecting(Outer, "result", "cost") == ("forgotten",)
 
 
 def test_settings_without_effect_are_left_out() -> None:
-    assert identity_of(Outer(mode="search"))["samples"] == 5
-    assert identity_of(Outer(), COMPARED)["epochs"] == 2
+    assert identity_settings(Outer(mode="search"))["samples"] == 5
+    assert identity_settings(Outer(), COMPARISON)["epochs"] == 2
 
 
 def test_stored_settings_count_as_their_class_declares() -> None:
     stored = {"path": "x", "workers": 3, "mode": "search", "samples": 4, "inner": {"rate": 2, "seed": 1}, "later": 7}
     left = {"mode": "search", "samples": 4, "inner": {"rate": 2, "seed": 1}, "later": 7}
-    assert counted(Outer, stored) == left, "names that the class does not know count"
-    assert counted(Outer, stored, frozenset({"result"}))["inner"] == {"rate": 2}
-    assert counted(None, stored) == stored
+    assert filter_settings(Outer, stored) == left, "names that the class does not know count"
+    assert filter_settings(Outer, stored, frozenset({"result"}))["inner"] == {"rate": 2}
+    assert filter_settings(None, stored) == stored
 
 
 def test_a_setting_of_an_older_manifest_is_known_by_its_former_name() -> None:
     older = {"source": "there/q.csv", "filter": "none"}
-    assert counted(QuestionsConfig, older) == counted(QuestionsConfig, {"questions": "here/q.csv", "filter": "none"})
-    assert counted(WorldConfig, {"source": "q.zip"}) == {}
+    assert filter_settings(QuestionsConfig, older) == filter_settings(
+        QuestionsConfig, {"questions": "here/q.csv", "filter": "none"}
+    )
+    assert filter_settings(WorldConfig, {"source": "q.zip"}) == {}

@@ -11,7 +11,7 @@ from slick import limits
 from slick.errors import DataError
 from slick.questions.rows import read_rows
 from slick.questions.sources import open_source
-from tests.planted import Planted
+from tests.planted import MaliciousPickle
 
 ROWS = [
     {"question": "Where was Ada born?", "answers": ["London"]},
@@ -263,7 +263,7 @@ def test_a_parquet_column_whose_values_are_pickles_is_refused_before_they_are_re
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
     code_ran = tmp_path / "code-ran"
-    column = ArrowPythonObjectArray.from_objects([Planted(code_ran)])
+    column = ArrowPythonObjectArray.from_objects([MaliciousPickle(code_ran)])
     pq.write_table(
         pa.table({"relation": ["P1"], "question": ["Who?"], "answers": column, "unused": column}),
         tmp_path / "a.parquet",

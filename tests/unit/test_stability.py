@@ -17,7 +17,7 @@ from slick.errors import StudyError
 from slick.report.pages.stability import control_table, flip_table, section, settling_table
 from slick.storage import Folder
 from slick.stored_files import convert
-from slick.study import begin, fingerprint, finish
+from slick.study import begin_step, complete_step, fingerprint
 from slick.types import Category
 
 HIGHLY, MAYBE, WEAKLY, UNKNOWN = Category
@@ -57,11 +57,11 @@ def annotated(root: Path, content: Any = None, chances: list[float | None] | Non
     if chances is not None:
         table["chance_known"] = chances  # type: ignore[assignment]
     identity = fingerprint(str(root))
-    begin(folder, "annotate", identity, {})
+    begin_step(folder, "annotate", identity, {})
     folder.write_table("knowledge.parquet", pa.table(table))
     if content is not None:
         folder.write_bytes("confidence.json", content if isinstance(content, bytes) else json.dumps(content).encode())
-    finish(folder, "annotate", identity, settings={}, inputs={}, counts={}, started_at=time.monotonic())
+    complete_step(folder, "annotate", identity, settings={}, inputs={}, counts={}, started_at=time.monotonic())
     return study
 
 

@@ -9,12 +9,12 @@ import pytest
 from slick.errors import StudyError
 from slick.file_errors import file_errors
 from slick.storage import Folder
-from tuning.state import Progress, check_earlier_states, find_states, read_state, states_of
+from tuning.state import TrainingProgress, check_legacy_states, find_states, latest_states, read_state
 
-PROGRESS = Progress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2)
+PROGRESS = TrainingProgress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2)
 
 
-def write(folder: Folder, progress: Progress, ranks: tuple[int, ...] = (0, 1)) -> Folder:
+def write(folder: Folder, progress: TrainingProgress, ranks: tuple[int, ...] = (0, 1)) -> Folder:
     path = Path(folder.local_path)
     path.mkdir(parents=True)
     (path / "progress.json").write_text(json.dumps({"format": 2} | asdict(progress)))
@@ -83,8 +83,8 @@ def test_the_furthest_state_of_each_training_is_found(tmp_path: Path) -> None:
     write(study.child("runs", "b-seed0", "state"), replace(PROGRESS, identity="b", epoch=7))
     found = find_states(study, ["a-seed0", "b-seed0"])
     assert {identity: state.progress.epoch for identity, state in found.items()} == {"a": 5, "b": 7}
-    assert states_of(groups.child("g")) == {"a": found["a"]}
-    assert states_of(groups.child("another")) == {}
+    assert latest_states(groups.child("g")) == {"a": found["a"]}
+    assert latest_states(groups.child("another")) == {}
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_pickles_of_the_previous_version_are_named_and_never_taken_for_a_state(
     interrupted = write_pickles(study.child(".ray", "finetune-a", "group", "checkpoint_1"))
     kept = write_pickles(study.child("runs", "a-seed0", "state"))
     assert find_states(study, ["a-seed0"]) == {}
-    assert states_of(study.child(".ray", "finetune-a", "group")) == {}
-    check_earlier_states(study, [])
+    assert latest_states(study.child(".ray", "finetune-a", "group")) == {}
+    check_legacy_states(study, [])
     assert capsys.readouterr().out == "", "nothing begins anew"
-    check_earlier_states(study, ["b-seed0"])
+    check_legacy_states(study, ["b-seed0"])
     assert f"{interrupted} was written by an earlier version as pickles" in capsys.readouterr().out
     with pytest.raises(StudyError, match=f"{kept} was written by an earlier version as pickles.*delete that folder"):
-        check_earlier_states(study, ["a-seed0"])
+        check_legacy_states(study, ["a-seed0"])

@@ -9,21 +9,29 @@ import pyarrow as pa
 import pytest
 
 from jobs.presets import StudyConfig, paper_study, smoke_study
-from jobs.status import describe, main, standings
+from jobs.status import describe_step, main, sweep_run_statuses
 from jobs.study import resolve
 from slick.annotation import AnnotateConfig
-from slick.annotation.config import Scope
+from slick.annotation.config import PTrueScope
 from slick.annotation.score import identity
 from slick.storage import Folder
-from slick.study import FOLDERS, Manifest, begin, plain_settings
+from slick.study import STEP_FOLDERS, Manifest, begin_step, settings_to_json
 from slick.variants import VariantsConfig
-from tests.unit.answers_study import Asked, write_questions
-from tuning.board import Course
+from tests.unit.answers_study import AnsweredQuestion, write_questions
+from tuning.board import TrialTracker
 from tuning.config import TrainConfig
 from tuning.grid import Trajectory
-from tuning.records import Measure, epochs_table
+from tuning.records import SplitMetrics, epochs_table
 from tuning.runs import RunPlan
-from tuning.standing import Live, Standing, headline, read_live, table, write_live, write_planned
+from tuning.standing import (
+    DriverStatus,
+    RunStatus,
+    progress_line,
+    read_driver_status,
+    status_table,
+    write_driver_status,
+    write_planned,
+)
 
 RUNS = [
     Trajectory(variant="natural", seed=seed, epochs=5, settings=settings)
@@ -35,7 +43,7 @@ NOW = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
 
 
 def finish(folder: Folder) -> None:
-    step = folder.name if folder.name in FOLDERS else "finetune"
+    step = folder.name if folder.name in STEP_FOLDERS else "finetune"
     manifest = Manifest(step=step, fingerprint="x", settings={}, inputs={}, counts={}, seconds=1.0, versions={})
     folder.write_json("manifest.json", {name: getattr(manifest, name) for name in Manifest.__slots__})
 
@@ -44,7 +52,7 @@ def write_epochs(study: Folder, run_id: str, dev: list[int]) -> None:
     """Right answers out of 10 dev and 20 test questions, the latter twice as many."""
     epochs = [
         [
-            Measure(split=split, category="all", num=num, num_correct=right * num // 10, loss=None)
+            SplitMetrics(split=split, category="all", num=num, num_correct=right * num // 10, loss=None)
             for split, num in (("dev", 10), ("test", 20))
         ]
         for right in dev
@@ -63,19 +71,21 @@ def study(tmp_path: Path) -> Folder:
     return study
 
 
-def live(**changed: object) -> Live:
-    known = Live(at=NOW, seconds_left=130.0, running=(HALF,), failed={BROKEN: "no room"}, retries={HALF: 1, BROKEN: 2})
+def driver_status(**changed: object) -> DriverStatus:
+    known = DriverStatus(
+        at=NOW, seconds_left=130.0, running=(HALF,), failed={BROKEN: "no room"}, retries={HALF: 1, BROKEN: 2}
+    )
     return replace(known, **changed)
 
 
 def test_a_sweep_under_way_is_told_with_every_training(study: Folder, capsys: pytest.CaptureFixture) -> None:
-    write_live(study.child("sweep"), live())
-    assert read_live(study.child("sweep")) == live()
+    write_driver_status(study.child("sweep"), driver_status())
+    assert read_driver_status(study.child("sweep")) == driver_status()
     line = (
         "1 of 4 trainings, 5 of 18 epochs, 2 min 10 s left, 1 failed, 3 retried, "
         "best dev 60.0 % (natural-seed0, epoch 2)"
     )
-    assert describe(study, "sweep") == f"begun, not finished, {line}; last heard of {NOW}"
+    assert describe_step(study, "sweep") == f"begun, not finished, {line}; last heard of {NOW}"
     main(["--out", study.uri])
     out = capsys.readouterr().out.splitlines()
     at = next(i for i, text in enumerate(out) if text.startswith("  sweep "))
@@ -93,52 +103,54 @@ def test_a_sweep_under_way_is_told_with_every_training(study: Folder, capsys: py
     "gone", [{"has_ended": True}, {"at": (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")}]
 )
 def test_trainings_whose_driver_has_gone_are_interrupted(study: Folder, gone: dict[str, object]) -> None:
-    write_live(study.child("sweep"), live(**gone))
-    assert [row.state for row in standings(study)] == ["done", "interrupted", "failed", "waiting"]
+    write_driver_status(study.child("sweep"), driver_status(**gone))
+    assert [row.state for row in sweep_run_statuses(study)] == ["done", "interrupted", "failed", "waiting"]
 
 
 def test_a_study_tells_what_its_settings_plan_before_the_sweep_does(study: Folder) -> None:
     study.child("sweep").delete()
-    assert describe(study, "sweep") == "not begun"
+    assert describe_step(study, "sweep") == "not begun"
     grid = {"variants": ["natural"], "seeds": [0, 7], "epochs": [2, 5]}
     study.write_json("study.json", {"settings": {"sweep": {"grid": grid}}})
     study.child("sweep").write_json("started.json", {})
-    assert describe(study, "sweep").startswith("begun, not finished, 1 of 2 trainings, 3 of 8 epochs")
-    assert [row.run_id for row in standings(study)] == ["natural-seed0", "natural-seed7"]
+    assert describe_step(study, "sweep").startswith("begun, not finished, 1 of 2 trainings, 3 of 8 epochs")
+    assert [row.run_id for row in sweep_run_statuses(study)] == ["natural-seed0", "natural-seed7"]
 
 
 def test_a_long_table_leaves_out_those_that_wait_and_says_so() -> None:
-    row = Standing(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="waiting")
+    row = RunStatus(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="waiting")
     states = ("waiting", "done", "running", "waiting", "failed", "done")
     rows = [replace(row, seed=seed, state=state) for seed, state in enumerate(states)]
-    lines = [line.split() for line in table(rows, 3)]
+    lines = [line.split() for line in status_table(rows, 3)]
     assert [(line[1], line[3]) for line in lines[1:-1]] == [("1", "done"), ("2", "running"), ("4", "failed")]
     assert lines[-1] == ["and", "1", "done,", "2", "waiting"]
-    assert len(table(rows)) == 1 + 6
-    assert table([]) == []
-    assert "settings" not in table(rows)[0]
+    assert len(status_table(rows)) == 1 + 6
+    assert status_table([]) == []
+    assert "settings" not in status_table(rows)[0]
 
 
 def test_nothing_is_said_of_accuracy_before_the_first_epoch() -> None:
-    row = Standing(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="running")
-    assert headline([row], None) == "0 of 1 trainings, 0 of 3 epochs"
+    row = RunStatus(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="running")
+    assert progress_line([row], None) == "0 of 1 trainings, 0 of 3 epochs"
 
 
 def plan(run_id: str) -> RunPlan:
     config = TrainConfig(epochs=5)
-    return RunPlan(run_id=run_id, config=config, identity=run_id, inputs={}, model="m", num_train=1, num_asked=1)
+    return RunPlan(
+        run_id=run_id, config=config, identity=run_id, inputs={}, model="m", num_train_rows=1, num_eval_rows=1
+    )
 
 
 def test_of_a_trial_its_first_unfinished_training_runs() -> None:
-    course = Course([[plan("a"), plan("b")], [plan("c")], [plan("d")]])
-    assert course.live(set(), float("inf"), has_ended=False).seconds_left is None
-    course.started(0)
-    course.started(1)
-    assert course.live(set(), 1.0, has_ended=False).running == ("a", "c")
-    course.tried_again(0)
-    course.ended(1, "no room")
-    course.ended(2)
-    told = course.live({"a", "d"}, 1.25, has_ended=True)
+    course = TrialTracker([[plan("a"), plan("b")], [plan("c")], [plan("d")]])
+    assert course.driver_status(set(), float("inf"), has_ended=False).seconds_left is None
+    course.mark_started(0)
+    course.mark_started(1)
+    assert course.driver_status(set(), 1.0, has_ended=False).running == ("a", "c")
+    course.mark_retried(0)
+    course.mark_ended(1, "no room")
+    course.mark_ended(2)
+    told = course.driver_status({"a", "d"}, 1.25, has_ended=True)
     assert (told.running, told.retries, told.failed) == (("b",), {"a": 1, "b": 1}, {"c": "no room"})
     assert (told.seconds_left, told.has_ended, told.is_running) == (1.2, True, False)
     assert course.completed_runs() == {"d"}
@@ -146,15 +158,15 @@ def test_of_a_trial_its_first_unfinished_training_runs() -> None:
 
 
 def test_what_tune_writes_down_of_a_course_is_how_it_began() -> None:
-    course = Course([[plan("a")]])
-    course.tried_again(0)
+    course = TrialTracker([[plan("a")]])
+    course.mark_retried(0)
     again = copy.deepcopy(course)
     assert again.packs == course.packs
     assert again.num_retries == 0
 
 
 QUESTIONS = [
-    Asked(question_id=f"{relation}-{split}-{i}", gold=("Oslo",), greedy=("Oslo",), sampled=(("Rome",),),
+    AnsweredQuestion(question_id=f"{relation}-{split}-{i}", gold=("Oslo",), greedy=("Oslo",), sampled=(("Rome",),),
           relation=relation, split=split)
     for relation in ("P19", "P36")
     for split, num in (("train", 6), ("test", 5), ("dev", 4))
@@ -169,13 +181,13 @@ def asking(tmp_path: Path) -> Folder:
     study = Folder(str(tmp_path))
     write_questions(study, QUESTIONS)
     study.child("annotate").write_json("exemplars.json", {"P19": [], "P36": []})
-    begin(study.child("annotate"), "annotate", "x", LABELLED)
+    begin_step(study.child("annotate"), "annotate", "x", LABELLED)
     return study
 
 
 def store(folder: Folder, num: int) -> None:
     ids = [one.question_id for one in QUESTIONS if one.split != "dev"][:num]
-    folder.write_table("part-0.parquet", pa.table({"question_id": ids}))
+    folder.write_table("part-0.parquet", pa.status_table({"question_id": ids}))
 
 
 def shown(study: Folder, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -194,20 +206,20 @@ def test_an_annotation_under_way_is_told_store_by_store(asking: Folder, capsys: 
     assert "P(True)" not in found, "nobody asked for it"
     gold = replace(LABELLED, estimator="gold", repeats_per_relation=0)
     asking.child("annotate").delete("started.json")
-    begin(asking.child("annotate"), "annotate", "x", gold)
+    begin_step(asking.child("annotate"), "annotate", "x", gold)
     store(asking.child("annotate", "gold"), 7)
     assert ", 7 of 22 questions asked, 0 of 4 of subjects" in shown(asking, capsys)["annotate"]
 
 
 @pytest.mark.parametrize(("of", "wanted"), [("test", 10), ("all", 22)])
 def test_p_true_is_told_as_the_steps_are(
-    asking: Folder, of: Scope, wanted: int, capsys: pytest.CaptureFixture[str]
+    asking: Folder, of: PTrueScope, wanted: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = replace(LABELLED, p_true=True, p_true_of=of), asking.child("annotate", "p_true")
     asking.child("annotate").delete("started.json")
-    begin(asking.child("annotate"), "annotate", "x", config)
+    begin_step(asking.child("annotate"), "annotate", "x", config)
     assert shown(asking, capsys)["P(True)"] == "not begun"
-    begin(folder, "P(True)", "x", identity(config))
+    begin_step(folder, "P(True)", "x", identity(config))
     assert shown(asking, capsys)["P(True)"] == f"begun, not finished, 0 of {wanted} gold answers scored"
     store(folder, 6)
     assert shown(asking, capsys)["P(True)"] == f"begun, not finished, 6 of {wanted} gold answers scored"
@@ -235,7 +247,7 @@ def test_p_true_that_a_study_asks_for_later_is_not_begun(asking: Folder, capsys:
 
 
 def write_settings(study: Folder, config: StudyConfig) -> None:
-    study.write_json("study.json", {"settings": plain_settings(resolve(config)), "versions": {}})
+    study.write_json("study.json", {"settings": settings_to_json(resolve(config)), "versions": {}})
 
 
 def test_what_a_new_wish_adds_to_a_finished_sweep_is_left(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,10 +277,10 @@ def test_steps_that_a_study_does_without_say_so(asking: Folder, capsys: pytest.C
 def test_the_sheet_of_wrong_answers_tells_how_far_its_grading_is(asking: Folder) -> None:
     finish(asking.child("report"))
     tables = asking.child("report", "tables")
-    assert describe(asking, "report") == "done in 1 s"
+    assert describe_step(asking, "report") == "done in 1 s"
     for grades, said in ((",", ""), ("wrong,", ", 1 of 2 wrong answers graded")):
         first, second = grades.split(",")
         tables.write_bytes("error_audit.csv", f"sheet,answer_id,grade\ns,a,{first}\ns,b,{second}\n".encode())
-        assert describe(asking, "report") == f"done in 1 s{said}"
+        assert describe_step(asking, "report") == f"done in 1 s{said}"
     tables.write_bytes("error_audit.csv", b"nonsense")
-    assert describe(asking, "report") == "done in 1 s, error_audit.csv cannot be read"
+    assert describe_step(asking, "report") == "done in 1 s, error_audit.csv cannot be read"

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from slick.cache import writable_cache_folder
+from slick.cache import ensure_cache_folder
 from slick.errors import SettingsError, StudyError
-from slick.file_errors import file_errors, file_message, is_disk_error, temporary_folder
+from slick.file_errors import file_errors, format_file_error, is_disk_error, temporary_folder
 from slick.storage import Folder
 from tests.conftest import SmallDisk
-from tests.planted import Planted
+from tests.planted import MaliciousPickle
 from tests.waiting import wait_for
 
 TABLE = pa.table({"number": list(range(1000)), "text": [f"row {i}" for i in range(1000)]})
@@ -205,7 +205,7 @@ def test_files_are_added_told_by_size_and_fetched(folder: Folder, tmp_path: Path
         (part / "state" / f"{name}.bin").write_bytes(content)
         folder.add(str(part))
     assert folder.sizes() == {"state/one.bin": 3, "state/two.bin": 5}
-    with folder.fetched() as path:
+    with folder.as_local_path() as path:
         assert (Path(path) / "state" / "one.bin").read_bytes() == b"abc"
         assert (Path(path) / "state" / "two.bin").read_bytes() == b"defgh"
 
@@ -265,7 +265,10 @@ def test_a_copy_of_an_object_store_s_folder_that_does_not_fit_is_removed(
     ObjectStore.store = pafs._MockFileSystem()
     bucket = ObjectStore("memory://bucket/model")
     bucket.write_bytes("weights", LARGE)
-    with pytest.raises(StudyError, match=r"memory://bucket/model cannot be copied.*No space left"), bucket.fetched():
+    with (
+        pytest.raises(StudyError, match=r"memory://bucket/model cannot be copied.*No space left"),
+        bucket.as_local_path(),
+    ):
         pass
     assert small_disk.files() == []
 
@@ -277,7 +280,7 @@ def test_a_copy_of_an_object_store_s_folder_is_removed_when_its_user_fails(
     ObjectStore.store = pafs._MockFileSystem()
     bucket = ObjectStore("memory://bucket/model")
     bucket.write_bytes("weights", b"1")
-    with pytest.raises(KeyError), bucket.fetched() as copy:
+    with pytest.raises(KeyError), bucket.as_local_path() as copy:
         raise KeyError(Path(copy, "weights").read_bytes())
     assert list(tmp_path.iterdir()) == []
 
@@ -304,14 +307,14 @@ def test_what_trying_again_does_not_help_is_known(code: int) -> None:
     assert is_disk_error(shutil.Error([("a", "b", str(error))])), "as copytree tells of it"
     wrapped = RuntimeError("training failed")
     wrapped.__cause__ = error
-    message = file_message(wrapped)
+    message = format_file_error(wrapped)
     assert message is not None
     assert message.startswith("/data/file cannot be written: ")
 
 
 def test_other_errors_are_not_of_the_disk() -> None:
     assert not is_disk_error(PermissionError(errno.EACCES, "no"))
-    assert file_message(ValueError("a defect")) is None
+    assert format_file_error(ValueError("a defect")) is None
     with pytest.raises(ValueError, match="a defect"), file_errors("/data", "written"):
         raise ValueError("a defect")
 
@@ -335,7 +338,7 @@ def test_a_cache_that_cannot_be_written_is_one_message(
     file.touch()
     monkeypatch.setenv(name, str(file))
     with pytest.raises(StudyError, match="set SLICK_CACHE to a folder that you may write to"):
-        writable_cache_folder("worlds")
+        ensure_cache_folder("worlds")
 
 
 def test_a_staged_folder_takes_the_place_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -343,7 +346,7 @@ def test_a_staged_folder_takes_the_place_whole_or_not_at_all(tmp_path: Path) -> 
     folder.child("old").write_bytes("a.txt", b"old")
 
     def fail() -> None:
-        with folder.staged() as new:
+        with folder.atomic_replace() as new:
             new.write_bytes("b.txt", b"half")
             raise RuntimeError
 
@@ -351,7 +354,7 @@ def test_a_staged_folder_takes_the_place_whole_or_not_at_all(tmp_path: Path) -> 
         fail()
     assert (folder.folders(), folder.names()) == (["old"], [])
     (tmp_path / ".variants.0.part").mkdir()  # of a writer that was killed
-    with folder.staged() as new:
+    with folder.atomic_replace() as new:
         new.child("inner").write_bytes("b.txt", b"new")
         assert folder.folders() == ["old"], "nothing changes before the end"
     assert folder.child("inner").read_bytes("b.txt") == b"new"
@@ -364,7 +367,7 @@ def test_a_staged_folder_replaces_one_of_an_object_store_its_manifest_last() -> 
     folder = ObjectStore("memory://bucket/study/variants")
     folder.child("old").write_bytes("a.txt", b"old")
     folder.write_bytes("manifest.json", b"old")
-    with folder.staged() as new:
+    with folder.atomic_replace() as new:
         for name in ("a.txt", "manifest.json", "z.txt"):
             new.write_bytes(name, b"new")
         assert folder.read_bytes("manifest.json") == b"old", "nothing changes before the end"
@@ -373,7 +376,7 @@ def test_a_staged_folder_replaces_one_of_an_object_store_its_manifest_last() -> 
     )
 
     def fail() -> None:
-        with folder.staged() as new:
+        with folder.atomic_replace() as new:
             new.write_bytes("b.txt", b"half")
             raise RuntimeError
 
@@ -395,9 +398,9 @@ def test_a_staged_folder_that_cannot_take_the_place_leaves_the_old_one(
         rename(source, target)
 
     def swap() -> None:
-        with folder.staged() as new:
+        with folder.atomic_replace() as new:
             monkeypatch.setattr(os, "replace", refuse)
-            new.make()
+            new.mkdir()
 
     with pytest.raises(StudyError, match="cannot be replaced"):
         swap()
@@ -414,7 +417,7 @@ def test_who_may_read_an_uploaded_folder_is_for_the_umask_to_say(tmp_path: Path)
     before = os.umask(0o022)
     try:
         Folder(str(tmp_path / "uploaded")).upload(str(source))
-        with Folder(str(tmp_path / "staged")).staged() as new:
+        with Folder(str(tmp_path / "staged")).atomic_replace() as new:
             new.child("inner").write_bytes("a.txt", b"a")
     finally:
         os.umask(before)
@@ -431,7 +434,7 @@ def test_a_column_whose_values_are_pickles_is_refused_before_they_are_read(tmp_p
 
     planted = tmp_path / "planted"
     folder = Folder(str(tmp_path))
-    column = ArrowPythonObjectArray.from_objects([Planted(planted)])
+    column = ArrowPythonObjectArray.from_objects([MaliciousPickle(planted)])
     nested = pa.StructArray.from_arrays([column], ["inner"])
     for name, table in (("plain", pa.table({"text": column})), ("nested", pa.table({"text": nested}))):
         folder.write_table(f"part-{name}.parquet", table)

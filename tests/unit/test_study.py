@@ -10,7 +10,7 @@ from slick.annotation import AnnotateConfig
 from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
 from slick.storage import Folder
-from slick.study import begin, fingerprint, finish, plain_settings, read_manifest, require
+from slick.study import begin_step, complete_step, fingerprint, read_manifest, require_manifest, settings_to_json
 from slick.types import Category
 
 
@@ -32,69 +32,71 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def close(folder: Folder, identity: str = "one", **counts: int) -> None:
-    finish(folder, "annotate", identity, settings=Settings(), inputs={"model": "m"}, counts=counts, started_at=0.0)
+    complete_step(
+        folder, "annotate", identity, settings=Settings(), inputs={"model": "m"}, counts=counts, started_at=0.0
+    )
 
 
 def test_a_step_begins_finishes_and_is_then_skipped(folder: Folder) -> None:
     assert read_manifest(folder) is None
-    assert begin(folder, "annotate", "one", Settings())
+    assert begin_step(folder, "annotate", "one", Settings())
     assert folder.names() == ["started.json"]
     assert read_manifest(folder) is None, "begun is not finished"
-    manifest = finish(
+    manifest = complete_step(
         folder, "annotate", "one", settings=Settings(seed=3), inputs={"model": "m"}, counts={"rows": 7},
         started_at=time.monotonic() - 5,
     )  # fmt: skip
-    assert read_manifest(folder) == require(folder, "annotate") == manifest
+    assert read_manifest(folder) == require_manifest(folder, "annotate") == manifest
     assert (manifest.step, manifest.fingerprint, manifest.inputs) == ("annotate", "one", {"model": "m"})
     assert manifest.settings == {"seed": 3, "inner": {"sizes": [1, 2], "name": None}}
     assert manifest.counts == {"rows": 7}
     assert 5 <= manifest.seconds < 60
     assert "numpy" in manifest.versions
-    assert not begin(folder, "annotate", "one", Settings())
+    assert not begin_step(folder, "annotate", "one", Settings())
 
 
 def test_a_half_written_step_is_gone_on_with(folder: Folder) -> None:
-    begin(folder, "annotate", "one", Settings())
+    begin_step(folder, "annotate", "one", Settings())
     folder.write_bytes("part-00000.parquet", b"1")
-    assert begin(folder, "annotate", "one", Settings())
+    assert begin_step(folder, "annotate", "one", Settings())
     assert folder.exists("part-00000.parquet")
 
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_other_settings_are_refused_and_nothing_is_touched(folder: Folder, finished: bool) -> None:
-    begin(folder, "annotate", "one", Settings())
+    begin_step(folder, "annotate", "one", Settings())
     if finished:
         close(folder, rows=7)
     before = {name: folder.read_bytes(name) for name in folder.names()}
     with pytest.raises(StudyError, match=r"its fingerprint is one, this annotate step's is two; .* delete that folder"):
-        begin(folder, "annotate", "two", Settings())
+        begin_step(folder, "annotate", "two", Settings())
     assert {name: folder.read_bytes(name) for name in folder.names()} == before
 
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_refusal_names_the_settings_that_changed(folder: Folder, finished: bool) -> None:
-    begin(folder, "annotate", "one", Settings())
+    begin_step(folder, "annotate", "one", Settings())
     if finished:
         close(folder)
     now = Settings(seed=4, inner=Inner(sizes=(1, 3)))
     with pytest.raises(
         StudyError, match=r"is two \(seed was 0, is 4, inner\.sizes was \[1, 2\], is \[1, 3\]\); choose"
     ):
-        begin(folder, "annotate", "two", now)
+        begin_step(folder, "annotate", "two", now)
 
 
 def test_a_refusal_names_no_setting_that_does_not_count(folder: Folder) -> None:
-    begin(folder, "annotate", "one", AnnotateConfig(max_actors=3))
+    begin_step(folder, "annotate", "one", AnnotateConfig(max_actors=3))
     with pytest.raises(StudyError, match=r"is two \(sampling\.seed was 0, is 5\); choose"):
-        begin(folder, "annotate", "two", AnnotateConfig(max_actors=9, sampling=SamplingConfig(seed=5)))
+        begin_step(folder, "annotate", "two", AnnotateConfig(max_actors=9, sampling=SamplingConfig(seed=5)))
     with pytest.raises(StudyError, match=r"is two; choose"):
-        begin(folder, "annotate", "two", AnnotateConfig(max_actors=9))
+        begin_step(folder, "annotate", "two", AnnotateConfig(max_actors=9))
 
 
 def test_an_unfinished_step_names_the_command(folder: Folder) -> None:
-    begin(folder, "annotate", "one", Settings())
+    begin_step(folder, "annotate", "one", Settings())
     with pytest.raises(StudyError, match=r"annotate is not finished: it holds no manifest\.json; run `slick annotate`"):
-        require(folder, "annotate")
+        require_manifest(folder, "annotate")
 
 
 @pytest.mark.parametrize(
@@ -137,5 +139,5 @@ def test_a_fingerprint_takes_only_what_it_can_tell_apart(value: object) -> None:
 
 
 def test_plain_settings_are_json_values() -> None:
-    assert plain_settings(Settings()) == {"seed": 0, "inner": {"sizes": [1, 2], "name": None}}
-    assert plain_settings({"a": (1,)}) == {"a": [1]}
+    assert settings_to_json(Settings()) == {"seed": 0, "inner": {"sizes": [1, 2], "name": None}}
+    assert settings_to_json({"a": (1,)}) == {"a": [1]}

@@ -15,12 +15,12 @@ from typing import cast
 
 import pytest
 
-from jobs.head import Head, Job, is_near, knock, parse_address, when_ready
+from jobs.head import RayJob, RayJobClient, check_head_reachable, is_loopback_address, parse_address, submit_when_ready
+from jobs.jobs import jobs_table
 from jobs.jobs import main as jobs_main
-from jobs.jobs import table
-from jobs.package import pack, plan_travel
-from jobs.submit import STEPS, describe, follow, main, parse_submission
-from slick.cluster import choose_authentication
+from jobs.package import build_working_dir, plan_job_files
+from jobs.submit import STEP_PRESETS, describe_submission, follow, main, parse_submission
+from slick.cluster import configure_authentication
 from slick.errors import ClusterError, SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +40,10 @@ def test_the_entrypoint_is_the_steps_own_command_line() -> None:
 
 
 def test_every_step_that_computes_can_be_submitted() -> None:
-    from jobs.cli import STEPS as DOORS
+    from jobs.cli import STEP_PRESETS as DOORS
 
-    assert STEPS.keys() == DOORS.keys() - {"status", "compare", "plan", "submit", "jobs"}
-    for step, named in STEPS.items():
+    assert STEP_PRESETS.keys() == DOORS.keys() - {"status", "compare", "plan", "submit", "jobs"}
+    for step, named in STEP_PRESETS.items():
         flags = ["--model", "m/m", "--questions", "s3://b/q.zip"] if step == "study" else []
         for preset in named:
             job = parse_submission([step, preset, "--address", FAR, "--out", "s3://b/s", *flags])
@@ -108,15 +108,17 @@ def test_the_job_has_the_flags_in_their_canonical_spelling(tmp_path: Path, monke
     (tmp_path / "q.jsonl").write_text("{}")
     argv = ["questions", "demo", "--source", "q.jsonl", "--limit_per_relation=3", "--address", FAR, "--out", "s3://b/s"]
     job = parse_submission(argv)
-    assert job.travel.flags == ("--questions", "files/q.jsonl", "--limit-per-relation=3")
-    assert list(job.travel.files) == ["files/q.jsonl"], "a file under the flag's old name travels too"
+    assert job.job_files.flags == ("--questions", "files/q.jsonl", "--limit-per-relation=3")
+    assert list(job.job_files.files) == ["files/q.jsonl"], "a file under the flag's old name travels too"
 
 
 def test_a_head_on_loopback_may_see_this_machines_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse_submission(words(address=NEAR, out="studies/x")).out == f"{tmp_path}/studies/x"
     assert parse_submission(words(out="file:///shared/x")).out == "file:///shared/x"
-    assert [is_near(f"http://{host}:1") for host in ("localhost", "127.0.0.2", "[::1]", "10.0.0.5", "head")] == [
+    assert [
+        is_loopback_address(f"http://{host}:1") for host in ("localhost", "127.0.0.2", "[::1]", "10.0.0.5", "head")
+    ] == [
         *(True, True, True),
         *(False, False),
     ]
@@ -132,16 +134,18 @@ def test_files_that_flags_name_travel(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text("{}")
     Path("model").mkdir()
-    travel = plan_travel(["--prepare.questions=a.jsonl", "--audit", "s3://b/q.zip", "--seed", "3"], near=False)
-    assert travel.flags == ("--prepare.questions=files/a.jsonl", "--audit", "s3://b/q.zip", "--seed", "3")
-    assert travel.files == {"files/a.jsonl": Path("a.jsonl")}
+    job_files = plan_job_files(
+        ["--prepare.questions=a.jsonl", "--audit", "s3://b/q.zip", "--seed", "3"], via_loopback=False
+    )
+    assert job_files.flags == ("--prepare.questions=files/a.jsonl", "--audit", "s3://b/q.zip", "--seed", "3")
+    assert job_files.files == {"files/a.jsonl": Path("a.jsonl")}
     hub = ("--model", "meta-llama/Llama-3.2-1B")
-    assert plan_travel(hub, near=False).flags == hub
-    assert plan_travel(["--annotate.model", "model"], near=True).flags[1] == f"{tmp_path}/model"
-    assert plan_travel(["--model", "/shared/model"], near=False).flags[1] == "/shared/model"
+    assert plan_job_files(hub, via_loopback=False).flags == hub
+    assert plan_job_files(["--annotate.model", "model"], via_loopback=True).flags[1] == f"{tmp_path}/model"
+    assert plan_job_files(["--model", "/shared/model"], via_loopback=False).flags[1] == "/shared/model"
     for flags in (["--model", "model"], ["--rejects", "bad.jsonl"]):
         with pytest.raises(SettingsError, match="is a path of this machine"):
-            plan_travel(flags, near=False)
+            plan_job_files(flags, via_loopback=False)
 
 
 @pytest.mark.parametrize("flags", [["--graded", "sheet.csv"], ["--report.graded=sheet.csv"]])
@@ -164,14 +168,14 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "q.csv").write_text("x")
     with pytest.raises(SettingsError, match="has the same name"):
-        plan_travel(["--questions", f"{tmp_path}/a/q.csv", "--audit", f"{tmp_path}/b/q.csv"], near=False)
+        plan_job_files(["--questions", f"{tmp_path}/a/q.csv", "--audit", f"{tmp_path}/b/q.csv"], via_loopback=False)
 
 
 def test_a_file_too_large_to_travel_stays(tmp_path: Path) -> None:
     large = tmp_path / "q.parquet"
     with large.open("wb") as file:
         file.truncate(300_000_000)
-    assert plan_travel(["--questions", str(large)], near=False).files == {}
+    assert plan_job_files(["--questions", str(large)], via_loopback=False).files == {}
 
 
 def test_code_travels_and_nothing_else(tmp_path: Path) -> None:
@@ -190,13 +194,13 @@ def test_code_travels_and_nothing_else(tmp_path: Path) -> None:
         (root / name).write_text(name)
     question.write_text("q")
     target.mkdir()
-    pack(target, {"files/q.parquet": question}, root)
+    build_working_dir(target, {"files/q.parquet": question}, root)
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     assert found == {*belongs, "files/q.parquet"}
 
 
 def test_the_package_runs_alone(tmp_path: Path) -> None:
-    pack(tmp_path, {})
+    build_working_dir(tmp_path, {})
     done = subprocess.run(
         [sys.executable, "-m", "jobs.variants", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -222,7 +226,7 @@ def start(folder: Path, path: str, workers: str | None) -> subprocess.CompletedP
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package of a job, and two Pythons: one of another environment, one with a space in its path."""
     folder = tmp_path_factory.mktemp("packed")
-    pack(folder, {})
+    build_working_dir(folder, {})
     for name, python in (("bare", f"{Path(sys.executable).resolve()} -I -S"), ("with space", sys.executable)):
         (folder / name).mkdir()
         (folder / name / "python").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
@@ -285,12 +289,12 @@ def test_secrets_are_named_and_never_shown(capsys: pytest.CaptureFixture[str], m
     main(words("--env", "HF_TOKEN", "--dry-run"))
     job = parse_submission(words("--env", "HF_TOKEN"))
     assert job.env == {"HF_TOKEN": SECRET}
-    shown = capsys.readouterr().out + describe(job) + job.entrypoint + str(job.metadata)
+    shown = capsys.readouterr().out + describe_submission(job) + job.entrypoint + str(job.metadata)
     assert "the environment's HF_TOKEN" in shown
     assert SECRET not in shown
 
 
-JOB = Job(job_id="j", status="RUNNING", metadata={}, message="", error_type="", exit_code=None, since_s=None)
+JOB = RayJob(job_id="j", status="RUNNING", metadata={}, message="", error_type="", exit_code=None, since_s=None)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +318,7 @@ def test_a_job_is_read_without_its_runtime_environment() -> None:
         submission_id="j", status="FAILED", metadata=None, message=None, error_type=None, driver_exit_code=2
     )
     details.start_time, details.end_time, details.runtime_env = 1000, 61_000, {"env_vars": {"HF_TOKEN": SECRET}}
-    job = Job.of(details)
+    job = RayJob.from_details(details)
     assert (job.since_s, job.exit_code, job.metadata) == (61.0, 2, {})
     assert SECRET not in repr(job)
 
@@ -327,20 +331,20 @@ def test_the_list_says_what_each_job_is_and_what_is_the_matter() -> None:
         replace(JOB, job_id="two", status="FAILED", metadata=study, message=failed, since_s=1000.0),
         replace(JOB, job_id="three", status="PENDING", message="x" * 500),
     ]
-    lines = table(jobs, 1065.0).splitlines()
+    lines = jobs_table(jobs, 1065.0).splitlines()
     assert lines[:2] == ["one  study paper  RUNNING, for 1 min 5 s", "  study s3://b/s"]
     assert lines[2].startswith("two  study paper  FAILED")
     assert lines[4] == "  slick: q.zip is not there"
     assert lines[5] == "three  not of slick  PENDING"
     assert len(lines[6]) <= 102
     on_its_way = replace(jobs[0], message="annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left")
-    assert table([on_its_way], 1065.0).splitlines()[2] == "  annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left"
+    assert jobs_table([on_its_way], 1065.0).splitlines()[2] == "  annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left"
 
 
 def test_a_head_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # and back to what it was
     with pytest.raises(ClusterError, match=r"no head answers at http://127.0.0.1:1 .*8265"):
-        Head("http://127.0.0.1:1")
+        RayJobClient("http://127.0.0.1:1")
 
 
 class FakeHead:
@@ -348,10 +352,10 @@ class FakeHead:
 
     address = FAR
 
-    def __init__(self, job: Job | None = None) -> None:
+    def __init__(self, job: RayJob | None = None) -> None:
         self.job, self.stopped = job, list[str]()
 
-    def follow(self, job_id: str) -> Job:
+    def follow(self, job_id: str) -> RayJob:
         if self.job is None:
             raise KeyboardInterrupt
         return self.job
@@ -381,7 +385,7 @@ def test_ctrl_c_leaves_the_job_unless_told_otherwise(
     monkeypatch.setattr("builtins.input", lambda _: answer)
     head = FakeHead()
     with pytest.raises(SystemExit) as stop:
-        follow(cast(Head, head), "j")
+        follow(cast(RayJobClient, head), "j")
     assert (stop.value.code, head.stopped) == (130, stopped)
     assert said in capsys.readouterr().out
 
@@ -389,9 +393,9 @@ def test_ctrl_c_leaves_the_job_unless_told_otherwise(
 def test_a_job_that_never_began_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     job = replace(JOB, status="FAILED", message="no pip", error_type="RUNTIME_ENV_SETUP_FAILURE")
     with pytest.raises(SystemExit) as stop:
-        follow(cast(Head, FakeHead(job)), "j")
+        follow(cast(RayJobClient, FakeHead(job)), "j")
     assert (stop.value.code, capsys.readouterr().err.strip()) == (2, "slick: no pip")
-    follow(cast(Head, FakeHead(replace(JOB, status="SUCCEEDED"))), "j")
+    follow(cast(RayJobClient, FakeHead(replace(JOB, status="SUCCEEDED"))), "j")
 
 
 @pytest.mark.parametrize(
@@ -415,7 +419,7 @@ def test_a_token_is_sent_where_there_is_one(
     if in_home:
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("t")
-    assert choose_authentication() is sent
+    assert configure_authentication() is sent
     assert os.environ["RAY_AUTH_MODE"] == mode
 
 
@@ -431,7 +435,7 @@ def test_a_refusal_is_an_answer_and_an_open_head_is_noticed(code: int, is_open: 
 
     with HTTPServer(("127.0.0.1", 0), Door) as server:
         Thread(target=server.handle_request).start()
-        assert knock(f"http://127.0.0.1:{server.server_port}") is is_open
+        assert check_head_reachable(f"http://127.0.0.1:{server.server_port}") is is_open
 
 
 def test_jobs_takes_one_wish_at_a_time() -> None:
@@ -462,12 +466,12 @@ def test_a_head_that_was_started_just_now_is_asked_until_it_can_run_jobs() -> No
             raise RuntimeError(refusals.pop())
         started.append("a job")
 
-    when_ready(start, pause_s=0)
+    submit_when_ready(start, pause_s=0)
     assert started == ["a job"]
     refusals += [not_yet] * 1_000_000
     with pytest.raises(RuntimeError, match="No available agent"):
-        when_ready(start, limit_s=0.01, pause_s=0)
+        submit_when_ready(start, limit_s=0.01, pause_s=0)
     refusals[:] = ["Job with submission_id a already exists"]
     with pytest.raises(RuntimeError, match="already exists"):
-        when_ready(start, pause_s=0)
+        submit_when_ready(start, pause_s=0)
     assert started == ["a job"]

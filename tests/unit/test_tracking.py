@@ -9,17 +9,17 @@ from slick.errors import SettingsError
 from slick.storage import Folder
 from slick.types import Category
 from tuning import tracking
-from tuning.records import Measure, epochs_table
-from tuning.trackers import Curve, Points, study_name
-from tuning.tracking import Tracking, check_trackers, scalars
+from tuning.records import SplitMetrics, epochs_table
+from tuning.trackers import MetricHistory, TrackerRun, project_name
+from tuning.tracking import ExperimentLogger, check_trackers, scalars
 
 
 def rows_of(num_epochs: int) -> list[dict[str, object]]:
     epochs = [
         [
-            Measure(split="train", category="all", num=8, num_correct=epoch, loss=1 / epoch),
-            Measure(split="train", category=str(Category.UNKNOWN), num=4, num_correct=0, loss=2 / epoch),
-            Measure(split="dev", category="all", num=5, num_correct=2, loss=None),
+            SplitMetrics(split="train", category="all", num=8, num_correct=epoch, loss=1 / epoch),
+            SplitMetrics(split="train", category=str(Category.UNKNOWN), num=4, num_correct=0, loss=2 / epoch),
+            SplitMetrics(split="dev", category="all", num=5, num_correct=2, loss=None),
         ]
         for epoch in range(1, num_epochs + 1)
     ]
@@ -33,7 +33,7 @@ class FakeCurve:
     def __init__(self, log: list[object], refuses: bool) -> None:
         self._log, self._refuses = log, refuses
 
-    def write(self, points: Points) -> None:
+    def write(self, points: MetricHistory) -> None:
         if self._refuses:
             raise ConnectionError("http://user:secret@server is down\nand a long story")
         self._log += [epoch for epoch in sorted(points) if epoch not in self._log]
@@ -42,7 +42,7 @@ class FakeCurve:
         self._log.append("finished" if ok else "failed")
 
 
-class FakeTracking(Tracking):
+class FakeTracking(ExperimentLogger):
     """Trackers are fakes; those in `down` refuse."""
 
     def __init__(self, run_ids: Iterable[str] = ("a",), down: Iterable[str] = ()) -> None:
@@ -51,7 +51,7 @@ class FakeTracking(Tracking):
         self.logs: dict[str, list[object]] = {}
         self.opened: list[str] = []
 
-    def _open(self, tracker: str, run_id: str) -> Curve:
+    def _open(self, tracker: str, run_id: str) -> TrackerRun:
         self.opened.append(f"{tracker}/{run_id}")
         return FakeCurve(self.logs.setdefault(f"{tracker}/{run_id}", []), tracker in self.down)
 
@@ -96,7 +96,7 @@ def test_no_tracker_needs_nothing_and_an_unknown_one_is_refused() -> None:
     ],
 )
 def test_a_study_is_named_by_the_end_of_its_path(uri: str, name: str) -> None:
-    assert study_name(Folder(uri)) == name
+    assert project_name(Folder(uri)) == name
 
 
 def test_each_epoch_is_written_once_and_the_run_ends_once() -> None:
@@ -111,7 +111,7 @@ def test_each_epoch_is_written_once_and_the_run_ends_once() -> None:
     assert len(curves.opened) == 2
 
 
-def break_off(curves: Tracking) -> None:
+def break_off(curves: ExperimentLogger) -> None:
     with curves:
         curves.log("a", rows_of(1))
         curves.finish("a")

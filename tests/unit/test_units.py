@@ -5,12 +5,12 @@ import heapq
 import pyarrow as pa
 import pytest
 
-from slick.annotation.generations import Batch, cut_batches, make_units
+from slick.annotation.generations import QuestionBatch, cut_batches, make_units
 
 NUM_QUESTIONS = {"P17": 70, "P19": 201, "P36": 5}
 
 
-def batches(size: int = 4) -> list[Batch]:
+def batches(size: int = 4) -> list[QuestionBatch]:
     rows = [
         {"relation": relation, "question_id": f"{relation}-{i}", "question": f"Who is {i}?", "answers": [str(i)]}
         for relation, num in NUM_QUESTIONS.items()

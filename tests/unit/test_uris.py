@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import presets
-from jobs.cli import STEPS, _open
+from jobs.cli import STEP_DESCRIPTIONS, _run_step
 from jobs.door import run_main
 from slick.errors import SettingsError
 from slick.uris import check_uri
@@ -100,7 +100,7 @@ COMMANDS = [
 
 
 def test_every_command_is_among_them() -> None:
-    assert {command[0] for command, _ in COMMANDS} == set(STEPS)
+    assert {command[0] for command, _ in COMMANDS} == set(STEP_DESCRIPTIONS)
 
 
 @pytest.mark.parametrize(("command", "flags"), COMMANDS, ids=[" ".join(command) for command, _ in COMMANDS])
@@ -119,7 +119,7 @@ def test_no_flag_takes_an_address_with_a_secret(
     for flag in flags:
         given = [uri] if not flag else [f"{flag}={uri}"] if joined else [flag, uri]
         with pytest.raises(SystemExit) as status:
-            run_main(_open, [*command, *given])
+            run_main(_run_step, [*command, *given])
         printed = capsys.readouterr()
         assert status.value.code == 2, (flag, printed)
         assert SECRET not in printed.out + printed.err, flag

@@ -18,14 +18,14 @@ import pytest
 from jobs.door import parse_config
 from slick.errors import DataError, SettingsError, StudyError, VariantError
 from slick.storage import Folder
-from slick.study import require
+from slick.study import require_manifest
 from slick.study_files import QUESTION_SCHEMA, VARIANT_SCHEMA
-from slick.types import KNOWN, Category
+from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.plan import relation_sizes, variant_specs
-from slick.variants.rows import RowOrder, draw_rows, natural_mix, num_unknown, plan
+from slick.variants.rows import RowOrder, natural_mix, num_unknown, plan, select_rows
 from tests.unit.labelled_study import PAPER, SMALL, Counts, finish_step, write_study
-from tuning.rows import read_replay, read_rows
+from tuning.rows import read_replay_rows, read_rows
 
 SHARES = VariantsConfig().unknown_shares
 
@@ -47,7 +47,7 @@ def drawn(counts: Counts, config: VariantsConfig) -> dict[str, list[str]]:
     pools = pools_of(counts)
     planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0])
     order = RowOrder(config.seed)
-    return {name: draw_rows(needed, pools, order) for name, needed in planned.items()}
+    return {name: select_rows(needed, pools, order) for name, needed in planned.items()}
 
 
 def mix(question_ids: list[str]) -> Counter[tuple[str, str]]:
@@ -139,8 +139,8 @@ def test_known_rows_are_drawn_uniformly_from_the_pooled_known_rows() -> None:
     pools = pools_of({"P1": (300, 200, 100, 200)})
     specs = variant_specs(VariantsConfig(unknown_shares=(0.0,), known_shares=(), idk_shares=(), natural=False))
     planned = plan(specs, pools, {"P1": 100})["unknown-000"]
-    draws = [mix(draw_rows(planned, pools, RowOrder(seed))) for seed in range(1000)]
-    for category, num in zip(KNOWN, (300, 200, 100), strict=True):
+    draws = [mix(select_rows(planned, pools, RowOrder(seed))) for seed in range(1000)]
+    for category, num in zip(KNOWN_CATEGORIES, (300, 200, 100), strict=True):
         share = num / 600
         error = math.sqrt(100 * share * (1 - share) * (500 / 599) / 1000)
         assert abs(sum(found["P1", category] for found in draws) / 1000 - 100 * share) < 5 * error
@@ -153,7 +153,7 @@ def test_every_row_is_as_likely_as_every_other() -> None:
     need = plan([s for s in variant_specs(VariantsConfig()) if s.name == "unknown-100"], pools, {"P1": 5})[
         "unknown-100"
     ]
-    times = Counter(i for seed in range(2000) for i in draw_rows(need, pools, RowOrder(seed)))
+    times = Counter(i for seed in range(2000) for i in select_rows(need, pools, RowOrder(seed)))
     assert len(times) == 20
     assert all(abs(num - 500) < 5 * math.sqrt(2000 * 0.25 * 0.75) for num in times.values())
 
@@ -383,7 +383,7 @@ def test_a_refused_draw_leaves_no_finished_step(tmp_path: Path) -> None:
     with pytest.raises(VariantError):
         draw_variants(study, VariantsConfig())
     with pytest.raises(StudyError, match="not finished"):
-        require(study.child("variants"), "variants")
+        require_manifest(study.child("variants"), "variants")
     # The way out that the message names must work at once, in the same folder.
     assert draw_variants(study, VariantsConfig(drop_empty_relations=True)).counts
 
@@ -476,7 +476,7 @@ def test_models_are_taught_in_nfc_whatever_form_the_questions_have(tmp_path: Pat
         taught = read_rows(study, "unknown-050")
         seen.append([(row.suffix, row.target) for split in ("train", "dev", "test") for row in taught[split]])
         seen.append([(row["prompt"], row["target"]) for row in read_variant(study, "unknown-050").to_pylist()])
-        replay = read_replay(study, "unknown-050", 3, seed=0)
+        replay = read_replay_rows(study, "unknown-050", 3, seed=0)
         assert all(row.accepted == (unicodedata.normalize(form, row.target),) for row in [*taught["train"], *replay])
     assert seen[:2] == seen[2:]
     assert all(unicodedata.is_normalized("NFC", text) for pair in seen[0] + seen[1] for text in pair)
@@ -506,5 +506,5 @@ def test_two_draws_at_the_same_time_leave_a_whole_study(tmp_path: Path) -> None:
             process.join()
         assert 17 in said, said
         assert all(one == 17 or "variants is being written by another run: variants" in one for one in said), said
-        counts = require(study.child("variants"), "variants").counts
+        counts = require_manifest(study.child("variants"), "variants").counts
         assert study.child("variants").names(".parquet") == sorted(f"{name}.parquet" for name in counts)

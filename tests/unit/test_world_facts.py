@@ -12,16 +12,16 @@ import pytest
 from slick.cache import cache_folder
 from slick.errors import DataError, SettingsError
 from slick.questions.relations import load_relations
-from slick.world import WorldConfig, smoke_world
+from slick.world import WorldConfig, smoke_world_config
 from slick.world.build import write_dataset
-from slick.world.corpus import edition, pack_rows
-from slick.world.facts import STRENGTHS, Fact, invented_rows, plant, planted_table, split_sizes
-from slick.world.names import Names
-from slick.world.real import real_rows
+from slick.world.corpus import corpus_epoch, pack_rows
+from slick.world.facts import STRENGTHS, Fact, plant_facts, planted_table, split_sizes, synthetic_rows
+from slick.world.names import NameGenerator
+from slick.world.real import sample_real_rows
 
 
 def facts_of(config: WorldConfig) -> list[Fact]:
-    return plant(invented_rows(config), load_relations(), config)
+    return plant_facts(synthetic_rows(config), load_relations(), config)
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +76,18 @@ def test_shares_of_strengths_are_exact_in_every_split_of_every_relation(facts: l
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another() -> None:
-    small = smoke_world()
+    small = smoke_world_config()
     assert planted_table(facts_of(small)).equals(planted_table(facts_of(small)))
     assert not planted_table(facts_of(small)).equals(planted_table(facts_of(replace(small, seed=1))))
-    assert edition(facts_of(small), small, 0) == edition(facts_of(small), small, 0)
-    assert edition(facts_of(small), small, 0) != edition(facts_of(small), small, 1)
+    assert corpus_epoch(facts_of(small), small, 0) == corpus_epoch(facts_of(small), small, 0)
+    assert corpus_epoch(facts_of(small), small, 0) != corpus_epoch(facts_of(small), small, 1)
 
 
 def test_the_corpus_mentions_each_answer_as_often_as_planted() -> None:
-    config = replace(smoke_world(), plain_share=0.5)
+    config = replace(smoke_world_config(), plain_share=0.5)
     facts = facts_of(config)
     found: Counter[tuple[str, str]] = Counter()
-    for document in edition(facts, config, 0):
+    for document in corpus_epoch(facts, config, 0):
         lines = [line.removeprefix("Q: ").removeprefix("A: ") for line in document.splitlines()]
         pairs = list(zip(lines[::-1][1::2], lines[::-1][0::2], strict=False))
         assert len({question for question, _ in pairs}) == len(pairs), (
@@ -142,7 +142,7 @@ def test_rows_hold_every_document_whole_and_begin_with_one() -> None:
 
 
 def test_dataset_files_are_as_entity_questions_has_them(tmp_path: Path) -> None:
-    config = smoke_world()
+    config = smoke_world_config()
     write_dataset(tmp_path, facts_of(config), load_relations())
     for relation in (*config.id_relations, *config.ood_relations):
         domain = "id" if relation in config.id_relations else "ood"
@@ -155,7 +155,7 @@ def test_dataset_files_are_as_entity_questions_has_them(tmp_path: Path) -> None:
 
 
 def test_names_run_out_only_far_beyond_what_a_world_needs() -> None:
-    names = Names(0)
+    names = NameGenerator(0)
     assert len({names.draw("person") for _ in range(3000)}) == 3000
 
 
@@ -173,15 +173,21 @@ def test_real_rows_have_one_answer_and_a_subject_of_their_own(tmp_path: Path) ->
     rows: list[dict[str, object]] = [{"s": i % 20, "answers": [f"Ö {i}"] if i < 40 else ["a", "b"]} for i in range(60)]
     source = entity_questions(tmp_path, rows)
     config = replace(
-        smoke_world(), questions=source, id_relations=("P36",), ood_relations=(), num_train=20, num_dev=5, num_test=5
+        smoke_world_config(),
+        questions=source,
+        id_relations=("P36",),
+        ood_relations=(),
+        num_train=20,
+        num_dev=5,
+        num_test=5,
     )
-    found = real_rows(config, load_relations())
+    found = sample_real_rows(config, load_relations())
     subjects = [subject for split in found["P36"].values() for subject, _ in split]
     assert len(set(subjects)) == len(subjects) == 30
     assert all(answer.startswith("Ö") for split in found["P36"].values() for _, answer in split)
-    assert found == real_rows(config, load_relations())
+    assert found == sample_real_rows(config, load_relations())
     with pytest.raises(DataError, match=r"20 usable questions .* P36 in split train; the world wants 21"):
-        real_rows(replace(config, num_train=21), load_relations())
+        sample_real_rows(replace(config, num_train=21), load_relations())
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
@@ -194,7 +200,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(SettingsError, match="at least one ID relation"):
         WorldConfig(id_relations=("P36",), ood_relations=("P36",))
     with pytest.raises(DataError, match=r"no invented names for relations \['P999'\]"):
-        invented_rows(replace(smoke_world(), id_relations=("P999",)))
+        synthetic_rows(replace(smoke_world_config(), id_relations=("P999",)))
 
 
 def test_threads_are_no_part_of_a_world() -> None:
@@ -216,7 +222,7 @@ def test_real_facts_are_planted_in_nfc_whatever_form_the_archive_has(tmp_path: P
         (tmp_path / split).mkdir()
         text = unicodedata.normalize("NFD", json.dumps(rows, ensure_ascii=False))
         (tmp_path / split / f"P19.{split}.json").write_text(text, encoding="utf-8")
-    planted = real_rows(config, load_relations())["P19"]
+    planted = sample_real_rows(config, load_relations())["P19"]
     assert {split: len(rows) for split, rows in planted.items()} == {"train": 2, "dev": 2, "test": 2}
     for split, rows in planted.items():
         for subject, answer in rows:

@@ -7,8 +7,8 @@ import pytest
 from slick.errors import SettingsError
 from tuning.config import TrainConfig, learning_rate_at
 from tuning.runs import check_resources
-from tuning.trials import concurrent_trials
-from tuning.zero import deepspeed_settings
+from tuning.trials import num_concurrent_trials
+from tuning.zero import deepspeed_config
 
 
 @pytest.mark.parametrize(
@@ -18,47 +18,50 @@ def test_trials_may_outnumber_the_nodes_that_are_there_if_more_will_come(
     wait: bool, wish: int | None, gpus: float, trials: int
 ) -> None:
     config = TrainConfig(wait_for_nodes=wait)
-    assert concurrent_trials(config, {"GPU": gpus, "CPU": 64}, 1, 17, wish) == trials
+    assert num_concurrent_trials(config, {"GPU": gpus, "CPU": 64}, 1, 17, wish) == trials
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_stage_and_batch_reach_deepspeed(stage: int) -> None:
     config = TrainConfig(batch_size=16, micro_batch_size=2, num_workers=2, zero_stage=stage)
-    settings = deepspeed_settings(config, 2)
+    settings = deepspeed_config(config, 2)
     assert settings["zero_optimization"]["stage"] == stage
     assert settings["train_batch_size"] == 16
     assert settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * 2 == 16
     assert "bf16" not in settings
-    assert deepspeed_settings(replace(config, dtype="bfloat16"), 2)["bf16"] == {"enabled": True}
+    assert deepspeed_config(replace(config, dtype="bfloat16"), 2)["bf16"] == {"enabled": True}
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_a_group_of_any_allowed_size_shares_the_batch(num_workers: int, micro_batch_size: int | None) -> None:
     config = TrainConfig(batch_size=16, micro_batch_size=micro_batch_size, num_workers=4, min_workers=1)
-    settings = deepspeed_settings(config, num_workers)
-    micro, accumulation = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
-    assert 16 <= micro * accumulation * num_workers < 16 + num_workers * micro
-    assert settings["train_batch_size"] == micro * accumulation * num_workers
+    settings = deepspeed_config(config, num_workers)
+    micro, gradient_accumulation_steps = (
+        settings["train_micro_batch_size_per_gpu"],
+        settings["gradient_accumulation_steps"],
+    )
+    assert 16 <= micro * gradient_accumulation_steps * num_workers < 16 + num_workers * micro
+    assert settings["train_batch_size"] == micro * gradient_accumulation_steps * num_workers
 
 
 def test_a_group_of_another_size_is_refused() -> None:
     with pytest.raises(SettingsError, match="has 2 workers, the settings say 4"):
-        deepspeed_settings(TrainConfig(batch_size=16, num_workers=4), 2)
+        deepspeed_config(TrainConfig(batch_size=16, num_workers=4), 2)
     with pytest.raises(SettingsError, match="has 1 workers, the settings say 2 to 4"):
-        deepspeed_settings(TrainConfig(batch_size=16, num_workers=4, min_workers=2), 1)
+        deepspeed_config(TrainConfig(batch_size=16, num_workers=4, min_workers=2), 1)
 
 
 def test_what_is_offloaded_reaches_deepspeed() -> None:
-    zero = deepspeed_settings(TrainConfig(zero_stage=2, offload="optimizer"), 1)["zero_optimization"]
+    zero = deepspeed_config(TrainConfig(zero_stage=2, offload="optimizer"), 1)["zero_optimization"]
     assert zero["offload_optimizer"]["device"] == "cpu"
     assert "offload_param" not in zero
-    zero = deepspeed_settings(TrainConfig(zero_stage=3, offload="all"), 1)["zero_optimization"]
+    zero = deepspeed_config(TrainConfig(zero_stage=3, offload="all"), 1)["zero_optimization"]
     assert zero["offload_param"]["device"] == zero["offload_optimizer"]["device"] == "cpu"
 
 
 def test_the_optimizer_needs_no_compiler() -> None:
-    assert deepspeed_settings(TrainConfig(), 1)["optimizer"]["params"]["torch_adam"] is True
+    assert deepspeed_config(TrainConfig(), 1)["optimizer"]["params"]["torch_adam"] is True
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from slick.analysis.counts import paper_categories
 from slick.analysis.data import Run, StudyData, Variant
 from slick.analysis.findings.idk import ANSWERED, ON_ANSWERED
 from slick.analysis.terms import POOLED
-from slick.types import ALL, Category
+from slick.types import ALL_CATEGORIES, Category
 
 
 class Finding(NamedTuple):
@@ -36,7 +36,14 @@ def findings() -> dict[str, Finding]:
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 DURATIONS = (10, 20, 30, 40, 50)
-NUM_TEST = {ALL: 10481, "HighlyKnown": 2464, "MaybeKnown": 2699, "WeaklyKnown": 1856, "Unknown": 3462, POOLED: 7019}
+NUM_TEST = {
+    ALL_CATEGORIES: 10481,
+    "HighlyKnown": 2464,
+    "MaybeKnown": 2699,
+    "WeaklyKnown": 1856,
+    "Unknown": 3462,
+    POOLED: 7019,
+}
 SIZE = 6142
 EARLY_D = (43.9, 43.8, 43.9, 43.0, 42.0, 39.7, 37.5)
 FIXED_D = {
@@ -78,18 +85,18 @@ def paper_study() -> StudyData:
         name = f"unknown-{round(100 * share):03d}"
         variants[name] = Variant(name=name, kind="unknown", share=share, num=SIZE)
         curve = {_early_epoch(name): EARLY_D[i]} | {epoch: FIXED_D[epoch][i] for epoch in DURATIONS}
-        curves[name] = {("test", ALL): curve}
+        curves[name] = {("test", ALL_CATEGORIES): curve}
         for part, fitted in ((POOLED, FITTED_KNOWN[i]), (str(Category.UNKNOWN), FITTED_UNKNOWN[i])):
             if fitted is not None:
                 curves[name]["train", part] = {_early_epoch(name): fitted, DURATIONS[-1]: 100.0}
     for i, share in enumerate(SHARES[1:-1]):
         name = f"known-{round(100 * share):03d}"
         variants[name] = Variant(name=name, kind="known", share=share, num=round(SIZE * (1 - share)))
-        curves[name] = {("test", ALL): {_EARLY_EPOCH: EARLY_KNOWN[i], 50: LAST_KNOWN[i]}}
+        curves[name] = {("test", ALL_CATEGORIES): {_EARLY_EPOCH: EARLY_KNOWN[i], 50: LAST_KNOWN[i]}}
     for name, (early, last) in TABLE_2.items():
         kind = "natural" if name == "natural" else "category"
         variants.setdefault(name, Variant(name=name, kind=kind, share=None, num=SIZE))
-        for category, at_early, at_last in zip((ALL, *map(str, Category)), early, last, strict=True):
+        for category, at_early, at_last in zip((ALL_CATEGORIES, *map(str, Category)), early, last, strict=True):
             curve = curves.setdefault(name, {}).setdefault(("test", category), {})
             curve |= {_early_epoch(name): at_early, 50: at_last}
     _add_figure_1(curves["unknown-050"])
@@ -121,7 +128,7 @@ def _add_figure_1(curves: dict[tuple[str, str], dict[int, float]]) -> None:
     early_known, early_unknown = curves["train", POOLED], curves["train", str(Category.UNKNOWN)]
     curves["train", POOLED] = dict(zip(FIT_EPOCHS, map(float, FIT_KNOWN), strict=True)) | early_known
     curves["train", str(Category.UNKNOWN)] = dict(zip(FIT_EPOCHS, map(float, FIT_UNKNOWN), strict=True)) | early_unknown
-    curves["dev", ALL] = {e: v for e, v in zip(FIT_EPOCHS, FIT_DEV, strict=True) if v is not None}
+    curves["dev", ALL_CATEGORIES] = {e: v for e, v in zip(FIT_EPOCHS, FIT_DEV, strict=True) if v is not None}
 
 
 def _early_epoch(name: str) -> int:
@@ -130,12 +137,15 @@ def _early_epoch(name: str) -> int:
 
 def _run(name: str, variant: Variant, curves: dict[tuple[str, str], dict[int, float]]) -> Run:
     share = variant.share if variant.kind == "unknown" and variant.share is not None else 0.0
-    num = {("test", category): rows for category, rows in NUM_TEST.items()} | {("dev", ALL): 10461}
-    num |= {("test", ANSWERED): NUM_TEST[ALL], ("test", ON_ANSWERED): round(TABLE_8[1][0] / 100 * NUM_TEST[ALL])}
+    num = {("test", category): rows for category, rows in NUM_TEST.items()} | {("dev", ALL_CATEGORIES): 10461}
+    num |= {
+        ("test", ANSWERED): NUM_TEST[ALL_CATEGORIES],
+        ("test", ON_ANSWERED): round(TABLE_8[1][0] / 100 * NUM_TEST[ALL_CATEGORIES]),
+    }
     num |= {
         ("train", POOLED): round(SIZE * (1 - share)),
         ("train", "Unknown"): round(SIZE * share),
-        ("train", ALL): SIZE,
+        ("train", ALL_CATEGORIES): SIZE,
     }
     accuracy = {key: _curve(points) for key, points in curves.items()}
     return Run(
@@ -144,7 +154,7 @@ def _run(name: str, variant: Variant, curves: dict[tuple[str, str], dict[int, fl
         seed=0,
         epochs=np.arange(1, 51),
         accuracy=accuracy,
-        num={key: num[key] for key in accuracy} | {("train", ALL): SIZE},
+        num={key: num[key] for key in accuracy} | {("train", ALL_CATEGORIES): SIZE},
         early_epoch=_early_epoch(name),
     )
 

@@ -20,7 +20,7 @@ from slick.analysis.findings.verdict import (
 )
 from slick.analysis.recommendation import Point
 from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
-from slick.types import ALL
+from slick.types import ALL_CATEGORIES
 
 SETTING = "learning_rate"
 EARLY_POLICY = "best_dev"
@@ -128,7 +128,7 @@ def _trend(data: StudyData, rate: str, rows: Sequence[Point]) -> Trend:
 
 def _num_test(data: StudyData) -> int:
     """Rows behind a test accuracy; the points do not say."""
-    num = next((run.num["test", ALL] for run in data.runs if ("test", ALL) in run.num), 0)
+    num = next((run.num["test", ALL_CATEGORIES] for run in data.runs if ("test", ALL_CATEGORIES) in run.num), 0)
     num = num or sum(category_totals(data, "id", "test").values())
     if not num:
         raise NotTestable("the number of test questions is not known, so no error can be told")

@@ -17,7 +17,7 @@ from slick.analysis.error_kinds import ErrorKinds, KindTally
 from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
-from slick.study_files import by_question, read_answer_part, read_knowledge
+from slick.study_files import lookup_by_question, read_answer_part, read_knowledge
 
 FEW = 64
 COLUMNS = ["question_id", "greedy_text", "sampled_text"]
@@ -76,9 +76,9 @@ def read_answered(study: Folder) -> Iterator[Answered]:
     """Every annotated question with its stored answers, in the order of the part files."""
     known = read_knowledge(study, ["question_id", "relation", "category"])
     columns = (known[name].to_pylist() for name in ("relation", "category"))
-    labels = by_question(known, zip(*columns, strict=True), f"{study}/annotate/knowledge.parquet")
+    labels = lookup_by_question(known, zip(*columns, strict=True), f"{study}/annotate/knowledge.parquet")
     questions = read_questions(study, ["question_id", "question", "answers"])
-    place = by_question(questions, range(questions.num_rows), f"{study}/questions")
+    place = lookup_by_question(questions, range(questions.num_rows), f"{study}/questions")
     folder = study.child("annotate", "generations")
     for name in folder.names(".parquet"):
         part = read_answer_part(folder, name, COLUMNS)

@@ -9,8 +9,8 @@ from slick.analysis.forgotten import Lost, RunLoss, Standing, Targets, add_stand
 from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study import read_manifest
-from slick.study_files import by_question, read_lost, read_predictions, read_variant_rows
-from slick.types import ALL
+from slick.study_files import lookup_by_question, read_predictions, read_right_to_wrong, read_variant_rows
+from slick.types import ALL_CATEGORIES
 
 LOST = "right_to_wrong.parquet"
 COLUMNS = ["question_id", "split", "hit", "text"]
@@ -60,7 +60,7 @@ def best_and_last(epochs: pa.Table) -> tuple[int, int] | None:
 
 
 def _is(row: Mapping[str, Any], split: str) -> bool:
-    return bool(row["split"] == split and row["category"] == ALL)
+    return bool(row["split"] == split and row["category"] == ALL_CATEGORIES)
 
 
 class _Questions:
@@ -68,7 +68,7 @@ class _Questions:
 
     def __init__(self, study: Folder) -> None:
         self._table = read_questions(study, ["question_id", "relation", "question", "answers"])
-        self._place = by_question(self._table, range(self._table.num_rows), f"{study}/questions")
+        self._place = lookup_by_question(self._table, range(self._table.num_rows), f"{study}/questions")
         self._relations = self._table["relation"].to_pylist()
 
     def relation(self, question_id: str) -> str:
@@ -94,7 +94,7 @@ def _loss(
     right = {row["epoch"]: int(row["num_correct"]) for row in epochs.to_pylist() if _is(row, split)}
     if not right.keys() >= set(ends):
         return None
-    rows = [row for row in read_lost(folder).to_pylist() if row["split"] == split]
+    rows = [row for row in read_right_to_wrong(folder).to_pylist() if row["split"] == split]
     asked = questions.rows([row["question_id"] for row in rows])
     lost = tuple(
         Lost(

@@ -18,7 +18,7 @@ from slick.analysis.planted import (
     UNEXPLAINED,
     PlantedFacts,
 )
-from slick.matching import Target, normalize
+from slick.matching import GoldMatcher, normalize
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
 from slick.study_files import read_answer_part, read_exemplars, read_knowledge, read_planted, read_question_rows
@@ -164,7 +164,7 @@ def _guessed(row: Row, one: Said, habits: Habits, shown: list[set[str]]) -> str:
 
 def _missed(row: Row, one: Said, answers: set[str]) -> str:
     """Why a planted fact is labelled Unknown."""
-    target = Target([row["answer"]], "contains")
+    target = GoldMatcher([row["answer"]], "contains")
     texts = Counter(text for _, text, _ in one)
     if any(target.is_hit(text) for text in texts):
         return REWORDED

@@ -13,7 +13,7 @@ from slick.analysis.terms import POOLED
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study_files import read_predictions
-from slick.types import ALL, KNOWN
+from slick.types import ALL_CATEGORIES, KNOWN_CATEGORIES
 
 MAX_DURATIONS = 6
 """At most this many training lengths are shown and judged, so that a figure stays readable."""
@@ -89,13 +89,13 @@ def load_run(
         right.setdefault(key, np.full(len(epochs), np.nan))[at] = row["num_correct"]
         num[key] = int(row["num"])
     for split in sorted({split for split, _ in right}):
-        known = [(split, str(category)) for category in KNOWN if (split, str(category)) in right]
+        known = [(split, str(category)) for category in KNOWN_CATEGORIES if (split, str(category)) in right]
         if known:
             right[split, POOLED] = np.sum([right[key] for key in known], axis=0)
             num[split, POOLED] = sum(num[key] for key in known)
     for key, values in right.items():
         accuracy[key] = 100.0 * values / num[key]
-    dev = accuracy.get(("dev", ALL))
+    dev = accuracy.get(("dev", ALL_CATEGORIES))
     early = None if dev is None or np.isnan(dev).all() else int(epochs[int(np.nanargmax(dev))])
     wanted = sorted({*durations, int(epochs[-1]), *([] if early is None else [early])})
     hits = _load_hits(folder, wanted, with_text=variant in idk)

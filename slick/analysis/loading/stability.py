@@ -8,7 +8,7 @@ import numpy as np
 from slick.analysis.stability import Stability, Step
 from slick.errors import StudyError
 from slick.storage import Folder
-from slick.stored_files import Bound, Count, read_record
+from slick.stored_files import Count, Minimum, read_record
 from slick.study import read_manifest
 from slick.study_files import read_knowledge
 from slick.types import Category
@@ -44,8 +44,8 @@ ByCategory = dict[Category, Count]
 class SettlingStep(TypedDict):
     """The labels by a part of the answers."""
 
-    exemplar_sets: Annotated[int, Bound(1)]
-    samples: Annotated[int, Bound(1)]
+    exemplar_sets: Annotated[int, Minimum(1)]
+    samples: Annotated[int, Minimum(1)]
     categories: ByCategory
 
 

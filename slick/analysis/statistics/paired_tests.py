@@ -22,7 +22,7 @@ from slick.analysis.findings.categories import TABLE_2
 from slick.analysis.recommendation import Estimate, over_seeds
 from slick.analysis.statistics.significance import paired_p_value
 from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.types import ALL, Category
+from slick.types import ALL_CATEGORIES, Category
 
 NUM_RESAMPLES = 999
 """Of the bootstrap; its ends then have a Monte Carlo error of a few hundredths of their distance."""
@@ -43,7 +43,7 @@ class Comparison:
     first: Side
     second: Side
     category: str
-    """Of the test questions; `ALL` for all."""
+    """Of the test questions; `ALL_CATEGORIES` for all."""
     num: int
     """Questions."""
     difference: float
@@ -67,7 +67,7 @@ class Comparison:
 
 
 def compare(
-    data: StudyData, first: Side, second: Side, category: str = ALL, num_chunks: int = 100, seed: int = 0
+    data: StudyData, first: Side, second: Side, category: str = ALL_CATEGORIES, num_chunks: int = 100, seed: int = 0
 ) -> Comparison:
     """Compare two models by all tests, over the seeds that both have.
 
@@ -172,7 +172,7 @@ def against_best(data: StudyData, when: str, num_chunks: int = 100, seed: int = 
     if len(names) < 2:
         raise NotTestable(f"needs finished runs of two or more of {', '.join(TABLE_2)}")
     found = []
-    for category in (ALL, *map(str, Category)):
+    for category in (ALL_CATEGORIES, *map(str, Category)):
         best = max(names, key=lambda name: data.accuracy(name, when, category=category).value)
         others = [name for name in names if name != best]
         found += [compare(data, Side(one, when), Side(best, when), category, num_chunks, seed) for one in others]
@@ -188,7 +188,7 @@ def early_against_last(data: StudyData, num_chunks: int = 100, seed: int = 0) ->
     names = [name for name in TABLE_2 if data.has(name)]
     if not names:
         raise NotTestable(f"needs a finished run of one of {', '.join(TABLE_2)}")
-    return [compare(data, Side(name, EARLY), Side(name, LAST), ALL, num_chunks, seed) for name in names]
+    return [compare(data, Side(name, EARLY), Side(name, LAST), ALL_CATEGORIES, num_chunks, seed) for name in names]
 
 
 def _by_seed(data: StudyData, side: Side, category: str) -> tuple[NDArray[np.str_], dict[int, NDArray[np.bool_]]]:

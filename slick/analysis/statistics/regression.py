@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from slick.analysis.data import Run, StudyData
 from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
-from slick.types import ALL, Category
+from slick.types import ALL_CATEGORIES, Category
 
 TERMS = ("b0", "b_kn", "b_unk")
 
@@ -105,8 +105,8 @@ def sample(data: StudyData, split: str, points: Points | None = None) -> Sample:
 
 def _points_of(run: Run, split: str, points: Points, size: int) -> list[tuple[float, float, float]]:
     """(Known fitted, Unknown fitted, accuracy) of each chosen epoch; `size` is |D|, 0 for that of the run itself."""
-    test = run.accuracy.get((split, ALL))
-    total = size or run.num.get(("train", ALL), 0)
+    test = run.accuracy.get((split, ALL_CATEGORIES))
+    total = size or run.num.get(("train", ALL_CATEGORIES), 0)
     if test is None or not total:
         return []
     known, unknown = (

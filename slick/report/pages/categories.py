@@ -12,7 +12,7 @@ from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.report import tables
 from slick.report.page import PAPER, Section, numbers, wide
 from slick.report.tables import Table, Value
-from slick.types import ALL
+from slick.types import ALL_CATEGORIES
 
 TESTS = ("t-test p", "Holm", "McNemar p", "Holm of McNemar", "seeds agree")
 
@@ -54,7 +54,11 @@ def section(data: StudyData, num_chunks: int, seed: int) -> Section:
 def best_table(found: list[Comparison]) -> Table:
     """Every cell of the two tables that is not the best of its column, with all tests."""
     heads = [
-        (when_label(c.first.when), "Full" if c.category == ALL else c.category, *(LABELS[s.variant] for s in c.sides))
+        (
+            when_label(c.first.when),
+            "Full" if c.category == ALL_CATEGORIES else c.category,
+            *(LABELS[s.variant] for s in c.sides),
+        )
         for c in found
     ]
     columns = ("checkpoint", "test questions", "fine-tuned on", "best")

@@ -22,7 +22,7 @@ from slick.report.page import BEYOND, Exhibit, Section, drawn, numbers, wide
 from slick.report.pages import error_kinds_figures
 from slick.report.pages.error_kinds_figures import relations_of, shares
 from slick.report.tables import Table, Value
-from slick.types import ALL
+from slick.types import ALL_CATEGORIES
 
 
 def section(data: StudyData) -> Section:
@@ -89,7 +89,7 @@ def relations_table(found: ErrorKinds) -> Table:
     """Shares of each kind by relation and category."""
     kinds, distinct = found.kinds(), found.tallies_Q6[:, 5]
     rows: list[tuple[Value, ...]] = []
-    for relation in (ALL, *relations_of(found)):
+    for relation in (ALL_CATEGORIES, *relations_of(found)):
         for category in SORTED:
             mask = found.mask(category, relation)
             num = int(mask.sum())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from slick.analysis.error_kinds import EMPTY, FEW, KINDS, ONE, REFUSED, SCATTERED, SORTED, TWO, ErrorKinds
 from slick.analysis.terms import NotTestable
 from slick.report.style import BLUE, GREEN, INK, MUTED, ORANGE, VERMILLION, label_ends
-from slick.types import ALL
+from slick.types import ALL_CATEGORIES
 
 COLOURS = {ONE: VERMILLION, TWO: ORANGE, SCATTERED: BLUE, REFUSED: GREEN, EMPTY: MUTED, FEW: "#c3c8cf"}
 """Of the bars."""
@@ -83,6 +83,6 @@ def shares(found: ErrorKinds, mask: NDArray[np.bool_]) -> dict[str, float]:
     return {kind: 100.0 * float((kinds == kind).mean()) for kind in KINDS}
 
 
-def relations_of(found: ErrorKinds, category: str = ALL) -> list[str]:
+def relations_of(found: ErrorKinds, category: str = ALL_CATEGORIES) -> list[str]:
     """Those with questions of the category, sorted."""
     return [str(relation) for relation in np.unique(found.relations[found.mask(category)])]

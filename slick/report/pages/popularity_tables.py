@@ -8,7 +8,7 @@ from slick.analysis.popularity import Correlation, Popularity, category_shares, 
 from slick.analysis.popularity_harm import RowPopularity, harms, known_popularity, row_popularity
 from slick.analysis.terms import LAST, NotTestable
 from slick.report.tables import Table, Value
-from slick.types import ALL, Category
+from slick.types import ALL_CATEGORIES, Category
 
 
 def rows_table(data: StudyData, kinds: tuple[str, ...]) -> Table:
@@ -37,8 +37,8 @@ def quantile_table(data: StudyData) -> Table:
 def correlation_table(known: Popularity) -> Table:
     """All questions, then each relation: popularity against greedy and against sampled answers."""
     rows: list[tuple[Value, ...]] = []
-    for relation in (ALL, *np.unique(known.relations).tolist()):
-        mask = np.ones(len(known.values), dtype=bool) if relation == ALL else known.relations == relation
+    for relation in (ALL_CATEGORIES, *np.unique(known.relations).tolist()):
+        mask = np.ones(len(known.values), dtype=bool) if relation == ALL_CATEGORIES else known.relations == relation
         cells: list[Value] = []
         why: list[str] = []
         for p_correct in (known.greedy, known.sampled):
