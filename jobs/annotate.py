@@ -9,7 +9,7 @@ slick annotate demo --rescore --matcher contains --num-samples 8 --out studies/d
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, run_step_command
+from jobs.common import run_main, run_step_command
 from jobs.flags import pop_switch
 from jobs.presets import ANNOTATE
 from jobs.study_file import settings_selector

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Sequence
 
-from jobs.door import run_main
+from jobs.common import run_main
 from jobs.flags import did_you_mean
 from slick.errors import SettingsError
 

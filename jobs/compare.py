@@ -10,12 +10,12 @@ Settings, inputs and library versions that differ are listed.
 
 from collections.abc import Sequence
 
-from jobs.door import has_help_flag, run_main
+from jobs.common import has_help_flag, run_main
 from jobs.flags import FlagParser
 from slick.errors import SettingsError
 from slick.report import compare_studies
 from slick.storage import Folder
-from tuning.sweep_config import SweepConfig
+from tuning.grid import SweepConfig
 
 REGISTERED_SETTINGS = SweepConfig
 """Imported so that what the settings of sweeps and trainings affect is known."""

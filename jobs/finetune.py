@@ -7,7 +7,7 @@ slick finetune large --variant unknown-100 --num-workers 4 --offload optimizer -
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, run_step_command
+from jobs.common import run_main, run_step_command
 from jobs.presets import FINETUNE
 from jobs.study_file import settings_selector
 from tuning.finetune import finetune

@@ -8,9 +8,9 @@ slick jobs --address http://HEAD:8265 --stop ID
 import time
 from collections.abc import Sequence
 
-from jobs.door import has_help_flag, run_main
+from jobs.common import has_help_flag, run_main
 from jobs.flags import FlagParser
-from jobs.head import RayJob, RayJobClient, parse_address
+from jobs.ray_client import RayJob, RayJobClient, parse_address
 from jobs.submit import follow
 from slick.errors import SettingsError
 from slick.progress import format_duration

@@ -12,17 +12,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jobs.door import is_help_command, parse_config, run_main
-from jobs.ways import GB, Fleet, training_table
+from jobs.common import is_help_command, parse_config, run_main
+from jobs.memory_planner import GB, Fleet, training_table
 from slick.errors import SettingsError
 from slick.model_files import read_config
 from slick.models import resolve_model
 from slick.precision import ASSUMED_GPU, AUTO, TrainDtype, dtype_bytes, resolve_dtype, resolve_train_dtype
 from slick.shapes import ModelShape, published_shape, shape_from_config
 from slick.storage import Folder
-from tuning.machines import MachineType, default_machine_type
+from tuning.cost import MachineType, Throughput, default_machine_type, read_throughput
 from tuning.memory import HEADROOM
-from tuning.rates import Throughput, read_throughput
 
 _POSITIVE_FIELDS = ("gpus", "gpu_memory", "machine_memory", "gpus_a_machine", "rows_at_once",
             "questions", "trainings", "epochs", "train_rows", "asked_rows")  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from slick.annotation import AnnotateConfig
-from slick.questions import QuestionsConfig
+from slick.datasets import QuestionsConfig
 from slick.report import ReportConfig
 from slick.variants import VariantsConfig, variant_names
 from slick.world import WorldConfig, smoke_world_config

@@ -6,10 +6,10 @@ slick questions paper --questions trivia.jsonl --filter none --rejects bad-rows.
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, run_step_command
+from jobs.common import run_main, run_step_command
 from jobs.presets import QUESTIONS
 from jobs.study_file import settings_selector
-from slick.questions import prepare_questions
+from slick.datasets import prepare_questions
 
 
 def main(argv: Sequence[str]) -> None:

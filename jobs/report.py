@@ -5,7 +5,7 @@ slick report demo --out studies/demo
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, run_step_command
+from jobs.common import run_main, run_step_command
 from jobs.presets import REPORT
 from jobs.study_file import settings_selector
 from slick.report import make_report

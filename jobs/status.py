@@ -5,7 +5,7 @@ slick status --out studies/demo
 
 from collections.abc import Iterator, Sequence
 
-from jobs.door import has_help_flag, parse_out, run_main
+from jobs.common import has_help_flag, parse_out, run_main
 from jobs.flags import FlagParser
 from slick.analysis.audit_sheet import read_sheet
 from slick.errors import DataError, StudyError
@@ -18,7 +18,7 @@ from slick.report.sheets import SHEET
 from slick.storage import Folder
 from slick.study import STARTED, read_manifest, read_start_record, read_study_settings
 from slick.variants import config_from_stored
-from tuning.standing import (
+from tuning.run_status import (
     PLANNED_FILE,
     PlannedRun,
     RunStatus,
@@ -83,7 +83,7 @@ def describe_p_true(study: Folder) -> str:
     manifest = read_manifest(folder)
     if manifest is None and not folder.exists(STARTED):
         return "not begun" if _wants_p_true(study) else ""
-    from slick.annotation.standing import p_true_progress
+    from slick.annotation.status import p_true_progress
 
     scored = p_true_progress(study)
     size = (
@@ -172,7 +172,7 @@ def _count_rows(folder: Folder) -> int:
 
 def _annotation_progress(study: Folder) -> str:
     """Questions that were asked of those that the annotation is to ask, from its settings."""
-    from slick.annotation.standing import MAIN_ANSWERS, annotation_progress
+    from slick.annotation.status import MAIN_ANSWERS, annotation_progress
 
     words = {MAIN_ANSWERS: "questions asked", "repeats": "asked again", "controls": "of subjects that nobody knows"}
     found = annotation_progress(study)

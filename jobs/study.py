@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from jobs.asked import forecast_cost, include_finished_variants, needs_training, resolve_experiments
+from jobs.common import is_help_command, parse_config, parse_out, parse_preset, run_main
 from jobs.config_file import expand_config_file
-from jobs.door import is_help_command, parse_config, parse_out, parse_preset, run_main
+from jobs.cost_forecast import forecast_cost, include_finished_variants, needs_training, resolve_experiments
 from jobs.flags import pop_switch
 from jobs.presets import STUDY, StudyConfig
 from jobs.study_file import settings_selector
@@ -123,7 +123,7 @@ def _all_experiments(study: Folder, config: StudyConfig) -> tuple[str, ...]:
 
 def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]]:
     from slick.annotation import annotate
-    from slick.questions import prepare_questions
+    from slick.datasets import prepare_questions
     from slick.report import make_report
     from slick.variants import draw_variants
     from slick.world import build_world

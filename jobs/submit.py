@@ -29,13 +29,13 @@ from typing import Any
 
 from jobs import presets
 from jobs.annotate import RESCORE
+from jobs.common import is_help_command, parse_config, parse_preset, run_main
 from jobs.config_file import expand_config_file
-from jobs.door import is_help_command, parse_config, parse_preset, run_main
 from jobs.flags import FlagParser, canonical_flags, did_you_mean, flag_names, pop_switch
-from jobs.head import RayJobClient, is_loopback_address, parse_address
-from jobs.package import JobFiles, build_working_dir, plan_job_files
+from jobs.ray_client import RayJobClient, is_loopback_address, parse_address
 from jobs.study import resolve
 from jobs.study_file import settings_selector
+from jobs.working_dir import JobFiles, build_working_dir, plan_job_files
 from slick.annotation import RescoreConfig
 from slick.cluster import MALLOC_ENV
 from slick.errors import SettingsError

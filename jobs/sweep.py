@@ -10,7 +10,7 @@ slick sweep lora --search optuna --samples 30 --grid.variants unknown-000 --out 
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, run_step_command
+from jobs.common import run_main, run_step_command
 from jobs.presets import SWEEP
 from jobs.study_file import settings_selector
 from tuning.probe import plan_sweep

@@ -7,7 +7,7 @@ slick variants paper --concentrated-shares 0.5 --out studies/llama    # added to
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, run_step_command
+from jobs.common import run_main, run_step_command
 from jobs.presets import VARIANTS
 from jobs.study_file import settings_selector
 from slick.variants import draw_variants

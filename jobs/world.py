@@ -6,7 +6,7 @@ slick world demo --questions entity_questions.zip --out studies/real-facts
 
 from collections.abc import Sequence
 
-from jobs.door import run_main, run_step_command
+from jobs.common import run_main, run_step_command
 from jobs.presets import WORLD
 from jobs.study_file import settings_selector
 from slick.world import build_world

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test compares them with `_MODULES`
     from slick.annotation import AnnotateConfig, RescoreConfig, read_generations, read_p_true
-    from slick.annotation.annotate import annotate
     from slick.annotation.rescore import rescore
-    from slick.engines.base import SamplingConfig
+    from slick.annotation.step import annotate
+    from slick.datasets import QuestionsConfig, prepare_questions, read_questions
     from slick.errors import (
         ClusterError,
         DataError,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test compar
         StudyError,
         VariantError,
     )
-    from slick.questions import QuestionsConfig, prepare_questions, read_questions
+    from slick.inference.base import SamplingConfig
     from slick.report import ReportConfig, compare_studies, make_report
     from slick.storage import Folder
     from slick.study import Manifest
@@ -42,9 +42,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test compar
     from slick.world import WorldConfig, build_world
     from tuning.config import TrainConfig
     from tuning.finetune import finetune
-    from tuning.grid import GridConfig
+    from tuning.grid import GridConfig, SweepConfig
     from tuning.sweep import sweep
-    from tuning.sweep_config import SweepConfig
 
 __all__ = [
     "AnnotateConfig",
@@ -88,14 +87,14 @@ __all__ = [
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "slick.annotation": ("AnnotateConfig", "RescoreConfig", "read_generations", "read_p_true"),
-    "slick.annotation.annotate": ("annotate",),
+    "slick.annotation.step": ("annotate",),
     "slick.annotation.rescore": ("rescore",),
-    "slick.engines.base": ("SamplingConfig",),
+    "slick.inference.base": ("SamplingConfig",),
     "slick.errors": (
         *("ClusterError", "DataError", "EngineError", "ModelError", "SettingsError", "SlickError", "StudyError"),
         "VariantError",
     ),
-    "slick.questions": ("QuestionsConfig", "prepare_questions", "read_questions"),
+    "slick.datasets": ("QuestionsConfig", "prepare_questions", "read_questions"),
     "slick.report": ("ReportConfig", "compare_studies", "make_report"),
     "slick.storage": ("Folder",),
     "slick.study": ("Manifest",),
@@ -105,9 +104,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "slick.world": ("WorldConfig", "build_world"),
     "tuning.config": ("TrainConfig",),
     "tuning.finetune": ("finetune",),
-    "tuning.grid": ("GridConfig",),
     "tuning.sweep": ("sweep",),
-    "tuning.sweep_config": ("SweepConfig",),
+    "tuning.grid": ("GridConfig", "SweepConfig"),
 }
 """Module -> names of the API that it defines. Package `tuning` uses `slick`, so `slick` itself never imports it: only
 the caller's first use of such a name does."""

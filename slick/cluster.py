@@ -260,7 +260,7 @@ def _may_have_gpu() -> bool:
 
 def _probe_gpu() -> Device | ModelError:
     """The GPU of a task's process; an error is returned, since raised it would come wrapped in one of Ray's."""
-    from slick.engines.devices import current_gpu
+    from slick.inference.devices import current_gpu
 
     try:
         return current_gpu()

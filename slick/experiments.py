@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from slick.errors import SettingsError
-from slick.variants.plan import VariantsConfig, variant_specs
-from slick.variants.rows import VariantSpec
+from slick.variants.config import VariantsConfig, variant_specs
+from slick.variants.sampling import VariantSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

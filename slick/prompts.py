@@ -1,19 +1,20 @@
-"""The two prompt formats of the paper, and the exemplar sets. Pure.
+"""The prompts of the paper: few-shot prompts for questions, and the P(True) prompt. Pure.
 
-Few-shot, to ask what a model knows (arXiv:2405.05904, appendix C); closed book, to fine-tune and to test (appendix E).
-The paper shows the instruction and the question of the closed-book format, not what separates them: here a newline,
-and another before the answer. All prompts are in Unicode's NFC, whatever form a question set is written in; see
-`slick.matching.nfc`.
+Source of P(True): Gekhman et al. 2024, arXiv:2405.05904, section 6 and appendix J, after Kadavath et al. 2022,
+arXiv:2207.05221. The paper prints the prompt, but neither which token is scored nor whether solved examples precede it.
+Here there are no examples, and the two choices are `(A` and `(B` after a space, as the prompt spells them. A bare ` A`
+would also begin an article, as in `A city`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from slick.draws import derive_seed
 from slick.errors import DataError
 from slick.matching import nfc
+from slick.rng import derive_seed
 
 CLOSED_BOOK_INSTRUCTION = "Answer the following question.\n"
 
@@ -94,3 +95,36 @@ def draw_exemplar_sets(
             )
         sets[relation] = drawn
     return sets
+
+
+P_TRUE_PREFIX = "Question:"
+P_TRUE_CHOICES = ("(A", "(B")
+"""What may follow the prompt, behind a space: true, false."""
+
+
+def p_true_suffix(question: str, proposal: str) -> str:
+    r"""What follows `P_TRUE_PREFIX` in the prompt.
+
+    >>> p_true_suffix("Where is Paris?", "France")
+    ' Where is Paris?\nProposed Answer: France\nIs the proposed answer:\n\n(A) True\n(B) False\nThe proposed answer is:'
+    """
+    return nfc(
+        f" {question}\nProposed Answer: {proposal}\nIs the proposed answer:\n\n(A) True\n(B) False\n"
+        "The proposed answer is:"
+    )
+
+
+def p_true_row(question_id: str, log_a: float, log_b: float) -> dict[str, Any]:
+    """A row of `P_TRUE_SCHEMA` from the logarithms of both probabilities, which may be too small for their ratio.
+
+    >>> p_true_row("q", -800.0, -800.0)["p_true"]
+    0.5
+    """
+    odds = math.exp(-abs(log_a - log_b))  # of the less likely choice
+    share = 1.0 / (1.0 + odds)
+    return {
+        "question_id": question_id,
+        "p_a": math.exp(log_a),
+        "p_b": math.exp(log_b),
+        "p_true": share if log_a >= log_b else odds * share,
+    }

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slick.engines.base import PromptBatch, SamplingConfig
 from slick.errors import SettingsError
+from slick.inference.base import PromptBatch, SamplingConfig
 from slick.matching import Matcher, is_hit
 from slick.prompts import CLOSED_BOOK_INSTRUCTION
-from tuning.examples import Example, encode_examples
+from tuning.data import Example, QuestionRow, encode_examples
 from tuning.records import Prediction
-from tuning.rows import QuestionRow
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +40,7 @@ class EvalSettings:
 
 def encode_rows(rows: Sequence[QuestionRow], tokenizer: Any) -> list[Example]:
     """Rows as prompt and target tokens; the stop token is the tokenizer's end of text, or else a newline."""
-    from slick.engines.tokens import num_trailing_special_tokens
+    from slick.inference.tokens import num_trailing_special_tokens
 
     closing = num_trailing_special_tokens(tokenizer)
 
@@ -117,7 +116,7 @@ def _prediction(
 
 
 def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[QuestionRow], settings: EvalSettings) -> list[str]:
-    from slick.engines.transformers import TransformersEngine
+    from slick.inference.transformers import TransformersEngine
 
     if not rows:
         return []

@@ -18,11 +18,11 @@ from slick.stored_files import read_record
 from slick.study import Manifest, fingerprint, require_manifest
 from tuning.config import TrainConfig
 from tuning.fitting import SET_ASIDE_FILE, check_row_lengths
-from tuning.lean import LostWorkerError, configure_ray_train, find_user_error, make_trainer_class
+from tuning.progress_table import watch_progress
+from tuning.ray_trainer import LostWorkerError, configure_ray_train, find_user_error, make_trainer_class
 from tuning.runs import RunPlan, check_resources, plan_runs, progress_token, run_folder, run_id
-from tuning.tracking import check_trackers
+from tuning.trackers import check_trackers
 from tuning.trainable import check_trainable
-from tuning.watching import watch_progress
 
 __all__ = ["TrainConfig", "finetune"]
 
@@ -173,7 +173,7 @@ def run_worker_group(
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-    from tuning.rendezvous import LoopbackTorchConfig
+    from tuning.distributed import LoopbackTorchConfig
 
     configure_ray_train(config)
     elastic = config.min_workers is not None and config.min_workers < config.num_workers
@@ -244,7 +244,7 @@ def _train_loop_per_worker(settings: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
-    from tuning.learning import WorkerContext
+    from tuning.trainer import WorkerContext
 
     context = ray.train.get_context()
     place = WorkerContext(

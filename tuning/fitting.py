@@ -12,9 +12,8 @@ from slick.errors import DataError
 from slick.storage import Folder
 from slick.study_files import RUN_SET_ASIDE_SCHEMA, read_run_set_aside
 from tuning.config import TrainConfig
+from tuning.data import Example, QuestionRow, read_rows
 from tuning.evaluate import encode_rows
-from tuning.examples import Example
-from tuning.rows import QuestionRow, read_rows
 from tuning.runs import RunPlan
 
 SET_ASIDE_FILE: Final = "set_aside.parquet"

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slick.engines.attention import AttentionOptions, AttentionOverride
-from slick.engines.logits import accepts_argument
-from tuning.examples import Example, IntArray, TokenBatch, pack_examples
+from slick.inference.packed.attention import AttentionOptions, AttentionOverride
+from slick.inference.scoring import accepts_argument
+from tuning.data import Example, IntArray, TokenBatch, pack_examples
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,10 +11,9 @@ from slick.study import require_manifest
 from slick.study_files import POINTS_SCHEMA
 from tuning.axes import SettingOverrides
 from tuning.config import TrainConfig
-from tuning.epochs import EpochAccuracies, curve_from_accuracies, read_accuracies
 from tuning.grid import GridConfig, points
 from tuning.policies import apply_policy
-from tuning.runs import run_folder
+from tuning.runs import EpochAccuracies, curve_from_accuracies, read_accuracies, run_folder
 
 
 def points_table(

@@ -134,10 +134,10 @@ def _measure_timing(study: Folder, plan: RunPlan, place: Any) -> RowTiming:
     import time
 
     from slick.models import context_length, load_tokenizer
+    from tuning.data import read_rows
     from tuning.evaluate import encode_rows, pad_token_id
     from tuning.fitting import filter_long_rows
-    from tuning.learning import Trainer, init_deepspeed
-    from tuning.rows import read_rows
+    from tuning.trainer import Trainer, init_deepspeed
     from tuning.worker import evaluate_distributed
 
     init_deepspeed()

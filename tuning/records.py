@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from slick.study_files import EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, RIGHT_TO_WRONG_SCHEMA, ROWS_SCHEMA
 from slick.types import ALL_CATEGORIES, Category
-from tuning.rows import SPLITS, QuestionRow
+from tuning.data import SPLITS, QuestionRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

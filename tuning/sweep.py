@@ -20,8 +20,8 @@ from slick.study import (
 )
 from slick.types import Category
 from tuning.axes import SettingOverrides, combinations
-from tuning.board import ProgressTable, TrialTracker
-from tuning.ending import finalize_run
+from tuning.data import read_rows
+from tuning.finalize import finalize_run
 from tuning.finetune import (
     check_plans,
     connect_and_check_resources,
@@ -29,16 +29,13 @@ from tuning.finetune import (
     resolve_precision,
     scratch_folder,
 )
-from tuning.grid import grid_summary, pack_by_cost, settings_text
+from tuning.grid import SweepConfig, grid_summary, pack_by_cost, settings_text
 from tuning.points import points_table
 from tuning.policies import parse_policy
-from tuning.rows import read_rows
+from tuning.progress_table import ProgressTable, TrialTracker, watch_progress
+from tuning.run_status import write_planned
 from tuning.runs import RunPlan, is_finished, plan_runs, run_folder
-from tuning.search import SettingsSearch, check_search
-from tuning.standing import write_planned
-from tuning.sweep_config import SweepConfig
-from tuning.trials import TrialSettings, num_concurrent_trials, run_trials
-from tuning.watching import watch_progress
+from tuning.trials import SettingsSearch, TrialSettings, check_search, num_concurrent_trials, run_trials
 
 
 def sweep(study: FolderLike, config: SweepConfig) -> Manifest:

@@ -1,21 +1,29 @@
-"""What of a model is trained: dropout, the layers that are chosen, LoRA on them; and its whole weights to save.
+"""Which weights of a model are trained (all, chosen layers, LoRA), and checkpoints of them in Hugging Face layout.
 
-The one import of peft. LoRA's layers are put inside the model, which stays of its own class, so that everything that
-takes a model takes this one too.
+The one import of peft. LoRA layers are inserted into the model, which keeps its class, so that all code that takes a
+model takes this one too. Checkpoints are uploaded while training continues.
 """
 
+import copy
 import re
+import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slick.draws import derive_seed
 from slick.errors import ModelError, SettingsError
+from slick.file_errors import temporary_folder
 from slick.models import init_empty_model
+from slick.rng import derive_seed
+from slick.storage import Folder
+from slick.uris import public_name
 from tuning.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
 
 _LAYER_PATTERNS = {
     "attention": re.compile(r"attention|attn", re.I),
@@ -229,3 +237,74 @@ def _gather_zero3(parameters: Sequence["nn.Parameter"]) -> AbstractContextManage
 
     gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
     return gathered
+
+
+class CheckpointWriter:
+    """Writes a model's checkpoints into the folder of its run; one upload at a time, in order."""
+
+    def __init__(self, folder: Folder, tokenizer: Any, *, is_writer: bool) -> None:
+        """Hold where to write.
+
+        Args:
+            writes: True on the one worker that writes; the others only help to bring the weights together.
+        """
+        self._folder, self._tokenizer, self._is_writer = folder, tokenizer, is_writer
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._uploads: list[Future[None]] = []
+
+    def save(self, model: "nn.Module", *names: str) -> None:
+        """Save the model as it is now under each name; LoRA is added in, and lies beside it in `lora/` as well.
+
+        All workers call this. It returns when the weights are on this machine's disk.
+
+        Raises:
+            StudyError: that disk is full, or an earlier upload failed.
+        """
+        self._raise_upload_errors()
+        weights = full_state_dict(model, keep=self._is_writer)
+        lora = lora_state_dict(model, keep=self._is_writer)
+        if not self._is_writer:
+            return
+        with temporary_folder("slick-checkpoint-") as part:
+            model.save_pretrained(part, state_dict=weights)  # type: ignore[operator]
+            self._tokenizer.save_pretrained(part)
+            if lora:
+                _save_lora(model, lora, Path(part, "lora"))
+        self._uploads.append(self._pool.submit(_upload, part, [self._folder.child(name) for name in names]))
+
+    def finish(self) -> None:
+        """Wait until everything is uploaded.
+
+        Raises:
+            StudyError: an upload failed.
+        """
+        self._pool.shutdown()
+        self._raise_upload_errors()
+        self._uploads.clear()
+
+    def _raise_upload_errors(self) -> None:
+        for upload in self._uploads:
+            if upload.done():
+                upload.result()
+
+
+def _upload(part: str, folders: list[Folder]) -> None:
+    try:
+        for folder in folders:
+            folder.upload(part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _save_lora(model: "nn.Module", weights: dict[str, Any], folder: Path) -> None:
+    """In the layout of peft, which loads it onto the base model."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file(
+        {f"base_model.model.{name}": weight for name, weight in weights.items()}, folder / "adapter_model.safetensors"
+    )
+    config: Any = model.peft_config
+    shared = copy.copy(config["default"])
+    shared.base_model_name_or_path = public_name(shared.base_model_name_or_path or "")
+    shared.save_pretrained(str(folder))

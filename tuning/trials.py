@@ -1,22 +1,96 @@
-"""The trainings of a sweep as trials of Ray Tune: the one import of ray.tune.
+"""Trials of a sweep: the one import of ray.tune, and of Optuna's search through it.
 
-A trial is one Ray Train run that does a pack of trajectories, one after another in the same workers. Tune carries the
-packs, tries those again that failed, and shows them.
+A trial is one Ray Train run that trains several trajectories one after another in the same workers. Tune schedules the
+trials, retries failed ones and shows them.
+
+The search is asked for a few samples at a time and given results in sample order, so its choices depend on its seed and
+the results alone, not on how many trials run at once or which one ends first. An interrupted or extended search chooses
+the same samples again, finds their trainings finished, and continues.
 """
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
-from slick.errors import SlickError
+from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
-from tuning.board import TrialTracker
+from tuning.axes import Axis, SettingOverrides, changed_settings, parse_axis
 from tuning.config import TrainConfig
 from tuning.finetune import group_name, train_in_worker_group
-from tuning.lean import LostWorkerError, find_user_error
+from tuning.grid import Scheduler
+from tuning.progress_table import TrialTracker
+from tuning.ray_trainer import LostWorkerError, find_user_error
 from tuning.runs import RunPlan, progress_token
-from tuning.sweep_config import Scheduler
+
+_SCORE = "score"
+_SIGNIFICANT_DIGITS = 4
+"""Of a number on a span; names of runs hold it."""
+
+
+def check_search() -> None:
+    """See that Optuna is there.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if find_spec("optuna") is None:
+        raise SettingsError("--search optuna needs optuna: pip install 'slick-knowledge[optuna]', or search the grid")
+
+
+class SettingsSearch:
+    """Samples of the axes' values, better ones more often as scores become known."""
+
+    def __init__(self, axes: Sequence[str], base: TrainConfig, seed: int) -> None:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._axes, self._base = [parse_axis(text) for text in axes], base
+        space = OptunaSearch.convert_search_space({axis.name: _domain(axis) for axis in self._axes})
+        self._searcher: Any = OptunaSearch(space, metric=_SCORE, mode="max", seed=seed)
+        self._suggestions: list[SettingOverrides] = []
+        self._num_reported = 0
+
+    @property
+    def suggestions(self) -> list[SettingOverrides]:
+        """All samples so far, in their order; one may come more than once."""
+        return list(self._suggestions)
+
+    def ask(self, num: int) -> list[SettingOverrides]:
+        """The next samples."""
+        begin = len(self._suggestions)
+        for i in range(begin, begin + num):
+            values = self._searcher.suggest(str(i))
+            settings = {axis.name: _rounded(axis, values[axis.name]) for axis in self._axes}
+            self._suggestions.append(changed_settings(settings, self._base))
+        return self._suggestions[begin:]
+
+    def tell(self, scores: Sequence[float]) -> None:
+        """Scores of the samples that were asked for last, in their order; higher is better."""
+        for score in scores:
+            self._searcher.on_trial_complete(str(self._num_reported), {_SCORE: score})
+            self._num_reported += 1
+
+
+def _domain(axis: Axis) -> Any:
+    from ray import tune
+
+    if axis.span == "no":
+        return tune.choice(list(axis.values))
+    low, high = axis.values
+    if isinstance(low, int):  # the end is left out there
+        return tune.lograndint(low, high + 1) if axis.span == "log" else tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if axis.span == "log" else tune.uniform(low, high)
+
+
+def _rounded(axis: Axis, value: Any) -> Any:
+    if axis.span == "no" or isinstance(axis.values[0], int):
+        return value
+    low, high = axis.values
+    return min(high, max(low, float(f"{value:.{_SIGNIFICANT_DIGITS}g}")))
+
 
 _TUNE_FOLDER = "tune"
 """Name of Tune's folder."""

@@ -16,17 +16,13 @@ from slick.errors import wrap_library_errors
 from slick.models import context_length, ignored_model_settings, load_tokenizer
 from slick.storage import Folder
 from slick.study_files import read_epochs
-from tuning.checkpoints import CheckpointWriter
 from tuning.config import TrainConfig
-from tuning.ending import finalize_run
-from tuning.epochs import EpochAccuracies, all_policies_decided, curve_from_accuracies
+from tuning.data import Example, QuestionRow, read_replay_rows, read_rows
+from tuning.distributed import broadcast, gather_strided, synchronized_forward
 from tuning.evaluate import EvalSettings, evaluate_rows, pad_token_id
-from tuning.examples import Example
+from tuning.finalize import finalize_run
 from tuning.fitting import SET_ASIDE_FILE, filter_long_rows
-from tuning.group import broadcast, gather_strided
-from tuning.learning import EpochStats, Trainer, WorkerContext, init_deepspeed
-from tuning.lockstep import synchronized_forward
-from tuning.meters import TrainMetrics
+from tuning.metrics import TrainMetrics
 from tuning.records import (
     Prediction,
     SplitMetrics,
@@ -37,9 +33,19 @@ from tuning.records import (
     predictions_table,
     summarize,
 )
-from tuning.rows import QuestionRow, read_replay_rows, read_rows
-from tuning.runs import RunPlan, is_finished, prepare_run_folder, record_runtime, run_folder
+from tuning.runs import (
+    EpochAccuracies,
+    RunPlan,
+    all_policies_decided,
+    curve_from_accuracies,
+    is_finished,
+    prepare_run_folder,
+    record_runtime,
+    run_folder,
+)
 from tuning.state import SavedState, TrainingProgress, latest_states, save_state
+from tuning.trainable import CheckpointWriter
+from tuning.trainer import EpochStats, Trainer, WorkerContext, init_deepspeed
 
 ReportFn = Callable[[dict[str, object], str | None], None]
 """Hands over the metrics of an epoch, and a folder with this worker's part of the state if it was saved."""

@@ -13,7 +13,7 @@ def deepspeed_config(config: TrainConfig, num_workers: int) -> dict[str, object]
     """What `deepspeed.initialize` is given.
 
     The optimizer is PyTorch's own AdamW: DeepSpeed's fused ones are compiled on first use, which takes minutes and a
-    C++ compiler, and the results are the same. The loss is already divided for the whole batch (see `tuning.examples`),
+    C++ compiler, and the results are the same. The loss is already divided for the whole batch (see `tuning.data`),
     so the batch size that is told here only has to be the product of its parts.
 
     Args:

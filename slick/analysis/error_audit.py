@@ -1,6 +1,6 @@
 """A sheet of wrong answers for a person to grade, and how far exact match agrees with F1 (paper: table 6). Pure.
 
-The answers are drawn uniformly over all that miss, by numbers that belong to the answer (`slick.draws`), so the sheet
+The answers are drawn uniformly over all that miss, by numbers that belong to the answer (`slick.rng`), so the sheet
 is the same however the answers are split into files. What a program can tell is told beforehand, with a question
 mark: only a person sees whether an answer is another name of the gold one.
 """
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from slick.analysis.answers import WAYS, Answered, Way
 from slick.analysis.terms import NotTestable
-from slick.draws import row_key, uniforms
 from slick.errors import SettingsError
 from slick.matching import normalize, token_f1
+from slick.rng import row_key, uniforms
 from slick.study import fingerprint
 
 WRONG, PARAPHRASE, FINER, COARSER = GRADES = ("wrong", "paraphrase", "finer", "coarser")

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.answers import Answered, Way
-from slick.draws import row_key
 from slick.matching import normalize
+from slick.rng import row_key
 from slick.types import ALL_CATEGORIES, Category
 
 ALWAYS = 0.8

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from slick.annotation.config import AnnotateConfig
-from slick.questions.prepare import QuestionsConfig
-from slick.questions.relations import load_relations
+from slick.datasets.prepare import QuestionsConfig
+from slick.datasets.relations import load_relations
 from slick.settings import IDENTITY, field_affects, filter_settings, nested_settings_class, settings_class
 from slick.study import Manifest, fingerprint, flatten_settings
-from slick.variants.plan import VariantsConfig
+from slick.variants.config import VariantsConfig
 from slick.world.config import RECIPE, WorldConfig
 
 Settings = Mapping[str, Mapping[str, Any]]

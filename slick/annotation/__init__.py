@@ -1,10 +1,10 @@
 """Annotation: every question asked under every exemplar set, the answers kept, the questions sorted into categories."""
 
-from slick.annotation.annotate import annotate
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.generations import read_generations
+from slick.annotation.p_true import read_p_true
 from slick.annotation.rescore import RescoreConfig, rescore
-from slick.annotation.score import read_p_true
+from slick.annotation.step import annotate
+from slick.annotation.store import read_generations
 from slick.study_files import read_knowledge
 
 __all__ = [

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from slick.annotation.asker import EngineName, Mode
-from slick.engines.base import SamplingConfig
+from slick.annotation.worker import EngineName, Mode
 from slick.errors import SettingsError
+from slick.inference.base import SamplingConfig
 from slick.matching import Matcher
 from slick.precision import Dtype
 from slick.settings import affects, identity_settings, register_settings, setting

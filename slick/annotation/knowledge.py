@@ -7,11 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from slick.annotation.confidence import fit_beta, posterior_hit_probability
-from slick.categories import clopper_pearson_upper
+from slick.annotation.uncertainty import fit_beta, posterior_hit_probability
 from slick.errors import EngineError
 from slick.study_files import KNOWLEDGE_SCHEMA
-from slick.types import Category
+from slick.types import Category, clopper_pearson_upper
 
 
 def knowledge_table(asked: pa.Table, evidence: pa.Table) -> pa.Table:
@@ -19,7 +18,7 @@ def knowledge_table(asked: pa.Table, evidence: pa.Table) -> pa.Table:
 
     Args:
         asked: question_id, relation, domain and split of the questions that were asked.
-        evidence: as `slick.annotation.evidence.EVIDENCE_SCHEMA`, one row for each.
+        evidence: as `slick.annotation.uncertainty.EVIDENCE_SCHEMA`, one row for each.
 
     Returns:
         As `KNOWLEDGE_SCHEMA`, sorted by (relation, domain, split, question_id).
@@ -92,7 +91,7 @@ def _rare_knowledge_probability(evidence: pa.Table, unknown: NDArray[np.bool_]) 
 def categories(
     greedy_hits: NDArray[np.int64], greedy_total: NDArray[np.int64], sampled_hits: NDArray[Any]
 ) -> list[str]:
-    """The categories of many questions at once; the rule is `slick.categories.categorize`, as a test makes sure."""
+    """The categories of many questions at once; the rule is `slick.types.categorize`, as a test makes sure."""
     found = np.select(
         [greedy_hits == greedy_total, greedy_hits > 0, sampled_hits > 0],
         [Category.HIGHLY_KNOWN.value, Category.MAYBE_KNOWN.value, Category.WEAKLY_KNOWN.value],

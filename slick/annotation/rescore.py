@@ -4,13 +4,13 @@ import time
 from dataclasses import dataclass, replace
 
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.evidence import Scoring
-from slick.annotation.generations import select_questions
 from slick.annotation.labels import label
+from slick.annotation.store import select_questions
+from slick.annotation.uncertainty import Scoring
+from slick.datasets import read_questions
 from slick.errors import SettingsError, StudyError
 from slick.locks import exclusive_lock
 from slick.matching import Matcher
-from slick.questions import read_questions
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
 from slick.study import MANIFEST, STARTED, Manifest, complete_step, fingerprint, read_start_record, require_manifest

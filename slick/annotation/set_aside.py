@@ -10,8 +10,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from slick.annotation.asker import AnswerSetSpec, WorkerConfig
 from slick.annotation.config import MAIN_STORES
+from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.errors import DataError
 from slick.storage import Folder
 from slick.study_files import SET_ASIDE_SCHEMA, read_set_aside_rows
@@ -35,7 +35,7 @@ def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens
 
     def count(texts: Sequence[str]) -> list[int]:
         if not loaded:
-            from slick.engines.tokens import num_trailing_special_tokens
+            from slick.inference.tokens import num_trailing_special_tokens
             from slick.models import load_tokenizer
 
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)

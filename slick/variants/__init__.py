@@ -1,7 +1,7 @@
 """Fine-tuning sets drawn from a knowledge table, with an audited mix."""
 
 from slick.variants.draw import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
-from slick.variants.growing import config_from_stored, extend_drawn
+from slick.variants.extend import config_from_stored, extend_drawn
 
 __all__ = [
     "VARIANT_SCHEMA",

@@ -3,7 +3,7 @@
 The paper's sets (Gekhman et al. 2024, arXiv:2405.05904, appendix E): every set has the same number of rows from each
 relation, |D| in all; a share of them Unknown, the rest Known, within each relation. What the paper leaves open is
 decided here and said: Known rows are drawn uniformly from a relation's pooled Known rows, and the rule of rounding is
-in `slick.variants.rows`. A set that cannot be drawn is refused, never shrunk.
+in `slick.variants.sampling`. A set that cannot be drawn is refused, never shrunk.
 """
 
 import time
@@ -32,9 +32,9 @@ from slick.study import (
 )
 from slick.study_files import VARIANT_SCHEMA, read_knowledge, read_question_rows, read_variant_rows
 from slick.types import Category
-from slick.variants.growing import extend_drawn, is_from_inputs
-from slick.variants.plan import VariantsConfig, relation_sizes, variant_names, variant_specs
-from slick.variants.rows import PoolDraw, Pools, RowOrder, VariantSpec, plan, select_rows
+from slick.variants.config import VariantsConfig, relation_sizes, variant_names, variant_specs
+from slick.variants.extend import extend_drawn, is_from_inputs
+from slick.variants.sampling import PoolDraw, Pools, RowOrder, VariantSpec, plan, select_rows
 
 __all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.draws import derive_seed
+from slick.rng import derive_seed
 from slick.world.config import WorldConfig
 from slick.world.facts import Fact
 

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slick.draws import derive_seed
 from slick.progress import ProgressReporter
+from slick.rng import derive_seed
 from slick.world.config import WorldConfig
 from slick.world.corpus import corpus_epoch, pack_rows
 from slick.world.facts import Fact

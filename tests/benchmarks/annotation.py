@@ -68,9 +68,9 @@ def make_workload(source: str, relations: list[str], num_questions: int, split: 
 
 def half_known(work: list[dict], model_folder: str, num_questions: int) -> list[dict]:
     """Of each relation as many questions with a greedy hit as without one, the share the paper found for its model."""
-    from slick.engines.base import PromptBatch, SamplingConfig
-    from slick.engines.linear import prepack_linears
-    from slick.engines.transformers import TransformersEngine
+    from slick.inference.base import PromptBatch, SamplingConfig
+    from slick.inference.packed.cpu_linear import prepack_linears
+    from slick.inference.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     model = load_model(model_folder)
@@ -90,9 +90,9 @@ def half_known(work: list[dict], model_folder: str, num_questions: int) -> list[
 
 def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> dict:
     """The transformers engine: `full`, `labels` or `gold`."""
-    from slick.engines.base import PromptBatch, SamplingConfig
-    from slick.engines.linear import prepack_linears
-    from slick.engines.transformers import TransformersEngine
+    from slick.inference.base import PromptBatch, SamplingConfig
+    from slick.inference.packed.cpu_linear import prepack_linears
+    from slick.inference.transformers import TransformersEngine
     from slick.matching import GoldMatcher
     from slick.models import load_model, load_tokenizer
 
@@ -229,7 +229,7 @@ def peak_gflops(dtype: str) -> float:
     """GFLOP/s of one thread on a large product, packed weights: the best of ten stretches of a third of a second."""
     import torch
 
-    from slick.engines.linear import PrepackedLinear
+    from slick.inference.packed.cpu_linear import PrepackedLinear
 
     layer = PrepackedLinear(torch.randn(1536, 1536).to(getattr(torch, dtype)), None)
     x, best = torch.randn(512, 1536).to(getattr(torch, dtype)), 0.0

@@ -108,7 +108,7 @@ def _wait(device: str) -> None:
 
 def ask(engine, mode: str, part: dict, place: slice) -> int:
     """Ask some questions in a mode, `full`, `labels` or `gold`; returns how many greedy answers hit."""
-    from slick.engines.base import PromptBatch, SamplingConfig
+    from slick.inference.base import PromptBatch, SamplingConfig
     from slick.matching import GoldMatcher
 
     sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, num_samples=NUM_SAMPLES)
@@ -128,8 +128,8 @@ def units(part: dict, size: int) -> list[slice]:
 
 def run_slick(mode: str, arguments: argparse.Namespace, work: list[dict], started: Callable[[], None]) -> dict:
     """The transformers engine, until all questions are answered or time is up."""
-    from slick.engines.linear import prepack_linears
-    from slick.engines.transformers import TransformersEngine
+    from slick.inference.packed.cpu_linear import prepack_linears
+    from slick.inference.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(arguments.model, arguments.dtype, arguments.device), load_tokenizer(arguments.model)
@@ -161,8 +161,8 @@ def run_slick(mode: str, arguments: argparse.Namespace, work: list[dict], starte
 
 def run_host(mode: str, arguments: argparse.Namespace, work: list[dict], started: Callable[[], None]) -> dict:
     """What a mode takes beside the model: all is asked once, then again with what the model gave played back."""
-    from slick.engines.packed import PackedDecoder
-    from slick.engines.transformers import TransformersEngine
+    from slick.inference.packed.decoder import PackedDecoder
+    from slick.inference.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(arguments.model, arguments.dtype, arguments.device), load_tokenizer(arguments.model)

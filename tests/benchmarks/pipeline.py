@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from slick.annotation import AnnotateConfig, annotate
 from slick.cluster import LOCAL_CLUSTER_ENV
-from slick.engines.base import SamplingConfig
-from slick.questions import QuestionsConfig, prepare_questions
+from slick.datasets import QuestionsConfig, prepare_questions
+from slick.inference.base import SamplingConfig
 from slick.storage import Folder
 
 SAMPLING = SamplingConfig(max_new_tokens=8)
@@ -99,14 +99,14 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
     """The same batches, one after the other, in this process."""
     import torch
 
-    from slick.annotation.generations import cut_batches, select_questions
-    from slick.engines.base import PromptBatch
-    from slick.engines.linear import prepack_linears
-    from slick.engines.transformers import TransformersEngine
+    from slick.annotation.store import cut_batches, select_questions
+    from slick.datasets import read_questions
+    from slick.inference.base import PromptBatch
+    from slick.inference.packed.cpu_linear import prepack_linears
+    from slick.inference.transformers import TransformersEngine
     from slick.matching import GoldMatcher
     from slick.models import load_model, load_tokenizer
     from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
-    from slick.questions import read_questions
 
     torch.set_num_threads(1)
     loaded = load_model(model, dtype)

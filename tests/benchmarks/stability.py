@@ -5,12 +5,12 @@ python -m tests.benchmarks.stability --model FOLDER --questions entity_questions
 
 import argparse
 
-from slick.categories import categorize
-from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.linear import prepack_linears
-from slick.engines.transformers import TransformersEngine
+from slick.inference.base import PromptBatch, SamplingConfig
+from slick.inference.packed.cpu_linear import prepack_linears
+from slick.inference.transformers import TransformersEngine
 from slick.matching import GoldMatcher
 from slick.models import load_model, load_tokenizer
+from slick.types import categorize
 from tests.benchmarks.annotation import MAX_NEW_TOKENS, make_workload
 
 SETTINGS = [("float32", 32), ("float32", 8), ("bfloat16", 32), ("bfloat16", 8)]

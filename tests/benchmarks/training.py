@@ -23,13 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
-from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder
 from tuning.config import TrainConfig
+from tuning.data import Example, QuestionRow, epoch_batches, pack_examples
 from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows, pad_token_id
-from tuning.examples import Example, epoch_batches, pack_examples
-from tuning.rows import QuestionRow
 
 METHODS = ("slick", "bare", "bare-joined", "trainer")
 WARM_UP = 2
@@ -110,7 +109,7 @@ def batches_of(examples: list[Example], batch_size: int) -> list[list[Example]]:
 
 
 def run_slick(model: str, examples: list[Example], config: TrainConfig, pad_id: int) -> dict[str, float]:
-    from tuning.learning import Trainer, WorkerContext, init_deepspeed
+    from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
     join_group()
     init_deepspeed()
@@ -217,7 +216,7 @@ def run_trainer(model: str, examples: list[Example], config: TrainConfig, pad_id
 
 def run_evaluation(model: str, rows: list[QuestionRow], tokenizer: Any, config: TrainConfig) -> dict[str, float]:
     """One evaluation of all splits, by a model that was trained enough to give short answers."""
-    from tuning.learning import Trainer, WorkerContext, init_deepspeed
+    from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
     join_group()
     init_deepspeed()
@@ -243,7 +242,7 @@ def peak_memory(model: str, config: TrainConfig, examples: list[Example], pad_id
 
     import torch
 
-    from tuning.learning import Trainer, WorkerContext, init_deepspeed
+    from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
     join_group(rank, config.num_workers, port)
     init_deepspeed()

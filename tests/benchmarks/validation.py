@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.linear import prepack_linears
-from slick.engines.transformers import TransformersEngine
+from slick.datasets import read_questions
+from slick.inference.base import PromptBatch, SamplingConfig
+from slick.inference.packed.cpu_linear import prepack_linears
+from slick.inference.transformers import TransformersEngine
 from slick.matching import GoldMatcher
 from slick.model_files import check_model_files
 from slick.model_validation import check_causal, check_loading_info, check_tokenizer
 from slick.models import load_model, load_tokenizer, resolve_model
 from slick.prompts import few_shot_prefix, few_shot_suffix
-from slick.questions import read_questions
 from slick.storage import Folder
 
 _NOTHING: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import tuning.finetune as finetune  # the module
-from slick.annotation.asker import AnnotationWorker
+from slick.annotation.worker import AnnotationWorker
 from slick.errors import StudyError
 from slick.storage import Folder
 
@@ -106,7 +106,7 @@ _train_plans, _train_group = finetune._train_plans, finetune.train_in_worker_gro
 def holdable() -> Iterator[None]:
     """Within, what this process starts heeds holds."""
     with (
-        patch("slick.annotation.pool.AnnotationWorker", HoldableWorker),
+        patch("slick.annotation.dispatch.AnnotationWorker", HoldableWorker),
         patch("tuning.finetune._train_plans", holdable_train),
         patch("tuning.trials.train_in_worker_group", holdable_train_group),
     ):

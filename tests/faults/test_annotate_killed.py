@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from slick.annotation import AnnotateConfig, annotate
-from slick.annotation.generations import read_generations
-from slick.engines.base import SamplingConfig
+from slick.annotation.store import read_generations
+from slick.inference.base import SamplingConfig
 from slick.storage import Folder
 from slick.study_files import read_knowledge
 from tests.faults.hold import hold, holdable, release

@@ -21,7 +21,7 @@ from tests.local.tiny_study import write_study
 from tests.waiting import TIMEOUT_S, wait_for
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
-from tuning.lean import progress_failure_policy
+from tuning.ray_trainer import progress_failure_policy
 from tuning.state import find_states
 
 EPOCHS = 24

@@ -7,9 +7,8 @@ import numpy as np
 
 from slick.storage import Folder
 from tuning.config import TrainConfig, learning_rate_at
+from tuning.data import Example, epoch_batches, read_replay_rows, read_rows
 from tuning.evaluate import encode_rows
-from tuning.examples import Example, epoch_batches
-from tuning.rows import read_replay_rows, read_rows
 
 
 @dataclass(frozen=True)

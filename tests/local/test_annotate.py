@@ -11,18 +11,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore
-from slick.annotation.evidence import Scoring, collect_evidence
-from slick.annotation.generations import cut_batches, missing_batches, read_generations, select_questions
 from slick.annotation.knowledge import categories, knowledge_table
-from slick.annotation.standing import MAIN_ANSWERS, AnswerProgress, annotation_progress
-from slick.categories import categorize
-from slick.engines.base import SamplingConfig
+from slick.annotation.status import MAIN_ANSWERS, AnswerProgress, annotation_progress
+from slick.annotation.store import cut_batches, missing_batches, read_generations, select_questions
+from slick.annotation.uncertainty import Scoring, collect_evidence
+from slick.datasets import read_questions
 from slick.errors import DataError, EngineError, ModelError, SettingsError, SlickError, StudyError
+from slick.inference.base import SamplingConfig
 from slick.matching import is_hit
 from slick.progress import ProgressReporter
-from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study_files import KNOWLEDGE_SCHEMA, read_knowledge
+from slick.types import categorize
 from tests.local.metrics import exported_metrics
 from tests.local.tiny import save_tiny_model, write_questions
 from tests.waiting import wait_for

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.head import submit_when_ready
+from jobs.ray_client import submit_when_ready
 from tests.local.metrics import exported_metrics
 from tests.waiting import TIMEOUT_S, wait_for
-from tuning.board import _TerminalRenderer
-from tuning.standing import RunStatus
+from tuning.progress_table import _TerminalRenderer
+from tuning.run_status import RunStatus
 
 ROOT = Path(__file__).parents[2]
 ROW = RunStatus(
@@ -46,7 +46,7 @@ def test_on_a_terminal_the_table_is_drawn_over_itself(monkeypatch: pytest.Monkey
 
 
 def test_in_a_log_the_table_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("tuning.board.LOG_INTERVAL_S", float("inf"))
+    monkeypatch.setattr("tuning.progress_table.LOG_INTERVAL_S", float("inf"))
     screen = _TerminalRenderer()
     for number in range(5):
         screen.show([f"line {number}"], last=number == 4)
@@ -54,7 +54,7 @@ def test_in_a_log_the_table_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_how_far_a_sweep_is_shows_in_ray_s_metrics(ray_cluster: None) -> None:
-    from tuning.meters import SweepMetrics
+    from tuning.metrics import SweepMetrics
 
     rows = [
         ROW,

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from slick.draws import row_key, uniforms
-from slick.engines import logits as logits_module
-from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.logits import top_candidates
-from slick.engines.packing import max_tokens_per_pass
-from slick.engines.transformers import TransformersEngine
 from slick.errors import EngineError
+from slick.inference import scoring as logits_module
+from slick.inference.base import PromptBatch, SamplingConfig
+from slick.inference.batching import max_tokens_per_pass
+from slick.inference.scoring import top_candidates
+from slick.inference.transformers import TransformersEngine
+from slick.rng import row_key, uniforms
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 
 PREFIX = "Q: Where was Ada Lovelace born?\nA: London\nQ: Who wrote Dune?\n\nA: Frank Herbert\n"

@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
-from slick.questions import QuestionsConfig, prepare_questions, read_questions
-from slick.questions.checks import ValidationRules, validate_rows
-from slick.questions.filters import apply_filter
-from slick.questions.relations import load_paper_counts, load_relations
-from slick.questions.rows import read_rows
-from slick.questions.sources import open_source
+from slick.datasets import QuestionsConfig, prepare_questions, read_questions
+from slick.datasets.filters import apply_filter
+from slick.datasets.readers.sources import open_source
+from slick.datasets.relations import load_paper_counts, load_relations
+from slick.datasets.rows import read_rows
+from slick.datasets.validate import ValidationRules, validate_rows
 from slick.storage import Folder
 
 

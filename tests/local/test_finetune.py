@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.draws import derive_seed
 from slick.errors import SettingsError, SlickError, StudyError, VariantError
 from slick.matching import is_hit
+from slick.rng import derive_seed
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
 from tests.conftest import SmallDisk
@@ -178,7 +178,7 @@ def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_pa
     def work() -> None:
         import ray.train
 
-        from tuning.learning import WorkerContext
+        from tuning.trainer import WorkerContext
         from tuning.worker import train_runs
 
         context = ray.train.get_context()
@@ -240,7 +240,7 @@ def test_a_finished_run_adds_up_and_is_left_alone(finished: tuple[Folder, Manife
 
 
 def check_hits(study: Folder, predictions: list[dict]) -> None:
-    from slick.questions import read_questions
+    from slick.datasets import read_questions
 
     answers = {row["question_id"]: row["answers"] for row in read_questions(study).to_pylist()}
     for row in predictions:
@@ -249,8 +249,8 @@ def check_hits(study: Folder, predictions: list[dict]) -> None:
 
 def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) -> None:
     """The stored predictions are what the stored checkpoint says, by transformers' own generate."""
+    from slick.datasets import read_questions
     from slick.prompts import closed_book_prompt
-    from slick.questions import read_questions
 
     questions = {row["question_id"]: row["question"] for row in read_questions(study).to_pylist()}
     for row in run.child("predictions").read_table(f"epoch-{epoch:03d}.parquet").to_pylist()[::3]:
@@ -279,10 +279,9 @@ def test_only_the_answer_is_in_the_loss(study: Folder, packing: bool) -> None:
     """Gradients reach what predicts the answer alone: other prompts of equal length change them, other labels would."""
     import torch
 
+    from tuning.data import micro_batches, read_rows
     from tuning.evaluate import encode_rows
-    from tuning.examples import micro_batches
     from tuning.forward import ForwardRunner
-    from tuning.rows import read_rows
 
     model = tiny_model("llama", spread=0.1)
     examples = encode_rows(read_rows(study, "half")["train"], tiny_tokenizer())[:4]
@@ -363,7 +362,7 @@ def test_a_worker_whose_partner_is_gone_is_tried_again_and_a_user_s_error_is_not
     from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 
     from slick.errors import EngineError, ModelError
-    from tuning.lean import LostWorkerError, find_user_error, progress_failure_policy
+    from tuning.ray_trainer import LostWorkerError, find_user_error, progress_failure_policy
 
     def decide(*errors: Exception) -> object:
         policy = progress_failure_policy(FailureConfig(max_failures=1), lambda: 0)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from slick.engines.linear import OneDnnLinear, use_onednn_linears
 from slick.errors import ModelError, SettingsError
+from slick.inference.packed.cpu_linear import OneDnnLinear, use_onednn_linears
 from tests.local.plain_training import answer_logits
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model
 from tuning.config import TrainConfig
-from tuning.examples import Example
+from tuning.data import Example
 from tuning.forward import ForwardRunner
 from tuning.trainable import parameters_in_group, prepare_model
 

@@ -17,7 +17,7 @@ from tests.local.head import ROOT, environment, free_ports
 from tests.local.tiny import tiny_model
 from tests.waiting import TIMEOUT_S
 from tuning.config import TrainConfig
-from tuning.examples import Example
+from tuning.data import Example
 from tuning.forward import ForwardRunner
 from tuning.memory import activation_bytes, estimate_training_memory
 
@@ -85,18 +85,18 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
     """
     import torch.distributed
 
-    from tuning import learning
-    from tuning.learning import Trainer, WorkerContext, init_deepspeed
+    from tuning import trainer
     from tuning.trainable import full_state_dict
+    from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
-    read, load_model = [0], learning.load_model
+    read, load_model = [0], trainer.load_model
 
     def counting(*args: Any, **more: Any) -> torch.nn.Module:
         model = load_model(*args, **more)
         read[0] = sum(each.untyped_storage().nbytes() for each in model.parameters())
         return model
 
-    learning.load_model = counting
+    trainer.load_model = counting
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)

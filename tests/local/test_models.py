@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slick.engines.vllm import _gpu_arguments
 from slick.errors import ModelError
+from slick.inference.vllm import _gpu_arguments
 from slick.models import (
     load_model,
     load_tokenizer,

@@ -11,12 +11,12 @@ import torch
 
 from jobs.status import describe_p_true
 from slick.annotation import AnnotateConfig, annotate, read_p_true
-from slick.annotation.p_true import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
-from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.transformers import TransformersEngine
+from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.errors import EngineError, StudyError
+from slick.inference.base import PromptBatch, SamplingConfig
+from slick.inference.transformers import TransformersEngine
 from slick.models import load_model, load_tokenizer
-from slick.questions import QuestionsConfig, prepare_questions, read_questions
+from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
 from slick.storage import Folder
 from slick.study import require_manifest
 from slick.study_files import P_TRUE_SCHEMA

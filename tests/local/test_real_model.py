@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from slick.annotation import AnnotateConfig, annotate
-from slick.annotation.generations import read_generations
-from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.transformers import TransformersEngine
+from slick.annotation.store import read_generations
+from slick.datasets import QuestionsConfig, prepare_questions, read_questions
+from slick.inference.base import PromptBatch, SamplingConfig
+from slick.inference.transformers import TransformersEngine
 from slick.models import load_model, load_tokenizer
-from slick.questions import QuestionsConfig, prepare_questions, read_questions
 from slick.storage import Folder
 from slick.study import complete_step
 from slick.study_files import read_knowledge

@@ -11,10 +11,10 @@ import pytest
 from jobs.status import describe_p_true, describe_step
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, read_generations, read_p_true, rescore
 from slick.annotation.set_aside import TOO_LONG, read_set_aside
-from slick.engines.base import SamplingConfig
+from slick.datasets import read_questions
 from slick.errors import DataError, SlickError
+from slick.inference.base import SamplingConfig
 from slick.prompts import few_shot_prefix, few_shot_suffix
-from slick.questions import read_questions
 from slick.storage import Folder
 from slick.study_files import SET_ASIDE_SCHEMA, read_knowledge
 from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions

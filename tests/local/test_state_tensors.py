@@ -30,9 +30,9 @@ def work(settings: dict[str, Any]) -> None:
     import torch.distributed as dist
     from safetensors.torch import save_file
 
-    from tuning.examples import Example
-    from tuning.learning import Trainer, WorkerContext, init_deepspeed
+    from tuning.data import Example
     from tuning.trainable import full_state_dict
+    from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
     torch.set_num_threads(1)
     init_deepspeed()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jobs.head import RayJobClient
+from jobs.ray_client import RayJobClient
 from slick.cluster import MALLOC_ENV
 from slick.errors import ClusterError
 from slick.report import ReportConfig, make_report
@@ -204,7 +204,7 @@ def test_a_job_that_is_not_there_is_asked_for_once(monkeypatch: pytest.MonkeyPat
     head = RayJobClient.__new__(RayJobClient)
     head.address = "http://127.0.0.1:1"
     head._client = SimpleNamespace(get_job_info=lambda _: exec('raise RuntimeError("it does not exist")'))
-    monkeypatch.setattr("jobs.head.time.sleep", lambda _: pytest.fail("waits for a job that there is not"))
+    monkeypatch.setattr("jobs.ray_client.time.sleep", lambda _: pytest.fail("waits for a job that there is not"))
     with pytest.raises(ClusterError, match="it does not exist"):
         head.follow("nobody")
 
@@ -230,7 +230,7 @@ class Broken:
 def test_a_broken_log_is_taken_up_where_it_broke(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jobs.head.RETRY_INTERVAL_S", 0.0)
+    monkeypatch.setattr("jobs.ray_client.RETRY_INTERVAL_S", 0.0)
     head = RayJobClient.__new__(RayJobClient)
     head.address = "http://127.0.0.1:1"
     head._client = Broken([["one\n", "tw"], [], ["one\ntwo\n", "th"], ["one\n", "two\nthree\n"]])

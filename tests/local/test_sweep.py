@@ -14,13 +14,12 @@ from slick.storage import Folder
 from slick.study_files import POINTS_SCHEMA
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
-from tuning.board import LOG_INTERVAL_S
 from tuning.config import TrainConfig
-from tuning.grid import GridConfig
+from tuning.grid import GridConfig, Scheduler
 from tuning.probe import plan_sweep
-from tuning.standing import status_table
+from tuning.progress_table import LOG_INTERVAL_S
+from tuning.run_status import status_table
 from tuning.sweep import SweepConfig, pack_plans, sweep
-from tuning.sweep_config import Scheduler
 
 GRID = GridConfig(variants=("half", "known"), epochs=(2, 3), policies=("fixed", "best_dev", "fixed(1)"))
 TRAIN = TrainConfig(

@@ -19,7 +19,7 @@ from slick.types import Category
 from tests.local.metrics import exported_metrics
 from tests.waiting import wait_for
 from tuning.records import SplitMetrics, epochs_table
-from tuning.tracking import ExperimentLogger, check_trackers, scalars
+from tuning.trackers import ExperimentLogger, check_trackers, scalars
 
 RUN = "half-seed1"
 SETTINGS = {"variant": "half", "seed": 1, "learning_rate": 5e-3, "schedule": "constant", "warmup": None, "layers": [1]}
@@ -389,7 +389,7 @@ def test_a_training_shows_in_ray_s_metrics(ray_cluster: None) -> None:
     @ray.remote(num_cpus=0)
     class Worker:
         def record(self) -> None:
-            from tuning.meters import TrainMetrics
+            from tuning.metrics import TrainMetrics
 
             for run_id in ("first", "second"):  # a worker does one training after another
                 meters = TrainMetrics(run_id)

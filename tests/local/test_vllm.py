@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import pytest
 
 from slick.annotation import AnnotateConfig, annotate
-from slick.annotation.generations import read_generations
-from slick.engines.base import PromptBatch, SamplingConfig
-from slick.engines.transformers import TransformersEngine
+from slick.annotation.store import read_generations
+from slick.inference.base import PromptBatch, SamplingConfig
+from slick.inference.transformers import TransformersEngine
 from slick.matching import GoldMatcher
 from slick.models import load_model, load_tokenizer
 from slick.storage import Folder
@@ -41,7 +41,7 @@ def test_answers_follow_the_transformers_engine(folder: str, monkeypatch: pytest
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    from slick.engines.vllm import VllmEngine
+    from slick.inference.vllm import VllmEngine
 
     engine = VllmEngine(folder, dtype="float32", enforce_eager=True)
     ours = TransformersEngine(load_model(folder), load_tokenizer(folder))

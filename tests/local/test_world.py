@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slick.categories import categorize
 from slick.matching import GoldMatcher, is_hit
 from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
 from slick.storage import Folder
 from slick.study import Manifest
-from slick.types import Category
+from slick.types import Category, categorize
 from slick.world import WorldConfig, build_world, smoke_world_config
 
 
@@ -35,8 +34,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="module")
 def labels(built: Built) -> list[dict[str, Any]]:
     """Every train and test question with its planted strength and what the real engine says of it."""
-    from slick.engines.base import SamplingConfig
-    from slick.engines.transformers import TransformersEngine
+    from slick.inference.base import SamplingConfig
+    from slick.inference.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     folder = built.study.child("world", "model").local_path
@@ -56,7 +55,7 @@ def labels(built: Built) -> list[dict[str, Any]]:
 def test_the_folder_is_a_question_set_and_a_model_that_transformers_loads(built: Built) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from slick.questions.sources import open_source
+    from slick.datasets.readers.sources import open_source
 
     world = built.study.child("world")
     source = open_source(world.uri)
@@ -185,7 +184,7 @@ def test_training_that_fails_leaves_no_world_behind(monkeypatch: pytest.MonkeyPa
 
 def asked_batches(built: Built) -> Iterator[tuple[Any, list[str]]]:
     """Train and test questions of each relation under ten exemplar sets, and their gold answers."""
-    from slick.engines.base import PromptBatch
+    from slick.inference.base import PromptBatch
 
     by_relation: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in built.study.child("world").read_table("planted.parquet").to_pylist():
@@ -204,9 +203,9 @@ def asked_batches(built: Built) -> Iterator[tuple[Any, list[str]]]:
 
 def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> None:
     """On a model that knows things: exact chances against draws, and labels from fewer of them."""
-    from slick.engines.base import SamplingConfig
-    from slick.engines.linear import prepack_linears
-    from slick.engines.transformers import TransformersEngine
+    from slick.inference.base import SamplingConfig
+    from slick.inference.packed.cpu_linear import prepack_linears
+    from slick.inference.transformers import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     folder = built.study.child("world", "model").local_path

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from slick.analysis.answers import Answered, answered
 from slick.annotation import AnnotateConfig
-from slick.annotation.asker import Mode
+from slick.annotation.worker import Mode
 from slick.storage import Folder
 from slick.study import begin_step, complete_step, fingerprint
 from slick.study_files import GENERATION_SCHEMA, QUESTION_SCHEMA

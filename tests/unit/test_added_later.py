@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.asked import include_finished_variants, needs_training
+from jobs.cost_forecast import include_finished_variants, needs_training
 from jobs.presets import StudyConfig, demo_study, paper_study, smoke_study
 from jobs.study import resolve
 from slick.errors import StudyError
@@ -16,8 +16,8 @@ from slick.storage import Folder
 from slick.study import begin_step, complete_step, fingerprint
 from slick.types import Category
 from slick.variants import draw_variants
+from tuning.grid import SweepConfig
 from tuning.runs import RunPlan, plan_runs, run_folder
-from tuning.sweep_config import SweepConfig
 
 DEMO = replace(demo_study(), variants=replace(demo_study().variants, concentrated_shares=()))
 """All experiments can be done with its settings; the concentrated sets are drawn when they are asked for."""

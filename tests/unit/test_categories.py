@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from slick.categories import categorize, clopper_pearson_upper, p_correct
 from slick.errors import DataError
-from slick.types import KNOWN_CATEGORIES, Category
+from slick.types import KNOWN_CATEGORIES, Category, categorize, clopper_pearson_upper, p_correct
 
 
 @pytest.mark.parametrize(

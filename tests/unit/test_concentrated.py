@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.door import parse_config
+from jobs.common import parse_config
 from jobs.presets import SWEEP, VARIANTS, demo_study
 from jobs.study import resolve
 from slick.analysis.loading.study import load_study
@@ -15,8 +15,8 @@ from slick.storage import Folder
 from slick.study import complete_step
 from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
-from slick.variants.plan import relation_sizes, variant_specs
-from slick.variants.rows import RowOrder, concentrated_draws, plan, select_rows
+from slick.variants.config import relation_sizes, variant_specs
+from slick.variants.sampling import RowOrder, concentrated_draws, plan, select_rows
 
 SIZES = {f"P{number}": 6 + 5 * number for number in range(8)}
 BOTH = VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False)

@@ -7,19 +7,19 @@ import pyarrow as pa
 import pytest
 from scipy.stats import beta, binom
 
-from slick.annotation.confidence import (
+from slick.annotation.knowledge import knowledge_table
+from slick.annotation.labels import category_flips, control_questions
+from slick.annotation.uncertainty import (
+    Scoring,
+    collect_evidence,
     confidence_intervals,
     convergence_curve,
     fit_beta,
     hit_probability,
     posterior_hit_probability,
 )
-from slick.annotation.controls import category_flips, control_questions
-from slick.annotation.evidence import Scoring, collect_evidence
-from slick.annotation.knowledge import knowledge_table
-from slick.categories import categorize
 from slick.errors import EngineError
-from slick.types import Category
+from slick.types import Category, categorize
 
 
 def test_without_spread_the_interval_is_clopper_pearson() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from jobs import presets, study
+from jobs.common import parse_config
 from jobs.config_file import expand_config_file
-from jobs.door import parse_config
 from jobs.study_file import SECTIONS, settings_selector
 from jobs.submit import STEP_PRESETS, parse_submission
 from slick.annotation import RescoreConfig

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from slick.draws import derive_seed, row_key, uniforms
+from slick.rng import derive_seed, row_key, uniforms
 
 
 def keys(num: int, seed: int = 0) -> np.ndarray:

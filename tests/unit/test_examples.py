@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from slick.errors import DataError
-from tuning.examples import Example, encode_examples, epoch_batches, micro_batches, pack_examples
+from tuning.data import Example, encode_examples, epoch_batches, micro_batches, pack_examples
 
 STOP, PAD = 9, 0
 

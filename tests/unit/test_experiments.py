@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs import presets
-from jobs.asked import forecast_cost, include_finished_variants, needs_training, unmet_requirements
-from jobs.door import parse_config
+from jobs.common import parse_config
+from jobs.cost_forecast import forecast_cost, include_finished_variants, needs_training, unmet_requirements
 from jobs.study import _steps, resolve
 from slick.analysis.data import StudyData
 from slick.analysis.findings.verdict import Outcome
@@ -25,7 +25,7 @@ from slick.report.asked import asked_of, mark_outcomes, mark_sections
 from slick.report.page import Exhibit, Section
 from slick.report.sections import sections
 from slick.storage import Folder
-from slick.variants.plan import VariantsConfig, variant_names
+from slick.variants.config import VariantsConfig, variant_names
 
 FINDINGS = {f"E{i}" for i in range(1, 26)}
 SEVENTEEN = VariantsConfig()

@@ -10,12 +10,12 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs.door import run_main
+from jobs.common import run_main
 from slick.errors import StudyError
 from slick.storage import Folder
 from tests.conftest import SmallDisk
-from tuning.checkpoints import _upload
-from tuning.lean import find_user_error, progress_failure_policy
+from tuning.ray_trainer import find_user_error, progress_failure_policy
+from tuning.trainable import _upload
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/study")
 

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from slick.questions.filters import apply_filter
+from slick.datasets.filters import apply_filter
 from slick.types import Question
 
 NUMBERS = itertools.count()

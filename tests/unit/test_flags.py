@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli, presets
-from jobs.door import parse_config
+from jobs.common import parse_config
 from jobs.flags import closest_names, flag_names
 from slick.errors import SettingsError
 

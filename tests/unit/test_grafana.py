@@ -25,7 +25,7 @@ def published() -> dict[str, str]:
             kind = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             if kind in ("Gauge", "Counter") and call.args and isinstance(call.args[0], ast.Constant):
                 found[call.args[0].value] = kind
-    from slick.annotation.asker import METRICS
+    from slick.annotation.worker import METRICS
 
     return found | {f"slick_annotate_{name}": "Counter" for name in METRICS}
 

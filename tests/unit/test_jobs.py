@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli, presets
-from jobs.door import parse_config, parse_out, parse_preset, run_main
+from jobs.common import parse_config, parse_out, parse_preset, run_main
 from jobs.study import forecast_cost, resolve
 from slick.errors import DataError, SettingsError
 from slick.study import settings_to_json

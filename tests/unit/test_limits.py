@@ -15,13 +15,13 @@ import pytest
 
 from slick import limits
 from slick.analysis.audit_sheet import read_sheet
+from slick.datasets.prepare import QuestionsConfig, prepare_questions
+from slick.datasets.readers.sources import open_source
+from slick.datasets.relations import load_relations
+from slick.datasets.rows import read_rows
+from slick.datasets.validate import ValidationRules, first_row_error, validate_rows
 from slick.errors import DataError, ModelError
 from slick.models import context_length
-from slick.questions.checks import ValidationRules, first_row_error, validate_rows
-from slick.questions.prepare import QuestionsConfig, prepare_questions
-from slick.questions.relations import load_relations
-from slick.questions.rows import read_rows
-from slick.questions.sources import open_source
 from slick.report.sheets import read_sheets
 from slick.storage import Folder
 

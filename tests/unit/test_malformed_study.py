@@ -26,11 +26,11 @@ from tests.unit.labelled_study import write_study as write_labelled
 from tests.unit.report_study import RELATIONS, epoch_row, write_manifest
 from tests.unit.report_study import write_study as write_reported
 from tuning.config import TrainConfig
+from tuning.data import SPLITS
 from tuning.grid import GridConfig, Trajectory
 from tuning.points import points_table
-from tuning.rows import SPLITS
+from tuning.run_status import DriverStatus, write_driver_status, write_planned
 from tuning.runs import plan_runs
-from tuning.standing import DriverStatus, write_driver_status, write_planned
 from tuning.sweep import SweepConfig, resolve_sweep_precision
 
 RUN = "runs/unknown-050-seed0"

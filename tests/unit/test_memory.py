@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.door import parse_config
+from jobs.common import parse_config
+from jobs.memory_planner import Fleet, finetune_command, training_options, training_table
 from jobs.plan import PlanConfig, plan
 from jobs.presets import large_training
-from jobs.ways import Fleet, finetune_command, training_options, training_table
 from slick.errors import SettingsError, StudyError
 from slick.shapes import SHAPES, ModelShape, published_shape, shape_from_config
 from slick.storage import Folder
 from slick.study import complete_step
 from tuning.config import TrainConfig
-from tuning.machines import MachineType, default_machine_type
+from tuning.cost import MachineType, default_machine_type, read_throughput
 from tuning.memory import HEADROOM, activation_bytes, estimate_training_memory
-from tuning.rates import read_throughput
 
 PUBLISHED = {
     "135M": 134_515_008,

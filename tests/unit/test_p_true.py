@@ -11,8 +11,8 @@ from slick.analysis.p_true import LEAST_ROWS, compare, prefix_curve, separation,
 from slick.analysis.p_true_scores import PTrueScores
 from slick.analysis.terms import EARLY, LAST, NotTestable
 from slick.annotation import AnnotateConfig
-from slick.annotation.p_true import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_row, p_true_suffix
-from slick.annotation.score import identity
+from slick.annotation.p_true import identity
+from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_row, p_true_suffix
 from slick.report.pages.p_true import comparison_table, prefix_table, section, sweep_table
 from slick.types import ALL_CATEGORIES
 

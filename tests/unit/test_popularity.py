@@ -14,10 +14,10 @@ from slick.analysis.loading.popularity import load_popularity
 from slick.analysis.popularity import Popularity, category_shares, correlation, popularity_bins
 from slick.analysis.popularity_harm import harms, row_popularity
 from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.datasets import QuestionsConfig, prepare_questions, read_questions
+from slick.datasets.columns import parse_popularity
+from slick.datasets.relations import load_relations
 from slick.errors import DataError
-from slick.questions import QuestionsConfig, prepare_questions, read_questions
-from slick.questions.popularity import parse_popularity
-from slick.questions.relations import load_relations
 from slick.report.pages.popularity import section, words
 from slick.report.pages.popularity_tables import harm_table
 from slick.storage import Folder

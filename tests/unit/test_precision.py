@@ -29,12 +29,11 @@ from slick.storage import Folder
 from slick.study import begin_step, complete_step
 from tuning.axes import parse_axis
 from tuning.config import TrainConfig
-from tuning.grid import GridConfig
+from tuning.grid import GridConfig, SweepConfig
 from tuning.memory import estimate_training_memory
+from tuning.progress_table import _Watcher
 from tuning.runs import plan_runs, read_runtimes, record_runtime, run_folder
 from tuning.sweep import resolve_sweep_precision
-from tuning.sweep_config import SweepConfig
-from tuning.watching import _Watcher
 
 OLD_GPU = Device(is_gpu=True, supports_bfloat16=False, name="a V100")
 
@@ -232,7 +231,7 @@ def test_more_gpus_than_this_machine_has_are_refused(
 def test_the_gpu_of_a_process_is_asked_for_native_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from slick.engines.devices import current_gpu, format_device
+    from slick.inference.devices import current_gpu, format_device
 
     emulates = {True: True, False: False}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from jobs import plan
-from jobs.door import parse_config
+from jobs.common import parse_config
 from jobs.presets import StudyConfig
 from jobs.submit import STEP_PRESETS
 from slick.annotation import AnnotateConfig, RescoreConfig
 from slick.precision import ASSUMED_GPU, dtype_bytes, resolve_dtype
 from slick.shapes import ModelShape, published_shape
 from tuning.config import TrainConfig
+from tuning.grid import SweepConfig
 from tuning.memory import HEADROOM, estimate_training_memory
-from tuning.sweep_config import SweepConfig
 
 ROOT = Path(__file__).parents[2]
 GB = 1e9

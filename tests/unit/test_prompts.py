@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 
-from slick.annotation.p_true import p_true_suffix
 from slick.errors import DataError
 from slick.prompts import (
     CLOSED_BOOK_INSTRUCTION,
@@ -15,6 +14,7 @@ from slick.prompts import (
     draw_exemplar_sets,
     few_shot_prefix,
     few_shot_suffix,
+    p_true_suffix,
 )
 
 DEV = {"P19": [f"a{i}" for i in range(30)], "P17": [f"b{i}" for i in range(9)]}

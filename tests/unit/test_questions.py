@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from slick.datasets.prepare import QuestionsConfig, part_name, prepare_questions, read_questions
+from slick.datasets.validate import question_id
 from slick.errors import DataError, SettingsError, StudyError
-from slick.questions.checks import question_id
-from slick.questions.prepare import QuestionsConfig, part_name, prepare_questions, read_questions
 from slick.storage import Folder
 from slick.study_files import QUESTION_SCHEMA
 

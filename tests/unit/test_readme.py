@@ -9,7 +9,7 @@ import yaml
 
 from jobs import presets
 from jobs.cli import STEP_DESCRIPTIONS
-from jobs.door import parse_config, parse_out, parse_preset
+from jobs.common import parse_config, parse_out, parse_preset
 from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
 from slick.analysis.findings.judge import judges

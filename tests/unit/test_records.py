@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from tuning.data import QuestionRow
 from tuning.records import (
     Prediction,
     accuracy,
@@ -13,7 +14,6 @@ from tuning.records import (
     rows_table,
     summarize,
 )
-from tuning.rows import QuestionRow
 
 
 def row(question_id: str, split: str, category: str | None) -> QuestionRow:

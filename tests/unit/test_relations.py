@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from slick.datasets.relations import extract_subject, load_paper_counts, load_relations, split_template
 from slick.errors import DataError
-from slick.questions.relations import extract_subject, load_paper_counts, load_relations, split_template
 
 
 def test_the_shipped_division_is_12_7_5_and_p30():

@@ -8,9 +8,8 @@ import pytest
 from slick.errors import SettingsError
 from tuning.axes import Axis, SettingOverrides, parse_axis
 from tuning.config import TrainConfig
-from tuning.grid import GridConfig
-from tuning.search import check_search
-from tuning.sweep_config import SweepConfig
+from tuning.grid import GridConfig, SweepConfig
+from tuning.trials import check_search
 
 BASE = TrainConfig()
 AXES = ("learning_rate=1e-6..1e-3:log", "lora_rank=4..64", "dropout=0.0..0.3", "dtype=float32,bfloat16")
@@ -22,7 +21,7 @@ def searched(num_rounds: int, seed: int = 0) -> list[SettingOverrides]:
     pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slick-knowledge[optuna]'")
     from math import log10
 
-    from tuning.search import SettingsSearch
+    from tuning.trials import SettingsSearch
 
     search = SettingsSearch(AXES, BASE, seed)
     for _ in range(num_rounds):

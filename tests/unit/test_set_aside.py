@@ -8,8 +8,6 @@ import pyarrow as pa
 import pytest
 
 from slick.annotation import AnnotateConfig
-from slick.annotation.asker import AnswerSetSpec
-from slick.annotation.generations import cut_batches, exclude_questions
 from slick.annotation.set_aside import (
     SET_ASIDE_SCHEMA,
     TOO_LONG,
@@ -21,17 +19,19 @@ from slick.annotation.set_aside import (
     max_prompt_tokens,
     read_set_aside,
 )
-from slick.engines.base import SamplingConfig
+from slick.annotation.store import cut_batches, exclude_questions
+from slick.annotation.worker import AnswerSetSpec
 from slick.errors import DataError, ModelError, SettingsError
+from slick.inference.base import SamplingConfig
 from slick.models import UNLIMITED_POSITIONS, context_length
 from slick.report.provenance import provenance, set_aside_table
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.local.tiny import tiny_tokenizer
 from tuning.config import TrainConfig
+from tuning.data import QuestionRow
 from tuning.evaluate import encode_rows
 from tuning.fitting import filter_long_rows
-from tuning.rows import QuestionRow
 
 ANSWER = 10
 

@@ -5,17 +5,16 @@ from dataclasses import dataclass, field
 import pytest
 
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.score import identity as p_true_identity
-from slick.engines.base import SamplingConfig
-from slick.questions.prepare import QuestionsConfig
+from slick.annotation.p_true import identity as p_true_identity
+from slick.datasets.prepare import QuestionsConfig
+from slick.inference.base import SamplingConfig
 from slick.report import ReportConfig
 from slick.settings import COMPARISON, affects, fields_affecting, filter_settings, identity_settings, setting
 from slick.study import fingerprint
 from slick.variants import VariantsConfig
 from slick.world.config import WorldConfig, smoke_world_config
 from tuning.config import TrainConfig
-from tuning.grid import GridConfig
-from tuning.sweep_config import SweepConfig
+from tuning.grid import GridConfig, SweepConfig
 
 DRAWN = SamplingConfig(seed=3, top_k=7)
 LORA = {"schedule": "linear", "lora_rank": 8, "lora_alpha": 3.0}

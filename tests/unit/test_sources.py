@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick import limits
+from slick.datasets.readers.sources import open_source
+from slick.datasets.rows import read_rows
 from slick.errors import DataError
-from slick.questions.rows import read_rows
-from slick.questions.sources import open_source
 from tests.planted import MaliciousPickle
 
 ROWS = [

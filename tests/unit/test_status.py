@@ -13,17 +13,16 @@ from jobs.status import describe_step, main, sweep_run_statuses
 from jobs.study import resolve
 from slick.annotation import AnnotateConfig
 from slick.annotation.config import PTrueScope
-from slick.annotation.score import identity
+from slick.annotation.p_true import identity
 from slick.storage import Folder
 from slick.study import STEP_FOLDERS, Manifest, begin_step, settings_to_json
 from slick.variants import VariantsConfig
 from tests.unit.answers_study import AnsweredQuestion, write_questions
-from tuning.board import TrialTracker
 from tuning.config import TrainConfig
 from tuning.grid import Trajectory
+from tuning.progress_table import TrialTracker
 from tuning.records import SplitMetrics, epochs_table
-from tuning.runs import RunPlan
-from tuning.standing import (
+from tuning.run_status import (
     DriverStatus,
     RunStatus,
     progress_line,
@@ -32,6 +31,7 @@ from tuning.standing import (
     write_driver_status,
     write_planned,
 )
+from tuning.runs import RunPlan
 
 RUNS = [
     Trajectory(variant="natural", seed=seed, epochs=5, settings=settings)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from slick.annotation import AnnotateConfig
-from slick.engines.base import SamplingConfig
 from slick.errors import StudyError
+from slick.inference.base import SamplingConfig
 from slick.storage import Folder
 from slick.study import begin_step, complete_step, fingerprint, read_manifest, require_manifest, settings_to_json
 from slick.types import Category

@@ -15,11 +15,18 @@ from typing import cast
 
 import pytest
 
-from jobs.head import RayJob, RayJobClient, check_head_reachable, is_loopback_address, parse_address, submit_when_ready
 from jobs.jobs import jobs_table
 from jobs.jobs import main as jobs_main
-from jobs.package import build_working_dir, plan_job_files
+from jobs.ray_client import (
+    RayJob,
+    RayJobClient,
+    check_head_reachable,
+    is_loopback_address,
+    parse_address,
+    submit_when_ready,
+)
 from jobs.submit import STEP_PRESETS, describe_submission, follow, main, parse_submission
+from jobs.working_dir import build_working_dir, plan_job_files
 from slick.cluster import configure_authentication
 from slick.errors import ClusterError, SettingsError
 

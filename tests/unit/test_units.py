@@ -5,7 +5,7 @@ import heapq
 import pyarrow as pa
 import pytest
 
-from slick.annotation.generations import QuestionBatch, cut_batches, make_units
+from slick.annotation.store import QuestionBatch, cut_batches, make_units
 
 NUM_QUESTIONS = {"P17": 70, "P19": 201, "P36": 5}
 

@@ -9,7 +9,7 @@ import pytest
 
 from jobs import presets
 from jobs.cli import STEP_DESCRIPTIONS, _run_step
-from jobs.door import run_main
+from jobs.common import run_main
 from slick.errors import SettingsError
 from slick.uris import check_uri
 

@@ -15,17 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.door import parse_config
+from jobs.common import parse_config
 from slick.errors import DataError, SettingsError, StudyError, VariantError
 from slick.storage import Folder
 from slick.study import require_manifest
 from slick.study_files import QUESTION_SCHEMA, VARIANT_SCHEMA
 from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
-from slick.variants.plan import relation_sizes, variant_specs
-from slick.variants.rows import RowOrder, natural_mix, num_unknown, plan, select_rows
+from slick.variants.config import relation_sizes, variant_specs
+from slick.variants.sampling import RowOrder, natural_mix, num_unknown, plan, select_rows
 from tests.unit.labelled_study import PAPER, SMALL, Counts, finish_step, write_study
-from tuning.rows import read_replay_rows, read_rows
+from tuning.data import read_replay_rows, read_rows
 
 SHARES = VariantsConfig().unknown_shares
 

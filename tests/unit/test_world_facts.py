@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 
 from slick.cache import cache_folder
+from slick.datasets.relations import load_relations
 from slick.errors import DataError, SettingsError
-from slick.questions.relations import load_relations
 from slick.world import WorldConfig, smoke_world_config
-from slick.world.build import write_dataset
+from slick.world.build import sample_real_rows, write_dataset
 from slick.world.corpus import corpus_epoch, pack_rows
-from slick.world.facts import STRENGTHS, Fact, plant_facts, planted_table, split_sizes, synthetic_rows
-from slick.world.names import NameGenerator
-from slick.world.real import sample_real_rows
+from slick.world.facts import STRENGTHS, Fact, NameGenerator, plant_facts, planted_table, split_sizes, synthetic_rows
 
 
 def facts_of(config: WorldConfig) -> list[Fact]:

@@ -14,7 +14,7 @@ from slick.analysis.answers import Answered, Way, answered
 from slick.analysis.audit_sheet import Sheet, with_grades, with_known_grades
 from slick.analysis.error_audit import AuditDraw, AuditPlan, ErrorAudit
 from slick.analysis.error_kinds import ErrorKinds, KindTally
-from slick.questions import read_questions
+from slick.datasets import read_questions
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
 from slick.study_files import lookup_by_question, read_answer_part, read_knowledge

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from slick.analysis.forgotten import Lost, RunLoss, Standing, Targets, add_standings
-from slick.questions import read_questions
+from slick.datasets import read_questions
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.study_files import lookup_by_question, read_predictions, read_right_to_wrong, read_variant_rows

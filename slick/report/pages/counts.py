@@ -16,7 +16,7 @@ from slick.analysis.counts import (
 )
 from slick.analysis.data import StudyData
 from slick.analysis.terms import NotTestable
-from slick.questions.relations import load_relations
+from slick.datasets.relations import load_relations
 from slick.report.page import PAPER, Exhibit, Section, drawn, linked, numbers, wide
 from slick.report.pages.counts_figures import category_shares, unknown_by_relation
 from slick.report.tables import Table, Value

@@ -6,11 +6,11 @@ from slick.analysis.data import StudyData
 from slick.analysis.findings.verdict import percent
 from slick.analysis.forgotten import WHERE, Lost, RunLoss, Where, losses_of, rate, replacements
 from slick.analysis.terms import NotTestable
-from slick.draws import row_key
 from slick.report.page import BEYOND, Section, drawn, linked, numbers, wide
 from slick.report.pages import forgotten_figures
 from slick.report.pages.forgotten_figures import missing
 from slick.report.tables import Table, Value
+from slick.rng import row_key
 
 NUM_EXAMPLES = 20
 _WORDS: dict[Where, str] = {"any_row": "any row", "same_relation": "same relation", "unknown_row": "Unknown row"}

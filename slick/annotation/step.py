@@ -1,0 +1,185 @@
+"""Ask a model every question under every exemplar set, and sort the questions into the four categories.
+
+Ray Data streams units of work (a few batches of one relation) through a pool of actors, one engine each. The actors
+write their answers themselves, whole file by whole file, and send the driver counts only; so a run that was stopped
+goes on with the batches no file holds, and labels depend on neither the number of actors nor the size of files.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, Estimator, main_store
+from slick.annotation.dispatch import annotate_missing
+from slick.annotation.labels import format_category_shares, label, prefix_reuse_share, questions_by_store
+from slick.annotation.p_true import P_TRUE_FOLDER, check_same_model, score_p_true
+from slick.annotation.set_aside import check_set_aside_share, drop_questions, max_prompt_tokens, set_questions_aside
+from slick.annotation.store import select_questions
+from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig
+from slick.cluster import detect_device
+from slick.datasets import read_questions
+from slick.errors import StudyError
+from slick.locks import exclusive_lock
+from slick.models import (
+    ignored_model_settings,
+    model_fingerprint,
+    print_ignored_settings,
+    resolve_model,
+    resolve_study_model,
+)
+from slick.precision import StoredDtype, read_stored_dtype, resolve_step_dtype
+from slick.prompts import draw_exemplar_sets, few_shot_prefix
+from slick.storage import Folder, FolderLike, as_folder
+from slick.study import Manifest, begin_step, complete_step, fingerprint, require_manifest
+from slick.study_files import Exemplars, read_exemplars
+
+_ANSWER_KINDS: dict[Estimator, AnswerKind] = {"sampled": "answers", "gold": "gold"}
+
+
+def annotate(study: FolderLike, config: AnnotateConfig) -> Manifest:
+    """Write annotate/exemplars.json, generations/, knowledge.parquet and the manifest; then, if wanted, p_true/.
+
+    Returns:
+        The manifest of the labels, with counts of categories by relation and split, generations and tokens.
+
+    Raises:
+        StudyError: the questions step is not finished, or the folder holds an annotation of another model or with other
+            settings.
+        DataError: a relation has too few dev questions for its exemplar sets, or too many questions are too long for
+            the model's context.
+        ModelError: the model cannot be loaded or is not valid.
+        EngineError: an answer could not be made. What was written stays, and a further run goes on from there.
+
+    Example:
+        slick.annotate("s3://bucket/study", slick.AnnotateConfig(model="ID_OR_PATH", mode="labels"))
+    """
+    study = as_folder(study)
+    with exclusive_lock(study, "annotate"):
+        return _annotate_with_p_true(study, config)
+
+
+def _annotate_with_p_true(study: Folder, config: AnnotateConfig) -> Manifest:
+    model = resolve_study_model(study, config.model)
+    inputs = {
+        "questions": require_manifest(study.child("questions"), "questions").fingerprint,
+        "model": model_fingerprint(resolve_model(model)),
+    }
+    if config.p_true:
+        check_same_model(study, inputs["model"])
+    # Before any fingerprint is made, so that answers of two precisions never count as the same.
+    labels = _resolved("annotate", config, read_stored_dtype([study.child("annotate")]))
+    manifest = _annotate(study, labels, model, inputs)
+    if config.p_true:
+        score_p_true(study, _resolved("P(True)", config, _stored_p_true_dtype(study, labels.dtype)), inputs)
+    return manifest
+
+
+def _resolved(step: str, config: AnnotateConfig, stored: StoredDtype) -> AnnotateConfig:
+    """The settings with the dtype that `auto` stands for here."""
+    dtype: Any = resolve_step_dtype(step, config.dtype, stored, lambda: detect_device(config.gpus_per_actor))
+    return replace(config, dtype=dtype)
+
+
+def _stored_p_true_dtype(study: Folder, labels: str) -> StoredDtype:
+    """The dtype of P(True) as it was begun; before that the one of the labels that it is compared with."""
+    stored = read_stored_dtype([study.child("annotate", P_TRUE_FOLDER)])
+    return stored if stored.dtype else StoredDtype(dtype=labels, is_finished=False)
+
+
+def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[str, str]) -> Manifest:
+    started_at = time.monotonic()
+    folder = study.child("annotate")
+    identity = fingerprint(inputs, config.identity())
+    if not begin_step(folder, "annotate", identity, config):
+        return require_manifest(folder, "annotate")
+    print_ignored_settings(model)
+    questions = read_questions(study)
+    exemplars = _exemplars(folder, questions, config)
+    asked = select_questions(questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation)
+    asker = _worker_config(folder, questions, exemplars, model, config)
+    tables, set_aside = _split_set_aside(asked, asker, config)
+    kept = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
+    asker = replace(
+        asker, max_tokens=max(max_prompt_tokens(table, asker.stores[store]) for store, table in kept.items())
+    )
+    annotate_missing("annotate", tables, asker, config, _progress_note, set_aside)
+    counts = label(study, asked, config)
+    if ignored := ignored_model_settings(model):
+        counts["ignored_of_model"] = ignored
+    return complete_step(
+        folder, "annotate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
+    )
+
+
+def _split_set_aside(
+    asked: pa.Table, asker: WorkerConfig, config: AnnotateConfig
+) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+    """The questions of each store, and those of them that are too long to be asked."""
+    main = main_store(config)
+    set_aside = set_questions_aside({main: asked}, asker)
+    check_set_aside_share(set_aside[main], asked.num_rows, config.max_set_aside_share, asker.folder, main)
+    tables = questions_by_store(drop_questions(asked, set_aside[main]), config)
+    checks = {store: table for store, table in tables.items() if store != main}
+    return {main: asked, **checks}, set_aside | set_questions_aside(checks, asker)
+
+
+def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> Exemplars:
+    """The exemplar sets of every relation, drawn once and kept in exemplars.json."""
+    if folder.exists("exemplars.json"):
+        return read_exemplars(folder)
+    exemplars = _draw_exemplars(questions, config, config.seed)
+    folder.write_json("exemplars.json", exemplars)
+    return exemplars
+
+
+def _draw_exemplars(questions: pa.Table, config: AnnotateConfig, seed: int) -> Exemplars:
+    dev_ids: dict[str, list[str]] = {relation: [] for relation in questions["relation"].unique().to_pylist()}
+    columns = (questions[name].to_pylist() for name in ("relation", "split", "question_id"))
+    for relation, split, question_id in zip(*columns, strict=True):
+        if split == "dev":
+            dev_ids[relation].append(question_id)
+    return draw_exemplar_sets(dev_ids, num_sets=config.num_exemplar_sets, num_shots=config.num_shots, seed=seed)
+
+
+def _worker_config(
+    folder: Folder, questions: pa.Table, exemplars: Exemplars, model: str, config: AnnotateConfig
+) -> WorkerConfig:
+    columns = (questions[name].to_pylist() for name in ("question_id", "question", "answers"))
+    shots = {question_id: (question, answers[0]) for question_id, question, answers in zip(*columns, strict=True)}
+    lost = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
+    if lost:
+        raise StudyError(
+            f"{folder}/exemplars.json names questions that the study has not, such as {lost[:3]}; delete {folder.uri}"
+        )
+
+    def prefixes(sets: Exemplars) -> dict[str, list[str]]:
+        return {relation: [few_shot_prefix([shots[i] for i in ids]) for ids in some] for relation, some in sets.items()}
+
+    main = AnswerSetSpec(prefixes=prefixes(exemplars), sampling=config.sampling, kind=_ANSWER_KINDS[config.estimator])
+    stores = {main_store(config): main, CONTROLS: main}
+    if config.repeats_per_relation:
+        others = prefixes(_draw_exemplars(questions, config, config.seed + 1))
+        stores[REPEATS] = AnswerSetSpec(
+            prefixes=others, sampling=replace(config.sampling, seed=config.sampling.seed + 1)
+        )
+    return WorkerConfig(
+        model=model,
+        engine=config.engine,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        num_gpus=0.0,  # the pool knows
+        batch_questions=config.batch_questions,
+        mode=config.mode,
+        matcher=config.matcher,
+        stores=stores,
+        folder=folder,
+    )
+
+
+def _progress_note(so_far: Mapping[str, int], spent: Mapping[str, float], seconds: float) -> str:
+    speeds = [f"{spent[name] / seconds:,.0f} {name.replace('_', ' ')}/s" for name in ("generations", "answer_tokens")]
+    reused = f"{100 * prefix_reuse_share(spent):.0f} % of prompt tokens reused"
+    return ", ".join([*speeds, reused, *([format_category_shares(so_far)] if so_far else [])])

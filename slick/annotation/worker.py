@@ -1,0 +1,252 @@
+"""The actor of the annotate step: loads one engine once, answers units of work and writes their part files."""
+
+import gc
+import uuid
+from collections import Counter as Counts
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from slick.annotation.knowledge import categories
+from slick.annotation.store import COST_FIELDS, write_part
+from slick.annotation.uncertainty import hit_probability
+from slick.errors import EngineError, ModelError, SlickError, wrap_library_errors
+from slick.inference.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
+from slick.matching import GoldMatcher, Matcher, nfc
+from slick.prompts import P_TRUE_CHOICES, few_shot_suffix, p_true_row, p_true_suffix
+from slick.storage import Folder
+from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA
+
+SUMMARY_SCHEMA = pa.schema(
+    [
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("store", pa.string()),
+        ("questions", pa.int64()),
+        ("categories", pa.list_(pa.string())),
+        ("spent", pa.map_(pa.string(), pa.float64())),
+        ("runtime", pa.map_(pa.string(), pa.string())),
+    ]
+)
+"""What an actor sends to the driver for each unit: how many questions, the category of each if the store tells it,
+what the answers cost, and what the engine runs on (`slick.precision.Runtime`); or else the name of an error of
+`slick.errors` and its message."""
+
+Mode = Literal["full", "labels"]
+AnswerKind = Literal["answers", "gold", "p_true"]
+EngineName = Literal["transformers", "vllm"]
+
+SCHEMAS: dict[AnswerKind, pa.Schema] = {"answers": GENERATION_SCHEMA, "gold": GOLD_SCHEMA, "p_true": P_TRUE_SCHEMA}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSetSpec:
+    """One kind of answers, in a folder of its own."""
+
+    prefixes: dict[str, list[str]]
+    """Few-shot prefixes of each relation, one an exemplar set."""
+    sampling: SamplingConfig
+    kind: AnswerKind = "answers"
+    """`answers` draws them; `gold` scores the gold answer; `p_true` asks whether it is right."""
+
+    def suffix(self, question: str, answers: Sequence[str]) -> str:
+        """The question's own part of a prompt of this store."""
+        return p_true_suffix(question, answers[0]) if self.kind == "p_true" else few_shot_suffix(question)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """What an actor must know; small, since it travels to each."""
+
+    model: str
+    engine: EngineName
+    dtype: str
+    trust_remote_code: bool
+    num_gpus: float
+    """Of this actor; a part of one, or 0 for none."""
+    batch_questions: int
+    mode: Mode
+    matcher: Matcher
+    stores: dict[str, AnswerSetSpec]
+    folder: Folder
+    """Where the folders of stores are."""
+    max_tokens: int = 0
+    """No prompt with its answer has more; a vLLM engine makes room for that many."""
+    stop_file: str = field(default_factory=lambda: f"stop-{uuid.uuid4().hex}")
+    """A file of this name in `folder` tells the actors of this run to leave the rest unanswered."""
+
+
+class AnnotationWorker:
+    """Answers one unit a call. An error that a user can mend is returned, for the driver to raise as it is.
+
+    Raised here it would reach the driver wrapped and with advice of Ray's; for the same reason the engine is loaded by
+    the first call.
+    """
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._engine: Engine | None = None
+        self._metrics: dict[str, Any] = {}
+
+    def __call__(self, unit: pa.Table) -> pa.Table:
+        """Answer a unit (a table of one row of `UNIT_SCHEMA`), store the answers, and return a row of what was done."""
+        (row,) = unit.to_pylist()
+        try:
+            if self._config.folder.exists(self._config.stop_file):
+                raise EngineError("stopped by an error in another unit")
+            summary = self.answer(row)
+        except SlickError as error:
+            summary = {"error": type(error).__name__, "message": str(error)}
+        return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
+
+    def answer(self, unit: dict[str, Any]) -> dict[str, Any]:
+        """Answer one unit and store the answers; a row of `SUMMARY_SCHEMA`."""
+        if self._engine is None:
+            with wrap_library_errors(f"the {self._config.engine} engine cannot be started", ModelError):
+                self._engine = self._load()
+            # A full collection looks at all that torch and transformers keep, which takes 0.3 s each time.
+            gc.collect()
+            gc.freeze()
+        config, store = self._config, self._config.stores[unit["store"]]
+        before = asdict(self._engine.stats)
+        rows: list[dict[str, Any]] = []
+        size = len(unit["question_id"]) if config.num_gpus else config.batch_questions
+        for start in range(0, len(unit["question_id"]), size):
+            part = slice(start, start + size)
+            gold = unit["answers"][part]
+            batch = PromptBatch(
+                prefixes=store.prefixes[unit["relation"]],
+                question_ids=unit["question_id"][part],
+                suffixes=[store.suffix(*row) for row in zip(unit["question"][part], gold, strict=True)],
+            )
+            with wrap_library_errors(f"answering {len(gold)} questions of relation {unit['relation']} failed"):
+                rows += self._answer_batch(self._engine, store, batch, gold)
+        spent = {name: round(value - before[name], 6) for name, value in asdict(self._engine.stats).items()}
+        for row in rows:
+            row["relation"] = unit["relation"]
+        table = pa.Table.from_pylist(rows, SCHEMAS[store.kind])
+        runtime = asdict(self._engine.runtime)
+        write_part(config.folder.child(unit["store"]), unit["first_batch"], table, spent, runtime)
+        found = _row_categories(rows, store)
+        self._count(found, spent)
+        return {
+            "store": unit["store"],
+            "questions": len(rows),
+            "categories": found,
+            "spent": list(spent.items()),
+            "runtime": list(runtime.items()),
+        }
+
+    def _answer_batch(
+        self, engine: Engine, store: AnswerSetSpec, batch: PromptBatch, gold: Sequence[Sequence[str]]
+    ) -> list[dict[str, Any]]:
+        """The answers to each question of a batch, as rows of the store."""
+        if store.kind == "p_true":
+            chances = engine.log_probabilities(batch, P_TRUE_CHOICES)
+            return [p_true_row(i, *found) for i, found in zip(batch.question_ids, chances, strict=True)]
+        if store.kind == "gold":
+            scores = engine.score(batch, [nfc(answers[0]) for answers in gold], store.sampling)
+            return [_gold_row(i, found) for i, found in zip(batch.question_ids, scores, strict=True)]
+        targets = [GoldMatcher(answers, self._config.matcher) for answers in gold]
+        found = engine.generate(batch, store.sampling, targets if self._config.mode == "labels" else None)
+        return [_generation_row(*row) for row in zip(batch.question_ids, found, targets, strict=True)]
+
+    def _load(self) -> Engine:
+        from slick.models import load_model, load_tokenizer, prepare_device
+
+        config = self._config
+        tokenizer = load_tokenizer(
+            config.model,
+            trust_remote_code=config.trust_remote_code,
+            prefixes=self._longest_prefixes(),
+        )
+        if config.engine == "vllm":
+            from slick.inference.vllm import VllmEngine
+
+            return VllmEngine(
+                config.model,
+                dtype=config.dtype,
+                num_gpus=config.num_gpus,
+                max_tokens=config.max_tokens,
+                trust_remote_code=config.trust_remote_code,
+            )
+        from slick.inference.packed.cpu_linear import prepack_linears
+        from slick.inference.transformers import TransformersEngine
+
+        device = prepare_device(config.num_gpus)
+        model = load_model(config.model, config.dtype, device, trust_remote_code=config.trust_remote_code)
+        prepack_linears(model)
+        return TransformersEngine(model, tokenizer, batch_questions=None if config.num_gpus else config.batch_questions)
+
+    def _longest_prefixes(self) -> list[str]:
+        """Of each relation and store one prefix, since all take milliseconds each: the one with the most characters."""
+        stores = self._config.stores.values()
+        return sorted({max(prefixes, key=len) for store in stores for prefixes in store.prefixes.values()})
+
+    def _count(self, found: Sequence[str], spent: dict[str, float]) -> None:
+        from ray.util.metrics import Counter
+
+        if not self._metrics:
+            self._metrics = {
+                "categories": Counter("slick_annotate_questions", "Questions by category.", tag_keys=("category",)),
+                **{name: Counter(f"slick_annotate_{name}", text) for name, text in METRICS.items()},
+            }
+        for category, num in Counts(found).items():
+            self._metrics["categories"].inc(num, tags={"category": category})
+        for name in METRICS:
+            if spent[name] > 0:
+                self._metrics[name].inc(spent[name])
+
+
+METRICS = {
+    "generations": "Answers made, greedy and sampled.",
+    "prompt_tokens": "Tokens of all prompts.",
+    "prefilled_tokens": "Prompt tokens that went through the model; the others came from shared prefixes.",
+    "answer_tokens": "Tokens of all answers.",
+    "decoded_tokens": "Answer tokens that went through the model; the others were shared by answers that agree.",
+}
+"""Ray metrics beside the questions by category, each a part of what is spent."""
+assert set(METRICS) <= set(COST_FIELDS)
+
+
+def _generation_row(question_id: str, answers: Sequence[Answers], target: GoldMatcher) -> dict[str, Any]:
+    hit: dict[str | None, bool | None] = {None: None}
+    for answer in answers:
+        for text in (answer.greedy_text, *answer.sampled_text):
+            if text is not None and text not in hit:
+                hit[text] = target.is_hit(text)
+    return {
+        "question_id": question_id,
+        "greedy_text": [answer.greedy_text for answer in answers],
+        "greedy_hit": [hit[answer.greedy_text] for answer in answers],
+        "sampled_text": [list(answer.sampled_text) for answer in answers],
+        "sampled_hit": [
+            [False if i in answer.missed else hit[text] for i, text in enumerate(answer.sampled_text)]
+            for answer in answers
+        ],
+        "num_tokens": sum(answer.num_tokens for answer in answers),
+    }
+
+
+def _gold_row(question_id: str, scores: Sequence[GoldScore]) -> dict[str, Any]:
+    return {
+        "question_id": question_id,
+        "greedy_hit": [score.is_greedy for score in scores],
+        "gold_probability": [score.probability for score in scores],
+        "num_tokens": 0,
+    }
+
+
+def _row_categories(rows: Sequence[dict[str, Any]], store: AnswerSetSpec) -> list[str]:
+    if store.kind == "p_true":
+        return []
+    greedy = np.array([sum(row["greedy_hit"]) for row in rows])
+    if store.kind == "gold":
+        gold = np.array([row["gold_probability"] for row in rows])
+        known = hit_probability(gold, store.sampling.num_samples) >= 0.5
+    else:
+        known = np.array([any(any(hits) for hits in row["sampled_hit"]) for row in rows])
+    return categories(greedy, np.full(len(rows), len(rows[0]["greedy_hit"])), known)

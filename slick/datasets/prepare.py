@@ -1,0 +1,249 @@
+"""Questions of any set, checked and filtered, as the Parquet rows that every later step reads.
+
+A question set is read whole before anything is written: either every row is good, or the first bad one is named (or all
+are set aside, if asked for). Rows that repeat each other are bad rows of a table; in the layout of EntityQuestions they
+stay, as upstream has 374 of them and the paper's totals count them.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from slick.datasets.filters import FilterName, apply_filter
+from slick.datasets.readers.sources import QuestionSource, open_source, world_questions_uri
+from slick.datasets.relations import Relation, load_relations
+from slick.datasets.rows import read_rows
+from slick.datasets.summary import (
+    count_questions,
+    format_summary,
+    is_entity_questions,
+    paper_audit,
+    published_relations,
+)
+from slick.datasets.validate import ValidationResult, ValidationRules, first_row_error, validate_rows
+from slick.errors import DataError, SettingsError
+from slick.locks import exclusive_lock
+from slick.settings import identity_settings, register_settings, setting
+from slick.storage import Folder, FolderLike, as_folder
+from slick.study import Manifest, complete_step, fingerprint, needs_work, read_manifest, require_manifest
+from slick.study_files import POPULARITY_FIELD, QUESTION_SCHEMA, read_question_rows
+from slick.types import Question
+
+SORT_KEYS = ("relation", "domain", "split", "question_id")
+
+
+@register_settings("questions")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionsConfig:
+    """Which questions a study asks."""
+
+    questions: str = setting("", "content", former_name="source")
+    """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder or zip of them), by path
+    or URI; empty for the world that the study built. The split of a row comes from its column `split`, else from the
+    name of its file (`test.jsonl`, `val-00000-of-00002.parquet`). A column `popularity` (PopQA: `s_pop`) is kept."""
+    filter: FilterName = "paper"
+    """`paper`: as the paper filtered; `strict`: nothing shared between train, dev and test; `none`: every question."""
+    relations: str | None = setting(None, "content")
+    """JSON file of relations with template and domain (id, ood, dropped); by default the paper's division."""
+    unknown_relations: Literal["error", "id"] = "error"
+    """What becomes of a relation that is not listed: a bad row, or taken as in distribution."""
+    rejects: str | None = setting(None, "nothing")
+    """JSONL file to which bad rows go, with the reason (the first 100,000); by default a bad row stops the step."""
+    dev_share: float = 0.1
+    """Of rows that neither a column nor a file name gives a split, the share that goes to dev, in [0, 1]."""
+    test_share: float = 0.1
+    """Of rows that neither a column nor a file name gives a split, the share that goes to test, in [0, 1]."""
+    limit_per_relation: int | None = None
+    """At most that many questions of each relation and split, those with the smallest ids; by default all."""
+    audit: str | None = setting(None, "content")
+    """EntityQuestions whose counts are held against the paper's tables, when `questions` is another set."""
+
+    def __post_init__(self) -> None:
+        for name, share in (("dev_share", self.dev_share), ("test_share", self.test_share)):
+            if not 0.0 <= share <= 1.0:
+                raise SettingsError(f"{name} is a share in [0, 1], got {share}; 10 percent is 0.1")
+        if self.dev_share + self.test_share > 1.0:
+            raise SettingsError(f"dev_share and test_share add up to {self.dev_share + self.test_share:g}; at most 1")
+        if self.limit_per_relation is not None and self.limit_per_relation < 1:
+            raise SettingsError(
+                f"limit_per_relation must be at least 1, got {self.limit_per_relation}; leave it out for all"
+            )
+        if self.rejects is not None and self.rejects in (self.questions, self.audit, self.relations):
+            raise SettingsError(f"rejects would overwrite {self.rejects}, which is read; name another file")
+
+    def identity(self) -> dict[str, object]:
+        """The settings that change the rows written; what files hold is fingerprinted by content."""
+        return identity_settings(self)
+
+
+def prepare_questions(study: FolderLike, config: QuestionsConfig) -> Manifest:
+    """Read, check and filter a question set into `questions/`; one Parquet part a relation.
+
+    Args:
+        study: its folder.
+        config: which questions.
+
+    Returns:
+        The manifest; its counts hold rows read, dropped by each rule and kept, by relation and split, and under `audit`
+        the totals of EntityQuestions by the paper's filter (None without EntityQuestions at hand).
+
+    Raises:
+        DataError: the source is damaged or holds a bad row, and bad rows are not to be set aside.
+        StudyError: the folder holds questions of other settings.
+
+    Example:
+        slick.prepare_questions("studies/mine", slick.QuestionsConfig(questions="facts.jsonl", filter="none"))
+    """
+    study = as_folder(study)
+    with exclusive_lock(study, "questions"):
+        return _prepare_questions(study, config)
+
+
+def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
+    began = time.monotonic()
+    folder = study.child("questions")
+    relations = load_relations(config.relations)
+    source = open_source(config.questions or world_questions_uri(study))
+    audit = open_source(config.audit) if config.audit else None
+    inputs = {"source": source.fingerprint, **({"audit": audit.fingerprint} if audit else {})}
+    content = {name: asdict(relation) for name, relation in relations.items()}
+    identity = fingerprint(inputs, config.identity(), content)
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.fingerprint == identity:
+        return manifest
+    checked = _validate(source, relations, config)
+    filtered = apply_filter(checked.questions, config.filter)
+    kept = _limited(filtered.kept, config.limit_per_relation)
+    if not kept:
+        raise DataError(
+            f"question source {source.name} has no question left: {len(checked.questions):,} were read, and filter "
+            f"{config.filter} dropped {', '.join(f'{s.dropped.total():,} ({s.rule})' for s in filtered.steps)}; "
+            "try --filter none, or check the domains in the relations file"
+        )
+    counts = {**count_questions(checked, filtered, kept), "audit": _audit_counts(checked, source, audit, config)}
+    popular = counts["with_popularity"] > 0
+    needs_work(folder, "questions", identity, config)
+    parts: dict[str, list[Question]] = {}
+    for question in kept:
+        parts.setdefault(question.relation, []).append(question)
+    with folder.atomic_replace() as new:
+        for relation, questions in sorted(parts.items()):
+            new.write_table(part_name(relation), questions_table(questions, popularity=popular))
+        manifest = complete_step(
+            new,
+            "questions",
+            identity,
+            settings=config,
+            inputs=inputs,
+            counts=counts,
+            started_at=began,
+            contents={"relations": fingerprint(content)},
+        )
+    print(
+        f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:\n{format_summary(counts)}",
+        flush=True,
+    )
+    return manifest
+
+
+def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Table:
+    """The questions of a study, sorted by (relation, domain, split, question_id).
+
+    Args:
+        study: its folder.
+        columns: those of `QUESTION_SCHEMA` that are wanted, in that order, and `popularity` where the source has it;
+            None for all of the schema.
+
+    Raises:
+        StudyError: the questions step is not finished, or has no such column.
+    """
+    study = as_folder(study)
+    folder = study.child("questions")
+    require_manifest(folder, "questions")
+    wanted = list(QUESTION_SCHEMA.names) if columns is None else columns
+    table = read_question_rows(folder, [*dict.fromkeys([*wanted, *SORT_KEYS])])
+    return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(wanted)
+
+
+def questions_table(questions: Sequence[Question], *, popularity: bool = False) -> pa.Table:
+    """Questions as a sorted table of `QUESTION_SCHEMA`, with the column of popularity if asked for."""
+    schema = QUESTION_SCHEMA.append(POPULARITY_FIELD) if popularity else QUESTION_SCHEMA
+    ordered = sorted(questions, key=lambda q: (q.relation, q.domain, q.split, q.question_id))
+    columns = {name: [getattr(question, name) for question in ordered] for name in schema.names}
+    return pa.table(columns, schema=schema)
+
+
+def part_name(relation: str) -> str:
+    """The file of a relation's questions; names that no file can have are spelt safely and told apart by a hash.
+
+    >>> part_name("P17"), part_name("place of birth")
+    ('part-P17.parquet', 'part-place_of_birth-cf095a45.parquet')
+    """
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", relation)[:80]
+    if safe != relation:
+        safe += "-" + hashlib.blake2b(relation.encode(), digest_size=4).hexdigest()
+    return f"part-{safe}.parquet"
+
+
+def _validate(source: QuestionSource, relations: dict[str, Relation], config: QuestionsConfig) -> ValidationResult:
+    checked = validate_rows(
+        read_rows(source),
+        ValidationRules(
+            relations=relations,
+            unknown_relations=config.unknown_relations,
+            templates=source.templates,
+            keep_duplicates=source.layout == "entity_questions",
+            dev_share=config.dev_share,
+            test_share=config.test_share,
+        ),
+    )
+    if config.rejects is not None:
+        _write_rejects(config.rejects, checked)
+    elif checked.rejected:
+        raise first_row_error(checked)
+    return checked
+
+
+def _write_rejects(path: str, checked: ValidationResult) -> None:
+    file = Folder(path)
+    lines = [json.dumps(row.record(), default=str) + "\n" for row in checked.rejected]
+    file.parent.write_bytes(file.name, "".join(lines).encode())
+    if len(checked.rejected) < (num := checked.reasons.total()):
+        print(f"{path} holds the first {len(checked.rejected):,} of {num:,} bad rows; no more are kept.", flush=True)
+
+
+def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    if limit is None:
+        return list(questions)
+    groups: dict[tuple[str, str, str], list[Question]] = {}
+    for question in sorted(questions, key=lambda q: q.question_id):
+        groups.setdefault((question.relation, question.domain, question.split), []).append(question)
+    return [question for group in groups.values() for question in group[:limit]]
+
+
+def _audit_counts(
+    checked: ValidationResult, source: QuestionSource, audit: QuestionSource | None, config: QuestionsConfig
+) -> dict[str, Any] | None:
+    """Counts of EntityQuestions: of the set named for it, else of the source if that is EntityQuestions itself."""
+    if audit is None:
+        upstream = (
+            bool(config.questions) and source.layout == "entity_questions" and is_entity_questions(checked.questions)
+        )
+        return paper_audit(checked.questions, source.name) if upstream else None
+    keep = ValidationRules(relations=load_relations(), templates=audit.templates, keep_duplicates=True)
+    rows = validate_rows(read_rows(audit), keep)
+    if rows.rejected:
+        raise first_row_error(rows)
+    if not is_entity_questions(rows.questions):
+        missing = sorted(published_relations() - {question.relation for question in rows.questions})
+        raise DataError(
+            f"audit source {audit.name} lacks relation {', '.join(missing)}; wanted the whole EntityQuestions, all 24 "
+            "relations, since the filter looks at the subjects of all of them; fetch it whole or leave --audit out"
+        )
+    return paper_audit(rows.questions, audit.name)

@@ -1,0 +1,212 @@
+"""What the questions step counts: rows read, dropped by each rule and kept; the same for the paper's data. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from slick.datasets.columns import SPLITS
+from slick.datasets.filters import FilterResult, apply_filter
+from slick.datasets.relations import Relation, load_relations
+from slick.datasets.validate import ValidationResult
+from slick.types import Question
+
+MIN_DEV = 5
+"""Fewer dev questions cannot give several exemplar sets of four."""
+
+
+def count_questions(checked: ValidationResult, filtered: FilterResult, kept: Sequence[Question]) -> dict[str, Any]:
+    """The counts of the manifest.
+
+    Args:
+        checked: the rows as read.
+        filtered: after the filter.
+        kept: as written, after the limit as well.
+    """
+    return {
+        "rows": len(checked.questions) + checked.reasons.total(),
+        "rejected": checked.reasons.total(),
+        "reasons": dict(checked.reasons.most_common()),
+        "repeated_rows": checked.repeats,
+        "splits_assigned": checked.splits["share"].total(),
+        "splits_from": {origin: dict(splits) for origin, splits in checked.splits.items()},
+        "without_subject": sum(q.subject is None for q in kept),
+        "with_popularity": sum(q.popularity is not None for q in kept),
+        "read": _nested(count_by_split(checked.questions)),
+        "dropped": {step.rule: _nested(step.dropped) for step in filtered.steps},
+        "over_limit": len(filtered.kept) - len(kept),
+        "kept": _nested(count_by_split(kept)),
+        "domains": _domains(kept),
+        "totals": split_totals(kept),
+    }
+
+
+def count_by_split(questions: Iterable[Question]) -> Counter[tuple[str, str]]:
+    """Questions by (relation, split)."""
+    return Counter((q.relation, q.split) for q in questions)
+
+
+def split_totals(questions: Iterable[Question]) -> dict[str, int]:
+    """Questions in train, dev and test of relations in distribution, and in test of the others (`ood`)."""
+    found = Counter(q.split if q.domain == "id" else f"ood_{q.split}" for q in questions)
+    return {"train": found["train"], "dev": found["dev"], "test": found["test"], "ood": found["ood_test"]}
+
+
+def is_entity_questions(questions: Iterable[Question]) -> bool:
+    """True if all 24 relations that EntityQuestions publishes are there."""
+    return published_relations() <= {q.relation for q in questions}
+
+
+def published_relations() -> set[str]:
+    """The 24 relations of EntityQuestions; P30 has a template but was never published."""
+    return set(load_relations()) - {"P30"}
+
+
+def paper_audit(questions: Sequence[Question], source: str) -> dict[str, Any]:
+    """Totals of EntityQuestions under the `paper` filter and the shipped division, to hold against tables 3 to 5.
+
+    Args:
+        questions: every question of the 24 relations; their own domain is not looked at.
+        source: where they are from.
+
+    Returns:
+        `train`, `test` and `ood`, each with questions by relation; `totals` of the three; `source`.
+    """
+    relations = load_relations()
+    placed = [_with_split(q, relations[q.relation]) for q in questions if q.relation in relations]
+    kept = apply_filter(placed, "paper").kept
+    tables = {
+        "train": Counter(q.relation for q in kept if q.domain == "id" and q.split == "train"),
+        "test": Counter(q.relation for q in kept if q.domain == "id" and q.split == "test"),
+        "ood": Counter(q.relation for q in kept if q.domain == "ood" and q.split == "test"),
+    }
+    return {
+        **{name: {r: counts[r] for r in relations if counts[r]} for name, counts in tables.items()},
+        "totals": {name: counts.total() for name, counts in tables.items()},
+        "source": source,
+    }
+
+
+def format_summary(counts: Mapping[str, Any]) -> str:
+    """The counts as a table for the terminal; each cell is train/dev/test."""
+    read, kept = counts["read"], counts["kept"]
+    rules = {rule: dropped for rule, dropped in counts["dropped"].items() if rule != "not used"}
+    rules = {rule: dropped for rule, dropped in rules.items() if dropped}
+    head = ["relation", "domain", "read", *(f"({n})" for n in range(1, len(rules) + 1)), "kept"]
+    lines = [
+        [
+            r,
+            counts["domains"].get(r, "-"),
+            _cell(read[r]),
+            *(_cell(d.get(r, {})) for d in rules.values()),
+            _cell(kept.get(r, {})),
+        ]
+        for r in read
+        if r in kept or any(r in dropped for dropped in rules.values())
+    ]
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *lines]
+    ]
+    unused = sum(sum(c.values()) for c in counts["dropped"]["not used"].values())
+    notes = [
+        f"Cells are train/dev/test. {_format_dropped(counts)}",
+        f"Not used: {unused:,} (dropped relations, and train questions of ood relations).",
+        f"Splits: {_split_origins(counts)}.",
+        *([f"Over the limit: {counts['over_limit']:,}."] if counts["over_limit"] else []),
+        *([f"Popularity of the subject known: {counts['with_popularity']:,}."] if counts["with_popularity"] else []),
+        *([f"Rows set aside: {counts['rejected']:,} ({_reasons(counts)})."] if counts["rejected"] else []),
+        *([f"Rows that repeat another one, read: {counts['repeated_rows']:,}."] if counts["repeated_rows"] else []),
+        *_warnings(counts),
+        "Kept: " + ", ".join(f"{num:,} {name}" for name, num in counts["totals"].items()) + ".",
+    ]
+    return "\n".join([*table, *notes])
+
+
+def _format_dropped(counts: Mapping[str, Any]) -> str:
+    """What each rule of the filter dropped; the numbers are those of the columns of the table."""
+    sums = {
+        rule: sum(sum(splits.values()) for splits in dropped.values())
+        for rule, dropped in counts["dropped"].items()
+        if rule != "not used"
+    }
+    if not sums:
+        return "No filter."
+    some = [f"({n}) {rule}: {num:,}" for n, (rule, num) in enumerate(((r, s) for r, s in sums.items() if s), 1)]
+    none = [rule for rule, num in sums.items() if not num]
+    return " ".join(
+        [
+            *([f"Dropped by the filter: {'; '.join(some)}."] if some else []),
+            *([f"Nothing dropped for: {'; '.join(none)}."] if none else []),
+        ]
+    )
+
+
+def _split_origins(counts: Mapping[str, Any]) -> str:
+    """Where the splits of the rows come from, with rows a split."""
+    words = {
+        "column": "from the column split",
+        "file name": "from the names of the files",
+        "share": "by --dev-share and --test-share",
+    }
+    return "; ".join(
+        f"{sum(splits.values()):,} rows {words[origin]} "
+        f"({', '.join(f'{splits[split]:,} {split}' for split in SPLITS if splits.get(split))})"
+        for origin, splits in counts["splits_from"].items()
+        if splits
+    )
+
+
+def _warnings(counts: Mapping[str, Any]) -> list[str]:
+    kept, domains = counts["kept"], counts["domains"]
+    few = [f"{r} ({kept[r].get('dev', 0)})" for r in kept if kept[r].get("dev", 0) < MIN_DEV]
+    bare = [r for r in kept if domains[r] != "ood" and not kept[r].get("train")]
+    gone = [
+        r
+        for r in counts["read"]
+        if r not in kept and any(r in d for k, d in counts["dropped"].items() if k != "not used")
+    ]
+    return [
+        *([f"Warning: too few dev questions for exemplar sets of four: {', '.join(few)}."] if few else []),
+        *([f"Warning: no train questions left: {', '.join(bare)}."] if bare else []),
+        *([f"Warning: nothing left: {', '.join(gone)}."] if gone else []),
+        *(
+            [f"Warning: {counts['without_subject']:,} questions have no known subject; their whole text stood for it."]
+            if counts["without_subject"]
+            else []
+        ),
+    ]
+
+
+def _reasons(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{num:,} {kind}" for kind, num in counts["reasons"].items())
+
+
+def _cell(counts: Mapping[str, int]) -> str:
+    return "/".join(str(counts.get(split, 0)) for split in SPLITS) if any(counts.values()) else "-"
+
+
+def _nested(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for relation, split in sorted(counts, key=lambda key: (key[0], SPLITS.index(key[1]))):
+        nested.setdefault(relation, {})[split] = counts[relation, split]
+    return nested
+
+
+def _domains(questions: Iterable[Question]) -> dict[str, str]:
+    found: dict[str, set[str]] = {}
+    for question in questions:
+        found.setdefault(question.relation, set()).add(question.domain)
+    return {relation: "+".join(sorted(found[relation])) for relation in sorted(found)}
+
+
+def _with_split(question: Question, relation: Relation) -> Question:
+    return Question(
+        question_id=question.question_id,
+        relation=question.relation,
+        domain=relation.domain,
+        split=question.split,
+        subject=question.subject,
+        question=question.question,
+        answers=question.answers,
+    )
