@@ -110,7 +110,8 @@ def training_table(
     """A table of all ways, what each takes of a GPU and of a machine, and the quickest that fits both."""
     yield (
         f"Fine-tuning on {_gpu_count(fleet.gpus)} of {fleet.gpu_memory:g} GB, {dtype}, "
-        f"{_batch_sizes(fleet.gpus, rows_at_once)[0]} rows at once: GB that each holds, {100 * HEADROOM:.0f} % of it left free"
+        f"{_batch_sizes(fleet.gpus, rows_at_once)[0]} rows at once: GB that each holds, {100 * HEADROOM:.0f} % of "
+        f"it left free"
     )
     yield from _machine_lines(fleet)
     heads = "".join(f"{name:>12}" for name in (*_MEMORY_PARTS, "at most", "machine"))

@@ -139,7 +139,8 @@ _EXPERIMENTS = (
     ),
     Experiment(
         name="p_true",
-        description="Categories against P(True) and against fewer prompts: who tells better what will be answered right.",
+        description="Categories against P(True) and against fewer prompts: who tells better what will be answered "
+        "right.",
         exhibits="Figure 5",
         outcomes=("E20", "E21"),
         sections=("p_true",),
@@ -229,7 +230,8 @@ def parse_experiment_names(words: Iterable[str]) -> tuple[str, ...]:
     unknown = sorted(names - EXPERIMENTS.keys())
     if unknown:
         raise SettingsError(
-            f"there is no experiment {', '.join(unknown)}; there are {', '.join(PAPER_EXPERIMENTS)}, and beyond the paper "
+            f"there is no experiment {', '.join(unknown)}; there are {', '.join(PAPER_EXPERIMENTS)}, and beyond the "
+            f"paper "
             f"{', '.join(name for name in EXPERIMENTS if name not in PAPER_EXPERIMENTS)}"
         )
     return tuple(name for name in EXPERIMENTS if name in names)

@@ -190,7 +190,8 @@ def _check_weights(folder: str) -> None:
     if not files:
         found = sorted(name for name in names if name.endswith(".safetensors"))
         raise ModelError(
-            f"{folder} holds {shorten_list(found)} but neither {_ONE_FILE} nor {_INDEX}, so nothing says which weights are "
+            f"{folder} holds {shorten_list(found)} but neither {_ONE_FILE} nor {_INDEX}, so nothing says which "
+            f"weights are "
             f"the model's; rename a single file to {_ONE_FILE}, or fetch the index as well"
         )
     stale = sorted(name for name in names if _SHARD.search(name) and name not in files)
@@ -200,7 +201,8 @@ def _check_weights(folder: str) -> None:
             stale = sorted(indexed - {_ONE_FILE})
     if stale:
         raise ModelError(
-            f"{folder} holds two sets of weights: {shorten_list(files)}, which is read, and {shorten_list(stale)}, maybe of another "
+            f"{folder} holds two sets of weights: {shorten_list(files)}, which is read, and {shorten_list(stale)}, "
+            f"maybe of another "
             "save; wanted is one set: delete the one that is not meant"
         )
     tensors = {name: _header(folder, name) for name in files}
@@ -223,7 +225,8 @@ def _check_not_quantized(folder: str, tensors: Mapping[str, Mapping[str, Any]]) 
     )
     if packed:
         raise ModelError(
-            f"{folder} holds weights in a packed format: {shorten_list(packed)}; wanted are float32, bfloat16 or float16: "
+            f"{folder} holds weights in a packed format: {shorten_list(packed)}; wanted are float32, bfloat16 or "
+            f"float16: "
             "give the original weights, or dequantize them and save_pretrained"
         )
 
@@ -238,7 +241,8 @@ def _weight_files(folder: str, names: Sequence[str]) -> list[str]:
     missing = [name for name in files if name not in names]
     if missing:
         raise ModelError(
-            f"{folder}/{_INDEX} names {len(files)} files, of which {shorten_list(missing)} is missing; the checkpoint is "
+            f"{folder}/{_INDEX} names {len(files)} files, of which {shorten_list(missing)} is missing; the "
+            f"checkpoint is "
             "incomplete: fetch or save it again"
         )
     return files

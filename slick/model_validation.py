@@ -90,7 +90,8 @@ def check_token_ids(tokenizer: Any, num_embeddings: int, where: str) -> None:
         named = [f"{beyond[i]!r} (id {i}{f', its {in_use[i]} token' if i in in_use else ''})" for i in bad]
         raise ModelError(
             f"the tokenizer in {where} has tokens beyond the model's embedding matrix of {num_embeddings} rows: "
-            f"{shorten_list(named)}; wanted is a row for each token: give the model's own tokenizer, or, if tokens were added "
+            f"{shorten_list(named)}; wanted is a row for each token: give the model's own tokenizer, or, if tokens "
+            f"were added "
             "to it, the model that was resized and trained with them (resize_token_embeddings)"
         )
 
@@ -111,7 +112,8 @@ def _check_preserved(tokenizer: Any, where: str, what: str, text: str, ids: Sequ
     wanted, kept = (unicodedata.normalize("NFC", each).strip(" ") for each in (text, found))
     if wanted != kept:
         raise ModelError(
-            f"the tokenizer in {where} does not give back {what} as it was: {_describe_difference(wanted, kept)}; prompts are "
+            f"the tokenizer in {where} does not give back {what} as it was: {_describe_difference(wanted, kept)}; "
+            f"prompts are "
             "lines of Q: and A:, and answers are compared as text, so both must survive encoding and decoding: give "
             "the model's own tokenizer, or remove what changes the text from it (normalizer in tokenizer.json)"
         )
@@ -239,7 +241,8 @@ def check_causal(model: Any, where: str) -> None:
         raise ModelError(
             f"{where} is {name}, whose attention looks forward: what it says of the beginning of a text changes with "
             f"what follows (by {difference / spread:.2g} of the spread of its logits, beyond rounding of "
-            f"{_ROUNDING_TOLERANCE:g}). Wanted is a causal language model, which sees only what comes before: a masked one "
+            f"{_ROUNDING_TOLERANCE:g}). Wanted is a causal language model, which sees only what comes before: a "
+            f"masked one "
             "cannot be asked to go on with a text; if this one was trained as a decoder, set is_decoder to true in "
             "config.json"
         )

@@ -293,7 +293,8 @@ def load_model(
 def _reset_generation_config(model: Any) -> None:
     """Keep the token ids of generation_config.json alone.
 
-    No engine here reads the others (see `ignored_model_settings`), and some of them keep a trained checkpoint from being saved.
+    No engine reads the others (see `ignored_model_settings`), and some of them prevent a trained checkpoint from being
+    saved.
     """
     from transformers import GenerationConfig
 

@@ -193,7 +193,8 @@ def needs_work(folder: Folder, step: str, identity: str, settings: object) -> bo
     if previous is not None and previous != identity:
         raise StudyError(
             f"{folder.uri} was written with other inputs or settings: its fingerprint is {previous}, this {step} "
-            f"step's is {identity}{_describe_changes(before, settings)}; choose another --out, or delete that folder to do the "
+            f"step's is {identity}{_describe_changes(before, settings)}; choose another --out, or delete that "
+            f"folder to do the "
             "step again"
         )
     return manifest is None

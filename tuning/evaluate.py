@@ -33,7 +33,7 @@ class EvalSettings:
     matcher: Matcher
     max_new_tokens: int
     batch_size: int | None = None
-    """Rows at once; None for `DEFAULT_BATCH_SIZE`, and where answers are generated on a GPU for as many as its memory holds."""
+    """Rows at once; None for `DEFAULT_BATCH_SIZE`, or, to generate on a GPU, for as many as its memory holds."""
     loss_of_all: bool = False
     """Whether dev, test and ood targets have their loss computed too."""
 

@@ -83,7 +83,8 @@ def plan_sweep(study: Folder, config: SweepConfig) -> None:
         group_s *= config.samples * len(config.trajectories_for([()])) / len(plans)
     workers, kind = config.train.num_workers, "core" if plans[0].config.gpus_per_worker == 0 else "worker"
     print(
-        f"sweep: {format_duration(group_s)} of one worker group, {group_s * workers / 3600:.2f} {kind}-hours, measured on "
+        f"sweep: {format_duration(group_s)} of one worker group, {group_s * workers / 3600:.2f} {kind}-hours, "
+        f"measured on "
         f"{_MEASURED_STEPS} steps and {_MEASURED_QUESTIONS} questions; with --stop live and schedulers it may be less"
     )
     for found, name in cost_class_labels(list(paces)).items():

@@ -135,7 +135,8 @@ def read_driver_status(sweep: Folder) -> DriverStatus:
             raise ValueError("a time without a time zone")
     except ValueError as error:
         raise StudyError(
-            f"{sweep}/{DRIVER_STATUS_FILE}: at is {format_value(driver_status.at)}, wanted a time in UTC; {_RESTORE_HINT}"
+            f"{sweep}/{DRIVER_STATUS_FILE}: at is {format_value(driver_status.at)}, wanted a time in UTC; "
+            f"{_RESTORE_HINT}"
         ) from error
     return driver_status
 

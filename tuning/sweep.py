@@ -175,7 +175,8 @@ def run_search(study: Folder, config: SweepConfig) -> tuple[list[SettingOverride
     while len(search.suggestions) < config.samples:
         batch = search.ask(min(config.samples_at_once, config.samples - len(search.suggestions)))
         print(
-            f"sweep: samples {len(search.suggestions) - len(batch) + 1} to {len(search.suggestions)} of {config.samples}"
+            f"sweep: samples {len(search.suggestions) - len(batch) + 1} to {len(search.suggestions)} of "
+            f"{config.samples}"
         )
         now = train_combinations(study, config, search.suggestions)
         trained = SweepResult(trained.num + now.num, trained.num_retries + now.num_retries)

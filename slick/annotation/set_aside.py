@@ -176,7 +176,8 @@ def check_set_aside_share(found: pa.Table, num_questions: int, most: float, fold
         f"{num:,} of {num_questions:,} questions ({100 * num / num_questions:.2g} %) have a prompt that does not fit "
         f"the model's context of {found['limit'][0].as_py():,} tokens together with its answer, the longest "
         f"{pc.max(found['num_tokens']).as_py():,} tokens; {allowed}. They are listed in "
-        f"{folder.child(SET_ASIDE_FOLDER)}/{store}.parquet: {_list_questions(found)}. Shorten or remove those questions, use a model "
+        f"{folder.child(SET_ASIDE_FOLDER)}/{store}.parquet: {_list_questions(found)}. Shorten or remove those "
+        f"questions, use a model "
         f"with a longer context, or allow more by --max-set-aside-share"
     )
 

@@ -248,8 +248,8 @@ def total_cost(folder: Folder) -> tuple[dict[str, float], dict[str, str]]:
     """What all part files cost together, and what made them, also those of earlier, interrupted runs.
 
     Returns:
-        The sums, by the names of `COST_FIELDS`; device, dtype and attention kernel, as `slick.precision.merge_runtimes` joins
-        them.
+        The sums, by the names of `COST_FIELDS`; device, dtype and attention kernel, joined by
+        `slick.precision.merge_runtimes`.
     """
     total = dict.fromkeys(COST_FIELDS, 0.0)
     runtimes = []

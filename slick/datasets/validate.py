@@ -152,7 +152,8 @@ def first_row_error(checked: ValidationResult) -> DataError:
     rest = ", ".join(f"{num} x {kind}" for kind, num in checked.reasons.most_common(6))
     more = f" In all {num:,} rows are bad: {rest}." if num > 1 else ""
     return DataError(
-        f"{rejected[0].raw.where}: {rejected[0].reason}.{more} Mend the file, or set bad rows aside with --rejects FILE."
+        f"{rejected[0].raw.where}: {rejected[0].reason}.{more} Mend the file, or set bad rows aside with --rejects "
+        f"FILE."
     )
 
 
@@ -197,7 +198,8 @@ def _validate_row(raw: RawRow, rules: ValidationRules) -> tuple[Question, SplitO
         if rules.unknown_relations == "error":
             raise RowError(
                 "unknown relation",
-                f"unknown relation {name!r:.80}, wanted one of {_list_relations(rules.relations)}; add it to a file for "
+                f"unknown relation {name!r:.80}, wanted one of {_list_relations(rules.relations)}; add it to a file "
+                f"for "
                 "--relations, or take all with --unknown-relations id",
             )
         relation = Relation(relation=name, template=None, domain="id")

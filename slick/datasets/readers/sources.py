@@ -307,7 +307,8 @@ def _members(paths: list[str], location: str) -> dict[str, str]:
     if not found:
         names = ", ".join(paths[:5]) or "nothing"
         raise DataError(
-            f"{location} holds no member {{train,dev,test}}/P*.{{train,dev,test}}.json, found {names}; {_EXPECTED_LAYOUT}"
+            f"{location} holds no member {{train,dev,test}}/P*.{{train,dev,test}}.json, found {names}; "
+            f"{_EXPECTED_LAYOUT}"
         )
     if len(tops) > 1:
         raise DataError(
