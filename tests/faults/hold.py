@@ -89,13 +89,13 @@ def holdable_train(settings: dict[str, Any], place: Any) -> None:
 
         _wait_while(is_held, study)
 
-    with patch.object(finetune, "_report", report_and_hold):
+    with patch.object(finetune, "_report_epoch", report_and_hold):
         _train_plans(settings, place)
 
 
 def holdable_train_group(*arguments: Any) -> dict[str, Any]:
     """Start a worker group from a trial, whose workers hold."""
-    with patch.object(finetune, "_train", holdable_train):
+    with patch.object(finetune, "_train_plans", holdable_train):
         return _train_group(*arguments)
 
 

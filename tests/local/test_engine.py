@@ -214,7 +214,7 @@ def test_ties_go_to_the_lowest_token_id() -> None:
 def test_candidates_are_those_of_a_full_sort(
     monkeypatch: pytest.MonkeyPatch, largest: Any, num_classes: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(logits_module, "_largest", largest)
+    monkeypatch.setattr(logits_module, "_top_keys", largest)
     torch.manual_seed(num_classes)
     logits = (torch.randn(90, num_classes) * 4).to(dtype)
     logits[1] -= 1000.0  # all of them negative
@@ -236,7 +236,7 @@ def test_candidates_are_those_of_a_full_sort(
 def test_what_is_no_number_is_seen_wherever_it_stands(
     monkeypatch: pytest.MonkeyPatch, largest: Any, num_classes: int, bits: int
 ) -> None:
-    monkeypatch.setattr(logits_module, "_largest", largest)
+    monkeypatch.setattr(logits_module, "_top_keys", largest)
     for place in (0, 17, num_classes - 1):
         logits = torch.randn(3, num_classes)
         logits[1, place] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)

@@ -54,7 +54,7 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("num_rows", [8, 5, 1])
-@pytest.mark.parametrize(("num_workers", "accumulation"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
+@pytest.mark.parametrize(("num_workers", "gradient_accumulation_steps"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
 def test_the_parts_of_a_batch_make_its_mean_loss(
     num_rows: int, num_workers: int, gradient_accumulation_steps: int
 ) -> None:

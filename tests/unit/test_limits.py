@@ -333,7 +333,7 @@ def test_bad_rows_are_kept_up_to_a_limit_and_counted_beyond_it(tmp_path, monkeyp
         assert manifest.counts["reasons"] == {"no answer": 50}
         assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == kept
         assert f"rejects.jsonl holds the first {kept} of 50 bad rows" in capsys.readouterr().out
-    monkeypatch.setattr(limits, "MAX_KEPT_ROW_CHARS", 20)
+    monkeypatch.setattr(limits, "MAX_REJECTED_ROW_CHARS", 20)
     content = check(config.questions).rejected[0].raw.content
     assert content.startswith('{"relation": "P19", ')
     assert content.endswith("... (281 characters in all)")

@@ -63,7 +63,7 @@ def test_a_second_run_is_told_who_writes_and_since_when(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_killed_run_is_taken_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "PATIENCE_S", 1e9)  # its process is looked at; nothing is waited for
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9)  # its process is looked at; nothing is waited for
     process = hold(tmp_path)
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not asked for its status
@@ -92,7 +92,7 @@ def test_a_process_of_the_same_number_is_not_taken_for_the_owner() -> None:
 def test_a_run_on_another_machine_lives_as_long_as_its_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: LockOwner, beating: bool
 ) -> None:
-    monkeypatch.setattr(locks, "PATIENCE_S", 1e9 if beating else 0.5)
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9 if beating else 0.5)
     place = Folder(str(tmp_path)).child(LOCKS)
     place.write_json("annotate.json", asdict(elsewhere))
     ended = threading.Event()
@@ -174,7 +174,7 @@ def test_a_lock_that_storage_does_not_give_is_an_error(tmp_path: Path) -> None:
 def test_a_lock_file_that_cannot_be_read_counts_as_a_silent_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 0.1)
     study = Folder(str(tmp_path))
     for content in (b"", b"[1]", b"{", b'{"step": 1}'):
         study.child(LOCKS).write_bytes("annotate.json", content)
@@ -235,8 +235,8 @@ def test_where_claims_are_not_atomic_the_last_of_two_holds(
             study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
         settled.append(seconds)
 
-    monkeypatch.setattr(locks, "_locked", lambda place, mkdir: None)
-    monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(locks, "_flock_folder", lambda place, mkdir: None)
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 0.0)
     monkeypatch.setattr(locks.time, "sleep", settle)
     with exclusive_lock(study, "annotate"):  # not before the other, which gives no sign of life, counts as dead
         assert len(settled) == 2

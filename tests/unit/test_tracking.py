@@ -161,7 +161,7 @@ def attempts(curves: FakeTracking) -> Mapping[str, int]:
 def test_a_tracker_that_does_not_answer_is_left_alone_for_a_while(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trackers, "SLOW_S", -1.0)
+    monkeypatch.setattr(trackers, "SLOW_RESPONSE_S", -1.0)
     curves = FakeTracking("ab", down={"mlflow"})
     for num_epochs in (1, 2):
         for run_id in "ab":
@@ -174,8 +174,8 @@ def test_a_tracker_that_does_not_answer_is_left_alone_for_a_while(
 
 
 def test_after_that_while_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "SLOW_S", -1.0)
-    monkeypatch.setattr(trackers, "REST_S", 0.0)
+    monkeypatch.setattr(trackers, "SLOW_RESPONSE_S", -1.0)
+    monkeypatch.setattr(trackers, "BACKOFF_S", 0.0)
     curves = FakeTracking("a", down={"mlflow"})
     curves.log("a", rows_of(1))
     curves.down.clear()
