@@ -341,7 +341,7 @@ class ExperimentLogger:
                     self._sync((tracker, run_id), lambda curve: curve.end(ok))
 
     def _sync(self, key: tuple[str, str], end: Callable[[TrackerRun], None] | None = None) -> None:
-        """Update one curve, and end it if asked. A failure is printed and retried, after `BACKOFF_S` at the earliest."""
+        """Update one curve, and end it if asked. A failure is printed, and retried after at least `BACKOFF_S`."""
         tracker, run_id = key
         begun = time.monotonic()
         if begun < self._backoff_until.get(tracker, 0.0):

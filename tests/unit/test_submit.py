@@ -47,9 +47,9 @@ def test_the_entrypoint_is_the_steps_own_command_line() -> None:
 
 
 def test_every_step_that_computes_can_be_submitted() -> None:
-    from jobs.cli import STEP_PRESETS as DOORS
+    from jobs.cli import STEP_DESCRIPTIONS
 
-    assert STEP_PRESETS.keys() == DOORS.keys() - {"status", "compare", "plan", "submit", "jobs"}
+    assert STEP_PRESETS.keys() == STEP_DESCRIPTIONS.keys() - {"status", "compare", "plan", "submit", "jobs"}
     for step, named in STEP_PRESETS.items():
         flags = ["--model", "m/m", "--questions", "s3://b/q.zip"] if step == "study" else []
         for preset in named:
