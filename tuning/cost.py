@@ -114,7 +114,7 @@ def default_machine_type(gpu_memory: float) -> MachineType:
     Args:
         gpu_memory: GB of one GPU.
 
-    >>> usual_machine(80.0).memory, usual_machine(141.0).memory
+    >>> default_machine_type(80.0).memory, default_machine_type(141.0).memory
     (1152.0, 2048.0)
     """
     return next(machine for most, machine in _DEFAULT_MACHINE_TYPES if gpu_memory <= most)

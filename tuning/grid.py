@@ -221,7 +221,7 @@ def grid_summary(grid: GridConfig, base: TrainConfig, *, shared: bool) -> str:
     """What the grid will take, for people.
 
     >>> grid = GridConfig(variants=("natural",), seeds=(0, 1), epochs=(5, 20), policies=("fixed", "best_dev"))
-    >>> summary(grid, TrainConfig(), shared=True)
+    >>> grid_summary(grid, TrainConfig(), shared=True)
     '1 variant x 2 seeds = 2 trainings, 40 epochs in all; with 2 epoch budgets and 2 policies 8 points'
     """
     runs = trajectories(grid, base, shared=shared)

@@ -20,7 +20,7 @@ from slick.study import (
 )
 from slick.types import Category
 from tuning.axes import SettingOverrides, combinations
-from tuning.data import read_rows
+from tuning.data import QuestionRow, read_rows
 from tuning.finalize import finalize_run
 from tuning.finetune import (
     check_plans,
@@ -31,7 +31,7 @@ from tuning.finetune import (
 )
 from tuning.grid import SweepConfig, grid_summary, pack_by_cost, settings_text
 from tuning.points import points_table
-from tuning.policies import parse_policy
+from tuning.policies import AccuracyCurve, parse_policy
 from tuning.progress_table import ProgressTable, TrialTracker, watch_progress
 from tuning.run_status import write_planned
 from tuning.runs import RunPlan, is_finished, plan_runs, run_folder
@@ -196,14 +196,33 @@ def read_best_dev_accuracy(study: Folder, run_id: str) -> float:
 
 
 def _check_policies(study: Folder, config: SweepConfig) -> None:
-    """Policies that look at rows which the study does not have are refused before anything is trained."""
-    if not any(parse_policy(text).rule == "dev_highlyknown" for text in config.grid.policies):
-        return
-    if not any(row.category == Category.HIGHLY_KNOWN for row in read_rows(study, config.grid.variants[0])["dev"]):
-        raise SettingsError(
-            f"policy dev_highlyknown needs HighlyKnown dev questions, and {study}/annotate/knowledge.parquet labels "
-            "none: annotate dev questions as well (`slick annotate --annotate-dev`), or choose by best_dev"
-        )
+    """Before anything is trained, refuse policies that need accuracies which the study's questions cannot give.
+
+    Each policy is applied to a curve of one epoch that has the same accuracies as the curves of the trainings.
+    """
+    policies = [parse_policy(text) for text in config.grid.policies]
+    minimal = AccuracyCurve(dev_accuracy=(0.0,))
+    try:
+        for policy in policies:
+            policy.decided_epoch(minimal, max(config.grid.epochs))
+    except SettingsError:
+        for variant in config.grid.variants:
+            rows = read_rows(study, variant)
+            curve = replace(
+                minimal,
+                unknown_train_accuracy=_zero_if_any(rows["train"], Category.UNKNOWN),
+                highlyknown_dev_accuracy=_zero_if_any(rows["dev"], Category.HIGHLY_KNOWN),
+            )
+            try:
+                for policy in policies:
+                    policy.decided_epoch(curve, max(config.grid.epochs))
+            except SettingsError as error:
+                raise SettingsError(f"{study}, variant {variant}: {error}") from error
+
+
+def _zero_if_any(rows: Sequence[QuestionRow], category: Category) -> tuple[float] | None:
+    """An accuracy of 0 after one epoch if any row has the category, else None."""
+    return (0.0,) if any(row.category == category for row in rows) else None
 
 
 def _discard_other_grid(folder: Folder, identity: str) -> None:

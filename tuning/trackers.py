@@ -62,7 +62,7 @@ def open_tracker_run(tracker: str, study: Folder, run_id: str, settings: Mapping
 def project_name(study: Folder) -> str:
     """Last part of the study's path, in characters that every tracker takes.
 
-    >>> study_name(Folder("s3://bucket/deep/my study?region=eu"))
+    >>> project_name(Folder("s3://bucket/deep/my study?region=eu"))
     'my study'
     """
     return re.sub(r"[\\#?%:]", "-", study.name) or "study"

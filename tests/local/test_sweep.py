@@ -240,7 +240,9 @@ def test_a_search_trains_samples_and_a_longer_one_goes_on_behind_them(
 
 def test_highlyknown_dev_rows_are_needed_before_anything_is_trained(study: Folder) -> None:
     grid = replace(GRID, policies=("dev_highlyknown",))
-    with pytest.raises(SettingsError, match=r"needs HighlyKnown dev questions, .* labels none: .*--annotate-dev"):
+    with pytest.raises(
+        SettingsError, match=r"dev_highlyknown needs dev questions .* HighlyKnown, and there are none.*--annotate-dev"
+    ):
         sweep(study, replace(CONFIG, grid=grid))
     assert not written(study)
 

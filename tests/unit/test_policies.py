@@ -7,14 +7,14 @@ import pytest
 
 from slick.errors import DataError, SettingsError
 from tuning.policies import (
-    RULES,
     AccuracyCurve,
     Policy,
     StopDecision,
     apply_policy,
     parse_policy,
-    rule_signature,
+    policy_signature,
     stop_epoch,
+    stopping_policies,
 )
 
 
@@ -95,7 +95,9 @@ def test_dev_highlyknown_takes_the_best_epoch_of_those_questions_alone() -> None
 
 
 def test_dev_highlyknown_refuses_a_training_whose_dev_questions_have_no_category() -> None:
-    message = r"dev_highlyknown .* epochs\.parquet has none .* --annotate-dev`, or use best_dev"
+    message = (
+        r"dev_highlyknown needs dev questions .* HighlyKnown, and there are none, .* --annotate-dev`, or use best_dev"
+    )
     with pytest.raises(SettingsError, match=message):
         apply_policy(parse_policy("dev_highlyknown"), RISE_AND_FALL)
     with pytest.raises(SettingsError, match=message):  # a live training is told after its first epoch, not its last
@@ -103,7 +105,7 @@ def test_dev_highlyknown_refuses_a_training_whose_dev_questions_have_no_category
 
 
 def test_every_rule_is_among_those_tried_here() -> None:
-    assert EVERY_RULE.keys() == RULES.keys()
+    assert EVERY_RULE.keys() == set(stopping_policies.names())
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
@@ -203,14 +205,15 @@ def test_policies_read_and_write_alike(text: str, canonical: str) -> None:
     ("text", "message"),
     [
         ("early_stop", "there is no stopping policy 'early_stop'; there are fixed"),
-        ("", "no stopping policy"),
+        ("patence(2)", "there is no stopping policy 'patence'; did you mean patience"),
+        ("", "'' is not written NAME or NAME"),
         ("patience", r"written patience\(epochs\[,min_delta\]\)"),
         ("patience(1,2,3)", "has 3 settings"),
         ("best_dev(3)", "has 1 settings; it is written best_dev"),
         ("fixed(0)", "1 or more"),
         ("fixed(-2)", "1 or more"),
         ("fixed(2.5)", "whole number"),
-        ("fixed()(3)", "no stopping policy"),
+        ("fixed()(3)", "is not written NAME or NAME"),
         ("patience(3,)", "min_delta is ''"),
         ("patience(3,nan)", "share in"),
         ("patience(3,1.5)", "share in"),
@@ -224,7 +227,7 @@ def test_a_policy_that_cannot_be_read_says_what_is_wanted(text: str, message: st
 
 def test_every_rule_can_be_written_as_its_usage_says() -> None:
     written = ["fixed([epochs])", "best_dev", "dev_highlyknown", "patience(epochs[,min_delta])", "unknown_fit(share)"]
-    assert [rule_signature(rule) for rule in RULES] == written
+    assert [policy_signature(name) for name in stopping_policies.names()] == written
 
 
 def test_plain_fixed_takes_the_number_of_its_budget() -> None:

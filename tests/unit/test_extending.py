@@ -1,0 +1,78 @@
+"""Each example of docs/extending.md, read from that page, works without an edit of any other file."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.unit.report_study import write_study
+
+ROOT = Path(__file__).parents[2]
+
+
+def example(heading: str) -> str:
+    """The first ```python block under a heading of docs/extending.md."""
+    page = (ROOT / "docs" / "extending.md").read_text()
+    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert block is not None, f"no example under {heading!r}"
+    assert len([line for line in block[1].splitlines() if line.strip()]) <= 12, f"the example of {heading!r} is long"
+    return block[1]
+
+
+def run_with_component(component: str, code: str, folder: Path, *arguments: str) -> Any:
+    """Run code in a new process in which a distribution with the component is installed.
+
+    Args:
+        component: source of its only module, which an entry point of the group `slick.components` names.
+        code: its last line prints JSON.
+        folder: where the distribution is installed.
+        arguments: `sys.argv[1:]` of the process.
+
+    Returns:
+        The printed JSON.
+    """
+    (folder / "my_component.py").write_text(component)
+    metadata = folder / "my_distribution-1.0.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-distribution\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[slick.components]\nmine = my_component\n")
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_a_stopping_policy(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", num_test=24, num_epochs=3, world=False)
+    code = """
+import json, sys
+from slick.storage import Folder
+from tuning.config import TrainConfig
+from tuning.grid import GridConfig, SweepConfig
+from tuning.points import points_table
+from tuning.policies import AccuracyCurve, apply_policy, parse_policy, policy_signature
+
+policy = parse_policy("target_dev(0.25)")
+decision = apply_policy(policy, AccuracyCurve(dev_accuracy=(0.1, 0.3, 0.2)))
+grid = GridConfig(variants=("unknown-050",), epochs=(2, 3), policies=("target_dev(0.0)", "target_dev(1.0)"))
+live = SweepConfig(grid=grid, train=TrainConfig(dtype="float32"), stop="live").stop_policies
+rows = points_table(Folder(sys.argv[1]), grid, TrainConfig(), shared=True).to_pylist()
+points = [[row["policy"], row["epochs"], row["stop_epoch"]] for row in rows]
+print(json.dumps([policy_signature("target_dev"), decision.stop_epoch, live, points]))
+"""
+    signature, stop_epoch, live, points = run_with_component(example("A stopping policy"), code, tmp_path, study.uri)
+    assert signature == "target_dev(share)"
+    assert stop_epoch == 2
+    assert live == [["target_dev(0.0)", 2], ["target_dev(0.0)", 3], ["target_dev(1.0)", 2], ["target_dev(1.0)", 3]]
+    first = {("target_dev(0.0)", 2): 1, ("target_dev(0.0)", 3): 1, ("target_dev(1.0)", 2): 2, ("target_dev(1.0)", 3): 3}
+    assert {(policy, epochs): stop for policy, epochs, stop in points} == first
