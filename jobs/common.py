@@ -5,6 +5,7 @@ Ctrl-C, 141 nobody reads the output any more (as in `slick study demo | head`).
 """
 
 import io
+import logging
 import os
 import select
 import sys
@@ -32,7 +33,8 @@ Config = TypeVar("Config")
 
 
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Call a door's `main` with the command line's arguments and exit with its status."""
+    """Call a command's `main` with the command line's arguments and exit with its status."""
+    configure_logging()
     try:
         try:
             _run(main, sys.argv[1:] if argv is None else argv)
@@ -59,6 +61,30 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("\nslick: stopped. Nothing finished is lost: the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes the message alone: to stdout, and from WARNING on to stderr.
+
+    The streams are looked up for each record, since they may be redirected. A closed pipe raises, as with `print`.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
+
+
+def configure_logging() -> None:
+    """Show what the libraries `slick` and `tuning` log from INFO on as plain lines; a second call changes nothing.
+
+    Records do not propagate: other libraries may add a handler to the root logger, which would repeat each line.
+    Ray workers need none of this: their output stays in Ray's log files, and warnings go to stderr by default.
+    """
+    for name in ("slick", "tuning"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+            logger.addHandler(_ConsoleHandler())
 
 
 def _is_output_closed() -> bool:

@@ -1,6 +1,7 @@
 """The Ray cluster of a process: connect to the one that is named, or start one on this machine."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -23,6 +24,8 @@ from slick.cluster_checks import (
 )
 from slick.errors import ClusterError, ModelError, SettingsError
 from slick.precision import CPU, Device
+
+_LOG = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
 """Seconds after which a cluster that does not let this process in is given up, on an idle machine."""
@@ -147,7 +150,7 @@ def _start_local_cluster(num_cpus: int | None) -> None:
     except ClusterError:
         ray.shutdown()
         raise
-    print(f"Ray dashboard: http://{context.dashboard_url} (log in with the token {token})", flush=True)
+    _LOG.info("Ray dashboard: http://%s (log in with the token %s)", context.dashboard_url, token)
 
 
 def _interpreter_runtime_env() -> dict[str, str] | None:
@@ -246,7 +249,7 @@ def detect_device(num_gpus: float | None) -> Device:
         )
     found = ray.remote(num_gpus=num_gpus, num_cpus=0)(_probe_gpu).remote()
     if not ray.wait([found], timeout=_GPU_WAIT_S)[0]:
-        print("waiting for a GPU, which decides the precision (--dtype states it)", flush=True)
+        _LOG.info("waiting for a GPU, which decides the precision (--dtype states it)")
     device: Device | ModelError = ray.get(found)
     if isinstance(device, ModelError):
         raise device

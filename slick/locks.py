@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -24,6 +25,8 @@ from typing import Any
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.stored_files import MismatchError, convert
+
+_LOG = logging.getLogger(__name__)
 
 LOCKS = ".locks"
 """The folder of locks inside a study."""
@@ -200,9 +203,8 @@ class _Lock:
         alive = other.is_alive
         if alive is not None:
             return not alive
-        print(
-            f"{self._part} is locked by another run: {other}; looking for a sign of life for {STALE_AFTER_S:g} s",
-            flush=True,
+        _LOG.info(
+            "%s is locked by another run: %s; looking for a sign of life for %g s", self._part, other, STALE_AFTER_S
         )
         end = time.monotonic() + STALE_AFTER_S
         while time.monotonic() < end:

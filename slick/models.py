@@ -5,6 +5,7 @@ What is found and loaded here is also validated here (`slick.model_files`, `slic
 """
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from slick.storage import Folder
 
 if TYPE_CHECKING:
     from torch import nn
+
+_LOG = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("*.model", "vocab.*", "merges.txt", "*.tiktoken")
 _HUB_FILES = ["*.safetensors", "*.json", "*.py", *_TOKENIZER_FILES]
@@ -101,10 +104,10 @@ def resolve_model(model: str) -> ModelRef:
     return ModelRef(name=model, folder=folder)
 
 
-def print_ignored_settings(model: str) -> None:
-    """Print one line for each thing that lies in a model's folder and is not used; see `ignored_model_settings`."""
+def log_ignored_settings(model: str) -> None:
+    """Log one line for each thing that lies in a model's folder and is not used; see `ignored_model_settings`."""
     for sentence in ignored_model_settings(model):
-        print(f"model: {sentence}", flush=True)
+        _LOG.info("model: %s", sentence)
 
 
 def ignored_model_settings(model: str) -> list[str]:

@@ -3,6 +3,7 @@
 Planner, printed commands and runs all resolve `auto` here.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -10,6 +11,8 @@ from typing import Any, Final, Literal
 from slick.errors import SettingsError, StudyError
 from slick.storage import Folder
 from slick.study import read_manifest, read_start_record
+
+_LOG = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TrainDtype = Literal["auto", "float32", "bfloat16"]
@@ -126,10 +129,12 @@ def resolve_step_dtype(step: str, dtype: str, stored: StoredDtype, device: Calla
     here = device()
     chosen, own = resolve_dtype(dtype, here, stored.dtype), resolve_dtype(dtype, here)
     if stored.dtype is not None and chosen != own:
-        print(
-            f"{step}: goes on in {chosen}, in which it began; {here.name} alone would take {own}. To change it, give "
-            "another --out",
-            flush=True,
+        _LOG.info(
+            "%s: goes on in %s, in which it began; %s alone would take %s. To change it, give another --out",
+            step,
+            chosen,
+            here.name,
+            own,
         )
     return chosen
 

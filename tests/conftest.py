@@ -1,5 +1,6 @@
 """The folder of a test is its marker; Ray starts once a run, the smoke world is built once a run."""
 
+import logging
 import os
 import shutil
 import signal
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from jobs.common import configure_logging
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # oversubscribed cores run ten times slower
@@ -21,6 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parts = item.path.relative_to(ROOT).parts
         if parts[0] == "tests" and len(parts) > 2:
             item.add_marker(parts[1])
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> None:
+    """Log messages appear on stdout and stderr as in a command, so that `capsys` takes them; `caplog` does too."""
+    configure_logging()
+    for name in ("slick", "tuning"):
+        logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from slick.cluster import detect_device
 from slick.errors import EngineError, SlickError, StudyError, error_from_name
 from slick.file_errors import file_errors
 from slick.locks import exclusive_lock
-from slick.models import print_ignored_settings
+from slick.models import log_ignored_settings
 from slick.precision import AUTO, NO_STORED_DTYPE, Device, read_stored_dtype, resolve_step_dtype
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import read_record
@@ -81,7 +81,7 @@ def check_plans(study: Folder, plans: Sequence[RunPlan]) -> None:
         check_trainable(plan.model, plan.config)
     check_row_lengths(study, plans)
     for model in dict.fromkeys(plan.model for plan in plans):
-        print_ignored_settings(model)
+        log_ignored_settings(model)
 
 
 def connect_and_check_resources(config: TrainConfig, num_groups: int = 1) -> float:

@@ -25,8 +25,8 @@ from slick.errors import StudyError
 from slick.locks import exclusive_lock
 from slick.models import (
     ignored_model_settings,
+    log_ignored_settings,
     model_fingerprint,
-    print_ignored_settings,
     resolve_model,
     resolve_study_model,
 )
@@ -95,7 +95,7 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     identity = fingerprint(inputs, config.identity())
     if not begin_step(folder, "annotate", identity, config):
         return require_manifest(folder, "annotate")
-    print_ignored_settings(model)
+    log_ignored_settings(model)
     questions = read_questions(study)
     exemplars = _exemplars(folder, questions, config)
     asked = select_questions(questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation)

@@ -129,7 +129,7 @@ DISPATCH = """
 import json, sys, time
 from dataclasses import replace
 from slick.annotation import AnnotateConfig, annotate
-from slick.engines.base import SamplingConfig
+from slick.inference.base import SamplingConfig
 from slick.storage import Folder
 from tests.local.tiny import write_questions
 folder, model, num = sys.argv[1], sys.argv[2], int(sys.argv[3])

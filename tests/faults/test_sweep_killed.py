@@ -34,7 +34,7 @@ CONFIG = SweepConfig(
 DRIVER = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore Ctrl-C
-from jobs.door import run_main
+from jobs.common import run_main
 from slick.storage import Folder
 from tests.faults.test_sweep_killed import CONFIG, sweep
 run_main(lambda arguments: sweep(Folder(arguments[0]), CONFIG))

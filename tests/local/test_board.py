@@ -82,10 +82,10 @@ def test_how_far_a_sweep_is_shows_in_ray_s_metrics(ray_cluster: None) -> None:
 
 JOB = """
 import pathlib, time
-from slick.cluster import connect, tell_job
+from slick.cluster import connect, set_job_message
 connect()
 while not pathlib.Path(SEEN).exists():
-    tell_job("sweep: 3 of 16 trainings")  # again and again: Ray writes its own line when the job starts to run
+    set_job_message("sweep: 3 of 16 trainings")  # again and again: Ray writes its own line when the job starts to run
     time.sleep(0.1)
 """
 

@@ -41,7 +41,7 @@ def test_a_cluster_on_this_machine_is_joined_if_it_is_named(named: bool, expecte
 
 STEP = """
 import sys
-from jobs.door import run_main
+from jobs.common import run_main
 from slick.cluster import connect
 
 def main(argv):

@@ -34,7 +34,7 @@ STEP = """
 import os, sys
 from pathlib import Path
 import ray
-from jobs.door import run_main
+from jobs.common import run_main
 from slick.cluster import connect
 
 FOLDER = Path(sys.argv[1])
@@ -65,10 +65,10 @@ def main(argv):
     (FOLDER / "cluster.json.part").rename(FOLDER / "cluster.json")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from tuning.rendezvous import ProcessGroupSettings
+    from tuning.distributed import LoopbackTorchConfig
     TorchTrainer(
         work,
-        torch_config=ProcessGroupSettings(backend="gloo"),
+        torch_config=LoopbackTorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(name="train", storage_path=str(FOLDER)),
     ).fit()

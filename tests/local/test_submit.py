@@ -170,8 +170,8 @@ def test_who_has_no_right_token_is_told_so(
 
 def test_a_job_is_left_running_followed_again_and_stopped(cluster: HeadCluster) -> None:
     code = (
-        "import pathlib, sys\nfrom jobs.head import Head\n"
-        "Head(sys.argv[1]).submit('echo begun; sleep infinity', 'sleeper', pathlib.Path(sys.argv[2]), {}, {}, '')"
+        "import pathlib, sys\nfrom jobs.ray_client import RayJobClient\n"
+        "RayJobClient(sys.argv[1]).submit('echo begun; sleep infinity', 'sleeper', pathlib.Path(sys.argv[2]), {}, {}, '')"
     )
     subprocess.run(
         [sys.executable, "-c", code, cluster.address, str(cluster.home)],

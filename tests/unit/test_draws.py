@@ -20,7 +20,7 @@ def grid(num_keys: int, num_samples: int, step: int, seed: int = 0) -> np.ndarra
 
 
 def test_keys_are_the_same_in_every_process() -> None:
-    code = "from slick.draws import row_key; print(row_key(7, 'P17-é', 3))"
+    code = "from slick.rng import row_key; print(row_key(7, 'P17-é', 3))"
     other = {
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": hash_seed}

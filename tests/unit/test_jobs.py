@@ -1,6 +1,7 @@
 """The doors: presets build, flags override, bad input ends with one message and status 2."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -162,3 +163,32 @@ def test_the_command_line_from_outside(words: list[str], status: int, said: str)
 def test_every_step_has_its_door() -> None:
     for step in cli.STEP_DESCRIPTIONS:
         assert (ROOT / "jobs" / f"{step}.py").exists()
+
+
+def test_commands_show_log_messages_as_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: object) -> None:
+        logging.getLogger("slick.study").info("a message of %d words", 5)
+        logging.getLogger("tuning.sweep").warning("a warning")
+        logging.getLogger("slick.study").debug("a detail")
+        logging.getLogger("other").info("a message of another library")
+
+    run_main(main, [])
+    run_main(main, [])
+    captured = capsys.readouterr()
+    assert captured.out == "a message of 5 words\n" * 2
+    assert captured.err == "a warning\n" * 2
+
+
+def test_library_code_prints_nothing_unless_logging_is_configured(tmp_path: Path) -> None:
+    code = (
+        "import slick, sys\n"
+        "from slick.precision import CPU, Device, StoredDtype, resolve_step_dtype\n"
+        "gpu = Device(is_gpu=True, supports_bfloat16=True, name='a GPU')\n"
+        "stored = StoredDtype(dtype='float32', is_finished=False)\n"
+        "for _ in range(2):\n"
+        "    resolve_step_dtype('annotate', 'auto', stored, lambda: gpu)\n"
+        "    import logging; logging.basicConfig(level='INFO', format='%(message)s', stream=sys.stdout)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("annotate: goes on in float32") == 1
+    assert done.stderr == ""

@@ -21,9 +21,9 @@ from slick.study import complete_step
 
 HOLDER = """
 import sys, time
-from slick.locks import exclusive
+from slick.locks import exclusive_lock
 from slick.storage import Folder
-with exclusive(Folder(sys.argv[1]), "annotate"):
+with exclusive_lock(Folder(sys.argv[1]), "annotate"):
     print("held", flush=True)
     sys.stdin.read()
 """
