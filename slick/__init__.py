@@ -10,6 +10,8 @@ same settings is not done again, and an interrupted one resumes.
     slick.annotate("studies/mine", slick.AnnotateConfig(model="ID_OR_PATH", mode="labels"))
     slick.read_knowledge("studies/mine").to_pandas()
 
+The steps log their results at INFO: `logging.basicConfig(level="INFO", format="%(message)s")` shows them.
+
 Names are loaded when they are first used, so `import slick` loads neither torch, Ray nor pyarrow. What a user can mend
 is raised as `SlickError` or one of its subclasses.
 """

@@ -171,7 +171,8 @@ def test_who_has_no_right_token_is_told_so(
 def test_a_job_is_left_running_followed_again_and_stopped(cluster: HeadCluster) -> None:
     code = (
         "import pathlib, sys\nfrom jobs.ray_client import RayJobClient\n"
-        "RayJobClient(sys.argv[1]).submit('echo begun; sleep infinity', 'sleeper', pathlib.Path(sys.argv[2]), {}, {}, '')"
+        "client, folder = RayJobClient(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
+        "client.submit('echo begun; sleep infinity', 'sleeper', folder, {}, {}, '')"
     )
     subprocess.run(
         [sys.executable, "-c", code, cluster.address, str(cluster.home)],
