@@ -66,9 +66,9 @@ def unmet_requirements(name: str, config: StudyConfig) -> list[str]:
         f"needs {need.label}, which is not drawn (add {need.flag})"
         for need in missing_requirements(experiment, config.variants)
     ]
-    if experiment.all_answers and (annotate.mode, annotate.estimator) != ("full", "sampled"):
+    if experiment.needs_all_answers and (annotate.mode, annotate.estimator) != ("full", "sampled"):
         reasons.append("needs every answer (--annotate.mode full, --annotate.estimator sampled)")
-    if experiment.repeats and not annotate.repeats_per_relation:
+    if experiment.needs_repeats and not annotate.repeats_per_relation:
         reasons.append("needs questions that are asked again (add --annotate.repeats-per-relation 20)")
     if experiment.world and (config.model or not config.embedded):
         reasons.append("needs facts that were planted: a study without --model")

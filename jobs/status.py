@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from jobs.common import has_help_flag, parse_out, run_main
 from jobs.flags import FlagParser
-from slick.analysis.audit_sheet import read_sheet
+from slick.analysis.audit_sheet import parse_grading_sheet
 from slick.errors import DataError, StudyError
 from slick.experiments import EXPERIMENTS, variants_for_experiments
 from slick.locks import lock_owners
 from slick.manifest_fields import StudySettings
 from slick.progress import format_duration
-from slick.report.asked import asked_of
-from slick.report.sheets import SHEET
+from slick.report.asked import requested_experiments
+from slick.report.sheets import SHEET_FILE
 from slick.storage import Folder
 from slick.study import STARTED, read_manifest, read_start_record, read_study_settings
 from slick.variants import config_from_stored
@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> None:
     if not study.exists():
         raise StudyError(f"{study} is not there; begin one with `slick study demo --out {study}`")
     print(f"study {study}")
-    if asked_of(study):
-        print(f"  {'asked for':<10} {', '.join(asked_of(study) or ())}")
+    if requested_experiments(study):
+        print(f"  {'asked for':<10} {', '.join(requested_experiments(study) or ())}")
     for step in STUDY_STEPS:
         print(f"  {step:<10} {describe_step(study, step)}")
         if step == "annotate" and (scored := describe_p_true(study)):
@@ -107,7 +107,7 @@ def _study_settings(study: Folder) -> StudySettings:
 
 def _skip_reason(study: Folder, step: str) -> str:
     """What is not begun because the study does without."""
-    asked, model = asked_of(study), _study_settings(study).model
+    asked, model = requested_experiments(study), _study_settings(study).model
     if step == "world" and model:
         return f": the model is {model}"
     if (
@@ -130,7 +130,7 @@ def experiments_left(study: Folder) -> Iterator[str]:
     What the settings cannot give, and the forecast of the study has left out, is not waited for.
     """
     settings = _study_settings(study)
-    asked, config = asked_of(study), config_from_stored(settings.variants)
+    asked, config = requested_experiments(study), config_from_stored(settings.variants)
     if not asked or config is None or read_manifest(study.child("annotate")) is None:
         return  # before the labels are there, all of them are left
     runs = {row.run_id: row for row in (*_planned_statuses(study), *sweep_run_statuses(study))}
@@ -189,13 +189,13 @@ def _set_aside_note(num: int) -> str:
 def _grading_progress(study: Folder) -> str:
     """How much of the sheet of wrong answers is graded; nothing until a person has begun."""
     tables = study.child("report", "tables")
-    if not tables.exists(SHEET):
+    if not tables.exists(SHEET_FILE):
         return ""
     try:
-        sheet = read_sheet(tables.read_bytes(SHEET), SHEET)
+        sheet = parse_grading_sheet(tables.read_bytes(SHEET_FILE), SHEET_FILE)
     except DataError:
-        return f", {SHEET} cannot be read"
-    return f", {len(sheet.filled)} of {len(sheet.grades)} wrong answers graded" if sheet.filled else ""
+        return f", {SHEET_FILE} cannot be read"
+    return f", {len(sheet.filled_grades)} of {len(sheet.grades)} wrong answers graded" if sheet.filled_grades else ""
 
 
 def _sweep_progress(study: Folder) -> str:

@@ -33,7 +33,7 @@ class Experiment:
     description: str
     exhibits: str = ""
     """Those of the paper; empty for what goes beyond it."""
-    outcomes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     """Findings that it decides."""
     sections: tuple[str, ...] = ()
     """Of the report's page."""
@@ -41,9 +41,9 @@ class Experiment:
     """Empty: nothing is trained."""
     p_true: bool = False
     """Needs the annotation's P(True) scores."""
-    all_answers: bool = False
+    needs_all_answers: bool = False
     """Needs every answer of the annotation, which `--mode full` alone keeps."""
-    repeats: bool = False
+    needs_repeats: bool = False
     """Needs questions that the annotation asked a second time."""
     world: bool = False
     """Needs planted facts."""
@@ -84,14 +84,14 @@ _EXPERIMENTS = (
         name="counts",
         description="How many questions of each relation fall into each category.",
         exhibits="Tables 3-5",
-        outcomes=("E1", "E2"),
+        findings=("E1", "E2"),
         sections=("counts",),
     ),
     Experiment(
         name="unknown_ratio",
         description="Accuracy against the share of Unknown rows, with and without those rows (D and D_Known).",
         exhibits="Figures 3a, 3b",
-        outcomes=("E3", "E4", "E5", "E6", "E7", "E8", "E23", "E24"),
+        findings=("E3", "E4", "E5", "E6", "E7", "E8", "E23", "E24"),
         sections=("choice", "share", "stopping"),
         requirements=(SWEEP_SETS, KNOWN_ONLY_SETS),
     ),
@@ -99,7 +99,7 @@ _EXPERIMENTS = (
         name="fit",
         description="How fast Known and Unknown rows are fitted, and what is fitted at early stop.",
         exhibits="Figures 1, 4, 6",
-        outcomes=("E9", "E10", "E11"),
+        findings=("E9", "E10", "E11"),
         sections=("fitting", "fit_times"),
         requirements=(SWEEP_SETS, HALF_UNKNOWN_SET),
     ),
@@ -107,7 +107,7 @@ _EXPERIMENTS = (
         name="linear_model",
         description="What one fitted row, Known or Unknown, does to test accuracy, in and out of distribution.",
         exhibits="Table 1",
-        outcomes=("E12", "E13"),
+        findings=("E12", "E13"),
         sections=("linear",),
         requirements=(SWEEP_SETS,),
     ),
@@ -115,7 +115,7 @@ _EXPERIMENTS = (
         name="categories",
         description="Fine-tuning on one category at a time, and what is then answered of each.",
         exhibits="Tables 2, 7",
-        outcomes=("E14", "E15", "E16", "E17", "E18", "E19", "E25"),
+        findings=("E14", "E15", "E16", "E17", "E18", "E19", "E25"),
         sections=("categories",),
         requirements=(
             VariantRequirement(
@@ -133,7 +133,7 @@ _EXPERIMENTS = (
         name="ood",
         description="Accuracy on relations that nothing was fine-tuned on.",
         exhibits="Figure 7",
-        outcomes=("E13",),
+        findings=("E13",),
         sections=("ood",),
         requirements=(SWEEP_SETS,),
     ),
@@ -142,17 +142,17 @@ _EXPERIMENTS = (
         description="Categories against P(True) and against fewer prompts: who tells better what will be answered "
         "right.",
         exhibits="Figure 5",
-        outcomes=("E20", "E21"),
+        findings=("E20", "E21"),
         sections=("p_true",),
         requirements=(NATURAL_SET,),
         p_true=True,
-        all_answers=True,
+        needs_all_answers=True,
     ),
     Experiment(
         name="idk",
         description="Unknown rows relabelled as “I don't know”.",
         exhibits="Table 8",
-        outcomes=("E22", "E23"),
+        findings=("E22", "E23"),
         sections=("idk",),
         requirements=(
             VariantRequirement(label="D_IDK", matches=_has_kind("idk"), flag="--variants.idk-shares 0.5"),
@@ -166,7 +166,7 @@ _EXPERIMENTS = (
         description="What answers that do not match are: wrong, or right in other words.",
         exhibits="Table 6",
         sections=("error_audit", "error_kinds"),
-        all_answers=True,
+        needs_all_answers=True,
     ),
     Experiment(
         name="concentration",
@@ -189,7 +189,7 @@ _EXPERIMENTS = (
         name="stability",
         description="How often a question that is asked again gets another category.",
         sections=("stability",),
-        repeats=True,
+        needs_repeats=True,
     ),
     Experiment(
         name="popularity",
@@ -261,7 +261,7 @@ def experiments_for_finding(outcome: str) -> tuple[str, ...]:
     >>> decided_by("E13"), decided_by("E23")
     (('linear_model', 'ood'), ('unknown_ratio', 'idk'))
     """
-    return tuple(name for name, experiment in EXPERIMENTS.items() if outcome in experiment.outcomes)
+    return tuple(name for name, experiment in EXPERIMENTS.items() if outcome in experiment.findings)
 
 
 def experiment_for_section(section: str) -> Experiment | None:

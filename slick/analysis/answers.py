@@ -10,13 +10,13 @@ from typing import Literal
 
 from slick.matching import GoldMatcher, token_f1_scorer
 
-Way = Literal["greedy", "sampled"]
-WAYS: tuple[Way, ...] = ("greedy", "sampled")
+DecodingMode = Literal["greedy", "sampled"]
+DECODING_MODES: tuple[DecodingMode, ...] = ("greedy", "sampled")
 """How an answer was made: at temperature 0, or drawn at the study's sampling temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
+class MatchResult:
     """What one text is worth, whatever matcher the study labels with."""
 
     exact: bool
@@ -26,7 +26,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class QuestionAnswers:
     """One annotated question with every answer that was stored."""
 
     question_id: str
@@ -34,20 +34,20 @@ class Answered:
     category: str
     question: str
     gold: tuple[str, ...]
-    texts: Mapping[Way, tuple[str | None, ...]]
+    texts: Mapping[DecodingMode, tuple[str | None, ...]]
     """Greedy: one an exemplar set. Sampled: `num_samples` of the first set, then of the second, and so on. None where
     a sample was not made, or not kept whole."""
     num_samples: int
     """Samples of one exemplar set."""
-    judged: Mapping[str, Judgement]
+    match_results: Mapping[str, MatchResult]
     """Every text among the answers."""
 
-    def wrong(self, way: Way) -> Counter[str]:
+    def wrong_answers(self, way: DecodingMode) -> Counter[str]:
         """The texts that miss, as they were answered, with how often."""
-        return Counter(text for text in self.texts[way] if text is not None and not self.judged[text].exact)
+        return Counter(text for text in self.texts[way] if text is not None and not self.match_results[text].exact)
 
 
-def answered(
+def match_answers(
     *,
     question_id: str,
     relation: str,
@@ -56,7 +56,7 @@ def answered(
     gold: Sequence[str],
     greedy: Sequence[str | None],
     sampled: Sequence[Sequence[str | None] | None],
-) -> Answered:
+) -> QuestionAnswers:
     """Judge every distinct text of a question.
 
     Args:
@@ -72,12 +72,12 @@ def answered(
     rows = [list(texts or [None] * num_samples) for texts in sampled]
     flat = tuple(text for texts in rows for text in texts)
     target, f1 = GoldMatcher(gold), token_f1_scorer(gold)
-    judged = {}
+    match_results = {}
     for text in {*greedy, *flat} - {None}:
         assert text is not None
         exact = target.is_hit(text)
-        judged[text] = Judgement(exact=exact, f1=1.0 if exact else f1(text))
-    return Answered(
+        match_results[text] = MatchResult(exact=exact, f1=1.0 if exact else f1(text))
+    return QuestionAnswers(
         question_id=question_id,
         relation=relation,
         category=category,
@@ -85,5 +85,5 @@ def answered(
         gold=tuple(gold),
         texts={"greedy": tuple(greedy), "sampled": flat},
         num_samples=num_samples,
-        judged=judged,
+        match_results=match_results,
     )

@@ -10,34 +10,34 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from slick import limits
-from slick.analysis.answers import Way
-from slick.analysis.cells import from_cell
-from slick.analysis.error_audit import GRADES, PAPER_PERCENT, ErrorAudit
-from slick.analysis.terms import NotTestable
+from slick.analysis.answers import DecodingMode
+from slick.analysis.cells import unescape_cell
+from slick.analysis.error_audit import GRADES, PAPER_GRADE_PERCENT, ErrorAudit
+from slick.analysis.terms import InsufficientDataError
 from slick.errors import DataError, StudyError
 from slick.user_files import csv_rows, decode, too_large_error
 
-WANTED = ("sheet", "answer_id", "grade")
-_SHOWN = 3
+REQUIRED_COLUMNS = ("sheet", "answer_id", "grade")
+_MAX_LISTED = 3
 """Rows that an error names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sheet:
+class GradingSheet:
     """A sheet as read: nothing of it is checked against a study."""
 
-    where: str
+    source: str
     sheet_ids: frozenset[str]
     grades: Mapping[str, str]
     """answer_id to what stands in the column `grade`, in lower case; empty where nothing does."""
 
     @property
-    def filled(self) -> dict[str, str]:
+    def filled_grades(self) -> dict[str, str]:
         """The rows that have a grade."""
         return {answer_id: grade for answer_id, grade in self.grades.items() if grade}
 
 
-def read_sheet(content: bytes, where: str) -> Sheet:
+def parse_grading_sheet(content: bytes, source: str) -> GradingSheet:
     """Parse a sheet: CSV in UTF-8, separated by commas, semicolons or tabs.
 
     Args:
@@ -49,33 +49,33 @@ def read_sheet(content: bytes, where: str) -> Sheet:
     """
     if len(content) > limits.MAX_SETTINGS_BYTES:
         mend = "wanted the table error_audit.csv of a report, with its column grade filled in"
-        raise too_large_error(where, len(content), limits.MAX_SETTINGS_BYTES, mend)
-    text = decode(content, where)
+        raise too_large_error(source, len(content), limits.MAX_SETTINGS_BYTES, mend)
+    text = decode(content, source)
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
-    rows = csv_rows(io.StringIO(text, newline=""), where, delimiter=delimiter, strict=False)
+    rows = csv_rows(io.StringIO(text, newline=""), source, delimiter=delimiter, strict=False)
     _, columns = next(rows, (1, []))
-    lacking = [name for name in WANTED if name not in columns]
+    lacking = [name for name in REQUIRED_COLUMNS if name not in columns]
     if lacking:
         raise DataError(
-            f"{where} has no column {', '.join(lacking)}; wanted the table error_audit.csv of a report, with its "
+            f"{source} has no column {', '.join(lacking)}; wanted the table error_audit.csv of a report, with its "
             "column grade filled in"
         )
     found: dict[str, str] = {}
     sheet_ids = set()
     for _, cells in rows:
         row = dict(zip(columns, cells, strict=False))
-        answer_id = from_cell(row.get("answer_id", "").strip())
+        answer_id = unescape_cell(row.get("answer_id", "").strip())
         if not answer_id:
             continue
         if answer_id in found:
-            raise DataError(f"{where} has the answer {answer_id} twice; leave one of the rows")
+            raise DataError(f"{source} has the answer {answer_id} twice; leave one of the rows")
         found[answer_id] = row.get("grade", "").strip().lower()
         sheet_ids.add(row.get("sheet", "").strip())
-    return Sheet(where=where, sheet_ids=frozenset(sheet_ids), grades=found)
+    return GradingSheet(source=source, sheet_ids=frozenset(sheet_ids), grades=found)
 
 
-def with_grades(audit: ErrorAudit, sheet: Sheet) -> ErrorAudit:
+def apply_grades(audit: ErrorAudit, sheet: GradingSheet) -> ErrorAudit:
     """The audit with the grades of a whole sheet.
 
     Raises:
@@ -86,34 +86,38 @@ def with_grades(audit: ErrorAudit, sheet: Sheet) -> ErrorAudit:
     if sheet.sheet_ids != {audit.sheet_id} or sheet.grades.keys() != ids:
         strange, absent = sorted(sheet.grades.keys() - ids), sorted(ids - sheet.grades.keys())
         raise StudyError(
-            f"{sheet.where} is not this study's sheet of wrong answers: it is {_some(sorted(sheet.sheet_ids))} with "
+            f"{sheet.source} is not this study's sheet of wrong answers: it is "
+            f"{_abbreviated_list(sorted(sheet.sheet_ids))} with "
             f"{len(sheet.grades)} rows, wanted {audit.sheet_id} with {len(ids)}; rows that are not of the study: "
-            f"{_some(strange)}; rows that lack: {_some(absent)}. Fill in report/tables/error_audit.csv of this study, "
+            f"{_abbreviated_list(strange)}; rows that lack: {_abbreviated_list(absent)}. Fill in "
+            f"report/tables/error_audit.csv of this study, "
             "and give --audit-greedy, --audit-sampled and --seed as when it was drawn"
         )
-    bad = [f"{i} ({grade})" for i, grade in sheet.filled.items() if grade not in GRADES]
+    bad = [f"{i} ({grade})" for i, grade in sheet.filled_grades.items() if grade not in GRADES]
     if bad:
-        raise DataError(f"{sheet.where} has grades that are not known: {_some(bad)}; wanted {', '.join(GRADES)}")
+        raise DataError(
+            f"{sheet.source} has grades that are not known: {_abbreviated_list(bad)}; wanted {', '.join(GRADES)}"
+        )
     open_rows = [i for i, grade in sheet.grades.items() if not grade]
     if open_rows:
         raise DataError(
-            f"{sheet.where} is not graded to the end: {len(open_rows)} of {len(ids)} rows have no grade, such as "
-            f"{_some(open_rows)}; fill in each with {', '.join(GRADES)}"
+            f"{sheet.source} is not graded to the end: {len(open_rows)} of {len(ids)} rows have no grade, such as "
+            f"{_abbreviated_list(open_rows)}; fill in each with {', '.join(GRADES)}"
         )
     return replace(audit, grades=dict(sheet.grades), is_graded=True)
 
 
-def with_known_grades(audit: ErrorAudit, sheet: Sheet) -> ErrorAudit:
+def apply_partial_grades(audit: ErrorAudit, sheet: GradingSheet) -> ErrorAudit:
     """The audit with those grades that belong to its rows: what a person has begun is not lost when a report is made
     anew.
     """
     if sheet.sheet_ids != {audit.sheet_id}:
         return audit
     ids = {row.answer_id for row in audit.rows}
-    return replace(audit, grades={i: grade for i, grade in sheet.filled.items() if i in ids})
+    return replace(audit, grades={i: grade for i, grade in sheet.filled_grades.items() if i in ids})
 
 
-class Share(NamedTuple):
+class GradeShare(NamedTuple):
     """How many of some answers got a grade; percentages."""
 
     grade: str
@@ -127,7 +131,7 @@ class Share(NamedTuple):
     """Of the paper's answers, greedy and sampled together."""
 
 
-def shares(audit: ErrorAudit, ways: Sequence[Way]) -> list[Share]:
+def grade_shares(audit: ErrorAudit, decodings: Sequence[DecodingMode]) -> list[GradeShare]:
     """The share of each grade among the answers of these ways.
 
     Raises:
@@ -136,22 +140,22 @@ def shares(audit: ErrorAudit, ways: Sequence[Way]) -> list[Share]:
     from scipy.stats import binomtest
 
     if not audit.is_graded:
-        raise NotTestable(
+        raise InsufficientDataError(
             "needs the sheet below, graded: fill in the column grade of `report/tables/error_audit.csv` and run "
             "`slick report` with `--graded` and that file"
         )
-    grades = [audit.grades[row.answer_id] for row in audit.rows if row.way in ways]
+    grades = [audit.grades[row.answer_id] for row in audit.rows if row.decoding in decodings]
     if not grades:
-        raise NotTestable(f"the sheet holds no {' or '.join(ways)} answers")
+        raise InsufficientDataError(f"the sheet holds no {' or '.join(decodings)} answers")
     found = []
     for grade in GRADES:
         num, total = grades.count(grade), len(grades)
         interval = binomtest(num, total).proportion_ci(confidence_level=0.95, method="wilson")
         low, high = (100 * float(end) for end in interval)
-        found.append(Share(grade, num, total, 100 * num / total, low, high, PAPER_PERCENT[grade]))
+        found.append(GradeShare(grade, num, total, 100 * num / total, low, high, PAPER_GRADE_PERCENT[grade]))
     return found
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}" if names else "none"
+def _abbreviated_list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"{', '.join(names[:_MAX_LISTED])}{more}" if names else "none"

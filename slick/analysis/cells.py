@@ -8,30 +8,30 @@ before such a character already, one more is put there, and one is taken away.
 
 import re
 
-_FORMULA = "=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+_FORMULA_PREFIXES = "=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20"
 """First characters that make a cell a formula, the full-width ones too."""
-_BEGIN = r"(\A|[;\t\r\n\"])"
+_CELL_START = r"(\A|[;\t\r\n\"])"
 """Where a cell may begin, for programs that take semicolons or tabs for the end of one as well."""
 _NUMBER = r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?"
-_NUMBERS = re.compile(rf"{_NUMBER}( to {_NUMBER}| \({_NUMBER} to {_NUMBER}\))?", re.I)
+_NUMERIC_CELL = re.compile(rf"{_NUMBER}( to {_NUMBER}| \({_NUMBER} to {_NUMBER}\))?", re.I)
 """A number, an interval, or a number with its interval: with a sign before it is still no formula."""
-_TO_CELL = re.compile(rf"{_BEGIN}('*)(?=[{_FORMULA}])")
-_FROM_CELL = re.compile(rf"{_BEGIN}'('*)(?=[{_FORMULA}])")
+_ESCAPE_PATTERN = re.compile(rf"{_CELL_START}('*)(?=[{_FORMULA_PREFIXES}])")
+_UNESCAPE_PATTERN = re.compile(rf"{_CELL_START}'('*)(?=[{_FORMULA_PREFIXES}])")
 
 
-def to_cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     r"""The text as a spreadsheet program may be given it.
 
-    >>> [to_cell(text) for text in ("=1+1", "-0.5 (-1.0 to 0.1)", "-x", "'s-Hertogenbosch", "a;=1")]
+    >>> [escape_cell(text) for text in ("=1+1", "-0.5 (-1.0 to 0.1)", "-x", "'s-Hertogenbosch", "a;=1")]
     ["'=1+1", '-0.5 (-1.0 to 0.1)', "'-x", "'s-Hertogenbosch", "a;'=1"]
     """
-    return text if _NUMBERS.fullmatch(text) else _TO_CELL.sub(r"\1'\2", text)
+    return text if _NUMERIC_CELL.fullmatch(text) else _ESCAPE_PATTERN.sub(r"\1'\2", text)
 
 
-def from_cell(cell: str) -> str:
+def unescape_cell(cell: str) -> str:
     """The text that `to_cell` was given; a cell of which a person or program took the quote away is left as it is.
 
-    >>> [from_cell(cell) for cell in ("'=1+1", "''=1+1", "=1+1", "'s-Hertogenbosch")]
+    >>> [unescape_cell(cell) for cell in ("'=1+1", "''=1+1", "=1+1", "'s-Hertogenbosch")]
     ['=1+1', "'=1+1", '=1+1', "'s-Hertogenbosch"]
     """
-    return _FROM_CELL.sub(r"\1\2", cell)
+    return _UNESCAPE_PATTERN.sub(r"\1\2", cell)

@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from slick.analysis.data import StudyData
-from slick.analysis.findings.verdict import Outcome, Z
-from slick.analysis.provenance import Origin
-from slick.analysis.setting_differences import unexplained
-from slick.analysis.terms import EARLY, LAST, MIN_SEEDS, Cell, NotTestable
+from slick.analysis.findings.verdict import Z_95, FindingResult
+from slick.analysis.provenance import Provenance
+from slick.analysis.setting_differences import unexplained_differences
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, MIN_SEEDS, InsufficientDataError, Measurement
 
-WHENS = (EARLY, LAST)
+CHECKPOINTS = (EARLY_STOP, CONVERGENCE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
+class ComparedStudy:
     """One of the studies."""
 
     label: str
@@ -29,17 +29,17 @@ class Side:
     name: str
     """What tells its folder from the others'."""
     data: StudyData
-    outcomes: tuple[Outcome, ...]
-    origin: Origin
+    outcomes: tuple[FindingResult, ...]
+    provenance: Provenance
 
 
-class Difference(NamedTuple):
+class AccuracyDifference(NamedTuple):
     """Accuracy of `second` minus that of `first`, in points."""
 
     first: str
     second: str
     share: float
-    when: str
+    checkpoint: str
     value: float
     low: float
     """Of the 95 % interval."""
@@ -48,11 +48,11 @@ class Difference(NamedTuple):
     """Row by row; otherwise from the standard errors of both."""
 
 
-class Spread(NamedTuple):
+class SeedSpread(NamedTuple):
     """One accuracy over studies that differ in their seeds alone."""
 
     share: float
-    when: str
+    checkpoint: str
     values: tuple[float, ...]
     """One a study."""
 
@@ -62,41 +62,41 @@ class Spread(NamedTuple):
         return float(np.mean(self.values))
 
     @property
-    def deviation(self) -> float:
+    def std(self) -> float:
         """Standard deviation over the studies."""
         return float(np.std(self.values, ddof=1))
 
 
-def labels_of(sides: Sequence[Side]) -> str:
+def format_labels(sides: Sequence[ComparedStudy]) -> str:
     """The letters of some studies, for people.
 
     >>> from types import SimpleNamespace as Named
-    >>> labels_of([Named(label="A"), Named(label="B"), Named(label="C")])
+    >>> format_labels([Named(label="A"), Named(label="B"), Named(label="C")])
     'A, B and C'
     """
     labels = [side.label for side in sides]
     return " and ".join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
 
 
-def accuracies(side: Side) -> dict[tuple[float, str], Cell]:
+def sweep_accuracies(side: ComparedStudy) -> dict[tuple[float, str], Measurement]:
     """(share of Unknown rows, early stop or convergence) to test accuracy; empty before the sweep."""
-    found: dict[tuple[float, str], Cell] = {}
+    found: dict[tuple[float, str], Measurement] = {}
     try:
-        sweep = side.data.sweep("unknown")
-    except NotTestable:
+        sweep = side.data.sweep_variants("unknown")
+    except InsufficientDataError:
         return found
     for share, name in sweep:
-        for when in WHENS:
+        for checkpoint in CHECKPOINTS:
             try:
-                found[share, when] = side.data.accuracy(name, when)
-            except NotTestable:
+                found[share, checkpoint] = side.data.accuracy(name, checkpoint)
+            except InsufficientDataError:
                 continue
     return found
 
 
-def why_not_comparable(first: Side, second: Side) -> str:
+def incomparability_reason(first: ComparedStudy, second: ComparedStudy) -> str:
     """Why no differences are given; empty if the two asked the same questions and matched answers alike."""
-    a, b = first.origin, second.origin
+    a, b = first.provenance, second.provenance
     for side, mark in ((first, a.questions_mark), (second, b.questions_mark)):
         if mark is None:
             return f"{side.label} has no questions yet"
@@ -107,77 +107,79 @@ def why_not_comparable(first: Side, second: Side) -> str:
     return ""
 
 
-def differences(first: Side, second: Side) -> list[Difference]:
+def accuracy_differences(first: ComparedStudy, second: ComparedStudy) -> list[AccuracyDifference]:
     """Test accuracy of the second study minus that of the first, at each share and checkpoint that both have.
 
     Raises:
         NotTestable: the two cannot be compared, or share no finished training.
     """
-    why = why_not_comparable(first, second)
+    why = incomparability_reason(first, second)
     if why:
-        raise NotTestable(f"{first.label} and {second.label} have {why}, so their difference says nothing")
-    sweeps = [dict(side.data.sweep("unknown")) for side in (first, second)]
+        raise InsufficientDataError(f"{first.label} and {second.label} have {why}, so their difference says nothing")
+    sweeps = [dict(side.data.sweep_variants("unknown")) for side in (first, second)]
     found = []
     for share in sorted(sweeps[0].keys() & sweeps[1].keys()):
-        for when in WHENS:
+        for checkpoint in CHECKPOINTS:
             names = sweeps[0][share], sweeps[1][share]
             try:
-                gap, paired = _gap((first.data, names[0]), (second.data, names[1]), when)
-            except NotTestable:  # early stop needs dev rows, which one of them may lack
+                gap, paired = _accuracy_difference((first.data, names[0]), (second.data, names[1]), checkpoint)
+            except InsufficientDataError:  # early stop needs dev rows, which one of them may lack
                 continue
-            ends = gap.value - Z * gap.se, gap.value + Z * gap.se
-            found.append(Difference(first.label, second.label, share, when, gap.value, *ends, paired))
+            ends = gap.value - Z_95 * gap.se, gap.value + Z_95 * gap.se
+            found.append(AccuracyDifference(first.label, second.label, share, checkpoint, gap.value, *ends, paired))
     if not found:
-        raise NotTestable(f"{first.label} and {second.label} have no finished training at the same share")
+        raise InsufficientDataError(f"{first.label} and {second.label} have no finished training at the same share")
     return found
 
 
-def _gap(first: tuple[StudyData, str], second: tuple[StudyData, str], when: str) -> tuple[Cell, bool]:
-    a, b = first[0].accuracy(first[1], when), second[0].accuracy(second[1], when)
+def _accuracy_difference(
+    first: tuple[StudyData, str], second: tuple[StudyData, str], checkpoint: str
+) -> tuple[Measurement, bool]:
+    a, b = first[0].accuracy(first[1], checkpoint), second[0].accuracy(second[1], checkpoint)
     apart = float(np.hypot(a.se, b.se))
     seeds = min(a.num_seeds, b.num_seeds)
-    rows = [data.mean_hits(name, when, "test") for data, name in (first, second)]
-    ids = [_ids(data, name, when) for data, name in (first, second)]
+    rows = [data.mean_correct(name, checkpoint, "test") for data, name in (first, second)]
+    ids = [_question_ids(data, name, checkpoint) for data, name in (first, second)]
     if rows[0] is None or rows[1] is None or len(rows[0]) < 2 or ids[0] != ids[1]:
-        return Cell(b.value - a.value, apart, seeds), False
+        return Measurement(b.value - a.value, apart, seeds), False
     gaps = 100.0 * (rows[1] - rows[0])
     se = float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
     # With three trainings on either side, what trainings vary by is seen, and may not be left out.
-    return Cell(b.value - a.value, max(se, apart) if seeds >= MIN_SEEDS else se, seeds), True
+    return Measurement(b.value - a.value, max(se, apart) if seeds >= MIN_SEEDS else se, seeds), True
 
 
-def _ids(data: StudyData, name: str, when: str) -> list[str]:
-    run = data.runs_of(name)[0]
-    hits = run.hits.get((run.epoch(when), "test"))
-    return [] if hits is None else [str(one) for one in hits.question_ids.tolist()]
+def _question_ids(data: StudyData, name: str, checkpoint: str) -> list[str]:
+    run = data.runs_for(name)[0]
+    predictions = run.predictions.get((run.epoch(checkpoint), "test"))
+    return [] if predictions is None else [str(one) for one in predictions.question_ids.tolist()]
 
 
-def comparable_pairs(sides: Sequence[Side]) -> list[tuple[Side, Side]]:
+def comparable_pairs(sides: Sequence[ComparedStudy]) -> list[tuple[ComparedStudy, ComparedStudy]]:
     """Pairs of studies whose differences mean something, in their order."""
-    return [(a, b) for a, b in combinations(sides, 2) if not why_not_comparable(a, b)]
+    return [(a, b) for a, b in combinations(sides, 2) if not incomparability_reason(a, b)]
 
 
-def differ_in_seeds_alone(first: Side, second: Side) -> bool:
+def differ_only_in_seeds(first: ComparedStudy, second: ComparedStudy) -> bool:
     """True if two studies have other seeds, and certainly the same settings and inputs."""
-    return _same_settings(first, second) and first.origin.basis.seeds != second.origin.basis.seeds
+    return _same_settings(first, second) and first.provenance.basis.seeds != second.provenance.basis.seeds
 
 
-def do_not_differ(first: Side, second: Side) -> bool:
+def have_same_settings_and_seeds(first: ComparedStudy, second: ComparedStudy) -> bool:
     """True if two studies have certainly the same settings, inputs and seeds."""
-    return _same_settings(first, second) and first.origin.basis.seeds == second.origin.basis.seeds
+    return _same_settings(first, second) and first.provenance.basis.seeds == second.provenance.basis.seeds
 
 
-def _same_settings(first: Side, second: Side) -> bool:
-    a, b = first.origin, second.origin
-    return a.recipe is not None and a.recipe == b.recipe and not unexplained(a.basis, b.basis)
+def _same_settings(first: ComparedStudy, second: ComparedStudy) -> bool:
+    a, b = first.provenance, second.provenance
+    return a.recipe is not None and a.recipe == b.recipe and not unexplained_differences(a.basis, b.basis)
 
 
-def same_recipe(sides: Sequence[Side]) -> list[tuple[Side, ...]]:
+def group_by_settings(sides: Sequence[ComparedStudy]) -> list[tuple[ComparedStudy, ...]]:
     """Groups of two studies or more, any two of which differ in their seeds alone."""
-    groups: list[list[Side]] = []
+    groups: list[list[ComparedStudy]] = []
     for side in sides:
         for group in groups:
-            if all(differ_in_seeds_alone(one, side) for one in group):
+            if all(differ_only_in_seeds(one, side) for one in group):
                 group.append(side)
                 break
         else:
@@ -185,31 +187,34 @@ def same_recipe(sides: Sequence[Side]) -> list[tuple[Side, ...]]:
     return [tuple(group) for group in groups if len(group) > 1]
 
 
-def version_differences(sides: Sequence[Side]) -> dict[str, tuple[str, ...]]:
+def version_differences(sides: Sequence[ComparedStudy]) -> dict[str, tuple[str, ...]]:
     """Libraries, and the devices of engines and trainings, that are not the same in all studies: one text a study."""
     found = {}
-    for name in dict.fromkeys(name for side in sides for name in side.origin.versions):
-        found[name] = tuple(" and ".join(sorted(side.origin.versions.get(name, ()))) for side in sides)
-    found["device of the engines"] = tuple(side.origin.cost.engine_device or "" for side in sides)
-    found["device of the trainings"] = tuple(side.origin.cost.device or "" for side in sides)
+    for name in dict.fromkeys(name for side in sides for name in side.provenance.versions):
+        found[name] = tuple(" and ".join(sorted(side.provenance.versions.get(name, ()))) for side in sides)
+    found["device of the engines"] = tuple(side.provenance.cost.engine_device or "" for side in sides)
+    found["device of the trainings"] = tuple(side.provenance.cost.device or "" for side in sides)
     return {name: texts for name, texts in found.items() if len(set(texts)) > 1}
 
 
-def spreads(group: Sequence[Side]) -> list[Spread]:
+def seed_spreads(group: Sequence[ComparedStudy]) -> list[SeedSpread]:
     """Every accuracy that all studies of a group have, by share and checkpoint.
 
     Raises:
         NotTestable: they share none.
     """
-    found = [accuracies(side) for side in group]
+    found = [sweep_accuracies(side) for side in group]
     shared = set.intersection(*(set(of_one) for of_one in found))
     if not shared:
-        raise NotTestable(f"{labels_of(group)} have no finished training at the same share")
-    ordered = sorted(shared, key=lambda key: (WHENS.index(key[1]), key[0]))
-    return [Spread(share, when, tuple(of_one[share, when].value for of_one in found)) for share, when in ordered]
+        raise InsufficientDataError(f"{format_labels(group)} have no finished training at the same share")
+    ordered = sorted(shared, key=lambda key: (CHECKPOINTS.index(key[1]), key[0]))
+    return [
+        SeedSpread(share, checkpoint, tuple(of_one[share, checkpoint].value for of_one in found))
+        for share, checkpoint in ordered
+    ]
 
 
-def tally(sides: Sequence[Side]) -> dict[str, tuple[int, int]]:
+def count_findings(sides: Sequence[ComparedStudy]) -> dict[str, tuple[int, int]]:
     """Each finding: in how many studies it holds, and in how many it could be tested."""
     found: dict[str, tuple[int, int]] = {}
     for side in sides:

@@ -15,91 +15,105 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData, Variant
-from slick.analysis.findings.verdict import Z
-from slick.analysis.statistics.subset import Compared, compare
-from slick.analysis.terms import EARLY, LAST, Cell, NotTestable
+from slick.analysis.findings.verdict import Z_95
+from slick.analysis.statistics.subset import SubsetComparison, compare_on_questions
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError, Measurement
 from slick.types import Category
 
-ALL_TEST, FILLED, SPARED, OOD = "all test", "wholly Unknown", "wholly Known", "out of distribution"
+ALL_TEST, UNKNOWN_RELATIONS, KNOWN_RELATIONS, OOD = "all test", "wholly Unknown", "wholly Known", "out of distribution"
 """The questions that are looked at: all ID test questions, those of relations that the concentrated set fills with
 Unknown rows, those of relations it leaves wholly Known, and OOD test questions."""
-GROUPS = (ALL_TEST, FILLED, SPARED, OOD)
+QUESTION_GROUPS = (ALL_TEST, UNKNOWN_RELATIONS, KNOWN_RELATIONS, OOD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contrast:
+class GroupComparison:
     """The concentrated set (first) against the spread one (second) on one group of questions."""
 
     group: str
-    when: str
+    checkpoint: str
     """`EARLY` or `LAST`."""
-    compared: Compared | None
-    why: str = ""
+    comparison: SubsetComparison | None
+    missing_reason: str = ""
     """What is missing, where there is no comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Concentration:
+class ConcentrationResult:
     """One concentrated set against the set of the sweep with the same share."""
 
     name: str
-    spread: str
+    baseline: str
     """Name of the set of the sweep."""
     share: float
-    filled: tuple[str, ...]
+    unknown_relations: tuple[str, ...]
     """Relations that the concentrated set fills with Unknown rows."""
-    spared: tuple[str, ...]
+    known_relations: tuple[str, ...]
     """Relations that it leaves wholly Known."""
-    mixed: tuple[str, ...]
+    mixed_relations: tuple[str, ...]
     """Relations that it fills in part: they count among all test questions only."""
-    contrasts: tuple[Contrast, ...]
+    comparisons: tuple[GroupComparison, ...]
     """Groups outermost, early stop before convergence."""
 
-    def at(self, group: str, when: str) -> Contrast:
+    def comparison_for(self, group: str, checkpoint: str) -> GroupComparison:
         """The contrast on one group at one checkpoint."""
-        return next(one for one in self.contrasts if (one.group, one.when) == (group, when))
+        return next(one for one in self.comparisons if (one.group, one.checkpoint) == (group, checkpoint))
 
 
-def concentrations(data: StudyData) -> list[Concentration]:
+def compare_concentrated_sets(data: StudyData) -> list[ConcentrationResult]:
     """Every concentrated set that was trained beside the set of the sweep with the same share, by ascending share.
 
     Raises:
         NotTestable: there is none.
     """
-    spread = dict(data.sweep("unknown", least=0))
-    pairs = [(share, name, spread[share]) for share, name in data.sweep("concentrated", least=0) if share in spread]
+    baseline = dict(data.sweep_variants("unknown", min_shares=0))
+    pairs = [
+        (share, name, baseline[share])
+        for share, name in data.sweep_variants("concentrated", min_shares=0)
+        if share in baseline
+    ]
     if not pairs:
-        raise NotTestable(
+        raise InsufficientDataError(
             "needs finished runs of a set whose Unknown rows fill whole relations and of the sweep's set with the same "
             "share, such as concentrated-050 and unknown-050 (--concentrated-shares 0.5)"
         )
-    return [_concentration(data, share, name, other) for share, name, other in pairs]
+    return [_compare_concentrated_set(data, share, name, other) for share, name, other in pairs]
 
 
-def certain(change: Cell) -> bool:
+def is_significant(change: Measurement) -> bool:
     """True if a difference is more than chance explains: 0 is outside its 95 % interval."""
-    return abs(change.value) > Z * change.se
+    return abs(change.value) > Z_95 * change.se
 
 
-def _concentration(data: StudyData, share: float, name: str, spread: str) -> Concentration:
+def _compare_concentrated_set(data: StudyData, share: float, name: str, baseline: str) -> ConcentrationResult:
     variant = data.variants[name]
-    filled, spared, mixed = (_relations(variant, known) for known in ({False}, {True}, {True, False}))
-    ids = {FILLED: _test_ids(data, filled), SPARED: _test_ids(data, spared)}
-    contrasts = []
-    for group in GROUPS:
-        for when in (EARLY, LAST):
+    unknown_relations, known_relations, mixed_relations = (
+        _relations_by_knowledge(variant, known) for known in ({False}, {True}, {True, False})
+    )
+    ids = {UNKNOWN_RELATIONS: _test_ids(data, unknown_relations), KNOWN_RELATIONS: _test_ids(data, known_relations)}
+    comparisons = []
+    for group in QUESTION_GROUPS:
+        for checkpoint in (EARLY_STOP, CONVERGENCE):
             split = "ood" if group == OOD else "test"
             try:
-                found = compare(data, (name, when), (spread, when), split, ids.get(group))
-                contrasts.append(Contrast(group=group, when=when, compared=found))
-            except NotTestable as reason:
-                contrasts.append(Contrast(group=group, when=when, compared=None, why=str(reason)))
-    return Concentration(
-        name=name, spread=spread, share=share, filled=filled, spared=spared, mixed=mixed, contrasts=tuple(contrasts)
+                found = compare_on_questions(data, (name, checkpoint), (baseline, checkpoint), split, ids.get(group))
+                comparisons.append(GroupComparison(group=group, checkpoint=checkpoint, comparison=found))
+            except InsufficientDataError as reason:
+                comparisons.append(
+                    GroupComparison(group=group, checkpoint=checkpoint, comparison=None, missing_reason=str(reason))
+                )
+    return ConcentrationResult(
+        name=name,
+        baseline=baseline,
+        share=share,
+        unknown_relations=unknown_relations,
+        known_relations=known_relations,
+        mixed_relations=mixed_relations,
+        comparisons=tuple(comparisons),
     )
 
 
-def _relations(variant: Variant, known: set[bool]) -> tuple[str, ...]:
+def _relations_by_knowledge(variant: Variant, known: set[bool]) -> tuple[str, ...]:
     """Relations whose rows are all Unknown ({False}), all Known ({True}) or both."""
     sorts = {
         relation: {category != Category.UNKNOWN for category, num in mix.items() if num}

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from importlib import resources
 
 from slick.analysis.data import StudyData
-from slick.analysis.terms import NotTestable
+from slick.analysis.terms import InsufficientDataError
 from slick.types import Category
 
-FOOTNOTE_5 = {"HighlyKnown": 24.0, "MaybeKnown": 23.0, "WeaklyKnown": 17.0, "Unknown": 36.0}
+PAPER_FOOTNOTE_5_PERCENT = {"HighlyKnown": 24.0, "MaybeKnown": 23.0, "WeaklyKnown": 17.0, "Unknown": 36.0}
 """Percent of EntityQuestions as the paper's text has it, against 24 / 25 / 17 / 34 in its table 3."""
 
-SPLITS = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
+PAPER_SPLITS = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
 """The paper's tables 3, 4 and 5: domain and split."""
 
-Counts = Mapping[str, int]
+CategoryCounts = Mapping[str, int]
 """Category to number of questions, all four."""
 
 
@@ -28,8 +28,8 @@ class RelationCounts:
     """One relation in one split, here and in the paper."""
 
     relation: str
-    own: Counts
-    paper: Counts | None
+    observed: CategoryCounts
+    paper: CategoryCounts | None
     """None for a relation that the paper's table has not."""
 
 
@@ -43,29 +43,31 @@ def relation_counts(data: StudyData, split: str) -> list[RelationCounts]:
     Raises:
         NotTestable: nothing of that split was annotated.
     """
-    paper = paper_categories()[split]
+    paper = paper_category_counts()[split]
     found = [
-        RelationCounts(relation=relation, own=counts, paper=paper.get(relation))
+        RelationCounts(relation=relation, observed=counts, paper=paper.get(relation))
         for (relation, *of), counts in sorted(data.counts.items())
-        if tuple(of) == SPLITS[split]
+        if tuple(of) == PAPER_SPLITS[split]
     ]
     if not found:
-        domain, of_split = SPLITS[split]
-        raise NotTestable(f"no {'out-of-distribution ' * (domain == 'ood')}{of_split} questions were annotated")
+        domain, of_split = PAPER_SPLITS[split]
+        raise InsufficientDataError(
+            f"no {'out-of-distribution ' * (domain == 'ood')}{of_split} questions were annotated"
+        )
     return found
 
 
-def total(rows: list[RelationCounts]) -> Counts:
+def total_counts(rows: list[RelationCounts]) -> CategoryCounts:
     """Questions of each category over all relations."""
-    return {str(category): sum(row.own[category] for row in rows) for category in Category}
+    return {str(category): sum(row.observed[category] for row in rows) for category in Category}
 
 
-def set_size(rows: list[Counts]) -> int:
+def dataset_size(rows: list[CategoryCounts]) -> int:
     """|D|: the sum of each relation's smallest category (paper: appendix E)."""
     return sum(min(row.values()) for row in rows)
 
 
-def shares(counts: Counts) -> dict[str, float]:
+def category_percentages(counts: CategoryCounts) -> dict[str, float]:
     """Percent of each category.
 
     Raises:
@@ -73,11 +75,11 @@ def shares(counts: Counts) -> dict[str, float]:
     """
     num = sum(counts.values())
     if not num:
-        raise NotTestable("there are no questions to take shares of")
+        raise InsufficientDataError("there are no questions to take shares of")
     return {category: 100.0 * counts[category] / num for category in map(str, Category)}
 
 
-def paper_categories() -> dict[str, dict[str, Counts]]:
+def paper_category_counts() -> dict[str, dict[str, CategoryCounts]]:
     """Questions by category of each relation in the paper: train, test and ood."""
     value = json.loads(resources.files("slick").joinpath("data/paper_counts.json").read_text(encoding="utf-8"))
     return {
@@ -85,11 +87,11 @@ def paper_categories() -> dict[str, dict[str, Counts]]:
             relation: {str(category): int(entry[category]) for category in Category}
             for relation, entry in value[split].items()
         }
-        for split in SPLITS
+        for split in PAPER_SPLITS
     }
 
 
-def paper_total(split: str) -> Counts:
+def paper_category_totals(split: str) -> CategoryCounts:
     """Questions of each category in the paper, over all relations of a split."""
-    rows = paper_categories()[split].values()
+    rows = paper_category_counts()[split].values()
     return {str(category): sum(row[category] for row in rows) for category in Category}

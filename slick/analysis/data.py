@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from slick.analysis.error_audit import ErrorAudit
 from slick.analysis.error_kinds import ErrorKinds
-from slick.analysis.fit_times import FitTimes
-from slick.analysis.forgotten import RunLoss
+from slick.analysis.fit_times import TimeToFit
+from slick.analysis.forgotten import RunForgetting
 from slick.analysis.p_true_scores import PTrueScores
 from slick.analysis.planted import PlantedFacts
-from slick.analysis.popularity import Popularity
-from slick.analysis.stability import Stability
-from slick.analysis.terms import LAST, MIN_SEEDS, POOLED, Cell, NotTestable, When
+from slick.analysis.popularity import PopularityData
+from slick.analysis.stability import LabelStability
+from slick.analysis.terms import ANY_KNOWN, CONVERGENCE, MIN_SEEDS, CheckpointRef, InsufficientDataError, Measurement
 from slick.types import ALL_CATEGORIES, KNOWN_CATEGORIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hits:
+class Predictions:
     """Rows of one split as answered at one epoch, sorted by question_id; all arrays have shape (rows,)."""
 
     question_ids: NDArray[np.str_]
@@ -40,7 +40,7 @@ class Hits:
         """True for the rows of a category, of `POOLED`, or of `ALL_CATEGORIES`."""
         if category == ALL_CATEGORIES:
             return np.ones(len(self.hit), dtype=bool)
-        wanted = [str(known) for known in KNOWN_CATEGORIES] if category == POOLED else [category]
+        wanted = [str(known) for known in KNOWN_CATEGORIES] if category == ANY_KNOWN else [category]
         return np.isin(self.categories, wanted)
 
 
@@ -73,30 +73,32 @@ class Run:
     """(split, category) to the number of rows behind each percentage."""
     early_epoch: int | None
     """None if there were no dev rows."""
-    hits: Mapping[tuple[int, str], Hits] = field(default_factory=dict)
+    predictions: Mapping[tuple[int, str], Predictions] = field(default_factory=dict)
     """(epoch, split) to rows, for those epochs whose predictions the analysis needs."""
 
-    def epoch(self, when: When) -> int:
+    def epoch(self, checkpoint: CheckpointRef) -> int:
         """The number of the epoch that `when` means."""
-        if isinstance(when, int):
-            return when
-        if when == LAST:
+        if isinstance(checkpoint, int):
+            return checkpoint
+        if checkpoint == CONVERGENCE:
             return int(self.epochs[-1])
         if self.early_epoch is None:
-            raise NotTestable(f"run {self.run_id} has no dev rows, so no early-stopping epoch")
+            raise InsufficientDataError(f"run {self.run_id} has no dev rows, so no early-stopping epoch")
         return self.early_epoch
 
-    def at(self, when: When, split: str, category: str = ALL_CATEGORIES) -> float:
+    def accuracy_at(self, checkpoint: CheckpointRef, split: str, category: str = ALL_CATEGORIES) -> float:
         """One percentage.
 
         Raises:
             NotTestable: it was not measured.
         """
-        epoch = self.epoch(when)
+        epoch = self.epoch(checkpoint)
         curve = self.accuracy.get((split, category))
         found = np.flatnonzero(self.epochs == epoch)
         if curve is None or not len(found) or np.isnan(curve[found[0]]):
-            raise NotTestable(f"run {self.run_id} has no {split} accuracy of {category} rows at epoch {epoch}")
+            raise InsufficientDataError(
+                f"run {self.run_id} has no {split} accuracy of {category} rows at epoch {epoch}"
+            )
         return float(curve[found[0]])
 
 
@@ -108,7 +110,7 @@ class PrefixLabels:
     """Shape (Q,)."""
     unknown_QN: NDArray[np.bool_]
     """Column n - 1: no hit under the first n exemplar sets."""
-    unsure_QN: NDArray[np.bool_]
+    undetermined_QN: NDArray[np.bool_]
     """True where samples were left out, so the label under n sets cannot be told."""
 
 
@@ -118,11 +120,11 @@ class StudyData:
 
     counts: Mapping[tuple[str, str, str], Mapping[str, int]] = field(default_factory=dict)
     """(relation, domain, split) to category to number of questions."""
-    audit: Mapping[str, Mapping[str, int]] | None = None
+    filter_counts: Mapping[str, Mapping[str, int]] | None = None
     """Rows left by the filters: train, test and ood, by relation."""
     prefix_labels: PrefixLabels | None = None
     p_true: PTrueScores | None = None
-    stability: Stability | None = None
+    stability: LabelStability | None = None
     """None where the annotation did not check its labels."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
     test_ids: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
@@ -130,7 +132,7 @@ class StudyData:
     runs: tuple[Run, ...] = ()
     points: tuple[Mapping[str, Any], ...] = ()
     """Rows of sweep/points.parquet."""
-    fit_times: tuple[FitTimes, ...] = ()
+    time_to_fit: tuple[TimeToFit, ...] = ()
     """When the training rows of the sweep's runs were fitted."""
     durations: tuple[int, ...] = ()
     """Fixed training lengths in epochs, ascending; the last is the end of the shortest run."""
@@ -139,14 +141,14 @@ class StudyData:
     """None if the annotation stored no answers."""
     error_kinds: ErrorKinds | None = None
     """None if the annotation stored no answers."""
-    forgotten: tuple[RunLoss, ...] = ()
+    forgetting: tuple[RunForgetting, ...] = ()
     """What each finished run answered right at its best dev epoch and wrong after its last."""
-    popularity: Popularity | None = None
+    popularity: PopularityData | None = None
     """Of the subjects; None where the source of the questions does not say."""
     planted: PlantedFacts | None = None
     """What the study's world planted; None where the model is another than the world's."""
 
-    def runs_of(self, name: str) -> tuple[Run, ...]:
+    def runs_for(self, name: str) -> tuple[Run, ...]:
         """The finished runs of a variant, by seed.
 
         Raises:
@@ -154,14 +156,14 @@ class StudyData:
         """
         found = tuple(run for run in self.runs if run.variant == name)
         if not found:
-            raise NotTestable(f"needs a finished run of variant {name}")
+            raise InsufficientDataError(f"needs a finished run of variant {name}")
         return found
 
-    def has(self, name: str) -> bool:
+    def has_run(self, name: str) -> bool:
         """True if the variant has a finished run."""
         return any(run.variant == name for run in self.runs)
 
-    def sweep(self, kind: str = "unknown", least: int = 1) -> list[tuple[float, str]]:
+    def sweep_variants(self, kind: str = "unknown", min_shares: int = 1) -> list[tuple[float, str]]:
         """(share, variant) of the finished sweep variants of a kind, by ascending share of Unknown rows.
 
         Raises:
@@ -170,57 +172,63 @@ class StudyData:
         found = sorted(
             (variant.share, variant.name)
             for variant in self.variants.values()
-            if variant.kind == kind and variant.share is not None and self.has(variant.name)
+            if variant.kind == kind and variant.share is not None and self.has_run(variant.name)
         )
-        if len(found) < least:
-            raise NotTestable(
-                f"needs runs at {least} or more shares of Unknown rows (kind {kind}), there are {len(found)}"
+        if len(found) < min_shares:
+            raise InsufficientDataError(
+                f"needs runs at {min_shares} or more shares of Unknown rows (kind {kind}), there are {len(found)}"
             )
         return found
 
-    def accuracy(self, name: str, when: When, split: str = "test", category: str = ALL_CATEGORIES) -> Cell:
+    def accuracy(
+        self, name: str, checkpoint: CheckpointRef, split: str = "test", category: str = ALL_CATEGORIES
+    ) -> Measurement:
         """Accuracy in percent, averaged over seeds.
 
         Raises:
             NotTestable: it was not measured.
         """
-        runs = self.runs_of(name)
-        values = np.array([run.at(when, split, category) for run in runs])
+        runs = self.runs_for(name)
+        values = np.array([run.accuracy_at(checkpoint, split, category) for run in runs])
         rows = runs[0].num[split, category]
         se = binomial_se(float(values.mean()), rows)
         if len(values) >= MIN_SEEDS:
             se = max(se, seed_se(values))
-        return Cell(float(values.mean()), se, len(values))
+        return Measurement(float(values.mean()), se, len(values))
 
     def difference(
-        self, first: tuple[str, When], second: tuple[str, When], split: str = "test", category: str = ALL_CATEGORIES
-    ) -> Cell:
+        self,
+        first: tuple[str, CheckpointRef],
+        second: tuple[str, CheckpointRef],
+        split: str = "test",
+        category: str = ALL_CATEGORIES,
+    ) -> Measurement:
         """Accuracy of `first` minus that of `second` on the same rows, each a (variant, when), in points.
 
         Raises:
             NotTestable: one of them was not measured.
         """
         a, b = self.accuracy(*first, split, category), self.accuracy(*second, split, category)
-        rows_a = self.mean_hits(*first, split, category)
-        rows_b = self.mean_hits(*second, split, category)
+        rows_a = self.mean_correct(*first, split, category)
+        rows_b = self.mean_correct(*second, split, category)
         if rows_a is not None and rows_b is not None and len(rows_a) == len(rows_b) > 1:
             gaps = 100.0 * (rows_a - rows_b)
             se = float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
         else:
-            rows = self.runs_of(first[0])[0].num[split, category]
+            rows = self.runs_for(first[0])[0].num[split, category]
             se = float(np.hypot(binomial_se(a.value, rows), binomial_se(b.value, rows)))
-        by_seed = self._by_seed(first, second, split, category)
+        by_seed = self._differences_by_seed(first, second, split, category)
         if len(by_seed) >= MIN_SEEDS:
             se = max(se, seed_se(by_seed))
-        return Cell(a.value - b.value, se, min(a.num_seeds, b.num_seeds))
+        return Measurement(a.value - b.value, se, min(a.num_seeds, b.num_seeds))
 
-    def mean_hits(
-        self, name: str, when: When, split: str, category: str = ALL_CATEGORIES
+    def mean_correct(
+        self, name: str, checkpoint: CheckpointRef, split: str, category: str = ALL_CATEGORIES
     ) -> NDArray[np.float64] | None:
         """Share of seeds that answered each row right, by question_id; None if not all predictions were kept."""
-        hits = [run.hits.get((run.epoch(when), split)) for run in self.runs_of(name)]
-        whole = [one for one in hits if one is not None]
-        if not whole or len(whole) < len(hits):
+        predictions = [run.predictions.get((run.epoch(checkpoint), split)) for run in self.runs_for(name)]
+        whole = [one for one in predictions if one is not None]
+        if not whole or len(whole) < len(predictions):
             return None
         first = whole[0]
         if any(not np.array_equal(one.question_ids, first.question_ids) for one in whole):
@@ -228,11 +236,11 @@ class StudyData:
         mask = first.mask(category)
         return np.asarray(np.mean([one.hit[mask] for one in whole], axis=0), dtype=np.float64)
 
-    def _by_seed(
-        self, first: tuple[str, When], second: tuple[str, When], split: str, category: str
+    def _differences_by_seed(
+        self, first: tuple[str, CheckpointRef], second: tuple[str, CheckpointRef], split: str, category: str
     ) -> NDArray[np.float64]:
-        a = {run.seed: run.at(first[1], split, category) for run in self.runs_of(first[0])}
-        b = {run.seed: run.at(second[1], split, category) for run in self.runs_of(second[0])}
+        a = {run.seed: run.accuracy_at(first[1], split, category) for run in self.runs_for(first[0])}
+        b = {run.seed: run.accuracy_at(second[1], split, category) for run in self.runs_for(second[0])}
         return np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
     def mean_curve(
@@ -243,17 +251,17 @@ class StudyData:
         Raises:
             NotTestable: it was not measured.
         """
-        runs = self.runs_of(name)
+        runs = self.runs_for(name)
         curves = [run.accuracy.get((split, category)) for run in runs]
         whole = [curve for curve in curves if curve is not None]
         if len(whole) < len(curves):
-            raise NotTestable(f"the runs of {name} have no {split} accuracy of {category} rows")
+            raise InsufficientDataError(f"the runs of {name} have no {split} accuracy of {category} rows")
         length = min(len(curve) for curve in whole)
         return runs[0].epochs[:length], np.asarray(np.mean([curve[:length] for curve in whole], axis=0))
 
-    def mean_epoch(self, name: str, when: When) -> float:
+    def mean_epoch(self, name: str, checkpoint: CheckpointRef) -> float:
         """The epoch that `when` means, averaged over seeds."""
-        return float(np.mean([run.epoch(when) for run in self.runs_of(name)]))
+        return float(np.mean([run.epoch(checkpoint) for run in self.runs_for(name)]))
 
 
 def seed_se(values: NDArray[np.float64]) -> float:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.answers import WAYS, Answered, Way
-from slick.analysis.terms import NotTestable
+from slick.analysis.answers import DECODING_MODES, DecodingMode, QuestionAnswers
+from slick.analysis.terms import InsufficientDataError
 from slick.errors import SettingsError
 from slick.matching import normalize, token_f1
 from slick.rng import row_key, uniforms
@@ -22,11 +22,11 @@ from slick.study import fingerprint
 
 WRONG, PARAPHRASE, FINER, COARSER = GRADES = ("wrong", "paraphrase", "finer", "coarser")
 """What a wrong answer may be found to be: wrong; the gold one in other words; more exact than it; less exact."""
-PAPER_PERCENT = {WRONG: 90, PARAPHRASE: 6, FINER: 2, COARSER: 2}
+PAPER_GRADE_PERCENT = {WRONG: 90, PARAPHRASE: 6, FINER: 2, COARSER: 2}
 """Of 100 answers (arXiv:2405.05904, table 6)."""
-F1_LIMIT = 0.6
+PARAPHRASE_F1_THRESHOLD = 0.6
 """From this F1 on an answer may be a paraphrase: half the words of two-word names, 0.5, are but a shared surname."""
-LEAST_QUESTIONS = 10
+MIN_QUESTIONS_FOR_INTERVAL = 10
 """Of a correlation with an interval."""
 NUM_RESAMPLES = 499
 """Of the bootstrap over questions."""
@@ -39,7 +39,7 @@ class AuditPlan:
     num_greedy: int = 50
     num_sampled: int = 50
     seed: int = 0
-    f1_limit: float = F1_LIMIT
+    paraphrase_f1: float = PARAPHRASE_F1_THRESHOLD
 
     def __post_init__(self) -> None:
         if min(self.num_greedy, self.num_sampled) < 0 or self.num_greedy + self.num_sampled == 0:
@@ -47,8 +47,8 @@ class AuditPlan:
                 f"an error audit takes 0 or more greedy and sampled answers, and one in all, got {self.num_greedy} and "
                 f"{self.num_sampled}; the paper takes 50 and 50"
             )
-        if not 0 < self.f1_limit <= 1:
-            raise SettingsError(f"the F1 limit of the error audit is in (0, 1], got {self.f1_limit}")
+        if not 0 < self.paraphrase_f1 <= 1:
+            raise SettingsError(f"the F1 limit of the error audit is in (0, 1], got {self.paraphrase_f1}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class AuditRow:
     question_id: str
     relation: str
     category: str
-    way: Way
+    decoding: DecodingMode
     question: str
     gold: tuple[str, ...]
     answer: str
@@ -68,7 +68,7 @@ class AuditRow:
     """A grade with a question mark, or `wrong`."""
 
 
-class Correlation(NamedTuple):
+class MatcherAgreement(NamedTuple):
     """How far exact match and F1 agree over some answers."""
 
     r: float
@@ -89,12 +89,12 @@ class ErrorAudit:
     """Greedy ones first, each kind in the order drawn."""
     sheet_id: str
     """Changes whenever another answer is drawn, or one reads otherwise."""
-    temperatures: Mapping[Way, float]
-    num_wrong: Mapping[Way, int]
+    temperatures: Mapping[DecodingMode, float]
+    num_wrong: Mapping[DecodingMode, int]
     """Answers that miss and could be drawn."""
-    num_absent: Mapping[Way, int]
+    num_unstored: Mapping[DecodingMode, int]
     """Answers whose texts were not kept; sampled ones are then not drawn, since those kept are no fair sample."""
-    sums_QW5: NDArray[np.float64]
+    sums_QD5: NDArray[np.float64]
     """Shape (questions, 2 ways, 5): answers, hits, F1, F1 of hits and squared F1, summed over a question's answers."""
     grades: Mapping[str, str] = field(default_factory=dict)
     """answer_id to what was filled in so far."""
@@ -102,82 +102,88 @@ class ErrorAudit:
     """True if every row has a grade, and the shares are wanted."""
 
 
-class AuditDraw:
+class AuditCollector:
     """Goes through all questions, one at a time, and keeps what a sheet needs."""
 
     def __init__(self, plan: AuditPlan) -> None:
         self._plan = plan
-        self._num: dict[Way, int] = {"greedy": plan.num_greedy, "sampled": plan.num_sampled}
-        self._best: dict[Way, list[tuple[float, str, AuditRow]]] = {way: [] for way in WAYS}
-        self._num_wrong: dict[Way, int] = dict.fromkeys(WAYS, 0)
-        self._num_absent: dict[Way, int] = dict.fromkeys(WAYS, 0)
+        self._num: dict[DecodingMode, int] = {"greedy": plan.num_greedy, "sampled": plan.num_sampled}
+        self._best: dict[DecodingMode, list[tuple[float, str, AuditRow]]] = {
+            decoding: [] for decoding in DECODING_MODES
+        }
+        self._num_wrong: dict[DecodingMode, int] = dict.fromkeys(DECODING_MODES, 0)
+        self._num_absent: dict[DecodingMode, int] = dict.fromkeys(DECODING_MODES, 0)
         self._sums: dict[str, list[tuple[float, ...]]] = {}
 
-    def add(self, one: Answered) -> None:
+    def add(self, one: QuestionAnswers) -> None:
         """Take one question into account."""
-        for step, way in enumerate(WAYS):
-            texts = one.texts[way]
-            self._num_absent[way] += sum(text is None for text in texts)
-            judged = [one.judged[text] for text in texts if text is not None]
-            self._sums.setdefault(one.question_id, []).append(_sums([(j.exact, j.f1) for j in judged]))
-            places = [i for i, text in enumerate(texts) if text is not None and not one.judged[text].exact]
-            self._num_wrong[way] += len(places)
-            if places and self._num[way]:
-                self._draw(one, way, step, places)
+        for step, decoding in enumerate(DECODING_MODES):
+            texts = one.texts[decoding]
+            self._num_absent[decoding] += sum(text is None for text in texts)
+            match_results = [one.match_results[text] for text in texts if text is not None]
+            self._sums.setdefault(one.question_id, []).append(_moment_sums([(j.exact, j.f1) for j in match_results]))
+            places = [i for i, text in enumerate(texts) if text is not None and not one.match_results[text].exact]
+            self._num_wrong[decoding] += len(places)
+            if places and self._num[decoding]:
+                self._sample_answers(one, decoding, step, places)
 
-    def _draw(self, one: Answered, way: Way, step: int, places: list[int]) -> None:
+    def _sample_answers(self, one: QuestionAnswers, decoding: DecodingMode, step: int, places: list[int]) -> None:
         key = row_key(self._plan.seed, "error audit", one.question_id)
         chances = uniforms(np.full(len(places), key), np.array(places), step)
-        best = self._best[way]
-        limit = -best[0][0] if len(best) == self._num[way] else 1.0
+        best = self._best[decoding]
+        limit = -best[0][0] if len(best) == self._num[decoding] else 1.0
         for i in np.flatnonzero(chances <= limit):
-            row = _row(one, way, places[int(i)], self._plan.f1_limit)
+            row = _audit_row(one, decoding, places[int(i)], self._plan.paraphrase_f1)
             item = (-float(chances[i]), row.answer_id, row)
-            if len(best) < self._num[way]:
+            if len(best) < self._num[decoding]:
                 heapq.heappush(best, item)
             else:
                 heapq.heappushpop(best, item)
 
-    def finish(self, temperatures: Mapping[Way, float]) -> ErrorAudit:
+    def result(self, temperatures: Mapping[DecodingMode, float]) -> ErrorAudit:
         """The sheet of all questions seen."""
         if self._num_absent["sampled"]:
             self._best["sampled"] = []
-        rows = tuple(row for way in WAYS for _, _, row in sorted(self._best[way], key=lambda item: (-item[0], item[1])))
+        rows = tuple(
+            row
+            for decoding in DECODING_MODES
+            for _, _, row in sorted(self._best[decoding], key=lambda item: (-item[0], item[1]))
+        )
         content = [(row.answer_id, row.question, list(row.gold), row.answer) for row in rows]
         return ErrorAudit(
             rows=rows,
             sheet_id=f"sheet-{fingerprint(content)}",
             temperatures=temperatures,
             num_wrong=self._num_wrong,
-            num_absent=self._num_absent,
-            sums_QW5=np.array([self._sums[question_id] for question_id in sorted(self._sums)]),
+            num_unstored=self._num_absent,
+            sums_QD5=np.array([self._sums[question_id] for question_id in sorted(self._sums)]),
         )
 
 
-def _row(one: Answered, way: Way, place: int, f1_limit: float) -> AuditRow:
-    text = one.texts[way][place]
+def _audit_row(one: QuestionAnswers, decoding: DecodingMode, place: int, paraphrase_f1: float) -> AuditRow:
+    text = one.texts[decoding][place]
     assert text is not None
-    where = [place] if way == "greedy" else list(divmod(place, one.num_samples))
+    where = [place] if decoding == "greedy" else list(divmod(place, one.num_samples))
     return AuditRow(
-        answer_id="/".join([one.question_id, way, *map(str, where)]),
+        answer_id="/".join([one.question_id, decoding, *map(str, where)]),
         question_id=one.question_id,
         relation=one.relation,
         category=one.category,
-        way=way,
+        decoding=decoding,
         question=one.question,
         gold=one.gold,
         answer=text,
-        presorted=presort(text, one.gold, f1_limit),
+        presorted=suggest_grade(text, one.gold, paraphrase_f1),
     )
 
 
-def presort(answer: str, gold: Sequence[str], f1_limit: float = F1_LIMIT) -> str:
+def suggest_grade(answer: str, gold: Sequence[str], paraphrase_f1: float = PARAPHRASE_F1_THRESHOLD) -> str:
     """What a wrong answer looks like: `finer?`, `coarser?`, `paraphrase?` or `wrong`.
 
     Finer if a gold answer stands in it as whole words, coarser if it stands so in a gold answer; a paraphrase if one
     stands in the other but for spaces, or if enough words agree.
 
-    >>> [presort(a, ["New York"]) for a in ("New York City", "York", "NewYork State", "Oslo", "")]
+    >>> [suggest_grade(a, ["New York"]) for a in ("New York City", "York", "NewYork State", "Oslo", "")]
     ['finer?', 'coarser?', 'paraphrase?', 'wrong', 'wrong']
     """
     said, right = f" {normalize(answer)} ", [f" {normalize(one)} " for one in gold if normalize(one)]
@@ -190,15 +196,17 @@ def presort(answer: str, gold: Sequence[str], f1_limit: float = F1_LIMIT) -> str
     bare = said.replace(" ", "")
     if any(one in bare or (bare in one and 2 * len(bare) >= len(one)) for one in (r.replace(" ", "") for r in right)):
         return f"{PARAPHRASE}?"
-    return f"{PARAPHRASE}?" if token_f1(answer, gold) >= f1_limit else WRONG
+    return f"{PARAPHRASE}?" if token_f1(answer, gold) >= paraphrase_f1 else WRONG
 
 
-def _sums(judged: Sequence[tuple[bool, float]]) -> tuple[float, ...]:
-    exact, f1 = np.array(judged, dtype=np.float64).reshape(-1, 2).T
+def _moment_sums(match_results: Sequence[tuple[bool, float]]) -> tuple[float, ...]:
+    exact, f1 = np.array(match_results, dtype=np.float64).reshape(-1, 2).T
     return (float(len(f1)), float(exact.sum()), float(f1.sum()), float((exact * f1).sum()), float((f1 * f1).sum()))
 
 
-def agreement(audit: ErrorAudit, ways: Sequence[Way] = WAYS, seed: int = 0) -> Correlation:
+def matcher_agreement(
+    audit: ErrorAudit, decodings: Sequence[DecodingMode] = DECODING_MODES, seed: int = 0
+) -> MatcherAgreement:
     """How far exact match and F1 agree over all stored answers of these ways.
 
     Raises:
@@ -206,18 +214,20 @@ def agreement(audit: ErrorAudit, ways: Sequence[Way] = WAYS, seed: int = 0) -> C
 
     Source: Gekhman et al. 2024, arXiv:2405.05904, footnote 2, says "strongly" and no number.
     """
-    sums_Q5 = audit.sums_QW5.reshape(-1, len(WAYS), 5)[:, [WAYS.index(way) for way in ways]].sum(axis=1)
+    sums_Q5 = audit.sums_QD5.reshape(-1, len(DECODING_MODES), 5)[
+        :, [DECODING_MODES.index(decoding) for decoding in decodings]
+    ].sum(axis=1)
     sums_Q5 = sums_Q5[sums_Q5[:, 0] > 0]
     totals = sums_Q5.sum(axis=0)
     r = float(_pearson(*totals))
     if np.isnan(r):
-        raise NotTestable("exact match and F1 agree by definition where all answers hit or all miss")
-    low, high = _interval(sums_Q5, seed) if len(sums_Q5) >= LEAST_QUESTIONS else (None, None)
+        raise InsufficientDataError("exact match and F1 agree by definition where all answers hit or all miss")
+    low, high = _bootstrap_interval(sums_Q5, seed) if len(sums_Q5) >= MIN_QUESTIONS_FOR_INTERVAL else (None, None)
     num, hits, f1, f1_of_hits, _ = totals
-    return Correlation(r, low, high, int(num), len(sums_Q5), float((f1 - f1_of_hits) / (num - hits)))
+    return MatcherAgreement(r, low, high, int(num), len(sums_Q5), float((f1 - f1_of_hits) / (num - hits)))
 
 
-def _interval(sums_Q5: NDArray[np.float64], seed: int) -> tuple[float | None, float | None]:
+def _bootstrap_interval(sums_Q5: NDArray[np.float64], seed: int) -> tuple[float | None, float | None]:
     from scipy.stats import bootstrap
 
     def statistic(*columns: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

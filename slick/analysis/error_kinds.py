@@ -15,22 +15,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.answers import Answered, Way
+from slick.analysis.answers import DecodingMode, QuestionAnswers
 from slick.matching import normalize
 from slick.rng import row_key
 from slick.types import ALL_CATEGORIES, Category
 
-ALWAYS = 0.8
+DOMINANCE_THRESHOLD = 0.8
 """Share of the wrong answers that one text, or two together, must have; a rival has at least what this leaves."""
-MOSTLY = 0.5
+MAJORITY_THRESHOLD = 0.5
 """From this share of refusals, or of empty answers, on a question counts as refused, or as empty: what most answers
 do is what the model does."""
-LEAST_WRONG = 5
+MIN_WRONG_ANSWERS = 5
 """Wrong answers that a question must have: with four, a single one would be a rival."""
-LIMITS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SENSITIVITY_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Limits to compare, beside `ALWAYS`."""
 
-ONE, TWO, SCATTERED, REFUSED, EMPTY, FEW = KINDS = (
+SINGLE_ANSWER, TWO_ANSWERS, SCATTERED, REFUSED, EMPTY, TOO_FEW = ERROR_KINDS = (
     "one answer",
     "two rivals",
     "scattered",
@@ -38,22 +38,22 @@ ONE, TWO, SCATTERED, REFUSED, EMPTY, FEW = KINDS = (
     "empty",
     "too few",
 )
-SORTED = (Category.WEAKLY_KNOWN, Category.UNKNOWN)
+CLASSIFIED_CATEGORIES = (Category.WEAKLY_KNOWN, Category.UNKNOWN)
 """The categories without a greedy hit."""
-TOP = 4
+MAX_EXAMPLE_ANSWERS = 4
 """Answers shown of an example."""
 
-PHRASES = (
+REFUSAL_PHRASES = (
     *("I don't know", "I do not know", "I don't have", "I do not have", "I'm not sure", "I am not sure", "not sure"),
     *("I am unsure", "I'm unsure", "no idea", "cannot answer", "can't answer", "unable to answer", "not known"),
     *("cannot be determined", "no information", "not enough information", "it is unclear", "not available"),
 )
 """An answer with one of these in it, as whole words, refuses."""
-WHOLE = ("unknown", "unsure", "unclear", "uncertain", "none", "nobody knows", "n/a", "no answer")
+REFUSAL_ANSWERS = ("unknown", "unsure", "unclear", "uncertain", "none", "nobody knows", "n/a", "no answer")
 """An answer that is one of these, and no more, refuses: as a part of an answer they may be a name."""
 
 
-class Tally(NamedTuple):
+class WrongAnswerCounts(NamedTuple):
     """The wrong answers to one question."""
 
     first: int
@@ -66,7 +66,7 @@ class Tally(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
+class ErrorExample:
     """A question of one kind."""
 
     kind: str
@@ -74,7 +74,7 @@ class Example:
     relation: str
     question: str
     gold: tuple[str, ...]
-    said: tuple[tuple[str, int], ...]
+    answers: tuple[tuple[str, int], ...]
     """The most frequent wrong answers, with how often."""
     total: int
     """All wrong answers."""
@@ -84,7 +84,7 @@ class Example:
 class ErrorKinds:
     """Every WeaklyKnown and Unknown question by its wrong answers; Q questions."""
 
-    way: Way
+    decoding: DecodingMode
     """Which answers were looked at: the sampled ones, or the greedy ones where no others were kept whole."""
     question_ids: NDArray[np.str_]
     """Shape (Q,), ascending."""
@@ -92,27 +92,29 @@ class ErrorKinds:
     """Shape (Q,)."""
     relations: NDArray[np.str_]
     """Shape (Q,)."""
-    tallies_Q6: NDArray[np.int32]
+    counts_Q6: NDArray[np.int32]
     """Columns as in `Tally`."""
     num_questions: Mapping[tuple[str, str], int]
     """(relation, category) to all annotated questions, Known ones too."""
-    examples: tuple[Example, ...]
+    examples: tuple[ErrorExample, ...]
 
-    def kinds(self, always: float = ALWAYS) -> NDArray[np.str_]:
+    def kinds(self, threshold: float = DOMINANCE_THRESHOLD) -> NDArray[np.str_]:
         """The kind of each question, shape (Q,)."""
-        return classify(self.tallies_Q6, always)
+        return classify_errors(self.counts_Q6, threshold)
 
     def mask(self, category: str, relation: str = ALL_CATEGORIES) -> NDArray[np.bool_]:
         """True for the questions of a category and relation, each of which may be `ALL_CATEGORIES`."""
-        return np.isin(self.categories, [category] if category != ALL_CATEGORIES else SORTED) & (
+        return np.isin(self.categories, [category] if category != ALL_CATEGORIES else CLASSIFIED_CATEGORIES) & (
             np.isin(self.relations, [relation]) | (relation == ALL_CATEGORIES)
         )
 
 
-class KindTally:
+class ErrorKindCollector:
     """Goes through all questions, one at a time."""
 
-    def __init__(self, way: Way, phrases: Iterable[str] = (), *, seed: int = 0, num_examples: int = 3) -> None:
+    def __init__(
+        self, decoding: DecodingMode, phrases: Iterable[str] = (), *, seed: int = 0, num_examples: int = 3
+    ) -> None:
         """Prepare.
 
         Args:
@@ -121,108 +123,117 @@ class KindTally:
             seed: of the examples.
             num_examples: of each kind and category.
         """
-        self._way, self._seed, self._num_examples = way, seed, num_examples
-        self._refuses = refuser(phrases)
-        self._rows: list[tuple[str, str, str, Tally]] = []
+        self._way, self._seed, self._num_examples = decoding, seed, num_examples
+        self._refuses = make_refusal_detector(phrases)
+        self._rows: list[tuple[str, str, str, WrongAnswerCounts]] = []
         self._num: Counter[tuple[str, str]] = Counter()
-        self._examples: defaultdict[tuple[str, str], list[tuple[int, str, Example]]] = defaultdict(list)
+        self._examples: defaultdict[tuple[str, str], list[tuple[int, str, ErrorExample]]] = defaultdict(list)
 
-    def add(self, one: Answered) -> None:
+    def add(self, one: QuestionAnswers) -> None:
         """Take one question into account."""
         self._num[one.relation, one.category] += 1
-        if one.category not in SORTED:
+        if one.category not in CLASSIFIED_CATEGORIES:
             return
         said: Counter[str] = Counter()
         spelt: dict[str, str] = {}
-        for text, num in one.wrong(self._way).most_common():
+        for text, num in one.wrong_answers(self._way).most_common():
             said[normalize(text)] += num
             spelt.setdefault(normalize(text), text)
-        tally = tally_of(said, [key for key, text in spelt.items() if self._refuses(text)])
+        tally = count_wrong_answers(said, [key for key, text in spelt.items() if self._refuses(text)])
         self._rows.append((one.question_id, one.category, one.relation, tally))
-        kind = str(classify(np.array([tally]))[0])
-        example = Example(
+        kind = str(classify_errors(np.array([tally]))[0])
+        example = ErrorExample(
             kind=kind,
             category=one.category,
             relation=one.relation,
             question=one.question,
             gold=one.gold,
-            said=tuple((spelt[key], num) for key, num in said.most_common(TOP)),
+            answers=tuple((spelt[key], num) for key, num in said.most_common(MAX_EXAMPLE_ANSWERS)),
             total=tally.total,
         )
         kept = self._examples[one.category, kind]
         item = (-int(row_key(self._seed, "error kinds", one.question_id)), one.question_id, example)
         (heapq.heappush if len(kept) < self._num_examples else heapq.heappushpop)(kept, item)
 
-    def finish(self) -> ErrorKinds:
+    def result(self) -> ErrorKinds:
         """What was found of all questions seen, whatever their order."""
         rows = sorted(self._rows, key=lambda row: row[0])
-        order = [(str(category), kind) for category in SORTED for kind in KINDS]
+        order = [(str(category), kind) for category in CLASSIFIED_CATEGORIES for kind in ERROR_KINDS]
         return ErrorKinds(
-            way=self._way,
+            decoding=self._way,
             question_ids=np.array([row[0] for row in rows], dtype=str),
             categories=np.array([row[1] for row in rows], dtype=str),
             relations=np.array([row[2] for row in rows], dtype=str),
-            tallies_Q6=np.array([row[3] for row in rows], dtype=np.int32).reshape(-1, 6),
+            counts_Q6=np.array([row[3] for row in rows], dtype=np.int32).reshape(-1, 6),
             num_questions=dict(self._num),
             examples=tuple(one for key in order for _, _, one in sorted(self._examples[key], reverse=True)),
         )
 
 
-def classify(tallies_Q6: NDArray[np.int32], always: float = ALWAYS) -> NDArray[np.str_]:
+def classify_errors(counts_Q6: NDArray[np.int32], threshold: float = DOMINANCE_THRESHOLD) -> NDArray[np.str_]:
     """The kind of each question, shape (Q,); columns as in `Tally`.
 
-    >>> [str(kind) for kind in classify(np.array([(9, 1, 10, 0, 0, 2), (6, 3, 10, 0, 0, 3), (4, 3, 10, 0, 0, 4)]))]
+    >>> tallies = np.array([(9, 1, 10, 0, 0, 2), (6, 3, 10, 0, 0, 3), (4, 3, 10, 0, 0, 4)])
+    >>> [str(kind) for kind in classify_errors(tallies)]
     ['one answer', 'two rivals', 'scattered']
     """
-    first, second, total, refused, empty, _ = tallies_Q6.T
+    first, second, total, refused, empty, _ = counts_Q6.T
     almost = 1e-9  # four fifths of ten is 8, and a fifth of ten less than 2, in floating point
     fits = [
-        total < LEAST_WRONG,
-        empty >= MOSTLY * total,
-        refused >= MOSTLY * total,
-        first >= always * total - almost,
-        (first + second >= always * total - almost) & (second >= (1 - always) * total - almost),
+        total < MIN_WRONG_ANSWERS,
+        empty >= MAJORITY_THRESHOLD * total,
+        refused >= MAJORITY_THRESHOLD * total,
+        first >= threshold * total - almost,
+        (first + second >= threshold * total - almost) & (second >= (1 - threshold) * total - almost),
     ]
-    return np.select(fits, [FEW, EMPTY, REFUSED, ONE, TWO], SCATTERED)
+    return np.select(fits, [TOO_FEW, EMPTY, REFUSED, SINGLE_ANSWER, TWO_ANSWERS], SCATTERED)
 
 
-def tally_of(said: Mapping[str, int], refusing: Iterable[str] = ()) -> Tally:
+def count_wrong_answers(said: Mapping[str, int], refusing: Iterable[str] = ()) -> WrongAnswerCounts:
     """Sum up the wrong answers to one question.
 
     Args:
         said: normalised text to how often; one that normalises to nothing is an empty answer.
         refusing: those of the texts that refuse.
 
-    >>> tally_of({"oslo": 6, "bergen": 3, "": 1})
-    Tally(first=6, second=3, total=10, refused=0, empty=1, distinct=2)
+    >>> count_wrong_answers({"oslo": 6, "bergen": 3, "": 1})
+    WrongAnswerCounts(first=6, second=3, total=10, refused=0, empty=1, distinct=2)
     """
     named = sorted((num for text, num in said.items() if text), reverse=True)
     first, second = (*named, 0, 0)[:2]
     refused = sum(said.get(text, 0) for text in refusing if text)
-    return Tally(first, second, sum(said.values()), refused, said.get("", 0), len(named))
+    return WrongAnswerCounts(first, second, sum(said.values()), refused, said.get("", 0), len(named))
 
 
-def refuser(phrases: Iterable[str] = ()) -> Callable[[str], bool]:
+def make_refusal_detector(phrases: Iterable[str] = ()) -> Callable[[str], bool]:
     """A test whether an answer refuses, by `PHRASES`, `WHOLE` and further phrases.
 
-    >>> [refuser(["No clue"])(text) for text in ("I don’t know.", "Unknown", "Unknown Pleasures", "no clue", "Oslo")]
+    >>> refuses = make_refusal_detector(["No clue"])
+    >>> [refuses(text) for text in ("I don’t know.", "Unknown", "Unknown Pleasures", "no clue", "Oslo")]
     [True, True, False, True, False]
     """
-    inside = [f" {_plain(phrase)} " for phrase in (*PHRASES, *phrases) if _plain(phrase)]
-    whole = {_plain(phrase) for phrase in WHOLE}
+    inside = [
+        f" {_normalize_apostrophes(phrase)} "
+        for phrase in (*REFUSAL_PHRASES, *phrases)
+        if _normalize_apostrophes(phrase)
+    ]
+    whole = {_normalize_apostrophes(phrase) for phrase in REFUSAL_ANSWERS}
 
     @cache
     def refuses(text: str) -> bool:
-        plain = _plain(text)
+        plain = _normalize_apostrophes(text)
         return plain in whole or any(phrase in f" {plain} " for phrase in inside)
 
     return refuses
 
 
-def _plain(text: str) -> str:
+def _normalize_apostrophes(text: str) -> str:
     return normalize(text.replace("\u2019", "'"))
 
 
-def sensitivity(found: ErrorKinds) -> dict[float, dict[str, int]]:
+def threshold_sensitivity(found: ErrorKinds) -> dict[float, dict[str, int]]:
     """Limit, in place of `ALWAYS`, to kind to number of questions."""
-    return {limit: {kind: int((found.kinds(limit) == kind).sum()) for kind in KINDS} for limit in LIMITS}
+    return {
+        limit: {kind: int((found.kinds(limit) == kind).sum()) for kind in ERROR_KINDS}
+        for limit in SENSITIVITY_THRESHOLDS
+    }

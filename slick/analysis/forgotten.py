@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from slick.analysis.terms import NotTestable
+from slick.analysis.terms import InsufficientDataError
 from slick.matching import normalize
 from slick.types import Category
 
-Where = Literal["any_row", "same_relation", "unknown_row"]
-WHERE: tuple[Where, ...] = ("any_row", "same_relation", "unknown_row")
+TargetScope = Literal["any_row", "same_relation", "unknown_row"]
+TARGET_SCOPES: tuple[TargetScope, ...] = ("any_row", "same_relation", "unknown_row")
 """Where in the fine-tuning set an answer stands: as the target of any row, of a row of the question's relation, or of
 an Unknown row."""
 
 
-class Standing(NamedTuple):
+class TargetCounts(NamedTuple):
     """Where an answer stands; or, summed, how many answers do."""
 
     num: int
@@ -29,7 +29,7 @@ class Standing(NamedTuple):
     unknown_row: int
 
 
-class Targets:
+class TargetIndex:
     """The targets of one fine-tuning set, compared as exact match compares."""
 
     def __init__(self, rows: Iterable[tuple[str, str, str]]) -> None:
@@ -44,21 +44,21 @@ class Targets:
             if category == Category.UNKNOWN:
                 self._unknown.add(text)
 
-    def standing(self, answer: str, relation: str) -> Standing:
+    def target_counts(self, answer: str, relation: str) -> TargetCounts:
         """Where an answer to a question of that relation stands; an empty answer stands nowhere.
 
-        >>> Targets([("P19", "Unknown", "Oslo")]).standing("oslo.", "P36")
-        Standing(num=1, any_row=1, same_relation=0, unknown_row=1)
+        >>> TargetIndex([("P19", "Unknown", "Oslo")]).target_counts("oslo.", "P36")
+        TargetCounts(num=1, any_row=1, same_relation=0, unknown_row=1)
         """
         text = normalize(answer)
         if not text:
-            return Standing(1, 0, 0, 0)
+            return TargetCounts(1, 0, 0, 0)
         same = text in self._by_relation.get(relation, ())
-        return Standing(1, int(text in self._any), int(same), int(text in self._unknown))
+        return TargetCounts(1, int(text in self._any), int(same), int(text in self._unknown))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class ForgottenFact:
     """One question that was answered right, and is not any more."""
 
     question_id: str
@@ -71,11 +71,11 @@ class Lost:
     """The right answer, at the best dev epoch."""
     after: str
     """The wrong one, after the last epoch."""
-    standing: Standing
+    target_counts: TargetCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunLoss:
+class RunForgetting:
     """What one training lost on one split."""
 
     run_id: str
@@ -87,22 +87,22 @@ class RunLoss:
     """The best dev epoch."""
     epoch_after: int
     """The last epoch; the same, where dev accuracy was best at the end: then nothing can be lost."""
-    right_before: int
-    right_after: int
-    lost: tuple[Lost, ...]
-    still_wrong: Mapping[str, Standing]
+    num_correct_before: int
+    num_correct_after: int
+    lost: tuple[ForgottenFact, ...]
+    baseline_after: Mapping[str, TargetCounts]
     """relation to the answers given at the end to questions wrong at both epochs, summed; empty if the predictions of
     these epochs were not kept."""
-    wrong_before: Mapping[str, Standing]
+    baseline_before: Mapping[str, TargetCounts]
     """The same of the answers given to these questions at the best dev epoch."""
 
     @property
     def num_gained(self) -> int:
         """Questions answered wrong at the best dev epoch and right after the last."""
-        return self.right_after - self.right_before + len(self.lost)
+        return self.num_correct_after - self.num_correct_before + len(self.lost)
 
 
-class Rate(NamedTuple):
+class MatchRate(NamedTuple):
     """Lost facts whose new answer stands in the set; percentages."""
 
     num: int
@@ -119,16 +119,16 @@ class Rate(NamedTuple):
     """As `chance`, of the answers given to those questions at the best dev epoch."""
 
 
-def add_standings(answers: Iterable[tuple[str, Standing]]) -> dict[str, Standing]:
+def sum_by_relation(answers: Iterable[tuple[str, TargetCounts]]) -> dict[str, TargetCounts]:
     """Sums by relation, of (relation, standing) of each answer."""
-    found: dict[str, Standing] = {}
+    found: dict[str, TargetCounts] = {}
     for relation, one in answers:
-        before = found.get(relation, Standing(0, 0, 0, 0))
-        found[relation] = Standing(*(a + b for a, b in zip(before, one, strict=True)))
+        before = found.get(relation, TargetCounts(0, 0, 0, 0))
+        found[relation] = TargetCounts(*(a + b for a, b in zip(before, one, strict=True)))
     return found
 
 
-def losses_of(found: Sequence[RunLoss], variant: str, split: str) -> list[RunLoss]:
+def select_runs_forgetting(found: Sequence[RunForgetting], variant: str, split: str) -> list[RunForgetting]:
     """Those of one variant and split, one a seed.
 
     Raises:
@@ -136,11 +136,13 @@ def losses_of(found: Sequence[RunLoss], variant: str, split: str) -> list[RunLos
     """
     chosen = [one for one in found if (one.variant, one.split) == (variant, split)]
     if not chosen:
-        raise NotTestable(f"needs a finished run of variant {variant} with its right_to_wrong.parquet and {split} rows")
+        raise InsufficientDataError(
+            f"needs a finished run of variant {variant} with its right_to_wrong.parquet and {split} rows"
+        )
     return chosen
 
 
-def rate(losses: Sequence[RunLoss], where: Where) -> Rate:
+def match_rate(losses: Sequence[RunForgetting], where: TargetScope) -> MatchRate:
     """How many of the lost facts' new answers stand in the set, beside chance; seeds pooled.
 
     Raises:
@@ -150,17 +152,19 @@ def rate(losses: Sequence[RunLoss], where: Where) -> Rate:
 
     total = sum(len(one.lost) for one in losses)
     if not total:
-        raise NotTestable("no answer that was right at the best dev epoch is wrong after the last")
-    num = sum(getattr(lost.standing, where) for one in losses for lost in one.lost)
+        raise InsufficientDataError("no answer that was right at the best dev epoch is wrong after the last")
+    num = sum(getattr(lost.target_counts, where) for one in losses for lost in one.lost)
     low, high = binomtest(num, total).proportion_ci(confidence_level=0.95, method="wilson")
-    after = chance_rate([(one.lost, one.still_wrong) for one in losses], where)
-    before = chance_rate([(one.lost, one.wrong_before) for one in losses], where)
+    after = chance_rate([(one.lost, one.baseline_after) for one in losses], where)
+    before = chance_rate([(one.lost, one.baseline_before) for one in losses], where)
     p_value = None if after is None else float(binomtest(num, total, after).pvalue)
     chance, earlier = (None if share is None else 100 * share for share in (after, before))
-    return Rate(num, total, 100 * num / total, 100 * float(low), 100 * float(high), chance, p_value, earlier)
+    return MatchRate(num, total, 100 * num / total, 100 * float(low), 100 * float(high), chance, p_value, earlier)
 
 
-def chance_rate(losses: Iterable[tuple[Sequence[Lost], Mapping[str, Standing]]], where: Where) -> float | None:
+def chance_rate(
+    losses: Iterable[tuple[Sequence[ForgottenFact], Mapping[str, TargetCounts]]], where: TargetScope
+) -> float | None:
     """The rate among other answers, weighted by the relations of the lost ones; None if not known.
 
     A relation without other answers counts by the rate over all relations of its run.
@@ -176,7 +180,7 @@ def chance_rate(losses: Iterable[tuple[Sequence[Lost], Mapping[str, Standing]]],
     for all_lost, others in losses:
         if not all_lost:
             continue
-        pooled = Standing(*(sum(one[i] for one in others.values()) for i in range(4)))
+        pooled = TargetCounts(*(sum(one[i] for one in others.values()) for i in range(4)))
         if not pooled.num:
             return None
         for relation, num in Counter(lost.relation for lost in all_lost).items():
@@ -186,7 +190,7 @@ def chance_rate(losses: Iterable[tuple[Sequence[Lost], Mapping[str, Standing]]],
     return expected / total if total else None
 
 
-def lost_share(losses: Sequence[RunLoss]) -> tuple[float, float, float]:
+def forgetting_rate(losses: Sequence[RunForgetting]) -> tuple[float, float, float]:
     """Percent of the answers right at the best dev epoch that were lost, with Wilson's 95 % interval; seeds pooled.
 
     Raises:
@@ -194,9 +198,9 @@ def lost_share(losses: Sequence[RunLoss]) -> tuple[float, float, float]:
     """
     from scipy.stats import binomtest
 
-    before, num = sum(one.right_before for one in losses), sum(len(one.lost) for one in losses)
+    before, num = sum(one.num_correct_before for one in losses), sum(len(one.lost) for one in losses)
     if not before:
-        raise NotTestable("no question was answered right at the best dev epoch")
+        raise InsufficientDataError("no question was answered right at the best dev epoch")
     low, high = binomtest(num, before).proportion_ci(confidence_level=0.95, method="wilson")
     return 100 * num / before, 100 * float(low), 100 * float(high)
 
@@ -216,9 +220,9 @@ class Replacement(NamedTuple):
     """Times it stood in the run's own fine-tuning set."""
 
 
-def replacements(losses: Iterable[RunLoss], most: int = 20) -> list[Replacement]:
+def replacements(losses: Iterable[RunForgetting], most: int = 20) -> list[Replacement]:
     """The answers that took the place of most right ones, most frequent first."""
-    groups: defaultdict[tuple[str, str], list[Lost]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[ForgottenFact]] = defaultdict(list)
     for one in losses:
         for lost in one.lost:
             groups[lost.relation, normalize(lost.after)].append(lost)
@@ -230,7 +234,7 @@ def replacements(losses: Iterable[RunLoss], most: int = 20) -> list[Replacement]
             len(group),
             len({lost.question_id for lost in group}),
             len({normalize(lost.before) for lost in group}),
-            sum(lost.standing.any_row for lost in group),
+            sum(lost.target_counts.any_row for lost in group),
         )
         for (relation, _), group in ordered
     ]

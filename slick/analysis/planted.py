@@ -14,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.terms import NotTestable
+from slick.analysis.terms import InsufficientDataError
 from slick.types import Category
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 STRENGTHS = ("firm", "contested", "minority", "never")
 """As `slick.world.facts` plants them, strongest first."""
 
-LEAST_FACTS = 10
+MIN_FACTS = 10
 """Fewer facts than this give no rank correlation."""
 
 
@@ -35,37 +35,37 @@ class PlantedFacts:
     num_gold: NDArray[np.int64]
     num_rival: NDArray[np.int64]
     category: NDArray[np.str_]
-    greedy: Floats
+    greedy: FloatArray
     """P_Correct of greedy answers, in [0, 1]."""
-    sampled: Floats
+    sampled: FloatArray
     """P_Correct of sampled answers; NaN where not all samples were drawn."""
     cause: NDArray[np.str_]
     """Why the label is not what was planted, one of `MISSED` or `GUESSED`; empty where it is, or cannot be told."""
-    untold: str = ""
+    cause_missing_reason: str = ""
     """Why no cause could be told; empty if they were looked for."""
     temperature: float | None = None
     """Of the samples; None if it is not known."""
-    num_strangers: int = 0
+    num_unmatched_questions: int = 0
     """Annotated questions that are no fact of the world."""
 
     @property
-    def chance(self) -> Floats:
+    def planted_probability(self) -> FloatArray:
         """Planted chance of the answer."""
         return np.asarray(self.num_gold / np.maximum(self.num_gold + self.num_rival, 1), dtype=np.float64)
 
 
 REWORDED = "the answer stands among other words, which the matcher does not take"
 RIVAL = "it mostly says the rival planted beside the answer"
-MIXED_UP = "it mostly says the answer to another question of the relation"
-GARBLED = "it mostly says what answers no question of the relation"
-MISSED = (REWORDED, RIVAL, MIXED_UP, GARBLED)
+OTHER_FACT_ANSWER = "it mostly says the answer to another question of the relation"
+UNRELATED_ANSWER = "it mostly says what answers no question of the relation"
+MISS_CAUSES = (REWORDED, RIVAL, OTHER_FACT_ANSWER, UNRELATED_ANSWER)
 """Causes of Unknown for a planted fact; the first that applies."""
 
-COPIED = "every hit came where the prompt's own examples show the answer"
-HABIT = "it gives this answer to other unplanted questions as well, once a question or more"
-LUCK = "it gives this answer to other unplanted questions as well, less than once a question"
+COPIED_FROM_PROMPT = "every hit came where the prompt's own examples show the answer"
+FREQUENT_GUESS = "it gives this answer to other unplanted questions as well, once a question or more"
+RARE_GUESS = "it gives this answer to other unplanted questions as well, less than once a question"
 UNEXPLAINED = "it gives this answer to no other unplanted question"
-GUESSED = (COPIED, HABIT, LUCK, UNEXPLAINED)
+GUESS_CAUSES = (COPIED_FROM_PROMPT, FREQUENT_GUESS, RARE_GUESS, UNEXPLAINED)
 """Causes of Known for a fact that was never planted; the first that applies."""
 
 
@@ -93,14 +93,14 @@ def proportion(num: int, total: int) -> Proportion:
     [0.002, 0.054]
     """
     if not total:
-        raise NotTestable("there is no such fact")
+        raise InsufficientDataError("there is no such fact")
     from scipy.stats import binomtest
 
     low, high = binomtest(num, total).proportion_ci(method="wilson")
     return Proportion(num, total, float(low), float(high))
 
 
-def by_strength(facts: PlantedFacts) -> dict[str, dict[str, int]]:
+def counts_by_strength(facts: PlantedFacts) -> dict[str, dict[str, int]]:
     """Facts of each category by planted strength, strongest first; strengths without a fact are left out.
 
     Raises:
@@ -108,7 +108,9 @@ def by_strength(facts: PlantedFacts) -> dict[str, dict[str, int]]:
     """
     strange = set(facts.strength.tolist()) - set(STRENGTHS)
     if strange:
-        raise NotTestable(f"world/planted.parquet names strengths {sorted(strange)}, wanted some of {STRENGTHS}")
+        raise InsufficientDataError(
+            f"world/planted.parquet names strengths {sorted(strange)}, wanted some of {STRENGTHS}"
+        )
     tally = Counter(zip(facts.strength.tolist(), facts.category.tolist(), strict=True))
     found = {s: {str(category): tally[s, str(category)] for category in Category} for s in STRENGTHS}
     return {strength: counts for strength, counts in found.items() if sum(counts.values())}
@@ -125,12 +127,12 @@ def unknown_share(facts: PlantedFacts, strength: str) -> Proportion:
     return proportion(num, int(of_strength.sum()))
 
 
-def false_unknown(facts: PlantedFacts) -> dict[str, Proportion]:
+def false_unknown_rates(facts: PlantedFacts) -> dict[str, Proportion]:
     """Planted facts labelled Unknown, by strength."""
-    return {name: unknown_share(facts, name) for name in by_strength(facts) if name != "never"}
+    return {name: unknown_share(facts, name) for name in counts_by_strength(facts) if name != "never"}
 
 
-def false_known(facts: PlantedFacts) -> Proportion:
+def false_known_rate(facts: PlantedFacts) -> Proportion:
     """Never-planted facts labelled Known.
 
     Raises:
@@ -140,13 +142,13 @@ def false_known(facts: PlantedFacts) -> Proportion:
     return proportion(unknown.total - unknown.num, unknown.total)
 
 
-def causes(facts: PlantedFacts, strength: str) -> dict[str, int]:
+def cause_counts(facts: PlantedFacts, strength: str) -> dict[str, int]:
     """Facts of a strength whose label is not what was planted, by cause, in the order in which causes are tried.
 
     Raises:
         NotTestable: the answers that would tell were not kept.
     """
-    if facts.untold:
-        raise NotTestable(facts.untold)
+    if facts.cause_missing_reason:
+        raise InsufficientDataError(facts.cause_missing_reason)
     tally = Counter(facts.cause[facts.strength == strength].tolist())
-    return {cause: tally[cause] for cause in (GUESSED if strength == "never" else MISSED) if tally[cause]}
+    return {cause: tally[cause] for cause in (GUESS_CAUSES if strength == "never" else MISS_CAUSES) if tally[cause]}

@@ -6,18 +6,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.planted import LEAST_FACTS, Floats, PlantedFacts
-from slick.analysis.terms import NotTestable
+from slick.analysis.planted import MIN_FACTS, FloatArray, PlantedFacts
+from slick.analysis.terms import InsufficientDataError
 
-STEP = 0.05
+BIN_WIDTH = 0.05
 """Planted chances are binned to multiples of this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bin:
+class CalibrationBin:
     """Facts of about one planted chance, and the mean of a measure over them with its 95 % interval."""
 
-    chance: float
+    planted_probability: float
     """Mean planted chance."""
     num: int
     mean: float
@@ -25,7 +25,7 @@ class Bin:
     high: float
 
 
-class Ranked(NamedTuple):
+class RankStatistic(NamedTuple):
     """A rank correlation or a ranking's area, with its 95 % interval and the facts behind it."""
 
     value: float
@@ -34,7 +34,7 @@ class Ranked(NamedTuple):
     num: int
 
 
-def calibration(facts: PlantedFacts, measure_F: Floats) -> list[Bin]:
+def calibration_bins(facts: PlantedFacts, measure_F: FloatArray) -> list[CalibrationBin]:
     """Mean of a measure by planted chance, ascending.
 
     Args:
@@ -46,31 +46,37 @@ def calibration(facts: PlantedFacts, measure_F: Floats) -> list[Bin]:
     """
     seen = np.isfinite(measure_F)
     if not seen.any():
-        raise NotTestable("it was measured for no planted fact")
-    chance, values = facts.chance[seen], measure_F[seen]
-    places = np.round(chance / STEP)
+        raise InsufficientDataError("it was measured for no planted fact")
+    chance, values = facts.planted_probability[seen], measure_F[seen]
+    places = np.round(chance / BIN_WIDTH)
     found = []
     for place in np.unique(places):
         chosen = values[places == place]
         low, high = _mean_interval(chosen)
         mean_chance = float(chance[places == place].mean())
-        found.append(Bin(chance=mean_chance, num=len(chosen), mean=float(chosen.mean()), low=low, high=high))
+        found.append(
+            CalibrationBin(
+                planted_probability=mean_chance, num=len(chosen), mean=float(chosen.mean()), low=low, high=high
+            )
+        )
     return found
 
 
-def sharpened(chance: Floats, temperature: float) -> Floats:
+def apply_temperature(chance: FloatArray, temperature: float) -> FloatArray:
     """The chance of the answer beside one rival when chances are sharpened by a temperature.
 
     As if the two answers differed in one token; those that differ in more are sharpened by less or more.
 
-    >>> sharpened(np.array([0.0, 0.25, 0.5, 1.0]), 0.5).tolist()
+    >>> apply_temperature(np.array([0.0, 0.25, 0.5, 1.0]), 0.5).tolist()
     [0.0, 0.1, 0.5, 1.0]
     """
     gold, rival = chance ** (1 / temperature), (1 - chance) ** (1 / temperature)
     return np.asarray(gold / (gold + rival), dtype=np.float64)
 
 
-def rank_recovery(facts: PlantedFacts, measure_F: Floats, among: NDArray[np.bool_] | None = None) -> Ranked:
+def planted_rank_correlation(
+    facts: PlantedFacts, measure_F: FloatArray, among: NDArray[np.bool_] | None = None
+) -> RankStatistic:
     """Spearman's rank correlation of planted chance and measure.
 
     Args:
@@ -86,19 +92,19 @@ def rank_recovery(facts: PlantedFacts, measure_F: Floats, among: NDArray[np.bool
     from scipy.stats import norm, spearmanr
 
     seen = np.isfinite(measure_F) & (True if among is None else among)
-    chance, values = facts.chance[seen], measure_F[seen]
+    chance, values = facts.planted_probability[seen], measure_F[seen]
     num = len(values)
-    if num < LEAST_FACTS:
-        raise NotTestable(f"needs {LEAST_FACTS} measured facts or more, there are {num}")
+    if num < MIN_FACTS:
+        raise InsufficientDataError(f"needs {MIN_FACTS} measured facts or more, there are {num}")
     if len(np.unique(chance)) < 2 or len(np.unique(values)) < 2:
-        raise NotTestable("planted chance or measure is the same for all of these facts")
+        raise InsufficientDataError("planted chance or measure is the same for all of these facts")
     rho = float(spearmanr(chance, values).statistic)
     reach = float(norm.ppf(0.975)) * np.sqrt((1 + rho**2 / 2) / (num - 3))
     at = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
-    return Ranked(rho, float(np.tanh(at - reach)), float(np.tanh(at + reach)), num)
+    return RankStatistic(rho, float(np.tanh(at - reach)), float(np.tanh(at + reach)), num)
 
 
-def planted_or_not(facts: PlantedFacts, measure_F: Floats) -> Ranked:
+def planted_auroc(facts: PlantedFacts, measure_F: FloatArray) -> RankStatistic:
     """The chance that a planted fact scores above one never planted, ties counting half (area under the ROC curve).
 
     Raises:
@@ -112,7 +118,7 @@ def planted_or_not(facts: PlantedFacts, measure_F: Floats) -> Ranked:
     never = facts.strength == "never"
     above, below = measure_F[seen & ~never], measure_F[seen & never]
     if min(len(above), len(below)) < 2:
-        raise NotTestable("needs two planted and two never planted facts that were measured")
+        raise InsufficientDataError("needs two planted and two never planted facts that were measured")
     ranks = rankdata(np.concatenate([above, below]))
     wins = (ranks[: len(above)] - rankdata(above)) / len(below)
     losses = 1 - (ranks[len(above) :] - rankdata(below)) / len(above)
@@ -120,12 +126,12 @@ def planted_or_not(facts: PlantedFacts, measure_F: Floats) -> Ranked:
     error = np.sqrt(wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses))
     if error == 0:  # all apart: as sure as so many trials, one a fact of the smaller side
         low, high = binomtest(round(area * min(len(above), len(below))), min(len(above), len(below))).proportion_ci()
-        return Ranked(area, float(min(low, area)), float(max(high, area)), len(ranks))
+        return RankStatistic(area, float(min(low, area)), float(max(high, area)), len(ranks))
     reach = float(norm.ppf(0.975) * error)
-    return Ranked(area, max(area - reach, 0.0), min(area + reach, 1.0), len(ranks))
+    return RankStatistic(area, max(area - reach, 0.0), min(area + reach, 1.0), len(ranks))
 
 
-def _mean_interval(values: Floats) -> tuple[float, float]:
+def _mean_interval(values: FloatArray) -> tuple[float, float]:
     """Student's t over facts; where all facts agree, as many exact trials as there are facts."""
     from scipy.stats import binomtest, t
 

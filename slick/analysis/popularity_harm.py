@@ -13,33 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
-from slick.analysis.popularity import Bins, Popularity, popularity_bins
-from slick.analysis.statistics.subset import Compared, compare
-from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
+from slick.analysis.popularity import PopularityBins, PopularityData, popularity_bins
+from slick.analysis.statistics.subset import SubsetComparison, compare_on_questions
+from slick.analysis.terms import ANY_KNOWN, CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.types import ALL_CATEGORIES, KNOWN_CATEGORIES, Category
 
-SHARES = (0.5, 1.0)
+COMPARED_SHARES = (0.5, 1.0)
 """Shares of Unknown rows that are held against none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Harm:
+class HarmEstimate:
     """A set with Unknown rows (first) against the one without (second), on test questions of one quantile."""
 
     share: float
-    when: str
+    checkpoint: str
     """`EARLY` or `LAST`."""
     category: str
     """`ALL_CATEGORIES`, or `POOLED` for Known questions only: those of Unknown ones have little accuracy to lose."""
     quantile: int
     """Place among the bins, from the least popular."""
-    compared: Compared | None
-    why: str = ""
+    comparison: SubsetComparison | None
+    missing_reason: str = ""
     """What is missing, where there is no comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowPopularity:
+class VariantPopularity:
     """How popular the rows of one fine-tuning set are."""
 
     name: str
@@ -53,104 +53,122 @@ class RowPopularity:
     """Of its Unknown rows; None without any."""
     shares: tuple[float, ...]
     """Share of its rows in each bin, from the least popular; they add up to 1."""
-    matched: float | None
+    matched_share: float | None
     """Share of its rows that find a partner of the same bin in the set without Unknown rows, in [0, 1]; None if that
     has no rows of known popularity."""
 
 
-def known_popularity(data: StudyData) -> Popularity:
+def require_popularity(data: StudyData) -> PopularityData:
     """The popularity that was loaded.
 
     Raises:
         NotTestable: the source of the questions has none.
     """
     if data.popularity is None:
-        raise NotTestable(
+        raise InsufficientDataError(
             "needs annotated questions whose source says how popular their subjects are: a column popularity or s_pop"
         )
     return data.popularity
 
 
-def harms(data: StudyData) -> list[Harm]:
+def estimate_harm(data: StudyData) -> list[HarmEstimate]:
     """Every share, checkpoint, group of test questions and bin.
 
     Raises:
         NotTestable: there is no popularity, no set without Unknown rows, or none with a half or nothing else.
     """
-    known = known_popularity(data)
+    known = require_popularity(data)
     bins = popularity_bins(known)
-    sweep = dict(data.sweep("unknown", least=0))
-    shares = [share for share in SHARES if share in sweep]
+    sweep = dict(data.sweep_variants("unknown", min_shares=0))
+    shares = [share for share in COMPARED_SHARES if share in sweep]
     if 0.0 not in sweep or not shares:
-        raise NotTestable("needs finished runs of unknown-000, and of unknown-050 or unknown-100")
+        raise InsufficientDataError("needs finished runs of unknown-000, and of unknown-050 or unknown-100")
     return [
-        _harm(data, (share, sweep[share], sweep[0.0]), when, category, quantile, _ids(known, bins, category, quantile))
+        _harm_estimate(
+            data,
+            (share, sweep[share], sweep[0.0]),
+            checkpoint,
+            category,
+            quantile,
+            _question_ids_in_bin(known, bins, category, quantile),
+        )
         for share in shares
-        for when in (EARLY, LAST)
-        for category in (ALL_CATEGORIES, POOLED)
+        for checkpoint in (EARLY_STOP, CONVERGENCE)
+        for category in (ALL_CATEGORIES, ANY_KNOWN)
         for quantile in range(len(bins.labels))
     ]
 
 
-def row_popularity(data: StudyData) -> list[RowPopularity]:
+def variant_popularity(data: StudyData) -> list[VariantPopularity]:
     """Every fine-tuning set, in the order in which they were drawn; relabelled ones have the rows of the sweep's.
 
     Raises:
         NotTestable: there is no popularity, or no set was drawn.
     """
-    known = known_popularity(data)
+    known = require_popularity(data)
     bins = popularity_bins(known)
     base = next((v.name for v in data.variants.values() if v.kind == "unknown" and v.share == 0.0), "")
-    against = _shares(bins, known.rows[base]) if len(known.rows.get(base, ())) else None
+    against = _bin_shares(bins, known.rows[base]) if len(known.rows.get(base, ())) else None
     kinds = {name: variant.kind for name, variant in data.variants.items()}
     found = [
-        _row_popularity(known, bins, name, places, against)
+        _variant_popularity(known, bins, name, places, against)
         for name, places in known.rows.items()
         if len(places) and kinds.get(name) != "idk"
     ]
     if not found:
-        raise NotTestable("needs fine-tuning sets with rows of known popularity")
+        raise InsufficientDataError("needs fine-tuning sets with rows of known popularity")
     return found
 
 
-def _harm(
-    data: StudyData, sets: tuple[float, str, str], when: str, category: str, quantile: int, ids: NDArray[np.str_]
-) -> Harm:
+def _harm_estimate(
+    data: StudyData, sets: tuple[float, str, str], checkpoint: str, category: str, quantile: int, ids: NDArray[np.str_]
+) -> HarmEstimate:
     share, name, base = sets
     try:
-        found, why = compare(data, (name, when), (base, when), "test", ids), ""
-    except NotTestable as reason:
-        found, why = None, str(reason)
-    return Harm(share=share, when=when, category=category, quantile=quantile, compared=found, why=why)
+        found, missing_reason = compare_on_questions(data, (name, checkpoint), (base, checkpoint), "test", ids), ""
+    except InsufficientDataError as reason:
+        found, missing_reason = None, str(reason)
+    return HarmEstimate(
+        share=share,
+        checkpoint=checkpoint,
+        category=category,
+        quantile=quantile,
+        comparison=found,
+        missing_reason=missing_reason,
+    )
 
 
-def _ids(known: Popularity, bins: Bins, category: str, quantile: int) -> NDArray[np.str_]:
-    mask = bins.of_question == quantile
-    if category == POOLED:
+def _question_ids_in_bin(known: PopularityData, bins: PopularityBins, category: str, quantile: int) -> NDArray[np.str_]:
+    mask = bins.bin_of_question == quantile
+    if category == ANY_KNOWN:
         mask &= np.isin(known.categories, [str(one) for one in KNOWN_CATEGORIES])
     ids: NDArray[np.str_] = known.question_ids[mask]
     return ids
 
 
-def _row_popularity(
-    known: Popularity, bins: Bins, name: str, places: NDArray[np.int64], against: NDArray[np.float64] | None
-) -> RowPopularity:
+def _variant_popularity(
+    known: PopularityData,
+    bins: PopularityBins,
+    name: str,
+    places: NDArray[np.int64],
+    against: NDArray[np.float64] | None,
+) -> VariantPopularity:
     values, unknown = known.values[places], known.categories[places] == str(Category.UNKNOWN)
-    shares = _shares(bins, places)
+    shares = _bin_shares(bins, places)
     low, middle, high = (float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
-    return RowPopularity(
+    return VariantPopularity(
         name=name,
         num=len(places),
         quartiles=(low, middle, high),
         median_known=_median(values[~unknown]),
         median_unknown=_median(values[unknown]),
         shares=tuple(float(share) for share in shares),
-        matched=None if against is None else float(np.minimum(shares, against).sum()),
+        matched_share=None if against is None else float(np.minimum(shares, against).sum()),
     )
 
 
-def _shares(bins: Bins, places: NDArray[np.int64]) -> NDArray[np.float64]:
-    counts = np.bincount(bins.of_question[places], minlength=len(bins.labels))
+def _bin_shares(bins: PopularityBins, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    counts = np.bincount(bins.bin_of_question[places], minlength=len(bins.labels))
     return np.asarray(counts / max(len(places), 1), dtype=np.float64)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from slick.analysis.setting_differences import Basis, basis
+from slick.analysis.setting_differences import StudyIdentity, study_identity
 from slick.precision import merge_runtimes
 from slick.study import Manifest, fingerprint
 from slick.uris import public_name
@@ -17,7 +17,7 @@ STEPS = ("world", "questions", "annotate", "variants", "sweep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
+class StudyCost:
     """What a study has spent so far; seconds of workers add up over all of them."""
 
     questions: int | None = None
@@ -46,7 +46,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class Provenance:
     """Which model, questions and seeds a study is of, and how far it is."""
 
     model: str
@@ -60,7 +60,7 @@ class Origin:
     recipe: str | None
     """Equal for studies that have the same settings, whatever their seeds; None before the annotation, and where
     something that counts is not known."""
-    basis: Basis
+    basis: StudyIdentity
     """All that the results depend on."""
     dropped: tuple[tuple[str, int], ...]
     """Questions that each rule of the filter took away, in its order."""
@@ -72,12 +72,12 @@ class Origin:
     """Libraries of which not all steps had the same version."""
     finished: tuple[str, ...]
     missing: tuple[str, ...]
-    cost: Cost
+    cost: StudyCost
     runtimes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Of annotation, P(True) and trainings: `device`, `dtype` and `attention`, as far as their manifests say."""
 
 
-def origin(manifests: Mapping[str, Manifest]) -> Origin:
+def read_provenance(manifests: Mapping[str, Manifest]) -> Provenance:
     """Read the manifests of the finished steps and runs.
 
     Args:
@@ -86,8 +86,8 @@ def origin(manifests: Mapping[str, Manifest]) -> Origin:
     runs = [manifest for name, manifest in manifests.items() if name.startswith("runs/")]
     annotate, questions = manifests.get("annotate"), manifests.get("questions")
     steps = [name for name in STEPS if name != "world" or "world" in manifests]
-    depends_on, versions = basis(manifests), _versions(manifests.values())
-    return Origin(
+    depends_on, versions = study_identity(manifests), _versions(manifests.values())
+    return Provenance(
         model=_model(manifests),
         model_mark=annotate.inputs.get("model") if annotate else None,
         questions_mark=questions.fingerprint if questions else None,
@@ -97,7 +97,7 @@ def origin(manifests: Mapping[str, Manifest]) -> Origin:
         basis=depends_on,
         dropped=_dropped(questions),
         read=questions.counts.get("rows") if questions else None,
-        kept=_sum(questions.counts["kept"]) if questions and "kept" in questions.counts else None,
+        kept=_sum_nested(questions.counts["kept"]) if questions and "kept" in questions.counts else None,
         versions=versions,
         changed_versions={library: several for library, several in versions.items() if len(several) > 1},
         finished=tuple(name for name in steps if name in manifests),
@@ -141,16 +141,16 @@ def _dropped(questions: Manifest | None) -> tuple[tuple[str, int], ...]:
     if questions is None:
         return ()
     counts = questions.counts
-    taken = [(rule, _sum(by_relation)) for rule, by_relation in counts.get("dropped", {}).items()]
+    taken = [(rule, _sum_nested(by_relation)) for rule, by_relation in counts.get("dropped", {}).items()]
     others = [("bad rows", counts.get("rejected", 0)), ("over the limit a relation", counts.get("over_limit", 0))]
     return (*taken, *((name, num) for name, num in others if num))
 
 
-def _cost(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> Cost:
+def _cost(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> StudyCost:
     asked: Mapping[str, Any] = manifests["annotate"].counts if "annotate" in manifests else {}
     devices = sorted({device for run in runs for device in _devices(run)})
     asking = sorted(_devices(manifests["annotate"])) if "annotate" in manifests else []
-    return Cost(
+    return StudyCost(
         **{
             name: asked.get(name)
             for name in (
@@ -160,9 +160,9 @@ def _cost(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> Cost:
         },
         trainings=len(runs),
         epochs=sum(int(run.counts.get("epochs", 0)) for run in runs),
-        train_tokens=_total(runs, "tokens_now"),
-        training_seconds=_total(runs, "training_seconds"),
-        evaluation_seconds=_total(runs, "evaluation_seconds"),
+        train_tokens=_sum_over_runs(runs, "tokens_now"),
+        training_seconds=_sum_over_runs(runs, "training_seconds"),
+        evaluation_seconds=_sum_over_runs(runs, "evaluation_seconds"),
         device=" and ".join(devices) or None,
         engine_device=" and ".join(asking) or None,
         at_least=any(run.counts.get("epochs_now", 0) < run.counts.get("epochs", 0) for run in runs),
@@ -194,12 +194,12 @@ def _runtimes(manifests: Mapping[str, Manifest], runs: list[Manifest]) -> dict[s
     return {part: found for part, found in known.items() if found}
 
 
-def _total(runs: list[Manifest], name: str) -> Any:
+def _sum_over_runs(runs: list[Manifest], name: str) -> Any:
     """The sum over all runs; None if one does not say."""
     values = [run.counts.get(name) for run in runs]
     whole = [value for value in values if value is not None]
     return sum(whole) if whole and len(whole) == len(values) else None
 
 
-def _sum(nested: Mapping[str, Mapping[str, int]]) -> int:
+def _sum_nested(nested: Mapping[str, Mapping[str, int]]) -> int:
     return sum(num for of_relation in nested.values() for num in of_relation.values())

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
-from slick.analysis.terms import LAST, Cell, NotTestable
+from slick.analysis.terms import CONVERGENCE, InsufficientDataError, Measurement
 from slick.types import Category
 
-HIGHLY = str(Category.HIGHLY_KNOWN)
+HIGHLY_KNOWN = str(Category.HIGHLY_KNOWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
+class RetentionCurve:
     """How HighlyKnown questions fare in one variant, averaged over seeds; E epochs."""
 
     share: float
@@ -33,30 +33,30 @@ class Retention:
     """Shape (E,)."""
     best_epoch: int
     """The epoch with the highest accuracy, ties to the earliest."""
-    best: Cell
+    best_accuracy: Measurement
     """Accuracy there, percent."""
-    lost: tuple[Cell, ...]
+    points_lost: tuple[Measurement, ...]
     """Points lost from the best epoch to each epoch; length E, negative nowhere."""
 
-    def at(self, epoch: int) -> Cell:
+    def points_lost_at(self, epoch: int) -> Measurement:
         """Points lost by an epoch."""
-        return self.lost[int(np.flatnonzero(self.epochs == epoch)[0])]
+        return self.points_lost[int(np.flatnonzero(self.epochs == epoch)[0])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
+class KnownOnlyAblation:
     """D beside D_Known, the same set without its Unknown rows, at the end of training."""
 
     share: float
-    lost: Cell
+    points_lost: Measurement
     """Points of HighlyKnown accuracy that D loses from its best epoch."""
-    lost_known: Cell | None
+    points_lost_known: Measurement | None
     """Those that D_Known loses from its own; None where it was not trained."""
-    cost: Cell | None
+    cost: Measurement | None
     """Accuracy of D_Known less that of D, on the same questions."""
 
 
-def retention(data: StudyData, kind: str = "unknown", split: str = "test") -> tuple[Retention, ...]:
+def retention_curves(data: StudyData, kind: str = "unknown", split: str = "test") -> tuple[RetentionCurve, ...]:
     """HighlyKnown accuracy of every variant of a kind, by share of Unknown rows.
 
     Args:
@@ -67,53 +67,61 @@ def retention(data: StudyData, kind: str = "unknown", split: str = "test") -> tu
     Raises:
         NotTestable: there is no such run, or it was not tested on HighlyKnown questions.
     """
-    return tuple(_retention(data, share, name, split) for share, name in data.sweep(kind, least=1))
+    return tuple(_retention_curve(data, share, name, split) for share, name in data.sweep_variants(kind, min_shares=1))
 
 
-def control(data: StudyData) -> tuple[Control, ...]:
+def known_only_ablation(data: StudyData) -> tuple[KnownOnlyAblation, ...]:
     """What D loses, what D_Known loses, and what the Unknown rows cost, by share of Unknown rows.
 
     Raises:
         NotTestable: as in `retention`, or no D_Known was trained.
     """
-    known = {one.share: one for one in retention(data, "known")}
+    known = {one.share: one for one in retention_curves(data, "known")}
     found = []
-    for one in retention(data):
+    for one in retention_curves(data):
         other = known.get(one.share)
         found.append(
-            Control(
+            KnownOnlyAblation(
                 share=one.share,
-                lost=one.lost[-1],
-                lost_known=other.lost[-1] if other else None,
-                cost=data.difference((other.variant, LAST), (one.variant, LAST), "test", HIGHLY) if other else None,
+                points_lost=one.points_lost[-1],
+                points_lost_known=other.points_lost[-1] if other else None,
+                cost=data.difference((other.variant, CONVERGENCE), (one.variant, CONVERGENCE), "test", HIGHLY_KNOWN)
+                if other
+                else None,
             )
         )
     return tuple(found)
 
 
-def changes(data: StudyData, one: Retention) -> dict[str, Cell]:
+def category_changes(data: StudyData, one: RetentionCurve) -> dict[str, Measurement]:
     """Change of test accuracy in each category from the best epoch of HighlyKnown questions to the end, in points."""
     found = {}
     for category in map(str, Category):
         try:
-            found[category] = data.difference((one.variant, LAST), (one.variant, one.best_epoch), "test", category)
-        except NotTestable:  # no test question of that category
+            found[category] = data.difference(
+                (one.variant, CONVERGENCE), (one.variant, one.best_epoch), "test", category
+            )
+        except InsufficientDataError:  # no test question of that category
             continue
     return found
 
 
-def _retention(data: StudyData, share: float, name: str, split: str) -> Retention:
-    epochs, curve = data.mean_curve(name, split, HIGHLY)
+def _retention_curve(data: StudyData, share: float, name: str, split: str) -> RetentionCurve:
+    epochs, curve = data.mean_curve(name, split, HIGHLY_KNOWN)
     if np.isnan(curve).any():
-        raise NotTestable(f"the runs of {name} were not tested on {HIGHLY} {split} questions at every epoch")
+        raise InsufficientDataError(
+            f"the runs of {name} were not tested on {HIGHLY_KNOWN} {split} questions at every epoch"
+        )
     best = int(epochs[int(np.argmax(curve))])
-    lost = [data.difference((name, best), (name, int(epoch)), split, HIGHLY) for epoch in epochs]
-    return Retention(
+    lost = [data.difference((name, best), (name, int(epoch)), split, HIGHLY_KNOWN) for epoch in epochs]
+    return RetentionCurve(
         share=share,
         variant=name,
         epochs=epochs,
         best_epoch=best,
-        best=data.accuracy(name, best, split, HIGHLY),
-        lost=tuple(Cell(0.0, 0.0, cell.num_seeds) if epoch == best else cell
-                   for epoch, cell in zip(epochs, lost, strict=True)),
-    )  # fmt: skip
+        best_accuracy=data.accuracy(name, best, split, HIGHLY_KNOWN),
+        points_lost=tuple(
+            Measurement(0.0, 0.0, cell.num_seeds) if epoch == best else cell
+            for epoch, cell in zip(epochs, lost, strict=True)
+        ),
+    )

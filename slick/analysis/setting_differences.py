@@ -24,18 +24,18 @@ Settings = Mapping[str, Mapping[str, Any]]
 TRAININGS = "trainings"
 """All fine-tunings of a study together, as a step."""
 MODEL, QUESTIONS = "model fingerprint", "questions fingerprint"
-COMBINATIONS = "combinations of these settings"
+SETTING_COMBINATIONS = "combinations of these settings"
 FINISHED = "finished"
 AUTO = "auto"
 """A value that the program chooses; what it chose is in the counts of the manifest, and is what counts."""
-STEP_SETTINGS = (WorldConfig, QuestionsConfig, AnnotateConfig, VariantsConfig)
+STEP_CONFIG_CLASSES = (WorldConfig, QuestionsConfig, AnnotateConfig, VariantsConfig)
 """Imported so that what these settings affect is known; `jobs.compare` imports those of sweeps and trainings."""
-ABSENT = "not stated"
+NOT_STATED = "not stated"
 """Of a setting that a manifest does not have, or that has no effect there."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Basis:
+class StudyIdentity:
     """What the results of a study depend on."""
 
     settings: Settings
@@ -58,7 +58,7 @@ class SettingDifference(NamedTuple):
     """One a study, for people."""
 
 
-def basis(manifests: Mapping[str, Manifest]) -> Basis:
+def study_identity(manifests: Mapping[str, Manifest]) -> StudyIdentity:
     """Read what counts off the manifests of the finished steps and runs.
 
     Args:
@@ -72,9 +72,9 @@ def basis(manifests: Mapping[str, Manifest]) -> Basis:
     run_seeds: dict[str, list[Any]] = {}
     for name, manifest in manifests.items():
         step = "finetune" if name.startswith("runs/") else name.removeprefix("annotate/")
-        found, missing = _stated(step, manifest)
-        drawn = {key: found.pop(key) for key in seed_names(settings_class(step)) if key in found}
-        inputs, made = _inputs(step, manifest, manifests)
+        found, missing = _relevant_settings(step, manifest)
+        drawn = {key: found.pop(key) for key in seed_setting_names(settings_class(step)) if key in found}
+        inputs, made = _split_inputs(step, manifest, manifests)
         found |= inputs
         products |= made
         unknown += [f"{name}: {what}" for what in missing]
@@ -86,25 +86,25 @@ def basis(manifests: Mapping[str, Manifest]) -> Basis:
             settings[step] = found
             seeds |= {f"{step} {key}": value for key, value in drawn.items()}
     if runs:
-        settings[TRAININGS] = _of_runs(runs)
-    seeds |= {name: _distinct(values) for name, values in run_seeds.items()}
-    return Basis(settings=settings, seeds=seeds, products=products, unknown=tuple(unknown))
+        settings[TRAININGS] = _merge_run_settings(runs)
+    seeds |= {name: _distinct_values(values) for name, values in run_seeds.items()}
+    return StudyIdentity(settings=settings, seeds=seeds, products=products, unknown=tuple(unknown))
 
 
-def seed_names(cls: type | None, prefix: str = "") -> list[str]:
+def seed_setting_names(cls: type | None, prefix: str = "") -> list[str]:
     """Dotted names of the seeds among the settings of a class."""
     found = []
     for field in dataclasses.fields(cls) if cls else ():
         if "seed" in field_affects(field):
             found.append(f"{prefix}{field.name}")
-        found += seed_names(nested_settings_class(field), f"{prefix}{field.name}.")
+        found += seed_setting_names(nested_settings_class(field), f"{prefix}{field.name}.")
     return found
 
 
-def _stated(step: str, manifest: Manifest) -> tuple[dict[str, Any], list[str]]:
+def _relevant_settings(step: str, manifest: Manifest) -> tuple[dict[str, Any], list[str]]:
     """The settings of a step that count, and those whose effect is not known."""
     cls = settings_class(step)
-    identity = _proven_contents(step, manifest) if manifest.identity is None else manifest.identity
+    identity = _contents_from_fingerprint(step, manifest) if manifest.identity is None else manifest.identity
     found = flatten_settings(filter_settings(cls, manifest.settings)) | flatten_settings(identity)
     known = manifest.inputs.keys() | identity.keys()
     missing = [
@@ -121,7 +121,7 @@ def _stated(step: str, manifest: Manifest) -> tuple[dict[str, Any], list[str]]:
     return found, missing
 
 
-def _proven_contents(step: str, manifest: Manifest) -> dict[str, Any]:
+def _contents_from_fingerprint(step: str, manifest: Manifest) -> dict[str, Any]:
     """What a manifest without an identity does not state, but its fingerprint proves."""
     settings = filter_settings(settings_class(step), manifest.settings, IDENTITY)
     if step == "world":
@@ -134,7 +134,9 @@ def _proven_contents(step: str, manifest: Manifest) -> dict[str, Any]:
     return {}
 
 
-def _inputs(step: str, manifest: Manifest, manifests: Mapping[str, Manifest]) -> tuple[dict[str, str], dict[str, str]]:
+def _split_inputs(
+    step: str, manifest: Manifest, manifests: Mapping[str, Manifest]
+) -> tuple[dict[str, str], dict[str, str]]:
     """The inputs of a step that come from outside the study, and those that its own world made.
 
     What another step of the study made is left out, since that step's own settings and inputs are compared.
@@ -161,20 +163,20 @@ def _inputs(step: str, manifest: Manifest, manifests: Mapping[str, Manifest]) ->
     return found, products
 
 
-def _of_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge_run_settings(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Each setting's value, or its distinct values, over all runs; and how they were combined."""
     names = dict.fromkeys(name for run in runs for name in run)
-    values = {name: _distinct([run.get(name, ABSENT) for run in runs]) for name in names}
+    values = {name: _distinct_values([run.get(name, NOT_STATED) for run in runs]) for name in names}
     together = {name: several[0] if len(several) == 1 else several for name, several in values.items()}
-    return {**together, COMBINATIONS: fingerprint(sorted({fingerprint(run) for run in runs}))}
+    return {**together, SETTING_COMBINATIONS: fingerprint(sorted({fingerprint(run) for run in runs}))}
 
 
-def _distinct(values: Sequence[Any]) -> list[Any]:
+def _distinct_values(values: Sequence[Any]) -> list[Any]:
     by_text = {json.dumps(value, sort_keys=True): value for value in values}
     return [by_text[text] for text in sorted(by_text)]
 
 
-def unexplained(first: Basis, second: Basis) -> tuple[str, ...]:
+def unexplained_differences(first: StudyIdentity, second: StudyIdentity) -> tuple[str, ...]:
     """What the worlds of two studies made differently, though they have the same seeds."""
     names = [seed for seed in first.seeds.keys() | second.seeds.keys() if seed.startswith("world ")]
     if any(first.seeds.get(name) != second.seeds.get(name) for name in names):
@@ -183,7 +185,7 @@ def unexplained(first: Basis, second: Basis) -> tuple[str, ...]:
     return tuple(sorted(name for name in shared if first.products[name] != second.products[name]))
 
 
-def setting_differences(studies: Sequence[Basis]) -> list[SettingDifference]:
+def setting_differences(studies: Sequence[StudyIdentity]) -> list[SettingDifference]:
     """All settings and inputs that are not the same in all studies, by step; seeds are not among them."""
     found = []
     for step in dict.fromkeys(step for study in studies for step in study.settings):
@@ -191,36 +193,38 @@ def setting_differences(studies: Sequence[Basis]) -> list[SettingDifference]:
         if None in there:
             said = tuple("not finished" if one is None else FINISHED for one in there)
             found.append(SettingDifference(step, "", said))
-        found += _within(step, there)
+        found += _step_differences(step, there)
     for name in (MODEL, QUESTIONS):
-        if any(name in unexplained(a, b) for a in studies for b in studies):
-            found.append(SettingDifference("world", name, tuple(study.products.get(name, ABSENT) for study in studies)))
+        if any(name in unexplained_differences(a, b) for a in studies for b in studies):
+            found.append(
+                SettingDifference("world", name, tuple(study.products.get(name, NOT_STATED) for study in studies))
+            )
     if any(study.unknown for study in studies):
-        said = tuple("; ".join(study.unknown) or ABSENT for study in studies)
+        said = tuple("; ".join(study.unknown) or NOT_STATED for study in studies)
         found.append(SettingDifference("", "not known", said))
     return found
 
 
-def _within(step: str, there: Sequence[Mapping[str, Any] | None]) -> list[SettingDifference]:
+def _step_differences(step: str, there: Sequence[Mapping[str, Any] | None]) -> list[SettingDifference]:
     known = [one for one in there if one is not None]
-    names = [name for name in dict.fromkeys(name for one in known for name in one) if name != COMBINATIONS]
+    names = [name for name in dict.fromkeys(name for one in known for name in one) if name != SETTING_COMBINATIONS]
     rows: list[SettingDifference] = []
-    for name in [*names, COMBINATIONS]:
+    for name in [*names, SETTING_COMBINATIONS]:
         texts = {json.dumps([name in one, one.get(name)]) for one in known}
-        if len(texts) > 1 and not (name == COMBINATIONS and rows):
-            values = tuple(ABSENT if one is None or name not in one else setting_text(one[name]) for one in there)
+        if len(texts) > 1 and not (name == SETTING_COMBINATIONS and rows):
+            values = tuple(NOT_STATED if one is None or name not in one else format_setting(one[name]) for one in there)
             rows.append(SettingDifference(step, name, values))
     return rows
 
 
-def setting_text(value: object) -> str:
+def format_setting(value: object) -> str:
     """A setting's value for people.
 
-    >>> setting_text([0.25, None, True]), setting_text("f1"), setting_text([])
+    >>> format_setting([0.25, None, True]), format_setting("f1"), format_setting([])
     ('0.25, none, yes', 'f1', 'none')
     """
     if isinstance(value, list | tuple):
-        return ", ".join(map(setting_text, value)) or "none"
+        return ", ".join(map(format_setting, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

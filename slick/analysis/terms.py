@@ -2,27 +2,27 @@
 
 from typing import NamedTuple
 
-EARLY = "early_stop"
+EARLY_STOP = "early_stop"
 """The epoch with the best dev accuracy, ties to the earliest."""
 
-LAST = "convergence"
+CONVERGENCE = "convergence"
 """The last epoch."""
 
-POOLED = "Known"
+ANY_KNOWN = "Known"
 """The three Known categories together."""
 
 MIN_SEEDS = 3
 """From this many seeds on, errors cover the spread over seeds too."""
 
-When = str | int
+CheckpointRef = str | int
 """`EARLY`, `LAST`, or the number of an epoch (from 1)."""
 
 
-class NotTestable(Exception):
+class InsufficientDataError(Exception):
     """A finding cannot be judged with what the study holds; the message says what is missing."""
 
 
-class Cell(NamedTuple):
+class Measurement(NamedTuple):
     """A measured percentage, or a difference of two in points."""
 
     value: float

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from slick.analysis.data import StudyData
-from slick.analysis.error_audit import F1_LIMIT, AuditPlan
-from slick.analysis.findings.judge import judge
+from slick.analysis.error_audit import PARAPHRASE_F1_THRESHOLD, AuditPlan
+from slick.analysis.findings.judge import evaluate_findings
 from slick.analysis.loading.study import load_study
 from slick.errors import SettingsError
 from slick.locks import exclusive_lock
 from slick.report import tables
-from slick.report.asked import asked_of, mark_outcomes, mark_sections
-from slick.report.page import Section, grouped, render
-from slick.report.provenance import manifests_of, provenance
-from slick.report.sections import sections
-from slick.report.sheets import keep_sheets, read_sheets
-from slick.report.summary import answers, headline, sentences
+from slick.report.asked import explain_unrequested_findings, label_sections, requested_experiments
+from slick.report.page import Section, group_sections, render_page
+from slick.report.provenance import provenance_section, read_manifests
+from slick.report.sections import all_sections
+from slick.report.sheets import preserve_grading_sheets, read_grading_sheets
+from slick.report.summary import headline, key_answers, result_sentences
 from slick.settings import identity_settings, register_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, complete_step, fingerprint, read_manifest, require_manifest, versions
@@ -40,7 +40,7 @@ class ReportConfig:
     """Wrong greedy answers in the sheet tables/error_audit.csv, to be graded by a person."""
     audit_sampled: int = 50
     """Wrong sampled answers in that sheet."""
-    audit_f1: float = F1_LIMIT
+    audit_f1: float = PARAPHRASE_F1_THRESHOLD
     """From this F1 with a gold answer on, the sheet asks whether an answer is a paraphrase."""
     graded: str = setting("", "content")
     """That sheet with its column `grade` filled in (wrong, paraphrase, finer, coarser): its shares are shown."""
@@ -49,12 +49,12 @@ class ReportConfig:
         if self.num_chunks < 2:
             raise SettingsError(f"num_chunks must be 2 or more for a t-test, got {self.num_chunks}; the paper's is 100")
 
-        self.audit()
+        self.audit_plan()
 
-    def audit(self) -> AuditPlan:
+    def audit_plan(self) -> AuditPlan:
         """Which wrong answers are drawn to be graded."""
         return AuditPlan(
-            num_greedy=self.audit_greedy, num_sampled=self.audit_sampled, seed=self.seed, f1_limit=self.audit_f1
+            num_greedy=self.audit_greedy, num_sampled=self.audit_sampled, seed=self.seed, paraphrase_f1=self.audit_f1
         )
 
     def identity(self) -> dict[str, object]:
@@ -91,20 +91,22 @@ def make_report(study: FolderLike, config: ReportConfig) -> Manifest:
 def _make_report(study: Folder, config: ReportConfig) -> Manifest:
     started_at = time.monotonic()
     require_manifest(study.child("annotate"), "annotate")
-    manifests = manifests_of(study)
+    manifests = read_manifests(study)
     inputs = {name: manifest.fingerprint for name, manifest in manifests.items()}
     folder = study.child("report")
-    sheets = read_sheets(folder, config.graded)
+    sheets = read_grading_sheets(folder, config.graded)
     graded = sorted(sheets.graded.grades.items()) if sheets.graded else []
-    identity = fingerprint(inputs, config.identity(), versions().get("slick-knowledge", ""), asked_of(study), graded)
+    identity = fingerprint(
+        inputs, config.identity(), versions().get("slick-knowledge", ""), requested_experiments(study), graded
+    )
     found = read_manifest(folder)
     if found is not None and found.fingerprint == identity:
         return found
-    data = load_study(study, config.audit(), sheets)
-    keep_sheets(folder, config.graded)
+    data = load_study(study, config.audit_plan(), sheets)
+    preserve_grading_sheets(folder, config.graded)
     with folder.atomic_replace() as new:  # whatever fails from here on leaves the previous report as it was
-        counts = _write(study, new, manifests, config, data)
-        _copy_kept(folder, new)
+        counts = _write_report(study, new, manifests, config, data)
+        _copy_preserved(folder, new)
         manifest = complete_step(
             new, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
         )
@@ -115,7 +117,7 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
     return manifest
 
 
-def _copy_kept(old: Folder, new: Folder) -> None:
+def _copy_preserved(old: Folder, new: Folder) -> None:
     """Carry over the folders of a report that no report writes, such as graded sheets."""
     for name in set(old.folders()) - {"figures", "tables"}:
         for path in old.child(name).sizes():
@@ -123,13 +125,15 @@ def _copy_kept(old: Folder, new: Folder) -> None:
             new.child(name, *folders).write_bytes(file, old.child(name, *folders).read_bytes(file))
 
 
-def _write(
+def _write_report(
     study: Folder, folder: Folder, manifests: dict[str, Manifest], config: ReportConfig, data: StudyData
 ) -> dict[str, Any]:
-    asked = asked_of(study)
-    outcomes = mark_outcomes(judge(data, num_chunks=config.num_chunks, seed=config.seed), asked)
-    parts = mark_sections(sections(data, config.num_chunks, config.seed), asked)
-    origins = provenance(manifests, asked)
+    requested = requested_experiments(study)
+    outcomes = explain_unrequested_findings(
+        evaluate_findings(data, num_chunks=config.num_chunks, seed=config.seed), requested
+    )
+    parts = label_sections(all_sections(data, config.num_chunks, config.seed), requested)
+    origins = provenance_section(manifests, requested)
     written = write_exhibits(folder, [*parts, origins])
     all_tables = [tables.outcomes_table(outcomes)]
     if data.runs:
@@ -146,17 +150,19 @@ def _write(
         "figures": written["figures"],
         "tables": written["tables"] + len(all_tables),
     }
-    page = render(
+    page = render_page(
         title=config.title or "What the model knows, and what fine-tuning does to it",
         headline=headline(data),
-        sentences=sentences(data),
+        sentences=result_sentences(data),
         outcomes=outcomes,
         counts=counts,
-        groups=grouped(parts),
-        answers=answers(data),
+        groups=group_sections(parts),
+        answers=key_answers(data),
         num_seeds=len({run.seed for run in data.runs}),
         provenance=origins,
-        settings={name: redact_paths(manifest.settings) for name, manifest in _shown(manifests).items()},
+        settings={
+            name: redact_paths(manifest.settings) for name, manifest in _representative_manifests(manifests).items()
+        },
         versions=versions(),
     )
     folder.write_bytes("index.html", page.encode())
@@ -178,7 +184,7 @@ def write_exhibits(folder: Folder, parts: Sequence[Section]) -> dict[str, int]:
     return written
 
 
-def _shown(manifests: dict[str, Manifest]) -> dict[str, Manifest]:
+def _representative_manifests(manifests: dict[str, Manifest]) -> dict[str, Manifest]:
     """Every step, and one run to stand for all."""
     runs = [name for name in manifests if name.startswith("runs/")]
     return {name: manifest for name, manifest in manifests.items() if name not in runs[1:]}

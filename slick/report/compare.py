@@ -6,30 +6,30 @@ from itertools import combinations
 from typing import Any
 
 from slick.analysis.compare import (
-    Side,
-    accuracies,
+    ComparedStudy,
     comparable_pairs,
-    do_not_differ,
-    labels_of,
-    same_recipe,
-    tally,
+    count_findings,
+    format_labels,
+    group_by_settings,
+    have_same_settings_and_seeds,
+    sweep_accuracies,
     version_differences,
 )
-from slick.analysis.findings.judge import judge
-from slick.analysis.findings.verdict import percent
-from slick.analysis.loading.study import load_judged
-from slick.analysis.provenance import STEPS, origin
-from slick.analysis.setting_differences import ABSENT, setting_differences
-from slick.analysis.terms import LAST
+from slick.analysis.findings.judge import evaluate_findings
+from slick.analysis.findings.verdict import format_percent
+from slick.analysis.loading.study import load_for_findings
+from slick.analysis.provenance import STEPS, read_provenance
+from slick.analysis.setting_differences import NOT_STATED, setting_differences
+from slick.analysis.terms import CONVERGENCE
 from slick.errors import SettingsError, StudyError
 from slick.report.build import write_exhibits
 from slick.report.comparison import comparison_sections
-from slick.report.page import render
-from slick.report.provenance import manifests_of
+from slick.report.page import render_page
+from slick.report.provenance import read_manifests
 from slick.storage import Folder, FolderLike, as_folder
 
-PAGE = "index.html"
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+PAGE_FILE = "index.html"
+STUDY_LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def compare_studies(
@@ -51,46 +51,50 @@ def compare_studies(
         StudyError: a folder is not a study's, or a finished step's files are broken.
     """
     folders, out = [as_folder(study) for study in studies], as_folder(out)
-    _check(folders, out)
-    names = short_names([study.uri for study in folders])
+    _validate_studies(folders, out)
+    names = shortest_unique_names([study.uri for study in folders])
     sides = []
-    for label, name, study in zip(LETTERS, names, folders, strict=False):
+    for label, name, study in zip(STUDY_LABELS, names, folders, strict=False):
         print(f"compare: {label} is {study}", flush=True)
-        data = load_judged(study)
-        outcomes = tuple(judge(data, num_chunks=num_chunks, seed=seed))
-        sides.append(Side(label=label, name=name, data=data, outcomes=outcomes, origin=origin(manifests_of(study))))
+        data = load_for_findings(study)
+        outcomes = tuple(evaluate_findings(data, num_chunks=num_chunks, seed=seed))
+        sides.append(
+            ComparedStudy(
+                label=label, name=name, data=data, outcomes=outcomes, provenance=read_provenance(read_manifests(study))
+            )
+        )
     _print_differences(sides)
     sections = comparison_sections(sides)
-    found = summary(sides)
-    page = render(
+    found = comparison_summary(sides)
+    page = render_page(
         "compare.html",
         title=f"{len(sides)} studies side by side",
         headline=_headline(sides),
-        sentences=_sentences(sides),
+        sentences=_summary_sentences(sides),
         sections=sections,
     )
     for name in ("figures", "tables"):  # only now: what fails before leaves an earlier comparison as it was
         out.child(name).delete()
     write_exhibits(out, sections)
     out.write_json("comparison.json", found)
-    out.write_bytes(PAGE, page.encode())
-    print(f"compare: {out}/{PAGE}")
+    out.write_bytes(PAGE_FILE, page.encode())
+    print(f"compare: {out}/{PAGE_FILE}")
     return found
 
 
-def _print_differences(sides: Sequence[Side]) -> None:
+def _print_differences(sides: Sequence[ComparedStudy]) -> None:
     for sentence in _settings_sentences(sides):
         print(f"compare: {sentence}")
-    found = [(one.step, one.name, one.values) for one in setting_differences([side.origin.basis for side in sides])]
+    found = [(one.step, one.name, one.values) for one in setting_differences([side.provenance.basis for side in sides])]
     found += [("versions", name, texts) for name, texts in version_differences(sides).items()]
     for step, name, values in found:
-        print(f"  {step} {name}: {' | '.join(value or ABSENT for value in values)}", flush=True)
+        print(f"  {step} {name}: {' | '.join(value or NOT_STATED for value in values)}", flush=True)
 
 
-def short_names(uris: Sequence[str]) -> list[str]:
+def shortest_unique_names(uris: Sequence[str]) -> list[str]:
     """The ends of paths that tell them apart.
 
-    >>> short_names(["/a/one/new", "/b/two/new", "/b/two/old"])
+    >>> shortest_unique_names(["/a/one/new", "/b/two/new", "/b/two/old"])
     ['one/new', 'two/new', 'two/old']
     """
     parts = [uri.rstrip("/").split("/") for uri in uris]
@@ -101,17 +105,17 @@ def short_names(uris: Sequence[str]) -> list[str]:
     return names
 
 
-def summary(sides: Sequence[Side]) -> dict[str, Any]:
+def comparison_summary(sides: Sequence[ComparedStudy]) -> dict[str, Any]:
     """What programs may read: each study's origin, and in how many studies each finding holds."""
     labels = [side.label for side in sides]
     words = {True: "holds", False: "fails", None: "not testable"}
     return {
-        "studies": {side.label: {"folder": side.name, **dataclasses.asdict(side.origin)} for side in sides},
+        "studies": {side.label: {"folder": side.name, **dataclasses.asdict(side.provenance)} for side in sides},
         "comparable": [[a.label, b.label] for a, b in comparable_pairs(sides)],
-        "same_recipe": [[side.label for side in group] for group in same_recipe(sides)],
+        "same_recipe": [[side.label for side in group] for group in group_by_settings(sides)],
         "differences": [
             {"step": one.step, "setting": one.name, **dict(zip(labels, one.values, strict=True))}
-            for one in setting_differences([side.origin.basis for side in sides])
+            for one in setting_differences([side.provenance.basis for side in sides])
         ],
         "version_differences": {
             name: dict(zip(labels, texts, strict=True)) for name, texts in version_differences(sides).items()
@@ -120,22 +124,22 @@ def summary(sides: Sequence[Side]) -> dict[str, Any]:
             name: {
                 "holds_in": holds,
                 "tested_in": tested,
-                **{side.label: words[_holds(side, name)] for side in sides},
+                **{side.label: words[_finding_holds(side, name)] for side in sides},
             }
-            for name, (holds, tested) in tally(sides).items()
+            for name, (holds, tested) in count_findings(sides).items()
         },
     }
 
 
-def _holds(side: Side, name: str) -> bool | None:
+def _finding_holds(side: ComparedStudy, name: str) -> bool | None:
     return next((outcome.holds for outcome in side.outcomes if outcome.id == name), None)
 
 
-def _check(studies: Sequence[Folder], out: Folder) -> None:
+def _validate_studies(studies: Sequence[Folder], out: Folder) -> None:
     if len(studies) < 2:
         raise SettingsError(f"a comparison needs two study folders or more, got {len(studies)}")
-    if len(studies) > len(LETTERS):
-        raise SettingsError(f"a comparison has room for {len(LETTERS)} studies, got {len(studies)}")
+    if len(studies) > len(STUDY_LABELS):
+        raise SettingsError(f"a comparison has room for {len(STUDY_LABELS)} studies, got {len(studies)}")
     twice = sorted({study.uri for study in studies if [one.uri for one in studies].count(study.uri) > 1})
     if twice:
         raise SettingsError(f"{', '.join(twice)} is named more than once; name each study once")
@@ -150,44 +154,52 @@ def _check(studies: Sequence[Folder], out: Folder) -> None:
         raise SettingsError(f"--out {out} is a study folder; give another for the comparison")
 
 
-def _headline(sides: Sequence[Side]) -> str:
+def _headline(sides: Sequence[ComparedStudy]) -> str:
     falls = []
     for side in sides:
-        found = sorted((share, cell.value) for (share, when), cell in accuracies(side).items() if when == LAST)
+        found = sorted(
+            (share, cell.value)
+            for (share, checkpoint), cell in sweep_accuracies(side).items()
+            if checkpoint == CONVERGENCE
+        )
         if len(found) > 1:
             falls.append((found[-1][1] < found[0][1], found[0][0], found[-1][0]))
     if not falls:
         return "None of these studies has finished trainings at two shares of Unknown rows yet."
     ends = {(low, high) for _, low, high in falls}
-    span = f"from {percent(min(ends)[0])} to {percent(min(ends)[1])}" if len(ends) == 1 else "from least to most"
+    span = (
+        f"from {format_percent(min(ends)[0])} to {format_percent(min(ends)[1])}"
+        if len(ends) == 1
+        else "from least to most"
+    )
     return (
         f"As the share of Unknown training rows goes {span}, test accuracy after full training falls in "
         f"{sum(fall for fall, _, _ in falls)} of {len(falls)} studies."
     )
 
 
-def _settings_sentences(sides: Sequence[Side]) -> list[str]:
+def _settings_sentences(sides: Sequence[ComparedStudy]) -> list[str]:
     """Which studies differ in their seeds alone, which not at all, and how many settings the others differ in."""
     found = []
-    for group in same_recipe(sides):
+    for group in group_by_settings(sides):
         versions = version_differences(group)
         what = (
             "their seeds alone" if not versions else f"their seeds, and no other setting, but in {', '.join(versions)}"
         )
-        found.append(f"{labels_of(group)} differ in {what}: how far they lie apart is what chance does.")
+        found.append(f"{format_labels(group)} differ in {what}: how far they lie apart is what chance does.")
     found += [
         f"{a.label} and {b.label} have the same settings, inputs and seeds."
         for a, b in combinations(sides, 2)
-        if do_not_differ(a, b)
+        if have_same_settings_and_seeds(a, b)
     ]
-    num = len(setting_differences([side.origin.basis for side in sides]))
+    num = len(setting_differences([side.provenance.basis for side in sides]))
     if num:
         found.append(f"{num} {'setting or input is' if num == 1 else 'settings or inputs are'} not the same in all.")
     return found
 
 
-def _sentences(sides: Sequence[Side]) -> list[str]:
-    counts = tally(sides)
+def _summary_sentences(sides: Sequence[ComparedStudy]) -> list[str]:
+    counts = count_findings(sides)
     tested = {name: both for name, both in counts.items() if both[1]}
     differ = [name for name, (holds, num) in tested.items() if 0 < holds < num]
     always = sum(holds == num for holds, num in tested.values())
@@ -207,5 +219,5 @@ def _sentences(sides: Sequence[Side]) -> list[str]:
             "No two of these studies asked the same questions and matched answers alike: their numbers stand side by "
             "side, and no difference is taken."
         )
-    unfinished = [f"{side.label} ({', '.join(side.origin.missing)})" for side in sides if side.origin.missing]
+    unfinished = [f"{side.label} ({', '.join(side.provenance.missing)})" for side in sides if side.provenance.missing]
     return [*found, *([f"Not finished yet: {'; '.join(unfinished)}."] if unfinished else [])]

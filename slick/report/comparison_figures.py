@@ -3,29 +3,29 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slick.analysis.compare import Side, Spread, accuracies
-from slick.analysis.counts import relation_counts, shares, total
-from slick.analysis.findings.verdict import when_label
-from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.analysis.compare import ComparedStudy, SeedSpread, sweep_accuracies
+from slick.analysis.counts import category_percentages, relation_counts, total_counts
+from slick.analysis.findings.verdict import checkpoint_label
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.report.figures import CATEGORY_COLOURS
-from slick.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, label_ends, share_axis
+from slick.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILLION, label_line_ends, set_share_axis
 from slick.types import Category
 
-COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)
-MARKERS = "osD^vPX"
-NO_LINE = "none of the studies has finished trainings at two shares of Unknown rows"
+STUDY_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)
+STUDY_MARKERS = "osD^vPX"
+NO_SWEEP_MESSAGE = "none of the studies has finished trainings at two shares of Unknown rows"
 
 
-def category_bars(sides: Sequence[Side], split: str) -> Callable[[Any], None]:
+def study_category_bars(sides: Sequence[ComparedStudy], split: str) -> Callable[[Any], None]:
     """One stacked bar a study: its test questions by category, in (`test`) or out of distribution (`ood`)."""
     bars: list[tuple[str, dict[str, float]]] = []
     for side in sides:
         try:
-            bars.append((side.label, shares(total(relation_counts(side.data, split)))))
-        except NotTestable:
+            bars.append((side.label, category_percentages(total_counts(relation_counts(side.data, split)))))
+        except InsufficientDataError:
             continue
     if not bars:
-        raise NotTestable("none of the studies is annotated there")
+        raise InsufficientDataError("none of the studies is annotated there")
 
     def plot(axes: Any) -> None:
         for i, (_, values) in enumerate(bars):
@@ -48,101 +48,107 @@ def category_bars(sides: Sequence[Side], split: str) -> Callable[[Any], None]:
     return plot
 
 
-def accuracy_by_share(sides: Sequence[Side]) -> Callable[[Any], None]:
+def study_accuracy_by_share(sides: Sequence[ComparedStudy]) -> Callable[[Any], None]:
     """Test accuracy by share of Unknown rows: each study at early stop (full) and at convergence (broken).
 
     Raises:
         NotTestable: no study has two shares, or there are more studies than lines can be told apart.
     """
-    _check_number(sides)
+    _check_num_studies(sides)
     lines: list[tuple[int, str, list[tuple[float, float]]]] = []
     for i, side in enumerate(sides):
-        found = accuracies(side)
-        for when in (EARLY, LAST):
-            points = sorted((100 * share, cell.value) for (share, at), cell in found.items() if at == when)
+        found = sweep_accuracies(side)
+        for checkpoint in (EARLY_STOP, CONVERGENCE):
+            points = sorted((100 * share, cell.value) for (share, at), cell in found.items() if at == checkpoint)
             if len(points) > 1:
-                lines.append((i, when, points))
+                lines.append((i, checkpoint, points))
     if not lines:
-        raise NotTestable(NO_LINE)
+        raise InsufficientDataError(NO_SWEEP_MESSAGE)
 
     def plot(axes: Any) -> None:
         labels = []
-        for i, when, points in lines:
+        for i, checkpoint, points in lines:
             x, y = zip(*points, strict=True)
-            full = when == EARLY
+            full = checkpoint == EARLY_STOP
             axes.plot(
-                x, y, "-" if full else "--", color=COLOURS[i], marker=MARKERS[i],
-                markerfacecolor=COLOURS[i] if full else "white",
-            )  # fmt: skip
-            labels.append((y[-1], f"{sides[i].label}, {'early stop' if full else 'convergence'}", COLOURS[i]))
+                x,
+                y,
+                "-" if full else "--",
+                color=STUDY_COLOURS[i],
+                marker=STUDY_MARKERS[i],
+                markerfacecolor=STUDY_COLOURS[i] if full else "white",
+            )
+            labels.append((y[-1], f"{sides[i].label}, {'early stop' if full else 'convergence'}", STUDY_COLOURS[i]))
         ticks = sorted({x for _, _, points in lines for x, _ in points})
-        label_ends(axes, ticks[-1], labels)
-        share_axis(axes, ticks)
+        label_line_ends(axes, ticks[-1], labels)
+        set_share_axis(axes, ticks)
         axes.set_xlim(right=ticks[-1] + 42)
         axes.set_ylabel("Test accuracy (%)")
 
     return plot
 
 
-def loss_by_share(sides: Sequence[Side]) -> Callable[[Any], None]:
+def loss_by_share(sides: Sequence[ComparedStudy]) -> Callable[[Any], None]:
     """What is lost from early stop to convergence, by share of Unknown rows, one line a study.
 
     Raises:
         NotTestable: no study has two shares, or there are more studies than lines can be told apart.
     """
-    _check_number(sides)
+    _check_num_studies(sides)
     lines: list[tuple[int, list[tuple[float, float]]]] = []
     for i, side in enumerate(sides):
-        found = accuracies(side)
-        both = sorted({share for share, _ in found if {(share, EARLY), (share, LAST)} <= found.keys()})
-        points = [(100 * share, found[share, EARLY].value - found[share, LAST].value) for share in both]
+        found = sweep_accuracies(side)
+        both = sorted({share for share, _ in found if {(share, EARLY_STOP), (share, CONVERGENCE)} <= found.keys()})
+        points = [(100 * share, found[share, EARLY_STOP].value - found[share, CONVERGENCE].value) for share in both]
         if len(points) > 1:
             lines.append((i, points))
     if not lines:
-        raise NotTestable(NO_LINE)
+        raise InsufficientDataError(NO_SWEEP_MESSAGE)
 
     def plot(axes: Any) -> None:
         labels = []
         for i, points in lines:
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=COLOURS[i], marker=MARKERS[i])
-            labels.append((y[-1], sides[i].label, COLOURS[i]))
+            axes.plot(x, y, color=STUDY_COLOURS[i], marker=STUDY_MARKERS[i])
+            labels.append((y[-1], sides[i].label, STUDY_COLOURS[i]))
         ticks = sorted({x for _, points in lines for x, _ in points})
         axes.axhline(0, color=MUTED, linewidth=1)
-        label_ends(axes, ticks[-1], labels)
-        share_axis(axes, ticks)
+        label_line_ends(axes, ticks[-1], labels)
+        set_share_axis(axes, ticks)
         axes.set_xlim(right=ticks[-1] + 12)
         axes.set_ylabel("Early stop minus convergence (points)")
 
     return plot
 
 
-def spread_bands(found: Sequence[Spread]) -> Callable[[Any], None]:
+def spread_bands(found: Sequence[SeedSpread]) -> Callable[[Any], None]:
     """Mean over studies at early stop and at convergence, in a band from the lowest to the highest.
 
     Raises:
         NotTestable: the studies share fewer than two shares.
     """
-    rows = {when: [one for one in found if one.when == when] for when in (EARLY, LAST)}
+    rows = {
+        checkpoint: [one for one in found if one.checkpoint == checkpoint] for checkpoint in (EARLY_STOP, CONVERGENCE)
+    }
     if max(map(len, rows.values())) < 2:
-        raise NotTestable(NO_LINE)
+        raise InsufficientDataError(NO_SWEEP_MESSAGE)
 
     def plot(axes: Any) -> None:
         labels = []
-        for (when, of_one), colour, marker in zip(rows.items(), (BLUE, VERMILLION), "os", strict=True):
+        for (checkpoint, of_one), colour, marker in zip(rows.items(), (BLUE, VERMILLION), "os", strict=True):
             x = [100 * one.share for one in of_one]
             axes.fill_between(
                 x, [min(one.values) for one in of_one], [max(one.values) for one in of_one], color=colour, alpha=0.2
             )
             axes.plot(x, [one.mean for one in of_one], color=colour, marker=marker)
-            labels.append((of_one[-1].mean, when_label(when), colour))
-        label_ends(axes, 100 * found[-1].share, labels)
-        share_axis(axes, sorted({100 * one.share for one in found}))
+            labels.append((of_one[-1].mean, checkpoint_label(checkpoint), colour))
+        label_line_ends(axes, 100 * found[-1].share, labels)
+        set_share_axis(axes, sorted({100 * one.share for one in found}))
         axes.set_ylabel("Test accuracy (%)")
 
     return plot
 
 
-def _check_number(sides: Sequence[Side]) -> None:
-    if len(sides) > len(COLOURS):
-        raise NotTestable(f"{len(sides)} studies are too many for one figure; its numbers are in the table")
+def _check_num_studies(sides: Sequence[ComparedStudy]) -> None:
+    if len(sides) > len(STUDY_COLOURS):
+        raise InsufficientDataError(f"{len(sides)} studies are too many for one figure; its numbers are in the table")

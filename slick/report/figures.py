@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from slick.analysis.data import StudyData
-from slick.analysis.effects import Surface
-from slick.analysis.findings.fit import fitted
-from slick.analysis.findings.sweep import half_unknown, lengths
-from slick.analysis.findings.verdict import tenths, when_label
-from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
+from slick.analysis.effects import ResponseSurface
+from slick.analysis.findings.fit import fitted_share
+from slick.analysis.findings.sweep import half_unknown_variant, training_lengths
+from slick.analysis.findings.verdict import checkpoint_label, round1
+from slick.analysis.terms import ANY_KNOWN, CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.report.style import (
     BLUE,
     GREEN,
@@ -18,10 +18,10 @@ from slick.report.style import (
     MUTED,
     ORANGE,
     VERMILLION,
-    band,
-    epoch_axis,
-    label_ends,
-    share_axis,
+    label_line_ends,
+    plot_with_error_band,
+    set_epoch_axis,
+    set_share_axis,
 )
 from slick.types import ALL_CATEGORIES, Category
 
@@ -35,22 +35,25 @@ CATEGORY_COLOURS = {
 
 def accuracy_by_share(data: StudyData, split: str) -> Callable[[Any], None]:
     """Test accuracy against the share of Unknown rows, one line a training length (paper: figures 3a and 7)."""
-    sweep = data.sweep("unknown", least=2)
+    sweep = data.sweep_variants("unknown", min_shares=2)
     x = [100 * share for share, _ in sweep]
-    rows = {when: [data.accuracy(name, when, split) for _, name in sweep] for when in lengths(data)}
+    rows = {
+        checkpoint: [data.accuracy(name, checkpoint, split) for _, name in sweep]
+        for checkpoint in training_lengths(data)
+    }
 
     def plot(axes: Any) -> None:
-        inner = [when for when in rows if when not in (EARLY, LAST)]
+        inner = [checkpoint for checkpoint in rows if checkpoint not in (EARLY_STOP, CONVERGENCE)]
         labels = []
-        for i, when in enumerate(inner):
+        for i, checkpoint in enumerate(inner):
             grey = str(round(0.62 - 0.27 * i / max(len(inner) - 1, 1), 2))
-            axes.plot(x, [cell.value for cell in rows[when]], color=grey, linewidth=1.3)
-            labels.append((rows[when][-1].value, when_label(when), MUTED))
-        for when, colour, marker in ((EARLY, BLUE, "o"), (LAST, VERMILLION, "s")):
-            band(axes, x, rows[when], colour, marker)
-            labels.append((rows[when][-1].value, when_label(when), colour))
-        label_ends(axes, x[-1], labels)
-        share_axis(axes, x)
+            axes.plot(x, [cell.value for cell in rows[checkpoint]], color=grey, linewidth=1.3)
+            labels.append((rows[checkpoint][-1].value, checkpoint_label(checkpoint), MUTED))
+        for checkpoint, colour, marker in ((EARLY_STOP, BLUE, "o"), (CONVERGENCE, VERMILLION, "s")):
+            plot_with_error_band(axes, x, rows[checkpoint], colour, marker)
+            labels.append((rows[checkpoint][-1].value, checkpoint_label(checkpoint), colour))
+        label_line_ends(axes, x[-1], labels)
+        set_share_axis(axes, x)
         axes.set_ylabel(f"{'Test' if split == 'test' else 'OOD test'} accuracy (%)")
 
     return plot
@@ -58,31 +61,33 @@ def accuracy_by_share(data: StudyData, split: str) -> Callable[[Any], None]:
 
 def known_ablation(data: StudyData) -> Callable[[Any], None]:
     """D and D_Known at early stop and at convergence (paper: figure 3b)."""
-    sweep, known = data.sweep("unknown", least=2), data.sweep("known", least=2)
+    sweep, known = data.sweep_variants("unknown", min_shares=2), data.sweep_variants("known", min_shares=2)
     start = [(share, name) for share, name in sweep if share == 0.0]  # D_Known of 0 % is D itself
 
     def plot(axes: Any) -> None:
         for kind, names, line, full in (("D", sweep, "-", True), ("D_Known", [*start, *known], "--", False)):
-            for when, colour, marker in ((EARLY, BLUE, "o"), (LAST, VERMILLION, "s")):
-                cells = [data.accuracy(name, when) for _, name in names]
+            for checkpoint, colour, marker in ((EARLY_STOP, BLUE, "o"), (CONVERGENCE, VERMILLION, "s")):
+                cells = [data.accuracy(name, checkpoint) for _, name in names]
                 x = [100 * share for share, _ in names]
-                band(axes, x, cells, colour, marker, line, full, label=f"{kind}, {when_label(when)}")
+                plot_with_error_band(
+                    axes, x, cells, colour, marker, line, full, label=f"{kind}, {checkpoint_label(checkpoint)}"
+                )
         axes.legend(loc="lower left", fontsize=11, handlelength=2.6)
-        share_axis(axes, [100 * share for share, _ in sweep], room=False)
+        set_share_axis(axes, [100 * share for share, _ in sweep], room=False)
         axes.set_ylabel("Test accuracy (%)")
 
     return plot
 
 
-def fit_curves(data: StudyData) -> Callable[[Any], None]:
+def fitted_rows_by_epoch(data: StudyData) -> Callable[[Any], None]:
     """Known and Unknown training rows fitted, and dev accuracy, by epoch, for the 50 % variant (paper: figure 1)."""
-    name = half_unknown(data)
+    name = half_unknown_variant(data)
     curves = {
-        "Known, train": (*data.mean_curve(name, "train", POOLED), BLUE, "-"),
+        "Known, train": (*data.mean_curve(name, "train", ANY_KNOWN), BLUE, "-"),
         "Unknown, train": (*data.mean_curve(name, "train", str(Category.UNKNOWN)), VERMILLION, "-"),
         "dev": (*data.mean_curve(name, "dev"), INK, "--"),
     }
-    early = data.mean_epoch(name, EARLY)
+    early = data.mean_epoch(name, EARLY_STOP)
 
     def plot(axes: Any) -> None:
         labels = []
@@ -91,39 +96,48 @@ def fit_curves(data: StudyData) -> Callable[[Any], None]:
             axes.plot(epochs[seen], values[seen], line, color=colour, marker="o", markersize=3)
             labels.append((float(values[seen][-1]), label, colour))
         axes.axvline(early, color=MUTED, linewidth=1, linestyle=":")
-        axes.annotate("early stop", (early, 101), ha="left", va="bottom", fontsize=11, color=MUTED, xytext=(3, 0),
-                      textcoords="offset points", annotation_clip=False)  # fmt: skip
-        label_ends(axes, float(next(iter(curves.values()))[0][-1]), labels)
-        epoch_axis(axes, next(iter(curves.values()))[0])
+        axes.annotate(
+            "early stop",
+            (early, 101),
+            ha="left",
+            va="bottom",
+            fontsize=11,
+            color=MUTED,
+            xytext=(3, 0),
+            textcoords="offset points",
+            annotation_clip=False,
+        )
+        label_line_ends(axes, float(next(iter(curves.values()))[0][-1]), labels)
+        set_epoch_axis(axes, next(iter(curves.values()))[0])
 
     return plot
 
 
 def category_curves(data: StudyData) -> Callable[[Any], None]:
     """Training rows fitted by epoch and category, for the 50 % variant (paper: figure 6)."""
-    name = half_unknown(data)
+    name = half_unknown_variant(data)
     curves = {
         category: data.mean_curve(name, "train", str(category))
         for category in Category
-        if any(("train", str(category)) in run.accuracy for run in data.runs_of(name))
+        if any(("train", str(category)) in run.accuracy for run in data.runs_for(name))
     }
     if len(curves) < 2:
-        raise NotTestable(f"the runs of {name} have no train accuracy by category")
+        raise InsufficientDataError(f"the runs of {name} have no train accuracy by category")
 
     def plot(axes: Any) -> None:
         for category, (epochs, values) in curves.items():
             colour, line = CATEGORY_COLOURS[category]
             axes.plot(epochs, values, line, color=colour, label=str(category))
         axes.legend(loc="lower right", fontsize=11, handlelength=2.6)
-        epoch_axis(axes, next(iter(curves.values()))[0], room=False)
+        set_epoch_axis(axes, next(iter(curves.values()))[0], room=False)
 
     return plot
 
 
 def early_stop_state(data: StudyData) -> Callable[[Any], None]:
     """What of D is fitted at early stop, stacked: Known and Unknown, fitted or not (paper: figure 4)."""
-    sweep = data.sweep("unknown", least=1)
-    stacks = [early_parts(data, share, name) for share, name in sweep]
+    sweep = data.sweep_variants("unknown", min_shares=1)
+    stacks = [early_stop_composition(data, share, name) for share, name in sweep]
 
     def plot(axes: Any) -> None:
         x = np.arange(len(sweep))
@@ -155,16 +169,16 @@ def early_stop_state(data: StudyData) -> Callable[[Any], None]:
     return plot
 
 
-def early_parts(data: StudyData, share: float, name: str) -> tuple[float, float, float, float]:
+def early_stop_composition(data: StudyData, share: float, name: str) -> tuple[float, float, float, float]:
     """Percent of D at early stop: Known fitted, Known not, Unknown fitted, Unknown not."""
-    num = data.runs_of(name)[0].num
+    num = data.runs_for(name)[0].num
     unknown_share = (
         num.get(("train", str(Category.UNKNOWN)), 0) / num["train", ALL_CATEGORIES]
         if ("train", ALL_CATEGORIES) in num
         else share
     )
-    known = fitted(data, name, EARLY, POOLED).value / 100 if unknown_share < 1 else 0.0
-    unknown = fitted(data, name, EARLY, str(Category.UNKNOWN)).value / 100 if unknown_share > 0 else 0.0
+    known = fitted_share(data, name, EARLY_STOP, ANY_KNOWN).value / 100 if unknown_share < 1 else 0.0
+    unknown = fitted_share(data, name, EARLY_STOP, str(Category.UNKNOWN)).value / 100 if unknown_share > 0 else 0.0
     whole = (
         (1 - unknown_share) * known,
         (1 - unknown_share) * (1 - known),
@@ -174,7 +188,7 @@ def early_parts(data: StudyData, share: float, name: str) -> tuple[float, float,
     return tuple(100 * part for part in whole)  # type: ignore[return-value]
 
 
-def response_surface(data: StudyData, surface: Surface) -> Callable[[Any], None]:
+def response_surface_figure(data: StudyData, surface: ResponseSurface) -> Callable[[Any], None]:
     """Test accuracy over share of Unknown rows and epochs, each cell with its number; the lengths of other figures.
 
     Raises:
@@ -182,7 +196,7 @@ def response_surface(data: StudyData, surface: Surface) -> Callable[[Any], None]
     """
     shown = [i for i, epochs in enumerate(surface.epochs) if not data.durations or epochs in data.durations]
     if len(shown) < 2:
-        raise NotTestable("fewer than two of the runs' training lengths are points of the sweep")
+        raise InsufficientDataError("fewer than two of the runs' training lengths are points of the sweep")
     values_ES = surface.accuracy_SE[:, shown].T
 
     def plot(axes: Any) -> None:
@@ -195,7 +209,7 @@ def response_surface(data: StudyData, surface: Surface) -> Callable[[Any], None]
         )
         for (y, x), value in np.ndenumerate(values_ES):
             light = np.isnan(value) or value > (low + high) / 2
-            text = "–" if np.isnan(value) else f"{tenths(value):.1f}"
+            text = "–" if np.isnan(value) else f"{round1(value):.1f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=11, color=INK if light else "white")
         axes.set_xticks(range(num_shares), [f"{100 * share:.0f}" for share in surface.shares])
         axes.set_yticks(range(num_epochs), [str(surface.epochs[i]) for i in shown])

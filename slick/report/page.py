@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
-from slick.analysis.findings.verdict import tenths
-from slick.analysis.terms import NotTestable
-from slick.report.style import Figure, draw
+from slick.analysis.findings.verdict import round1
+from slick.analysis.terms import InsufficientDataError
+from slick.report.style import Figure, render_figure
 from slick.report.tables import Table
 
 
@@ -27,8 +27,13 @@ class Exhibit:
     """A table that is too long for the page: its CSV file alone, as a link."""
 
 
-TO_DO, PAPER, BEYOND, PLANTED = "What to do", "The paper's experiments", "Beyond the paper", "The planted truth"
-GROUPS = (TO_DO, PAPER, BEYOND, PLANTED)
+GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED = (
+    "What to do",
+    "The paper's experiments",
+    "Beyond the paper",
+    "The planted truth",
+)
+SECTION_GROUPS = (GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED)
 """Parts of the page, in its order."""
 
 
@@ -40,7 +45,7 @@ class Section:
     title: str
     text: str
     exhibits: tuple[Exhibit, ...]
-    group: str = BEYOND
+    group: str = GROUP_EXTENSIONS
     """The part of the page it belongs to, one of `GROUPS`."""
     experiment: str = ""
     """The experiment it shows, and where that is in the paper."""
@@ -51,15 +56,15 @@ class Section:
         return all(exhibit.missing for exhibit in self.exhibits)
 
 
-def grouped(sections: Sequence[Section]) -> dict[str, list[Section]]:
+def group_sections(sections: Sequence[Section]) -> dict[str, list[Section]]:
     """The sections of each part, parts in the order of `GROUPS`, sections in their own; parts without any left out."""
     for section in sections:
-        assert section.group in GROUPS, f"section {section.name} is in no part of the page: {section.group!r}"
-    found = {group: [section for section in sections if section.group == group] for group in GROUPS}
+        assert section.group in SECTION_GROUPS, f"section {section.name} is in no part of the page: {section.group!r}"
+    found = {group: [section for section in sections if section.group == group] for group in SECTION_GROUPS}
     return {group: members for group, members in found.items() if members}
 
 
-def condensed(exhibits: Sequence[Exhibit]) -> list[Exhibit]:
+def merge_missing_exhibits(exhibits: Sequence[Exhibit]) -> list[Exhibit]:
     """What cannot be shown for one and the same reason says so once, where the first of it would be."""
     found: list[Exhibit] = []
     for exhibit in exhibits:
@@ -72,38 +77,38 @@ def condensed(exhibits: Sequence[Exhibit]) -> list[Exhibit]:
     return found
 
 
-def attempt(caption: str, make: Callable[[], Figure | Table], *, wide: bool = False, fold: bool = False) -> Exhibit:
+def try_exhibit(caption: str, make: Callable[[], Figure | Table], *, wide: bool = False, fold: bool = False) -> Exhibit:
     """Make a figure or table; one that the study cannot give says what is missing."""
     try:
         made = make()
-    except NotTestable as reason:
+    except InsufficientDataError as reason:
         return Exhibit(caption=caption, missing=str(reason))
     if isinstance(made, Figure):
         return Exhibit(caption=caption, figure=made, wide=wide)
     return Exhibit(caption=caption, table=made, wide=wide, fold=fold)
 
 
-def drawn(caption: str, name: str, alt: str, make: Callable[[], Callable[[Any], None]]) -> Exhibit:
+def figure_exhibit(caption: str, name: str, alt: str, make: Callable[[], Callable[[Any], None]]) -> Exhibit:
     """A figure, as `draw` takes it; `make` gives what draws on its axes."""
-    return attempt(caption, lambda: draw(name, alt, make()))
+    return try_exhibit(caption, lambda: render_figure(name, alt, make()))
 
 
-def wide(caption: str, make: Callable[[], Table]) -> Exhibit:
+def table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
     """A table over the whole width."""
-    return attempt(caption, make, wide=True)
+    return try_exhibit(caption, make, wide=True)
 
 
-def numbers(caption: str, make: Callable[[], Table]) -> Exhibit:
+def collapsed_table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
     """The numbers behind something shown: a wide table, folded."""
-    return attempt(caption, make, wide=True, fold=True)
+    return try_exhibit(caption, make, wide=True, fold=True)
 
 
-def linked(caption: str, make: Callable[[], Table]) -> Exhibit:
+def linked_table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
     """A table as a CSV file alone, for more rows than a page should hold."""
-    return replace(attempt(caption, make, wide=True), linked=True)
+    return replace(try_exhibit(caption, make, wide=True), linked=True)
 
 
-def render(template: str = "page.html", **values: Any) -> str:
+def render_page(template: str = "page.html", **values: Any) -> str:
     """Fill a page; all text is escaped except the figures, which are made here."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
@@ -117,19 +122,19 @@ def render(template: str = "page.html", **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda figure: Markup(figure.svg)  # drawn by slick.report.figures, which escapes
-    environment.filters["condensed"] = condensed
-    environment.filters["cell"] = cell_text
-    environment.filters["value"] = value_text
-    environment.filters["spans"] = span_text
-    environment.filters["tidy"] = prose
+    environment.filters["condensed"] = merge_missing_exhibits
+    environment.filters["cell"] = format_cell
+    environment.filters["value"] = format_json_value
+    environment.filters["spans"] = format_intervals
+    environment.filters["tidy"] = render_text
     css = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(css=css, **values)
 
 
-def prose(text: object) -> Any:
+def render_text(text: object) -> Any:
     r"""Running text for the page: escaped, units kept beside their numbers, what stands between back quotes as code.
 
-    >>> str(prose("run `slick x` for < 5 %"))
+    >>> str(render_text("run `slick x` for < 5 %"))
     'run <code>slick x</code> for &lt; 5\xa0%'
     """
     from markupsafe import Markup, escape
@@ -138,10 +143,10 @@ def prose(text: object) -> Any:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", kept))
 
 
-def cell_text(value: object) -> str:
+def format_cell(value: object) -> str:
     """A table cell for people; an en dash where there is nothing.
 
-    >>> cell_text(12345), cell_text(None), cell_text(4.0)
+    >>> format_cell(12345), format_cell(None), format_cell(4.0)
     ('12,345', '–', '4.0')
     """
     if value is None or value == "":
@@ -151,34 +156,34 @@ def cell_text(value: object) -> str:
     return re.sub(r"(?<=\d) to (?=[+-]?\d)", "\u00a0to\u00a0", str(value))  # an interval is not broken
 
 
-def value_text(value: object) -> str:
+def format_json_value(value: object) -> str:
     """A JSON value for people.
 
-    >>> value_text([1.3, 1.6]), value_text({"early_stop": [43.9, 37.5]}), value_text(None)
+    >>> format_json_value([1.3, 1.6]), format_json_value({"early_stop": [43.9, 37.5]}), format_json_value(None)
     ('1.3, 1.6', 'early stop 43.9, 37.5', '–')
     """
     if value is None:
         return "–"
     if isinstance(value, dict):
-        return "; ".join(f"{_words(str(key))} {value_text(item)}" for key, item in value.items())
+        return "; ".join(f"{_key_to_words(str(key))} {format_json_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(value_text(item) for item in value)
+        return ", ".join(format_json_value(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def span_text(value: Any) -> str:
+def format_intervals(value: Any) -> str:
     """The intervals of a finding for people.
 
-    >>> span_text({"fall_at_convergence": [8.25, 13.4], "D_Unknown": {"Unknown": [-1.0, 0.5]}})
+    >>> format_intervals({"fall_at_convergence": [8.25, 13.4], "D_Unknown": {"Unknown": [-1.0, 0.5]}})
     'fall at convergence +8.3 to +13.4; D_Unknown: Unknown -1.0 to +0.5'
     """
     if not isinstance(value, dict):
         low, high = value
-        return f"{tenths(low):+.1f} to {tenths(high):+.1f}"
-    parts = ((_words(str(key)), item, ":" if isinstance(item, dict) else "") for key, item in value.items())
-    return "; ".join(f"{key}{mark} {span_text(item)}" for key, item, mark in parts)
+        return f"{round1(low):+.1f} to {round1(high):+.1f}"
+    parts = ((_key_to_words(str(key)), item, ":" if isinstance(item, dict) else "") for key, item in value.items())
+    return "; ".join(f"{key}{mark} {format_intervals(item)}" for key, item, mark in parts)
 
 
-def _words(key: str) -> str:
+def _key_to_words(key: str) -> str:
     """Keys of JSON values as words; the names of coefficients and sets, such as b_kn and D_Known, stay."""
     return re.sub(r"(?<!\bb)(?<!\bD)_", " ", key)

@@ -2,7 +2,14 @@
 
 from slick.analysis.data import StudyData
 from slick.report import figures, tables
-from slick.report.page import PAPER, TO_DO, Section, drawn, numbers, wide
+from slick.report.page import (
+    GROUP_PAPER,
+    GROUP_RECOMMENDATIONS,
+    Section,
+    collapsed_table_exhibit,
+    figure_exhibit,
+    table_exhibit,
+)
 from slick.report.pages import (
     categories,
     concentration,
@@ -17,39 +24,39 @@ from slick.report.pages import (
     retention,
     stability,
 )
-from slick.report.pages.choices import which_point
-from slick.report.pages.planted import against_the_truth
+from slick.report.pages.choices import recommendation_section
+from slick.report.pages.planted import planted_sections
 
 
-def sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
+def all_sections(data: StudyData, num_chunks: int, seed: int) -> list[Section]:
     """Every section; those without their runs say what is missing."""
     return [
-        which_point(data),
-        _by_share(data),
-        _fitting(data),
-        categories.section(data, num_chunks, seed),
-        linear.section(data),
-        _ood(data),
-        _idk(data),
-        _stopping(data),
-        p_true.section(data),
-        counts.section(data),
-        fit_times.section(data),
-        retention.section(data),
-        stability.section(data),
-        concentration.section(data),
-        popularity.section(data),
-        error_audit.section(data),
-        error_kinds.section(data),
-        forgotten.section(data),
-        *against_the_truth(data),
+        recommendation_section(data),
+        _share_section(data),
+        _fitting_section(data),
+        categories.categories_section(data, num_chunks, seed),
+        linear.linear_model_section(data),
+        _ood_section(data),
+        _abstention_section(data),
+        _stopping_section(data),
+        p_true.p_true_section(data),
+        counts.counts_section(data),
+        fit_times.time_to_fit_section(data),
+        retention.retention_section(data),
+        stability.stability_section(data),
+        concentration.concentration_section(data),
+        popularity.popularity_section(data),
+        error_audit.error_audit_section(data),
+        error_kinds.error_kinds_section(data),
+        forgotten.forgetting_section(data),
+        *planted_sections(data),
     ]
 
 
-def _by_share(data: StudyData) -> Section:
+def _share_section(data: StudyData) -> Section:
     return Section(
         name="share",
-        group=PAPER,
+        group=GROUP_PAPER,
         title="Accuracy and the share of Unknown rows",
         text="D is a fine-tuning set of fixed size; a growing share of its rows are questions whose answer the "
         "model does not know. "
@@ -57,90 +64,90 @@ def _by_share(data: StudyData) -> Section:
         "Bands are one standard error of each accuracy; all lines share their test questions, so "
         "differences between lines are surer than the bands suggest.",
         exhibits=(
-            drawn(
+            figure_exhibit(
                 "Test accuracy by share of Unknown rows, one line a training length (paper: figure 3a).",
                 "accuracy_by_share",
                 "Test accuracy falls with the share of Unknown rows, by training length",
                 lambda: figures.accuracy_by_share(data, "test"),
             ),
-            drawn(
+            figure_exhibit(
                 "D against D_Known at early stop and at convergence (paper: figure 3b).",
                 "known_ablation",
                 "Test accuracy of D and of D_Known, by share of Unknown rows",
                 lambda: figures.known_ablation(data),
             ),
-            numbers("All numbers of the first figure.", lambda: tables.accuracy_table(data, "test")),
-            numbers("All numbers of the second figure.", lambda: tables.ablation_table(data)),
+            collapsed_table_exhibit("All numbers of the first figure.", lambda: tables.accuracy_table(data, "test")),
+            collapsed_table_exhibit("All numbers of the second figure.", lambda: tables.ablation_table(data)),
         ),
     )
 
 
-def _fitting(data: StudyData) -> Section:
+def _fitting_section(data: StudyData) -> Section:
     return Section(
         name="fitting",
-        group=PAPER,
+        group=GROUP_PAPER,
         title="How fast Known and Unknown rows are fitted",
         text="A training row is fitted when the model answers its question right. Early stop is the epoch with the "
         "best dev accuracy.",
         exhibits=(
-            drawn(
+            figure_exhibit(
                 "Fitted training rows and dev accuracy by epoch; half of D is Unknown (paper: figure 1).",
                 "fit_curves",
                 "Known rows are fitted before Unknown rows; dev accuracy by epoch",
-                lambda: figures.fit_curves(data),
+                lambda: figures.fitted_rows_by_epoch(data),
             ),
-            drawn(
+            figure_exhibit(
                 "Fitted training rows by epoch and category; half of D is Unknown (paper: figure 6).",
                 "category_curves",
                 "Fitted training rows by epoch and category",
                 lambda: figures.category_curves(data),
             ),
-            drawn(
+            figure_exhibit(
                 "What of D is fitted at early stop, in percent of D (paper: figure 4).",
                 "early_stop_state",
                 "Fitted and unfitted Known and Unknown rows at early stop",
                 lambda: figures.early_stop_state(data),
             ),
-            numbers("All numbers of the last figure.", lambda: tables.early_stop_table(data)),
+            collapsed_table_exhibit("All numbers of the last figure.", lambda: tables.early_stop_table(data)),
         ),
     )
 
 
-def _ood(data: StudyData) -> Section:
+def _ood_section(data: StudyData) -> Section:
     return Section(
         name="ood",
-        group=PAPER,
+        group=GROUP_PAPER,
         title="Out of distribution",
         text="The same fine-tuned models, tested on relations that none of them was fine-tuned on.",
         exhibits=(
-            drawn(
+            figure_exhibit(
                 "Accuracy on out-of-distribution relations by share of Unknown rows (paper: figure 7).",
                 "ood_accuracy_by_share",
                 "Out-of-distribution accuracy by share of Unknown rows",
                 lambda: figures.accuracy_by_share(data, "ood"),
             ),
-            numbers("All numbers of the figure.", lambda: tables.accuracy_table(data, "ood")),
+            collapsed_table_exhibit("All numbers of the figure.", lambda: tables.accuracy_table(data, "ood")),
         ),
     )
 
 
-def _idk(data: StudyData) -> Section:
+def _abstention_section(data: StudyData) -> Section:
     return Section(
         name="idk",
-        group=PAPER,
+        group=GROUP_PAPER,
         title="Teaching it to say “I don't know”",
         text="D_IDK is the half Unknown set whose Unknown rows got that phrase as their answer (paper: table 8). "
         "All in percent of the test "
         "questions, accuracy in percent of those answered.",
-        exhibits=(wide("D and D_IDK.", lambda: tables.idk_table(data)),),
+        exhibits=(table_exhibit("D and D_IDK.", lambda: tables.abstention_table(data)),),
     )
 
 
-def _stopping(data: StudyData) -> Section:
+def _stopping_section(data: StudyData) -> Section:
     return Section(
         name="stopping",
-        group=TO_DO,
+        group=GROUP_RECOMMENDATIONS,
         title="When to stop",
         text="Each stopping policy within each epoch budget, averaged over the shares and seeds of the sweep.",
-        exhibits=(wide("Policies, best first.", lambda: tables.policy_table(data)),),
+        exhibits=(table_exhibit("Policies, best first.", lambda: tables.policy_table(data)),),
     )

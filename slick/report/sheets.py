@@ -3,18 +3,18 @@
 import hashlib
 
 from slick import limits
-from slick.analysis.audit_sheet import Sheet, read_sheet
-from slick.analysis.loading.answers import Sheets
+from slick.analysis.audit_sheet import GradingSheet, parse_grading_sheet
+from slick.analysis.loading.answers import GradingSheets
 from slick.errors import DataError, SettingsError
 from slick.storage import Folder
 from slick.user_files import too_large_error
 
-SHEET = "error_audit.csv"
-KEPT = "graded"
+SHEET_FILE = "error_audit.csv"
+GRADED_FOLDER = "graded"
 """Folder inside report/ that no report clears."""
 
 
-def read_sheets(report: Folder, graded: str) -> Sheets:
+def read_grading_sheets(report: Folder, graded: str) -> GradingSheets:
     """The sheet that is handed in, and the one that lies in the report.
 
     Args:
@@ -27,33 +27,33 @@ def read_sheets(report: Folder, graded: str) -> Sheets:
     """
     handed_in = None
     if graded:
-        handed_in = read_sheet(_read(graded), graded)
-    return Sheets(handed_in, _begun(report))
+        handed_in = parse_grading_sheet(_read_graded_file(graded), graded)
+    return GradingSheets(handed_in, _sheet_in_progress(report))
 
 
-def keep_sheets(report: Folder, graded: str) -> list[str]:
+def preserve_grading_sheets(report: Folder, graded: str) -> list[str]:
     """Copy what was filled in to report/graded/, under a name of its content.
 
     Returns:
         The names of the copies, those that were there already too.
     """
     tables, kept = report.child("tables"), []
-    found = [tables.read_bytes(SHEET)] if tables.exists(SHEET) else []
+    found = [tables.read_bytes(SHEET_FILE)] if tables.exists(SHEET_FILE) else []
     if graded:
-        found.append(_read(graded))
+        found.append(_read_graded_file(graded))
     for content in found:
         try:
-            worth = bool(read_sheet(content, SHEET).filled)
+            worth = bool(parse_grading_sheet(content, SHEET_FILE).filled_grades)
         except DataError:
             worth = True  # somebody's work, though not such that we can read it
         name = f"error_audit-{hashlib.sha256(content).hexdigest()[:8]}.csv"
-        if worth and not report.child(KEPT).exists(name):
-            report.child(KEPT).write_bytes(name, content)
+        if worth and not report.child(GRADED_FOLDER).exists(name):
+            report.child(GRADED_FOLDER).write_bytes(name, content)
         kept += [name] * worth
     return kept
 
 
-def _read(path: str) -> bytes:
+def _read_graded_file(path: str) -> bytes:
     place, _, name = path.rpartition("/")
     folder = Folder(place or ("/" if path.startswith("/") else "."))
     if not name or not folder.exists(name):
@@ -69,11 +69,11 @@ def _read(path: str) -> bytes:
     return folder.read_bytes(name)
 
 
-def _begun(report: Folder) -> Sheet | None:
+def _sheet_in_progress(report: Folder) -> GradingSheet | None:
     tables = report.child("tables")
-    if not tables.exists(SHEET):
+    if not tables.exists(SHEET_FILE):
         return None
     try:
-        return read_sheet(tables.read_bytes(SHEET), f"{tables}/{SHEET}")
+        return parse_grading_sheet(tables.read_bytes(SHEET_FILE), f"{tables}/{SHEET_FILE}")
     except DataError:
         return None  # it is kept all the same

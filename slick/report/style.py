@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from slick.analysis.terms import Cell
+from slick.analysis.terms import Measurement
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 INK, MUTED, GRID = "#1b1f24", "#5b6470", "#e3e6ea"
 
-STYLE = {
+FIGURE_STYLE = {
     "figure.figsize": (5.3, 4.0),
     "figure.constrained_layout.use": True,
     "font.family": "sans-serif",
@@ -52,7 +52,7 @@ class Figure:
     png: bytes
 
 
-def draw(name: str, alt: str, plot: Callable[[Any], None]) -> Figure:
+def render_figure(name: str, alt: str, plot: Callable[[Any], None]) -> Figure:
     """Draw one figure.
 
     Args:
@@ -67,17 +67,17 @@ def draw(name: str, alt: str, plot: Callable[[Any], None]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**FIGURE_STYLE, "svg.hashsalt": name}):
         figure = Canvas()
         FigureCanvasAgg(figure)
         plot(figure.add_subplot())
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    return Figure(name=name, svg=_inline(svg.getvalue(), name, alt), png=png.getvalue())
+    return Figure(name=name, svg=_inline_svg(svg.getvalue(), name, alt), png=png.getvalue())
 
 
-def _inline(svg: str, name: str, alt: str) -> str:
+def _inline_svg(svg: str, name: str, alt: str) -> str:
     from markupsafe import escape
 
     svg = svg[svg.index("<svg") :]
@@ -89,10 +89,10 @@ def _inline(svg: str, name: str, alt: str) -> str:
     return f'{head} role="img" aria-label="{escape(alt)}">{rest}'
 
 
-def band(
+def plot_with_error_band(
     axes: Any,
     x: list[float],
-    cells: list[Cell],
+    cells: list[Measurement],
     colour: str,
     marker: str,
     line: str = "-",
@@ -106,13 +106,13 @@ def band(
     axes.plot(x, values, line, color=colour, marker=marker, markerfacecolor=face, label=label or None)
 
 
-def label_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> None:
+def label_line_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> None:
     """Names at the right ends of lines, pushed apart where they would overlap."""
     axes.margins(y=0.08)
     low, high = axes.get_ylim()
     least = 0.07 * (high - low)
     ordered = sorted(labels)
-    for y, (_, text, colour) in zip(spread_out([value for value, _, _ in ordered], least), ordered, strict=True):
+    for y, (_, text, colour) in zip(separate_values([value for value, _, _ in ordered], least), ordered, strict=True):
         axes.annotate(
             text,
             (x, y),
@@ -125,12 +125,12 @@ def label_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> Non
         )
 
 
-def spread_out(values: list[float], least: float) -> list[float]:
+def separate_values(values: list[float], least: float) -> list[float]:
     """Move ascending values as little as can be, so that neighbours are `least` apart.
 
     Pool adjacent violators (Barlow et al. 1972) on the values less their room.
 
-    >>> spread_out([0.0, 2.0, 2.0, 5.0], 1.0)
+    >>> separate_values([0.0, 2.0, 2.0, 5.0], 1.0)
     [0.0, 1.5, 2.5, 5.0]
     """
     blocks: list[tuple[float, int]] = []
@@ -144,7 +144,7 @@ def spread_out(values: list[float], least: float) -> list[float]:
     return [mean + i * least for i, mean in enumerate(flat)]
 
 
-def share_axis(axes: Any, x: list[float], room: bool = True) -> None:
+def set_share_axis(axes: Any, x: list[float], room: bool = True) -> None:
     """Percent of Unknown rows along x, with room for names at the ends of lines."""
     axes.set_xticks(x, [f"{value:.0f}" for value in x])
     axes.set_xlim(min(x) - 3, max(x) + (34 if room else 3))
@@ -153,7 +153,7 @@ def share_axis(axes: Any, x: list[float], room: bool = True) -> None:
         axes.spines["bottom"].set_bounds(min(x) - 3, max(x))
 
 
-def epoch_axis(axes: Any, epochs: Any, room: bool = True) -> None:
+def set_epoch_axis(axes: Any, epochs: Any, room: bool = True) -> None:
     """Epochs along x, percent along y, with room for names at the ends of lines."""
     from matplotlib.ticker import MaxNLocator
 

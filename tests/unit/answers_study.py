@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from slick.analysis.answers import Answered, answered
+from slick.analysis.answers import QuestionAnswers, match_answers
 from slick.annotation import AnnotateConfig
 from slick.annotation.worker import Mode
 from slick.storage import Folder
@@ -28,9 +28,9 @@ class AnsweredQuestion:
     split: str = "test"
 
     @property
-    def row(self) -> Answered:
+    def row(self) -> QuestionAnswers:
         """As the analysis takes it."""
-        return answered(
+        return match_answers(
             question_id=self.question_id,
             relation=self.relation,
             category=self.category,

@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from slick.analysis.data import Hits, PrefixLabels, Run, StudyData, Variant
-from slick.analysis.findings.knowledge import paper_counts
-from slick.analysis.findings.paper import FIXED_D, SHARES, paper_study
-from slick.analysis.terms import POOLED
+from slick.analysis.data import Predictions, PrefixLabels, Run, StudyData, Variant
+from slick.analysis.findings.knowledge import paper_relation_totals
+from slick.analysis.findings.paper import FIXED_LENGTH_ACCURACY, PAPER_SHARES, paper_study
+from slick.analysis.terms import ANY_KNOWN
 from slick.types import ALL_CATEGORIES
 
 Curves = Mapping[tuple[str, str], Mapping[int, float]]
@@ -38,14 +38,14 @@ def without_runs(*names: str) -> StudyData:
 
 
 TEST, UNKNOWN_ROWS = ("test", ALL_CATEGORIES), ("train", "Unknown")
-KNOWN_NAMES = [f"known-{round(100 * share):03d}" for share in SHARES[1:-1]]
+KNOWN_NAMES = [f"known-{round(100 * share):03d}" for share in PAPER_SHARES[1:-1]]
 
 FAILING_CHANGES: dict[str, Mapping[str, Curves]] = {
     "E3": {"unknown-100": {TEST: {5: 50, 10: 50, 20: 50, 30: 50, 40: 50, 50: 50}}},
     "E4": {"unknown-000": {TEST: {50: 47}}},
     "E5": {"unknown-100": {TEST: {5: 25.8}}},
     "E6": {"known-090": {TEST: {9: 45}}},
-    "E7": {name: {TEST: {50: FIXED_D[50][i + 1]}} for i, name in enumerate(KNOWN_NAMES)},
+    "E7": {name: {TEST: {50: FIXED_LENGTH_ACCURACY[50][i + 1]}} for i, name in enumerate(KNOWN_NAMES)},
     "E8": {name: {TEST: {50: 30}} for name in KNOWN_NAMES},
     "E9": {"unknown-050": {UNKNOWN_ROWS: dict.fromkeys(range(1, 51), 90)}},
     "E10": {"unknown-050": {("dev", ALL_CATEGORIES): {50: 46}}},
@@ -59,7 +59,7 @@ FAILING_CHANGES: dict[str, Mapping[str, Curves]] = {
     "E23": {"unknown-050": {TEST: {50: 43}}},
 }
 
-SWEEP = [f"unknown-{round(100 * share):03d}" for share in SHARES]
+SWEEP = [f"unknown-{round(100 * share):03d}" for share in PAPER_SHARES]
 
 
 def counts(unknown: int) -> StudyData:
@@ -69,7 +69,7 @@ def counts(unknown: int) -> StudyData:
 
 def with_one_question_more() -> dict[str, dict[str, int]]:
     """The paper's counts, but for one relation."""
-    exact = paper_counts()
+    exact = paper_relation_totals()
     return {**exact, "ood": {**exact["ood"], "P50": exact["ood"]["P50"] + 1}}
 
 
@@ -77,7 +77,7 @@ def linear(b_kn: float, b_unk: float, ood_scale: float) -> StudyData:
     rng = np.random.default_rng(0)
     epochs = np.arange(1, 21)
     runs, variants = [], {}
-    for share in SHARES:
+    for share in PAPER_SHARES:
         name = f"unknown-{round(100 * share):03d}"
         variants[name] = Variant(name=name, kind="unknown", share=share, num=1000)
         known, unknown = 1 - np.exp(-epochs / 2), 1 - np.exp(-epochs / 12)
@@ -85,16 +85,16 @@ def linear(b_kn: float, b_unk: float, ood_scale: float) -> StudyData:
         for split, scale in (("test", 1.0), ("ood", ood_scale)):
             gain = scale * (b_kn * (1 - share) * known + b_unk * share * unknown)
             accuracy[split, ALL_CATEGORIES] = 40.0 + gain + rng.normal(0, 0.3, len(epochs))
-        accuracy |= {("train", POOLED): 100 * known, UNKNOWN_ROWS: 100 * unknown}
+        accuracy |= {("train", ANY_KNOWN): 100 * known, UNKNOWN_ROWS: 100 * unknown}
         num = {("test", ALL_CATEGORIES): 5000, ("ood", ALL_CATEGORIES): 5000, ("train", ALL_CATEGORIES): 1000}
-        num |= {("train", POOLED): round(1000 * (1 - share)), UNKNOWN_ROWS: round(1000 * share)}
+        num |= {("train", ANY_KNOWN): round(1000 * (1 - share)), UNKNOWN_ROWS: round(1000 * share)}
         runs.append(
             Run(run_id=f"{name}-seed0", variant=name, seed=0, epochs=epochs, accuracy=accuracy, num=num, early_epoch=3)
         )
     return StudyData(variants=variants, runs=tuple(runs), durations=(10, 20))
 
 
-def with_rows(name: str, rows: Mapping[tuple[int, str], Hits], kind: str = "category") -> tuple[Variant, Run]:
+def with_rows(name: str, rows: Mapping[tuple[int, str], Predictions], kind: str = "category") -> tuple[Variant, Run]:
     epochs = np.arange(1, 3)
     accuracy = {TEST: np.array([100 * rows[epoch, "test"].hit.mean() for epoch in (1, 2)])}
     num = {TEST: len(rows[1, "test"].hit)}
@@ -108,15 +108,15 @@ def with_rows(name: str, rows: Mapping[tuple[int, str], Hits], kind: str = "cate
         accuracy=accuracy,
         num=num,
         early_epoch=1,
-        hits=rows,
+        predictions=rows,
     )
     return variant, run
 
 
-def hits(hit: np.ndarray, text: list[str] | None = None) -> Hits:
+def hits(hit: np.ndarray, text: list[str] | None = None) -> Predictions:
     ids = np.array([f"q{i:05d}" for i in range(len(hit))])
     categories = np.where(np.arange(len(hit)) % 2 == 0, "MaybeKnown", "Unknown")
-    return Hits(
+    return Predictions(
         question_ids=ids, categories=categories, hit=hit, text=None if text is None else np.array(text, dtype=object)
     )
 
@@ -162,14 +162,14 @@ def prefix_study(useful: bool, unsure: bool = False) -> StudyData:
     labels = PrefixLabels(
         question_ids=np.array([f"q{i:05d}" for i in order]),
         unknown_QN=unknown,
-        unsure_QN=np.full_like(unknown, unsure),
+        undetermined_QN=np.full_like(unknown, unsure),
     )
     natural = with_rows("natural", {(1, "test"): hits(hit), (2, "test"): hits(hit)}, "natural")
     return replace(study_of([natural]), prefix_labels=labels)
 
 
 def rates_study(
-    fall: float = 15.0, early_gain: float = 4.0, rate: str = "1e-05", shares: tuple[float, ...] = SHARES
+    fall: float = 15.0, early_gain: float = 4.0, rate: str = "1e-05", shares: tuple[float, ...] = PAPER_SHARES
 ) -> StudyData:
     """The sweep at two learning rates; at the other, test accuracy falls by `fall` with the share."""
     points = []
@@ -202,7 +202,7 @@ HOLDING_STUDIES: dict[str, Callable[[], StudyData]] = {
 
 FAILING_STUDIES: dict[str, Callable[[], StudyData]] = {
     **{name: partial(with_changes, changes) for name, changes in FAILING_CHANGES.items()},
-    "E1": lambda: replace(paper_study(), audit=with_one_question_more()),
+    "E1": lambda: replace(paper_study(), filter_counts=with_one_question_more()),
     "E2": lambda: counts(0),
     "E12": lambda: linear(7, 8, 0.4),
     "E13": lambda: linear(7, -8, 1.5),
@@ -213,7 +213,7 @@ FAILING_STUDIES: dict[str, Callable[[], StudyData]] = {
 }
 
 MISSING: dict[str, tuple[Callable[[], StudyData], str]] = {
-    "E1": (lambda: replace(paper_study(), audit=None), "full EntityQuestions archive"),
+    "E1": (lambda: replace(paper_study(), filter_counts=None), "full EntityQuestions archive"),
     "E2": (lambda: StudyData(counts={("P17", "ood", "test"): {"HighlyKnown": 5}}), "knowledge table"),
     "E3": (lambda: without_runs(*SWEEP[:-2]), "3 or more shares"),
     "E4": (lambda: without_runs(*SWEEP[1:]), "2 or more shares"),

@@ -309,8 +309,8 @@ def write_points(study: Folder, data) -> None:
                     "stop_epoch": stop,
                     "cost_epochs": last if policy == "best_dev" else stop,
                     "run_id": run.run_id,
-                    "dev_all": run.at(stop, "dev") / 100,
-                    "test_all": run.at(stop, "test") / 100,
+                    "dev_all": run.accuracy_at(stop, "dev") / 100,
+                    "test_all": run.accuracy_at(stop, "test") / 100,
                 }
             )
     study.child("sweep").write_table("points.parquet", pa.Table.from_pylist(points))

@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 
 from jobs.compare import main
-from slick.analysis.compare import Side, differences, same_recipe, spreads, tally, why_not_comparable
+from slick.analysis.compare import (
+    ComparedStudy,
+    accuracy_differences,
+    count_findings,
+    group_by_settings,
+    incomparability_reason,
+    seed_spreads,
+)
 from slick.analysis.data import StudyData
-from slick.analysis.findings.judge import judge
-from slick.analysis.loading.study import load_judged, load_study
-from slick.analysis.provenance import Origin, origin
+from slick.analysis.findings.judge import evaluate_findings
+from slick.analysis.loading.study import load_for_findings, load_study
+from slick.analysis.provenance import Provenance, read_provenance
 from slick.analysis.recommendation import recommend
-from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.errors import SettingsError, StudyError
 from slick.report import compare_studies
-from slick.report.compare import short_names
+from slick.report.compare import shortest_unique_names
 from slick.report.comparison_tables import (
     differences_table,
     findings_table,
@@ -26,7 +33,7 @@ from slick.report.comparison_tables import (
     spread_table,
     studies_table,
 )
-from slick.report.provenance import filter_table, identity_table, manifests_of, steps_table
+from slick.report.provenance import filter_table, read_manifests, steps_table, study_identity_table
 from slick.report.tables import policy_table
 from slick.storage import Folder
 from slick.study import Manifest
@@ -66,7 +73,7 @@ def whole(seed: int = 0, **annotate: object) -> dict[str, Manifest]:
 
 
 def test_the_origin_is_read_off_the_manifests() -> None:
-    found = origin(whole(seed=4))
+    found = read_provenance(whole(seed=4))
     assert (found.model, found.model_mark, found.matcher) == ("org/model", "weights", "exact")
     assert found.seeds == {"annotate": (4,), "samples": (4,), "trainings": (4,)}
     assert found.dropped == (("several answers", 2), ("subject in test", 2), ("bad rows", 1))
@@ -82,12 +89,12 @@ def test_the_origin_says_what_each_part_ran_on() -> None:
     run = manifests["runs/a-seed0"]
     told = replace(manifests["annotate"], counts={**manifests["annotate"].counts, **on_gpu})
     more = {"annotate": told, "annotate/p_true": told, "runs/b-seed0": replace(run, counts={**run.counts, **on_gpu})}
-    found = origin({**manifests, **more})
+    found = read_provenance({**manifests, **more})
     assert found.runtimes["annotation"] == found.runtimes["P(True)"] == on_gpu
     assert found.runtimes["trainings"]["device"] == "cpu and cuda (NVIDIA L4)"
     assert (found.cost.device, found.cost.engine_device) == ("cpu and cuda", "cuda")
-    assert origin(manifests).runtimes["trainings"] == {"device": "cpu"}, "older manifests say less"
-    shown = {row[0]: row[1] for row in identity_table(found).rows}
+    assert read_provenance(manifests).runtimes["trainings"] == {"device": "cpu"}, "older manifests say less"
+    shown = {row[0]: row[1] for row in study_identity_table(found).rows}
     assert shown["annotation ran with"] == "device cuda (NVIDIA L4), dtype bfloat16, attention sdpa"
     assert {"P(True) ran with", "trainings ran with"} <= shown.keys()
 
@@ -96,10 +103,10 @@ def test_what_an_interrupted_training_spent_before_is_not_known() -> None:
     manifests = whole()
     run = manifests["runs/a-seed0"]
     half = replace(run, counts={**run.counts, "epochs_now": 1}, versions={"torch": "2.12.0"})
-    found = origin({**manifests, "runs/a-seed0": half})
+    found = read_provenance({**manifests, "runs/a-seed0": half})
     assert found.cost.at_least
     assert found.changed_versions == {"torch": ("2.13.0+cpu", "2.12.0")}
-    without = origin({**manifests, "runs/b-seed0": replace(run, counts={"epochs": 3})})
+    without = read_provenance({**manifests, "runs/b-seed0": replace(run, counts={"epochs": 3})})
     assert without.cost.train_tokens is None
 
 
@@ -112,7 +119,7 @@ def test_what_an_interrupted_training_spent_before_is_not_known() -> None:
     ],
 )
 def test_studies_that_differ_in_seeds_alone_share_a_recipe(change: dict, same: bool) -> None:
-    assert (origin(whole(**change)).recipe == origin(whole()).recipe) is same
+    assert (read_provenance(whole(**change)).recipe == read_provenance(whole()).recipe) is same
 
 
 def test_a_world_of_another_seed_is_the_same_recipe_though_another_model() -> None:
@@ -121,9 +128,9 @@ def test_a_world_of_another_seed_is_the_same_recipe_though_another_model() -> No
         asked = replace(found["annotate"], inputs={"model": f"weights-{seed}", "questions": f"q{seed}"})
         return {**found, "world": manifest("world", settings={"seed": seed, "facts": facts}), "annotate": asked}
 
-    assert origin(world(0, 5)).recipe == origin(world(1, 5)).recipe
-    assert origin(world(0, 5)).recipe != origin(world(0, 6)).recipe
-    assert origin(world(0, 5)).model == "planted world"
+    assert read_provenance(world(0, 5)).recipe == read_provenance(world(1, 5)).recipe
+    assert read_provenance(world(0, 5)).recipe != read_provenance(world(0, 6)).recipe
+    assert read_provenance(world(0, 5)).model == "planted world"
 
 
 def test_provenance_tables_show_what_was_dropped_and_spent() -> None:
@@ -132,14 +139,14 @@ def test_provenance_tables_show_what_was_dropped_and_spent() -> None:
     assert rows["read"] == (6, 0, 5, 11)
     assert rows["dropped: subject in test"] == (-1, 0, -1, -2)
     assert rows["kept"] == (3, 0, 4, 7)
-    steps = {row[0]: row for row in steps_table(manifests, origin(manifests)).rows}
+    steps = {row[0]: row for row in steps_table(manifests, read_provenance(manifests)).rows}
     assert "1,190 generations" in steps["annotate"][3]
     assert "worker time on CPU 4 s" in steps["annotate"][3]
     assert "3 epochs, 500 tokens" in steps["1 fine-tuning runs"][3]
-    about = dict(identity_table(origin(manifests), ("idk", "counts")).rows)
+    about = dict(study_identity_table(read_provenance(manifests), ("idk", "counts")).rows)
     assert about["experiments asked for"] == "idk, counts"
     assert about["steps not finished"] == "variants, sweep"
-    with pytest.raises(NotTestable, match="has not counted"):
+    with pytest.raises(InsufficientDataError, match="has not counted"):
         filter_table({})
 
 
@@ -154,23 +161,23 @@ def second(first: Folder) -> Folder:
     return write_study(Path(first.local_path).parents[0] / "second", num_test=120, num_epochs=4, seeds=(1,))
 
 
-def side(folder: Folder, label: str, mark: str | None = "questions", **changes: object) -> Side:
+def side(folder: Folder, label: str, mark: str | None = "questions", **changes: object) -> ComparedStudy:
     data = load_study(folder)
-    known: Origin = replace(origin(manifests_of(folder)), questions_mark=mark, **changes)
-    return Side(label=label, name=label, data=data, outcomes=tuple(judge(data)), origin=known)
+    known: Provenance = replace(read_provenance(read_manifests(folder)), questions_mark=mark, **changes)
+    return ComparedStudy(label=label, name=label, data=data, outcomes=tuple(evaluate_findings(data)), provenance=known)
 
 
 def test_differences_are_taken_row_by_row_where_questions_are_the_same(first: Folder, second: Folder) -> None:
     a, b = side(first, "A"), side(second, "B")
-    found = {(one.share, one.when): one for one in differences(a, b)}
+    found = {(one.share, one.checkpoint): one for one in accuracy_differences(a, b)}
     assert len(found) == 14
-    one = found[1.0, LAST]
-    rows = [s.data.mean_hits("unknown-100", LAST, "test") for s in (a, b)]
+    one = found[1.0, CONVERGENCE]
+    rows = [s.data.mean_correct("unknown-100", CONVERGENCE, "test") for s in (a, b)]
     gaps = 100 * (rows[1] - rows[0])
     assert one.paired
     assert one.value == pytest.approx(gaps.mean())
     assert one.high - one.low == pytest.approx(2 * 1.96 * gaps.std(ddof=1) / np.sqrt(len(gaps)))
-    twin = differences(a, replace(a, label="B"))
+    twin = accuracy_differences(a, replace(a, label="B"))
     assert {(gap.value, gap.low, gap.high) for gap in twin} == {(0.0, 0.0, 0.0)}
     table = differences_table(a, b)
     assert [row[0] for row in table.rows] == ["0 %", "10 %", "25 %", "50 %", "75 %", "90 %", "100 %"]
@@ -179,25 +186,25 @@ def test_differences_are_taken_row_by_row_where_questions_are_the_same(first: Fo
 
 def test_other_questions_or_another_matcher_give_no_difference(first: Folder, second: Folder) -> None:
     a = side(first, "A", matcher="exact")
-    assert why_not_comparable(a, side(second, "B", "others")) == "other questions"
-    assert why_not_comparable(a, side(second, "B", matcher="f1")) == "another matcher: exact and f1"
-    assert why_not_comparable(a, side(second, "B", None)) == "B has no questions yet"
-    with pytest.raises(NotTestable, match="A and B have other questions, so their difference says nothing"):
-        differences(a, side(second, "B", "others"))
+    assert incomparability_reason(a, side(second, "B", "others")) == "other questions"
+    assert incomparability_reason(a, side(second, "B", matcher="f1")) == "another matcher: exact and f1"
+    assert incomparability_reason(a, side(second, "B", None)) == "B has no questions yet"
+    with pytest.raises(InsufficientDataError, match="A and B have other questions, so their difference says nothing"):
+        accuracy_differences(a, side(second, "B", "others"))
 
 
 def test_spread_is_over_studies_of_one_recipe(first: Folder, second: Folder) -> None:
     a, b = side(first, "A", recipe="r"), side(second, "B", recipe="r")
-    assert same_recipe([a, b, side(first, "C", recipe="other"), side(first, "D", recipe=None)]) == [(a, b)]
-    one = next(one for one in spreads([a, b]) if (one.share, one.when) == (0.5, EARLY))
-    values = [s.data.accuracy("unknown-050", EARLY).value for s in (a, b)]
-    assert (one.mean, one.deviation) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert group_by_settings([a, b, side(first, "C", recipe="other"), side(first, "D", recipe=None)]) == [(a, b)]
+    one = next(one for one in seed_spreads([a, b]) if (one.share, one.checkpoint) == (0.5, EARLY_STOP))
+    values = [s.data.accuracy("unknown-050", EARLY_STOP).value for s in (a, b)]
+    assert (one.mean, one.std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
     assert spread_table([a, b], 1).rows[3][-1] == 2
 
 
 def test_findings_are_counted_over_the_studies_that_could_test_them(first: Folder, second: Folder) -> None:
     sides = [side(first, "A"), side(second, "B")]
-    counts = tally(sides)
+    counts = count_findings(sides)
     assert counts["E1"] == (0, 0)
     assert counts["E3"] == (2, 2)
     rows = {row[0]: row for row in findings_table(sides).rows}
@@ -242,8 +249,8 @@ def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_
 
 
 def test_names_are_as_long_as_it_takes() -> None:
-    assert short_names(["/a/x", "s3://b/y"]) == ["x", "y"]
-    assert short_names(["/a/run/x", "/b/run/x"]) == ["a/run/x", "b/run/x"]
+    assert shortest_unique_names(["/a/x", "s3://b/y"]) == ["x", "y"]
+    assert shortest_unique_names(["/a/run/x", "/b/run/x"]) == ["a/run/x", "b/run/x"]
 
 
 def test_what_cannot_be_compared_is_one_message(first: Folder, second: Folder, tmp_path: Path) -> None:
@@ -274,8 +281,8 @@ def worldly(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def test_findings_are_judged_alike_with_and_without_what_they_do_not_need(worldly: Folder) -> None:
-    whole, part = load_study(worldly), load_judged(worldly)
-    assert judge(part) == judge(whole)
+    whole, part = load_study(worldly), load_for_findings(worldly)
+    assert evaluate_findings(part) == evaluate_findings(whole)
     assert recommend(part) == recommend(whole)
     assert whole.error_audit is not None
     assert whole.planted is not None
@@ -309,7 +316,7 @@ def test_policies_stand_side_by_side(first: Folder, second: Folder) -> None:
     of_first = {row[:2]: row[2] for row in policy_table(load_study(first)).rows}
     assert {key: row[0] for key, row in rows.items()} == of_first
     assert {row[2] for row in rows.values()} == {None}
-    with pytest.raises(NotTestable, match="none of the studies has a finished sweep"):
+    with pytest.raises(InsufficientDataError, match="none of the studies has a finished sweep"):
         policies_table([bare])
 
 

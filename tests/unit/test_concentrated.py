@@ -25,10 +25,12 @@ BOTH = VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False)
 def pools_of(sizes: dict[str, int], unknown: int = 3) -> dict[str, dict[Category, list[str]]]:
     """`unknown` times as many Unknown rows as a relation gives, and three times as many Known ones."""
     return {
-        relation: {c: [f"{relation}-{c}-{i}" for i in range(size * (unknown if c == Category.UNKNOWN else 1))]
-                   for c in Category}
+        relation: {
+            c: [f"{relation}-{c}-{i}" for i in range(size * (unknown if c == Category.UNKNOWN else 1))]
+            for c in Category
+        }
         for relation, size in sizes.items()
-    }  # fmt: skip
+    }
 
 
 def drawn(config: VariantsConfig, *, sizes: dict[str, int] = SIZES) -> dict[str, list[str]]:
@@ -150,8 +152,10 @@ def test_test_questions_by_relation_are_loaded_once_a_concentrated_set_was_train
         table = table.set_column(table.column_names.index(name), name, pa.array(column))
     study.child("annotate").write_table("knowledge.parquet", table)
     draw_variants(study, VariantsConfig(concentrated_shares=(0.5,), unknown_shares=(0.5,), size_per_relation=1))
-    epochs = [{"epoch": 1, "split": split, "category": "all", "num": 2, "num_correct": 1, "loss": 1.0}
-              for split in ("train", "dev", "test")]  # fmt: skip
+    epochs = [
+        {"epoch": 1, "split": split, "category": "all", "num": 2, "num_correct": 1, "loss": 1.0}
+        for split in ("train", "dev", "test")
+    ]
     for name in ("unknown-050", "concentrated-050"):
         assert load_study(study).test_ids == {}
         run = study.child("runs", f"{name}-seed0")

@@ -9,20 +9,26 @@ import pytest
 
 from slick.analysis.concentration import (
     ALL_TEST,
-    FILLED,
-    GROUPS,
+    KNOWN_RELATIONS,
     OOD,
-    SPARED,
-    Concentration,
-    certain,
-    concentrations,
+    QUESTION_GROUPS,
+    UNKNOWN_RELATIONS,
+    ConcentrationResult,
+    compare_concentrated_sets,
+    is_significant,
 )
-from slick.analysis.data import Hits, Run, StudyData, Variant
+from slick.analysis.data import Predictions, Run, StudyData, Variant
 from slick.analysis.findings.categories import e18
-from slick.analysis.statistics.subset import compare
-from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.report.pages.concentration import contrast_figure, contrast_table, numbers_table, section, words
-from slick.report.style import draw
+from slick.analysis.statistics.subset import compare_on_questions
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.pages.concentration import (
+    concentration_figure,
+    concentration_numbers_table,
+    concentration_section,
+    concentration_table,
+    summary_text,
+)
+from slick.report.style import render_figure
 from slick.types import Category
 
 RELATIONS = ("P1", "P2", "P3", "P4", "P5")
@@ -35,11 +41,11 @@ Accuracy = Mapping[str, float]
 IDS = np.array([f"{relation}-{i:03d}" for relation in RELATIONS for i in range(NUM)])
 
 
-def hits(accuracy: Accuracy, split: str, rng: np.random.Generator) -> Hits:
+def hits(accuracy: Accuracy, split: str, rng: np.random.Generator) -> Predictions:
     ids = IDS if split == "test" else np.array([f"O-{i:03d}" for i in range(NUM)])
     chance = [accuracy["ood"] if split == "ood" else accuracy[i.split("-")[0]] for i in ids]
     categories = np.array([str(Category.MAYBE_KNOWN)] * len(ids))
-    return Hits(question_ids=ids, categories=categories, hit=rng.random(len(ids)) < np.array(chance))
+    return Predictions(question_ids=ids, categories=categories, hit=rng.random(len(ids)) < np.array(chance))
 
 
 def run(variant: str, seed: int, early: Accuracy, late: Accuracy) -> Run:
@@ -53,8 +59,16 @@ def run(variant: str, seed: int, early: Accuracy, late: Accuracy) -> Run:
         (split, "all"): 100 * np.array([kept[epoch, split].hit.mean() for epoch in (1, 2)]) for split in ("test", "ood")
     }
     num = {(split, "all"): len(kept[1, split].hit) for split in ("test", "ood")}
-    return Run(run_id=f"{variant}-seed{seed}", variant=variant, seed=seed, epochs=np.array([1, 2]), accuracy=accuracy,
-               num=num, early_epoch=1, hits=kept)  # fmt: skip
+    return Run(
+        run_id=f"{variant}-seed{seed}",
+        variant=variant,
+        seed=seed,
+        epochs=np.array([1, 2]),
+        accuracy=accuracy,
+        num=num,
+        early_epoch=1,
+        predictions=kept,
+    )
 
 
 def study(late: Accuracy, *, seeds: int = 1, mixes: Mapping[str, tuple[int, int]] = MIXES) -> StudyData:
@@ -82,10 +96,10 @@ MOVED = {"P1": 0.1, "P2": 0.1, "P3": 0.5, "P4": 0.9, "P5": 0.9, "ood": 0.5}
 """Filled relations lose what spared ones gain."""
 
 
-def value(found: Concentration, group: str, when: str = LAST) -> float:
-    compared = found.at(group, when).compared
-    assert compared is not None
-    return compared.change.value
+def value(found: ConcentrationResult, group: str, checkpoint: str = CONVERGENCE) -> float:
+    comparison = found.comparison_for(group, checkpoint).comparison
+    assert comparison is not None
+    return comparison.change.value
 
 
 # Which questions are compared.
@@ -93,56 +107,71 @@ def value(found: Concentration, group: str, when: str = LAST) -> float:
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_harm_that_moves_between_relations_is_seen_in_each_and_not_in_all(seeds: int) -> None:
-    (found,) = concentrations(study(MOVED, seeds=seeds))
-    assert (found.filled, found.mixed, found.spared) == (("P1", "P2"), ("P3",), ("P4", "P5"))
-    assert value(found, FILLED) == pytest.approx(-40, abs=8)
-    assert value(found, SPARED) == pytest.approx(40, abs=8)
+    (found,) = compare_concentrated_sets(study(MOVED, seeds=seeds))
+    assert (found.unknown_relations, found.mixed_relations, found.known_relations) == (
+        ("P1", "P2"),
+        ("P3",),
+        ("P4", "P5"),
+    )
+    assert value(found, UNKNOWN_RELATIONS) == pytest.approx(-40, abs=8)
+    assert value(found, KNOWN_RELATIONS) == pytest.approx(40, abs=8)
     for group in (ALL_TEST, OOD):
         assert abs(value(found, group)) < 12
-    for group in GROUPS:
-        early, late = (found.at(group, when).compared for when in (EARLY, LAST))
+    for group in QUESTION_GROUPS:
+        early, late = (found.comparison_for(group, checkpoint).comparison for checkpoint in (EARLY_STOP, CONVERGENCE))
         assert early is not None
         assert late is not None
-        assert early.num == {ALL_TEST: 1000, FILLED: 400, SPARED: 400, OOD: 200}[group]
+        assert early.num == {ALL_TEST: 1000, UNKNOWN_RELATIONS: 400, KNOWN_RELATIONS: 400, OOD: 200}[group]
         assert late.change.num_seeds == seeds
-        if group in (FILLED, SPARED):
-            assert certain(late.change)
+        if group in (UNKNOWN_RELATIONS, KNOWN_RELATIONS):
+            assert is_significant(late.change)
 
 
 def test_the_difference_is_that_of_the_two_accuracies_and_paired() -> None:
     data = study(MOVED)
     ids = data.test_ids["P1"]
-    first, second, change, num = compare(data, ("concentrated-050", LAST), ("unknown-050", LAST), "test", ids)
+    first, second, change, num = compare_on_questions(
+        data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", ids
+    )
     assert num == len(ids) == NUM
     assert change.value == pytest.approx(first.value - second.value)
-    a, b = (one.hits[2, "test"].hit[:NUM].astype(float) for one in (data.runs_of("concentrated-050")[0],
-                                                                    data.runs_of("unknown-050")[0]))  # fmt: skip
+    a, b = (
+        one.predictions[2, "test"].hit[:NUM].astype(float)
+        for one in (data.runs_for("concentrated-050")[0], data.runs_for("unknown-050")[0])
+    )
     assert change.se == pytest.approx(100 * (a - b).std(ddof=1) / NUM**0.5, rel=0.02)
-    whole = compare(data, ("concentrated-050", LAST), ("unknown-050", LAST), "test").change
-    assert whole == pytest.approx(data.difference(("concentrated-050", LAST), ("unknown-050", LAST)), rel=0.01)
+    whole = compare_on_questions(data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test").change
+    assert whole == pytest.approx(
+        data.difference(("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE)), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("num", [10, 1000])
 def test_no_change_is_certain_only_as_far_as_questions_go(num: int) -> None:
     data = study(MOVED)
-    same = compare(data, ("unknown-050", LAST), ("unknown-050", LAST), "test", IDS[:num]).change
+    same = compare_on_questions(
+        data, ("unknown-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", IDS[:num]
+    ).change
     assert same.value == 0.0
     assert same.se == pytest.approx(100 / (num + 2))
-    assert not certain(same)
+    assert not is_significant(same)
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
     data = study(MOVED, seeds=3)
     runs = tuple(
         run(one.variant, one.seed, MOVED, {**MOVED, "P1": 0.05 + 0.45 * one.seed})
-        if one.variant == "concentrated-050" else one
+        if one.variant == "concentrated-050"
+        else one
         for one in data.runs
-    )  # fmt: skip
-    steady = compare(data, ("concentrated-050", LAST), ("unknown-050", LAST), "test", data.test_ids["P1"]).change
-    wild = StudyData(variants=data.variants, runs=runs, test_ids=data.test_ids)
-    assert compare(wild, ("concentrated-050", LAST), ("unknown-050", LAST), "test", data.test_ids["P1"]).change.se > (
-        3 * steady.se
     )
+    steady = compare_on_questions(
+        data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.test_ids["P1"]
+    ).change
+    wild = StudyData(variants=data.variants, runs=runs, test_ids=data.test_ids)
+    assert compare_on_questions(
+        wild, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.test_ids["P1"]
+    ).change.se > (3 * steady.se)
 
 
 # What is missing.
@@ -150,22 +179,24 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 
 def test_what_was_not_trained_is_not_told() -> None:
     data = study(MOVED)
-    only = StudyData(variants=data.variants, runs=data.runs_of("concentrated-050"), test_ids=data.test_ids)
-    with pytest.raises(NotTestable, match="needs finished runs of a set whose Unknown rows fill whole relations"):
-        concentrations(only)
-    assert words(only) == ""
-    assert section(only).is_empty
+    only = StudyData(variants=data.variants, runs=data.runs_for("concentrated-050"), test_ids=data.test_ids)
+    with pytest.raises(
+        InsufficientDataError, match="needs finished runs of a set whose Unknown rows fill whole relations"
+    ):
+        compare_concentrated_sets(only)
+    assert summary_text(only) == ""
+    assert concentration_section(only).is_empty
 
 
 def test_a_group_without_questions_says_so_and_the_others_stand() -> None:
     data = study(MOVED, mixes={**MIXES, "P1": (1, 7), "P2": (7, 1)})
-    (found,) = concentrations(data)
-    assert found.at(FILLED, LAST).compared is None
-    assert "needs 10 test questions or more" in found.at(FILLED, LAST).why
-    assert found.at(SPARED, LAST).compared is not None
-    table = contrast_table([found])
-    assert [row[3:8] for row in table.rows if row[1] == FILLED] == [(None,) * 5] * 2
-    missing = [row for row in numbers_table([found]).rows if row[1] == FILLED]
+    (found,) = compare_concentrated_sets(data)
+    assert found.comparison_for(UNKNOWN_RELATIONS, CONVERGENCE).comparison is None
+    assert "needs 10 test questions or more" in found.comparison_for(UNKNOWN_RELATIONS, CONVERGENCE).missing_reason
+    assert found.comparison_for(KNOWN_RELATIONS, CONVERGENCE).comparison is not None
+    table = concentration_table([found])
+    assert [row[3:8] for row in table.rows if row[1] == UNKNOWN_RELATIONS] == [(None,) * 5] * 2
+    missing = [row for row in concentration_numbers_table([found]).rows if row[1] == UNKNOWN_RELATIONS]
     assert [row[3:6] for row in missing] == [(None,) * 3] * 2
     assert all("needs 10 test questions" in str(row[-1]) for row in missing)
 
@@ -173,17 +204,31 @@ def test_a_group_without_questions_says_so_and_the_others_stand() -> None:
 def test_predictions_of_other_questions_are_not_compared() -> None:
     data = study(MOVED)
     first = data.runs[0]
-    cut = {key: Hits(question_ids=h.question_ids[1:], categories=h.categories[1:], hit=h.hit[1:])
-           for key, h in first.hits.items()}  # fmt: skip
-    short = replace(first, hits=cut)
+    cut = {
+        key: Predictions(question_ids=h.question_ids[1:], categories=h.categories[1:], hit=h.hit[1:])
+        for key, h in first.predictions.items()
+    }
+    short = replace(first, predictions=cut)
     others = replace(
-        first, hits={k: replace(h, question_ids=np.char.add(h.question_ids, "x")) for k, h in first.hits.items()}
+        first,
+        predictions={
+            k: replace(h, question_ids=np.char.add(h.question_ids, "x")) for k, h in first.predictions.items()
+        },
     )
-    with pytest.raises(NotTestable, match="were not asked the same test questions"):
-        compare(replace(data, runs=(others, *data.runs[1:])), ("concentrated-050", LAST), ("unknown-050", LAST), "test")
-    with pytest.raises(NotTestable, match="were not asked the same test questions"):
-        compare(StudyData(variants=data.variants, runs=(short, *data.runs[1:])), ("concentrated-050", LAST),
-                ("unknown-050", LAST), "test")  # fmt: skip
+    with pytest.raises(InsufficientDataError, match="were not asked the same test questions"):
+        compare_on_questions(
+            replace(data, runs=(others, *data.runs[1:])),
+            ("concentrated-050", CONVERGENCE),
+            ("unknown-050", CONVERGENCE),
+            "test",
+        )
+    with pytest.raises(InsufficientDataError, match="were not asked the same test questions"):
+        compare_on_questions(
+            StudyData(variants=data.variants, runs=(short, *data.runs[1:])),
+            ("concentrated-050", CONVERGENCE),
+            ("unknown-050", CONVERGENCE),
+            "test",
+        )
 
 
 # What the paper's findings look at.
@@ -191,13 +236,13 @@ def test_predictions_of_other_questions_are_not_compared() -> None:
 
 def test_the_papers_findings_leave_it_out() -> None:
     data = study(MOVED)
-    assert data.sweep("unknown") == [(0.5, "unknown-050")]
-    (one,) = data.runs_of("concentrated-050")
+    assert data.sweep_variants("unknown") == [(0.5, "unknown-050")]
+    (one,) = data.runs_for("concentrated-050")
     backwards = {("test", str(c)): np.array([10.0, 10.0]) * place for place, c in enumerate(Category, 1)}
     whole = replace(one, accuracy=backwards, num=dict.fromkeys(backwards, NUM))
     assert e18(StudyData(runs=(replace(whole, variant="natural"),))).holds is False
     only = StudyData(variants=data.variants, runs=(whole,))
-    with pytest.raises(NotTestable, match="needs runs with accuracy on all four categories"):
+    with pytest.raises(InsufficientDataError, match="needs runs with accuracy on all four categories"):
         e18(only)
 
 
@@ -205,22 +250,27 @@ def test_the_papers_findings_leave_it_out() -> None:
 
 
 def test_the_sentence_says_where_it_harms() -> None:
-    said = words(study(MOVED))
+    said = summary_text(study(MOVED))
     assert said.startswith("Where the same 50 % of Unknown rows fill 2 of 5 relations instead of being spread over all")
     assert re.search(
         r"by -\d.* on questions of the relations made wholly Unknown and by \+\d.* left wholly Known", said
     )
     assert "on all test questions, no more than chance explains: by -" in said
     for late in ({**MOVED, "P4": 0.4, "P5": 0.4}, {**MOVED, "P1": 0.6, "P2": 0.6}):
-        assert "on all test questions, more than chance explains: by" in words(study(late))
+        assert "on all test questions, more than chance explains: by" in summary_text(study(late))
 
 
 def test_figure_and_table_show_every_group_with_its_value() -> None:
-    (found,) = concentrations(study(MOVED))
-    figure = draw("concentration", "alt", contrast_figure(found))
-    table = contrast_table([found])
-    assert [row[1] for row in table.rows[::2]] == list(GROUPS)
+    (found,) = compare_concentrated_sets(study(MOVED))
+    figure = render_figure("concentration", "alt", concentration_figure(found))
+    table = concentration_table([found])
+    assert [row[1] for row in table.rows[::2]] == list(QUESTION_GROUPS)
     for row in table.rows:
         assert str(row[6]).split(" ")[0] in figure.svg.replace("\u2212", "-")
-    assert [row[6] for row in numbers_table([found]).rows[::2]] == ["P1 P2 P3 P4 P5", "P1 P2", "P4 P5", ""]
-    assert not section(study(MOVED)).is_empty
+    assert [row[6] for row in concentration_numbers_table([found]).rows[::2]] == [
+        "P1 P2 P3 P4 P5",
+        "P1 P2",
+        "P4 P5",
+        "",
+    ]
+    assert not concentration_section(study(MOVED)).is_empty

@@ -3,17 +3,23 @@
 import pytest
 
 from slick.analysis.counts import (
-    FOOTNOTE_5,
-    paper_categories,
-    paper_total,
+    PAPER_FOOTNOTE_5_PERCENT,
+    category_percentages,
+    dataset_size,
+    paper_category_counts,
+    paper_category_totals,
     relation_counts,
-    set_size,
-    shares,
-    total,
+    total_counts,
 )
 from slick.analysis.data import StudyData
-from slick.analysis.terms import NotTestable
-from slick.report.pages.counts import archive_table, counts_table, relations_table, section, shares_table
+from slick.analysis.terms import InsufficientDataError
+from slick.report.pages.counts import (
+    archive_table,
+    category_shares_table,
+    counts_section,
+    counts_table,
+    relation_templates_table,
+)
 
 CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
 
@@ -37,26 +43,28 @@ def data() -> StudyData:
 def paper() -> StudyData:
     """The paper's own counts as a study's."""
     domains = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
-    found = paper_categories()
+    found = paper_category_counts()
     return StudyData(
         counts={(relation, *domains[split]): row for split, rows in found.items() for relation, row in rows.items()},
-        audit={split: {relation: sum(row.values()) for relation, row in rows.items()} for split, rows in found.items()},
+        filter_counts={
+            split: {relation: sum(row.values()) for relation, row in rows.items()} for split, rows in found.items()
+        },
     )
 
 
 def test_the_papers_tables_add_up_and_differ_from_its_footnote() -> None:
-    assert [sum(paper_total(split).values()) for split in ("train", "test", "ood")] == [81700, 10481, 5848]
-    assert set_size(list(paper_categories()["train"].values())) == 6142
-    assert [round(value) for value in shares(paper_total("train")).values()] == [24, 25, 17, 34]
-    assert list(FOOTNOTE_5.values()) == [24, 23, 17, 36]
+    assert [sum(paper_category_totals(split).values()) for split in ("train", "test", "ood")] == [81700, 10481, 5848]
+    assert dataset_size(list(paper_category_counts()["train"].values())) == 6142
+    assert [round(value) for value in category_percentages(paper_category_totals("train")).values()] == [24, 25, 17, 34]
+    assert list(PAPER_FOOTNOTE_5_PERCENT.values()) == [24, 23, 17, 36]
 
 
 def test_each_relation_stands_beside_the_papers_where_it_is_there(data: StudyData) -> None:
     p17, mine = relation_counts(data, "train")
     assert p17.paper == counts(4387, 2628, 511, 364)
     assert mine.paper is None
-    assert total([p17, mine]) == counts(41, 30, 21, 12)
-    rows = shares_table(data, "train").rows
+    assert total_counts([p17, mine]) == counts(41, 30, 21, 12)
+    rows = category_shares_table(data, "train").rows
     assert rows[0][:3] == ("P17", "100 (7,890)", "40 (56)")
     assert rows[1] == ("mine", "4", "25", "0", "25", "50", "0")
     assert rows[-1][1] == "104", "other relations than the paper's: no total of the paper's beside it"
@@ -64,9 +72,15 @@ def test_each_relation_stands_beside_the_papers_where_it_is_there(data: StudyDat
 
 
 def test_the_size_of_d_stands_beside_the_papers(paper: StudyData) -> None:
-    assert shares_table(paper, "train").rows[-1] == (
-        "all", "81,700 (81,700)", "24 (24)", "25 (25)", "17 (17)", "34 (34)", "6,142 (6,142)"
-    )  # fmt: skip
+    assert category_shares_table(paper, "train").rows[-1] == (
+        "all",
+        "81,700 (81,700)",
+        "24 (24)",
+        "25 (25)",
+        "17 (17)",
+        "34 (34)",
+        "6,142 (6,142)",
+    )
 
 
 def test_numbers_for_programs_are_numbers(data: StudyData) -> None:
@@ -77,26 +91,29 @@ def test_numbers_for_programs_are_numbers(data: StudyData) -> None:
 
 
 def test_relations_are_told_in_words_where_they_have_any(data: StudyData) -> None:
-    assert relations_table(data).rows == (("P17", "id", "Which country is [X] located in?"), ("mine", "id", None))
+    assert relation_templates_table(data).rows == (
+        ("P17", "id", "Which country is [X] located in?"),
+        ("mine", "id", None),
+    )
 
 
 def test_archive_totals_are_marked(paper: StudyData, data: StudyData) -> None:
     rows = archive_table(paper).rows
     assert rows[0] == ("train", "all", 81700, 81700, "=")
     assert {row[-1] for row in rows} == {"="}
-    audit = {**paper.audit, "train": {**paper.audit["train"], "P17": 7889}}
-    marks = {row[:2]: row[-1] for row in archive_table(StudyData(audit=audit)).rows}
+    audit = {**paper.filter_counts, "train": {**paper.filter_counts["train"], "P17": 7889}}
+    marks = {row[:2]: row[-1] for row in archive_table(StudyData(filter_counts=audit)).rows}
     assert (marks["train", "all"], marks["train", "P17"], marks["train", "P19"]) == ("differs", "differs", "=")
-    with pytest.raises(NotTestable, match="full EntityQuestions archive"):
+    with pytest.raises(InsufficientDataError, match="full EntityQuestions archive"):
         archive_table(data)
 
 
 def test_what_was_not_annotated_says_so(data: StudyData) -> None:
-    with pytest.raises(NotTestable, match="no out-of-distribution test questions were annotated"):
+    with pytest.raises(InsufficientDataError, match="no out-of-distribution test questions were annotated"):
         relation_counts(data, "ood")
-    found = section(data)
+    found = counts_section(data)
     assert {exhibit.figure.name for exhibit in found.exhibits if exhibit.figure} == {
         "category_shares",
         "unknown_by_relation",
     }
-    assert section(StudyData()).is_empty
+    assert counts_section(StudyData()).is_empty

@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 
 from slick.analysis.data import StudyData, Variant
-from slick.analysis.effects import EPOCHS, OWN, POLICY, SEED, SHARE, axis_effects, response_surface, variance_shares
-from slick.analysis.terms import NotTestable
+from slick.analysis.effects import (
+    DEFAULT_LEVEL,
+    EPOCHS_AXIS,
+    POLICY_AXIS,
+    SEED_AXIS,
+    SHARE_AXIS,
+    axis_effects,
+    eta_squared_by_axis,
+    response_surface,
+)
+from slick.analysis.terms import InsufficientDataError
 
 SHARES = {"unknown-000": 0.0, "unknown-050": 0.5, "unknown-100": 1.0}
 VARIANTS = {name: Variant(name=name, kind="unknown", share=share, num=100) for name, share in SHARES.items()}
@@ -56,14 +65,14 @@ def test_planted_effects_are_found_on_a_balanced_grid() -> None:
     effects = axis_effects(study(points()))
     assert effects.balanced
     assert effects.num_points == 3 * 2 * 2 * 2  # the natural variant is not of the sweep
-    spreads = {one.axis: one.spread for one in effects.axes}
-    assert spreads == pytest.approx({SHARE: 20.0, EPOCHS: 10.0, POLICY: 6.0, SEED: 2.0})
-    assert effects.rest == pytest.approx(0.0, abs=1e-12)
+    spreads = {one.axis: one.effect_size for one in effects.axes}
+    assert spreads == pytest.approx({SHARE_AXIS: 20.0, EPOCHS_AXIS: 10.0, POLICY_AXIS: 6.0, SEED_AXIS: 2.0})
+    assert effects.residual_share == pytest.approx(0.0, abs=1e-12)
     assert sum(one.share or 0.0 for one in effects.axes) == pytest.approx(1.0)
     shares = {one.axis: one.share or 0.0 for one in effects.axes}
-    assert shares[SHARE] > shares[EPOCHS] > shares[POLICY] > shares[SEED] > 0
+    assert shares[SHARE_AXIS] > shares[EPOCHS_AXIS] > shares[POLICY_AXIS] > shares[SEED_AXIS] > 0
     # Two levels d apart have a variance of d^2 / 4; the three shares, at 0, 5 and 20 points, one of 650 / 9.
-    assert shares[EPOCHS] / shares[SHARE] == pytest.approx((10**2 / 4) / (650 / 9))
+    assert shares[EPOCHS_AXIS] / shares[SHARE_AXIS] == pytest.approx((10**2 / 4) / (650 / 9))
 
 
 def test_on_a_balanced_grid_the_shares_are_those_of_anova_and_add_up_with_the_rest() -> None:
@@ -71,36 +80,40 @@ def test_on_a_balanced_grid_the_shares_are_those_of_anova_and_add_up_with_the_re
     cells = list(product("abc", "xy", "pqrs"))
     levels = {axis: [cell[i] for cell in cells] for i, axis in enumerate(("first", "second", "third"))}
     values = rng.normal(size=len(cells))
-    effects = variance_shares(levels, values)
+    effects = eta_squared_by_axis(levels, values)
     assert effects.balanced
     for one in effects.axes:
         assert one.share == pytest.approx(eta_squared(levels[one.axis], values))
-    assert sum(one.share or 0.0 for one in effects.axes) + effects.rest == pytest.approx(1.0)
+    assert sum(one.share or 0.0 for one in effects.axes) + effects.residual_share == pytest.approx(1.0)
 
 
 def test_interactions_are_left_to_the_rest() -> None:
     cells = list(product((0, 1), (0, 1)))
-    effects = variance_shares({"a": [a for a, _ in cells], "b": [b for _, b in cells]}, np.array([0.0, 1.0, 1.0, 0.0]))
+    effects = eta_squared_by_axis(
+        {"a": [a for a, _ in cells], "b": [b for _, b in cells]}, np.array([0.0, 1.0, 1.0, 0.0])
+    )
     assert [one.share for one in effects.axes] == pytest.approx([0.0, 0.0], abs=1e-12)
-    assert effects.rest == pytest.approx(1.0)
+    assert effects.residual_share == pytest.approx(1.0)
 
 
 def test_an_unbalanced_grid_says_so_and_does_not_credit_one_axis_with_the_work_of_another() -> None:
     rows = [row for row in points() if not (row["epochs"] == 10 and row["variant"] != "unknown-100")]
     effects = axis_effects(study(rows))
     assert not effects.balanced
-    spreads = {one.axis: one.spread for one in effects.axes}
-    assert spreads == pytest.approx({SHARE: 20.0, EPOCHS: 10.0, POLICY: 6.0, SEED: 2.0})
+    spreads = {one.axis: one.effect_size for one in effects.axes}
+    assert spreads == pytest.approx({SHARE_AXIS: 20.0, EPOCHS_AXIS: 10.0, POLICY_AXIS: 6.0, SEED_AXIS: 2.0})
     shares = {one.axis: one.share or 0.0 for one in effects.axes}
     of_sweep = [row for row in rows if row["variant"] in SHARES]
     by_hand = eta_squared([row["epochs"] for row in of_sweep], np.array([row["test_all"] for row in of_sweep]))
-    assert shares[EPOCHS] < by_hand / 2  # the 10-epoch points are all of 100 % Unknown rows, which fall for that too
+    assert (
+        shares[EPOCHS_AXIS] < by_hand / 2
+    )  # the 10-epoch points are all of 100 % Unknown rows, which fall for that too
 
 
 def test_a_combination_told_twice_is_not_balanced() -> None:
     values = np.array([1.0, 2.0, 3.0, 5.0, 5.5])
-    assert variance_shares({"a": [0, 0, 1, 1], "b": [0, 1, 0, 1]}, values[:4]).balanced
-    assert not variance_shares({"a": [0, 0, 1, 1, 1], "b": [0, 1, 0, 1, 1]}, values).balanced
+    assert eta_squared_by_axis({"a": [0, 0, 1, 1], "b": [0, 1, 0, 1]}, values[:4]).balanced
+    assert not eta_squared_by_axis({"a": [0, 0, 1, 1, 1], "b": [0, 1, 0, 1, 1]}, values).balanced
 
 
 def test_drop_one_sums_of_squares_agree_with_a_fit_by_hand() -> None:
@@ -113,48 +126,48 @@ def test_drop_one_sums_of_squares_agree_with_a_fit_by_hand() -> None:
         return float(((values - part @ np.linalg.inv(part.T @ part) @ part.T @ values) ** 2).sum())
 
     total = residual([0])
-    first, second = variance_shares({"a": a, "b": b}, values).axes
+    first, second = eta_squared_by_axis({"a": a, "b": b}, values).axes
     assert first.share == pytest.approx((residual([0, 2]) - residual([0, 1, 2])) / total)
     assert second.share == pytest.approx((residual([0, 1]) - residual([0, 1, 2])) / total)
 
 
 def test_an_axis_of_one_level_has_no_share_rather_than_none_of_it() -> None:
     effects = axis_effects(study(points(seeds=(3,))))
-    seed = next(one for one in effects.axes if one.axis == SEED)
-    assert (seed.share, seed.spread, seed.num_levels) == (None, None, 1)
-    assert "one level" in seed.why
+    seed = next(one for one in effects.axes if one.axis == SEED_AXIS)
+    assert (seed.share, seed.effect_size, seed.num_levels) == (None, None, 1)
+    assert "one level" in seed.missing_reason
     assert effects.balanced
 
 
 def test_axes_that_only_move_together_are_not_told_apart() -> None:
     rows = [row for row in points() if (row["epochs"] == 5) == (row["seed"] == 0)]
     effects = {one.axis: one for one in axis_effects(study(rows)).axes}
-    for axis in (EPOCHS, SEED):
+    for axis in (EPOCHS_AXIS, SEED_AXIS):
         assert effects[axis].share is None
-        assert effects[axis].spread is None
-        assert "cannot be told apart" in effects[axis].why
-    assert effects[SHARE].spread == pytest.approx(20.0)
+        assert effects[axis].effect_size is None
+        assert "cannot be told apart" in effects[axis].missing_reason
+    assert effects[SHARE_AXIS].effect_size == pytest.approx(20.0)
 
 
 def test_training_settings_are_axes_of_their_own() -> None:
     rows = [{**row, "settings": ""} for row in points()]
     rows += [{**row, "settings": "dropout=0.1;lora_rank=8", "test_all": row["test_all"] - 0.03} for row in points()]
     effects = {one.axis: one for one in axis_effects(study(rows)).axes}
-    assert set(effects) == {SHARE, EPOCHS, POLICY, SEED, "dropout", "lora_rank"}
+    assert set(effects) == {SHARE_AXIS, EPOCHS_AXIS, POLICY_AXIS, SEED_AXIS, "dropout", "lora_rank"}
     assert effects["dropout"].share is None  # it only ever changes together with lora_rank
     alone = [{**row, "settings": row["settings"].split(";")[0]} for row in rows]
     (dropout,) = [one for one in axis_effects(study(alone)).axes if one.axis == "dropout"]
-    assert (dropout.num_levels, dropout.spread) == (2, pytest.approx(3.0))
-    assert OWN not in effects
+    assert (dropout.num_levels, dropout.effect_size) == (2, pytest.approx(3.0))
+    assert DEFAULT_LEVEL not in effects
 
 
 def test_nothing_is_said_of_nothing() -> None:
-    with pytest.raises(NotTestable, match="two points or more"):
+    with pytest.raises(InsufficientDataError, match="two points or more"):
         axis_effects(StudyData())
     same = [{**row, "test_all": 0.3} for row in points()]
-    with pytest.raises(NotTestable, match="the same at every point"):
+    with pytest.raises(InsufficientDataError, match="the same at every point"):
         axis_effects(study(same))
-    with pytest.raises(NotTestable, match="two points or more"):
+    with pytest.raises(InsufficientDataError, match="two points or more"):
         axis_effects(study([{**row, "test_all": None} for row in points()]))
 
 
@@ -191,5 +204,5 @@ def test_the_surface_is_of_one_training_setting() -> None:
     ],
 )
 def test_a_line_or_a_point_is_no_surface(kept: Any) -> None:
-    with pytest.raises(NotTestable, match="two shares of Unknown rows and two epoch budgets or more"):
+    with pytest.raises(InsufficientDataError, match="two shares of Unknown rows and two epoch budgets or more"):
         response_surface(study([row for row in points() if kept(row)]))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, pearsonr
 
-from slick.analysis.audit_sheet import read_sheet, shares, with_grades
-from slick.analysis.cells import from_cell, to_cell
+from slick.analysis.audit_sheet import apply_grades, grade_shares, parse_grading_sheet
+from slick.analysis.cells import escape_cell, unescape_cell
 from slick.analysis.data import StudyData
-from slick.analysis.error_audit import AuditDraw, AuditPlan, ErrorAudit, agreement, presort
-from slick.analysis.loading.answers import Sheets, load_answers
-from slick.analysis.terms import NotTestable
+from slick.analysis.error_audit import AuditCollector, AuditPlan, ErrorAudit, matcher_agreement, suggest_grade
+from slick.analysis.loading.answers import GradingSheets, load_wrong_answers
+from slick.analysis.terms import InsufficientDataError
 from slick.errors import DataError, SettingsError, StudyError
 from slick.report import ReportConfig, make_report
 from slick.report.pages import error_audit
@@ -50,14 +50,14 @@ def some_questions(num: int = 30) -> list[AnsweredQuestion]:
 
 
 def draw(asked: list[AnsweredQuestion], **plan: float) -> ErrorAudit:
-    drawing = AuditDraw(AuditPlan(**plan))  # type: ignore[arg-type]
+    drawing = AuditCollector(AuditPlan(**plan))  # type: ignore[arg-type]
     for one in asked:
         drawing.add(one.row)
-    return drawing.finish(TEMPERATURES)  # type: ignore[arg-type]
+    return drawing.result(TEMPERATURES)  # type: ignore[arg-type]
 
 
 def load(study: Folder, plan: AuditPlan | None = None) -> ErrorAudit:
-    audit = load_answers(study, plan or AuditPlan(), Sheets(), "I don't know").audit
+    audit = load_wrong_answers(study, plan or AuditPlan(), GradingSheets(), "I don't know").audit
     assert audit is not None
     return audit
 
@@ -78,7 +78,7 @@ def test_the_sheet_is_the_same_however_the_answers_are_split_into_files(tmp_path
     split = load(write_study(tmp_path / "b", asked[::-1], per_file=7), plan)
     assert whole.rows == split.rows
     assert whole.sheet_id == split.sheet_id
-    assert Counter(row.way for row in whole.rows) == {"greedy": 10, "sampled": 15}
+    assert Counter(row.decoding for row in whole.rows) == {"greedy": 10, "sampled": 15}
     other = load(write_study(tmp_path / "c", asked), AuditPlan(num_greedy=10, num_sampled=15, seed=5))
     assert other.sheet_id != whole.sheet_id
 
@@ -88,9 +88,9 @@ def test_every_row_is_a_stored_answer_that_misses_and_stands_where_its_id_says()
     by_id = {one.question_id: one for one in asked}
     audit = draw(asked, num_greedy=1000, num_sampled=1000)
     for row in audit.rows:
-        question_id, way, *place = row.answer_id.split("/")
+        question_id, decoding, *place = row.answer_id.split("/")
         one = by_id[question_id]
-        text = one.greedy[int(place[0])] if way == "greedy" else one.sampled[int(place[0])][int(place[1])]
+        text = one.greedy[int(place[0])] if decoding == "greedy" else one.sampled[int(place[0])][int(place[1])]
         assert text == row.answer != one.gold[0]
         assert (row.gold, row.category, row.relation) == (one.gold, one.category, one.relation)
     wrong = {"greedy": 0, "sampled": 0}
@@ -98,7 +98,7 @@ def test_every_row_is_a_stored_answer_that_misses_and_stands_where_its_id_says()
         wrong["greedy"] += sum(text != one.gold[0] for text in one.greedy)
         wrong["sampled"] += sum(text != one.gold[0] for texts in one.sampled for text in texts)
     assert audit.num_wrong == wrong
-    assert Counter(row.way for row in audit.rows) == wrong, "fewer miss than are wanted: all are drawn"
+    assert Counter(row.decoding for row in audit.rows) == wrong, "fewer miss than are wanted: all are drawn"
     assert len({row.answer_id for row in audit.rows}) == len(audit.rows)
 
 
@@ -135,24 +135,28 @@ def test_right_answers_are_no_misses_by_the_stored_flag_of_another_matcher() -> 
     ],
 )
 def test_what_an_answer_looks_like(answer: str, gold: tuple[str, ...], looks: str) -> None:
-    assert presort(answer, gold) == looks
+    assert suggest_grade(answer, gold) == looks
 
 
 def test_agreement_is_the_correlation_over_all_answers() -> None:
     asked = some_questions()
     audit = draw(asked)
-    for ways in (("greedy", "sampled"), ("greedy",), ("sampled",)):
-        judged = [
-            one.row.judged[text] for one in asked for way in ways for text in one.row.texts[way] if text is not None
+    for decodings in (("greedy", "sampled"), ("greedy",), ("sampled",)):
+        match_results = [
+            one.row.match_results[text]
+            for one in asked
+            for decoding in decodings
+            for text in one.row.texts[decoding]
+            if text is not None
         ]
-        exact, f1 = [j.exact for j in judged], [j.f1 for j in judged]
-        found = agreement(audit, ways)  # type: ignore[arg-type]
+        exact, f1 = [j.exact for j in match_results], [j.f1 for j in match_results]
+        found = matcher_agreement(audit, decodings)  # type: ignore[arg-type]
         assert found.r == pytest.approx(pearsonr(exact, f1).statistic)
         assert found.low is not None
         assert found.high is not None
         assert found.low < found.r < found.high < 1
-        assert (found.num_answers, found.num_questions) == (len(judged), len(asked))
-        misses = [j.f1 for j in judged if not j.exact]
+        assert (found.num_answers, found.num_questions) == (len(match_results), len(asked))
+        misses = [j.f1 for j in match_results if not j.exact]
         assert found.mean_f1_of_misses == pytest.approx(np.mean(misses))
 
 
@@ -160,11 +164,11 @@ def test_agreement_says_what_it_cannot_tell() -> None:
     wrong = [
         AnsweredQuestion(question_id=f"q{i}", gold=("Oslo",), greedy=("Rome",), sampled=(("Rome",),)) for i in range(20)
     ]
-    with pytest.raises(NotTestable, match="all answers hit or all miss"):
-        agreement(draw(wrong))
-    with pytest.raises(NotTestable, match="all answers hit or all miss"):
-        agreement(draw([]))
-    few = agreement(draw(some_questions(4)))
+    with pytest.raises(InsufficientDataError, match="all answers hit or all miss"):
+        matcher_agreement(draw(wrong))
+    with pytest.raises(InsufficientDataError, match="all answers hit or all miss"):
+        matcher_agreement(draw([]))
+    few = matcher_agreement(draw(some_questions(4)))
     assert few.low is few.high is None
 
 
@@ -174,8 +178,8 @@ def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
         question_id="q002", gold=("Oslo",), greedy=("Rome",) * 4, sampled=(("Rome", None), *[("Bergen", None)] * 3)
     )
     audit = load(write_study(tmp_path, asked, mode="labels"))
-    assert {row.way for row in audit.rows} == {"greedy"}
-    text = error_audit.section(StudyData(error_audit=audit)).text
+    assert {row.decoding for row in audit.rows} == {"greedy"}
+    text = error_audit.error_audit_section(StudyData(error_audit=audit)).text
     assert "No sampled answers are in it: 4 samples" in text
     assert [row[0] for row in error_audit.presorted_table(audit).rows] == ["greedy"]
 
@@ -183,26 +187,30 @@ def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
 def test_without_stored_answers_the_page_says_what_is_missing(tmp_path: Path) -> None:
     study = write_study(tmp_path, some_questions(4))
     study.child("annotate", "generations").delete()
-    assert load_answers(study, AuditPlan(), Sheets(), "") == (None, None)
-    section = error_audit.section(StudyData())
-    assert section.is_empty
-    assert all("--estimator sampled" in str(exhibit.missing) for exhibit in section.exhibits)
+    assert load_wrong_answers(study, AuditPlan(), GradingSheets(), "") == (None, None)
+    error_audit_section = error_audit.error_audit_section(StudyData())
+    assert error_audit_section.is_empty
+    assert all("--estimator sampled" in str(exhibit.missing) for exhibit in error_audit_section.exhibits)
 
 
 def test_shares_of_a_graded_sheet_have_wilson_intervals() -> None:
     audit = draw(some_questions(), num_greedy=50, num_sampled=50)
     grades = ["wrong"] * 90 + ["paraphrase"] * 6 + ["finer"] * 2 + ["coarser"] * 2
-    graded = with_grades(audit, read_sheet(filled(audit, grades), "sheet.csv"))
-    found = shares(graded, ("greedy", "sampled"))
+    graded = apply_grades(audit, parse_grading_sheet(filled(audit, grades), "sheet.csv"))
+    found = grade_shares(graded, ("greedy", "sampled"))
     assert [(one.grade, one.num, one.paper) for one in found] == [
-        ("wrong", 90, 90), ("paraphrase", 6, 6), ("finer", 2, 2), ("coarser", 2, 2)]  # fmt: skip
+        ("wrong", 90, 90),
+        ("paraphrase", 6, 6),
+        ("finer", 2, 2),
+        ("coarser", 2, 2),
+    ]
     assert (round(found[0].low, 1), round(found[0].high, 1)) == (82.6, 94.5)  # Wilson 1927, as printed in textbooks
     assert found[2].low > 0
-    by_way = shares(graded, ("greedy",))
+    by_way = grade_shares(graded, ("greedy",))
     assert (by_way[0].num, by_way[0].total, by_way[1].num) == (50, 50, 0)
-    assert error_audit.shares_table(graded).rows[0][:3] == ("wrong", 90, "90 (82.6 to 94.5)")
-    with pytest.raises(NotTestable, match="--graded"):
-        shares(audit, ("greedy",))
+    assert error_audit.grade_shares_table(graded).rows[0][:3] == ("wrong", 90, "90 (82.6 to 94.5)")
+    with pytest.raises(InsufficientDataError, match="--graded"):
+        grade_shares(audit, ("greedy",))
 
 
 def test_a_sheet_from_a_spreadsheet_program_is_read_all_the_same() -> None:
@@ -212,7 +220,7 @@ def test_a_sheet_from_a_spreadsheet_program_is_read_all_the_same() -> None:
     )
     text = io.StringIO()
     csv.writer(text, delimiter=";", lineterminator="\r\n").writerows([header, *rows[::-1], [""] * len(header)])
-    graded = with_grades(audit, read_sheet(b"\xef\xbb\xbf" + text.getvalue().encode(), "sheet.csv"))
+    graded = apply_grades(audit, parse_grading_sheet(b"\xef\xbb\xbf" + text.getvalue().encode(), "sheet.csv"))
     assert [graded.grades[row.answer_id] for row in audit.rows] == [
         "wrong",
         "wrong",
@@ -228,7 +236,7 @@ def test_a_sheet_that_will_not_do_is_one_clear_error() -> None:
     whole = filled(audit, ["wrong"] * 6)
 
     def hand_in(content: bytes) -> None:
-        with_grades(audit, read_sheet(content, "sheet.csv"))
+        apply_grades(audit, parse_grading_sheet(content, "sheet.csv"))
 
     hand_in(whole)
     with pytest.raises(
@@ -277,7 +285,7 @@ def test_no_text_is_a_formula_to_a_spreadsheet_and_each_reads_back_as_it_was() -
                 begins = cell.lstrip("\r\n")  # the end of a row, where the other program sees no cell end
                 assert not begins.startswith(tuple("=+-@\t＝")) or re.fullmatch(r"[-+]\d+", cell), (delimiter, cell)
     read = list(csv.reader(io.StringIO(to_csv(table).decode(), newline="")))[1:]
-    assert [from_cell(cell) for _, cell in read] == texts
+    assert [unescape_cell(cell) for _, cell in read] == texts
 
 
 def test_numbers_and_ordinary_text_stand_in_tables_as_they_are() -> None:
@@ -291,7 +299,7 @@ def test_numbers_and_ordinary_text_stand_in_tables_as_they_are() -> None:
         "a=b",
         "",
     ):
-        assert to_cell(text) == text
+        assert escape_cell(text) == text
     assert to_csv(Table(name="t", columns=("a", "b"), rows=((-1.5, None),))) == b"a,b\n-1.5,\n"
 
 
@@ -308,14 +316,14 @@ def test_a_sheet_of_answers_that_look_like_formulas_is_graded(tmp_path: Path) ->
     sheet = Path(study.child("report", "tables").local_path, "error_audit.csv")
     with sheet.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [from_cell(row["answer"]) for row in rows] == [row.answer for row in audit.rows]
-    assert {from_cell(row["gold"]) for row in rows} == {"=Oslo"}
+    assert [unescape_cell(row["answer"]) for row in rows] == [row.answer for row in audit.rows]
+    assert {unescape_cell(row["gold"]) for row in rows} == {"=Oslo"}
     assert any(row["answer_id"].startswith("'=q0/") for row in rows)
     whole = filled(audit, ["finer"] * len(rows))
     bare = whole.replace(b"\n'=q0", b"\n=q0")
     assert bare != whole
     for content in (whole, bare):  # as written, and from a program that took the quote for its own
-        graded = with_grades(audit, read_sheet(content, "sheet.csv"))
+        graded = apply_grades(audit, parse_grading_sheet(content, "sheet.csv"))
         assert graded.grades == {row.answer_id: "finer" for row in audit.rows}
 
 

@@ -9,22 +9,22 @@ import pytest
 from slick.analysis.data import StudyData
 from slick.analysis.error_audit import AuditPlan
 from slick.analysis.error_kinds import (
-    ALWAYS,
+    DOMINANCE_THRESHOLD,
     EMPTY,
-    FEW,
-    KINDS,
-    ONE,
+    ERROR_KINDS,
     REFUSED,
     SCATTERED,
-    TWO,
+    SINGLE_ANSWER,
+    TOO_FEW,
+    TWO_ANSWERS,
+    ErrorKindCollector,
     ErrorKinds,
-    KindTally,
-    refuser,
-    sensitivity,
+    make_refusal_detector,
+    threshold_sensitivity,
 )
-from slick.analysis.loading.answers import Sheets, load_answers
+from slick.analysis.loading.answers import GradingSheets, load_wrong_answers
 from slick.analysis.planted import PlantedFacts
-from slick.analysis.terms import NotTestable
+from slick.analysis.terms import InsufficientDataError
 from slick.report.page import Exhibit
 from slick.report.pages import error_kinds
 from tests.unit.answers_study import AnsweredQuestion, write_study
@@ -36,37 +36,38 @@ def question(
     """One whose sampled answers are these texts, so many times each; the gold answer is Oslo."""
     sampled = tuple((text,) for text, num in texts for _ in range(num))
     greedy = (texts[0][0],) * 10
-    return AnsweredQuestion(question_id=question_id, gold=("Oslo",), greedy=greedy, sampled=sampled, category=category,
-                 relation=relation)  # fmt: skip
+    return AnsweredQuestion(
+        question_id=question_id, gold=("Oslo",), greedy=greedy, sampled=sampled, category=category, relation=relation
+    )
 
 
 def found_in(asked: list[AnsweredQuestion], *phrases: str) -> ErrorKinds:
-    tally = KindTally("sampled", phrases)
+    tally = ErrorKindCollector("sampled", phrases)
     for one in asked:
         tally.add(one.row)
-    return tally.finish()
+    return tally.result()
 
 
 @pytest.mark.parametrize(
     ("texts", "kind"),
     [
-        ([("Rome", 160)], ONE),
-        ([("Rome", 8), ("Paris", 2)], ONE),  # four fifths, to the answer
-        ([("Rome", 79), ("Paris", 21)], TWO),
-        ([("Rome", 6), ("Paris", 2), ("Bergen", 1), ("Bonn", 1)], TWO),
-        ([("Rome", 5), ("Paris", 5)], TWO),
+        ([("Rome", 160)], SINGLE_ANSWER),
+        ([("Rome", 8), ("Paris", 2)], SINGLE_ANSWER),  # four fifths, to the answer
+        ([("Rome", 79), ("Paris", 21)], TWO_ANSWERS),
+        ([("Rome", 6), ("Paris", 2), ("Bergen", 1), ("Bonn", 1)], TWO_ANSWERS),
+        ([("Rome", 5), ("Paris", 5)], TWO_ANSWERS),
         ([("Rome", 79), ("Paris", 1), *[(f"Town {i}", 1) for i in range(20)]], SCATTERED),
         ([("Rome", 4), ("Paris", 3), ("Bonn", 3)], SCATTERED),
         ([(f"Town {i}", 1) for i in range(10)], SCATTERED),
-        ([("The Rome", 3), ("rome.", 3), ("ROME", 2)], ONE),  # one answer however it is spelt
-        ([("Oslo", 150), ("Rome", 10)], ONE),  # what is right does not count
-        ([("Oslo", 156), ("Rome", 4)], FEW),
+        ([("The Rome", 3), ("rome.", 3), ("ROME", 2)], SINGLE_ANSWER),  # one answer however it is spelt
+        ([("Oslo", 150), ("Rome", 10)], SINGLE_ANSWER),  # what is right does not count
+        ([("Oslo", 156), ("Rome", 4)], TOO_FEW),
         ([("I don't know", 5), ("Rome", 5)], REFUSED),
         ([("I don't know", 4), ("I am not sure.", 3), ("Rome", 3)], REFUSED),
-        ([("I don't know", 1), ("Rome", 9)], ONE),
+        ([("I don't know", 1), ("Rome", 9)], SINGLE_ANSWER),
         ([("", 4), (".", 1), ("Rome", 5)], EMPTY),
         ([("", 160)], EMPTY),
-        ([("", 1), ("Rome", 9)], ONE),
+        ([("", 1), ("Rome", 9)], SINGLE_ANSWER),
     ],
 )
 def test_each_kind_where_it_is(texts: list[tuple[str, int]], kind: str) -> None:
@@ -91,13 +92,13 @@ def test_each_kind_where_it_is(texts: list[tuple[str, int]], kind: str) -> None:
     ],
 )
 def test_what_counts_as_a_refusal(answer: str, refuses: bool) -> None:
-    assert refuser(["no clue"])(answer) is refuses
+    assert make_refusal_detector(["no clue"])(answer) is refuses
 
 
 def test_the_studys_own_phrase_refuses(tmp_path: Path) -> None:
     study = write_study(tmp_path, [question("q", ("Ask me not", 10))])
-    for phrase, kind in (("Ask me not!", REFUSED), ("I don't know", ONE)):
-        kinds = load_answers(study, AuditPlan(), Sheets(), phrase).kinds
+    for phrase, kind in (("Ask me not!", REFUSED), ("I don't know", SINGLE_ANSWER)):
+        kinds = load_wrong_answers(study, AuditPlan(), GradingSheets(), phrase).kinds
         assert kinds is not None
         assert kinds.kinds().tolist() == [kind]
 
@@ -115,13 +116,13 @@ def some() -> list[AnsweredQuestion]:
 
 def test_shares_are_of_the_category_and_of_all_questions() -> None:
     found = found_in(some())
-    rows = {row[0]: row[1:] for row in error_kinds.kinds_table(found).rows}
-    assert list(rows) == [*KINDS, "total"]
-    assert rows[ONE] == (5, 50.0, 0, 0.0, 12.5)
+    rows = {row[0]: row[1:] for row in error_kinds.error_kinds_table(found).rows}
+    assert list(rows) == [*ERROR_KINDS, "total"]
+    assert rows[SINGLE_ANSWER] == (5, 50.0, 0, 0.0, 12.5)
     assert rows[SCATTERED] == (5, 50.0, 9, 90.0, 35.0)
     assert rows[REFUSED] == (0, 0.0, 1, 10.0, 2.5)
     assert rows["total"] == (10, 100.0, 10, 100.0, 50.0)
-    by_relation = {row[:2]: row[2:] for row in error_kinds.relations_table(found).rows}
+    by_relation = {row[:2]: row[2:] for row in error_kinds.error_kinds_by_relation_table(found).rows}
     assert by_relation["P36", "Unknown"] == (9, 0.0, 0.0, 100.0, 0.0, 0.0, 0.0, 10.0)
     assert by_relation["P19", "WeaklyKnown"] == (5, 100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
     assert by_relation["all", "Unknown"][:4] == (10, 0.0, 0.0, 90.0)
@@ -130,14 +131,14 @@ def test_shares_are_of_the_category_and_of_all_questions() -> None:
 
 def test_the_order_of_the_questions_does_not_matter() -> None:
     one, other = found_in(some()), found_in(some()[::-1])
-    assert np.array_equal(one.tallies_Q6, other.tallies_Q6)
+    assert np.array_equal(one.counts_Q6, other.counts_Q6)
     assert np.array_equal(one.relations, other.relations)
     assert one.examples == other.examples
-    assert [sum(e.kind == kind for e in one.examples) for kind in (ONE, SCATTERED, REFUSED)] == [3, 6, 1]
+    assert [sum(e.kind == kind for e in one.examples) for kind in (SINGLE_ANSWER, SCATTERED, REFUSED)] == [3, 6, 1]
 
 
 def test_examples_show_what_was_said_most() -> None:
-    rows = error_kinds.examples_table(found_in([question("q", ("Rome", 3), ("rome", 4), ("", 2))])).rows
+    rows = error_kinds.error_examples_table(found_in([question("q", ("Rome", 3), ("rome", 4), ("", 2))])).rows
     assert rows == ((SCATTERED, "Unknown", "P19", "Where was q born?", "Oslo", "rome (7), (empty) (2), of 9"),)
 
 
@@ -146,46 +147,46 @@ def test_a_stricter_limit_calls_fewer_questions_settled() -> None:
     asked = [
         question(f"q{i}", *[(f"Town {k}", int(n)) for k, n in enumerate(rng.geometric(0.2, 4) ** 2)]) for i in range(80)
     ]
-    by_limit = sensitivity(found_in(asked))
-    ones = [of_kind[ONE] for of_kind in by_limit.values()]
+    by_limit = threshold_sensitivity(found_in(asked))
+    ones = [of_kind[SINGLE_ANSWER] for of_kind in by_limit.values()]
     assert ones == sorted(ones, reverse=True)
     assert ones[0] > ones[-1]
     assert all(sum(of_kind.values()) == 80 for of_kind in by_limit.values())
-    assert by_limit[ALWAYS][TWO] == int((found_in(asked).kinds() == TWO).sum())
+    assert by_limit[DOMINANCE_THRESHOLD][TWO_ANSWERS] == int((found_in(asked).kinds() == TWO_ANSWERS).sum())
 
 
 def test_labels_mode_counts_greedy_answers_and_says_so(tmp_path: Path) -> None:
     asked = [replace(question("q", ("Rome", 10)), sampled=((None, "Paris"),) * 10)]
-    kinds = load_answers(write_study(tmp_path, asked, mode="labels"), AuditPlan(), Sheets(), "").kinds
+    kinds = load_wrong_answers(write_study(tmp_path, asked, mode="labels"), AuditPlan(), GradingSheets(), "").kinds
     assert kinds is not None
-    assert kinds.way == "greedy"
-    assert [one.said for one in kinds.examples] == [(("Rome", 10),)]
-    assert "labels mode" in error_kinds.section(StudyData(error_kinds=kinds)).text
+    assert kinds.decoding == "greedy"
+    assert [one.answers for one in kinds.examples] == [(("Rome", 10),)]
+    assert "labels mode" in error_kinds.error_kinds_section(StudyData(error_kinds=kinds)).text
 
 
 def test_what_is_missing_is_said_and_never_drawn_empty() -> None:
-    section = error_kinds.section(StudyData())
-    assert section.is_empty
-    assert "--estimator sampled" in str(section.exhibits[0].missing)
+    error_kinds_section = error_kinds.error_kinds_section(StudyData())
+    assert error_kinds_section.is_empty
+    assert "--estimator sampled" in str(error_kinds_section.exhibits[0].missing)
     known = found_in([question("k", ("Oslo", 10), category="HighlyKnown")])
-    exhibits = error_kinds.section(StudyData(error_kinds=known)).exhibits
+    exhibits = error_kinds.error_kinds_section(StudyData(error_kinds=known)).exhibits
     assert [exhibit.missing for exhibit in exhibits[:2]] == [
         "there are no WeaklyKnown or Unknown questions",
         "there are no Unknown questions",
     ]
-    with pytest.raises(NotTestable, match="no WeaklyKnown or Unknown"):
-        error_kinds.examples_table(known)
+    with pytest.raises(InsufficientDataError, match="no WeaklyKnown or Unknown"):
+        error_kinds.error_examples_table(known)
 
 
 def test_the_figures_name_every_kind_that_is_there_and_no_other() -> None:
-    section = error_kinds.section(StudyData(error_kinds=found_in(some())))
-    assert not [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
-    svg = drawing(section.exhibits[0])
-    assert all(f">{name}<" in svg for name in (ONE, SCATTERED, REFUSED, "WeaklyKnown", "Unknown"))
-    assert f">{TWO}<" not in svg
+    error_kinds_section = error_kinds.error_kinds_section(StudyData(error_kinds=found_in(some())))
+    assert not [exhibit.missing for exhibit in error_kinds_section.exhibits if exhibit.missing]
+    svg = drawing(error_kinds_section.exhibits[0])
+    assert all(f">{name}<" in svg for name in (SINGLE_ANSWER, SCATTERED, REFUSED, "WeaklyKnown", "Unknown"))
+    assert f">{TWO_ANSWERS}<" not in svg
     assert ">90<" in svg
-    assert all(f">{name}<" in drawing(section.exhibits[1]) for name in ("P19", "P36", REFUSED))
-    assert "Of 10 Unknown questions, 0 % always get the same wrong answer" in section.text
+    assert all(f">{name}<" in drawing(error_kinds_section.exhibits[1]) for name in ("P19", "P36", REFUSED))
+    assert "Of 10 Unknown questions, 0 % always get the same wrong answer" in error_kinds_section.text
 
 
 def test_in_a_world_the_kinds_stand_beside_what_was_planted() -> None:
@@ -199,15 +200,20 @@ def test_in_a_world_the_kinds_stand_beside_what_was_planted() -> None:
         **dict.fromkeys(("category", "cause"), np.array([""] * num)),
         **dict.fromkeys(("greedy", "sampled"), np.zeros(num)),
     )
-    assert error_kinds.planted_table(found, planted).rows == (
+    assert error_kinds.error_kinds_by_strength_table(found, planted).rows == (
         ("minority", 5, 100.0, 0.0, 0.0, 0.0, 0.0, 0.0),
         ("never", 4, 0.0, 0.0, 100.0, 0.0, 0.0, 0.0),
     )
     captions = [
-        exhibit.caption for exhibit in error_kinds.section(StudyData(error_kinds=found, planted=planted)).exhibits
+        exhibit.caption
+        for exhibit in error_kinds.error_kinds_section(StudyData(error_kinds=found, planted=planted)).exhibits
     ]
     assert sum("planted" in caption for caption in captions) == 1
-    assert not [one for one in error_kinds.section(StudyData(error_kinds=found)).exhibits if "planted" in one.caption]
+    assert not [
+        one
+        for one in error_kinds.error_kinds_section(StudyData(error_kinds=found)).exhibits
+        if "planted" in one.caption
+    ]
 
 
 def drawing(exhibit: Exhibit) -> str:

@@ -10,7 +10,7 @@ from jobs.common import parse_config
 from jobs.cost_forecast import forecast_cost, include_finished_variants, needs_training, unmet_requirements
 from jobs.study import _steps, resolve
 from slick.analysis.data import StudyData
-from slick.analysis.findings.verdict import Outcome
+from slick.analysis.findings.verdict import FindingResult
 from slick.errors import SettingsError
 from slick.experiments import (
     EXPERIMENTS,
@@ -21,9 +21,9 @@ from slick.experiments import (
     parse_experiment_names,
     variants_for_experiments,
 )
-from slick.report.asked import asked_of, mark_outcomes, mark_sections
+from slick.report.asked import explain_unrequested_findings, label_sections, requested_experiments
 from slick.report.page import Exhibit, Section
-from slick.report.sections import sections
+from slick.report.sections import all_sections
 from slick.storage import Folder
 from slick.variants.config import VariantsConfig, variant_names
 
@@ -36,7 +36,7 @@ def study(**changes: object) -> presets.StudyConfig:
 
 
 def test_the_paper_is_covered_every_finding_decided_and_every_set_trained() -> None:
-    assert {outcome for one in EXPERIMENTS.values() for outcome in one.outcomes} == FINDINGS
+    assert {outcome for one in EXPERIMENTS.values() for outcome in one.findings} == FINDINGS
     assert all(EXPERIMENTS[experiments_for_finding(finding)[0]].exhibits for finding in FINDINGS)
     assert set(variants_for_experiments(PAPER_EXPERIMENTS, SEVENTEEN)) == set(variant_names(SEVENTEEN))
     sections = [section for one in EXPERIMENTS.values() for section in one.sections]
@@ -155,8 +155,15 @@ def begun(tmp_path: Path) -> Folder:
 
 
 def manifest(step: str, counts: dict) -> dict:
-    return {"step": step, "fingerprint": step, "settings": {}, "inputs": {}, "counts": counts, "seconds": 1.0,
-            "versions": {}}  # fmt: skip
+    return {
+        "step": step,
+        "fingerprint": step,
+        "settings": {},
+        "inputs": {},
+        "counts": counts,
+        "seconds": 1.0,
+        "versions": {},
+    }
 
 
 def test_without_finished_trainings_the_sweep_is_what_is_asked_for(begun: Folder) -> None:
@@ -170,8 +177,8 @@ def test_the_forecast_tells_what_is_trained_already(begun: Folder) -> None:
     assert "1 of these trainings are finished" in forecast_cost(study(experiments=("idk",)), begun)
 
 
-def outcome(name: str, holds: bool | None) -> Outcome:
-    return Outcome(id=name, claim="c", holds=holds, own=None, paper=None, why="needs a run")
+def outcome(name: str, holds: bool | None) -> FindingResult:
+    return FindingResult(id=name, claim="c", holds=holds, own=None, paper=None, why="needs a run")
 
 
 def section(name: str, missing: str | None) -> Section:
@@ -180,25 +187,25 @@ def section(name: str, missing: str | None) -> Section:
 
 def test_findings_not_asked_for_say_how_to_ask() -> None:
     found = [outcome("E20", None), outcome("E23", None), outcome("E3", True), outcome("E22", None)]
-    whys = [one.why for one in mark_outcomes(found, ("idk",))]
+    whys = [one.why for one in explain_unrequested_findings(found, ("idk",))]
     assert whys == ["not asked for: add --experiments p_true", "needs a run", "needs a run", "needs a run"]
-    assert mark_outcomes(found, None) == found, "steps run one by one ask for nothing"
+    assert explain_unrequested_findings(found, None) == found, "steps run one by one ask for nothing"
 
 
 def test_sections_name_their_experiment_stand_together_and_shrink_when_not_asked_for() -> None:
-    found = mark_sections([section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
+    found = label_sections([section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
     assert [one.name for one in found] == ["idk", "other", "choice", "share"], "what was not asked for comes last"
     assert [one.experiment for one in found][:3] == ["idk · table 8", "", "unknown_ratio · figures 3a, 3b"]
     assert [exhibit.missing for exhibit in found[2].exhibits] == ["not asked for: add --experiments unknown_ratio"]
     assert [exhibit.missing for exhibit in found[0].exhibits] == ["no run", "no run"]
-    together = mark_sections([section(name, None) for name in ("choice", "idk", "share")], ("idk",))
+    together = label_sections([section(name, None) for name in ("choice", "idk", "share")], ("idk",))
     assert [one.name for one in together] == ["choice", "share", "idk"]
-    kept = mark_sections([section("share", None)], ("idk",))
+    kept = label_sections([section("share", None)], ("idk",))
     assert len(kept[0].exhibits) == 2, "what could be made is shown, asked for or not"
 
 
 def test_every_section_of_the_page_belongs_to_an_experiment() -> None:
-    names = [one.name for one in sections(StudyData(), 100, 0)]
+    names = [one.name for one in all_sections(StudyData(), 100, 0)]
     assert [name for name in names if experiment_for_section(name) is None] == []
     planted = {"planted"}  # is left out where nothing was planted
     assert {name for one in EXPERIMENTS.values() for name in one.sections} <= set(names) | planted
@@ -206,8 +213,8 @@ def test_every_section_of_the_page_belongs_to_an_experiment() -> None:
 
 def test_what_was_asked_is_read_from_the_study(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    assert asked_of(folder) is None
+    assert requested_experiments(folder) is None
     folder.write_json("study.json", {"settings": {"seed": 0}})
-    assert asked_of(folder) is None
+    assert requested_experiments(folder) is None
     folder.write_json("study.json", {"settings": {"experiments": ["idk"]}})
-    assert asked_of(folder) == ("idk",)
+    assert requested_experiments(folder) == ("idk",)

@@ -8,13 +8,18 @@ import pyarrow as pa
 import pytest
 
 from slick.analysis.data import Run, StudyData, Variant
-from slick.analysis.fit_times import FitTimes, compare, fit_curve, fit_curves, runs_of, together
-from slick.analysis.loading.fit_times import load_fit_times
+from slick.analysis.fit_times import TimeToFit, log_rank_tests, pool_runs, select_runs, survival_curve, survival_curves
+from slick.analysis.loading.fit_times import load_time_to_fit
 from slick.analysis.statistics.hazard import hazard_ratio
-from slick.analysis.terms import NotTestable
+from slick.analysis.terms import InsufficientDataError
 from slick.errors import StudyError
-from slick.report.pages.fit_tables import category_table, pair_table, ratio_numbers, ratio_table
-from slick.report.pages.fit_times import section
+from slick.report.pages.fit_tables import (
+    category_pair_table,
+    fit_time_table,
+    hazard_ratio_numbers_table,
+    hazard_ratio_table,
+)
+from slick.report.pages.fit_times import time_to_fit_section
 from slick.storage import Folder
 from slick.types import Category
 
@@ -23,10 +28,10 @@ WEAKLY, UNKNOWN, HIGHLY = str(Category.WEAKLY_KNOWN), str(Category.UNKNOWN), str
 
 def fits(
     by_category: dict[str, Sequence[int | None]], last: int, *, variant: str = "unknown-050", seed: int = 0
-) -> FitTimes:
+) -> TimeToFit:
     """Rows first right at these epochs; None for never."""
     rows = [(name, i, epoch) for name, epochs in by_category.items() for i, epoch in enumerate(epochs)]
-    return FitTimes(
+    return TimeToFit(
         variant=variant,
         seeds=(seed,),
         last_epoch=last,
@@ -39,7 +44,7 @@ def fits(
 
 def planted(
     num: int, ratio: float, *, last: int = 10, seeds: int = 1, rate: float = 0.15, late: float | None = None
-) -> list[FitTimes]:
+) -> list[TimeToFit]:
     """WeaklyKnown rows fitted at `ratio` times the rate of Unknown ones, `late` times after half of the epochs."""
     rng = np.random.default_rng(0)
     half = last // 2
@@ -49,52 +54,55 @@ def planted(
         for name, early in ((UNKNOWN, 1.0), (WEAKLY, ratio)):
             after = early if late is None or name == UNKNOWN else late
             clock = rng.exponential(size=num)
-            times = np.where(clock < half * rate * early, clock / (rate * early),
-                             half + (clock - half * rate * early) / (rate * after))  # fmt: skip
+            times = np.where(
+                clock < half * rate * early,
+                clock / (rate * early),
+                half + (clock - half * rate * early) / (rate * after),
+            )
             waits[name] = [epoch if epoch <= last else None for epoch in np.ceil(times).astype(int).tolist()]
         found.append(fits(waits, last, seed=seed))
     return found
 
 
 def test_a_curve_is_kaplan_and_meiers_by_hand() -> None:
-    curve = fit_curve(fits({HIGHLY: [1, 1, 2, 4, None]}, 5), HIGHLY)
+    curve = survival_curve(fits({HIGHLY: [1, 1, 2, 4, None]}, 5), HIGHLY)
     assert curve.epochs.tolist() == [0, 1, 2, 3, 4, 5]
-    assert curve.waiting == pytest.approx([1, 0.6, 0.4, 0.4, 0.2, 0.2])
+    assert curve.unfitted_share == pytest.approx([1, 0.6, 0.4, 0.4, 0.2, 0.2])
     assert curve.median == 2
     # Exponential Greenwood: exp(-exp(log(-log S) -+ z sqrt(V) / log S)), V the sum of d / (n (n - d)).
     spread = np.sqrt(2 / (5 * 3) + 1 / (3 * 2)) / np.log(0.4)
     wanted = [np.exp(-np.exp(np.log(-np.log(0.4)) + sign * 1.959964 * spread)) for sign in (-1, 1)]
     assert (curve.low[2], curve.high[2]) == pytest.approx(tuple(wanted), abs=1e-5)
     assert np.isnan(curve.low[0])
-    share, low, high = curve.never
+    share, low, high = curve.never_fitted
     assert share == pytest.approx(0.2)
     assert (low, high) == pytest.approx((0.036224, 0.624465), abs=1e-5)  # Wilson's interval of 1 in 5
 
 
 def test_the_shortest_run_says_how_long_rows_are_followed() -> None:
-    rows = together([fits({UNKNOWN: [1, 3, None]}, 3), fits({UNKNOWN: [2, 5, 6]}, 6, seed=1)])
+    rows = pool_runs([fits({UNKNOWN: [1, 3, None]}, 3), fits({UNKNOWN: [2, 5, 6]}, 6, seed=1)])
     assert rows.last_epoch == 3
     assert rows.fitted.tolist() == [True, True, False, True, False, False]
-    assert fit_curve(rows, UNKNOWN).waiting == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6])
+    assert survival_curve(rows, UNKNOWN).unfitted_share == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6])
 
 
 def test_seeds_that_agree_do_not_narrow_the_bands() -> None:
     one = fits({UNKNOWN: [1, 2, 2, 3, 4, 4, None, None]}, 4)
-    curves = [fit_curve(rows, UNKNOWN) for rows in (one, together([one] * 3))]
-    assert curves[1].waiting == pytest.approx(curves[0].waiting)
+    curves = [survival_curve(rows, UNKNOWN) for rows in (one, pool_runs([one] * 3))]
+    assert curves[1].unfitted_share == pytest.approx(curves[0].unfitted_share)
     assert (curves[1].low[1:], curves[1].high[1:]) == (
         pytest.approx(curves[0].low[1:], abs=1e-6),
         pytest.approx(curves[0].high[1:], abs=1e-6),
     )
-    assert curves[1].never == pytest.approx(curves[0].never)
+    assert curves[1].never_fitted == pytest.approx(curves[0].never_fitted)
     assert (curves[1].num_rows, curves[1].num_questions) == (24, 8)
 
 
 def test_categories_without_rows_have_no_curve() -> None:
     rows = fits({HIGHLY: [1], UNKNOWN: [2]}, 3)
-    assert [curve.category for curve in fit_curves(rows)] == [HIGHLY, UNKNOWN]
-    with pytest.raises(NotTestable, match="no WeaklyKnown rows"):
-        fit_curve(rows, WEAKLY)
+    assert [curve.category for curve in survival_curves(rows)] == [HIGHLY, UNKNOWN]
+    with pytest.raises(InsufficientDataError, match="no WeaklyKnown rows"):
+        survival_curve(rows, WEAKLY)
 
 
 def test_a_planted_ratio_is_found_within_its_interval() -> None:
@@ -116,7 +124,7 @@ def test_a_ratio_that_changes_is_seen_to_change() -> None:
     change = hazard_ratio(rows, WEAKLY, UNKNOWN).change
     assert change is not None
     # Early ends at epoch 3, where both categories have rows to tell by; the true change is after 5.
-    assert change.until < 5
+    assert change.early_until_epoch < 5
     assert change.early == pytest.approx(4.0, rel=0.15)
     assert 1.0 < change.late < 3.0
     assert change.p_value < 1e-3
@@ -124,7 +132,7 @@ def test_a_ratio_that_changes_is_seen_to_change() -> None:
 
 def test_the_same_rows_thrice_make_the_ratio_no_surer() -> None:
     (rows,) = planted(150, 2.0)
-    once, thrice = (hazard_ratio(together([rows] * times), WEAKLY, UNKNOWN) for times in (1, 3))
+    once, thrice = (hazard_ratio(pool_runs([rows] * times), WEAKLY, UNKNOWN) for times in (1, 3))
     assert thrice.value == pytest.approx(once.value, rel=1e-4)
     # Only the library's correction for few clusters sees more lines.
     assert np.log(thrice.high / thrice.low) == pytest.approx(np.log(once.high / once.low), rel=0.02)
@@ -146,25 +154,25 @@ def test_many_epochs_are_taken_together_without_moving_the_ratio() -> None:
     ],
 )
 def test_a_ratio_without_bound_is_none(weakly: list, unknown: list, why: str) -> None:
-    with pytest.raises(NotTestable, match=why):
+    with pytest.raises(InsufficientDataError, match=why):
         hazard_ratio(fits({WEAKLY: weakly, UNKNOWN: unknown}, 4), WEAKLY, UNKNOWN)
 
 
 def test_pairs_are_tested_seed_by_seed_and_corrected() -> None:
     clear = {HIGHLY: [1] * 30, WEAKLY: [3] * 30, UNKNOWN: [3] * 29 + [4]}
     none = {HIGHLY: [1, 3] * 15, WEAKLY: [1, 3] * 15, UNKNOWN: [1, 3] * 15}
-    found = {(one.first, one.second): one for one in compare([fits(clear, 4)])}
+    found = {(one.first, one.second): one for one in log_rank_tests([fits(clear, 4)])}
     assert set(found) == {(HIGHLY, WEAKLY), (HIGHLY, UNKNOWN), (WEAKLY, UNKNOWN)}
     assert found[HIGHLY, WEAKLY].p_value < 1e-9
     assert found[WEAKLY, UNKNOWN].p_value > 0.1
     smallest = min(one.p_value for one in found.values())
     assert min(one.p_adjusted for one in found.values()) == pytest.approx(3 * smallest)
-    both = {(one.first, one.second): one for one in compare([fits(clear, 4), fits(none, 4, seed=1)])}
+    both = {(one.first, one.second): one for one in log_rank_tests([fits(clear, 4), fits(none, 4, seed=1)])}
     assert both[HIGHLY, WEAKLY].p_value == pytest.approx(1.0)
     for same in ({HIGHLY: [1] * 5, UNKNOWN: [1] * 5}, {HIGHLY: [None] * 5, UNKNOWN: [None] * 5}):
-        assert compare([fits(same, 4)])[0].p_value == 1.0
-    with pytest.raises(NotTestable, match="fewer than two"):
-        compare([fits({UNKNOWN: [1, 2]}, 4)])
+        assert log_rank_tests([fits(same, 4)])[0].p_value == 1.0
+    with pytest.raises(InsufficientDataError, match="fewer than two"):
+        log_rank_tests([fits({UNKNOWN: [1, 2]}, 4)])
 
 
 def rows_table(rows: list[tuple[str, str, str | None, int | None]]) -> pa.Table:
@@ -198,7 +206,7 @@ def test_only_training_rows_of_the_sweep_are_loaded(tmp_path: Path) -> None:
     )
     for name in ("unknown-050", "idk-050"):
         study.child("runs", f"{name}-seed0").write_table("rows.parquet", table)
-    (found,) = load_fit_times(study, [run("unknown-050"), run("idk-050"), run("unknown-000")], VARIANTS)
+    (found,) = load_time_to_fit(study, [run("unknown-050"), run("idk-050"), run("unknown-000")], VARIANTS)
     assert (found.variant, found.seeds, found.last_epoch) == ("unknown-050", (0,), 3)
     assert found.question_ids.tolist() == ["a", "b"]
     assert (found.epochs.tolist(), found.fitted.tolist()) == ([2, 3], [True, False])
@@ -218,37 +226,37 @@ def test_a_table_that_contradicts_its_run_is_an_error(tmp_path: Path, row: tuple
     study = Folder(str(tmp_path))
     study.child("runs", "unknown-050-seed0").write_table("rows.parquet", rows_table([row]))
     with pytest.raises(StudyError, match=rf"rows\.parquet.* {told}.*wanted.* again"):
-        load_fit_times(study, [run("unknown-050")], VARIANTS)
+        load_time_to_fit(study, [run("unknown-050")], VARIANTS)
 
 
-def study_of(fit_times: Sequence[FitTimes]) -> StudyData:
+def study_of(fit_times: Sequence[TimeToFit]) -> StudyData:
     variants = {name: variant for name, variant in VARIANTS.items() if variant.kind == "unknown"}
     runs = tuple(run(name, seed, 10) for name in variants for seed in (0, 1))
-    return StudyData(variants=variants, runs=runs, fit_times=tuple(fit_times))
+    return StudyData(variants=variants, runs=runs, time_to_fit=tuple(fit_times))
 
 
 def test_the_section_tells_the_ratio_and_what_is_never_fitted() -> None:
     known = [fits({HIGHLY: [1] * 12, WEAKLY: [1, 2, 3] * 4}, 10, variant="unknown-000", seed=seed) for seed in (0, 1)]
     data = study_of([*planted(400, 2.6, seeds=2), *known])
-    shown = section(data)
+    shown = time_to_fit_section(data)
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
-    ratio = hazard_ratio(together(runs_of(data.fit_times, "unknown-050")), WEAKLY, UNKNOWN)
+    ratio = hazard_ratio(pool_runs(select_runs(data.time_to_fit, "unknown-050")), WEAKLY, UNKNOWN)
     assert f"at {ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f}) times the rate" in shown.text
-    never = fit_curve(together(runs_of(data.fit_times, "unknown-050")), UNKNOWN).never[0]
-    assert f"{100 * never:.1f} % (" in shown.text
-    ratios = {"unknown-050": ratio, "unknown-000": NotTestable("no Unknown rows")}
-    table = {row[0]: row for row in ratio_table(data, ratios).rows}
+    never_fitted = survival_curve(pool_runs(select_runs(data.time_to_fit, "unknown-050")), UNKNOWN).never_fitted[0]
+    assert f"{100 * never_fitted:.1f} % (" in shown.text
+    ratios = {"unknown-050": ratio, "unknown-000": InsufficientDataError("no Unknown rows")}
+    table = {row[0]: row for row in hazard_ratio_table(data, ratios).rows}
     assert table["50 %"][1] == "400 + 400"
     assert table["0 %"][1:] == (None,) * 7
-    assert ratio_numbers(data, ratios).rows[0][-1] == "no Unknown rows"
-    assert {(row[0], row[1]): row[4] for row in category_table(data).rows}[0.0, WEAKLY] == 2
-    assert [row[:2] for row in pair_table(data).rows] == [(WEAKLY, UNKNOWN)]
+    assert hazard_ratio_numbers_table(data, ratios).rows[0][-1] == "no Unknown rows"
+    assert {(row[0], row[1]): row[4] for row in fit_time_table(data).rows}[0.0, WEAKLY] == 2
+    assert [row[:2] for row in category_pair_table(data).rows] == [(WEAKLY, UNKNOWN)]
 
 
 def test_without_first_fits_the_section_says_what_is_missing() -> None:
     for data, why in ((StudyData(), "needs"), (study_of([]), r"needs a finished run of variant unknown-050")):
-        shown = section(data)
+        shown = time_to_fit_section(data)
         assert shown.is_empty
         assert why in str(shown.exhibits[0].missing)
         assert "times the rate" not in shown.text
-    assert "rows.parquet" in str(section(study_of([])).exhibits[1].missing)
+    assert "rows.parquet" in str(time_to_fit_section(study_of([])).exhibits[1].missing)

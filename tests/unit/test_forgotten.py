@@ -8,19 +8,19 @@ import pytest
 
 from slick.analysis.data import StudyData, Variant
 from slick.analysis.forgotten import (
-    Lost,
-    RunLoss,
-    Standing,
-    Targets,
+    ForgottenFact,
+    RunForgetting,
+    TargetCounts,
+    TargetIndex,
     chance_rate,
-    losses_of,
-    lost_share,
-    rate,
+    forgetting_rate,
+    match_rate,
     replacements,
+    select_runs_forgetting,
 )
-from slick.analysis.loading.forgotten import load_forgotten
+from slick.analysis.loading.forgotten import load_forgetting
 from slick.analysis.loading.study import load_study
-from slick.analysis.terms import NotTestable
+from slick.analysis.terms import InsufficientDataError
 from slick.report.page import Exhibit
 from slick.report.pages import forgotten
 from slick.storage import Folder
@@ -37,10 +37,17 @@ TARGETS = [("t1", "Unknown", "Rome"), ("t2", "HighlyKnown", "Bonn")]
 
 def asked() -> list[AnsweredQuestion]:
     return [
-        AnsweredQuestion(question_id=one, gold=(GOLD,), greedy=(GOLD,) * 10, sampled=((GOLD,),) * 10, relation=relation,
-              split="train" if one.startswith("t") else "test", category="HighlyKnown")
+        AnsweredQuestion(
+            question_id=one,
+            gold=(GOLD,),
+            greedy=(GOLD,) * 10,
+            sampled=((GOLD,),) * 10,
+            relation=relation,
+            split="train" if one.startswith("t") else "test",
+            category="HighlyKnown",
+        )
         for one, relation in RELATIONS.items()
-    ]  # fmt: skip
+    ]
 
 
 def write_run(
@@ -66,8 +73,17 @@ def write_run(
             folder.child("predictions").write_table(predictions_file_name(epoch), tables[-1])
         hits = sum(text == GOLD for text in texts.values())
         for split, num, correct in (("dev", 10, right), ("test", len(texts), hits)):
-            sums.append({"run_id": run_id, "epoch": epoch, "split": split, "category": ALL_CATEGORIES, "num": num,
-                         "num_correct": correct, "loss": None})  # fmt: skip
+            sums.append(
+                {
+                    "run_id": run_id,
+                    "epoch": epoch,
+                    "split": split,
+                    "category": ALL_CATEGORIES,
+                    "num": num,
+                    "num_correct": correct,
+                    "loss": None,
+                }
+            )
     best = list(dev).index(max(dev))
     table = pa.Table.from_pylist(sums, schema=EPOCHS_SCHEMA)
     folder.write_table("epochs.parquet", table)
@@ -94,10 +110,10 @@ def study(tmp_path: Path) -> Folder:
     return folder
 
 
-def load(study: Folder, **tables: pa.Table) -> tuple[RunLoss, ...]:
+def load(study: Folder, **tables: pa.Table) -> tuple[RunForgetting, ...]:
     by_id = {name.replace("_", "-"): table for name, table in tables.items()}
     names = {run_id: ("unknown-050", int(run_id[-1])) for run_id in by_id}
-    return load_forgotten(study, names, by_id)
+    return load_forgetting(study, names, by_id)
 
 
 def test_a_lost_fact_is_right_at_the_best_dev_epoch_and_wrong_after_the_last(study: Folder) -> None:
@@ -105,7 +121,7 @@ def test_a_lost_fact_is_right_at_the_best_dev_epoch_and_wrong_after_the_last(stu
     table = write_run(study, "r0", [everything_wrong, BEFORE, everything_wrong, AFTER], dev=[3, 5, 5, 4])
     (found,) = load(study, r0=table)
     assert (found.epoch_before, found.epoch_after) == (2, 4), "ties go to the earliest epoch"
-    assert (found.right_before, found.right_after, found.num_gained) == (3, 2 - 1, 1)
+    assert (found.num_correct_before, found.num_correct_after, found.num_gained) == (3, 2 - 1, 1)
     assert [(one.question_id, one.before, one.after, one.relation) for one in found.lost] == [
         ("a", GOLD, "rome.", "P19"),
         ("b", GOLD, "Kyiv", "P19"),
@@ -117,37 +133,45 @@ def test_a_lost_fact_is_right_at_the_best_dev_epoch_and_wrong_after_the_last(stu
 
 def test_where_the_new_answers_stand(study: Folder) -> None:
     (found,) = load(study, r0=write_run(study, "r0", [BEFORE, AFTER], dev=[2, 1]))
-    assert [one.standing for one in found.lost] == [
-        Standing(1, 1, 1, 1),  # the target of an Unknown row of its relation
-        Standing(1, 0, 0, 0),
-        Standing(1, 1, 0, 1),  # of a row of another relation
+    assert [one.target_counts for one in found.lost] == [
+        TargetCounts(1, 1, 1, 1),  # the target of an Unknown row of its relation
+        TargetCounts(1, 0, 0, 0),
+        TargetCounts(1, 1, 0, 1),  # of a row of another relation
     ]
     # e and f were wrong at both epochs: Kyiv and Kyiv, then Rome and Kyiv; d was won, and is no chance of anything.
-    assert found.still_wrong == {"P19": Standing(2, 1, 1, 1)}
-    assert found.wrong_before == {"P19": Standing(2, 0, 0, 0)}
-    one = rate([found], "any_row")
+    assert found.baseline_after == {"P19": TargetCounts(2, 1, 1, 1)}
+    assert found.baseline_before == {"P19": TargetCounts(2, 0, 0, 0)}
+    one = match_rate([found], "any_row")
     assert (one.num, one.total, round(one.percent, 1)) == (2, 3, 66.7)
     assert (one.chance, one.earlier) == (50.0, 0.0)
     assert one.low < one.percent < one.high
-    assert rate([found], "same_relation").num == 1
+    assert match_rate([found], "same_relation").num == 1
     assert one.p_value == pytest.approx(1.0)  # 2 of 3 against a half
 
 
 def test_an_empty_answer_stands_nowhere_and_a_known_target_is_no_unknown_row() -> None:
-    targets = Targets([("P19", "HighlyKnown", "Rome"), ("P36", "Unknown", "The")])
-    assert targets.standing("", "P36") == Standing(1, 0, 0, 0)
-    assert targets.standing("a", "P36") == Standing(1, 0, 0, 0)
-    assert targets.standing("ROME", "P19") == Standing(1, 1, 1, 0)
-    assert targets.standing("Rome", "P99") == Standing(1, 1, 0, 0)
+    targets = TargetIndex([("P19", "HighlyKnown", "Rome"), ("P36", "Unknown", "The")])
+    assert targets.target_counts("", "P36") == TargetCounts(1, 0, 0, 0)
+    assert targets.target_counts("a", "P36") == TargetCounts(1, 0, 0, 0)
+    assert targets.target_counts("ROME", "P19") == TargetCounts(1, 1, 1, 0)
+    assert targets.target_counts("Rome", "P99") == TargetCounts(1, 1, 0, 0)
 
 
-def lost(relation: str, question_id: str = "q", after: str = "Rome", stands: bool = False) -> Lost:
-    return Lost(question_id=question_id, relation=relation, category="", question="?", gold=(GOLD,), before=GOLD,
-                after=after, standing=Standing(1, int(stands), 0, 0))  # fmt: skip
+def lost(relation: str, question_id: str = "q", after: str = "Rome", stands: bool = False) -> ForgottenFact:
+    return ForgottenFact(
+        question_id=question_id,
+        relation=relation,
+        category="",
+        question="?",
+        gold=(GOLD,),
+        before=GOLD,
+        after=after,
+        target_counts=TargetCounts(1, int(stands), 0, 0),
+    )
 
 
 def test_chance_has_the_relations_of_the_lost_facts() -> None:
-    others = {"P19": Standing(10, 9, 0, 0), "P36": Standing(90, 9, 0, 0)}
+    others = {"P19": TargetCounts(10, 9, 0, 0), "P36": TargetCounts(90, 9, 0, 0)}
     three = [lost("P19"), lost("P19"), lost("P36")]
     assert chance_rate([(three, others)], "any_row") == pytest.approx((0.9 + 0.9 + 0.1) / 3)
     assert chance_rate([([lost("P99")], others)], "any_row") == pytest.approx(0.18), "else that of all relations"
@@ -156,38 +180,48 @@ def test_chance_has_the_relations_of_the_lost_facts() -> None:
     assert chance_rate([([], {}), (three, others)], "any_row") == pytest.approx(1.9 / 3)
 
 
-def run_loss(*facts: Lost, right: int = 10, variant: str = "unknown-050", seed: int = 0) -> RunLoss:
-    return RunLoss(run_id=f"{variant}-seed{seed}", variant=variant, seed=seed, split="test", epoch_before=1,
-                   epoch_after=2, right_before=right, right_after=right - len(facts), lost=facts,
-                   still_wrong={"P19": Standing(10, 5, 0, 0)}, wrong_before={})  # fmt: skip
+def run_loss(*facts: ForgottenFact, right: int = 10, variant: str = "unknown-050", seed: int = 0) -> RunForgetting:
+    return RunForgetting(
+        run_id=f"{variant}-seed{seed}",
+        variant=variant,
+        seed=seed,
+        split="test",
+        epoch_before=1,
+        epoch_after=2,
+        num_correct_before=right,
+        num_correct_after=right - len(facts),
+        lost=facts,
+        baseline_after={"P19": TargetCounts(10, 5, 0, 0)},
+        baseline_before={},
+    )
 
 
 def test_a_rate_far_from_chance_is_told_from_one_near_it() -> None:
     in_set, out = lost("P19", stands=True), lost("P19")
-    assert rate([run_loss(*[in_set] * 50)], "any_row").p_value < 1e-10  # type: ignore[operator]
-    near = rate([run_loss(*[in_set] * 26), run_loss(*[out] * 24, seed=1)], "any_row")
+    assert match_rate([run_loss(*[in_set] * 50)], "any_row").p_value < 1e-10  # type: ignore[operator]
+    near = match_rate([run_loss(*[in_set] * 26), run_loss(*[out] * 24, seed=1)], "any_row")
     assert (near.total, near.percent) == (50, 52.0)
     assert near.p_value is not None
     assert near.p_value > 0.5
     assert near.earlier is None
-    assert lost_share([run_loss(*[out] * 5), run_loss(seed=1)])[0] == 25.0
-    with pytest.raises(NotTestable, match="no question was answered right"):
-        lost_share([run_loss(right=0)])
+    assert forgetting_rate([run_loss(*[out] * 5), run_loss(seed=1)])[0] == 25.0
+    with pytest.raises(InsufficientDataError, match="no question was answered right"):
+        forgetting_rate([run_loss(right=0)])
 
 
 def test_where_nothing_was_lost_there_is_no_rate(study: Folder) -> None:
     (found,) = load(study, r0=write_run(study, "r0", [AFTER, BEFORE], dev=[1, 2]))
     assert found.epoch_before == found.epoch_after == 2
     assert found.lost == ()
-    with pytest.raises(NotTestable, match="no answer that was right"):
-        rate([found], "any_row")
-    with pytest.raises(NotTestable, match="variant natural with its right_to_wrong"):
-        losses_of([found], "natural", "test")
+    with pytest.raises(InsufficientDataError, match="no answer that was right"):
+        match_rate([found], "any_row")
+    with pytest.raises(InsufficientDataError, match="variant natural with its right_to_wrong"):
+        select_runs_forgetting([found], "natural", "test")
 
 
 def test_predictions_that_were_not_kept_leave_chance_unknown(study: Folder) -> None:
     (found,) = load(study, r0=write_run(study, "r0", [BEFORE, AFTER], dev=[2, 1], keep=False))
-    one = rate([found], "any_row")
+    one = match_rate([found], "any_row")
     assert (one.num, one.chance, one.p_value, one.earlier) == (2, None, None, None)
 
 
@@ -225,24 +259,27 @@ def whole_study(root: Path) -> StudyData:
 
 def test_the_page_shows_losses_examples_and_a_file_of_all(tmp_path: Path) -> None:
     data = whole_study(tmp_path)
-    section = forgotten.section(data)
-    missing = {exhibit.caption: exhibit.missing for exhibit in section.exhibits if exhibit.missing}
+    forgetting_section = forgotten.forgetting_section(data)
+    missing = {exhibit.caption: exhibit.missing for exhibit in forgetting_section.exhibits if exhibit.missing}
     assert list(missing) == ["The same losses out of distribution."]
-    rows = {row[0]: row[1:] for row in forgotten.losses_table(data, "test").rows}
+    rows = {row[0]: row[1:] for row in forgotten.forgetting_table(data, "test").rows}
     assert rows["unknown-050"] == ("50 %", "1 to 2", 6, 6, 100.0, 2, "67 (50)", "33 (50)", "67 (50)")
     assert rows["unknown-000"][6:] == ("0 (0)", "0 (0)", "0 (0)")
-    examples = forgotten.examples_table(data).rows
+    examples = forgotten.forgotten_examples_table(data).rows
     assert sorted(str(row[2]) for row in examples) == [f"Where was {one} born?" for one in "abc"]
-    assert forgotten.examples_table(data).rows == examples
-    everything = forgotten.all_table(data)
+    assert forgotten.forgotten_examples_table(data).rows == examples
+    everything = forgotten.forgotten_facts_table(data)
     assert len(everything.rows) == 4 * 3
-    assert [exhibit.linked for exhibit in section.exhibits].index(True) == len(section.exhibits) - 1
+    assert [exhibit.linked for exhibit in forgetting_section.exhibits].index(True) == len(
+        forgetting_section.exhibits
+    ) - 1
     assert (
-        "At 50 % Unknown rows 6 of 6 right answers are lost, and 67 % of the new ones stand in the set" in section.text
+        "At 50 % Unknown rows 6 of 6 right answers are lost, and 67 % of the new ones stand in the set"
+        in forgetting_section.text
     )
-    assert "50 % do at the end, and 0 % did at the best dev epoch" in section.text
+    assert "50 % do at the end, and 0 % did at the best dev epoch" in forgetting_section.text
     for exhibit, names in zip(
-        section.exhibits, (("any row", "Unknown row", "others, last"), ("lost", "won")), strict=False
+        forgetting_section.exhibits, (("any row", "Unknown row", "others, last"), ("lost", "won")), strict=False
     ):
         assert all(f">{name}<" in drawing(exhibit) for name in names)
 
@@ -253,16 +290,20 @@ def drawing(exhibit: Exhibit) -> str:
 
 
 def test_what_is_missing_is_said() -> None:
-    section = forgotten.section(StudyData())
-    assert section.is_empty
-    assert {exhibit.missing for exhibit in section.exhibits} == {"needs a finished run", "no run lost anything between "
-                                                                 "its best dev epoch and its last"}  # fmt: skip
+    forgetting_section = forgotten.forgetting_section(StudyData())
+    assert forgetting_section.is_empty
+    assert {exhibit.missing for exhibit in forgetting_section.exhibits} == {
+        "needs a finished run",
+        "no run lost anything between its best dev epoch and its last",
+    }
     one = StudyData(
-        forgotten=(run_loss(lost("P19")),),
+        forgetting=(run_loss(lost("P19")),),
         variants={"unknown-050": Variant(name="unknown-050", kind="unknown", share=0.5, num=2)},
     )
-    assert "needs runs at 1 or more shares of Unknown rows" in str(forgotten.section(one).exhibits[0].missing)
-    assert forgotten.section(one).exhibits[2].missing is None, "the table needs no sweep"
+    assert "needs runs at 1 or more shares of Unknown rows" in str(
+        forgotten.forgetting_section(one).exhibits[0].missing
+    )
+    assert forgotten.forgetting_section(one).exhibits[2].missing is None, "the table needs no sweep"
 
 
 def test_the_columns_are_those_that_a_training_writes() -> None:

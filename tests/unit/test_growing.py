@@ -12,10 +12,22 @@ from slick.variants import VariantsConfig, draw_variants, read_variant, variant_
 from slick.variants.extend import merge_configs
 from tests.unit.labelled_study import SMALL, finish_step, write_study
 
-SETS = {"unknown_shares": (0.0, 0.5), "known_shares": (0.5,), "single_categories": False, "natural": False,
-        "idk_shares": (), "concentrated_shares": (0.5,)}  # fmt: skip
-MORE = {"unknown_shares": (0.29, 1.0), "known_shares": (0.25,), "single_categories": True, "natural": True,
-        "idk_shares": (0.5, 1.0), "concentrated_shares": (0.45,)}  # fmt: skip
+SETS = {
+    "unknown_shares": (0.0, 0.5),
+    "known_shares": (0.5,),
+    "single_categories": False,
+    "natural": False,
+    "idk_shares": (),
+    "concentrated_shares": (0.5,),
+}
+MORE = {
+    "unknown_shares": (0.29, 1.0),
+    "known_shares": (0.25,),
+    "single_categories": True,
+    "natural": True,
+    "idk_shares": (0.5, 1.0),
+    "concentrated_shares": (0.45,),
+}
 
 
 def files(study: Folder) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick import limits
-from slick.analysis.audit_sheet import read_sheet
+from slick.analysis.audit_sheet import parse_grading_sheet
 from slick.datasets.prepare import QuestionsConfig, prepare_questions
 from slick.datasets.readers.sources import open_source
 from slick.datasets.relations import load_relations
@@ -22,7 +22,7 @@ from slick.datasets.rows import read_rows
 from slick.datasets.validate import ValidationRules, first_row_error, validate_rows
 from slick.errors import DataError, ModelError
 from slick.models import context_length
-from slick.report.sheets import read_sheets
+from slick.report.sheets import read_grading_sheets
 from slick.storage import Folder
 
 ROW = {"relation": "P19", "question": "Where was Ada born?", "answers": ["London"]}
@@ -364,19 +364,19 @@ def test_a_wrong_byte_is_found_wherever_it_is(tmp_path):
 
 def test_a_graded_sheet_is_a_file_of_a_user_too(tmp_path, monkeypatch):
     sheet = b"sheet,answer_id,grade,note\ns,1,wrong," + b"x" * 200_000 + b"\n"
-    assert read_sheet(sheet, "a.csv").grades == {"1": "wrong"}
+    assert parse_grading_sheet(sheet, "a.csv").grades == {"1": "wrong"}
     with pytest.raises(DataError, match=r"a\.csv is not UTF-8: byte 0xff at offset 3 \(line 1\)"):
-        read_sheet(b"abc\xff", "a.csv")
+        parse_grading_sheet(b"abc\xff", "a.csv")
     monkeypatch.setattr(limits, "MAX_ROW_CHARS", 1000)
     with pytest.raises(DataError, match=r"a\.csv, line 2: the row has more than 1,000 characters"):
-        read_sheet(sheet, "a.csv")
+        parse_grading_sheet(sheet, "a.csv")
     monkeypatch.setattr(limits, "MAX_SETTINGS_BYTES", 1000)
     with pytest.raises(DataError, match=r"a\.csv has 200,\d+ bytes, at most 1,000 are read"):
-        read_sheet(sheet, "a.csv")
+        parse_grading_sheet(sheet, "a.csv")
     path = write(tmp_path / "a.csv", sheet)
     monkeypatch.setattr(Folder, "read_bytes", None)  # it is refused before it is read
     with pytest.raises(DataError, match=r"--graded .*a\.csv has 200,\d+ bytes, at most 1,000 are read"):
-        read_sheets(Folder(str(tmp_path / "report")), path)
+        read_grading_sheets(Folder(str(tmp_path / "report")), path)
 
 
 _CHILD = """

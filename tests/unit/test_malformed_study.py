@@ -15,8 +15,8 @@ from jobs import status
 from slick.analysis.loading.study import load_study
 from slick.errors import SlickError, StudyError
 from slick.report import compare_studies
-from slick.report.asked import asked_of
-from slick.report.provenance import manifests_of, provenance
+from slick.report.asked import requested_experiments
+from slick.report.provenance import provenance_section, read_manifests
 from slick.report.summary import headline
 from slick.storage import Folder
 from slick.study import read_manifest
@@ -75,16 +75,26 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     part = questions.read_table("part-00000.parquet")
     questions.write_table("part-00000.parquet", part.append_column("subject", pa.array(part["question_id"])))
     answers = pa.array([["gold"]], pa.list_(pa.string()))
-    questions.write_table("part-00001.parquet", pa.table({**dev, "question": ["Who?"], "answers": answers}).select(
-        questions.read_table("part-00000.parquet").column_names
-    ))  # fmt: skip
+    questions.write_table(
+        "part-00001.parquet",
+        pa.table({**dev, "question": ["Who?"], "answers": answers}).select(
+            questions.read_table("part-00000.parquet").column_names
+        ),
+    )
     draw_variants(study, DRAWN)
     root.with_name("model.gguf").write_bytes(b"GGUF")
     (plan_of_run,) = plan_runs(study, wanted(study))
     run = study.child("runs", plan_of_run.run_id)
-    run.write_table("epochs.parquet", pa.Table.from_pylist([
-        epoch_row(plan_of_run.run_id, epoch, split, "all", 4, epoch, 1.0) for epoch in (1, 2, 3) for split in SPLITS
-    ]))  # fmt: skip
+    run.write_table(
+        "epochs.parquet",
+        pa.Table.from_pylist(
+            [
+                epoch_row(plan_of_run.run_id, epoch, split, "all", 4, epoch, 1.0)
+                for epoch in (1, 2, 3)
+                for split in SPLITS
+            ]
+        ),
+    )
     write_manifest(run, "finetune", {"epochs": 2, "converged": False}, {})
     record = {**run.read_json("manifest.json"), "fingerprint": plan_of_run.identity}
     run.write_json("manifest.json", record)
@@ -111,7 +121,7 @@ def plan(study: Folder) -> None:
 def report(study: Folder) -> None:
     """Everything that a report reads, and the tables that are made of manifests; figures take seconds."""
     data = load_study(study)
-    section = provenance(manifests_of(study), asked_of(study))
+    section = provenance_section(read_manifests(study), requested_experiments(study))
     headline(data)
     assert section.exhibits
 

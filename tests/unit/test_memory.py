@@ -161,9 +161,17 @@ def test_activations_grow_with_rows_and_tokens() -> None:
 
 def test_a_config_tells_its_shape_or_says_what_is_missing() -> None:
     found = shape_from_config(
-        {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
-         "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}, "mine",
-    )  # fmt: skip
+        {
+            "num_hidden_layers": 30,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+        },
+        "mine",
+    )
     assert found.parameters == PUBLISHED["135M"]
     with pytest.raises(SettingsError, match="num_attention_heads"):
         shape_from_config({"n_layer": 3}, "mine")

@@ -7,14 +7,21 @@ import pytest
 
 from slick.analysis.data import StudyData, Variant
 from slick.analysis.findings.paper import paper_study
-from slick.analysis.statistics.model_checks import check, check_sample, choices, fit_words
-from slick.analysis.statistics.regression import Points, Sample, fit, sample
-from slick.analysis.terms import NotTestable
-from slick.report.pages.linear import choices_table, linear_table, section
+from slick.analysis.statistics.model_checks import (
+    check_residuals,
+    check_sample_residuals,
+    describe_fit,
+    fit_all_selections,
+)
+from slick.analysis.statistics.regression import PointSelection, RegressionSample, fit_linear_model, regression_sample
+from slick.analysis.terms import InsufficientDataError
+from slick.report.pages.linear import linear_model_section, linear_model_table, point_selections_table
 from tests.unit.outcome_studies import linear
 
 
-def points(seed: int, *, bend: float = 0.0, drift: float = 0.0, fan: float = 0.0, noise: float = 0.5) -> Sample:
+def points(
+    seed: int, *, bend: float = 0.0, drift: float = 0.0, fan: float = 0.0, noise: float = 0.5
+) -> RegressionSample:
     """Ten runs of 20 epochs on a plane, and faults: a bend, errors that last, a spread that grows."""
     rng = np.random.default_rng(seed)
     x = rng.random((200, 2))
@@ -23,40 +30,42 @@ def points(seed: int, *, bend: float = 0.0, drift: float = 0.0, fan: float = 0.0
     steps = rng.normal(0, noise, (10, 20))
     lasting = drift * np.cumsum(steps, axis=1).ravel()
     y = plane + bend * (plane - 36) ** 2 + steps.ravel() * (1 + fan * x[:, 0]) + lasting
-    return Sample(x_P2=x, y_P=y, runs_P=runs, sets_P=runs, shares_P=np.repeat(np.arange(10) / 10, 20))
+    return RegressionSample(x_P2=x, y_P=y, runs_P=runs, sets_P=runs, shares_P=np.repeat(np.arange(10) / 10, 20))
 
 
 def test_points_on_a_plane_fit() -> None:
-    found = check_sample(points(0))
+    found = check_sample_residuals(points(0))
     assert found.r_squared > 0.9
     assert found.residuals_P.mean() == pytest.approx(0, abs=1e-9)
-    assert found.serial == pytest.approx(2, abs=0.4)
-    assert fit_words(found).startswith("the model fits: it explains")
+    assert found.durbin_watson == pytest.approx(2, abs=0.4)
+    assert describe_fit(found).startswith("the model fits: it explains")
 
 
 def test_each_fault_is_named() -> None:
-    assert "residuals bend (RESET" in fit_words(check_sample(points(0, bend=0.2)))
-    assert "misses neighbouring epochs alike (Durbin-Watson" in fit_words(check_sample(points(0, drift=1.0)))
-    fan = fit_words(check_sample(points(0, fan=8.0)))
+    assert "residuals bend (RESET" in describe_fit(check_sample_residuals(points(0, bend=0.2)))
+    assert "misses neighbouring epochs alike (Durbin-Watson" in describe_fit(
+        check_sample_residuals(points(0, drift=1.0))
+    )
+    fan = describe_fit(check_sample_residuals(points(0, fan=8.0)))
     assert "spread unevenly (Breusch-Pagan" in fan
     assert fan.endswith("the intervals allow for that")
 
 
 def test_a_model_that_explains_little_does_not_fit() -> None:
-    assert fit_words(check_sample(points(0, noise=30.0))).startswith("the model does not fit: it explains")
+    assert describe_fit(check_sample_residuals(points(0, noise=30.0))).startswith("the model does not fit: it explains")
 
 
 def test_faults_are_seldom_seen_where_there_is_none() -> None:
     """At p < 0.05 each; 25 of 200 alarms where 10 are expected have probability under 0.001."""
-    found = [check_sample(points(seed)) for seed in range(200)]
-    assert sum(one.spread_p < 0.05 for one in found) <= 25
-    assert sum(one.shape_p < 0.05 for one in found) <= 25
-    assert not [one for one in found if one.serial is not None and one.serial < 1]
+    found = [check_sample_residuals(points(seed)) for seed in range(200)]
+    assert sum(one.breusch_pagan_p < 0.05 for one in found) <= 25
+    assert sum(one.reset_p < 0.05 for one in found) <= 25
+    assert not [one for one in found if one.durbin_watson is not None and one.durbin_watson < 1]
 
 
 def known_too(data: StudyData) -> StudyData:
     """The same study with D_Known of 50 %: the Known rows alone, half as many, and their accuracies."""
-    whole = data.runs_of("unknown-050")[0]
+    whole = data.runs_for("unknown-050")[0]
     num = {**whole.num, ("train", "Unknown"): 0, ("train", "all"): 500}
     run = replace(whole, run_id="known-050-seed0", variant="known-050", num=num)
     variant = Variant(name="known-050", kind="known", share=0.5, num=500)
@@ -66,9 +75,11 @@ def known_too(data: StudyData) -> StudyData:
 def test_the_choices_take_the_points_they_say() -> None:
     data = known_too(linear(7, -8, 0.4))
     num = {
-        (epochs, with_known): len(sample(data, "test", Points(epochs=epochs, with_known=with_known)).y_P)
+        (epochs, include_known): len(
+            regression_sample(data, "test", PointSelection(epochs=epochs, include_known=include_known)).y_P
+        )
         for epochs in ("every", "ends", "later")
-        for with_known in (False, True)
+        for include_known in (False, True)
     }
     assert num == {
         ("every", False): 140,
@@ -81,7 +92,7 @@ def test_the_choices_take_the_points_they_say() -> None:
 
 
 def test_fitted_rows_of_d_known_count_in_units_of_the_d_they_come_from() -> None:
-    chosen = sample(known_too(linear(7, -8, 0.4)), "test", Points(with_known=True))
+    chosen = regression_sample(known_too(linear(7, -8, 0.4)), "test", PointSelection(include_known=True))
     known, whole = (chosen.x_P2[chosen.runs_P == f"{name}-seed0"] for name in ("known-050", "unknown-050"))
     assert known[:, 0] == pytest.approx(whole[:, 0])
     assert (known[:, 1] == 0).all()
@@ -95,7 +106,7 @@ def test_the_seeds_of_a_set_are_one_cluster() -> None:
             replace(run, run_id=f"{run.variant}-seed{seed}", seed=seed) for run in data.runs for seed in range(3)
         ),
     )
-    once, again = fit(data, "test"), fit(thrice, "test")
+    once, again = fit_linear_model(data, "test"), fit_linear_model(thrice, "test")
     assert (once.num_runs, again.num_runs) == (7, 21)
     assert again.coefficients == pytest.approx(once.coefficients)
     width = [one.high[1] - one.low[1] for one in (once, again)]
@@ -103,41 +114,41 @@ def test_the_seeds_of_a_set_are_one_cluster() -> None:
 
 
 def test_every_choice_is_a_row_and_one_that_cannot_be_fitted_says_why() -> None:
-    found = list(choices(linear(7, -8, 0.4)))
+    found = list(fit_all_selections(linear(7, -8, 0.4)))
     assert len(found) == 12
-    assert {one.missing for one in found if one.points.with_known} == {
+    assert {one.missing for one in found if one.points.include_known} == {
         "needs runs at 1 or more shares of Unknown rows (kind known), there are 0"
     }
-    table = choices_table(known_too(linear(7, -8, 0.4)))
+    table = point_selections_table(known_too(linear(7, -8, 0.4)))
     assert len(table.rows) == 12
     assert not any(row[-1] for row in table.rows)
-    with pytest.raises(NotTestable):
-        choices_table(StudyData())
+    with pytest.raises(InsufficientDataError):
+        point_selections_table(StudyData())
 
 
 def test_the_section_says_whether_the_model_fits() -> None:
-    found = section(linear(7, -8, 0.4))
+    found = linear_model_section(linear(7, -8, 0.4))
     assert " In distribution, the model fits" in found.text
     assert " Out of distribution, the model fits" in found.text
     assert not any(exhibit.missing for exhibit in found.exhibits)
     assert sum(exhibit.figure is not None for exhibit in found.exhibits) == 2
-    assert len(linear_table(linear(7, -8, 0.4)).rows) == 6
-    assert section(StudyData()).is_empty
+    assert len(linear_model_table(linear(7, -8, 0.4)).rows) == 6
+    assert linear_model_section(StudyData()).is_empty
 
 
 def test_residuals_of_the_papers_own_points_are_those_that_were_reckoned() -> None:
     """Least squares on early stop and convergence alone, read off figures 3a and 4."""
-    model = fit(paper_study(), "test", Points(epochs="ends"))
+    model = fit_linear_model(paper_study(), "test", PointSelection(epochs="ends"))
     assert model.num_points == 14
     assert model.coefficients == pytest.approx((40.1, 4.7, -10.5), abs=0.1)
     assert model.r_squared == pytest.approx(0.86, abs=0.01)
-    with pytest.raises(NotTestable, match="ood"):
-        check(paper_study(), "ood")
+    with pytest.raises(InsufficientDataError, match="ood"):
+        check_residuals(paper_study(), "ood")
 
 
 def test_early_stop_is_needed_for_the_ends_alone() -> None:
     data = linear(7, -8, 0.4)
     blind = replace(data, runs=tuple(replace(run, early_epoch=None) for run in data.runs))
-    assert len(sample(blind, "test").y_P) == 140
-    with pytest.raises(NotTestable, match="no early-stopping epoch"):
-        sample(blind, "test", Points(epochs="ends"))
+    assert len(regression_sample(blind, "test").y_P) == 140
+    with pytest.raises(InsufficientDataError, match="no early-stopping epoch"):
+        regression_sample(blind, "test", PointSelection(epochs="ends"))

@@ -8,17 +8,17 @@ import pytest
 
 from slick.analysis import effects
 from slick.analysis.data import Run, StudyData, Variant
-from slick.analysis.findings.idk import abstention
-from slick.analysis.findings.judge import judge, judges
+from slick.analysis.findings.idk import measure_abstention
+from slick.analysis.findings.judge import evaluate_findings, finding_checks
 from slick.analysis.findings.knowledge import category_totals
 from slick.analysis.findings.paper import paper_study
-from slick.analysis.findings.verdict import Verdict, family_z, interval, need_power, tenths
+from slick.analysis.findings.verdict import CheckResult, bonferroni_z, confidence_interval, require_power, round1
 from slick.analysis.loading.labels import first_hit_and_gap
 from slick.analysis.loading.runs import choose_durations
 from slick.analysis.p_true import prefix_curve
-from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.report.figures import response_surface
-from slick.report.style import draw
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.figures import response_surface_figure
+from slick.report.style import render_figure
 from slick.report.summary import headline
 from slick.report.tables import policy_table
 from tests.unit.outcome_studies import (
@@ -54,8 +54,8 @@ EXACT = ["E1", "E2"]
 """Counts, which have no error."""
 
 
-def one(name: str, data: StudyData) -> Verdict:
-    return judges()[name](data)
+def one(name: str, data: StudyData) -> CheckResult:
+    return finding_checks()[name](data)
 
 
 @pytest.mark.parametrize("name", HOLDING_STUDIES)
@@ -74,7 +74,7 @@ def test_a_finding_fails_where_the_data_say_otherwise(name: str) -> None:
 @pytest.mark.parametrize("name", MISSING)
 def test_a_finding_is_not_testable_where_something_is_missing(name: str) -> None:
     study, reason = MISSING[name]
-    with pytest.raises(NotTestable, match=reason):
+    with pytest.raises(InsufficientDataError, match=reason):
         one(name, study())
 
 
@@ -94,7 +94,7 @@ def test_every_finding_is_tested_where_it_holds_fails_and_cannot_be_told(name: s
 
 @pytest.mark.parametrize("name", ALL_FINDINGS)
 def test_the_papers_own_numbers_give_the_papers_findings(name: str) -> None:
-    outcome = {found.id: found for found in judge(paper_study())}[name]
+    outcome = {found.id: found for found in evaluate_findings(paper_study())}[name]
     if name in PAPER_CANNOT_TELL:
         assert outcome.holds is None
         assert PAPER_CANNOT_TELL[name] in outcome.why
@@ -123,24 +123,24 @@ def leaves(value: object) -> list[tuple[float, float]]:
 
 
 def test_nothing_holds_on_an_empty_study() -> None:
-    outcomes = judge(StudyData())
+    outcomes = evaluate_findings(StudyData())
     assert [outcome.id for outcome in outcomes] == ALL_FINDINGS
     assert all(outcome.holds is None and outcome.own is None and outcome.why for outcome in outcomes)
     assert all(outcome.interval is None for outcome in outcomes)
 
 
 def test_nothing_holds_on_runs_without_measurements() -> None:
-    data = replace(paper_study(), counts={}, audit=None)
+    data = replace(paper_study(), counts={}, filter_counts=None)
     blank = tuple(
         replace(run, accuracy={key: np.full(50, np.nan) for key in run.accuracy}, early_epoch=None) for run in data.runs
     )
-    assert not [outcome.id for outcome in judge(replace(data, runs=blank)) if outcome.holds]
+    assert not [outcome.id for outcome in evaluate_findings(replace(data, runs=blank)) if outcome.holds]
 
 
 def test_the_interval_of_a_difference_is_clear_of_nought_where_it_counts() -> None:
-    loss = paper_study().difference(("unknown-050", EARLY), ("unknown-050", LAST))
-    assert one("E23", paper_study()).interval == {"loss": interval(loss)}
-    assert interval(loss)[0] > 0
+    loss = paper_study().difference(("unknown-050", EARLY_STOP), ("unknown-050", CONVERGENCE))
+    assert one("E23", paper_study()).interval == {"loss": confidence_interval(loss)}
+    assert confidence_interval(loss)[0] > 0
     noise = with_changes({"unknown-050": {TEST: {50: 42.8}}})
     low, high = one("E23", noise).interval["loss"]
     assert one("E23", noise).holds is False
@@ -156,10 +156,10 @@ def test_the_intervals_of_the_linear_model_are_its_own() -> None:
 def test_equality_is_not_claimed_from_data_that_could_not_show_a_difference() -> None:
     data = paper_study()
     few = tuple(replace(run, num=dict.fromkeys(run.num, 60)) for run in data.runs)
-    with pytest.raises(NotTestable, match="more test rows"):
+    with pytest.raises(InsufficientDataError, match="more test rows"):
         one("E6", replace(data, runs=few))
-    with pytest.raises(NotTestable):
-        need_power([data.accuracy("natural", EARLY)._replace(se=9.0)])
+    with pytest.raises(InsufficientDataError):
+        require_power([data.accuracy("natural", EARLY_STOP)._replace(se=9.0)])
 
 
 # what many comparisons may ask for
@@ -168,8 +168,8 @@ def test_equality_is_not_claimed_from_data_that_could_not_show_a_difference() ->
 def test_one_reversal_of_many_counts_only_beyond_the_noise_of_all() -> None:
     """Two standard errors in one of 63 comparisons is what chance gives; four are not."""
     data = paper_study()
-    se = data.difference(("unknown-025", 10), ("unknown-025", EARLY)).se
-    early = data.accuracy("unknown-025", EARLY).value
+    se = data.difference(("unknown-025", 10), ("unknown-025", EARLY_STOP)).se
+    early = data.accuracy("unknown-025", EARLY_STOP).value
     assert one("E4", with_changes({"unknown-025": {TEST: {10: early + 2.5 * se}}})).holds
     verdict = one("E4", with_changes({"unknown-025": {TEST: {10: early + 4 * se}}}))
     assert verdict.holds is False
@@ -177,17 +177,17 @@ def test_one_reversal_of_many_counts_only_beyond_the_noise_of_all() -> None:
 
 
 def test_the_noise_of_a_family_grows_with_its_size() -> None:
-    assert family_z(1) == pytest.approx(1.96, abs=0.001)
+    assert bonferroni_z(1) == pytest.approx(1.96, abs=0.001)
     rng = np.random.default_rng(0)
-    alarms = (rng.standard_normal((4000, 50)).max(axis=1) > family_z(50)).mean()
+    alarms = (rng.standard_normal((4000, 50)).max(axis=1) > bonferroni_z(50)).mean()
     assert alarms <= 0.035  # 0.025 is promised; more than 0.035 of 4000 has probability under 0.001
 
 
 def test_e8_holds_its_bound_to_noise_and_wants_a_clear_difference_from_d() -> None:
     known, whole = ([name.replace("known", kind) for name in KNOWN_NAMES] for kind in ("known", "unknown"))
-    over = with_changes({name: {TEST: {50: paper_study().accuracy(name, EARLY).value - 2.4}} for name in known})
+    over = with_changes({name: {TEST: {50: paper_study().accuracy(name, EARLY_STOP).value - 2.4}} for name in known})
     assert one("E8", over).holds, "2.4 is over half of 4.4 by less than noise"
-    spared = {name: {TEST: {50: paper_study().accuracy(name, EARLY).value - 1.4}} for name in whole}
+    spared = {name: {TEST: {50: paper_study().accuracy(name, EARLY_STOP).value - 1.4}} for name in whole}
     verdict = one("E8", with_changes(spared))
     assert verdict.holds is False
     assert "not clearly less" in verdict.why
@@ -234,30 +234,30 @@ def test_e24_judges_each_other_learning_rate() -> None:
 
 
 def test_e24_needs_the_sweep_at_the_other_rate() -> None:
-    with pytest.raises(NotTestable, match=r"at learning rate 1e-05 .* three shares"):
+    with pytest.raises(InsufficientDataError, match=r"at learning rate 1e-05 .* three shares"):
         one("E24", rates_study(shares=(0.0, 1.0)))
     late = [point for point in rates_study().points if point["policy"] != "best_dev"]
-    with pytest.raises(NotTestable, match="points of best_dev"):
+    with pytest.raises(InsufficientDataError, match="points of best_dev"):
         one("E24", replace(rates_study(), points=tuple(late)))
     both = (*rates_study().points, *rates_study(rate="0.001", shares=(0.0, 1.0)).points)
     assert list(one("E24", replace(rates_study(), points=both)).own) == ["1e-05"], (
         "a rate that is not whole is left out"
     )
     nameless = replace(rates_study(), runs=(), counts={})
-    with pytest.raises(NotTestable, match="number of test questions"):
+    with pytest.raises(InsufficientDataError, match="number of test questions"):
         one("E24", nameless)
 
 
 def test_an_answer_abstains_by_the_variants_own_phrase() -> None:
     data = idk_study(0.0)
-    at_all = abstention(data, "idk-050", LAST)
+    at_all = measure_abstention(data, "idk-050", CONVERGENCE)
     assert at_all.answered.value < 80
     assert at_all.overall.value == pytest.approx(at_all.answered.value * at_all.on_answered.value / 100)
-    assert abstention(replace(data, idk_phrase="No idea"), "idk-050", LAST).answered.value == 100
+    assert measure_abstention(replace(data, idk_phrase="No idea"), "idk-050", CONVERGENCE).answered.value == 100
 
 
 def test_e21_reads_smaller_numbers_of_sets_off_the_stored_answers() -> None:
-    shares = [share for _, share, _ in prefix_curve(prefix_study(useful=True), EARLY)]
+    shares = [share for _, share, _ in prefix_curve(prefix_study(useful=True), EARLY_STOP)]
     assert shares == sorted(shares, reverse=True)
 
 
@@ -274,23 +274,23 @@ def test_labels_under_fewer_sets_tell_a_miss_from_a_sample_left_out() -> None:
 
 def test_differences_are_paired_over_rows_where_both_sides_kept_them() -> None:
     data = single_categories(lambda name: 0.05)
-    paired = data.difference(("natural", EARLY), ("natural", LAST))
-    bare = replace(data, runs=tuple(replace(run, hits={}) for run in data.runs))
-    unpaired = bare.difference(("natural", EARLY), ("natural", LAST))
+    paired = data.difference(("natural", EARLY_STOP), ("natural", CONVERGENCE))
+    bare = replace(data, runs=tuple(replace(run, predictions={}) for run in data.runs))
+    unpaired = bare.difference(("natural", EARLY_STOP), ("natural", CONVERGENCE))
     assert paired.value == pytest.approx(unpaired.value)
     assert paired.se < unpaired.se / 2
 
 
 def test_three_seeds_or_more_set_a_floor_under_the_error() -> None:
     data = single_categories(lambda name: 0.05)
-    natural = data.runs_of("natural")[0]
+    natural = data.runs_for("natural")[0]
     seeds = []
     for seed, shift in enumerate((-9.0, 0.0, 9.0)):
         curve = natural.accuracy[TEST] + np.array([shift, 0.0])
         seeds.append(replace(natural, run_id=f"natural-seed{seed}", seed=seed, accuracy={TEST: curve}))
     spread = replace(data, runs=tuple(seeds))
-    assert spread.accuracy("natural", EARLY).se == pytest.approx(9 / np.sqrt(3))
-    assert spread.difference(("natural", EARLY), ("natural", LAST)).se == pytest.approx(9 / np.sqrt(3))
+    assert spread.accuracy("natural", EARLY_STOP).se == pytest.approx(9 / np.sqrt(3))
+    assert spread.difference(("natural", EARLY_STOP), ("natural", CONVERGENCE)).se == pytest.approx(9 / np.sqrt(3))
 
 
 def test_durations_come_from_the_grid_and_stay_few() -> None:
@@ -306,9 +306,9 @@ def test_durations_come_from_the_grid_and_stay_few() -> None:
 def test_what_people_see_is_rounded_in_one_place() -> None:
     """A value reckoned in two ways, 100 * 0.2725 and 27.25, must not show as 27.3 and 27.2."""
     assert 100 * 0.2725 != 27.25
-    assert tenths(100 * 0.2725) == tenths(27.25) == 27.3
-    assert str(tenths(-0.04)) == "0.0"
-    assert tenths(float("inf")) == float("inf")
+    assert round1(100 * 0.2725) == round1(27.25) == 27.3
+    assert str(round1(-0.04)) == "0.0"
+    assert round1(float("inf")) == float("inf")
 
 
 def test_the_headline_the_heat_map_and_the_tables_show_one_number() -> None:
@@ -333,7 +333,7 @@ def test_the_headline_the_heat_map_and_the_tables_show_one_number() -> None:
     )
     data = StudyData(variants=variants, runs=runs, points=points, durations=(1, 2))
     assert "from 27.3 % to 27.3 %" in headline(data)
-    svg = draw("map", "", response_surface(data, effects.response_surface(data))).svg
+    svg = render_figure("map", "", response_surface_figure(data, effects.response_surface(data))).svg
     assert svg.count(">27.3</text>") == 2
     assert 27.3 in policy_table(data).rows[-1]
 
@@ -342,8 +342,10 @@ def test_the_papers_one_point_of_figure_5_is_in_its_study() -> None:
     """D_Natural on the 33.0 % of test questions that are Unknown under all ten exemplar sets."""
     data = paper_study()
     totals = category_totals(data, "id", "test")
-    assert tenths(100 * totals["Unknown"] / sum(totals.values())) == 33.0
-    assert [data.accuracy("natural", when, category="Unknown").value for when in (EARLY, LAST)] == [1.8, 2.5]
+    assert round1(100 * totals["Unknown"] / sum(totals.values())) == 33.0
+    assert [
+        data.accuracy("natural", checkpoint, category="Unknown").value for checkpoint in (EARLY_STOP, CONVERGENCE)
+    ] == [1.8, 2.5]
 
 
 def test_the_paper_study_prints_table_8() -> None:

@@ -5,15 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slick.analysis.data import Hits, PrefixLabels, Run, StudyData, Variant
-from slick.analysis.findings.judge import judges
-from slick.analysis.p_true import LEAST_ROWS, compare, prefix_curve, separation, slick_point, sweep
+from slick.analysis.data import Predictions, PrefixLabels, Run, StudyData, Variant
+from slick.analysis.findings.judge import finding_checks
+from slick.analysis.p_true import (
+    MIN_UNKNOWN_QUESTIONS,
+    compare_at_equal_share,
+    p_true_auroc,
+    prefix_curve,
+    slick_point,
+    threshold_curve,
+)
 from slick.analysis.p_true_scores import PTrueScores
-from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.annotation import AnnotateConfig
 from slick.annotation.p_true import identity
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_row, p_true_suffix
-from slick.report.pages.p_true import comparison_table, prefix_table, section, sweep_table
+from slick.report.pages.p_true import comparison_table, p_true_section, p_true_threshold_table, prefix_table
 from slick.types import ALL_CATEGORIES
 
 PROMPT = """Question: Where is Paris located?
@@ -53,8 +60,8 @@ def study(
     ids = np.array([f"q{i:05d}" for i in range(len(hit))])
     categories = np.where(unknown, "Unknown", "MaybeKnown")
 
-    def rows(found: np.ndarray) -> Hits:
-        return Hits(question_ids=ids, categories=categories, hit=found)
+    def rows(found: np.ndarray) -> Predictions:
+        return Predictions(question_ids=ids, categories=categories, hit=found)
 
     runs = tuple(
         Run(
@@ -65,7 +72,7 @@ def study(
             accuracy={("test", ALL_CATEGORIES): 100.0 * np.array([hit.mean()] * 2)},
             num={("test", ALL_CATEGORIES): len(hit)},
             early_epoch=1,
-            hits={(1, "test"): rows(hit), (2, "test"): rows(hit if late is None else late)},
+            predictions={(1, "test"): rows(hit), (2, "test"): rows(hit if late is None else late)},
         )
         for seed in range(seeds)
     )
@@ -80,7 +87,7 @@ def study(
 def test_every_threshold_is_swept_and_ties_enter_together() -> None:
     p_true = np.array([0.2, 0.5, 0.2, 0.9, 0.5, 0.5])
     hit = np.array([1, 1, 0, 1, 0, 0], dtype=bool)
-    found = sweep(study(p_true, hit, hit), EARLY)
+    found = threshold_curve(study(p_true, hit, hit), EARLY_STOP)
     assert found.thresholds.tolist() == [0.5, 0.9, 1.0]
     assert found.share.tolist() == pytest.approx([100 * 2 / 6, 100 * 5 / 6, 100])
     assert found.accuracy.tolist() == pytest.approx([50, 40, 50])
@@ -94,7 +101,7 @@ def test_at_slicks_share_ties_count_as_what_drawing_from_them_gives() -> None:
     rng = np.random.default_rng(0)
     p_true = rng.integers(0, 4, 400) / 4.0
     hit, unknown = rng.random(400) < 0.2 + 0.5 * p_true, rng.random(400) < 0.4
-    found = compare(study(p_true, hit, unknown), EARLY)
+    found = compare_at_equal_share(study(p_true, hit, unknown), EARLY_STOP)
     num = int(unknown.sum())
     assert (found.num, found.share) == (num, 100 * num / 400)
     assert found.slick.value == pytest.approx(100 * hit[unknown].mean())
@@ -109,9 +116,9 @@ def test_scores_that_are_all_alike_say_nothing() -> None:
     rng = np.random.default_rng(1)
     hit, unknown = rng.random(300) < 0.3, rng.random(300) < 0.4
     alike = study(np.full(300, 0.5), hit, unknown)
-    assert compare(alike, EARLY).p_true.value == pytest.approx(100 * hit.mean())
-    assert separation(alike, EARLY) == 50
-    assert len(sweep(alike, EARLY).share) == 1
+    assert compare_at_equal_share(alike, EARLY_STOP).p_true.value == pytest.approx(100 * hit.mean())
+    assert p_true_auroc(alike, EARLY_STOP) == 50
+    assert len(threshold_curve(alike, EARLY_STOP).share) == 1
 
 
 def test_the_error_of_the_gap_is_what_new_questions_would_show() -> None:
@@ -124,21 +131,26 @@ def test_the_error_of_the_gap_is_what_new_questions_would_show() -> None:
     gaps = []
     for seed in range(300):
         data = drawn(np.random.default_rng(seed))
-        hit, unknown = data.runs[0].hits[1, "test"].hit, data.runs[0].hits[1, "test"].categories == "Unknown"
+        hit, unknown = (
+            data.runs[0].predictions[1, "test"].hit,
+            data.runs[0].predictions[1, "test"].categories == "Unknown",
+        )
         assert data.p_true is not None
         lowest = np.argsort(data.p_true.p_true, kind="stable")[: int(unknown.sum())]
         gaps.append(100 * (hit[unknown].mean() - hit[lowest].mean()))
-    assert compare(drawn(np.random.default_rng(7)), EARLY).gap.se == pytest.approx(np.std(gaps), rel=0.25)
+    assert compare_at_equal_share(drawn(np.random.default_rng(7)), EARLY_STOP).gap.se == pytest.approx(
+        np.std(gaps), rel=0.25
+    )
 
 
 def test_seeds_that_differ_set_a_floor_under_the_error() -> None:
     data = worse_and_better(slick=0.05, other=0.3, seeds=3)
-    hits = data.runs[0].hits[1, "test"]
+    hits = data.runs[0].predictions[1, "test"]
     none = replace(hits, hit=np.where(hits.categories == "Unknown", False, hits.hit))
-    other = replace(data.runs[0], hits={(1, "test"): none, (2, "test"): none})
+    other = replace(data.runs[0], predictions={(1, "test"): none, (2, "test"): none})
     spread = replace(data, runs=(other, *data.runs[1:]))
-    found = compare(spread, EARLY)
-    by_seed = [compare(replace(spread, runs=(run,)), EARLY).gap.value for run in spread.runs]
+    found = compare_at_equal_share(spread, EARLY_STOP)
+    by_seed = [compare_at_equal_share(replace(spread, runs=(run,)), EARLY_STOP).gap.value for run in spread.runs]
     assert found.gap.value == pytest.approx(np.mean(by_seed))
     assert found.gap.se >= np.std(by_seed, ddof=1) / np.sqrt(3) > 0
     assert found.gap.num_seeds == 3
@@ -155,110 +167,115 @@ def worse_and_better(slick: float, other: float, *, seeds: int = 1, size: int = 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_e20_holds_where_slicks_questions_are_answered_right_less_often(seeds: int) -> None:
-    verdict = judges()["E20"](worse_and_better(0.02, 0.3, seeds=seeds))
+    verdict = finding_checks()["E20"](worse_and_better(0.02, 0.3, seeds=seeds))
     assert verdict.holds is True
     assert verdict.own["unknown_percent"] == 25
-    assert verdict.own[EARLY][0] < 5 < 25 < verdict.own[EARLY][1]
-    assert verdict.interval[LAST][1] < 0
+    assert verdict.own[EARLY_STOP][0] < 5 < 25 < verdict.own[EARLY_STOP][1]
+    assert verdict.interval[CONVERGENCE][1] < 0
     assert "500 test questions" in verdict.why
 
 
 @pytest.mark.parametrize(("slick", "other"), [(0.3, 0.02), (0.2, 0.2)])
 def test_e20_fails_where_they_are_not_or_where_noise_would_do(slick: float, other: float) -> None:
-    verdict = judges()["E20"](worse_and_better(slick, other))
+    verdict = finding_checks()["E20"](worse_and_better(slick, other))
     assert verdict.holds is False
     assert "points apart" in verdict.why
 
 
 def test_e20_fails_where_it_holds_at_one_checkpoint_alone() -> None:
     data = worse_and_better(0.02, 0.3)
-    other = worse_and_better(0.3, 0.02).runs[0].hits[1, "test"]
-    run = replace(data.runs[0], hits={(1, "test"): data.runs[0].hits[1, "test"], (2, "test"): other})
-    assert judges()["E20"](replace(data, runs=(run,))).holds is False
+    other = worse_and_better(0.3, 0.02).runs[0].predictions[1, "test"]
+    run = replace(data.runs[0], predictions={(1, "test"): data.runs[0].predictions[1, "test"], (2, "test"): other})
+    assert finding_checks()["E20"](replace(data, runs=(run,))).holds is False
 
 
 def test_a_model_that_does_not_take_the_prompt_for_a_choice_is_told_of() -> None:
     data = worse_and_better(0.02, 0.3)
     assert data.p_true is not None
-    for mass, told in ((0.4, False), (1e-7, True)):
-        found = replace(data, p_true=replace(data.p_true, mass=mass))
-        assert ("hardly an opinion" in judges()["E20"](found).why) == told
-        assert ("the two choices have less than 0.01 % of the probability" in section(found).text) == told
+    for choice_mass, told in ((0.4, False), (1e-7, True)):
+        found = replace(data, p_true=replace(data.p_true, choice_mass=choice_mass))
+        assert ("hardly an opinion" in finding_checks()["E20"](found).why) == told
+        assert ("the two choices have less than 0.01 % of the probability" in p_true_section(found).text) == told
 
 
 def test_e20_is_not_testable_without_what_it_compares() -> None:
     whole = worse_and_better(0.02, 0.3)
     assert whole.p_true is not None
     some = PTrueScores(question_ids=whole.p_true.question_ids[5:], p_true=whole.p_true.p_true[5:])
-    bare = tuple(replace(run, hits={}) for run in whole.runs)
+    bare = tuple(replace(run, predictions={}) for run in whole.runs)
     for data, why in (
         (replace(whole, p_true=None), "--p-true"),
         (replace(whole, p_true=some), "5 of 2000 test questions have no"),
         (replace(whole, runs=()), "natural"),
         (replace(whole, runs=bare), "kept no predictions"),
-        (worse_and_better(0.0, 0.3, size=4 * LEAST_ROWS - 4), f"{LEAST_ROWS - 1} test questions are Unknown"),
+        (
+            worse_and_better(0.0, 0.3, size=4 * MIN_UNKNOWN_QUESTIONS - 4),
+            f"{MIN_UNKNOWN_QUESTIONS - 1} test questions are Unknown",
+        ),
     ):
-        with pytest.raises(NotTestable, match=why):
-            judges()["E20"](data)
+        with pytest.raises(InsufficientDataError, match=why):
+            finding_checks()["E20"](data)
 
 
 def test_questions_that_were_not_annotated_are_left_aside() -> None:
     data = worse_and_better(0.02, 0.3)
-    hits, extra = data.runs[0].hits[1, "test"], 300
-    more = Hits(
+    hits, extra = data.runs[0].predictions[1, "test"], 300
+    more = Predictions(
         question_ids=np.append(hits.question_ids, [f"z{i}" for i in range(extra)]),
         categories=np.append(hits.categories, [""] * extra),
         hit=np.append(hits.hit, np.ones(extra, dtype=bool)),
     )
-    run = replace(data.runs[0], hits={(1, "test"): more, (2, "test"): more})
-    assert compare(replace(data, runs=(run,)), EARLY) == compare(data, EARLY)
+    run = replace(data.runs[0], predictions={(1, "test"): more, (2, "test"): more})
+    assert compare_at_equal_share(replace(data, runs=(run,)), EARLY_STOP) == compare_at_equal_share(data, EARLY_STOP)
 
 
 def with_prefixes(data: StudyData, *, unsure: bool = False) -> StudyData:
     """Three exemplar sets; each takes a third of what is left over the Unknown ones away."""
-    hits = data.runs[0].hits[1, "test"]
+    hits = data.runs[0].predictions[1, "test"]
     final = hits.categories == "Unknown"
     place = np.arange(len(final))
     columns = [final | (place % 4 < 3 - n) for n in range(1, 3)] + [final]
     labels = PrefixLabels(
         question_ids=hits.question_ids[::-1],
         unknown_QN=np.stack(columns, axis=1)[::-1],
-        unsure_QN=np.full((len(final), 3), unsure),
+        undetermined_QN=np.full((len(final), 3), unsure),
     )
     return replace(data, prefix_labels=labels)
 
 
 def test_the_last_point_of_slicks_curve_is_slicks_point() -> None:
     data = with_prefixes(worse_and_better(0.02, 0.3))
-    for when in (EARLY, LAST):
-        curve = prefix_curve(data, when)
+    for checkpoint in (EARLY_STOP, CONVERGENCE):
+        curve = prefix_curve(data, checkpoint)
         assert [point.sets for point in curve] == [1, 2, 3]
         assert [point.share for point in curve] == sorted((point.share for point in curve), reverse=True)
-        assert curve[-1]._replace(sets=None) == slick_point(data, when)
-        found = compare(data, when)
+        assert curve[-1]._replace(sets=None) == slick_point(data, checkpoint)
+        found = compare_at_equal_share(data, checkpoint)
         assert (curve[-1].share, curve[-1].accuracy) == (found.share, found.slick)
 
 
 def test_the_section_shows_all_there_is() -> None:
     data = with_prefixes(worse_and_better(0.02, 0.3))
-    found = section(data)
+    found = p_true_section(data)
     assert not [exhibit.missing for exhibit in found.exhibits if exhibit.missing]
     assert "SliCK's are answered right less often than P(True)'s" in found.text
     figure = found.exhibits[0].figure
     assert figure is not None
     assert "P(True), by threshold" in figure.svg
     assert "SliCK, 1 to 3 exemplar sets" in figure.svg
-    (early, late) = comparison_table(data, {when: compare(data, when) for when in (EARLY, LAST)}).rows
+    (early, late) = comparison_table(
+        data, {checkpoint: compare_at_equal_share(data, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)}
+    ).rows
     assert early[0] == "early stop"
     assert late[1] == 500
     assert len(prefix_table(data).rows) == 3
-    shares = [row[1] for row in sweep_table(data).rows]
+    shares = [row[1] for row in p_true_threshold_table(data).rows]
     assert shares == sorted(shares)
     assert shares[-1] == 100
 
 
 def test_the_section_without_p_true_shows_slick_alone_and_says_what_is_missing() -> None:
-    found = section(replace(with_prefixes(worse_and_better(0.02, 0.3)), p_true=None))
+    found = p_true_section(replace(with_prefixes(worse_and_better(0.02, 0.3)), p_true=None))
     figure = found.exhibits[0].figure
     assert figure is not None
     assert "by threshold" not in figure.svg
@@ -268,10 +285,10 @@ def test_the_section_without_p_true_shows_slick_alone_and_says_what_is_missing()
 
 
 def test_the_section_in_labels_mode_shows_slicks_point_without_its_curve() -> None:
-    found = section(with_prefixes(worse_and_better(0.02, 0.3), unsure=True))
+    found = p_true_section(with_prefixes(worse_and_better(0.02, 0.3), unsure=True))
     figure = found.exhibits[0].figure
     assert figure is not None
     assert "exemplar sets" not in figure.svg
     assert ">SliCK</text>" in figure.svg
     assert any("labels mode" in str(exhibit.missing) for exhibit in found.exhibits)
-    assert section(StudyData()).is_empty
+    assert p_true_section(StudyData()).is_empty

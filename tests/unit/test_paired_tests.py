@@ -8,17 +8,17 @@ from scipy.stats import binomtest
 
 from slick.analysis.data import StudyData
 from slick.analysis.statistics.paired_tests import (
-    Side,
-    against_best,
+    ModelAtCheckpoint,
     bootstrap_interval,
-    compare,
-    early_against_last,
+    combine_p_values,
+    compare_early_to_last,
+    compare_models,
+    compare_to_best,
     holm,
-    joint_p,
     mcnemar_p,
 )
-from slick.analysis.terms import EARLY, LAST, NotTestable
-from slick.report.pages.categories import best_table, section, stops_table
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.pages.categories import best_comparison_table, categories_section, early_vs_last_table
 from tests.unit.outcome_studies import hits, single_categories, with_rows
 
 
@@ -52,14 +52,14 @@ def test_mcnemars_false_alarms_are_no_more_than_promised() -> None:
 
 
 def test_twice_the_median_holds_for_seeds_that_share_their_questions() -> None:
-    assert joint_p([0.2]) == 0.2
-    assert joint_p([0.9, 0.8, 0.7]) == 1.0
+    assert combine_p_values([0.2]) == 0.2
+    assert combine_p_values([0.9, 0.8, 0.7]) == 1.0
     rng = np.random.default_rng(0)
     alarms = 0
     for _ in range(200):
         base, other = rng.random(400) < 0.4, rng.random(400) < 0.4  # the same questions are hard for all three seeds
         flips = [(base ^ (rng.random(400) < 0.02), other ^ (rng.random(400) < 0.02)) for _ in range(3)]
-        alarms += joint_p([mcnemar_p(a, b) for a, b in flips]) < 0.05
+        alarms += combine_p_values([mcnemar_p(a, b) for a, b in flips]) < 0.05
     assert alarms <= 22
 
 
@@ -86,39 +86,50 @@ def test_holms_p_values_are_never_smaller_and_keep_their_order() -> None:
 
 def test_a_comparison_tells_all_tests_over_the_seeds_that_both_have() -> None:
     data = seeds_of(losing(0.0), "natural", (0.2, 0.25, 0.3))
-    found = compare(data, Side("natural", EARLY), Side("natural", LAST))
+    found = compare_models(data, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE))
     assert found.num == 1000
     assert found.difference == pytest.approx(10, abs=2)
     assert found.low < found.difference < found.high
     assert found.seeds.num_seeds == found.num_same_sign == 3
     assert found.seeds.low is not None
     assert found.seeds.low < found.difference
-    assert max(found.chunk_p, found.mcnemar_p) < 1e-6
+    assert max(found.t_test_p, found.mcnemar_p) < 1e-6
     few = seeds_of(data, "maybeknown", (0.0,))
-    assert compare(few, Side("natural", EARLY), Side("maybeknown", EARLY)).seeds.num_seeds == 1
+    assert (
+        compare_models(
+            few, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("maybeknown", EARLY_STOP)
+        ).seeds.num_seeds
+        == 1
+    )
 
 
 def test_models_that_never_differ_are_never_told_apart() -> None:
-    found = compare(losing(0.0), Side("natural", EARLY), Side("natural", LAST))
+    found = compare_models(
+        losing(0.0), ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE)
+    )
     assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
-    assert (found.chunk_p, found.mcnemar_p) == (1.0, 1.0)
+    assert (found.t_test_p, found.mcnemar_p) == (1.0, 1.0)
 
 
 def test_what_cannot_be_paired_is_not_compared() -> None:
     data = losing(0.1)
-    bare = replace(data, runs=tuple(replace(run, hits={}) for run in data.runs))
-    with pytest.raises(NotTestable, match="kept no predictions"):
-        compare(bare, Side("natural", EARLY), Side("natural", LAST))
+    bare = replace(data, runs=tuple(replace(run, predictions={}) for run in data.runs))
+    with pytest.raises(InsufficientDataError, match="kept no predictions"):
+        compare_models(bare, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE))
     short = seeds_of(data, "natural", (0.1,))
-    with pytest.raises(NotTestable, match="not asked the same test questions"):
-        compare(short, Side("natural", EARLY), Side("maybeknown", EARLY))
+    with pytest.raises(InsufficientDataError, match="not asked the same test questions"):
+        compare_models(short, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("maybeknown", EARLY_STOP))
     apart = tuple(replace(run, seed=1) if run.variant == "natural" else run for run in data.runs)
-    with pytest.raises(NotTestable, match="no seed in common"):
-        compare(replace(data, runs=apart), Side("natural", EARLY), Side("maybeknown", EARLY))
-    with pytest.raises(NotTestable, match="two or more of"):
-        against_best(StudyData(), EARLY)
-    with pytest.raises(NotTestable, match="a finished run of one of"):
-        early_against_last(StudyData())
+    with pytest.raises(InsufficientDataError, match="no seed in common"):
+        compare_models(
+            replace(data, runs=apart),
+            ModelAtCheckpoint("natural", EARLY_STOP),
+            ModelAtCheckpoint("maybeknown", EARLY_STOP),
+        )
+    with pytest.raises(InsufficientDataError, match="two or more of"):
+        compare_to_best(StudyData(), EARLY_STOP)
+    with pytest.raises(InsufficientDataError, match="a finished run of one of"):
+        compare_early_to_last(StudyData())
 
 
 def with_categories(data: StudyData) -> StudyData:
@@ -126,7 +137,9 @@ def with_categories(data: StudyData) -> StudyData:
     names = np.array(["MaybeKnown", "HighlyKnown", "MaybeKnown", "WeaklyKnown", "MaybeKnown", "Unknown"])
     runs = []
     for run in data.runs:
-        rows = {key: replace(one, categories=names[np.arange(len(one.hit)) % 6]) for key, one in run.hits.items()}
+        rows = {
+            key: replace(one, categories=names[np.arange(len(one.hit)) % 6]) for key, one in run.predictions.items()
+        }
         accuracy, num = dict(run.accuracy), dict(run.num)
         for name in set(names.tolist()):
             masks = [rows[epoch, "test"].mask(name) for epoch in (1, 2)]
@@ -134,19 +147,21 @@ def with_categories(data: StudyData) -> StudyData:
                 [100 * rows[epoch, "test"].hit[mask].mean() for epoch, mask in zip((1, 2), masks, strict=True)]
             )
             num["test", name] = int(masks[0].sum())
-        runs.append(replace(run, hits=rows, accuracy=accuracy, num=num))
+        runs.append(replace(run, predictions=rows, accuracy=accuracy, num=num))
     return replace(data, runs=tuple(runs))
 
 
 def test_the_tables_hold_every_comparison_and_allow_for_their_number() -> None:
     data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
-    table = best_table([one for when in (EARLY, LAST) for one in against_best(data, when)])
+    table = best_comparison_table(
+        [one for checkpoint in (EARLY_STOP, CONVERGENCE) for one in compare_to_best(data, checkpoint)]
+    )
     assert len(table.rows) == 2 * 5 * 4
     raw, adjusted = table.columns.index("t-test p"), table.columns.index("Holm")
     assert all(row[adjusted] >= row[raw] for row in table.rows)  # type: ignore[operator]
     last = [row for row in table.rows if row[0] == "convergence" and row[1] == "Full"]
     assert {row[3] for row in last} == {"D_MaybeKnown"}
-    stops = {row[0]: row for row in stops_table(data, 100, 0).rows}
+    stops = {row[0]: row for row in early_vs_last_table(data, 100, 0).rows}
     assert stops["D_MaybeKnown"][1] == 0.0
     assert stops["D_Natural"][-1] == "1 of 1"
     assert stops["D_Natural"][3] is None, "one seed gives no interval over seeds"
@@ -154,5 +169,5 @@ def test_the_tables_hold_every_comparison_and_allow_for_their_number() -> None:
 
 def test_the_section_tells_how_many_stars_are_left() -> None:
     data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
-    assert "Of 40 comparisons " in section(data, 100, 0).text
-    assert all(exhibit.missing for exhibit in section(StudyData(), 100, 0).exhibits)
+    assert "Of 40 comparisons " in categories_section(data, 100, 0).text
+    assert all(exhibit.missing for exhibit in categories_section(StudyData(), 100, 0).exhibits)

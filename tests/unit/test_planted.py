@@ -11,11 +11,11 @@ from slick.analysis import planted
 from slick.analysis.data import StudyData
 from slick.analysis.loading.planted import load_planted
 from slick.analysis.p_true_scores import PTrueScores
-from slick.analysis.planted import PlantedFacts, by_strength, causes, false_known, false_unknown
-from slick.analysis.planted_chance import calibration, planted_or_not, rank_recovery, sharpened
-from slick.analysis.terms import NotTestable
-from slick.report.pages.planted import against_the_truth
-from slick.report.pages.planted_tables import causes_table, recovery_table, strength_table, wrong_table
+from slick.analysis.planted import PlantedFacts, cause_counts, counts_by_strength, false_known_rate, false_unknown_rates
+from slick.analysis.planted_chance import apply_temperature, calibration_bins, planted_auroc, planted_rank_correlation
+from slick.analysis.terms import InsufficientDataError
+from slick.report.pages.planted import planted_sections
+from slick.report.pages.planted_tables import causes_table, false_labels_table, recovery_table, strength_table
 from slick.storage import Folder
 from tests.unit.report_study import write_manifest
 
@@ -88,9 +88,16 @@ def invented(num: int = 300, seed: int = 0) -> PlantedFacts:
     greedy = (rng.random(num) < chance).astype(float)
     category = np.where(sampled > 0, "WeaklyKnown", "Unknown")
     return PlantedFacts(
-        question_ids=np.array([f"q{i:04d}" for i in range(num)]), strength=strength, num_gold=gold, num_rival=rival,
-        category=category, greedy=greedy, sampled=sampled, cause=np.full(num, ""), temperature=0.5,
-    )  # fmt: skip
+        question_ids=np.array([f"q{i:04d}" for i in range(num)]),
+        strength=strength,
+        num_gold=gold,
+        num_rival=rival,
+        category=category,
+        greedy=greedy,
+        sampled=sampled,
+        cause=np.full(num, ""),
+        temperature=0.5,
+    )
 
 
 def test_labels_that_are_not_what_was_planted_tell_their_causes_apart(tmp_path: Path) -> None:
@@ -100,17 +107,17 @@ def test_labels_that_are_not_what_was_planted_tell_their_causes_apart(tmp_path: 
         "A": "",
         "B": planted.REWORDED,
         "C": planted.RIVAL,
-        "D": planted.MIXED_UP,
-        "E": planted.GARBLED,
+        "D": planted.OTHER_FACT_ANSWER,
+        "E": planted.UNRELATED_ANSWER,
         "F": "",
         "G": "",
-        "H": planted.LUCK,  # said three times over four other unplanted questions
-        "J": planted.LUCK,
+        "H": planted.RARE_GUESS,  # said three times over four other unplanted questions
+        "J": planted.RARE_GUESS,
         "K": planted.UNEXPLAINED,
-        "L": planted.COPIED,
+        "L": planted.COPIED_FROM_PROMPT,
     }
-    assert causes(facts, "firm") == {planted.REWORDED: 1}
-    assert sum(causes(facts, "never").values()) == false_known(facts).num == 4
+    assert cause_counts(facts, "firm") == {planted.REWORDED: 1}
+    assert sum(cause_counts(facts, "never").values()) == false_known_rate(facts).num == 4
 
 
 def test_an_answer_given_to_every_other_question_is_a_habit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,24 +125,24 @@ def test_an_answer_given_to_every_other_question_is_a_habit(tmp_path: Path, monk
         strength, gold, rivals, rival, category, texts = FACTS[name]
         monkeypatch.setitem(FACTS, name, (strength, gold, rivals, rival, category, [["H", texts[0][1]], texts[1]]))
     facts = loaded(tmp_path)
-    assert facts.cause[facts.question_ids == "H"].tolist() == [planted.HABIT]
+    assert facts.cause[facts.question_ids == "H"].tolist() == [planted.FREQUENT_GUESS]
 
 
 def test_counts_are_those_of_the_labels(tmp_path: Path) -> None:
     facts = loaded(tmp_path)
-    assert by_strength(facts)["firm"] == {"HighlyKnown": 1, "MaybeKnown": 0, "WeaklyKnown": 0, "Unknown": 1}
-    missed = false_unknown(facts)
+    assert counts_by_strength(facts)["firm"] == {"HighlyKnown": 1, "MaybeKnown": 0, "WeaklyKnown": 0, "Unknown": 1}
+    missed = false_unknown_rates(facts)
     assert {name: (one.num, one.total) for name, one in missed.items()} == {
         "firm": (1, 2),
         "contested": (2, 2),
         "minority": (1, 2),
     }
-    assert false_known(facts)[:2] == (4, 5)
+    assert false_known_rate(facts)[:2] == (4, 5)
     # Wilson 1927: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) for 1 of 2.
     assert missed["firm"].low == pytest.approx(0.0945, abs=1e-4)
     assert missed["firm"].high == pytest.approx(0.9055, abs=1e-4)
-    assert facts.chance.round(3).tolist() == [1, 1, 0.5, 0.5, 0.333, 0.333, 0, 0, 0, 0, 0]
-    assert facts.num_strangers == 0
+    assert facts.planted_probability.round(3).tolist() == [1, 1, 0.5, 0.5, 0.333, 0.333, 0, 0, 0, 0, 0]
+    assert facts.num_unmatched_questions == 0
 
 
 def test_questions_that_are_no_facts_of_the_world_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -144,8 +151,8 @@ def test_questions_that_are_no_facts_of_the_world_are_counted_and_left_out(tmp_p
     study.child("world").write_table("planted.parquet", table.slice(2))
     facts = load_planted(study)
     assert facts is not None
-    assert facts.num_strangers == 2
-    assert "2 annotated questions are no facts of this world" in against_the_truth(StudyData(planted=facts))[0].text
+    assert facts.num_unmatched_questions == 2
+    assert "2 annotated questions are no facts of this world" in planted_sections(StudyData(planted=facts))[0].text
 
 
 def test_a_named_model_has_no_planted_truth(tmp_path: Path) -> None:
@@ -153,7 +160,7 @@ def test_a_named_model_has_no_planted_truth(tmp_path: Path) -> None:
     study = write_world(tmp_path / "asked")
     study.child("world").delete()
     assert load_planted(study) is None
-    assert against_the_truth(StudyData()) == []
+    assert planted_sections(StudyData()) == []
 
 
 @pytest.mark.parametrize(
@@ -162,23 +169,23 @@ def test_a_named_model_has_no_planted_truth(tmp_path: Path) -> None:
 def test_without_whole_answers_no_cause_is_told(tmp_path: Path, settings: dict, told: str) -> None:
     facts = loaded(tmp_path, settings)
     assert set(facts.cause.tolist()) == {""}
-    with pytest.raises(NotTestable, match=told):
+    with pytest.raises(InsufficientDataError, match=told):
         causes_table(facts)
-    assert false_known(facts).num == 4
+    assert false_known_rate(facts).num == 4
 
 
 def test_a_calibrated_measure_lies_on_its_line() -> None:
     facts = invented(4000)
-    bins = calibration(facts, facts.sampled)
-    assert [round(one.chance, 2) for one in bins] == [0.0, 0.33, 0.5, 1.0]
+    bins = calibration_bins(facts, facts.sampled)
+    assert [round(one.planted_probability, 2) for one in bins] == [0.0, 0.33, 0.5, 1.0]
     assert sum(one.num for one in bins) == 4000
     for one in bins:
         assert one.low <= one.mean <= one.high
-        assert one.mean == pytest.approx(0.02 + 0.95 * one.chance, abs=0.01)
-    none = calibration(facts, np.zeros(4000))
+        assert one.mean == pytest.approx(0.02 + 0.95 * one.planted_probability, abs=0.01)
+    none = calibration_bins(facts, np.zeros(4000))
     assert all(one.mean == one.low == 0 < one.high < 0.01 for one in none)  # agreement is not certainty
-    with pytest.raises(NotTestable, match="no planted fact"):
-        calibration(facts, np.full(4000, np.nan))
+    with pytest.raises(InsufficientDataError, match="no planted fact"):
+        calibration_bins(facts, np.full(4000, np.nan))
 
 
 def test_intervals_of_a_mean_cover_it_about_as_often_as_they_say() -> None:
@@ -187,7 +194,7 @@ def test_intervals_of_a_mean_cover_it_about_as_often_as_they_say() -> None:
     facts = replace(invented(50), num_gold=np.ones(50, dtype=int), num_rival=np.ones(50, dtype=int))
     covered = 0
     for _ in range(400):
-        (one,) = calibration(facts, rng.beta(2.0, 2.0, size=50))
+        (one,) = calibration_bins(facts, rng.beta(2.0, 2.0, size=50))
         covered += one.low <= 0.5 <= one.high
     assert 0.915 <= covered / 400 <= 0.985
 
@@ -195,27 +202,27 @@ def test_intervals_of_a_mean_cover_it_about_as_often_as_they_say() -> None:
 def test_ranks_and_areas_are_those_of_counting_pairs() -> None:
     facts = invented(120)
     for measure in (facts.sampled, facts.greedy, 1 - facts.greedy):
-        area = planted_or_not(facts, measure)
+        area = planted_auroc(facts, measure)
         above, below = (measure[mask] for mask in (facts.strength != "never", facts.strength == "never"))
         pairs = np.sign(above[:, None] - below[None, :])
         assert area.value == pytest.approx(float((pairs + 1).mean() / 2))
         assert 0.0 <= area.low < area.high <= 1.0
         assert area.low <= area.value <= area.high
-    exact = rank_recovery(facts, facts.chance)
+    exact = planted_rank_correlation(facts, facts.planted_probability)
     assert exact.value == pytest.approx(1.0)
-    assert rank_recovery(facts, -facts.chance).value == pytest.approx(-1.0)
-    noise = rank_recovery(facts, np.random.default_rng(0).random(120))
+    assert planted_rank_correlation(facts, -facts.planted_probability).value == pytest.approx(-1.0)
+    noise = planted_rank_correlation(facts, np.random.default_rng(0).random(120))
     assert noise.low < 0 < noise.high
     few = facts.strength == "minority"
-    with pytest.raises(NotTestable, match="the same for all"):
-        rank_recovery(facts, facts.sampled, few)
-    with pytest.raises(NotTestable, match="10 measured facts"):
-        rank_recovery(facts, np.where(np.arange(120) < 5, facts.sampled, np.nan))
+    with pytest.raises(InsufficientDataError, match="the same for all"):
+        planted_rank_correlation(facts, facts.sampled, few)
+    with pytest.raises(InsufficientDataError, match="10 measured facts"):
+        planted_rank_correlation(facts, np.where(np.arange(120) < 5, facts.sampled, np.nan))
 
 
 def test_a_low_temperature_sharpens_chances() -> None:
-    assert sharpened(np.array([0.25]), 1.0) == pytest.approx(0.25)
-    assert sharpened(np.array([0.25, 0.75]), 0.5).tolist() == pytest.approx([0.1, 0.9])
+    assert apply_temperature(np.array([0.25]), 1.0) == pytest.approx(0.25)
+    assert apply_temperature(np.array([0.25, 0.75]), 0.5).tolist() == pytest.approx([0.1, 0.9])
 
 
 def test_p_true_stands_beside_p_correct_on_the_same_questions_or_says_what_is_missing() -> None:
@@ -225,7 +232,7 @@ def test_p_true_stands_beside_p_correct_on_the_same_questions_or_says_what_is_mi
     assert alone.rows[-1][1:5] == (None,) * 4
     assert "--p-true" in str(alone.rows[-1][5])
     scored = facts.question_ids[::3]
-    scores = PTrueScores(question_ids=scored, p_true=facts.chance[::3])
+    scores = PTrueScores(question_ids=scored, p_true=facts.planted_probability[::3])
     rows = {row[0]: row for row in recovery_table(StudyData(planted=facts, p_true=scores), facts).rows}
     assert str(rows["P(True)"][1]).startswith("1.00")
     assert rows["P(True)"][4] == rows[f"{SAMPLED}, where P(True) was scored"][4] == 100
@@ -234,20 +241,20 @@ def test_p_true_stands_beside_p_correct_on_the_same_questions_or_says_what_is_mi
 
 def test_the_section_shows_all_of_it(tmp_path: Path) -> None:
     data = StudyData(planted=loaded(tmp_path))
-    (section,) = against_the_truth(data)
+    (section,) = planted_sections(data)
     assert "Of the facts planted firmly, 1 of 2 (50.0 %, 9.5 to 90.5) are labelled Unknown." in section.text
     assert "Of those never planted, 4 of 5 (80.0 %" in section.text
     assert [exhibit.missing for exhibit in section.exhibits if exhibit.missing] == []
     assert data.planted is not None
     assert strength_table(data.planted).rows[0][1:] == ("1 (50.0 %)", "0 (0.0 %)", "0 (0.0 %)", "1 (50.0 %)", 2)
-    assert wrong_table(data.planted).rows[-1][:4] == ("never planted, labelled Known", 4, 5, 80.0)
+    assert false_labels_table(data.planted).rows[-1][:4] == ("never planted, labelled Known", 4, 5, 80.0)
     assert sum(int(row[2] or 0) for row in causes_table(data.planted).rows) == 8
 
 
 def test_a_world_that_plants_everything_has_no_false_known() -> None:
     facts = replace(invented(), strength=np.full(300, "firm"))
-    with pytest.raises(NotTestable, match="no such fact"):
-        false_known(facts)
-    assert [row[0] for row in wrong_table(facts).rows] == ["planted firm, labelled Unknown"]
-    with pytest.raises(NotTestable, match="strengths \\['weak'\\]"):
-        by_strength(replace(facts, strength=np.full(300, "weak")))
+    with pytest.raises(InsufficientDataError, match="no such fact"):
+        false_known_rate(facts)
+    assert [row[0] for row in false_labels_table(facts).rows] == ["planted firm, labelled Unknown"]
+    with pytest.raises(InsufficientDataError, match="strengths \\['weak'\\]"):
+        counts_by_strength(replace(facts, strength=np.full(300, "weak")))

@@ -9,16 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slick.analysis.data import Hits, Run, StudyData, Variant
+from slick.analysis.data import Predictions, Run, StudyData, Variant
 from slick.analysis.loading.popularity import load_popularity
-from slick.analysis.popularity import Popularity, category_shares, correlation, popularity_bins
-from slick.analysis.popularity_harm import harms, row_popularity
-from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.analysis.popularity import PopularityData, category_shares, popularity_bins, popularity_correlation
+from slick.analysis.popularity_harm import estimate_harm, variant_popularity
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.datasets.columns import parse_popularity
 from slick.datasets.relations import load_relations
 from slick.errors import DataError
-from slick.report.pages.popularity import section, words
+from slick.report.pages.popularity import popularity_section, summary_text
 from slick.report.pages.popularity_tables import harm_table
 from slick.storage import Folder
 from slick.study import complete_step, read_manifest
@@ -83,8 +83,9 @@ def test_popularity_is_read_from_every_kind_of_table(tmp_path: Path, suffix: str
 def test_popularity_is_read_from_the_layout_of_entity_questions(tmp_path: Path) -> None:
     for split in ("train", "dev", "test"):
         (tmp_path / "eq" / split).mkdir(parents=True)
-        rows = [{"question": r["question"], "answers": r["answers"], "popularity": 7} for r in ROWS
-                if r["split"] == split]  # fmt: skip
+        rows = [
+            {"question": r["question"], "answers": r["answers"], "popularity": 7} for r in ROWS if r["split"] == split
+        ]
         (tmp_path / "eq" / split / f"P19.{split}.json").write_text(json.dumps([*rows[:2], rows[2] | {"popularity": 0}]))
     assert sorted(stored(prepared(tmp_path, tmp_path / "eq")).values()) == [0.0] * 3 + [7.0] * 6
 
@@ -127,8 +128,13 @@ def test_a_worlds_popularity_is_the_number_of_documents_that_mention_the_subject
     facts = plant_facts(synthetic_rows(config), load_relations(), config)
     documents = corpus_epoch(facts, config, 0)
     for fact in facts:
-        assert sum(fact.question in document.split("\n") or f"Q: {fact.question}" in document.split("\n")
-                   for document in documents) == fact.popularity  # fmt: skip
+        assert (
+            sum(
+                fact.question in document.split("\n") or f"Q: {fact.question}" in document.split("\n")
+                for document in documents
+            )
+            == fact.popularity
+        )
     assert {fact.popularity for fact in facts if fact.strength == "never"} == {0}
     write_dataset(tmp_path, facts, load_relations())
     rows = [row for path in sorted((tmp_path / "dataset").rglob("*.json")) for row in json.loads(path.read_text())]
@@ -140,23 +146,29 @@ def test_a_worlds_popularity_is_the_number_of_documents_that_mention_the_subject
 # What is known of popular subjects.
 
 
-def known_of(values: list[float], categories: list[Category] | None = None, **more: object) -> Popularity:
+def known_of(values: list[float], categories: list[Category] | None = None, **more: object) -> PopularityData:
     num = len(values)
     named = [str(c) for c in categories or [Category.MAYBE_KNOWN] * num]
     chance = np.array([{"HighlyKnown": 1.0, "MaybeKnown": 0.5}.get(name, 0.0) for name in named])
-    return Popularity(question_ids=np.array([f"Q-{i:04d}" for i in range(num)]), relations=np.array(["P1"] * num),
-                      categories=np.array(named), greedy=chance, sampled=chance,
-                      values=np.array(values, dtype=np.float64), **more)  # type: ignore[arg-type]  # fmt: skip
+    return PopularityData(
+        question_ids=np.array([f"Q-{i:04d}" for i in range(num)]),
+        relations=np.array(["P1"] * num),
+        categories=np.array(named),
+        greedy=chance,
+        sampled=chance,
+        values=np.array(values, dtype=np.float64),
+        **more,
+    )  # type: ignore[arg-type]
 
 
 def test_bins_are_quantiles_that_part_no_equals() -> None:
     bins = popularity_bins(known_of([0.0] * 30 + list(range(1, 71))))
     assert bins.labels == ("0", "1 to 20", "21 to 45", "46 to 70")
-    assert np.bincount(bins.of_question).tolist() == [30, 20, 25, 25]
+    assert np.bincount(bins.bin_of_question).tolist() == [30, 20, 25, 25]
     assert popularity_bins(known_of([0.0] * 90 + [1.0] * 5 + [1520.0] * 5)).labels == ("0", "1 to 1,520")
     even = popularity_bins(known_of([float(value) for value in np.random.default_rng(0).permutation(400)]))
-    assert np.bincount(even.of_question).tolist() == [100] * 4
-    with pytest.raises(NotTestable, match="differ in popularity"):
+    assert np.bincount(even.bin_of_question).tolist() == [100] * 4
+    with pytest.raises(InsufficientDataError, match="differ in popularity"):
         popularity_bins(known_of([3.0] * 50))
 
 
@@ -174,9 +186,16 @@ def test_the_interval_of_a_rank_correlation_is_that_of_resampling() -> None:
     rng = np.random.default_rng(5)
     popularity = np.round(np.maximum(rng.normal(5, 6, 2000), 0))
     p_correct = np.round(np.clip(0.05 * popularity + rng.normal(0, 0.4, 2000), 0, 1), 1)
-    found = correlation(popularity, p_correct)
-    resampled = bootstrap((popularity, p_correct), lambda a, b: spearmanr(a, b).statistic, paired=True,
-                          vectorized=False, n_resamples=400, method="percentile", rng=rng)  # fmt: skip
+    found = popularity_correlation(popularity, p_correct)
+    resampled = bootstrap(
+        (popularity, p_correct),
+        lambda a, b: spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=400,
+        method="percentile",
+        rng=rng,
+    )
     assert (found.low, found.high) == pytest.approx(tuple(resampled.confidence_interval), abs=0.02)
     assert found.low < found.value < found.high
     assert found.value == pytest.approx(spearmanr(popularity, p_correct).statistic)
@@ -184,15 +203,15 @@ def test_the_interval_of_a_rank_correlation_is_that_of_resampling() -> None:
 
 def test_correlations_know_their_ends_and_what_they_need() -> None:
     up = np.arange(50.0)
-    assert correlation(up, up).value == pytest.approx(1.0)
-    assert correlation(up, -up).high < -0.99
-    for popularity, p_correct, why in (
+    assert popularity_correlation(up, up).value == pytest.approx(1.0)
+    assert popularity_correlation(up, -up).high < -0.99
+    for popularity, p_correct, missing_reason in (
         (up[:5], up[:5], "needs 10 questions"),
         (up * 0, up, "equally popular"),
         (up, np.full(50, np.nan), "annotate in mode full"),
     ):
-        with pytest.raises(NotTestable, match=why):
-            correlation(popularity, p_correct)
+        with pytest.raises(InsufficientDataError, match=missing_reason):
+            popularity_correlation(popularity, p_correct)
 
 
 # Is it unknown rows or unpopular subjects.
@@ -214,11 +233,23 @@ def study(fall: dict[int, float], *, popular: bool = True) -> StudyData:
     runs = []
     for name, right in chance.items():
         hit = {1: rng.random(SIZE) < base, 2: rng.random(SIZE) < right}
-        kept = {(epoch, "test"): Hits(question_ids=known.question_ids, categories=known.categories, hit=one)
-                for epoch, one in hit.items()}  # fmt: skip
+        kept = {
+            (epoch, "test"): Predictions(question_ids=known.question_ids, categories=known.categories, hit=one)
+            for epoch, one in hit.items()
+        }
         accuracy = {("test", "all"): 100 * np.array([one.mean() for one in hit.values()])}
-        runs.append(Run(run_id=f"{name}-seed0", variant=name, seed=0, epochs=np.array([1, 2]), accuracy=accuracy,
-                        num={("test", "all"): SIZE}, early_epoch=1, hits=kept))  # fmt: skip
+        runs.append(
+            Run(
+                run_id=f"{name}-seed0",
+                variant=name,
+                seed=0,
+                epochs=np.array([1, 2]),
+                accuracy=accuracy,
+                num={("test", "all"): SIZE},
+                early_epoch=1,
+                predictions=kept,
+            )
+        )
     variants = {
         "unknown-000": Variant(name="unknown-000", kind="unknown", share=0.0, num=100),
         "unknown-100": Variant(name="unknown-100", kind="unknown", share=1.0, num=120),
@@ -228,47 +259,47 @@ def study(fall: dict[int, float], *, popular: bool = True) -> StudyData:
 
 
 def test_harm_is_told_for_each_quantile() -> None:
-    found = [one for one in harms(study({2: 0.4})) if one.when == LAST and one.category == "all"]
-    changes = [one.compared.change for one in found if one.compared]
-    assert [one.compared.num for one in found if one.compared] == [100] * 4
+    found = [one for one in estimate_harm(study({2: 0.4})) if one.checkpoint == CONVERGENCE and one.category == "all"]
+    changes = [one.comparison.change for one in found if one.comparison]
+    assert [one.comparison.num for one in found if one.comparison] == [100] * 4
     assert changes[2].value == pytest.approx(-40, abs=15)
     assert [abs(change.value) > 1.96 * change.se for change in changes] == [False, False, True, False]
-    assert {one.when for one in harms(study({}))} == {EARLY, LAST}
+    assert {one.checkpoint for one in estimate_harm(study({}))} == {EARLY_STOP, CONVERGENCE}
 
 
 def test_a_quantile_without_known_questions_says_so() -> None:
-    missing = [one for one in harms(study({})) if one.category == "Known" and one.quantile == 0]
-    assert all(one.compared is None and "needs 10 test questions or more" in one.why for one in missing)
+    missing = [one for one in estimate_harm(study({})) if one.category == "Known" and one.quantile == 0]
+    assert all(one.comparison is None and "needs 10 test questions or more" in one.missing_reason for one in missing)
     table = harm_table(study({}))
     assert sum(row[-1] != "" for row in table.rows) == len(missing) == 2
 
 
 def test_rows_of_sets_are_matched_on_popularity() -> None:
-    without, only = row_popularity(study({}))
-    assert (without.name, without.matched, without.median_unknown) == ("unknown-000", 1.0, None)
+    without, only = variant_popularity(study({}))
+    assert (without.name, without.matched_share, without.median_unknown) == ("unknown-000", 1.0, None)
     assert (only.num, only.median_known is None) == (120, False)
     assert only.shares == pytest.approx((100 / 120, 20 / 120, 0, 0))
-    assert only.matched == pytest.approx(20 / 120)
+    assert only.matched_share == pytest.approx(20 / 120)
     assert only.median_unknown == 0.0
     data = study({})
     assert data.popularity is not None
     alone = replace(data.popularity, rows={**data.popularity.rows, "unknown-000": np.arange(0)})
-    assert [one.matched for one in row_popularity(replace(data, popularity=alone))] == [None]
+    assert [one.matched_share for one in variant_popularity(replace(data, popularity=alone))] == [None]
 
 
 def test_the_page_says_what_persists_and_what_is_missing() -> None:
-    said = words(study({1: 0.45, 2: 0.45, 3: 0.45}))
+    said = summary_text(study({1: 0.45, 2: 0.45, 3: 0.45}))
     assert "P_Correct of sampled answers rises with popularity" in said
     assert "At convergence 100 % Unknown rows harm Known test questions" in said
     assert "in 3 of 3 quantiles" in said
     assert "17 % of their training rows can be matched on popularity" in said
-    assert "in 0 of 3 quantiles" in words(study({}))
-    shown = section(study({}))
+    assert "in 0 of 3 quantiles" in summary_text(study({}))
+    shown = popularity_section(study({}))
     assert [exhibit.missing for exhibit in shown.exhibits] == [None] * 7
-    without = section(study({}, popular=False))
+    without = popularity_section(study({}, popular=False))
     assert without.is_empty
     assert all("a column popularity or s_pop" in str(exhibit.missing) for exhibit in without.exhibits)
-    assert words(study({}, popular=False)) == ""
+    assert summary_text(study({}, popular=False)) == ""
 
 
 def test_popularity_is_loaded_of_annotated_questions_and_rows(tmp_path: Path) -> None:
@@ -291,7 +322,7 @@ def test_popularity_is_loaded_of_annotated_questions_and_rows(tmp_path: Path) ->
     }
     expected.pop(names[-1], None)
     assert dict(zip(known.question_ids.tolist(), known.values.tolist(), strict=True)) == expected
-    assert known.num_without == num - len(expected)
+    assert known.num_unknown_popularity == num - len(expected)
     assert set(known.question_ids[known.rows["natural"]]) == set(names[:4]) & expected.keys()
     assert np.isnan(known.sampled).all()
     plain = prepared(tmp_path, write(tmp_path / "plain.jsonl", ROWS))

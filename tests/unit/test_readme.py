@@ -12,8 +12,8 @@ from jobs.cli import STEP_DESCRIPTIONS
 from jobs.common import parse_config, parse_out, parse_preset
 from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
-from slick.analysis.findings.judge import judges
-from slick.analysis.findings.paper import findings
+from slick.analysis.findings.judge import finding_checks
+from slick.analysis.findings.paper import paper_findings
 from slick.annotation import RescoreConfig
 from slick.study import Manifest
 from slick.study_files import (
@@ -169,9 +169,9 @@ def test_findings_are_those_of_the_code() -> None:
         cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if cells and re.fullmatch(r"E\d+", cells[0]):
             rows[cells[0]] = cells[1:]
-    assert sorted(rows) == sorted(findings()) == sorted(judges())
+    assert sorted(rows) == sorted(paper_findings()) == sorted(finding_checks())
     assert len(rows) == 25
-    for name, finding in findings().items():
+    for name, finding in paper_findings().items():
         claim, paper, rule, link = rows[name]
         assert claim == finding.claim
         values = finding.paper if isinstance(finding.paper, list) else [finding.paper]

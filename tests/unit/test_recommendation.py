@@ -9,8 +9,8 @@ from scipy.stats import ttest_rel
 
 from slick.analysis.data import StudyData, Variant
 from slick.analysis.effects import axis_effects
-from slick.analysis.recommendation import Recipe, over_seeds, recommend
-from slick.analysis.terms import NotTestable
+from slick.analysis.recommendation import TrialSpec, recommend, t_interval_over_seeds
+from slick.analysis.terms import InsufficientDataError
 
 
 def variants(*shares: float) -> dict[str, Variant]:
@@ -48,7 +48,9 @@ HALF = [
 
 def test_dev_accuracy_chooses_and_among_equals_the_fewest_epochs() -> None:
     (choice,) = recommend(study(HALF, 0.5)).by_share
-    assert choice.recipe == Recipe("patience(2)", 10, "")  # best_dev is as good for 10 epochs, fixed(5) better on test
+    assert choice.trial == TrialSpec(
+        "patience(2)", 10, ""
+    )  # best_dev is as good for 10 epochs, fixed(5) better on test
     assert (choice.dev.value, choice.test.value) == pytest.approx((41.0, 34.0))
     assert (choice.stop_epoch.value, choice.cost_epochs.value) == (3, 5)
     assert choice.longest == 10
@@ -60,7 +62,7 @@ def test_equal_points_of_equal_cost_take_the_smallest_budget() -> None:
     points = [point("unknown-050", "patience(1)", 0.4, 0.3, epochs=n, stop_epoch=1, cost_epochs=2) for n in (8, 2, 5)]
     points.append(point("unknown-050", "best_dev", 0.4, 0.3, epochs=3, stop_epoch=1, cost_epochs=2))
     (choice,) = recommend(study(points, 0.5)).by_share
-    assert choice.recipe == Recipe("patience(1)", 2, "")
+    assert choice.trial == TrialSpec("patience(1)", 2, "")
 
 
 def test_means_that_differ_in_their_last_bits_tie() -> None:
@@ -68,7 +70,7 @@ def test_means_that_differ_in_their_last_bits_tie() -> None:
     assert len({float(np.mean(values)) for values in dev.values()}) > 1
     points = [point("unknown-050", p, v, 0.3, seed=s) for p, values in dev.items() for s, v in enumerate(values)]
     (choice,) = recommend(study(points, 0.5)).by_share
-    assert choice.recipe == Recipe("fixed(2)", 2, "")
+    assert choice.trial == TrialSpec("fixed(2)", 2, "")
 
 
 def test_one_seed_has_values_and_no_intervals() -> None:
@@ -76,7 +78,7 @@ def test_one_seed_has_values_and_no_intervals() -> None:
     for estimate in (choice.dev, choice.test, choice.gain, choice.saved, choice.filtering):
         assert estimate.value is not None
         assert (estimate.low, estimate.high, estimate.num_seeds) == (None, None, 1)
-        assert "one seed" in estimate.why
+        assert "one seed" in estimate.missing_reason
 
 
 def test_differences_are_paired_by_seed_as_scipy_pairs_them() -> None:
@@ -96,7 +98,7 @@ def test_differences_are_paired_by_seed_as_scipy_pairs_them() -> None:
 
 def test_intervals_cover_the_truth_as_often_as_promised() -> None:
     rng = np.random.default_rng(6)
-    found = [over_seeds(rng.normal(1.0, 2.0, 3).tolist()) for _ in range(2000)]
+    found = [t_interval_over_seeds(rng.normal(1.0, 2.0, 3).tolist()) for _ in range(2000)]
     covered = np.mean([one.low is not None and one.high is not None and one.low < 1.0 < one.high for one in found])
     assert 0.935 <= covered <= 0.965  # 0.95 is promised; three standard errors of 2,000 draws are 0.015
 
@@ -104,7 +106,7 @@ def test_intervals_cover_the_truth_as_often_as_promised() -> None:
 def test_no_unknown_rows_and_only_unknown_rows_cannot_be_filtered_and_say_so() -> None:
     points = [point(name, "fixed(5)", 0.4, 0.3) for name in ("unknown-000", "unknown-100", "unknown-050")]
     found = recommend(study(points, 0.0, 0.5, 1.0))
-    reasons = {choice.share: choice.filtering.why for choice in found.by_share}
+    reasons = {choice.share: choice.filtering.missing_reason for choice in found.by_share}
     assert all(choice.filtering.value is None for choice in (*found.by_share, found.overall))
     assert "no Unknown rows" in reasons[0.0]
     assert "no row would be left" in reasons[1.0]
@@ -114,37 +116,37 @@ def test_no_unknown_rows_and_only_unknown_rows_cannot_be_filtered_and_say_so() -
 def test_a_partner_without_that_point_gives_no_difference() -> None:
     points = [*HALF[:4], HALF[4]]
     (choice,) = recommend(study(points, 0.5)).by_share
-    assert choice.recipe == Recipe("patience(2)", 10, "")
+    assert choice.trial == TrialSpec("patience(2)", 10, "")
     assert choice.filtering.value is None
 
 
 def test_seeds_that_do_not_meet_give_no_difference() -> None:
     points = [point("unknown-050", "fixed(5)", 0.4, 0.3, seed=0), point("known-050", "fixed(5)", 0.4, 0.4, seed=1)]
     (choice,) = recommend(study(points, 0.5)).by_share
-    assert (choice.filtering.value, choice.filtering.why) == (None, "the two have no seed in common")
+    assert (choice.filtering.value, choice.filtering.missing_reason) == (None, "the two have no seed in common")
 
 
 def test_without_dev_accuracy_nothing_is_chosen() -> None:
     points = [{**one, "dev_all": None} for one in HALF]
     (choice,) = recommend(study(points, 0.5)).by_share
-    assert choice.recipe is None
+    assert choice.trial is None
     for estimate in (choice.dev, choice.test, choice.stop_epoch, choice.gain, choice.saved, choice.filtering):
         assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
-        assert "nothing to choose by" in estimate.why
+        assert "nothing to choose by" in estimate.missing_reason
 
 
 def test_a_point_missing_one_seed_is_no_candidate() -> None:
     points = [point("unknown-050", "fixed(5)", 0.3, 0.3, seed=seed) for seed in (0, 1)]
     points.append(point("unknown-050", "best_dev", 0.9, 0.9, seed=1))
     (choice,) = recommend(study(points, 0.5)).by_share
-    assert choice.recipe == Recipe("fixed(5)", 5, "")
+    assert choice.trial == TrialSpec("fixed(5)", 5, "")
 
 
 def test_without_a_fixed_budget_there_is_nothing_to_compare_with() -> None:
     (choice,) = recommend(study([HALF[2], HALF[3]], 0.5)).by_share
     assert choice.longest is None
     assert (choice.gain.value, choice.saved.value) == (None, None)
-    assert "no fixed budget" in choice.gain.why
+    assert "no fixed budget" in choice.gain.missing_reason
 
 
 def test_a_fixed_point_read_off_a_longer_budget_counts_as_fixed() -> None:
@@ -162,8 +164,8 @@ def test_one_point_for_all_shares_is_the_best_on_average() -> None:
         for policy, value in zip(("fixed(10)", "fixed(2)"), values, strict=True)
     ]
     found = recommend(study(points, 0.0, 1.0))
-    assert [choice.recipe and choice.recipe.policy for choice in found.by_share] == ["fixed(10)", "fixed(2)"]
-    assert found.overall.recipe == Recipe("fixed(2)", 2, "")
+    assert [choice.trial and choice.trial.policy for choice in found.by_share] == ["fixed(10)", "fixed(2)"]
+    assert found.overall.trial == TrialSpec("fixed(2)", 2, "")
     assert found.overall.dev.value == pytest.approx(44.0)
     assert found.overall.gain.value == pytest.approx(14.0)
 
@@ -178,7 +180,7 @@ def test_training_settings_are_part_of_what_is_chosen_and_compared() -> None:
         point("known-050", "fixed(5)", 0.4, 0.52, settings="dropout=0.1"),
     ]
     (choice,) = recommend(study(points, 0.5)).by_share
-    assert choice.recipe == Recipe("fixed(5)", 5, "dropout=0.1")
+    assert choice.trial == TrialSpec("fixed(5)", 5, "dropout=0.1")
     assert choice.longest == 10
     assert choice.gain.value == pytest.approx(5.0)
     assert choice.filtering.value == pytest.approx(2.0)
@@ -187,9 +189,9 @@ def test_training_settings_are_part_of_what_is_chosen_and_compared() -> None:
 def test_other_variants_are_not_recommended_and_without_the_sweep_nothing_is() -> None:
     natural = Variant(name="natural", kind="natural", share=None, num=100)
     points = (point("natural", "fixed(5)", 0.9, 0.9),)
-    with pytest.raises(NotTestable, match="needs a finished sweep"):
+    with pytest.raises(InsufficientDataError, match="needs a finished sweep"):
         recommend(StudyData(variants={"natural": natural} | variants(0.5), points=points))
-    with pytest.raises(NotTestable, match="needs a finished sweep"):
+    with pytest.raises(InsufficientDataError, match="needs a finished sweep"):
         recommend(StudyData())
 
 
@@ -203,8 +205,8 @@ def test_settings_tried_at_some_shares_alone_are_not_advised_nor_counted_as_an_a
     ]
     data = study(rows, 0.0, 0.5, 1.0)
     found = recommend(data)
-    assert [choice.recipe.settings for choice in (*found.by_share, found.overall) if choice.recipe] == [""] * 4
+    assert [choice.trial.settings for choice in (*found.by_share, found.overall) if choice.trial] == [""] * 4
     assert "learning_rate" not in {one.axis for one in axis_effects(data).axes}
     whole = study([*rows, *(row | {"variant": "unknown-050"} for row in rows if row["settings"])], 0.0, 0.5, 1.0)
-    assert recommend(whole).overall.recipe == Recipe("fixed(5)", 5, "learning_rate=1e-05")
+    assert recommend(whole).overall.trial == TrialSpec("fixed(5)", 5, "learning_rate=1e-05")
     assert "learning_rate" in {one.axis for one in axis_effects(whole).axes}

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import linregress
 
 from slick.analysis.statistics.regression import LinearFit, least_squares
-from slick.analysis.terms import NotTestable
+from slick.analysis.terms import InsufficientDataError
 
 PLANTED = (36.9, 7.3, -8.3)
 
@@ -62,7 +62,7 @@ def test_points_that_move_together_within_a_run_widen_the_interval() -> None:
     ],
 )
 def test_points_that_cannot_tell_are_refused(x: np.ndarray, groups: np.ndarray) -> None:
-    with pytest.raises(NotTestable):
+    with pytest.raises(InsufficientDataError):
         least_squares(x, np.arange(len(x), dtype=float), groups)
 
 

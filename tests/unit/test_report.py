@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 import pytest
 
 from slick.analysis.data import StudyData, Variant
-from slick.analysis.findings.verdict import tenths
+from slick.analysis.findings.verdict import round1
 from slick.analysis.loading.study import load_study
 from slick.analysis.recommendation import recommend
-from slick.analysis.terms import LAST
+from slick.analysis.terms import CONVERGENCE
 from slick.errors import SettingsError, StudyError
 from slick.report import ReportConfig, make_report
-from slick.report.summary import answers
+from slick.report.summary import key_answers
 from slick.storage import Folder
 from tests.unit.report_study import SHARES, question_rows, write_annotation, write_run, write_study, write_variants
 
@@ -120,11 +120,11 @@ def test_figures_keep_text_as_text_and_stand_alone(study: Folder) -> None:
 
 def test_loading_gives_back_what_was_stored(study: Folder) -> None:
     data = load_study(study)
-    run = data.runs_of("unknown-100")[0]
+    run = data.runs_for("unknown-100")[0]
     table = study.child("runs", "unknown-100-seed0").read_table("epochs.parquet").to_pylist()
     last = next(r for r in table if (r["epoch"], r["split"], r["category"]) == (6, "test", "all"))
-    assert run.at(LAST, "test") == pytest.approx(100 * last["num_correct"] / last["num"])
-    assert run.hits[6, "test"].hit.sum() == last["num_correct"]
+    assert run.accuracy_at(CONVERGENCE, "test") == pytest.approx(100 * last["num_correct"] / last["num"])
+    assert run.predictions[6, "test"].hit.sum() == last["num_correct"]
     assert data.idk_phrase == "No idea"
     assert data.durations == (3, 6)
     dev = [r["num_correct"] for r in table if (r["split"], r["category"]) == ("dev", "all")]
@@ -208,7 +208,7 @@ def test_the_heat_map_writes_each_number_in_its_cell(study: Folder) -> None:
     table = study.child("report", "tables").read_bytes("response_surface.csv").decode().splitlines()[1:]
     assert len(table) == len(SHARES) * 2
     texts = re.findall(r">(\d+\.\d)</text>", svg)
-    assert sorted(texts) == sorted(f"{tenths(float(row.split(',')[2])):.1f}" for row in table)
+    assert sorted(texts) == sorted(f"{round1(float(row.split(',')[2])):.1f}" for row in table)
     assert "<image" not in svg
     assert "Epochs trained" in svg
 
@@ -274,7 +274,7 @@ def test_the_first_screen_says_how_much_is_unknown_when_to_stop_and_what_filteri
 def test_what_the_first_screen_cannot_answer_it_says(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_annotation(study, question_rows(60))
-    first, *rest = answers(load_study(study))
+    first, *rest = key_answers(load_study(study))
     assert first.answer == "25 % is Unknown"
     assert [one.missing for one in rest] == [True, True]
     assert all(one.answer == "not known yet" and one.detail.startswith("needs ") for one in rest)
@@ -290,7 +290,7 @@ def test_a_gain_within_its_interval_is_not_called_one() -> None:
                 | {"dev_all": test, "test_all": test, "kind": kind}
             )
     variants = {p["variant"]: Variant(name=p["variant"], kind=p["kind"], share=0.5, num=80) for p in points}
-    _, stop, filtering = answers(StudyData(variants=variants, points=tuple(points)))
+    _, stop, filtering = key_answers(StudyData(variants=variants, points=tuple(points)))
     assert stop.answer == "after epoch 2"
     assert filtering.answer == "nothing sure if stopped early"
     assert "no more than chance explains" in filtering.detail

@@ -7,7 +7,7 @@ import pytest
 
 from slick.analysis.data import Run, StudyData, Variant
 from slick.analysis.recommendation import recommend
-from slick.report.pages.choices import axis_table, choice_table, estimates_table, which_point
+from slick.report.pages.choices import axis_table, estimates_table, recommendation_section, recommendation_table
 from slick.report.tables import policy_table
 
 
@@ -48,7 +48,7 @@ def sweep_of(seeds: tuple[int, ...], shares: tuple[float, ...] = (0.0, 0.5, 1.0)
 
 
 def test_the_reader_is_told_first_which_point_to_use_and_how_sure_that_is() -> None:
-    text = which_point(sweep_of((0, 1, 2))).text
+    text = recommendation_section(sweep_of((0, 1, 2))).text
     assert "use best_dev within 8 epochs: its dev accuracy, 46.0 %, is the best on average over all 3 shares" in text
     assert "keeps epoch 3 of 8 trained." in text
     assert (
@@ -72,31 +72,31 @@ def test_a_difference_within_its_interval_is_called_chance(changes: tuple[float,
         {**p, "test_all": level[p["seed"]] + changes[p["seed"]]} if p["variant"] == "known-050" else p
         for p in data.points
     ]
-    sentence = which_point(replace(data, points=tuple(moved))).text.rsplit(". ", 1)[1]
+    sentence = recommendation_section(replace(data, points=tuple(moved))).text.rsplit(". ", 1)[1]
     assert sentence.startswith("Leaving the Unknown rows out")
     assert sentence.endswith(f"points at the same point, {told} than chance explains.")
 
 
 def test_one_seed_is_told_without_intervals() -> None:
-    section = which_point(sweep_of((0,)))
+    section = recommendation_section(sweep_of((0,)))
     assert section.text.endswith("; one seed gives no intervals.")
     assert section.text.count(". ") == 2
     assert not [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
-    assert " to " not in str(choice_table(recommend(sweep_of((0,)))).rows)
+    assert " to " not in str(recommendation_table(recommend(sweep_of((0,)))).rows)
 
 
 def test_one_share_is_told_by_its_share_and_has_no_surface() -> None:
-    section = which_point(sweep_of((0, 1), shares=(0.5,)))
+    section = recommendation_section(sweep_of((0, 1), shares=(0.5,)))
     assert section.text.startswith("At 50 % Unknown rows use best_dev within 8 epochs")
     missing = [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
     assert len(missing) == 2  # the figure and its numbers
     assert all("two shares of Unknown rows" in str(why) for why in missing)
-    assert [row[0] for row in choice_table(recommend(sweep_of((0, 1), shares=(0.5,)))).rows] == ["50 %"]
+    assert [row[0] for row in recommendation_table(recommend(sweep_of((0, 1), shares=(0.5,)))).rows] == ["50 %"]
 
 
 def test_what_cannot_be_compared_is_absent_with_its_reason_and_never_nought() -> None:
     found = recommend(sweep_of((0, 1)))
-    rows = {row[0]: row for row in choice_table(found).rows}
+    rows = {row[0]: row for row in recommendation_table(found).rows}
     assert rows["0 %"][-1] is None
     assert rows["100 %"][-1] is None
     assert rows["50 %"][-1] == rows["all"][-1] == "+5.0 (+5.0 to +5.0)"
@@ -109,12 +109,12 @@ def test_what_cannot_be_compared_is_absent_with_its_reason_and_never_nought() ->
 
 def test_training_settings_show_where_a_sweep_varied_them() -> None:
     own, other = sweep_of((0, 1)), sweep_of((0, 1), settings="dropout=0.1")
-    assert "settings" not in choice_table(recommend(own)).columns
+    assert "settings" not in recommendation_table(recommend(own)).columns
     assert "settings" not in policy_table(own).columns
     worse = tuple({**point, "dev_all": point["dev_all"] - 0.1} for point in own.points)
     both = replace(own, points=worse + other.points)
-    assert "best_dev within 8 epochs with dropout=0.1" in which_point(both).text
-    table = choice_table(recommend(both))
+    assert "best_dev within 8 epochs with dropout=0.1" in recommendation_section(both).text
+    table = recommendation_table(recommend(both))
     assert {row[table.columns.index("settings")] for row in table.rows} == {"dropout=0.1"}
     policies = policy_table(both)
     assert policies.columns[-1] == "settings"
@@ -124,9 +124,9 @@ def test_training_settings_show_where_a_sweep_varied_them() -> None:
 def test_the_axes_are_told_most_first_and_whether_the_grid_is_balanced() -> None:
     whole = sweep_of((0, 1))
     balanced = tuple(point for point in whole.points if point["epochs"] == 8)
-    caption = [exhibit.caption for exhibit in which_point(replace(whole, points=balanced)).exhibits]
+    caption = [exhibit.caption for exhibit in recommendation_section(replace(whole, points=balanced)).exhibits]
     assert any("the grid is balanced" in text for text in caption)
-    caption = [exhibit.caption for exhibit in which_point(whole).exhibits]
+    caption = [exhibit.caption for exhibit in recommendation_section(whole).exhibits]
     assert any("the grid is not balanced" in text for text in caption)
     rows = axis_table(replace(whole, points=balanced)).rows
     assert rows[0][0] == "share of Unknown rows"

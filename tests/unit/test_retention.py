@@ -5,10 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slick.analysis.data import Hits, Run, StudyData, Variant
-from slick.analysis.retention import changes, control, retention
-from slick.analysis.terms import NotTestable
-from slick.report.pages.retention import change_table, epoch_table, loss_surface, loss_table, section
+from slick.analysis.data import Predictions, Run, StudyData, Variant
+from slick.analysis.retention import category_changes, known_only_ablation, retention_curves
+from slick.analysis.terms import InsufficientDataError
+from slick.report.pages.retention import (
+    category_changes_table,
+    retention_epochs_table,
+    retention_section,
+    retention_surface,
+    retention_table,
+)
 from slick.types import Category
 
 CATEGORIES = [str(category) for category in Category]
@@ -46,96 +52,96 @@ PLANTED = study(
 
 
 def test_losses_are_counted_from_the_best_epoch() -> None:
-    none, half = retention(PLANTED)
-    assert (none.share, none.best_epoch, none.best.value) == (0.0, 2, 90.0)
-    assert [cell.value for cell in none.lost] == [10, 0, 2, 5]
-    assert (half.best_epoch, [cell.value for cell in half.lost]) == (1, [0, 10, 30, 40])
-    assert half.at(3).value == 30
-    assert half.lost[0].se == 0
+    none, half = retention_curves(PLANTED)
+    assert (none.share, none.best_epoch, none.best_accuracy.value) == (0.0, 2, 90.0)
+    assert [cell.value for cell in none.points_lost] == [10, 0, 2, 5]
+    assert (half.best_epoch, [cell.value for cell in half.points_lost]) == (1, [0, 10, 30, 40])
+    assert half.points_lost_at(3).value == 30
+    assert half.points_lost[0].se == 0
 
 
 def test_without_answers_the_error_is_that_of_two_independent_epochs() -> None:
-    half = retention(PLANTED)[1]
+    half = retention_curves(PLANTED)[1]
     apart = np.sqrt(0.9 * 0.1 / ROWS + 0.5 * 0.5 / ROWS) * 100
-    assert half.at(4).se == pytest.approx(apart, rel=0.02)
+    assert half.points_lost_at(4).se == pytest.approx(apart, rel=0.02)
 
 
 def test_with_answers_the_error_is_of_the_same_rows() -> None:
     ids, categories = np.array([f"q{i}" for i in range(ROWS)]), np.full(ROWS, HIGHLY)
     first, last = np.arange(ROWS) < 360, np.arange(ROWS) < 200
     kept = {
-        (epoch, "test"): Hits(question_ids=ids, categories=categories, hit=hit)
+        (epoch, "test"): Predictions(question_ids=ids, categories=categories, hit=hit)
         for epoch, hit in ((1, first), (4, last))
     }
-    data = replace(PLANTED, runs=(replace(PLANTED.runs[1], hits=kept),))
-    (half,) = retention(data)
-    assert half.at(4).value == 40
-    assert half.at(4).se == pytest.approx(100 * np.sqrt(0.4 * 0.6 / (ROWS - 1)), rel=1e-3)
+    data = replace(PLANTED, runs=(replace(PLANTED.runs[1], predictions=kept),))
+    (half,) = retention_curves(data)
+    assert half.points_lost_at(4).value == 40
+    assert half.points_lost_at(4).se == pytest.approx(100 * np.sqrt(0.4 * 0.6 / (ROWS - 1)), rel=1e-3)
 
 
 def test_the_spread_over_seeds_counts_from_three_on() -> None:
     falls = (10, 40, 70)
     data = study(*(run("unknown-100", {HIGHLY: [90, 90 - fall]}, seed=seed) for seed, fall in enumerate(falls)))
-    (one,) = retention(data)
-    assert one.lost[-1].value == 40
-    assert one.lost[-1].se == pytest.approx(np.std(falls, ddof=1) / np.sqrt(3))
-    assert one.lost[-1].num_seeds == 3
+    (one,) = retention_curves(data)
+    assert one.points_lost[-1].value == 40
+    assert one.points_lost[-1].se == pytest.approx(np.std(falls, ddof=1) / np.sqrt(3))
+    assert one.points_lost[-1].num_seeds == 3
 
 
 def test_the_control_is_the_same_set_without_its_unknown_rows() -> None:
-    none, half = control(PLANTED)
-    assert (none.lost_known, none.cost) == (None, None)
-    assert half.lost_known is not None
+    none, half = known_only_ablation(PLANTED)
+    assert (none.points_lost_known, none.cost) == (None, None)
+    assert half.points_lost_known is not None
     assert half.cost is not None
-    assert (half.lost.value, half.lost_known.value, half.cost.value) == (40, 4, 30)
+    assert (half.points_lost.value, half.points_lost_known.value, half.cost.value) == (40, 4, 30)
 
 
 def test_other_categories_change_over_the_same_epochs() -> None:
-    found = {one.share: changes(PLANTED, one) for one in retention(PLANTED)}
+    found = {one.share: category_changes(PLANTED, one) for one in retention_curves(PLANTED)}
     assert {name: cell.value for name, cell in found[0.0].items()} == {HIGHLY: -5, WEAKLY: 4, UNKNOWN: 2}
     assert {name: cell.value for name, cell in found[0.5].items()} == {HIGHLY: -40, WEAKLY: -4, UNKNOWN: 4}
 
 
 def test_the_section_tells_what_was_lost() -> None:
-    shown = section(PLANTED)
+    shown = retention_section(PLANTED)
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
     assert "D with 0 % Unknown rows loses 5.0 (" in shown.text
     assert "D with 50 % loses 40.0 (" in shown.text
     assert "Without its Unknown rows, D with 50 % loses 4.0 (" in shown.text
-    table = {row[0]: row for row in loss_table(PLANTED).rows}
+    table = {row[0]: row for row in retention_table(PLANTED).rows}
     assert table["0 %"][1:2] + table["0 %"][3:] == ("90.0 (epoch 2)", None, None, None)
     assert str(table["50 %"][4]).startswith("30.0 (")
-    losses = {(row[0], row[2]): row[3] for row in epoch_table(PLANTED).rows}
+    losses = {(row[0], row[2]): row[3] for row in retention_epochs_table(PLANTED).rows}
     assert len(losses) == 12
     assert (losses["unknown-050", 4], losses["known-050", 4]) == (40, 4)
-    assert len(change_table(PLANTED).rows) == 6
+    assert len(category_changes_table(PLANTED).rows) == 6
 
 
 def test_out_of_distribution_stands_beside_where_it_was_tested() -> None:
     both = PLANTED.runs[1]
     ood = run("unknown-050", {HIGHLY: [50, 50, 45, 47]}, split="ood")
     whole = replace(both, accuracy={**both.accuracy, **ood.accuracy}, num={**both.num, **ood.num})
-    (row,) = loss_table(replace(PLANTED, runs=(whole,))).rows
+    (row,) = retention_table(replace(PLANTED, runs=(whole,))).rows
     assert str(row[-1]).startswith("3.0 (")
 
 
 def test_a_study_without_control_or_with_one_share_shows_the_rest() -> None:
     data = replace(PLANTED, runs=PLANTED.runs[:1])
-    missing = [exhibit.missing for exhibit in section(data).exhibits if exhibit.missing]
+    missing = [exhibit.missing for exhibit in retention_section(data).exhibits if exhibit.missing]
     assert len(missing) == 2
     assert any("two shares" in str(why) for why in missing)
     assert any("kind known" in str(why) for why in missing)
-    with pytest.raises(NotTestable, match="two training lengths"):
-        loss_surface(retention(PLANTED), (2,))
+    with pytest.raises(InsufficientDataError, match="two training lengths"):
+        retention_surface(retention_curves(PLANTED), (2,))
 
 
 def test_without_highlyknown_questions_it_says_so() -> None:
     untested = study(run("unknown-050", {"all": [50, 40]}))
     for data, why in ((StudyData(), "needs runs"), (untested, "no test accuracy of HighlyKnown rows")):
-        shown = section(data)
+        shown = retention_section(data)
         assert shown.is_empty
         assert all(why in str(exhibit.missing) for exhibit in shown.exhibits[:2])
         assert "loses" not in shown.text
     holes = study(run("unknown-050", {HIGHLY: [50, float("nan"), 40]}))
-    with pytest.raises(NotTestable, match="at every epoch"):
-        retention(holes)
+    with pytest.raises(InsufficientDataError, match="at every epoch"):
+        retention_curves(holes)

@@ -24,7 +24,7 @@ from slick.annotation.worker import AnswerSetSpec
 from slick.errors import DataError, ModelError, SettingsError
 from slick.inference.base import SamplingConfig
 from slick.models import UNLIMITED_POSITIONS, context_length
-from slick.report.provenance import provenance, set_aside_table
+from slick.report.provenance import provenance_section, set_aside_table
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.local.tiny import tiny_tokenizer
@@ -230,7 +230,7 @@ def test_the_report_shows_what_was_set_aside_and_where_it_is_listed() -> None:
         ("fine-tuning, most of a run", TOO_LONG, None, "test", 1, "runs/b-seed0/set_aside.parquet"),
         ("fine-tuning, most of a run", TOO_LONG, None, "train", 4, "runs/b-seed0/set_aside.parquet"),
     )
-    captions = [exhibit.caption for exhibit in provenance(manifests, None).exhibits]
+    captions = [exhibit.caption for exhibit in provenance_section(manifests, None).exhibits]
     assert any("Questions set aside" in caption for caption in captions)
     none = {"annotate": manifest(set_aside={}), "runs/c-seed0": manifest()}
-    assert not any("set aside" in exhibit.caption for exhibit in provenance(none, None).exhibits)
+    assert not any("set aside" in exhibit.caption for exhibit in provenance_section(none, None).exhibits)

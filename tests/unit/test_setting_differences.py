@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import jobs.compare  # noqa: F401  (declares the settings of sweeps and trainings)
-from slick.analysis.compare import Side, do_not_differ, same_recipe, version_differences
+from slick.analysis.compare import ComparedStudy, group_by_settings, have_same_settings_and_seeds, version_differences
 from slick.analysis.data import StudyData
-from slick.analysis.provenance import Origin, origin
+from slick.analysis.provenance import Provenance, read_provenance
 from slick.analysis.setting_differences import SettingDifference, setting_differences
 from slick.annotation.config import AnnotateConfig
 from slick.report.compare import _settings_sentences
@@ -117,17 +117,19 @@ def study(
 def compared(first: dict[str, Manifest], second: dict[str, Manifest]) -> list[SettingDifference]:
     """The differences, after checks that "seeds alone" is said only without any."""
     a, b = sides(first, second)
-    found = setting_differences([a.origin.basis, b.origin.basis])
-    assert bool(found) == (not same_recipe([a, b]) and not do_not_differ(a, b))
+    found = setting_differences([a.provenance.basis, b.provenance.basis])
+    assert bool(found) == (not group_by_settings([a, b]) and not have_same_settings_and_seeds(a, b))
     assert any("seeds alone" in one or "the same settings, inputs" in one for one in _settings_sentences([a, b])) == (
         not found
     )
     return found
 
 
-def sides(*studies: dict[str, Manifest]) -> list[Side]:
+def sides(*studies: dict[str, Manifest]) -> list[ComparedStudy]:
     return [
-        Side(label="ABCD"[i], name=str(i), data=StudyData(), outcomes=(), origin=origin(manifests))
+        ComparedStudy(
+            label="ABCD"[i], name=str(i), data=StudyData(), outcomes=(), provenance=read_provenance(manifests)
+        )
         for i, manifests in enumerate(studies)
     ]
 
@@ -143,14 +145,14 @@ def test_a_setting_that_differs_is_said_unless_it_is_declared_to_affect_no_resul
     a, b = sides(base, changed)
     if "seed" in affected:
         assert found == []
-        assert same_recipe([a, b]) == [(a, b)]
+        assert group_by_settings([a, b]) == [(a, b)]
     elif affected - WITHOUT_RESULT:
         assert name in {one.name for one in found}
     elif older and name == "relations":
         assert found[0].values == ("questions: content of relations path", "questions: content of relations pathx")
     else:
         assert found == []
-        assert do_not_differ(a, b)
+        assert have_same_settings_and_seeds(a, b)
 
 
 def test_every_class_of_settings_is_compared_or_said_not_to_be() -> None:
@@ -203,7 +205,7 @@ def test_what_a_world_of_another_seed_makes_is_other_by_its_seed() -> None:
         other_weights = changed_input(other_weights, step, "model", "another")
     assert compared(study(), changed_input(other_weights, "questions", "source", "another")) == []
     a, b, c = sides(study(), changed_input(study(), "annotate", "model", "again"), manifests)
-    assert same_recipe([a, b, c]) == [(a, c)], "A and B have one seed and other weights"
+    assert group_by_settings([a, b, c]) == [(a, c)], "A and B have one seed and other weights"
 
 
 def test_a_model_and_questions_of_ones_own_differ_whatever_the_seeds() -> None:
@@ -235,7 +237,7 @@ def test_a_step_that_only_one_study_has_is_a_difference() -> None:
     del part["annotate/p_true"]
     assert compared(study(), part) == [SettingDifference("p_true", "", ("finished", "not finished"))]
     del part["annotate"]
-    assert origin(part).recipe is None
+    assert read_provenance(part).recipe is None
 
 
 def test_other_combinations_of_the_same_values_are_a_difference() -> None:
@@ -300,7 +302,7 @@ def test_what_an_older_manifest_does_not_state_is_proven_by_its_fingerprint() ->
     settings = settings_to_json(WorldConfig())
     mark = fingerprint(3, "", {**WorldConfig().identity(), "source": ""})
     world = dataclasses.replace(study(older=True)["world"], settings=settings, inputs={}, fingerprint=mark)
-    found: Origin = origin({"world": world})
+    found: Provenance = read_provenance({"world": world})
     assert found.basis.settings["world"]["recipe"] == 3
-    unproven = origin({"world": dataclasses.replace(world, fingerprint="another")})
+    unproven = read_provenance({"world": dataclasses.replace(world, fingerprint="another")})
     assert "recipe" not in unproven.basis.settings["world"]

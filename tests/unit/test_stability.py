@@ -10,11 +10,17 @@ import pyarrow as pa
 import pytest
 
 from slick.analysis.data import StudyData
-from slick.analysis.loading.stability import Confidence, load_stability, parse
-from slick.analysis.stability import Stability, crossing_rate, flip_rate, guessed, settled
-from slick.analysis.terms import NotTestable
+from slick.analysis.loading.stability import ConfidenceRecord, load_stability, parse_confidence
+from slick.analysis.stability import (
+    LabelStability,
+    control_known_rate,
+    flip_rate,
+    known_unknown_flip_rate,
+    last_step_change,
+)
+from slick.analysis.terms import InsufficientDataError
 from slick.errors import StudyError
-from slick.report.pages.stability import control_table, flip_table, section, settling_table
+from slick.report.pages.stability import control_table, flip_table, settling_table, stability_section
 from slick.storage import Folder
 from slick.stored_files import convert
 from slick.study import begin_step, complete_step, fingerprint
@@ -29,8 +35,13 @@ def counts(*numbers: int) -> dict[str, int]:
 
 def confidence() -> dict[str, Any]:
     """As the annotation writes it: 40 questions, 20 asked again of which 5 flip, 10 controls of which 2 are guessed."""
-    steps = [(1, 4, (20, 0, 4, 16)), (2, 4, (14, 8, 6, 12)), (3, 4, (12, 10, 8, 10)), (3, 1, (12, 10, 2, 16)),
-             (3, 2, (12, 10, 6, 12))]  # fmt: skip
+    steps = [
+        (1, 4, (20, 0, 4, 16)),
+        (2, 4, (14, 8, 6, 12)),
+        (3, 4, (12, 10, 8, 10)),
+        (3, 1, (12, 10, 2, 16)),
+        (3, 2, (12, 10, 6, 12)),
+    ]
     rows = [counts(6, 1, 0, 0), counts(1, 2, 0, 0), counts(0, 1, 3, 1), counts(0, 0, 1, 4)]
     return {
         "settling": [
@@ -65,8 +76,8 @@ def annotated(root: Path, content: Any = None, chances: list[float | None] | Non
     return study
 
 
-def parsed(content: dict[str, Any]) -> Stability:
-    return parse(convert(content, Confidence))
+def parsed(content: dict[str, Any]) -> LabelStability:
+    return parse_confidence(convert(content, ConfidenceRecord))
 
 
 def test_flips_are_told_by_category_and_across_known_and_unknown() -> None:
@@ -74,7 +85,7 @@ def test_flips_are_told_by_category_and_across_known_and_unknown() -> None:
     assert flip_rate(found)[:1] + flip_rate(found)[3:] == (0.25, 20)
     assert (flip_rate(found, MAYBE).value, flip_rate(found, MAYBE).num) == (pytest.approx(1 / 3), 3)
     assert flip_rate(found, UNKNOWN).value == pytest.approx(0.2)
-    assert crossing_rate(found).value == pytest.approx(2 / 20)
+    assert known_unknown_flip_rate(found).value == pytest.approx(2 / 20)
     # Wilson's interval of 5 in 20, by his formula.
     z, p, n = 1.959964, 0.25, 20
     middle, reach = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
@@ -88,7 +99,7 @@ def test_flips_are_told_by_category_and_across_known_and_unknown() -> None:
 
 def test_what_is_right_about_invented_subjects_is_guessed() -> None:
     found = parsed(confidence())
-    assert (guessed(found).value, guessed(found).num) == (0.2, 10)
+    assert (control_known_rate(found).value, control_known_rate(found).num) == (0.2, 10)
     rows = control_table(found).rows
     assert [row[:2] for row in rows] == [*zip(map(str, Category), (0, 1, 1, 8), strict=True), ("Known, so guessed", 2)]
 
@@ -98,8 +109,8 @@ def test_settling_is_parted_into_sets_and_samples() -> None:
     assert [(step.exemplar_sets, step.samples) for step in found.by_sets()] == [(1, 4), (2, 4), (3, 4)]
     assert [(step.exemplar_sets, step.samples) for step in found.by_samples()] == [(3, 1), (3, 2), (3, 4)]
     assert [step.share(UNKNOWN) for step in found.by_samples()] == [0.4, 0.3, 0.25]
-    assert settled(found.by_sets(), UNKNOWN) == pytest.approx(-5)
-    assert settled(found.by_sets(), MAYBE) == pytest.approx(5)
+    assert last_step_change(found.by_sets(), UNKNOWN) == pytest.approx(-5)
+    assert last_step_change(found.by_sets(), MAYBE) == pytest.approx(5)
     assert settling_table(found).rows[0] == (1, 4, 20, 0, 4, 16)
     assert len(settling_table(found).rows) == 5
 
@@ -108,7 +119,7 @@ def test_the_section_tells_it_in_words(tmp_path: Path) -> None:
     found = load_stability(annotated(tmp_path, confidence(), [0.1, 0.3, 0.2, 0.9]))
     assert found is not None
     assert (found.chance_known, found.num_unknown) == (pytest.approx(0.2), 3)
-    shown = section(StudyData(stability=found))
+    shown = stability_section(StudyData(stability=found))
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
     assert "25.0 % (11.2 to 46.9) of 20 questions change their category, and 10.0 % (" in shown.text
     assert "The last exemplar set moves 5.0 % of the questions out of Unknown, the last 2 samples 5.0 %." in shown.text
@@ -118,8 +129,8 @@ def test_the_section_tells_it_in_words(tmp_path: Path) -> None:
 
 def test_what_was_not_checked_is_missing_and_not_nought(tmp_path: Path) -> None:
     found = load_stability(annotated(tmp_path, {"settling": []}))
-    assert found == Stability()
-    shown = section(StudyData(stability=found))
+    assert found == LabelStability()
+    shown = stability_section(StudyData(stability=found))
     assert shown.is_empty
     reasons = [str(exhibit.missing) for exhibit in shown.exhibits]
     assert [("--mode full" in why, "--repeats" in why, "--controls" in why) for why in reasons] == [
@@ -135,7 +146,7 @@ def test_what_was_not_checked_is_missing_and_not_nought(tmp_path: Path) -> None:
 def test_an_annotation_without_the_file_says_how_to_make_it(tmp_path: Path) -> None:
     assert load_stability(Folder(str(tmp_path / "nothing"))) is None
     assert load_stability(annotated(tmp_path / "old")) is None
-    shown = section(StudyData())
+    shown = stability_section(StudyData())
     assert shown.is_empty
     assert all("--rescore" in str(exhibit.missing) for exhibit in shown.exhibits)
 
@@ -145,7 +156,7 @@ def test_one_exemplar_set_or_sample_shows_no_growth() -> None:
     content["settling"] = [content["settling"][0]]
     found = parsed(content)
     for steps in (found.by_sets, found.by_samples):
-        with pytest.raises(NotTestable, match="alone"):
+        with pytest.raises(InsufficientDataError, match="alone"):
             steps()
 
 
@@ -154,7 +165,7 @@ def test_a_category_that_nobody_was_asked_again_of_has_no_rate() -> None:
     content["repeats"] |= {"questions": 12, "flipped": 3}
     content["repeats"]["from_to"] |= {str(MAYBE): counts(0, 0, 0, 0), str(UNKNOWN): counts(0, 0, 0, 0)}
     found = parsed(content)
-    with pytest.raises(NotTestable, match="no question"):
+    with pytest.raises(InsufficientDataError, match="no question"):
         flip_rate(found, UNKNOWN)
     assert {row[0]: row[-1] for row in flip_table(found).rows}["Unknown"] is None
 

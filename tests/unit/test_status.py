@@ -166,12 +166,18 @@ def test_what_tune_writes_down_of_a_course_is_how_it_began() -> None:
 
 
 QUESTIONS = [
-    AnsweredQuestion(question_id=f"{relation}-{split}-{i}", gold=("Oslo",), greedy=("Oslo",), sampled=(("Rome",),),
-          relation=relation, split=split)
+    AnsweredQuestion(
+        question_id=f"{relation}-{split}-{i}",
+        gold=("Oslo",),
+        greedy=("Oslo",),
+        sampled=(("Rome",),),
+        relation=relation,
+        split=split,
+    )
     for relation in ("P19", "P36")
     for split, num in (("train", 6), ("test", 5), ("dev", 4))
     for i in range(num)
-]  # fmt: skip
+]
 LABELLED = AnnotateConfig(repeats_per_relation=3, controls_per_relation=2)
 
 

@@ -43,9 +43,14 @@ def test_a_step_begins_finishes_and_is_then_skipped(folder: Folder) -> None:
     assert folder.names() == ["started.json"]
     assert read_manifest(folder) is None, "begun is not finished"
     manifest = complete_step(
-        folder, "annotate", "one", settings=Settings(seed=3), inputs={"model": "m"}, counts={"rows": 7},
+        folder,
+        "annotate",
+        "one",
+        settings=Settings(seed=3),
+        inputs={"model": "m"},
+        counts={"rows": 7},
         started_at=time.monotonic() - 5,
-    )  # fmt: skip
+    )
     assert read_manifest(folder) == require_manifest(folder, "annotate") == manifest
     assert (manifest.step, manifest.fingerprint, manifest.inputs) == ("annotate", "one", {"model": "m"})
     assert manifest.settings == {"seed": 3, "inner": {"sizes": [1, 2], "name": None}}

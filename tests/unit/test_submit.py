@@ -225,8 +225,12 @@ def start(folder: Path, path: str, workers: str | None) -> subprocess.CompletedP
     named = f"--python_worker_command={subprocess.list2cmdline([workers, 'worker.py', '--x'])}" if workers else "--none"
     return subprocess.run(
         [sys.executable, "-c", raylet, named, *command],
-        cwd=folder, env={"PATH": path, "HOME": str(folder)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env={"PATH": path, "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")

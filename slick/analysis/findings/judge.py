@@ -11,14 +11,14 @@ from functools import partial
 
 from slick.analysis.data import StudyData
 from slick.analysis.findings import categories, fit, idk, knowledge, rates, sweep
-from slick.analysis.findings.paper import findings
-from slick.analysis.findings.verdict import Outcome, Verdict
-from slick.analysis.terms import NotTestable
+from slick.analysis.findings.paper import paper_findings
+from slick.analysis.findings.verdict import CheckResult, FindingResult
+from slick.analysis.terms import InsufficientDataError
 
-Judge = Callable[[StudyData], Verdict]
+FindingCheck = Callable[[StudyData], CheckResult]
 
 
-def judges(num_chunks: int = 100, seed: int = 0) -> dict[str, Judge]:
+def finding_checks(num_chunks: int = 100, seed: int = 0) -> dict[str, FindingCheck]:
     """The function that judges each finding, E1 to E25 in order."""
     return {
         "E1": knowledge.e1,
@@ -49,7 +49,7 @@ def judges(num_chunks: int = 100, seed: int = 0) -> dict[str, Judge]:
     }
 
 
-def judge(data: StudyData, *, num_chunks: int = 100, seed: int = 0) -> list[Outcome]:
+def evaluate_findings(data: StudyData, *, num_chunks: int = 100, seed: int = 0) -> list[FindingResult]:
     """All 25 findings, in order.
 
     Args:
@@ -57,16 +57,18 @@ def judge(data: StudyData, *, num_chunks: int = 100, seed: int = 0) -> list[Outc
         num_chunks: of the paired t-test.
         seed: of the shuffle before it.
     """
-    outcomes, claims = [], findings()
-    for name, one in judges(num_chunks, seed).items():
+    outcomes, claims = [], paper_findings()
+    for name, one in finding_checks(num_chunks, seed).items():
         finding = claims[name]
         holds: bool | None
         interval = None
         try:
             holds, own, why, interval = one(data)
-        except NotTestable as reason:
+        except InsufficientDataError as reason:
             holds, own, why = None, None, str(reason)
         outcomes.append(
-            Outcome(id=name, claim=finding.claim, holds=holds, own=own, paper=finding.paper, why=why, interval=interval)
+            FindingResult(
+                id=name, claim=finding.claim, holds=holds, own=own, paper=finding.paper, why=why, interval=interval
+            )
         )
     return outcomes

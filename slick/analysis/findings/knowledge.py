@@ -6,35 +6,37 @@ from importlib import resources
 
 from slick.analysis.data import StudyData
 from slick.analysis.findings.verdict import (
-    Verdict,
-    Z,
-    failures,
-    interval,
-    minus,
-    percent,
-    points,
+    Z_95,
+    CheckResult,
+    checkpoint_label,
+    confidence_interval,
+    describe_failures,
+    format_percent,
+    format_with_error,
     rank_correlation,
-    rounded,
-    tenths,
-    when_label,
+    round1,
+    round1_values,
+    subtract,
 )
-from slick.analysis.p_true import compare, prefix_curve
-from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.analysis.p_true import compare_at_equal_share, prefix_curve
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.types import Category
 
-LEAST_SHARE = 0.01
+MIN_CATEGORY_SHARE = 0.01
 """A category counts as populated from this share of the questions on."""
 
 
-def e1(data: StudyData, wanted: Mapping[str, Mapping[str, int]] | None = None) -> Verdict:
+def e1(data: StudyData, expected: Mapping[str, Mapping[str, int]] | None = None) -> CheckResult:
     """The numbers of questions are the paper's, in total and in each relation."""
-    if data.audit is None:
-        raise NotTestable("the paper's counts belong to the full EntityQuestions archive; these questions are not it")
-    paper = paper_counts() if wanted is None else wanted
-    own = {split: sum(data.audit.get(split, {}).values()) for split in paper}
+    if data.filter_counts is None:
+        raise InsufficientDataError(
+            "the paper's counts belong to the full EntityQuestions archive; these questions are not it"
+        )
+    paper = paper_relation_totals() if expected is None else expected
+    own = {split: sum(data.filter_counts.get(split, {}).values()) for split in paper}
     failed = []
     for split, relations in paper.items():
-        found = data.audit.get(split, {})
+        found = data.filter_counts.get(split, {})
         failed += [
             f"{split} {relation}: {found.get(relation, 0):,}, wanted {relations.get(relation, 0):,}"
             for relation in sorted({*relations, *found})
@@ -43,10 +45,10 @@ def e1(data: StudyData, wanted: Mapping[str, Mapping[str, int]] | None = None) -
     if len(failed) > 4:
         failed = [*failed[:4], f"and {len(failed) - 4} more"]
     good = f"all {sum(len(relations) for relations in paper.values())} numbers agree exactly"
-    return Verdict(not failed, own, failures(failed, good))
+    return CheckResult(not failed, own, describe_failures(failed, good))
 
 
-def paper_counts() -> dict[str, dict[str, int]]:
+def paper_relation_totals() -> dict[str, dict[str, int]]:
     """Questions in each relation after the paper's filters: train, test and ood.
 
     Source: Gekhman et al. 2024, arXiv:2405.05904, tables 3-5.
@@ -58,24 +60,24 @@ def paper_counts() -> dict[str, dict[str, int]]:
     }
 
 
-def e2(data: StudyData) -> Verdict:
+def e2(data: StudyData) -> CheckResult:
     """Each category holds at least 1 % of the train and of the ID test questions."""
     own, failed = {}, []
     for split in ("train", "test"):
         counts = category_totals(data, "id", split)
         total = sum(counts.values())
         if not total:
-            raise NotTestable("needs a finished knowledge table with train and test questions")
-        own[split] = rounded([100 * num / total for num in counts.values()])
+            raise InsufficientDataError("needs a finished knowledge table with train and test questions")
+        own[split] = round1_values([100 * num / total for num in counts.values()])
         failed += [
-            f"{category} holds {num:,} of {total:,} {split} questions, under {percent(LEAST_SHARE)}"
+            f"{category} holds {num:,} of {total:,} {split} questions, under {format_percent(MIN_CATEGORY_SHARE)}"
             for category, num in counts.items()
-            if num < max(1.0, LEAST_SHARE * total)
+            if num < max(1.0, MIN_CATEGORY_SHARE * total)
         ]
     good = "HighlyKnown / MaybeKnown / WeaklyKnown / Unknown: " + "; ".join(
         f"{' / '.join(f'{value:.0f}' for value in values)} % of {split}" for split, values in own.items()
     )
-    return Verdict(not failed, own, failures(failed, good))
+    return CheckResult(not failed, own, describe_failures(failed, good))
 
 
 def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
@@ -88,46 +90,47 @@ def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
     return totals
 
 
-def e20(data: StudyData) -> Verdict:
+def e20(data: StudyData) -> CheckResult:
     """At both checkpoints, SliCK's Unknown questions are answered right less often than as many of least P(True)."""
-    found = {when: compare(data, when) for when in (EARLY, LAST)}
+    found = {checkpoint: compare_at_equal_share(data, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)}
     said = {
-        when: f"{points(one.slick)} % of SliCK's are answered right and {points(one.p_true)} % of P(True)'s, "
-        f"{points(one.gap)} points apart, at {when_label(when)}"
-        for when, one in found.items()
+        checkpoint: f"{format_with_error(one.slick)} % of SliCK's are answered right and "
+        f"{format_with_error(one.p_true)} % of P(True)'s, "
+        f"{format_with_error(one.gap)} points apart, at {checkpoint_label(checkpoint)}"
+        for checkpoint, one in found.items()
     }
     caveats = [data.p_true.caveat] if data.p_true is not None and data.p_true.caveat else []
-    own: dict[str, object] = {"unknown_percent": tenths(found[EARLY].share)}
-    own |= {when: rounded([one.slick.value, one.p_true.value]) for when, one in found.items()}
-    return Verdict(
-        all(one.gap.value < -Z * one.gap.se for one in found.values()),
+    own: dict[str, object] = {"unknown_percent": round1(found[EARLY_STOP].share)}
+    own |= {checkpoint: round1_values([one.slick.value, one.p_true.value]) for checkpoint, one in found.items()}
+    return CheckResult(
+        all(one.gap.value < -Z_95 * one.gap.se for one in found.values()),
         own,
-        f"of {found[EARLY].num:,} test questions called Unknown by each: {'; '.join([*said.values(), *caveats])}",
-        {when: interval(one.gap) for when, one in found.items()},
+        f"of {found[EARLY_STOP].num:,} test questions called Unknown by each: {'; '.join([*said.values(), *caveats])}",
+        {checkpoint: confidence_interval(one.gap) for checkpoint, one in found.items()},
     )
 
 
-def e21(data: StudyData) -> Verdict:
+def e21(data: StudyData) -> CheckResult:
     """From one exemplar set to all, the Unknown set shrinks, and D_Natural answers less of it right, beyond noise."""
-    curve = prefix_curve(data, EARLY)
+    curve = prefix_curve(data, EARLY_STOP)
     sets = [float(n) for n in range(1, len(curve) + 1)]
     shares, cells = [share for _, share, _ in curve], [cell for _, _, cell in curve]
-    fall = minus(cells[0], cells[-1])
+    fall = subtract(cells[0], cells[-1])
     rho = rank_correlation(sets, [cell.value for cell in cells])
     failed = []
     if not shares[-1] < shares[0]:
         failed.append("the Unknown set does not shrink")
-    if fall.value <= Z * fall.se or rho >= 0:
+    if fall.value <= Z_95 * fall.se or rho >= 0:
         failed.append(
             f"accuracy on it changes by {-fall.value:+.1f} ± {fall.se:.1f} points (rank correlation {rho:+.2f})"
         )
     own = {
         "sets": [curve[0][0], curve[-1][0]],
-        "unknown_percent": rounded([shares[0], shares[-1]]),
-        "accuracy": rounded([cells[0].value, cells[-1].value]),
+        "unknown_percent": round1_values([shares[0], shares[-1]]),
+        "accuracy": round1_values([cells[0].value, cells[-1].value]),
     }
     good = (
         f"from {curve[0][0]} to {curve[-1][0]} exemplar sets, Unknown falls from {shares[0]:.0f} to {shares[-1]:.0f} % "
-        f"of test questions, and D_Natural's accuracy on them at early stop by {points(fall)} points"
+        f"of test questions, and D_Natural's accuracy on them at early stop by {format_with_error(fall)} points"
     )
-    return Verdict(not failed, own, failures(failed, good), {"fall": interval(fall)})
+    return CheckResult(not failed, own, describe_failures(failed, good), {"fall": confidence_interval(fall)})

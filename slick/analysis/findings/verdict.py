@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slick.analysis.terms import EARLY, LAST, Cell, NotTestable, When
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, CheckpointRef, InsufficientDataError, Measurement
 
-Z = 1.96
+Z_95 = 1.96
 """Standard errors beyond which a difference counts as more than noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class FindingResult:
     """One finding of the paper, judged for this study."""
 
     id: str
@@ -30,7 +30,7 @@ class Outcome:
     """JSON value: names to [low, high], 95 % intervals of what was judged; None where there is nothing to estimate."""
 
 
-class Verdict(NamedTuple):
+class CheckResult(NamedTuple):
     """How one finding turned out."""
 
     holds: bool
@@ -53,35 +53,35 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return round(float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]), 3)
 
 
-def minus(a: Cell, b: Cell) -> Cell:
+def subtract(a: Measurement, b: Measurement) -> Measurement:
     """The difference a - b of two independent measurements."""
-    return Cell(a.value - b.value, float(np.hypot(a.se, b.se)), min(a.num_seeds, b.num_seeds))
+    return Measurement(a.value - b.value, float(np.hypot(a.se, b.se)), min(a.num_seeds, b.num_seeds))
 
 
-def mean_cell(cells: Sequence[Cell]) -> Cell:
+def mean_measurement(cells: Sequence[Measurement]) -> Measurement:
     """The mean of several measurements; errors are added as if they moved together, which is never too small."""
-    return Cell(
+    return Measurement(
         float(np.mean([cell.value for cell in cells])),
         float(np.mean([cell.se for cell in cells])),
         min(cell.num_seeds for cell in cells),
     )
 
 
-def interval(cell: Cell) -> list[float]:
+def confidence_interval(cell: Measurement) -> list[float]:
     """The 95 % interval, by the same `Z` standard errors as the judgement: it is clear of 0 where a difference counts.
 
-    >>> interval(Cell(2.0, 0.5, 1))
+    >>> confidence_interval(Measurement(2.0, 0.5, 1))
     [1.02, 2.98]
     """
-    return [round(cell.value - Z * cell.se, 2), round(cell.value + Z * cell.se, 2)]
+    return [round(cell.value - Z_95 * cell.se, 2), round(cell.value + Z_95 * cell.se, 2)]
 
 
-def tenths(value: float) -> float:
+def round1(value: float) -> float:
     """A percentage to the one decimal that people see; halves go up, and the dust of binary fractions does not count.
 
     All that shows a percentage rounds here: 27.25 may be stored as 27.249... or 27.250...1, by how it was reckoned.
 
-    >>> tenths(27.25), tenths(100 * 0.2725), tenths(-0.25)
+    >>> round1(27.25), round1(100 * 0.2725), round1(-0.25)
     (27.3, 27.3, -0.3)
     """
     if not np.isfinite(value):
@@ -90,41 +90,41 @@ def tenths(value: float) -> float:
     return float(exact.quantize(Decimal("0.1"), ROUND_HALF_UP)) + 0.0  # + 0.0: there is no minus nought for people
 
 
-def points(cell: Cell) -> str:
+def format_with_error(cell: Measurement) -> str:
     """A percentage or difference with its error, for people.
 
-    >>> points(Cell(1.25, 0.5, 1))
+    >>> format_with_error(Measurement(1.25, 0.5, 1))
     '1.3 ± 0.5'
     """
-    return f"{tenths(cell.value):.1f} ± {tenths(cell.se):.1f}"
+    return f"{round1(cell.value):.1f} ± {round1(cell.se):.1f}"
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """A share as a whole percentage.
 
-    >>> percent(0.25)
+    >>> format_percent(0.25)
     '25 %'
     """
     return f"{100 * share:.0f} %"
 
 
-def rounded(values: Sequence[float]) -> list[float]:
+def round1_values(values: Sequence[float]) -> list[float]:
     """Points to one decimal, as JSON."""
-    return [tenths(value) for value in values]
+    return [round1(value) for value in values]
 
 
-def when_label(when: When) -> str:
+def checkpoint_label(checkpoint: CheckpointRef) -> str:
     """A checkpoint in words.
 
-    >>> when_label("early_stop"), when_label(10), when_label(1)
+    >>> checkpoint_label("early_stop"), checkpoint_label(10), checkpoint_label(1)
     ('early stop', '10 epochs', '1 epoch')
     """
-    if isinstance(when, int):
-        return f"{when} epoch{'' if when == 1 else 's'}"
-    return {EARLY: "early stop", LAST: "convergence"}[when]
+    if isinstance(checkpoint, int):
+        return f"{checkpoint} epoch{'' if checkpoint == 1 else 's'}"
+    return {EARLY_STOP: "early stop", CONVERGENCE: "convergence"}[checkpoint]
 
 
-def family_z(num: int) -> float:
+def bonferroni_z(num: int) -> float:
     """Standard errors beyond which one of several differences counts, Bonferroni's way.
 
     A claim that nothing of a kind happens is judged by many comparisons; each at `Z` would find something by chance
@@ -132,7 +132,7 @@ def family_z(num: int) -> float:
 
     Source: O. J. Dunn 1961, https://doi.org/10.1080/01621459.1961.10482090.
 
-    >>> round(family_z(1), 2), round(family_z(20), 2)
+    >>> round(bonferroni_z(1), 2), round(bonferroni_z(20), 2)
     (1.96, 3.02)
     """
     from scipy.stats import norm
@@ -140,20 +140,20 @@ def family_z(num: int) -> float:
     return float(norm.ppf(1.0 - 0.025 / max(num, 1)))
 
 
-def need_power(cells: Sequence[Cell], limit: float = 5.0) -> None:
+def require_power(cells: Sequence[Measurement], limit: float = 5.0) -> None:
     """Refuse to call things equal when the data could not have shown a difference.
 
     Raises:
         NotTestable: two standard errors exceed `limit` points.
     """
     worst = max(cell.se for cell in cells)
-    if Z * worst > limit:
-        raise NotTestable(
+    if Z_95 * worst > limit:
+        raise InsufficientDataError(
             f"'about equal' cannot be judged: a difference has a standard error of {worst:.1f} points; "
             "use more test rows or seeds"
         )
 
 
-def failures(parts: Sequence[str], good: str) -> str:
+def describe_failures(parts: Sequence[str], good: str) -> str:
     """The sentence for `why`: what failed, or the sentence for when nothing did."""
     return "; ".join(parts) if parts else good

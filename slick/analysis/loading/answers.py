@@ -10,36 +10,36 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from slick.analysis.answers import Answered, Way, answered
-from slick.analysis.audit_sheet import Sheet, with_grades, with_known_grades
-from slick.analysis.error_audit import AuditDraw, AuditPlan, ErrorAudit
-from slick.analysis.error_kinds import ErrorKinds, KindTally
+from slick.analysis.answers import DecodingMode, QuestionAnswers, match_answers
+from slick.analysis.audit_sheet import GradingSheet, apply_grades, apply_partial_grades
+from slick.analysis.error_audit import AuditCollector, AuditPlan, ErrorAudit
+from slick.analysis.error_kinds import ErrorKindCollector, ErrorKinds
 from slick.datasets import read_questions
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
 from slick.study_files import lookup_by_question, read_answer_part, read_knowledge
 
-FEW = 64
-COLUMNS = ["question_id", "greedy_text", "sampled_text"]
+ROWS_PER_BATCH = 64
+STORED_ANSWER_COLUMNS = ["question_id", "greedy_text", "sampled_text"]
 
 
-class WrongAnswers(NamedTuple):
+class WrongAnswerAnalyses(NamedTuple):
     """What the stored answers say of how the model errs; None where no answers were stored."""
 
     audit: ErrorAudit | None = None
     kinds: ErrorKinds | None = None
 
 
-class Sheets(NamedTuple):
+class GradingSheets(NamedTuple):
     """Sheets of the error audit that a person has worked on."""
 
-    graded: Sheet | None = None
+    graded: GradingSheet | None = None
     """The one whose shares are to be shown."""
-    begun: Sheet | None = None
+    in_progress: GradingSheet | None = None
     """The one that lies in the report."""
 
 
-def load_answers(study: Folder, plan: AuditPlan, sheets: Sheets, idk_phrase: str) -> WrongAnswers:
+def load_wrong_answers(study: Folder, plan: AuditPlan, sheets: GradingSheets, idk_phrase: str) -> WrongAnswerAnalyses:
     """Go once through all stored answers.
 
     Args:
@@ -58,21 +58,21 @@ def load_answers(study: Folder, plan: AuditPlan, sheets: Sheets, idk_phrase: str
     manifest = read_manifest(study.child("annotate"))
     texts = study.child("annotate", "generations").names(".parquet")
     if manifest is None or not texts or read_manifest(study.child("questions")) is None:
-        return WrongAnswers()
-    draw = AuditDraw(plan)
-    tally = KindTally("greedy" if manifest.settings.get("mode") == "labels" else "sampled", [idk_phrase])
-    for one in read_answered(study):
+        return WrongAnswerAnalyses()
+    draw = AuditCollector(plan)
+    tally = ErrorKindCollector("greedy" if manifest.settings.get("mode") == "labels" else "sampled", [idk_phrase])
+    for one in iter_question_answers(study):
         draw.add(one)
         tally.add(one)
-    audit = draw.finish(_temperatures(manifest))
+    audit = draw.result(_temperatures(manifest))
     if sheets.graded is not None:
-        audit = with_grades(audit, sheets.graded)
-    elif sheets.begun is not None:
-        audit = with_known_grades(audit, sheets.begun)
-    return WrongAnswers(audit, tally.finish())
+        audit = apply_grades(audit, sheets.graded)
+    elif sheets.in_progress is not None:
+        audit = apply_partial_grades(audit, sheets.in_progress)
+    return WrongAnswerAnalyses(audit, tally.result())
 
 
-def read_answered(study: Folder) -> Iterator[Answered]:
+def iter_question_answers(study: Folder) -> Iterator[QuestionAnswers]:
     """Every annotated question with its stored answers, in the order of the part files."""
     known = read_knowledge(study, ["question_id", "relation", "category"])
     columns = (known[name].to_pylist() for name in ("relation", "category"))
@@ -81,15 +81,17 @@ def read_answered(study: Folder) -> Iterator[Answered]:
     place = lookup_by_question(questions, range(questions.num_rows), f"{study}/questions")
     folder = study.child("annotate", "generations")
     for name in folder.names(".parquet"):
-        part = read_answer_part(folder, name, COLUMNS)
+        part = read_answer_part(folder, name, STORED_ANSWER_COLUMNS)
         places = pa.array([place[question_id] for question_id in part["question_id"].to_pylist()], pa.int64())
         asked = questions.take(places)
         # Few rows at a time: as Python objects, texts take many times their room.
-        few = (zip(part.slice(i, FEW).to_pylist(), asked.slice(i, FEW).to_pylist(), strict=True)
-               for i in range(0, part.num_rows, FEW))  # fmt: skip
+        few = (
+            zip(part.slice(i, ROWS_PER_BATCH).to_pylist(), asked.slice(i, ROWS_PER_BATCH).to_pylist(), strict=True)
+            for i in range(0, part.num_rows, ROWS_PER_BATCH)
+        )
         for row, question in chain.from_iterable(few):
             relation, category = labels[row["question_id"]]
-            yield answered(
+            yield match_answers(
                 question_id=row["question_id"],
                 relation=relation,
                 category=category,
@@ -100,5 +102,5 @@ def read_answered(study: Folder) -> Iterator[Answered]:
             )
 
 
-def _temperatures(manifest: Manifest) -> Mapping[Way, float]:
+def _temperatures(manifest: Manifest) -> Mapping[DecodingMode, float]:
     return {"greedy": 0.0, "sampled": float(manifest.settings.get("sampling", {}).get("temperature", 0.5))}

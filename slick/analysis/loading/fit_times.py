@@ -6,16 +6,16 @@ import numpy as np
 import pyarrow as pa
 
 from slick.analysis.data import Run, Variant
-from slick.analysis.fit_times import FitTimes
+from slick.analysis.fit_times import TimeToFit
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study_files import read_run_rows
 from slick.types import Category
 
-ROWS = "rows.parquet"
+ROWS_FILE = "rows.parquet"
 
 
-def load_fit_times(study: Folder, runs: Iterable[Run], variants: Mapping[str, Variant]) -> tuple[FitTimes, ...]:
+def load_time_to_fit(study: Folder, runs: Iterable[Run], variants: Mapping[str, Variant]) -> tuple[TimeToFit, ...]:
     """When the training rows of each run of the %Unknown sweep were fitted; one without rows.parquet is left out.
 
     Raises:
@@ -24,13 +24,13 @@ def load_fit_times(study: Folder, runs: Iterable[Run], variants: Mapping[str, Va
     found = []
     for run in runs:
         folder = study.child("runs", run.run_id)
-        if run.variant in variants and variants[run.variant].kind == "unknown" and folder.exists(ROWS):
+        if run.variant in variants and variants[run.variant].kind == "unknown" and folder.exists(ROWS_FILE):
             table = read_run_rows(folder, ["question_id", "split", "category", "first_fit_epoch"])
-            found.append(_fit_times(folder, run, table))
+            found.append(_time_to_fit(folder, run, table))
     return tuple(found)
 
 
-def _fit_times(folder: Folder, run: Run, table: pa.Table) -> FitTimes:
+def _time_to_fit(folder: Folder, run: Run, table: pa.Table) -> TimeToFit:
     last = int(run.epochs[-1])
     train = table.filter(pa.array([split == "train" for split in table["split"].to_pylist()], pa.bool_()))
     categories = train["category"].to_pylist()
@@ -42,10 +42,11 @@ def _fit_times(folder: Folder, run: Run, table: pa.Table) -> FitTimes:
             f"categories {strange}" if strange else f"first_fit_epoch {late}" if late else "no rows of the train split"
         )
         raise StudyError(
-            f"{folder.uri}/{ROWS} has {what}; wanted train rows of {', '.join(Category)}, first right at an epoch from "
+            f"{folder.uri}/{ROWS_FILE} has {what}; wanted train rows of {', '.join(Category)}, first right at an "
+            f"epoch from "
             f"1 to {last} or none; delete {folder.uri} and run the sweep again"
         )
-    return FitTimes(
+    return TimeToFit(
         variant=run.variant,
         seeds=(run.seed,),
         last_epoch=last,

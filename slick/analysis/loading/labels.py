@@ -14,7 +14,7 @@ from slick.study_files import read_answer_part, read_knowledge
 from slick.types import Category
 
 
-def load_audit(study: Folder) -> dict[str, dict[str, int]] | None:
+def load_filter_counts(study: Folder) -> dict[str, dict[str, int]] | None:
     """Rows that the filters left of the full archive, by split and relation; None if it was not read."""
     manifest = read_manifest(study.child("questions"))
     audit = manifest.counts.get("audit") if manifest else None
@@ -72,7 +72,7 @@ def load_prefix_labels(study: Folder) -> PrefixLabels | None:
     return PrefixLabels(
         question_ids=np.array(ids, dtype=str),
         unknown_QN=no_hit & (first_gap >= asked),
-        unsure_QN=no_hit & (first_gap < asked),
+        undetermined_QN=no_hit & (first_gap < asked),
     )
 
 

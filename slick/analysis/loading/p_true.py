@@ -35,5 +35,5 @@ def load_p_true(study: Folder) -> PTrueScores | None:
     return PTrueScores(
         question_ids=np.array(rows["question_id"].to_pylist(), dtype=str),
         p_true=rows["p_true"].to_numpy(),
-        mass=float((rows["p_a"].to_numpy() + rows["p_b"].to_numpy()).mean()) if rows.num_rows else None,
+        choice_mass=float((rows["p_a"].to_numpy() + rows["p_b"].to_numpy()).mean()) if rows.num_rows else None,
     )

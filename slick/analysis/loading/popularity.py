@@ -5,13 +5,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.popularity import Popularity
+from slick.analysis.popularity import PopularityData
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.study_files import read_knowledge, read_question_rows, read_variant_rows
 
 
-def load_popularity(study: Folder, variants: Iterable[str]) -> Popularity | None:
+def load_popularity(study: Folder, variants: Iterable[str]) -> PopularityData | None:
     """Popularity of the annotated questions, and which of them each fine-tuning set holds.
 
     Args:
@@ -31,14 +31,14 @@ def load_popularity(study: Folder, variants: Iterable[str]) -> Popularity | None
     values = np.array([popularity.get(name) for name in knowledge["question_id"]], dtype=np.float64)
     there = ~np.isnan(values)
     ids = np.array(knowledge["question_id"], dtype=str)[there]
-    return Popularity(
+    return PopularityData(
         question_ids=ids,
         relations=np.array(knowledge["relation"], dtype=str)[there],
         categories=np.array(knowledge["category"], dtype=str)[there],
         greedy=np.array(knowledge["p_correct_greedy"], dtype=np.float64)[there],
         sampled=np.array(knowledge["p_correct_sampled"], dtype=np.float64)[there],
         values=values[there],
-        num_without=int(np.count_nonzero(~there)),
+        num_unknown_popularity=int(np.count_nonzero(~there)),
         rows={name: np.flatnonzero(np.isin(ids, _row_ids(study, name))) for name in variants},
     )
 

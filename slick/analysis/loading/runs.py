@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from slick.analysis.data import Hits, Run
-from slick.analysis.terms import POOLED
+from slick.analysis.data import Predictions, Run
+from slick.analysis.terms import ANY_KNOWN
 from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study_files import read_predictions
@@ -18,8 +18,8 @@ from slick.types import ALL_CATEGORIES, KNOWN_CATEGORIES
 MAX_DURATIONS = 6
 """At most this many training lengths are shown and judged, so that a figure stays readable."""
 
-_FIXED = re.compile(r"fixed\((\d+)\)")
-_RUN = re.compile(r"(.+?)-seed(\d+)(-.+?=.+?)?(?:-epochs(\d+))?")
+_FIXED_POLICY = re.compile(r"fixed\((\d+)\)")
+_RUN_ID = re.compile(r"(.+?)-seed(\d+)(-.+?=.+?)?(?:-epochs(\d+))?")
 """Variant, seed, training settings that a sweep varied, and the length of a training that serves one budget."""
 
 
@@ -29,21 +29,21 @@ def finished_runs(study: Folder) -> list[str]:
     return [run_id for run_id in runs.folders() if runs.child(run_id).exists("manifest.json")]
 
 
-def whole_runs(points: Iterable[Mapping[str, Any]], epoch_tables: Mapping[str, pa.Table]) -> list[str]:
+def full_length_runs(points: Iterable[Mapping[str, Any]], epoch_tables: Mapping[str, pa.Table]) -> list[str]:
     """Runs that were trained to the sweep's largest budget: one that ended early says nothing about convergence."""
     wanted = max((int(point["epochs"]) for point in points), default=0)
     return [run_id for run_id, table in epoch_tables.items() if max(table["epoch"].to_pylist()) >= wanted]
 
 
-def one_a_seed(run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+def select_run_per_seed(run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
     """Variant and seed of the runs that tell of these alone: the sweep's own settings, the longest if lengths differ.
 
-    >>> one_a_seed(["natural-seed0", "natural-seed0-dropout=0.1", "idk-seed1-epochs5", "idk-seed1-epochs10"])
+    >>> select_run_per_seed(["natural-seed0", "natural-seed0-dropout=0.1", "idk-seed1-epochs5", "idk-seed1-epochs10"])
     {'natural-seed0': ('natural', 0), 'idk-seed1-epochs10': ('idk', 1)}
     """
     longest: dict[tuple[str, int], tuple[int, str]] = {}
     for run_id in run_ids:
-        match = _RUN.fullmatch(run_id)
+        match = _RUN_ID.fullmatch(run_id)
         if match is None:
             raise StudyError(f"the folder runs/{run_id} is not named VARIANT-seedN, as runs are; move it elsewhere")
         if not match[3]:
@@ -63,7 +63,7 @@ def choose_durations(points: Iterable[Mapping[str, Any]], run_lengths: list[int]
     last = min(run_lengths)
     asked = {int(point["epochs"]) for point in points}
     for point in points:
-        match = _FIXED.fullmatch(str(point["policy"]))
+        match = _FIXED_POLICY.fullmatch(str(point["policy"]))
         if match:
             asked.add(int(match[1]))
     inner = sorted(epoch for epoch in asked if 1 <= epoch < last)
@@ -91,14 +91,14 @@ def load_run(
     for split in sorted({split for split, _ in right}):
         known = [(split, str(category)) for category in KNOWN_CATEGORIES if (split, str(category)) in right]
         if known:
-            right[split, POOLED] = np.sum([right[key] for key in known], axis=0)
-            num[split, POOLED] = sum(num[key] for key in known)
+            right[split, ANY_KNOWN] = np.sum([right[key] for key in known], axis=0)
+            num[split, ANY_KNOWN] = sum(num[key] for key in known)
     for key, values in right.items():
         accuracy[key] = 100.0 * values / num[key]
     dev = accuracy.get(("dev", ALL_CATEGORIES))
     early = None if dev is None or np.isnan(dev).all() else int(epochs[int(np.nanargmax(dev))])
     wanted = sorted({*durations, int(epochs[-1]), *([] if early is None else [early])})
-    hits = _load_hits(folder, wanted, with_text=variant in idk)
+    predictions = _load_predictions(folder, wanted, with_text=variant in idk)
     return Run(
         run_id=run_id,
         variant=variant,
@@ -107,16 +107,16 @@ def load_run(
         accuracy=accuracy,
         num=num,
         early_epoch=early,
-        hits=hits,
+        predictions=predictions,
     )
 
 
-def _load_hits(run: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple[int, str], Hits]:
+def _load_predictions(run: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple[int, str], Predictions]:
     """Rows of dev, test and ood; an epoch whose predictions were not kept is left out."""
     columns = ["question_id", "split", "category", "hit", *(["text"] if with_text else [])]
     there = set(run.child("predictions").names(".parquet"))
-    found: dict[tuple[int, str], Hits] = {}
-    shared: dict[str, Hits] = {}
+    found: dict[tuple[int, str], Predictions] = {}
+    shared: dict[str, Predictions] = {}
     for epoch in epochs:
         name = f"epoch-{epoch:03d}.parquet"
         if name not in there:
@@ -131,7 +131,7 @@ def _load_hits(run: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple
             mask = splits == split
             if not mask.any():
                 continue
-            rows = Hits(
+            rows = Predictions(
                 question_ids=ids[mask],
                 categories=categories[mask],
                 hit=hit[mask],
@@ -139,6 +139,8 @@ def _load_hits(run: Folder, epochs: list[int], *, with_text: bool) -> dict[tuple
             )
             first = shared.setdefault(split, rows)
             if np.array_equal(first.question_ids, rows.question_ids):  # keep one copy of the ids, not one an epoch
-                rows = Hits(question_ids=first.question_ids, categories=first.categories, hit=rows.hit, text=rows.text)
+                rows = Predictions(
+                    question_ids=first.question_ids, categories=first.categories, hit=rows.hit, text=rows.text
+                )
             found[epoch, split] = rows
     return found

@@ -8,14 +8,14 @@ import pyarrow as pa
 
 from slick.analysis.data import StudyData, Variant
 from slick.analysis.error_audit import AuditPlan
-from slick.analysis.loading.answers import Sheets, load_answers
-from slick.analysis.loading.fit_times import load_fit_times
-from slick.analysis.loading.forgotten import load_forgotten
-from slick.analysis.loading.labels import load_audit, load_counts, load_prefix_labels, load_test_ids
+from slick.analysis.loading.answers import GradingSheets, load_wrong_answers
+from slick.analysis.loading.fit_times import load_time_to_fit
+from slick.analysis.loading.forgotten import load_forgetting
+from slick.analysis.loading.labels import load_counts, load_filter_counts, load_prefix_labels, load_test_ids
 from slick.analysis.loading.p_true import load_p_true
 from slick.analysis.loading.planted import load_planted
 from slick.analysis.loading.popularity import load_popularity
-from slick.analysis.loading.runs import choose_durations, finished_runs, load_run, one_a_seed, whole_runs
+from slick.analysis.loading.runs import choose_durations, finished_runs, full_length_runs, load_run, select_run_per_seed
 from slick.analysis.loading.stability import load_stability
 from slick.storage import Folder
 from slick.study import read_manifest
@@ -23,7 +23,7 @@ from slick.study_files import read_epochs, read_points, read_variant_rows
 from slick.types import Category
 
 
-def load_study(study: Folder, audit: AuditPlan | None = None, sheets: Sheets | None = None) -> StudyData:
+def load_study(study: Folder, audit: AuditPlan | None = None, sheets: GradingSheets | None = None) -> StudyData:
     """Read what the analysis needs of a study; steps that are not finished leave their part empty.
 
     Args:
@@ -34,23 +34,23 @@ def load_study(study: Folder, audit: AuditPlan | None = None, sheets: Sheets | N
     Raises:
         StudyError: a file of a finished step is missing or broken.
     """
-    data, names, epoch_tables = _load_judged(study)
-    answers = load_answers(study, audit or AuditPlan(), sheets or Sheets(), data.idk_phrase)
+    data, names, epoch_tables = _load_core(study)
+    answers = load_wrong_answers(study, audit or AuditPlan(), sheets or GradingSheets(), data.idk_phrase)
     concentrated = {name for name, variant in data.variants.items() if variant.kind == "concentrated"}
     return replace(
         data,
         stability=load_stability(study),
         test_ids=load_test_ids(study) if any(run.variant in concentrated for run in data.runs) else {},
-        fit_times=load_fit_times(study, data.runs, data.variants),
+        time_to_fit=load_time_to_fit(study, data.runs, data.variants),
         error_audit=answers.audit,
         error_kinds=answers.kinds,
-        forgotten=load_forgotten(study, names, epoch_tables),
+        forgetting=load_forgetting(study, names, epoch_tables),
         popularity=load_popularity(study, data.variants),
         planted=load_planted(study),
     )
 
 
-def load_judged(study: Folder) -> StudyData:
+def load_for_findings(study: Folder) -> StudyData:
     """Read what the findings are judged by and points are chosen by, and no more: of answers hits, not texts.
 
     Args:
@@ -59,16 +59,16 @@ def load_judged(study: Folder) -> StudyData:
     Raises:
         StudyError: a file of a finished step that is read is missing or broken.
     """
-    return _load_judged(study)[0]
+    return _load_core(study)[0]
 
 
-def _load_judged(study: Folder) -> tuple[StudyData, dict[str, tuple[str, int]], dict[str, pa.Table]]:
+def _load_core(study: Folder) -> tuple[StudyData, dict[str, tuple[str, int]], dict[str, pa.Table]]:
     """With the variant and seed, and the epochs.parquet, of each run that counts."""
     variants = _load_variants(study)
     points = _load_points(study)
-    names = one_a_seed(finished_runs(study))
+    names = select_run_per_seed(finished_runs(study))
     epoch_tables = {run_id: read_epochs(study.child("runs", run_id)) for run_id in names}
-    whole = whole_runs(points, epoch_tables)
+    whole = full_length_runs(points, epoch_tables)
     names = {run_id: name for run_id, name in names.items() if run_id in whole}
     epoch_tables = {run_id: epoch_tables[run_id] for run_id in whole}
     durations = choose_durations(points, [int(max(t["epoch"].to_pylist())) for t in epoch_tables.values()])
@@ -79,7 +79,7 @@ def _load_judged(study: Folder) -> tuple[StudyData, dict[str, tuple[str, int]], 
     ]
     data = StudyData(
         counts=load_counts(study),
-        audit=load_audit(study),
+        filter_counts=load_filter_counts(study),
         prefix_labels=load_prefix_labels(study),
         p_true=load_p_true(study),
         variants=variants,

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.fit_times import CONFIDENCE, FitTimes
-from slick.analysis.terms import NotTestable
+from slick.analysis.fit_times import CONFIDENCE_LEVEL, TimeToFit
+from slick.analysis.terms import InsufficientDataError
 
 MIN_ROWS = 10
 """Rows and questions of each category, below which clustered errors say nothing."""
@@ -39,16 +39,16 @@ class HazardRatio:
     """That there is no difference."""
     cox: float | None
     """By Cox's model, ties by Efron's approximation; None where that finds no maximum."""
-    change: "Change | None"
+    change: "EarlyLateChange | None"
     """None where early or late epochs fit too few rows of one category to tell."""
     num_questions: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class EarlyLateChange:
     """The ratio early and late in training: a single one stands for both only if they agree."""
 
-    until: int
+    early_until_epoch: int
     """The last epoch that counts as early."""
     early: float
     late: float
@@ -57,7 +57,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Design:
+class _DiscreteTimeDesign:
     """One line for every row and interval that it waited in; N lines, I intervals."""
 
     outcome: NDArray[np.float64]
@@ -70,31 +70,31 @@ class _Design:
     """Shape (N,), the cluster of each line."""
 
 
-def hazard_ratio(rows: FitTimes, first: str, second: str) -> HazardRatio:
+def hazard_ratio(rows: TimeToFit, first: str, second: str) -> HazardRatio:
     """Fit the model to the rows of two categories.
 
     Raises:
         NotTestable: too few rows, or one category is fitted entirely before the other, so the ratio has no bound.
     """
-    chosen = rows.of(first, second)
+    chosen = rows.for_categories(first, second)
     is_first = chosen.categories == first
     sizes = tuple(len(np.unique(chosen.question_ids[mask])) for mask in (is_first, ~is_first))
     if min(sizes) < MIN_ROWS:
-        raise NotTestable(
+        raise InsufficientDataError(
             f"the ratio needs {MIN_ROWS} questions of each category, {rows.variant} has {sizes[0]} {first} and "
             f"{sizes[1]} {second}"
         )
-    design = _expand(chosen, is_first)
-    if not _is_bounded(design, np.ones(len(design.epochs), dtype=bool)):
-        raise NotTestable(
+    design = _build_design(chosen, is_first)
+    if not _has_finite_ratio(design, np.ones(len(design.epochs), dtype=bool)):
+        raise InsufficientDataError(
             f"of the {first} and {second} rows of {rows.variant}, one kind is fitted wholly before the other, or not "
             "at all, so their ratio has no bound"
         )
-    found = _fit(design, design.first[:, None])
+    found = _fit_cloglog(design, design.first[:, None])
     value, error = float(found.params[0]), float(found.bse[0])
     from scipy.stats import norm
 
-    reach = float(norm.ppf((1 + CONFIDENCE) / 2)) * error
+    reach = float(norm.ppf((1 + CONFIDENCE_LEVEL) / 2)) * error
     return HazardRatio(
         first=first,
         second=second,
@@ -102,13 +102,13 @@ def hazard_ratio(rows: FitTimes, first: str, second: str) -> HazardRatio:
         low=float(np.exp(value - reach)),
         high=float(np.exp(value + reach)),
         p_value=float(found.pvalues[0]),
-        cox=_cox(chosen, is_first),
-        change=_change(design),
+        cox=_cox_ratio(chosen, is_first),
+        change=_early_late_change(design),
         num_questions=(sizes[0], sizes[1]),
     )
 
 
-def _expand(rows: FitTimes, is_first: NDArray[np.bool_]) -> _Design:
+def _build_design(rows: TimeToFit, is_first: NDArray[np.bool_]) -> _DiscreteTimeDesign:
     """Lines of rows and intervals; an interval in which no row, or every row, was fitted tells nothing of the ratio."""
     ends = _interval_ends(rows)
     at = np.searchsorted(ends, rows.epochs)
@@ -116,7 +116,7 @@ def _expand(rows: FitTimes, is_first: NDArray[np.bool_]) -> _Design:
     outcome = (interval == at[row]) & rows.fitted[row]
     fitted, waiting = np.bincount(interval, outcome, len(ends)), np.bincount(interval, minlength=len(ends))
     keep = ((fitted > 0) & (fitted < waiting))[interval]
-    return _Design(
+    return _DiscreteTimeDesign(
         outcome=outcome[keep].astype(np.float64),
         first=is_first[row[keep]].astype(np.float64),
         epochs=ends[interval[keep]],
@@ -124,7 +124,7 @@ def _expand(rows: FitTimes, is_first: NDArray[np.bool_]) -> _Design:
     )
 
 
-def _interval_ends(rows: FitTimes) -> NDArray[np.int64]:
+def _interval_ends(rows: TimeToFit) -> NDArray[np.int64]:
     """The last epoch of each interval: every epoch, or intervals that hold as many fitted rows as each other."""
     if rows.last_epoch <= MAX_INTERVALS or not rows.fitted.any():
         return np.arange(1, rows.last_epoch + 1)
@@ -132,7 +132,7 @@ def _interval_ends(rows: FitTimes) -> NDArray[np.int64]:
     return np.unique([*cuts.astype(np.int64), rows.last_epoch])
 
 
-def _fit(design: _Design, terms: NDArray[np.float64]) -> Any:
+def _fit_cloglog(design: _DiscreteTimeDesign, terms: NDArray[np.float64]) -> Any:
     """The generalised linear model of `terms`, shape (N, K), with a level for each interval; its results."""
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.families.links import CLogLog
@@ -142,11 +142,11 @@ def _fit(design: _Design, terms: NDArray[np.float64]) -> Any:
     model = GLM(design.outcome, np.column_stack([terms, levels]), family=Binomial(link=CLogLog()))
     found = model.fit(cov_type="cluster", cov_kwds={"groups": design.questions}, maxiter=200)
     if not found.converged:
-        raise NotTestable("the fit of the hazard ratio did not converge")
+        raise InsufficientDataError("the fit of the hazard ratio did not converge")
     return found
 
 
-def _is_bounded(design: _Design, mask: NDArray[np.bool_]) -> bool:
+def _has_finite_ratio(design: _DiscreteTimeDesign, mask: NDArray[np.bool_]) -> bool:
     """True if a finite ratio is likeliest: each category outlasts, at some epoch of the mask, a fit of the other."""
     ends, at = np.unique(design.epochs[mask], return_inverse=True)
     first, fitted = design.first[mask] > 0, design.outcome[mask] > 0
@@ -158,7 +158,7 @@ def _is_bounded(design: _Design, mask: NDArray[np.bool_]) -> bool:
     return anywhere(first, ~first) and anywhere(~first, first)
 
 
-def _change(design: _Design) -> Change | None:
+def _early_late_change(design: _DiscreteTimeDesign) -> EarlyLateChange | None:
     """Early and late are parted where the category with the fewest fitted rows on a side has the most of them."""
     ends = np.unique(design.epochs)[:-1]
     if not len(ends):
@@ -167,19 +167,19 @@ def _change(design: _Design) -> Change | None:
     sides = [(design.epochs <= end, design.epochs > end) for end in ends]
     fewest = [min((fitted & is_one & side).sum() for is_one in (first, ~first) for side in both) for both in sides]
     best = int(np.argmax(fewest))
-    if fewest[best] < MIN_FITTED or not all(_is_bounded(design, side) for side in sides[best]):
+    if fewest[best] < MIN_FITTED or not all(_has_finite_ratio(design, side) for side in sides[best]):
         return None
-    found = _fit(design, np.column_stack([design.first, design.first * sides[best][1]]))
+    found = _fit_cloglog(design, np.column_stack([design.first, design.first * sides[best][1]]))
     early, more = float(found.params[0]), float(found.params[1])
-    return Change(
-        until=int(ends[best]),
+    return EarlyLateChange(
+        early_until_epoch=int(ends[best]),
         early=float(np.exp(early)),
         late=float(np.exp(early + more)),
         p_value=float(found.pvalues[1]),
     )
 
 
-def _cox(rows: FitTimes, is_first: NDArray[np.bool_]) -> float | None:
+def _cox_ratio(rows: TimeToFit, is_first: NDArray[np.bool_]) -> float | None:
     """The point estimate alone: the library's clustered errors do not hold with this many ties."""
     from statsmodels.duration.hazard_regression import PHReg
 

@@ -19,22 +19,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
-from slick.analysis.findings.verdict import percent
-from slick.analysis.statistics.regression import LinearFit, Points, Sample, clustered_ols, fit, sample
-from slick.analysis.terms import NotTestable
+from slick.analysis.findings.verdict import format_percent
+from slick.analysis.statistics.regression import (
+    LinearFit,
+    PointSelection,
+    RegressionSample,
+    clustered_ols,
+    fit_linear_model,
+    regression_sample,
+)
+from slick.analysis.terms import InsufficientDataError
 
-ALIKE = 1.0
+LOW_DURBIN_WATSON = 1.0
 """Under this Durbin-Watson neighbouring residuals correlate by about 0.5 or more."""
 
 LOW_R_SQUARED = 0.5
 """Under this the model leaves most of the variance unexplained."""
 
-SPLITS = {"test": "in distribution", "ood": "out of distribution"}
-EPOCHS = {"every": "every", "ends": "early stop and convergence", "later": "without the first fifth"}
+SPLIT_LABELS = {"test": "in distribution", "ood": "out of distribution"}
+EPOCH_SELECTION_LABELS = {"every": "every", "ends": "early stop and convergence", "later": "without the first fifth"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checks:
+class ResidualChecks:
     """What the residuals of a fit say; P points."""
 
     fitted_P: NDArray[np.float64]
@@ -43,36 +50,36 @@ class Checks:
     """Accuracy minus fitted value, points."""
     shares_P: NDArray[np.float64]
     r_squared: float
-    shape_p: float
+    reset_p: float
     """Of RESET; under 0.05 the residuals bend."""
-    spread_p: float
+    breusch_pagan_p: float
     """Of Breusch and Pagan's test; under 0.05 their spread is uneven."""
-    serial: float | None
+    durbin_watson: float | None
     """Durbin and Watson's statistic over the epochs of each run; None where a run has fewer than three points."""
-    offsets: dict[float, float]
+    mean_residuals: dict[float, float]
     """Share of Unknown rows to the mean residual there."""
 
 
-class Choice(NamedTuple):
+class SelectionFit(NamedTuple):
     """One way to choose the points, and what came of it."""
 
     split: str
-    points: Points
+    points: PointSelection
     fit: LinearFit | None
-    checks: Checks | None
+    checks: ResidualChecks | None
     missing: str
 
 
-def check(data: StudyData, split: str, points: Points | None = None) -> Checks:
+def check_residuals(data: StudyData, split: str, points: PointSelection | None = None) -> ResidualChecks:
     """Residuals and their tests.
 
     Raises:
         NotTestable: as `regression.fit`.
     """
-    return check_sample(sample(data, split, points))
+    return check_sample_residuals(regression_sample(data, split, points))
 
 
-def check_sample(chosen: Sample) -> Checks:
+def check_sample_residuals(chosen: RegressionSample) -> ResidualChecks:
     """The same for points at hand.
 
     Raises:
@@ -85,19 +92,19 @@ def check_sample(chosen: Sample) -> Checks:
     shape = linear_reset(model, power=2, use_f=True, cov_type="cluster", cov_kwds={"groups": codes})
     residuals = np.asarray(model.resid, dtype=np.float64)
     shares = sorted(set(chosen.shares_P.tolist()))
-    return Checks(
+    return ResidualChecks(
         fitted_P=np.asarray(model.fittedvalues, dtype=np.float64),
         residuals_P=residuals,
         shares_P=chosen.shares_P,
         r_squared=float(model.rsquared),
-        shape_p=float(shape.pvalue),
-        spread_p=float(het_breuschpagan(residuals, model.model.exog)[1]),
-        serial=_serial(residuals, chosen.runs_P),
-        offsets={share: float(residuals[chosen.shares_P == share].mean()) for share in shares},
+        reset_p=float(shape.pvalue),
+        breusch_pagan_p=float(het_breuschpagan(residuals, model.model.exog)[1]),
+        durbin_watson=_pooled_durbin_watson(residuals, chosen.runs_P),
+        mean_residuals={share: float(residuals[chosen.shares_P == share].mean()) for share in shares},
     )
 
 
-def _serial(residuals: NDArray[np.float64], runs: NDArray[np.str_]) -> float | None:
+def _pooled_durbin_watson(residuals: NDArray[np.float64], runs: NDArray[np.str_]) -> float | None:
     from statsmodels.stats.stattools import durbin_watson
 
     each = [residuals[runs == run] for run in np.unique(runs)]
@@ -107,39 +114,44 @@ def _serial(residuals: NDArray[np.float64], runs: NDArray[np.str_]) -> float | N
     return float(np.average([durbin_watson(of_run) for of_run in each], weights=weights))
 
 
-def choices(data: StudyData) -> Iterator[Choice]:
+def fit_all_selections(data: StudyData) -> Iterator[SelectionFit]:
     """The model under every choice of points, in and out of distribution; one that cannot be fitted says why."""
-    for split in SPLITS:
+    for split in SPLIT_LABELS:
         for epochs in ("every", "ends", "later"):
-            for with_known in (False, True):
-                points = Points(epochs=epochs, with_known=with_known)
+            for include_known in (False, True):
+                points = PointSelection(epochs=epochs, include_known=include_known)
                 try:
-                    yield Choice(split, points, fit(data, split, points), check(data, split, points), "")
-                except NotTestable as reason:
-                    yield Choice(split, points, None, None, str(reason))
+                    yield SelectionFit(
+                        split, points, fit_linear_model(data, split, points), check_residuals(data, split, points), ""
+                    )
+                except InsufficientDataError as reason:
+                    yield SelectionFit(split, points, None, None, str(reason))
 
 
-def fit_words(checks: Checks) -> str:
+def describe_fit(checks: ResidualChecks) -> str:
     """Whether the model fits, in one sentence without its full stop."""
-    explains = f"it explains {percent(checks.r_squared)} of the variance"
+    explains = f"it explains {format_percent(checks.r_squared)} of the variance"
     if checks.r_squared < LOW_R_SQUARED:
         return f"the model does not fit: {explains}, so its coefficients say little"
-    bends = checks.shape_p < 0.05
-    drifts = checks.serial is not None and checks.serial < ALIKE
+    bends = checks.reset_p < 0.05
+    drifts = checks.durbin_watson is not None and checks.durbin_watson < LOW_DURBIN_WATSON
     faults = []
     if bends:
-        faults.append(f"its residuals bend (RESET, p = {checks.shape_p:.2g})")
+        faults.append(f"its residuals bend (RESET, p = {checks.reset_p:.2g})")
     if drifts:
-        faults.append(f"it misses neighbouring epochs alike (Durbin-Watson {checks.serial:.1f}, 2 where it does not)")
-    if checks.spread_p < 0.05:
-        faults.append(f"its residuals spread unevenly (Breusch-Pagan, p = {checks.spread_p:.2g})")
+        faults.append(
+            f"it misses neighbouring epochs alike (Durbin-Watson {checks.durbin_watson:.1f}, 2 where it does not)"
+        )
+    if checks.breusch_pagan_p < 0.05:
+        faults.append(f"its residuals spread unevenly (Breusch-Pagan, p = {checks.breusch_pagan_p:.2g})")
     if not faults:
         return f"the model fits: {explains}, and its residuals show no structure"
-    share, offset = max(checks.offsets.items(), key=lambda one: abs(one[1]))
+    share, offset = max(checks.mean_residuals.items(), key=lambda one: abs(one[1]))
     rest = "; the intervals allow for that"
     if bends or drifts:
         rest = (
-            f"; at {percent(share)} Unknown rows it is off by {-offset:+.1f} points on average, so read the signs, and "
+            f"; at {format_percent(share)} Unknown rows it is off by {-offset:+.1f} points on average, so read the "
+            f"signs, and "
             "the sizes as averages"
         )
     return f"the model fits roughly: {explains}, but {', '.join(faults)}{rest}"

@@ -18,30 +18,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import StudyData
-from slick.analysis.findings.categories import TABLE_2
-from slick.analysis.recommendation import Estimate, over_seeds
+from slick.analysis.findings.categories import TABLE_2_VARIANTS
+from slick.analysis.recommendation import Estimate, t_interval_over_seeds
 from slick.analysis.statistics.significance import paired_p_value
-from slick.analysis.terms import EARLY, LAST, NotTestable
+from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.types import ALL_CATEGORIES, Category
 
 NUM_RESAMPLES = 999
 """Of the bootstrap; its ends then have a Monte Carlo error of a few hundredths of their distance."""
 
 
-class Side(NamedTuple):
+class ModelAtCheckpoint(NamedTuple):
     """One model of a comparison."""
 
     variant: str
-    when: str
+    checkpoint: str
     """`EARLY` or `LAST`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class PairedComparison:
     """The accuracy of `first` minus that of `second` on the same test questions."""
 
-    first: Side
-    second: Side
+    first: ModelAtCheckpoint
+    second: ModelAtCheckpoint
     category: str
     """Of the test questions; `ALL_CATEGORIES` for all."""
     num: int
@@ -53,7 +53,7 @@ class Comparison:
     high: float
     seeds: Estimate
     """The difference over seeds, with its 95 % t interval."""
-    chunk_p: float
+    t_test_p: float
     """The paper's paired t-test over chunks of questions."""
     mcnemar_p: float
     """Exact; twice the median over seeds."""
@@ -61,14 +61,19 @@ class Comparison:
     """Seeds whose difference has the sign of the mean."""
 
     @property
-    def sides(self) -> tuple[Side, Side]:
+    def models(self) -> tuple[ModelAtCheckpoint, ModelAtCheckpoint]:
         """Both models."""
         return self.first, self.second
 
 
-def compare(
-    data: StudyData, first: Side, second: Side, category: str = ALL_CATEGORIES, num_chunks: int = 100, seed: int = 0
-) -> Comparison:
+def compare_models(
+    data: StudyData,
+    first: ModelAtCheckpoint,
+    second: ModelAtCheckpoint,
+    category: str = ALL_CATEGORIES,
+    num_chunks: int = 100,
+    seed: int = 0,
+) -> PairedComparison:
     """Compare two models by all tests, over the seeds that both have.
 
     Args:
@@ -79,19 +84,19 @@ def compare(
     Raises:
         NotTestable: predictions were not kept, or there are fewer than two questions.
     """
-    (ids_a, rows_a), (ids_b, rows_b) = _by_seed(data, first, category), _by_seed(data, second, category)
+    (ids_a, rows_a), (ids_b, rows_b) = _hits_by_seed(data, first, category), _hits_by_seed(data, second, category)
     if not np.array_equal(ids_a, ids_b):
-        raise NotTestable(f"{first.variant} and {second.variant} were not asked the same test questions")
+        raise InsufficientDataError(f"{first.variant} and {second.variant} were not asked the same test questions")
     shared = sorted(rows_a.keys() & rows_b.keys())
     if not shared:
-        raise NotTestable(f"{first.variant} and {second.variant} have no seed in common")
+        raise InsufficientDataError(f"{first.variant} and {second.variant} have no seed in common")
     a_SQ, b_SQ = (np.array([rows[one] for one in shared], dtype=np.float64) for rows in (rows_a, rows_b))
     a, b = a_SQ.mean(axis=0), b_SQ.mean(axis=0)
     if len(a) < 2:
-        raise NotTestable("fewer than two test questions")
+        raise InsufficientDataError("fewer than two test questions")
     gaps = 100.0 * (a_SQ.mean(axis=1) - b_SQ.mean(axis=1))
     low, high = bootstrap_interval(a, b, seed)
-    return Comparison(
+    return PairedComparison(
         first=first,
         second=second,
         category=category,
@@ -99,9 +104,9 @@ def compare(
         difference=float(gaps.mean()),
         low=low,
         high=high,
-        seeds=over_seeds(gaps.tolist()),
-        chunk_p=paired_p_value(a, b, num_chunks, seed),
-        mcnemar_p=joint_p([mcnemar_p(one, other) for one, other in zip(a_SQ > 0, b_SQ > 0, strict=True)]),
+        seeds=t_interval_over_seeds(gaps.tolist()),
+        t_test_p=paired_p_value(a, b, num_chunks, seed),
+        mcnemar_p=combine_p_values([mcnemar_p(one, other) for one, other in zip(a_SQ > 0, b_SQ > 0, strict=True)]),
         num_same_sign=int((np.sign(gaps) == np.sign(gaps.mean())).sum()),
     )
 
@@ -121,10 +126,10 @@ def mcnemar_p(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return float(mcnemar(table, exact=True).pvalue)
 
 
-def joint_p(p_values: Sequence[float]) -> float:
+def combine_p_values(p_values: Sequence[float]) -> float:
     """One p of several that depend on each other: twice their median; that of a single one is its own.
 
-    >>> joint_p([0.01, 0.02, 0.5]), joint_p([0.03])
+    >>> combine_p_values([0.01, 0.02, 0.5]), combine_p_values([0.03])
     (0.04, 0.03)
     """
     if len(p_values) == 1:
@@ -138,7 +143,7 @@ def bootstrap_interval(first: NDArray[np.float64], second: NDArray[np.float64], 
 
     found = bootstrap(
         (first, second),
-        _mean_gap,
+        _mean_difference,
         paired=True,
         vectorized=True,
         n_resamples=NUM_RESAMPLES,
@@ -162,47 +167,71 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
-def against_best(data: StudyData, when: str, num_chunks: int = 100, seed: int = 0) -> list[Comparison]:
+def compare_to_best(data: StudyData, checkpoint: str, num_chunks: int = 100, seed: int = 0) -> list[PairedComparison]:
     """The single-category variants of tables 2 and 7, each beside the best of its column, column by column.
 
     Raises:
         NotTestable: fewer than two of them were run, or their predictions were not kept.
     """
-    names = [name for name in TABLE_2 if data.has(name)]
+    names = [name for name in TABLE_2_VARIANTS if data.has_run(name)]
     if len(names) < 2:
-        raise NotTestable(f"needs finished runs of two or more of {', '.join(TABLE_2)}")
+        raise InsufficientDataError(f"needs finished runs of two or more of {', '.join(TABLE_2_VARIANTS)}")
     found = []
     for category in (ALL_CATEGORIES, *map(str, Category)):
-        best = max(names, key=lambda name: data.accuracy(name, when, category=category).value)
+        best = max(names, key=lambda name: data.accuracy(name, checkpoint, category=category).value)
         others = [name for name in names if name != best]
-        found += [compare(data, Side(one, when), Side(best, when), category, num_chunks, seed) for one in others]
+        found += [
+            compare_models(
+                data,
+                ModelAtCheckpoint(one, checkpoint),
+                ModelAtCheckpoint(best, checkpoint),
+                category,
+                num_chunks,
+                seed,
+            )
+            for one in others
+        ]
     return found
 
 
-def early_against_last(data: StudyData, num_chunks: int = 100, seed: int = 0) -> list[Comparison]:
+def compare_early_to_last(data: StudyData, num_chunks: int = 100, seed: int = 0) -> list[PairedComparison]:
     """Early stop against convergence for each single-category variant (E25, appendix I).
 
     Raises:
         NotTestable: none of them was run, or their predictions were not kept.
     """
-    names = [name for name in TABLE_2 if data.has(name)]
+    names = [name for name in TABLE_2_VARIANTS if data.has_run(name)]
     if not names:
-        raise NotTestable(f"needs a finished run of one of {', '.join(TABLE_2)}")
-    return [compare(data, Side(name, EARLY), Side(name, LAST), ALL_CATEGORIES, num_chunks, seed) for name in names]
+        raise InsufficientDataError(f"needs a finished run of one of {', '.join(TABLE_2_VARIANTS)}")
+    return [
+        compare_models(
+            data,
+            ModelAtCheckpoint(name, EARLY_STOP),
+            ModelAtCheckpoint(name, CONVERGENCE),
+            ALL_CATEGORIES,
+            num_chunks,
+            seed,
+        )
+        for name in names
+    ]
 
 
-def _by_seed(data: StudyData, side: Side, category: str) -> tuple[NDArray[np.str_], dict[int, NDArray[np.bool_]]]:
+def _hits_by_seed(
+    data: StudyData, side: ModelAtCheckpoint, category: str
+) -> tuple[NDArray[np.str_], dict[int, NDArray[np.bool_]]]:
     """All test questions, and seed to hits on those of a category."""
     found: dict[int, NDArray[np.bool_]] = {}
     ids = np.array([], dtype=str)
-    for run in data.runs_of(side.variant):
-        rows = run.hits.get((run.epoch(side.when), "test"))
+    for run in data.runs_for(side.variant):
+        rows = run.predictions.get((run.epoch(side.checkpoint), "test"))
         if rows is None or (found and not np.array_equal(ids, rows.question_ids)):
-            raise NotTestable(f"run {run.run_id} kept no predictions of the same test questions at {side.when}")
+            raise InsufficientDataError(
+                f"run {run.run_id} kept no predictions of the same test questions at {side.checkpoint}"
+            )
         ids = rows.question_ids
         found[run.seed] = rows.hit[rows.mask(category)]
     return ids, found
 
 
-def _mean_gap(first: NDArray[np.float64], second: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+def _mean_difference(first: NDArray[np.float64], second: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
     return np.asarray((first - second).mean(axis=axis))

@@ -19,27 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import Run, StudyData
-from slick.analysis.terms import EARLY, LAST, POOLED, NotTestable
+from slick.analysis.terms import ANY_KNOWN, CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.types import ALL_CATEGORIES, Category
 
 TERMS = ("b0", "b_kn", "b_unk")
 
-FIRST = 0.2
+EARLY_EPOCHS_SHARE = 0.2
 """Share of a training that counts as its first epochs: 10 of the paper's 50, as many as early stop takes there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Points:
+class PointSelection:
     """Which points the model is fitted to."""
 
     epochs: Literal["every", "ends", "later"] = "every"
     """`every` epoch; early stop and convergence alone (`ends`); `later`: all but the first fifth of a training."""
-    with_known: bool = False
+    include_known: bool = False
     """The runs of D_Known too. Their fitted rows are counted in units of the |D| that they come from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class RegressionSample:
     """The points of one fit; P points."""
 
     x_P2: NDArray[np.float64]
@@ -68,7 +68,7 @@ class LinearFit:
     num_runs: int
 
 
-def sample(data: StudyData, split: str, points: Points | None = None) -> Sample:
+def regression_sample(data: StudyData, split: str, points: PointSelection | None = None) -> RegressionSample:
     """The points of the model.
 
     Args:
@@ -79,22 +79,22 @@ def sample(data: StudyData, split: str, points: Points | None = None) -> Sample:
     Raises:
         NotTestable: nothing was measured on that split.
     """
-    points = points or Points()
-    sweep = data.sweep("unknown", least=3)
+    points = points or PointSelection()
+    sweep = data.sweep_variants("unknown", min_shares=3)
     sizes = {round(share, 6): data.variants[name].num for share, name in sweep}
     sets = [(share, name, 0) for share, name in sweep]
-    if points.with_known:
-        sets += [(0.0, name, sizes.get(round(share, 6), 0)) for share, name in data.sweep("known")]
+    if points.include_known:
+        sets += [(0.0, name, sizes.get(round(share, 6), 0)) for share, name in data.sweep_variants("known")]
     rows = [
         (*row, run.run_id, name, share)
         for share, name, size in sets
-        for run in data.runs_of(name)
-        for row in _points_of(run, split, points, size)
+        for run in data.runs_for(name)
+        for row in _run_points(run, split, points, size)
     ]
     if not rows:
-        raise NotTestable(f"the sweep's runs hold no epochs with both train and {split} accuracy")
+        raise InsufficientDataError(f"the sweep's runs hold no epochs with both train and {split} accuracy")
     known, unknown, y, runs, names, shares = zip(*rows, strict=True)
-    return Sample(
+    return RegressionSample(
         x_P2=np.column_stack([known, unknown]).astype(np.float64),
         y_P=np.array(y, dtype=np.float64),
         runs_P=np.array(runs),
@@ -103,7 +103,7 @@ def sample(data: StudyData, split: str, points: Points | None = None) -> Sample:
     )
 
 
-def _points_of(run: Run, split: str, points: Points, size: int) -> list[tuple[float, float, float]]:
+def _run_points(run: Run, split: str, points: PointSelection, size: int) -> list[tuple[float, float, float]]:
     """(Known fitted, Unknown fitted, accuracy) of each chosen epoch; `size` is |D|, 0 for that of the run itself."""
     test = run.accuracy.get((split, ALL_CATEGORIES))
     total = size or run.num.get(("train", ALL_CATEGORIES), 0)
@@ -111,23 +111,23 @@ def _points_of(run: Run, split: str, points: Points, size: int) -> list[tuple[fl
         return []
     known, unknown = (
         run.accuracy.get(("train", part), np.zeros(len(run.epochs))) * run.num.get(("train", part), 0) / 100 / total
-        for part in (POOLED, str(Category.UNKNOWN))
+        for part in (ANY_KNOWN, str(Category.UNKNOWN))
     )
     there = np.isfinite(test) & np.isfinite(known) & np.isfinite(unknown)
     if points.epochs == "ends":
-        there &= np.isin(run.epochs, [run.epoch(EARLY), run.epoch(LAST)])
+        there &= np.isin(run.epochs, [run.epoch(EARLY_STOP), run.epoch(CONVERGENCE)])
     elif points.epochs == "later":
-        there &= run.epochs > FIRST * run.epochs[-1]
+        there &= run.epochs > EARLY_EPOCHS_SHARE * run.epochs[-1]
     return [(float(known[i]), float(unknown[i]), float(test[i])) for i in np.flatnonzero(there)]
 
 
-def fit(data: StudyData, split: str, points: Points | None = None) -> LinearFit:
+def fit_linear_model(data: StudyData, split: str, points: PointSelection | None = None) -> LinearFit:
     """Fit the linear model to one test split.
 
     Raises:
         NotTestable: fewer than 3 fine-tuning sets, or points that do not determine the coefficients.
     """
-    chosen = sample(data, split, points)
+    chosen = regression_sample(data, split, points)
     return least_squares(chosen.x_P2, chosen.y_P, chosen.sets_P, len(np.unique(chosen.runs_P)))
 
 
@@ -164,15 +164,15 @@ def clustered_ols(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArra
     num, width = design.shape
     names, codes = np.unique(groups, return_inverse=True)
     if len(names) < 3 or num <= width + 1:
-        raise NotTestable(
+        raise InsufficientDataError(
             f"the linear model needs 3 fine-tuning sets and {width + 2} points or more, got {len(names)} and {num}"
         )
     if np.linalg.matrix_rank(design) < width:
-        raise NotTestable(
+        raise InsufficientDataError(
             "the numbers of fitted Known and Unknown rows do not vary apart, so no coefficient can be told"
         )
     if float(np.ptp(y)) == 0.0:
-        raise NotTestable("the accuracy is the same at every point")
+        raise InsufficientDataError("the accuracy is the same at every point")
     from statsmodels.regression.linear_model import OLS
 
     return OLS(y, design).fit(cov_type="cluster", cov_kwds={"groups": codes}, use_t=True)

@@ -48,10 +48,10 @@ def paired_p_value(
     return float(ttest_rel(a, b).pvalue)
 
 
-def stars(p_value: float) -> str:
+def significance_stars(p_value: float) -> str:
     """`**` for p < 0.01, `*` for p < 0.05, as the paper prints them.
 
-    >>> stars(0.003), stars(0.03), stars(0.3)
+    >>> significance_stars(0.003), significance_stars(0.03), significance_stars(0.3)
     ('**', '*', '')
     """
     return "**" if p_value < 0.01 else "*" if p_value < 0.05 else ""

@@ -10,26 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.analysis.data import Run, StudyData
-from slick.analysis.terms import MIN_SEEDS, Cell, NotTestable, When
+from slick.analysis.terms import MIN_SEEDS, CheckpointRef, InsufficientDataError, Measurement
 
 MIN_QUESTIONS = 10
 """Fewer are not compared."""
 
 
-class Compared(NamedTuple):
+class SubsetComparison(NamedTuple):
     """Two models on the same questions, in percent and points."""
 
-    first: Cell
-    second: Cell
-    change: Cell
+    first: Measurement
+    second: Measurement
+    change: Measurement
     """First minus second."""
     num: int
     """Questions."""
 
 
-def compare(
-    data: StudyData, first: tuple[str, When], second: tuple[str, When], split: str, ids: NDArray[np.str_] | None = None
-) -> Compared:
+def compare_on_questions(
+    data: StudyData,
+    first: tuple[str, CheckpointRef],
+    second: tuple[str, CheckpointRef],
+    split: str,
+    ids: NDArray[np.str_] | None = None,
+) -> SubsetComparison:
     """Accuracy of two models, each a (variant, when), and the difference on the same questions.
 
     Args:
@@ -42,12 +46,14 @@ def compare(
     Raises:
         NotTestable: predictions were not kept, not of the same questions, or of fewer than `MIN_QUESTIONS` that count.
     """
-    (asked_a, hits_a), (asked_b, hits_b) = (_hits(data, name, when, split, ids) for name, when in (first, second))
+    (asked_a, hits_a), (asked_b, hits_b) = (
+        _hits_on_questions(data, name, checkpoint, split, ids) for name, checkpoint in (first, second)
+    )
     num = len(asked_a)
     if not np.array_equal(asked_a, asked_b):
-        raise NotTestable(f"the runs of {first[0]} and {second[0]} were not asked the same {split} questions")
+        raise InsufficientDataError(f"the runs of {first[0]} and {second[0]} were not asked the same {split} questions")
     if num < MIN_QUESTIONS:
-        raise NotTestable(
+        raise InsufficientDataError(
             f"needs {MIN_QUESTIONS} {split} questions or more to compare {first[0]} with {second[0]}, there are {num}"
         )
     gaps = 100.0 * (np.mean(list(hits_a.values()), axis=0) - np.mean(list(hits_b.values()), axis=0))
@@ -55,8 +61,8 @@ def compare(
     both = sorted(hits_a.keys() & hits_b.keys())
     if len(both) >= MIN_SEEDS:
         se = max(se, _seed_se(np.array([100.0 * (hits_a[seed].mean() - hits_b[seed].mean()) for seed in both])))
-    change = Cell(float(gaps.mean()), se, min(len(hits_a), len(hits_b)))
-    return Compared(_cell(hits_a), _cell(hits_b), change, num)
+    change = Measurement(float(gaps.mean()), se, min(len(hits_a), len(hits_b)))
+    return SubsetComparison(_mean_accuracy(hits_a), _mean_accuracy(hits_b), change, num)
 
 
 def _paired_se(gaps: NDArray[np.float64]) -> float:
@@ -74,35 +80,35 @@ def _paired_se(gaps: NDArray[np.float64]) -> float:
     return float(np.sqrt(variance / num))
 
 
-def _hits(
-    data: StudyData, name: str, when: When, split: str, ids: NDArray[np.str_] | None
+def _hits_on_questions(
+    data: StudyData, name: str, checkpoint: CheckpointRef, split: str, ids: NDArray[np.str_] | None
 ) -> tuple[NDArray[np.str_], dict[int, NDArray[np.float64]]]:
     """The questions that count, and seed to 1.0 or 0.0 for each of them."""
-    runs = data.runs_of(name)
-    asked = _stored(runs[0], when, split)[0]
+    runs = data.runs_for(name)
+    asked = _stored_predictions(runs[0], checkpoint, split)[0]
     wanted = np.ones(len(asked), dtype=bool) if ids is None else np.isin(asked, ids)
     found = {}
     for run in runs:
-        same, hit = _stored(run, when, split)
+        same, hit = _stored_predictions(run, checkpoint, split)
         if not np.array_equal(same, asked):
-            raise NotTestable(f"the runs of {name} were not asked the same {split} questions")
+            raise InsufficientDataError(f"the runs of {name} were not asked the same {split} questions")
         found[run.seed] = hit[wanted].astype(np.float64)
     return asked[wanted], found
 
 
-def _stored(run: Run, when: When, split: str) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    rows = run.hits.get((run.epoch(when), split))
+def _stored_predictions(run: Run, checkpoint: CheckpointRef, split: str) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    rows = run.predictions.get((run.epoch(checkpoint), split))
     if rows is None:
-        raise NotTestable(f"run {run.run_id} kept no {split} predictions of epoch {run.epoch(when)}")
+        raise InsufficientDataError(f"run {run.run_id} kept no {split} predictions of epoch {run.epoch(checkpoint)}")
     return rows.question_ids, rows.hit
 
 
-def _cell(hits: dict[int, NDArray[np.float64]]) -> Cell:
+def _mean_accuracy(predictions: dict[int, NDArray[np.float64]]) -> Measurement:
     """Mean over seeds; its error is over seeds where there are enough, else over questions."""
-    by_seed = np.array([100.0 * hit.mean() for hit in hits.values()])
-    rows = 100.0 * np.mean(list(hits.values()), axis=0)
+    by_seed = np.array([100.0 * hit.mean() for hit in predictions.values()])
+    rows = 100.0 * np.mean(list(predictions.values()), axis=0)
     se = _seed_se(by_seed) if len(by_seed) >= MIN_SEEDS else float(rows.std(ddof=1) / np.sqrt(len(rows)))
-    return Cell(float(by_seed.mean()), se, len(by_seed))
+    return Measurement(float(by_seed.mean()), se, len(by_seed))
 
 
 def _seed_se(values: NDArray[np.float64]) -> float:

@@ -1,79 +1,86 @@
 """The section that says which point of the sweep to use: in words, as a table, and what moves the accuracy."""
 
 from slick.analysis.data import StudyData
-from slick.analysis.effects import Surface, axis_effects, response_surface
-from slick.analysis.findings.verdict import percent, tenths, when_label
-from slick.analysis.recommendation import Choice, Estimate, Recipe, Recommendation, recommend
-from slick.analysis.terms import NotTestable
+from slick.analysis.effects import ResponseSurface, axis_effects, response_surface
+from slick.analysis.findings.verdict import checkpoint_label, format_percent, round1
+from slick.analysis.recommendation import Estimate, Recommendation, RecommendedTrial, TrialSpec, recommend
+from slick.analysis.terms import InsufficientDataError
 from slick.report import figures
-from slick.report.page import TO_DO, Exhibit, Section, drawn, numbers, wide
-from slick.report.tables import Table, Value
+from slick.report.page import (
+    GROUP_RECOMMENDATIONS,
+    Exhibit,
+    Section,
+    collapsed_table_exhibit,
+    figure_exhibit,
+    table_exhibit,
+)
+from slick.report.tables import CellValue, Table
 
 ESTIMATES = ("dev", "test", "stop_epoch", "cost_epochs", "gain", "saved", "filtering")
 """Those of a `Choice`, in the order of the tables."""
 
 
-def which_point(data: StudyData) -> Section:
+def recommendation_section(data: StudyData) -> Section:
     """The section; without a sweep it says what is missing."""
     try:
-        text = " ".join(words(recommend(data)))
-    except NotTestable:
+        text = " ".join(summary_sentences(recommend(data)))
+    except InsufficientDataError:
         text = "The best point of a sweep at each share of Unknown rows, chosen by dev accuracy."
     return Section(
         name="choice",
-        group=TO_DO,
+        group=GROUP_RECOMMENDATIONS,
         title="Which point to use",
         text=text,
         exhibits=(
-            wide(
+            table_exhibit(
                 "The best point by dev accuracy, ties to the cheaper. Accuracies in percent, differences of test "
                 "accuracy in points, budgets and stops in epochs; in brackets 95 % intervals over seeds. Known only: "
                 "the same policy without the Unknown rows.",
-                lambda: choice_table(recommend(data)),
+                lambda: recommendation_table(recommend(data)),
             ),
-            drawn(
+            figure_exhibit(
                 "Test accuracy (%) by share of Unknown rows and epochs trained, averaged over seeds.",
                 "response_surface",
                 "Test accuracy over share of Unknown rows and epochs trained, as a heat map",
-                lambda: figures.response_surface(data, _surface(data)),
+                lambda: figures.response_surface_figure(data, _recommended_surface(data)),
             ),
-            _axes(data),
-            numbers(
+            _axis_effects_exhibit(data),
+            collapsed_table_exhibit(
                 "All numbers of the first table, with reasons for what is missing.",
                 lambda: estimates_table(recommend(data)),
             ),
-            numbers("All numbers of the figure.", lambda: surface_table(_surface(data))),
+            collapsed_table_exhibit("All numbers of the figure.", lambda: surface_table(_recommended_surface(data))),
         ),
     )
 
 
-def words(found: Recommendation) -> list[str]:
+def summary_sentences(found: Recommendation) -> list[str]:
     """One to three sentences: what to use, what it brings against training on, and against filtering."""
     choice = found.by_share[0] if len(found.by_share) == 1 else found.overall
-    if choice.recipe is None:
-        return [f"No point can be named: {choice.dev.why}."]
+    if choice.trial is None:
+        return [f"No point can be named: {choice.dev.missing_reason}."]
     said = [
-        _use(found, choice, choice.recipe),
-        *([] if choice.gain.value is None else [_gain(choice)]),
-        *([] if choice.filtering.value is None else [_filter(choice)]),
+        _recommendation_sentence(found, choice, choice.trial),
+        *([] if choice.gain.value is None else [_gain_sentence(choice)]),
+        *([] if choice.filtering.value is None else [_filtering_sentence(choice)]),
     ]
     alone = "; one seed gives no intervals" if choice.test.num_seeds == 1 else ""
     return [*(f"{sentence}." for sentence in said[:-1]), f"{said[-1]}{alone}."]
 
 
-def choice_table(found: Recommendation) -> Table:
+def recommendation_table(found: Recommendation) -> Table:
     """One row a share, and one for a single point at all shares."""
-    choices = _rows(found)
+    choices = _choices_to_show(found)
     longest = {choice.longest for choice in choices if choice.longest is not None}
-    against = when_label(longest.pop()) if len(longest) == 1 else "longest"
-    settings = any(choice.recipe and choice.recipe.settings for choice in choices)
+    against = checkpoint_label(longest.pop()) if len(longest) == 1 else "longest"
+    settings = any(choice.trial and choice.trial.settings for choice in choices)
     names = ("dev", "test", "stops at", "spent", f"vs {against}", "saved", "Known only")
-    rows: list[tuple[Value, ...]] = []
+    rows: list[tuple[CellValue, ...]] = []
     for choice in choices:
-        policy, budget, changed = choice.recipe or (None, None, None)
+        policy, budget, changed = choice.trial or (None, None, None)
         gaps = ("gain", "filtering")
-        shown = [_text(getattr(choice, name), signed=name in gaps, ends=name in gaps) for name in ESTIMATES]
-        share = "all" if choice.share is None else percent(choice.share)
+        shown = [_format_estimate(getattr(choice, name), signed=name in gaps, ends=name in gaps) for name in ESTIMATES]
+        share = "all" if choice.share is None else format_percent(choice.share)
         rows.append((share, policy, budget, *([changed] if settings else []), *shown))
     return Table(
         name="which_point",
@@ -85,21 +92,29 @@ def choice_table(found: Recommendation) -> Table:
 
 def estimates_table(found: Recommendation) -> Table:
     """Every estimate with its interval, or why there is none."""
-    rows: list[tuple[Value, ...]] = []
-    for choice in _rows(found):
+    rows: list[tuple[CellValue, ...]] = []
+    for choice in _choices_to_show(found):
         share = None if choice.share is None else round(100 * choice.share, 2)
         for name in ESTIMATES:
             one: Estimate = getattr(choice, name)
             values = (None if value is None else round(value, 3) for value in (one.value, one.low, one.high))
-            rows.append(("all" if share is None else share, *(choice.recipe or (None,) * 3), name, *values,
-                         one.num_seeds, one.why))  # fmt: skip
+            rows.append(
+                (
+                    "all" if share is None else share,
+                    *(choice.trial or (None,) * 3),
+                    name,
+                    *values,
+                    one.num_seeds,
+                    one.missing_reason,
+                )
+            )
     columns = ("unknown_percent", "policy", "epoch_budget", "settings", "quantity", "value", "low", "high", "seeds")
     return Table(name="which_point_numbers", columns=(*columns, "missing"), rows=tuple(rows))
 
 
-def surface_table(surface: Surface) -> Table:
+def surface_table(surface: ResponseSurface) -> Table:
     """The cells of the heat map, and those it has no room for."""
-    rows: list[tuple[Value, ...]] = [
+    rows: list[tuple[CellValue, ...]] = [
         (round(100 * share, 2), epochs, round(float(surface.accuracy_SE[s, e]), 3), int(surface.num_seeds_SE[s, e]))
         for s, share in enumerate(surface.shares)
         for e, epochs in enumerate(surface.epochs)
@@ -112,99 +127,118 @@ def surface_table(surface: Surface) -> Table:
 def axis_table(data: StudyData) -> Table:
     """What each axis of the grid explains, most first."""
     effects = axis_effects(data)
-    rows: list[tuple[Value, ...]] = [
-        (one.axis, one.num_levels, _percent(one.share), None if one.spread is None else tenths(one.spread), one.why)
+    rows: list[tuple[CellValue, ...]] = [
+        (
+            one.axis,
+            one.num_levels,
+            _percent(one.share),
+            None if one.effect_size is None else round1(one.effect_size),
+            one.missing_reason,
+        )
         for one in sorted(effects.axes, key=lambda one: -1.0 if one.share is None else one.share, reverse=True)
     ]
-    rows.append(("how they act together, and chance", None, _percent(effects.rest), None, ""))
+    rows.append(("how they act together, and chance", None, _percent(effects.residual_share), None, ""))
     columns = ("axis", "levels", "share of variance (%)", "best to worst level (points)", "missing")
     return Table(name="axis_effects", columns=columns, rows=tuple(rows))
 
 
-def _axes(data: StudyData) -> Exhibit:
+def _axis_effects_exhibit(data: StudyData) -> Exhibit:
     caption = "Share of the variance of test accuracy that each axis of the grid explains (eta squared)"
     try:
         balanced = axis_effects(data).balanced
-    except NotTestable:
+    except InsufficientDataError:
         balanced = True
-    how = "the grid is balanced, so the shares add up" if balanced else (
-        "the grid is not balanced, so a share is what the additive model loses without that axis, and they need not "
-        "add up"
-    )  # fmt: skip
-    return wide(f"{caption}; {how}.", lambda: axis_table(data))
+    how = (
+        "the grid is balanced, so the shares add up"
+        if balanced
+        else (
+            "the grid is not balanced, so a share is what the additive model loses without that axis, and they need "
+            "not "
+            "add up"
+        )
+    )
+    return table_exhibit(f"{caption}; {how}.", lambda: axis_table(data))
 
 
-def _surface(data: StudyData) -> Surface:
+def _recommended_surface(data: StudyData) -> ResponseSurface:
     """With the training settings that are recommended."""
-    recipe = recommend(data).overall.recipe
-    return response_surface(data, recipe.settings if recipe else "")
+    trial = recommend(data).overall.trial
+    return response_surface(data, trial.settings if trial else "")
 
 
-def _use(found: Recommendation, choice: Choice, recipe: Recipe) -> str:
-    what = "" if choice.dev.value is None else f"its dev accuracy, {tenths(choice.dev.value):.1f} %, is the best"
+def _recommendation_sentence(found: Recommendation, choice: RecommendedTrial, trial: TrialSpec) -> str:
+    what = "" if choice.dev.value is None else f"its dev accuracy, {round1(choice.dev.value):.1f} %, is the best"
     if choice.share is not None:
-        return f"At {percent(choice.share)} Unknown rows use {_name(recipe)}: {what} of the sweep, {_stops(choice)}"
-    others = sum(one.recipe != recipe for one in found.by_share)
+        return (
+            f"At {format_percent(choice.share)} Unknown rows use {_format_trial(trial)}: {what} of the sweep, "
+            f"{_stopping_clause(choice)}"
+        )
+    others = sum(one.trial != trial for one in found.by_share)
     rest = f"; at {others} of {len(found.by_share)} shares the table names another" if others else ""
     return (
-        f"Where the share of Unknown rows is not known, use {_name(recipe)}: {what} on average over all "
-        f"{len(found.by_share)} shares, {_stops(choice)}{rest}"
+        f"Where the share of Unknown rows is not known, use {_format_trial(trial)}: {what} on average over all "
+        f"{len(found.by_share)} shares, {_stopping_clause(choice)}{rest}"
     )
 
 
-def _name(recipe: Recipe) -> str:
-    epochs = "" if recipe.policy.startswith("fixed") else f" within {when_label(recipe.budget)}"
-    return f"{recipe.policy}{epochs}{f' with {recipe.settings}' if recipe.settings else ''}"
+def _format_trial(trial: TrialSpec) -> str:
+    epochs = "" if trial.policy.startswith("fixed") else f" within {checkpoint_label(trial.budget)}"
+    return f"{trial.policy}{epochs}{f' with {trial.settings}' if trial.settings else ''}"
 
 
-def _stops(choice: Choice) -> str:
+def _stopping_clause(choice: RecommendedTrial) -> str:
     stop, cost = (round(estimate.value or 0.0, 1) for estimate in (choice.stop_epoch, choice.cost_epochs))
     return f"and it keeps epoch {stop:g} of {cost:g} trained"
 
 
-def _gain(choice: Choice) -> str:
+def _gain_sentence(choice: RecommendedTrial) -> str:
     assert choice.longest is not None
     saved = choice.saved.value or 0.0
     if choice.gain.value == 0 == saved:
         return "It is as good and as long as the longest fixed training, so stopping early buys nothing here"
     effort = (
-        "takes as long" if saved == 0 else f"saves {_epochs(saved)}" if saved > 0 else f"takes {_epochs(-saved)} more"
+        "takes as long"
+        if saved == 0
+        else f"saves {_format_epochs(saved)}"
+        if saved > 0
+        else f"takes {_format_epochs(-saved)} more"
     )
     return (
-        f"Against training all {_epochs(choice.longest)} it {effort} and changes test accuracy by "
-        f"{_text(choice.gain, signed=True)} points{_chance(choice.gain)}"
+        f"Against training all {_format_epochs(choice.longest)} it {effort} and changes test accuracy by "
+        f"{_format_estimate(choice.gain, signed=True)} points{_chance_phrase(choice.gain)}"
     )
 
 
-def _filter(choice: Choice) -> str:
+def _filtering_sentence(choice: RecommendedTrial) -> str:
     where = "" if choice.share is not None else ", over the shares where both were run,"
     return (
-        f"Leaving the Unknown rows out{where} changes test accuracy by {_text(choice.filtering, signed=True)} points "
-        f"at the same point{_chance(choice.filtering)}"
+        f"Leaving the Unknown rows out{where} changes test accuracy by "
+        f"{_format_estimate(choice.filtering, signed=True)} points "
+        f"at the same point{_chance_phrase(choice.filtering)}"
     )
 
 
-def _chance(estimate: Estimate) -> str:
+def _chance_phrase(estimate: Estimate) -> str:
     """How sure a difference is."""
     if estimate.low is None or estimate.high is None:
         return ""
     return ", no more than chance explains" if estimate.low <= 0 <= estimate.high else ", more than chance explains"
 
 
-def _epochs(number: float) -> str:
+def _format_epochs(number: float) -> str:
     return f"{round(number, 1):g} epoch{'' if number == 1 else 's'}"
 
 
-def _rows(found: Recommendation) -> tuple[Choice, ...]:
+def _choices_to_show(found: Recommendation) -> tuple[RecommendedTrial, ...]:
     """One share needs no summary."""
     return found.by_share if len(found.by_share) == 1 else (*found.by_share, found.overall)
 
 
-def _text(estimate: Estimate, *, signed: bool, ends: bool = True) -> str | None:
+def _format_estimate(estimate: Estimate, *, signed: bool, ends: bool = True) -> str | None:
     if estimate.value is None:
         return None
     value, *interval = (
-        f"{tenths(number):{'+' if signed else ''}.1f}"
+        f"{round1(number):{'+' if signed else ''}.1f}"
         for number in (estimate.value, *([estimate.low, estimate.high] if ends else []))
         if number is not None
     )
@@ -212,4 +246,4 @@ def _text(estimate: Estimate, *, signed: bool, ends: bool = True) -> str | None:
 
 
 def _percent(share: float | None) -> float | None:
-    return None if share is None else tenths(100 * share)
+    return None if share is None else round1(100 * share)

@@ -2,51 +2,59 @@
 
 from collections import Counter
 
-from slick.analysis.answers import WAYS, Way
-from slick.analysis.audit_sheet import shares
+from slick.analysis.answers import DECODING_MODES, DecodingMode
+from slick.analysis.audit_sheet import grade_shares
 from slick.analysis.data import StudyData
-from slick.analysis.error_audit import COARSER, FINER, GRADES, PARAPHRASE, WRONG, ErrorAudit, agreement
-from slick.analysis.terms import NotTestable
-from slick.report.page import PAPER, Section, numbers, wide
-from slick.report.tables import Table, Value
+from slick.analysis.error_audit import COARSER, FINER, GRADES, PARAPHRASE, WRONG, ErrorAudit, matcher_agreement
+from slick.analysis.terms import InsufficientDataError
+from slick.report.page import GROUP_PAPER, Section, collapsed_table_exhibit, table_exhibit
+from slick.report.tables import CellValue, Table
 
-_GROUPS: tuple[tuple[str, tuple[Way, ...]], ...] = (("all", WAYS), ("greedy", ("greedy",)), ("sampled", ("sampled",)))
-_PRESORTED = (WRONG, f"{PARAPHRASE}?", f"{FINER}?", f"{COARSER}?")
+_ANSWER_GROUPS: tuple[tuple[str, tuple[DecodingMode, ...]], ...] = (
+    ("all", DECODING_MODES),
+    ("greedy", ("greedy",)),
+    ("sampled", ("sampled",)),
+)
+_SUGGESTED_GRADES = (WRONG, f"{PARAPHRASE}?", f"{FINER}?", f"{COARSER}?")
 
 
-def section(data: StudyData) -> Section:
+def error_audit_section(data: StudyData) -> Section:
     """The section; without stored answers it says what is missing."""
     return Section(
         name="error_audit",
-        group=PAPER,
+        group=GROUP_PAPER,
         title="Is a miss really wrong?",
-        text=_text(data),
+        text=_audit_text(data),
         exhibits=(
-            wide(
+            table_exhibit(
                 "What the graded answers are, in percent, with Wilson's 95 % intervals, beside the paper's 100 answers "
                 "(paper: table 6).",
-                lambda: shares_table(_audit(data)),
+                lambda: grade_shares_table(_require_audit(data)),
             ),
-            wide(
+            table_exhibit(
                 "The same answers as a program sorts them. Finer? and coarser?: one of answer and gold answer stands "
                 "in the other as whole words; paraphrase?: one stands in the other but for spaces, or enough words "
                 "agree.",
-                lambda: presorted_table(_audit(data)),
+                lambda: presorted_table(_require_audit(data)),
             ),
-            wide(
+            table_exhibit(
                 "Exact match beside word F1 over all stored answers: Pearson's correlation, with a 95 % interval from "
                 "a bootstrap over questions (paper: footnote 2, without a number).",
-                lambda: agreement_table(_audit(data)),
+                lambda: agreement_table(_require_audit(data)),
             ),
-            numbers("The sheet to grade.", lambda: sheet_table(_audit(data))),
+            collapsed_table_exhibit("The sheet to grade.", lambda: sheet_table(_require_audit(data))),
         ),
     )
 
 
-def shares_table(audit: ErrorAudit) -> Table:
+def grade_shares_table(audit: ErrorAudit) -> Table:
     """Shares of the grades of all, greedy and sampled answers."""
-    found = {name: shares(audit, ways) for name, ways in _GROUPS if name == "all" or _has(audit, name)}
-    rows: list[tuple[Value, ...]] = []
+    found = {
+        name: grade_shares(audit, decodings)
+        for name, decodings in _ANSWER_GROUPS
+        if name == "all" or _has_answers(audit, name)
+    }
+    rows: list[tuple[CellValue, ...]] = []
     for i, grade in enumerate(GRADES):
         cells = [f"{one[i].percent:.0f} ({one[i].low:.1f} to {one[i].high:.1f})" for one in found.values()]
         rows.append((grade, found["all"][i].num, *cells, found["all"][i].paper))
@@ -56,33 +64,37 @@ def shares_table(audit: ErrorAudit) -> Table:
 
 def presorted_table(audit: ErrorAudit) -> Table:
     """How many answers of the sheet look like what, by how they were made."""
-    tally = Counter((row.way, row.presorted) for row in audit.rows)
-    rows: list[tuple[Value, ...]] = [
-        (way, *(tally[way, grade] for grade in _PRESORTED), sum(tally[way, grade] for grade in _PRESORTED),
-         audit.num_wrong[way])
-        for way in WAYS
-        if _has(audit, way)
-    ]  # fmt: skip
+    tally = Counter((row.decoding, row.presorted) for row in audit.rows)
+    rows: list[tuple[CellValue, ...]] = [
+        (
+            decoding,
+            *(tally[decoding, grade] for grade in _SUGGESTED_GRADES),
+            sum(tally[decoding, grade] for grade in _SUGGESTED_GRADES),
+            audit.num_wrong[decoding],
+        )
+        for decoding in DECODING_MODES
+        if _has_answers(audit, decoding)
+    ]
     if not rows:
-        raise NotTestable("no answer could be drawn: none misses, or none was kept whole")
-    columns = ("answers", *_PRESORTED, "in the sheet", "drawn from")
+        raise InsufficientDataError("no answer could be drawn: none misses, or none was kept whole")
+    columns = ("answers", *_SUGGESTED_GRADES, "in the sheet", "drawn from")
     return Table(name="error_audit_presorted", columns=columns, rows=tuple(rows))
 
 
 def agreement_table(audit: ErrorAudit) -> Table:
     """The correlation of exact match with F1."""
-    rows: list[tuple[Value, ...]] = []
+    rows: list[tuple[CellValue, ...]] = []
     reasons = []
-    for name, ways in _GROUPS:
+    for name, decodings in _ANSWER_GROUPS:
         try:
-            one = agreement(audit, ways)
-        except NotTestable as reason:
+            one = matcher_agreement(audit, decodings)
+        except InsufficientDataError as reason:
             reasons.append(str(reason))
             continue
         ends = (None if end is None else round(end, 4) for end in (one.low, one.high))
         rows.append((name, round(one.r, 4), *ends, one.num_answers, one.num_questions, round(one.mean_f1_of_misses, 3)))
     if not rows:
-        raise NotTestable(reasons[0])
+        raise InsufficientDataError(reasons[0])
     columns = ("answers", "r", "low", "high", "answers counted", "questions", "mean F1 of misses")
     return Table(name="em_f1_agreement", columns=columns, rows=tuple(rows))
 
@@ -90,13 +102,23 @@ def agreement_table(audit: ErrorAudit) -> Table:
 def sheet_table(audit: ErrorAudit) -> Table:
     """The sheet, with the grades that are known already."""
     if not audit.rows:
-        raise NotTestable("no answer could be drawn: none misses, or none was kept whole")
+        raise InsufficientDataError("no answer could be drawn: none misses, or none was kept whole")
     columns = ("answer_id", "relation", "category", "temperature", "question", "gold", "answer")
-    rows: list[tuple[Value, ...]] = [
-        (row.answer_id, row.relation, row.category, audit.temperatures[row.way], row.question,
-         " | ".join(row.gold), row.answer, row.presorted, audit.sheet_id, audit.grades.get(row.answer_id))
+    rows: list[tuple[CellValue, ...]] = [
+        (
+            row.answer_id,
+            row.relation,
+            row.category,
+            audit.temperatures[row.decoding],
+            row.question,
+            " | ".join(row.gold),
+            row.answer,
+            row.presorted,
+            audit.sheet_id,
+            audit.grades.get(row.answer_id),
+        )
         for row in audit.rows
-    ]  # fmt: skip
+    ]
     return Table(
         name="error_audit",
         columns=(*columns, "presorted", "sheet", "grade"),
@@ -105,7 +127,7 @@ def sheet_table(audit: ErrorAudit) -> Table:
     )
 
 
-def _text(data: StudyData) -> str:
+def _audit_text(data: StudyData) -> str:
     said = (
         "Answers that miss by exact match may still be right in other words, or finer or coarser than the gold answer. "
         "How many are, only a person can tell."
@@ -113,11 +135,12 @@ def _text(data: StudyData) -> str:
     audit = data.error_audit
     if audit is None:
         return said
-    drawn = Counter(row.way for row in audit.rows)
+    drawn = Counter(row.decoding for row in audit.rows)
     parts = [
-        f"{drawn[way]} of {audit.num_wrong[way]:,} {way} answers that miss (T = {audit.temperatures[way]:g})"
-        for way in WAYS
-        if drawn[way]
+        f"{drawn[decoding]} of {audit.num_wrong[decoding]:,} {decoding} answers that miss (T = "
+        f"{audit.temperatures[decoding]:g})"
+        for decoding in DECODING_MODES
+        if drawn[decoding]
     ]
     if parts:
         said += (
@@ -126,21 +149,21 @@ def _text(data: StudyData) -> str:
             "sheet; what was filled in is kept in `report/graded/`. A single quote before text that begins like a "
             "formula keeps spreadsheets from running it."
         )
-    if audit.num_absent["sampled"]:
+    if audit.num_unstored["sampled"]:
         said += (
-            f" No sampled answers are in it: {audit.num_absent['sampled']:,} samples were not made or not kept whole "
+            f" No sampled answers are in it: {audit.num_unstored['sampled']:,} samples were not made or not kept whole "
             "(annotate with `--mode full`), so what is left is no fair sample; the correlation is over what is left."
         )
     return said
 
 
-def _has(audit: ErrorAudit, way: str) -> bool:
-    return any(row.way == way for row in audit.rows)
+def _has_answers(audit: ErrorAudit, decoding: str) -> bool:
+    return any(row.decoding == decoding for row in audit.rows)
 
 
-def _audit(data: StudyData) -> ErrorAudit:
+def _require_audit(data: StudyData) -> ErrorAudit:
     if data.error_audit is None:
-        raise NotTestable(
+        raise InsufficientDataError(
             "needs the questions and the answers of an annotation that stores texts (--estimator sampled)"
         )
     return data.error_audit

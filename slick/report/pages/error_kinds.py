@@ -4,72 +4,78 @@ import numpy as np
 
 from slick.analysis.data import StudyData
 from slick.analysis.error_kinds import (
-    ALWAYS,
-    KINDS,
-    LEAST_WRONG,
-    LIMITS,
-    MOSTLY,
-    ONE,
+    CLASSIFIED_CATEGORIES,
+    DOMINANCE_THRESHOLD,
+    ERROR_KINDS,
+    MAJORITY_THRESHOLD,
+    MIN_WRONG_ANSWERS,
     REFUSED,
-    SORTED,
-    TWO,
+    SENSITIVITY_THRESHOLDS,
+    SINGLE_ANSWER,
+    TWO_ANSWERS,
     ErrorKinds,
-    sensitivity,
+    threshold_sensitivity,
 )
 from slick.analysis.planted import STRENGTHS, PlantedFacts
-from slick.analysis.terms import NotTestable
-from slick.report.page import BEYOND, Exhibit, Section, drawn, numbers, wide
+from slick.analysis.terms import InsufficientDataError
+from slick.report.page import GROUP_EXTENSIONS, Exhibit, Section, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.pages import error_kinds_figures
-from slick.report.pages.error_kinds_figures import relations_of, shares
-from slick.report.tables import Table, Value
+from slick.report.pages.error_kinds_figures import kind_percentages, relations_with_category
+from slick.report.tables import CellValue, Table
 from slick.types import ALL_CATEGORIES
 
 
-def section(data: StudyData) -> Section:
+def error_kinds_section(data: StudyData) -> Section:
     """The section; without stored answers it says what is missing."""
     return Section(
         name="error_kinds",
-        group=BEYOND,
+        group=GROUP_EXTENSIONS,
         title="How the model errs",
-        text=_text(data),
+        text=_kinds_text(data),
         exhibits=(
-            drawn(
+            figure_exhibit(
                 "WeaklyKnown and Unknown questions by what their wrong answers look like.",
                 "error_kinds",
                 "Stacked bars: shares of the kinds of error among WeaklyKnown and Unknown questions",
-                lambda: error_kinds_figures.bars(_kinds(data)),
+                lambda: error_kinds_figures.error_kind_bars(_require_error_kinds(data)),
             ),
-            drawn(
+            figure_exhibit(
                 "Unknown questions by relation, those with most settled errors first.",
                 "error_kinds_by_relation",
                 "Stacked bars: shares of the kinds of error among Unknown questions of each relation",
-                lambda: error_kinds_figures.relation_bars(_kinds(data)),
+                lambda: error_kinds_figures.error_kind_bars_by_relation(_require_error_kinds(data)),
             ),
-            wide(
+            table_exhibit(
                 "Questions of each kind, with their share of the category and of all annotated questions, Known ones "
                 "too (%).",
-                lambda: kinds_table(_kinds(data)),
+                lambda: error_kinds_table(_require_error_kinds(data)),
             ),
-            wide("Examples, drawn by the seed; in brackets how often.", lambda: examples_table(_kinds(data))),
-            *_against_the_truth(data),
-            numbers("By relation and category (%).", lambda: relations_table(_kinds(data))),
-            numbers(
-                f"The same questions with other limits in place of {100 * ALWAYS:.0f} %; at 50 %, that of Orgad et "
+            table_exhibit(
+                "Examples, drawn by the seed; in brackets how often.",
+                lambda: error_examples_table(_require_error_kinds(data)),
+            ),
+            *_planted_exhibits(data),
+            collapsed_table_exhibit(
+                "By relation and category (%).", lambda: error_kinds_by_relation_table(_require_error_kinds(data))
+            ),
+            collapsed_table_exhibit(
+                f"The same questions with other limits in place of {100 * DOMINANCE_THRESHOLD:.0f} %; at 50 %, that "
+                f"of Orgad et "
                 "al., a second answer cannot have as much.",
-                lambda: sensitivity_table(_kinds(data)),
+                lambda: sensitivity_table(_require_error_kinds(data)),
             ),
         ),
     )
 
 
-def kinds_table(found: ErrorKinds) -> Table:
+def error_kinds_table(found: ErrorKinds) -> Table:
     """Numbers and shares of each kind by category."""
     total = sum(found.num_questions.values())
     kinds = found.kinds()
-    masks = {str(category): found.mask(category) for category in SORTED}
-    rows: list[tuple[Value, ...]] = []
-    for kind in KINDS:
-        cells: list[Value] = []
+    masks = {str(category): found.mask(category) for category in CLASSIFIED_CATEGORIES}
+    rows: list[tuple[CellValue, ...]] = []
+    for kind in ERROR_KINDS:
+        cells: list[CellValue] = []
         for mask in masks.values():
             num = int((kinds[mask] == kind).sum())
             cells += [num, _percent(num, int(mask.sum()))]
@@ -85,22 +91,22 @@ def kinds_table(found: ErrorKinds) -> Table:
     )
 
 
-def relations_table(found: ErrorKinds) -> Table:
+def error_kinds_by_relation_table(found: ErrorKinds) -> Table:
     """Shares of each kind by relation and category."""
-    kinds, distinct = found.kinds(), found.tallies_Q6[:, 5]
-    rows: list[tuple[Value, ...]] = []
-    for relation in (ALL_CATEGORIES, *relations_of(found)):
-        for category in SORTED:
+    kinds, distinct = found.kinds(), found.counts_Q6[:, 5]
+    rows: list[tuple[CellValue, ...]] = []
+    for relation in (ALL_CATEGORIES, *relations_with_category(found)):
+        for category in CLASSIFIED_CATEGORIES:
             mask = found.mask(category, relation)
             num = int(mask.sum())
             if num:
-                parts = (_percent(int((kinds[mask] == kind).sum()), num) for kind in KINDS)
+                parts = (_percent(int((kinds[mask] == kind).sum()), num) for kind in ERROR_KINDS)
                 rows.append((relation, str(category), num, *parts, float(np.median(distinct[mask]))))
-    columns = ("relation", "category", "questions", *KINDS, "distinct wrong answers (median)")
+    columns = ("relation", "category", "questions", *ERROR_KINDS, "distinct wrong answers (median)")
     return Table(name="error_kinds_by_relation", columns=columns, rows=tuple(rows), total_rows=frozenset({0, 1}))
 
 
-def planted_table(found: ErrorKinds, planted: PlantedFacts) -> Table:
+def error_kinds_by_strength_table(found: ErrorKinds, planted: PlantedFacts) -> Table:
     """Shares of each kind by how firmly a fact was planted.
 
     Raises:
@@ -108,71 +114,81 @@ def planted_table(found: ErrorKinds, planted: PlantedFacts) -> Table:
     """
     strength = dict(zip(planted.question_ids.tolist(), planted.strength.tolist(), strict=True))
     of_question = np.array([strength.get(one, "") for one in found.question_ids.tolist()])
-    rows: list[tuple[Value, ...]] = []
+    rows: list[tuple[CellValue, ...]] = []
     for name in STRENGTHS:
         mask = of_question == name
         if mask.any():
-            rows.append((name, int(mask.sum()), *(round(share, 1) for share in shares(found, mask).values())))
+            rows.append((name, int(mask.sum()), *(round(share, 1) for share in kind_percentages(found, mask).values())))
     if not rows:
-        raise NotTestable("no WeaklyKnown or Unknown question is a fact of the world")
-    return Table(name="error_kinds_planted", columns=("planted", "questions", *KINDS), rows=tuple(rows))
+        raise InsufficientDataError("no WeaklyKnown or Unknown question is a fact of the world")
+    return Table(name="error_kinds_planted", columns=("planted", "questions", *ERROR_KINDS), rows=tuple(rows))
 
 
 def sensitivity_table(found: ErrorKinds) -> Table:
     """Numbers of each kind at other limits."""
-    by_limit = sensitivity(found)
-    rows: tuple[tuple[Value, ...], ...] = tuple(
-        (f"{100 * limit:.0f} %", *(by_limit[limit][kind] for kind in KINDS)) for limit in LIMITS
+    by_limit = threshold_sensitivity(found)
+    rows: tuple[tuple[CellValue, ...], ...] = tuple(
+        (f"{100 * limit:.0f} %", *(by_limit[limit][kind] for kind in ERROR_KINDS)) for limit in SENSITIVITY_THRESHOLDS
     )
-    return Table(name="error_kinds_limits", columns=("limit", *KINDS), rows=rows)
+    return Table(name="error_kinds_limits", columns=("limit", *ERROR_KINDS), rows=rows)
 
 
-def examples_table(found: ErrorKinds) -> Table:
+def error_examples_table(found: ErrorKinds) -> Table:
     """A few questions of each kind, with what the model says."""
     if not found.examples:
-        raise NotTestable("there are no WeaklyKnown or Unknown questions")
-    rows: tuple[tuple[Value, ...], ...] = tuple(
-        (one.kind, one.category, one.relation, one.question, " | ".join(one.gold),
-         ", ".join(f"{text or '(empty)'} ({num})" for text, num in one.said) + f", of {one.total}")
+        raise InsufficientDataError("there are no WeaklyKnown or Unknown questions")
+    rows: tuple[tuple[CellValue, ...], ...] = tuple(
+        (
+            one.kind,
+            one.category,
+            one.relation,
+            one.question,
+            " | ".join(one.gold),
+            ", ".join(f"{text or '(empty)'} ({num})" for text, num in one.answers) + f", of {one.total}",
+        )
         for one in found.examples
-    )  # fmt: skip
+    )
     columns = ("kind", "category", "relation", "question", "gold", "wrong answers, most frequent first")
     return Table(name="error_kinds_examples", columns=columns, rows=rows, text_columns=frozenset({3, 4, 5}))
 
 
-def _against_the_truth(data: StudyData) -> tuple[Exhibit, ...]:
+def _planted_exhibits(data: StudyData) -> tuple[Exhibit, ...]:
     """Only where facts were planted."""
     planted = data.planted
     if planted is None:
         return ()
     return (
-        wide(
+        table_exhibit(
             "The same questions by how their facts were planted (%): beside a rival named more often (minority) or as "
             "often (contested), or never.",
-            lambda: planted_table(_kinds(data), planted),
+            lambda: error_kinds_by_strength_table(_require_error_kinds(data), planted),
         ),
     )
 
 
-def _text(data: StudyData) -> str:
+def _kinds_text(data: StudyData) -> str:
     said = (
-        f"A question is sorted by its wrong answers: one answer, if {100 * ALWAYS:.0f} % or more of them are the same; "
-        f"two rivals, if two answers together make up as many, the second at least {100 * (1 - ALWAYS):.0f} %; "
-        f"scattered otherwise. Refused, or empty, if {100 * MOSTLY:.0f} % or more of them are. Fewer than "
-        f"{LEAST_WRONG} wrong answers are too few to tell. After Orgad et al. 2024 (arXiv:2410.02707), who ask for "
+        f"A question is sorted by its wrong answers: one answer, if {100 * DOMINANCE_THRESHOLD:.0f} % or more of "
+        f"them are the same; "
+        f"two rivals, if two answers together make up as many, the second at least "
+        f"{100 * (1 - DOMINANCE_THRESHOLD):.0f} %; "
+        f"scattered otherwise. Refused, or empty, if {100 * MAJORITY_THRESHOLD:.0f} % or more of them are. Fewer than "
+        f"{MIN_WRONG_ANSWERS} wrong answers are too few to tell. After Orgad et al. 2024 (arXiv:2410.02707), who "
+        f"ask for "
         "half of the answers at temperature 1; answers agree more at the temperature used here, hence the higher limit."
     )
     found = data.error_kinds
     if found is None:
         return said
-    if found.way == "greedy":
+    if found.decoding == "greedy":
         said += " The annotation kept no wrong samples whole (labels mode), so the greedy answers to its prompts count."
-    unknown = found.mask(SORTED[-1])
+    unknown = found.mask(CLASSIFIED_CATEGORIES[-1])
     if unknown.any():
-        share = shares(found, unknown)
+        share = kind_percentages(found, unknown)
         said += (
-            f" Of {int(unknown.sum()):,} Unknown questions, {share[ONE]:.0f} % always get the same wrong answer, "
-            f"{share[TWO]:.0f} % one of two; {share[REFUSED]:.0f} % are mostly refused."
+            f" Of {int(unknown.sum()):,} Unknown questions, {share[SINGLE_ANSWER]:.0f} % always get the same wrong "
+            f"answer, "
+            f"{share[TWO_ANSWERS]:.0f} % one of two; {share[REFUSED]:.0f} % are mostly refused."
         )
     return said
 
@@ -181,9 +197,9 @@ def _percent(num: int, total: int) -> float | None:
     return round(100 * num / total, 1) if total else None
 
 
-def _kinds(data: StudyData) -> ErrorKinds:
+def _require_error_kinds(data: StudyData) -> ErrorKinds:
     if data.error_kinds is None:
-        raise NotTestable(
+        raise InsufficientDataError(
             "needs the questions and the answers of an annotation that stores texts (--estimator sampled)"
         )
     return data.error_kinds

@@ -6,36 +6,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.analysis.error_kinds import EMPTY, FEW, KINDS, ONE, REFUSED, SCATTERED, SORTED, TWO, ErrorKinds
-from slick.analysis.terms import NotTestable
-from slick.report.style import BLUE, GREEN, INK, MUTED, ORANGE, VERMILLION, label_ends
+from slick.analysis.error_kinds import (
+    CLASSIFIED_CATEGORIES,
+    EMPTY,
+    ERROR_KINDS,
+    REFUSED,
+    SCATTERED,
+    SINGLE_ANSWER,
+    TOO_FEW,
+    TWO_ANSWERS,
+    ErrorKinds,
+)
+from slick.analysis.terms import InsufficientDataError
+from slick.report.style import BLUE, GREEN, INK, MUTED, ORANGE, VERMILLION, label_line_ends
 from slick.types import ALL_CATEGORIES
 
-COLOURS = {ONE: VERMILLION, TWO: ORANGE, SCATTERED: BLUE, REFUSED: GREEN, EMPTY: MUTED, FEW: "#c3c8cf"}
+KIND_COLOURS = {
+    SINGLE_ANSWER: VERMILLION,
+    TWO_ANSWERS: ORANGE,
+    SCATTERED: BLUE,
+    REFUSED: GREEN,
+    EMPTY: MUTED,
+    TOO_FEW: "#c3c8cf",
+}
 """Of the bars."""
-_LIGHT = {TWO, FEW}
+_LIGHT_KINDS = {TWO_ANSWERS, TOO_FEW}
 """Bars that want dark text."""
 
 
-def bars(found: ErrorKinds) -> Callable[[Any], None]:
+def error_kind_bars(found: ErrorKinds) -> Callable[[Any], None]:
     """One stacked bar a category, kinds named beside the last one."""
     of_category = {
-        str(category): shares(found, found.mask(category)) for category in SORTED if found.mask(category).any()
+        str(category): kind_percentages(found, found.mask(category))
+        for category in CLASSIFIED_CATEGORIES
+        if found.mask(category).any()
     }
     if not of_category:
-        raise NotTestable("there are no WeaklyKnown or Unknown questions")
+        raise InsufficientDataError("there are no WeaklyKnown or Unknown questions")
 
     def plot(axes: Any) -> None:
         labels = []
         for x, (name, of_kind) in enumerate(of_category.items()):
             bottom = 0.0
             for kind, share in of_kind.items():
-                axes.bar(x, share, 0.7, bottom=bottom, color=COLOURS[kind], edgecolor="white", linewidth=0.8)
+                axes.bar(x, share, 0.7, bottom=bottom, color=KIND_COLOURS[kind], edgecolor="white", linewidth=0.8)
                 if share >= 5:
-                    colour = INK if kind in _LIGHT else "white"
+                    colour = INK if kind in _LIGHT_KINDS else "white"
                     axes.text(x, bottom + share / 2, f"{share:.0f}", ha="center", va="center", color=colour)
                 if name == list(of_category)[-1] and any(one[kind] for one in of_category.values()):
-                    labels.append((bottom + share / 2, kind, COLOURS[kind] if kind not in _LIGHT else INK))
+                    labels.append((bottom + share / 2, kind, KIND_COLOURS[kind] if kind not in _LIGHT_KINDS else INK))
                 bottom += share
         axes.set_ylim(0, 100)
         axes.set_xlim(-0.5, len(of_category) + 0.25)
@@ -43,29 +62,32 @@ def bars(found: ErrorKinds) -> Callable[[Any], None]:
         axes.grid(visible=False, axis="x")
         axes.spines["bottom"].set_bounds(-0.5, len(of_category) - 0.5)
         axes.set_ylabel("Questions (%)")
-        label_ends(axes, len(of_category) - 0.65, labels)
+        label_line_ends(axes, len(of_category) - 0.65, labels)
         axes.set_ylim(0, 100)
 
     return plot
 
 
-def relation_bars(found: ErrorKinds) -> Callable[[Any], None]:
+def error_kind_bars_by_relation(found: ErrorKinds) -> Callable[[Any], None]:
     """One bar a relation, Unknown questions only."""
-    category = SORTED[-1]
+    category = CLASSIFIED_CATEGORIES[-1]
     of_relation = {
-        relation: shares(found, found.mask(category, relation)) for relation in relations_of(found, category)
+        relation: kind_percentages(found, found.mask(category, relation))
+        for relation in relations_with_category(found, category)
     }
     if not of_relation:
-        raise NotTestable("there are no Unknown questions")
-    order = sorted(of_relation, key=lambda relation: (of_relation[relation][ONE], relation))
-    shown = [kind for kind in KINDS if any(one[kind] for one in of_relation.values())]
+        raise InsufficientDataError("there are no Unknown questions")
+    order = sorted(of_relation, key=lambda relation: (of_relation[relation][SINGLE_ANSWER], relation))
+    shown = [kind for kind in ERROR_KINDS if any(one[kind] for one in of_relation.values())]
 
     def plot(axes: Any) -> None:
         axes.figure.set_size_inches(5.3, max(4.0, 1.2 + 0.24 * len(order)))
         left = np.zeros(len(order))
         for kind in shown:
             width = np.array([of_relation[relation][kind] for relation in order])
-            axes.barh(order, width, 0.78, left=left, color=COLOURS[kind], edgecolor="white", linewidth=0.6, label=kind)
+            axes.barh(
+                order, width, 0.78, left=left, color=KIND_COLOURS[kind], edgecolor="white", linewidth=0.6, label=kind
+            )
             left += width
         axes.set_xlim(0, 100)
         axes.margins(y=0.01)
@@ -77,12 +99,12 @@ def relation_bars(found: ErrorKinds) -> Callable[[Any], None]:
     return plot
 
 
-def shares(found: ErrorKinds, mask: NDArray[np.bool_]) -> dict[str, float]:
+def kind_percentages(found: ErrorKinds, mask: NDArray[np.bool_]) -> dict[str, float]:
     """Percent of each kind among the questions of the mask."""
     kinds = found.kinds()[mask]
-    return {kind: 100.0 * float((kinds == kind).mean()) for kind in KINDS}
+    return {kind: 100.0 * float((kinds == kind).mean()) for kind in ERROR_KINDS}
 
 
-def relations_of(found: ErrorKinds, category: str = ALL_CATEGORIES) -> list[str]:
+def relations_with_category(found: ErrorKinds, category: str = ALL_CATEGORIES) -> list[str]:
     """Those with questions of the category, sorted."""
     return [str(relation) for relation in np.unique(found.relations[found.mask(category)])]

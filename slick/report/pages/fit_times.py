@@ -4,92 +4,99 @@ from collections.abc import Callable
 from typing import Any
 
 from slick.analysis.data import StudyData
-from slick.analysis.findings.sweep import half_unknown
-from slick.analysis.fit_times import FitTimes, fit_curves, runs_of, together
+from slick.analysis.findings.sweep import half_unknown_variant
+from slick.analysis.fit_times import TimeToFit, pool_runs, select_runs, survival_curves
 from slick.analysis.statistics.hazard import HazardRatio, hazard_ratio
-from slick.analysis.terms import NotTestable
+from slick.analysis.terms import InsufficientDataError
 from slick.report.figures import CATEGORY_COLOURS
-from slick.report.page import Section, drawn, numbers, wide
+from slick.report.page import Section, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.pages import fit_tables
-from slick.report.pages.fit_tables import UNKNOWN, WEAKLY, Ratios, need_ratio, value_and_range
-from slick.report.style import MUTED, VERMILLION, epoch_axis, share_axis
+from slick.report.pages.fit_tables import UNKNOWN, WEAKLY, Ratios, format_ratio, require_ratio
+from slick.report.style import MUTED, VERMILLION, set_epoch_axis, set_share_axis
 from slick.types import Category
 
 PUBLISHED_RATIO = 2.6
 """WeaklyKnown against Unknown rows in Hier and Obafemi-Ajayi 2026, arXiv:2601.18468."""
 
 
-def section(data: StudyData) -> Section:
+def time_to_fit_section(data: StudyData) -> Section:
     """The section; without rows.parquet of the sweep's runs it says what is missing."""
-    ratios = _ratios(data)
+    ratios = _hazard_ratios(data)
     return Section(
         name="fit_times",
         title="How long a row takes to be fitted",
-        text=f"{words(data, ratios)}A row is fitted at the first epoch after which its question is answered right; "
+        text=f"{summary_text(data, ratios)}A row is fitted at the first epoch after which its question is answered "
+        f"right; "
         "until then it waits. The hazard ratio is how many times as likely a waiting WeaklyKnown row is to be fitted "
         "at any epoch as a waiting Unknown one; intervals are 95 %, clustered by question.",
         exhibits=(
-            drawn(
+            figure_exhibit(
                 "Training rows not fitted yet, by epoch and category; half of D is Unknown. Kaplan-Meier estimates "
                 "with 95 % bands, no narrower for having several seeds.",
                 "fit_times",
                 "Share of training rows not fitted yet, by epoch and category",
-                lambda: waiting_figure(together(runs_of(data.fit_times, half_unknown(data)))),
+                lambda: survival_figure(pool_runs(select_runs(data.time_to_fit, half_unknown_variant(data)))),
             ),
-            drawn(
+            figure_exhibit(
                 "Hazard ratio of WeaklyKnown against Unknown rows by share of Unknown rows, with 95 % intervals; "
                 "dotted, the value of Hier and Obafemi-Ajayi 2026 (arXiv:2601.18468).",
                 "fit_ratio",
                 "How many times as fast WeaklyKnown rows are fitted as Unknown ones, by share of Unknown rows",
-                lambda: ratio_figure(data, ratios),
+                lambda: hazard_ratio_figure(data, ratios),
             ),
-            wide(
+            table_exhibit(
                 "WeaklyKnown against Unknown rows. Early and late: the ratio up to an epoch and after it; a single one "
                 "stands for both where they agree. Cox: the same by a model in continuous time, ties by Efron's "
                 "approximation. p: log-rank test, the largest among the seeds. Never fitted: Unknown rows that no "
                 "epoch fits (compare arXiv:2604.10079).",
-                lambda: fit_tables.ratio_table(data, ratios),
+                lambda: fit_tables.hazard_ratio_table(data, ratios),
             ),
-            wide(
+            table_exhibit(
                 "All pairs of categories where half of D is Unknown; log-rank tests, corrected for their number "
                 "(Holm).",
-                lambda: fit_tables.pair_table(data),
+                lambda: fit_tables.category_pair_table(data),
             ),
-            numbers("When half of a category is fitted, and what never is.", lambda: fit_tables.category_table(data)),
-            numbers("All numbers of the second figure.", lambda: fit_tables.ratio_numbers(data, ratios)),
-            numbers("All numbers of the first figure, at every share.", lambda: fit_tables.curve_table(data)),
+            collapsed_table_exhibit(
+                "When half of a category is fitted, and what never is.", lambda: fit_tables.fit_time_table(data)
+            ),
+            collapsed_table_exhibit(
+                "All numbers of the second figure.", lambda: fit_tables.hazard_ratio_numbers_table(data, ratios)
+            ),
+            collapsed_table_exhibit(
+                "All numbers of the first figure, at every share.", lambda: fit_tables.survival_curve_table(data)
+            ),
         ),
     )
 
 
-def words(data: StudyData, ratios: Ratios) -> str:
+def summary_text(data: StudyData, ratios: Ratios) -> str:
     """What was found where half of D is Unknown, in up to three sentences; nothing where nothing can be told."""
     try:
-        name = half_unknown(data)
-        curves = {curve.category: curve for curve in fit_curves(together(runs_of(data.fit_times, name)))}
-    except NotTestable:
+        name = half_unknown_variant(data)
+        curves = {curve.category: curve for curve in survival_curves(pool_runs(select_runs(data.time_to_fit, name)))}
+    except InsufficientDataError:
         return ""
     said = []
     ratio = ratios.get(name)
     if isinstance(ratio, HazardRatio):
         said.append(
-            f"Where half of D is Unknown, WeaklyKnown rows are fitted at {value_and_range(ratio)} times the rate of "
+            f"Where half of D is Unknown, WeaklyKnown rows are fitted at {format_ratio(ratio)} times the rate of "
             f"Unknown ones ({PUBLISHED_RATIO} in arXiv:2601.18468)."
         )
         if ratio.change is not None and ratio.change.p_value < 0.05:
             said.append(
-                f"The ratio is not constant: {ratio.change.early:.1f} up to epoch {ratio.change.until}, "
+                f"The ratio is not constant: {ratio.change.early:.1f} up to epoch {ratio.change.early_until_epoch}, "
                 f"{ratio.change.late:.1f} after it."
             )
     if UNKNOWN in curves:
-        never, low, high = (100 * value for value in curves[UNKNOWN].never)
-        said.append(f"{never:.1f} % ({low:.1f} to {high:.1f}) of the Unknown rows are never fitted.")
+        never_fitted, low, high = (100 * value for value in curves[UNKNOWN].never_fitted)
+        said.append(f"{never_fitted:.1f} % ({low:.1f} to {high:.1f}) of the Unknown rows are never fitted.")
     return "".join(f"{sentence} " for sentence in said)
 
 
-def waiting_figure(rows: FitTimes) -> Callable[[Any], None]:
+def survival_figure(rows: TimeToFit) -> Callable[[Any], None]:
     """Steps down from 100 %, one line a category."""
-    curves = fit_curves(rows)
+    curves = survival_curves(rows)
 
     def plot(axes: Any) -> None:
         for curve in curves:
@@ -97,22 +104,22 @@ def waiting_figure(rows: FitTimes) -> Callable[[Any], None]:
             axes.fill_between(
                 curve.epochs, 100 * curve.low, 100 * curve.high, step="post", color=colour, alpha=0.16, linewidth=0
             )
-            axes.step(curve.epochs, 100 * curve.waiting, line, where="post", color=colour, label=curve.category)
+            axes.step(curve.epochs, 100 * curve.unfitted_share, line, where="post", color=colour, label=curve.category)
         axes.legend(loc="upper right", fontsize=11, handlelength=2.6)
-        epoch_axis(axes, curves[0].epochs, room=False)
+        set_epoch_axis(axes, curves[0].epochs, room=False)
         axes.set_ylabel("Rows not fitted yet (%)")
 
     return plot
 
 
-def ratio_figure(data: StudyData, ratios: Ratios) -> Callable[[Any], None]:
+def hazard_ratio_figure(data: StudyData, ratios: Ratios) -> Callable[[Any], None]:
     """Ratios on a logarithmic axis, since a half and a double are as far from 1.
 
     Raises:
         NotTestable: no share of Unknown rows gives a ratio.
     """
-    need_ratio(data, ratios)
-    sweep = data.sweep()
+    require_ratio(data, ratios)
+    sweep = data.sweep_variants()
     found = [(100 * share, one) for share, name in sweep if isinstance(one := ratios[name], HazardRatio)]
 
     def plot(axes: Any) -> None:
@@ -127,7 +134,7 @@ def ratio_figure(data: StudyData, ratios: Ratios) -> Callable[[Any], None]:
             axes.annotate(f"{value:.1f}", (at, value), xytext=(6, 5), textcoords="offset points", fontsize=11)
         axes.axhline(1.0, color=MUTED, linewidth=1)
         axes.axhline(PUBLISHED_RATIO, color=MUTED, linewidth=1.4, linestyle=":")
-        share_axis(axes, [100 * share for share, _ in sweep], room=False)
+        set_share_axis(axes, [100 * share for share, _ in sweep], room=False)
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -136,15 +143,15 @@ def ratio_figure(data: StudyData, ratios: Ratios) -> Callable[[Any], None]:
     return plot
 
 
-def _ratios(data: StudyData) -> dict[str, HazardRatio | NotTestable]:
-    found: dict[str, HazardRatio | NotTestable] = {}
+def _hazard_ratios(data: StudyData) -> dict[str, HazardRatio | InsufficientDataError]:
+    found: dict[str, HazardRatio | InsufficientDataError] = {}
     try:
-        sweep = data.sweep()
-    except NotTestable:
+        sweep = data.sweep_variants()
+    except InsufficientDataError:
         return found
     for _, name in sweep:
         try:
-            found[name] = hazard_ratio(together(runs_of(data.fit_times, name)), WEAKLY, UNKNOWN)
-        except NotTestable as reason:
+            found[name] = hazard_ratio(pool_runs(select_runs(data.time_to_fit, name)), WEAKLY, UNKNOWN)
+        except InsufficientDataError as reason:
             found[name] = reason
     return found

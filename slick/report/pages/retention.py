@@ -7,94 +7,114 @@ from typing import Any
 import numpy as np
 
 from slick.analysis.data import StudyData
-from slick.analysis.findings.verdict import Z, interval, percent, tenths
-from slick.analysis.retention import Control, Retention, changes, control, retention
-from slick.analysis.terms import Cell, NotTestable
-from slick.report.page import Section, drawn, numbers, wide
-from slick.report.style import BLUE, INK, VERMILLION, band, epoch_axis, label_ends, share_axis
-from slick.report.tables import Table, Value
+from slick.analysis.findings.verdict import Z_95, confidence_interval, format_percent, round1
+from slick.analysis.retention import (
+    KnownOnlyAblation,
+    RetentionCurve,
+    category_changes,
+    known_only_ablation,
+    retention_curves,
+)
+from slick.analysis.terms import InsufficientDataError, Measurement
+from slick.report.page import Section, collapsed_table_exhibit, figure_exhibit, table_exhibit
+from slick.report.style import (
+    BLUE,
+    INK,
+    VERMILLION,
+    label_line_ends,
+    plot_with_error_band,
+    set_epoch_axis,
+    set_share_axis,
+)
+from slick.report.tables import CellValue, Table
 from slick.types import Category
 
 
-def section(data: StudyData) -> Section:
+def retention_section(data: StudyData) -> Section:
     """The section; without HighlyKnown test questions it says what is missing."""
     return Section(
         name="retention",
         title="What is forgotten of what was known firmly",
-        text=f"{words(data)}Before fine-tuning, all HighlyKnown questions were answered right under every few-shot "
+        text=f"{summary_text(data)}Before fine-tuning, all HighlyKnown questions were answered right under every "
+        f"few-shot "
         "prompt, and no WeaklyKnown or Unknown one by any greedy answer; so what falls among the former is forgotten, "
         "and what is right among the latter gained. Losses are counted from the epoch with the best HighlyKnown "
         "accuracy, as in arXiv:2604.15574; that epoch is picked on the same questions, so a loss within its 95 % "
         "interval may be chance.",
         exhibits=(
-            drawn(
+            figure_exhibit(
                 "HighlyKnown test accuracy by epoch, in points from its best epoch, one line a share of Unknown rows; "
                 "bands of 95 % about the first and the last.",
                 "retention",
                 "Accuracy on HighlyKnown questions falls with epochs, the more the larger the share of Unknown rows",
-                lambda: loss_figure(retention(data)),
+                lambda: retention_figure(retention_curves(data)),
             ),
-            drawn(
+            figure_exhibit(
                 "Points of HighlyKnown test accuracy lost, by share of Unknown rows and epochs trained.",
                 "retention_surface",
                 "Points of HighlyKnown accuracy lost over share of Unknown rows and epochs, as a heat map",
-                lambda: loss_surface(retention(data), data.durations),
+                lambda: retention_surface(retention_curves(data), data.durations),
             ),
-            drawn(
+            figure_exhibit(
                 "Points of HighlyKnown test accuracy lost at the end, with the Unknown rows (D) and without them "
                 "(D_Known), each from its own best epoch; bands are one standard error.",
                 "retention_control",
                 "HighlyKnown accuracy lost by D and by D_Known, by share of Unknown rows",
-                lambda: control_figure(data),
+                lambda: ablation_figure(data),
             ),
-            drawn(
+            figure_exhibit(
                 "Change of test accuracy from the best HighlyKnown epoch to the end, by category of question.",
                 "retention_categories",
                 "Accuracy lost and gained by category of test question and share of Unknown rows",
-                lambda: change_figure(data),
+                lambda: category_change_figure(data),
             ),
-            wide(
+            table_exhibit(
                 "From the best epoch to the end, in points of test accuracy with 95 % intervals. Cost: D_Known less "
                 "D at the end, on the same questions.",
-                lambda: loss_table(data),
+                lambda: retention_table(data),
             ),
-            numbers("All numbers of the figures: losses by epoch.", lambda: epoch_table(data)),
-            numbers("All numbers of the figures: changes by category.", lambda: change_table(data)),
+            collapsed_table_exhibit(
+                "All numbers of the figures: losses by epoch.", lambda: retention_epochs_table(data)
+            ),
+            collapsed_table_exhibit(
+                "All numbers of the figures: changes by category.", lambda: category_changes_table(data)
+            ),
         ),
     )
 
 
-def words(data: StudyData) -> str:
+def summary_text(data: StudyData) -> str:
     """What was found, in one or two sentences; nothing where nothing can be told."""
     try:
-        found = retention(data)
-    except NotTestable:
+        found = retention_curves(data)
+    except InsufficientDataError:
         return ""
     first, last = found[0], found[-1]
     said = (
-        f"By the end of training, D with {percent(first.share)} Unknown rows loses {_text(first.lost[-1])} points of "
+        f"By the end of training, D with {format_percent(first.share)} Unknown rows loses "
+        f"{_with_interval(first.points_lost[-1])} points of "
         "HighlyKnown accuracy"
     )
     if last is not first:
-        said += f", D with {percent(last.share)} loses {_text(last.lost[-1])}"
-    return f"{said}. {_control_words(data)}"
+        said += f", D with {format_percent(last.share)} loses {_with_interval(last.points_lost[-1])}"
+    return f"{said}. {_ablation_sentence(data)}"
 
 
-def _control_words(data: StudyData) -> str:
+def _ablation_sentence(data: StudyData) -> str:
     try:
-        pairs = [(one, one.lost_known) for one in control(data) if one.lost_known is not None]
-    except NotTestable:
+        pairs = [(one, one.points_lost_known) for one in known_only_ablation(data) if one.points_lost_known is not None]
+    except InsufficientDataError:
         return ""
     if not pairs:
         return ""
     one, known = pairs[-1]
     return (
-        f"Without its Unknown rows, D with {percent(one.share)} loses {_text(known)} points instead of "
-        f"{_text(one.lost)}. "
+        f"Without its Unknown rows, D with {format_percent(one.share)} loses {_with_interval(known)} points instead of "
+        f"{_with_interval(one.points_lost)}. "
     )
 
 
-def loss_figure(found: tuple[Retention, ...]) -> Callable[[Any], None]:
+def retention_figure(found: tuple[RetentionCurve, ...]) -> Callable[[Any], None]:
     """Lines that fall from nought, named at their ends."""
 
     def plot(axes: Any) -> None:
@@ -106,21 +126,21 @@ def loss_figure(found: tuple[Retention, ...]) -> Callable[[Any], None]:
         longest = max((one.epochs for one in found), key=len)
         labels = []
         for one, colour in zip(found, shades, strict=True):
-            values = -np.array([cell.value for cell in one.lost])
+            values = -np.array([cell.value for cell in one.points_lost])
             if one in (found[0], found[-1]):
-                reach = Z * np.array([cell.se for cell in one.lost])
+                reach = Z_95 * np.array([cell.se for cell in one.points_lost])
                 axes.fill_between(one.epochs, values - reach, values + reach, color=colour, alpha=0.15, linewidth=0)
             axes.plot(one.epochs, values, color=colour, marker="o", markersize=3)
-            labels.append((float(values[-1]), f"{percent(one.share)} Unknown", colour))
-        epoch_axis(axes, longest)
+            labels.append((float(values[-1]), f"{format_percent(one.share)} Unknown", colour))
+        set_epoch_axis(axes, longest)
         axes.autoscale(axis="y")
-        label_ends(axes, float(longest[-1]), labels)
+        label_line_ends(axes, float(longest[-1]), labels)
         axes.set_ylabel("HighlyKnown accuracy (points from best)")
 
     return plot
 
 
-def loss_surface(found: tuple[Retention, ...], durations: tuple[int, ...]) -> Callable[[Any], None]:
+def retention_surface(found: tuple[RetentionCurve, ...], durations: tuple[int, ...]) -> Callable[[Any], None]:
     """Each cell with its number; the training lengths of other figures, or all where there are none.
 
     Raises:
@@ -129,8 +149,10 @@ def loss_surface(found: tuple[Retention, ...], durations: tuple[int, ...]) -> Ca
     common = [int(epoch) for epoch in min((one.epochs for one in found), key=len)]
     shown = [epoch for epoch in common if epoch in durations] if durations else common
     if len(found) < 2 or len(shown) < 2:
-        raise NotTestable("needs runs at two shares of Unknown rows or more, and two training lengths or more")
-    lost_ES = np.array([[one.at(epoch).value for one in found] for epoch in shown])
+        raise InsufficientDataError(
+            "needs runs at two shares of Unknown rows or more, and two training lengths or more"
+        )
+    lost_ES = np.array([[one.points_lost_at(epoch).value for one in found] for epoch in shown])
 
     def plot(axes: Any) -> None:
         edges = (np.arange(len(found) + 1) - 0.5, np.arange(len(shown) + 1) - 0.5)
@@ -138,7 +160,7 @@ def loss_surface(found: tuple[Retention, ...], durations: tuple[int, ...]) -> Ca
         middle = (lost_ES.min() + lost_ES.max()) / 2
         for (y, x), value in np.ndenumerate(lost_ES):
             colour = "white" if value > middle else INK
-            axes.text(x, y, f"{tenths(value):.1f}", ha="center", va="center", fontsize=11, color=colour)
+            axes.text(x, y, f"{round1(value):.1f}", ha="center", va="center", fontsize=11, color=colour)
         axes.set_xticks(range(len(found)), [f"{100 * one.share:.0f}" for one in found])
         axes.set_yticks(range(len(shown)), [str(epoch) for epoch in shown])
         axes.tick_params(length=0)
@@ -150,92 +172,107 @@ def loss_surface(found: tuple[Retention, ...], durations: tuple[int, ...]) -> Ca
     return plot
 
 
-def control_figure(data: StudyData) -> Callable[[Any], None]:
+def ablation_figure(data: StudyData) -> Callable[[Any], None]:
     """D and D_Known, against the share of Unknown rows in D."""
-    found = control(data)
+    found = known_only_ablation(data)
 
     def plot(axes: Any) -> None:
-        both = [(one, one.lost_known) for one in found if one.lost_known is not None]
+        both = [(one, one.points_lost_known) for one in found if one.points_lost_known is not None]
         x = [100 * one.share for one in found]
-        band(axes, x, [one.lost for one in found], VERMILLION, "s", label="D")
-        band(axes, [100 * one.share for one, _ in both], [known for _, known in both], BLUE, "o", "--", False,
-             label="D_Known")  # fmt: skip
+        plot_with_error_band(axes, x, [one.points_lost for one in found], VERMILLION, "s", label="D")
+        plot_with_error_band(
+            axes,
+            [100 * one.share for one, _ in both],
+            [known for _, known in both],
+            BLUE,
+            "o",
+            "--",
+            False,
+            label="D_Known",
+        )
         axes.legend(loc="upper left", fontsize=11, handlelength=2.6)
-        share_axis(axes, x, room=False)
+        set_share_axis(axes, x, room=False)
         axes.set_ylabel("HighlyKnown points lost")
 
     return plot
 
 
-def change_figure(data: StudyData) -> Callable[[Any], None]:
+def category_change_figure(data: StudyData) -> Callable[[Any], None]:
     """One line a category, against the share of Unknown rows."""
     from slick.report.figures import CATEGORY_COLOURS
 
-    found = [(one.share, changes(data, one)) for one in retention(data)]
+    found = [(one.share, category_changes(data, one)) for one in retention_curves(data)]
 
     def plot(axes: Any) -> None:
         for category, marker in zip(Category, "os^D", strict=True):
             cells = [(100 * share, cells[str(category)]) for share, cells in found if str(category) in cells]
             if cells:
                 colour, line = CATEGORY_COLOURS[category]
-                band(axes, [x for x, _ in cells], [cell for _, cell in cells], colour, marker, line, label=category)
+                plot_with_error_band(
+                    axes, [x for x, _ in cells], [cell for _, cell in cells], colour, marker, line, label=category
+                )
         axes.axhline(0.0, color=INK, linewidth=0.8)
         axes.legend(loc="lower left", fontsize=11, handlelength=2.6)
-        share_axis(axes, [100 * share for share, _ in found], room=False)
+        set_share_axis(axes, [100 * share for share, _ in found], room=False)
         axes.set_ylabel("Change of accuracy (points)")
 
     return plot
 
 
-def loss_table(data: StudyData) -> Table:
+def retention_table(data: StudyData) -> Table:
     """One row a share: what D loses, what D_Known loses, what the Unknown rows cost, and out of distribution."""
-    by_share: dict[float, Control] = {}
-    ood: dict[float, Cell] = {}
-    with suppress(NotTestable):  # without D_Known its columns stay open
-        by_share = {one.share: one for one in control(data)}
-    with suppress(NotTestable):
-        ood = {one.share: one.lost[-1] for one in retention(data, split="ood")}
-    rows: list[tuple[Value, ...]] = []
-    for one in retention(data):
+    by_share: dict[float, KnownOnlyAblation] = {}
+    ood: dict[float, Measurement] = {}
+    with suppress(InsufficientDataError):  # without D_Known its columns stay open
+        by_share = {one.share: one for one in known_only_ablation(data)}
+    with suppress(InsufficientDataError):
+        ood = {one.share: one.points_lost[-1] for one in retention_curves(data, split="ood")}
+    rows: list[tuple[CellValue, ...]] = []
+    for one in retention_curves(data):
         pair = by_share.get(one.share)
-        lost_known, cost = (None, None) if pair is None else (pair.lost_known, pair.cost)
-        cells = (one.lost[-1], lost_known, cost, ood.get(one.share))
-        rows.append((percent(one.share), f"{tenths(one.best.value):.1f} (epoch {one.best_epoch})",
-                     *(None if cell is None else _text(cell) for cell in cells)))  # fmt: skip
+        points_lost_known, cost = (None, None) if pair is None else (pair.points_lost_known, pair.cost)
+        cells = (one.points_lost[-1], points_lost_known, cost, ood.get(one.share))
+        rows.append(
+            (
+                format_percent(one.share),
+                f"{round1(one.best_accuracy.value):.1f} (epoch {one.best_epoch})",
+                *(None if cell is None else _with_interval(cell) for cell in cells),
+            )
+        )
     columns = ("Unknown", "HighlyKnown, best (%)", "lost by D", "lost by D_Known", "cost", "lost, out of distribution")
     return Table(name="retention", columns=columns, rows=tuple(rows))
 
 
-def epoch_table(data: StudyData) -> Table:
+def retention_epochs_table(data: StudyData) -> Table:
     """Every share and epoch, of D and of D_Known."""
-    rows: list[tuple[Value, ...]] = []
-    found = list(retention(data))
-    with suppress(NotTestable):
-        found += retention(data, "known")
+    rows: list[tuple[CellValue, ...]] = []
+    found = list(retention_curves(data))
+    with suppress(InsufficientDataError):
+        found += retention_curves(data, "known")
     for one in found:
-        for epoch, cell in zip(one.epochs.tolist(), one.lost, strict=True):
-            rows.append((one.variant, round(100 * one.share, 2), epoch, *_numbers(cell)))
+        for epoch, cell in zip(one.epochs.tolist(), one.points_lost, strict=True):
+            rows.append((one.variant, round(100 * one.share, 2), epoch, *_value_with_interval(cell)))
     columns = ("variant", "unknown_percent", "epoch", "points_lost", "low", "high", "seeds")
     return Table(name="retention_numbers", columns=columns, rows=tuple(rows))
 
 
-def change_table(data: StudyData) -> Table:
+def category_changes_table(data: StudyData) -> Table:
     """Every share and category of test question."""
-    rows: list[tuple[Value, ...]] = [
-        (one.variant, round(100 * one.share, 2), one.best_epoch, category, *_numbers(cell))
-        for one in retention(data)
-        for category, cell in changes(data, one).items()
+    rows: list[tuple[CellValue, ...]] = [
+        (one.variant, round(100 * one.share, 2), one.best_epoch, category, *_value_with_interval(cell))
+        for one in retention_curves(data)
+        for category, cell in category_changes(data, one).items()
     ]
     columns = ("variant", "unknown_percent", "from_epoch", "category", "points_changed", "low", "high", "seeds")
     return Table(name="retention_categories", columns=columns, rows=tuple(rows))
 
 
-def _numbers(cell: Cell) -> tuple[float, float, float, int]:
-    low, high = interval(cell)
+def _value_with_interval(cell: Measurement) -> tuple[float, float, float, int]:
+    low, high = confidence_interval(cell)
     return (round(cell.value, 2), low, high, cell.num_seeds)
 
 
-def _text(cell: Cell) -> str:
+def _with_interval(cell: Measurement) -> str:
     """A difference with its 95 % interval."""
-    low, high = (tenths(end) for end in interval(cell))
-    return f"{tenths(cell.value):.1f} ({low:.1f} to {high:.1f})"
+    low, high = (round1(end) for end in confidence_interval(cell))
+    return f"{round1(cell.value):.1f} ({low:.1f} to {high:.1f})"
