@@ -1,15 +1,16 @@
-"""What a sweep will cost, from a few measured steps of its own model on its own cluster.
+"""The cost of a sweep, estimated from a few measured steps of its own model on its own cluster.
 
-Where an axis changes what a row takes, a few steps are measured for each of its values.
+If an axis changes the cost of a row, a few steps are measured for each of its values.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from slick.errors import StudyError
 from slick.progress import format_duration
-from slick.settings import fields_affecting
+from slick.settings import ABOVE_ZERO, cost_settings
 from slick.storage import Folder
 from slick.stored_files import read_record
 from tuning.config import TrainConfig
@@ -18,120 +19,127 @@ from tuning.grid import grid_summary
 from tuning.runs import RunPlan, plan_runs
 from tuning.sweep import SweepConfig, resolve_sweep_precision
 
+_LOG = logging.getLogger(__name__)
+
 _MEASURED_STEPS = 3
 _MEASURED_QUESTIONS = 256
-_TIMINGS_FILE = "pace.json"
+_TIMINGS_FILE = "timings.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowTiming:
-    """What a row takes a whole worker group."""
+    """Seconds per row of a whole worker group."""
 
-    trained_s: float
-    asked_s: float
+    train_s: float
+    eval_s: float
 
-
-_COST_SETTINGS = fields_affecting(TrainConfig, "result", "cost")
-"""Settings that may be axes of a grid and change what a row takes."""
-_ON_OFF_SETTINGS = ("dropout", "distill_weight")
-"""Those that cost the same whatever they are, but when they are 0."""
 
 CostClass = tuple[tuple[str, object], ...]
-"""Settings that decide what a row takes; how many rows and epochs there are is counted, not measured."""
+"""Settings that determine the seconds per row, with their values; see `slick.settings.cost_settings`."""
 
 
 def cost_class(config: TrainConfig) -> CostClass:
-    """The class of a training; those of one class take the same time a row."""
-    values = ((name, getattr(config, name)) for name in _COST_SETTINGS)
-    return tuple((name, bool(value) if name in _ON_OFF_SETTINGS else value) for name, value in values)
+    """The cost class of a training; trainings of one class take the same time per row."""
+    return tuple(cost_settings(config).items())
 
 
 def cost_class_labels(classes: Sequence[CostClass]) -> dict[CostClass, str]:
-    """What tells the classes apart, such as `batch_size=32, lora_rank=8`; empty for one that is alone."""
-    differ = [i for i in range(len(_COST_SETTINGS)) if len({each[i] for each in classes}) > 1]
-    return {each: ", ".join(_setting_label(*each[i]) for i in differ) for each in classes}
-
-
-def _setting_label(name: str, value: object) -> str:
-    return f"{name}={value}" if name not in _ON_OFF_SETTINGS else f"{name} above 0" if value else f"{name}=0"
+    """The settings in which classes differ, such as `batch_size=32, lora_rank=8`; empty for a single class."""
+    differing = {settings[0][0] for settings in zip(*classes, strict=True) if len(set(settings)) > 1}
+    return {
+        settings: ", ".join(
+            f"{name} {value}" if value == ABOVE_ZERO else f"{name}={value}"
+            for name, value in settings
+            if name in differing
+        )
+        for settings in classes
+    }
 
 
 def plan_sweep(study: Folder, config: SweepConfig) -> None:
-    """Print the trainings of a sweep, how many epochs each still needs, and what they will take; train nothing.
+    """Log the trainings of a sweep, the epochs that each still needs, and the estimated cost; nothing is trained.
 
     Raises:
-        StudyError, VariantError, SettingsError: as `sweep`.
+        StudyError, VariantError, SettingsError: see `sweep`.
     """
     config = resolve_sweep_precision(study, config)
     runs = config.trajectories
-    wanted = {run.run_id: run.config(config.train) for run in runs}
-    plans = plan_runs(study, wanted, config.stop_policies, accept_early_stopped=config.scheduler != "none")
+    configs = {run.run_id: run.config(config.train) for run in runs}
+    plans = plan_runs(study, configs, config.stop_policies, accept_early_stopped=config.scheduler != "none")
     if config.search == "grid":
-        told = grid_summary(config.grid, config.train, shared=not config.independent_reason)
+        summary = grid_summary(config.grid, config.train, shared=not config.independent_reason)
     else:
-        told = f"a search of {config.samples} samples, priced by the ends of its axes, {len(runs)} trainings"
-    print(f"sweep: {told}; {len(wanted) - len(plans)} are finished")
+        summary = f"a search of {config.samples} samples, estimated from the ends of its axes, {len(runs)} trainings"
+    _LOG.info("sweep: %s; %d are finished", summary, len(configs) - len(plans))
     if not plans:
         return
-    paces = measure_timings(study, plans)
-    group_s = 0.0
+    timings = measure_timings(study, plans)
+    total_s = 0.0
     for plan in plans:
-        seconds = estimate_run_seconds(plan, paces[cost_class(plan.config)])
-        group_s += seconds
-        print(f"  {plan.run_id:<40} {plan.remaining_epochs:>4} epochs  {format_duration(seconds)}")
+        seconds = estimate_run_seconds(plan, timings[cost_class(plan.config)])
+        total_s += seconds
+        _LOG.info("  %-40s %4d epochs  %s", plan.run_id, plan.remaining_epochs, format_duration(seconds))
     if config.search != "grid":
-        group_s *= config.samples * len(config.trajectories_for([()])) / len(plans)
-    workers, kind = config.train.num_workers, "core" if plans[0].config.gpus_per_worker == 0 else "worker"
-    print(
-        f"sweep: {format_duration(group_s)} of one worker group, {group_s * workers / 3600:.2f} {kind}-hours, "
-        f"measured on "
-        f"{_MEASURED_STEPS} steps and {_MEASURED_QUESTIONS} questions; with --stop live and schedulers it may be less"
+        total_s *= config.samples * len(config.trajectories_for([()])) / len(plans)
+    num_workers, unit = config.train.num_workers, "core" if plans[0].config.gpus_per_worker == 0 else "worker"
+    _LOG.info(
+        "sweep: %s of one worker group, %.2f %s-hours, measured on %d steps and %d questions; with --stop live and "
+        "schedulers it may be less",
+        format_duration(total_s),
+        total_s * num_workers / 3600,
+        unit,
+        _MEASURED_STEPS,
+        _MEASURED_QUESTIONS,
     )
-    for found, name in cost_class_labels(list(paces)).items():
-        pace = paces[found]
-        print(
-            f"  measured{f' with {name}' if name else ''}: {1000 * pace.trained_s:.1f} ms a row trained on, "
-            f"{1000 * pace.asked_s:.1f} ms a row asked"
+    for settings, label in cost_class_labels(list(timings)).items():
+        timing = timings[settings]
+        _LOG.info(
+            "  measured%s: %.1f ms per row trained, %.1f ms per row evaluated",
+            f" with {label}" if label else "",
+            1000 * timing.train_s,
+            1000 * timing.eval_s,
         )
 
 
-def estimate_run_seconds(plan: RunPlan, pace: RowTiming) -> float:
-    """What a training will take a worker group, its start aside."""
-    return plan.remaining_epochs * (plan.num_train_rows * pace.trained_s + plan.num_eval_rows * pace.asked_s)
+def estimate_run_seconds(plan: RunPlan, timing: RowTiming) -> float:
+    """Seconds that a training takes a worker group, without the start of the group."""
+    return plan.remaining_epochs * (plan.num_train_rows * timing.train_s + plan.num_eval_rows * timing.eval_s)
 
 
 def measure_timings(study: Folder, plans: Sequence[RunPlan]) -> dict[CostClass, RowTiming]:
-    """Train a few steps and ask some rows for each class of cost, one after another in a worker group of the sweep.
+    """Train a few steps and evaluate some rows for each cost class, one class after another in one worker group.
 
     Raises:
-        SlickError: what only a person can mend.
+        SlickError: an error that the user has to fix.
     """
-    chosen: dict[CostClass, RunPlan] = {}
+    plan_by_class: dict[CostClass, RunPlan] = {}
     for plan in plans:
-        chosen.setdefault(cost_class(plan.config), plan)
-    check_plans(study, list(chosen.values()))
+        plan_by_class.setdefault(cost_class(plan.config), plan)
+    check_plans(study, list(plan_by_class.values()))
     config = plans[0].config
     gpus_per_worker = connect_and_check_resources(config)
     with scratch_folder(study, "probe") as storage:
-        found = Folder(storage)
-        found.delete(_TIMINGS_FILE)
-        settings = {"study": study, "plans": list(chosen.values()), "found": found}
-        run_worker_group(_measure_plans, settings, config, gpus_per_worker, storage, "probe")
-        paces = read_record(found, _TIMINGS_FILE, list[RowTiming], "give the same command again")
-        if len(paces) != len(chosen):
+        folder = Folder(storage)
+        folder.delete(_TIMINGS_FILE)
+        arguments = {"study": study, "plans": list(plan_by_class.values()), "folder": folder}
+        run_worker_group(_measure_plans, arguments, config, gpus_per_worker, storage, "probe")
+        timings = read_record(folder, _TIMINGS_FILE, list[RowTiming], "give the same command again")
+        if len(timings) != len(plan_by_class):
             raise StudyError(
-                f"{found}/{_TIMINGS_FILE} has {len(paces)} entries, wanted {len(chosen)}; give the command again"
+                f"{folder}/{_TIMINGS_FILE} has {len(timings)} entries, expected {len(plan_by_class)}; give the same "
+                "command again"
             )
-        return dict(zip(chosen, paces, strict=True))
+        return dict(zip(plan_by_class, timings, strict=True))
 
 
-def _measure_plans(settings: dict[str, Any], place: Any) -> None:
-    paces = [_measure_timing(settings["study"], plan, place) for plan in settings["plans"]]
-    if place.rank == 0:
-        settings["found"].write_json(_TIMINGS_FILE, [asdict(pace) for pace in paces])
+def _measure_plans(arguments: dict[str, Any], context: Any) -> None:
+    """Measure each plan in one worker; the first worker writes the timings."""
+    timings = [_measure_timing(arguments["study"], plan, context) for plan in arguments["plans"]]
+    if context.rank == 0:
+        arguments["folder"].write_json(_TIMINGS_FILE, [asdict(timing) for timing in timings])
 
 
-def _measure_timing(study: Folder, plan: RunPlan, place: Any) -> RowTiming:
+def _measure_timing(study: Folder, plan: RunPlan, context: Any) -> RowTiming:
     import time
 
     from slick.models import context_length, load_tokenizer
@@ -145,20 +153,20 @@ def _measure_timing(study: Folder, plan: RunPlan, place: Any) -> RowTiming:
     config: TrainConfig = plan.config
     tokenizer = load_tokenizer(plan.model, trust_remote_code=config.trust_remote_code)
     rows = [row for split in read_rows(study, config.variant).values() for row in split]
-    context = context_length(plan.model, trust_remote_code=config.trust_remote_code)
-    fitting = filter_long_rows(rows, tokenizer, context, config)
-    learner = Trainer(plan.model, config, place, pad_token_id(tokenizer))
-    some = _cycle_to_length(fitting.train_examples, _MEASURED_STEPS * config.batch_size)
-    learner.epoch(some[: config.batch_size], 1)  # kernels are compiled and memory is taken at the first step
-    trained = learner.epoch(some, 1)
-    asked = _cycle_to_length([row for row in fitting.rows if row.split != "train"], _MEASURED_QUESTIONS)
-    encoded = encode_rows(asked, tokenizer)
-    evaluate_distributed(learner, tokenizer, asked, encoded, config, place)
+    max_tokens = context_length(plan.model, trust_remote_code=config.trust_remote_code)
+    filtered = filter_long_rows(rows, tokenizer, max_tokens, config)
+    trainer = Trainer(plan.model, config, context, pad_token_id(tokenizer))
+    train_examples = _cycle_to_length(filtered.train_examples, _MEASURED_STEPS * config.batch_size)
+    trainer.epoch(train_examples[: config.batch_size], 1)  # warm-up: kernels are compiled and memory is allocated
+    stats = trainer.epoch(train_examples, 1)
+    eval_rows = _cycle_to_length([row for row in filtered.rows if row.split != "train"], _MEASURED_QUESTIONS)
+    eval_examples = encode_rows(eval_rows, tokenizer)
+    evaluate_distributed(trainer, tokenizer, eval_rows, eval_examples, config, context)
     started_at = time.monotonic()
-    evaluate_distributed(learner, tokenizer, asked, encoded, config, place)
-    pace = RowTiming(trained_s=trained.seconds / len(some), asked_s=(time.monotonic() - started_at) / len(asked))
-    learner.engine.destroy()
-    return pace
+    evaluate_distributed(trainer, tokenizer, eval_rows, eval_examples, config, context)
+    eval_seconds = time.monotonic() - started_at
+    trainer.engine.destroy()
+    return RowTiming(train_s=stats.seconds / len(train_examples), eval_s=eval_seconds / len(eval_rows))
 
 
 def _cycle_to_length(values: Sequence[Any], num: int) -> list[Any]:

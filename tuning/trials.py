@@ -77,16 +77,16 @@ class SettingsSearch:
 def _domain(axis: Axis) -> Any:
     from ray import tune
 
-    if axis.span == "no":
+    if axis.range == "no":
         return tune.choice(list(axis.values))
     low, high = axis.values
     if isinstance(low, int):  # the end is left out there
-        return tune.lograndint(low, high + 1) if axis.span == "log" else tune.randint(low, high + 1)
-    return tune.loguniform(low, high) if axis.span == "log" else tune.uniform(low, high)
+        return tune.lograndint(low, high + 1) if axis.range == "log" else tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if axis.range == "log" else tune.uniform(low, high)
 
 
 def _rounded(axis: Axis, value: Any) -> Any:
-    if axis.span == "no" or isinstance(axis.values[0], int):
+    if axis.range == "no" or isinstance(axis.values[0], int):
         return value
     low, high = axis.values
     return min(high, max(low, float(f"{value:.{_SIGNIFICANT_DIGITS}g}")))

@@ -1,5 +1,6 @@
 """Each example of docs/extending.md, read from that page, works without an edit of any other file."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,7 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from slick.errors import SettingsError
+from slick.settings import COMPARISON, fields_affecting, filter_settings
 from tests.unit.report_study import write_study
+from tuning.config import TrainConfig
+from tuning.probe import cost_class
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,3 +83,18 @@ print(json.dumps([policy_signature("target_dev"), decision.stop_epoch, live, poi
     assert live == [["target_dev(0.0)", 2], ["target_dev(0.0)", 3], ["target_dev(1.0)", 2], ["target_dev(1.0)", 3]]
     first = {("target_dev(0.0)", 2): 1, ("target_dev(0.0)", 3): 1, ("target_dev(1.0)", 2): 2, ("target_dev(1.0)", 3): 3}
     assert {(policy, epochs): stop for policy, epochs, stop in points} == first
+
+
+def test_a_training_setting() -> None:
+    example_names: dict[str, Any] = {}
+    exec(compile(example("A training setting"), "docs/extending.md", "exec"), example_names)
+    config_class: type[TrainConfig] = example_names["MyTrainConfig"]
+    default, smoothed = config_class(), config_class(label_smoothing=0.1)
+    assert smoothed.identity() == default.identity() | {"label_smoothing": 0.1}
+    assert filter_settings(config_class, dataclasses.asdict(smoothed), COMPARISON)["label_smoothing"] == 0.1
+    assert cost_class(smoothed) == cost_class(default) == cost_class(TrainConfig())
+    assert "label_smoothing" in fields_affecting(config_class, "result")
+    with pytest.raises(SettingsError, match=r"label_smoothing is a share in \[0, 1\), got 1.0"):
+        config_class(label_smoothing=1.0)
+    with pytest.raises(SettingsError, match="epochs must be 1 or more"):
+        config_class(epochs=0)

@@ -75,7 +75,7 @@ def test_the_defaults_are_the_papers_seventeen_runs() -> None:
         ({"epochs": (5, -3)}, "got -3"),
         ({"seeds": (-1,)}, "seeds must be 0 or more"),
         ({"policies": ("best",)}, "no stopping policy 'best'"),
-        ({"epochs": (5, 10), "policies": ("fixed(11)",)}, r"fixed\(11\) lies beyond every epoch budget"),
+        ({"epochs": (5, 10), "policies": ("fixed(11)",)}, r"fixed\(11\) exceeds every epoch budget"),
     ],
 )
 def test_an_impossible_grid_is_refused(settings: dict[str, tuple[object, ...]], message: str) -> None:
@@ -174,13 +174,13 @@ def test_settings_are_axes_and_may_depend_on_others() -> None:
         ("learning_rate", "written `NAME=VALUE,VALUE`"),
         ("learning-rate=1", "written `NAME=VALUE,VALUE`"),
         ("rate=1,2", "no setting rate changes results; there are .*learning_rate"),
-        ("seed=1,2", "seed has an axis of its own, --grid.seeds"),
-        ("epochs=1,2", "epochs has an axis of its own, --grid.epochs"),
-        ("policy=fixed,best_dev", "policy has an axis of its own, --grid.policies"),
-        ("learning_rate=1e-3..1e-5", "a span goes from a number to a larger one"),
-        ("trainable=all..ffn", "a span goes from a number"),
-        ("dropout=0.0..0.3:log", "a logarithmic scale begins above 0"),
-        ("lora_rank=4..8 if dropout=0.05", "a span varies everywhere"),
+        ("seed=1,2", "seed is an axis of the grid itself, --grid.seeds"),
+        ("epochs=1,2", "epochs is an axis of the grid itself, --grid.epochs"),
+        ("policy=fixed,best_dev", "policy is an axis of the grid itself, --grid.policies"),
+        ("learning_rate=1e-3..1e-5", "a range must go from a number to a larger number"),
+        ("trainable=all..ffn", "a range must go from a number"),
+        ("dropout=0.0..0.3:log", "a logarithmic range must begin above 0"),
+        ("lora_rank=4..8 if dropout=0.05", "a range takes no condition"),
         ("learning_rate=1e-5..fast", "learning_rate is 'fast', it must be float"),
         ("num_workers=1,2", "no setting num_workers changes results"),
         ("learning_rate=fast", "learning_rate is 'fast', it must be float"),
@@ -205,7 +205,7 @@ def test_values_that_do_not_go_together_are_refused_before_anything_is_trained()
     ("change", "why"),
     [
         ({}, ""),
-        ({"independent": True}, "asked for"),
+        ({"independent": True}, "--independent was given"),
         ({"train": TrainConfig(schedule="cosine")}, "schedule cosine lowers the learning rate towards the last epoch"),
         ({"train": TrainConfig(replay_known=5)}, "5 Known rows are replayed in the last epoch"),
         ({"grid": GridConfig(epochs=(2, 5), axes=("schedule=constant,linear",))}, "schedule linear"),
@@ -231,7 +231,7 @@ def test_what_a_live_training_has_to_decide() -> None:
 
 
 def test_a_scheduler_judges_single_trainings() -> None:
-    with pytest.raises(SettingsError, match="scheduler asha judges single trainings"):
+    with pytest.raises(SettingsError, match="scheduler asha compares single trainings"):
         SweepConfig(scheduler="asha", trajectories_per_trial=2)
     with pytest.raises(SettingsError, match="scheduler is one of none, asha, median"):
         SweepConfig(scheduler="hyperband")  # type: ignore[arg-type]

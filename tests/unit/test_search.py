@@ -59,13 +59,13 @@ def test_a_longer_search_begins_with_the_same_samples() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"search": "grid"}, "is a span of numbers, of which a grid cannot train each.*--search optuna"),
-        ({"grid": GridConfig()}, "the grid has no axes of them.*budgets and policies are read off each training"),
+        ({"search": "grid"}, "is a range of numbers, which a grid cannot enumerate.*--search optuna"),
+        ({"grid": GridConfig()}, "the grid has no axes.*Budgets and policies are read off each training"),
         (
             {"grid": GridConfig(axes=("lora_rank=0,8", "lora_alpha=8,16 if lora_rank=8"))},
             "search optuna takes no axis with a condition",
         ),
-        ({"scheduler": "asha", "trajectories_per_trial": 1}, "it goes with --scheduler none"),
+        ({"scheduler": "asha", "trajectories_per_trial": 1}, "give --scheduler none"),
         ({"samples": 0}, "samples must be 1 or more, got 0"),
         ({"search": "random"}, "search is one of grid, optuna"),
         ({"grid": GridConfig(axes=("dropout=0.0..2.0",))}, "dropout is a share"),

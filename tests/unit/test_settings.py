@@ -1,15 +1,27 @@
 """What settings affect is declared on their fields; fingerprints derive from it, and stay as they always were."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.p_true import identity as p_true_identity
 from slick.datasets.prepare import QuestionsConfig
+from slick.errors import SettingsError
 from slick.inference.base import SamplingConfig
 from slick.report import ReportConfig
-from slick.settings import COMPARISON, affects, fields_affecting, filter_settings, identity_settings, setting
+from slick.settings import (
+    ABOVE_ZERO,
+    COMPARISON,
+    affects,
+    check_settings,
+    cost_settings,
+    fields_affecting,
+    filter_settings,
+    identity_settings,
+    setting,
+)
 from slick.study import fingerprint
 from slick.variants import VariantsConfig
 from slick.world.config import WorldConfig, smoke_world_config
@@ -120,3 +132,37 @@ def test_a_setting_of_an_older_manifest_is_known_by_its_former_name() -> None:
         QuestionsConfig, {"questions": "here/q.csv", "filter": "none"}
     )
     assert filter_settings(WorldConfig, {"source": "q.zip"}) == {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    mode: Literal["fast", "exact"] | None = None
+    layers: tuple[Literal["first", "last"], ...] = ()
+    steps: tuple[int, ...] = setting((1,), minimum=1)
+    share: float | None = setting(None, "cost", above=0, maximum=1)
+    rate: float = setting(0.5, only_zero_changes_cost=True)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "slow"}, "mode is one of fast, exact, None, got 'slow'"),
+        ({"layers": ("first", "middle")}, "layers is one of first, last, got 'middle'"),
+        ({"steps": (3, 0)}, "steps must be 1 or more, got 0"),
+        ({"share": 0.0}, r"share is a share in \(0, 1\], got 0.0; 5 percent is 0.05"),
+        ({"share": float("nan")}, "share is a share"),
+    ],
+)
+def test_validation_derives_from_types_and_bounds_of_the_fields(change: dict, message: str) -> None:
+    Validated(mode="fast", layers=("last",), share=1.0)
+    with pytest.raises(SettingsError, match=message):
+        Validated(**change)
+
+
+def test_cost_settings_are_those_that_change_results_and_cost() -> None:
+    assert cost_settings(Validated(rate=0.1)) == {"mode": None, "layers": (), "steps": (1,), "rate": ABOVE_ZERO}
+    assert cost_settings(Validated(rate=0.1)) == cost_settings(Validated(rate=0.2, share=0.3))
+    assert cost_settings(Validated(rate=0.0)) != cost_settings(Validated(rate=0.2))
