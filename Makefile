@@ -5,8 +5,9 @@ PIP := $(VENV)/bin/python -m pip
 PYTEST := $(VENV)/bin/python -m pytest
 READY := $(VENV)/.ready
 
-# Tests that start heads of their own, and so can run beside the cluster that the others share.
-OWN_HEAD := $(addprefix tests/local/test_,autoscaling.py cluster_up.py new_user.py submit.py)
+# Tests that start clusters of their own or need none, and so can run beside the cluster that the others share.
+APART := autoscaling.py cluster.py cluster_access.py cluster_up.py engine_on_device.py memory.py new_user.py submit.py
+APART := $(addprefix tests/local/test_,$(APART) training_on_device.py)
 
 .PHONY: demo test test-all test-apart test-real check setup clean
 .DEFAULT_GOAL := demo
@@ -43,11 +44,11 @@ test-all:
 	$(MAKE) --no-print-directory test MARKS="-m ''"
 
 test-real: $(VENV)/.real-model
-	$(PYTEST) $(MARKS) tests/local tests/faults tests/gpu $(addprefix --ignore=,$(OWN_HEAD))
+	$(PYTEST) $(MARKS) tests/local tests/faults tests/gpu $(addprefix --ignore=,$(APART))
 
 # What it says is kept until it ends, so that it does not mix with the lines of test-real.
 test-apart: check
-	@$(PYTEST) $(MARKS) slick tuning tests/unit $(OWN_HEAD) > $(VENV)/test-apart.log 2>&1; \
+	@$(PYTEST) $(MARKS) slick tuning tests/unit $(APART) > $(VENV)/test-apart.log 2>&1; \
 	status=$$?; echo; cat $(VENV)/test-apart.log; exit $$status
 
 clean:

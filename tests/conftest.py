@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from jobs.common import configure_logging
+from tests.environment import EQUAL_PRIORITY
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # oversubscribed cores run ten times slower
+os.environ.update(EQUAL_PRIORITY)
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that is sent one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -41,7 +43,9 @@ def ray_cluster() -> Iterator[None]:
 
     from slick.cluster import connect
 
-    connect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # 10 s by default, for which tests of metrics would wait
+        connect()
     yield
     ray.shutdown()
 

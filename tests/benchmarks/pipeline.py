@@ -193,7 +193,7 @@ def run_memory(model: str, source: str, num_questions: int) -> dict[str, float]:
         while not stop.wait(0.2):
             peaks["driver"] = max(peaks["driver"], psutil.Process().memory_info().rss / 2**20)
             for process in psutil.process_iter(["cmdline", "memory_info"]):
-                if "Asker" in " ".join(process.info["cmdline"] or []) and process.info["memory_info"]:
+                if "AnnotationWorker" in " ".join(process.info["cmdline"] or []) and process.info["memory_info"]:
                     peaks["actor"] = max(peaks["actor"], process.info["memory_info"].rss / 2**20)
 
     watcher = threading.Thread(target=watch)

@@ -61,7 +61,7 @@ def _wait_while(is_held: Callable[[Hold], bool], study: Folder) -> None:
         time.sleep(0.02)
 
 
-class HoldableWorker(AnnotationWorker):
+class HoldableAnnotationWorker(AnnotationWorker):
     """The actor of the annotation; it holds before it answers more."""
 
     def __call__(self, unit: Any) -> Any:
@@ -106,7 +106,7 @@ _train_plans, _train_group = finetune._train_plans, finetune.train_in_worker_gro
 def holdable() -> Iterator[None]:
     """Within, what this process starts heeds holds."""
     with (
-        patch("slick.annotation.dispatch.AnnotationWorker", HoldableWorker),
+        patch("slick.annotation.dispatch.AnnotationWorker", HoldableAnnotationWorker),
         patch("tuning.finetune._train_plans", holdable_train),
         patch("tuning.trials.train_in_worker_group", holdable_train_group),
     ):

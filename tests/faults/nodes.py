@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slick.storage import Folder
+from tests.environment import environment_without_ray
 from tests.faults.hold import holdable, release
 from tests.waiting import TIMEOUT_S, wait_for
 
@@ -23,7 +24,7 @@ FAST_HEALTH_CHECKS = {
     "health_check_failure_threshold": 4,
 }
 
-WORKER_CLASSES = ("Asker", "TrainWorker", "ImplicitFunc")
+WORKER_CLASSES = ("AnnotationWorker", "TrainWorker", "ImplicitFunc")
 """In the names of the classes of actors that do the work of a study."""
 
 
@@ -109,11 +110,6 @@ def run_and_kill_node(
 def _run_holdable(work: Callable[[], Any]) -> Any:
     with holdable():
         return work()
-
-
-def environment_without_ray() -> dict[str, str]:
-    """The environment without what this process told its own cluster, of one machine."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def run_in_subprocess(code: str) -> str:

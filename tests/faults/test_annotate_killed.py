@@ -87,10 +87,10 @@ def annotate_and_kill_actors(study: Folder, model: str, times: int) -> None:
         run.start()
         for time in range(times):
             wait_for(lambda: len(parts.names(".parquet")) >= before + 2 + 5 * time)  # noqa: B023 - called at once
-            (actor, *_) = live_actors("Asker")
+            (actor, *_) = live_actors("AnnotationWorker")
             os.kill(actor.pid, signal.SIGKILL)
             assert len(parts.names(".parquet")) < NUM_QUESTIONS, "the actor had nothing left to do"
-            wait_for(lambda: actor.pid not in {each.pid for each in live_actors("Asker")})  # noqa: B023
+            wait_for(lambda: actor.pid not in {each.pid for each in live_actors("AnnotationWorker")})  # noqa: B023
             hold(study, at=before + 2 + 5 * (time + 1))
         release(study)
         run.join(TIMEOUT_S)
@@ -115,7 +115,7 @@ def annotate_and_lose_a_node(study: Folder, model: str, notice: bool) -> None:
         study,
         lambda: annotate(study, settings),
         lambda: len(when()) >= 6,
-        "Asker",
+        "AnnotationWorker",
         head_cpus=4,
         node_cpus=2,
         after_notice=after_notice if notice else None,

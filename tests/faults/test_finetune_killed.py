@@ -24,7 +24,7 @@ from tuning.finetune import finetune
 from tuning.ray_trainer import progress_failure_policy
 from tuning.state import find_states
 
-EPOCHS = 24
+EPOCHS = 12
 CONFIG = TrainConfig(
     variant="half",
     epochs=EPOCHS,
@@ -111,9 +111,9 @@ def without_dropout(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None)
 
 def interrupt(study: Folder, changes: dict[str, object]) -> None:
     """Start a training in a process of its own, and kill that after a few epochs."""
-    hold(study, at=5, saved=True)
-    start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 5)
-    assert 5 <= saved_epoch(study) <= num_epochs(study) < EPOCHS
+    hold(study, at=3, saved=True)
+    start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 3)
+    assert 3 <= saved_epoch(study) <= num_epochs(study) < EPOCHS
     assert not run_of(study).exists("manifest.json")
 
 
@@ -197,14 +197,14 @@ def test_failures_are_counted_from_the_last_state() -> None:
 @pytest.mark.slow
 def test_a_worker_may_be_lost_more_often_than_max_failures(undisturbed: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
-    hold(study, at=4, saved=True)
+    hold(study, at=2, saved=True)
     run = in_background(lambda: finetune(study, replace(CONFIG, max_failures=1)))
-    for epoch in (4, 8, 12, 16):
+    for epoch in (2, 4, 6, 8):
         wait_for(lambda: saved_epoch(study) >= epoch or not run.is_alive())  # noqa: B023 - called at once
         _, worker = live_actors("TrainWorker")
         os.kill(worker.pid, signal.SIGKILL)
         wait_for(lambda: worker.actor_id not in {each.actor_id for each in live_actors("TrainWorker")})  # noqa: B023
-        hold(study, at=epoch + 4, saved=True)
+        hold(study, at=epoch + 2, saved=True)
     release(study)
     run.join(TIMEOUT_S)
     assert not run.is_alive()
@@ -248,11 +248,11 @@ def test_notice_is_time_to_save(tmp_path: Path, ray_cluster: None) -> None:
 def finetune_and_lose_a_node(study: Folder) -> None:
     """Asked for four workers where two fit, each on a node of its own; for a process of its own."""
     settings = replace(CONFIG, dropout=0.0, num_workers=4, min_workers=1)
-    hold(study, at=6, saved=True)
+    hold(study, at=4, saved=True)
     num_workers, manifest = run_and_kill_node(
         study,
         lambda: finetune(study, settings),
-        lambda: saved_epoch(study) >= 6,
+        lambda: saved_epoch(study) >= 4,
         "TrainWorker",
         head_cpus=0,
         node_cpus=1,

@@ -20,30 +20,30 @@ from dataclasses import replace
 import numpy as np, torch
 from slick.storage import Folder
 from tests.benchmarks.training import join_group
-from tests.local.plain_training import train_plainly
+from tests.local.plain_training import train_reference
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.local.tiny_study import write_study
 from tuning.config import TrainConfig
-from tuning.learning import Learner, Place, prepare_deepspeed
+from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 from tuning.evaluate import encode_rows
-from tuning.rows import read_rows
-from tuning.trainable import whole_weights
+from tuning.data import read_rows
+from tuning.trainable import full_state_dict
 torch.backends.cuda.matmul.allow_tf32 = False
 changes = eval(sys.argv[2])
 study = write_study(sys.argv[1], tiny_model("llama", spread=0.1), tiny_tokenizer())
 sizes = {"epochs": 3, "batch_size": 8, "micro_batch_size": 4}
 config = TrainConfig(variant="half", learning_rate=5e-3, dropout=0.0, **sizes, **{"dtype": "float32", **changes})
 join_group()
-prepare_deepspeed()
-place = Place(rank=0, local_rank=0, num_workers=1, device="cuda")
-learner = Learner(study.child("world", "model").local_path, config, place, 0)
-assert learner.forward.packs
+init_deepspeed()
+place = WorkerContext(rank=0, local_rank=0, num_workers=1, device="cuda")
+trainer = Trainer(study.child("world", "model").local_path, config, place, 0)
+assert trainer.forward.uses_packing
 examples = encode_rows(read_rows(study, "half")["train"], tiny_tokenizer())
 for epoch in (1, 2, 3):
-    learner.epoch(examples, epoch)
-found = whole_weights(learner.model, keep=True)
+    trainer.epoch(examples, epoch)
+found = full_state_dict(trainer.model, keep=True)
 start = dict(tiny_model("llama", spread=0.1).named_parameters())
-plain = train_plainly(
+plain = train_reference(
     study, replace(config, dtype="float32"), tiny_model("llama", spread=0.1), None, tiny_tokenizer()
 ).weights
 moves = [

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.environment import environment_without_ray
 from tests.waiting import TIMEOUT_S, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def free_ports(num: int) -> list[int]:
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Of a shell with the virtual environment active and Ray's settings unset."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = environment_without_ray()
     path = f"{Path(sys.executable).parent}:{kept['PATH']}"
     return kept | {"HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
 

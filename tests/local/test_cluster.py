@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.faults.nodes import ROOT, environment_without_ray, run_in_subprocess
+from tests.environment import environment_without_ray
+from tests.faults.nodes import ROOT, run_in_subprocess
 from tests.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.local

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.nodes import ROOT, environment_without_ray
+from tests.environment import environment_without_ray
+from tests.faults.nodes import ROOT
 from tests.local.head import processes_of
 from tests.waiting import TIMEOUT_S, wait_for
 

@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "replayed": {"replay_known": 5},
     "bfloat16": {"dtype": "bfloat16", "loss_of_all": True},
 }
-NUMBERS = replace(CONFIG, micro_batch_size=4, keep_checkpoints="last", warmup_steps=2, schedule="linear")
+NUMBERS = replace(CONFIG, epochs=2, micro_batch_size=4, keep_checkpoints="last", warmup_steps=2, schedule="linear")
 
 
 @cache
@@ -195,14 +195,14 @@ def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_pa
     ).fit()
 
 
-ALONE = replace(CONFIG, epochs=8, learning_rate=1e-2, dropout=0.1)
+ALONE = replace(CONFIG, epochs=4, learning_rate=1e-2, dropout=0.1)
 
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Manifest]:
     """A study with one training, which began where a killed one had left a file."""
     study = write_study(tmp_path_factory.mktemp("finished"), tiny_model("llama", spread=0.1), tiny_tokenizer())
-    study.child("runs", "half-seed0", "predictions").write_bytes("epoch-009.parquet", b"half")
+    study.child("runs", "half-seed0", "predictions").write_bytes("epoch-005.parquet", b"half")
     return study, finetune(study, ALONE)
 
 
@@ -212,9 +212,9 @@ def test_a_finished_run_adds_up_and_is_left_alone(finished: tuple[Folder, Manife
     study, manifest = finished
     run = study.child("runs", "half-seed0")
     epochs = run.read_table("epochs.parquet").to_pylist()
-    assert {row["epoch"] for row in epochs} == set(range(1, 9))
-    assert run.child("predictions").names() == [f"epoch-{epoch:03d}.parquet" for epoch in range(1, 9)]
-    for epoch in range(1, 9):
+    assert {row["epoch"] for row in epochs} == set(range(1, ALONE.epochs + 1))
+    assert run.child("predictions").names() == [f"epoch-{epoch:03d}.parquet" for epoch in range(1, ALONE.epochs + 1)]
+    for epoch in range(1, ALONE.epochs + 1):
         predictions = run.child("predictions").read_table(f"epoch-{epoch:03d}.parquet").to_pylist()
         for row in epochs:
             if row["epoch"] == epoch:
@@ -231,7 +231,8 @@ def test_a_finished_run_adds_up_and_is_left_alone(finished: tuple[Folder, Manife
         folder = run.child(name).local_path
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         assert model.config.attention_dropout == 0.0
-        check_generates(model, tokenizer, study, run, 8 if name == "checkpoint-last" else dev.index(max(dev)) + 1)
+        epoch = ALONE.epochs if name == "checkpoint-last" else dev.index(max(dev)) + 1
+        check_generates(model, tokenizer, study, run, epoch)
     before = sorted((path, path.stat().st_mtime_ns) for path in Path(run.local_path).rglob("*"))
     assert finetune(study, ALONE) == manifest
     assert sorted((path, path.stat().st_mtime_ns) for path in Path(run.local_path).rglob("*")) == before
@@ -266,9 +267,9 @@ def test_a_training_is_the_same_alone_and_in_a_list(finished: tuple[Folder, Mani
     plans = plan_runs(listed, {"idk-050-seed1": replace(ALONE, variant="idk-050", seed=1), "half-seed0": ALONE})
     with scratch_folder(listed, "list") as storage:
         train_in_worker_group(listed, plans, 0, storage, "list")
-    for name in ("epochs.parquet", "predictions/epoch-008.parquet", "checkpoint-last/model.safetensors"):
+    for name in ("epochs.parquet", "predictions/epoch-004.parquet", "checkpoint-last/model.safetensors"):
         assert listed.child("runs", "half-seed0").read_bytes(name) == alone.child("runs", "half-seed0").read_bytes(name)
-    relabelled = listed.child("runs", "idk-050-seed1").read_table("predictions/epoch-008.parquet").to_pylist()
+    relabelled = listed.child("runs", "idk-050-seed1").read_table("predictions/epoch-004.parquet").to_pylist()
     unknown = [row for row in relabelled if row["split"] == "train" and row["category"] == "Unknown"]
     assert unknown
     assert all(row["hit"] == is_hit(row["text"], ["I don't know"]) for row in unknown)

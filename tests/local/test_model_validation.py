@@ -347,8 +347,8 @@ CONFIG = AnnotateConfig(num_exemplar_sets=2, num_shots=2, sampling=SamplingConfi
     ("change", "message"),
     [
         (end_beyond, "beyond the model's embedding matrix"),
-        (spaces_lost, "of 7 newlines 0 are left"),
-        (WEIGHTS["body"][0], r"1 missing \(lm_head.weight\)"),
+        pytest.param(spaces_lost, "of 7 newlines 0 are left", marks=pytest.mark.slow),
+        pytest.param(WEIGHTS["body"][0], r"1 missing \(lm_head.weight\)", marks=pytest.mark.slow),
         (WEIGHTS["masked"][0], "attention looks forward"),
     ],
 )
