@@ -11,6 +11,7 @@ from slick.experiments import (
     parse_experiment_names,
     variants_for_experiments,
 )
+from slick.formatting import format_table
 from slick.storage import Folder
 from slick.study import read_manifest, require_manifest
 from slick.variants.config import variant_names
@@ -149,14 +150,8 @@ def _experiment_lines(config: StudyConfig) -> list[str]:
         numbers = (str(len(wanted)), str(len(runs)), f"{sum(run.epochs for run in runs):,}") if runs else ("-",) * 3
         why = "; ".join(unmet_requirements(name, config))
         rows.append((name, experiment.exhibits or "beyond", *numbers, f"left out: {why}" if why else ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    sides = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust)
-    lines = [
-        "  ".join([*(side(cell, width) for side, cell, width in zip(sides, row[:5], widths, strict=True)), row[5]])
-        for row in rows
-    ]
     rest = [name for name in EXPERIMENTS if name not in config.experiments]
-    return [*(line.rstrip() for line in lines), *([f"not asked for: {', '.join(rest)}"] if rest else [])]
+    return [*format_table(rows, right=(2, 3, 4)), *([f"not asked for: {', '.join(rest)}"] if rest else [])]
 
 
 def _question_count(config: StudyConfig, per_question: int) -> str:

@@ -13,7 +13,7 @@ from jobs.flags import FlagParser
 from jobs.ray_client import RayJob, RayJobClient, parse_address
 from jobs.submit import follow
 from slick.errors import SettingsError
-from slick.progress import format_duration
+from slick.formatting import format_duration
 
 MAX_MESSAGE_CHARS = 100
 """Characters of a job's message in the list."""

@@ -10,9 +10,9 @@ from jobs.flags import FlagParser
 from slick.analysis.audit_sheet import parse_grading_sheet
 from slick.errors import DataError, StudyError
 from slick.experiments import EXPERIMENTS, variants_for_experiments
+from slick.formatting import format_duration
 from slick.locks import lock_owners
 from slick.manifest_fields import StudySettings
-from slick.progress import format_duration
 from slick.report.asked import requested_experiments
 from slick.report.sheets import SHEET_FILE
 from slick.storage import Folder

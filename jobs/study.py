@@ -23,7 +23,7 @@ from jobs.presets import STUDY, StudyConfig
 from jobs.study_file import settings_selector
 from slick.errors import SettingsError
 from slick.experiments import EXPERIMENTS, parse_experiment_names
-from slick.progress import format_duration
+from slick.formatting import format_duration
 from slick.storage import Folder
 from slick.study import STUDY as STUDY_FILE
 from slick.study import Manifest, read_study_settings, settings_to_json, versions

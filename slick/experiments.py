@@ -223,7 +223,7 @@ def parse_experiment_names(words: Iterable[str]) -> tuple[str, ...]:
     Raises:
         SettingsError: there is no such experiment.
 
-    >>> parse_names(["idk,p_true", "counts"])
+    >>> parse_experiment_names(["idk,p_true", "counts"])
     ('counts', 'p_true', 'idk')
     """
     names = {name for word in words for name in word.replace(",", " ").replace("-", "_").split()}
@@ -258,7 +258,7 @@ def missing_requirements(experiment: Experiment, config: VariantsConfig) -> list
 def experiments_for_finding(outcome: str) -> tuple[str, ...]:
     """The experiments that decide a finding.
 
-    >>> decided_by("E13"), decided_by("E23")
+    >>> experiments_for_finding("E13"), experiments_for_finding("E23")
     (('linear_model', 'ood'), ('unknown_ratio', 'idk'))
     """
     return tuple(name for name, experiment in EXPERIMENTS.items() if outcome in experiment.findings)

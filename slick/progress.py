@@ -5,6 +5,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from slick.formatting import format_duration, format_rate
+
 MAX_INTERVAL_S = 300.0
 """The most time between two lines in a log."""
 LOG_INTERVAL_SHARE = 0.1
@@ -111,33 +113,3 @@ class ProgressReporter:
 
 def _suffix(text: str) -> str:
     return f", {text}" if text else ""
-
-
-def format_rate(per_second: float) -> str:
-    """Units a second, or below one a second the time of each; empty where nothing is known.
-
-    >>> rate(1234.5), rate(1.0), rate(0.43), rate(1 / 240), rate(0.0)
-    ('1,234.5/s', '1.0/s', '2.3 s each', '4 min 0 s each', '')
-    """
-    if per_second <= 0:
-        return ""
-    if per_second >= 1:
-        return f"{per_second:,.1f}/s"
-    seconds = 1 / per_second
-    return f"{seconds:.1f} s each" if seconds < 10 else f"{format_duration(seconds)} each"
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(42.4), duration(192), duration(7260), duration(float("inf"))
-    ('42 s', '3 min 12 s', '2 h 1 min', 'unknown time')
-    """
-    if seconds == float("inf"):
-        return "unknown time"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

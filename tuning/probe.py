@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from slick.errors import StudyError
-from slick.progress import format_duration
+from slick.formatting import format_duration
 from slick.settings import ABOVE_ZERO, cost_settings
 from slick.storage import Folder
 from slick.stored_files import read_record

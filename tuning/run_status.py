@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from slick.errors import StudyError
-from slick.progress import format_duration
+from slick.formatting import format_duration, format_percent, format_table
 from slick.storage import Folder
 from slick.stored_files import format_value, read_record
 from slick.study import read_manifest
@@ -242,11 +242,7 @@ def status_table(rows: Sequence[RunStatus], most: int | None = None) -> list[str
     heads: tuple[str, ...] = ("variant", "seed", "settings", "epochs", "dev", "test", "best dev (epoch)", "state")
     if not any(row[2] for row in cells):
         heads, cells = heads[:2] + heads[3:], [row[:2] + row[3:] for row in cells]
-    widths = [max(len(row[i]) for row in (heads, *cells)) for i in range(len(heads))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (heads, *cells)
-    ]
+    lines = format_table([heads, *cells])
     hidden: dict[str, int] = {}
     for i in set(range(len(rows))) - set(format_value):
         hidden[rows[i].state] = hidden.get(rows[i].state, 0) + 1
@@ -271,4 +267,4 @@ def _status_cells(row: RunStatus) -> tuple[str, ...]:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    return "" if share is None else format_percent(share, ".1f")

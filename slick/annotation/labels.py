@@ -14,6 +14,7 @@ from slick.annotation.knowledge import count_categories, knowledge_table
 from slick.annotation.set_aside import count_set_aside_by_store, drop_questions, labelled_questions, read_set_aside
 from slick.annotation.store import read_parts, sample_by_hash, total_cost
 from slick.annotation.uncertainty import Scoring, collect_evidence
+from slick.formatting import format_percent
 from slick.matching import nfc
 from slick.rng import derive_seed
 from slick.storage import Folder
@@ -115,7 +116,7 @@ def prefix_reuse_share(spent: Mapping[str, float]) -> float:
 def format_category_shares(categories: Mapping[str, int]) -> str:
     """Each category's share of the questions, for a line of text."""
     total = sum(categories.values())
-    return ", ".join(f"{category} {100 * categories.get(category, 0) / total:.0f} %" for category in Category)
+    return ", ".join(f"{category} {format_percent(categories.get(category, 0) / total)}" for category in Category)
 
 
 def _counts(folder: Folder, knowledge: pa.Table, config: AnnotateConfig) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def _print_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any], num
     print(
         f"{counts['questions']:,} questions{left_out}, {counts['generations']:,} generations: "
         f"{format_category_shares(total)}. "
-        f"{100 * counts['prompt_tokens_reused']:.0f} % of prompt tokens came from shared prefixes.",
+        f"{format_percent(counts['prompt_tokens_reused'])} of prompt tokens came from shared prefixes.",
         flush=True,
     )
     if REPEATS in confidence:

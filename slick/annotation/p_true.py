@@ -25,6 +25,7 @@ from slick.annotation.store import select_questions, total_cost
 from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.datasets import read_questions
 from slick.errors import StudyError
+from slick.formatting import format_percent
 from slick.inference.base import SamplingConfig
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
 from slick.settings import P_TRUE_IDENTITY, identity_settings
@@ -180,6 +181,7 @@ def _print_summary(counts: Mapping[str, Any]) -> None:
     of = counts["percentiles"]
     print(
         f"P(True) of {counts['questions']:,} gold answers: median {of['50']:.3f}, {of['10']:.3f} to {of['90']:.3f} for "
-        f"the middle 80 %; (A) and (B) together have {100 * counts['mean_of_both_choices']:.2g} % of the probability.",
+        f"the middle 80 %; (A) and (B) together have {format_percent(counts['mean_of_both_choices'], '.2g')} of the "
+        "probability.",
         flush=True,
     )

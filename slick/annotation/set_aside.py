@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from slick.annotation.config import MAIN_STORES
 from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.errors import DataError
+from slick.formatting import format_percent
 from slick.storage import Folder
 from slick.study_files import SET_ASIDE_SCHEMA, read_set_aside_rows
 
@@ -171,14 +172,14 @@ def check_set_aside_share(found: pa.Table, num_questions: int, most: float, fold
     num = found.num_rows
     if not num or (num <= most * num_questions and num < num_questions):
         return
-    allowed = "no question is left to ask" if num == num_questions else f"at most {100 * most:g} % may be set aside"
+    limit = f"at most {format_percent(most, 'g')} may be set aside"
+    allowed = "no question is left to ask" if num == num_questions else limit
     raise DataError(
-        f"{num:,} of {num_questions:,} questions ({100 * num / num_questions:.2g} %) have a prompt that does not fit "
-        f"the model's context of {found['limit'][0].as_py():,} tokens together with its answer, the longest "
-        f"{pc.max(found['num_tokens']).as_py():,} tokens; {allowed}. They are listed in "
+        f"{num:,} of {num_questions:,} questions ({format_percent(num / num_questions, '.2g')}) have a prompt that "
+        f"does not fit the model's context of {found['limit'][0].as_py():,} tokens together with its answer, the "
+        f"longest {pc.max(found['num_tokens']).as_py():,} tokens; {allowed}. They are listed in "
         f"{folder.child(SET_ASIDE_FOLDER)}/{store}.parquet: {_list_questions(found)}. Shorten or remove those "
-        f"questions, use a model "
-        f"with a longer context, or allow more by --max-set-aside-share"
+        f"questions, use a model with a longer context, or allow more by --max-set-aside-share"
     )
 
 

@@ -22,6 +22,7 @@ from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig
 from slick.cluster import detect_device
 from slick.datasets import read_questions
 from slick.errors import StudyError
+from slick.formatting import format_percent
 from slick.locks import exclusive_lock
 from slick.models import (
     ignored_model_settings,
@@ -181,5 +182,5 @@ def _worker_config(
 
 def _progress_note(so_far: Mapping[str, int], spent: Mapping[str, float], seconds: float) -> str:
     speeds = [f"{spent[name] / seconds:,.0f} {name.replace('_', ' ')}/s" for name in ("generations", "answer_tokens")]
-    reused = f"{100 * prefix_reuse_share(spent):.0f} % of prompt tokens reused"
+    reused = f"{format_percent(prefix_reuse_share(spent))} of prompt tokens reused"
     return ", ".join([*speeds, reused, *([format_category_shares(so_far)] if so_far else [])])

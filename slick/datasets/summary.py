@@ -8,6 +8,7 @@ from slick.datasets.columns import SPLITS
 from slick.datasets.filters import FilterResult, apply_filter
 from slick.datasets.relations import Relation, load_relations
 from slick.datasets.validate import ValidationResult
+from slick.formatting import format_table
 from slick.types import Question
 
 MIN_DEV = 5
@@ -103,11 +104,7 @@ def format_summary(counts: Mapping[str, Any]) -> str:
         for r in read
         if r in kept or any(r in dropped for dropped in rules.values())
     ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [head, *lines]
-    ]
+    table = format_table([head, *lines])
     unused = sum(sum(c.values()) for c in counts["dropped"]["not used"].values())
     notes = [
         f"Cells are train/dev/test. {_format_dropped(counts)}",

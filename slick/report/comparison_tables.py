@@ -18,7 +18,7 @@ from slick.analysis.findings.verdict import checkpoint_label, format_percent, ro
 from slick.analysis.recommendation import Estimate, recommend
 from slick.analysis.setting_differences import NOT_STATED, setting_differences
 from slick.analysis.terms import InsufficientDataError
-from slick.progress import format_duration
+from slick.formatting import format_duration
 from slick.report.tables import CellValue, Table, policy_table
 from slick.types import Category
 

@@ -6,7 +6,7 @@ from functools import partial
 from slick.analysis.loading.runs import finished_runs
 from slick.analysis.provenance import Provenance, read_provenance
 from slick.analysis.terms import InsufficientDataError
-from slick.progress import format_duration
+from slick.formatting import format_duration
 from slick.report.page import Section, table_exhibit
 from slick.report.tables import CellValue, Table
 from slick.storage import Folder

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slick.errors import DataError, StudyError, VariantError
+from slick.formatting import format_percent
 from slick.locks import exclusive_lock
 from slick.matching import nfc
 from slick.prompts import closed_book_prompt
@@ -260,4 +261,4 @@ def _print_summary(
     for name, entry in counts.items():
         if name in before:
             continue
-        print(f"  {name:<16} {entry['num']:>7,} rows, {entry['unknown_share']:.1%} Unknown")
+        print(f"  {name:<16} {entry['num']:>7,} rows, {format_percent(entry['unknown_share'], '.1f')} Unknown")

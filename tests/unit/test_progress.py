@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from slick.progress import MAX_INTERVAL_S, ProgressReporter, format_duration, format_rate
+from slick.formatting import format_duration, format_rate
+from slick.progress import MAX_INTERVAL_S, ProgressReporter
 
 
 @pytest.mark.parametrize(

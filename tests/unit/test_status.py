@@ -193,7 +193,7 @@ def asking(tmp_path: Path) -> Folder:
 
 def store(folder: Folder, num: int) -> None:
     ids = [one.question_id for one in QUESTIONS if one.split != "dev"][:num]
-    folder.write_table("part-0.parquet", pa.status_table({"question_id": ids}))
+    folder.write_table("part-0.parquet", pa.table({"question_id": ids}))
 
 
 def shown(study: Folder, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
