@@ -11,7 +11,8 @@ import select
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
-from typing import TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from jobs.config_file import SettingsSelector, expand_config_file
 from jobs.flags import (
@@ -28,6 +29,11 @@ from slick.errors import SettingsError, SlickError
 from slick.file_errors import format_file_error, is_disk_error
 from slick.storage import Folder
 from slick.uris import check_command_line
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry, StructFieldSpec
+
+    from slick.registry import Registry
 
 Config = TypeVar("Config")
 
@@ -145,7 +151,7 @@ def parse_config(config: Config, argv: Sequence[str], prog: str, others: Iterabl
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            parsed = tyro.cli(type(config), default=config, args=list(argv), prog=prog)
+            parsed = tyro.cli(type(config), default=config, args=list(argv), prog=prog, registry=_component_choices())
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -154,6 +160,35 @@ def parse_config(config: Config, argv: Sequence[str], prog: str, others: Iterabl
         raise SettingsError(str(error)) from error
     print(printed.getvalue(), end="", file=sys.stderr)
     return parsed
+
+
+def _component_choices() -> "ConstructorRegistry":
+    """Rules for tyro: a setting that names a component takes the names in its registry."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+    rules = ConstructorRegistry()
+    unfinished: list[StructTypeInfo] = []
+
+    @rules.struct_rule
+    def with_choices(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not is_dataclass(info.type) or info in unfinished:
+            return None
+        unfinished.append(info)  # so that the next call gives tyro's own description of the class
+        spec = ConstructorRegistry.get_struct_spec(info)
+        unfinished.pop()
+        registries = {field.name: field.metadata.get("registry") for field in fields(info.type)}
+        if not isinstance(spec, StructConstructorSpec) or not any(registries.values()):
+            return None
+        return replace(spec, fields=tuple(_with_choices(field, registries[field.name]) for field in spec.fields))
+
+    return rules
+
+
+def _with_choices(field: "StructFieldSpec", registry: "Registry[Any] | None") -> "StructFieldSpec":
+    if registry is None:
+        return field
+    choices: Any = Literal[registry.names()]
+    return replace(field, type=choices if field.type is str else choices | None)
 
 
 def is_help_command(argv: Sequence[str]) -> bool:

@@ -1,25 +1,26 @@
-"""The one matcher of the house: it serves annotation, evaluation and analysis.
+"""Whether an answer is correct. Annotation, evaluation and analysis share these matchers.
 
-The paper says exact match and no more. `exact`, the default, compares after the normalisation of
-SQuAD (Rajpurkar et al. 2016): lower case, no ASCII punctuation, no English article, single spaces; `raw` compares
-the strings as they are, white space at the ends aside. The others normalise as `exact` does: `canonical` knows no
-other name of the answer than the first, `contains` is satisfied where the answer stands among other words, `f1` where
-half of the words agree (F1 of SQuAD, 0.5 or more).
+The paper says "exact match" and nothing more. The default, `exact`, compares answers after SQuAD's normalization
+(Rajpurkar et al. 2016): lower case, no ASCII punctuation, no English articles, single spaces. `raw` compares the
+strings as they are, apart from white space at both ends. The other matchers normalize like `exact`: `canonical` accepts
+only the first gold answer, `contains` accepts a gold answer among other words, and `f1` accepts a word F1 of at least
+0.5.
 
-Every matcher compares texts in Unicode's normalisation form C (NFC), so that canonically equivalent texts, such as
-"e" with a combining accent and "é", are the same text. Nothing else changes exact match: compatibility forms
-(full-width letters, ligatures), typographic quotes, dashes and zero-width characters are other texts, as they are for
-SQuAD's evaluation. Every kind of white space that Unicode has, a non-breaking space too, separates words, as there.
+All matchers compare texts in Unicode normalization form C (NFC), so canonically equivalent texts, such as "e" with a
+combining accent and "é", are equal. Exact match ignores no other difference: compatibility forms (full-width letters,
+ligatures), typographic quotes, dashes and zero-width characters make texts differ, as in SQuAD's evaluation. Any
+Unicode white space separates words, including non-breaking spaces.
 """
 
 import re
 import string
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
 
-Matcher = Literal["exact", "raw", "canonical", "contains", "f1"]
+from slick.registry import Registry
+
 F1_THRESHOLD = 0.5
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -27,11 +28,51 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _LETTERS = re.compile(r"\w+")
 
 
-def nfc(text: str) -> str:
-    """A text in Unicode's normalisation form C: the same for all texts that are canonically equivalent.
+class AnswerMatcher(ABC):
+    """The gold answers of one question, prepared once for many answers."""
 
-    It is also the form in which a model is asked and trained: nearly all text that models are trained on is in this
-    form, and most tokenizers keep the form that they are given.
+    @abstractmethod
+    def is_hit(self, answer: str) -> bool:
+        """Whether the answer is correct."""
+
+    def can_still_match(self, beginning: str) -> bool:
+        """Whether an answer that begins like this may be correct.
+
+        Engines stop a sample once this is False, so it must be True for every prefix of a correct answer.
+        """
+        return True
+
+
+MATCHERS: Registry[Callable[[Sequence[str]], AnswerMatcher]] = Registry("matcher")
+"""Matchers by name: each makes an `AnswerMatcher` from the gold answers of a question."""
+
+
+def make_matcher(gold: Sequence[str], matcher: str = "exact") -> AnswerMatcher:
+    """The matcher of this name for the gold answers of one question.
+
+    Raises:
+        SettingsError: there is no such matcher.
+    """
+    return MATCHERS.get(matcher)(gold)
+
+
+def is_hit(answer: str, gold: Sequence[str], matcher: str = "exact") -> bool:
+    """Whether the answer matches any of the gold answers.
+
+    A gold answer that normalizes to the empty string (such as "A" or "!!!") is compared raw; otherwise an empty answer
+    would match it.
+
+    >>> is_hit("the hague", ["The Hague"]), is_hit("the hague", ["The Hague"], "raw"), is_hit("", ["The"])
+    (True, False, False)
+    """
+    return make_matcher(gold, matcher).is_hit(answer)
+
+
+def nfc(text: str) -> str:
+    """The text in Unicode normalization form C, which is the same for all canonically equivalent texts.
+
+    Prompts and training targets are in this form too: nearly all text that models are trained on is NFC, and most
+    tokenizers do not change the form.
 
     >>> len("e\u0301"), len(nfc("e\u0301"))
     (2, 1)
@@ -40,31 +81,20 @@ def nfc(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """An answer as SQuAD's evaluation compares it, whatever the Unicode form it is written in.
+    """The text as SQuAD's evaluation compares it, in any Unicode normalization form.
 
     >>> normalize("The  Hague.")
     'hague'
     """
-    # NFC first: a decomposed "≠" holds "=", which is punctuation, and a decomposed "á" holds "a", which is an article.
-    # NFC last: letters and marks that punctuation kept apart may compose.
+    # NFC first: a decomposed "≠" contains "=", which is punctuation, and a decomposed "á" contains "a", an article.
+    # NFC last: removing punctuation may leave letters and marks that compose.
     return nfc(" ".join(_ARTICLES.sub(" ", nfc(text).lower().translate(_PUNCTUATION)).split()))
 
 
-def is_hit(answer: str, gold: Sequence[str], matcher: Matcher = "exact") -> bool:
-    """True if the answer matches any of the gold answers.
-
-    A gold answer that normalises to nothing (such as "A" or "!!!") is compared raw: nothing matches nothing otherwise.
-
-    >>> is_hit("the hague", ["The Hague"]), is_hit("the hague", ["The Hague"], "raw"), is_hit("", ["The"])
-    (True, False, False)
-    """
-    return GoldMatcher(gold, matcher).is_hit(answer)
-
-
 def token_f1(answer: str, gold: Sequence[str]) -> float:
-    """F1 of the words of an answer and of the gold answer nearest to it, in [0, 1], normalised as `exact` does.
+    """Highest word F1 between an answer and any gold answer, in [0, 1], after the normalization of `exact`.
 
-    An answer that hits has 1, also where both normalise to nothing.
+    An answer that matches exactly has F1 1, also if both normalize to the empty string.
 
     Source: SQuAD (Rajpurkar et al. 2016, https://aclanthology.org/D16-1264), section 5.
 
@@ -75,65 +105,109 @@ def token_f1(answer: str, gold: Sequence[str]) -> float:
 
 
 def token_f1_scorer(gold: Sequence[str]) -> Callable[[str], float]:
-    """See `token_f1`; the gold answers of one question, prepared once for many answers."""
-    target, worded = GoldMatcher(gold), [Counter(normalize(one).split()) for one in gold]
+    """`token_f1` for the gold answers of one question, prepared once for many answers."""
+    matcher, gold_counts = ExactMatcher(gold), [Counter(normalize(text).split()) for text in gold]
 
-    def f1(answer: str) -> float:
-        if target.is_hit(answer):
+    def score(answer: str) -> float:
+        if matcher.is_hit(answer):
             return 1.0
-        words = Counter(normalize(answer).split())
-        return max((_f1(words, one) for one in worded), default=0.0)
+        counts = Counter(normalize(answer).split())
+        return max((_word_f1(counts, other) for other in gold_counts), default=0.0)
 
-    return f1
+    return score
 
 
-def _f1(answer: Counter[str], gold: Counter[str]) -> float:
+def _word_f1(answer: Counter[str], gold: Counter[str]) -> float:
     common = (answer & gold).total()
     return 2 * common / (answer.total() + gold.total()) if common else 0.0
 
 
-class GoldMatcher:
-    """The gold answers of one question, prepared once for many answers."""
+@MATCHERS.register("exact")
+class ExactMatcher(AnswerMatcher):
+    """Equal after normalization."""
 
-    def __init__(self, gold: Sequence[str], matcher: Matcher = "exact") -> None:
-        """Prepare for one matcher."""
-        gold = gold[:1] if matcher == "canonical" else gold
-        normal = set() if matcher == "raw" else {normalize(answer) for answer in gold} - {""}
-        self._normal, self._worded = normal, [words.split() for words in normal]
-        self._raw = {nfc(answer).strip() for answer in gold if matcher == "raw" or not normalize(answer)}
-        self._raw_beginnings = [_nfd(raw) for raw in self._raw]
-        self._word_beginnings = [[_nfd(word) for word in words] for words in self._worded]
-        self._fits = {"contains": _contains, "f1": _shares_words}.get(matcher)
+    def __init__(self, gold: Sequence[str]) -> None:
+        self._normalized = {normalize(answer) for answer in gold} - {""}
+        self._raw = RawMatcher([answer for answer in gold if not normalize(answer)])
+        self._words = [text.split() for text in self._normalized]
+        self._decomposed_words = [[_nfd(word) for word in words] for words in self._words]
 
     def is_hit(self, answer: str) -> bool:
-        """See `is_hit`."""
-        if self._fits is not None:
-            words = normalize(answer).split()
-            return any(self._fits(words, gold) for gold in self._worded)
-        return normalize(answer) in self._normal or nfc(answer).strip() in self._raw
+        """Whether the answer equals a gold answer."""
+        return normalize(answer) in self._normalized or self._raw.is_hit(answer)
 
     def can_still_match(self, beginning: str) -> bool:
-        """False if no answer that begins like this is a hit; True if one may be.
+        """Whether a gold answer begins like this.
 
-        >>> target = Target(["The Hague"])
-        >>> [target.may_hit(beginning) for beginning in ("", "T", "The", "Ha", "The Hague,", "Har", "A Hague in")]
+        >>> matcher = ExactMatcher(["The Hague"])
+        >>> [matcher.can_still_match(text) for text in ("", "T", "The", "Ha", "The Hague,", "Har", "A Hague in")]
         [True, True, True, True, True, False, False]
         """
-        beginning = nfc(beginning)
-        start = _stable_prefix(beginning.strip())
-        if self._fits is not None or any(raw.startswith(start) for raw in self._raw_beginnings):
+        if self._raw.can_still_match(beginning):
             return True
-        *whole, last = beginning.split() or [""]
+        *whole, last = nfc(beginning).split() or [""]
         known = normalize(" ".join(whole)).split()
         last = last.lower().translate(_PUNCTUATION)
-        start = _stable_prefix(last).rstrip("σς")  # which of the two depends on what follows
+        start = _stable_prefix(last).rstrip("σς")  # which of the two it is depends on the next character
         if "the".startswith(last) or last in ("a", "an") or not _LETTERS.fullmatch(last):
-            start = ""  # it may yet be dropped, in whole or in part
+            start = ""  # normalization may still remove it, or a part of it
         num = len(known)
         return any(
-            gold[:num] == known and (not start or (len(gold) > num and beginnings[num].startswith(start)))
-            for gold, beginnings in zip(self._worded, self._word_beginnings, strict=True)
+            words[:num] == known and (not start or (len(words) > num and decomposed[num].startswith(start)))
+            for words, decomposed in zip(self._words, self._decomposed_words, strict=True)
         )
+
+
+@MATCHERS.register("raw")
+class RawMatcher(AnswerMatcher):
+    """Equal as written, apart from white space at both ends."""
+
+    def __init__(self, gold: Sequence[str]) -> None:
+        self._gold = {nfc(answer).strip() for answer in gold}
+        self._decomposed = [_nfd(answer) for answer in self._gold]
+
+    def is_hit(self, answer: str) -> bool:
+        """Whether the answer equals a gold answer."""
+        return nfc(answer).strip() in self._gold
+
+    def can_still_match(self, beginning: str) -> bool:
+        """Whether a gold answer begins like this."""
+        start = _stable_prefix(nfc(beginning).strip())
+        return any(answer.startswith(start) for answer in self._decomposed)
+
+
+@MATCHERS.register("canonical")
+class CanonicalMatcher(ExactMatcher):
+    """Equal to the first gold answer after normalization."""
+
+    def __init__(self, gold: Sequence[str]) -> None:
+        super().__init__(gold[:1])
+
+
+@MATCHERS.register("contains")
+class ContainsMatcher(AnswerMatcher):
+    """Contains all words of a gold answer in a row, after normalization."""
+
+    def __init__(self, gold: Sequence[str]) -> None:
+        self._words = [words for text in gold if (words := normalize(text).split())]
+
+    def is_hit(self, answer: str) -> bool:
+        """Whether the answer contains a gold answer."""
+        words = normalize(answer).split()
+        return any(words[i : i + len(gold)] == gold for gold in self._words for i in range(len(words) - len(gold) + 1))
+
+
+@MATCHERS.register("f1")
+class F1Matcher(AnswerMatcher):
+    """Word F1 of at least 0.5 with a gold answer, after normalization."""
+
+    def __init__(self, gold: Sequence[str]) -> None:
+        self._counts = [Counter(words) for text in gold if (words := normalize(text).split())]
+
+    def is_hit(self, answer: str) -> bool:
+        """Whether the answer shares enough words with a gold answer."""
+        counts = Counter(normalize(answer).split())
+        return any(_word_f1(counts, gold) >= F1_THRESHOLD for gold in self._counts)
 
 
 def _nfd(text: str) -> str:
@@ -141,22 +215,13 @@ def _nfd(text: str) -> str:
 
 
 def _stable_prefix(beginning: str) -> str:
-    """The part of a text that cannot change when more text follows, decomposed.
+    """The longest prefix that stays the same whatever text follows, decomposed.
 
-    Composed, the last letter changes when a combining mark follows, so beginnings are compared decomposed. The marks
-    at the end are left out, since one that follows may have its place before them.
+    A combining mark that follows changes the last letter of a composed text, so prefixes are compared decomposed.
+    Marks at the end are dropped, because canonical ordering may put a later mark before them.
     """
     text = _nfd(beginning)
     end = len(text)
     while end and unicodedata.combining(text[end - 1]):
         end -= 1
     return text[:end]
-
-
-def _contains(answer: list[str], gold: list[str]) -> bool:
-    return any(answer[i : i + len(gold)] == gold for i in range(len(answer) - len(gold) + 1))
-
-
-def _shares_words(answer: list[str], gold: list[str]) -> bool:
-    common = sum((Counter(answer) & Counter(gold)).values())
-    return 2 * common >= F1_THRESHOLD * (len(answer) + len(gold)) and common > 0

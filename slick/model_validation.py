@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from slick import compat
 from slick.errors import ModelError
 from slick.model_files import UNLIMITED_POSITIONS, max_positions, shorten_list
 from slick.prompts import few_shot_prefix, few_shot_suffix
@@ -164,8 +165,8 @@ def check_loading_info(model: "nn.Module", info: Mapping[str, Any], where: str) 
 
 def _check_tied_embeddings(model: Any, where: str) -> None:
     """A head of its own where config.json says that it is the embedding: one library uses it, another does not."""
-    ties = getattr(model, "_tied_weights_keys", None) or ()
-    if not (model.config.get_text_config().tie_word_embeddings and any("lm_head" in key for key in ties)):
+    ties_head = any("lm_head" in name for name in compat.tied_weight_names(model))
+    if not (model.config.get_text_config().tie_word_embeddings and ties_head):
         return
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and embedding is not None and head.weight is not embedding.weight:

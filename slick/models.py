@@ -167,32 +167,6 @@ def _fingerprinted_files(folder: str) -> list[str]:
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in _HUB_FILES))
 
 
-def prepare_device(num_gpus: float) -> str:
-    """The device of an engine's process, as torch names it.
-
-    On the CPU the process gets one thread, since Ray packs by cores; of a part of a GPU, that part of the memory.
-
-    Args:
-        num_gpus: that Ray set aside for it: 0 for the CPU, less than 1 where it shares a GPU.
-
-    Raises:
-        ModelError: a GPU was set aside, but torch sees none.
-    """
-    import torch
-
-    if not num_gpus:
-        torch.set_num_threads(1)
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise ModelError(
-            "Ray set aside a GPU for an engine, but torch sees none there; install torch with CUDA on that machine, or "
-            "set --gpus-per-actor 0"
-        )
-    if num_gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(num_gpus)
-    return "cuda"
-
-
 def load_tokenizer(model: str, *, trust_remote_code: bool = False, prefixes: Sequence[str] = ()) -> Any:
     """The tokenizer of a model, validated.
 

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from slick.errors import SettingsError
+from slick.registry import Registry
 
 Affects = Literal["result", "labels", "p_true", "seed", "length", "cost", "content", "nothing"]
 """`result`: what the step computes. `labels`, `p_true`: only that part of the annotate step. `seed`: the result, but
@@ -92,6 +93,7 @@ def affects(
     when: Condition | None = None,
     former_name: str = "",
     bounds: Bounds | None = None,
+    registry: Registry[Any] | None = None,
     only_zero_changes_cost: bool = False,
 ) -> dict[str, Any]:
     """The declaration as `metadata` of a dataclass field; see `setting`."""
@@ -100,6 +102,7 @@ def affects(
         "when": when,
         "formerly": former_name,
         "bounds": bounds,
+        "registry": registry,
         "only_zero_changes_cost": only_zero_changes_cost,
     }
 
@@ -110,6 +113,7 @@ def setting(
     when: Condition | None = None,
     former_name: str = "",
     only_zero_changes_cost: bool = False,
+    registry: Registry[Any] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -123,6 +127,7 @@ def setting(
         when: whether the setting has any effect, given all settings; None: always.
         former_name: its name in manifests of earlier versions, if that differs.
         only_zero_changes_cost: all values other than 0 cost the same.
+        registry: the value is the name of a component in this registry; None is always accepted.
         minimum: the lowest number; for a tuple, of each of its numbers. None is always accepted.
         maximum: the highest number.
         above: an exclusive lower bound.
@@ -134,6 +139,7 @@ def setting(
         when=when,
         former_name=former_name,
         bounds=None if bounds == Bounds() else bounds,
+        registry=registry,
         only_zero_changes_cost=only_zero_changes_cost,
     )
     return dataclasses.field(default=default, metadata=metadata)
@@ -166,10 +172,10 @@ def fields_affecting(cls: type, *what: Affects) -> tuple[str, ...]:
 
 
 def check_settings(config: Any) -> None:
-    """Check every setting of a dataclass against the bounds on its field and the options of its `Literal` type.
+    """Check every setting of a dataclass against the bounds and the registry of its field and its `Literal` type.
 
     Raises:
-        SettingsError: a value is out of bounds or not among the options.
+        SettingsError: a value is out of bounds, not among the options, or no component of the registry.
     """
     cls: Any = type(config)
     options = _literal_options(cls)
@@ -177,6 +183,9 @@ def check_settings(config: Any) -> None:
         value = getattr(config, field.name)
         bounds: Bounds = field.metadata.get("bounds") or Bounds()
         allowed = options.get(field.name)
+        registry: Registry[Any] | None = field.metadata.get("registry")
+        if registry is not None and value is not None:
+            registry.check(value)
         for part in value if isinstance(value, tuple) else (value,):
             if bounds != Bounds() and part is not None and not bounds.contains(part):
                 raise SettingsError(bounds.error(field.name, part))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slick.errors import SettingsError
-from slick.matching import Matcher
+from slick.matching import MATCHERS
 from slick.precision import TrainDtype
 from slick.settings import check_settings, identity_settings, register_settings, setting
 
@@ -70,7 +70,7 @@ class TrainConfig:
     dtype: TrainDtype = "auto"
     """Dtype of the weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer. `auto`:
     the dtype in which the training or the sweep began, else bfloat16 on GPUs that support it and float32 elsewhere."""
-    matcher: Matcher = setting("exact", "result")
+    matcher: str = setting("exact", "result", registry=MATCHERS)
     """How a generated answer is compared with the gold answers."""
     max_new_tokens: int = setting(32, minimum=1)
     """Most tokens of an evaluated answer."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from slick.errors import SettingsError
 from slick.inference.base import PromptBatch, SamplingConfig
-from slick.matching import Matcher, is_hit
+from slick.matching import is_hit
 from slick.prompts import CLOSED_BOOK_INSTRUCTION
 from tuning.data import Example, QuestionRow, encode_examples
 from tuning.records import Prediction
@@ -30,7 +30,7 @@ DEFAULT_BATCH_SIZE = 512
 class EvalSettings:
     """How answers are made and judged."""
 
-    matcher: Matcher
+    matcher: str
     max_new_tokens: int
     batch_size: int | None = None
     """Rows at once; None for `DEFAULT_BATCH_SIZE`, or, to generate on a GPU, for as many as its memory holds."""
@@ -108,15 +108,13 @@ def evaluate_rows(
     ]
 
 
-def _prediction(
-    row: QuestionRow, example: Example, text: str | None, loss: float | None, matcher: Matcher
-) -> Prediction:
+def _prediction(row: QuestionRow, example: Example, text: str | None, loss: float | None, matcher: str) -> Prediction:
     assert text is not None  # settled or generated
     return Prediction(text=text, hit=is_hit(text, row.accepted, matcher), loss=loss, num_tokens=len(example.answer_ids))
 
 
 def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[QuestionRow], settings: EvalSettings) -> list[str]:
-    from slick.inference.transformers import TransformersEngine
+    from slick.inference.packed.engine import TransformersEngine
 
     if not rows:
         return []

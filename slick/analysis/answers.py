@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from slick.matching import GoldMatcher, token_f1_scorer
+from slick.matching import make_matcher, token_f1_scorer
 
 DecodingMode = Literal["greedy", "sampled"]
 DECODING_MODES: tuple[DecodingMode, ...] = ("greedy", "sampled")
@@ -71,7 +71,7 @@ def match_answers(
     num_samples = max((len(texts) for texts in sampled if texts), default=0)
     rows = [list(texts or [None] * num_samples) for texts in sampled]
     flat = tuple(text for texts in rows for text in texts)
-    target, f1 = GoldMatcher(gold), token_f1_scorer(gold)
+    target, f1 = make_matcher(gold), token_f1_scorer(gold)
     match_results = {}
     for text in {*greedy, *flat} - {None}:
         assert text is not None

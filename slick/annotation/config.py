@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from slick.annotation.worker import EngineName, Mode
+from slick.annotation.worker import Mode
 from slick.errors import SettingsError
-from slick.inference.base import SamplingConfig
-from slick.matching import Matcher
+from slick.inference.base import DEFAULT_ENGINE, ENGINES, SamplingConfig, check_capability
+from slick.matching import MATCHERS
 from slick.precision import Dtype
-from slick.settings import affects, identity_settings, register_settings, setting
+from slick.settings import affects, check_settings, identity_settings, register_settings, setting
 
 Estimator = Literal["sampled", "gold"]
 PTrueScope = Literal["test", "all"]
@@ -39,8 +39,8 @@ class AnnotateConfig:
     estimator: Estimator = setting("sampled", "labels")
     """`sampled` draws answers. `gold` scores the first gold answer in one pass without drawing any: exact chances of
     one answer text, at a fraction of the cost."""
-    matcher: Matcher = setting("exact", "labels")
-    """When an answer is a hit; see `slick.matching`."""
+    matcher: str = setting("exact", "labels", registry=MATCHERS)
+    """When an answer is correct; see `slick.matching`."""
     repeats_per_relation: int = setting(0, "labels")
     """Questions of each relation that are asked again, with other exemplars and draws: how often do categories flip?
     Not by the gold estimator, which draws nothing."""
@@ -50,8 +50,8 @@ class AnnotateConfig:
     """Ask dev questions too, but for those that serve as exemplars."""
     limit_per_relation: int | None = None
     """Ask at most that many questions of each relation and split, chosen by a hash of their ids; None for all."""
-    engine: EngineName = setting("transformers", "labels")
-    """`transformers`, or `vllm` where it is installed."""
+    engine: str = setting(DEFAULT_ENGINE, "labels", registry=ENGINES)
+    """What generates the answers; `vllm` needs the package vllm."""
     dtype: Dtype = "auto"
     """Of weights and arithmetic. `auto`: the dtype in which the folder was begun, else bfloat16 on a GPU that computes
     it and float32 elsewhere; the manifest names the one that was used."""
@@ -81,6 +81,7 @@ class AnnotateConfig:
     """Questions that P(True) is asked of: `test`, in distribution, as in the paper; or `all` that are labelled."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         sizes = ("num_exemplar_sets", "num_shots", "batch_questions", "batches_per_file", "min_actors")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -89,17 +90,7 @@ class AnnotateConfig:
             raise SettingsError(f"dtype is one of {', '.join(get_args(Dtype))}, got {self.dtype!r}")
         if min(self.repeats_per_relation, self.controls_per_relation) < 0:
             raise SettingsError("repeats_per_relation and controls_per_relation must not be negative")
-        if self.estimator == "gold" and (self.mode, self.matcher, self.engine) != ("full", "exact", "transformers"):
-            raise SettingsError(
-                "the gold estimator draws no texts: it goes with --mode full, --matcher exact and --engine "
-                f"transformers, got {self.mode}, {self.matcher} and {self.engine}"
-            )
-        gpus = self.gpus_per_actor or 0.0
-        if gpus < 0 or (gpus > 1 and (self.engine != "vllm" or gpus % 1)):
-            raise SettingsError(
-                f"gpus_per_actor is {gpus:g}: 0 to 1, or a whole number with --engine vllm, which spreads a model; for "
-                "more speed raise --max-actors"
-            )
+        self._check_engine()
         if self.sampling.num_samples < 1:
             raise SettingsError("num_samples must be at least 1: samples tell WeaklyKnown from Unknown")
         if self.limit_per_relation is not None and self.limit_per_relation < 1:
@@ -112,6 +103,25 @@ class AnnotateConfig:
             )
         if self.max_actors is not None and self.max_actors < self.min_actors:
             raise SettingsError(f"max_actors is {self.max_actors}, less than min_actors, {self.min_actors}")
+
+    def _check_engine(self) -> None:
+        if self.estimator == "gold" and (self.mode, self.matcher) != ("full", "exact"):
+            raise SettingsError(
+                "the gold estimator generates no answers: it needs --mode full and --matcher exact, got "
+                f"{self.mode} and {self.matcher}"
+            )
+        check_capability(
+            self.engine, "gold" if self.estimator == "gold" else "answers", f"--estimator {self.estimator}"
+        )
+        if self.mode == "labels":
+            check_capability(self.engine, "early_exit", "--mode labels")
+        gpus = self.gpus_per_actor or 0.0
+        if gpus < 0 or (gpus > 1 and gpus % 1):
+            raise SettingsError(f"gpus_per_actor is a share in [0, 1] or a whole number, got {gpus:g}")
+        if gpus > 1:
+            check_capability(
+                self.engine, "tensor_parallel", f"--gpus-per-actor {gpus:g} (for more speed raise --max-actors)"
+            )
 
     def identity(self) -> dict[str, object]:
         """The settings that change labels; actors and file sizes do not, and the model counts by its fingerprint."""

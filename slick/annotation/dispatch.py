@@ -7,7 +7,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow as pa
 from slick import errors
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.store import QuestionBatch, cut_batches, exclude_questions, make_units, missing_batches
-from slick.annotation.worker import AnnotationWorker, WorkerConfig
+from slick.annotation.worker import AnnotationWorker, WorkerConfig, with_engine
 from slick.cluster import set_job_message
 from slick.precision import Runtime
 from slick.progress import ProgressReporter
@@ -67,7 +66,7 @@ def run_worker_pool(
     # Not from_arrow: that starts processes that look at every unit, and then idle beside the actors.
     done = ray.data.from_blocks(list(units)).map_batches(
         AnnotationWorker,
-        fn_constructor_kwargs={"config": replace(config, num_gpus=num_gpus)},
+        fn_constructor_kwargs={"config": with_engine(config, num_gpus=num_gpus)},
         batch_size=1,
         batch_format="pyarrow",
         compute=pool,

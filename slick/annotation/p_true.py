@@ -26,7 +26,7 @@ from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.formatting import format_percent
-from slick.inference.base import SamplingConfig
+from slick.inference.base import DEFAULT_ENGINE, EngineConfig, SamplingConfig
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
 from slick.settings import P_TRUE_IDENTITY, identity_settings
 from slick.storage import Folder, FolderLike, as_folder
@@ -138,12 +138,13 @@ def _worker_config(folder: Folder, table: pa.Table, model: str, config: Annotate
     prefixes = {relation: [P_TRUE_PREFIX] for relation in table["relation"].unique().to_pylist()}
     answer = SamplingConfig(num_samples=0, max_new_tokens=max(len(f" {choice}".encode()) for choice in P_TRUE_CHOICES))
     return WorkerConfig(
-        model=model,
-        engine="transformers",
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        num_gpus=0.0,  # the pool knows
-        batch_questions=config.batch_questions,
+        engine=DEFAULT_ENGINE,
+        engine_config=EngineConfig(
+            model=model,
+            dtype=config.dtype,
+            batch_questions=config.batch_questions,
+            trust_remote_code=config.trust_remote_code,
+        ),
         mode="full",
         matcher="exact",
         stores={P_TRUE_FOLDER: AnswerSetSpec(prefixes=prefixes, sampling=answer, kind=P_TRUE_FOLDER)},

@@ -10,7 +10,8 @@ from slick.annotation.uncertainty import Scoring
 from slick.datasets import read_questions
 from slick.errors import SettingsError, StudyError
 from slick.locks import exclusive_lock
-from slick.matching import Matcher
+from slick.matching import MATCHERS
+from slick.settings import check_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
 from slick.study import MANIFEST, STARTED, Manifest, complete_step, fingerprint, read_start_record, require_manifest
@@ -21,12 +22,15 @@ from slick.study_files import read_exemplars
 class RescoreConfig:
     """What is judged otherwise than when the answers were made; None leaves it as it was then."""
 
-    matcher: Matcher | None = None
-    """When an answer is a hit: `exact`, `raw`, `canonical`, `contains` or `f1`; see `slick.matching`."""
+    matcher: str | None = setting(None, registry=MATCHERS)
+    """When an answer is correct; see `slick.matching`."""
     num_exemplar_sets: int | None = None
     """Count the answers to the first so many few-shot prompts."""
     num_samples: int | None = None
     """Count the first so many samples of each prompt."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:

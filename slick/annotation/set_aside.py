@@ -52,8 +52,9 @@ def set_questions_aside(tables: Mapping[str, pa.Table], asker: WorkerConfig) -> 
     """Find the questions of each store that are too long, and list them in annotate/set_aside/; see `find_too_long`."""
     from slick.models import context_length
 
-    context = context_length(asker.model, trust_remote_code=asker.trust_remote_code)
-    count_tokens = token_counter(asker.model, trust_remote_code=asker.trust_remote_code)
+    model, trust = asker.engine_config.model, asker.engine_config.trust_remote_code
+    context = context_length(model, trust_remote_code=trust)
+    count_tokens = token_counter(model, trust_remote_code=trust)
     found = {}
     for store, table in tables.items():
         found[store] = find_too_long(table, asker.stores[store], context, count_tokens)

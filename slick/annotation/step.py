@@ -18,11 +18,12 @@ from slick.annotation.labels import format_category_shares, label, prefix_reuse_
 from slick.annotation.p_true import P_TRUE_FOLDER, check_same_model, score_p_true
 from slick.annotation.set_aside import check_set_aside_share, drop_questions, max_prompt_tokens, set_questions_aside
 from slick.annotation.store import select_questions
-from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig
+from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig, with_engine
 from slick.cluster import detect_device
 from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.formatting import format_percent
+from slick.inference.base import EngineConfig
 from slick.locks import exclusive_lock
 from slick.models import (
     ignored_model_settings,
@@ -103,9 +104,8 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     asker = _worker_config(folder, questions, exemplars, model, config)
     tables, set_aside = _split_set_aside(asked, asker, config)
     kept = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
-    asker = replace(
-        asker, max_tokens=max(max_prompt_tokens(table, asker.stores[store]) for store, table in kept.items())
-    )
+    longest = max(max_prompt_tokens(table, asker.stores[store]) for store, table in kept.items())
+    asker = with_engine(asker, max_tokens=longest)
     annotate_missing("annotate", tables, asker, config, _progress_note, set_aside)
     counts = label(study, asked, config)
     if ignored := ignored_model_settings(model):
@@ -167,12 +167,13 @@ def _worker_config(
             prefixes=others, sampling=replace(config.sampling, seed=config.sampling.seed + 1)
         )
     return WorkerConfig(
-        model=model,
         engine=config.engine,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        num_gpus=0.0,  # the pool knows
-        batch_questions=config.batch_questions,
+        engine_config=EngineConfig(
+            model=model,
+            dtype=config.dtype,
+            batch_questions=config.batch_questions,
+            trust_remote_code=config.trust_remote_code,
+        ),
         mode=config.mode,
         matcher=config.matcher,
         stores=stores,

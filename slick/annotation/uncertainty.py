@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from slick.errors import EngineError
-from slick.matching import GoldMatcher, Matcher
+from slick.matching import make_matcher
 from slick.types import Category
 
 FloatArray = NDArray[np.float64]
@@ -137,7 +137,7 @@ EVIDENCE_SCHEMA = pa.schema(
 class Scoring:
     """How stored answers are judged: the settings that a rescoring may change."""
 
-    matcher: Matcher
+    matcher: str
     num_exemplar_sets: int
     num_samples: int
     gold: Mapping[str, Sequence[str]] | None = None
@@ -229,12 +229,12 @@ def _hits(part: pa.Table, scoring: Scoring) -> tuple[HitArray, HitArray]:
     return greedy[:, :sets], sampled[:, :sets, :samples]
 
 
-def _rescore_hits(part: pa.Table, gold: Mapping[str, Sequence[str]], matcher: Matcher) -> pa.Table:
+def _rescore_hits(part: pa.Table, gold: Mapping[str, Sequence[str]], matcher: str) -> pa.Table:
     """The part with its hits as this matcher sees its texts."""
     columns = (part[name].to_pylist() for name in ("question_id", "greedy_text", "sampled_text"))
     greedy, sampled = [], []
     for question_id, greedy_text, sampled_text in zip(*columns, strict=True):
-        is_hit = GoldMatcher(gold[question_id], matcher).is_hit
+        is_hit = make_matcher(gold[question_id], matcher).is_hit
         greedy.append([is_hit(text) for text in greedy_text])
         sampled.append([[None if text is None else is_hit(text) for text in texts] for texts in sampled_text])
     return pa.table(

@@ -4,7 +4,7 @@ import gc
 import uuid
 from collections import Counter as Counts
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +14,8 @@ from slick.annotation.knowledge import categories
 from slick.annotation.store import COST_FIELDS, write_part
 from slick.annotation.uncertainty import hit_probability
 from slick.errors import EngineError, ModelError, SlickError, wrap_library_errors
-from slick.inference.base import Answers, Engine, GoldScore, PromptBatch, SamplingConfig
-from slick.matching import GoldMatcher, Matcher, nfc
+from slick.inference.base import ENGINES, Answers, Engine, EngineConfig, GoldScore, PromptBatch, SamplingConfig
+from slick.matching import AnswerMatcher, make_matcher, nfc
 from slick.prompts import P_TRUE_CHOICES, few_shot_suffix, p_true_row, p_true_suffix
 from slick.storage import Folder
 from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA
@@ -37,7 +37,6 @@ what the answers cost, and what the engine runs on (`slick.precision.Runtime`); 
 
 Mode = Literal["full", "labels"]
 AnswerKind = Literal["answers", "gold", "p_true"]
-EngineName = Literal["transformers", "vllm"]
 
 SCHEMAS: dict[AnswerKind, pa.Schema] = {"answers": GENERATION_SCHEMA, "gold": GOLD_SCHEMA, "p_true": P_TRUE_SCHEMA}
 
@@ -59,24 +58,23 @@ class AnswerSetSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """What an actor must know; small, since it travels to each."""
+    """What an actor needs; small, because it is sent to each."""
 
-    model: str
-    engine: EngineName
-    dtype: str
-    trust_remote_code: bool
-    num_gpus: float
-    """Of this actor; a part of one, or 0 for none."""
-    batch_questions: int
+    engine: str
+    engine_config: EngineConfig
+    """Without `prefixes`, which the actor adds."""
     mode: Mode
-    matcher: Matcher
+    matcher: str
     stores: dict[str, AnswerSetSpec]
     folder: Folder
-    """Where the folders of stores are."""
-    max_tokens: int = 0
-    """No prompt with its answer has more; a vLLM engine makes room for that many."""
+    """The folder of the stores."""
     stop_file: str = field(default_factory=lambda: f"stop-{uuid.uuid4().hex}")
     """A file of this name in `folder` tells the actors of this run to leave the rest unanswered."""
+
+
+def with_engine(config: WorkerConfig, **changes: Any) -> WorkerConfig:
+    """The same configuration with some fields of `engine_config` replaced."""
+    return replace(config, engine_config=replace(config.engine_config, **changes))
 
 
 class AnnotationWorker:
@@ -106,14 +104,15 @@ class AnnotationWorker:
         """Answer one unit and store the answers; a row of `SUMMARY_SCHEMA`."""
         if self._engine is None:
             with wrap_library_errors(f"the {self._config.engine} engine cannot be started", ModelError):
-                self._engine = self._load()
+                self._engine = self._load_engine()
             # A full collection looks at all that torch and transformers keep, which takes 0.3 s each time.
             gc.collect()
             gc.freeze()
         config, store = self._config, self._config.stores[unit["store"]]
         before = asdict(self._engine.stats)
         rows: list[dict[str, Any]] = []
-        size = len(unit["question_id"]) if config.num_gpus else config.batch_questions
+        engine_config = config.engine_config
+        size = len(unit["question_id"]) if engine_config.num_gpus else engine_config.batch_questions
         for start in range(0, len(unit["question_id"]), size):
             part = slice(start, start + size)
             gold = unit["answers"][part]
@@ -150,41 +149,16 @@ class AnnotationWorker:
         if store.kind == "gold":
             scores = engine.score(batch, [nfc(answers[0]) for answers in gold], store.sampling)
             return [_gold_row(i, found) for i, found in zip(batch.question_ids, scores, strict=True)]
-        targets = [GoldMatcher(answers, self._config.matcher) for answers in gold]
+        targets = [make_matcher(answers, self._config.matcher) for answers in gold]
         found = engine.generate(batch, store.sampling, targets if self._config.mode == "labels" else None)
         return [_generation_row(*row) for row in zip(batch.question_ids, found, targets, strict=True)]
 
-    def _load(self) -> Engine:
-        from slick.models import load_model, load_tokenizer, prepare_device
-
-        config = self._config
-        tokenizer = load_tokenizer(
-            config.model,
-            trust_remote_code=config.trust_remote_code,
-            prefixes=self._longest_prefixes(),
-        )
-        if config.engine == "vllm":
-            from slick.inference.vllm import VllmEngine
-
-            return VllmEngine(
-                config.model,
-                dtype=config.dtype,
-                num_gpus=config.num_gpus,
-                max_tokens=config.max_tokens,
-                trust_remote_code=config.trust_remote_code,
-            )
-        from slick.inference.packed.cpu_linear import prepack_linears
-        from slick.inference.transformers import TransformersEngine
-
-        device = prepare_device(config.num_gpus)
-        model = load_model(config.model, config.dtype, device, trust_remote_code=config.trust_remote_code)
-        prepack_linears(model)
-        return TransformersEngine(model, tokenizer, batch_questions=None if config.num_gpus else config.batch_questions)
-
-    def _longest_prefixes(self) -> list[str]:
-        """Of each relation and store one prefix, since all take milliseconds each: the one with the most characters."""
+    def _load_engine(self) -> Engine:
+        """Load the engine; its tokenizer is checked with the longest prefix of each relation and store."""
         stores = self._config.stores.values()
-        return sorted({max(prefixes, key=len) for store in stores for prefixes in store.prefixes.values()})
+        longest = {max(prefixes, key=len) for store in stores for prefixes in store.prefixes.values()}
+        spec = ENGINES.get(self._config.engine)
+        return spec.load(replace(self._config.engine_config, prefixes=tuple(sorted(longest))))
 
     def _count(self, found: Sequence[str], spent: dict[str, float]) -> None:
         from ray.util.metrics import Counter
@@ -212,7 +186,7 @@ METRICS = {
 assert set(METRICS) <= set(COST_FIELDS)
 
 
-def _generation_row(question_id: str, answers: Sequence[Answers], target: GoldMatcher) -> dict[str, Any]:
+def _generation_row(question_id: str, answers: Sequence[Answers], target: AnswerMatcher) -> dict[str, Any]:
     hit: dict[str | None, bool | None] = {None: None}
     for answer in answers:
         for text in (answer.greedy_text, *answer.sampled_text):

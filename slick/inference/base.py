@@ -1,40 +1,43 @@
-"""What every engine does: greedy and sampled answers to many questions behind each of several prefixes, in one call."""
+"""What every inference engine does: greedy and sampled answers to a batch of questions under several few-shot prefixes.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+An engine registers with `register_engine`, usually in a module of `slick.inference.engines`. That module is imported to
+list the engines, so it imports heavy libraries inside functions only.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from slick.errors import EngineError, SettingsError
+from slick.matching import AnswerMatcher
 from slick.precision import Runtime
+from slick.registry import Registry
 from slick.settings import setting
 
+Capability = Literal["answers", "early_exit", "gold", "log_probabilities", "tensor_parallel"]
+"""What an engine can do.
 
-class AnswerMatcher(Protocol):
-    """What the answer to a question should be."""
+`answers`: `Engine.generate`. `early_exit`: `generate` with targets skips samples that cannot change a category. `gold`:
+`Engine.score`. `log_probabilities`: `Engine.log_probabilities`. `tensor_parallel`: one engine on several GPUs.
+"""
 
-    def is_hit(self, answer: str) -> bool:
-        """Whether the answer is right."""
-        ...
-
-    def can_still_match(self, beginning: str) -> bool:
-        """False only if no answer that begins like this is right."""
-        ...
+DEFAULT_ENGINE = "transformers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
-    """How answers are drawn. The defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
+    """How answers are sampled. The defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
 
     num_samples: int = 16
-    """Sampled answers to one prompt, beside the one greedy answer; 0 for greedy only."""
+    """Sampled answers per prompt, in addition to the one greedy answer; 0 for greedy only."""
     temperature: float = 0.5
-    """Of the sampled answers."""
+    """Sampling temperature."""
     top_k: int = 40
-    """Sampled answers choose among that many likeliest tokens."""
+    """Sample among this many most likely tokens."""
     max_new_tokens: int = 32
-    """Tokens after which an answer is cut off."""
+    """Maximum number of tokens in an answer."""
     seed: int = setting(0, "seed")
-    """Of the draws; see `slick.rng`."""
+    """Random seed of the samples; see `slick.rng`."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 0 or self.top_k < 1 or self.max_new_tokens < 1:
@@ -44,7 +47,7 @@ class SamplingConfig:
             )
         if not self.temperature > 0:
             raise SettingsError(
-                f"temperature must be above 0, got {self.temperature}; greedy answers are always drawn as well"
+                f"temperature must be above 0, got {self.temperature}; greedy answers are always generated as well"
             )
 
 
@@ -53,7 +56,7 @@ class PromptBatch:
     """Questions under several prefixes: prompt (p, q) is `prefixes[p] + suffixes[q]`."""
 
     prefixes: Sequence[str]
-    """Exemplar sets as text; the place of a prefix is part of the key of every draw."""
+    """Few-shot prefixes, one per exemplar set; the index of a prefix is part of the random key of every sample."""
     question_ids: Sequence[str]
     suffixes: Sequence[str]
 
@@ -61,97 +64,171 @@ class PromptBatch:
         if not self.prefixes or not len(self.question_ids) == len(self.suffixes) > 0:
             raise EngineError(
                 f"a batch has {len(self.prefixes)} prefixes, {len(self.question_ids)} question_ids and "
-                f"{len(self.suffixes)} suffixes; wanted one or more of each, and as many question_ids as suffixes"
+                f"{len(self.suffixes)} suffixes; expected at least one of each, and as many question_ids as suffixes"
             )
 
     def part(self, part: slice) -> "PromptBatch":
-        """The same prefixes with some of the questions."""
+        """Some of the questions under the same prefixes."""
         return PromptBatch(prefixes=self.prefixes, question_ids=self.question_ids[part], suffixes=self.suffixes[part])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """All answers to one prompt, each cut at the first newline or end token and stripped."""
+    """All answers to one prompt, each cut at the first newline or end-of-text token and stripped."""
 
     greedy_text: str
     sampled_text: tuple[str | None, ...]
-    """In the order of the sample index, `num_samples` long; None for a sample that its question did not need whole."""
+    """By sample index, `num_samples` long; None for a sample that was skipped or stopped early."""
     missed: frozenset[int] = frozenset()
-    """Those of the samples without text that are known to be wrong: they began as no right answer does."""
+    """Indices of samples without text that are known to be wrong, because no correct answer begins like them."""
     num_tokens: int
-    """Tokens of all these answers, each counted as if decoded alone, its stop token included."""
+    """Tokens of all these answers, counted as if each were decoded alone, stop tokens included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldScore:
-    """What one prompt says of a given answer, without any answer being drawn."""
+    """How one prompt scores a given answer, without sampling."""
 
     is_greedy: bool
     """Whether the greedy answer is this text."""
     probability: float
-    """The chance that one sampled answer is this text, in its usual tokens."""
+    """Probability that one sampled answer is this text, in its usual tokenization."""
 
 
 @dataclass(slots=True, kw_only=True)
 class EngineStats:
-    """What an engine has spent since it was built."""
+    """Work that an engine has done since it was created."""
 
     prompts: int = 0
     generations: int = 0
     prompt_tokens: int = 0
     """Tokens of all prompts, each prefix counted for each prompt."""
     prefilled_tokens: int = 0
-    """Prompt tokens that really went through the model."""
+    """Prompt tokens that went through the model."""
     answer_tokens: int = 0
-    """Tokens of all answers, each counted as if decoded alone."""
+    """Tokens of all answers, counted as if each were decoded alone."""
     decoded_tokens: int = 0
-    """Answer tokens that really went through the model."""
-    seconds: float = field(default=0.0)
+    """Answer tokens that went through the model."""
+    seconds: float = 0.0
 
 
-class Engine(Protocol):
-    """Answers prompts. Draws depend on (seed, question_id, place of the prefix, sample, step) alone."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What an engine needs to load a model."""
+
+    model: str
+    """A folder, a Hugging Face Hub id or a .gguf file; see `slick.models.resolve_model`."""
+    dtype: str = "float32"
+    """`float32`, `bfloat16` or `float16`."""
+    num_gpus: float = 0.0
+    """GPUs of this engine: 0 for the CPU, a fraction for a shared GPU."""
+    batch_questions: int = 32
+    """Questions decoded together on the CPU; on a GPU an engine may choose."""
+    max_tokens: int = 0
+    """Upper bound of the tokens of a prompt and its answer."""
+    prefixes: tuple[str, ...] = ()
+    """Prefixes of the prompts to come, for checking that the tokenizer preserves them."""
+    trust_remote_code: bool = False
+
+
+class Engine:
+    """Base class of engines.
+
+    Samples depend only on the seed, the question_id, the index of the prefix, the index of the sample and the position
+    of the token, and never on the other questions of a batch.
+    """
 
     stats: EngineStats
     runtime: Runtime
-    """Device, dtype and attention kernel in use."""
+    """Device, dtype and attention kernel."""
 
     def generate(
         self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[AnswerMatcher] | None = None
     ) -> list[tuple[Answers, ...]]:
-        """Answers to each question of the batch, one `Answers` for each prefix.
+        """Answer each question of the batch under each prefix. Capability `answers`.
 
         Args:
             batch: the prompts.
-            sampling: one greedy and `num_samples` sampled answers to each prompt.
-            targets: None for all answers; else, one for each question, only what settles its category is made: no
-                sample of a question that a greedy answer hits, none longer than the first sample of the question that
-                hits, and no more of a sample than rules out a hit. What is made is the same text either way.
-
-        Raises:
-            EngineError: an answer could not be made; none is ever left out or empty in its place.
-        """
-        ...
-
-    def score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
-        """How likely the gold answer of each question is under each prefix, from one pass and without a draw.
-
-        Raises:
-            EngineError: as `generate`.
-        """
-        ...
-
-    def log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
-        """How likely the answer to each question is to begin with each of the choices, a space before it.
-
-        Args:
-            batch: the prompts, behind one prefix.
-            choices: beginnings of an answer.
+            sampling: one greedy and `num_samples` sampled answers per prompt.
+            targets: None to generate all answers. With one matcher per question, an engine with the capability
+                `early_exit` skips sampling after a correct greedy answer, stops at the first correct sample, and cuts
+                samples that can no longer match. Texts that are generated are the same either way.
 
         Returns:
-            For each question the natural logarithm of each choice's probability, at temperature 1 and over all tokens.
+            One tuple per question, with one `Answers` per prefix.
+
+        Raises:
+            EngineError: an answer could not be generated. No answer is ever omitted or replaced by an empty one.
+        """
+        raise NotImplementedError
+
+    def score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
+        """Score the gold answer of each question under each prefix in one pass. Capability `gold`.
+
+        Returns:
+            One tuple per question, with one `GoldScore` per prefix.
 
         Raises:
             EngineError: as `generate`.
         """
-        ...
+        raise NotImplementedError
+
+    def log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
+        """Log-probability that the answer to each question begins with each choice. Capability `log_probabilities`.
+
+        Args:
+            batch: prompts with one prefix.
+            choices: beginnings of an answer, which follow the prompt after a space.
+
+        Returns:
+            One tuple per question, with the natural logarithm of each choice's probability at temperature 1 over the
+            whole vocabulary.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """A registered engine."""
+
+    load: Callable[[EngineConfig], Engine]
+    capabilities: frozenset[Capability]
+
+
+ENGINES: Registry[EngineSpec] = Registry("engine", "slick.inference.engines")
+
+Loader = TypeVar("Loader", bound=Callable[[EngineConfig], Engine])
+
+
+def register_engine(name: str, capabilities: Iterable[Capability]) -> Callable[[Loader], Loader]:
+    """Decorator: register a function, or an `Engine` subclass, that loads an engine from an `EngineConfig`."""
+
+    def register(load: Loader) -> Loader:
+        ENGINES.register(name)(EngineSpec(load, frozenset(capabilities)))
+        return load
+
+    return register
+
+
+def check_capability(engine: str, capability: Capability, setting_text: str) -> None:
+    """Refuse a setting that an engine does not support.
+
+    Args:
+        engine: its name.
+        capability: what the setting needs.
+        setting_text: the setting as the user gave it, such as `--estimator gold`.
+
+    Raises:
+        SettingsError: the engine lacks the capability, or there is no such engine.
+    """
+    if capability in ENGINES.get(engine).capabilities:
+        return
+    able = [name for name, spec in ENGINES.items() if capability in spec.capabilities]
+    raise SettingsError(
+        f"--engine {engine} does not support {setting_text}; use --engine {' or '.join(able)}"
+        if able
+        else f"no engine supports {setting_text}"
+    )

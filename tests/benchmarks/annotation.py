@@ -70,7 +70,7 @@ def half_known(work: list[dict], model_folder: str, num_questions: int) -> list[
     """Of each relation as many questions with a greedy hit as without one, the share the paper found for its model."""
     from slick.inference.base import PromptBatch, SamplingConfig
     from slick.inference.packed.cpu_linear import prepack_linears
-    from slick.inference.transformers import TransformersEngine
+    from slick.inference.packed.engine import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     model = load_model(model_folder)
@@ -92,8 +92,8 @@ def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, wo
     """The transformers engine: `full`, `labels` or `gold`."""
     from slick.inference.base import PromptBatch, SamplingConfig
     from slick.inference.packed.cpu_linear import prepack_linears
-    from slick.inference.transformers import TransformersEngine
-    from slick.matching import GoldMatcher
+    from slick.inference.packed.engine import TransformersEngine
+    from slick.matching import make_matcher
     from slick.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(model_folder, dtype), load_tokenizer(model_folder)
@@ -105,7 +105,7 @@ def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, wo
     started, hits = time.process_time(), 0
     for part in work:
         batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
-        targets = [GoldMatcher(gold) for gold in part["gold"]]
+        targets = [make_matcher(gold) for gold in part["gold"]]
         if kind == "gold":
             hits += sum(s.is_greedy for one in engine.score(batch, [g[0] for g in part["gold"]], sampling) for s in one)
             continue

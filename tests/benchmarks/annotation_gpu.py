@@ -109,14 +109,14 @@ def _wait(device: str) -> None:
 def ask(engine, mode: str, part: dict, place: slice) -> int:
     """Ask some questions in a mode, `full`, `labels` or `gold`; returns how many greedy answers hit."""
     from slick.inference.base import PromptBatch, SamplingConfig
-    from slick.matching import GoldMatcher
+    from slick.matching import make_matcher
 
     sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS, num_samples=NUM_SAMPLES)
     batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"][place], suffixes=part["suffixes"][place])
     if mode == "gold":
         scores = engine.score(batch, [gold[0] for gold in part["gold"][place]], sampling)
         return sum(score.is_greedy for one in scores for score in one)
-    targets = [GoldMatcher(gold) for gold in part["gold"][place]]
+    targets = [make_matcher(gold) for gold in part["gold"][place]]
     answers = engine.generate(batch, sampling, targets if mode == "labels" else None)
     return sum(t.is_hit(a.greedy_text) for t, one in zip(targets, answers, strict=True) for a in one)
 
@@ -129,7 +129,7 @@ def units(part: dict, size: int) -> list[slice]:
 def run_slick(mode: str, arguments: argparse.Namespace, work: list[dict], started: Callable[[], None]) -> dict:
     """The transformers engine, until all questions are answered or time is up."""
     from slick.inference.packed.cpu_linear import prepack_linears
-    from slick.inference.transformers import TransformersEngine
+    from slick.inference.packed.engine import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(arguments.model, arguments.dtype, arguments.device), load_tokenizer(arguments.model)
@@ -162,7 +162,7 @@ def run_slick(mode: str, arguments: argparse.Namespace, work: list[dict], starte
 def run_host(mode: str, arguments: argparse.Namespace, work: list[dict], started: Callable[[], None]) -> dict:
     """What a mode takes beside the model: all is asked once, then again with what the model gave played back."""
     from slick.inference.packed.decoder import PackedDecoder
-    from slick.inference.transformers import TransformersEngine
+    from slick.inference.packed.engine import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(arguments.model, arguments.dtype, arguments.device), load_tokenizer(arguments.model)

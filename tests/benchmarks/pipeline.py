@@ -103,8 +103,8 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
     from slick.datasets import read_questions
     from slick.inference.base import PromptBatch
     from slick.inference.packed.cpu_linear import prepack_linears
-    from slick.inference.transformers import TransformersEngine
-    from slick.matching import GoldMatcher
+    from slick.inference.packed.engine import TransformersEngine
+    from slick.matching import make_matcher
     from slick.models import load_model, load_tokenizer
     from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
 
@@ -135,7 +135,7 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
                 suffixes=[few_shot_suffix(row["question"]) for row in part],
             ),
             SAMPLING,
-            [GoldMatcher(row["answers"]) for row in part] if mode == "labels" else None,
+            [make_matcher(row["answers"]) for row in part] if mode == "labels" else None,
         )
         done += len(part) * (number > 0)
         total += len(part)

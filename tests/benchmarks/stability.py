@@ -7,8 +7,8 @@ import argparse
 
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.cpu_linear import prepack_linears
-from slick.inference.transformers import TransformersEngine
-from slick.matching import GoldMatcher
+from slick.inference.packed.engine import TransformersEngine
+from slick.matching import make_matcher
 from slick.models import load_model, load_tokenizer
 from slick.types import categorize
 from tests.benchmarks.annotation import MAX_NEW_TOKENS, make_workload
@@ -26,7 +26,7 @@ def categories(model_folder: str, dtype: str, batch_questions: int, work: list[d
         batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
         answers = engine.generate(batch, SamplingConfig(max_new_tokens=MAX_NEW_TOKENS))
         for gold, one in zip(part["gold"], answers, strict=True):
-            test = GoldMatcher(gold).is_hit
+            test = make_matcher(gold).is_hit
             greedy = sum(test(answer.greedy_text) for answer in one)
             sampled = sum(test(text) for answer in one for text in answer.sampled_text)
             found.append(str(categorize(greedy, len(one), sampled, 16 * len(one))))

@@ -10,8 +10,8 @@ import torch
 from slick.datasets import read_questions
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.cpu_linear import prepack_linears
-from slick.inference.transformers import TransformersEngine
-from slick.matching import GoldMatcher
+from slick.inference.packed.engine import TransformersEngine
+from slick.matching import make_matcher
 from slick.model_files import check_model_files
 from slick.model_validation import check_causal, check_loading_info, check_tokenizer
 from slick.models import load_model, load_tokenizer, resolve_model
@@ -85,7 +85,7 @@ def annotation_seconds(
             question_ids=[row["question_id"] for row in rows],
             suffixes=[few_shot_suffix(row["question"]) for row in rows],
         )
-        targets = [GoldMatcher(row["answers"], "exact") for row in rows] if mode == "labels" else None
+        targets = [make_matcher(row["answers"], "exact") for row in rows] if mode == "labels" else None
         spent += cpu_seconds(lambda b=batch, t=targets: engine.generate(b, SamplingConfig(max_new_tokens=10), t))
         num += len(rows)
     return spent, num

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from slick.inference.base import PromptBatch, SamplingConfig
-from slick.inference.transformers import TransformersEngine
+from slick.inference.packed.engine import TransformersEngine
 from tests.local.test_engine_on_device import everything
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 

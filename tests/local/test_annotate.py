@@ -251,9 +251,11 @@ def test_settings_that_cannot_be_are_refused() -> None:
             AnnotateConfig(**wrong)
     with pytest.raises(SettingsError, match="WeaklyKnown from Unknown"):
         AnnotateConfig(sampling=SamplingConfig(num_samples=0))
-    for wrong in ({"mode": "labels"}, {"matcher": "raw"}, {"engine": "vllm"}):
-        with pytest.raises(SettingsError, match="gold estimator draws no texts"):
+    for wrong in ({"mode": "labels"}, {"matcher": "raw"}):
+        with pytest.raises(SettingsError, match="gold estimator generates no answers"):
             AnnotateConfig(estimator="gold", **wrong)
+    with pytest.raises(SettingsError, match="--engine vllm does not support --estimator gold; use --engine transf"):
+        AnnotateConfig(estimator="gold", engine="vllm")
 
 
 def test_speed_settings_stay_out_of_the_identity() -> None:

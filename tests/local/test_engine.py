@@ -11,8 +11,8 @@ from slick.errors import EngineError
 from slick.inference import scoring as logits_module
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.batching import max_tokens_per_pass
+from slick.inference.packed.engine import TransformersEngine
 from slick.inference.scoring import top_candidates
-from slick.inference.transformers import TransformersEngine
 from slick.rng import row_key, uniforms
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 

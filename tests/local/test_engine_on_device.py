@@ -11,7 +11,7 @@ import torch
 
 from slick.inference.base import Answers, PromptBatch, SamplingConfig
 from slick.inference.devices import free_bytes
-from slick.inference.transformers import TransformersEngine
+from slick.inference.packed.engine import TransformersEngine
 from tests.local.stand_in_device import SimulatedDevice, print_cases, put_on_device, run_cases_in_subprocess
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 

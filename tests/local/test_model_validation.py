@@ -15,7 +15,7 @@ from tokenizers import Regex, normalizers
 from slick.annotation import AnnotateConfig, annotate
 from slick.errors import ModelError, SlickError
 from slick.inference.base import PromptBatch, SamplingConfig
-from slick.inference.transformers import TransformersEngine
+from slick.inference.packed.engine import TransformersEngine
 from slick.model_files import ignored_settings
 from slick.model_validation import check_causal, check_token_ids, check_tokenizer
 from slick.models import init_empty_model, load_model, load_tokenizer, resolve_model

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from slick.errors import ModelError
-from slick.inference.vllm import _gpu_arguments
+from slick.inference.devices import prepare_device
+from slick.inference.engines.vllm import _gpu_arguments
 from slick.models import (
     load_model,
     load_tokenizer,
     model_fingerprint,
-    prepare_device,
     resolve_model,
     resolve_study_model,
 )

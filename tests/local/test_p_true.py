@@ -14,7 +14,7 @@ from slick.annotation import AnnotateConfig, annotate, read_p_true
 from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.errors import EngineError, StudyError
 from slick.inference.base import PromptBatch, SamplingConfig
-from slick.inference.transformers import TransformersEngine
+from slick.inference.packed.engine import TransformersEngine
 from slick.models import load_model, load_tokenizer
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_suffix
 from slick.storage import Folder

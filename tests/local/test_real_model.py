@@ -14,7 +14,7 @@ from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.store import read_generations
 from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.inference.base import PromptBatch, SamplingConfig
-from slick.inference.transformers import TransformersEngine
+from slick.inference.packed.engine import TransformersEngine
 from slick.models import load_model, load_tokenizer
 from slick.storage import Folder
 from slick.study import complete_step

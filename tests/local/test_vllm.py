@@ -9,9 +9,9 @@ import pytest
 
 from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.store import read_generations
-from slick.inference.base import PromptBatch, SamplingConfig
-from slick.inference.transformers import TransformersEngine
-from slick.matching import GoldMatcher
+from slick.inference.base import EngineConfig, PromptBatch, SamplingConfig
+from slick.inference.packed.engine import TransformersEngine
+from slick.matching import make_matcher
 from slick.models import load_model, load_tokenizer
 from slick.storage import Folder
 from tests.local.tiny import save_tiny_model, write_questions
@@ -41,9 +41,9 @@ def test_answers_follow_the_transformers_engine(folder: str, monkeypatch: pytest
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    from slick.inference.vllm import VllmEngine
+    from slick.inference.engines.vllm import VllmEngine
 
-    engine = VllmEngine(folder, dtype="float32", enforce_eager=True)
+    engine = VllmEngine(EngineConfig(model=folder), enforce_eager=True)
     ours = TransformersEngine(load_model(folder), load_tokenizer(folder))
     found, right = engine.generate(BATCH, SAMPLING), ours.generate(BATCH, SAMPLING)
     assert [[a.greedy_text for a in one] for one in found] == [[a.greedy_text for a in one] for one in right]
@@ -57,7 +57,7 @@ def test_answers_follow_the_transformers_engine(folder: str, monkeypatch: pytest
     assert abs(shares[0] - shares[1]) < 0.18
     assert 0.2 < shares[1] < 1
 
-    accepted, refused = GoldMatcher([one.greedy_text for one in found[0]]), GoldMatcher([])
+    accepted, refused = make_matcher([one.greedy_text for one in found[0]]), make_matcher([])
     some = engine.generate(BATCH, SAMPLING, [accepted, refused] * 6)
     assert [a.sampled_text for a in some[0]] == [(None,) * 16] * 2
     assert some[1] == found[1]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slick.matching import GoldMatcher, is_hit
+from slick.matching import is_hit, make_matcher
 from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
 from slick.storage import Folder
 from slick.study import Manifest
@@ -35,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def labels(built: Built) -> list[dict[str, Any]]:
     """Every train and test question with its planted strength and what the real engine says of it."""
     from slick.inference.base import SamplingConfig
-    from slick.inference.transformers import TransformersEngine
+    from slick.inference.packed.engine import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     folder = built.study.child("world", "model").local_path
@@ -205,7 +205,7 @@ def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> N
     """On a model that knows things: exact chances against draws, and labels from fewer of them."""
     from slick.inference.base import SamplingConfig
     from slick.inference.packed.cpu_linear import prepack_linears
-    from slick.inference.transformers import TransformersEngine
+    from slick.inference.packed.engine import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
     folder = built.study.child("world", "model").local_path
@@ -222,7 +222,7 @@ def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> N
     for batch, answers in asked_batches(built):
         every = full.generate(batch, sampling)
         scores = full.score(batch, answers, sampling)
-        fewer = some.generate(batch, sampling, [GoldMatcher([answer]) for answer in answers])
+        fewer = some.generate(batch, sampling, [make_matcher([answer]) for answer in answers])
         for answer, all_found, score, found in zip(answers, every, scores, fewer, strict=True):
             assert [s.is_greedy for s in score] == [a.greedy_text == answer for a in all_found]
             texts = [text or "" for a in all_found for text in a.sampled_text]

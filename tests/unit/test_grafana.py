@@ -19,7 +19,7 @@ QUESTIONS = [(panel["title"], target["expr"]) for panel in CHARTS for target in 
 def published() -> dict[str, str]:
     """Name -> kind of every metric that the program makes."""
     found: dict[str, str] = {}
-    for path in (ROOT / "slick/annotation/asker.py", ROOT / "tuning/meters.py"):
+    for path in (ROOT / "slick/annotation/worker.py", ROOT / "tuning/metrics.py"):
         tree = ast.parse(path.read_text())
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             kind = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")

@@ -29,6 +29,7 @@ HOMES = {
     ],
     "torch": [
         *("slick/models.py", "slick/model_validation.py", "slick/inference/*.py", "slick/world/*.py"),
+        "slick/compat.py",
         *(
             "tuning/evaluate.py",
             "tuning/forward.py",
@@ -46,7 +47,7 @@ HOMES = {
     "mlflow": ["tuning/trackers.py"],
     "wandb": ["tuning/trackers.py"],
     "optuna": ["tuning/trials.py"],
-    "vllm": ["slick/inference/vllm.py"],
+    "vllm": ["slick/inference/engines/vllm.py"],
     "scipy": ["slick/analysis/*.py", "slick/annotation/uncertainty.py"],
     "statsmodels": ["slick/analysis/*.py"],
     "matplotlib": ["slick/report/*.py"],

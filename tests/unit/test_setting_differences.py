@@ -28,7 +28,8 @@ WITHIN = {"SamplingConfig", "GridConfig"}
 NOT_COMPARED = {
     "ReportConfig": "how the page is made; a comparison makes its own",
     "RescoreConfig": "its result is an annotation, whose manifest has the settings of AnnotateConfig",
-    "AskerConfig": "made from AnnotateConfig",
+    "WorkerConfig": "made from AnnotateConfig",
+    "EngineConfig": "made from AnnotateConfig",
     "StudyConfig": "holds the settings of the steps, which their manifests have",
     "PlanConfig": "plans, and computes nothing",
 }

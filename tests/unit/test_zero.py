@@ -92,7 +92,7 @@ def test_the_optimizer_needs_no_compiler() -> None:
         ({"lora_rank": -1}, "lora_rank must be 0 or more"),
         ({"distill_temperature": 0.0}, "distill_temperature must be above 0"),
         ({"replay_known": -1}, "replay_known must be 0 or more"),
-        ({"matcher": "fuzzy"}, "matcher is one of exact, raw, canonical, contains, f1"),
+        ({"matcher": "fuzzy"}, "there is no matcher 'fuzzy'; there are exact, raw, canonical, contains, f1"),
         ({"track": ("tensorboard",)}, "track is one of mlflow, wandb, got 'tensorboard'"),
     ],
 )

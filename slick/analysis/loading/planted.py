@@ -18,7 +18,7 @@ from slick.analysis.planted import (
     UNRELATED_ANSWER,
     PlantedFacts,
 )
-from slick.matching import GoldMatcher, normalize
+from slick.matching import make_matcher, normalize
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
 from slick.study_files import read_answer_part, read_exemplars, read_knowledge, read_planted, read_question_rows
@@ -166,7 +166,7 @@ def _guess_cause(row: Row, one: AnswerList, habits: AnswerFrequencies, shown: li
 
 def _miss_cause(row: Row, one: AnswerList, answers: set[str]) -> str:
     """Why a planted fact is labelled Unknown."""
-    target = GoldMatcher([row["answer"]], "contains")
+    target = make_matcher([row["answer"]], "contains")
     texts = Counter(text for _, text, _ in one)
     if any(target.is_hit(text) for text in texts):
         return REWORDED

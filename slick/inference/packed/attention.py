@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from slick import compat
+
 ATTENTION_NAME = "slick_own"
 
 
@@ -79,24 +81,19 @@ class AttentionOverride:
         from transformers import AttentionInterface
 
         AttentionInterface.register(ATTENTION_NAME, _attention_forward)
-        found = [getattr(module, "config", None) for module in model.modules()]
-        self._configs: list[Any] = list(
-            {id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}.values()
-        )
+        self._configs = compat.attention_configs(model)
 
     @contextmanager
-    def use_backend(self, running: AttentionBackend) -> Iterator[None]:
-        """Within, the model attends as `running` says; afterwards it is as it was."""
-        before = [config._attn_implementation_internal for config in self._configs]
+    def use_backend(self, backend: AttentionBackend) -> Iterator[None]:
+        """Within, the model's layers call this backend."""
+        keys = [id(config) for config in self._configs]
         try:
-            for config in self._configs:
-                _ACTIVE_BACKENDS[id(config)] = running
-                config._attn_implementation_internal = ATTENTION_NAME
-            yield
+            _ACTIVE_BACKENDS.update(dict.fromkeys(keys, backend))
+            with compat.attention_override(self._configs, ATTENTION_NAME):
+                yield
         finally:
-            for config, name in zip(self._configs, before, strict=True):
-                del _ACTIVE_BACKENDS[id(config)]
-                config._attn_implementation_internal = name
+            for key in keys:
+                del _ACTIVE_BACKENDS[key]
 
 
 LayerKeyValues = tuple[Tensor, Tensor]

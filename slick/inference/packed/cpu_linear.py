@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slick.compat import onednn_linear, onednn_pack
+
 _MIN_ROWS = 16
 
 
@@ -32,7 +34,7 @@ class PrepackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self._packed = _pack(weight)
+        self._packed = onednn_pack(weight)
         self._bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ class _LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -83,8 +85,8 @@ class _LinearFunction(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _multiply(gradient, weight.t(), None) if for_x else None,
-            _multiply(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if for_weight else None,
+            onednn_linear(gradient, weight.t(), None) if for_x else None,
+            onednn_linear(rows.t(), x.reshape(-1, x.shape[-1]).t(), None) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
 
@@ -113,23 +115,13 @@ def _dense_weights(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return None
 
 
-def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return packed
-
-
-def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return product
-
-
 def _multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     spare = num_padding_rows(len(rows))
     if not spare:
-        return _multiply(x, weight, bias)
+        return onednn_linear(x, weight, bias)
     padded = nn.functional.pad(rows, (0, 0, 0, spare))
-    return _multiply(padded, weight, bias)[: len(rows)].view(*x.shape[:-1], -1)
+    return onednn_linear(padded, weight, bias)[: len(rows)].view(*x.shape[:-1], -1)
 
 
 def _is_supported(dtype: torch.dtype) -> bool:
@@ -139,7 +131,7 @@ def _is_supported(dtype: torch.dtype) -> bool:
     weight, bias = torch.arange(96.0).view(6, 16).to(dtype) / 96, torch.arange(6.0).to(dtype)
     x = torch.arange(48.0).view(1, 3, 16).to(dtype) / 48
     try:
-        found = _multiply(x, _pack(weight), bias)
+        found = onednn_linear(x, onednn_pack(weight), bias)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
     return torch.allclose(found.float(), nn.functional.linear(x, weight, bias).float(), rtol=2e-2, atol=2e-2)

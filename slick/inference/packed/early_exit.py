@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from slick.inference.base import AnswerMatcher
 from slick.inference.packed.sampler import BoolArray, IntArray
+from slick.matching import AnswerMatcher
 
 
 class CategoryEarlyExit:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slick import compat
 from slick.inference.packed.decoder import PackedDecoder
 from slick.inference.packed.sampler import Candidates, IntArray
 from slick.inference.scoring import accepts_argument, token_log_probabilities, top_candidates
@@ -175,7 +176,7 @@ class DecoderSelector:
         model: Any = self._model
         config = model.config.get_text_config()
         packed = PackedDecoder(model)
-        if getattr(model, "_is_stateful", False):
+        if compat.has_recurrent_state(model):
             trouble = "it carries a state instead of keys and values"
         else:
             was_training = model.training

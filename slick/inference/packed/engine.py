@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from slick.errors import EngineError
-from slick.inference.base import AnswerMatcher, Answers, EngineStats, GoldScore, PromptBatch, SamplingConfig
+from slick.inference.base import Answers, Engine, EngineStats, GoldScore, PromptBatch, SamplingConfig
 from slick.inference.batching import AdaptiveBatcher
 from slick.inference.devices import model_runtime
 from slick.inference.packed.early_exit import CategoryEarlyExit
@@ -22,6 +22,7 @@ from slick.inference.packed.full_forward import DecoderSelector
 from slick.inference.packed.sampler import AnswerTree, Candidates, IntArray
 from slick.inference.scoring import ANY_TOKEN, END_OF_ANSWER, log_probabilities, score_positions
 from slick.inference.tokens import PromptTokenizer
+from slick.matching import AnswerMatcher
 from slick.model_files import UNLIMITED_POSITIONS, max_positions
 from slick.model_validation import check_token_ids
 from slick.rng import row_key
@@ -31,7 +32,7 @@ _GREEDY_ONE_TOKEN = SamplingConfig(num_samples=0, max_new_tokens=1)
 Result = TypeVar("Result")
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Answers prompts with a loaded model, on the device and in the dtype it has.
 
     The weights must not change while the engine lives, since it keeps the key-value cache of prefixes: build a new

@@ -1,0 +1,1 @@
+"""The built-in engines, one module each; a module registers its engine and imports heavy libraries inside functions."""
