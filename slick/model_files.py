@@ -304,7 +304,7 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
 def shorten_list(names: Sequence[str]) -> str:
     """The first few of some names, and how many more there are.
 
-    >>> some(["a", "b", "c", "d", "e", "f"])
+    >>> shorten_list(["a", "b", "c", "d", "e", "f"])
     'a, b, c, d and 2 more'
     """
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""

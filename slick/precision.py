@@ -59,7 +59,7 @@ def resolve_dtype(dtype: str, device: Device, begun: str | None = None) -> str:
         device: that does the work.
         begun: dtype of the results that are stored already.
 
-    >>> resolve_dtype("auto", PLANNED_GPU), resolve_dtype("auto", CPU), resolve_dtype("auto", CPU, "bfloat16")
+    >>> resolve_dtype("auto", ASSUMED_GPU), resolve_dtype("auto", CPU), resolve_dtype("auto", CPU, "bfloat16")
     ('bfloat16', 'float32', 'bfloat16')
     """
     if dtype != AUTO:
@@ -161,7 +161,7 @@ def merge_runtimes(runtimes: Iterable[Runtime | Mapping[str, Any]]) -> dict[str,
     """The counts of a manifest: each part of the runtimes, several joined by `and`; empty where nothing is known.
 
     >>> a = Runtime(device="cpu", dtype="float32", attention="sdpa")
-    >>> runtime_counts([a, {"device": "cuda (NVIDIA L4)", "dtype": "float32", "attention": "sdpa"}])
+    >>> merge_runtimes([a, {"device": "cuda (NVIDIA L4)", "dtype": "float32", "attention": "sdpa"}])
     {'device': 'cpu and cuda (NVIDIA L4)', 'dtype': 'float32', 'attention': 'sdpa'}
     """
     known = [asdict(runtime) if isinstance(runtime, Runtime) else runtime for runtime in runtimes]

@@ -102,7 +102,7 @@ def clopper_pearson_upper(num_answers: int, confidence: float = 0.95) -> float:
 
     The exact (Clopper-Pearson) one-sided bound: the p at which no hit in that many has probability 1 - confidence.
 
-    >>> round(p_upper(160), 4)
+    >>> round(clopper_pearson_upper(160), 4)
     0.0185
     """
     if num_answers < 1:

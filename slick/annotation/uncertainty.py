@@ -79,7 +79,7 @@ def fit_beta(hits_Q: NDArray[np.int64], draws: int) -> tuple[float, float]:
 def posterior_hit_probability(prior: tuple[float, float], misses: int, draws: int) -> float:
     """The chance that one of `draws` further answers hits, after `misses` answers without a hit.
 
-    >>> round(chance_of_a_hit((1.0, 1.0), 160, 160), 4)
+    >>> round(posterior_hit_probability((1.0, 1.0), 160, 160), 4)
     0.4984
     """
     from scipy.special import betaln

@@ -104,7 +104,7 @@ def compared(case: str) -> dict[str, Any]:
     found: dict[str, Any] = {"packs_on_cpu": on_cpu.uses_packing, "cpu": everything(on_cpu)}
     device, fed = SimulatedDevice(), list[int]()
     model.register_forward_pre_hook(lambda _, __, given: fed.append(given["input_ids"].numel()), with_kwargs=True)
-    with device.in_use():
+    with device.activated():
         with torch.inference_mode():
             put_on_device(model)
         engine = TransformersEngine(model, tokenizer)

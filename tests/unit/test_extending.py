@@ -98,3 +98,46 @@ def test_a_training_setting() -> None:
         config_class(label_smoothing=1.0)
     with pytest.raises(SettingsError, match="epochs must be 1 or more"):
         config_class(epochs=0)
+
+
+def test_an_engine_and_a_matcher(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    code = """
+import json, sys
+import pyarrow as pa
+from slick.annotation import AnnotateConfig, RescoreConfig, annotate, read_knowledge, rescore
+from slick.errors import SettingsError
+from slick.inference.base import SamplingConfig
+from slick.storage import Folder
+from tests.local.tiny import write_questions
+
+study = Folder(sys.argv[1])
+write_questions(study, num_train=3, num_dev=3, num_test=1)
+questions = study.child("questions").read_table("part-00000.parquet")
+answers = [["10 December 1815" if split == "dev" else "1815"] for split in questions["split"].to_pylist()]
+column = questions.column_names.index("answers")
+questions = questions.set_column(column, "answers", pa.array(answers, questions.schema.field("answers").type))
+study.child("questions").write_table("part-00000.parquet", questions)
+
+settings = dict(model=sys.argv[2], engine="copy", num_exemplar_sets=2, num_shots=1, max_actors=1)
+annotate(study, AnnotateConfig(sampling=SamplingConfig(num_samples=3), dtype="float32", **settings))
+before = read_knowledge(study)["category"].to_pylist()
+rescore(study, RescoreConfig(matcher="year"))
+after = read_knowledge(study)["category"].to_pylist()
+try:
+    AnnotateConfig(mode="labels", **settings)
+except SettingsError as error:
+    print(json.dumps([before, after, str(error), "torch" in sys.modules]))
+"""
+    components = example("An engine") + example("A matcher")
+    before, after, message, loads_torch = run_with_component(
+        components, code, tmp_path, str(tmp_path / "s"), str(model)
+    )
+    assert before == ["Unknown"] * 9, "the engine copies dates, which are not equal to years"
+    assert after == ["HighlyKnown"] * 9, "the dates contain the years"
+    assert message == "--engine copy does not support --mode labels; use --engine transformers or vllm"
+    assert not loads_torch

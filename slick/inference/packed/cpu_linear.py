@@ -23,8 +23,8 @@ def num_padding_rows(num: int) -> int:
 
     Products have a multiple of 16 rows; beyond 512, of a 32nd of the next power of two.
 
-    >>> spare_rows(40), spare_rows(512), spare_rows(513), spare_rows(2000)
-    (8, 0, 31, 48)
+    >>> [num_padding_rows(num) for num in (40, 512, 513, 2000)]
+    [8, 0, 31, 48]
     """
     return -num % max(_MIN_ROWS, 1 << max(0, (num - 1).bit_length() - 5))
 
