@@ -215,7 +215,7 @@ def test_an_older_gpu_anywhere_in_the_cluster_decides(cluster: Callable[..., Clu
 
 def test_what_torch_cannot_see_is_said_as_it_is(cluster: Callable[..., Cluster]) -> None:
     cluster({"GPU": 1}, slick.cluster._probe_gpu)
-    with pytest.raises(ModelError, match="Ray set aside a GPU, but torch sees none there"):
+    with pytest.raises(ModelError, match="Ray reserved a GPU, but torch sees none there"):
         slick.cluster.detect_device(1)
 
 
