@@ -16,9 +16,9 @@ from slick import limits
 from slick.errors import SettingsError
 from slick.storage import Folder
 from slick.stored_files import MismatchError, convert, format_value
+from slick.strict_json import parse_user_json
 from slick.uris import check_uri
-from slick.user_files import parse_user_json, too_large_error
-from slick.yaml_text import parse_yaml
+from slick.user_files import parse_yaml, too_large_error
 
 _FORMAT_HINT = "give settings by name, as `slick study PRESET --dry-run` prints them, in a .json or .yaml file"
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from slick import limits
 from slick.errors import DataError, ModelError
-from slick.user_files import parse_user_json, too_large_error
+from slick.strict_json import parse_user_json
+from slick.user_files import too_large_error
 
 UNLIMITED_POSITIONS = 1 << 30
 """Tokens of a context without an end."""

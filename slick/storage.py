@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from slick.errors import SettingsError, StudyError
 from slick.file_errors import file_errors, temporary_folder
-from slick.strict_json import parse_strict_json
+from slick.strict_json import parse_json
 from slick.uris import check_uri
 
 FolderLike = Union[str, os.PathLike[str], "Folder"]
@@ -206,7 +206,7 @@ class Folder:
         """
         data = self.read_bytes(name)
         try:
-            return parse_strict_json(data)
+            return parse_json(data)
         except ValueError as error:
             reason = str(error).splitlines()[0][:300]
             raise StudyError(f"{self}/{name} is not JSON ({reason}); delete it and run the step again") from error

@@ -20,7 +20,7 @@ from slick.stored_files import (
     read_validated_parts,
     read_validated_table,
 )
-from slick.strict_json import parse_strict_json
+from slick.strict_json import parse_json
 from slick.study import require_manifest
 from slick.types import ALL_CATEGORIES, Category
 
@@ -392,7 +392,7 @@ def read_part_metadata(folder: Folder, name: str, keys: Sequence[bytes]) -> Iter
     for key in keys:
         try:
             metadata = pq.read_schema(pa.BufferReader(data)).metadata or {}
-            yield convert(parse_strict_json(metadata.get(key, b"{}")), dict[str, Any])
+            yield convert(parse_json(metadata.get(key, b"{}")), dict[str, Any])
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StudyError(
                 f"{folder}/{name} does not state what its rows cost ({str(error).splitlines()[0]}); delete it and run "

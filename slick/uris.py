@@ -1,4 +1,4 @@
-"""Addresses of files: no secrets in them, and no paths in what is published. Pure."""
+"""URIs: they must not hold secrets, and published files must not hold paths. Pure."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -20,23 +20,25 @@ _ALLOWED_PARAMETERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("abfs", "abfss"), _AZURE),
     **dict.fromkeys(("hdfs", "viewfs"), ("replication", "buffer_size", "default_block_size")),
 }
-"""Options of pyarrow's file systems that are no secrets, by scheme; all others are refused, also those of tomorrow."""
+"""Options of pyarrow's file systems that are not secret, by scheme. All others are refused, including future ones."""
 
 _SCHEMES_WITH_PUBLIC_USER = ("abfs", "abfss", "hdfs", "viewfs")
-"""Schemes whose part before the `@` names a container or a user; in the others it is a key."""
+"""Schemes whose part before the `@` is a container or user name. In other schemes it is a key."""
 
 
 def find_secrets(uri: str) -> list[str]:
-    """Names of the parts of a URI that are, or may be, secrets; never their values.
+    """Names of the parts of a URI that are or may be secrets, never their values.
 
-    >>> secrets_in("s3://bucket/study?region=eu-west-1"), secrets_in("s3://KEY:SECRET@bucket/study?session_token=x")
-    ([], ['KEY:SECRET@', 'session_token'])
+    >>> find_secrets("s3://bucket/study?region=eu-west-1")
+    []
+    >>> find_secrets("s3://KEY:SECRET@bucket/study?session_token=x")
+    ['KEY:SECRET@', 'session_token']
     """
     try:
         parts = urlsplit(uri)
         user, password = parts.username, parts.password
-    except ValueError:  # not an address, so that nothing can be said of its parts
-        return ["an address that cannot be read"]
+    except ValueError:  # not a URI, so its parts are unknown
+        return ["a URI that cannot be parsed"]
     scheme = parts.scheme.lower()
     names = []
     if password is not None or (user is not None and scheme not in _SCHEMES_WITH_PUBLIC_USER):
@@ -46,7 +48,7 @@ def find_secrets(uri: str) -> list[str]:
             names.append("an option without a value")  # its name may be the secret
         elif name not in _ALLOWED_PARAMETERS.get(scheme, ()):
             names.append(name)
-        elif "@" in unquote(value) or "?" in unquote(value):  # an address in an address, as endpoint_override has it
+        elif "@" in unquote(value) or "?" in unquote(value):  # a URI within a URI, as in endpoint_override
             names.append(f"{name}=KEY:SECRET@")
     if parts.fragment and "=" in parts.fragment:
         names.append("#...")
@@ -54,11 +56,11 @@ def find_secrets(uri: str) -> list[str]:
 
 
 def check_uri(uri: str, flag: str = "") -> None:
-    """Refuse an address that holds a secret, without repeating it.
+    """Refuse a URI that holds a secret. The message does not repeat the secret.
 
     Args:
-        uri: whatever was given; a path or a name passes.
-        flag: where it was given, for the message.
+        uri: a URI, a path or a name.
+        flag: the flag with this value, for the message.
 
     Raises:
         SettingsError: it holds a secret, or an option that may be one.
@@ -70,29 +72,29 @@ def check_uri(uri: str, flag: str = "") -> None:
     allowed = ", ".join(_ALLOWED_PARAMETERS.get(scheme.lower(), ())) or "none"
     raise SettingsError(
         f"{flag}{' ' * bool(flag)}{scheme}://... holds {', '.join(names)}, which is or may be a secret, and would be "
-        f"written to manifests and logs; options that a {scheme} address may have: {allowed}. Give keys by the "
+        f"written to manifests and logs; options that a {scheme} URI may have: {allowed}. Set keys in the "
         "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, "
         "AZURE_STORAGE_ACCOUNT_KEY, MLFLOW_TRACKING_PASSWORD, ...), or use the machine's role"
     )
 
 
 def check_command_line(arguments: Iterable[str]) -> None:
-    """Refuse a command line with a secret in an address, whichever flag has it, before anything of it is used.
+    """Refuse a command line if any argument is a URI with a secret.
 
     Raises:
-        SettingsError: as `check_uri`.
+        SettingsError: see `check_uri`.
     """
     flag = ""
-    for word in arguments:
-        name, is_flag, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        check_uri(value if is_flag else word, name if is_flag else flag)
-        flag = word if word.startswith("--") and not is_flag else ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        check_uri(value if equals else argument, name if equals else flag)
+        flag = argument if argument.startswith("--") and not equals else ""
 
 
 def public_name(location: str) -> str:
-    """How files that are shared name a model or a data set: by hub id, or the last part of a path or URI.
+    """The name of a model or data set for files that are shared: its hub id, or the last part of its path or URI.
 
-    The folders above it, and the options of an object store, say where somebody keeps it, and often who that is.
+    The folders above it and the options of an object store reveal where it is stored, and often the user's name.
 
     >>> public_name("org/name"), public_name("/home/ada/models/llama/"), public_name("s3://team/x.zip?region=eu-west-1")
     ('org/name', 'llama', 'x.zip')
@@ -103,9 +105,9 @@ def public_name(location: str) -> str:
 
 
 def redact_paths(settings: Any) -> Any:
-    """JSON values in which every text that is a path or a URI is shortened by `public_name`.
+    """JSON values in which every path or URI is shortened by `public_name`.
 
-    >>> without_paths({"model": "/home/ada/llama", "sets": ["unknown-050"], "grid": {"source": "~/x.zip"}})
+    >>> redact_paths({"model": "/home/ada/llama", "sets": ["unknown-050"], "grid": {"source": "~/x.zip"}})
     {'model': 'llama', 'sets': ['unknown-050'], 'grid': {'source': 'x.zip'}}
     """
     if isinstance(settings, dict):

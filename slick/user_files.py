@@ -1,31 +1,32 @@
-"""Text, JSON and CSV of files that users bring, within `slick.limits`: damage gives one message, never a traceback."""
+"""Text, CSV and YAML of files from users, within `slick.limits`. Damage raises one DataError.
+
+Of YAML only mappings, lists, strings, numbers, true, false and null are read. Plain scalars follow the core schema of
+YAML 1.2 and JSON: `1e-5` is a number; `no`, `on`, `010`, `1:30` and `2026-01-01` are strings. PyYAML follows YAML 1.1,
+where they are other values, so only its parser is used. No object of any other type can be constructed.
+"""
 
 import codecs
 import csv
 import io
-import json
 import re
-from collections import Counter
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any, BinaryIO, TextIO
 
 from slick import limits
 from slick.errors import DataError
+from slick.uris import check_uri
 
 _BLOCK = 1 << 20
-_SPACE = re.compile(r"[ \t\n\r]*+")
-
-
-class InvalidJsonError(ValueError):
-    """One JSON value cannot be used; says what was found and wanted."""
+_CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
 def decode(data: bytes, where: str) -> str:
-    """Text of a file; a byte order mark of UTF-8 is taken off.
+    """Text of a file, without a UTF-8 byte order mark.
 
     Raises:
-        DataError: it is not UTF-8; names the byte.
+        DataError: it is not UTF-8. The message gives the byte.
     """
     try:
         return data.decode("utf-8-sig")
@@ -34,11 +35,11 @@ def decode(data: bytes, where: str) -> str:
 
 
 def encoding_error(stream: BinaryIO, where: str) -> DataError:
-    """What to say of a file that is not UTF-8: the first wrong byte and its line.
+    """The error for a file that is not UTF-8, with the first invalid byte and its line.
 
     Args:
         stream: the file, from its beginning.
-        where: its name.
+        where: its name, for messages.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line, start = 0, 1, b""
@@ -57,29 +58,31 @@ def encoding_error(stream: BinaryIO, where: str) -> DataError:
                 f"it, for example with `iconv -f {guess} -t UTF-8`"
             )
         if not block:
-            return DataError(f"{where} changed while it was read; give the command again when nothing writes to it")
+            return DataError(
+                f"{where} changed while it was read; run the command again when no other program writes to it"
+            )
         offset, line = offset + len(block), line + block.count(b"\n")
 
 
 def text_lines(text: TextIO, where: str) -> Iterator[str]:
-    """The lines of a text, with their ends.
+    """The lines of a text, with their line ends.
 
     Args:
         text: open at its beginning.
         where: the file's name.
 
     Raises:
-        DataError: a line is longer than a row may be.
+        DataError: a line is longer than the limit of a row.
     """
     number = 0
     while line := text.readline(limits.MAX_ROW_CHARS + 1):
         number += 1
         if len(line.rstrip("\r\n")) > limits.MAX_ROW_CHARS:
-            raise _too_long(where, number)
+            raise _row_too_long_error(where, number)
         yield line
 
 
-def _too_long(where: str, line: int) -> DataError:
+def _row_too_long_error(where: str, line: int) -> DataError:
     return DataError(
         f"{where}, line {line}: the row has more than {limits.MAX_ROW_CHARS:,} characters, which is the limit; look "
         "for a quote that is not closed, or drop the columns that hold whole documents"
@@ -87,18 +90,18 @@ def _too_long(where: str, line: int) -> DataError:
 
 
 def csv_rows(text: TextIO, where: str, *, delimiter: str = ",", strict: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file, each with the line on which it begins; the header first, empty rows left out.
+    """The rows of a CSV file, the header first, each with the line on which it begins. Empty rows are skipped.
 
     Args:
         text: opened with `newline=""`.
         where: the file's name.
         delimiter: between cells.
-        strict: refuse quotes in wrong places.
+        strict: refuse misplaced quotes.
 
     Raises:
         DataError: it is malformed, or a row or the header is longer than the limit.
     """
-    csv.field_size_limit(limits.MAX_ROW_CHARS)  # of the process; a row is not longer either
+    csv.field_size_limit(limits.MAX_ROW_CHARS)  # of the whole process
     number, chars, is_header = 1, 0, True
 
     def lines() -> Iterator[str]:
@@ -106,7 +109,7 @@ def csv_rows(text: TextIO, where: str, *, delimiter: str = ",", strict: bool = T
         for line in text_lines(text, where):
             chars += len(line)
             if chars > limits.MAX_ROW_CHARS + len("\r\n"):
-                raise _too_long(where, number)
+                raise _row_too_long_error(where, number)
             yield line
 
     rows = csv.reader(lines(), delimiter=delimiter, strict=strict)
@@ -123,164 +126,99 @@ def csv_rows(text: TextIO, where: str, *, delimiter: str = ",", strict: bool = T
     except csv.Error as error:
         raise DataError(
             f"{where} is not whole CSV: {error} in the row that begins on line {number}; look for a quote that is not "
-            "closed (a quote inside a cell is written twice), or fetch the file again"
+            "closed (a quote inside a cell is written twice), or download the file again"
         ) from error
 
 
-def parse_user_json(data: bytes, where: str, wanted: str, *, lenient: bool = False) -> Any:
-    """The value of a JSON file that is small and strictly checked: relations, templates, configurations.
+def too_large_error(where: str, num_bytes: int, limit: int, fix: str) -> DataError:
+    """The error for a file that has too many bytes to be read; `fix` states what to do."""
+    return DataError(f"{where} has {num_bytes:,} bytes, at most {limit:,} are read; {fix}")
+
+
+def parse_yaml(data: bytes, where: str, expected: str) -> Any:
+    """The value of a small YAML file.
 
     Args:
-        data: its content, of at most `limits.MAX_SETTINGS_BYTES`.
-        where: its name.
-        wanted: what to write and how to mend it, for messages.
-        lenient: take NaN, Infinity and the last value of a repeated key, as Python and so transformers do.
+        data: its content, of at most `limits.MAX_YAML_BYTES`.
+        where: its name, for messages.
+        expected: what the file should hold, for messages.
 
     Raises:
-        DataError: it is not UTF-8, not JSON, nested too deeply, or holds a key twice, NaN, a number that is
-            too long, or half a surrogate pair.
+        DataError: it is not UTF-8, not one YAML document, too large or nested too deeply, or has an anchor, an alias, a
+            tag or a repeated key.
+        SettingsError: a key holds a secret.
     """
+    import yaml
+
+    if len(data) > limits.MAX_YAML_BYTES:
+        raise too_large_error(where, len(data), limits.MAX_YAML_BYTES, expected)
+    text = decode(data, where)
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 JSON: {error}; {wanted}") from error
-    try:
-        value = json.loads(
-            text,
-            object_pairs_hook=None if lenient else _object_without_repeats,
-            parse_int=_parse_integer,
-            parse_constant=None if lenient else _refuse_constant,
-        )
-        check_depth(value, text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where} holds half a surrogate pair, wanted valid Unicode; {wanted}") from error
-    except InvalidJsonError as error:
-        raise DataError(f"{where}: {error}; {wanted}") from error
-    except RecursionError as error:
-        raise DataError(f"{where}: {_deep()}; {wanted}") from error
-    except ValueError as error:
-        raise DataError(f"{where} is not UTF-8 JSON: {error}; {wanted}") from error
-    return value
+        events = iter(yaml.parse(text, Loader=yaml.BaseLoader))
+        return _YamlReader(where, expected).document(events)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise DataError(f"{where}{line} is not YAML: {problem}; {expected}") from error
 
 
-def too_large_error(where: str, num_bytes: int, limit: int, mend: str) -> DataError:
-    """What to say of a file that is not read since it has too many bytes."""
-    return DataError(f"{where} has {num_bytes:,} bytes, at most {limit:,} are read; {mend}")
+class _YamlReader:
+    """Builds a value from the events of PyYAML's parser, and refuses aliases, which can expand without bound."""
 
+    def __init__(self, where: str, expected: str) -> None:
+        self._where, self._expected = where, expected
 
-class RowParser:
-    """Reads JSON values that are rows: strict about the columns that are used, while others may hold anything."""
-
-    def __init__(self, columns: tuple[str, ...]) -> None:
-        """Keep the names.
-
-        Args:
-            columns: that are used.
-        """
-        self._columns = frozenset(columns)
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_any_integer)
-
-    def value(self, text: str, start: int = 0) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends.
-
-        Raises:
-            json.JSONDecodeError: it is no JSON.
-            JsonProblem: it is nested too deeply, or has a column twice.
-        """
-        try:
-            value, end = self._decoder.raw_decode(text, start)
-        except RecursionError as error:
-            raise InvalidJsonError(_deep()) from error
-        check_depth(value, text, start, end)
-        return value, end
-
-    def line(self, text: str) -> Any:
-        """The one value of a line. Raises what `value` raises."""
-        start = len(text) - len(text.lstrip(" \t\r\n"))
-        value, end = self.value(text, start)
-        if text[end:].strip(" \t\r\n"):
-            raise json.JSONDecodeError("Extra data", text, end)
+    def document(self, events: Iterator[Any]) -> Any:
+        """The value of the only document; None if there is none."""
+        value, num_documents = None, 0
+        for event in events:
+            kind = type(event).__name__
+            if kind == "DocumentStartEvent":
+                num_documents += 1
+                if num_documents > 1:
+                    raise self._error(event, "found a second document, expected one")
+                value = self._value(next(events), events, depth=0)
         return value
 
-    def items(self, text: str, start: int) -> Iterator[Any]:
-        """The values of the list whose first bracket is at `start`, one at a time. Raises what `value` raises."""
-        at, end = _skip_whitespace(text, start + 1), start
-        mark = text[at : at + 1]
-        while mark != "]":
-            value, end = self.value(text, at)
-            yield value
-            at = _skip_whitespace(text, end)
-            mark = text[at : at + 1]
-            if mark not in (",", "]"):
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-            at = at if mark == "]" else _skip_whitespace(text, at + 1)
-        if (rest := _skip_whitespace(text, at + 1)) < len(text):
-            raise json.JSONDecodeError("Extra data", text, rest)
+    def _value(self, event: Any, events: Iterator[Any], depth: int) -> Any:
+        kind = type(event).__name__
+        if kind == "AliasEvent" or event.anchor is not None:
+            raise self._error(event, f"found the anchor or alias {event.anchor[:80]!r}, expected each value in full")
+        if event.tag is not None and event.tag != "!":
+            raise self._error(event, f"found the tag {event.tag[:80]!r}, expected a value without a tag")
+        if kind == "ScalarEvent":
+            return self._scalar(event) if event.implicit[0] else event.value
+        if depth >= limits.MAX_JSON_DEPTH:
+            raise self._error(event, f"found more than {limits.MAX_JSON_DEPTH} lists and mappings inside each other")
+        return self._list(events, depth) if kind == "SequenceStartEvent" else self._mapping(events, depth)
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """As `json` makes it; but of a key that is there twice `json` would take the last value without a word."""
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            repeated = sorted(key for key, num in Counter(k for k, _ in pairs).items() if num > 1)
-            if used := [key for key in repeated if key in self._columns]:
-                raise InvalidJsonError(f"found {', '.join(used)} more than once in the object, wanted each once")
-        return row
+    def _list(self, events: Iterator[Any], depth: int) -> list[Any]:
+        values = []
+        while type(event := next(events)).__name__ != "SequenceEndEvent":
+            values.append(self._value(event, events, depth + 1))
+        return values
 
+    def _mapping(self, events: Iterator[Any], depth: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        while type(event := next(events)).__name__ != "MappingEndEvent":
+            if type(event).__name__ != "ScalarEvent" or event.anchor is not None:
+                raise self._error(event, "found a key that is not a plain string, expected the name of a setting")
+            check_uri(event.value, self._where)
+            if event.value in values:
+                raise self._error(event, f"found the key {event.value[:80]!r} more than once in one mapping")
+            values[event.value] = self._value(next(events), events, depth + 1)
+        return values
 
-def _skip_whitespace(text: str, at: int) -> int:
-    space = _SPACE.match(text, at)
-    return space.end() if space else at
+    def _scalar(self, event: Any) -> Any:
+        text: str = event.value
+        if text.lower() in _CONSTANTS and text in (text.lower(), text.title(), text.upper()):
+            return _CONSTANTS[text.lower()]
+        if len(text) > limits.MAX_NUMBER_DIGITS:
+            return text
+        if _INTEGER.fullmatch(text) and not re.match(r"[-+]?0[0-9]", text):
+            return int(text)
+        return float(text) if _NUMBER.fullmatch(text) and not _INTEGER.fullmatch(text) else text
 
-
-def check_depth(value: Any, text: str, start: int = 0, end: int | None = None) -> None:
-    """Raise JsonProblem if lists and objects of a parsed value are nested deeper than the limit.
-
-    Args:
-        value: parsed.
-        text: that it was parsed from.
-        start: where in the text it begins.
-        end: where it ends; None for the end of the text.
-    """
-    end = len(text) if end is None else end
-    if text.count("[", start, end) + text.count("{", start, end) <= limits.MAX_JSON_DEPTH:
-        return
-    level, depth = [value], 0
-    while level := [item for item in level if isinstance(item, dict | list)]:
-        depth += 1
-        if depth > limits.MAX_JSON_DEPTH:
-            raise InvalidJsonError(_deep())
-        level = [
-            child
-            for item in level
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
-        ]
-
-
-def _deep() -> str:
-    return f"found JSON nested too deeply, wanted at most {limits.MAX_JSON_DEPTH} lists and objects inside each other"
-
-
-def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        key = next(key for key, num in Counter(k for k, _ in pairs).items() if num > 1)
-        raise InvalidJsonError(f"found the key {key!r:.80} more than once in one object, wanted each once")
-    return value
-
-
-def _parse_integer(digits: str) -> int:
-    if len(digits) > limits.MAX_NUMBER_DIGITS:
-        raise InvalidJsonError(f"found a number of {len(digits):,} digits, wanted at most {limits.MAX_NUMBER_DIGITS:,}")
-    return int(digits)
-
-
-def _any_integer(digits: str) -> int | Decimal:
-    """A number that is too long stays a number, so that it is never taken for a text."""
-    return int(digits) if len(digits) <= limits.MAX_NUMBER_DIGITS else Decimal(digits)
-
-
-def _refuse_constant(name: str) -> float:
-    raise InvalidJsonError(f"found {name}, which is no JSON, wanted a number, a string or null")
+    def _error(self, event: Any, problem: str) -> DataError:
+        return DataError(f"{self._where}, line {event.start_mark.line + 1}: {problem}; {self._expected}")

@@ -1,10 +1,11 @@
-"""Which questions of a set are used: the paper's filter, a stricter one, or none. Pure.
+"""Filters of question sets: the paper's, a stricter one, or none. Pure.
 
-`paper` is what Gekhman et al. 2024 (arXiv:2405.05904, appendix A) did, as their counts show it: (1) questions with one
-answer only; (2) no train question whose subject is the subject of a test question of any relation, dropped relations
-and questions with several answers included, compared as written. Objects stay, although their text says otherwise:
-this alone gives every total of their tables 3 to 5. `strict` goes on from there until train, dev and test share no
-subject, no object and no reversed pair; much is lost where a relation has few objects, such as countries.
+`paper` is the filter of Gekhman et al. 2024 (arXiv:2405.05904, appendix A), as reconstructed from their counts: (1) it
+keeps only questions with one answer; (2) it drops train questions whose subject is also the subject of a test question
+of any relation, including dropped relations and questions with several answers. Subjects are compared as written.
+Overlaps of objects stay, although the paper's text says otherwise: only this reproduces every total of its tables 3 to
+5. `strict` also removes every subject, object and reversed pair that train, dev and test share. It drops many questions
+of relations with few objects, such as countries.
 """
 
 from collections import Counter
@@ -20,16 +21,16 @@ FilterName = Literal["paper", "strict", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterStep:
-    """What one rule took away."""
+    """The questions that one rule dropped."""
 
     rule: str
     dropped: Counter[tuple[str, str]]
-    """Questions by (relation, split)."""
+    """Number of questions by (relation, split)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterResult:
-    """The questions that are left, and what each rule took, in the order of the rules."""
+    """The questions that are kept, and those that each rule dropped, in the order of the rules."""
 
     kept: list[Question]
     steps: list[FilterStep]
@@ -38,27 +39,28 @@ class FilterResult:
 def apply_filter(questions: Sequence[Question], name: FilterName) -> FilterResult:
     """Filter a whole question set.
 
-    Every filter leaves out dropped relations, and the train questions of relations that are only tested.
+    Every filter drops the dropped relations, and the train questions of out-of-distribution relations.
 
     Args:
-        questions: all of them, dropped relations included, since the paper's rule looks at their subjects.
+        questions: all, including dropped relations, because the paper's rule compares their subjects.
         name: `paper`, `strict` or `none`.
 
     Returns:
-        What is left, in the order given.
+        The questions that are kept, in the order of `questions`.
     """
     test_subjects = {subject_key(q) for q in questions if q.split == "test"}
     kept, steps = list(questions), list[FilterStep]()
 
-    def drop(rule: str, unwanted: Callable[[Question], bool]) -> None:
+    def drop(rule: str, condition: Callable[[Question], bool]) -> None:
         nonlocal kept
-        gone = [unwanted(q) for q in kept]
+        matches = [condition(q) for q in kept]
         steps.append(
             FilterStep(
-                rule=rule, dropped=Counter((q.relation, q.split) for q, out in zip(kept, gone, strict=True) if out)
+                rule=rule,
+                dropped=Counter((q.relation, q.split) for q, match in zip(kept, matches, strict=True) if match),
             )
         )
-        kept = [q for q, out in zip(kept, gone, strict=True) if not out]
+        kept = [q for q, match in zip(kept, matches, strict=True) if not match]
 
     drop("not used", lambda q: q.domain == "dropped" or (q.domain == "ood" and q.split == "train"))
     if name == "none":
@@ -67,9 +69,9 @@ def apply_filter(questions: Sequence[Question], name: FilterName) -> FilterResul
     drop("subject in test", lambda q: q.split == "train" and subject_key(q) in test_subjects)
     if name == "strict":
         drop("repeated row", _is_duplicate())
-        folded = {_normalize(subject) for subject in test_subjects}
+        normalized = {_normalize(subject) for subject in test_subjects}
         for split, other in (("dev", "test"), ("train", "test"), ("train", "dev")):
-            facts = _FactIndex((q for q in kept if q.split == other), folded if other == "test" else set())
+            facts = _FactIndex((q for q in kept if q.split == other), normalized if other == "test" else set())
             drop(f"{split}: subject in {other}", _in_split(split, facts.has_subject))
             drop(f"{split}: object in {other}", _in_split(split, facts.has_object))
             drop(f"{split}: reversed in {other}", _in_split(split, facts.has_reverse))
@@ -77,12 +79,12 @@ def apply_filter(questions: Sequence[Question], name: FilterName) -> FilterResul
 
 
 def subject_key(question: Question) -> str:
-    """The text that is compared for overlaps: the subject in NFC, or the whole question if no subject is known."""
+    """The text that is compared for overlaps, in NFC: the subject, or the whole question if no subject is known."""
     return nfc(question.question if question.subject is None else question.subject)
 
 
 class _FactIndex:
-    """Subjects, objects and (subject, object) pairs of some questions, letter case, spacing and Unicode form aside."""
+    """Subjects, objects and (subject, object) pairs of questions; case, white space and Unicode form are ignored."""
 
     def __init__(self, questions: Iterable[Question], more_subjects: set[str]) -> None:
         self._subjects = set(more_subjects)
@@ -113,13 +115,13 @@ def _in_split(split: str, test: Callable[[Question], bool]) -> Callable[[Questio
 def _is_duplicate() -> Callable[[Question], bool]:
     seen: set[tuple[str, str, str, tuple[str, ...]]] = set()
 
-    def repeat(question: Question) -> bool:
+    def is_repeated(question: Question) -> bool:
         key = (question.relation, question.split, nfc(question.question), tuple(map(nfc, question.answers)))
-        found = key in seen
+        is_seen = key in seen
         seen.add(key)
-        return found
+        return is_seen
 
-    return repeat
+    return is_repeated
 
 
 def _normalize(text: str) -> str:

@@ -1,8 +1,8 @@
-"""Questions of any set, checked and filtered, as the Parquet rows that every later step reads.
+"""The questions step: reads a question set, validates and filters it, and writes the Parquet files of later steps.
 
-A question set is read whole before anything is written: either every row is good, or the first bad one is named (or all
-are set aside, if asked for). Rows that repeat each other are bad rows of a table; in the layout of EntityQuestions they
-stay, as upstream has 374 of them and the paper's totals count them.
+Nothing is written before all rows are validated. A bad row stops the step, unless `--rejects` sets bad rows aside.
+Repeated rows are bad rows of a table. In the layout of EntityQuestions they are kept, because upstream has 374 of them
+and the totals of the paper include them.
 """
 
 import hashlib
@@ -16,9 +16,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from slick.datasets.filters import FilterName, apply_filter
-from slick.datasets.readers.sources import QuestionSource, open_source, world_questions_uri
 from slick.datasets.relations import Relation, load_relations
-from slick.datasets.rows import read_rows
+from slick.datasets.sources import QuestionSource, open_source, read_rows, world_questions_uri
 from slick.datasets.summary import (
     count_questions,
     format_summary,
@@ -41,28 +40,28 @@ SORT_KEYS = ("relation", "domain", "split", "question_id")
 @register_settings("questions")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionsConfig:
-    """Which questions a study asks."""
+    """The questions of a study."""
 
     questions: str = setting("", "content", former_name="source")
     """EntityQuestions (zip or folder) or a question set (.parquet, .jsonl, .csv, or a folder or zip of them), by path
     or URI; empty for the world that the study built. The split of a row comes from its column `split`, else from the
-    name of its file (`test.jsonl`, `val-00000-of-00002.parquet`). A column `popularity` (PopQA: `s_pop`) is kept."""
+    file name (`test.jsonl`, `val-00000-of-00002.parquet`). A column `popularity` (PopQA: `s_pop`) is kept."""
     filter: FilterName = "paper"
-    """`paper`: as the paper filtered; `strict`: nothing shared between train, dev and test; `none`: every question."""
+    """`paper`: the filter of the paper; `strict`: train, dev and test share nothing; `none`: every question."""
     relations: str | None = setting(None, "content")
-    """JSON file of relations with template and domain (id, ood, dropped); by default the paper's division."""
+    """JSON file of relations with template and domain (id, ood, dropped); by default those of the paper."""
     unknown_relations: Literal["error", "id"] = "error"
-    """What becomes of a relation that is not listed: a bad row, or taken as in distribution."""
+    """Treat rows of unlisted relations as errors, or as in distribution."""
     rejects: str | None = setting(None, "nothing")
-    """JSONL file to which bad rows go, with the reason (the first 100,000); by default a bad row stops the step."""
+    """JSONL file for bad rows, with the reason (the first 100,000); by default a bad row stops the step."""
     dev_share: float = 0.1
-    """Of rows that neither a column nor a file name gives a split, the share that goes to dev, in [0, 1]."""
+    """Share of the rows without a split in column or file name that is assigned to dev, in [0, 1]."""
     test_share: float = 0.1
-    """Of rows that neither a column nor a file name gives a split, the share that goes to test, in [0, 1]."""
+    """Share of the rows without a split in column or file name that is assigned to test, in [0, 1]."""
     limit_per_relation: int | None = None
-    """At most that many questions of each relation and split, those with the smallest ids; by default all."""
+    """Most questions of each relation and split; those with the smallest ids are kept. By default all."""
     audit: str | None = setting(None, "content")
-    """EntityQuestions whose counts are held against the paper's tables, when `questions` is another set."""
+    """EntityQuestions, to compare its counts with the paper's tables if `questions` is another set."""
 
     def __post_init__(self) -> None:
         for name, share in (("dev_share", self.dev_share), ("test_share", self.test_share)):
@@ -75,26 +74,26 @@ class QuestionsConfig:
                 f"limit_per_relation must be at least 1, got {self.limit_per_relation}; leave it out for all"
             )
         if self.rejects is not None and self.rejects in (self.questions, self.audit, self.relations):
-            raise SettingsError(f"rejects would overwrite {self.rejects}, which is read; name another file")
+            raise SettingsError(f"rejects would overwrite the input {self.rejects}; name another file")
 
     def identity(self) -> dict[str, object]:
-        """The settings that change the rows written; what files hold is fingerprinted by content."""
+        """The settings that change the rows. Files are fingerprinted by content instead."""
         return identity_settings(self)
 
 
 def prepare_questions(study: FolderLike, config: QuestionsConfig) -> Manifest:
-    """Read, check and filter a question set into `questions/`; one Parquet part a relation.
+    """Read, validate and filter a question set into `questions/`, one Parquet file a relation.
 
     Args:
         study: its folder.
-        config: which questions.
+        config: the settings.
 
     Returns:
-        The manifest; its counts hold rows read, dropped by each rule and kept, by relation and split, and under `audit`
-        the totals of EntityQuestions by the paper's filter (None without EntityQuestions at hand).
+        The manifest. Its counts hold the rows read, dropped by each rule and kept, by relation and split. `audit` holds
+        the totals of EntityQuestions under the paper's filter, or None if EntityQuestions was not given.
 
     Raises:
-        DataError: the source is damaged or holds a bad row, and bad rows are not to be set aside.
+        DataError: the source is damaged, or holds a bad row and `rejects` is None.
         StudyError: the folder holds questions of other settings.
 
     Example:
@@ -106,7 +105,7 @@ def prepare_questions(study: FolderLike, config: QuestionsConfig) -> Manifest:
 
 
 def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
-    began = time.monotonic()
+    started_at = time.monotonic()
     folder = study.child("questions")
     relations = load_relations(config.relations)
     source = open_source(config.questions or world_questions_uri(study))
@@ -119,7 +118,7 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
         return manifest
     checked = _validate(source, relations, config)
     filtered = apply_filter(checked.questions, config.filter)
-    kept = _limited(filtered.kept, config.limit_per_relation)
+    kept = _limit_questions(filtered.kept, config.limit_per_relation)
     if not kept:
         raise DataError(
             f"question source {source.name} has no question left: {len(checked.questions):,} were read, and filter "
@@ -142,7 +141,7 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
             settings=config,
             inputs=inputs,
             counts=counts,
-            started_at=began,
+            started_at=started_at,
             contents={"relations": fingerprint(content)},
         )
     print(
@@ -157,8 +156,7 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
 
     Args:
         study: its folder.
-        columns: those of `QUESTION_SCHEMA` that are wanted, in that order, and `popularity` where the source has it;
-            None for all of the schema.
+        columns: names of `QUESTION_SCHEMA`, or `popularity` if the source has it; None for all of the schema.
 
     Raises:
         StudyError: the questions step is not finished, or has no such column.
@@ -166,13 +164,13 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
     study = as_folder(study)
     folder = study.child("questions")
     require_manifest(folder, "questions")
-    wanted = list(QUESTION_SCHEMA.names) if columns is None else columns
-    table = read_question_rows(folder, [*dict.fromkeys([*wanted, *SORT_KEYS])])
-    return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(wanted)
+    columns = list(QUESTION_SCHEMA.names) if columns is None else columns
+    table = read_question_rows(folder, [*dict.fromkeys([*columns, *SORT_KEYS])])
+    return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(columns)
 
 
 def questions_table(questions: Sequence[Question], *, popularity: bool = False) -> pa.Table:
-    """Questions as a sorted table of `QUESTION_SCHEMA`, with the column of popularity if asked for."""
+    """Questions as a sorted table of `QUESTION_SCHEMA`, with the column `popularity` if `popularity` is true."""
     schema = QUESTION_SCHEMA.append(POPULARITY_FIELD) if popularity else QUESTION_SCHEMA
     ordered = sorted(questions, key=lambda q: (q.relation, q.domain, q.split, q.question_id))
     columns = {name: [getattr(question, name) for question in ordered] for name in schema.names}
@@ -180,7 +178,7 @@ def questions_table(questions: Sequence[Question], *, popularity: bool = False) 
 
 
 def part_name(relation: str) -> str:
-    """The file of a relation's questions; names that no file can have are spelt safely and told apart by a hash.
+    """The file of a relation's questions. Unsafe characters are replaced, and a hash keeps such names distinct.
 
     >>> part_name("P17"), part_name("place of birth")
     ('part-P17.parquet', 'part-place_of_birth-cf095a45.parquet')
@@ -215,10 +213,10 @@ def _write_rejects(path: str, checked: ValidationResult) -> None:
     lines = [json.dumps(row.record(), default=str) + "\n" for row in checked.rejected]
     file.parent.write_bytes(file.name, "".join(lines).encode())
     if len(checked.rejected) < (num := checked.reasons.total()):
-        print(f"{path} holds the first {len(checked.rejected):,} of {num:,} bad rows; no more are kept.", flush=True)
+        print(f"{path} holds the first {len(checked.rejected):,} of {num:,} bad rows, which is the limit.", flush=True)
 
 
-def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
+def _limit_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:
     if limit is None:
         return list(questions)
     groups: dict[tuple[str, str, str], list[Question]] = {}
@@ -230,20 +228,20 @@ def _limited(questions: Sequence[Question], limit: int | None) -> list[Question]
 def _audit_counts(
     checked: ValidationResult, source: QuestionSource, audit: QuestionSource | None, config: QuestionsConfig
 ) -> dict[str, Any] | None:
-    """Counts of EntityQuestions: of the set named for it, else of the source if that is EntityQuestions itself."""
+    """Counts of EntityQuestions: of `audit`, else of the source if that is EntityQuestions itself."""
     if audit is None:
         upstream = (
             bool(config.questions) and source.layout == "entity_questions" and is_entity_questions(checked.questions)
         )
         return paper_audit(checked.questions, source.name) if upstream else None
-    keep = ValidationRules(relations=load_relations(), templates=audit.templates, keep_duplicates=True)
-    rows = validate_rows(read_rows(audit), keep)
+    rules = ValidationRules(relations=load_relations(), templates=audit.templates, keep_duplicates=True)
+    rows = validate_rows(read_rows(audit), rules)
     if rows.rejected:
         raise first_row_error(rows)
     if not is_entity_questions(rows.questions):
         missing = sorted(published_relations() - {question.relation for question in rows.questions})
         raise DataError(
-            f"audit source {audit.name} lacks relation {', '.join(missing)}; wanted the whole EntityQuestions, all 24 "
-            "relations, since the filter looks at the subjects of all of them; fetch it whole or leave --audit out"
+            f"audit source {audit.name} lacks relation {', '.join(missing)}; expected all 24 relations of "
+            "EntityQuestions, because the filter compares the subjects of all; download it again or leave --audit out"
         )
     return paper_audit(rows.questions, audit.name)

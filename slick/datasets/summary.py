@@ -1,27 +1,28 @@
-"""What the questions step counts: rows read, dropped by each rule and kept; the same for the paper's data. Pure."""
+"""Counts of the questions step: rows read, dropped by each rule and kept, and those of the paper's data. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from slick.datasets.columns import SPLITS
 from slick.datasets.filters import FilterResult, apply_filter
-from slick.datasets.relations import Relation, load_relations
+from slick.datasets.relations import load_relations
 from slick.datasets.validate import ValidationResult
 from slick.formatting import format_table
 from slick.types import Question
 
 MIN_DEV = 5
-"""Fewer dev questions cannot give several exemplar sets of four."""
+"""Fewer dev questions do not suffice for several exemplar sets of four."""
 
 
 def count_questions(checked: ValidationResult, filtered: FilterResult, kept: Sequence[Question]) -> dict[str, Any]:
     """The counts of the manifest.
 
     Args:
-        checked: the rows as read.
-        filtered: after the filter.
-        kept: as written, after the limit as well.
+        checked: the validated rows.
+        filtered: the questions after the filter.
+        kept: the questions that are written, after the limit per relation.
     """
     return {
         "rows": len(checked.questions) + checked.reasons.total(),
@@ -42,18 +43,18 @@ def count_questions(checked: ValidationResult, filtered: FilterResult, kept: Seq
 
 
 def count_by_split(questions: Iterable[Question]) -> Counter[tuple[str, str]]:
-    """Questions by (relation, split)."""
+    """Number of questions by (relation, split)."""
     return Counter((q.relation, q.split) for q in questions)
 
 
 def split_totals(questions: Iterable[Question]) -> dict[str, int]:
-    """Questions in train, dev and test of relations in distribution, and in test of the others (`ood`)."""
-    found = Counter(q.split if q.domain == "id" else f"ood_{q.split}" for q in questions)
-    return {"train": found["train"], "dev": found["dev"], "test": found["test"], "ood": found["ood_test"]}
+    """Number of in-distribution questions in train, dev and test, and of out-of-distribution ones in test (`ood`)."""
+    counts = Counter(q.split if q.domain == "id" else f"ood_{q.split}" for q in questions)
+    return {"train": counts["train"], "dev": counts["dev"], "test": counts["test"], "ood": counts["ood_test"]}
 
 
 def is_entity_questions(questions: Iterable[Question]) -> bool:
-    """True if all 24 relations that EntityQuestions publishes are there."""
+    """True if all 24 relations of EntityQuestions have a question."""
     return published_relations() <= {q.relation for q in questions}
 
 
@@ -63,18 +64,18 @@ def published_relations() -> set[str]:
 
 
 def paper_audit(questions: Sequence[Question], source: str) -> dict[str, Any]:
-    """Totals of EntityQuestions under the `paper` filter and the shipped division, to hold against tables 3 to 5.
+    """Totals of EntityQuestions under the `paper` filter and the shipped relations, to compare with tables 3 to 5.
 
     Args:
-        questions: every question of the 24 relations; their own domain is not looked at.
-        source: where they are from.
+        questions: all questions of the 24 relations. Their domains are ignored.
+        source: name of the question set.
 
     Returns:
-        `train`, `test` and `ood`, each with questions by relation; `totals` of the three; `source`.
+        `train`, `test` and `ood`, each a number of questions by relation; `totals` of the three; `source`.
     """
     relations = load_relations()
-    placed = [_with_split(q, relations[q.relation]) for q in questions if q.relation in relations]
-    kept = apply_filter(placed, "paper").kept
+    shipped = [replace(q, domain=relations[q.relation].domain) for q in questions if q.relation in relations]
+    kept = apply_filter(shipped, "paper").kept
     tables = {
         "train": Counter(q.relation for q in kept if q.domain == "id" and q.split == "train"),
         "test": Counter(q.relation for q in kept if q.domain == "id" and q.split == "test"),
@@ -90,8 +91,7 @@ def paper_audit(questions: Sequence[Question], source: str) -> dict[str, Any]:
 def format_summary(counts: Mapping[str, Any]) -> str:
     """The counts as a table for the terminal; each cell is train/dev/test."""
     read, kept = counts["read"], counts["kept"]
-    rules = {rule: dropped for rule, dropped in counts["dropped"].items() if rule != "not used"}
-    rules = {rule: dropped for rule, dropped in rules.items() if dropped}
+    rules = {rule: dropped for rule, dropped in counts["dropped"].items() if rule != "not used" and dropped}
     head = ["relation", "domain", "read", *(f"({n})" for n in range(1, len(rules) + 1)), "kept"]
     lines = [
         [
@@ -121,7 +121,7 @@ def format_summary(counts: Mapping[str, Any]) -> str:
 
 
 def _format_dropped(counts: Mapping[str, Any]) -> str:
-    """What each rule of the filter dropped; the numbers are those of the columns of the table."""
+    """The questions that each rule of the filter dropped; the numbers are those of the columns of the table."""
     sums = {
         rule: sum(sum(splits.values()) for splits in dropped.values())
         for rule, dropped in counts["dropped"].items()
@@ -140,14 +140,14 @@ def _format_dropped(counts: Mapping[str, Any]) -> str:
 
 
 def _split_origins(counts: Mapping[str, Any]) -> str:
-    """Where the splits of the rows come from, with rows a split."""
-    words = {
+    """The origins of the splits, with rows per split."""
+    origins = {
         "column": "from the column split",
         "file name": "from the names of the files",
         "share": "by --dev-share and --test-share",
     }
     return "; ".join(
-        f"{sum(splits.values()):,} rows {words[origin]} "
+        f"{sum(splits.values()):,} rows {origins[origin]} "
         f"({', '.join(f'{splits[split]:,} {split}' for split in SPLITS if splits.get(split))})"
         for origin, splits in counts["splits_from"].items()
         if splits
@@ -168,8 +168,8 @@ def _warnings(counts: Mapping[str, Any]) -> list[str]:
         *([f"Warning: no train questions left: {', '.join(bare)}."] if bare else []),
         *([f"Warning: nothing left: {', '.join(gone)}."] if gone else []),
         *(
-            [f"Warning: {counts['without_subject']:,} questions have no known subject; their whole text stood for it."]
-            if counts["without_subject"]
+            [f"Warning: {unknown:,} questions have no known subject; the filter compared their whole text."]
+            if (unknown := counts["without_subject"])
             else []
         ),
     ]
@@ -191,19 +191,7 @@ def _nested(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
 
 
 def _domains(questions: Iterable[Question]) -> dict[str, str]:
-    found: dict[str, set[str]] = {}
+    domains: dict[str, set[str]] = {}
     for question in questions:
-        found.setdefault(question.relation, set()).add(question.domain)
-    return {relation: "+".join(sorted(found[relation])) for relation in sorted(found)}
-
-
-def _with_split(question: Question, relation: Relation) -> Question:
-    return Question(
-        question_id=question.question_id,
-        relation=question.relation,
-        domain=relation.domain,
-        split=question.split,
-        subject=question.subject,
-        question=question.question,
-        answers=question.answers,
-    )
+        domains.setdefault(question.relation, set()).add(question.domain)
+    return {relation: "+".join(sorted(domains[relation])) for relation in sorted(domains)}

@@ -1,4 +1,4 @@
-"""Raw rows to questions: each is checked, named by its content, and kept or set aside with a reason. Pure."""
+"""Validation of rows: each becomes a question with an id from its content, or is set aside with a reason. Pure."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from slick import limits
 from slick.datasets.columns import (
-    SPLIT_NAMES,
     SPLIT_ORIGINS,
     RowError,
     SplitOrigin,
@@ -30,62 +29,62 @@ from slick.types import Question
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationRules:
-    """What a row is checked against."""
+    """The rules by which rows are validated."""
 
     relations: Mapping[str, Relation]
     unknown_relations: Literal["error", "id"] = "error"
-    """`id` takes rows of a relation that is not listed, as in distribution and without a template."""
+    """`id`: rows of unlisted relations are in distribution and have no template."""
     templates: Mapping[str, str] = field(default_factory=dict)
-    """Of the source itself, for questions that do not follow the listed template."""
+    """Templates of the source itself, for questions that do not follow the listed template."""
     keep_duplicates: bool = False
-    """Keep a row that repeats another one of its split, with an id of its own."""
+    """Keep rows that repeat another row of their split, each with its own id."""
     dev_share: float = 0.1
-    """Of rows without a split, the share that goes to dev, in [0, 1]."""
+    """Share of the rows without a split that is assigned to dev, in [0, 1]."""
     test_share: float = 0.1
-    """Of rows without a split, the share that goes to test, in [0, 1]."""
+    """Share of the rows without a split that is assigned to test, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedRow:
-    """A row that is no question, and why."""
+    """A row that cannot be used, and the reason."""
 
     raw: RawRow
     kind: str
-    """A few words, to count by."""
+    """A few words by which rejected rows are counted."""
     reason: str
-    """What was found, what was wanted, how to mend it."""
+    """What was found, what was expected and how to fix it."""
 
     def record(self) -> dict[str, object]:
-        """As one line of a rejects file."""
+        """The row as one line of the file of `--rejects`."""
         return {"file": self.raw.file, "row": self.raw.row, "reason": self.reason, "content": self.raw.content}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationResult:
-    """All rows of a source, sorted into questions and bad rows."""
+    """The questions of a source, and its rejected rows."""
 
     questions: list[Question]
-    """With domain `dropped` among them: the filter needs those rows."""
+    """Includes the domain `dropped`, which the filter needs."""
     rejected: list[RejectedRow]
-    """The first ones, as many as `slick.limits` keeps."""
+    """The first rejected rows, up to the limit."""
     reasons: Counter[str]
-    """All bad rows, by kind."""
+    """Number of all rejected rows by kind."""
     repeats: int
-    """Rows kept although they repeat another row of their split."""
+    """Number of questions that repeat another row of their split."""
     splits: Mapping[SplitOrigin, Counter[str]]
-    """Questions by where their split comes from, and by split."""
+    """Number of questions by origin of their split, and by split."""
 
 
 class _RejectedRows:
-    """The first bad rows, within limits of number and length, and counts of all."""
+    """The first rejected rows, up to limits of number and length, and counts of all."""
 
     def __init__(self) -> None:
         self.kept: list[RejectedRow] = []
         self.reasons: Counter[str] = Counter()
         self._chars = limits.MAX_REJECTED_CHARS
 
-    def add(self, raw: RawRow, problem: RowError) -> None:
-        self.reasons[problem.kind] += 1
+    def add(self, raw: RawRow, error: RowError) -> None:
+        self.reasons[error.kind] += 1
         if len(self.kept) >= limits.MAX_REJECTED_ROWS or self._chars < 0:
             return
         text = json.dumps(raw.content, default=str)
@@ -93,27 +92,27 @@ class _RejectedRows:
             cut = f"{text[: limits.MAX_REJECTED_ROW_CHARS]}... ({len(text):,} characters in all)"
             raw = replace(raw, content=cut)
         self._chars -= min(len(text), limits.MAX_REJECTED_ROW_CHARS)
-        self.kept.append(RejectedRow(raw=raw, kind=problem.kind, reason=str(problem)))
+        self.kept.append(RejectedRow(raw=raw, kind=error.kind, reason=str(error)))
 
 
 def validate_rows(rows: Iterable[RawRow], rules: ValidationRules) -> ValidationResult:
-    """Check every row; bad ones are counted and the first kept, never dropped unseen.
+    """Validate every row. Bad rows are counted and the first are kept; none is dropped silently.
 
-    A question's id is its relation and a hash of split, question, answers and, for the second and later row with the
-    same content, its number among them: the same in any order and any file.
+    A question's id consists of its relation and a hash of split, question and answers; for the second and later copy of
+    a row, the hash includes the number of the copy. Ids do not depend on files or the order of rows.
 
     Args:
         rows: of one source.
-        rules: what they are checked against.
+        rules: by which they are validated.
 
     Raises:
-        DataError: there is no row at all, or two different questions have the same id (chance 2**-48 a pair).
+        DataError: there is no row, or two different questions have the same id (probability 2**-48 per pair).
     """
     questions: list[Question] = []
     rejected = _RejectedRows()
-    first: dict[str, str] = {}
+    first_rows: dict[str, str] = {}
     copies: Counter[str] = Counter()
-    owner: dict[str, str] = {}
+    rows_by_id: dict[str, str] = {}
     splits: dict[SplitOrigin, Counter[str]] = {origin: Counter() for origin in SPLIT_ORIGINS}
     for raw in rows:
         try:
@@ -121,22 +120,22 @@ def validate_rows(rows: Iterable[RawRow], rules: ValidationRules) -> ValidationR
             key = _content_key(question)
             copies[key] += 1
             if copies[key] > 1 and not rules.keep_duplicates:
-                raise RowError("duplicate row", f"duplicate row: the same as {first[key]}; remove one of the two")
-        except RowError as problem:
-            rejected.add(raw, problem)
+                raise RowError("duplicate row", f"duplicate row: the same as {first_rows[key]}; remove one of the two")
+        except RowError as error:
+            rejected.add(raw, error)
             continue
-        first.setdefault(key, raw.where)
+        first_rows.setdefault(key, raw.where)
         question = _with_id(question, key, copies[key])
-        if question.question_id in owner:
+        if question.question_id in rows_by_id:
             raise DataError(
-                f"{raw.where}: its id {question.question_id} is also that of {owner[question.question_id]}, "
-                "by chance of hashing; leave one of the two rows out"
+                f"{raw.where}: its id {question.question_id} is also that of {rows_by_id[question.question_id]} "
+                "(a hash collision); leave one of the two rows out"
             )
-        owner[question.question_id] = raw.where
+        rows_by_id[question.question_id] = raw.where
         questions.append(question)
         splits[origin][question.split] += 1
     if not questions and not rejected.kept:
-        raise DataError("the question source holds no row; name a question set with rows in it")
+        raise DataError("the question source holds no row; name a question set that has rows")
     return ValidationResult(
         questions=questions,
         rejected=rejected.kept,
@@ -147,25 +146,24 @@ def validate_rows(rows: Iterable[RawRow], rules: ValidationRules) -> ValidationR
 
 
 def first_row_error(checked: ValidationResult) -> DataError:
-    """The error that stops a run: the first bad row in full, the rest as counts."""
+    """The error that stops the step: the first bad row in full, the others as counts."""
     rejected, num = checked.rejected, checked.reasons.total()
     rest = ", ".join(f"{num} x {kind}" for kind, num in checked.reasons.most_common(6))
     more = f" In all {num:,} rows are bad: {rest}." if num > 1 else ""
     return DataError(
-        f"{rejected[0].raw.where}: {rejected[0].reason}.{more} Mend the file, or set bad rows aside with --rejects "
-        f"FILE."
+        f"{rejected[0].raw.where}: {rejected[0].reason}.{more} Fix the file, or set bad rows aside with --rejects FILE."
     )
 
 
 def question_id(relation: str, split: str, question: str, answers: Sequence[str], copy: int = 1) -> str:
-    """The stable id of a question; the same in every Unicode form of its texts.
+    """The stable id of a question. It does not depend on the Unicode form of the texts.
 
     Args:
-        relation: becomes readable part of the id.
+        relation: the readable part of the id.
         split: train, dev or test.
         question: its text.
         answers: all gold answers, in order.
-        copy: 1, or the number of this row among rows with the same content.
+        copy: number of this row among rows with the same content, from 1.
 
     >>> question_id("P36", "test", "What is the capital of France?", ["Paris"])
     'P36-d8428db61233'
@@ -186,9 +184,9 @@ def _with_id(question: Question, key: str, copy: int) -> Question:
 
 
 def _validate_row(raw: RawRow, rules: ValidationRules) -> tuple[Question, SplitOrigin]:
-    """The question without its id, and where its split comes from."""
+    """The question without its id, and the origin of its split."""
     if raw.problem is not None:
-        raise RowError("not a row", f"{raw.problem}; mend or remove it")
+        raise RowError("not a row", f"{raw.problem}; fix or remove it")
     row: dict[str, Any] = raw.content
     name = nfc(parse_text(row, "relation"))
     question = parse_text(row, "question")
@@ -198,23 +196,14 @@ def _validate_row(raw: RawRow, rules: ValidationRules) -> tuple[Question, SplitO
         if rules.unknown_relations == "error":
             raise RowError(
                 "unknown relation",
-                f"unknown relation {name!r:.80}, wanted one of {_list_relations(rules.relations)}; add it to a file "
-                f"for "
-                "--relations, or take all with --unknown-relations id",
+                f"unknown relation {name!r:.80}, expected one of {_list_relations(rules.relations)}; add it to "
+                "a file for --relations, or take all with --unknown-relations id",
             )
         relation = Relation(relation=name, template=None, domain="id")
     domain = parse_choice(row, "domain", {"id": "id", "ood": "ood"}) or relation.domain
-    column = parse_choice(row, "split", SPLIT_NAMES)
-    try:
-        stated = explicit_split(column, raw.named_splits)
-    except ValueError as error:
-        raise RowError("split contradicts file name" if column else "ambiguous file name", str(error)) from error
-    split, origin = stated or (_assigned_split(name, question, answers, domain, rules), "share")
+    explicit = explicit_split(row, raw.named_splits)
+    split, origin = explicit or (_assigned_split(name, question, answers, domain, rules), "share")
     subject = _subject(row, relation, rules.templates.get(name), question)
-    try:
-        popularity = parse_popularity(row)
-    except ValueError as error:
-        raise RowError("no popularity", str(error)) from error
     return Question(
         question_id="",
         relation=name,
@@ -223,20 +212,21 @@ def _validate_row(raw: RawRow, rules: ValidationRules) -> tuple[Question, SplitO
         subject=subject,
         question=question,
         answers=answers,
-        popularity=popularity,
+        popularity=parse_popularity(row),
     ), origin
 
 
 def _subject(row: Mapping[str, Any], relation: Relation, template: str | None, question: str) -> str | None:
-    given = row.get("subject")
-    if given not in (None, ""):
-        return validate_text(given, "subject")
-    found = relation.subject(question)
-    return extract_subject(template, question) if found is None and template else found
+    """The subject in its column, else by the template of the relation, else by the source's own template."""
+    column = row.get("subject")
+    if column not in (None, ""):
+        return validate_text(column, "subject")
+    subject = relation.subject(question)
+    return extract_subject(template, question) if subject is None and template else subject
 
 
 def _assigned_split(relation: str, question: str, answers: Sequence[str], domain: str, rules: ValidationRules) -> str:
-    """By a hash of the content; a relation that is only tested gets no train rows."""
+    """A split by a hash of the content. Out-of-distribution relations get no train rows."""
     draw = int(row_key(0, "split", *map(nfc, (relation, question, *answers)))) / 2.0**64
     if draw < rules.dev_share:
         return "dev"

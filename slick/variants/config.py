@@ -1,4 +1,4 @@
-"""Which fine-tuning sets are asked for, how many rows each relation gives, and why that may be impossible. Pure."""
+"""Settings of the fine-tuning sets, rows per relation, and the reasons why sets cannot be drawn. Pure."""
 
 import math
 from collections import Counter
@@ -25,38 +25,39 @@ from slick.variants.sampling import (
 @register_settings("variants")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantsConfig:
-    """Which fine-tuning sets are drawn. The defaults are the paper's 17."""
+    """The fine-tuning sets to draw. The defaults are the 17 sets of the paper."""
 
     unknown_shares: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-    """Shares of Unknown rows of the sweep, in whole percent: unknown-000 ... unknown-100."""
+    """Shares of Unknown rows of the sweep's sets, in whole percent: unknown-000 ... unknown-100."""
     known_shares: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
-    """Shares X for which the Known rows of unknown-X are also a set of their own: known-010 ... known-090."""
+    """Shares X for which the Known rows of unknown-X are also a separate set: known-010 ... known-090."""
     single_categories: bool = True
-    """Draw highlyknown, maybeknown and weaklyknown; the fourth is unknown-100."""
+    """Draw highlyknown, maybeknown and weaklyknown. The set of the fourth category is unknown-100."""
     natural: bool = True
-    """Draw natural: each relation's own mix of categories."""
+    """Draw natural: the mix of categories of each relation."""
     idk_shares: tuple[float, ...] = (0.5,)
-    """Shares X for which unknown-X is also drawn with its Unknown targets replaced: idk-050."""
+    """Shares X for which unknown-X is also drawn with its Unknown targets replaced by `idk_phrase`: idk-050."""
     idk_phrase: str = "I don't know"
-    """The target that replaces them: the paper's (appendix K); R-Tuning (arXiv:2311.09677) gives others."""
+    """The target of Unknown rows in these sets. The default is the paper's (appendix K); R-Tuning (arXiv:2311.09677)
+    has others."""
     concentrated_shares: tuple[float, ...] = setting(
         (), "result", when=lambda values: values.get("concentrated_shares")
     )
-    """Shares X for which a set is drawn that has as many Unknown rows as unknown-X, but fills whole relations with
-    them, the last one in part: concentrated-050."""
+    """Shares X of sets with as many Unknown rows as unknown-X that fill whole relations, the last one in part:
+    concentrated-050."""
     seed: int = setting(0, "seed")
-    """Of the draws."""
+    """Seed of the draws."""
     nested: bool = True
-    """Rows of a smaller share are among those of a larger one; otherwise each set is drawn on its own."""
+    """Sets of a larger share contain the Unknown rows of smaller shares; otherwise sets are drawn independently."""
     size_per_relation: int | None = None
-    """Rows from each relation; None for as many as `size_rule` gives."""
+    """Rows from each relation; None for the number that `size_rule` gives."""
     size_rule: SizeRule = "categories"
-    """A relation gives as many rows as its smallest category has (`categories`, the paper's), or as the smaller of
-    pooled Known and Unknown (`pools`: more rows, but single-category sets may then be impossible)."""
+    """Rows of a relation: as many as its smallest category has (`categories`, as in the paper), or as the smaller of
+    its pooled Known and its Unknown rows (`pools`: more rows, but single-category sets may be impossible)."""
     min_per_relation: int = 1
-    """A relation that can give fewer rows than this stops the draw."""
+    """A relation with fewer rows than this stops the step."""
     drop_empty_relations: bool = False
-    """Leave relations out that can give fewer rows than `min_per_relation`, instead of stopping."""
+    """Leave out relations with fewer rows than `min_per_relation`, instead of stopping."""
 
     def __post_init__(self) -> None:
         bounds = {"unknown_shares": (0, 100), "known_shares": (1, 99), "idk_shares": (1, 100)}
@@ -71,18 +72,16 @@ class VariantsConfig:
             raise SettingsError(f"idk_phrase must be one line of text, got {self.idk_phrase!r}")
         if not variant_specs(self):
             raise SettingsError(
-                "these settings ask for no fine-tuning set at all; give --unknown-shares or another kind"
+                "these settings select no fine-tuning set; give --unknown-shares or another kind of set"
             )
 
     def identity(self) -> dict[str, object]:
-        """The settings that change results: all of them; kinds of sets that are not asked for are not named."""
+        """The settings that change results: all, without the kinds of sets that are not selected."""
         return identity_settings(self)
 
 
 def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
-    """The sets that the settings ask for, in the order sweep, Known only, single categories, natural, IDK,
-    concentrated.
-    """
+    """The selected sets, in the order sweep, Known only, single categories, natural, IDK, concentrated."""
 
     def shares_of(kind: VariantKind, shares: Sequence[float]) -> list[VariantSpec]:
         percents = [_percent(share) for share in shares]
@@ -98,22 +97,24 @@ def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
 
 
 def variant_names(config: VariantsConfig) -> tuple[str, ...]:
-    """Names of the sets that the settings ask for."""
+    """Names of the selected sets."""
     return tuple(spec.name for spec in variant_specs(config))
 
 
 def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int], list[str]]:
-    """Rows that each relation gives to every set, and the relations that are left out.
+    """Rows of each relation in every set, and the relations that are left out.
 
     Raises:
-        VariantError: a relation gives too few and may not be left out, none remains, or a set needs rows that
-            are not there.
+        VariantError: a relation has too few rows and may not be left out, no relation remains, or a set needs more rows
+            than there are.
     """
-    most = {relation: min_size(count_by_category(pool), config.size_rule) for relation, pool in sorted(pools.items())}
-    small = [relation for relation, size in most.items() if size < config.min_per_relation]
-    if small and (len(small) == len(most) or not config.drop_empty_relations):
-        raise VariantError(_too_small(pools, small, config))
-    sizes = {r: config.size_per_relation or size for r, size in most.items() if r not in small}
+    max_sizes = {
+        relation: min_size(count_by_category(pool), config.size_rule) for relation, pool in sorted(pools.items())
+    }
+    small = [relation for relation, size in max_sizes.items() if size < config.min_per_relation]
+    if small and (len(small) == len(max_sizes) or not config.drop_empty_relations):
+        raise VariantError(_too_small_message(pools, small, config))
+    sizes = {r: config.size_per_relation or size for r, size in max_sizes.items() if r not in small}
     planned = plan(variant_specs(config), pools, sizes, config.seed)
     lines = shortages(planned, pools) + _degenerate(variant_specs(config), planned)
     if lines:
@@ -135,60 +136,61 @@ def _check_shares(name: str, shares: Sequence[float], low: int, high: int) -> No
     for share in shares:
         if not (math.isfinite(share) and low <= _percent(share) <= high and abs(100 * share - _percent(share)) < 1e-9):
             raise SettingsError(
-                f"{name} are shares of whole percent from {low / 100:g} to {high / 100:g}, got {share}; "
+                f"{name} must be shares of whole percent from {low / 100:g} to {high / 100:g}, got {share}; "
                 "50 percent is 0.5"
             )
     if len(set(map(_percent, shares))) < len(shares):
-        raise SettingsError(f"{name} names a share more than once: {', '.join(f'{share:g}' for share in shares)}")
+        raise SettingsError(f"{name} holds a share more than once: {', '.join(f'{share:g}' for share in shares)}")
 
 
 def _degenerate(specs: Sequence[VariantSpec], planned: DrawPlan) -> list[str]:
-    """One line for each set so small that rounding leaves it without the rows that it is about."""
+    """One line for each set whose Known or Unknown rows are all rounded away."""
     lines = []
     for spec in specs:
         if spec.requested_share in (None, 0.0, 1.0):
             continue
         taken: Counter[str] = Counter()
-        for wanted in planned[spec.name].values():
-            for need in wanted:
-                taken["Known" if need.pool == KNOWN_CATEGORIES else "Unknown"] += need.num
-        absent = [
-            what for what in ("Known", "Unknown") if not taken[what] and (what, spec.kind) != ("Unknown", "known")
-        ]
+        for draws in planned[spec.name].values():
+            for draw in draws:
+                taken["Known" if draw.pool == KNOWN_CATEGORIES else "Unknown"] += draw.num
+        required = ("Known",) if spec.kind == "known" else ("Known", "Unknown")
+        absent = [pool for pool in required if not taken[pool]]
         if absent:
             lines.append(
-                f"{spec.name}: a share of {spec.requested_share:g} rounds to no {absent[0]} rows at all "
+                f"{spec.name}: a share of {spec.requested_share:g} rounds to no {absent[0]} rows "
                 f"in {len(planned[spec.name])} relations with {taken.total()} rows"
             )
         elif spec.kind == "concentrated" and not _has_pure_relations(planned[spec.name]):
             lines.append(
-                f"{spec.name}: {len(planned[spec.name])} relations with {taken.total()} rows cannot leave one wholly "
-                "Unknown and one wholly Known"
+                f"{spec.name}: {len(planned[spec.name])} relations with {taken.total()} rows cannot have one with only "
+                "Unknown and one with only Known rows"
             )
     return lines
 
 
 def _has_pure_relations(planned: Mapping[str, Sequence[PoolDraw]]) -> bool:
-    """True if some relation gives nothing but Unknown rows and another none."""
-    mixes = [{need.pool == KNOWN_CATEGORIES for need in wanted if need.num} for wanted in planned.values()]
-    return {True} in mixes and {False} in mixes
+    """True if one relation has only Known rows and another has only Unknown rows."""
+    is_known = [{draw.pool == KNOWN_CATEGORIES for draw in draws if draw.num} for draws in planned.values()]
+    return {True} in is_known and {False} in is_known
 
 
-def _too_small(pools: Pools, small: Sequence[str], config: VariantsConfig) -> str:
+def _too_small_message(pools: Pools, small: Sequence[str], config: VariantsConfig) -> str:
     def numbers(relation: str) -> str:
         return f"{relation}: " + ", ".join(
             f"{num:,} {category}" for category, num in count_by_category(pools[relation]).items()
         )
 
-    what = "its smallest category" if config.size_rule == "categories" else "the smaller of Known and Unknown"
-    keep = len(pools) - len(small)
-    ways = [f"leave them out with --drop-empty-relations ({keep} of {len(pools)} relations remain)"] if keep else []
+    pool = "its smallest category" if config.size_rule == "categories" else "the smaller of Known and Unknown"
+    num_left = len(pools) - len(small)
+    fixes = []
+    if num_left:
+        fixes.append(f"leave them out with --drop-empty-relations ({num_left} of {len(pools)} relations remain)")
     if config.min_per_relation > 1:
-        ways.append("lower --min-per-relation")
+        fixes.append("lower --min-per-relation")
     if config.size_rule == "categories":
-        ways.append("pool the Known categories with --size-rule pools --no-single-categories")
-    ways.append("annotate more questions")
+        fixes.append("pool the Known categories with --size-rule pools --no-single-categories")
+    fixes.append("annotate more questions")
     return (
-        f"every set takes as many rows from each relation as {what} has there, and these give fewer than "
-        f"{config.min_per_relation}:\n  " + "\n  ".join(map(numbers, small)) + f"\n{'; or '.join(ways)}"
+        f"every set takes as many rows from each relation as {pool} has, and these relations have fewer than "
+        f"{config.min_per_relation}:\n  " + "\n  ".join(map(numbers, small)) + f"\n{'; or '.join(fixes)}"
     )

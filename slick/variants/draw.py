@@ -1,9 +1,9 @@
-"""Fine-tuning sets drawn from a knowledge table, with the mix that was achieved counted from the written rows.
+"""The variants step: draws fine-tuning sets from a knowledge table, and counts their mix from the written rows.
 
-The paper's sets (Gekhman et al. 2024, arXiv:2405.05904, appendix E): every set has the same number of rows from each
-relation, |D| in all; a share of them Unknown, the rest Known, within each relation. What the paper leaves open is
-decided here and said: Known rows are drawn uniformly from a relation's pooled Known rows, and the rule of rounding is
-in `slick.variants.sampling`. A set that cannot be drawn is refused, never shrunk.
+The sets follow Gekhman et al. 2024 (arXiv:2405.05904, appendix E): every set has the same number of rows from each
+relation, |D| in all. Within each relation a share of the rows is Unknown and the rest is Known. Two details are not in
+the paper: Known rows are drawn uniformly from a relation's pooled Known rows, and `slick.variants.sampling` defines the
+rounding. A set that cannot be drawn is an error; it is never made smaller.
 """
 
 import time
@@ -44,19 +44,19 @@ _KNOWLEDGE_COLUMNS = ["question_id", "relation", "domain", "split", "category"]
 
 
 def draw_variants(study: FolderLike, config: VariantsConfig) -> Manifest:
-    """Draw every set from the study's knowledge table into variants/NAME.parquet, and audit what was written.
+    """Draw every set from the study's knowledge table into variants/NAME.parquet, and audit the written files.
 
-    Sets may be asked for later: those that are there stay as they are, to the byte, also when they are not asked for
-    now, and only what is new is drawn.
+    Later calls may add sets: only new sets are drawn, and existing files stay unchanged even if the settings do not
+    name them.
 
     Returns:
         The manifest. Its counts are by name of the set: num, kind, requested_share and unknown_share (achieved, in
-        [0, 1]), categories, relations (rows by relation and category) and dropped_relations. Its inputs bind the sets
-        to the knowledge table and to the model that made it.
+        [0, 1]), categories, relations (rows by relation and category) and dropped_relations. Its inputs identify the
+        knowledge table and the model that it describes.
 
     Raises:
-        StudyError: questions or knowledge are not finished, or do not belong together; or the sets that are there were
-            drawn from other knowledge, or otherwise.
+        StudyError: the questions or annotate step is not finished, or the two do not match; or existing sets were drawn
+            from other knowledge or with conflicting settings.
         VariantError: the knowledge table cannot give these sets.
 
     Example:
@@ -69,21 +69,19 @@ def draw_variants(study: FolderLike, config: VariantsConfig) -> Manifest:
 
 def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
     started_at = time.monotonic()
-    annotated, asked = (
-        require_manifest(study.child("annotate"), "annotate"),
-        require_manifest(study.child("questions"), "questions"),
-    )
-    if annotated.input("questions") != asked.fingerprint:
+    annotated = require_manifest(study.child("annotate"), "annotate")
+    questions = require_manifest(study.child("questions"), "questions")
+    if annotated.input("questions") != questions.fingerprint:
         raise StudyError(
             f"{study}/annotate was made from questions {annotated.inputs['questions']}, {study}/questions is now "
-            f"{asked.fingerprint}; delete {study}/annotate and run `slick annotate` again"
+            f"{questions.fingerprint}; delete {study}/annotate and run `slick annotate` again"
         )
     inputs = {"knowledge": annotated.fingerprint, "model": annotated.input("model")}
     folder = study.child("variants")
     before, config = read_manifest(folder), extend_drawn(study, config)
     identity = fingerprint(inputs, config.identity())
     if before is not None and not is_from_inputs(before, inputs):
-        needs_work(folder, "variants", identity, config)  # refuses
+        needs_work(folder, "variants", identity, config)  # raises StudyError
     if before is not None and before.fingerprint == identity:
         return before
     rows = _training_rows(study)
@@ -101,7 +99,7 @@ def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
         )
 
     if before is not None:
-        return write(folder)  # adds sets; the manifest does not name them before they are complete
+        return write(folder)  # the manifest names the new sets only once they are complete
     with folder.atomic_replace() as new:
         return write(new)
 
@@ -117,7 +115,7 @@ def read_variant(study: FolderLike, name: str) -> pa.Table:
     folder = study.child("variants")
     names = require_manifest(folder, "variants").counts
     if name not in names:
-        raise VariantError(f"{folder} has no variant {name!r}; there are {', '.join(names)}")
+        raise VariantError(f"{folder} has no variant {name!r}; it has {', '.join(names)}")
     return read_variant_rows(study, name)
 
 
@@ -130,35 +128,31 @@ class _Row:
 
 
 def _training_rows(study: Folder) -> dict[str, _Row]:
-    """question_id -> row, of the in-distribution training questions in the knowledge table."""
-    questions = {
-        row["question_id"]: row for row in _train(read_question_rows(study.child("questions"), _QUESTION_COLUMNS))
-    }
-    known = _train(read_knowledge(study, _KNOWLEDGE_COLUMNS))
+    """The in-distribution training questions of the knowledge table by question_id."""
+    question_rows = _in_distribution_train(read_question_rows(study.child("questions"), _QUESTION_COLUMNS))
+    questions = {row["question_id"]: row for row in question_rows}
     where = f"{study}/annotate/knowledge.parquet"
     rows: dict[str, _Row] = {}
-    for entry in known:
+    for entry in _in_distribution_train(read_knowledge(study, _KNOWLEDGE_COLUMNS)):
         question_id = entry["question_id"]
         if question_id in rows or question_id not in questions:
-            wrong = (
-                "is there twice" if question_id in rows else f"is not among the training questions of {study}/questions"
-            )
+            problem = "occurs twice" if question_id in rows else f"is not a training question of {study}/questions"
             raise DataError(
-                f"{where}: question {question_id} {wrong}; delete {study}/annotate and run `slick annotate` again"
+                f"{where}: question {question_id} {problem}; delete {study}/annotate and run `slick annotate` again"
             )
-        asked = questions[question_id]
+        question = questions[question_id]
         rows[question_id] = _Row(
             relation=entry["relation"],
             category=Category(entry["category"]),
-            question=asked["question"],
-            target=nfc(asked["answers"][0]),
+            question=question["question"],
+            target=nfc(question["answers"][0]),
         )
     if not rows:
         raise VariantError(f"{where} has no in-distribution training questions (domain id, split train) to draw from")
     return rows
 
 
-def _train(table: pa.Table) -> list[dict[str, Any]]:
+def _in_distribution_train(table: pa.Table) -> list[dict[str, Any]]:
     mask = pc.and_(pc.equal(table["split"], "train"), pc.equal(table["domain"], "id"))
     rows: list[dict[str, Any]] = table.filter(mask).to_pylist()
     return rows
@@ -179,12 +173,11 @@ def _write(
     sizes: Mapping[str, int],
     before: Mapping[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Write every set that is not there; audited counts of all by name."""
+    """Write every set that `before` lacks; return the audited counts of all sets by name."""
     specs = variant_specs(config)
     planned = plan(specs, pools, sizes, config.seed)
-    orders = {
-        stream: RowOrder(config.seed, stream) for stream in {"", *map(_rng_stream, specs)}
-    }  # each hashes a row once
+    # One order a stream, so that each row is hashed once.
+    orders = {stream: RowOrder(config.seed, stream) for stream in {"", *map(_rng_stream, specs)}}
     counts = {}
     for spec in specs:
         if spec.name in before:
@@ -198,7 +191,7 @@ def _write(
 
 
 def _rng_stream(spec: VariantSpec) -> str:
-    """Sets of one stream share their draws: all kinds that name a share go with the sweep's set of that share."""
+    """The stream of a set's draws. All kinds of sets of one share use the stream of the sweep's set of that share."""
     return spec.name if spec.percent_unknown is None else f"unknown-{spec.percent_unknown:03d}"
 
 
@@ -219,19 +212,19 @@ def _variant_table(spec: VariantSpec, drawn: Sequence[str], rows: Mapping[str, _
 def _audit_counts(
     spec: VariantSpec, written: pa.Table, rows: Mapping[str, _Row], planned: Mapping[str, Sequence[PoolDraw]]
 ) -> dict[str, Any]:
-    """What a written set holds, counted from its rows; stops if that is not what was planned."""
+    """The counts of a written set, from its rows. Raises VariantError if they differ from the plan."""
     question_ids = written["question_id"].to_pylist()
     if len(set(question_ids)) != len(question_ids):
-        raise _audit_error(spec, "holds a question twice")
+        raise _audit_error(spec, "it holds a question twice")
     relations: dict[str, Counter[Category]] = {relation: Counter() for relation in planned}
     for question_id, category in zip(question_ids, written["category"].to_pylist(), strict=True):
         relations[rows[question_id].relation][Category(category)] += 1
-    for relation, wanted in planned.items():
-        for need in wanted:
-            found = sum(relations[relation][category] for category in need.pool)
-            if found != need.num:
-                raise _audit_error(spec, f"{relation}: {found} rows of {', '.join(need.pool)}, planned {need.num}")
-        if relations[relation].total() != sum(need.num for need in wanted):
+    for relation, draws in planned.items():
+        for draw in draws:
+            num = sum(relations[relation][category] for category in draw.pool)
+            if num != draw.num:
+                raise _audit_error(spec, f"{relation}: {num} rows of {', '.join(draw.pool)}, planned {draw.num}")
+        if relations[relation].total() != sum(draw.num for draw in draws):
             raise _audit_error(spec, f"{relation}: rows that were not planned")
     totals = sum(relations.values(), Counter[Category]())
     return {
@@ -240,13 +233,16 @@ def _audit_counts(
         "requested_share": spec.requested_share,
         "unknown_share": totals[Category.UNKNOWN] / len(question_ids),
         "categories": {category.value: totals[category] for category in Category},
-        "relations": {r: {category.value: found[category] for category in Category} for r, found in relations.items()},
+        "relations": {
+            r: {category.value: counts[category] for category in Category} for r, counts in relations.items()
+        },
     }
 
 
 def _audit_error(spec: VariantSpec, reason: str) -> VariantError:
     return VariantError(
-        f"set {spec.name} was not written as planned: {reason}; run `slick variants` again, and report this if it stays"
+        f"set {spec.name} was not written as planned: {reason}; run `slick variants` again, and "
+        "report the error if it stays"
     )
 
 
@@ -254,10 +250,10 @@ def _print_summary(
     counts: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], dropped: Sequence[str], before: Container[str]
 ) -> None:
     new = sum(name not in before for name in counts)
-    drawn = f"{len(counts)} sets" + (f", {new} of them new" if new < len(counts) else "")
-    print(f"variants: |D| = {sum(sizes.values()):,} rows from {len(sizes)} relations, {drawn}")
+    sets = f"{len(counts)} sets" + (f", {new} of them new" if new < len(counts) else "")
+    print(f"variants: |D| = {sum(sizes.values()):,} rows from {len(sizes)} relations, {sets}")
     if dropped:
-        print(f"variants: left out for want of rows: {', '.join(dropped)}")
+        print(f"variants: relations left out for lack of rows: {', '.join(dropped)}")
     for name, entry in counts.items():
         if name in before:
             continue

@@ -1,4 +1,4 @@
-"""Sets that are asked for later: which settings add to the sets that a study holds, and which contradict them."""
+"""Adding fine-tuning sets to a study: settings that add sets, and settings that conflict with existing sets."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,17 +11,17 @@ from slick.study import Manifest, fingerprint, read_manifest
 from slick.variants.config import VariantsConfig
 
 SET_FIELDS = ("unknown_shares", "known_shares", "single_categories", "natural", "idk_shares", "concentrated_shares")
-"""Settings that say which sets are drawn; none of them changes the rows of another set."""
+"""Settings that select the sets. None of them changes the rows of another set."""
 
 
 def merge_configs(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConfig:
-    """Settings that ask for all sets of both; in everything else they are those of `drawn`.
+    """Settings with the sets of both; all other settings are those of `drawn`.
 
     Args:
-        drawn: by which sets were drawn.
-        config: what is asked for now.
+        drawn: settings of the existing sets.
+        config: settings of the new sets.
 
-    >>> extended(VariantsConfig(known_shares=(0.5,)), VariantsConfig(known_shares=(0.25,))).known_shares
+    >>> merge_configs(VariantsConfig(known_shares=(0.5,)), VariantsConfig(known_shares=(0.25,))).known_shares
     (0.25, 0.5)
     """
     both: dict[str, Any] = {}
@@ -38,20 +38,22 @@ def merge_configs(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConf
 
 
 def conflicting_settings(drawn: VariantsConfig, config: VariantsConfig) -> list[str]:
-    """Names of the settings under which sets of both would not be of one kind."""
-    free = {*SET_FIELDS, *(() if drawn.idk_shares and config.idk_shares else ("idk_phrase",))}
-    return [name for name in config.__slots__ if name not in free and getattr(drawn, name) != getattr(config, name)]
+    """Names of the settings in which existing and new sets must not differ but do."""
+    may_differ = {*SET_FIELDS, *(() if drawn.idk_shares and config.idk_shares else ("idk_phrase",))}
+    return [
+        name for name in config.__slots__ if name not in may_differ and getattr(drawn, name) != getattr(config, name)
+    ]
 
 
 def extend_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
-    """The settings with the sets that the study holds already.
+    """The settings extended by the sets that the study already holds.
 
     Args:
         study: its folder.
-        config: what is asked for.
+        config: settings of the new sets.
 
     Raises:
-        StudyError: the sets that are there were drawn otherwise, so new ones would not be of one kind with them.
+        StudyError: the existing sets were drawn with conflicting settings.
     """
     folder = study.child("variants")
     before = read_manifest(folder)
@@ -59,39 +61,39 @@ def extend_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
     if drawn is None:
         return config
     if names := conflicting_settings(drawn, config):
-        was, now = (", ".join(f"{name} {getattr(one, name)}" for name in names) for one in (drawn, config))
+        old, new = (", ".join(f"{name} {getattr(settings, name)}" for name in names) for settings in (drawn, config))
         raise StudyError(
-            f"{folder} holds fine-tuning sets that were drawn with {was}; now {now} is asked for, and sets of both "
-            "would not be of one kind: ask with the settings as they were, or choose another --out, or delete that "
-            f"folder and {study.child('runs')} to draw and train all sets again"
+            f"{folder} holds fine-tuning sets that were drawn with {old}; the settings now have {new}, and sets of "
+            "both would not be comparable: use the former settings, or choose another --out, or delete that folder and "
+            f"{study.child('runs')} to draw and train all sets again"
         )
     return merge_configs(drawn, config)
 
 
 def is_from_inputs(manifest: Manifest, inputs: Mapping[str, str]) -> bool:
-    """True if the sets that are there were drawn from these inputs, by rules that this version knows.
+    """True if the existing sets were drawn from these inputs, with settings that this version knows.
 
     Args:
         manifest: of the variants step.
-        inputs: fingerprints, as of now.
+        inputs: the current fingerprints.
     """
     drawn = config_from_stored(manifest.settings)
     return drawn is not None and manifest.fingerprint == fingerprint(inputs, drawn.identity())
 
 
 def config_from_stored(settings: Mapping[str, Any]) -> VariantsConfig | None:
-    """The settings that a manifest or study.json holds; None if another version knows more of them.
+    """The settings of a manifest or study.json; None if they hold names that this version does not know.
 
     Raises:
-        StudyError: one is of another type.
+        StudyError: a value is of another type.
     """
     if set(settings) - set(VariantsConfig.__slots__):
         return None
     try:
-        found: VariantsConfig = convert(dict(settings), VariantsConfig, "settings of the variants step")
+        config: VariantsConfig = convert(dict(settings), VariantsConfig, "settings of the variants step")
     except MismatchError as error:
         raise StudyError(
-            f"{error}, in the study's manifest.json or study.json; they were changed: restore them, or choose another "
+            f"{error}, in the study's manifest.json or study.json; the file was edited: restore it, or choose another "
             "--out"
         ) from error
-    return found
+    return config

@@ -1,17 +1,15 @@
-"""Which rows each fine-tuning set takes from a model's knowledge. Pure: no files.
+"""The rows of each fine-tuning set. Pure.
 
-Every row has a key of (seed, question_id), every pool of rows is in the order of these keys, and a set takes the
-beginning of a pool. So the Unknown rows of a smaller share are among those of a larger one, likewise the Known rows the
-other way round, sets differ by as few rows as they can, and neither the order of the rows nor rows that are not taken
-matter.
+Every row has a key of (seed, question_id). Pools of rows are sorted by these keys, and a set takes the first rows of a
+pool. So the Unknown rows of a smaller share are a subset of those of a larger share, and the Known rows the reverse;
+sets differ by as few rows as possible; and a draw depends neither on the order of the rows nor on rows that it leaves.
 
-Rounding. Relation i of R (from 0, by name) with n rows gives `ceil(X n - (i + 1/2) / R)` of them to Unknown: X n
-rounded up or down, never off by a whole row, up in some relations and down in others, so that the whole set is off by
-at most half a row a relation (far less as a rule). It never falls as X rises, which the nesting above needs; largest
-remainders would.
+Rounding: relation i of R (from 0, sorted by name) with n rows has `ceil(X n - (i + 1/2) / R)` Unknown rows. This rounds
+X n up in some relations and down in others, so that the whole set is off by at most half a row a relation, usually by
+far less. The number never falls as X rises, which the nesting requires; largest remainders do not guarantee that.
 
-Concentrated sets hold as many rows of each relation, and as many Unknown rows in all, as the set of the sweep with the
-same share, but fill one relation after another with them, in an order drawn from the seed.
+Concentrated sets have as many rows of each relation, and as many Unknown rows in all, as the sweep's set of the same
+share, but their Unknown rows fill one relation after another, in an order drawn from the seed.
 """
 
 import math
@@ -25,30 +23,30 @@ from slick.types import KNOWN_CATEGORIES, Category
 
 VariantKind = Literal["unknown", "known", "category", "natural", "idk", "concentrated"]
 Pools = Mapping[str, Mapping[Category, Sequence[str]]]
-"""relation -> category -> question_ids, in any order; every relation has all four categories."""
+"""relation -> category -> question_ids, in any order. Every relation has all four categories."""
 SizeRule = Literal["categories", "pools"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantSpec:
-    """One fine-tuning set to be drawn."""
+    """One fine-tuning set to draw."""
 
     name: str
     kind: VariantKind
     percent_unknown: int | None = None
-    """The share asked for, in whole percent; of `known` that of the set whose Unknown rows are left out."""
+    """The requested share in whole percent; for `known`, that of the set whose Unknown rows are left out."""
     category: Category | None = None
-    """Of kind `category`."""
+    """The category of a set of kind `category`."""
 
     @property
     def requested_share(self) -> float | None:
-        """Share of Unknown rows asked for, in [0, 1]."""
+        """The requested share of Unknown rows, in [0, 1]."""
         return None if self.percent_unknown is None else self.percent_unknown / 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolDraw:
-    """Rows that a set takes from one relation."""
+    """Rows that a set takes from one pool of a relation."""
 
     pool: tuple[Category, ...]
     """The categories that are pooled to draw from."""
@@ -56,11 +54,11 @@ class PoolDraw:
 
 
 DrawPlan = Mapping[str, Mapping[str, Sequence[PoolDraw]]]
-"""Set name -> relation -> what it gives."""
+"""Set name -> relation -> draws."""
 
 
 def min_size(counts: Mapping[Category, int], rule: SizeRule) -> int:
-    """Rows that a relation gives to every set: those of its smallest category, or of the smaller of Known and Unknown.
+    """Rows of a relation in every set: as many as its smallest category, or the smaller of Known and Unknown, has.
 
     Source: Gekhman et al. 2024, arXiv:2405.05904, appendix E, for `categories`.
     """
@@ -70,7 +68,7 @@ def min_size(counts: Mapping[Category, int], rule: SizeRule) -> int:
 
 
 def num_unknown(percent: int, num_rows: int, index: int, num_relations: int) -> int:
-    """Unknown rows among the `num_rows` of relation `index`; the rule is in the module's docstring.
+    """Unknown rows among the `num_rows` of relation `index`; the docstring of the module defines the rounding.
 
     >>> [num_unknown(25, 10, i, 4) for i in range(4)]
     [3, 3, 2, 2]
@@ -80,7 +78,7 @@ def num_unknown(percent: int, num_rows: int, index: int, num_relations: int) -> 
 
 
 def natural_mix(counts: Mapping[Category, int], num_rows: int) -> dict[Category, int]:
-    """`num_rows` split as the relation's own categories are, by largest remainders.
+    """`num_rows` divided like the relation's categories, by largest remainders.
 
     >>> list(natural_mix(dict(zip(Category, (5, 3, 0, 2))), 5).values())
     [3, 1, 0, 1]
@@ -99,7 +97,7 @@ def natural_mix(counts: Mapping[Category, int], num_rows: int) -> dict[Category,
 def relation_draws(
     spec: VariantSpec, counts: Mapping[Category, int], num_rows: int, index: int, num_relations: int
 ) -> list[PoolDraw]:
-    """What one relation has to give to a set in which it has `num_rows` rows (before Unknown ones are left out)."""
+    """The draws of one relation for a set in which it has `num_rows` rows (before Unknown rows are left out)."""
     if spec.kind == "natural":
         return [PoolDraw(pool=(category,), num=num) for category, num in natural_mix(counts, num_rows).items()]
     if spec.category is not None:
@@ -111,20 +109,20 @@ def relation_draws(
 
 
 def concentrated_draws(percent: int, pools: Pools, sizes: Mapping[str, int], seed: int) -> dict[str, list[PoolDraw]]:
-    """What each relation gives to a set whose Unknown rows fill whole relations, one after another.
+    """The draws of each relation for a set whose Unknown rows fill whole relations, one after another.
 
-    The last relation that has any holds what is left; a relation with fewer Unknown rows than its size, which
-    `size_per_relation` makes possible, gives all of them and Known rows beside. So there are as many Unknown rows as in
-    the sweep's set of the same share wherever that can be drawn.
+    The last of these relations holds the remaining Unknown rows. If `size_per_relation` exceeds the Unknown rows of a
+    relation, it has all of them and Known rows. So there are as many Unknown rows as in the sweep's set of the same
+    share if that set can be drawn.
 
     Args:
-        percent: the share of Unknown rows of the whole set.
+        percent: of Unknown rows in the whole set.
         pools: of every relation.
         sizes: rows of each relation in the set.
         seed: of the order in which relations are filled.
 
-    Source: arXiv:2511.02626 (Understanding New-Knowledge-Induced Factual Hallucinations), which finds that a kind of
-    knowledge that is wholly new harms more than the same share spread over kinds.
+    Source: arXiv:2511.02626 (Understanding New-Knowledge-Induced Factual Hallucinations), which finds that an entirely
+    unknown type of knowledge harms more than the same share spread over all types.
     """
     relations = sorted(sizes)
     left = sum(num_unknown(percent, sizes[name], index, len(relations)) for index, name in enumerate(relations))
@@ -144,12 +142,12 @@ def concentrated_draws(percent: int, pools: Pools, sizes: Mapping[str, int], see
 def plan(
     specs: Sequence[VariantSpec], pools: Pools, sizes: Mapping[str, int], seed: int = 0
 ) -> dict[str, dict[str, list[PoolDraw]]]:
-    """What each relation gives to each set.
+    """The draws of each relation for each set.
 
     Args:
         specs: the sets.
         pools: of every relation.
-        sizes: rows of each relation in every set, without relations that are left out.
+        sizes: rows of each relation in every set. Relations that are left out are not in it.
         seed: of the order of relations in concentrated sets.
     """
     relations = sorted(sizes)
@@ -172,31 +170,31 @@ def count_by_category(pool: Mapping[Category, Sequence[str]]) -> dict[Category, 
 
 
 def shortages(planned: DrawPlan, pools: Pools) -> list[str]:
-    """One line for each pool of a relation that is too small, with the set that needs most of it; empty if none is."""
+    """One line for each pool that is too small, with the set that needs the most rows of it."""
     most: dict[tuple[str, tuple[Category, ...]], tuple[int, str]] = {}
     for name, relations in planned.items():
-        for relation, wanted in relations.items():
-            for need in wanted:
-                found = sum(len(pools[relation][category]) for category in need.pool)
-                if need.num > max(found, most.get((relation, need.pool), (0, ""))[0]):
-                    most[relation, need.pool] = need.num, name
+        for relation, draws in relations.items():
+            for draw in draws:
+                available = sum(len(pools[relation][category]) for category in draw.pool)
+                if draw.num > max(available, most.get((relation, draw.pool), (0, ""))[0]):
+                    most[relation, draw.pool] = draw.num, name
     lines = []
     for (relation, pool), (num, name) in sorted(most.items()):
-        what = pool[0] if len(pool) == 1 else "Known"
-        found = sum(len(pools[relation][category]) for category in pool)
-        lines.append(f"{relation}: {name} needs {num:,} {what} rows, there are {found:,}")
+        pool_name = pool[0] if len(pool) == 1 else "Known"
+        available = sum(len(pools[relation][category]) for category in pool)
+        lines.append(f"{relation}: {name} needs {num:,} {pool_name} rows, there are {available:,}")
     return lines
 
 
 class RowOrder:
-    """The order in which the rows of any pool are taken, from the seed and the row alone."""
+    """The order in which the rows of any pool are taken. It depends only on the seed and the row."""
 
     def __init__(self, seed: int, stream: str = "") -> None:
         self._seed, self._stream = seed, stream
         self._keys: dict[str, int] = {}
 
     def first(self, question_ids: Sequence[str], num: int) -> list[str]:
-        """The `num` rows that come first."""
+        """The first `num` rows."""
         return sorted(question_ids, key=self._key)[:num]
 
     def _key(self, question_id: str) -> int:
@@ -205,12 +203,12 @@ class RowOrder:
         return self._keys[question_id]
 
 
-def select_rows(needed: Mapping[str, Sequence[PoolDraw]], pools: Pools, order: RowOrder) -> list[str]:
-    """The question_ids of one set, sorted; the plan must have no shortages."""
-    drawn: list[str] = []
-    for relation, wanted in needed.items():
-        for need in wanted:
-            pooled = [question_id for category in need.pool for question_id in pools[relation][category]]
-            assert len(pooled) >= need.num, (relation, need)
-            drawn += order.first(pooled, need.num)
-    return sorted(drawn)
+def select_rows(draws: Mapping[str, Sequence[PoolDraw]], pools: Pools, order: RowOrder) -> list[str]:
+    """The question_ids of one set, sorted. The plan must have no shortages."""
+    question_ids: list[str] = []
+    for relation, pool_draws in draws.items():
+        for draw in pool_draws:
+            pooled = [question_id for category in draw.pool for question_id in pools[relation][category]]
+            assert len(pooled) >= draw.num, (relation, draw)
+            question_ids += order.first(pooled, draw.num)
+    return sorted(question_ids)

@@ -1,13 +1,10 @@
-"""The planted world: questions, and a small model into which their answers were planted at known strength.
+"""The planted world: questions, and a small model that is trained on their answers at known strengths.
 
-config.py      WorldConfig: what is planted, how firmly, and the model's size
-names.py       invented names
-real.py        rows of the real EntityQuestions in their place
-facts.py       rows to facts: strength, mentions, rival
-corpus.py      facts to documents
-tokenizer.py   documents to a byte-level BPE tokenizer
-pretrain.py    documents to a model; run as a process of its own
-build.py       all of it into study/world, by way of the cache
+config.py      settings: facts, strengths and size of the model
+facts.py       invented facts, and the strength, mentions and rival of each
+corpus.py      documents, tokenizer and training rows
+pretrain.py    training of the model, in a separate process
+build.py       the world step, with a cache of built worlds
 """
 
 from slick.world.build import build_world

@@ -1,7 +1,6 @@
-"""Build a world in a study: invented facts, or rows of the real EntityQuestions, planted in a small model."""
+"""The world step: plants invented facts, or facts of EntityQuestions, in a small model."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -17,9 +16,8 @@ import numpy as np
 
 from slick.cache import ensure_cache_folder
 from slick.cluster import MALLOC_ENV
-from slick.datasets.readers.sources import QuestionSource, open_source
 from slick.datasets.relations import Relation, load_relations
-from slick.datasets.rows import read_rows
+from slick.datasets.sources import QuestionSource, open_source, read_rows
 from slick.errors import DataError, ModelError
 from slick.locks import exclusive_lock
 from slick.matching import nfc
@@ -27,7 +25,7 @@ from slick.rng import derive_seed
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import STARTED, Manifest, begin_step, complete_step, fingerprint, require_manifest, settings_to_json
 from slick.world.config import RECIPE, WorldConfig
-from slick.world.corpus import corpus_epoch
+from slick.world.corpus import corpus_epoch, train_tokenizer
 from slick.world.facts import (
     Fact,
     SubjectAnswer,
@@ -38,79 +36,17 @@ from slick.world.facts import (
     synthetic_rows,
 )
 
-
-def source_fingerprint(config: WorldConfig) -> str:
-    """Of the real question set; empty where names are invented."""
-    return open_source(config.questions).fingerprint if config.questions else ""
-
-
-def sample_real_rows(
-    config: WorldConfig, relations: Mapping[str, Relation]
-) -> dict[str, dict[str, list[SubjectAnswer]]]:
-    """Rows of `config.questions`, by relation and split, sampled from those with one answer; no subject occurs twice.
-
-    Splits are those of the source: a world's test questions are test questions there.
-
-    Raises:
-        DataError: the source is damaged, or has too few such rows in some relation and split.
-    """
-    found = _single_answer_rows(open_source(config.questions), relations)
-    used: set[str] = set()
-    rows: dict[str, dict[str, list[SubjectAnswer]]] = {}
-    for relation, domain in relation_domains(config).items():
-        rows[relation] = {}
-        for split, size in split_sizes(config, domain).items():
-            pool = found.get((relation, split), [])
-            # Sorted by a hash before the draw: the order of rows in the source's files does not matter.
-            pool = sorted(pool, key=lambda row: hashlib.blake2b(repr(row).encode(), digest_size=8).digest())
-            rng = np.random.default_rng(derive_seed(config.seed, "real", relation, split))
-            drawn: list[SubjectAnswer] = []
-            for i in rng.permutation(len(pool)):
-                if len(drawn) < size and pool[i][0] not in used:
-                    used.add(pool[i][0])
-                    drawn.append(pool[i])
-            if len(drawn) < size:
-                raise DataError(
-                    f"{config.questions} has {len(drawn)} usable questions (one answer, a subject of their own) of "
-                    f"relation {relation} in split {split}; the world wants {size}: lower that number, or leave the "
-                    "relation out"
-                )
-            rows[relation][split] = drawn
-    return rows
-
-
-def _single_answer_rows(
-    source: QuestionSource, relations: Mapping[str, Relation]
-) -> dict[tuple[str, str], list[SubjectAnswer]]:
-    if source.layout != "entity_questions":
-        raise DataError(f"{source.name} is one table; a world is planted from EntityQuestions, its zip or its folder")
-    found: dict[tuple[str, str], list[SubjectAnswer]] = {}
-    for raw in read_rows(source):
-        if raw.problem is not None or not isinstance(raw.content, dict):
-            raise DataError(f"{source.name}, {raw.where}: {raw.problem}; mend the row or leave its file out")
-        relation, split = nfc(str(raw.content.get("relation"))), raw.named_splits[0]
-        question, answers = raw.content.get("question"), raw.content.get("answers")
-        if relation not in relations or not isinstance(question, str) or not isinstance(answers, list):
-            continue
-        subject = relations[relation].subject(question)
-        single = len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip() and "\n" not in answers[0]
-        if subject is not None and single and "\n" not in question:
-            # The corpus is written in the Unicode form in which the model is asked.
-            found.setdefault((relation, split), []).append((subject, nfc(answers[0])))
-    return found
-
-
 _TRAINING_ENV = {
-    # Threads that wait must not spin: beside any other process, spinning makes two threads five times slower than one.
+    # Waiting threads must not spin: if another process runs, spinning makes two threads five times slower than one.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # transformers loads DeepSpeed to save a model, which otherwise warns that it found no GPU.
+    # transformers loads DeepSpeed to save a model. Without this, DeepSpeed warns that there is no GPU.
     "DS_ACCELERATOR": "cpu",
     **MALLOC_ENV,
 }
 
 
 def build_world(study: FolderLike, config: WorldConfig) -> Manifest:
-    """Plant a world and write it into `study/world`; a world that this machine has built before is copied.
+    """Build a world in `study/world`, or copy it if this machine has built it before.
 
     Raises:
         DataError: the real question set is damaged or too small.
@@ -125,13 +61,13 @@ def _build_world(study: Folder, config: WorldConfig) -> Manifest:
     started_at = time.monotonic()
     folder = study.child("world")
     source = source_fingerprint(config)
-    # Where the source lies does not matter, what it holds does.
+    # The identity depends on the content of the source, not on its location.
     identity = fingerprint(RECIPE, source, {**config.identity(), "source": ""})
     if not begin_step(folder, "world", identity, config):
         manifest = require_manifest(folder, "world")
     else:
         built = _build_or_reuse(identity, config)
-        counts = json.loads((built / "counts.json").read_text())
+        counts = Folder(str(built)).read_json("counts.json")
         inputs = {"source": source} if source else {}
         with folder.atomic_replace() as new:
             for path in sorted(path for path in built.rglob("*") if path.is_file() and path.name != "counts.json"):
@@ -153,10 +89,10 @@ def _build_world(study: Folder, config: WorldConfig) -> Manifest:
 
 
 def _build_or_reuse(identity: str, config: WorldConfig) -> Path:
-    """The folder of a built world, built now if it is not there; it appears whole or not at all."""
+    """The cached folder of a world. A new world is built in a temporary folder and renamed when complete."""
     target = ensure_cache_folder("worlds") / identity
     if (target / "counts.json").exists():
-        print(f"world: built before, copied from {target}")
+        print(f"world: copied from the cache {target}")
         return target
     part = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=target.parent))
     try:
@@ -164,7 +100,7 @@ def _build_or_reuse(identity: str, config: WorldConfig) -> Path:
         try:
             part.rename(target)
         except OSError:
-            # Another process finished the same world first; anything else is an error.
+            # Another process may have built the same world.
             if not (target / "counts.json").exists():
                 raise
     finally:
@@ -180,7 +116,7 @@ def _build(folder: Path, config: WorldConfig) -> None:
     out = Folder(str(folder))
     out.write_table("planted.parquet", planted_table(facts))
     documents = corpus_epoch(facts, config, 0)
-    spent = _train(folder, facts, documents, config)
+    training = _train(folder, facts, documents, config)
     counts: dict[str, Any] = {
         "facts": len(facts),
         "strengths": dict(sorted(Counter(fact.strength for fact in facts).items())),
@@ -190,23 +126,73 @@ def _build(folder: Path, config: WorldConfig) -> None:
         },
         "mentions": sum(fact.num_gold + fact.num_rival for fact in facts),
         "documents": len(documents),
-        "training": spent,
+        "training": training,
     }
     out.write_json("counts.json", counts)
 
 
-def python_module(name: str) -> list[str]:
-    """A command line that runs a module of this program; its arguments are to follow.
+def source_fingerprint(config: WorldConfig) -> str:
+    """Fingerprint of the real question set; empty if facts are invented."""
+    return open_source(config.questions).fingerprint if config.questions else ""
 
-    The working folder is not searched for modules, as `python -m` would: a torch.py that lies there would be run as
-    torch. This program is found behind all else, also where it is not installed.
+
+def sample_real_rows(
+    config: WorldConfig, relations: Mapping[str, Relation]
+) -> dict[str, dict[str, list[SubjectAnswer]]]:
+    """Rows of `config.questions` with one answer, sampled by relation and split. No subject occurs twice.
+
+    The splits are those of the source.
+
+    Raises:
+        DataError: the source is damaged, or has too few such rows in a relation and split.
     """
-    run = f"import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module({name!r}, None, '__main__', True)"
-    return [sys.executable, "-P", "-c", run, str(Path(__file__).parents[2])]
+    candidates = _single_answer_rows(open_source(config.questions), relations)
+    used_subjects: set[str] = set()
+    rows: dict[str, dict[str, list[SubjectAnswer]]] = {}
+    for relation, domain in relation_domains(config).items():
+        rows[relation] = {}
+        for split, size in split_sizes(config, domain).items():
+            # The rows are sorted by a hash, so that the draw does not depend on their order in the source.
+            pool = candidates.get((relation, split), [])
+            pool = sorted(pool, key=lambda row: hashlib.blake2b(repr(row).encode(), digest_size=8).digest())
+            rng = np.random.default_rng(derive_seed(config.seed, "real", relation, split))
+            drawn: list[SubjectAnswer] = []
+            for i in rng.permutation(len(pool)):
+                if len(drawn) < size and pool[i][0] not in used_subjects:
+                    used_subjects.add(pool[i][0])
+                    drawn.append(pool[i])
+            if len(drawn) < size:
+                raise DataError(
+                    f"{config.questions} has {len(drawn)} usable questions (one answer, distinct subject) of relation "
+                    f"{relation} in split {split}; expected {size}: lower that number, or leave the relation out"
+                )
+            rows[relation][split] = drawn
+    return rows
+
+
+def _single_answer_rows(
+    source: QuestionSource, relations: Mapping[str, Relation]
+) -> dict[tuple[str, str], list[SubjectAnswer]]:
+    if source.layout != "entity_questions":
+        raise DataError(f"{source.name} is a table; a world needs EntityQuestions, as its zip or folder")
+    rows: dict[tuple[str, str], list[SubjectAnswer]] = {}
+    for raw in read_rows(source):
+        if raw.problem is not None or not isinstance(raw.content, dict):
+            raise DataError(f"{source.name}, {raw.where}: {raw.problem}; fix the row or leave its file out")
+        relation, split = nfc(str(raw.content.get("relation"))), raw.named_splits[0]
+        question, answers = raw.content.get("question"), raw.content.get("answers")
+        if relation not in relations or not isinstance(question, str) or not isinstance(answers, list):
+            continue
+        subject = relations[relation].subject(question)
+        single = len(answers) == 1 and isinstance(answers[0], str) and answers[0].strip() and "\n" not in answers[0]
+        if subject is not None and single and "\n" not in question:
+            # The corpus has the same Unicode form as the prompts.
+            rows.setdefault((relation, split), []).append((subject, nfc(answers[0])))
+    return rows
 
 
 def write_dataset(folder: Path, facts: Sequence[Fact], relations: Mapping[str, Relation]) -> None:
-    """The questions in the layout of EntityQuestions: one JSON list for each split and relation, and the templates."""
+    """Write the questions in the layout of EntityQuestions: a JSON list for each split and relation, and templates."""
     files: dict[tuple[str, str], list[dict[str, object]]] = {}
     for fact in facts:
         row = {"question": fact.question, "answers": [fact.answer], "popularity": fact.popularity}
@@ -218,20 +204,29 @@ def write_dataset(folder: Path, facts: Sequence[Fact], relations: Mapping[str, R
 
 
 def _train(folder: Path, facts: Sequence[Fact], documents: Sequence[str], config: WorldConfig) -> dict[str, Any]:
-    """Train in a process of its own: how threads wait and memory is kept is decided when a process starts."""
-    from slick.world.tokenizer import train_tokenizer
-
+    """Train in a separate process, because thread and memory settings take effect only at process start."""
     train_tokenizer(documents, config.vocab_size).save_pretrained(folder / "model")
-    Folder(str(folder)).write_json("training.json", settings_to_json(config))
+    out = Folder(str(folder))
+    out.write_json("training.json", settings_to_json(config))
     environment = os.environ | _TRAINING_ENV
     environment.pop("OMP_NUM_THREADS", None)
-    done = subprocess.run([*python_module("slick.world.pretrain"), str(folder)], env=environment, check=False)
-    if done.returncode != 0:
+    process = subprocess.run([*python_module("slick.world.pretrain"), str(folder)], env=environment, check=False)
+    if process.returncode != 0:
         raise ModelError(
-            f"training the world's model stopped with exit status {done.returncode}; its output is above; a negative "
-            "status is a signal (-9: killed, often for want of memory); run the step again"
+            f"the training of the world's model ended with exit status {process.returncode}; see its output above. A "
+            "negative status is a signal (-9: killed, often for lack of memory); run the step again"
         )
-    spent: dict[str, Any] = json.loads((folder / "spent.json").read_text())
+    spent: dict[str, Any] = out.read_json("spent.json")
     for name in ("training.json", "spent.json"):
         (folder / name).unlink()
     return spent
+
+
+def python_module(name: str) -> list[str]:
+    """A command that runs a module of this project. Arguments can be appended.
+
+    Unlike `python -m`, it does not search the working folder for modules: a file torch.py there would be imported as
+    torch. The project's own folder is searched last, so the command also works without installation.
+    """
+    run = f"import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module({name!r}, None, '__main__', True)"
+    return [sys.executable, "-P", "-c", run, str(Path(__file__).parents[2])]

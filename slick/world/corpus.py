@@ -1,10 +1,11 @@
-"""Facts to documents. Pure, seeded.
+"""The corpus of a planted world: documents, their tokenizer, and training rows. Deterministic by seed.
 
-A document is a list of questions of one relation with their answers, as such lists stand on the web.
+A document is a list of questions of one relation with their answers, similar to lists on the web.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,16 @@ from slick.rng import derive_seed
 from slick.world.config import WorldConfig
 from slick.world.facts import Fact
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+EOS_TOKEN = "</s>"
+PAD_TOKEN = "<pad>"
+
 
 @dataclass(frozen=True, slots=True)
 class _Mention:
-    """One answer to one question, due in a document at `time` in [0, 1)."""
+    """One answer to one question, at a position `time` in [0, 1) of the epoch."""
 
     time: float
     question: str
@@ -24,16 +31,18 @@ class _Mention:
 
 
 def corpus_epoch(facts: Sequence[Fact], config: WorldConfig, number: int) -> list[str]:
-    """All documents of one edition of the corpus, shuffled; each edition groups the same mentions anew.
+    """All documents of one epoch of the corpus, shuffled. Each epoch groups the same mentions differently.
 
     Args:
-        number: from 0; part of the seed.
+        facts: of the world.
+        config: of the world.
+        number: of the epoch, from 0; part of the seed.
     """
     rng = np.random.default_rng(derive_seed(config.seed, "edition", number))
     mentions: dict[str, list[_Mention]] = {}
     for fact in facts:
         for answer, count in ((fact.answer, fact.num_gold), (fact.rival, fact.num_rival)):
-            # Spread evenly over the edition, so that a document seldom meets the same question twice.
+            # Mentions are spread evenly, so that a document seldom draws the same question twice.
             for time in (np.arange(count) + rng.random(count)) / max(count, 1):
                 mentions.setdefault(fact.relation, []).append(_Mention(float(time), fact.question, str(answer)))
     documents = [document for part in mentions.values() for document in _documents(part, config, rng)]
@@ -41,7 +50,7 @@ def corpus_epoch(facts: Sequence[Fact], config: WorldConfig, number: int) -> lis
 
 
 def _documents(mentions: Sequence[_Mention], config: WorldConfig, rng: np.random.Generator) -> list[str]:
-    """Cut the mentions, in the order of their times, into documents in which no question occurs twice."""
+    """Divide the mentions, in the order of their times, into documents in which no question occurs twice."""
     documents: list[str] = []
     waiting = sorted(mentions, key=lambda mention: mention.time)
     while waiting:
@@ -63,15 +72,20 @@ def _documents(mentions: Sequence[_Mention], config: WorldConfig, rng: np.random
 
 def _write(pairs: dict[str, str], config: WorldConfig, rng: np.random.Generator) -> str:
     before_question, before_answer = ("", "") if rng.random() < config.plain_share else ("Q: ", "A: ")
-    # No newline at the end: a document may end after any answer, as fine-tuning examples do.
+    # Without a newline at the end: a document may end after any answer, as fine-tuning examples do.
     return "\n".join(f"{before_question}{question}\n{before_answer}{answer}" for question, answer in pairs.items())
 
 
 def pack_rows(documents: Sequence[Sequence[int]], row_tokens: int, end: int) -> NDArray[np.int64]:
-    """Put whole documents, each followed by the end token, into rows; first row with room first.
+    """Pack whole documents, each followed by the end token, into rows (first fit).
 
-    Every row begins with a document, as every prompt does. What a row has left is filled with -1; a document longer
-    than a row is cut.
+    Every row begins with a document, as every prompt does. Rows are padded with -1. A document longer than a row is
+    truncated.
+
+    Args:
+        documents: token ids.
+        row_tokens: length of a row.
+        end: id of the end token.
 
     Returns:
         Shape (number of rows, row_tokens).
@@ -83,14 +97,58 @@ def pack_rows(documents: Sequence[Sequence[int]], row_tokens: int, end: int) -> 
     open_rows: list[int] = []
     for document in documents:
         tokens = [*document[: row_tokens - 1], end]
-        place = next((i for i in open_rows if len(rows[i]) + len(tokens) <= row_tokens), None)
-        if place is None:
+        index = next((i for i in open_rows if len(rows[i]) + len(tokens) <= row_tokens), None)
+        if index is None:
             rows.append([])
-            place = len(rows) - 1
-            # Old rows are closed, which keeps packing linear in the number of documents.
-            open_rows = [*open_rows[-31:], place]
-        rows[place] += tokens
+            index = len(rows) - 1
+            # Only 32 rows stay open, which keeps packing linear in the number of documents.
+            open_rows = [*open_rows[-31:], index]
+        rows[index] += tokens
     packed = np.full((len(rows), row_tokens), -1, dtype=np.int64)
     for i, row in enumerate(rows):
         packed[i, : len(row)] = row
     return packed
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE tokenizer on documents. Any text can be encoded and decoded without loss.
+
+    A newline is a separate token, and every line begins with a space that decoding removes. So an answer has the same
+    tokens after `A: ` and at the beginning of a line, as the fine-tuning format requires.
+
+    Args:
+        documents: to train on.
+        vocab_size: the most tokens, including the 256 bytes and 3 special tokens.
+
+    Returns:
+        The tokenizer. Ids 0 and 1 are the pad and the end token; the last id is the newline.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    newline = AddedToken("\n", normalized=False)
+    # Added tokens are split off first, so the text between two newlines is normalized separately.
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            # Words with a space before and a colon after them (`Q:`, `A:`), punctuation, and other white space.
+            pre_tokenizers.Split(Regex(r" ?[\p{L}\p{M}\p{N}]+:?| ?[^\s\p{L}\p{M}\p{N}]+|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Replace("\n ", "\n"), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        special_tokens=[PAD_TOKEN, EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    lines = (line for document in documents for line in document.split("\n") if line)
+    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.add_tokens([newline])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN, clean_up_tokenization_spaces=False
+    )

@@ -1,8 +1,8 @@
-"""The facts of a planted world: invented subjects and objects, and how strongly each fact is planted. Pure, seeded.
+"""The facts of a planted world: subjects, answers, and the strength of each fact. Deterministic by seed.
 
-People and places are composed of syllables, works and companies of English words. Names of ID subjects share their
-words with many other facts, as real names do; those of OOD subjects (books, songs, products) have words of their own,
-except buildings.
+Names of people and places are composed of syllables, those of works and companies of English words. Names of ID
+subjects share words with many other facts, as real names do. Names of OOD subjects (books, songs, products) use a
+separate vocabulary, except buildings.
 """
 
 import json
@@ -22,9 +22,9 @@ from slick.world.config import WorldConfig
 
 
 class NameGenerator:
-    """Draws names of each kind, never the same twice.
+    """Draws distinct names of each kind.
 
-    >>> names = Names(0)
+    >>> names = NameGenerator(0)
     >>> names.draw("person") != names.draw("person")
     True
     """
@@ -39,7 +39,7 @@ class NameGenerator:
         self._towns = self._words(150, parts["town_ends"], parts)
         self._kinds: dict[str, Callable[[], str]] = {
             "person": lambda: f"{self._pick(self._given)} {self._pick(self._family)}",
-            # Named as other people are, but a pool of their own: what is taught of ID answers says nothing of them.
+            # Like people, but a separate kind: training on ID answers must not affect OOD answers.
             "maker": lambda: f"{self._pick(self._given)} {self._pick(self._family)}",
             "place": lambda: f"{self._pick(self._family)} {self._pick(parts['place_kinds'])}",
             "city": lambda: self._pick(self._towns),
@@ -61,7 +61,7 @@ class NameGenerator:
         }
 
     def draw(self, kind: str) -> str:
-        """A name of the kind that was not drawn before."""
+        """A new name of a kind."""
         for _ in range(10_000):
             name = self._kinds[kind]()
             if name not in self._used:
@@ -88,18 +88,18 @@ class NameGenerator:
 
 
 STRENGTHS = ("never", "minority", "contested", "firm")
-"""Weakest first."""
+"""Strengths of facts, weakest first."""
 
 FIRM_SHARE_OF_FAMOUS = 0.75
-"""Chance that a fact with a famous answer is made firm before others are."""
+"""Probability that a fact with a famous answer is made firm before other facts."""
 
 SubjectAnswer = tuple[str, str]
-"""A subject and the one answer to its question."""
+"""A subject and the only answer to its question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """One fact, and what the corpus will hold of it."""
+    """One fact, and its mentions in the corpus."""
 
     relation: str
     split: str
@@ -109,20 +109,20 @@ class Fact:
     answer: str
     strength: str
     num_gold: int
-    """Mentions of the answer in one edition of the corpus."""
+    """Mentions of the answer in one epoch of the corpus."""
     num_rival: int
-    """Mentions of the rival answer."""
+    """Mentions of the rival answer in one epoch of the corpus."""
     rival: str | None
 
     @property
     def popularity(self) -> int:
-        """Documents of one edition that mention the subject: each mention stands in a document of its own."""
+        """Documents of one epoch that mention the subject. A document mentions a subject at most once."""
         return self.num_gold + self.num_rival
 
 
 @dataclass(frozen=True, slots=True)
 class _EntityKinds:
-    """What a relation's subjects and answers are, and how many different answers there are to choose from."""
+    """Kinds of names of a relation's subjects and answers, and the number of distinct answers."""
 
     subject: str
     answer: str
@@ -153,33 +153,33 @@ _ENTITY_KINDS = {
 
 
 def subject_kind(relation: str) -> str:
-    """What the subjects of a relation are, as `NameGenerator` draws them; places where nothing is known of it."""
+    """The kind of name of a relation's subjects, see `NameGenerator`; `place` for other relations."""
     return _ENTITY_KINDS[relation].subject if relation in _ENTITY_KINDS else "place"
 
 
 def split_sizes(config: WorldConfig, domain: str) -> dict[str, int]:
-    """Questions of one relation by split; OOD relations have no training split."""
+    """Number of questions of one relation by split. OOD relations have no training split."""
     if domain == "id":
         return {"train": config.num_train, "dev": config.num_dev, "test": config.num_test}
     return {"dev": config.num_ood_dev, "test": config.num_ood_test}
 
 
 def relation_domains(config: WorldConfig) -> dict[str, str]:
-    """The world's relations, each `id` or `ood`."""
+    """The domain, `id` or `ood`, of each relation of the world."""
     return dict.fromkeys(config.id_relations, "id") | dict.fromkeys(config.ood_relations, "ood")
 
 
 def synthetic_rows(config: WorldConfig) -> dict[str, dict[str, list[SubjectAnswer]]]:
-    """Rows with invented names, by relation and split; no subject occurs twice in the world.
+    """Invented rows by relation and split. No subject occurs twice in the world.
 
-    Relations with the same kind of answer draw from one pool (people, cities, countries), as real relations do.
+    Relations with the same kind of answer (people, cities, countries) draw from one pool, as real relations do.
 
     Raises:
-        DataError: a relation is asked for that no kinds of names are known for.
+        DataError: there are no names for a relation.
     """
     unknown = [name for name in relation_domains(config) if name not in _ENTITY_KINDS]
     if unknown:
-        raise DataError(f"no invented names for relations {unknown}; wanted some of {sorted(_ENTITY_KINDS)}")
+        raise DataError(f"there are no invented names for relations {unknown}; choose among {sorted(_ENTITY_KINDS)}")
     names = NameGenerator(derive_seed(config.seed, "names"))
     rng = np.random.default_rng(derive_seed(config.seed, "rows"))
     pools: dict[str, list[str]] = {}
@@ -197,7 +197,7 @@ def synthetic_rows(config: WorldConfig) -> dict[str, dict[str, list[SubjectAnswe
 
 
 def _draw_answer(pool: Sequence[str], config: WorldConfig, rng: np.random.Generator) -> str:
-    """One of the pool, whose first are famous."""
+    """An answer of the pool, whose first answers are famous."""
     num_famous = min(max(1, round(len(pool) * config.famous_share)), len(pool) - 1)
     if rng.random() < config.famous_answers:
         return pool[int(rng.integers(num_famous))]
@@ -207,23 +207,26 @@ def _draw_answer(pool: Sequence[str], config: WorldConfig, rng: np.random.Genera
 def plant_facts(
     rows: Mapping[str, Mapping[str, Sequence[SubjectAnswer]]], relations: Mapping[str, Relation], config: WorldConfig
 ) -> list[Fact]:
-    """A strength, mention counts and a rival for each row; the shares of strengths are the same in every split.
+    """Assign a strength, mentions and a rival to each row. The shares of strengths are the same in every split.
 
     Args:
         rows: by relation and split.
-        relations: for the question templates.
+        relations: with the question templates.
+        config: of the world.
 
     Raises:
-        DataError: a relation is not in `relations`, or has only one answer to choose a rival from.
+        DataError: a relation is not in `relations`, or has only one answer, so that no rival can be drawn.
     """
     facts: list[Fact] = []
     fame = Counter(answer for splits in rows.values() for split in splits.values() for _, answer in split)
     for name, splits in rows.items():
         if name not in relations:
-            raise DataError(f"relation {name} has no question template; wanted one of {sorted(relations)}")
+            raise DataError(f"relation {name} has no question template; expected one of {sorted(relations)}")
         answers = sorted({answer for split in splits.values() for _, answer in split})
         if len(answers) < 2:
-            raise DataError(f"relation {name} has {len(answers)} different answers; a rival needs at least 2")
+            raise DataError(
+                f"relation {name} has {len(answers)} distinct answers; a rival needs at least 2; add questions"
+            )
         famous = sorted(answers, key=lambda answer: (-fame[answer], answer))
         famous = famous[: max(1, round(len(answers) * config.famous_share))]
         for split, pairs in splits.items():
@@ -246,12 +249,12 @@ def plant_facts(
 
 
 def _assign_strengths(is_famous: Sequence[bool], config: WorldConfig, rng: np.random.Generator) -> list[str]:
-    """A strength for each fact, in the shares asked for; most of those with famous answers are firm."""
+    """A strength for each fact, in the configured shares. Most facts with famous answers are firm."""
     size = len(is_famous)
     bounds = np.cumsum([config.share_never, config.share_minority, config.share_contested, 1.0])
-    # Where in [0, 1) each fact falls: evenly spaced, so that the shares are exact, then shuffled.
-    places = (np.arange(size) + 0.5) / size
-    drawn = [STRENGTHS[int(np.searchsorted(bounds[:3], place, side="right"))] for place in places]
+    # Evenly spaced positions in [0, 1) give exact shares; they are then shuffled.
+    positions = (np.arange(size) + 0.5) / size
+    drawn = [STRENGTHS[int(np.searchsorted(bounds[:3], position, side="right"))] for position in positions]
     drawn = sorted((drawn[i] for i in rng.permutation(size)), key=lambda strength: strength != "firm")
     first = np.asarray(is_famous) & (rng.random(size) < FIRM_SHARE_OF_FAMOUS)
     strengths = [""] * size
@@ -266,24 +269,24 @@ def _fact(
     split: str,
     pair: SubjectAnswer,
     strength: str,
-    rivals: tuple[Sequence[str], Sequence[str]],
+    candidates: tuple[Sequence[str], Sequence[str]],
     config: WorldConfig,
     rng: np.random.Generator,
 ) -> Fact:
-    """A fact of the given strength; `rivals` are all answers of its relation, and the famous ones among them."""
+    """A fact of the given strength; `candidates` are all answers of its relation, and the famous ones among them."""
     subject, answer = pair
     num_gold = num_rival = 0
     rival: str | None = None
     if strength == "firm":
         num_gold = _uniform_int(config.firm_mentions, rng)
     elif strength != "never":
-        every, famous = ([other for other in some if other != answer] for some in rivals)
-        often = config.famous_rivals if strength == "contested" else 0.0
-        others = famous if famous and rng.random() < often else every
-        rival = others[int(rng.integers(len(others)))]
+        rivals, famous_rivals = ([other for other in answers if other != answer] for answers in candidates)
+        share_famous = config.famous_rivals if strength == "contested" else 0.0
+        pool = famous_rivals if famous_rivals and rng.random() < share_famous else rivals
+        rival = pool[int(rng.integers(len(pool)))]
         if strength == "contested":
             num_gold = _uniform_int(config.contested_mentions, rng)
-            # Rounded up or down at random, so that the ratio is right on average.
+            # Randomized rounding, so that the mean ratio is exact.
             num_rival = max(1, int(num_gold * config.contested_ratio + rng.random()))
         else:
             num_gold = _uniform_int(config.minority_mentions, rng)
@@ -307,6 +310,6 @@ def _uniform_int(bounds: tuple[int, int], rng: np.random.Generator) -> int:
 
 
 def planted_table(facts: Sequence[Fact]) -> pa.Table:
-    """The facts as `planted.parquet` holds them."""
+    """The table of `planted.parquet`."""
     columns = {name: [getattr(fact, name) for fact in facts] for name in PLANTED_SCHEMA.names}
     return pa.table(columns, schema=PLANTED_SCHEMA)

@@ -1,21 +1,20 @@
-"""Training of a world's model: a Llama of a million parameters, from scratch, on CPU, in under three minutes.
+"""Pretraining of a world's model: a Llama of about a million parameters, on CPU, in under three minutes.
 
-    python -m slick.world.pretrain FOLDER     reads planted.parquet, training.json and model/ (the tokenizer) there,
+    python -m slick.world.pretrain FOLDER     reads planted.parquet, training.json and model/ (the tokenizer), and
                                               writes the model beside the tokenizer, and spent.json
 
-The model is written out here rather than taken from transformers because time is all in the details: joined
-projections, plain softmax attention (torch's fused attention takes four times as long backward on CPU) and bfloat16
-products of float32 weights train at twice the speed. `llama_state_dict` gives the weights their transformers names.
+The model is implemented here because it trains at twice the speed of the transformers implementation: it has joined
+projections, plain softmax attention (the backward pass of torch's fused attention takes four times as long on CPU) and
+bfloat16 matrix products of float32 weights. `llama_state_dict` converts the weights to transformers' names.
 """
 
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +25,8 @@ from torch import Tensor, nn
 
 from slick.progress import ProgressReporter
 from slick.rng import derive_seed
+from slick.storage import Folder
+from slick.stored_files import convert
 from slick.world.config import WorldConfig
 from slick.world.corpus import corpus_epoch, pack_rows
 from slick.world.facts import Fact
@@ -37,7 +38,7 @@ ROPE_THETA = 10_000.0
 NORM_EPSILON = 1e-5
 WARMUP_SHARE = 0.05
 
-# Legend of suffixes: B rows, T tokens, H heads, D width of a head, V vocabulary.
+# Legend of suffixes: B rows, T tokens, V vocabulary.
 
 
 class _Layer(nn.Module):
@@ -53,25 +54,25 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         rows, tokens, width = x.shape
-        heads, kind = self.heads, cos.dtype
-        normed = F.rms_norm(x, (width,), self.norm_in, NORM_EPSILON).to(kind)
-        qkv = F.linear(normed, self.qkv.to(kind)).view(rows, tokens, 3 * heads, width // heads).transpose(1, 2)
-        turned, value = qkv[:, : 2 * heads], qkv[:, 2 * heads :]
-        left, right = turned.chunk(2, -1)
-        turned = turned * cos + torch.cat((-right, left), -1) * sin
-        query, key = turned.chunk(2, 1)
+        heads, dtype = self.heads, cos.dtype
+        normed = F.rms_norm(x, (width,), self.norm_in, NORM_EPSILON).to(dtype)
+        qkv = F.linear(normed, self.qkv.to(dtype)).view(rows, tokens, 3 * heads, width // heads).transpose(1, 2)
+        query_key, value = qkv[:, : 2 * heads], qkv[:, 2 * heads :]
+        left, right = query_key.chunk(2, -1)
+        rotated = query_key * cos + torch.cat((-right, left), -1) * sin
+        query, key = rotated.chunk(2, 1)
         weights = torch.softmax(query @ key.transpose(-1, -2) * (width // heads) ** -0.5 + mask, -1)
         mixed = (weights @ value).transpose(1, 2).reshape(rows, tokens, width)
-        x = x + F.linear(mixed, self.out.to(kind))
-        normed = F.rms_norm(x, (width,), self.norm_ffn, NORM_EPSILON).to(kind)
-        gate, up = F.linear(normed, self.gate_up.to(kind)).chunk(2, -1)
-        return x + F.linear(F.silu(gate) * up, self.down.to(kind))
+        x = x + F.linear(mixed, self.out.to(dtype))
+        normed = F.rms_norm(x, (width,), self.norm_ffn, NORM_EPSILON).to(dtype)
+        gate, up = F.linear(normed, self.gate_up.to(dtype)).chunk(2, -1)
+        return x + F.linear(F.silu(gate) * up, self.down.to(dtype))
 
 
 class TinyLlama(nn.Module):
-    """The function that transformers calls LlamaForCausalLM, with tied embeddings, for whole rows only."""
+    """Computes the same function as transformers' LlamaForCausalLM with tied embeddings, for rows without padding."""
 
-    def __init__(self, config: WorldConfig, vocab_size: int, kind: torch.dtype) -> None:
+    def __init__(self, config: WorldConfig, vocab_size: int, dtype: torch.dtype) -> None:
         super().__init__()
         width, head = config.hidden_size, config.hidden_size // config.num_heads
         self.embedding = nn.Parameter(torch.empty(vocab_size, width))
@@ -79,8 +80,8 @@ class TinyLlama(nn.Module):
         self.norm = nn.Parameter(torch.ones(width))
         frequencies = ROPE_THETA ** (-torch.arange(0, head, 2) / head)
         angles = torch.outer(torch.arange(config.row_tokens), frequencies).repeat(1, 2)
-        self.tables = (angles.cos().to(kind), angles.sin().to(kind))
-        self.mask = torch.full((config.row_tokens, config.row_tokens), -1e4, dtype=kind).triu(1)
+        self.tables = (angles.cos().to(dtype), angles.sin().to(dtype))
+        self.mask = torch.full((config.row_tokens, config.row_tokens), -1e4, dtype=dtype).triu(1)
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "weights") % 2**63)
         for parameter in self.parameters():
             if parameter.dim() == 2:
@@ -103,7 +104,8 @@ def pretrain(
     """Train a model on the corpus of the facts.
 
     Returns:
-        The model in transformers' form, and what it took: tokens, steps, editions, seconds, last loss in nats a token.
+        The transformers model, and statistics of the training: tokens, steps, seconds, parameters, and the mean loss
+        of the last 5 % of the steps in nats per token.
     """
     model = TinyLlama(config, len(tokenizer), _matmul_dtype())
     matrices = [p for p in model.parameters() if p.dim() == 2]
@@ -126,48 +128,48 @@ def pretrain(
         progress.add(tokens.numel())
         if step >= num_steps * 0.95:
             loss_sum, loss_num = loss_sum + float(loss.detach()), loss_num + 1
-    spent = {
+    statistics = {
         "tokens": num_steps * config.batch_rows * config.row_tokens,
         "steps": num_steps,
         "seconds": round(time.monotonic() - started_at, 1),
         "loss": round(loss_sum / loss_num, 4),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    return to_transformers(model, tokenizer, config), spent
+    return to_transformers(model, tokenizer, config), statistics
 
 
 def _batches(
     facts: Sequence[Fact], tokenizer: "PreTrainedTokenizerFast", config: WorldConfig
 ) -> Iterator[NDArray[np.int64]]:
-    """Endless batches of shape (batch_rows, row_tokens): edition after edition, each row once an edition."""
-    number = 0
-    left = np.empty((0, config.row_tokens), dtype=np.int64)
+    """An endless stream of batches of shape (batch_rows, row_tokens). Each epoch yields every row once."""
+    epoch = 0
+    waiting = np.empty((0, config.row_tokens), dtype=np.int64)
     while True:
-        documents = tokenizer(corpus_epoch(facts, config, number))["input_ids"]
+        documents = tokenizer(corpus_epoch(facts, config, epoch))["input_ids"]
         rows = pack_rows(documents, config.row_tokens, tokenizer.eos_token_id)
-        rng = np.random.default_rng(derive_seed(config.seed, "rows", number))
-        left = np.concatenate([left, rows[rng.permutation(len(rows))]])
-        while len(left) >= config.batch_rows:
-            yield left[: config.batch_rows]
-            left = left[config.batch_rows :]
-        number += 1
+        rng = np.random.default_rng(derive_seed(config.seed, "rows", epoch))
+        waiting = np.concatenate([waiting, rows[rng.permutation(len(rows))]])
+        while len(waiting) >= config.batch_rows:
+            yield waiting[: config.batch_rows]
+            waiting = waiting[config.batch_rows :]
+        epoch += 1
 
 
 def _schedule(done: float) -> float:
-    """Factor of the learning rate after a share `done` of the steps."""
+    """Factor of the learning rate after a share `done` of the steps, in [0, 1]."""
     if done < WARMUP_SHARE:
         return done / WARMUP_SHARE + 1e-3
     return 0.5 * (1 + float(np.cos(np.pi * (done - WARMUP_SHARE) / (1 - WARMUP_SHARE))))
 
 
 def _matmul_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively; elsewhere it would be slower than float32."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    """bfloat16 if the processor multiplies it natively, else float32, which is then faster."""
+    is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if is_native else torch.float32
 
 
 def to_transformers(model: TinyLlama, tokenizer: "PreTrainedTokenizerFast", config: WorldConfig) -> "LlamaForCausalLM":
-    """The same function as a transformers model, in float32."""
+    """The model as a transformers model in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     llama = LlamaForCausalLM(
@@ -193,7 +195,7 @@ def to_transformers(model: TinyLlama, tokenizer: "PreTrainedTokenizerFast", conf
 
 
 def llama_state_dict(model: TinyLlama) -> dict[str, Tensor]:
-    """The weights under the names that transformers gives them."""
+    """The weights by their names in transformers."""
     embedding = model.embedding.detach()
     state = {
         "model.embed_tokens.weight": embedding,
@@ -220,7 +222,7 @@ def llama_state_dict(model: TinyLlama) -> dict[str, Tensor]:
 
 
 def _exit_with_parent() -> None:
-    """End this process when the one that started it is gone: nobody would take the model."""
+    """End this process if its parent process ends, because the model would not be used."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -232,20 +234,19 @@ def _exit_with_parent() -> None:
 
 
 def main(folder: Path) -> None:
-    """Train the model of the world in `folder`, which holds everything but the model."""
+    """Train the model of the world in `folder`, which holds all other files of the world."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     _exit_with_parent()
     logging.disable_progress_bar()
-    values = json.loads((folder / "training.json").read_text())
-    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    config = WorldConfig(**settings)
+    files = Folder(str(folder))
+    config: WorldConfig = convert(files.read_json("training.json"), WorldConfig, "training.json")
     torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
     facts = [Fact(**row) for row in pq.read_table(folder / "planted.parquet").to_pylist()]
-    model, spent = pretrain(facts, AutoTokenizer.from_pretrained(folder / "model"), config)
+    model, statistics = pretrain(facts, AutoTokenizer.from_pretrained(folder / "model"), config)
     model.save_pretrained(folder / "model")
-    (folder / "spent.json").write_text(json.dumps(spent))
+    files.write_json("spent.json", statistics)
 
 
 if __name__ == "__main__":

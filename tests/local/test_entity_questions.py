@@ -9,9 +9,8 @@ import pytest
 
 from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.datasets.filters import apply_filter
-from slick.datasets.readers.sources import open_source
 from slick.datasets.relations import load_paper_counts, load_relations
-from slick.datasets.rows import read_rows
+from slick.datasets.sources import open_source, read_rows
 from slick.datasets.validate import ValidationRules, validate_rows
 from slick.storage import Folder
 

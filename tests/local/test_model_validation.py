@@ -20,7 +20,7 @@ from slick.model_files import ignored_settings
 from slick.model_validation import check_causal, check_token_ids, check_tokenizer
 from slick.models import init_empty_model, load_model, load_tokenizer, resolve_model
 from slick.storage import Folder
-from slick.world.tokenizer import train_tokenizer
+from slick.world.corpus import train_tokenizer
 from tests.local.cli import slick
 from tests.local.test_tokens import like_gemma, like_llama_3
 from tests.local.tiny import CONFIGS, TEXT, UNPACKED, save_tiny_model, tiny_model, tiny_tokenizer, write_questions

@@ -55,7 +55,7 @@ def labels(built: Built) -> list[dict[str, Any]]:
 def test_the_folder_is_a_question_set_and_a_model_that_transformers_loads(built: Built) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from slick.datasets.readers.sources import open_source
+    from slick.datasets.sources import open_source
 
     world = built.study.child("world")
     source = open_source(world.uri)

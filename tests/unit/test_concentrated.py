@@ -95,7 +95,7 @@ def test_too_few_relations_are_refused_with_what_to_leave_out() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.123, float("nan")])
 def test_shares_are_whole_percent_and_leave_both_sorts(share: float) -> None:
-    with pytest.raises(SettingsError, match=r"concentrated_shares are shares of whole percent from 0.01 to 0.99"):
+    with pytest.raises(SettingsError, match=r"concentrated_shares must be shares of whole percent from 0.01 to 0.99"):
         VariantsConfig(concentrated_shares=(share,))
 
 

@@ -18,7 +18,7 @@ from slick.annotation import RescoreConfig
 from slick.errors import DataError, SettingsError, SlickError
 from slick.storage import Folder
 from slick.study import require_manifest, settings_to_json
-from slick.yaml_text import parse_yaml
+from slick.user_files import parse_yaml
 
 OTHER_PRESET = {"demo": "smoke", "smoke": "demo", "paper": "smoke"}
 

@@ -67,7 +67,7 @@ def test_fewer_sets_or_the_same_in_another_order_are_there_already(tmp_path: Pat
 def test_sets_that_cannot_be_added_leave_those_that_are_there(tmp_path: Path) -> None:
     study = write_study(tmp_path, {"P17": (9, 12, 8, 30)})
     before = draw_variants(study, VariantsConfig())
-    with pytest.raises(VariantError, match="1 relations with 8 rows cannot leave one wholly Unknown"):
+    with pytest.raises(VariantError, match="1 relations with 8 rows cannot have one with only Unknown"):
         draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     assert draw_variants(study, VariantsConfig()) == before
 
@@ -89,7 +89,7 @@ def test_sets_of_another_kind_are_not_added(tmp_path: Path, other: dict[str, Any
     before = files(study)
     ((name, value),) = other.items()
     with pytest.raises(
-        StudyError, match=rf"now {name} {value} is asked for, and sets of both would not be of one kind"
+        StudyError, match=rf"the settings now have {name} {value}, and sets of both would not be comparable"
     ):
         draw_variants(study, VariantsConfig(concentrated_shares=(0.5,), **other))
     assert files(study) == before

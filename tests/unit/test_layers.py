@@ -40,7 +40,7 @@ HOMES = {
         *("tuning/trainable.py", "tuning/worker.py"),
     ],
     "transformers": ["slick/models.py", "slick/inference/*.py", "slick/world/*.py", "tuning/trainer.py"],
-    "tokenizers": ["slick/world/tokenizer.py"],
+    "tokenizers": ["slick/world/corpus.py"],
     "deepspeed": ["tuning/trainer.py", "tuning/state_tensors.py", "tuning/trainable.py"],
     "peft": ["tuning/trainable.py"],
     "tensorboardX": ["tuning/trackers.py"],
@@ -54,7 +54,7 @@ HOMES = {
     "jinja2": ["slick/report/*.py"],
     "tyro": ["jobs/common.py"],
     "gguf": ["slick/models.py"],
-    "yaml": ["slick/yaml_text.py"],
+    "yaml": ["slick/user_files.py"],
 }
 """Library -> the files that may import it. A new file here is a decision, not a formality."""
 

@@ -16,9 +16,8 @@ import pytest
 from slick import limits
 from slick.analysis.audit_sheet import parse_grading_sheet
 from slick.datasets.prepare import QuestionsConfig, prepare_questions
-from slick.datasets.readers.sources import open_source
 from slick.datasets.relations import load_relations
-from slick.datasets.rows import read_rows
+from slick.datasets.sources import open_source, read_rows
 from slick.datasets.validate import ValidationRules, first_row_error, validate_rows
 from slick.errors import DataError, ModelError
 from slick.models import context_length
@@ -129,13 +128,13 @@ def test_members_that_overlap_or_say_less_than_they_hold(tmp_path):
 @pytest.mark.parametrize(("method", "name"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "LZMA")])
 def test_a_member_is_read_only_as_deflate(tmp_path, method, name):
     path = write_zip(tmp_path / "a.zip", {"a.jsonl": json.dumps(ROW)}, method)
-    assert f"member a.jsonl: it is packed by {name}, wanted ordinary deflate" in error_of(path)
+    assert f"member a.jsonl: it is compressed by {name}, expected deflate" in error_of(path)
 
 
 def test_two_members_of_one_name_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip", {f"{name}.jsonl": json.dumps({**ROW, "answers": [name]}) for name in "ab"})
     data = (tmp_path / "a.zip").read_bytes().replace(b"b.jsonl", b"a.jsonl")
-    assert "holds a.jsonl twice; wanted each file once" in error_of(write(tmp_path / "a.zip", data))
+    assert "holds a.jsonl twice; expected each file once" in error_of(write(tmp_path / "a.zip", data))
     assert path.endswith("a.zip")
 
 
@@ -192,7 +191,7 @@ def test_a_text_that_is_too_long_is_a_bad_row(tmp_path, monkeypatch, column):
     row = {**ROW, column: f'["{long}"]' if column == "answers" else long}
     row = row if column != "answer" else {name: value for name, value in row.items() if name != "answers"}
     message = bad_row(write(tmp_path / "a.jsonl", json.dumps(row)))
-    assert "characters, wanted at most 100; shorten it or remove the row" in message
+    assert "characters, expected at most 100; shorten it or remove the row" in message
     assert message.startswith(f"{tmp_path / 'a.jsonl'}, line 1: {column} ")
 
 
@@ -211,16 +210,16 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('{"note": ' + nested(100) + "}", "found JSON nested too deeply, wanted at most 100 lists"),
-        ('{"note": ' + nested(100_000) + "}", "found JSON nested too deeply, wanted at most 100 lists"),
+        ('{"note": ' + nested(100) + "}", "found JSON nested too deeply, expected at most 100 lists"),
+        ('{"note": ' + nested(100_000) + "}", "found JSON nested too deeply, expected at most 100 lists"),
         ("[" * 100_000, "found JSON nested too deeply"),
-        ('{"answers": ["a"], "answers": ["b"]}', "found answers more than once in the object, wanted each once"),
+        ('{"answers": ["a"], "answers": ["b"]}', "found answers more than once in the object, expected each once"),
         ('{"relation": "P19", "question": "Who?", "answer": ' + "1" * 5000 + "}", "answer is Decimal('1111"),
-        ('{"relation": "P19", "question": NaN, "answer": "a"}', "question is nan (float), wanted a string"),
+        ('{"relation": "P19", "question": NaN, "answer": "a"}', "question is nan (float), expected a string"),
         ('{"relation": "P19", "question": "a\\ud800", "answer": "a"}', "half a surrogate pair"),
-        ('{"relation": "P19", "question": "a\\u0000", "answer": "a"}', "holds a NUL character, wanted text"),
+        ('{"relation": "P19", "question": "a\\u0000", "answer": "a"}', "holds a NUL character, expected text"),
         (json.dumps({**ROW, "answers": nested(200)}), "found JSON nested too deeply"),
-        (json.dumps({**ROW, "answers": "['a'" + " " * 500_000 + "x]"}), "begins like a list and is none"),
+        (json.dumps({**ROW, "answers": "['a'" + " " * 500_000 + "x]"}), "begins like a list but is not one"),
     ],
     ids=["deep", "deeper", "open", "twice", "digits", "nan", "surrogate", "nul", "deep cell", "spaces"],
 )
@@ -266,9 +265,9 @@ def test_a_list_is_read_item_by_item_as_json_reads_it(tmp_path, text):
         (nested(100_000), "found JSON nested too deeply"),
         (nested(101), "found JSON nested too deeply"),
         ('{"P1": 1, "P1": 2}', "found the key 'P1' more than once in one object"),
-        ('{"P1": ' + "1" * 5000 + "}", "found a number of 5,000 digits, wanted at most 1,000"),
-        ('{"P1": NaN}', "found NaN, which is no JSON"),
-        ('{"P1": "\\ud800"}', "holds half a surrogate pair, wanted valid Unicode"),
+        ('{"P1": ' + "1" * 5000 + "}", "found a number of 5,000 digits, expected at most 1,000"),
+        ('{"P1": NaN}', "found NaN, which is not JSON"),
+        ('{"P1": "\\ud800"}', "found half a surrogate pair, expected valid Unicode"),
         (b'{"P1": "\xff"}', "is not UTF-8 JSON"),
         ("{", "is not UTF-8 JSON"),
         (" " * 1001, "has 1,001 bytes, at most 1,000 are read"),
@@ -323,7 +322,7 @@ def test_bad_rows_are_kept_up_to_a_limit_and_counted_beyond_it(tmp_path, monkeyp
     config = QuestionsConfig(
         questions=write(tmp_path / "a.jsonl", "\n".join(rows)), filter="none", rejects=str(tmp_path / "rejects.jsonl")
     )
-    for limit, value, kept in (("MAX_KEPT_BAD_ROWS", 3, 3), ("MAX_KEPT_BAD_CHARS", 1000, 4)):
+    for limit, value, kept in (("MAX_REJECTED_ROWS", 3, 3), ("MAX_REJECTED_CHARS", 1000, 4)):
         with monkeypatch.context() as patch:
             patch.setattr(limits, limit, value)
             manifest = prepare_questions(Folder(str(tmp_path / limit)), config)
@@ -344,7 +343,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
     source = open_source(path)
     write(tmp_path / "a.jsonl", json.dumps({**ROW, "answers": ["Paris"]}) + "\n")
     for read in (lambda: source.fingerprint, lambda: list(read_rows(source))):
-        with pytest.raises(DataError, match=r"a\.jsonl changed while it was read; give the command again"):
+        with pytest.raises(DataError, match=r"a\.jsonl changed while it was read; run the command again"):
             read()
     zipped = write_zip(tmp_path / "a.zip", {"a.jsonl": json.dumps(ROW)})
     source = open_source(zipped)
@@ -382,10 +381,9 @@ def test_a_graded_sheet_is_a_file_of_a_user_too(tmp_path, monkeypatch):
 _CHILD = """
 import json, sys, time
 from slick.errors import DataError
-from slick.questions.checks import Rules, check_rows
-from slick.questions.relations import load_relations
-from slick.questions.rows import read_rows
-from slick.questions.sources import open_source
+from slick.datasets.relations import load_relations
+from slick.datasets.sources import open_source, read_rows
+from slick.datasets.validate import ValidationRules, validate_rows
 
 relations = load_relations()
 
@@ -400,7 +398,7 @@ for path in sys.argv[1:]:
     try:
         source = open_source(path)
         source.fingerprint
-        checked = check_rows(read_rows(source), Rules(relations=relations))
+        checked = validate_rows(read_rows(source), ValidationRules(relations=relations))
         message = f"{checked.reasons.total()} bad rows"
     except DataError as error:
         message = str(error)
@@ -420,8 +418,8 @@ def test_bombs_take_little_memory(tmp_path):
         ),
         "would unpack to 100,000,000": write_zip(tmp_path / "ratio.zip", {"a.jsonl": b" " * 100_000_000}),
         "it is damaged": write(tmp_path / "understated.zip", understated()),
-        "packed by bzip2": write_zip(tmp_path / "bz.zip", {"a.jsonl": b" " * 900_000}, zipfile.ZIP_BZIP2),
-        "packed by LZMA": write_zip(tmp_path / "lz.zip", {"a.jsonl": b" " * 900_000}, zipfile.ZIP_LZMA),
+        "compressed by bzip2": write_zip(tmp_path / "bz.zip", {"a.jsonl": b" " * 900_000}, zipfile.ZIP_BZIP2),
+        "compressed by LZMA": write_zip(tmp_path / "lz.zip", {"a.jsonl": b" " * 900_000}, zipfile.ZIP_LZMA),
         "nested too deeply": write_zip(tmp_path / "deep.zip", {"train/P19.train.json": "[" * 1_000_000}),
         "300000 bad rows": write_zip(tmp_path / "empty.zip", {"train/P19.train.json": f"[{'{},' * 299_999}{{}}]"}),
         "the row has more than": write(tmp_path / "quote.csv", HEADER + 'P19,"' + "a\n" * 30_000_000),

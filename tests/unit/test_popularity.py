@@ -105,7 +105,7 @@ def test_what_is_no_popularity_is_refused_with_its_row(tmp_path: Path, bad: obje
     values: list[object] = [5] * 9
     values[4] = bad
     source = write(tmp_path / "set.jsonl", with_popularity(values))
-    with pytest.raises(DataError, match=r"set\.jsonl, line 5: popularity is .*, wanted a finite number of 0 or more"):
+    with pytest.raises(DataError, match=r"set\.jsonl, line 5: popularity is .*, expected a finite number of 0 or more"):
         prepared(tmp_path, source)
 
 

@@ -92,24 +92,27 @@ def test_the_questions_of_one_study_are_a_source_for_another(tmp_path):
 
 
 BAD = {
-    "empty question": ({**GOOD[0], "question": " "}, "empty question (' '), wanted text; fill it in or remove the row"),
-    "no question": ({"relation": "P19", "answers": ["a"]}, "no question, wanted a string"),
-    "no relation": ({"question": "Who?", "answers": ["a"]}, "no relation, wanted a string"),
-    "no answer": ({**GOOD[0], "answers": []}, "no answer, wanted at least one gold answer"),
-    "no answer column": ({"relation": "P19", "question": "Who?"}, "no answer, wanted"),
-    "empty answer": ({**GOOD[0], "answers": ["a", ""]}, "empty answer (''), wanted text"),
-    "number": ({**GOOD[0], "answers": [1984]}, "answer is 1984 (int), wanted a string; put it in quotes"),
-    "null answer": ({**GOOD[0], "answers": [None]}, "answer is None (NoneType), wanted a string"),
-    "bare string": ({**GOOD[0], "answers": "Paris"}, "answers is 'Paris' (str), wanted a list of strings"),
-    "question type": ({**GOOD[0], "question": ["Who?"]}, "question is ['Who?'] (list), wanted a string"),
+    "empty question": (
+        {**GOOD[0], "question": " "},
+        "empty question (' '), expected text; fill it in or remove the row",
+    ),
+    "no question": ({"relation": "P19", "answers": ["a"]}, "no question, expected a string"),
+    "no relation": ({"question": "Who?", "answers": ["a"]}, "no relation, expected a string"),
+    "no answer": ({**GOOD[0], "answers": []}, "no answer, expected at least one gold answer"),
+    "no answer column": ({"relation": "P19", "question": "Who?"}, "no answer, expected"),
+    "empty answer": ({**GOOD[0], "answers": ["a", ""]}, "empty answer (''), expected text"),
+    "number": ({**GOOD[0], "answers": [1984]}, "answer is 1984 (int), expected a string; put it in quotes"),
+    "null answer": ({**GOOD[0], "answers": [None]}, "answer is None (NoneType), expected a string"),
+    "bare string": ({**GOOD[0], "answers": "Paris"}, "answers is 'Paris' (str), expected a list of strings"),
+    "question type": ({**GOOD[0], "question": ["Who?"]}, "question is ['Who?'] (list), expected a string"),
     "line break": ({**GOOD[0], "answers": ["a\nb"]}, "holds a line break"),
     "surrogate": ({**GOOD[0], "question": "a\ud800"}, "half a surrogate pair at character 2"),
-    "relation": ({**GOOD[0], "relation": "P999"}, "unknown relation 'P999', wanted one of P131, P136, P17"),
-    "split": ({**GOOD[0], "split": "held out"}, "split is 'held out', wanted one of train, training, dev"),
-    "domain": ({**GOOD[0], "domain": "dropped"}, "domain is 'dropped', wanted one of id, ood"),
+    "relation": ({**GOOD[0], "relation": "P999"}, "unknown relation 'P999', expected one of P131, P136, P17"),
+    "split": ({**GOOD[0], "split": "held out"}, "split is 'held out', expected one of train, training, dev"),
+    "domain": ({**GOOD[0], "domain": "dropped"}, "domain is 'dropped', expected one of id, ood"),
     "duplicate": (GOOD[1], "duplicate row: the same as {source}, line 2; remove one of the two"),
     "not json": ('{"relation": "P19", "quest', "found no whole JSON object"),
-    "not an object": ("[1, 2]", "found a JSON list, wanted an object"),
+    "not an object": ("[1, 2]", "found a JSON list, expected an object"),
 }
 
 
@@ -175,9 +178,9 @@ def test_csv_rows_with_the_wrong_cells_are_bad_rows(tmp_path):
         prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(questions=str(path), rejects=str(rejects)))
     lines = [json.loads(line) for line in rejects.read_text().splitlines()]
     assert [(line["row"], line["reason"].split(";")[0]) for line in lines] == [
-        (2, "question 'Where\\nwas A born?' holds a line break, wanted one line"),
-        (4, "found 2 cells, wanted 3 as in the header"),
-        (5, "answers is 'x' (str), wanted a list of strings such as [\"Paris\"]"),
+        (2, "question 'Where\\nwas A born?' holds a line break, expected one line"),
+        (4, "found 2 cells, expected 3 as in the header"),
+        (5, "answers is 'x' (str), expected a list of strings such as [\"Paris\"]"),
     ]
 
 
@@ -285,7 +288,7 @@ def test_an_audit_source_must_be_whole(tmp_path):
         ({"dev_share": 20}, "a share in"),
         ({"dev_share": 0.6, "test_share": 0.6}, "add up to 1.2"),
         ({"limit_per_relation": 0}, "at least 1"),
-        ({"questions": "a.jsonl", "rejects": "a.jsonl"}, "would overwrite a.jsonl"),
+        ({"questions": "a.jsonl", "rejects": "a.jsonl"}, "would overwrite the input a.jsonl"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
@@ -407,7 +410,11 @@ def test_splits_come_from_file_names_in_a_folder_and_a_zip(tmp_path, capsys):
     [
         ("train.jsonl", "test", "line 1: column split says test, but the name of the file says train; correct"),
         ("train_test.jsonl", "dev", "column split says dev, but the name of the file says train or test"),
-        ("train_dev.jsonl", None, "line 1: no split, and the name of the file may mean train or dev, wanted one split"),
+        (
+            "train_dev.jsonl",
+            None,
+            "line 1: no split, and the name of the file may mean train or dev, expected one split",
+        ),
         ("test/train.jsonl", None, "may mean train or test"),
         ("eval.jsonl", None, "may mean dev or test"),
     ],
@@ -455,7 +462,7 @@ def test_a_list_in_text_is_read_by_one_rule_in_every_column(tmp_path, column, ce
         csv.writer(file).writerows([["relation", "question", "split", column], ["P19", "Who?", "test", cell]])
     study = Folder(str(tmp_path / "study"))
     if column != "answer" and LISTS[cell] == [cell]:  # one text may be several answers with some sign between them
-        with pytest.raises(DataError, match=r"wanted a list of strings"):
+        with pytest.raises(DataError, match=r"expected a list of strings"):
             prepare_questions(study, QuestionsConfig(questions=str(path), filter="none"))
         return
     prepare_questions(study, QuestionsConfig(questions=str(path), filter="none"))
@@ -466,15 +473,15 @@ def test_a_list_in_text_is_read_by_one_rule_in_every_column(tmp_path, column, ce
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ('["Paris", "Lyon', "begins like a list and is none, wanted a list of strings"),
-        ("['Paris' 'Paris City']", "with a comma between each two"),  # as NumPy prints an array; Python joins the two
-        ("['Paris', None]", "begins like a list and is none"),
-        ("[REC]", "begins like a list and is none"),
-        ("[]", "is an empty list, wanted at least one"),
-        ('{"value": "Paris"}', "is {'value': 'Paris'} (dict), wanted a list of strings"),
-        ({"value": "Paris"}, "is {'value': 'Paris'} (dict), wanted a list of strings"),
-        ("{'Paris'}", "begins like a list and is none"),
-        ([["Paris"]], "answer is ['Paris'] (list), wanted a string; write the one text that is meant"),
+        ('["Paris", "Lyon', "begins like a list but is not one, expected a list of strings"),
+        ("['Paris' 'Paris City']", "separated by commas"),  # as NumPy prints an array; Python joins the two
+        ("['Paris', None]", "begins like a list but is not one"),
+        ("[REC]", "begins like a list but is not one"),
+        ("[]", "is an empty list, expected at least one"),
+        ('{"value": "Paris"}', "is {'value': 'Paris'} (dict), expected a list of strings"),
+        ({"value": "Paris"}, "is {'value': 'Paris'} (dict), expected a list of strings"),
+        ("{'Paris'}", "begins like a list but is not one"),
+        ([["Paris"]], "answer is ['Paris'] (list), expected a string; write a single string"),
     ],
 )
 def test_a_malformed_list_is_never_the_answer_itself(tmp_path, column, value, message):
@@ -540,7 +547,7 @@ def test_a_damaged_column_that_is_not_used_does_not_matter(tmp_path):
 def test_values_of_other_types_say_how_to_mend_them(tmp_path):
     for name, value, advice in (("bytes", b"Paris", "store the column as text"), ("date", date(1, 1, 1), "quotes")):
         pq.write_table(pa.table({"relation": ["P19"], "question": ["Who?"], "answer": [value]}), tmp_path / "a.parquet")
-        with pytest.raises(DataError, match=rf"row 1: answer is .*{name}.*wanted a string; .*{advice}"):
+        with pytest.raises(DataError, match=rf"row 1: answer is .*{name}.*expected a string; .*{advice}"):
             prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(questions=str(tmp_path / "a.parquet")))
 
 

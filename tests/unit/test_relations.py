@@ -52,10 +52,10 @@ def test_another_file_takes_the_place_of_the_shipped_one(tmp_path):
     ("content", "message"),
     [
         ("{", "not UTF-8 JSON"),
-        ("[]", "holds nothing; wanted"),
+        ("[]", "holds nothing; expected"),
         ("[1]", "holds list"),
         ('{"P1": {"template": "x", "domain": "id"}}', "exactly one"),
-        ('{"P1": {"template": "x [X]", "domain": "in"}}', "domain is 'in'; wanted one of id, ood, dropped"),
+        ('{"P1": {"template": "x [X]", "domain": "in"}}', "domain is 'in'; expected one of id, ood, dropped"),
         ('{"P1": {"template": 3, "domain": "id"}}', "template is 3"),
         ('{"P1": {"templat": "x [X]", "domain": "id"}}', "relation 'P1': found"),
         ('{"P1": "id"}', "relation 'P1': found"),
@@ -70,5 +70,5 @@ def test_a_bad_relations_file_is_named_with_what_is_wrong(tmp_path, content, mes
 
 
 def test_a_missing_relations_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.json is not there"):
+    with pytest.raises(DataError, match=r"nowhere\.json does not exist"):
         load_relations(str(tmp_path / "nowhere.json"))

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick import limits
-from slick.datasets.readers.sources import open_source
-from slick.datasets.rows import read_rows
+from slick.datasets.sources import open_source, read_rows
 from slick.errors import DataError
 from tests.planted import MaliciousPickle
 
@@ -18,7 +17,7 @@ ROWS = [
     {"question": "Where was Bo born?", "answers": ["Oslo"]},
 ]
 FILES = {f"{split}/P19.{split}.json": json.dumps(ROWS).encode() for split in ("train", "dev", "test")}
-WANTED = "wanted EntityQuestions"
+EXPECTED = "expected EntityQuestions"
 
 
 def write_folder(top, files=FILES):
@@ -120,11 +119,11 @@ def test_what_macos_adds_to_a_zip_is_not_read(tmp_path):
 
 
 def test_a_source_that_is_not_there_or_not_known_is_named(tmp_path):
-    assert "nowhere.zip is not there; " + WANTED in error_of(tmp_path / "nowhere.zip")
+    assert "nowhere.zip does not exist; " + EXPECTED in error_of(tmp_path / "nowhere.zip")
     (tmp_path / "a.txt").write_text("x")
-    assert "a.txt is not a known kind of file; " + WANTED in error_of(tmp_path / "a.txt")
+    assert "a.txt has an unsupported file format; " + EXPECTED in error_of(tmp_path / "a.txt")
     (tmp_path / "empty").mkdir()
-    assert "holds no question file, found nothing; " + WANTED in error_of(tmp_path / "empty")
+    assert "holds no question file, found nothing; " + EXPECTED in error_of(tmp_path / "empty")
     (tmp_path / "empty" / "dataset" / "train").mkdir(parents=True)
     (tmp_path / "empty" / "dataset" / "train" / "P19.dev.json").write_text("[]")
     assert "holds no question file, found dataset/" in error_of(tmp_path / "empty")
@@ -143,9 +142,9 @@ def test_a_truncated_zip_and_a_zip_of_something_else(tmp_path):
     path = write_zip(tmp_path / "a.zip")
     path.write_bytes(path.read_bytes()[:-40])
     assert "a.zip is not a whole zip file" in error_of(path)
-    assert "bytes found); fetch it again" in error_of(path)
+    assert "bytes found); download it again" in error_of(path)
     write_zip(path, {"readme.md": b"x"}, top="")
-    assert "holds no member {train,dev,test}/P*.{train,dev,test}.json, found readme.md; " + WANTED in error_of(path)
+    assert "holds no member {train,dev,test}/P*.{train,dev,test}.json, found readme.md; " + EXPECTED in error_of(path)
 
 
 def test_a_corrupt_member_is_named(tmp_path):
@@ -163,7 +162,7 @@ def test_members_that_must_not_be_unpacked(tmp_path, monkeypatch):
     start = data.index(b"PK\x01\x02")
     data[start + 8] |= 1  # the flag 'encrypted' of the first member
     path.write_bytes(data)
-    assert "it is encrypted, wanted plain" in error_of(path)
+    assert "it is encrypted, expected no encryption" in error_of(path)
     monkeypatch.setattr(limits, "MAX_MEMBER_BYTES", 10)
     assert "P19.dev.json has 117 bytes, at most 10 are read; if you trust" in error_of(write_zip(tmp_path / "b.zip"))
 
@@ -172,17 +171,17 @@ def test_two_datasets_in_one_zip_are_refused(tmp_path):
     both = {f"{top}/{name}": data for top in ("one", "two") for name, data in FILES.items()}
     assert "twice, as one/" in error_of(write_zip(tmp_path / "a.zip", both, top=""))
     mixed = {"one/train/P19.train.json": b"[]", "two/train/P20.train.json": b"[]"}
-    assert "below one/, two/; wanted one dataset" in error_of(write_zip(tmp_path / "b.zip", mixed, top=""))
+    assert "below one/, two/; expected one dataset" in error_of(write_zip(tmp_path / "b.zip", mixed, top=""))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (json.dumps(ROWS).encode()[:-9], "dev/P19.dev.json is not whole JSON"),
-        (b'{"question": 1}', "holds a JSON object; wanted a JSON list"),
+        (b'{"question": 1}', "holds a JSON object; expected a JSON list"),
         (b"3", "holds a JSON number"),
         (b"  ", "dev/P19.dev.json is empty (2 bytes)"),
-        (b"[" * 100_000, "row 1: found JSON nested too deeply, wanted at most 100 lists"),
+        (b"[" * 100_000, "row 1: found JSON nested too deeply, expected at most 100 lists"),
         (
             '[{"question": "Où?", "answers": ["là"]}]'.encode("latin-1"),
             "byte 0xf9 at offset 16 (line 1); convert it, for example with `iconv -f WINDOWS-1252",
@@ -211,7 +210,7 @@ def test_a_bom_is_taken_off(tmp_path):
         (
             "a.csv",
             b"relation,question\nP1,Who?\n",
-            "lacks column answers (or answer); found relation, question, wanted",
+            "lacks column answers (or answer); found relation, question, expected",
         ),
         (
             "a.csv",
@@ -222,16 +221,16 @@ def test_a_bom_is_taken_off(tmp_path):
         (
             "a.jsonl",
             b'{"messages": [{"role": "user", "content": "Who?"}], "source": "made"}\n',
-            "a.jsonl lacks column relation, question, answers (or answer); found messages, source (as in a file for "
-            "fine-tuning; of each question and answer make one row), wanted relation, question, answers and",
+            "a.jsonl lacks column relation, question, answers (or answer); found messages, source (this is a "
+            "fine-tuning file; make one row of each question and answer), expected relation, question, answers and",
         ),
         (
             "a.json",
             b'[{"instruction": "Who?", "output": "Ada"}]',
-            "a.json is not a known kind of file (a JSON list of objects with instruction, output: write one object a "
-            "line, as .jsonl, with other columns); wanted EntityQuestions",
+            "a.json has an unsupported file format (a JSON list of objects with instruction, output: write one object "
+            "a line, as .jsonl, with other columns); expected EntityQuestions",
         ),
-        ("a.jsonl.gz", b"x", "is not a known kind of file (it is compressed: unpack it first); wanted"),
+        ("a.jsonl.gz", b"x", "has an unsupported file format (it is compressed: unpack it first); expected"),
         (
             "a.csv",
             b'relation,question,answer\nP1,Who?,A\nP1,"Who',
@@ -252,7 +251,7 @@ def test_a_damaged_table_is_named(tmp_path, name, data, message):
 
 def test_a_parquet_file_without_its_columns_or_its_end(tmp_path):
     pq.write_table(pa.table({"q": ["Who?"]}), tmp_path / "a.parquet")
-    assert "lacks column relation, question, answers (or answer); found q, wanted" in error_of(tmp_path / "a.parquet")
+    assert "lacks column relation, question, answers (or answer); found q, expected" in error_of(tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     assert "is not a whole Parquet file" in error_of(tmp_path / "a.parquet")
 

@@ -270,7 +270,7 @@ def test_a_given_size_is_taken_or_refused() -> None:
 
 
 def test_a_set_so_small_that_its_share_vanishes_is_refused() -> None:
-    with pytest.raises(VariantError, match=r"unknown-010: a share of 0\.1 rounds to no Unknown rows at all in 1 rel"):
+    with pytest.raises(VariantError, match=r"unknown-010: a share of 0\.1 rounds to no Unknown rows in 1 rel"):
         relation_sizes(pools_of({"P1": (3, 3, 3, 3)}), VariantsConfig())
     with pytest.raises(VariantError, match=r"known-090: a share of 0\.9 rounds to no Known rows"):
         relation_sizes(pools_of({"P1": (1, 1, 1, 1)}), VariantsConfig(unknown_shares=(0.0,), known_shares=(0.9,)))
@@ -293,7 +293,7 @@ def test_a_set_so_small_that_its_share_vanishes_is_refused() -> None:
         ({"min_per_relation": 0}, "1 or more"),
         (
             {"unknown_shares": (), "known_shares": (), "idk_shares": (), "single_categories": False, "natural": False},
-            "no fine-tuning set at all",
+            "select no fine-tuning set",
         ),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_finished_step_is_kept_and_other_settings_are_refused(tmp_path: Path) 
     study = write_study(tmp_path, SMALL)
     first = draw_variants(study, VariantsConfig())
     assert draw_variants(study, VariantsConfig()) == first
-    with pytest.raises(StudyError, match=r"drawn with seed 0; now seed 1 is asked for, .* choose another --out"):
+    with pytest.raises(StudyError, match=r"drawn with seed 0; the settings now have seed 1, .* choose another --out"):
         draw_variants(study, VariantsConfig(seed=1))
 
 
@@ -393,7 +393,7 @@ def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="run `slick variants`"):
         read_variant(study, "natural")
     draw_variants(study, VariantsConfig(unknown_shares=(0.5,), known_shares=(), idk_shares=(), single_categories=False))
-    with pytest.raises(VariantError, match="has no variant 'unknown-50'; there are unknown-050, natural"):
+    with pytest.raises(VariantError, match="has no variant 'unknown-50'; it has unknown-050, natural"):
         read_variant(study, "unknown-50")
 
 
@@ -424,12 +424,12 @@ def test_a_question_twice_or_missing_is_refused(tmp_path: Path) -> None:
     folder = study.child("annotate")
     table = folder.read_table("knowledge.parquet")
     folder.write_table("knowledge.parquet", pa.concat_tables([table, table.slice(3, 1)]))
-    with pytest.raises(DataError, match="question P17-HighlyKnown-3 is there twice"):
+    with pytest.raises(DataError, match="question P17-HighlyKnown-3 occurs twice"):
         draw_variants(study, VariantsConfig())
     folder.write_table("knowledge.parquet", table)
     questions = study.child("questions")
     questions.write_table("part-00000.parquet", questions.read_table("part-00000.parquet").slice(1))
-    with pytest.raises(DataError, match="P17-HighlyKnown-0 is not among the training questions"):
+    with pytest.raises(DataError, match="P17-HighlyKnown-0 is not a training question of"):
         draw_variants(study, VariantsConfig())
 
 

@@ -184,12 +184,12 @@ def test_real_rows_have_one_answer_and_a_subject_of_their_own(tmp_path: Path) ->
     assert len(set(subjects)) == len(subjects) == 30
     assert all(answer.startswith("Ö") for split in found["P36"].values() for _, answer in split)
     assert found == sample_real_rows(config, load_relations())
-    with pytest.raises(DataError, match=r"20 usable questions .* P36 in split train; the world wants 21"):
+    with pytest.raises(DataError, match=r"20 usable questions .* P36 in split train; expected 21"):
         sample_real_rows(replace(config, num_train=21), load_relations())
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(SettingsError, match="parts of 1"):
+    with pytest.raises(SettingsError, match="shares of at most 1"):
         WorldConfig(share_never=0.9, share_contested=0.9)
     with pytest.raises(SettingsError, match="famous_share, famous_answers and famous_rivals"):
         WorldConfig(famous_rivals=1.5)

@@ -1,1 +1,1 @@
-"""Readers of question files, one module a format."""
+"""Readers of question files: each module registers the reader of one format, see `slick.datasets.rows`."""

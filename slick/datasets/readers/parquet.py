@@ -1,6 +1,7 @@
-"""Rows of a Parquet file, in parts: a few bytes of one can stand for billions of rows or gigabytes of text."""
+"""Parquet, read in batches within limits: a few bytes can unpack to billions of rows or gigabytes of text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -8,51 +9,57 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from slick import limits
-from slick.datasets.readers.sources import SourceFile
+from slick.datasets.rows import COLUMNS, RawRow, SourceFile, check_columns, question_readers
 from slick.errors import DataError
 from slick.storage import pickled_columns
 
 _BATCH_ROWS = 8192
 
 
-def parquet_rows(file: SourceFile, choose: Callable[[list[str]], list[str]]) -> Iterator[dict[str, Any]]:
-    """The rows of a file, as Python values.
-
-    Args:
-        file: the file.
-        choose: given the names of all columns, those that are read.
+@question_readers.register(".parquet")
+def read_parquet(file: SourceFile) -> Iterator[RawRow]:
+    """The rows of a Parquet file. Columns that are not used are not read.
 
     Raises:
-        DataError: it is damaged, or stands for more than is read.
+        DataError: the file is damaged, lacks a column, or unpacks to more rows or bytes than the limits.
     """
     where = file.where
     try:
-        with file.random_access() as opened:
-            parquet = pq.ParquetFile(opened)
-            columns = choose(parquet.schema_arrow.names)
-            if names := sorted({*pickled_columns(parquet.schema_arrow)} & {*columns}):
-                raise DataError(
-                    f"{where} has columns of a type that can hold pickles, which run code when they are read: {names}; "
-                    "write them as text or numbers"
-                )
+        with file.random_access() as stream:
+            parquet = pq.ParquetFile(stream)
+            columns = _used_columns(parquet.schema_arrow, where)
             _check_metadata(parquet.metadata, columns, file)
-            # Repeated texts stay stored once, so that they can be counted before they are unpacked.
+            # Dictionary encoding is kept, so that repeated texts are counted before they are unpacked.
             texts = [path for path, kind in _leaf_columns(parquet.metadata, columns) if kind == "BYTE_ARRAY"]
-            parquet = pq.ParquetFile(opened, read_dictionary=texts)
-            left = _unpack_limit(file)
-            for whole in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                for batch in _split_batch(whole):
-                    left -= _num_bytes(batch)
-                    if left < 0:
+            parquet = pq.ParquetFile(stream, read_dictionary=texts)
+            bytes_left, numbers = _unpack_limit(file), count(1)
+            for large_batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                for batch in _split_batch(large_batch):
+                    bytes_left -= _num_bytes(batch)
+                    if bytes_left < 0:
                         raise _too_large_error(file, "more")
                     values = [_python_values(batch.column(name), name, where) for name in columns]
-                    yield from (dict(zip(columns, cells, strict=True)) for cells in zip(*values, strict=True))
+                    for cells in zip(*values, strict=True):
+                        content = dict(zip(columns, cells, strict=True))
+                        yield RawRow(file=where, row=next(numbers), content=content)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{where} is not a whole Parquet file: {error}; write it or fetch it again") from error
+        raise DataError(f"{where} is not a whole Parquet file: {error}; write it or download it again") from error
+
+
+def _used_columns(schema: pa.Schema, where: str) -> list[str]:
+    """The columns to read, none of a type that can hold pickles."""
+    check_columns(schema.names, where)
+    columns = [name for name in schema.names if name in (*COLUMNS, "question_id")]
+    if names := sorted({*pickled_columns(schema)} & {*columns}):
+        raise DataError(
+            f"{where} has columns of a type that can hold pickles, which run code when they are read: {names}; "
+            "write them as text or numbers"
+        )
+    return columns
 
 
 def _check_metadata(metadata: pq.FileMetaData, columns: list[str], file: SourceFile) -> None:
-    """Refuse by the footer alone what would not fit."""
+    """Refuse a file that would unpack to more than the limits, by its footer alone."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = [
         chunk
@@ -66,8 +73,8 @@ def _check_metadata(metadata: pq.FileMetaData, columns: list[str], file: SourceF
     num, limit = max(values.values()), max(limits.FREE_VALUES, limits.MAX_VALUES_PER_BYTE * file.size)
     if num > limit:
         raise DataError(
-            f"{file.where} has {num:,} rows or values in {file.size:,} bytes, at most {limit:,} are read; remove the "
-            "rows that repeat others"
+            f"{file.where} has {num:,} rows or values in {file.size:,} bytes, at most {limit:,} are read; remove "
+            "repeated rows"
         )
     if metadata.num_columns > limits.MAX_COLUMNS:
         raise DataError(
@@ -92,14 +99,14 @@ def _too_large_error(file: SourceFile, num_bytes: str) -> DataError:
 
 
 def _leaf_columns(metadata: pq.FileMetaData, columns: list[str]) -> list[tuple[str, str]]:
-    """Path and physical type of the innermost columns of these columns."""
+    """Path and physical type of the leaf columns of these columns."""
     schema = metadata.schema
     leaves = [schema.column(i) for i in range(len(schema))]
     return [(leaf.path, leaf.physical_type) for leaf in leaves if leaf.path.partition(".")[0] in columns]
 
 
 def _split_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Parts of a batch, in order, that unpack to no more than is held at a time."""
+    """Parts of a batch, in order, each of which unpacks to at most the limit of a batch."""
     if batch.num_rows < 2 or _num_bytes(batch) <= limits.MAX_BATCH_BYTES:
         yield batch
         return

@@ -1,4 +1,4 @@
-"""A zip that a user brings: members are read one at a time, in blocks, and never beyond what the zip says they hold."""
+"""Zips from users: members are read one at a time, in blocks, and never beyond the size that the zip states."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ from slick.user_files import too_large_error
 
 _BLOCK = 1 << 16
 _METHODS = {9: "Deflate64", zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA", 93: "Zstandard", 95: "XZ"}
-_HINT = "fetch the zip again, or unpack it and name the folder"
+_HINT = "download the zip again, or unpack it and name the folder"
 _READ_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError, ValueError, pa.ArrowException)
 
 
@@ -26,11 +26,11 @@ class Archive:
         """Read the list of members.
 
         Args:
-            stream: the zip; closed by whoever opened it.
-            location: its name, for messages.
+            stream: the zip. The caller closes it.
+            location: its path or URI, for messages.
 
         Raises:
-            DataError: it is no whole zip, or has more members than are read.
+            DataError: it is not a whole zip, or has more members than the limit.
         """
         self._location = location
         self._num_bytes = stream.seek(0, io.SEEK_END)
@@ -38,7 +38,7 @@ class Archive:
             self._zip = zipfile.ZipFile(stream)
         except (*_READ_ERRORS, NotImplementedError) as error:
             raise DataError(
-                f"{location} is not a whole zip file: {error} ({self._num_bytes:,} bytes found); fetch it again, or "
+                f"{location} is not a whole zip file: {error} ({self._num_bytes:,} bytes found); download it again, or "
                 "unpack it with a repair tool and name the folder"
             ) from error
         if len(self._zip.filelist) > limits.MAX_FILES:
@@ -60,11 +60,11 @@ class Archive:
         return self._zip.namelist()
 
     def size(self, path: str) -> int:
-        """Bytes that a member unpacks to, as the zip says; reading it fails if that is not so."""
+        """Bytes that a member unpacks to, as the zip states. Reading the member fails if that is wrong."""
         return self._zip.getinfo(path).file_size
 
     def check(self, paths: list[str]) -> None:
-        """Raise DataError if these members together would unpack to more than is read."""
+        """Raise DataError if these members would unpack to more than the limits."""
         sizes = {path: self.size(path) for path in paths}
         largest, total = max(sizes, key=lambda path: sizes[path]), sum(sizes.values())
         if sizes[largest] > limits.MAX_MEMBER_BYTES:
@@ -80,25 +80,25 @@ class Archive:
             )
 
     def open(self, path: str, limit: int) -> BinaryIO:
-        """A member, open at its beginning; what is wrong with it is a DataError when it is read.
+        """A member, open at its beginning. If it is damaged, reading it raises DataError.
 
         Args:
             path: of the member.
-            limit: the most bytes that it may have.
+            limit: the most bytes that it may unpack to.
 
         Raises:
-            DataError: it has more, or is packed in a way that is not read.
+            DataError: it states more, is encrypted, or is compressed by another method than deflate.
         """
         info = self._zip.getinfo(path)
         where = f"{self._location}, member {info.filename}"
         if info.file_size > limit:
             raise self._too_large(path, limit)
         if info.flag_bits & 1:
-            raise DataError(f"{where}: it is encrypted, wanted plain; unpack it and name the folder")
+            raise DataError(f"{where}: it is encrypted, expected no encryption; unpack it and name the folder")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            # A few bytes of the others unpack to any number in one step, or ask for gigabytes of memory.
+            # The other methods can unpack a few bytes to any number in one step, or need gigabytes of memory.
             name = _METHODS.get(info.compress_type, f"method {info.compress_type}")
-            raise DataError(f"{where}: it is packed by {name}, wanted ordinary deflate; pack it again, or {_HINT}")
+            raise DataError(f"{where}: it is compressed by {name}, expected deflate; compress it again, or {_HINT}")
         try:
             stream = self._zip.open(info)
         except (*_READ_ERRORS, NotImplementedError) as error:
@@ -106,12 +106,12 @@ class Archive:
         return cast(BinaryIO, io.BufferedReader(_Member(stream, where, info.file_size), _BLOCK))
 
     def _too_large(self, path: str, limit: int) -> DataError:
-        mend = "if you trust it, unpack it yourself and name the folder"
-        return too_large_error(f"{self._location}, member {path}", self.size(path), limit, mend)
+        fix = "if you trust it, unpack it yourself and name the folder"
+        return too_large_error(f"{self._location}, member {path}", self.size(path), limit, fix)
 
 
 class _Member(io.RawIOBase):
-    """Unpacks a member in blocks, so that one that says less than it holds takes no memory, and names it in errors."""
+    """Unpacks a member in blocks, so that an understated size costs no memory, and names the member in errors."""
 
     def __init__(self, stream: Any, where: str, size: int) -> None:
         super().__init__()
