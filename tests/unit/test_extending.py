@@ -59,6 +59,39 @@ def run_with_component(component: str, code: str, folder: Path, *arguments: str)
     return json.loads(process.stdout.splitlines()[-1])
 
 
+def test_a_question_reader(tmp_path: Path) -> None:
+    questions = tmp_path / "questions"
+    questions.mkdir()
+    header = "relation\tquestion\tanswer\tnote\n"
+    (questions / "train.TSV").write_text(header + "P19\tWhere was Ada born?\tLondon\t\n")
+    (questions / "test.tsv").write_text(header + "P19\tWhere was Bo born?\tOslo\tx, y\n")
+    (questions / "bad.tsv").write_bytes(b"relation\tquestion\nP19\t\xff\n")
+    (tmp_path / "a.txt").write_text("x")
+    code = """
+import json, sys
+import slick
+
+study, folder, unsupported = sys.argv[1:]
+errors = []
+for location in (f"{folder}/bad.tsv", unsupported):
+    try:
+        slick.prepare_questions(study, slick.QuestionsConfig(questions=location, filter="none"))
+    except slick.DataError as error:
+        errors.append(str(error))
+import pathlib; pathlib.Path(folder, "bad.tsv").unlink()
+slick.prepare_questions(study, slick.QuestionsConfig(questions=folder, filter="none"))
+print(json.dumps([errors, slick.read_questions(study, ["split", "question", "answers"]).to_pylist()]))
+"""
+    folders = [str(tmp_path / "study"), str(questions), str(tmp_path / "a.txt")]
+    errors, rows = run_with_component(example("A question reader"), code, tmp_path, *folders)
+    assert rows == [
+        {"split": "test", "question": "Where was Bo born?", "answers": ["Oslo"]},
+        {"split": "train", "question": "Where was Ada born?", "answers": ["London"]},
+    ]
+    assert "bad.tsv is not UTF-8: byte 0xff at offset 22 (line 2)" in errors[0]
+    assert "or a question set as .csv, .jsonl, .parquet or .tsv with columns" in errors[1]
+
+
 def test_a_stopping_policy(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", num_test=24, num_epochs=3, world=False)
     code = """
