@@ -1,4 +1,4 @@
-"""How questions are cut into batches that fit the memory of a device."""
+"""Splits questions and tokens into batches that fit the memory of a device."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,21 +16,29 @@ _LOG = logging.getLogger(__name__)
 _DEFAULT_BATCH_SIZE = 32
 _MAX_BATCH_SIZE = 512
 _ESTIMATED_TOKENS = 24
-"""Tokens of a question and of a long answer, to reckon with."""
+"""Assumed tokens of a question, and of a long answer."""
+_MIN_PROMPTS_OF_A_RELATION = 8
+"""With at least this many prompts, their common beginning is taken to be that of all questions of the relation."""
+_MAX_TOKENS_ON_CPU, _MAX_TOKENS_ON_GPU = 2048, 8192
+"""Tokens per forward pass."""
+_LOGITS_BYTES_ON_CPU = 1 << 27
+_LOGITS_DIVISOR_ON_GPU = 8
+"""Logits take at most this fraction of the free memory, because some models copy them several times."""
 
+TokenIds = Sequence[int]
 Result = TypeVar("Result")
 
 
 class AdaptiveBatcher:
-    """How many questions go through a model at once: found, then halved whenever memory runs out."""
+    """Runs batches of questions, and halves their size whenever memory runs out."""
 
     def __init__(self, model: nn.Module, size: int | None) -> None:
-        """Begin with a size.
+        """Start with a batch size.
 
         Args:
             model: on its device.
-            size: questions at once; None for 32 on CPU, and on GPU for as many as half of the free memory holds
-                if the model has keys and values.
+            size: questions per batch; None for 32 on the CPU, and on a GPU for as many as have their keys and values in
+                half of the free memory.
         """
         self._model, self._size = model, size
         self._device = next(model.parameters()).device
@@ -42,13 +50,13 @@ class AdaptiveBatcher:
         work: Callable[[slice, PromptBatch], list[Result]],
         release: Callable[[], None],
     ) -> list[Result]:
-        """What `work` gives for each question of the batch.
+        """Results of all questions.
 
         Args:
             batch: any number of questions.
-            sampling: that the work does for each.
-            work: takes the place of some questions in the batch, and the prompts of these alone.
-            release: gives back the memory that a portion took.
+            sampling: the answers per prompt, to estimate memory.
+            work: computes the results of some questions, given their slice of the batch and their prompts.
+            release: frees the memory that a failed call took.
 
         Raises:
             EngineError: memory ran out with a single question.
@@ -70,16 +78,18 @@ class AdaptiveBatcher:
                         "a smaller model or a larger device"
                     ) from error
                 self._size = size // 2
-                _LOG.warning("out of memory with %d questions at once; going on with %d", size, size // 2)
+                _LOG.warning(
+                    "out of memory with a batch of %d questions; continuing with batches of %d", size, size // 2
+                )
             if len(results) == start:
-                # Here, where the error no longer holds on to what the failed part took.
+                # Outside the except block, where the error no longer references the tensors of the failed call.
                 release()
                 if self._device.type != "cpu":
                     torch.cuda.empty_cache()
         return results
 
     def _initial_batch_size(self, num_prefixes: int, sampling: SamplingConfig) -> int:
-        """Questions whose keys and values take up half of the free memory if every answer differs from all others."""
+        """Questions whose keys and values fill half of the free memory if no two answers share tokens."""
         token_bytes = None if self._device.type == "cpu" else _kv_bytes_per_token(self._model)
         if token_bytes is None:
             return _DEFAULT_BATCH_SIZE
@@ -90,9 +100,9 @@ class AdaptiveBatcher:
 
 
 def _kv_bytes_per_token(model: nn.Module) -> int | None:
-    """What the keys and values of a token take up; None for a model that has none, or does not tell."""
-    of_model: Any = model
-    config = of_model.config.get_text_config()
+    """Bytes of the keys and values of one token; None if the configuration does not tell."""
+    model_config: Any = model.config
+    config = model_config.get_text_config()
     query_heads = getattr(config, "num_attention_heads", None)
     heads = getattr(config, "num_key_value_heads", None) or query_heads
     if not (isinstance(query_heads, int) and isinstance(heads, int)):
@@ -101,39 +111,27 @@ def _kv_bytes_per_token(model: nn.Module) -> int | None:
     return 2 * int(config.num_hidden_layers) * heads * int(width) * next(model.parameters()).element_size()
 
 
-TokenIds = Sequence[int]
-
-_MIN_PROMPTS = 8
-"""Questions whose common beginning is that of their relation."""
-
-_TOKENS_ON_CPU, _TOKENS_ON_GPU = 2048, 8192
-"""Of a pass, at most."""
-_LOGITS_BYTES_ON_CPU = 1 << 27
-_LOGITS_SHARE_ON_GPU = 8
-"""One of so many parts of the free memory, since some models write their logits out several times."""
-
-
 def max_tokens_per_pass(model: nn.Module) -> int:
-    """Many, so that weights are seldom read anew, and no more than there is room for the logits of."""
+    """Tokens per forward pass: many, so that weights are read seldom, but few enough for their logits to fit."""
     weight = next(model.parameters())
-    most, room = _TOKENS_ON_CPU, _LOGITS_BYTES_ON_CPU
+    limit, logits_memory = _MAX_TOKENS_ON_CPU, _LOGITS_BYTES_ON_CPU
     if weight.device.type != "cpu":
-        most, room = _TOKENS_ON_GPU, free_bytes(weight.device) // _LOGITS_SHARE_ON_GPU
+        limit, logits_memory = _MAX_TOKENS_ON_GPU, free_bytes(weight.device) // _LOGITS_DIVISOR_ON_GPU
     config: Any = model.config
     logits_bytes = int(config.get_text_config().vocab_size) * weight.element_size()
-    fitting = max(256, min(most, room // logits_bytes))
-    return fitting - fitting % 64  # which needs no spare rows
+    num = max(256, min(limit, logits_memory // logits_bytes))
+    return num - num % 64  # a multiple needs no padding rows, see `num_padding_rows`
 
 
-def shared_prefix_length(prefix: TokenIds, prompts: Sequence[TokenIds], kept: IntArray | None) -> int:
-    """Tokens in which all the prompts agree from the start; each keeps its wanted last tokens to itself.
+def shared_prefix_length(prefix: TokenIds, prompts: Sequence[TokenIds], num_kept: IntArray | None) -> int:
+    """Number of tokens at the beginning of all prompts that are fed once; the last `num_kept` of a prompt never are.
 
-    Many questions agree in the prefix and in how a question of their relation begins. Few may agree in more by
-    accident, which no other batch could share with them: they agree in the prefix at most.
+    Many prompts share the prefix and how questions of their relation begin, as do those of other batches. Few prompts
+    may share more by chance, which other batches would not, so they share at most the prefix.
     """
-    shared = min(len(prompt) - (1 if kept is None else int(kept[i])) for i, prompt in enumerate(prompts))
+    shared = min(len(prompt) - (1 if num_kept is None else int(num_kept[i])) for i, prompt in enumerate(prompts))
     first = prompts[0]
-    others = prompts if len(prompts) >= _MIN_PROMPTS else [*prompts, [*prefix, *[-1] * shared]]
+    others = prompts if len(prompts) >= _MIN_PROMPTS_OF_A_RELATION else [*prompts, [*prefix, *[-1] * shared]]
     for prompt in others:
         if prompt[:shared] != first[:shared]:
             shared = next(i for i in range(shared) if prompt[i] != first[i])
@@ -141,7 +139,7 @@ def shared_prefix_length(prefix: TokenIds, prompts: Sequence[TokenIds], kept: In
 
 
 def split_by_tokens(lengths: IntArray, limit: int) -> list[slice]:
-    """Consecutive prompts with at most `limit` tokens together, a longer one alone."""
+    """Split consecutive prompts into groups of at most `limit` tokens; a longer prompt is a group of its own."""
     parts: list[slice] = []
     start, total = 0, 0
     for i, length in enumerate(lengths.tolist()):

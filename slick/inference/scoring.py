@@ -1,4 +1,4 @@
-"""Log-probabilities of the model: of candidate tokens, of gold answers, and of True against False."""
+"""Most likely tokens, and probabilities of given tokens and answers, from a model's logits."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,22 +13,29 @@ from slick.errors import EngineError
 from slick.inference.packed.sampler import BoolArray, Candidates, IntArray, cumulative_probabilities
 
 _EXTRA_CANDIDATES = 24
-"""Candidates fetched beyond top-k, so that ties at its edge are seen and settled by token id."""
-
-_NUM_BUCKETS = 16
-_ROWS_SORTED = 64
-"""Rows whose whole vocabulary is sorted at once."""
+"""Candidates fetched beyond top-k, to detect ties at its edge, which token ids break."""
+_NUM_GRID_ROWS = 16
+"""Rows of the grid that `_top_keys` writes a vocabulary into."""
+_ROWS_PER_SORT = 64
+"""Rows of logits whose whole vocabulary is sorted at once."""
+END_OF_ANSWER = -1
+"""A target that stands for any token that ends an answer."""
+ANY_TOKEN = -2
+"""A target that stands for any token, because the answer is cut off before it."""
 _MASK_31_BITS = 0x7FFFFFFF
 
 SortKeys = NDArray[np.int64]
 Integers = TypeVar("Integers", SortKeys, Tensor)
+TokenIds = Sequence[int]
+ReadLogProbabilities = Callable[[list[list[int]], IntArray, IntArray], Candidates]
+"""From sequences, numbers of their last tokens and token ids: log-probabilities of the ids after each last token."""
 
 
 def top_candidates(logits_NV: Tensor, num: int) -> Candidates:
-    """The `num` likeliest tokens of each row: by logit, equal ones by token id, also at the edge.
+    """The `num` most likely tokens of each row, by logit and then by token id, also at the edge.
 
     Raises:
-        EngineError: a logit is not a finite number.
+        EngineError: a logit is not finite.
     """
     num_classes = logits_NV.shape[1]
     fetched = min(num + _EXTRA_CANDIDATES, num_classes)
@@ -37,10 +44,10 @@ def top_candidates(logits_NV: Tensor, num: int) -> Candidates:
     values_NC, ids_NC = values[:, :num], ids[:, :num]
     _check_finite(values_NC[:, 0])
     if fetched < num_classes:
-        # A tie that reaches past the fetched tokens: only a full sort knows which ids are the lowest.
+        # A tie extends beyond the fetched tokens: only a full sort finds the lowest ids.
         tied = np.flatnonzero(values_NC[:, -1] == values[:, -1])
-        for start in range(0, len(tied), _ROWS_SORTED):
-            rows = tied[start : start + _ROWS_SORTED]
+        for start in range(0, len(tied), _ROWS_PER_SORT):
+            rows = tied[start : start + _ROWS_PER_SORT]
             tied_RV = logits_NV[torch.from_numpy(rows).to(logits_NV.device)]
             sorted_RV, by_value = torch.sort(tied_RV, descending=True, stable=True)
             values_NC[rows], ids_NC[rows] = sorted_RV[:, :num].float().cpu().numpy(), by_value[:, :num].cpu().numpy()
@@ -48,13 +55,13 @@ def top_candidates(logits_NV: Tensor, num: int) -> Candidates:
 
 
 def token_log_probabilities(logits_NV: Tensor, ids: NDArray[np.int64]) -> Candidates:
-    """Log-probabilities of the given tokens in each row, by a softmax over the whole vocabulary in float32.
+    """Log-probabilities of the given tokens in each row: softmax over the whole vocabulary in float32.
 
     Raises:
-        EngineError: one is not a finite number.
+        EngineError: one is not finite.
     """
-    chances_NV = torch.log_softmax(logits_NV.float(), dim=-1)
-    values = chances_NV[:, torch.from_numpy(ids).to(chances_NV.device)].cpu().numpy()
+    log_probabilities_NV = torch.log_softmax(logits_NV.float(), dim=-1)
+    values = log_probabilities_NV[:, torch.from_numpy(ids).to(logits_NV.device)].cpu().numpy()
     _check_finite(values)
     return values, np.broadcast_to(ids, values.shape)
 
@@ -62,69 +69,63 @@ def token_log_probabilities(logits_NV: Tensor, ids: NDArray[np.int64]) -> Candid
 def _check_finite(values: NDArray[np.float32]) -> None:
     if not np.isfinite(values).all():
         raise EngineError(
-            "the model gave logits that are not finite numbers (NaN or infinity), so its answers mean nothing; "
-            "load it in float32 or bfloat16, and see that the weights are whole"
+            "the model's logits are not finite (NaN or infinity), so its answers are meaningless; load it in float32 "
+            "or bfloat16, and check that the weights are complete"
         )
 
 
 def _top_keys_on_gpu(logits_NV: Tensor, num: int) -> SortKeys:
-    """As `_top_keys`, but sorted there: the host gets the keys alone, in one transfer."""
+    """`_top_keys`, sorted on the GPU: one transfer to the host, of the keys alone."""
     values, ids = torch.topk(logits_NV, num, dim=1, sorted=False)
-    # Not-a-number is the largest of topk; as a key it must be so too, to be seen.
+    # NaN is the largest value in topk; its key must be the largest too, so that `_check_finite` sees it.
     values = values.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     keys, _ = _pack_keys((values + 0.0).view(torch.int32).long(), ids).sort(dim=1, descending=True)
     return keys.cpu().numpy()
 
 
 def _top_keys(logits_NV: Tensor, num: int) -> SortKeys:
-    """The keys of the largest `num` of each row, largest first, on CPU, where torch takes up to four times as long.
+    """Sort keys of the `num` largest logits of each row, largest first; up to four times as fast as torch on the CPU.
 
-    Of a large vocabulary every `num`th largest stands in a column whose largest is among the `num` largest of all
-    columns, if the row is written in lines; so only those columns are searched.
+    A large vocabulary is written into a grid, row by row. The `num` largest logits are in the `num` columns with the
+    largest maxima, so only those columns are searched.
     """
     num_rows, num_classes = logits_NV.shape
-    lines, width = _NUM_BUCKETS, num_classes // _NUM_BUCKETS
+    grid_rows, width = _NUM_GRID_ROWS, num_classes // _NUM_GRID_ROWS
     if width <= 2 * num:
-        values, places = logits_NV.float().numpy(), np.arange(num_classes)[None]
+        values, ids = logits_NV.float().numpy(), np.arange(num_classes)[None]
     else:
-        grid = logits_NV[:, : lines * width].view(num_rows, lines, width)
+        grid = logits_NV[:, : grid_rows * width].view(num_rows, grid_rows, width)
         columns = np.argpartition(grid.amax(1).float().numpy(), -num, axis=1)[:, -num:]
-        places = (np.arange(lines)[:, None] * width + columns[:, None]).reshape(num_rows, -1)
-        rest = np.broadcast_to(np.arange(lines * width, num_classes), (num_rows, num_classes - lines * width))
-        places = np.concatenate([places, rest], axis=1)
-        values = torch.gather(logits_NV, 1, torch.from_numpy(places)).float().numpy()
+        ids = (np.arange(grid_rows)[:, None] * width + columns[:, None]).reshape(num_rows, -1)
+        rest = np.broadcast_to(np.arange(grid_rows * width, num_classes), (num_rows, num_classes - grid_rows * width))
+        ids = np.concatenate([ids, rest], axis=1)
+        values = torch.gather(logits_NV, 1, torch.from_numpy(ids)).float().numpy()
     if num < values.shape[1]:
         kept = np.argpartition(values, -num, axis=1)[:, -num:]
-        values, places = np.take_along_axis(values, kept, axis=1), np.take_along_axis(places, kept, axis=1)
-    # Not-a-number is the largest so far; as a key it may be the smallest.
+        values, ids = np.take_along_axis(values, kept, axis=1), np.take_along_axis(ids, kept, axis=1)
+    # NaN is the largest value here, but its key may be the smallest.
     _check_finite(values.max(axis=1))
-    return -np.sort(-_pack_keys((values + 0.0).view(np.int32).astype(np.int64), places), axis=1)
+    return -np.sort(-_pack_keys((values + 0.0).view(np.int32).astype(np.int64), ids), axis=1)
 
 
 def _pack_keys(bits: Integers, ids: Integers) -> Integers:
-    """Numbers in the order of the logits whose bits these are, equal ones against the order of their ids."""
+    """Integers that sort like the logits with these bits; equal logits sort by descending id."""
     return (_to_sortable(bits) << 32) | (_MASK_31_BITS - ids)
 
 
 def _unpack_keys(keys: SortKeys) -> Candidates:
-    """Logits and token ids again."""
+    """Inverse of `_pack_keys`: logits and token ids."""
     return _to_sortable(keys >> 32).astype(np.int32).view(np.float32), _MASK_31_BITS - (keys & _MASK_31_BITS)
 
 
 def _to_sortable(bits: Integers) -> Integers:
-    """From the bits of 32-bit floats, as signed integers, to numbers in the order of the floats, and back."""
+    """Maps the bits of 32-bit floats, as signed integers, to integers that sort like the floats; its own inverse."""
     return bits ^ ((bits >> 31) & _MASK_31_BITS)
 
 
 def accepts_argument(model: nn.Module, parameter: str) -> bool:
-    """True if the model's forward pass has that parameter."""
+    """Whether the model's forward method has this parameter."""
     return parameter in inspect.signature(model.forward).parameters
-
-
-END_OF_ANSWER = -1
-"""In place of a token: whatever ends an answer."""
-ANY_TOKEN = -2
-"""In place of a token: any, since the answer is cut off before it."""
 
 
 def score_positions(
@@ -136,66 +137,60 @@ def score_positions(
     temperature: float,
     top_k: int,
 ) -> tuple[BoolArray, NDArray[np.float64]]:
-    """Whether each answer is the greedy one, and the chance that one sample is it.
+    """Whether each answer is the greedy one, and the probability that one sample equals it.
 
     Args:
-        candidates: for the token at each place, given all right tokens before it.
-        targets_N: the right token, `END_OF_ANSWER` or `ANY_TOKEN`.
-        prompt_N: the prompt of each place, 0 to P - 1; each has at least one.
+        candidates: at each position of the answers, given the target tokens before it; N positions.
+        targets_N: the token of the answer, `END_OF_ANSWER` or `ANY_TOKEN`.
+        prompt_N: the prompt of each position, 0 to P - 1; each has at least one.
         ends_V: True for tokens that end an answer and add nothing to it.
-        temperature: of the samples.
-        top_k: samples choose among that many likeliest tokens.
+        temperature: sampling temperature.
+        top_k: samples choose among this many most likely tokens.
 
     Returns:
-        Flags and chances, both of shape (P,).
+        Flags and probabilities, both of shape (P,).
     """
     logits, ids = candidates
-    right_NC = np.where((targets_N == END_OF_ANSWER)[:, None], ends_V[ids], ids == targets_N[:, None])
-    right_NC |= (targets_N == ANY_TOKEN)[:, None]
-    cumulative = cumulative_probabilities(logits[:, :top_k], temperature)
-    chances_NC = np.diff(cumulative, axis=1, prepend=0.0)
-    chance_N = (chances_NC * right_NC[:, :top_k]).sum(axis=1)
+    is_target_NC = np.where((targets_N == END_OF_ANSWER)[:, None], ends_V[ids], ids == targets_N[:, None])
+    is_target_NC |= (targets_N == ANY_TOKEN)[:, None]
+    cumulative_NC = cumulative_probabilities(logits[:, :top_k], temperature)
+    probability_NC = np.diff(cumulative_NC, axis=1, prepend=0.0)
+    probability_N = (probability_NC * is_target_NC[:, :top_k]).sum(axis=1)
     num_prompts = int(prompt_N[-1]) + 1
-    chance_P = np.ones(num_prompts)
-    np.multiply.at(chance_P, prompt_N, chance_N)
+    probability_P = np.ones(num_prompts)
+    np.multiply.at(probability_P, prompt_N, probability_N)
     greedy_P = np.ones(num_prompts, dtype=bool)
-    np.logical_and.at(greedy_P, prompt_N, right_NC[:, 0])
-    return greedy_P, chance_P
-
-
-TokenIds = Sequence[int]
-
-ReadLogProbabilities = Callable[[list[list[int]], IntArray, IntArray], Candidates]
-"""Feed sequences; of the last so many tokens of each, the log-probabilities of given tokens to come next."""
+    np.logical_and.at(greedy_P, prompt_N, is_target_NC[:, 0])
+    return greedy_P, probability_P
 
 
 def log_probabilities(
     read: ReadLogProbabilities, prompts: Sequence[TokenIds], answers_QC: Sequence[Sequence[TokenIds]]
 ) -> list[tuple[float, ...]]:
-    """The natural logarithm of the chance that each prompt is followed by each of its answers; Q prompts, C answers.
+    """Natural logarithm of the probability that each answer follows its prompt; Q prompts with C answers each.
 
     Args:
         read: the model.
-        prompts: Q sequences of tokens.
-        answers_QC: tokens of the answers to each prompt, one or more each.
+        prompts: token ids of Q prompts.
+        answers_QC: token ids of the answers, at least one per answer.
 
     Returns:
         For each prompt C numbers, none above 0.
     """
+    # To score an answer, all its tokens but the last are fed; answers that differ in the last one share a sequence.
     fed = [(q, stem) for q, answers in enumerate(answers_QC) for stem in dict.fromkeys(map(_all_but_last, answers))]
-    kept = np.array([len(stem) + 1 for _, stem in fed])
+    num_kept = np.array([len(stem) + 1 for _, stem in fed])
     ids = np.unique([token for answers in answers_QC for answer in answers for token in answer])
-    values_NC, _ = read([[*prompts[q], *stem] for q, stem in fed], kept, ids)
-    place_of = dict(zip(fed, (np.cumsum(kept) - kept).tolist(), strict=True))
-    column_of = {token: column for column, token in enumerate(ids.tolist())}
+    values_NC, _ = read([[*prompts[q], *stem] for q, stem in fed], num_kept, ids)
+    first_row = dict(zip(fed, (np.cumsum(num_kept) - num_kept).tolist(), strict=True))
+    column = {token: i for i, token in enumerate(ids.tolist())}
 
-    def chance(q: int, answer: TokenIds) -> float:
-        first = place_of[q, _all_but_last(answer)]
-        return sum(float(values_NC[first + i, column_of[token]]) for i, token in enumerate(answer))
+    def log_probability(q: int, answer: TokenIds) -> float:
+        first = first_row[q, _all_but_last(answer)]
+        return sum(float(values_NC[first + i, column[token]]) for i, token in enumerate(answer))
 
-    return [tuple(chance(q, answer) for answer in answers) for q, answers in enumerate(answers_QC)]
+    return [tuple(log_probability(q, answer) for answer in answers) for q, answers in enumerate(answers_QC)]
 
 
 def _all_but_last(answer: TokenIds) -> tuple[int, ...]:
-    """What must be fed to see how likely the answer is: all but its last token."""
     return tuple(answer[:-1])

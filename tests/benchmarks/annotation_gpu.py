@@ -186,7 +186,7 @@ def run_host(mode: str, arguments: argparse.Namespace, work: list[dict], started
     tape.clear()
     hits = ask_all()  # with the prefixes kept
     played, PackedDecoder._forward = iter(tape), play
-    engine._vocabulary._texts.clear()
+    engine._tokenizer._texts.clear()
     before = engine.stats.answer_tokens
     started()
     begun, used = time.perf_counter(), time.process_time()

@@ -271,7 +271,7 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(caplog: pytest
 
     with model.register_forward_pre_hook(refuse, with_kwargs=True), caplog.at_level(logging.WARNING):
         assert engine.generate(BATCH, SAMPLING) == right
-        assert "out of memory with 7 questions at once; going on with 3" in caplog.text
+        assert "out of memory with a batch of 7 questions; continuing with batches of 3" in caplog.text
         limit = 20
         with pytest.raises(EngineError, match="out of memory while answering one question"):
             engine.generate(BATCH, SAMPLING)

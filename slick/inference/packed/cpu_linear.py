@@ -1,11 +1,9 @@
-"""Linear layers on CPU by oneDNN, which multiplies float32 matrices faster than the library torch asks.
+"""Linear layers on the CPU by oneDNN, which multiplies float32 matrices faster than torch's default library.
 
-For models that are only asked, weights are packed once in the order in which oneDNN multiplies them: products of a few
-hundred rows run 1.05 times as fast in bfloat16 and 2.3 times in float32, those of 16 rows 1.4 and 2.5 times. For models
-that are trained, float32 products run 2.1 to 2.5 times as fast forward and 1.3 to 2.4 times backward (one thread of an
-AMD Zen 5). The
-operators are those that torch's own compiler emits; torch does not document them, so they are tried out first, and a
-torch without them computes as ever.
+For inference, weights are packed once into oneDNN's layout: with a few hundred rows, layers run 1.05 times as fast in
+bfloat16 and 2.3 times in float32; with 16 rows 1.4 and 2.5 times. In training, float32 layers run 2.1 to 2.5 times as
+fast forward and 1.3 to 2.4 times backward (one thread of an AMD Zen 5). The operators are private (see `slick.compat`),
+so they are tested first, and torch's own layers stay in use where the test fails.
 """
 
 from typing import Any
@@ -19,9 +17,9 @@ _MIN_ROWS = 16
 
 
 def num_padding_rows(num: int) -> int:
-    """Rows to add to so many: for each new number oneDNN compiles a kernel of 0.7 MB, in 0.7 ms.
+    """Rows to add to a matrix of `num` rows: oneDNN compiles a kernel of 0.7 MB for each new number, in 0.7 ms.
 
-    Products have a multiple of 16 rows; beyond 512, of a 32nd of the next power of two.
+    The sum is a multiple of 16; above 512, a multiple of 1/32 of the next power of two.
 
     >>> [num_padding_rows(num) for num in (40, 512, 513, 2000)]
     [8, 0, 31, 48]
@@ -30,7 +28,7 @@ def num_padding_rows(num: int) -> int:
 
 
 class PrepackedLinear(nn.Module):
-    """What `nn.Linear` computes, from packed weights; cannot be trained or saved."""
+    """`nn.Linear` with packed weights; cannot be trained or saved."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -38,15 +36,15 @@ class PrepackedLinear(nn.Module):
         self._bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """The product, shape (..., rows of the weight)."""
+        """Shape (..., out_features)."""
         return _multiply_rows(x, self._packed, self._bias)
 
 
 def prepack_linears(model: nn.Module) -> bool:
-    """Replace the model's linear layers by packed ones; False, and nothing done, where torch cannot do it.
+    """Replace the model's linear layers by packed ones; return False and change nothing if torch does not support it.
 
-    Weights are let go as soon as they are packed, unless another layer shares them, so the model takes no more memory.
-    It can still be asked, and no longer be trained or saved.
+    Each weight is freed once it is packed, unless another layer shares it, so the model takes no more memory. The model
+    can no longer be trained or saved.
     """
     weight = next(model.parameters())
     if weight.device.type != "cpu" or not _is_supported(weight.dtype):
@@ -60,10 +58,10 @@ def prepack_linears(model: nn.Module) -> bool:
 
 
 class OneDnnLinear(nn.Linear):
-    """`nn.Linear` whose float32 products are oneDNN's, also those of its gradients."""
+    """`nn.Linear` that computes float32 outputs and gradients by oneDNN."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The product, shape (..., rows of the weight)."""
+        """Shape (..., out_features)."""
         if x.dtype != torch.float32 or self.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         if not torch.is_grad_enabled():
@@ -92,9 +90,9 @@ class _LinearFunction(torch.autograd.Function):
 
 
 def use_onednn_linears(model: nn.Module) -> bool:
-    """Let the model's linear layers multiply by oneDNN; False, and nothing done, where that brings nothing.
+    """Make the model's linear layers `OneDnnLinear`; return False and change nothing where that is not faster.
 
-    They stay what they are: trained, saved, sharded and adapted as before.
+    The layers can be trained, saved, sharded and adapted as before.
     """
     weight = next(model.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _is_supported(weight.dtype):
@@ -106,32 +104,32 @@ def use_onednn_linears(model: nn.Module) -> bool:
 
 
 def _dense_weights(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight (out, in) and bias of a layer that multiplies by a matrix; None for any other."""
+    """Weight (out, in) and bias of a linear layer; None for any other module."""
     layer: Any = module
     if type(module) is nn.Linear:
         return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if type(module).__name__ == "Conv1D" and layer.weight.dim() == 2:  # GPT-2 writes its weights the other way round
+    if type(module).__name__ == "Conv1D" and layer.weight.dim() == 2:  # GPT-2 stores weights transposed
         return layer.weight.detach().t().contiguous(), layer.bias.detach()
     return None
 
 
 def _multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
-    spare = num_padding_rows(len(rows))
-    if not spare:
+    num_padding = num_padding_rows(len(rows))
+    if not num_padding:
         return onednn_linear(x, weight, bias)
-    padded = nn.functional.pad(rows, (0, 0, 0, spare))
+    padded = nn.functional.pad(rows, (0, 0, 0, num_padding))
     return onednn_linear(padded, weight, bias)[: len(rows)].view(*x.shape[:-1], -1)
 
 
 def _is_supported(dtype: torch.dtype) -> bool:
-    """Whether this torch has the operators and they give what a linear layer gives."""
+    """Whether this torch has the operators and they agree with `nn.functional.linear`."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     weight, bias = torch.arange(96.0).view(6, 16).to(dtype) / 96, torch.arange(6.0).to(dtype)
     x = torch.arange(48.0).view(1, 3, 16).to(dtype) / 48
     try:
-        found = onednn_linear(x, onednn_pack(weight), bias)
+        output = onednn_linear(x, onednn_pack(weight), bias)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
-    return torch.allclose(found.float(), nn.functional.linear(x, weight, bias).float(), rtol=2e-2, atol=2e-2)
+    return torch.allclose(output.float(), nn.functional.linear(x, weight, bias).float(), rtol=2e-2, atol=2e-2)

@@ -1,4 +1,4 @@
-"""Ends samples that do not bear on the category of their question, by what they say."""
+"""Early exit for `--mode labels`: ends samples that cannot change the category of their question."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +9,7 @@ from slick.matching import AnswerMatcher
 
 
 class CategoryEarlyExit:
-    """What `--mode labels` asks of the answers as they grow; see `slick.inference.packed.sampler.Watch`."""
+    """Matches growing answers with the gold answers; implements `slick.inference.packed.sampler.EarlyExit`."""
 
     def __init__(
         self,
@@ -17,34 +17,32 @@ class CategoryEarlyExit:
         question_of: Callable[[IntArray], IntArray],
         text_of: Callable[[int], str],
     ) -> None:
-        """Watch answers.
+        """Early exit for one batch.
 
         Args:
-            targets: one for each question.
-            question_of: the question of each of some rows.
-            text_of: what a row says so far.
+            targets: one matcher per question.
+            question_of: maps rows to the indices of their questions.
+            text_of: the text of a row so far.
         """
         self._targets, self._question_of, self._text_of = targets, question_of, text_of
-        self._may_hit: dict[tuple[int, str], bool] = {}
+        self._can_still_match: dict[tuple[int, str], bool] = {}
 
     def hit_questions(self, rows: IntArray) -> IntArray:
-        """Questions that one of these answers hits."""
-        told = set(self._row_texts(rows))  # many prompts of a question have the same answer
-        hit_questions = [question for question, text in told if self._targets[question].is_hit(text)]
-        return np.unique(np.array(hit_questions, dtype=np.int64))
+        """Questions that one of these finished answers matches."""
+        answers = set(self._row_texts(rows))  # many prompts of a question have the same answer
+        questions = [question for question, text in answers if self._targets[question].is_hit(text)]
+        return np.unique(np.array(questions, dtype=np.int64))
 
     def cannot_match(self, rows: IntArray) -> BoolArray:
-        """Which beginnings are those of no right answer."""
-        found = []
-        for question, text in self._row_texts(rows):
-            beginning = text.rstrip("\N{REPLACEMENT CHARACTER}")  # a character of which some bytes are still to come
-            can_still_match = self._may_hit.get((question, beginning))
-            if can_still_match is None:
-                can_still_match = self._may_hit[question, beginning] = self._targets[question].can_still_match(
-                    beginning
-                )
-            found.append(not can_still_match)
-        return np.array(found, dtype=bool)
+        """True for rows that no correct answer begins like."""
+        return np.array([not self._matches_beginning(*row) for row in self._row_texts(rows)], dtype=bool)
+
+    def _matches_beginning(self, question: int, text: str) -> bool:
+        beginning = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the first bytes of an incomplete character
+        key = question, beginning
+        if key not in self._can_still_match:
+            self._can_still_match[key] = self._targets[question].can_still_match(beginning)
+        return self._can_still_match[key]
 
     def _row_texts(self, rows: IntArray) -> Iterator[tuple[int, str]]:
         return zip(self._question_of(rows).tolist(), map(self._text_of, rows.tolist()), strict=True)

@@ -1,8 +1,8 @@
-"""Any Hugging Face causal LM as an engine: greedy and sampled answers from one packed pass over a batch of questions.
+"""The engine for Hugging Face causal LMs: greedy and sampled answers from one packed pass over a batch of questions.
 
-What can be shared is computed once: the few-shot prefixes once an engine, a prompt once for all its answers, the tokens
-of answers that agree so far once for all of them. Questions go in sub-batches of a fixed size, so the arithmetic of an
-answer depends on the batch that was given and on nothing else.
+Each distinct token is computed once: a few-shot prefix once per engine, a prompt once for all its answers, and a common
+prefix of answers once for all of them. Questions are processed in sub-batches of a fixed size, so the arithmetic behind
+an answer depends only on the batch that was passed.
 """
 
 import time
@@ -33,71 +33,73 @@ Result = TypeVar("Result")
 
 
 class TransformersEngine(Engine):
-    """Answers prompts with a loaded model, on the device and in the dtype it has.
+    """Answers prompts with a loaded model, on its device and in its dtype.
 
-    The weights must not change while the engine lives, since it keeps the key-value cache of prefixes: build a new
-    engine for a model that was trained on. Building one costs a few short forward passes, which check that the model
-    takes packed batches; where it does not, the engine warns and feeds whole sequences, which is slower.
+    The engine caches keys and values of prefixes, so the weights must not change while it exists: create a new engine
+    after training. The constructor runs a few short forward passes to check that the model supports packed batches. If
+    it does not, the engine logs a warning and feeds whole sequences, which is slower.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, batch_questions: int | None = None) -> None:
         """Check the model.
 
         Args:
-            model: in eval mode when it is asked, on its device.
+            model: on its device, and in eval mode when it answers.
             tokenizer: its tokenizer.
-            batch_questions: questions decoded together; None for 32 on CPU, and on GPU for as many as memory holds.
+            batch_questions: questions decoded together; None for 32 on the CPU, and on a GPU for as many as fit.
 
         Raises:
-            ModelError: the tokenizer has tokens that the model has not, or none with a newline.
+            ModelError: the tokenizer has tokens without an embedding, or no token with a newline.
         """
         self._model = model
         self.stats = EngineStats()
         config: Any = model.config
         self._context = max_positions(config.get_text_config()) or UNLIMITED_POSITIONS
         check_token_ids(tokenizer, int(config.get_text_config().vocab_size), getattr(tokenizer, "name_or_path", ""))
-        self._vocabulary = PromptTokenizer(model, tokenizer)
+        self._tokenizer = PromptTokenizer(model, tokenizer)
         self._decoders = DecoderSelector(model)
         self.runtime = model_runtime(
             model,
             next(model.parameters()).device,
             "slick packed (tree attention)" if self._decoders.uses_packing else "",
         )
-        self._portions = AdaptiveBatcher(model, batch_questions)
+        self._batcher = AdaptiveBatcher(model, batch_questions)
 
     @property
     def uses_packing(self) -> bool:
-        """True if the model takes packed batches; else every answer costs whole sequences."""
+        """Whether the model supports packed batches; otherwise every answer costs whole sequences."""
         return self._decoders.uses_packing
 
     def generate(
         self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[AnswerMatcher] | None = None
     ) -> list[tuple[Answers, ...]]:
-        """Answers to each question of the batch, one `Answers` for each prefix; see `Engine.generate`.
+        """Answer each question of the batch; see `Engine.generate`.
 
         Raises:
-            EngineError: a prompt does not fit the model's context, the model gave no finite logits, or memory ran out.
+            EngineError: a prompt exceeds the model's context, a logit is not finite, or memory ran out.
         """
         return self._run_batched(
-            batch, sampling, lambda place, part: self._answer(part, sampling, targets and targets[place])
+            batch, sampling, lambda part, questions: self._generate(questions, sampling, targets and targets[part])
         )
 
     def score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
-        """How likely the gold answer of each question is under each prefix; see `Engine.score`.
+        """Score the gold answer of each question; see `Engine.score`.
 
         Raises:
             EngineError: as `generate`.
         """
-        return self._run_batched(batch, sampling, lambda place, part: self._score(part, gold[place], sampling))
+        return self._run_batched(batch, sampling, lambda part, questions: self._score(questions, gold[part], sampling))
 
     def log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
-        """How likely the answer to each question is to begin with each choice; see `Engine.log_probabilities`.
+        """Log-probability that each answer begins with each choice; see `Engine.log_probabilities`.
 
         Raises:
             EngineError: as `generate`.
         """
         assert len(batch.prefixes) == 1
-        return self._run_batched(batch, _GREEDY_ONE_TOKEN, lambda _, part: self._log_probabilities(part, choices))
+        return self._run_batched(
+            batch, _GREEDY_ONE_TOKEN, lambda _, questions: self._log_probabilities(questions, choices)
+        )
 
     def _run_batched(
         self, batch: PromptBatch, sampling: SamplingConfig, work: Callable[[slice, PromptBatch], list[Result]]
@@ -107,111 +109,131 @@ class TransformersEngine(Engine):
                 "the model is in training mode, where dropout makes answers random; call model.eval() first"
             )
         started_at = time.monotonic()
-        results = self._portions.run(batch, sampling, work, self._decoders.release)
+        results = self._batcher.run(batch, sampling, work, self._decoders.release)
         self.stats.seconds += time.monotonic() - started_at
         return results
 
-    def _answer(
+    def _generate(
         self, batch: PromptBatch, sampling: SamplingConfig, targets: Sequence[AnswerMatcher] | None
     ) -> list[tuple[Answers, ...]]:
-        prefixes, prompts = self._vocabulary.prompts(batch)
-        lengths = np.array([[len(prompt) for prompt in group] for group in prompts])
-        self._check_fits(lengths, sampling, batch.question_ids)
-        decoder = self._decoders.for_length(int(lengths.max()) + sampling.max_new_tokens)
-        prefilled = decoder.num_prefilled
-        num_candidates = min(sampling.top_k if sampling.num_samples else 1, self._vocabulary.size)
+        prefixes, prompts = self._tokenizer.prompts(batch)
+        lengths_PQ = _lengths(prompts)
+        self._check_fits(lengths_PQ, sampling, batch.question_ids)
+        decoder = self._decoders.for_length(int(lengths_PQ.max()) + sampling.max_new_tokens)
+        num_prefilled = decoder.num_prefilled
+        num_candidates = min(sampling.top_k if sampling.num_samples else 1, self._tokenizer.size)
         tree = AnswerTree(
             decoder.start(prefixes, prompts, num_candidates=num_candidates),
             decoder.feed,
             keys_P=np.array(
-                [row_key(sampling.seed, i, place) for place in range(len(prompts)) for i in batch.question_ids],
+                [row_key(sampling.seed, i, prefix) for prefix in range(len(prompts)) for i in batch.question_ids],
                 dtype=np.uint64,
             ),
             question_P=np.tile(np.arange(len(batch.question_ids)), len(prompts)),
-            stops_V=self._vocabulary.stops_V,
+            stops_V=self._tokenizer.stops_V,
             sampling=sampling,
         )
         if targets is None:
             tree.decode_all()
         else:
             tree.decode_all(CategoryEarlyExit(targets, tree.question_of, lambda row: self._row_text(tree, row)))
-        self.stats.prompts += lengths.size
-        self.stats.generations += int((tree.rows.lengths_R > 0).sum())
-        self.stats.prompt_tokens += int(lengths.sum())
-        self.stats.prefilled_tokens += decoder.num_prefilled - prefilled
-        self.stats.answer_tokens += int(tree.rows.lengths_R.sum())
-        self.stats.decoded_tokens += tree.num_fed
+        self._count(
+            lengths_PQ,
+            num_prefilled=decoder.num_prefilled - num_prefilled,
+            num_answer_tokens=int(tree.rows.lengths_R.sum()),
+            num_decoded=tree.num_fed,
+            num_generations=int((tree.rows.lengths_R > 0).sum()),
+        )
         return self._answers(tree, len(batch.question_ids), len(prompts))
 
     def _score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
-        prefixes, prompts = self._vocabulary.prompts(batch)
-        answers = self._vocabulary.answers(batch, prompts[0], gold)
-        lengths = np.array([[len(prompt) for prompt in group] for group in prompts])
-        self._check_fits(lengths, sampling, batch.question_ids)
-        # Tokens beyond the longest answer that may be drawn cannot come, so the answer cannot either.
+        prefixes, prompts = self._tokenizer.prompts(batch)
+        answers = self._tokenizer.answers(batch, prompts[0], gold)
+        lengths_PQ = _lengths(prompts)
+        self._check_fits(lengths_PQ, sampling, batch.question_ids)
+        # A sampled answer is cut at max_new_tokens, so a longer gold answer has probability 0.
         fits = [len(answer) <= sampling.max_new_tokens for answer in answers]
         fed = [answer if fit else [] for answer, fit in zip(answers, fits, strict=True)]
-        decoder = self._decoders.for_length(int(lengths.max()) + sampling.max_new_tokens)
-        prefilled = decoder.num_prefilled
+        decoder = self._decoders.for_length(int(lengths_PQ.max()) + sampling.max_new_tokens)
+        num_prefilled = decoder.num_prefilled
         candidates = decoder.start(
             prefixes,
             [[prompt + answer for prompt, answer in zip(group, fed, strict=True)] for group in prompts],
-            num_candidates=min(sampling.top_k, self._vocabulary.size),
-            kept=np.array([len(answer) + 1 for answer in fed]),
+            num_candidates=min(sampling.top_k, self._tokenizer.size),
+            num_kept=np.array([len(answer) + 1 for answer in fed]),
         )
-        # An answer as long as may be needs no end: it is cut there.
+        # An answer of max_new_tokens is cut there, so no end token has to follow.
         targets = [
             [*answer, END_OF_ANSWER if len(answer) < sampling.max_new_tokens else ANY_TOKEN] for answer in fed
         ] * len(prompts)
-        greedy_P, chance_P = score_positions(
+        greedy_P, probability_P = score_positions(
             candidates,
             np.concatenate([np.array(target) for target in targets]),
             np.repeat(np.arange(len(targets)), [len(target) for target in targets]),
-            self._vocabulary.ends_V,
+            self._tokenizer.ends_V,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
         )
-        self.stats.prompts += lengths.size
-        self.stats.prompt_tokens += int(lengths.sum())
-        num_answer_tokens = len(prompts) * sum(map(len, fed))
-        self.stats.answer_tokens += num_answer_tokens
-        self.stats.decoded_tokens += num_answer_tokens
-        self.stats.prefilled_tokens += decoder.num_prefilled - prefilled - num_answer_tokens
-        size = len(fed)
+        num_fed = len(prompts) * sum(map(len, fed))
+        self._count(
+            lengths_PQ,
+            num_prefilled=decoder.num_prefilled - num_prefilled - num_fed,
+            num_answer_tokens=num_fed,
+            num_decoded=num_fed,
+        )
+        num_questions = len(fed)
         return [
             tuple(
-                GoldScore(is_greedy=fits[q] and bool(greedy_P[place]), probability=fits[q] * float(chance_P[place]))
-                for place in range(q, len(targets), size)
+                GoldScore(is_greedy=fits[q] and bool(greedy_P[p]), probability=fits[q] * float(probability_P[p]))
+                for p in range(q, len(targets), num_questions)
             )
-            for q in range(size)
+            for q in range(num_questions)
         ]
 
     def _log_probabilities(self, batch: PromptBatch, choices: Sequence[str]) -> list[tuple[float, ...]]:
-        prefixes, (prompts,) = self._vocabulary.prompts(batch)
-        by_choice = [self._vocabulary.answers(batch, prompts, [choice] * len(prompts)) for choice in choices]
-        lengths = np.array([[len(prompt) for prompt in prompts]])
+        prefixes, (prompts,) = self._tokenizer.prompts(batch)
+        by_choice = [self._tokenizer.answers(batch, prompts, [choice] * len(prompts)) for choice in choices]
+        lengths_PQ = _lengths([prompts])
         longest = max(len(answer) for answers in by_choice for answer in answers)
-        self._check_fits(lengths, replace(_GREEDY_ONE_TOKEN, max_new_tokens=longest), batch.question_ids)
-        decoder = self._decoders.for_length(int(lengths.max()) + longest)
-        before, num_fed = decoder.num_prefilled, 0
+        self._check_fits(lengths_PQ, replace(_GREEDY_ONE_TOKEN, max_new_tokens=longest), batch.question_ids)
+        decoder = self._decoders.for_length(int(lengths_PQ.max()) + longest)
+        num_prefilled, num_fed = decoder.num_prefilled, 0
 
-        def read(sequences: list[list[int]], kept: IntArray, scored_ids: IntArray) -> Candidates:
+        def read(sequences: list[list[int]], num_kept: IntArray, scored_ids: IntArray) -> Candidates:
             nonlocal num_fed
-            num_fed = int(kept.sum()) - len(kept)
-            return decoder.start(prefixes, [sequences], num_candidates=1, kept=kept, scored_ids=scored_ids)
+            num_fed = int(num_kept.sum()) - len(num_kept)
+            return decoder.start(prefixes, [sequences], num_candidates=1, num_kept=num_kept, scored_ids=scored_ids)
 
-        found = log_probabilities(read, prompts, list(zip(*by_choice, strict=True)))
-        self.stats.prompts += len(prompts)
-        self.stats.prompt_tokens += int(lengths.sum())
-        self.stats.answer_tokens += num_fed
-        self.stats.decoded_tokens += num_fed
-        self.stats.prefilled_tokens += decoder.num_prefilled - before - num_fed
-        return found
+        results = log_probabilities(read, prompts, list(zip(*by_choice, strict=True)))
+        self._count(
+            lengths_PQ,
+            num_prefilled=decoder.num_prefilled - num_prefilled - num_fed,
+            num_answer_tokens=num_fed,
+            num_decoded=num_fed,
+        )
+        return results
+
+    def _count(
+        self,
+        lengths_PQ: IntArray,
+        *,
+        num_prefilled: int,
+        num_answer_tokens: int,
+        num_decoded: int,
+        num_generations: int = 0,
+    ) -> None:
+        self.stats.prompts += lengths_PQ.size
+        self.stats.prompt_tokens += int(lengths_PQ.sum())
+        self.stats.prefilled_tokens += num_prefilled
+        self.stats.answer_tokens += num_answer_tokens
+        self.stats.decoded_tokens += num_decoded
+        self.stats.generations += num_generations
 
     def _answers(self, tree: AnswerTree, num_questions: int, num_prefixes: int) -> list[tuple[Answers, ...]]:
         lengths = tree.rows.lengths_R.tolist()
         texts = [
-            self._row_text(tree, row) if whole else None for row, whole in enumerate(tree.rows.finished_R.tolist())
+            self._row_text(tree, row) if finished else None
+            for row, finished in enumerate(tree.rows.finished_R.tolist())
         ]
         missed_R = (tree.rows.lengths_R > 0) & ~tree.rows.finished_R
         size = len(texts) // (num_questions * num_prefixes)
@@ -229,7 +251,7 @@ class TransformersEngine(Engine):
         return [tuple(of_prompt(p * num_questions + q) for p in range(num_prefixes)) for q in range(num_questions)]
 
     def _row_text(self, tree: AnswerTree, row: int) -> str:
-        return self._vocabulary.text(tree.rows.tokens_RT[row, : int(tree.rows.lengths_R[row])])
+        return self._tokenizer.text(tree.rows.tokens_RT[row, : int(tree.rows.lengths_R[row])])
 
     def _check_fits(self, lengths_PQ: IntArray, sampling: SamplingConfig, question_ids: Sequence[str]) -> None:
         longest = int(lengths_PQ.max())
@@ -241,3 +263,8 @@ class TransformersEngine(Engine):
                 f"{sampling.max_new_tokens}; the model's context holds {self._context}; use fewer shots or a lower "
                 "--max-new-tokens"
             )
+
+
+def _lengths(prompts: Sequence[Sequence[Sequence[int]]]) -> IntArray:
+    """Numbers of tokens, shape (prefixes, questions)."""
+    return np.array([[len(prompt) for prompt in group] for group in prompts])

@@ -1,10 +1,10 @@
-"""Choosing tokens for many answers at once: a tree in which answers that agree so far are one node.
+"""Samples many answers at once, as a tree: answers with the same tokens so far share a node.
 
-Pure numpy; the model sits behind `FeedFn`. Legend of array suffixes: P prompts, R rows (one row an answer: of each
-prompt the greedy one, then its samples), N nodes, V vocabulary, C candidate tokens, T answer tokens.
+Pure numpy; the model is behind `FeedFn`. Array suffixes: P prompts, R rows (one per answer: the greedy answer of each
+prompt, then its samples), N nodes, V vocabulary, C candidate tokens, T answer tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,37 +18,37 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 Candidates = tuple[NDArray[np.float32], IntArray]
-"""Logits and token ids of the likeliest tokens of each node, shape (N, C): best first, equal logits by token id."""
+"""Logits and ids of the most likely tokens after each node, shape (N, C): best first, equal logits by token id."""
 
 FeedFn = Callable[[IntArray, IntArray], Candidates]
-"""Feed token `tokens[i]` behind node `parents[i]`; the new nodes are numbered on from the last one."""
+"""Feed token `tokens[i]` after node `parents[i]`; numbers of the new nodes continue from the last node's."""
 
 
 class EarlyExit(Protocol):
-    """Ends samples that no longer bear on the category of their question."""
+    """Ends samples that cannot change the category of their question."""
 
     def hit_questions(self, rows: IntArray) -> IntArray:
-        """Which questions are hit by one of these answers, which have come to their ends."""
+        """Questions that one of these finished answers matches."""
         ...
 
     def cannot_match(self, rows: IntArray) -> BoolArray:
-        """Which of the rows, as far as they have come, cannot become right."""
+        """True for rows that no correct answer begins like."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerTokens:
-    """Tokens of all answers of a batch, R = prompts * (1 + num_samples) rows."""
+    """Tokens of all answers of a batch, in R = prompts * (1 + num_samples) rows."""
 
     tokens_RT: IntArray
     lengths_R: IntArray
-    """Tokens of each answer, its stop token included; 0 for an answer that was not needed."""
+    """Tokens of each answer, stop token included; 0 for a skipped answer."""
     finished_R: BoolArray
-    """Whether an answer has come to its end; not if it was given up as hopeless, or was not needed."""
+    """Whether an answer is complete; False if it was stopped early or skipped."""
 
 
 class AnswerTree:
-    """The nodes of a batch of prompts, and the answers that run along them. Root p is the end of prompt p."""
+    """The nodes of a batch of prompts, and the answers as paths through them. Root p is the end of prompt p."""
 
     def __init__(
         self,
@@ -60,86 +60,86 @@ class AnswerTree:
         stops_V: BoolArray,
         sampling: SamplingConfig,
     ) -> None:
-        """Start at the roots.
+        """A tree of roots only.
 
         Args:
             first: candidates for the first answer token of each prompt.
             feed: see `FeedFn`.
             keys_P: `row_key(seed, question_id, prompt_index)` of each prompt.
-            question_P: the question of each prompt.
+            question_P: index of each prompt's question.
             stops_V: True for tokens that end an answer.
-            sampling: how many answers, how long, and how they are drawn.
+            sampling: number and length of the answers, and how they are sampled.
         """
         self._feed, self._stops_V, self._sampling = feed, stops_V, sampling
-        num_prompts, self._rows_a_prompt = len(keys_P), 1 + sampling.num_samples
+        num_prompts, self._rows_per_prompt = len(keys_P), 1 + sampling.num_samples
         self._keys_P, self._question_P = keys_P, question_P
         self._cumulative_NC, self._ids_NC = self._distribution(first)
-        num_rows = num_prompts * self._rows_a_prompt
+        num_rows = num_prompts * self._rows_per_prompt
         self.rows = AnswerTokens(
             np.full((num_rows, sampling.max_new_tokens), -1, dtype=np.int64),
             np.zeros(num_rows, dtype=np.int64),
             np.zeros(num_rows, dtype=bool),
         )
         self.num_fed = 0
-        """Answer tokens that went through the model; answers that agree share them, stop tokens are never fed."""
+        """Answer tokens that went through the model; a node counts once, and stop tokens are never fed."""
 
     def question_of(self, rows: IntArray) -> IntArray:
-        """The question that each of the rows answers."""
-        return self._question_P[rows // self._rows_a_prompt]
+        """Index of the question of each row."""
+        return self._question_P[rows // self._rows_per_prompt]
 
-    def decode_all(self, watch: EarlyExit | None = None) -> None:
-        """Decode all answers, in step with each other.
+    def decode_all(self, early_exit: EarlyExit | None = None) -> None:
+        """Decode all answers, one token of each per step.
 
         Args:
-            watch: asked after each step. Samples of a question that an answer has hit count as not needed unless they
-                have ended; hopeless ones stay as far as they have come. Of a question that a greedy answer hits, no
-                sample counts as needed. Greedy answers are always whole.
+            early_exit: consulted after each step. Once an answer to a question is correct, its unfinished samples are
+                removed; once a greedy answer is correct, all its samples are. Samples that can no longer match stay
+                incomplete. Greedy answers are always completed.
         """
         tokens_RT, lengths_R, finished_R = self.rows.tokens_RT, self.rows.lengths_R, self.rows.finished_R
         live = np.arange(len(lengths_R))
-        node = live // self._rows_a_prompt
+        node = live // self._rows_per_prompt
         for step in range(self._sampling.max_new_tokens):
             chosen = self._next_tokens(node, live, step)
             tokens_RT[live, step] = chosen
             lengths_R[live] = step + 1
-            goes_on = ~self._stops_V[chosen]
+            continues = ~self._stops_V[chosen]
             if step + 1 == self._sampling.max_new_tokens:
-                goes_on[:] = False
-            ended = live[~goes_on]
+                continues[:] = False
+            ended = live[~continues]
             finished_R[ended] = True
-            if watch is not None and len(ended):
-                # Of equal answers the first one speaks for all; it is the greedy one, if that is among them.
-                _, first = np.unique(self._edges(node[~goes_on], chosen[~goes_on]), return_index=True)
-                self._drop_unneeded(ended[first], live[goes_on], watch)
-                goes_on &= lengths_R[live] > 0
-            live, node, chosen = live[goes_on], node[goes_on], chosen[goes_on]
-            edge, first, place = np.unique(self._edges(node, chosen), return_index=True, return_inverse=True)
-            if watch is not None and len(edge):
-                stays = ~watch.cannot_match(live[first])[place] | self._is_greedy(live)
-                live, kept, place = live[stays], *np.unique(place[stays], return_inverse=True)
+            if early_exit is not None and len(ended):
+                # The first of equal answers is enough to match; it is the greedy one, if that is among them.
+                _, first = np.unique(self._edges(node[~continues], chosen[~continues]), return_index=True)
+                self._remove_unneeded(ended[first], live[continues], early_exit)
+                continues &= lengths_R[live] > 0
+            live, node, chosen = live[continues], node[continues], chosen[continues]
+            edge, first, edge_index = np.unique(self._edges(node, chosen), return_index=True, return_inverse=True)
+            if early_exit is not None and len(edge):
+                stays = ~early_exit.cannot_match(live[first])[edge_index] | self._is_greedy(live)
+                live, kept, edge_index = live[stays], *np.unique(edge_index[stays], return_inverse=True)
                 edge = edge[kept]
             if not len(edge):
                 break
-            node = len(self._ids_NC) + place
+            node = len(self._ids_NC) + edge_index
             self._add(self._feed(edge // len(self._stops_V), edge % len(self._stops_V)))
             self.num_fed += len(edge)
 
-    def _drop_unneeded(self, ended: IntArray, going_on: IntArray, watch: EarlyExit) -> None:
-        """Make samples that hits have made needless as if they had never been."""
+    def _remove_unneeded(self, ended: IntArray, unfinished: IntArray, early_exit: EarlyExit) -> None:
+        """Remove samples of questions that one of the ended answers matches; see `decode_all`."""
         rows = np.arange(len(self.rows.lengths_R))
-        needless = np.isin(self.question_of(rows), watch.hit_questions(ended[self._is_greedy(ended)]))
-        needless[going_on] |= np.isin(self.question_of(going_on), watch.hit_questions(ended))
-        needless &= ~self._is_greedy(rows)
-        self.rows.tokens_RT[needless] = -1
-        self.rows.lengths_R[needless] = 0
-        self.rows.finished_R[needless] = False
+        unneeded = np.isin(self.question_of(rows), early_exit.hit_questions(ended[self._is_greedy(ended)]))
+        unneeded[unfinished] |= np.isin(self.question_of(unfinished), early_exit.hit_questions(ended))
+        unneeded &= ~self._is_greedy(rows)
+        self.rows.tokens_RT[unneeded] = -1
+        self.rows.lengths_R[unneeded] = 0
+        self.rows.finished_R[unneeded] = False
 
     def _edges(self, node: IntArray, chosen: IntArray) -> IntArray:
-        """One number for (node, token), so that rows which still agree are found by sorting."""
+        """A unique number for each (node, token), so that rows with the same tokens are found by sorting."""
         return np.asarray(node * len(self._stops_V) + chosen)
 
     def _is_greedy(self, rows: IntArray) -> BoolArray:
-        return np.asarray(rows % self._rows_a_prompt == 0)
+        return np.asarray(rows % self._rows_per_prompt == 0)
 
     def _add(self, candidates: Candidates) -> None:
         cumulative, ids = self._distribution(candidates)
@@ -153,20 +153,25 @@ class AnswerTree:
         return cumulative_probabilities(logits[:, : self._sampling.top_k], self._sampling.temperature), ids
 
     def _next_tokens(self, node: IntArray, rows: IntArray, step: int) -> IntArray:
-        """The next token of each row: the best for a greedy row, else drawn by inverse distribution."""
-        sample = rows % self._rows_a_prompt - 1
+        """The next token of each row: the best for a greedy row, otherwise sampled by inverse transform."""
+        sample = rows % self._rows_per_prompt - 1
         greedy = sample < 0
         if greedy.all():
             return np.asarray(self._ids_NC[node, 0])
-        draws = uniforms(self._keys_P[rows // self._rows_a_prompt], np.maximum(sample, 0), step)
-        place = (self._cumulative_NC[node] <= draws[:, None]).sum(axis=1)
-        place = np.where(greedy, 0, np.minimum(place, self._cumulative_NC.shape[1] - 1))
-        return np.asarray(self._ids_NC[node, place])
+        uniform_R = uniforms(self._keys_P[rows // self._rows_per_prompt], np.maximum(sample, 0), step)
+        rank = (self._cumulative_NC[node] <= uniform_R[:, None]).sum(axis=1)
+        rank = np.where(greedy, 0, np.minimum(rank, self._cumulative_NC.shape[1] - 1))
+        return np.asarray(self._ids_NC[node, rank])
 
 
 def cumulative_probabilities(logits_NC: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    """Running sums of softmax(logits / temperature) over the candidates alone, in float64; the last is 1."""
+    """Cumulative sums of softmax(logits / temperature) over the candidates, in float64; the last one is 1."""
     scaled = logits_NC.astype(np.float64) / temperature
     weights = np.exp(scaled - scaled[:, :1])
     cumulative = np.cumsum(weights, axis=1)
     return np.asarray(cumulative / cumulative[:, -1:])
+
+
+def concatenate_candidates(parts: Sequence[Candidates]) -> Candidates:
+    """The candidates of several groups of nodes, in order."""
+    return np.concatenate([values for values, _ in parts]), np.concatenate([ids for _, ids in parts])
