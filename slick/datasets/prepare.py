@@ -7,6 +7,7 @@ and the totals of the paper include them.
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, complete_step, fingerprint, needs_work, read_manifest, require_manifest
 from slick.study_files import POPULARITY_FIELD, QUESTION_SCHEMA, read_question_rows
 from slick.types import Question
+
+_LOG = logging.getLogger(__name__)
 
 SORT_KEYS = ("relation", "domain", "split", "question_id")
 
@@ -144,10 +147,8 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
             started_at=started_at,
             contents={"relations": fingerprint(content)},
         )
-    print(
-        f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:\n{format_summary(counts)}",
-        flush=True,
-    )
+    heading = f"Questions from {source.name}, {counts['rows']:,} rows, filter {config.filter}:"
+    _LOG.info("%s\n%s", heading, format_summary(counts))
     return manifest
 
 
@@ -213,7 +214,9 @@ def _write_rejects(path: str, checked: ValidationResult) -> None:
     lines = [json.dumps(row.record(), default=str) + "\n" for row in checked.rejected]
     file.parent.write_bytes(file.name, "".join(lines).encode())
     if len(checked.rejected) < (num := checked.reasons.total()):
-        print(f"{path} holds the first {len(checked.rejected):,} of {num:,} bad rows, which is the limit.", flush=True)
+        _LOG.info(
+            "%s holds the first %s of %s bad rows, which is the limit.", path, f"{len(checked.rejected):,}", f"{num:,}"
+        )
 
 
 def _limit_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:

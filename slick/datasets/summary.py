@@ -92,19 +92,11 @@ def format_summary(counts: Mapping[str, Any]) -> str:
     """The counts as a table for the terminal; each cell is train/dev/test."""
     read, kept = counts["read"], counts["kept"]
     rules = {rule: dropped for rule, dropped in counts["dropped"].items() if rule != "not used" and dropped}
-    head = ["relation", "domain", "read", *(f"({n})" for n in range(1, len(rules) + 1)), "kept"]
-    lines = [
-        [
-            r,
-            counts["domains"].get(r, "-"),
-            _cell(read[r]),
-            *(_cell(d.get(r, {})) for d in rules.values()),
-            _cell(kept.get(r, {})),
-        ]
-        for r in read
-        if r in kept or any(r in dropped for dropped in rules.values())
-    ]
-    table = format_table([head, *lines])
+    rows = [["relation", "domain", "read", *(f"({n})" for n in range(1, len(rules) + 1)), "kept"]]
+    for relation in read:
+        if relation in kept or any(relation in dropped for dropped in rules.values()):
+            cells = [read[relation], *(dropped.get(relation, {}) for dropped in rules.values()), kept.get(relation, {})]
+            rows.append([relation, counts["domains"].get(relation, "-"), *map(_cell, cells)])
     unused = sum(sum(c.values()) for c in counts["dropped"]["not used"].values())
     notes = [
         f"Cells are train/dev/test. {_format_dropped(counts)}",
@@ -117,7 +109,7 @@ def format_summary(counts: Mapping[str, Any]) -> str:
         *_warnings(counts),
         "Kept: " + ", ".join(f"{num:,} {name}" for name, num in counts["totals"].items()) + ".",
     ]
-    return "\n".join([*table, *notes])
+    return "\n".join([*format_table(rows), *notes])
 
 
 def _format_dropped(counts: Mapping[str, Any]) -> str:

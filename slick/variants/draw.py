@@ -6,6 +6,7 @@ the paper: Known rows are drawn uniformly from a relation's pooled Known rows, a
 rounding. A set that cannot be drawn is an error; it is never made smaller.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -38,6 +39,8 @@ from slick.variants.extend import extend_drawn, is_from_inputs
 from slick.variants.sampling import PoolDraw, Pools, RowOrder, VariantSpec, plan, select_rows
 
 __all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
+
+_LOG = logging.getLogger(__name__)
 
 _QUESTION_COLUMNS = ["question_id", "domain", "split", "question", "answers"]
 _KNOWLEDGE_COLUMNS = ["question_id", "relation", "domain", "split", "category"]
@@ -92,7 +95,7 @@ def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
         counts = _write(folder, config, rows, pools, sizes, before.counts if before else {})
         for entry in counts.values():
             entry["dropped_relations"] = dropped
-        _print_summary(counts, sizes, dropped, before.counts if before else {})
+        _log_summary(counts, sizes, dropped, before.counts if before else {})
         folder.write_json(STARTED, {"fingerprint": identity, "settings": settings_to_json(config)})
         return complete_step(
             folder, "variants", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
@@ -246,15 +249,16 @@ def _audit_error(spec: VariantSpec, reason: str) -> VariantError:
     )
 
 
-def _print_summary(
+def _log_summary(
     counts: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int], dropped: Sequence[str], before: Container[str]
 ) -> None:
     new = sum(name not in before for name in counts)
     sets = f"{len(counts)} sets" + (f", {new} of them new" if new < len(counts) else "")
-    print(f"variants: |D| = {sum(sizes.values()):,} rows from {len(sizes)} relations, {sets}")
+    _LOG.info("variants: |D| = %s rows from %d relations, %s", f"{sum(sizes.values()):,}", len(sizes), sets)
     if dropped:
-        print(f"variants: relations left out for lack of rows: {', '.join(dropped)}")
+        _LOG.info("variants: relations left out for lack of rows: %s", ", ".join(dropped))
     for name, entry in counts.items():
         if name in before:
             continue
-        print(f"  {name:<16} {entry['num']:>7,} rows, {format_percent(entry['unknown_share'], '.1f')} Unknown")
+        share = format_percent(entry["unknown_share"], ".1f")
+        _LOG.info("  %-16s %7s rows, %s Unknown", name, f"{entry['num']:,}", share)

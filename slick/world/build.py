@@ -1,6 +1,7 @@
 """The world step: plants invented facts, or facts of EntityQuestions, in a small model."""
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -35,6 +36,8 @@ from slick.world.facts import (
     split_sizes,
     synthetic_rows,
 )
+
+_LOG = logging.getLogger(__name__)
 
 _TRAINING_ENV = {
     # Waiting threads must not spin: if another process runs, spinning makes two threads five times slower than one.
@@ -84,7 +87,8 @@ def _build_world(study: Folder, config: WorldConfig) -> Manifest:
                 started_at=started_at,
                 contents={"recipe": RECIPE},
             )
-    print(f"world: {manifest.counts['facts']:,} facts, {manifest.counts['strengths']}, in {folder}")
+    counts = manifest.counts
+    _LOG.info("world: %s facts, %s, in %s", f"{counts['facts']:,}", counts["strengths"], folder)
     return manifest
 
 
@@ -92,7 +96,7 @@ def _build_or_reuse(identity: str, config: WorldConfig) -> Path:
     """The cached folder of a world. A new world is built in a temporary folder and renamed when complete."""
     target = ensure_cache_folder("worlds") / identity
     if (target / "counts.json").exists():
-        print(f"world: copied from the cache {target}")
+        _LOG.info("world: copied from the cache %s", target)
         return target
     part = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=target.parent))
     try:

@@ -1,4 +1,4 @@
-"""The real EntityQuestions, by the paper's counts."""
+"""The real EntityQuestions against the counts of the paper."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ def test_every_row_is_read(checked):
     assert len({q.question_id for q in checked.questions}) == 220_703
 
 
-def test_the_paper_filter_gives_tables_3_to_5(entity_questions, tmp_path):
+def test_paper_filter_reproduces_tables_3_to_5(entity_questions, tmp_path):
     study = Folder(str(tmp_path))
     manifest = prepare_questions(study, QuestionsConfig(questions=entity_questions))
     table = read_questions(study, ["relation", "domain", "split"]).to_pylist()
@@ -44,7 +44,7 @@ def test_the_paper_filter_gives_tables_3_to_5(entity_questions, tmp_path):
     assert sum(num for (d, s, _), num in found.items() if (d, s) == ("ood", "dev")) == 5_847
 
 
-def test_the_strict_filter_shares_nothing(checked):
+def test_strict_filter_leaves_no_overlap(checked):
     kept = apply_filter(checked.questions, "strict").kept
     facts = {
         split: [(q.subject.casefold(), q.answers[0].casefold()) for q in kept if q.split == split]
@@ -58,7 +58,7 @@ def test_the_strict_filter_shares_nothing(checked):
     assert len(facts["train"]) > 25_000
 
 
-def test_a_folder_counts_as_the_zip_does_and_audits_another_set(entity_questions, tmp_path):
+def test_folder_has_the_counts_of_the_zip_and_audits_another_set(entity_questions, tmp_path):
     with zipfile.ZipFile(entity_questions) as archive:
         archive.extractall(tmp_path / "eq")
     assert open_source(str(tmp_path / "eq")).fingerprint == open_source(entity_questions).fingerprint

@@ -1,4 +1,4 @@
-"""A smoke world, built for real: it loads, it repeats itself, and the model knows what was planted."""
+"""A real smoke world: it loads, it is reproducible, and the model knows the planted facts."""
 
 import json
 from collections import defaultdict
@@ -33,7 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture(scope="module")
 def labels(built: Built) -> list[dict[str, Any]]:
-    """Every train and test question with its planted strength and what the real engine says of it."""
+    """Every train and test question with its planted strength and its label from the real engine."""
     from slick.inference.base import SamplingConfig
     from slick.inference.packed.engine import TransformersEngine
     from slick.models import load_model, load_tokenizer
@@ -52,7 +52,7 @@ def labels(built: Built) -> list[dict[str, Any]]:
     return asked
 
 
-def test_the_folder_is_a_question_set_and_a_model_that_transformers_loads(built: Built) -> None:
+def test_world_is_a_question_set_and_a_transformers_model(built: Built) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from slick.datasets.sources import open_source
@@ -70,7 +70,7 @@ def test_the_folder_is_a_question_set_and_a_model_that_transformers_loads(built:
     assert built.manifest.counts["facts"] == world.read_table("planted.parquet").num_rows
 
 
-def test_the_tokenizer_loses_nothing_and_gives_an_answer_the_same_tokens_everywhere(built: Built) -> None:
+def test_tokenizer_is_lossless_and_encodes_answers_the_same_everywhere(built: Built) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(built.study.child("world", "model").local_path)
@@ -89,8 +89,8 @@ def test_the_tokenizer_loses_nothing_and_gives_an_answer_the_same_tokens_everywh
         assert tokenizer(f"Who?\n{answer}")["input_ids"][-len(alone) :] == alone
 
 
-def test_the_model_is_the_function_that_was_trained(built: Built) -> None:
-    """TinyLlama and transformers' Llama give the same logits, so nothing was lost on the way."""
+def test_transformers_model_has_the_logits_of_the_trained_model(built: Built) -> None:
+    """TinyLlama and transformers' Llama have the same logits."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,7 +105,7 @@ def test_the_model_is_the_function_that_was_trained(built: Built) -> None:
         assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in tiny.parameters())
 
 
-def test_a_built_world_is_copied_from_the_cache_byte_for_byte(built: Built, cache: Path, tmp_path: Path) -> None:
+def test_cached_world_is_copied_byte_for_byte(built: Built, cache: Path, tmp_path: Path) -> None:
     copy = Folder(str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     manifest = build_world(copy, built.config)
@@ -119,10 +119,8 @@ def test_a_built_world_is_copied_from_the_cache_byte_for_byte(built: Built, cach
 
 
 @pytest.mark.slow
-def test_the_same_seed_builds_the_same_world_again(
-    built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Without the cache. Questions to the byte; weights to rounding, since threads may add in another order."""
+def test_same_seed_builds_the_same_world(built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the cache. Questions are equal; weights may differ by rounding, because threads sum in any order."""
     from safetensors.numpy import load_file
 
     monkeypatch.setenv("SLICK_CACHE", str(tmp_path / "other"))
@@ -139,7 +137,7 @@ def test_the_same_seed_builds_the_same_world_again(
     assert all(np.allclose(weights[name], others[name], rtol=1e-2, atol=1e-2) for name in weights)
 
 
-def test_categories_follow_the_planted_strength(labels: list[dict[str, Any]]) -> None:
+def test_categories_match_the_planted_strength(labels: list[dict[str, Any]]) -> None:
     share: dict[tuple[str, Category], float] = defaultdict(float)
     sizes: dict[str, int] = defaultdict(int)
     for row in labels:
@@ -162,13 +160,13 @@ def test_p_correct_rises_with_the_planted_strength(labels: list[dict[str, Any]])
     assert means[3] > 0.7
 
 
-def test_all_four_categories_are_filled(labels: list[dict[str, Any]]) -> None:
+def test_all_four_categories_occur(labels: list[dict[str, Any]]) -> None:
     train = [row["category"] for row in labels if row["split"] == "train"]
     for category in Category:
         assert train.count(category) >= 0.08 * len(train), category
 
 
-def test_training_that_fails_leaves_no_world_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_failed_training_leaves_no_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
     from slick.errors import ModelError
@@ -201,8 +199,8 @@ def asked_batches(built: Built) -> Iterator[tuple[Any, list[str]]]:
         yield batch, [row["answer"] for row in asked]
 
 
-def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> None:
-    """On a model that knows things: exact chances against draws, and labels from fewer of them."""
+def test_gold_probabilities_and_early_exit_agree_with_full_sampling(built: Built) -> None:
+    """Exact probabilities agree with samples, and early exit with all samples, on a model that knows facts."""
     from slick.inference.base import SamplingConfig
     from slick.inference.packed.cpu_linear import prepack_linears
     from slick.inference.packed.engine import TransformersEngine
@@ -233,14 +231,14 @@ def test_gold_chances_and_spared_samples_agree_with_all_draws(built: Built) -> N
             if not any(s.is_greedy for s in score):
                 assert any(settled[0]) == any(settled[1])
     assert expected > 1000
-    # An answer spelled in other tokens than usual is drawn, but not expected: rare in a trained model. Beyond that,
-    # five standard deviations.
+    # Samples may spell an answer in unusual tokens, which the exact probability omits; that is rare in a trained
+    # model. Otherwise the tolerance is five standard deviations.
     assert abs(drawn - expected) < 5 * variance**0.5 + 0.005 * expected
     assert some.stats.decoded_tokens < 0.55 * full.stats.decoded_tokens
     assert gold
 
 
-def test_modules_in_the_working_folder_are_not_run(tmp_path: Path) -> None:
+def test_modules_in_the_working_folder_are_not_imported(tmp_path: Path) -> None:
     import subprocess
 
     from slick.world.build import python_module

@@ -1,4 +1,4 @@
-"""Sets whose Unknown rows fill whole relations: as large and as Unknown as those of the sweep, in other relations."""
+"""Concentrated sets: the size and share of the sweep's sets, with Unknown rows that fill whole relations."""
 
 from collections import Counter
 from pathlib import Path
@@ -23,7 +23,7 @@ BOTH = VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False)
 
 
 def pools_of(sizes: dict[str, int], unknown: int = 3) -> dict[str, dict[Category, list[str]]]:
-    """`unknown` times as many Unknown rows as a relation gives, and three times as many Known ones."""
+    """`unknown` times as many Unknown rows as a relation needs, and three times as many Known rows."""
     return {
         relation: {
             c: [f"{relation}-{c}-{i}" for i in range(size * (unknown if c == Category.UNKNOWN else 1))]
@@ -40,7 +40,7 @@ def drawn(config: VariantsConfig, *, sizes: dict[str, int] = SIZES) -> dict[str,
 
 
 def by_relation(question_ids: list[str]) -> dict[str, Counter[bool]]:
-    """relation -> rows that are Unknown (True) and Known (False)."""
+    """relation -> number of Unknown (True) and Known (False) rows."""
     found: dict[str, Counter[bool]] = {}
     for question_id in question_ids:
         relation, category, _ = question_id.split("-")
@@ -50,7 +50,7 @@ def by_relation(question_ids: list[str]) -> dict[str, Counter[bool]]:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("percent", [25, 50])
-def test_a_set_has_the_rows_of_the_sweeps_and_all_but_one_relation_of_one_sort(seed: int, percent: int) -> None:
+def test_concentrated_set_has_the_counts_of_the_sweep_set_in_pure_relations(seed: int, percent: int) -> None:
     sets = drawn(VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False, seed=seed))
     spread, concentrated = (by_relation(sets[f"{kind}-{percent:03d}"]) for kind in ("unknown", "concentrated"))
     assert {r: mix.total() for r, mix in concentrated.items()} == {r: mix.total() for r, mix in spread.items()} == SIZES
@@ -59,7 +59,7 @@ def test_a_set_has_the_rows_of_the_sweeps_and_all_but_one_relation_of_one_sort(s
     assert all(len(mix) == 2 for mix in spread.values())
 
 
-def test_the_seed_chooses_which_relations_are_filled() -> None:
+def test_seed_chooses_the_filled_relations() -> None:
     def filled(seed: int) -> frozenset[str]:
         rows = drawn(VariantsConfig(concentrated_shares=(0.5,), seed=seed))["concentrated-050"]
         return frozenset(r for r, mix in by_relation(rows).items() if not mix[False])
@@ -68,7 +68,7 @@ def test_the_seed_chooses_which_relations_are_filled() -> None:
     assert len({filled(seed) for seed in range(6)}) > 1
 
 
-def test_its_rows_are_those_of_the_sweeps_ends_and_of_larger_shares() -> None:
+def test_rows_are_those_of_unknown_000_and_unknown_100() -> None:
     sets = {name: set(rows) for name, rows in drawn(BOTH).items()}
     known = {name: {i for i in rows if "-Unknown-" not in i} for name, rows in sets.items()}
     for name in ("concentrated-025", "concentrated-050"):
@@ -78,15 +78,15 @@ def test_its_rows_are_those_of_the_sweeps_ends_and_of_larger_shares() -> None:
     assert known["concentrated-050"] < known["concentrated-025"]
 
 
-def test_a_relation_short_of_unknown_rows_gives_all_of_them_and_the_total_stays() -> None:
+def test_relation_with_few_unknown_rows_has_all_of_them() -> None:
     pools, sizes = pools_of({"P1": 5, "P2": 5, "P3": 5, "P4": 5}, unknown=1), dict.fromkeys(("P1", "P2", "P3", "P4"), 8)
-    wanted = concentrated_draws(50, pools, sizes, seed=0)
-    unknown = sorted(need.num for needs in wanted.values() for need in needs if need.pool != KNOWN_CATEGORIES)
+    draws = concentrated_draws(50, pools, sizes, seed=0)
+    unknown = sorted(draw.num for pool_draws in draws.values() for draw in pool_draws if draw.pool != KNOWN_CATEGORIES)
     assert unknown == [1, 5, 5, 5]
-    assert {sum(need.num for need in needs) for needs in wanted.values()} == {8}
+    assert {sum(draw.num for draw in pool_draws) for pool_draws in draws.values()} == {8}
 
 
-def test_too_few_relations_are_refused_with_what_to_leave_out() -> None:
+def test_too_few_relations_are_refused_with_a_fix() -> None:
     with pytest.raises(VariantError, match=r"concentrated-050: 1 relations .* one with only Unknown and") as e:
         drawn(VariantsConfig(concentrated_shares=(0.5,)), sizes={"P1": 12})
     assert "--concentrated-shares" in str(e.value)
@@ -94,12 +94,12 @@ def test_too_few_relations_are_refused_with_what_to_leave_out() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.123, float("nan")])
-def test_shares_are_whole_percent_and_leave_both_sorts(share: float) -> None:
+def test_shares_are_whole_percent_between_0_and_1(share: float) -> None:
     with pytest.raises(SettingsError, match=r"concentrated_shares must be shares of whole percent from 0.01 to 0.99"):
         VariantsConfig(concentrated_shares=(share,))
 
 
-def test_it_is_asked_for_by_the_demo_and_not_by_the_paper() -> None:
+def test_only_the_demo_preset_has_concentrated_sets() -> None:
     assert "concentrated-050" in variant_names(VARIANTS["demo"]())
     assert "concentrated-050" in SWEEP["demo"]().grid.variants
     assert "concentrated-050" in resolve(demo_study()).sweep.grid.variants
@@ -108,14 +108,14 @@ def test_it_is_asked_for_by_the_demo_and_not_by_the_paper() -> None:
     assert variant_names(asked)[-1] == "concentrated-025"
 
 
-def test_settings_without_it_are_those_of_before() -> None:
-    """So that a finished study goes on; the setting counts as soon as it is used."""
+def test_identity_without_concentrated_sets_is_unchanged() -> None:
+    """A finished study is not repeated; the setting is part of the identity only if it is used."""
     assert "concentrated_shares" not in VariantsConfig().identity()
     assert BOTH.identity()["concentrated_shares"] == (0.25, 0.5)
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_drawn_into_a_study_it_is_told_apart_from_the_sweep(tmp_path: Path, nested: bool) -> None:
+def test_concentrated_set_is_drawn_beside_the_sweep(tmp_path: Path, nested: bool) -> None:
     study = write_study(tmp_path)
     manifest = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,), nested=nested))
     spread, concentrated = manifest.counts["unknown-050"], manifest.counts["concentrated-050"]
@@ -130,7 +130,7 @@ def test_drawn_into_a_study_it_is_told_apart_from_the_sweep(tmp_path: Path, nest
 
 
 def write_study(path: Path) -> Folder:
-    """Finished questions and annotate steps with the rows of `SIZES`."""
+    """A study with finished questions and annotate steps and the rows of `SIZES`."""
     study = Folder(str(path))
     ids = [i for pool in pools_of(SIZES).values() for ids in pool.values() for i in ids]
     relations, categories, _ = zip(*(i.split("-") for i in ids), strict=True)
@@ -143,7 +143,7 @@ def write_study(path: Path) -> Folder:
     return study
 
 
-def test_test_questions_by_relation_are_loaded_once_a_concentrated_set_was_trained(tmp_path: Path) -> None:
+def test_accuracy_by_relation_is_loaded_if_a_concentrated_set_is_trained(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     table = study.child("annotate").read_table("knowledge.parquet")
     splits = ["test" if i % 2 else "train" for i in range(table.num_rows)]

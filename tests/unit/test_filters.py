@@ -30,7 +30,7 @@ def dropped(questions, name, rule):
     return next(step.dropped for step in apply_filter(questions, name).steps if step.rule == rule)
 
 
-def test_dropped_relations_and_ood_train_rows_leave_under_every_filter():
+def test_every_filter_drops_dropped_relations_and_ood_train_rows():
     rows = [
         question("train", "a", "1"),
         question("train", "b", "2", domain="ood", relation="P2"),
@@ -42,7 +42,7 @@ def test_dropped_relations_and_ood_train_rows_leave_under_every_filter():
         assert dropped(rows, name, "not used") == {("P2", "train"): 1, ("P3", "test"): 1}
 
 
-def test_several_answers_leave_in_every_split():
+def test_questions_with_several_answers_are_dropped_in_every_split():
     rows = [question(split, split + n, *"12"[: int(n)]) for split in ("train", "dev", "test") for n in "12"]
     assert kept(rows, "paper") == {("train", "train1"), ("dev", "dev1"), ("test", "test1")}
     assert kept(rows, "none") == {(q.split, q.subject) for q in rows}
@@ -52,19 +52,19 @@ def test_several_answers_leave_in_every_split():
     "test_row",
     [
         question("test", "a", "2"),
-        question("test", "a", "2", "3"),  # counts although it is filtered itself
+        question("test", "a", "2", "3"),  # its subject counts although the filter drops it
         question("test", "a", "2", relation="P9", domain="dropped"),
         question("test", "a", "2", relation="P8", domain="ood"),
     ],
     ids=["same relation", "several answers", "dropped relation", "ood relation"],
 )
-def test_a_train_subject_in_test_leaves(test_row):
+def test_train_questions_with_a_test_subject_are_dropped(test_row):
     rows = [question("train", "a", "1"), question("train", "A", "1"), question("dev", "a", "1"), test_row]
     assert dropped(rows, "paper", "subject in test") == {("P1", "train"): 1}
     assert {("train", "A"), ("dev", "a")} <= kept(rows, "paper")
 
 
-def test_objects_and_reversed_pairs_stay_under_paper_and_leave_under_strict():
+def test_only_the_strict_filter_drops_shared_objects_and_reversed_pairs():
     rows = [
         question("train", "a", "x"),  # object x is in test
         question("train", "y", "b"),  # (b, y) is in test
@@ -88,7 +88,7 @@ def test_objects_and_reversed_pairs_stay_under_paper_and_leave_under_strict():
     }
 
 
-def test_without_a_subject_the_whole_question_is_compared():
+def test_whole_question_is_compared_without_a_subject():
     same = Question(
         question_id="1", relation="P1", domain="id", split="train", subject=None, question="Why?", answers=("a",)
     )
@@ -98,7 +98,7 @@ def test_without_a_subject_the_whole_question_is_compared():
     assert apply_filter([same, test], "paper").kept == [test]
 
 
-def test_strict_leaves_nothing_shared_on_random_sets():
+def test_strict_filter_leaves_no_overlap_on_random_sets():
     rng = random.Random(0)
     for _ in range(30):
         rows = [

@@ -1,4 +1,4 @@
-"""Files that users bring are read within limits: each limit refuses with one message, and bombs take little memory."""
+"""Limits on files from users: each limit is one error message, and decompression bombs take little memory."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def error_of(location):
 
 
 def bad_row(location):
-    """The message of a source whose rows are all bad."""
+    """The message for a source that has only bad rows."""
     return str(first_row_error(check(location)))
 
 
@@ -77,7 +77,7 @@ def test_rows_of_a_file_are_limited_in_every_format(tmp_path, monkeypatch):
         assert "has more than 2 rows, which is the limit; leave some out, or divide" in error_of(location)
 
 
-def test_files_and_members_are_counted(tmp_path, monkeypatch):
+def test_number_of_files_and_members_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "MAX_FILES", 2)
     for i in range(3):
         write(tmp_path / f"{i}.jsonl", json.dumps(ROW))
@@ -86,7 +86,7 @@ def test_files_and_members_are_counted(tmp_path, monkeypatch):
     assert "holds 3 members, at most 2 are read; join" in error_of(path)
 
 
-def test_a_zip_unpacks_to_no_more_than_it_may(tmp_path, monkeypatch):
+def test_unpacked_size_of_a_zip_is_limited(tmp_path, monkeypatch):
     bomb = write_zip(tmp_path / "bomb.zip", {"a.jsonl": " " * (2 << 20)})
     assert "bytes and would unpack to 2,097,152, at most 1,048,576 are read (100 times its bytes" in error_of(bomb)
     many = write_zip(tmp_path / "many.zip", {f"{i}.jsonl": " " * 1000 for i in range(1100)})
@@ -96,7 +96,7 @@ def test_a_zip_unpacks_to_no_more_than_it_may(tmp_path, monkeypatch):
 
 
 def overlapping(num):
-    """A zip with `num` members that are all the same bytes."""
+    """A zip whose `num` members share the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.jsonl", b" " * 500_000)
@@ -110,7 +110,7 @@ def overlapping(num):
 
 
 def understated():
-    """A zip whose member unpacks to 100 MB, and says 1,000 bytes."""
+    """A zip whose member unpacks to 100 MB but states 1,000 bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jsonl", b" " * 100_000_000)
@@ -120,25 +120,25 @@ def understated():
     return data.replace(size, (1000).to_bytes(4, "little"))
 
 
-def test_members_that_overlap_or_say_less_than_they_hold(tmp_path):
+def test_overlapping_and_understated_members_are_refused(tmp_path):
     assert "would unpack to 20,000,000, at most 1,048,576" in error_of(write(tmp_path / "a.zip", overlapping(40)))
     assert "member a.jsonl: it is damaged" in error_of(write(tmp_path / "b.zip", understated()))
 
 
 @pytest.mark.parametrize(("method", "name"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "LZMA")])
-def test_a_member_is_read_only_as_deflate(tmp_path, method, name):
+def test_compression_methods_other_than_deflate_are_refused(tmp_path, method, name):
     path = write_zip(tmp_path / "a.zip", {"a.jsonl": json.dumps(ROW)}, method)
     assert f"member a.jsonl: it is compressed by {name}, expected deflate" in error_of(path)
 
 
-def test_two_members_of_one_name_are_refused(tmp_path):
+def test_two_members_with_one_name_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip", {f"{name}.jsonl": json.dumps({**ROW, "answers": [name]}) for name in "ab"})
     data = (tmp_path / "a.zip").read_bytes().replace(b"b.jsonl", b"a.jsonl")
     assert "holds a.jsonl twice; expected each file once" in error_of(write(tmp_path / "a.zip", data))
     assert path.endswith("a.zip")
 
 
-def test_a_parquet_file_of_few_bytes_does_not_stand_for_many_rows(tmp_path, monkeypatch):
+def test_rows_and_values_per_byte_of_parquet_are_limited(tmp_path, monkeypatch):
     num = 150_000
     same = pa.DictionaryArray.from_arrays(np.zeros(num, np.int32), ["Where was Ada born?"])
     table = pa.table({"relation": same, "question": same, "answer": same})
@@ -160,7 +160,7 @@ def test_a_parquet_file_of_few_bytes_does_not_stand_for_many_rows(tmp_path, monk
     )
 
 
-def test_parquet_is_unpacked_in_parts_and_gives_the_same_rows(tmp_path, monkeypatch):
+def test_parquet_is_unpacked_in_batches_with_the_same_rows(tmp_path, monkeypatch):
     columns = {"question": [f"Who is {i}?" for i in range(1000)], "answers": [["a", f"b{i}"] for i in range(1000)]}
     path = write_parquet(tmp_path / "a.parquet", columns)
     rows = [row.content for row in read_rows(open_source(path))]
@@ -185,7 +185,7 @@ def test_rows_cells_and_columns_of_text_files_are_limited(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("column", ["relation", "question", "answer", "answers", "subject"])
-def test_a_text_that_is_too_long_is_a_bad_row(tmp_path, monkeypatch, column):
+def test_too_long_text_is_a_bad_row(tmp_path, monkeypatch, column):
     monkeypatch.setattr(limits, "MAX_TEXT_CHARS", 100)
     long = "a" * 101
     row = {**ROW, column: f'["{long}"]' if column == "answers" else long}
@@ -195,7 +195,7 @@ def test_a_text_that_is_too_long_is_a_bad_row(tmp_path, monkeypatch, column):
     assert message.startswith(f"{tmp_path / 'a.jsonl'}, line 1: {column} ")
 
 
-def test_a_json_document_is_limited(tmp_path, monkeypatch):
+def test_size_of_a_json_document_is_limited(tmp_path, monkeypatch):
     folder = tmp_path / "eq" / "train"
     folder.mkdir(parents=True)
     write(folder / "P19.train.json", json.dumps([ROW] * 3))
@@ -223,7 +223,7 @@ def nested(depth):
     ],
     ids=["deep", "deeper", "open", "twice", "digits", "nan", "surrogate", "nul", "deep cell", "spaces"],
 )
-def test_json_that_is_none_or_cannot_be_used_is_one_message(tmp_path, row, message):
+def test_invalid_json_row_is_one_message(tmp_path, row, message):
     assert message in bad_row(write(tmp_path / "a.jsonl", row + "\n"))
     folder = tmp_path / "eq" / "train"
     folder.mkdir(parents=True)
@@ -238,7 +238,7 @@ def test_json_that_is_none_or_cannot_be_used_is_one_message(tmp_path, row, messa
 
 
 @pytest.mark.parametrize("text", ["[1,]", "[,1]", "[1 2]", "[1]]", "[1", "[", '[{"a": 1},\n{"b"}]', "[1] x", "[1}"])
-def test_a_list_is_read_item_by_item_as_strictly_as_json_is(tmp_path, text):
+def test_list_items_are_parsed_as_strictly_as_json(tmp_path, text):
     folder = tmp_path / "train"
     folder.mkdir()
     write(folder / "P19.train.json", text)
@@ -248,7 +248,7 @@ def test_a_list_is_read_item_by_item_as_strictly_as_json_is(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["[]", " [ ] ", '\r\n[ {"a": [1, {}]}\t, 2 , "x"\n] \n', "[null]"])
-def test_a_list_is_read_item_by_item_as_json_reads_it(tmp_path, text):
+def test_list_items_equal_those_of_the_json_parser(tmp_path, text):
     folder = tmp_path / "train"
     folder.mkdir()
     write(folder / "P19.train.json", text)
@@ -274,7 +274,7 @@ def test_a_list_is_read_item_by_item_as_json_reads_it(tmp_path, text):
     ],
     ids=["deeper", "deep", "twice", "digits", "nan", "surrogate", "bytes", "cut", "large"],
 )
-def test_every_other_json_file_is_read_by_the_same_rule(tmp_path, monkeypatch, content, message):
+def test_every_other_json_file_is_parsed_strictly(tmp_path, monkeypatch, content, message):
     if "1,000 are read" in message:
         monkeypatch.setattr(limits, "MAX_SETTINGS_BYTES", 1000)
     source = tmp_path / "eq" / "train"
@@ -298,13 +298,13 @@ def test_every_other_json_file_is_read_by_the_same_rule(tmp_path, monkeypatch, c
     model.mkdir()
     write(model / "config.json", content)
     write(model / "model.safetensors", "")
-    if "NaN" not in message and "more than once" not in message:  # transformers takes both
+    if "NaN" not in message and "more than once" not in message:  # transformers accepts both
         with pytest.raises(ModelError) as raised:
             context_length(str(model))
         assert message in str(raised.value)
 
 
-def test_the_header_of_weights_is_limited(tmp_path, monkeypatch):
+def test_size_of_a_weights_header_is_limited(tmp_path, monkeypatch):
     write(tmp_path / "config.json", '{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8}')
     header = nested(100_000).encode()
     write(tmp_path / "model.safetensors", len(header).to_bytes(8, "little") + header + b" ")
@@ -317,7 +317,7 @@ def test_the_header_of_weights_is_limited(tmp_path, monkeypatch):
         context_length(str(tmp_path))
 
 
-def test_bad_rows_are_kept_up_to_a_limit_and_counted_beyond_it(tmp_path, monkeypatch, capsys):
+def test_bad_rows_beyond_the_limit_are_counted_only(tmp_path, monkeypatch, capsys):
     rows = [json.dumps(ROW), *(json.dumps({**ROW, "answers": [], "note": "n" * 200}) for _ in range(50))]
     config = QuestionsConfig(
         questions=write(tmp_path / "a.jsonl", "\n".join(rows)), filter="none", rejects=str(tmp_path / "rejects.jsonl")
@@ -338,7 +338,7 @@ def test_bad_rows_are_kept_up_to_a_limit_and_counted_beyond_it(tmp_path, monkeyp
     assert content.endswith("... (281 characters in all)")
 
 
-def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
+def test_source_that_changes_while_it_is_read_is_refused(tmp_path):
     path = write(tmp_path / "a.jsonl", json.dumps(ROW))
     source = open_source(path)
     write(tmp_path / "a.jsonl", json.dumps({**ROW, "answers": ["Paris"]}) + "\n")
@@ -352,16 +352,16 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path):
         list(read_rows(source))
 
 
-def test_a_wrong_byte_is_found_wherever_it_is(tmp_path):
+def test_invalid_byte_is_located_anywhere_in_a_file(tmp_path):
     line = json.dumps(ROW).encode() + b"\n"
-    for num in (1, 40_000):  # within and beyond a block
+    for num in (1, 40_000):  # in the first block and in a later one
         path = write(tmp_path / "a.jsonl", line * num + "ü".encode() + b"\xff")
         at = len(line) * num + 2
         assert f"is not UTF-8: byte 0xff at offset {at} (line {num + 1}); convert it" in error_of(path)
     assert "byte 0xc3 at offset" in error_of(write(tmp_path / "a.csv", HEADER.encode() + b"P19,x,\xc3"))
 
 
-def test_a_graded_sheet_is_a_file_of_a_user_too(tmp_path, monkeypatch):
+def test_graded_sheets_are_limited(tmp_path, monkeypatch):
     sheet = b"sheet,answer_id,grade,note\ns,1,wrong," + b"x" * 200_000 + b"\n"
     assert parse_grading_sheet(sheet, "a.csv").grades == {"1": "wrong"}
     with pytest.raises(DataError, match=r"a\.csv is not UTF-8: byte 0xff at offset 3 \(line 1\)"):
@@ -373,7 +373,7 @@ def test_a_graded_sheet_is_a_file_of_a_user_too(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"a\.csv has 200,\d+ bytes, at most 1,000 are read"):
         parse_grading_sheet(sheet, "a.csv")
     path = write(tmp_path / "a.csv", sheet)
-    monkeypatch.setattr(Folder, "read_bytes", None)  # it is refused before it is read
+    monkeypatch.setattr(Folder, "read_bytes", None)  # the size is checked before the file is read
     with pytest.raises(DataError, match=r"--graded .*a\.csv has 200,\d+ bytes, at most 1,000 are read"):
         read_grading_sheets(Folder(str(tmp_path / "report")), path)
 
@@ -393,7 +393,7 @@ def memory(kind):
 
 results = {}
 for path in sys.argv[1:]:
-    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     before, began = memory("VmRSS"), time.monotonic()
     try:
         source = open_source(path)
@@ -407,8 +407,8 @@ print(json.dumps(results))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is told by Linux")
-def test_bombs_take_little_memory(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports peak memory")
+def test_decompression_bombs_take_little_memory(tmp_path):
     same = pa.DictionaryArray.from_arrays(np.zeros(2_000_000, np.int32), ["x"])
     pq.write_table(pa.table({"relation": same, "question": same, "answer": same}), tmp_path / "rows.parquet")
     files = {

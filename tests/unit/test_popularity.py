@@ -41,7 +41,7 @@ def with_popularity(values: list[object], column: str = "popularity") -> list[di
 
 
 def write(path: Path, rows: list[dict]) -> Path:
-    """By the name's suffix: JSONL, CSV or Parquet."""
+    """Write JSONL, CSV or Parquet, by the suffix."""
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif path.suffix == ".parquet":
@@ -72,7 +72,7 @@ def stored(study: Folder) -> dict[str, float | None]:
 
 @pytest.mark.parametrize("column", ["popularity", "s_pop"])
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_popularity_is_read_from_every_kind_of_table(tmp_path: Path, suffix: str, column: str) -> None:
+def test_popularity_is_read_from_every_format(tmp_path: Path, suffix: str, column: str) -> None:
     values: list[object] = [0, 1, 2.5, None, 4, 1520, 6, 7, None]
     study = prepared(tmp_path, write(tmp_path / f"set.{suffix}", with_popularity(values, column)))
     assert stored(study) == {row["question"]: value for row, value in zip(ROWS, values, strict=True)}
@@ -90,8 +90,8 @@ def test_popularity_is_read_from_the_layout_of_entity_questions(tmp_path: Path) 
     assert sorted(stored(prepared(tmp_path, tmp_path / "eq")).values()) == [0.0] * 3 + [7.0] * 6
 
 
-def test_without_popularity_the_files_are_those_of_before(tmp_path: Path) -> None:
-    """Neither schema nor ids nor order change, and a column of nothing is no column."""
+def test_files_without_popularity_are_unchanged(tmp_path: Path) -> None:
+    """Schema, ids and order do not change, and an empty column is not stored."""
     plain = prepared(tmp_path, write(tmp_path / "plain.jsonl", ROWS)).child("questions")
     empty = prepared(tmp_path, write(tmp_path / "empty.jsonl", with_popularity([None] * 9))).child("questions")
     assert plain.read_table("part-P19.parquet").schema == QUESTION_SCHEMA
@@ -101,7 +101,7 @@ def test_without_popularity_the_files_are_those_of_before(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("bad", [-1, "many", "1,520", "nan", "inf", "1_000", True, [3], -0.5, 10**400, "٣"])
-def test_what_is_no_popularity_is_refused_with_its_row(tmp_path: Path, bad: object) -> None:
+def test_invalid_popularity_is_refused_with_its_row(tmp_path: Path, bad: object) -> None:
     values: list[object] = [5] * 9
     values[4] = bad
     source = write(tmp_path / "set.jsonl", with_popularity(values))
@@ -109,13 +109,13 @@ def test_what_is_no_popularity_is_refused_with_its_row(tmp_path: Path, bad: obje
         prepared(tmp_path, source)
 
 
-def test_nan_in_parquet_is_not_taken_for_unknown(tmp_path: Path) -> None:
+def test_nan_in_parquet_is_not_a_missing_popularity(tmp_path: Path) -> None:
     source = write(tmp_path / "set.parquet", with_popularity([1.0] * 8 + [float("nan")]))
     with pytest.raises(DataError, match=r"set\.parquet, row 9: popularity is nan"):
         prepared(tmp_path, source)
 
 
-def test_the_column_of_ones_own_goes_before_popqas() -> None:
+def test_column_popularity_precedes_s_pop() -> None:
     assert parse_popularity({"s_pop": 3, "popularity": 4}) == 4.0
     assert parse_popularity({"s_pop": -3, "popularity": ""}) is None
 
@@ -123,7 +123,7 @@ def test_the_column_of_ones_own_goes_before_popqas() -> None:
 # Worlds.
 
 
-def test_a_worlds_popularity_is_the_number_of_documents_that_mention_the_subject(tmp_path: Path) -> None:
+def test_popularity_in_a_world_is_the_number_of_documents_with_the_subject(tmp_path: Path) -> None:
     config = replace(smoke_world_config(), seed=3)
     facts = plant_facts(synthetic_rows(config), load_relations(), config)
     documents = corpus_epoch(facts, config, 0)

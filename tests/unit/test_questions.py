@@ -44,7 +44,7 @@ def write_layout(folder, rows):
     return str(folder)
 
 
-def test_questions_come_out_checked_sorted_and_named(tmp_path, capsys):
+def test_questions_are_validated_sorted_and_have_ids(tmp_path, capsys):
     manifest, study = prepare(tmp_path, [*GOOD, {**GOOD[0], "relation": "P112", "split": "test", "subject": " Ada "}])
     table = read_questions(study)
     assert table.schema == QUESTION_SCHEMA
@@ -68,7 +68,7 @@ def test_questions_come_out_checked_sorted_and_named(tmp_path, capsys):
     assert "P19       id      3/3/3" in capsys.readouterr().out
 
 
-def test_ids_depend_on_neither_row_order_nor_kind_of_file(tmp_path):
+def test_ids_depend_on_neither_row_order_nor_file_format(tmp_path):
     expected = read_questions(prepare(tmp_path, GOOD)[1])
     for seed in range(5):
         shuffled = random.Random(seed).sample(GOOD, len(GOOD))
@@ -84,7 +84,7 @@ def test_ids_depend_on_neither_row_order_nor_kind_of_file(tmp_path):
         assert read_questions(study).equals(expected)
 
 
-def test_the_questions_of_one_study_are_a_source_for_another(tmp_path):
+def test_questions_of_a_study_are_a_source_for_another_study(tmp_path):
     _, study = prepare(tmp_path, GOOD)
     other = Folder(str(tmp_path / "other"))
     prepare_questions(other, QuestionsConfig(questions=study.child("questions").uri))
@@ -117,7 +117,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_row_stops_with_file_line_found_and_wanted(tmp_path, case):
+def test_bad_row_stops_the_step_with_file_line_found_and_expected(tmp_path, case):
     row, message = BAD[case]
     with pytest.raises(DataError) as caught:
         prepare(tmp_path, [*GOOD, row])
@@ -128,14 +128,14 @@ def test_a_bad_row_stops_with_file_line_found_and_wanted(tmp_path, case):
     assert not (tmp_path / "study").exists()
 
 
-def test_several_bad_rows_are_counted_in_one_message(tmp_path):
+def test_bad_rows_are_counted_in_one_message(tmp_path):
     with pytest.raises(
         DataError, match=r"line 1: no answer.* In all 3 rows are bad: 2 x no answer, 1 x unknown relation"
     ):
         prepare(tmp_path, [BAD["no answer"][0], BAD["no answer"][0], BAD["relation"][0], *GOOD])
 
 
-def test_rejects_sets_bad_rows_aside_and_counts_them(tmp_path, capsys):
+def test_rejects_file_holds_bad_rows(tmp_path, capsys):
     rows = [row for row, _ in BAD.values()]
     rejects = tmp_path / "deep" / "rejects.jsonl"
     manifest, study = prepare(tmp_path, [*GOOD, *rows], rejects=str(rejects))
@@ -150,7 +150,7 @@ def test_rejects_sets_bad_rows_aside_and_counts_them(tmp_path, capsys):
     assert f"Rows set aside: {len(BAD)} (" in capsys.readouterr().out
 
 
-def test_rejects_does_not_hide_a_damaged_file(tmp_path):
+def test_damaged_file_is_an_error_despite_rejects(tmp_path):
     source = tmp_path / "eq" / "train" / "P19.train.json"
     write_layout(tmp_path / "eq", GOOD)
     source.write_text(source.read_text()[:-5])
@@ -159,18 +159,18 @@ def test_rejects_does_not_hide_a_damaged_file(tmp_path):
         prepare_questions(Folder(str(tmp_path / "study")), config)
 
 
-def test_only_bad_rows_leave_no_questions(tmp_path):
+def test_source_with_only_bad_rows_is_refused(tmp_path):
     with pytest.raises(DataError, match="has no question left: 0 were read"):
         prepare(tmp_path, [BAD["no answer"][0]], rejects=str(tmp_path / "rejects.jsonl"))
 
 
-def test_a_table_without_rows_is_an_error(tmp_path):
+def test_table_without_rows_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("relation,question,answers\n")
     with pytest.raises(DataError, match="holds no row"):
         prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(questions=str(tmp_path / "a.csv")))
 
 
-def test_csv_rows_with_the_wrong_cells_are_bad_rows(tmp_path):
+def test_csv_rows_with_wrong_cells_are_bad_rows(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('relation,question,answers\nP19,"Where\nwas A born?",x\nP19,Who?\nP19,Who?,x\n')
     rejects = tmp_path / "rejects.jsonl"
@@ -184,7 +184,7 @@ def test_csv_rows_with_the_wrong_cells_are_bad_rows(tmp_path):
     ]
 
 
-def test_repeated_rows_stay_in_the_layout_of_entity_questions_with_ids_of_their_own(tmp_path):
+def test_repeated_rows_of_entity_questions_have_distinct_ids(tmp_path):
     rows = [*GOOD, GOOD[0], GOOD[0]]
     study = Folder(str(tmp_path / "study"))
     manifest = prepare_questions(study, QuestionsConfig(questions=write_layout(tmp_path / "eq", rows)))
@@ -195,7 +195,7 @@ def test_repeated_rows_stay_in_the_layout_of_entity_questions_with_ids_of_their_
     assert mine == {question_id("P19", "train", GOOD[0]["question"], GOOD[0]["answers"], copy) for copy in (1, 2, 3)}
 
 
-def test_rows_without_a_split_get_one_from_their_content(tmp_path):
+def test_rows_without_a_split_are_assigned_one_by_content(tmp_path):
     rows = [
         {"relation": r, "question": f"Where was {r} {i} born?", "answer": f"a{i}"}
         for r in ("P19", "P112")
@@ -215,7 +215,7 @@ def test_rows_without_a_split_get_one_from_their_content(tmp_path):
     assert again.equals(read_questions(study))
 
 
-def test_other_relations_by_file_or_by_leave(tmp_path):
+def test_unlisted_relations_need_a_file_or_a_flag(tmp_path):
     rows = [{**row, "relation": "place of birth"} for row in GOOD]
     _, study = prepare(tmp_path, rows, "leave", unknown_relations="id")
     assert set(read_questions(study)["domain"].to_pylist()) == {"id"}
@@ -229,7 +229,7 @@ def test_other_relations_by_file_or_by_leave(tmp_path):
     assert {row["subject"] for row in table} == {f"{s} {i}" for s in ("dev", "test") for i in range(3)}
 
 
-def test_the_sources_own_template_finds_a_subject_where_the_listed_one_does_not(tmp_path):
+def test_template_of_the_source_extracts_the_subject_if_the_listed_one_does_not_fit(tmp_path):
     rows = [{**row, "question": row["question"].replace("Where was", "Birthplace of")} for row in GOOD]
     folder = tmp_path / "eq"
     write_layout(folder / "dataset", rows)
@@ -242,7 +242,7 @@ def test_the_sources_own_template_finds_a_subject_where_the_listed_one_does_not(
     assert "train 0" in read_questions(study)["subject"].to_pylist()
 
 
-def test_the_limit_takes_the_smallest_ids_of_each_relation_and_split(tmp_path):
+def test_limit_keeps_the_smallest_ids_of_each_relation_and_split(tmp_path):
     _, study = prepare(tmp_path, GOOD)
     manifest, limited = prepare(tmp_path, GOOD, "limited", limit_per_relation=2)
     expected = {}
@@ -252,7 +252,7 @@ def test_the_limit_takes_the_smallest_ids_of_each_relation_and_split(tmp_path):
     assert manifest.counts["over_limit"] == 3
 
 
-def test_a_finished_step_is_not_done_again_and_never_mixed(tmp_path):
+def test_finished_step_is_not_repeated_nor_overwritten(tmp_path):
     manifest, study = prepare(tmp_path, GOOD)
     assert prepare(tmp_path, GOOD)[0] == manifest
     with pytest.raises(StudyError, match="other inputs or settings"):
@@ -266,7 +266,7 @@ def test_a_finished_step_is_not_done_again_and_never_mixed(tmp_path):
     assert read_questions(study).num_rows == len(GOOD)
 
 
-def test_without_a_source_the_studys_world_is_read(tmp_path):
+def test_default_source_is_the_world_of_the_study(tmp_path):
     study = Folder(str(tmp_path / "study"))
     with pytest.raises(StudyError, match="no finished world and no question source"):
         prepare_questions(study, QuestionsConfig())
@@ -276,7 +276,7 @@ def test_without_a_source_the_studys_world_is_read(tmp_path):
     assert read_questions(study).num_rows == len(GOOD)
 
 
-def test_an_audit_source_must_be_whole(tmp_path):
+def test_audit_source_must_have_all_relations(tmp_path):
     source = write_layout(tmp_path / "eq", GOOD)
     with pytest.raises(DataError, match=r"eq lacks relation P106, P112.*all 24 relations"):
         prepare(tmp_path, GOOD, audit=source)
@@ -291,7 +291,7 @@ def test_an_audit_source_must_be_whole(tmp_path):
         ({"questions": "a.jsonl", "rejects": "a.jsonl"}, "would overwrite the input a.jsonl"),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(SettingsError, match=message):
         QuestionsConfig(**settings)
 
@@ -315,7 +315,7 @@ def accented(split, num, subject="José", answer="Málaga"):
     }
 
 
-def test_unicode_forms_change_neither_ids_nor_filters_and_the_own_text_is_kept(tmp_path):
+def test_unicode_forms_change_neither_ids_nor_filters_nor_stored_text(tmp_path):
     rows = [accented(split, i) for split in ("train", "dev", "test") for i in range(3)]
     tables = {}
     for name, rows_of_form in (("nfc", rows), ("nfd", decomposed(rows)), ("mixed", [*rows[:3], *decomposed(rows[3:])])):
@@ -333,12 +333,12 @@ def test_unicode_forms_change_neither_ids_nor_filters_and_the_own_text_is_kept(t
     assert by_hash[0] == by_hash[1]
 
 
-def test_the_same_question_in_another_unicode_form_is_a_duplicate(tmp_path):
+def test_same_question_in_another_unicode_form_is_a_duplicate(tmp_path):
     with pytest.raises(DataError, match=r"line 2: duplicate row: the same as .*line 1"):
         prepare(tmp_path, [accented("train", 0), decomposed(accented("train", 0))])
 
 
-def test_a_strict_filter_and_relations_compare_across_unicode_forms(tmp_path):
+def test_strict_filter_and_relations_ignore_unicode_forms(tmp_path):
     (tmp_path / "relations.json").write_text(
         json.dumps(decomposed({"né": {"template": "Né où, [X], né?", "domain": "id"}})), encoding="utf-8"
     )
@@ -375,7 +375,7 @@ def without_split(num):
     return [{"relation": "P19", "question": f"Where was {num}{i} born?", "answer": f"{num}{i}"} for i in range(3)]
 
 
-def test_splits_come_from_file_names_in_a_folder_and_a_zip(tmp_path, capsys):
+def test_splits_are_read_from_file_names_in_a_folder_and_a_zip(tmp_path, capsys):
     files = {
         "my.Train.jsonl": without_split("a"),
         "validation-00000-of-00002.parquet": without_split("b"),
@@ -419,7 +419,7 @@ def test_splits_come_from_file_names_in_a_folder_and_a_zip(tmp_path, capsys):
         ("eval.jsonl", None, "may mean dev or test"),
     ],
 )
-def test_splits_that_contradict_or_are_ambiguous_are_refused(tmp_path, name, split, message):
+def test_contradictory_and_ambiguous_splits_are_refused(tmp_path, name, split, message):
     rows = [row | ({"split": split} if split else {}) for row in without_split("a")]
     config = QuestionsConfig(questions=write_files(tmp_path / "set", {name: rows}), filter="none")
     with pytest.raises(DataError) as caught:
@@ -428,14 +428,14 @@ def test_splits_that_contradict_or_are_ambiguous_are_refused(tmp_path, name, spl
     assert "In all 3 rows are bad" in str(caught.value)
 
 
-def test_a_row_of_entity_questions_cannot_state_another_split_than_its_folder(tmp_path):
+def test_split_column_of_entity_questions_must_match_the_folder(tmp_path):
     folder = write_layout(tmp_path / "eq", GOOD)
     (tmp_path / "eq" / "train" / "P19.train.json").write_text(json.dumps([{**GOOD[0], "split": "test"}]))
     with pytest.raises(DataError, match="column split says test, but the name of the file says train"):
         prepare_questions(Folder(str(tmp_path / "study")), QuestionsConfig(questions=folder))
 
 
-def test_a_relation_may_be_called_like_a_split(tmp_path):
+def test_relation_may_have_the_name_of_a_split(tmp_path):
     rows = [{**row, "relation": "test"} for row in GOOD]
     _, study = prepare(tmp_path, rows, unknown_relations="id")
     again = Folder(str(tmp_path / "again"))
@@ -456,7 +456,7 @@ LISTS = {
 
 @pytest.mark.parametrize("cell", LISTS)
 @pytest.mark.parametrize("column", ["answer", "answers", "possible_answers"])
-def test_a_list_in_text_is_read_by_one_rule_in_every_column(tmp_path, column, cell):
+def test_list_in_a_string_is_parsed_the_same_in_every_column(tmp_path, column, cell):
     path = tmp_path / "a.csv"
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([["relation", "question", "split", column], ["P19", "Who?", "test", cell]])
@@ -484,7 +484,7 @@ def test_a_list_in_text_is_read_by_one_rule_in_every_column(tmp_path, column, ce
         ([["Paris"]], "answer is ['Paris'] (list), expected a string; write a single string"),
     ],
 )
-def test_a_malformed_list_is_never_the_answer_itself(tmp_path, column, value, message):
+def test_malformed_list_is_never_an_answer(tmp_path, column, value, message):
     row = {"relation": "P19", "question": "Who?", "split": "test", column: value}
     with pytest.raises(DataError) as caught:
         prepare(tmp_path, [row], filter="none")
@@ -492,7 +492,7 @@ def test_a_malformed_list_is_never_the_answer_itself(tmp_path, column, value, me
     assert "put it in quotes" not in str(caught.value)
 
 
-def test_only_columns_that_are_used_are_read_from_parquet(tmp_path):
+def test_unused_parquet_columns_are_not_read(tmp_path):
     num = len(GOOD)
     far = pa.array([3_700_000] * num, pa.int32())  # days: a year beyond those of Python
     table = pa.table(
@@ -526,7 +526,7 @@ def test_only_columns_that_are_used_are_read_from_parquet(tmp_path):
             prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(questions=str(source)))
 
 
-def test_a_damaged_column_that_is_not_used_does_not_matter(tmp_path):
+def test_damage_in_an_unused_parquet_column_is_ignored(tmp_path):
     source = tmp_path / "a.parquet"
     table = pa.Table.from_pylist([{**row, "note": "n" * 50} for row in GOOD])
     pq.write_table(table, source, compression="none", use_dictionary=False)
@@ -544,14 +544,14 @@ def test_a_damaged_column_that_is_not_used_does_not_matter(tmp_path):
     assert read_questions(study).num_rows == len(GOOD)
 
 
-def test_values_of_other_types_say_how_to_mend_them(tmp_path):
+def test_values_of_other_types_are_refused_with_a_fix(tmp_path):
     for name, value, advice in (("bytes", b"Paris", "store the column as text"), ("date", date(1, 1, 1), "quotes")):
         pq.write_table(pa.table({"relation": ["P19"], "question": ["Who?"], "answer": [value]}), tmp_path / "a.parquet")
         with pytest.raises(DataError, match=rf"row 1: answer is .*{name}.*expected a string; .*{advice}"):
             prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(questions=str(tmp_path / "a.parquet")))
 
 
-def test_other_columns_of_text_files_may_hold_anything(tmp_path):
+def test_unused_columns_of_text_files_may_hold_anything(tmp_path):
     rows = ['{"note": ' + "9" * 5000 + ", " + json.dumps(row)[1:] for row in GOOD]
     assert read_questions(prepare(tmp_path, rows)[1]).num_rows == len(GOOD)
     with pytest.raises(DataError, match="line 10: found answers more than once in the object"):
@@ -562,7 +562,7 @@ def test_other_columns_of_text_files_may_hold_anything(tmp_path):
     assert read_questions(study)["answers"].to_pylist() == [["Ada"]]
 
 
-def test_the_output_names_what_each_rule_dropped(tmp_path, capsys):
+def test_summary_lists_the_questions_dropped_by_each_rule(tmp_path, capsys):
     rows = [*GOOD, {**GOOD[0], "question": "Where was train 9 born?", "answers": ["a", "b"]}]
     prepare(tmp_path, rows)
     out = capsys.readouterr().out

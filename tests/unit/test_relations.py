@@ -6,7 +6,7 @@ from slick.datasets.relations import extract_subject, load_paper_counts, load_re
 from slick.errors import DataError
 
 
-def test_the_shipped_division_is_12_7_5_and_p30():
+def test_shipped_relations_are_divided_12_7_5_and_p30():
     by_domain = {}
     for name, relation in load_relations().items():
         by_domain.setdefault(relation.domain, set()).add(name)
@@ -14,7 +14,7 @@ def test_the_shipped_division_is_12_7_5_and_p30():
     assert by_domain["dropped"] == {"P276", "P20", "P106", "P413", "P159", "P30"}
 
 
-def test_the_paper_counts_cover_the_division_and_add_up():
+def test_paper_counts_cover_the_shipped_relations_and_add_up():
     counts, relations = load_paper_counts(), load_relations()
     for table, domain in (("train", "id"), ("test", "id"), ("ood", "ood")):
         assert set(counts[table]) == {name for name, relation in relations.items() if relation.domain == domain}
@@ -25,24 +25,24 @@ def test_the_paper_counts_cover_the_division_and_add_up():
 
 
 @pytest.mark.parametrize("relation", load_relations().values(), ids=lambda relation: relation.relation)
-def test_a_subject_survives_the_question(relation):
+def test_subject_is_extracted_from_its_question(relation):
     for subject in ("Paris", "a's?", "?", "Who is X", "Ægir ö"):
         assert relation.subject(relation.question(subject)) == subject
 
 
-def test_a_question_without_a_subject_has_none():
+def test_no_subject_if_the_question_does_not_follow_the_template():
     assert extract_subject("Who is [X]'s child?", "Who is 's child?") is None
     assert extract_subject("aa[X]aa", "aaa") is None
     assert extract_subject("Where is [E]?", "Where is Rome?") == "Rome"
 
 
 @pytest.mark.parametrize("template", ["no place", "[X] and [X]", "[X] and [E]"])
-def test_a_template_has_one_place(template):
+def test_template_has_exactly_one_placeholder(template):
     with pytest.raises(ValueError, match="exactly one"):
         split_template(template)
 
 
-def test_another_file_takes_the_place_of_the_shipped_one(tmp_path):
+def test_relations_file_replaces_the_shipped_one(tmp_path):
     path = tmp_path / "mine.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"born": {"template": None, "domain": "ood"}}).encode())
     assert [(r.relation, r.template, r.domain) for r in load_relations(str(path)).values()] == [("born", None, "ood")]
@@ -61,7 +61,7 @@ def test_another_file_takes_the_place_of_the_shipped_one(tmp_path):
         ('{"P1": "id"}', "relation 'P1': found"),
     ],
 )
-def test_a_bad_relations_file_is_named_with_what_is_wrong(tmp_path, content, message):
+def test_invalid_relations_file_is_refused(tmp_path, content, message):
     path = tmp_path / "mine.json"
     path.write_text(content)
     with pytest.raises(DataError, match=r"mine\.json") as caught:
@@ -69,6 +69,6 @@ def test_a_bad_relations_file_is_named_with_what_is_wrong(tmp_path, content, mes
     assert message in str(caught.value)
 
 
-def test_a_missing_relations_file_is_named(tmp_path):
+def test_missing_relations_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.json does not exist"):
         load_relations(str(tmp_path / "nowhere.json"))

@@ -45,7 +45,7 @@ def error_of(path):
     return str(caught.value)
 
 
-def test_a_folder_its_parent_and_a_zip_are_the_same_source(tmp_path):
+def test_folder_its_parent_and_a_zip_are_the_same_source(tmp_path):
     folder = write_folder(tmp_path / "eq" / "dataset").parent
     places = [
         folder,
@@ -83,7 +83,7 @@ def test_templates_are_read_beside_the_dataset_in_a_folder_and_a_zip(tmp_path):
     assert "relation_query_templates.json is not UTF-8 JSON" in error_of(folder)
 
 
-def test_tables_of_every_kind_give_the_same_rows(tmp_path):
+def test_tables_of_every_format_give_the_same_rows(tmp_path):
     rows = [{"relation": "P19", "question": 'Where was "Ada", Ö born?', "answers": ["London", "UK"]}]
     (tmp_path / "a.jsonl").write_text(
         "\ufeff" + "".join(json.dumps(row) + "\r\n\r\n" for row in rows), encoding="utf-8"
@@ -98,7 +98,7 @@ def test_tables_of_every_kind_give_the_same_rows(tmp_path):
     assert rows_of(tmp_path / "a.csv") == [{**rows[0], "answers": '["London", "UK"]'}]
 
 
-def test_a_folder_of_tables_is_read_in_the_order_of_names(tmp_path):
+def test_folder_of_tables_is_read_in_the_order_of_names(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"relation": "P19", "question": name, "answer": name}))
     (tmp_path / "notes.txt").write_text("not a table")
@@ -109,7 +109,7 @@ def test_a_folder_of_tables_is_read_in_the_order_of_names(tmp_path):
     ]
 
 
-def test_what_macos_adds_to_a_zip_is_not_read(tmp_path):
+def test_files_that_macos_adds_to_a_zip_are_ignored(tmp_path):
     extra = {
         **{f"eq/dataset/{n}": d for n, d in FILES.items()},
         "__MACOSX/eq/dataset/train/P19.train.json": b"x",
@@ -118,7 +118,7 @@ def test_what_macos_adds_to_a_zip_is_not_read(tmp_path):
     assert len(open_source(str(write_zip(tmp_path / "a.zip", extra, top=""))).files) == 3
 
 
-def test_a_source_that_is_not_there_or_not_known_is_named(tmp_path):
+def test_missing_and_unsupported_sources_are_refused(tmp_path):
     assert "nowhere.zip does not exist; " + EXPECTED in error_of(tmp_path / "nowhere.zip")
     (tmp_path / "a.txt").write_text("x")
     assert "a.txt has an unsupported file format; " + EXPECTED in error_of(tmp_path / "a.txt")
@@ -132,13 +132,13 @@ def test_a_source_that_is_not_there_or_not_known_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["zip", "jsonl", "csv", "parquet"])
-def test_an_empty_file_is_an_error(tmp_path, suffix):
+def test_empty_file_is_refused(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"")
     assert str(path) in error_of(path)
 
 
-def test_a_truncated_zip_and_a_zip_of_something_else(tmp_path):
+def test_truncated_zip_and_zip_without_questions_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip")
     path.write_bytes(path.read_bytes()[:-40])
     assert "a.zip is not a whole zip file" in error_of(path)
@@ -147,7 +147,7 @@ def test_a_truncated_zip_and_a_zip_of_something_else(tmp_path):
     assert "holds no member {train,dev,test}/P*.{train,dev,test}.json, found readme.md; " + EXPECTED in error_of(path)
 
 
-def test_a_corrupt_member_is_named(tmp_path):
+def test_corrupt_zip_member_is_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"train/P19.train.json": json.dumps(ROWS * 50).encode()})
     data = bytearray(path.read_bytes())
     at = data.index(b".json") + 15
@@ -156,7 +156,7 @@ def test_a_corrupt_member_is_named(tmp_path):
     assert "a.zip, member dataset/train/P19.train.json: it is damaged" in error_of(path)
 
 
-def test_members_that_must_not_be_unpacked(tmp_path, monkeypatch):
+def test_encrypted_and_large_members_are_refused(tmp_path, monkeypatch):
     path = write_zip(tmp_path / "a.zip")
     data = bytearray(path.read_bytes())
     start = data.index(b"PK\x01\x02")
@@ -193,13 +193,13 @@ def test_two_datasets_in_one_zip_are_refused(tmp_path):
     ],
     ids=["truncated", "object", "number", "blank", "deep", "latin-1", "utf-16"],
 )
-def test_a_damaged_relation_file_is_named(tmp_path, data, message):
+def test_damaged_relation_file_is_refused(tmp_path, data, message):
     error = error_of(write_folder(tmp_path, {**FILES, "dev/P19.dev.json": data}))
     assert str(tmp_path) in error
     assert message in error
 
 
-def test_a_bom_is_taken_off(tmp_path):
+def test_byte_order_mark_is_ignored(tmp_path):
     files = {name: b"\xef\xbb\xbf" + data for name, data in FILES.items()}
     assert rows_of(write_folder(tmp_path / "a", files)) == rows_of(write_folder(tmp_path / "b"))
 
@@ -242,21 +242,21 @@ def test_a_bom_is_taken_off(tmp_path):
         ("a.parquet", b"PAR1 and no more", "is not a whole Parquet file"),
     ],
 )
-def test_a_damaged_table_is_named(tmp_path, name, data, message):
+def test_damaged_table_is_refused(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     error = error_of(tmp_path / name)
     assert str(tmp_path / name) in error
     assert message in error
 
 
-def test_a_parquet_file_without_its_columns_or_its_end(tmp_path):
+def test_parquet_file_without_required_columns_or_footer_is_refused(tmp_path):
     pq.write_table(pa.table({"q": ["Who?"]}), tmp_path / "a.parquet")
     assert "lacks column relation, question, answers (or answer); found q, expected" in error_of(tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     assert "is not a whole Parquet file" in error_of(tmp_path / "a.parquet")
 
 
-def test_a_parquet_column_whose_values_are_pickles_is_refused_before_they_are_read(tmp_path):
+def test_parquet_column_of_pickles_is_refused_before_it_is_read(tmp_path):
     """Ray Data registers such a type with Arrow, which then loads the pickles of any Parquet file."""
     import ray.data.extensions  # noqa: F401 - registers it
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray

@@ -1,4 +1,4 @@
-"""Addresses hold no secrets, whichever flag they are given to."""
+"""URIs with secrets are refused by every flag."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ SECRET = "not-to-be-seen"
         "ray://head:10001",
     ],
 )
-def test_ordinary_addresses_pass(uri: str) -> None:
+def test_uris_without_secrets_pass(uri: str) -> None:
     check_uri(uri, "--out")
 
 
@@ -61,7 +61,7 @@ def test_ordinary_addresses_pass(uri: str) -> None:
         f"http://[::1{SECRET}/",
     ],
 )
-def test_an_address_with_a_secret_is_refused_and_not_repeated(uri: str) -> None:
+def test_uri_with_a_secret_is_refused_without_repeating_it(uri: str) -> None:
     with pytest.raises(SettingsError, match=r"\.\.\. holds .*AWS_SECRET_ACCESS_KEY") as caught:
         check_uri(uri, "--out")
     assert SECRET not in str(caught.value)
@@ -69,7 +69,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(uri: str) -> None:
 
 
 def text_flags(settings: Any, prefix: str = "") -> Iterator[str]:
-    """Every flag of some settings that takes a text."""
+    """Every flag with a string value."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -99,13 +99,13 @@ COMMANDS = [
 ]
 
 
-def test_every_command_is_among_them() -> None:
+def test_every_command_is_tested() -> None:
     assert {command[0] for command, _ in COMMANDS} == set(STEP_DESCRIPTIONS)
 
 
 @pytest.mark.parametrize(("command", "flags"), COMMANDS, ids=[" ".join(command) for command, _ in COMMANDS])
 @pytest.mark.parametrize("joined", [True, False])
-def test_no_flag_takes_an_address_with_a_secret(
+def test_every_flag_refuses_a_uri_with_a_secret(
     command: list[str],
     flags: list[str],
     joined: bool,

@@ -1,4 +1,4 @@
-"""Fine-tuning sets: their size, their mix in each relation, how they nest, and what is refused."""
+"""Fine-tuning sets: size, mix of each relation, nesting, and errors."""
 
 import functools
 import itertools
@@ -43,7 +43,7 @@ def paper_sets() -> dict[str, list[str]]:
 
 
 def drawn(counts: Counts, config: VariantsConfig) -> dict[str, list[str]]:
-    """Set name -> question_ids; the ids of `pools_of` tell relation and category."""
+    """Set name -> question_ids. The ids of `pools_of` contain relation and category."""
     pools = pools_of(counts)
     planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0])
     order = RowOrder(config.seed)
@@ -61,20 +61,20 @@ def unknown_of(question_ids: list[str]) -> set[str]:
 # The paper's numbers.
 
 
-def test_the_papers_table_gives_the_papers_size() -> None:
+def test_knowledge_table_of_the_paper_gives_its_size() -> None:
     sizes, dropped = relation_sizes(pools_of(PAPER), VariantsConfig())
     assert sizes == {r: min(nums) for r, nums in PAPER.items()}
     assert (sum(sizes.values()), dropped) == (6142, [])
 
 
-def test_the_papers_table_gives_seventeen_sets_of_its_mix() -> None:
+def test_knowledge_table_of_the_paper_gives_its_seventeen_sets() -> None:
     sets = paper_sets()
     assert len(sets) == 17
     assert {name: len(ids) for name, ids in sets.items() if not name.startswith("known")} == dict.fromkeys(
         [name for name in sets if not name.startswith("known")], 6142
     )
     for share in SHARES:
-        # 12 relations may be off by less than one row each; by design the errors cancel.
+        # Each of the 12 relations is off by less than one row; by design the errors cancel.
         assert abs(len(unknown_of(sets[f"unknown-{round(100 * share):03d}"])) - share * 6142) <= 2, share
 
 
@@ -82,7 +82,7 @@ def test_the_papers_table_gives_seventeen_sets_of_its_mix() -> None:
 
 
 @pytest.mark.parametrize("counts", [PAPER, SMALL, {"P1": (40, 40, 40, 40)}], ids=["paper", "small", "one relation"])
-def test_invariants(counts: Counts) -> None:
+def test_sets_have_the_same_rows_per_relation_and_their_share(counts: Counts) -> None:
     config = VariantsConfig(idk_shares=(0.5, 1.0))
     sets = drawn(counts, config)
     everything = {i for pool in pools_of(counts).values() for ids in pool.values() for i in ids}
@@ -104,20 +104,20 @@ def test_invariants(counts: Counts) -> None:
                 assert {i.split("-")[1] for i in of_relation} == {spec.category.value}
 
 
-def test_known_sets_are_their_sweep_set_without_its_unknown_rows() -> None:
+def test_known_sets_are_sweep_sets_without_unknown_rows() -> None:
     sets = paper_sets()
     for percent in ("010", "025", "050", "075", "090"):
         whole = sets[f"unknown-{percent}"]
         assert set(sets[f"known-{percent}"]) == set(whole) - unknown_of(whole)
 
 
-def test_idk_holds_the_rows_of_its_sweep_set() -> None:
+def test_idk_sets_have_the_rows_of_their_sweep_set() -> None:
     sets = paper_sets()
     assert sets["idk-050"] == sets["unknown-050"]
 
 
 @pytest.mark.parametrize("counts", [PAPER, SMALL], ids=["paper", "small"])
-def test_shares_nest(counts: Counts) -> None:
+def test_sets_of_larger_shares_contain_those_of_smaller_ones(counts: Counts) -> None:
     sweep = tuple(x / 100 for x in range(0, 101, 5))
     sets = drawn(counts, VariantsConfig(unknown_shares=sweep, min_per_relation=1))
     names = [f"unknown-{x:03d}" for x in range(0, 101, 5)]
@@ -126,7 +126,7 @@ def test_shares_nest(counts: Counts) -> None:
         assert set(sets[larger]) - unknown_of(sets[larger]) <= set(sets[smaller])
 
 
-def test_natural_has_each_relations_own_mix() -> None:
+def test_natural_set_has_the_mix_of_each_relation() -> None:
     found = mix(paper_sets()["natural"])
     for relation, nums in PAPER.items():
         for category, num in zip(Category, nums, strict=True):
@@ -135,7 +135,7 @@ def test_natural_has_each_relations_own_mix() -> None:
 
 def test_known_rows_are_drawn_uniformly_from_the_pooled_known_rows() -> None:
     # Hypergeometric counts of the three categories in 1,000 draws of 100 from 600; each within 5 standard errors of its
-    # mean, so a right draw fails in fewer than 3 x 6e-7 of all choices of seeds.
+    # mean, so a correct draw fails for fewer than 3 x 6e-7 of all seeds.
     pools = pools_of({"P1": (300, 200, 100, 200)})
     specs = variant_specs(VariantsConfig(unknown_shares=(0.0,), known_shares=(), idk_shares=(), natural=False))
     planned = plan(specs, pools, {"P1": 100})["unknown-000"]
@@ -146,9 +146,9 @@ def test_known_rows_are_drawn_uniformly_from_the_pooled_known_rows() -> None:
         assert abs(sum(found["P1", category] for found in draws) / 1000 - 100 * share) < 5 * error
 
 
-def test_every_row_is_as_likely_as_every_other() -> None:
+def test_all_rows_are_equally_likely() -> None:
     # 2,000 draws of 5 from 20: each row 500 times on average, standard error 19.4. The largest of 20 deviations exceeds
-    # 5 of them with odds below 20 x 6e-7.
+    # 5 of them with a probability below 20 x 6e-7.
     pools = pools_of({"P1": (0, 0, 0, 20)})
     need = plan([s for s in variant_specs(VariantsConfig()) if s.name == "unknown-100"], pools, {"P1": 5})[
         "unknown-100"
@@ -158,15 +158,15 @@ def test_every_row_is_as_likely_as_every_other() -> None:
     assert all(abs(num - 500) < 5 * math.sqrt(2000 * 0.25 * 0.75) for num in times.values())
 
 
-def test_the_seed_changes_the_draw_and_repeats_it() -> None:
+def test_draw_is_determined_by_the_seed() -> None:
     first, again, other = (drawn(PAPER, VariantsConfig(seed=seed)) for seed in (0, 0, 1))
     assert first == again
     assert first["unknown-050"] != other["unknown-050"]
     assert mix(first["unknown-050"]).total() == mix(other["unknown-050"]).total()
 
 
-def test_rows_that_are_not_taken_do_not_matter() -> None:
-    # Another relation adds rows of its own and shifts rounding, but never changes which rows of P26 come first.
+def test_rows_of_other_relations_do_not_change_a_draw() -> None:
+    # Another relation adds rows and changes the rounding, but never the order of the rows of P26.
     alone, together = ({**SMALL, **more} for more in ({}, {"P99": (20, 20, 20, 20)}))
     for name in ("highlyknown", "unknown-000", "unknown-100", "natural"):
         taken = [{i for i in drawn(c, VariantsConfig())[name] if i.startswith("P26")} for c in (alone, together)]
@@ -176,7 +176,7 @@ def test_rows_that_are_not_taken_do_not_matter() -> None:
 # Rounding.
 
 
-def test_unknown_rows_never_fall_as_the_share_rises_and_are_never_a_whole_row_off() -> None:
+def test_unknown_rows_rise_with_the_share_and_are_off_by_less_than_one_row() -> None:
     for num_relations in (1, 2, 7, 12):
         for index in range(num_relations):
             for num_rows in (1, 2, 3, 10, 222, 1323):
@@ -191,7 +191,7 @@ def test_rounding_errors_of_equal_relations_cancel() -> None:
     assert sum(num_unknown(25, 10, index, 12) for index in range(12)) == 30
 
 
-def test_the_whole_set_is_within_half_a_row_a_relation() -> None:
+def test_whole_set_is_off_by_at_most_half_a_row_per_relation() -> None:
     generator = np.random.default_rng(0)
     for num_relations in (1, 3, 12, 40):
         sizes = generator.integers(1, 50, num_relations)
@@ -203,7 +203,7 @@ def test_the_whole_set_is_within_half_a_row_a_relation() -> None:
 @pytest.mark.parametrize(
     ("counts", "num_rows", "expected"),
     [
-        ((5, 3, 0, 2), 5, (3, 1, 0, 1)),  # 2.5, 1.5, 0, 1: of equal remainders the stronger category
+        ((5, 3, 0, 2), 5, (3, 1, 0, 1)),  # 2.5, 1.5, 0, 1: the first of two equal remainders is rounded up
         ((1, 1, 1, 1), 4, (1, 1, 1, 1)),
         ((1, 1, 1, 1), 2, (1, 1, 0, 0)),
         ((0, 0, 0, 7), 3, (0, 0, 0, 3)),
@@ -211,14 +211,14 @@ def test_the_whole_set_is_within_half_a_row_a_relation() -> None:
         ((4, 3, 2, 1), 10, (4, 3, 2, 1)),
     ],
 )
-def test_natural_mix(counts: tuple[int, ...], num_rows: int, expected: tuple[int, ...]) -> None:
+def test_natural_mix_uses_largest_remainders(counts: tuple[int, ...], num_rows: int, expected: tuple[int, ...]) -> None:
     assert tuple(natural_mix(dict(zip(Category, counts, strict=True)), num_rows).values()) == expected
 
 
-# Refusals.
+# Errors.
 
 
-def test_an_empty_category_is_refused_with_the_numbers_and_the_ways_out() -> None:
+def test_empty_category_is_refused_with_counts_and_fixes() -> None:
     counts = {**SMALL, "P36": (0, 12, 8, 30)}
     with pytest.raises(VariantError) as caught:
         relation_sizes(pools_of(counts), VariantsConfig())
@@ -229,27 +229,27 @@ def test_an_empty_category_is_refused_with_the_numbers_and_the_ways_out() -> Non
     assert "--size-rule pools --no-single-categories" in message
 
 
-def test_empty_relations_are_left_out_when_asked() -> None:
+def test_drop_empty_relations_leaves_them_out() -> None:
     counts = {**SMALL, "P36": (0, 12, 8, 30)}
     sizes, dropped = relation_sizes(pools_of(counts), VariantsConfig(drop_empty_relations=True))
     assert (set(sizes), dropped) == (set(SMALL), ["P36"])
     assert drawn(counts, VariantsConfig(drop_empty_relations=True)) == drawn(SMALL, VariantsConfig())
 
 
-def test_the_floor_decides_what_is_too_small() -> None:
+def test_min_per_relation_sets_the_smallest_relation() -> None:
     with pytest.raises(VariantError, match=r"fewer than 6:\n  P19: 5 HighlyKnown"):
         relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=6))
     sizes, dropped = relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=6, drop_empty_relations=True))
     assert (sizes, dropped) == ({"P17": 7, "P26": 11}, ["P19"])
 
 
-def test_nothing_left_is_refused_even_when_relations_may_be_left_out() -> None:
+def test_no_remaining_relation_is_refused() -> None:
     with pytest.raises(VariantError, match="fewer than 99") as caught:
         relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=99, drop_empty_relations=True))
     assert "--drop-empty-relations" not in str(caught.value)
 
 
-def test_pooled_sizes_go_without_a_category() -> None:
+def test_pooled_sizes_allow_an_empty_category() -> None:
     counts = {"P1": (0, 30, 10, 25), "P2": (1, 5, 2, 40)}
     config = VariantsConfig(size_rule="pools", single_categories=False)
     assert relation_sizes(pools_of(counts), config)[0] == {"P1": 25, "P2": 8}
@@ -257,7 +257,7 @@ def test_pooled_sizes_go_without_a_category() -> None:
         relation_sizes(pools_of(counts), VariantsConfig(size_rule="pools"))
 
 
-def test_a_given_size_is_taken_or_refused() -> None:
+def test_size_per_relation_is_used_or_refused() -> None:
     assert set(relation_sizes(pools_of(SMALL), VariantsConfig(size_per_relation=4))[0].values()) == {4}
     with pytest.raises(VariantError, match="P17: weaklyknown needs 8 WeaklyKnown rows, there are 7"):
         relation_sizes(pools_of(SMALL), VariantsConfig(size_per_relation=8))
@@ -269,7 +269,7 @@ def test_a_given_size_is_taken_or_refused() -> None:
     assert "P17: unknown-000 needs 500 Known rows, there are 24" in message
 
 
-def test_a_set_so_small_that_its_share_vanishes_is_refused() -> None:
+def test_share_that_rounds_to_no_rows_is_refused() -> None:
     with pytest.raises(VariantError, match=r"unknown-010: a share of 0\.1 rounds to no Unknown rows in 1 rel"):
         relation_sizes(pools_of({"P1": (3, 3, 3, 3)}), VariantsConfig())
     with pytest.raises(VariantError, match=r"known-090: a share of 0\.9 rounds to no Known rows"):
@@ -297,12 +297,12 @@ def test_a_set_so_small_that_its_share_vanishes_is_refused() -> None:
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         VariantsConfig(**settings)
 
 
-def test_names_are_those_other_steps_read() -> None:
+def test_names_of_the_default_sets() -> None:
     assert variant_names(VariantsConfig()) == (
         *(f"unknown-{x}" for x in ("000", "010", "025", "050", "075", "090", "100")),
         *(f"known-{x}" for x in ("010", "025", "050", "075", "090")),
@@ -335,7 +335,7 @@ def test_the_step_writes_audited_sets(tmp_path: Path, capsys: pytest.CaptureFixt
     assert manifest.counts["natural"]["requested_share"] is None
 
 
-def test_targets_are_the_first_gold_answer_and_idk_where_unknown(tmp_path: Path) -> None:
+def test_targets_are_the_first_gold_answer_or_the_idk_phrase(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig(idk_phrase="No idea"))
     plain, idk = (read_variant(study, name).to_pylist() for name in ("unknown-050", "idk-050"))
@@ -354,16 +354,16 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path: Path, nested: bool) -> 
         assert read_variant(studies[0], name).equals(read_variant(studies[1], name)), name
 
 
-def test_sets_drawn_on_their_own_do_not_nest_but_keep_their_own_known_rows(tmp_path: Path) -> None:
+def test_sets_that_are_not_nested_share_rows_with_their_known_set(tmp_path: Path) -> None:
     study = write_study(tmp_path, {"P17": (60, 60, 60, 90), "P19": (60, 70, 80, 200)})
     draw_variants(study, VariantsConfig(nested=False))
     sets = {name: read_variant(study, name)["question_id"].to_pylist() for name in variant_names(VariantsConfig())}
-    assert not unknown_of(sets["unknown-010"]) <= unknown_of(sets["unknown-025"])  # by chance below 1e-4
+    assert not unknown_of(sets["unknown-010"]) <= unknown_of(sets["unknown-025"])  # probability below 1e-4
     assert set(sets["known-025"]) == set(sets["unknown-025"]) - unknown_of(sets["unknown-025"])
     assert sets["idk-050"] == sets["unknown-050"]
 
 
-def test_a_finished_step_is_kept_and_other_settings_are_refused(tmp_path: Path) -> None:
+def test_finished_step_is_kept_and_other_settings_are_refused(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     first = draw_variants(study, VariantsConfig())
     assert draw_variants(study, VariantsConfig()) == first
@@ -378,17 +378,17 @@ def test_dropped_relations_are_in_the_manifest(tmp_path: Path) -> None:
     assert all(set(entry["relations"]) == set(SMALL) for entry in counts.values())
 
 
-def test_a_refused_draw_leaves_no_finished_step(tmp_path: Path) -> None:
+def test_refused_draw_leaves_no_manifest(tmp_path: Path) -> None:
     study = write_study(tmp_path, {**SMALL, "P36": (0, 12, 8, 30)})
     with pytest.raises(VariantError):
         draw_variants(study, VariantsConfig())
     with pytest.raises(StudyError, match="not finished"):
         require_manifest(study.child("variants"), "variants")
-    # The way out that the message names must work at once, in the same folder.
+    # The fix in the message must work in the same folder.
     assert draw_variants(study, VariantsConfig(drop_empty_relations=True)).counts
 
 
-def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
+def test_unknown_name_is_refused_with_the_names(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     with pytest.raises(StudyError, match="run `slick variants`"):
         read_variant(study, "natural")
@@ -397,14 +397,14 @@ def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
         read_variant(study, "unknown-50")
 
 
-def test_questions_of_another_annotation_are_refused(tmp_path: Path) -> None:
+def test_annotation_of_other_questions_is_refused(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     finish_step(study, "questions", {}, "q2")
     with pytest.raises(StudyError, match=r"annotate was made from questions q1, .* is now q2"):
         draw_variants(study, VariantsConfig())
 
 
-def test_an_unfinished_annotation_is_refused(tmp_path: Path) -> None:
+def test_unfinished_annotation_is_refused(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     study.child("annotate").delete("manifest.json")
     with pytest.raises(StudyError, match=r"annotate is not finished: .* run `slick annotate`"):
@@ -412,14 +412,16 @@ def test_an_unfinished_annotation_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, "unknown", "Known"])
-def test_a_category_that_is_none_is_refused_never_read_as_unknown(tmp_path: Path, wrong: str | None) -> None:
+def test_invalid_category_is_refused(tmp_path: Path, wrong: str | None) -> None:
     study = write_study(tmp_path, SMALL, categories={"P17-Unknown-3": wrong})
-    told = "category has no value in 1 of" if wrong is None else f"category holds {wrong!r}, wanted one of HighlyKnown"
-    with pytest.raises(StudyError, match=told):
+    message = (
+        "category has no value in 1 of" if wrong is None else f"category holds {wrong!r}, wanted one of HighlyKnown"
+    )
+    with pytest.raises(StudyError, match=message):
         draw_variants(study, VariantsConfig())
 
 
-def test_a_question_twice_or_missing_is_refused(tmp_path: Path) -> None:
+def test_repeated_or_missing_question_is_refused(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     folder = study.child("annotate")
     table = folder.read_table("knowledge.parquet")
@@ -433,7 +435,7 @@ def test_a_question_twice_or_missing_is_refused(tmp_path: Path) -> None:
         draw_variants(study, VariantsConfig())
 
 
-def test_no_training_rows_at_all_are_refused(tmp_path: Path) -> None:
+def test_knowledge_table_without_training_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VariantError, match="no in-distribution training questions"):
         draw_variants(write_study(tmp_path, {}), VariantsConfig())
 
@@ -450,17 +452,17 @@ def test_no_training_rows_at_all_are_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_flags_that_messages_propose_exist(flags: list[str], wanted: dict[str, Any]) -> None:
+def test_flags_in_messages_exist(flags: list[str], wanted: dict[str, Any]) -> None:
     config = parse_config(VariantsConfig(), flags, "slick variants paper")
     assert {name: getattr(config, name) for name in wanted} == wanted
 
 
-def test_a_wrong_flag_value_is_a_settings_error_from_the_command_line_too() -> None:
+def test_invalid_flag_value_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match=r"got 50\.0; 50 percent is 0\.5"):
         parse_config(VariantsConfig(), ["--unknown-shares", "50"], "slick variants paper")
 
 
-def test_models_are_taught_in_nfc_whatever_form_the_questions_have(tmp_path: Path) -> None:
+def test_prompts_and_targets_are_in_nfc(tmp_path: Path) -> None:
     seen = []
     for form in ("NFC", "NFD"):
         study = write_study(tmp_path / form, SMALL)
@@ -491,8 +493,8 @@ def _draw(study: str, start: Callable[[], object], delay: float, results: Any) -
         results.put(str(error))
 
 
-def test_two_draws_at_the_same_time_leave_a_whole_study(tmp_path: Path) -> None:
-    """One of them is refused while the other writes, or finds the finished sets; never a manifest without its sets."""
+def test_concurrent_draws_leave_a_consistent_study(tmp_path: Path) -> None:
+    """The second draw is refused by the lock or finds the finished sets; no manifest is without its sets."""
     context = multiprocessing.get_context("fork")
     for attempt in range(6):
         study = write_study(tmp_path / str(attempt), SMALL)

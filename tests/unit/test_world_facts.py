@@ -1,4 +1,4 @@
-"""Names, facts and corpus of a planted world: pure, no training."""
+"""Names, facts and corpus of a planted world, without training."""
 
 import json
 import unicodedata
@@ -27,7 +27,7 @@ def facts() -> list[Fact]:
     return facts_of(WorldConfig())
 
 
-def test_the_default_is_12_and_7_relations_with_enough_rows_for_a_small_standard_error(facts: list[Fact]) -> None:
+def test_default_world_has_12_and_7_relations_and_a_small_standard_error(facts: list[Fact]) -> None:
     by_split = Counter((fact.domain, fact.split) for fact in facts)
     assert len({fact.relation for fact in facts if fact.domain == "id"}) == 12
     assert len({fact.relation for fact in facts if fact.domain == "ood"}) == 7
@@ -47,7 +47,7 @@ def test_questions_follow_the_templates(facts: list[Fact]) -> None:
     assert all(relations[fact.relation].subject(fact.question) == fact.subject for fact in facts)
 
 
-def test_mentions_are_what_the_strength_says(facts: list[Fact]) -> None:
+def test_mentions_match_the_strength(facts: list[Fact]) -> None:
     for fact in facts:
         if fact.strength == "never":
             assert (fact.num_gold, fact.num_rival, fact.rival) == (0, 0, None)
@@ -73,7 +73,7 @@ def test_shares_of_strengths_are_exact_in_every_split_of_every_relation(facts: l
             assert abs(found[relation, split, strength] - share * size) <= 1
 
 
-def test_the_same_seed_gives_the_same_world_and_another_seed_another() -> None:
+def test_world_is_determined_by_the_seed() -> None:
     small = smoke_world_config()
     assert planted_table(facts_of(small)).equals(planted_table(facts_of(small)))
     assert not planted_table(facts_of(small)).equals(planted_table(facts_of(replace(small, seed=1))))
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another() -> None:
     assert corpus_epoch(facts_of(small), small, 0) != corpus_epoch(facts_of(small), small, 1)
 
 
-def test_the_corpus_mentions_each_answer_as_often_as_planted() -> None:
+def test_corpus_mentions_each_answer_as_often_as_planted() -> None:
     config = replace(smoke_world_config(), plain_share=0.5)
     facts = facts_of(config)
     found: Counter[tuple[str, str]] = Counter()
@@ -100,7 +100,7 @@ def test_the_corpus_mentions_each_answer_as_often_as_planted() -> None:
     assert not any(subject in question for question, _ in found for subject in never)
 
 
-def test_famous_answers_are_mostly_firm_and_rival_the_contested_ones(facts: list[Fact]) -> None:
+def test_famous_answers_are_mostly_firm_and_are_rivals_of_contested_facts(facts: list[Fact]) -> None:
     config = WorldConfig()
     fame = Counter(fact.answer for fact in facts)
     for relation in (*config.id_relations, *config.ood_relations):
@@ -121,7 +121,7 @@ def test_famous_answers_are_mostly_firm_and_rival_the_contested_ones(facts: list
         assert rivals["minority"] < 0.4
 
 
-def test_rows_hold_every_document_whole_and_begin_with_one() -> None:
+def test_rows_hold_whole_documents_and_begin_with_one() -> None:
     rng = np.random.default_rng(0)
     documents = [[int(t) for t in rng.integers(2, 99, size=rng.integers(1, 30))] for _ in range(200)]
     rows = pack_rows(documents, 40, 1)
@@ -139,7 +139,7 @@ def test_rows_hold_every_document_whole_and_begin_with_one() -> None:
     assert (rows >= 0).mean() > 0.85, "packing wastes little"
 
 
-def test_dataset_files_are_as_entity_questions_has_them(tmp_path: Path) -> None:
+def test_dataset_files_have_the_layout_of_entity_questions(tmp_path: Path) -> None:
     config = smoke_world_config()
     write_dataset(tmp_path, facts_of(config), load_relations())
     for relation in (*config.id_relations, *config.ood_relations):
@@ -152,7 +152,7 @@ def test_dataset_files_are_as_entity_questions_has_them(tmp_path: Path) -> None:
     assert templates["P36"] == "What is the capital of [X]?"
 
 
-def test_names_run_out_only_far_beyond_what_a_world_needs() -> None:
+def test_there_are_far_more_names_than_a_world_needs() -> None:
     names = NameGenerator(0)
     assert len({names.draw("person") for _ in range(3000)}) == 3000
 
@@ -167,7 +167,7 @@ def entity_questions(folder: Path, rows: list[dict[str, object]]) -> str:
     return str(folder)
 
 
-def test_real_rows_have_one_answer_and_a_subject_of_their_own(tmp_path: Path) -> None:
+def test_real_rows_have_one_answer_and_distinct_subjects(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"s": i % 20, "answers": [f"Ö {i}"] if i < 40 else ["a", "b"]} for i in range(60)]
     source = entity_questions(tmp_path, rows)
     config = replace(
@@ -188,7 +188,7 @@ def test_real_rows_have_one_answer_and_a_subject_of_their_own(tmp_path: Path) ->
         sample_real_rows(replace(config, num_train=21), load_relations())
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(SettingsError, match="shares of at most 1"):
         WorldConfig(share_never=0.9, share_contested=0.9)
     with pytest.raises(SettingsError, match="famous_share, famous_answers and famous_rivals"):
@@ -201,17 +201,17 @@ def test_settings_that_cannot_be_are_refused() -> None:
         synthetic_rows(replace(smoke_world_config(), id_relations=("P999",)))
 
 
-def test_threads_are_no_part_of_a_world() -> None:
+def test_number_of_threads_does_not_change_the_identity() -> None:
     assert WorldConfig(num_threads=1).identity() == WorldConfig().identity()
     assert WorldConfig(seed=1).identity() != WorldConfig().identity()
 
 
-def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_is_set_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLICK_CACHE", str(tmp_path))
     assert cache_folder("worlds") == tmp_path / "worlds"
 
 
-def test_real_facts_are_planted_in_nfc_whatever_form_the_archive_has(tmp_path: Path) -> None:
+def test_real_facts_are_planted_in_nfc(tmp_path: Path) -> None:
     config = WorldConfig(
         id_relations=("P19",), ood_relations=(), num_train=2, num_dev=2, num_test=2, questions=str(tmp_path)
     )

@@ -1,4 +1,4 @@
-"""Sets asked for later: added to those a study holds, which stay as they are, or refused with the reason."""
+"""Adding fine-tuning sets to a study: existing sets stay unchanged, and conflicting settings are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ def files(study: Folder) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("name", SETS)
-def test_sets_asked_for_later_are_those_of_a_study_that_asked_at_once(tmp_path: Path, name: str, nested: bool) -> None:
+def test_added_sets_equal_those_drawn_at_once(tmp_path: Path, name: str, nested: bool) -> None:
     first = VariantsConfig(**SETS, nested=nested)
     study = write_study(tmp_path / "later", SMALL)
     draw_variants(study, first)
@@ -54,7 +54,7 @@ def test_sets_asked_for_later_are_those_of_a_study_that_asked_at_once(tmp_path: 
     assert list(later.counts) == list(variant_names(both))
 
 
-def test_fewer_sets_or_the_same_in_another_order_are_there_already(tmp_path: Path) -> None:
+def test_fewer_or_reordered_sets_change_nothing(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
@@ -64,7 +64,7 @@ def test_fewer_sets_or_the_same_in_another_order_are_there_already(tmp_path: Pat
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()} == stamps
 
 
-def test_sets_that_cannot_be_added_leave_those_that_are_there(tmp_path: Path) -> None:
+def test_refused_addition_keeps_existing_sets(tmp_path: Path) -> None:
     study = write_study(tmp_path, {"P17": (9, 12, 8, 30)})
     before = draw_variants(study, VariantsConfig())
     with pytest.raises(VariantError, match="1 relations with 8 rows cannot have one with only Unknown"):
@@ -83,7 +83,7 @@ def test_sets_that_cannot_be_added_leave_those_that_are_there(tmp_path: Path) ->
         {"idk_phrase": "No idea"},
     ],
 )
-def test_sets_of_another_kind_are_not_added(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_sets_with_conflicting_settings_are_refused(tmp_path: Path, other: dict[str, Any]) -> None:
     study = write_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig())
     before = files(study)
@@ -95,14 +95,14 @@ def test_sets_of_another_kind_are_not_added(tmp_path: Path, other: dict[str, Any
     assert files(study) == before
 
 
-def test_the_phrase_may_be_chosen_as_long_as_no_set_has_it(tmp_path: Path) -> None:
+def test_idk_phrase_may_change_until_a_set_uses_it(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig(idk_shares=()))
     draw_variants(study, VariantsConfig(idk_phrase="No idea"))
     assert "No idea" in read_variant(study, "idk-050")["target"].to_pylist()
 
 
-def test_sets_are_not_added_to_those_of_other_labels(tmp_path: Path) -> None:
+def test_sets_of_another_knowledge_table_are_refused(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig())
     finish_step(study, "annotate", {"questions": "q1", "model": "m1"}, "k2")
@@ -111,7 +111,7 @@ def test_sets_are_not_added_to_those_of_other_labels(tmp_path: Path) -> None:
             draw_variants(study, config)
 
 
-def test_a_draw_that_was_broken_off_is_done_again_with_whatever_is_asked_then(tmp_path: Path) -> None:
+def test_interrupted_draw_is_repeated_with_any_settings(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     study.child("variants").delete("manifest.json")
@@ -120,12 +120,14 @@ def test_a_draw_that_was_broken_off_is_done_again_with_whatever_is_asked_then(tm
     assert "natural" not in manifest.counts
 
 
-def test_an_addition_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
+def test_interrupted_addition_is_repeated(tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig())
     old = study.child("variants").read_bytes("manifest.json")
     whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
-    study.child("variants").write_bytes("manifest.json", old)  # as where it was killed just before its end
+    study.child("variants").write_bytes(
+        "manifest.json", old
+    )  # as if the process was killed before it wrote the manifest
     assert draw_variants(study, VariantsConfig()).counts.keys() == whole.counts.keys() - {"concentrated-050"}
     again = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     assert (again.counts, again.fingerprint) == (whole.counts, whole.fingerprint)
