@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from jobs.common import has_help_flag, parse_out, run_main
 from jobs.flags import FlagParser
-from slick.analysis.audit_sheet import parse_grading_sheet
 from slick.errors import DataError, StudyError
 from slick.experiments import EXPERIMENTS, variants_for_experiments
-from slick.formatting import format_duration
 from slick.locks import lock_owners
 from slick.manifest_fields import StudySettings
-from slick.report.asked import requested_experiments
-from slick.report.sheets import SHEET_FILE
+from slick.formatting import format_duration
+from slick.report.grading import SHEET_FILE, parse_grading_sheet
+from slick.report.step import requested_experiments
 from slick.storage import Folder
 from slick.study import STARTED, read_manifest, read_start_record, read_study_settings
 from slick.variants import config_from_stored

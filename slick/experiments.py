@@ -33,10 +33,6 @@ class Experiment:
     description: str
     exhibits: str = ""
     """Those of the paper; empty for what goes beyond it."""
-    findings: tuple[str, ...] = ()
-    """Findings that it decides."""
-    sections: tuple[str, ...] = ()
-    """Of the report's page."""
     requirements: tuple[VariantRequirement, ...] = ()
     """Empty: nothing is trained."""
     p_true: bool = False
@@ -84,39 +80,29 @@ _EXPERIMENTS = (
         name="counts",
         description="How many questions of each relation fall into each category.",
         exhibits="Tables 3-5",
-        findings=("E1", "E2"),
-        sections=("counts",),
     ),
     Experiment(
         name="unknown_ratio",
         description="Accuracy against the share of Unknown rows, with and without those rows (D and D_Known).",
         exhibits="Figures 3a, 3b",
-        findings=("E3", "E4", "E5", "E6", "E7", "E8", "E23", "E24"),
-        sections=("choice", "share", "stopping"),
         requirements=(SWEEP_SETS, KNOWN_ONLY_SETS),
     ),
     Experiment(
         name="fit",
         description="How fast Known and Unknown rows are fitted, and what is fitted at early stop.",
         exhibits="Figures 1, 4, 6",
-        findings=("E9", "E10", "E11"),
-        sections=("fitting", "fit_times"),
         requirements=(SWEEP_SETS, HALF_UNKNOWN_SET),
     ),
     Experiment(
         name="linear_model",
         description="What one fitted row, Known or Unknown, does to test accuracy, in and out of distribution.",
         exhibits="Table 1",
-        findings=("E12", "E13"),
-        sections=("linear",),
         requirements=(SWEEP_SETS,),
     ),
     Experiment(
         name="categories",
         description="Fine-tuning on one category at a time, and what is then answered of each.",
         exhibits="Tables 2, 7",
-        findings=("E14", "E15", "E16", "E17", "E18", "E19", "E25"),
-        sections=("categories",),
         requirements=(
             VariantRequirement(
                 label="D_HighlyKnown, D_MaybeKnown, D_WeaklyKnown",
@@ -133,8 +119,6 @@ _EXPERIMENTS = (
         name="ood",
         description="Accuracy on relations that nothing was fine-tuned on.",
         exhibits="Figure 7",
-        findings=("E13",),
-        sections=("ood",),
         requirements=(SWEEP_SETS,),
     ),
     Experiment(
@@ -142,8 +126,6 @@ _EXPERIMENTS = (
         description="Categories against P(True) and against fewer prompts: who tells better what will be answered "
         "right.",
         exhibits="Figure 5",
-        findings=("E20", "E21"),
-        sections=("p_true",),
         requirements=(NATURAL_SET,),
         p_true=True,
         needs_all_answers=True,
@@ -152,8 +134,6 @@ _EXPERIMENTS = (
         name="idk",
         description="Unknown rows relabelled as “I don't know”.",
         exhibits="Table 8",
-        findings=("E22", "E23"),
-        sections=("idk",),
         requirements=(
             VariantRequirement(label="D_IDK", matches=_has_kind("idk"), flag="--variants.idk-shares 0.5"),
             VariantRequirement(
@@ -165,13 +145,11 @@ _EXPERIMENTS = (
         name="error_audit",
         description="What answers that do not match are: wrong, or right in other words.",
         exhibits="Table 6",
-        sections=("error_audit", "error_kinds"),
         needs_all_answers=True,
     ),
     Experiment(
         name="concentration",
         description="Unknown rows that fill whole relations, against as many spread over all.",
-        sections=("concentration",),
         requirements=(
             CONCENTRATED_SETS,
             VariantRequirement(
@@ -182,19 +160,16 @@ _EXPERIMENTS = (
     Experiment(
         name="forgetting",
         description="Which answers are lost in training, and when.",
-        sections=("retention", "forgotten"),
         requirements=(SWEEP_SETS, KNOWN_ONLY_SETS),
     ),
     Experiment(
         name="stability",
         description="How often a question that is asked again gets another category.",
-        sections=("stability",),
         needs_repeats=True,
     ),
     Experiment(
         name="popularity",
         description="Categories, and what Unknown rows harm, against how popular a subject is.",
-        sections=("popularity",),
         requirements=(
             VariantRequirement(
                 label="D without Unknown rows", matches=_has_percent_unknown(0), flag="--variants.unknown-shares 0 1"
@@ -207,7 +182,6 @@ _EXPERIMENTS = (
     Experiment(
         name="planted",
         description="Categories against the strength at which facts were planted: the labels against the truth.",
-        sections=("planted",),
         world=True,
     ),
 )
@@ -253,17 +227,3 @@ def missing_requirements(experiment: Experiment, config: VariantsConfig) -> list
         for need in experiment.requirements
         if not need.optional and not any(need.matches(spec, config) for spec in specs)
     ]
-
-
-def experiments_for_finding(outcome: str) -> tuple[str, ...]:
-    """The experiments that decide a finding.
-
-    >>> experiments_for_finding("E13"), experiments_for_finding("E23")
-    (('linear_model', 'ood'), ('unknown_ratio', 'idk'))
-    """
-    return tuple(name for name, experiment in EXPERIMENTS.items() if outcome in experiment.findings)
-
-
-def experiment_for_section(section: str) -> Experiment | None:
-    """The experiment that a section of the report belongs to."""
-    return next((experiment for experiment in _EXPERIMENTS if section in experiment.sections), None)

@@ -1,11 +1,12 @@
-"""Several studies on one page: read each folder as far as it is finished, judge, draw, write."""
+"""The compare command's step: several studies on one page."""
 
 import dataclasses
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from slick.analysis.compare import (
+from slick.errors import SettingsError, StudyError
+from slick.report.comparison import (
     ComparedStudy,
     comparable_pairs,
     count_findings,
@@ -15,17 +16,18 @@ from slick.analysis.compare import (
     sweep_accuracies,
     version_differences,
 )
-from slick.analysis.findings.judge import evaluate_findings
-from slick.analysis.findings.verdict import format_percent
-from slick.analysis.loading.study import load_for_findings
-from slick.analysis.provenance import STEPS, read_provenance
-from slick.analysis.setting_differences import NOT_STATED, setting_differences
-from slick.analysis.terms import CONVERGENCE
-from slick.errors import SettingsError, StudyError
-from slick.report.build import write_exhibits
-from slick.report.comparison import comparison_sections
+from slick.report.comparison_page import comparison_sections
+from slick.report.config import ReportConfig
+from slick.report.findings.base import evaluate_findings
+from slick.report.loading import load_study
+from slick.report.measurements import (
+    CONVERGENCE,
+    format_percent,
+)
 from slick.report.page import render_page
-from slick.report.provenance import read_manifests
+from slick.report.provenance import STEPS, read_manifests, read_provenance
+from slick.report.setting_differences import NOT_STATED, setting_differences
+from slick.report.step import write_exhibits
 from slick.storage import Folder, FolderLike, as_folder
 
 PAGE_FILE = "index.html"
@@ -56,8 +58,8 @@ def compare_studies(
     sides = []
     for label, name, study in zip(STUDY_LABELS, names, folders, strict=False):
         print(f"compare: {label} is {study}", flush=True)
-        data = load_for_findings(study)
-        outcomes = tuple(evaluate_findings(data, num_chunks=num_chunks, seed=seed))
+        data = load_study(study, ReportConfig(num_chunks=num_chunks, seed=seed))
+        outcomes = tuple(evaluate_findings(data))
         sides.append(
             ComparedStudy(
                 label=label, name=name, data=data, outcomes=outcomes, provenance=read_provenance(read_manifests(study))

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from slick.analysis.compare import (
+from slick.formatting import format_duration
+from slick.report.comparison import (
     CHECKPOINTS,
     AccuracyDifference,
     ComparedStudy,
@@ -13,13 +14,12 @@ from slick.analysis.compare import (
     sweep_accuracies,
     version_differences,
 )
-from slick.analysis.counts import PAPER_SPLITS, category_percentages, relation_counts, total_counts
-from slick.analysis.findings.verdict import checkpoint_label, format_percent, round1
-from slick.analysis.recommendation import Estimate, recommend
-from slick.analysis.setting_differences import NOT_STATED, setting_differences
-from slick.analysis.terms import InsufficientDataError
-from slick.formatting import format_duration
-from slick.report.tables import CellValue, Table, policy_table
+from slick.report.findings.paper import PAPER_SPLITS, category_percentages, relation_counts, total_counts
+from slick.report.measurements import InsufficientDataError, checkpoint_label, format_percent, round1
+from slick.report.recommendation import Estimate, recommend
+from slick.report.sections.stopping import policy_table
+from slick.report.setting_differences import NOT_STATED, setting_differences
+from slick.report.tables import CellValue, Table
 from slick.types import Category
 
 CATEGORIES = tuple(map(str, Category))

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
-from slick.analysis.findings.verdict import round1
-from slick.analysis.terms import InsufficientDataError
-from slick.report.style import Figure, render_figure
+from slick.report.charts import Figure, render_figure
+from slick.report.measurements import InsufficientDataError, round1
 from slick.report.tables import Table
 
 
@@ -35,6 +34,14 @@ GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED = (
 )
 SECTION_GROUPS = (GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED)
 """Parts of the page, in its order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SectionBody:
+    """What a section shows below its heading."""
+
+    text: str
+    exhibits: tuple[Exhibit, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

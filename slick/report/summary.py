@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slick.analysis.data import StudyData
-from slick.analysis.findings.knowledge import category_totals
-from slick.analysis.findings.verdict import (
+from slick.report.data import StudyData
+from slick.report.findings.knowledge import category_totals
+from slick.report.measurements import (
+    CONVERGENCE,
+    EARLY_STOP,
+    InsufficientDataError,
+    Measurement,
     checkpoint_label,
     confidence_interval,
     format_percent,
@@ -13,8 +17,7 @@ from slick.analysis.findings.verdict import (
     mean_measurement,
     round1,
 )
-from slick.analysis.recommendation import Estimate, RecommendedTrial, recommend
-from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError, Measurement
+from slick.report.recommendation import Estimate, RecommendedTrial, recommend
 from slick.types import Category
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from slick.analysis.answers import QuestionAnswers, match_answers
 from slick.annotation import AnnotateConfig
 from slick.annotation.worker import Mode
+from slick.report.answers import QuestionAnswers, match_answers
 from slick.storage import Folder
 from slick.study import begin_step, complete_step, fingerprint
 from slick.study_files import GENERATION_SCHEMA, QUESTION_SCHEMA

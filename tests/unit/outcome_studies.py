@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from slick.analysis.data import Predictions, PrefixLabels, Run, StudyData, Variant
-from slick.analysis.findings.knowledge import paper_relation_totals
-from slick.analysis.findings.paper import FIXED_LENGTH_ACCURACY, PAPER_SHARES, paper_study
-from slick.analysis.terms import ANY_KNOWN
+from slick.report.data import Predictions, PrefixLabels, Run, StudyData, Variant
+from slick.report.findings.knowledge import paper_relation_totals
+from slick.report.findings.paper import FIXED_LENGTH_ACCURACY, PAPER_SHARES, paper_study
+from slick.report.measurements import ANY_KNOWN
 from slick.types import ALL_CATEGORIES
 
 Curves = Mapping[tuple[str, str], Mapping[int, float]]

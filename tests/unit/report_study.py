@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from slick.analysis.loading.study import load_study
+from slick.report.loading import load_study
 from slick.storage import Folder
 from slick.study import begin_step, complete_step, fingerprint
 from slick.types import Category

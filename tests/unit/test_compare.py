@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from jobs.compare import main
-from slick.analysis.compare import (
+from slick.errors import SettingsError, StudyError
+from slick.report import compare_studies
+from slick.report.compare import shortest_unique_names
+from slick.report.comparison import (
     ComparedStudy,
     accuracy_differences,
     count_findings,
@@ -17,15 +20,6 @@ from slick.analysis.compare import (
     incomparability_reason,
     seed_spreads,
 )
-from slick.analysis.data import StudyData
-from slick.analysis.findings.judge import evaluate_findings
-from slick.analysis.loading.study import load_for_findings, load_study
-from slick.analysis.provenance import Provenance, read_provenance
-from slick.analysis.recommendation import recommend
-from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
-from slick.errors import SettingsError, StudyError
-from slick.report import compare_studies
-from slick.report.compare import shortest_unique_names
 from slick.report.comparison_tables import (
     differences_table,
     findings_table,
@@ -33,8 +27,20 @@ from slick.report.comparison_tables import (
     spread_table,
     studies_table,
 )
-from slick.report.provenance import filter_table, read_manifests, steps_table, study_identity_table
-from slick.report.tables import policy_table
+from slick.report.data import StudyData
+from slick.report.findings.base import evaluate_findings
+from slick.report.loading import load_for_findings, load_study
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.provenance import (
+    Provenance,
+    filter_table,
+    read_manifests,
+    read_provenance,
+    steps_table,
+    study_identity_table,
+)
+from slick.report.recommendation import recommend
+from slick.report.sections.stopping import policy_table
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.unit.report_study import write_study

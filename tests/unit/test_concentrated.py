@@ -9,8 +9,8 @@ import pytest
 from jobs.common import parse_config
 from jobs.presets import SWEEP, VARIANTS, demo_study
 from jobs.study import resolve
-from slick.analysis.loading.study import load_study
 from slick.errors import SettingsError, VariantError
+from slick.report.loading import load_study
 from slick.storage import Folder
 from slick.study import complete_step
 from slick.types import KNOWN_CATEGORIES, Category

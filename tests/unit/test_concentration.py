@@ -7,7 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slick.analysis.concentration import (
+from slick.report.charts import render_figure
+from slick.report.data import Predictions, Run, StudyData, Variant
+from slick.report.findings.categories import e18
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.sections.concentration import (
     ALL_TEST,
     KNOWN_RELATIONS,
     OOD,
@@ -15,20 +19,14 @@ from slick.analysis.concentration import (
     UNKNOWN_RELATIONS,
     ConcentrationResult,
     compare_concentrated_sets,
-    is_significant,
-)
-from slick.analysis.data import Predictions, Run, StudyData, Variant
-from slick.analysis.findings.categories import e18
-from slick.analysis.statistics.subset import compare_on_questions
-from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
-from slick.report.pages.concentration import (
     concentration_figure,
     concentration_numbers_table,
     concentration_section,
     concentration_table,
+    is_significant,
     summary_text,
 )
-from slick.report.style import render_figure
+from slick.report.statistics.intervals import compare_on_questions
 from slick.types import Category
 
 RELATIONS = ("P1", "P2", "P3", "P4", "P5")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from slick.analysis.counts import (
+from slick.report.data import StudyData
+from slick.report.findings.paper import (
     PAPER_FOOTNOTE_5_PERCENT,
     category_percentages,
     dataset_size,
@@ -11,9 +12,8 @@ from slick.analysis.counts import (
     relation_counts,
     total_counts,
 )
-from slick.analysis.data import StudyData
-from slick.analysis.terms import InsufficientDataError
-from slick.report.pages.counts import (
+from slick.report.measurements import InsufficientDataError
+from slick.report.sections.counts import (
     archive_table,
     category_shares_table,
     counts_section,

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slick.analysis.data import StudyData, Variant
-from slick.analysis.effects import (
+from slick.report.data import StudyData, Variant
+from slick.report.measurements import InsufficientDataError
+from slick.report.statistics.effects import (
     DEFAULT_LEVEL,
     EPOCHS_AXIS,
     POLICY_AXIS,
@@ -17,7 +18,6 @@ from slick.analysis.effects import (
     eta_squared_by_axis,
     response_surface,
 )
-from slick.analysis.terms import InsufficientDataError
 
 SHARES = {"unknown-000": 0.0, "unknown-050": 0.5, "unknown-100": 1.0}
 VARIANTS = {name: Variant(name=name, kind="unknown", share=share, num=100) for name, share in SHARES.items()}

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, pearsonr
 
-from slick.analysis.audit_sheet import apply_grades, grade_shares, parse_grading_sheet
-from slick.analysis.cells import escape_cell, unescape_cell
-from slick.analysis.data import StudyData
-from slick.analysis.error_audit import AuditCollector, AuditPlan, ErrorAudit, matcher_agreement, suggest_grade
-from slick.analysis.loading.answers import GradingSheets, load_wrong_answers
-from slick.analysis.terms import InsufficientDataError
 from slick.errors import DataError, SettingsError, StudyError
 from slick.report import ReportConfig, make_report
-from slick.report.pages import error_audit
-from slick.report.tables import Table, to_csv
+from slick.report.answers import GradingSheets, load_wrong_answers
+from slick.report.data import StudyData
+from slick.report.grading import apply_grades, grade_shares, parse_grading_sheet
+from slick.report.measurements import InsufficientDataError
+from slick.report.sections import error_audit
+from slick.report.sections.error_audit import AuditCollector, AuditPlan, ErrorAudit, matcher_agreement, suggest_grade
+from slick.report.tables import Table, escape_cell, to_csv, unescape_cell
 from slick.storage import Folder
 from tests.unit.answers_study import AnsweredQuestion, write_study
 

@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slick.analysis.data import StudyData
-from slick.analysis.error_audit import AuditPlan
-from slick.analysis.error_kinds import (
+from slick.report.answers import GradingSheets, load_wrong_answers
+from slick.report.data import StudyData
+from slick.report.measurements import InsufficientDataError
+from slick.report.page import Exhibit
+from slick.report.sections import error_kinds
+from slick.report.sections.error_audit import AuditPlan
+from slick.report.sections.error_kinds import (
     DOMINANCE_THRESHOLD,
     EMPTY,
     ERROR_KINDS,
@@ -22,11 +26,7 @@ from slick.analysis.error_kinds import (
     make_refusal_detector,
     threshold_sensitivity,
 )
-from slick.analysis.loading.answers import GradingSheets, load_wrong_answers
-from slick.analysis.planted import PlantedFacts
-from slick.analysis.terms import InsufficientDataError
-from slick.report.page import Exhibit
-from slick.report.pages import error_kinds
+from slick.report.statistics.planted import PlantedFacts
 from tests.unit.answers_study import AnsweredQuestion, write_study
 
 

@@ -9,8 +9,6 @@ from jobs import presets
 from jobs.common import parse_config
 from jobs.cost_forecast import forecast_cost, include_finished_variants, needs_training, unmet_requirements
 from jobs.study import _steps, resolve
-from slick.analysis.data import StudyData
-from slick.analysis.findings.verdict import FindingResult
 from slick.errors import SettingsError
 from slick.experiments import (
     EXPERIMENTS,
@@ -21,9 +19,11 @@ from slick.experiments import (
     parse_experiment_names,
     variants_for_experiments,
 )
-from slick.report.asked import explain_unrequested_findings, label_sections, requested_experiments
+from slick.report.data import StudyData
+from slick.report.findings.base import FindingResult
 from slick.report.page import Exhibit, Section
 from slick.report.sections import all_sections
+from slick.report.step import explain_unrequested_findings, label_sections, requested_experiments
 from slick.storage import Folder
 from slick.variants.config import VariantsConfig, variant_names
 

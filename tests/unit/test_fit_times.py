@@ -7,19 +7,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.analysis.data import Run, StudyData, Variant
-from slick.analysis.fit_times import TimeToFit, log_rank_tests, pool_runs, select_runs, survival_curve, survival_curves
-from slick.analysis.loading.fit_times import load_time_to_fit
-from slick.analysis.statistics.hazard import hazard_ratio
-from slick.analysis.terms import InsufficientDataError
 from slick.errors import StudyError
-from slick.report.pages.fit_tables import (
+from slick.report.data import Run, StudyData, Variant
+from slick.report.measurements import InsufficientDataError
+from slick.report.sections.time_to_fit import (
     category_pair_table,
     fit_time_table,
     hazard_ratio_numbers_table,
     hazard_ratio_table,
+    load_time_to_fit,
+    time_to_fit_section,
 )
-from slick.report.pages.fit_times import time_to_fit_section
+from slick.report.statistics.hazard import (
+    TimeToFit,
+    hazard_ratio,
+    log_rank_tests,
+    pool_runs,
+    select_runs,
+    survival_curve,
+    survival_curves,
+)
 from slick.storage import Folder
 from slick.types import Category
 

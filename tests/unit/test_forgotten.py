@@ -6,8 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from slick.analysis.data import StudyData, Variant
-from slick.analysis.forgotten import (
+from slick.report.data import StudyData, Variant
+from slick.report.loading import load_study
+from slick.report.measurements import InsufficientDataError
+from slick.report.page import Exhibit
+from slick.report.sections import forgetting
+from slick.report.sections.forgetting import load_forgetting
+from slick.report.statistics.forgetting import (
     ForgottenFact,
     RunForgetting,
     TargetCounts,
@@ -18,11 +23,6 @@ from slick.analysis.forgotten import (
     replacements,
     select_runs_forgetting,
 )
-from slick.analysis.loading.forgotten import load_forgetting
-from slick.analysis.loading.study import load_study
-from slick.analysis.terms import InsufficientDataError
-from slick.report.page import Exhibit
-from slick.report.pages import forgotten
 from slick.storage import Folder
 from slick.study_files import EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, RIGHT_TO_WRONG_SCHEMA
 from slick.types import ALL_CATEGORIES
@@ -259,16 +259,16 @@ def whole_study(root: Path) -> StudyData:
 
 def test_the_page_shows_losses_examples_and_a_file_of_all(tmp_path: Path) -> None:
     data = whole_study(tmp_path)
-    forgetting_section = forgotten.forgetting_section(data)
+    forgetting_section = forgetting.forgetting_section(data)
     missing = {exhibit.caption: exhibit.missing for exhibit in forgetting_section.exhibits if exhibit.missing}
     assert list(missing) == ["The same losses out of distribution."]
-    rows = {row[0]: row[1:] for row in forgotten.forgetting_table(data, "test").rows}
+    rows = {row[0]: row[1:] for row in forgetting.forgetting_table(data, "test").rows}
     assert rows["unknown-050"] == ("50 %", "1 to 2", 6, 6, 100.0, 2, "67 (50)", "33 (50)", "67 (50)")
     assert rows["unknown-000"][6:] == ("0 (0)", "0 (0)", "0 (0)")
-    examples = forgotten.forgotten_examples_table(data).rows
+    examples = forgetting.forgotten_examples_table(data).rows
     assert sorted(str(row[2]) for row in examples) == [f"Where was {one} born?" for one in "abc"]
-    assert forgotten.forgotten_examples_table(data).rows == examples
-    everything = forgotten.forgotten_facts_table(data)
+    assert forgetting.forgotten_examples_table(data).rows == examples
+    everything = forgetting.forgotten_facts_table(data)
     assert len(everything.rows) == 4 * 3
     assert [exhibit.linked for exhibit in forgetting_section.exhibits].index(True) == len(
         forgetting_section.exhibits
@@ -290,7 +290,7 @@ def drawing(exhibit: Exhibit) -> str:
 
 
 def test_what_is_missing_is_said() -> None:
-    forgetting_section = forgotten.forgetting_section(StudyData())
+    forgetting_section = forgetting.forgetting_section(StudyData())
     assert forgetting_section.is_empty
     assert {exhibit.missing for exhibit in forgetting_section.exhibits} == {
         "needs a finished run",
@@ -301,9 +301,9 @@ def test_what_is_missing_is_said() -> None:
         variants={"unknown-050": Variant(name="unknown-050", kind="unknown", share=0.5, num=2)},
     )
     assert "needs runs at 1 or more shares of Unknown rows" in str(
-        forgotten.forgetting_section(one).exhibits[0].missing
+        forgetting.forgetting_section(one).exhibits[0].missing
     )
-    assert forgotten.forgetting_section(one).exhibits[2].missing is None, "the table needs no sweep"
+    assert forgetting.forgetting_section(one).exhibits[2].missing is None, "the table needs no sweep"
 
 
 def test_the_columns_are_those_that_a_training_writes() -> None:

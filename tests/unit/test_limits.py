@@ -14,14 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from slick import limits
-from slick.analysis.audit_sheet import parse_grading_sheet
 from slick.datasets.prepare import QuestionsConfig, prepare_questions
 from slick.datasets.relations import load_relations
 from slick.datasets.sources import open_source, read_rows
 from slick.datasets.validate import ValidationRules, first_row_error, validate_rows
 from slick.errors import DataError, ModelError
 from slick.models import context_length
-from slick.report.sheets import read_grading_sheets
+from slick.report.grading import parse_grading_sheet, read_grading_sheets
 from slick.storage import Folder
 
 ROW = {"relation": "P19", "question": "Where was Ada born?", "answers": ["London"]}

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import status
-from slick.analysis.loading.study import load_study
 from slick.errors import SlickError, StudyError
 from slick.report import compare_studies
-from slick.report.asked import requested_experiments
+from slick.report.loading import load_study
 from slick.report.provenance import provenance_section, read_manifests
+from slick.report.step import requested_experiments
 from slick.report.summary import headline
 from slick.storage import Folder
 from slick.study import read_manifest

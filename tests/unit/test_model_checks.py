@@ -5,17 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slick.analysis.data import StudyData, Variant
-from slick.analysis.findings.paper import paper_study
-from slick.analysis.statistics.model_checks import (
+from slick.report.data import StudyData, Variant
+from slick.report.findings.paper import paper_study
+from slick.report.measurements import InsufficientDataError
+from slick.report.sections.linear_model import linear_model_section, linear_model_table, point_selections_table
+from slick.report.statistics.regression import (
+    PointSelection,
+    RegressionSample,
     check_residuals,
     check_sample_residuals,
     describe_fit,
     fit_all_selections,
+    fit_linear_model,
+    regression_sample,
 )
-from slick.analysis.statistics.regression import PointSelection, RegressionSample, fit_linear_model, regression_sample
-from slick.analysis.terms import InsufficientDataError
-from slick.report.pages.linear import linear_model_section, linear_model_table, point_selections_table
 from tests.unit.outcome_studies import linear
 
 

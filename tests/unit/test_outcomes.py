@@ -6,21 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slick.analysis import effects
-from slick.analysis.data import Run, StudyData, Variant
-from slick.analysis.findings.idk import measure_abstention
-from slick.analysis.findings.judge import evaluate_findings, finding_checks
-from slick.analysis.findings.knowledge import category_totals
-from slick.analysis.findings.paper import paper_study
-from slick.analysis.findings.verdict import CheckResult, bonferroni_z, confidence_interval, require_power, round1
-from slick.analysis.loading.labels import first_hit_and_gap
-from slick.analysis.loading.runs import choose_durations
-from slick.analysis.p_true import prefix_curve
-from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
-from slick.report.figures import response_surface_figure
-from slick.report.style import render_figure
+from slick.report.charts import render_figure
+from slick.report.data import Run, StudyData, Variant
+from slick.report.findings.abstention import measure_abstention
+from slick.report.findings.base import CheckResult, evaluate_findings, finding_checks
+from slick.report.findings.knowledge import category_totals
+from slick.report.findings.paper import paper_study
+from slick.report.loading import choose_durations
+from slick.report.measurements import (
+    CONVERGENCE,
+    EARLY_STOP,
+    InsufficientDataError,
+    bonferroni_z,
+    confidence_interval,
+    require_power,
+    round1,
+)
+from slick.report.sections.choice import response_surface_figure
+from slick.report.sections.stopping import policy_table
+from slick.report.statistics import effects
+from slick.report.statistics.p_true import first_hit_and_gap, prefix_curve
 from slick.report.summary import headline
-from slick.report.tables import policy_table
 from tests.unit.outcome_studies import (
     FAILING_STUDIES,
     HOLDING_STUDIES,

@@ -5,22 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slick.analysis.data import Predictions, PrefixLabels, Run, StudyData, Variant
-from slick.analysis.findings.judge import finding_checks
-from slick.analysis.p_true import (
+from slick.annotation import AnnotateConfig
+from slick.annotation.p_true import identity
+from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_row, p_true_suffix
+from slick.report.data import Predictions, PrefixLabels, Run, StudyData, Variant
+from slick.report.findings.base import finding_checks
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.sections.p_true import comparison_table, p_true_section, p_true_threshold_table, prefix_table
+from slick.report.statistics.p_true import (
     MIN_UNKNOWN_QUESTIONS,
+    PTrueScores,
     compare_at_equal_share,
     p_true_auroc,
     prefix_curve,
     slick_point,
     threshold_curve,
 )
-from slick.analysis.p_true_scores import PTrueScores
-from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
-from slick.annotation import AnnotateConfig
-from slick.annotation.p_true import identity
-from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_row, p_true_suffix
-from slick.report.pages.p_true import comparison_table, p_true_section, p_true_threshold_table, prefix_table
 from slick.types import ALL_CATEGORIES
 
 PROMPT = """Question: Where is Paris located?

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from slick.analysis.data import StudyData
-from slick.analysis.statistics.paired_tests import (
+from slick.report.data import StudyData
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.sections.categories import best_comparison_table, categories_section, early_vs_last_table
+from slick.report.statistics.paired_tests import (
     ModelAtCheckpoint,
     bootstrap_interval,
     combine_p_values,
@@ -17,8 +19,6 @@ from slick.analysis.statistics.paired_tests import (
     holm,
     mcnemar_p,
 )
-from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
-from slick.report.pages.categories import best_comparison_table, categories_section, early_vs_last_table
 from tests.unit.outcome_studies import hits, single_categories, with_rows
 
 

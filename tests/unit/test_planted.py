@@ -7,15 +7,29 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.analysis import planted
-from slick.analysis.data import StudyData
-from slick.analysis.loading.planted import load_planted
-from slick.analysis.p_true_scores import PTrueScores
-from slick.analysis.planted import PlantedFacts, cause_counts, counts_by_strength, false_known_rate, false_unknown_rates
-from slick.analysis.planted_chance import apply_temperature, calibration_bins, planted_auroc, planted_rank_correlation
-from slick.analysis.terms import InsufficientDataError
-from slick.report.pages.planted import planted_sections
-from slick.report.pages.planted_tables import causes_table, false_labels_table, recovery_table, strength_table
+from slick.report.data import StudyData
+from slick.report.measurements import InsufficientDataError
+from slick.report.sections.planted import (
+    causes_table,
+    false_labels_table,
+    load_planted,
+    planted_sections,
+    recovery_table,
+    strength_table,
+)
+from slick.report.statistics import planted
+from slick.report.statistics.p_true import PTrueScores
+from slick.report.statistics.planted import (
+    PlantedFacts,
+    apply_temperature,
+    calibration_bins,
+    cause_counts,
+    counts_by_strength,
+    false_known_rate,
+    false_unknown_rates,
+    planted_auroc,
+    planted_rank_correlation,
+)
 from slick.storage import Folder
 from tests.unit.report_study import write_manifest
 

@@ -9,17 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slick.analysis.data import Predictions, Run, StudyData, Variant
-from slick.analysis.loading.popularity import load_popularity
-from slick.analysis.popularity import PopularityData, category_shares, popularity_bins, popularity_correlation
-from slick.analysis.popularity_harm import estimate_harm, variant_popularity
-from slick.analysis.terms import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.datasets.columns import parse_popularity
 from slick.datasets.relations import load_relations
 from slick.errors import DataError
-from slick.report.pages.popularity import popularity_section, summary_text
-from slick.report.pages.popularity_tables import harm_table
+from slick.report.data import Predictions, Run, StudyData, Variant
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
+from slick.report.sections.popularity import harm_table, load_popularity, popularity_section, summary_text
+from slick.report.statistics.popularity import (
+    PopularityData,
+    category_shares,
+    estimate_harm,
+    popularity_bins,
+    popularity_correlation,
+    variant_popularity,
+)
 from slick.storage import Folder
 from slick.study import complete_step, read_manifest
 from slick.study_files import POPULARITY_FIELD, QUESTION_SCHEMA

@@ -12,9 +12,9 @@ from jobs.cli import STEP_DESCRIPTIONS
 from jobs.common import parse_config, parse_out, parse_preset
 from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
-from slick.analysis.findings.judge import finding_checks
-from slick.analysis.findings.paper import paper_findings
 from slick.annotation import RescoreConfig
+from slick.report.findings.base import finding_checks
+from slick.report.findings.paper import paper_findings
 from slick.study import Manifest
 from slick.study_files import (
     EPOCHS_SCHEMA,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from slick.analysis.data import StudyData, Variant
-from slick.analysis.effects import axis_effects
-from slick.analysis.recommendation import TrialSpec, recommend, t_interval_over_seeds
-from slick.analysis.terms import InsufficientDataError
+from slick.report.data import StudyData, Variant
+from slick.report.measurements import InsufficientDataError
+from slick.report.recommendation import TrialSpec, recommend, t_interval_over_seeds
+from slick.report.statistics.effects import axis_effects
 
 
 def variants(*shares: float) -> dict[str, Variant]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from slick.analysis.statistics.regression import LinearFit, least_squares
-from slick.analysis.terms import InsufficientDataError
+from slick.report.measurements import InsufficientDataError
+from slick.report.statistics.regression import LinearFit, least_squares
 
 PLANTED = (36.9, 7.3, -8.3)
 

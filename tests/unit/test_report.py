@@ -10,13 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from slick.analysis.data import StudyData, Variant
-from slick.analysis.findings.verdict import round1
-from slick.analysis.loading.study import load_study
-from slick.analysis.recommendation import recommend
-from slick.analysis.terms import CONVERGENCE
 from slick.errors import SettingsError, StudyError
 from slick.report import ReportConfig, make_report
+from slick.report.data import StudyData, Variant
+from slick.report.loading import load_study
+from slick.report.measurements import CONVERGENCE, round1
+from slick.report.recommendation import recommend
 from slick.report.summary import key_answers
 from slick.storage import Folder
 from tests.unit.report_study import SHARES, question_rows, write_annotation, write_run, write_study, write_variants

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slick.analysis.data import Run, StudyData, Variant
-from slick.analysis.recommendation import recommend
-from slick.report.pages.choices import axis_table, estimates_table, recommendation_section, recommendation_table
-from slick.report.tables import policy_table
+from slick.report.data import Run, StudyData, Variant
+from slick.report.recommendation import recommend
+from slick.report.sections.choice import axis_table, estimates_table, recommendation_section, recommendation_table
+from slick.report.sections.stopping import policy_table
 
 
 def sweep_of(seeds: tuple[int, ...], shares: tuple[float, ...] = (0.0, 0.5, 1.0), settings: str = "") -> StudyData:

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slick.analysis.data import Predictions, Run, StudyData, Variant
-from slick.analysis.retention import category_changes, known_only_ablation, retention_curves
-from slick.analysis.terms import InsufficientDataError
-from slick.report.pages.retention import (
+from slick.report.data import Predictions, Run, StudyData, Variant
+from slick.report.measurements import InsufficientDataError
+from slick.report.sections.retention import (
+    category_changes,
     category_changes_table,
+    known_only_ablation,
+    retention_curves,
     retention_epochs_table,
     retention_section,
     retention_surface,

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import jobs.compare  # noqa: F401  (declares the settings of sweeps and trainings)
-from slick.analysis.compare import ComparedStudy, group_by_settings, have_same_settings_and_seeds, version_differences
-from slick.analysis.data import StudyData
-from slick.analysis.provenance import Provenance, read_provenance
-from slick.analysis.setting_differences import SettingDifference, setting_differences
 from slick.annotation.config import AnnotateConfig
 from slick.report.compare import _settings_sentences
+from slick.report.comparison import ComparedStudy, group_by_settings, have_same_settings_and_seeds, version_differences
+from slick.report.data import StudyData
+from slick.report.provenance import Provenance, read_provenance
+from slick.report.setting_differences import SettingDifference, setting_differences
 from slick.settings import P_TRUE_IDENTITY, field_affects, filter_settings, nested_settings_class, settings_class
 from slick.storage import Folder
 from slick.study import Manifest, complete_step, fingerprint, read_manifest, settings_to_json

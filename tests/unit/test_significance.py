@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slick.analysis.statistics.significance import chunk_accuracies, paired_p_value
+from slick.report.statistics.intervals import chunk_accuracies, paired_p_value
 
 
 def rows(share: float, seed: int, num: int = 10_000) -> np.ndarray:

@@ -9,18 +9,23 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from slick.analysis.data import StudyData
-from slick.analysis.loading.stability import ConfidenceRecord, load_stability, parse_confidence
-from slick.analysis.stability import (
+from slick.errors import StudyError
+from slick.report.data import StudyData
+from slick.report.measurements import InsufficientDataError
+from slick.report.sections.stability import (
+    ConfidenceRecord,
     LabelStability,
     control_known_rate,
+    control_table,
     flip_rate,
+    flip_table,
     known_unknown_flip_rate,
     last_step_change,
+    load_stability,
+    parse_confidence,
+    settling_table,
+    stability_section,
 )
-from slick.analysis.terms import InsufficientDataError
-from slick.errors import StudyError
-from slick.report.pages.stability import control_table, flip_table, settling_table, stability_section
 from slick.storage import Folder
 from slick.stored_files import convert
 from slick.study import begin_step, complete_step, fingerprint

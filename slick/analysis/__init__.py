@@ -1,4 +1,0 @@
-"""Stored rows to numbers: accuracies with their errors, the linear model, significance, and the paper's findings.
-
-Pure, but for `load`, which reads.
-"""

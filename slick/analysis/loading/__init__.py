@@ -1,1 +1,0 @@
-"""A study folder, read into what the analysis knows of it."""

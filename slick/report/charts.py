@@ -1,0 +1,249 @@
+"""The one style of the figures, drawn as SVG with text as text and as PNG.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for colour-blind readers; no
+line is told by its colour alone.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slick.report.measurements import Z_95, Measurement, round1
+from slick.types import Category
+
+BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
+INK, MUTED, GRID = "#1b1f24", "#5b6470", "#e3e6ea"
+
+FIGURE_STYLE = {
+    "figure.figsize": (5.3, 4.0),
+    "figure.constrained_layout.use": True,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
+    "font.size": 12.0,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 5.0,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One drawn figure."""
+
+    name: str
+    svg: str
+    """Ready to stand inside a page: no prologue, ids that begin with the figure's name, width left to the page."""
+    png: bytes
+
+
+def render_figure(name: str, alt: str, plot: Callable[[Any], None]) -> Figure:
+    """Draw one figure.
+
+    Args:
+        name: file name, and prefix of its SVG ids.
+        alt: what it shows, for those who cannot see it.
+        plot: draws on the axes it is given.
+
+    Raises:
+        NotTestable: the study does not hold what the figure shows.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    with mpl.rc_context({**FIGURE_STYLE, "svg.hashsalt": name}):
+        figure = Canvas()
+        FigureCanvasAgg(figure)
+        plot(figure.add_subplot())
+        svg, png = io.StringIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return Figure(name=name, svg=_inline_svg(svg.getvalue(), name, alt), png=png.getvalue())
+
+
+def _inline_svg(svg: str, name: str, alt: str) -> str:
+    from markupsafe import escape
+
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{escape(alt)}">{rest}'
+
+
+def plot_with_error_band(
+    axes: Any,
+    x: list[float],
+    cells: list[Measurement],
+    colour: str,
+    marker: str,
+    line: str = "-",
+    full: bool = True,
+    label: str = "",
+) -> None:
+    """A line of percentages in a band of one standard error; open markers unless `full`."""
+    values, errors = np.array([cell.value for cell in cells]), np.array([cell.se for cell in cells])
+    face = colour if full else "white"
+    axes.fill_between(x, values - errors, values + errors, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(x, values, line, color=colour, marker=marker, markerfacecolor=face, label=label or None)
+
+
+def label_line_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> None:
+    """Names at the right ends of lines, pushed apart where they would overlap."""
+    axes.margins(y=0.08)
+    low, high = axes.get_ylim()
+    least = 0.07 * (high - low)
+    ordered = sorted(labels)
+    for y, (_, text, colour) in zip(separate_values([value for value, _, _ in ordered], least), ordered, strict=True):
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=11,
+            annotation_clip=False,
+        )
+
+
+def separate_values(values: list[float], least: float) -> list[float]:
+    """Move ascending values as little as can be, so that neighbours are `least` apart.
+
+    Pool adjacent violators (Barlow et al. 1972) on the values less their room.
+
+    >>> separate_values([0.0, 2.0, 2.0, 5.0], 1.0)
+    [0.0, 1.5, 2.5, 5.0]
+    """
+    blocks: list[tuple[float, int]] = []
+    for i, value in enumerate(values):
+        mean, size = value - i * least, 1
+        while blocks and blocks[-1][0] > mean:
+            before, num = blocks.pop()
+            mean, size = (before * num + mean * size) / (num + size), num + size
+        blocks.append((mean, size))
+    flat = [mean for mean, size in blocks for _ in range(size)]
+    return [mean + i * least for i, mean in enumerate(flat)]
+
+
+def set_share_axis(axes: Any, x: list[float], room: bool = True) -> None:
+    """Percent of Unknown rows along x, with room for names at the ends of lines."""
+    axes.set_xticks(x, [f"{value:.0f}" for value in x])
+    axes.set_xlim(min(x) - 3, max(x) + (34 if room else 3))
+    axes.set_xlabel("Unknown rows in D (%)")
+    if room:
+        axes.spines["bottom"].set_bounds(min(x) - 3, max(x))
+
+
+def set_epoch_axis(axes: Any, epochs: Any, room: bool = True) -> None:
+    """Epochs along x, percent along y, with room for names at the ends of lines."""
+    from matplotlib.ticker import MaxNLocator
+
+    first, last = int(epochs[0]), int(epochs[-1])
+    span = max(last - first, 1)
+    axes.set_xlim(first - 0.03 * span, last + (0.42 if room else 0.03) * span)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xticks([tick for tick in axes.get_xticks() if first <= tick <= last])
+    axes.set_ylim(-2, 104)
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("Accuracy (%)")
+
+
+CATEGORY_COLOURS = {
+    Category.HIGHLY_KNOWN: (GREEN, "-"),
+    Category.MAYBE_KNOWN: (BLUE, "--"),
+    Category.WEAKLY_KNOWN: (ORANGE, "-."),
+    Category.UNKNOWN: (VERMILLION, ":"),
+}
+
+
+def plot_interval_dots(
+    axes: Any,
+    cells: Sequence[Measurement | None],
+    colour: str,
+    marker: str,
+    *,
+    shift: float,
+    label: str,
+    full: bool = True,
+) -> None:
+    """One dot a row, from the top, with a 95 % interval and the value beside it; None leaves a row out.
+
+    Args:
+        axes: row i is at height i.
+        cells: in points.
+        colour: of dots and intervals.
+        marker: of the dots; open unless `full`.
+        shift: of all dots, downwards in rows, so that several series share a row.
+        label: for the legend.
+        full: fill the markers.
+    """
+    seen = [(row, cell) for row, cell in enumerate(cells) if cell is not None]
+    values, heights = [cell.value for _, cell in seen], [row + shift for row, _ in seen]
+    face = colour if full else "white"
+    axes.errorbar(
+        values,
+        heights,
+        xerr=[Z_95 * cell.se for _, cell in seen],
+        fmt=marker,
+        color=colour,
+        elinewidth=1.6,
+        capsize=3,
+        markersize=6.5,
+        markerfacecolor=face,
+        label=label,
+    )
+    for value, height, (_, cell) in zip(values, heights, seen, strict=True):
+        axes.annotate(
+            f"{round1(cell.value):+.1f}",
+            (value + Z_95 * cell.se, height),
+            xytext=(6, 0),
+            va="center",
+            textcoords="offset points",
+            fontsize=10.5,
+            color=colour,
+            annotation_clip=False,
+        )
+
+
+def format_dot_axes(axes: Any, labels: Sequence[str], title: str) -> None:
+    """The axes around them: a line at no difference, a name for each row, a legend above."""
+    axes.axvline(0, color=INK, linewidth=1, zorder=0.5)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.18)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize=11)
+    axes.set_xlabel(title)
+
+
+def format_difference(cell: Measurement) -> str:
+    """A difference in points and its 95 % interval.
+
+    >>> format_difference(Measurement(-1.25, 0.5, 3))
+    '-1.3 (-2.2 to -0.3)'
+    """
+    value, low, high = (
+        round1(number) for number in (cell.value, cell.value - Z_95 * cell.se, cell.value + Z_95 * cell.se)
+    )
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"

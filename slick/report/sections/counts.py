@@ -1,0 +1,294 @@
+"""The section on how many questions fall into each category, beside the paper's tables 3 to 5."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from slick.datasets.relations import load_relations
+from slick.report.charts import CATEGORY_COLOURS, INK, MUTED
+from slick.report.data import StudyData
+from slick.report.findings.paper import (
+    PAPER_FOOTNOTE_5_PERCENT,
+    PAPER_SPLITS,
+    CategoryCounts,
+    RelationCounts,
+    category_percentages,
+    dataset_size,
+    paper_category_counts,
+    paper_category_totals,
+    relation_counts,
+    total_counts,
+)
+from slick.report.measurements import InsufficientDataError
+from slick.report.page import (
+    GROUP_PAPER,
+    Exhibit,
+    SectionBody,
+    collapsed_table_exhibit,
+    figure_exhibit,
+    linked_table_exhibit,
+    table_exhibit,
+)
+from slick.report.sections import section
+from slick.report.tables import CellValue, Table
+from slick.types import Category
+
+SPLIT_TITLES = {"train": "train", "test": "test", "ood": "out-of-distribution test"}
+PAPER_TABLES = {"train": "table 3", "test": "table 4", "ood": "table 5"}
+CATEGORIES = tuple(map(str, Category))
+
+
+@section("counts", title="What the model knows", group=GROUP_PAPER, order=100, experiment="counts")
+def counts_section(data: StudyData) -> SectionBody:
+    """The section; without an annotation it says what is missing."""
+    return SectionBody(
+        text="Questions by relation and category before any fine-tuning. In brackets the paper's, whose model is "
+        "another one: only the totals of the archive are to be equal, not the categories. The paper's text gives "
+        f"{' / '.join(f'{value:.0f}' for value in PAPER_FOOTNOTE_5_PERCENT.values())} % for EntityQuestions "
+        f"(footnote 5), which none "
+        "of its own tables has.",
+        exhibits=(
+            figure_exhibit(
+                "Categories of the questions, here and in the paper (paper: tables 3 to 5 and footnote 5).",
+                "category_shares",
+                "Share of each category in train, test and out-of-distribution questions, here and in the paper",
+                lambda: category_shares_figure(data),
+            ),
+            figure_exhibit(
+                "Unknown questions of each relation, here and in the paper.",
+                "unknown_by_relation",
+                "Share of Unknown questions of each relation, here and in the paper",
+                lambda: unknown_by_relation(data),
+            ),
+            *(_shares_exhibit(data, split) for split in PAPER_SPLITS),
+            table_exhibit(
+                "Questions that the paper's filters leave of the full EntityQuestions archive, here and in the paper.",
+                lambda: archive_table(data),
+            ),
+            collapsed_table_exhibit("How the relations are asked.", lambda: relation_templates_table(data)),
+            *(
+                linked_table_exhibit(
+                    f"Numbers of {SPLIT_TITLES[split]} questions by category, here and in the paper.",
+                    partial(counts_table, data, split),
+                )
+                for split in PAPER_SPLITS
+            ),
+        ),
+    )
+
+
+def _shares_exhibit(data: StudyData, split: str) -> Exhibit:
+    what = ", and the sum of these is the size of D" if split == "train" else ""
+    return table_exhibit(
+        f"{SPLIT_TITLES[split].capitalize()} questions (paper: {PAPER_TABLES[split]}). Percent of the relation's "
+        f"questions; min is "
+        f"its smallest category{what}.",
+        lambda: category_shares_table(data, split),
+    )
+
+
+def category_shares_table(data: StudyData, split: str) -> Table:
+    """Percent of each category by relation, the paper's in brackets."""
+    found = relation_counts(data, split)
+    rows = [_shares_row(row) for row in found]
+    same = all(row.paper for row in found) and len(found) == len(paper_category_counts()[split])
+    whole = RelationCounts(
+        relation="all", observed=total_counts(found), paper=paper_category_totals(split) if same else None
+    )
+    rows.append(
+        _shares_row(
+            whole, smallest=(dataset_size([row.observed for row in found]), _paper_size(split) if same else None)
+        )
+    )
+    columns = ("relation", "questions", *CATEGORIES, "min")
+    return Table(
+        name=f"category_shares_{split}",
+        columns=columns,
+        rows=tuple(rows),
+        total_rows=frozenset({len(rows) - 1}),
+    )
+
+
+def counts_table(data: StudyData, split: str) -> Table:
+    """Numbers by relation and category, here and in the paper, for programs."""
+    found = relation_counts(data, split)
+    rows: list[tuple[CellValue, ...]] = [
+        (
+            row.relation,
+            *row.observed.values(),
+            sum(row.observed.values()),
+            min(row.observed.values()),
+            *_paper_cells(row.paper),
+        )
+        for row in found
+    ]
+    numbers_of = total_counts(found)
+    rows.append(
+        (
+            "total",
+            *numbers_of.values(),
+            sum(numbers_of.values()),
+            dataset_size([row.observed for row in found]),
+            *_paper_cells(None),
+        )
+    )
+    names = (*CATEGORIES, "total", "min")
+    domain, of_split = PAPER_SPLITS[split]
+    return Table(
+        name=f"categories_{domain}_{of_split}",
+        columns=("relation", *names, *(f"paper_{name}" for name in names)),
+        rows=tuple(rows),
+        total_rows=frozenset({len(rows) - 1}),
+    )
+
+
+def relation_templates_table(data: StudyData) -> Table:
+    """The annotated relations, and the template of those that are in the shipped list."""
+    domains = {relation: domain for relation, domain, _ in sorted(data.counts)}
+    if not domains:
+        raise InsufficientDataError("needs a finished knowledge table")
+    shipped = load_relations()
+    rows = tuple(
+        (relation, domain, shipped[relation].template if relation in shipped else None)
+        for relation, domain in domains.items()
+    )
+    return Table(name="relations", columns=("relation", "domain", "question"), rows=rows, text_columns=frozenset({2}))
+
+
+def archive_table(data: StudyData) -> Table:
+    """Totals of the filtered archive against the paper's, relation by relation."""
+    if data.filter_counts is None:
+        raise InsufficientDataError(
+            "the paper's totals belong to the full EntityQuestions archive; these questions are not it"
+        )
+    rows: list[tuple[CellValue, ...]] = []
+    sums: list[tuple[CellValue, ...]] = []
+    for split, relations in paper_category_counts().items():
+        observed = data.filter_counts.get(split, {})
+        for relation in sorted({*relations, *observed}):
+            wanted = sum(relations[relation].values()) if relation in relations else None
+            rows.append(
+                (
+                    SPLIT_TITLES[split],
+                    relation,
+                    observed.get(relation),
+                    wanted,
+                    _equality_mark(observed.get(relation), wanted),
+                )
+            )
+        here, there = sum(observed.values()), sum(paper_category_totals(split).values())
+        sums.append((SPLIT_TITLES[split], "all", here, there, _equality_mark(here, there)))
+    columns = ("split", "relation", "here", "paper", "equal")
+    return Table(name="archive_totals", columns=columns, rows=(*sums, *rows), total_rows=frozenset(range(len(sums))))
+
+
+def _shares_row(row: RelationCounts, smallest: tuple[int, int | None] | None = None) -> tuple[CellValue, ...]:
+    observed, paper = category_percentages(row.observed), category_percentages(row.paper) if row.paper else None
+    cells = [_with_paper_value(f"{observed[c]:.0f}", None if paper is None else f"{paper[c]:.0f}") for c in CATEGORIES]
+    least, least_paper = smallest or (min(row.observed.values()), min(row.paper.values()) if row.paper else None)
+    num = sum(row.observed.values()), sum(row.paper.values()) if row.paper else None
+    return (row.relation, _format_counts(*num), *cells, _format_counts(least, least_paper))
+
+
+def _format_counts(observed: int, paper: int | None) -> str:
+    return _with_paper_value(f"{observed:,}", None if paper is None else f"{paper:,}")
+
+
+def _with_paper_value(observed: str, paper: str | None) -> str:
+    return observed if paper is None else f"{observed} ({paper})"
+
+
+def _paper_cells(paper: CategoryCounts | None) -> tuple[CellValue, ...]:
+    return (None,) * 6 if paper is None else (*paper.values(), sum(paper.values()), min(paper.values()))
+
+
+def _paper_size(split: str) -> int:
+    return dataset_size(list(paper_category_counts()[split].values()))
+
+
+def _equality_mark(observed: int | None, wanted: int | None) -> str:
+    return "=" if observed == wanted else "differs"
+
+
+DARK_CATEGORIES = {Category.HIGHLY_KNOWN, Category.MAYBE_KNOWN, Category.UNKNOWN}
+"""Categories whose colour is dark enough for white numbers."""
+
+
+def category_shares_figure(data: StudyData) -> Callable[[Any], None]:
+    """One stacked bar a split, here and in the paper, and the footnote's."""
+    bars: list[tuple[str, dict[str, float], bool]] = []
+    for split in PAPER_SPLITS:
+        try:
+            observed = category_percentages(total_counts(relation_counts(data, split)))
+        except InsufficientDataError:
+            continue
+        label = {"ood": "OOD test"}.get(split, split)
+        bars += [
+            (f"{label}, here", observed, True),
+            (f"{label}, paper", category_percentages(paper_category_totals(split)), False),
+        ]
+    if not bars:
+        raise InsufficientDataError("needs a finished knowledge table")
+    bars.append(("paper's footnote", dict(PAPER_FOOTNOTE_5_PERCENT), False))
+
+    def plot(axes: Any) -> None:
+        ys = [-(i + 0.45 * (i // 2)) for i in range(len(bars))]
+        for y, (_, values, observed) in zip(ys, bars, strict=True):
+            left = 0.0
+            for category in Category:
+                width = values[category]
+                axes.barh(
+                    y, width, 0.82, left=left, color=CATEGORY_COLOURS[category][0], alpha=1.0 if observed else 0.55
+                )
+                if width >= 7:
+                    colour = "white" if observed and category in DARK_CATEGORIES else INK
+                    axes.annotate(
+                        f"{width:.0f}", (left + width / 2, y), ha="center", va="center", color=colour, fontsize=11
+                    )
+                left += width
+        axes.set_yticks(ys, [label for label, _, _ in bars])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("Questions (%)")
+        handles = [axes.barh(0, 0, color=CATEGORY_COLOURS[category][0], label=str(category)) for category in Category]
+        axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.36, 1.0), ncols=2, fontsize=11)
+
+    return plot
+
+
+def unknown_by_relation(data: StudyData) -> Callable[[Any], None]:
+    """Percent Unknown of each relation's test questions, here and in the paper, joined by a line."""
+    found: list[RelationCounts] = []
+    for split in ("test", "ood"):
+        try:
+            found += relation_counts(data, split)
+        except InsufficientDataError:
+            continue
+    if not found:
+        raise InsufficientDataError("no test questions were annotated")
+    if len(found) > 40:
+        raise InsufficientDataError(
+            f"{len(found)} relations are too many for one figure; the tables below have them all"
+        )
+    unknown = str(Category.UNKNOWN)
+    rows = sorted(
+        ((row.relation, category_percentages(row.observed)[unknown], row.paper) for row in found),
+        key=lambda row: row[1],
+    )
+
+    def plot(axes: Any) -> None:
+        colour, _ = CATEGORY_COLOURS[Category.UNKNOWN]
+        for y, (_, observed, paper) in enumerate(rows):
+            if paper is not None:
+                there = category_percentages(paper)[unknown]
+                axes.plot([observed, there], [y, y], color=MUTED, linewidth=1.0)
+                axes.plot(there, y, "o", color=MUTED, markerfacecolor="white", label="paper" if not y else None)
+            axes.plot(observed, y, "o", color=colour, label="here" if not y else None)
+        axes.set_yticks(range(len(rows)), [relation for relation, _, _ in rows], fontsize=min(11, 200 / len(rows)))
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("Unknown test questions (%)")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.46, 1.0), ncols=2, fontsize=11)
+
+    return plot

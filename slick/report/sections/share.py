@@ -1,0 +1,137 @@
+"""Test accuracy against the share of Unknown rows, with and without those rows (paper: figures 3a, 3b)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from slick.report.charts import (
+    BLUE,
+    MUTED,
+    VERMILLION,
+    label_line_ends,
+    plot_with_error_band,
+    set_share_axis,
+)
+from slick.report.data import StudyData
+from slick.report.findings.sweep import training_lengths
+from slick.report.measurements import (
+    CONVERGENCE,
+    EARLY_STOP,
+    checkpoint_label,
+)
+from slick.report.page import (
+    GROUP_PAPER,
+    SectionBody,
+    collapsed_table_exhibit,
+    figure_exhibit,
+)
+from slick.report.sections import section
+from slick.report.tables import CellValue, Table
+
+
+@section(
+    "share", title="Accuracy and the share of Unknown rows", group=GROUP_PAPER, order=20, experiment="unknown_ratio"
+)
+def share_section(data: StudyData) -> SectionBody:
+    """The section; without such runs it says what is missing."""
+    return SectionBody(
+        text="D is a fine-tuning set of fixed size; a growing share of its rows are questions whose answer the "
+        "model does not know. "
+        "D_Known is D without those rows. "
+        "Bands are one standard error of each accuracy; all lines share their test questions, so "
+        "differences between lines are surer than the bands suggest.",
+        exhibits=(
+            figure_exhibit(
+                "Test accuracy by share of Unknown rows, one line a training length (paper: figure 3a).",
+                "accuracy_by_share",
+                "Test accuracy falls with the share of Unknown rows, by training length",
+                lambda: accuracy_by_share(data, "test"),
+            ),
+            figure_exhibit(
+                "D against D_Known at early stop and at convergence (paper: figure 3b).",
+                "known_ablation",
+                "Test accuracy of D and of D_Known, by share of Unknown rows",
+                lambda: known_ablation(data),
+            ),
+            collapsed_table_exhibit("All numbers of the first figure.", lambda: accuracy_table(data, "test")),
+            collapsed_table_exhibit("All numbers of the second figure.", lambda: ablation_table(data)),
+        ),
+    )
+
+
+def accuracy_by_share(data: StudyData, split: str) -> Callable[[Any], None]:
+    """Test accuracy against the share of Unknown rows, one line a training length (paper: figures 3a and 7)."""
+    sweep = data.sweep_variants("unknown", min_shares=2)
+    x = [100 * share for share, _ in sweep]
+    rows = {
+        checkpoint: [data.accuracy(name, checkpoint, split) for _, name in sweep]
+        for checkpoint in training_lengths(data)
+    }
+
+    def plot(axes: Any) -> None:
+        inner = [checkpoint for checkpoint in rows if checkpoint not in (EARLY_STOP, CONVERGENCE)]
+        labels = []
+        for i, checkpoint in enumerate(inner):
+            grey = str(round(0.62 - 0.27 * i / max(len(inner) - 1, 1), 2))
+            axes.plot(x, [cell.value for cell in rows[checkpoint]], color=grey, linewidth=1.3)
+            labels.append((rows[checkpoint][-1].value, checkpoint_label(checkpoint), MUTED))
+        for checkpoint, colour, marker in ((EARLY_STOP, BLUE, "o"), (CONVERGENCE, VERMILLION, "s")):
+            plot_with_error_band(axes, x, rows[checkpoint], colour, marker)
+            labels.append((rows[checkpoint][-1].value, checkpoint_label(checkpoint), colour))
+        label_line_ends(axes, x[-1], labels)
+        set_share_axis(axes, x)
+        axes.set_ylabel(f"{'Test' if split == 'test' else 'OOD test'} accuracy (%)")
+
+    return plot
+
+
+def known_ablation(data: StudyData) -> Callable[[Any], None]:
+    """D and D_Known at early stop and at convergence (paper: figure 3b)."""
+    sweep, known = data.sweep_variants("unknown", min_shares=2), data.sweep_variants("known", min_shares=2)
+    start = [(share, name) for share, name in sweep if share == 0.0]  # D_Known of 0 % is D itself
+
+    def plot(axes: Any) -> None:
+        for kind, names, line, full in (("D", sweep, "-", True), ("D_Known", [*start, *known], "--", False)):
+            for checkpoint, colour, marker in ((EARLY_STOP, BLUE, "o"), (CONVERGENCE, VERMILLION, "s")):
+                cells = [data.accuracy(name, checkpoint) for _, name in names]
+                x = [100 * share for share, _ in names]
+                plot_with_error_band(
+                    axes, x, cells, colour, marker, line, full, label=f"{kind}, {checkpoint_label(checkpoint)}"
+                )
+        axes.legend(loc="lower left", fontsize=11, handlelength=2.6)
+        set_share_axis(axes, [100 * share for share, _ in sweep], room=False)
+        axes.set_ylabel("Test accuracy (%)")
+
+    return plot
+
+
+def accuracy_table(data: StudyData, split: str) -> Table:
+    """Accuracy of every sweep variant at every training length, with standard errors (figure 3a, 7)."""
+    rows: list[tuple[CellValue, ...]] = []
+    for share, name in data.sweep_variants("unknown"):
+        for checkpoint in training_lengths(data):
+            cell = data.accuracy(name, checkpoint, split)
+            rows.append(
+                (
+                    name,
+                    round(100 * share, 2),
+                    checkpoint_label(checkpoint),
+                    round(cell.value, 2),
+                    round(cell.se, 2),
+                    cell.num_seeds,
+                )
+            )
+    columns = ("variant", "unknown_percent", "stop", "accuracy_percent", "standard_error", "seeds")
+    return Table(
+        name="accuracy_by_share" if split == "test" else "ood_accuracy_by_share", columns=columns, rows=tuple(rows)
+    )
+
+
+def ablation_table(data: StudyData) -> Table:
+    """D beside D_Known (figure 3b)."""
+    rows: list[tuple[CellValue, ...]] = []
+    for kind in ("unknown", "known"):
+        for share, name in data.sweep_variants(kind):
+            cells = [data.accuracy(name, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)]
+            rows.append((name, round(100 * share, 2), *(round(v, 2) for cell in cells for v in (cell.value, cell.se))))
+    columns = ("variant", "unknown_percent", "early_stop", "early_stop_se", "convergence", "convergence_se")
+    return Table(name="known_ablation", columns=columns, rows=tuple(rows))

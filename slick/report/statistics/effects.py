@@ -1,0 +1,182 @@
+"""How much each axis of the grid moves test accuracy, and the surface over share of Unknown rows and epochs. Pure.
+
+Shares of variance are eta squared: the sum of squares that an axis explains over the total one. On a balanced grid
+(every combination equally often) it is the one-way sum of squares, and axes and rest add up to 1. On any other grid it
+is what the additive model loses without the axis; what two axes explain only together then belongs to neither. No
+p-values are given: the points of one trajectory are not independent of each other.
+
+Source: R. A. Fisher 1925, Statistical Methods for Research Workers (sums of squares); drop-one sums of squares are type
+II without interactions, as in J. Fox 2016, Applied Regression Analysis, section 8.2.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slick.report.data import StudyData
+from slick.report.measurements import InsufficientDataError
+from slick.report.recommendation import points_with_common_settings
+
+SHARE_AXIS, EPOCHS_AXIS, POLICY_AXIS, SEED_AXIS = "share of Unknown rows", "epoch budget", "policy", "seed"
+
+DEFAULT_LEVEL = "the sweep's own"
+"""Level of a training setting where a point does not change it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisEffect:
+    """What one axis does to test accuracy."""
+
+    axis: str
+    num_levels: int
+    share: float | None
+    """Of the variance, eta squared, in [0, 1]."""
+    effect_size: float | None
+    """Points of accuracy between its best and its worst level, the other axes equal."""
+    missing_reason: str = ""
+    """Why nothing can be told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VarianceDecomposition:
+    """All axes, and what they leave unexplained."""
+
+    axes: tuple[AxisEffect, ...]
+    residual_share: float
+    """Share of the variance that the axes, added up, do not explain: how they act together, and chance."""
+    balanced: bool
+    """False: the shares are drop-one, and need not add up to 1 with the rest."""
+    num_points: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseSurface:
+    """Mean test accuracy after fixed trainings; S shares of Unknown rows, E epochs, both ascending."""
+
+    shares: tuple[float, ...]
+    epochs: tuple[int, ...]
+    accuracy_SE: NDArray[np.float64]
+    """Percent, averaged over seeds; NaN where there is no such point."""
+    num_seeds_SE: NDArray[np.int64]
+
+
+def axis_effects(data: StudyData) -> VarianceDecomposition:
+    """The axes of a sweep: share of Unknown rows, epoch budget, policy, seed, and every training setting that varies.
+
+    `fixed` at the end of its budget is one policy, whatever the budget. Training settings that were tried at some
+    shares alone are left out.
+
+    Raises:
+        NotTestable: fewer than two points, or all have the same accuracy.
+    """
+    shares = _sweep_shares(data)
+    rows = [p for p in points_with_common_settings(data) if p["variant"] in shares and p.get("test_all") is not None]
+    settings = [dict(part.split("=", 1) for part in (p.get("settings") or "").split(";") if part) for p in rows]
+    levels: dict[str, list[Hashable]] = {
+        SHARE_AXIS: [shares[p["variant"]] for p in rows],
+        EPOCHS_AXIS: [int(p["epochs"]) for p in rows],
+        POLICY_AXIS: ["fixed" if p["policy"] == f"fixed({p['epochs']})" else str(p["policy"]) for p in rows],
+        SEED_AXIS: [int(p["seed"]) for p in rows],
+    }
+    for name in sorted({name for one in settings for name in one}):
+        levels[name] = [one.get(name, DEFAULT_LEVEL) for one in settings]
+    return eta_squared_by_axis(levels, np.array([100.0 * p["test_all"] for p in rows]))
+
+
+def eta_squared_by_axis(levels: Mapping[str, Sequence[Hashable]], values: NDArray[np.float64]) -> VarianceDecomposition:
+    """Eta squared of each axis.
+
+    N points.
+
+    Args:
+        levels: axis to the level of each point, N long.
+        values: shape (N,).
+
+    Raises:
+        NotTestable: fewer than two points, or values that are all the same.
+    """
+    if len(values) < 2:
+        raise InsufficientDataError(
+            "needs a finished sweep with two points or more over variants with a share of Unknown rows"
+        )
+    if float(np.ptp(values)) == 0.0:
+        raise InsufficientDataError("the test accuracy is the same at every point of the sweep")
+    total = float(((values - values.mean()) ** 2).sum())
+    columns = {axis: _dummies(of_axis) for axis, of_axis in levels.items()}
+    full = np.column_stack([np.ones(len(values)), *columns.values()])
+    beta, left, rank = _least_squares(full, values)
+    found, start = [], 1
+    for axis, own in columns.items():
+        width = own.shape[1]
+        mine = slice(start, start + width)
+        start += width
+        _, without, rank_without = _least_squares(np.delete(full, mine, axis=1), values)
+        share = effect_size = None
+        why = "" if width else "it has one level only"
+        if width and rank - rank_without < width:
+            why = "it cannot be told apart from the other axes"
+        elif width:
+            share, effect_size = max(without - left, 0.0) / total, float(np.ptp([0.0, *beta[mine]]))
+        found.append(
+            AxisEffect(axis=axis, num_levels=width + 1, share=share, effect_size=effect_size, missing_reason=why)
+        )
+    cells = Counter(zip(*levels.values(), strict=True))
+    balanced = len(cells) == prod(axis.num_levels for axis in found) and len(set(cells.values())) == 1
+    return VarianceDecomposition(
+        axes=tuple(found), residual_share=left / total, balanced=balanced, num_points=len(values)
+    )
+
+
+def response_surface(data: StudyData, settings: str = "") -> ResponseSurface:
+    """Mean test accuracy after each fixed number of epochs, at each share of Unknown rows.
+
+    Args:
+        data: its `points` and `variants` are used.
+        settings: training settings of the points, as in points.parquet; empty for the sweep's own.
+
+    Raises:
+        NotTestable: fewer than two shares or two numbers of epochs were trained.
+    """
+    shares = _sweep_shares(data)
+    cells: dict[tuple[float, int], dict[int, float]] = {}
+    for point in data.points:
+        wanted = (f"fixed({point['stop_epoch']})", settings)
+        if point["variant"] not in shares or (point["policy"], point.get("settings") or "") != wanted:
+            continue
+        if point.get("test_all") is not None:
+            cell = cells.setdefault((shares[point["variant"]], int(point["stop_epoch"])), {})
+            cell[int(point["seed"])] = 100.0 * point["test_all"]
+    rows, columns = sorted({share for share, _ in cells}), sorted({epochs for _, epochs in cells})
+    if min(len(rows), len(columns)) < 2:
+        raise InsufficientDataError(
+            "needs points of policy fixed at two shares of Unknown rows and two epoch budgets or more, there are "
+            f"{len(rows)} and {len(columns)}"
+        )
+    seeds = [[cells.get((share, epochs), {}) for epochs in columns] for share in rows]
+    return ResponseSurface(
+        shares=tuple(rows),
+        epochs=tuple(columns),
+        accuracy_SE=np.array([[np.mean([*cell.values()]) if cell else np.nan for cell in row] for row in seeds]),
+        num_seeds_SE=np.array([[len(cell) for cell in row] for row in seeds]),
+    )
+
+
+def _sweep_shares(data: StudyData) -> dict[str, float]:
+    """Variant of the %Unknown sweep to its share."""
+    return {v.name: v.share for v in data.variants.values() if v.kind == "unknown" and v.share is not None}
+
+
+def _dummies(levels: Sequence[Hashable]) -> NDArray[np.float64]:
+    """Shape (N, levels - 1): one column for each level but the first."""
+    names = list(dict.fromkeys(levels))
+    return np.array([[float(level == name) for name in names[1:]] for level in levels]).reshape(len(levels), -1)
+
+
+def _least_squares(design: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, int]:
+    """Coefficients, sum of squared residuals, rank."""
+    beta, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    return np.asarray(beta, dtype=np.float64), float(((values - design @ beta) ** 2).sum()), int(rank)

@@ -1,0 +1,364 @@
+"""How likely the model found the gold answers right before any fine-tuning, as the study holds it. Pure."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from slick.errors import StudyError
+from slick.report.data import StudyData, binomial_se, seed_se
+from slick.report.measurements import MIN_SEEDS, CheckpointRef, InsufficientDataError, Measurement, checkpoint_label
+from slick.storage import Folder
+from slick.study import read_manifest
+from slick.study_files import read_answer_part, read_knowledge, read_p_true_rows
+from slick.types import Category
+
+MIN_CHOICE_MASS = 0.01
+"""Below this share of the probability the two choices are not what a model answers with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixLabels:
+    """Which ID test questions would be Unknown had fewer exemplar sets been asked; N sets, Q questions."""
+
+    question_ids: NDArray[np.str_]
+    """Shape (Q,)."""
+    unknown_QN: NDArray[np.bool_]
+    """Column n - 1: no hit under the first n exemplar sets."""
+    undetermined_QN: NDArray[np.bool_]
+    """True where samples were left out, so the label under n sets cannot be told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PTrueScores:
+    """P(True) of the ID test questions; arrays have shape (questions,)."""
+
+    question_ids: NDArray[np.str_]
+    """Ascending."""
+    p_true: NDArray[np.float64]
+    """In [0, 1]."""
+    choice_mass: float | None = None
+    """Share of the probability that `(A` and `(B` have together, on average over the questions."""
+
+    @property
+    def caveat(self) -> str:
+        """A sentence without its stop where the model does not take the prompt for a choice of two; else empty."""
+        if self.choice_mass is None or self.choice_mass >= MIN_CHOICE_MASS:
+            return ""
+        share = f"{100 * self.choice_mass:.2g} %" if self.choice_mass >= 1e-4 else "less than 0.01 %"
+        return (
+            f"the two choices have {share} of the probability together, so the model does not take the "
+            "prompt for a choice of two and its P(True) is hardly an opinion"
+        )
+
+
+def load_p_true(study: Folder) -> PTrueScores | None:
+    """P(True) of the ID test questions; None where it is not finished.
+
+    Raises:
+        StudyError: it is of another model than the labels, or a file is missing or broken.
+    """
+    folder = study.child("annotate", "p_true")
+    labels, scored = read_manifest(study.child("annotate")), read_manifest(folder)
+    if labels is None or scored is None:
+        return None
+    if scored.inputs.get("model") != labels.inputs.get("model"):
+        raise StudyError(
+            f"{folder.uri} is of the model with fingerprint {scored.inputs.get('model')}, the labels beside it are of "
+            f"{labels.inputs.get('model')}; delete that folder and run `slick annotate PRESET --p-true` again"
+        )
+    if not folder.names(".parquet"):
+        return None
+    table = read_knowledge(study, ["question_id", "domain", "split"])
+    wanted = {row["question_id"] for row in table.to_pylist() if (row["domain"], row["split"]) == ("id", "test")}
+    rows = read_p_true_rows(folder)
+    rows = rows.filter(pa.array([one in wanted for one in rows["question_id"].to_pylist()], type=pa.bool_()))
+    rows = rows.sort_by("question_id")
+    return PTrueScores(
+        question_ids=np.array(rows["question_id"].to_pylist(), dtype=str),
+        p_true=rows["p_true"].to_numpy(),
+        choice_mass=float((rows["p_a"].to_numpy() + rows["p_b"].to_numpy()).mean()) if rows.num_rows else None,
+    )
+
+
+def p_true_scores(data: StudyData) -> PTrueScores | None:
+    """The stored P(True) scores; None where they were not computed."""
+    return data.part(load_p_true, None)
+
+
+def load_prefix_labels(study: Folder) -> PrefixLabels | None:
+    """Labels under the first n exemplar sets, for each n, from the stored generations of ID test questions."""
+    folder = study.child("annotate")
+    if read_manifest(folder) is None or not folder.child("generations").names(".parquet"):
+        return None
+    table = read_knowledge(study, ["question_id", "domain", "split"])
+    wanted = {row["question_id"] for row in table.to_pylist() if row["domain"] == "id" and row["split"] == "test"}
+    generations = folder.child("generations")
+    rows: dict[str, tuple[int, int, int]] = {}
+    for name in generations.names(".parquet"):
+        part = read_answer_part(generations, name, ["question_id", "greedy_hit", "sampled_hit"])
+        mask = pa.array([question_id in wanted for question_id in part["question_id"].to_pylist()], type=pa.bool_())
+        for row in part.filter(mask).to_pylist():
+            rows[row["question_id"]] = first_hit_and_gap(row["greedy_hit"], row["sampled_hit"])
+    if not rows:
+        return None
+    ids = sorted(rows)
+    num_sets = max(rows[one][2] for one in ids)
+    first_hit = np.array([rows[one][0] for one in ids])[:, None]
+    first_gap = np.array([rows[one][1] for one in ids])[:, None]
+    asked = np.arange(1, num_sets + 1)[None, :]
+    no_hit = first_hit >= asked
+    return PrefixLabels(
+        question_ids=np.array(ids, dtype=str),
+        unknown_QN=no_hit & (first_gap >= asked),
+        undetermined_QN=no_hit & (first_gap < asked),
+    )
+
+
+def first_hit_and_gap(greedy: list[bool], sampled: list[list[bool | None] | None] | None) -> tuple[int, int, int]:
+    """(index of the first exemplar set with a hit, index of the first without all its samples, number of sets).
+
+    An index equal to the number of sets means there is none.
+
+    >>> first_hit_and_gap([False, True], [[False], None])
+    (1, 1, 2)
+    """
+    num = len(greedy)
+    per_set = sampled if sampled is not None else [None] * num
+    hit = next((i for i in range(num) if greedy[i] or any(bool(one) for one in per_set[i] or [])), num)
+    gap = next((i for i in range(num) if not per_set[i] or None in (per_set[i] or [])), num)
+    return hit, gap, num
+
+
+NATURAL_VARIANT = "natural"
+MIN_UNKNOWN_QUESTIONS = 20
+"""So many questions must be Unknown, or resampling would now and then find none."""
+_NUM_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NaturalPredictions:
+    """The annotated ID test questions, as D_Natural answers them at one checkpoint."""
+
+    question_ids: NDArray[np.str_]
+    """Shape (Q,), ascending."""
+    hit_SQ: NDArray[np.bool_]
+    unknown_Q: NDArray[np.bool_]
+    """SliCK's Unknown."""
+
+
+class PrefixPoint(NamedTuple):
+    """SliCK with some of the exemplar sets."""
+
+    sets: int | None
+    """None for all."""
+    share: float
+    """Percent of ID test questions that are Unknown."""
+    accuracy: Measurement
+    """Of D_Natural on them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdCurve:
+    """Every set of questions that a threshold on P(True) can give, the smallest first; shapes (G,)."""
+
+    thresholds: NDArray[np.float64]
+    """The highest that gives the set."""
+    num: NDArray[np.int64]
+    share: NDArray[np.float64]
+    """Percent of the questions."""
+    accuracy: NDArray[np.float64]
+    """Of D_Natural on them, percent."""
+    se: NDArray[np.float64]
+    """Standard error, points."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PTrueComparison:
+    """SliCK and P(True), each calling the same number of questions Unknown."""
+
+    num: int
+    share: float
+    """Percent of the questions."""
+    slick: Measurement
+    p_true: Measurement
+    gap: Measurement
+    """SliCK's accuracy minus P(True)'s, in points."""
+    threshold: float
+    """P(True) of the last question taken."""
+
+
+def natural_predictions(data: StudyData, checkpoint: CheckpointRef) -> NaturalPredictions:
+    """How the runs of D_Natural answer the annotated ID test questions; NotTestable without predictions."""
+    predictions = [run.predictions.get((run.epoch(checkpoint), "test")) for run in data.runs_for(NATURAL_VARIANT)]
+    whole = [one for one in predictions if one is not None]
+    if len(whole) < len(predictions) or any(
+        not np.array_equal(one.question_ids, whole[0].question_ids) for one in whole
+    ):
+        raise InsufficientDataError(
+            f"the runs of {NATURAL_VARIANT} kept no predictions of the same questions at {checkpoint_label(checkpoint)}"
+        )
+    labelled = whole[0].categories != ""
+    return NaturalPredictions(
+        question_ids=whole[0].question_ids[labelled],
+        hit_SQ=np.stack([one.hit[labelled] for one in whole]),
+        unknown_Q=whole[0].categories[labelled] == str(Category.UNKNOWN),
+    )
+
+
+def p_true_per_question(data: StudyData, rows: NaturalPredictions) -> NDArray[np.float64]:
+    """P(True) of each question, shape (Q,); NotTestable if one has none."""
+    p_true = p_true_scores(data)
+    if p_true is None:
+        raise InsufficientDataError(
+            "P(True) is not scored; `slick annotate PRESET --p-true` with this --out does it, labels stay"
+        )
+    scores = dict(zip(p_true.question_ids.tolist(), p_true.p_true.tolist(), strict=True))
+    missing = [one for one in rows.question_ids.tolist() if one not in scores]
+    if missing:
+        raise InsufficientDataError(f"{len(missing)} of {len(rows.question_ids)} test questions have no P(True)")
+    return np.array([scores[one] for one in rows.question_ids.tolist()])
+
+
+def threshold_curve(data: StudyData, checkpoint: CheckpointRef) -> ThresholdCurve:
+    """P(True)'s whole curve: share called Unknown and accuracy on it, at every threshold that changes the set.
+
+    Raises:
+        NotTestable: as `natural_rows` and `scores_of`.
+    """
+    rows = natural_predictions(data, checkpoint)
+    values_G, group_Q = np.unique(p_true_per_question(data, rows), return_inverse=True)
+    num_G = np.cumsum(np.bincount(group_Q))
+    right_SG = np.stack([np.cumsum(np.bincount(group_Q, weights=hit_Q)) for hit_Q in rows.hit_SQ])
+    percent_SG = 100.0 * right_SG / num_G
+    cells = [_mean_over_seeds(column, num) for column, num in zip(percent_SG.T, num_G.tolist(), strict=True)]
+    return ThresholdCurve(
+        thresholds=np.append(values_G[1:], 1.0),
+        num=num_G,
+        share=100.0 * num_G / len(group_Q),
+        accuracy=np.array([cell.value for cell in cells]),
+        se=np.array([cell.se for cell in cells]),
+    )
+
+
+def compare_at_equal_share(data: StudyData, checkpoint: CheckpointRef, seed: int = 0) -> PTrueComparison:
+    """SliCK's Unknown questions against as many of least P(True).
+
+    Raises:
+        NotTestable: as `natural_rows` and `scores_of`, or too few questions are Unknown.
+    """
+    rows = natural_predictions(data, checkpoint)
+    values_G, group_Q = np.unique(p_true_per_question(data, rows), return_inverse=True)
+    num, total = int(rows.unknown_Q.sum()), len(group_Q)
+    if num < MIN_UNKNOWN_QUESTIONS:
+        raise InsufficientDataError(
+            f"{num} test questions are Unknown, too few to compare with; {MIN_UNKNOWN_QUESTIONS} are needed"
+        )
+    once_Q = np.ones(total)
+    by_seed = np.array([_accuracy_pair(once_Q, rows.unknown_Q, group_Q, hit_Q) for hit_Q in rows.hit_SQ])
+    gaps_S = by_seed[:, 0] - by_seed[:, 1]
+    se = _bootstrap_error(rows, group_Q, seed)
+    if len(gaps_S) >= MIN_SEEDS:
+        se = max(se, seed_se(gaps_S))
+    edge = int(np.searchsorted(np.cumsum(np.bincount(group_Q)), num))
+    return PTrueComparison(
+        num=num,
+        share=100.0 * num / total,
+        slick=_mean_over_seeds(by_seed[:, 0], num),
+        p_true=_mean_over_seeds(by_seed[:, 1], num),
+        gap=Measurement(float(gaps_S.mean()), se, len(gaps_S)),
+        threshold=float(values_G[edge]),
+    )
+
+
+def _bootstrap_error(rows: NaturalPredictions, group_Q: NDArray[np.int64], seed: int) -> float:
+    from scipy.stats import bootstrap
+
+    total, mean_Q = len(group_Q), rows.hit_SQ.mean(axis=0)
+
+    def gap(chosen: NDArray[np.int64]) -> float:
+        times_Q = np.bincount(chosen, minlength=total).astype(np.float64)
+        both = _accuracy_pair(times_Q, rows.unknown_Q, group_Q, mean_Q)
+        return both[0] - both[1]
+
+    places = (np.arange(total),)
+    found = bootstrap(places, gap, n_resamples=_NUM_RESAMPLES, vectorized=False, method="percentile", rng=seed)
+    return float(found.standard_error)
+
+
+def _accuracy_pair(
+    times_Q: NDArray[np.float64], unknown_Q: NDArray[np.bool_], group_Q: NDArray[np.int64], hit_Q: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Percent right of SliCK's Unknown questions and of as many of least P(True), each question counted some times."""
+    num = float(times_Q @ unknown_Q)
+    below_G = np.cumsum(np.bincount(group_Q, weights=times_Q))
+    right_G = np.cumsum(np.bincount(group_Q, weights=times_Q * hit_Q))
+    right = np.interp(num, np.concatenate([[0.0], below_G]), np.concatenate([[0.0], right_G]))
+    return 100.0 * float(times_Q @ (unknown_Q * hit_Q)) / num, 100.0 * float(right) / num
+
+
+def p_true_auroc(data: StudyData, checkpoint: CheckpointRef) -> float:
+    """Chance, in percent, that P(True) is higher for a question answered right than for one answered wrong; 50 is luck.
+
+    The area under the ROC curve, ties counted half, averaged over seeds.
+
+    Raises:
+        NotTestable: as `natural_rows` and `scores_of`, or all answers are right, or wrong.
+    """
+    from scipy.stats import mannwhitneyu
+
+    rows = natural_predictions(data, checkpoint)
+    scores_Q = p_true_per_question(data, rows)
+    areas = []
+    for hit_Q in rows.hit_SQ:
+        if hit_Q.all() or not hit_Q.any():
+            raise InsufficientDataError(f"D_Natural answers all test questions alike at {checkpoint_label(checkpoint)}")
+        found = mannwhitneyu(scores_Q[hit_Q], scores_Q[~hit_Q])
+        areas.append(100.0 * float(found.statistic) / (int(hit_Q.sum()) * int((~hit_Q).sum())))
+    return float(np.mean(areas))
+
+
+def slick_point(data: StudyData, checkpoint: CheckpointRef) -> PrefixPoint:
+    """SliCK's Unknown set as the study's labels have it; NotTestable if it is too small."""
+    rows = natural_predictions(data, checkpoint)
+    return _prefix_point(None, rows.unknown_Q, rows.hit_SQ)
+
+
+def prefix_curve(data: StudyData, checkpoint: CheckpointRef) -> list[PrefixPoint]:
+    """SliCK's Unknown set under the first n exemplar sets, for each n.
+
+    Raises:
+        NotTestable: samples were left out, or D_Natural was not run.
+    """
+    labels = data.part(load_prefix_labels, None)
+    if labels is None or not len(labels.question_ids):
+        raise InsufficientDataError("needs the stored generations of the test questions")
+    if labels.unknown_QN.shape[1] < 2:
+        raise InsufficientDataError("needs two exemplar sets or more")
+    if labels.undetermined_QN.any():
+        raise InsufficientDataError(
+            "samples were left out by the labels mode, so labels under fewer sets are open; annotate with --mode full"
+        )
+    rows = natural_predictions(data, checkpoint)
+    _, in_labels, in_rows = np.intersect1d(
+        labels.question_ids, rows.question_ids, assume_unique=True, return_indices=True
+    )
+    hit_SQ = rows.hit_SQ[:, in_rows]
+    return [_prefix_point(n, unknown_Q, hit_SQ) for n, unknown_Q in enumerate(labels.unknown_QN[in_labels].T, 1)]
+
+
+def _prefix_point(sets: int | None, unknown_Q: NDArray[np.bool_], hit_SQ: NDArray[np.bool_]) -> PrefixPoint:
+    num = int(unknown_Q.sum())
+    if num < 2:
+        raise InsufficientDataError(f"fewer than 2 test questions are Unknown under {sets or 'all'} exemplar sets")
+    return PrefixPoint(
+        sets, 100.0 * float(unknown_Q.mean()), _mean_over_seeds(100.0 * hit_SQ[:, unknown_Q].mean(axis=1), num)
+    )
+
+
+def _mean_over_seeds(percent_S: NDArray[np.float64], num: int) -> Measurement:
+    mean = float(percent_S.mean())
+    se = binomial_se(mean, num)
+    return Measurement(mean, max(se, seed_se(percent_S)) if len(percent_S) >= MIN_SEEDS else se, len(percent_S))
