@@ -9,9 +9,9 @@ from jobs.common import has_help_flag, parse_out, run_main
 from jobs.flags import FlagParser
 from slick.errors import DataError, StudyError
 from slick.experiments import EXPERIMENTS, variants_for_experiments
+from slick.formatting import format_duration
 from slick.locks import lock_owners
 from slick.manifest_fields import StudySettings
-from slick.formatting import format_duration
 from slick.report.grading import SHEET_FILE, parse_grading_sheet
 from slick.report.step import requested_experiments
 from slick.storage import Folder

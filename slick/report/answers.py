@@ -135,6 +135,8 @@ def collected(data: StudyData, make: MakeCollector) -> Any:
     Raises:
         StudyError: a part file is broken.
     """
+    if make in data.parts:
+        return data.parts[make]
     return data.part(_collect_all, {}, data).get(make)
 
 

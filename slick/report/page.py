@@ -43,24 +43,22 @@ class SectionBody:
     text: str
     exhibits: tuple[Exhibit, ...]
 
+    @property
+    def is_empty(self) -> bool:
+        """True if none of the exhibits could be made."""
+        return all(exhibit.missing for exhibit in self.exhibits)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """One heading of the page."""
+class Section(SectionBody):
+    """A section with its heading and its place on the page."""
 
     name: str
     title: str
-    text: str
-    exhibits: tuple[Exhibit, ...]
     group: str = GROUP_EXTENSIONS
-    """The part of the page it belongs to, one of `GROUPS`."""
+    """The part of the page it belongs to, one of `SECTION_GROUPS`."""
     experiment: str = ""
     """The experiment it shows, and where that is in the paper."""
-
-    @property
-    def is_empty(self) -> bool:
-        """True if nothing of the section could be made."""
-        return all(exhibit.missing for exhibit in self.exhibits)
 
 
 def group_sections(sections: Sequence[Section]) -> dict[str, list[Section]]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from slick.precision import merge_runtimes
 from slick.formatting import format_duration
+from slick.precision import merge_runtimes
 from slick.report.loading import finished_runs
 from slick.report.measurements import InsufficientDataError
 from slick.report.page import Section, table_exhibit

@@ -62,7 +62,7 @@ def label_sections(parts: Sequence[Section], requested: tuple[str, ...] | None) 
     unrequested: set[str] = set()
 
     def labeled(part: Section) -> Section:
-        experiment = EXPERIMENTS.get(sections.get(part.name).experiment)
+        experiment = EXPERIMENTS.get(sections.get(part.name).experiment) if part.name in sections.names() else None
         if experiment is None:
             return part
         label = f"{experiment.name} · {experiment.exhibits.lower()}" if experiment.exhibits else experiment.name

@@ -9,10 +9,11 @@ from functools import partial
 
 import numpy as np
 
-from slick.report.data import Predictions, PrefixLabels, Run, StudyData, Variant
+from slick.report.data import Predictions, Run, StudyData, Variant
 from slick.report.findings.knowledge import paper_relation_totals
 from slick.report.findings.paper import FIXED_LENGTH_ACCURACY, PAPER_SHARES, paper_study
 from slick.report.measurements import ANY_KNOWN
+from slick.report.statistics.p_true import PrefixLabels, load_prefix_labels
 from slick.types import ALL_CATEGORIES
 
 Curves = Mapping[tuple[str, str], Mapping[int, float]]
@@ -165,7 +166,7 @@ def prefix_study(useful: bool, unsure: bool = False) -> StudyData:
         undetermined_QN=np.full_like(unknown, unsure),
     )
     natural = with_rows("natural", {(1, "test"): hits(hit), (2, "test"): hits(hit)}, "natural")
-    return replace(study_of([natural]), prefix_labels=labels)
+    return replace(study_of([natural]), parts={load_prefix_labels: labels})
 
 
 def rates_study(

@@ -11,6 +11,7 @@ import pytest
 from jobs.compare import main
 from slick.errors import SettingsError, StudyError
 from slick.report import compare_studies
+from slick.report.answers import collected
 from slick.report.compare import shortest_unique_names
 from slick.report.comparison import (
     ComparedStudy,
@@ -29,7 +30,7 @@ from slick.report.comparison_tables import (
 )
 from slick.report.data import StudyData
 from slick.report.findings.base import evaluate_findings
-from slick.report.loading import load_for_findings, load_study
+from slick.report.loading import load_study
 from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.report.provenance import (
     Provenance,
@@ -39,7 +40,7 @@ from slick.report.provenance import (
     steps_table,
     study_identity_table,
 )
-from slick.report.recommendation import recommend
+from slick.report.sections.error_kinds import collect_error_kinds
 from slick.report.sections.stopping import policy_table
 from slick.storage import Folder
 from slick.study import Manifest
@@ -286,15 +287,6 @@ def worldly(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return write_study(tmp_path_factory.mktemp("worldly") / "whole", num_test=60, num_epochs=3, world=True)
 
 
-def test_findings_are_judged_alike_with_and_without_what_they_do_not_need(worldly: Folder) -> None:
-    whole, part = load_study(worldly), load_for_findings(worldly)
-    assert evaluate_findings(part) == evaluate_findings(whole)
-    assert recommend(part) == recommend(whole)
-    assert whole.error_audit is not None
-    assert whole.planted is not None
-    assert (part.error_audit, part.planted) == (None, None)
-
-
 def test_a_comparison_reads_no_texts_of_answers(worldly: Folder, second: Folder, tmp_path: Path) -> None:
     """They are most of a study, and nothing of what it shows."""
     bare = Folder(str(tmp_path / "bare"))
@@ -303,7 +295,7 @@ def test_a_comparison_reads_no_texts_of_answers(worldly: Folder, second: Folder,
     for name in generations.names(".parquet"):
         generations.write_table(name, generations.read_table(name, ["question_id", "greedy_hit", "sampled_hit"]))
     with pytest.raises(StudyError, match="greedy_text"):
-        load_study(bare)
+        collected(load_study(bare), collect_error_kinds)
     outs = [Folder(str(tmp_path / name)) for name in ("a", "b")]
     found = [compare_studies([study, second], out) for study, out in zip((worldly, bare), outs, strict=True)]
     assert found[0]["findings"] == found[1]["findings"]

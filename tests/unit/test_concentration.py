@@ -24,6 +24,7 @@ from slick.report.sections.concentration import (
     concentration_section,
     concentration_table,
     is_significant,
+    load_test_ids,
     summary_text,
 )
 from slick.report.statistics.intervals import compare_on_questions
@@ -87,7 +88,7 @@ def study(late: Accuracy, *, seeds: int = 1, mixes: Mapping[str, tuple[int, int]
         for seed in range(seeds)
     )
     test_ids = {r: IDS[np.char.startswith(IDS, f"{r}-")] for r in RELATIONS}
-    return StudyData(variants=variants, runs=runs, test_ids=test_ids, durations=(2,))
+    return StudyData(variants=variants, runs=runs, parts={load_test_ids: test_ids}, durations=(2,))
 
 
 MOVED = {"P1": 0.1, "P2": 0.1, "P3": 0.5, "P4": 0.9, "P5": 0.9, "ood": 0.5}
@@ -127,7 +128,7 @@ def test_harm_that_moves_between_relations_is_seen_in_each_and_not_in_all(seeds:
 
 def test_the_difference_is_that_of_the_two_accuracies_and_paired() -> None:
     data = study(MOVED)
-    ids = data.test_ids["P1"]
+    ids = data.parts[load_test_ids]["P1"]
     first, second, change, num = compare_on_questions(
         data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", ids
     )
@@ -164,11 +165,11 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
         for one in data.runs
     )
     steady = compare_on_questions(
-        data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.test_ids["P1"]
+        data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.parts[load_test_ids]["P1"]
     ).change
-    wild = StudyData(variants=data.variants, runs=runs, test_ids=data.test_ids)
+    wild = StudyData(variants=data.variants, runs=runs, parts=data.parts)
     assert compare_on_questions(
-        wild, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.test_ids["P1"]
+        wild, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.parts[load_test_ids]["P1"]
     ).change.se > (3 * steady.se)
 
 
@@ -177,7 +178,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 
 def test_what_was_not_trained_is_not_told() -> None:
     data = study(MOVED)
-    only = StudyData(variants=data.variants, runs=data.runs_for("concentrated-050"), test_ids=data.test_ids)
+    only = StudyData(variants=data.variants, runs=data.runs_for("concentrated-050"), parts=data.parts)
     with pytest.raises(
         InsufficientDataError, match="needs finished runs of a set whose Unknown rows fill whole relations"
     ):

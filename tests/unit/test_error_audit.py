@@ -13,12 +13,14 @@ from scipy.stats import chisquare, pearsonr
 
 from slick.errors import DataError, SettingsError, StudyError
 from slick.report import ReportConfig, make_report
-from slick.report.answers import GradingSheets, load_wrong_answers
+from slick.report.answers import collected
+from slick.report.config import AuditPlan
 from slick.report.data import StudyData
 from slick.report.grading import apply_grades, grade_shares, parse_grading_sheet
 from slick.report.measurements import InsufficientDataError
 from slick.report.sections import error_audit
-from slick.report.sections.error_audit import AuditCollector, AuditPlan, ErrorAudit, matcher_agreement, suggest_grade
+from slick.report.sections.error_audit import collect_error_audit
+from slick.report.statistics.error_audit import AuditCollector, ErrorAudit, matcher_agreement, suggest_grade
 from slick.report.tables import Table, escape_cell, to_csv, unescape_cell
 from slick.storage import Folder
 from tests.unit.answers_study import AnsweredQuestion, write_study
@@ -49,14 +51,14 @@ def some_questions(num: int = 30) -> list[AnsweredQuestion]:
 
 
 def draw(asked: list[AnsweredQuestion], **plan: float) -> ErrorAudit:
-    drawing = AuditCollector(AuditPlan(**plan))  # type: ignore[arg-type]
+    drawing = AuditCollector(AuditPlan(**plan), TEMPERATURES)  # type: ignore[arg-type]
     for one in asked:
         drawing.add(one.row)
-    return drawing.result(TEMPERATURES)  # type: ignore[arg-type]
+    return drawing.result()
 
 
-def load(study: Folder, plan: AuditPlan | None = None) -> ErrorAudit:
-    audit = load_wrong_answers(study, plan or AuditPlan(), GradingSheets(), "I don't know").audit
+def load(study: Folder, config: ReportConfig | None = None) -> ErrorAudit:
+    audit = collected(StudyData(study=study, config=config or ReportConfig()), collect_error_audit)
     assert audit is not None
     return audit
 
@@ -72,13 +74,13 @@ def filled(audit: ErrorAudit, grades: list[str]) -> bytes:
 
 
 def test_the_sheet_is_the_same_however_the_answers_are_split_into_files(tmp_path: Path) -> None:
-    asked, plan = some_questions(), AuditPlan(num_greedy=10, num_sampled=15, seed=4)
+    asked, plan = some_questions(), ReportConfig(audit_greedy=10, audit_sampled=15, seed=4)
     whole = load(write_study(tmp_path / "a", asked), plan)
     split = load(write_study(tmp_path / "b", asked[::-1], per_file=7), plan)
     assert whole.rows == split.rows
     assert whole.sheet_id == split.sheet_id
     assert Counter(row.decoding for row in whole.rows) == {"greedy": 10, "sampled": 15}
-    other = load(write_study(tmp_path / "c", asked), AuditPlan(num_greedy=10, num_sampled=15, seed=5))
+    other = load(write_study(tmp_path / "c", asked), ReportConfig(audit_greedy=10, audit_sampled=15, seed=5))
     assert other.sheet_id != whole.sheet_id
 
 
@@ -178,7 +180,7 @@ def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
     )
     audit = load(write_study(tmp_path, asked, mode="labels"))
     assert {row.decoding for row in audit.rows} == {"greedy"}
-    text = error_audit.error_audit_section(StudyData(error_audit=audit)).text
+    text = error_audit.error_audit_section(StudyData(parts={collect_error_audit: audit})).text
     assert "No sampled answers are in it: 4 samples" in text
     assert [row[0] for row in error_audit.presorted_table(audit).rows] == ["greedy"]
 
@@ -186,7 +188,7 @@ def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
 def test_without_stored_answers_the_page_says_what_is_missing(tmp_path: Path) -> None:
     study = write_study(tmp_path, some_questions(4))
     study.child("annotate", "generations").delete()
-    assert load_wrong_answers(study, AuditPlan(), GradingSheets(), "") == (None, None)
+    assert collected(StudyData(study=study), collect_error_audit) is None
     error_audit_section = error_audit.error_audit_section(StudyData())
     assert error_audit_section.is_empty
     assert all("--estimator sampled" in str(exhibit.missing) for exhibit in error_audit_section.exhibits)
@@ -345,7 +347,7 @@ def test_what_a_person_filled_in_survives_every_report(tmp_path: Path) -> None:
     assert "Not shown: needs the sheet below, graded" in page_text(report)
     assert not kept.names()
 
-    audit = load(study, plain.audit())
+    audit = load(study, plain)
     sheet.write_bytes(filled(audit, ["wrong", "finer", "", "", ""]))  # half done, in the report itself
     assert make_report(study, plain) == before, "nothing that the page shows has changed"
     make_report(study, ReportConfig(audit_greedy=3, audit_sampled=2, title="other"))

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slick.report.answers import GradingSheets, load_wrong_answers
+from slick.report.answers import collected
 from slick.report.data import StudyData
 from slick.report.measurements import InsufficientDataError
 from slick.report.page import Exhibit
 from slick.report.sections import error_kinds
-from slick.report.sections.error_audit import AuditPlan
 from slick.report.sections.error_kinds import (
     DOMINANCE_THRESHOLD,
     EMPTY,
@@ -23,9 +22,11 @@ from slick.report.sections.error_kinds import (
     TWO_ANSWERS,
     ErrorKindCollector,
     ErrorKinds,
+    collect_error_kinds,
     make_refusal_detector,
     threshold_sensitivity,
 )
+from slick.report.sections.planted import load_planted
 from slick.report.statistics.planted import PlantedFacts
 from tests.unit.answers_study import AnsweredQuestion, write_study
 
@@ -98,7 +99,7 @@ def test_what_counts_as_a_refusal(answer: str, refuses: bool) -> None:
 def test_the_studys_own_phrase_refuses(tmp_path: Path) -> None:
     study = write_study(tmp_path, [question("q", ("Ask me not", 10))])
     for phrase, kind in (("Ask me not!", REFUSED), ("I don't know", SINGLE_ANSWER)):
-        kinds = load_wrong_answers(study, AuditPlan(), GradingSheets(), phrase).kinds
+        kinds = collected(StudyData(study=study, idk_phrase=phrase), collect_error_kinds)
         assert kinds is not None
         assert kinds.kinds().tolist() == [kind]
 
@@ -157,11 +158,12 @@ def test_a_stricter_limit_calls_fewer_questions_settled() -> None:
 
 def test_labels_mode_counts_greedy_answers_and_says_so(tmp_path: Path) -> None:
     asked = [replace(question("q", ("Rome", 10)), sampled=((None, "Paris"),) * 10)]
-    kinds = load_wrong_answers(write_study(tmp_path, asked, mode="labels"), AuditPlan(), GradingSheets(), "").kinds
+    data = StudyData(study=write_study(tmp_path, asked, mode="labels"), idk_phrase="")
+    kinds = collected(data, collect_error_kinds)
     assert kinds is not None
     assert kinds.decoding == "greedy"
     assert [one.answers for one in kinds.examples] == [(("Rome", 10),)]
-    assert "labels mode" in error_kinds.error_kinds_section(StudyData(error_kinds=kinds)).text
+    assert "labels mode" in error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: kinds})).text
 
 
 def test_what_is_missing_is_said_and_never_drawn_empty() -> None:
@@ -169,7 +171,7 @@ def test_what_is_missing_is_said_and_never_drawn_empty() -> None:
     assert error_kinds_section.is_empty
     assert "--estimator sampled" in str(error_kinds_section.exhibits[0].missing)
     known = found_in([question("k", ("Oslo", 10), category="HighlyKnown")])
-    exhibits = error_kinds.error_kinds_section(StudyData(error_kinds=known)).exhibits
+    exhibits = error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: known})).exhibits
     assert [exhibit.missing for exhibit in exhibits[:2]] == [
         "there are no WeaklyKnown or Unknown questions",
         "there are no Unknown questions",
@@ -179,7 +181,7 @@ def test_what_is_missing_is_said_and_never_drawn_empty() -> None:
 
 
 def test_the_figures_name_every_kind_that_is_there_and_no_other() -> None:
-    error_kinds_section = error_kinds.error_kinds_section(StudyData(error_kinds=found_in(some())))
+    error_kinds_section = error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: found_in(some())}))
     assert not [exhibit.missing for exhibit in error_kinds_section.exhibits if exhibit.missing]
     svg = drawing(error_kinds_section.exhibits[0])
     assert all(f">{name}<" in svg for name in (SINGLE_ANSWER, SCATTERED, REFUSED, "WeaklyKnown", "Unknown"))
@@ -206,12 +208,14 @@ def test_in_a_world_the_kinds_stand_beside_what_was_planted() -> None:
     )
     captions = [
         exhibit.caption
-        for exhibit in error_kinds.error_kinds_section(StudyData(error_kinds=found, planted=planted)).exhibits
+        for exhibit in error_kinds.error_kinds_section(
+            StudyData(parts={collect_error_kinds: found, load_planted: planted})
+        ).exhibits
     ]
     assert sum("planted" in caption for caption in captions) == 1
     assert not [
         one
-        for one in error_kinds.error_kinds_section(StudyData(error_kinds=found)).exhibits
+        for one in error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: found})).exhibits
         if "planted" in one.caption
     ]
 

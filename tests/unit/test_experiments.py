@@ -13,16 +13,14 @@ from slick.errors import SettingsError
 from slick.experiments import (
     EXPERIMENTS,
     PAPER_EXPERIMENTS,
-    experiment_for_section,
-    experiments_for_finding,
     missing_requirements,
     parse_experiment_names,
     variants_for_experiments,
 )
 from slick.report.data import StudyData
-from slick.report.findings.base import FindingResult
+from slick.report.findings.base import FindingResult, findings
 from slick.report.page import Exhibit, Section
-from slick.report.sections import all_sections
+from slick.report.sections import make_sections, sections
 from slick.report.step import explain_unrequested_findings, label_sections, requested_experiments
 from slick.storage import Folder
 from slick.variants.config import VariantsConfig, variant_names
@@ -36,13 +34,10 @@ def study(**changes: object) -> presets.StudyConfig:
 
 
 def test_the_paper_is_covered_every_finding_decided_and_every_set_trained() -> None:
-    assert {outcome for one in EXPERIMENTS.values() for outcome in one.findings} == FINDINGS
-    assert all(EXPERIMENTS[experiments_for_finding(finding)[0]].exhibits for finding in FINDINGS)
+    assert set(findings.names()) == FINDINGS
+    assert all(EXPERIMENTS[finding.experiments[0]].exhibits for _, finding in findings.items())
     assert set(variants_for_experiments(PAPER_EXPERIMENTS, SEVENTEEN)) == set(variant_names(SEVENTEEN))
-    sections = [section for one in EXPERIMENTS.values() for section in one.sections]
-    assert len(set(sections)) == len(sections), "a section of the page belongs to one experiment"
-    assert experiment_for_section("idk") is EXPERIMENTS["idk"]
-    assert experiment_for_section("provenance") is None
+    assert sections.get("idk").experiment == "idk"
 
 
 @pytest.mark.parametrize(
@@ -205,10 +200,9 @@ def test_sections_name_their_experiment_stand_together_and_shrink_when_not_asked
 
 
 def test_every_section_of_the_page_belongs_to_an_experiment() -> None:
-    names = [one.name for one in all_sections(StudyData(), 100, 0)]
-    assert [name for name in names if experiment_for_section(name) is None] == []
-    planted = {"planted"}  # is left out where nothing was planted
-    assert {name for one in EXPERIMENTS.values() for name in one.sections} <= set(names) | planted
+    names = [one.name for one in make_sections(StudyData())]
+    assert {sections.get(name).experiment for name in names} <= EXPERIMENTS.keys()
+    assert {*sections.names()} - {*names} == {"planted"}, "it is left out where nothing was planted"
 
 
 def test_what_was_asked_is_read_from_the_study(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from slick.report.sections.time_to_fit import (
     hazard_ratio_table,
     load_time_to_fit,
     time_to_fit_section,
+    times_to_fit,
 )
 from slick.report.statistics.hazard import (
     TimeToFit,
@@ -239,7 +240,7 @@ def test_a_table_that_contradicts_its_run_is_an_error(tmp_path: Path, row: tuple
 def study_of(fit_times: Sequence[TimeToFit]) -> StudyData:
     variants = {name: variant for name, variant in VARIANTS.items() if variant.kind == "unknown"}
     runs = tuple(run(name, seed, 10) for name in variants for seed in (0, 1))
-    return StudyData(variants=variants, runs=runs, time_to_fit=tuple(fit_times))
+    return StudyData(variants=variants, runs=runs, parts={load_time_to_fit: tuple(fit_times)})
 
 
 def test_the_section_tells_the_ratio_and_what_is_never_fitted() -> None:
@@ -247,9 +248,9 @@ def test_the_section_tells_the_ratio_and_what_is_never_fitted() -> None:
     data = study_of([*planted(400, 2.6, seeds=2), *known])
     shown = time_to_fit_section(data)
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
-    ratio = hazard_ratio(pool_runs(select_runs(data.time_to_fit, "unknown-050")), WEAKLY, UNKNOWN)
+    ratio = hazard_ratio(pool_runs(select_runs(times_to_fit(data), "unknown-050")), WEAKLY, UNKNOWN)
     assert f"at {ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f}) times the rate" in shown.text
-    never_fitted = survival_curve(pool_runs(select_runs(data.time_to_fit, "unknown-050")), UNKNOWN).never_fitted[0]
+    never_fitted = survival_curve(pool_runs(select_runs(times_to_fit(data), "unknown-050")), UNKNOWN).never_fitted[0]
     assert f"{100 * never_fitted:.1f} % (" in shown.text
     ratios = {"unknown-050": ratio, "unknown-000": InsufficientDataError("no Unknown rows")}
     table = {row[0]: row for row in hazard_ratio_table(data, ratios).rows}

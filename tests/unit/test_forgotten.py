@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from slick.report.data import StudyData, Variant
+from slick.report.data import Run, StudyData, Variant
 from slick.report.loading import load_study
 from slick.report.measurements import InsufficientDataError
 from slick.report.page import Exhibit
@@ -112,8 +113,21 @@ def study(tmp_path: Path) -> Folder:
 
 def load(study: Folder, **tables: pa.Table) -> tuple[RunForgetting, ...]:
     by_id = {name.replace("_", "-"): table for name, table in tables.items()}
-    names = {run_id: ("unknown-050", int(run_id[-1])) for run_id in by_id}
-    return load_forgetting(study, names, by_id)
+    for run_id, table in by_id.items():
+        study.child("runs", run_id).write_table("epochs.parquet", table)
+    runs = [
+        Run(
+            run_id=name,
+            variant="unknown-050",
+            seed=int(name[-1]),
+            epochs=np.arange(1),
+            accuracy={},
+            num={},
+            early_epoch=1,
+        )
+        for name in by_id
+    ]
+    return load_forgetting(study, runs)
 
 
 def test_a_lost_fact_is_right_at_the_best_dev_epoch_and_wrong_after_the_last(study: Folder) -> None:
@@ -297,7 +311,7 @@ def test_what_is_missing_is_said() -> None:
         "no run lost anything between its best dev epoch and its last",
     }
     one = StudyData(
-        forgetting=(run_loss(lost("P19")),),
+        parts={load_forgetting: (run_loss(lost("P19")),)},
         variants={"unknown-050": Variant(name="unknown-050", kind="unknown", share=0.5, num=2)},
     )
     assert "needs runs at 1 or more shares of Unknown rows" in str(

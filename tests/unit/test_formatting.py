@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
+from slick.report.statistics.intervals import wilson_interval
 
-from slick.analysis.statistics.intervals import wilson_interval
 from slick.formatting import format_table
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from slick.report.charts import render_figure
 from slick.report.data import Run, StudyData, Variant
 from slick.report.findings.abstention import measure_abstention
-from slick.report.findings.base import CheckResult, evaluate_findings, finding_checks
+from slick.report.findings.base import CheckResult, evaluate_findings, findings
 from slick.report.findings.knowledge import category_totals
 from slick.report.findings.paper import paper_study
 from slick.report.loading import choose_durations
@@ -61,7 +61,7 @@ EXACT = ["E1", "E2"]
 
 
 def one(name: str, data: StudyData) -> CheckResult:
-    return finding_checks()[name](data)
+    return findings.get(name).check(data)
 
 
 @pytest.mark.parametrize("name", HOLDING_STUDIES)

@@ -8,15 +8,19 @@ import pytest
 from slick.annotation import AnnotateConfig
 from slick.annotation.p_true import identity
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_row, p_true_suffix
-from slick.report.data import Predictions, PrefixLabels, Run, StudyData, Variant
-from slick.report.findings.base import finding_checks
+from slick.report.data import Predictions, Run, StudyData, Variant
+from slick.report.findings.base import findings
 from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.report.sections.p_true import comparison_table, p_true_section, p_true_threshold_table, prefix_table
 from slick.report.statistics.p_true import (
     MIN_UNKNOWN_QUESTIONS,
+    PrefixLabels,
     PTrueScores,
     compare_at_equal_share,
+    load_p_true,
+    load_prefix_labels,
     p_true_auroc,
+    p_true_scores,
     prefix_curve,
     slick_point,
     threshold_curve,
@@ -79,7 +83,7 @@ def study(
     return StudyData(
         variants={"natural": Variant(name="natural", kind="natural", share=None, num=10)},
         runs=runs,
-        p_true=None if p_true is None else PTrueScores(question_ids=ids, p_true=p_true),
+        parts={load_p_true: None if p_true is None else PTrueScores(question_ids=ids, p_true=p_true)},
         durations=(1, 2),
     )
 
@@ -135,8 +139,9 @@ def test_the_error_of_the_gap_is_what_new_questions_would_show() -> None:
             data.runs[0].predictions[1, "test"].hit,
             data.runs[0].predictions[1, "test"].categories == "Unknown",
         )
-        assert data.p_true is not None
-        lowest = np.argsort(data.p_true.p_true, kind="stable")[: int(unknown.sum())]
+        scores = p_true_scores(data)
+        assert scores is not None
+        lowest = np.argsort(scores.p_true, kind="stable")[: int(unknown.sum())]
         gaps.append(100 * (hit[unknown].mean() - hit[lowest].mean()))
     assert compare_at_equal_share(drawn(np.random.default_rng(7)), EARLY_STOP).gap.se == pytest.approx(
         np.std(gaps), rel=0.25
@@ -167,7 +172,7 @@ def worse_and_better(slick: float, other: float, *, seeds: int = 1, size: int = 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_e20_holds_where_slicks_questions_are_answered_right_less_often(seeds: int) -> None:
-    verdict = finding_checks()["E20"](worse_and_better(0.02, 0.3, seeds=seeds))
+    verdict = findings.get("E20").check(worse_and_better(0.02, 0.3, seeds=seeds))
     assert verdict.holds is True
     assert verdict.own["unknown_percent"] == 25
     assert verdict.own[EARLY_STOP][0] < 5 < 25 < verdict.own[EARLY_STOP][1]
@@ -177,7 +182,7 @@ def test_e20_holds_where_slicks_questions_are_answered_right_less_often(seeds: i
 
 @pytest.mark.parametrize(("slick", "other"), [(0.3, 0.02), (0.2, 0.2)])
 def test_e20_fails_where_they_are_not_or_where_noise_would_do(slick: float, other: float) -> None:
-    verdict = finding_checks()["E20"](worse_and_better(slick, other))
+    verdict = findings.get("E20").check(worse_and_better(slick, other))
     assert verdict.holds is False
     assert "points apart" in verdict.why
 
@@ -186,26 +191,28 @@ def test_e20_fails_where_it_holds_at_one_checkpoint_alone() -> None:
     data = worse_and_better(0.02, 0.3)
     other = worse_and_better(0.3, 0.02).runs[0].predictions[1, "test"]
     run = replace(data.runs[0], predictions={(1, "test"): data.runs[0].predictions[1, "test"], (2, "test"): other})
-    assert finding_checks()["E20"](replace(data, runs=(run,))).holds is False
+    assert findings.get("E20").check(replace(data, runs=(run,))).holds is False
 
 
 def test_a_model_that_does_not_take_the_prompt_for_a_choice_is_told_of() -> None:
     data = worse_and_better(0.02, 0.3)
-    assert data.p_true is not None
+    scores = p_true_scores(data)
+    assert scores is not None
     for choice_mass, told in ((0.4, False), (1e-7, True)):
-        found = replace(data, p_true=replace(data.p_true, choice_mass=choice_mass))
-        assert ("hardly an opinion" in finding_checks()["E20"](found).why) == told
+        found = with_p_true(data, replace(scores, choice_mass=choice_mass))
+        assert ("hardly an opinion" in findings.get("E20").check(found).why) == told
         assert ("the two choices have less than 0.01 % of the probability" in p_true_section(found).text) == told
 
 
 def test_e20_is_not_testable_without_what_it_compares() -> None:
     whole = worse_and_better(0.02, 0.3)
-    assert whole.p_true is not None
-    some = PTrueScores(question_ids=whole.p_true.question_ids[5:], p_true=whole.p_true.p_true[5:])
+    scores = p_true_scores(whole)
+    assert scores is not None
+    some = PTrueScores(question_ids=scores.question_ids[5:], p_true=scores.p_true[5:])
     bare = tuple(replace(run, predictions={}) for run in whole.runs)
     for data, why in (
-        (replace(whole, p_true=None), "--p-true"),
-        (replace(whole, p_true=some), "5 of 2000 test questions have no"),
+        (with_p_true(whole, None), "--p-true"),
+        (with_p_true(whole, some), "5 of 2000 test questions have no"),
         (replace(whole, runs=()), "natural"),
         (replace(whole, runs=bare), "kept no predictions"),
         (
@@ -214,7 +221,7 @@ def test_e20_is_not_testable_without_what_it_compares() -> None:
         ),
     ):
         with pytest.raises(InsufficientDataError, match=why):
-            finding_checks()["E20"](data)
+            findings.get("E20").check(data)
 
 
 def test_questions_that_were_not_annotated_are_left_aside() -> None:
@@ -229,6 +236,10 @@ def test_questions_that_were_not_annotated_are_left_aside() -> None:
     assert compare_at_equal_share(replace(data, runs=(run,)), EARLY_STOP) == compare_at_equal_share(data, EARLY_STOP)
 
 
+def with_p_true(data: StudyData, scores: PTrueScores | None) -> StudyData:
+    return replace(data, parts={**data.parts, load_p_true: scores})
+
+
 def with_prefixes(data: StudyData, *, unsure: bool = False) -> StudyData:
     """Three exemplar sets; each takes a third of what is left over the Unknown ones away."""
     hits = data.runs[0].predictions[1, "test"]
@@ -240,7 +251,7 @@ def with_prefixes(data: StudyData, *, unsure: bool = False) -> StudyData:
         unknown_QN=np.stack(columns, axis=1)[::-1],
         undetermined_QN=np.full((len(final), 3), unsure),
     )
-    return replace(data, prefix_labels=labels)
+    return replace(data, parts={**data.parts, load_prefix_labels: labels})
 
 
 def test_the_last_point_of_slicks_curve_is_slicks_point() -> None:
@@ -275,7 +286,7 @@ def test_the_section_shows_all_there_is() -> None:
 
 
 def test_the_section_without_p_true_shows_slick_alone_and_says_what_is_missing() -> None:
-    found = p_true_section(replace(with_prefixes(worse_and_better(0.02, 0.3)), p_true=None))
+    found = p_true_section(with_p_true(with_prefixes(worse_and_better(0.02, 0.3)), None))
     figure = found.exhibits[0].figure
     assert figure is not None
     assert "by threshold" not in figure.svg

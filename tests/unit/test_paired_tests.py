@@ -169,5 +169,5 @@ def test_the_tables_hold_every_comparison_and_allow_for_their_number() -> None:
 
 def test_the_section_tells_how_many_stars_are_left() -> None:
     data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
-    assert "Of 40 comparisons " in categories_section(data, 100, 0).text
-    assert all(exhibit.missing for exhibit in categories_section(StudyData(), 100, 0).exhibits)
+    assert "Of 40 comparisons " in categories_section(data).text
+    assert all(exhibit.missing for exhibit in categories_section(StudyData()).exhibits)

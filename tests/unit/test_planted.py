@@ -13,12 +13,12 @@ from slick.report.sections.planted import (
     causes_table,
     false_labels_table,
     load_planted,
-    planted_sections,
+    planted_section,
     recovery_table,
     strength_table,
 )
 from slick.report.statistics import planted
-from slick.report.statistics.p_true import PTrueScores
+from slick.report.statistics.p_true import PTrueScores, load_p_true
 from slick.report.statistics.planted import (
     PlantedFacts,
     apply_temperature,
@@ -159,6 +159,12 @@ def test_counts_are_those_of_the_labels(tmp_path: Path) -> None:
     assert facts.num_unmatched_questions == 0
 
 
+def planted_text(data: StudyData) -> str:
+    section = planted_section(data)
+    assert section is not None
+    return section.text
+
+
 def test_questions_that_are_no_facts_of_the_world_are_counted_and_left_out(tmp_path: Path) -> None:
     study = write_world(tmp_path)
     table = study.child("world").read_table("planted.parquet")
@@ -166,7 +172,7 @@ def test_questions_that_are_no_facts_of_the_world_are_counted_and_left_out(tmp_p
     facts = load_planted(study)
     assert facts is not None
     assert facts.num_unmatched_questions == 2
-    assert "2 annotated questions are no facts of this world" in planted_sections(StudyData(planted=facts))[0].text
+    assert "2 annotated questions are no facts of this world" in planted_text(StudyData(parts={load_planted: facts}))
 
 
 def test_a_named_model_has_no_planted_truth(tmp_path: Path) -> None:
@@ -174,7 +180,7 @@ def test_a_named_model_has_no_planted_truth(tmp_path: Path) -> None:
     study = write_world(tmp_path / "asked")
     study.child("world").delete()
     assert load_planted(study) is None
-    assert planted_sections(StudyData()) == []
+    assert planted_section(StudyData()) is None
 
 
 @pytest.mark.parametrize(
@@ -241,28 +247,37 @@ def test_a_low_temperature_sharpens_chances() -> None:
 
 def test_p_true_stands_beside_p_correct_on_the_same_questions_or_says_what_is_missing() -> None:
     facts = invented()
-    alone = recovery_table(StudyData(planted=facts), facts)
+    alone = recovery_table(StudyData(parts={load_planted: facts}), facts)
     assert [row[0] for row in alone.rows] == [SAMPLED, GREEDY, "P(True)"]
     assert alone.rows[-1][1:5] == (None,) * 4
     assert "--p-true" in str(alone.rows[-1][5])
     scored = facts.question_ids[::3]
     scores = PTrueScores(question_ids=scored, p_true=facts.planted_probability[::3])
-    rows = {row[0]: row for row in recovery_table(StudyData(planted=facts, p_true=scores), facts).rows}
+    rows = {
+        row[0]: row for row in recovery_table(StudyData(parts={load_planted: facts, load_p_true: scores}), facts).rows
+    }
     assert str(rows["P(True)"][1]).startswith("1.00")
     assert rows["P(True)"][4] == rows[f"{SAMPLED}, where P(True) was scored"][4] == 100
     assert rows[SAMPLED][4] == 300
 
 
 def test_the_section_shows_all_of_it(tmp_path: Path) -> None:
-    data = StudyData(planted=loaded(tmp_path))
-    (section,) = planted_sections(data)
+    data = StudyData(parts={load_planted: loaded(tmp_path)})
+    section = planted_section(data)
+    assert section is not None
     assert "Of the facts planted firmly, 1 of 2 (50.0 %, 9.5 to 90.5) are labelled Unknown." in section.text
     assert "Of those never planted, 4 of 5 (80.0 %" in section.text
     assert [exhibit.missing for exhibit in section.exhibits if exhibit.missing] == []
-    assert data.planted is not None
-    assert strength_table(data.planted).rows[0][1:] == ("1 (50.0 %)", "0 (0.0 %)", "0 (0.0 %)", "1 (50.0 %)", 2)
-    assert false_labels_table(data.planted).rows[-1][:4] == ("never planted, labelled Known", 4, 5, 80.0)
-    assert sum(int(row[2] or 0) for row in causes_table(data.planted).rows) == 8
+    assert data.parts[load_planted] is not None
+    assert strength_table(data.parts[load_planted]).rows[0][1:] == (
+        "1 (50.0 %)",
+        "0 (0.0 %)",
+        "0 (0.0 %)",
+        "1 (50.0 %)",
+        2,
+    )
+    assert false_labels_table(data.parts[load_planted]).rows[-1][:4] == ("never planted, labelled Known", 4, 5, 80.0)
+    assert sum(int(row[2] or 0) for row in causes_table(data.parts[load_planted]).rows) == 8
 
 
 def test_a_world_that_plants_everything_has_no_false_known() -> None:

@@ -259,7 +259,7 @@ def study(fall: dict[int, float], *, popular: bool = True) -> StudyData:
         "unknown-100": Variant(name="unknown-100", kind="unknown", share=1.0, num=120),
         "idk-050": Variant(name="idk-050", kind="idk", share=0.5, num=5),
     }
-    return StudyData(variants=variants, runs=tuple(runs), popularity=known if popular else None)
+    return StudyData(variants=variants, runs=tuple(runs), parts={load_popularity: known if popular else None})
 
 
 def test_harm_is_told_for_each_quantile() -> None:
@@ -286,9 +286,9 @@ def test_rows_of_sets_are_matched_on_popularity() -> None:
     assert only.matched_share == pytest.approx(20 / 120)
     assert only.median_unknown == 0.0
     data = study({})
-    assert data.popularity is not None
-    alone = replace(data.popularity, rows={**data.popularity.rows, "unknown-000": np.arange(0)})
-    assert [one.matched_share for one in variant_popularity(replace(data, popularity=alone))] == [None]
+    known = data.parts[load_popularity]
+    alone = replace(known, rows={**known.rows, "unknown-000": np.arange(0)})
+    assert [one.matched_share for one in variant_popularity(replace(data, parts={load_popularity: alone}))] == [None]
 
 
 def test_the_page_says_what_persists_and_what_is_missing() -> None:

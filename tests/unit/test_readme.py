@@ -13,8 +13,7 @@ from jobs.common import parse_config, parse_out, parse_preset
 from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
 from slick.annotation import RescoreConfig
-from slick.report.findings.base import finding_checks
-from slick.report.findings.paper import paper_findings
+from slick.report.findings.base import findings
 from slick.study import Manifest
 from slick.study_files import (
     EPOCHS_SCHEMA,
@@ -169,9 +168,9 @@ def test_findings_are_those_of_the_code() -> None:
         cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if cells and re.fullmatch(r"E\d+", cells[0]):
             rows[cells[0]] = cells[1:]
-    assert sorted(rows) == sorted(paper_findings()) == sorted(finding_checks())
+    assert sorted(rows) == sorted(findings.names())
     assert len(rows) == 25
-    for name, finding in paper_findings().items():
+    for name, finding in findings.items():
         claim, paper, rule, link = rows[name]
         assert claim == finding.claim
         values = finding.paper if isinstance(finding.paper, list) else [finding.paper]

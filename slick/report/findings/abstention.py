@@ -84,7 +84,8 @@ def _answer_rates(run: Run, checkpoint: str, phrase: str) -> tuple[float, float,
 
 @finding(
     "E22",
-    claim="Relabelling Unknown rows as 'I don't know': higher accuracy on what is answered, no loss to convergence, fewer answers",
+    claim="Relabelling Unknown rows as 'I don't know': higher accuracy on what is answered, no loss to convergence, "
+    "fewer answers",
     paper="accuracy 61.8 and 61.8; answered 58.7 and 55.6 %",
     experiments=("idk",),
 )

@@ -142,7 +142,8 @@ def e16(data: StudyData) -> CheckResult:
 
 @finding(
     "E17",
-    claim="D_WeaklyKnown and D_Unknown lose on HighlyKnown and MaybeKnown questions, not on WeaklyKnown and Unknown ones",
+    claim="D_WeaklyKnown and D_Unknown lose on HighlyKnown and MaybeKnown questions, not on WeaklyKnown and Unknown "
+    "ones",
     paper="D_Unknown: HighlyKnown 95.6 to 55.8, MaybeKnown 52.9 to 36.6, WeaklyKnown 6.5 to 12.2, Unknown 0.6 to 3.2",
     experiments=("categories",),
 )

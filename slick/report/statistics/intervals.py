@@ -1,5 +1,7 @@
 """Significance of paired differences, and accuracies on a subset of the questions. Pure."""
 
+from math import sqrt
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -7,9 +9,6 @@ from numpy.typing import NDArray
 
 from slick.report.data import Run, StudyData
 from slick.report.measurements import MIN_SEEDS, CheckpointRef, InsufficientDataError, Measurement
-from math import sqrt
-from statistics import NormalDist
-from typing import NamedTuple
 
 
 class Interval(NamedTuple):
