@@ -4,9 +4,9 @@ import ast
 from pathlib import Path
 
 import pytest
-from slick.report.statistics.intervals import wilson_interval
 
 from slick.formatting import format_table
+from slick.report.statistics.intervals import wilson_interval
 
 ROOT = Path(__file__).parents[2]
 
