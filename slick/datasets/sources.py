@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import BinaryIO, Literal, cast
 
 import pyarrow as pa
@@ -224,16 +225,8 @@ def _source_in_folders(
     def open_files() -> Iterator[SourceFile]:
         for name, (folder, file) in files.items():
             where = location if location.endswith(name) else f"{location}: {name}"
-
-            def random_access(folder: Folder = folder, file: str = file) -> pa.NativeFile:
-                try:
-                    return folder.open_input(file)
-                except StudyError as error:
-                    raise _unreadable_error(location, error) from error
-
-            def open_file(random_access: Callable[[], pa.NativeFile] = random_access) -> BinaryIO:
-                return cast(BinaryIO, io.BufferedReader(random_access(), BLOCK_BYTES))
-
+            random_access = partial(_open_plain, folder, file, location)
+            open_file = partial(_open_buffered, random_access)
             yield SourceFile(name=name, where=where, size=version[name][0], open=open_file, random_access=random_access)
 
     return QuestionSource(
@@ -247,10 +240,26 @@ def _source_in_folders(
     )
 
 
+def _open_plain(folder: Folder, name: str, location: str) -> pa.NativeFile:
+    try:
+        return folder.open_input(name)
+    except StudyError as error:
+        raise _unreadable_error(location, error) from error
+
+
+def _open_buffered(open_input: Callable[[], pa.NativeFile]) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(open_input(), BLOCK_BYTES))
+
+
+def _read_into_memory(open_member: Callable[[], BinaryIO]) -> pa.NativeFile:
+    with open_member() as stream:
+        return pa.BufferReader(stream.read())
+
+
 def _open_zip(parent: Folder, name: str, location: str) -> QuestionSource:
     def open_archive(stack: ExitStack) -> Archive:
-        stream = stack.enter_context(parent.open_input(name))
-        return stack.enter_context(Archive(cast(BinaryIO, io.BufferedReader(stream, BLOCK_BYTES)), location))
+        stream = stack.enter_context(_open_buffered(partial(parent.open_input, name)))
+        return stack.enter_context(Archive(stream, location))
 
     version = parent.version(name)
     with ExitStack() as stack:
@@ -268,20 +277,13 @@ def _open_zip(parent: Folder, name: str, location: str) -> QuestionSource:
         with ExitStack() as stack:
             archive = open_archive(stack)
             for member, path in members.items():
-
-                def open_member(path: str = path) -> BinaryIO:
-                    return archive.open(path, limits.MAX_MEMBER_BYTES)
-
-                def random_access(open_member: Callable[[], BinaryIO] = open_member) -> pa.NativeFile:
-                    with open_member() as stream:
-                        return pa.BufferReader(stream.read())
-
+                open_member = partial(archive.open, path, limits.MAX_MEMBER_BYTES)
                 yield SourceFile(
                     name=member,
                     where=f"{location}: {member}",
                     size=archive.size(path),
                     open=open_member,
-                    random_access=random_access,
+                    random_access=partial(_read_into_memory, open_member),
                 )
 
     return QuestionSource(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -125,7 +125,8 @@ def validate_rows(rows: Iterable[RawRow], rules: ValidationRules) -> ValidationR
             rejected.add(raw, error)
             continue
         first_rows.setdefault(key, raw.where)
-        question = _with_id(question, key, copies[key])
+        name = question_id(question.relation, question.split, question.question, question.answers, copies[key])
+        question = replace(question, question_id=name)
         if question.question_id in rows_by_id:
             raise DataError(
                 f"{raw.where}: its id {question.question_id} is also that of {rows_by_id[question.question_id]} "
@@ -176,11 +177,6 @@ def question_id(relation: str, split: str, question: str, answers: Sequence[str]
 def _content_key(question: Question) -> str:
     content = [question.relation, question.split, question.question, question.answers]
     return nfc(json.dumps(content, ensure_ascii=False))
-
-
-def _with_id(question: Question, key: str, copy: int) -> Question:
-    name = question_id(question.relation, question.split, question.question, question.answers, copy)
-    return replace(question, question_id=name)
 
 
 def _validate_row(raw: RawRow, rules: ValidationRules) -> tuple[Question, SplitOrigin]:
@@ -234,6 +230,4 @@ def _assigned_split(relation: str, question: str, answers: Sequence[str], domain
 
 
 def _list_relations(relations: Mapping[str, Relation]) -> str:
-    names: Iterator[str] = iter(relations)
-    shown = [name for name, _ in zip(names, range(30), strict=False)]
-    return ", ".join(shown) + (f" and {len(relations) - 30} more" if len(relations) > 30 else "")
+    return ", ".join([*relations][:30]) + (f" and {len(relations) - 30} more" if len(relations) > 30 else "")

@@ -1,7 +1,8 @@
 """Fine-tuning sets (variants), drawn from a knowledge table with a given share of Unknown rows."""
 
-from slick.variants.draw import VARIANT_SCHEMA, VariantsConfig, draw_variants, read_variant, variant_names
-from slick.variants.extend import config_from_stored, extend_drawn
+from slick.study_files import VARIANT_SCHEMA
+from slick.variants.config import VariantsConfig, config_from_stored, variant_names
+from slick.variants.draw import draw_variants, extend_drawn, read_variant
 
 __all__ = [
     "VARIANT_SCHEMA",

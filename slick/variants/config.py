@@ -3,10 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from slick.errors import SettingsError, VariantError
+from slick.errors import SettingsError, StudyError, VariantError
 from slick.settings import identity_settings, register_settings, setting
+from slick.stored_files import MismatchError, convert
 from slick.types import KNOWN_CATEGORIES
 from slick.variants.sampling import (
     DrawPlan,
@@ -78,6 +80,59 @@ class VariantsConfig:
     def identity(self) -> dict[str, object]:
         """The settings that change results: all, without the kinds of sets that are not selected."""
         return identity_settings(self)
+
+
+SET_FIELDS = ("unknown_shares", "known_shares", "single_categories", "natural", "idk_shares", "concentrated_shares")
+"""Settings that select the sets. None of them changes the rows of another set."""
+
+
+def config_from_stored(settings: Mapping[str, Any]) -> VariantsConfig | None:
+    """The settings of a manifest or study.json; None if they hold names that this version does not know.
+
+    Raises:
+        StudyError: a value is of another type.
+    """
+    if set(settings) - set(VariantsConfig.__slots__):
+        return None
+    try:
+        config: VariantsConfig = convert(dict(settings), VariantsConfig, "settings of the variants step")
+    except MismatchError as error:
+        raise StudyError(
+            f"{error}, in the study's manifest.json or study.json; the file was edited: restore it, or choose another "
+            "--out"
+        ) from error
+    return config
+
+
+def merge_configs(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConfig:
+    """Settings with the sets of both; all other settings are those of `drawn`.
+
+    Args:
+        drawn: settings of the existing sets.
+        config: settings of the new sets.
+
+    >>> merge_configs(VariantsConfig(known_shares=(0.5,)), VariantsConfig(known_shares=(0.25,))).known_shares
+    (0.25, 0.5)
+    """
+    both: dict[str, Any] = {}
+    for name in SET_FIELDS:
+        old, new = getattr(drawn, name), getattr(config, name)
+        if isinstance(old, bool):
+            both[name] = old or new
+        else:
+            known = {round(100 * share) for share in old}
+            more = [share for share in new if round(100 * share) not in known]
+            both[name] = tuple(sorted([*old, *more])) if more else old
+    phrase = drawn.idk_phrase if drawn.idk_shares else config.idk_phrase
+    return replace(drawn, **both, idk_phrase=phrase)
+
+
+def conflicting_settings(drawn: VariantsConfig, config: VariantsConfig) -> list[str]:
+    """Names of the settings in which existing and new sets must not differ but do."""
+    may_differ = {*SET_FIELDS, *(() if drawn.idk_shares and config.idk_shares else ("idk_phrase",))}
+    return [
+        name for name in config.__slots__ if name not in may_differ and getattr(drawn, name) != getattr(config, name)
+    ]
 
 
 def variant_specs(config: VariantsConfig) -> list[VariantSpec]:

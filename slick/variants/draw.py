@@ -34,11 +34,15 @@ from slick.study import (
 )
 from slick.study_files import VARIANT_SCHEMA, read_knowledge, read_question_rows, read_variant_rows
 from slick.types import Category
-from slick.variants.config import VariantsConfig, relation_sizes, variant_names, variant_specs
-from slick.variants.extend import extend_drawn, is_from_inputs
+from slick.variants.config import (
+    VariantsConfig,
+    config_from_stored,
+    conflicting_settings,
+    merge_configs,
+    relation_sizes,
+    variant_specs,
+)
 from slick.variants.sampling import PoolDraw, Pools, RowOrder, VariantSpec, plan, select_rows
-
-__all__ = ["VARIANT_SCHEMA", "VariantsConfig", "draw_variants", "read_variant", "variant_names"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,7 +87,7 @@ def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
     folder = study.child("variants")
     before, config = read_manifest(folder), extend_drawn(study, config)
     identity = fingerprint(inputs, config.identity())
-    if before is not None and not is_from_inputs(before, inputs):
+    if before is not None and not _is_from_inputs(before, inputs):
         needs_work(folder, "variants", identity, config)  # raises StudyError
     if before is not None and before.fingerprint == identity:
         return before
@@ -107,6 +111,31 @@ def _draw_variants(study: Folder, config: VariantsConfig) -> Manifest:
         return write(new)
 
 
+def extend_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
+    """The settings extended by the sets that the study already holds.
+
+    Args:
+        study: its folder.
+        config: settings of the new sets.
+
+    Raises:
+        StudyError: the existing sets were drawn with conflicting settings.
+    """
+    folder = study.child("variants")
+    before = read_manifest(folder)
+    drawn = None if before is None else config_from_stored(before.settings)
+    if drawn is None:
+        return config
+    if names := conflicting_settings(drawn, config):
+        old, new = (", ".join(f"{name} {getattr(settings, name)}" for name in names) for settings in (drawn, config))
+        raise StudyError(
+            f"{folder} holds fine-tuning sets that were drawn with {old}; the settings now have {new}, and sets of "
+            "both would not be comparable: use the former settings, or choose another --out, or delete that folder and "
+            f"{study.child('runs')} to draw and train all sets again"
+        )
+    return merge_configs(drawn, config)
+
+
 def read_variant(study: FolderLike, name: str) -> pa.Table:
     """One fine-tuning set: question_id, category, prompt, target; sorted by question_id.
 
@@ -120,6 +149,17 @@ def read_variant(study: FolderLike, name: str) -> pa.Table:
     if name not in names:
         raise VariantError(f"{folder} has no variant {name!r}; it has {', '.join(names)}")
     return read_variant_rows(study, name)
+
+
+def _is_from_inputs(manifest: Manifest, inputs: Mapping[str, str]) -> bool:
+    """True if the existing sets were drawn from these inputs, with settings that this version knows.
+
+    Args:
+        manifest: of the variants step.
+        inputs: the current fingerprints.
+    """
+    drawn = config_from_stored(manifest.settings)
+    return drawn is not None and manifest.fingerprint == fingerprint(inputs, drawn.identity())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

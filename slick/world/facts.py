@@ -232,19 +232,22 @@ def plant_facts(
         for split, pairs in splits.items():
             rng = np.random.default_rng(derive_seed(config.seed, "plant", name, split))
             strengths = _assign_strengths([answer in famous for _, answer in pairs], config, rng)
-            facts.extend(
-                _fact(
-                    relations[name],
-                    relation_domains(config)[name],
-                    split,
-                    pair,
-                    strength,
-                    (answers, famous),
-                    config,
-                    rng,
+            for (subject, answer), strength in zip(pairs, strengths, strict=True):
+                num_gold, num_rival, rival = _draw_mentions(strength, answer, answers, famous, config, rng)
+                facts.append(
+                    Fact(
+                        relation=name,
+                        split=split,
+                        domain=relation_domains(config)[name],
+                        subject=subject,
+                        question=relations[name].question(subject),
+                        answer=answer,
+                        strength=strength,
+                        num_gold=num_gold,
+                        num_rival=num_rival,
+                        rival=rival,
+                    )
                 )
-                for pair, strength in zip(pairs, strengths, strict=True)
-            )
     return facts
 
 
@@ -263,46 +266,29 @@ def _assign_strengths(is_famous: Sequence[bool], config: WorldConfig, rng: np.ra
     return strengths
 
 
-def _fact(
-    relation: Relation,
-    domain: str,
-    split: str,
-    pair: SubjectAnswer,
+def _draw_mentions(
     strength: str,
-    candidates: tuple[Sequence[str], Sequence[str]],
+    answer: str,
+    answers: Sequence[str],
+    famous: Sequence[str],
     config: WorldConfig,
     rng: np.random.Generator,
-) -> Fact:
-    """A fact of the given strength; `candidates` are all answers of its relation, and the famous ones among them."""
-    subject, answer = pair
-    num_gold = num_rival = 0
-    rival: str | None = None
+) -> tuple[int, int, str | None]:
+    """Mentions of an answer, mentions of its rival, and the rival, drawn from the (famous) answers of the relation."""
+    if strength == "never":
+        return 0, 0, None
     if strength == "firm":
-        num_gold = _uniform_int(config.firm_mentions, rng)
-    elif strength != "never":
-        rivals, famous_rivals = ([other for other in answers if other != answer] for answers in candidates)
-        share_famous = config.famous_rivals if strength == "contested" else 0.0
-        pool = famous_rivals if famous_rivals and rng.random() < share_famous else rivals
-        rival = pool[int(rng.integers(len(pool)))]
-        if strength == "contested":
-            num_gold = _uniform_int(config.contested_mentions, rng)
-            # Randomized rounding, so that the mean ratio is exact.
-            num_rival = max(1, int(num_gold * config.contested_ratio + rng.random()))
-        else:
-            num_gold = _uniform_int(config.minority_mentions, rng)
-            num_rival = round(num_gold * float(rng.uniform(*config.rival_ratio)))
-    return Fact(
-        relation=relation.relation,
-        split=split,
-        domain=domain,
-        subject=subject,
-        question=relation.question(subject),
-        answer=answer,
-        strength=strength,
-        num_gold=num_gold,
-        num_rival=num_rival,
-        rival=rival,
-    )
+        return _uniform_int(config.firm_mentions, rng), 0, None
+    rivals, famous_rivals = ([other for other in pool if other != answer] for pool in (answers, famous))
+    share_famous = config.famous_rivals if strength == "contested" else 0.0
+    pool = famous_rivals if famous_rivals and rng.random() < share_famous else rivals
+    rival = pool[int(rng.integers(len(pool)))]
+    if strength == "contested":
+        num_gold = _uniform_int(config.contested_mentions, rng)
+        # Randomized rounding, so that the mean ratio is exact.
+        return num_gold, max(1, int(num_gold * config.contested_ratio + rng.random())), rival
+    num_gold = _uniform_int(config.minority_mentions, rng)
+    return num_gold, round(num_gold * float(rng.uniform(*config.rival_ratio))), rival
 
 
 def _uniform_int(bounds: tuple[int, int], rng: np.random.Generator) -> int:

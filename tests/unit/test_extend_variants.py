@@ -9,7 +9,7 @@ import pytest
 from slick.errors import StudyError, VariantError
 from slick.storage import Folder
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
-from slick.variants.extend import merge_configs
+from slick.variants.config import merge_configs
 from tests.unit.labelled_study import SMALL, finish_step, write_study
 
 SETS = {
