@@ -152,7 +152,7 @@ def test_tensorboard_that_cannot_write_stops_nothing(tmp_path: Path, capsys: pyt
         for num_epochs in (1, 2, 3):
             curves.log(RUN, rows_of(num_epochs))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"finetune: tensorboard did not take the curves of {RUN} (")
+    assert line.startswith(f"finetune: tensorboard did not accept the curves of {RUN} (")
 
 
 @pytest.fixture(params=["file", "sqlite"])
@@ -250,7 +250,7 @@ def test_an_mlflow_server_that_is_down_stops_nothing(
         for num_epochs in (1, 2):
             curves.log(RUN, rows_of(num_epochs))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune")]
-    assert "mlflow did not take the curves" in line
+    assert "mlflow did not accept the curves" in line
     assert "secret" not in line
     same(tensorboard_curves(study.child("runs", RUN, "tensorboard")), single_precision(2))
 
@@ -368,7 +368,7 @@ def test_a_wandb_server_that_is_down_stops_nothing(
     with ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)) as curves:
         curves.log(RUN, rows_of(1))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune")]
-    assert "wandb did not take the curves" in line
+    assert "wandb did not accept the curves" in line
     same(tensorboard_curves(study.child("runs", RUN, "tensorboard")), single_precision(1))
 
 

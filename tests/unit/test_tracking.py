@@ -79,7 +79,7 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(name: str, mon
 
 def test_no_tracker_needs_nothing_and_an_unknown_one_is_refused() -> None:
     check_trackers([])
-    with pytest.raises(SettingsError, match="track knows mlflow, wandb, got 'neptune'"):
+    with pytest.raises(SettingsError, match="track is one of mlflow, wandb, got 'neptune'"):
         check_trackers(["neptune"])
 
 
@@ -135,8 +135,8 @@ def test_a_tracker_that_is_down_costs_one_line_a_run_and_gets_all_when_it_is_bac
             curves.log(run_id, rows_of(num_epochs))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        f"finetune: mlflow did not take the curves of {run_id} (ConnectionError: http://server is down); "
-        "the training goes on"
+        f"finetune: mlflow did not accept the curves of {run_id} (ConnectionError: http://server is down); "
+        "the training continues"
         for run_id in "ab"
     ]
     curves.down.clear()
@@ -169,7 +169,7 @@ def test_a_tracker_that_does_not_answer_is_left_alone_for_a_while(
     assert attempts(curves) == {"tensorboard/a": 1, "tensorboard/b": 1, "mlflow/a": 1}
     curves.close()
     assert attempts(curves)["mlflow/a"] == 1, "the end must not wait for it once more"
-    assert "of b (it did not answer for another run)" in capsys.readouterr().err
+    assert "of b (it did not respond for another run)" in capsys.readouterr().err
     assert curves.logs["tensorboard/b"] == [1, 2, "finished"]
 
 
