@@ -1,10 +1,10 @@
 """Every private or undocumented API of other libraries that slick uses.
 
-Each entry names the versions it was checked against and what could replace it. Heavy libraries are imported inside
-functions.
+Each entry names the version it was checked with and what could replace it; `tests/unit/test_compat.py` fails when an
+installed version differs. Heavy libraries are imported inside functions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,8 @@ def attention_override(configs: Sequence[Any], name: str) -> Iterator[None]:
 def has_recurrent_state(model: "nn.Module") -> bool:
     """Whether a model keeps a recurrent state instead of keys and values, as Mamba does.
 
-    `PreTrainedModel._is_stateful`, checked with transformers 5.23.0. Without it, `find_logit_mismatch` detects
-    such models by their logits.
+    `PreTrainedModel._is_stateful`, checked with transformers 5.23.0. No public replacement; `find_logit_mismatch`
+    also detects such models, by their logits.
     """
     return bool(getattr(model, "_is_stateful", False))
 
@@ -66,6 +66,23 @@ def tied_weight_names(model: "nn.Module") -> Sequence[str]:
     `PreTrainedModel._tied_weights_keys`, checked with transformers 5.23.0. No public replacement.
     """
     return list(getattr(model, "_tied_weights_keys", None) or ())
+
+
+@contextmanager
+def sharded_loading(deepspeed_settings: dict[str, object]) -> Iterator[None]:
+    """Within, `from_pretrained` partitions weights over the workers while it reads them (ZeRO stage 3).
+
+    Checked with transformers 5.23. Replacement: none documented; `HfDeepSpeedConfig` is, but not how to unset it.
+    """
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    keep_alive = HfDeepSpeedConfig(deepspeed_settings)  # transformers holds a weak reference
+    try:
+        yield
+    finally:
+        del keep_alive
+        unset_hf_deepspeed_config()
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------
@@ -112,3 +129,214 @@ def vllm_attention_backend(llm: Any) -> str | None:
     settings = getattr(getattr(getattr(llm, "llm_engine", None), "vllm_config", None), "attention_config", None)
     backend = getattr(settings, "backend", None)
     return str(getattr(backend, "name", backend)) if backend else None
+
+
+# --- Ray Train --------------------------------------------------------------------------------------------------------
+
+
+CHECKPOINT_SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the checkpoints in the folder of a run, read when the run is started again. Checked with Ray
+2.60."""
+
+
+def snapshot_checkpoint_names(snapshot: Mapping[str, Any]) -> set[str]:
+    """Folder names of the checkpoints in the content of `CHECKPOINT_SNAPSHOT_FILE`.
+
+    Checked with Ray 2.60. Replacement: none; Ray documents neither the file nor a way to resume without it.
+
+    Raises:
+        KeyError, TypeError: the content has another form.
+    """
+    results = [*snapshot["checkpoint_results"], *snapshot["pending_training_results"]]
+    results += [snapshot["latest_checkpoint_result"]] if snapshot["latest_checkpoint_result"] else []
+    return {result["checkpoint_dir_name"] for result in results}
+
+
+def ray_train_storage() -> Any:
+    """Storage of the current Ray Train run, in a worker: file system, checkpoint paths, upload.
+
+    Checked with Ray 2.60 (a developer API). Replacement: `ray.train.report` without `checkpoint_upload_fn`, once it
+    removes a checkpoint whose upload failed.
+    """
+    import ray.train
+
+    return ray.train.get_context().get_storage()
+
+
+def torch_backend() -> tuple[Any, Callable[[], None]]:
+    """Ray Train's backend class that sets up a torch process group, and its function that sets RANK and others.
+
+    Checked with Ray 2.60. Replacement: an argument of `TorchConfig` for a rendezvous store.
+    """
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+
+    return _TorchBackend, _set_torch_distributed_env_vars
+
+
+def torch_trainer(make_failure_policy: Callable[[Any], Any] | None = None) -> Any:
+    """A `TorchTrainer` class without the actor that splits Ray Data datasets, and with another failure policy.
+
+    Checked with Ray 2.60. Replacement: arguments of `TorchTrainer` for callbacks and `FailurePolicy`.
+
+    Args:
+        make_failure_policy: the policy for a `FailureConfig`, see `failure_policy`; None: Ray's own.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+    class LightweightTorchTrainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            if make_failure_policy is not None:
+                arguments["failure_policy"] = make_failure_policy(self.run_config.failure_config)
+            return super()._initialize_and_run_controller(**arguments)
+
+    return LightweightTorchTrainer
+
+
+def failure_policy(config: Any, is_fatal: Callable[[Exception], bool], has_progressed: Callable[[], bool]) -> Any:
+    """Ray Train's retry policy, which also ends the run on fatal errors and resets its failure count on progress.
+
+    Checked with Ray 2.60. Replacement: an option of `FailureConfig` that counts failures since the last checkpoint.
+
+    Args:
+        config: a `FailureConfig`.
+        is_fatal: whether a retry after this error would fail for the same reason.
+        has_progressed: whether the run has progressed since the last call; called once per failure.
+    """
+    from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+    from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+
+    class ProgressFailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
+        def make_decision(self, training_failed_error: Exception) -> Any:
+            if is_fatal(training_failed_error):
+                return FailureDecision.RAISE
+            if has_progressed():
+                self._worker_group_failures = 0
+            return super().make_decision(training_failed_error)
+
+    return ProgressFailurePolicy(config)
+
+
+def nested_errors(error: BaseException) -> list[BaseException]:
+    """The errors that an error of Ray Train or Ray Tune wraps: those of workers and the controller, and its cause.
+
+    Checked with Ray 2.60. Replacement: `__cause__`, once Ray sets it on every error.
+    """
+    nested = [getattr(error, name, None) for name in ("_base_exc", "cause", "controller_failure", "__cause__")]
+    nested += getattr(error, "worker_failures", {}).values()
+    return [inner for inner in nested if isinstance(inner, BaseException)]
+
+
+def first_worker_error(error: BaseException) -> BaseException:
+    """The error that the first failed worker raised, or the health check that it failed, without the wrappers of Ray.
+
+    Checked with Ray 2.60. Replacement: see `nested_errors`.
+    """
+    cause: Any = getattr(error, "cause", None) or error
+    worker_error = next(iter(getattr(cause, "worker_failures", {}).values()), cause)
+    worker_error = getattr(worker_error, "_base_exc", worker_error)
+    inner: BaseException = getattr(worker_error, "health_check_failure", worker_error)
+    return inner
+
+
+# --- Ray Tune ---------------------------------------------------------------------------------------------------------
+
+
+def hide_aws_keys_from_trials() -> None:
+    """Keep the driver's AWS keys out of the runtime environment of trials, which Ray writes into its logs.
+
+    Trials do not need them: a process has the environment of its node or of its job.
+
+    Checked with Ray 2.60. Replacement: a setting of Ray Tune for the environment variables of trials.
+    """
+    from ray.tune.execution import class_cache
+
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
+
+
+def reset_trial_failures(trial: Any) -> None:
+    """Set the number of failures of a trial to 0, so that its retries are counted anew.
+
+    Checked with Ray 2.60. Replacement: an option of `ray.tune.FailureConfig`.
+    """
+    trial.run_metadata.num_failures = 0
+
+
+def trial_error(trial: Any) -> BaseException:
+    """The error that ended a trial.
+
+    Checked with Ray 2.60. Replacement: an argument of `ray.tune.Callback.on_trial_error`.
+    """
+    error: BaseException = trial.get_pickled_error() or trial.get_error()
+    return error
+
+
+# --- DeepSpeed --------------------------------------------------------------------------------------------------------
+
+
+def skip_shm_build() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives when the process group starts on a CPU.
+
+    The build takes half a minute and fails without a C++ compiler; gloo does the same work.
+
+    Checked with DeepSpeed 0.19. Replacement: none; DS_BUILD_SHM_COMM=0 and DS_ACCELERATOR=cpu do not prevent it.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def base_optimizer(engine: Any) -> Any:
+    """The torch optimizer inside a DeepSpeed engine.
+
+    Checked with DeepSpeed 0.19. Replacement: `engine.optimizer`, which under ZeRO is a wrapper without its state.
+    """
+    return engine.basic_optimizer
+
+
+def is_partitioned(parameter: Any) -> bool:
+    """Whether ZeRO stage 3 partitions a parameter over the workers.
+
+    Checked with DeepSpeed 0.19. Replacement: none documented.
+    """
+    return hasattr(parameter, "ds_id")
+
+
+def full_shape(parameter: Any) -> tuple[int, ...]:
+    """The shape of a parameter before ZeRO partitioned it.
+
+    Checked with DeepSpeed 0.19. Replacement: none documented.
+    """
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def partition_size(parameter: Any) -> int:
+    """The number of elements of a parameter that each worker holds under ZeRO stage 3, padding included.
+
+    Checked with DeepSpeed 0.19. Replacement: none documented.
+    """
+    return int(parameter.ds_tensor.numel())
+
+
+# --- peft -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def disabled_adapters(layers: Iterable[Any]) -> Iterator[None]:
+    """Within, LoRA layers compute their base layer only.
+
+    Checked with peft 0.21. Replacement: `enable_adapters`, which also changes `requires_grad` of all parameters.
+    """
+    layers = list(layers)
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

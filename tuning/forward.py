@@ -1,11 +1,11 @@
-"""Rows through a causal LM, to learn from or to score: logits of answer tokens alone, and no padding where it can be.
+"""Forward passes over rows, for training and scoring: logits of answer tokens only, without padding where possible.
 
-All rows of a batch go as one sequence: what works on single tokens computes each once, and attention, entered through
-the attention interface of transformers, takes each row apart, so no row sees another. Rows are short, so setting them
-side by side for attention costs little. The large output layer is run only where answer tokens are predicted.
+All rows of a batch form one packed sequence, so token-wise layers compute no padding. Attention, overridden through the
+attention interface of transformers, unpacks the rows, so no row attends to another. Rows are short, so padding them for
+attention costs little. The output layer is computed only where answer tokens are predicted.
 
-Legend of array suffixes: N tokens of the batch, B rows, T tokens of the longest row, K answer tokens, H query heads,
-D width of a head, V vocabulary.
+Array suffixes: N tokens of the batch, B rows, T tokens of the longest row, K answer tokens, H query heads, D head
+dimension, V vocabulary.
 """
 
 import logging
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slick import compat
 from slick.inference.packed.attention import AttentionOptions, AttentionOverride
 from slick.inference.scoring import accepts_argument
 from tuning.data import Example, IntArray, TokenBatch, pack_examples
@@ -27,11 +28,11 @@ _LOG = logging.getLogger(__name__)
 
 _TOKEN_MULTIPLE = 64
 _ANSWER_TOKEN_MULTIPLE = 16
-"""Joined batches are filled up to multiples of these: for each new shape oneDNN compiles kernels of 1 MB, in 0.4 ms."""
+"""Packed batches are padded to multiples of these: for each new shape oneDNN compiles kernels of 1 MB, in 0.4 ms."""
 
 
 class PackedRowAttention:
-    """Attention of one forward pass over a joined batch: each row sees its own tokens, from its first to the asking."""
+    """Causal attention within each row of a packed batch, for one forward pass."""
 
     def __init__(self, batch: TokenBatch, device: torch.device) -> None:
         self.width = batch.width
@@ -39,10 +40,10 @@ class PackedRowAttention:
         self.padded_positions_N = torch.from_numpy(
             _pad_to_multiple(batch.rows_N * batch.width + batch.positions_N, _TOKEN_MULTIPLE)
         ).to(device)
-        # Padding stands behind a row's tokens, none of which looks there; it repeats the first token.
+        # Padding follows a row's tokens, none of which attends to it; it repeats the first token of the batch.
         self.token_BT = torch.from_numpy(batch.padded(np.arange(len(batch.ids_N)), 0).ravel()).to(device)
         self.num_layers = 0
-        """Layers that came by; none if the model has an attention of its own."""
+        """Layers that used this attention; 0 if the model bypasses the attention interface."""
 
     def attend(
         self,
@@ -56,7 +57,7 @@ class PackedRowAttention:
         """Attention of one layer, shape (N, H, D).
 
         Raises:
-            NotImplementedError: the layer asks for what this way does not have.
+            NotImplementedError: the layer needs an option that is not supported here.
         """
         if options.sink_H is not None:
             raise NotImplementedError("its attention has sinks")
@@ -86,17 +87,17 @@ class PackedRowAttention:
 def _capped_attention(
     query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, scaling: float, cap: float, dropout: float
 ) -> Tensor:
-    """Causal attention whose scores are held below a cap, as Gemma 2 has it; shape (B, H, T, D)."""
+    """Causal attention with soft-capped scores, as in Gemma 2; shape (B, H, T, D)."""
     group = query_BHTD.shape[1] // key_BKTD.shape[1]
     key, value = (x.repeat_interleave(group, dim=1) for x in (key_BKTD, value_BKTD))
     scores_BHTT = torch.tanh(query_BHTD @ key.transpose(2, 3) * (scaling / cap)) * cap
-    later_TT = torch.ones(scores_BHTT.shape[2:], dtype=torch.bool, device=scores_BHTT.device).triu(1)
-    weights = scores_BHTT.masked_fill(later_TT, float("-inf")).softmax(dim=-1, dtype=torch.float32)
+    future_TT = torch.ones(scores_BHTT.shape[2:], dtype=torch.bool, device=scores_BHTT.device).triu(1)
+    weights = scores_BHTT.masked_fill(future_TT, float("-inf")).softmax(dim=-1, dtype=torch.float32)
     return functional.dropout(weights.to(value.dtype), dropout) @ value
 
 
 class PreparedBatch:
-    """A batch on its way through models."""
+    """A batch as model inputs, packed or padded."""
 
     def __init__(
         self, batch: TokenBatch, device: torch.device, pad_id: int, running: PackedRowAttention | None
@@ -109,8 +110,8 @@ class PreparedBatch:
         """Logits that predict the answer tokens, shape (K, V).
 
         Args:
-            model: that whose `ForwardRunner` made these rows, or the DeepSpeed engine around it.
-            keeps: the model can be told which logits are wanted.
+            model: the model of the `ForwardRunner` that made these rows, or the DeepSpeed engine around it.
+            supports_logits_to_keep: the model takes the argument `logits_to_keep`.
         """
         batch = self._batch
         if self.running is not None:
@@ -147,38 +148,38 @@ class PreparedBatch:
 
 
 def _pad_to_multiple(values_N: IntArray, multiple: int) -> IntArray:
-    """The values, and as many more that no row has: nobody looks at such tokens, and nothing is learned from them."""
+    """Append zeros up to a multiple; no row contains these tokens, so they affect neither logits nor gradients."""
     return np.pad(values_N, (0, -len(values_N) % multiple))
 
 
 class ForwardRunner:
-    """How a model takes rows."""
+    """Runs rows through a model, packed if the model supports it."""
 
     def __init__(self, model: nn.Module, pad_id: int, *, packing: bool) -> None:
-        """Try, if rows are to be joined, whether the model gives the same logits for joined rows as for padded ones.
+        """With packing, check that the model gives the same logits for packed rows as for padded ones.
 
         Args:
-            model: a causal LM; under ZeRO stage 3 all workers build theirs at the same time.
-            pad_id: any token.
+            model: a causal LM; under ZeRO stage 3 all workers call this at the same time.
+            pad_id: any token id.
+            packing: pack rows if possible.
         """
         self._model, self._pad_id = model, pad_id
         self._supports_logits_to_keep = accepts_argument(model, "logits_to_keep")
         self._attention: AttentionOverride | None = AttentionOverride(model) if packing else None
         if self._attention is not None:
-            trouble = self._packing_error()
-            if trouble:
-                name = type(model).__name__
-                _LOG.warning("%s is given padded rows, which is right but slower: %s", name, trouble)
+            error = self._packing_error()
+            if error:
+                _LOG.warning("%s gets padded rows, which is correct but slower: %s", type(model).__name__, error)
                 self._attention = None
 
     @property
     def uses_packing(self) -> bool:
-        """True if rows are joined."""
+        """Whether rows are packed."""
         return self._attention is not None
 
     @contextmanager
     def rows(self, examples: list[Example]) -> Iterator[PreparedBatch]:
-        """Rows of a batch; forward passes, and backward passes that compute activations again, belong in the block."""
+        """Prepare a batch; forward passes, and backward passes that recompute activations, must run in the context."""
         batch = pack_examples(examples)
         device = next(self._model.parameters()).device
         if self._attention is None:
@@ -192,45 +193,47 @@ class ForwardRunner:
         """Logits that predict the answer tokens, shape (K, V).
 
         Args:
-            model: the DeepSpeed engine around the model, in training.
+            rows: from `rows`.
+            model: in training, the DeepSpeed engine around the model.
         """
         return rows.answer_logits(
             self._model if model is None else model, supports_logits_to_keep=self._supports_logits_to_keep
         )
 
     def _packing_error(self) -> str:
-        """Empty if joined rows get the logits of padded ones, else what went wrong."""
+        """Why packed rows do not work with this model; empty if they do."""
         config: Any = self._model.config
         ids = [(7 * i + 3) % int(config.get_text_config().vocab_size) for i in range(24)]
         examples = [
             Example(prompt_ids=tuple(ids[a:b]), answer_ids=tuple(ids[b:c]))
             for a, b, c in ((0, 5, 8), (3, 6, 7), (9, 18, 22))
         ]
-        if getattr(self._model, "_is_stateful", False):
-            return "it carries a state instead of keys and values"
+        if compat.has_recurrent_state(self._model):
+            return "it carries a recurrent state instead of keys and values"
         was_training = self._model.training
         self._model.eval()
-        joined = self._attention
+        attention = self._attention
         try:
             with torch.no_grad():
                 with self.rows(examples) as rows:
-                    found_KV = self.answer_logits(rows)
+                    packed_KV = self.answer_logits(rows)
                 num_layers = rows.running.num_layers if rows.running else 0
                 self._attention = None
                 with self.rows(examples) as rows:
-                    right_KV = self.answer_logits(rows)
+                    padded_KV = self.answer_logits(rows)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-            return f"it does not take joined rows ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            return f"it does not accept packed rows ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         finally:
-            self._attention = joined
+            self._attention = attention
             self._model.train(was_training)
         if not num_layers:
-            return "its layers have an attention of their own"
-        return _logits_mismatch(found_KV.float(), right_KV.float(), found_KV.dtype)
+            return "its layers do not use the attention interface"
+        return _logits_mismatch(packed_KV.float(), padded_KV.float(), packed_KV.dtype)
 
 
-def _logits_mismatch(found_KV: Tensor, right_KV: Tensor, dtype: torch.dtype) -> str:
-    share = float((found_KV - right_KV).abs().mean() / right_KV.std(dim=1).mean().clamp(min=1e-30))
-    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    limit = 2e-4 if exact else 0.15  # bfloat16 alone makes 0.05 on a model of 30 layers
-    return "" if share <= limit else f"its logits differ by {share:.2g} of their spread, more than {limit:g}"
+def _logits_mismatch(packed_KV: Tensor, padded_KV: Tensor, dtype: torch.dtype) -> str:
+    """A message if the mean difference exceeds what rounding explains; empty otherwise."""
+    difference = float((packed_KV - padded_KV).abs().mean() / padded_KV.std(dim=1).mean().clamp(min=1e-30))
+    is_exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    limit = 2e-4 if is_exact else 0.15  # rounding to bfloat16 gives 0.05 on a model of 30 layers
+    return "" if difference <= limit else f"its logits differ by {difference:.2g} standard deviations (limit {limit:g})"

@@ -14,8 +14,9 @@ from slick.settings import ABOVE_ZERO, cost_settings
 from slick.storage import Folder
 from slick.stored_files import read_record
 from tuning.config import TrainConfig
-from tuning.finetune import check_plans, connect_and_check_resources, run_worker_group, scratch_folder
+from tuning.finetune import check_plans, connect_and_check_resources, scratch_folder
 from tuning.grid import grid_summary
+from tuning.ray_trainer import run_worker_group
 from tuning.runs import RunPlan, plan_runs
 from tuning.sweep import SweepConfig, resolve_sweep_precision
 

@@ -1,12 +1,12 @@
-"""Weights and optimizer state of a DeepSpeed engine, to and from safetensors files: whole tensors by parameter name.
+"""Save and load weights and optimizer state of a DeepSpeed engine as safetensors: whole tensors by parameter name.
 
-A file holds numbers only, so opening one runs no code. The format does not depend on how a group shards its model: each
-worker writes the whole tensors of a share of the parameters, and a group of another size, or under another ZeRO stage,
-reads the same files. Values are copied, never converted: the float32 weights from which the optimizer goes on, AdamW's
-moments and step counter, and the model's buffers. Frozen weights come from the base model again.
+Safetensors files hold numbers only, so opening them runs no code. The format does not depend on how the model is
+sharded: each worker writes the whole tensors of a share of the parameters, and a group of another size or ZeRO stage
+reads the same files. Values are copied without conversion: the optimizer's float32 weights, AdamW's moments and step
+counter, and the model's buffers. Frozen weights are read from the base model again.
 
-Under ZeRO, DeepSpeed's own functions gather and set one tensor at a time (`deepspeed.utils.safe_get_full_*`), so that
-no worker ever holds the whole model.
+Under ZeRO, DeepSpeed gathers and sets one tensor at a time (`deepspeed.utils.safe_get_full_*`), so no worker ever
+holds the whole model.
 """
 
 import contextlib
@@ -19,18 +19,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from slick import compat
 from slick.errors import StudyError
 
 _WEIGHT, _STEP, _BUFFER = "weight", "step", "buffer"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's names."""
+"""AdamW's names of its moments."""
 _MAX_FILE_BYTES = 1 << 30
-"""A worker holds back about as much before it writes a file."""
+"""A worker buffers about this much before it writes a file."""
 _REMEDY = "delete that folder to begin this training anew; nothing else is lost"
 
 
 def save_tensors(engine: Any, folder: str, *, rank: int, num_workers: int) -> None:
-    """Write this worker's share into a local folder; called by all workers."""
+    """Write this worker's share of the tensors into a local folder; called by all workers."""
     part: dict[str, Tensor] = {}
     num_bytes = num_files = 0
 
@@ -51,13 +52,14 @@ def save_tensors(engine: Any, folder: str, *, rank: int, num_workers: int) -> No
 
 
 def load_tensors(engine: Any, folder: str, *, origin: str) -> None:
-    """Set weights, optimizer and buffers to a saved state; called by all workers.
+    """Load weights, optimizer state and buffers; called by all workers.
 
-    Under ZeRO the optimizer must have taken a step, with which it creates what is set here.
+    Under ZeRO the optimizer must have done a step, which creates its state.
 
     Args:
-        folder: local, with the shares of all workers.
-        origin: the folder it was copied from, for messages.
+        engine: the DeepSpeed engine.
+        folder: local folder with the shares of all workers.
+        origin: the folder that it was copied from, for messages.
 
     Raises:
         StudyError: a file is not safetensors, or the tensors are not those of this model.
@@ -82,31 +84,31 @@ def _trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Those that belong to the model's weights; others are computed from its configuration."""
-    kept = set(model.state_dict())
-    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    """Buffers in the model's state dict; others are computed from its configuration."""
+    persistent = set(model.state_dict())
+    return {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
 def _iter_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
-    """Place of the parameter in the order of the model, kind of tensor, name and whole tensor; one after another."""
-    values = _sharded_tensors(engine) if engine.zero_optimization_stage() else _unsharded_tensors(engine)
-    yield from values
+    """Index of the parameter, kind of tensor, name, and the whole tensor."""
+    yield from _sharded_tensors(engine) if engine.zero_optimization_stage() else _unsharded_tensors(engine)
     for name, buffer in _persistent_buffers(engine.module).items():
         yield 0, _BUFFER, name, buffer
 
 
 def _unsharded_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
-    """Every worker has them all."""
+    """Without ZeRO every worker has all tensors."""
+    states = compat.base_optimizer(engine).state
     for i, (name, _, master) in enumerate(_master_weights(engine)):
         yield i, _WEIGHT, name, master
-        # A parameter without a gradient so far, such as an expert that saw no token, has no state.
-        for kind, value in engine.basic_optimizer.state.get(master, {}).items():
+        # A parameter without any gradient so far, such as an expert that got no tokens, has no state.
+        for kind, value in states.get(master, {}).items():
             yield i, kind, name, value
 
 
 def _master_weights(engine: Any) -> list[tuple[str, nn.Parameter, Tensor]]:
-    """Name, parameter, and the float32 weights that the optimizer moves: with bfloat16 a copy, else the parameter."""
-    masters = [master for group in engine.basic_optimizer.param_groups for master in group["params"]]
+    """Name, parameter, and the optimizer's float32 weights: with bfloat16 a copy, else the parameter itself."""
+    masters = [master for group in compat.base_optimizer(engine).param_groups for master in group["params"]]
     pairs = zip(_trainable_parameters(engine.module), masters, strict=True)
     return [(name, parameter, master) for (name, parameter), master in pairs]
 
@@ -114,17 +116,17 @@ def _master_weights(engine: Any) -> list[tuple[str, nn.Parameter, Tensor]]:
 def _sharded_tensors(engine: Any) -> Iterator[tuple[int, str, str, Tensor]]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    steps = [state[_STEP] for state in engine.basic_optimizer.state.values()]
+    steps = [state[_STEP] for state in compat.base_optimizer(engine).state.values()]
     for i, (name, parameter) in enumerate(_trainable_parameters(engine.module)):
         yield i, _WEIGHT, name, safe_get_full_fp32_param(parameter)
-        if steps:  # each of the tensors that DeepSpeed joins parameters to counts the same steps
+        if steps:  # DeepSpeed concatenates parameters into flat tensors, which all count the same steps
             for kind in _MOMENTS:
                 yield i, kind, name, safe_get_full_optimizer_state(parameter, kind)
-            yield i, _STEP, name, steps[0].clone()  # a file may hold no tensor twice
+            yield i, _STEP, name, steps[0].clone()  # safetensors refuses tensors that share memory
 
 
 class _TensorReader:
-    """The open files of a state."""
+    """Reads tensors from the open files of a state."""
 
     def __init__(self, origin: str, files: list[Any]) -> None:
         self._origin = origin
@@ -136,42 +138,35 @@ class _TensorReader:
         return tensor
 
     def moments(self, name: str) -> dict[str, Tensor]:
-        """AdamW's state of a parameter; empty if it never had a gradient."""
+        """AdamW's state of a parameter; empty if the parameter never had a gradient."""
         if _tensor_key(_STEP, name) not in self._file_by_key:
             return {}
         return {kind: self.tensor(kind, name) for kind in (*_MOMENTS, _STEP)}
 
     def check(self, engine: Any) -> None:
-        """See that the tensors are those of the engine's model.
+        """Check that the tensors are those of the engine's model.
 
         Raises:
-            StudyError: one is missing, too much, or of another shape or type.
+            StudyError: a tensor is missing, unexpected, or of another shape or type.
         """
-        trained = _trainable_parameters(engine.module)
-        wanted = {_tensor_key(_WEIGHT, name): _shape(parameter) for name, parameter in trained}
-        for name, parameter in trained:
-            kinds = [kind for kind in (*_MOMENTS, _STEP) if _tensor_key(kind, name) in self._file_by_key]
-            if kinds:
-                wanted |= {_tensor_key(kind, name): _shape(parameter) for kind in _MOMENTS} | {
-                    _tensor_key(_STEP, name): ()
-                }
-        found = {key: tuple(file.get_slice(key).get_shape()) for key, file in self._file_by_key.items()}
+        expected: dict[str, tuple[int, ...]] = {}
+        for name, parameter in _trainable_parameters(engine.module):
+            shape = compat.full_shape(parameter)
+            expected[_tensor_key(_WEIGHT, name)] = shape
+            if any(_tensor_key(kind, name) in self._file_by_key for kind in (*_MOMENTS, _STEP)):
+                expected |= {_tensor_key(kind, name): shape for kind in _MOMENTS} | {_tensor_key(_STEP, name): ()}
         buffers = {
             _tensor_key(_BUFFER, name): tuple(buffer.shape)
             for name, buffer in _persistent_buffers(engine.module).items()
         }
-        others = sorted(key for key, _ in found.items() ^ (wanted | buffers).items())
-        others += [key for key in wanted.keys() & found if self._file_by_key[key].get_slice(key).get_dtype() != "F32"]
-        if others:
+        stored = {key: tuple(file.get_slice(key).get_shape()) for key, file in self._file_by_key.items()}
+        wrong = sorted(key for key, _ in stored.items() ^ (expected | buffers).items())
+        wrong += [key for key in expected.keys() & stored if self._file_by_key[key].get_slice(key).get_dtype() != "F32"]
+        if wrong:
             raise StudyError(
-                f"the training state in {self._origin} is not one of this model ({len(others)} tensors are missing, "
-                f"too many, or of another shape or type, such as {others[0]}); {_REMEDY}"
+                f"the training state in {self._origin} is not of this model ({len(wrong)} tensors are missing, "
+                f"unexpected, or of another shape or type, such as {wrong[0]}); {_REMEDY}"
             )
-
-
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter, however it is sharded."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @contextlib.contextmanager
@@ -192,7 +187,7 @@ def _load_unsharded(engine: Any, saved: _TensorReader) -> None:
         parameter.copy_(master)
         if moments := saved.moments(name):
             states[i] = moments
-    optimizer = engine.basic_optimizer
+    optimizer = compat.base_optimizer(engine)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -203,16 +198,16 @@ def _load_sharded(engine: Any, saved: _TensorReader) -> None:
         steps = torch.maximum(steps, moments.get(_STEP, steps))
         weight = saved.tensor(_WEIGHT, name)
         states = {kind: moments.get(kind, torch.zeros_like(weight)) for kind in _MOMENTS}
-        if hasattr(parameter, "ds_id"):
+        if compat.is_partitioned(parameter):
             _load_partition(parameter, weight, states)
         else:
             _load_fragment(parameter, weight, states)
-    for state in engine.basic_optimizer.state.values():
+    for state in compat.base_optimizer(engine).state.values():
         state[_STEP].copy_(steps)
 
 
 def _load_fragment(parameter: nn.Parameter, weight: Tensor, states: Mapping[str, Tensor]) -> None:
-    """Of ZeRO stages 1 and 2: every worker has the parameter, and a fragment of what the optimizer has of it."""
+    """ZeRO stages 1 and 2: every worker has the parameter, and a fragment of its optimizer state."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     parameter.copy_(weight)
@@ -222,12 +217,12 @@ def _load_fragment(parameter: nn.Parameter, weight: Tensor, states: Mapping[str,
 
 
 def _load_partition(parameter: Any, weight: Tensor, states: Mapping[str, Tensor]) -> None:
-    """Of ZeRO stage 3: every worker has a partition of everything; the last one may be padded."""
+    """ZeRO stage 3: every worker has a partition of the parameter and its optimizer state; the last one is padded."""
     import deepspeed
     import torch.distributed as dist
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-    size, rank = parameter.ds_tensor.numel(), dist.get_rank()
+    size, rank = compat.partition_size(parameter), dist.get_rank()
 
     def partition(whole: Tensor) -> Tensor:
         own = whole.flatten()[rank * size : (rank + 1) * size]

@@ -1,5 +1,6 @@
-"""The sweep step: the trainings that cover a grid, and its points read off them."""
+"""The sweep step: train the trajectories that cover a grid, and read its points off them."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from tuning.finalize import finalize_run
 from tuning.finetune import (
     check_plans,
     connect_and_check_resources,
-    print_training_summary,
+    log_training_summary,
     resolve_precision,
     scratch_folder,
 )
@@ -37,18 +38,22 @@ from tuning.run_status import write_planned
 from tuning.runs import RunPlan, is_finished, plan_runs, run_folder
 from tuning.trials import SettingsSearch, TrialSettings, check_search, num_concurrent_trials, run_trials
 
+__all__ = ["SweepConfig", "sweep"]
+
+_LOG = logging.getLogger(__name__)
+
 
 def sweep(study: FolderLike, config: SweepConfig) -> Manifest:
-    """Train every trajectory of the grid that is not finished, then read all points off them into sweep/points.parquet.
+    """Train all unfinished trajectories of the grid, then read its points off them into sweep/points.parquet.
 
-    The grid may be extended later: only what is new is trained, and what is too short goes on from its state if that
-    was kept. Points are read off again whenever the grid changes.
+    The grid may be extended later: only new trajectories are trained, and trajectories that are too short resume from
+    their state if it was kept. Points are read off again whenever the grid changes.
 
     Raises:
         StudyError: an earlier step is not finished, or a run was made with other inputs or settings.
         VariantError: a variant does not exist, or was drawn for another model.
         SettingsError: settings that contradict each other or the cluster.
-        SlickError: trainings failed; the others were finished first.
+        SlickError: some trainings failed after all others were finished.
 
     Example:
         grid = slick.GridConfig(variants=("unknown-000", "unknown-100"), epochs=(10, 50))
@@ -65,72 +70,75 @@ def _sweep(study: Folder, config: SweepConfig) -> Manifest:
     _check_policies(study, config)
     shared = not config.independent_reason
     if not shared and len(config.grid.epochs) > 1:
-        print(f"sweep: every epoch budget is trained on its own: {config.independent_reason}")
+        _LOG.info("sweep: every epoch budget is trained separately: %s", config.independent_reason)
     if config.search == "grid":
-        print(f"sweep: {grid_summary(config.grid, config.train, shared=shared)}")
+        _LOG.info("sweep: %s", grid_summary(config.grid, config.train, shared=shared))
         chosen = combinations(config.grid.axes, config.train)
-        trained = train_combinations(study, config, chosen)
+        result = train_combinations(study, config, chosen)
     else:
-        chosen, trained = run_search(study, config)
-    wanted = config.trajectories_for(chosen)
+        chosen, result = run_search(study, config)
+    trajectories = config.trajectories_for(chosen)
     folder = study.child("sweep")
-    manifests = {run.run_id: require_manifest(run_folder(study, run.run_id), "sweep") for run in wanted}
+    manifests = {run.run_id: require_manifest(run_folder(study, run.run_id), "sweep") for run in trajectories}
     inputs = {run_id: f"{m.fingerprint} {m.count('epochs')}" for run_id, m in manifests.items()}
     identity = fingerprint(inputs, config.identity())
     _discard_other_grid(folder, identity)
     if not begin_step(folder, "sweep", identity, config):
         return require_manifest(folder, "sweep")
-    write_planned(folder, wanted)
+    write_planned(folder, trajectories)
     table = points_table(study, config.grid, config.train, shared=shared, chosen=list(dict.fromkeys(chosen)))
     folder.write_table("points.parquet", table)
-    counts = _manifest_counts(manifests, trained, table.num_rows)
-    print(f"sweep: {table.num_rows:,} points in {folder}/points.parquet")
+    counts = _manifest_counts(manifests, result, table.num_rows)
+    _LOG.info("sweep: %s points in %s/points.parquet", f"{table.num_rows:,}", folder)
     return complete_step(
         folder, "sweep", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
     )
 
 
 def resolve_sweep_precision(study: Folder, config: SweepConfig, other_run_ids: Sequence[str] = ()) -> SweepConfig:
-    """The sweep with the dtype that `auto` stands for in all of its trainings that state none.
+    """The sweep with `auto` replaced by one dtype for all trainings whose axes state none.
 
     Args:
-        also: run ids of other trainings of the study; their dtype is kept where none of the sweep has begun.
+        study: the study.
+        config: settings of the sweep.
+        other_run_ids: other trainings of the study; their dtype is used if no training of the sweep has begun.
 
     Raises:
-        As `resolve_precision`.
+        StudyError, SettingsError: see `resolve_precision`.
     """
     if config.train.dtype != AUTO:
         return config
-    own: list[str] = []
-    stated: tuple[TrainDtype, ...] = ("float32", "bfloat16")
-    for dtype in stated:  # the dtype decides which runs of an axis of dtypes bear its name
+    run_ids: dict[str, None] = {}
+    dtypes: tuple[TrainDtype, ...] = ("float32", "bfloat16")
+    for dtype in dtypes:  # the base dtype decides which runs of a dtype axis have the dtype in their name
         runs = replace(config, train=replace(config.train, dtype=dtype)).trajectories
-        own += [run.run_id for run in runs if "dtype" not in dict(run.settings)]
-    own, others = (
-        list(dict.fromkeys(own)),
-        {read_stored_dtype([run_folder(study, name)]).dtype for name in other_run_ids} - {None},
-    )
-    if len(others) == 1 and not any(read_stored_dtype([run_folder(study, name)]).dtype for name in own):
-        own += other_run_ids
-    return replace(config, train=resolve_precision(study, config.train, own))
+        run_ids |= {run.run_id: None for run in runs if "dtype" not in dict(run.settings)}
+    own, other = ({_stored_dtype(study, name) for name in names} - {None} for names in (run_ids, other_run_ids))
+    if len(other) == 1 and not own:
+        run_ids |= dict.fromkeys(other_run_ids)
+    return replace(config, train=resolve_precision(study, config.train, list(run_ids)))
+
+
+def _stored_dtype(study: Folder, run_id: str) -> str | None:
+    """The dtype in which a training began, or None."""
+    return read_stored_dtype([run_folder(study, run_id)]).dtype
 
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What was done now."""
+    """What this run of the sweep did."""
 
-    num: int = 0
-    """Trainings that were not finished."""
+    num_trained: int = 0
     num_retries: int = 0
-    """Trials that were tried again."""
+    """Retries of failed trials."""
 
 
-def _manifest_counts(manifests: Mapping[str, Manifest], trained: SweepResult, num_points: int) -> dict[str, object]:
-    """What the sweep's manifest tells of its trainings."""
+def _manifest_counts(manifests: Mapping[str, Manifest], result: SweepResult, num_points: int) -> dict[str, object]:
+    """The counts in the sweep's manifest."""
     return {
         "trainings": len(manifests),
-        "trained_now": trained.num,
-        "retried": trained.num_retries,
+        "trained_now": result.num_trained,
+        "retried": result.num_retries,
         "points": num_points,
         "epochs_trained": sum(manifest.count("epochs") for manifest in manifests.values()),
         "not_converged": [name for name, manifest in manifests.items() if not manifest.count("converged")],
@@ -139,59 +147,56 @@ def _manifest_counts(manifests: Mapping[str, Manifest], trained: SweepResult, nu
 
 
 def train_combinations(study: Folder, config: SweepConfig, chosen: Sequence[SettingOverrides]) -> SweepResult:
-    """Train all that the grid holds of some combinations of settings, where it is not finished.
+    """Train all unfinished trajectories of the grid with the chosen combinations of settings.
 
     Raises:
-        As `sweep`.
+        StudyError, VariantError, SettingsError, SlickError: see `sweep`.
     """
-    runs = config.trajectories_for(chosen)
-    wanted = {run.run_id: run.config(config.train) for run in runs}
-    plans = plan_runs(study, wanted, config.stop_policies, accept_early_stopped=config.scheduler != "none")
-    print(f"sweep: {len(wanted) - len(plans)} of {len(wanted)} trainings are finished", flush=True)
+    trajectories = config.trajectories_for(chosen)
+    configs = {run.run_id: run.config(config.train) for run in trajectories}
+    has_scheduler = config.scheduler != "none"
+    plans = plan_runs(study, configs, config.stop_policies, accept_early_stopped=has_scheduler)
+    _LOG.info("sweep: %d of %d trainings are finished", len(configs) - len(plans), len(configs))
     if not plans:
         return SweepResult()
     with exclusive_lock(study, "sweep", [f"runs/{plan.run_id}" for plan in plans]):
-        ended = config.scheduler != "none"
-        plans = [
-            plan for plan in plans if not is_finished(study, plan, accept_early_stopped=ended)
-        ]  # by another run meanwhile
+        # Another process may have finished some before the lock was taken.
+        plans = [plan for plan in plans if not is_finished(study, plan, accept_early_stopped=has_scheduler)]
         folder = study.child("sweep")
         folder.delete()
-        write_planned(folder, runs)
-        retried = train_as_trials(study, config, plans) if plans else 0
-    print_training_summary(study, plans)
-    return SweepResult(len(plans), retried)
+        write_planned(folder, trajectories)
+        num_retries = train_as_trials(study, config, plans) if plans else 0
+    log_training_summary(study, plans)
+    return SweepResult(len(plans), num_retries)
 
 
 def run_search(study: Folder, config: SweepConfig) -> tuple[list[SettingOverrides], SweepResult]:
-    """Search: train samples of settings, a few at a time; returns all that were chosen.
+    """Train sampled combinations of settings, a few at a time; returns all combinations that were sampled.
 
     Raises:
-        As `sweep`.
+        StudyError, VariantError, SettingsError, SlickError: see `sweep`.
     """
     check_search()
     search = SettingsSearch(config.grid.axes, config.train, config.search_seed)
-    trained = SweepResult()
+    total = SweepResult()
     while len(search.suggestions) < config.samples:
         batch = search.ask(min(config.samples_at_once, config.samples - len(search.suggestions)))
-        print(
-            f"sweep: samples {len(search.suggestions) - len(batch) + 1} to {len(search.suggestions)} of "
-            f"{config.samples}"
-        )
-        now = train_combinations(study, config, search.suggestions)
-        trained = SweepResult(trained.num + now.num, trained.num_retries + now.num_retries)
+        last = len(search.suggestions)
+        _LOG.info("sweep: samples %d to %d of %d", last - len(batch) + 1, last, config.samples)
+        result = train_combinations(study, config, search.suggestions)
+        total = SweepResult(total.num_trained + result.num_trained, total.num_retries + result.num_retries)
         scores = [
             mean(read_best_dev_accuracy(study, run.run_id) for run in config.trajectories_for([settings]))
             for settings in batch
         ]
         search.tell(scores)
         for settings, score in zip(batch, scores, strict=True):
-            print(f"sweep: {settings_text(settings) or 'the settings as they are'}: best dev accuracy {score:.3f}")
-    return search.suggestions, trained
+            _LOG.info("sweep: %s: best dev accuracy %.3f", settings_text(settings) or "base settings", score)
+    return search.suggestions, total
 
 
 def read_best_dev_accuracy(study: Folder, run_id: str) -> float:
-    """Best dev accuracy of a finished training."""
+    """The best dev accuracy of a finished training."""
     return float(require_manifest(run_folder(study, run_id), "sweep").count("best_dev_accuracy"))
 
 
@@ -226,7 +231,7 @@ def _zero_if_any(rows: Sequence[QuestionRow], category: Category) -> tuple[float
 
 
 def _discard_other_grid(folder: Folder, identity: str) -> None:
-    """Points of another grid hold nothing that the runs do not: they are read off again instead of being refused."""
+    """Delete the points of another grid instead of refusing to overwrite them: the runs hold the same information."""
     for record in (read_manifest(folder), read_start_record(folder)):
         if record is not None and record.fingerprint != identity:
             folder.delete()
@@ -234,21 +239,22 @@ def _discard_other_grid(folder: Folder, identity: str) -> None:
 
 
 def train_as_trials(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]) -> int:
-    """Do the trainings as trials of Ray Tune; returns how many trials were tried again.
+    """Do the trainings as trials of Ray Tune; returns the number of retries.
 
     Raises:
-        SlickError: some failed; the others were finished first.
+        SlickError: some trainings failed after all others were finished.
     """
     import ray
 
     check_plans(study, plans)
     gpus_per_worker = connect_and_check_resources(config.train)
-    have = ray.cluster_resources()
     started_at = time.monotonic()
-    concurrent = num_concurrent_trials(config.train, have, gpus_per_worker, len(plans), config.max_concurrent)
+    concurrent = num_concurrent_trials(
+        config.train, ray.cluster_resources(), gpus_per_worker, len(plans), config.max_concurrent
+    )
     packs = pack_plans(plans, config.trajectories_per_trial, concurrent)
-    course = TrialTracker(packs)
-    study.child(".ray", "sweep", "tune").delete()  # of an earlier sweep; Ray Train's own files are resumed from
+    tracker = TrialTracker(packs)
+    study.child(".ray", "sweep", "tune").delete()  # of an earlier sweep; only Ray Train's files are resumed from
     settings = TrialSettings(
         gpus_per_worker=gpus_per_worker,
         concurrent=concurrent,
@@ -257,39 +263,36 @@ def train_as_trials(study: Folder, config: SweepConfig, plans: Sequence[RunPlan]
         retries=config.retries,
         keep_files=config.keep_ray_files,
     )
-    board = ProgressTable(study, study.child("sweep"), course)
-    with scratch_folder(study, "sweep", keep=config.keep_ray_files) as storage, watch_progress(study, plans, board):
-        errors = run_trials(study, course, settings, storage)
-    if config.scheduler != "none":
-        completed = course.completed_runs()
+    table = ProgressTable(study, study.child("sweep"), tracker)
+    with scratch_folder(study, "sweep", keep=config.keep_ray_files) as storage, watch_progress(study, plans, table):
+        errors = run_trials(study, tracker, settings, storage)
+    has_scheduler = config.scheduler != "none"
+    if has_scheduler:
+        completed = tracker.completed_runs()
         for plan in (plan for plan in plans if plan.run_id in completed and not is_finished(study, plan)):
             finalize_run(study, plan, started_at=started_at, ended_by=config.scheduler)
-    accept_early_stopped = config.scheduler != "none"
-    if not errors and not all(is_finished(study, plan, accept_early_stopped=accept_early_stopped) for plan in plans):
-        raise KeyboardInterrupt  # where Tune takes Ctrl-C for itself, it returns as if it had ended
+    if not errors and not all(is_finished(study, plan, accept_early_stopped=has_scheduler) for plan in plans):
+        raise KeyboardInterrupt  # if Tune handles Ctrl-C itself, it returns normally
     _raise_trial_errors(study, packs, errors)
-    return course.num_retries
+    return tracker.num_retries
 
 
 def _raise_trial_errors(study: Folder, packs: Sequence[Sequence[RunPlan]], errors: Mapping[int, str]) -> None:
-    """Tell of the trials that failed, if any did."""
-    names: dict[str, list[str]] = {}
-    for place, error in sorted(errors.items()):
-        names.setdefault(error, []).extend(plan.run_id for plan in packs[place] if not is_finished(study, plan))
-    failed = [f"  {', '.join(run_ids)}: {error}" for error, run_ids in names.items()]
+    """Raise one error for all failed trials, if any."""
+    run_ids: dict[str, list[str]] = {}
+    for index, error in sorted(errors.items()):
+        run_ids.setdefault(error, []).extend(plan.run_id for plan in packs[index] if not is_finished(study, plan))
+    failed = [f"  {', '.join(names)}: {error}" for error, names in run_ids.items()]
     if failed:
         raise SlickError(
-            f"{len(errors)} of {len(packs)} trials failed; all others are finished, and the same command does only "
-            "what is left\n" + "\n".join(failed)
+            f"{len(errors)} of {len(packs)} trials failed, all others are finished; the same command does only the "
+            "rest\n" + "\n".join(failed)
         )
 
 
 def pack_plans(plans: Sequence[RunPlan], per_trial: int | None, concurrent: int) -> list[list[RunPlan]]:
-    """Packs of trainings of about equal cost, the longest first."""
+    """Distribute the trainings over packs of about equal cost, the most expensive pack first."""
     num_packs = concurrent if per_trial is None else -(-len(plans) // per_trial)
     by_id = {plan.run_id: plan for plan in plans}
     packs = pack_by_cost({plan.run_id: plan.cost for plan in plans}, num_packs)
-    return [[by_id[run_id] for run_id in part] for part in packs]
-
-
-__all__ = ["SweepConfig", "sweep"]
+    return [[by_id[run_id] for run_id in pack] for pack in packs]

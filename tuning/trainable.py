@@ -1,7 +1,7 @@
-"""Which weights of a model are trained (all, chosen layers, LoRA), and checkpoints of them in Hugging Face layout.
+"""Which weights of a model are trained (all, some layers, LoRA), and checkpoints of them in Hugging Face layout.
 
-The one import of peft. LoRA layers are inserted into the model, which keeps its class, so that all code that takes a
-model takes this one too. Checkpoints are uploaded while training continues.
+LoRA layers are inserted into the model, which keeps its class, so code for any model works with it. Checkpoints are
+uploaded while training continues.
 """
 
 import copy
@@ -9,10 +9,11 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slick import compat
 from slick.errors import ModelError, SettingsError
 from slick.file_errors import temporary_folder
 from slick.models import init_empty_model
@@ -29,19 +30,19 @@ _LAYER_PATTERNS = {
     "attention": re.compile(r"attention|attn", re.I),
     "ffn": re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.I),
 }
-"""Class names of the parts of a layer."""
+"""Patterns of the class names of modules, by group."""
 _ADAPTER_NAME = "default"
 
 
 def prepare_model(model: "nn.Module", config: TrainConfig) -> list[str]:
-    """Make the model ready to be trained as the settings say, in place.
+    """Freeze layers, insert LoRA, and set dropout and activation checkpointing, in place.
 
     Returns:
-        Sorted kinds of dropout that were set.
+        Sorted kinds of dropout that were set; see `set_dropout`.
 
     Raises:
         SettingsError: there is nothing to train.
-        ModelError: the model has no layers of the wanted kind.
+        ModelError: the model has no layers of the chosen kind.
     """
     if config.lora_rank:
         _add_lora(model, config)
@@ -51,7 +52,7 @@ def prepare_model(model: "nn.Module", config: TrainConfig) -> list[str]:
             parameter.requires_grad_(name in chosen)
     if config.activation_checkpointing:
         _check_gradient_checkpointing(model)
-        # Without re-entry, layers whose input needs no gradient are no trouble, as below frozen embeddings.
+        # Re-entrant checkpointing needs inputs with gradients, which layers after frozen embeddings do not have.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     if not trainable_parameters(model):
         raise SettingsError(f"no parameter of {type(model).__name__} would be trained; give --trainable all")
@@ -59,11 +60,11 @@ def prepare_model(model: "nn.Module", config: TrainConfig) -> list[str]:
 
 
 def check_trainable(model: str, config: TrainConfig) -> None:
-    """See, before any worker is started, that the model has what the settings want to train.
+    """Check, before any worker starts, that the model has the layers to be trained.
 
     Raises:
-        SettingsError: there is nothing to train, or LoRA's package is missing.
-        ModelError: the model cannot be found, or has no layers of the wanted kind.
+        SettingsError: there is nothing to train, or the package peft is missing.
+        ModelError: the model cannot be found, or has no layers of the chosen kind.
     """
     if (config.trainable, config.lora_rank, config.activation_checkpointing) == ("all", 0, False):
         return
@@ -73,7 +74,7 @@ def check_trainable(model: str, config: TrainConfig) -> None:
 
 
 def trainable_parameters(model: "nn.Module") -> list["nn.Parameter"]:
-    """Those that the optimizer is given."""
+    """The parameters that the optimizer trains."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -81,29 +82,29 @@ def parameters_in_group(model: "nn.Module", group: str) -> list[str]:
     """Names of the parameters inside modules of a group, `attention` or `ffn`.
 
     Raises:
-        ModelError: the model has no module whose class name tells that it is of this group.
+        ModelError: no module of the model has a class name of this group.
     """
-    found = [
+    names = [
         f"{module_name}.{name}"
         for module_name, module in _group_modules(model, group)
         for name, _ in module.named_parameters()
     ]
-    if not found:
+    if not names:
         kinds = sorted({type(module).__name__ for module in model.modules()})
         raise ModelError(
-            f"{type(model).__name__} has no module whose class name tells that it is {group}; it is made of "
-            f"{', '.join(kinds)}; give --trainable all"
+            f"{type(model).__name__} has no module whose class name matches {group}, found {', '.join(kinds)}; give "
+            "--trainable all"
         )
-    return found
+    return names
 
 
 def _group_modules(model: "nn.Module", group: str) -> Iterator[tuple[str, "nn.Module"]]:
-    inside: str | None = None
+    outer: str | None = None
     for name, module in model.named_modules():
-        if inside is not None and name.startswith(inside):
+        if outer is not None and name.startswith(outer):
             continue
         if name and _LAYER_PATTERNS[group].search(type(module).__name__):
-            inside = f"{name}."
+            outer = f"{name}."
             yield name, module
 
 
@@ -130,7 +131,7 @@ def _add_lora(model: "nn.Module", config: TrainConfig) -> None:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    torch.manual_seed(derive_seed(config.seed, "lora") >> 1)  # the same beginning on every worker
+    torch.manual_seed(derive_seed(config.seed, "lora") >> 1)  # the same initial weights on every worker
     peft.inject_adapter_in_model(lora, model, adapter_name=_ADAPTER_NAME)
 
 
@@ -145,47 +146,39 @@ def _import_peft() -> Any:
 def _check_gradient_checkpointing(model: "nn.Module") -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ModelError(
-            f"{type(model).__name__} cannot compute its activations twice; give --no-activation-checkpointing and a "
-            "smaller --micro-batch-size"
+            f"{type(model).__name__} does not support activation checkpointing; give --no-activation-checkpointing and "
+            "a smaller --micro-batch-size"
         )
 
 
-def set_dropout(model: "nn.Module", share: float) -> list[str]:
-    """Put `share` into every dropout of the model: its Dropout layers, and rates that attention layers keep as numbers.
+def set_dropout(model: "nn.Module", rate: float) -> list[str]:
+    """Set the rate of every dropout in the model: Dropout layers, and rates that attention layers store as numbers.
 
-    Models of the Llama family have dropout in attention only; nothing is added to an architecture. The configuration
-    that is saved with checkpoints stays as it was.
+    Models of the Llama family have dropout in attention only; no dropout is added to an architecture. The configuration
+    that is saved with checkpoints is unchanged.
 
     Returns:
-        Sorted kinds of what was set, such as `LlamaAttention.attention_dropout`; empty if the model has no dropout.
+        Sorted kinds of dropout that were set, such as `LlamaAttention.attention_dropout`; empty if there are none.
     """
     from torch import nn
 
-    found = set()
+    kinds = set()
     for module in model.modules():
         kind = type(module).__name__
         if isinstance(module, nn.Dropout):
-            module.p = share
-            found.add(kind)
+            module.p = rate
+            kinds.add(kind)
             continue
         for name, value in vars(module).items():
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-                setattr(module, name, share)
-                found.add(f"{kind}.{name}")
-    return sorted(found)
+                setattr(module, name, rate)
+                kinds.add(f"{kind}.{name}")
+    return sorted(kinds)
 
 
-@contextmanager
-def disable_lora(model: "nn.Module") -> Iterator[None]:
-    """Within, the model is as it was before its LoRA layers were trained."""
-    layers = [module for _, module in _lora_layers(model)]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
+def disable_lora(model: "nn.Module") -> AbstractContextManager[None]:
+    """Within, the model computes as the base model."""
+    return compat.disabled_adapters(module for _, module in _lora_layers(model))
 
 
 def _lora_layers(model: "nn.Module") -> list[tuple[str, Any]]:
@@ -193,16 +186,17 @@ def _lora_layers(model: "nn.Module") -> list[tuple[str, Any]]:
 
 
 def full_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
-    """Weights of the model as it would be without ZeRO and with LoRA added in, on the CPU; called by all workers.
+    """All weights on the CPU, gathered from ZeRO partitions and with LoRA merged; called by all workers.
 
     Args:
-        keep: False on workers that only help to bring the weights together, which get none.
+        model: the model.
+        keep: False on workers that only take part in the gathering; they get an empty dict.
     """
     weights: dict[str, Tensor] = {}
     lora = dict(_lora_layers(model))
-    with_lora = tuple(f"{name}." for name in lora)
+    lora_prefixes = tuple(f"{name}." for name in lora)
     for name, parameter in model.named_parameters():
-        if not name.startswith(with_lora or (" ",)):
+        if not name.startswith(lora_prefixes):
             with _gather_zero3([parameter]):
                 if keep:
                     weights[name] = parameter.detach().cpu().clone()
@@ -210,16 +204,16 @@ def full_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
         with _gather_zero3(list(layer.parameters())):
             if keep:
                 for part, parameter in layer.base_layer.named_parameters():
-                    added = layer.get_delta_weight(_ADAPTER_NAME) if part == "weight" else 0
-                    weights[f"{name}.{part}"] = (parameter.detach() + added).cpu().clone()
+                    update = layer.get_delta_weight(_ADAPTER_NAME) if part == "weight" else 0
+                    weights[f"{name}.{part}"] = (parameter.detach() + update).cpu().clone()
     if keep:
-        kept = {key for key in model.state_dict() if ".lora_" not in key}
-        weights |= {name: buffer.cpu().clone() for name, buffer in model.named_buffers() if name in kept}
+        persistent = {key for key in model.state_dict() if ".lora_" not in key}
+        weights |= {name: buffer.cpu().clone() for name, buffer in model.named_buffers() if name in persistent}
     return weights
 
 
 def lora_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
-    """LoRA's own weights by their names in the model, on the CPU; empty without LoRA; called by all workers."""
+    """LoRA's weights on the CPU, by their names in the model; empty without LoRA; called by all workers."""
     weights = {}
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -230,8 +224,8 @@ def lora_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
 
 
 def _gather_zero3(parameters: Sequence["nn.Parameter"]) -> AbstractContextManager[None]:
-    """Within, parameters that ZeRO stage 3 has spread over the workers are whole."""
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+    """Within, parameters that ZeRO stage 3 partitions are whole on every worker."""
+    if not any(map(compat.is_partitioned, parameters)):
         return nullcontext()
     import deepspeed
 
@@ -240,25 +234,27 @@ def _gather_zero3(parameters: Sequence["nn.Parameter"]) -> AbstractContextManage
 
 
 class CheckpointWriter:
-    """Writes a model's checkpoints into the folder of its run; one upload at a time, in order."""
+    """Writes a model's checkpoints into the folder of its run, one upload at a time, in order."""
 
     def __init__(self, folder: Folder, tokenizer: Any, *, is_writer: bool) -> None:
-        """Hold where to write.
+        """Create the writer.
 
         Args:
-            writes: True on the one worker that writes; the others only help to bring the weights together.
+            folder: of the run.
+            tokenizer: saved with every checkpoint.
+            is_writer: True on the one worker that writes; the others only take part in gathering the weights.
         """
         self._folder, self._tokenizer, self._is_writer = folder, tokenizer, is_writer
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._uploads: list[Future[None]] = []
 
     def save(self, model: "nn.Module", *names: str) -> None:
-        """Save the model as it is now under each name; LoRA is added in, and lies beside it in `lora/` as well.
+        """Save the current weights under each name, with LoRA merged and also separately in `lora/`.
 
-        All workers call this. It returns when the weights are on this machine's disk.
+        All workers call this. It returns when the weights are on the local disk.
 
         Raises:
-            StudyError: that disk is full, or an earlier upload failed.
+            StudyError: the local disk is full, or an earlier upload failed.
         """
         self._raise_upload_errors()
         weights = full_state_dict(model, keep=self._is_writer)
@@ -273,7 +269,7 @@ class CheckpointWriter:
         self._uploads.append(self._pool.submit(_upload, part, [self._folder.child(name) for name in names]))
 
     def finish(self) -> None:
-        """Wait until everything is uploaded.
+        """Wait for all uploads.
 
         Raises:
             StudyError: an upload failed.
@@ -297,7 +293,7 @@ def _upload(part: str, folders: list[Folder]) -> None:
 
 
 def _save_lora(model: "nn.Module", weights: dict[str, Any], folder: Path) -> None:
-    """In the layout of peft, which loads it onto the base model."""
+    """Save LoRA's weights in peft's layout, which peft loads onto the base model."""
     from safetensors.torch import save_file
 
     folder.mkdir()

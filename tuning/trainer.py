@@ -1,6 +1,6 @@
-"""A model under DeepSpeed, and what it does in an epoch: the one import of deepspeed's engine.
+"""A model in a DeepSpeed engine, and the training of one epoch.
 
-Every random number comes from (seed, epoch, rank), so an epoch is the same whatever was done before it in the process.
+Every random number is derived from (seed, epoch, rank), so an epoch does not depend on what the process did before.
 """
 
 import time
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slick import compat
 from slick.errors import wrap_library_errors
 from slick.inference.devices import model_runtime
 from slick.inference.packed.cpu_linear import use_onednn_linears
@@ -30,65 +31,63 @@ from tuning.zero import deepspeed_config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """Which worker this is."""
+    """A worker's place in its group, and its device."""
 
     rank: int
     local_rank: int
-    """Among the workers on this machine."""
+    """Rank among the workers on the same node."""
     num_workers: int
     device: str
-    """As torch names it."""
+    """A torch device string."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochStats:
-    """What an epoch took."""
+    """Size and duration of the training of one epoch."""
 
     tokens: int
-    """Of prompts and answers, over all workers."""
+    """Tokens of prompts and answers, over all workers."""
     seconds: float
 
 
 def init_deepspeed() -> None:
-    """Let DeepSpeed join the process group of torch, without compiling C++.
-
-    On Linux CPUs it builds its shared-memory collectives at start, which takes half a minute and fails where there is
-    no compiler; gloo does the same work. There is no setting for it: this table of what may be built is what it asks.
-    """
+    """Let DeepSpeed use the process group of torch, without compiling C++ extensions."""
     import logging
 
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    compat.skip_shm_build()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Before any model is loaded: stage 3 asks for the size of the group while it spreads weights.
+    # Before any model is loaded: stage 3 needs the size of the group to partition weights.
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
 class Trainer:
-    """A model that is trained by a group of workers; all of them make the same calls in the same order."""
+    """A model that a group of workers trains; all workers make the same calls in the same order."""
 
     @wrap_library_errors("the training cannot be started")
-    def __init__(self, model: str, config: TrainConfig, place: WorkerContext, pad_id: int) -> None:
+    def __init__(self, model: str, config: TrainConfig, context: WorkerContext, pad_id: int) -> None:
         """Load, validate and shard the model.
 
         Args:
             model: folder, hub id or GGUF file.
-            pad_id: any token.
+            config: settings of the training.
+            context: this worker.
+            pad_id: any token id.
 
         Raises:
             ModelError: the model cannot be loaded, is not valid, or has no layers of the kind to be trained.
-            EngineError: an error of a library, such as memory that is too small.
-            SettingsError: settings that the model or the group contradict.
+            EngineError: a library failed, for example for lack of memory.
+            SettingsError: settings that contradict the model or the group.
         """
         import deepspeed
 
-        self._config, self._place = config, place
-        settings = deepspeed_config(config, place.num_workers)
-        with _sharded_loading(
-            config, model, settings
-        ):  # stage 3 spreads weights as they are read: no worker holds them all
-            loaded = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)
+        self._config, self._context = config, context
+        settings = deepspeed_config(config, context.num_workers)
+        # With stage 3 no worker holds the whole model. Weights of GGUF files are always unpacked whole.
+        is_sharded = config.zero_stage == 3 and not model.lower().endswith(".gguf")
+        with compat.sharded_loading(settings) if is_sharded else nullcontext():
+            loaded = load_model(model, config.dtype, context.device, trust_remote_code=config.trust_remote_code)
         self.dropouts = prepare_model(loaded, config)
         use_onednn_linears(loaded)
         self.engine: Any
@@ -96,30 +95,30 @@ class Trainer:
             model=loaded, model_parameters=trainable_parameters(loaded), config=settings
         )
         self.model: nn.Module = self.engine.module
-        if config.zero_stage == 3:  # until now its weights were spread, and nothing could call it
+        if config.zero_stage == 3:  # `load_model` cannot check sharded weights, which only the engine gathers
             check_causal(self.model.eval(), model)
         self.forward = ForwardRunner(self.model, pad_id, packing=config.packing)
         self.runtime = model_runtime(
-            self.model, torch.device(place.device), "slick packed (sdpa)" if self.forward.uses_packing else ""
+            self.model, torch.device(context.device), "slick packed (sdpa)" if self.forward.uses_packing else ""
         )
         self._teacher: ForwardRunner | None = None
         if config.distill_weight and not config.lora_rank:
-            frozen = load_model(model, config.dtype, place.device, trust_remote_code=config.trust_remote_code)
+            frozen = load_model(model, config.dtype, context.device, trust_remote_code=config.trust_remote_code)
             self._teacher = ForwardRunner(frozen, pad_id, packing=config.packing)
 
     def save(self, folder: str) -> None:
-        """Write this worker's share of the weights and the optimizer's state; called by all workers."""
-        save_tensors(self.engine, folder, rank=self._place.rank, num_workers=self._place.num_workers)
+        """Write this worker's share of the weights and the optimizer state into a folder; called by all workers."""
+        save_tensors(self.engine, folder, rank=self._context.rank, num_workers=self._context.num_workers)
 
     def load(self, folder: Folder, example: Example) -> None:
-        """Set weights and the optimizer's state to what a group of any size saved; called by all workers.
+        """Load weights and optimizer state that a group of any size saved; called by all workers.
 
         Args:
-            folder: with the shares of all workers that saved.
-            example: any.
+            folder: the shares of all workers that saved.
+            example: any row, to initialize the optimizer with.
 
         Raises:
-            StudyError: what was saved cannot be read, or is not of this model.
+            StudyError: the state cannot be read, or is not of this model.
         """
         if self._config.zero_stage:
             self._create_optimizer_state(example)
@@ -127,33 +126,34 @@ class Trainer:
             load_tensors(self.engine, local, origin=str(folder))
 
     def _create_optimizer_state(self, example: Example) -> None:
-        """An optimizer step that moves nothing: ZeRO creates the optimizer's state with its first step."""
+        """Do an optimizer step with a learning rate of 0: ZeRO creates the optimizer state in its first step."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = 0.0
         self.engine.train()
-        for _ in range(self._config.gradient_accumulation_steps(self._place.num_workers)):
+        for _ in range(self._config.gradient_accumulation_steps(self._context.num_workers)):
             with self.forward.rows([example]) as rows:
                 self.engine.backward(0.0 * self._loss(rows, None))
             self.engine.step()
 
     @wrap_library_errors("training the model failed")
     def epoch(self, examples: Sequence[Example], epoch: int, *, replay: Sequence[Example] = ()) -> EpochStats:
-        """One pass over the examples; each optimizer step is the mean loss over the answer tokens of its whole batch.
+        """Train one pass over the examples, with the mean loss over the answer tokens of each batch.
 
         Args:
+            examples: training rows.
             epoch: from 1.
-            replay: examples that come after all others of the last epoch.
+            replay: rows that follow all others in the last epoch.
 
         Raises:
-            EngineError: an error of a library.
+            EngineError: a library failed.
         """
-        config, place = self._config, self._place
+        config, context = self._config, self._context
         started_at = time.monotonic()
-        torch.manual_seed(derive_seed(config.seed, "dropout", epoch, place.rank) >> 1)
+        torch.manual_seed(derive_seed(config.seed, "dropout", epoch, context.rank) >> 1)
         self.engine.train()
-        steps_of = [-(-len(part) // config.batch_size) for part in (examples, replay)]
-        num_steps = config.epochs * steps_of[0] + steps_of[1]
-        step, tokens = (epoch - 1) * steps_of[0], 0
+        steps_per_epoch, replay_steps = (-(-len(part) // config.batch_size) for part in (examples, replay))
+        num_steps = config.epochs * steps_per_epoch + replay_steps
+        step, tokens = (epoch - 1) * steps_per_epoch, 0
         for part in (examples, replay if epoch == config.epochs else ()):
             for rows in epoch_batches(len(part), config.batch_size, config.seed, epoch):
                 for group in self.engine.optimizer.param_groups:
@@ -162,15 +162,15 @@ class Trainer:
                 self._step(batch)
                 tokens += sum(example.num_tokens for example in batch)
                 step += 1
-        if place.device != "cpu":
+        if context.device != "cpu":
             torch.cuda.synchronize()
         return EpochStats(tokens=tokens, seconds=time.monotonic() - started_at)
 
     def _step(self, batch: Sequence[Example]) -> None:
-        workers = self._place.num_workers
+        workers = self._context.num_workers
         for micro in micro_batches(
             batch,
-            rank=self._place.rank,
+            rank=self._context.rank,
             num_workers=workers,
             micro_batch_size_per_worker=self._config.micro_batch_size_per_worker(workers),
             gradient_accumulation_steps=self._config.gradient_accumulation_steps(workers),
@@ -182,10 +182,10 @@ class Trainer:
             self.engine.step()
 
     def _skip_gradient_sync(self) -> AbstractContextManager[None]:
-        """One worker alone has no gradients to bring together with others', which would cost copying them all."""
-        alone = self._place.num_workers == 1 and self._config.zero_stage == 0
-        found: AbstractContextManager[None] = self.engine.no_sync() if alone else nullcontext()
-        return found
+        """For a single worker, skip the reduction of gradients, which would copy them all."""
+        is_single = self._context.num_workers == 1 and self._config.zero_stage == 0
+        context: AbstractContextManager[None] = self.engine.no_sync() if is_single else nullcontext()
+        return context
 
     def _loss(self, rows: PreparedBatch, teacher_KV: Tensor | None) -> Tensor:
         logits_KV = self.forward.answer_logits(rows, self.engine).float()
@@ -203,7 +203,7 @@ class Trainer:
 
     @contextmanager
     def _teacher_mode(self) -> Iterator[None]:
-        """With LoRA, the frozen model is the trained one without LoRA's layers, and without dropout."""
+        """Within, with LoRA, the model computes as the frozen model: without LoRA's layers and without dropout."""
         if self._teacher is not None:
             yield
             return
@@ -219,7 +219,7 @@ def kl_divergence(teacher_KV: Tensor, student_KV: Tensor, *, temperature: float)
     Args:
         teacher_KV: logits, shape (tokens, vocabulary).
         student_KV: logits, shape (tokens, vocabulary).
-        temperature: of both distributions.
+        temperature: temperature of both distributions.
     """
     return functional.kl_div(
         (student_KV / temperature).log_softmax(dim=1),
@@ -227,20 +227,3 @@ def kl_divergence(teacher_KV: Tensor, student_KV: Tensor, *, temperature: float)
         reduction="sum",
         log_target=True,
     )
-
-
-@contextmanager
-def _sharded_loading(config: TrainConfig, model: str, settings: dict[str, object]) -> Iterator[None]:
-    """Within, models are spread over the workers while they are read, if ZeRO stage 3 will want them so."""
-    if config.zero_stage != 3 or model.lower().endswith(".gguf"):  # weights of a GGUF file are unpacked whole
-        yield
-        return
-    from transformers.integrations import HfDeepSpeedConfig
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    keep = HfDeepSpeedConfig(settings)
-    try:
-        yield
-    finally:
-        del keep
-        unset_hf_deepspeed_config()

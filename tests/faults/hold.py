@@ -71,9 +71,9 @@ class HoldableAnnotationWorker(AnnotationWorker):
         return super().__call__(unit)
 
 
-def holdable_train(settings: dict[str, Any], place: Any) -> None:
+def holdable_train(arguments: dict[str, Any], context: Any) -> None:
     """Train in one worker; it holds after an epoch is reported."""
-    study, report = settings["study"], finetune._report_epoch
+    study, report = arguments["study"], finetune.report_epoch
 
     def report_and_hold(metrics: dict[str, object], state: str | None) -> None:
         report(metrics, state)
@@ -83,14 +83,14 @@ def holdable_train(settings: dict[str, Any], place: Any) -> None:
                 return False
             if not found.until_notice:
                 return state is not None or not found.saved
-            if is_preemption_pending := finetune._is_preemption_pending():
+            if is_preemption_pending := finetune.is_preemption_pending():
                 study.write_json(_NOTICE_SEEN_FILE, {})
             return state is not None or not is_preemption_pending
 
         _wait_while(is_held, study)
 
-    with patch.object(finetune, "_report_epoch", report_and_hold):
-        _train_plans(settings, place)
+    with patch.object(finetune, "report_epoch", report_and_hold):
+        _train_plans(arguments, context)
 
 
 def holdable_train_group(*arguments: Any) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed
         before = epochs_done(study, "known-seed0")
         hold(study, at=before + 1, run="known-seed0")
     release(study)
-    with pytest.raises(SlickError, match=r"(?s)1 of 2 trials failed; all others are finished.*\n +known-seed0: .*died"):
+    with pytest.raises(SlickError, match=r"(?s)1 of 2 trials failed, all others are finished.*\n +known-seed0: .*died"):
         running.result(TIMEOUT_S)
     assert states(study) == {"half-seed0": "done", "known-seed0": "failed"}
     (failed,) = [row for row in sweep_run_statuses(study) if row.state == "failed"]

@@ -66,10 +66,10 @@ def main(argv):
     (FOLDER / "cluster.json.part").rename(FOLDER / "cluster.json")
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from tuning.distributed import LoopbackTorchConfig
+    from tuning.distributed import ProcessGroupSettings
     TorchTrainer(
         work,
-        torch_config=LoopbackTorchConfig(backend="gloo"),
+        torch_config=ProcessGroupSettings(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(name="train", storage_path=str(FOLDER)),
     ).fit()

@@ -43,7 +43,7 @@ def test_rows_that_are_joined_do_not_see_each_other(name: str, twice: bool, capl
     with caplog.at_level(logging.WARNING):
         forward = ForwardRunner(model, 0, packing=True)
     assert forward.uses_packing == (name in CONFIGS)
-    assert ("is given padded rows" in caplog.text) == (name in UNPACKED)
+    assert ("gets padded rows" in caplog.text) == (name in UNPACKED)
     wanted = one_by_one(wanted_model)
     with forward.rows(EXAMPLES) as rows:
         found = forward.answer_logits(rows)
@@ -71,7 +71,7 @@ def test_only_the_chosen_layers_are_trained(group: str, inside: str) -> None:
 
 
 def test_layers_that_a_model_does_not_have_cannot_be_chosen() -> None:
-    with pytest.raises(ModelError, match=r"no module whose class name tells .* ffn; .*OPTAttention.*--trainable"):
+    with pytest.raises(ModelError, match=r"no module whose class name matches ffn, found .*OPTAttention.*--trainable"):
         prepare_model(tiny_model("opt"), TrainConfig(trainable="ffn"))
     with pytest.raises(ModelError, match="no linear layers in its attention or ffn"):
         prepare_model(tiny_model("mamba"), TrainConfig(lora_rank=2))

@@ -228,4 +228,4 @@ def test_a_training_neither_learns_nor_counts_rows_that_are_too_long(
         if (row["split"], row["category"]) == ("test", "all")
     )
     assert whole["num"] == 11
-    assert "1 of 1 trainings left out rows that are too long" in capsys.readouterr().out
+    assert "1 of 1 trainings left out rows that exceed the model's context" in capsys.readouterr().out

@@ -180,7 +180,7 @@ def test_settings_can_be_axes_and_a_falling_schedule_trains_each_budget(
 ) -> None:
     grid = replace(GRID, variants=("half",), epochs=(1, 2), policies=("fixed",), axes=("learning_rate=0.01,0.05",))
     sweep(study, replace(CONFIG, grid=grid, train=replace(TRAIN, schedule="linear")))
-    assert "every epoch budget is trained on its own: schedule linear" in capsys.readouterr().out
+    assert "every epoch budget is trained separately: schedule linear" in capsys.readouterr().out
     rows = columns(study)
     assert [(row["epochs"], row["run_id"], row["settings"]) for row in rows] == [
         (1, "half-seed0-epochs1", ""),

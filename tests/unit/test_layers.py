@@ -15,6 +15,7 @@ FILES = sorted(path for package in MAY_USE for path in (ROOT / package).rglob("*
 
 HOMES = {
     "ray": [
+        "slick/compat.py",
         "slick/cluster.py",
         "slick/cluster_access.py",
         "slick/annotation/worker.py",
@@ -39,9 +40,9 @@ HOMES = {
         ),
         *("tuning/trainable.py", "tuning/worker.py"),
     ],
-    "transformers": ["slick/models.py", "slick/inference/*.py", "slick/world/*.py", "tuning/trainer.py"],
+    "transformers": ["slick/compat.py", "slick/models.py", "slick/inference/*.py", "slick/world/*.py"],
     "tokenizers": ["slick/world/corpus.py"],
-    "deepspeed": ["tuning/trainer.py", "tuning/state_tensors.py", "tuning/trainable.py"],
+    "deepspeed": ["slick/compat.py", "tuning/trainer.py", "tuning/state_tensors.py", "tuning/trainable.py"],
     "peft": ["tuning/trainable.py"],
     "tensorboardX": ["tuning/trackers.py"],
     "mlflow": ["tuning/trackers.py"],
@@ -62,7 +63,7 @@ HEAVY = {"ray", "torch", "transformers", "deepspeed", "vllm", "scipy", "matplotl
 HEAVY |= {"statsmodels"}
 
 PURE = [
-    *("slick.types", "slick.errors", "slick.matching", "slick.rng", "slick.prompts"),
+    *("slick.compat", "slick.types", "slick.errors", "slick.matching", "slick.rng", "slick.prompts"),
     *("slick.storage", "slick.study", "slick.progress", "slick.datasets.filters", "slick.variants"),
     *("slick.variants.sampling", "slick.variants.config"),
     *("tuning.policies", "tuning.grid", "tuning.zero", "tuning.data"),

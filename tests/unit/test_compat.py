@@ -1,0 +1,76 @@
+"""Private APIs of other libraries are used in slick/compat.py alone, and were checked with the installed versions."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from slick import compat
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "tuning").rglob("*.py"))
+FUNCTIONS = [
+    function
+    for name, function in vars(compat).items()
+    if inspect.isfunction(inspect.unwrap(function)) and function.__module__ == "slick.compat"
+]
+
+
+def private_uses(tree: ast.AST) -> Iterator[str]:
+    """Imports of private names and modules of other distributions, and private attributes of objects but `self`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] not in ("slick", "tuning", "jobs"):
+            names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+            yield from (f"import of {node.module}.{name}" for name in names if is_private(name))
+        elif isinstance(node, ast.Import):
+            yield from (
+                f"import of {alias.name}" for alias in node.names if any(map(is_private, alias.name.split(".")))
+            )
+        elif isinstance(node, ast.Attribute) and is_private(node.attr):
+            owner = ast.unparse(node.value)
+            if owner not in ("self", "cls", "super()"):
+                yield f"{owner}.{node.attr}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and is_private(str(name.value)):
+                yield ast.unparse(node)
+
+
+def is_private(name: str) -> bool:
+    return (name.startswith("_") and not name.startswith("__")) or (name.startswith("__") and not name.endswith("__"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_only_compat_uses_private_names(path: Path) -> None:
+    assert not list(private_uses(ast.parse(path.read_text())))
+
+
+def test_the_check_finds_private_names() -> None:
+    code = (
+        "import ray._private\nfrom ray.train.v2._internal import a\nfrom ray.train import _b\n"
+        "from slick.x import _own\nself._c = 1\nlayer._d = 2\ngetattr(model, '_e', 3)\ngetattr(model, 'public')\nmodel.__class__\n"
+    )
+    assert set(private_uses(ast.parse(code))) == {
+        "import of ray._private",
+        "import of ray.train.v2._internal._internal",
+        "import of ray.train._b",
+        "layer._d",
+        "getattr(model, '_e', 3)",
+    }
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_each_private_api_names_its_checked_version_and_its_replacement(function: object) -> None:
+    text = " ".join((inspect.getdoc(function) or "").split())
+    match = re.search(r"Checked with (\w+) (\d+\.\d+)\b.*? Replacement: .+\.", text)
+    assert match, "write `Checked with LIBRARY X.Y. Replacement: ...`"
+    library, checked = match[1].lower(), match[2]
+    assert version(library).startswith(f"{checked}."), f"{library} {version(library)} is installed: check again"
+
+
+def test_there_are_functions_to_check() -> None:
+    assert len(FUNCTIONS) >= 15
