@@ -52,7 +52,8 @@ def test_only_compat_uses_private_names(path: Path) -> None:
 def test_the_check_finds_private_names() -> None:
     code = (
         "import ray._private\nfrom ray.train.v2._internal import a\nfrom ray.train import _b\n"
-        "from slick.x import _own\nself._c = 1\nlayer._d = 2\ngetattr(model, '_e', 3)\ngetattr(model, 'public')\nmodel.__class__\n"
+        "from slick.x import _own\nself._c = 1\nlayer._d = 2\n"
+        "getattr(model, '_e', 3)\ngetattr(model, 'public')\nmodel.__class__\n"
     )
     assert set(private_uses(ast.parse(code))) == {
         "import of ray._private",
