@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from slick.cluster_access import check_loopback, job_config, local_cluster_auth, reload_authentication
+from slick import compat
+from slick.cluster_access import check_loopback, job_config, local_cluster_auth
 from slick.cluster_checks import (
     START_HINT,
     check_address_format,
@@ -89,7 +90,7 @@ def _connect_to_cluster(address: str) -> None:
     check_address_format(address)
     configure_authentication()
     check_token(os.environ)
-    reload_authentication()
+    compat.reload_ray_authentication()
     host, port = _bootstrap_address(address)
     is_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     check_reachable(host, port, address, is_tls=is_tls)
@@ -104,11 +105,8 @@ def _bootstrap_address(address: str) -> tuple[str, int]:
     Raises:
         ClusterError: there is no cluster to find, or the address cannot be read.
     """
-    from ray._private.services import canonicalize_bootstrap_address  # checked with Ray 2.60; no public function
-
     try:
-        found = canonicalize_bootstrap_address(address) or ""
-        host, _, port = found.rpartition(":")
+        host, _, port = compat.ray_bootstrap_address(address).rpartition(":")
         return host.strip("[]"), int(port)
     except ConnectionError as error:
         raise ClusterError(f"RAY_ADDRESS={address}, but no Ray cluster runs on this machine; {START_HINT}") from error
@@ -272,27 +270,16 @@ def _probe_gpu() -> Device | ModelError:
 
 
 def set_job_message(message: str) -> bool:
-    """Put a line where the dashboard and `slick jobs` show the status of the Ray job that this driver belongs to.
-
-    Ray has no public call for it: the line stands in the job's own record, which Ray rewrites when the job ends. A
-    driver that is no submitted job, or a Ray that keeps its records otherwise, has no such line.
+    """Set the message of the Ray job that this driver belongs to, which the dashboard and `slick jobs` show.
 
     Returns:
-        Whether it stands there now.
+        False if the driver is not a submitted job.
     """
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-
     try:
-        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
-        key = f"_ray_internal_job_info_{job}"
-        record = _internal_kv_get(key, namespace="job")
-        if not record:
-            return False
-        changed = json.dumps(json.loads(record) | {"message": message})
-        _internal_kv_put(key, changed, overwrite=True, namespace="job")
+        job_id = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["metadata"]["job_submission_id"]
+        return compat.set_ray_job_message(job_id, message)
     except (KeyError, TypeError, ValueError):
         return False
-    return True
 
 
 def configure_authentication() -> bool:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slick import compat
 from slick.cluster_checks import check_token, short_tmpdir_env
 from slick.errors import ClusterError
 
@@ -55,8 +56,8 @@ def local_cluster_auth(temp_folder: str) -> Iterator[str]:
         settings["RAY_AUTH_TOKEN_PATH"] = _new_token(temp_folder)
     with _patched_environ(settings):
         check_token(os.environ)
-        reload_authentication()
-        with _disable_multi_node():
+        compat.reload_ray_authentication()
+        with compat.ray_multi_node_disabled():
             yield "of RAY_AUTH_TOKEN" if named == "RAY_AUTH_TOKEN" else f"in {os.environ['RAY_AUTH_TOKEN_PATH']}"
 
 
@@ -75,15 +76,6 @@ def check_loopback(address: str) -> None:
             "and was ended; this release of Ray ignores RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0: install the one that "
             "pyproject.toml names"
         )
-
-
-def reload_authentication() -> None:
-    """Have Ray read RAY_AUTH_MODE and the token again: it keeps those of this process's last cluster."""
-    from ray import _raylet  # checked with Ray 2.60; no public function
-
-    raylet: Any = _raylet
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def job_config() -> Any:
@@ -151,16 +143,3 @@ def _patched_environ(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _disable_multi_node() -> Iterator[None]:
-    """Apply RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 to this process, which may have imported Ray before it was set."""
-    from ray._private import ray_constants  # checked with Ray 2.60: read at import, looked up at each use
-
-    previous = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = previous

@@ -4,6 +4,7 @@ Each entry names the version it was checked with and what could replace it; `tes
 installed version differs. Heavy libraries are imported inside functions.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,17 @@ def onednn_linear(x: "Tensor", weight: "Tensor", bias: "Tensor | None") -> "Tens
     return product
 
 
+def has_native_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices natively.
+
+    `torch.cpu._is_avx512_bf16_supported` and `_is_amx_tile_supported`, checked with torch 2.13.0. Replacement:
+    `torch.cpu.get_capabilities`, once it is documented.
+    """
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 # --- vLLM -------------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +141,75 @@ def vllm_attention_backend(llm: Any) -> str | None:
     settings = getattr(getattr(getattr(llm, "llm_engine", None), "vllm_config", None), "attention_config", None)
     backend = getattr(settings, "backend", None)
     return str(getattr(backend, "name", backend)) if backend else None
+
+
+# --- Ray core ---------------------------------------------------------------------------------------------------------
+
+
+def ray_bootstrap_address(address: str) -> str:
+    """HOST:PORT that `ray.init` connects to for an address such as `auto`; empty if there is no cluster.
+
+    Checked with Ray 2.60. Replacement: none public.
+
+    Raises:
+        ConnectionError, OSError, ValueError: the cluster is not found, or the address cannot be read.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    return canonicalize_bootstrap_address(address) or ""
+
+
+def set_ray_job_message(job_id: str, message: str) -> bool:
+    """Set the status message of a submitted job in its record, which Ray overwrites when the job ends.
+
+    Checked with Ray 2.60. Replacement: none; the job API reads the message, but cannot set it.
+
+    Args:
+        job_id: submission id.
+        message: one line.
+
+    Returns:
+        Whether the record exists.
+
+    Raises:
+        TypeError, ValueError: the record is not JSON.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    key = f"_ray_internal_job_info_{job_id}"
+    record = _internal_kv_get(key, namespace="job")
+    if not record:
+        return False
+    _internal_kv_put(key, json.dumps(json.loads(record) | {"message": message}), overwrite=True, namespace="job")
+    return True
+
+
+def reload_ray_authentication() -> None:
+    """Let Ray read RAY_AUTH_MODE and the token again, which it caches for the process.
+
+    Checked with Ray 2.60. Replacement: none public.
+    """
+    from ray import _raylet
+
+    raylet: Any = _raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def ray_multi_node_disabled() -> Iterator[None]:
+    """Within, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 holds for this process, though Ray was imported before.
+
+    Checked with Ray 2.60, which reads the variable at import. Replacement: set the variable before the import of Ray.
+    """
+    from ray._private import ray_constants
+
+    previous = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = previous
 
 
 # --- Ray Train --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slick import compat
 from slick.progress import ProgressReporter
 from slick.rng import derive_seed
 from slick.storage import Folder
@@ -164,8 +165,7 @@ def _schedule(done: float) -> float:
 
 def _matmul_dtype() -> torch.dtype:
     """bfloat16 if the processor multiplies it natively, else float32, which is then faster."""
-    is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if is_native else torch.float32
+    return torch.bfloat16 if compat.has_native_bfloat16() else torch.float32
 
 
 def to_transformers(model: TinyLlama, tokenizer: "PreTrainedTokenizerFast", config: WorldConfig) -> "LlamaForCausalLM":
