@@ -1,7 +1,7 @@
-"""Measured speed of a study, from its manifests, and default cloud instance types for `slick plan`. Pure.
+"""Measured throughput of a study, from its manifests, and default cloud instance types for `slick plan`.
 
-Memory sizes are the makers' numbers, in units of 10^9 bytes: vendors count in GiB, 7 % more, which is left to the
-system.
+Memory sizes are nominal, in units of 10^9 bytes. Vendors count in GiB, which is 7 % more; that difference is reserved
+for the system.
 """
 
 from dataclasses import dataclass
@@ -16,49 +16,57 @@ from slick.study import Manifest, read_manifest, require_manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What one actor or one training worker does in a second, on the machines of the study that was measured."""
+    """Rates of one annotation actor or one training worker, on the machines of the measured study."""
 
     parameters: int
-    """Of its model."""
+    """Parameters of its model."""
     answers_per_question: float
-    """Greedy and sampled; fewer in labels mode."""
+    """Greedy and sampled answers; fewer in labels mode."""
     answers_per_second: float
     train_rows_per_second: float | None
-    """Training rows; None if nothing was trained."""
+    """None if nothing was trained."""
     eval_rows_per_second: float | None
-    """Rows answered after an epoch."""
+    """Rows evaluated after an epoch; None if nothing was trained."""
 
     def estimate_annotation_seconds(self, num_questions: int, parameters: int) -> float:
-        """Of one actor, for a model of so many parameters, if time grows as they do."""
+        """Seconds of one actor, for time proportional to the number of parameters."""
         return num_questions * self.answers_per_question / self.answers_per_second * parameters / self.parameters
 
-    def estimate_training_seconds(self, num_epochs: int, trained: int, asked: int, parameters: int) -> float | None:
-        """Of one worker, for epochs of so many rows trained and asked; None if no training was measured."""
+    def estimate_training_seconds(
+        self, num_epochs: int, train_rows: int, eval_rows: int, parameters: int
+    ) -> float | None:
+        """Seconds of one worker; None if no training was measured.
+
+        Args:
+            num_epochs: epochs of the training.
+            train_rows: rows trained on per epoch.
+            eval_rows: rows evaluated after each epoch.
+            parameters: parameters of the model; time is proportional to them.
+        """
         if self.train_rows_per_second is None or self.eval_rows_per_second is None:
             return None
         return (
             num_epochs
-            * (trained / self.train_rows_per_second + asked / self.eval_rows_per_second)
+            * (train_rows / self.train_rows_per_second + eval_rows / self.eval_rows_per_second)
             * parameters
             / self.parameters
         )
 
 
 def read_throughput(study: Folder) -> Throughput:
-    """The rates of a study whose knowledge table is finished, and of those of its trainings that are.
+    """The rates of a study's annotation and of its finished trainings.
 
     Raises:
-        StudyError: nothing was annotated there by sampling, or not so that it can be timed.
-        ModelError: its model is no longer where it was.
+        StudyError: the study has no finished annotation by sampling with a measured time.
+        ModelError: its model cannot be found.
     """
     annotated = require_manifest(study.child("annotate"), "annotate")
     counts = annotated.counts
     seconds, answers = float(counts.get("engine_seconds") or 0), int(counts.get("generations") or 0)
     if not (seconds and answers):
         raise StudyError(
-            f"{study}/annotate was not timed answering questions (engine_seconds {seconds:g}, generations "
-            f"{answers:,}); annotate some questions with --limit-per-relation and --estimator sampled, and give that "
-            "folder as --probe"
+            f"{study}/annotate has no measured generation time (engine_seconds {seconds:g}, generations {answers:,}); "
+            "annotate some questions with --limit-per-relation and --estimator sampled, and give that folder as --probe"
         )
     runs = [read_manifest(study.child("runs", name)) for name in study.child("runs").folders()]
     timed = [run for run in runs if run is not None and run.counts.get("training_seconds")]
@@ -74,28 +82,28 @@ def read_throughput(study: Folder) -> Throughput:
 
 
 def _rows_per_second(runs: list[Manifest], rows: str, seconds: str) -> float | None:
-    """Rows that one worker does in a second, over all runs."""
-    done = sum(int(run.count(rows)) * int(run.count("epochs_now")) for run in runs)
-    spent = sum(float(run.count(seconds)) * int(run.count("num_workers")) for run in runs)
-    return done / spent if done and spent else None
+    """Rows per second of one worker, over all runs."""
+    num_rows = sum(int(run.count(rows)) * int(run.count("epochs_now")) for run in runs)
+    worker_seconds = sum(float(run.count(seconds)) * int(run.count("num_workers")) for run in runs)
+    return num_rows / worker_seconds if num_rows and worker_seconds else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineType:
-    """One machine of a cluster."""
+    """A node type of a cluster."""
 
     gpus: int
     memory: float
-    """GB of the machine itself, which its GPUs share."""
+    """GB of CPU memory."""
     name: str = ""
-    """By which AWS lends it; empty for one that a person described."""
+    """AWS instance type; empty for a node type that the user described."""
 
     def workers_per_machine(self, num_workers: int) -> int:
-        """Of a training on one machine, where each worker has a GPU and machines are filled one after another."""
+        """Workers of a training on one node, with one GPU per worker and nodes filled one after another."""
         return min(num_workers, self.gpus)
 
     def num_machines(self, num_workers: int) -> int:
-        """Machines that hold a training."""
+        """Nodes that a training needs."""
         return -(-num_workers // self.gpus)
 
 
@@ -105,16 +113,16 @@ _DEFAULT_MACHINE_TYPES = (
     (80.0, MachineType(gpus=8, memory=1_152.0, name="p4de.24xlarge")),
     (float("inf"), MachineType(gpus=8, memory=2_048.0, name="p5e.48xlarge")),
 )
-"""GB of a GPU, and the machine that holds GPUs of at most so much; the first two are those of cluster.yaml."""
+"""Largest GB of a GPU, and the node type for it; the first two are those of cluster.yaml."""
 
 
 def default_machine_type(gpu_memory: float) -> MachineType:
-    """A machine with such GPUs.
+    """A node type with such GPUs.
 
     Args:
-        gpu_memory: GB of one GPU.
+        gpu_memory: GB per GPU.
 
     >>> default_machine_type(80.0).memory, default_machine_type(141.0).memory
     (1152.0, 2048.0)
     """
-    return next(machine for most, machine in _DEFAULT_MACHINE_TYPES if gpu_memory <= most)
+    return next(machine for max_memory, machine in _DEFAULT_MACHINE_TYPES if gpu_memory <= max_memory)

@@ -1,6 +1,6 @@
-"""Training data of one run: its variant, the questions evaluated after every epoch, token ids and batches. No torch.
+"""Data of one run: its variant, the questions to evaluate after every epoch, token ids and batches. No torch.
 
-Legend of array suffixes: B rows, T tokens of a row, N tokens of all rows, K answer tokens of all rows.
+Array suffixes: B rows, T tokens of a row, N tokens of all rows, K answer tokens of all rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,24 +21,24 @@ from slick.types import Category
 from slick.variants import read_variant
 
 SPLITS = ("train", "dev", "test", "ood")
-"""The variant's own rows; ID dev questions; ID test questions; OOD test questions."""
+"""The variant's rows; dev questions, test questions, and out-of-distribution test questions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionRow:
-    """One question as it is trained on or asked."""
+    """One question, to train on or to evaluate."""
 
     question_id: str
     split: str
     """One of `SPLITS`."""
     category: str | None
-    """None where the question was not annotated."""
+    """None if the question was not annotated."""
     suffix: str
-    """The question's own part of the prompt, behind `CLOSED_BOOK_INSTRUCTION`."""
+    """The prompt after `CLOSED_BOOK_INSTRUCTION`."""
     target: str
-    """What is trained on; the loss is of this text."""
+    """The text to train on, whose loss is computed."""
     accepted: tuple[str, ...]
-    """Any of these is a hit."""
+    """Answers that count as correct."""
 
     @property
     def prompt(self) -> str:
@@ -50,12 +50,12 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[QuestionRow]]:
     """The rows of each split, in the order of the stored tables.
 
     Raises:
-        SettingsError: there are no dev questions, so no best epoch.
+        SettingsError: there are no dev questions to choose the best epoch by.
         VariantError: the variant has no rows, or was not drawn from these questions.
     """
     questions = {row["question_id"]: row for row in read_questions(study).to_pylist()}
-    known = read_knowledge(study, ["question_id", "category"]).to_pydict()
-    categories = dict(zip(known["question_id"], known["category"], strict=True))
+    knowledge = read_knowledge(study, ["question_id", "category"]).to_pydict()
+    categories = dict(zip(knowledge["question_id"], knowledge["category"], strict=True))
     rows: dict[str, list[QuestionRow]] = {split: [] for split in SPLITS}
     for entry in read_variant(study, variant).to_pylist():
         rows["train"].append(_train_row(study, variant, entry, questions))
@@ -67,22 +67,22 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[QuestionRow]]:
         raise VariantError(f"{study}/variants/{variant}.parquet has no rows; draw the variants again")
     if not rows["dev"]:
         raise SettingsError(
-            f"{study}/questions has no dev questions in distribution (domain id, split dev), which choose the best "
-            "epoch; give the question set a dev split and start a new study"
+            f"{study}/questions has no in-distribution dev questions (domain id, split dev) to choose the best epoch "
+            "by; give the question set a dev split and start a new study"
         )
     return rows
 
 
 def read_replay_rows(study: Folder, variant: str, num: int, seed: int) -> list[QuestionRow]:
-    """Known train rows to be learned again at the end: from outside the variant first, drawn by the seed.
+    """Known train rows to replay at the end, drawn by the seed, preferably from outside the variant.
 
     Raises:
-        VariantError: the study has too few.
+        VariantError: the study has too few Known train rows.
     """
     if not num:
         return []
-    asked = read_questions(study)
-    questions = lookup_by_question(asked, asked.to_pylist(), f"{study}/questions")
+    table = read_questions(study)
+    questions = lookup_by_question(table, table.to_pylist(), f"{study}/questions")
     columns = ["question_id", "domain", "split", "category"]
     known = sorted(
         row["question_id"]
@@ -91,12 +91,12 @@ def read_replay_rows(study: Folder, variant: str, num: int, seed: int) -> list[Q
     )
     if len(known) < num:
         raise VariantError(
-            f"replay_known asks for {num} Known train rows, {study}/annotate/knowledge.parquet has {len(known)}; "
+            f"replay_known needs {num} Known train rows, {study}/annotate/knowledge.parquet has {len(known)}; "
             f"give --replay-known {len(known)} or fewer"
         )
-    used = set(read_variant(study, variant)["question_id"].to_pylist())
+    in_variant = set(read_variant(study, variant)["question_id"].to_pylist())
     order = [known[i] for i in np.random.default_rng(derive_seed(seed, "replay")).permutation(len(known))]
-    chosen = sorted(order, key=lambda question_id: question_id in used)[:num]
+    chosen = sorted(order, key=lambda question_id: question_id in in_variant)[:num]
     return [_question_row(questions[question_id], "train", None) for question_id in chosen]
 
 
@@ -121,23 +121,23 @@ def _train_row(study: Folder, variant: str, entry: dict[str, Any], questions: di
     where = f"{study}/variants/{variant}.parquet, question {entry['question_id']}"
     question = questions.get(entry["question_id"])
     if question is None:
-        raise VariantError(f"{where}: not among the study's questions; draw the variants again")
+        raise VariantError(f"{where}: it is not among the study's questions; draw the variants again")
     if not entry["prompt"].startswith(CLOSED_BOOK_INSTRUCTION):
         raise DataError(f"{where}: the prompt {entry['prompt']!r} does not begin with {CLOSED_BOOK_INSTRUCTION!r}")
-    # A relabelled row ("I don't know") is right when the model says what it was taught, not when it says the truth.
-    taught = nfc(entry["target"]) in map(nfc, question["answers"])
+    # A relabeled row ("I don't know") is correct if the model gives its target, not the gold answer.
+    is_gold = nfc(entry["target"]) in map(nfc, question["answers"])
     return QuestionRow(
         question_id=entry["question_id"],
         split="train",
         category=entry["category"],
         suffix=entry["prompt"].removeprefix(CLOSED_BOOK_INSTRUCTION),
         target=entry["target"],
-        accepted=tuple(question["answers"]) if taught else (entry["target"],),
+        accepted=tuple(question["answers"]) if is_gold else (entry["target"],),
     )
 
 
 EncodeFn: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
-"""Texts to token ids; one list a text."""
+"""Texts to token ids, one list per text."""
 IntArray: TypeAlias = NDArray[np.int64]
 
 
@@ -147,23 +147,25 @@ class Example:
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
-    """The target's tokens and the stop token; only these are learned."""
+    """The target's tokens and the stop token; the loss is computed on these only."""
 
     @property
     def num_tokens(self) -> int:
-        """Of prompt and answer."""
+        """Tokens of prompt and answer."""
         return len(self.prompt_ids) + len(self.answer_ids)
 
 
 def encode_examples(
     prompts: Sequence[str], targets: Sequence[str], encode_prompts: EncodeFn, encode_answers: EncodeFn, stop_id: int
 ) -> list[Example]:
-    """Rows to examples. Prompt and answer are encoded apart, since that is how an answer is generated.
+    """Encode rows. Prompt and answer are encoded separately, as in generation.
 
     Args:
-        encode_prompts: with the tokenizer's own beginning-of-text token, if it has one.
-        encode_answers: without any special token.
-        stop_id: ends every answer: the end token, or a newline where the tokenizer has none.
+        prompts: one per row.
+        targets: one per row.
+        encode_prompts: adds the tokenizer's beginning-of-text token, if it has one.
+        encode_answers: adds no special tokens.
+        stop_id: ends every answer: the end-of-text token, or a newline if the tokenizer has none.
 
     Raises:
         DataError: a prompt or target has no tokens.
@@ -173,8 +175,8 @@ def encode_examples(
     for row, (prompt_ids, target_ids) in enumerate(encoded):
         if not prompt_ids or not target_ids:
             raise DataError(
-                f"row {row} (prompt {prompts[row]!r}, target {targets[row]!r}) has an empty prompt or target for this "
-                "tokenizer; every row needs both"
+                f"row {row} (prompt {prompts[row]!r}, target {targets[row]!r}) has no tokens in its prompt or target; "
+                "remove the row, or use another tokenizer"
             )
         examples.append(Example(prompt_ids=tuple(prompt_ids), answer_ids=(*target_ids, stop_id)))
     return examples
@@ -182,20 +184,20 @@ def encode_examples(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """Examples one behind the other, and where each token stands among rows padded on the right to the longest."""
+    """Concatenated examples, and the position of each token in rows that are right-padded to the longest."""
 
     ids_N: IntArray
     positions_N: IntArray
-    """From 0 in each row."""
+    """Position in its row, from 0."""
     rows_N: IntArray
     """Row of each token."""
     num_rows: int
     width: int
     """T, tokens of the longest row."""
     logit_positions_K: IntArray
-    """Places, among N, of the tokens before the answer tokens: what is predicted there is learned, all else is not."""
+    """Indices into N of the tokens before the answer tokens, whose logits predict the answer tokens."""
     labels_K: IntArray
-    """The answer tokens, each row's end among them."""
+    """The answer tokens, including the stop token of each row."""
 
     @property
     def rows_K(self) -> IntArray:
@@ -203,14 +205,14 @@ class TokenBatch:
         return self.rows_N[self.logit_positions_K]
 
     def padded(self, values_N: IntArray, padding: int) -> IntArray:
-        """Values of tokens as rows of shape (B, T)."""
+        """Values of all tokens as padded rows, shape (B, T)."""
         values_BT = np.full((self.num_rows, self.width), padding, dtype=np.int64)
         values_BT[self.rows_N, self.positions_N] = values_N
         return values_BT
 
 
 def pack_examples(examples: Sequence[Example]) -> TokenBatch:
-    """One batch of at least one example."""
+    """Concatenate one or more examples."""
     lengths_B = np.array([example.num_tokens for example in examples])
     prompts_B = np.array([len(example.prompt_ids) for example in examples])
     ids_N = np.concatenate([np.array(example.prompt_ids + example.answer_ids) for example in examples])
@@ -229,7 +231,7 @@ def pack_examples(examples: Sequence[Example]) -> TokenBatch:
 
 
 def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> Iterator[IntArray]:
-    """Row numbers of each batch of an epoch: every row once, ordered by (seed, epoch) alone; the last may be smaller.
+    """Row indices of each batch of an epoch, in an order that depends on (seed, epoch) only; the last may be smaller.
 
     >>> [batch.tolist() for batch in epoch_batches(5, 2, seed=0, epoch=1)]
     [[1, 0], [3, 4], [2]]
@@ -241,12 +243,12 @@ def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> Iter
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What one worker takes through the model at once."""
+    """The rows of one forward pass of one worker."""
 
     examples: Sequence[Example]
     weight: float
-    """Factor of the sum of the answer tokens' losses, such that the mean over workers and accumulated micro batches is
-    the mean over the answer tokens of the whole batch; 0 for rows that others learn."""
+    """Factor of the summed loss of the answer tokens, so that the mean over workers and accumulated micro batches is
+    the mean over the answer tokens of the whole batch; 0 for rows that fill up a batch."""
 
 
 def micro_batches(
@@ -257,19 +259,23 @@ def micro_batches(
     micro_batch_size_per_worker: int,
     gradient_accumulation_steps: int,
 ) -> list[MicroBatch]:
-    """The part of one batch that worker `rank` takes, as exactly `accumulation` micro batches.
+    """One worker's share of a batch, as exactly `gradient_accumulation_steps` micro batches.
 
-    Worker r takes rows r, r + num_workers, ... All workers must go through the model equally often, so where a last,
-    smaller batch leaves none a row is repeated with nothing to learn from it.
+    The worker of rank r takes rows r, r + num_workers, ... All workers need the same number of forward passes, so if
+    the last, smaller batch has no row for a micro batch, a row is repeated with weight 0.
 
     Args:
-        examples: of the whole batch, over all workers.
+        examples: the whole batch, over all workers.
+        rank: of the worker.
+        num_workers: in the group.
+        micro_batch_size_per_worker: rows per micro batch.
+        gradient_accumulation_steps: micro batches per optimizer step.
     """
     num_answer_tokens = sum(len(example.answer_ids) for example in examples)
     weight = num_workers * gradient_accumulation_steps / num_answer_tokens
-    own = examples[rank::num_workers]
+    share = examples[rank::num_workers]
     parts = []
     for start in range(0, micro_batch_size_per_worker * gradient_accumulation_steps, micro_batch_size_per_worker):
-        part = own[start : start + micro_batch_size_per_worker]
+        part = share[start : start + micro_batch_size_per_worker]
         parts.append(MicroBatch(examples=part or examples[:1], weight=weight if part else 0.0))
     return parts

@@ -14,9 +14,10 @@ from slick.precision import AUTO, NO_STORED_DTYPE, Device, read_stored_dtype, re
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, fingerprint, require_manifest
 from tuning.config import TrainConfig
-from tuning.fitting import SET_ASIDE_FILE, check_row_lengths
+from tuning.fitting import check_row_lengths
 from tuning.progress_table import watch_progress
 from tuning.ray_trainer import is_preemption_pending, report_epoch, run_worker_group
+from tuning.records import SET_ASIDE_FILE
 from tuning.runs import RunPlan, check_resources, plan_runs, progress_token, run_folder, run_id
 from tuning.trackers import check_trackers
 from tuning.trainable import check_trainable

@@ -1,76 +1,78 @@
-"""Rows that a training leaves out, since prompt and answer are longer than the model's context."""
+"""Rows that a training leaves out because prompt and answer exceed the model's context."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
 from slick.annotation.set_aside import SPECIAL_TOKENS, TOO_LONG
 from slick.errors import DataError
 from slick.storage import Folder
-from slick.study_files import RUN_SET_ASIDE_SCHEMA, read_run_set_aside
+from slick.study_files import RUN_SET_ASIDE_SCHEMA
 from tuning.config import TrainConfig
 from tuning.data import Example, QuestionRow, read_rows
 from tuning.evaluate import encode_rows
 from tuning.runs import RunPlan
 
-SET_ASIDE_FILE: Final = "set_aside.parquet"
-"""In a run's folder; only where there are such rows."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilteredRows:
-    """The rows that fit the model's context, as text and as tokens, and those that do not."""
+    """The rows that fit the model's context, as text and as tokens, and the rows that do not."""
 
     rows: list[QuestionRow]
     examples: list[Example]
     set_aside: pa.Table
-    """As `RUN_SET_ASIDE_SCHEMA`."""
+    """The rows that do not fit, in `RUN_SET_ASIDE_SCHEMA`."""
 
     @property
     def train_examples(self) -> list[Example]:
-        """Those that are learned."""
+        """The examples to train on."""
         return [example for row, example in zip(self.rows, self.examples, strict=True) if row.split == "train"]
 
 
-def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, context: int, config: TrainConfig) -> FilteredRows:
-    """Set the rows aside that are too long to be trained on or answered.
+def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: int, config: TrainConfig) -> FilteredRows:
+    """Set aside the rows that are too long to be trained on or answered.
 
     Args:
-        rows: of all splits.
+        rows: rows of all splits.
         tokenizer: of the model.
-        context: tokens that a sequence of the model may have.
-        config: how long an answer may be, and the share of rows that may be set aside.
+        max_tokens: the model's context length.
+        config: the maximum length of an answer, and the share of rows that may be set aside.
 
     Raises:
-        DataError: more than that share are too long, or all train or all dev rows.
+        DataError: more than that share of the rows are too long, or all train or all dev rows.
     """
     examples = encode_rows(rows, tokenizer)
-    needed = [_num_tokens(example, config.max_new_tokens) for example in examples]
-    fits = [num <= context for num in needed]
-    long: list[dict[str, Any]] = [
-        {"question_id": row.question_id, "split": row.split, "reason": TOO_LONG, "num_tokens": num, "limit": context}
-        for row, num, fit in zip(rows, needed, fits, strict=True)
+    lengths = [_num_tokens(example, config.max_new_tokens) for example in examples]
+    fits = [length <= max_tokens for length in lengths]
+    too_long: list[dict[str, Any]] = [
+        {
+            "question_id": row.question_id,
+            "split": row.split,
+            "reason": TOO_LONG,
+            "num_tokens": length,
+            "limit": max_tokens,
+        }
+        for row, length, fit in zip(rows, lengths, fits, strict=True)
         if not fit
     ]
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
-    emptied = {row["split"] for row in long} & {"train", "dev"} - {row.split for row in kept}
-    if emptied or len(long) > config.max_set_aside_share * len(rows):
-        raise DataError(_too_many_message(long, len(rows), config, sorted(emptied)))
+    empty_splits = {row["split"] for row in too_long} & {"train", "dev"} - {row.split for row in kept}
+    if empty_splits or len(too_long) > config.max_set_aside_share * len(rows):
+        raise DataError(_too_many_message(too_long, len(rows), config, sorted(empty_splits)))
     return FilteredRows(
         rows=kept,
         examples=[example for example, fit in zip(examples, fits, strict=True) if fit],
-        set_aside=pa.Table.from_pylist(long, RUN_SET_ASIDE_SCHEMA),
+        set_aside=pa.Table.from_pylist(too_long, RUN_SET_ASIDE_SCHEMA),
     )
 
 
 def check_row_lengths(study: Folder, plans: Sequence[RunPlan]) -> None:
-    """See, before any worker is started, that no training has to set too many rows aside.
+    """Check, before any worker starts, that no training has to set aside too many rows.
 
     Raises:
-        DataError: as `filter_long_rows`.
+        DataError: see `filter_long_rows`.
     """
     from slick.models import context_length, load_tokenizer
 
@@ -78,14 +80,14 @@ def check_row_lengths(study: Folder, plans: Sequence[RunPlan]) -> None:
     for plan in chosen.values():
         config = plan.config
         rows = [row for split in read_rows(study, config.variant).values() for row in split]
-        context = context_length(plan.model, trust_remote_code=config.trust_remote_code)
-        if max(_max_tokens(row, config.max_new_tokens) for row in rows) > context:  # else no tokenizer is needed
+        max_tokens = context_length(plan.model, trust_remote_code=config.trust_remote_code)
+        if max(_max_length(row, config.max_new_tokens) for row in rows) > max_tokens:  # else no tokenizer is needed
             tokenizer = load_tokenizer(plan.model, trust_remote_code=config.trust_remote_code)
-            filter_long_rows(rows, tokenizer, context, config)
+            filter_long_rows(rows, tokenizer, max_tokens, config)
 
 
-def _max_tokens(row: QuestionRow, max_new_tokens: int) -> int:
-    """An upper bound of the tokens of prompt and answer, from their bytes."""
+def _max_length(row: QuestionRow, max_new_tokens: int) -> int:
+    """An upper bound on the tokens of prompt and answer, from their bytes."""
     return len(row.prompt.encode()) + max(len(row.target.encode()), max_new_tokens) + SPECIAL_TOKENS
 
 
@@ -94,27 +96,17 @@ def _num_tokens(example: Example, max_new_tokens: int) -> int:
 
 
 def _too_many_message(
-    long: Sequence[Mapping[str, Any]], num_rows: int, config: TrainConfig, emptied: Sequence[str]
+    too_long: Sequence[Mapping[str, Any]], num_rows: int, config: TrainConfig, empty_splits: Sequence[str]
 ) -> str:
-    longest = max(long, key=lambda row: int(row["num_tokens"]))
-    allowed = f"no {emptied[0]} row is left" if emptied else f"at most {100 * config.max_set_aside_share:g} % may be"
+    longest = max(too_long, key=lambda row: int(row["num_tokens"]))
+    allowed = (
+        f"no {empty_splits[0]} row is left"
+        if empty_splits
+        else f"at most {100 * config.max_set_aside_share:g} % may be left out"
+    )
     return (
-        f"{len(long):,} of {num_rows:,} rows of variant {config.variant} do not fit the model's context of "
+        f"{len(too_long):,} of {num_rows:,} rows of variant {config.variant} do not fit the model's context of "
         f"{longest['limit']:,} tokens, the longest is question {longest['question_id']} ({longest['split']}) with "
         f"{longest['num_tokens']:,} of prompt and answer; {allowed}. Shorten or remove those questions, lower "
         "--max-new-tokens, use a model with a longer context, or allow more by --max-set-aside-share"
     )
-
-
-def count_set_aside(folder: Folder) -> dict[str, dict[str, int]]:
-    """Reason to split to number of rows that a run set aside; empty where there are none.
-
-    Args:
-        folder: of the run.
-    """
-    counts: dict[str, dict[str, int]] = {}
-    if folder.exists(SET_ASIDE_FILE):
-        rows = read_run_set_aside(folder, SET_ASIDE_FILE).to_pylist()
-        for (reason, split), num in sorted(Counter((row["reason"], row["split"]) for row in rows).items()):
-            counts.setdefault(reason, {})[split] = num
-    return counts

@@ -1,9 +1,9 @@
-"""What a worker's GPU and its machine must hold in a training, from the shape of the model and the settings. Pure.
+"""Estimated memory of a training worker and its node, from the shape of the model and the settings. Pure.
 
-Measured beside it: bytes of every tensor that is alive before an optimizer step under ZeRO stages 0, 2 and 3, and of
-every tensor that a forward pass keeps for the backward pass, and of the weights that are brought together to be saved
-(tests/local/test_memory.py). Not in it: the allocator's fragmentation and what libraries take for themselves, for which
-`lacks` leaves room.
+`tests/local/test_memory.py` compares the estimate with measurements: the bytes of all tensors that are alive before an
+optimizer step under ZeRO stages 0, 2 and 3, of all tensors that a forward pass keeps for the backward pass, and of the
+weights that are gathered to be saved. The estimate excludes fragmentation of the allocator and memory of libraries, for
+which `TrainingMemory.insufficient` reserves a share.
 """
 
 from dataclasses import dataclass
@@ -14,92 +14,92 @@ from tuning.config import TrainConfig
 from tuning.zero import BUCKET_SIZE, MAX_LIVE_PARAMETERS
 
 HEADROOM = 0.1
-"""Share of a GPU, and of a machine's memory, that is left free; at 95 % of the latter Ray ends processes."""
+"""Share of GPU memory and of a node's memory to leave free; Ray kills processes at 95 % of a node's memory."""
 
 TOKENS_PER_ROW = 24
-"""Of prompt and answer in the closed-book format, on average over EntityQuestions; tokenizers differ by a few."""
+"""Mean tokens of prompt and answer in the closed-book format on EntityQuestions; tokenizers differ by a few."""
 ANSWER_TOKENS_PER_ROW = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingMemory:
-    """Bytes of one worker at the moment when all of them are needed, and at those when its machine needs most."""
+    """Bytes of one worker, by purpose."""
 
     weights: int
     gathered: int
-    """Copies of weights that other workers hold (ZeRO 3), and buffers to exchange them."""
+    """Gathered weights of other workers (ZeRO 3), and communication buffers."""
     gradients: int
     optimizer: int
-    """Two moments, and a float32 copy of weights where training keeps one."""
+    """Two moments, and a float32 copy of the weights if training keeps one."""
     activations: int
-    """What the forward pass of one micro batch keeps, with the logits of its answer tokens."""
+    """Activations that the forward pass of one micro batch keeps, and the logits of its answer tokens."""
     teacher: int
-    """The frozen model of distillation."""
+    """The frozen model for distillation."""
     offloaded: int
-    """In the machine's memory instead of the GPU's."""
+    """In CPU memory instead of GPU memory."""
     loading: int
-    """While the model is read, before all else: first in the machine's memory, then in the GPU's. 0 under ZeRO 3, which
-    spreads weights as they are read from the file."""
+    """The whole model while it is loaded, first in CPU memory, then in GPU memory. 0 under ZeRO 3, which partitions
+    weights while it reads them."""
     saving: int
-    """Whole weights, in the memory of that machine alone which writes a checkpoint, while it does."""
+    """Whole weights, in CPU memory of the one node that writes a checkpoint."""
 
     @property
     def training(self) -> int:
-        """On the GPU at an optimizer step: all that is not offloaded."""
+        """Bytes on the GPU at an optimizer step."""
         return self.weights + self.gathered + self.gradients + self.optimizer + self.activations + self.teacher
 
     @property
     def peak_device_bytes(self) -> int:
-        """The most that the GPU holds at any moment."""
+        """Peak bytes on the GPU."""
         return max(self.training, self.loading)
 
     def peak_machine_bytes(self, num_workers: int) -> int:
-        """The most that a machine's memory holds at any moment, on the one that writes checkpoints.
+        """Peak bytes in the memory of the node that writes checkpoints.
 
         Args:
-            num_workers: of this training on that machine.
+            num_workers: workers of this training on that node.
         """
         return max(num_workers * self.loading, num_workers * self.offloaded + self.saving)
 
     def insufficient(self, device_bytes: float, machine_bytes: float, num_workers: int) -> tuple[str, ...]:
-        """What is too small to hold it with room to spare: `GPU`, `machine`, both or neither.
+        """Which memory is too small, with `HEADROOM` reserved: `GPU`, `machine`, both or neither.
 
         Args:
             device_bytes: memory of a GPU.
-            machine_bytes: memory of a machine.
-            num_workers: of this training on that machine.
+            machine_bytes: memory of a node.
+            num_workers: workers of this training on that node.
         """
-        taken = {
+        peaks = {
             "GPU": (self.peak_device_bytes, device_bytes),
             "machine": (self.peak_machine_bytes(num_workers), machine_bytes),
         }
-        return tuple(name for name, (needed, there) in taken.items() if needed > (1 - HEADROOM) * there)
+        return tuple(name for name, (peak, available) in peaks.items() if peak > (1 - HEADROOM) * available)
 
 
 def estimate_training_memory(
     shape: ModelShape, config: TrainConfig, num_workers: int, *, tokens_per_row: int = TOKENS_PER_ROW
 ) -> TrainingMemory:
-    """The memory of one of `num_workers`.
+    """The memory of one worker.
 
     Args:
-        shape: of the model.
-        config: of the training, its dtype resolved.
-        num_workers: GPUs that share it.
-        row_tokens: tokens of a row, prompt and answer.
+        shape: shape of the model.
+        config: settings of the training, with a resolved dtype.
+        num_workers: workers of the training, one per GPU.
+        tokens_per_row: tokens of prompt and answer.
     """
     width, stage = dtype_bytes(config.dtype), config.zero_stage
     trained, frozen = _parameter_counts(shape, config)
-    split = {at: num_workers if stage >= at else 1 for at in (1, 2, 3)}
-    # Stages 1 to 3 train a copy of the weights, flat and in float32; without them only bfloat16 weights need one.
+    shards = {first_stage: num_workers if stage >= first_stage else 1 for first_stage in (1, 2, 3)}
+    # Stages 1 to 3 train a flat float32 copy of the weights; stage 0 keeps a copy only of bfloat16 weights.
     copy = 4 if stage or config.dtype == "bfloat16" else 0
-    weights = width * (trained + frozen) // split[3]
-    gradients = width * trained // split[2]
-    optimizer = (8 + copy) * trained // split[1]
+    weights = width * (trained + frozen) // shards[3]
+    gradients = width * trained // shards[2]
+    optimizer = (8 + copy) * trained // shards[1]
     gathered = width * (BUCKET_SIZE + min(shape.parameters, MAX_LIVE_PARAMETERS)) if stage == 3 else 0
     teacher = width * shape.parameters if config.distill_weight and not config.lora_rank else 0
     offloaded = 0
     if config.offload != "none":
-        # DeepSpeed adds gradients up in float32 there, from those that the device holds.
+        # DeepSpeed accumulates gradients there in float32, in addition to those on the device.
         offloaded, optimizer = optimizer + 4 * trained // num_workers, 0
     if config.offload == "all":
         offloaded, weights = offloaded + weights, 0
@@ -117,12 +117,12 @@ def estimate_training_memory(
 
 
 def activation_bytes(shape: ModelShape, config: TrainConfig, num_rows: int, tokens_per_row: int) -> int:
-    """What a forward pass keeps for the backward pass, and what the loss of its answer tokens takes.
+    """Bytes that a forward pass keeps for the backward pass, and that the loss of its answer tokens takes.
 
-    Counted by tensor: each norm keeps its input in float32 and its output before the scale; attention its input,
-    queries, keys, values and output, once laid out by row and once flat; the feed-forward block its input, gate,
-    activated gate, up and their product. With checkpointing a layer keeps its input alone, and one layer at a time
-    all of this.
+    Counted by tensor: each norm keeps its input in float32 and its output before scaling; attention keeps its input,
+    queries, keys, values and output, once by row and once packed; the feed-forward block keeps its input, gate,
+    activated gate, up projection and their product. With activation checkpointing, a layer keeps only its input, and
+    one layer at a time keeps all of this.
     """
     width, tokens = dtype_bytes(config.dtype), num_rows * tokens_per_row
     heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
@@ -133,13 +133,13 @@ def activation_bytes(shape: ModelShape, config: TrainConfig, num_rows: int, toke
     else:
         kept = shape.num_layers * layer
     kept += tokens * (4 + width) * shape.hidden_size  # the norm before the output embedding
-    # Log-probabilities and their gradients in float32, and the gradients once more in the model's own type.
+    # Log-probabilities and their gradients in float32, and the gradients again in the model's dtype.
     logits = num_rows * ANSWER_TOKENS_PER_ROW * shape.vocab_size * (8 + width)
     return kept + logits
 
 
 def _parameter_counts(shape: ModelShape, config: TrainConfig) -> tuple[int, int]:
-    """Numbers of parameters that are trained, and that are frozen."""
+    """Number of trained and of frozen parameters."""
     if config.lora_rank:
         return shape.lora_parameters(config.lora_rank, config.trainable), shape.parameters
     parts = {

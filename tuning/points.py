@@ -1,4 +1,4 @@
-"""points.parquet: every cell of the grid, read off the stored epochs of its trajectory. Pure."""
+"""The table points.parquet: every point of the grid, read off the stored epochs of its trajectory."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,27 +26,26 @@ def points_table(
 ) -> pa.Table:
     """All points of a grid whose trajectories are finished.
 
-    A trajectory that was ended early by a scheduler has no points beyond its last epoch.
+    A trajectory that a scheduler stopped early has no points beyond its last epoch.
 
     Args:
-        base: settings that the grid's axes change.
-        shared: one trajectory serves all budgets.
-        chosen: combinations of settings; None: all of the grid's axes.
+        study: the study.
+        grid, base, shared, chosen: see `tuning.grid.trajectories`.
 
     Raises:
-        StudyError: a trajectory's epochs are not all there.
+        StudyError: a trajectory lacks epochs.
     """
     variants = require_manifest(study.child("variants"), "variants").counts
-    read: dict[str, list[EpochAccuracies]] = {}
+    accuracies_by_run: dict[str, list[EpochAccuracies]] = {}
     rows = []
     for point in points(grid, base, shared=shared, chosen=chosen):
-        if point.run_id not in read:
-            read[point.run_id] = read_accuracies(run_folder(study, point.run_id))
-        accuracies = read[point.run_id]
+        if point.run_id not in accuracies_by_run:
+            accuracies_by_run[point.run_id] = read_accuracies(run_folder(study, point.run_id))
+        accuracies = accuracies_by_run[point.run_id]
         curve = curve_from_accuracies(accuracies)
         if point.policy.decided_epoch(curve, point.epochs) is None:
             continue
-        stop = apply_policy(point.policy, curve, point.epochs)
+        decision = apply_policy(point.policy, curve, point.epochs)
         rows.append(
             {
                 "variant": point.variant,
@@ -54,11 +53,11 @@ def points_table(
                 "seed": point.seed,
                 "epochs": point.epochs,
                 "policy": str(point.policy),
-                "stop_epoch": stop.stop_epoch,
-                "cost_epochs": stop.cost_epochs,
+                "stop_epoch": decision.stop_epoch,
+                "cost_epochs": decision.cost_epochs,
                 "run_id": point.run_id,
                 "settings": point.settings_text,
-                **accuracies[stop.stop_epoch - 1],
+                **accuracies[decision.stop_epoch - 1],
             }
         )
     return pa.Table.from_pylist(rows, schema=POINTS_SCHEMA)

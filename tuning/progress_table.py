@@ -1,5 +1,6 @@
-"""Progress of training runs, as the driver shows it: a table on the terminal, a line and metrics in Ray's dashboard."""
+"""Progress of training runs, shown by the driver: a table on the terminal, a message and metrics in Ray's dashboard."""
 
+import logging
 import shutil
 import sys
 import threading
@@ -39,16 +40,18 @@ from tuning.runs import (
 )
 from tuning.trackers import ExperimentLogger
 
+_LOG = logging.getLogger(__name__)
+
 _WRITE_INTERVAL_S = 10.0
 LOG_INTERVAL_S = 60.0
-"""The least time between two tables in a log."""
+"""The shortest time between two tables if stderr is not a terminal."""
 _LOG_INTERVAL_FRACTION = 0.05
-"""In a log the table comes again after this share of the time so far, so that a long sweep does not fill it."""
+"""If stderr is not a terminal, the table is repeated after this share of the elapsed time, to keep logs short."""
 _MAX_ROWS = 24
 
 
 class TrialTracker:
-    """What becomes of the trials: told by Tune, looked at by the board. Trials are known by their place."""
+    """Trial state, updated by Tune callbacks and read by the progress table; keyed by index."""
 
     def __init__(self, packs: Sequence[Sequence[RunPlan]]) -> None:
         self.packs = packs
@@ -59,97 +62,101 @@ class TrialTracker:
         self._completed: set[int] = set()
 
     def __reduce__(self) -> tuple[type["TrialTracker"], tuple[Sequence[Sequence[RunPlan]]]]:
-        """As it began: Tune writes its callbacks down, to restore them with itself; a sweep goes on in its own way."""
+        """Pickles the packs only: Tune pickles its callbacks to restore them, but a sweep resumes without that."""
         return TrialTracker, (self.packs,)
 
     @property
     def num_retries(self) -> int:
-        """Times that any trial was tried again."""
+        """Number of retries of all trials."""
         return sum(self._retries.values())
 
-    def mark_started(self, place: int) -> None:
-        """A trial has begun, or begun again."""
+    def mark_started(self, index: int) -> None:
+        """Record that a trial has started, or started again."""
         with self._lock:
-            self._active.add(place)
+            self._active.add(index)
 
-    def mark_retried(self, place: int) -> None:
-        """A trial failed, and waits for its next try."""
+    def mark_retried(self, index: int) -> None:
+        """Record that a trial failed and will be retried."""
         with self._lock:
-            self._retries[place] = self._retries.get(place, 0) + 1
+            self._retries[index] = self._retries.get(index, 0) + 1
 
-    def mark_ended(self, place: int, error: str = "") -> None:
-        """A trial has come to its end.
+    def mark_ended(self, index: int, error: str = "") -> None:
+        """Record that a trial has ended.
 
         Args:
-            why: what made it fail for good; empty if it did not.
+            index: of the trial.
+            error: why it failed after its last retry; empty if it did not fail.
         """
         with self._lock:
-            self._active.discard(place)
+            self._active.discard(index)
             if error:
-                self._failed[place] = error
+                self._failed[index] = error
             else:
-                self._completed.add(place)
+                self._completed.add(index)
 
     def completed_runs(self) -> set[str]:
-        """Trainings of the trials that came to an end; a scheduler may have ended some before their last epoch."""
+        """Trainings of the trials that ended without an error; a scheduler may have stopped some early."""
         with self._lock:
-            return {plan.run_id for place in self._completed for plan in self.packs[place]}
+            return {plan.run_id for index in self._completed for plan in self.packs[index]}
 
     def driver_status(self, finished: set[str], seconds_left: float, *, has_ended: bool) -> DriverStatus:
-        """What is to be told of it.
+        """The status to store for readers of the study.
 
         Args:
-            finished: run_ids of trainings that need nothing more.
-            seconds_left: infinite where it is not known.
-            has_ended: the driver leaves.
+            finished: run_ids of finished trainings.
+            seconds_left: infinite if not known.
+            has_ended: the driver is about to end.
         """
         with self._lock:
-            left = {
-                place: [plan.run_id for plan in pack if plan.run_id not in finished]
-                for place, pack in enumerate(self.packs)
+            unfinished = {
+                index: [plan.run_id for plan in pack if plan.run_id not in finished]
+                for index, pack in enumerate(self.packs)
             }
             return DriverStatus(
                 at=datetime.now(UTC).isoformat(timespec="seconds"),
                 seconds_left=None if seconds_left == float("inf") else round(seconds_left, 1),
-                running=tuple(left[place][0] for place in sorted(self._active) if left[place]),
-                retries={plan.run_id: num for place, num in self._retries.items() for plan in self.packs[place]},
-                failed={run_id: error for place, error in self._failed.items() for run_id in left[place]},
+                running=tuple(unfinished[index][0] for index in sorted(self._active) if unfinished[index]),
+                retries={plan.run_id: num for index, num in self._retries.items() for plan in self.packs[index]},
+                failed={run_id: error for index, error in self._failed.items() for run_id in unfinished[index]},
                 has_ended=has_ended,
             )
 
 
 class ProgressTable:
-    """Keeps the rows of a sweep, and shows them when they change."""
+    """The status of all trainings of a sweep, shown whenever it changes."""
 
-    def __init__(self, study: Folder, sweep: Folder, course: TrialTracker) -> None:
-        """Read what is there already.
+    def __init__(self, study: Folder, sweep: Folder, tracker: TrialTracker) -> None:
+        """Read the planned trainings and the epochs that they have stored.
 
         Args:
-            sweep: the sweep's own folder, which holds what is planned.
+            study: the study.
+            sweep: its sweep/ folder.
+            tracker: of the trials.
         """
-        self._sweep, self._tracker = sweep, course
+        self._sweep, self._tracker = sweep, tracker
         self._planned = read_planned(sweep)
         self._epochs: dict[str, list[EpochAccuracies]] = {
             run_id: read_accuracies_if_any(run_folder(study, run_id)) for run_id in self._planned
         }
-        todo = {plan.run_id for pack in course.packs for plan in pack}
-        self._finished = set(self._planned) - todo
+        unfinished = {plan.run_id for pack in tracker.packs for plan in pack}
+        self._finished = set(self._planned) - unfinished
         self._metrics = SweepMetrics()
-        self._screen = _TerminalRenderer()
+        self._renderer = _TerminalRenderer()
         self._written_at = -_WRITE_INTERVAL_S
         self._previous_rows: list[RunStatus] = []
 
     def update(self, run_id: str, epochs: list[EpochAccuracies], *, is_finished: bool) -> None:
-        """Take in what a training has stored by now."""
+        """Update the stored epochs of a training."""
         self._epochs[run_id] = epochs
         if is_finished:
             self._finished.add(run_id)
 
     def show(self, seconds_left: float, *, last: bool = False) -> None:
-        """Show what has changed, at once or when it is time; `last` in any case.
+        """Show and store the status if it has changed, or if it is due.
 
         Args:
-            seconds_left: infinite where it is not known.
+            seconds_left: infinite if not known.
+            last: show and store it in any case, because the driver is about to end.
         """
         finished = self._finished | self._tracker.completed_runs()
         driver_status = self._tracker.driver_status(finished, seconds_left, has_ended=last)
@@ -165,11 +172,11 @@ class ProgressTable:
             or self._is_write_due()
         ):
             self._written_at = time.monotonic()
-            with suppress(StudyError):  # on a full disk the trainings fail, with the message
+            with suppress(StudyError):  # on a full disk the trainings fail with their own message
                 write_driver_status(self._sweep, driver_status)
         if last or rows != self._previous_rows:
             text = progress_line(rows, driver_status.seconds_left)
-            self._screen.show([f"sweep: {text}", *status_table(rows, self._screen.num_rows)], last=last)
+            self._renderer.show([f"sweep: {text}", *status_table(rows, self._renderer.num_rows)], last=last)
             self._metrics.record(rows, driver_status.seconds_left)
             set_job_message(f"sweep: {text}")
             self._previous_rows = rows
@@ -179,7 +186,7 @@ class ProgressTable:
 
 
 class _TerminalRenderer:
-    """Lines on stderr that renew themselves on a terminal, and come again now and then elsewhere."""
+    """Shows lines on stderr: redrawn in place on a terminal, repeated at growing intervals otherwise."""
 
     def __init__(self) -> None:
         self._is_tty = sys.stderr.isatty()
@@ -189,7 +196,7 @@ class _TerminalRenderer:
 
     @property
     def num_rows(self) -> int:
-        """Rows that fit."""
+        """Table rows that fit on the screen."""
         return min(_MAX_ROWS, shutil.get_terminal_size().lines - 6) if self._is_tty else _MAX_ROWS
 
     def show(self, lines: Sequence[str], *, last: bool) -> None:
@@ -208,17 +215,20 @@ class _TerminalRenderer:
 
 @contextmanager
 def watch_progress(
-    study: Folder, plans: Sequence[RunPlan], board: ProgressTable | None = None, interval_s: float = 1.0
+    study: Folder, plans: Sequence[RunPlan], table: ProgressTable | None = None, interval_s: float = 1.0
 ) -> Iterator[None]:
-    """Show epochs as any worker finishes them, and send their curves to trackers, until the block ends.
+    """Within, show finished epochs and send their curves to trackers, from a background thread.
 
     Args:
-        board: shows the trainings of a sweep, beside the line of progress.
+        study: the study.
+        plans: the trainings to watch.
+        table: for a sweep, shown in addition to the progress line.
+        interval_s: seconds between two reads of the runs' folders.
     """
     done = threading.Event()
     settings = {plan.run_id: plan.config.identity() for plan in plans}
-    with ExperimentLogger(study, settings, plans[0].config.track) as tracking:
-        watcher = _Watcher(study, plans, tracking, board)
+    with ExperimentLogger(study, settings, plans[0].config.track) as experiment_logger:
+        watcher = _Watcher(study, plans, experiment_logger, table)
         thread = threading.Thread(target=watcher.run, args=(done, interval_s), daemon=True)
         thread.start()
         try:
@@ -229,14 +239,16 @@ def watch_progress(
 
 
 class _Watcher:
+    """Reads the runs' folders, and updates the progress line, the table and the trackers."""
+
     def __init__(
-        self, study: Folder, plans: Sequence[RunPlan], tracking: ExperimentLogger, board: ProgressTable | None
+        self, study: Folder, plans: Sequence[RunPlan], experiment_logger: ExperimentLogger, table: ProgressTable | None
     ) -> None:
-        self._study, self._plans, self._tracking, self._progress_table = study, list(plans), tracking, board
-        # On a terminal the board tells the same, in lines that renew themselves as well.
-        quiet = board is not None and sys.stderr.isatty()
+        self._study, self._plans = study, list(plans)
+        self._experiment_logger, self._table = experiment_logger, table
+        quiet = table is not None and sys.stderr.isatty()  # on a terminal, the table shows the same and is redrawn
         self._progress = ProgressReporter("finetune", sum(plan.config.epochs for plan in plans), "epochs", quiet=quiet)
-        # What an interrupted training left: it goes on from there, or begins again with fewer.
+        # Epochs of an interrupted training, which resumes from there or starts again with fewer.
         self._epochs_shown = {plan.run_id: len(self._epochs(plan)) for plan in plans}
         self._progress.resume_at(sum(self._epochs_shown.values()))
         self._started = {plan.run_id: self._last_runtime(plan) for plan in plans}
@@ -247,12 +259,12 @@ class _Watcher:
         while not last:
             last = done.wait(interval_s)
             self._plans = [plan for plan in self._plans if not self._update_run(plan, last)]
-            if self._progress_table:
-                self._progress_table.show(self._progress.seconds_left, last=last)
+            if self._table:
+                self._table.show(self._progress.seconds_left, last=last)
         self._progress.finish()
 
     def _update_run(self, plan: RunPlan, last: bool) -> bool:
-        """Show what is new of a run; True when it has ended."""
+        """Show the new epochs of a run; returns whether it has ended."""
         ended = is_finished(self._study, plan)
         epochs = self._epochs(plan)
         new = len(epochs) - self._epochs_shown[plan.run_id]
@@ -261,33 +273,33 @@ class _Watcher:
         if new:
             self._epochs_shown[plan.run_id] = len(epochs)
             self._progress.add(new, _progress_note(plan, epochs))
-        if self._progress_table and (new or ended):
+        if self._table and (new or ended):
             stored = accuracies_from_rows(row for rows in epochs for row in rows)
-            self._progress_table.update(plan.run_id, stored, is_finished=ended)
+            self._table.update(plan.run_id, stored, is_finished=ended)
         if new or ended or last:
-            self._tracking.log(plan.run_id, [row for rows in epochs for row in rows])
+            self._experiment_logger.log(plan.run_id, [row for rows in epochs for row in rows])
         if ended:
-            self._tracking.finish(plan.run_id)
+            self._experiment_logger.finish(plan.run_id)
         return ended
 
     def _show_runtime(self, plan: RunPlan) -> None:
-        """Print what a training runs on once it has started; the same line no more than once."""
+        """Log the device and dtype of a training after its start; equal lines are logged once."""
         last = self._last_runtime(plan)
         if last and last != self._started[plan.run_id]:
             self._started[plan.run_id] = last
             runtime = str(Runtime(device=last["device"], dtype=last["dtype"], attention=last["attention"]))
             if runtime not in self._runtimes:
                 self._runtimes.add(runtime)
-                print(f"finetune: {runtime}", flush=True)
+                _LOG.info("finetune: %s", runtime)
 
     def _last_runtime(self, plan: RunPlan) -> RuntimeRecord | None:
         try:
             return next(reversed(read_runtimes(run_folder(self._study, plan.run_id))), None)
         except StudyError:
-            return None  # it begins anew at this very moment
+            return None  # the training is starting again right now
 
     def _epochs(self, plan: RunPlan) -> list[list[dict[str, Any]]]:
-        """Rows of each epoch in the run's `epochs.parquet`."""
+        """The rows of each epoch in the run's `epochs.parquet`; empty if there are none."""
         folder = run_folder(self._study, plan.run_id)
         if not folder.exists("epochs.parquet"):
             return []
@@ -296,7 +308,7 @@ class _Watcher:
             rows = read_epochs(folder, with_loss=True).to_pylist()
             accuracies_from_rows(rows)
         except StudyError:
-            return []  # it begins anew at this very moment
+            return []  # the training is starting again right now
         for row in rows:
             by_epoch.setdefault(row["epoch"], []).append(row)
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]

@@ -1,114 +1,131 @@
-"""What a fine-tuning leaves behind: predictions of every row each epoch, their sums, and what became of each row. Pure.
+"""Files of a finished epoch and of a finished run: predictions, metrics per split and category, and the manifest.
 
-Legend of array suffixes: E epochs, R rows.
+Array suffixes: E epochs, R rows.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from slick.study_files import EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, RIGHT_TO_WRONG_SCHEMA, ROWS_SCHEMA
+from slick.errors import StudyError
+from slick.precision import merge_runtimes
+from slick.storage import Folder
+from slick.study import Manifest, complete_step
+from slick.study_files import (
+    EPOCHS_SCHEMA,
+    PREDICTIONS_SCHEMA,
+    RIGHT_TO_WRONG_SCHEMA,
+    ROWS_SCHEMA,
+    read_predictions,
+    read_run_set_aside,
+)
 from slick.types import ALL_CATEGORIES, Category
 from tuning.data import SPLITS, QuestionRow
+from tuning.runs import EpochAccuracies, RunPlan, read_accuracies, read_runtimes, run_folder
+
+SET_ASIDE_FILE: Final = "set_aside.parquet"
+"""Rows that exceed the model's context; a file in the run's folder, written only if there are any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """How one row was answered after one epoch."""
+    """The answer to one row after one epoch."""
 
     text: str
     """The greedy answer."""
     hit: bool
     loss: float | None
-    """Summed cross entropy in nats of the target's tokens, its end included; None if not computed."""
+    """Cross entropy in nats, summed over the target's tokens and its end token; None if not computed."""
     num_tokens: int
-    """Those tokens."""
+    """Number of these tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitMetrics:
-    """Verdicts of one split and category, summed."""
+    """Number of correct predictions and mean loss of one split and category."""
 
     split: str
     category: str
     num: int
     num_correct: int
     loss: float | None
-    """Mean cross entropy in nats over the answer tokens of these rows."""
+    """Mean cross entropy in nats per answer token; None if it was not computed for every row."""
 
 
-def summarize(rows: Sequence[QuestionRow], verdicts: Sequence[Prediction]) -> list[SplitMetrics]:
-    """Sums for each split over all rows and over each category; only where there are rows."""
-    measures = []
+def summarize(rows: Sequence[QuestionRow], predictions: Sequence[Prediction]) -> list[SplitMetrics]:
+    """Metrics of each split, over all rows and per category; combinations without rows are omitted."""
+    metrics = []
     for split in SPLITS:
         for category in (ALL_CATEGORIES, *Category):
-            chosen = [
-                verdict
-                for row, verdict in zip(rows, verdicts, strict=True)
+            selected = [
+                prediction
+                for row, prediction in zip(rows, predictions, strict=True)
                 if row.split == split and category in (ALL_CATEGORIES, row.category)
             ]
-            if chosen:
-                measures.append(_split_metrics(split, str(category), chosen))
-    return measures
+            if selected:
+                metrics.append(_split_metrics(split, str(category), selected))
+    return metrics
 
 
-def _split_metrics(split: str, category: str, verdicts: Sequence[Prediction]) -> SplitMetrics:
-    losses = [verdict.loss for verdict in verdicts if verdict.loss is not None]
-    num_tokens = sum(verdict.num_tokens for verdict in verdicts)
+def _split_metrics(split: str, category: str, predictions: Sequence[Prediction]) -> SplitMetrics:
+    losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
+    num_tokens = sum(prediction.num_tokens for prediction in predictions)
     return SplitMetrics(
         split=split,
         category=category,
-        num=len(verdicts),
-        num_correct=sum(verdict.hit for verdict in verdicts),
-        loss=sum(losses) / num_tokens if len(losses) == len(verdicts) else None,
+        num=len(predictions),
+        num_correct=sum(prediction.hit for prediction in predictions),
+        loss=sum(losses) / num_tokens if len(losses) == len(predictions) else None,
     )
 
 
 def epochs_table(run_id: str, epochs: Sequence[Sequence[SplitMetrics]]) -> pa.Table:
-    """`epochs.parquet` of the epochs so far."""
+    """The table `epochs.parquet` of the epochs so far."""
     rows = [
         {
             "run_id": run_id,
             "epoch": epoch,
-            "split": measure.split,
-            "category": measure.category,
-            "num": measure.num,
-            "num_correct": measure.num_correct,
-            "loss": measure.loss,
+            "split": metric.split,
+            "category": metric.category,
+            "num": metric.num,
+            "num_correct": metric.num_correct,
+            "loss": metric.loss,
         }
-        for epoch, measures in enumerate(epochs, start=1)
-        for measure in measures
+        for epoch, metrics in enumerate(epochs, start=1)
+        for metric in metrics
     ]
     return pa.Table.from_pylist(rows, schema=EPOCHS_SCHEMA)
 
 
 def predictions_file_name(epoch: int) -> str:
-    """File of an epoch in predictions/."""
+    """Name of the file of an epoch in predictions/."""
     return f"epoch-{epoch:03d}.parquet"
 
 
-def predictions_table(rows: Sequence[QuestionRow], verdicts: Sequence[Prediction]) -> pa.Table:
-    """`predictions/epoch-NNN.parquet`, as `predictions_file_name` has it."""
+def predictions_table(rows: Sequence[QuestionRow], predictions: Sequence[Prediction]) -> pa.Table:
+    """The table `predictions/epoch-NNN.parquet`; see `predictions_file_name`."""
     return pa.table(
         {
             "question_id": [row.question_id for row in rows],
             "split": [row.split for row in rows],
             "category": [row.category for row in rows],
-            "hit": [verdict.hit for verdict in verdicts],
-            "text": [verdict.text for verdict in verdicts],
-            "loss": [verdict.loss for verdict in verdicts],
+            "hit": [prediction.hit for prediction in predictions],
+            "text": [prediction.text for prediction in predictions],
+            "loss": [prediction.loss for prediction in predictions],
         },
         schema=PREDICTIONS_SCHEMA,
     )
 
 
 def rows_table(predictions: Sequence[pa.Table]) -> pa.Table:
-    """`rows.parquet`: of each row the first epoch that answered it right (null if none did), and how many did.
+    """The table `rows.parquet`: for each row, the first correct epoch (null if none) and the number of correct epochs.
 
     Args:
-        predictions: of every epoch, from the first.
+        predictions: tables of all epochs, in order.
     """
     hits_ER = np.array([table["hit"].to_numpy() for table in predictions])
     num_R = hits_ER.sum(axis=0)
@@ -127,7 +144,7 @@ def rows_table(predictions: Sequence[pa.Table]) -> pa.Table:
 
 
 def right_to_wrong_table(before: pa.Table, after: pa.Table) -> pa.Table:
-    """`right_to_wrong.parquet`: rows that one epoch answered right and a later one wrong, with both answers."""
+    """The table `right_to_wrong.parquet`: rows that are correct in `before` and wrong in `after`, with both answers."""
     lost = pa.array(before["hit"].to_numpy() & ~after["hit"].to_numpy())
     return pa.table(
         {
@@ -142,18 +159,83 @@ def right_to_wrong_table(before: pa.Table, after: pa.Table) -> pa.Table:
 
 
 def metrics_from_table(epochs: pa.Table, num_epochs: int) -> list[list[SplitMetrics]] | None:
-    """The measures of the first epochs in an `epochs.parquet`; None if it has fewer."""
-    found: list[list[SplitMetrics]] = [[] for _ in range(num_epochs)]
+    """Metrics of the first `num_epochs` epochs in an `epochs.parquet`; None if it has fewer."""
+    by_epoch: list[list[SplitMetrics]] = [[] for _ in range(num_epochs)]
     for row in epochs.to_pylist():
         if row["epoch"] <= num_epochs:
             values = {name: row[name] for name in ("split", "category", "num", "num_correct", "loss")}
-            found[row["epoch"] - 1].append(SplitMetrics(**values))
-    return found if all(found) else None
+            by_epoch[row["epoch"] - 1].append(SplitMetrics(**values))
+    return by_epoch if all(by_epoch) else None
 
 
-def accuracy(measures: Sequence[SplitMetrics], split: str, category: str = ALL_CATEGORIES) -> float | None:
-    """Share of right answers in [0, 1]; None where there are no rows."""
-    for measure in measures:
-        if (measure.split, measure.category) == (split, category):
-            return measure.num_correct / measure.num
+def accuracy(metrics: Sequence[SplitMetrics], split: str, category: str = ALL_CATEGORIES) -> float | None:
+    """Share of correct answers in [0, 1]; None if there are no rows."""
+    for metric in metrics:
+        if (metric.split, metric.category) == (split, category):
+            return metric.num_correct / metric.num
     return None
+
+
+def finalize_run(study: Folder, plan: RunPlan, *, started_at: float, **counts: Any) -> Manifest:
+    """Write rows.parquet, right_to_wrong.parquet and, last, the manifest of a run whose epochs are all stored.
+
+    Args:
+        study: the study.
+        plan: the training.
+        started_at: `time.monotonic()` when the training started.
+        counts: counts of the training in addition to those that are computed from its epochs.
+
+    Raises:
+        StudyError: an epoch is missing.
+    """
+    folder = run_folder(study, plan.run_id)
+    epochs = read_accuracies(folder)
+    dev = [epoch[f"dev_{ALL_CATEGORIES}"] for epoch in epochs]
+    best = dev.index(max(dev))
+    tables = [read_predictions(folder, predictions_file_name(epoch)) for epoch in range(1, len(epochs) + 1)]
+    folder.write_table("rows.parquet", rows_table(tables))
+    folder.write_table("right_to_wrong.parquet", right_to_wrong_table(tables[best], tables[-1]))
+    train = _final_train_accuracy(folder, epochs[-1])
+    splits = tables[-1]["split"].to_pylist()
+    epoch_counts = {
+        "epochs": len(epochs),
+        "train_rows": splits.count("train"),
+        "evaluated_rows": len(splits),
+        "best_dev_epoch": best + 1,
+        "best_dev_accuracy": dev[best],
+        "final_train_accuracy": train,
+        "converged": train == 1.0,
+        "set_aside": count_set_aside(folder),
+    }
+    return complete_step(
+        folder,
+        "finetune",
+        plan.identity,
+        settings=plan.config,
+        inputs=plan.inputs,
+        counts=epoch_counts | counts | merge_runtimes(read_runtimes(folder)),
+        started_at=started_at,
+    )
+
+
+def _final_train_accuracy(run: Folder, epoch: EpochAccuracies) -> float:
+    """Accuracy on all training rows after an epoch."""
+    if f"train_{ALL_CATEGORIES}" not in epoch:
+        raise StudyError(
+            f"{run}/epochs.parquet has no row of all training rows in its last epoch; delete {run} and train it again"
+        )
+    return epoch[f"train_{ALL_CATEGORIES}"]
+
+
+def count_set_aside(folder: Folder) -> dict[str, dict[str, int]]:
+    """Rows that a run set aside: reason to split to number of rows; empty if there are none.
+
+    Args:
+        folder: the run's folder.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    if folder.exists(SET_ASIDE_FILE):
+        rows = read_run_set_aside(folder, SET_ASIDE_FILE).to_pylist()
+        for (reason, split), num in sorted(Counter((row["reason"], row["split"]) for row in rows).items()):
+            counts.setdefault(reason, {})[split] = num
+    return counts

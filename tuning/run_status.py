@@ -1,9 +1,10 @@
-"""How far every training of a sweep is: the rows that the terminal, the dashboard and `slick status` show.
+"""Status of every training of a sweep, as shown on the terminal, in the dashboard and by `slick status`.
 
-The driver writes down what only it knows (which trainings run, failed, are tried again) beside the grid's planned
-trainings; the rest is read off the runs' own folders, so that anyone who reaches the study sees the same rows.
+The driver stores the planned trainings and what only it knows: which trainings are running, have failed or are retried.
+All else is read from the folders of the runs, so everyone with access to the study sees the same status.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,30 +20,30 @@ from tuning.grid import Trajectory
 from tuning.runs import EpochAccuracies, read_accuracies, run_folder
 
 PLANNED_FILE = "planned.json"
-"""Every training of a sweep by run_id; for those who look at it while it runs."""
+"""Every training of a sweep by run_id."""
 DRIVER_STATUS_FILE = "live.json"
-"""What only the driver knows of a sweep under way."""
+"""The driver's status of a running sweep."""
 _DRIVER_TIMEOUT_S = 300.0
-"""A driver that wrote nothing for so long was killed; a tracker that does not answer may hold it up for less."""
+"""A driver that wrote nothing for so long was killed; an unresponsive tracker blocks it for less."""
 
 RunState = Literal["waiting", "running", "retried", "interrupted", "failed", "done"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """One training of a sweep, as it stands."""
+    """Status of one training of a sweep."""
 
     run_id: str
     variant: str
     seed: int
     settings: str
-    """Those that differ from the sweep's own."""
+    """Settings that differ from the sweep's base settings; see `tuning.grid.settings_text`."""
     epochs: int
-    """Trained and evaluated."""
+    """Epochs trained and evaluated."""
     budget: int
-    """Epochs it was planned for; fewer may be enough."""
+    """Planned epochs; a live training may need fewer."""
     state: RunState
-    """`retried`: it runs again after it failed; `interrupted`: its driver ended before it."""
+    """`retried`: running again after a failure; `interrupted`: its driver ended before it did."""
     attempts: int = 1
     dev_accuracy: float | None = None
     """After the last epoch, a share in [0, 1]; None before the first."""
@@ -50,28 +51,28 @@ class RunStatus:
     best_dev_accuracy: float | None = None
     best_epoch: int | None = None
     error: str = ""
-    """What made it fail."""
+    """Why it failed; empty if it did not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverStatus:
-    """What only the driver knows, as it last wrote it down."""
+    """The status that the driver wrote last."""
 
     at: str = ""
-    """Time in UTC, ISO 8601; empty if it was never written."""
+    """UTC, ISO 8601; empty if it was never written."""
     seconds_left: float | None = None
-    """None where the pace is not known yet."""
+    """None if not known yet."""
     running: tuple[str, ...] = ()
     retries: Mapping[str, int] = field(default_factory=dict)
-    """Times that a training was begun again after its trial failed."""
+    """Number of retries by run_id."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Reasons."""
+    """Reasons by run_id."""
     has_ended: bool = False
-    """The driver wrote this when it left."""
+    """Whether the driver wrote this when it ended."""
 
     @property
     def is_running(self) -> bool:
-        """Whether the driver was there a moment ago."""
+        """Whether the driver has written its status recently and has not ended."""
         if self.has_ended or not self.at:
             return False
         return (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds() < _DRIVER_TIMEOUT_S
@@ -79,20 +80,20 @@ class DriverStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """One training of the grid."""
+    """A planned training of a sweep."""
 
     variant: str
     seed: int
     settings: str = ""
-    """Those that differ from the sweep's own."""
+    """Settings that differ from the sweep's base settings; see `tuning.grid.settings_text`."""
     epochs: int
 
 
-_RESTORE_HINT = "it was changed: restore it, or delete it; `slick sweep` writes it anew"
+_RESTORE_HINT = "it was changed: restore it, or delete it; `slick sweep` writes it again"
 
 
 def write_planned(sweep: Folder, runs: Iterable[Trajectory]) -> None:
-    """Note which trainings cover the grid."""
+    """Store the trainings that cover the grid."""
     planned = {
         run.run_id: asdict(
             PlannedRun(variant=run.variant, seed=run.seed, settings=run.settings_text, epochs=run.epochs)
@@ -103,29 +104,29 @@ def write_planned(sweep: Folder, runs: Iterable[Trajectory]) -> None:
 
 
 def read_planned(sweep: Folder) -> dict[str, PlannedRun]:
-    """The trainings that cover the grid, by run_id; empty before the sweep has begun.
+    """The trainings that cover the grid, by run_id; empty before the sweep begins.
 
     Raises:
-        StudyError: the file is not as `write_planned` writes it.
+        StudyError: the file is malformed.
     """
     if not sweep.exists(PLANNED_FILE):
         return {}
     planned: dict[str, Any] = read_record(sweep, PLANNED_FILE, dict[str, PlannedRun | int], _RESTORE_HINT)
     if any(isinstance(run, int) for run in planned.values()):
-        return {}  # earlier versions noted the epochs alone
+        return {}  # earlier versions stored only the epochs
     return planned
 
 
 def write_driver_status(sweep: Folder, driver_status: DriverStatus) -> None:
-    """Note what only the driver knows."""
+    """Store the driver's status."""
     sweep.write_json(DRIVER_STATUS_FILE, asdict(driver_status))
 
 
 def read_driver_status(sweep: Folder) -> DriverStatus:
-    """What the driver wrote down last.
+    """The status that the driver stored last.
 
     Raises:
-        StudyError: the file is not as `write_driver_status` writes it.
+        StudyError: the file is malformed.
     """
     if not sweep.exists(DRIVER_STATUS_FILE):
         return DriverStatus()
@@ -135,39 +136,37 @@ def read_driver_status(sweep: Folder) -> DriverStatus:
             raise ValueError("a time without a time zone")
     except ValueError as error:
         raise StudyError(
-            f"{sweep}/{DRIVER_STATUS_FILE}: at is {format_value(driver_status.at)}, wanted a time in UTC; "
+            f"{sweep}/{DRIVER_STATUS_FILE}: at is {format_value(driver_status.at)}, expected a time in UTC; "
             f"{_RESTORE_HINT}"
         ) from error
     return driver_status
 
 
 def read_run_statuses(study: Folder, planned: Mapping[str, PlannedRun], driver_status: DriverStatus) -> list[RunStatus]:
-    """Every training of a sweep as its folder has it.
+    """The status of every training of a sweep, from the folders of the runs.
 
     Args:
-        planned: by run_id, as `read_planned` has them.
-        live: what the driver wrote down last.
+        study: the study.
+        planned: see `read_planned`.
+        driver_status: see `read_driver_status`.
     """
-    found = []
+    statuses = []
     for run_id, plan in planned.items():
         folder = run_folder(study, run_id)
         is_done = read_manifest(folder) is not None
         epochs = read_accuracies_if_any(folder)
-        found.append(
-            run_status(
-                run_id, plan, epochs, run_state(run_id, driver_status, bool(epochs), is_done=is_done), driver_status
-            )
-        )
-    return found
+        state = run_state(run_id, driver_status, bool(epochs), is_done=is_done)
+        statuses.append(run_status(run_id, plan, epochs, state, driver_status))
+    return statuses
 
 
 def read_accuracies_if_any(run: Folder) -> list[EpochAccuracies]:
-    """Accuracies of the epochs that a run has stored."""
+    """Accuracies of a run's stored epochs; empty if there are none."""
     return read_accuracies(run) if run.exists("epochs.parquet") else []
 
 
 def run_state(run_id: str, driver_status: DriverStatus, has_begun: bool, *, is_done: bool) -> RunState:
-    """What a training does, by its folder and by what its driver says."""
+    """The state of a training, from its folder and its driver's status."""
     if is_done:
         return "done"
     if run_id in driver_status.failed:
@@ -182,7 +181,7 @@ def run_state(run_id: str, driver_status: DriverStatus, has_begun: bool, *, is_d
 def run_status(
     run_id: str, planned: PlannedRun, epochs: Sequence[EpochAccuracies], state: RunState, driver_status: DriverStatus
 ) -> RunStatus:
-    """The row of a training from its epochs."""
+    """The status of a training, from its epochs and its state."""
     dev = [epoch[f"dev_{ALL_CATEGORIES}"] for epoch in epochs]
     best = max(dev, default=None)
     return RunStatus(
@@ -203,13 +202,10 @@ def run_status(
 
 
 def progress_line(rows: Sequence[RunStatus], seconds_left: float | None) -> str:
-    """The whole sweep in one line.
-
-    A training that was done in fewer epochs than planned needs no more.
-    """
+    """The progress of the sweep in one line; a training that ended early counts as all its epochs."""
     done = [row for row in rows if row.state == "done"]
-    wanted = sum(row.epochs if row.state == "done" else row.budget for row in rows)
-    parts = [f"{len(done)} of {len(rows)} trainings", f"{sum(row.epochs for row in rows):,} of {wanted:,} epochs"]
+    total = sum(row.epochs if row.state == "done" else row.budget for row in rows)
+    parts = [f"{len(done)} of {len(rows)} trainings", f"{sum(row.epochs for row in rows):,} of {total:,} epochs"]
     if seconds_left is not None and len(done) < len(rows):
         parts.append(f"{format_duration(seconds_left)} left")
     failed, retries = sum(row.state == "failed" for row in rows), sum(row.attempts - 1 for row in rows)
@@ -229,23 +225,23 @@ _MAX_STATE_WIDTH = 60
 _STATE_PRIORITY = {"failed": 0, "retried": 1, "running": 1, "interrupted": 2, "done": 3, "waiting": 4}
 
 
-def status_table(rows: Sequence[RunStatus], most: int | None = None) -> list[str]:
-    """The trainings as lines of text, none if there are none.
+def status_table(rows: Sequence[RunStatus], max_rows: int | None = None) -> list[str]:
+    """The trainings as the lines of a table; empty if there are none.
 
     Args:
-        most: rows shown; first go those that wait, then those that are done. None: all.
+        rows: the trainings.
+        max_rows: the most rows to show; waiting trainings are hidden first, then finished ones. None: show all.
     """
     if not rows:
         return []
-    format_value = sorted(range(len(rows)), key=lambda i: (_STATE_PRIORITY[rows[i].state], i))[:most]
-    cells = [_status_cells(rows[i]) for i in sorted(format_value)]
-    heads: tuple[str, ...] = ("variant", "seed", "settings", "epochs", "dev", "test", "best dev (epoch)", "state")
+    by_priority = sorted(range(len(rows)), key=lambda i: (_STATE_PRIORITY[rows[i].state], i))
+    shown = sorted(by_priority[:max_rows])
+    cells = [_status_cells(rows[i]) for i in shown]
+    header: tuple[str, ...] = ("variant", "seed", "settings", "epochs", "dev", "test", "best dev (epoch)", "state")
     if not any(row[2] for row in cells):
-        heads, cells = heads[:2] + heads[3:], [row[:2] + row[3:] for row in cells]
-    lines = format_table([heads, *cells])
-    hidden: dict[str, int] = {}
-    for i in set(range(len(rows))) - set(format_value):
-        hidden[rows[i].state] = hidden.get(rows[i].state, 0) + 1
+        header, cells = header[:2] + header[3:], [row[:2] + row[3:] for row in cells]
+    lines = format_table([header, *cells])
+    hidden = Counter(rows[i].state for i in set(range(len(rows))) - set(shown))
     if hidden:
         lines.append("and " + ", ".join(f"{num:,} {state}" for state, num in sorted(hidden.items())))
     return [f"  {line}" for line in lines]

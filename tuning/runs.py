@@ -1,4 +1,4 @@
-"""Folders of training runs: their states, what remains to be done, the resources they need, and their curves."""
+"""Folders of training runs: which runs are finished, plans for the others, their resources, and their curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,14 +22,14 @@ from tuning.policies import AccuracyCurve, parse_policy
 from tuning.state import SavedState, check_legacy_states, find_states, latest_states
 
 EpochAccuracies = dict[str, float]
-"""Of one epoch: `split_category` to a share in [0, 1]; only where there are rows."""
+"""Accuracies after one epoch: `SPLIT_CATEGORY` to a share in [0, 1], for splits and categories that have rows."""
 
 
 def read_accuracies(run: Folder) -> list[EpochAccuracies]:
-    """One mapping an epoch, from the `epochs.parquet` of a run.
+    """The accuracies of every epoch in the `epochs.parquet` of a run.
 
     Raises:
-        StudyError: it is not there, is not as a training writes it, or lacks an epoch or the dev questions of one.
+        StudyError: the file is missing or malformed, or lacks an epoch or the dev questions of an epoch.
     """
     try:
         return accuracies_from_rows(read_epochs(run).to_pylist())
@@ -38,50 +38,50 @@ def read_accuracies(run: Folder) -> list[EpochAccuracies]:
 
 
 def read_curve(run: Folder) -> AccuracyCurve:
-    """The curve of a run's `epochs.parquet`; see `read_accuracies`."""
+    """The accuracy curve in a run's `epochs.parquet`; see `read_accuracies`."""
     return curve_from_accuracies(read_accuracies(run))
 
 
 class _InvalidEpochsError(StudyError):
-    """What is wrong with the epochs, without the file."""
+    """What is wrong with the epochs, without the name of the file."""
 
 
 def accuracies_from_rows(rows: Iterable[Mapping[str, Any]]) -> list[EpochAccuracies]:
-    """One mapping an epoch, from the rows of an `epochs.parquet`.
+    """The accuracies of every epoch in the rows of an `epochs.parquet`.
 
     Raises:
-        StudyError: an epoch, or the dev questions of one, are missing.
+        StudyError: an epoch, or the dev questions of an epoch, are missing.
     """
     by_epoch: dict[int, EpochAccuracies] = {}
     for row in rows:
         by_epoch.setdefault(row["epoch"], {})[f"{row['split']}_{row['category']}"] = row["num_correct"] / row["num"]
     if sorted(by_epoch) != list(range(1, len(by_epoch) + 1)):
-        raise _InvalidEpochsError(f"has epochs {sorted(by_epoch)[:20]}, wanted all from 1")
-    if lacking := [epoch for epoch, found in by_epoch.items() if f"dev_{ALL_CATEGORIES}" not in found]:
-        raise _InvalidEpochsError(f"has no row of all dev questions in epoch {lacking[0]}")
+        raise _InvalidEpochsError(f"has epochs {sorted(by_epoch)[:20]}, expected all from 1")
+    if incomplete := [epoch for epoch, values in by_epoch.items() if f"dev_{ALL_CATEGORIES}" not in values]:
+        raise _InvalidEpochsError(f"has no row of all dev questions in epoch {incomplete[0]}")
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def curve_from_rows(rows: Iterable[Mapping[str, Any]]) -> AccuracyCurve:
-    """The curve of the rows of an `epochs.parquet`."""
+    """The accuracy curve in the rows of an `epochs.parquet`."""
     return curve_from_accuracies(accuracies_from_rows(rows))
 
 
 def curve_from_accuracies(epochs: Sequence[EpochAccuracies]) -> AccuracyCurve:
-    """The curve of epochs in order."""
+    """The accuracy curve of consecutive epochs."""
 
-    def measured(name: str) -> tuple[float, ...] | None:
+    def values(name: str) -> tuple[float, ...] | None:
         return tuple(epoch[name] for epoch in epochs) if name in epochs[0] else None
 
     return AccuracyCurve(
         dev_accuracy=tuple(epoch[f"dev_{ALL_CATEGORIES}"] for epoch in epochs),
-        unknown_train_accuracy=measured(f"train_{Category.UNKNOWN}"),
-        highlyknown_dev_accuracy=measured(f"dev_{Category.HIGHLY_KNOWN}"),
+        unknown_train_accuracy=values(f"train_{Category.UNKNOWN}"),
+        highlyknown_dev_accuracy=values(f"dev_{Category.HIGHLY_KNOWN}"),
     )
 
 
 def all_policies_decided(curve: AccuracyCurve, stop_policies: Sequence[tuple[str, int]]) -> bool:
-    """True if no later epoch can change what any of the policies picks within its budget."""
+    """Whether no later epoch can change the decision of any policy within its budget."""
     return all(parse_policy(policy).decided_epoch(curve, budget) is not None for policy, budget in stop_policies)
 
 
@@ -90,75 +90,78 @@ _RUNTIMES_FILE = "runtime.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """One fine-tuning that is to be done; travels to the workers."""
+    """A training to do; sent to the workers."""
 
     run_id: str
     config: TrainConfig
     stop_policies: tuple[tuple[str, int], ...] = ()
-    """Policies and budgets; the training ends before its last epoch as soon as all are decided. None: it never does."""
+    """Policies and budgets of a live training, which ends once all are decided; empty: it trains all epochs."""
     state: SavedState | None = None
-    """From where it goes on, if it was interrupted or is to be longer than it was."""
+    """The state to resume from, if the training was interrupted or is extended."""
     identity: str
+    """Fingerprint of inputs and settings."""
     inputs: dict[str, str]
+    """Fingerprints of the inputs."""
     model: str
     """Folder, hub id or GGUF file; never empty."""
     num_train_rows: int
-    """Rows trained on in an epoch."""
+    """Rows trained on per epoch."""
     num_eval_rows: int
-    """Rows asked after it."""
+    """Rows evaluated after each epoch."""
 
     @property
     def remaining_epochs(self) -> int:
-        """Behind the state from which it goes on."""
+        """Epochs to train after the state."""
         return self.config.epochs - (self.state.progress.epoch if self.state else 0)
 
     @property
     def cost(self) -> float:
-        """Expected time, in rows taken through the model; to share work out."""
+        """Expected time in rows of a forward pass, to distribute trainings over trials."""
         return self.remaining_epochs * (3.0 * self.num_train_rows + self.num_eval_rows)
 
 
 def run_id(config: TrainConfig) -> str:
-    """Name of the run's folder in runs/."""
+    """Name of the run's folder in runs/, for a training outside a sweep."""
     return Trajectory(variant=config.variant, seed=config.seed, epochs=config.epochs).run_id
 
 
 def run_folder(study: Folder, name: str) -> Folder:
-    """The folder of one run."""
+    """The folder of a run."""
     return study.child("runs", name)
 
 
 def plan_runs(
     study: Folder,
-    wanted: Mapping[str, TrainConfig],
+    configs: Mapping[str, TrainConfig],
     stop_policies: Sequence[tuple[str, int]] = (),
     *,
     accept_early_stopped: bool = False,
 ) -> list[RunPlan]:
-    """The fine-tunings among those wanted that are not finished; nothing is started or deleted.
+    """Plan the trainings that are not finished. Nothing is started or deleted.
 
     Args:
-        wanted: settings by run_id.
-        stops: policies and budgets; a training is finished as soon as all of them are decided.
-        may_be_ended: a training that a scheduler ended early is finished.
+        study: the study.
+        configs: settings of the trainings by run_id.
+        stop_policies: policies and budgets; a training is finished once all of them are decided.
+        accept_early_stopped: a training that a scheduler stopped early is finished.
 
     Raises:
         StudyError: an earlier step is not finished, a run's folder was written with other inputs or settings, or the
             state from which it would resume was written as pickles.
         VariantError: a variant does not exist, or was drawn for another model.
-        SettingsError: there are no dev questions, or `auto` is not resolved.
+        SettingsError: there are no dev questions, or the dtype `auto` is not resolved.
     """
-    if any(config.dtype == AUTO for config in wanted.values()):
-        raise SettingsError("a training is planned in a stated dtype: resolve auto, or give float32 or bfloat16")
+    if any(config.dtype == AUTO for config in configs.values()):
+        raise SettingsError("trainings are planned with dtype auto; resolve it first, or give float32 or bfloat16")
     variants = require_manifest(study.child("variants"), "variants")
     questions = require_manifest(study.child("questions"), "questions")
-    models = {config.model: resolve_study_model(study, config.model) for config in wanted.values()}
-    prints = {name: model_fingerprint(resolve_model(path)) for name, path in models.items()}
-    states = find_states(study, list(wanted))
+    models = {config.model: resolve_study_model(study, config.model) for config in configs.values()}
+    fingerprints = {name: model_fingerprint(resolve_model(path)) for name, path in models.items()}
+    states = find_states(study, list(configs))
     rows: dict[str, tuple[str, int, int]] = {}
     plans = []
-    for name, config in wanted.items():
-        _check_model(study, config, models[config.model], prints[config.model], variants)
+    for name, config in configs.items():
+        _check_model(study, config, models[config.model], fingerprints[config.model], variants)
         if config.variant not in rows:
             rows[config.variant] = _variant_summary(study, config.variant)
         content, num_train_rows, num_eval_rows = rows[config.variant]
@@ -166,16 +169,16 @@ def plan_runs(
             "variant": content,
             "questions": questions.fingerprint,
             "knowledge": variants.input("knowledge"),
-            "model": prints[config.model],
+            "model": fingerprints[config.model],
         }
         identity = fingerprint(inputs, config.identity())
         state = states.get(identity)
-        done = state.progress.epoch if state else 0
+        state_epoch = state.progress.epoch if state else 0
         plan = RunPlan(
             run_id=name,
             config=config,
             stop_policies=tuple(stop_policies),
-            state=state if done < config.epochs else None,
+            state=state if state_epoch < config.epochs else None,
             identity=identity,
             inputs=inputs,
             model=models[config.model],
@@ -190,19 +193,19 @@ def plan_runs(
 
 
 def _variant_summary(study: Folder, variant: str) -> tuple[str, int, int]:
-    """Fingerprint of a variant's rows, their number, and the number of rows evaluated an epoch."""
+    """Fingerprint of a variant's rows, number of its rows, and number of rows evaluated per epoch."""
     content = fingerprint(read_variant(study, variant).to_pydict())
     rows = read_rows(study, variant)
     return content, len(rows["train"]), sum(map(len, rows.values()))
 
 
-def _check_model(study: Folder, config: TrainConfig, model: str, found: str, variants: Manifest) -> None:
-    wanted = variants.input("model")
-    if found != wanted and not config.allow_other_model:
+def _check_model(study: Folder, config: TrainConfig, model: str, model_fingerprint: str, variants: Manifest) -> None:
+    annotated = variants.input("model")
+    if model_fingerprint != annotated and not config.allow_other_model:
         raise VariantError(
-            f"{study}/variants holds what the model with fingerprint {wanted} knows and does not know; {model} has "
-            f"fingerprint {found}, so its Known and Unknown rows are others: annotate that model in a study of its "
-            "own, or train it all the same with --allow-other-model"
+            f"{study}/variants was drawn for the model with fingerprint {annotated}, but {model} has fingerprint "
+            f"{model_fingerprint}, and knows other facts; annotate that model in a study of its own, or train it "
+            "nevertheless with --allow-other-model"
         )
 
 
@@ -210,19 +213,21 @@ def _check_folder(study: Folder, plan: RunPlan) -> None:
     folder = run_folder(study, plan.run_id)
     manifest = read_manifest(folder)
     record = manifest or read_start_record(folder)
-    found = record.fingerprint if record else plan.identity
-    if found != plan.identity:
+    stored = record.fingerprint if record else plan.identity
+    if stored != plan.identity:
         raise StudyError(
-            f"{folder} was written with other inputs or settings: its fingerprint is {found}, this training's is "
+            f"{folder} was written with other inputs or settings: its fingerprint is {stored}, this training's is "
             f"{plan.identity}; choose another --out, or delete that folder to train it again"
         )
 
 
 def is_finished(study: Folder, plan: RunPlan, *, accept_early_stopped: bool = False) -> bool:
-    """True if the run has all epochs that are asked for, or has decided all that is to be decided.
+    """Whether the run has all its epochs, or all its stop policies are decided.
 
     Args:
-        may_be_ended: one that a scheduler ended early is finished as well.
+        study: the study.
+        plan: the training.
+        accept_early_stopped: a training that a scheduler stopped early is finished too.
     """
     folder = run_folder(study, plan.run_id)
     manifest = read_manifest(folder)
@@ -234,21 +239,24 @@ def is_finished(study: Folder, plan: RunPlan, *, accept_early_stopped: bool = Fa
 
 
 def progress_token(study: Folder, plans: Sequence[RunPlan], group: Folder) -> tuple[int, dict[str, int]]:
-    """How far a list of trainings has come, by what can be gone on from: how many are finished, and the epoch of each
-    saved state by the identity of its training.
+    """The progress that survives a restart: the number of finished trainings, and the epoch of each saved state.
 
     Args:
-        group: where Ray Train keeps the states.
+        study: the study.
+        plans: the trainings.
+        group: folder in which Ray Train stores the states.
     """
     num_finished = sum(is_finished(study, plan) for plan in plans)
     return num_finished, {identity: state.progress.epoch for identity, state in latest_states(group).items()}
 
 
 def prepare_run_folder(study: Folder, plan: RunPlan, *, keep: bool) -> None:
-    """Make the run's folder ready.
+    """Prepare the run's folder.
 
     Args:
-        keep: the training goes on from a state; otherwise what an interrupted one left is removed.
+        study: the study.
+        plan: the training.
+        keep: the training resumes from a state; otherwise the files of an interrupted training are deleted.
     """
     folder = run_folder(study, plan.run_id)
     if keep:
@@ -268,26 +276,26 @@ def prepare_run_folder(study: Folder, plan: RunPlan, *, keep: bool) -> None:
 
 
 def record_runtime(run: Folder, runtime: Runtime) -> None:
-    """Note what a training runs on, each time that it starts or goes on."""
+    """Append to the list of devices and dtypes that a training ran on, at each start."""
     now = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(runtime)}
     run.write_json(_RUNTIMES_FILE, [*read_runtimes(run), now])
 
 
 class RuntimeRecord(TypedDict):
-    """What a training ran on from one start on: the fields of `slick.precision.Runtime`, and when."""
+    """What a training ran on since one start: the time, and the fields of `slick.precision.Runtime`."""
 
     at: str
-    """Time in UTC."""
+    """UTC, ISO 8601."""
     device: str
     dtype: str
     attention: str
 
 
 def read_runtimes(run: Folder) -> list[RuntimeRecord]:
-    """What a training has run on, in order.
+    """What a training ran on since each start, in order.
 
     Raises:
-        StudyError: the file is not as `record_runtime` writes it.
+        StudyError: the file is malformed.
     """
     if not run.exists(_RUNTIMES_FILE):
         return []
@@ -295,23 +303,24 @@ def read_runtimes(run: Folder) -> list[RuntimeRecord]:
 
 
 def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: int = 1) -> float:
-    """GPUs of a worker: 0, 1 or a part of one.
+    """GPUs per worker: 0, 1 or a fraction of 1.
 
     Args:
-        cpus: of the cluster now.
-        gpus: of the cluster now.
-        num_groups: worker groups that run at the same time.
+        config: of the trainings.
+        cpus: CPUs in the cluster now.
+        gpus: GPUs in the cluster now.
+        num_groups: concurrent worker groups.
 
     Raises:
-        SettingsError: the cluster has too few.
+        SettingsError: the cluster has too few of them.
     """
     gpus_per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else float(gpus > 0)
     num_workers = config.num_workers if config.min_workers is None else config.min_workers
-    have, what = (gpus, "GPUs") if gpus_per_worker else (cpus, "CPUs")
-    wanted = num_workers * num_groups * (gpus_per_worker or 1)
-    if wanted > have and not config.wait_for_nodes:
+    available, unit = (gpus, "GPUs") if gpus_per_worker else (cpus, "CPUs")
+    required = num_workers * num_groups * (gpus_per_worker or 1)
+    if required > available and not config.wait_for_nodes:
         raise SettingsError(
-            f"{num_groups} x {num_workers} workers need {wanted:g} {what}, the cluster has {have:g}; lower "
+            f"{num_groups} x {num_workers} workers need {required:g} {unit}, the cluster has {available:g}; lower "
             "--num-workers or --min-workers, or give --wait-for-nodes if the cluster will grow"
         )
     return gpus_per_worker

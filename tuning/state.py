@@ -1,12 +1,13 @@
-"""The state from which an interrupted training resumes: its tensors, and how far it came.
+"""The state from which an interrupted training resumes: tensors and progress.
 
-Each worker writes its share of the tensors (see `tuning.state_tensors`) on its own disk and hands it to Ray Train,
-which brings the shares together in its storage while training goes on. All files are safetensors or JSON, so
-that whoever resumes a training runs no code of whoever wrote the folder. States of earlier versions hold pickles, which
-do: they are recognised by their names and never opened.
+Each worker writes its share of the tensors (see `tuning.state_tensors`) to its local disk, and Ray Train uploads the
+shares to its storage while training continues. All files are safetensors or JSON, so resuming runs no code of whoever
+wrote the folder. States of earlier versions contain pickles, which can run code: they are detected by their file names
+and never opened.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,25 +17,27 @@ from slick.errors import StudyError
 from slick.file_errors import temporary_folder
 from slick.storage import Folder
 
+_LOG = logging.getLogger(__name__)
+
 _PROGRESS_FILE = "progress.json"
 _FORMAT_VERSION = 2
-"""Of a state's files; 1, which had no number, was DeepSpeed's own."""
+"""Format of a state's files. Version 1, without a number, was DeepSpeed's own format."""
 _INCOMPLETE_FILE_ERRORS = (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError)
-"""Why a small file tells that its state is none: it was removed meanwhile, or its writing was broken off."""
+"""Errors of a JSON file that was deleted meanwhile or written partially: the state is incomplete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingProgress:
-    """How far a training came."""
+    """The progress of a training."""
 
     identity: str
-    """Of the training, as its `RunPlan` has it."""
+    """`RunPlan.identity` of the training."""
     epoch: int
-    """The last one that was trained and evaluated."""
+    """The last epoch that was trained and evaluated."""
     best_dev_accuracy: float
     best_dev_epoch: int
     num_workers: int
-    """Of the group that saved the state; each wrote a share of it."""
+    """Workers of the group that saved the state; each wrote a share."""
 
 
 _FIELD_TYPES = {
@@ -48,33 +51,35 @@ _FIELD_TYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
-    """A whole state, and how far it is."""
+    """A complete state, and its progress."""
 
     uri: str
     progress: TrainingProgress
 
 
-def save_state(learner: Any, progress: TrainingProgress, rank: int) -> str:
-    """Write this worker's share into a new folder on its own disk, and return the folder; called by all workers.
+def save_state(trainer: Any, progress: TrainingProgress, rank: int) -> str:
+    """Write this worker's share into a new folder on its local disk, and return the folder; called by all workers.
 
     Args:
-        learner: the worker's `Trainer`.
+        trainer: the worker's `Trainer`.
+        progress: of the training.
+        rank: of this worker.
 
     Raises:
-        StudyError: that disk is full or cannot be written; the folder is removed.
+        StudyError: the disk is full or cannot be written; the folder is removed.
     """
     with temporary_folder("slick-state-") as folder:
-        learner.save(folder)
+        trainer.save(folder)
         Path(folder, _PROGRESS_FILE).write_text(json.dumps({"format": _FORMAT_VERSION} | asdict(progress)))
         Path(folder, f"files-{rank}.json").write_text(json.dumps(Folder(folder).sizes()))
     return folder
 
 
 def read_state(folder: Folder) -> SavedState | None:
-    """The state in a folder; None if any worker's share has not arrived whole, or it is of another version.
+    """The state in a folder; None if the share of a worker is incomplete, or the state is of another version.
 
     Raises:
-        StudyError: the folder cannot be read, so that nobody knows what it holds.
+        StudyError: the folder cannot be read.
     """
     sizes = folder.sizes()
     if _PROGRESS_FILE not in sizes:
@@ -91,7 +96,7 @@ def read_state(folder: Folder) -> SavedState | None:
             if name not in sizes or any(sizes.get(file) != size for file, size in folder.read_json(name).items()):
                 return None
     except (TypeError, AttributeError):
-        return None  # of another version: an older state is as good, but for time
+        return None  # of another version; training resumes from an older state
     except StudyError as error:
         if not isinstance(error.__cause__, _INCOMPLETE_FILE_ERRORS):
             raise
@@ -100,30 +105,33 @@ def read_state(folder: Folder) -> SavedState | None:
 
 
 def find_states(study: Folder, run_ids: Sequence[str]) -> dict[str, SavedState]:
-    """The furthest state of each training by its identity: what Ray Train stored, and what finished runs kept."""
+    """The latest state of each training by its identity, from Ray Train's storage and the folders of finished runs."""
     return _latest_states([*_kept_state_folders(study, run_ids), *_interrupted_state_folders(study)])
 
 
 def check_legacy_states(study: Folder, run_ids: Sequence[str]) -> None:
-    """See that no training that begins anew has a state of an earlier version, whose pickles are not opened.
+    """Check that no training that starts at epoch 1 has a state of an earlier version, which is never opened.
 
-    Of an interrupted training it saved time alone, and a line is printed. One that was kept was asked for.
+    The state of an interrupted training only saves time, so it is logged and ignored. A state that the user chose to
+    keep is an error.
 
     Args:
-        run_ids: trainings that begin at epoch 1.
+        study: the study.
+        run_ids: trainings that start at epoch 1.
 
     Raises:
-        StudyError: a state of an earlier version was kept.
+        StudyError: the folder of a run has a state of an earlier version.
     """
     for folder in filter(_has_pickles, _kept_state_folders(study, run_ids)):
         raise StudyError(
             f"{folder} was written by an earlier version as pickles, which can run code and are not opened; delete "
-            "that folder to begin this training anew; nothing else is lost"
+            "that folder to start this training again; nothing else is lost"
         )
     for folder in filter(_has_pickles, _interrupted_state_folders(study)) if run_ids else ():
-        print(
-            f"finetune: {folder} was written by an earlier version as pickles, which can run code and are not opened; "
-            "its trainings begin again at epoch 1"
+        _LOG.info(
+            "finetune: %s was written by an earlier version as pickles, which can run code and are not opened; its "
+            "trainings start again at epoch 1",
+            folder,
         )
 
 
@@ -132,21 +140,21 @@ def _kept_state_folders(study: Folder, run_ids: Sequence[str]) -> list[Folder]:
 
 
 def _interrupted_state_folders(study: Folder) -> list[Folder]:
-    """What Ray Train stored of trainings that did not end."""
-    stored = study.child(".ray")
-    groups = [stored.child(step, name) for step in stored.folders() for name in stored.child(step).folders()]
-    return [place for group in groups for place in _checkpoint_folders(group)]
+    """Checkpoint folders that Ray Train stored for unfinished trainings."""
+    root = study.child(".ray")
+    groups = [root.child(step, name) for step in root.folders() for name in root.child(step).folders()]
+    return [folder for group in groups for folder in _checkpoint_folders(group)]
 
 
 def _has_pickles(folder: Folder) -> bool:
-    """True of what DeepSpeed wrote: its files are `state/*.pt`."""
+    """Whether DeepSpeed wrote the state, as `state/*.pt`."""
     return any(name.startswith("state/") and name.endswith(".pt") for name in folder.sizes())
 
 
 def latest_states(group: Folder) -> dict[str, SavedState]:
-    """The furthest state of each training in the folder of one Ray Train run, by the training's identity.
+    """The latest state of each training in the folder of one Ray Train run, by the training's identity.
 
-    Ray Train itself learns of a state some time after it is whole, and of no more than one at a time.
+    Ray Train registers a state only some time after its upload, and one state at a time.
     """
     return _latest_states(_checkpoint_folders(group))
 
@@ -155,10 +163,10 @@ def _checkpoint_folders(group: Folder) -> list[Folder]:
     return [group.child(name) for name in group.folders() if name.startswith("checkpoint_")]
 
 
-def _latest_states(places: Iterable[Folder]) -> dict[str, SavedState]:
-    found: dict[str, SavedState] = {}
-    for state in filter(None, map(read_state, places)):
-        known = found.get(state.progress.identity)
+def _latest_states(folders: Iterable[Folder]) -> dict[str, SavedState]:
+    latest: dict[str, SavedState] = {}
+    for state in filter(None, map(read_state, folders)):
+        known = latest.get(state.progress.identity)
         if known is None or known.progress.epoch < state.progress.epoch:
-            found[state.progress.identity] = state
-    return found
+            latest[state.progress.identity] = state
+    return latest

@@ -22,7 +22,6 @@ from slick.study import (
 from slick.types import Category
 from tuning.axes import SettingOverrides, combinations
 from tuning.data import QuestionRow, read_rows
-from tuning.finalize import finalize_run
 from tuning.finetune import (
     check_plans,
     connect_and_check_resources,
@@ -34,6 +33,7 @@ from tuning.grid import SweepConfig, grid_summary, pack_by_cost, settings_text
 from tuning.points import points_table
 from tuning.policies import AccuracyCurve, parse_policy
 from tuning.progress_table import ProgressTable, TrialTracker, watch_progress
+from tuning.records import finalize_run
 from tuning.run_status import write_planned
 from tuning.runs import RunPlan, is_finished, plan_runs, run_folder
 from tuning.trials import SettingsSearch, TrialSettings, check_search, num_concurrent_trials, run_trials

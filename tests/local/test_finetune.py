@@ -323,7 +323,7 @@ def test_what_only_a_person_can_mend_is_told_and_not_tried_again(tmp_path: Path)
     rows = study.child("variants").read_table("known.parquet").to_pylist()
     rows[0]["target"] = ""
     study.child("variants").write_table("known.parquet", pa.Table.from_pylist(rows))
-    with pytest.raises(SlickError, match=r"row 0 \(prompt .*empty prompt or target") as told:
+    with pytest.raises(SlickError, match=r"row 0 \(prompt .*no tokens in its prompt or target") as told:
         finetune(study, replace(CONFIG, variant="known", num_workers=2))
     assert "Traceback" not in str(told.value)
     assert not study.child("runs", "known-seed0").exists("manifest.json")

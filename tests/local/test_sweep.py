@@ -108,7 +108,7 @@ def test_a_failed_trial_is_named_and_the_rest_is_finished(study: Folder) -> None
     with pytest.raises(SlickError, match=r"1 of 2 trials failed") as failure:
         sweep(study, replace(CONFIG, trajectories_per_trial=1))
     assert "known-seed0: row 0 (prompt" in str(failure.value)
-    assert "empty prompt or target" in str(failure.value)
+    assert "no tokens in its prompt or target" in str(failure.value)
     assert "Traceback" not in str(failure.value)
     assert list(written(study)) == ["half-seed0"]
     assert not study.child("sweep").exists("manifest.json")

@@ -41,7 +41,7 @@ def test_rows_side_by_side_are_padded_behind() -> None:
 
 @pytest.mark.parametrize(("prompt", "target"), [("", "5"), ("1", "")])
 def test_an_empty_text_is_refused(prompt: str, target: str) -> None:
-    with pytest.raises(DataError, match=r"row 1 .* empty prompt or target"):
+    with pytest.raises(DataError, match=r"row 1 .* no tokens in its prompt or target"):
         encode_examples(["1", prompt], ["2", target], encode, encode, STOP)
 
 

@@ -46,9 +46,9 @@ def test_a_group_of_any_allowed_size_shares_the_batch(num_workers: int, micro_ba
 
 
 def test_a_group_of_another_size_is_refused() -> None:
-    with pytest.raises(SettingsError, match="has 2 workers, the settings say 4"):
+    with pytest.raises(SettingsError, match="has 2 workers, the settings expect 4"):
         deepspeed_config(TrainConfig(batch_size=16, num_workers=4), 2)
-    with pytest.raises(SettingsError, match="has 1 workers, the settings say 2 to 4"):
+    with pytest.raises(SettingsError, match="has 1 workers, the settings expect 2 to 4"):
         deepspeed_config(TrainConfig(batch_size=16, num_workers=4, min_workers=2), 1)
 
 
