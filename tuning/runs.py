@@ -152,7 +152,9 @@ def plan_runs(
         SettingsError: there are no dev questions, or the dtype `auto` is not resolved.
     """
     if any(config.dtype == AUTO for config in configs.values()):
-        raise SettingsError("trainings are planned with dtype auto; resolve it first, or give float32 or bfloat16")
+        raise SettingsError(
+            "a plan needs a resolved dtype, got auto; call resolve_precision, or give float32 or bfloat16"
+        )
     variants = require_manifest(study.child("variants"), "variants")
     questions = require_manifest(study.child("questions"), "questions")
     models = {config.model: resolve_study_model(study, config.model) for config in configs.values()}

@@ -154,7 +154,7 @@ def test_the_share_is_no_part_of_what_results_depend_on() -> None:
     for config in (AnnotateConfig(), TrainConfig()):
         assert replace(config, max_set_aside_share=0.5).identity() == config.identity()
     for made in (AnnotateConfig, TrainConfig):
-        with pytest.raises(SettingsError, match=r"1 percent is 0\.01"):
+        with pytest.raises(SettingsError, match=r"max_set_aside_share is a share in \[0, 1\], got"):
             made(max_set_aside_share=1.5)
 
 
