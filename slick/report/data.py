@@ -128,17 +128,25 @@ class StudyData:
     """Fixed training lengths in epochs, ascending; the last is the end of the shortest run."""
     idk_phrase: str = "I don't know"
     parts: dict[Callable[..., Any], Any] = field(default_factory=dict)
-    """What `part` has loaded, by loader."""
+    """Results of `part` by loader."""
+    part_arguments: dict[Callable[..., Any], tuple[object, ...]] = field(default_factory=dict)
+    """Arguments of `part` by loader."""
 
     def part(self, load: Callable[Concatenate[Folder, P], T], missing: T, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """What one section or finding reads of the study: loaded when it is first needed, and kept.
+        """Data that a section or finding loads itself: loaded on first use, then cached by loader.
 
         Args:
-            load: reads it; given the study's folder and the other arguments.
-            missing: returned where there is no folder.
+            load: a function of the study's folder and of the other arguments.
+            missing: returned if there is no folder.
+
+        Raises:
+            ValueError: the loader was called with other arguments before.
         """
         if load not in self.parts:
             self.parts[load] = missing if self.study is None else load(self.study, *args, **kwargs)
+        arguments = (*args, *kwargs.items())
+        if self.part_arguments.setdefault(load, arguments) != arguments:
+            raise ValueError(f"{load.__qualname__} was called with other arguments before; use one loader for each")
         return cast(T, self.parts[load])
 
     def runs_for(self, name: str) -> tuple[Run, ...]:

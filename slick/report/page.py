@@ -64,7 +64,11 @@ class Section(SectionBody):
 def group_sections(sections: Sequence[Section]) -> dict[str, list[Section]]:
     """The sections of each part, parts in the order of `GROUPS`, sections in their own; parts without any left out."""
     for section in sections:
-        assert section.group in SECTION_GROUPS, f"section {section.name} is in no part of the page: {section.group!r}"
+        if section.group not in SECTION_GROUPS:
+            raise ValueError(
+                f"the report section {section.name} has the group {section.group!r}; expected one of "
+                f"{', '.join(map(repr, SECTION_GROUPS))}"
+            )
     found = {group: [section for section in sections if section.group == group] for group in SECTION_GROUPS}
     return {group: members for group, members in found.items() if members}
 

@@ -1,7 +1,9 @@
 """The report step: reads a study, evaluates the findings, renders all sections and writes the page."""
 
 import dataclasses
+import inspect
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -116,7 +118,12 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
     sheets = read_grading_sheets(folder, config.graded)
     graded = sorted(sheets.graded.grades.items()) if sheets.graded else []
     identity = fingerprint(
-        inputs, config.identity(), versions().get("slick-knowledge", ""), requested_experiments(study), graded
+        inputs,
+        config.identity(),
+        versions().get("slick-knowledge", ""),
+        requested_experiments(study),
+        graded,
+        *external_components(),
     )
     found = read_manifest(folder)
     if found is not None and found.fingerprint == identity:
@@ -134,6 +141,20 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
         f"{folder}/index.html"
     )
     return manifest
+
+
+def external_components() -> list[tuple[str, str]]:
+    """Findings and sections of other distributions, by name, each with a hash of the module that defines it."""
+    modules = {f"finding {name}": finding.check.__module__ for name, finding in findings.items()}
+    modules |= {f"section {name}": section.make.__module__ for name, section in sections.items()}
+    return [(name, _module_hash(module)) for name, module in modules.items() if not module.startswith("slick.")]
+
+
+def _module_hash(name: str) -> str:
+    try:
+        return fingerprint(inspect.getsource(sys.modules[name]))
+    except OSError:  # installed without its source
+        return ""
 
 
 def _copy_preserved(old: Folder, new: Folder) -> None:

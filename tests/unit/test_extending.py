@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from slick.errors import SettingsError
+from slick.report import ReportConfig, make_report
 from slick.settings import COMPARISON, fields_affecting, filter_settings
 from tests.unit.report_study import write_study
 from tuning.config import TrainConfig
@@ -144,6 +145,7 @@ import json, sys
 import pyarrow as pa
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, read_knowledge, rescore
 from slick.errors import SettingsError
+from slick.report import ReportConfig, make_report
 from slick.inference.base import SamplingConfig
 from slick.storage import Folder
 from tests.local.tiny import write_questions
@@ -174,3 +176,34 @@ except SettingsError as error:
     assert after == ["HighlyKnown"] * 9, "the dates contain the years"
     assert message == "--engine copy does not support --mode labels; use --engine transformers or vllm"
     assert not loads_torch
+
+
+def test_a_finding_and_a_report_section(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", num_test=24, num_epochs=3, world=False)
+    make_report(study, ReportConfig())
+    assert 'id="relations"' not in study.child("report").read_bytes("index.html").decode()
+    code = """
+import json, sys
+import slick
+
+slick.make_report(sys.argv[1], slick.ReportConfig())
+print(json.dumps(None))
+"""
+    components = example("A finding") + example("A report section")
+    run_with_component(components, code, tmp_path, study.uri)
+    report = study.child("report")
+    page = report.read_bytes("index.html").decode()
+    section = page.split('<section id="relations">')[1].split("</section>")[0]
+    assert "<h2>Questions by relation</h2>" in section
+    assert "Beyond the paper" in section
+    rows = report.child("tables").read_bytes("relations.csv").decode().splitlines()
+    assert rows == ["relation,questions", "<script>alert(1)</script>,24", "P17,24", "P19,24"]
+    outcome = json.loads(report.read_bytes("outcomes.json"))[-1]
+    assert outcome["id"] == "X1"
+    assert outcome["paper"] == "1.7 points"
+    assert outcome["holds"] == (outcome["own"] < 5)
+    assert outcome["why"].startswith("D_Natural loses ")
+    assert "The natural mix of categories loses less than 5 points" in page
+
+    run_with_component(components.replace("All splits.", "Every split."), code, tmp_path, study.uri)
+    assert "Every split." in report.read_bytes("index.html").decode(), "a component that changed rebuilds the report"
