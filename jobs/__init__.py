@@ -1,1 +1,1 @@
-"""The doors: one short file a step, presets, and the command line."""
+"""The command line: one short module per step, and the presets."""

@@ -1,4 +1,4 @@
-"""The command line: `slick STEP ...` runs `jobs.STEP` and imports no other step."""
+"""The command `slick`: `slick STEP ...` imports and runs `jobs.STEP` alone."""
 
 import importlib
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def _run_step(arguments: Sequence[str]) -> None:
         return
     if arguments[0] not in STEP_DESCRIPTIONS:
         meant = did_you_mean(arguments[0], STEP_DESCRIPTIONS)
-        raise SettingsError(f"there is no step {arguments[0]!r}{meant}; there are {', '.join(STEP_DESCRIPTIONS)}")
+        raise SettingsError(f"there is no step {arguments[0]!r}{meant}; the steps are {', '.join(STEP_DESCRIPTIONS)}")
     importlib.import_module(f"jobs.{arguments[0]}").main(arguments[1:])
 
 

@@ -1,7 +1,7 @@
-"""What all doors share: parse PRESET, --out and flags, hand over, turn errors into exit statuses.
+"""Shared parts of the commands: logging, exit statuses, and parsing of PRESET, `--out` and flags.
 
-Exit status: 0 done, 2 something the user can mend (one message, no traceback), 1 a defect of ours, 130 stopped by
-Ctrl-C, 141 nobody reads the output any more (as in `slick study demo | head`).
+Exit statuses: 0 success; 1 a defect of this program; 2 an error that the user can fix (one message, no traceback);
+130 interrupted by Ctrl-C; 141 the reader of the output has closed it (as in `slick study demo | head`).
 """
 
 import io
@@ -14,7 +14,6 @@ from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from jobs.config_file import SettingsSelector, expand_config_file
 from jobs.flags import (
     FlagParser,
     canonical_flags,
@@ -45,11 +44,11 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         try:
             _run(main, sys.argv[1:] if argv is None else argv)
         finally:
-            sys.stdout.flush()  # what is left would fail when Python exits, where nothing can catch it
+            sys.stdout.flush()  # a failure when Python exits could not be caught
     except BrokenPipeError:
         if not _is_output_closed():
             raise
-        sys.exit(141)  # as a shell tells of a program that SIGPIPE ended
+        sys.exit(141)  # a shell's status of a program that SIGPIPE has ended
 
 
 def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
@@ -65,7 +64,7 @@ def _run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
         print(f"\nslick: {format_file_error(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nslick: stopped. Nothing finished is lost: the same command goes on from here.", file=sys.stderr)
+        print("\nslick: stopped. Finished work is kept; the same command resumes it.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -94,18 +93,22 @@ def configure_logging() -> None:
 
 
 def _is_output_closed() -> bool:
-    """True if the pipe that broke is our own output; what is still to be written then goes nowhere."""
+    """Whether stdout or stderr is the pipe that broke; if so, further output is discarded."""
     output = select.poll()
     for descriptor in (1, 2):
-        output.register(descriptor, 0)  # errors and hang-ups are told in any case
-    gone = [descriptor for descriptor, event in output.poll(0) if event & (select.POLLERR | select.POLLHUP)]
-    for descriptor in gone:
+        output.register(descriptor, 0)  # errors and hang-ups are always reported
+    closed = [descriptor for descriptor, event in output.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+    for descriptor in closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return bool(gone)
+    return bool(closed)
 
 
 def parse_out(argv: Sequence[str], prog: str, default: str | None = None) -> tuple[Folder, list[str]]:
-    """Take `--out` from the arguments: the study folder, and the arguments that remain."""
+    """The study folder that `--out` names, and the remaining arguments.
+
+    Raises:
+        SettingsError: there is no `--out` and no default.
+    """
     parser = FlagParser(prog)
     parser.add_flag("--out", default=default)
     known, rest = parser.parse_known(argv)
@@ -113,21 +116,25 @@ def parse_out(argv: Sequence[str], prog: str, default: str | None = None) -> tup
         misspelled = [name for name in map(flag_name, rest) if closest_names(name, ["out"])]
         if misspelled:
             raise unknown_flags_error(misspelled, ["out"], prog)
-        raise SettingsError(f"{prog} needs --out DIR, the study folder: a path, or a URI such as s3://bucket/study")
+        raise SettingsError(f"{prog} needs --out DIR, the study folder: a path or a URI such as s3://bucket/study")
     return Folder(known.out), rest
 
 
 def parse_preset(
     argv: Sequence[str], prog: str, presets: Mapping[str, Callable[[], Config]]
 ) -> tuple[str, Callable[[], Config], list[str]]:
-    """Take the preset's name, the first argument."""
+    """The first argument as a preset: its name, its function, and the remaining arguments.
+
+    Raises:
+        SettingsError: the first argument is not a preset.
+    """
     if not argv or argv[0].startswith("-"):
         raise SettingsError(
-            f"{prog} needs a preset first: {' | '.join(presets)}; for example `{prog} {next(iter(presets))}`"
+            f"{prog} expects a preset first: {' | '.join(presets)}; for example `{prog} {next(iter(presets))}`"
         )
     if argv[0] not in presets:
         raise SettingsError(
-            f"{prog} has no preset {argv[0]!r}{did_you_mean(argv[0], presets)}; there are {', '.join(presets)}"
+            f"{prog} has no preset {argv[0]!r}{did_you_mean(argv[0], presets)}; its presets are {', '.join(presets)}"
         )
     return argv[0], presets[argv[0]], list(argv[1:])
 
@@ -139,10 +146,10 @@ def parse_config(config: Config, argv: Sequence[str], prog: str, others: Iterabl
         config: the preset.
         argv: flags and their values, in any spelling that `canonical_flags` takes; or `--help`.
         prog: the command so far, for messages.
-        others: flags that the command takes beside these, to be suggested too.
+        others: further flags of the command, for suggestions.
 
     Raises:
-        SettingsError: a flag that there is not, with the nearest ones; or a value that a flag does not take.
+        SettingsError: an unknown flag, with the nearest names, or an invalid value.
     """
     import tyro
 
@@ -192,42 +199,10 @@ def _with_choices(field: "StructFieldSpec", registry: "Registry[Any] | None") ->
 
 
 def is_help_command(argv: Sequence[str]) -> bool:
-    """True if the arguments ask for help before a preset is named."""
+    """Whether the first argument asks for help."""
     return has_help_flag(argv[:1])
 
 
 def has_help_flag(argv: Sequence[str]) -> bool:
-    """True if the arguments ask for help."""
+    """Whether any argument asks for help."""
     return "-h" in argv or "--help" in argv
-
-
-def run_step_command(
-    step: str,
-    presets: Mapping[str, Callable[[], Config]],
-    run: Callable[[Folder, Config], object],
-    argv: Sequence[str],
-    description: str,
-    select: SettingsSelector | None = None,
-) -> None:
-    """Run one step: `slick STEP PRESET --out DIR [--config FILE] [flags]`.
-
-    Args:
-        step: its name, for messages.
-        presets: its settings by name.
-        run: the step.
-        argv: the arguments after the step's name.
-        description: for `--help`.
-        select: takes the step's settings from a file; None: the file holds them and no others.
-    """
-    prog = f"slick {step}"
-    if is_help_command(argv):
-        print(f"{description.strip()}\n\nPresets: {', '.join(presets)}. All flags: `{prog} PRESET --help`")
-        return
-    name, preset, rest = parse_preset(argv, prog, presets)
-    if has_help_flag(rest):
-        print(f"usage: {prog} {name} --out DIR [--config FILE] [flags]\n")
-        parse_config(preset(), ["--help"], f"{prog} {name}")
-        return
-    out, rest = parse_out(rest, prog)
-    prog = f"{prog} {name}"
-    run(out, parse_config(preset(), expand_config_file(rest, preset(), prog, select), prog, ("out", "config")))

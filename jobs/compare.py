@@ -1,11 +1,11 @@
-"""Several studies side by side: other models, other seeds, other settings.
+"""Compare studies of different models, seeds or settings.
 
 slick compare studies/one studies/two
 slick compare studies/seed-0 studies/seed-1 s3://bucket/study --out studies/comparison
 
-Studies may be unfinished; what they lack is said. Differences are given, with intervals, where two studies asked the
-same questions and matched answers alike; studies that differ in their seeds alone give a mean and a spread.
-Settings, inputs and library versions that differ are listed.
+Studies may be unfinished; missing parts are listed. Differences between two studies have confidence intervals if both
+have the same questions and answer matcher. For studies that differ only in their seeds, the mean and the spread are
+given. Settings, inputs and library versions that differ are listed.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ REGISTERED_SETTINGS = SweepConfig
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, hand over, stop."""
+    """Compare the studies that the command line names."""
     if has_help_flag(argv):
         print("usage: slick compare OUT1 OUT2 ... [--out FOLDER] [--num-chunks 100] [--seed 0]\n")
         print((__doc__ or "").strip())

@@ -1,4 +1,4 @@
-"""What a study is asked for: experiments to the fine-tuning sets that are trained, and what all of it will cost."""
+"""The variants that the requested experiments train, and the cost of a study before it runs."""
 
 from dataclasses import replace
 
@@ -21,32 +21,30 @@ from tuning.sweep import SweepConfig, resolve_sweep_precision
 
 
 def resolve_experiments(config: StudyConfig) -> StudyConfig:
-    """Name the experiments in full, and the fine-tuning sets that they train.
+    """Complete the experiments of a study, and set the variants that they train.
 
-    Nothing asked for means all of the paper, and what goes beyond it but takes no more. A sweep that names its own
-    sets keeps them.
+    Without requested experiments these are all of the paper, and further ones whose requirements the settings meet. A
+    sweep that names its variants keeps them.
 
     Raises:
-        SettingsError: an experiment that does not exist, or that these settings cannot give.
+        SettingsError: an unknown experiment, or one whose requirements the settings do not meet.
     """
-    asked = parse_experiment_names(config.experiments)
-    own_sets = config.sweep.grid.variants != GridConfig().variants
-    if asked and own_sets:
-        raise SettingsError(
-            "--experiments and --sweep.grid.variants both say which fine-tuning sets are trained; give one of them"
-        )
-    if "concentration" in asked and not config.variants.concentrated_shares:
+    requested = parse_experiment_names(config.experiments)
+    has_variants = config.sweep.grid.variants != GridConfig().variants
+    if requested and has_variants:
+        raise SettingsError("--experiments and --sweep.grid.variants both determine the trained variants; give one")
+    if "concentration" in requested and not config.variants.concentrated_shares:
         config = replace(config, variants=replace(config.variants, concentrated_shares=(0.5,)))
-    for name in asked:
+    for name in requested:
         if reasons := unmet_requirements(name, config):
-            raise SettingsError(f"experiment {name} cannot be done with these settings: it {'; it '.join(reasons)}")
-    if not asked:
-        trained = config.sweep.grid.variants if own_sets else variant_names(config.variants)
+            raise SettingsError(f"experiment {name} cannot run with these settings: it {'; it '.join(reasons)}")
+    if not requested:
+        trained = config.sweep.grid.variants if has_variants else variant_names(config.variants)
         beyond = [
             name for name in EXPERIMENTS if name not in PAPER_EXPERIMENTS and not unmet_requirements(name, config)
         ]
         return _with_experiments(config, (*PAPER_EXPERIMENTS, *beyond), trained)
-    return _with_experiments(config, asked, variants_for_experiments(asked, config.variants))
+    return _with_experiments(config, requested, variants_for_experiments(requested, config.variants))
 
 
 def _with_experiments(config: StudyConfig, names: tuple[str, ...], trained: tuple[str, ...]) -> StudyConfig:
@@ -61,30 +59,30 @@ def _with_experiments(config: StudyConfig, names: tuple[str, ...], trained: tupl
 
 
 def unmet_requirements(name: str, config: StudyConfig) -> list[str]:
-    """Why the settings cannot give an experiment, each with the flag that would; empty if they can."""
+    """The requirements of an experiment that the settings do not meet, each with the flag that would meet it."""
     experiment, annotate = EXPERIMENTS[name], config.annotate
     reasons = [
-        f"needs {need.label}, which is not drawn (add {need.flag})"
-        for need in missing_requirements(experiment, config.variants)
+        f"needs {requirement.label}, which is not drawn (add {requirement.flag})"
+        for requirement in missing_requirements(experiment, config.variants)
     ]
     if experiment.needs_all_answers and (annotate.mode, annotate.estimator) != ("full", "sampled"):
         reasons.append("needs every answer (--annotate.mode full, --annotate.estimator sampled)")
     if experiment.needs_repeats and not annotate.repeats_per_relation:
-        reasons.append("needs questions that are asked again (add --annotate.repeats-per-relation 20)")
+        reasons.append("needs questions that are annotated twice (add --annotate.repeats-per-relation 20)")
     if experiment.world and (config.model or not config.embedded):
-        reasons.append("needs facts that were planted: a study without --model")
+        reasons.append("needs planted facts: a study without --model")
     return reasons
 
 
 def needs_training(config: StudyConfig) -> bool:
-    """Whether what is asked for takes any training."""
+    """Whether any experiment of the study needs training."""
     return any(EXPERIMENTS[name].requirements for name in config.experiments)
 
 
 def include_finished_variants(study: Folder, config: StudyConfig) -> SweepConfig:
-    """The sweep with all fine-tuning sets that were trained before, so that its points stay those of the whole study.
+    """The sweep, extended by the variants that earlier runs have finished, so that its points cover the whole study.
 
-    A set counts if nothing of it is left to train at these settings; one of other settings is left alone.
+    A variant is added if all of its runs are finished with these settings.
     """
     sweep, needed = config.sweep, set(config.sweep.grid.variants)
     names = require_manifest(study.child("variants"), "variants").counts
@@ -94,45 +92,46 @@ def include_finished_variants(study: Folder, config: StudyConfig) -> SweepConfig
     if not drawn:
         return sweep
     others = replace(sweep, grid=replace(sweep.grid, variants=tuple(drawn)))
-    there = {
+    finished = {
         run.run_id: run.config(sweep.train)
         for run in others.trajectories
         if read_manifest(study.child("runs", run.run_id)) is not None
     }
-    if not there:
+    if not finished:
         return sweep
-    ended = sweep.scheduler != "none"
+    stops_early = sweep.scheduler != "none"
     try:
-        left = {plan.run_id for plan in plan_runs(study, there, sweep.stop_policies, accept_early_stopped=ended)}
+        plans = plan_runs(study, finished, sweep.stop_policies, accept_early_stopped=stops_early)
     except StudyError as error:
-        print(f"sweep: trainings of other settings are left out of its points: {error}")
+        print(f"sweep: runs with other settings are left out of its points: {error}")
         return sweep
-    missing = {run.variant for run in others.trajectories if run.run_id not in there or run.run_id in left}
+    unfinished = {run.run_id for run in others.trajectories} - finished.keys() | {plan.run_id for plan in plans}
+    missing = {run.variant for run in others.trajectories if run.run_id in unfinished}
     kept = needed | (set(drawn) - missing)
     ordered = dict.fromkeys([*names, *sweep.grid.variants])
     return replace(sweep, grid=replace(sweep.grid, variants=tuple(name for name in ordered if name in kept)))
 
 
 def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
-    """What the study will cost, before any of it runs: experiments, generations, trainings.
+    """The experiments, generations and runs of a study.
 
     Args:
-        config: settled.
-        study: its folder; what is trained there already is said.
+        config: resolved settings.
+        study: its folder; finished runs in it are counted.
     """
     sampling, num_sets = config.annotate.sampling, config.annotate.num_exemplar_sets
     per_question = num_sets * (1 + sampling.num_samples)
     lines = ["", *_experiment_lines(config), "", f"{per_question} generations a question ({num_sets} prompts x "
              f"(1 greedy + {sampling.num_samples} samples)){_question_count(config, per_question)}"]  # fmt: skip
     if config.annotate.p_true:
-        lines.append("and of each test question, P(True) of its gold answer")
+        lines.append("and P(True) of the gold answer of each test question")
     if not needs_training(config):
         return "\n".join([*lines, "no training"])
     sweep = config.sweep
     runs, cells = sweep.trajectories, points(sweep.grid, sweep.train, shared=not sweep.independent_reason)
     lines.append(
         f"{len(runs)} trainings, {sum(run.epochs for run in runs):,} epochs in all, give {len(cells):,} points of the "
-        "grid; sets that several experiments need are trained once"
+        "grid; variants that several experiments need are trained once"
     )
     done = [run for run in runs if study and read_manifest(study.child("runs", run.run_id)) is not None]
     if done:
@@ -141,21 +140,22 @@ def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
 
 
 def _experiment_lines(config: StudyConfig) -> list[str]:
-    """One line an experiment: where it is in the paper, what it trains, or why it is left out."""
+    """One line per experiment: its tables and figures in the paper, its runs, or why it is left out."""
     rows = [("experiment", "in the paper", "variants", "trainings", "epochs", "")]
     for name in config.experiments:
         experiment = EXPERIMENTS[name]
-        wanted = set(variants_for_experiments([name], config.variants)) & set(config.sweep.grid.variants)
-        runs = [run for run in config.sweep.trajectories if run.variant in wanted] if experiment.requirements else []
-        numbers = (str(len(wanted)), str(len(runs)), f"{sum(run.epochs for run in runs):,}") if runs else ("-",) * 3
+        variants = set(variants_for_experiments([name], config.variants)) & set(config.sweep.grid.variants)
+        runs = [run for run in config.sweep.trajectories if run.variant in variants] if experiment.requirements else []
+        numbers = (str(len(variants)), str(len(runs)), f"{sum(run.epochs for run in runs):,}") if runs else ("-",) * 3
         why = "; ".join(unmet_requirements(name, config))
         rows.append((name, experiment.exhibits or "beyond", *numbers, f"left out: {why}" if why else ""))
+    lines = format_table(rows, right=(2, 3, 4))
     rest = [name for name in EXPERIMENTS if name not in config.experiments]
-    return [*format_table(rows, right=(2, 3, 4)), *([f"not asked for: {', '.join(rest)}"] if rest else [])]
+    return [*lines, f"not requested: {', '.join(rest)}"] if rest else lines
 
 
 def _question_count(config: StudyConfig, per_question: int) -> str:
-    """The number of questions, where it is known before they are read."""
+    """The number of questions, if it is known before they are read."""
     world = config.world
     if config.model or not config.embedded or world.questions or config.annotate.limit_per_relation:
         return ""

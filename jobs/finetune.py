@@ -1,4 +1,4 @@
-"""Fine-tune a model on one variant, evaluated by generation every epoch.
+"""Fine-tune a model on one variant and evaluate its generated answers after every epoch.
 
 slick finetune demo --variant unknown-050 --out studies/demo
 slick finetune lora --variant unknown-100 --track mlflow --out studies/llama
@@ -7,15 +7,14 @@ slick finetune large --variant unknown-100 --num-workers 4 --offload optimizer -
 
 from collections.abc import Sequence
 
-from jobs.common import run_main, run_step_command
-from jobs.presets import FINETUNE
-from jobs.study_file import settings_selector
+from jobs.common import run_main
+from jobs.step_command import run_step_command
 from tuning.finetune import finetune
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, hand over, stop."""
-    run_step_command("finetune", FINETUNE, finetune, argv, __doc__ or "", settings_selector("finetune"))
+    """Run the step with the settings of the command line."""
+    run_step_command("finetune", finetune, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Jobs of a Ray cluster: which there are, how one is getting on, and how to stop it.
+"""List, follow and stop the jobs of a Ray cluster.
 
 slick jobs --address http://HEAD:8265
-slick jobs --address http://HEAD:8265 --follow ID    # its log until it ends; exit status: that of the step
+slick jobs --address http://HEAD:8265 --follow ID    # print its log; exit with its status
 slick jobs --address http://HEAD:8265 --stop ID
 """
 
@@ -20,7 +20,7 @@ MAX_MESSAGE_CHARS = 100
 
 
 def main(argv: Sequence[str]) -> None:
-    """List, follow or stop."""
+    """List the jobs, or follow or stop one."""
     if has_help_flag(argv):
         print((__doc__ or "").strip())
         return
@@ -34,21 +34,21 @@ def main(argv: Sequence[str]) -> None:
     if known.follow:
         follow(head, known.follow)
     elif known.stop:
-        ended = "is told to stop" if head.stop(known.stop) else "had ended already"
-        print(f"job {known.stop} {ended}")
+        state = "is stopping" if head.stop(known.stop) else "has already ended"
+        print(f"job {known.stop} {state}")
     else:
         print(jobs_table(head.jobs(), time.time()) or f"no jobs at {head.address}")
 
 
 def jobs_table(jobs: Sequence[RayJob], now_s: float) -> str:
-    """A few lines a job: id, step, preset, status, since when; study; what is the matter."""
+    """Up to three lines per job: id, step, preset, status and time; study; progress or reason of failure."""
     return "\n".join(line for job in jobs for line in _job_lines(job, now_s))
 
 
 def _job_lines(job: RayJob, now_s: float) -> list[str]:
-    what = " ".join(job.metadata.get(name, "") for name in ("step", "preset")).strip() or "not of slick"
+    step = " ".join(job.metadata.get(name, "") for name in ("step", "preset")).strip() or "not of slick"
     since = "" if job.since_s is None else f", for {format_duration(max(0.0, now_s - job.since_s))}"
-    lines = [f"{job.job_id}  {what}  {job.status}{since}"]
+    lines = [f"{job.job_id}  {step}  {job.status}{since}"]
     if study := job.metadata.get("study"):
         lines.append(f"  study {study}")
     if reason := job.reason:

@@ -1,11 +1,11 @@
-"""What a model of some size needs: memory of GPUs and machines in training, GPUs for answers, hours, and their cost.
+"""Estimate the memory, GPU hours and cost of a study with a model of a given size.
 
 slick plan --model-size 7B --gpus 8 --gpu-memory 80
 slick plan --model-size 70B --gpus 16 --gpu-memory 80 --probe studies/small --price 2.5
 slick plan --model FOLDER --gpus 4 --gpu-memory 48 --machine-memory 384 --gpus-a-machine 4
 
---probe STUDY    a study that was made on such machines, with as few questions and epochs as you like: its speeds are
-                 taken, in proportion to the numbers of parameters. Without it no hours are told.
+--probe STUDY    a study made on such machines, of any size: hours are estimated from its speeds, in proportion to the
+                 numbers of parameters. Without it no hours are estimated.
 """
 
 import math
@@ -26,47 +26,47 @@ from tuning.memory import HEADROOM
 _POSITIVE_FIELDS = ("gpus", "gpu_memory", "machine_memory", "gpus_a_machine", "rows_at_once",
             "questions", "trainings", "epochs", "train_rows", "asked_rows")  # fmt: skip
 MAX_SCALE_FACTOR = 10.0
-"""Speeds of a model so many times smaller or larger are taken without a warning."""
+"""Speeds of a model that is larger or smaller by more than this factor are used with a warning."""
 _PROMPT_TOKENS, _ANSWER_TOKENS = 82, 5
-"""Of a question under 4 examples, and of an answer, in EntityQuestions; tokenizers differ by a few."""
+"""Tokens of a question with 4 examples, and of an answer, in EntityQuestions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanConfig:
-    """What is to be planned; the numbers of the work are the paper's."""
+    """The model, machines and work to estimate; the defaults of the work are the paper's."""
 
     model_size: str = ""
     """135M, 360M, 1B, 1.7B, 3B, 7B, 8B, 13B or 70B: a published model of that size."""
     model: str = ""
-    """Instead: a model folder or Hugging Face id, whose config.json is read."""
+    """Instead of `model_size`: a model folder or Hugging Face id, whose config.json is read."""
     gpus: int = 8
-    """That one training is spread over."""
+    """GPUs of one training."""
     gpu_memory: float = 80.0
-    """Of one GPU, in GB of a thousand million bytes."""
+    """Memory of one GPU, in GB (1e9 bytes)."""
     machine_memory: float | None = None
-    """Of one machine itself, in GB, which holds what is offloaded, and models while they are read and saved; None: as a
-    cloud's usual machine with such GPUs has, which is named."""
+    """CPU memory of one machine, in GB, for offloaded tensors and for models while they are loaded and saved; None:
+    that of the default cloud instance with such GPUs."""
     gpus_a_machine: int | None = None
-    """That share a machine's memory; None: as many as that machine has."""
+    """GPUs of one machine; None: those of the default cloud instance."""
     dtype: TrainDtype = "auto"
-    """Of weights and arithmetic. `auto`: bfloat16, which a GPU of compute capability 8.0 or later takes (A10G, L4,
-    A100, H100); older ones (V100, T4) take float32."""
+    """Dtype of weights and computation. `auto`: bfloat16, for GPUs of compute capability 8.0 or later (A10G, L4, A100,
+    H100); older ones (V100, T4) need float32."""
     rows_at_once: int = 16
-    """Rows that one GPU takes through the model at once, where the batch of the preset `large` has so many for each."""
+    """Largest micro batch of one GPU."""
     questions: int = 98_029
-    """To annotate."""
+    """Questions to annotate."""
     trainings: int = 17
     """Fine-tuning runs."""
     epochs: int = 50
-    """Of each run."""
+    """Epochs of each run."""
     train_rows: int = 6_142
     """Rows of a fine-tuning set."""
     asked_rows: int = 32_932
-    """Questions asked after each epoch: those of the fine-tuning set, dev, test and ood."""
+    """Questions evaluated after each epoch: those of the variant, dev, test and ood."""
     probe: str = ""
-    """A study whose speeds are taken; a path or a URI."""
+    """Path or URI of a study whose speeds are used."""
     price: float = 0.0
-    """Of one GPU-hour; 0: no cost is told."""
+    """Price of one GPU hour; 0: no cost is estimated."""
 
     def __post_init__(self) -> None:
         for name in _POSITIVE_FIELDS:
@@ -83,7 +83,7 @@ class PlanConfig:
 
     @property
     def fleet(self) -> Fleet:
-        """The GPUs in their machines: as told, and where nothing is, as a cloud lends them."""
+        """The GPUs and their machines: as set, else the default cloud instance."""
         machine = default_machine_type(self.gpu_memory)
         if self.machine_memory is not None or self.gpus_a_machine is not None:
             machine = MachineType(
@@ -93,18 +93,18 @@ class PlanConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, compute, print."""
+    """Print the estimate for the settings of the command line."""
     if is_help_command(argv):
         print(f"{(__doc__ or '').strip()}\n")
     print("\n".join(plan(parse_config(PlanConfig(), argv, "slick plan", ()))))
 
 
 def plan(config: PlanConfig) -> Iterator[str]:
-    """The plan, line by line.
+    """The lines of the estimate.
 
     Raises:
-        SettingsError: no model is named, or two; or its shape cannot be told.
-        StudyError: the probe was not timed.
+        SettingsError: no model or two models are named, or the size is unknown.
+        StudyError: the probe has no timings.
     """
     shape = resolve_shape(config)
     rates = read_throughput(Folder(config.probe)) if config.probe else None
@@ -118,76 +118,73 @@ def plan(config: PlanConfig) -> Iterator[str]:
 
 
 def resolve_shape(config: PlanConfig) -> ModelShape:
-    """The shape of the model that is named.
+    """The shape of the named model.
 
     Raises:
-        SettingsError: none is, or two are.
-        ModelError: it cannot be found.
+        SettingsError: no model or two models are named.
+        ModelError: the model cannot be read.
     """
     if bool(config.model_size) == bool(config.model):
-        raise SettingsError("slick plan needs --model-size SIZE (such as 7B) or --model FOLDER_OR_ID, and one of them")
+        raise SettingsError("slick plan needs either --model-size SIZE (such as 7B) or --model FOLDER_OR_ID")
     if config.model_size:
         return published_shape(config.model_size)
     ref = resolve_model(config.model)
     if ref.gguf_file:
         raise SettingsError(
-            f"{config.model} is a GGUF file; give --model-size, or the folder of the model it was made of"
+            f"{config.model} is a GGUF file; give --model-size, or the folder of the model from which it was made"
         )
     return shape_from_config(read_config(ref.folder), config.model)
 
 
 def _annotation_lines(shape: ModelShape, config: PlanConfig) -> Iterator[str]:
-    dtype, room = config.planned_dtype, (1 - HEADROOM) * config.gpu_memory * GB
-    weights, a_token = dtype_bytes(dtype) * shape.parameters, shape.kv_bytes_per_token(dtype)
+    dtype, available = config.planned_dtype, (1 - HEADROOM) * config.gpu_memory * GB
+    weights, per_token = dtype_bytes(dtype) * shape.parameters, shape.kv_bytes_per_token(dtype)
     flag = "" if dtype == resolve_dtype(AUTO, ASSUMED_GPU) else f" --dtype {dtype}"
-    a_question = a_token * (10 * _PROMPT_TOKENS + 170 * _ANSWER_TOKENS)
-    needed = next((gpus for gpus in (1, 2, 4, 8, 16) if weights / gpus < 0.8 * room), None)
+    per_question = per_token * (10 * _PROMPT_TOKENS + 170 * _ANSWER_TOKENS)
+    num_gpus = next((gpus for gpus in (1, 2, 4, 8, 16) if weights / gpus < 0.8 * available), None)
     yield (
-        f"Annotation, {dtype}: weights {weights / GB:.1f} GB, {a_token / 1024:.0f} KiB of keys and values a token; a "
-        f"question and its 170 answers, nothing shared, {a_question / GB:.2f} GB"
+        f"Annotation, {dtype}: weights {weights / GB:.1f} GB, KV cache {per_token / 1024:.0f} KiB per token; "
+        f"{per_question / GB:.2f} GB for a question and its 170 answers without prefix sharing"
     )
-    if needed == 1:
-        left = (room - weights) / a_question
-        yield f"One GPU an actor: slick annotate paper --gpus-per-actor 1{flag}; room for {left:,.0f} questions at once"
-    elif needed is None:
-        yield "It does not fit 16 such GPUs with room for keys and values; take GPUs with more memory."
+    if num_gpus == 1:
+        num_questions = (available - weights) / per_question
+        yield (
+            f"One GPU per actor: slick annotate paper --gpus-per-actor 1{flag}; memory for {num_questions:,.0f} "
+            "questions at once"
+        )
+    elif num_gpus is None:
+        yield "The model and its KV cache do not fit 16 such GPUs; use GPUs with more memory."
     else:
-        yield f"{needed} GPUs an actor, by vLLM: slick annotate paper --engine vllm --gpus-per-actor {needed}{flag}"
+        command = f"slick annotate paper --engine vllm --gpus-per-actor {num_gpus}{flag}"
+        yield f"{num_gpus} GPUs per actor, with vLLM: {command}"
 
 
 def _time_lines(shape: ModelShape, config: PlanConfig, rates: Throughput | None) -> Iterator[str]:
     generations = config.questions * (rates.answers_per_question if rates else 170)
     yield (
         f"Work: {config.questions:,} questions, {generations / 1e6:,.1f} million answers; {config.trainings} trainings "
-        f"x {config.epochs} epochs, {config.train_rows:,} rows trained and {config.asked_rows:,} asked in each"
+        f"x {config.epochs} epochs, each with {config.train_rows:,} rows trained and {config.asked_rows:,} evaluated"
     )
     if rates is None:
-        yield "Hours: give --probe STUDY, a small study made on such machines, and its speeds are taken."
+        yield "Hours: give --probe STUDY, a small study made on such machines, to estimate them from its speeds."
         return
     answers = rates.estimate_annotation_seconds(config.questions, shape.parameters) / 3600
     epochs = rates.estimate_training_seconds(
         config.trainings * config.epochs, config.train_rows, config.asked_rows, shape.parameters
     )
     scaled = shape.parameters / rates.parameters
-    yield (
-        f"Measured: {rates.answers_per_second:,.0f} answers a second and actor"
-        + (
-            f", {rates.train_rows_per_second:,.1f} rows trained a second and worker"
-            if rates.train_rows_per_second
-            else ""
-        )
-        + (
-            f"; taken {scaled:,.1f} times as slow for {scaled:,.1f} times the parameters"
-            if abs(scaled - 1) > 0.05
-            else ""
-        )
-    )
+    measured = f"Measured: {rates.answers_per_second:,.0f} answers per second and actor"
+    if rates.train_rows_per_second:
+        measured += f", {rates.train_rows_per_second:,.1f} rows trained per second and worker"
+    if abs(scaled - 1) > 0.05:
+        measured += f"; the estimate is {scaled:,.1f} times slower, since the model is {scaled:,.1f} times larger"
+    yield measured
     if not 1 / MAX_SCALE_FACTOR <= scaled <= MAX_SCALE_FACTOR:
         least = shape.parameters / MAX_SCALE_FACTOR / GB
-        yield f"Such a proportion is a guess: probe a model of {least:,.2g} billion parameters or more."
+        yield f"This extrapolation is uncertain: probe a model of {least:,.2g} billion parameters or more."
     yield f"Annotation: {answers:,.1f} hours of one actor{_cost(answers, config)}"
     if epochs is None:
-        yield "Trainings: the probe has no finished training; finetune one variant there for an epoch."
+        yield "Trainings: the probe has no finished training; run `slick finetune` there for one epoch."
     else:
         yield f"Trainings: {epochs / 3600:,.1f} hours of one worker{_cost(epochs / 3600, config)}"
 

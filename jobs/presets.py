@@ -1,11 +1,13 @@
-"""Complete settings by name: `demo` (embedded world, laptop), `smoke` (the same, seconds), `paper` (the paper's);
-for trainings also `lora` and `large`, which differ from `paper` in how weights are trained and held.
+"""Presets: complete settings by name.
 
-A preset is a function, so that a variant of one is a call and a `replace`.
+`demo` builds a small model and runs on a laptop; `smoke` is a version of it that takes a minute; `paper` has the
+paper's settings. Trainings also have `lora` (LoRA) and `large` (ZeRO stage 3). A preset is a function without
+arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from slick.annotation import AnnotateConfig
 from slick.datasets import QuestionsConfig
@@ -19,19 +21,19 @@ from tuning.sweep import SweepConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyConfig:
-    """All steps of a study; `model`, `questions` and `seed` are handed down to each."""
+    """The settings of a study. `model`, `questions` and `seed` are copied to those of its steps."""
 
     model: str = ""
-    """Hugging Face id, model folder or GGUF file; empty: a world is built, questions and model together."""
+    """Hugging Face id, model folder or GGUF file; empty: build a world, that is questions and a model."""
     questions: str = ""
-    """EntityQuestions folder or zip, or a Parquet, JSONL or CSV file; without a model, the facts a world plants."""
+    """EntityQuestions folder or zip, or a Parquet, JSONL or CSV file; without a model, the facts of the world."""
     seed: int = 0
-    """Of everything drawn at random: world, exemplar sets, samples, variants, trainings."""
+    """Seed of all random draws: world, exemplar sets, samples, variants, trainings."""
     experiments: tuple[str, ...] = ()
-    """Parts of the paper, and beyond it, as `idk,p_true`: only what these need is trained, and more may be asked for
-    later; empty: all of the paper. `slick study --help` lists them."""
+    """Experiments to run, such as `idk,p_true`; only the variants that they need are trained. Later runs may add more.
+    Empty: all experiments of the paper. `slick study --help` lists them."""
     embedded: bool = True
-    """Whether a world is built when no model is given."""
+    """Build a world if no model is given."""
     world: WorldConfig = field(default_factory=WorldConfig)
     prepare: QuestionsConfig = field(default_factory=QuestionsConfig)
     """The questions step."""
@@ -42,31 +44,31 @@ class StudyConfig:
 
 
 def demo_annotation() -> AnnotateConfig:
-    """The paper's 10 x (1 + 16) answers, cut off early: the answers of a world are a few tokens.
+    """The paper's 10 x (1 + 16) answers with at most 12 tokens, which is enough for a world.
 
-    Many questions at once, since so small a model spends its time between products.
+    Batches are large, since overhead dominates the time of so small a model.
     """
     config = AnnotateConfig(repeats_per_relation=4, controls_per_relation=4, batch_questions=160, batches_per_file=1)
     return replace(config, sampling=replace(config.sampling, max_new_tokens=12))
 
 
 def paper_annotation() -> AnnotateConfig:
-    """The paper's 10 x (1 + 16) answers, and a few hundred questions more that say how far to trust the labels."""
+    """The paper's 10 x (1 + 16) answers, and a few hundred more questions that measure the stability of labels."""
     return AnnotateConfig(repeats_per_relation=20, controls_per_relation=20)
 
 
 def demo_training() -> TrainConfig:
-    """A small model fits in epochs what a large one fits in dozens, and needs a larger step."""
+    """Fewer epochs and a higher learning rate than for a large model."""
     return TrainConfig(epochs=10, learning_rate=1.1e-4, batch_size=32, dropout=0.0, max_new_tokens=12)
 
 
 def demo_variants() -> VariantsConfig:
-    """The paper's 17 fine-tuning sets, and one whose Unknown rows fill whole relations."""
+    """The paper's 17 variants, and one whose Unknown rows fill whole relations."""
     return VariantsConfig(concentrated_shares=(0.5,))
 
 
 def demo_sweep() -> SweepConfig:
-    """All 17 trainings of the paper, and three at half the learning rate (E24), packed into one Train run a core."""
+    """The paper's 17 runs, and three at half the learning rate (E24), packed into one Ray Train run per core."""
     return SweepConfig(
         grid=GridConfig(
             epochs=(2, 4, 6, 8, 10),
@@ -79,24 +81,21 @@ def demo_sweep() -> SweepConfig:
 
 
 def demo_variants_sweep() -> SweepConfig:
-    """The same for every fine-tuning set of the demo; as part of a study a sweep is told which sets there are."""
+    """As `demo_sweep`, for every variant of the demo. In a study the experiments determine the variants."""
     config = demo_sweep()
     return replace(config, grid=replace(config.grid, variants=variant_names(demo_variants())))
 
 
 def smoke_variants() -> VariantsConfig:
-    """Five fine-tuning sets."""
+    """Five variants."""
     return VariantsConfig(unknown_shares=(0.0, 0.5, 1.0), known_shares=(0.5,), natural=False, single_categories=False)
 
 
 def smoke_sweep() -> SweepConfig:
-    """Few variants, few epochs: every part runs, no finding is expected to hold."""
+    """Few variants and epochs: every part of the code runs, and no finding is expected to hold."""
     return replace(
         demo_sweep(),
-        grid=GridConfig(
-            epochs=(2, 3),
-            policies=("fixed", "best_dev", "patience(1)"),
-        ),
+        grid=GridConfig(epochs=(2, 3), policies=("fixed", "best_dev", "patience(1)")),
         train=replace(demo_training(), epochs=3),
         trajectories_per_trial=None,
     )
@@ -115,9 +114,9 @@ def paper_training() -> TrainConfig:
 
 
 def lora_training() -> TrainConfig:
-    """The paper's training with LoRA of rank 16 on all linear layers, at the tenfold step that LoRA wants.
+    """The paper's training with LoRA of rank 16 on all linear layers, at ten times the learning rate.
 
-    Only LoRA's weights have gradients and optimizer states; a model of 8 B parameters itself takes 16 GB in bfloat16.
+    Only LoRA's weights have gradients and optimizer states; a model of 8 B parameters takes 16 GB in bfloat16.
     """
     return replace(
         paper_training(), lora_rank=16, learning_rate=1e-4, dtype="bfloat16", zero_stage=2, micro_batch_size=16
@@ -127,8 +126,8 @@ def lora_training() -> TrainConfig:
 def large_training() -> TrainConfig:
     """The paper's training for models of 1 B to 8 B parameters on 1 to 8 GPUs, sharded by ZeRO stage 3.
 
-    A parameter takes 16 bytes over all GPUs: 8 B need 128 GB. With fewer, add `--offload optimizer`, which keeps 12 of
-    them in the machine's memory.
+    A parameter takes 16 bytes over all GPUs: 8 B need 128 GB. `--offload optimizer` keeps 12 of the 16 bytes in CPU
+    memory.
     """
     return replace(
         paper_training(),
@@ -142,7 +141,7 @@ def large_training() -> TrainConfig:
 
 
 def paper_sweep() -> SweepConfig:
-    """The paper's 17 trainings, read at 10 to 50 epochs and at the best dev epoch."""
+    """The paper's 17 runs, evaluated at 10 to 50 epochs and at the best dev epoch."""
     return SweepConfig(
         grid=GridConfig(epochs=(10, 20, 30, 40, 50), policies=("fixed", "best_dev", "patience(5)")),
         train=paper_training(),
@@ -150,29 +149,29 @@ def paper_sweep() -> SweepConfig:
 
 
 def lora_sweep() -> SweepConfig:
-    """The paper's 17 trainings with LoRA."""
+    """The paper's 17 runs with LoRA."""
     return replace(paper_sweep(), train=lora_training())
 
 
 def large_sweep() -> SweepConfig:
-    """The paper's 17 trainings of a model larger than one GPU."""
+    """The paper's 17 runs of a model larger than one GPU."""
     return replace(paper_sweep(), train=large_training())
 
 
 def demo_study() -> StudyConfig:
-    """The whole study on an embedded world, in minutes."""
+    """The whole study on a small model with planted facts; minutes on a laptop."""
     return StudyConfig(annotate=demo_annotation(), variants=demo_variants(), sweep=demo_sweep())
 
 
 def smoke_study() -> StudyConfig:
-    """The same in seconds."""
+    """A small version of the demo; about a minute."""
     return StudyConfig(
         world=smoke_world_config(), annotate=demo_annotation(), variants=smoke_variants(), sweep=smoke_sweep()
     )
 
 
 def paper_study() -> StudyConfig:
-    """The paper's settings on a model and questions of one's own."""
+    """The paper's settings for a given model and questions."""
     return StudyConfig(embedded=False, prepare=paper_questions(), annotate=paper_annotation(), sweep=paper_sweep())
 
 
@@ -182,7 +181,7 @@ QUESTIONS: dict[str, Callable[[], QuestionsConfig]] = {
     "smoke": QuestionsConfig,
     "paper": paper_questions,
 }
-ANNOTATE: dict[str, Callable[[], AnnotateConfig]] = {  # a study scores P(True) where its experiments need it
+ANNOTATE: dict[str, Callable[[], AnnotateConfig]] = {  # a study scores P(True) if its experiments need it
     "demo": lambda: replace(demo_annotation(), p_true=True),
     "smoke": lambda: replace(demo_annotation(), p_true=True),
     "paper": lambda: replace(paper_annotation(), p_true=True),
@@ -208,3 +207,14 @@ SWEEP: dict[str, Callable[[], SweepConfig]] = {
 }
 REPORT: dict[str, Callable[[], ReportConfig]] = {"demo": ReportConfig, "smoke": ReportConfig, "paper": ReportConfig}
 STUDY: dict[str, Callable[[], StudyConfig]] = {"demo": demo_study, "smoke": smoke_study, "paper": paper_study}
+STEP_PRESETS: dict[str, Mapping[str, Callable[[], Any]]] = {
+    "study": STUDY,
+    "world": WORLD,
+    "questions": QUESTIONS,
+    "annotate": ANNOTATE,
+    "variants": VARIANTS,
+    "finetune": FINETUNE,
+    "sweep": SWEEP,
+    "report": REPORT,
+}
+"""Step -> preset name -> settings."""

@@ -6,15 +6,14 @@ slick questions paper --questions trivia.jsonl --filter none --rejects bad-rows.
 
 from collections.abc import Sequence
 
-from jobs.common import run_main, run_step_command
-from jobs.presets import QUESTIONS
-from jobs.study_file import settings_selector
+from jobs.common import run_main
+from jobs.step_command import run_step_command
 from slick.datasets import prepare_questions
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, hand over, stop."""
-    run_step_command("questions", QUESTIONS, prepare_questions, argv, __doc__ or "", settings_selector("questions"))
+    """Run the step with the settings of the command line."""
+    run_step_command("questions", prepare_questions, argv, __doc__)
 
 
 if __name__ == "__main__":

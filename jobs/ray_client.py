@@ -1,7 +1,7 @@
-"""The head of a Ray cluster over HTTP: jobs submitted, watched, listed, stopped. The one import of Ray's job client.
+"""A client of the job server of a Ray cluster's head: submit, follow, list and stop jobs.
 
-A token is Ray's own business: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; it is neither read nor shown
-here. Whatever the head refuses becomes one message.
+Ray reads the token from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; it is neither read nor shown here.
+Errors of the head become a ClusterError.
 """
 
 import asyncio
@@ -24,31 +24,31 @@ from slick.cluster import configure_authentication
 from slick.errors import ClusterError, SettingsError
 
 CONNECT_TIMEOUT_S = 10.0
-"""Seconds that a head has to answer at all."""
+"""Seconds until a head must answer a request."""
 STARTUP_TIMEOUT_S = 30.0
-"""Seconds that a head which answers may take until it can run jobs."""
+"""Seconds that a head may take after its first answer until it can run jobs."""
 RETRY_INTERVAL_S = 3.0
 MAX_RETRIES = 40
-"""A head that is gone for two minutes while its logs are followed is given up; the job is not."""
+"""Retries of a broken log connection: about two minutes. The job itself is not affected."""
 TERMINAL_STATUSES = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def parse_address(address: str | None) -> str:
-    """The head's address, of the flag or of RAY_API_SERVER_ADDRESS.
+    """The head's address, from the flag or else from RAY_API_SERVER_ADDRESS.
 
     Raises:
-        SettingsError: there is none, or it is not http://HEAD:8265.
+        SettingsError: neither is given, or the address is not of the form http://HEAD:8265.
     """
     address = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or "").rstrip("/")
     if not address:
-        raise SettingsError("--address http://HEAD:8265 is needed: the dashboard of the cluster's head")
+        raise SettingsError("no --address is given; give that of the head's dashboard, --address http://HEAD:8265")
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
-        raise SettingsError(f"--address {address} is not an address of a head; wanted http://HEAD:8265")
+        raise SettingsError(f"--address {address} is not the address of a head's dashboard; expected http://HEAD:8265")
     return address
 
 
 def is_loopback_address(address: str) -> bool:
-    """True for loopback: a head on this machine, or the near end of a tunnel."""
+    """Whether the address is loopback: a head on this machine, or a tunnel."""
     host = urlsplit(address).hostname or ""
     try:
         return ip_address(host).is_loopback
@@ -57,12 +57,12 @@ def is_loopback_address(address: str) -> bool:
 
 
 _DEFAULT_MESSAGE = "Job is currently running."
-"""Ray's message of a job that has said nothing of itself."""
+"""Ray's message for a job that has not set one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayJob:
-    """What we want to know of a job; not its runtime environment, in which Ray's client hands out secrets."""
+    """A job, without its runtime environment, which may hold secrets."""
 
     job_id: str
     status: str
@@ -71,11 +71,11 @@ class RayJob:
     error_type: str
     exit_code: int | None
     since_s: float | None
-    """Unix time at which it began, or ended."""
+    """Unix time at which the job has started or, if it has ended, has ended."""
 
     @classmethod
     def from_details(cls, details: Any) -> Self:
-        """From Ray's JobDetails."""
+        """The job that Ray's `JobDetails` describe."""
         status = str(details.status)
         since_ms = details.end_time if status in TERMINAL_STATUSES else details.start_time
         return cls(
@@ -90,7 +90,7 @@ class RayJob:
 
     @property
     def exit_status(self) -> int:
-        """As of the step's own door: 0 done, 2 something the user can mend, 130 stopped, else 1."""
+        """The exit status of the step: 0 success, 2 an error that the user can fix, 130 stopped, else 1."""
         if self.status == "SUCCEEDED":
             return 0
         if self.status == "STOPPED":
@@ -99,7 +99,7 @@ class RayJob:
 
     @property
     def reason(self) -> str:
-        """The line of the message that counts: how far a running job is, or what ended it, in the step's own words."""
+        """One line of the job's message: its progress, or the reason of its failure."""
         if self.status == "SUCCEEDED" or self.message == _DEFAULT_MESSAGE:
             return ""
         lines = [line.strip() for line in self.message.splitlines() if line.strip()]
@@ -107,10 +107,10 @@ class RayJob:
 
 
 def submit_when_ready(start: Callable[[], object], *, limit_s: float = STARTUP_TIMEOUT_S, pause_s: float = 1.0) -> None:
-    """Submit a job to a head that may have been started just now: its job agent comes up some seconds after its server.
+    """Submit a job, and retry while the head has no job agent, which starts some seconds after its server.
 
     Raises:
-        RuntimeError: the head refused the job for another reason, or said too long that it has no agent yet.
+        RuntimeError: the head rejects the job for another reason, or has no agent within `limit_s` seconds.
     """
     end = time.monotonic() + limit_s
     while True:
@@ -125,36 +125,37 @@ def submit_when_ready(start: Callable[[], object], *, limit_s: float = STARTUP_T
 
 
 class RayJobClient:
-    """A connection to the head's job server."""
+    """A connection to the head's job server; all methods raise ClusterError if the head rejects the request."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         has_token = configure_authentication()
         if check_head_reachable(address) and not is_loopback_address(address):
-            print(f"warning: {address} asks nobody for a token: who reaches it can run code there", file=sys.stderr)
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray heeds before it heeds the argument
+            message = f"warning: {address} requires no token; anyone who can connect to it can run code there"
+            print(message, file=sys.stderr)
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # takes precedence over the argument
         with self._translate_errors(has_token):
             from ray.job_submission import JobSubmissionClient
 
             for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
-                logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # they tell of every upload
+                logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # they log every upload
             self._client: Any = JobSubmissionClient(address)
 
     @contextmanager
     def _translate_errors(self, has_token: bool = True) -> Iterator[None]:
-        """Turn what the head refuses into one message."""
+        """Turn errors of the client into a ClusterError."""
         from ray.exceptions import AuthenticationError
 
         try:
             yield
         except AuthenticationError as error:
-            found = "it does not take the token found here" if has_token else "no token was found here"
+            reason = "it does not accept the token of this machine" if has_token else "this machine has no token"
             raise ClusterError(
-                f"the head at {self.address} wants its cluster's token: {found}. Put it into ~/.ray/auth_token or "
+                f"the head at {self.address} requires its cluster's token: {reason}. Put it into ~/.ray/auth_token or "
                 "RAY_AUTH_TOKEN (on the head `ray get-auth-token` shows it), with RAY_AUTH_MODE=token or unset"
             ) from error
         except (OSError, RuntimeError, ValueError, LookupError) as error:
-            raise ClusterError(f"the head at {self.address} did not do what it was asked: {error}") from error
+            raise ClusterError(f"the head at {self.address} rejected the request: {error}") from error
 
     def dashboard_url(self, job_id: str) -> str:
         """The job's page in the dashboard."""
@@ -167,11 +168,11 @@ class RayJobClient:
 
         Args:
             entrypoint: the command line, run in the folder.
-            job_id: of the new job; unique on the cluster.
-            folder: what travels.
-            env: environment of the job and all its workers.
-            metadata: what lists of jobs show.
-            pip: requirements file that every node installs first; empty for none.
+            job_id: the job's id, unique on the cluster.
+            folder: the working directory of the job.
+            env: environment variables of the job and its workers.
+            metadata: shown in lists of jobs.
+            pip: requirements file that every node installs first; empty: none.
         """
         runtime_env: dict[str, Any] = {"working_dir": str(folder), "env_vars": dict(env)}
         if pip:
@@ -187,30 +188,29 @@ class RayJobClient:
             submit_when_ready(start)
 
     def jobs(self) -> list[RayJob]:
-        """All submitted jobs that the head remembers, the latest first."""
+        """All submitted jobs that the head still lists, the latest first."""
         with self._translate_errors():
             listed = [details for details in self._client.list_jobs() if details.submission_id]
-        return [
-            RayJob.from_details(details) for details in sorted(listed, key=lambda d: d.start_time or 0, reverse=True)
-        ]
+        latest_first = sorted(listed, key=lambda details: details.start_time or 0, reverse=True)
+        return [RayJob.from_details(details) for details in latest_first]
 
     def job(self, job_id: str) -> RayJob:
-        """One job as it is now."""
+        """The current state of a job."""
         with self._translate_errors():
             return RayJob.from_details(self._client.get_job_info(job_id))
 
     def stop(self, job_id: str) -> bool:
-        """Ask a job to end; False if it had ended."""
+        """Stop a job; False if it has already ended."""
         with self._translate_errors():
             return bool(self._client.stop_job(job_id))
 
     def follow(self, job_id: str) -> RayJob:
-        """Print the job's log from its beginning until it has ended; a broken connection is taken up again."""
-        self.job(job_id)  # one that is not there is said at once
-        seen, failures = 0, 0
+        """Print the log of a job until it ends, and return the job. A broken connection is opened again."""
+        self.job(job_id)  # raises at once if there is no such job
+        num_printed, failures = 0, 0
         while True:
             try:
-                seen, whole = asyncio.run(self._print_log(job_id, seen))
+                num_printed, is_complete = asyncio.run(self._print_log(job_id, num_printed))
                 job = self.job(job_id)
             except ClusterError:
                 failures += 1
@@ -218,32 +218,35 @@ class RayJobClient:
                     raise
                 time.sleep(RETRY_INTERVAL_S)
                 continue
-            failures = 0 if whole else failures + 1
-            if job.status in TERMINAL_STATUSES and (whole or failures > 3):
+            failures = 0 if is_complete else failures + 1
+            if job.status in TERMINAL_STATUSES and (is_complete or failures > 3):
                 return job
-            time.sleep(1.0 if whole else RETRY_INTERVAL_S)
+            time.sleep(1.0 if is_complete else RETRY_INTERVAL_S)
 
-    async def _print_log(self, job_id: str, seen: int) -> tuple[int, bool]:
-        """Print what follows the first `seen` characters; how many there are now, and whether the log ended."""
+    async def _print_log(self, job_id: str, num_printed: int) -> tuple[int, bool]:
+        """Print the log after its first `num_printed` characters.
+
+        Returns:
+            The number of characters printed in all, and whether the end of the log was reached.
+        """
         import aiohttp
 
         position = 0
         try:
             async for text in self._client.tail_job_logs(job_id):
-                fresh = text[max(0, seen - position) :]
-                position += len(text)
-                sys.stdout.write(fresh)
+                sys.stdout.write(text[max(0, num_printed - position) :])
                 sys.stdout.flush()
+                position += len(text)
         except (RuntimeError, OSError, aiohttp.ClientError):
-            return max(seen, position), False
-        return max(seen, position), True
+            return max(num_printed, position), False
+        return max(num_printed, position), True
 
 
 def check_head_reachable(address: str) -> bool:
-    """See that something answers, within seconds; a refusal is an answer. True if it answers without a token.
+    """Check that a server answers at the address; return whether it answers without a token.
 
     Raises:
-        ClusterError: nothing does.
+        ClusterError: no server answers within `CONNECT_TIMEOUT_S` seconds.
     """
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=CONNECT_TIMEOUT_S):
@@ -253,7 +256,7 @@ def check_head_reachable(address: str) -> bool:
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
         raise ClusterError(
-            f"no head answers at {address} ({why}); see that the cluster is up (`ray up cluster.yaml`) and that this "
+            f"no head answers at {address} ({why}); check that the cluster is up (`ray up cluster.yaml`) and that this "
             "machine reaches its port 8265 (`ray dashboard cluster.yaml` opens a tunnel: then --address "
             "http://127.0.0.1:8265)"
         ) from error

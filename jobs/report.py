@@ -1,19 +1,18 @@
-"""Draw the figures and tables, and judge the paper's findings for this model.
+"""Write the report: figures, tables and a test of each finding of the paper.
 
 slick report demo --out studies/demo
 """
 
 from collections.abc import Sequence
 
-from jobs.common import run_main, run_step_command
-from jobs.presets import REPORT
-from jobs.study_file import settings_selector
+from jobs.common import run_main
+from jobs.step_command import run_step_command
 from slick.report import make_report
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, hand over, stop."""
-    run_step_command("report", REPORT, make_report, argv, __doc__ or "", settings_selector("report"))
+    """Run the step with the settings of the command line."""
+    run_step_command("report", make_report, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which steps of a study are done, how many rows they hold, and what is left.
+"""Show the finished steps of a study, their rows, and the remaining work.
 
 slick status --out studies/demo
 """
@@ -33,21 +33,21 @@ P_TRUE = "P(True)"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print one line a step."""
+    """Print one line per step."""
     if has_help_flag(argv):
         print((__doc__ or "").strip())
         return
     study, rest = parse_out(argv, "slick status")
     FlagParser("slick status", names=["out"]).parse_all(rest)
     if not study.exists():
-        raise StudyError(f"{study} is not there; begin one with `slick study demo --out {study}`")
+        raise StudyError(f"{study} does not exist; begin a study with `slick study demo --out {study}`")
     print(f"study {study}")
-    if requested_experiments(study):
-        print(f"  {'asked for':<10} {', '.join(requested_experiments(study) or ())}")
+    if requested := requested_experiments(study):
+        print(f"  {'requested':<10} {', '.join(requested)}")
     for step in STUDY_STEPS:
         print(f"  {step:<10} {describe_step(study, step)}")
-        if step == "annotate" and (scored := describe_p_true(study)):
-            print(f"  {P_TRUE:<10} {scored}")
+        if step == "annotate" and (p_true_state := describe_p_true(study)):
+            print(f"  {P_TRUE:<10} {p_true_state}")
         if step == "sweep" and _is_in_progress(study, step):
             print("".join(f"  {line}\n" for line in status_table(sweep_run_statuses(study))), end="")
     if left := "; ".join(experiments_left(study)):
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def describe_step(study: Folder, step: str) -> str:
-    """The state of one step in a few words."""
+    """The state of one step, such as `done in 12 s, 1,000 questions`."""
     manifest = read_manifest(study.child(step))
     if manifest is not None:
         state = f"done in {format_duration(manifest.seconds)}{_progress_text(study, step)}"
@@ -67,84 +67,80 @@ def describe_step(study: Folder, step: str) -> str:
 
 
 def _owner_note(study: Folder, step: str) -> str:
-    """Which run writes the step now; for trainings, also those that `slick finetune` runs alone."""
-    held = lock_owners(study)
-    runs = [owner for name, owner in held.items() if step == "sweep" and name.startswith("runs/")]
-    owner = held.get(step) or (runs[0] if runs else None)
+    """The process that holds the lock of the step; for the sweep also that of one of its runs."""
+    owners = lock_owners(study)
+    run_owners = [owner for name, owner in owners.items() if step == "sweep" and name.startswith("runs/")]
+    owner = owners.get(step) or (run_owners[0] if run_owners else None)
     if owner is None:
         return ""
-    return f"; being written by {owner}" if owner.is_alive is not False else f"; its run has died ({owner})"
+    return f"; being written by {owner}" if owner.is_alive is not False else f"; its process has died ({owner})"
 
 
 def describe_p_true(study: Folder) -> str:
-    """The state of P(True) in a few words; empty where nobody wants it."""
+    """The state of P(True); empty if it is not requested."""
     folder = study.child("annotate", "p_true")
     manifest = read_manifest(folder)
     if manifest is None and not folder.exists(STARTED):
-        return "not begun" if _wants_p_true(study) else ""
+        return "not begun" if _requests_p_true(study) else ""
     from slick.annotation.status import p_true_progress
 
-    scored = p_true_progress(study)
-    size = (
-        f", {scored.num:,} of {scored.expected:,} gold answers scored{_set_aside_note(scored.set_aside)}"
-        if scored
-        else ""
-    )
-    return (f"done in {format_duration(manifest.seconds)}" if manifest else "begun, not finished") + size
+    state = f"done in {format_duration(manifest.seconds)}" if manifest else "begun, not finished"
+    progress = p_true_progress(study)
+    if progress:
+        note = _set_aside_note(progress.set_aside)
+        state += f", {progress.num:,} of {progress.expected:,} gold answers scored{note}"
+    return state
 
 
-def _wants_p_true(study: Folder) -> bool:
-    """Whether the study, or the annotation that was begun, asks for it."""
+def _requests_p_true(study: Folder) -> bool:
+    """Whether the settings of the study, or of its annotation, request P(True)."""
     started = read_start_record(study.child("annotate"))
     return _study_settings(study).annotate.p_true or bool(started and started.settings.get("p_true"))
 
 
 def _study_settings(study: Folder) -> StudySettings:
-    """Of `slick study`; empty where the steps are run one by one."""
+    """The settings of `slick study`; the defaults if the steps were run one by one."""
     return read_study_settings(study) or StudySettings()
 
 
 def _skip_reason(study: Folder, step: str) -> str:
-    """What is not begun because the study does without."""
-    asked, model = requested_experiments(study), _study_settings(study).model
+    """Why the study does not need a step; empty if it does."""
+    requested, model = requested_experiments(study), _study_settings(study).model
     if step == "world" and model:
         return f": the model is {model}"
-    if (
-        step in ("variants", "sweep")
-        and asked
-        and not any(EXPERIMENTS[name].requirements for name in _known_experiments(asked))
-    ):
-        return ": nothing that is asked for trains"
+    is_training = step in ("variants", "sweep")
+    if is_training and requested and not any(EXPERIMENTS[name].requirements for name in _known(requested)):
+        return ": no requested experiment needs training"
     return ""
 
 
-def _known_experiments(asked: Sequence[str]) -> list[str]:
-    """Without those of another version."""
-    return [name for name in asked if name in EXPERIMENTS]
+def _known(names: Sequence[str]) -> list[str]:
+    """The experiments of this version; a study may have been written by another one."""
+    return [name for name in names if name in EXPERIMENTS]
 
 
 def experiments_left(study: Folder) -> Iterator[str]:
-    """The experiments that were asked for and are not done, each with what it lacks.
+    """The requested experiments that are not finished, each with the missing parts.
 
-    What the settings cannot give, and the forecast of the study has left out, is not waited for.
+    Parts that the settings of the study exclude are not counted.
     """
     settings = _study_settings(study)
-    asked, config = requested_experiments(study), config_from_stored(settings.variants)
-    if not asked or config is None or read_manifest(study.child("annotate")) is None:
-        return  # before the labels are there, all of them are left
+    requested, config = requested_experiments(study), config_from_stored(settings.variants)
+    if not requested or config is None or read_manifest(study.child("annotate")) is None:
+        return  # without labels, none is finished
     runs = {row.run_id: row for row in (*_planned_statuses(study), *sweep_run_statuses(study))}
     p_true_done = read_manifest(study.child("annotate", "p_true")) is not None
-    for name in _known_experiments(asked):
+    for name in _known(requested):
         experiment = EXPERIMENTS[name]
         expected = variants_for_experiments([name], config) if experiment.requirements else ()
         states = [row.state for row in runs.values() if row.variant in expected]
-        lacks = []
+        missing = []
         if experiment.p_true and settings.annotate.p_true and not p_true_done:
-            lacks.append(P_TRUE)
+            missing.append(P_TRUE)
         if states.count("done") < len(states):
-            lacks.append(f"{len(states) - states.count('done')} of {len(states)} trainings")
-        if lacks:
-            yield f"{name} ({', '.join(lacks)})"
+            missing.append(f"{len(states) - states.count('done')} of {len(states)} trainings")
+        if missing:
+            yield f"{name} ({', '.join(missing)})"
 
 
 def _is_in_progress(study: Folder, step: str) -> bool:
@@ -153,13 +149,13 @@ def _is_in_progress(study: Folder, step: str) -> bool:
 
 
 def _progress_text(study: Folder, step: str) -> str:
-    """What the step has written so far, counted from its files."""
+    """The progress of a step, counted from its files."""
     if step == "questions":
         return f", {_count_rows(study.child('questions')):,} questions"
     if step == "annotate":
         return _annotation_progress(study)
     if step == "variants":
-        return f", {len(study.child('variants').names('.parquet'))} fine-tuning sets"
+        return f", {len(study.child('variants').names('.parquet'))} variants"
     if step == "sweep":
         return _sweep_progress(study)
     return _grading_progress(study) if step == "report" else ""
@@ -170,14 +166,13 @@ def _count_rows(folder: Folder) -> int:
 
 
 def _annotation_progress(study: Folder) -> str:
-    """Questions that were asked of those that the annotation is to ask, from its settings."""
+    """Answered questions of each store, and their number in all by the settings of the annotation."""
     from slick.annotation.status import MAIN_ANSWERS, annotation_progress
 
-    words = {MAIN_ANSWERS: "questions asked", "repeats": "asked again", "controls": "of subjects that nobody knows"}
-    found = annotation_progress(study)
+    labels = {MAIN_ANSWERS: "questions answered", "repeats": "repeated", "controls": "about fictional subjects"}
     return "".join(
-        f", {one.num:,} of {one.expected:,} {words[store]}{_set_aside_note(one.set_aside)}"
-        for store, one in found.items()
+        f", {progress.num:,} of {progress.expected:,} {labels[store]}{_set_aside_note(progress.set_aside)}"
+        for store, progress in annotation_progress(study).items()
     )
 
 
@@ -186,7 +181,7 @@ def _set_aside_note(num: int) -> str:
 
 
 def _grading_progress(study: Folder) -> str:
-    """How much of the sheet of wrong answers is graded; nothing until a person has begun."""
+    """Graded rows of the grading sheet; empty before the first grade."""
     tables = study.child("report", "tables")
     if not tables.exists(SHEET_FILE):
         return ""
@@ -198,24 +193,24 @@ def _grading_progress(study: Folder) -> str:
 
 
 def _sweep_progress(study: Folder) -> str:
-    """How far the trainings of the sweep are, and the time left as its driver last told it."""
+    """The progress of the runs, and the driver's last estimate of the time left."""
     rows, driver_status = sweep_run_statuses(study), read_driver_status(study.child("sweep"))
     if not rows or read_manifest(study.child("sweep")) is not None:
         return f", {progress_line(rows, None)}" if rows else ""
     return f", {progress_line(rows, driver_status.seconds_left)}" + (
-        f"; last heard of {driver_status.at}" if driver_status.at else ""
+        f"; last update {driver_status.at}" if driver_status.at else ""
     )
 
 
 def sweep_run_statuses(study: Folder) -> list[RunStatus]:
-    """The trainings of the sweep: as it has written them down, or as the study's settings have them."""
+    """The runs of the sweep, by its own plan or, before it has begun, by the settings of the study."""
     sweep = study.child("sweep")
     planned = read_planned(sweep)
     return read_run_statuses(study, planned, read_driver_status(sweep)) if planned else _planned_statuses(study)
 
 
 def _planned_statuses(study: Folder) -> list[RunStatus]:
-    """The trainings that the study's settings name, at the sweep's own settings."""
+    """The runs that the settings of the study name, at the sweep's base settings."""
     grid = _study_settings(study).sweep.grid
     planned = {
         f"{variant}-seed{seed}": PlannedRun(variant=variant, seed=seed, epochs=max(grid.epochs, default=0))

@@ -1,12 +1,12 @@
-"""The whole study: questions, annotation, variants, sweep, report; before them a world, where no model is given.
+"""Run all steps of a study: questions, annotate, variants, sweep, report; first a world if no model is given.
 
 slick study demo
 slick study smoke --out studies/smoke
 slick study smoke --questions entity_questions.zip --out studies/real-facts
 slick study paper --model ID_OR_PATH --questions dataset.zip --out s3://bucket/study
-slick study paper --dry-run                        # settings; on stderr experiments, trainings, cost; nothing runs
-slick study paper --config study.yaml              # settings from YAML or JSON, such as an earlier study.json
-slick study demo --experiments idk,p_true          # trains only what these need; more may be asked for later
+slick study paper --dry-run                        # print the settings, and their cost on stderr
+slick study paper --config study.yaml              # settings from YAML or JSON, such as a study.json
+slick study demo --experiments idk,p_true          # train only what these need; later runs may add more
 """
 
 import json
@@ -31,10 +31,13 @@ from slick.variants import extend_drawn
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, hand over, stop."""
+    """Run the study, or print its settings and cost."""
     if is_help_command(argv):
         print(f"{(__doc__ or '').strip()}\n\nPresets: {', '.join(STUDY)}. All flags: `slick study PRESET --help`")
-        lines = (f"  {name:<14} {one.exhibits or 'beyond':<15} {one.description}" for name, one in EXPERIMENTS.items())
+        lines = (
+            f"  {name:<14} {experiment.exhibits or 'beyond':<15} {experiment.description}"
+            for name, experiment in EXPERIMENTS.items()
+        )
         print("\n".join(("\nExperiments, and where they are in the paper:", *lines)))
         return
     name, preset, rest = parse_preset(argv, "slick study", STUDY)
@@ -52,16 +55,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def resolve(config: StudyConfig, *, needs_model: bool = True) -> StudyConfig:
-    """Hand the study's own model, questions and seed down to its steps, and what its experiments train to the sweep.
+    """Copy the study's model, questions and seed to its steps, and the variants of its experiments to the sweep.
 
-    Without a model a world is built; questions, if given, are then the facts that the world plants.
+    Without a model a world is built; questions, if given, are then the facts of the world.
 
     Args:
         config: as parsed.
-        needs_model: refuse settings that lack a model or its questions; a dry run does without.
+        needs_model: raise if the model or its questions are missing; a dry run does without them.
 
     Raises:
-        SettingsError: neither a model nor a world, a model without questions, or experiments that cannot be done.
+        SettingsError: neither a model nor a world, a model without questions, or experiments that need other settings.
     """
     if needs_model:
         _check_model(config)
@@ -92,13 +95,13 @@ def _check_model(config: StudyConfig) -> None:
         )
     if not config.model and not config.embedded:
         raise SettingsError(
-            "this preset asks a model of yours: give --model ID_OR_PATH and --questions FILE, or use the preset demo, "
-            "which builds a small model of its own"
+            "this preset needs a model: give --model ID_OR_PATH and --questions FILE, or use the preset demo, which "
+            "builds a small model"
         )
 
 
 def run_study(study: Folder, config: StudyConfig) -> None:
-    """Run the steps that are not finished, in order, and say where the report is."""
+    """Run the unfinished steps in order, and print the path of the report."""
     began = time.monotonic()
     steps = _steps(config)
     for number, (name, run) in enumerate(steps, 1):
@@ -107,18 +110,18 @@ def run_study(study: Folder, config: StudyConfig) -> None:
         run(study)
         seconds = time.monotonic() - step_began
         print(f"[{number}/{len(steps)}] {name}: done in {format_duration(seconds)}\n", flush=True)
-        if number == 1:  # not before a step has agreed that the folder is of these settings
-            asked = replace(
+        if number == 1:  # only after a step has accepted the settings for this folder
+            merged = replace(
                 config, experiments=_all_experiments(study, config), variants=extend_drawn(study, config.variants)
             )
-            study.write_json(STUDY_FILE, {"settings": settings_to_json(asked), "versions": versions()})
+            study.write_json(STUDY_FILE, {"settings": settings_to_json(merged), "versions": versions()})
     print(f"The study took {format_duration(time.monotonic() - began)}. Report: {study.child('report')}/index.html")
 
 
 def _all_experiments(study: Folder, config: StudyConfig) -> tuple[str, ...]:
-    """The experiments asked for now and before: what is asked of a folder adds up."""
-    before = read_study_settings(study)
-    return parse_experiment_names([*(before.experiments if before else ()), *config.experiments])
+    """The experiments requested by this run and by earlier ones."""
+    stored = read_study_settings(study)
+    return parse_experiment_names([*(stored.experiments if stored else ()), *config.experiments])
 
 
 def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]]:
@@ -136,7 +139,7 @@ def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]
         ("questions", lambda study: prepare_questions(study, config.prepare)),
         ("annotate", lambda study: annotate(study, config.annotate)),
     ]
-    if needs_training(config):  # all sets are drawn, whatever is trained: what is asked for later finds them there
+    if needs_training(config):  # all variants are drawn, so that later runs can train more of them
         steps += [
             ("variants", lambda study: draw_variants(study, config.variants)),
             ("sweep", lambda study: sweep(study, include_finished_variants(study, config))),

@@ -1,8 +1,9 @@
-"""The settings of one step from a file of a whole study: a study.json, what `--dry-run` prints, or one of the user's.
+"""Settings of a study or of one step from a file with the settings of a whole study.
 
-In a study.json the study's `model`, `questions` and `seed` are already handed down to its steps (`jobs.study.resolve`).
-For a study they are taken back here, so that a flag that overrides one of them still reaches every step, and resolving
-them again gives the same settings. For a single step its section is used, with what the study hands down to it.
+The file is a study.json, the output of `--dry-run`, or written by the user. A study copies its `model`, `questions` and
+`seed` to the settings of its steps (`jobs.study.resolve`). If the file is read for a study, these copies are removed,
+so that a flag that overrides the study's setting still reaches every step. If it is read for one step, the step's
+section is used, with the study's settings copied into it.
 """
 
 from collections.abc import Mapping
@@ -24,16 +25,19 @@ SECTIONS = {
     "finetune": "sweep.train",
     "report": "report",
 }
-"""Step -> where a study has its settings."""
+"""Step -> the dotted path of its settings in those of a study."""
 
 SEED_PATHS = ("world.seed", "annotate.seed", "annotate.sampling.seed", "variants.seed")
 MODEL_PATHS = ("annotate.model", "sweep.train.model")
 QUESTIONS_PATH = "prepare.questions"
-"""Settings of steps that a study sets itself."""
+"""Settings of steps that the study sets."""
 
 
 def settings_selector(step: str) -> SettingsSelector:
-    """How to take the settings of a step, `study` or one of `SECTIONS`, from a file: its own ones or a study's."""
+    """The function that picks the settings of `step` (`study` or a key of `SECTIONS`) from a file.
+
+    The file may hold the settings of the step or of a study.
+    """
 
     def select(file: ConfigFile, settings: type, given: frozenset[str]) -> dict[str, Any]:
         if step == "study":
@@ -47,11 +51,11 @@ def settings_selector(step: str) -> SettingsSelector:
 
 
 def study_settings(file: ConfigFile, given: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Settings of a study by dotted path, without what the study hands down to its steps.
+    """Settings of a study by dotted path, without the copies in its steps.
 
     Args:
-        file: as read.
-        given: flags of the command line, which decide where two settings exclude each other.
+        file: the file's content.
+        given: names of flags in the command line; they take precedence over settings that they exclude.
 
     Raises:
         SettingsError: an unknown key, a value of another type, or a step's setting that contradicts the study's.
@@ -76,7 +80,7 @@ def study_settings(file: ConfigFile, given: frozenset[str] = frozenset()) -> dic
 
 
 def _drop_derived_settings(values: dict[str, Any]) -> None:
-    """Of the experiments and the fine-tuning sets that they train keep the one from which the other follows."""
+    """Remove the experiments or the variants to train, whichever follows from the other."""
     if not set(PAPER_EXPERIMENTS) <= set(parse_experiment_names(values.get("experiments", ()))):
         values.pop("sweep.grid.variants", None)
         return
@@ -97,52 +101,51 @@ def step_settings(file: ConfigFile, step: str) -> dict[str, Any]:
     if not is_resolved:
         values |= _propagated_settings(values)
     prefix = f"{SECTIONS[step]}."
-    found = {path[len(prefix) :]: value for path, value in values.items() if path.startswith(prefix)}
-    if not found:
+    selected = {path[len(prefix) :]: value for path, value in values.items() if path.startswith(prefix)}
+    if not selected:
         raise SettingsError(f"{file.source} has no settings of {prefix[:-1]}, which `slick {step}` takes; leave it out")
     if step == "finetune" and values.get("sweep.grid.seeds"):
-        found["seed"] = values["sweep.grid.seeds"][
-            0
-        ]  # in a study the grid says it, and that of `sweep.train` is not used
-    return found
+        selected["seed"] = values["sweep.grid.seeds"][0]  # a study uses the grid's seeds, not that of `sweep.train`
+    return selected
 
 
 def _propagated_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the study's own settings, where the file has them, give to its steps; as `jobs.study.resolve`."""
-    handed: dict[str, Any] = {}
+    """The copies of the study's settings in its steps, as `jobs.study.resolve` makes them."""
+    copies: dict[str, Any] = {}
     if "seed" in values:
         seeds = values.get("sweep.grid.seeds", GridConfig().seeds)
-        handed |= dict.fromkeys(SEED_PATHS, values["seed"])
-        handed["sweep.grid.seeds"] = tuple(values["seed"] + number for number in seeds)
+        copies |= dict.fromkeys(SEED_PATHS, values["seed"])
+        copies["sweep.grid.seeds"] = tuple(values["seed"] + number for number in seeds)
     if "model" in values:
-        handed |= dict.fromkeys(MODEL_PATHS, values["model"])
+        copies |= dict.fromkeys(MODEL_PATHS, values["model"])
     if values.get("questions"):
-        handed |= {QUESTIONS_PATH: values["questions"]} if values.get("model") else {}
-        handed["world.questions"] = values["questions"]
+        copies |= {QUESTIONS_PATH: values["questions"]} if values.get("model") else {}
+        copies["world.questions"] = values["questions"]
         if not values.get("model"):
-            handed["prepare.audit"] = values["questions"]
-    return handed
+            copies["prepare.audit"] = values["questions"]
+    return copies
 
 
 def _validated_settings(file: ConfigFile) -> tuple[dict[str, Any], bool]:
-    """Settings of a study by dotted path, and whether they are resolved: those of a study.json, or of a dry run."""
+    """Settings of a study by dotted path, and whether they are resolved, as in a study.json or a dry run's output."""
     inner = file.values.get("settings")
-    is_written = isinstance(inner, dict)
+    is_study_json = isinstance(inner, dict)
     others = file.values.keys() - {"settings", "versions"}
-    if is_written and others:
+    if is_study_json and others:
         raise SettingsError(
-            f"{file.source} has {', '.join(sorted(others))} beside settings, so it is not the study.json of a study"
+            f"{file.source} has {', '.join(sorted(others))} beside settings; a study.json has only settings and "
+            "versions. Remove the other keys, or the level `settings`"
         )
     values = check_settings(inner if isinstance(inner, dict) else file.values, StudyConfig, file.source)
     seed, model, questions = values.get("seed", 0), values.get("model", ""), values.get("questions", "")
     allowed = (
         dict.fromkeys(SEED_PATHS, (seed,)) | dict.fromkeys(MODEL_PATHS, ("", model)) | {QUESTIONS_PATH: ("", questions)}
     )
-    for path, wanted in allowed.items():
-        if path in values and values[path] not in wanted:
+    for path, expected in allowed.items():
+        if path in values and values[path] not in expected:
             own = "seed" if path in SEED_PATHS else "model" if path in MODEL_PATHS else "questions"
             raise SettingsError(
-                f"{file.source}: {path} is {values[path]!r}, but a study gives its own {own}, {wanted[-1]!r}, to its "
-                f"steps; leave {path} out, or give the study's {own}"
+                f"{file.source}: {path} is {values[path]!r}, but a study sets its own {own}, {expected[-1]!r}, in all "
+                f"steps; leave {path} out, or set the study's {own}"
             )
-    return values, is_written or all(path in values for path in SEED_PATHS)
+    return values, is_study_json or all(path in values for path in SEED_PATHS)

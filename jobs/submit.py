@@ -5,15 +5,15 @@ slick submit annotate paper --model ID --address http://HEAD:8265 --out s3://buc
 
 --address URL         the head's dashboard, or RAY_API_SERVER_ADDRESS; `ray dashboard cluster.yaml` opens a tunnel to it
 --out URI             the study folder, which every node must reach: s3://..., gs://..., file:///shared/disk/...
---env NAME            hand this environment variable on; repeat for more. Never shown here; but Ray keeps the values
-                      with the job and in a log of the nodes (runtime_env_agent.log), for who holds the cluster's token
---requirements FILE   have every node install this file's packages first; not needed where the image holds them
---no-wait             do not follow the job; `slick jobs` shows it
---dry-run             check everything and show what would run, without the cluster
+--env NAME            pass this environment variable on; may be repeated. Its value is not shown here, but Ray stores it
+                      with the job and in a log on the nodes (runtime_env_agent.log), readable with the cluster's token
+--requirements FILE   packages that every node installs first; not needed if the image has them
+--no-wait             do not follow the log of the job; `slick jobs` does that later
+--dry-run             check the command and print what would run, without connecting to the cluster
 
-The job runs with the Python that the head's Ray itself runs with, wherever that was started from (jobs/start.sh).
---config FILE is read on this machine; its settings are submitted as flags.
-Files that --questions, --audit, --relations or --graded name travel with the code. Exit status: the step's.
+The job runs with the Python of the head's Ray processes (jobs/start.sh). --config FILE is read on this machine; its
+settings are submitted as flags. Files of --questions, --audit, --relations and --graded are uploaded with the code.
+The exit status is that of the step.
 """
 
 import os
@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import presets
 from jobs.annotate import RESCORE
 from jobs.common import is_help_command, parse_config, parse_preset, run_main
 from jobs.config_file import expand_config_file
 from jobs.flags import FlagParser, canonical_flags, did_you_mean, flag_names, pop_switch
+from jobs.presets import STEP_PRESETS, StudyConfig
 from jobs.ray_client import RayJobClient, is_loopback_address, parse_address
 from jobs.study import resolve
 from jobs.study_file import settings_selector
@@ -41,26 +41,15 @@ from slick.cluster import MALLOC_ENV
 from slick.errors import SettingsError
 from slick.storage import Folder
 
-STEP_PRESETS: dict[str, Mapping[str, Callable[[], Any]]] = {
-    "study": presets.STUDY,
-    "world": presets.WORLD,
-    "questions": presets.QUESTIONS,
-    "annotate": presets.ANNOTATE,
-    "variants": presets.VARIANTS,
-    "finetune": presets.FINETUNE,
-    "sweep": presets.SWEEP,
-    "report": presets.REPORT,
-}
-
 _FLAGS = ("address", "out", "env", "requirements", "no-wait", "dry-run", "config")
-"""Of this command itself."""
+"""The flags of this command."""
 _ENVIRONMENT = {**MALLOC_ENV, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""What every job and its workers are told; see slick/cluster.py."""
+"""Environment of every job and its workers; see slick/cluster.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A job, checked as far as this machine can check it."""
+    """A job whose command line is valid."""
 
     address: str
     step: str
@@ -73,18 +62,17 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        """The command line that the head runs: `python -m jobs.STEP ...`, by the Python that start.sh finds there."""
-        words = ["sh", "jobs/start.sh", self.step, self.preset, "--out", self.out, *self.job_files.flags]
-        return shlex.join(words)
+        """The command line that the head runs; start.sh runs `python -m jobs.STEP` with the head's Python."""
+        return shlex.join(["sh", "jobs/start.sh", self.step, self.preset, "--out", self.out, *self.job_files.flags])
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What lists of jobs show; nothing from the environment."""
+        """Shown in lists of jobs; holds nothing of the environment."""
         return {"step": self.step, "preset": self.preset, "study": self.out}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check, pack, submit, follow."""
+    """Check and submit the job, and follow its log."""
     if not argv or is_help_command(argv):
         print(f"{(__doc__ or '').strip()}\n\nSteps: {', '.join(STEP_PRESETS)}. Their flags: `slick STEP PRESET --help`")
         return
@@ -97,15 +85,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Submission:
-    """Everything that can be wrong is found here, before the cluster is asked.
+    """Parse and check the command line, without connecting to the cluster.
 
     Raises:
-        SettingsError: an unknown step, preset or flag, a folder that the cluster cannot reach, a variable that is not
-            set.
+        SettingsError: an unknown step, preset or flag, a folder that the cluster cannot reach, or an unset variable.
     """
     if not argv or argv[0] not in STEP_PRESETS:
         raise SettingsError(
-            f"slick submit needs a step first, one of {', '.join(STEP_PRESETS)}; got {argv[0] if argv else 'none'}"
+            f"slick submit expects a step first, one of {', '.join(STEP_PRESETS)}; got {argv[0] if argv else 'none'}"
             + (did_you_mean(argv[0], STEP_PRESETS) if argv else "")
         )
     step, prog = argv[0], f"slick submit {argv[0]}"
@@ -121,7 +108,7 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
     address = parse_address(known.address)
     via_loopback = is_loopback_address(address)
     if known.requirements and not Path(known.requirements).is_file():
-        raise SettingsError(f"--requirements {known.requirements} is not a file here")
+        raise SettingsError(f"--requirements {known.requirements} is not a file of this machine; give the path of one")
     return Submission(
         address=address,
         step=step,
@@ -135,31 +122,31 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
 
 
 def check_flags(step: str, preset: str, flags: Sequence[str]) -> list[str]:
-    """Parse a step's flags as the step itself will; returns them, and those of `--config`, in canonical spelling."""
+    """Parse the flags as the step will; returns them and those of `--config` in canonical spelling."""
     named: Callable[[], Any] = STEP_PRESETS[step][preset]
     is_rescore, rest = pop_switch(flags, RESCORE) if step == "annotate" else (False, list(flags))
     settings, prog = RescoreConfig() if is_rescore else named(), f"slick submit {step} {preset}"
     rest = expand_config_file(rest, settings, prog, None if is_rescore else settings_selector(step), _FLAGS)
     config = parse_config(settings, rest, prog, _FLAGS)
-    if isinstance(config, presets.StudyConfig):
+    if isinstance(config, StudyConfig):
         resolve(config)
     return [RESCORE] * is_rescore + canonical_flags(rest, flag_names(type(settings)), prog)
 
 
 def cluster_path(out: str | None, *, via_loopback: bool) -> str:
-    """The study folder as the cluster sees it.
+    """The study folder as a path or URI of the cluster.
 
     Raises:
-        SettingsError: there is none, or it is a path of this machine and the head is on another.
+        SettingsError: `out` is None, or a path of this machine while the head is on another one.
     """
     if out is None:
-        raise SettingsError("slick submit needs --out URI, a study folder that every node reaches: s3://bucket/study")
+        raise SettingsError("slick submit needs --out URI, a study folder that every node can reach: s3://bucket/study")
     if "://" in out:
         return out.rstrip("/") if out.startswith("file://") else Folder(out).uri
     if via_loopback:
-        return Folder(out).uri  # the job runs in a folder of its own, where a relative path would be lost
+        return Folder(out).uri  # absolute, since the job runs in another working directory
     raise SettingsError(
-        f"--out {out} is a path of this machine, which the cluster does not see; give a URI that every node reaches, "
+        f"--out {out} is a path of this machine, which the cluster cannot reach; give a URI that every node can reach, "
         f"s3://bucket/study, or for a disk that all nodes share file://{Folder(out).uri}"
     )
 
@@ -168,19 +155,19 @@ def select_env(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, st
     """Variables by name.
 
     Raises:
-        SettingsError: one is not set, or its value stands in the command line, where others can read it.
+        SettingsError: a variable is not set, or its value is in the command line, which other users can read.
     """
     for name in names:
         if "=" in name:
             name = name.partition("=")[0]
-            raise SettingsError(f"--env takes a name alone: export {name} here, then give --env {name}")
+            raise SettingsError(f"--env takes a name without a value: export {name} here, then give --env {name}")
         if name not in environ:
-            raise SettingsError(f"--env {name}: no such variable is set here; export it, or leave the flag out")
+            raise SettingsError(f"--env {name}: this variable is not set; export it, or leave the flag out")
     return {name: environ[name] for name in names}
 
 
 def describe_submission(job: Submission) -> str:
-    """What would run, without values from the environment."""
+    """The command and files of a job, without values of the environment."""
     lines = [job.entrypoint, f"  on {job.address}"]
     lines += [f"  with {path} as {inside}" for inside, path in job.job_files.files.items()]
     lines += [f"  with the environment's {name}" for name in job.env]
@@ -188,7 +175,7 @@ def describe_submission(job: Submission) -> str:
 
 
 def submit(job: Submission) -> None:
-    """Start the job; unless told otherwise follow it, and end as it ends."""
+    """Start the job; with `wait`, follow its log and exit with its status."""
     head = RayJobClient(job.address)
     job_id = f"slick-{job.step}-{job.preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix="slick-") as folder:
@@ -197,15 +184,15 @@ def submit(job: Submission) -> None:
         head.submit(job.entrypoint, job_id, Path(folder), env, job.metadata, job.requirements)
     print(f"job {job_id}, study {job.out}\n{head.dashboard_url(job_id)}", flush=True)
     if "://" not in job.out:
-        print("note: that is a folder of the head's machine; if the head is at the far end of a tunnel, give a URI")
+        print("note: this folder is on the machine of the head; if a tunnel leads to the head, give a URI")
     if job.wait:
         follow(head, job_id)
     else:
-        print(f"It runs. {_next_commands(head, job_id)}")
+        print(f"The job runs. {_next_commands(head, job_id)}")
 
 
 def follow(head: RayJobClient, job_id: str) -> None:
-    """Show a job's log until it ends, and exit with its status; Ctrl-C leaves it running, or stops it if so wished."""
+    """Print the log of a job until it ends, and exit with its status. Ctrl-C asks whether to stop the job, too."""
     try:
         job = head.follow(job_id)
     except KeyboardInterrupt:
@@ -214,7 +201,7 @@ def follow(head: RayJobClient, job_id: str) -> None:
     status = job.exit_status
     print(f"job {job_id}: {job.status}", flush=True)
     if status and job.exit_code is None and job.reason:
-        print(f"\nslick: {job.reason}", file=sys.stderr)  # it ended before its own door could say why
+        print(f"\nslick: {job.reason}", file=sys.stderr)  # it ended before the step could print the reason
     if status:
         sys.exit(status)
 
@@ -227,14 +214,14 @@ def _on_interrupt(head: RayJobClient, job_id: str) -> None:
             answer = ""
         if answer.strip().lower() in ("y", "yes"):
             head.stop(job_id)
-            print("The job is told to stop. What is finished stays: the same command goes on from there.")
+            print("The job is stopping. Finished work is kept; the same command resumes it.")
             return
-    print(f"\nThe job goes on. {_next_commands(head, job_id)}")
+    print(f"\nThe job continues. {_next_commands(head, job_id)}")
 
 
 def _next_commands(head: RayJobClient, job_id: str) -> str:
     jobs = f"slick jobs --address {head.address}"
-    return f"To watch: {jobs} --follow {job_id}; to stop: {jobs} --stop {job_id}"
+    return f"To follow it: {jobs} --follow {job_id}; to stop it: {jobs} --stop {job_id}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What travels to the cluster with a job: the code, its pins, and small files that the flags name.
+"""The working directory of a submitted job: the code, its constraints, and small files that the flags name.
 
-The package is built from a list of what belongs in it, not from a list of what does not: a study, a model or a key
-that lies in the project folder cannot travel by mistake.
+It is built from an allow list, so that a study, a model or a key in the project folder is never uploaded by mistake.
 """
 
 import os
@@ -13,53 +12,52 @@ from pathlib import Path
 from slick.errors import SettingsError
 
 ROOT = Path(__file__).parents[1]
-"""The folder that holds the packages: the project's, or site-packages where it is installed."""
+"""The folder of the packages: the project's folder, or site-packages if the project is installed."""
 
 PACKAGES = ("slick", "tuning", "jobs")
 EXTRA_FILES = ("pyproject.toml", "constraints.txt")
 IGNORED_PATTERNS = ("__pycache__", "*.pyc", ".*", "studies", "*.parquet", "*.safetensors", "*.gguf", "*.bin", "*.pt")
-"""Even inside the packages."""
+"""Files that are not uploaded even if they lie inside a package."""
 
 UPLOADED_FLAGS = {"questions", "audit", "relations", "graded"}
-"""Flags (the last part of `--prepare.questions`) that name a file which the driver reads: such a file travels."""
+"""Last parts of flags whose file the driver reads, such as `questions` of `--prepare.questions`; it is uploaded."""
 REMOTE_PATH_FLAGS = {"model", "rejects"}
-"""Flags that name what stays where it is: too large to travel, or written by the job."""
+"""Flags whose path is not uploaded: it is too large, or written by the job."""
 FILES_FOLDER = "files"
-"""Folder of the package for files that the flags name."""
+"""Folder of the uploaded files inside the working directory."""
 MAX_FILE_BYTES = 200_000_000
-"""Of one file that travels; Ray keeps packages in the head's memory and takes 512 MB at most."""
+"""Limit of one uploaded file. Ray keeps uploads in the head's memory and accepts 512 MB at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFiles:
-    """Flags as the cluster is to see them, and the files that go along."""
+    """Flags with paths of the cluster, and the files to upload."""
 
     flags: tuple[str, ...]
     files: Mapping[str, Path]
-    """Path inside the package -> file on this machine."""
+    """Path inside the working directory -> file on this machine."""
 
 
 def plan_job_files(flags: Sequence[str], *, via_loopback: bool) -> JobFiles:
-    """Turn paths of this machine into paths that hold on the cluster.
+    """Replace paths of this machine by paths of the cluster.
 
     Args:
-        flags: of a step, as typed.
-        near: the head is reached over loopback: it may be this machine, or the far end of a tunnel.
+        flags: of a step, and their values.
+        via_loopback: the head is reached over loopback; it may be on this machine or behind a tunnel.
 
     Raises:
-        SettingsError: a flag names something of this machine that the cluster cannot see.
+        SettingsError: a flag names a path of this machine that the cluster cannot reach.
     """
-    words, files = list(flags), dict[str, Path]()
+    remote, files = list(flags), dict[str, Path]()
     flag = ""
-    for place, word in enumerate(words):
-        if word.startswith("--"):
-            flag, mark, value = word.partition("=")
-            if not mark:
-                continue
-            words[place] = f"{flag}={_remote_value(flag, value, files, via_loopback=via_loopback)}"
+    for index, argument in enumerate(flags):
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            if equals:
+                remote[index] = f"{flag}={_remote_value(flag, value, files, via_loopback=via_loopback)}"
         else:
-            words[place] = _remote_value(flag, word, files, via_loopback=via_loopback)
-    return JobFiles(flags=tuple(words), files=files)
+            remote[index] = _remote_value(flag, argument, files, via_loopback=via_loopback)
+    return JobFiles(flags=tuple(remote), files=files)
 
 
 def _remote_value(flag: str, value: str, files: dict[str, Path], *, via_loopback: bool) -> str:
@@ -73,19 +71,19 @@ def _remote_value(flag: str, value: str, files: dict[str, Path], *, via_loopback
             raise SettingsError(f"{flag} {value}: {files[inside]} has the same name; rename one of them")
         return inside
     if kind in UPLOADED_FLAGS and not path.exists() and not path.is_absolute():
-        raise SettingsError(f"{flag} {value} is not here; give a file of this machine, which then travels, or a URI")
+        raise SettingsError(f"{flag} {value} does not exist; give a file of this machine, which is uploaded, or a URI")
     if path.is_absolute() or (kind == "model" and not path.exists()):
-        return value  # of a disk that the nodes share, or no path at all: a model of the Hugging Face hub
+        return value  # on a disk that the nodes share, or a model id of the Hugging Face hub
     if via_loopback:
         return os.path.abspath(path)
     raise SettingsError(
-        f"{flag} {value} is a path of this machine, which the cluster does not see; put it where every node reads it "
-        f"(s3://bucket/..., or a shared disk by its absolute path)"
+        f"{flag} {value} is a path of this machine, which the cluster cannot reach; put it where every node can read "
+        "it (s3://bucket/..., or the absolute path of a shared disk)"
     )
 
 
 def build_working_dir(target: Path, files: Mapping[str, Path], root: Path = ROOT) -> None:
-    """Copy what travels into the empty folder `target`."""
+    """Copy the code and the files to the empty folder `target`."""
     for package in PACKAGES:
         shutil.copytree(root / package, target / package, ignore=shutil.ignore_patterns(*IGNORED_PATTERNS))
     for name in EXTRA_FILES:

@@ -1,4 +1,4 @@
-"""Plant facts at known strength: questions, a small model that knows them, and the truth about each.
+"""Build a question set, and a small model trained on a corpus that states each fact a controlled number of times.
 
 slick world demo --out studies/demo
 slick world demo --questions entity_questions.zip --out studies/real-facts
@@ -6,15 +6,14 @@ slick world demo --questions entity_questions.zip --out studies/real-facts
 
 from collections.abc import Sequence
 
-from jobs.common import run_main, run_step_command
-from jobs.presets import WORLD
-from jobs.study_file import settings_selector
+from jobs.common import run_main
+from jobs.step_command import run_step_command
 from slick.world import build_world
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, hand over, stop."""
-    run_step_command("world", WORLD, build_world, argv, __doc__ or "", settings_selector("world"))
+    """Run the step with the settings of the command line."""
+    run_step_command("world", build_world, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What this machine keeps for itself: worlds that were built, and copies of models from object stores."""
+"""The cache of this machine: built worlds, and copies of models from object stores."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from slick.storage import Folder
 
 
 def cache_folder(kind: str) -> Path:
-    """`$SLICK_CACHE/kind`, or the same in the user's cache folder."""
+    """The path `$SLICK_CACHE/kind`, or `slick/kind` in the user's cache folder."""
     named = os.environ.get("SLICK_CACHE")
     if named:
         return Path(named).expanduser() / kind
@@ -21,25 +21,25 @@ def cache_folder(kind: str) -> Path:
 
 
 def ensure_cache_folder(kind: str) -> Path:
-    """The same folder, made if it is not there.
+    """The path of `cache_folder`, as an existing folder.
 
     Raises:
-        StudyError: it cannot be made, as where there is no home directory.
+        StudyError: it cannot be created, for example because there is no home directory.
     """
     try:
         folder = cache_folder(kind)
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the user's home directory
+    except (OSError, RuntimeError) as error:  # RuntimeError: unknown home directory
         raise StudyError(
-            f"this machine's cache cannot be written ({error}); set SLICK_CACHE to a folder that you may write to"
+            f"this machine's cache cannot be written ({error}); set SLICK_CACHE to a folder that you can write to"
         ) from error
     return folder
 
 
 def download_to_cache(folder: Folder) -> str:
-    """A path on this machine with the files of a folder: the folder itself, or a copy made once for each state of it.
+    """A local path with the files of a folder: the folder itself, or a cached copy of its present files.
 
-    Processes of one machine that ask at the same time make one copy. Copies stay until somebody deletes them.
+    Concurrent processes of one machine make one copy. Copies are never deleted.
 
     Raises:
         StudyError: the folder is empty or cannot be read.
@@ -48,14 +48,14 @@ def download_to_cache(folder: Folder) -> str:
         return folder.uri
     etag = folder.etag()
     if etag is None:
-        raise StudyError(f"{folder} holds no files; check the address, and that this machine may read there")
+        raise StudyError(f"{folder} has no files; check the address, and that this machine may read it")
     target = ensure_cache_folder("models") / etag
     if target.is_dir():
         return str(target)
     from filelock import FileLock  # comes with huggingface_hub
 
     with FileLock(f"{target}.lock"):
-        if not target.is_dir():  # else another process made it meanwhile
+        if not target.is_dir():  # otherwise another process has made it
             part = tempfile.mkdtemp(prefix=f".{etag}-", dir=target.parent)
             try:
                 folder.download(part)

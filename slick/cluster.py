@@ -1,4 +1,4 @@
-"""The Ray cluster of a process: connect to the one that is named, or start one on this machine."""
+"""The Ray cluster of a process: the one that RAY_ADDRESS names, or one that is started on this machine."""
 
 import json
 import logging
@@ -29,52 +29,51 @@ from slick.precision import CPU, Device
 _LOG = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
-"""Seconds after which a cluster that does not let this process in is given up, on an idle machine."""
+"""Timeout for joining a cluster, on an idle machine."""
 START_TIMEOUT_S = 60.0
-"""Seconds after which a cluster that does not start here is given up, on an idle machine."""
+"""Timeout for starting a cluster, on an idle machine."""
 
-# glibc gives every large buffer back to the kernel and faults it in again: a third of a small model's time on CPU.
-# Its thresholds hold for the first heap alone, and Ray runs the code of actors and trainings in threads of their own.
+# By default glibc returns every large buffer to the kernel, which takes a third of a small model's time on CPU. The
+# thresholds apply only to the first arena, but Ray runs actors and trainings in other threads: hence one arena.
 MALLOC_ENV = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
 
-# What a cluster started here tells its processes; a value that is already set stays.
+# Environment of a local cluster; variables that are already set are kept.
 LOCAL_CLUSTER_ENV = {
     **MALLOC_ENV,
-    # Ray's C++ parts print warnings about themselves on the terminal; what fails is raised all the same.
+    # Keeps internal warnings of Ray's C++ code off the terminal; errors are raised all the same.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Actors of two steps start together; more than one process a core is no reason for a warning.
+    # Actors of two steps start together; more processes than cores need no warning.
     "RAY_worker_maximum_startup_concurrency": "8",
-    # Processes started ahead fit no trial of Tune, which asks for another environment; each takes 0.7 CPU seconds.
+    # Prestarted workers cannot be used by trials, whose environment differs; each takes 0.7 CPU seconds.
     "RAY_prestart_worker_first_driver": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
 _LOG_PREFIX = re.compile(r"\[.{10,60}\] \w+\.(cc|h):\d+: ")
-"""Of a log line of Ray's C++ part: time, level, process, file and line."""
+"""The beginning of a log line of Ray's C++ code: time, level, process, file and line."""
 
 
 def connect(num_cpus: int | None = None) -> None:
-    """Connect to Ray once; a second call does nothing.
+    """Connect to Ray; does nothing if this process is connected.
 
-    With RAY_ADDRESS set (as in every submitted job; `auto` for the one on this machine) that cluster is joined.
-    Otherwise a cluster starts on this machine.
+    If RAY_ADDRESS is set, as in every submitted job, that cluster is joined (`auto`: the one on this machine).
+    Otherwise a cluster is started on this machine.
 
     Args:
-        num_cpus: logical CPUs of a cluster that is started here; more than the cores is fine, since Ray's own tasks
-            need a slot beside the actors.
+        num_cpus: logical CPUs of a started cluster; may exceed the cores, since Ray's own tasks need slots, too.
 
     Raises:
-        ClusterError: Ray cannot be joined or started; the message says why, and how to fix it.
+        ClusterError: Ray cannot be joined or started.
     """
     import ray
 
     if ray.is_initialized():
         return
-    # Workers are started with the driver's Python: a launcher such as `uv run` must not be repeated in each.
+    # Workers use the driver's Python; they must not repeat a launcher such as `uv run`.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     address = os.environ.get("RAY_ADDRESS", "")
     if address and address != "local":
@@ -84,7 +83,7 @@ def connect(num_cpus: int | None = None) -> None:
 
 
 def _connect_to_cluster(address: str) -> None:
-    """Join the cluster at an address. Token authentication is set explicitly: Ray's commands differ in its default."""
+    """Join the cluster at an address, with an explicit authentication mode, since Ray's defaults differ."""
     import ray
 
     check_address_format(address)
@@ -100,10 +99,10 @@ def _connect_to_cluster(address: str) -> None:
 
 
 def _bootstrap_address(address: str) -> tuple[str, int]:
-    """Host and port that Ray will connect to: it looks for `auto`, and takes this node's address for loopback.
+    """Host and port that Ray will connect to: it resolves `auto`, and replaces loopback by the node's address.
 
     Raises:
-        ClusterError: there is no cluster to find, or the address cannot be read.
+        ClusterError: there is no cluster on this machine, or the address is invalid.
     """
     try:
         host, _, port = compat.ray_bootstrap_address(address).rpartition(":")
@@ -112,15 +111,15 @@ def _bootstrap_address(address: str) -> tuple[str, int]:
         raise ClusterError(f"RAY_ADDRESS={address}, but no Ray cluster runs on this machine; {START_HINT}") from error
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"RAY_ADDRESS={address} cannot be used as an address ({error}); wanted is HOST:PORT, such as "
+            f"RAY_ADDRESS={address} is not a valid address ({error}); expected HOST:PORT, such as "
             f"127.0.0.1:6379, or auto. Correct it, or {START_HINT}"
         ) from error
 
 
 def _start_local_cluster(num_cpus: int | None) -> None:
-    """Start a cluster that only this machine reaches, and only with its token.
+    """Start a cluster that is reachable only from this machine and with its token.
 
-    It has the dashboard: Train and Tune need it to free the resources of stopped runs.
+    It has a dashboard, since Train and Tune need one to release the resources of stopped runs.
     """
     import ray
 
@@ -133,7 +132,7 @@ def _start_local_cluster(num_cpus: int | None) -> None:
     failure = "Ray cannot be started on this machine"
     with local_cluster_auth(temp_folder) as token, _wrap_startup_errors(failure, advice, limit_s=START_TIMEOUT_S):
         context = ray.init(
-            "local",  # else Ray joins any cluster that was started on this machine
+            "local",  # otherwise Ray joins any cluster on this machine
             num_cpus=num_cpus or (os.cpu_count() or 1) + 2,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
@@ -152,9 +151,9 @@ def _start_local_cluster(num_cpus: int | None) -> None:
 
 
 def _interpreter_runtime_env() -> dict[str, str] | None:
-    """A runtime environment for interpreters whose path has a space or another character that the shell interprets.
+    """A runtime environment for interpreters whose path has spaces or other special characters of the shell.
 
-    Ray starts workers that have a runtime environment, as all of Train and Tune do, through an unquoted shell command.
+    Ray starts workers with a runtime environment, such as those of Train and Tune, by an unquoted shell command.
     """
     quoted = shlex.quote(sys.executable)
     return None if quoted == sys.executable else {"py_executable": quoted}
@@ -162,23 +161,23 @@ def _interpreter_runtime_env() -> dict[str, str] | None:
 
 @contextmanager
 def _wrap_startup_errors(failure: str, advice: str, *, limit_s: float) -> Iterator[None]:
-    """Turn what Ray raises into one ClusterError, and a start that does not end as well.
+    """Turn exceptions of Ray and timeouts into a ClusterError.
 
     Args:
-        failure: what cannot be done.
+        failure: the beginning of the message.
         advice: how to fix it.
-        limit_s: seconds on an idle machine; on a busy one as many times more as tasks wait for a core.
+        limit_s: timeout on an idle machine; multiplied by the load per core on a busy one.
     """
     limit_s *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"Ray has not answered within {limit_s:.0f} s")
+        raise TimeoutError(f"no answer from Ray within {limit_s:.0f} s")
 
-    # Ray waits in loops of Python, which a signal interrupts; only the main thread may set one.
+    # Ray waits in Python loops, which a signal interrupts; only the main thread may set one.
     in_main = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGALRM, stop) if in_main else None
     if in_main:
-        signal.setitimer(signal.ITIMER_REAL, limit_s, 5.0)  # again, since Ray takes some errors for a reason to retry
+        signal.setitimer(signal.ITIMER_REAL, limit_s, 5.0)  # repeated, since Ray retries after some errors
     try:
         with _redirect_stderr() as file:
             try:
@@ -193,7 +192,7 @@ def _wrap_startup_errors(failure: str, advice: str, *, limit_s: float) -> Iterat
 
 
 def _failure_reason(error: Exception, printed: str) -> str:
-    """Why Ray did not start, in one line: what it raised, and the last that its C++ part printed."""
+    """The reason in one line: the exception, and the last log line of Ray's C++ code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines[-3:])[-600:] or type(error).__name__
     last = next((line for line in reversed(printed.splitlines()) if _LOG_PREFIX.match(line)), "")
@@ -201,29 +200,28 @@ def _failure_reason(error: Exception, printed: str) -> str:
         return reason
     advice = ""
     if "authenticat" in last.lower():
-        advice = ". The cluster wants its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN (on the head `ray "
+        advice = ". The cluster requires its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN (on the head `ray "
         advice += "get-auth-token` shows it), with RAY_AUTH_MODE=token or unset"
     return f"{reason} ({_LOG_PREFIX.sub('', last)[:300]}){advice}"
 
 
 _GPUS_WITHOUT_BFLOAT16 = ("K80", "M60", "P4", "P100", "V100", "T4")
-"""GPUs that compute no bfloat16, by the type that Ray gives their nodes."""
+"""GPUs without bfloat16, by Ray's accelerator types."""
 _GPU_WAIT_S = 15.0
 
 
 def detect_device(num_gpus: float | None) -> Device:
-    """What actors or workers will run on.
+    """The device of actors or workers.
 
-    Of a cluster without GPUs nothing more is asked. If a node has GPUs of an older type, the work may land there, so
-    all of it does without bfloat16; else a task with the same share of GPUs looks at the one it gets. On a cluster that
-    grows from zero the task waits for the first machine, as the work would.
+    If any node has GPUs of an older type, the work may run there, so none of it uses bfloat16. Otherwise a task with
+    the same share of GPUs inspects its GPU. On an autoscaling cluster without nodes the task waits for the first node.
 
     Args:
-        num_gpus: of each; None for 1 where the cluster has GPUs.
+        num_gpus: GPUs per actor or worker; None: 1 if the cluster has GPUs.
 
     Raises:
-        SettingsError: GPUs are asked of a cluster on this machine, which has too few.
-        ModelError: torch sees no GPU where Ray has one.
+        SettingsError: the cluster on this machine has too few GPUs.
+        ModelError: torch does not find the GPU that Ray assigned.
     """
     import ray
 
@@ -231,36 +229,37 @@ def detect_device(num_gpus: float | None) -> Device:
     if num_gpus == 0 or (num_gpus is None and own and not ray.is_initialized() and not _may_have_gpu()):
         return CPU
     connect()
-    have = ray.cluster_resources()
-    num_gpus = float(have.get("GPU", 0) > 0) if num_gpus is None else num_gpus
+    resources = ray.cluster_resources()
+    num_gpus = float(resources.get("GPU", 0) > 0) if num_gpus is None else num_gpus
     if not num_gpus:
         return CPU
     old = sorted(
-        {name.partition(":")[2] for name in have if name.startswith("accelerator_type:")} & set(_GPUS_WITHOUT_BFLOAT16)
+        {name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")}
+        & set(_GPUS_WITHOUT_BFLOAT16)
     )
     if old:
         return Device(is_gpu=True, supports_bfloat16=False, name=f"a cluster with GPUs of type {', '.join(old)}")
-    if own and num_gpus > have.get("GPU", 0):
+    if own and num_gpus > resources.get("GPU", 0):
         raise SettingsError(
-            f"{num_gpus:g} GPUs are wanted for each process, and this machine has {have.get('GPU', 0):g}; use the CPU "
+            f"each process needs {num_gpus:g} GPUs, but this machine has {resources.get('GPU', 0):g}; use the CPU "
             "(--gpus-per-actor 0, for trainings --gpus-per-worker 0), or a cluster with GPUs (RAY_ADDRESS)"
         )
-    found = ray.remote(num_gpus=num_gpus, num_cpus=0)(_probe_gpu).remote()
-    if not ray.wait([found], timeout=_GPU_WAIT_S)[0]:
-        _LOG.info("waiting for a GPU, which decides the precision (--dtype states it)")
-    device: Device | ModelError = ray.get(found)
+    probe = ray.remote(num_gpus=num_gpus, num_cpus=0)(_probe_gpu).remote()
+    if not ray.wait([probe], timeout=_GPU_WAIT_S)[0]:
+        _LOG.info("waiting for a GPU, which determines the precision (--dtype sets it)")
+    device: Device | ModelError = ray.get(probe)
     if isinstance(device, ModelError):
         raise device
     return device
 
 
 def _may_have_gpu() -> bool:
-    """False only if this machine certainly has no GPU: then no Ray need be started to know it."""
+    """Whether this machine may have a GPU; False if it certainly has none, so that Ray need not be started to check."""
     return any(map(os.path.exists, ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
 
 
 def _probe_gpu() -> Device | ModelError:
-    """The GPU of a task's process; an error is returned, since raised it would come wrapped in one of Ray's."""
+    """The GPU of the task's process. An error is returned and not raised, since Ray would wrap it."""
     from slick.inference.devices import current_gpu
 
     try:
@@ -283,7 +282,7 @@ def set_job_message(message: str) -> bool:
 
 
 def configure_authentication() -> bool:
-    """Set RAY_AUTH_MODE, if it is not set: to `token` where Ray will find one; asked for one it lacks, Ray aborts.
+    """Set RAY_AUTH_MODE if it is unset: `token` if there is a token, else `disabled`, since Ray aborts without a token.
 
     Returns:
         Whether a token will be sent.
@@ -297,10 +296,10 @@ def configure_authentication() -> bool:
 
 @contextmanager
 def _redirect_stderr() -> Iterator[IO[str]]:
-    """Keep off the terminal what C++ prints while Ray starts: it greets with its own log level.
+    """Redirect the output of Ray's C++ code, which prints while Ray starts, to a file.
 
     Yields:
-        The file that takes it, for the message of a failure.
+        The file, for error messages.
     """
     sys.stderr.flush()
     kept = os.dup(2)

@@ -1,8 +1,8 @@
-"""Who may use a cluster that starts on this machine: processes of this machine that hold its token.
+"""Access control of a cluster that starts on this machine: loopback only, and with a token.
 
-Ray by itself listens on every network interface, and takes tasks from whoever connects. Here its node gets the loopback
-address, so that nothing listens anywhere else, and a random token, without which neither the cluster nor its dashboard
-answers: other users of the machine reach its loopback interface too.
+By default Ray listens on all network interfaces and accepts tasks from everyone. Here the node has the loopback
+address, so that it is not reachable from other machines. A random token protects the cluster and its dashboard from
+other users of this machine.
 """
 
 import atexit
@@ -23,31 +23,31 @@ from slick.errors import ClusterError
 
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _PACKAGE_FOLDER = str(Path(__file__).parents[1])
-"""What has to be on the import path for `import slick`."""
+"""The folder on the import path that contains `slick`."""
 
 
 @contextmanager
 def local_cluster_auth(temp_folder: str) -> Iterator[str]:
-    """Settings under which `ray.init` starts a cluster on loopback that requires a token.
+    """Environment in which `ray.init` starts a cluster on loopback that requires a token.
 
-    They reach Ray's processes by their environment. This process keeps what Ray has read; its own environment is what
-    it was when the block ends, so that a later `ray start` or `slick submit` is not affected.
+    Ray's processes inherit the environment. It is restored when the block ends, so that a later `ray start` or
+    `slick submit` is not affected.
 
     Args:
-        temp_folder: holds a private folder with the token until this process ends.
+        temp_folder: parent of a private folder with the token, which is deleted when this process ends.
 
     Yields:
-        Where the token is, for the user to log in to the dashboard.
+        Where the user finds the token for the dashboard.
 
     Raises:
-        ClusterError: the user has named a token that cannot be read.
+        ClusterError: the user's token cannot be read.
     """
     settings = {
         "RAY_AUTH_MODE": "token",
-        # Without support for clusters of several machines, Ray gives its node the address 127.0.0.1, and every server
-        # of the node listens on its node's address alone. `_node_ip_address` of `ray.init` does not have that effect.
+        # Without support for clusters of several machines, the node has the address 127.0.0.1, and its servers listen
+        # only there. `_node_ip_address` of `ray.init` does not have this effect.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Ray's helper processes are started as `python -c`, which would import modules from the working folder first.
+        # Ray starts helper processes with `python -c`, which would import modules from the working folder first.
         "PYTHONSAFEPATH": "1",
         **short_tmpdir_env(temp_folder),
     }
@@ -62,27 +62,27 @@ def local_cluster_auth(temp_folder: str) -> Iterator[str]:
 
 
 def check_loopback(address: str) -> None:
-    """Refuse a cluster whose node has an address that other machines can reach.
+    """Check that the node of a cluster has a loopback address.
 
     Args:
         address: IP address of the node.
 
     Raises:
-        ClusterError: it is no loopback address.
+        ClusterError: other machines can reach the address.
     """
     if not ipaddress.ip_address(address).is_loopback:
         raise ClusterError(
-            f"the Ray cluster that was to start on loopback listens on {address}, where other machines can reach it, "
-            "and was ended; this release of Ray ignores RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0: install the one that "
+            f"the Ray cluster listens on {address} and not on loopback, so that other machines could reach it; it was "
+            "stopped. This release of Ray ignores RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0: install the one that "
             "pyproject.toml names"
         )
 
 
 def job_config() -> Any:
-    """Ray's settings of a job, by which workers import modules from where the driver does.
+    """The job configuration of Ray, with the driver's import path for workers.
 
-    Ray puts the driver's working folder first on the import path of workers: a torch.py that lies there would be run
-    as torch. Here it is there only if the driver itself imports from it, as `python -m` and notebooks do.
+    Ray puts the driver's working folder first on the import path of workers, where a file torch.py would be imported
+    as torch. Here it is on the path only if the driver imports from it, as `python -m` and notebooks do.
     """
     from ray.job_config import JobConfig
 
@@ -97,14 +97,14 @@ def job_config() -> Any:
 
 
 def worker_import_path(added: list[str]) -> list[str]:
-    """Folders that workers search for modules before all others.
+    """The folders that are put before the import path of workers.
 
     Args:
-        added: those that Ray would have them search.
+        added: the folders that Ray would add.
 
     Returns:
-        These without the working folder, unless this process searches it too; with the folder of this program, where
-        it is not installed.
+        `added` without the working folder, unless it is on the import path of this process; with the folder of this
+        program, unless it is installed.
     """
     working_folder = os.path.abspath(os.curdir)
     searched = {os.path.abspath(folder) for folder in sys.path}  # an empty entry is the working folder
@@ -116,7 +116,7 @@ def worker_import_path(added: list[str]) -> list[str]:
 
 
 def _new_token(temp_folder: str) -> str:
-    """Write a random token into a folder that only this user can open; the path of its file."""
+    """Write a random token to a private folder, and return the path of its file."""
     folder = tempfile.mkdtemp(prefix="slick-token-", dir=temp_folder)
     atexit.register(_remove, folder, os.getpid())
     path = os.path.join(folder, "token")
@@ -126,7 +126,7 @@ def _new_token(temp_folder: str) -> str:
 
 
 def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # a forked process runs the exit functions of its parent too
+    if os.getpid() == owner:  # forked processes inherit exit functions
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,6 +1,6 @@
-"""Checks before Ray starts or is joined: what would make Ray hang or abort becomes one ClusterError within seconds.
+"""Checks before a Ray cluster is started or joined: conditions in which Ray hangs or aborts raise a ClusterError.
 
-They use sockets and the file system alone, so that they need no Ray and cannot hang themselves.
+The checks use only sockets with timeouts and the file system, not Ray.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 from slick.errors import ClusterError
 
 SOCKET_TIMEOUT_S = 5.0
-"""Seconds for a TCP connection, and again for the first answer."""
+"""Timeout of a TCP connection and of its first answer."""
 MIN_TEMP_BYTES = 100 * 2**20
-"""Free space that Ray's logs, sockets and small objects take in its temporary folder."""
+"""Space for Ray's logs, sockets and small objects in its temporary folder."""
 MIN_OBJECT_STORE_BYTES = 100 * 2**20
-"""Ray refuses less than 75 MiB; a study keeps only its lists of questions there."""
+"""Ray requires 75 MiB; a study stores only its lists of questions there."""
 _SHM_PATH = "/dev/shm"
 _DEFAULT_TMPDIR = "/tmp"
 _MAX_SOCKET_PATH = (104 if sys.platform == "darwin" else 108) - 1
@@ -31,44 +31,42 @@ _PYTHON_SOCKET = "pymp-12345678/listener-12345678"
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 _HTTP2_SETTINGS = 4
 
-START_HINT = (
-    "start a cluster on this machine with `ray start --head`, or unset RAY_ADDRESS: then one starts here by itself"
-)
+START_HINT = "start a cluster on this machine with `ray start --head`, or unset RAY_ADDRESS to start one automatically"
 
 
 def check_address_format(address: str) -> None:
-    """Refuse addresses that a step cannot use as RAY_ADDRESS.
+    """Check the format of RAY_ADDRESS.
 
     Raises:
-        ClusterError: it is that of Ray Client, or of a dashboard.
+        ClusterError: it is an address of Ray Client or of a dashboard.
     """
     scheme, separator, rest = address.partition("://")
     if not separator:
         return
     where = rest.partition(":")[0] or "HEAD"
     if scheme == "ray":
-        found = "an address of Ray Client, whose driver is not part of the cluster"
+        kind = "an address of Ray Client, whose driver is not part of the cluster"
     elif scheme in ("http", "https"):
-        found = "the address of a dashboard"
+        kind = "the address of a dashboard"
     else:
-        found = f"an address of the unknown kind {scheme}://"
+        kind = f"an address with the unknown scheme {scheme}://"
     raise ClusterError(
-        f"RAY_ADDRESS={address} is {found}; wanted is HOST:PORT of the head (usually port 6379). To run a step on that "
+        f"RAY_ADDRESS={address} is {kind}; expected HOST:PORT of the head (usually port 6379). To run a step on that "
         f"cluster, submit it: slick submit STEP PRESET --address http://{where}:8265; or unset RAY_ADDRESS"
     )
 
 
 def check_reachable(host: str, port: int, address: str, *, is_tls: bool = False) -> None:
-    """See that a gRPC server, as the head of a Ray cluster is one, answers at an address.
+    """Check that a gRPC server, such as the head of a Ray cluster, answers at an address.
 
     Args:
-        host: where Ray will look.
-        port: where Ray will look.
-        address: as the user gave it, for messages.
-        is_tls: the cluster encrypts its connections, so that only the TCP connection can be tried.
+        host: the host that Ray will connect to.
+        port: the port that Ray will connect to.
+        address: the address as the user gave it, for messages.
+        is_tls: whether connections are encrypted; then only the TCP connection is checked.
 
     Raises:
-        ClusterError: the name does not resolve, nothing listens, or what listens is no Ray.
+        ClusterError: the name does not resolve, nothing listens, or the server is not gRPC.
     """
     place = f"RAY_ADDRESS={address}" if address == f"{host}:{port}" else f"RAY_ADDRESS={address} ({host}:{port})"
     try:
@@ -87,10 +85,10 @@ def check_reachable(host: str, port: int, address: str, *, is_tls: bool = False)
     with connection:
         answer = _first_bytes(connection)
     if len(answer) < 4 or answer[3] != _HTTP2_SETTINGS:
-        found = f"it answers {answer[:20]!r}" if answer else f"it answers nothing within {SOCKET_TIMEOUT_S:.0f} s"
+        behavior = f"it answers {answer[:20]!r}" if answer else f"no answer within {SOCKET_TIMEOUT_S:.0f} s"
         raise ClusterError(
-            f"{place}: something else than the head of a Ray cluster listens there ({found}); wanted is the head's "
-            f"port, usually 6379. Correct the address, or {START_HINT}"
+            f"{place}: the server there is not the head of a Ray cluster ({behavior}); expected the head's port, "
+            f"usually 6379. Correct the address, or {START_HINT}"
         )
 
 
@@ -108,10 +106,10 @@ def _first_bytes(connection: socket.socket) -> bytes:
 
 
 def check_token(environment: Mapping[str, str]) -> None:
-    """Refuse token authentication without a token, for which Ray aborts the process.
+    """Check that token authentication has a token; without one, Ray aborts the process.
 
     Raises:
-        ClusterError: there is none where the environment says.
+        ClusterError: the environment requires a token, and there is none.
     """
     if environment.get("RAY_AUTH_MODE", "").lower() != "token" or environment.get("RAY_AUTH_TOKEN"):
         return
@@ -131,9 +129,9 @@ def check_token(environment: Mapping[str, str]) -> None:
 
 
 def choose_temp_folder(environment: Mapping[str, str]) -> str:
-    """The folder in which a cluster started here keeps its logs and sockets: RAY_TMPDIR, TMPDIR or /tmp, as in Ray.
+    """The folder for logs and sockets of a local cluster: RAY_TMPDIR, TMPDIR or /tmp, as in Ray.
 
-    Where TMPDIR is too long a path for sockets, /tmp is used. RAY_TMPDIR was meant for Ray, and is refused instead.
+    If the path of TMPDIR is too long for sockets, /tmp is used. For RAY_TMPDIR this is an error.
 
     Raises:
         ClusterError: the path is too long, cannot be written, or has too little space.
@@ -144,7 +142,7 @@ def choose_temp_folder(environment: Mapping[str, str]) -> str:
         if name == "RAY_TMPDIR" or _socket_length(_DEFAULT_TMPDIR) > _MAX_SOCKET_PATH:
             limit = _MAX_SOCKET_PATH - (_socket_length(folder) - len(os.fsencode(folder)))
             raise ClusterError(
-                f"{name}={folder} has {len(os.fsencode(folder))} bytes, too many for the sockets that Ray makes in it; "
+                f"{name}={folder} has {len(os.fsencode(folder))} bytes, too many for Ray's sockets in it; "
                 f"give a folder whose path has at most {limit} bytes: RAY_TMPDIR={_DEFAULT_TMPDIR}"
             )
         folder, name = _DEFAULT_TMPDIR, ""
@@ -157,10 +155,10 @@ def _socket_length(folder: str) -> int:
 
 
 def short_tmpdir_env(temp_folder: str) -> dict[str, str]:
-    """TMPDIR for Ray's processes if the user's is too long a path for the sockets that Python makes in it; else empty.
+    """TMPDIR for Ray's processes if the user's path is too long for the sockets of multiprocessing; otherwise empty.
 
     Args:
-        temp_folder: to use instead, from `choose_temp_folder`.
+        temp_folder: the result of `choose_temp_folder`, used instead.
     """
     path = os.path.join(tempfile.gettempdir(), _PYTHON_SOCKET)  # this process keeps its TMPDIR from here on
     return {"TMPDIR": temp_folder} if len(os.fsencode(path)) > _MAX_SOCKET_PATH else {}
@@ -168,7 +166,7 @@ def short_tmpdir_env(temp_folder: str) -> dict[str, str]:
 
 def _check_writable(folder: str, name: str) -> None:
     origin = f"{name}={folder}" if name else folder
-    advice = "set RAY_TMPDIR to a folder with a short path that you may write to and that has space"
+    advice = "set RAY_TMPDIR to a folder with a short path that is writable and has space"
     try:
         inside = os.path.join(folder, "ray")
         os.makedirs(inside, exist_ok=True)
@@ -184,13 +182,13 @@ def _check_writable(folder: str, name: str) -> None:
 
 
 def object_store_bytes(temp_folder: str, shared_memory: str = _SHM_PATH) -> int | None:
-    """Size of the object store that fits into shared memory; None where Ray's default fits, 30 % of the memory.
+    """Size of the object store in shared memory; None if Ray's default fits, 30 % of the memory.
 
-    Where less than the minimum is free (Docker gives 64 MiB), Ray puts a store of the minimum into its temporary
-    folder.
+    If less than the minimum is free (Docker's default is 64 MiB), Ray places a store of the minimum size in its
+    temporary folder.
 
     Raises:
-        ClusterError: it fits into neither.
+        ClusterError: neither has enough space.
     """
     if not os.path.isdir(shared_memory):
         return None

@@ -1,16 +1,16 @@
-"""Everything a user can mend, as one tree.
+"""Errors that the user can fix.
 
     SlickError
-      DataError       a question set, a row, or a file is not what it must be
-      ModelError      a model or tokenizer cannot be loaded or driven
-      EngineError     a generation failed; it is never read as an answer
-      StudyError      a study folder is unfinished, or belongs to other settings
-      VariantError    a fine-tuning set that the knowledge table cannot give
-      SettingsError   settings that contradict each other or the machine
-      ClusterError    a Ray cluster does not answer, or does not let us in
+      DataError       a question set, a row or a file is invalid
+      ModelError      a model or tokenizer cannot be loaded or used
+      EngineError     a generation failed; it never counts as an answer
+      StudyError      a study folder is unfinished, invalid, or has other settings
+      VariantError    the knowledge table has too few rows for a variant
+      SettingsError   settings that contradict each other or exceed the machine
+      ClusterError    a Ray cluster does not answer or rejects the request
 
-Each message says what, where, what was found, what was wanted, and how to mend it. The command line prints it in
-one piece without a traceback and exits with status 2; any other exception is a defect of ours and exits with 1.
+A message has the problem, its place, the value found, the expected value, and how to fix it. The command line prints it
+without a traceback and exits with status 2. Any other exception is a defect of this program; its status is 1.
 """
 
 import traceback
@@ -24,39 +24,39 @@ _MAX_MESSAGE_CHARS = 400
 
 
 class SlickError(Exception):
-    """Something the user can mend."""
+    """An error that the user can fix."""
 
 
 class DataError(SlickError):
-    """A question set, a row, or a file is not what it must be."""
+    """A question set, a row or a file is invalid."""
 
 
 class ModelError(SlickError):
-    """A model or tokenizer cannot be loaded or driven."""
+    """A model or tokenizer cannot be loaded or used."""
 
 
 class EngineError(SlickError):
-    """A generation failed. A failure is never an answer."""
+    """A generation failed; it never counts as an answer."""
 
 
 class StudyError(SlickError):
-    """A study folder is unfinished, or was written by other settings."""
+    """A study folder is unfinished, invalid, or has other settings."""
 
 
 class VariantError(SlickError):
-    """A fine-tuning set was asked for that the knowledge table cannot give."""
+    """The knowledge table has too few rows for a variant."""
 
 
 class SettingsError(SlickError):
-    """Settings contradict each other, or ask for more than the machine has."""
+    """Settings contradict each other or exceed the machine."""
 
 
 class ClusterError(SlickError):
-    """A Ray cluster does not answer, does not let us in, or does not know the job."""
+    """A Ray cluster does not answer or rejects the request."""
 
 
 def error_from_name(name: str, message: str) -> SlickError:
-    """An error that another process wrote down, of the class of that name; an unknown name gives a `SlickError`."""
+    """An error of the class with this name, for errors that another process has stored; `SlickError` if unknown."""
     kinds = {kind.__name__: kind for kind in SlickError.__subclasses__()}
     return kinds.get(name, SlickError)(message)
 
@@ -65,17 +65,17 @@ def error_from_name(name: str, message: str) -> SlickError:
 def wrap_library_errors(
     what: str,
     kind: type[SlickError] = EngineError,
-    mend: Callable[[str], str] = lambda _: "the library's own message says what failed",
+    advice: Callable[[str], str] = lambda _: "see the message of the library",
 ) -> Iterator[None]:
-    """Within, an exception that comes out of a library (torch, transformers, vLLM, ...) becomes one message.
+    """Turn exceptions of libraries (torch, transformers, vLLM, ...) into a `SlickError`.
 
-    Defects of this program stay what they are: an exception that is raised by a line of its own code, unless it is one
-    that torch's compiled operations raise there, such as an error of CUDA.
+    Exceptions that a line of this program raises are defects and pass unchanged, unless a compiled operation of torch
+    raises them, such as an error of CUDA.
 
     Args:
-        what: what failed, the beginning of the message, such as `answering 32 questions failed`.
-        kind: of the error that is raised instead.
-        mend: how to mend it, from the library's message.
+        what: the beginning of the message, such as `answering 32 questions failed`.
+        kind: the class of the error.
+        advice: how to fix it, given the message of the library.
     """
     try:
         yield
@@ -83,11 +83,11 @@ def wrap_library_errors(
         if isinstance(error, SlickError) or not _is_from_library(error):
             raise
         reason = format_library_error(error)
-        raise kind(f"{what}: {reason}; {mend(reason)}") from error
+        raise kind(f"{what}: {reason}; {advice(reason)}") from error
 
 
 def format_library_error(error: BaseException) -> str:
-    """Kind and message of an exception in one line; of a long one its beginning and its last line."""
+    """Class and message of an exception in one line; a long message is cut to its beginning and last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {' '.join(' '.join(lines).split())}".removesuffix(": ")
     if len(text) <= _MAX_MESSAGE_CHARS:
@@ -97,9 +97,9 @@ def format_library_error(error: BaseException) -> str:
 
 
 def _is_from_library(error: Exception) -> bool:
-    """Whether the line that raised it is a library's, or a compiled operation's called by a line of ours."""
+    """Whether a line of a library raised the error, or a compiled operation that a line of this program calls."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames or not frames[-1].filename.startswith(_OWN_PACKAGES):
         return True
-    # Compiled code leaves no frame behind: torch raises RuntimeError and its own subclasses of it, numpy MemoryError.
+    # Compiled code has no frames: torch raises RuntimeError and subclasses of it, numpy MemoryError.
     return isinstance(error, RuntimeError | MemoryError) or type(error).__module__.split(".")[0] in ("torch", "vllm")

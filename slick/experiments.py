@@ -1,7 +1,7 @@
-"""The experiments: named groups of fine-tuning sets and analyses, so that a study can be a part of the paper. Pure.
+"""Experiments: named groups of variants and analyses, so that a study can reproduce a part of the paper. Pure.
 
-An experiment names what it needs: which fine-tuning sets are trained, and what the annotation must hold. Shares are
-those of the `VariantsConfig`. Sets that several experiments need are trained once.
+An experiment declares the variants that it trains, by the shares of the `VariantsConfig`, and the required parts of
+the annotation. Variants that several experiments need are trained once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,35 +14,35 @@ from slick.variants.sampling import VariantSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantRequirement:
-    """Fine-tuning sets that an experiment trains."""
+    """Variants that an experiment trains."""
 
     label: str
-    """In the paper's words."""
+    """Name of the variants in messages, as in the paper."""
     matches: Callable[[VariantSpec, VariantsConfig], bool]
     flag: str
-    """What draws such a set, where the settings draw none."""
+    """A flag that draws such a variant."""
     optional: bool = False
-    """Without it a part of the experiment is left out."""
+    """Whether the experiment runs without it, in part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """One named group of fine-tuning sets and analyses."""
+    """A named group of variants and analyses."""
 
     name: str
     description: str
     exhibits: str = ""
-    """Those of the paper; empty for what goes beyond it."""
+    """Its tables and figures in the paper; empty if it is not in the paper."""
     requirements: tuple[VariantRequirement, ...] = ()
-    """Empty: nothing is trained."""
+    """Variants to train; empty: none."""
     p_true: bool = False
-    """Needs the annotation's P(True) scores."""
+    """Whether it needs P(True) scores."""
     needs_all_answers: bool = False
-    """Needs every answer of the annotation, which `--mode full` alone keeps."""
+    """Whether it needs all answers of the annotation, which only `--mode full` stores."""
     needs_repeats: bool = False
-    """Needs questions that the annotation asked a second time."""
+    """Whether it needs questions that are annotated twice."""
     world: bool = False
-    """Needs planted facts."""
+    """Whether it needs planted facts."""
 
 
 def _has_kind(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
@@ -50,12 +50,12 @@ def _has_kind(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
 
 
 def _has_percent_unknown(*percents: int) -> Callable[[VariantSpec, VariantsConfig], bool]:
-    """Sets of the sweep with these percentages of Unknown rows."""
+    """Variants of the sweep with these percentages of Unknown rows."""
     return lambda spec, config: spec.kind == "unknown" and spec.percent_unknown in percents
 
 
 def _has_shares_of(name: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
-    """The sets of the sweep at the shares of another kind."""
+    """Variants of the sweep with the shares of the setting `name`."""
     return lambda spec, config: (
         spec.kind == "unknown" and spec.percent_unknown in {round(100 * share) for share in getattr(config, name)}
     )
@@ -188,14 +188,14 @@ _EXPERIMENTS = (
 
 EXPERIMENTS = {experiment.name: experiment for experiment in _EXPERIMENTS}
 PAPER_EXPERIMENTS = tuple(experiment.name for experiment in _EXPERIMENTS if experiment.exhibits)
-"""What a study does unless it is asked for less: everything the paper shows."""
+"""The default experiments of a study: those of the paper."""
 
 
 def parse_experiment_names(words: Iterable[str]) -> tuple[str, ...]:
-    """Names of experiments, apart or joined by commas, each once and in the order of `EXPERIMENTS`.
+    """Names of experiments, separate or joined by commas, without duplicates and in the order of `EXPERIMENTS`.
 
     Raises:
-        SettingsError: there is no such experiment.
+        SettingsError: an experiment does not exist.
 
     >>> parse_experiment_names(["idk,p_true", "counts"])
     ('counts', 'p_true', 'idk')
@@ -204,26 +204,24 @@ def parse_experiment_names(words: Iterable[str]) -> tuple[str, ...]:
     unknown = sorted(names - EXPERIMENTS.keys())
     if unknown:
         raise SettingsError(
-            f"there is no experiment {', '.join(unknown)}; there are {', '.join(PAPER_EXPERIMENTS)}, and beyond the "
-            f"paper "
-            f"{', '.join(name for name in EXPERIMENTS if name not in PAPER_EXPERIMENTS)}"
+            f"there is no experiment {', '.join(unknown)}; the experiments are {', '.join(PAPER_EXPERIMENTS)}, and "
+            f"beyond the paper {', '.join(name for name in EXPERIMENTS if name not in PAPER_EXPERIMENTS)}"
         )
     return tuple(name for name in EXPERIMENTS if name in names)
 
 
 def variants_for_experiments(names: Sequence[str], config: VariantsConfig) -> tuple[str, ...]:
-    """The fine-tuning sets that the experiments train, each once, in the order in which they are drawn."""
-    requirements = [need for name in names for need in EXPERIMENTS[name].requirements]
-    return tuple(
-        spec.name for spec in variant_specs(config) if any(need.matches(spec, config) for need in requirements)
-    )
+    """The variants that the experiments train, without duplicates and in the order in which they are drawn."""
+    requirements = [requirement for name in names for requirement in EXPERIMENTS[name].requirements]
+    specs = variant_specs(config)
+    return tuple(spec.name for spec in specs if any(needed.matches(spec, config) for needed in requirements))
 
 
 def missing_requirements(experiment: Experiment, config: VariantsConfig) -> list[VariantRequirement]:
-    """What an experiment needs and the settings do not draw."""
+    """Requirements of an experiment for which the settings draw no variant."""
     specs = variant_specs(config)
     return [
-        need
-        for need in experiment.requirements
-        if not need.optional and not any(need.matches(spec, config) for spec in specs)
+        requirement
+        for requirement in experiment.requirements
+        if not requirement.optional and not any(requirement.matches(spec, config) for spec in specs)
     ]

@@ -1,11 +1,10 @@
-"""One writer per part of a study: locks with an owner, a heartbeat, and takeover from an owner that has died.
+"""Locks for parts of a study, with an owner and a heartbeat; the lock of a dead owner can be taken over.
 
-A lock is a small JSON file in `STUDY/.locks`. Whoever finds it held asks whether the owner is alive: on the owner's own
-machine by its process, elsewhere by its heartbeat, watched with the local clock, so that clocks which differ do not
-matter. On a file system with advisory locks, claiming is atomic. Object stores that pyarrow reads offer no conditional
-write: there a claim is written, and holds only if it is still there after a moment, so of two claims at the same time
-at most one holds. An owner whose lock was taken over, because it was suspended for long, must not finish its step:
-`verify_locks` says so.
+A lock is a JSON file in `STUDY/.locks`. On the owner's machine a waiting process checks whether the owner's process
+runs; elsewhere it watches the heartbeat with its local clock, so clock differences do not matter. On a file system with
+advisory locks, claiming is atomic. pyarrow has no conditional writes for object stores: there a claim is written, and
+is valid if it was not overwritten after `CLAIM_DELAY_S`, so at most one of two simultaneous claims is valid. A process
+that was suspended for long may lose its lock and must not finish its step; `verify_locks` checks this.
 """
 
 import contextlib
@@ -32,32 +31,32 @@ LOCKS = ".locks"
 """The folder of locks inside a study."""
 
 HEARTBEAT_S = 10.0
-"""Between two signs of life of an owner."""
+"""Seconds between two heartbeats."""
 STALE_AFTER_S = 60.0
-"""An owner on another machine without a sign of life for that long counts as dead."""
+"""Seconds without a heartbeat after which an owner on another machine counts as dead."""
 CLAIM_DELAY_S = 1.0
-"""After that long, a claim that was not overwritten holds, where claiming is not atomic."""
+"""Seconds after which a claim that was not overwritten is valid, where claiming is not atomic."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LockOwner:
-    """The run that holds a lock."""
+    """The process that holds a lock."""
 
     step: str
     host: str
     pid: int
     since: str
-    """When it took the lock, as ISO 8601 in UTC by its own clock."""
+    """Time of the claim by the owner's clock: ISO 8601, UTC."""
     token: str
-    """Random, so that no two claims are equal."""
+    """Random; unique for each claim."""
     process: str | None = None
-    """Identifies the process on its machine, by boot, process namespace and start time; None where it cannot be."""
+    """Boot id, process namespace, pid and start time, which identify the process; None if they are not known."""
     beats: int = 0
     """Heartbeats so far."""
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether its process runs; None where only its heartbeat can tell, since it is on another machine."""
+        """Whether the process runs; None if it is on another machine."""
         if self.process is None or self.process.split()[:2] != _machine_identity():
             return None
         return _process_identity(self.pid) == self.process
@@ -68,12 +67,12 @@ class LockOwner:
 
 @contextlib.contextmanager
 def exclusive_lock(study: Folder, step: str, names: Sequence[str] = ()) -> Iterator[None]:
-    """Hold the locks of some parts of a study while the block runs.
+    """Hold the locks of parts of a study while the block runs.
 
     Args:
-        study: its folder.
+        study: the study folder.
         step: the step that writes, for messages.
-        names: the parts, as their folders are named inside the study (`runs/unknown-050-seed0`); empty for `[step]`.
+        names: folders inside the study, such as `runs/unknown-050-seed0`; empty: the folder of the step.
 
     Raises:
         StudyError: another run holds one of them, or took one over while the block ran.
@@ -97,20 +96,20 @@ def exclusive_lock(study: Folder, step: str, names: Sequence[str] = ()) -> Itera
 
 
 def verify_locks() -> None:
-    """See that this process still holds every lock that it took; called before a step is declared finished.
+    """Check that this process still holds all of its locks; called before a manifest is written.
 
     Raises:
-        StudyError: another run took one over.
+        StudyError: another run took a lock over.
     """
     for lock in list(_held_locks):
         lock.verify()
 
 
 def lock_owners(study: Folder) -> dict[str, LockOwner]:
-    """Who holds each part of a study that is locked now, by name of the part."""
-    place = study.child(LOCKS)
-    found = {name.removesuffix(".json").replace("--", "/"): _read_owner(place, name) for name in place.names(".json")}
-    return {name: owner for name, owner in found.items() if owner is not None}
+    """Locked folder of a study -> owner of the lock."""
+    locks = study.child(LOCKS)
+    owners = {name.removesuffix(".json").replace("--", "/"): _read_owner(locks, name) for name in locks.names(".json")}
+    return {name: owner for name, owner in owners.items() if owner is not None}
 
 
 _held_locks: list["_Lock"] = []
@@ -122,7 +121,7 @@ class _Lock:
 
     def __init__(self, study: Folder, name: str, step: str) -> None:
         self._part = study.child(*name.split("/"))
-        self._place = study.child(LOCKS)
+        self._folder = study.child(LOCKS)
         self._study_is_new = study.is_local and not os.path.exists(study.local_path)
         self._file = f"{name.replace('/', '--')}.json"
         self._own = LockOwner(
@@ -135,17 +134,17 @@ class _Lock:
         )
 
     def acquire(self) -> bool:
-        """Take the lock; False where nothing can be written, so that there is nothing to lock.
+        """Take the lock; False if the study is read-only, where no lock is needed.
 
         Raises:
             StudyError: another run holds it and is alive.
         """
         while True:
-            other = _read_owner(self._place, self._file)
+            other = _read_owner(self._folder, self._file)
             if other is not None and not self._is_abandoned(other):
                 raise StudyError(
                     f"{self._part} is being written by another run: {other}; wait for it to end, or stop it. The lock "
-                    f"of a run that has died is taken over by itself; {self._place}/{self._file} is that lock"
+                    f"of a dead run is taken over automatically; the lock is {self._folder}/{self._file}"
                 )
             try:
                 if self._claim(other):
@@ -157,61 +156,59 @@ class _Lock:
 
     def verify(self) -> None:
         """Raise a StudyError if the lock is no longer ours."""
-        other = _read_owner(self._place, self._file)
+        other = _read_owner(self._folder, self._file)
         if other is None or other.token != self._own.token:
             raise StudyError(
-                f"the lock of {self._part} was taken over by {other or 'nobody: it was deleted'}, since this run gave "
-                f"no sign of life for {STALE_AFTER_S:g} s; nothing was declared finished: let one run do the step again"
+                f"this run lost the lock of {self._part} after {STALE_AFTER_S:g} s without a heartbeat: the lock "
+                f"{f'was taken over by {other}' if other else 'was deleted'}. The step is not finished: run it again"
             )
 
     def heartbeat(self) -> None:
-        """Give a sign of life, unless the lock was taken over."""
+        """Write a heartbeat, unless the lock was taken over."""
         with (
             contextlib.suppress(StudyError),
-            _folder_mutex(self._place),
+            _folder_mutex(self._folder),
         ):  # storage that fails once may work at the next beat
-            other = _read_owner(self._place, self._file)
+            other = _read_owner(self._folder, self._file)
             if other is not None and other.token == self._own.token:
                 self._own = dataclasses.replace(self._own, beats=self._own.beats + 1)
-                self._place.write_json(self._file, dataclasses.asdict(self._own))
+                self._folder.write_json(self._file, dataclasses.asdict(self._own))
 
     def release(self) -> None:
-        """Let go of the lock, if it is still ours."""
-        with contextlib.suppress(StudyError), _folder_mutex(self._place):
-            other = _read_owner(self._place, self._file)
+        """Delete the lock, if it is still ours."""
+        with contextlib.suppress(StudyError), _folder_mutex(self._folder):
+            other = _read_owner(self._folder, self._file)
             if other is not None and other.token == self._own.token:
-                self._place.delete(self._file)
-                if self._place.is_local:
+                self._folder.delete(self._file)
+                if self._folder.is_local:
                     with contextlib.suppress(OSError):  # not empty: other locks, or what the step has written
-                        os.rmdir(self._place.local_path)
+                        os.rmdir(self._folder.local_path)
                         if self._study_is_new:
-                            os.rmdir(os.path.dirname(self._place.local_path))
+                            os.rmdir(os.path.dirname(self._folder.local_path))
 
     def _claim(self, before: LockOwner | None) -> bool:
-        """Write our name where `before` stood; False if somebody else did so first."""
-        with _folder_mutex(self._place, mkdir=True) as is_atomic:
-            if _read_owner(self._place, self._file) != before:
+        """Replace the owner `before` by this process; False if another process did so first."""
+        with _folder_mutex(self._folder, mkdir=True) as is_atomic:
+            if _read_owner(self._folder, self._file) != before:
                 return False
-            self._place.write_json(self._file, dataclasses.asdict(self._own))
+            self._folder.write_json(self._file, dataclasses.asdict(self._own))
         if is_atomic:
             return True
         time.sleep(CLAIM_DELAY_S)
-        now = _read_owner(self._place, self._file)
+        now = _read_owner(self._folder, self._file)
         return now is not None and now.token == self._own.token
 
     def _is_abandoned(self, other: LockOwner) -> bool:
         alive = other.is_alive
         if alive is not None:
             return not alive
-        _LOG.info(
-            "%s is locked by another run: %s; looking for a sign of life for %g s", self._part, other, STALE_AFTER_S
-        )
+        _LOG.info("%s is locked by another run: %s; waiting %g s for a heartbeat", self._part, other, STALE_AFTER_S)
         end = time.monotonic() + STALE_AFTER_S
         while time.monotonic() < end:
             time.sleep(min(1.0, STALE_AFTER_S / 10))
-            now = _read_owner(self._place, self._file)
+            now = _read_owner(self._folder, self._file)
             if now is None or now.token != other.token:
-                return True  # released; claiming finds out by whom it is held now
+                return True  # released; `_claim` checks the new owner
             if now.beats != other.beats:
                 return False
         return True
@@ -236,14 +233,14 @@ def _heartbeats(locks: Sequence[_Lock]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _folder_mutex(place: Folder, *, mkdir: bool = False) -> Iterator[bool]:
-    """Keep other processes out of the folder of locks for a moment; False where the storage has no such means.
+def _folder_mutex(folder: Folder, *, mkdir: bool = False) -> Iterator[bool]:
+    """Exclude other processes from the folder of locks; yields False if the storage has no advisory locks.
 
     Args:
-        place: the folder of locks.
-        make: create it first; others remove it when they release the last lock.
+        folder: the folder of locks.
+        mkdir: create it first; other processes remove it when they release the last lock.
     """
-    descriptor = _flock_folder(place, mkdir=mkdir) if place.is_local else None
+    descriptor = _flock_folder(folder, mkdir=mkdir) if folder.is_local else None
     try:
         yield descriptor is not None
     finally:
@@ -251,12 +248,12 @@ def _folder_mutex(place: Folder, *, mkdir: bool = False) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _flock_folder(place: Folder, *, mkdir: bool) -> int | None:
-    """An open descriptor with an advisory lock on a folder; None where there is no folder, or no such locks."""
-    path = place.local_path
+def _flock_folder(folder: Folder, *, mkdir: bool) -> int | None:
+    """An open descriptor with an advisory lock on a folder; None if there is no folder or no support for locks."""
+    path = folder.local_path
     while True:
         if mkdir:
-            place.mkdir()
+            folder.mkdir()
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -270,17 +267,17 @@ def _flock_folder(place: Folder, *, mkdir: bool) -> int | None:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except FileNotFoundError:
-            pass  # removed by whoever had the lock before
+            pass  # another process has removed the folder
         except OSError:
             os.close(descriptor)
             return None
         os.close(descriptor)
 
 
-def _read_owner(place: Folder, file: str) -> LockOwner | None:
-    """Who holds the lock; None if nobody does. What is no record of ours counts as an owner without a heartbeat."""
+def _read_owner(folder: Folder, file: str) -> LockOwner | None:
+    """The owner of the lock; None if there is none. An unreadable file counts as an owner without a heartbeat."""
     try:
-        value: Any = place.read_json(file)
+        value: Any = folder.read_json(file)
     except StudyError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
@@ -301,7 +298,7 @@ def _is_read_only(error: BaseException | None) -> bool:
 
 
 def _machine_identity() -> list[str]:
-    """This boot of this machine, and this namespace of processes; empty where the system does not say."""
+    """Boot id of the machine and namespace of its processes; empty if the system does not provide them."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return [file.read().strip(), os.readlink("/proc/self/ns/pid")]
@@ -310,7 +307,7 @@ def _machine_identity() -> list[str]:
 
 
 def _process_identity(pid: int) -> str | None:
-    """A text that no other process of any machine has; None if there is no such process, or only its remains."""
+    """A text that is unique among the processes of all machines; None if the process does not run."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             state, *fields = file.read().rpartition(")")[2].split()

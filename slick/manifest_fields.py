@@ -1,6 +1,6 @@
-"""What the manifests of the steps and study.json hold, as types that their readers check.
+"""Types of the fields of manifests and study.json that other code reads; readers check them.
 
-Every field may be absent: manifests of older versions hold less. Fields without a type here are for people.
+Every field may be absent, since manifests of earlier versions have fewer. Fields without a type here are informative.
 """
 
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from typing import Any, Required, TypedDict
 from slick.storage import Folder
 
 CountsByRelation = dict[str, dict[str, int]]
-"""Relation to split, or to category, to number."""
+"""Relation -> split or category -> number."""
 
 
 class StoredSampling(TypedDict, total=False):
-    """How answers were drawn."""
+    """Sampling settings of answers."""
 
     temperature: float
     seed: int
@@ -21,7 +21,7 @@ class StoredSampling(TypedDict, total=False):
 
 
 class StoredSettings(TypedDict, total=False):
-    """Settings in manifests and started.json that other steps read; of one name they are of one type in all steps."""
+    """Settings in manifests and started.json that other steps read. A name has the same type in all steps."""
 
     model: str
     seed: int
@@ -34,7 +34,7 @@ class StoredSettings(TypedDict, total=False):
 
 
 class WorldTraining(TypedDict, total=False):
-    """Of the world's model."""
+    """Counts of the pretraining of a world's model."""
 
     parameters: int
     steps: int
@@ -42,13 +42,13 @@ class WorldTraining(TypedDict, total=False):
 
 
 class WorldCounts(TypedDict, total=False):
-    """Of the world step."""
+    """Counts of the world step."""
 
     training: WorldTraining
 
 
 class AuditCounts(TypedDict):
-    """Rows that the paper's filter leaves of EntityQuestions, by relation."""
+    """Rows of EntityQuestions that the paper's filter keeps, by relation."""
 
     train: dict[str, int]
     test: dict[str, int]
@@ -56,7 +56,7 @@ class AuditCounts(TypedDict):
 
 
 class QuestionCounts(TypedDict, total=False):
-    """Of the questions step: by relation and split."""
+    """Counts of the questions step, by relation and split."""
 
     rows: int
     read: CountsByRelation
@@ -69,7 +69,7 @@ class QuestionCounts(TypedDict, total=False):
 
 
 class AnnotateCounts(TypedDict, total=False):
-    """Of the annotate step and of P(True)."""
+    """Counts of the annotate step and of P(True)."""
 
     questions: int
     generations: int
@@ -85,7 +85,7 @@ class AnnotateCounts(TypedDict, total=False):
 
 
 class VariantCounts(TypedDict, total=False):
-    """Of one fine-tuning set."""
+    """Counts of one variant."""
 
     kind: Required[str]
     num: Required[int]
@@ -97,7 +97,7 @@ class VariantCounts(TypedDict, total=False):
 
 
 class RunCounts(TypedDict, total=False):
-    """Of one fine-tuning."""
+    """Counts of one run."""
 
     epochs: int
     epochs_now: int
@@ -117,7 +117,7 @@ class RunCounts(TypedDict, total=False):
 
 
 class SweepCounts(TypedDict, total=False):
-    """Of the sweep."""
+    """Counts of the sweep."""
 
     trainings: int
     points: int
@@ -131,11 +131,11 @@ _COUNTS: dict[str, Any] = {
     "variants": dict[str, VariantCounts],
     "sweep": SweepCounts,
 }
-"""By the name of the step's folder."""
+"""Name of the step's folder -> type of its counts."""
 
 
 def counts_type(folder: Folder) -> Any:
-    """The type of the counts in the manifest of a step's folder, or of a fine-tuning's."""
+    """The type of the counts in the manifest of a step's or run's folder."""
     if folder.name in _COUNTS:
         return _COUNTS[folder.name]
     return RunCounts if folder.parent.name == "runs" else dict[str, Any]
@@ -143,7 +143,7 @@ def counts_type(folder: Folder) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredGrid:
-    """Which trainings the sweep of a study does."""
+    """The grid of a study's sweep."""
 
     variants: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
@@ -166,7 +166,7 @@ class StoredAnnotate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySettings:
-    """The settings in study.json that are read again."""
+    """The settings in study.json that other code reads."""
 
     model: str = ""
     experiments: tuple[str, ...] = ()
@@ -177,7 +177,7 @@ class StudySettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRecord:
-    """study.json."""
+    """The content of study.json."""
 
     settings: StudySettings
     versions: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Progress of a long step on the terminal: done, of how many, how fast, how long still."""
+"""Progress lines of long steps: units done, total, speed and time left."""
 
 import sys
 import time
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from slick.formatting import format_duration, format_rate
 
 MAX_INTERVAL_S = 300.0
-"""The most time between two lines in a log."""
+"""Maximum interval between two lines in a log."""
 LOG_INTERVAL_SHARE = 0.1
-"""In a log, the next line comes after this share of the time so far."""
+"""Interval to the next line in a log, as a share of the elapsed time."""
 
 
 class ProgressReporter:
-    """Prints one line that renews itself on a terminal, and elsewhere (logs of a Ray job) lines at growing intervals.
+    """Prints one line that is updated in place on a terminal; in logs, lines at growing intervals.
 
-    The speed is that of the last few lines: what a step took to start says nothing about how long it will go on.
+    The speed is measured over the last few lines, so that the time to start a step does not count.
     """
 
     def __init__(
@@ -32,45 +32,45 @@ class ProgressReporter:
         """Begin at 0.
 
         Args:
-            label: what is done.
-            total: how many there are.
-            unit: of what.
-            interval_s: seconds to the first line where lines cannot renew themselves, and between calls of `tell`. From
-                then on the next line comes after a tenth of the time so far, `MAX_INTERVAL_S` at most.
+            label: the beginning of the line.
+            total: number of units.
+            unit: name of the units.
+            interval_s: seconds to the first line in a log, and between calls of `on_update`. Later intervals in a log
+                are a tenth of the elapsed time, and `MAX_INTERVAL_S` at most.
             quiet: print nothing.
-            tell: called with the line now and then.
+            on_update: called with the line every `interval_s` seconds, and at the end.
         """
         self._label, self._total, self._unit = label, total, unit
-        self._quiet, self._tell = quiet, on_update
-        self._tell_s = interval_s
+        self._quiet, self._on_update = quiet, on_update
+        self._update_s = interval_s
         self._tty = sys.stderr.isatty()
         self._interval_s = 0.2 if self._tty else interval_s
-        self._began = self._shown = self._told = time.monotonic()
+        self._began = self._shown = self._updated = time.monotonic()
         self._marks = deque([(self._shown, 0)], maxlen=60 if self._tty else 4)
         self._note, self._is_shown = "", True
         self.done = 0
 
     def resume_at(self, done: int) -> None:
-        """Count `done` units as finished by an earlier run: shown, but not part of the speed."""
+        """Count `done` units of an earlier run; they do not count for the speed."""
         self.done = done
         self._marks = deque([(self._shown, done)], maxlen=self._marks.maxlen)
 
     def add(self, num: int, note: str = "") -> None:
-        """Count `num` more units, fewer than none where work begins again; `note` follows the figures."""
+        """Add `num` units, which is negative if work is repeated; `note` is the end of the line."""
         self.done += num
         now = time.monotonic()
         if num < 0:
             self._marks = deque([(now, self.done)], maxlen=self._marks.maxlen)
         self._note, self._is_shown = note, False
         is_last = self.done >= self._total
-        if self._tell is not None and (is_last or now - self._told >= self._tell_s):
-            self._told = now
-            self._tell(self._text(now))
+        if self._on_update is not None and (is_last or now - self._updated >= self._update_s):
+            self._updated = now
+            self._on_update(self._text(now))
         if is_last or now - self._shown >= self._interval(now):
             self._show(now)
 
     def finish(self) -> None:
-        """Print the last line, unless it was printed: a step may end before all units are done."""
+        """Print the last state, unless it was printed, since a step may end before all units are done."""
         if not self._is_shown:
             self._show(time.monotonic())
 
@@ -83,14 +83,14 @@ class ProgressReporter:
         self._marks.append((now, self.done))
 
     def _interval(self, now: float) -> float:
-        """Seconds between two lines: in a log they grow, so that a long step does not fill it."""
+        """Seconds to the next line; grows in a log, so that long steps do not flood it."""
         if self._tty:
             return self._interval_s
         return max(self._interval_s, min(MAX_INTERVAL_S, LOG_INTERVAL_SHARE * (now - self._began)))
 
     @property
     def seconds_left(self) -> float:
-        """At the speed of the last few lines; infinite where nothing was done yet."""
+        """Seconds left at the speed of the last lines; infinite before the first unit."""
         if self.done >= self._total:
             return 0.0
         speed = self._speed(time.monotonic())
@@ -102,7 +102,7 @@ class ProgressReporter:
 
     @property
     def _remaining(self) -> str:
-        """The time left, in words; empty where it is not known, as before the first unit of a run that goes on."""
+        """The time left as text; empty if it is not known."""
         seconds = self.seconds_left
         return "" if seconds == float("inf") else f"{format_duration(seconds)} left"
 

@@ -220,8 +220,8 @@ def cost_settings(config: Any) -> dict[str, object]:
 
 def identity_settings(config: object, what: frozenset[Affects] = IDENTITY) -> dict[str, Any]:
     """The settings of a dataclass that affect any of `what`, by name, without those that have no effect."""
-    assert dataclasses.is_dataclass(config)
-    assert not isinstance(config, type)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"settings are a dataclass, got {type(config).__name__}")
     return filter_settings(
         type(config), {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, what
     )

@@ -1,7 +1,7 @@
-"""A folder on a local disk or in an object store, through pyarrow.fs: the one place that opens files of a study.
+"""A folder on a local disk or in an object store, through pyarrow.fs. All files of a study are opened here.
 
-Every write is whole or absent: locally a temporary file is renamed over the target; object stores show an object
-only when its upload is complete.
+Writes are atomic: a local file is written under a temporary name and renamed; an object store shows an object only when
+its upload is complete.
 """
 
 import glob
@@ -28,31 +28,31 @@ from slick.strict_json import parse_json
 from slick.uris import check_uri
 
 FolderLike = Union[str, os.PathLike[str], "Folder"]
-"""How callers of the Python API name a folder: a path or URI as text, a path object, or a `Folder`."""
+"""A folder in the Python API: a path or URI as text, a path object, or a `Folder`."""
 
 
-def as_folder(place: FolderLike) -> "Folder":
-    """The folder that a caller named.
+def as_folder(folder: FolderLike) -> "Folder":
+    """Convert a path or URI to a `Folder`.
 
     Raises:
-        SettingsError: a URI was made into a path object, which has lost a slash, or holds a secret.
+        SettingsError: a URI was converted to a path object, which drops a slash, or holds a secret.
 
     >>> as_folder("s3://bucket/study").uri
     's3://bucket/study'
     """
-    if isinstance(place, Folder):
-        return place
-    text = os.fspath(place)
-    if not isinstance(place, str) and re.match(r"[A-Za-z][\w+.-]+:/", text):
-        raise SettingsError(f"{place!r} is a URI made into a path, which loses a slash; give it as text")
+    if isinstance(folder, Folder):
+        return folder
+    text = os.fspath(folder)
+    if not isinstance(folder, str) and re.match(r"[A-Za-z][\w+.-]+:/", text):
+        raise SettingsError(f"{folder!r} is a URI made into a path, which loses a slash; give it as text")
     return Folder(text)
 
 
 class Folder:
-    """One folder, by local path or URI (`s3://bucket/study`, `gs://...`); small enough to travel to Ray workers."""
+    """One folder, by local path or URI (`s3://bucket/study`, `gs://...`). Pickles as its address."""
 
     def __init__(self, uri: str) -> None:
-        if uri.startswith("file://"):  # a local folder like any other: made when needed, files renamed into place
+        if uri.startswith("file://"):  # treated as a local path
             uri = unquote(urlparse(uri).path)
         if "://" in uri:
             check_uri(uri)
@@ -62,21 +62,21 @@ class Folder:
         return f"Folder({self.uri!r})"
 
     def __str__(self) -> str:
-        return self._parts()[0]  # for people: without the object store's options
+        return self._parts()[0]  # without options of the object store
 
     def _parts(self) -> tuple[str, str]:
-        """The path, and an object store's options, which stand behind it."""
+        """The path, and the options of an object store that follow it."""
         base, etag, options = ("", "", "") if self.is_local else self.uri.partition("?")
         return base or self.uri, etag + options
 
     def child(self, *names: str) -> Self:
-        """The folder `names[0]/names[1]/...` inside this one; it need not exist."""
+        """The folder `names[0]/names[1]/...` inside this one; it may not exist."""
         path, options = self._parts()
         return type(self)("/".join((path, *names)) + options)
 
     @property
     def parent(self) -> Self:
-        """The folder that this one, or the file of this name, is in; of the topmost, that one itself."""
+        """The folder that contains this one; the root is its own parent."""
         path, options = self._parts()
         return type(self)((path.rpartition("/")[0] or "/") + options)
 
@@ -91,7 +91,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """True for a path on this machine's file system."""
+        """Whether the folder is on this machine's file system."""
         return "://" not in self.uri
 
     @property
@@ -102,7 +102,9 @@ class Folder:
             StudyError: the folder is in an object store.
         """
         if not self.is_local:
-            raise StudyError(f"{self.uri} is not on this machine's file system, and this step needs a local folder")
+            raise StudyError(
+                f"{self.uri} is not on this machine's file system, but this step needs a local folder; give one"
+            )
         return self.uri
 
     def _open(self) -> tuple[pafs.FileSystem, str]:
@@ -117,29 +119,28 @@ class Folder:
         return filesystem, path
 
     def mkdir(self) -> None:
-        """Create the folder and its parents; object stores need no folders and are left alone."""
+        """Create the folder and its parents; does nothing in object stores, which need no folders."""
         if self.is_local:
-            with file_errors(str(self), "made"):
+            with file_errors(str(self), "created"):
                 os.makedirs(self.uri, exist_ok=True)
 
     def exists(self, name: str = "") -> bool:
-        """True if the file or folder `name` is here; without a name, if this folder itself is."""
+        """Whether the file or folder `name` exists inside this folder; without a name, whether this folder exists."""
         filesystem, path = self._open()
-        with file_errors(f"{self}/{name}".rstrip("/"), "looked at"):
+        with file_errors(f"{self}/{name}".rstrip("/"), "inspected"):
             info = filesystem.get_file_info(f"{path}/{name}" if name else path)
         return bool(info.type != pafs.FileType.NotFound)
 
     def names(self, suffix: str = "") -> list[str]:
-        """Sorted names of the files directly in here that end with `suffix`; empty if the folder is not there."""
-        entries = self._entries()
-        return sorted(e.base_name for e in entries if e.type == pafs.FileType.File and e.base_name.endswith(suffix))
+        """Sorted names of the files in this folder that end with `suffix`; empty if the folder does not exist."""
+        return sorted(name for name in self.versions() if name.endswith(suffix))
 
     def folders(self) -> list[str]:
-        """Sorted names of the folders directly in here."""
-        return sorted(e.base_name for e in self._entries() if e.type == pafs.FileType.Directory)
+        """Sorted names of the folders in this folder."""
+        return sorted(entry.base_name for entry in self._entries() if entry.type == pafs.FileType.Directory)
 
     def _entries(self) -> list[pafs.FileInfo]:
-        """What is directly in here; a name that begins with a dot is a write that was broken off."""
+        """The files and folders in this folder, without names that begin with a dot: these are interrupted writes."""
         filesystem, path = self._open()
         with file_errors(str(self), "listed"):
             entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
@@ -149,38 +150,38 @@ class Folder:
         """The content of a file.
 
         Raises:
-            StudyError: it is not there.
+            StudyError: it does not exist or cannot be read.
         """
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "read"), filesystem.open_input_stream(f"{path}/{name}") as stream:
             return bytes(stream.read())
 
     def open_input(self, name: str) -> pa.NativeFile:
-        """A file, open for reading at any position, so that it need not be held in memory whole.
+        """A file, open for random access.
 
         Raises:
-            StudyError: it is not there.
+            StudyError: it does not exist or cannot be read.
         """
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "read"):
             return filesystem.open_input_file(f"{path}/{name}")
 
     def version(self, name: str) -> tuple[int, int]:
-        """Size in bytes and time of change in ns of a file; (0, 0) if it is not there."""
+        """Size in bytes and modification time in ns of a file; (0, 0) if it does not exist."""
         filesystem, path = self._open()
-        with file_errors(f"{self}/{name}", "looked at"):
+        with file_errors(f"{self}/{name}", "inspected"):
             info = filesystem.get_file_info(f"{path}/{name}")
         return int(info.size or 0), int(info.mtime_ns or 0)
 
     def versions(self) -> dict[str, tuple[int, int]]:
-        """Size in bytes and time of change in ns of each file directly in here, by its name."""
+        """File name -> size in bytes and modification time in ns, for the files in this folder."""
         files = (entry for entry in self._entries() if entry.type == pafs.FileType.File)
         return {entry.base_name: (int(entry.size or 0), int(entry.mtime_ns or 0)) for entry in files}
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file whole: a reader sees the old content or the new, never a part."""
+        """Write a file atomically: a reader sees the old content or the new content."""
         if "/" in name:
-            raise StudyError(f"{self}/{name} cannot be written: {name} is not the name of a file inside that folder")
+            raise StudyError(f"{self}/{name} cannot be written: {name} is not the name of a file inside this folder")
         self.mkdir()
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "written"):
@@ -193,16 +194,16 @@ class Folder:
                 with open(part, "wb") as file:
                     file.write(data)
                     file.flush()
-                    os.fsync(file.fileno())  # a manifest must not outlive, in a power cut, the files it speaks for
+                    os.fsync(file.fileno())  # so that a power failure cannot leave a manifest without its files
                 os.replace(part, f"{path}/{name}")
             finally:
                 Path(part).unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file: UTF-8, names once an object, finite numbers; see `slick.strict_json`.
+        """The content of a JSON file: UTF-8, unique keys, finite numbers; see `slick.strict_json`.
 
         Raises:
-            StudyError: it is not there, or is not such JSON.
+            StudyError: it does not exist, or is not such JSON.
         """
         data = self.read_bytes(name)
         try:
@@ -212,19 +213,19 @@ class Folder:
             raise StudyError(f"{self}/{name} is not JSON ({reason}); delete it and run the step again") from error
 
     def write_json(self, name: str, value: object) -> None:
-        """Write JSON for people to read: indented, keys in the order given, no NaN."""
+        """Write a JSON file: indented, keys in the given order, without NaN."""
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
     def read_table(self, name: str, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()) -> pa.Table:
-        """One Parquet file as a table, as it is; `slick.stored_files.read_validated_table` also checks what it holds.
+        """A Parquet file as a table. `slick.stored_files.read_validated_table` also checks its values.
 
         Args:
-            name: of the file.
-            columns: that are wanted; None: all.
-            optional: further columns, read where the file has them.
+            name: the file's name.
+            columns: the columns to read; None: all.
+            optional: further columns, read if the file has them.
 
         Raises:
-            StudyError: it is not there, is not a whole Parquet file, or lacks a column.
+            StudyError: it does not exist, is not a complete Parquet file, or lacks a column.
         """
         data = self.read_bytes(name)
         try:
@@ -237,76 +238,76 @@ class Folder:
             if columns is not None:
                 self._check_columns(name, columns, schema.names)
                 columns = [*columns, *(column for column in optional if column in schema.names)]
-            # Threads of Arrow's that still let go of columns when a short program ends abort it now and then.
+            # Arrow's threads sometimes abort a short program if they still release columns when it exits.
             return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:  # OSError: a page that does not decompress
+        except (pa.ArrowException, OSError) as error:  # OSError: a page cannot be decompressed
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise StudyError(
-                f"{self}/{name} is not a whole Parquet file ({reason}); delete it and run the step again"
+                f"{self}/{name} is not a complete Parquet file ({reason}); delete it and run the step again"
             ) from error
 
-    def _check_columns(self, name: str, wanted: Sequence[str], found: Sequence[str]) -> None:
-        missing = [column for column in wanted if found.count(column) != 1]
-        if missing:
-            twice = "has twice" if missing[0] in found else "lacks"
+    def _check_columns(self, name: str, expected: Sequence[str], present: Sequence[str]) -> None:
+        wrong = [column for column in expected if present.count(column) != 1]
+        if wrong:
+            problem = "has twice" if wrong[0] in present else "lacks"
             raise StudyError(
-                f"{self}/{name} {twice} a column: {', '.join(missing)}; wanted {', '.join(wanted)}, found "
-                f"{', '.join(found)[:300] or 'none'}; it was changed, or written by another version of this program: "
-                "restore it, or delete it and run the step again"
+                f"{self}/{name} {problem} a column: {', '.join(wrong)}; expected {', '.join(expected)}, found "
+                f"{', '.join(present)[:300] or 'none'}. The file was changed, or written by another version of this "
+                "program: restore it, or delete it and run the step again"
             )
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """One Parquet file, zstd compressed."""
+        """Write a Parquet file, compressed with zstd."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def num_rows(self, name: str) -> int:
-        """Rows of a Parquet file, from its footer alone."""
+        """Rows of a Parquet file; reads only its footer."""
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "read"):
             return int(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
 
     def read_tables(self, prefix: str = "part-", columns: list[str] | None = None) -> pa.Table:
-        """All `prefix*.parquet` files of the folder, in the order of their names, as one table.
+        """All `prefix*.parquet` files of the folder as one table, in the order of their names.
 
         Raises:
-            StudyError: there is none.
+            StudyError: there is no such file.
         """
         names = [name for name in self.names(".parquet") if name.startswith(prefix)]
         if not names:
-            raise StudyError(f"{self.uri} holds no {prefix}*.parquet; run the step that writes it first")
+            raise StudyError(f"{self.uri} has no {prefix}*.parquet; run the step that writes it first")
         return pa.concat_tables(self.read_table(name, columns) for name in names)
 
     def _files(self) -> Iterator[tuple[str, pafs.FileInfo]]:
-        """Every file in here and below by its path from here; none if the folder is not there."""
+        """All files in this folder and its subfolders by relative path; none if the folder does not exist."""
         filesystem, path = self._open()
         with file_errors(str(self), "listed"):
-            found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+            infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
         start = len(path.rstrip("/")) + 1
-        yield from ((info.path[start:], info) for info in found if info.type == pafs.FileType.File)
+        yield from ((info.path[start:], info) for info in infos if info.type == pafs.FileType.File)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file in here and below, by its path from here; empty if the folder is not there."""
+        """Relative path -> bytes, for all files in this folder and its subfolders; empty if it does not exist."""
         return {name: int(info.size) for name, info in self._files()}
 
     def etag(self) -> str | None:
-        """16 hex digits that change when a file in here or below does; None if there is none.
+        """16 hex digits that change if a file in this folder or its subfolders changes; None if there are no files.
 
-        Of address, paths, sizes and times: content is not read, so that it can be asked of a large model cheaply.
+        A hash of address, paths, sizes and modification times; file contents are not read, so it is cheap for models.
         """
         files = sorted((name, info.size, info.mtime_ns) for name, info in self._files())
         return hashlib.sha256(repr((self.uri, files)).encode()).hexdigest()[:16] if files else None
 
     def download(self, target: str) -> None:
-        """Copy all files in here and below into the local folder `target`."""
+        """Copy all files, also those of subfolders, to the local folder `target`."""
         filesystem, path = self._open()
         with file_errors(str(self), f"copied to {target}"):
             pafs.copy_files(path, target, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
 
     @contextmanager
     def as_local_path(self) -> Iterator[str]:
-        """A path on this machine where all files lie while the block lasts: the folder itself, or a copy of it."""
+        """A local path with all files: the folder itself, or a copy that is deleted when the block ends."""
         if self.is_local:
             yield self.uri
             return
@@ -318,14 +319,14 @@ class Folder:
             shutil.rmtree(copy, ignore_errors=True)
 
     def add(self, source: str) -> None:
-        """Copy all files of the local folder `source` into this one, beside those that are here."""
+        """Copy all files of the local folder `source` into this folder; other files are kept."""
         self.mkdir()
         filesystem, path = self._open()
         with file_errors(str(self), "written"):
             pafs.copy_files(source, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
 
     def delete(self, name: str = "") -> None:
-        """Remove a file, or without a name this folder and all in it; absent is fine."""
+        """Delete a file or, without a name, this folder; does nothing if it does not exist."""
         filesystem, path = self._open()
         target = f"{path}/{name}" if name else path
         with file_errors(f"{self}/{name}".rstrip("/"), "deleted"):
@@ -337,11 +338,10 @@ class Folder:
 
     @contextmanager
     def atomic_replace(self) -> Iterator["Folder"]:
-        """A new, empty folder that takes this one's place when the block ends, and vanishes if the block fails.
+        """An empty folder that replaces this one when the block ends, and is deleted if the block fails.
 
-        For one writer at a time; what a writer that was killed has left beside this folder is removed. Locally the
-        place is taken by renaming. In an object store, which cannot rename, the new files are written over the old,
-        `manifest.json` last.
+        There may be one writer at a time; leftovers of killed writers are deleted. A local folder is replaced by
+        renaming. In an object store, which cannot rename, the new files overwrite the old ones, `manifest.json` last.
         """
         if not self.is_local:
             with tempfile.TemporaryDirectory(prefix="slick-staged-") as copy:
@@ -349,11 +349,12 @@ class Folder:
                 self._overwrite(copy)
             return
         self.parent.mkdir()
-        beginning = os.path.join(os.path.dirname(self.uri), f".{self.name}.")
-        for left in (path for end in ("part", "old") for path in glob.glob(f"{glob.escape(beginning)}*.{end}")):
-            shutil.rmtree(left, ignore_errors=True)
-        etag = uuid.uuid4().hex
-        part, old = f"{beginning}{etag}.part", f"{beginning}{etag}.old"
+        prefix = os.path.join(os.path.dirname(self.uri), f".{self.name}.")
+        for suffix in ("part", "old"):
+            for leftover in glob.glob(f"{glob.escape(prefix)}*.{suffix}"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        token = uuid.uuid4().hex
+        part, old = f"{prefix}{token}.part", f"{prefix}{token}.old"
         try:
             with file_errors(str(self), "written"):
                 os.makedirs(part)
@@ -372,7 +373,7 @@ class Folder:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _overwrite(self, source: str) -> None:
-        """Make this folder of an object store hold the files of a local folder and no others."""
+        """Replace the files of this folder of an object store by those of a local folder."""
         last = "manifest.json"
         self.delete(last)
         new = Folder(source)
@@ -383,22 +384,22 @@ class Folder:
             self.delete(name)
 
     def upload(self, source: str) -> None:
-        """Replace this folder by a copy of the local folder `source`; locally it appears in one step.
+        """Replace this folder by a copy of the local folder `source`; atomic on a local disk.
 
         Raises:
-            StudyError: it cannot be written; locally nothing of the copy stays.
+            StudyError: it cannot be written; on a local disk the folder is then unchanged.
         """
         if not self.is_local:
             self._overwrite(source)
             return
         with self.atomic_replace() as new, file_errors(str(self), "written"):
-            # Not copytree: temporary folders are private, and who may read a study is for the umask to say.
+            # Not copytree, which would copy the private mode of temporary folders; the umask decides who may read.
             local = pafs.LocalFileSystem()
             pafs.copy_files(source, new.uri, source_filesystem=local, destination_filesystem=local)
 
 
 def pickled_columns(schema: pa.Schema) -> list[str]:
-    """Columns of a type that a Python library defines: values of Ray Data's are pickles, loaded when they are read.
+    """Columns of an extension type. Values of Ray Data's extension types are pickles, loaded when they are read.
 
     >>> pickled_columns(pa.schema([("text", pa.string())]))
     []

@@ -1,8 +1,8 @@
-"""Typed reading of the JSON and Parquet files of a study: whatever they hold, the reader gets what it declared.
+"""Validated reading of the JSON and Parquet files of a study.
 
-A file that is not as declared raises one `StudyError`: file and place in it, what was found, what is wanted, and how to
-mend it. Readers declare JSON as nested types (dataclasses, typed dictionaries, `dict`, `list`, `tuple`, `Literal`,
-`X | None`) and tables as a `TableSpec`.
+Readers declare JSON as nested types (dataclasses, typed dictionaries, `dict`, `list`, `tuple`, `Literal`, `X | None`)
+and tables as a `TableSpec`. A file that does not match raises a `StudyError` with the file, the place in it, the value
+found, the expected value, and how to fix it.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _TYPE_NAMES = {str: "a text", bool: "true or false", int: "a whole number", floa
 
 
 class Minimum(NamedTuple):
-    """Of a number, as in `Annotated[int, Bound(1)]`."""
+    """The smallest value of a number, as in `Annotated[int, Minimum(1)]`."""
 
     at_least: float
 
@@ -51,21 +51,21 @@ Count = Annotated[int, Minimum(0)]
 
 
 class MismatchError(ValueError):
-    """A value is not of the declared type; the message says where, what was found and what is wanted."""
+    """A value is not of the declared type; the message has its place, the value and the expected type."""
 
 
 def read_record(folder: Folder, name: str, kind: type[T], hint: str, *, exact: bool = False) -> T:
-    """One JSON file as a value of the declared type.
+    """A JSON file as a value of the declared type.
 
     Args:
-        folder: that the file is in.
-        name: of the file.
-        kind: the declared type; a dataclass or typed dictionary ignores fields that it does not know.
-        remedy: how to mend a file that is not as declared; ends the message.
-        exact: refuse fields that a dataclass does not know.
+        folder: the folder of the file.
+        name: the file's name.
+        kind: the declared type; unknown fields of dataclasses and typed dictionaries are ignored.
+        hint: how to fix a file that does not match; the end of the message.
+        exact: reject unknown fields of dataclasses.
 
     Raises:
-        StudyError: the file is not there, is not JSON, or does not hold such a value.
+        StudyError: the file does not exist, is not JSON, or does not hold such a value.
     """
     value = folder.read_json(name)
     try:
@@ -76,13 +76,13 @@ def read_record(folder: Folder, name: str, kind: type[T], hint: str, *, exact: b
 
 
 def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> Any:
-    """A JSON value as a value of the declared type, without guessing: a text is no number, and a number no text.
+    """A JSON value as a value of the declared type, without coercion: a text is not a number, nor a number a text.
 
     Args:
-        value: as JSON was parsed.
-        kind: the declared type. A whole number may stand for a `float`.
-        place: of the value in the file, for messages: `settings.sampling`.
-        exact: refuse fields that a dataclass does not know.
+        value: parsed JSON.
+        kind: the declared type. A `float` may be an integer in JSON.
+        place: the place of the value in the file, for messages, such as `settings.sampling`.
+        exact: reject unknown fields of dataclasses.
 
     Raises:
         MismatchError: the value, or one inside it, is of another type.
@@ -120,8 +120,8 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
         }
         return kind(**_convert_fields(value, kind, {field.name for field in fields}, required, place, exact=exact))
     if is_typeddict(kind):
-        found = _convert_fields(value, kind, _hints(kind).keys(), kind.__required_keys__, place, exact=exact)
-        return {**value, **found}
+        known = _convert_fields(value, kind, _hints(kind).keys(), kind.__required_keys__, place, exact=exact)
+        return {**value, **known}
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise _mismatch(value, place, kind)
@@ -140,7 +140,7 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
 
 
 def _convert_union(value: Any, kind: Any, place: str, *, exact: bool) -> Any:
-    """The first alternative that fits; where one alternative alone is of the value's kind, its own message."""
+    """The value as the first alternative that matches; if there is one besides None, its error message is kept."""
     alternatives = get_args(kind)
     errors: list[MismatchError] = []
     for alternative in alternatives:
@@ -148,7 +148,7 @@ def _convert_union(value: Any, kind: Any, place: str, *, exact: bool) -> Any:
             return convert(value, alternative, place, exact=exact)
         except MismatchError as error:
             errors.append(error)
-    others = [error for error, one in zip(errors, alternatives, strict=True) if one is not type(None)]
+    others = [error for error, kind in zip(errors, alternatives, strict=True) if kind is not type(None)]
     if len(others) == 1 and value is not None and isinstance(value, dict | list):
         raise others[0]
     raise _mismatch(value, place, kind)
@@ -198,7 +198,7 @@ def _mismatch(value: Any, place: str, kind: Any) -> MismatchError:
 def _expected(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return " or ".join(_expected(one) for one in arguments)
+        return " or ".join(map(_expected, arguments))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -209,7 +209,7 @@ def _expected(kind: Any) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A JSON value in a few words of one line, for messages."""
+    """A short description of a JSON value in one line, for messages."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
@@ -232,80 +232,81 @@ def _truncate(text: str) -> str:
 
 
 class Lookup(dict[K, V]):
-    """A dictionary from one file that keys of other files are looked up in; a key that is not there is a StudyError."""
+    """A dictionary made from one file, for keys of other files; a missing key raises a StudyError."""
 
     def __init__(self, items: Iterable[tuple[K, V]], missing: str) -> None:
-        """With the message of a missing key, which `{key}` stands for."""
+        """`missing` is the message for a missing key, with the placeholder `{key}`."""
         super().__init__(items)
         self._missing = missing
 
     def __missing__(self, key: K) -> V:
         raise StudyError(
-            f"{self._missing.format(key=_truncate(repr(key)))}, though another file of the study names it: they are of "
-            "different studies, or one was changed; restore it, or run the steps behind it again"
+            f"{self._missing.format(key=_truncate(repr(key)))}, but another file of the study has it: the files are of "
+            "different studies, or one was changed; restore it, or run its step and the following ones again"
         )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
-    """What the Parquet files of one kind hold."""
+    """The schema of the Parquet files of one kind, and constraints on their values."""
 
     schema: pa.Schema
     step: str
-    """That writes them: `slick STEP`; for messages."""
+    """The step that writes the files, for messages."""
     nullable: frozenset[str] = frozenset()
-    """Columns that may hold nulls."""
+    """Columns that may have nulls."""
     values: Mapping[str, Collection[str]] = dataclasses.field(default_factory=dict)
-    """Column to the texts that it may hold."""
+    """Column -> allowed texts."""
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    """Column to its smallest and largest number."""
+    """Column -> smallest and largest number."""
     optional: frozenset[str] = frozenset()
-    """Columns that not every file has."""
+    """Columns that may be absent."""
     non_empty: frozenset[str] = frozenset()
-    """Columns of lists that hold at least one item, and no nulls."""
+    """Columns of lists with at least one item and no nulls."""
     same_length: tuple[tuple[str, str], ...] = ()
-    """Pairs of columns whose lists are of the same lengths."""
+    """Pairs of columns whose lists have the same lengths."""
     allow_empty: bool = False
+    """Whether a file may have no rows."""
 
     @property
     def hint(self) -> str:
-        """How to mend a file that is not as declared."""
+        """How to fix a file that does not match."""
         return f"restore it, or delete that folder and run `slick {self.step}` again"
 
 
 def read_validated_table(folder: Folder, name: str, spec: TableSpec, columns: Sequence[str] | None = None) -> pa.Table:
-    """One Parquet file, checked: columns, types, nulls, allowed values and ranges.
+    """Read a Parquet file and check its columns, types, nulls, allowed values and ranges.
 
     Args:
-        folder: that the file is in.
-        name: of the file.
-        spec: what it holds.
-        columns: those that are wanted, in this order; None: all of the schema. Optional ones may be absent.
+        folder: the folder of the file.
+        name: the file's name.
+        spec: the schema and constraints.
+        columns: the columns to read, in this order; None: all of the schema. Optional ones may be absent.
 
     Returns:
-        The wanted columns in the types of the schema.
+        The columns in the types of the schema.
 
     Raises:
-        StudyError: the file is not there, not Parquet, or not as declared.
+        StudyError: the file does not exist, is not Parquet, or does not match.
     """
-    wanted = list(spec.schema.names) if columns is None else list(columns)
-    optional = [column for column in wanted if column in spec.optional]
-    table = folder.read_table(name, [column for column in wanted if column not in spec.optional], optional=optional)
-    table = table.select([column for column in wanted if column in table.column_names])
+    requested = list(spec.schema.names) if columns is None else list(columns)
+    optional = [column for column in requested if column in spec.optional]
+    table = folder.read_table(name, [column for column in requested if column not in spec.optional], optional=optional)
+    table = table.select([column for column in requested if column in table.column_names])
     where = f"{folder}/{name}"
     if not table.num_rows and not spec.allow_empty:
         raise StudyError(f"{where} has no rows, wanted at least one; {spec.hint}")
     checked = [_cast_column(where, column, table[column], spec) for column in table.column_names]
-    found = pa.table(checked, schema=pa.schema([spec.schema.field(column) for column in table.column_names]))
-    for one, other in spec.same_length:
-        if {one, other} <= set(found.column_names) and not _same_lengths(found[one], found[other]):
-            raise StudyError(f"{where}: lists of {one} and {other} differ in their lengths; {spec.hint}")
-    return found
+    result = pa.table(checked, schema=pa.schema([spec.schema.field(column) for column in table.column_names]))
+    for first, second in spec.same_length:
+        if {first, second} <= set(result.column_names) and not _same_lengths(result[first], result[second]):
+            raise StudyError(f"{where}: lists of {first} and {second} differ in their lengths; {spec.hint}")
+    return result
 
 
-def _same_lengths(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
-    """Whether the lists of two columns are of the same lengths, and the lists inside them."""
-    first, second = one.combine_chunks(), other.combine_chunks()
+def _same_lengths(column: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Whether the lists of two columns, and the lists inside them, have the same lengths."""
+    first, second = column.combine_chunks(), other.combine_chunks()
     while _is_list(first.type) and _is_list(second.type):
         lengths = (pc.fill_null(pc.list_value_length(lists), 0) for lists in (first, second))
         if not next(lengths).equals(next(lengths)):
@@ -320,33 +321,33 @@ def read_validated_parts(
     """All `prefix*.parquet` files of a folder as one table, in the order of their names; see `read_validated_table`.
 
     Raises:
-        StudyError: there is none, or one is not as declared.
+        StudyError: there is no such file, or one does not match.
     """
     names = [name for name in folder.names(".parquet") if name.startswith(prefix)]
     if not names:
         raise StudyError(f"{folder} holds no {prefix}*.parquet; run `slick {spec.step}` with this --out first")
     tables = [read_validated_table(folder, name, spec, columns) for name in names]
-    together: set[str] = set().union(*(table.column_names for table in tables))
-    if lacking := [name for name, table in zip(names, tables, strict=True) if set(table.column_names) != together]:
+    union: set[str] = set().union(*(table.column_names for table in tables))
+    if incomplete := [name for name, table in zip(names, tables, strict=True) if set(table.column_names) != union]:
         raise StudyError(
-            f"{folder}/{lacking[0]} lacks a column that other files of that folder have, of "
-            f"{', '.join(sorted(together))}; {spec.hint}"
+            f"{folder}/{incomplete[0]} lacks a column that other files of that folder have, of "
+            f"{', '.join(sorted(union))}; {spec.hint}"
         )
     return pa.concat_tables(tables)
 
 
-def _cast_column(where: str, name: str, found: pa.ChunkedArray, spec: TableSpec) -> pa.ChunkedArray:
-    """One column in the schema's type.
+def _cast_column(where: str, name: str, column: pa.ChunkedArray, spec: TableSpec) -> pa.ChunkedArray:
+    """One column in the type of the schema.
 
     Raises:
-        StudyError: it is of another type, or holds what it must not.
+        StudyError: the column has another type, or does not satisfy the constraints.
     """
     kind = spec.schema.field(name).type
     try:
-        if not _is_lossless_cast(found.type, kind):
-            raise StudyError(f"{where}: column {name} is of type {found.type}, wanted {kind}; {spec.hint}")
-        array = found if found.type.equals(kind) else found.cast(kind)
-        array.validate(full=True)  # texts that are not UTF-8
+        if not _is_lossless_cast(column.type, kind):
+            raise StudyError(f"{where}: column {name} is of type {column.type}, wanted {kind}; {spec.hint}")
+        array = column if column.type.equals(kind) else column.cast(kind)
+        array.validate(full=True)  # raises for texts that are not UTF-8
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise StudyError(f"{where}: column {name} is not {kind} throughout ({reason}); {spec.hint}") from error
@@ -355,15 +356,21 @@ def _cast_column(where: str, name: str, found: pa.ChunkedArray, spec: TableSpec)
             f"{where}: column {name} has no value in {array.null_count:,} of {len(array):,} rows, wanted a value in "
             f"every row; {spec.hint}"
         )
+    _check_values(where, name, array, spec)
+    return array
+
+
+def _check_values(where: str, name: str, array: pa.ChunkedArray, spec: TableSpec) -> None:
+    """Raise a StudyError for an empty list, or a value outside the allowed values or range."""
     if name in spec.non_empty:
         lists = array.combine_chunks()
         if lists.flatten().null_count or not pc.all(pc.greater(pc.list_value_length(lists), 0), min_count=0).as_py():
             raise StudyError(f"{where}: column {name} holds an empty list, or a null in a list; {spec.hint}")
     if name in spec.values:
-        strange = sorted(set(pc.unique(array).to_pylist()) - {None, *map(str, spec.values[name])})
-        if strange:
+        invalid = sorted(set(pc.unique(array).to_pylist()) - {None, *map(str, spec.values[name])})
+        if invalid:
             raise StudyError(
-                f"{where}: column {name} holds {_truncate(repr(strange[0]))}, wanted one of "
+                f"{where}: column {name} holds {_truncate(repr(invalid[0]))}, wanted one of "
                 f"{', '.join(map(str, spec.values[name]))}; {spec.hint}"
             )
     if name in spec.ranges:
@@ -372,27 +379,24 @@ def _cast_column(where: str, name: str, found: pa.ChunkedArray, spec: TableSpec)
         within = pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
         if not pc.all(within, min_count=0).as_py():
             outside = values.filter(pc.invert(within))[0].as_py()
-            wanted = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
-            raise StudyError(f"{where}: column {name} holds {outside}, wanted {wanted}; {spec.hint}")
-    return array
+            expected = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+            raise StudyError(f"{where}: column {name} holds {outside}, wanted {expected}; {spec.hint}")
 
 
-def _is_lossless_cast(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether every value of a type has one equal value of the other; null stands for any, and the cast itself is
-    checked for values that do not fit.
-    """
-    if pa.types.is_null(found) or found.equals(wanted):
+def _is_lossless_cast(source: pa.DataType, target: pa.DataType) -> bool:
+    """Whether values keep their meaning in another type. Overflow is checked by the cast itself."""
+    if pa.types.is_null(source) or source.equals(target):
         return True
-    if pa.types.is_dictionary(found):
-        return _is_lossless_cast(found.value_type, wanted)
-    if _is_list(wanted):
-        return _is_list(found) and _is_lossless_cast(found.value_type, wanted.value_type)
+    if pa.types.is_dictionary(source):
+        return _is_lossless_cast(source.value_type, target)
+    if _is_list(target):
+        return _is_list(source) and _is_lossless_cast(source.value_type, target.value_type)
     texts = (pa.types.is_string, pa.types.is_large_string)
-    if any(is_text(wanted) for is_text in texts):
-        return any(is_text(found) for is_text in texts)
-    if pa.types.is_floating(wanted):
-        return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
-    return bool(pa.types.is_integer(wanted) and pa.types.is_integer(found))
+    if any(is_text(target) for is_text in texts):
+        return any(is_text(source) for is_text in texts)
+    if pa.types.is_floating(target):
+        return bool(pa.types.is_floating(source) or pa.types.is_integer(source))
+    return bool(pa.types.is_integer(target) and pa.types.is_integer(source))
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -1,8 +1,8 @@
-"""The study folder: which steps are finished, with what inputs and settings.
+"""The study folder: which steps are finished, and with which inputs and settings.
 
-A step begins with `begin`, which writes `started.json`, and ends with `finish`, which writes `manifest.json` last.
-Nothing else is trusted: a folder without a manifest is half a step, and goes on or is done again. Results of other
-settings are never mixed or overwritten: `begin` refuses, and says which folder to delete.
+A step calls `begin_step`, which writes `started.json`, and `complete_step`, which writes `manifest.json` last. A folder
+without a manifest is unfinished: its step resumes or starts again. Results of other settings are never mixed or
+overwritten: `begin_step` raises an error that names the folder to delete.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ STARTED = "started.json"
 STUDY = "study.json"
 
 STEP_FOLDERS = ("world", "questions", "annotate", "variants", "sweep", "report")
-"""Of the steps that have one folder in a study, named like the step."""
+"""Steps with one folder in a study, which has the name of the step."""
 
 Step = Literal["world", "questions", "annotate", "variants", "finetune", "sweep", "report"]
 
 
 def fingerprint(*parts: object) -> str:
-    """16 hex digits that change whenever any of the parts changes; parts are dataclasses or JSON values.
+    """A hash of dataclasses or JSON values, as 16 hex digits.
 
     >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     True
@@ -41,7 +41,7 @@ def fingerprint(*parts: object) -> str:
 
 
 def settings_to_json(settings: object) -> dict[str, Any]:
-    """The settings dataclass as JSON values, for manifests."""
+    """A settings dataclass as JSON values, for manifests."""
     value = _to_json(settings)
     if not isinstance(value, dict):
         raise TypeError(f"settings are a dataclass or a dictionary, got {type(settings).__name__}")
@@ -62,35 +62,35 @@ def _to_json(value: object) -> object:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a finished step leaves behind, as `manifest.json`."""
+    """The content of `manifest.json`, which every finished step has."""
 
     step: str
     fingerprint: str
-    """Of inputs and of those settings that change results."""
+    """Fingerprint of the inputs and of the settings that change results."""
     settings: dict[str, Any]
     inputs: dict[str, str]
     """Fingerprint of each input, by name: `questions`, `model`, ..."""
     counts: dict[str, Any]
-    """Rows written, rows dropped at each step, generations and tokens spent: whatever the step counts."""
+    """Rows written and dropped, generations, tokens, and other counts of the step."""
     seconds: float
     versions: dict[str, str]
     identity: dict[str, Any] | None = None
-    """The settings, and whatever else the step has stated, by which two studies may differ in their results; None in
-    manifests of versions that did not write it."""
+    """Settings and contents of inputs that change results, for `slick compare`; None in manifests of earlier
+    versions."""
 
     def count(self, name: str) -> Any:
-        """One of the counts that the step must have written.
+        """One of the counts.
 
         Raises:
-            StudyError: it has not.
+            StudyError: the manifest does not have it.
         """
         return self._entry("counts", self.counts, name)
 
     def input(self, name: str) -> str:
-        """The fingerprint of an input that the step must have had.
+        """The fingerprint of an input.
 
         Raises:
-            StudyError: the manifest does not state it.
+            StudyError: the manifest does not have it.
         """
         return str(self._entry("inputs", self.inputs, name))
 
@@ -104,7 +104,11 @@ class Manifest:
 
 
 def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a finished step; None when the step is not finished."""
+    """The manifest of a finished step; None if the step is not finished.
+
+    Raises:
+        StudyError: the file is not as `complete_step` writes it.
+    """
     if not folder.exists(MANIFEST):
         return None
     manifest = read_record(folder, MANIFEST, Manifest, _CHANGED_MANIFEST, exact=True)
@@ -126,17 +130,17 @@ _CHANGED_MANIFEST = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord:
-    """What a step leaves behind when it begins, as `started.json`."""
+    """The content of `started.json`, which a step writes when it begins."""
 
     fingerprint: str = "not stated"
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_start_record(folder: Folder) -> StartRecord | None:
-    """With what a step began; None if it has not.
+    """The fingerprint and settings with which a step began; None if it has not begun.
 
     Raises:
-        StudyError: the file is not as `begin` writes it.
+        StudyError: the file is not as `begin_step` writes it.
     """
     if not folder.exists(STARTED):
         return None
@@ -150,39 +154,39 @@ def read_start_record(folder: Folder) -> StartRecord | None:
 
 
 def read_study_settings(study: Folder) -> StudySettings | None:
-    """The settings that `slick study` was given in this folder; None where the steps were run one by one.
+    """The settings of `slick study` in this folder; None if the steps were run one by one.
 
     Raises:
         StudyError: study.json is not as `slick study` writes it.
     """
     if not study.exists(STUDY):
         return None
-    remedy = "it was changed: restore it, or delete it and run `slick study` again, which writes it anew"
+    remedy = "it was changed: restore it, or delete it and run `slick study` again"
     return read_record(study, STUDY, StudyRecord, remedy).settings
 
 
 def require_manifest(folder: Folder, step: str) -> Manifest:
-    """The manifest of a step that must be finished.
+    """The manifest of a finished step.
 
     Raises:
-        StudyError: it is not.
+        StudyError: the step is not finished.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         raise StudyError(
-            f"{folder.uri} is not finished: it holds no {MANIFEST}; run `slick {step}` with this --out first"
+            f"{folder.uri} is not finished: it has no {MANIFEST}; run `slick {step}` with this --out first"
         )
     return manifest
 
 
 def needs_work(folder: Folder, step: str, identity: str, settings: object) -> bool:
-    """True if a step is still to be done; False if its folder is finished with these inputs and settings.
+    """Whether a step is not yet finished with these inputs and settings.
 
     Args:
         folder: the step's folder.
-        step: for messages.
+        step: the step's name, for messages.
         identity: `fingerprint` of inputs and settings.
-        settings: for messages.
+        settings: the settings, for messages.
 
     Raises:
         StudyError: the folder was written with other inputs or settings.
@@ -193,18 +197,16 @@ def needs_work(folder: Folder, step: str, identity: str, settings: object) -> bo
     if previous is not None and previous != identity:
         raise StudyError(
             f"{folder.uri} was written with other inputs or settings: its fingerprint is {previous}, this {step} "
-            f"step's is {identity}{_describe_changes(before, settings)}; choose another --out, or delete that "
-            f"folder to do the "
-            "step again"
+            f"step's is {identity}{_describe_changes(before, settings)}; choose another --out, or delete that folder "
+            "to run the step again"
         )
     return manifest is None
 
 
 def begin_step(folder: Folder, step: str, identity: str, settings: object) -> bool:
-    """Open a step's folder for writing; True if there is work to do, False if it is finished with these settings.
+    """As `needs_work`; if the step is not finished, also write `started.json`.
 
-    A half-written folder with the same identity is kept, so that the step resumes. The arguments and errors are those
-    of `needs_work`; `settings` are also written into `started.json` for people to read.
+    An unfinished folder with the same identity is kept, so that the step resumes.
     """
     if not needs_work(folder, step, identity, settings):
         return False
@@ -213,13 +215,13 @@ def begin_step(folder: Folder, step: str, identity: str, settings: object) -> bo
 
 
 _MAX_CHANGES_LISTED = 4
-"""Settings that a refusal names."""
+"""Changed settings that an error message names."""
 
 
 def _describe_changes(before: dict[str, Any], settings: object) -> str:
-    """The settings that count and are others than before, for people; empty if none is, so that inputs are."""
-    counting: Any = settings.identity() if hasattr(settings, "identity") else settings
-    old, new = flatten_settings(before), flatten_settings(_to_json(counting))
+    """The changed settings, for a message; empty if only inputs have changed."""
+    relevant: Any = settings.identity() if hasattr(settings, "identity") else settings
+    old, new = flatten_settings(before), flatten_settings(_to_json(relevant))
     names = [name for name in new if name in old and old[name] != new[name]]
     if not names:
         return ""
@@ -228,14 +230,13 @@ def _describe_changes(before: dict[str, Any], settings: object) -> str:
 
 
 def flatten_settings(value: object, name: str = "") -> dict[str, Any]:
-    """Values of nested settings by dotted name."""
+    """Nested settings by dotted name."""
     if not isinstance(value, dict):
         return {name: value}
-    return {
-        key: one
-        for part, inner in value.items()
-        for key, one in flatten_settings(inner, f"{name}.{part}".strip(".")).items()
-    }
+    flat: dict[str, Any] = {}
+    for part, inner in value.items():
+        flat |= flatten_settings(inner, f"{name}.{part}".strip("."))
+    return flat
 
 
 def complete_step(
@@ -252,17 +253,23 @@ def complete_step(
     """Write the manifest, the last file of a step, and return it.
 
     Args:
+        folder: the step's folder.
+        step: the step's name.
+        identity: `fingerprint` of inputs and settings.
+        settings: a dataclass, or a dictionary of JSON values.
+        inputs: fingerprint of each input by name.
+        counts: counts of the step, as `slick.manifest_fields` declares them.
         started_at: `time.monotonic()` when the step began.
-        contents: what results depend on beside settings and inputs, by name, such as fingerprints of files that
-            settings name.
+        contents: by name, other things that change results, such as fingerprints of files that settings name.
 
     Raises:
         StudyError: another run took over a lock of this one, so that the folder may hold files of both.
     """
     verify_locks()
-    counting = (
-        filter_settings(None, settings) if isinstance(settings, dict) else identity_settings(settings, COMPARISON)
-    )
+    if isinstance(settings, dict):
+        compared = filter_settings(None, settings)
+    else:
+        compared = identity_settings(settings, COMPARISON)
     manifest = Manifest(
         step=step,
         fingerprint=identity,
@@ -271,18 +278,18 @@ def complete_step(
         counts=counts,
         seconds=round(time.monotonic() - started_at, 3),
         versions=versions(),
-        identity=settings_to_json({**counting, **(contents or {})}),
+        identity=settings_to_json({**compared, **(contents or {})}),
     )
     folder.write_json(MANIFEST, dataclasses.asdict(manifest))
     return manifest
 
 
 def versions() -> dict[str, str]:
-    """Versions of this program and of the libraries that decide its results; only those installed."""
-    found = {}
+    """Versions of this program and of the installed libraries that influence results."""
+    installed = {}
     for name in ("slick-knowledge", "torch", "transformers", "ray", "deepspeed", "pyarrow", "numpy"):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -44,7 +44,7 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(cluster: HeadC
     assert any(re.match(r"annotate: [\d,]+ of [\d,]+ questions, ", message) for message in seen), "how far it is"
     assert re.search(r"^  sweep: \d of 5 trainings, ", listed, re.MULTILINE)
     labels = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
-    assert f"job {found[1]} is told to stop" in cluster.slick("jobs", "--stop", found[1]).stdout
+    assert f"job {found[1]} is stopping" in cluster.slick("jobs", "--stop", found[1]).stdout
     wait_for(lambda: "STOPPED" in cluster.slick("jobs").stdout, lambda: cluster.slick("jobs").stdout)
     assert "sweep      begun, not finished" in slick("status", "--out", str(out)).stdout
 

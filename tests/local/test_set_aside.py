@@ -102,7 +102,7 @@ def test_it_is_listed_with_its_tokens_and_not_labelled(done: Folder) -> None:
     counts = counts_of(done)
     assert counts["set_aside"] == {"generations": {TOO_LONG: {"P1": {"train": 1}}}}
     assert counts["questions"] == len(asked) - 1
-    assert "60 of 60 questions asked (1 more set aside: prompt too long" in describe_step(done, "annotate")
+    assert "60 of 60 questions answered (1 more set aside: prompt too long" in describe_step(done, "annotate")
 
 
 def test_p_true_sets_its_own_questions_aside(done: Folder) -> None:

@@ -187,12 +187,12 @@ def test_a_job_is_left_running_followed_again_and_stopped(cluster: HeadCluster) 
         wait_for(lambda: "\nbegun" in log.read_text(), log.read_text)
         watching.send_signal(signal.SIGINT)
         assert watching.wait(TIMEOUT_S) == 130
-    assert "The job goes on. To watch: slick jobs" in log.read_text()
+    assert "The job continues. To follow it: slick jobs" in log.read_text()
     assert "sleeper  not of slick  RUNNING" in cluster.slick("jobs").stdout
-    assert "job sleeper is told to stop" in cluster.slick("jobs", "--stop", "sleeper").stdout
+    assert "job sleeper is stopping" in cluster.slick("jobs", "--stop", "sleeper").stdout
     ended = cluster.slick("jobs", "--follow", "sleeper")
     assert (ended.returncode, ended.stdout.splitlines().count("begun")) == (130, 1)
-    assert "job sleeper had ended already" in cluster.slick("jobs", "--stop", "sleeper").stdout
+    assert "job sleeper has already ended" in cluster.slick("jobs", "--stop", "sleeper").stdout
 
 
 def test_a_job_that_is_not_there_is_said(cluster: HeadCluster) -> None:

@@ -70,7 +70,7 @@ def test_a_grpc_server_passes(server: int) -> None:
 )
 def test_another_server_is_named_as_such(server: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_checks, "SOCKET_TIMEOUT_S", 0.5)
-    with pytest.raises(ClusterError, match="something else than the head of a Ray cluster") as caught:
+    with pytest.raises(ClusterError, match="the server there is not the head of a Ray cluster") as caught:
         check_reachable("127.0.0.1", server, f"127.0.0.1:{server}")
     assert f"RAY_ADDRESS=127.0.0.1:{server}" in str(caught.value)
     assert "ray start --head" in str(caught.value)

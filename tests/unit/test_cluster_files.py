@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.submit import STEP_PRESETS, check_flags
+from jobs.presets import STEP_PRESETS
+from jobs.submit import check_flags
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = Path(os.environ.get("SLICK_KUBERAY_SCHEMAS", ROOT.parent / "shared" / "data" / "kuberay"))

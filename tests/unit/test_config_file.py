@@ -12,8 +12,9 @@ import pytest
 from jobs import presets, study
 from jobs.common import parse_config
 from jobs.config_file import expand_config_file
+from jobs.presets import STEP_PRESETS
 from jobs.study_file import SECTIONS, settings_selector
-from jobs.submit import STEP_PRESETS, parse_submission
+from jobs.submit import parse_submission
 from slick.annotation import RescoreConfig
 from slick.errors import DataError, SettingsError, SlickError
 from slick.storage import Folder
@@ -168,20 +169,20 @@ def test_names_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
         ("seed: {x: 1}", "seed is an object, wanted a whole number"),
         ("model: 3", "model is the number 3, wanted a text"),
         ("embedded: yes", "embedded is the text 'yes', wanted true or false"),
-        ("annotate: 3", "annotate is the number 3, wanted settings by name"),
+        ("annotate: 3", "annotate is the number 3; expected settings by name"),
         ("annotate: {mode: ful}", "annotate.mode is the text 'ful', wanted one of full, labels (did you mean full?)"),
         ("annotate: {max_actors: many}", "annotate.max_actors is the text 'many', wanted a whole number or null"),
-        ("sweep: {train: {dropout: 1e999}}", "sweep.train.dropout is inf, wanted a finite number"),
+        ("sweep: {train: {dropout: 1e999}}", "sweep.train.dropout is inf; expected a finite number"),
         ("sweep: {grid: {epochs: 3}}", "sweep.grid.epochs is the number 3, wanted a list"),
         ("sweep: {grid: {epochs: [1, x]}}", "sweep.grid.epochs[1] is the text 'x', wanted a whole number"),
-        ("world: {firm_mentions: [1]}", "world.firm_mentions is a list of 1 values, wanted 2"),
+        ("world: {firm_mentions: [1]}", "world.firm_mentions is a list of 1 values; expected 2"),
         ("sweep: {train: {track: [mlflw]}}", "sweep.train.track[0] is the text 'mlflw', wanted one of mlflow, wandb"),
         ("experiments: [--out]", "experiments holds a text that begins with a hyphen"),
-        ("seed: 3\nannotate: {seed: 4}", "annotate.seed is 4, but a study gives its own seed, 3, to its steps"),
-        ("annotate: {model: a/b}", "annotate.model is 'a/b', but a study gives its own model, ''"),
+        ("seed: 3\nannotate: {seed: 4}", "annotate.seed is 4, but a study sets its own seed, 3, in all steps"),
+        ("annotate: {model: a/b}", "annotate.model is 'a/b', but a study sets its own model, ''"),
         ("settings: {}\nother: 1", "has other beside settings"),
-        ("", "holds nothing, wanted settings by name"),
-        ("- 1", "holds a list, wanted settings by name"),
+        ("", "holds nothing; expected settings by name"),
+        ("- 1", "holds a list; expected settings by name"),
     ],
 )
 def test_wrong_settings_are_refused_with_their_path(text: str, message: str, tmp_path: Path) -> None:

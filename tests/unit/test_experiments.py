@@ -65,7 +65,7 @@ def test_shares_are_those_of_the_settings() -> None:
 def test_names_may_stand_apart_or_be_joined_by_commas() -> None:
     parsed = parse_config(presets.demo_study(), ["--experiments", "idk,p-true", "counts"], "slick study demo")
     assert parse_experiment_names(parsed.experiments) == ("counts", "p_true", "idk")
-    with pytest.raises(SettingsError, match=r"no experiment figure_3, idq; there are counts, .*planted"):
+    with pytest.raises(SettingsError, match=r"no experiment figure_3, idq; the experiments are counts, .*planted"):
         parse_experiment_names(["idq,figure_3"])
 
 
@@ -112,9 +112,9 @@ def test_no_training_no_sweep() -> None:
             ["--experiments", "error_audit", "--annotate.mode", "labels"],
             r"needs every answer \(--annotate\.mode",
         ),
-        ("demo", ["--experiments", "stability", "--annotate.repeats-per-relation", "0"], "asked again"),
-        ("paper", ["--experiments", "planted", "--model", "m", "--questions", "q"], "facts that were planted"),
-        ("demo", ["--experiments", "idk", "--sweep.grid.variants", "natural"], "both say which fine-tuning sets"),
+        ("demo", ["--experiments", "stability", "--annotate.repeats-per-relation", "0"], "annotated twice"),
+        ("paper", ["--experiments", "planted", "--model", "m", "--questions", "q"], "planted facts"),
+        ("demo", ["--experiments", "idk", "--sweep.grid.variants", "natural"], "both determine the trained variants"),
     ],
 )
 def test_what_the_settings_cannot_give_is_refused(preset: str, words: list[str], said: str) -> None:

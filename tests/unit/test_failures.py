@@ -30,7 +30,7 @@ def of_a_worker(error: BaseException) -> WorkerGroupError:
 def test_a_full_disk_anywhere_is_one_message(error: Exception) -> None:
     found = find_user_error(error)
     assert isinstance(found, StudyError)
-    assert str(found).startswith("/data/study cannot be written: No space left on device; make room")
+    assert str(found).startswith("/data/study cannot be written: No space left on device; free space")
 
 
 def test_the_message_of_a_worker_comes_before_what_quotes_it() -> None:

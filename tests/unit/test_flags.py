@@ -12,24 +12,14 @@ from jobs.flags import closest_names, flag_names
 from slick.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
-STEPS = {
-    "study": presets.STUDY,
-    "world": presets.WORLD,
-    "questions": presets.QUESTIONS,
-    "annotate": presets.ANNOTATE,
-    "variants": presets.VARIANTS,
-    "finetune": presets.FINETUNE,
-    "sweep": presets.SWEEP,
-    "report": presets.REPORT,
-}
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", presets.STEP_PRESETS)
 def test_the_names_are_those_that_the_help_lists(
     step: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "500")
-    config = next(iter(STEPS[step].values()))()
+    config = next(iter(presets.STEP_PRESETS[step].values()))()
     with pytest.raises(SystemExit) as stop:
         parse_config(config, ["--help"], f"slick {step}")
     assert not stop.value.code
@@ -65,7 +55,7 @@ def test_underscores_are_hyphens_in_names_and_nowhere_else() -> None:
 @pytest.mark.parametrize("word", ["questions", "source"])
 def test_the_question_set_is_questions_in_every_step_and_its_old_name_is_taken(word: str) -> None:
     for name in ("questions", "world"):
-        config = parse_config(STEPS[name]["demo"](), [f"--{word}", "q.zip"], f"slick {name} demo")
+        config = parse_config(presets.STEP_PRESETS[name]["demo"](), [f"--{word}", "q.zip"], f"slick {name} demo")
         assert config.questions == "q.zip"
     words = [f"--{word}", "a", f"--prepare.{word}", "b", f"--world.{word}=c"]
     study = parse_config(presets.demo_study(), words, "slick study demo")

@@ -17,21 +17,13 @@ from slick.study import settings_to_json
 from slick.variants import VariantsConfig
 
 ROOT = Path(__file__).parents[2]
-ALL = {
-    "world": presets.WORLD,
-    "questions": presets.QUESTIONS,
-    "annotate": presets.ANNOTATE,
-    "variants": presets.VARIANTS,
-    "finetune": presets.FINETUNE,
-    "sweep": presets.SWEEP,
-    "report": presets.REPORT,
-    "study": presets.STUDY,
-}
 
 
-@pytest.mark.parametrize(("step", "name"), [(step, name) for step, named in ALL.items() for name in named])
+@pytest.mark.parametrize(
+    ("step", "name"), [(step, name) for step, named in presets.STEP_PRESETS.items() for name in named]
+)
 def test_every_preset_builds_is_json_and_parses_as_flags(step: str, name: str) -> None:
-    config = ALL[step][name]()
+    config = presets.STEP_PRESETS[step][name]()
     assert json.loads(json.dumps(settings_to_json(config)))
     assert parse_config(config, [], f"slick {step}") == config
 
@@ -88,7 +80,7 @@ def test_the_forecast_counts_generations_trainings_and_points() -> None:
 def test_out_and_preset_are_asked_for() -> None:
     with pytest.raises(SettingsError, match="needs --out DIR"):
         parse_out([], "slick world")
-    with pytest.raises(SettingsError, match=r"no preset 'domo' \(did you mean demo\?\); there are demo, smoke"):
+    with pytest.raises(SettingsError, match=r"no preset 'domo' \(did you mean demo\?\); its presets are demo, smoke"):
         parse_preset(["domo"], "slick world", presets.WORLD)
     with pytest.raises(SettingsError, match="a preset first"):
         parse_preset(["--out", "x"], "slick world", presets.WORLD)
@@ -114,7 +106,7 @@ def test_ctrl_c_is_status_130_and_a_defect_keeps_its_traceback(capsys: pytest.Ca
     with pytest.raises(SystemExit) as stop:
         run_main(stopped, [])
     assert stop.value.code == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "the same command resumes it" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
         run_main(broken, [])
 
@@ -147,7 +139,7 @@ def test_a_pipe_that_breaks_elsewhere_is_a_defect() -> None:
         (["--help"], 0, "usage: slick STEP PRESET"),
         (["sturdy"], 2, "there is no step 'sturdy'"),
         (["annotate", "demo", "--out", "x", "--max-acters", "2"], 2, "max-actors"),
-        (["status", "--out", "/nowhere/at/all"], 2, "/nowhere/at/all is not there"),
+        (["status", "--out", "/nowhere/at/all"], 2, "/nowhere/at/all does not exist"),
         (["study", "paper"], 2, "give --model ID_OR_PATH"),
     ],
 )

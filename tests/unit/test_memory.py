@@ -198,7 +198,7 @@ def test_the_machines_memory_may_be_what_is_too_small() -> None:
     offloaded = ("--zero-stage 3", "--activation-checkpointing", "--offload optimizer")
     told = PlanConfig(model_size="70B", gpus=8, machine_memory=512)
     text = "\n".join(plan(told))
-    assert "on 1 machine of 8 GPUs and 512 GB, as much" in text
+    assert "on 1 machine of 8 GPUs and 512 GB, of which" in text
     assert fits(text, *offloaded) == "no: machine"
     assert fits(text, "--zero-stage 3", "--activation-checkpointing") == "no: GPU"
     assert fits(text, "--zero-stage 1", "--no-activation-checkpointing") == "no: GPU and machine"
@@ -275,14 +275,14 @@ def test_hours_follow_the_probe(tmp_path: Path) -> None:
     text = "\n".join(plan(config))
     hours = 7_200 * 100 / 200 / 3600 * PUBLISHED["360M"] / PUBLISHED["135M"]
     assert f"Annotation: {hours:,.1f} hours of one actor, {3 * hours:,.0f} at 3 an hour" in text
-    assert "Such a proportion is a guess" not in text
-    assert "Such a proportion is a guess" in "\n".join(plan(replace(config, model_size="70B")))
+    assert "This extrapolation is uncertain" not in text
+    assert "This extrapolation is uncertain" in "\n".join(plan(replace(config, model_size="70B")))
 
 
 def test_without_trainings_or_times_nothing_is_invented(tmp_path: Path) -> None:
     study = timed_study(tmp_path / "one", trained=False)
     assert read_throughput(study).train_rows_per_second is None
-    assert "finetune one variant there" in "\n".join(plan(PlanConfig(model_size="135M", probe=study.uri)))
+    assert "run `slick finetune` there" in "\n".join(plan(PlanConfig(model_size="135M", probe=study.uri)))
     untimed = timed_study(tmp_path / "two", trained=False)
     counts = {"questions": 20, "gold_scores": 5}
     complete_step(untimed.child("annotate"), "annotate", "x", settings={}, inputs={}, counts=counts, started_at=0.0)

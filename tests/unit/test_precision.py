@@ -224,7 +224,7 @@ def test_more_gpus_than_this_machine_has_are_refused(
 ) -> None:
     cluster({"CPU": 4})
     monkeypatch.delenv("RAY_ADDRESS")
-    with pytest.raises(SettingsError, match=r"1 GPUs are wanted .* has 0"):
+    with pytest.raises(SettingsError, match=r"each process needs 1 GPUs, .* has 0"):
         slick.cluster.detect_device(1)
 
 

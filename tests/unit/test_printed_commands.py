@@ -11,8 +11,7 @@ import pytest
 
 from jobs import plan
 from jobs.common import parse_config
-from jobs.presets import StudyConfig
-from jobs.submit import STEP_PRESETS
+from jobs.presets import STEP_PRESETS, StudyConfig
 from slick.annotation import AnnotateConfig, RescoreConfig
 from slick.precision import ASSUMED_GPU, dtype_bytes, resolve_dtype
 from slick.shapes import ModelShape, published_shape

@@ -182,7 +182,7 @@ def test_a_missing_file_of_a_finished_run_is_an_error(tmp_path: Path) -> None:
     write_annotation(study, rows)
     write_run(study, "unknown-050", write_variants(study, 50)["unknown-050"], 0, rows, 3)
     study.child("runs", "unknown-050-seed0").delete("epochs.parquet")
-    with pytest.raises(StudyError, match=r"epochs\.parquet is not there"):
+    with pytest.raises(StudyError, match=r"epochs\.parquet does not exist"):
         make_report(study, ReportConfig())
     assert not study.child("report").exists("manifest.json")
 

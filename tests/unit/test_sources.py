@@ -239,7 +239,7 @@ def test_byte_order_mark_is_ignored(tmp_path):
         ("a.csv", b"relation,question,answer\nP1,Who?,\xe9\n", "byte 0xe9 at offset 33 (line 2)"),
         ("a.jsonl", b"\n \n", "is empty"),
         ("a.jsonl", b'{"question": "\xff"}', "byte 0xff at offset 14"),
-        ("a.parquet", b"PAR1 and no more", "is not a whole Parquet file"),
+        ("a.parquet", b"PAR1 and no more", "is not a complete Parquet file"),
     ],
 )
 def test_damaged_table_is_refused(tmp_path, name, data, message):
@@ -253,7 +253,7 @@ def test_parquet_file_without_required_columns_or_footer_is_refused(tmp_path):
     pq.write_table(pa.table({"q": ["Who?"]}), tmp_path / "a.parquet")
     assert "lacks column relation, question, answers (or answer); found q, expected" in error_of(tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-    assert "is not a whole Parquet file" in error_of(tmp_path / "a.parquet")
+    assert "is not a complete Parquet file" in error_of(tmp_path / "a.parquet")
 
 
 def test_parquet_column_of_pickles_is_refused_before_it_is_read(tmp_path):

@@ -85,7 +85,7 @@ def test_a_sweep_under_way_is_told_with_every_training(study: Folder, capsys: py
         "1 of 4 trainings, 5 of 18 epochs, 2 min 10 s left, 1 failed, 3 retried, "
         "best dev 60.0 % (natural-seed0, epoch 2)"
     )
-    assert describe_step(study, "sweep") == f"begun, not finished, {line}; last heard of {NOW}"
+    assert describe_step(study, "sweep") == f"begun, not finished, {line}; last update {NOW}"
     main(["--out", study.uri])
     out = capsys.readouterr().out.splitlines()
     at = next(i for i, text in enumerate(out) if text.startswith("  sweep "))
@@ -207,14 +207,14 @@ def test_an_annotation_under_way_is_told_store_by_store(asking: Folder, capsys: 
     store(asking.child("annotate", "repeats"), 4)
     found = shown(asking, capsys)
     assert found["annotate"] == (
-        "begun, not finished, 22 of 22 questions asked, 4 of 6 asked again, 0 of 4 of subjects that nobody knows"
+        "begun, not finished, 22 of 22 questions answered, 4 of 6 repeated, 0 of 4 about fictional subjects"
     )
     assert "P(True)" not in found, "nobody asked for it"
     gold = replace(LABELLED, estimator="gold", repeats_per_relation=0)
     asking.child("annotate").delete("started.json")
     begin_step(asking.child("annotate"), "annotate", "x", gold)
     store(asking.child("annotate", "gold"), 7)
-    assert ", 7 of 22 questions asked, 0 of 4 of subjects" in shown(asking, capsys)["annotate"]
+    assert ", 7 of 22 questions answered, 0 of 4 about fictional" in shown(asking, capsys)["annotate"]
 
 
 @pytest.mark.parametrize(("of", "wanted"), [("test", 10), ("all", 22)])
@@ -242,7 +242,7 @@ def test_p_true_that_a_study_asks_for_later_is_not_begun(asking: Folder, capsys:
     write_settings(asking, config)
     found = shown(asking, capsys)
     assert found["P(True)"] == "not begun"
-    assert found["asked for"] == "counts, p_true, idk"
+    assert found["requested"] == "counts, p_true, idk"
     assert found["left"] == "p_true (P(True), 1 of 1 trainings); idk (2 of 2 trainings)"
     finish(asking.child("annotate", "p_true"))
     finish(asking.child("runs", "natural-seed0"))
@@ -271,7 +271,7 @@ def test_what_a_new_wish_adds_to_a_finished_sweep_is_left(asking: Folder, capsys
 def test_steps_that_a_study_does_without_say_so(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     write_settings(asking, replace(smoke_study(), experiments=("counts,stability",)))
     found = shown(asking, capsys)
-    assert found["variants"] == found["sweep"] == "not begun: nothing that is asked for trains"
+    assert found["variants"] == found["sweep"] == "not begun: no requested experiment needs training"
     assert found["world"] == "not begun"
     asked = replace(paper_study(), model="org/model", questions="q.zip", experiments=("idk",))
     write_settings(asking, asked)

@@ -85,7 +85,7 @@ def test_parts_are_read_in_the_order_of_their_names(folder: Folder) -> None:
         folder.write_table(f"{name}.parquet", TABLE.slice(start, 500))
     assert folder.read_tables().combine_chunks().equals(TABLE)
     assert folder.read_tables(columns=["number"]).column_names == ["number"]
-    with pytest.raises(StudyError, match=r"holds no missing-\*.parquet"):
+    with pytest.raises(StudyError, match=r"has no missing-\*.parquet"):
         folder.read_tables("missing-")
 
 
@@ -108,7 +108,7 @@ def test_a_write_replaces_and_leaves_nothing_else(folder: Folder) -> None:
 
 @pytest.mark.parametrize("read", ["read_bytes", "read_json", "read_table"])
 def test_what_is_not_there_says_so(folder: Folder, read: str) -> None:
-    with pytest.raises(StudyError, match=r"study/a is not there; run the step that writes it first"):
+    with pytest.raises(StudyError, match=r"study/a does not exist; run the step that writes it first"):
         getattr(folder, read)("a")
 
 
@@ -117,7 +117,7 @@ def test_a_truncated_table_says_so(folder: Folder, share: float) -> None:
     folder.write_table("a.parquet", TABLE)
     whole = folder.read_bytes("a.parquet")
     folder.write_bytes("a.parquet", whole[: int(share * len(whole))])
-    with pytest.raises(StudyError, match=r"a\.parquet is not a whole Parquet file .* delete it and run the step again"):
+    with pytest.raises(StudyError, match=r"a\.parquet is not a complete Parquet file .* delete it and run the step"):
         folder.read_table("a.parquet")
 
 
@@ -126,7 +126,7 @@ def test_a_table_with_a_spoilt_page_says_so(folder: Folder) -> None:
     spoilt = bytearray(folder.read_bytes("a.parquet"))
     spoilt[40:60] = bytes(20)
     folder.write_bytes("a.parquet", bytes(spoilt))
-    with pytest.raises(StudyError, match="is not a whole Parquet file"):
+    with pytest.raises(StudyError, match="is not a complete Parquet file"):
         folder.read_table("a.parquet")
 
 
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(small_disk: SmallDisk, tm
         ("study/large", lambda: folder.write_bytes("large", LARGE)),
         ("study/model", lambda: folder.child("model").upload(str(source))),
     ):
-        with pytest.raises(StudyError, match="No space left on device; make room") as caught:
+        with pytest.raises(StudyError, match="No space left on device; free space") as caught:
             write()
         assert f"{small_disk.path}/{name} cannot be written" in str(caught.value)
         assert len(str(caught.value)) < 400

@@ -100,7 +100,7 @@ def test_a_refusal_names_no_setting_that_does_not_count(folder: Folder) -> None:
 
 def test_an_unfinished_step_names_the_command(folder: Folder) -> None:
     begin_step(folder, "annotate", "one", Settings())
-    with pytest.raises(StudyError, match=r"annotate is not finished: it holds no manifest\.json; run `slick annotate`"):
+    with pytest.raises(StudyError, match=r"annotate is not finished: it has no manifest\.json; run `slick annotate`"):
         require_manifest(folder, "annotate")
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from jobs.jobs import jobs_table
 from jobs.jobs import main as jobs_main
+from jobs.presets import STEP_PRESETS
 from jobs.ray_client import (
     RayJob,
     RayJobClient,
@@ -25,7 +26,7 @@ from jobs.ray_client import (
     parse_address,
     submit_when_ready,
 )
-from jobs.submit import STEP_PRESETS, describe_submission, follow, main, parse_submission
+from jobs.submit import describe_submission, follow, main, parse_submission
 from jobs.working_dir import build_working_dir, plan_job_files
 from slick.cluster import configure_authentication
 from slick.errors import ClusterError, SettingsError
@@ -68,19 +69,19 @@ def test_rescoring_and_quoting() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "needs a step first, one of study, world"),
+        ([], "expects a step first, one of study, world"),
         (["status"], "got status"),
         (["variants", "domo"], "no preset 'domo'"),
-        (["variants", "demo", "--out", "s3://b/s"], "--address http://HEAD:8265 is needed"),
-        (["variants", "demo", "--out", "s3://b/s", "--address", "head:8265"], "wanted http://HEAD:8265"),
+        (["variants", "demo", "--out", "s3://b/s"], "no --address is given"),
+        (["variants", "demo", "--out", "s3://b/s", "--address", "head:8265"], "expected http://HEAD:8265"),
         (["variants", "demo", "--address", FAR], "needs --out URI"),
-        (words(out="studies/x"), "--out studies/x is a path of this machine, which the cluster does not see"),
+        (words(out="studies/x"), "--out studies/x is a path of this machine, which the cluster cannot reach"),
         (words(out="/data/x"), "for a disk that all nodes share file:///data/x"),
-        (words("--env", "NOT_SET_ANYWHERE"), "--env NOT_SET_ANYWHERE: no such variable"),
+        (words("--env", "NOT_SET_ANYWHERE"), "--env NOT_SET_ANYWHERE: this variable is not set"),
         (words("--env", f"HF_TOKEN={SECRET}"), "export HF_TOKEN here, then give --env HF_TOKEN"),
-        (words("--requirements", "none.txt"), "--requirements none.txt is not a file here"),
+        (words("--requirements", "none.txt"), "--requirements none.txt is not a file of this machine"),
         (["study", "paper", "--address", FAR, "--out", "s3://b/s"], "give --model ID_OR_PATH"),
-        (["questions", "paper", "--questions", "q.zip", "--address", FAR, "--out", "s3://b/s"], "q.zip is not here"),
+        (["questions", "paper", "--questions", "q.zip", "--address", FAR, "--out", "s3://b/s"], "q.zip does not exist"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_cluster_is_asked(
@@ -162,7 +163,7 @@ def test_a_graded_sheet_travels(
     monkeypatch.chdir(tmp_path)
     step = "study" if "report" in flags[0] else "report"
     argv = [step, "demo", "--address", FAR, "--out", "s3://b/s", *flags]
-    with pytest.raises(SettingsError, match=r"sheet\.csv is not here; give a file of this machine"):
+    with pytest.raises(SettingsError, match=r"sheet\.csv does not exist; give a file of this machine"):
         parse_submission(argv)
     Path("sheet.csv").write_text("sheet,answer_id,grade\n")
     assert parse_submission(argv).entrypoint.endswith(" ".join(flags).replace("sheet.csv", "files/sheet.csv"))
@@ -379,7 +380,7 @@ class FakeHead:
 @pytest.mark.parametrize(
     ("tty", "answer", "stopped", "said"),
     [
-        (True, "y", ["j"], "told to stop"),
+        (True, "y", ["j"], "is stopping"),
         (True, "", [], f"slick jobs --address {FAR} --follow j"),
         (False, "y", [], f"slick jobs --address {FAR} --stop j"),
     ],

@@ -81,11 +81,7 @@ def text_flags(settings: Any, prefix: str = "") -> Iterator[str]:
 COMMANDS = [
     *(
         ([step, name], ["--out", *text_flags(preset())])
-        for step, group in (
-            *(("study", presets.STUDY), ("world", presets.WORLD), ("questions", presets.QUESTIONS)),
-            *(("annotate", presets.ANNOTATE), ("variants", presets.VARIANTS), ("finetune", presets.FINETUNE)),
-            *(("sweep", presets.SWEEP), ("report", presets.REPORT)),
-        )
+        for step, group in presets.STEP_PRESETS.items()
         for name, preset in list(group.items())[:1]
     ),
     (["study", "smoke", "--dry-run"], ["--out", "--model", "--questions"]),
