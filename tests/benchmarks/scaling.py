@@ -131,10 +131,10 @@ from dataclasses import replace
 from slick.annotation import AnnotateConfig, annotate
 from slick.inference.base import SamplingConfig
 from slick.storage import Folder
-from tests.local.tiny import write_questions
+from tests.local.tiny import write_birthplace_questions
 folder, model, num = sys.argv[1], sys.argv[2], int(sys.argv[3])
 study = Folder(folder)
-write_questions(study, num_train=num)
+write_birthplace_questions(study, num_train=num)
 shape = dict(num_exemplar_sets=1, num_shots=1, batch_questions=1, batches_per_file=1, max_actors=1)
 config = AnnotateConfig(model=model, sampling=SamplingConfig(num_samples=1, max_new_tokens=1), **shape,
                         repeats_per_relation=0, controls_per_relation=0)

@@ -15,7 +15,7 @@ from slick.storage import Folder
 from slick.study_files import read_knowledge
 from tests.faults.hold import hold, holdable, release
 from tests.faults.nodes import live_actors, run_and_kill_node, run_in_subprocess, start_and_kill_driver
-from tests.local.tiny import save_tiny_model, write_questions
+from tests.local.tiny import save_tiny_model, write_birthplace_questions
 from tests.waiting import TIMEOUT_S, wait_for
 
 DRIVER = """
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
     study = Folder(str(tmp_path_factory.mktemp("undisturbed")))
-    write_questions(study)
+    write_birthplace_questions(study)
     annotate(study, config(model))
     return study
 
@@ -56,7 +56,7 @@ def test_a_killed_driver_and_then_a_killed_actor_lose_nothing_that_was_written(
     undisturbed: Folder, model: str, tmp_path: Path
 ) -> None:
     study = Folder(str(tmp_path))
-    write_questions(study)
+    write_birthplace_questions(study)
     parts = study.child("annotate", "generations")
     hold(study, at=3)
     start_and_kill_driver(DRIVER, study.uri, model, when=lambda: len(parts.names(".parquet")) >= 3)
@@ -72,7 +72,7 @@ def test_a_killed_driver_and_then_a_killed_actor_lose_nothing_that_was_written(
 @pytest.mark.slow
 def test_actors_may_be_killed_again_and_again(undisturbed: Folder, model: str, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
-    write_questions(study)
+    write_birthplace_questions(study)
     annotate_and_kill_actors(study, model, 5)
     assert_same(undisturbed, study)
 
@@ -130,7 +130,7 @@ def annotate_and_lose_a_node(study: Folder, model: str, notice: bool) -> None:
 def test_a_lost_node_changes_nothing(notice: bool, model: str, tmp_path: Path, ray_cluster: None) -> None:
     quiet, study = Folder(str(tmp_path / "quiet")), Folder(str(tmp_path / "lost"))
     for folder in (quiet, study):
-        write_questions(folder, num_train=40)
+        write_birthplace_questions(folder, num_train=40)
     annotate(quiet, replace(config(model), mode="labels"))
     call = f"annotate_and_lose_a_node(Folder({study.uri!r}), {model!r}, {notice})"
     out = run_in_subprocess(f"from tests.faults.test_annotate_killed import *; {call}")

@@ -17,7 +17,7 @@ from slick.study import Manifest
 from tests.faults.hold import hold, holdable, release
 from tests.faults.nodes import live_actors, run_and_kill_node, run_in_subprocess, start_and_kill_driver
 from tests.local.tiny import tiny_model, tiny_tokenizer
-from tests.local.tiny_study import write_study
+from tests.study_builder import write_trainable_study
 from tests.waiting import TIMEOUT_S, wait_for
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
@@ -46,7 +46,7 @@ finetune(Folder(sys.argv[1]), replace(CONFIG, **eval(sys.argv[2])))
 
 
 def new_study(path: Path) -> Folder:
-    return write_study(path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+    return write_trainable_study(path, tiny_model("llama", spread=0.1), tiny_tokenizer())
 
 
 def run_of(study: Folder) -> Folder:

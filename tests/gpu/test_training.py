@@ -22,7 +22,7 @@ from slick.storage import Folder
 from tests.benchmarks.training import join_group
 from tests.local.plain_training import train_reference
 from tests.local.tiny import tiny_model, tiny_tokenizer
-from tests.local.tiny_study import write_study
+from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
 from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 from tuning.evaluate import encode_rows
@@ -30,7 +30,7 @@ from tuning.data import read_rows
 from tuning.trainable import full_state_dict
 torch.backends.cuda.matmul.allow_tf32 = False
 changes = eval(sys.argv[2])
-study = write_study(sys.argv[1], tiny_model("llama", spread=0.1), tiny_tokenizer())
+study = write_trainable_study(sys.argv[1], tiny_model("llama", spread=0.1), tiny_tokenizer())
 sizes = {"epochs": 3, "batch_size": 8, "micro_batch_size": 4}
 config = TrainConfig(variant="half", learning_rate=5e-3, dropout=0.0, **sizes, **{"dtype": "float32", **changes})
 join_group()

@@ -24,7 +24,7 @@ from slick.storage import Folder
 from slick.study_files import KNOWLEDGE_SCHEMA, read_knowledge
 from slick.types import categorize
 from tests.local.metrics import exported_metrics
-from tests.local.tiny import save_tiny_model, write_questions
+from tests.local.tiny import save_tiny_model, write_birthplace_questions
 from tests.waiting import wait_for
 
 SAMPLING = SamplingConfig(num_samples=4, max_new_tokens=6, temperature=0.8)
@@ -56,7 +56,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, ray_c
 
 def annotated(path: Path, config: AnnotateConfig) -> Folder:
     study = Folder(str(path))
-    write_questions(study)
+    write_birthplace_questions(study)
     annotate(study, config)
     return study
 
@@ -188,7 +188,7 @@ def test_other_settings_are_refused(done: Folder, config: AnnotateConfig) -> Non
 
 def test_an_error_in_an_actor_is_one_clear_message(config: AnnotateConfig, ray_cluster: None, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
-    write_questions(study)
+    write_birthplace_questions(study)
     broken = shutil.copytree(config.model, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
@@ -202,7 +202,7 @@ def test_an_error_in_an_actor_is_one_clear_message(config: AnnotateConfig, ray_c
 
 def test_a_model_that_is_not_there_is_refused_before_ray(config: AnnotateConfig, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
-    write_questions(study)
+    write_birthplace_questions(study)
     with pytest.raises(ModelError, match=r"nowhere\.gguf is not there"):
         annotate(study, replace(config, model=str(tmp_path / "nowhere.gguf")))
     with pytest.raises(ModelError, match="no finished world"):
@@ -213,7 +213,7 @@ def test_a_model_that_is_not_there_is_refused_before_ray(config: AnnotateConfig,
 
 def test_too_few_dev_questions_are_named(config: AnnotateConfig, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
-    write_questions(study, num_dev=2)
+    write_birthplace_questions(study, num_dev=2)
     with pytest.raises(DataError, match="relation P1 has 2 dev questions"):
         annotate(study, config)
 

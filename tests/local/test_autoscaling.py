@@ -12,8 +12,8 @@ from slick.storage import Folder
 from slick.study_files import read_knowledge
 from tests.local.cli import slick
 from tests.local.head import HeadCluster, running_cluster
-from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions
-from tests.local.tiny_study import write_study
+from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_birthplace_questions
+from tests.study_builder import write_trainable_study
 from tests.waiting import wait_for
 
 ASKED = [
@@ -68,7 +68,7 @@ def test_actors_bring_a_node_that_leaves_when_it_is_idle(tmp_path: Path) -> None
     model = save_tiny_model(tmp_path / "model")
     alone, study = Folder(str(tmp_path / "alone")), Folder(str(tmp_path / "study"))
     for folder in (alone, study):
-        write_questions(folder, num_train=60)
+        write_birthplace_questions(folder, num_train=60)
     with growing(tmp_path / "home", 1) as cluster:
         assert num_workers(cluster) == 0
         with watched(cluster) as seen:
@@ -86,7 +86,7 @@ def test_actors_bring_a_node_that_leaves_when_it_is_idle(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_one_trainer_is_given_several_nodes(tmp_path: Path) -> None:
-    study = write_study(tmp_path / "study", tiny_model("llama", spread=0.05), tiny_tokenizer())
+    study = write_trainable_study(tmp_path / "study", tiny_model("llama", spread=0.05), tiny_tokenizer())
     flags = ["--variant", "half", "--num-workers", "4", "--wait-for-nodes", "--zero-stage", "3", "--epochs", "2"]
     flags += ["--batch-size", "4", "--max-new-tokens", "4", "--out", study.uri]
     with growing(tmp_path / "home", 2) as cluster:

@@ -18,7 +18,7 @@ from slick.study import Manifest, read_manifest
 from tests.conftest import SmallDisk
 from tests.local.plain_training import ReferenceRun, train_reference
 from tests.local.tiny import tiny_model, tiny_tokenizer
-from tests.local.tiny_study import write_study
+from tests.study_builder import write_trainable_study
 from tests.waiting import wait_for
 from tuning.config import TrainConfig
 from tuning.finetune import finetune, scratch_folder, train_in_worker_group
@@ -39,7 +39,7 @@ STAGES = (0, 1, 2, 3)
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return write_study(tmp_path_factory.mktemp("study"), tiny_model("llama", spread=0.1), tiny_tokenizer())
+    return write_trainable_study(tmp_path_factory.mktemp("study"), tiny_model("llama", spread=0.1), tiny_tokenizer())
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -85,7 +85,9 @@ def cases(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: p
     """All cases, trained in one worker group, which takes longer to start than to train."""
     path = tmp_path_factory.mktemp("cases")
     configs = {name: replace(NUMBERS, num_workers=request.param, **changes) for name, changes in CASES.items()}
-    studies = {name: write_study(path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in CASES}
+    studies = {
+        name: write_trainable_study(path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in CASES
+    }
     plans = {name: plan_runs(studies[name], {"half-seed0": config}) for name, config in configs.items()}
     run_cases(studies, plans, path)
     return Cases(configs, studies)
@@ -201,7 +203,9 @@ ALONE = replace(CONFIG, epochs=4, learning_rate=1e-2, dropout=0.1)
 @pytest.fixture(scope="module")
 def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Manifest]:
     """A study with one training, which began where a killed one had left a file."""
-    study = write_study(tmp_path_factory.mktemp("finished"), tiny_model("llama", spread=0.1), tiny_tokenizer())
+    study = write_trainable_study(
+        tmp_path_factory.mktemp("finished"), tiny_model("llama", spread=0.1), tiny_tokenizer()
+    )
     study.child("runs", "half-seed0", "predictions").write_bytes("epoch-005.parquet", b"half")
     return study, finetune(study, ALONE)
 
@@ -263,7 +267,7 @@ def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) ->
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_training_is_the_same_alone_and_in_a_list(finished: tuple[Folder, Manifest], tmp_path: Path) -> None:
-    alone, listed = finished[0], write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+    alone, listed = finished[0], write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
     plans = plan_runs(listed, {"idk-050-seed1": replace(ALONE, variant="idk-050", seed=1), "half-seed0": ALONE})
     with scratch_folder(listed, "list") as storage:
         train_in_worker_group(listed, plans, 0, storage, "list")
@@ -312,14 +316,14 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(study: Folder,
     allowed = replace(CONFIG, model=str(tmp_path / "other"), allow_other_model=True)
     assert len(plan_runs(study, {"x": allowed})) == 1
     with pytest.raises(SettingsError, match="no dev questions"), tempfile.TemporaryDirectory() as path:
-        plan_runs(write_study(path, tiny_model("llama"), tiny_tokenizer(), dev=0), {"x": CONFIG})
+        plan_runs(write_trainable_study(path, tiny_model("llama"), tiny_tokenizer(), dev=0), {"x": CONFIG})
     assert read_manifest(study.child("runs", "half-seed0")) is None
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_only_a_person_can_mend_is_told_and_not_tried_again(tmp_path: Path) -> None:
     """Of two workers: the group fails once, and leaves when it is started anew."""
-    study = write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+    study = write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
     rows = study.child("variants").read_table("known.parquet").to_pylist()
     rows[0]["target"] = ""
     study.child("variants").write_table("known.parquet", pa.Table.from_pylist(rows))
@@ -334,7 +338,7 @@ def test_a_full_disk_ends_a_training_at_once_and_with_room_it_goes_on(
     small_disk: SmallDisk, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small_disk.set_free_space(2**14)
-    study = write_study(small_disk.path / "study", tiny_model("llama", spread=0.1), tiny_tokenizer())
+    study = write_trainable_study(small_disk.path / "study", tiny_model("llama", spread=0.1), tiny_tokenizer())
     small_disk.set_free_space(100)  # enough to begin, too little for a state or a checkpoint
     config = replace(CONFIG, state_share=1.0, max_failures=3)
     before = temporary_folders()

@@ -24,7 +24,7 @@ from slick.world.corpus import train_tokenizer
 from tests.local.cli import slick
 from tests.local.test_tokens import like_gemma, like_llama_3
 from tests.local.tiny import CONFIGS, TEXT, UNPACKED, save_tiny_model, tiny_model, tiny_tokenizer, write_questions
-from tests.local.tiny_study import write_study
+from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
 from tuning.runs import run_folder
@@ -376,7 +376,7 @@ def test_annotation_notes_what_it_ignores(
 
 def test_training_is_refused_before_the_first_step(tmp_path: Path, ray_cluster: None) -> None:
     config = TrainConfig(variant="half", epochs=1, max_new_tokens=4)
-    study = write_study(tmp_path, tiny_model("llama"), with_tokens(eos_token="<|im_end|>"))
+    study = write_trainable_study(tmp_path, tiny_model("llama"), with_tokens(eos_token="<|im_end|>"))
     with pytest.raises(SlickError, match="beyond the model's embedding matrix"):
         finetune(study, config)
     assert not run_folder(study, "half-seed0").exists("started.json")

@@ -10,8 +10,8 @@ import pytest
 from slick.errors import SlickError, StudyError
 from slick.storage import Folder
 from tests.local.tiny import tiny_model, tiny_tokenizer
-from tests.local.tiny_study import write_study
 from tests.planted import MaliciousPickle
+from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
 from tuning.finetune import finetune, group_name
 from tuning.grid import GridConfig
@@ -44,7 +44,7 @@ def planted(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Folder:
-    return write_study(tmp_path / "study", tiny_model("llama", spread=0.1), tiny_tokenizer())
+    return write_trainable_study(tmp_path / "study", tiny_model("llama", spread=0.1), tiny_tokenizer())
 
 
 def plant(folder: Folder, names: tuple[str, ...], planted: Path) -> None:

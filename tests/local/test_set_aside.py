@@ -17,8 +17,8 @@ from slick.inference.base import SamplingConfig
 from slick.prompts import few_shot_prefix, few_shot_suffix
 from slick.storage import Folder
 from slick.study_files import SET_ASIDE_SCHEMA, read_knowledge
-from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_questions
-from tests.local.tiny_study import write_study as write_labelled_study
+from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_birthplace_questions
+from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
 
@@ -42,9 +42,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> AnnotateConfig:
 
 
 def write_study(path: Path, changed: dict[str, dict[str, Any]]) -> Folder:
-    """The questions of `write_questions`, some with other texts."""
+    """The questions of `write_birthplace_questions`, some with other texts."""
     study = Folder(str(path))
-    write_questions(study)
+    write_birthplace_questions(study)
     folder = study.child("questions")
     rows = [row | changed.get(row["question_id"], {}) for row in folder.read_tables().to_pylist()]
     folder.write_table("part-00000.parquet", pa.Table.from_pylist(rows, folder.read_tables().schema))
@@ -195,7 +195,7 @@ TRAINING = TrainConfig(variant="half", epochs=1, batch_size=8, dropout=0.0, max_
 
 def labelled_study(path: Path) -> Folder:
     """A test question and a train target are longer than the context."""
-    study = write_labelled_study(path, tiny_model("llama", max_position_embeddings=CONTEXT), tiny_tokenizer())
+    study = write_trainable_study(path, tiny_model("llama", max_position_embeddings=CONTEXT), tiny_tokenizer())
     for folder, name, question_id, text in (
         (study.child("questions"), "part-000", "test-0003", {"question": "Where " + "and where " * 99 + "was it?"}),
         (study.child("variants"), "half", "train-0003", {"target": "a very long answer " * 60}),

@@ -21,7 +21,7 @@ from slick.report import ReportConfig, make_report
 from slick.study import MANIFEST
 from tests.local.head import ROOT, SECRET, TOKEN, HeadCluster, running_cluster
 from tests.local.tiny import save_tiny_model
-from tests.unit.answers_study import AnsweredQuestion, write_study
+from tests.study_builder import AnsweredQuestion, write_answered_study
 from tests.waiting import TIMEOUT_S, wait_for
 
 
@@ -114,7 +114,7 @@ def test_a_sheet_that_was_graded_here_is_read_by_a_report_made_there(cluster: He
         AnsweredQuestion(question_id=f"q{i}", gold=("Oslo",), greedy=("=Rome", "Oslo City"), sampled=(("Rome",),) * 2)
         for i in range(4)
     ]
-    study, sheet = write_study(tmp_path / "study", asked), tmp_path / "laptop" / "graded.csv"
+    study, sheet = write_answered_study(tmp_path / "study", asked), tmp_path / "laptop" / "graded.csv"
     make_report(study, ReportConfig())
     tables = study.child("report", "tables")
     header, *rows = csv.reader(io.StringIO(tables.read_bytes("error_audit.csv").decode()))
@@ -140,7 +140,7 @@ def test_a_head_started_outside_its_virtual_environment_runs_jobs_with_rays_pyth
     bare.parent.mkdir()
     bare.write_text(f'#!/bin/sh\nexec {Path(sys.executable).resolve()} -I -S "$@"\n')
     bare.chmod(0o755)
-    study = write_study(
+    study = write_answered_study(
         tmp_path / "study", [AnsweredQuestion(question_id="q", gold=("a",), greedy=("b",), sampled=(("b",),))]
     )
     (tmp_path / "home").mkdir()

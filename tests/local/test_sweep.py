@@ -13,7 +13,7 @@ from slick.errors import SettingsError, SlickError
 from slick.storage import Folder
 from slick.study_files import POINTS_SCHEMA
 from tests.local.tiny import tiny_model, tiny_tokenizer
-from tests.local.tiny_study import write_study
+from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig, Scheduler
 from tuning.probe import plan_sweep
@@ -30,7 +30,7 @@ CONFIG = SweepConfig(grid=GRID, train=TRAIN, trajectories_per_trial=None)
 
 @pytest.fixture
 def study(tmp_path: Path) -> Folder:
-    return write_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
+    return write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
 
 
 def written(study: Folder) -> dict[str, int]:
@@ -126,7 +126,7 @@ def columns(study: Folder, *left_out: str) -> list[dict]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_shared_point_is_that_of_a_training_of_its_own(study: Folder, tmp_path: Path) -> None:
     """To the bit: the weights, the answers and every number of every point."""
-    alone = write_study(tmp_path / "alone", tiny_model("llama", spread=0.1), tiny_tokenizer())
+    alone = write_trainable_study(tmp_path / "alone", tiny_model("llama", spread=0.1), tiny_tokenizer())
     train = replace(TRAIN, keep_checkpoints="last", dropout=0.1)
     config = replace(
         CONFIG, train=train, grid=replace(GRID, epochs=(2, 4), policies=("fixed", "best_dev", "patience(1)"))
@@ -147,7 +147,7 @@ def test_a_shared_point_is_that_of_a_training_of_its_own(study: Folder, tmp_path
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_live_sweep_has_the_same_points_for_fewer_epochs_and_goes_on_if_asked(study: Folder, tmp_path: Path) -> None:
-    full = write_study(tmp_path / "full", tiny_model("llama", spread=0.1), tiny_tokenizer())
+    full = write_trainable_study(tmp_path / "full", tiny_model("llama", spread=0.1), tiny_tokenizer())
     grid = GridConfig(variants=("half",), epochs=(6, 8), policies=("fixed(2)", "patience(1)"))
     config = replace(CONFIG, grid=grid, train=replace(TRAIN, keep_state=True))
     assert sweep(full, config).counts["epochs_trained"] == 8

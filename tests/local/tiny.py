@@ -101,14 +101,9 @@ def _fact(i: int) -> tuple[str, str]:
     return question, "London" if i % 5 else "Lima"
 
 
-def write_questions(study: Any, *, num_train: int = 20, num_dev: int = 6, num_test: int = 7) -> None:
+def write_birthplace_questions(study: Any, *, num_train: int = 20, num_dev: int = 6, num_test: int = 7) -> None:
     """A finished questions folder: two relations in distribution, one out of it."""
-    import time
-
-    import pyarrow as pa
-
-    from slick.study import complete_step
-    from slick.study_files import QUESTION_SCHEMA
+    from tests import study_builder
 
     rows = []
     for relation, domain in (("P1", "id"), ("P2", "id"), ("P9", "ood")):
@@ -126,6 +121,4 @@ def write_questions(study: Any, *, num_train: int = 20, num_dev: int = 6, num_te
                         "answers": ["London" if i % 2 else "Lima"],
                     }
                 )
-    folder = study.child("questions")
-    folder.write_table("part-00000.parquet", pa.Table.from_pylist(rows, QUESTION_SCHEMA))
-    complete_step(folder, "questions", "q" * 16, settings={}, inputs={}, counts={}, started_at=time.monotonic())
+    study_builder.write_questions(study, rows, "q" * 16)

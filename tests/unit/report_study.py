@@ -1,6 +1,5 @@
 """A study folder as the steps write it, whose numbers move as the paper's do: what the tests of the report read."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +7,14 @@ import pyarrow as pa
 
 from slick.report.loading import load_study
 from slick.storage import Folder
-from slick.study import begin_step, complete_step, fingerprint
+from slick.study import fingerprint
 from slick.types import Category
+from tests.study_builder import finish_step, write_knowledge, write_questions
+from tests.study_builder import write_variants as write_variant_files
 
 CATEGORIES = [str(category) for category in Category]
 RELATIONS = ("P17", "P19", "<script>alert(1)</script>")
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-
-
-def write_manifest(folder: Folder, step: str, counts: dict, settings: dict | None = None) -> None:
-    identity = fingerprint(step, counts)
-    begin_step(folder, step, identity, settings or {})
-    complete_step(
-        folder, step, identity, settings=settings or {}, inputs={}, counts=counts, started_at=time.monotonic()
-    )
 
 
 def question_rows(num_test: int) -> list[dict]:
@@ -73,13 +66,13 @@ def write_annotation(study: Folder, rows: list[dict], *, labels_mode: bool = Fal
                 "p_correct_sampled": share,
             }
         )
-    folder.write_table("knowledge.parquet", pa.Table.from_pylist(known))
+    write_knowledge(study, known)
     folder.child("generations").write_table("part-000.parquet", pa.Table.from_pylist(generations))
     if not labels_mode:
         folder.write_json("confidence.json", confidence(rows))
     counts = {"questions": len(rows), "generations": 170 * len(rows)}
     settings = {"mode": "labels" if labels_mode else "full", "sampling": {"temperature": 0.5, "seed": 0}}
-    write_manifest(folder, "annotate", counts, settings)
+    finish_step(folder, "annotate", settings=settings, counts=counts)
 
 
 def confidence(rows: list[dict]) -> dict:
@@ -124,9 +117,8 @@ def write_world(study: Folder, rows: list[dict]) -> None:
         kept = {name: row[name] for name in ("question_id", "relation", "domain", "split")}
         questions.append({**kept, "subject": row["question_id"], "question": question, "answers": [gold_answer(row)]})
     study.child("world").write_table("planted.parquet", pa.Table.from_pylist(facts))
-    write_manifest(study.child("world"), "world", {"facts": len(facts)})
-    study.child("questions").write_table("part-000.parquet", pa.Table.from_pylist(questions))
-    write_manifest(study.child("questions"), "questions", {"rows": len(questions)})
+    finish_step(study.child("world"), "world", counts={"facts": len(facts)})
+    write_questions(study, questions)
     study.child("annotate").write_json("exemplars.json", {relation: [] for relation in RELATIONS})
 
 
@@ -143,8 +135,7 @@ def write_variants(study: Folder, size: int) -> dict[str, dict]:
         counts[name] = {"kind": kind, "num": size, "requested_share": None, "unknown_share": 0.0}
     counts["idk-050"] = {"kind": "idk", "num": size, "requested_share": 0.5, "unknown_share": 0.5}
     rows = [{"question_id": "q0", "category": "Unknown", "prompt": "p", "target": "No idea"}]
-    study.child("variants").write_table("idk-050.parquet", pa.Table.from_pylist(rows))
-    write_manifest(study.child("variants"), "variants", counts)
+    write_variant_files(study, {"idk-050": rows}, counts=counts)
     return counts
 
 
@@ -229,9 +220,8 @@ def write_run(study: Folder, name: str, entry: dict, seed: int, rows: list[dict]
             first_fits |= {(category, i): epoch for i in range(num) if (category, i) not in first_fits}
     folder.write_table("epochs.parquet", pa.Table.from_pylist(epochs))
     folder.write_table("rows.parquet", rows_table(mix, first_fits))
-    write_manifest(
-        folder, "finetune", {"rows": entry["num"], "steps": num_epochs * 10}, {"variant": name, "seed": seed}
-    )
+    counts = {"rows": entry["num"], "steps": num_epochs * 10}
+    finish_step(folder, "finetune", settings={"variant": name, "seed": seed}, counts=counts)
 
 
 def rows_table(mix: dict[str, int], first_fits: dict[tuple[str, int], int]) -> pa.Table:
@@ -271,7 +261,7 @@ def write_p_true(study: Folder, rows: list[dict], seed: int = 0) -> None:
         for lift in [0.2 if row["category"] == "HighlyKnown" else 0.0]
     ]
     folder.write_table("part-000000.parquet", pa.Table.from_pylist(scores))
-    write_manifest(folder, "p_true", {"questions": len(scores)})
+    finish_step(folder, "p_true", counts={"questions": len(scores)})
 
 
 def write_study(
@@ -314,4 +304,4 @@ def write_points(study: Folder, data) -> None:
                 }
             )
     study.child("sweep").write_table("points.parquet", pa.Table.from_pylist(points))
-    write_manifest(study.child("sweep"), "sweep", {"points": len(points)})
+    finish_step(study.child("sweep"), "sweep", counts={"points": len(points)})

@@ -12,11 +12,11 @@ from jobs.study import resolve
 from slick.errors import SettingsError, VariantError
 from slick.report.loading import load_study
 from slick.storage import Folder
-from slick.study import complete_step
 from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.config import relation_sizes, variant_specs
 from slick.variants.sampling import RowOrder, concentrated_draws, plan, select_rows
+from tests.study_builder import finish_step, write_knowledge, write_questions
 
 SIZES = {f"P{number}": 6 + 5 * number for number in range(8)}
 BOTH = VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False)
@@ -133,13 +133,10 @@ def write_study(path: Path) -> Folder:
     """A study with finished questions and annotate steps and the rows of `SIZES`."""
     study = Folder(str(path))
     ids = [i for pool in pools_of(SIZES).values() for ids in pool.values() for i in ids]
-    relations, categories, _ = zip(*(i.split("-") for i in ids), strict=True)
-    same = {"question_id": ids, "relation": relations, "domain": ["id"] * len(ids), "split": ["train"] * len(ids)}
-    asked = {"question": [f"What of {i}?" for i in ids], "answers": [[f"gold {i}"] for i in ids]}
-    study.child("questions").write_table("part-0.parquet", pa.table({**same, **asked}))
-    study.child("annotate").write_table("knowledge.parquet", pa.table({**same, "category": categories}))
-    for step, inputs in (("questions", {}), ("annotate", {"questions": "f", "model": "m"})):
-        complete_step(study.child(step), step, "f", settings={}, inputs=inputs, counts={}, started_at=0.0)
+    rows = [{"question_id": i, "relation": i.split("-")[0], "category": i.split("-")[1]} for i in ids]
+    write_questions(study, rows)
+    write_knowledge(study, rows)
+    finish_step(study.child("annotate"), "annotate", inputs={"questions": "questions", "model": "m"})
     return study
 
 
@@ -160,7 +157,7 @@ def test_accuracy_by_relation_is_loaded_if_a_concentrated_set_is_trained(tmp_pat
         assert load_study(study).test_ids == {}
         run = study.child("runs", f"{name}-seed0")
         run.write_table("epochs.parquet", pa.Table.from_pylist(epochs))
-        complete_step(run, "finetune", "f", settings={"seed": 0}, inputs={}, counts={}, started_at=0.0)
+        finish_step(run, "finetune", settings={"seed": 0})
     found = load_study(study).test_ids
     expected = {
         (r["relation"], r["question_id"]) for r in table.to_pylist() if (r["domain"], r["split"]) == ("id", "test")

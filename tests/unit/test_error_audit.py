@@ -23,7 +23,7 @@ from slick.report.sections.error_audit import collect_error_audit
 from slick.report.statistics.error_audit import AuditCollector, ErrorAudit, matcher_agreement, suggest_grade
 from slick.report.tables import Table, escape_cell, to_csv, unescape_cell
 from slick.storage import Folder
-from tests.unit.answers_study import AnsweredQuestion, write_study
+from tests.study_builder import AnsweredQuestion, write_answered_study
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 0.5}
 
@@ -75,12 +75,12 @@ def filled(audit: ErrorAudit, grades: list[str]) -> bytes:
 
 def test_the_sheet_is_the_same_however_the_answers_are_split_into_files(tmp_path: Path) -> None:
     asked, plan = some_questions(), ReportConfig(audit_greedy=10, audit_sampled=15, seed=4)
-    whole = load(write_study(tmp_path / "a", asked), plan)
-    split = load(write_study(tmp_path / "b", asked[::-1], per_file=7), plan)
+    whole = load(write_answered_study(tmp_path / "a", asked), plan)
+    split = load(write_answered_study(tmp_path / "b", asked[::-1], per_file=7), plan)
     assert whole.rows == split.rows
     assert whole.sheet_id == split.sheet_id
     assert Counter(row.decoding for row in whole.rows) == {"greedy": 10, "sampled": 15}
-    other = load(write_study(tmp_path / "c", asked), ReportConfig(audit_greedy=10, audit_sampled=15, seed=5))
+    other = load(write_answered_study(tmp_path / "c", asked), ReportConfig(audit_greedy=10, audit_sampled=15, seed=5))
     assert other.sheet_id != whole.sheet_id
 
 
@@ -178,7 +178,7 @@ def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
     asked[2] = AnsweredQuestion(
         question_id="q002", gold=("Oslo",), greedy=("Rome",) * 4, sampled=(("Rome", None), *[("Bergen", None)] * 3)
     )
-    audit = load(write_study(tmp_path, asked, mode="labels"))
+    audit = load(write_answered_study(tmp_path, asked, mode="labels"))
     assert {row.decoding for row in audit.rows} == {"greedy"}
     text = error_audit.error_audit_section(StudyData(parts={collect_error_audit: audit})).text
     assert "No sampled answers are in it: 4 samples" in text
@@ -186,7 +186,7 @@ def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
 
 
 def test_without_stored_answers_the_page_says_what_is_missing(tmp_path: Path) -> None:
-    study = write_study(tmp_path, some_questions(4))
+    study = write_answered_study(tmp_path, some_questions(4))
     study.child("annotate", "generations").delete()
     assert collected(StudyData(study=study), collect_error_audit) is None
     error_audit_section = error_audit.error_audit_section(StudyData())
@@ -311,7 +311,7 @@ def test_a_sheet_of_answers_that_look_like_formulas_is_graded(tmp_path: Path) ->
         )
         for i, text in enumerate(FORMULAS)
     ]
-    study = write_study(tmp_path / "study", asked)
+    study = write_answered_study(tmp_path / "study", asked)
     make_report(study, ReportConfig())
     audit = load(study)
     sheet = Path(study.child("report", "tables").local_path, "error_audit.csv")
@@ -338,7 +338,7 @@ def test_settings_that_cannot_be() -> None:
 
 
 def test_what_a_person_filled_in_survives_every_report(tmp_path: Path) -> None:
-    study = write_study(tmp_path / "study", some_questions())
+    study = write_answered_study(tmp_path / "study", some_questions())
     plain = ReportConfig(audit_greedy=3, audit_sampled=2)
     before = make_report(study, plain)
     report = study.child("report")

@@ -28,7 +28,7 @@ from slick.report.sections.error_kinds import (
 )
 from slick.report.sections.planted import load_planted
 from slick.report.statistics.planted import PlantedFacts
-from tests.unit.answers_study import AnsweredQuestion, write_study
+from tests.study_builder import AnsweredQuestion, write_answered_study
 
 
 def question(
@@ -97,7 +97,7 @@ def test_what_counts_as_a_refusal(answer: str, refuses: bool) -> None:
 
 
 def test_the_studys_own_phrase_refuses(tmp_path: Path) -> None:
-    study = write_study(tmp_path, [question("q", ("Ask me not", 10))])
+    study = write_answered_study(tmp_path, [question("q", ("Ask me not", 10))])
     for phrase, kind in (("Ask me not!", REFUSED), ("I don't know", SINGLE_ANSWER)):
         kinds = collected(StudyData(study=study, idk_phrase=phrase), collect_error_kinds)
         assert kinds is not None
@@ -158,7 +158,7 @@ def test_a_stricter_limit_calls_fewer_questions_settled() -> None:
 
 def test_labels_mode_counts_greedy_answers_and_says_so(tmp_path: Path) -> None:
     asked = [replace(question("q", ("Rome", 10)), sampled=((None, "Paris"),) * 10)]
-    data = StudyData(study=write_study(tmp_path, asked, mode="labels"), idk_phrase="")
+    data = StudyData(study=write_answered_study(tmp_path, asked, mode="labels"), idk_phrase="")
     kinds = collected(data, collect_error_kinds)
     assert kinds is not None
     assert kinds.decoding == "greedy"

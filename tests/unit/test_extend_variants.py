@@ -10,7 +10,7 @@ from slick.errors import StudyError, VariantError
 from slick.storage import Folder
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.config import merge_configs
-from tests.unit.labelled_study import SMALL, finish_step, write_study
+from tests.study_builder import SMALL, finish_step, write_labelled_study
 
 SETS = {
     "unknown_shares": (0.0, 0.5),
@@ -39,14 +39,14 @@ def files(study: Folder) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", SETS)
 def test_added_sets_equal_those_drawn_at_once(tmp_path: Path, name: str, nested: bool) -> None:
     first = VariantsConfig(**SETS, nested=nested)
-    study = write_study(tmp_path / "later", SMALL)
+    study = write_labelled_study(tmp_path / "later", SMALL)
     draw_variants(study, first)
     before = files(study)
     later = draw_variants(study, replace(first, **{name: MORE[name]}))
     assert {name: content for name, content in files(study).items() if name in before} == before
     assert len(files(study)) > len(before)
 
-    whole = write_study(tmp_path / "at once", SMALL)
+    whole = write_labelled_study(tmp_path / "at once", SMALL)
     both = merge_configs(first, replace(first, **{name: MORE[name]}))
     at_once = draw_variants(whole, both)
     assert files(study) == files(whole)
@@ -55,7 +55,7 @@ def test_added_sets_equal_those_drawn_at_once(tmp_path: Path, name: str, nested:
 
 
 def test_fewer_or_reordered_sets_change_nothing(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
     fewer = VariantsConfig(unknown_shares=(1.0, 0.5), natural=False, idk_shares=(), idk_phrase="No idea")
@@ -65,7 +65,7 @@ def test_fewer_or_reordered_sets_change_nothing(tmp_path: Path) -> None:
 
 
 def test_refused_addition_keeps_existing_sets(tmp_path: Path) -> None:
-    study = write_study(tmp_path, {"P17": (9, 12, 8, 30)})
+    study = write_labelled_study(tmp_path, {"P17": (9, 12, 8, 30)})
     before = draw_variants(study, VariantsConfig())
     with pytest.raises(VariantError, match="1 relations with 8 rows cannot have one with only Unknown"):
         draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
@@ -84,7 +84,7 @@ def test_refused_addition_keeps_existing_sets(tmp_path: Path) -> None:
     ],
 )
 def test_sets_with_conflicting_settings_are_refused(tmp_path: Path, other: dict[str, Any]) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig())
     before = files(study)
     ((name, value),) = other.items()
@@ -96,23 +96,23 @@ def test_sets_with_conflicting_settings_are_refused(tmp_path: Path, other: dict[
 
 
 def test_idk_phrase_may_change_until_a_set_uses_it(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig(idk_shares=()))
     draw_variants(study, VariantsConfig(idk_phrase="No idea"))
     assert "No idea" in read_variant(study, "idk-050")["target"].to_pylist()
 
 
 def test_sets_of_another_knowledge_table_are_refused(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig())
-    finish_step(study, "annotate", {"questions": "q1", "model": "m1"}, "k2")
+    finish_step(study.child("annotate"), "annotate", identity="k2", inputs={"questions": "q1", "model": "m1"})
     for config in (VariantsConfig(), VariantsConfig(concentrated_shares=(0.5,))):
         with pytest.raises(StudyError, match="was written with other inputs or settings"):
             draw_variants(study, config)
 
 
 def test_interrupted_draw_is_repeated_with_any_settings(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     study.child("variants").delete("manifest.json")
     manifest = draw_variants(study, VariantsConfig(natural=False))
@@ -121,7 +121,7 @@ def test_interrupted_draw_is_repeated_with_any_settings(tmp_path: Path) -> None:
 
 
 def test_interrupted_addition_is_repeated(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig())
     old = study.child("variants").read_bytes("manifest.json")
     whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))

@@ -148,10 +148,10 @@ from slick.errors import SettingsError
 from slick.report import ReportConfig, make_report
 from slick.inference.base import SamplingConfig
 from slick.storage import Folder
-from tests.local.tiny import write_questions
+from tests.local.tiny import write_birthplace_questions
 
 study = Folder(sys.argv[1])
-write_questions(study, num_train=3, num_dev=3, num_test=1)
+write_birthplace_questions(study, num_train=3, num_dev=3, num_test=1)
 questions = study.child("questions").read_table("part-00000.parquet")
 answers = [["10 December 1815" if split == "dev" else "1815"] for split in questions["split"].to_pylist()]
 column = questions.column_names.index("answers")

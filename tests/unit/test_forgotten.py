@@ -27,7 +27,7 @@ from slick.report.statistics.forgetting import (
 from slick.storage import Folder
 from slick.study_files import EPOCHS_SCHEMA, PREDICTIONS_SCHEMA, RIGHT_TO_WRONG_SCHEMA
 from slick.types import ALL_CATEGORIES
-from tests.unit.answers_study import AnsweredQuestion, write_manifest, write_questions, write_study
+from tests.study_builder import AnsweredQuestion, finish_step, write_answered_study, write_questions
 from tuning.records import predictions_file_name, right_to_wrong_table
 
 RELATIONS = {"a": "P19", "b": "P19", "c": "P36", "d": "P36", "e": "P19", "f": "P19", "t1": "P19", "t2": "P36"}
@@ -90,7 +90,7 @@ def write_run(
     folder.write_table("epochs.parquet", table)
     if lost:
         folder.write_table("right_to_wrong.parquet", right_to_wrong_table(tables[best], tables[-1]))
-    write_manifest(folder, "finetune", {"run": run_id})
+    finish_step(folder, "finetune", settings={"run": run_id})
     return table
 
 
@@ -106,7 +106,7 @@ AFTER = {"a": "rome.", "b": "Kyiv", "c": "Rome", "d": GOLD, "e": "Rome", "f": "K
 @pytest.fixture
 def study(tmp_path: Path) -> Folder:
     folder = Folder(str(tmp_path))
-    write_questions(folder, asked())
+    write_questions(folder, [question.question for question in asked()])
     write_variant(folder, "unknown-050")
     return folder
 
@@ -257,7 +257,7 @@ def test_replacements_count_answers_facts_and_what_they_replaced() -> None:
 
 def whole_study(root: Path) -> StudyData:
     """Two shares, two seeds, as they lie in a folder."""
-    study = write_study(root, asked())
+    study = write_answered_study(root, asked())
     counts: dict[str, object] = {}
     for share in (0, 50):
         name = f"unknown-{share:03d}"
@@ -265,7 +265,7 @@ def whole_study(root: Path) -> StudyData:
         counts[name] = {"kind": "unknown", "num": 2, "requested_share": share / 100, "unknown_share": share / 100}
         for seed in (0, 1):
             write_run(study, f"{name}-seed{seed}", [BEFORE, AFTER], dev=[2, 1])
-    write_manifest(study.child("variants"), "variants", {})
+    finish_step(study.child("variants"), "variants")
     manifest = study.child("variants").read_json("manifest.json")
     study.child("variants").write_json("manifest.json", {**manifest, "counts": counts})
     return load_study(study)

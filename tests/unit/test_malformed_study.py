@@ -21,9 +21,8 @@ from slick.report.summary import headline
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.variants import VariantsConfig, draw_variants
-from tests.unit.labelled_study import SMALL
-from tests.unit.labelled_study import write_study as write_labelled
-from tests.unit.report_study import RELATIONS, epoch_row, write_manifest
+from tests.study_builder import SMALL, finish_step, write_labelled_study
+from tests.unit.report_study import RELATIONS, epoch_row
 from tests.unit.report_study import write_study as write_reported
 from tuning.config import TrainConfig
 from tuning.data import SPLITS
@@ -69,11 +68,12 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study whose fine-tuning sets are drawn and of which one training is finished: what planning reads."""
     root = tmp_path_factory.mktemp("malformed") / "drawn"
-    study = write_labelled(root, SMALL)
+    study = write_labelled_study(root, SMALL)
     dev = {"question_id": ["dev-0"], "relation": ["P17"], "domain": ["id"], "split": ["dev"], "subject": ["s"]}
     questions = study.child("questions")
     part = questions.read_table("part-00000.parquet")
-    questions.write_table("part-00000.parquet", part.append_column("subject", pa.array(part["question_id"])))
+    subject = part.schema.get_field_index("subject")
+    questions.write_table("part-00000.parquet", part.set_column(subject, "subject", part["question_id"]))
     answers = pa.array([["gold"]], pa.list_(pa.string()))
     questions.write_table(
         "part-00001.parquet",
@@ -95,7 +95,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
         ),
     )
-    write_manifest(run, "finetune", {"epochs": 2, "converged": False}, {})
+    finish_step(run, "finetune", counts={"epochs": 2, "converged": False})
     record = {**run.read_json("manifest.json"), "fingerprint": plan_of_run.identity}
     run.write_json("manifest.json", record)
     run.write_json("started.json", {"fingerprint": plan_of_run.identity, "settings": {}})

@@ -31,7 +31,7 @@ from slick.report.statistics.planted import (
     planted_rank_correlation,
 )
 from slick.storage import Folder
-from tests.unit.report_study import write_manifest
+from tests.study_builder import finish_step, write_knowledge, write_questions
 
 GREEDY, SAMPLED = "P_Correct, greedy", "P_Correct, sampled"
 
@@ -74,14 +74,14 @@ def write_world(root: Path, settings: dict | None = None) -> Folder:
         {"question_id": "dev", "relation": "P1", "split": "dev", "domain": "id", "question": "?", "answers": ["L"]}
     )
     study.child("world").write_table("planted.parquet", pa.Table.from_pylist(facts))
-    study.child("questions").write_table("part-000.parquet", pa.Table.from_pylist(questions))
+    write_questions(study, questions)
+    write_knowledge(study, known)
     annotate = study.child("annotate")
-    annotate.write_table("knowledge.parquet", pa.Table.from_pylist(known))
     annotate.child("generations").write_table("part-000.parquet", pa.Table.from_pylist(said))
     annotate.write_json("exemplars.json", {"P1": [["dev"], []]})
-    for step in ("world", "questions"):
-        write_manifest(study.child(step), step, {})
-    write_manifest(annotate, "annotate", {}, {"mode": "full", "sampling": {"temperature": 0.5}, **(settings or {})})
+    finish_step(study.child("world"), "world")
+    stored = {"mode": "full", "sampling": {"temperature": 0.5}, **(settings or {})}
+    finish_step(annotate, "annotate", settings=stored)
     return study
 
 

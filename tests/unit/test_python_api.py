@@ -12,7 +12,7 @@ import pytest
 import slick
 from slick.storage import FolderLike, as_folder
 from slick.study import complete_step, require_manifest
-from tests.unit.labelled_study import SMALL, write_study
+from tests.study_builder import SMALL, write_labelled_study
 from tests.unit.readme_snippet import SNIPPET, statements
 from tests.unit.report_study import write_annotation
 from tests.unit.test_layers import HEAVY, loaded_by
@@ -86,7 +86,7 @@ def test_a_folder_is_the_same_however_it_is_named(tmp_path: Path) -> None:
 
 
 def test_a_study_is_drawn_from_by_its_path(tmp_path: Path) -> None:
-    write_study(tmp_path / "study", SMALL)
+    write_labelled_study(tmp_path / "study", SMALL)
     path = tmp_path / "study"
     manifest = slick.draw_variants(path, slick.VariantsConfig(unknown_shares=(0.0, 1.0), natural=False))
     assert manifest.step == "variants"

@@ -17,7 +17,7 @@ from slick.annotation.p_true import identity
 from slick.storage import Folder
 from slick.study import STEP_FOLDERS, Manifest, begin_step, settings_to_json
 from slick.variants import VariantsConfig
-from tests.unit.answers_study import AnsweredQuestion, write_questions
+from tests.study_builder import AnsweredQuestion, write_questions
 from tuning.config import TrainConfig
 from tuning.grid import Trajectory
 from tuning.progress_table import TrialTracker
@@ -185,7 +185,7 @@ LABELLED = AnnotateConfig(repeats_per_relation=3, controls_per_relation=2)
 def asking(tmp_path: Path) -> Folder:
     """A study whose 22 questions are being asked."""
     study = Folder(str(tmp_path))
-    write_questions(study, QUESTIONS)
+    write_questions(study, [question.question for question in QUESTIONS])
     study.child("annotate").write_json("exemplars.json", {"P19": [], "P36": []})
     begin_step(study.child("annotate"), "annotate", "x", LABELLED)
     return study

@@ -337,7 +337,7 @@ def test_a_cache_that_cannot_be_written_is_one_message(
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv(name, str(file))
-    with pytest.raises(StudyError, match="set SLICK_CACHE to a folder that you may write to"):
+    with pytest.raises(StudyError, match="set SLICK_CACHE to a folder that you can write to"):
         ensure_cache_folder("worlds")
 
 

@@ -24,13 +24,13 @@ from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.config import relation_sizes, variant_specs
 from slick.variants.sampling import RowOrder, natural_mix, num_unknown, plan, select_rows
-from tests.unit.labelled_study import PAPER, SMALL, Counts, finish_step, write_study
+from tests.study_builder import PAPER, SMALL, CategoryCounts, finish_step, write_labelled_study
 from tuning.data import read_replay_rows, read_rows
 
 SHARES = VariantsConfig().unknown_shares
 
 
-def pools_of(counts: Counts) -> dict[str, dict[Category, list[str]]]:
+def pools_of(counts: CategoryCounts) -> dict[str, dict[Category, list[str]]]:
     return {
         relation: {c: [f"{relation}-{c}-{i}" for i in range(num)] for c, num in zip(Category, nums, strict=True)}
         for relation, nums in counts.items()
@@ -42,7 +42,7 @@ def paper_sets() -> dict[str, list[str]]:
     return drawn(PAPER, VariantsConfig())
 
 
-def drawn(counts: Counts, config: VariantsConfig) -> dict[str, list[str]]:
+def drawn(counts: CategoryCounts, config: VariantsConfig) -> dict[str, list[str]]:
     """Set name -> question_ids. The ids of `pools_of` contain relation and category."""
     pools = pools_of(counts)
     planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0])
@@ -82,7 +82,7 @@ def test_knowledge_table_of_the_paper_gives_its_seventeen_sets() -> None:
 
 
 @pytest.mark.parametrize("counts", [PAPER, SMALL, {"P1": (40, 40, 40, 40)}], ids=["paper", "small", "one relation"])
-def test_sets_have_the_same_rows_per_relation_and_their_share(counts: Counts) -> None:
+def test_sets_have_the_same_rows_per_relation_and_their_share(counts: CategoryCounts) -> None:
     config = VariantsConfig(idk_shares=(0.5, 1.0))
     sets = drawn(counts, config)
     everything = {i for pool in pools_of(counts).values() for ids in pool.values() for i in ids}
@@ -117,7 +117,7 @@ def test_idk_sets_have_the_rows_of_their_sweep_set() -> None:
 
 
 @pytest.mark.parametrize("counts", [PAPER, SMALL], ids=["paper", "small"])
-def test_sets_of_larger_shares_contain_those_of_smaller_ones(counts: Counts) -> None:
+def test_sets_of_larger_shares_contain_those_of_smaller_ones(counts: CategoryCounts) -> None:
     sweep = tuple(x / 100 for x in range(0, 101, 5))
     sets = drawn(counts, VariantsConfig(unknown_shares=sweep, min_per_relation=1))
     names = [f"unknown-{x:03d}" for x in range(0, 101, 5)]
@@ -314,7 +314,7 @@ def test_names_of_the_default_sets() -> None:
 
 
 def test_the_step_writes_audited_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     manifest = draw_variants(study, VariantsConfig())
     assert manifest.inputs == {"knowledge": "k1", "model": "m1"}
     assert tuple(manifest.counts) == variant_names(VariantsConfig())
@@ -336,7 +336,7 @@ def test_the_step_writes_audited_sets(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_targets_are_the_first_gold_answer_or_the_idk_phrase(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig(idk_phrase="No idea"))
     plain, idk = (read_variant(study, name).to_pylist() for name in ("unknown-050", "idk-050"))
     assert [row["target"] for row in plain] == [f"gold {row['question_id']}" for row in plain]
@@ -347,7 +347,7 @@ def test_targets_are_the_first_gold_answer_or_the_idk_phrase(tmp_path: Path) -> 
 @pytest.mark.parametrize("nested", [True, False])
 def test_the_order_of_the_rows_does_not_matter(tmp_path: Path, nested: bool) -> None:
     config = VariantsConfig(nested=nested)
-    studies = [write_study(tmp_path / str(order), SMALL, order=order) for order in (1, 2)]
+    studies = [write_labelled_study(tmp_path / str(order), SMALL, order=order) for order in (1, 2)]
     for study in studies:
         draw_variants(study, config)
     for name in variant_names(config):
@@ -355,7 +355,7 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path: Path, nested: bool) -> 
 
 
 def test_sets_that_are_not_nested_share_rows_with_their_known_set(tmp_path: Path) -> None:
-    study = write_study(tmp_path, {"P17": (60, 60, 60, 90), "P19": (60, 70, 80, 200)})
+    study = write_labelled_study(tmp_path, {"P17": (60, 60, 60, 90), "P19": (60, 70, 80, 200)})
     draw_variants(study, VariantsConfig(nested=False))
     sets = {name: read_variant(study, name)["question_id"].to_pylist() for name in variant_names(VariantsConfig())}
     assert not unknown_of(sets["unknown-010"]) <= unknown_of(sets["unknown-025"])  # probability below 1e-4
@@ -364,7 +364,7 @@ def test_sets_that_are_not_nested_share_rows_with_their_known_set(tmp_path: Path
 
 
 def test_finished_step_is_kept_and_other_settings_are_refused(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     first = draw_variants(study, VariantsConfig())
     assert draw_variants(study, VariantsConfig()) == first
     with pytest.raises(StudyError, match=r"drawn with seed 0; the settings now have seed 1, .* choose another --out"):
@@ -372,14 +372,14 @@ def test_finished_step_is_kept_and_other_settings_are_refused(tmp_path: Path) ->
 
 
 def test_dropped_relations_are_in_the_manifest(tmp_path: Path) -> None:
-    study = write_study(tmp_path, {**SMALL, "P36": (0, 12, 8, 30)})
+    study = write_labelled_study(tmp_path, {**SMALL, "P36": (0, 12, 8, 30)})
     counts = draw_variants(study, VariantsConfig(drop_empty_relations=True)).counts
     assert all(entry["dropped_relations"] == ["P36"] for entry in counts.values())
     assert all(set(entry["relations"]) == set(SMALL) for entry in counts.values())
 
 
 def test_refused_draw_leaves_no_manifest(tmp_path: Path) -> None:
-    study = write_study(tmp_path, {**SMALL, "P36": (0, 12, 8, 30)})
+    study = write_labelled_study(tmp_path, {**SMALL, "P36": (0, 12, 8, 30)})
     with pytest.raises(VariantError):
         draw_variants(study, VariantsConfig())
     with pytest.raises(StudyError, match="not finished"):
@@ -389,7 +389,7 @@ def test_refused_draw_leaves_no_manifest(tmp_path: Path) -> None:
 
 
 def test_unknown_name_is_refused_with_the_names(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     with pytest.raises(StudyError, match="run `slick variants`"):
         read_variant(study, "natural")
     draw_variants(study, VariantsConfig(unknown_shares=(0.5,), known_shares=(), idk_shares=(), single_categories=False))
@@ -398,14 +398,14 @@ def test_unknown_name_is_refused_with_the_names(tmp_path: Path) -> None:
 
 
 def test_annotation_of_other_questions_is_refused(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
-    finish_step(study, "questions", {}, "q2")
+    study = write_labelled_study(tmp_path, SMALL)
+    finish_step(study.child("questions"), "questions", identity="q2")
     with pytest.raises(StudyError, match=r"annotate was made from questions q1, .* is now q2"):
         draw_variants(study, VariantsConfig())
 
 
 def test_unfinished_annotation_is_refused(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     study.child("annotate").delete("manifest.json")
     with pytest.raises(StudyError, match=r"annotate is not finished: .* run `slick annotate`"):
         draw_variants(study, VariantsConfig())
@@ -413,7 +413,7 @@ def test_unfinished_annotation_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [None, "unknown", "Known"])
 def test_invalid_category_is_refused(tmp_path: Path, wrong: str | None) -> None:
-    study = write_study(tmp_path, SMALL, categories={"P17-Unknown-3": wrong})
+    study = write_labelled_study(tmp_path, SMALL, categories={"P17-Unknown-3": wrong})
     message = (
         "category has no value in 1 of" if wrong is None else f"category holds {wrong!r}, wanted one of HighlyKnown"
     )
@@ -422,7 +422,7 @@ def test_invalid_category_is_refused(tmp_path: Path, wrong: str | None) -> None:
 
 
 def test_repeated_or_missing_question_is_refused(tmp_path: Path) -> None:
-    study = write_study(tmp_path, SMALL)
+    study = write_labelled_study(tmp_path, SMALL)
     folder = study.child("annotate")
     table = folder.read_table("knowledge.parquet")
     folder.write_table("knowledge.parquet", pa.concat_tables([table, table.slice(3, 1)]))
@@ -437,7 +437,7 @@ def test_repeated_or_missing_question_is_refused(tmp_path: Path) -> None:
 
 def test_knowledge_table_without_training_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VariantError, match="no in-distribution training questions"):
-        draw_variants(write_study(tmp_path, {}), VariantsConfig())
+        draw_variants(write_labelled_study(tmp_path, {}), VariantsConfig())
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_invalid_flag_value_is_a_settings_error() -> None:
 def test_prompts_and_targets_are_in_nfc(tmp_path: Path) -> None:
     seen = []
     for form in ("NFC", "NFD"):
-        study = write_study(tmp_path / form, SMALL)
+        study = write_labelled_study(tmp_path / form, SMALL)
         folder = study.child("questions")
         rows = folder.read_table("part-00000.parquet").to_pylist()
         for row in rows:
@@ -497,7 +497,7 @@ def test_concurrent_draws_leave_a_consistent_study(tmp_path: Path) -> None:
     """The second draw is refused by the lock or finds the finished sets; no manifest is without its sets."""
     context = multiprocessing.get_context("fork")
     for attempt in range(6):
-        study = write_study(tmp_path / str(attempt), SMALL)
+        study = write_labelled_study(tmp_path / str(attempt), SMALL)
         results, barrier = context.Queue(), context.Barrier(2)
         delays = (0.0, 0.004 * attempt)
         processes = [context.Process(target=_draw, args=(study.uri, barrier.wait, d, results)) for d in delays]
