@@ -1,8 +1,8 @@
 """What a model knows, and how fine-tuning on new facts changes it: the Python API.
 
-Every step is a function that takes a study and its settings. A study is a folder, by path or URI (`s3://BUCKET/study`);
-a step reads the folders of earlier steps, writes its own, and returns its `Manifest`. A step that is finished with the
-same settings is not done again, and an interrupted one resumes.
+Every step is a function of a study and its settings. A study is a folder, by path or URI (`s3://BUCKET/study`); a step
+reads the folders of earlier steps, writes its own, and returns its `Manifest`. A step that is finished with the same
+settings is skipped; an interrupted step resumes.
 
     import slick
 
@@ -12,8 +12,8 @@ same settings is not done again, and an interrupted one resumes.
 
 The steps log their results at INFO: `logging.basicConfig(level="INFO", format="%(message)s")` shows them.
 
-Names are loaded when they are first used, so `import slick` loads neither torch, Ray nor pyarrow. What a user can mend
-is raised as `SlickError` or one of its subclasses.
+Names are imported when they are first used, so `import slick` loads neither torch, Ray nor pyarrow. Errors that the
+user can fix are `SlickError` or a subclass.
 """
 
 import importlib

@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         self._complete = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that adds a component.
+        """A decorator that registers a component.
 
         Raises:
             ValueError: another component has that name.
@@ -105,7 +105,7 @@ class Registry(Generic[T]):
 
     def _modules(self) -> Iterator[str]:
         if self._package:
-            yield from (found.name for found in iter_modules(import_module(self._package).__path__))
+            yield from (module.name for module in iter_modules(import_module(self._package).__path__))
 
 
 @cache
@@ -122,5 +122,5 @@ def import_entry_points() -> None:
             owner = point.dist.name if point.dist else "an unknown distribution"
             raise SettingsError(
                 f"the components of {owner} ({point.value}) cannot be imported: {type(error).__name__}: {error}; "
-                "mend or uninstall that distribution"
+                "repair or uninstall that distribution"
             ) from error

@@ -1,6 +1,6 @@
-"""The files of a study folder that later steps read: what each holds, and its one reader.
+"""Schemas and readers of the files in a study folder that later steps read.
 
-Every reader checks columns, types, nulls, allowed values and rows (`slick.stored_files`), so callers may rely on them.
+Readers check columns, types, nulls, allowed values and the number of rows (see `slick.stored_files`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +12,7 @@ import pyarrow.parquet as pq
 
 from slick.errors import StudyError
 from slick.storage import Folder, FolderLike, as_folder
-from slick.stored_files import (
-    Lookup,
-    TableSpec,
-    convert,
-    read_record,
-    read_validated_parts,
-    read_validated_table,
-)
+from slick.stored_files import Lookup, TableSpec, convert, read_record, read_validated_parts, read_validated_table
 from slick.strict_json import parse_json
 from slick.study import require_manifest
 from slick.types import ALL_CATEGORIES, Category
@@ -27,14 +20,14 @@ from slick.types import ALL_CATEGORIES, Category
 DOMAINS = ("id", "ood")
 SPLITS = ("train", "dev", "test")
 ROW_SPLITS = (*SPLITS, "ood")
-"""Of a training: its own rows, dev and test questions in distribution, and test questions out of it."""
+"""Splits of a run: training rows, dev and test questions (in distribution), and ood test questions."""
 CATEGORIES = tuple(str(category) for category in Category)
 INFINITY = float("inf")
 _UNIT_RANGE = (0.0, 1.0)
 _NON_NEGATIVE = (0, INFINITY)
 
 Exemplars = dict[str, list[list[str]]]
-"""Relation to exemplar sets, each a list of question_ids."""
+"""Relation -> exemplar sets, each a list of question_ids."""
 
 QUESTION_SCHEMA = pa.schema(
     [
@@ -47,10 +40,10 @@ QUESTION_SCHEMA = pa.schema(
         ("answers", pa.list_(pa.string())),
     ]
 )
-"""Of `questions/part-*.parquet`; `subject` alone may be null."""
+"""Schema of `questions/part-*.parquet`; only `subject` may be null."""
 
 POPULARITY_FIELD = pa.field("popularity", pa.float64())
-"""One more column, where the source says how popular a subject is; null where it does not say so of this one."""
+"""A further column if the source has the popularity of subjects; null for subjects without one."""
 
 KNOWLEDGE_SCHEMA = pa.schema(
     [
@@ -71,15 +64,15 @@ KNOWLEDGE_SCHEMA = pa.schema(
         ("chance_known", pa.float64()),
     ]
 )
-"""Of `annotate/knowledge.parquet`. Null where it does not apply:
+"""Schema of `annotate/knowledge.parquet`.
 
-`sampled_hits`, `sampled_total`: draws and their hits; 0 where none was needed (labels mode, gold estimator).
-`p_correct_sampled`, `p_low`, `p_high`: share of hits at the sampling temperature and its 95 % interval; null where not
-all samples were drawn. From the gold estimator the share is exact, and the interval that point.
-`clopper_pearson_upper`: upper bound of P_Correct where no answer hit.
-`chance_known`: of an Unknown question, the chance that as many draws again would hit at least once, so that it is rare
-rather than unknown; from the gold estimator, of any question without a greedy hit, the exact chance that the draws of
-the study would hit at least once.
+`sampled_hits`, `sampled_total`: correct samples and samples; 0 if none was needed (labels mode, gold estimator).
+`p_correct_sampled`, `p_low`, `p_high`: share of correct samples and its 95 % interval; null if not all samples were
+drawn. The gold estimator computes the exact share; the interval is then that value.
+`p_upper`: upper bound of P_Correct; null if an answer was correct.
+`chance_known`: for Unknown questions, the probability that as many further samples have a correct one; null for others.
+With the gold estimator, for all questions without a correct greedy answer, the exact probability that the samples of
+the study have a correct one.
 """
 
 GENERATION_SCHEMA = pa.schema(
@@ -93,10 +86,10 @@ GENERATION_SCHEMA = pa.schema(
         ("num_tokens", pa.int64()),
     ]
 )
-"""Of `annotate/generations/part-*.parquet`: one row a question; lists run over exemplar sets, then samples.
+"""Schema of `annotate/generations/part-*.parquet`: one row per question; lists are over exemplar sets, then samples.
 
-In labels mode a sample that its question did not need has neither text nor hit; one that was given up, since no right
-answer begins as it did, has no text and is no hit.
+In labels mode, a sample that was not needed has no text and no hit; a sample that was stopped early, since it could no
+longer match an answer, has no text, and its hit is False.
 """
 
 GOLD_SCHEMA = pa.schema(
@@ -108,12 +101,12 @@ GOLD_SCHEMA = pa.schema(
         ("num_tokens", pa.int64()),
     ]
 )
-"""Of `annotate/gold/part-*.parquet`: one row a question; lists run over exemplar sets."""
+"""Schema of `annotate/gold/part-*.parquet`: one row per question; lists are over exemplar sets."""
 
 P_TRUE_SCHEMA = pa.schema([("question_id", pa.string()), *((name, pa.float64()) for name in ("p_a", "p_b", "p_true"))])
-"""Of `annotate/p_true/part-*.parquet`: one row a question.
+"""Schema of `annotate/p_true/part-*.parquet`: one row per question.
 
-`p_a`, `p_b`: probability that the prompt is followed by ` (A` and by ` (B`. `p_true`: p_a / (p_a + p_b).
+`p_a`, `p_b`: probabilities that ` (A` and ` (B` follow the prompt. `p_true`: p_a / (p_a + p_b).
 """
 
 SET_ASIDE_SCHEMA = pa.schema(
@@ -123,9 +116,9 @@ SET_ASIDE_SCHEMA = pa.schema(
         ("limit", pa.int64()),
     ]
 )
-"""Of `annotate/set_aside/STORE.parquet`: one row a question.
+"""Schema of `annotate/set_aside/STORE.parquet`: one row per question.
 
-`num_tokens`: of its longest prompt and the answer that may follow. `limit`: tokens of the model's context.
+`num_tokens`: tokens of its longest prompt and the longest answer. `limit`: tokens of the model's context.
 """
 
 RUN_SET_ASIDE_SCHEMA = pa.schema(
@@ -135,11 +128,11 @@ RUN_SET_ASIDE_SCHEMA = pa.schema(
         ("limit", pa.int64()),
     ]
 )
-"""Of `runs/RUN_ID/set_aside.parquet`: one row a row that is neither trained on nor evaluated. `num_tokens`: of the
-prompt and the longer of its target and the longest answer. `limit`: tokens of the model's context."""
+"""Schema of `runs/RUN_ID/set_aside.parquet`: rows that are neither trained nor evaluated. `num_tokens`: tokens of the
+prompt and of the longer of its target and the longest answer. `limit`: tokens of the model's context."""
 
 VARIANT_SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", "category", "prompt", "target")])
-"""Of `variants/NAME.parquet`: one row a training row."""
+"""Schema of `variants/NAME.parquet`: one row per training row."""
 
 EPOCHS_SCHEMA = pa.schema(
     [
@@ -152,7 +145,7 @@ EPOCHS_SCHEMA = pa.schema(
         ("loss", pa.float64()),
     ]
 )
-"""Of `runs/RUN_ID/epochs.parquet`: one row an epoch, split and category; `loss` may be null."""
+"""Schema of `runs/RUN_ID/epochs.parquet`: one row per epoch, split and category; `loss` may be null."""
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -164,7 +157,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("loss", pa.float64()),
     ]
 )
-"""Of `runs/RUN_ID/predictions/epoch-NNN.parquet`; `category` is null where the question was not annotated."""
+"""Schema of `runs/RUN_ID/predictions/epoch-NNN.parquet`; `category` is null if the question has no label."""
 
 ROWS_SCHEMA = pa.schema(
     [
@@ -175,7 +168,7 @@ ROWS_SCHEMA = pa.schema(
         ("num_hits", pa.int32()),
     ]
 )
-"""Of `runs/RUN_ID/rows.parquet`; `first_fit_epoch` is null where no epoch answered the row right."""
+"""Schema of `runs/RUN_ID/rows.parquet`; `first_fit_epoch` is null if the row is never answered correctly."""
 
 RIGHT_TO_WRONG_SCHEMA = pa.schema(
     [
@@ -186,7 +179,7 @@ RIGHT_TO_WRONG_SCHEMA = pa.schema(
         ("text_after", pa.string()),
     ]
 )
-"""Of `runs/RUN_ID/right_to_wrong.parquet`."""
+"""Schema of `runs/RUN_ID/right_to_wrong.parquet`."""
 
 _ACCURACIES = tuple(
     f"{split}_{category}" for split in ("train", "dev", "test", "ood") for category in (ALL_CATEGORIES, *CATEGORIES)
@@ -205,7 +198,7 @@ POINTS_SCHEMA = pa.schema(
         *((name, pa.float64()) for name in _ACCURACIES),
     ]
 )
-"""Of `sweep/points.parquet`. The accuracies are shares in [0, 1], null where the split has no rows of the category."""
+"""Schema of `sweep/points.parquet`. Accuracies are in [0, 1], or null if the split has no rows of the category."""
 
 PLANTED_SCHEMA = pa.schema(
     [
@@ -221,7 +214,7 @@ PLANTED_SCHEMA = pa.schema(
         ("rival", pa.string()),
     ]
 )
-"""Of `world/planted.parquet`: one row a fact."""
+"""Schema of `world/planted.parquet`: one row per fact."""
 
 QUESTIONS_SPEC = TableSpec(
     schema=QUESTION_SCHEMA.append(POPULARITY_FIELD),
@@ -327,18 +320,18 @@ PLANTED_SPEC = TableSpec(
 
 
 def read_question_rows(folder: Folder, columns: Sequence[str]) -> pa.Table:
-    """Columns of the questions in `folder`, questions/ of a study, in the order of its files."""
+    """Columns of the questions in the folder questions/ of a study, in the order of its files."""
     return read_validated_parts(folder, QUESTIONS_SPEC, columns)
 
 
 def read_knowledge(study: FolderLike, columns: Sequence[str] | None = None) -> pa.Table:
-    """The knowledge table of a study, or some of its columns; `KNOWLEDGE_SPEC.optional` ones only where it has them.
+    """The knowledge table of a study, or some of its columns. Optional columns may be absent.
 
     Returns:
         As `KNOWLEDGE_SCHEMA`, sorted by (relation, domain, split, question_id).
 
     Raises:
-        StudyError: the annotate step is not finished, or its table is not as the step writes it.
+        StudyError: the annotate step is not finished, or the table is invalid.
 
     Example:
         labels = slick.read_knowledge("studies/mine").to_pandas()
@@ -350,43 +343,43 @@ def read_knowledge(study: FolderLike, columns: Sequence[str] | None = None) -> p
 
 
 def read_exemplars(folder: Folder) -> Exemplars:
-    """The exemplar sets of an annotation, from exemplars.json in its folder."""
+    """The exemplar sets in exemplars.json of an annotate folder."""
     hint = f"restore it, or delete {folder} and run `slick annotate` again"
     return read_record(folder, "exemplars.json", Exemplars, hint)
 
 
 def read_answer_part(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One part file of a store of the annotation: of answers, of gold scores, or of P(True).
+    """A part file with answers, gold scores or P(True) scores, by the name of its folder.
 
     Args:
-        folder: of the store.
-        name: of the file.
-        columns: that are wanted; None: all.
+        folder: the folder of the file.
+        name: the file's name.
+        columns: the columns to read; None: all.
     """
     spec = {"gold": GOLD_SPEC, "p_true": P_TRUE_SPEC}.get(folder.name, GENERATIONS_SPEC)
     return read_validated_table(folder, name, spec, columns)
 
 
 def read_p_true_rows(folder: Folder) -> pa.Table:
-    """All rows of P(True), in the order of its files."""
+    """All P(True) scores, in the order of the files."""
     return read_validated_parts(folder, P_TRUE_SPEC)
 
 
 def read_set_aside_rows(folder: Folder, name: str) -> pa.Table:
-    """A list of questions that were set aside, from annotate/set_aside/."""
+    """A table of annotate/set_aside/."""
     return read_validated_table(folder, name, SET_ASIDE_SPEC)
 
 
 def read_run_set_aside(run: Folder, name: str) -> pa.Table:
-    """The list of rows that a run set aside."""
+    """The rows that a run has set aside."""
     return read_validated_table(run, name, RUN_SET_ASIDE_SPEC)
 
 
 def read_part_metadata(folder: Folder, name: str, keys: Sequence[bytes]) -> Iterator[dict[str, Any]]:
-    """JSON objects in the metadata of a part file; empty ones where it has none.
+    """The JSON objects with these keys in the metadata of a Parquet file; empty if a key is absent.
 
     Raises:
-        StudyError: the file is broken, or an entry is no JSON object.
+        StudyError: the file is damaged, or an entry is not a JSON object.
     """
     data = folder.read_bytes(name)
     for key in keys:
@@ -395,13 +388,13 @@ def read_part_metadata(folder: Folder, name: str, keys: Sequence[bytes]) -> Iter
             yield convert(parse_json(metadata.get(key, b"{}")), dict[str, Any])
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StudyError(
-                f"{folder}/{name} does not state what its rows cost ({str(error).splitlines()[0]}); delete it and run "
-                "`slick annotate` again, which asks its questions anew"
+                f"{folder}/{name} has invalid metadata ({str(error).splitlines()[0]}); delete it and run `slick "
+                "annotate` again, which repeats its questions"
             ) from error
 
 
 def read_variant_rows(study: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One fine-tuning set, or some of its columns."""
+    """One variant, or some of its columns."""
     return read_validated_table(study.child("variants"), f"{name}.parquet", VARIANT_SPEC, columns)
 
 
@@ -409,10 +402,10 @@ _EPOCH_COLUMNS = ["epoch", "split", "category", "num", "num_correct"]
 
 
 def read_epochs(run: Folder, *, with_loss: bool = False) -> pa.Table:
-    """epochs.parquet of a run: epoch, split, category, num, num_correct, and loss if wanted.
+    """epochs.parquet of a run: epoch, split, category, num, num_correct, and optionally loss.
 
     Raises:
-        StudyError: it is not there, not as a training writes it, or counts more right answers than rows.
+        StudyError: it does not exist, is invalid, or has more correct answers than rows.
     """
     table = read_validated_table(
         run, "epochs.parquet", EPOCHS_SPEC, [*_EPOCH_COLUMNS, *(["loss"] if with_loss else [])]
@@ -420,14 +413,14 @@ def read_epochs(run: Folder, *, with_loss: bool = False) -> pa.Table:
     wrong = table.filter(pc.greater(table["num_correct"], table["num"])).to_pylist()
     if wrong:
         raise StudyError(
-            f"{run}/epochs.parquet has {wrong[0]['num_correct']} right answers of {wrong[0]['num']} rows in epoch "
+            f"{run}/epochs.parquet has {wrong[0]['num_correct']} correct answers of {wrong[0]['num']} rows in epoch "
             f"{wrong[0]['epoch']}; {EPOCHS_SPEC.hint}"
         )
     return table
 
 
 def read_predictions(run: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The answers after one epoch of a run, `predictions/NAME`, or some of their columns."""
+    """The file `predictions/NAME` of a run, or some of its columns."""
     return read_validated_table(run.child("predictions"), name, PREDICTIONS_SPEC, columns)
 
 
@@ -447,10 +440,10 @@ def read_planted(study: Folder, columns: Sequence[str]) -> pa.Table:
 
 
 def read_points(study: FolderLike) -> list[dict[str, Any]]:
-    """The points of a study's sweep, as `POINTS_SCHEMA`; optional columns only where the file has them.
+    """The points of a study's sweep, as `POINTS_SCHEMA`. Optional columns may be absent.
 
     Raises:
-        StudyError: there are none yet, or the file is not as the step writes it.
+        StudyError: the sweep is not finished, or the file is invalid.
 
     Example:
         points = pandas.DataFrame(slick.read_points("studies/mine"))
@@ -462,11 +455,11 @@ def read_points(study: FolderLike) -> list[dict[str, Any]]:
 
 
 def lookup_by_question(table: pa.Table, values: Iterable[Any], where: str) -> Lookup[str, Any]:
-    """A value for each question of a table, looked up by the question_ids of other tables.
+    """question_id -> value, for lookups by the question_ids of other tables.
 
     Args:
-        table: with `question_id`.
-        values: one a row.
-        where: the table's file or folder, for the message when an id is not there.
+        table: a table with the column `question_id`.
+        values: one value per row.
+        where: the table's file or folder, for the message about a missing id.
     """
     return Lookup(zip(table["question_id"].to_pylist(), values, strict=True), f"question {{key}} is not in {where}")
