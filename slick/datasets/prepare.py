@@ -29,7 +29,7 @@ from slick.datasets.summary import (
 from slick.datasets.validate import ValidationResult, ValidationRules, first_row_error, validate_rows
 from slick.errors import DataError, SettingsError
 from slick.locks import exclusive_lock
-from slick.settings import identity_settings, register_settings, setting
+from slick.settings import check_settings, identity_settings, register_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, complete_step, fingerprint, needs_work, read_manifest, require_manifest
 from slick.study_files import POPULARITY_FIELD, QUESTION_SCHEMA, read_question_rows
@@ -57,25 +57,19 @@ class QuestionsConfig:
     """Treat rows of unlisted relations as errors, or as in distribution."""
     rejects: str | None = setting(None, "nothing")
     """JSONL file for bad rows, with the reason (the first 100,000); by default a bad row stops the step."""
-    dev_share: float = 0.1
+    dev_share: float = setting(0.1, minimum=0, maximum=1)
     """Share of the rows without a split in column or file name that is assigned to dev, in [0, 1]."""
-    test_share: float = 0.1
+    test_share: float = setting(0.1, minimum=0, maximum=1)
     """Share of the rows without a split in column or file name that is assigned to test, in [0, 1]."""
-    limit_per_relation: int | None = None
+    limit_per_relation: int | None = setting(None, minimum=1)
     """Most questions of each relation and split; those with the smallest ids are kept. By default all."""
     audit: str | None = setting(None, "content")
     """EntityQuestions, to compare its counts with the paper's tables if `questions` is another set."""
 
     def __post_init__(self) -> None:
-        for name, share in (("dev_share", self.dev_share), ("test_share", self.test_share)):
-            if not 0.0 <= share <= 1.0:
-                raise SettingsError(f"{name} is a share in [0, 1], got {share}; 10 percent is 0.1")
+        check_settings(self)
         if self.dev_share + self.test_share > 1.0:
             raise SettingsError(f"dev_share and test_share add up to {self.dev_share + self.test_share:g}; at most 1")
-        if self.limit_per_relation is not None and self.limit_per_relation < 1:
-            raise SettingsError(
-                f"limit_per_relation must be at least 1, got {self.limit_per_relation}; leave it out for all"
-            )
         if self.rejects is not None and self.rejects in (self.questions, self.audit, self.relations):
             raise SettingsError(f"rejects would overwrite the input {self.rejects}; name another file")
 

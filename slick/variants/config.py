@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slick.errors import SettingsError, StudyError, VariantError
-from slick.settings import identity_settings, register_settings, setting
+from slick.settings import check_settings, identity_settings, register_settings, setting
 from slick.stored_files import MismatchError, convert
 from slick.types import KNOWN_CATEGORIES
 from slick.variants.sampling import (
@@ -51,25 +51,21 @@ class VariantsConfig:
     """Seed of the draws."""
     nested: bool = True
     """Sets of a larger share contain the Unknown rows of smaller shares; otherwise sets are drawn independently."""
-    size_per_relation: int | None = None
+    size_per_relation: int | None = setting(None, minimum=1)
     """Rows from each relation; None for the number that `size_rule` gives."""
     size_rule: SizeRule = "categories"
     """Rows of a relation: as many as its smallest category has (`categories`, as in the paper), or as the smaller of
     its pooled Known and its Unknown rows (`pools`: more rows, but single-category sets may be impossible)."""
-    min_per_relation: int = 1
+    min_per_relation: int = setting(1, minimum=1)
     """A relation with fewer rows than this stops the step."""
     drop_empty_relations: bool = False
     """Leave out relations with fewer rows than `min_per_relation`, instead of stopping."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         bounds = {"unknown_shares": (0, 100), "known_shares": (1, 99), "idk_shares": (1, 100)}
         for name, (low, high) in (bounds | {"concentrated_shares": (1, 99)}).items():
             _check_shares(name, getattr(self, name), low, high)
-        if self.min_per_relation < 1 or (self.size_per_relation is not None and self.size_per_relation < 1):
-            raise SettingsError(
-                "min_per_relation and size_per_relation must be 1 or more, got "
-                f"{self.min_per_relation} and {self.size_per_relation}"
-            )
         if not self.idk_phrase.strip() or "\n" in self.idk_phrase:
             raise SettingsError(f"idk_phrase must be one line of text, got {self.idk_phrase!r}")
         if not variant_specs(self):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from slick.errors import SettingsError
-from slick.settings import identity_settings, register_settings, setting
+from slick.settings import check_settings, identity_settings, register_settings, setting
 
 RECIPE = 3
 """Version of the world. It increases if the same settings give another world, so that cached worlds are not reused."""
@@ -26,92 +26,91 @@ class WorldConfig:
     """Relations for fine-tuning and testing."""
     ood_relations: tuple[str, ...] = OOD_RELATIONS
     """Relations for testing only."""
-    num_train: int = 200
+    num_train: int = setting(200, minimum=1)
     """Training questions of each ID relation."""
-    num_dev: int = 40
+    num_dev: int = setting(40, minimum=1)
     """Development questions of each ID relation."""
-    num_test: int = 100
+    num_test: int = setting(100, minimum=1)
     """Test questions of each ID relation."""
-    num_ood_dev: int = 16
+    num_ood_dev: int = setting(16, minimum=0)
     """Development questions of each OOD relation, from which exemplars are drawn."""
-    num_ood_test: int = 160
+    num_ood_test: int = setting(160, minimum=0)
     """Test questions of each OOD relation."""
 
-    share_never: float = 0.26
+    share_never: float = setting(0.26, minimum=0, maximum=1)
     """Share of each relation's facts that the corpus never mentions."""
-    share_minority: float = 0.14
+    share_minority: float = setting(0.14, minimum=0, maximum=1)
     """Share whose answer is mentioned less often than a rival answer."""
-    share_contested: float = 0.42
+    share_contested: float = setting(0.42, minimum=0, maximum=1)
     """Share whose answer and rival are mentioned about equally often. The remaining facts are firm: mentioned often and
     without a rival."""
-    firm_mentions: tuple[int, int] = (6, 11)
+    firm_mentions: tuple[int, int] = setting((6, 11), minimum=1)
     """Fewest and most mentions of a firm fact in one epoch of the corpus."""
-    contested_mentions: tuple[int, int] = (4, 7)
+    contested_mentions: tuple[int, int] = setting((4, 7), minimum=1)
     """Fewest and most mentions of a contested fact's answer."""
-    contested_ratio: float = 0.95
+    contested_ratio: float = setting(0.95, minimum=0)
     """Mentions of the rival of a contested fact per mention of its answer. Less than 1, because most of these rivals
     are famous, which makes the model answer with them more readily."""
-    minority_mentions: tuple[int, int] = (3, 5)
+    minority_mentions: tuple[int, int] = setting((3, 5), minimum=1)
     """Fewest and most mentions of a minority fact's answer."""
-    rival_ratio: tuple[float, float] = (1.8, 2.4)
+    rival_ratio: tuple[float, float] = setting((1.8, 2.4), minimum=0)
     """Lowest and highest number of mentions of the rival of a minority fact per mention of its answer."""
-    famous_share: float = 0.12
+    famous_share: float = setting(0.12, minimum=0, below=1)
     """Share of a relation's distinct answers that are famous: they are the answer to more questions than others."""
-    famous_answers: float = 0.2
+    famous_answers: float = setting(0.2, minimum=0, maximum=1)
     """Share of questions with a famous answer if facts are invented. Most of these facts are firm."""
-    famous_rivals: float = 0.75
+    famous_rivals: float = setting(0.75, minimum=0, maximum=1)
     """Probability that the rival of a contested fact is a famous answer. Other rivals are drawn from all answers."""
-    plain_share: float = 0.4
+    plain_share: float = setting(0.4, minimum=0, maximum=1)
     """Share of documents that write question and answer without `Q:` and `A:`."""
-    document_pairs: tuple[int, int] = (2, 9)
+    document_pairs: tuple[int, int] = setting((2, 9), minimum=1)
     """Fewest and most questions in one document."""
 
-    vocab_size: int = 1536
+    vocab_size: int = setting(1536, minimum=259)
     """Tokens of the tokenizer, including the 256 bytes."""
-    hidden_size: int = 144
+    hidden_size: int = setting(144, minimum=1)
     """Hidden size of the model."""
-    num_layers: int = 3
+    num_layers: int = setting(3, minimum=1)
     """Decoder layers."""
-    num_heads: int = 4
+    num_heads: int = setting(4, minimum=1)
     """Attention heads."""
-    ffn_size: int = 448
+    ffn_size: int = setting(448, minimum=1)
     """Hidden size of the feed-forward layers."""
 
-    num_tokens: int = 5_000_000
+    num_tokens: int = setting(5_000_000, minimum=1)
     """Tokens to train on, padding included. Each epoch writes the corpus in another order."""
-    row_tokens: int = 128
+    row_tokens: int = setting(128, minimum=2)
     """Tokens per training row."""
-    batch_rows: int = 16
+    batch_rows: int = setting(16, minimum=1)
     """Rows per step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = setting(3e-3, above=0)
     """Peak learning rate: linear warmup over 5 % of the steps, then cosine decay to 0."""
-    weight_decay: float = 0.05
+    weight_decay: float = setting(0.05, minimum=0)
     """AdamW weight decay of the matrices."""
 
-    num_threads: int = setting(0, "nothing")
+    num_threads: int = setting(0, "nothing", minimum=0)
     """Threads for training, 0 for all cores. It affects rounding only."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         shares = (self.share_never, self.share_minority, self.share_contested)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise SettingsError(
-                f"share_never, share_minority and share_contested are shares of at most 1 in all, got {shares}"
-            )
-        famous = (self.famous_share, self.famous_answers, self.famous_rivals)
-        if min(famous) < 0 or max(famous) > 1 or self.famous_share == 1:
-            raise SettingsError(
-                "famous_share, famous_answers and famous_rivals are shares in [0, 1], and famous_share is below "
-                f"1, because some answers must not be famous; got {famous}"
-            )
+        if sum(shares) > 1:
+            raise SettingsError(f"share_never, share_minority and share_contested are at most 1 in all, got {shares}")
+        for name in ("firm_mentions", "contested_mentions", "minority_mentions", "rival_ratio", "document_pairs"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise SettingsError(f"{name} is a lower and an upper limit, got {low} and {high}; exchange them")
         both = set(self.id_relations) & set(self.ood_relations)
         if both or not self.id_relations:
             raise SettingsError(
                 f"a world needs at least one ID relation, and no relation may be both ID and OOD, got "
                 f"{self.id_relations} and {self.ood_relations}"
             )
-        sizes = (self.num_train, self.num_dev, self.num_test)
-        if min(sizes) < 1 or (self.ood_relations and min(self.num_ood_dev, self.num_ood_test) < 1):
-            raise SettingsError(f"every split needs at least 1 question, got train, dev, test = {sizes}")
+        if self.ood_relations and min(self.num_ood_dev, self.num_ood_test) < 1:
+            raise SettingsError(
+                "num_ood_dev and num_ood_test must be 1 or more in a world with OOD relations, got "
+                f"{self.num_ood_dev} and {self.num_ood_test}"
+            )
         if self.hidden_size % (2 * self.num_heads):
             raise SettingsError(f"hidden_size {self.hidden_size} is not an even multiple of num_heads {self.num_heads}")
 

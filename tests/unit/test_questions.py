@@ -287,7 +287,8 @@ def test_audit_source_must_have_all_relations(tmp_path):
     [
         ({"dev_share": 20}, "a share in"),
         ({"dev_share": 0.6, "test_share": 0.6}, "add up to 1.2"),
-        ({"limit_per_relation": 0}, "at least 1"),
+        ({"limit_per_relation": 0}, "limit_per_relation must be 1 or more"),
+        ({"filter": "papr"}, "filter is one of paper, strict, none, got 'papr'"),
         ({"questions": "a.jsonl", "rejects": "a.jsonl"}, "would overwrite the input a.jsonl"),
     ],
 )

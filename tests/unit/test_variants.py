@@ -289,8 +289,8 @@ def test_share_that_rounds_to_no_rows_is_refused() -> None:
         ({"idk_shares": (0.0,)}, "from 0.01 to 1"),
         ({"idk_phrase": "  "}, "one line of text"),
         ({"idk_phrase": "no\nidea"}, "one line of text"),
-        ({"size_per_relation": 0}, "1 or more"),
-        ({"min_per_relation": 0}, "1 or more"),
+        ({"size_per_relation": 0}, "size_per_relation must be 1 or more"),
+        ({"min_per_relation": 0}, "min_per_relation must be 1 or more"),
         (
             {"unknown_shares": (), "known_shares": (), "idk_shares": (), "single_categories": False, "natural": False},
             "select no fine-tuning set",

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,15 +189,26 @@ def test_real_rows_have_one_answer_and_distinct_subjects(tmp_path: Path) -> None
         sample_real_rows(replace(config, num_train=21), load_relations())
 
 
-def test_invalid_settings_are_refused() -> None:
-    with pytest.raises(SettingsError, match="shares of at most 1"):
-        WorldConfig(share_never=0.9, share_contested=0.9)
-    with pytest.raises(SettingsError, match="famous_share, famous_answers and famous_rivals"):
-        WorldConfig(famous_rivals=1.5)
-    with pytest.raises(SettingsError, match="some answers must not be famous"):
-        WorldConfig(famous_share=1.0)
-    with pytest.raises(SettingsError, match="at least one ID relation"):
-        WorldConfig(id_relations=("P36",), ood_relations=("P36",))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"share_never": 0.9, "share_contested": 0.9}, "at most 1 in all"),
+        ({"famous_rivals": 1.5}, r"famous_rivals is a share in \[0, 1\], got 1.5"),
+        ({"famous_share": 1.0}, r"famous_share is a share in \[0, 1\), got 1.0"),
+        ({"id_relations": ("P36",), "ood_relations": ("P36",)}, "at least one ID relation"),
+        ({"num_dev": 0}, "num_dev must be 1 or more, got 0"),
+        ({"num_ood_dev": 0}, "num_ood_dev and num_ood_test must be 1 or more"),
+        ({"firm_mentions": (7, 3)}, "firm_mentions is a lower and an upper limit, got 7 and 3"),
+        ({"num_heads": 0}, "num_heads must be 1 or more, got 0"),
+        ({"num_heads": 5}, "hidden_size 144 is not an even multiple of num_heads 5"),
+    ],
+)
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        WorldConfig(**settings)
+
+
+def test_relation_without_invented_names_is_refused() -> None:
     with pytest.raises(DataError, match=r"no invented names for relations \['P999'\]"):
         synthetic_rows(replace(smoke_world_config(), id_relations=("P999",)))
 
