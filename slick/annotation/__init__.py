@@ -1,4 +1,4 @@
-"""Annotation: every question asked under every exemplar set, the answers kept, the questions sorted into categories."""
+"""Annotation: answers to every question under every exemplar set, and the category of every question."""
 
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.p_true import read_p_true

@@ -1,11 +1,11 @@
-"""Settings of the annotate step, and which of them the labels depend on."""
+"""Settings of the annotate step."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from slick.annotation.worker import Mode
 from slick.errors import SettingsError
-from slick.inference.base import DEFAULT_ENGINE, ENGINES, SamplingConfig, check_capability
+from slick.inference.base import DEFAULT_ENGINE, ENGINES, Capability, SamplingConfig, check_capability
 from slick.matching import MATCHERS
 from slick.precision import Dtype
 from slick.settings import affects, check_settings, identity_settings, register_settings, setting
@@ -20,89 +20,73 @@ REPEATS, CONTROLS = "repeats", "controls"
 @register_settings("annotate")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnnotateConfig:
-    """The annotate step. Defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
+    """Settings of the annotate step. Defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
 
     model: str = setting("", "content")
-    """A folder, a hub id or a .gguf file; empty for the study's own world/model."""
+    """A folder, a Hugging Face Hub id or a .gguf file; empty for the study's own world/model."""
     seed: int = setting(0, "seed")
-    """Of the exemplar sets; the draws of samples have their own in `sampling`."""
-    num_exemplar_sets: int = setting(10, "labels")
-    """Few-shot prompts each question is asked under."""
-    num_shots: int = setting(4, "labels")
-    """Solved questions in each prompt."""
+    """Random seed of the exemplar sets; sampling has its own in `sampling`."""
+    num_exemplar_sets: int = setting(10, "labels", minimum=1)
+    """Few-shot prompts per question."""
+    num_shots: int = setting(4, "labels", minimum=1)
+    """Exemplars per few-shot prompt."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig, metadata=affects("labels"))
-    """How many answers to each prompt, and how they are drawn."""
+    """Number of answers per prompt, and how they are sampled."""
     mode: Mode = setting("full", "labels")
-    """`full` keeps all answers. `labels` makes only what settles a category, the same categories for less: no samples
-    where a greedy answer hits, none longer than the first that hits, and of a sample no more than rules out a hit.
-    P_Correct is then not known, nor what samples that miss would have said."""
+    """`full` keeps all answers. `labels` generates only what determines the category, so it gives the same categories
+    at lower cost: it skips sampling after a correct greedy answer, stops at the first correct sample, and cuts samples
+    that can no longer match. P_Correct and the texts of wrong samples are then unknown."""
     estimator: Estimator = setting("sampled", "labels")
-    """`sampled` draws answers. `gold` scores the first gold answer in one pass without drawing any: exact chances of
-    one answer text, at a fraction of the cost."""
+    """`sampled` generates answers. `gold` scores the first gold answer in one pass without sampling: exact
+    probabilities of one answer text, at a fraction of the cost."""
     matcher: str = setting("exact", "labels", registry=MATCHERS)
     """When an answer is correct; see `slick.matching`."""
-    repeats_per_relation: int = setting(0, "labels")
-    """Questions of each relation that are asked again, with other exemplars and draws: how often do categories flip?
-    Not by the gold estimator, which draws nothing."""
-    controls_per_relation: int = setting(0, "labels")
-    """Questions of each relation that are asked of a subject nobody knows: how often is an answer guessed?"""
+    repeats_per_relation: int = setting(0, "labels", minimum=0)
+    """Questions per relation that are annotated twice, with other exemplars and samples, to measure how often
+    categories flip. Not with the gold estimator, which does not sample."""
+    controls_per_relation: int = setting(0, "labels", minimum=0)
+    """Questions per relation that are asked about an invented subject, to measure how often answers are guessed."""
     annotate_dev: bool = setting(False, "labels")
-    """Ask dev questions too, but for those that serve as exemplars."""
-    limit_per_relation: int | None = None
-    """Ask at most that many questions of each relation and split, chosen by a hash of their ids; None for all."""
+    """Annotate dev questions too, except those that serve as exemplars."""
+    limit_per_relation: int | None = setting(None, minimum=1)
+    """Annotate at most this many questions of each relation and split, chosen by a hash of their ids; None for all."""
     engine: str = setting(DEFAULT_ENGINE, "labels", registry=ENGINES)
-    """What generates the answers; `vllm` needs the package vllm."""
+    """Inference engine; `vllm` requires the package vllm."""
     dtype: Dtype = "auto"
-    """Of weights and arithmetic. `auto`: the dtype in which the folder was begun, else bfloat16 on a GPU that computes
-    it and float32 elsewhere; the manifest names the one that was used."""
-    batch_questions: int = 32
-    """Questions the engine decodes together on CPU; part of the fingerprint, since it decides the last bits of logits.
-    On GPU it takes as many of a file's questions as memory holds."""
-    batches_per_file: int = setting(2, "cost")
-    """Batches an actor answers before it stores them, on CPU: what is lost at most when it dies. On GPU 8 times as
-    many, which an actor answers together. Towards the end of a run they are fewer."""
-    min_actors: int = setting(1, "cost")
-    """Engines the pool may shrink to."""
+    """Of weights and arithmetic. `auto`: the dtype of earlier results in the folder, otherwise bfloat16 on a GPU that
+    supports it and float32 elsewhere; the manifest records the one used."""
+    batch_questions: int = setting(32, minimum=1)
+    """Questions decoded together on the CPU; part of the fingerprint, because it determines the last bits of logits. On
+    a GPU, as many questions of a file as memory holds."""
+    batches_per_file: int = setting(2, "cost", minimum=1)
+    """Batches an actor answers before it writes a file, on the CPU: the most that is lost if it dies. On a GPU 8 times
+    as many, which are answered together. Towards the end of a run, fewer."""
+    min_actors: int = setting(1, "cost", minimum=1)
+    """Minimum number of engines in the pool."""
     max_actors: int | None = setting(None, "cost")
-    """Engines the pool may grow to; None for as many as the cluster has room for at the start."""
+    """Maximum number of engines in the pool; None for as many as the cluster can hold at the start."""
     gpus_per_actor: float | None = setting(None, "cost")
-    """None for 1 where the cluster has GPUs and 0 where it has none."""
+    """None for 1 if the cluster has GPUs, otherwise 0."""
     cpus_per_actor: float = setting(1.0, "cost")
-    """Logical CPUs that Ray sets aside for an actor."""
+    """Logical CPUs that Ray reserves per actor."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
-    max_set_aside_share: float = setting(0.01, "nothing")
-    """Questions with a prompt that is too long for the model's context are set aside: listed, counted, not labelled.
-    Above this share of all questions the step stops before any is asked."""
+    max_set_aside_share: float = setting(0.01, "nothing", minimum=0, maximum=1)
+    """Questions with a prompt longer than the model's context are set aside: listed and counted, but not annotated. If
+    their share of all questions exceeds this, the step stops before it generates anything."""
     p_true: bool = setting(False, "nothing")
-    """Ask the model as well how likely the gold answer is right (P(True)), which findings E20 and figure 5 compare the
-    labels with. No part of the labels: it can be asked of a study that is annotated, by the same command again."""
+    """Also score P(True), the probability with which the model says that the gold answer is correct, for finding E20
+    and figure 5. It is not part of the labels: the same command adds it to an annotated study."""
     p_true_of: PTrueScope = setting("test", "p_true")
-    """Questions that P(True) is asked of: `test`, in distribution, as in the paper; or `all` that are labelled."""
+    """Questions to score P(True) of: `test`, in distribution, as in the paper; or `all` that are labelled."""
 
     def __post_init__(self) -> None:
         check_settings(self)
-        sizes = ("num_exemplar_sets", "num_shots", "batch_questions", "batches_per_file", "min_actors")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dtype not in get_args(Dtype):
-            raise SettingsError(f"dtype is one of {', '.join(get_args(Dtype))}, got {self.dtype!r}")
-        if min(self.repeats_per_relation, self.controls_per_relation) < 0:
-            raise SettingsError("repeats_per_relation and controls_per_relation must not be negative")
         self._check_engine()
         if self.sampling.num_samples < 1:
-            raise SettingsError("num_samples must be at least 1: samples tell WeaklyKnown from Unknown")
-        if self.limit_per_relation is not None and self.limit_per_relation < 1:
-            raise SettingsError(
-                f"limit_per_relation must be at least 1, or None for all, got {self.limit_per_relation}"
-            )
-        if not 0.0 <= self.max_set_aside_share <= 1.0:
-            raise SettingsError(
-                f"max_set_aside_share is a share in [0, 1], got {self.max_set_aside_share}; 1 percent is 0.01"
-            )
+            raise SettingsError("num_samples must be at least 1: samples separate WeaklyKnown from Unknown")
         if self.max_actors is not None and self.max_actors < self.min_actors:
-            raise SettingsError(f"max_actors is {self.max_actors}, less than min_actors, {self.min_actors}")
+            raise SettingsError(f"max_actors is {self.max_actors}, less than min_actors, which is {self.min_actors}")
 
     def _check_engine(self) -> None:
         if self.estimator == "gold" and (self.mode, self.matcher) != ("full", "exact"):
@@ -110,9 +94,8 @@ class AnnotateConfig:
                 "the gold estimator generates no answers: it needs --mode full and --matcher exact, got "
                 f"{self.mode} and {self.matcher}"
             )
-        check_capability(
-            self.engine, "gold" if self.estimator == "gold" else "answers", f"--estimator {self.estimator}"
-        )
+        capability: Capability = "gold" if self.estimator == "gold" else "answers"
+        check_capability(self.engine, capability, f"--estimator {self.estimator}")
         if self.mode == "labels":
             check_capability(self.engine, "early_exit", "--mode labels")
         gpus = self.gpus_per_actor or 0.0
@@ -124,10 +107,10 @@ class AnnotateConfig:
             )
 
     def identity(self) -> dict[str, object]:
-        """The settings that change labels; actors and file sizes do not, and the model counts by its fingerprint."""
+        """The settings that change labels; those of cost do not, and the model is identified by its fingerprint."""
         return identity_settings(self)
 
 
 def main_store(config: AnnotateConfig) -> str:
-    """The folder that answers go to, inside annotate/."""
+    """The folder inside annotate/ that holds the answers behind the labels."""
     return GOLD if config.estimator == "gold" else GENERATIONS

@@ -1,8 +1,9 @@
-"""Labels from stored answers: the knowledge table, and checks of its labels. No Ray.
+"""Labels from stored answers: the knowledge table and checks of its labels. No Ray.
 
-The checks repeat questions, and ask about subjects that do not exist.
+The checks annotate some questions a second time, and some about subjects that do not exist.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -21,57 +22,65 @@ from slick.storage import Folder
 from slick.types import Category
 from slick.world.facts import NameGenerator, subject_kind
 
+_LOG = logging.getLogger(__name__)
 
-def control_questions(asked: pa.Table, per_relation: int, seed: int) -> pa.Table:
-    """Questions of each relation with an invented subject in place of the real one, and the gold answers they had.
 
-    What a model answers right here it has guessed. Questions without a subject in their text serve no control.
+def control_questions(questions: pa.Table, per_relation: int, seed: int) -> pa.Table:
+    """Questions of each relation with an invented subject and unchanged gold answers.
+
+    A correct answer to one of them is a guess. Questions without their subject in the text are not used.
     """
     names = NameGenerator(derive_seed(seed, "controls"))
-    known = " ".join(asked["question"].to_pylist())
+    all_text = " ".join(questions["question"].to_pylist())
     has_subject = [
         bool(subject) and nfc(subject) in nfc(question)
-        for subject, question in zip(asked["subject"].to_pylist(), asked["question"].to_pylist(), strict=True)
+        for subject, question in zip(questions["subject"].to_pylist(), questions["question"].to_pylist(), strict=True)
     ]
-    rows = sample_by_hash(asked.filter(pa.array(has_subject, pa.bool_())), per_relation, ("relation",)).to_pylist()
+    usable = questions.filter(pa.array(has_subject, pa.bool_()))
+    rows = sample_by_hash(usable, per_relation, ("relation",)).to_pylist()
     for row in rows:
         name = names.draw(subject_kind(row["relation"]))
-        while name in known:
+        while name in all_text:
             name = names.draw(subject_kind(row["relation"]))
         row["question"] = nfc(row["question"]).replace(nfc(row["subject"]), name)
         row["subject"] = name
         row["question_id"] = f"control-{row['question_id']}"
-    return pa.Table.from_pylist(rows, schema=asked.schema)
+    return pa.Table.from_pylist(rows, schema=questions.schema)
 
 
 def category_flips(first: pa.Table, again: pa.Table) -> dict[str, Any]:
-    """How many questions have another category in the second knowledge table, by their category in the first."""
+    """Number of questions with another category in the second knowledge table, by their category in the first."""
     categories = dict(zip(first["question_id"].to_pylist(), first["category"].to_pylist(), strict=True))
     pairs = Counter(
         (categories[question_id], category)
         for question_id, category in zip(again["question_id"].to_pylist(), again["category"].to_pylist(), strict=True)
     )
-    flipped = sum(num for (one, other), num in pairs.items() if one != other)
+    flipped = sum(num for (before, after), num in pairs.items() if before != after)
     return {
         "questions": again.num_rows,
         "flipped": flipped,
         "flip_rate": round(flipped / again.num_rows, 4),
-        "from_to": {str(one): {str(other): pairs[str(one), str(other)] for other in Category} for one in Category},
+        "from_to": {
+            str(before): {str(after): pairs[str(before), str(after)] for after in Category} for before in Category
+        },
     }
 
 
-def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scoring | None = None) -> dict[str, Any]:
-    """Write knowledge.parquet and confidence.json from the stored answers; counts for the manifest.
+def label(study: Folder, questions: pa.Table, config: AnnotateConfig, scoring: Scoring | None = None) -> dict[str, Any]:
+    """Write knowledge.parquet and confidence.json from the stored answers; returns counts for the manifest.
 
     Args:
-        asked: all questions of the main store; those that are set aside get no label.
+        study: its folder.
+        questions: all selected questions; those that are set aside get no label.
+        config: how the answers were generated.
+        scoring: how they are scored; None for the settings in `config`.
     """
     folder = study.child("annotate")
     main = main_store(config)
-    tables = questions_by_store(labelled_questions(folder, asked), config)
+    tables = questions_by_store(labelled_questions(folder, questions), config)
     set_aside = {store: read_set_aside(folder, store) for store in tables}
-    left = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
-    tables = {store: table for store, table in left.items() if table.num_rows}
+    kept = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
+    tables = {store: table for store, table in kept.items() if table.num_rows}
     if scoring is None:
         scoring = Scoring(
             matcher=config.matcher,
@@ -81,90 +90,103 @@ def label(study: Folder, asked: pa.Table, config: AnnotateConfig, scoring: Scori
     evidence = collect_evidence(read_parts(folder.child(main)), scoring)
     table = knowledge_table(tables[main], evidence.rows)
     folder.write_table("knowledge.parquet", table)
-    found: dict[str, Any] = {"settling": evidence.convergence_curve}
-    if REPEATS in tables:
-        again = knowledge_table(tables[REPEATS], collect_evidence(read_parts(folder.child(REPEATS)), scoring).rows)
-        found[REPEATS] = category_flips(table, again)
-    if CONTROLS in tables:
-        known = knowledge_table(tables[CONTROLS], collect_evidence(read_parts(folder.child(CONTROLS)), scoring).rows)
-        found[CONTROLS] = {"questions": known.num_rows, "categories": count_categories(known)}
-    folder.write_json("confidence.json", found)
+    checks = {
+        store: knowledge_table(tables[store], collect_evidence(read_parts(folder.child(store)), scoring).rows)
+        for store in (REPEATS, CONTROLS)
+        if store in tables
+    }
+    confidence: dict[str, Any] = {"settling": evidence.convergence_curve}
+    if REPEATS in checks:
+        confidence[REPEATS] = category_flips(table, checks[REPEATS])
+    if CONTROLS in checks:
+        controls = checks[CONTROLS]
+        confidence[CONTROLS] = {"questions": controls.num_rows, "categories": count_categories(controls)}
+    folder.write_json("confidence.json", confidence)
     counts = _counts(folder, table, config) | {"set_aside": count_set_aside_by_store(set_aside)}
-    _print_summary(counts, found, set_aside[main].num_rows)
+    _log_summary(counts, confidence, set_aside[main].num_rows)
     return counts
 
 
-def questions_by_store(asked: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
-    """The questions that each store of answers is about; a store without any is left out.
+def questions_by_store(questions: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
+    """The questions of each store; empty stores are omitted.
 
     Args:
-        asked: those of the main store that get a label.
+        questions: the questions that get a label.
+        config: how many of them are repeated or serve as controls.
     """
-    tables = {main_store(config): asked}
+    tables = {main_store(config): questions}
     if config.repeats_per_relation and config.estimator == "sampled":
-        tables[REPEATS] = sample_by_hash(asked, config.repeats_per_relation, ("relation",))
+        tables[REPEATS] = sample_by_hash(questions, config.repeats_per_relation, ("relation",))
     if config.controls_per_relation:
-        tables[CONTROLS] = control_questions(asked, config.controls_per_relation, config.seed)
+        tables[CONTROLS] = control_questions(questions, config.controls_per_relation, config.seed)
     return {store: table for store, table in tables.items() if table.num_rows}
 
 
-def prefix_reuse_share(spent: Mapping[str, float]) -> float:
-    """Share of prompt tokens that a shared prefix spared the model."""
-    return 1 - spent["prefilled_tokens"] / max(spent["prompt_tokens"], 1)
+def prefix_reuse_share(cost: Mapping[str, float]) -> float:
+    """Share of prompt tokens that came from a shared prefix instead of the model."""
+    return 1 - cost["prefilled_tokens"] / max(cost["prompt_tokens"], 1)
 
 
 def format_category_shares(categories: Mapping[str, int]) -> str:
-    """Each category's share of the questions, for a line of text."""
+    """Share of questions by category, as text."""
     total = sum(categories.values())
     return ", ".join(f"{category} {format_percent(categories.get(category, 0) / total)}" for category in Category)
 
 
 def _counts(folder: Folder, knowledge: pa.Table, config: AnnotateConfig) -> dict[str, Any]:
-    spent, runtime = total_cost(folder.child(main_store(config)))
+    cost, runtime = total_cost(folder.child(main_store(config)))
     return {
         "questions": knowledge.num_rows,
         "limit_per_relation": config.limit_per_relation,
         "estimator": config.estimator if config.estimator == "sampled" else "gold: the first answer's text alone",
-        **{name: int(value) for name, value in spent.items() if name not in ("prompts", "seconds")},
-        "engine_seconds": round(spent["seconds"], 3),
+        **{name: int(value) for name, value in cost.items() if name not in ("prompts", "seconds")},
+        "engine_seconds": round(cost["seconds"], 3),
         **runtime,
-        "prompt_tokens_reused": round(prefix_reuse_share(spent), 4),
+        "prompt_tokens_reused": round(prefix_reuse_share(cost), 4),
         "categories": count_categories(knowledge),
-        "draws_by_category": _draws(knowledge, config),
+        "draws_by_category": _answers_by_category(knowledge, config),
     }
 
 
-def _draws(knowledge: pa.Table, config: AnnotateConfig) -> dict[str, dict[str, float]]:
-    """Answers made for the questions of each category, and the share that was spared of all there might be."""
-    possible = config.num_exemplar_sets * (1 + config.sampling.num_samples)
-    found = {}
+def _answers_by_category(knowledge: pa.Table, config: AnnotateConfig) -> dict[str, dict[str, float]]:
+    """Number of answers generated for each category, and the share of all possible answers that were not."""
+    max_answers = config.num_exemplar_sets * (1 + config.sampling.num_samples)
+    answers = {}
     sums = [("sampled_total", "sum"), ("greedy_total", "sum")]
     for row in knowledge.group_by("category").aggregate(sums).to_pylist():
         if config.estimator == "sampled":
-            made = row["sampled_total_sum"] + row["greedy_total_sum"]
-            num = row["greedy_total_sum"] // config.num_exemplar_sets
-            found[row["category"]] = {"made": made, "spared": round(1 - made / (num * possible), 4)}
-    return found
+            num_answers = row["sampled_total_sum"] + row["greedy_total_sum"]
+            num_questions = row["greedy_total_sum"] // config.num_exemplar_sets
+            spared = round(1 - num_answers / (num_questions * max_answers), 4)
+            answers[row["category"]] = {"made": num_answers, "spared": spared}
+    return answers
 
 
-def _print_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any], num_set_aside: int) -> None:
+def _log_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any], num_set_aside: int) -> None:
     total: Counter[str] = Counter()
-    for of_relation in counts["categories"].values():
-        for of_split in of_relation.values():
-            total.update(of_split)
-    left_out = f" ({num_set_aside:,} more set aside)" if num_set_aside else ""
-    print(
-        f"{counts['questions']:,} questions{left_out}, {counts['generations']:,} generations: "
-        f"{format_category_shares(total)}. "
-        f"{format_percent(counts['prompt_tokens_reused'])} of prompt tokens came from shared prefixes.",
-        flush=True,
+    for by_split in counts["categories"].values():
+        for by_category in by_split.values():
+            total.update(by_category)
+    _LOG.info(
+        "%s questions%s, %s generations: %s. %s of prompt tokens came from shared prefixes.",
+        f"{counts['questions']:,}",
+        f" ({num_set_aside:,} more set aside)" if num_set_aside else "",
+        f"{counts['generations']:,}",
+        format_category_shares(total),
+        format_percent(counts["prompt_tokens_reused"]),
     )
     if REPEATS in confidence:
-        again = confidence[REPEATS]
-        print(f"Asked again, {again['flipped']} of {again['questions']} questions change their category.", flush=True)
+        repeats = confidence[REPEATS]
+        _LOG.info(
+            "Annotated a second time, %d of %d questions change their category.",
+            repeats["flipped"],
+            repeats["questions"],
+        )
     if CONTROLS in confidence:
         controls = confidence[CONTROLS]
-        unknown = sum(
-            found[Category.UNKNOWN.value] for of_split in controls["categories"].values() for found in of_split.values()
+        num_unknown = sum(
+            by_category[Category.UNKNOWN.value]
+            for by_split in controls["categories"].values()
+            for by_category in by_split.values()
         )
-        print(f"Of {controls['questions']} questions about subjects nobody knows, {unknown} are Unknown.", flush=True)
+        _LOG.info("Of %d questions about invented subjects, %d are Unknown.", controls["questions"], num_unknown)

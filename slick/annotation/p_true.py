@@ -1,8 +1,9 @@
-"""The P(True) part of the annotate step: scored beside the labels, also of a study annotated long ago.
+"""The P(True) part of the annotate step, which can also follow an earlier annotation.
 
-It has a folder and a manifest of its own inside annotate/, so that it changes nothing of what the labels are.
+It has its own folder and manifest inside annotate/, so that it does not change the labels.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -33,12 +34,14 @@ from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, begin_step, complete_step, fingerprint, read_manifest, require_manifest
 from slick.study_files import read_exemplars, read_p_true_rows
 
+_LOG = logging.getLogger(__name__)
+
 P_TRUE_FOLDER: Final = "p_true"
 """The folder inside annotate/."""
 
 
 def check_same_model(study: Folder, fingerprint_now: str) -> None:
-    """Refuse to score with another model than the one whose labels the study holds.
+    """Refuse to score another model than the one that the study's labels describe.
 
     Raises:
         StudyError: the two differ.
@@ -46,61 +49,61 @@ def check_same_model(study: Folder, fingerprint_now: str) -> None:
     labelled = read_manifest(study.child("annotate"))
     if labelled is not None and labelled.input("model") != fingerprint_now:
         raise StudyError(
-            f"{study.child('annotate').uri} holds labels of the model with fingerprint {labelled.inputs['model']}; "
-            f"P(True) is wanted of the one with {fingerprint_now}, and would say nothing about those labels: give the "
+            f"{study.child('annotate').uri} holds labels of the model with fingerprint {labelled.inputs['model']}, but "
+            f"--model has fingerprint {fingerprint_now}: P(True) is compared with labels of the same model; give the "
             "same --model, or another --out"
         )
 
 
 def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str]) -> Manifest:
-    """Write annotate/p_true/ from the same model and questions as the labels; nothing if it is there.
+    """Write annotate/p_true/ with the model and questions of the labels; do nothing if it is finished.
 
     Args:
         study: with finished labels.
-        config: which questions, and how the work is spread; the model is driven by transformers, whatever the engine.
-        inputs: fingerprints of model and questions, as the labels have them.
+        config: selects the questions and sizes the pool; the engine is always `transformers`.
+        inputs: fingerprints of model and questions, as in the manifest of the labels.
 
     Returns:
-        Its manifest, with what was spent and how P(True) is distributed.
+        Its manifest, with the cost and the distribution of P(True).
 
     Raises:
-        StudyError: the folder holds P(True) of other settings.
+        StudyError: the folder holds P(True) with other settings.
         DataError: too many questions are too long for the model's context.
-        EngineError: a question could not be scored. What was written stays, and a further run goes on from there.
+        EngineError: a question could not be scored. Files that are written stay, and the next run resumes.
     """
     from slick.models import resolve_study_model
 
     started_at = time.monotonic()
     folder = study.child("annotate", P_TRUE_FOLDER)
-    settings = identity(config)
-    mark = fingerprint(dict(inputs), settings)
-    if not begin_step(folder, "P(True)", mark, settings):
+    settings = p_true_settings(config)
+    identity = fingerprint(dict(inputs), settings)
+    if not begin_step(folder, "P(True)", identity, settings):
         return require_manifest(folder, "annotate")
     table = questions_to_score(study, config)
-    asker = _worker_config(study.child("annotate"), table, resolve_study_model(study, config.model), config)
-    set_aside = set_questions_aside({P_TRUE_FOLDER: table}, asker)
+    worker_config = _worker_config(study.child("annotate"), table, resolve_study_model(study, config.model), config)
+    set_aside = set_questions_aside({P_TRUE_FOLDER: table}, worker_config)
     check_set_aside_share(
-        set_aside[P_TRUE_FOLDER], table.num_rows, config.max_set_aside_share, asker.folder, P_TRUE_FOLDER
+        set_aside[P_TRUE_FOLDER], table.num_rows, config.max_set_aside_share, worker_config.folder, P_TRUE_FOLDER
     )
     annotate_missing(
         "P(True)",
         {P_TRUE_FOLDER: table},
-        asker,
+        worker_config,
         config,
-        lambda _, spent, seconds: f"{spent['prompt_tokens'] / seconds:,.0f} prompt tokens/s",
+        lambda _, cost, seconds: f"{cost['prompt_tokens'] / seconds:,.0f} prompt tokens/s",
         set_aside,
     )
     counts = _counts(folder, drop_questions(table, set_aside[P_TRUE_FOLDER])) | {
         "set_aside": count_set_aside_by_store(set_aside)
     }
-    _print_summary(counts)
+    _log_summary(counts)
     return complete_step(
-        folder, P_TRUE_FOLDER, mark, settings=settings, inputs=dict(inputs), counts=counts, started_at=started_at
+        folder, P_TRUE_FOLDER, identity, settings=settings, inputs=dict(inputs), counts=counts, started_at=started_at
     )
 
 
-def identity(config: AnnotateConfig) -> dict[str, Any]:
-    """The settings that change what is scored; none of them those of the labels alone."""
+def p_true_settings(config: AnnotateConfig) -> dict[str, Any]:
+    """The settings that P(True) depends on."""
     settings = identity_settings(config, P_TRUE_IDENTITY)
     if config.p_true_of == "all":
         settings["annotate_dev"] = config.annotate_dev
@@ -112,24 +115,24 @@ def identity(config: AnnotateConfig) -> dict[str, Any]:
 
 
 def questions_to_score(study: Folder, config: AnnotateConfig) -> pa.Table:
-    """Those of the labelled questions that P(True) is wanted of."""
-    asked = select_questions(
+    """The labelled questions to score."""
+    questions = select_questions(
         read_questions(study),
         dev=config.annotate_dev,
         exemplars=read_exemplars(study.child("annotate")),
         limit=config.limit_per_relation,
     )
-    asked = labelled_questions(study.child("annotate"), asked)
+    questions = labelled_questions(study.child("annotate"), questions)
     if config.p_true_of == "all":
-        return asked
-    return asked.filter(pc.and_(pc.equal(asked["domain"], "id"), pc.equal(asked["split"], "test")))
+        return questions
+    return questions.filter(pc.and_(pc.equal(questions["domain"], "id"), pc.equal(questions["split"], "test")))
 
 
 def read_p_true(study: FolderLike) -> pa.Table:
-    """All rows, sorted by question_id; see `slick.prompts.P_TRUE_SCHEMA`.
+    """All scores, sorted by question_id; see `slick.study_files.P_TRUE_SCHEMA`.
 
     Raises:
-        StudyError: nothing was scored yet.
+        StudyError: there are none yet.
     """
     return read_p_true_rows(as_folder(study).child("annotate", P_TRUE_FOLDER)).sort_by("question_id")
 
@@ -154,35 +157,35 @@ def _worker_config(folder: Folder, table: pa.Table, model: str, config: Annotate
 
 def _counts(folder: Folder, table: pa.Table) -> dict[str, Any]:
     rows = read_p_true_rows(folder)
-    scored, wanted = Counter(rows["question_id"].to_pylist()), Counter(table["question_id"].to_pylist())
-    if scored != wanted:
+    scored, expected = Counter(rows["question_id"].to_pylist()), Counter(table["question_id"].to_pylist())
+    if scored != expected:
         raise StudyError(
-            f"{folder} holds scores of {scored.total():,} questions, of which {(scored - wanted).total():,} are not to "
-            f"be scored or are there twice, and lacks {(wanted - scored).total():,} of {wanted.total():,}; delete "
+            f"{folder} holds scores of {scored.total():,} questions, of which {(scored - expected).total():,} are "
+            f"unexpected or duplicates, and lacks {(expected - scored).total():,} of {expected.total():,}; delete "
             f"{folder} and run `slick annotate --p-true` again"
         )
-    spent, runtime = total_cost(folder)
+    cost, runtime = total_cost(folder)
     counts: dict[str, Any] = {"questions": rows.num_rows}
-    counts |= {name: int(spent[name]) for name in ("prompt_tokens", "prefilled_tokens", "decoded_tokens")}
-    counts |= {"engine_seconds": round(spent["seconds"], 3), **runtime}
+    counts |= {name: int(cost[name]) for name in ("prompt_tokens", "prefilled_tokens", "decoded_tokens")}
+    counts |= {"engine_seconds": round(cost["seconds"], 3), **runtime}
     if rows.num_rows:
         p_true, p_a, p_b = (rows[name].to_numpy() for name in ("p_true", "p_a", "p_b"))
-        tenths = (0, 10, 25, 50, 75, 90, 100)
+        percents = (0, 10, 25, 50, 75, 90, 100)
         counts["percentiles"] = dict(
-            zip(map(str, tenths), np.percentile(p_true, tenths).round(4).tolist(), strict=True)
+            zip(map(str, percents), np.percentile(p_true, percents).round(4).tolist(), strict=True)
         )
         counts["mean_of_both_choices"] = float(f"{(p_a + p_b).mean():.3g}")
     return counts
 
 
-def _print_summary(counts: Mapping[str, Any]) -> None:
+def _log_summary(counts: Mapping[str, Any]) -> None:
     if not counts["questions"]:
-        print("P(True): there are no ID test questions to score", flush=True)
+        _LOG.info("P(True): there are no ID test questions to score")
         return
-    of = counts["percentiles"]
-    print(
-        f"P(True) of {counts['questions']:,} gold answers: median {of['50']:.3f}, {of['10']:.3f} to {of['90']:.3f} for "
-        f"the middle 80 %; (A) and (B) together have {format_percent(counts['mean_of_both_choices'], '.2g')} of the "
-        "probability.",
-        flush=True,
+    _LOG.info(
+        "P(True) of %s gold answers: median %.3f, %.3f to %.3f for the middle 80 %%; (A) and (B) together have %s of "
+        "the probability.",
+        f"{counts['questions']:,}",
+        *(counts["percentiles"][percent] for percent in ("50", "10", "90")),
+        format_percent(counts["mean_of_both_choices"], ".2g"),
     )

@@ -1,4 +1,4 @@
-"""Other labels from the same answers: another matcher, fewer exemplar sets or samples, without generating anything."""
+"""New labels from stored answers, with another matcher or fewer exemplar sets or samples; generates nothing."""
 
 import time
 from dataclasses import dataclass, replace
@@ -20,27 +20,27 @@ from slick.study_files import read_exemplars
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RescoreConfig:
-    """What is judged otherwise than when the answers were made; None leaves it as it was then."""
+    """Settings of the new labels; None keeps the setting of the annotation."""
 
     matcher: str | None = setting(None, registry=MATCHERS)
     """When an answer is correct; see `slick.matching`."""
     num_exemplar_sets: int | None = None
-    """Count the answers to the first so many few-shot prompts."""
+    """Use the answers to this many first exemplar sets."""
     num_samples: int | None = None
-    """Count the first so many samples of each prompt."""
+    """Use this many first samples of each prompt."""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
 
 def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
-    """Write knowledge.parquet, confidence.json and the manifest anew, as if annotated with these settings.
+    """Replace knowledge.parquet, confidence.json and the manifest, as if annotated with these settings.
 
-    The stored answers and their hits stay, so a further rescoring can go back.
+    The stored answers do not change, so another rescoring can restore the labels.
 
     Raises:
-        StudyError: the annotation is not finished, or kept no full set of answers.
-        SettingsError: more exemplar sets or samples are asked for than there are.
+        StudyError: the annotation is not finished, or did not keep all answers.
+        SettingsError: there are fewer exemplar sets or samples than requested.
 
     Example:
         slick.rescore("studies/mine", slick.RescoreConfig(matcher="contains"))
@@ -51,60 +51,60 @@ def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
 
 
 def _original_config(folder: Folder) -> AnnotateConfig:
-    """The settings by which the answers were made.
+    """The settings of the stored answers.
 
     Raises:
-        StudyError: started.json is missing, or does not hold them.
+        StudyError: started.json is missing or invalid.
     """
-    remedy = f"it was changed: restore it, or delete {folder} and run `slick annotate` again"
+    fix = f"restore the file, or delete {folder} and run `slick annotate` again"
     started = read_start_record(folder)
     if started is None:
-        raise StudyError(f"{folder}/{STARTED} is not there, so the settings of the answers are not known; {remedy}")
+        raise StudyError(f"{folder}/{STARTED}, which records the settings of the answers, is missing; {fix}")
     try:
-        made: AnnotateConfig = convert(started.settings, AnnotateConfig, "settings", exact=True)
+        config: AnnotateConfig = convert(started.settings, AnnotateConfig, "settings", exact=True)
     except MismatchError as error:
-        raise StudyError(f"{folder}/{STARTED}: {error}; {remedy}") from error
-    return made
+        raise StudyError(f"{folder}/{STARTED}: {error}; {fix}") from error
+    return config
 
 
 def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
     started_at = time.monotonic()
     folder = study.child("annotate")
-    done = require_manifest(folder, "annotate")
-    made = _original_config(folder)
-    if made.estimator == "gold" or made.mode == "labels":
+    manifest = require_manifest(folder, "annotate")
+    original = _original_config(folder)
+    if original.estimator == "gold" or original.mode == "labels":
         raise StudyError(
-            f"{folder.uri} was made with --estimator {made.estimator} --mode {made.mode}, which keeps no full set of "
-            "texts to judge anew; annotate with --estimator sampled --mode full"
+            f"{folder.uri} was annotated with --estimator {original.estimator} --mode {original.mode}, which does not "
+            "keep all answers; to rescore, annotate with --estimator sampled --mode full"
         )
-    sets, samples = made.num_exemplar_sets, made.sampling.num_samples
-    wanted = (config.num_exemplar_sets or sets, config.num_samples or samples)
-    if not (1 <= wanted[0] <= sets and 1 <= wanted[1] <= samples):
+    sets, samples = original.num_exemplar_sets, original.sampling.num_samples
+    num_sets, num_samples = config.num_exemplar_sets or sets, config.num_samples or samples
+    if not (1 <= num_sets <= sets and 1 <= num_samples <= samples):
         raise SettingsError(
-            f"{folder.uri} holds answers to {sets} few-shot prompts, {samples} samples each; a rescoring takes fewer, "
-            f"not {wanted[0]} and {wanted[1]}"
+            f"{folder.uri} holds answers for {sets} exemplar sets with {samples} samples each; rescoring can use "
+            f"fewer, but not {num_sets} exemplar sets and {num_samples} samples"
         )
     scored = replace(
-        made,
-        matcher=config.matcher or made.matcher,
-        num_exemplar_sets=wanted[0],
-        sampling=replace(made.sampling, num_samples=wanted[1]),
+        original,
+        matcher=config.matcher or original.matcher,
+        num_exemplar_sets=num_sets,
+        sampling=replace(original.sampling, num_samples=num_samples),
     )
     questions = read_questions(study)
-    asked = select_questions(
-        questions, dev=made.annotate_dev, exemplars=read_exemplars(folder), limit=made.limit_per_relation
+    selected = select_questions(
+        questions, dev=original.annotate_dev, exemplars=read_exemplars(folder), limit=original.limit_per_relation
     )
     gold = dict(zip(questions["question_id"].to_pylist(), questions["answers"].to_pylist(), strict=True))
     gold |= {f"control-{question_id}": answers for question_id, answers in gold.items()}
     scoring = Scoring(
         matcher=scored.matcher,
-        num_exemplar_sets=wanted[0],
-        num_samples=wanted[1],
-        gold=gold if scored.matcher != made.matcher else None,
+        num_exemplar_sets=num_sets,
+        num_samples=num_samples,
+        gold=gold if scored.matcher != original.matcher else None,
     )
-    folder.delete(MANIFEST)  # from here to the end the step is half done, and annotating would label as before
-    counts = label(study, asked, scored, scoring)
-    identity = fingerprint(done.inputs, scored.identity())
+    folder.delete(MANIFEST)  # until it is replaced, `slick annotate` would restore the original labels
+    counts = label(study, selected, scored, scoring)
+    identity = fingerprint(manifest.inputs, scored.identity())
     return complete_step(
-        folder, "annotate", identity, settings=scored, inputs=done.inputs, counts=counts, started_at=started_at
+        folder, "annotate", identity, settings=scored, inputs=manifest.inputs, counts=counts, started_at=started_at
     )

@@ -1,9 +1,10 @@
-"""Questions that are set aside, since a prompt of theirs is longer than the model's context. No Ray.
+"""Questions that are set aside, because one of their prompts exceeds the model's context. No Ray.
 
-Which ones follows from questions, exemplar sets, tokenizer and settings alone. So they are found before any question is
-asked, an interrupted run finds the same ones again, and they never get a label.
+They depend on questions, exemplar sets, tokenizer and settings alone. So they are known before any answer is generated,
+a resumed run finds the same ones, and they never get a label.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,21 +18,23 @@ from slick.formatting import format_percent
 from slick.storage import Folder
 from slick.study_files import SET_ASIDE_SCHEMA, read_set_aside_rows
 
+_LOG = logging.getLogger(__name__)
+
 SET_ASIDE_FOLDER: Final = "set_aside"
-"""The folder inside annotate/; it holds STORE.parquet for each store with such questions."""
+"""The folder inside annotate/, with a file STORE.parquet for each store that has such questions."""
 TOO_LONG: Final = "prompt too long"
 
 CountTokens = Callable[[Sequence[str]], list[int]]
-"""The number of tokens of each prompt, as the engine feeds it."""
+"""Numbers of tokens of prompts, as the engine feeds them."""
 
 SPECIAL_TOKENS = 16
-"""Room for tokens that a tokenizer adds to a text. Apart from these a text has at most as many tokens as bytes."""
+"""Upper bound of the tokens that a tokenizer adds to a text, which otherwise has at most one token per byte."""
 _TOKENIZER_BATCH_SIZE = 4096
 _MAX_QUESTIONS_LISTED = 3
 
 
 def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens:
-    """Counts tokens with the model's tokenizer, which is loaded when it is first needed: that takes seconds."""
+    """Counts tokens with the model's tokenizer, which is loaded on the first call because that takes seconds."""
     loaded: list[tuple[Any, int]] = []
 
     def count(texts: Sequence[str]) -> list[int]:
@@ -41,35 +44,35 @@ def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens
 
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             loaded.append((tokenizer, num_trailing_special_tokens(tokenizer)))
-        ((tokenizer, num_closing),) = loaded
-        found = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
-        return [len(tokens) - num_closing for tokens in found]
+        ((tokenizer, num_trailing),) = loaded
+        ids = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+        return [len(tokens) - num_trailing for tokens in ids]
 
     return count
 
 
-def set_questions_aside(tables: Mapping[str, pa.Table], asker: WorkerConfig) -> dict[str, pa.Table]:
-    """Find the questions of each store that are too long, and list them in annotate/set_aside/; see `find_too_long`."""
+def set_questions_aside(tables: Mapping[str, pa.Table], worker_config: WorkerConfig) -> dict[str, pa.Table]:
+    """Find the questions of each store that are too long and list them in annotate/set_aside/; see `find_too_long`."""
     from slick.models import context_length
 
-    model, trust = asker.engine_config.model, asker.engine_config.trust_remote_code
+    model, trust = worker_config.engine_config.model, worker_config.engine_config.trust_remote_code
     context = context_length(model, trust_remote_code=trust)
     count_tokens = token_counter(model, trust_remote_code=trust)
-    found = {}
+    set_aside = {}
     for store, table in tables.items():
-        found[store] = find_too_long(table, asker.stores[store], context, count_tokens)
-        _write(asker.folder, store, found[store])
-    return found
+        set_aside[store] = find_too_long(table, worker_config.stores[store], context, count_tokens)
+        _write(worker_config.folder, store, set_aside[store])
+    return set_aside
 
 
 def find_too_long(questions: pa.Table, store: AnswerSetSpec, context: int, count_tokens: CountTokens) -> pa.Table:
-    """The questions with a prompt that does not fit the context together with its longest answer.
+    """The questions with a prompt that does not fit the context together with the longest possible answer.
 
     Args:
-        questions: that the store is about, with relation, domain, split, question and answers.
-        store: its prefixes, and how long an answer may be.
-        context: tokens that a sequence of the model may have.
-        count_tokens: called only for prompts whose number of bytes leaves it open whether they fit.
+        questions: the questions of the store, with relation, domain, split, question and answers.
+        store: prefixes, and the maximum length of an answer.
+        context: maximum number of tokens of a sequence.
+        count_tokens: called only for prompts that may not fit by their number of bytes.
 
     Returns:
         As `SET_ASIDE_SCHEMA`, in the order of the questions.
@@ -90,13 +93,13 @@ def find_too_long(questions: pa.Table, store: AnswerSetSpec, context: int, count
         lengths = _longest_prompt_tokens(prefixes, [suffixes[i] for i in unsure], count_tokens)
         for i, num_tokens in zip(unsure, lengths, strict=True):
             if num_tokens + answer > context:
-                found = {name: group[i][name] for name in ("question_id", "relation", "domain", "split")}
-                rows.append(found | {"reason": TOO_LONG, "num_tokens": num_tokens + answer, "limit": context})
+                columns = {name: group[i][name] for name in ("question_id", "relation", "domain", "split")}
+                rows.append(columns | {"reason": TOO_LONG, "num_tokens": num_tokens + answer, "limit": context})
     return pa.Table.from_pylist(rows, SET_ASIDE_SCHEMA)
 
 
 def max_prompt_tokens(questions: pa.Table, store: AnswerSetSpec) -> int:
-    """An upper bound of the tokens of any prompt of these questions with its answer, from their bytes."""
+    """Upper bound of the tokens of any of these prompts and its answer, from numbers of bytes."""
     longest = 0
     for relation, group in _by_relation(questions):
         suffix = max(_num_bytes(store.suffix(row["question"], row["answers"])) for row in group)
@@ -115,14 +118,14 @@ def _num_bytes(text: str) -> int:
 
 
 def _indices_over(suffixes: Sequence[str], room: int) -> list[int]:
-    """Places of the suffixes that may have more tokens than that."""
+    """Indices of the suffixes that may have more than `room` tokens."""
     return [i for i, suffix in enumerate(suffixes) if _num_bytes(suffix) > room]
 
 
 def _longest_prompt_tokens(
     prefixes: Sequence[str], suffixes: Sequence[str], count_tokens: CountTokens
 ) -> Iterator[int]:
-    """Tokens of the longest prompt of each suffix; whole prompts are counted, since tokens may cross the border."""
+    """Tokens of the longest prompt of each suffix. Whole prompts are tokenized: a token may span prefix and suffix."""
     step = max(1, _TOKENIZER_BATCH_SIZE // len(prefixes))
     for start in range(0, len(suffixes), step):
         counts = count_tokens([prefix + suffix for suffix in suffixes[start : start + step] for prefix in prefixes])
@@ -144,87 +147,95 @@ def _check_exemplars(relation: str, store: AnswerSetSpec, context: int, count_to
         )
 
 
-def _write(folder: Folder, store: str, found: pa.Table) -> None:
-    """Store the list of one store in annotate/set_aside/, and print it in a line; nothing where it is empty."""
-    place, name = folder.child(SET_ASIDE_FOLDER), f"{store}.parquet"
-    if not found.num_rows:
-        place.delete(name)
+def _write(folder: Folder, store: str, set_aside: pa.Table) -> None:
+    """Write and log the list of one store; delete the file if the list is empty."""
+    lists, name = folder.child(SET_ASIDE_FOLDER), f"{store}.parquet"
+    if not set_aside.num_rows:
+        lists.delete(name)
         return
-    place.write_table(name, found)
-    num = f"{found.num_rows:,} question{'s' * (found.num_rows > 1)}"
-    print(
-        f"annotate/{store}: {num} set aside, since a prompt and its answer do not fit the model's context of "
-        f"{found['limit'][0].as_py():,} tokens: {_list_questions(found)}; not asked, but listed in {place}/{name}",
-        flush=True,
+    lists.write_table(name, set_aside)
+    num = f"{set_aside.num_rows:,} question{'s' * (set_aside.num_rows > 1)}"
+    _LOG.info(
+        "annotate/%s: %s set aside, because a prompt and its answer do not fit the model's context of %s tokens: %s; "
+        "not annotated, but listed in %s/%s",
+        store,
+        num,
+        f"{set_aside['limit'][0].as_py():,}",
+        _list_questions(set_aside),
+        lists,
+        name,
     )
 
 
-def check_set_aside_share(found: pa.Table, num_questions: int, most: float, folder: Folder, store: str) -> None:
-    """Refuse to go on where too many questions are set aside.
+def check_set_aside_share(
+    set_aside: pa.Table, num_questions: int, max_share: float, folder: Folder, store: str
+) -> None:
+    """Refuse to annotate if too many questions are set aside.
 
     Args:
-        found: of one store.
-        num_questions: of that store, in all.
-        most: share of them that may be set aside, in [0, 1].
+        set_aside: the questions of one store that are set aside.
+        num_questions: all questions of that store.
+        max_share: maximum share of them that may be set aside, in [0, 1].
+        folder: annotate/ of a study.
+        store: name of the store.
 
     Raises:
         DataError: there are more, or no question is left.
     """
-    num = found.num_rows
-    if not num or (num <= most * num_questions and num < num_questions):
+    num = set_aside.num_rows
+    if not num or (num <= max_share * num_questions and num < num_questions):
         return
-    limit = f"at most {format_percent(most, 'g')} may be set aside"
-    allowed = "no question is left to ask" if num == num_questions else limit
+    limit = f"at most {format_percent(max_share, 'g')} may be set aside"
+    allowed = "no question is left to annotate" if num == num_questions else limit
     raise DataError(
         f"{num:,} of {num_questions:,} questions ({format_percent(num / num_questions, '.2g')}) have a prompt that "
-        f"does not fit the model's context of {found['limit'][0].as_py():,} tokens together with its answer, the "
-        f"longest {pc.max(found['num_tokens']).as_py():,} tokens; {allowed}. They are listed in "
-        f"{folder.child(SET_ASIDE_FOLDER)}/{store}.parquet: {_list_questions(found)}. Shorten or remove those "
+        f"does not fit the model's context of {set_aside['limit'][0].as_py():,} tokens together with its answer, the "
+        f"longest {pc.max(set_aside['num_tokens']).as_py():,} tokens; {allowed}. They are listed in "
+        f"{folder.child(SET_ASIDE_FOLDER)}/{store}.parquet: {_list_questions(set_aside)}. Shorten or remove those "
         f"questions, use a model with a longer context, or allow more by --max-set-aside-share"
     )
 
 
-def _list_questions(found: pa.Table) -> str:
-    """The first few questions, each with its tokens."""
-    first = found.slice(0, _MAX_QUESTIONS_LISTED).to_pylist()
+def _list_questions(set_aside: pa.Table) -> str:
+    """The first few questions, each with its number of tokens."""
+    first = set_aside.slice(0, _MAX_QUESTIONS_LISTED).to_pylist()
     names = ", ".join(f"{row['question_id']} ({row['num_tokens']:,} tokens)" for row in first)
-    return names + (", ..." if found.num_rows > _MAX_QUESTIONS_LISTED else "")
+    return names + (", ..." if set_aside.num_rows > _MAX_QUESTIONS_LISTED else "")
 
 
 def read_set_aside(folder: Folder, store: str) -> pa.Table:
-    """The questions of one store that were set aside; empty where there is no list.
+    """The questions of one store that are set aside; empty if there is no list.
 
     Args:
         folder: annotate/ of a study.
     """
-    place, name = folder.child(SET_ASIDE_FOLDER), f"{store}.parquet"
-    return read_set_aside_rows(place, name) if place.exists(name) else SET_ASIDE_SCHEMA.empty_table()
+    lists, name = folder.child(SET_ASIDE_FOLDER), f"{store}.parquet"
+    return read_set_aside_rows(lists, name) if lists.exists(name) else SET_ASIDE_SCHEMA.empty_table()
 
 
-def labelled_questions(folder: Folder, asked: pa.Table) -> pa.Table:
-    """The questions that get a label: all that were to be asked, but for those that were set aside.
+def labelled_questions(folder: Folder, questions: pa.Table) -> pa.Table:
+    """The questions that get a label: all selected questions, except those that are set aside.
 
     Args:
         folder: annotate/ of a study.
     """
-    for store in MAIN_STORES:  # only one of them was asked
-        asked = drop_questions(asked, read_set_aside(folder, store))
-    return asked
+    for store in MAIN_STORES:  # a study has one of them
+        questions = drop_questions(questions, read_set_aside(folder, store))
+    return questions
 
 
-def drop_questions(questions: pa.Table, found: pa.Table) -> pa.Table:
+def drop_questions(questions: pa.Table, set_aside: pa.Table) -> pa.Table:
     """The questions that are not set aside."""
-    if not found.num_rows:
+    if not set_aside.num_rows:
         return questions
-    return questions.filter(
-        pc.invert(pc.is_in(questions["question_id"], value_set=found["question_id"].combine_chunks()))
-    )
+    ids = set_aside["question_id"].combine_chunks()
+    return questions.filter(pc.invert(pc.is_in(questions["question_id"], value_set=ids)))
 
 
-def count_set_aside_by_store(found: Mapping[str, pa.Table]) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    """Store to reason to relation to split to number of questions, for manifests; stores without any are left out."""
+def count_set_aside_by_store(set_aside: Mapping[str, pa.Table]) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """Number of questions by store, reason, relation and split, for manifests; stores without any are omitted."""
     counts: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
-    for store, table in found.items():
+    for store, table in set_aside.items():
         for row in table.select(["reason", "relation", "split"]).to_pylist():
             of_relation = counts.setdefault(store, {}).setdefault(row["reason"], {}).setdefault(row["relation"], {})
             of_relation[row["split"]] = of_relation.get(row["split"], 0) + 1

@@ -1,4 +1,4 @@
-"""How far an annotation is, store by store, by the settings it was begun with and the files that are there. No Ray."""
+"""Progress of an annotation by store, from its settings and part files. No Ray."""
 
 from dataclasses import dataclass
 
@@ -17,26 +17,26 @@ from slick.study import STARTED, read_start_record
 from slick.study_files import read_exemplars
 
 MAIN_ANSWERS = "main"
-"""Stands for the store of the labels, whichever the estimator writes."""
+"""Name of the store behind the labels, for either estimator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerProgress:
-    """Questions of one store."""
+    """Numbers of questions of one store."""
 
     num: int
-    """That were asked."""
+    """Questions with answers."""
     expected: int
-    """In all, without those that are set aside."""
+    """All questions, without those that are set aside."""
     set_aside: int = 0
-    """With a prompt that is too long for the model, so that they are not asked."""
+    """Questions that are not annotated, because a prompt exceeds the model's context."""
 
 
 def annotation_progress(study: Folder) -> dict[str, AnswerProgress]:
-    """Questions asked of each store of the labels: `MAIN_ANSWERS`, and `repeats` and `controls` where there are any.
+    """Progress by store: `MAIN_ANSWERS`, and `repeats` and `controls` if there are any.
 
     Args:
-        study: its folder; nothing is found before the exemplars are drawn.
+        study: its folder; the result is empty until the exemplars are drawn.
 
     Raises:
         StudyError: the questions step is not finished.
@@ -45,18 +45,18 @@ def annotation_progress(study: Folder) -> dict[str, AnswerProgress]:
     settings = _read_started_settings(folder)
     if settings is None or not folder.exists("exemplars.json"):
         return {}
-    asked = select_questions(
+    questions = select_questions(
         read_questions(study),
         dev=settings.annotate_dev,
         exemplars=read_exemplars(folder),
         limit=settings.limit_per_relation,
     )
     store = GOLD if settings.estimator == "gold" else GENERATIONS
-    found = {MAIN_ANSWERS: _answer_progress(folder, store, asked.num_rows)}
-    for name, expected in _count_check_questions(labelled_questions(folder, asked), settings).items():
+    progress = {MAIN_ANSWERS: _answer_progress(folder, store, questions.num_rows)}
+    for name, expected in _count_check_questions(labelled_questions(folder, questions), settings).items():
         if expected:
-            found[name] = _answer_progress(folder, name, expected)
-    return found
+            progress[name] = _answer_progress(folder, name, expected)
+    return progress
 
 
 def _answer_progress(folder: Folder, store: str, num_questions: int) -> AnswerProgress:
@@ -65,10 +65,10 @@ def _answer_progress(folder: Folder, store: str, num_questions: int) -> AnswerPr
 
 
 def p_true_progress(study: Folder) -> AnswerProgress | None:
-    """Questions that P(True) was asked of; None where it was not begun.
+    """Progress of P(True); None if it is not started.
 
     Args:
-        study: with finished labels, since P(True) comes after them.
+        study: with finished labels, which P(True) follows.
     """
     folder = study.child("annotate", P_TRUE_FOLDER)
     settings = _read_started_settings(folder)
@@ -84,7 +84,7 @@ def p_true_progress(study: Folder) -> AnswerProgress | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StartedSettings:
-    """The settings of an annotation, or of P(True), that say which questions are asked."""
+    """Settings of an annotation, or of P(True), that determine its questions."""
 
     annotate_dev: bool = False
     limit_per_relation: int | None = None
@@ -96,10 +96,10 @@ class _StartedSettings:
 
 
 def _read_started_settings(folder: Folder) -> _StartedSettings | None:
-    """The settings in started.json; None if the folder was not begun.
+    """The settings in started.json; None if there is no such file.
 
     Raises:
-        StudyError: one of them is of another type.
+        StudyError: one of them has another type.
     """
     started = read_start_record(folder)
     if started is None:
@@ -108,21 +108,20 @@ def _read_started_settings(folder: Folder) -> _StartedSettings | None:
         settings: _StartedSettings = convert(started.settings, _StartedSettings, "settings")
     except MismatchError as error:
         raise StudyError(
-            f"{folder}/{STARTED}: {error}; it was changed: restore it, or delete that folder and run `slick annotate` "
-            "again"
+            f"{folder}/{STARTED}: {error}; the file was edited: restore it, or delete that folder and run `slick "
+            "annotate` again"
         ) from error
     return settings
 
 
-def _count_check_questions(asked: pa.Table, settings: _StartedSettings) -> dict[str, int]:
-    """How many questions check the labels: asked again, and of subjects nobody knows."""
-    again, unknown = settings.repeats_per_relation, settings.controls_per_relation
-    found = {}
-    if again and settings.estimator == "sampled":
-        found[REPEATS] = sample_by_hash(asked, again, ("relation",)).num_rows
-    if unknown:
-        found[CONTROLS] = control_questions(asked, unknown, settings.seed).num_rows
-    return found
+def _count_check_questions(questions: pa.Table, settings: _StartedSettings) -> dict[str, int]:
+    """Number of questions per store that checks the labels."""
+    counts = {}
+    if settings.repeats_per_relation and settings.estimator == "sampled":
+        counts[REPEATS] = sample_by_hash(questions, settings.repeats_per_relation, ("relation",)).num_rows
+    if settings.controls_per_relation:
+        counts[CONTROLS] = control_questions(questions, settings.controls_per_relation, settings.seed).num_rows
+    return counts
 
 
 def _count_rows(folder: Folder) -> int:

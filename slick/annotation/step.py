@@ -1,8 +1,8 @@
-"""Ask a model every question under every exemplar set, and sort the questions into the four categories.
+"""The annotate step: answer every question under every exemplar set, and label each with one of four categories.
 
-Ray Data streams units of work (a few batches of one relation) through a pool of actors, one engine each. The actors
-write their answers themselves, whole file by whole file, and send the driver counts only; so a run that was stopped
-goes on with the batches no file holds, and labels depend on neither the number of actors nor the size of files.
+Ray Data streams units of work (a few batches of one relation) through a pool of actors with one engine each. Actors
+write whole files of answers and return only counts to the driver. So an interrupted run resumes with the batches that
+no file holds, and labels depend neither on the number of actors nor on the size of files.
 """
 
 import time
@@ -42,18 +42,18 @@ _ANSWER_KINDS: dict[Estimator, AnswerKind] = {"sampled": "answers", "gold": "gol
 
 
 def annotate(study: FolderLike, config: AnnotateConfig) -> Manifest:
-    """Write annotate/exemplars.json, generations/, knowledge.parquet and the manifest; then, if wanted, p_true/.
+    """Write annotate/exemplars.json, generations/, knowledge.parquet and the manifest, and p_true/ if configured.
 
     Returns:
         The manifest of the labels, with counts of categories by relation and split, generations and tokens.
 
     Raises:
-        StudyError: the questions step is not finished, or the folder holds an annotation of another model or with other
+        StudyError: the questions step is not finished, or the folder holds an annotation by another model or with other
             settings.
         DataError: a relation has too few dev questions for its exemplar sets, or too many questions are too long for
             the model's context.
         ModelError: the model cannot be loaded or is not valid.
-        EngineError: an answer could not be made. What was written stays, and a further run goes on from there.
+        EngineError: an answer could not be generated. Files that are written stay, and the next run resumes.
 
     Example:
         slick.annotate("s3://bucket/study", slick.AnnotateConfig(model="ID_OR_PATH", mode="labels"))
@@ -71,7 +71,7 @@ def _annotate_with_p_true(study: Folder, config: AnnotateConfig) -> Manifest:
     }
     if config.p_true:
         check_same_model(study, inputs["model"])
-    # Before any fingerprint is made, so that answers of two precisions never count as the same.
+    # Before any fingerprint is computed, so that answers in two dtypes never have the same one.
     labels = _resolved("annotate", config, read_stored_dtype([study.child("annotate")]))
     manifest = _annotate(study, labels, model, inputs)
     if config.p_true:
@@ -80,13 +80,13 @@ def _annotate_with_p_true(study: Folder, config: AnnotateConfig) -> Manifest:
 
 
 def _resolved(step: str, config: AnnotateConfig, stored: StoredDtype) -> AnnotateConfig:
-    """The settings with the dtype that `auto` stands for here."""
+    """The settings with `auto` replaced by a dtype."""
     dtype: Any = resolve_step_dtype(step, config.dtype, stored, lambda: detect_device(config.gpus_per_actor))
     return replace(config, dtype=dtype)
 
 
 def _stored_p_true_dtype(study: Folder, labels: str) -> StoredDtype:
-    """The dtype of P(True) as it was begun; before that the one of the labels that it is compared with."""
+    """The dtype of stored P(True) scores; if there are none, that of the labels they are compared with."""
     stored = read_stored_dtype([study.child("annotate", P_TRUE_FOLDER)])
     return stored if stored.dtype else StoredDtype(dtype=labels, is_finished=False)
 
@@ -100,14 +100,16 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     log_ignored_settings(model)
     questions = read_questions(study)
     exemplars = _exemplars(folder, questions, config)
-    asked = select_questions(questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation)
-    asker = _worker_config(folder, questions, exemplars, model, config)
-    tables, set_aside = _split_set_aside(asked, asker, config)
+    selected = select_questions(
+        questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation
+    )
+    worker_config = _worker_config(folder, questions, exemplars, model, config)
+    tables, set_aside = _split_set_aside(selected, worker_config, config)
     kept = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
-    longest = max(max_prompt_tokens(table, asker.stores[store]) for store, table in kept.items())
-    asker = with_engine(asker, max_tokens=longest)
-    annotate_missing("annotate", tables, asker, config, _progress_note, set_aside)
-    counts = label(study, asked, config)
+    longest = max(max_prompt_tokens(table, worker_config.stores[store]) for store, table in kept.items())
+    worker_config = with_engine(worker_config, max_tokens=longest)
+    annotate_missing("annotate", tables, worker_config, config, _progress_note, set_aside)
+    counts = label(study, selected, config)
     if ignored := ignored_model_settings(model):
         counts["ignored_of_model"] = ignored
     return complete_step(
@@ -116,19 +118,19 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
 
 
 def _split_set_aside(
-    asked: pa.Table, asker: WorkerConfig, config: AnnotateConfig
+    questions: pa.Table, worker_config: WorkerConfig, config: AnnotateConfig
 ) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-    """The questions of each store, and those of them that are too long to be asked."""
+    """The questions of each store, and those of them that are too long for the model's context."""
     main = main_store(config)
-    set_aside = set_questions_aside({main: asked}, asker)
-    check_set_aside_share(set_aside[main], asked.num_rows, config.max_set_aside_share, asker.folder, main)
-    tables = questions_by_store(drop_questions(asked, set_aside[main]), config)
+    set_aside = set_questions_aside({main: questions}, worker_config)
+    check_set_aside_share(set_aside[main], questions.num_rows, config.max_set_aside_share, worker_config.folder, main)
+    tables = questions_by_store(drop_questions(questions, set_aside[main]), config)
     checks = {store: table for store, table in tables.items() if store != main}
-    return {main: asked, **checks}, set_aside | set_questions_aside(checks, asker)
+    return {main: questions, **checks}, set_aside | set_questions_aside(checks, worker_config)
 
 
 def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> Exemplars:
-    """The exemplar sets of every relation, drawn once and kept in exemplars.json."""
+    """The exemplar sets of every relation, drawn once and stored in exemplars.json."""
     if folder.exists("exemplars.json"):
         return read_exemplars(folder)
     exemplars = _draw_exemplars(questions, config, config.seed)
@@ -150,21 +152,25 @@ def _worker_config(
 ) -> WorkerConfig:
     columns = (questions[name].to_pylist() for name in ("question_id", "question", "answers"))
     shots = {question_id: (question, answers[0]) for question_id, question, answers in zip(*columns, strict=True)}
-    lost = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
-    if lost:
+    missing = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
+    if missing:
         raise StudyError(
-            f"{folder}/exemplars.json names questions that the study has not, such as {lost[:3]}; delete {folder.uri}"
+            f"{folder}/exemplars.json names questions that the study lacks, such as {missing[:3]}; delete {folder.uri} "
+            "to annotate again"
         )
 
     def prefixes(sets: Exemplars) -> dict[str, list[str]]:
-        return {relation: [few_shot_prefix([shots[i] for i in ids]) for ids in some] for relation, some in sets.items()}
+        return {
+            relation: [few_shot_prefix([shots[i] for i in ids]) for ids in exemplar_sets]
+            for relation, exemplar_sets in sets.items()
+        }
 
     main = AnswerSetSpec(prefixes=prefixes(exemplars), sampling=config.sampling, kind=_ANSWER_KINDS[config.estimator])
     stores = {main_store(config): main, CONTROLS: main}
     if config.repeats_per_relation:
-        others = prefixes(_draw_exemplars(questions, config, config.seed + 1))
         stores[REPEATS] = AnswerSetSpec(
-            prefixes=others, sampling=replace(config.sampling, seed=config.sampling.seed + 1)
+            prefixes=prefixes(_draw_exemplars(questions, config, config.seed + 1)),
+            sampling=replace(config.sampling, seed=config.sampling.seed + 1),
         )
     return WorkerConfig(
         engine=config.engine,
@@ -181,7 +187,7 @@ def _worker_config(
     )
 
 
-def _progress_note(so_far: Mapping[str, int], spent: Mapping[str, float], seconds: float) -> str:
-    speeds = [f"{spent[name] / seconds:,.0f} {name.replace('_', ' ')}/s" for name in ("generations", "answer_tokens")]
-    reused = f"{format_percent(prefix_reuse_share(spent))} of prompt tokens reused"
-    return ", ".join([*speeds, reused, *([format_category_shares(so_far)] if so_far else [])])
+def _progress_note(categories: Mapping[str, int], cost: Mapping[str, float], seconds: float) -> str:
+    speeds = [f"{cost[name] / seconds:,.0f} {name.replace('_', ' ')}/s" for name in ("generations", "answer_tokens")]
+    reused = f"{format_percent(prefix_reuse_share(cost))} of prompt tokens reused"
+    return ", ".join([*speeds, reused, *([format_category_shares(categories)] if categories else [])])

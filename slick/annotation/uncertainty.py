@@ -1,8 +1,8 @@
-"""Uncertainty of the labels: intervals of P_Correct, undetected rare knowledge, stability of the labels. No Ray.
+"""Uncertainty of labels: confidence intervals of P_Correct, undetected rare knowledge, convergence. No Ray.
 
-Stored answers are read file by file and reduced to a few numbers a question, some 100 bytes each.
+Stored answers are read file by file and reduced to a few numbers per question, about 100 bytes.
 
-Legend of array suffixes: Q questions, P exemplar sets, S samples of one prompt.
+Array suffixes: Q questions, P exemplar sets, S samples per prompt.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,17 +20,18 @@ from slick.types import Category
 
 FloatArray = NDArray[np.float64]
 HitArray = NDArray[np.int8]
-"""1 for a hit, 0 for none, -1 for an answer that was not drawn."""
+"""1 for a correct answer, 0 for a wrong one, -1 for one that was not generated."""
 
 
 def confidence_intervals(hits_QPS: HitArray, confidence: float = 0.95) -> tuple[FloatArray, FloatArray]:
-    """Interval of P_Correct of each question; answers to one prompt are alike, so they count for fewer.
+    """Confidence interval of P_Correct of each question, corrected for the correlation of answers to one prompt.
 
-    The exact interval with the effective number of draws (Korn and Graubard 1998, Survey Methodology 24): the spread
-    between prompts says what a draw is worth. Without any hit, or any miss, it is the plain Clopper-Pearson interval.
+    Clopper-Pearson intervals with the effective sample size of Korn and Graubard (1998, Survey Methodology 24), which
+    the variance between prompts determines. With only correct or only wrong answers, plain Clopper-Pearson intervals.
 
     Args:
-        hits_QPS: shape (Q, P, S), all drawn.
+        hits_QPS: shape (Q, P, S), all generated.
+        confidence: the confidence level.
 
     Returns:
         Lower and upper bounds, shape (Q,) each.
@@ -38,15 +39,16 @@ def confidence_intervals(hits_QPS: HitArray, confidence: float = 0.95) -> tuple[
     from scipy.stats import beta, t
 
     num_prompts = hits_QPS.shape[1]
-    draws = float(num_prompts * hits_QPS.shape[2])
+    num_samples = float(num_prompts * hits_QPS.shape[2])
     by_prompt_QP = hits_QPS.mean(axis=2)
     share = by_prompt_QP.mean(axis=1)
-    effective = np.full(len(share), draws)
+    effective = np.full(len(share), num_samples)
     if num_prompts > 1:
         variance = by_prompt_QP.var(axis=1, ddof=1) / num_prompts
-        spread = variance > 0
-        worth = (t.ppf((1 - confidence) / 2, draws - 1) / t.ppf((1 - confidence) / 2, num_prompts - 1)) ** 2
-        effective[spread] = np.minimum(draws, share[spread] * (1 - share[spread]) / variance[spread] * worth)
+        varies = variance > 0
+        tail = (1 - confidence) / 2
+        factor = (t.ppf(tail, num_samples - 1) / t.ppf(tail, num_prompts - 1)) ** 2
+        effective[varies] = np.minimum(num_samples, share[varies] * (1 - share[varies]) / variance[varies] * factor)
     hits, misses, tail = share * effective, (1 - share) * effective, (1 - confidence) / 2
     with np.errstate(invalid="ignore"):
         low = np.where(share > 0, beta.ppf(tail, hits, misses + 1), 0.0)
@@ -54,30 +56,30 @@ def confidence_intervals(hits_QPS: HitArray, confidence: float = 0.95) -> tuple[
     return np.asarray(low), np.asarray(high)
 
 
-def fit_beta(hits_Q: NDArray[np.int64], draws: int) -> tuple[float, float]:
-    """The Beta distribution of P_Correct over questions that makes these hits likeliest (a beta-binomial fit).
+def fit_beta(hits_Q: NDArray[np.int64], num_samples: int) -> tuple[float, float]:
+    """Maximum-likelihood Beta distribution of P_Correct over questions, from correct samples per question.
 
     Raises:
-        ValueError: no question, or all with the same share of hits 0 or 1, from which nothing can be learned.
+        ValueError: there are no questions, or all samples of all questions are correct, or all are wrong.
     """
     from scipy.optimize import minimize
     from scipy.special import betaln
 
-    if not len(hits_Q) or hits_Q.max() == 0 or hits_Q.min() == draws:
-        raise ValueError("questions without any hit, or without any miss, tell nothing of how P_Correct is spread")
+    if not len(hits_Q) or hits_Q.max() == 0 or hits_Q.min() == num_samples:
+        raise ValueError("a Beta distribution needs correct and wrong samples")
     values, counts = np.unique(hits_Q, return_counts=True)
 
     def loss(log_ab: FloatArray) -> float:
         a, b = np.exp(log_ab)
-        return -float((counts * (betaln(values + a, draws - values + b) - betaln(a, b))).sum())
+        return -float((counts * (betaln(values + a, num_samples - values + b) - betaln(a, b))).sum())
 
-    found = minimize(loss, np.log([0.3, 1.0]), method="Nelder-Mead", bounds=[(-9.0, 9.0)] * 2)
-    a, b = np.exp(found.x)
+    result = minimize(loss, np.log([0.3, 1.0]), method="Nelder-Mead", bounds=[(-9.0, 9.0)] * 2)
+    a, b = np.exp(result.x)
     return float(a), float(b)
 
 
-def posterior_hit_probability(prior: tuple[float, float], misses: int, draws: int) -> float:
-    """The chance that one of `draws` further answers hits, after `misses` answers without a hit.
+def posterior_hit_probability(prior: tuple[float, float], num_misses: int, num_samples: int) -> float:
+    """Probability that one of `num_samples` further answers is correct, after `num_misses` wrong ones.
 
     >>> round(posterior_hit_probability((1.0, 1.0), 160, 160), 4)
     0.4984
@@ -85,40 +87,41 @@ def posterior_hit_probability(prior: tuple[float, float], misses: int, draws: in
     from scipy.special import betaln
 
     a, b = prior
-    return float(-np.expm1(betaln(a, b + misses + draws) - betaln(a, b + misses)))
+    return float(-np.expm1(betaln(a, b + num_misses + num_samples) - betaln(a, b + num_misses)))
 
 
 def hit_probability(gold_QP: FloatArray, num_samples: int) -> FloatArray:
-    """The exact chance that one of `num_samples` draws from each prompt hits, shape (Q,).
+    """Exact probability that any of `num_samples` samples of each prompt is correct, shape (Q,).
 
     Args:
-        gold_QP: chance of the gold answer under each prompt.
+        gold_QP: probability of the gold answer under each prompt.
+        num_samples: samples per prompt.
     """
     with np.errstate(divide="ignore"):
         return np.asarray(-np.expm1(num_samples * np.log1p(-np.minimum(gold_QP, 1.0)).sum(axis=1)))
 
 
 def convergence_curve(greedy_QP: HitArray, sampled_QPS: HitArray) -> Iterator[tuple[int, int, dict[str, int]]]:
-    """How many questions fall into each category with fewer exemplar sets, and with fewer samples.
+    """Number of questions per category with fewer exemplar sets, and with fewer samples.
 
     Yields:
-        Exemplar sets, samples of each prompt, and questions by category: for each number of sets with all samples, and
-        with all sets for 1, 2, 4, ... samples.
+        Number of exemplar sets, samples per prompt, and questions by category: for each number of sets with all
+        samples, and for 1, 2, 4, ... samples with all sets.
     """
     num_sets, num_samples = sampled_QPS.shape[1:]
     fewer = [2**i for i in range(num_samples.bit_length()) if 2**i < num_samples]
     for sets, samples in [*((k, num_samples) for k in range(1, num_sets + 1)), *((num_sets, n) for n in fewer)]:
         greedy = greedy_QP[:, :sets] > 0
         sampled = (sampled_QPS[:, :sets, :samples] > 0).any(axis=(1, 2))
-        high, some = greedy.all(axis=1), greedy.any(axis=1)
+        all_greedy, any_greedy = greedy.all(axis=1), greedy.any(axis=1)
         yield (
             sets,
             samples,
             {
-                Category.HIGHLY_KNOWN.value: int(high.sum()),
-                Category.MAYBE_KNOWN.value: int((some & ~high).sum()),
-                Category.WEAKLY_KNOWN.value: int((sampled & ~some).sum()),
-                Category.UNKNOWN.value: int((~sampled & ~some).sum()),
+                Category.HIGHLY_KNOWN.value: int(all_greedy.sum()),
+                Category.MAYBE_KNOWN.value: int((any_greedy & ~all_greedy).sum()),
+                Category.WEAKLY_KNOWN.value: int((sampled & ~any_greedy).sum()),
+                Category.UNKNOWN.value: int((~sampled & ~any_greedy).sum()),
             },
         )
 
@@ -130,69 +133,69 @@ EVIDENCE_SCHEMA = pa.schema(
         *((name, pa.float64()) for name in ("p_correct_sampled", "p_low", "p_high", "chance_known")),
     ]
 )
-"""What the answers to a question leave behind."""
+"""Summary of the answers to one question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """How stored answers are judged: the settings that a rescoring may change."""
+    """How stored answers are scored: the settings that rescoring may change."""
 
     matcher: str
     num_exemplar_sets: int
     num_samples: int
     gold: Mapping[str, Sequence[str]] | None = None
-    """Answers by question_id, to judge the stored texts anew; None to take the hits as they were stored."""
+    """Gold answers by question_id, to match the stored texts again; None to use the stored hits."""
 
 
 @dataclass(slots=True)
 class Evidence:
-    """What all answers of a study leave behind."""
+    """Summary of all answers of one store."""
 
     rows: pa.Table
-    """As `EVIDENCE_SCHEMA`."""
+    """`EVIDENCE_SCHEMA`."""
     convergence_curve: list[dict[str, Any]]
-    """Categories with fewer exemplar sets and samples, see `slick.annotation.uncertainty.settling`; empty where not all
-    samples were drawn."""
+    """Categories with fewer exemplar sets and samples; empty if not all samples were generated."""
 
 
 def collect_evidence(parts: Iterator[pa.Table], scoring: Scoring) -> Evidence:
-    """The evidence of all part files of one store, be it generations or gold scores.
+    """Summarize all part files of one store of generations or gold scores.
 
     Raises:
-        EngineError: some answers of a question are missing.
+        EngineError: some answers to a question are missing.
     """
     tables: list[pa.Table] = []
     curve: dict[tuple[int, int], dict[str, int]] = {}
-    whole = True
+    is_complete = True
     for part in parts:
         if "gold_probability" in part.column_names:
             tables.append(_gold_evidence(part, scoring))
-            whole = False
+            is_complete = False
             continue
         greedy_QP, sampled_QPS = _hits(part, scoring)
         tables.append(_evidence(part["question_id"], greedy_QP, sampled_QPS))
-        whole = whole and bool((sampled_QPS >= 0).all())
-        for sets, samples, found in convergence_curve(greedy_QP, sampled_QPS) if whole else ():
-            total = curve.setdefault((sets, samples), dict.fromkeys(found, 0))
-            curve[sets, samples] = {category: total[category] + num for category, num in found.items()}
-    steps = [{"exemplar_sets": sets, "samples": n, "categories": found} for (sets, n), found in curve.items()]
-    return Evidence(pa.concat_tables(tables) if tables else EVIDENCE_SCHEMA.empty_table(), steps if whole else [])
+        is_complete = is_complete and bool((sampled_QPS >= 0).all())
+        for sets, samples, counts in convergence_curve(greedy_QP, sampled_QPS) if is_complete else ():
+            total = curve.setdefault((sets, samples), dict.fromkeys(counts, 0))
+            curve[sets, samples] = {category: total[category] + num for category, num in counts.items()}
+    steps = [{"exemplar_sets": sets, "samples": n, "categories": counts} for (sets, n), counts in curve.items()]
+    rows = pa.concat_tables(tables) if tables else EVIDENCE_SCHEMA.empty_table()
+    return Evidence(rows, steps if is_complete else [])
 
 
 def _evidence(question_id: pa.ChunkedArray, greedy_QP: HitArray, sampled_QPS: HitArray) -> pa.Table:
-    drawn = sampled_QPS >= 0
+    is_generated = sampled_QPS >= 0
     hits = (sampled_QPS > 0).sum(axis=(1, 2))
-    whole = drawn.all(axis=(1, 2))
+    is_complete = is_generated.all(axis=(1, 2))
     low, high = np.zeros(len(hits)), np.ones(len(hits))
-    if whole.any():
-        low[whole], high[whole] = confidence_intervals(sampled_QPS[whole])
+    if is_complete.any():
+        low[is_complete], high[is_complete] = confidence_intervals(sampled_QPS[is_complete])
     columns = [
         question_id,
         pa.array((greedy_QP > 0).sum(axis=1), pa.int32()),
         pa.array(np.full(len(hits), greedy_QP.shape[1]), pa.int32()),
         pa.array(hits, pa.int32()),
-        pa.array(drawn.sum(axis=(1, 2)), pa.int32()),
-        *(pa.array(values, pa.float64(), mask=~whole) for values in (hits / sampled_QPS[0].size, low, high)),
+        pa.array(is_generated.sum(axis=(1, 2)), pa.int32()),
+        *(pa.array(values, pa.float64(), mask=~is_complete) for values in (hits / sampled_QPS[0].size, low, high)),
         pa.nulls(len(hits), pa.float64()),
     ]
     return pa.table(columns, schema=EVIDENCE_SCHEMA)
@@ -214,7 +217,7 @@ def _gold_evidence(part: pa.Table, scoring: Scoring) -> pa.Table:
 
 
 def _hits(part: pa.Table, scoring: Scoring) -> tuple[HitArray, HitArray]:
-    """Greedy and sampled hits of a part, of as many exemplar sets and samples as are to count."""
+    """Greedy and sampled hits of a part file, for the exemplar sets and samples of `scoring`."""
     if scoring.gold is not None:
         part = _rescore_hits(part, scoring.gold, scoring.matcher)
     greedy, sampled = (
@@ -223,14 +226,14 @@ def _hits(part: pa.Table, scoring: Scoring) -> tuple[HitArray, HitArray]:
     sets, samples = scoring.num_exemplar_sets, scoring.num_samples
     if greedy.shape[1] < sets or sampled.shape[1] < sets or sampled.shape[2] < samples:
         raise EngineError(
-            f"questions have answers to {greedy.shape[1]} and {sampled.shape[1]} prompts, {sampled.shape[2]} samples "
-            f"each; wanted {sets} prompts and {samples} samples; delete annotate/ and ask again"
+            f"questions have greedy answers to {greedy.shape[1]} prompts and {sampled.shape[2]} samples of each of "
+            f"{sampled.shape[1]}; expected {sets} prompts and {samples} samples; delete annotate/ and annotate again"
         )
     return greedy[:, :sets], sampled[:, :sets, :samples]
 
 
 def _rescore_hits(part: pa.Table, gold: Mapping[str, Sequence[str]], matcher: str) -> pa.Table:
-    """The part with its hits as this matcher sees its texts."""
+    """Hits of the stored texts by this matcher."""
     columns = (part[name].to_pylist() for name in ("question_id", "greedy_text", "sampled_text"))
     greedy, sampled = [], []
     for question_id, greedy_text, sampled_text in zip(*columns, strict=True):
@@ -247,10 +250,10 @@ def _rescore_hits(part: pa.Table, gold: Mapping[str, Sequence[str]], matcher: st
 
 
 def _array(column: pa.ChunkedArray | pa.Array, depth: int) -> NDArray[Any]:
-    """Lists `depth` deep, all of one length, as an array of depth + 1 dimensions; flags as 1, 0, and -1 for null.
+    """A column of nested lists as an array of `depth` + 1 dimensions; booleans as 1, 0, and -1 for null.
 
     Raises:
-        EngineError: lists differ in length, or are empty.
+        EngineError: lists of one level differ in length, or are empty.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     shape = [len(array)]
@@ -258,7 +261,7 @@ def _array(column: pa.ChunkedArray | pa.Array, depth: int) -> NDArray[Any]:
         lengths = pc.unique(pc.list_value_length(array)).to_pylist()
         if len(lengths) != 1 or not lengths[0]:
             raise EngineError(
-                f"questions have {lengths} answers, and must all have as many; delete annotate/ and ask again"
+                f"numbers of answers differ between questions: {lengths}; delete annotate/ and annotate again"
             )
         shape.append(lengths[0])
         array = array.flatten()

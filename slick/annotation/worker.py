@@ -1,4 +1,4 @@
-"""The actor of the annotate step: loads one engine once, answers units of work and writes their part files."""
+"""The actor of the annotate step: loads one engine, answers units of work and writes their part files."""
 
 import gc
 import uuid
@@ -31,9 +31,9 @@ SUMMARY_SCHEMA = pa.schema(
         ("runtime", pa.map_(pa.string(), pa.string())),
     ]
 )
-"""What an actor sends to the driver for each unit: how many questions, the category of each if the store tells it,
-what the answers cost, and what the engine runs on (`slick.precision.Runtime`); or else the name of an error of
-`slick.errors` and its message."""
+"""What an actor returns to the driver for each unit: number of questions, their categories if the store determines
+them, cost of the answers and `slick.precision.Runtime` of the engine; or the name of an error class of `slick.errors`
+and its message."""
 
 Mode = Literal["full", "labels"]
 AnswerKind = Literal["answers", "gold", "p_true"]
@@ -43,16 +43,16 @@ SCHEMAS: dict[AnswerKind, pa.Schema] = {"answers": GENERATION_SCHEMA, "gold": GO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSetSpec:
-    """One kind of answers, in a folder of its own."""
+    """One kind of answers, stored in its own folder inside annotate/ (a store)."""
 
     prefixes: dict[str, list[str]]
-    """Few-shot prefixes of each relation, one an exemplar set."""
+    """Few-shot prefixes of each relation, one per exemplar set."""
     sampling: SamplingConfig
     kind: AnswerKind = "answers"
-    """`answers` draws them; `gold` scores the gold answer; `p_true` asks whether it is right."""
+    """`answers` generates them; `gold` scores the gold answer; `p_true` scores whether the model calls it correct."""
 
     def suffix(self, question: str, answers: Sequence[str]) -> str:
-        """The question's own part of a prompt of this store."""
+        """The part of the question's prompts after the prefix."""
         return p_true_suffix(question, answers[0]) if self.kind == "p_true" else few_shot_suffix(question)
 
 
@@ -69,7 +69,7 @@ class WorkerConfig:
     folder: Folder
     """The folder of the stores."""
     stop_file: str = field(default_factory=lambda: f"stop-{uuid.uuid4().hex}")
-    """A file of this name in `folder` tells the actors of this run to leave the rest unanswered."""
+    """If a file of this name exists in `folder`, the actors of this run skip the remaining units."""
 
 
 def with_engine(config: WorkerConfig, **changes: Any) -> WorkerConfig:
@@ -78,10 +78,10 @@ def with_engine(config: WorkerConfig, **changes: Any) -> WorkerConfig:
 
 
 class AnnotationWorker:
-    """Answers one unit a call. An error that a user can mend is returned, for the driver to raise as it is.
+    """Answers one unit per call. A `SlickError` is returned, and raised by the driver.
 
-    Raised here it would reach the driver wrapped and with advice of Ray's; for the same reason the engine is loaded by
-    the first call.
+    Raised in the actor, it would reach the driver wrapped in Ray's own message. For the same reason the first call
+    loads the engine, not the constructor.
     """
 
     def __init__(self, config: WorkerConfig) -> None:
@@ -90,22 +90,22 @@ class AnnotationWorker:
         self._metrics: dict[str, Any] = {}
 
     def __call__(self, unit: pa.Table) -> pa.Table:
-        """Answer a unit (a table of one row of `UNIT_SCHEMA`), store the answers, and return a row of what was done."""
+        """Answer a unit (one row of `UNIT_SCHEMA`), store the answers, and return one row of `SUMMARY_SCHEMA`."""
         (row,) = unit.to_pylist()
         try:
             if self._config.folder.exists(self._config.stop_file):
-                raise EngineError("stopped by an error in another unit")
+                raise EngineError("skipped after an error in another unit")
             summary = self.answer(row)
         except SlickError as error:
             summary = {"error": type(error).__name__, "message": str(error)}
         return pa.Table.from_pylist([summary], schema=SUMMARY_SCHEMA)
 
     def answer(self, unit: dict[str, Any]) -> dict[str, Any]:
-        """Answer one unit and store the answers; a row of `SUMMARY_SCHEMA`."""
+        """Answer a unit, store the answers, and return a row of `SUMMARY_SCHEMA`."""
         if self._engine is None:
             with wrap_library_errors(f"the {self._config.engine} engine cannot be started", ModelError):
                 self._engine = self._load_engine()
-            # A full collection looks at all that torch and transformers keep, which takes 0.3 s each time.
+            # A full collection visits all objects of torch and transformers, which takes 0.3 s each time.
             gc.collect()
             gc.freeze()
         config, store = self._config, self._config.stores[unit["store"]]
@@ -119,39 +119,39 @@ class AnnotationWorker:
             batch = PromptBatch(
                 prefixes=store.prefixes[unit["relation"]],
                 question_ids=unit["question_id"][part],
-                suffixes=[store.suffix(*row) for row in zip(unit["question"][part], gold, strict=True)],
+                suffixes=[store.suffix(*pair) for pair in zip(unit["question"][part], gold, strict=True)],
             )
             with wrap_library_errors(f"answering {len(gold)} questions of relation {unit['relation']} failed"):
                 rows += self._answer_batch(self._engine, store, batch, gold)
-        spent = {name: round(value - before[name], 6) for name, value in asdict(self._engine.stats).items()}
+        cost = {name: round(value - before[name], 6) for name, value in asdict(self._engine.stats).items()}
         for row in rows:
             row["relation"] = unit["relation"]
         table = pa.Table.from_pylist(rows, SCHEMAS[store.kind])
         runtime = asdict(self._engine.runtime)
-        write_part(config.folder.child(unit["store"]), unit["first_batch"], table, spent, runtime)
-        found = _row_categories(rows, store)
-        self._count(found, spent)
+        write_part(config.folder.child(unit["store"]), unit["first_batch"], table, cost, runtime)
+        labels = _row_categories(rows, store)
+        self._count(labels, cost)
         return {
             "store": unit["store"],
             "questions": len(rows),
-            "categories": found,
-            "spent": list(spent.items()),
+            "categories": labels,
+            "spent": list(cost.items()),
             "runtime": list(runtime.items()),
         }
 
     def _answer_batch(
         self, engine: Engine, store: AnswerSetSpec, batch: PromptBatch, gold: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
-        """The answers to each question of a batch, as rows of the store."""
+        """The answers to the questions of a batch, as rows of the store."""
         if store.kind == "p_true":
-            chances = engine.log_probabilities(batch, P_TRUE_CHOICES)
-            return [p_true_row(i, *found) for i, found in zip(batch.question_ids, chances, strict=True)]
+            choices = engine.log_probabilities(batch, P_TRUE_CHOICES)
+            return [p_true_row(i, *values) for i, values in zip(batch.question_ids, choices, strict=True)]
         if store.kind == "gold":
             scores = engine.score(batch, [nfc(answers[0]) for answers in gold], store.sampling)
-            return [_gold_row(i, found) for i, found in zip(batch.question_ids, scores, strict=True)]
-        targets = [make_matcher(answers, self._config.matcher) for answers in gold]
-        found = engine.generate(batch, store.sampling, targets if self._config.mode == "labels" else None)
-        return [_generation_row(*row) for row in zip(batch.question_ids, found, targets, strict=True)]
+            return [_gold_row(i, values) for i, values in zip(batch.question_ids, scores, strict=True)]
+        matchers = [make_matcher(answers, self._config.matcher) for answers in gold]
+        answers = engine.generate(batch, store.sampling, matchers if self._config.mode == "labels" else None)
+        return [_generation_row(*row) for row in zip(batch.question_ids, answers, matchers, strict=True)]
 
     def _load_engine(self) -> Engine:
         """Load the engine; its tokenizer is checked with the longest prefix of each relation and store."""
@@ -160,7 +160,7 @@ class AnnotationWorker:
         spec = ENGINES.get(self._config.engine)
         return spec.load(replace(self._config.engine_config, prefixes=tuple(sorted(longest))))
 
-    def _count(self, found: Sequence[str], spent: dict[str, float]) -> None:
+    def _count(self, labels: Sequence[str], cost: dict[str, float]) -> None:
         from ray.util.metrics import Counter
 
         if not self._metrics:
@@ -168,37 +168,37 @@ class AnnotationWorker:
                 "categories": Counter("slick_annotate_questions", "Questions by category.", tag_keys=("category",)),
                 **{name: Counter(f"slick_annotate_{name}", text) for name, text in METRICS.items()},
             }
-        for category, num in Counts(found).items():
+        for category, num in Counts(labels).items():
             self._metrics["categories"].inc(num, tags={"category": category})
         for name in METRICS:
-            if spent[name] > 0:
-                self._metrics[name].inc(spent[name])
+            if cost[name] > 0:
+                self._metrics[name].inc(cost[name])
 
 
 METRICS = {
-    "generations": "Answers made, greedy and sampled.",
+    "generations": "Generated answers, greedy and sampled.",
     "prompt_tokens": "Tokens of all prompts.",
-    "prefilled_tokens": "Prompt tokens that went through the model; the others came from shared prefixes.",
+    "prefilled_tokens": "Prompt tokens that went through the model; the rest came from shared prefixes.",
     "answer_tokens": "Tokens of all answers.",
-    "decoded_tokens": "Answer tokens that went through the model; the others were shared by answers that agree.",
+    "decoded_tokens": "Answer tokens that went through the model; the rest belong to several answers.",
 }
-"""Ray metrics beside the questions by category, each a part of what is spent."""
+"""Ray metrics of the cost, in addition to questions by category: name to description."""
 assert set(METRICS) <= set(COST_FIELDS)
 
 
-def _generation_row(question_id: str, answers: Sequence[Answers], target: AnswerMatcher) -> dict[str, Any]:
-    hit: dict[str | None, bool | None] = {None: None}
+def _generation_row(question_id: str, answers: Sequence[Answers], matcher: AnswerMatcher) -> dict[str, Any]:
+    is_hit: dict[str | None, bool | None] = {None: None}
     for answer in answers:
         for text in (answer.greedy_text, *answer.sampled_text):
-            if text is not None and text not in hit:
-                hit[text] = target.is_hit(text)
+            if text is not None and text not in is_hit:
+                is_hit[text] = matcher.is_hit(text)
     return {
         "question_id": question_id,
         "greedy_text": [answer.greedy_text for answer in answers],
-        "greedy_hit": [hit[answer.greedy_text] for answer in answers],
+        "greedy_hit": [is_hit[answer.greedy_text] for answer in answers],
         "sampled_text": [list(answer.sampled_text) for answer in answers],
         "sampled_hit": [
-            [False if i in answer.missed else hit[text] for i, text in enumerate(answer.sampled_text)]
+            [False if i in answer.missed else is_hit[text] for i, text in enumerate(answer.sampled_text)]
             for answer in answers
         ],
         "num_tokens": sum(answer.num_tokens for answer in answers),

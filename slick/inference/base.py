@@ -12,7 +12,7 @@ from slick.errors import EngineError, SettingsError
 from slick.matching import AnswerMatcher
 from slick.precision import Runtime
 from slick.registry import Registry
-from slick.settings import setting
+from slick.settings import check_settings, setting
 
 Capability = Literal["answers", "early_exit", "gold", "log_probabilities", "tensor_parallel"]
 """What an engine can do.
@@ -28,27 +28,19 @@ DEFAULT_ENGINE = "transformers"
 class SamplingConfig:
     """How answers are sampled. The defaults are the paper's (arXiv:2405.05904, section 3 and appendix C)."""
 
-    num_samples: int = 16
+    num_samples: int = setting(16, minimum=0)
     """Sampled answers per prompt, in addition to the one greedy answer; 0 for greedy only."""
-    temperature: float = 0.5
+    temperature: float = setting(0.5, above=0)
     """Sampling temperature."""
-    top_k: int = 40
+    top_k: int = setting(40, minimum=1)
     """Sample among this many most likely tokens."""
-    max_new_tokens: int = 32
+    max_new_tokens: int = setting(32, minimum=1)
     """Maximum number of tokens in an answer."""
     seed: int = setting(0, "seed")
     """Random seed of the samples; see `slick.rng`."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 0 or self.top_k < 1 or self.max_new_tokens < 1:
-            raise SettingsError(
-                f"need num_samples >= 0, top_k >= 1 and max_new_tokens >= 1, got {self.num_samples}, {self.top_k}, "
-                f"{self.max_new_tokens}"
-            )
-        if not self.temperature > 0:
-            raise SettingsError(
-                f"temperature must be above 0, got {self.temperature}; greedy answers are always generated as well"
-            )
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ def plan_cost(num: int) -> tuple[float, float]:
     table = questions_table(num)
     began = time.monotonic()
     batches = {"generations": cut_batches(table, config.batch_questions)}
-    units = make_units(batches, most=config.batches_per_file * GPU_BATCH_FACTOR, num_actors=8, num_turns=8)
+    units = make_units(batches, max_batches=config.batches_per_file * GPU_BATCH_FACTOR, num_actors=8, num_turns=8)
     assert sum(len(unit["question_id"][0]) for unit in units) == num
     return (time.monotonic() - began) / num, (rss() - before) / num
 

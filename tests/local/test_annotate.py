@@ -334,7 +334,7 @@ def test_rescoring_is_annotating_with_other_settings(done: Folder, config: Annot
 
 
 def test_labels_alone_cannot_be_rescored(labelled: Folder) -> None:
-    with pytest.raises(StudyError, match="keeps no full set of texts"):
+    with pytest.raises(StudyError, match="does not keep all answers"):
         rescore(labelled, RescoreConfig(matcher="raw"))
 
 

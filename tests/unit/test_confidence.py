@@ -56,7 +56,7 @@ def test_the_spread_of_p_correct_is_found_again() -> None:
     assert posterior_hit_probability((0.3, 4.0), 160, 160) == pytest.approx(again.mean(), abs=0.01)
     assert unknown.any()
     for nothing in (np.zeros(5, int), np.full(5, 160), np.array([], int)):
-        with pytest.raises(ValueError, match="tell nothing"):
+        with pytest.raises(ValueError, match="needs correct and wrong samples"):
             fit_beta(nothing, 160)
 
 
@@ -108,7 +108,7 @@ def test_what_labels_mode_did_not_draw_is_unknown_and_not_zero() -> None:
 def test_an_unknown_that_nothing_was_drawn_for_is_an_error() -> None:
     part = generations([[False]] * 4, [[[None]]] * 4)
     evidence = collect_evidence(iter([part]), Scoring(matcher="exact", num_exemplar_sets=1, num_samples=1))
-    with pytest.raises(EngineError, match="cannot be told"):
+    with pytest.raises(EngineError, match="WeaklyKnown and Unknown cannot be separated"):
         knowledge_table(ASKED, evidence.rows)
 
 

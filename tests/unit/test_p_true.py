@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slick.annotation import AnnotateConfig
-from slick.annotation.p_true import identity
+from slick.annotation.p_true import p_true_settings
 from slick.prompts import P_TRUE_CHOICES, P_TRUE_PREFIX, p_true_row, p_true_suffix
 from slick.report.data import Predictions, Run, StudyData, Variant
 from slick.report.findings.base import findings
@@ -52,9 +52,9 @@ def test_a_row_holds_both_chances_and_their_ratio() -> None:
 def test_asking_for_p_true_changes_no_labels_and_labels_change_no_p_true() -> None:
     base = AnnotateConfig()
     assert replace(base, p_true=True, p_true_of="all").identity() == base.identity()
-    assert identity(replace(base, seed=3, num_exemplar_sets=4, matcher="raw", mode="labels")) == identity(base)
+    assert p_true_settings(replace(base, seed=3, num_exemplar_sets=4, matcher="raw", mode="labels")) == p_true_settings(base)
     for changed in ({"dtype": "bfloat16"}, {"limit_per_relation": 3}, {"p_true_of": "all"}):
-        assert identity(replace(base, **changed)) != identity(base)
+        assert p_true_settings(replace(base, **changed)) != p_true_settings(base)
 
 
 def study(

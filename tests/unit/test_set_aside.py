@@ -124,7 +124,7 @@ def test_above_the_share_the_message_says_how_many_and_what_to_do(tmp_path: Path
     message = str(raised.value)
     for part in ("5 of 100 questions (5 %)", "50 tokens", "103 tokens", "at most 1 %", "P1-0 (103 tokens)", ", ..."):
         assert part in message
-    with pytest.raises(DataError, match="no question is left to ask"):
+    with pytest.raises(DataError, match="no question is left to annotate"):
         check_set_aside_share(found(5), 5, 1.0, folder, "generations")
 
 

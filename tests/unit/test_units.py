@@ -22,7 +22,7 @@ def batches(size: int = 4) -> list[QuestionBatch]:
 @pytest.mark.parametrize(("most", "num_actors"), [(1, 1), (3, 2), (16, 1), (1000, 3), (16, 1000)])
 def test_every_batch_is_dealt_out_once_and_whole_with_those_of_its_relation(most: int, num_actors: int) -> None:
     units = make_units(
-        {"generations": batches(), "controls": batches()[:3]}, most=most, num_actors=num_actors, num_turns=2
+        {"generations": batches(), "controls": batches()[:3]}, max_batches=most, num_actors=num_actors, num_turns=2
     )
     for store, wanted in (("generations", batches()), ("controls", batches()[:3])):
         rows = [row for unit in units for row in unit.to_pylist() if row["store"] == store]
@@ -38,7 +38,7 @@ def test_every_batch_is_dealt_out_once_and_whole_with_those_of_its_relation(most
 
 
 def test_units_shrink_towards_the_end_to_single_batches() -> None:
-    units = make_units({"generations": batches(1)}, most=8, num_actors=2, num_turns=2)
+    units = make_units({"generations": batches(1)}, max_batches=8, num_actors=2, num_turns=2)
     sizes = [len(unit["question_id"][0]) for unit in units]
     assert max(sizes) == 8
     assert sizes[-6:] == [1] * 6  # more than the two actors hold at once
@@ -54,7 +54,7 @@ def test_few_actors_meet_the_same_relation(num_actors: int) -> None:
         for i in range(num)
     ]
     missing = {"generations": cut_batches(pa.Table.from_pylist(rows), 4)}
-    units = make_units(missing, most=2, num_actors=num_actors, num_turns=num_actors)
+    units = make_units(missing, max_batches=2, num_actors=num_actors, num_turns=num_actors)
     free = [(0, actor) for actor in range(num_actors)]
     met: set[tuple[int, str]] = set()
     for unit in units:
@@ -67,11 +67,11 @@ def test_few_actors_meet_the_same_relation(num_actors: int) -> None:
 
 
 def test_one_actor_has_done_with_a_relation_before_the_next_where_more_may_come() -> None:
-    units = make_units({"generations": batches()}, most=2, num_actors=40, num_turns=1)
+    units = make_units({"generations": batches()}, max_batches=2, num_actors=40, num_turns=1)
     relations = [unit["relation"][0].as_py() for unit in units]
     assert relations == sorted(relations)
 
 
 def test_many_actors_all_get_work() -> None:
-    units = make_units({"generations": batches()}, most=16, num_actors=40, num_turns=1)
+    units = make_units({"generations": batches()}, max_batches=16, num_actors=40, num_turns=1)
     assert len(units) == len(batches())
