@@ -52,7 +52,9 @@ def test_a_row_holds_both_chances_and_their_ratio() -> None:
 def test_asking_for_p_true_changes_no_labels_and_labels_change_no_p_true() -> None:
     base = AnnotateConfig()
     assert replace(base, p_true=True, p_true_of="all").identity() == base.identity()
-    assert p_true_settings(replace(base, seed=3, num_exemplar_sets=4, matcher="raw", mode="labels")) == p_true_settings(base)
+    assert p_true_settings(replace(base, seed=3, num_exemplar_sets=4, matcher="raw", mode="labels")) == p_true_settings(
+        base
+    )
     for changed in ({"dtype": "bfloat16"}, {"limit_per_relation": 3}, {"p_true_of": "all"}):
         assert p_true_settings(replace(base, **changed)) != p_true_settings(base)
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.p_true import identity as p_true_identity
+from slick.annotation.p_true import p_true_settings
 from slick.datasets.prepare import QuestionsConfig
 from slick.errors import SettingsError
 from slick.inference.base import SamplingConfig
@@ -86,9 +86,9 @@ def test_fingerprints_are_those_of_finished_studies(config: AnnotateConfig, expe
 
 
 def test_fingerprints_of_p_true_are_those_of_finished_studies() -> None:
-    assert fingerprint(p_true_identity(AnnotateConfig(dtype="float32"))) == "c26efdeb1eaadabb"
+    assert fingerprint(p_true_settings(AnnotateConfig(dtype="float32"))) == "c26efdeb1eaadabb"
     wider = AnnotateConfig(p_true_of="all", annotate_dev=True, dtype="bfloat16", seed=3)
-    assert fingerprint(p_true_identity(wider)) == "2bf67205f5108a49"
+    assert fingerprint(p_true_settings(wider)) == "2bf67205f5108a49"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

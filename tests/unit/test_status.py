@@ -13,7 +13,7 @@ from jobs.status import describe_step, main, sweep_run_statuses
 from jobs.study import resolve
 from slick.annotation import AnnotateConfig
 from slick.annotation.config import PTrueScope
-from slick.annotation.p_true import identity
+from slick.annotation.p_true import p_true_settings
 from slick.storage import Folder
 from slick.study import STEP_FOLDERS, Manifest, begin_step, settings_to_json
 from slick.variants import VariantsConfig
@@ -225,7 +225,7 @@ def test_p_true_is_told_as_the_steps_are(
     asking.child("annotate").delete("started.json")
     begin_step(asking.child("annotate"), "annotate", "x", config)
     assert shown(asking, capsys)["P(True)"] == "not begun"
-    begin_step(folder, "P(True)", "x", identity(config))
+    begin_step(folder, "P(True)", "x", p_true_settings(config))
     assert shown(asking, capsys)["P(True)"] == f"begun, not finished, 0 of {wanted} gold answers scored"
     store(folder, 6)
     assert shown(asking, capsys)["P(True)"] == f"begun, not finished, 6 of {wanted} gold answers scored"
