@@ -98,10 +98,14 @@ class Registry(Generic[T]):
         if self._complete:
             return
         self._complete = True  # first: a module that is imported here may read the registry
-        if not self._lazy:
-            for module in self._modules():
-                import_module(f"{self._package}.{module}")
-        import_entry_points()
+        try:
+            if not self._lazy:
+                for module in self._modules():
+                    import_module(f"{self._package}.{module}")
+            import_entry_points()
+        except BaseException:
+            self._complete = False  # the next reader must not see an incomplete registry
+            raise
 
     def _modules(self) -> Iterator[str]:
         if self._package:

@@ -121,14 +121,14 @@ def _format_dropped(counts: Mapping[str, Any]) -> str:
     }
     if not sums:
         return "No filter."
-    some = [f"({n}) {rule}: {num:,}" for n, (rule, num) in enumerate(((r, s) for r, s in sums.items() if s), 1)]
-    none = [rule for rule, num in sums.items() if not num]
-    return " ".join(
-        [
-            *([f"Dropped by the filter: {'; '.join(some)}."] if some else []),
-            *([f"Nothing dropped for: {'; '.join(none)}."] if none else []),
-        ]
-    )
+    dropping, idle = [rule for rule in sums if sums[rule]], [rule for rule in sums if not sums[rule]]
+    texts = []
+    if dropping:
+        numbered = (f"({number}) {rule}: {sums[rule]:,}" for number, rule in enumerate(dropping, 1))
+        texts.append(f"Dropped by the filter: {'; '.join(numbered)}.")
+    if idle:
+        texts.append(f"Nothing dropped for: {'; '.join(idle)}.")
+    return " ".join(texts)
 
 
 def _split_origins(counts: Mapping[str, Any]) -> str:
@@ -148,23 +148,20 @@ def _split_origins(counts: Mapping[str, Any]) -> str:
 
 def _warnings(counts: Mapping[str, Any]) -> list[str]:
     kept, domains = counts["kept"], counts["domains"]
-    few = [f"{r} ({kept[r].get('dev', 0)})" for r in kept if kept[r].get("dev", 0) < MIN_DEV]
-    bare = [r for r in kept if domains[r] != "ood" and not kept[r].get("train")]
-    gone = [
-        r
-        for r in counts["read"]
-        if r not in kept and any(r in d for k, d in counts["dropped"].items() if k != "not used")
-    ]
-    return [
-        *([f"Warning: too few dev questions for exemplar sets of four: {', '.join(few)}."] if few else []),
-        *([f"Warning: no train questions left: {', '.join(bare)}."] if bare else []),
-        *([f"Warning: nothing left: {', '.join(gone)}."] if gone else []),
-        *(
-            [f"Warning: {unknown:,} questions have no known subject; the filter compared their whole text."]
-            if (unknown := counts["without_subject"])
-            else []
-        ),
-    ]
+    few_dev = [f"{name} ({kept[name].get('dev', 0)})" for name in kept if kept[name].get("dev", 0) < MIN_DEV]
+    no_train = [name for name in kept if domains[name] != "ood" and not kept[name].get("train")]
+    filtered = {name for rule, dropped in counts["dropped"].items() if rule != "not used" for name in dropped}
+    empty = [name for name in counts["read"] if name not in kept and name in filtered]
+    warnings = []
+    if few_dev:
+        warnings.append(f"Warning: too few dev questions for exemplar sets of four: {', '.join(few_dev)}.")
+    if no_train:
+        warnings.append(f"Warning: no train questions left: {', '.join(no_train)}.")
+    if empty:
+        warnings.append(f"Warning: no questions left: {', '.join(empty)}.")
+    if num := counts["without_subject"]:
+        warnings.append(f"Warning: {num:,} questions have no known subject; the filter compared their whole text.")
+    return warnings
 
 
 def _reasons(counts: Mapping[str, Any]) -> str:

@@ -150,9 +150,9 @@ def first_row_error(checked: ValidationResult) -> DataError:
     """The error that stops the step: the first bad row in full, the others as counts."""
     rejected, num = checked.rejected, checked.reasons.total()
     rest = ", ".join(f"{num} x {kind}" for kind, num in checked.reasons.most_common(6))
-    more = f" In all {num:,} rows are bad: {rest}." if num > 1 else ""
+    summary = f" In all {num:,} rows are bad: {rest}." if num > 1 else ""
     return DataError(
-        f"{rejected[0].raw.where}: {rejected[0].reason}.{more} Fix the file, or set bad rows aside with --rejects FILE."
+        f"{rejected[0].raw.where}: {rejected[0].reason}.{summary} Fix the file, or set bad rows aside with --rejects FILE."
     )
 
 

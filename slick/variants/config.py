@@ -117,8 +117,8 @@ def merge_configs(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConf
             both[name] = old or new
         else:
             known = {round(100 * share) for share in old}
-            more = [share for share in new if round(100 * share) not in known]
-            both[name] = tuple(sorted([*old, *more])) if more else old
+            added = [share for share in new if round(100 * share) not in known]
+            both[name] = tuple(sorted([*old, *added])) if added else old
     phrase = drawn.idk_phrase if drawn.idk_shares else config.idk_phrase
     return replace(drawn, **both, idk_phrase=phrase)
 
@@ -169,10 +169,10 @@ def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int]
     planned = plan(variant_specs(config), pools, sizes, config.seed)
     lines = shortages(planned, pools) + _degenerate(variant_specs(config), planned)
     if lines:
-        more = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
+        omitted = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
         raise VariantError(
             "the knowledge table cannot give these fine-tuning sets:\n  "
-            + "\n  ".join([*lines[:20], *more])
+            + "\n  ".join([*lines[:20], *omitted])
             + "\nchange the number of rows (--size-per-relation, --size-rule), leave these sets out (--unknown-shares, "
             "--known-shares, --idk-shares, --concentrated-shares, --no-single-categories), or annotate more questions"
         )

@@ -98,17 +98,19 @@ def _build_or_reuse(identity: str, config: WorldConfig) -> Path:
     if (target / "counts.json").exists():
         _LOG.info("world: copied from the cache %s", target)
         return target
-    part = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=target.parent))
+    if target.exists():  # complete worlds have counts.json, so somebody deleted it
+        shutil.rmtree(target)
+    new = Path(tempfile.mkdtemp(prefix=f".{identity}-", dir=target.parent))
     try:
-        _build(part, config)
+        _build(new, config)
         try:
-            part.rename(target)
+            new.rename(target)
         except OSError:
             # Another process may have built the same world.
             if not (target / "counts.json").exists():
                 raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
     return target
 
 

@@ -32,7 +32,7 @@ class NameGenerator:
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         text = files("slick").joinpath("data/name_parts.json").read_text(encoding="utf-8")
-        parts: dict[str, list[str]] = {name: words.split() for name, words in json.loads(text).items()}
+        parts: dict[str, list[str]] = {kind: parts.split() for kind, parts in json.loads(text).items()}
         self._used: set[str] = set()
         self._given = self._words(90, parts["given_ends"], parts)
         self._family = self._words(140, parts["family_ends"], parts)

@@ -53,3 +53,17 @@ def test_modules_of_the_package_register_themselves(
     assert (f"{package}.a" in sys.modules) is not lazy
     assert module.things.get("a")() == "a"
     assert (f"{package}.b" in sys.modules) is not lazy
+
+
+def test_failed_import_is_repeated_by_the_next_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "failing_components"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from slick.registry import Registry\nthings = Registry('thing', 'failing_components')\n"
+    )
+    (package / "a.py").write_text("raise ImportError('no such library')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    things = __import__("failing_components").things
+    for _ in range(2):
+        with pytest.raises(ImportError, match="no such library"):
+            things.names()

@@ -13,7 +13,7 @@ import pytest
 from slick.cache import cache_folder
 from slick.datasets.relations import load_relations
 from slick.errors import DataError, SettingsError
-from slick.world import WorldConfig, smoke_world_config
+from slick.world import WorldConfig, build, smoke_world_config
 from slick.world.build import sample_real_rows, write_dataset
 from slick.world.corpus import corpus_epoch, pack_rows
 from slick.world.facts import STRENGTHS, Fact, NameGenerator, plant_facts, planted_table, split_sizes, synthetic_rows
@@ -238,3 +238,13 @@ def test_real_facts_are_planted_in_nfc(tmp_path: Path) -> None:
         for subject, answer in rows:
             assert subject.startswith(f"José {split}")
             assert answer.startswith("Málaga")
+
+
+def test_cached_world_without_counts_is_built_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLICK_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_build", lambda folder, config: (folder / "counts.json").write_text("{}"))
+    folder = build._build_or_reuse("0123", WorldConfig())
+    (folder / "counts.json").unlink()
+    (folder / "planted.parquet").touch()
+    assert build._build_or_reuse("0123", WorldConfig()) == folder
+    assert [path.name for path in folder.iterdir()] == ["counts.json"]
