@@ -152,7 +152,8 @@ def first_row_error(checked: ValidationResult) -> DataError:
     rest = ", ".join(f"{num} x {kind}" for kind, num in checked.reasons.most_common(6))
     summary = f" In all {num:,} rows are bad: {rest}." if num > 1 else ""
     return DataError(
-        f"{rejected[0].raw.where}: {rejected[0].reason}.{summary} Fix the file, or set bad rows aside with --rejects FILE."
+        f"{rejected[0].raw.where}: {rejected[0].reason}.{summary} Fix the file, or set bad rows aside with "
+        "--rejects FILE."
     )
 
 
