@@ -47,7 +47,7 @@ found="none on its PATH"
 [ -n "$python" ] && found="$python, which $(versions "$python" 2>&1 | tail -n 1)"
 cat >&2 <<END
 
-slick: the head $(uname -n) has no Python for this job: found $found; wanted one with the packages of constraints.txt, \
+slick: the head $(uname -n) has no Python for this job: found $found; expected one with the packages of constraints.txt, \
 which Ray itself runs with. Activate its environment before \`ray start\`, install them there (pip install -c \
 constraints.txt ...), or give --requirements constraints.txt to slick submit
 END

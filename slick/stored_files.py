@@ -91,7 +91,7 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
     {'a': [1.0, 2.0]}
     >>> convert({"a": ["1"]}, dict[str, list[int]])
     Traceback (most recent call last):
-    slick.stored_files.MismatchError: a[0] is the text '1', wanted a whole number
+    slick.stored_files.MismatchError: a[0] is the text '1', expected a whole number
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any or kind is object:
@@ -104,7 +104,7 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
         number = convert(value, arguments[0], place, exact=exact)
         if number < arguments[1].at_least:
             raise MismatchError(
-                f"{place or 'the file'} is {format_value(value)}, wanted {arguments[1].at_least:g} or more"
+                f"{place or 'the file'} is {format_value(value)}, expected {arguments[1].at_least:g} or more"
             )
         return number
     if origin is Literal:
@@ -192,7 +192,7 @@ def _convert_scalar(value: Any, kind: Any, place: str) -> Any:
 
 
 def _mismatch(value: Any, place: str, kind: Any) -> MismatchError:
-    return MismatchError(f"{place or 'the file'} is {format_value(value)}, wanted {_expected(kind)}")
+    return MismatchError(f"{place or 'the file'} is {format_value(value)}, expected {_expected(kind)}")
 
 
 def _expected(kind: Any) -> str:
@@ -295,7 +295,7 @@ def read_validated_table(folder: Folder, name: str, spec: TableSpec, columns: Se
     table = table.select([column for column in requested if column in table.column_names])
     where = f"{folder}/{name}"
     if not table.num_rows and not spec.allow_empty:
-        raise StudyError(f"{where} has no rows, wanted at least one; {spec.hint}")
+        raise StudyError(f"{where} has no rows, expected at least one; {spec.hint}")
     checked = [_cast_column(where, column, table[column], spec) for column in table.column_names]
     result = pa.table(checked, schema=pa.schema([spec.schema.field(column) for column in table.column_names]))
     for first, second in spec.same_length:
@@ -345,7 +345,7 @@ def _cast_column(where: str, name: str, column: pa.ChunkedArray, spec: TableSpec
     kind = spec.schema.field(name).type
     try:
         if not _is_lossless_cast(column.type, kind):
-            raise StudyError(f"{where}: column {name} is of type {column.type}, wanted {kind}; {spec.hint}")
+            raise StudyError(f"{where}: column {name} is of type {column.type}, expected {kind}; {spec.hint}")
         array = column if column.type.equals(kind) else column.cast(kind)
         array.validate(full=True)  # raises for texts that are not UTF-8
     except pa.ArrowException as error:
@@ -353,7 +353,7 @@ def _cast_column(where: str, name: str, column: pa.ChunkedArray, spec: TableSpec
         raise StudyError(f"{where}: column {name} is not {kind} throughout ({reason}); {spec.hint}") from error
     if array.null_count and name not in spec.nullable:
         raise StudyError(
-            f"{where}: column {name} has no value in {array.null_count:,} of {len(array):,} rows, wanted a value in "
+            f"{where}: column {name} has no value in {array.null_count:,} of {len(array):,} rows, expected a value in "
             f"every row; {spec.hint}"
         )
     _check_values(where, name, array, spec)
@@ -370,7 +370,7 @@ def _check_values(where: str, name: str, array: pa.ChunkedArray, spec: TableSpec
         invalid = sorted(set(pc.unique(array).to_pylist()) - {None, *map(str, spec.values[name])})
         if invalid:
             raise StudyError(
-                f"{where}: column {name} holds {_truncate(repr(invalid[0]))}, wanted one of "
+                f"{where}: column {name} holds {_truncate(repr(invalid[0]))}, expected one of "
                 f"{', '.join(map(str, spec.values[name]))}; {spec.hint}"
             )
     if name in spec.ranges:
@@ -380,7 +380,7 @@ def _check_values(where: str, name: str, array: pa.ChunkedArray, spec: TableSpec
         if not pc.all(within, min_count=0).as_py():
             outside = values.filter(pc.invert(within))[0].as_py()
             expected = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
-            raise StudyError(f"{where}: column {name} holds {outside}, wanted {expected}; {spec.hint}")
+            raise StudyError(f"{where}: column {name} holds {outside}, expected {expected}; {spec.hint}")
 
 
 def _is_lossless_cast(source: pa.DataType, target: pa.DataType) -> bool:

@@ -114,7 +114,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
     manifest = read_record(folder, MANIFEST, Manifest, _CHANGED_MANIFEST, exact=True)
     try:
         if folder.name in STEP_FOLDERS and manifest.step != folder.name:
-            raise MismatchError(f"step is {format_value(manifest.step)}, wanted {folder.name}")
+            raise MismatchError(f"step is {format_value(manifest.step)}, expected {folder.name}")
         convert(manifest.settings, StoredSettings, "settings")
         convert(manifest.counts, counts_type(folder), "counts")
     except MismatchError as error:

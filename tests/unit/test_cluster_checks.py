@@ -24,7 +24,7 @@ from slick.errors import ClusterError
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "https://head:8265", "s3://head"])
-def test_an_address_of_another_kind_is_refused_with_the_way_that_works(address: str) -> None:
+def test_address_of_another_kind_is_rejected_with_advice(address: str) -> None:
     with pytest.raises(ClusterError, match="slick submit STEP PRESET --address http://head:8265") as caught:
         check_address_format(address)
     assert address in str(caught.value)
@@ -77,11 +77,11 @@ def test_another_server_is_named_as_such(server: int, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("server", [None], indirect=True)
-def test_of_an_encrypted_cluster_only_the_connection_is_tried(server: int) -> None:
+def test_encrypted_cluster_is_checked_by_connecting_only(server: int) -> None:
     check_reachable("127.0.0.1", server, "head", is_tls=True)
 
 
-def test_a_dead_address_and_an_unknown_host_name_the_address_and_the_fix() -> None:
+def test_unreachable_address_and_unknown_host_are_errors_with_advice() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ClusterError, match=f"RAY_ADDRESS=127.0.0.1:{port}: no Ray cluster.*unset RAY_ADDRESS"):
@@ -92,7 +92,7 @@ def test_a_dead_address_and_an_unknown_host_name_the_address_and_the_fix() -> No
         check_reachable("no.such.host.invalid", 6379, "no.such.host.invalid:6379")
 
 
-def test_a_token_that_is_required_must_be_there(tmp_path: Path) -> None:
+def test_required_token_must_exist(tmp_path: Path) -> None:
     check_token({})
     check_token({"RAY_AUTH_MODE": "disabled"})
     check_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"})
@@ -121,7 +121,7 @@ def test_the_temporary_folder_is_the_one_of_ray(short: Path) -> None:
     assert choose_temp_folder({"RAY_TMPDIR": "", "TMPDIR": ""}) == "/tmp"
 
 
-def test_a_path_too_long_for_sockets_is_replaced_or_refused(tmp_path: Path) -> None:
+def test_path_too_long_for_sockets_is_replaced_or_rejected(tmp_path: Path) -> None:
     long = str(tmp_path / ("x" * 100))
     assert choose_temp_folder({"TMPDIR": long}) == "/tmp"
     with pytest.raises(ClusterError, match=f"RAY_TMPDIR={long} has .* at most [34][0-9] bytes"):
@@ -136,7 +136,7 @@ def test_python_s_sockets_get_a_short_temporary_folder(monkeypatch: pytest.Monke
     assert short_tmpdir_env("/tmp") == {"TMPDIR": "/tmp"}
 
 
-def test_a_temporary_folder_that_cannot_be_written_is_refused(short: Path) -> None:
+def test_unwritable_temporary_folder_is_rejected(short: Path) -> None:
     file = short / "f"
     file.touch()
     with pytest.raises(ClusterError, match=f"RAY_TMPDIR={file} .*set RAY_TMPDIR to a folder"):
@@ -148,7 +148,7 @@ class _Usage:
         self.free = free
 
 
-def test_a_full_disk_under_ray_is_refused(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_for_ray_is_rejected(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(3 * 2**20))
     with pytest.raises(ClusterError, match="3 MiB are free, at least 100 MiB are needed"):
         choose_temp_folder({"RAY_TMPDIR": str(short)})

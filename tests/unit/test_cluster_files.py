@@ -48,14 +48,14 @@ def test_ray_accepts_the_cluster() -> None:
         lambda c: c.update(head_node_type="haed"),
     ],
 )
-def test_a_typo_in_the_cluster_is_caught(change: Any) -> None:
+def test_typo_in_the_cluster_file_is_detected(change: Any) -> None:
     config = copy.deepcopy(CLUSTER)
     change(config)
     with pytest.raises(Exception, match=r"Additional properties|required|head_node_type"):
         check(config)
 
 
-def test_what_rays_check_does_not_look_at() -> None:
+def test_fields_that_ray_does_not_check() -> None:
     assert CLUSTER["provider"].keys() == {"type", "region", "cache_stopped_nodes"}
     assert CLUSTER["docker"].keys() == {"image", "container_name", "pull_before_run", "run_options"}
     nodes = CLUSTER["available_node_types"]
@@ -84,7 +84,7 @@ def test_the_head_takes_no_task_and_gpus_come_one_or_eight_a_node() -> None:
     assert all(group["minReplicas"] == group["replicas"] == 0 for group in groups)
 
 
-def test_only_who_holds_the_token_gets_in() -> None:
+def test_cluster_requires_a_token() -> None:
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         started = [command for command in CLUSTER[name] if "ray start" in command]
         assert started
@@ -107,7 +107,7 @@ def test_versions_are_those_the_tests_were_run_with() -> None:
     assert {pin.split("==")[0] for pin in pip} == needed() - {"ray"} | {"peft"}
 
 
-def test_every_node_installs_all_that_is_needed() -> None:
+def test_every_node_installs_all_packages() -> None:
     torch, rest = CLUSTER["setup_commands"]
     assert "grep '^torch=='" in torch
     words = shlex.split(rest)
@@ -178,7 +178,7 @@ def test_the_operators_schema_accepts_the_manifests(manifest: dict[str, Any]) ->
         (RAY_JOB, lambda m: m["spec"].update(entryPoint="x")),
     ],
 )
-def test_a_typo_in_a_manifest_is_caught(manifest: dict[str, Any], change: Any) -> None:
+def test_typo_in_a_manifest_is_detected(manifest: dict[str, Any], change: Any) -> None:
     wrong = copy.deepcopy(manifest)
     change(wrong)
     assert problems(wrong)

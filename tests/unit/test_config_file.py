@@ -57,7 +57,7 @@ def resolved(preset: str, argv: Sequence[str]) -> presets.StudyConfig:
     ],
     ids=str,
 )
-def test_the_settings_of_a_dry_run_passed_back_are_the_same(
+def test_dry_run_settings_round_trip(
     preset: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study.main([preset, *flags, "--dry-run"])
@@ -79,7 +79,7 @@ def test_the_settings_of_a_dry_run_passed_back_are_the_same(
 
 
 @pytest.mark.parametrize("step", SECTIONS)
-def test_a_file_of_a_steps_own_settings_gives_all_of_them(step: str, tmp_path: Path) -> None:
+def test_config_file_of_a_step_sets_all_settings(step: str, tmp_path: Path) -> None:
     for name, preset in STEP_PRESETS[step].items():
         file = written(tmp_path, settings_to_json(preset()), f"{name}.json")
         other = OTHER_PRESET.get(name, "paper")
@@ -93,14 +93,14 @@ def test_a_flag_overrides_the_file_and_the_file_overrides_the_preset(tmp_path: P
     assert config == expected
 
 
-def test_settings_are_validated_only_when_flags_have_overridden_the_file(tmp_path: Path) -> None:
+def test_settings_are_validated_after_flags_override_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, {"batch_size": 30, "num_workers": 4})
     with pytest.raises(SettingsError, match="30 rows cannot be shared by 4 workers"):
         parsed("finetune", "paper", ["--config", file])
     assert parsed("finetune", "paper", ["--config", file, "--num-workers", "3"]).num_workers == 3
 
 
-def test_a_flag_that_overrides_what_a_study_hands_down_reaches_every_step(tmp_path: Path) -> None:
+def test_flag_that_overrides_a_study_setting_reaches_every_step(tmp_path: Path) -> None:
     before = resolved("demo", ["--model", "a/b", "--questions", "old.zip", "--seed", "2"])
     file = written(tmp_path, {"settings": settings_to_json(before), "versions": {}}, "study.json")
     flags = ["--model", "c/d", "--questions", "new.zip", "--seed", "5"]
@@ -110,7 +110,7 @@ def test_a_flag_that_overrides_what_a_study_hands_down_reaches_every_step(tmp_pa
     assert resolved("smoke", ["--config", file, *flags]) == resolved("smoke", flags)
 
 
-def test_experiments_and_their_fine_tuning_sets_follow_from_each_other(tmp_path: Path) -> None:
+def test_experiments_and_variants_follow_from_each_other(tmp_path: Path) -> None:
     added = replace(resolved("smoke", ["--experiments", "idk"]), experiments=("counts", "unknown_ratio", "idk"))
     file = written(tmp_path, settings_to_json(added), "study.json")  # as a study writes it that was asked twice
     assert resolved("smoke", ["--config", file]) == resolved("smoke", ["--experiments", "counts,unknown_ratio,idk"])
@@ -123,7 +123,7 @@ def test_experiments_and_their_fine_tuning_sets_follow_from_each_other(tmp_path:
     assert config.experiments == ("idk",)
 
 
-def test_a_step_takes_from_a_short_file_of_a_study_what_the_study_hands_down(tmp_path: Path) -> None:
+def test_step_copies_settings_from_a_partial_study_file(tmp_path: Path) -> None:
     text = (
         "model: a/b\nquestions: facts.zip\nseed: 4\nannotate:\n  num_shots: 2\nprepare:\nsweep: {train: {epochs: 9}}\n"
     )
@@ -137,7 +137,7 @@ def test_a_step_takes_from_a_short_file_of_a_study_what_the_study_hands_down(tmp
     assert (training.model, training.epochs, training.seed) == ("a/b", 9, 4)
 
 
-def test_a_short_file_of_a_study_may_use_dotted_keys_and_relative_seeds(tmp_path: Path) -> None:
+def test_partial_study_file_with_dotted_keys_and_relative_seeds(tmp_path: Path) -> None:
     file = written(tmp_path, "seed: 4\nsweep.grid.seeds: [0, 1]\nannotate.sampling.top-k: 5\n")
     config = resolved("smoke", ["--config", file])
     assert config.sweep.grid.seeds == (4, 5)
@@ -162,21 +162,21 @@ def test_names_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
         ("annotate: {max_actor: 3}", "there is no setting 'annotate.max_actor' (did you mean annotate.max_actors?)"),
         ("learning_rate: 1", "did you mean sweep.train.learning_rate or world.learning_rate?"),
         ("seed.x: 1", "there is no setting 'seed.x'"),
-        ("seed: '3'", "seed is the text '3', wanted a whole number"),
-        ("seed: 3.5", "seed is the number 3.5, wanted a whole number"),
-        ("seed: true", "seed is true, wanted a whole number"),
-        ("seed: [1]", "seed is a list, wanted a whole number"),
-        ("seed: {x: 1}", "seed is an object, wanted a whole number"),
-        ("model: 3", "model is the number 3, wanted a text"),
-        ("embedded: yes", "embedded is the text 'yes', wanted true or false"),
+        ("seed: '3'", "seed is the text '3', expected a whole number"),
+        ("seed: 3.5", "seed is the number 3.5, expected a whole number"),
+        ("seed: true", "seed is true, expected a whole number"),
+        ("seed: [1]", "seed is a list, expected a whole number"),
+        ("seed: {x: 1}", "seed is an object, expected a whole number"),
+        ("model: 3", "model is the number 3, expected a text"),
+        ("embedded: yes", "embedded is the text 'yes', expected true or false"),
         ("annotate: 3", "annotate is the number 3; expected settings by name"),
-        ("annotate: {mode: ful}", "annotate.mode is the text 'ful', wanted one of full, labels (did you mean full?)"),
-        ("annotate: {max_actors: many}", "annotate.max_actors is the text 'many', wanted a whole number or null"),
+        ("annotate: {mode: ful}", "annotate.mode is the text 'ful', expected one of full, labels (did you mean full?)"),
+        ("annotate: {max_actors: many}", "annotate.max_actors is the text 'many', expected a whole number or null"),
         ("sweep: {train: {dropout: 1e999}}", "sweep.train.dropout is inf; expected a finite number"),
-        ("sweep: {grid: {epochs: 3}}", "sweep.grid.epochs is the number 3, wanted a list"),
-        ("sweep: {grid: {epochs: [1, x]}}", "sweep.grid.epochs[1] is the text 'x', wanted a whole number"),
+        ("sweep: {grid: {epochs: 3}}", "sweep.grid.epochs is the number 3, expected a list"),
+        ("sweep: {grid: {epochs: [1, x]}}", "sweep.grid.epochs[1] is the text 'x', expected a whole number"),
         ("world: {firm_mentions: [1]}", "world.firm_mentions is a list of 1 values; expected 2"),
-        ("sweep: {train: {track: [mlflw]}}", "sweep.train.track[0] is the text 'mlflw', wanted one of mlflow, wandb"),
+        ("sweep: {train: {track: [mlflw]}}", "sweep.train.track[0] is the text 'mlflw', expected one of mlflow, wandb"),
         ("experiments: [--out]", "experiments holds a text that begins with a hyphen"),
         ("seed: 3\nannotate: {seed: 4}", "annotate.seed is 4, but a study sets its own seed, 3, in all steps"),
         ("annotate: {model: a/b}", "annotate.model is 'a/b', but a study sets its own model, ''"),
@@ -194,7 +194,7 @@ def test_wrong_settings_are_refused_with_their_path(text: str, message: str, tmp
 
 
 @pytest.mark.parametrize(("step", "section"), SECTIONS.items())
-def test_every_step_reads_its_section_and_refuses_what_is_wrong_there(step: str, section: str, tmp_path: Path) -> None:
+def test_every_step_reads_its_section_and_rejects_errors_in_it(step: str, section: str, tmp_path: Path) -> None:
     preset = next(iter(STEP_PRESETS[step]))
     value: object = {"titel": 1}
     for name in reversed(section.split(".")):
@@ -285,7 +285,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(text: str, name: s
     assert "SECRET@bucket" not in str(error.value)
 
 
-def test_what_is_no_file_of_settings_is_refused(tmp_path: Path) -> None:
+def test_invalid_settings_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is a folder; give a file"):
         resolved("smoke", ["--config", str(tmp_path)])
     with pytest.raises(SlickError, match="none"):
@@ -298,7 +298,7 @@ def test_what_is_no_file_of_settings_is_refused(tmp_path: Path) -> None:
         resolved("smoke", ["--config", "a", "--sead", "1"])
 
 
-def test_rescoring_takes_a_file_of_its_own_settings_alone(tmp_path: Path) -> None:
+def test_rescore_config_file_has_only_its_settings(tmp_path: Path) -> None:
     argv = ["annotate", "demo", "--rescore", "--address", "http://10.0.0.5:8265", "--out", "s3://b/s", "--config"]
     job = parse_submission([*argv, written(tmp_path, "matcher: contains\nnum_samples: null\n")])
     assert job.entrypoint.endswith("--rescore --matcher=contains")

@@ -50,7 +50,7 @@ def test_the_kind_of_error_and_the_advice_can_be_chosen() -> None:
         raised_in("/lib/vllm/llm.py", "raise OSError('no file')")
 
 
-def test_defects_of_this_program_stay_what_they_are() -> None:
+def test_exceptions_of_this_program_pass_unchanged() -> None:
     with pytest.raises(TypeError), wrap_library_errors("x"):
         few_shot_prefix([1])  # type: ignore[list-item]
     with pytest.raises(ZeroDivisionError), wrap_library_errors("x"):
@@ -59,12 +59,12 @@ def test_defects_of_this_program_stay_what_they_are() -> None:
         raised_in(draw_exemplar_sets.__code__.co_filename, "assert False")
 
 
-def test_what_compiled_code_raises_in_a_line_of_this_program_is_a_library_s() -> None:
+def test_exceptions_of_compiled_code_are_library_errors() -> None:
     with pytest.raises(EngineError, match="x: RuntimeError: CUDA error"), wrap_library_errors("x"):
         raised_in(draw_exemplar_sets.__code__.co_filename, "raise RuntimeError('CUDA error')")
 
 
-def test_messages_for_people_pass() -> None:
+def test_slick_errors_pass_unchanged() -> None:
     with pytest.raises(StudyError, match=r"^as it is$"), wrap_library_errors("x"):
         raise StudyError("as it is")
 
@@ -77,11 +77,11 @@ def test_a_long_message_keeps_its_beginning_and_its_last_line() -> None:
 
 
 @pytest.mark.parametrize("kind", [SlickError, *SlickError.__subclasses__()])
-def test_an_error_that_a_worker_wrote_down_keeps_its_class(kind: type[SlickError]) -> None:
+def test_stored_error_of_a_worker_keeps_its_class(kind: type[SlickError]) -> None:
     error = error_from_name(kind.__name__, "x is y")
     assert type(error) is kind
     assert str(error) == "x is y"
 
 
-def test_an_error_of_no_class_of_ours_is_the_general_one() -> None:
+def test_stored_error_of_an_unknown_class_is_a_slick_error() -> None:
     assert type(error_from_name("KeyboardInterrupt", "x")) is SlickError

@@ -33,7 +33,7 @@ def study(**changes: object) -> presets.StudyConfig:
     return resolve(replace(presets.demo_study(), variants=SEVENTEEN, **changes))
 
 
-def test_the_paper_is_covered_every_finding_decided_and_every_set_trained() -> None:
+def test_experiments_cover_all_findings_and_variants_of_the_paper() -> None:
     assert set(findings.names()) == FINDINGS
     assert all(EXPERIMENTS[finding.experiments[0]].exhibits for _, finding in findings.items())
     assert set(variants_for_experiments(PAPER_EXPERIMENTS, SEVENTEEN)) == set(variant_names(SEVENTEEN))
@@ -51,25 +51,25 @@ def test_the_paper_is_covered_every_finding_decided_and_every_set_trained() -> N
         ("stability", ()),
     ],
 )
-def test_an_experiment_trains_what_it_needs(name: str, wanted: tuple[str, ...]) -> None:
+def test_variants_of_an_experiment(name: str, wanted: tuple[str, ...]) -> None:
     assert variants_for_experiments([name], SEVENTEEN) == wanted
 
 
-def test_shares_are_those_of_the_settings() -> None:
+def test_shares_of_an_experiment_follow_the_settings() -> None:
     config = VariantsConfig(unknown_shares=(0.0, 0.29, 1.0), idk_shares=(0.29,), concentrated_shares=(0.29,))
     assert variants_for_experiments(["idk"], config) == ("unknown-029", "idk-029")
     assert variants_for_experiments(["concentration"], config) == ("unknown-029", "concentrated-029")
     assert [need.label for need in missing_requirements(EXPERIMENTS["fit"], config)] == ["D with half Unknown rows"]
 
 
-def test_names_may_stand_apart_or_be_joined_by_commas() -> None:
+def test_experiment_names_are_separate_or_joined_by_commas() -> None:
     parsed = parse_config(presets.demo_study(), ["--experiments", "idk,p-true", "counts"], "slick study demo")
     assert parse_experiment_names(parsed.experiments) == ("counts", "p_true", "idk")
     with pytest.raises(SettingsError, match=r"no experiment figure_3, idq; the experiments are counts, .*planted"):
         parse_experiment_names(["idq,figure_3"])
 
 
-def test_experiments_share_their_trainings() -> None:
+def test_experiments_share_variants() -> None:
     config = study(experiments=("idk", "p_true"))
     assert config.sweep.grid.variants == ("unknown-050", "natural", "idk-050")
     runs = [run.run_id for run in config.sweep.trajectories if not run.settings]
@@ -77,7 +77,7 @@ def test_experiments_share_their_trainings() -> None:
     assert variant_names(config.variants) == variant_names(SEVENTEEN), "all sets are drawn"
 
 
-def test_nothing_asked_for_is_all_of_the_paper_and_what_takes_no_more() -> None:
+def test_default_experiments_are_the_paper_and_free_additions() -> None:
     config = study()
     assert set(PAPER_EXPERIMENTS) <= set(config.experiments)
     assert {"stability", "planted", "forgetting"} <= set(config.experiments)
@@ -85,18 +85,18 @@ def test_nothing_asked_for_is_all_of_the_paper_and_what_takes_no_more() -> None:
     assert config.sweep.grid.variants == variant_names(SEVENTEEN)
 
 
-def test_concentrated_sets_are_drawn_when_they_are_asked_for() -> None:
+def test_concentrated_variants_are_drawn_if_requested() -> None:
     assert study(experiments=("concentration",)).sweep.grid.variants == ("unknown-050", "concentrated-050")
 
 
-def test_p_true_is_scored_where_it_is_asked_for() -> None:
+def test_p_true_is_scored_if_requested() -> None:
     assert study().annotate.p_true
     assert study(experiments=("p_true",)).annotate.p_true
     assert not study(experiments=("idk",)).annotate.p_true
     assert not resolve(presets.smoke_study()).annotate.p_true, "nothing is trained that could be held against it"
 
 
-def test_no_training_no_sweep() -> None:
+def test_study_without_training_has_no_sweep() -> None:
     config = study(experiments=("counts,stability",))
     assert not needs_training(config)
     assert [name for name, _ in _steps(config)] == ["world", "questions", "annotate", "report"]
@@ -117,20 +117,20 @@ def test_no_training_no_sweep() -> None:
         ("demo", ["--experiments", "idk", "--sweep.grid.variants", "natural"], "both determine the trained variants"),
     ],
 )
-def test_what_the_settings_cannot_give_is_refused(preset: str, words: list[str], said: str) -> None:
+def test_unmet_requirements_are_rejected(preset: str, words: list[str], said: str) -> None:
     config = parse_config(presets.STUDY[preset](), words, "slick study")
     with pytest.raises(SettingsError, match=said):
         resolve(config)
 
 
-def test_all_of_the_paper_leaves_out_what_small_settings_cannot_give() -> None:
+def test_default_experiments_omit_unmet_requirements() -> None:
     config = resolve(presets.smoke_study())
     assert set(PAPER_EXPERIMENTS) <= set(config.experiments)
     assert unmet_requirements("categories", config)
     assert "left out: needs D_Natural" in forecast_cost(config)
 
 
-def test_the_forecast_needs_no_model_and_counts_each_experiment() -> None:
+def test_cost_forecast_without_a_model_counts_each_experiment() -> None:
     lines = forecast_cost(resolve(presets.paper_study(), needs_model=False)).splitlines()
     cells = {line.split()[0]: line for line in lines if line}
     assert cells["unknown_ratio"].split()[-3:] == ["12", "12", "600"]
@@ -161,13 +161,13 @@ def manifest(step: str, counts: dict) -> dict:
     }
 
 
-def test_without_finished_trainings_the_sweep_is_what_is_asked_for(begun: Folder) -> None:
+def test_sweep_without_finished_runs_has_the_requested_variants(begun: Folder) -> None:
     config = study(experiments=("idk",))
     stored = replace(config.sweep, train=replace(config.sweep.train, dtype="float32"))
     assert include_finished_variants(begun, config) == stored, "and the dtype is settled"
 
 
-def test_the_forecast_tells_what_is_trained_already(begun: Folder) -> None:
+def test_cost_forecast_counts_finished_runs(begun: Folder) -> None:
     begun.child("runs", "idk-050-seed0").write_json("manifest.json", manifest("finetune", {"epochs": 10}))
     assert "1 of these trainings are finished" in forecast_cost(study(experiments=("idk",)), begun)
 
@@ -180,7 +180,7 @@ def section(name: str, missing: str | None) -> Section:
     return Section(name=name, title=name, text="", exhibits=(Exhibit(caption="c", missing=missing),) * 2)
 
 
-def test_findings_not_asked_for_say_how_to_ask() -> None:
+def test_findings_not_requested_name_the_flag() -> None:
     found = [outcome("E20", None), outcome("E23", None), outcome("E3", True), outcome("E22", None)]
     whys = [one.why for one in explain_unrequested_findings(found, ("idk",))]
     assert whys == ["not asked for: add --experiments p_true", "needs a run", "needs a run", "needs a run"]
@@ -205,7 +205,7 @@ def test_every_section_of_the_page_belongs_to_an_experiment() -> None:
     assert {*sections.names()} - {*names} == {"planted"}, "it is left out where nothing was planted"
 
 
-def test_what_was_asked_is_read_from_the_study(tmp_path: Path) -> None:
+def test_requested_experiments_are_read_from_the_study(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     assert requested_experiments(folder) is None
     folder.write_json("study.json", {"settings": {"seed": 0}})

@@ -33,23 +33,21 @@ def test_a_full_disk_anywhere_is_one_message(error: Exception) -> None:
     assert str(found).startswith("/data/study cannot be written: No space left on device; free space")
 
 
-def test_the_message_of_a_worker_comes_before_what_quotes_it() -> None:
+def test_message_of_the_worker_precedes_errors_that_quote_it() -> None:
     own = StudyError("runs/x cannot be written: No space left on device")
     own.__cause__ = FULL
     assert find_user_error(of_a_worker(own)) is own
     assert find_user_error(of_a_worker(RuntimeError("a defect"))) is None
 
 
-def test_what_a_user_has_to_fix_is_not_tried_again() -> None:
+def test_user_errors_are_not_retried() -> None:
     policy = progress_failure_policy(FailureConfig(max_failures=3), get_progress_token=lambda: 0)
     assert policy.make_decision(of_a_worker(FULL)) == FailureDecision.RAISE
     assert policy.make_decision(of_a_worker(StudyError("to be fixed"))) == FailureDecision.RAISE
     assert policy.make_decision(of_a_worker(RuntimeError("of a lost machine"))) == FailureDecision.RETRY
 
 
-def test_a_checkpoint_that_does_not_fit_is_removed_on_this_machine_and_there(
-    small_disk: SmallDisk, tmp_path: Path
-) -> None:
+def test_checkpoint_that_does_not_fit_is_removed_locally_and_remotely(small_disk: SmallDisk, tmp_path: Path) -> None:
     part = tmp_path / "part"
     part.mkdir()
     (part / "model.safetensors").write_bytes(b"x" * 2**19)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("step", presets.STEP_PRESETS)
-def test_the_names_are_those_that_the_help_lists(
+def test_flag_names_equal_those_of_the_help(
     step: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "500")
@@ -46,14 +46,14 @@ def test_a_switch_is_turned_off_in_either_spelling(word: str) -> None:
     assert parse_config(presets.demo_study(), both, "slick study demo").variants.single_categories
 
 
-def test_underscores_are_hyphens_in_names_and_nowhere_else() -> None:
+def test_underscores_are_hyphens_in_flag_names_only() -> None:
     words = ["--annotate.max_actors=4", "--sweep.train.learning_rate", "0.5", "--model", "my_model"]
     config = parse_config(presets.demo_study(), words, "slick study demo")
     assert (config.annotate.max_actors, config.sweep.train.learning_rate, config.model) == (4, 0.5, "my_model")
 
 
 @pytest.mark.parametrize("word", ["questions", "source"])
-def test_the_question_set_is_questions_in_every_step_and_its_old_name_is_taken(word: str) -> None:
+def test_questions_flag_accepts_its_former_name(word: str) -> None:
     for name in ("questions", "world"):
         config = parse_config(presets.STEP_PRESETS[name]["demo"](), [f"--{word}", "q.zip"], f"slick {name} demo")
         assert config.questions == "q.zip"
@@ -98,7 +98,7 @@ def test_the_question_set_is_questions_in_every_step_and_its_old_name_is_taken(w
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_one_message_and_nothing_is_written(
+def test_invalid_flags_are_one_message_and_write_nothing(
     argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -118,6 +118,6 @@ def test_from_outside_a_wrong_flag_is_one_line_on_stderr() -> None:
     assert line.startswith("slick: slick annotate smoke: --mode takes full or labels, got 'lables'")
 
 
-def test_nearest_is_empty_where_nothing_is_near() -> None:
+def test_no_suggestion_without_a_near_name() -> None:
     assert closest_names("xyzzy", ["model", "mode"]) == []
     assert closest_names("model", []) == []

@@ -22,13 +22,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("step", "name"), [(step, name) for step, named in presets.STEP_PRESETS.items() for name in named]
 )
-def test_every_preset_builds_is_json_and_parses_as_flags(step: str, name: str) -> None:
+def test_every_preset_is_valid_serializable_and_parsed_without_flags(step: str, name: str) -> None:
     config = presets.STEP_PRESETS[step][name]()
     assert json.loads(json.dumps(settings_to_json(config)))
     assert parse_config(config, [], f"slick {step}") == config
 
 
-def test_the_paper_preset_is_the_paper() -> None:
+def test_paper_preset_has_the_settings_of_the_paper() -> None:
     study = presets.paper_study()
     train, sampling = study.sweep.train, study.annotate.sampling
     assert (train.epochs, train.learning_rate, train.batch_size, train.dropout) == (50, 1e-5, 128, 0.05)
@@ -44,20 +44,20 @@ def test_flags_override_nested_settings() -> None:
     assert (config.seed, config.annotate.max_actors, config.sweep.train.learning_rate) == (3, 4, 0.5)
 
 
-def test_the_seed_reaches_every_step() -> None:
+def test_seed_is_copied_to_every_step() -> None:
     first, second = resolve(presets.StudyConfig(seed=0)), resolve(presets.StudyConfig(seed=7))
     assert second.world.seed == second.annotate.seed == second.annotate.sampling.seed == second.variants.seed == 7
     assert second.sweep.grid.seeds == (7,)
     assert first.world.seed == 0
 
 
-def test_the_sweep_follows_the_variants_unless_it_names_its_own() -> None:
+def test_sweep_trains_all_variants_unless_it_names_some() -> None:
     config = resolve(presets.StudyConfig(variants=VariantsConfig(unknown_shares=(0.0, 1.0), known_shares=(0.5,))))
     assert "unknown-050" not in config.sweep.grid.variants
     assert "unknown-100" in config.sweep.grid.variants
 
 
-def test_a_model_of_ones_own_brings_its_questions() -> None:
+def test_model_requires_questions() -> None:
     config = resolve(presets.StudyConfig(model="m", questions="q.zip"))
     assert (config.prepare.questions, config.annotate.model, config.sweep.train.model) == ("q.zip", "m", "m")
     with pytest.raises(SettingsError, match="needs --questions"):
@@ -66,18 +66,18 @@ def test_a_model_of_ones_own_brings_its_questions() -> None:
         resolve(presets.paper_study())
 
 
-def test_questions_without_a_model_are_what_the_world_plants_and_what_is_audited() -> None:
+def test_questions_without_a_model_are_the_facts_of_the_world() -> None:
     config = resolve(presets.StudyConfig(questions="q.zip"))
     assert (config.world.questions, config.prepare.questions, config.prepare.audit) == ("q.zip", "", "q.zip")
 
 
-def test_the_forecast_counts_generations_trainings_and_points() -> None:
+def test_cost_forecast_counts_generations_runs_and_points() -> None:
     text = forecast_cost(resolve(presets.demo_study()))
     assert "170 generations a question" in text
     assert "21 trainings" in text
 
 
-def test_out_and_preset_are_asked_for() -> None:
+def test_missing_out_or_preset_is_an_error() -> None:
     with pytest.raises(SettingsError, match="needs --out DIR"):
         parse_out([], "slick world")
     with pytest.raises(SettingsError, match=r"no preset 'domo' \(did you mean demo\?\); its presets are demo, smoke"):
@@ -86,7 +86,7 @@ def test_out_and_preset_are_asked_for() -> None:
         parse_preset(["--out", "x"], "slick world", presets.WORLD)
 
 
-def test_what_a_user_can_mend_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_slick_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     def main(_: object) -> None:
         raise DataError("row 3 is empty")
 
@@ -96,7 +96,7 @@ def test_what_a_user_can_mend_is_one_message_and_status_2(capsys: pytest.Capture
     assert capsys.readouterr().err.strip() == "slick: row 3 is empty"
 
 
-def test_ctrl_c_is_status_130_and_a_defect_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_status_130_and_other_exceptions_pass(capsys: pytest.CaptureFixture[str]) -> None:
     def stopped(_: object) -> None:
         raise KeyboardInterrupt
 
@@ -113,7 +113,7 @@ def test_ctrl_c_is_status_130_and_a_defect_keeps_its_traceback(capsys: pytest.Ca
 
 @pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("words", [["--help"], ["report", "demo", "--help"], ["sturdy"]], ids=" ".join)
-def test_output_that_nobody_reads_ends_quietly(words: list[str], buffered: bool) -> None:
+def test_closed_output_pipe_ends_without_traceback(words: list[str], buffered: bool) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
@@ -125,7 +125,7 @@ def test_output_that_nobody_reads_ends_quietly(words: list[str], buffered: bool)
     assert not done.stderr
 
 
-def test_a_pipe_that_breaks_elsewhere_is_a_defect() -> None:
+def test_other_broken_pipe_is_raised() -> None:
     def broken(_: object) -> None:
         raise BrokenPipeError("a socket of a worker")
 
@@ -143,7 +143,7 @@ def test_a_pipe_that_breaks_elsewhere_is_a_defect() -> None:
         (["study", "paper"], 2, "give --model ID_OR_PATH"),
     ],
 )
-def test_the_command_line_from_outside(words: list[str], status: int, said: str) -> None:
+def test_command_line_in_a_subprocess(words: list[str], status: int, said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -152,12 +152,12 @@ def test_the_command_line_from_outside(words: list[str], status: int, said: str)
     assert "Traceback" not in done.stderr
 
 
-def test_every_step_has_its_door() -> None:
+def test_every_step_has_a_module() -> None:
     for step in cli.STEP_DESCRIPTIONS:
         assert (ROOT / "jobs" / f"{step}.py").exists()
 
 
-def test_commands_show_log_messages_as_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_print_log_messages_as_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     def main(_: object) -> None:
         logging.getLogger("slick.study").info("a message of %d words", 5)
         logging.getLogger("tuning.sweep").warning("a warning")

@@ -104,14 +104,14 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_packages_only_look_down(path: Path) -> None:
+def test_packages_import_only_lower_layers(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     up = roots(path) & (MAY_USE.keys() - MAY_USE[package])
     assert not up, f"{name(path)} imports {sorted(up)}; {package} may use {sorted(MAY_USE[package])}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_nothing_imports_tests_and_each_library_has_its_homes(path: Path) -> None:
+def test_heavy_libraries_are_imported_only_in_listed_files(path: Path) -> None:
     found = roots(path)
     assert "tests" not in found
     for library in found & HOMES.keys():
@@ -120,7 +120,7 @@ def test_nothing_imports_tests_and_each_library_has_its_homes(path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_a_file_that_owns_a_config_loads_nothing_heavy(path: Path) -> None:
+def test_modules_with_a_config_import_no_heavy_library(path: Path) -> None:
     tree = ast.parse(path.read_text())
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.bases]
     configs = [node.name for node in classes if node.name.endswith("Config")]
@@ -143,7 +143,7 @@ def test_help_loads_neither_torch_nor_ray_nor_any_step() -> None:
     assert not found & (HEAVY | {"tyro", "tuning"}), "slick --help has half a second"
 
 
-def test_every_door_opens_without_heavy_libraries() -> None:
+def test_every_command_is_imported_without_heavy_libraries() -> None:
     doors = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
     assert {"cli", "study", "status", "variants", "sweep", "presets"} <= set(doors)
     assert not loaded_by("\n".join(f"import jobs.{door}" for door in doors)) & HEAVY

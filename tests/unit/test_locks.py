@@ -47,7 +47,7 @@ def elsewhere() -> LockOwner:
     )
 
 
-def test_a_second_run_is_told_who_writes_and_since_when(tmp_path: Path) -> None:
+def test_locked_study_names_the_owner(tmp_path: Path) -> None:
     process = hold(tmp_path)
     try:
         with pytest.raises(StudyError, match=rf"{tmp_path}/annotate is being written .*process {process.pid} on "):
@@ -62,7 +62,7 @@ def test_a_second_run_is_told_who_writes_and_since_when(tmp_path: Path) -> None:
         pass
 
 
-def test_the_lock_of_a_killed_run_is_taken_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9)  # its process is looked at; nothing is waited for
     process = hold(tmp_path)
     process.kill()
@@ -75,7 +75,7 @@ def test_the_lock_of_a_killed_run_is_taken_over_at_once(tmp_path: Path, monkeypa
         assert lock_owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
 
 
-def test_a_process_of_the_same_number_is_not_taken_for_the_owner() -> None:
+def test_process_with_the_same_pid_is_not_the_owner() -> None:
     own = locks._process_identity(os.getpid())
     assert own
     owner = LockOwner(step="x", host="h", pid=os.getpid(), since="", token="t", process=own)
@@ -89,7 +89,7 @@ def test_a_process_of_the_same_number_is_not_taken_for_the_owner() -> None:
 
 
 @pytest.mark.parametrize("beating", [True, False])
-def test_a_run_on_another_machine_lives_as_long_as_its_heartbeat(
+def test_owner_on_another_machine_is_alive_while_its_heartbeat_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: LockOwner, beating: bool
 ) -> None:
     monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9 if beating else 0.5)
@@ -129,7 +129,7 @@ def test_heartbeats_are_written_while_the_lock_is_held(tmp_path: Path, monkeypat
     assert not (tmp_path / LOCKS).exists()
 
 
-def test_a_run_that_lost_its_lock_finishes_nothing(tmp_path: Path, elsewhere: LockOwner) -> None:
+def test_step_without_its_lock_is_not_finished(tmp_path: Path, elsewhere: LockOwner) -> None:
     study = Folder(str(tmp_path))
 
     def lose_and_finish() -> None:
@@ -162,7 +162,7 @@ def test_a_heartbeat_does_not_take_a_lost_lock_back(tmp_path: Path, elsewhere: L
     assert lock_owners(study) == {"annotate": elsewhere}
 
 
-def test_a_lock_that_storage_does_not_give_is_an_error(tmp_path: Path) -> None:
+def test_unwritable_lock_is_an_error(tmp_path: Path) -> None:
     (tmp_path / LOCKS / "annotate.json").mkdir(parents=True)
     with (
         pytest.raises(StudyError, match=r"annotate\.json cannot be read"),
@@ -171,7 +171,7 @@ def test_a_lock_that_storage_does_not_give_is_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_file_that_cannot_be_read_counts_as_a_silent_run(
+def test_unreadable_lock_file_counts_as_owner_without_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(locks, "STALE_AFTER_S", 0.1)
@@ -183,7 +183,7 @@ def test_a_lock_file_that_cannot_be_read_counts_as_a_silent_run(
         assert "unknown step, process 0 on unknown host" in capsys.readouterr().out
 
 
-def test_several_locks_are_all_taken_or_none(tmp_path: Path) -> None:
+def test_several_locks_are_taken_together(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     with (
         exclusive_lock(study, "finetune", ["runs/b"]),
@@ -210,7 +210,7 @@ def _count(study: str, start: Callable[[], object]) -> None:
                 time.sleep(0.001)
 
 
-def test_of_many_processes_one_writes_at_a_time(tmp_path: Path) -> None:
+def test_one_of_many_processes_writes_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "number").write_text("0")
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
@@ -223,7 +223,7 @@ def test_of_many_processes_one_writes_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "number").read_text() == "20"
 
 
-def test_where_claims_are_not_atomic_the_last_of_two_holds(
+def test_last_of_two_non_atomic_claims_is_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: LockOwner
 ) -> None:
     """As in an object store: both saw that nobody held the lock, and both wrote."""
@@ -243,7 +243,7 @@ def test_where_claims_are_not_atomic_the_last_of_two_holds(
         assert lock_owners(study)["annotate"].pid == os.getpid()
 
 
-def test_a_folder_that_nobody_may_write_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise StudyError("no") from PermissionError(13, "no")
 
@@ -252,13 +252,13 @@ def test_a_folder_that_nobody_may_write_needs_no_lock(tmp_path: Path, monkeypatc
         assert lock_owners(Folder(str(tmp_path))) == {}
 
 
-def test_a_refused_step_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_rejected_step_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(KeyError), exclusive_lock(Folder(str(tmp_path / "study")), "questions"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_owners_names_parts_as_their_folders(tmp_path: Path) -> None:
+def test_lock_owners_by_folder(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     with exclusive_lock(study, "finetune", ["runs/unknown-050-seed0"]):
         assert list(lock_owners(study)) == ["runs/unknown-050-seed0"]

@@ -429,7 +429,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("study", "file", "damage", "is_refused"), cases())
-def test_a_damaged_file_is_one_message_and_nothing_is_changed(
+def test_damaged_file_is_one_message_without_changes(
     request: pytest.FixtureRequest,
     study: str,
     file: str,
@@ -458,7 +458,7 @@ def test_a_damaged_file_is_one_message_and_nothing_is_changed(
     assert messages or not is_refused, f"{file} is damaged, and no command says so"
 
 
-def test_whole_studies_are_read_by_every_command(reported: Path, drawn: Path) -> None:
+def test_intact_studies_are_read_by_every_command(reported: Path, drawn: Path) -> None:
     for command in (report, show_status):
         command(Folder(str(reported)))
     plan(Folder(str(drawn)))
@@ -473,7 +473,7 @@ def test_whole_studies_are_read_by_every_command(reported: Path, drawn: Path) ->
         ("sweep/points.parquet", in_table(no_rows)),
     ],
 )
-def test_a_comparison_of_a_damaged_study_is_one_message(
+def test_comparison_with_a_damaged_study_is_one_message(
     reported: Path, tmp_path: Path, file: str, damage: Callable[[bytes], bytes]
 ) -> None:
     for name in ("study", "study-other"):
@@ -484,11 +484,11 @@ def test_a_comparison_of_a_damaged_study_is_one_message(
         compare(Folder(str(tmp_path / "study")))
 
 
-def test_a_message_says_file_place_found_wanted_and_remedy(reported: Path, tmp_path: Path) -> None:
+def test_message_has_file_place_value_expected_and_fix(reported: Path, tmp_path: Path) -> None:
     shutil.copytree(reported, tmp_path / "study")
     folder = Folder(str(tmp_path / "study")).child("annotate")
     folder.write_bytes("manifest.json", field("long", "seconds")(folder.read_bytes("manifest.json")))
     with pytest.raises(
-        StudyError, match=r"manifest\.json: seconds is the text 'long', wanted a number; .*run the step"
+        StudyError, match=r"manifest\.json: seconds is the text 'long', expected a number; .*run the step"
     ):
         read_manifest(folder)

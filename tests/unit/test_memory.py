@@ -61,7 +61,7 @@ def test_lora_parameters_are_those_of_peft() -> None:
     assert shape.lora_parameters(3, "attention") + shape.lora_parameters(3, "ffn") == shape.lora_parameters(3)
 
 
-def test_a_stage_shards_what_the_paper_says() -> None:
+def test_memory_of_zero_stages_follows_the_paper() -> None:
     """ZeRO, arXiv:1910.02054, figure 1: 7.5 B parameters on 64 GPUs take 120, 31.4, 16.6 and 1.9 GB."""
     shape = replace(published_shape("7B"), vocab_size=1, hidden_size=4096)
     scale = 7.5e9 / shape.parameters
@@ -85,7 +85,7 @@ def test_a_stage_shards_what_the_paper_says() -> None:
         {"trainable": "attention"},
     ],
 )
-def test_what_saves_memory_saves_memory(less: dict[str, object]) -> None:
+def test_settings_that_reduce_memory(less: dict[str, object]) -> None:
     shape, plain = published_shape("8B"), config(zero_stage=3)
     assert (
         estimate_training_memory(shape, replace(plain, **less), 8).training
@@ -93,7 +93,7 @@ def test_what_saves_memory_saves_memory(less: dict[str, object]) -> None:
     )
 
 
-def test_what_is_offloaded_is_somewhere() -> None:
+def test_offloaded_memory_is_counted_on_the_machine() -> None:
     shape, plain = published_shape("8B"), config(zero_stage=3)
     kept, moved = (estimate_training_memory(shape, replace(plain, offload=where), 8) for where in ("none", "all"))
     assert moved.offloaded == kept.weights + kept.optimizer + 4 * shape.parameters // 8
@@ -120,7 +120,7 @@ def test_below_stage_3_every_worker_reads_the_whole_model(stage: int) -> None:
     assert estimate_training_memory(shape, config(zero_stage=3, lora_rank=8), 8).loading == 0
 
 
-def test_what_is_too_small_is_named() -> None:
+def test_insufficient_memories_are_named() -> None:
     memory = estimate_training_memory(
         published_shape("70B"), config(zero_stage=3, offload="optimizer", micro_batch_size=8), 16
     )
@@ -145,7 +145,7 @@ def test_machines_are_filled_one_after_another() -> None:
 
 
 @pytest.mark.parametrize(("gpu_memory", "gpus", "memory"), [(24, 1, 32), (40, 8, 1152), (80, 8, 1152), (141, 8, 2048)])
-def test_machines_that_are_not_told_of_are_a_clouds(gpu_memory: float, gpus: int, memory: float) -> None:
+def test_default_machine_is_a_cloud_instance(gpu_memory: float, gpus: int, memory: float) -> None:
     told = PlanConfig(model_size="7B", gpu_memory=gpu_memory)
     assert (told.fleet.machine.gpus, told.fleet.machine.memory) == (gpus, memory)
     text = "\n".join(plan(told))
@@ -159,7 +159,7 @@ def test_activations_grow_with_rows_and_tokens() -> None:
     assert one < activation_bytes(shape, config(), 1, 30)
 
 
-def test_a_config_tells_its_shape_or_says_what_is_missing() -> None:
+def test_shape_of_a_config_or_its_missing_fields() -> None:
     found = shape_from_config(
         {
             "num_hidden_layers": 30,
@@ -177,7 +177,7 @@ def test_a_config_tells_its_shape_or_says_what_is_missing() -> None:
         shape_from_config({"n_layer": 3}, "mine")
 
 
-def test_the_plan_names_the_quickest_way_that_fits() -> None:
+def test_plan_names_the_fastest_settings_that_fit() -> None:
     small = "\n".join(plan(PlanConfig(model_size="135M", gpus=1, gpu_memory=24)))
     assert "slick finetune large --zero-stage 0 --no-activation-checkpointing --num-workers 1" in small
     assert "--gpus-per-actor 1" in small
@@ -194,7 +194,7 @@ def fits(text: str, *flags: str) -> str:
     return line.rsplit("  ", 1)[1]
 
 
-def test_the_machines_memory_may_be_what_is_too_small() -> None:
+def test_machine_memory_can_be_insufficient() -> None:
     offloaded = ("--zero-stage 3", "--activation-checkpointing", "--offload optimizer")
     told = PlanConfig(model_size="70B", gpus=8, machine_memory=512)
     text = "\n".join(plan(told))
@@ -211,7 +211,7 @@ def test_the_machines_memory_may_be_what_is_too_small() -> None:
     assert fits(spread, *offloaded) == "yes", "more machines share it"
 
 
-def test_lora_of_a_model_that_a_machine_cannot_read_whole_is_sharded() -> None:
+def test_lora_is_sharded_if_the_machine_cannot_load_the_model() -> None:
     text = "\n".join(plan(PlanConfig(model_size="13B", gpus=1, gpu_memory=40, machine_memory=24, gpus_a_machine=1)))
     assert fits(text, "--lora-rank 16", "--zero-stage 0", "--no-activation-checkpointing") == "no: machine"
     assert fits(text, "--lora-rank 16", "--zero-stage 3", "--activation-checkpointing") == "no: machine", "it saves it"
@@ -221,7 +221,7 @@ def test_lora_of_a_model_that_a_machine_cannot_read_whole_is_sharded() -> None:
 
 @pytest.mark.parametrize("gpus", [1, 2, 6, 8, 16, 256])
 @pytest.mark.parametrize("rows_at_once", [16, 4])
-def test_every_way_of_the_plan_is_a_command_that_trains_so(gpus: int, rows_at_once: int) -> None:
+def test_commands_of_the_plan_have_its_settings(gpus: int, rows_at_once: int) -> None:
     for flags, training in training_options(gpus, rows_at_once):
         words = finetune_command(flags, training).split()
         assert words[:3] == ["slick", "finetune", "large"]
@@ -232,7 +232,7 @@ def test_every_way_of_the_plan_is_a_command_that_trains_so(gpus: int, rows_at_on
         assert training.micro_batch_size <= rows_at_once
 
 
-def test_a_way_that_is_shown_is_one_that_fits() -> None:
+def test_named_settings_fit() -> None:
     """Whatever the fleet, the command is that of the first line which says yes and trains all weights."""
     for size in ("1B", "8B", "70B"):
         for memory in (24.0, 80.0):
@@ -263,7 +263,7 @@ def timed_study(path: Path, *, trained: bool) -> Folder:
     return study
 
 
-def test_hours_follow_the_probe(tmp_path: Path) -> None:
+def test_hours_are_estimated_from_the_probe(tmp_path: Path) -> None:
     study = timed_study(tmp_path, trained=True)
     rates = read_throughput(study)
     assert rates.parameters == PUBLISHED["135M"]
@@ -279,7 +279,7 @@ def test_hours_follow_the_probe(tmp_path: Path) -> None:
     assert "This extrapolation is uncertain" in "\n".join(plan(replace(config, model_size="70B")))
 
 
-def test_without_trainings_or_times_nothing_is_invented(tmp_path: Path) -> None:
+def test_probe_without_timings_gives_no_estimate(tmp_path: Path) -> None:
     study = timed_study(tmp_path / "one", trained=False)
     assert read_throughput(study).train_rows_per_second is None
     assert "run `slick finetune` there" in "\n".join(plan(PlanConfig(model_size="135M", probe=study.uri)))
@@ -303,6 +303,6 @@ def test_without_trainings_or_times_nothing_is_invented(tmp_path: Path) -> None:
         {"model_size": "7B", "gpus_a_machine": -1},
     ],
 )
-def test_what_cannot_be_planned_is_said(wrong: dict[str, object]) -> None:
+def test_invalid_plan_settings_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(SettingsError):
         list(plan(PlanConfig(**wrong)))

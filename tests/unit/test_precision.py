@@ -50,9 +50,7 @@ OLD_GPU = Device(is_gpu=True, supports_bfloat16=False, name="a V100")
         (OLD_GPU, "float16", "float16"),
     ],
 )
-def test_auto_is_what_the_work_began_in_or_what_the_device_does_best(
-    device: Device, begun: str | None, wanted: str
-) -> None:
+def test_auto_dtype_is_the_stored_one_or_that_of_the_device(device: Device, begun: str | None, wanted: str) -> None:
     assert resolve_dtype("auto", device, begun) == wanted
     for stated in ("float32", "bfloat16", "float16"):
         assert resolve_dtype(stated, device, begun) == stated
@@ -63,7 +61,7 @@ def test_auto_is_the_default_and_is_never_float16() -> None:
     assert "float16" not in {resolve_dtype("auto", device) for device in (CPU, ASSUMED_GPU, OLD_GPU)}
 
 
-def test_a_dtype_that_is_none_is_refused_before_anything_starts() -> None:
+def test_unknown_dtype_is_rejected_first() -> None:
     with pytest.raises(SettingsError, match="dtype is one of auto, float32, bfloat16, float16, got 'half'"):
         AnnotateConfig(dtype="half")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="dtype is one of auto, float32, bfloat16, got 'float16'"):
@@ -92,15 +90,13 @@ def never() -> Device:
     raise AssertionError("the device was asked for")
 
 
-def test_a_finished_step_is_resolved_without_looking_at_a_device(tmp_path: Path) -> None:
+def test_dtype_of_a_finished_step_is_resolved_without_a_device(tmp_path: Path) -> None:
     folder = begun(Folder(str(tmp_path)), "bfloat16", is_finished=True)
     assert resolve_step_dtype("annotate", "auto", read_stored_dtype([folder]), never) == "bfloat16"
     assert resolve_step_dtype("annotate", "float16", StoredDtype(dtype=None, is_finished=False), never) == "float16"
 
 
-def test_a_step_that_goes_on_elsewhere_keeps_its_dtype_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resumed_step_keeps_its_dtype_on_another_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = read_stored_dtype([begun(Folder(str(tmp_path)), "float32", is_finished=False)])
     assert resolve_step_dtype("annotate", "auto", stored, lambda: CPU) == "float32"
     assert capsys.readouterr().out == ""
@@ -108,7 +104,7 @@ def test_a_step_that_goes_on_elsewhere_keeps_its_dtype_and_says_so(
     assert "annotate: goes on in float32, in which it began; a GPU of compute" in capsys.readouterr().out
 
 
-def test_results_in_two_dtypes_are_not_guessed_at(tmp_path: Path) -> None:
+def test_results_in_two_dtypes_are_an_error(tmp_path: Path) -> None:
     folders = [begun(Folder(str(tmp_path / dtype)), dtype, is_finished=True) for dtype in ("float32", "bfloat16")]
     with pytest.raises(StudyError, match=r"float32 \(.*\) and bfloat16 \(.*--sweep.train.dtype"):
         read_stored_dtype(folders)
@@ -190,14 +186,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cluster]:
     return start
 
 
-def test_a_cluster_without_gpus_is_asked_for_no_task(cluster: Callable[..., Cluster]) -> None:
+def test_no_task_probes_a_cluster_without_gpus(cluster: Callable[..., Cluster]) -> None:
     assert slick.cluster.detect_device(0) is CPU
     found = cluster({"CPU": 8})
     assert slick.cluster.detect_device(None) is CPU
     assert found.asked == []
 
 
-def test_the_gpu_that_the_work_gets_decides(cluster: Callable[..., Cluster]) -> None:
+def test_device_is_the_gpu_of_a_probe_task(cluster: Callable[..., Cluster]) -> None:
     found = cluster({"GPU": 2, "accelerator_type:L4": 2}, lambda: ASSUMED_GPU)
     assert slick.cluster.detect_device(None) is ASSUMED_GPU
     assert slick.cluster.detect_device(0.25) is ASSUMED_GPU
@@ -206,20 +202,20 @@ def test_the_gpu_that_the_work_gets_decides(cluster: Callable[..., Cluster]) -> 
     assert slick.cluster.detect_device(1) is ASSUMED_GPU, "of a cluster that grows from zero too"
 
 
-def test_an_older_gpu_anywhere_in_the_cluster_decides(cluster: Callable[..., Cluster]) -> None:
+def test_older_gpu_in_the_cluster_disables_bfloat16(cluster: Callable[..., Cluster]) -> None:
     cluster({"GPU": 2, "accelerator_type:A100": 1, "accelerator_type:T4": 1})
     found = slick.cluster.detect_device(1)
     assert resolve_dtype("auto", found) == "float32"
     assert "T4" in found.name
 
 
-def test_what_torch_cannot_see_is_said_as_it_is(cluster: Callable[..., Cluster]) -> None:
+def test_gpu_without_torch_support_is_an_error(cluster: Callable[..., Cluster]) -> None:
     cluster({"GPU": 1}, slick.cluster._probe_gpu)
     with pytest.raises(ModelError, match="Ray reserved a GPU, but torch sees none there"):
         slick.cluster.detect_device(1)
 
 
-def test_more_gpus_than_this_machine_has_are_refused(
+def test_more_gpus_than_the_machine_has_are_rejected(
     cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster({"CPU": 4})

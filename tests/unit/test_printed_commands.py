@@ -104,7 +104,7 @@ def commands_in(text: str) -> Iterator[str]:
     ("gpus", "memory"), [(1, 24), (1, 80), (4, 40), (8, 80), (16, 141)], ids=lambda number: str(number)
 )
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
-def test_a_printed_command_takes_what_the_plan_says(
+def test_printed_command_has_the_memory_of_the_plan(
     capsys: pytest.CaptureFixture[str], size: str, gpus: int, memory: int, dtype: str
 ) -> None:
     text = planned(capsys, "--model-size", size, "--gpus", str(gpus), "--gpu-memory", str(memory), "--dtype", dtype)

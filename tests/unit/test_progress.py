@@ -41,7 +41,7 @@ def test_a_log_gets_a_line_each_interval_and_the_last(capsys: pytest.CaptureFixt
     assert "\x1b" not in out.err, "no terminal codes in a log"
 
 
-def test_who_listens_is_told_as_often_as_a_log_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_update_is_called_at_intervals_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     told: list[str] = []
     progress = ProgressReporter("annotate", 100, "questions", interval_s=3600, quiet=True, on_update=told.append)
     for _ in range(10):
@@ -51,7 +51,7 @@ def test_who_listens_is_told_as_often_as_a_log_and_at_the_end(capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
-def test_the_speed_is_that_of_this_run_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_speed_excludes_units_of_earlier_runs(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressReporter("annotate", 2000, "questions", interval_s=0.0)
     progress.resume_at(1000)
     time.sleep(0.2)
@@ -93,18 +93,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         (-1.0, ""),
     ],
 )
-def test_below_one_a_second_a_rate_is_the_time_of_each(per_second: float, expected: str) -> None:
+def test_rates_below_one_per_second_are_times_per_unit(per_second: float, expected: str) -> None:
     assert format_rate(per_second) == expected
 
 
-def test_nothing_done_yet_has_neither_rate_nor_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_rate_and_time_left_before_the_first_unit(capsys: pytest.CaptureFixture[str]) -> None:
     ProgressReporter("sweep", 10, "epochs", interval_s=0.0).add(0)
     assert capsys.readouterr().err == "sweep: 0 of 10 epochs\n"
 
 
-def test_a_training_that_begins_again_has_the_rate_of_what_it_does_now(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_repeated_work_resets_the_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressReporter("finetune", 1, "epochs")
     progress.resume_at(1)
     clock.now += 20
@@ -135,9 +133,7 @@ def test_lines_in_a_log_come_at_growing_intervals(clock: Clock, capsys: pytest.C
     assert len(told) == (hours * 3600 - 1) // 10, "the dashboard is told as often as at the beginning"
 
 
-def test_the_last_line_appears_though_fewer_are_done_than_planned(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_last_line_is_printed_if_fewer_units_are_done(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressReporter("finetune", 10, "epochs")
     clock.now += 2
     progress.add(4, "ended early")

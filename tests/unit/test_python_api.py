@@ -85,7 +85,7 @@ def test_a_folder_is_the_same_however_it_is_named(tmp_path: Path) -> None:
         as_folder("s3://KEY:SECRET@bucket/study")
 
 
-def test_a_study_is_drawn_from_by_its_path(tmp_path: Path) -> None:
+def test_variants_are_drawn_by_path(tmp_path: Path) -> None:
     write_labelled_study(tmp_path / "study", SMALL)
     path = tmp_path / "study"
     manifest = slick.draw_variants(path, slick.VariantsConfig(unknown_shares=(0.0, 1.0), natural=False))

@@ -18,7 +18,7 @@ def test_components_are_found_by_name_in_the_order_of_registration() -> None:
     assert registry.items() == (("two", 2), ("one", 1))
 
 
-def test_a_name_is_taken_once() -> None:
+def test_duplicate_name_is_an_error() -> None:
     registry: Registry[int] = Registry("number")
     registry.register("one")(1)
     with pytest.raises(ValueError, match="two components of kind number with the name 'one'"):

@@ -78,7 +78,7 @@ def driver_status(**changed: object) -> DriverStatus:
     return replace(known, **changed)
 
 
-def test_a_sweep_under_way_is_told_with_every_training(study: Folder, capsys: pytest.CaptureFixture) -> None:
+def test_status_of_an_unfinished_sweep_lists_all_runs(study: Folder, capsys: pytest.CaptureFixture) -> None:
     write_driver_status(study.child("sweep"), driver_status())
     assert read_driver_status(study.child("sweep")) == driver_status()
     line = (
@@ -102,12 +102,12 @@ def test_a_sweep_under_way_is_told_with_every_training(study: Folder, capsys: py
 @pytest.mark.parametrize(
     "gone", [{"has_ended": True}, {"at": (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")}]
 )
-def test_trainings_whose_driver_has_gone_are_interrupted(study: Folder, gone: dict[str, object]) -> None:
+def test_runs_without_a_driver_are_interrupted(study: Folder, gone: dict[str, object]) -> None:
     write_driver_status(study.child("sweep"), driver_status(**gone))
     assert [row.state for row in sweep_run_statuses(study)] == ["done", "interrupted", "failed", "waiting"]
 
 
-def test_a_study_tells_what_its_settings_plan_before_the_sweep_does(study: Folder) -> None:
+def test_status_before_the_sweep_lists_planned_runs(study: Folder) -> None:
     study.child("sweep").delete()
     assert describe_step(study, "sweep") == "not begun"
     grid = {"variants": ["natural"], "seeds": [0, 7], "epochs": [2, 5]}
@@ -117,7 +117,7 @@ def test_a_study_tells_what_its_settings_plan_before_the_sweep_does(study: Folde
     assert [row.run_id for row in sweep_run_statuses(study)] == ["natural-seed0", "natural-seed7"]
 
 
-def test_a_long_table_leaves_out_those_that_wait_and_says_so() -> None:
+def test_long_table_omits_waiting_runs() -> None:
     row = RunStatus(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="waiting")
     states = ("waiting", "done", "running", "waiting", "failed", "done")
     rows = [replace(row, seed=seed, state=state) for seed, state in enumerate(states)]
@@ -129,7 +129,7 @@ def test_a_long_table_leaves_out_those_that_wait_and_says_so() -> None:
     assert "settings" not in status_table(rows)[0]
 
 
-def test_nothing_is_said_of_accuracy_before_the_first_epoch() -> None:
+def test_status_before_the_first_epoch_has_no_accuracy() -> None:
     row = RunStatus(run_id="x", variant="x", seed=0, settings="", epochs=0, budget=3, state="running")
     assert progress_line([row], None) == "0 of 1 trainings, 0 of 3 epochs"
 
@@ -141,7 +141,7 @@ def plan(run_id: str) -> RunPlan:
     )
 
 
-def test_of_a_trial_its_first_unfinished_training_runs() -> None:
+def test_first_unfinished_run_of_a_trial_is_running() -> None:
     course = TrialTracker([[plan("a"), plan("b")], [plan("c")], [plan("d")]])
     assert course.driver_status(set(), float("inf"), has_ended=False).seconds_left is None
     course.mark_started(0)
@@ -157,7 +157,7 @@ def test_of_a_trial_its_first_unfinished_training_runs() -> None:
     assert course.num_retries == 1
 
 
-def test_what_tune_writes_down_of_a_course_is_how_it_began() -> None:
+def test_pickled_trial_tracker_has_its_initial_state() -> None:
     course = TrialTracker([[plan("a")]])
     course.mark_retried(0)
     again = copy.deepcopy(course)
@@ -202,7 +202,9 @@ def shown(study: Folder, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return {line[2:12].strip(): line[13:] for line in lines}
 
 
-def test_an_annotation_under_way_is_told_store_by_store(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_of_an_unfinished_annotation_counts_each_store(
+    asking: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
     store(asking.child("annotate", "generations"), 22)
     store(asking.child("annotate", "repeats"), 4)
     found = shown(asking, capsys)
@@ -218,9 +220,7 @@ def test_an_annotation_under_way_is_told_store_by_store(asking: Folder, capsys: 
 
 
 @pytest.mark.parametrize(("of", "wanted"), [("test", 10), ("all", 22)])
-def test_p_true_is_told_as_the_steps_are(
-    asking: Folder, of: PTrueScope, wanted: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_of_p_true(asking: Folder, of: PTrueScope, wanted: int, capsys: pytest.CaptureFixture[str]) -> None:
     config, folder = replace(LABELLED, p_true=True, p_true_of=of), asking.child("annotate", "p_true")
     asking.child("annotate").delete("started.json")
     begin_step(asking.child("annotate"), "annotate", "x", config)
@@ -234,7 +234,7 @@ def test_p_true_is_told_as_the_steps_are(
     assert shown(asking, capsys)["P(True)"] == f"done in 1 s, {wanted} of {wanted} gold answers scored"
 
 
-def test_p_true_that_a_study_asks_for_later_is_not_begun(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_p_true_requested_later_is_not_begun(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     finish(asking.child("annotate"))
     write_settings(asking, replace(smoke_study(), experiments=("counts",)))
     assert "P(True)" not in shown(asking, capsys)
@@ -256,7 +256,7 @@ def write_settings(study: Folder, config: StudyConfig) -> None:
     study.write_json("study.json", {"settings": settings_to_json(resolve(config)), "versions": {}})
 
 
-def test_what_a_new_wish_adds_to_a_finished_sweep_is_left(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_an_added_experiment_are_left(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     """The sweep's own plan is of the old grid until it begins again."""
     finish(asking.child("annotate"))
     write_planned(asking.child("sweep"), [Trajectory(variant="unknown-050", seed=0, epochs=3)])
@@ -268,7 +268,7 @@ def test_what_a_new_wish_adds_to_a_finished_sweep_is_left(asking: Folder, capsys
     assert found["sweep"].startswith("done in 1 s, 1 of 1 trainings")
 
 
-def test_steps_that_a_study_does_without_say_so(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unneeded_steps_state_the_reason(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     write_settings(asking, replace(smoke_study(), experiments=("counts,stability",)))
     found = shown(asking, capsys)
     assert found["variants"] == found["sweep"] == "not begun: no requested experiment needs training"
@@ -280,7 +280,7 @@ def test_steps_that_a_study_does_without_say_so(asking: Folder, capsys: pytest.C
     assert found["sweep"] == "not begun"
 
 
-def test_the_sheet_of_wrong_answers_tells_how_far_its_grading_is(asking: Folder) -> None:
+def test_status_counts_graded_answers(asking: Folder) -> None:
     finish(asking.child("report"))
     tables = asking.child("report", "tables")
     assert describe_step(asking, "report") == "done in 1 s"

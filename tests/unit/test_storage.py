@@ -49,7 +49,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return Folder(str(inside) if request.param == "path" else inside.as_uri())
 
 
-def test_what_is_written_is_read(folder: Folder) -> None:
+def test_written_files_are_read_back(folder: Folder) -> None:
     folder.write_bytes("a.bin", b"\x00\xff")
     folder.write_json("b.json", {"Zürich": [1, None, True]})
     folder.write_table("c.parquet", TABLE)
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(folder: Folder) -> None:
     assert "Zürich" in folder.read_bytes("b.json").decode(), "JSON is for people to read"
 
 
-def test_a_folder_that_is_not_there_is_empty(folder: Folder) -> None:
+def test_missing_folder_is_empty(folder: Folder) -> None:
     assert not folder.exists()
     assert not folder.exists("a.bin")
     assert folder.names() == folder.folders() == []
@@ -68,7 +68,7 @@ def test_a_folder_that_is_not_there_is_empty(folder: Folder) -> None:
     folder.delete("a.bin")
 
 
-def test_names_and_folders_are_sorted_and_told_apart(folder: Folder) -> None:
+def test_names_and_folders_are_sorted(folder: Folder) -> None:
     for name in ("part-00010.parquet", "part-00002.parquet", "manifest.json"):
         folder.write_bytes(name, b"1")
     for name in ("runs", "annotate"):
@@ -89,7 +89,7 @@ def test_parts_are_read_in_the_order_of_their_names(folder: Folder) -> None:
         folder.read_tables("missing-")
 
 
-def test_delete_takes_the_file_or_the_whole_folder(folder: Folder) -> None:
+def test_delete_removes_a_file_or_a_folder(folder: Folder) -> None:
     folder.write_bytes("a", b"1")
     folder.child("deep", "er").write_bytes("b", b"2")
     folder.delete("a")
@@ -99,7 +99,7 @@ def test_delete_takes_the_file_or_the_whole_folder(folder: Folder) -> None:
     assert not folder.exists()
 
 
-def test_a_write_replaces_and_leaves_nothing_else(folder: Folder) -> None:
+def test_write_replaces_the_file_without_leftovers(folder: Folder) -> None:
     for content in (b"long content", b"short"):
         folder.write_bytes("a", content)
     assert folder.read_bytes("a") == b"short"
@@ -107,13 +107,13 @@ def test_a_write_replaces_and_leaves_nothing_else(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("read", ["read_bytes", "read_json", "read_table"])
-def test_what_is_not_there_says_so(folder: Folder, read: str) -> None:
+def test_missing_file_is_a_study_error(folder: Folder, read: str) -> None:
     with pytest.raises(StudyError, match=r"study/a does not exist; run the step that writes it first"):
         getattr(folder, read)("a")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_truncated_table_says_so(folder: Folder, share: float) -> None:
+def test_truncated_parquet_file_is_a_study_error(folder: Folder, share: float) -> None:
     folder.write_table("a.parquet", TABLE)
     whole = folder.read_bytes("a.parquet")
     folder.write_bytes("a.parquet", whole[: int(share * len(whole))])
@@ -121,7 +121,7 @@ def test_a_truncated_table_says_so(folder: Folder, share: float) -> None:
         folder.read_table("a.parquet")
 
 
-def test_a_table_with_a_spoilt_page_says_so(folder: Folder) -> None:
+def test_damaged_parquet_page_is_a_study_error(folder: Folder) -> None:
     folder.write_table("a.parquet", TABLE)
     spoilt = bytearray(folder.read_bytes("a.parquet"))
     spoilt[40:60] = bytes(20)
@@ -131,7 +131,7 @@ def test_a_table_with_a_spoilt_page_says_so(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00", b"nonsense"])
-def test_what_is_not_json_says_so(folder: Folder, content: bytes) -> None:
+def test_invalid_json_is_a_study_error(folder: Folder, content: bytes) -> None:
     folder.write_bytes("a.json", content)
     with pytest.raises(StudyError, match=r"a\.json is not JSON"):
         folder.read_json("a.json")
@@ -143,7 +143,7 @@ def test_json_has_no_nan(folder: Folder) -> None:
     assert not folder.exists("a.json")
 
 
-def test_a_uri_that_cannot_be_opened_says_so() -> None:
+def test_invalid_uri_is_a_study_error() -> None:
     with pytest.raises(StudyError, match="nope://bucket/study cannot be opened"):
         Folder("nope://bucket/study/").exists()
 
@@ -159,7 +159,7 @@ def test_names_of_folders() -> None:
     assert str(Folder("/a/b/")) == "/a/b"
 
 
-def test_a_reader_sees_the_old_content_or_the_new_never_a_part(tmp_path: Path) -> None:
+def test_concurrent_reader_sees_complete_files(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))  # pyarrow's in-memory store shows parts, which real object stores do not
     contents = {b"a" * 2_000_000, b"b" * 3_000_000}
     folder.write_bytes("x", b"a" * 2_000_000)
@@ -179,7 +179,7 @@ def test_a_reader_sees_the_old_content_or_the_new_never_a_part(tmp_path: Path) -
         writer.join()
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_killed_writer_leaves_a_complete_file(tmp_path: Path) -> None:
     code = (
         "import itertools, sys; from slick.storage import Folder; folder = Folder(sys.argv[1])\n"
         "for i in itertools.count(): folder.write_json('x.json', [i] * 200_000)"
@@ -197,7 +197,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     assert Folder(str(tmp_path)).names(".json") == ["x.json"]
 
 
-def test_files_are_added_told_by_size_and_fetched(folder: Folder, tmp_path: Path) -> None:
+def test_add_sizes_and_download(folder: Folder, tmp_path: Path) -> None:
     assert folder.sizes() == {}
     for name, content in (("one", b"abc"), ("two", b"defgh")):
         part = tmp_path / name
@@ -301,7 +301,7 @@ def test_torch_and_safetensors_on_a_full_disk_are_the_same_message(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_what_trying_again_does_not_help_is_known(code: int) -> None:
+def test_disk_errors_are_recognized(code: int) -> None:
     error = OSError(code, os.strerror(code), "/data/file")
     assert is_disk_error(error)
     assert is_disk_error(shutil.Error([("a", "b", str(error))])), "as copytree tells of it"
@@ -312,14 +312,14 @@ def test_what_trying_again_does_not_help_is_known(code: int) -> None:
     assert message.startswith("/data/file cannot be written: ")
 
 
-def test_other_errors_are_not_of_the_disk() -> None:
+def test_other_errors_are_not_disk_errors() -> None:
     assert not is_disk_error(PermissionError(errno.EACCES, "no"))
     assert format_file_error(ValueError("a defect")) is None
     with pytest.raises(ValueError, match="a defect"), file_errors("/data", "written"):
         raise ValueError("a defect")
 
 
-def test_what_cannot_be_deleted_or_counted_is_one_message(tmp_path: Path) -> None:
+def test_failed_delete_or_count_is_one_message(tmp_path: Path) -> None:
     path = tmp_path / "a file"
     path.write_bytes(b"no Parquet")
     with pytest.raises(StudyError, match="a file cannot be read"):
@@ -329,9 +329,7 @@ def test_what_cannot_be_deleted_or_counted_is_one_message(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "SLICK_CACHE"])
-def test_a_cache_that_cannot_be_written_is_one_message(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_cache_is_one_message(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for other in ("XDG_CACHE_HOME", "SLICK_CACHE"):
         monkeypatch.delenv(other, raising=False)
     file = tmp_path / "file"
@@ -341,7 +339,7 @@ def test_a_cache_that_cannot_be_written_is_one_message(
         ensure_cache_folder("worlds")
 
 
-def test_a_staged_folder_takes_the_place_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_atomic_replace_of_a_local_folder(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "variants"))
     folder.child("old").write_bytes("a.txt", b"old")
 
@@ -362,7 +360,7 @@ def test_a_staged_folder_takes_the_place_whole_or_not_at_all(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["variants"]
 
 
-def test_a_staged_folder_replaces_one_of_an_object_store_its_manifest_last() -> None:
+def test_atomic_replace_in_an_object_store_writes_the_manifest_last() -> None:
     ObjectStore.store = pafs._MockFileSystem()
     folder = ObjectStore("memory://bucket/study/variants")
     folder.child("old").write_bytes("a.txt", b"old")
@@ -385,9 +383,7 @@ def test_a_staged_folder_replaces_one_of_an_object_store_its_manifest_last() -> 
     assert set(folder.sizes()) == {"a.txt", "manifest.json", "z.txt"}
 
 
-def test_a_staged_folder_that_cannot_take_the_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_atomic_replace_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(str(tmp_path / "variants"))
     folder.write_bytes("a.txt", b"old")
     rename = os.replace
@@ -408,7 +404,7 @@ def test_a_staged_folder_that_cannot_take_the_place_leaves_the_old_one(
     assert [path.name for path in tmp_path.iterdir()] == ["variants"]
 
 
-def test_who_may_read_an_uploaded_folder_is_for_the_umask_to_say(tmp_path: Path) -> None:
+def test_mode_of_an_uploaded_folder_follows_the_umask(tmp_path: Path) -> None:
     source = tmp_path / "private"
     (source / "inner").mkdir(parents=True)
     (source / "inner" / "a.txt").write_text("a")
@@ -427,7 +423,7 @@ def test_who_may_read_an_uploaded_folder_is_for_the_umask_to_say(tmp_path: Path)
         assert modes == [0o755, 0o755, 0o644], name
 
 
-def test_a_column_whose_values_are_pickles_is_refused_before_they_are_read(tmp_path: Path) -> None:
+def test_column_with_pickles_is_rejected_before_reading(tmp_path: Path) -> None:
     """Ray Data registers such a type with Arrow, which then loads the pickles of any Parquet file."""
     import ray.data.extensions  # noqa: F401 - registers it
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray

@@ -60,7 +60,7 @@ def test_a_step_begins_finishes_and_is_then_skipped(folder: Folder) -> None:
     assert not begin_step(folder, "annotate", "one", Settings())
 
 
-def test_a_half_written_step_is_gone_on_with(folder: Folder) -> None:
+def test_unfinished_step_resumes(folder: Folder) -> None:
     begin_step(folder, "annotate", "one", Settings())
     folder.write_bytes("part-00000.parquet", b"1")
     assert begin_step(folder, "annotate", "one", Settings())
@@ -68,7 +68,7 @@ def test_a_half_written_step_is_gone_on_with(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_other_settings_are_refused_and_nothing_is_touched(folder: Folder, finished: bool) -> None:
+def test_other_settings_are_rejected_without_changes(folder: Folder, finished: bool) -> None:
     begin_step(folder, "annotate", "one", Settings())
     if finished:
         close(folder, rows=7)
@@ -79,7 +79,7 @@ def test_other_settings_are_refused_and_nothing_is_touched(folder: Folder, finis
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_refusal_names_the_settings_that_changed(folder: Folder, finished: bool) -> None:
+def test_error_names_the_changed_settings(folder: Folder, finished: bool) -> None:
     begin_step(folder, "annotate", "one", Settings())
     if finished:
         close(folder)
@@ -90,7 +90,7 @@ def test_a_refusal_names_the_settings_that_changed(folder: Folder, finished: boo
         begin_step(folder, "annotate", "two", now)
 
 
-def test_a_refusal_names_no_setting_that_does_not_count(folder: Folder) -> None:
+def test_error_omits_settings_that_do_not_affect_results(folder: Folder) -> None:
     begin_step(folder, "annotate", "one", AnnotateConfig(max_actors=3))
     with pytest.raises(StudyError, match=r"is two \(sampling\.seed was 0, is 5\); choose"):
         begin_step(folder, "annotate", "two", AnnotateConfig(max_actors=9, sampling=SamplingConfig(seed=5)))
@@ -113,13 +113,13 @@ def test_an_unfinished_step_names_the_command(folder: Folder) -> None:
         (b'{"step": "annotate", "more": 1}', "written by another version of this program"),
     ],
 )
-def test_a_manifest_that_is_none_says_so(folder: Folder, content: bytes, message: str) -> None:
+def test_invalid_manifest_is_a_study_error(folder: Folder, content: bytes, message: str) -> None:
     folder.write_bytes("manifest.json", content)
     with pytest.raises(StudyError, match=message):
         read_manifest(folder)
 
 
-def test_fingerprints_change_with_every_part_and_with_nothing_else() -> None:
+def test_fingerprint_depends_on_all_parts_and_not_on_key_order() -> None:
     first = fingerprint(Settings(), "input")
     assert first == fingerprint(Settings(), "input")
     assert first == fingerprint({"inner": {"name": None, "sizes": [1, 2]}, "seed": 0}, "input"), "as JSON values"
@@ -138,7 +138,7 @@ def test_fingerprints_change_with_every_part_and_with_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), {"a": float("inf")}, {1, 2}, Path("x")])
-def test_a_fingerprint_takes_only_what_it_can_tell_apart(value: object) -> None:
+def test_fingerprint_rejects_values_without_json_form(value: object) -> None:
     with pytest.raises((ValueError, TypeError)):
         fingerprint(value)
 

@@ -40,14 +40,14 @@ def words(*more: str, address: str = FAR, out: str = "s3://bucket/study") -> lis
     return ["variants", "demo", "--address", address, "--out", out, *more]
 
 
-def test_the_entrypoint_is_the_steps_own_command_line() -> None:
+def test_entrypoint_is_the_command_of_the_step() -> None:
     job = parse_submission(words("--unknown-shares", "0", "0.5", "--env", "A", "--no-wait"), {"A": "1"})
     assert job.entrypoint == "sh jobs/start.sh variants demo --out s3://bucket/study --unknown-shares 0 0.5"
     assert not job.wait
     assert job.metadata == {"step": "variants", "preset": "demo", "study": "s3://bucket/study"}
 
 
-def test_every_step_that_computes_can_be_submitted() -> None:
+def test_every_computing_step_can_be_submitted() -> None:
     from jobs.cli import STEP_DESCRIPTIONS
 
     assert STEP_PRESETS.keys() == STEP_DESCRIPTIONS.keys() - {"status", "compare", "plan", "submit", "jobs"}
@@ -84,7 +84,7 @@ def test_rescoring_and_quoting() -> None:
         (["questions", "paper", "--questions", "q.zip", "--address", FAR, "--out", "s3://b/s"], "q.zip does not exist"),
     ],
 )
-def test_what_is_wrong_is_said_before_the_cluster_is_asked(
+def test_invalid_submission_is_rejected_before_connecting(
     argv: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
@@ -111,7 +111,7 @@ def test_flags_are_checked_before_anything_is_submitted(argv: list[str], message
     assert message in str(error.value)
 
 
-def test_the_job_has_the_flags_in_their_canonical_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_has_canonical_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "q.jsonl").write_text("{}")
     argv = ["questions", "demo", "--source", "q.jsonl", "--limit_per_relation=3", "--address", FAR, "--out", "s3://b/s"]
@@ -120,7 +120,7 @@ def test_the_job_has_the_flags_in_their_canonical_spelling(tmp_path: Path, monke
     assert list(job.job_files.files) == ["files/q.jsonl"], "a file under the flag's old name travels too"
 
 
-def test_a_head_on_loopback_may_see_this_machines_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_are_kept_for_a_head_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse_submission(words(address=NEAR, out="studies/x")).out == f"{tmp_path}/studies/x"
     assert parse_submission(words(out="file:///shared/x")).out == "file:///shared/x"
@@ -132,13 +132,13 @@ def test_a_head_on_loopback_may_see_this_machines_disk(tmp_path: Path, monkeypat
     ]
 
 
-def test_the_address_may_come_from_the_environment_and_the_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:8265/")
     assert parse_address(None) == "http://other:8265"
     assert parse_address("https://head/") == "https://head"
 
 
-def test_files_that_flags_name_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_flags_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_text("{}")
     Path("model").mkdir()
@@ -157,7 +157,7 @@ def test_files_that_flags_name_travel(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("flags", [["--graded", "sheet.csv"], ["--report.graded=sheet.csv"]])
-def test_a_graded_sheet_travels(
+def test_graded_sheet_is_uploaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -171,7 +171,7 @@ def test_a_graded_sheet_travels(
     assert "with sheet.csv as files/sheet.csv" in capsys.readouterr().out
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_files_with_the_same_name_are_rejected(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "q.csv").write_text("x")
@@ -179,14 +179,14 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         plan_job_files(["--questions", f"{tmp_path}/a/q.csv", "--audit", f"{tmp_path}/b/q.csv"], via_loopback=False)
 
 
-def test_a_file_too_large_to_travel_stays(tmp_path: Path) -> None:
+def test_large_file_is_not_uploaded(tmp_path: Path) -> None:
     large = tmp_path / "q.parquet"
     with large.open("wb") as file:
         file.truncate(300_000_000)
     assert plan_job_files(["--questions", str(large)], via_loopback=False).files == {}
 
 
-def test_code_travels_and_nothing_else(tmp_path: Path) -> None:
+def test_only_code_is_uploaded(tmp_path: Path) -> None:
     root, target, question = tmp_path / "root", tmp_path / "target", tmp_path / "q.parquet"
     belongs = ["slick/a.py", "slick/data/facts.json", "slick/py.typed", "tuning/b.py", "jobs/c.py", "constraints.txt"]
     strays = ["studies/x/manifest.json", "data/q.zip", ".git/config", ".venv/bin/python", ".env", "id_rsa", "m.gguf"]
@@ -207,7 +207,7 @@ def test_code_travels_and_nothing_else(tmp_path: Path) -> None:
     assert found == {*belongs, "files/q.parquet"}
 
 
-def test_the_package_runs_alone(tmp_path: Path) -> None:
+def test_uploaded_code_runs_alone(tmp_path: Path) -> None:
     build_working_dir(tmp_path, {})
     done = subprocess.run(
         [sys.executable, "-m", "jobs.variants", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -251,7 +251,7 @@ BIN = "/usr/bin:/bin"
 
 @pytest.mark.parametrize("workers", [sys.executable, "with space/python"])
 @pytest.mark.parametrize("first", ["", "bare"])
-def test_a_job_runs_with_rays_python_where_the_path_has_another_or_none(packed: Path, workers: str, first: str) -> None:
+def test_job_uses_rays_python_if_that_of_the_path_is_unsuitable(packed: Path, workers: str, first: str) -> None:
     path = f"{packed / first}:{packed / 'tools'}"
     (packed / "tools").mkdir(exist_ok=True)
     for name in ("sh", "tr", "sed", "tail", "cat", "uname"):  # a PATH without any Python
@@ -262,14 +262,14 @@ def test_a_job_runs_with_rays_python_where_the_path_has_another_or_none(packed: 
     assert "slick variants needs --out DIR" in done.stderr
 
 
-def test_a_job_runs_with_the_paths_python_where_that_is_whole(packed: Path) -> None:
+def test_job_uses_python_of_the_path_if_it_has_all_packages(packed: Path) -> None:
     for workers in (None, str(packed / "bare" / "python"), "/nowhere/python"):
         done = start(packed, f"{Path(sys.executable).parent}:{BIN}", workers)
         assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
         assert "slick variants needs --out DIR" in done.stderr
 
 
-def test_a_job_runs_with_rays_python_where_the_paths_has_another_ray(packed: Path) -> None:
+def test_job_uses_rays_python_if_that_of_the_path_has_another_ray(packed: Path) -> None:
     """As Ray would refuse it: it wants one version of Ray and of Python in all of a cluster."""
     (packed / "other").mkdir()
     (packed / "other" / "python").write_text('#!/bin/sh\n[ "$1" = -c ] && echo 1.0.0 2 7 || echo the other\n')
@@ -279,7 +279,7 @@ def test_a_job_runs_with_rays_python_where_the_paths_has_another_ray(packed: Pat
     assert start(packed, path, None).stdout == "the other\n", "without anything better it is taken"
 
 
-def test_a_head_without_a_python_for_the_job_says_so_in_one_message(packed: Path) -> None:
+def test_head_without_suitable_python_is_one_message(packed: Path) -> None:
     done = start(packed, f"{packed / 'bare'}:{BIN}", str(packed / "bare" / "python"))
     assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
     assert f"found {packed}/bare/python, which lacks ray, pyarrow, numpy" in done.stderr
@@ -289,14 +289,16 @@ def test_a_head_without_a_python_for_the_job_says_so_in_one_message(packed: Path
     assert replace(JOB, status="FAILED", message=f"last logs:\n{done.stderr}").reason == reason, "slick jobs shows it"
 
 
-def test_what_a_job_needs_is_what_the_project_depends_on() -> None:
+def test_start_script_checks_all_dependencies() -> None:
     names = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     needed = re.search(r'^needed="(.*)"$', (ROOT / "jobs" / "start.sh").read_text(), re.MULTILINE)
     assert needed
     assert set(needed.group(1).split()) == {re.split(r"[^\w]", name)[0] for name in names}
 
 
-def test_secrets_are_named_and_never_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_env_variables_are_not_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     main(words("--env", "HF_TOKEN", "--dry-run"))
     job = parse_submission(words("--env", "HF_TOKEN"))
@@ -321,7 +323,7 @@ JOB = RayJob(job_id="j", status="RUNNING", metadata={}, message="", error_type="
         ("STOPPED", None, "", 130),
     ],
 )
-def test_a_job_ends_as_its_step_would(status: str, exit_code: int | None, error_type: str, ends: int) -> None:
+def test_exit_status_of_a_job(status: str, exit_code: int | None, error_type: str, ends: int) -> None:
     assert replace(JOB, status=status, exit_code=exit_code, error_type=error_type).exit_status == ends
 
 
@@ -335,7 +337,7 @@ def test_a_job_is_read_without_its_runtime_environment() -> None:
     assert SECRET not in repr(job)
 
 
-def test_the_list_says_what_each_job_is_and_what_is_the_matter() -> None:
+def test_list_of_jobs_has_step_status_and_reason() -> None:
     failed = "Job entrypoint command failed with exit code 2, last logs:\nreading\n\nslick: q.zip is not there\n  see x"
     study = {"step": "study", "preset": "paper", "study": "s3://b/s"}
     jobs = [
@@ -353,7 +355,7 @@ def test_the_list_says_what_each_job_is_and_what_is_the_matter() -> None:
     assert jobs_table([on_its_way], 1065.0).splitlines()[2] == "  annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left"
 
 
-def test_a_head_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_head_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # and back to what it was
     with pytest.raises(ClusterError, match=r"no head answers at http://127.0.0.1:1 .*8265"):
         RayJobClient("http://127.0.0.1:1")
@@ -385,7 +387,7 @@ class FakeHead:
         (False, "y", [], f"slick jobs --address {FAR} --stop j"),
     ],
 )
-def test_ctrl_c_leaves_the_job_unless_told_otherwise(
+def test_ctrl_c_stops_the_job_only_if_confirmed(
     tty: bool,
     answer: str,
     stopped: list[str],
@@ -402,7 +404,7 @@ def test_ctrl_c_leaves_the_job_unless_told_otherwise(
     assert said in capsys.readouterr().out
 
 
-def test_a_job_that_never_began_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_job_that_did_not_start_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     job = replace(JOB, status="FAILED", message="no pip", error_type="RUNTIME_ENV_SETUP_FAILURE")
     with pytest.raises(SystemExit) as stop:
         follow(cast(RayJobClient, FakeHead(job)), "j")
@@ -420,7 +422,7 @@ def test_a_job_that_never_began_says_why(capsys: pytest.CaptureFixture[str]) -> 
         ({"RAY_AUTH_MODE": "token"}, False, False, "token"),
     ],
 )
-def test_a_token_is_sent_where_there_is_one(
+def test_token_is_sent_if_there_is_one(
     environment: dict[str, str], in_home: bool, sent: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "")  # and back to what it was
@@ -436,7 +438,7 @@ def test_a_token_is_sent_where_there_is_one(
 
 
 @pytest.mark.parametrize(("code", "is_open"), [(200, True), (401, False), (403, False)])
-def test_a_refusal_is_an_answer_and_an_open_head_is_noticed(code: int, is_open: bool) -> None:
+def test_head_with_and_without_token_authentication(code: int, is_open: bool) -> None:
     class Door(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(code)
@@ -450,7 +452,7 @@ def test_a_refusal_is_an_answer_and_an_open_head_is_noticed(code: int, is_open: 
         assert check_head_reachable(f"http://127.0.0.1:{server.server_port}") is is_open
 
 
-def test_jobs_takes_one_wish_at_a_time() -> None:
+def test_jobs_rejects_follow_with_stop() -> None:
     with pytest.raises(SettingsError, match="one of --follow ID, --stop ID"):
         jobs_main(["--follow", "a", "--stop", "b", "--address", NEAR])
 
@@ -468,7 +470,7 @@ def test_from_outside() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_head_that_was_started_just_now_is_asked_until_it_can_run_jobs() -> None:
+def test_submission_is_retried_until_the_head_has_an_agent() -> None:
     not_yet = "Request failed with status code 500: No available agent to submit job, please try again later."
     refusals = [not_yet, not_yet]
     started = []

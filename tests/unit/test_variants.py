@@ -415,7 +415,7 @@ def test_unfinished_annotation_is_refused(tmp_path: Path) -> None:
 def test_invalid_category_is_refused(tmp_path: Path, wrong: str | None) -> None:
     study = write_labelled_study(tmp_path, SMALL, categories={"P17-Unknown-3": wrong})
     message = (
-        "category has no value in 1 of" if wrong is None else f"category holds {wrong!r}, wanted one of HighlyKnown"
+        "category has no value in 1 of" if wrong is None else f"category holds {wrong!r}, expected one of HighlyKnown"
     )
     with pytest.raises(StudyError, match=message):
         draw_variants(study, VariantsConfig())
