@@ -135,7 +135,7 @@ def check_settings(values: Mapping[str, Any], settings: type, source: str) -> di
 
 
 def _flatten_settings(
-    values: Mapping[str, Any], settings: type, prefix: str, source: str, whole: type, checked: dict[str, Any]
+    values: Mapping[str, Any], settings: type, prefix: str, source: str, root: type, checked: dict[str, Any]
 ) -> None:
     hints = get_type_hints(settings)
     former = {field.metadata["formerly"]: field.name for field in fields(settings) if field.metadata.get("formerly")}
@@ -145,12 +145,12 @@ def _flatten_settings(
         path = f"{prefix}{name}"
         hint = hints.get(name)
         if hint is None or (dot and not is_dataclass(hint)):
-            raise _unknown_setting_error(f"{prefix}{key}", whole, source)
+            raise _unknown_setting_error(f"{prefix}{key}", root, source)
         if isinstance(hint, type) and is_dataclass(hint):
             inner = {rest: value} if dot else {} if value is None else value
             if not isinstance(inner, dict):
                 raise SettingsError(f"{source}: {path} is {format_value(value)}; expected settings by name")
-            _flatten_settings(inner, hint, f"{path}.", source, whole, checked)
+            _flatten_settings(inner, hint, f"{path}.", source, root, checked)
         elif path in checked:
             raise SettingsError(f"{source}: {path} is given twice (as {key!r} the second time); give it once")
         else:

@@ -63,7 +63,7 @@ def demo_training() -> TrainConfig:
 
 
 def demo_variants() -> VariantsConfig:
-    """The paper's 17 variants, and one whose Unknown rows fill whole relations."""
+    """The paper's 17 variants, and one whose Unknown rows are concentrated in a few relations."""
     return VariantsConfig(concentrated_shares=(0.5,))
 
 
@@ -159,7 +159,7 @@ def large_sweep() -> SweepConfig:
 
 
 def demo_study() -> StudyConfig:
-    """The whole study on a small model with planted facts; minutes on a laptop."""
+    """A study on a small model with planted facts; minutes on a laptop."""
     return StudyConfig(annotate=demo_annotation(), variants=demo_variants(), sweep=demo_sweep())
 
 

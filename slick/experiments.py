@@ -78,30 +78,30 @@ NATURAL_SET = VariantRequirement(label="D_Natural", matches=_has_kind("natural")
 _EXPERIMENTS = (
     Experiment(
         name="counts",
-        description="How many questions of each relation fall into each category.",
+        description="Questions by relation and category.",
         exhibits="Tables 3-5",
     ),
     Experiment(
         name="unknown_ratio",
-        description="Accuracy against the share of Unknown rows, with and without those rows (D and D_Known).",
+        description="Accuracy against the share of Unknown rows, with these rows and without them (D and D_Known).",
         exhibits="Figures 3a, 3b",
         requirements=(SWEEP_SETS, KNOWN_ONLY_SETS),
     ),
     Experiment(
         name="fit",
-        description="How fast Known and Unknown rows are fitted, and what is fitted at early stop.",
+        description="Epochs until Known and Unknown rows are fitted, and rows fitted at early stopping.",
         exhibits="Figures 1, 4, 6",
         requirements=(SWEEP_SETS, HALF_UNKNOWN_SET),
     ),
     Experiment(
         name="linear_model",
-        description="What one fitted row, Known or Unknown, does to test accuracy, in and out of distribution.",
+        description="Effect of fitted Known and Unknown rows on test accuracy, in and out of distribution.",
         exhibits="Table 1",
         requirements=(SWEEP_SETS,),
     ),
     Experiment(
         name="categories",
-        description="Fine-tuning on one category at a time, and what is then answered of each.",
+        description="Fine-tuning on one category, and test accuracy by category.",
         exhibits="Tables 2, 7",
         requirements=(
             VariantRequirement(
@@ -117,14 +117,13 @@ _EXPERIMENTS = (
     ),
     Experiment(
         name="ood",
-        description="Accuracy on relations that nothing was fine-tuned on.",
+        description="Accuracy on relations that are not in the fine-tuning data.",
         exhibits="Figure 7",
         requirements=(SWEEP_SETS,),
     ),
     Experiment(
         name="p_true",
-        description="Categories against P(True) and against fewer prompts: who tells better what will be answered "
-        "right.",
+        description="Prediction of correct answers by the categories, by P(True) and by fewer prompts.",
         exhibits="Figure 5",
         requirements=(NATURAL_SET,),
         p_true=True,
@@ -143,13 +142,13 @@ _EXPERIMENTS = (
     ),
     Experiment(
         name="error_audit",
-        description="What answers that do not match are: wrong, or right in other words.",
+        description="Audit of answers that do not match the gold answers: wrong, or correct in other words.",
         exhibits="Table 6",
         needs_all_answers=True,
     ),
     Experiment(
         name="concentration",
-        description="Unknown rows that fill whole relations, against as many spread over all.",
+        description="Unknown rows concentrated in a few relations, against the same number in all relations.",
         requirements=(
             CONCENTRATED_SETS,
             VariantRequirement(
@@ -159,17 +158,17 @@ _EXPERIMENTS = (
     ),
     Experiment(
         name="forgetting",
-        description="Which answers are lost in training, and when.",
+        description="Answers that become wrong in training, and at which epoch.",
         requirements=(SWEEP_SETS, KNOWN_ONLY_SETS),
     ),
     Experiment(
         name="stability",
-        description="How often a question that is asked again gets another category.",
+        description="How often a repeated annotation gives another category.",
         needs_repeats=True,
     ),
     Experiment(
         name="popularity",
-        description="Categories, and what Unknown rows harm, against how popular a subject is.",
+        description="Categories, and the harm of Unknown rows, against the popularity of subjects.",
         requirements=(
             VariantRequirement(
                 label="D without Unknown rows", matches=_has_percent_unknown(0), flag="--variants.unknown-shares 0 1"
@@ -181,7 +180,7 @@ _EXPERIMENTS = (
     ),
     Experiment(
         name="planted",
-        description="Categories against the strength at which facts were planted: the labels against the truth.",
+        description="Categories against the known strength of planted facts: how accurate the labels are.",
         world=True,
     ),
 )
@@ -191,7 +190,7 @@ PAPER_EXPERIMENTS = tuple(experiment.name for experiment in _EXPERIMENTS if expe
 """The default experiments of a study: those of the paper."""
 
 
-def parse_experiment_names(words: Iterable[str]) -> tuple[str, ...]:
+def parse_experiment_names(texts: Iterable[str]) -> tuple[str, ...]:
     """Names of experiments, separate or joined by commas, without duplicates and in the order of `EXPERIMENTS`.
 
     Raises:
@@ -200,7 +199,7 @@ def parse_experiment_names(words: Iterable[str]) -> tuple[str, ...]:
     >>> parse_experiment_names(["idk,p_true", "counts"])
     ('counts', 'p_true', 'idk')
     """
-    names = {name for word in words for name in word.replace(",", " ").replace("-", "_").split()}
+    names = {name for text in texts for name in text.replace(",", " ").replace("-", "_").split()}
     unknown = sorted(names - EXPERIMENTS.keys())
     if unknown:
         raise SettingsError(

@@ -112,13 +112,8 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
             raise _mismatch(value, place, kind)
         return value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        fields = dataclasses.fields(kind)
-        required = {
-            field.name
-            for field in fields
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        }
-        return kind(**_convert_fields(value, kind, {field.name for field in fields}, required, place, exact=exact))
+        names = {field.name for field in dataclasses.fields(kind)}
+        return kind(**_convert_fields(value, kind, names, _required_names(kind), place, exact=exact))
     if is_typeddict(kind):
         known = _convert_fields(value, kind, _hints(kind).keys(), kind.__required_keys__, place, exact=exact)
         return {**value, **known}
@@ -137,6 +132,13 @@ def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> A
         items = [convert(item, arguments[0], f"{place}[{i}]", exact=exact) for i, item in enumerate(value)]
         return tuple(items) if origin is tuple else items
     return _convert_scalar(value, kind, place)
+
+
+def _required_names(kind: Any) -> set[str]:
+    """Fields of a dataclass without a default."""
+    no_default = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    return {field.name for field in fields if field.default is no_default and field.default_factory is no_default}
 
 
 def _convert_union(value: Any, kind: Any, place: str, *, exact: bool) -> Any:

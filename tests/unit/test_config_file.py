@@ -215,11 +215,11 @@ def test_every_step_reads_its_section_and_rejects_errors_in_it(step: str, sectio
     [
         ("a: &x [1, 2]\nb: [*x, *x]", "line 1: found the anchor or alias 'x'"),
         ("a: *x", "found the anchor or alias 'x'"),
-        ("&k a: 1", "not a plain text"),
+        ("&k a: 1", "not a plain string"),
         ("a: !!python/object/apply:os.system [ls]", "found the tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
         ("a: !!binary aGk=", "found the tag"),
         ("a: 1\na: 2", "line 2: found the key 'a' more than once"),
-        ("? [1]\n: 2", "found a key that is not a plain text"),
+        ("? [1]\n: 2", "found a key that is not a plain string"),
         ("a: 1\n---\na: 2", "found a second document"),
         ("a: [1", "is not YAML"),
         ("a: " + "[" * 101 + "]" * 101, "more than 100 lists and mappings inside each other"),
