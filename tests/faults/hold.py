@@ -1,4 +1,4 @@
-"""Work that stops at a point and waits there, so that what a test kills in the middle cannot have ended before.
+"""Pause work at a given point, so that a test can kill it there.
 
 A test writes a `Hold` into the study, and starts the work within `holdable`; the processes that do the work then look
 for the hold after each epoch, or before each file of answers.
@@ -22,30 +22,30 @@ _NOTICE_SEEN_FILE = "noticed.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """Where the work of a study is to stop."""
+    """The point at which the work of a study pauses."""
 
     at: int
-    """Files of answers that are written, or epochs of a run that are done."""
+    """Number of written answer files, or of finished epochs of a run."""
     run: str = ""
-    """The run that stops; empty: any."""
+    """The run that pauses; empty: any run."""
     saved: bool = False
-    """Only after an epoch whose state was saved."""
+    """Pause only after an epoch whose state was saved."""
     until_notice: bool = False
-    """Until the worker has heard that its node will be taken back, and then after the next epoch that was saved."""
+    """Pause until the worker has received a preemption notice, then after the next saved epoch."""
 
 
 def hold(study: Folder, at: int, **more: Any) -> None:
-    """Have the work stop there until `release`, or another hold."""
+    """Pause the work there until `release`, or until another hold replaces this one."""
     study.write_json(_HOLD_FILE, asdict(Hold(at=at, **more)))
 
 
 def release(study: Folder) -> None:
-    """Let the work go on."""
+    """Let the work continue."""
     study.delete(_HOLD_FILE)
 
 
 def saw_preemption_notice(study: Folder) -> bool:
-    """Whether a held worker has heard that its node will be taken back."""
+    """Whether a paused worker has received a preemption notice."""
     return study.exists(_NOTICE_SEEN_FILE)
 
 
@@ -53,36 +53,36 @@ def _hold_of(study: Folder) -> Hold | None:
     try:
         return Hold(**study.read_json(_HOLD_FILE)) if study.exists(_HOLD_FILE) else None
     except StudyError:
-        return None  # it was released at this moment
+        return None  # released right now
 
 
 def _wait_while(is_held: Callable[[Hold], bool], study: Folder) -> None:
-    while (found := _hold_of(study)) and is_held(found):
+    while (hold := _hold_of(study)) and is_held(hold):
         time.sleep(0.02)
 
 
 class HoldableAnnotationWorker(AnnotationWorker):
-    """The actor of the annotation; it holds before it answers more."""
+    """The annotation actor; it pauses before the next batch."""
 
     def __call__(self, unit: Any) -> Any:
         annotation = self._config.folder
         files = annotation.child("generations")
-        _wait_while(lambda found: len(files.names(".parquet")) >= found.at, annotation.parent)
+        _wait_while(lambda hold: len(files.names(".parquet")) >= hold.at, annotation.parent)
         return super().__call__(unit)
 
 
 def holdable_train(arguments: dict[str, Any], context: Any) -> None:
-    """Train in one worker; it holds after an epoch is reported."""
+    """Train in one worker, with pauses after reported epochs."""
     study, report = arguments["study"], finetune.report_epoch
 
     def report_and_hold(metrics: dict[str, object], state: str | None) -> None:
         report(metrics, state)
 
-        def is_held(found: Hold) -> bool:
-            if found.run not in ("", metrics["run_id"]) or int(str(metrics["epoch"])) < found.at:
+        def is_held(hold: Hold) -> bool:
+            if hold.run not in ("", metrics["run_id"]) or int(str(metrics["epoch"])) < hold.at:
                 return False
-            if not found.until_notice:
-                return state is not None or not found.saved
+            if not hold.until_notice:
+                return state is not None or not hold.saved
             if is_preemption_pending := finetune.is_preemption_pending():
                 study.write_json(_NOTICE_SEEN_FILE, {})
             return state is not None or not is_preemption_pending
@@ -94,7 +94,7 @@ def holdable_train(arguments: dict[str, Any], context: Any) -> None:
 
 
 def holdable_train_group(*arguments: Any) -> dict[str, Any]:
-    """Start a worker group from a trial, whose workers hold."""
+    """Start a worker group whose workers can pause, from a trial."""
     with patch.object(finetune, "_train_plans", holdable_train):
         return _train_group(*arguments)
 
@@ -104,7 +104,7 @@ _train_plans, _train_group = finetune._train_plans, finetune.train_in_worker_gro
 
 @contextmanager
 def holdable() -> Iterator[None]:
-    """Within, what this process starts heeds holds."""
+    """Within, work that this process starts pauses at holds."""
     with (
         patch("slick.annotation.dispatch.AnnotationWorker", HoldableAnnotationWorker),
         patch("tuning.finetune._train_plans", holdable_train),

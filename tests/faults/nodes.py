@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine, of which one is lost; and a process of its own to do that in."""
+"""A cluster of several nodes on this machine, one of which is lost, and helpers to run it in another process."""
 
 import os
 import signal
@@ -25,11 +25,11 @@ FAST_HEALTH_CHECKS = {
 }
 
 WORKER_CLASSES = ("AnnotationWorker", "TrainWorker", "ImplicitFunc")
-"""In the names of the classes of actors that do the work of a study."""
+"""Parts of the class names of the actors that do the work of a study."""
 
 
 def live_actors(name: str) -> list[Any]:
-    """Actors of the driver's own cluster that live and have `name` in that of their class; there may be others here."""
+    """Live actors of the driver's cluster whose class name contains `name`; this machine may run other clusters."""
     import ray
     from ray.util.state import list_actors
 
@@ -38,7 +38,7 @@ def live_actors(name: str) -> list[Any]:
 
 
 def send_preemption_notice(address: str, node_id: str) -> None:
-    """Say that a node will be taken back: `ray drain-node`, without the start of its process.
+    """Announce the preemption of a node, as `ray drain-node` does, without starting a process.
 
     Ray is told a time that is too far off to come: the test takes the node back.
     """
@@ -62,7 +62,7 @@ def run_and_kill_node(
     after_notice: Callable[[], object] | None = None,
     at_loss: Callable[[], object] = lambda: None,
 ) -> tuple[int, Any]:
-    """Work on a cluster of a head and two nodes, and kill a node on which an actor runs; for a process of its own.
+    """Work on a cluster of a head and two nodes, and kill a node with an actor; run in another process.
 
     Args:
         study: of the work, which is held (see `hold`) when it is time, and released when the node is lost.
@@ -113,7 +113,7 @@ def _run_holdable(work: Callable[[], Any]) -> Any:
 
 
 def run_in_subprocess(code: str) -> str:
-    """What Python code prints in a process of its own, which must end well."""
+    """The output of Python code in another process, which must succeed."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment_without_ray() | {"RAY_AUTH_MODE": "disabled"},
@@ -128,7 +128,7 @@ def run_in_subprocess(code: str) -> str:
 
 
 def second_driver_environment() -> dict[str, str]:
-    """Environment variables by which another process joins this process's cluster, which `connect` started."""
+    """Environment variables with which another process joins the cluster that `connect` started here."""
     import ray
     from ray._raylet import AuthenticationTokenLoader
 
@@ -153,7 +153,7 @@ with holdable():
 def start_and_kill_driver(
     code: str, *arguments: str, when: Callable[[], object], by: signal.Signals = signal.SIGKILL
 ) -> int:
-    """Run Python code on this process's cluster as a driver of its own, and end that as soon as it is time.
+    """Run Python code as another driver on this process's cluster, and kill it at a given point.
 
     The code is run within `holdable`. Its actors have ended too on return.
 

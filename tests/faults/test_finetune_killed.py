@@ -1,4 +1,4 @@
-"""Fine-tuning with a worker, its driver or a node killed: it goes on from its state, and ends as an undisturbed one."""
+"""Fine-tuning with a killed worker, driver or node resumes from its state and equals an undisturbed training."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def num_epochs(study: Folder) -> int:
 
 
 def saved_epoch(study: Folder) -> int:
-    """The epoch of the furthest state from which a training could go on; 0 if there is none.
+    """The epoch of the latest state from which a training can resume; 0 if there is none.
 
     Not every epoch's is saved, though the tests ask for as many as may be: on a busy machine saving takes longer than
     an epoch.
@@ -71,7 +71,7 @@ def saved_epoch(study: Folder) -> int:
 
 
 def assert_same(one: Folder, other: Folder, *, rounding: float = 0.0, epochs: int = EPOCHS) -> None:
-    """The same curves, predictions and weights; with `rounding` up to it, and an answer of a row at a tie."""
+    """Equal curves, predictions and weights; with `rounding`, up to it and up to one answer at a tie."""
     from safetensors.numpy import load_file
 
     first, second = (run_of(study).read_table("epochs.parquet").to_pylist() for study in (one, other))
@@ -103,22 +103,22 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
 
 @pytest.fixture(scope="module")
 def without_dropout(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
-    """For groups of another size, which draw other masks."""
+    """Without dropout, because groups of another size draw other masks."""
     study = new_study(tmp_path_factory.mktemp("without-dropout"))
     finetune(study, replace(CONFIG, dropout=0.0, num_workers=1, zero_stage=0))
     return study
 
 
 def interrupt(study: Folder, changes: dict[str, object]) -> None:
-    """Start a training in a process of its own, and kill that after a few epochs."""
+    """Start a training in another process, and kill it after a few epochs."""
     hold(study, at=3, saved=True)
     start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 3)
     assert 3 <= saved_epoch(study) <= num_epochs(study) < EPOCHS
     assert not run_of(study).exists("manifest.json")
 
 
-def went_on(manifest: Manifest) -> bool:
-    """Some epochs were done before, and none twice but the last few."""
+def was_resumed(manifest: Manifest) -> bool:
+    """Some epochs were done before, and only the last few were repeated."""
     return EPOCHS - manifest.counts["epochs_now"] > 0
 
 
@@ -130,14 +130,14 @@ def went_on(manifest: Manifest) -> bool:
         pytest.param(0, 2, 1, marks=pytest.mark.slow),
     ],
 )
-def test_it_goes_on_with_another_number_of_workers(
+def test_training_resumes_with_another_number_of_workers(
     stage: int, first: int, then: int, without_dropout: Folder, tmp_path: Path
 ) -> None:
     study = new_study(tmp_path)
     changes = {"dropout": 0.0, "zero_stage": stage}
     interrupt(study, {**changes, "num_workers": first})
     manifest = finetune(study, replace(CONFIG, **changes, num_workers=then))
-    assert went_on(manifest)
+    assert was_resumed(manifest)
     assert manifest.counts["num_workers"] == then
     assert_same(without_dropout, study, rounding=2e-3)
 
@@ -152,7 +152,7 @@ def in_background(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_a_killed_driver_and_then_a_killed_worker_change_nothing(undisturbed: Folder, tmp_path: Path) -> None:
+def test_killed_driver_and_killed_worker_do_not_change_results(undisturbed: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
     interrupt(study, {})
     saved = saved_epoch(study)
@@ -174,12 +174,12 @@ def test_a_killed_driver_and_then_a_killed_worker_change_nothing(undisturbed: Fo
 
 
 def evaluations(study: Folder) -> dict[int, int]:
-    """When every epoch's predictions were written, in ns."""
+    """Modification time of every epoch's predictions, in ns."""
     found = Path(run_of(study).local_path, "predictions").glob("epoch-*.parquet")
     return {int(path.stem.removeprefix("epoch-")): path.stat().st_mtime_ns for path in found}
 
 
-def test_failures_are_counted_from_the_last_state() -> None:
+def test_failures_are_counted_since_the_last_state() -> None:
     from ray.train import FailureConfig, WorkerGroupError
 
     state = 0
@@ -195,7 +195,7 @@ def test_failures_are_counted_from_the_last_state() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_may_be_lost_more_often_than_max_failures(undisturbed: Folder, tmp_path: Path) -> None:
+def test_workers_may_be_lost_more_often_than_max_failures(undisturbed: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
     hold(study, at=2, saved=True)
     run = in_background(lambda: finetune(study, replace(CONFIG, max_failures=1)))
@@ -212,11 +212,11 @@ def test_a_worker_may_be_lost_more_often_than_max_failures(undisturbed: Folder, 
 
 
 NOTICED = replace(CONFIG, dropout=0.0, num_workers=1, zero_stage=0, epochs=80, max_failures=0, state_share=1e-9)
-"""No failure is allowed, and no state is saved for as long as such a test lasts."""
+"""No failure is allowed, and no state is saved during the test."""
 
 
-def finetune_and_be_told(study: Folder) -> None:
-    """On a node that is taken back with notice; for a process of its own."""
+def finetune_until_preempted(study: Folder) -> None:
+    """Fine-tune on a node that is preempted with notice; run in another process."""
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
     done: list[int] = []
     hold(study, at=6, until_notice=True)
@@ -234,11 +234,11 @@ def finetune_and_be_told(study: Folder) -> None:
 
 
 @pytest.mark.slow
-def test_notice_is_time_to_save(tmp_path: Path, ray_cluster: None) -> None:
+def test_state_is_saved_after_a_preemption_notice(tmp_path: Path, ray_cluster: None) -> None:
     quiet, study = (new_study(tmp_path / name) for name in ("quiet", "noticed"))
     finetune(quiet, NOTICED)
     out = run_in_subprocess(
-        f"from tests.faults.test_finetune_killed import *; finetune_and_be_told(Folder({study.uri!r}))"
+        f"from tests.faults.test_finetune_killed import *; finetune_until_preempted(Folder({study.uri!r}))"
     )
     twice, done = map(int, re.search(r"(\d+) of (\d+) epochs were done twice", out).groups())
     assert twice <= 3 < done, out
@@ -246,7 +246,7 @@ def test_notice_is_time_to_save(tmp_path: Path, ray_cluster: None) -> None:
 
 
 def finetune_and_lose_a_node(study: Folder) -> None:
-    """Asked for four workers where two fit, each on a node of its own; for a process of its own."""
+    """Fine-tune with up to four workers on two nodes with one worker each; run in another process."""
     settings = replace(CONFIG, dropout=0.0, num_workers=4, min_workers=1)
     hold(study, at=4, saved=True)
     num_workers, manifest = run_and_kill_node(
@@ -261,11 +261,11 @@ def finetune_and_lose_a_node(study: Folder) -> None:
 
 
 @pytest.mark.slow
-def test_it_begins_and_goes_on_with_the_workers_there_are(without_dropout: Folder, tmp_path: Path) -> None:
+def test_elastic_training_starts_and_resumes_with_available_workers(without_dropout: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
     out = run_in_subprocess(
         f"from tests.faults.test_finetune_killed import *; finetune_and_lose_a_node(Folder({study.uri!r}))"
     )
     assert "began with 2 workers, ended with 1" in out
-    assert went_on(finetune(study, replace(CONFIG, dropout=0.0)))
+    assert was_resumed(finetune(study, replace(CONFIG, dropout=0.0)))
     assert_same(without_dropout, study, rounding=2e-3)

@@ -1,4 +1,4 @@
-"""A sweep with its driver, a trial, a worker or a node killed: it goes on, and its points are those of a quiet one."""
+"""A sweep with a killed driver, trial, worker or node resumes, and its points equal those of an undisturbed one."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ def epochs_done(study: Folder, run: str) -> int:
 
 
 def saved_epoch(study: Folder, run: str) -> int:
-    """The epoch of the state from which a run could go on; 0 if there is none."""
+    """The epoch of the state from which a run can resume; 0 if there is none."""
     try:
         started = study.child("runs", run).read_json(STARTED)
         state = find_states(study, []).get(started["fingerprint"])
@@ -82,7 +82,7 @@ def states(study: Folder) -> dict[str, str]:
 
 
 def epochs_now(study: Folder, run: str) -> int:
-    """Epochs that the last try did."""
+    """Epochs of the last attempt."""
     return study.child("runs", run).read_json("manifest.json")["counts"]["epochs_now"]
 
 
@@ -98,7 +98,7 @@ def in_background(study: Folder, config: SweepConfig) -> Future[Manifest]:
 
 
 def kill(running: Future[Manifest], name: str) -> None:
-    """End the process of the one actor of that class, and wait until Ray has noticed."""
+    """Kill the process of the only actor of that class, and wait until Ray detects it."""
     assert not running.done(), running.exception() or "it had nothing left to do"
     (actor,) = live_actors(name)
     os.kill(actor.pid, signal.SIGKILL)
@@ -106,7 +106,7 @@ def kill(running: Future[Manifest], name: str) -> None:
 
 
 @pytest.mark.slow
-def test_with_its_driver_and_then_a_worker_killed(undisturbed: Folder, study: Folder) -> None:
+def test_killed_driver_and_killed_worker(undisturbed: Folder, study: Folder) -> None:
     hold(study, at=5, run="half-seed0", saved=True)
     start_and_kill_driver(DRIVER, study.uri, when=lambda: saved_epoch(study, "half-seed0") >= 5)
     before = epochs_done(study, "half-seed0")
@@ -130,7 +130,7 @@ def test_with_its_driver_and_then_a_worker_killed(undisturbed: Folder, study: Fo
 
 
 @pytest.mark.slow
-def test_with_ctrl_c(undisturbed: Folder, study: Folder) -> None:
+def test_ctrl_c(undisturbed: Folder, study: Folder) -> None:
     hold(study, at=5, run="known-seed0", saved=True)
     status = start_and_kill_driver(
         DRIVER, study.uri, when=lambda: saved_epoch(study, "known-seed0") >= 5, by=signal.SIGINT
@@ -146,7 +146,7 @@ def test_with_ctrl_c(undisturbed: Folder, study: Folder) -> None:
 
 
 @pytest.mark.slow
-def test_with_a_trial_killed_tune_tries_it_again_from_its_state(undisturbed: Folder, study: Folder) -> None:
+def test_killed_trial_is_retried_from_its_state(undisturbed: Folder, study: Folder) -> None:
     hold(study, at=6, run="known-seed0", saved=True)
     running = in_background(study, CONFIG)
     wait_for(lambda: saved_epoch(study, "known-seed0") >= 6 or running.done())
@@ -161,7 +161,7 @@ def test_with_a_trial_killed_tune_tries_it_again_from_its_state(undisturbed: Fol
 
 
 @pytest.mark.slow
-def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed: Folder, study: Folder) -> None:
+def test_failing_trial_is_reported_after_the_others_finish(undisturbed: Folder, study: Folder) -> None:
     train = replace(CONFIG.train, max_failures=0, state_share=0.0)  # what Ray Train does not mend is Tune's
     config = replace(CONFIG, train=train, trajectories_per_trial=1, retries=1)
     before = 0
@@ -186,7 +186,7 @@ def test_a_trial_that_always_fails_is_listed_while_the_others_finish(undisturbed
 
 
 @pytest.mark.slow
-def test_a_trial_may_be_lost_more_often_than_retries(undisturbed: Folder, study: Folder) -> None:
+def test_trials_may_be_lost_more_often_than_retries(undisturbed: Folder, study: Folder) -> None:
     assert CONFIG.retries == 1
     before = 0
     hold(study, at=4, run="known-seed0", saved=True)
@@ -202,7 +202,7 @@ def test_a_trial_may_be_lost_more_often_than_retries(undisturbed: Folder, study:
 
 
 def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
-    """With two trials on two nodes; for a process of its own."""
+    """Sweep with two trials on two nodes; run in another process."""
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
     config = replace(CONFIG, max_concurrent=2)
     if notice:
@@ -226,7 +226,7 @@ def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notice", [False, True])
-def test_with_a_node_lost_the_other_one_does_the_rest(notice: bool, undisturbed: Folder, study: Folder) -> None:
+def test_sweep_finishes_on_the_remaining_node(notice: bool, undisturbed: Folder, study: Folder) -> None:
     call = f"sweep_and_lose_a_node(Folder({study.uri!r}), {notice})"
     out = run_in_subprocess(f"from tests.faults.test_sweep_killed import *; {call}")
     assert "began with 2 trainings, trained 2, trials retried: 0" in out, "trials run on the driver's node"

@@ -1,4 +1,4 @@
-"""The same fine-tuning as a bare PyTorch loop: no DeepSpeed, Ray, workers, micro batches or joined rows."""
+"""The same fine-tuning in a plain PyTorch loop: no DeepSpeed, Ray, workers, micro batches or packed rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from tuning.evaluate import encode_rows
 @dataclass(frozen=True)
 class ReferenceRun:
     losses: list[float]
-    """Mean loss of an answer token of the train rows after each epoch."""
+    """Mean loss per answer token of the train rows after each epoch."""
     weights: dict[str, np.ndarray]
 
 
@@ -65,7 +65,7 @@ def train_reference(study: Folder, config: TrainConfig, model: Any, teacher: Any
 
 
 def mean_loss(model: Any, batch: list[Example]) -> Any:
-    """Row by row, so that nothing is padded and no row can see another."""
+    """The mean loss, computed row by row, so that there is no padding and no attention between rows."""
     import torch
     from torch.nn import functional
 
@@ -77,7 +77,7 @@ def mean_loss(model: Any, batch: list[Example]) -> Any:
 
 
 def mean_kl_divergence(teacher: Any, model: Any, batch: list[Example], temperature: float) -> Any:
-    """KL(teacher || model) an answer token, by its definition."""
+    """KL(teacher || model) per answer token, by definition."""
     import torch
 
     total = torch.zeros(())

@@ -1,4 +1,4 @@
-"""A sweep on the terminal and in Ray's dashboard."""
+"""Progress of a sweep on the terminal and in Ray's dashboard."""
 
 import io
 import os
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_the_table_is_drawn_over_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_is_redrawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     screen = _TerminalRenderer()
@@ -45,7 +45,9 @@ def test_on_a_terminal_the_table_is_drawn_over_itself(monkeypatch: pytest.Monkey
     assert shown == ["six"]
 
 
-def test_in_a_log_the_table_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_table_is_repeated_at_intervals_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr("tuning.progress_table.LOG_INTERVAL_S", float("inf"))
     screen = _TerminalRenderer()
     for number in range(5):
@@ -53,7 +55,7 @@ def test_in_a_log_the_table_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, 
     assert capsys.readouterr().err == "line 4\n", "its time has not come, but for the last"
 
 
-def test_how_far_a_sweep_is_shows_in_ray_s_metrics(ray_cluster: None) -> None:
+def test_sweep_progress_is_exported_to_ray_metrics(ray_cluster: None) -> None:
     from tuning.metrics import SweepMetrics
 
     rows = [
@@ -90,7 +92,7 @@ while not pathlib.Path(SEEN).exists():
 """
 
 
-def test_a_job_s_line_is_that_of_its_sweep_until_it_ends(ray_cluster: None, tmp_path: Path) -> None:
+def test_job_message_is_the_progress_of_the_sweep(ray_cluster: None, tmp_path: Path) -> None:
     import ray
     from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -123,7 +125,7 @@ def test_a_job_s_line_is_that_of_its_sweep_until_it_ends(ray_cluster: None, tmp_
     assert "sweep" not in client.get_job_info(job).message
 
 
-def test_a_driver_that_is_no_job_has_no_line(ray_cluster: None) -> None:
+def test_driver_outside_a_job_has_no_message(ray_cluster: None) -> None:
     from slick.cluster import set_job_message
 
     assert set_job_message("sweep: 1 of 2 trainings") is False

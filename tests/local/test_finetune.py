@@ -1,4 +1,4 @@
-"""Fine-tuning through Ray Train and DeepSpeed on CPU: the same numbers as plain PyTorch, and folders that add up."""
+"""Fine-tuning with Ray Train and DeepSpeed on CPU: equal to plain PyTorch, with consistent run folders."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -63,8 +63,8 @@ NUMBERS = replace(CONFIG, epochs=2, micro_batch_size=4, keep_checkpoints="last",
 
 
 @cache
-def plainly(study: Folder, config: TrainConfig) -> ReferenceRun:
-    """What a bare PyTorch loop makes of the same settings."""
+def reference_run(study: Folder, config: TrainConfig) -> ReferenceRun:
+    """The same settings in a plain PyTorch loop."""
     import torch
 
     model, teacher, tokenizer = tiny_model("llama", spread=0.1), tiny_model("llama", spread=0.1), tiny_tokenizer()
@@ -82,7 +82,7 @@ def plainly(study: Folder, config: TrainConfig) -> ReferenceRun:
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 worker", "2 workers"])
 def cases(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> "Cases":
-    """All cases, trained in one worker group, which takes longer to start than to train."""
+    """All cases, trained in one worker group, because its start takes longer than the trainings."""
     path = tmp_path_factory.mktemp("cases")
     configs = {name: replace(NUMBERS, num_workers=request.param, **changes) for name, changes in CASES.items()}
     studies = {
@@ -95,13 +95,13 @@ def cases(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: p
 
 @dataclass(frozen=True)
 class Cases:
-    """What was trained, by name, and the studies it lies in."""
+    """Trained cases by name, and their studies."""
 
     configs: dict[str, TrainConfig]
     studies: dict[str, Folder]
 
 
-def test_everything_trains_as_plain_torch_does(study: Folder, cases: Cases) -> None:
+def test_all_settings_train_like_plain_pytorch(study: Folder, cases: Cases) -> None:
     """12 rows in batches of 8: the last batch of an epoch is smaller, and some micro batches of it are empty."""
     from safetensors.numpy import load_file
 
@@ -110,7 +110,9 @@ def test_everything_trains_as_plain_torch_does(study: Folder, cases: Cases) -> N
     assert len(exact) == len(CASES) - 1
     for name in exact:
         config, copy = cases.configs[name], cases.studies[name]
-        plain = plainly(study, replace(config, num_workers=1, zero_stage=0, offload="none", micro_batch_size=None))
+        plain = reference_run(
+            study, replace(config, num_workers=1, zero_stage=0, offload="none", micro_batch_size=None)
+        )
         run = copy.child("runs", "half-seed0")
         epochs = run.read_table("epochs.parquet").to_pylist()
         losses = [row["loss"] for row in epochs if (row["split"], row["category"]) == ("train", "all")]
@@ -125,13 +127,13 @@ def test_everything_trains_as_plain_torch_does(study: Folder, cases: Cases) -> N
     check_adapter(cases.studies["lora-zero-3"], tiny_model("llama", spread=0.1))
 
 
-def test_bfloat16_moves_weights_the_same_way(study: Folder, cases: Cases) -> None:
+def test_bfloat16_updates_correlate_with_float32(study: Folder, cases: Cases) -> None:
     from safetensors.torch import load_file
 
     run = cases.studies["bfloat16"].child("runs", "half-seed0")
     start = dict(tiny_model("llama", spread=0.1).named_parameters())
     found = load_file(Path(run.local_path) / "checkpoint-last/model.safetensors")
-    wanted = plainly(study, replace(NUMBERS, micro_batch_size=None)).weights
+    wanted = reference_run(study, replace(NUMBERS, micro_batch_size=None)).weights
     moves = [
         np.concatenate([(np.asarray(w[key]) - start[key].detach().numpy()).ravel() for key in found])
         for w in ({key: value.float().numpy() for key, value in found.items()}, wanted)
@@ -143,7 +145,7 @@ def test_bfloat16_moves_weights_the_same_way(study: Folder, cases: Cases) -> Non
 
 
 def assert_answers_agree(one: Folder, other: Folder, name: str) -> None:
-    """Evaluations say the same however the model is spread; up to ties, of which there is none here."""
+    """Answers are equal however the model is sharded; there are no ties here."""
     for epoch in range(1, NUMBERS.epochs + 1):
         path = f"predictions/epoch-{epoch:03d}.parquet"
         first, second = (study.child("runs", "half-seed0").read_table(path).to_pydict() for study in (one, other))
@@ -152,7 +154,7 @@ def assert_answers_agree(one: Folder, other: Folder, name: str) -> None:
 
 
 def check_adapter(study: Folder, base: Any) -> None:
-    """LoRA's own weights, which peft puts on the base model, make the checkpoint."""
+    """The base model with peft's adapter equals the merged checkpoint."""
     from peft import PeftModel
     from safetensors.numpy import load_file
 
@@ -171,7 +173,7 @@ def is_trained(key: str, config: TrainConfig) -> bool:
 
 
 def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_path: Path) -> None:
-    """Train every study's own runs, one after the other in the same workers."""
+    """Train the runs of every study, one after another in the same workers."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -202,7 +204,7 @@ ALONE = replace(CONFIG, epochs=4, learning_rate=1e-2, dropout=0.1)
 
 @pytest.fixture(scope="module")
 def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Manifest]:
-    """A study with one training, which began where a killed one had left a file."""
+    """A study with one training, which started in a folder with a file of a killed training."""
     study = write_trainable_study(
         tmp_path_factory.mktemp("finished"), tiny_model("llama", spread=0.1), tiny_tokenizer()
     )
@@ -210,7 +212,7 @@ def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tup
     return study, finetune(study, ALONE)
 
 
-def test_a_finished_run_adds_up_and_is_left_alone(finished: tuple[Folder, Manifest]) -> None:
+def test_finished_run_is_consistent_and_not_repeated(finished: tuple[Folder, Manifest]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     study, manifest = finished
@@ -253,7 +255,7 @@ def check_hits(study: Folder, predictions: list[dict]) -> None:
 
 
 def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) -> None:
-    """The stored predictions are what the stored checkpoint says, by transformers' own generate."""
+    """The stored predictions equal transformers' `generate` on the stored checkpoint."""
     from slick.datasets import read_questions
     from slick.prompts import closed_book_prompt
 
@@ -266,7 +268,7 @@ def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) ->
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_training_is_the_same_alone_and_in_a_list(finished: tuple[Folder, Manifest], tmp_path: Path) -> None:
+def test_training_is_equal_alone_and_in_a_list(finished: tuple[Folder, Manifest], tmp_path: Path) -> None:
     alone, listed = finished[0], write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
     plans = plan_runs(listed, {"idk-050-seed1": replace(ALONE, variant="idk-050", seed=1), "half-seed0": ALONE})
     with scratch_folder(listed, "list") as storage:
@@ -280,7 +282,7 @@ def test_a_training_is_the_same_alone_and_in_a_list(finished: tuple[Folder, Mani
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_only_the_answer_is_in_the_loss(study: Folder, packing: bool) -> None:
+def test_loss_covers_the_answer_only(study: Folder, packing: bool) -> None:
     """Gradients reach what predicts the answer alone: other prompts of equal length change them, other labels would."""
     import torch
 
@@ -306,7 +308,7 @@ def test_only_the_answer_is_in_the_loss(study: Folder, packing: bool) -> None:
     assert loss == pytest.approx(np.mean(by_hand), rel=1e-5)
 
 
-def test_what_cannot_be_trained_is_refused_before_anything_starts(study: Folder, tmp_path: Path) -> None:
+def test_invalid_trainings_are_refused_before_any_worker_starts(study: Folder, tmp_path: Path) -> None:
     with pytest.raises(VariantError, match=r"no variant 'unknown-050'; there are half, known, idk-050"):
         plan_runs(study, {"x": replace(CONFIG, variant="unknown-050")})
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
@@ -321,20 +323,20 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(study: Folder,
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_only_a_person_can_mend_is_told_and_not_tried_again(tmp_path: Path) -> None:
-    """Of two workers: the group fails once, and leaves when it is started anew."""
+def test_user_errors_are_reported_and_not_retried(tmp_path: Path) -> None:
+    """With two workers, the group fails once, and its workers return at once when it is restarted."""
     study = write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
     rows = study.child("variants").read_table("known.parquet").to_pylist()
     rows[0]["target"] = ""
     study.child("variants").write_table("known.parquet", pa.Table.from_pylist(rows))
-    with pytest.raises(SlickError, match=r"row 0 \(prompt .*no tokens in its prompt or target") as told:
+    with pytest.raises(SlickError, match=r"row 0 \(prompt .*no tokens in its prompt or target") as error:
         finetune(study, replace(CONFIG, variant="known", num_workers=2))
-    assert "Traceback" not in str(told.value)
+    assert "Traceback" not in str(error.value)
     assert not study.child("runs", "known-seed0").exists("manifest.json")
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_full_disk_ends_a_training_at_once_and_with_room_it_goes_on(
+def test_full_disk_ends_a_training_which_resumes_with_free_space(
     small_disk: SmallDisk, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small_disk.set_free_space(2**14)
@@ -357,12 +359,12 @@ def test_a_full_disk_ends_a_training_at_once_and_with_room_it_goes_on(
 
 
 def temporary_folders() -> set[Path]:
-    """Folders that trainings write before they hand them over."""
+    """Local folders that trainings write before the upload."""
     folder = Path(tempfile.gettempdir())
     return {path for kind in ("state", "checkpoint", "fetched") for path in folder.glob(f"slick-{kind}-*")}
 
 
-def test_a_worker_whose_partner_is_gone_is_tried_again_and_a_user_s_error_is_not() -> None:
+def test_lost_workers_are_retried_and_user_errors_are_not() -> None:
     from ray.train import FailureConfig, WorkerGroupError
     from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 

@@ -1,4 +1,4 @@
-"""Rows through models without padding: the logits and gradients of rows taken one by one, whatever the architecture."""
+"""Packed rows have the logits and gradients of single rows, for many architectures."""
 
 import logging
 
@@ -35,7 +35,7 @@ def gradients(model: torch.nn.Module, logits_KV: torch.Tensor) -> dict[str, np.n
 
 @pytest.mark.parametrize("twice", [False, True], ids=["", "activations-twice"])
 @pytest.mark.parametrize("name", [*CONFIGS, *UNPACKED])
-def test_rows_that_are_joined_do_not_see_each_other(name: str, twice: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_packed_rows_do_not_attend_to_each_other(name: str, twice: bool, caplog: pytest.LogCaptureFixture) -> None:
     wanted_model, model = tiny_model(name).train(), tiny_model(name).train()
     prepare_model(wanted_model, TrainConfig(dropout=0.0))
     prepare_model(model, TrainConfig(activation_checkpointing=twice, dropout=0.0))
@@ -55,7 +55,7 @@ def test_rows_that_are_joined_do_not_see_each_other(name: str, twice: bool, capl
     assert model.training
 
 
-def test_a_row_longer_than_a_sliding_window_is_padded(caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_longer_than_a_sliding_window_are_padded(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("mistral", sliding_window=4)
     with caplog.at_level(logging.WARNING):
         assert not ForwardRunner(model, 0, packing=True).uses_packing
@@ -70,7 +70,7 @@ def test_only_the_chosen_layers_are_trained(group: str, inside: str) -> None:
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(parameters_in_group(model, group))
 
 
-def test_layers_that_a_model_does_not_have_cannot_be_chosen() -> None:
+def test_missing_layers_cannot_be_chosen() -> None:
     with pytest.raises(ModelError, match=r"no module whose class name matches ffn, found .*OPTAttention.*--trainable"):
         prepare_model(tiny_model("opt"), TrainConfig(trainable="ffn"))
     with pytest.raises(ModelError, match="no linear layers in its attention or ffn"):
@@ -81,7 +81,7 @@ def test_layers_that_a_model_does_not_have_cannot_be_chosen() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_quick_products_are_those_of_torch(bias: bool) -> None:
+def test_onednn_products_equal_those_of_torch(bias: bool) -> None:
     torch.manual_seed(0)
     plain = torch.nn.Linear(24, 40, bias=bias)
     quick = torch.nn.Linear(24, 40, bias=bias)

@@ -1,4 +1,4 @@
-"""The memory that is planned beside the memory that is taken: every tensor counted, under real DeepSpeed."""
+"""Estimated memory against measured memory: all tensors are counted, with real DeepSpeed."""
 
 import gc
 import json
@@ -34,7 +34,7 @@ def rows(num: int) -> list[Example]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("changed", [SIZES | {"intermediate_size": 512}, WIDER | {"num_key_value_heads": 4}])
 @pytest.mark.parametrize("saves", [False, True])
-def test_a_forward_pass_keeps_what_was_planned(dtype: str, changed: dict[str, Any], saves: bool) -> None:
+def test_activation_bytes_match_a_forward_pass(dtype: str, changed: dict[str, Any], saves: bool) -> None:
     model = tiny_model("llama", dtype=dtype, **changed)
     model.train()
     if saves:
@@ -134,7 +134,7 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
         pytest.param(3, "float32", "none", marks=pytest.mark.slow),
     ],
 )
-def test_a_worker_holds_what_was_planned(stage: int, dtype: str, offload: str, tmp_path: Path) -> None:
+def test_estimated_memory_matches_a_worker(stage: int, dtype: str, offload: str, tmp_path: Path) -> None:
     model = tiny_model("llama", hidden_size=320, intermediate_size=960, num_hidden_layers=12, num_attention_heads=4)
     model.save_pretrained(tmp_path)
     (port,) = free_ports(1)

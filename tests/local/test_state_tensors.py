@@ -1,4 +1,4 @@
-"""A training that resumes from saved tensors is the uninterrupted one to the bit, however its model is sharded."""
+"""A training resumed from saved tensors is bitwise equal to the uninterrupted one, for every ZeRO stage."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora-zero-3": {"lora_rank": 4, "zero_stage": 3},
 }
 OTHERS = {"zero-0": 3, "zero-2": 0, "zero-3": 1}
-"""Cases whose states are read under another ZeRO stage too."""
+"""Cases whose states are also loaded under another ZeRO stage."""
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -40,30 +40,30 @@ def work(settings: dict[str, Any]) -> None:
     place = WorkerContext(rank=rank, local_rank=rank, num_workers=2, device="cpu")
     examples = [Example(prompt_ids=(5, 6, 7 + i), answer_ids=(3 + i, 4, 2)) for i in range(6)]
 
-    def write(learner: Trainer, name: str) -> None:
-        weights = full_state_dict(learner.model, keep=rank == 0)
+    def write(trainer: Trainer, name: str) -> None:
+        weights = full_state_dict(trainer.model, keep=rank == 0)
         if rank == 0:
             save_file(weights, f"{settings['path']}/{name}.safetensors")
 
     def resume(config: TrainConfig, state: str, name: str) -> None:
-        learner = Trainer(settings["model"], config, place, 0)
-        learner.load(Folder(state), examples[0])
-        learner.epoch(examples, 3)
-        write(learner, name)
-        learner.engine.destroy()
+        trainer = Trainer(settings["model"], config, place, 0)
+        trainer.load(Folder(state), examples[0])
+        trainer.epoch(examples, 3)
+        write(trainer, name)
+        trainer.engine.destroy()
 
     for name, changes in CASES.items():
         config, state = replace(CONFIG, **changes), f"{settings['path']}/{name}-state"
-        learner = Trainer(settings["model"], config, place, 0)
+        trainer = Trainer(settings["model"], config, place, 0)
         for epoch in (1, 2):
-            learner.epoch(examples, epoch)
-        write(learner, f"{name}-half")
+            trainer.epoch(examples, epoch)
+        write(trainer, f"{name}-half")
         Path(state).mkdir(exist_ok=True)
-        learner.save(state)
+        trainer.save(state)
         dist.barrier()
-        learner.epoch(examples, 3)
-        write(learner, f"{name}-whole")
-        learner.engine.destroy()
+        trainer.epoch(examples, 3)
+        write(trainer, f"{name}-whole")
+        trainer.engine.destroy()
         resume(config, state, f"{name}-resumed")
         if name in OTHERS:
             resume(replace(config, zero_stage=OTHERS[name]), state, f"{name}-other")
@@ -103,7 +103,7 @@ def assert_close(first: dict[str, Any], second: dict[str, Any], atol: float) -> 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_resumed_training_is_the_uninterrupted_one(trained: Path, name: str) -> None:
+def test_resumed_training_equals_the_uninterrupted_one(trained: Path, name: str) -> None:
     whole = weights(trained, f"{name}-whole")
     assert_close(whole, weights(trained, f"{name}-resumed"), 0)
     with pytest.raises(AssertionError):
@@ -111,12 +111,12 @@ def test_a_resumed_training_is_the_uninterrupted_one(trained: Path, name: str) -
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_it_resumes_under_another_zero_stage(trained: Path, name: str) -> None:
-    """Up to the order in which the same numbers are added."""
+def test_resumption_under_another_zero_stage(trained: Path, name: str) -> None:
+    """Equal up to the order of summation."""
     assert_close(weights(trained, f"{name}-whole"), weights(trained, f"{name}-other"), 1e-4)
 
 
-def test_a_state_holds_each_trained_tensor_once_as_numbers(trained: Path) -> None:
+def test_state_has_each_trained_tensor_once(trained: Path) -> None:
     from safetensors import safe_open
 
     for name, changes in CASES.items():

@@ -1,4 +1,4 @@
-"""A small grid through Ray Tune: points as the contract has them, nothing trained twice, failures told."""
+"""A small sweep with Ray Tune: its points, resumption without repeated training, and reported failures."""
 
 import re
 import time
@@ -34,13 +34,13 @@ def study(tmp_path: Path) -> Folder:
 
 
 def written(study: Folder) -> dict[str, int]:
-    """Finished runs, and when they were."""
+    """Finished runs and their modification times."""
     runs = Path(study.child("runs").local_path)
     return {path.parent.name: path.stat().st_mtime_ns for path in runs.glob("*/manifest.json")}
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_grid_is_trained_once_and_can_grow(study: Folder, capsys: pytest.CaptureFixture) -> None:
+def test_grid_is_trained_once_and_can_be_extended(study: Folder, capsys: pytest.CaptureFixture) -> None:
     began = time.monotonic()
     manifest = sweep(study, CONFIG)
     took_s = time.monotonic() - began
@@ -51,7 +51,7 @@ def test_a_grid_is_trained_once_and_can_grow(study: Folder, capsys: pytest.Captu
     first = written(study)
     assert sorted(first) == ["half-seed0", "known-seed0"]
     assert not study.child(".ray").folders()
-    check_told(study, capsys.readouterr().err, took_s)
+    check_table(study, capsys.readouterr().err, took_s)
 
     assert sweep(study, CONFIG) == manifest
     assert written(study) == first
@@ -64,8 +64,8 @@ def test_a_grid_is_trained_once_and_can_grow(study: Folder, capsys: pytest.Captu
     assert set(study.child("sweep").read_table("points.parquet")["run_id"].to_pylist()) == {"half-seed0", "half-seed1"}
 
 
-def check_told(study: Folder, log: str, took_s: float) -> None:
-    """The table in the log, which ends with every training, is what `slick status` has."""
+def check_table(study: Folder, log: str, took_s: float) -> None:
+    """The last table in the log has all trainings and equals that of `slick status`."""
     rows = sweep_run_statuses(study)
     assert [(row.run_id, row.epochs, row.budget, row.state) for row in rows] == [
         ("half-seed0", 3, 3, "done"),
@@ -101,7 +101,7 @@ def check_points(study: Folder, points: pa.Table) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_failed_trial_is_named_and_the_rest_is_finished(study: Folder) -> None:
+def test_failed_trial_is_reported_after_all_others_finish(study: Folder) -> None:
     rows = study.child("variants").read_table("known.parquet").to_pylist()
     rows[0]["target"] = ""
     study.child("variants").write_table("known.parquet", pa.Table.from_pylist(rows))
@@ -124,8 +124,8 @@ def columns(study: Folder, *left_out: str) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_shared_point_is_that_of_a_training_of_its_own(study: Folder, tmp_path: Path) -> None:
-    """To the bit: the weights, the answers and every number of every point."""
+def test_points_of_a_shared_trajectory_equal_those_of_separate_trainings(study: Folder, tmp_path: Path) -> None:
+    """Weights, answers and all numbers of all points are bitwise equal."""
     alone = write_trainable_study(tmp_path / "alone", tiny_model("llama", spread=0.1), tiny_tokenizer())
     train = replace(TRAIN, keep_checkpoints="last", dropout=0.1)
     config = replace(
@@ -146,7 +146,7 @@ def test_a_shared_point_is_that_of_a_training_of_its_own(study: Folder, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_live_sweep_has_the_same_points_for_fewer_epochs_and_goes_on_if_asked(study: Folder, tmp_path: Path) -> None:
+def test_live_sweep_has_the_same_points_with_fewer_epochs_and_can_be_extended(study: Folder, tmp_path: Path) -> None:
     full = write_trainable_study(tmp_path / "full", tiny_model("llama", spread=0.1), tiny_tokenizer())
     grid = GridConfig(variants=("half",), epochs=(6, 8), policies=("fixed(2)", "patience(1)"))
     config = replace(CONFIG, grid=grid, train=replace(TRAIN, keep_state=True))
@@ -175,9 +175,7 @@ def test_a_live_sweep_has_the_same_points_for_fewer_epochs_and_goes_on_if_asked(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_settings_can_be_axes_and_a_falling_schedule_trains_each_budget(
-    study: Folder, capsys: pytest.CaptureFixture
-) -> None:
+def test_axes_of_settings_and_a_schedule_with_separate_budgets(study: Folder, capsys: pytest.CaptureFixture) -> None:
     grid = replace(GRID, variants=("half",), epochs=(1, 2), policies=("fixed",), axes=("learning_rate=0.01,0.05",))
     sweep(study, replace(CONFIG, grid=grid, train=replace(TRAIN, schedule="linear")))
     assert "every epoch budget is trained separately: schedule linear" in capsys.readouterr().out
@@ -198,7 +196,7 @@ def test_settings_can_be_axes_and_a_falling_schedule_trains_each_budget(
     [("asha", "0.01,0.000001,0.000002"), ("median", "0.01,0.011,0.012,0.000001")],
 )
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_scheduler_ends_trainings_that_fall_behind(study: Folder, scheduler: Scheduler, rates: str) -> None:
+def test_scheduler_stops_trainings_with_low_accuracy(study: Folder, scheduler: Scheduler, rates: str) -> None:
     grid = GridConfig(variants=("half",), epochs=(2, 9), policies=("fixed",), axes=(f"learning_rate={rates}",))
     config = replace(CONFIG, grid=grid, scheduler=scheduler, trajectories_per_trial=1, max_concurrent=1)
     manifest = sweep(study, config)
@@ -215,9 +213,7 @@ def test_a_scheduler_ends_trainings_that_fall_behind(study: Folder, scheduler: S
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.slow
-def test_a_search_trains_samples_and_a_longer_one_goes_on_behind_them(
-    study: Folder, capsys: pytest.CaptureFixture
-) -> None:
+def test_search_trains_samples_and_a_longer_search_continues(study: Folder, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slick-knowledge[optuna]'")
     grid = replace(GRID, variants=("half",), axes=("learning_rate=1e-4..1e-1:log", "dropout=0.0,0.1"))
     config = replace(CONFIG, grid=grid, search="optuna", samples=1, samples_at_once=1)
@@ -232,13 +228,13 @@ def test_a_search_trains_samples_and_a_longer_one_goes_on_behind_them(
     rows = columns(study)
     assert len(rows) == 2 * 2 * 3
     assert len({row["settings"] for row in rows}) == 2
-    (told,) = {
+    (line,) = {
         line for line in capsys.readouterr().out.splitlines() if line.startswith(f"sweep: {rows[-1]['settings']}:")
     }
-    assert f"best dev accuracy {max(r['dev_all'] for r in rows if r['settings'] == rows[-1]['settings']):.3f}" in told
+    assert f"best dev accuracy {max(r['dev_all'] for r in rows if r['settings'] == rows[-1]['settings']):.3f}" in line
 
 
-def test_highlyknown_dev_rows_are_needed_before_anything_is_trained(study: Folder) -> None:
+def test_missing_highlyknown_dev_rows_are_reported_before_training(study: Folder) -> None:
     grid = replace(GRID, policies=("dev_highlyknown",))
     with pytest.raises(
         SettingsError, match=r"dev_highlyknown needs dev questions .* HighlyKnown, and there are none.*--annotate-dev"
@@ -247,7 +243,7 @@ def test_highlyknown_dev_rows_are_needed_before_anything_is_trained(study: Folde
     assert not written(study)
 
 
-def test_packs_hold_every_training_once(study: Folder) -> None:
+def test_packs_contain_every_training_once(study: Folder) -> None:
     from tuning.runs import plan_runs
 
     config = replace(CONFIG, grid=replace(GRID, seeds=(0, 1, 2)))
@@ -259,7 +255,7 @@ def test_packs_hold_every_training_once(study: Folder) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_it_will_take_is_told_and_nothing_is_trained(study: Folder, capsys: pytest.CaptureFixture) -> None:
+def test_plan_sweep_logs_costs_and_trains_nothing(study: Folder, capsys: pytest.CaptureFixture) -> None:
     plan_sweep(study, replace(CONFIG, grid=replace(GRID, axes=("learning_rate=0.01,0.05", "lora_rank=0,8"))))
     out = capsys.readouterr().out
     assert "2 variants x 1 seed x 4 combinations of settings = 8 trainings, 24 epochs in all" in out
@@ -267,7 +263,9 @@ def test_what_it_will_take_is_told_and_nothing_is_trained(study: Folder, capsys:
         assert re.search(rf"^  {run} +3 epochs  \d+ s$", out, re.MULTILINE)
     assert re.search(r"\d+ s of one worker group, 0\.0\d worker-hours, measured on 3 steps and 256 questions", out)
     measured = re.findall(r"  measured with (.*): (\S+) ms a row trained on, (\S+) ms a row asked", out)
-    assert [name for name, *_ in measured] == ["lora_rank=0", "lora_rank=8"], "the learning rate costs nothing"
-    assert all(float(trained) > 0 and float(asked) > 0 for _, trained, asked in measured)
+    assert [name for name, *_ in measured] == ["lora_rank=0", "lora_rank=8"], (
+        "the learning rate does not change the cost"
+    )
+    assert all(float(train_ms) > 0 and float(eval_ms) > 0 for _, train_ms, eval_ms in measured)
     assert not study.child("runs").exists()
     assert not study.child(".ray").folders()

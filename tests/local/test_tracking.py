@@ -1,4 +1,4 @@
-"""Curves as TensorBoard, MLflow and W&B have them, and Ray's metrics: the numbers of epochs.parquet, each once."""
+"""Curves in TensorBoard, MLflow, W&B and Ray's metrics equal epochs.parquet, each epoch once."""
 
 import getpass
 import importlib.util
@@ -61,7 +61,7 @@ def rows_of(num_epochs: int) -> list[dict[str, object]]:
 
 
 def events(folder: Folder) -> list[object]:
-    """All events of the one event file, every record's length and checksums as they must be."""
+    """All events of the only event file; the length and checksums of every record are verified."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
@@ -96,22 +96,22 @@ def single_precision(num_epochs: int) -> list[tuple[int, str, float]]:
     ]
 
 
-def same(found: list[tuple[int, str, float]], wanted: list[tuple[int, str, float]]) -> None:
+def assert_equal_points(found: list[tuple[int, str, float]], wanted: list[tuple[int, str, float]]) -> None:
     assert [point[:2] for point in found] == [point[:2] for point in wanted]
     np.testing.assert_array_equal([point[2] for point in found], [point[2] for point in wanted])
 
 
-def test_tensorboard_has_every_epoch_once_as_soon_as_it_is_logged(study: Folder) -> None:
+def test_tensorboard_has_each_epoch_once_when_it_is_logged(study: Folder) -> None:
     folder = study.child("runs", RUN, "tensorboard")
     with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         for num_epochs in (1, 1, 2, 4):
             curves.log(RUN, rows_of(num_epochs))
-            same(tensorboard_curves(folder), single_precision(num_epochs))
-    same(tensorboard_curves(folder), single_precision(4))
+            assert_equal_points(tensorboard_curves(folder), single_precision(num_epochs))
+    assert_equal_points(tensorboard_curves(folder), single_precision(4))
     assert events(folder)[0].file_version == "brain.Event:2"
 
 
-def test_tensorboard_has_one_curve_after_a_second_driver(study: Folder) -> None:
+def test_tensorboard_has_one_curve_after_a_restart(study: Folder) -> None:
     folder = study.child("runs", RUN, "tensorboard")
     with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         curves.log(RUN, rows_of(2))
@@ -119,20 +119,20 @@ def test_tensorboard_has_one_curve_after_a_second_driver(study: Folder) -> None:
     with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         curves.log(RUN, rows_of(2))
         curves.log(RUN, rows_of(3))
-    same(tensorboard_curves(folder), single_precision(3))
+    assert_equal_points(tensorboard_curves(folder), single_precision(3))
     assert folder.names() != [first], "TensorBoard would go on reading behind the end of the old file"
 
 
-def test_tensorboard_follows_a_training_that_began_again(study: Folder) -> None:
+def test_tensorboard_curve_is_replaced_when_a_training_starts_again(study: Folder) -> None:
     with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         curves.log(RUN, rows_of(3))
         study.child("runs", RUN).delete()
         curves.log(RUN, rows_of(1))
         curves.log(RUN, rows_of(2))
-    same(tensorboard_curves(study.child("runs", RUN, "tensorboard")), single_precision(2))
+    assert_equal_points(tensorboard_curves(study.child("runs", RUN, "tensorboard")), single_precision(2))
 
 
-def test_tensorboard_knows_the_settings(study: Folder) -> None:
+def test_tensorboard_has_the_settings(study: Folder) -> None:
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
     with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
@@ -146,7 +146,9 @@ def test_tensorboard_knows_the_settings(study: Folder) -> None:
     assert found == {**SETTINGS, "warmup": "null", "layers": "[1]"}
 
 
-def test_tensorboard_that_cannot_write_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_tensorboard_folder_does_not_stop_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "runs").write_text("a file where a folder must be")
     with ExperimentLogger(Folder(str(tmp_path)), {RUN: SETTINGS}) as curves:
         for num_epochs in (1, 2, 3):
@@ -177,7 +179,7 @@ def mlflow_runs(study: str) -> list[object]:
 
 
 def mlflow_curves(run: object, num_epochs: int) -> None:
-    """See that the run has each epoch once, in double precision."""
+    """Check that the run has each epoch once, in double precision."""
     from mlflow import MlflowClient
 
     wanted = scalars(rows_of(num_epochs))
@@ -185,14 +187,14 @@ def mlflow_curves(run: object, num_epochs: int) -> None:
     assert set(run.data.metrics) == set(names)
     for found, name in names.items():
         history = MlflowClient().get_metric_history(run.info.run_id, found)
-        same(
+        assert_equal_points(
             sorted((metric.step, name, metric.value) for metric in history),
             [(epoch, name, wanted[epoch][name]) for epoch in wanted],
         )
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_mlflow_has_the_run_with_its_settings_and_nothing_of_the_machine(tmp_path: Path) -> None:
+def test_mlflow_run_has_settings_and_no_machine_details(tmp_path: Path) -> None:
     check_trackers(["mlflow"])
     with ExperimentLogger(Folder(str(tmp_path / "one study")), {RUN: SETTINGS}, ("mlflow",)) as curves:
         for num_epochs in (1, 2, 2, 3):
@@ -210,17 +212,17 @@ def test_mlflow_has_the_run_with_its_settings_and_nothing_of_the_machine(tmp_pat
     assert re.fullmatch("[0-9a-f]{32}", run.data.tags["slick_run"])
 
 
-def broken_off(curves: ExperimentLogger) -> None:
+def interrupt(curves: ExperimentLogger) -> None:
     with curves:
         curves.log(RUN, rows_of(2))
         raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_mlflow_goes_on_with_an_interrupted_run_and_begins_another_for_one_begun_anew(tmp_path: Path) -> None:
+def test_mlflow_run_is_resumed_and_a_restarted_training_has_a_new_run(tmp_path: Path) -> None:
     study = Folder(str(tmp_path / "study"))
     with pytest.raises(KeyboardInterrupt):
-        broken_off(ExperimentLogger(study, {RUN: SETTINGS}, ("mlflow",)))
+        interrupt(ExperimentLogger(study, {RUN: SETTINGS}, ("mlflow",)))
     (run,) = mlflow_runs("study")
     assert run.info.status == "FAILED"
     with ExperimentLogger(study, {RUN: {**SETTINGS, "schedule": "cosine"}}, ("mlflow",)) as curves:
@@ -239,7 +241,7 @@ def test_mlflow_goes_on_with_an_interrupted_run_and_begins_another_for_one_begun
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_an_mlflow_server_that_is_down_stops_nothing(
+def test_unreachable_mlflow_server_does_not_stop_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
@@ -252,10 +254,10 @@ def test_an_mlflow_server_that_is_down_stops_nothing(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune")]
     assert "mlflow did not accept the curves" in line
     assert "secret" not in line
-    same(tensorboard_curves(study.child("runs", RUN, "tensorboard")), single_precision(2))
+    assert_equal_points(tensorboard_curves(study.child("runs", RUN, "tensorboard")), single_precision(2))
 
 
-def test_an_mlflow_address_that_no_store_serves_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_mlflow_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'slick-knowledge[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
     with pytest.raises(SettingsError, match=r"mlflow cannot be used: .*set MLFLOW_TRACKING_URI"):
@@ -264,7 +266,7 @@ def test_an_mlflow_address_that_no_store_serves_is_told_at_once(monkeypatch: pyt
 
 @pytest.fixture
 def wandb_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where W&B writes; offline, and with no account."""
+    """W&B's folder, offline and without an account."""
     wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'slick-knowledge[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
@@ -274,7 +276,7 @@ def wandb_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def wandb_files(folder: Path) -> list[Path]:
-    """The files of all runs, whole."""
+    """The complete files of all runs."""
     import wandb
 
     wandb.teardown()  # its service writes them, and may be behind when a run has ended
@@ -282,7 +284,7 @@ def wandb_files(folder: Path) -> list[Path]:
 
 
 def wandb_records(path: Path) -> list[object]:
-    """All records of a W&B file. Its form is LevelDB's log: blocks of 32 KiB, in which long records go on."""
+    """All records of a W&B file, in LevelDB's log format: blocks of 32 KiB, across which long records continue."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, found, content = path.read_bytes(), 7, [], b""
@@ -311,7 +313,7 @@ def wandb_curves(records: list[object]) -> list[tuple[int, str, float]]:
     return [(step, name, float(value)) for step, name, value in found]
 
 
-def test_wandb_has_each_run_with_its_settings_and_nothing_of_the_machine(wandb_folder: Path, tmp_path: Path) -> None:
+def test_wandb_runs_have_settings_and_no_machine_details(wandb_folder: Path, tmp_path: Path) -> None:
     check_trackers(["wandb"])
     other = "all-seed1"
     with ExperimentLogger(Folder(str(tmp_path / "one study")), {RUN: SETTINGS, other: {}}, ("wandb",)) as curves:
@@ -323,7 +325,7 @@ def test_wandb_has_each_run_with_its_settings_and_nothing_of_the_machine(wandb_f
         records = wandb_records(path)
         (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
         runs[run.display_name] = run
-        same(
+        assert_equal_points(
             wandb_curves(records),
             [(epoch, *point) for epoch, values in scalars(rows_of(3)).items() for point in sorted(values.items())],
         )
@@ -340,10 +342,10 @@ def test_wandb_has_each_run_with_its_settings_and_nothing_of_the_machine(wandb_f
     }  # fmt: skip
 
 
-def test_wandb_goes_on_under_the_id_of_an_interrupted_run(wandb_folder: Path, tmp_path: Path) -> None:
+def test_wandb_run_is_resumed_by_its_id(wandb_folder: Path, tmp_path: Path) -> None:
     study = Folder(str(tmp_path / "study"))
     with pytest.raises(KeyboardInterrupt):
-        broken_off(ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)))
+        interrupt(ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)))
     time.sleep(1.1)  # W&B names the folders of offline runs by the second and the id
     with ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)) as curves:
         curves.log(RUN, rows_of(3))
@@ -357,7 +359,7 @@ def test_wandb_goes_on_under_the_id_of_an_interrupted_run(wandb_folder: Path, tm
 
 
 @pytest.mark.usefixtures("wandb_folder")
-def test_a_wandb_server_that_is_down_stops_nothing(
+def test_unreachable_wandb_server_does_not_stop_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -369,11 +371,11 @@ def test_a_wandb_server_that_is_down_stops_nothing(
         curves.log(RUN, rows_of(1))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune")]
     assert "wandb did not accept the curves" in line
-    same(tensorboard_curves(study.child("runs", RUN, "tensorboard")), single_precision(1))
+    assert_equal_points(tensorboard_curves(study.child("runs", RUN, "tensorboard")), single_precision(1))
 
 
 @pytest.mark.usefixtures("wandb_folder")
-def test_wandb_without_a_key_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -383,7 +385,7 @@ def test_wandb_without_a_key_is_told_at_once(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-def test_a_training_shows_in_ray_s_metrics(ray_cluster: None) -> None:
+def test_training_is_exported_to_ray_metrics(ray_cluster: None) -> None:
     import ray
 
     @ray.remote(num_cpus=0)

@@ -1,4 +1,4 @@
-"""Training and evaluation where a model is not on the CPU: nothing of it is left behind there."""
+"""Training and evaluation of a model on a simulated device: no tensor stays on the CPU."""
 
 from functools import cache
 from typing import Any
@@ -30,7 +30,7 @@ def of_all() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_on_a_device_loss_and_gradients_are_those_of_the_cpu(case: str) -> None:
+def test_loss_and_gradients_equal_those_on_the_cpu(case: str) -> None:
     found = of_all()[case]
     cpu, device = found["cpu"], found["device"]
     assert cpu["packs"] == device["packs"] == (case.split()[0] in CONFIGS)
@@ -42,7 +42,7 @@ def test_on_a_device_loss_and_gradients_are_those_of_the_cpu(case: str) -> None:
 
 
 def compared(case: str) -> dict[str, Any]:
-    """Loss and gradients of an architecture on the CPU and on the device, activations computed once or twice."""
+    """Loss and gradients of an architecture on the CPU and on the device, with and without recomputation."""
     name, times = case.split()
     models = [tiny_model(name).train() for _ in range(2)]
     for model in models:

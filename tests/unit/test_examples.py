@@ -1,4 +1,4 @@
-"""Rows to tokens, batches and their parts."""
+"""Token encoding, batches and micro batches."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def examples(num: int) -> list[Example]:
     ]
 
 
-def test_only_the_answer_and_its_end_are_learned() -> None:
+def test_labels_are_the_answer_and_its_stop_token() -> None:
     batch = pack_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP))
     assert batch.ids_N.tolist() == [1, 2, 3, 5, 6, STOP, 4, 7, STOP]
     assert batch.positions_N.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
@@ -33,19 +33,19 @@ def test_only_the_answer_and_its_end_are_learned() -> None:
     assert batch.rows_K.tolist() == [0, 0, 0, 1, 1]
 
 
-def test_rows_side_by_side_are_padded_behind() -> None:
+def test_rows_are_padded_on_the_right() -> None:
     batch = pack_examples(encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP))
     assert batch.padded(batch.ids_N, PAD).tolist() == [[1, 2, 3, 5, 6, STOP], [4, 7, STOP, PAD, PAD, PAD]]
     assert batch.padded(batch.ids_N * 0 + 1, 0).tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("prompt", "target"), [("", "5"), ("1", "")])
-def test_an_empty_text_is_refused(prompt: str, target: str) -> None:
+def test_text_without_tokens_is_refused(prompt: str, target: str) -> None:
     with pytest.raises(DataError, match=r"row 1 .* no tokens in its prompt or target"):
         encode_examples(["1", prompt], ["2", target], encode, encode, STOP)
 
 
-def test_an_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_has_every_row_once_in_its_own_order() -> None:
     epochs = [[batch.tolist() for batch in epoch_batches(10, 4, seed=3, epoch=epoch)] for epoch in (1, 2, 1)]
     assert [len(batch) for batch in epochs[0]] == [4, 4, 2]
     assert sorted(row for batch in epochs[0] for row in batch) == list(range(10))
@@ -55,10 +55,10 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own() -> None:
 
 @pytest.mark.parametrize("num_rows", [8, 5, 1])
 @pytest.mark.parametrize(("num_workers", "gradient_accumulation_steps"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
-def test_the_parts_of_a_batch_make_its_mean_loss(
+def test_micro_batches_give_the_mean_loss_of_the_batch(
     num_rows: int, num_workers: int, gradient_accumulation_steps: int
 ) -> None:
-    """With any loss a token, the mean over workers and micro batches is the token mean of the whole batch."""
+    """For any losses, the mean over workers and micro batches is the token mean of the whole batch."""
     rows = examples(num_rows)
     token_loss = np.random.default_rng(1).random(10)
     whole = np.mean([token_loss[token] for row in rows for token in row.answer_ids])

@@ -22,7 +22,7 @@ GRID = GridConfig(
 )
 
 
-def test_one_training_for_each_variant_and_seed_to_the_largest_budget() -> None:
+def test_one_trajectory_per_variant_and_seed_to_the_largest_budget() -> None:
     runs = trajectories(GRID, BASE, shared=True)
     assert [run.run_id for run in runs] == [
         "unknown-000-seed0",
@@ -33,7 +33,7 @@ def test_one_training_for_each_variant_and_seed_to_the_largest_budget() -> None:
     assert {run.epochs for run in runs} == {20}
 
 
-def test_points_are_the_cross_product_of_what_exists() -> None:
+def test_points_are_the_cross_product_without_impossible_cells() -> None:
     of_one = [(p.epochs, str(p.policy)) for p in points(GRID, BASE, shared=True) if p.run_id == "unknown-100-seed7"]
     assert of_one == [
         (2, "fixed(2)"),  # fixed(5) has no point here
@@ -50,14 +50,14 @@ def test_points_are_the_cross_product_of_what_exists() -> None:
     assert len(points(GRID, BASE, shared=True)) == 4 * len(of_one)
 
 
-def test_points_are_covered_by_trajectories_and_none_is_there_twice() -> None:
+def test_points_are_unique_and_covered_by_trajectories() -> None:
     longest = {run.run_id: run.epochs for run in trajectories(GRID, BASE, shared=True)}
     found = points(GRID, BASE, shared=True)
     assert len(set(found)) == len(found)
     assert all(point.epochs <= longest[point.run_id] for point in found)
 
 
-def test_the_defaults_are_the_papers_seventeen_runs() -> None:
+def test_default_grid_has_the_17_runs_of_the_paper() -> None:
     assert len(trajectories(GridConfig(), BASE, shared=True)) == 17
     assert len(points(GridConfig(), BASE, shared=True)) == 17 * 2
 
@@ -78,7 +78,7 @@ def test_the_defaults_are_the_papers_seventeen_runs() -> None:
         ({"epochs": (5, 10), "policies": ("fixed(11)",)}, r"fixed\(11\) exceeds every epoch budget"),
     ],
 )
-def test_an_impossible_grid_is_refused(settings: dict[str, tuple[object, ...]], message: str) -> None:
+def test_invalid_grid_is_refused(settings: dict[str, tuple[object, ...]], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         GridConfig(**settings)  # type: ignore[arg-type]
 
@@ -106,7 +106,7 @@ def test_packing(costs: list[float], num_packs: int, loads: list[float]) -> None
     assert sorted(itertools.chain(*packs)) == sorted(cost_of)
 
 
-def test_packing_is_near_the_best_possible_and_does_not_depend_on_the_order() -> None:
+def test_packing_is_near_optimal_and_independent_of_order() -> None:
     generator = random.Random(0)
     for _ in range(30):
         cost_of = costing([generator.randint(1, 20) for _ in range(7)])
@@ -120,19 +120,19 @@ def test_packing_is_near_the_best_possible_and_does_not_depend_on_the_order() ->
         assert longest <= (4 / 3 - 1 / 9) * best  # Graham's bound for three workers
 
 
-def test_packing_needs_a_worker() -> None:
+def test_packing_needs_at_least_one_worker() -> None:
     with pytest.raises(SettingsError, match="at least one worker, got 0"):
         pack_by_cost({"natural-seed0": 1.0}, 0)
 
 
-def test_the_summary_counts_trainings_and_points() -> None:
+def test_summary_counts_trainings_and_points() -> None:
     assert grid_summary(GRID, BASE, shared=True) == (
         "2 variants x 2 seeds = 4 trainings, 80 epochs in all; with 3 epoch budgets and 4 policies 40 points"
     )
     assert grid_summary(GRID, BASE, shared=False).startswith("2 variants x 2 seeds = 12 trainings, 108 epochs in all; ")
 
 
-def test_where_trainings_are_not_shared_each_budget_has_its_own() -> None:
+def test_unshared_budgets_have_separate_trajectories() -> None:
     runs = trajectories(GRID, BASE, shared=False)
     assert [run.run_id for run in runs[:3]] == [f"unknown-000-seed0-epochs{n}" for n in (2, 5, 20)]
     longest = {run.run_id: run.epochs for run in runs}
@@ -141,7 +141,7 @@ def test_where_trainings_are_not_shared_each_budget_has_its_own() -> None:
     assert len(cells) == len(points(GRID, BASE, shared=True))
 
 
-def test_settings_are_axes_and_may_depend_on_others() -> None:
+def test_axes_and_conditions() -> None:
     axes = ("learning_rate=1e-5,1e-4", "lora_rank=0,8 if learning_rate=1e-4", "lora_alpha=8,32 if lora_rank=8")
     found = combinations(axes, BASE)
     high = ("learning_rate", 1e-4)
@@ -189,12 +189,12 @@ def test_settings_are_axes_and_may_depend_on_others() -> None:
         ("lora_rank=8 if rate=1", "no setting rate"),
     ],
 )
-def test_an_impossible_axis_is_refused(axis: str, message: str) -> None:
+def test_invalid_axis_is_refused(axis: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         GridConfig(axes=(axis,))
 
 
-def test_values_that_do_not_go_together_are_refused_before_anything_is_trained() -> None:
+def test_invalid_combinations_of_axis_values_are_refused() -> None:
     with pytest.raises(SettingsError, match="lora_rank is 0, so there is no LoRA to scale"):
         SweepConfig(grid=GridConfig(axes=("lora_alpha=8,16",)))
     with pytest.raises(SettingsError, match="dropout is a share"):
@@ -211,14 +211,16 @@ def test_values_that_do_not_go_together_are_refused_before_anything_is_trained()
         ({"grid": GridConfig(epochs=(2, 5), axes=("schedule=constant,linear",))}, "schedule linear"),
     ],
 )
-def test_trainings_are_shared_unless_they_depend_on_their_length(change: dict[str, Any], why: str) -> None:
+def test_budgets_share_a_trajectory_unless_results_depend_on_the_number_of_epochs(
+    change: dict[str, Any], why: str
+) -> None:
     config = replace(SweepConfig(grid=GridConfig(epochs=(2, 5))), **change)
     assert config.independent_reason.startswith(why) if why else not config.independent_reason
     runs = config.trajectories
     assert len({run.epochs for run in runs}) == (2 if why else 1)
 
 
-def test_what_a_live_training_has_to_decide() -> None:
+def test_stop_policies_of_a_live_sweep() -> None:
     grid = GridConfig(epochs=(2, 5), policies=("fixed", "fixed(3)", "patience(1)"))
     assert SweepConfig(grid=grid).stop_policies == ()
     assert set(SweepConfig(grid=grid, stop="live").stop_policies) == {
@@ -230,14 +232,14 @@ def test_what_a_live_training_has_to_decide() -> None:
     }
 
 
-def test_a_scheduler_judges_single_trainings() -> None:
+def test_scheduler_needs_one_training_per_trial() -> None:
     with pytest.raises(SettingsError, match="scheduler asha compares single trainings"):
         SweepConfig(scheduler="asha", trajectories_per_trial=2)
     with pytest.raises(SettingsError, match="scheduler is one of none, asha, median"):
         SweepConfig(scheduler="hyperband")  # type: ignore[arg-type]
 
 
-def test_an_axis_may_vary_for_some_variants_alone() -> None:
+def test_axis_with_a_condition_on_the_variant() -> None:
     axis = "learning_rate=1e-5,1e-4 if variant=unknown-?[05]0"
     names = ("unknown-000", "unknown-010", "natural")
     grid = GridConfig(variants=names, epochs=(5,), policies=("fixed",), axes=(axis,))

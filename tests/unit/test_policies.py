@@ -1,4 +1,4 @@
-"""Stopping rules over epoch curves."""
+"""Stopping policies on accuracy curves."""
 
 import math
 
@@ -30,14 +30,14 @@ def random_curve(rng: np.random.Generator, num_epochs: int) -> AccuracyCurve:
     return curve(*dev, unknown=None if rng.random() < 0.2 else tuple(unknown), highlyknown=tuple(highlyknown))
 
 
-EVERY_RULE = {
+POLICY_TEXTS = {
     "fixed": ("fixed", "fixed(1)", "fixed(4)"),
     "best_dev": ("best_dev",),
     "dev_highlyknown": ("dev_highlyknown",),
     "patience": ("patience(1)", "patience(3)", "patience(2,0.2)", "patience(3,1.0)"),
     "unknown_fit": ("unknown_fit(0.0)", "unknown_fit(0.5)", "unknown_fit(1.0)"),
 }
-POLICIES = [parse_policy(text) for texts in EVERY_RULE.values() for text in texts]
+POLICIES = [parse_policy(text) for texts in POLICY_TEXTS.values() for text in texts]
 
 RISE_AND_FALL = curve(0.1, 0.3, 0.5, 0.4, 0.5, 0.2, 0.6)
 
@@ -63,7 +63,7 @@ RISE_AND_FALL = curve(0.1, 0.3, 0.5, 0.4, 0.5, 0.2, 0.6)
         ("patience(3,1)", 7, 1, 4),  # nothing can be better by more than everything
     ],
 )
-def test_a_policy_stops_where_it_says(policy: str, budget: int, stop: int, cost: int) -> None:
+def test_policy_stops_at_the_expected_epoch(policy: str, budget: int, stop: int, cost: int) -> None:
     assert apply_policy(parse_policy(policy), RISE_AND_FALL, budget) == StopDecision(stop_epoch=stop, cost_epochs=cost)
     assert stop_epoch(parse_policy(policy), RISE_AND_FALL, budget) == stop
 
@@ -72,20 +72,20 @@ def test_a_policy_stops_where_it_says(policy: str, budget: int, stop: int, cost:
     ("unknown", "share", "expected"),
     [((0.0, 0.2, 0.7), 0.2, 2), ((0.0, 0.2, 0.7), 0.8, 3), ((0.0, 0.2, 0.7), 0.0, 1), (None, 0.1, 3)],
 )
-def test_unknown_fit_stops_when_the_share_is_reached_or_at_the_end(
+def test_unknown_fit_stops_at_the_share_or_at_the_end_of_the_budget(
     unknown: tuple[float, ...] | None, share: float, expected: int
 ) -> None:
     stop = apply_policy(Policy("unknown_fit", (share,)), curve(0.3, 0.3, 0.3, unknown=unknown))
     assert stop == StopDecision(stop_epoch=expected, cost_epochs=expected)
 
 
-def test_a_flat_curve_stops_at_its_first_epoch() -> None:
+def test_flat_curve_stops_at_epoch_1() -> None:
     flat = curve(*[0.0] * 9)
     assert apply_policy(parse_policy("best_dev"), flat) == StopDecision(stop_epoch=1, cost_epochs=9)
     assert apply_policy(parse_policy("patience(3)"), flat) == StopDecision(stop_epoch=1, cost_epochs=4)
 
 
-def test_dev_highlyknown_takes_the_best_epoch_of_those_questions_alone() -> None:
+def test_dev_highlyknown_uses_highlyknown_dev_accuracy_only() -> None:
     two_best = curve(0.1, 0.2, 0.9, 0.3, highlyknown=(0.5, 0.8, 0.6, 0.8))
     policy = parse_policy("dev_highlyknown")
     assert apply_policy(policy, two_best) == StopDecision(
@@ -94,22 +94,22 @@ def test_dev_highlyknown_takes_the_best_epoch_of_those_questions_alone() -> None
     assert apply_policy(policy, two_best, 1) == StopDecision(stop_epoch=1, cost_epochs=1)
 
 
-def test_dev_highlyknown_refuses_a_training_whose_dev_questions_have_no_category() -> None:
+def test_dev_highlyknown_needs_labeled_dev_questions() -> None:
     message = (
         r"dev_highlyknown needs dev questions .* HighlyKnown, and there are none, .* --annotate-dev`, or use best_dev"
     )
     with pytest.raises(SettingsError, match=message):
         apply_policy(parse_policy("dev_highlyknown"), RISE_AND_FALL)
-    with pytest.raises(SettingsError, match=message):  # a live training is told after its first epoch, not its last
+    with pytest.raises(SettingsError, match=message):  # already after the first epoch of a live training
         parse_policy("dev_highlyknown").decided_epoch(RISE_AND_FALL.truncate_to(1), 7)
 
 
-def test_every_rule_is_among_those_tried_here() -> None:
-    assert EVERY_RULE.keys() == set(stopping_policies.names())
+def test_all_registered_policies_are_tested_here() -> None:
+    assert POLICY_TEXTS.keys() == set(stopping_policies.names())
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_a_policy_never_looks_beyond_its_budget_nor_beyond_what_it_costs(policy: Policy) -> None:
+def test_decision_depends_on_the_first_cost_epochs_only(policy: Policy) -> None:
     rng = np.random.default_rng(3)
     for _ in range(200):
         full, other = random_curve(rng, 9), random_curve(rng, 9)
@@ -122,7 +122,7 @@ def test_a_policy_never_looks_beyond_its_budget_nor_beyond_what_it_costs(policy:
 
 
 def spliced(first: AccuracyCurve, second: AccuracyCurve, at: int) -> AccuracyCurve:
-    """The first curve for `at` epochs, then the second, which has to measure the same things."""
+    """The first `at` epochs of one curve, followed by the later epochs of another."""
     unknown = None
     if first.unknown_train_accuracy is not None:
         rest = second.unknown_train_accuracy or second.dev_accuracy
@@ -134,28 +134,28 @@ def spliced(first: AccuracyCurve, second: AccuracyCurve, at: int) -> AccuracyCur
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_what_is_decided_stays_and_at_the_end_all_is_decided(policy: Policy) -> None:
+def test_decisions_are_final_and_complete_at_the_end_of_the_budget(policy: Policy) -> None:
     rng = np.random.default_rng(4)
     for _ in range(200):
         full = random_curve(rng, int(rng.integers(4, 12)))
-        wanted = apply_policy(policy, full)
+        expected = apply_policy(policy, full)
         for epoch in range(1, full.num_epochs + 1):
             so_far = policy.decided_epoch(full.truncate_to(epoch), full.num_epochs)
-            assert so_far == (wanted.stop_epoch if epoch >= wanted.cost_epochs else None), (full, epoch)
-        assert policy.decided_epoch(full, full.num_epochs) == wanted.stop_epoch
+            assert so_far == (expected.stop_epoch if epoch >= expected.cost_epochs else None), (full, epoch)
+        assert policy.decided_epoch(full, full.num_epochs) == expected.stop_epoch
 
 
 @pytest.mark.parametrize(
     ("policy", "epochs"),
     [("fixed", 7), ("fixed(3)", 3), ("best_dev", 7), ("patience(2)", 5), ("patience(4)", 7), ("unknown_fit(0.5)", 4)],
 )
-def test_a_policy_is_decided_at_a_certain_epoch_and_not_before(policy: str, epochs: int) -> None:
+def test_policy_is_decided_exactly_from_one_epoch_on(policy: str, epochs: int) -> None:
     measured = curve(*RISE_AND_FALL.dev_accuracy, unknown=(0.0, 0.1, 0.3, 0.5, 0.4, 0.8, 1.0))
-    found = [parse_policy(policy).decided_epoch(measured.truncate_to(epoch), 7) for epoch in range(1, 8)]
-    assert next(epoch for epoch, stop in enumerate(found, start=1) if stop is not None) == epochs
+    decisions = [parse_policy(policy).decided_epoch(measured.truncate_to(epoch), 7) for epoch in range(1, 8)]
+    assert next(epoch for epoch, stop in enumerate(decisions, start=1) if stop is not None) == epochs
 
 
-def test_a_smaller_budget_of_a_longer_training_is_decided() -> None:
+def test_smaller_budgets_of_a_longer_training_are_decided() -> None:
     assert parse_policy("best_dev").decided_epoch(RISE_AND_FALL, 6) == 3
     assert parse_policy("fixed").decided_epoch(RISE_AND_FALL, 6) == 6
     with pytest.raises(SettingsError, match=r"fixed\(9\) cannot be read off a budget of 8"):
@@ -164,16 +164,16 @@ def test_a_smaller_budget_of_a_longer_training_is_decided() -> None:
         parse_policy("fixed").decided_epoch(RISE_AND_FALL, 0)
 
 
-def test_a_training_that_ended_early_still_gives_what_was_decided() -> None:
+def test_early_stopped_training_keeps_its_decided_policies() -> None:
     ended = RISE_AND_FALL.truncate_to(5)
     assert apply_policy(parse_policy("patience(2)"), ended, 50) == StopDecision(stop_epoch=3, cost_epochs=5)
     assert apply_policy(parse_policy("fixed(4)"), ended, 50) == StopDecision(stop_epoch=4, cost_epochs=4)
-    for open_still in ("fixed", "best_dev", "patience(3)"):
+    for undecided in ("fixed", "best_dev", "patience(3)"):
         with pytest.raises(DataError, match="a budget of 50 epochs cannot be read off a training of 5"):
-            apply_policy(parse_policy(open_still), ended, 50)
+            apply_policy(parse_policy(undecided), ended, 50)
 
 
-def test_patience_costs_no_more_than_best_dev_and_agrees_with_it_when_it_outlasts_the_budget() -> None:
+def test_patience_costs_at_most_best_dev_and_equals_it_if_patience_is_the_budget() -> None:
     for budget in range(1, 8):
         best = apply_policy(parse_policy("best_dev"), RISE_AND_FALL, budget)
         assert apply_policy(parse_policy(f"patience({budget})"), RISE_AND_FALL, budget) == best
@@ -196,7 +196,7 @@ def test_patience_costs_no_more_than_best_dev_and_agrees_with_it_when_it_outlast
         ("fixed(1000000)", "fixed(1000000)"),
     ],
 )
-def test_policies_read_and_write_alike(text: str, canonical: str) -> None:
+def test_policy_text_round_trips(text: str, canonical: str) -> None:
     assert str(parse_policy(text)) == canonical
     assert parse_policy(canonical) == parse_policy(text)
 
@@ -220,23 +220,23 @@ def test_policies_read_and_write_alike(text: str, canonical: str) -> None:
         ("unknown_fit(20)", "share in"),
     ],
 )
-def test_a_policy_that_cannot_be_read_says_what_is_wanted(text: str, message: str) -> None:
+def test_invalid_policy_text_is_refused_with_the_expected_form(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         parse_policy(text)
 
 
-def test_every_rule_can_be_written_as_its_usage_says() -> None:
+def test_policy_signatures() -> None:
     written = ["fixed([epochs])", "best_dev", "dev_highlyknown", "patience(epochs[,min_delta])", "unknown_fit(share)"]
     assert [policy_signature(name) for name in stopping_policies.names()] == written
 
 
-def test_plain_fixed_takes_the_number_of_its_budget() -> None:
+def test_plain_fixed_gets_the_budget_as_its_number() -> None:
     assert str(parse_policy("fixed").at(20)) == "fixed(20)"
     assert str(parse_policy("fixed(5)").at(20)) == "fixed(5)"
     assert str(parse_policy("best_dev").at(20)) == "best_dev"
 
 
-def test_fixed_beyond_the_budget_is_refused_not_clipped() -> None:
+def test_fixed_above_the_budget_is_refused() -> None:
     assert not parse_policy("fixed(9)").applies_to(8)
     assert parse_policy("fixed(9)").applies_to(9)
     with pytest.raises(SettingsError, match=r"fixed\(9\) cannot be read off a budget of 7 epochs"):
@@ -253,7 +253,7 @@ def test_fixed_beyond_the_budget_is_refused_not_clipped() -> None:
         ((0.1,), (-0.1,), "Unknown train accuracy of epoch 1"),
     ],
 )
-def test_a_curve_holds_shares_one_an_epoch(
+def test_curve_needs_one_accuracy_per_epoch(
     dev: tuple[float, ...], unknown: tuple[float, ...] | None, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -261,12 +261,12 @@ def test_a_curve_holds_shares_one_an_epoch(
 
 
 @pytest.mark.parametrize("budget", [0, -1, 8])
-def test_a_budget_outside_the_training_is_refused(budget: int) -> None:
+def test_budget_outside_the_curve_is_refused(budget: int) -> None:
     with pytest.raises(DataError, match=f"a budget of {budget} epochs cannot be read off a training of 7"):
         apply_policy(parse_policy("best_dev"), RISE_AND_FALL, budget)
 
 
-def test_accuracy_on_highlyknown_questions_is_checked_like_the_rest() -> None:
+def test_highlyknown_accuracy_is_validated() -> None:
     with pytest.raises(DataError, match="HighlyKnown dev accuracy for each epoch, got 1 for 2"):
         curve(0.1, 0.2, highlyknown=(0.3,))
     with pytest.raises(DataError, match=r"HighlyKnown dev accuracy of epoch 2 is 1\.5"):

@@ -1,4 +1,4 @@
-"""Which trainings cost the same a row, so that one measurement prices them."""
+"""Cost classes: trainings with the same time per row share one measurement."""
 
 from tuning.axes import combinations
 from tuning.config import TrainConfig
@@ -14,12 +14,12 @@ def names(*axes: str) -> list[str]:
     return list(cost_class_labels(list(dict.fromkeys(classes))).values())
 
 
-def test_one_measurement_prices_what_costs_the_same_a_row() -> None:
+def test_settings_without_effect_on_cost_share_a_class() -> None:
     assert names() == [""]
     assert names("learning_rate=1e-5,1e-4", "schedule=constant,cosine", "dropout=0.05,0.2") == [""]
 
 
-def test_axes_that_change_the_price_have_one_each() -> None:
+def test_settings_that_affect_cost_have_separate_classes() -> None:
     assert names("lora_rank=0,8,64", "learning_rate=1e-5,1e-4") == ["lora_rank=0", "lora_rank=8", "lora_rank=64"]
     assert names("dtype=float32,bfloat16", "batch_size=64,128 if dtype=bfloat16") == [
         "batch_size=128, dtype=float32",

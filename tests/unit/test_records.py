@@ -1,4 +1,4 @@
-"""What a training leaves behind: sums that add up, first-fit epochs, what was lost."""
+"""Files of a run: metrics per split, first correct epochs, rows that became wrong."""
 
 import pyarrow as pa
 import pytest
@@ -28,7 +28,7 @@ ROWS = [
 ]
 
 
-def verdicts(*texts: str) -> list[Prediction]:
+def predictions(*texts: str) -> list[Prediction]:
     losses = [0.5 * i if row.split == "train" else None for i, row in enumerate(ROWS)]
     return [
         Prediction(text=text, hit=text == "x", loss=loss, num_tokens=2)
@@ -36,11 +36,11 @@ def verdicts(*texts: str) -> list[Prediction]:
     ]
 
 
-EPOCHS = [verdicts("y", "x", "y", "x"), verdicts("x", "x", "y", "y"), verdicts("x", "z", "y", "")]
+EPOCHS = [predictions("y", "x", "y", "x"), predictions("x", "x", "y", "y"), predictions("x", "z", "y", "")]
 TABLES = [predictions_table(ROWS, epoch) for epoch in EPOCHS]
 
 
-def test_each_row_has_the_first_epoch_that_answered_it() -> None:
+def test_rows_table_has_the_first_correct_epoch() -> None:
     assert rows_table(TABLES).to_pylist() == [
         {"question_id": "a", "split": "train", "category": "Unknown", "first_fit_epoch": 2, "num_hits": 2},
         {"question_id": "b", "split": "train", "category": "HighlyKnown", "first_fit_epoch": 1, "num_hits": 2},
@@ -49,7 +49,7 @@ def test_each_row_has_the_first_epoch_that_answered_it() -> None:
     ]
 
 
-def test_what_was_right_and_is_wrong_has_both_answers() -> None:
+def test_right_to_wrong_table_has_both_answers() -> None:
     assert right_to_wrong_table(TABLES[0], TABLES[2]).to_pylist() == [
         {
             "question_id": "b",
@@ -63,7 +63,7 @@ def test_what_was_right_and_is_wrong_has_both_answers() -> None:
     assert right_to_wrong_table(TABLES[1], TABLES[1]).num_rows == 0
 
 
-def test_measures_come_back_from_the_file() -> None:
+def test_metrics_round_trip_through_the_table() -> None:
     epochs = [summarize(ROWS, epoch) for epoch in EPOCHS]
     table = epochs_table("run", epochs)
     assert metrics_from_table(table, 2) == epochs[:2]
@@ -74,7 +74,7 @@ def test_measures_come_back_from_the_file() -> None:
     assert accuracy(epochs[1], "test") is None
 
 
-def test_the_loss_is_a_mean_over_tokens_where_all_rows_have_one() -> None:
+def test_loss_is_the_token_mean_if_all_rows_have_one() -> None:
     measures = {(m.split, m.category): m.loss for m in summarize(ROWS, EPOCHS[0])}
     assert measures["train", "all"] == pytest.approx((0.0 + 0.5 + 1.0) / 6)
     assert measures["dev", "all"] is None

@@ -1,4 +1,4 @@
-"""What a search asks for, and what it cannot."""
+"""Hyperparameter search: ranges, samples, and settings that it refuses."""
 
 import sys
 from dataclasses import replace
@@ -29,12 +29,12 @@ def searched(num_rounds: int, seed: int = 0) -> list[SettingOverrides]:
     return search.suggestions
 
 
-def test_spans_are_read() -> None:
+def test_ranges_are_parsed() -> None:
     assert parse_axis(AXES[0]) == Axis("learning_rate", (1e-6, 1e-3), None, "log")
     assert parse_axis(AXES[1]) == Axis("lora_rank", (4, 64), None, "linear")
 
 
-def test_samples_lie_on_the_axes_and_come_nearer_to_what_is_better() -> None:
+def test_samples_lie_on_the_axes_and_approach_better_scores() -> None:
     samples = [dict(settings) for settings in searched(15)]
     rates = [settings["learning_rate"] for settings in samples]
     assert all(1e-6 <= rate <= 1e-3 and len(f"{rate:e}".rstrip("0")) <= len("1.234e-05") + 3 for rate in rates)
@@ -50,7 +50,7 @@ def test_samples_lie_on_the_axes_and_come_nearer_to_what_is_better() -> None:
     assert mean_distance(rates[-20:]) < mean_distance(rates[:20])
 
 
-def test_a_longer_search_begins_with_the_same_samples() -> None:
+def test_longer_search_starts_with_the_same_samples() -> None:
     longer = searched(5)
     assert longer[: 4 * 3] == searched(3)
     assert searched(3, seed=1) != searched(3)
@@ -71,19 +71,19 @@ def test_a_longer_search_begins_with_the_same_samples() -> None:
         ({"grid": GridConfig(axes=("dropout=0.0..2.0",))}, "dropout is a share"),
     ],
 )
-def test_a_search_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_search_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         replace(CONFIG, **changes)
 
 
-def test_a_search_is_part_of_what_a_sweep_is() -> None:
+def test_search_settings_are_part_of_the_identity() -> None:
     assert replace(CONFIG, samples=21).identity() != CONFIG.identity()
     plain = SweepConfig()
     assert replace(plain, samples=21).identity() == plain.identity(), "a grid knows nothing of samples"
     assert "search" not in plain.identity()
 
 
-def test_without_optuna_it_is_said_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_optuna_is_reported_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SettingsError, match=r"needs optuna: pip install 'slick-knowledge\[optuna\]'"):
         check_search()

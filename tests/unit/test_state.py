@@ -1,4 +1,4 @@
-"""Saved states: only whole ones are gone on from, and of each training the furthest."""
+"""Saved states: training resumes from the latest complete state."""
 
 import json
 from dataclasses import asdict, replace
@@ -25,7 +25,7 @@ def write(folder: Folder, progress: TrainingProgress, ranks: tuple[int, ...] = (
 
 
 def write_pickles(folder: Folder) -> Folder:
-    """A state as DeepSpeed wrote it for the previous version, whole by its own account."""
+    """A state of the previous version, in DeepSpeed's format, with a valid progress file."""
     path = Path(folder.local_path)
     (path / "state").mkdir(parents=True)
     (path / "state" / "mp_rank_00_model_states.pt").write_bytes(b"weights")
@@ -34,7 +34,7 @@ def write_pickles(folder: Folder) -> Folder:
     return folder
 
 
-def test_a_state_counts_when_every_workers_part_is_whole(tmp_path: Path) -> None:
+def test_state_is_complete_with_the_shares_of_all_workers(tmp_path: Path) -> None:
     assert read_state(Folder(str(tmp_path / "nothing"))) is None
     assert read_state(write(Folder(str(tmp_path / "one")), PROGRESS, ranks=(0,))) is None
     whole = write(Folder(str(tmp_path / "both")), PROGRESS)
@@ -46,9 +46,7 @@ def test_a_state_counts_when_every_workers_part_is_whole(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["progress.json", "files-1.json"])
-def test_a_state_that_cannot_be_read_is_not_taken_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_unreadable_state_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     folder = write(Folder(str(tmp_path / "state")), PROGRESS)
     path = Path(folder.local_path, name)
     content = path.read_bytes()
@@ -74,7 +72,7 @@ def test_a_state_that_cannot_be_read_is_not_taken_for_none(
         read_state(folder)
 
 
-def test_the_furthest_state_of_each_training_is_found(tmp_path: Path) -> None:
+def test_latest_state_of_each_training_is_found(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     groups = study.child(".ray", "sweep")
     write(groups.child("g", "checkpoint_1"), PROGRESS)
@@ -91,7 +89,7 @@ def test_the_furthest_state_of_each_training_is_found(tmp_path: Path) -> None:
     "change",
     [{"format": 1}, {"format": 3}, {"epoch": "9"}, {"num_workers": None}, {"best_dev_accuracy": []}, {"more": 1}],
 )
-def test_a_state_of_another_form_is_none(tmp_path: Path, change: dict[str, object]) -> None:
+def test_state_of_another_format_is_ignored(tmp_path: Path, change: dict[str, object]) -> None:
     folder = write(Folder(str(tmp_path / "state")), PROGRESS)
     path = Path(folder.local_path, "progress.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -100,7 +98,7 @@ def test_a_state_of_another_form_is_none(tmp_path: Path, change: dict[str, objec
     assert read_state(folder) is None
 
 
-def test_pickles_of_the_previous_version_are_named_and_never_taken_for_a_state(
+def test_pickles_of_the_previous_version_are_reported_and_never_opened(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     study = Folder(str(tmp_path))
@@ -109,7 +107,7 @@ def test_pickles_of_the_previous_version_are_named_and_never_taken_for_a_state(
     assert find_states(study, ["a-seed0"]) == {}
     assert latest_states(study.child(".ray", "finetune-a", "group")) == {}
     check_legacy_states(study, [])
-    assert capsys.readouterr().out == "", "nothing begins anew"
+    assert capsys.readouterr().out == "", "no training starts again"
     check_legacy_states(study, ["b-seed0"])
     assert f"{interrupted} was written by an earlier version as pickles" in capsys.readouterr().out
     with pytest.raises(StudyError, match=f"{kept} was written by an earlier version as pickles.*delete that folder"):

@@ -1,4 +1,4 @@
-"""Curves: names and values, each epoch once, and trackers that refuse without stopping anything."""
+"""Curves: names and values, each epoch once, and trackers whose failure does not stop a training."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ def rows_of(num_epochs: int) -> list[dict[str, object]]:
 
 
 class FakeCurve:
-    """Keeps what it is given, or refuses it."""
+    """Stores the epochs, or raises."""
 
     def __init__(self, log: list[object], refuses: bool) -> None:
         self._log, self._refuses = log, refuses
@@ -42,7 +42,7 @@ class FakeCurve:
 
 
 class FakeTracking(ExperimentLogger):
-    """Trackers are fakes; those in `down` refuse."""
+    """All trackers are fakes; those in `down` fail."""
 
     def __init__(self, run_ids: Iterable[str] = ("a",), down: Iterable[str] = ()) -> None:
         super().__init__(Folder("/nowhere"), {run_id: {} for run_id in run_ids}, ("mlflow",))
@@ -56,8 +56,7 @@ class FakeTracking(ExperimentLogger):
 
 
 def test_scalars_are_named_by_split_and_category() -> None:
-    found = scalars(rows_of(2))
-    assert found == {
+    assert scalars(rows_of(2)) == {
         epoch: {
             "accuracy/train": epoch / 8,
             "loss/train": 1 / epoch,
@@ -71,13 +70,13 @@ def test_scalars_are_named_by_split_and_category() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_package_that_is_missing_is_told_before_anything_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported_before_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SettingsError, match=rf"tracking with {name} .* pip install 'slick-knowledge\[{name}\]'"):
         check_trackers([name])
 
 
-def test_no_tracker_needs_nothing_and_an_unknown_one_is_refused() -> None:
+def test_unknown_tracker_is_refused() -> None:
     check_trackers([])
     with pytest.raises(SettingsError, match="track is one of mlflow, wandb, got 'neptune'"):
         check_trackers(["neptune"])
@@ -94,7 +93,7 @@ def test_no_tracker_needs_nothing_and_an_unknown_one_is_refused() -> None:
         ("/", "study"),
     ],
 )
-def test_a_study_is_named_by_the_end_of_its_path(uri: str, name: str) -> None:
+def test_project_name_is_the_end_of_the_path(uri: str, name: str) -> None:
     assert project_name(Folder(uri)) == name
 
 
@@ -118,7 +117,7 @@ def break_off(curves: ExperimentLogger) -> None:
         raise KeyboardInterrupt
 
 
-def test_a_run_left_by_an_error_failed_and_a_finished_one_did_not() -> None:
+def test_error_fails_open_runs_but_not_finished_ones() -> None:
     curves = FakeTracking("ab")
     with pytest.raises(KeyboardInterrupt):
         break_off(curves)
@@ -126,7 +125,7 @@ def test_a_run_left_by_an_error_failed_and_a_finished_one_did_not() -> None:
     assert curves.logs["mlflow/b"] == curves.logs["tensorboard/b"] == [1, "failed"]
 
 
-def test_a_tracker_that_is_down_costs_one_line_a_run_and_gets_all_when_it_is_back(
+def test_failing_tracker_is_logged_once_per_run_and_gets_all_epochs_later(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     curves = FakeTracking("ab", down={"mlflow"})
@@ -147,7 +146,7 @@ def test_a_tracker_that_is_down_costs_one_line_a_run_and_gets_all_when_it_is_bac
     assert curves.logs["mlflow/b"] == curves.logs["tensorboard/b"] == [1, 2, "finished"]
 
 
-def test_a_tracker_that_is_down_is_asked_once_an_epoch_however_often_the_rows_are_read() -> None:
+def test_failing_tracker_is_tried_once_per_epoch() -> None:
     curves = FakeTracking("a", down={"mlflow"})
     for num_epochs in (1, 1, 1, 2, 2):
         curves.log("a", rows_of(num_epochs))
@@ -158,7 +157,7 @@ def attempts(curves: FakeTracking) -> Mapping[str, int]:
     return {name: curves.opened.count(name) for name in set(curves.opened)}
 
 
-def test_a_tracker_that_does_not_answer_is_left_alone_for_a_while(
+def test_slow_tracker_is_skipped_during_the_backoff(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trackers, "SLOW_RESPONSE_S", -1.0)
@@ -168,12 +167,12 @@ def test_a_tracker_that_does_not_answer_is_left_alone_for_a_while(
             curves.log(run_id, rows_of(num_epochs))
     assert attempts(curves) == {"tensorboard/a": 1, "tensorboard/b": 1, "mlflow/a": 1}
     curves.close()
-    assert attempts(curves)["mlflow/a"] == 1, "the end must not wait for it once more"
+    assert attempts(curves)["mlflow/a"] == 1, "the end must not wait for the tracker again"
     assert "of b (it did not respond for another run)" in capsys.readouterr().err
     assert curves.logs["tensorboard/b"] == [1, 2, "finished"]
 
 
-def test_after_that_while_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracker_is_tried_again_after_the_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "SLOW_RESPONSE_S", -1.0)
     monkeypatch.setattr(trackers, "BACKOFF_S", 0.0)
     curves = FakeTracking("a", down={"mlflow"})

@@ -1,4 +1,4 @@
-"""TrainConfig: what it refuses, what it says of itself, what DeepSpeed is told."""
+"""TrainConfig: validation and identity, and the DeepSpeed configuration."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tuning.zero import deepspeed_config
 @pytest.mark.parametrize(
     ("wait", "wish", "gpus", "trials"), [(False, None, 4, 4), (False, 16, 4, 4), (True, 16, 0, 16), (True, None, 0, 1)]
 )
-def test_trials_may_outnumber_the_nodes_that_are_there_if_more_will_come(
+def test_concurrent_trials_may_exceed_the_cluster_with_wait_for_nodes(
     wait: bool, wish: int | None, gpus: float, trials: int
 ) -> None:
     config = TrainConfig(wait_for_nodes=wait)
@@ -22,7 +22,7 @@ def test_trials_may_outnumber_the_nodes_that_are_there_if_more_will_come(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_stage_and_batch_reach_deepspeed(stage: int) -> None:
+def test_stage_and_batch_size_in_the_deepspeed_config(stage: int) -> None:
     config = TrainConfig(batch_size=16, micro_batch_size=2, num_workers=2, zero_stage=stage)
     settings = deepspeed_config(config, 2)
     assert settings["zero_optimization"]["stage"] == stage
@@ -34,7 +34,7 @@ def test_stage_and_batch_reach_deepspeed(stage: int) -> None:
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_a_group_of_any_allowed_size_shares_the_batch(num_workers: int, micro_batch_size: int | None) -> None:
+def test_batch_is_shared_by_groups_of_any_allowed_size(num_workers: int, micro_batch_size: int | None) -> None:
     config = TrainConfig(batch_size=16, micro_batch_size=micro_batch_size, num_workers=4, min_workers=1)
     settings = deepspeed_config(config, num_workers)
     micro, gradient_accumulation_steps = (
@@ -45,14 +45,14 @@ def test_a_group_of_any_allowed_size_shares_the_batch(num_workers: int, micro_ba
     assert settings["train_batch_size"] == micro * gradient_accumulation_steps * num_workers
 
 
-def test_a_group_of_another_size_is_refused() -> None:
+def test_group_of_another_size_is_refused() -> None:
     with pytest.raises(SettingsError, match="has 2 workers, the settings expect 4"):
         deepspeed_config(TrainConfig(batch_size=16, num_workers=4), 2)
     with pytest.raises(SettingsError, match="has 1 workers, the settings expect 2 to 4"):
         deepspeed_config(TrainConfig(batch_size=16, num_workers=4, min_workers=2), 1)
 
 
-def test_what_is_offloaded_reaches_deepspeed() -> None:
+def test_offload_in_the_deepspeed_config() -> None:
     zero = deepspeed_config(TrainConfig(zero_stage=2, offload="optimizer"), 1)["zero_optimization"]
     assert zero["offload_optimizer"]["device"] == "cpu"
     assert "offload_param" not in zero
@@ -96,12 +96,12 @@ def test_the_optimizer_needs_no_compiler() -> None:
         ({"track": ("tensorboard",)}, "track is one of mlflow, wandb, got 'tensorboard'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(change: dict, message: str) -> None:
+def test_invalid_settings_are_refused(change: dict, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         TrainConfig(**change)
 
 
-def test_speed_settings_do_not_change_what_a_run_is() -> None:
+def test_cost_settings_are_no_part_of_the_identity() -> None:
     config = TrainConfig(batch_size=16)
     faster = replace(config, num_workers=4, zero_stage=2, micro_batch_size=2, eval_batch_size=8, gpus_per_worker=1)
     faster = replace(faster, packing=False, activation_checkpointing=True, offload="optimizer", track=("wandb",))
@@ -116,13 +116,13 @@ def test_speed_settings_do_not_change_what_a_run_is() -> None:
         assert config.identity() != replace(config, **change).identity()
 
 
-def test_a_longer_training_is_the_same_one_unless_it_depends_on_its_length() -> None:
+def test_epochs_are_part_of_the_identity_only_if_results_depend_on_them() -> None:
     for change, same in (({}, True), ({"schedule": "linear"}, False), ({"replay_known": 4}, False)):
         config = TrainConfig(epochs=3, **change)
         assert (config.identity() == replace(config, epochs=9).identity()) == same
 
 
-def test_schedules_begin_and_end_where_they_should() -> None:
+def test_learning_rate_schedules() -> None:
     for schedule in ("constant", "linear", "cosine"):
         config = TrainConfig(learning_rate=2.0, schedule=schedule, warmup_steps=4)
         rates = [learning_rate_at(config, step, 20) for step in range(20)]
@@ -131,7 +131,7 @@ def test_schedules_begin_and_end_where_they_should() -> None:
         assert (rates[-1] == 2.0) if schedule == "constant" else (0 < rates[-1] < 0.2)
 
 
-def test_more_workers_than_the_cluster_holds_are_refused() -> None:
+def test_more_workers_than_fit_into_the_cluster_are_refused() -> None:
     config = TrainConfig(batch_size=16, num_workers=4)
     assert check_resources(config, cpus=4, gpus=0) == 0
     assert check_resources(config, cpus=4, gpus=8) == 1
