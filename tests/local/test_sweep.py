@@ -262,7 +262,7 @@ def test_plan_sweep_logs_costs_and_trains_nothing(study: Folder, capsys: pytest.
     for run in ("half-seed0", "known-seed0-lora_rank=8", "half-seed0-learning_rate=0.05-lora_rank=8"):
         assert re.search(rf"^  {run} +3 epochs  \d+ s$", out, re.MULTILINE)
     assert re.search(r"\d+ s of one worker group, 0\.0\d worker-hours, measured on 3 steps and 256 questions", out)
-    measured = re.findall(r"  measured with (.*): (\S+) ms a row trained on, (\S+) ms a row asked", out)
+    measured = re.findall(r"  measured with (.*): (\S+) ms per row trained, (\S+) ms per row evaluated", out)
     assert [name for name, *_ in measured] == ["lora_rank=0", "lora_rank=8"], (
         "the learning rate does not change the cost"
     )
