@@ -173,7 +173,7 @@ def test_failed_training_leaves_no_world(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setenv("SLICK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(ModelError, match="stopped with exit status 1"):
+    with pytest.raises(ModelError, match="ended with exit status 1"):
         build_world(Folder(str(tmp_path / "study")), smoke_world_config())
     assert not Folder(str(tmp_path / "study" / "world")).exists("manifest.json")
     assert list((tmp_path / "cache" / "worlds").iterdir()) == []
