@@ -15,10 +15,6 @@ from jobs.flags import FlagParser
 from slick.errors import SettingsError
 from slick.report import compare_studies
 from slick.storage import Folder
-from tuning.grid import SweepConfig
-
-REGISTERED_SETTINGS = SweepConfig
-"""Imported so that what the settings of sweeps and trainings affect is known."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ field without a declaration affects the result and the cost, so a missing declar
 """
 
 import dataclasses
+import importlib
 import math
 import types
 from collections.abc import Callable, Mapping
@@ -43,6 +44,17 @@ T = TypeVar("T")
 Class = TypeVar("Class", bound=type)
 
 _CLASSES: dict[str, type] = {}
+
+_SETTINGS_MODULES = {
+    "world": "slick.world.config",
+    "questions": "slick.datasets.prepare",
+    "annotate": "slick.annotation.config",
+    "variants": "slick.variants.config",
+    "finetune": "tuning.config",
+    "sweep": "tuning.grid",
+    "report": "slick.report.config",
+}
+"""Step -> module that registers its settings. Imported when first needed, since `tuning` imports `slick`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +168,9 @@ def register_settings(step: str) -> Callable[[Class], Class]:
 
 
 def settings_class(step: str) -> type | None:
-    """The settings class of a step; None if no imported module has it."""
+    """The settings class of a step; None if there is no such step."""
+    if step not in _CLASSES and step in _SETTINGS_MODULES:
+        importlib.import_module(_SETTINGS_MODULES[step])
     return _CLASSES.get(step)
 
 

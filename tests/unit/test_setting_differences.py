@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import jobs.compare  # noqa: F401  (declares the settings of sweeps and trainings)
 from slick.annotation.config import AnnotateConfig
 from slick.report.compare import _settings_sentences
 from slick.report.comparison import ComparedStudy, group_by_settings, have_same_settings_and_seeds, version_differences

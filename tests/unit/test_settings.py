@@ -1,5 +1,7 @@
 """What settings affect is declared on their fields; fingerprints derive from it, and stay as they always were."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -166,3 +168,10 @@ def test_cost_settings_are_those_that_change_results_and_cost() -> None:
     assert cost_settings(Validated(rate=0.1)) == {"mode": None, "layers": (), "steps": (1,), "rate": ABOVE_ZERO}
     assert cost_settings(Validated(rate=0.1)) == cost_settings(Validated(rate=0.2, share=0.3))
     assert cost_settings(Validated(rate=0.0)) != cost_settings(Validated(rate=0.2))
+
+
+@pytest.mark.parametrize("step", ["world", "questions", "annotate", "variants", "finetune", "sweep", "report"])
+def test_settings_class_of_a_step_is_imported_when_needed(step: str) -> None:
+    code = f"from slick.settings import settings_class; print(settings_class({step!r}).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("Config")
