@@ -29,7 +29,7 @@ _TIMINGS_FILE = "timings.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowTiming:
-    """Seconds per row of a whole worker group."""
+    """Seconds per row of a worker group."""
 
     train_s: float
     eval_s: float

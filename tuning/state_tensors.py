@@ -27,7 +27,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's names of its moments."""
 _MAX_FILE_BYTES = 1 << 30
 """A worker buffers about this much before it writes a file."""
-_REMEDY = "delete that folder to begin this training anew; nothing else is lost"
+_REMEDY = "delete that folder to start this training again; nothing else is lost"
 
 
 def save_tensors(engine: Any, folder: str, *, rank: int, num_workers: int) -> None:
