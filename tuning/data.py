@@ -67,7 +67,7 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[QuestionRow]]:
         raise VariantError(f"{study}/variants/{variant}.parquet has no rows; draw the variants again")
     if not rows["dev"]:
         raise SettingsError(
-            f"{study}/questions has no in-distribution dev questions (domain id, split dev) to choose the best epoch "
+            f"{study}/questions has no dev questions in distribution (domain id, split dev) to choose the best epoch "
             "by; give the question set a dev split and start a new study"
         )
     return rows
