@@ -309,7 +309,7 @@ def test_loss_covers_the_answer_only(study: Folder, packing: bool) -> None:
 
 
 def test_invalid_trainings_are_refused_before_any_worker_starts(study: Folder, tmp_path: Path) -> None:
-    with pytest.raises(VariantError, match=r"no variant 'unknown-050'; there are half, known, idk-050"):
+    with pytest.raises(VariantError, match=r"no variant 'unknown-050'; it has half, known, idk-050"):
         plan_runs(study, {"x": replace(CONFIG, variant="unknown-050")})
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
