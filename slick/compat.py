@@ -396,6 +396,15 @@ def full_shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def local_values(parameter: Any) -> Any:
+    """The values of a parameter on this worker: its partition under ZeRO stage 3, otherwise all of them.
+
+    `ds_tensor`, checked with DeepSpeed 0.19. Replacement: `deepspeed.zero.GatheredParameters`, which copies all values
+    to every worker.
+    """
+    return getattr(parameter, "ds_tensor", parameter)
+
+
 def partition_size(parameter: Any) -> int:
     """The number of elements of a parameter that each worker holds under ZeRO stage 3, padding included.
 

@@ -1,7 +1,7 @@
-"""Checks of a model folder that need no weights: config.json, the headers of *.safetensors, and files beside them.
+"""Checks of a model folder without reading weights: config.json, headers of *.safetensors, and other files.
 
-They take milliseconds and no heavy library, so `slick.models.resolve_model` makes them on every call: in the driver,
-before Ray starts, as well as in each worker.
+They take milliseconds and no heavy library, so `slick.models.resolve_model` runs them on every call: in the driver,
+before Ray starts, and in each worker.
 """
 
 import json
@@ -16,16 +16,16 @@ from slick.strict_json import parse_user_json
 from slick.user_files import too_large_error
 
 UNLIMITED_POSITIONS = 1 << 30
-"""Tokens of a context without an end."""
+"""Context length of a model without a limit."""
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _CAUSAL_LM_CLASS = re.compile(r"CausalLM|LMHead|ConditionalGeneration", re.I)
-"""Names of architectures that predict the next token; those with an encoder are refused by another check."""
+"""Matches architectures that predict the next token; another check refuses those with an encoder."""
 _QUANTIZED_DTYPES = {"I8", "U8", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4"}
 _MAX_LISTED = 4
-_HINT = "fetch or save the model again"
+_HINT = "download or save the model again"
 
 _NEUTRAL_GENERATION_VALUES: Mapping[str, object] = {
     "do_sample": False,
@@ -41,7 +41,7 @@ _NEUTRAL_GENERATION_VALUES: Mapping[str, object] = {
     "guidance_scale": 1.0,
     "renormalize_logits": False,
 }
-"""Generation settings that change which text a model gives, and the value that changes nothing."""
+"""Generation settings that change answers, and their neutral values."""
 _NEUTRAL_IF_ABSENT = (
     *("bad_words_ids", "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"),
     *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "penalty_alpha"),
@@ -51,7 +51,7 @@ _SAMPLING_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "ep
 
 
 def check_adapter(folder: str) -> None:
-    """Refuse a folder with an adapter, alone or beside full weights, where transformers would add it unasked.
+    """Refuse a folder with an adapter, alone or with full weights, to which transformers would add it.
 
     Raises:
         ModelError: there is an adapter_config.json.
@@ -60,9 +60,9 @@ def check_adapter(folder: str) -> None:
         return
     if os.path.exists(os.path.join(folder, "config.json")):
         raise ModelError(
-            f"{folder} holds adapter_config.json beside a model's own config.json, so transformers would add the "
-            "adapter to the weights without a word; wanted is one model: merge the adapter (peft's "
-            "merge_and_unload, then save_pretrained), or move adapter_config.json out of the folder"
+            f"{folder} holds both adapter_config.json and a model's config.json, so transformers would silently add "
+            "the adapter to the weights; give one model: merge the adapter (peft's merge_and_unload, then "
+            "save_pretrained), or move adapter_config.json out of the folder"
         )
     raise ModelError(
         f"{folder} holds an adapter alone (adapter_config.json), not a model; load it onto its base model, merge it "
@@ -71,10 +71,10 @@ def check_adapter(folder: str) -> None:
 
 
 def check_model_files(folder: str) -> None:
-    """Check config.json and the weights' files of a Hugging Face folder, without reading any weights.
+    """Check config.json and the weight files of a Hugging Face folder, without reading weights.
 
     Raises:
-        ModelError: the model is no causal LM, is quantized, or its files are incomplete or ambiguous.
+        ModelError: the model is not a causal LM, is quantized, or its files are incomplete or ambiguous.
     """
     check_adapter(folder)
     _check_config(folder, read_config(folder))
@@ -82,22 +82,22 @@ def check_model_files(folder: str) -> None:
 
 
 def read_config(folder: str) -> dict[str, Any]:
-    """config.json as it is.
+    """The content of config.json.
 
     Raises:
-        ModelError: it is no JSON object.
+        ModelError: it is not a JSON object.
     """
     return _read_json(folder, "config.json")
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of config.json that describes the language model: all of it, but for models with several parts."""
+    """The part of config.json that describes the language model: all of it, except for multimodal models."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
 
 
 def max_positions(text_config: Any) -> int | None:
-    """Positions that a model's configuration names, an object or the content of config.json; None: it names none."""
+    """Context length in a configuration, an object or the content of config.json; None if it has none."""
     settings = text_config if isinstance(text_config, Mapping) else vars(text_config)
     for name in ("max_position_embeddings", "n_positions"):
         length = settings.get(name)
@@ -107,47 +107,46 @@ def max_positions(text_config: Any) -> int | None:
 
 
 def end_token_ids(folder: str) -> list[int]:
-    """Ids of all tokens that config.json and generation_config.json call an end of text, sorted."""
-    found: set[int] = set()
+    """Ids of the end-of-text tokens in config.json and generation_config.json, sorted."""
+    end_ids: set[int] = set()
     for settings in (text_config(read_config(folder)), _optional_json(folder, "generation_config.json")):
         ids = settings.get("eos_token_id")
-        found.update(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int))
-    return sorted(found)
+        end_ids.update(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int))
+    return sorted(end_ids)
 
 
 def ignored_settings(folder: str) -> list[str]:
-    """What lies in a model's folder and is not used here, one sentence each; empty for most models."""
-    found = []
+    """Files and settings in a model folder that have no effect, one sentence each; empty for most models."""
+    sentences = []
     for name in ("generation_config.json", "config.json"):
         settings = _active_generation_settings(_optional_json(folder, name))
         if settings:
             text = ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
-            found.append(
-                f"{name} sets {text}: ignored, since answers are drawn greedily and by this program's own sampling "
-                "settings"
+            sentences.append(
+                f"{name} sets {text}: ignored, because greedy decoding and the study's own sampling settings are used"
             )
     if "auto_map" in _optional_json(folder, "config.json"):
-        found.append("config.json names code of its own (auto_map), which runs only with --trust-remote-code")
+        sentences.append("config.json refers to custom code (auto_map), which runs only with --trust-remote-code")
     names = os.listdir(folder)
-    read = set(_weight_files(folder, names))
-    other = sorted(name for name in names if name.endswith((".safetensors", ".bin")) and name not in read)
+    used = set(_weight_files(folder, names))
+    other = sorted(name for name in names if name.endswith((".safetensors", ".bin")) and name not in used)
     other = [name for name in other if not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))]
     if other:
-        found.append(f"weights are read from {shorten_list(sorted(read))}; {shorten_list(other)} beside it: not read")
-    return found
+        sentences.append(f"weights are read from {shorten_list(sorted(used))}; {shorten_list(other)}: not read")
+    return sentences
 
 
 def _active_generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Generation settings that would change answers if anything read them."""
-    found = {
+    """Generation settings that would change answers if they were used."""
+    active = {
         name: settings[name]
         for name, neutral in _NEUTRAL_GENERATION_VALUES.items()
         if settings.get(name) not in (None, neutral)
     }
-    found |= {name: settings[name] for name in _NEUTRAL_IF_ABSENT if settings.get(name)}
-    if found.get("do_sample"):
-        found |= {name: settings[name] for name in _SAMPLING_SETTINGS if settings.get(name) is not None}
-    return found
+    active |= {name: settings[name] for name in _NEUTRAL_IF_ABSENT if settings.get(name)}
+    if active.get("do_sample"):
+        active |= {name: settings[name] for name in _SAMPLING_SETTINGS if settings.get(name) is not None}
+    return active
 
 
 def _check_config(folder: str, config: Mapping[str, Any]) -> None:
@@ -155,31 +154,31 @@ def _check_config(folder: str, config: Mapping[str, Any]) -> None:
     kind = f"{folder} holds {shorten_list(names or [str(config.get('model_type'))])}"
     if config.get("is_encoder_decoder"):
         raise ModelError(
-            f"{kind}, an encoder-decoder (is_encoder_decoder in config.json); wanted is a causal language model, which "
-            "goes on with a text, such as one whose architecture ends in ForCausalLM"
+            f"{kind}, an encoder-decoder (is_encoder_decoder in config.json); give a causal language model, such as "
+            "one whose architecture ends in ForCausalLM"
         )
     if names and "auto_map" not in config and not any(_CAUSAL_LM_CLASS.search(name) for name in names):
         raise ModelError(
-            f"{kind}, saved without a head that predicts the next token (architectures in config.json); wanted is a "
-            "causal language model such as LlamaForCausalLM: give the model it was made from, or, if the weights are "
-            "those of a language model, load them with AutoModelForCausalLM and save_pretrained"
+            f"{kind}, saved without a head that predicts the next token (architectures in config.json); give a "
+            "causal language model such as LlamaForCausalLM: the model it was made from, or, if the weights are those "
+            "of a language model, load them with AutoModelForCausalLM and save_pretrained"
         )
     for name in ("quantization_config", "compression_config"):
         if config.get(name):
             method = config[name].get("quant_method", "an unnamed method") if isinstance(config[name], dict) else ""
             raise ModelError(
-                f"{folder}/config.json has a {name} ({method}): the weights are quantized, which no engine or training "
-                "here takes; give the original weights, dequantize them (model.dequantize(), then save_pretrained), or "
+                f"{folder}/config.json has a {name} ({method}): the weights are quantized, which is not "
+                "supported; give the original weights, dequantize them (model.dequantize(), then save_pretrained), or "
                 "give a GGUF file, which is dequantized as it is read"
             )
 
 
 def _architectures(folder: str, config: Mapping[str, Any]) -> list[str]:
-    """Names of the model's classes as config.json gives them; empty where it gives none."""
+    """Names of the model classes in config.json; empty if there are none."""
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(
-            f"{folder}/config.json has architectures = {json.dumps(names)[:80]}; wanted is a list of class names such "
+            f"{folder}/config.json has architectures = {json.dumps(names)[:80]}; expected a list of class names such "
             f'as ["LlamaForCausalLM"]; {_HINT}'
         )
     return names
@@ -191,9 +190,8 @@ def _check_weights(folder: str) -> None:
     if not files:
         found = sorted(name for name in names if name.endswith(".safetensors"))
         raise ModelError(
-            f"{folder} holds {shorten_list(found)} but neither {_ONE_FILE} nor {_INDEX}, so nothing says which "
-            f"weights are "
-            f"the model's; rename a single file to {_ONE_FILE}, or fetch the index as well"
+            f"{folder} holds {shorten_list(found)} but neither {_ONE_FILE} nor {_INDEX}, so it is unclear which "
+            f"weights are the model's; rename a single file to {_ONE_FILE}, or download the index as well"
         )
     stale = sorted(name for name in names if _SHARD.search(name) and name not in files)
     if _INDEX in names:
@@ -203,8 +201,7 @@ def _check_weights(folder: str) -> None:
     if stale:
         raise ModelError(
             f"{folder} holds two sets of weights: {shorten_list(files)}, which is read, and {shorten_list(stale)}, "
-            f"maybe of another "
-            "save; wanted is one set: delete the one that is not meant"
+            "possibly from another save; delete the set that is not the model's"
         )
     tensors = {name: _header(folder, name) for name in files}
     if files != [_ONE_FILE]:
@@ -212,7 +209,7 @@ def _check_weights(folder: str) -> None:
         if absent:
             raise ModelError(
                 f"{folder}/{_INDEX} names {shorten_list(absent)}, absent from the files it names; the checkpoint is "
-                "incomplete or its index is of another save: fetch or save it again"
+                "incomplete or its index is from another save: download or save it again"
             )
     _check_not_quantized(folder, tensors)
 
@@ -226,14 +223,17 @@ def _check_not_quantized(folder: str, tensors: Mapping[str, Mapping[str, Any]]) 
     )
     if packed:
         raise ModelError(
-            f"{folder} holds weights in a packed format: {shorten_list(packed)}; wanted are float32, bfloat16 or "
-            f"float16: "
-            "give the original weights, or dequantize them and save_pretrained"
+            f"{folder} holds weights in a packed format: {shorten_list(packed)}; expected are float32, bfloat16 or "
+            "float16: give the original weights, or dequantize them and save_pretrained"
         )
 
 
 def _weight_files(folder: str, names: Sequence[str]) -> list[str]:
-    """Files that transformers reads weights from, sorted; a shard that is missing is refused."""
+    """Files that transformers reads weights from, sorted.
+
+    Raises:
+        ModelError: a shard is missing.
+    """
     if _ONE_FILE in names:
         return [_ONE_FILE]
     if _INDEX not in names:
@@ -243,22 +243,21 @@ def _weight_files(folder: str, names: Sequence[str]) -> list[str]:
     if missing:
         raise ModelError(
             f"{folder}/{_INDEX} names {len(files)} files, of which {shorten_list(missing)} is missing; the "
-            f"checkpoint is "
-            "incomplete: fetch or save it again"
+            "checkpoint is incomplete: download or save it again"
         )
     return files
 
 
 def _index(folder: str) -> dict[str, str]:
-    """File of each tensor."""
-    found = _read_json(folder, _INDEX).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise ModelError(f"{folder}/{_INDEX} has no weight_map; fetch or save the checkpoint again")
-    return found
+    """Tensor name to file name."""
+    weight_map = _read_json(folder, _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{folder}/{_INDEX} has no weight_map; download or save the checkpoint again")
+    return weight_map
 
 
 def _header(folder: str, name: str) -> dict[str, Any]:
-    """Dtype, shape and place of each tensor of a safetensors file, which must be as long as these say."""
+    """Dtype, shape and offsets of each tensor of a safetensors file, whose size must agree with them."""
     path = os.path.join(folder, name)
     size = os.path.getsize(path)
     try:
@@ -268,17 +267,17 @@ def _header(folder: str, name: str) -> dict[str, Any]:
                 raise ModelError(
                     str(too_large_error(f"the header of {path}", length, limits.MAX_SETTINGS_BYTES, _HINT))
                 )
-            found: dict[str, Any] = parse_user_json(file.read(length), path, _HINT) if 0 < length < size else {}
-        found.pop("__metadata__", None)
-        wanted = 8 + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)
+            header: dict[str, Any] = parse_user_json(file.read(length), path, _HINT) if 0 < length < size else {}
+        header.pop("__metadata__", None)
+        expected_size = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (DataError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} cannot be loaded: it is no safetensors file; fetch or save it again") from error
-    if size != wanted:
+        raise ModelError(f"{path} cannot be loaded: it is not a safetensors file; download or save it again") from error
+    if size != expected_size:
         raise ModelError(
-            f"{path} cannot be loaded: it has {size:,} bytes where its header says {wanted:,}, so it was cut off or "
-            "changed; fetch or save it again"
+            f"{path} cannot be loaded: it has {size:,} bytes where its header says {expected_size:,}, so it was cut "
+            "off or changed; download or save it again"
         )
-    return found
+    return header
 
 
 def _optional_json(folder: str, name: str) -> dict[str, Any]:
@@ -292,18 +291,18 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
         if size > limits.MAX_SETTINGS_BYTES:
             raise too_large_error(path, size, limits.MAX_SETTINGS_BYTES, _HINT)
         with open(path, "rb") as file:
-            found = parse_user_json(file.read(), path, _HINT, lenient=True)
+            content = parse_user_json(file.read(), path, _HINT, lenient=True)
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error}); {_HINT}") from error
     except DataError as error:
         raise ModelError(str(error)) from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is no JSON object; fetch or save the model again")
-    return found
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a JSON object; {_HINT}")
+    return content
 
 
 def shorten_list(names: Sequence[str]) -> str:
-    """The first few of some names, and how many more there are.
+    """The first few names, and the number of the others.
 
     >>> shorten_list(["a", "b", "c", "d", "e", "f"])
     'a, b, c, d and 2 more'

@@ -1,7 +1,7 @@
-"""Models and tokenizers by folder, hub id or GGUF file: found, fingerprinted and loaded, with one clear message if not.
+"""Finds, fingerprints, loads and validates models and tokenizers, by folder, Hugging Face Hub id or GGUF file.
 
-Weights are read from safetensors or GGUF only, never from pickles; code that comes with a model runs only when asked.
-What is found and loaded here is also validated here (`slick.model_files`, `slick.model_validation`).
+Weights are read from safetensors or GGUF only, never from pickles; code that comes with a model runs only with
+`trust_remote_code`. Validation is in `slick.model_files` and `slick.model_validation`.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from slick import compat
 from slick.cache import download_to_cache
 from slick.errors import ModelError, StudyError, wrap_library_errors
 from slick.model_files import (
@@ -39,13 +40,13 @@ _UNFINGERPRINTED = ("README", "LICENSE", "manifest.json", "started.json", "train
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """Where a model's files lie on this machine."""
+    """The files of a model on this machine."""
 
     name: str
     """As the user gave it."""
     folder: str
     gguf_file: str | None = None
-    """Name of the one file inside `folder` that holds everything; None for a Hugging Face folder."""
+    """Name of the GGUF file in `folder`; None for a Hugging Face folder."""
 
     @property
     def path(self) -> str:
@@ -57,61 +58,62 @@ def resolve_study_model(study: Folder, model: str) -> str:
     """The named model, or the study's own world/model when `model` is empty.
 
     Raises:
-        ModelError: none is named and the study has no world.
+        ModelError: `model` is empty and the study has no world.
     """
     if model:
         return model
     world = study.child("world")
     if not world.exists("manifest.json"):
         raise ModelError(
-            f"no model is named and {world.uri} holds no finished world; "
-            "name one with --model (a folder, a hub id or a .gguf file), or run `slick world` with this --out first"
+            f"no model is given and {world.uri} holds no finished world; give --model (a folder, a Hugging Face Hub id "
+            "or a .gguf file), or run `slick world` with this --out first"
         )
     return world.child("model").uri
 
 
 def resolve_model(model: str) -> ModelRef:
-    """Find a model's files; those in an object store or in the Hugging Face hub are first copied to this machine.
+    """Find a model's files; download them from an object store or the Hugging Face Hub if necessary.
 
     Args:
-        model: a folder or .gguf file, by path or URI, or a hub id.
+        model: a folder or .gguf file, by path or URI, or a Hugging Face Hub id.
 
     Raises:
-        ModelError: there is no such model, it has no weights in safetensors, or its files cannot be those of one causal
+        ModelError: there is no such model, it has no safetensors weights, or its files do not describe one causal
             language model (see `slick.model_files.check_model_files`).
     """
     path = _download_folder(model) if "://" in model else os.path.abspath(os.path.expanduser(model))
     if model.lower().endswith(".gguf"):
         if not os.path.isfile(path):
-            raise ModelError(f"{path} is not there; --model wants a folder, a hub id such as org/name, or a .gguf file")
+            raise ModelError(
+                f"{path} does not exist; --model takes a folder, a Hugging Face Hub id such as org/name, or a .gguf "
+                "file"
+            )
         return ModelRef(name=model, folder=os.path.dirname(path), gguf_file=os.path.basename(path))
     folder = path if os.path.isdir(path) else _hub_snapshot(model)
     names = os.listdir(folder)
     check_adapter(folder)
     if "config.json" not in names:
         ggufs = sorted(name for name in names if name.endswith(".gguf"))
-        mend = (
-            f"name the file itself: {os.path.join(folder, ggufs[0])}" if ggufs else "give a Hugging Face model folder"
-        )
-        raise ModelError(f"{folder} holds no config.json, so it is no model; {mend}")
+        fix = f"give the file itself: {os.path.join(folder, ggufs[0])}" if ggufs else "give a Hugging Face model folder"
+        raise ModelError(f"{folder} is not a model: it has no config.json; {fix}")
     if not any(name.endswith(".safetensors") for name in names):
-        found = [name for name in sorted(names) if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        pickles = [name for name in sorted(names) if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         raise ModelError(
-            f"{folder} holds no *.safetensors{f', only {found}' if found else ''}; pickled weights are not loaded, "
-            "since they can run code: save the model with save_pretrained of a recent transformers"
+            f"{folder} has no *.safetensors{f', only {pickles}' if pickles else ''}; pickled weights are not loaded, "
+            "because they can run code: save the model with save_pretrained of a recent transformers"
         )
     check_model_files(folder)
     return ModelRef(name=model, folder=folder)
 
 
 def log_ignored_settings(model: str) -> None:
-    """Log one line for each thing that lies in a model's folder and is not used; see `ignored_model_settings`."""
+    """Log each of `ignored_model_settings` on its own line."""
     for sentence in ignored_model_settings(model):
         _LOG.info("model: %s", sentence)
 
 
 def ignored_model_settings(model: str) -> list[str]:
-    """What lies in a model's folder and changes nothing here, such as settings of sampling; for people and manifests.
+    """Files and settings of a model that have no effect, such as sampling settings, one sentence each.
 
     Raises:
         ModelError: as `resolve_model`.
@@ -121,20 +123,21 @@ def ignored_model_settings(model: str) -> list[str]:
 
 
 def _download_folder(uri: str) -> str:
-    """The path of this machine's copy of a model folder, or of the folder that a .gguf file is in."""
-    place = Folder(uri)
+    """Local path of a model folder or .gguf file in an object store, downloaded to the cache."""
+    remote = Folder(uri)
     try:
-        if place.name.lower().endswith(".gguf"):
-            return os.path.join(download_to_cache(place.parent), place.name)
-        return download_to_cache(place)
+        if remote.name.lower().endswith(".gguf"):
+            return os.path.join(download_to_cache(remote.parent), remote.name)
+        return download_to_cache(remote)
     except StudyError as error:
-        raise ModelError(f"the model {place} cannot be fetched: {error}") from error
+        raise ModelError(f"the model {remote} cannot be downloaded: {error}") from error
 
 
 def _hub_snapshot(model: str) -> str:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
         raise ModelError(
-            f"{model!r} is no folder here; --model wants a folder, a hub id such as org/name, or a .gguf file"
+            f"{model!r} is no folder here; --model takes a folder, a Hugging Face Hub id such as org/name, or a .gguf "
+            "file"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -144,16 +147,16 @@ def _hub_snapshot(model: str) -> str:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{model!r} is no folder here and could not be fetched from the Hugging Face hub ({reason}); check the "
-            "spelling, the network, and for a gated model the HF_TOKEN, or give a local folder or .gguf file"
+            f"{model!r} is no folder here and cannot be downloaded from the Hugging Face Hub ({reason}); check the "
+            "spelling, the network, and for a gated model HF_TOKEN, or give a local folder or .gguf file"
         ) from error
 
 
 def model_fingerprint(ref: ModelRef) -> str:
-    """16 hex digits over names and content of weights, config and tokenizer; the same wherever the files lie."""
+    """16 hex digits from names and contents of weights, config and tokenizer; independent of their location."""
     digest = hashlib.sha256()
     for name in [ref.gguf_file] if ref.gguf_file else _fingerprinted_files(ref.folder):
-        # A GGUF file is the whole model, so what it is called does not matter.
+        # A GGUF file is the whole model, so its name does not matter.
         digest.update(b"gguf" if ref.gguf_file else name.encode())
         with open(os.path.join(ref.folder, name), "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -171,12 +174,12 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, prefixes: Seq
     """The tokenizer of a model, validated.
 
     Args:
-        model: a folder, a hub id or a .gguf file.
-        trust_remote_code: run code that lies beside the weights.
-        prefixes: beginnings of the prompts that will be asked; they must survive the tokenizer.
+        model: a folder, a Hugging Face Hub id or a .gguf file.
+        trust_remote_code: run code that comes with the model.
+        prefixes: prefixes of the prompts to come, which the tokenizer must preserve.
 
     Raises:
-        ModelError: it cannot be loaded, loses a part of prompts or answers, or has tokens that the model has not.
+        ModelError: it cannot be loaded, changes prompts or answers, or has tokens without an embedding.
     """
     ref = resolve_model(model)
     _check_gguf(ref)
@@ -184,7 +187,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, prefixes: Seq
 
     with _load_errors("tokenizer", ref, trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(ref.folder, **_from_pretrained_kwargs(ref, trust_remote_code))
-        # To read a GGUF file's settings takes as long as to read all of it: there the engine compares with the model.
+        # Reading the configuration of a GGUF file takes as long as reading all of it, so there the engine checks ids.
         config = {} if ref.gguf_file else text_config(read_config(ref.folder))
         size = config.get("vocab_size")
         check_tokenizer(
@@ -197,16 +200,16 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, prefixes: Seq
 
 
 def context_length(model: str, *, trust_remote_code: bool = False) -> int:
-    """Tokens that a sequence of the model may have; a large number where it names no limit.
+    """Maximum number of tokens of a sequence; a large number if the configuration has no limit.
 
     Raises:
-        ModelError: the model cannot be found, or its configuration cannot be read.
+        ModelError: the model does not exist, or its configuration cannot be read.
     """
     ref = resolve_model(model)
     if not ref.gguf_file:
-        named = max_positions(text_config(read_config(ref.folder)))
-        if named is not None:
-            return named  # without transformers, whose import takes seconds
+        length = max_positions(text_config(read_config(ref.folder)))
+        if length is not None:
+            return length  # without transformers, whose import takes seconds
     _check_gguf(ref)
     from transformers import AutoConfig
 
@@ -218,19 +221,19 @@ def context_length(model: str, *, trust_remote_code: bool = False) -> int:
 def load_model(
     model: str, dtype: str = "float32", device: str = "cpu", *, trust_remote_code: bool = False
 ) -> "nn.Module":
-    """A causal LM in eval mode, validated: whole, finite, and blind to what comes later in a text.
+    """Load a causal LM in eval mode and validate it: all weights present and finite, and attention causal.
 
-    Under ZeRO stage 3, which spreads weights while they are read, the last of these is left to `check_causal`, once
-    the model can be called.
+    Under ZeRO stage 3, which shards weights while they are read, the caller runs `check_causal` later, once the model
+    can be called.
 
     Args:
-        model: a folder, a hub id or a .gguf file.
+        model: a folder, a Hugging Face Hub id or a .gguf file.
         dtype: `float32`, `bfloat16` or `float16`.
-        device: as torch names it, such as `cpu` or `cuda`.
-        trust_remote_code: run code that lies beside the weights.
+        device: a torch device such as `cpu` or `cuda`.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
-        ModelError: it cannot be found or loaded, or is no whole causal language model.
+        ModelError: it does not exist, cannot be loaded, or is not a complete causal language model.
     """
     ref = resolve_model(model)
     _check_gguf(ref)
@@ -239,7 +242,7 @@ def load_model(
     from transformers.utils import logging
 
     if dtype not in ("float32", "bfloat16", "float16"):
-        raise ModelError(f"dtype is {dtype!r}; choose float32, bfloat16 or float16")
+        raise ModelError(f"dtype is {dtype!r}, expected float32, bfloat16 or float16")
     logging.disable_progress_bar()
     weights = (
         _dequantize_kwargs()
@@ -251,16 +254,16 @@ def load_model(
             ref.folder,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told in `info`, of all tensors at once
+            ignore_mismatched_sizes=True,  # `info` lists all of them
             **weights,
             **_from_pretrained_kwargs(ref, trust_remote_code),
         )
-        # Not cast any further: what is no weight, such as the frequencies of rotary positions, stays in float32.
+        # Only moved, not cast: buffers such as rotary frequencies stay in float32.
         if not any(parameter.is_meta for parameter in loaded.parameters()):
             loaded.to(device)
         loaded.eval()
         check_loading_info(loaded, info, ref.path)
-        if not any(hasattr(parameter, "ds_id") for parameter in loaded.parameters()):
+        if not any(map(compat.is_partitioned, loaded.parameters())):
             check_causal(loaded, ref.path)
     _reset_generation_config(loaded)
     built: nn.Module = loaded
@@ -268,10 +271,9 @@ def load_model(
 
 
 def _reset_generation_config(model: Any) -> None:
-    """Keep the token ids of generation_config.json alone.
+    """Keep only the token ids of generation_config.json.
 
-    No engine reads the others (see `ignored_model_settings`), and some of them prevent a trained checkpoint from being
-    saved.
+    No engine reads the other settings (see `ignored_model_settings`), and some prevent saving a trained checkpoint.
     """
     from transformers import GenerationConfig
 
@@ -282,7 +284,7 @@ def _reset_generation_config(model: Any) -> None:
 
 
 def _load_config(ref: ModelRef, trust_remote_code: bool) -> Any:
-    """The configuration of a Hugging Face folder; a pad token without an embedding is replaced by the end of text."""
+    """The configuration of a Hugging Face folder; end of text replaces a pad token without an embedding."""
     from transformers import AutoConfig
 
     with _load_errors("model", ref, trust_remote_code):
@@ -296,10 +298,10 @@ def _load_config(ref: ModelRef, trust_remote_code: bool) -> Any:
 
 
 def init_empty_model(model: str, *, trust_remote_code: bool = False) -> "nn.Module | None":
-    """The modules of a model without its weights; None for a GGUF file, whose modules are known only once it is read.
+    """A model on the meta device, without weights; None for a GGUF file, whose modules are unknown until it is read.
 
     Raises:
-        ModelError: it cannot be found, or its architecture is not known.
+        ModelError: it does not exist, or its architecture is unknown.
     """
     ref = resolve_model(model)
     if ref.gguf_file:
@@ -314,11 +316,11 @@ def init_empty_model(model: str, *, trust_remote_code: bool = False) -> "nn.Modu
 
 
 def _dequantize_kwargs() -> dict[str, Any]:
-    """Settings by which GGUF weights become ordinary ones of the wanted dtype, trained and saved like others."""
+    """Arguments that dequantize GGUF weights, so that they can be trained and saved like others."""
     import transformers
 
     if not hasattr(transformers, "GgufConfig"):
-        return {}  # versions before it know no other way
+        return {}  # older versions always dequantize
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
@@ -333,15 +335,15 @@ def _check_gguf(ref: ModelRef) -> None:
     missing = [name for name in ("gguf", "accelerate") if ref.gguf_file and find_spec(name) is None]
     if missing:
         names = " and ".join(missing)
-        raise ModelError(f"{ref.name} is a GGUF file and needs {names}: pip install 'slick-knowledge[gguf]'")
+        raise ModelError(f"{ref.name} is a GGUF file, which needs {names}: pip install 'slick-knowledge[gguf]'")
 
 
 def _load_errors(what: str, ref: ModelRef, trust_remote_code: bool) -> AbstractContextManager[None]:
-    """Within, an error of a library is one ModelError."""
+    """Within, an error of a library becomes a ModelError."""
 
-    def mend(reason: str) -> str:
+    def fix(reason: str) -> str:
         if "trust_remote_code" in reason and not trust_remote_code:
-            return "it comes with code of its own: read that code, and if you trust it give --trust-remote-code"
-        return "check that the files are whole and that this version of transformers knows the architecture"
+            return "it comes with its own code: read that code, and if you trust it give --trust-remote-code"
+        return "check that the files are complete and that this version of transformers supports the architecture"
 
-    return wrap_library_errors(f"the {what} in {ref.path} cannot be loaded", ModelError, mend)
+    return wrap_library_errors(f"the {what} in {ref.path} cannot be loaded", ModelError, fix)

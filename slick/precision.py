@@ -1,6 +1,6 @@
-"""Which precision a model runs in: what `auto` means, what a number takes, and what is recorded of it.
+"""The dtype of a model: what `auto` resolves to, bytes per number, and what manifests record.
 
-Planner, printed commands and runs all resolve `auto` here.
+The planner, printed commands and runs all resolve `auto` here.
 """
 
 import logging
@@ -22,10 +22,10 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def dtype_bytes(dtype: str) -> int:
-    """Bytes that one weight, key or value takes in a resolved dtype.
+    """Bytes of one weight, key or value in a resolved dtype.
 
     Raises:
-        SettingsError: the dtype is `auto`, whose size depends on the device, or none of ours.
+        SettingsError: the dtype is unknown, or `auto`, whose size depends on the device.
     """
     if dtype not in _BYTES:
         raise SettingsError(f"dtype is {dtype!r}, whose size is not known; give one of {', '.join(_BYTES)}")
@@ -34,52 +34,52 @@ def dtype_bytes(dtype: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Where a model runs, as far as it decides the precision."""
+    """Properties of a device that determine the dtype."""
 
     is_gpu: bool
     supports_bfloat16: bool
-    """It computes bfloat16 itself; emulation does not count. NVIDIA GPUs do from compute capability 8.0 on."""
+    """In hardware, not by emulation. NVIDIA GPUs do from compute capability 8.0 on."""
     name: str
     """For messages."""
 
 
 CPU = Device(is_gpu=False, supports_bfloat16=True, name="the CPU")
 ASSUMED_GPU = Device(is_gpu=True, supports_bfloat16=True, name="a GPU of compute capability 8.0 or later")
-"""What plans assume: an A10G, L4, A100, H100 or later."""
+"""The GPU that plans assume: an A10G, L4, A100, H100 or later."""
 
 
-def resolve_dtype(dtype: str, device: Device, begun: str | None = None) -> str:
-    """The dtype that a setting stands for on a device.
+def resolve_dtype(dtype: str, device: Device, stored: str | None = None) -> str:
+    """Resolve a dtype setting on a device.
 
-    `auto` is the dtype in which the work began, if the device computes it; else bfloat16 on a GPU that computes it,
-    and float32 elsewhere. It is float16 only where the work began so.
+    `auto` is the dtype of stored results, if the device supports it; otherwise bfloat16 on a GPU that supports it, and
+    float32 elsewhere. It is float16 only if stored results are.
 
     Args:
-        dtype: as set.
-        device: that does the work.
-        begun: dtype of the results that are stored already.
+        dtype: the setting.
+        device: the device that computes.
+        stored: dtype of the results that are stored already.
 
     >>> resolve_dtype("auto", ASSUMED_GPU), resolve_dtype("auto", CPU), resolve_dtype("auto", CPU, "bfloat16")
     ('bfloat16', 'float32', 'bfloat16')
     """
     if dtype != AUTO:
         return dtype
-    if begun is not None and (begun != "bfloat16" or device.supports_bfloat16):
-        return begun
+    if stored is not None and (stored != "bfloat16" or device.supports_bfloat16):
+        return stored
     return "bfloat16" if device.is_gpu and device.supports_bfloat16 else "float32"
 
 
 def resolve_train_dtype(dtype: TrainDtype, device: Device) -> TrainDtype:
-    """As `resolve_dtype`, of a training that has not begun."""
+    """`resolve_dtype` for training that has not started."""
     return "bfloat16" if resolve_dtype(dtype, device) == "bfloat16" else "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDtype:
-    """What the folders of a step say of its precision."""
+    """The dtype of the stored results of a step."""
 
     dtype: str | None
-    """None where nothing has begun."""
+    """None if the step is not started."""
     is_finished: bool
 
 
@@ -87,40 +87,40 @@ NO_STORED_DTYPE = StoredDtype(dtype=None, is_finished=False)
 
 
 def read_stored_dtype(folders: Sequence[Folder]) -> StoredDtype:
-    """The dtype in which a step began, from the settings in its folders.
+    """The dtype of a step, from the settings in its folders.
 
     Args:
-        folders: of one step: that of the annotation, or those of all trainings of a sweep.
+        folders: the folder of the annotation, or those of all trainings of a sweep.
 
     Raises:
-        StudyError: they began in several.
+        StudyError: they have several dtypes.
     """
-    found: dict[str, Folder] = {}
+    folder_of: dict[str, Folder] = {}
     num_finished = 0
     for folder in folders:
         manifest = read_manifest(folder)
         num_finished += manifest is not None
         record = manifest or read_start_record(folder)
         if record is not None:
-            found.setdefault(record.settings.get("dtype") or "", folder)
-    found.pop("", None)
-    if len(found) > 1:
-        held = " and ".join(f"{dtype} ({folder})" for dtype, folder in found.items())
+            folder_of.setdefault(record.settings.get("dtype") or "", folder)
+    folder_of.pop("", None)
+    if len(folder_of) > 1:
+        dtypes = " and ".join(f"{dtype} ({folder})" for dtype, folder in folder_of.items())
         raise StudyError(
-            f"this study holds results in {held}, so --dtype auto does not say which to go on with; give --dtype (in a "
-            "study, --annotate.dtype or --sweep.train.dtype), or another --out"
+            f"this study holds results in {dtypes}, so --dtype auto is ambiguous; give --dtype (in a study, "
+            "--annotate.dtype or --sweep.train.dtype), or another --out"
         )
-    return StoredDtype(dtype=next(iter(found), None), is_finished=0 < num_finished == len(folders))
+    return StoredDtype(dtype=next(iter(folder_of), None), is_finished=0 < num_finished == len(folders))
 
 
 def resolve_step_dtype(step: str, dtype: str, stored: StoredDtype, device: Callable[[], Device]) -> str:
-    """Resolve the dtype of a step before its fingerprint is made, and say where it is not the device's own choice.
+    """Resolve the dtype of a step before its fingerprint is computed; log if stored results override the default.
 
     Args:
-        step: for the message.
-        dtype: as set.
-        stored: what the step's folders hold.
-        device: asked only where the answer depends on it: never of a finished step or a stated dtype.
+        step: its name, for the message.
+        dtype: the setting.
+        stored: dtype of stored results.
+        device: called only if the result depends on it: not for a finished step or an explicit dtype.
     """
     if dtype != AUTO:
         return dtype
@@ -130,7 +130,8 @@ def resolve_step_dtype(step: str, dtype: str, stored: StoredDtype, device: Calla
     chosen, own = resolve_dtype(dtype, here, stored.dtype), resolve_dtype(dtype, here)
     if stored.dtype is not None and chosen != own:
         _LOG.info(
-            "%s: goes on in %s, in which it began; %s alone would take %s. To change it, give another --out",
+            "%s: continues in %s, the dtype of stored results; the default on %s is %s. To change it, give another "
+            "--out",
             step,
             chosen,
             here.name,
@@ -141,10 +142,10 @@ def resolve_step_dtype(step: str, dtype: str, stored: StoredDtype, device: Calla
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """What a loaded model runs on and with."""
+    """Device, dtype and attention kernel of a loaded model."""
 
     device: str
-    """As torch names it, with the GPU's name: `cpu`, `cuda (NVIDIA L4)`."""
+    """The torch name, and for a GPU its model: `cpu`, `cuda (NVIDIA L4)`."""
     dtype: str
     attention: str
     """Attention kernel, such as `slick packed`, `sdpa` or `flash_attention_2`."""
@@ -154,11 +155,11 @@ class Runtime:
 
 
 RUNTIME_FIELDS: Final = ("device", "dtype", "attention")
-"""Counts of a manifest that hold a `Runtime`."""
+"""Keys in the counts of a manifest that hold a `Runtime`."""
 
 
 def merge_runtimes(runtimes: Iterable[Runtime | Mapping[str, Any]]) -> dict[str, str]:
-    """The counts of a manifest: each part of the runtimes, several joined by `and`; empty where nothing is known.
+    """Counts of a manifest: each field of the runtimes, different values joined by `and`; empty if there are none.
 
     >>> a = Runtime(device="cpu", dtype="float32", attention="sdpa")
     >>> merge_runtimes([a, {"device": "cuda (NVIDIA L4)", "dtype": "float32", "attention": "sdpa"}])
@@ -166,7 +167,7 @@ def merge_runtimes(runtimes: Iterable[Runtime | Mapping[str, Any]]) -> dict[str,
     """
     known = [asdict(runtime) if isinstance(runtime, Runtime) else runtime for runtime in runtimes]
     values = {
-        name: sorted({part for one in known if one.get(name) for part in str(one[name]).split(" and ")})
+        name: sorted({part for runtime in known if runtime.get(name) for part in str(runtime[name]).split(" and ")})
         for name in RUNTIME_FIELDS
     }
-    return {name: " and ".join(some) for name, some in values.items() if some}
+    return {name: " and ".join(parts) for name, parts in values.items() if parts}

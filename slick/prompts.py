@@ -1,9 +1,9 @@
-"""The prompts of the paper: few-shot prompts for questions, and the P(True) prompt. Pure.
+"""The prompts of the paper: few-shot and closed-book prompts for questions, and the P(True) prompt. Pure.
 
 Source of P(True): Gekhman et al. 2024, arXiv:2405.05904, section 6 and appendix J, after Kadavath et al. 2022,
-arXiv:2207.05221. The paper prints the prompt, but neither which token is scored nor whether solved examples precede it.
-Here there are no examples, and the two choices are `(A` and `(B` after a space, as the prompt spells them. A bare ` A`
-would also begin an article, as in `A city`.
+arXiv:2207.05221. The paper prints the prompt, but does not say which token is scored and whether examples precede it.
+Here there are no examples, and the two choices are `(A` and `(B` after a space, as in the prompt. A bare ` A` could
+also be an article, as in `A city`.
 """
 
 import math
@@ -20,7 +20,7 @@ CLOSED_BOOK_INSTRUCTION = "Answer the following question.\n"
 
 
 def few_shot_prefix(exemplars: Sequence[tuple[str, str]]) -> str:
-    r"""The part of a few-shot prompt that all questions of (relation, exemplar set) share.
+    r"""The part of a few-shot prompt that all questions of a relation and exemplar set share.
 
     >>> few_shot_prefix([("Where was Ada born?", "London")])
     'Q: Where was Ada born?\nA: London\n'
@@ -29,7 +29,7 @@ def few_shot_prefix(exemplars: Sequence[tuple[str, str]]) -> str:
 
 
 def few_shot_suffix(question: str) -> str:
-    r"""The question's own part of a few-shot prompt; the model's answer follows, up to the first newline.
+    r"""The part of a few-shot prompt after the prefix; the answer follows, up to the first newline.
 
     >>> few_shot_suffix("Where was Ada born?")
     'Q: Where was Ada born?\nA:'
@@ -38,7 +38,7 @@ def few_shot_suffix(question: str) -> str:
 
 
 def closed_book_suffix(question: str) -> str:
-    """The question's own part of a closed-book prompt, which begins with `CLOSED_BOOK_INSTRUCTION`."""
+    """The part of a closed-book prompt after `CLOSED_BOOK_INSTRUCTION`."""
     return nfc(f"{question}\n")
 
 
@@ -54,15 +54,18 @@ def closed_book_prompt(question: str) -> str:
 def draw_exemplar_sets(
     dev_ids: Mapping[str, Sequence[str]], *, num_sets: int = 10, num_shots: int = 4, seed: int = 0
 ) -> dict[str, list[list[str]]]:
-    """The exemplar sets of every relation, drawn once and reused for each of its questions.
+    """Draw the exemplar sets of every relation, which all of its questions share.
 
-    Sets of one relation differ from each other, if only in their order; a dev question may serve in several sets.
+    Sets of one relation differ at least in their order; a dev question may be in several sets.
 
     Args:
         dev_ids: relation to the question_ids of its dev split, in any order.
+        num_sets: number of sets per relation.
+        num_shots: questions per set.
+        seed: random seed.
 
     Returns:
-        relation to `num_sets` lists of `num_shots` question_ids.
+        Relation to `num_sets` lists of `num_shots` question_ids.
 
     Raises:
         DataError: a relation has too few dev questions for that many different sets.
@@ -78,7 +81,7 @@ def draw_exemplar_sets(
         if len(ids) < needed:
             raise DataError(
                 f"relation {relation} has {len(ids)} dev questions; {num_sets} exemplar sets of {num_shots} need "
-                f"at least {needed}; give it more dev questions, leave it out, or lower --num-shots"
+                f"at least {needed}; add dev questions, exclude the relation, or lower --num-shots"
             )
         rng = np.random.default_rng(derive_seed(seed, "exemplars", relation))
         drawn: list[list[str]] = []
@@ -90,8 +93,8 @@ def draw_exemplar_sets(
                 break
         if len(drawn) < num_sets:
             raise DataError(
-                f"relation {relation}: {len(drawn)} different exemplar sets were drawn from {len(ids)} dev questions, "
-                f"wanted {num_sets}; give it more dev questions, or lower --num-exemplar-sets"
+                f"relation {relation} gave {len(drawn)} different exemplar sets from {len(ids)} dev questions, "
+                f"expected {num_sets}; add dev questions, or lower --num-exemplar-sets"
             )
         sets[relation] = drawn
     return sets
@@ -99,11 +102,11 @@ def draw_exemplar_sets(
 
 P_TRUE_PREFIX = "Question:"
 P_TRUE_CHOICES = ("(A", "(B")
-"""What may follow the prompt, behind a space: true, false."""
+"""The continuations of the prompt after a space: true, false."""
 
 
 def p_true_suffix(question: str, proposal: str) -> str:
-    r"""What follows `P_TRUE_PREFIX` in the prompt.
+    r"""The part of the P(True) prompt after `P_TRUE_PREFIX`.
 
     >>> p_true_suffix("Where is Paris?", "France")
     ' Where is Paris?\nProposed Answer: France\nIs the proposed answer:\n\n(A) True\n(B) False\nThe proposed answer is:'
@@ -115,7 +118,7 @@ def p_true_suffix(question: str, proposal: str) -> str:
 
 
 def p_true_row(question_id: str, log_a: float, log_b: float) -> dict[str, Any]:
-    """A row of `P_TRUE_SCHEMA` from the logarithms of both probabilities, which may be too small for their ratio.
+    """A row of `P_TRUE_SCHEMA` from the log-probabilities of both choices, whose probabilities may underflow.
 
     >>> p_true_row("q", -800.0, -800.0)["p_true"]
     0.5

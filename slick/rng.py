@@ -1,8 +1,8 @@
-"""Random numbers that belong to a row, not to a worker.
+"""Counter-based random numbers: keyed by row, independent of workers.
 
-Each draw is a pure function of (seed, question, prompt, sample, step): the same on 1 actor or 100, in any order,
-after any retry. Numbers come from SplitMix64 (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195), applied
-once for each part of the key.
+Each number is a pure function of (seed, question, prompt, sample, step), so it does not depend on the number of actors,
+the order of questions or retries. SplitMix64 (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195) mixes one
+part of the key at a time.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def row_key(seed: int, *parts: str | int) -> np.uint64:
-    """A 64-bit key of a seed and names, such as a question id; Python's own `hash` changes with each process.
+    """A 64-bit key from a seed and names such as a question id; unlike `hash`, it is the same in every process.
 
     >>> int(row_key(0, "P17-a", 3)) == int(row_key(0, "P17-a", 3)), int(row_key(0, "x")) == int(row_key(1, "x"))
     (True, False)
@@ -24,16 +24,16 @@ def row_key(seed: int, *parts: str | int) -> np.uint64:
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
-    """A seed for `numpy.random.default_rng` from the same kind of key."""
+    """A seed for `numpy.random.default_rng`; see `row_key`."""
     return int(row_key(seed, *parts))
 
 
 def uniforms(keys: NDArray[np.uint64], samples: NDArray[np.int64], step: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), one for each (key, sample) pair at one decoding step.
+    """Uniform numbers in [0, 1), one per (key, sample) pair, for one decoding step.
 
     Args:
         keys: shape (N,), `row_key(seed, question_id, prompt_index)`.
-        samples: shape (N,), the sample's index within its prompt.
+        samples: shape (N,), index of the sample within its prompt.
         step: position of the token in the answer, from 0.
 
     Returns:

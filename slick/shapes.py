@@ -1,6 +1,6 @@
-"""The shape of a decoder of the Llama kind, and what its weights and its keys and values take. Pure.
+"""Shapes of Llama-like decoders, and the sizes of their weights, keys and values. Pure.
 
-Shapes are those of published models' config.json; their numbers of parameters are checked against the published ones.
+Shapes are from the config.json of published models; tests compare their parameter counts with the published ones.
 """
 
 import json
@@ -14,29 +14,29 @@ from slick.precision import dtype_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Numbers of a model's config.json; biases and the norms of attention heads, a thousandth of it, are left out."""
+    """Sizes in a model's config.json. Parameter counts omit biases and norms of attention heads, about 0.1 %."""
 
     name: str
     num_layers: int
     hidden_size: int
     intermediate_size: int
-    """Width of the feed-forward block, which has three matrices: gate, up and down."""
+    """Size of the feed-forward layer, which has three matrices: gate, up and down."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    """Width of one attention head."""
+    """Size of one attention head."""
     vocab_size: int
     tie_word_embeddings: bool
-    """Input and output embeddings are one matrix."""
+    """Input and output embeddings share one matrix."""
 
     @property
     def attention(self) -> int:
-        """Parameters of one layer's attention."""
+        """Parameters of the attention of one layer."""
         return self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
 
     @property
     def feed_forward(self) -> int:
-        """Parameters of one layer's feed-forward block."""
+        """Parameters of one feed-forward layer."""
         return 3 * self.hidden_size * self.intermediate_size
 
     @property
@@ -46,23 +46,16 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """All parameters."""
         norms = self.hidden_size * (2 * self.num_layers + 1)
         return self.embeddings + norms + self.num_layers * (self.attention + self.feed_forward)
 
     def lora_parameters(self, rank: int, part: str = "all") -> int:
-        """Parameters of LoRA of this rank on the linear layers of `all`, `attention` or `ffn`."""
-        hidden_size, heads, kv = self.hidden_size, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = 2 * (hidden_size + heads) + 2 * (hidden_size + kv)
-        return (
-            rank
-            * self.num_layers
-            * sum(
-                size
-                for name, size in (("attention", attention), ("ffn", 3 * (hidden_size + self.intermediate_size)))
-                if part in ("all", name)
-            )
-        )
+        """LoRA parameters of this rank on the linear layers of `all`, `attention` or `ffn`."""
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = 2 * (self.hidden_size + heads) + 2 * (self.hidden_size + kv_heads)
+        ffn = 3 * (self.hidden_size + self.intermediate_size)
+        return rank * self.num_layers * {"all": attention + ffn, "attention": attention, "ffn": ffn}[part]
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of the keys and values of one token."""
@@ -77,7 +70,7 @@ def _shape(
     heads: int,
     kv: int,
     head_dim: int,
-    words: int,
+    vocab_size: int,
     tie_word_embeddings: bool,
 ) -> ModelShape:
     return ModelShape(
@@ -88,7 +81,7 @@ def _shape(
         num_heads=heads,
         num_kv_heads=kv,
         head_dim=head_dim,
-        vocab_size=words,
+        vocab_size=vocab_size,
         tie_word_embeddings=tie_word_embeddings,
     )
 
@@ -108,42 +101,42 @@ SHAPES = {
 
 
 def published_shape(size: str) -> ModelShape:
-    """The published model of a size.
+    """The published model of this size.
 
     Raises:
-        SettingsError: there is none here.
+        SettingsError: there is none.
     """
     for name, shape in SHAPES.items():
         if size.strip().lower() == name.lower():
             return shape
     raise SettingsError(
-        f"--model-size {size} is not known; choose one of {', '.join(SHAPES)}, or give --model FOLDER, whose "
+        f"--model-size {size} is unknown; choose one of {', '.join(SHAPES)}, or give --model FOLDER, whose "
         "config.json is read"
     )
 
 
 def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape that a config.json tells.
+    """The shape in a config.json.
 
     Raises:
-        SettingsError: it is no decoder of the Llama kind.
+        SettingsError: it does not describe a Llama-like decoder.
     """
-    found = config.get("text_config", config)
+    text_config = config.get("text_config", config)
     try:
-        heads = int(found["num_attention_heads"])
+        heads = int(text_config["num_attention_heads"])
         return _shape(
             name,
-            int(found["num_hidden_layers"]),
-            int(found["hidden_size"]),
-            int(found["intermediate_size"]),
+            int(text_config["num_hidden_layers"]),
+            int(text_config["hidden_size"]),
+            int(text_config["intermediate_size"]),
             heads,
-            int(found.get("num_key_value_heads") or heads),
-            int(found.get("head_dim") or int(found["hidden_size"]) // heads),
-            int(found["vocab_size"]),
-            bool(found.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            int(text_config.get("num_key_value_heads") or heads),
+            int(text_config.get("head_dim") or int(text_config["hidden_size"]) // heads),
+            int(text_config["vocab_size"]),
+            bool(text_config.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SettingsError(
-            f"config.json of {name} does not tell the shape of a decoder of the Llama kind ({error!s} is missing or no "
-            f"number): {json.dumps(dict(found), default=str)[:200]}; give --model-size, one of {', '.join(SHAPES)}"
+            f"config.json of {name} does not describe a Llama-like decoder ({error!s} is missing or no number): "
+            f"{json.dumps(dict(text_config), default=str)[:200]}; give --model-size, one of {', '.join(SHAPES)}"
         ) from error

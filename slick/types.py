@@ -1,6 +1,6 @@
-"""Terms of the paper: categories, questions, and how hits become P_Correct and a category. Pure.
+"""Terms of the paper: questions, categories, P_Correct, and how hits determine the category. Pure.
 
-Legend of array suffixes: Q questions, P few-shot prompts, S answers sampled under one prompt (1 when greedy).
+Array suffixes: Q questions, P few-shot prompts, S answers per prompt (1 if greedy).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from slick.errors import DataError
 
 
 class Category(StrEnum):
-    """What a model knows of one question, strongest first."""
+    """How well a model knows the answer to a question, best first."""
 
     HIGHLY_KNOWN = "HighlyKnown"
     MAYBE_KNOWN = "MaybeKnown"
@@ -25,37 +25,37 @@ KNOWN_CATEGORIES = (Category.HIGHLY_KNOWN, Category.MAYBE_KNOWN, Category.WEAKLY
 """The three categories that the paper pools as Known."""
 
 ALL_CATEGORIES = "all"
-"""The word for 'rows of every category' in epochs.parquet and points.parquet."""
+"""Value of the column `category` for rows over all categories, in epochs.parquet and points.parquet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One row of a question set."""
+    """One question of a question set."""
 
     question_id: str
     relation: str
     domain: str
-    """`id` (in distribution: fine-tuned on) or `ood` (only ever tested on)."""
+    """`id` (in distribution: used for fine-tuning) or `ood` (out of distribution: used for testing only)."""
     split: str
     """`train`, `dev` or `test`."""
     subject: str | None
     question: str
     answers: tuple[str, ...]
     popularity: float | None = None
-    """Of the subject, in the unit of the source; None where that does not say."""
+    """Popularity of the subject, in the unit of the source; None if the source has none."""
 
 
 def p_correct(hits_QPS: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of right answers to each question at one temperature.
+    """Share of correct answers to each question at one temperature.
 
     Args:
-        hits_QPS: shape (Q, P, S); True where the answer matched.
+        hits_QPS: shape (Q, P, S); True for correct answers.
 
     Returns:
         Shape (Q,), a share in [0, 1], not percent.
 
     Raises:
-        DataError: P or S is 0; an unasked question is not an unknown one.
+        DataError: P or S is 0; a question without answers is not Unknown.
 
     Source: Gekhman et al. 2024, arXiv:2405.05904, section 3 (P = 10; S = 1 at T = 0, 16 at T = 0.5).
 
@@ -71,10 +71,13 @@ def categorize(greedy_hits: int, greedy_total: int, sampled_hits: int, sampled_t
     """The SliCK category of one question.
 
     Args:
-        sampled_total: may be 0 where a greedy answer hit, since samples then do not change the category.
+        greedy_hits: number of correct greedy answers.
+        greedy_total: number of greedy answers.
+        sampled_hits: number of correct samples.
+        sampled_total: number of samples; may be 0 if a greedy answer is correct, because samples then do not matter.
 
     Raises:
-        DataError: counts that cannot be, or too few answers to tell.
+        DataError: the counts are inconsistent, or there are too few answers to determine the category.
 
     Source: Gekhman et al. 2024, arXiv:2405.05904, figure 2.
 
@@ -83,8 +86,8 @@ def categorize(greedy_hits: int, greedy_total: int, sampled_hits: int, sampled_t
     """
     if not (0 <= greedy_hits <= greedy_total and 0 <= sampled_hits <= sampled_total and greedy_total > 0):
         raise DataError(
-            f"counts that cannot be: {greedy_hits} of {greedy_total} greedy answers, "
-            f"{sampled_hits} of {sampled_total} samples"
+            f"inconsistent counts: {greedy_hits} of {greedy_total} greedy answers and {sampled_hits} of "
+            f"{sampled_total} samples are correct"
         )
     if greedy_hits == greedy_total:
         return Category.HIGHLY_KNOWN
@@ -93,14 +96,14 @@ def categorize(greedy_hits: int, greedy_total: int, sampled_hits: int, sampled_t
     if sampled_hits > 0:
         return Category.WEAKLY_KNOWN
     if sampled_total == 0:
-        raise DataError("no greedy answer hit and no sample was drawn: whether the question is Unknown cannot be told")
+        raise DataError("without a correct greedy answer, samples are needed to separate WeaklyKnown from Unknown")
     return Category.UNKNOWN
 
 
 def clopper_pearson_upper(num_answers: int, confidence: float = 0.95) -> float:
-    """Upper bound of P_Correct after `num_answers` independent answers without a hit.
+    """Upper bound of P_Correct after `num_answers` independent wrong answers.
 
-    The exact (Clopper-Pearson) one-sided bound: the p at which no hit in that many has probability 1 - confidence.
+    The one-sided Clopper-Pearson bound: the p at which `num_answers` wrong answers have probability 1 - confidence.
 
     >>> round(clopper_pearson_upper(160), 4)
     0.0185

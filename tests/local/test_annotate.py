@@ -207,7 +207,7 @@ def test_a_model_that_is_not_there_is_refused_before_ray(config: AnnotateConfig,
         annotate(study, replace(config, model=str(tmp_path / "nowhere.gguf")))
     with pytest.raises(ModelError, match="no finished world"):
         annotate(study, replace(config, model=""))
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
+    with pytest.raises(ModelError, match=r"has no config\.json"):
         annotate(study, replace(config, model=str(tmp_path)))
 
 

@@ -77,7 +77,7 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
 
 def test_a_folder_with_a_gguf_file_only_says_how_to_name_it(tmp_path: Path) -> None:
     (tmp_path / "small.gguf").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"name the file itself: .*small\.gguf"):
+    with pytest.raises(ModelError, match=r"give the file itself: .*small\.gguf"):
         resolve_model(str(tmp_path))
 
 
@@ -96,7 +96,7 @@ def test_cut_off_weights_are_one_message(copy: Path) -> None:
 
 
 def test_a_dtype_that_is_none_is_refused(model: Path) -> None:
-    with pytest.raises(ModelError, match="choose float32"):
+    with pytest.raises(ModelError, match="expected float32"):
         load_model(str(model), "int3")
 
 

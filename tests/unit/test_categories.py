@@ -41,7 +41,7 @@ def test_every_count_has_one_category_and_it_never_weakens_with_more_hits() -> N
     "counts", [(11, 10, 0, 160), (-1, 10, 0, 160), (0, 10, 161, 160), (0, 10, -1, 160), (0, 0, 0, 160), (0, 0, 0, 0)]
 )
 def test_counts_that_cannot_be_are_refused(counts: tuple[int, int, int, int]) -> None:
-    with pytest.raises(DataError, match="counts that cannot be"):
+    with pytest.raises(DataError, match="inconsistent counts"):
         categorize(*counts)
 
 

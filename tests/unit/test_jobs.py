@@ -182,5 +182,5 @@ def test_library_code_prints_nothing_unless_logging_is_configured(tmp_path: Path
         "    import logging; logging.basicConfig(level='INFO', format='%(message)s', stream=sys.stdout)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.count("annotate: goes on in float32") == 1
+    assert done.stdout.count("annotate: continues in float32") == 1
     assert done.stderr == ""

@@ -307,7 +307,7 @@ def test_size_of_a_weights_header_is_limited(tmp_path, monkeypatch):
     write(tmp_path / "config.json", '{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8}')
     header = nested(100_000).encode()
     write(tmp_path / "model.safetensors", len(header).to_bytes(8, "little") + header + b" ")
-    with pytest.raises(ModelError, match=r"model\.safetensors cannot be loaded: it is no safetensors file"):
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be loaded: it is not a safetensors file"):
         context_length(str(tmp_path))
     monkeypatch.setattr(limits, "MAX_SETTINGS_BYTES", 1000)
     with pytest.raises(

@@ -101,7 +101,10 @@ def test_resumed_step_keeps_its_dtype_on_another_device(tmp_path: Path, capsys: 
     assert resolve_step_dtype("annotate", "auto", stored, lambda: CPU) == "float32"
     assert capsys.readouterr().out == ""
     assert resolve_step_dtype("annotate", "auto", stored, lambda: ASSUMED_GPU) == "float32"
-    assert "annotate: goes on in float32, in which it began; a GPU of compute" in capsys.readouterr().out
+    assert (
+        "annotate: continues in float32, the dtype of stored results; the default on a GPU of compute"
+        in capsys.readouterr().out
+    )
 
 
 def test_results_in_two_dtypes_are_an_error(tmp_path: Path) -> None:
