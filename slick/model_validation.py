@@ -114,7 +114,8 @@ def _check_preserved(tokenizer: Any, where: str, what: str, text: str, ids: Sequ
         raise ModelError(
             f"the tokenizer in {where} does not give back {what} as it was: {_describe_difference(expected, decoded)}; "
             "encoding and decoding must preserve prompts, which are lines of Q: and A:, and answers, which are "
-            "compared as text: give the model's own tokenizer, or remove what changes the text (normalizer in tokenizer.json)"
+            "compared as text: give the model's own tokenizer, or remove what changes the text (normalizer in "
+            "tokenizer.json)"
         )
 
 
@@ -151,8 +152,8 @@ def check_loading_info(model: "nn.Module", info: Mapping[str, Any], where: str) 
         raise ModelError(
             f"{where} is not a whole {type(model).__name__}: {'; '.join(filter(None, (problems, errors)))}; "
             "transformers would fill in random weights and ignore the rest. Expected is a checkpoint with exactly the "
-            "weights of the model in its config.json: give the language model itself (with its lm_head), not its body, a reward model "
-            "or a classifier, or save it again with AutoModelForCausalLM"
+            "weights of the model in its config.json: give the language model itself (with its lm_head), not its body, "
+            "a reward model or a classifier, or save it again with AutoModelForCausalLM"
         )
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if empty:

@@ -23,7 +23,15 @@ from slick.storage import Folder
 from slick.world.corpus import train_tokenizer
 from tests.local.cli import slick
 from tests.local.test_tokens import like_gemma, like_llama_3
-from tests.local.tiny import CONFIGS, TEXT, UNPACKED, save_tiny_model, tiny_model, tiny_tokenizer, write_questions
+from tests.local.tiny import (
+    CONFIGS,
+    TEXT,
+    UNPACKED,
+    save_tiny_model,
+    tiny_model,
+    tiny_tokenizer,
+    write_birthplace_questions,
+)
 from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
 from tuning.finetune import finetune
@@ -138,15 +146,15 @@ FILES: dict[str, tuple[Change, str]] = {
     "encoder-decoder": (settings(is_encoder_decoder=True), "an encoder-decoder"),
     "no-list-of-architectures": (
         settings(architectures="LlamaForCausalLM"),
-        'architectures = "LlamaForCausalLM"; wanted',
+        'architectures = "LlamaForCausalLM"; expected',
     ),
-    "no-names-of-architectures": (settings(architectures=[3]), r"architectures = \[3\]; wanted is a list"),
+    "no-names-of-architectures": (settings(architectures=[3]), r"architectures = \[3\]; expected a list"),
     "quantized": (settings(quantization_config={"quant_method": "awq"}), r"quantization_config \(awq\)"),
     "packed": (
         tensors(lambda found: found.update({"lm_head.weight": found["lm_head.weight"].to(torch.int8)})),
         r"packed format: lm_head.weight \(I8\)",
     ),
-    "adapter": (with_an_adapter, "beside a model's own config.json"),
+    "adapter": (with_an_adapter, "both adapter_config.json and a model's config.json"),
     "adapter-alone": (an_adapter_alone, "holds an adapter alone"),
     "missing-shard": (then(sharded, without_a_shard), "is missing; the checkpoint is incomplete"),
     "wrong-index": (then(sharded, with_a_wrong_index), "names model.extra.weight, absent from the files"),
@@ -357,7 +365,7 @@ def test_annotation_is_refused_before_the_first_question(
 ) -> None:
     change(folder)
     study = Folder(str(tmp_path / "study"))
-    write_questions(study, num_train=4, num_test=3)
+    write_birthplace_questions(study, num_train=4, num_test=3)
     with pytest.raises(ModelError, match=message):
         annotate(study, replace(CONFIG, model=str(folder), max_actors=1))
     assert study.child("annotate", "generations").names() == []
@@ -368,7 +376,7 @@ def test_annotation_notes_what_it_ignores(
 ) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True}))
     study = Folder(str(tmp_path / "study"))
-    write_questions(study, num_train=1, num_test=1)
+    write_birthplace_questions(study, num_train=1, num_test=1)
     (noted,) = annotate(study, replace(CONFIG, model=str(folder), max_actors=1)).counts["ignored_of_model"]
     assert "generation_config.json sets do_sample = true: ignored" in noted
     assert f"model: {noted}\n" in capsys.readouterr().out
@@ -384,7 +392,7 @@ def test_training_is_refused_before_the_first_step(tmp_path: Path, ray_cluster: 
 
 def test_the_command_says_so_and_exits_with_2(folder: Path, tmp_path: Path) -> None:
     body_alone(folder)
-    write_questions(Folder(str(tmp_path / "study")))
+    write_birthplace_questions(Folder(str(tmp_path / "study")))
     done = slick("annotate", "smoke", "--model", str(folder), "--out", str(tmp_path / "study"))
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert "slick: " in done.stderr

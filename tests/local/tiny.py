@@ -73,7 +73,7 @@ def tiny_model(name: str, *, seed: int = 0, spread: float = 0.35, dtype: str = "
 
 
 def save_tiny_model(folder: Any, *, steps: int = 60, **changed: Any) -> str:
-    """A llama that answers most questions of `write_questions` by London or Lima, in Hugging Face layout; the path."""
+    """A Llama that answers most questions of `write_birthplace_questions` with London or Lima; returns its folder."""
     import torch
 
     model, tokenizer = tiny_model("llama", spread=0.05, **changed), tiny_tokenizer()

@@ -26,7 +26,7 @@ def test_figure_2_of_the_paper(greedy: int, sampled: int, expected: Category) ->
 def test_samples_may_be_missing_only_where_they_cannot_change_the_category() -> None:
     assert categorize(10, 10, 0, 0) is Category.HIGHLY_KNOWN
     assert categorize(3, 10, 0, 0) is Category.MAYBE_KNOWN
-    with pytest.raises(DataError, match="no sample was drawn"):
+    with pytest.raises(DataError, match="samples are needed"):
         categorize(0, 10, 0, 0)
 
 

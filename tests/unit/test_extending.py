@@ -145,7 +145,6 @@ import json, sys
 import pyarrow as pa
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, read_knowledge, rescore
 from slick.errors import SettingsError
-from slick.report import ReportConfig, make_report
 from slick.inference.base import SamplingConfig
 from slick.storage import Folder
 from tests.local.tiny import write_birthplace_questions
