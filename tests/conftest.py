@@ -1,4 +1,4 @@
-"""The folder of a test is its marker; Ray starts once a run, the smoke world is built once a run."""
+"""Fixtures of all tests. The folder of a test is its marker; a Ray cluster starts once per test run."""
 
 import logging
 import os
@@ -61,12 +61,12 @@ def entity_questions() -> str:
 
 @dataclass(frozen=True)
 class SmallDisk:
-    """A file system of its own, in memory."""
+    """A file system in memory, of its own size."""
 
     path: Path
 
     def set_free_space(self, kib: int) -> None:
-        """Make it so large that so much is free."""
+        """Resize it so that `kib` KiB are free."""
         size = shutil.disk_usage(self.path).used // 1024 + kib
         subprocess.run(["mount", "-o", f"remount,size={size}k", str(self.path)], check=True)
 
@@ -77,7 +77,7 @@ class SmallDisk:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """A disk of 256 KiB; skips where this user may not mount one."""
+    """A disk of 256 KiB; skips if the user may not mount one."""
     path = tmp_path / "disk"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]

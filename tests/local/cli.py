@@ -1,4 +1,4 @@
-"""`slick` as a user calls it."""
+"""The command `slick` in a subprocess."""
 
 import os
 import subprocess
@@ -10,10 +10,10 @@ from tests.waiting import TIMEOUT_S
 ROOT = Path(__file__).parents[2]
 
 
-def slick(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command line to its end; `environ` is added to the environment."""
+def slick(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command until it ends; `environ` is added to the environment."""
     return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *words],
+        [sys.executable, "-m", "jobs.cli", *arguments],
         cwd=ROOT,
         env={**os.environ, **environ},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What the tests on this machine share: the command line, and a smoke study made by it once a run."""
+"""Fixtures of local tests: a cache, and a smoke study that is made once per test run."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.waiting import TIMEOUT_S, wait_for
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of worlds of this run alone: the smoke world is pretrained once, and never one of before."""
+    """An empty cache for this test run, so that the smoke world is pretrained once."""
     path = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLICK_CACHE", str(path))
@@ -24,7 +24,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A smoke study that was stopped by Ctrl-C half-way through its sweep, and then gone on with."""
+    """A smoke study that was interrupted by Ctrl-C during its sweep, and resumed."""
     out = tmp_path_factory.mktemp("study") / "smoke"
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", "study", "smoke", "--out", str(out)],

@@ -1,4 +1,4 @@
-"""A Ray head of one's own on loopback: free ports, its own folder and home, ended without touching any other Ray."""
+"""A Ray head on loopback for one test: free ports, its own folder and home, and no effect on other Ray processes."""
 
 import json
 import os
@@ -23,21 +23,21 @@ TOKEN = "a-token-of-this-test-0123456789abcdef0123456789abcdef"
 SECRET = "hf_this_value_is_not_to_be_seen"
 PORTS = ("dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "ray-client-server-port")
 HEAD_ID = "f" * 51 + "00000"
-"""By which the imitation of a cloud knows the head; of the length of Ray's own."""
+"""Node id of the head in the simulated cloud; as long as Ray's ids."""
 PORTS += ("metrics-export-port", "runtime-env-agent-port", "node-manager-port", "object-manager-port", "port")
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports that nobody listens on; all are held until all are known."""
+    """Distinct free ports."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [int(free.getsockname()[1]) for free in sockets]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Of a shell with the virtual environment active and Ray's settings unset."""
+    """Environment of a shell with the virtual environment active and no settings of Ray."""
     kept = environment_without_ray()
     path = f"{Path(sys.executable).parent}:{kept['PATH']}"
     return kept | {"HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
@@ -45,13 +45,13 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 @contextmanager
 def running_head(home: Path, node_types: dict[str, object] | None = None, **changed: str) -> Iterator[str]:
-    """A head with token authentication; its address.
+    """A head with token authentication; yields its address.
 
     Args:
-        home: of the processes; with a token in ~/.ray/auth_token.
-        node_types: what an autoscaler may start, as in cluster.yaml; the head then takes no tasks, and new nodes are
+        home: home folder of the processes, with a token in .ray/auth_token.
+        node_types: node types of the autoscaler, as in cluster.yaml; the head then runs no tasks, and new nodes are
             processes on this machine.
-        changed: variables of its environment, such as the PATH of a shell without the virtual environment.
+        changed: environment variables, such as the PATH of a shell without the virtual environment.
     """
     for _ in range(10):
         with _head(home, node_types, **changed) as address:
@@ -63,7 +63,7 @@ def running_head(home: Path, node_types: dict[str, object] | None = None, **chan
 
 @contextmanager
 def _head(home: Path, node_types: dict[str, object] | None, **changed: str) -> Iterator[str]:
-    """A head; empty if it did not start within Ray's own limit of 30 s, as happens on a busy machine."""
+    """Yields the address of a head; empty if it did not start within Ray's limit of 30 s, on a busy machine."""
     folder = tempfile.mkdtemp(prefix="slick-head-", dir="/tmp")  # short: Ray's sockets lie in it
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]

@@ -1,4 +1,4 @@
-"""What would keep Ray from starting or from being joined is one message, before Ray is asked."""
+"""Checks before Ray starts or is joined: each problem is one message."""
 
 import os
 import shutil

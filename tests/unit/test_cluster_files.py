@@ -1,4 +1,4 @@
-"""cluster.yaml and kuberay.yaml: valid, pinned as the tests were run, closed, and empty when idle."""
+"""cluster.yaml and kuberay.yaml: valid, with the tested versions, closed to others, and empty when idle."""
 
 import copy
 import os

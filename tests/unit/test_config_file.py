@@ -1,4 +1,4 @@
-"""`--config FILE`: what it may hold, what overrides what, and that printed settings can be passed back."""
+"""`--config FILE`: contents, precedence, and the round trip of printed settings."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Exceptions of libraries become one message; defects of this program stay defects."""
+"""Exceptions of libraries become one message; exceptions of this program pass unchanged."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Experiments: what each trains under different settings, what is refused, and what a study trains again."""
+"""Experiments: their variants under different settings, unmet requirements, and later additions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_study_without_training_has_no_sweep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "words", "said"),
+    ("preset", "words", "message"),
     [
         ("smoke", ["--experiments", "p_true"], r"p_true cannot .* needs D_Natural, .*\(add --variants\.natural\)"),
         (
@@ -117,9 +117,9 @@ def test_study_without_training_has_no_sweep() -> None:
         ("demo", ["--experiments", "idk", "--sweep.grid.variants", "natural"], "both determine the trained variants"),
     ],
 )
-def test_unmet_requirements_are_rejected(preset: str, words: list[str], said: str) -> None:
+def test_unmet_requirements_are_rejected(preset: str, words: list[str], message: str) -> None:
     config = parse_config(presets.STUDY[preset](), words, "slick study")
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         resolve(config)
 
 

@@ -1,4 +1,4 @@
-"""What ends a training at once, since only the user can fix it, and what is tried again."""
+"""Failures that end a training at once, since only the user can fix them, and failures that are retried."""
 
 import errno
 import os

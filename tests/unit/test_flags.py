@@ -1,4 +1,4 @@
-"""Flags: other spellings of one, the nearest name to a wrong one, and one message before anything is written."""
+"""Flags: accepted spellings, suggestions, and one message for an invalid command line."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The doors: presets build, flags override, bad input ends with one message and status 2."""
+"""Commands: presets, flags, exit statuses and messages."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""One writer per part of a study, whoever dies, waits or is suspended."""
+"""Locks of a study: one writer, also if owners die, wait or are suspended."""
 
 import json
 import multiprocessing

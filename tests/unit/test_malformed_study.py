@@ -1,4 +1,4 @@
-"""A study with one damaged file: every command ends well or with one message, and changes nothing that is there."""
+"""A study with one damaged file: every command succeeds or prints one message, and changes no file."""
 
 import contextlib
 import json

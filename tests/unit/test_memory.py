@@ -1,4 +1,4 @@
-"""What a training takes: parameters of published models, and how each setting moves the memory of a worker."""
+"""Memory of a training: parameters of published models, and the effect of each setting."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -146,9 +146,9 @@ def test_machines_are_filled_one_after_another() -> None:
 
 @pytest.mark.parametrize(("gpu_memory", "gpus", "memory"), [(24, 1, 32), (40, 8, 1152), (80, 8, 1152), (141, 8, 2048)])
 def test_default_machine_is_a_cloud_instance(gpu_memory: float, gpus: int, memory: float) -> None:
-    told = PlanConfig(model_size="7B", gpu_memory=gpu_memory)
-    assert (told.fleet.machine.gpus, told.fleet.machine.memory) == (gpus, memory)
-    text = "\n".join(plan(told))
+    config = PlanConfig(model_size="7B", gpu_memory=gpu_memory)
+    assert (config.fleet.machine.gpus, config.fleet.machine.memory) == (gpus, memory)
+    text = "\n".join(plan(config))
     assert f"of {gpus} GPU{'s' * (gpus > 1)} and {memory:,} GB (AWS {default_machine_type(gpu_memory).name};" in text
 
 
@@ -196,17 +196,17 @@ def fits(text: str, *flags: str) -> str:
 
 def test_machine_memory_can_be_insufficient() -> None:
     offloaded = ("--zero-stage 3", "--activation-checkpointing", "--offload optimizer")
-    told = PlanConfig(model_size="70B", gpus=8, machine_memory=512)
-    text = "\n".join(plan(told))
+    config = PlanConfig(model_size="70B", gpus=8, machine_memory=512)
+    text = "\n".join(plan(config))
     assert "on 1 machine of 8 GPUs and 512 GB, of which" in text
     assert fits(text, *offloaded) == "no: machine"
     assert fits(text, "--zero-stage 3", "--activation-checkpointing") == "no: GPU"
     assert fits(text, "--zero-stage 1", "--no-activation-checkpointing") == "no: GPU and machine"
     assert "machines with more memory, fewer --rows-at-once" in text
-    ample = "\n".join(plan(replace(told, machine_memory=2_048)))
+    ample = "\n".join(plan(replace(config, machine_memory=2_048)))
     assert fits(ample, *offloaded) == "yes"
     assert f"{' '.join(offloaded)} --num-workers 8" in ample
-    spread = "\n".join(plan(replace(told, gpus=16, machine_memory=512, gpus_a_machine=2)))
+    spread = "\n".join(plan(replace(config, gpus=16, machine_memory=512, gpus_a_machine=2)))
     assert "on 8 machines of 2 GPUs and 512 GB" in spread
     assert fits(spread, *offloaded) == "yes", "more machines share it"
 
@@ -225,8 +225,8 @@ def test_commands_of_the_plan_have_its_settings(gpus: int, rows_at_once: int) ->
     for flags, training in training_options(gpus, rows_at_once):
         words = finetune_command(flags, training).split()
         assert words[:3] == ["slick", "finetune", "large"]
-        said = parse_config(large_training(), words[3:], "x")
-        assert replace(said, min_workers=None) == training
+        parsed = parse_config(large_training(), words[3:], "x")
+        assert replace(parsed, min_workers=None) == training
         assert training.batch_size == 128 or 128 % gpus, "the paper's batch wherever it can be shared"
         assert training.micro_batch_size is not None
         assert training.micro_batch_size <= rows_at_once
@@ -240,8 +240,10 @@ def test_named_settings_fit() -> None:
                 fleet = Fleet(gpus=8, gpu_memory=memory, machine=machine)
                 lines = list(training_table(published_shape(size), fleet, 16))
                 good = [line.split("  ")[1] for line in lines if line.endswith("  yes") and "--lora" not in line]
-                said = f"weights: slick finetune large {good[0]} --num" if good else "None of these trains all weights"
-                assert said in lines[-1], (size, fleet)
+                expected = (
+                    f"weights: slick finetune large {good[0]} --num" if good else "None of these trains all weights"
+                )
+                assert expected in lines[-1], (size, fleet)
 
 
 def timed_study(path: Path, *, trained: bool) -> Folder:

@@ -1,4 +1,4 @@
-"""Loading a pickle runs code of whoever wrote it, so no module does it: numbers are read as numbers."""
+"""No module loads pickles, which can run code."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What `dtype auto` stands for: by device, and by the dtype in which a folder was begun."""
+"""`dtype auto`: resolved by the device, and by the dtype of earlier results."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Commands that we print or document take the precision, and so the memory, that the plan counts."""
+"""Printed and documented commands have the precision, and so the memory, that the plan assumes."""
 
 import re
 import shlex

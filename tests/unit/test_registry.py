@@ -1,4 +1,4 @@
-"""Registries: names, duplicates, near misses, lazy modules."""
+"""Registries: names, duplicates, suggestions, lazy modules."""
 
 import sys
 from pathlib import Path

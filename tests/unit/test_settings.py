@@ -1,4 +1,4 @@
-"""What settings affect is declared on their fields; fingerprints derive from it, and stay as they always were."""
+"""Declarations on settings fields, and fingerprints, which derive from them and do not change."""
 
 import subprocess
 import sys

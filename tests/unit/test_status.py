@@ -1,4 +1,4 @@
-"""How far a sweep is, as `slick status`, the terminal and the job's line tell it."""
+"""`slick status`, and the state of runs while a sweep is running."""
 
 import copy
 from dataclasses import replace
@@ -150,9 +150,9 @@ def test_first_unfinished_run_of_a_trial_is_running() -> None:
     course.mark_retried(0)
     course.mark_ended(1, "no room")
     course.mark_ended(2)
-    told = course.driver_status({"a", "d"}, 1.25, has_ended=True)
-    assert (told.running, told.retries, told.failed) == (("b",), {"a": 1, "b": 1}, {"c": "no room"})
-    assert (told.seconds_left, told.has_ended, told.is_running) == (1.2, True, False)
+    stored = course.driver_status({"a", "d"}, 1.25, has_ended=True)
+    assert (stored.running, stored.retries, stored.failed) == (("b",), {"a": 1, "b": 1}, {"c": "no room"})
+    assert (stored.seconds_left, stored.has_ended, stored.is_running) == (1.2, True, False)
     assert course.completed_runs() == {"d"}
     assert course.num_retries == 1
 
@@ -284,9 +284,9 @@ def test_status_counts_graded_answers(asking: Folder) -> None:
     finish(asking.child("report"))
     tables = asking.child("report", "tables")
     assert describe_step(asking, "report") == "done in 1 s"
-    for grades, said in ((",", ""), ("wrong,", ", 1 of 2 wrong answers graded")):
+    for grades, expected in ((",", ""), ("wrong,", ", 1 of 2 wrong answers graded")):
         first, second = grades.split(",")
         tables.write_bytes("error_audit.csv", f"sheet,answer_id,grade\ns,a,{first}\ns,b,{second}\n".encode())
-        assert describe_step(asking, "report") == f"done in 1 s{said}"
+        assert describe_step(asking, "report") == f"done in 1 s{expected}"
     tables.write_bytes("error_audit.csv", b"nonsense")
     assert describe_step(asking, "report") == "done in 1 s, error_audit.csv cannot be read"

@@ -1,4 +1,4 @@
-"""Folders: whole files or none, and one clear message for what cannot be read."""
+"""`Folder` on a local disk and in an object store: atomic writes, and messages for unreadable files."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Steps that begin, finish, are skipped and are refused; fingerprints."""
+"""Steps begin, finish, are skipped or rejected; fingerprints."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Submission: what is checked before a cluster is asked, what travels, what is never shown."""
+"""Job submission: checks before connecting, uploaded files, secrets."""
 
 import os
 import re

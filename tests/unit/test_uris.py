@@ -1,4 +1,4 @@
-"""URIs with secrets are refused by every flag."""
+"""Every flag rejects URIs with secrets."""
 
 import dataclasses
 from collections.abc import Iterator
