@@ -59,6 +59,9 @@ CASES: dict[str, dict[str, Any]] = {
     "replayed": {"replay_known": 5},
     "bfloat16": {"dtype": "bfloat16", "loss_of_all": True},
 }
+COVERED = ("zero-1", "zero-2", "zero-3", "lora", "distilled")
+"""Cases whose every setting is in another case too; trained with the slow tests."""
+QUICK = tuple(name for name in CASES if name not in COVERED)
 NUMBERS = replace(CONFIG, epochs=2, micro_batch_size=4, keep_checkpoints="last", warmup_steps=2, schedule="linear")
 
 
@@ -80,13 +83,21 @@ def reference_run(study: Folder, config: TrainConfig) -> ReferenceRun:
     return train_reference(study, config, model, teacher, tokenizer)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["1 worker", "2 workers"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((1, tuple(CASES)), marks=pytest.mark.slow, id="1 worker, all"),
+        pytest.param((2, QUICK), id="2 workers"),
+        pytest.param((2, tuple(CASES)), marks=pytest.mark.slow, id="2 workers, all"),
+    ],
+)
 def cases(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> "Cases":
-    """All cases, trained in one worker group, because its start takes longer than the trainings."""
+    """Cases trained in one worker group, because its start takes longer than the trainings."""
     path = tmp_path_factory.mktemp("cases")
-    configs = {name: replace(NUMBERS, num_workers=request.param, **changes) for name, changes in CASES.items()}
+    num_workers, names = request.param
+    configs = {name: replace(NUMBERS, num_workers=num_workers, **CASES[name]) for name in names}
     studies = {
-        name: write_trainable_study(path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in CASES
+        name: write_trainable_study(path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in names
     }
     plans = {name: plan_runs(studies[name], {"half-seed0": config}) for name, config in configs.items()}
     run_cases(studies, plans, path)
@@ -107,7 +118,7 @@ def test_all_settings_train_like_plain_pytorch(study: Folder, cases: Cases) -> N
 
     start = dict(tiny_model("llama", spread=0.1).named_parameters())
     exact = [name for name, config in cases.configs.items() if config.dtype == "float32"]
-    assert len(exact) == len(CASES) - 1
+    assert len(exact) == len(cases.configs) - 1
     for name in exact:
         config, copy = cases.configs[name], cases.studies[name]
         plain = reference_run(
@@ -195,7 +206,7 @@ def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_pa
         work,
         scaling_config=ScalingConfig(num_workers=num_workers),
         torch_config=TorchConfig(backend="gloo"),
-        run_config=RunConfig(name=f"cases-{num_workers}", storage_path=str(tmp_path / "ray")),
+        run_config=RunConfig(name=f"cases-{num_workers}-{len(plans)}", storage_path=str(tmp_path / "ray")),
     ).fit()
 
 

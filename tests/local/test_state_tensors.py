@@ -1,6 +1,8 @@
 """A training resumed from saved tensors is bitwise equal to the uninterrupted one, for every ZeRO stage."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "attention": {"trainable": "attention", "zero_stage": 1, "micro_batch_size": 1},
     "lora-zero-3": {"lora_rank": 4, "zero_stage": 3},
 }
+SLOW = ("zero-2", "bfloat16-zero-0", "optimizer-offloaded", "attention")
+QUICK = tuple(name for name in CASES if name not in SLOW)
 OTHERS = {"zero-0": 3, "zero-2": 0, "zero-3": 1}
 """Cases whose states are also loaded under another ZeRO stage."""
 
@@ -52,8 +56,8 @@ def work(settings: dict[str, Any]) -> None:
         write(trainer, name)
         trainer.engine.destroy()
 
-    for name, changes in CASES.items():
-        config, state = replace(CONFIG, **changes), f"{settings['path']}/{name}-state"
+    for name in settings["names"]:
+        config, state = replace(CONFIG, **CASES[name]), f"{settings['path']}/{name}-state"
         trainer = Trainer(settings["model"], config, place, 0)
         for epoch in (1, 2):
             trainer.epoch(examples, epoch)
@@ -69,21 +73,33 @@ def work(settings: dict[str, Any]) -> None:
             resume(replace(config, zero_stage=OTHERS[name]), state, f"{name}-other")
 
 
+def marked(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
 @pytest.fixture(scope="module")
-def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights and states of every case, trained in one group of two workers."""
+def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder with the weights and states of a case. One group of two workers trains all slow cases, another the rest."""
+
+    @cache
+    def folder_of(names: tuple[str, ...]) -> Path:
+        return train(names, tmp_path_factory.mktemp("states"))
+
+    return lambda name: folder_of(SLOW if name in SLOW else QUICK)
+
+
+def train(names: tuple[str, ...], path: Path) -> Path:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    path = tmp_path_factory.mktemp("states")
     tiny_model("llama", spread=0.1).save_pretrained(path / "model")
     tiny_tokenizer().save_pretrained(path / "model")
     TorchTrainer(
         work,
-        train_loop_config={"path": str(path), "model": str(path / "model")},
+        train_loop_config={"path": str(path), "model": str(path / "model"), "names": names},
         scaling_config=ScalingConfig(num_workers=2),
         torch_config=TorchConfig(backend="gloo"),
-        run_config=RunConfig(name="states", storage_path=str(path / "ray")),
+        run_config=RunConfig(name=f"states-{len(names)}", storage_path=str(path / "ray")),
     ).fit()
     return path
 
@@ -102,35 +118,37 @@ def assert_close(first: dict[str, Any], second: dict[str, Any], atol: float) -> 
         torch.testing.assert_close(second[key], value, rtol=0, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_resumed_training_equals_the_uninterrupted_one(trained: Path, name: str) -> None:
-    whole = weights(trained, f"{name}-whole")
-    assert_close(whole, weights(trained, f"{name}-resumed"), 0)
+@pytest.mark.parametrize("name", marked(CASES))
+def test_resumed_training_equals_the_uninterrupted_one(trained: Callable[[str], Path], name: str) -> None:
+    folder = trained(name)
+    whole = weights(folder, f"{name}-whole")
+    assert_close(whole, weights(folder, f"{name}-resumed"), 0)
     with pytest.raises(AssertionError):
-        assert_close(whole, weights(trained, f"{name}-half"), 0)
+        assert_close(whole, weights(folder, f"{name}-half"), 0)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_resumption_under_another_zero_stage(trained: Path, name: str) -> None:
+@pytest.mark.parametrize("name", marked(OTHERS))
+def test_resumption_under_another_zero_stage(trained: Callable[[str], Path], name: str) -> None:
     """Equal up to the order of summation."""
-    assert_close(weights(trained, f"{name}-whole"), weights(trained, f"{name}-other"), 1e-4)
+    folder = trained(name)
+    assert_close(weights(folder, f"{name}-whole"), weights(folder, f"{name}-other"), 1e-4)
 
 
-def test_state_has_each_trained_tensor_once(trained: Path) -> None:
+@pytest.mark.parametrize("name", marked(CASES))
+def test_state_has_each_trained_tensor_once(trained: Callable[[str], Path], name: str) -> None:
     from safetensors import safe_open
 
-    for name, changes in CASES.items():
-        folder = trained / f"{name}-state"
-        assert {path.suffix for path in folder.iterdir()} == {".safetensors"}
-        files = [safe_open(path, framework="pt") for path in folder.iterdir()]
-        assert len(files) == 2, "both workers wrote"
-        keys = [key for file in files for key in file.keys()]  # noqa: SIM118 - not a dict
-        assert len(keys) == len(set(keys))
-        kinds = {
-            kind: {key.partition("/")[2] for key in keys if key.startswith(f"{kind}/")}
-            for kind in ("weight", "exp_avg", "exp_avg_sq", "step")
-        }
-        assert len(set(map(frozenset, kinds.values()))) == 1
-        assert all((".lora_" in key) == ("lora_rank" in changes) for key in kinds["weight"])
-        for file in files:
-            assert all(file.get_slice(key).get_dtype() == "F32" for key in file.keys())  # noqa: SIM118
+    folder = trained(name) / f"{name}-state"
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors"}
+    files = [safe_open(path, framework="pt") for path in folder.iterdir()]
+    assert len(files) == 2, "both workers wrote"
+    keys = [key for file in files for key in file.keys()]  # noqa: SIM118 - not a dict
+    assert len(keys) == len(set(keys))
+    kinds = {
+        kind: {key.partition("/")[2] for key in keys if key.startswith(f"{kind}/")}
+        for kind in ("weight", "exp_avg", "exp_avg_sq", "step")
+    }
+    assert len(set(map(frozenset, kinds.values()))) == 1
+    assert all((".lora_" in key) == ("lora_rank" in CASES[name]) for key in kinds["weight"])
+    for file in files:
+        assert all(file.get_slice(key).get_dtype() == "F32" for key in file.keys())  # noqa: SIM118

@@ -25,7 +25,7 @@ GRID = GridConfig(variants=("half", "known"), epochs=(2, 3), policies=("fixed", 
 TRAIN = TrainConfig(
     learning_rate=1e-2, batch_size=4, dropout=0.0, max_new_tokens=6, keep_checkpoints="none", dtype="float32"
 )
-CONFIG = SweepConfig(grid=GRID, train=TRAIN, trajectories_per_trial=None)
+CONFIG = SweepConfig(grid=GRID, train=TRAIN, trajectories_per_trial=None, max_concurrent=1)
 
 
 @pytest.fixture
