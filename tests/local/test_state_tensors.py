@@ -79,7 +79,7 @@ def marked(names: Iterable[str]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder with the weights and states of a case. One group of two workers trains all slow cases, another the rest."""
+    """The folder of a case's weights and states. One worker group trains all slow cases, another the rest."""
 
     @cache
     def folder_of(names: tuple[str, ...]) -> Path:
