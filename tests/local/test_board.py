@@ -83,7 +83,8 @@ def test_sweep_progress_is_exported_to_ray_metrics(ray_cluster: None) -> None:
 
 
 JOB = """
-import pathlib, time
+import os, pathlib, time
+os.environ["RAY_ADDRESS"] = os.environ["ADDRESS"]  # Ray gives jobs that of the newest cluster on this machine
 from slick.cluster import connect, set_job_message
 connect()
 while not pathlib.Path(SEEN).exists():
@@ -102,6 +103,7 @@ def test_job_message_is_the_progress_of_the_sweep(ray_cluster: None, tmp_path: P
     environment = {
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
         "JOB": JOB.replace("SEEN", repr(str(seen))),
+        "ADDRESS": ray.get_runtime_context().gcs_address,
     }
     command = f"{sys.executable} -c 'import os; exec(os.environ[\"JOB\"])'"
     jobs: list[str] = []
