@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,28 @@ def live_actors(name: str) -> list[Any]:
     return [a for a in list_actors(cluster, filters=[("state", "=", "ALIVE")]) if name in a.class_name]
 
 
-def send_preemption_notice(address: str, node_id: str) -> None:
-    """Announce the preemption of a node, as `ray drain-node` does, without starting a process.
+@contextmanager
+def beside_another_cluster() -> Iterator[None]:
+    """Within, Ray finds a node of another cluster on this machine: a process that looks like one."""
+    command = ["raylet", "-c", f"import time; time.sleep({TIMEOUT_S})", "--gcs-address=127.0.0.1:1"]
+    raylet = subprocess.Popen(command, executable=sys.executable)
+    try:
+        yield
+    finally:
+        raylet.kill()
+        raylet.wait()
 
-    Ray is told a time that is too far off to come: the test takes the node back.
+
+def send_preemption_notice(address: str, node_id: str, seconds: float) -> None:
+    """Announce the preemption of a node in some seconds, as `ray drain-node` does, without starting a process.
+
+    A later notice replaces an earlier one.
     """
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline_ms = int((time.time() + TIMEOUT_S) * 1000)
+    deadline_ms = int((time.time() + seconds) * 1000)
     accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "the cloud wants it back", deadline_ms)
     assert accepted, why_not
 
@@ -95,10 +108,12 @@ def run_and_kill_node(
     actors = live_actors(actor)
     (lost, *_) = [node for node in nodes if node.node_id in {found.node_id for found in actors}]
     if after_notice:
-        send_preemption_notice(cluster.address, lost.node_id)
+        send_preemption_notice(cluster.address, lost.node_id, TIMEOUT_S)  # the test decides when it is lost
         wait_for(lambda: running.done() or after_notice())
         assert not running.done(), running.exception() or "the node had nothing left to do"
     at_loss()
+    if after_notice:  # Ray takes the loss of a node before its time for a failure
+        send_preemption_notice(cluster.address, lost.node_id, 0)
     cluster.remove_node(lost, allow_graceful=False)
     release(study)
     result = running.result(TIMEOUT_S)

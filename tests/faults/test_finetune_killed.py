@@ -15,7 +15,13 @@ from slick.errors import StudyError
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.faults.hold import hold, holdable, release
-from tests.faults.nodes import live_actors, run_and_kill_node, run_in_subprocess, start_and_kill_driver
+from tests.faults.nodes import (
+    beside_another_cluster,
+    live_actors,
+    run_and_kill_node,
+    run_in_subprocess,
+    start_and_kill_driver,
+)
 from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.study_builder import write_trainable_study
 from tests.waiting import TIMEOUT_S, wait_for
@@ -154,7 +160,9 @@ def in_background(work: Callable[[], object]) -> threading.Thread:
 
 def test_killed_driver_and_killed_worker_do_not_change_results(undisturbed: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
-    interrupt(study, {})
+    with beside_another_cluster():
+        interrupt(study, {})
+        wait_for(lambda: not live_actors("PlacementGroupCleaner"))  # the killed training's CPUs are free then
     saved = saved_epoch(study)
     before = evaluations(study)
     hold(study, at=saved + 2, saved=True)
