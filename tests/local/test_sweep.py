@@ -262,7 +262,7 @@ def test_plan_sweep_logs_costs_and_trains_nothing(study: Folder, capsys: pytest.
     assert "2 variants x 1 seed x 4 combinations of settings = 8 trainings, 24 epochs in all" in out
     for run in ("half-seed0", "known-seed0-lora_rank=8", "half-seed0-learning_rate=0.05-lora_rank=8"):
         assert re.search(rf"^  {run} +3 epochs  {DURATION}$", out, re.MULTILINE)
-    cost = rf"{DURATION} of one worker group, \d+\.\d\d core-hours, measured on 3 steps and 256 questions"
+    cost = rf"{DURATION} of one worker group, \d+\.\d\d worker-hours, measured on 3 steps and 256 questions"
     assert re.search(cost, out)
     measured = re.findall(r"  measured with (.*): (\S+) ms per row trained, (\S+) ms per row evaluated", out)
     assert [name for name, *_ in measured] == ["lora_rank=0", "lora_rank=8"], (
