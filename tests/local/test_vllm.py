@@ -14,7 +14,7 @@ from slick.inference.packed.engine import TransformersEngine
 from slick.matching import make_matcher
 from slick.models import load_model, load_tokenizer
 from slick.storage import Folder
-from tests.local.tiny import save_tiny_model, write_questions
+from tests.local.tiny import save_tiny_model, write_birthplace_questions
 
 NAMES = [f"Train {chr(65 + i)}{i}" for i in range(12)]
 BATCH = PromptBatch(
@@ -72,7 +72,7 @@ def test_it_annotates_on_ray_as_the_transformers_engine_does(
     found = []
     for engine in ("vllm", "transformers"):
         study = Folder(str(tmp_path / engine))
-        write_questions(study, num_train=4, num_test=3)
+        write_birthplace_questions(study, num_train=4, num_test=3)
         config = AnnotateConfig(
             model=folder,
             engine=engine,
