@@ -14,8 +14,17 @@ import pytest
 from jobs import status
 from slick.errors import SlickError, StudyError
 from slick.report import compare_studies
+from slick.report.answers import collected
 from slick.report.loading import load_study
 from slick.report.provenance import provenance_section, read_manifests
+from slick.report.sections.concentration import load_test_ids
+from slick.report.sections.error_audit import collect_error_audit
+from slick.report.sections.forgetting import load_forgetting
+from slick.report.sections.planted import load_planted
+from slick.report.sections.stability import load_stability
+from slick.report.sections.time_to_fit import load_time_to_fit
+from slick.report.statistics.p_true import load_p_true, load_prefix_labels
+from slick.report.statistics.popularity import load_popularity
 from slick.report.step import requested_experiments
 from slick.report.summary import headline
 from slick.storage import Folder
@@ -121,6 +130,12 @@ def plan(study: Folder) -> None:
 def report(study: Folder) -> None:
     """Everything that a report reads, and the tables that are made of manifests; figures take seconds."""
     data = load_study(study)
+    for load in (load_stability, load_planted, load_test_ids, load_p_true, load_prefix_labels):
+        load(study)
+    load_forgetting(study, data.runs)
+    load_time_to_fit(study, data.runs, data.variants)
+    load_popularity(study, data.variants)
+    collected(data, collect_error_audit)
     section = provenance_section(read_manifests(study), requested_experiments(study))
     headline(data)
     assert section.exhibits
@@ -257,7 +272,7 @@ TABLES: dict[tuple[str, str], dict[str, Callable]] = {
         "no rows": no_rows,
         **column_damages(["relation", "question", "answer"], ["num_gold"], strength="odd"),
     },
-    ("reported", "questions/part-000.parquet"): {
+    ("reported", "questions/part-00000.parquet"): {
         "no rows": no_rows,
         **column_damages(["question_id", "question"], []),
         "answers as text": as_text("answers"),
