@@ -4,11 +4,7 @@ from slick.report.data import StudyData
 from slick.report.findings.abstention import abstention_variant, measure_abstention
 from slick.report.findings.sweep import half_unknown_variant
 from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError, checkpoint_label, round1
-from slick.report.page import (
-    GROUP_PAPER,
-    SectionBody,
-    table_exhibit,
-)
+from slick.report.page import GROUP_PAPER, SectionBody, table_exhibit
 from slick.report.sections import section
 from slick.report.tables import CellValue, Table
 

@@ -5,19 +5,8 @@ from functools import cache, partial
 
 from slick.report.data import StudyData
 from slick.report.findings.categories import TABLE_2_VARIANTS, VARIANT_LABELS
-from slick.report.measurements import (
-    CONVERGENCE,
-    EARLY_STOP,
-    InsufficientDataError,
-    checkpoint_label,
-    round1,
-)
-from slick.report.page import (
-    GROUP_PAPER,
-    SectionBody,
-    collapsed_table_exhibit,
-    table_exhibit,
-)
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError, checkpoint_label, round1
+from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, table_exhibit
 from slick.report.recommendation import Estimate
 from slick.report.sections import section
 from slick.report.statistics.intervals import paired_p_value, significance_stars

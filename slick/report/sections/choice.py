@@ -5,16 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from slick.report.charts import (
-    INK,
-)
+from slick.report.charts import INK
 from slick.report.data import StudyData
-from slick.report.measurements import (
-    InsufficientDataError,
-    checkpoint_label,
-    format_percent,
-    round1,
-)
+from slick.report.measurements import InsufficientDataError, checkpoint_label, format_percent, round1
 from slick.report.page import (
     GROUP_RECOMMENDATIONS,
     Exhibit,
@@ -23,13 +16,7 @@ from slick.report.page import (
     figure_exhibit,
     table_exhibit,
 )
-from slick.report.recommendation import (
-    Estimate,
-    Recommendation,
-    RecommendedTrial,
-    TrialSpec,
-    recommend,
-)
+from slick.report.recommendation import Estimate, Recommendation, RecommendedTrial, TrialSpec, recommend
 from slick.report.sections import section
 from slick.report.statistics.effects import ResponseSurface, axis_effects, response_surface
 from slick.report.tables import CellValue, Table
@@ -169,8 +156,7 @@ def _axis_effects_exhibit(data: StudyData) -> Exhibit:
         if balanced
         else (
             "the grid is not balanced, so a share is what the additive model loses without that axis, and they need "
-            "not "
-            "add up"
+            "not add up"
         )
     )
     return table_exhibit(f"{caption}; {how}.", lambda: axis_table(data))
@@ -229,8 +215,7 @@ def _filtering_sentence(choice: RecommendedTrial) -> str:
     where = "" if choice.share is not None else ", over the shares where both were run,"
     return (
         f"Leaving the Unknown rows out{where} changes test accuracy by "
-        f"{_format_estimate(choice.filtering, signed=True)} points "
-        f"at the same point{_chance_phrase(choice.filtering)}"
+        f"{_format_estimate(choice.filtering, signed=True)} points at the same point{_chance_phrase(choice.filtering)}"
     )
 
 

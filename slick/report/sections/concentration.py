@@ -223,11 +223,9 @@ def summary_text(data: StudyData) -> str:
     ]
     return (
         f"Where the same {format_percent(found.share)} of Unknown rows fill {len(found.unknown_relations)} of {num} "
-        f"relations instead of "
-        f"being spread over all, accuracy at {checkpoint_label(CONVERGENCE)} changes by {format_difference(change)} "
-        f"points on all test "
-        f"questions, {'' if is_significant(change) else 'no '}more than chance explains{': ' if parts else ''}"
-        f"{' and '.join(parts)}. "
+        f"relations instead of being spread over all, accuracy at {checkpoint_label(CONVERGENCE)} changes by "
+        f"{format_difference(change)} points on all test questions, {'' if is_significant(change) else 'no '}more than "
+        f"chance explains{': ' if parts else ''}{' and '.join(parts)}. "
     )
 
 

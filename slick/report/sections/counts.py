@@ -81,8 +81,7 @@ def _shares_exhibit(data: StudyData, split: str) -> Exhibit:
     what = ", and the sum of these is the size of D" if split == "train" else ""
     return table_exhibit(
         f"{SPLIT_TITLES[split].capitalize()} questions (paper: {PAPER_TABLES[split]}). Percent of the relation's "
-        f"questions; min is "
-        f"its smallest category{what}.",
+        f"questions; min is its smallest category{what}.",
         lambda: category_shares_table(data, split),
     )
 
@@ -102,10 +101,7 @@ def category_shares_table(data: StudyData, split: str) -> Table:
     )
     columns = ("relation", "questions", *CATEGORIES, "min")
     return Table(
-        name=f"category_shares_{split}",
-        columns=columns,
-        rows=tuple(rows),
-        total_rows=frozenset({len(rows) - 1}),
+        name=f"category_shares_{split}", columns=columns, rows=tuple(rows), total_rows=frozenset({len(rows) - 1})
     )
 
 

@@ -293,9 +293,8 @@ def error_kinds_section(data: StudyData) -> SectionBody:
                 "By relation and category (%).", lambda: error_kinds_by_relation_table(_require_error_kinds(data))
             ),
             collapsed_table_exhibit(
-                f"The same questions with other limits in place of {100 * DOMINANCE_THRESHOLD:.0f} %; at 50 %, that "
-                f"of Orgad et "
-                "al., a second answer cannot have as much.",
+                f"The same questions with other limits in place of {100 * DOMINANCE_THRESHOLD:.0f} %; at 50 %, that of "
+                "Orgad et al., a second answer cannot have as much.",
                 lambda: sensitivity_table(_require_error_kinds(data)),
             ),
         ),
@@ -402,14 +401,12 @@ def _planted_exhibits(data: StudyData) -> tuple[Exhibit, ...]:
 
 def _kinds_text(data: StudyData) -> str:
     said = (
-        f"A question is sorted by its wrong answers: one answer, if {100 * DOMINANCE_THRESHOLD:.0f} % or more of "
-        f"them are the same; "
-        f"two rivals, if two answers together make up as many, the second at least "
-        f"{100 * (1 - DOMINANCE_THRESHOLD):.0f} %; "
-        f"scattered otherwise. Refused, or empty, if {100 * MAJORITY_THRESHOLD:.0f} % or more of them are. Fewer than "
-        f"{MIN_WRONG_ANSWERS} wrong answers are too few to tell. After Orgad et al. 2024 (arXiv:2410.02707), who "
-        f"ask for "
-        "half of the answers at temperature 1; answers agree more at the temperature used here, hence the higher limit."
+        f"A question is sorted by its wrong answers: one answer, if {100 * DOMINANCE_THRESHOLD:.0f} % or more of them "
+        "are the same; two rivals, if two answers together make up as many, the second at least "
+        f"{100 * (1 - DOMINANCE_THRESHOLD):.0f} %; scattered otherwise. Refused, or empty, if "
+        f"{100 * MAJORITY_THRESHOLD:.0f} % or more of them are. Fewer than {MIN_WRONG_ANSWERS} wrong answers are too "
+        "few to tell. After Orgad et al. 2024 (arXiv:2410.02707), who ask for half of the answers at temperature 1; "
+        "answers agree more at the temperature used here, hence the higher limit."
     )
     found: ErrorKinds | None = collected(data, collect_error_kinds)
     if found is None:
@@ -421,8 +418,7 @@ def _kinds_text(data: StudyData) -> str:
         share = kind_percentages(found, unknown)
         said += (
             f" Of {int(unknown.sum()):,} Unknown questions, {share[SINGLE_ANSWER]:.0f} % always get the same wrong "
-            f"answer, "
-            f"{share[TWO_ANSWERS]:.0f} % one of two; {share[REFUSED]:.0f} % are mostly refused."
+            f"answer, {share[TWO_ANSWERS]:.0f} % one of two; {share[REFUSED]:.0f} % are mostly refused."
         )
     return said
 

@@ -5,29 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from slick.report.charts import (
-    BLUE,
-    CATEGORY_COLOURS,
-    INK,
-    MUTED,
-    VERMILLION,
-    label_line_ends,
-    set_epoch_axis,
-)
+from slick.report.charts import BLUE, CATEGORY_COLOURS, INK, MUTED, VERMILLION, label_line_ends, set_epoch_axis
 from slick.report.data import StudyData
 from slick.report.findings.fitting import fitted_share
 from slick.report.findings.sweep import half_unknown_variant
-from slick.report.measurements import (
-    ANY_KNOWN,
-    EARLY_STOP,
-    InsufficientDataError,
-)
-from slick.report.page import (
-    GROUP_PAPER,
-    SectionBody,
-    collapsed_table_exhibit,
-    figure_exhibit,
-)
+from slick.report.measurements import ANY_KNOWN, EARLY_STOP, InsufficientDataError
+from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit
 from slick.report.sections import section
 from slick.report.tables import CellValue, Table
 from slick.types import ALL_CATEGORIES, Category

@@ -8,13 +8,7 @@ import numpy as np
 from slick.report.charts import MUTED
 from slick.report.data import StudyData
 from slick.report.measurements import InsufficientDataError, round1
-from slick.report.page import (
-    GROUP_PAPER,
-    SectionBody,
-    collapsed_table_exhibit,
-    figure_exhibit,
-    table_exhibit,
-)
+from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
 from slick.report.statistics.regression import (
     EPOCH_SELECTION_LABELS,

@@ -1,12 +1,7 @@
 """Accuracy on relations without any fine-tuning rows (paper: figure 7)."""
 
 from slick.report.data import StudyData
-from slick.report.page import (
-    GROUP_PAPER,
-    SectionBody,
-    collapsed_table_exhibit,
-    figure_exhibit,
-)
+from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit
 from slick.report.sections import section
 from slick.report.sections.share import accuracy_by_share, accuracy_table
 

@@ -21,13 +21,7 @@ from slick.report.measurements import (
     format_with_error,
     round1,
 )
-from slick.report.page import (
-    GROUP_PAPER,
-    SectionBody,
-    collapsed_table_exhibit,
-    figure_exhibit,
-    table_exhibit,
-)
+from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
 from slick.report.statistics.p_true import (
     MIN_UNKNOWN_QUESTIONS,
@@ -69,9 +63,9 @@ def p_true_section(data: StudyData) -> SectionBody:
         exhibits=(
             *(
                 figure_exhibit(
-                    f"Test questions called Unknown, and D_Natural's accuracy on them, at "
-                    f"{checkpoint_label(checkpoint)} (paper: "
-                    "figure 5, which does not say at which checkpoint). Bands and bars: one standard error.",
+                    "Test questions called Unknown, and D_Natural's accuracy on them, at "
+                    f"{checkpoint_label(checkpoint)} (paper: figure 5, which does not say at which checkpoint). Bands "
+                    "and bars: one standard error.",
                     f"p_true_{checkpoint}",
                     f"Accuracy on the questions called Unknown against their share, at {checkpoint_label(checkpoint)}",
                     lambda checkpoint=checkpoint: p_true_figure(data, checkpoint),  # type: ignore[misc]
@@ -111,7 +105,7 @@ def summary_sentences(data: StudyData, compared: Callable[[], ComparisonByCheckp
         f"Here each calls {first.num:,} questions Unknown, {first.share:.0f} %; SliCK's are answered right "
         f"{' and '.join(_comparison_phrase(one) for one in _merge_equal_verdicts(list(found.values())))}: "
         f"{', and '.join(parts)}.",
-        f"Of a question that D_Natural answers right at early stop and one that it does not, P(True) is higher for the "
+        "Of a question that D_Natural answers right at early stop and one that it does not, P(True) is higher for the "
         f"first in {told[EARLY_STOP]:.0f} % of all pairs; luck makes 50 %.",
         *([f"But {caveat}."] if (scores := p_true_scores(data)) is not None and (caveat := scores.caveat) else []),
     ]

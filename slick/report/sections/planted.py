@@ -288,8 +288,8 @@ def _figure_exhibits(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...
             lambda: planted_category_bars(facts),
         ),
         figure_exhibit(
-            "Measures by the planted chance of the gold answer, its share of all mentions: means over facts with "
-            f"95 % intervals. Dashed: as planted.{sharper}",
+            "Measures by the planted chance of the gold answer, its share of all mentions: means over facts with 95 % "
+            f"intervals. Dashed: as planted.{sharper}",
             "planted_chance",
             "Measured P_Correct and P(True) by planted chance of the gold answer",
             lambda: calibration_curve(data, facts),
@@ -308,8 +308,8 @@ def _table_exhibits(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...]
         table_exhibit("Why, where the stored answers tell; the first cause that applies.", lambda: causes_table(facts)),
         table_exhibit(
             "What each measure recovers. Rank correlation with the planted chance, over all facts and over those with "
-            "a rival alone; chance that a planted fact scores above one never planted (area under the ROC curve); "
-            "in brackets 95 % intervals.",
+            "a rival alone; chance that a planted fact scores above one never planted (area under the ROC curve); in "
+            "brackets 95 % intervals.",
             lambda: recovery_table(data, facts),
         ),
         collapsed_table_exhibit("All numbers of the second figure.", lambda: calibration_table(data, facts)),

@@ -65,10 +65,10 @@ def popularity_section(data: StudyData) -> SectionBody:
                 lambda: harm_figure(data),
             ),
             table_exhibit(
-                "Popularity of the training rows: median, quartiles, and the median of Known and of Unknown rows; "
-                "test accuracy at convergence. Matched: percent of a set's rows that find a partner of the same "
-                "quantile in the set without Unknown rows; where it is low, these sets cannot tell the harm of Unknown "
-                "rows from that of unpopular ones.",
+                "Popularity of the training rows: median, quartiles, and the median of Known and of Unknown rows; test "
+                "accuracy at convergence. Matched: percent of a set's rows that find a partner of the same quantile in "
+                "the set without Unknown rows; where it is low, these sets cannot tell the harm of Unknown rows from "
+                "that of unpopular ones.",
                 lambda: variant_popularity_table(data, ROW_KINDS),
             ),
             collapsed_table_exhibit(
@@ -180,10 +180,9 @@ def _harm_sentences(data: StudyData) -> str:
     harmed = sum(change.value < -Z_95 * change.se for change in changes)
     listed = ", ".join(f"{round1(change.value):+.1f}" for change in changes)
     return (
-        f"At {checkpoint_label(CONVERGENCE)} {format_percent(most)} Unknown rows harm Known test questions, more "
-        f"than chance explains, in "
-        f"{harmed} of {len(changes)} quantiles of popularity (from the least popular {listed} points). "
-        + _matched_sentence(data, most)
+        f"At {checkpoint_label(CONVERGENCE)} {format_percent(most)} Unknown rows harm Known test questions, more than "
+        f"chance explains, in {harmed} of {len(changes)} quantiles of popularity (from the least popular {listed} "
+        "points). " + _matched_sentence(data, most)
     )
 
 
@@ -194,8 +193,8 @@ def _matched_sentence(data: StudyData, share: float) -> str:
     if matched_share is None:
         return ""
     return (
-        f"{format_percent(matched_share)} of their training rows can be matched on popularity "
-        f"with rows of the set without them. "
+        f"{format_percent(matched_share)} of their training rows can be matched on popularity with rows of the set "
+        "without them. "
     )
 
 

@@ -194,8 +194,8 @@ def retention_section(data: StudyData) -> SectionBody:
                 lambda: category_change_figure(data),
             ),
             table_exhibit(
-                "From the best epoch to the end, in points of test accuracy with 95 % intervals. Cost: D_Known less "
-                "D at the end, on the same questions.",
+                "From the best epoch to the end, in points of test accuracy with 95 % intervals. Cost: D_Known less D "
+                "at the end, on the same questions.",
                 lambda: retention_table(data),
             ),
             collapsed_table_exhibit(
@@ -217,8 +217,7 @@ def summary_text(data: StudyData) -> str:
     first, last = found[0], found[-1]
     said = (
         f"By the end of training, D with {format_percent(first.share)} Unknown rows loses "
-        f"{_with_interval(first.points_lost[-1])} points of "
-        "HighlyKnown accuracy"
+        f"{_with_interval(first.points_lost[-1])} points of HighlyKnown accuracy"
     )
     if last is not first:
         said += f", D with {format_percent(last.share)} loses {_with_interval(last.points_lost[-1])}"

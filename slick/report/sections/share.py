@@ -3,27 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from slick.report.charts import (
-    BLUE,
-    MUTED,
-    VERMILLION,
-    label_line_ends,
-    plot_with_error_band,
-    set_share_axis,
-)
+from slick.report.charts import BLUE, MUTED, VERMILLION, label_line_ends, plot_with_error_band, set_share_axis
 from slick.report.data import StudyData
 from slick.report.findings.sweep import training_lengths
-from slick.report.measurements import (
-    CONVERGENCE,
-    EARLY_STOP,
-    checkpoint_label,
-)
-from slick.report.page import (
-    GROUP_PAPER,
-    SectionBody,
-    collapsed_table_exhibit,
-    figure_exhibit,
-)
+from slick.report.measurements import CONVERGENCE, EARLY_STOP, checkpoint_label
+from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit
 from slick.report.sections import section
 from slick.report.tables import CellValue, Table
 

@@ -461,8 +461,8 @@ def _rare_answers_sentence(found: LabelStability) -> str:
 def _guess_sentence(found: LabelStability) -> str:
     rate = control_known_rate(found)
     return (
-        f"Of {rate.num:,} questions about invented subjects, "
-        f"{_format_share(rate, ' %')} count as Known: these are guesses"
+        f"Of {rate.num:,} questions about invented subjects, {_format_share(rate, ' %')} count as Known: these are "
+        "guesses"
     )
 
 

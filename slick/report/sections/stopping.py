@@ -2,11 +2,7 @@
 
 from slick.report.data import StudyData
 from slick.report.measurements import InsufficientDataError, round1
-from slick.report.page import (
-    GROUP_RECOMMENDATIONS,
-    SectionBody,
-    table_exhibit,
-)
+from slick.report.page import GROUP_RECOMMENDATIONS, SectionBody, table_exhibit
 from slick.report.recommendation import points_with_common_settings
 from slick.report.sections import section
 from slick.report.tables import CellValue, Table

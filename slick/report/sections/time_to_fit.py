@@ -68,9 +68,8 @@ def _time_to_fit(folder: Folder, run: Run, table: pa.Table) -> TimeToFit:
             f"categories {strange}" if strange else f"first_fit_epoch {late}" if late else "no rows of the train split"
         )
         raise StudyError(
-            f"{folder.uri}/{ROWS_FILE} has {what}; wanted train rows of {', '.join(Category)}, first right at an "
-            f"epoch from "
-            f"1 to {last} or none; delete {folder.uri} and run the sweep again"
+            f"{folder.uri}/{ROWS_FILE} has {what}; wanted train rows of {', '.join(Category)}, first right at an epoch "
+            f"from 1 to {last} or none; delete {folder.uri} and run the sweep again"
         )
     return TimeToFit(
         variant=run.variant,

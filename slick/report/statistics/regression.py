@@ -300,7 +300,6 @@ def describe_fit(checks: ResidualChecks) -> str:
     if bends or drifts:
         rest = (
             f"; at {format_percent(share)} Unknown rows it is off by {-offset:+.1f} points on average, so read the "
-            f"signs, and "
-            "the sizes as averages"
+            "signs, and the sizes as averages"
         )
     return f"the model fits roughly: {explains}, but {', '.join(faults)}{rest}"
