@@ -6,13 +6,14 @@ line is told by its colour alone.
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from slick.report.measurements import Z_95, Measurement, round1
+from slick.report.measurements import Z_95, Measurement, format_with_interval, interval_ends, round1
 from slick.types import Category
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -243,7 +244,69 @@ def format_difference(cell: Measurement) -> str:
     >>> format_difference(Measurement(-1.25, 0.5, 3))
     '-1.3 (-2.2 to -0.3)'
     """
-    value, low, high = (
-        round1(number) for number in (cell.value, cell.value - Z_95 * cell.se, cell.value + Z_95 * cell.se)
-    )
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return format_with_interval(cell.value, *interval_ends(cell), "+.1f")
+
+
+def plot_share_by_epochs(
+    axes: Any, values_ES: NDArray[np.float64], shares: Sequence[float], epochs: Sequence[int], colour_map: str
+) -> None:
+    """A heat map over shares of Unknown rows (x) and epochs trained (y), with the value in each cell; NaN is a dash.
+
+    Args:
+        axes: of the figure.
+        values_ES: shape (epochs, shares).
+        shares: of Unknown rows, in [0, 1].
+        epochs: of the rows.
+        colour_map: `cividis` or its reverse. Cividis looks the same with and without red-green colour blindness:
+            https://doi.org/10.1371/journal.pone.0199239.
+    """
+    edges = (np.arange(len(shares) + 1) - 0.5, np.arange(len(epochs) + 1) - 0.5)
+    axes.pcolormesh(*edges, np.ma.masked_invalid(values_ES), cmap=colour_map, edgecolor="white", linewidth=2)
+    middle = (np.nanmin(values_ES) + np.nanmax(values_ES)) / 2
+    for (y, x), value in np.ndenumerate(values_ES):
+        light = np.isnan(value) or (value <= middle if colour_map.endswith("_r") else value > middle)
+        text = "–" if np.isnan(value) else f"{round1(value):.1f}"
+        axes.text(x, y, text, ha="center", va="center", fontsize=11, color=INK if light else "white")
+    axes.set_xticks(range(len(shares)), [f"{100 * share:.0f}" for share in shares])
+    axes.set_yticks(range(len(epochs)), [str(epoch) for epoch in epochs])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("Unknown rows in D (%)")
+    axes.set_ylabel("Epochs trained")
+
+
+def plot_stacked_bars(
+    axes: Any,
+    positions: Any,
+    parts: Mapping[str, Sequence[float] | NDArray[np.float64]],
+    colours: Mapping[str, str],
+    *,
+    height: float = 0.7,
+    min_label: float = 6.0,
+    dark_text: Collection[str] = (),
+    **bar_style: Any,
+) -> None:
+    """Horizontal bars of percentages, stacked to the right, with numbers in the parts that have room.
+
+    Args:
+        axes: of the figure.
+        positions: of the bars along y, N.
+        parts: name of each part to its percentages, N.
+        colours: of the parts.
+        height: of the bars.
+        min_label: parts below this percentage show no number.
+        dark_text: parts whose number is dark; the others are white.
+        bar_style: for matplotlib's `barh`.
+    """
+    left = np.zeros(len(positions))
+    for name, part in parts.items():
+        width = np.asarray(part, dtype=np.float64)
+        axes.barh(positions, width, height, left=left, color=colours[name], edgecolor="white", label=name, **bar_style)
+        for at, start, size in zip(positions, left, width, strict=True):
+            if size >= min_label:
+                colour = INK if name in dark_text else "white"
+                axes.text(start + size / 2, at, f"{size:.0f}", ha="center", va="center", color=colour, fontsize=11)
+        left += width
+    axes.set_xlim(0, 100)
+    axes.grid(visible=False, axis="y")

@@ -1,10 +1,13 @@
 """Measurements in percent with their standard errors: terms, arithmetic, intervals and text. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 EARLY_STOP = "early_stop"
 """The epoch with the best dev accuracy, ties to the earliest."""
@@ -148,6 +151,31 @@ def require_power(cells: Sequence[Measurement], limit: float = 5.0) -> None:
     worst = max(cell.se for cell in cells)
     if Z_95 * worst > limit:
         raise InsufficientDataError(
-            f"'about equal' cannot be judged: a difference has a standard error of {worst:.1f} points; "
-            "use more test rows or seeds"
+            f"'about equal' cannot be judged: a difference has a standard error of {worst:.1f} points; use more test "
+            "rows or seeds"
         )
+
+
+def value_or_reason(compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T | None, str]:
+    """The result with an empty reason, or None and the reason why it cannot be computed."""
+    try:
+        return compute(*args, **kwargs), ""
+    except InsufficientDataError as reason:
+        return None, str(reason)
+
+
+def interval_ends(cell: Measurement) -> tuple[float, float]:
+    """Both ends of the 95 % interval, not rounded."""
+    return cell.value - Z_95 * cell.se, cell.value + Z_95 * cell.se
+
+
+def format_with_interval(value: float, low: float, high: float, spec: str = ".1f", unit: str = "") -> str:
+    """A value with its interval; `spec` is the number format, rounded half up if it has one decimal.
+
+    >>> format_with_interval(27.25, -0.001, 31.0), format_with_interval(0.437, 0.41, 0.4612, ".2f")
+    ('27.3 (0.0 to 31.0)', '0.44 (0.41 to 0.46)')
+    """
+    value, low, high = (
+        round1(number) if spec.endswith(".1f") else round(number, 2) + 0.0 for number in (value, low, high)
+    )
+    return f"{value:{spec}}{unit} ({low:{spec}} to {high:{spec}})"

@@ -44,6 +44,7 @@ def unescape_cell(cell: str) -> str:
 
 
 CellValue = str | float | int | None
+Row = tuple[CellValue, ...]
 
 
 CATEGORY_COLUMNS = (ALL_CATEGORIES, *map(str, Category))

@@ -6,36 +6,35 @@ from slick.report.findings.sweep import half_unknown_variant
 from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError, checkpoint_label, round1
 from slick.report.page import GROUP_PAPER, SectionBody, table_exhibit
 from slick.report.sections import section
-from slick.report.tables import CellValue, Table
+from slick.report.tables import CellValue, Row, Table
 
 
-@section("idk", title="Teaching it to say “I don't know”", group=GROUP_PAPER, order=70, experiment="idk")
+@section("idk", title="Relabelling Unknown rows as “I don't know”", group=GROUP_PAPER, order=70, experiment="idk")
 def abstention_section(data: StudyData) -> SectionBody:
-    """The section; without such runs it says what is missing."""
+    """Accuracy and share answered of D and D_IDK."""
     return SectionBody(
-        text="D_IDK is the half Unknown set whose Unknown rows got that phrase as their answer (paper: table 8). "
-        "All in percent of the test "
-        "questions, accuracy in percent of those answered.",
+        text="D_IDK is D with 50 % Unknown rows, whose answers are replaced by that phrase (paper: table 8). Accuracy "
+        "is in percent of the answered questions, the other columns in percent of all test questions.",
         exhibits=(table_exhibit("D and D_IDK.", lambda: abstention_table(data)),),
     )
 
 
 def abstention_table(data: StudyData) -> Table:
-    """D beside D_IDK: accuracy on what is answered, share answered, right answers over all (table 8)."""
+    """D and D_IDK: accuracy on answered questions, share answered, correct answers over all (table 8)."""
     name = abstention_variant(data)
-    rows: list[tuple[CellValue, ...]] = []
+    rows: list[Row] = []
     for checkpoint in (EARLY_STOP, CONVERGENCE):
         try:
             plain: CellValue = round1(data.accuracy(half_unknown_variant(data), checkpoint).value)
         except InsufficientDataError:
             plain = None
-        side = measure_abstention(data, name, checkpoint)
+        abstention = measure_abstention(data, name, checkpoint)
         rows.append(("D, 50 % Unknown", checkpoint_label(checkpoint), plain, 100.0, plain))
         rows.append(
             (
                 "D_IDK",
                 checkpoint_label(checkpoint),
-                *(round1(c.value) for c in (side.on_answered, side.answered, side.overall)),
+                *(round1(cell.value) for cell in (abstention.on_answered, abstention.answered, abstention.overall)),
             )
         )
     rows.sort(key=lambda row: row[0] == "D_IDK")

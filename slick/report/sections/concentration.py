@@ -1,11 +1,11 @@
-"""Does it harm more when some relations are wholly Unknown than when the same Unknown rows are spread over all? Pure.
+"""Harm of Unknown rows that fill whole relations, compared with as many that are spread over all relations.
 
-Two fine-tuning sets of as many rows of each relation and as many Unknown rows in all: `unknown-X` has the share X of
-Unknown rows in every relation, `concentrated-X` fills whole relations with them and leaves the others wholly Known.
-Positive differences favour the concentrated set.
+Both fine-tuning sets have the same number of rows per relation and the same number of Unknown rows in total.
+`unknown-X` has the share X of Unknown rows in every relation; `concentrated-X` fills whole relations with them and has
+only Known rows in the others. Positive differences favour the concentrated set.
 
-Source: arXiv:2511.02626 (Understanding New-Knowledge-Induced Factual Hallucinations), where a kind of knowledge that is
-wholly new harms more than a larger share of new rows spread over kinds.
+Source: arXiv:2511.02626 (Understanding New-Knowledge-Induced Factual Hallucinations), where entirely new kinds of
+knowledge harm more than a larger share of new rows spread over kinds.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,62 +26,227 @@ from slick.report.measurements import (
     Measurement,
     checkpoint_label,
     format_percent,
+    interval_ends,
     round1,
+    value_or_reason,
 )
 from slick.report.page import GROUP_EXTENSIONS, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
 from slick.report.statistics.intervals import SubsetComparison, compare_on_questions
-from slick.report.tables import CellValue, Table
+from slick.report.tables import Row, Table
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.study_files import read_knowledge
 from slick.types import Category
 
 ALL_TEST, UNKNOWN_RELATIONS, KNOWN_RELATIONS, OOD = "all test", "wholly Unknown", "wholly Known", "out of distribution"
-"""The questions that are looked at: all ID test questions, those of relations that the concentrated set fills with
-Unknown rows, those of relations it leaves wholly Known, and OOD test questions."""
+"""Groups of questions: all ID test questions, those of relations with only Unknown rows in the concentrated set, those
+of relations with only Known rows, and OOD test questions."""
+
 QUESTION_GROUPS = (ALL_TEST, UNKNOWN_RELATIONS, KNOWN_RELATIONS, OOD)
+
+CHECKPOINT_MARKERS = {EARLY_STOP: (BLUE, "o"), CONVERGENCE: (VERMILLION, "s")}
+
+GROUP_LABELS = {
+    ALL_TEST: "All test\nquestions",
+    UNKNOWN_RELATIONS: "Relations made\nwholly Unknown",
+    KNOWN_RELATIONS: "Relations left\nwholly Known",
+    OOD: "Out of\ndistribution",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupComparison:
-    """The concentrated set (first) against the spread one (second) on one group of questions."""
+    """The concentrated set (first) compared with the spread one (second) on one group of questions."""
 
     group: str
     checkpoint: str
-    """`EARLY` or `LAST`."""
+    """`EARLY_STOP` or `CONVERGENCE`."""
     comparison: SubsetComparison | None
     missing_reason: str = ""
-    """What is missing, where there is no comparison."""
+    """Why there is no comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConcentrationResult:
-    """One concentrated set against the set of the sweep with the same share."""
+    """One concentrated set compared with the set of the sweep with the same share."""
 
     name: str
     baseline: str
-    """Name of the set of the sweep."""
+    """Variant of the sweep."""
     share: float
     unknown_relations: tuple[str, ...]
-    """Relations that the concentrated set fills with Unknown rows."""
+    """Relations with only Unknown rows in the concentrated set."""
     known_relations: tuple[str, ...]
-    """Relations that it leaves wholly Known."""
+    """Relations with only Known rows."""
     mixed_relations: tuple[str, ...]
-    """Relations that it fills in part: they count among all test questions only."""
+    """Relations with both; they count in the group of all test questions only."""
     comparisons: tuple[GroupComparison, ...]
-    """Groups outermost, early stop before convergence."""
+    """Sorted by group, then early stop before convergence."""
 
     def comparison_for(self, group: str, checkpoint: str) -> GroupComparison:
-        """The contrast on one group at one checkpoint."""
-        return next(one for one in self.comparisons if (one.group, one.checkpoint) == (group, checkpoint))
+        """The comparison on one group at one checkpoint."""
+        return next(
+            comparison
+            for comparison in self.comparisons
+            if (comparison.group, comparison.checkpoint) == (group, checkpoint)
+        )
+
+
+@section(
+    "concentration",
+    title="Unknown rows concentrated in a few relations",
+    group=GROUP_EXTENSIONS,
+    order=140,
+    experiment="concentration",
+)
+def concentration_section(data: StudyData) -> SectionBody:
+    """Differences between concentrated and spread Unknown rows, by group of test questions."""
+    return SectionBody(
+        text=f"{summary_text(data)}The concentrated set has as many rows per relation, and as many Unknown rows in "
+        "total, as the set of the sweep. Its Unknown rows fill whole relations, chosen at random by the seed; the "
+        "other relations have only Known rows. arXiv:2511.02626 finds that entirely new kinds of knowledge harm most. "
+        "Differences are paired over questions; from three seeds on, their error is at least the one over seeds.",
+        exhibits=(
+            figure_exhibit(
+                "Test accuracy of the concentrated set minus that of the spread set, in points, with 95 % intervals.",
+                "concentration",
+                "Difference in accuracy between concentrated and spread Unknown rows, by group of test questions",
+                lambda: concentration_figure(_nearest_to_half(compare_concentrated_sets(data))),
+            ),
+            table_exhibit(
+                "Accuracies in percent and their difference in points, with 95 % intervals. Relations with both Known "
+                "and Unknown rows count in the group of all test questions only.",
+                lambda: concentration_table(compare_concentrated_sets(data)),
+            ),
+            collapsed_table_exhibit(
+                "Relations of each group, and reasons for missing differences.",
+                lambda: concentration_numbers_table(compare_concentrated_sets(data)),
+            ),
+        ),
+    )
+
+
+def summary_text(data: StudyData) -> str:
+    """The difference at convergence, by group of questions; empty without data."""
+    results, _ = value_or_reason(compare_concentrated_sets, data)
+    if not results:
+        return ""
+    result = _nearest_to_half(results)
+    overall = result.comparison_for(ALL_TEST, CONVERGENCE)
+    if overall.comparison is None:
+        return ""
+    num = len(result.unknown_relations) + len(result.known_relations) + len(result.mixed_relations)
+    change = overall.comparison.change
+    parts = [
+        f"{format_difference(comparison.comparison.change)} on questions of relations with only {kind} rows"
+        for group, kind in ((UNKNOWN_RELATIONS, "Unknown"), (KNOWN_RELATIONS, "Known"))
+        if (comparison := result.comparison_for(group, CONVERGENCE)).comparison is not None
+    ]
+    return (
+        f"If the same {format_percent(result.share)} of Unknown rows fill {len(result.unknown_relations)} of {num} "
+        f"relations instead of being spread over all, accuracy at {checkpoint_label(CONVERGENCE)} changes by "
+        f"{format_difference(change)} points on all test questions, which is "
+        f"{'' if is_significant(change) else 'not '}significant{': ' if parts else ''}{' and '.join(parts)}. "
+    )
+
+
+def concentration_figure(result: ConcentrationResult) -> Callable[[Any], None]:
+    """Differences with intervals by group of questions and checkpoint.
+
+    Raises:
+        InsufficientDataError: no group could be compared.
+    """
+    rows = {
+        group: [result.comparison_for(group, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)]
+        for group in QUESTION_GROUPS
+    }
+    shown = {
+        group: comparisons
+        for group, comparisons in rows.items()
+        if any(comparison.comparison for comparison in comparisons)
+    }
+    if not shown:
+        raise InsufficientDataError(
+            "; ".join(dict.fromkeys(comparison.missing_reason for comparison in result.comparisons))
+        )
+
+    def plot(axes: Any) -> None:
+        for checkpoint, (colour, marker) in CHECKPOINT_MARKERS.items():
+            cells = [_difference_or_none(result.comparison_for(group, checkpoint)) for group in shown]
+            plot_interval_dots(
+                axes,
+                cells,
+                colour,
+                marker,
+                shift=-0.16 if checkpoint == EARLY_STOP else 0.16,
+                label=checkpoint_label(checkpoint),
+            )
+        format_dot_axes(axes, [GROUP_LABELS[group] for group in shown], "Concentrated minus spread (points)")
+
+    return plot
+
+
+def _difference_or_none(group_comparison: GroupComparison) -> Measurement | None:
+    return None if group_comparison.comparison is None else group_comparison.comparison.change
+
+
+def _nearest_to_half(results: list[ConcentrationResult]) -> ConcentrationResult:
+    """The result at the share nearest to 50 %, shown in the figure and the text."""
+    return min(results, key=lambda result: abs(result.share - 0.5))
+
+
+def concentration_table(results: list[ConcentrationResult]) -> Table:
+    """One row per group of questions and checkpoint."""
+    rows: list[Row] = []
+    for result in results:
+        for comparison in result.comparisons:
+            cells: Row = (None,) * 5
+            if comparison.comparison is not None:
+                first, second, change, num = comparison.comparison
+                cells = (num, round1(first.value), round1(second.value), format_difference(change), change.num_seeds)
+            rows.append(
+                (format_percent(result.share), comparison.group, checkpoint_label(comparison.checkpoint), *cells)
+            )
+    columns = ("Unknown", "questions of", "checkpoint", "questions", "concentrated", "spread", "difference", "seeds")
+    return Table(name="concentration", columns=columns, rows=tuple(rows))
+
+
+def concentration_numbers_table(results: list[ConcentrationResult]) -> Table:
+    """The differences as numbers, with the relations of each group and reasons for missing ones."""
+    rows: list[Row] = []
+    for result in results:
+        relations_by_group = {
+            ALL_TEST: (*result.unknown_relations, *result.known_relations, *result.mixed_relations),
+            UNKNOWN_RELATIONS: result.unknown_relations,
+            KNOWN_RELATIONS: result.known_relations,
+        }
+        for comparison in result.comparisons:
+            values: Row = (None,) * 3
+            if comparison.comparison is not None:
+                change = comparison.comparison.change
+                values = tuple(round(value, 3) for value in (change.value, *interval_ends(change)))
+            relations = " ".join(sorted(relations_by_group.get(comparison.group, ())))
+            share = round(100 * result.share, 2)
+            rows.append(
+                (
+                    share,
+                    comparison.group,
+                    checkpoint_label(comparison.checkpoint),
+                    *values,
+                    relations,
+                    comparison.missing_reason,
+                )
+            )
+    columns = ("unknown_percent", "questions", "checkpoint", "difference_points", "low", "high", "relations", "missing")
+    return Table(name="concentration_numbers", columns=columns, rows=tuple(rows))
 
 
 def compare_concentrated_sets(data: StudyData) -> list[ConcentrationResult]:
-    """Every concentrated set that was trained beside the set of the sweep with the same share, by ascending share.
+    """Compare every concentrated set with the set of the sweep with the same share, by ascending share.
 
     Raises:
-        NotTestable: there is none.
+        InsufficientDataError: there is no such pair of finished runs.
     """
     baseline = dict(data.sweep_variants("unknown", min_shares=0))
     pairs = [
@@ -97,11 +262,6 @@ def compare_concentrated_sets(data: StudyData) -> list[ConcentrationResult]:
     return [_compare_concentrated_set(data, share, name, other) for share, name, other in pairs]
 
 
-def is_significant(change: Measurement) -> bool:
-    """True if a difference is more than chance explains: 0 is outside its 95 % interval."""
-    return abs(change.value) > Z_95 * change.se
-
-
 def _compare_concentrated_set(data: StudyData, share: float, name: str, baseline: str) -> ConcentrationResult:
     variant = data.variants[name]
     unknown_relations, known_relations, mixed_relations = (
@@ -112,13 +272,14 @@ def _compare_concentrated_set(data: StudyData, share: float, name: str, baseline
     for group in QUESTION_GROUPS:
         for checkpoint in (EARLY_STOP, CONVERGENCE):
             split = "ood" if group == OOD else "test"
-            try:
-                found = compare_on_questions(data, (name, checkpoint), (baseline, checkpoint), split, ids.get(group))
-                comparisons.append(GroupComparison(group=group, checkpoint=checkpoint, comparison=found))
-            except InsufficientDataError as reason:
-                comparisons.append(
-                    GroupComparison(group=group, checkpoint=checkpoint, comparison=None, missing_reason=str(reason))
+            comparison, missing_reason = value_or_reason(
+                compare_on_questions, data, (name, checkpoint), (baseline, checkpoint), split, ids.get(group)
+            )
+            comparisons.append(
+                GroupComparison(
+                    group=group, checkpoint=checkpoint, comparison=comparison, missing_reason=missing_reason
                 )
+            )
     return ConcentrationResult(
         name=name,
         baseline=baseline,
@@ -131,22 +292,22 @@ def _compare_concentrated_set(data: StudyData, share: float, name: str, baseline
 
 
 def _relations_by_knowledge(variant: Variant, known: set[bool]) -> tuple[str, ...]:
-    """Relations whose rows are all Unknown ({False}), all Known ({True}) or both."""
-    sorts = {
+    """Relations whose rows are all Unknown ({False}), all Known ({True}) or mixed ({False, True})."""
+    knowledge = {
         relation: {category != Category.UNKNOWN for category, num in mix.items() if num}
         for relation, mix in variant.relations.items()
     }
-    return tuple(sorted(relation for relation, found in sorts.items() if found == known))
+    return tuple(sorted(relation for relation, kinds in knowledge.items() if kinds == known))
 
 
 def _test_ids(data: StudyData, relations: Sequence[str]) -> NDArray[np.str_]:
     test_ids = data.part(load_test_ids, {})
-    found = [test_ids[relation] for relation in relations if relation in test_ids]
-    return np.concatenate(found) if found else np.array([], dtype=str)
+    ids = [test_ids[relation] for relation in relations if relation in test_ids]
+    return np.concatenate(ids) if ids else np.array([], dtype=str)
 
 
 def load_test_ids(study: Folder) -> dict[str, NDArray[np.str_]]:
-    """The question_ids of each relation's ID test questions, sorted; empty without a knowledge table."""
+    """Load the sorted question_ids of the ID test questions by relation; empty without a knowledge table."""
     folder = study.child("annotate")
     if read_manifest(folder) is None:
         return {}
@@ -155,159 +316,9 @@ def load_test_ids(study: Folder) -> dict[str, NDArray[np.str_]]:
     ids: dict[str, list[str]] = {}
     for question_id, relation in zip(table["question_id"].to_pylist(), table["relation"].to_pylist(), strict=True):
         ids.setdefault(relation, []).append(question_id)
-    return {relation: np.array(sorted(found), dtype=str) for relation, found in sorted(ids.items())}
+    return {relation: np.array(sorted(question_ids), dtype=str) for relation, question_ids in sorted(ids.items())}
 
 
-CHECKPOINT_MARKERS = {EARLY_STOP: (BLUE, "o"), CONVERGENCE: (VERMILLION, "s")}
-
-GROUP_LABELS = {
-    ALL_TEST: "All test\nquestions",
-    UNKNOWN_RELATIONS: "Relations made\nwholly Unknown",
-    KNOWN_RELATIONS: "Relations left\nwholly Known",
-    OOD: "Out of\ndistribution",
-}
-
-
-@section(
-    "concentration",
-    title="Unknown rows in a few relations, or in all",
-    group=GROUP_EXTENSIONS,
-    order=140,
-    experiment="concentration",
-)
-def concentration_section(data: StudyData) -> SectionBody:
-    """The section; without a trained set whose Unknown rows fill whole relations it says what is missing."""
-    return SectionBody(
-        text=f"{summary_text(data)}The concentrated set has as many rows of each relation, and as many Unknown rows "
-        f"in all, "
-        "as the set of the sweep, but they fill whole relations, drawn by the seed; the others stay wholly Known "
-        "(compare arXiv:2511.02626, which finds that kinds of knowledge that are wholly new harm most). Differences "
-        "are paired over the same questions; with three seeds or more their error is no smaller than the one over "
-        "seeds.",
-        exhibits=(
-            figure_exhibit(
-                "Test accuracy after the concentrated set minus that after the spread one, in points, with 95 % "
-                "intervals.",
-                "concentration",
-                "Change of accuracy when Unknown rows fill whole relations, by group of test questions",
-                lambda: concentration_figure(_nearest_to_half(compare_concentrated_sets(data))),
-            ),
-            table_exhibit(
-                "Accuracies in percent and their difference in points, with 95 % intervals. A relation that is filled "
-                "in part counts among all test questions only.",
-                lambda: concentration_table(compare_concentrated_sets(data)),
-            ),
-            collapsed_table_exhibit(
-                "Which relations are in each group, and why a difference is missing.",
-                lambda: concentration_numbers_table(compare_concentrated_sets(data)),
-            ),
-        ),
-    )
-
-
-def summary_text(data: StudyData) -> str:
-    """What was found, in one sentence; nothing where nothing can be told."""
-    try:
-        found = _nearest_to_half(compare_concentrated_sets(data))
-    except InsufficientDataError:
-        return ""
-    every = found.comparison_for(ALL_TEST, CONVERGENCE)
-    if every.comparison is None:
-        return ""
-    num = len(found.unknown_relations) + len(found.known_relations) + len(found.mixed_relations)
-    change = every.comparison.change
-    parts = [
-        f"by {format_difference(one.comparison.change)} on questions of the relations {what}"
-        for group, what in ((UNKNOWN_RELATIONS, "made wholly Unknown"), (KNOWN_RELATIONS, "left wholly Known"))
-        if (one := found.comparison_for(group, CONVERGENCE)).comparison is not None
-    ]
-    return (
-        f"Where the same {format_percent(found.share)} of Unknown rows fill {len(found.unknown_relations)} of {num} "
-        f"relations instead of being spread over all, accuracy at {checkpoint_label(CONVERGENCE)} changes by "
-        f"{format_difference(change)} points on all test questions, {'' if is_significant(change) else 'no '}more than "
-        f"chance explains{': ' if parts else ''}{' and '.join(parts)}. "
-    )
-
-
-def concentration_figure(found: ConcentrationResult) -> Callable[[Any], None]:
-    """A dot for each group of questions and checkpoint, its interval and its value.
-
-    Raises:
-        NotTestable: no group could be compared.
-    """
-    rows = {
-        group: [found.comparison_for(group, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)]
-        for group in QUESTION_GROUPS
-    }
-    shown = {group: comparisons for group, comparisons in rows.items() if any(one.comparison for one in comparisons)}
-    if not shown:
-        raise InsufficientDataError("; ".join(dict.fromkeys(one.missing_reason for one in found.comparisons)))
-
-    def plot(axes: Any) -> None:
-        for checkpoint, (colour, marker) in CHECKPOINT_MARKERS.items():
-            cells = [_difference_or_none(found.comparison_for(group, checkpoint)) for group in shown]
-            plot_interval_dots(
-                axes,
-                cells,
-                colour,
-                marker,
-                shift=-0.16 if checkpoint == EARLY_STOP else 0.16,
-                label=checkpoint_label(checkpoint),
-            )
-        format_dot_axes(axes, [GROUP_LABELS[group] for group in shown], "Concentrated minus spread (points)")
-
-    return plot
-
-
-def concentration_table(found: list[ConcentrationResult]) -> Table:
-    """One row a group of questions and checkpoint, for people."""
-    rows: list[tuple[CellValue, ...]] = []
-    for one in found:
-        for contrast in one.comparisons:
-            cells: tuple[CellValue, ...] = (None,) * 5
-            if contrast.comparison is not None:
-                first, second, change, num = contrast.comparison
-                cells = (num, round1(first.value), round1(second.value), format_difference(change), change.num_seeds)
-            rows.append((format_percent(one.share), contrast.group, checkpoint_label(contrast.checkpoint), *cells))
-    columns = ("Unknown", "questions of", "checkpoint", "questions", "concentrated", "spread", "difference", "seeds")
-    return Table(name="concentration", columns=columns, rows=tuple(rows))
-
-
-def concentration_numbers_table(found: list[ConcentrationResult]) -> Table:
-    """The same unrounded, with the relations of each group and reasons for what is missing."""
-    rows: list[tuple[CellValue, ...]] = []
-    for one in found:
-        named = {
-            ALL_TEST: (*one.unknown_relations, *one.known_relations, *one.mixed_relations),
-            UNKNOWN_RELATIONS: one.unknown_relations,
-            KNOWN_RELATIONS: one.known_relations,
-        }
-        for contrast in one.comparisons:
-            ends: tuple[CellValue, ...] = (None,) * 3
-            if contrast.comparison is not None:
-                change = contrast.comparison.change
-                values = (change.value, change.value - Z_95 * change.se, change.value + Z_95 * change.se)
-                ends = tuple(round(value, 3) for value in values)
-            relations = " ".join(sorted(named.get(contrast.group, ())))
-            share = round(100 * one.share, 2)
-            rows.append(
-                (
-                    share,
-                    contrast.group,
-                    checkpoint_label(contrast.checkpoint),
-                    *ends,
-                    relations,
-                    contrast.missing_reason,
-                )
-            )
-    columns = ("unknown_percent", "questions", "checkpoint", "difference_points", "low", "high", "relations", "missing")
-    return Table(name="concentration_numbers", columns=columns, rows=tuple(rows))
-
-
-def _nearest_to_half(found: list[ConcentrationResult]) -> ConcentrationResult:
-    """The one at the share nearest to a half, which the figure and the sentence are about."""
-    return min(found, key=lambda one: abs(one.share - 0.5))
-
-
-def _difference_or_none(contrast: GroupComparison) -> Measurement | None:
-    return None if contrast.comparison is None else contrast.comparison.change
+def is_significant(change: Measurement) -> bool:
+    """True if 0 is outside the 95 % interval of the difference."""
+    return abs(change.value) > Z_95 * change.se

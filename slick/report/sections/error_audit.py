@@ -1,121 +1,137 @@
-"""Section: what answers that do not match are: wrong, or right in other words (paper: table 6)."""
+"""Manual audit of answers that fail exact match: wrong, or correct in other words (paper: table 6)."""
 
 from collections import Counter
 
 from slick.report.answers import DECODING_MODES, answer_collector, collected
 from slick.report.data import StudyData
 from slick.report.grading import apply_grades, apply_partial_grades, grade_shares, read_grading_sheets
-from slick.report.measurements import InsufficientDataError
+from slick.report.measurements import InsufficientDataError, value_or_reason
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, table_exhibit
 from slick.report.sections import section
 from slick.report.statistics.error_audit import (
-    _ANSWER_GROUPS,
-    _SUGGESTED_GRADES,
+    ANSWER_GROUPS,
     GRADES,
+    SUGGESTED_GRADES,
     AuditCollector,
     ErrorAudit,
     matcher_agreement,
 )
-from slick.report.tables import CellValue, Table
+from slick.report.tables import Row, Table
 from slick.study import Manifest
 
 
-@answer_collector
-def collect_error_audit(data: StudyData, annotate: Manifest) -> AuditCollector:
-    """Draws the answers that a person grades."""
-    temperature = float(annotate.settings.get("sampling", {}).get("temperature", 0.5))
-    return AuditCollector(data.config.audit_plan(), {"greedy": 0.0, "sampled": temperature})
-
-
-def _load_audit(data: StudyData) -> ErrorAudit | None:
-    """The error audit, with the grades of the sheet that was handed in, or else of the one in the report's folder.
-
-    Raises:
-        StudyError: the graded sheet belongs to another study.
-        DataError: the graded sheet is incomplete or malformed.
-    """
-    audit: ErrorAudit | None = collected(data, collect_error_audit)
-    if audit is None or data.study is None:
-        return audit
-    sheets = read_grading_sheets(data.study.child("report"), data.config.graded)
-    if sheets.graded is not None:
-        return apply_grades(audit, sheets.graded)
-    return audit if sheets.in_progress is None else apply_partial_grades(audit, sheets.in_progress)
-
-
-@section("error_audit", title="Is a miss really wrong?", group=GROUP_PAPER, order=160, experiment="error_audit")
+@section("error_audit", title="Manual audit of wrong answers", group=GROUP_PAPER, order=160, experiment="error_audit")
 def error_audit_section(data: StudyData) -> SectionBody:
-    """The section; without stored answers it says what is missing."""
+    """The grading sheet, its grades, and the agreement of exact match with F1."""
     return SectionBody(
         text=_audit_text(data),
         exhibits=(
             table_exhibit(
-                "What the graded answers are, in percent, with Wilson's 95 % intervals, beside the paper's 100 answers "
+                "Percent of the graded answers per grade, with Wilson's 95 % intervals, and the paper's 100 answers "
                 "(paper: table 6).",
                 lambda: grade_shares_table(_require_audit(data)),
             ),
             table_exhibit(
-                "The same answers as a program sorts them. Finer? and coarser?: one of answer and gold answer stands "
-                "in the other as whole words; paraphrase?: one stands in the other but for spaces, or enough words "
-                "agree.",
+                "Suggested grades of the same answers. Finer? and coarser?: the answer contains the gold answer, or "
+                "the gold answer contains it, as whole words. Paraphrase?: one contains the other ignoring spaces, or "
+                "their word F1 is high.",
                 lambda: presorted_table(_require_audit(data)),
             ),
             table_exhibit(
-                "Exact match beside word F1 over all stored answers: Pearson's correlation, with a 95 % interval from "
-                "a bootstrap over questions (paper: footnote 2, without a number).",
+                "Pearson's correlation of exact match with word F1 over all stored answers, with a 95 % interval by a "
+                "bootstrap over questions (paper: footnote 2, without a number).",
                 lambda: agreement_table(_require_audit(data)),
             ),
-            collapsed_table_exhibit("The sheet to grade.", lambda: sheet_table(_require_audit(data))),
+            collapsed_table_exhibit("The grading sheet.", lambda: sheet_table(_require_audit(data))),
         ),
     )
 
 
+def _audit_text(data: StudyData) -> str:
+    text = (
+        "Answers that fail exact match may be correct in other words, or more or less specific than the gold answer. "
+        "Only a person can grade them."
+    )
+    audit = _load_audit(data)
+    if audit is None:
+        return text
+    drawn = Counter(row.decoding for row in audit.rows)
+    parts = [
+        f"{drawn[decoding]} of {audit.num_wrong[decoding]:,} wrong {decoding} answers (T = "
+        f"{audit.temperatures[decoding]:g})"
+        for decoding in DECODING_MODES
+        if drawn[decoding]
+    ]
+    if parts:
+        text += (
+            f" The sheet, `tables/error_audit.csv`, has a uniform sample of {' and '.join(parts)}. Fill in its column "
+            f"grade with {', '.join(GRADES[:-1])} or {GRADES[-1]} and run `slick report` again with `--graded` and the "
+            "path of the sheet; the grades are kept in `report/graded/`. A single quote before text that looks like a "
+            "formula prevents spreadsheets from executing it."
+        )
+    if audit.num_unstored["sampled"]:
+        text += (
+            f" The sheet has no sampled answers: {audit.num_unstored['sampled']:,} samples were not generated or not "
+            "stored completely (annotate with `--mode full`), so the stored ones are not a uniform sample. The "
+            "correlation is over the stored answers."
+        )
+    return text
+
+
 def grade_shares_table(audit: ErrorAudit) -> Table:
-    """Shares of the grades of all, greedy and sampled answers."""
-    found = {
+    """Shares of the grades among all, greedy and sampled answers."""
+    shares = {
         name: grade_shares(audit, decodings)
-        for name, decodings in _ANSWER_GROUPS
+        for name, decodings in ANSWER_GROUPS
         if name == "all" or _has_answers(audit, name)
     }
-    rows: list[tuple[CellValue, ...]] = []
+    rows: list[Row] = []
     for i, grade in enumerate(GRADES):
-        cells = [f"{one[i].percent:.0f} ({one[i].low:.1f} to {one[i].high:.1f})" for one in found.values()]
-        rows.append((grade, found["all"][i].num, *cells, found["all"][i].paper))
-    names = tuple(f"{name} (n = {one[0].total})" for name, one in found.items())
+        cells = [f"{grades[i].percent:.0f} ({grades[i].low:.1f} to {grades[i].high:.1f})" for grades in shares.values()]
+        rows.append((grade, shares["all"][i].num, *cells, shares["all"][i].paper))
+    names = tuple(f"{name} (n = {grades[0].total})" for name, grades in shares.items())
     return Table(name="error_audit_shares", columns=("grade", "answers", *names, "paper (n = 100)"), rows=tuple(rows))
 
 
 def presorted_table(audit: ErrorAudit) -> Table:
-    """How many answers of the sheet look like what, by how they were made."""
+    """Number of answers per suggested grade and decoding mode."""
     tally = Counter((row.decoding, row.presorted) for row in audit.rows)
-    rows: list[tuple[CellValue, ...]] = [
+    rows: list[Row] = [
         (
             decoding,
-            *(tally[decoding, grade] for grade in _SUGGESTED_GRADES),
-            sum(tally[decoding, grade] for grade in _SUGGESTED_GRADES),
+            *(tally[decoding, grade] for grade in SUGGESTED_GRADES),
+            sum(tally[decoding, grade] for grade in SUGGESTED_GRADES),
             audit.num_wrong[decoding],
         )
         for decoding in DECODING_MODES
         if _has_answers(audit, decoding)
     ]
     if not rows:
-        raise InsufficientDataError("no answer could be drawn: none misses, or none was kept whole")
-    columns = ("answers", *_SUGGESTED_GRADES, "in the sheet", "drawn from")
+        raise InsufficientDataError("there is no answer to grade: none is wrong, or none was stored completely")
+    columns = ("answers", *SUGGESTED_GRADES, "in the sheet", "drawn from")
     return Table(name="error_audit_presorted", columns=columns, rows=tuple(rows))
 
 
 def agreement_table(audit: ErrorAudit) -> Table:
-    """The correlation of exact match with F1."""
-    rows: list[tuple[CellValue, ...]] = []
+    """Correlation of exact match with F1 by decoding mode."""
+    rows: list[Row] = []
     reasons = []
-    for name, decodings in _ANSWER_GROUPS:
-        try:
-            one = matcher_agreement(audit, decodings)
-        except InsufficientDataError as reason:
-            reasons.append(str(reason))
+    for name, decodings in ANSWER_GROUPS:
+        agreement, reason = value_or_reason(matcher_agreement, audit, decodings)
+        if agreement is None:
+            reasons.append(reason)
             continue
-        ends = (None if end is None else round(end, 4) for end in (one.low, one.high))
-        rows.append((name, round(one.r, 4), *ends, one.num_answers, one.num_questions, round(one.mean_f1_of_misses, 3)))
+        interval = (None if end is None else round(end, 4) for end in (agreement.low, agreement.high))
+        rows.append(
+            (
+                name,
+                round(agreement.r, 4),
+                *interval,
+                agreement.num_answers,
+                agreement.num_questions,
+                round(agreement.mean_f1_of_misses, 3),
+            )
+        )
     if not rows:
         raise InsufficientDataError(reasons[0])
     columns = ("answers", "r", "low", "high", "answers counted", "questions", "mean F1 of misses")
@@ -123,11 +139,11 @@ def agreement_table(audit: ErrorAudit) -> Table:
 
 
 def sheet_table(audit: ErrorAudit) -> Table:
-    """The sheet, with the grades that are known already."""
+    """The grading sheet with the grades entered so far."""
     if not audit.rows:
-        raise InsufficientDataError("no answer could be drawn: none misses, or none was kept whole")
+        raise InsufficientDataError("there is no answer to grade: none is wrong, or none was stored completely")
     columns = ("answer_id", "relation", "category", "temperature", "question", "gold", "answer")
-    rows: list[tuple[CellValue, ...]] = [
+    rows: list[Row] = [
         (
             row.answer_id,
             row.relation,
@@ -150,36 +166,6 @@ def sheet_table(audit: ErrorAudit) -> Table:
     )
 
 
-def _audit_text(data: StudyData) -> str:
-    said = (
-        "Answers that miss by exact match may still be right in other words, or finer or coarser than the gold answer. "
-        "How many are, only a person can tell."
-    )
-    audit = _load_audit(data)
-    if audit is None:
-        return said
-    drawn = Counter(row.decoding for row in audit.rows)
-    parts = [
-        f"{drawn[decoding]} of {audit.num_wrong[decoding]:,} {decoding} answers that miss (T = "
-        f"{audit.temperatures[decoding]:g})"
-        for decoding in DECODING_MODES
-        if drawn[decoding]
-    ]
-    if parts:
-        said += (
-            f" The sheet, `tables/error_audit.csv`, holds {' and '.join(parts)}, drawn uniformly. Fill in its column "
-            f"grade with {', '.join(GRADES[:-1])} or {GRADES[-1]} and run `slick report` again with `--graded` and the "
-            "sheet; what was filled in is kept in `report/graded/`. A single quote before text that begins like a "
-            "formula keeps spreadsheets from running it."
-        )
-    if audit.num_unstored["sampled"]:
-        said += (
-            f" No sampled answers are in it: {audit.num_unstored['sampled']:,} samples were not made or not kept whole "
-            "(annotate with `--mode full`), so what is left is no fair sample; the correlation is over what is left."
-        )
-    return said
-
-
 def _has_answers(audit: ErrorAudit, decoding: str) -> bool:
     return any(row.decoding == decoding for row in audit.rows)
 
@@ -191,3 +177,26 @@ def _require_audit(data: StudyData) -> ErrorAudit:
             "needs the questions and the answers of an annotation that stores texts (--estimator sampled)"
         )
     return audit
+
+
+def _load_audit(data: StudyData) -> ErrorAudit | None:
+    """The error audit with the grades of the given sheet, or else those entered in the sheet of the report's folder.
+
+    Raises:
+        StudyError: the graded sheet belongs to another study.
+        DataError: the graded sheet is incomplete or malformed.
+    """
+    audit: ErrorAudit | None = collected(data, collect_error_audit)
+    if audit is None or data.study is None:
+        return audit
+    sheets = read_grading_sheets(data.study.child("report"), data.config.graded)
+    if sheets.graded is not None:
+        return apply_grades(audit, sheets.graded)
+    return audit if sheets.in_progress is None else apply_partial_grades(audit, sheets.in_progress)
+
+
+@answer_collector
+def collect_error_audit(data: StudyData, annotate: Manifest) -> AuditCollector:
+    """Collect the answers for a person to grade."""
+    temperature = float(annotate.settings.get("sampling", {}).get("temperature", 0.5))
+    return AuditCollector(data.config.audit_plan(), {"greedy": 0.0, "sampled": temperature})

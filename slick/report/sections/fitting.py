@@ -1,4 +1,4 @@
-"""How fast Known and Unknown training rows are fitted (paper: figures 1, 4, 6)."""
+"""Fitted Known and Unknown training rows by epoch (paper: figures 1, 4 and 6)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,36 +12,36 @@ from slick.report.findings.sweep import half_unknown_variant
 from slick.report.measurements import ANY_KNOWN, EARLY_STOP, InsufficientDataError
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit
 from slick.report.sections import section
-from slick.report.tables import CellValue, Table
+from slick.report.tables import Row, Table
 from slick.types import ALL_CATEGORIES, Category
 
 
-@section("fitting", title="How fast Known and Unknown rows are fitted", group=GROUP_PAPER, order=30, experiment="fit")
+@section("fitting", title="Fitting of Known and Unknown rows", group=GROUP_PAPER, order=30, experiment="fit")
 def fitting_section(data: StudyData) -> SectionBody:
-    """The section; without such runs it says what is missing."""
+    """Fitted rows by epoch and category, and at early stop."""
     return SectionBody(
-        text="A training row is fitted when the model answers its question right. Early stop is the epoch with the "
+        text="A training row is fitted if the model answers its question correctly. Early stop is the epoch with the "
         "best dev accuracy.",
         exhibits=(
             figure_exhibit(
-                "Fitted training rows and dev accuracy by epoch; half of D is Unknown (paper: figure 1).",
+                "Fitted training rows and dev accuracy by epoch; 50 % of D is Unknown (paper: figure 1).",
                 "fit_curves",
                 "Known rows are fitted before Unknown rows; dev accuracy by epoch",
                 lambda: fitted_rows_by_epoch(data),
             ),
             figure_exhibit(
-                "Fitted training rows by epoch and category; half of D is Unknown (paper: figure 6).",
+                "Fitted training rows by epoch and category; 50 % of D is Unknown (paper: figure 6).",
                 "category_curves",
                 "Fitted training rows by epoch and category",
                 lambda: category_curves(data),
             ),
             figure_exhibit(
-                "What of D is fitted at early stop, in percent of D (paper: figure 4).",
+                "Fitted and unfitted rows at early stop, in percent of D (paper: figure 4).",
                 "early_stop_state",
                 "Fitted and unfitted Known and Unknown rows at early stop",
                 lambda: early_stop_state(data),
             ),
-            collapsed_table_exhibit("All numbers of the last figure.", lambda: early_stop_table(data)),
+            collapsed_table_exhibit("Data of the last figure.", lambda: early_stop_table(data)),
         ),
     )
 
@@ -59,9 +59,9 @@ def fitted_rows_by_epoch(data: StudyData) -> Callable[[Any], None]:
     def plot(axes: Any) -> None:
         labels = []
         for label, (epochs, values, colour, line) in curves.items():
-            seen = np.isfinite(values)
-            axes.plot(epochs[seen], values[seen], line, color=colour, marker="o", markersize=3)
-            labels.append((float(values[seen][-1]), label, colour))
+            measured = np.isfinite(values)
+            axes.plot(epochs[measured], values[measured], line, color=colour, marker="o", markersize=3)
+            labels.append((float(values[measured][-1]), label, colour))
         axes.axvline(early, color=MUTED, linewidth=1, linestyle=":")
         axes.annotate(
             "early stop",
@@ -102,7 +102,7 @@ def category_curves(data: StudyData) -> Callable[[Any], None]:
 
 
 def early_stop_state(data: StudyData) -> Callable[[Any], None]:
-    """What of D is fitted at early stop, stacked: Known and Unknown, fitted or not (paper: figure 4)."""
+    """Stacked bars of the fitted and unfitted Known and Unknown rows at early stop (paper: figure 4)."""
     sweep = data.sweep_variants("unknown", min_shares=1)
     stacks = [early_stop_composition(data, share, name) for share, name in sweep]
 
@@ -120,10 +120,10 @@ def early_stop_state(data: StudyData) -> Callable[[Any], None]:
             axes.bar(
                 x, height, 0.74, bottom=bottom, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=label
             )
-            for at, low, tall in zip(x, bottom, height, strict=True):
-                if tall >= 8 and not hatch:
+            for at, start, size in zip(x, bottom, height, strict=True):
+                if size >= 8 and not hatch:
                     axes.annotate(
-                        f"{tall:.0f}", (at, low + tall / 2), ha="center", va="center", color="white", fontsize=10.5
+                        f"{size:.0f}", (at, start + size / 2), ha="center", va="center", color="white", fontsize=10.5
                     )
             bottom += height
         axes.set_xticks(x, [f"{100 * share:.0f}" for share, _ in sweep])
@@ -137,7 +137,7 @@ def early_stop_state(data: StudyData) -> Callable[[Any], None]:
 
 
 def early_stop_composition(data: StudyData, share: float, name: str) -> tuple[float, float, float, float]:
-    """Percent of D at early stop: Known fitted, Known not, Unknown fitted, Unknown not."""
+    """Percent of D at early stop: Known fitted, Known not fitted, Unknown fitted, Unknown not fitted."""
     num = data.runs_for(name)[0].num
     unknown_share = (
         num.get(("train", str(Category.UNKNOWN)), 0) / num["train", ALL_CATEGORIES]
@@ -146,18 +146,18 @@ def early_stop_composition(data: StudyData, share: float, name: str) -> tuple[fl
     )
     known = fitted_share(data, name, EARLY_STOP, ANY_KNOWN).value / 100 if unknown_share < 1 else 0.0
     unknown = fitted_share(data, name, EARLY_STOP, str(Category.UNKNOWN)).value / 100 if unknown_share > 0 else 0.0
-    whole = (
+    composition = (
         (1 - unknown_share) * known,
         (1 - unknown_share) * (1 - known),
         unknown_share * unknown,
         unknown_share * (1 - unknown),
     )
-    return tuple(100 * part for part in whole)  # type: ignore[return-value]
+    return tuple(100 * part for part in composition)  # type: ignore[return-value]
 
 
 def early_stop_table(data: StudyData) -> Table:
     """Fitted and unfitted rows at early stop (figure 4)."""
-    rows: list[tuple[CellValue, ...]] = [
+    rows: list[Row] = [
         (
             name,
             round(100 * share, 2),

@@ -1,4 +1,4 @@
-"""The section on the linear model: its coefficients, whether it fits, and what other choices of points give."""
+"""The paper's linear model of test accuracy: coefficients, residuals, and other selections of points."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from slick.report.charts import MUTED
 from slick.report.data import StudyData
-from slick.report.measurements import InsufficientDataError, round1
+from slick.report.measurements import InsufficientDataError, format_with_interval, round1, value_or_reason
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
 from slick.report.statistics.regression import (
@@ -21,24 +21,24 @@ from slick.report.statistics.regression import (
     fit_all_selections,
     fit_linear_model,
 )
-from slick.report.tables import CellValue, Table
+from slick.report.tables import Row, Table
 
 SHARE_MARKERS = "osD^vP*X<>"
-"""Shares are told by shape as well as by colour."""
+"""Shares of Unknown rows differ by marker as well as by colour."""
 
 
-@section("linear", title="What one fitted row does", group=GROUP_PAPER, order=50, experiment="linear_model")
+@section("linear", title="Linear model of test accuracy", group=GROUP_PAPER, order=50, experiment="linear_model")
 def linear_model_section(data: StudyData) -> SectionBody:
-    """The section; without a sweep it says what is missing."""
+    """Coefficients of the linear model and checks of its fit."""
     return SectionBody(
-        text="Accuracy = b0 + b_kn · N_kn / |D| + b_unk · N_unk / |D| in points, where N counts fitted Known and "
-        "Unknown training rows; one point an epoch of each run of the sweep (paper: table 1). Intervals are 95 %, "
-        f"clustered by fine-tuning set.{''.join(_fit_sentences(data))}",
+        text="Accuracy = b0 + b_kn · N_kn / |D| + b_unk · N_unk / |D| in points, where N_kn and N_unk are the numbers "
+        "of fitted Known and Unknown training rows. There is one point per epoch and run of the sweep (paper: table "
+        f"1). Intervals are 95 %, clustered by fine-tuning set.{''.join(_fit_sentences(data))}",
         exhibits=(
-            table_exhibit("Linear model of test accuracy.", lambda: linear_model_table(data)),
+            table_exhibit("Coefficients of the linear model.", lambda: linear_model_table(data)),
             *(
                 figure_exhibit(
-                    f"What the model leaves over, {label}: residuals against fitted values, by share of Unknown rows.",
+                    f"Residuals against fitted values, {label}, by share of Unknown rows.",
                     f"linear_residuals_{split}",
                     f"Residuals of the linear model against its fitted values, {label}",
                     lambda split=split: residual_plot(check_residuals(data, split)),  # type: ignore[misc]
@@ -46,78 +46,26 @@ def linear_model_section(data: StudyData) -> SectionBody:
                 for split, label in SPLIT_LABELS.items()
             ),
             collapsed_table_exhibit(
-                "The same model under other choices of points, which the paper leaves open: which epochs, and whether "
-                "the runs of D_Known count; with p of RESET (shape), of Breusch-Pagan (spread), and Durbin-Watson.",
+                "The same model for other selections of points, which the paper does not specify: which epochs, and "
+                "with or without the runs of D_Known. Shape p: RESET; spread p: Breusch-Pagan.",
                 lambda: point_selections_table(data),
             ),
         ),
     )
 
 
-def linear_model_table(data: StudyData) -> Table:
-    """The linear model in and out of distribution (table 1)."""
-    rows: list[tuple[CellValue, ...]] = []
+def _fit_sentences(data: StudyData) -> list[str]:
+    """One sentence per test set."""
+    sentences = []
     for split, label in SPLIT_LABELS.items():
-        try:
-            model = fit_linear_model(data, split)
-        except InsufficientDataError:
-            if split == "test":
-                raise
-            continue
-        for i, term in enumerate(TERMS):
-            ends = (round(part[i], 2) for part in (model.coefficients, model.low, model.high))
-            fitted = (round(model.r_squared, 3), model.num_points, model.num_runs)
-            rows.append((label, term, *ends, float(f"{model.p_values[i]:.2g}"), *fitted))
-    columns = ("test set", "term", "estimate", "low", "high", "p", "R2", "epochs", "runs")
-    return Table(name="linear_model", columns=columns, rows=tuple(rows))
-
-
-def point_selections_table(data: StudyData) -> Table:
-    """One row a choice of points, in and out of distribution.
-
-    Raises:
-        NotTestable: none of them can be fitted.
-    """
-    found = list(fit_all_selections(data))
-    if all(one.fit is None for one in found):
-        raise InsufficientDataError(found[0].missing)
-    columns = (
-        "test set",
-        "epochs",
-        "D_Known runs",
-        "b0",
-        "b_kn (95 %)",
-        "b_unk (95 %)",
-        "R2",
-        "shape p",
-        "spread p",
-        "Durbin-Watson",
-        "points",
-        "runs",
-    )
-    rows = tuple(map(_selection_row, found))
-    text = frozenset({1, len(columns)})
-    return Table(name="linear_model_choices", columns=(*columns, "missing"), rows=rows, text_columns=text)
-
-
-def _selection_row(one: SelectionFit) -> tuple[CellValue, ...]:
-    name = (
-        "ID" if one.split == "test" else "OOD",
-        EPOCH_SELECTION_LABELS[one.points.epochs],
-        "with" if one.points.include_known else "without",
-    )
-    if one.fit is None or one.checks is None:
-        return (*name, *(None,) * 9, one.missing)
-    intercept, *ends = zip(one.fit.coefficients, one.fit.low, one.fit.high, strict=True)
-    terms = (f"{round1(value):+.1f} ({round1(low):+.1f} to {round1(high):+.1f})" for value, low, high in ends)
-    tests = (float(f"{p:.2g}") for p in (one.checks.reset_p, one.checks.breusch_pagan_p))
-    serial = None if one.checks.durbin_watson is None else round(one.checks.durbin_watson, 2)
-    fitted = (round(one.fit.r_squared, 3), *tests, serial, one.fit.num_points, one.fit.num_runs, "")
-    return (*name, round1(intercept[0]), *terms, *fitted)
+        checks, _ = value_or_reason(check_residuals, data, split)
+        if checks is not None:
+            sentences.append(f" {label.capitalize()}, {describe_fit(checks)}.")
+    return sentences
 
 
 def residual_plot(checks: ResidualChecks) -> Callable[[Any], None]:
-    """Residuals against fitted values, one marker and colour a share of Unknown rows."""
+    """Residuals against fitted values, with one marker and colour per share of Unknown rows."""
 
     def plot(axes: Any) -> None:
         import matplotlib as mpl
@@ -145,12 +93,70 @@ def residual_plot(checks: ResidualChecks) -> Callable[[Any], None]:
     return plot
 
 
-def _fit_sentences(data: StudyData) -> list[str]:
-    """A sentence for each test set that was measured."""
-    found = []
+def linear_model_table(data: StudyData) -> Table:
+    """Coefficients in and out of distribution (table 1)."""
+    rows: list[Row] = []
     for split, label in SPLIT_LABELS.items():
         try:
-            found.append(f" {label.capitalize()}, {describe_fit(check_residuals(data, split))}.")
+            model = fit_linear_model(data, split)
         except InsufficientDataError:
+            if split == "test":
+                raise
             continue
-    return found
+        for i, term in enumerate(TERMS):
+            ends = (round(part[i], 2) for part in (model.coefficients, model.low, model.high))
+            fitted = (round(model.r_squared, 3), model.num_points, model.num_runs)
+            rows.append((label, term, *ends, float(f"{model.p_values[i]:.2g}"), *fitted))
+    columns = ("test set", "term", "estimate", "low", "high", "p", "R2", "epochs", "runs")
+    return Table(name="linear_model", columns=columns, rows=tuple(rows))
+
+
+def point_selections_table(data: StudyData) -> Table:
+    """The fit for each selection of points, in and out of distribution.
+
+    Raises:
+        InsufficientDataError: none of them can be fitted.
+    """
+    fits = list(fit_all_selections(data))
+    if all(selection.fit is None for selection in fits):
+        raise InsufficientDataError(fits[0].missing_reason)
+    columns = (
+        "test set",
+        "epochs",
+        "D_Known runs",
+        "b0",
+        "b_kn (95 %)",
+        "b_unk (95 %)",
+        "R2",
+        "shape p",
+        "spread p",
+        "Durbin-Watson",
+        "points",
+        "runs",
+    )
+    rows = tuple(map(_selection_row, fits))
+    text = frozenset({1, len(columns)})
+    return Table(name="linear_model_choices", columns=(*columns, "missing"), rows=rows, text_columns=text)
+
+
+def _selection_row(selection: SelectionFit) -> Row:
+    name = (
+        "ID" if selection.split == "test" else "OOD",
+        EPOCH_SELECTION_LABELS[selection.points.epochs],
+        "with" if selection.points.include_known else "without",
+    )
+    if selection.fit is None or selection.checks is None:
+        return (*name, *(None,) * 9, selection.missing_reason)
+    intercept, *slopes = zip(selection.fit.coefficients, selection.fit.low, selection.fit.high, strict=True)
+    terms = (format_with_interval(value, low, high, "+.1f") for value, low, high in slopes)
+    tests = (float(f"{p:.2g}") for p in (selection.checks.reset_p, selection.checks.breusch_pagan_p))
+    durbin_watson = None if selection.checks.durbin_watson is None else round(selection.checks.durbin_watson, 2)
+    fitted = (
+        round(selection.fit.r_squared, 3),
+        *tests,
+        durbin_watson,
+        selection.fit.num_points,
+        selection.fit.num_runs,
+        "",
+    )
+    return (*name, round1(intercept[0]), *terms, *fitted)

@@ -1,4 +1,4 @@
-"""The section that sets SliCK's labels beside P(True): figure 5, the numbers at SliCK's share, and what they say."""
+"""SliCK labels compared with P(True) (paper: figure 5)."""
 
 from collections.abc import Callable
 from functools import cache
@@ -19,7 +19,9 @@ from slick.report.measurements import (
     checkpoint_label,
     confidence_interval,
     format_with_error,
+    format_with_interval,
     round1,
+    value_or_reason,
 )
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
@@ -35,206 +37,124 @@ from slick.report.statistics.p_true import (
     slick_point,
     threshold_curve,
 )
-from slick.report.tables import CellValue, Table
+from slick.report.tables import Row, Table
 
 CHECKPOINTS = (EARLY_STOP, CONVERGENCE)
+
 _NUM_DRAWN, _NUM_LISTED = 200, 25
-"""Points of P(True)'s curve in the figure and in its table."""
+"""Number of points of the P(True) curve in the figure and in its table."""
 
 ComparisonByCheckpoint = dict[str, PTrueComparison]
 
 
-@section("p_true", title="SliCK's labels against P(True)", group=GROUP_PAPER, order=90, experiment="p_true")
+@section("p_true", title="SliCK labels compared with P(True)", group=GROUP_PAPER, order=90, experiment="p_true")
 def p_true_section(data: StudyData) -> SectionBody:
-    """The section; without P(True) it shows SliCK alone and says what is missing."""
+    """Accuracy of D_Natural on the questions that SliCK and P(True) label Unknown; SliCK alone without P(True)."""
     compared = cache(
         lambda: {checkpoint: compare_at_equal_share(data, checkpoint) for checkpoint in CHECKPOINTS}
-    )  # resampling takes a moment
+    )  # the bootstrap is slow
     return SectionBody(
         text=" ".join(
             [
-                "A model can also be asked whether an answer is right. P(True) is the probability that it says so of a "
-                "question's gold answer, and a threshold on it calls the questions below Unknown (paper: section 6). "
-                "Of two ways to call as many questions Unknown, the better is the one whose questions are answered "
-                "right less often after fine-tuning on D_Natural.",
+                "P(True) is the probability that the model assigns to the gold answer being true when prompted to "
+                "verify it; a threshold on P(True) labels the questions below it Unknown (paper: section 6). Of two "
+                "methods that label equally many questions Unknown, the better one selects questions that are answered "
+                "correctly less often after fine-tuning on D_Natural.",
                 *summary_sentences(data, compared),
             ]
         ),
         exhibits=(
             *(
                 figure_exhibit(
-                    "Test questions called Unknown, and D_Natural's accuracy on them, at "
-                    f"{checkpoint_label(checkpoint)} (paper: figure 5, which does not say at which checkpoint). Bands "
-                    "and bars: one standard error.",
+                    "Percent of test questions labelled Unknown, and accuracy of D_Natural on them, at "
+                    f"{checkpoint_label(checkpoint)} (paper: figure 5, which does not state the checkpoint). Bands and "
+                    "bars: one standard error.",
                     f"p_true_{checkpoint}",
-                    f"Accuracy on the questions called Unknown against their share, at {checkpoint_label(checkpoint)}",
+                    "Accuracy on the questions labelled Unknown against their share, at "
+                    f"{checkpoint_label(checkpoint)}",
                     lambda checkpoint=checkpoint: p_true_figure(data, checkpoint),  # type: ignore[misc]
                 )
                 for checkpoint in CHECKPOINTS
             ),
             table_exhibit(
-                "SliCK's Unknown questions, and as many of least P(True); of those of equal P(True) at the edge each "
-                "counts in part. Accuracies in percent, differences in points with 95 % intervals. Told apart: the "
-                "chance that P(True) is higher for a question that D_Natural answers right than for one it does not; "
-                "50 % is luck.",
+                "SliCK's Unknown questions, and as many of lowest P(True), with ties at the edge weighted equally. "
+                "Accuracies in percent, differences in points with 95 % intervals. Told apart: AUROC of P(True) as a "
+                "predictor of D_Natural's correct answers; 50 % is chance.",
                 lambda: comparison_table(data, compared()),
             ),
-            collapsed_table_exhibit(
-                "SliCK with fewer exemplar sets: the numbers of the figures.", lambda: prefix_table(data)
-            ),
-            collapsed_table_exhibit(
-                "P(True) by threshold: the numbers of the figures.", lambda: p_true_threshold_table(data)
-            ),
+            collapsed_table_exhibit("Data of the figures: SliCK with fewer exemplar sets.", lambda: prefix_table(data)),
+            collapsed_table_exhibit("Data of the figures: P(True) by threshold.", lambda: p_true_threshold_table(data)),
         ),
     )
 
 
 def summary_sentences(data: StudyData, compared: Callable[[], ComparisonByCheckpoint]) -> list[str]:
-    """What the comparison says, in two sentences; nothing where it cannot be made."""
-    try:
-        found = compared()
-        told = {checkpoint: p_true_auroc(data, checkpoint) for checkpoint in CHECKPOINTS}
-    except InsufficientDataError:
+    """The comparison in two sentences; empty without data."""
+    comparisons, _ = value_or_reason(compared)
+    auroc, _ = value_or_reason(p_true_auroc, data, EARLY_STOP)
+    if comparisons is None or auroc is None:
         return []
     parts = [
-        f"{format_with_error(one.slick)} against {format_with_error(one.p_true)} % at {checkpoint_label(checkpoint)}"
-        for checkpoint, one in found.items()
+        f"{format_with_error(comparison.slick)} against {format_with_error(comparison.p_true)} % at "
+        f"{checkpoint_label(checkpoint)}"
+        for checkpoint, comparison in comparisons.items()
     ]
-    first = found[EARLY_STOP]
+    first = comparisons[EARLY_STOP]
+    phrases = dict.fromkeys(_comparison_phrase(comparison) for comparison in comparisons.values())
     return [
-        f"Here each calls {first.num:,} questions Unknown, {first.share:.0f} %; SliCK's are answered right "
-        f"{' and '.join(_comparison_phrase(one) for one in _merge_equal_verdicts(list(found.values())))}: "
-        f"{', and '.join(parts)}.",
-        "Of a question that D_Natural answers right at early stop and one that it does not, P(True) is higher for the "
-        f"first in {told[EARLY_STOP]:.0f} % of all pairs; luck makes 50 %.",
+        f"Here each labels {first.num:,} questions Unknown, {first.share:.0f} %. SliCK's are answered correctly "
+        f"{' and '.join(phrases)}: {', and '.join(parts)}.",
+        f"P(True) predicts whether D_Natural answers a question correctly at early stop with an AUROC of {auroc:.0f} % "
+        "(chance: 50 %).",
         *([f"But {caveat}."] if (scores := p_true_scores(data)) is not None and (caveat := scores.caveat) else []),
     ]
 
 
-def _merge_equal_verdicts(found: list[PTrueComparison]) -> list[PTrueComparison]:
-    """One of them where both say the same."""
-    return found[:1] if len({_comparison_phrase(one) for one in found}) == 1 else found
-
-
-def _comparison_phrase(one: PTrueComparison) -> str:
-    if abs(one.gap.value) <= Z_95 * one.gap.se:
-        return "as often as P(True)'s within noise"
-    return f"{'less' if one.gap.value < 0 else 'more'} often than P(True)'s"
+def _comparison_phrase(comparison: PTrueComparison) -> str:
+    if abs(comparison.gap.value) <= Z_95 * comparison.gap.se:
+        return "about as often as P(True)'s (within noise)"
+    return f"{'less' if comparison.gap.value < 0 else 'more'} often than P(True)'s"
 
 
 def p_true_figure(data: StudyData, checkpoint: CheckpointRef) -> Callable[[Any], None]:
-    """P(True)'s curve, SliCK's over the number of exemplar sets, and SliCK's point; what is missing is left out.
+    """The P(True) curve, the SliCK curve over the number of exemplar sets, and the SliCK point, as far as available.
 
     Raises:
-        NotTestable: there is neither.
+        InsufficientDataError: there is neither curve.
     """
-    swept, why = _value_or_reason(lambda: threshold_curve(data, checkpoint))
-    curve, other = _value_or_reason(lambda: prefix_curve(data, checkpoint))
-    point, _ = _value_or_reason(lambda: slick_point(data, checkpoint))
-    if swept is None and curve is None:
-        raise InsufficientDataError(f"{why}; {other}")
+    p_true_curve, p_true_reason = value_or_reason(threshold_curve, data, checkpoint)
+    slick_curve, slick_reason = value_or_reason(prefix_curve, data, checkpoint)
+    point, _ = value_or_reason(slick_point, data, checkpoint)
+    if p_true_curve is None and slick_curve is None:
+        raise InsufficientDataError(f"{p_true_reason}; {slick_reason}")
 
     def plot(axes: Any) -> None:
-        if swept is not None:
-            _draw_threshold_curve(axes, swept)
-        if curve is not None:
-            _draw_prefix_curve(axes, curve)
+        if p_true_curve is not None:
+            _draw_threshold_curve(axes, p_true_curve)
+        if slick_curve is not None:
+            _draw_prefix_curve(axes, slick_curve)
         if point is not None:
             axes.plot([point.share], [point.accuracy.value], "o", color=BLUE, markersize=10, zorder=5, label="SliCK")
-        axes.set_xlabel("Test questions called Unknown (%)")
+        axes.set_xlabel("Test questions labelled Unknown (%)")
         axes.set_ylabel("Accuracy on them (%)")
-        axes.set_xlim(0, 102 if swept is not None else None)
+        axes.set_xlim(0, 102 if p_true_curve is not None else None)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.legend(loc="lower center", bbox_to_anchor=(0.44, 1.0), ncols=2, fontsize=11, handlelength=2.2)
 
     return plot
 
 
-def comparison_table(data: StudyData, compared: ComparisonByCheckpoint) -> Table:
-    """SliCK and P(True) at SliCK's share, one row a checkpoint."""
-    rows: list[tuple[CellValue, ...]] = []
-    for checkpoint, one in compared.items():
-        low, high = confidence_interval(one.gap)
-        rows.append(
-            (
-                checkpoint_label(checkpoint),
-                one.num,
-                round1(one.share),
-                *(round1(cell.value) for cell in (one.slick, one.p_true)),
-                f"{round1(one.gap.value):+.1f} ({round1(low):+.1f} to {round1(high):+.1f})",
-                round(one.threshold, 4),
-                _auroc_cell(data, checkpoint),
-                one.gap.num_seeds,
-            )
-        )
-    columns = ("D_Natural at", "Unknown", "% of all", "SliCK", "P(True)", "difference")
-    return Table(name="p_true", columns=(*columns, "P(True) below", "told apart (%)", "seeds"), rows=tuple(rows))
-
-
-def prefix_table(data: StudyData) -> Table:
-    """SliCK's Unknown set and the accuracy on it, by number of exemplar sets."""
-    both = zip(*(prefix_curve(data, checkpoint) for checkpoint in CHECKPOINTS), strict=True)
-    rows: tuple[tuple[CellValue, ...], ...] = tuple(
-        (early.sets, round(early.share, 2), *_value_and_se(early.accuracy), *_value_and_se(last.accuracy))
-        for early, last in both
-    )
-    columns = ("exemplar_sets", "unknown_percent", "early_stop", "early_stop_se", "convergence", "convergence_se")
-    return Table(name="exemplar_sets", columns=columns, rows=rows)
-
-
-def p_true_threshold_table(data: StudyData) -> Table:
-    """P(True)'s Unknown set and the accuracy on it, at some thresholds."""
-    early, last = (threshold_curve(data, checkpoint) for checkpoint in CHECKPOINTS)
-    rows: tuple[tuple[CellValue, ...], ...] = tuple(
-        (
-            round(float(early.thresholds[i]), 6),
-            round(float(early.share[i]), 2),
-            *(round(float(values[i]), 2) for one in (early, last) for values in (one.accuracy, one.se)),
-        )
-        for i in _evenly_spaced_indices(early, _NUM_LISTED)
-    )
-    columns = ("threshold", "unknown_percent", "early_stop", "early_stop_se", "convergence", "convergence_se")
-    return Table(name="p_true_thresholds", columns=columns, rows=rows)
-
-
-def _value_or_reason(make: Callable[[], Any]) -> tuple[Any, str]:
-    try:
-        return make(), ""
-    except InsufficientDataError as reason:
-        return None, str(reason)
-
-
-def _auroc_cell(data: StudyData, checkpoint: CheckpointRef) -> float | None:
-    try:
-        return round1(p_true_auroc(data, checkpoint))
-    except InsufficientDataError:
-        return None
-
-
-def _value_and_se(cell: Measurement) -> tuple[float, float]:
-    return round(cell.value, 2), round(cell.se, 2)
-
-
-def _evenly_spaced_indices(swept: ThresholdCurve, num: int) -> NDArray[np.int64]:
-    """Places of about so many points, at even shares; the accuracy on very few questions says nothing."""
-    enough = np.flatnonzero(swept.num >= MIN_UNKNOWN_QUESTIONS)
-    if not len(enough):
-        raise InsufficientDataError(f"fewer than {MIN_UNKNOWN_QUESTIONS} test questions have P(True)")
-    wanted = np.linspace(swept.share[enough[0]], 100.0, num)
-    return np.unique(enough[np.minimum(np.searchsorted(swept.share[enough], wanted), len(enough) - 1)])
-
-
-def _draw_threshold_curve(axes: Any, swept: ThresholdCurve) -> None:
-    at = _evenly_spaced_indices(swept, _NUM_DRAWN)
-    x, y, se = swept.share[at], swept.accuracy[at], swept.se[at]
+def _draw_threshold_curve(axes: Any, curve: ThresholdCurve) -> None:
+    indices = _evenly_spaced_indices(curve, _NUM_DRAWN)
+    x, y, se = curve.share[indices], curve.accuracy[indices], curve.se[indices]
     axes.fill_between(x, np.maximum(y - se, 0.0), y + se, color=ORANGE, alpha=0.2, linewidth=0)
-    marker = "s" if len(at) <= 12 else ""
+    marker = "s" if len(indices) <= 12 else ""
     axes.plot(x, y, "-", color=ORANGE, marker=marker, label="P(True), by threshold")
 
 
 def _draw_prefix_curve(axes: Any, curve: list[PrefixPoint]) -> None:
     x, y = [point.share for point in curve], [point.accuracy.value for point in curve]
-    down = [min(point.accuracy.se, point.accuracy.value) for point in curve]  # an accuracy is never below 0
+    down = [min(point.accuracy.se, point.accuracy.value) for point in curve]  # an accuracy is not negative
     up = [point.accuracy.se for point in curve]
     axes.errorbar(
         x,
@@ -248,3 +168,64 @@ def _draw_prefix_curve(axes: Any, curve: list[PrefixPoint]) -> None:
         label=f"SliCK, {curve[0].sets} to {curve[-1].sets} exemplar sets",
     )
     axes.annotate("1 set", (x[0], y[0]), xytext=(8, -12), textcoords="offset points", fontsize=11, color=MUTED)
+
+
+def _evenly_spaced_indices(curve: ThresholdCurve, num: int) -> NDArray[np.int64]:
+    """Indices of about `num` points at even shares, without points of fewer than `MIN_UNKNOWN_QUESTIONS` questions."""
+    eligible = np.flatnonzero(curve.num >= MIN_UNKNOWN_QUESTIONS)
+    if not len(eligible):
+        raise InsufficientDataError(f"fewer than {MIN_UNKNOWN_QUESTIONS} test questions have P(True)")
+    shares = np.linspace(curve.share[eligible[0]], 100.0, num)
+    return np.unique(eligible[np.minimum(np.searchsorted(curve.share[eligible], shares), len(eligible) - 1)])
+
+
+def comparison_table(data: StudyData, compared: ComparisonByCheckpoint) -> Table:
+    """SliCK and P(True) at SliCK's share, one row per checkpoint."""
+    rows: list[Row] = []
+    for checkpoint, comparison in compared.items():
+        low, high = confidence_interval(comparison.gap)
+        auroc, _ = value_or_reason(p_true_auroc, data, checkpoint)
+        rows.append(
+            (
+                checkpoint_label(checkpoint),
+                comparison.num,
+                round1(comparison.share),
+                *(round1(cell.value) for cell in (comparison.slick, comparison.p_true)),
+                format_with_interval(comparison.gap.value, low, high, "+.1f"),
+                round(comparison.threshold, 4),
+                None if auroc is None else round1(auroc),
+                comparison.gap.num_seeds,
+            )
+        )
+    columns = ("D_Natural at", "Unknown", "% of all", "SliCK", "P(True)", "difference")
+    return Table(name="p_true", columns=(*columns, "P(True) below", "told apart (%)", "seeds"), rows=tuple(rows))
+
+
+def prefix_table(data: StudyData) -> Table:
+    """Share of SliCK's Unknown questions and accuracy on them, by number of exemplar sets."""
+    both = zip(*(prefix_curve(data, checkpoint) for checkpoint in CHECKPOINTS), strict=True)
+    rows: tuple[Row, ...] = tuple(
+        (early.sets, round(early.share, 2), *_value_and_se(early.accuracy), *_value_and_se(last.accuracy))
+        for early, last in both
+    )
+    columns = ("exemplar_sets", "unknown_percent", "early_stop", "early_stop_se", "convergence", "convergence_se")
+    return Table(name="exemplar_sets", columns=columns, rows=rows)
+
+
+def p_true_threshold_table(data: StudyData) -> Table:
+    """Share of questions below some thresholds on P(True) and accuracy on them."""
+    early, last = (threshold_curve(data, checkpoint) for checkpoint in CHECKPOINTS)
+    rows: tuple[Row, ...] = tuple(
+        (
+            round(float(early.thresholds[i]), 6),
+            round(float(early.share[i]), 2),
+            *(round(float(values[i]), 2) for curve in (early, last) for values in (curve.accuracy, curve.se)),
+        )
+        for i in _evenly_spaced_indices(early, _NUM_LISTED)
+    )
+    columns = ("threshold", "unknown_percent", "early_stop", "early_stop_se", "convergence", "convergence_se")
+    return Table(name="p_true_thresholds", columns=columns, rows=rows)
+
+
+def _value_and_se(cell: Measurement) -> tuple[float, float]:
+    return round(cell.value, 2), round(cell.se, 2)

@@ -1,12 +1,18 @@
-"""How popular the subjects of annotated questions and of training rows are, where the questions' source says so."""
+"""Knowledge and harm by popularity of the subject, if the source of the questions has it."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from slick.report.charts import BLUE, CATEGORY_COLOURS, INK, VERMILLION, format_dot_axes, plot_interval_dots
+from slick.report.charts import (
+    BLUE,
+    CATEGORY_COLOURS,
+    VERMILLION,
+    format_dot_axes,
+    plot_interval_dots,
+    plot_stacked_bars,
+)
 from slick.report.data import StudyData
 from slick.report.measurements import (
     ANY_KNOWN,
@@ -15,123 +21,159 @@ from slick.report.measurements import (
     InsufficientDataError,
     checkpoint_label,
     format_percent,
+    format_with_interval,
+    interval_ends,
     round1,
+    value_or_reason,
 )
 from slick.report.page import GROUP_EXTENSIONS, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
+from slick.report.statistics.intervals import RankStatistic
 from slick.report.statistics.popularity import (
     HarmEstimate,
     PopularityData,
-    RankCorrelation,
-    VariantPopularity,
     category_shares,
     estimate_harm,
+    format_popularity,
     load_popularity,
     popularity_bins,
     popularity_correlation,
     require_popularity,
     variant_popularity,
 )
-from slick.report.tables import CellValue, Table
+from slick.report.tables import CellValue, Row, Table
 from slick.types import ALL_CATEGORIES, Category
 
 ROW_KINDS = ("unknown", "category", "natural", "concentrated")
-"""Fine-tuning sets whose rows the shown table compares."""
+"""Kinds of fine-tuning sets that the table compares."""
 
 
-@section(
-    "popularity", title="Popular and unpopular subjects", group=GROUP_EXTENSIONS, order=150, experiment="popularity"
-)
+@section("popularity", title="Popularity of subjects", group=GROUP_EXTENSIONS, order=150, experiment="popularity")
 def popularity_section(data: StudyData) -> SectionBody:
-    """The section; without popularity in the source of the questions it says what is missing."""
+    """Categories and harm of Unknown rows by quantile of popularity."""
     return SectionBody(
-        text=f"{summary_text(data)}What a model does not know is mostly about unpopular subjects, and fine-tuning "
-        f"on these "
-        "may harm by itself (Ghosal et al. 2024, arXiv:2406.14785). So the harm of Unknown rows is looked at within "
-        "quantiles of popularity, cut over all annotated questions; in a world popularity is the number of documents "
-        f"that mention a subject.{_left_out_sentence(data)}",
+        text=f"{summary_text(data)}Unknown questions are mostly about unpopular subjects, and fine-tuning on these may "
+        "harm by itself (Ghosal et al. 2024, arXiv:2406.14785). The harm of Unknown rows is therefore measured within "
+        "quantiles of popularity over all annotated questions. In a synthetic world, popularity is the number of "
+        f"documents that mention a subject.{_excluded_sentence(data)}",
         exhibits=(
             figure_exhibit(
-                "Categories of the questions in each quantile of popularity, in percent.",
+                "Percent of questions per category in each quantile of popularity.",
                 "popularity_categories",
                 "Share of each category by quantile of popularity",
                 lambda: popularity_category_figure(require_popularity(data)),
             ),
             figure_exhibit(
-                "Change of accuracy on Known test questions from no Unknown rows to a half and to nothing else, at "
-                "convergence, by popularity of the test question, in points with 95 % intervals.",
+                "Change of accuracy on Known test questions from 0 % to 50 % and 100 % Unknown rows, at convergence, "
+                "by popularity of the test question, in points with 95 % intervals.",
                 "popularity_harm",
                 "Change of accuracy with Unknown rows, by quantile of popularity",
                 lambda: harm_figure(data),
             ),
             table_exhibit(
-                "Popularity of the training rows: median, quartiles, and the median of Known and of Unknown rows; test "
-                "accuracy at convergence. Matched: percent of a set's rows that find a partner of the same quantile in "
-                "the set without Unknown rows; where it is low, these sets cannot tell the harm of Unknown rows from "
-                "that of unpopular ones.",
+                "Popularity of the training rows: median, quartiles, and the medians of Known and of Unknown rows; "
+                "test accuracy at convergence. Matched: percent of a set's rows that can be matched with a row of the "
+                "same quantile in the set without Unknown rows. Where it is low, these sets do not separate the harm "
+                "of Unknown rows from that of unpopular subjects.",
                 lambda: variant_popularity_table(data, ROW_KINDS),
             ),
             collapsed_table_exhibit(
                 "Spearman's rank correlation of popularity with P_Correct by relation, with 95 % intervals.",
                 lambda: correlation_table(require_popularity(data)),
             ),
+            collapsed_table_exhibit("Percent of the rows of each set in each quantile.", lambda: quantile_table(data)),
             collapsed_table_exhibit(
-                "How many rows of each set are in each quantile, in percent.", lambda: quantile_table(data)
+                "Data of the first figure.", lambda: popularity_category_table(require_popularity(data))
             ),
             collapsed_table_exhibit(
-                "All numbers of the first figure.", lambda: popularity_category_table(require_popularity(data))
-            ),
-            collapsed_table_exhibit(
-                "All numbers of the second figure, also at early stop and on all test questions.",
-                lambda: harm_table(data),
+                "Data of the second figure, also at early stop and on all test questions.", lambda: harm_table(data)
             ),
         ),
     )
 
 
 def summary_text(data: StudyData) -> str:
-    """What was found, in one or two sentences; nothing where nothing can be told."""
-    try:
-        known = require_popularity(data)
-        name, found = _best_correlation(known)
-    except InsufficientDataError:
+    """The correlation of knowledge with popularity and the harm by quantile; empty without data."""
+    best, _ = value_or_reason(lambda: _best_correlation(require_popularity(data)))
+    if best is None:
         return ""
-    verb = "rises" if found.low > 0 else "falls" if found.high < 0 else "neither rises nor falls, beyond chance,"
-    said = f"P_Correct of {name} answers {verb} with popularity (rank correlation {format_correlation(found)})."
-    return f"{said} {_harm_sentences(data)}"
+    name, correlation = best
+    verb = "rises" if correlation.low > 0 else "falls" if correlation.high < 0 else "does not change significantly"
+    return (
+        f"P_Correct of {name} answers {verb} with popularity (rank correlation {_format_correlation(correlation)}). "
+        f"{_harm_sentences(data)}"
+    )
+
+
+def _best_correlation(known: PopularityData) -> tuple[str, RankStatistic]:
+    """The correlation with sampled answers, whose resolution is finer, or with greedy ones if samples were skipped."""
+    if np.isnan(known.sampled).any():
+        return "greedy", popularity_correlation(known.values, known.greedy)
+    return "sampled", popularity_correlation(known.values, known.sampled)
+
+
+def _format_correlation(correlation: RankStatistic) -> str:
+    return format_with_interval(correlation.value, correlation.low, correlation.high, ".2f")
+
+
+def _harm_at_convergence(data: StudyData) -> list[HarmEstimate]:
+    """The harm to Known test questions at convergence, by share and quantile."""
+    return [e for e in estimate_harm(data) if (e.checkpoint, e.category) == (CONVERGENCE, ANY_KNOWN)]
+
+
+def _harm_sentences(data: StudyData) -> str:
+    """The number of quantiles in which the largest share of Unknown rows harms Known questions at convergence."""
+    estimates, _ = value_or_reason(_harm_at_convergence, data)
+    compared = [estimate for estimate in estimates or () if estimate.comparison]
+    if not compared:
+        return ""
+    most = max(estimate.share for estimate in compared)
+    changes = [estimate.comparison.change for estimate in compared if estimate.share == most and estimate.comparison]
+    harmed = sum(change.value < -Z_95 * change.se for change in changes)
+    listed = ", ".join(f"{round1(change.value):+.1f}" for change in changes)
+    return (
+        f"At {checkpoint_label(CONVERGENCE)}, {format_percent(most)} Unknown rows significantly reduce accuracy on "
+        f"Known test questions in {harmed} of {len(changes)} quantiles of popularity (from the least popular: {listed} "
+        "points). " + _matched_sentence(data, most)
+    )
+
+
+def _matched_sentence(data: StudyData, share: float) -> str:
+    """How many rows of the compared sets can be matched on popularity."""
+    name = dict(data.sweep_variants())[share]
+    matched_share = next((variant.matched_share for variant in variant_popularity(data) if variant.name == name), None)
+    if matched_share is None:
+        return ""
+    return (
+        f"{format_percent(matched_share)} of their training rows can be matched on popularity with rows of the set "
+        "without Unknown rows. "
+    )
+
+
+def _excluded_sentence(data: StudyData) -> str:
+    popularity = data.part(load_popularity, None, data.variants)
+    if popularity is None or not popularity.num_unknown_popularity:
+        return ""
+    return f" {popularity.num_unknown_popularity:,} annotated questions of unknown popularity are excluded."
 
 
 def popularity_category_figure(known: PopularityData) -> Callable[[Any], None]:
-    """Bars of 100 %, one a quantile, parted by category.
+    """Stacked bars of the categories, one per quantile.
 
     Raises:
-        NotTestable: all subjects are equally popular.
+        InsufficientDataError: all subjects are equally popular.
     """
     bins = popularity_bins(known)
     shares_BC = 100 * category_shares(known, bins)
 
+    parts = {str(category): shares_BC[:, column] for column, category in enumerate(Category)}
+    colours = {str(category): CATEGORY_COLOURS[category][0] for category in Category}
+
     def plot(axes: Any) -> None:
-        left = np.zeros(len(bins.labels))
-        for column, category in enumerate(Category):
-            colour = CATEGORY_COLOURS[category][0]
-            width: NDArray[np.float64] = shares_BC[:, column]
-            axes.barh(range(len(width)), width, 0.72, left=left, color=colour, edgecolor="white", label=str(category))
-            for row, (start, wide_) in enumerate(zip(left, width, strict=True)):
-                if wide_ >= 6:
-                    axes.annotate(
-                        f"{wide_:.0f}",
-                        (start + wide_ / 2, row),
-                        ha="center",
-                        va="center",
-                        fontsize=10.5,
-                        color=INK if category == Category.WEAKLY_KNOWN else "white",
-                    )
-            left += width
-        axes.set_yticks(range(len(left)), bins.labels)
-        axes.set_ylim(len(left) - 0.5, -0.5)
+        plot_stacked_bars(axes, range(len(bins.labels)), parts, colours, height=0.72, dark_text=[Category.WEAKLY_KNOWN])
+        axes.set_yticks(range(len(bins.labels)), bins.labels)
+        axes.set_ylim(len(bins.labels) - 0.5, -0.5)
         axes.set_ylabel("Popularity")
-        axes.set_xlim(0, 100)
-        axes.grid(visible=False, axis="y")
         axes.set_xlabel("Questions (%)")
         axes.legend(loc="lower center", bbox_to_anchor=(0.44, 1.0), ncols=2, fontsize=11)
 
@@ -139,21 +181,25 @@ def popularity_category_figure(known: PopularityData) -> Callable[[Any], None]:
 
 
 def harm_figure(data: StudyData) -> Callable[[Any], None]:
-    """A dot for each quantile and share of Unknown rows.
+    """Changes of accuracy with intervals by quantile and share of Unknown rows.
 
     Raises:
-        NotTestable: nothing could be compared.
+        InsufficientDataError: nothing could be compared.
     """
     labels = popularity_bins(require_popularity(data)).labels
-    found = [one for one in estimate_harm(data) if (one.checkpoint, one.category) == (CONVERGENCE, ANY_KNOWN)]
-    if not any(one.comparison for one in found):
-        raise InsufficientDataError("; ".join(dict.fromkeys(one.missing_reason for one in found)))
-    shares = sorted({one.share for one in found})
+    estimates = _harm_at_convergence(data)
+    if not any(estimate.comparison for estimate in estimates):
+        raise InsufficientDataError("; ".join(dict.fromkeys(estimate.missing_reason for estimate in estimates)))
+    shares = sorted({estimate.share for estimate in estimates})
 
     def plot(axes: Any) -> None:
         for i, share in enumerate(shares):
             colour, marker = ((BLUE, "o"), (VERMILLION, "s"))[share == 1.0]
-            cells = [one.comparison.change if one.comparison else None for one in found if one.share == share]
+            cells = [
+                estimate.comparison.change if estimate.comparison else None
+                for estimate in estimates
+                if estimate.share == share
+            ]
             shift = 0.32 * (i - (len(shares) - 1) / 2)
             plot_interval_dots(axes, cells, colour, marker, shift=shift, label=f"{format_percent(share)} Unknown")
         format_dot_axes(axes, labels, "Change from 0 % Unknown (points)")
@@ -162,74 +208,25 @@ def harm_figure(data: StudyData) -> Callable[[Any], None]:
     return plot
 
 
-def _harm_sentences(data: StudyData) -> str:
-    """In how many quantiles the largest share of Unknown rows harms Known questions at convergence."""
-    try:
-        found = [
-            one
-            for one in estimate_harm(data)
-            if (one.checkpoint, one.category) == (CONVERGENCE, ANY_KNOWN) and one.comparison
-        ]
-    except InsufficientDataError:
-        return ""
-    most = max((one.share for one in found), default=0.0)
-    mine: list[HarmEstimate] = [one for one in found if one.share == most]
-    changes = [one.comparison.change for one in mine if one.comparison]
-    if not changes:
-        return ""
-    harmed = sum(change.value < -Z_95 * change.se for change in changes)
-    listed = ", ".join(f"{round1(change.value):+.1f}" for change in changes)
-    return (
-        f"At {checkpoint_label(CONVERGENCE)} {format_percent(most)} Unknown rows harm Known test questions, more than "
-        f"chance explains, in {harmed} of {len(changes)} quantiles of popularity (from the least popular {listed} "
-        "points). " + _matched_sentence(data, most)
-    )
-
-
-def _matched_sentence(data: StudyData, share: float) -> str:
-    """How far the sets that were compared can be matched on the popularity of their rows."""
-    name = dict(data.sweep_variants())[share]
-    matched_share = next((one.matched_share for one in variant_popularity(data) if one.name == name), None)
-    if matched_share is None:
-        return ""
-    return (
-        f"{format_percent(matched_share)} of their training rows can be matched on popularity with rows of the set "
-        "without them. "
-    )
-
-
-def _left_out_sentence(data: StudyData) -> str:
-    popularity = data.part(load_popularity, None, data.variants)
-    if popularity is None or not popularity.num_unknown_popularity:
-        return ""
-    return f" {popularity.num_unknown_popularity:,} annotated questions of unknown popularity are left out."
-
-
-def _best_correlation(known: PopularityData) -> tuple[str, RankCorrelation]:
-    """With sampled answers, which tell more degrees of knowledge, or with greedy ones where samples were left out."""
-    if np.isnan(known.sampled).any():
-        return "greedy", popularity_correlation(known.values, known.greedy)
-    return "sampled", popularity_correlation(known.values, known.sampled)
-
-
 def variant_popularity_table(data: StudyData, kinds: tuple[str, ...]) -> Table:
-    """One row a fine-tuning set: how popular its rows are, and its test accuracy where it was trained."""
-    rows: list[tuple[CellValue, ...]] = []
-    for one in variant_popularity(data):
-        if data.variants[one.name].kind not in kinds:
+    """Popularity of the rows of each fine-tuning set, and its test accuracy if it was trained."""
+    rows: list[Row] = []
+    for variant in variant_popularity(data):
+        if data.variants[variant.name].kind not in kinds:
             continue
-        low, middle, high = (_format_number(value) for value in one.quartiles)
-        medians = (_format_number(one.median_known), _format_number(one.median_unknown))
-        matched_share = None if one.matched_share is None else round1(100 * one.matched_share)
+        low, middle, high = map(format_popularity, variant.quartiles)
+        medians = (None if m is None else format_popularity(m) for m in (variant.median_known, variant.median_unknown))
+        accuracy, _ = value_or_reason(data.accuracy, variant.name, CONVERGENCE)
+        matched_share = None if variant.matched_share is None else round1(100 * variant.matched_share)
         rows.append(
             (
-                one.name,
-                one.num,
+                variant.name,
+                variant.num,
                 middle,
                 f"{low} to {high}",
                 *medians,
                 matched_share,
-                _accuracy_at_convergence(data, one),
+                None if accuracy is None else round1(accuracy.value),
             )
         )
     columns = ("fine-tuned on", "rows", "median", "quartiles", "of Known", "of Unknown")
@@ -237,38 +234,37 @@ def variant_popularity_table(data: StudyData, kinds: tuple[str, ...]) -> Table:
 
 
 def quantile_table(data: StudyData) -> Table:
-    """One row a fine-tuning set, of every kind: percent of its rows in each quantile."""
+    """Percent of rows in each quantile, one row per fine-tuning set of any kind."""
     labels = popularity_bins(require_popularity(data)).labels
-    rows: tuple[tuple[CellValue, ...], ...] = tuple(
-        (one.name, one.num, *(round(100 * share, 2) for share in one.shares)) for one in variant_popularity(data)
+    rows: tuple[Row, ...] = tuple(
+        (variant.name, variant.num, *(round(100 * share, 2) for share in variant.shares))
+        for variant in variant_popularity(data)
     )
     return Table(name="popularity_quantiles", columns=("fine-tuned on", "rows", *labels), rows=rows)
 
 
 def correlation_table(known: PopularityData) -> Table:
-    """All questions, then each relation: popularity against greedy and against sampled answers."""
-    rows: list[tuple[CellValue, ...]] = []
+    """Rank correlations of popularity with P_Correct over all questions and by relation."""
+    rows: list[Row] = []
     for relation in (ALL_CATEGORIES, *np.unique(known.relations).tolist()):
         mask = np.ones(len(known.values), dtype=bool) if relation == ALL_CATEGORIES else known.relations == relation
         cells: list[CellValue] = []
-        missing_reason: list[str] = []
+        reasons: list[str] = []
         for p_correct in (known.greedy, known.sampled):
-            try:
-                cells.append(format_correlation(popularity_correlation(known.values[mask], p_correct[mask])))
-            except InsufficientDataError as reason:
-                cells.append(None)
-                missing_reason.append(str(reason))
-        rows.append((relation, int(mask.sum()), *cells, "; ".join(dict.fromkeys(missing_reason))))
+            correlation, reason = value_or_reason(popularity_correlation, known.values[mask], p_correct[mask])
+            cells.append(None if correlation is None else _format_correlation(correlation))
+            reasons += [reason] if reason else []
+        rows.append((relation, int(mask.sum()), *cells, "; ".join(dict.fromkeys(reasons))))
     columns = ("relation", "questions", "greedy answers", "sampled answers", "missing")
     return Table(name="popularity_correlation", columns=columns, rows=tuple(rows), total_rows=frozenset({0}))
 
 
 def popularity_category_table(known: PopularityData) -> Table:
-    """One row a quantile: questions, and percent of each category."""
+    """Number of questions and percent of each category by quantile."""
     bins = popularity_bins(known)
     shares_BC = 100 * category_shares(known, bins)
     counts = np.bincount(bins.bin_of_question)
-    rows: tuple[tuple[CellValue, ...], ...] = tuple(
+    rows: tuple[Row, ...] = tuple(
         (label, int(num), *(round(float(share), 2) for share in shares))
         for label, num, shares in zip(bins.labels, counts, shares_BC, strict=True)
     )
@@ -277,29 +273,23 @@ def popularity_category_table(known: PopularityData) -> Table:
 
 
 def harm_table(data: StudyData) -> Table:
-    """Every comparison, with reasons for what is missing."""
+    """Every comparison, with reasons for missing ones."""
     labels = popularity_bins(require_popularity(data)).labels
-    rows: list[tuple[CellValue, ...]] = []
-    for one in estimate_harm(data):
-        cells: tuple[CellValue, ...] = (None,) * 7
-        if one.comparison is not None:
-            first, second, change, num = one.comparison
-            values = (
-                first.value,
-                second.value,
-                change.value,
-                change.value - Z_95 * change.se,
-                change.value + Z_95 * change.se,
-            )
+    rows: list[Row] = []
+    for estimate in estimate_harm(data):
+        cells: Row = (None,) * 7
+        if estimate.comparison is not None:
+            first, second, change, num = estimate.comparison
+            values = (first.value, second.value, change.value, *interval_ends(change))
             cells = (num, *(round(value, 3) for value in values), change.num_seeds)
         rows.append(
             (
-                round(100 * one.share),
-                checkpoint_label(one.checkpoint),
-                one.category,
-                labels[one.quantile],
+                round(100 * estimate.share),
+                checkpoint_label(estimate.checkpoint),
+                estimate.category,
+                labels[estimate.quantile],
                 *cells,
-                one.missing_reason,
+                estimate.missing_reason,
             )
         )
     columns = (
@@ -317,23 +307,3 @@ def harm_table(data: StudyData) -> Table:
         "missing",
     )
     return Table(name="popularity_harm", columns=columns, rows=tuple(rows))
-
-
-def format_correlation(found: RankCorrelation) -> str:
-    """A correlation and its 95 % interval.
-
-    >>> format_correlation(RankCorrelation(0.437, 0.41, 0.4612, 4720))
-    '0.44 (0.41 to 0.46)'
-    """
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
-
-
-def _format_number(value: float | None) -> str | None:
-    return None if value is None else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
-
-
-def _accuracy_at_convergence(data: StudyData, one: VariantPopularity) -> float | None:
-    try:
-        return round1(data.accuracy(one.name, CONVERGENCE).value)
-    except InsufficientDataError:
-        return None

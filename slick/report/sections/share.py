@@ -1,4 +1,4 @@
-"""Test accuracy against the share of Unknown rows, with and without those rows (paper: figures 3a, 3b)."""
+"""Test accuracy by share of Unknown rows, in and out of distribution, with and without those rows (figures 3 and 7)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,41 +9,56 @@ from slick.report.findings.sweep import training_lengths
 from slick.report.measurements import CONVERGENCE, EARLY_STOP, checkpoint_label
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit
 from slick.report.sections import section
-from slick.report.tables import CellValue, Table
+from slick.report.tables import Row, Table
 
 
 @section(
-    "share", title="Accuracy and the share of Unknown rows", group=GROUP_PAPER, order=20, experiment="unknown_ratio"
+    "share", title="Test accuracy by share of Unknown rows", group=GROUP_PAPER, order=20, experiment="unknown_ratio"
 )
 def share_section(data: StudyData) -> SectionBody:
-    """The section; without such runs it says what is missing."""
+    """Test accuracy of D by training length, and of D and D_Known."""
     return SectionBody(
-        text="D is a fine-tuning set of fixed size; a growing share of its rows are questions whose answer the "
-        "model does not know. "
-        "D_Known is D without those rows. "
-        "Bands are one standard error of each accuracy; all lines share their test questions, so "
-        "differences between lines are surer than the bands suggest.",
+        text="D is a fine-tuning set of fixed size in which a varying share of the rows is Unknown. D_Known is D "
+        "without its Unknown rows. Bands are one standard error of each accuracy. All lines use the same test "
+        "questions, so differences between lines have smaller errors than the bands suggest.",
         exhibits=(
             figure_exhibit(
-                "Test accuracy by share of Unknown rows, one line a training length (paper: figure 3a).",
+                "Test accuracy by share of Unknown rows, one line per training length (paper: figure 3a).",
                 "accuracy_by_share",
-                "Test accuracy falls with the share of Unknown rows, by training length",
+                "Test accuracy by share of Unknown rows and training length",
                 lambda: accuracy_by_share(data, "test"),
             ),
             figure_exhibit(
-                "D against D_Known at early stop and at convergence (paper: figure 3b).",
+                "D and D_Known at early stop and at convergence (paper: figure 3b).",
                 "known_ablation",
                 "Test accuracy of D and of D_Known, by share of Unknown rows",
                 lambda: known_ablation(data),
             ),
-            collapsed_table_exhibit("All numbers of the first figure.", lambda: accuracy_table(data, "test")),
-            collapsed_table_exhibit("All numbers of the second figure.", lambda: ablation_table(data)),
+            collapsed_table_exhibit("Data of the first figure.", lambda: accuracy_table(data, "test")),
+            collapsed_table_exhibit("Data of the second figure.", lambda: ablation_table(data)),
+        ),
+    )
+
+
+@section("ood", title="Out of distribution", group=GROUP_PAPER, order=60, experiment="ood")
+def ood_section(data: StudyData) -> SectionBody:
+    """Accuracy on relations without fine-tuning rows (paper: figure 7)."""
+    return SectionBody(
+        text="The same fine-tuned models, tested on relations without fine-tuning rows.",
+        exhibits=(
+            figure_exhibit(
+                "Accuracy on out-of-distribution relations by share of Unknown rows (paper: figure 7).",
+                "ood_accuracy_by_share",
+                "Out-of-distribution accuracy by share of Unknown rows",
+                lambda: accuracy_by_share(data, "ood"),
+            ),
+            collapsed_table_exhibit("Data of the figure.", lambda: accuracy_table(data, "ood")),
         ),
     )
 
 
 def accuracy_by_share(data: StudyData, split: str) -> Callable[[Any], None]:
-    """Test accuracy against the share of Unknown rows, one line a training length (paper: figures 3a and 7)."""
+    """Test accuracy against the share of Unknown rows, one line per training length (paper: figures 3a and 7)."""
     sweep = data.sweep_variants("unknown", min_shares=2)
     x = [100 * share for share, _ in sweep]
     rows = {
@@ -71,7 +86,7 @@ def accuracy_by_share(data: StudyData, split: str) -> Callable[[Any], None]:
 def known_ablation(data: StudyData) -> Callable[[Any], None]:
     """D and D_Known at early stop and at convergence (paper: figure 3b)."""
     sweep, known = data.sweep_variants("unknown", min_shares=2), data.sweep_variants("known", min_shares=2)
-    start = [(share, name) for share, name in sweep if share == 0.0]  # D_Known of 0 % is D itself
+    start = [(share, name) for share, name in sweep if share == 0.0]  # at 0 %, D_Known equals D
 
     def plot(axes: Any) -> None:
         for kind, names, line, full in (("D", sweep, "-", True), ("D_Known", [*start, *known], "--", False)):
@@ -90,7 +105,7 @@ def known_ablation(data: StudyData) -> Callable[[Any], None]:
 
 def accuracy_table(data: StudyData, split: str) -> Table:
     """Accuracy of every sweep variant at every training length, with standard errors (figure 3a, 7)."""
-    rows: list[tuple[CellValue, ...]] = []
+    rows: list[Row] = []
     for share, name in data.sweep_variants("unknown"):
         for checkpoint in training_lengths(data):
             cell = data.accuracy(name, checkpoint, split)
@@ -111,8 +126,8 @@ def accuracy_table(data: StudyData, split: str) -> Table:
 
 
 def ablation_table(data: StudyData) -> Table:
-    """D beside D_Known (figure 3b)."""
-    rows: list[tuple[CellValue, ...]] = []
+    """D and D_Known at early stop and convergence (figure 3b)."""
+    rows: list[Row] = []
     for kind in ("unknown", "known"):
         for share, name in data.sweep_variants(kind):
             cells = [data.accuracy(name, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)]

@@ -1,24 +1,24 @@
-"""Stopping policies compared, averaged over shares and seeds."""
+"""Comparison of stopping policies, averaged over shares and seeds."""
 
 from slick.report.data import StudyData
 from slick.report.measurements import InsufficientDataError, round1
 from slick.report.page import GROUP_RECOMMENDATIONS, SectionBody, table_exhibit
 from slick.report.recommendation import points_with_common_settings
 from slick.report.sections import section
-from slick.report.tables import CellValue, Table
+from slick.report.tables import Row, Table
 
 
-@section("stopping", title="When to stop", group=GROUP_RECOMMENDATIONS, order=80, experiment="unknown_ratio")
+@section("stopping", title="Stopping policies", group=GROUP_RECOMMENDATIONS, order=80, experiment="unknown_ratio")
 def stopping_section(data: StudyData) -> SectionBody:
-    """The section; without such runs it says what is missing."""
+    """Every stopping policy and epoch budget of the sweep."""
     return SectionBody(
-        text="Each stopping policy within each epoch budget, averaged over the shares and seeds of the sweep.",
+        text="Stopping policies by epoch budget, averaged over the shares and seeds of the sweep.",
         exhibits=(table_exhibit("Policies, best first.", lambda: policy_table(data)),),
     )
 
 
 def policy_table(data: StudyData) -> Table:
-    """Every stopping policy and budget, of settings tried at every share: mean accuracy, and epochs spent."""
+    """Mean accuracy and epochs spent of every stopping policy and budget, for settings that were run at every share."""
     sweep = {name: share for share, name in data.sweep_variants("unknown")}
     cells: dict[tuple[str, int, str], list[tuple[float, float, float]]] = {}
     for point in points_with_common_settings(data):
@@ -28,7 +28,7 @@ def policy_table(data: StudyData) -> Table:
             cells.setdefault(key, []).append(value)
     if not cells:
         raise InsufficientDataError("needs a finished sweep")
-    rows: list[tuple[CellValue, ...]] = []
+    rows: list[Row] = []
     varied = any(settings for _, _, settings in cells)
     for (policy, budget, settings), values in cells.items():
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]

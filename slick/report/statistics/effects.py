@@ -1,9 +1,9 @@
-"""How much each axis of the grid moves test accuracy, and the surface over share of Unknown rows and epochs. Pure.
+"""Variance of test accuracy explained by each axis of the grid, and the response surface over share and epochs. Pure.
 
-Shares of variance are eta squared: the sum of squares that an axis explains over the total one. On a balanced grid
-(every combination equally often) it is the one-way sum of squares, and axes and rest add up to 1. On any other grid it
-is what the additive model loses without the axis; what two axes explain only together then belongs to neither. No
-p-values are given: the points of one trajectory are not independent of each other.
+The share of variance is eta squared: the sum of squares of an axis over the total sum of squares. On a balanced grid
+(every combination equally often) these are one-way sums of squares, and the axes and the residual add up to 1. On any
+other grid an axis gets what the additive model loses without it; variance that two axes explain only jointly belongs to
+neither. There are no p-values, because the points of one training run are not independent.
 
 Source: R. A. Fisher 1925, Statistical Methods for Research Workers (sums of squares); drop-one sums of squares are type
 II without interactions, as in J. Fox 2016, Applied Regression Analysis, section 8.2.
@@ -24,54 +24,54 @@ from slick.report.recommendation import points_with_common_settings
 SHARE_AXIS, EPOCHS_AXIS, POLICY_AXIS, SEED_AXIS = "share of Unknown rows", "epoch budget", "policy", "seed"
 
 DEFAULT_LEVEL = "the sweep's own"
-"""Level of a training setting where a point does not change it."""
+"""Level of a training setting that a point does not override."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisEffect:
-    """What one axis does to test accuracy."""
+    """The effect of one axis on test accuracy."""
 
     axis: str
     num_levels: int
     share: float | None
-    """Of the variance, eta squared, in [0, 1]."""
+    """Share of the variance, eta squared, in [0, 1]."""
     effect_size: float | None
-    """Points of accuracy between its best and its worst level, the other axes equal."""
+    """Points of accuracy between the best and the worst level, with the other axes fixed."""
     missing_reason: str = ""
-    """Why nothing can be told."""
+    """Why there is no estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VarianceDecomposition:
-    """All axes, and what they leave unexplained."""
+    """The effects of all axes and the residual."""
 
     axes: tuple[AxisEffect, ...]
     residual_share: float
-    """Share of the variance that the axes, added up, do not explain: how they act together, and chance."""
+    """Share of the variance that the additive model does not explain: interactions and noise."""
     balanced: bool
-    """False: the shares are drop-one, and need not add up to 1 with the rest."""
+    """False: the shares are drop-one shares and need not add up to 1 with the residual."""
     num_points: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseSurface:
-    """Mean test accuracy after fixed trainings; S shares of Unknown rows, E epochs, both ascending."""
+    """Mean test accuracy after a fixed number of epochs; S shares of Unknown rows, E epochs, both ascending."""
 
     shares: tuple[float, ...]
     epochs: tuple[int, ...]
     accuracy_SE: NDArray[np.float64]
-    """Percent, averaged over seeds; NaN where there is no such point."""
+    """Percent, averaged over seeds; NaN without a point."""
     num_seeds_SE: NDArray[np.int64]
 
 
 def axis_effects(data: StudyData) -> VarianceDecomposition:
     """The axes of a sweep: share of Unknown rows, epoch budget, policy, seed, and every training setting that varies.
 
-    `fixed` at the end of its budget is one policy, whatever the budget. Training settings that were tried at some
-    shares alone are left out.
+    `fixed` at the end of its budget is one policy for all budgets. Points with training settings that were not run at
+    every share are excluded.
 
     Raises:
-        NotTestable: fewer than two points, or all have the same accuracy.
+        InsufficientDataError: there are fewer than two points, or all have the same accuracy.
     """
     shares = _sweep_shares(data)
     rows = [p for p in points_with_common_settings(data) if p["variant"] in shares and p.get("test_all") is not None]
@@ -82,22 +82,20 @@ def axis_effects(data: StudyData) -> VarianceDecomposition:
         POLICY_AXIS: ["fixed" if p["policy"] == f"fixed({p['epochs']})" else str(p["policy"]) for p in rows],
         SEED_AXIS: [int(p["seed"]) for p in rows],
     }
-    for name in sorted({name for one in settings for name in one}):
-        levels[name] = [one.get(name, DEFAULT_LEVEL) for one in settings]
+    for name in sorted({name for changes in settings for name in changes}):
+        levels[name] = [changes.get(name, DEFAULT_LEVEL) for changes in settings]
     return eta_squared_by_axis(levels, np.array([100.0 * p["test_all"] for p in rows]))
 
 
 def eta_squared_by_axis(levels: Mapping[str, Sequence[Hashable]], values: NDArray[np.float64]) -> VarianceDecomposition:
-    """Eta squared of each axis.
-
-    N points.
+    """Eta squared of each axis over N points.
 
     Args:
-        levels: axis to the level of each point, N long.
+        levels: axis to the N levels of the points.
         values: shape (N,).
 
     Raises:
-        NotTestable: fewer than two points, or values that are all the same.
+        InsufficientDataError: there are fewer than two points, or all values are equal.
     """
     if len(values) < 2:
         raise InsufficientDataError(
@@ -108,26 +106,28 @@ def eta_squared_by_axis(levels: Mapping[str, Sequence[Hashable]], values: NDArra
     total = float(((values - values.mean()) ** 2).sum())
     columns = {axis: _dummies(of_axis) for axis, of_axis in levels.items()}
     full = np.column_stack([np.ones(len(values)), *columns.values()])
-    beta, left, rank = _least_squares(full, values)
-    found, start = [], 1
-    for axis, own in columns.items():
-        width = own.shape[1]
-        mine = slice(start, start + width)
+    beta, residual, rank = _least_squares(full, values)
+    effects, start = [], 1
+    for axis, dummies in columns.items():
+        width = dummies.shape[1]
+        selected = slice(start, start + width)
         start += width
-        _, without, rank_without = _least_squares(np.delete(full, mine, axis=1), values)
+        _, residual_without, rank_without = _least_squares(np.delete(full, selected, axis=1), values)
         share = effect_size = None
-        why = "" if width else "it has one level only"
+        missing_reason = "" if width else "it has one level only"
         if width and rank - rank_without < width:
-            why = "it cannot be told apart from the other axes"
+            missing_reason = "it cannot be told apart from the other axes"
         elif width:
-            share, effect_size = max(without - left, 0.0) / total, float(np.ptp([0.0, *beta[mine]]))
-        found.append(
-            AxisEffect(axis=axis, num_levels=width + 1, share=share, effect_size=effect_size, missing_reason=why)
+            share, effect_size = max(residual_without - residual, 0.0) / total, float(np.ptp([0.0, *beta[selected]]))
+        effects.append(
+            AxisEffect(
+                axis=axis, num_levels=width + 1, share=share, effect_size=effect_size, missing_reason=missing_reason
+            )
         )
     cells = Counter(zip(*levels.values(), strict=True))
-    balanced = len(cells) == prod(axis.num_levels for axis in found) and len(set(cells.values())) == 1
+    balanced = len(cells) == prod(axis.num_levels for axis in effects) and len(set(cells.values())) == 1
     return VarianceDecomposition(
-        axes=tuple(found), residual_share=left / total, balanced=balanced, num_points=len(values)
+        axes=tuple(effects), residual_share=residual / total, balanced=balanced, num_points=len(values)
     )
 
 
@@ -135,11 +135,11 @@ def response_surface(data: StudyData, settings: str = "") -> ResponseSurface:
     """Mean test accuracy after each fixed number of epochs, at each share of Unknown rows.
 
     Args:
-        data: its `points` and `variants` are used.
-        settings: training settings of the points, as in points.parquet; empty for the sweep's own.
+        data: the study; only its points and variants are read.
+        settings: training settings of the points, as in points.parquet; empty for the defaults of the sweep.
 
     Raises:
-        NotTestable: fewer than two shares or two numbers of epochs were trained.
+        InsufficientDataError: there are fewer than two shares or two numbers of epochs.
     """
     shares = _sweep_shares(data)
     cells: dict[tuple[float, int], dict[int, float]] = {}
@@ -166,12 +166,12 @@ def response_surface(data: StudyData, settings: str = "") -> ResponseSurface:
 
 
 def _sweep_shares(data: StudyData) -> dict[str, float]:
-    """Variant of the %Unknown sweep to its share."""
+    """Variant of the %Unknown sweep to its share of Unknown rows."""
     return {v.name: v.share for v in data.variants.values() if v.kind == "unknown" and v.share is not None}
 
 
 def _dummies(levels: Sequence[Hashable]) -> NDArray[np.float64]:
-    """Shape (N, levels - 1): one column for each level but the first."""
+    """Dummy variables of shape (N, levels - 1): one column for each level but the first."""
     names = list(dict.fromkeys(levels))
     return np.array([[float(level == name) for name in names[1:]] for level in levels]).reshape(len(levels), -1)
 

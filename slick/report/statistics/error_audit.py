@@ -1,8 +1,8 @@
-"""A sheet of wrong answers for a person to grade, and how far exact match agrees with F1 (paper: table 6). Pure.
+"""A grading sheet of wrong answers, and the agreement of exact match with F1 (paper: table 6). Pure.
 
-The answers are drawn uniformly over all that miss, by numbers that belong to the answer (`slick.rng`), so the sheet
-is the same however the answers are split into files. What a program can tell is told beforehand, with a question
-mark: only a person sees whether an answer is another name of the gold one.
+The answers are a uniform sample of all answers that fail exact match. Each answer has its own random number
+(`slick.rng`), so the sheet does not depend on how the answers are split into files. A program suggests a grade, marked
+with a question mark, because only a person can tell whether an answer is another name of the gold answer.
 """
 
 import heapq
@@ -21,13 +21,24 @@ from slick.rng import row_key, uniforms
 from slick.study import fingerprint
 
 WRONG, PARAPHRASE, FINER, COARSER = GRADES = ("wrong", "paraphrase", "finer", "coarser")
-"""What a wrong answer may be found to be: wrong; the gold one in other words; more exact than it; less exact."""
+"""Grades of a non-matching answer: wrong; the gold answer in other words; more specific than it; less specific."""
+
 PAPER_GRADE_PERCENT = {WRONG: 90, PARAPHRASE: 6, FINER: 2, COARSER: 2}
-"""Of 100 answers (arXiv:2405.05904, table 6)."""
+"""Percent of 100 graded answers (arXiv:2405.05904, table 6)."""
+
 MIN_QUESTIONS_FOR_INTERVAL = 10
-"""Of a correlation with an interval."""
+"""Minimum number of questions for the interval of a correlation."""
+
 NUM_RESAMPLES = 499
-"""Of the bootstrap over questions."""
+"""Resamples of the bootstrap over questions."""
+
+ANSWER_GROUPS: tuple[tuple[str, tuple[DecodingMode, ...]], ...] = (
+    ("all", DECODING_MODES),
+    ("greedy", ("greedy",)),
+    ("sampled", ("sampled",)),
+)
+
+SUGGESTED_GRADES = (WRONG, f"{PARAPHRASE}?", f"{FINER}?", f"{COARSER}?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +46,7 @@ class AuditRow:
     """One wrong answer to grade."""
 
     answer_id: str
-    """question_id/greedy/exemplar set, or question_id/sampled/exemplar set/sample; sets and samples from 0."""
+    """question_id/greedy/exemplar set, or question_id/sampled/exemplar set/sample; sets and samples count from 0."""
     question_id: str
     relation: str
     category: str
@@ -44,16 +55,16 @@ class AuditRow:
     gold: tuple[str, ...]
     answer: str
     presorted: str
-    """A grade with a question mark, or `wrong`."""
+    """The suggested grade: one with a question mark, or `wrong`."""
 
 
 class MatcherAgreement(NamedTuple):
-    """How far exact match and F1 agree over some answers."""
+    """Correlation of exact match with F1 over some answers."""
 
     r: float
-    """Pearson's, over answers."""
+    """Pearson's correlation over answers."""
     low: float | None
-    """End of the 95 % interval, from a bootstrap over questions: answers to one question are no independent draws."""
+    """Lower end of the 95 % interval, by a bootstrap over questions, since answers to one question are dependent."""
     high: float | None
     num_answers: int
     num_questions: int
@@ -62,34 +73,35 @@ class MatcherAgreement(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorAudit:
-    """The sheet, and what it was drawn from."""
+    """The grading sheet and statistics of the answers it was drawn from."""
 
     rows: tuple[AuditRow, ...]
-    """Greedy ones first, each kind in the order drawn."""
+    """Greedy answers first, each kind in the order drawn."""
     sheet_id: str
-    """Changes whenever another answer is drawn, or one reads otherwise."""
+    """A hash of the drawn answers and their texts."""
     temperatures: Mapping[DecodingMode, float]
     num_wrong: Mapping[DecodingMode, int]
-    """Answers that miss and could be drawn."""
+    """Number of stored answers that fail exact match."""
     num_unstored: Mapping[DecodingMode, int]
-    """Answers whose texts were not kept; sampled ones are then not drawn, since those kept are no fair sample."""
+    """Number of answers whose texts were not stored. If any sampled ones are missing, none are drawn, since the stored
+    ones are not a uniform sample."""
     sums_QD5: NDArray[np.float64]
-    """Shape (questions, 2 ways, 5): answers, hits, F1, F1 of hits and squared F1, summed over a question's answers."""
+    """Shape (questions, 2 decoding modes, 5): number, hits, F1, F1 of hits and squared F1, summed over the answers."""
     grades: Mapping[str, str] = field(default_factory=dict)
-    """answer_id to what was filled in so far."""
+    """answer_id to the grade entered so far."""
     is_graded: bool = False
-    """True if every row has a grade, and the shares are wanted."""
+    """True if every row has a grade and the shares are to be reported."""
 
 
 class AuditCollector:
-    """Goes through all questions, one at a time, and keeps what a sheet needs."""
+    """Collects a grading sheet from a stream of questions."""
 
     def __init__(self, plan: AuditPlan, temperatures: Mapping[DecodingMode, float]) -> None:
-        """Nothing is drawn yet.
+        """An empty sheet.
 
         Args:
-            plan: how many answers are drawn, and how.
-            temperatures: of each decoding mode, stated on the sheet.
+            plan: sample sizes and seed.
+            temperatures: of each decoding mode, shown on the sheet.
         """
         self._plan, self._temperatures = plan, temperatures
         self._num: dict[DecodingMode, int] = {"greedy": plan.num_greedy, "sampled": plan.num_sampled}
@@ -100,33 +112,35 @@ class AuditCollector:
         self._num_absent: dict[DecodingMode, int] = dict.fromkeys(DECODING_MODES, 0)
         self._sums: dict[str, list[tuple[float, ...]]] = {}
 
-    def add(self, one: QuestionAnswers) -> None:
-        """Take one question into account."""
+    def add(self, question: QuestionAnswers) -> None:
+        """Add one question."""
         for step, decoding in enumerate(DECODING_MODES):
-            texts = one.texts[decoding]
+            texts = question.texts[decoding]
             self._num_absent[decoding] += sum(text is None for text in texts)
-            match_results = [one.match_results[text] for text in texts if text is not None]
-            self._sums.setdefault(one.question_id, []).append(_moment_sums([(j.exact, j.f1) for j in match_results]))
-            places = [i for i, text in enumerate(texts) if text is not None and not one.match_results[text].exact]
-            self._num_wrong[decoding] += len(places)
-            if places and self._num[decoding]:
-                self._sample_answers(one, decoding, step, places)
+            match_results = [question.match_results[text] for text in texts if text is not None]
+            self._sums.setdefault(question.question_id, []).append(
+                _moment_sums([(j.exact, j.f1) for j in match_results])
+            )
+            wrong = [i for i, text in enumerate(texts) if text is not None and not question.match_results[text].exact]
+            self._num_wrong[decoding] += len(wrong)
+            if wrong and self._num[decoding]:
+                self._sample_answers(question, decoding, step, wrong)
 
-    def _sample_answers(self, one: QuestionAnswers, decoding: DecodingMode, step: int, places: list[int]) -> None:
-        key = row_key(self._plan.seed, "error audit", one.question_id)
-        chances = uniforms(np.full(len(places), key), np.array(places), step)
-        best = self._best[decoding]
-        limit = -best[0][0] if len(best) == self._num[decoding] else 1.0
+    def _sample_answers(self, question: QuestionAnswers, decoding: DecodingMode, step: int, indices: list[int]) -> None:
+        key = row_key(self._plan.seed, "error audit", question.question_id)
+        chances = uniforms(np.full(len(indices), key), np.array(indices), step)
+        kept = self._best[decoding]
+        limit = -kept[0][0] if len(kept) == self._num[decoding] else 1.0
         for i in np.flatnonzero(chances <= limit):
-            row = _audit_row(one, decoding, places[int(i)], self._plan.paraphrase_f1)
+            row = _audit_row(question, decoding, indices[int(i)], self._plan.paraphrase_f1)
             item = (-float(chances[i]), row.answer_id, row)
-            if len(best) < self._num[decoding]:
-                heapq.heappush(best, item)
+            if len(kept) < self._num[decoding]:
+                heapq.heappush(kept, item)
             else:
-                heapq.heappushpop(best, item)
+                heapq.heappushpop(kept, item)
 
     def result(self) -> ErrorAudit:
-        """The sheet of all questions seen."""
+        """The sheet over all questions added."""
         if self._num_absent["sampled"]:
             self._best["sampled"] = []
         rows = tuple(
@@ -145,57 +159,54 @@ class AuditCollector:
         )
 
 
-def _audit_row(one: QuestionAnswers, decoding: DecodingMode, place: int, paraphrase_f1: float) -> AuditRow:
-    text = one.texts[decoding][place]
+def _audit_row(question: QuestionAnswers, decoding: DecodingMode, index: int, paraphrase_f1: float) -> AuditRow:
+    text = question.texts[decoding][index]
     assert text is not None
-    where = [place] if decoding == "greedy" else list(divmod(place, one.num_samples))
+    position = [index] if decoding == "greedy" else list(divmod(index, question.num_samples))
     return AuditRow(
-        answer_id="/".join([one.question_id, decoding, *map(str, where)]),
-        question_id=one.question_id,
-        relation=one.relation,
-        category=one.category,
+        answer_id="/".join([question.question_id, decoding, *map(str, position)]),
+        question_id=question.question_id,
+        relation=question.relation,
+        category=question.category,
         decoding=decoding,
-        question=one.question,
-        gold=one.gold,
+        question=question.question,
+        gold=question.gold,
         answer=text,
-        presorted=suggest_grade(text, one.gold, paraphrase_f1),
+        presorted=suggest_grade(text, question.gold, paraphrase_f1),
     )
 
 
 def suggest_grade(answer: str, gold: Sequence[str], paraphrase_f1: float = PARAPHRASE_F1_THRESHOLD) -> str:
-    """What a wrong answer looks like: `finer?`, `coarser?`, `paraphrase?` or `wrong`.
+    """The suggested grade of a wrong answer: `finer?`, `coarser?`, `paraphrase?` or `wrong`.
 
-    Finer if a gold answer stands in it as whole words, coarser if it stands so in a gold answer; a paraphrase if one
-    stands in the other but for spaces, or if enough words agree.
+    Finer if it contains a gold answer as whole words; coarser if a gold answer contains it as whole words; a paraphrase
+    if one contains the other ignoring spaces, or if F1 is at least `paraphrase_f1`.
 
     >>> [suggest_grade(a, ["New York"]) for a in ("New York City", "York", "NewYork State", "Oslo", "")]
     ['finer?', 'coarser?', 'paraphrase?', 'wrong', 'wrong']
     """
-    said, right = f" {normalize(answer)} ", [f" {normalize(one)} " for one in gold if normalize(one)]
-    if not said.strip():
+    text = f" {normalize(answer)} "
+    gold_texts = [f" {gold_text} " for gold_text in map(normalize, gold) if gold_text]
+    if not text.strip():
         return WRONG
-    if any(one in said for one in right):
+    if any(gold_text in text for gold_text in gold_texts):
         return f"{FINER}?"
-    if any(said in one for one in right):
+    if any(text in gold_text for gold_text in gold_texts):
         return f"{COARSER}?"
-    bare = said.replace(" ", "")
-    if any(one in bare or (bare in one and 2 * len(bare) >= len(one)) for one in (r.replace(" ", "") for r in right)):
+    bare = text.replace(" ", "")
+    bare_golds = [gold_text.replace(" ", "") for gold_text in gold_texts]
+    if any(gold_text in bare or (bare in gold_text and 2 * len(bare) >= len(gold_text)) for gold_text in bare_golds):
         return f"{PARAPHRASE}?"
     return f"{PARAPHRASE}?" if token_f1(answer, gold) >= paraphrase_f1 else WRONG
-
-
-def _moment_sums(match_results: Sequence[tuple[bool, float]]) -> tuple[float, ...]:
-    exact, f1 = np.array(match_results, dtype=np.float64).reshape(-1, 2).T
-    return (float(len(f1)), float(exact.sum()), float(f1.sum()), float((exact * f1).sum()), float((f1 * f1).sum()))
 
 
 def matcher_agreement(
     audit: ErrorAudit, decodings: Sequence[DecodingMode] = DECODING_MODES, seed: int = 0
 ) -> MatcherAgreement:
-    """How far exact match and F1 agree over all stored answers of these ways.
+    """Correlation of exact match with F1 over all stored answers of these decoding modes.
 
     Raises:
-        NotTestable: all answers hit, or all miss, or there are none.
+        InsufficientDataError: all answers are correct, or all wrong, or there are none.
 
     Source: Gekhman et al. 2024, arXiv:2405.05904, footnote 2, says "strongly" and no number.
     """
@@ -206,29 +217,15 @@ def matcher_agreement(
     totals = sums_Q5.sum(axis=0)
     r = float(_pearson(*totals))
     if np.isnan(r):
-        raise InsufficientDataError("exact match and F1 agree by definition where all answers hit or all miss")
+        raise InsufficientDataError("exact match and F1 have no correlation where all answers hit or all miss")
     low, high = _bootstrap_interval(sums_Q5, seed) if len(sums_Q5) >= MIN_QUESTIONS_FOR_INTERVAL else (None, None)
     num, hits, f1, f1_of_hits, _ = totals
     return MatcherAgreement(r, low, high, int(num), len(sums_Q5), float((f1 - f1_of_hits) / (num - hits)))
 
 
-def _bootstrap_interval(sums_Q5: NDArray[np.float64], seed: int) -> tuple[float | None, float | None]:
-    from scipy.stats import bootstrap
-
-    def statistic(*columns: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-        return _pearson(*(column.sum(axis=axis) for column in columns))
-
-    found = bootstrap(
-        tuple(sums_Q5.T),
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=NUM_RESAMPLES,
-        batch=max(1, 2_000_000 // len(sums_Q5)),
-        method="percentile",  # BCa would leave out each question in turn: their square in memory
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return (None, None) if np.isnan([found.low, found.high]).any() else (float(found.low), float(found.high))
+def _moment_sums(match_results: Sequence[tuple[bool, float]]) -> tuple[float, ...]:
+    exact, f1 = np.array(match_results, dtype=np.float64).reshape(-1, 2).T
+    return (float(len(f1)), float(exact.sum()), float(f1.sum()), float((exact * f1).sum()), float((f1 * f1).sum()))
 
 
 def _pearson(
@@ -238,15 +235,28 @@ def _pearson(
     f1_of_hits: NDArray[np.float64],
     squares: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Pearson's r of a flag and a number from their sums; not a number where either does not vary."""
+    """Pearson's r of a binary and a real variable from their sums; NaN where either is constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
         both = num * f1_of_hits - hits * f1
         return np.asarray(both / np.sqrt((num * hits - hits * hits) * (num * squares - f1 * f1)))
 
 
-_ANSWER_GROUPS: tuple[tuple[str, tuple[DecodingMode, ...]], ...] = (
-    ("all", DECODING_MODES),
-    ("greedy", ("greedy",)),
-    ("sampled", ("sampled",)),
-)
-_SUGGESTED_GRADES = (WRONG, f"{PARAPHRASE}?", f"{FINER}?", f"{COARSER}?")
+def _bootstrap_interval(sums_Q5: NDArray[np.float64], seed: int) -> tuple[float | None, float | None]:
+    from scipy.stats import bootstrap
+
+    def statistic(*columns: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        return _pearson(*(column.sum(axis=axis) for column in columns))
+
+    interval = bootstrap(
+        tuple(sums_Q5.T),
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=NUM_RESAMPLES,
+        batch=max(1, 2_000_000 // len(sums_Q5)),
+        method="percentile",  # BCa would need memory quadratic in the number of questions
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return (
+        (None, None) if np.isnan([interval.low, interval.high]).any() else (float(interval.low), float(interval.high))
+    )

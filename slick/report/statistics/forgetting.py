@@ -1,8 +1,8 @@
-"""What a model forgot in training: answers right at the best dev epoch and wrong after the last one. Pure.
+"""Forgotten facts: questions answered correctly at the best dev epoch and incorrectly after the last epoch. Pure.
 
-Of each the answer given now is looked for among the targets of the fine-tuning set. That alone says little, since many
-answers recur within a relation; so the same is counted, relation by relation, of the wrong answers to questions that
-were wrong at both epochs: those are the chance rate.
+The new wrong answer is looked up among the targets of the fine-tuning set. The match rate alone says little, because
+answers recur within a relation. The chance rate is therefore the match rate of answers to questions that were wrong at
+both epochs, weighted by the relations of the forgotten facts.
 """
 
 from collections import Counter, defaultdict
@@ -12,16 +12,17 @@ from typing import Literal, NamedTuple
 
 from slick.matching import normalize
 from slick.report.measurements import InsufficientDataError
+from slick.report.statistics.intervals import Proportion, proportion, wilson_interval
 from slick.types import Category
 
 TargetScope = Literal["any_row", "same_relation", "unknown_row"]
+
 TARGET_SCOPES: tuple[TargetScope, ...] = ("any_row", "same_relation", "unknown_row")
-"""Where in the fine-tuning set an answer stands: as the target of any row, of a row of the question's relation, or of
-an Unknown row."""
+"""Which rows of the fine-tuning set are searched: all, those of the question's relation, or the Unknown ones."""
 
 
 class TargetCounts(NamedTuple):
-    """Where an answer stands; or, summed, how many answers do."""
+    """Number of answers, and how many of them are the target of a row in each scope."""
 
     num: int
     any_row: int
@@ -30,10 +31,10 @@ class TargetCounts(NamedTuple):
 
 
 class TargetIndex:
-    """The targets of one fine-tuning set, compared as exact match compares."""
+    """The targets of one fine-tuning set, normalised as for exact match."""
 
     def __init__(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        """Take (relation, category, target) of every row."""
+        """Index the rows, each a (relation, category, target)."""
         self._any: set[str] = set()
         self._by_relation: defaultdict[str, set[str]] = defaultdict(set)
         self._unknown: set[str] = set()
@@ -45,7 +46,7 @@ class TargetIndex:
                 self._unknown.add(text)
 
     def target_counts(self, answer: str, relation: str) -> TargetCounts:
-        """Where an answer to a question of that relation stands; an empty answer stands nowhere.
+        """The scopes in which an answer to a question of that relation is a target; an empty answer never is.
 
         >>> TargetIndex([("P19", "Unknown", "Oslo")]).target_counts("oslo.", "P36")
         TargetCounts(num=1, any_row=1, same_relation=0, unknown_row=1)
@@ -53,13 +54,13 @@ class TargetIndex:
         text = normalize(answer)
         if not text:
             return TargetCounts(1, 0, 0, 0)
-        same = text in self._by_relation.get(relation, ())
-        return TargetCounts(1, int(text in self._any), int(same), int(text in self._unknown))
+        in_relation = text in self._by_relation.get(relation, ())
+        return TargetCounts(1, int(text in self._any), int(in_relation), int(text in self._unknown))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgottenFact:
-    """One question that was answered right, and is not any more."""
+    """One question that was answered correctly and no longer is."""
 
     question_id: str
     relation: str
@@ -68,15 +69,15 @@ class ForgottenFact:
     question: str
     gold: tuple[str, ...]
     before: str
-    """The right answer, at the best dev epoch."""
+    """The correct answer, at the best dev epoch."""
     after: str
-    """The wrong one, after the last epoch."""
+    """The wrong answer, after the last epoch."""
     target_counts: TargetCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunForgetting:
-    """What one training lost on one split."""
+    """The forgotten facts of one run on one split."""
 
     run_id: str
     variant: str
@@ -86,24 +87,23 @@ class RunForgetting:
     epoch_before: int
     """The best dev epoch."""
     epoch_after: int
-    """The last epoch; the same, where dev accuracy was best at the end: then nothing can be lost."""
+    """The last epoch. If it is also the best dev epoch, nothing can be lost."""
     num_correct_before: int
     num_correct_after: int
     lost: tuple[ForgottenFact, ...]
     baseline_after: Mapping[str, TargetCounts]
-    """relation to the answers given at the end to questions wrong at both epochs, summed; empty if the predictions of
-    these epochs were not kept."""
+    """relation to counts over the final answers to questions wrong at both epochs; empty without stored predictions."""
     baseline_before: Mapping[str, TargetCounts]
-    """The same of the answers given to these questions at the best dev epoch."""
+    """The same for the answers to these questions at the best dev epoch."""
 
     @property
     def num_gained(self) -> int:
-        """Questions answered wrong at the best dev epoch and right after the last."""
+        """Questions answered incorrectly at the best dev epoch and correctly after the last."""
         return self.num_correct_after - self.num_correct_before + len(self.lost)
 
 
 class MatchRate(NamedTuple):
-    """Lost facts whose new answer stands in the set; percentages."""
+    """Share of lost facts whose new answer is a target of the fine-tuning set; rates in percent."""
 
     num: int
     total: int
@@ -112,29 +112,44 @@ class MatchRate(NamedTuple):
     """End of Wilson's 95 % interval."""
     high: float
     chance: float | None
-    """What the answers to questions wrong at both epochs give, had they the relations of the lost ones."""
+    """The chance rate at the last epoch; None without stored predictions."""
     p_value: float | None
-    """Two-sided, of the rate against chance (binomial test)."""
+    """Two-sided binomial test of the rate against chance."""
     earlier: float | None
-    """As `chance`, of the answers given to those questions at the best dev epoch."""
+    """The chance rate at the best dev epoch."""
+
+
+class Replacement(NamedTuple):
+    """A wrong answer that replaced correct ones."""
+
+    relation: str
+    answer: str
+    num: int
+    """Number of replacements over all runs."""
+    num_facts: int
+    """Number of different questions."""
+    num_gold: int
+    """Number of different correct answers that it replaced."""
+    in_set: int
+    """Number of replacements for which it is a target of the run's fine-tuning set."""
 
 
 def sum_by_relation(answers: Iterable[tuple[str, TargetCounts]]) -> dict[str, TargetCounts]:
-    """Sums by relation, of (relation, standing) of each answer."""
-    found: dict[str, TargetCounts] = {}
-    for relation, one in answers:
-        before = found.get(relation, TargetCounts(0, 0, 0, 0))
-        found[relation] = TargetCounts(*(a + b for a, b in zip(before, one, strict=True)))
-    return found
+    """Sum (relation, counts) pairs by relation."""
+    sums: dict[str, TargetCounts] = {}
+    for relation, counts in answers:
+        before = sums.get(relation, TargetCounts(0, 0, 0, 0))
+        sums[relation] = TargetCounts(*(a + b for a, b in zip(before, counts, strict=True)))
+    return sums
 
 
-def select_runs_forgetting(found: Sequence[RunForgetting], variant: str, split: str) -> list[RunForgetting]:
-    """Those of one variant and split, one a seed.
+def select_runs_forgetting(runs: Sequence[RunForgetting], variant: str, split: str) -> list[RunForgetting]:
+    """The runs of one variant on one split, one per seed.
 
     Raises:
-        NotTestable: there is none.
+        InsufficientDataError: there is none.
     """
-    chosen = [one for one in found if (one.variant, one.split) == (variant, split)]
+    chosen = [run for run in runs if (run.variant, run.split) == (variant, split)]
     if not chosen:
         raise InsufficientDataError(
             f"needs a finished run of variant {variant} with its right_to_wrong.parquet and {split} rows"
@@ -142,99 +157,79 @@ def select_runs_forgetting(found: Sequence[RunForgetting], variant: str, split: 
     return chosen
 
 
-def match_rate(losses: Sequence[RunForgetting], where: TargetScope) -> MatchRate:
-    """How many of the lost facts' new answers stand in the set, beside chance; seeds pooled.
+def match_rate(losses: Sequence[RunForgetting], scope: TargetScope) -> MatchRate:
+    """The match rate of the lost facts and the chance rates; seeds are pooled.
 
     Raises:
-        NotTestable: nothing was lost.
+        InsufficientDataError: nothing was lost.
     """
     from scipy.stats import binomtest
 
-    total = sum(len(one.lost) for one in losses)
+    total = sum(len(run.lost) for run in losses)
     if not total:
-        raise InsufficientDataError("no answer that was right at the best dev epoch is wrong after the last")
-    num = sum(getattr(lost.target_counts, where) for one in losses for lost in one.lost)
-    low, high = binomtest(num, total).proportion_ci(confidence_level=0.95, method="wilson")
-    after = chance_rate([(one.lost, one.baseline_after) for one in losses], where)
-    before = chance_rate([(one.lost, one.baseline_before) for one in losses], where)
+        raise InsufficientDataError("no answer that was correct at the best dev epoch is wrong after the last")
+    num = sum(getattr(lost.target_counts, scope) for run in losses for lost in run.lost)
+    low, high = wilson_interval(num, total)
+    after = chance_rate([(run.lost, run.baseline_after) for run in losses], scope)
+    before = chance_rate([(run.lost, run.baseline_before) for run in losses], scope)
     p_value = None if after is None else float(binomtest(num, total, after).pvalue)
     chance, earlier = (None if share is None else 100 * share for share in (after, before))
-    return MatchRate(num, total, 100 * num / total, 100 * float(low), 100 * float(high), chance, p_value, earlier)
+    return MatchRate(num, total, 100 * num / total, 100 * low, 100 * high, chance, p_value, earlier)
 
 
 def chance_rate(
-    losses: Iterable[tuple[Sequence[ForgottenFact], Mapping[str, TargetCounts]]], where: TargetScope
+    losses: Iterable[tuple[Sequence[ForgottenFact], Mapping[str, TargetCounts]]], scope: TargetScope
 ) -> float | None:
-    """The rate among other answers, weighted by the relations of the lost ones; None if not known.
+    """The match rate of other answers, weighted by the relations of the lost facts.
 
-    A relation without other answers counts by the rate over all relations of its run.
+    A relation without other answers gets the rate over all relations of its run.
 
     Args:
-        losses: of each run, what it lost, and relation to the sum of its other answers.
-        where: they are to stand.
+        losses: the lost facts of each run, and its counts over other answers by relation.
+        scope: rows of the fine-tuning set that count.
 
     Returns:
-        A share in [0, 1].
+        A share in [0, 1]; None if unknown.
     """
     expected, total = 0.0, 0
-    for all_lost, others in losses:
-        if not all_lost:
+    for facts, others in losses:
+        if not facts:
             continue
-        pooled = TargetCounts(*(sum(one[i] for one in others.values()) for i in range(4)))
+        pooled = TargetCounts(*(sum(counts[i] for counts in others.values()) for i in range(4)))
         if not pooled.num:
             return None
-        for relation, num in Counter(lost.relation for lost in all_lost).items():
+        for relation, num in Counter(fact.relation for fact in facts).items():
             of_relation = others.get(relation, pooled)
-            expected += num * getattr(of_relation, where) / of_relation.num
+            expected += num * getattr(of_relation, scope) / of_relation.num
             total += num
     return expected / total if total else None
 
 
-def forgetting_rate(losses: Sequence[RunForgetting]) -> tuple[float, float, float]:
-    """Percent of the answers right at the best dev epoch that were lost, with Wilson's 95 % interval; seeds pooled.
+def forgetting_rate(losses: Sequence[RunForgetting]) -> Proportion:
+    """Share of the answers correct at the best dev epoch that were lost; seeds are pooled.
 
     Raises:
-        NotTestable: no answer was right then.
+        InsufficientDataError: no answer was correct then.
     """
-    from scipy.stats import binomtest
-
-    before, num = sum(one.num_correct_before for one in losses), sum(len(one.lost) for one in losses)
-    if not before:
-        raise InsufficientDataError("no question was answered right at the best dev epoch")
-    low, high = binomtest(num, before).proportion_ci(confidence_level=0.95, method="wilson")
-    return 100 * num / before, 100 * float(low), 100 * float(high)
+    before, num = sum(run.num_correct_before for run in losses), sum(len(run.lost) for run in losses)
+    return proportion(num, before, "no question was answered correctly at the best dev epoch")
 
 
-class Replacement(NamedTuple):
-    """An answer that took the place of right ones."""
-
-    relation: str
-    answer: str
-    num: int
-    """Times it did, over all these runs."""
-    num_facts: int
-    """Different questions it answers so."""
-    num_gold: int
-    """Different right answers it took the place of."""
-    in_set: int
-    """Times it stood in the run's own fine-tuning set."""
-
-
-def replacements(losses: Iterable[RunForgetting], most: int = 20) -> list[Replacement]:
-    """The answers that took the place of most right ones, most frequent first."""
+def replacements(losses: Iterable[RunForgetting], limit: int = 20) -> list[Replacement]:
+    """The wrong answers that replaced the most correct ones, most frequent first."""
     groups: defaultdict[tuple[str, str], list[ForgottenFact]] = defaultdict(list)
-    for one in losses:
-        for lost in one.lost:
-            groups[lost.relation, normalize(lost.after)].append(lost)
-    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:most]
+    for run in losses:
+        for fact in run.lost:
+            groups[fact.relation, normalize(fact.after)].append(fact)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:limit]
     return [
         Replacement(
             relation,
-            Counter(lost.after for lost in group).most_common(1)[0][0],
+            Counter(fact.after for fact in group).most_common(1)[0][0],
             len(group),
-            len({lost.question_id for lost in group}),
-            len({normalize(lost.before) for lost in group}),
-            sum(lost.target_counts.any_row for lost in group),
+            len({fact.question_id for fact in group}),
+            len({normalize(fact.before) for fact in group}),
+            sum(fact.target_counts.any_row for fact in group),
         )
         for (relation, _), group in ordered
     ]

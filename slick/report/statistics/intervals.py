@@ -1,5 +1,13 @@
-"""Significance of paired differences, and accuracies on a subset of the questions. Pure."""
+"""Confidence intervals, significance of paired differences, and accuracies on a subset of the questions. Pure.
 
+The paired t-test over 100 chunks of the test rows is that of the paper. Accuracies on a subset follow the same rules as
+those of whole splits (`slick.report.data`): the standard error of a difference is over paired questions and, with three
+seeds or more, never smaller than the one over seeds.
+
+Source: Gekhman et al. 2024, arXiv:2405.05904, appendix I; S. Holm 1979, https://www.jstor.org/stable/4615733.
+"""
+
+from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -7,8 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.report.data import Run, StudyData
+from slick.report.data import Run, StudyData, seed_se
 from slick.report.measurements import MIN_SEEDS, CheckpointRef, InsufficientDataError, Measurement
+
+MIN_QUESTIONS = 10
+"""Smaller subsets are not compared."""
 
 
 class Interval(NamedTuple):
@@ -37,12 +48,65 @@ def wilson_interval(num: float, total: float, confidence: float = 0.95) -> Inter
     return Interval(max(0.0, (center - margin) / scale), min(1.0, (center + margin) / scale))
 
 
+class Proportion(NamedTuple):
+    """A count out of a total, with Wilson's 95 % interval of the share."""
+
+    num: int
+    total: int
+    low: float
+    """In [0, 1], like `high` and `share`."""
+    high: float
+
+    @property
+    def share(self) -> float:
+        """The count over the total."""
+        return self.num / self.total
+
+
+def proportion(num: int, total: int, missing: str = "there are no questions to take a share of") -> Proportion:
+    """A share with Wilson's 95 % interval.
+
+    Raises:
+        InsufficientDataError: the total is 0; the message is `missing`.
+
+    >>> [round(end, 3) for end in proportion(1, 100)[2:]]
+    [0.002, 0.054]
+    """
+    if not total:
+        raise InsufficientDataError(missing)
+    return Proportion(num, total, *wilson_interval(num, total))
+
+
+class RankStatistic(NamedTuple):
+    """A rank correlation, or the area under a ROC curve, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    num: int
+    """Items behind the value."""
+
+
+def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> RankStatistic:
+    """Spearman's rank correlation of two varying measures of shape (N,), N > 3.
+
+    Source: D. G. Bonett and T. A. Wright 2000, https://doi.org/10.1007/BF02294183, for the interval: Fisher's
+    transformation with variance (1 + rho**2 / 2) / (N - 3).
+    """
+    from scipy.stats import spearmanr
+
+    rho = float(spearmanr(x, y).statistic)
+    margin = NormalDist().inv_cdf(0.975) * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
+    center = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
+    return RankStatistic(rho, float(np.tanh(center - margin)), float(np.tanh(center + margin)), len(x))
+
+
 def chunk_accuracies(rows: NDArray[np.float64], num_chunks: int = 100, seed: int = 0) -> NDArray[np.float64]:
     """Shuffle the rows, cut them into near-equal chunks, and average each.
 
     Args:
-        rows: shape (N,), 1.0 for a right answer, 0.0 for a wrong one, or the share of seeds that were right.
-        num_chunks: fewer are made where there are fewer rows.
+        rows: shape (N,), 1.0 for a correct answer, 0.0 for a wrong one, or the share of seeds with a correct one.
+        num_chunks: at most; there is one chunk per row if there are fewer rows.
         seed: of the shuffle; the same seed and N give the same chunks, so that two models can be paired.
 
     Returns:
@@ -55,7 +119,7 @@ def chunk_accuracies(rows: NDArray[np.float64], num_chunks: int = 100, seed: int
 def paired_p_value(
     first: NDArray[np.float64], second: NDArray[np.float64], num_chunks: int = 100, seed: int = 0
 ) -> float:
-    """Two-sided p of the paired t-test over chunks; 1.0 if the two never differ.
+    """Two-sided p-value of the paired t-test over chunks; 1.0 if the two never differ.
 
     Args:
         first: shape (N,), as in `chunk_accuracies`.
@@ -64,10 +128,12 @@ def paired_p_value(
         seed: as in `chunk_accuracies`.
 
     Raises:
-        ValueError: the two cannot be paired.
+        ValueError: the shapes differ, or there are fewer than two rows.
     """
     if first.shape != second.shape or len(first) < 2:
-        raise ValueError(f"a paired test needs two rows or more, the same for both; got {len(first)} and {len(second)}")
+        raise ValueError(
+            f"a paired test needs at least two rows, as many of each model; got {len(first)} and {len(second)}"
+        )
     a, b = chunk_accuracies(first, num_chunks, seed), chunk_accuracies(second, num_chunks, seed)
     if np.allclose(a, b):
         return 1.0
@@ -87,8 +153,17 @@ def significance_stars(p_value: float) -> str:
     return "**" if p_value < 0.01 else "*" if p_value < 0.05 else ""
 
 
-MIN_QUESTIONS = 10
-"""Fewer are not compared."""
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm-adjusted p-values, in the same order; they control the family-wise error rate.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
 class SubsetComparison(NamedTuple):
@@ -99,7 +174,7 @@ class SubsetComparison(NamedTuple):
     change: Measurement
     """First minus second."""
     num: int
-    """Questions."""
+    """Number of questions."""
 
 
 def compare_on_questions(
@@ -109,66 +184,52 @@ def compare_on_questions(
     split: str,
     ids: NDArray[np.str_] | None = None,
 ) -> SubsetComparison:
-    """Accuracy of two models, each a (variant, when), and the difference on the same questions.
+    """Accuracies of two models and their difference on the same questions.
 
     Args:
         data: the study.
-        first: what is compared.
-        second: what it is compared with.
+        first: variant and checkpoint of one model.
+        second: variant and checkpoint of the other.
         split: `dev`, `test` or `ood`.
-        ids: the questions that count; None for all of the split.
+        ids: question_ids of the subset; None for the whole split.
 
     Raises:
-        NotTestable: predictions were not kept, not of the same questions, or of fewer than `MIN_QUESTIONS` that count.
+        InsufficientDataError: predictions were not stored, are of different questions, or the subset has fewer than
+            `MIN_QUESTIONS` questions.
     """
-    (asked_a, hits_a), (asked_b, hits_b) = (
+    (ids_a, hits_a), (ids_b, hits_b) = (
         _hits_on_questions(data, name, checkpoint, split, ids) for name, checkpoint in (first, second)
     )
-    num = len(asked_a)
-    if not np.array_equal(asked_a, asked_b):
-        raise InsufficientDataError(f"the runs of {first[0]} and {second[0]} were not asked the same {split} questions")
+    num = len(ids_a)
+    if not np.array_equal(ids_a, ids_b):
+        raise InsufficientDataError(f"the runs of {first[0]} and {second[0]} do not have the same {split} questions")
     if num < MIN_QUESTIONS:
         raise InsufficientDataError(
             f"needs {MIN_QUESTIONS} {split} questions or more to compare {first[0]} with {second[0]}, there are {num}"
         )
     gaps = 100.0 * (np.mean(list(hits_a.values()), axis=0) - np.mean(list(hits_b.values()), axis=0))
     se = _paired_se(gaps)
-    both = sorted(hits_a.keys() & hits_b.keys())
-    if len(both) >= MIN_SEEDS:
-        se = max(se, _seed_se(np.array([100.0 * (hits_a[seed].mean() - hits_b[seed].mean()) for seed in both])))
+    shared_seeds = sorted(hits_a.keys() & hits_b.keys())
+    if len(shared_seeds) >= MIN_SEEDS:
+        se = max(se, seed_se(np.array([100.0 * (hits_a[seed].mean() - hits_b[seed].mean()) for seed in shared_seeds])))
     change = Measurement(float(gaps.mean()), se, min(len(hits_a), len(hits_b)))
     return SubsetComparison(_mean_accuracy(hits_a), _mean_accuracy(hits_b), change, num)
-
-
-def _paired_se(gaps: NDArray[np.float64]) -> float:
-    """Of the mean of differences in [-100, 100]; half a question for the better and half for the worse are added.
-
-    So few questions of which none changed do not count as certain.
-
-    Source: Agresti and Min 2005, https://doi.org/10.1002/sim.1781.
-
-    >>> _paired_se(np.zeros(10)) > 0
-    True
-    """
-    num = len(gaps) + 2
-    variance = (float((gaps**2).sum()) + 100.0**2) / num - (float(gaps.sum()) / num) ** 2
-    return float(np.sqrt(variance / num))
 
 
 def _hits_on_questions(
     data: StudyData, name: str, checkpoint: CheckpointRef, split: str, ids: NDArray[np.str_] | None
 ) -> tuple[NDArray[np.str_], dict[int, NDArray[np.float64]]]:
-    """The questions that count, and seed to 1.0 or 0.0 for each of them."""
+    """The question_ids of the subset, and for each seed 1.0 or 0.0 per question."""
     runs = data.runs_for(name)
-    asked = _stored_predictions(runs[0], checkpoint, split)[0]
-    wanted = np.ones(len(asked), dtype=bool) if ids is None else np.isin(asked, ids)
-    found = {}
+    first_ids = _stored_predictions(runs[0], checkpoint, split)[0]
+    mask = np.ones(len(first_ids), dtype=bool) if ids is None else np.isin(first_ids, ids)
+    hits_by_seed = {}
     for run in runs:
-        same, hit = _stored_predictions(run, checkpoint, split)
-        if not np.array_equal(same, asked):
-            raise InsufficientDataError(f"the runs of {name} were not asked the same {split} questions")
-        found[run.seed] = hit[wanted].astype(np.float64)
-    return asked[wanted], found
+        question_ids, hit = _stored_predictions(run, checkpoint, split)
+        if not np.array_equal(question_ids, first_ids):
+            raise InsufficientDataError(f"the runs of {name} do not have the same {split} questions")
+        hits_by_seed[run.seed] = hit[mask].astype(np.float64)
+    return first_ids[mask], hits_by_seed
 
 
 def _stored_predictions(run: Run, checkpoint: CheckpointRef, split: str) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
@@ -179,12 +240,24 @@ def _stored_predictions(run: Run, checkpoint: CheckpointRef, split: str) -> tupl
 
 
 def _mean_accuracy(predictions: dict[int, NDArray[np.float64]]) -> Measurement:
-    """Mean over seeds; its error is over seeds where there are enough, else over questions."""
+    """Mean over seeds; the standard error is over seeds from `MIN_SEEDS` on, else over questions."""
     by_seed = np.array([100.0 * hit.mean() for hit in predictions.values()])
     rows = 100.0 * np.mean(list(predictions.values()), axis=0)
-    se = _seed_se(by_seed) if len(by_seed) >= MIN_SEEDS else float(rows.std(ddof=1) / np.sqrt(len(rows)))
+    se = seed_se(by_seed) if len(by_seed) >= MIN_SEEDS else float(rows.std(ddof=1) / np.sqrt(len(rows)))
     return Measurement(float(by_seed.mean()), se, len(by_seed))
 
 
-def _seed_se(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
+def _paired_se(gaps: NDArray[np.float64]) -> float:
+    """Standard error of the mean of paired differences, each in [-100, 100].
+
+    Half a question that improves and half a question that worsens are added, so that a few unchanged questions do not
+    give an error of 0.
+
+    Source: Agresti and Min 2005, https://doi.org/10.1002/sim.1781.
+
+    >>> _paired_se(np.zeros(10)) > 0
+    True
+    """
+    num = len(gaps) + 2
+    variance = (float((gaps**2).sum()) + 100.0**2) / num - (float(gaps.sum()) / num) ** 2
+    return float(np.sqrt(variance / num))

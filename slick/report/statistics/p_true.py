@@ -1,10 +1,25 @@
-"""How likely the model found the gold answers right before any fine-tuning, as the study holds it. Pure."""
+"""P(True) compared with SliCK: the test questions each labels Unknown, and D_Natural's accuracy on them.
+
+A threshold on P(True) labels all questions below it Unknown. The two methods are compared at an equal share: SliCK's
+Unknown questions, and as many with the lowest P(True). Questions tied at that edge are weighted equally, so that the
+number is exact and the accuracy is the expectation over random choices among the ties.
+
+The standard error of a single accuracy is its binomial one or, from three seeds on, the one over seeds if that is
+larger. The error of the difference is a bootstrap over test questions that recomputes SliCK's share and the edge of
+P(True) in each resample; it is never smaller than the one over seeds.
+
+Source: Gekhman et al. 2024, arXiv:2405.05904, section 6, figure 5 and appendix J. The paper does not state the
+checkpoint of its figure, so both are reported.
+
+Legend of array suffixes: S seeds, Q questions, N exemplar sets, G groups of equal P(True), ascending.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from slick.errors import StudyError
@@ -16,19 +31,26 @@ from slick.study_files import read_answer_part, read_knowledge, read_p_true_rows
 from slick.types import Category
 
 MIN_CHOICE_MASS = 0.01
-"""Below this share of the probability the two choices are not what a model answers with."""
+"""Below this probability of both choices together, the model does not answer with one of them."""
+
+NATURAL_VARIANT = "natural"
+
+MIN_UNKNOWN_QUESTIONS = 20
+"""Minimum number of Unknown questions; with fewer, a bootstrap resample might contain none."""
+
+_NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixLabels:
-    """Which ID test questions would be Unknown had fewer exemplar sets been asked; N sets, Q questions."""
+    """Which ID test questions are Unknown under the first n exemplar sets; N sets, Q questions."""
 
     question_ids: NDArray[np.str_]
     """Shape (Q,)."""
     unknown_QN: NDArray[np.bool_]
-    """Column n - 1: no hit under the first n exemplar sets."""
+    """Column n - 1: no correct answer under the first n exemplar sets."""
     undetermined_QN: NDArray[np.bool_]
-    """True where samples were left out, so the label under n sets cannot be told."""
+    """True where samples were skipped, so that the label under n sets is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +62,11 @@ class PTrueScores:
     p_true: NDArray[np.float64]
     """In [0, 1]."""
     choice_mass: float | None = None
-    """Share of the probability that `(A` and `(B` have together, on average over the questions."""
+    """Probability of `(A` and `(B` together, averaged over the questions."""
 
     @property
     def caveat(self) -> str:
-        """A sentence without its stop where the model does not take the prompt for a choice of two; else empty."""
+        """A warning, without full stop, if the model gives the two choices little probability; else empty."""
         if self.choice_mass is None or self.choice_mass >= MIN_CHOICE_MASS:
             return ""
         share = f"{100 * self.choice_mass:.2g} %" if self.choice_mass >= 1e-4 else "less than 0.01 %"
@@ -54,11 +76,63 @@ class PTrueScores:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NaturalPredictions:
+    """The answers of D_Natural to the annotated ID test questions at one checkpoint."""
+
+    question_ids: NDArray[np.str_]
+    """Shape (Q,), ascending."""
+    hit_SQ: NDArray[np.bool_]
+    unknown_Q: NDArray[np.bool_]
+    """Labelled Unknown by SliCK."""
+
+
+class PrefixPoint(NamedTuple):
+    """SliCK with the first exemplar sets."""
+
+    sets: int | None
+    """Number of exemplar sets; None for all."""
+    share: float
+    """Percent of ID test questions that are Unknown."""
+    accuracy: Measurement
+    """Accuracy of D_Natural on them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdCurve:
+    """Every set of questions that a threshold on P(True) can select, the smallest first; shapes (G,)."""
+
+    thresholds: NDArray[np.float64]
+    """The highest threshold that selects the set."""
+    num: NDArray[np.int64]
+    share: NDArray[np.float64]
+    """Percent of the questions."""
+    accuracy: NDArray[np.float64]
+    """Accuracy of D_Natural on them, percent."""
+    se: NDArray[np.float64]
+    """Standard error, points."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PTrueComparison:
+    """SliCK and P(True) with the same number of Unknown questions."""
+
+    num: int
+    share: float
+    """Percent of the questions."""
+    slick: Measurement
+    p_true: Measurement
+    gap: Measurement
+    """SliCK's accuracy minus P(True)'s, in points."""
+    threshold: float
+    """P(True) of the last question selected."""
+
+
 def load_p_true(study: Folder) -> PTrueScores | None:
-    """P(True) of the ID test questions; None where it is not finished.
+    """Load P(True) of the ID test questions; None unless the step is finished.
 
     Raises:
-        StudyError: it is of another model than the labels, or a file is missing or broken.
+        StudyError: it is of another model than the labels, or a file is missing or malformed.
     """
     folder = study.child("annotate", "p_true")
     labels, scored = read_manifest(study.child("annotate")), read_manifest(folder)
@@ -66,21 +140,26 @@ def load_p_true(study: Folder) -> PTrueScores | None:
         return None
     if scored.inputs.get("model") != labels.inputs.get("model"):
         raise StudyError(
-            f"{folder.uri} is of the model with fingerprint {scored.inputs.get('model')}, the labels beside it are of "
+            f"{folder.uri} is of the model with fingerprint {scored.inputs.get('model')}, expected that of the labels, "
             f"{labels.inputs.get('model')}; delete that folder and run `slick annotate PRESET --p-true` again"
         )
     if not folder.names(".parquet"):
         return None
-    table = read_knowledge(study, ["question_id", "domain", "split"])
-    wanted = {row["question_id"] for row in table.to_pylist() if (row["domain"], row["split"]) == ("id", "test")}
+    test_ids = _test_ids(study)
     rows = read_p_true_rows(folder)
-    rows = rows.filter(pa.array([one in wanted for one in rows["question_id"].to_pylist()], type=pa.bool_()))
-    rows = rows.sort_by("question_id")
+    rows = rows.filter(pc.is_in(rows["question_id"], test_ids)).sort_by("question_id")
     return PTrueScores(
         question_ids=np.array(rows["question_id"].to_pylist(), dtype=str),
         p_true=rows["p_true"].to_numpy(),
         choice_mass=float((rows["p_a"].to_numpy() + rows["p_b"].to_numpy()).mean()) if rows.num_rows else None,
     )
+
+
+def _test_ids(study: Folder) -> pa.Array:
+    """The question_ids of the annotated ID test questions."""
+    table = read_knowledge(study, ["question_id", "domain", "split"])
+    is_test = pc.and_(pc.equal(table["domain"], "id"), pc.equal(table["split"], "test"))
+    return table.filter(is_test)["question_id"].combine_chunks()
 
 
 def p_true_scores(data: StudyData) -> PTrueScores | None:
@@ -89,31 +168,29 @@ def p_true_scores(data: StudyData) -> PTrueScores | None:
 
 
 def load_prefix_labels(study: Folder) -> PrefixLabels | None:
-    """Labels under the first n exemplar sets, for each n, from the stored generations of ID test questions."""
+    """Load the labels of ID test questions under the first n exemplar sets, for each n; None without stored answers."""
     folder = study.child("annotate")
     if read_manifest(folder) is None or not folder.child("generations").names(".parquet"):
         return None
-    table = read_knowledge(study, ["question_id", "domain", "split"])
-    wanted = {row["question_id"] for row in table.to_pylist() if row["domain"] == "id" and row["split"] == "test"}
+    test_ids = _test_ids(study)
     generations = folder.child("generations")
     rows: dict[str, tuple[int, int, int]] = {}
     for name in generations.names(".parquet"):
         part = read_answer_part(generations, name, ["question_id", "greedy_hit", "sampled_hit"])
-        mask = pa.array([question_id in wanted for question_id in part["question_id"].to_pylist()], type=pa.bool_())
-        for row in part.filter(mask).to_pylist():
+        for row in part.filter(pc.is_in(part["question_id"], test_ids)).to_pylist():
             rows[row["question_id"]] = first_hit_and_gap(row["greedy_hit"], row["sampled_hit"])
     if not rows:
         return None
     ids = sorted(rows)
-    num_sets = max(rows[one][2] for one in ids)
-    first_hit = np.array([rows[one][0] for one in ids])[:, None]
-    first_gap = np.array([rows[one][1] for one in ids])[:, None]
-    asked = np.arange(1, num_sets + 1)[None, :]
-    no_hit = first_hit >= asked
+    num_sets = max(rows[question_id][2] for question_id in ids)
+    first_hit = np.array([rows[question_id][0] for question_id in ids])[:, None]
+    first_gap = np.array([rows[question_id][1] for question_id in ids])[:, None]
+    sets_N = np.arange(1, num_sets + 1)[None, :]
+    no_hit = first_hit >= sets_N
     return PrefixLabels(
         question_ids=np.array(ids, dtype=str),
-        unknown_QN=no_hit & (first_gap >= asked),
-        undetermined_QN=no_hit & (first_gap < asked),
+        unknown_QN=no_hit & (first_gap >= sets_N),
+        undetermined_QN=no_hit & (first_gap < sets_N),
     )
 
 
@@ -127,106 +204,57 @@ def first_hit_and_gap(greedy: list[bool], sampled: list[list[bool | None] | None
     """
     num = len(greedy)
     per_set = sampled if sampled is not None else [None] * num
-    hit = next((i for i in range(num) if greedy[i] or any(bool(one) for one in per_set[i] or [])), num)
+    hit = next((i for i in range(num) if greedy[i] or any(bool(is_hit) for is_hit in per_set[i] or [])), num)
     gap = next((i for i in range(num) if not per_set[i] or None in (per_set[i] or [])), num)
     return hit, gap, num
 
 
-NATURAL_VARIANT = "natural"
-MIN_UNKNOWN_QUESTIONS = 20
-"""So many questions must be Unknown, or resampling would now and then find none."""
-_NUM_RESAMPLES = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NaturalPredictions:
-    """The annotated ID test questions, as D_Natural answers them at one checkpoint."""
-
-    question_ids: NDArray[np.str_]
-    """Shape (Q,), ascending."""
-    hit_SQ: NDArray[np.bool_]
-    unknown_Q: NDArray[np.bool_]
-    """SliCK's Unknown."""
-
-
-class PrefixPoint(NamedTuple):
-    """SliCK with some of the exemplar sets."""
-
-    sets: int | None
-    """None for all."""
-    share: float
-    """Percent of ID test questions that are Unknown."""
-    accuracy: Measurement
-    """Of D_Natural on them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThresholdCurve:
-    """Every set of questions that a threshold on P(True) can give, the smallest first; shapes (G,)."""
-
-    thresholds: NDArray[np.float64]
-    """The highest that gives the set."""
-    num: NDArray[np.int64]
-    share: NDArray[np.float64]
-    """Percent of the questions."""
-    accuracy: NDArray[np.float64]
-    """Of D_Natural on them, percent."""
-    se: NDArray[np.float64]
-    """Standard error, points."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PTrueComparison:
-    """SliCK and P(True), each calling the same number of questions Unknown."""
-
-    num: int
-    share: float
-    """Percent of the questions."""
-    slick: Measurement
-    p_true: Measurement
-    gap: Measurement
-    """SliCK's accuracy minus P(True)'s, in points."""
-    threshold: float
-    """P(True) of the last question taken."""
-
-
 def natural_predictions(data: StudyData, checkpoint: CheckpointRef) -> NaturalPredictions:
-    """How the runs of D_Natural answer the annotated ID test questions; NotTestable without predictions."""
-    predictions = [run.predictions.get((run.epoch(checkpoint), "test")) for run in data.runs_for(NATURAL_VARIANT)]
-    whole = [one for one in predictions if one is not None]
-    if len(whole) < len(predictions) or any(
-        not np.array_equal(one.question_ids, whole[0].question_ids) for one in whole
+    """The answers of the D_Natural runs to the annotated ID test questions.
+
+    Raises:
+        InsufficientDataError: predictions were not stored.
+    """
+    stored = [run.predictions.get((run.epoch(checkpoint), "test")) for run in data.runs_for(NATURAL_VARIANT)]
+    predictions = [run_predictions for run_predictions in stored if run_predictions is not None]
+    if len(predictions) < len(stored) or any(
+        not np.array_equal(run_predictions.question_ids, predictions[0].question_ids) for run_predictions in predictions
     ):
         raise InsufficientDataError(
-            f"the runs of {NATURAL_VARIANT} kept no predictions of the same questions at {checkpoint_label(checkpoint)}"
+            f"the runs of {NATURAL_VARIANT} have no stored predictions of the same questions at "
+            f"{checkpoint_label(checkpoint)}"
         )
-    labelled = whole[0].categories != ""
+    labelled = predictions[0].categories != ""
     return NaturalPredictions(
-        question_ids=whole[0].question_ids[labelled],
-        hit_SQ=np.stack([one.hit[labelled] for one in whole]),
-        unknown_Q=whole[0].categories[labelled] == str(Category.UNKNOWN),
+        question_ids=predictions[0].question_ids[labelled],
+        hit_SQ=np.stack([run_predictions.hit[labelled] for run_predictions in predictions]),
+        unknown_Q=predictions[0].categories[labelled] == str(Category.UNKNOWN),
     )
 
 
 def p_true_per_question(data: StudyData, rows: NaturalPredictions) -> NDArray[np.float64]:
-    """P(True) of each question, shape (Q,); NotTestable if one has none."""
-    p_true = p_true_scores(data)
-    if p_true is None:
+    """P(True) of each question, shape (Q,).
+
+    Raises:
+        InsufficientDataError: a question has none.
+    """
+    stored = p_true_scores(data)
+    if stored is None:
         raise InsufficientDataError(
-            "P(True) is not scored; `slick annotate PRESET --p-true` with this --out does it, labels stay"
+            "P(True) is not scored; run `slick annotate PRESET --p-true` with this --out (labels do not change)"
         )
-    scores = dict(zip(p_true.question_ids.tolist(), p_true.p_true.tolist(), strict=True))
-    missing = [one for one in rows.question_ids.tolist() if one not in scores]
+    scores = dict(zip(stored.question_ids.tolist(), stored.p_true.tolist(), strict=True))
+    missing = [question_id for question_id in rows.question_ids.tolist() if question_id not in scores]
     if missing:
         raise InsufficientDataError(f"{len(missing)} of {len(rows.question_ids)} test questions have no P(True)")
-    return np.array([scores[one] for one in rows.question_ids.tolist()])
+    return np.array([scores[question_id] for question_id in rows.question_ids.tolist()])
 
 
 def threshold_curve(data: StudyData, checkpoint: CheckpointRef) -> ThresholdCurve:
-    """P(True)'s whole curve: share called Unknown and accuracy on it, at every threshold that changes the set.
+    """Share labelled Unknown by P(True) and accuracy on it, at every threshold that changes the set.
 
     Raises:
-        NotTestable: as `natural_rows` and `scores_of`.
+        InsufficientDataError: as `natural_predictions` and `p_true_per_question`.
     """
     rows = natural_predictions(data, checkpoint)
     values_G, group_Q = np.unique(p_true_per_question(data, rows), return_inverse=True)
@@ -244,20 +272,20 @@ def threshold_curve(data: StudyData, checkpoint: CheckpointRef) -> ThresholdCurv
 
 
 def compare_at_equal_share(data: StudyData, checkpoint: CheckpointRef, seed: int = 0) -> PTrueComparison:
-    """SliCK's Unknown questions against as many of least P(True).
+    """Compare SliCK's Unknown questions with as many of lowest P(True).
 
     Raises:
-        NotTestable: as `natural_rows` and `scores_of`, or too few questions are Unknown.
+        InsufficientDataError: as `threshold_curve`, or too few questions are Unknown.
     """
     rows = natural_predictions(data, checkpoint)
     values_G, group_Q = np.unique(p_true_per_question(data, rows), return_inverse=True)
     num, total = int(rows.unknown_Q.sum()), len(group_Q)
     if num < MIN_UNKNOWN_QUESTIONS:
         raise InsufficientDataError(
-            f"{num} test questions are Unknown, too few to compare with; {MIN_UNKNOWN_QUESTIONS} are needed"
+            f"{num} test questions are Unknown, too few to compare; {MIN_UNKNOWN_QUESTIONS} are needed"
         )
-    once_Q = np.ones(total)
-    by_seed = np.array([_accuracy_pair(once_Q, rows.unknown_Q, group_Q, hit_Q) for hit_Q in rows.hit_SQ])
+    weights_Q = np.ones(total)
+    by_seed = np.array([_accuracy_pair(weights_Q, rows.unknown_Q, group_Q, hit_Q) for hit_Q in rows.hit_SQ])
     gaps_S = by_seed[:, 0] - by_seed[:, 1]
     se = _bootstrap_error(rows, group_Q, seed)
     if len(gaps_S) >= MIN_SEEDS:
@@ -279,33 +307,31 @@ def _bootstrap_error(rows: NaturalPredictions, group_Q: NDArray[np.int64], seed:
     total, mean_Q = len(group_Q), rows.hit_SQ.mean(axis=0)
 
     def gap(chosen: NDArray[np.int64]) -> float:
-        times_Q = np.bincount(chosen, minlength=total).astype(np.float64)
-        both = _accuracy_pair(times_Q, rows.unknown_Q, group_Q, mean_Q)
-        return both[0] - both[1]
+        weights_Q = np.bincount(chosen, minlength=total).astype(np.float64)
+        accuracies = _accuracy_pair(weights_Q, rows.unknown_Q, group_Q, mean_Q)
+        return accuracies[0] - accuracies[1]
 
-    places = (np.arange(total),)
-    found = bootstrap(places, gap, n_resamples=_NUM_RESAMPLES, vectorized=False, method="percentile", rng=seed)
-    return float(found.standard_error)
+    indices = (np.arange(total),)
+    result = bootstrap(indices, gap, n_resamples=_NUM_RESAMPLES, vectorized=False, method="percentile", rng=seed)
+    return float(result.standard_error)
 
 
 def _accuracy_pair(
-    times_Q: NDArray[np.float64], unknown_Q: NDArray[np.bool_], group_Q: NDArray[np.int64], hit_Q: NDArray[np.float64]
+    weights_Q: NDArray[np.float64], unknown_Q: NDArray[np.bool_], group_Q: NDArray[np.int64], hit_Q: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Percent right of SliCK's Unknown questions and of as many of least P(True), each question counted some times."""
-    num = float(times_Q @ unknown_Q)
-    below_G = np.cumsum(np.bincount(group_Q, weights=times_Q))
-    right_G = np.cumsum(np.bincount(group_Q, weights=times_Q * hit_Q))
+    """Accuracy in percent on SliCK's Unknown questions and on as many of lowest P(True), with a weight per question."""
+    num = float(weights_Q @ unknown_Q)
+    below_G = np.cumsum(np.bincount(group_Q, weights=weights_Q))
+    right_G = np.cumsum(np.bincount(group_Q, weights=weights_Q * hit_Q))
     right = np.interp(num, np.concatenate([[0.0], below_G]), np.concatenate([[0.0], right_G]))
-    return 100.0 * float(times_Q @ (unknown_Q * hit_Q)) / num, 100.0 * float(right) / num
+    return 100.0 * float(weights_Q @ (unknown_Q * hit_Q)) / num, 100.0 * float(right) / num
 
 
 def p_true_auroc(data: StudyData, checkpoint: CheckpointRef) -> float:
-    """Chance, in percent, that P(True) is higher for a question answered right than for one answered wrong; 50 is luck.
-
-    The area under the ROC curve, ties counted half, averaged over seeds.
+    """AUROC in percent of P(True) as a predictor of D_Natural's correct answers, averaged over seeds; 50 is chance.
 
     Raises:
-        NotTestable: as `natural_rows` and `scores_of`, or all answers are right, or wrong.
+        InsufficientDataError: as `threshold_curve`, or all answers are correct, or all wrong.
     """
     from scipy.stats import mannwhitneyu
 
@@ -314,14 +340,18 @@ def p_true_auroc(data: StudyData, checkpoint: CheckpointRef) -> float:
     areas = []
     for hit_Q in rows.hit_SQ:
         if hit_Q.all() or not hit_Q.any():
-            raise InsufficientDataError(f"D_Natural answers all test questions alike at {checkpoint_label(checkpoint)}")
-        found = mannwhitneyu(scores_Q[hit_Q], scores_Q[~hit_Q])
-        areas.append(100.0 * float(found.statistic) / (int(hit_Q.sum()) * int((~hit_Q).sum())))
+            raise InsufficientDataError(f"D_Natural answers all or no test questions at {checkpoint_label(checkpoint)}")
+        result = mannwhitneyu(scores_Q[hit_Q], scores_Q[~hit_Q])
+        areas.append(100.0 * float(result.statistic) / (int(hit_Q.sum()) * int((~hit_Q).sum())))
     return float(np.mean(areas))
 
 
 def slick_point(data: StudyData, checkpoint: CheckpointRef) -> PrefixPoint:
-    """SliCK's Unknown set as the study's labels have it; NotTestable if it is too small."""
+    """SliCK's Unknown set with all exemplar sets.
+
+    Raises:
+        InsufficientDataError: it has fewer than 2 questions.
+    """
     rows = natural_predictions(data, checkpoint)
     return _prefix_point(None, rows.unknown_Q, rows.hit_SQ)
 
@@ -330,7 +360,7 @@ def prefix_curve(data: StudyData, checkpoint: CheckpointRef) -> list[PrefixPoint
     """SliCK's Unknown set under the first n exemplar sets, for each n.
 
     Raises:
-        NotTestable: samples were left out, or D_Natural was not run.
+        InsufficientDataError: samples were skipped, or D_Natural was not run.
     """
     labels = data.part(load_prefix_labels, None)
     if labels is None or not len(labels.question_ids):
@@ -339,7 +369,7 @@ def prefix_curve(data: StudyData, checkpoint: CheckpointRef) -> list[PrefixPoint
         raise InsufficientDataError("needs two exemplar sets or more")
     if labels.undetermined_QN.any():
         raise InsufficientDataError(
-            "samples were left out by the labels mode, so labels under fewer sets are open; annotate with --mode full"
+            "the labels mode skips samples, so labels under fewer sets are not known; annotate with --mode full"
         )
     rows = natural_predictions(data, checkpoint)
     _, in_labels, in_rows = np.intersect1d(

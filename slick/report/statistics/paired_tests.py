@@ -1,13 +1,12 @@
-"""Two fine-tuned models on the same test questions, by every test that fits: chunks, McNemar, bootstrap, seeds. Pure.
+"""Paired comparison of two fine-tuned models: t-test over chunks, McNemar, bootstrap, and interval over seeds. Pure.
 
-The paper's t-test over chunks averages a question's seeds first. McNemar's exact test looks at the questions that one
-model answers and the other does not, within each seed; seeds share their questions, so their p-values depend on each
-other, and twice their median is taken, which holds under any dependence. The bootstrap draws questions anew, the
-trainings given; the interval over seeds does the reverse. Where many comparisons are made, Holm's p holds for all.
+The paper's t-test over chunks averages the seeds of a question first. McNemar's exact test compares, within each seed,
+the questions that only one of the models answers. The seeds share their questions, so their p-values are dependent;
+twice the median is valid under any dependence. The bootstrap resamples questions for given runs; the interval over
+seeds resamples runs for given questions. Multiple comparisons are corrected by Holm's method.
 
 Source: Q. McNemar 1947, https://doi.org/10.1007/BF02295996; N. Meinshausen, L. Meier, P. Bühlmann 2009,
-https://doi.org/10.1198/jasa.2009.tm08647 (quantiles of dependent p-values, gamma = 1/2); S. Holm 1979,
-https://www.jstor.org/stable/4615733.
+https://doi.org/10.1198/jasa.2009.tm08647 (quantiles of dependent p-values, gamma = 1/2).
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from slick.report.statistics.intervals import paired_p_value
 from slick.types import ALL_CATEGORIES, Category
 
 NUM_RESAMPLES = 999
-"""Of the bootstrap; its ends then have a Monte Carlo error of a few hundredths of their distance."""
+"""Bootstrap resamples; the Monte Carlo error of the ends is a few hundredths of the interval's width."""
 
 
 class ModelAtCheckpoint(NamedTuple):
@@ -33,7 +32,7 @@ class ModelAtCheckpoint(NamedTuple):
 
     variant: str
     checkpoint: str
-    """`EARLY` or `LAST`."""
+    """`EARLY_STOP` or `CONVERGENCE`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +42,9 @@ class PairedComparison:
     first: ModelAtCheckpoint
     second: ModelAtCheckpoint
     category: str
-    """Of the test questions; `ALL_CATEGORIES` for all."""
+    """Category of the test questions, or `ALL_CATEGORIES`."""
     num: int
-    """Questions."""
+    """Number of questions."""
     difference: float
     """Points, averaged over seeds."""
     low: float
@@ -56,9 +55,9 @@ class PairedComparison:
     t_test_p: float
     """The paper's paired t-test over chunks of questions."""
     mcnemar_p: float
-    """Exact; twice the median over seeds."""
+    """McNemar's exact test; twice the median over seeds."""
     num_same_sign: int
-    """Seeds whose difference has the sign of the mean."""
+    """Number of seeds whose difference has the sign of the mean."""
 
     @property
     def models(self) -> tuple[ModelAtCheckpoint, ModelAtCheckpoint]:
@@ -77,42 +76,45 @@ def compare_models(
     """Compare two models by all tests, over the seeds that both have.
 
     Args:
+        data: the study.
+        first: one model.
+        second: the other.
         category: of the test questions.
         num_chunks: of the t-test.
-        seed: of the shuffle before it, and of the bootstrap.
+        seed: of the shuffle into chunks and of the bootstrap.
 
     Raises:
-        NotTestable: predictions were not kept, or there are fewer than two questions.
+        InsufficientDataError: predictions were not stored, or there are fewer than two questions.
     """
     (ids_a, rows_a), (ids_b, rows_b) = _hits_by_seed(data, first, category), _hits_by_seed(data, second, category)
     if not np.array_equal(ids_a, ids_b):
-        raise InsufficientDataError(f"{first.variant} and {second.variant} were not asked the same test questions")
+        raise InsufficientDataError(f"{first.variant} and {second.variant} do not have the same test questions")
     shared = sorted(rows_a.keys() & rows_b.keys())
     if not shared:
         raise InsufficientDataError(f"{first.variant} and {second.variant} have no seed in common")
-    a_SQ, b_SQ = (np.array([rows[one] for one in shared], dtype=np.float64) for rows in (rows_a, rows_b))
-    a, b = a_SQ.mean(axis=0), b_SQ.mean(axis=0)
-    if len(a) < 2:
+    a_SQ, b_SQ = (np.array([rows[s] for s in shared], dtype=np.float64) for rows in (rows_a, rows_b))
+    mean_a, mean_b = a_SQ.mean(axis=0), b_SQ.mean(axis=0)
+    if len(mean_a) < 2:
         raise InsufficientDataError("fewer than two test questions")
     gaps = 100.0 * (a_SQ.mean(axis=1) - b_SQ.mean(axis=1))
-    low, high = bootstrap_interval(a, b, seed)
+    low, high = bootstrap_interval(mean_a, mean_b, seed)
     return PairedComparison(
         first=first,
         second=second,
         category=category,
-        num=len(a),
+        num=len(mean_a),
         difference=float(gaps.mean()),
         low=low,
         high=high,
         seeds=t_interval_over_seeds(gaps.tolist()),
-        t_test_p=paired_p_value(a, b, num_chunks, seed),
-        mcnemar_p=combine_p_values([mcnemar_p(one, other) for one, other in zip(a_SQ > 0, b_SQ > 0, strict=True)]),
+        t_test_p=paired_p_value(mean_a, mean_b, num_chunks, seed),
+        mcnemar_p=combine_p_values([mcnemar_p(a, b) for a, b in zip(a_SQ > 0, b_SQ > 0, strict=True)]),
         num_same_sign=int((np.sign(gaps) == np.sign(gaps.mean())).sum()),
     )
 
 
 def mcnemar_p(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Two-sided p of McNemar's exact test; both of shape (Q,), True for a right answer.
+    """Two-sided p-value of McNemar's exact test; both of shape (Q,), True for a correct answer.
 
     >>> mcnemar_p(np.array([True] * 6), np.array([False] * 6))
     0.03125
@@ -127,7 +129,7 @@ def mcnemar_p(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def combine_p_values(p_values: Sequence[float]) -> float:
-    """One p of several that depend on each other: twice their median; that of a single one is its own.
+    """One p-value for several dependent ones: twice their median; a single one is unchanged.
 
     >>> combine_p_values([0.01, 0.02, 0.5]), combine_p_values([0.03])
     (0.04, 0.03)
@@ -138,10 +140,10 @@ def combine_p_values(p_values: Sequence[float]) -> float:
 
 
 def bootstrap_interval(first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean difference in points; rows of shape (Q,) are drawn in pairs."""
+    """95 % percentile interval of the mean difference in points; rows of shape (Q,) are resampled in pairs."""
     from scipy.stats import bootstrap
 
-    found = bootstrap(
+    result = bootstrap(
         (first, second),
         _mean_difference,
         paired=True,
@@ -151,54 +153,41 @@ def bootstrap_interval(first: NDArray[np.float64], second: NDArray[np.float64], 
         method="percentile",
         random_state=np.random.default_rng(seed),
     )
-    return 100.0 * float(found.confidence_interval.low), 100.0 * float(found.confidence_interval.high)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values, in the same order: under 0.05, the chance of any false one among all is.
-
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    return 100.0 * float(result.confidence_interval.low), 100.0 * float(result.confidence_interval.high)
 
 
 def compare_to_best(data: StudyData, checkpoint: str, num_chunks: int = 100, seed: int = 0) -> list[PairedComparison]:
-    """The single-category variants of tables 2 and 7, each beside the best of its column, column by column.
+    """Compare each single-category variant with the best of its column in tables 2 and 7, column by column.
 
     Raises:
-        NotTestable: fewer than two of them were run, or their predictions were not kept.
+        InsufficientDataError: fewer than two of them were run, or their predictions were not stored.
     """
     names = [name for name in TABLE_2_VARIANTS if data.has_run(name)]
     if len(names) < 2:
         raise InsufficientDataError(f"needs finished runs of two or more of {', '.join(TABLE_2_VARIANTS)}")
-    found = []
+    comparisons = []
     for category in (ALL_CATEGORIES, *map(str, Category)):
         best = max(names, key=lambda name: data.accuracy(name, checkpoint, category=category).value)
         others = [name for name in names if name != best]
-        found += [
+        comparisons += [
             compare_models(
                 data,
-                ModelAtCheckpoint(one, checkpoint),
+                ModelAtCheckpoint(name, checkpoint),
                 ModelAtCheckpoint(best, checkpoint),
                 category,
                 num_chunks,
                 seed,
             )
-            for one in others
+            for name in others
         ]
-    return found
+    return comparisons
 
 
 def compare_early_to_last(data: StudyData, num_chunks: int = 100, seed: int = 0) -> list[PairedComparison]:
-    """Early stop against convergence for each single-category variant (E25, appendix I).
+    """Compare early stop with convergence for each single-category variant (E25, appendix I).
 
     Raises:
-        NotTestable: none of them was run, or their predictions were not kept.
+        InsufficientDataError: none of them was run, or their predictions were not stored.
     """
     names = [name for name in TABLE_2_VARIANTS if data.has_run(name)]
     if not names:
@@ -217,20 +206,20 @@ def compare_early_to_last(data: StudyData, num_chunks: int = 100, seed: int = 0)
 
 
 def _hits_by_seed(
-    data: StudyData, side: ModelAtCheckpoint, category: str
+    data: StudyData, model: ModelAtCheckpoint, category: str
 ) -> tuple[NDArray[np.str_], dict[int, NDArray[np.bool_]]]:
-    """All test questions, and seed to hits on those of a category."""
-    found: dict[int, NDArray[np.bool_]] = {}
+    """The question_ids of all test questions, and for each seed the hits on those of a category."""
+    hits_by_seed: dict[int, NDArray[np.bool_]] = {}
     ids = np.array([], dtype=str)
-    for run in data.runs_for(side.variant):
-        rows = run.predictions.get((run.epoch(side.checkpoint), "test"))
-        if rows is None or (found and not np.array_equal(ids, rows.question_ids)):
+    for run in data.runs_for(model.variant):
+        predictions = run.predictions.get((run.epoch(model.checkpoint), "test"))
+        if predictions is None or (hits_by_seed and not np.array_equal(ids, predictions.question_ids)):
             raise InsufficientDataError(
-                f"run {run.run_id} kept no predictions of the same test questions at {side.checkpoint}"
+                f"run {run.run_id} kept no predictions of the same test questions at {model.checkpoint}"
             )
-        ids = rows.question_ids
-        found[run.seed] = rows.hit[rows.mask(category)]
-    return ids, found
+        ids = predictions.question_ids
+        hits_by_seed[run.seed] = predictions.hit[predictions.mask(category)]
+    return ids, hits_by_seed
 
 
 def _mean_difference(first: NDArray[np.float64], second: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:

@@ -1,29 +1,54 @@
-"""What was planted in a world beside what annotation says of it: the truth that no downloaded model comes with. Pure.
+"""Labels and knowledge measures compared with the ground truth of a synthetic world. Pure.
 
-The corpus of a world names the answer of a fact `num_gold` times and one rival `num_rival` times; the planted chance of
-the answer is its share of the two, and 0 where the fact was never planted. A model that learned its corpus well says
-the answer about that often when it samples at temperature 1; at another temperature the shares are sharper.
+The corpus of a world states the gold answer of a fact `num_gold` times and one rival answer `num_rival` times. The
+planted probability of the gold answer is its share of the two, and 0 for a fact that was never planted. A model that
+fits its corpus samples the answer about that often at temperature 1; a lower temperature sharpens the probabilities.
 
 Legend of array suffixes: F facts.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slick.report.measurements import InsufficientDataError
+from slick.report.statistics.intervals import Proportion, RankStatistic, proportion, spearman
 from slick.types import Category
 
 FloatArray = NDArray[np.float64]
 
 STRENGTHS = ("firm", "contested", "minority", "never")
-"""As `slick.world.facts` plants them, strongest first."""
+"""Planted strengths, as in `slick.world.facts`, strongest first."""
 
 MIN_FACTS = 10
-"""Fewer facts than this give no rank correlation."""
+"""Minimum number of facts for a rank correlation."""
+
+BIN_WIDTH = 0.05
+"""Planted probabilities are binned to multiples of this."""
+
+REWORDED = "the answer stands among other words, which the matcher does not take"
+
+RIVAL = "it mostly says the rival planted beside the answer"
+
+OTHER_FACT_ANSWER = "it mostly says the answer to another question of the relation"
+
+UNRELATED_ANSWER = "it mostly says what answers no question of the relation"
+
+MISS_CAUSES = (REWORDED, RIVAL, OTHER_FACT_ANSWER, UNRELATED_ANSWER)
+"""Causes of the label Unknown for a planted fact; the first that applies counts."""
+
+COPIED_FROM_PROMPT = "every hit came where the prompt's own examples show the answer"
+
+FREQUENT_GUESS = "it gives this answer to other unplanted questions as well, once a question or more"
+
+RARE_GUESS = "it gives this answer to other unplanted questions as well, less than once a question"
+
+UNEXPLAINED = "it gives this answer to no other unplanted question"
+
+GUESS_CAUSES = (COPIED_FROM_PROMPT, FREQUENT_GUESS, RARE_GUESS, UNEXPLAINED)
+"""Causes of a Known label for a fact that was never planted; the first that applies counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,115 +63,82 @@ class PlantedFacts:
     greedy: FloatArray
     """P_Correct of greedy answers, in [0, 1]."""
     sampled: FloatArray
-    """P_Correct of sampled answers; NaN where not all samples were drawn."""
+    """P_Correct of sampled answers; NaN unless all samples were drawn."""
     cause: NDArray[np.str_]
-    """Why the label is not what was planted, one of `MISSED` or `GUESSED`; empty where it is, or cannot be told."""
+    """Why the label disagrees with the planted strength, one of `MISS_CAUSES` or `GUESS_CAUSES`; empty if it agrees or
+    the cause is unknown."""
     cause_missing_reason: str = ""
-    """Why no cause could be told; empty if they were looked for."""
+    """Why causes could not be determined; empty if they were."""
     temperature: float | None = None
-    """Of the samples; None if it is not known."""
+    """Sampling temperature; None if unknown."""
     num_unmatched_questions: int = 0
-    """Annotated questions that are no fact of the world."""
+    """Annotated questions that are not facts of the world."""
 
     @property
     def planted_probability(self) -> FloatArray:
-        """Planted chance of the answer."""
+        """Planted probability of the gold answer, shape (F,)."""
         return np.asarray(self.num_gold / np.maximum(self.num_gold + self.num_rival, 1), dtype=np.float64)
 
 
-REWORDED = "the answer stands among other words, which the matcher does not take"
-RIVAL = "it mostly says the rival planted beside the answer"
-OTHER_FACT_ANSWER = "it mostly says the answer to another question of the relation"
-UNRELATED_ANSWER = "it mostly says what answers no question of the relation"
-MISS_CAUSES = (REWORDED, RIVAL, OTHER_FACT_ANSWER, UNRELATED_ANSWER)
-"""Causes of Unknown for a planted fact; the first that applies."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationBin:
+    """Facts of similar planted probability, and the mean of a measure over them with its 95 % interval."""
 
-COPIED_FROM_PROMPT = "every hit came where the prompt's own examples show the answer"
-FREQUENT_GUESS = "it gives this answer to other unplanted questions as well, once a question or more"
-RARE_GUESS = "it gives this answer to other unplanted questions as well, less than once a question"
-UNEXPLAINED = "it gives this answer to no other unplanted question"
-GUESS_CAUSES = (COPIED_FROM_PROMPT, FREQUENT_GUESS, RARE_GUESS, UNEXPLAINED)
-"""Causes of Known for a fact that was never planted; the first that applies."""
-
-
-class Proportion(NamedTuple):
-    """A count out of a total, and the Wilson interval of its share (95 %)."""
-
+    planted_probability: float
+    """Mean planted probability of the bin."""
     num: int
-    total: int
+    mean: float
     low: float
     high: float
 
-    @property
-    def share(self) -> float:
-        """In [0, 1]."""
-        return self.num / self.total
-
-
-def proportion(num: int, total: int) -> Proportion:
-    """A share with its interval.
-
-    Raises:
-        NotTestable: there is nothing to take a share of.
-
-    >>> [round(part, 3) for part in proportion(1, 100)[2:]]
-    [0.002, 0.054]
-    """
-    if not total:
-        raise InsufficientDataError("there is no such fact")
-    from scipy.stats import binomtest
-
-    low, high = binomtest(num, total).proportion_ci(method="wilson")
-    return Proportion(num, total, float(low), float(high))
-
 
 def counts_by_strength(facts: PlantedFacts) -> dict[str, dict[str, int]]:
-    """Facts of each category by planted strength, strongest first; strengths without a fact are left out.
+    """Number of facts per category by planted strength, strongest first; strengths without facts are omitted.
 
     Raises:
-        NotTestable: a strength is none that a world plants.
+        InsufficientDataError: the world has an unknown strength.
     """
-    strange = set(facts.strength.tolist()) - set(STRENGTHS)
-    if strange:
+    unexpected = set(facts.strength.tolist()) - set(STRENGTHS)
+    if unexpected:
         raise InsufficientDataError(
-            f"world/planted.parquet names strengths {sorted(strange)}, wanted some of {STRENGTHS}"
+            f"world/planted.parquet has the strengths {sorted(unexpected)}, expected only {', '.join(STRENGTHS)}"
         )
     tally = Counter(zip(facts.strength.tolist(), facts.category.tolist(), strict=True))
-    found = {s: {str(category): tally[s, str(category)] for category in Category} for s in STRENGTHS}
-    return {strength: counts for strength, counts in found.items() if sum(counts.values())}
+    by_strength = {s: {str(category): tally[s, str(category)] for category in Category} for s in STRENGTHS}
+    return {strength: counts for strength, counts in by_strength.items() if sum(counts.values())}
 
 
 def unknown_share(facts: PlantedFacts, strength: str) -> Proportion:
-    """Facts of a strength that are labelled Unknown.
+    """Share of the facts of a strength that are labelled Unknown.
 
     Raises:
-        NotTestable: no fact has that strength.
+        InsufficientDataError: no fact has that strength.
     """
     of_strength = facts.strength == strength
     num = int((of_strength & (facts.category == Category.UNKNOWN)).sum())
-    return proportion(num, int(of_strength.sum()))
+    return proportion(num, int(of_strength.sum()), "there is no such fact")
 
 
 def false_unknown_rates(facts: PlantedFacts) -> dict[str, Proportion]:
-    """Planted facts labelled Unknown, by strength."""
+    """Share of planted facts labelled Unknown, by strength."""
     return {name: unknown_share(facts, name) for name in counts_by_strength(facts) if name != "never"}
 
 
 def false_known_rate(facts: PlantedFacts) -> Proportion:
-    """Never-planted facts labelled Known.
+    """Share of never-planted facts labelled Known.
 
     Raises:
-        NotTestable: every fact was planted.
+        InsufficientDataError: every fact was planted.
     """
     unknown = unknown_share(facts, "never")
-    return proportion(unknown.total - unknown.num, unknown.total)
+    return proportion(unknown.total - unknown.num, unknown.total, "there is no such fact")
 
 
 def cause_counts(facts: PlantedFacts, strength: str) -> dict[str, int]:
-    """Facts of a strength whose label is not what was planted, by cause, in the order in which causes are tried.
+    """Number of facts of a strength with a wrong label by cause, in the order in which causes are tested.
 
     Raises:
-        NotTestable: the answers that would tell were not kept.
+        InsufficientDataError: the answers were not stored.
     """
     if facts.cause_missing_reason:
         raise InsufficientDataError(facts.cause_missing_reason)
@@ -154,63 +146,38 @@ def cause_counts(facts: PlantedFacts, strength: str) -> dict[str, int]:
     return {cause: tally[cause] for cause in (GUESS_CAUSES if strength == "never" else MISS_CAUSES) if tally[cause]}
 
 
-BIN_WIDTH = 0.05
-"""Planted chances are binned to multiples of this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationBin:
-    """Facts of about one planted chance, and the mean of a measure over them with its 95 % interval."""
-
-    planted_probability: float
-    """Mean planted chance."""
-    num: int
-    mean: float
-    low: float
-    high: float
-
-
-class RankStatistic(NamedTuple):
-    """A rank correlation or a ranking's area, with its 95 % interval and the facts behind it."""
-
-    value: float
-    low: float
-    high: float
-    num: int
-
-
 def calibration_bins(facts: PlantedFacts, measure_F: FloatArray) -> list[CalibrationBin]:
-    """Mean of a measure by planted chance, ascending.
+    """Mean of a measure by planted probability, ascending.
 
     Args:
-        facts: what was planted.
+        facts: of the world.
         measure_F: in [0, 1]; NaN where it was not measured.
 
     Raises:
-        NotTestable: it was measured for no fact.
+        InsufficientDataError: it was measured for no fact.
     """
-    seen = np.isfinite(measure_F)
-    if not seen.any():
+    measured = np.isfinite(measure_F)
+    if not measured.any():
         raise InsufficientDataError("it was measured for no planted fact")
-    chance, values = facts.planted_probability[seen], measure_F[seen]
-    places = np.round(chance / BIN_WIDTH)
-    found = []
-    for place in np.unique(places):
-        chosen = values[places == place]
+    chance, values = facts.planted_probability[measured], measure_F[measured]
+    bin_of_fact = np.round(chance / BIN_WIDTH)
+    bins = []
+    for bin_index in np.unique(bin_of_fact):
+        chosen = values[bin_of_fact == bin_index]
         low, high = _mean_interval(chosen)
-        mean_chance = float(chance[places == place].mean())
-        found.append(
+        mean_chance = float(chance[bin_of_fact == bin_index].mean())
+        bins.append(
             CalibrationBin(
                 planted_probability=mean_chance, num=len(chosen), mean=float(chosen.mean()), low=low, high=high
             )
         )
-    return found
+    return bins
 
 
 def apply_temperature(chance: FloatArray, temperature: float) -> FloatArray:
-    """The chance of the answer beside one rival when chances are sharpened by a temperature.
+    """The probability of the answer against one rival when sampling at a temperature.
 
-    As if the two answers differed in one token; those that differ in more are sharpened by less or more.
+    Exact for answers that differ in one token; an approximation otherwise.
 
     >>> apply_temperature(np.array([0.0, 0.25, 0.5, 1.0]), 0.5).tolist()
     [0.0, 0.1, 0.5, 1.0]
@@ -222,46 +189,38 @@ def apply_temperature(chance: FloatArray, temperature: float) -> FloatArray:
 def planted_rank_correlation(
     facts: PlantedFacts, measure_F: FloatArray, among: NDArray[np.bool_] | None = None
 ) -> RankStatistic:
-    """Spearman's rank correlation of planted chance and measure.
+    """Spearman's rank correlation of planted probability and measure.
 
     Args:
-        facts: what was planted.
+        facts: of the world.
         measure_F: NaN where it was not measured.
-        among: only these facts; None for all.
+        among: mask of the facts to use; None for all.
 
     Raises:
-        NotTestable: too few facts, or one of the two sides does not vary.
-
-    Source: the interval is that of Bonett and Wright 2000, Psychometrika 65.
+        InsufficientDataError: there are too few facts, or one of the two variables is constant.
     """
-    from scipy.stats import norm, spearmanr
-
-    seen = np.isfinite(measure_F) & (True if among is None else among)
-    chance, values = facts.planted_probability[seen], measure_F[seen]
-    num = len(values)
-    if num < MIN_FACTS:
-        raise InsufficientDataError(f"needs {MIN_FACTS} measured facts or more, there are {num}")
+    measured = np.isfinite(measure_F) & (True if among is None else among)
+    chance, values = facts.planted_probability[measured], measure_F[measured]
+    if len(values) < MIN_FACTS:
+        raise InsufficientDataError(f"needs {MIN_FACTS} measured facts or more, there are {len(values)}")
     if len(np.unique(chance)) < 2 or len(np.unique(values)) < 2:
         raise InsufficientDataError("planted chance or measure is the same for all of these facts")
-    rho = float(spearmanr(chance, values).statistic)
-    reach = float(norm.ppf(0.975)) * np.sqrt((1 + rho**2 / 2) / (num - 3))
-    at = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
-    return RankStatistic(rho, float(np.tanh(at - reach)), float(np.tanh(at + reach)), num)
+    return spearman(chance, values)
 
 
 def planted_auroc(facts: PlantedFacts, measure_F: FloatArray) -> RankStatistic:
-    """The chance that a planted fact scores above one never planted, ties counting half (area under the ROC curve).
+    """AUROC: the probability that a planted fact scores above a never-planted one; ties count half.
 
     Raises:
-        NotTestable: one of the two sides has fewer than two measured facts.
+        InsufficientDataError: there are fewer than two measured facts of either kind.
 
-    Source: the interval is DeLong's by mid-ranks (Sun and Xu 2014, IEEE Signal Processing Letters 21).
+    Source: the interval is DeLong's, computed by mid-ranks (Sun and Xu 2014, IEEE Signal Processing Letters 21).
     """
     from scipy.stats import binomtest, norm, rankdata
 
-    seen = np.isfinite(measure_F)
+    measured = np.isfinite(measure_F)
     never = facts.strength == "never"
-    above, below = measure_F[seen & ~never], measure_F[seen & never]
+    above, below = measure_F[measured & ~never], measure_F[measured & never]
     if min(len(above), len(below)) < 2:
         raise InsufficientDataError("needs two planted and two never planted facts that were measured")
     ranks = rankdata(np.concatenate([above, below]))
@@ -269,7 +228,7 @@ def planted_auroc(facts: PlantedFacts, measure_F: FloatArray) -> RankStatistic:
     losses = 1 - (ranks[len(above) :] - rankdata(below)) / len(above)
     area = float(wins.mean())
     error = np.sqrt(wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses))
-    if error == 0:  # all apart: as sure as so many trials, one a fact of the smaller side
+    if error == 0:  # perfect separation: an exact binomial interval over the facts of the smaller group
         low, high = binomtest(round(area * min(len(above), len(below))), min(len(above), len(below))).proportion_ci()
         return RankStatistic(area, float(min(low, area)), float(max(high, area)), len(ranks))
     reach = float(norm.ppf(0.975) * error)
@@ -277,7 +236,7 @@ def planted_auroc(facts: PlantedFacts, measure_F: FloatArray) -> RankStatistic:
 
 
 def _mean_interval(values: FloatArray) -> tuple[float, float]:
-    """Student's t over facts; where all facts agree, as many exact trials as there are facts."""
+    """Student's t interval over facts; an exact binomial interval where all facts have the same value."""
     from scipy.stats import binomtest, t
 
     num, mean = len(values), float(values.mean())

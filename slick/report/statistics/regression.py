@@ -1,15 +1,24 @@
-"""The paper's linear model of test accuracy on what was fitted. Pure.
+"""The paper's linear model of test accuracy on the numbers of fitted rows, and whether it fits. Pure.
 
-Accuracy = b0 + b_kn * N_kn / |D| + b_unk * N_unk / |D|, in percentage points; N = Known and Unknown training rows that
-the model answers right. One point an epoch and run of the %Unknown sweep, unless `Points` says otherwise: the paper
-does not say whether D_Known runs and the first epochs are among its own.
+Accuracy = b0 + b_kn * N_kn / |D| + b_unk * N_unk / |D|, in percentage points, where N_kn and N_unk are the numbers of
+Known and Unknown training rows that the model answers correctly. There is one point per epoch and run of the %Unknown
+sweep unless a `PointSelection` says otherwise; the paper does not state whether its points include D_Known runs and the
+first epochs.
 
-Ordinary least squares and the covariance are those of statsmodels. Points that share a fine-tuning set resemble each
-other, so the intervals are clustered by set (CR1, t with sets - 1 degrees of freedom; Cameron and Miller 2015,
-https://doi.org/10.3368/jhr.50.2.317), which is wider and more honest than one interval over all points. All seeds of
-a variant train on the same rows, so their runs are one cluster: counted as three, they tell the same thing thrice.
+The least-squares fit and its covariance are those of statsmodels. Points of the same fine-tuning set are correlated, so
+the intervals are clustered by set (CR1, t distribution with sets - 1 degrees of freedom; Cameron and Miller 2015,
+https://doi.org/10.3368/jhr.50.2.317). All seeds of a variant train on the same rows, so their runs are one cluster.
 
-Source: Gekhman et al. 2024, arXiv:2405.05904, equation 1 and table 1. The paper prints no intervals.
+Ramsey's RESET tests whether the square of the fitted value explains the residuals, that is whether a plane is the wrong
+shape; its covariance is clustered like that of the model. Breusch and Pagan's test asks whether the variance of the
+residuals depends on the regressors; it assumes independent points, which the epochs of a run are not, so its p-value is
+a lower bound. The Durbin-Watson statistic, pooled over runs, is 2 without autocorrelation between epochs and falls to 0
+if the residual of an epoch determines that of the next.
+
+Source: Gekhman et al. 2024, arXiv:2405.05904, equation 1 and table 1, which has no intervals; J. B. Ramsey 1969,
+https://doi.org/10.1111/j.2517-6161.1969.tb00796.x; T. S. Breusch and A. R. Pagan 1979,
+https://doi.org/10.2307/1911963; A. Bhargava, L. Franzini, W. Narendranathan 1982, https://doi.org/10.2307/2297285
+(Durbin-Watson over runs).
 """
 
 from collections.abc import Iterator
@@ -26,17 +35,27 @@ from slick.types import ALL_CATEGORIES, Category
 TERMS = ("b0", "b_kn", "b_unk")
 
 EARLY_EPOCHS_SHARE = 0.2
-"""Share of a training that counts as its first epochs: 10 of the paper's 50, as many as early stop takes there."""
+"""Share of the epochs that counts as the first ones: 10 of the paper's 50, the early-stopping epoch there."""
+
+LOW_DURBIN_WATSON = 1.0
+"""Below this Durbin-Watson statistic, residuals of neighbouring epochs correlate by about 0.5 or more."""
+
+LOW_R_SQUARED = 0.5
+"""Below this the model leaves most of the variance unexplained."""
+
+SPLIT_LABELS = {"test": "in distribution", "ood": "out of distribution"}
+
+EPOCH_SELECTION_LABELS = {"every": "every", "ends": "early stop and convergence", "later": "without the first fifth"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointSelection:
-    """Which points the model is fitted to."""
+    """The points that the model is fitted to."""
 
     epochs: Literal["every", "ends", "later"] = "every"
     """`every` epoch; early stop and convergence alone (`ends`); `later`: all but the first fifth of a training."""
     include_known: bool = False
-    """The runs of D_Known too. Their fitted rows are counted in units of the |D| that they come from."""
+    """Include the runs of D_Known. Their fitted rows are divided by the |D| that they come from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +63,15 @@ class RegressionSample:
     """The points of one fit; P points."""
 
     x_P2: NDArray[np.float64]
-    """Shares of D that are Known and fitted, and Unknown and fitted."""
+    """Share of D that is Known and fitted, and share that is Unknown and fitted."""
     y_P: NDArray[np.float64]
     """Accuracy in percent."""
     runs_P: NDArray[np.str_]
     """run_id."""
     sets_P: NDArray[np.str_]
-    """Fine-tuning set; the points of one are one cluster."""
+    """Fine-tuning set, the cluster of the point."""
     shares_P: NDArray[np.float64]
-    """Share of Unknown rows of the set."""
+    """Share of Unknown rows in the set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +88,46 @@ class LinearFit:
     num_runs: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidualChecks:
+    """Residuals of a fit and their tests; P points."""
+
+    fitted_P: NDArray[np.float64]
+    """Percent."""
+    residuals_P: NDArray[np.float64]
+    """Accuracy minus fitted value, points."""
+    shares_P: NDArray[np.float64]
+    r_squared: float
+    reset_p: float
+    """p-value of RESET; below 0.05 the residuals are curved."""
+    breusch_pagan_p: float
+    """p-value of Breusch and Pagan's test; below 0.05 the residuals are heteroscedastic."""
+    durbin_watson: float | None
+    """Durbin-Watson statistic over the epochs of each run; None if a run has fewer than three points."""
+    mean_residuals: dict[float, float]
+    """Share of Unknown rows to its mean residual."""
+
+
+class SelectionFit(NamedTuple):
+    """A selection of points and the fit to them, or why there is none."""
+
+    split: str
+    points: PointSelection
+    fit: LinearFit | None
+    checks: ResidualChecks | None
+    missing_reason: str
+
+
 def regression_sample(data: StudyData, split: str, points: PointSelection | None = None) -> RegressionSample:
     """The points of the model.
 
     Args:
-        data: the stored rows.
+        data: the study.
         split: `test` or `ood`.
-        points: which; every epoch of every run of the %Unknown sweep if not given.
+        points: by default every epoch of every run of the %Unknown sweep.
 
     Raises:
-        NotTestable: nothing was measured on that split.
+        InsufficientDataError: nothing was measured on that split.
     """
     points = points or PointSelection()
     sweep = data.sweep_variants("unknown", min_shares=3)
@@ -93,7 +142,7 @@ def regression_sample(data: StudyData, split: str, points: PointSelection | None
         for row in _run_points(run, split, points, size)
     ]
     if not rows:
-        raise InsufficientDataError(f"the sweep's runs hold no epochs with both train and {split} accuracy")
+        raise InsufficientDataError(f"the sweep's runs have no epochs with both train and {split} accuracy")
     known, unknown, y, runs, names, shares = zip(*rows, strict=True)
     return RegressionSample(
         x_P2=np.column_stack([known, unknown]).astype(np.float64),
@@ -105,28 +154,31 @@ def regression_sample(data: StudyData, split: str, points: PointSelection | None
 
 
 def _run_points(run: Run, split: str, points: PointSelection, size: int) -> list[tuple[float, float, float]]:
-    """(Known fitted, Unknown fitted, accuracy) of each chosen epoch; `size` is |D|, 0 for that of the run itself."""
+    """(Known fitted, Unknown fitted, accuracy) of each selected epoch; `size` is |D|, 0 for that of the run itself."""
     test = run.accuracy.get((split, ALL_CATEGORIES))
     total = size or run.num.get(("train", ALL_CATEGORIES), 0)
     if test is None or not total:
         return []
     known, unknown = (
-        run.accuracy.get(("train", part), np.zeros(len(run.epochs))) * run.num.get(("train", part), 0) / 100 / total
-        for part in (ANY_KNOWN, str(Category.UNKNOWN))
+        run.accuracy.get(("train", category), np.zeros(len(run.epochs)))
+        * run.num.get(("train", category), 0)
+        / 100
+        / total
+        for category in (ANY_KNOWN, str(Category.UNKNOWN))
     )
-    there = np.isfinite(test) & np.isfinite(known) & np.isfinite(unknown)
+    is_measured = np.isfinite(test) & np.isfinite(known) & np.isfinite(unknown)
     if points.epochs == "ends":
-        there &= np.isin(run.epochs, [run.epoch(EARLY_STOP), run.epoch(CONVERGENCE)])
+        is_measured &= np.isin(run.epochs, [run.epoch(EARLY_STOP), run.epoch(CONVERGENCE)])
     elif points.epochs == "later":
-        there &= run.epochs > EARLY_EPOCHS_SHARE * run.epochs[-1]
-    return [(float(known[i]), float(unknown[i]), float(test[i])) for i in np.flatnonzero(there)]
+        is_measured &= run.epochs > EARLY_EPOCHS_SHARE * run.epochs[-1]
+    return [(float(known[i]), float(unknown[i]), float(test[i])) for i in np.flatnonzero(is_measured)]
 
 
 def fit_linear_model(data: StudyData, split: str, points: PointSelection | None = None) -> LinearFit:
     """Fit the linear model to one test split.
 
     Raises:
-        NotTestable: fewer than 3 fine-tuning sets, or points that do not determine the coefficients.
+        InsufficientDataError: there are fewer than 3 fine-tuning sets, or the coefficients are not determined.
     """
     chosen = regression_sample(data, split, points)
     return least_squares(chosen.x_P2, chosen.y_P, chosen.sets_P, len(np.unique(chosen.runs_P)))
@@ -135,32 +187,32 @@ def fit_linear_model(data: StudyData, split: str, points: PointSelection | None 
 def least_squares(
     x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.str_], num_runs: int | None = None
 ) -> LinearFit:
-    """Ordinary least squares with an intercept, intervals clustered by group.
+    """Ordinary least squares with an intercept; intervals are clustered by group.
 
     Args:
         x: shape (N, K).
         y: shape (N,).
-        groups: shape (N,), the cluster of each point; at least 3 different ones.
-        num_runs: as many as there are groups if not given.
+        groups: shape (N,), the cluster of each point; at least 3 clusters.
+        num_runs: for `LinearFit`; by default the number of groups.
 
     Raises:
-        NotTestable: too few points or groups, or columns that depend on each other.
+        InsufficientDataError: there are too few points or groups, or the columns are linearly dependent.
     """
-    found = clustered_ols(x, y, groups)
-    ends = found.conf_int(alpha=0.05)
+    results = clustered_ols(x, y, groups)
+    intervals = results.conf_int(alpha=0.05)
     return LinearFit(
-        coefficients=tuple(map(float, found.params)),
-        low=tuple(map(float, ends[:, 0])),
-        high=tuple(map(float, ends[:, 1])),
-        p_values=tuple(map(float, found.pvalues)),
-        r_squared=float(found.rsquared),
+        coefficients=tuple(map(float, results.params)),
+        low=tuple(map(float, intervals[:, 0])),
+        high=tuple(map(float, intervals[:, 1])),
+        p_values=tuple(map(float, results.pvalues)),
+        r_squared=float(results.rsquared),
         num_points=len(y),
         num_runs=len(np.unique(groups)) if num_runs is None else num_runs,
     )
 
 
 def clustered_ols(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.str_]) -> Any:
-    """The fit as statsmodels gives it (`RegressionResultsWrapper`); arguments and errors as in `least_squares`."""
+    """The results of statsmodels (`RegressionResultsWrapper`); arguments and errors as in `least_squares`."""
     design = np.column_stack([np.ones(len(y)), x])
     num, width = design.shape
     names, codes = np.unique(groups, return_inverse=True)
@@ -170,7 +222,7 @@ def clustered_ols(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArra
         )
     if np.linalg.matrix_rank(design) < width:
         raise InsufficientDataError(
-            "the numbers of fitted Known and Unknown rows do not vary apart, so no coefficient can be told"
+            "the numbers of fitted Known and Unknown rows are collinear, so the coefficients are not determined"
         )
     if float(np.ptp(y)) == 0.0:
         raise InsufficientDataError("the accuracy is the same at every point")
@@ -179,66 +231,26 @@ def clustered_ols(x: NDArray[np.float64], y: NDArray[np.float64], groups: NDArra
     return OLS(y, design).fit(cov_type="cluster", cov_kwds={"groups": codes}, use_t=True)
 
 
-LOW_DURBIN_WATSON = 1.0
-"""Under this Durbin-Watson neighbouring residuals correlate by about 0.5 or more."""
-
-LOW_R_SQUARED = 0.5
-"""Under this the model leaves most of the variance unexplained."""
-
-SPLIT_LABELS = {"test": "in distribution", "ood": "out of distribution"}
-EPOCH_SELECTION_LABELS = {"every": "every", "ends": "early stop and convergence", "later": "without the first fifth"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResidualChecks:
-    """What the residuals of a fit say; P points."""
-
-    fitted_P: NDArray[np.float64]
-    """Percent."""
-    residuals_P: NDArray[np.float64]
-    """Accuracy minus fitted value, points."""
-    shares_P: NDArray[np.float64]
-    r_squared: float
-    reset_p: float
-    """Of RESET; under 0.05 the residuals bend."""
-    breusch_pagan_p: float
-    """Of Breusch and Pagan's test; under 0.05 their spread is uneven."""
-    durbin_watson: float | None
-    """Durbin and Watson's statistic over the epochs of each run; None where a run has fewer than three points."""
-    mean_residuals: dict[float, float]
-    """Share of Unknown rows to the mean residual there."""
-
-
-class SelectionFit(NamedTuple):
-    """One way to choose the points, and what came of it."""
-
-    split: str
-    points: PointSelection
-    fit: LinearFit | None
-    checks: ResidualChecks | None
-    missing: str
-
-
 def check_residuals(data: StudyData, split: str, points: PointSelection | None = None) -> ResidualChecks:
     """Residuals and their tests.
 
     Raises:
-        NotTestable: as `regression.fit`.
+        InsufficientDataError: as `fit_linear_model`.
     """
     return check_sample_residuals(regression_sample(data, split, points))
 
 
 def check_sample_residuals(chosen: RegressionSample) -> ResidualChecks:
-    """The same for points at hand.
+    """Residuals and their tests for given points.
 
     Raises:
-        NotTestable: as `regression.clustered_ols`.
+        InsufficientDataError: as `least_squares`.
     """
     model = clustered_ols(chosen.x_P2, chosen.y_P, chosen.sets_P)
     from statsmodels.stats.diagnostic import het_breuschpagan, linear_reset
 
     codes = np.unique(chosen.sets_P, return_inverse=True)[1]
-    shape = linear_reset(model, power=2, use_f=True, cov_type="cluster", cov_kwds={"groups": codes})
+    reset = linear_reset(model, power=2, use_f=True, cov_type="cluster", cov_kwds={"groups": codes})
     residuals = np.asarray(model.resid, dtype=np.float64)
     shares = sorted(set(chosen.shares_P.tolist()))
     return ResidualChecks(
@@ -246,7 +258,7 @@ def check_sample_residuals(chosen: RegressionSample) -> ResidualChecks:
         residuals_P=residuals,
         shares_P=chosen.shares_P,
         r_squared=float(model.rsquared),
-        reset_p=float(shape.pvalue),
+        reset_p=float(reset.pvalue),
         breusch_pagan_p=float(het_breuschpagan(residuals, model.model.exog)[1]),
         durbin_watson=_pooled_durbin_watson(residuals, chosen.runs_P),
         mean_residuals={share: float(residuals[chosen.shares_P == share].mean()) for share in shares},
@@ -256,15 +268,15 @@ def check_sample_residuals(chosen: RegressionSample) -> ResidualChecks:
 def _pooled_durbin_watson(residuals: NDArray[np.float64], runs: NDArray[np.str_]) -> float | None:
     from statsmodels.stats.stattools import durbin_watson
 
-    each = [residuals[runs == run] for run in np.unique(runs)]
-    weights = [float((of_run**2).sum()) for of_run in each]
-    if min(map(len, each)) < 3 or min(weights) == 0.0:
+    residuals_by_run = [residuals[runs == run] for run in np.unique(runs)]
+    weights = [float((of_run**2).sum()) for of_run in residuals_by_run]
+    if min(map(len, residuals_by_run)) < 3 or min(weights) == 0.0:
         return None
-    return float(np.average([durbin_watson(of_run) for of_run in each], weights=weights))
+    return float(np.average([durbin_watson(of_run) for of_run in residuals_by_run], weights=weights))
 
 
 def fit_all_selections(data: StudyData) -> Iterator[SelectionFit]:
-    """The model under every choice of points, in and out of distribution; one that cannot be fitted says why."""
+    """The fit for every selection of points, in and out of distribution."""
     for split in SPLIT_LABELS:
         for epochs in ("every", "ends", "later"):
             for include_known in (False, True):
@@ -278,28 +290,29 @@ def fit_all_selections(data: StudyData) -> Iterator[SelectionFit]:
 
 
 def describe_fit(checks: ResidualChecks) -> str:
-    """Whether the model fits, in one sentence without its full stop."""
+    """Whether the model fits, as a sentence without its full stop."""
     explains = f"it explains {format_percent(checks.r_squared)} of the variance"
     if checks.r_squared < LOW_R_SQUARED:
-        return f"the model does not fit: {explains}, so its coefficients say little"
+        return f"the model does not fit: {explains}, so its coefficients are not informative"
     bends = checks.reset_p < 0.05
     drifts = checks.durbin_watson is not None and checks.durbin_watson < LOW_DURBIN_WATSON
     faults = []
     if bends:
-        faults.append(f"its residuals bend (RESET, p = {checks.reset_p:.2g})")
+        faults.append(f"the residuals are curved (RESET, p = {checks.reset_p:.2g})")
     if drifts:
         faults.append(
-            f"it misses neighbouring epochs alike (Durbin-Watson {checks.durbin_watson:.1f}, 2 where it does not)"
+            "residuals of neighbouring epochs are correlated "
+            f"(Durbin-Watson {checks.durbin_watson:.1f}, 2 if they are not)"
         )
     if checks.breusch_pagan_p < 0.05:
-        faults.append(f"its residuals spread unevenly (Breusch-Pagan, p = {checks.breusch_pagan_p:.2g})")
+        faults.append(f"the residuals are heteroscedastic (Breusch-Pagan, p = {checks.breusch_pagan_p:.2g})")
     if not faults:
-        return f"the model fits: {explains}, and its residuals show no structure"
-    share, offset = max(checks.mean_residuals.items(), key=lambda one: abs(one[1]))
-    rest = "; the intervals allow for that"
+        return f"the model fits: {explains}, and the residuals show no structure"
+    share, offset = max(checks.mean_residuals.items(), key=lambda item: abs(item[1]))
+    consequence = "; the intervals account for that"
     if bends or drifts:
-        rest = (
-            f"; at {format_percent(share)} Unknown rows it is off by {-offset:+.1f} points on average, so read the "
-            "signs, and the sizes as averages"
+        consequence = (
+            f"; at {format_percent(share)} Unknown rows its mean error is {-offset:+.1f} points, so the signs of the "
+            "coefficients are reliable, but their sizes are only averages"
         )
-    return f"the model fits roughly: {explains}, but {', '.join(faults)}{rest}"
+    return f"the model fits roughly: {explains}, but {', '.join(faults)}{consequence}"
