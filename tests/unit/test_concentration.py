@@ -214,14 +214,14 @@ def test_predictions_of_other_questions_are_not_compared() -> None:
             k: replace(h, question_ids=np.char.add(h.question_ids, "x")) for k, h in first.predictions.items()
         },
     )
-    with pytest.raises(InsufficientDataError, match="were not asked the same test questions"):
+    with pytest.raises(InsufficientDataError, match="do not have the same test questions"):
         compare_on_questions(
             replace(data, runs=(others, *data.runs[1:])),
             ("concentrated-050", CONVERGENCE),
             ("unknown-050", CONVERGENCE),
             "test",
         )
-    with pytest.raises(InsufficientDataError, match="were not asked the same test questions"):
+    with pytest.raises(InsufficientDataError, match="do not have the same test questions"):
         compare_on_questions(
             StudyData(variants=data.variants, runs=(short, *data.runs[1:])),
             ("concentrated-050", CONVERGENCE),
@@ -249,14 +249,14 @@ def test_the_papers_findings_leave_it_out() -> None:
 
 
 def test_the_sentence_says_where_it_harms() -> None:
-    said = summary_text(study(MOVED))
-    assert said.startswith("Where the same 50 % of Unknown rows fill 2 of 5 relations instead of being spread over all")
+    text = summary_text(study(MOVED))
+    assert text.startswith("If the same 50 % of Unknown rows fill 2 of 5 relations instead of being spread over all")
     assert re.search(
-        r"by -\d.* on questions of the relations made wholly Unknown and by \+\d.* left wholly Known", said
+        r"-\d.* on questions of relations with only Unknown rows and \+\d.* of relations with only Known rows", text
     )
-    assert "on all test questions, no more than chance explains: by -" in said
+    assert "on all test questions, which is not significant: -" in text
     for late in ({**MOVED, "P4": 0.4, "P5": 0.4}, {**MOVED, "P1": 0.6, "P2": 0.6}):
-        assert "on all test questions, more than chance explains: by" in summary_text(study(late))
+        assert "on all test questions, which is significant: " in summary_text(study(late))
 
 
 def test_figure_and_table_show_every_group_with_its_value() -> None:

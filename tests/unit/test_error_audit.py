@@ -181,7 +181,7 @@ def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
     audit = load(write_answered_study(tmp_path, asked, mode="labels"))
     assert {row.decoding for row in audit.rows} == {"greedy"}
     text = error_audit.error_audit_section(StudyData(parts={collect_error_audit: audit})).text
-    assert "No sampled answers are in it: 4 samples" in text
+    assert "The sheet has no sampled answers: 4 samples" in text
     assert [row[0] for row in error_audit.presorted_table(audit).rows] == ["greedy"]
 
 

@@ -218,8 +218,8 @@ def test_a_rate_far_from_chance_is_told_from_one_near_it() -> None:
     assert near.p_value is not None
     assert near.p_value > 0.5
     assert near.earlier is None
-    assert forgetting_rate([run_loss(*[out] * 5), run_loss(seed=1)])[0] == 25.0
-    with pytest.raises(InsufficientDataError, match="no question was answered right"):
+    assert forgetting_rate([run_loss(*[out] * 5), run_loss(seed=1)]).share == 0.25
+    with pytest.raises(InsufficientDataError, match="no question was answered correctly"):
         forgetting_rate([run_loss(right=0)])
 
 
@@ -227,7 +227,7 @@ def test_where_nothing_was_lost_there_is_no_rate(study: Folder) -> None:
     (found,) = load(study, r0=write_run(study, "r0", [AFTER, BEFORE], dev=[1, 2]))
     assert found.epoch_before == found.epoch_after == 2
     assert found.lost == ()
-    with pytest.raises(InsufficientDataError, match="no answer that was right"):
+    with pytest.raises(InsufficientDataError, match="no answer that was correct"):
         match_rate([found], "any_row")
     with pytest.raises(InsufficientDataError, match="variant natural with its right_to_wrong"):
         select_runs_forgetting([found], "natural", "test")
@@ -252,7 +252,7 @@ def test_replacements_count_answers_facts_and_what_they_replaced() -> None:
     facts = (lost("P19", "q1", "Rome", stands=True), lost("P19", "q2", "rome"), lost("P36", "q3", "Rome"))
     found = replacements([run_loss(*facts), run_loss(facts[0], seed=1)])
     assert [tuple(one) for one in found] == [("P19", "Rome", 3, 2, 1, 2), ("P36", "Rome", 1, 1, 1, 0)]
-    assert len(replacements([run_loss(*(lost("P19", f"q{i}", f"Town {i}") for i in range(30)))], most=20)) == 20
+    assert len(replacements([run_loss(*(lost("P19", f"q{i}", f"Town {i}") for i in range(30)))], limit=20)) == 20
 
 
 def whole_study(root: Path) -> StudyData:
@@ -288,12 +288,13 @@ def test_the_page_shows_losses_examples_and_a_file_of_all(tmp_path: Path) -> Non
         forgetting_section.exhibits
     ) - 1
     assert (
-        "At 50 % Unknown rows 6 of 6 right answers are lost, and 67 % of the new ones stand in the set"
+        "At 50 % Unknown rows, 6 of 6 correct answers are lost, and 67 % of the new answers are targets of the fine-tuning "
+        "set"
         in forgetting_section.text
     )
-    assert "50 % do at the end, and 0 % did at the best dev epoch" in forgetting_section.text
+    assert "the chance rate is 50 % at the last epoch and 0 % at the best dev epoch" in forgetting_section.text
     for exhibit, names in zip(
-        forgetting_section.exhibits, (("any row", "Unknown row", "others, last"), ("lost", "won")), strict=False
+        forgetting_section.exhibits, (("any row", "Unknown row", "others, last"), ("lost", "gained")), strict=False
     ):
         assert all(f">{name}<" in drawing(exhibit) for name in names)
 
@@ -308,7 +309,7 @@ def test_what_is_missing_is_said() -> None:
     assert forgetting_section.is_empty
     assert {exhibit.missing for exhibit in forgetting_section.exhibits} == {
         "needs a finished run",
-        "no run lost anything between its best dev epoch and its last",
+        "no run lost a correct answer between its best dev epoch and its last",
     }
     one = StudyData(
         parts={load_forgetting: (run_loss(lost("P19")),)},

@@ -45,13 +45,13 @@ def test_points_on_a_plane_fit() -> None:
 
 
 def test_each_fault_is_named() -> None:
-    assert "residuals bend (RESET" in describe_fit(check_sample_residuals(points(0, bend=0.2)))
-    assert "misses neighbouring epochs alike (Durbin-Watson" in describe_fit(
+    assert "residuals are curved (RESET" in describe_fit(check_sample_residuals(points(0, bend=0.2)))
+    assert "residuals of neighbouring epochs are correlated (Durbin-Watson" in describe_fit(
         check_sample_residuals(points(0, drift=1.0))
     )
     fan = describe_fit(check_sample_residuals(points(0, fan=8.0)))
-    assert "spread unevenly (Breusch-Pagan" in fan
-    assert fan.endswith("the intervals allow for that")
+    assert "residuals are heteroscedastic (Breusch-Pagan" in fan
+    assert fan.endswith("the intervals account for that")
 
 
 def test_a_model_that_explains_little_does_not_fit() -> None:
@@ -119,7 +119,7 @@ def test_the_seeds_of_a_set_are_one_cluster() -> None:
 def test_every_choice_is_a_row_and_one_that_cannot_be_fitted_says_why() -> None:
     found = list(fit_all_selections(linear(7, -8, 0.4)))
     assert len(found) == 12
-    assert {one.missing for one in found if one.points.include_known} == {
+    assert {one.missing_reason for one in found if one.points.include_known} == {
         "needs runs at 1 or more shares of Unknown rows (kind known), there are 0"
     }
     table = point_selections_table(known_too(linear(7, -8, 0.4)))

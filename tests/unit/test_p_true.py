@@ -216,7 +216,7 @@ def test_e20_is_not_testable_without_what_it_compares() -> None:
         (with_p_true(whole, None), "--p-true"),
         (with_p_true(whole, some), "5 of 2000 test questions have no"),
         (replace(whole, runs=()), "natural"),
-        (replace(whole, runs=bare), "kept no predictions"),
+        (replace(whole, runs=bare), "no stored predictions"),
         (
             worse_and_better(0.0, 0.3, size=4 * MIN_UNKNOWN_QUESTIONS - 4),
             f"{MIN_UNKNOWN_QUESTIONS - 1} test questions are Unknown",
@@ -271,7 +271,7 @@ def test_the_section_shows_all_there_is() -> None:
     data = with_prefixes(worse_and_better(0.02, 0.3))
     found = p_true_section(data)
     assert not [exhibit.missing for exhibit in found.exhibits if exhibit.missing]
-    assert "SliCK's are answered right less often than P(True)'s" in found.text
+    assert "SliCK's are answered correctly less often than P(True)'s" in found.text
     figure = found.exhibits[0].figure
     assert figure is not None
     assert "P(True), by threshold" in figure.svg

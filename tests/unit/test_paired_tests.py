@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from slick.report.data import StudyData
 from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.report.sections.categories import best_comparison_table, categories_section, early_vs_last_table
+from slick.report.statistics.intervals import holm
 from slick.report.statistics.paired_tests import (
     ModelAtCheckpoint,
     bootstrap_interval,
@@ -16,7 +17,6 @@ from slick.report.statistics.paired_tests import (
     compare_early_to_last,
     compare_models,
     compare_to_best,
-    holm,
     mcnemar_p,
 )
 from tests.unit.outcome_studies import hits, single_categories, with_rows
@@ -117,7 +117,7 @@ def test_what_cannot_be_paired_is_not_compared() -> None:
     with pytest.raises(InsufficientDataError, match="kept no predictions"):
         compare_models(bare, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE))
     short = seeds_of(data, "natural", (0.1,))
-    with pytest.raises(InsufficientDataError, match="not asked the same test questions"):
+    with pytest.raises(InsufficientDataError, match="do not have the same test questions"):
         compare_models(short, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("maybeknown", EARLY_STOP))
     apart = tuple(replace(run, seed=1) if run.variant == "natural" else run for run in data.runs)
     with pytest.raises(InsufficientDataError, match="no seed in common"):
@@ -169,5 +169,5 @@ def test_the_tables_hold_every_comparison_and_allow_for_their_number() -> None:
 
 def test_the_section_tells_how_many_stars_are_left() -> None:
     data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
-    assert "Of 40 comparisons " in categories_section(data).text
+    assert "Of 40 comparisons, " in categories_section(data).text
     assert all(exhibit.missing for exhibit in categories_section(StudyData()).exhibits)

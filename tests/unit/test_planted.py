@@ -172,7 +172,7 @@ def test_questions_that_are_no_facts_of_the_world_are_counted_and_left_out(tmp_p
     facts = load_planted(study)
     assert facts is not None
     assert facts.num_unmatched_questions == 2
-    assert "2 annotated questions are no facts of this world" in planted_text(StudyData(parts={load_planted: facts}))
+    assert "2 annotated questions are not facts of this world" in planted_text(StudyData(parts={load_planted: facts}))
 
 
 def test_a_named_model_has_no_planted_truth(tmp_path: Path) -> None:

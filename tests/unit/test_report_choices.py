@@ -50,20 +50,25 @@ def sweep_of(seeds: tuple[int, ...], shares: tuple[float, ...] = (0.0, 0.5, 1.0)
 def test_the_reader_is_told_first_which_point_to_use_and_how_sure_that_is() -> None:
     text = recommendation_section(sweep_of((0, 1, 2))).text
     assert "use best_dev within 8 epochs: its dev accuracy, 46.0 %, is the best on average over all 3 shares" in text
-    assert "keeps epoch 3 of 8 trained." in text
+    assert "keeps epoch 3 of 8 trained epochs." in text
     assert (
-        "it takes as long and changes test accuracy by +10.1 (+9.9 to +10.3) points, more than chance explains" in text
+        "it takes as long and changes test accuracy by +10.1 (+9.9 to +10.3) points (significant)" in text
     )
-    assert "Leaving the Unknown rows out, over the shares where both were run, changes" in text
-    assert "+5.0 (+5.0 to +5.0) points at the same point, more than chance explains." in text
+    assert "Filtering out the Unknown rows, averaged over the shares with both runs, changes" in text
+    assert "+5.0 (+5.0 to +5.0) points at the same point (significant)." in text
     assert "one seed" not in text
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
-    [((0.1, 0.1, 0.12), "more"), ((-0.1, -0.1, -0.12), "more"), ((-0.1, 0.0, 0.1), "no more"), ((0.0,) * 3, "no more")],
+    ("changes", "verdict"),
+    [
+        ((0.1, 0.1, 0.12), "significant"),
+        ((-0.1, -0.1, -0.12), "significant"),
+        ((-0.1, 0.0, 0.1), "not significant"),
+        ((0.0,) * 3, "not significant"),
+    ],
 )
-def test_a_difference_within_its_interval_is_called_chance(changes: tuple[float, ...], told: str) -> None:
+def test_a_difference_within_its_interval_is_called_chance(changes: tuple[float, ...], verdict: str) -> None:
     data = sweep_of((0, 1, 2), shares=(0.5,))
     level = {
         p["seed"]: p["test_all"] for p in data.points if (p["variant"], p["policy"]) == ("unknown-050", "best_dev")
@@ -73,8 +78,8 @@ def test_a_difference_within_its_interval_is_called_chance(changes: tuple[float,
         for p in data.points
     ]
     sentence = recommendation_section(replace(data, points=tuple(moved))).text.rsplit(". ", 1)[1]
-    assert sentence.startswith("Leaving the Unknown rows out")
-    assert sentence.endswith(f"points at the same point, {told} than chance explains.")
+    assert sentence.startswith("Filtering out the Unknown rows")
+    assert sentence.endswith(f"points at the same point ({verdict}).")
 
 
 def test_one_seed_is_told_without_intervals() -> None:
@@ -87,7 +92,7 @@ def test_one_seed_is_told_without_intervals() -> None:
 
 def test_one_share_is_told_by_its_share_and_has_no_surface() -> None:
     section = recommendation_section(sweep_of((0, 1), shares=(0.5,)))
-    assert section.text.startswith("At 50 % Unknown rows use best_dev within 8 epochs")
+    assert section.text.startswith("At 50 % Unknown rows, use best_dev within 8 epochs")
     missing = [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
     assert len(missing) == 2  # the figure and its numbers
     assert all("two shares of Unknown rows" in str(why) for why in missing)

@@ -34,5 +34,5 @@ def test_false_alarms_are_about_as_rare_as_promised() -> None:
 
 
 def test_rows_that_cannot_be_paired_are_refused() -> None:
-    with pytest.raises(ValueError, match="the same for both; got 3 and 4"):
+    with pytest.raises(ValueError, match="as many of each model; got 3 and 4"):
         paired_p_value(np.ones(3), np.ones(4))

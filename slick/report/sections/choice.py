@@ -165,10 +165,10 @@ def _format_epochs(number: float) -> str:
 
 
 def response_surface_figure(data: StudyData, surface: ResponseSurface) -> Callable[[Any], None]:
-    """Test accuracy over share of Unknown rows and epochs, each cell with its number; the lengths of other figures.
+    """Heat map of test accuracy at the training lengths of the other figures.
 
     Raises:
-        NotTestable: the surface has fewer than two of those lengths.
+        InsufficientDataError: the surface has fewer than two of these lengths.
     """
     shown = [i for i, epochs in enumerate(surface.epochs) if not data.durations or epochs in data.durations]
     if len(shown) < 2:
