@@ -288,9 +288,8 @@ def test_the_page_shows_losses_examples_and_a_file_of_all(tmp_path: Path) -> Non
         forgetting_section.exhibits
     ) - 1
     assert (
-        "At 50 % Unknown rows, 6 of 6 correct answers are lost, and 67 % of the new answers are targets of the fine-tuning "
-        "set"
-        in forgetting_section.text
+        "At 50 % Unknown rows, 6 of 6 correct answers are lost, and 67 % of the new answers are targets of the "
+        "fine-tuning set" in forgetting_section.text
     )
     assert "the chance rate is 50 % at the last epoch and 0 % at the best dev epoch" in forgetting_section.text
     for exhibit, names in zip(

@@ -47,7 +47,7 @@ ALL_FINDINGS = [f"E{i}" for i in range(1, 26)]
 PAPER_CANNOT_TELL = {
     "E12": "2 epochs",  # its linear model takes a point an epoch; the curves of one share alone are printed
     "E13": "ood",  # no accuracy out of distribution is printed
-    "E20": "kept no predictions",  # of figure 5, P(True)'s curve was not obtained, and rows are needed
+    "E20": "have no stored predictions",  # of figure 5, P(True)'s curve was not obtained, and rows are needed
     "E21": "stored generations",
     "E24": "one learning rate",  # a figure without numbers
     "E25": "kept no predictions",  # a test over rows

@@ -51,9 +51,7 @@ def test_the_reader_is_told_first_which_point_to_use_and_how_sure_that_is() -> N
     text = recommendation_section(sweep_of((0, 1, 2))).text
     assert "use best_dev within 8 epochs: its dev accuracy, 46.0 %, is the best on average over all 3 shares" in text
     assert "keeps epoch 3 of 8 trained epochs." in text
-    assert (
-        "it takes as long and changes test accuracy by +10.1 (+9.9 to +10.3) points (significant)" in text
-    )
+    assert "it takes as long and changes test accuracy by +10.1 (+9.9 to +10.3) points (significant)" in text
     assert "Filtering out the Unknown rows, averaged over the shares with both runs, changes" in text
     assert "+5.0 (+5.0 to +5.0) points at the same point (significant)." in text
     assert "one seed" not in text
