@@ -11,6 +11,7 @@ from jobs.presets import SWEEP, VARIANTS, demo_study
 from jobs.study import resolve
 from slick.errors import SettingsError, VariantError
 from slick.report.loading import load_study
+from slick.report.sections.concentration import load_test_ids
 from slick.storage import Folder
 from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
@@ -140,7 +141,7 @@ def write_study(path: Path) -> Folder:
     return study
 
 
-def test_accuracy_by_relation_is_loaded_if_a_concentrated_set_is_trained(tmp_path: Path) -> None:
+def test_test_questions_are_loaded_by_relation(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     table = study.child("annotate").read_table("knowledge.parquet")
     splits = ["test" if i % 2 else "train" for i in range(table.num_rows)]
@@ -154,11 +155,10 @@ def test_accuracy_by_relation_is_loaded_if_a_concentrated_set_is_trained(tmp_pat
         for split in ("train", "dev", "test")
     ]
     for name in ("unknown-050", "concentrated-050"):
-        assert load_study(study).test_ids == {}
         run = study.child("runs", f"{name}-seed0")
         run.write_table("epochs.parquet", pa.Table.from_pylist(epochs))
         finish_step(run, "finetune", settings={"seed": 0})
-    found = load_study(study).test_ids
+    found = load_test_ids(study)
     expected = {
         (r["relation"], r["question_id"]) for r in table.to_pylist() if (r["domain"], r["split"]) == ("id", "test")
     }
