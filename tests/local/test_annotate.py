@@ -203,7 +203,7 @@ def test_an_error_in_an_actor_is_one_clear_message(config: AnnotateConfig, ray_c
 def test_a_model_that_is_not_there_is_refused_before_ray(config: AnnotateConfig, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_birthplace_questions(study)
-    with pytest.raises(ModelError, match=r"nowhere\.gguf is not there"):
+    with pytest.raises(ModelError, match=r"nowhere\.gguf does not exist"):
         annotate(study, replace(config, model=str(tmp_path / "nowhere.gguf")))
     with pytest.raises(ModelError, match="no finished world"):
         annotate(study, replace(config, model=""))
@@ -329,7 +329,7 @@ def test_rescoring_is_annotating_with_other_settings(done: Folder, config: Annot
     rescore(study, RescoreConfig())
     assert read_knowledge(study).equals(read_knowledge(done))
     assert study.child("annotate", "generations").read_tables().equals(before)
-    with pytest.raises(SettingsError, match="3 few-shot prompts, 4 samples"):
+    with pytest.raises(SettingsError, match="3 exemplar sets with 4 samples"):
         rescore(study, RescoreConfig(num_samples=5))
 
 
