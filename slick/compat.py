@@ -293,20 +293,18 @@ def _placement_group_cleaner() -> Any:
     """
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+    def set_ray_address(_: Any, address: str) -> None:
+        os.environ["RAY_ADDRESS"] = address  # read by the state API
+
     class AddressedCleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
         def after_controller_start(self, train_run_context: Any) -> None:
             import ray
 
             super().after_controller_start(train_run_context)
             if self._cleaner is not None:  # its first poll comes a second after its start
-                self._cleaner.__ray_call__.remote(_set_ray_address, ray.get_runtime_context().gcs_address)
+                self._cleaner.__ray_call__.remote(set_ray_address, ray.get_runtime_context().gcs_address)
 
     return AddressedCleanerCallback()
-
-
-def _set_ray_address(_: Any, address: str) -> None:
-    """Set the address of the state API in the process of an actor."""
-    os.environ["RAY_ADDRESS"] = address
 
 
 def failure_policy(config: Any, is_fatal: Callable[[Exception], bool], has_progressed: Callable[[], bool]) -> Any:
