@@ -1,4 +1,4 @@
-"""Numbers to figures, tables and one page that opens anywhere."""
+"""The report of a study, and the comparison of several studies, as self-contained HTML pages."""
 
 from slick.report.compare import compare_studies
 from slick.report.config import ReportConfig

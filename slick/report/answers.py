@@ -1,6 +1,7 @@
-"""All stored answers to one question, each distinct text judged once. Pure.
+"""The stored answers of a study, matched against the gold answers and passed once to all collectors.
 
-Nearly all of the 170 answers to a question are copies of a few texts, so what is asked of a text is asked once.
+Nearly all of the 170 answers to a question are copies of a few texts, so each distinct text is matched once. One part
+file is in memory at a time: a study of the paper's size has 16.7 million answers.
 """
 
 from collections import Counter
@@ -20,22 +21,22 @@ from slick.study_files import lookup_by_question, read_answer_part, read_knowled
 
 DecodingMode = Literal["greedy", "sampled"]
 DECODING_MODES: tuple[DecodingMode, ...] = ("greedy", "sampled")
-"""How an answer was made: at temperature 0, or drawn at the study's sampling temperature."""
+"""How an answer was decoded: greedily, or sampled at the study's temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchResult:
-    """What one text is worth, whatever matcher the study labels with."""
+    """The match of one text with the gold answers, independent of the matcher of the labels."""
 
     exact: bool
-    """Exact match after SQuAD's normalisation."""
+    """Exact match after SQuAD's normalization."""
     f1: float
-    """F1 of its words with those of the nearest gold answer, in [0, 1]."""
+    """The highest token F1 with a gold answer, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionAnswers:
-    """One annotated question with every answer that was stored."""
+    """One annotated question with all its stored answers."""
 
     question_id: str
     relation: str
@@ -43,16 +44,16 @@ class QuestionAnswers:
     question: str
     gold: tuple[str, ...]
     texts: Mapping[DecodingMode, tuple[str | None, ...]]
-    """Greedy: one an exemplar set. Sampled: `num_samples` of the first set, then of the second, and so on. None where
-    a sample was not made, or not kept whole."""
+    """Greedy: one per exemplar set. Sampled: `num_samples` of the first set, then of the second, and so on. None for
+    samples that were not generated or not stored completely."""
     num_samples: int
-    """Samples of one exemplar set."""
+    """Samples per exemplar set."""
     match_results: Mapping[str, MatchResult]
-    """Every text among the answers."""
+    """By text, for all answers."""
 
-    def wrong_answers(self, way: DecodingMode) -> Counter[str]:
-        """The texts that miss, as they were answered, with how often."""
-        return Counter(text for text in self.texts[way] if text is not None and not self.match_results[text].exact)
+    def wrong_answers(self, decoding: DecodingMode) -> Counter[str]:
+        """The wrong texts with their frequencies."""
+        return Counter(text for text in self.texts[decoding] if text is not None and not self.match_results[text].exact)
 
 
 def match_answers(
@@ -65,16 +66,16 @@ def match_answers(
     greedy: Sequence[str | None],
     sampled: Sequence[Sequence[str | None] | None],
 ) -> QuestionAnswers:
-    """Judge every distinct text of a question.
+    """Match every distinct text of a question with its gold answers.
 
     Args:
-        question_id: as in the knowledge table, like relation and category.
-        relation: of the question.
-        category: of the question.
+        question_id: as in the knowledge table.
+        relation: as in the knowledge table.
+        category: as in the knowledge table.
         question: its text.
         gold: its gold answers.
-        greedy: one text an exemplar set.
-        sampled: texts of each exemplar set; None, or a text that is None, where none was needed.
+        greedy: one text per exemplar set.
+        sampled: the texts of each exemplar set; None for those that were not generated.
     """
     num_samples = max((len(texts) for texts in sampled if texts), default=0)
     rows = [list(texts or [None] * num_samples) for texts in sampled]
@@ -102,14 +103,14 @@ STORED_ANSWER_COLUMNS = ["question_id", "greedy_text", "sampled_text"]
 
 
 class AnswerCollector(Protocol):
-    """Computes something from every stored answer of a study."""
+    """Computes a result from all stored answers of a study."""
 
-    def add(self, one: QuestionAnswers) -> None:
-        """Take one question into account."""
+    def add(self, answers: QuestionAnswers, /) -> None:
+        """Add one question."""
         ...
 
     def result(self) -> Any:
-        """What was computed, after the last question."""
+        """The result, after the last question."""
         ...
 
 
@@ -118,22 +119,21 @@ _COLLECTORS: list[MakeCollector] = []
 
 
 def answer_collector(make: MakeCollector) -> MakeCollector:
-    """A decorator for functions that make a collector: all collectors share one pass over the stored answers.
+    """A decorator that registers a collector, so that all collectors share one pass over the stored answers.
 
-    The function is given the study's data and the manifest of its annotation.
+    The decorated function makes the collector from the study's data and the manifest of its annotate step.
     """
     _COLLECTORS.append(make)
     return make
 
 
 def collected(data: StudyData, make: MakeCollector) -> Any:
-    """The result of one collector; None where the annotation stored no texts, or the questions are missing.
+    """The result of one collector; None if the study has no stored answers or no questions.
 
-    The first call reads the answers for all collectors, one part file at a time: a study of the paper's size has 16.7
-    million answers.
+    The first call reads the answers for all collectors.
 
     Raises:
-        StudyError: a part file is broken.
+        StudyError: a part file is corrupt.
     """
     if make in data.parts:
         return data.parts[make]
@@ -146,30 +146,30 @@ def _collect_all(study: Folder, data: StudyData) -> dict[MakeCollector, Any]:
     if manifest is None or not texts or read_manifest(study.child("questions")) is None:
         return {}
     collectors = {make: make(data, manifest) for make in _COLLECTORS}
-    for one in iter_question_answers(study):
+    for answers in iter_question_answers(study):
         for collector in collectors.values():
-            collector.add(one)
+            collector.add(answers)
     return {make: collector.result() for make, collector in collectors.items()}
 
 
 def iter_question_answers(study: Folder) -> Iterator[QuestionAnswers]:
-    """Every annotated question with its stored answers, in the order of the part files."""
+    """All annotated questions with their stored answers, in the order of the part files."""
     known = read_knowledge(study, ["question_id", "relation", "category"])
     columns = (known[name].to_pylist() for name in ("relation", "category"))
     labels = lookup_by_question(known, zip(*columns, strict=True), f"{study}/annotate/knowledge.parquet")
     questions = read_questions(study, ["question_id", "question", "answers"])
-    place = lookup_by_question(questions, range(questions.num_rows), f"{study}/questions")
+    indices = lookup_by_question(questions, range(questions.num_rows), f"{study}/questions")
     folder = study.child("annotate", "generations")
     for name in folder.names(".parquet"):
         part = read_answer_part(folder, name, STORED_ANSWER_COLUMNS)
-        places = pa.array([place[question_id] for question_id in part["question_id"].to_pylist()], pa.int64())
-        asked = questions.take(places)
-        # Few rows at a time: as Python objects, texts take many times their room.
-        few = (
-            zip(part.slice(i, ROWS_PER_BATCH).to_pylist(), asked.slice(i, ROWS_PER_BATCH).to_pylist(), strict=True)
+        rows = pa.array([indices[question_id] for question_id in part["question_id"].to_pylist()], pa.int64())
+        part_questions = questions.take(rows)
+        # Converted in small batches, because Python strings take several times the memory of Arrow's.
+        batches = (
+            zip(*(table.slice(i, ROWS_PER_BATCH).to_pylist() for table in (part, part_questions)), strict=True)
             for i in range(0, part.num_rows, ROWS_PER_BATCH)
         )
-        for row, question in chain.from_iterable(few):
+        for row, question in chain.from_iterable(batches):
             relation, category = labels[row["question_id"]]
             yield match_answers(
                 question_id=row["question_id"],

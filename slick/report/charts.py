@@ -1,7 +1,7 @@
-"""The one style of the figures, drawn as SVG with text as text and as PNG.
+"""Style and building blocks of the figures, which are rendered as SVG (with text elements) and PNG.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which stay apart for colour-blind readers; no
-line is told by its colour alone.
+Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which color-blind readers can distinguish. Lines
+also differ in markers, line style or labels.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.report.measurements import Z_95, Measurement, format_with_interval, interval_ends, round1
+from slick.report.measurements import Z_95, Measurement, round1
 from slick.types import Category
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -46,24 +46,24 @@ FIGURE_STYLE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One drawn figure."""
+    """A rendered figure."""
 
     name: str
     svg: str
-    """Ready to stand inside a page: no prologue, ids that begin with the figure's name, width left to the page."""
+    """For inline use in HTML: without prologue, width and height; ids are prefixed with the figure's name."""
     png: bytes
 
 
 def render_figure(name: str, alt: str, plot: Callable[[Any], None]) -> Figure:
-    """Draw one figure.
+    """Render one figure.
 
     Args:
-        name: file name, and prefix of its SVG ids.
-        alt: what it shows, for those who cannot see it.
-        plot: draws on the axes it is given.
+        name: file name without suffix, and prefix of its SVG ids.
+        alt: the alternative text.
+        plot: draws on the given Matplotlib axes.
 
     Raises:
-        NotTestable: the study does not hold what the figure shows.
+        InsufficientDataError: by `plot`, if the study lacks the data.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -101,7 +101,7 @@ def plot_with_error_band(
     full: bool = True,
     label: str = "",
 ) -> None:
-    """A line of percentages in a band of one standard error; open markers unless `full`."""
+    """A line of percentages in a band of one standard error; markers are open unless `full`."""
     values, errors = np.array([cell.value for cell in cells]), np.array([cell.se for cell in cells])
     face = colour if full else "white"
     axes.fill_between(x, values - errors, values + errors, color=colour, alpha=0.16, linewidth=0)
@@ -109,12 +109,19 @@ def plot_with_error_band(
 
 
 def label_line_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> None:
-    """Names at the right ends of lines, pushed apart where they would overlap."""
+    """Label the right ends of lines without overlap.
+
+    Args:
+        axes: of the lines.
+        x: where the lines end.
+        labels: height, text and color of each label.
+    """
     axes.margins(y=0.08)
     low, high = axes.get_ylim()
-    least = 0.07 * (high - low)
+    distance = 0.07 * (high - low)
     ordered = sorted(labels)
-    for y, (_, text, colour) in zip(separate_values([value for value, _, _ in ordered], least), ordered, strict=True):
+    heights = separate_values([height for height, _, _ in ordered], distance)
+    for y, (_, text, colour) in zip(heights, ordered, strict=True):
         axes.annotate(
             text,
             (x, y),
@@ -127,27 +134,27 @@ def label_line_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -
         )
 
 
-def separate_values(values: list[float], least: float) -> list[float]:
-    """Move ascending values as little as can be, so that neighbours are `least` apart.
+def separate_values(values: list[float], distance: float) -> list[float]:
+    """Move ascending values as little as possible (in squared distance) so that neighbors are `distance` apart.
 
-    Pool adjacent violators (Barlow et al. 1972) on the values less their room.
+    Source: pool adjacent violators (Barlow et al. 1972), applied to the values minus their offsets.
 
     >>> separate_values([0.0, 2.0, 2.0, 5.0], 1.0)
     [0.0, 1.5, 2.5, 5.0]
     """
     blocks: list[tuple[float, int]] = []
     for i, value in enumerate(values):
-        mean, size = value - i * least, 1
+        mean, size = value - i * distance, 1
         while blocks and blocks[-1][0] > mean:
             before, num = blocks.pop()
             mean, size = (before * num + mean * size) / (num + size), num + size
         blocks.append((mean, size))
-    flat = [mean for mean, size in blocks for _ in range(size)]
-    return [mean + i * least for i, mean in enumerate(flat)]
+    means = [mean for mean, size in blocks for _ in range(size)]
+    return [mean + i * distance for i, mean in enumerate(means)]
 
 
 def set_share_axis(axes: Any, x: list[float], room: bool = True) -> None:
-    """Percent of Unknown rows along x, with room for names at the ends of lines."""
+    """An x axis of the percentage of Unknown rows; `room` leaves space for labels of line ends."""
     axes.set_xticks(x, [f"{value:.0f}" for value in x])
     axes.set_xlim(min(x) - 3, max(x) + (34 if room else 3))
     axes.set_xlabel("Unknown rows in D (%)")
@@ -156,7 +163,7 @@ def set_share_axis(axes: Any, x: list[float], room: bool = True) -> None:
 
 
 def set_epoch_axis(axes: Any, epochs: Any, room: bool = True) -> None:
-    """Epochs along x, percent along y, with room for names at the ends of lines."""
+    """Axes of epochs and percentages; `room` leaves space for labels of line ends."""
     from matplotlib.ticker import MaxNLocator
 
     first, last = int(epochs[0]), int(epochs[-1])
@@ -187,24 +194,24 @@ def plot_interval_dots(
     label: str,
     full: bool = True,
 ) -> None:
-    """One dot a row, from the top, with a 95 % interval and the value beside it; None leaves a row out.
+    """A dot plot of differences with 95 % intervals and values, one row per difference.
 
     Args:
         axes: row i is at height i.
-        cells: in points.
+        cells: in percentage points; None leaves the row empty.
         colour: of dots and intervals.
-        marker: of the dots; open unless `full`.
-        shift: of all dots, downwards in rows, so that several series share a row.
+        marker: of the dots.
+        shift: vertical offset in rows, so that several series share a row.
         label: for the legend.
-        full: fill the markers.
+        full: whether markers are filled.
     """
-    seen = [(row, cell) for row, cell in enumerate(cells) if cell is not None]
-    values, heights = [cell.value for _, cell in seen], [row + shift for row, _ in seen]
+    shown = [(row, cell) for row, cell in enumerate(cells) if cell is not None]
+    values, heights = [cell.value for _, cell in shown], [row + shift for row, _ in shown]
     face = colour if full else "white"
     axes.errorbar(
         values,
         heights,
-        xerr=[Z_95 * cell.se for _, cell in seen],
+        xerr=[Z_95 * cell.se for _, cell in shown],
         fmt=marker,
         color=colour,
         elinewidth=1.6,
@@ -213,7 +220,7 @@ def plot_interval_dots(
         markerfacecolor=face,
         label=label,
     )
-    for value, height, (_, cell) in zip(values, heights, seen, strict=True):
+    for value, height, (_, cell) in zip(values, heights, shown, strict=True):
         axes.annotate(
             f"{round1(cell.value):+.1f}",
             (value + Z_95 * cell.se, height),
@@ -227,7 +234,7 @@ def plot_interval_dots(
 
 
 def format_dot_axes(axes: Any, labels: Sequence[str], title: str) -> None:
-    """The axes around them: a line at no difference, a name for each row, a legend above."""
+    """The axes of a dot plot: a line at 0, one label per row, and the legend above."""
     axes.axvline(0, color=INK, linewidth=1, zorder=0.5)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -236,15 +243,6 @@ def format_dot_axes(axes: Any, labels: Sequence[str], title: str) -> None:
     axes.margins(x=0.18)
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize=11)
     axes.set_xlabel(title)
-
-
-def format_difference(cell: Measurement) -> str:
-    """A difference in points and its 95 % interval.
-
-    >>> format_difference(Measurement(-1.25, 0.5, 3))
-    '-1.3 (-2.2 to -0.3)'
-    """
-    return format_with_interval(cell.value, *interval_ends(cell), "+.1f")
 
 
 def plot_share_by_epochs(

@@ -1,10 +1,11 @@
-"""Several studies side by side: which may be held against each other, by how much they differ, how far seeds spread.
+"""Several studies: which are comparable, their differences in accuracy, and the spread over seeds. Pure.
 
-Pure. Accuracies are percentages, their differences points. Two studies are compared row by row where they asked the
-same questions and matched answers alike; otherwise their numbers stand side by side, and no difference is given.
+Accuracies are percentages and differences are percentage points. Two studies are comparable if they have the same
+questions and the same matcher; their differences are then paired by question. Otherwise no difference is given.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from slick.report.measurements import (
     Z_95,
     InsufficientDataError,
     Measurement,
+    subtract,
 )
 from slick.report.provenance import Provenance
 from slick.report.setting_differences import unexplained_differences
@@ -29,19 +31,19 @@ CHECKPOINTS = (EARLY_STOP, CONVERGENCE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedStudy:
-    """One of the studies."""
+    """One of the compared studies."""
 
     label: str
-    """One letter, by which figures and tables name it."""
+    """One letter that identifies the study in figures and tables."""
     name: str
-    """What tells its folder from the others'."""
+    """The shortest end of the folder's path that is unique among the studies."""
     data: StudyData
     outcomes: tuple[FindingResult, ...]
     provenance: Provenance
 
 
 class AccuracyDifference(NamedTuple):
-    """Accuracy of `second` minus that of `first`, in points."""
+    """Accuracy of `second` minus that of `first`, in percentage points."""
 
     first: str
     second: str
@@ -49,23 +51,23 @@ class AccuracyDifference(NamedTuple):
     checkpoint: str
     value: float
     low: float
-    """Of the 95 % interval."""
+    """Lower end of the 95 % interval."""
     high: float
     paired: bool
-    """Row by row; otherwise from the standard errors of both."""
+    """Whether the interval is paired by question, or from the standard errors of both."""
 
 
 class SeedSpread(NamedTuple):
-    """One accuracy over studies that differ in their seeds alone."""
+    """The accuracy at one share and checkpoint in studies that differ only in their seeds."""
 
     share: float
     checkpoint: str
     values: tuple[float, ...]
-    """One a study."""
+    """One per study."""
 
     @property
     def mean(self) -> float:
-        """Over the studies."""
+        """Mean over the studies."""
         return float(np.mean(self.values))
 
     @property
@@ -74,43 +76,37 @@ class SeedSpread(NamedTuple):
         return float(np.std(self.values, ddof=1))
 
 
-def format_labels(sides: Sequence[ComparedStudy]) -> str:
-    """The letters of some studies, for people.
+def format_labels(studies: Sequence[ComparedStudy]) -> str:
+    """The labels of studies as text.
 
     >>> from types import SimpleNamespace as Named
     >>> format_labels([Named(label="A"), Named(label="B"), Named(label="C")])
     'A, B and C'
     """
-    labels = [side.label for side in sides]
+    labels = [study.label for study in studies]
     return " and ".join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
 
 
-def sweep_accuracies(side: ComparedStudy) -> dict[tuple[float, str], Measurement]:
-    """(share of Unknown rows, early stop or convergence) to test accuracy; empty before the sweep."""
-    found: dict[tuple[float, str], Measurement] = {}
-    try:
-        sweep = side.data.sweep_variants("unknown")
-    except InsufficientDataError:
-        return found
-    for share, name in sweep:
+def sweep_accuracies(study: ComparedStudy) -> dict[tuple[float, str], Measurement]:
+    """(share of Unknown rows, early stop or convergence) to test accuracy; empty without runs of the sweep."""
+    accuracies: dict[tuple[float, str], Measurement] = {}
+    for share, name in study.data.sweep_variants("unknown", min_shares=0):
         for checkpoint in CHECKPOINTS:
-            try:
-                found[share, checkpoint] = side.data.accuracy(name, checkpoint)
-            except InsufficientDataError:
-                continue
-    return found
+            with suppress(InsufficientDataError):  # early stop needs dev rows
+                accuracies[share, checkpoint] = study.data.accuracy(name, checkpoint)
+    return accuracies
 
 
 def incomparability_reason(first: ComparedStudy, second: ComparedStudy) -> str:
-    """Why no differences are given; empty if the two asked the same questions and matched answers alike."""
+    """Why two studies are not comparable; empty if they have the same questions and matcher."""
     a, b = first.provenance, second.provenance
-    for side, mark in ((first, a.questions_mark), (second, b.questions_mark)):
-        if mark is None:
-            return f"{side.label} has no questions yet"
+    for study in (first, second):
+        if study.provenance.questions_mark is None:
+            return f"{study.label} has no questions yet"
     if a.questions_mark != b.questions_mark:
-        return "other questions"
+        return "different questions"
     if a.matcher is not None and b.matcher is not None and a.matcher != b.matcher:
-        return f"another matcher: {a.matcher} and {b.matcher}"
+        return f"different matchers: {a.matcher} and {b.matcher}"
     return ""
 
 
@@ -118,13 +114,13 @@ def accuracy_differences(first: ComparedStudy, second: ComparedStudy) -> list[Ac
     """Test accuracy of the second study minus that of the first, at each share and checkpoint that both have.
 
     Raises:
-        NotTestable: the two cannot be compared, or share no finished training.
+        InsufficientDataError: the two are not comparable, or have no run at the same share.
     """
-    why = incomparability_reason(first, second)
-    if why:
-        raise InsufficientDataError(f"{first.label} and {second.label} have {why}, so their difference says nothing")
-    sweeps = [dict(side.data.sweep_variants("unknown")) for side in (first, second)]
-    found = []
+    reason = incomparability_reason(first, second)
+    if reason:
+        raise InsufficientDataError(f"{first.label} and {second.label} are not comparable: {reason}")
+    sweeps = [dict(study.data.sweep_variants("unknown")) for study in (first, second)]
+    differences = []
     for share in sorted(sweeps[0].keys() & sweeps[1].keys()):
         for checkpoint in CHECKPOINTS:
             names = sweeps[0][share], sweeps[1][share]
@@ -133,46 +129,48 @@ def accuracy_differences(first: ComparedStudy, second: ComparedStudy) -> list[Ac
             except InsufficientDataError:  # early stop needs dev rows, which one of them may lack
                 continue
             ends = gap.value - Z_95 * gap.se, gap.value + Z_95 * gap.se
-            found.append(AccuracyDifference(first.label, second.label, share, checkpoint, gap.value, *ends, paired))
-    if not found:
-        raise InsufficientDataError(f"{first.label} and {second.label} have no finished training at the same share")
-    return found
+            differences.append(
+                AccuracyDifference(first.label, second.label, share, checkpoint, gap.value, *ends, paired)
+            )
+    if not differences:
+        raise InsufficientDataError(f"{first.label} and {second.label} have no finished run at the same share")
+    return differences
 
 
 def _accuracy_difference(
     first: tuple[StudyData, str], second: tuple[StudyData, str], checkpoint: str
 ) -> tuple[Measurement, bool]:
     a, b = first[0].accuracy(first[1], checkpoint), second[0].accuracy(second[1], checkpoint)
-    apart = float(np.hypot(a.se, b.se))
-    seeds = min(a.num_seeds, b.num_seeds)
+    unpaired = subtract(b, a)
     rows = [data.mean_correct(name, checkpoint, "test") for data, name in (first, second)]
     ids = [_question_ids(data, name, checkpoint) for data, name in (first, second)]
     if rows[0] is None or rows[1] is None or len(rows[0]) < 2 or ids[0] != ids[1]:
-        return Measurement(b.value - a.value, apart, seeds), False
+        return unpaired, False
     gaps = 100.0 * (rows[1] - rows[0])
     se = float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
-    # With three trainings on either side, what trainings vary by is seen, and may not be left out.
-    return Measurement(b.value - a.value, max(se, apart) if seeds >= MIN_SEEDS else se, seeds), True
+    if unpaired.num_seeds >= MIN_SEEDS:  # the errors of a and b include the variance between seeds
+        se = max(se, unpaired.se)
+    return unpaired._replace(se=se), True
 
 
 def _question_ids(data: StudyData, name: str, checkpoint: str) -> list[str]:
     run = data.runs_for(name)[0]
     predictions = run.predictions.get((run.epoch(checkpoint), "test"))
-    return [] if predictions is None else [str(one) for one in predictions.question_ids.tolist()]
+    return [] if predictions is None else list(map(str, predictions.question_ids.tolist()))
 
 
-def comparable_pairs(sides: Sequence[ComparedStudy]) -> list[tuple[ComparedStudy, ComparedStudy]]:
-    """Pairs of studies whose differences mean something, in their order."""
-    return [(a, b) for a, b in combinations(sides, 2) if not incomparability_reason(a, b)]
+def comparable_pairs(studies: Sequence[ComparedStudy]) -> list[tuple[ComparedStudy, ComparedStudy]]:
+    """Pairs of comparable studies, in order."""
+    return [(a, b) for a, b in combinations(studies, 2) if not incomparability_reason(a, b)]
 
 
 def differ_only_in_seeds(first: ComparedStudy, second: ComparedStudy) -> bool:
-    """True if two studies have other seeds, and certainly the same settings and inputs."""
+    """Whether two studies are known to have the same settings and inputs, but different seeds."""
     return _same_settings(first, second) and first.provenance.basis.seeds != second.provenance.basis.seeds
 
 
 def have_same_settings_and_seeds(first: ComparedStudy, second: ComparedStudy) -> bool:
-    """True if two studies have certainly the same settings, inputs and seeds."""
+    """Whether two studies are known to have the same settings, inputs and seeds."""
     return _same_settings(first, second) and first.provenance.basis.seeds == second.provenance.basis.seeds
 
 
@@ -181,51 +179,50 @@ def _same_settings(first: ComparedStudy, second: ComparedStudy) -> bool:
     return a.recipe is not None and a.recipe == b.recipe and not unexplained_differences(a.basis, b.basis)
 
 
-def group_by_settings(sides: Sequence[ComparedStudy]) -> list[tuple[ComparedStudy, ...]]:
-    """Groups of two studies or more, any two of which differ in their seeds alone."""
+def group_by_settings(studies: Sequence[ComparedStudy]) -> list[tuple[ComparedStudy, ...]]:
+    """Groups of two or more studies that differ only in their seeds."""
     groups: list[list[ComparedStudy]] = []
-    for side in sides:
+    for study in studies:
         for group in groups:
-            if all(differ_only_in_seeds(one, side) for one in group):
-                group.append(side)
+            if all(differ_only_in_seeds(member, study) for member in group):
+                group.append(study)
                 break
         else:
-            groups.append([side])
+            groups.append([study])
     return [tuple(group) for group in groups if len(group) > 1]
 
 
-def version_differences(sides: Sequence[ComparedStudy]) -> dict[str, tuple[str, ...]]:
-    """Libraries, and the devices of engines and trainings, that are not the same in all studies: one text a study."""
-    found = {}
-    for name in dict.fromkeys(name for side in sides for name in side.provenance.versions):
-        found[name] = tuple(" and ".join(sorted(side.provenance.versions.get(name, ()))) for side in sides)
-    found["device of the engines"] = tuple(side.provenance.cost.engine_device or "" for side in sides)
-    found["device of the trainings"] = tuple(side.provenance.cost.device or "" for side in sides)
-    return {name: texts for name, texts in found.items() if len(set(texts)) > 1}
+def version_differences(studies: Sequence[ComparedStudy]) -> dict[str, tuple[str, ...]]:
+    """Versions of libraries, and devices of engines and trainings, that differ between studies: one text per study."""
+    texts = {}
+    for name in dict.fromkeys(name for study in studies for name in study.provenance.versions):
+        texts[name] = tuple(" and ".join(sorted(study.provenance.versions.get(name, ()))) for study in studies)
+    texts["device of the engines"] = tuple(study.provenance.cost.engine_device or "" for study in studies)
+    texts["device of the trainings"] = tuple(study.provenance.cost.device or "" for study in studies)
+    return {name: by_study for name, by_study in texts.items() if len(set(by_study)) > 1}
 
 
 def seed_spreads(group: Sequence[ComparedStudy]) -> list[SeedSpread]:
-    """Every accuracy that all studies of a group have, by share and checkpoint.
+    """The accuracies that all studies of a group have, by checkpoint and share.
 
     Raises:
-        NotTestable: they share none.
+        InsufficientDataError: there is none.
     """
-    found = [sweep_accuracies(side) for side in group]
-    shared = set.intersection(*(set(of_one) for of_one in found))
+    accuracies = [sweep_accuracies(study) for study in group]
+    shared = set.intersection(*map(set, accuracies))
     if not shared:
-        raise InsufficientDataError(f"{format_labels(group)} have no finished training at the same share")
-    ordered = sorted(shared, key=lambda key: (CHECKPOINTS.index(key[1]), key[0]))
+        raise InsufficientDataError(f"{format_labels(group)} have no finished run at the same share")
     return [
-        SeedSpread(share, checkpoint, tuple(of_one[share, checkpoint].value for of_one in found))
-        for share, checkpoint in ordered
+        SeedSpread(share, checkpoint, tuple(by_key[share, checkpoint].value for by_key in accuracies))
+        for share, checkpoint in sorted(shared, key=lambda key: (CHECKPOINTS.index(key[1]), key[0]))
     ]
 
 
-def count_findings(sides: Sequence[ComparedStudy]) -> dict[str, tuple[int, int]]:
-    """Each finding: in how many studies it holds, and in how many it could be tested."""
-    found: dict[str, tuple[int, int]] = {}
-    for side in sides:
-        for outcome in side.outcomes:
-            holds, tested = found.get(outcome.id, (0, 0))
-            found[outcome.id] = holds + (outcome.holds is True), tested + (outcome.holds is not None)
-    return found
+def count_findings(studies: Sequence[ComparedStudy]) -> dict[str, tuple[int, int]]:
+    """Finding to the number of studies in which it holds, and in which it is testable."""
+    counts: dict[str, tuple[int, int]] = {}
+    for study in studies:
+        for outcome in study.outcomes:
+            holds, tested = counts.get(outcome.id, (0, 0))
+            counts[outcome.id] = holds + (outcome.holds is True), tested + (outcome.holds is not None)
+    return counts

@@ -1,7 +1,8 @@
-"""Sections and figures of a comparison of studies."""
+"""Sections and figures of the page that compares studies."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 from slick.report.charts import (
@@ -46,19 +47,19 @@ from slick.types import Category
 
 STUDY_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)
 STUDY_MARKERS = "osD^vPX"
-NO_SWEEP_MESSAGE = "none of the studies has finished trainings at two shares of Unknown rows"
+NO_SWEEP_MESSAGE = "needs a study with finished runs at 2 or more shares of Unknown rows"
 
 
-def study_category_bars(sides: Sequence[ComparedStudy], split: str) -> Callable[[Any], None]:
-    """One stacked bar a study: its test questions by category, in (`test`) or out of distribution (`ood`)."""
+def study_category_bars(studies: Sequence[ComparedStudy], split: str) -> Callable[[Any], None]:
+    """Stacked bars of test questions by category, one per study, in (`test`) or out of distribution (`ood`)."""
     bars: list[tuple[str, dict[str, float]]] = []
-    for side in sides:
+    for study in studies:
         try:
-            bars.append((side.label, category_percentages(total_counts(relation_counts(side.data, split)))))
+            bars.append((study.label, category_percentages(total_counts(relation_counts(study.data, split)))))
         except InsufficientDataError:
             continue
     if not bars:
-        raise InsufficientDataError("none of the studies is annotated there")
+        raise InsufficientDataError("none of the studies has annotated questions of this split")
 
     def plot(axes: Any) -> None:
         for i, (_, values) in enumerate(bars):
@@ -81,18 +82,18 @@ def study_category_bars(sides: Sequence[ComparedStudy], split: str) -> Callable[
     return plot
 
 
-def study_accuracy_by_share(sides: Sequence[ComparedStudy]) -> Callable[[Any], None]:
-    """Test accuracy by share of Unknown rows: each study at early stop (full) and at convergence (broken).
+def study_accuracy_by_share(studies: Sequence[ComparedStudy]) -> Callable[[Any], None]:
+    """Test accuracy by share of Unknown rows, for each study at early stop (solid) and at convergence (dashed).
 
     Raises:
-        NotTestable: no study has two shares, or there are more studies than lines can be told apart.
+        InsufficientDataError: no study has two shares, or there are more studies than distinguishable lines.
     """
-    _check_num_studies(sides)
+    _check_num_studies(studies)
     lines: list[tuple[int, str, list[tuple[float, float]]]] = []
-    for i, side in enumerate(sides):
-        found = sweep_accuracies(side)
+    for i, study in enumerate(studies):
+        accuracies = sweep_accuracies(study)
         for checkpoint in (EARLY_STOP, CONVERGENCE):
-            points = sorted((100 * share, cell.value) for (share, at), cell in found.items() if at == checkpoint)
+            points = sorted((100 * share, cell.value) for (share, at), cell in accuracies.items() if at == checkpoint)
             if len(points) > 1:
                 lines.append((i, checkpoint, points))
     if not lines:
@@ -111,7 +112,7 @@ def study_accuracy_by_share(sides: Sequence[ComparedStudy]) -> Callable[[Any], N
                 marker=STUDY_MARKERS[i],
                 markerfacecolor=STUDY_COLOURS[i] if full else "white",
             )
-            labels.append((y[-1], f"{sides[i].label}, {'early stop' if full else 'convergence'}", STUDY_COLOURS[i]))
+            labels.append((y[-1], f"{studies[i].label}, {'early stop' if full else 'convergence'}", STUDY_COLOURS[i]))
         ticks = sorted({x for _, _, points in lines for x, _ in points})
         label_line_ends(axes, ticks[-1], labels)
         set_share_axis(axes, ticks)
@@ -121,18 +122,20 @@ def study_accuracy_by_share(sides: Sequence[ComparedStudy]) -> Callable[[Any], N
     return plot
 
 
-def loss_by_share(sides: Sequence[ComparedStudy]) -> Callable[[Any], None]:
-    """What is lost from early stop to convergence, by share of Unknown rows, one line a study.
+def loss_by_share(studies: Sequence[ComparedStudy]) -> Callable[[Any], None]:
+    """The loss from early stop to convergence by share of Unknown rows, one line per study.
 
     Raises:
-        NotTestable: no study has two shares, or there are more studies than lines can be told apart.
+        InsufficientDataError: no study has two shares, or there are more studies than distinguishable lines.
     """
-    _check_num_studies(sides)
+    _check_num_studies(studies)
     lines: list[tuple[int, list[tuple[float, float]]]] = []
-    for i, side in enumerate(sides):
-        found = sweep_accuracies(side)
-        both = sorted({share for share, _ in found if {(share, EARLY_STOP), (share, CONVERGENCE)} <= found.keys()})
-        points = [(100 * share, found[share, EARLY_STOP].value - found[share, CONVERGENCE].value) for share in both]
+    for i, study in enumerate(studies):
+        early, last = (
+            {share: cell.value for (share, at), cell in sweep_accuracies(study).items() if at == checkpoint}
+            for checkpoint in (EARLY_STOP, CONVERGENCE)
+        )
+        points = [(100 * share, early[share] - last[share]) for share in sorted(early.keys() & last.keys())]
         if len(points) > 1:
             lines.append((i, points))
     if not lines:
@@ -143,7 +146,7 @@ def loss_by_share(sides: Sequence[ComparedStudy]) -> Callable[[Any], None]:
         for i, points in lines:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, color=STUDY_COLOURS[i], marker=STUDY_MARKERS[i])
-            labels.append((y[-1], sides[i].label, STUDY_COLOURS[i]))
+            labels.append((y[-1], studies[i].label, STUDY_COLOURS[i]))
         ticks = sorted({x for _, points in lines for x, _ in points})
         axes.axhline(0, color=MUTED, linewidth=1)
         label_line_ends(axes, ticks[-1], labels)
@@ -154,143 +157,140 @@ def loss_by_share(sides: Sequence[ComparedStudy]) -> Callable[[Any], None]:
     return plot
 
 
-def spread_bands(found: Sequence[SeedSpread]) -> Callable[[Any], None]:
-    """Mean over studies at early stop and at convergence, in a band from the lowest to the highest.
+def spread_bands(spreads: Sequence[SeedSpread]) -> Callable[[Any], None]:
+    """Mean accuracy over studies at early stop and at convergence, in a band from the lowest to the highest.
 
     Raises:
-        NotTestable: the studies share fewer than two shares.
+        InsufficientDataError: there are fewer than two shares.
     """
-    rows = {
-        checkpoint: [one for one in found if one.checkpoint == checkpoint] for checkpoint in (EARLY_STOP, CONVERGENCE)
+    by_checkpoint = {
+        checkpoint: [spread for spread in spreads if spread.checkpoint == checkpoint]
+        for checkpoint in (EARLY_STOP, CONVERGENCE)
     }
-    if max(map(len, rows.values())) < 2:
+    if max(map(len, by_checkpoint.values())) < 2:
         raise InsufficientDataError(NO_SWEEP_MESSAGE)
 
     def plot(axes: Any) -> None:
         labels = []
-        for (checkpoint, of_one), colour, marker in zip(rows.items(), (BLUE, VERMILLION), "os", strict=True):
-            x = [100 * one.share for one in of_one]
-            axes.fill_between(
-                x, [min(one.values) for one in of_one], [max(one.values) for one in of_one], color=colour, alpha=0.2
-            )
-            axes.plot(x, [one.mean for one in of_one], color=colour, marker=marker)
-            labels.append((of_one[-1].mean, checkpoint_label(checkpoint), colour))
-        label_line_ends(axes, 100 * found[-1].share, labels)
-        set_share_axis(axes, sorted({100 * one.share for one in found}))
+        for (checkpoint, rows), colour, marker in zip(by_checkpoint.items(), (BLUE, VERMILLION), "os", strict=True):
+            x, lowest, highest = zip(*((100 * r.share, min(r.values), max(r.values)) for r in rows), strict=True)
+            axes.fill_between(x, lowest, highest, color=colour, alpha=0.2)
+            axes.plot(x, [row.mean for row in rows], color=colour, marker=marker)
+            labels.append((rows[-1].mean, checkpoint_label(checkpoint), colour))
+        label_line_ends(axes, 100 * spreads[-1].share, labels)
+        set_share_axis(axes, sorted({100 * spread.share for spread in spreads}))
         axes.set_ylabel("Test accuracy (%)")
 
     return plot
 
 
-def _check_num_studies(sides: Sequence[ComparedStudy]) -> None:
-    if len(sides) > len(STUDY_COLOURS):
-        raise InsufficientDataError(f"{len(sides)} studies are too many for one figure; its numbers are in the table")
+def _check_num_studies(studies: Sequence[ComparedStudy]) -> None:
+    if len(studies) > len(STUDY_COLOURS):
+        raise InsufficientDataError(f"{len(studies)} studies are too many for one figure; the numbers are in the table")
 
 
-def comparison_sections(sides: Sequence[ComparedStudy]) -> list[Section]:
-    """Every section; what some of the studies lack is said there."""
+def comparison_sections(studies: Sequence[ComparedStudy]) -> list[Section]:
+    """All sections of the page. Each says what data is missing."""
     return [
-        _studies_section(sides),
-        _categories_section(sides),
-        _accuracy_section(sides),
-        _seed_spread_section(sides),
-        _findings_section(sides),
-        _recommendation_section(sides),
-        _costs_section(sides),
+        _studies_section(studies),
+        _categories_section(studies),
+        _accuracy_section(studies),
+        _seed_spread_section(studies),
+        _findings_section(studies),
+        _recommendation_section(studies),
+        _costs_section(studies),
     ]
 
 
-def _studies_section(sides: Sequence[ComparedStudy]) -> Section:
+def _studies_section(studies: Sequence[ComparedStudy]) -> Section:
     return Section(
         name="studies",
         title="The studies",
-        text="Fingerprints are equal where content is: of weights, config and tokenizer for a model, of all rows for "
-        "questions.",
+        text="The fingerprint of a model is computed from weights, config and tokenizer, that of questions from all "
+        "rows.",
         exhibits=(
-            table_exhibit("What each study is of, and how far it is.", lambda: studies_table(sides)),
+            table_exhibit("Model, questions, seeds and state of each study.", lambda: studies_table(studies)),
             table_exhibit(
-                "Settings, inputs and versions that are not the same in all studies, seeds aside. Not stated: by an "
-                "earlier version, or because the setting has no effect there.",
-                lambda: settings_table(sides),
+                "Settings, inputs and versions that differ between studies, without seeds. Not stated: the manifest "
+                "is of an earlier version, or the setting has no effect in that study.",
+                lambda: settings_table(studies),
             ),
         ),
     )
 
 
-def _categories_section(sides: Sequence[ComparedStudy]) -> Section:
+def _categories_section(studies: Sequence[ComparedStudy]) -> Section:
     return Section(
         name="categories",
         title="What each model knows",
-        text="Categories before any fine-tuning.",
+        text="Categories before fine-tuning.",
         exhibits=(
             figure_exhibit(
                 "Test questions by category.",
                 "compare_categories",
-                "Share of each category of test question, one bar a study",
-                lambda: study_category_bars(sides, "test"),
+                "Share of test questions in each category, one bar per study",
+                lambda: study_category_bars(studies, "test"),
             ),
             figure_exhibit(
                 "Out-of-distribution test questions by category.",
                 "compare_categories_ood",
-                "Share of each category of out-of-distribution test question, one bar a study",
-                lambda: study_category_bars(sides, "ood"),
+                "Share of out-of-distribution test questions in each category, one bar per study",
+                lambda: study_category_bars(studies, "ood"),
             ),
-            table_exhibit("Percent of questions in each category.", lambda: study_categories_table(sides)),
+            table_exhibit("Percentage of questions in each category.", lambda: study_categories_table(studies)),
         ),
     )
 
 
-def _accuracy_section(sides: Sequence[ComparedStudy]) -> Section:
-    pairs = comparable_pairs(sides)
-    unlike = [
-        f"{a.label} and {b.label}: {incomparability_reason(a, b)}"
-        for i, a in enumerate(sides)
-        for b in sides[i + 1 :]
-        if incomparability_reason(a, b)
+def _accuracy_section(studies: Sequence[ComparedStudy]) -> Section:
+    pairs = comparable_pairs(studies)
+    incomparable = [
+        f"{a.label} and {b.label}: {reason}"
+        for a, b in combinations(studies, 2)
+        if (reason := incomparability_reason(a, b))
     ]
     gaps: tuple[Exhibit, ...] = tuple(
         table_exhibit(
             f"Test accuracy of {b.label} minus that of {a.label}, in points, with 95 % intervals over test questions"
-            f"{'' if min(_num_seeds(a), _num_seeds(b)) >= MIN_SEEDS else '; other trainings would vary more'}. "
-            "Bold: the interval leaves out 0, as one in twenty does by chance.",
+            f"{'' if min(_num_seeds(a), _num_seeds(b)) >= MIN_SEEDS else ', without the variance between seeds'}. "
+            "Bold: the interval excludes 0, as 1 in 20 does by chance.",
             partial(differences_table, a, b),
         )
         for a, b in pairs
     )
-    if unlike:
-        gaps += (Exhibit(caption="Differences.", missing=f"not comparable: {'; '.join(unlike)}"),)
+    if incomparable:
+        gaps += (Exhibit(caption="Differences.", missing=f"not comparable: {'; '.join(incomparable)}"),)
     return Section(
         name="accuracy",
         title="Accuracy and the share of Unknown rows",
-        text="Test accuracy at early stop (full lines) and at convergence (broken lines).",
+        text="Test accuracy at early stop (solid lines) and at convergence (dashed lines).",
         exhibits=(
             figure_exhibit(
                 "Test accuracy by share of Unknown rows, each study at early stop and at convergence.",
                 "compare_accuracy",
-                "Test accuracy by share of Unknown rows, two lines a study",
-                lambda: study_accuracy_by_share(sides),
+                "Test accuracy by share of Unknown rows, two lines per study",
+                lambda: study_accuracy_by_share(studies),
             ),
             figure_exhibit(
-                "What is lost from early stop to convergence.",
+                "Loss of test accuracy from early stop to convergence.",
                 "compare_loss",
-                "Accuracy at early stop minus that at convergence, by share of Unknown rows, one line a study",
-                lambda: loss_by_share(sides),
+                "Accuracy at early stop minus that at convergence, by share of Unknown rows, one line per study",
+                lambda: loss_by_share(studies),
             ),
-            collapsed_table_exhibit("All numbers of the first figure.", lambda: study_accuracy_table(sides)),
+            collapsed_table_exhibit("All numbers of the first figure.", lambda: study_accuracy_table(studies)),
             *gaps,
         ),
     )
 
 
-def _seed_spread_section(sides: Sequence[ComparedStudy]) -> Section:
-    groups = group_by_settings(sides)
-    missing = Exhibit(caption="Mean and spread.", missing="no two of these studies differ in their seeds alone")
+def _seed_spread_section(studies: Sequence[ComparedStudy]) -> Section:
+    groups = group_by_settings(studies)
+    missing = Exhibit(caption="Mean and spread.", missing="no two of these studies differ only in their seeds")
     return Section(
         name="spread",
-        title="How far seeds spread",
-        text="Studies of the same model, or of worlds planted alike, with the same settings and other seeds: what "
-        "chance alone does to a result.",
-        exhibits=tuple(one for number, group in enumerate(groups, 1) for one in _group_exhibits(group, number))
+        title="Variance between seeds",
+        text="Studies of the same model, or of worlds with the same settings, that differ only in their seeds.",
+        exhibits=tuple(exhibit for number, group in enumerate(groups, 1) for exhibit in _group_exhibits(group, number))
         or (missing,),
     )
 
@@ -299,7 +299,7 @@ def _group_exhibits(group: Sequence[ComparedStudy], number: int) -> tuple[Exhibi
     over = f"Test accuracy over {format_labels(group)}"
     return (
         figure_exhibit(
-            f"{over}: mean, in a band from the lowest to the highest.",
+            f"{over}: mean, with a band from the lowest to the highest.",
             f"spread_{number}",
             "Mean test accuracy over studies by share of Unknown rows, with lowest and highest",
             lambda: spread_bands(seed_spreads(group)),
@@ -311,39 +311,39 @@ def _group_exhibits(group: Sequence[ComparedStudy], number: int) -> tuple[Exhibi
     )
 
 
-def _findings_section(sides: Sequence[ComparedStudy]) -> Section:
+def _findings_section(studies: Sequence[ComparedStudy]) -> Section:
     return Section(
         name="findings",
-        title="The paper's findings, study by study",
-        text="Each finding in each study: it holds, it fails, or (–) cannot be tested with what the study holds.",
-        exhibits=(table_exhibit("Findings.", lambda: findings_table(sides)),),
+        title="The paper's findings by study",
+        text="Each finding holds, fails, or (–) is not testable with the data of the study.",
+        exhibits=(table_exhibit("Findings.", lambda: findings_table(studies)),),
     )
 
 
-def _recommendation_section(sides: Sequence[ComparedStudy]) -> Section:
+def _recommendation_section(studies: Sequence[ComparedStudy]) -> Section:
     return Section(
         name="choice",
-        title="Which point to use",
-        text="The one point that is best by dev accuracy over all shares of Unknown rows. Differences of test accuracy "
-        "in points, in brackets 95 % intervals over seeds where a study has several.",
+        title="Recommended stopping policy",
+        text="The policy and epoch budget with the highest dev accuracy over all shares of Unknown rows. Differences "
+        "of test accuracy are in points, with 95 % intervals over seeds for studies with several seeds.",
         exhibits=(
-            table_exhibit("The recommended point of each study.", lambda: study_recommendation_table(sides)),
+            table_exhibit("The recommendation of each study.", lambda: study_recommendation_table(studies)),
             collapsed_table_exhibit(
                 "Test accuracy (%) of every stopping policy and epoch budget, averaged over shares and seeds.",
-                lambda: policies_table(sides),
+                lambda: policies_table(studies),
             ),
         ),
     )
 
 
-def _costs_section(sides: Sequence[ComparedStudy]) -> Section:
+def _costs_section(studies: Sequence[ComparedStudy]) -> Section:
     return Section(
         name="costs",
-        title="What it cost",
-        text="Worker time adds up over all workers; wall clock is that of the steps, one after another.",
-        exhibits=(table_exhibit("Generations, trainings and time.", lambda: costs_table(sides)),),
+        title="Cost",
+        text="Worker time is the sum over all workers. Wall-clock time is the sum over all steps.",
+        exhibits=(table_exhibit("Generations, trainings and time.", lambda: costs_table(studies)),),
     )
 
 
-def _num_seeds(side: ComparedStudy) -> int:
-    return len({run.seed for run in side.data.runs})
+def _num_seeds(study: ComparedStudy) -> int:
+    return len({run.seed for run in study.data.runs})

@@ -1,9 +1,8 @@
-"""All that the analysis knows of a study, loaded once, and the few questions asked of it everywhere. Pure.
+"""`StudyData`: the runs, variants, labels and points of a study, and accuracies and differences of them. Pure.
 
-Accuracies are percentages and their differences are points, as in the paper. The error of a single accuracy is the
-binomial one; differences are paired over the same test rows where both sides kept their predictions. With three seeds
-or more neither error is smaller than the one over seeds, nor is it that alone: three trainings that agree say nothing
-of what other questions would have brought.
+Accuracies are percentages and differences are percentage points, as in the paper. The error of an accuracy is
+binomial. The error of a difference is paired by test row if the predictions of both runs were kept. With three seeds or
+more, no error is smaller than that over seeds.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +20,9 @@ from slick.report.measurements import (
     CheckpointRef,
     InsufficientDataError,
     Measurement,
+    binomial_se,
+    mean_over_seeds,
+    seed_se,
 )
 from slick.storage import Folder
 from slick.types import ALL_CATEGORIES, KNOWN_CATEGORIES
@@ -31,32 +33,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """Rows of one split as answered at one epoch, sorted by question_id; all arrays have shape (rows,)."""
+    """Predictions for the rows of one split at one epoch, sorted by question_id; all arrays have shape (rows,)."""
 
     question_ids: NDArray[np.str_]
     categories: NDArray[np.str_]
-    """Empty where the row was not annotated."""
+    """Empty for rows that were not annotated."""
     hit: NDArray[np.bool_]
     text: NDArray[np.object_] | None = None
-    """The answers; kept only where abstention is measured."""
+    """The answers; loaded only for runs whose abstention is measured."""
 
     def mask(self, category: str) -> NDArray[np.bool_]:
-        """True for the rows of a category, of `POOLED`, or of `ALL_CATEGORIES`."""
+        """True for the rows of a category, of `ANY_KNOWN`, or of `ALL_CATEGORIES`."""
         if category == ALL_CATEGORIES:
             return np.ones(len(self.hit), dtype=bool)
-        wanted = [str(known) for known in KNOWN_CATEGORIES] if category == ANY_KNOWN else [category]
-        return np.isin(self.categories, wanted)
+        return np.isin(
+            self.categories, [str(known) for known in KNOWN_CATEGORIES] if category == ANY_KNOWN else category
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One fine-tuning set as drawn."""
+    """One fine-tuning set."""
 
     name: str
     kind: str
     """`unknown` (the sweep), `known`, `category`, `natural`, `idk` or `concentrated`."""
     share: float | None
-    """Share of Unknown rows asked for, in [0, 1]; for kind `known`, that of the set its Known rows come from."""
+    """Requested share of Unknown rows in [0, 1]; for kind `known`, that of the set that its Known rows come from."""
     num: int
     relations: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """relation to category to number of rows."""
@@ -64,7 +67,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One finished fine-tuning run: its accuracy at every epoch."""
+    """One finished fine-tuning run and its accuracy at every epoch."""
 
     run_id: str
     variant: str
@@ -72,16 +75,20 @@ class Run:
     epochs: NDArray[np.int64]
     """Shape (E,), ascending, from 1."""
     accuracy: Mapping[tuple[str, str], NDArray[np.float64]]
-    """(split, category) to percentages of shape (E,); NaN where not evaluated."""
+    """(split, category) to percentages of shape (E,); NaN if not evaluated at that epoch."""
     num: Mapping[tuple[str, str], int]
     """(split, category) to the number of rows behind each percentage."""
     early_epoch: int | None
     """None if there were no dev rows."""
     predictions: Mapping[tuple[int, str], Predictions] = field(default_factory=dict)
-    """(epoch, split) to rows, for those epochs whose predictions the analysis needs."""
+    """(epoch, split) to rows, for the training lengths of the report and the early-stopping epoch."""
 
     def epoch(self, checkpoint: CheckpointRef) -> int:
-        """The number of the epoch that `when` means."""
+        """The epoch of a checkpoint.
+
+        Raises:
+            InsufficientDataError: early stop of a run without dev rows.
+        """
         if isinstance(checkpoint, int):
             return checkpoint
         if checkpoint == CONVERGENCE:
@@ -91,41 +98,38 @@ class Run:
         return self.early_epoch
 
     def accuracy_at(self, checkpoint: CheckpointRef, split: str, category: str = ALL_CATEGORIES) -> float:
-        """One percentage.
+        """Accuracy in percent at one checkpoint.
 
         Raises:
-            NotTestable: it was not measured.
+            InsufficientDataError: it was not measured.
         """
         epoch = self.epoch(checkpoint)
         curve = self.accuracy.get((split, category))
-        found = np.flatnonzero(self.epochs == epoch)
-        if curve is None or not len(found) or np.isnan(curve[found[0]]):
+        values = [] if curve is None else curve[self.epochs == epoch].tolist()
+        if not values or np.isnan(values[0]):
             raise InsufficientDataError(
                 f"run {self.run_id} has no {split} accuracy of {category} rows at epoch {epoch}"
             )
-        return float(curve[found[0]])
+        return float(values[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyData:
-    """What all findings and sections read of a study: counts, variants, runs and points.
-
-    What a single section needs beyond that it loads itself, through `part`.
-    """
+    """The data of a study that findings and sections share. Data of a single section is loaded through `part`."""
 
     study: Folder | None = None
-    """The study's folder; None for numbers without one, such as the paper's."""
+    """The study's folder; None for data without one, such as the paper's numbers."""
     config: ReportConfig = field(default_factory=ReportConfig)
     counts: Mapping[tuple[str, str, str], Mapping[str, int]] = field(default_factory=dict)
     """(relation, domain, split) to category to number of questions."""
     filter_counts: Mapping[str, Mapping[str, int]] | None = None
-    """Rows left by the filters: train, test and ood, by relation."""
+    """Questions that pass the filters, by split (train, test, ood) and relation."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     points: tuple[Mapping[str, Any], ...] = ()
     """Rows of sweep/points.parquet."""
     durations: tuple[int, ...] = ()
-    """Fixed training lengths in epochs, ascending; the last is the end of the shortest run."""
+    """Fixed training lengths in epochs, ascending; the last is the length of the shortest run."""
     idk_phrase: str = "I don't know"
     parts: dict[Callable[..., Any], Any] = field(default_factory=dict)
     """Results of `part` by loader."""
@@ -153,33 +157,33 @@ class StudyData:
         """The finished runs of a variant, by seed.
 
         Raises:
-            NotTestable: there is none.
+            InsufficientDataError: there is none.
         """
-        found = tuple(run for run in self.runs if run.variant == name)
-        if not found:
+        runs = tuple(run for run in self.runs if run.variant == name)
+        if not runs:
             raise InsufficientDataError(f"needs a finished run of variant {name}")
-        return found
+        return runs
 
     def has_run(self, name: str) -> bool:
-        """True if the variant has a finished run."""
+        """Whether the variant has a finished run."""
         return any(run.variant == name for run in self.runs)
 
     def sweep_variants(self, kind: str = "unknown", min_shares: int = 1) -> list[tuple[float, str]]:
         """(share, variant) of the finished sweep variants of a kind, by ascending share of Unknown rows.
 
         Raises:
-            NotTestable: there are fewer than `least`.
+            InsufficientDataError: there are fewer than `min_shares`.
         """
-        found = sorted(
+        sweep = sorted(
             (variant.share, variant.name)
             for variant in self.variants.values()
             if variant.kind == kind and variant.share is not None and self.has_run(variant.name)
         )
-        if len(found) < min_shares:
+        if len(sweep) < min_shares:
             raise InsufficientDataError(
-                f"needs runs at {min_shares} or more shares of Unknown rows (kind {kind}), there are {len(found)}"
+                f"needs runs at {min_shares} or more shares of Unknown rows (kind {kind}), there are {len(sweep)}"
             )
-        return found
+        return sweep
 
     def accuracy(
         self, name: str, checkpoint: CheckpointRef, split: str = "test", category: str = ALL_CATEGORIES
@@ -187,15 +191,11 @@ class StudyData:
         """Accuracy in percent, averaged over seeds.
 
         Raises:
-            NotTestable: it was not measured.
+            InsufficientDataError: it was not measured.
         """
         runs = self.runs_for(name)
-        values = np.array([run.accuracy_at(checkpoint, split, category) for run in runs])
-        rows = runs[0].num[split, category]
-        se = binomial_se(float(values.mean()), rows)
-        if len(values) >= MIN_SEEDS:
-            se = max(se, seed_se(values))
-        return Measurement(float(values.mean()), se, len(values))
+        percentages = [run.accuracy_at(checkpoint, split, category) for run in runs]
+        return mean_over_seeds(percentages, runs[0].num[split, category])
 
     def difference(
         self,
@@ -204,10 +204,10 @@ class StudyData:
         split: str = "test",
         category: str = ALL_CATEGORIES,
     ) -> Measurement:
-        """Accuracy of `first` minus that of `second` on the same rows, each a (variant, when), in points.
+        """Accuracy of `first` minus that of `second` on the same rows, in points; each is (variant, checkpoint).
 
         Raises:
-            NotTestable: one of them was not measured.
+            InsufficientDataError: one of them was not measured.
         """
         a, b = self.accuracy(*first, split, category), self.accuracy(*second, split, category)
         rows_a = self.mean_correct(*first, split, category)
@@ -226,16 +226,19 @@ class StudyData:
     def mean_correct(
         self, name: str, checkpoint: CheckpointRef, split: str, category: str = ALL_CATEGORIES
     ) -> NDArray[np.float64] | None:
-        """Share of seeds that answered each row right, by question_id; None if not all predictions were kept."""
-        predictions = [run.predictions.get((run.epoch(checkpoint), split)) for run in self.runs_for(name)]
-        whole = [one for one in predictions if one is not None]
-        if not whole or len(whole) < len(predictions):
+        """Share of seeds whose answer is correct, of shape (rows,), by question_id.
+
+        None if the predictions of a seed were not kept, or are of other questions.
+        """
+        runs = self.runs_for(name)
+        predictions = [rows for run in runs if (rows := run.predictions.get((run.epoch(checkpoint), split)))]
+        if len(predictions) < len(runs):
             return None
-        first = whole[0]
-        if any(not np.array_equal(one.question_ids, first.question_ids) for one in whole):
+        ids = predictions[0].question_ids
+        if any(not np.array_equal(rows.question_ids, ids) for rows in predictions):
             return None
-        mask = first.mask(category)
-        return np.asarray(np.mean([one.hit[mask] for one in whole], axis=0), dtype=np.float64)
+        mask = predictions[0].mask(category)
+        return np.asarray(np.mean([rows.hit[mask] for rows in predictions], axis=0), dtype=np.float64)
 
     def _differences_by_seed(
         self, first: tuple[str, CheckpointRef], second: tuple[str, CheckpointRef], split: str, category: str
@@ -247,33 +250,18 @@ class StudyData:
     def mean_curve(
         self, name: str, split: str, category: str = ALL_CATEGORIES
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """(epochs, mean percentage over seeds), as long as the shortest run.
+        """(epochs, mean percentage over seeds), both as long as the shortest run.
 
         Raises:
-            NotTestable: it was not measured.
+            InsufficientDataError: it was not measured.
         """
         runs = self.runs_for(name)
-        curves = [run.accuracy.get((split, category)) for run in runs]
-        whole = [curve for curve in curves if curve is not None]
-        if len(whole) < len(curves):
+        curves = [run.accuracy[split, category] for run in runs if (split, category) in run.accuracy]
+        if len(curves) < len(runs):
             raise InsufficientDataError(f"the runs of {name} have no {split} accuracy of {category} rows")
-        length = min(len(curve) for curve in whole)
-        return runs[0].epochs[:length], np.asarray(np.mean([curve[:length] for curve in whole], axis=0))
+        length = min(map(len, curves))
+        return runs[0].epochs[:length], np.asarray(np.mean([curve[:length] for curve in curves], axis=0))
 
     def mean_epoch(self, name: str, checkpoint: CheckpointRef) -> float:
-        """The epoch that `when` means, averaged over seeds."""
+        """The epoch of a checkpoint, averaged over seeds."""
         return float(np.mean([run.epoch(checkpoint) for run in self.runs_for(name)]))
-
-
-def seed_se(values: NDArray[np.float64]) -> float:
-    """Standard error of the mean of one value a seed."""
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def binomial_se(percent: float, rows: int) -> float:
-    """Standard error of a percentage, in points.
-
-    Half a hit and half a miss are added, so that 0 % and 100 % of few rows do not count as certain.
-    """
-    share = (percent / 100.0 * rows + 0.5) / (rows + 1)
-    return float(100.0 * np.sqrt(share * (1.0 - share) / rows))

@@ -1,4 +1,8 @@
-"""Grading sheets of the error audit: drawn answers that a person grades, read back and kept."""
+"""Grading sheets of the error audit: wrong answers that a person grades in a spreadsheet, and the shares of the grades.
+
+Spreadsheets reorder rows, change separators and add a byte order mark, so only the columns `sheet`, `answer_id` and
+`grade` are used.
+"""
 
 import hashlib
 import io
@@ -11,27 +15,32 @@ from slick.errors import DataError, SettingsError, StudyError
 from slick.report.answers import DecodingMode
 from slick.report.measurements import InsufficientDataError
 from slick.report.statistics.error_audit import GRADES, PAPER_GRADE_PERCENT, ErrorAudit
+from slick.report.statistics.intervals import wilson_interval
 from slick.report.tables import unescape_cell
 from slick.storage import Folder
 from slick.user_files import csv_rows, decode, too_large_error
 
 REQUIRED_COLUMNS = ("sheet", "answer_id", "grade")
+SHEET_FILE = "error_audit.csv"
+GRADED_FOLDER = "graded"
+"""Folder inside report/ that the report step keeps."""
+_HOW_TO_FIX = "give the table error_audit.csv of this study's report, with its column grade filled in"
 _MAX_LISTED = 3
-"""Rows that an error names."""
+"""Rows that an error message lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradingSheet:
-    """A sheet as read: nothing of it is checked against a study."""
+    """A parsed sheet that is not yet checked against a study."""
 
     source: str
     sheet_ids: frozenset[str]
     grades: Mapping[str, str]
-    """answer_id to what stands in the column `grade`, in lower case; empty where nothing does."""
+    """answer_id to the cell of the column `grade` in lower case, which may be empty."""
 
     @property
     def filled_grades(self) -> dict[str, str]:
-        """The rows that have a grade."""
+        """The grades of the rows that have one."""
         return {answer_id: grade for answer_id, grade in self.grades.items() if grade}
 
 
@@ -40,75 +49,65 @@ def parse_grading_sheet(content: bytes, source: str) -> GradingSheet:
 
     Args:
         content: of the file.
-        where: the file's name, for messages.
+        source: the file's name, for messages.
 
     Raises:
-        DataError: it is no such file, lacks a column, or has an answer twice.
+        DataError: the file is not such a sheet, lacks a column, or has an answer twice.
     """
     if len(content) > limits.MAX_SETTINGS_BYTES:
-        mend = "wanted the table error_audit.csv of a report, with its column grade filled in"
-        raise too_large_error(source, len(content), limits.MAX_SETTINGS_BYTES, mend)
+        raise too_large_error(source, len(content), limits.MAX_SETTINGS_BYTES, _HOW_TO_FIX)
     text = decode(content, source)
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     rows = csv_rows(io.StringIO(text, newline=""), source, delimiter=delimiter, strict=False)
     _, columns = next(rows, (1, []))
-    lacking = [name for name in REQUIRED_COLUMNS if name not in columns]
-    if lacking:
-        raise DataError(
-            f"{source} has no column {', '.join(lacking)}; wanted the table error_audit.csv of a report, with its "
-            "column grade filled in"
-        )
-    found: dict[str, str] = {}
+    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
+    if missing:
+        raise DataError(f"{source} has no column {', '.join(missing)}; {_HOW_TO_FIX}")
+    grades: dict[str, str] = {}
     sheet_ids = set()
     for _, cells in rows:
         row = dict(zip(columns, cells, strict=False))
         answer_id = unescape_cell(row.get("answer_id", "").strip())
         if not answer_id:
             continue
-        if answer_id in found:
-            raise DataError(f"{source} has the answer {answer_id} twice; leave one of the rows")
-        found[answer_id] = row.get("grade", "").strip().lower()
+        if answer_id in grades:
+            raise DataError(f"{source} has the answer {answer_id} twice; delete one of the rows")
+        grades[answer_id] = row.get("grade", "").strip().lower()
         sheet_ids.add(row.get("sheet", "").strip())
-    return GradingSheet(source=source, sheet_ids=frozenset(sheet_ids), grades=found)
+    return GradingSheet(source=source, sheet_ids=frozenset(sheet_ids), grades=grades)
 
 
 def apply_grades(audit: ErrorAudit, sheet: GradingSheet) -> ErrorAudit:
-    """The audit with the grades of a whole sheet.
+    """The audit with the grades of a completed sheet.
 
     Raises:
-        StudyError: the sheet was not drawn from these answers with these settings.
-        DataError: a row has no grade, or one that is not known.
+        StudyError: the sheet was not drawn from this study with these settings.
+        DataError: a row has no grade or an unknown one.
     """
     ids = {row.answer_id for row in audit.rows}
     if sheet.sheet_ids != {audit.sheet_id} or sheet.grades.keys() != ids:
-        strange, absent = sorted(sheet.grades.keys() - ids), sorted(ids - sheet.grades.keys())
+        unexpected, missing = sorted(sheet.grades.keys() - ids), sorted(ids - sheet.grades.keys())
         raise StudyError(
-            f"{sheet.source} is not this study's sheet of wrong answers: it is "
-            f"{_abbreviated_list(sorted(sheet.sheet_ids))} with "
-            f"{len(sheet.grades)} rows, wanted {audit.sheet_id} with {len(ids)}; rows that are not of the study: "
-            f"{_abbreviated_list(strange)}; rows that lack: {_abbreviated_list(absent)}. Fill in "
-            f"report/tables/error_audit.csv of this study, "
-            "and give --audit-greedy, --audit-sampled and --seed as when it was drawn"
+            f"{sheet.source} is not the grading sheet of this study: it is {_abbreviate(sorted(sheet.sheet_ids))} with "
+            f"{len(sheet.grades)} rows, expected {audit.sheet_id} with {len(ids)}; unexpected rows: "
+            f"{_abbreviate(unexpected)}; missing rows: {_abbreviate(missing)}. Fill in report/tables/error_audit.csv "
+            "of this study, and use the same --audit-greedy, --audit-sampled and --seed as when it was written"
         )
-    bad = [f"{i} ({grade})" for i, grade in sheet.filled_grades.items() if grade not in GRADES]
-    if bad:
+    unknown = [f"{answer_id} ({grade})" for answer_id, grade in sheet.filled_grades.items() if grade not in GRADES]
+    if unknown:
+        raise DataError(f"{sheet.source} has unknown grades: {_abbreviate(unknown)}; expected {', '.join(GRADES)}")
+    ungraded = [answer_id for answer_id, grade in sheet.grades.items() if not grade]
+    if ungraded:
         raise DataError(
-            f"{sheet.source} has grades that are not known: {_abbreviated_list(bad)}; wanted {', '.join(GRADES)}"
-        )
-    open_rows = [i for i, grade in sheet.grades.items() if not grade]
-    if open_rows:
-        raise DataError(
-            f"{sheet.source} is not graded to the end: {len(open_rows)} of {len(ids)} rows have no grade, such as "
-            f"{_abbreviated_list(open_rows)}; fill in each with {', '.join(GRADES)}"
+            f"{sheet.source} is not complete: {len(ungraded)} of {len(ids)} rows have no grade, such as "
+            f"{_abbreviate(ungraded)}; fill in each with {', '.join(GRADES)}"
         )
     return replace(audit, grades=dict(sheet.grades), is_graded=True)
 
 
 def apply_partial_grades(audit: ErrorAudit, sheet: GradingSheet) -> ErrorAudit:
-    """The audit with those grades that belong to its rows: what a person has begun is not lost when a report is made
-    anew.
-    """
+    """The audit with the grades of a sheet in progress, so that a new report keeps them."""
     if sheet.sheet_ids != {audit.sheet_id}:
         return audit
     ids = {row.answer_id for row in audit.rows}
@@ -116,115 +115,101 @@ def apply_partial_grades(audit: ErrorAudit, sheet: GradingSheet) -> ErrorAudit:
 
 
 class GradeShare(NamedTuple):
-    """How many of some answers got a grade; percentages."""
+    """The share of one grade among some answers, in percent."""
 
     grade: str
     num: int
     total: int
     percent: float
     low: float
-    """End of Wilson's 95 % interval."""
+    """Lower end of the 95 % Wilson interval."""
     high: float
     paper: int
-    """Of the paper's answers, greedy and sampled together."""
+    """The paper's percentage, over greedy and sampled answers."""
 
 
 def grade_shares(audit: ErrorAudit, decodings: Sequence[DecodingMode]) -> list[GradeShare]:
-    """The share of each grade among the answers of these ways.
+    """The share of each grade among the answers of some decoding modes.
 
     Raises:
-        NotTestable: the sheet is not graded, or holds no such answer.
+        InsufficientDataError: the sheet is not graded, or has no such answers.
     """
-    from scipy.stats import binomtest
-
     if not audit.is_graded:
         raise InsufficientDataError(
-            "needs the sheet below, graded: fill in the column grade of `report/tables/error_audit.csv` and run "
-            "`slick report` with `--graded` and that file"
+            "needs grades: fill in the column grade of `report/tables/error_audit.csv` and run `slick report` with "
+            "`--graded` and that file"
         )
     grades = [audit.grades[row.answer_id] for row in audit.rows if row.decoding in decodings]
     if not grades:
-        raise InsufficientDataError(f"the sheet holds no {' or '.join(decodings)} answers")
-    found = []
+        raise InsufficientDataError(f"the sheet has no {' or '.join(decodings)} answers")
+    shares, total = [], len(grades)
     for grade in GRADES:
-        num, total = grades.count(grade), len(grades)
-        interval = binomtest(num, total).proportion_ci(confidence_level=0.95, method="wilson")
-        low, high = (100 * float(end) for end in interval)
-        found.append(GradeShare(grade, num, total, 100 * num / total, low, high, PAPER_GRADE_PERCENT[grade]))
-    return found
+        num = grades.count(grade)
+        low, high = (100 * end for end in wilson_interval(num, total))
+        shares.append(GradeShare(grade, num, total, 100 * num / total, low, high, PAPER_GRADE_PERCENT[grade]))
+    return shares
 
 
-def _abbreviated_list(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return f"{', '.join(names[:_MAX_LISTED])}{more}" if names else "none"
 
 
-SHEET_FILE = "error_audit.csv"
-GRADED_FOLDER = "graded"
-"""Folder inside report/ that no report clears."""
-
-
 class GradingSheets(NamedTuple):
-    """Sheets of the error audit that a person has worked on."""
+    """Sheets of the error audit with grades."""
 
     graded: GradingSheet | None = None
-    """The one whose shares are to be shown."""
+    """The completed sheet of `--graded`."""
     in_progress: GradingSheet | None = None
-    """The one that lies in the report."""
+    """The sheet in the report folder."""
 
 
 def read_grading_sheets(report: Folder, graded: str) -> GradingSheets:
-    """The sheet that is handed in, and the one that lies in the report.
+    """The sheet of `--graded`, and the one in the report folder.
 
     Args:
         report: the report's folder.
-        graded: path or URI of the sheet handed in; empty for none.
+        graded: path or URI of the sheet of `--graded`; empty for none.
 
     Raises:
-        SettingsError: the sheet handed in is not there.
-        DataError: it is no such sheet.
+        SettingsError: the sheet does not exist.
+        DataError: it is not a grading sheet.
     """
-    handed_in = None
-    if graded:
-        handed_in = parse_grading_sheet(_read_graded_file(graded), graded)
-    return GradingSheets(handed_in, _sheet_in_progress(report))
+    completed = parse_grading_sheet(_read_graded_file(graded), graded) if graded else None
+    return GradingSheets(completed, _sheet_in_progress(report))
 
 
 def preserve_grading_sheets(report: Folder, graded: str) -> list[str]:
-    """Copy what was filled in to report/graded/, under a name of its content.
+    """Copy sheets with grades to report/graded/, with a hash of their content in the file name.
 
     Returns:
-        The names of the copies, those that were there already too.
+        The names of all copies, including existing ones.
     """
-    tables, kept = report.child("tables"), []
-    found = [tables.read_bytes(SHEET_FILE)] if tables.exists(SHEET_FILE) else []
+    tables, copies = report.child("tables"), []
+    contents = [tables.read_bytes(SHEET_FILE)] if tables.exists(SHEET_FILE) else []
     if graded:
-        found.append(_read_graded_file(graded))
-    for content in found:
+        contents.append(_read_graded_file(graded))
+    for content in contents:
         try:
-            worth = bool(parse_grading_sheet(content, SHEET_FILE).filled_grades)
+            if not parse_grading_sheet(content, SHEET_FILE).filled_grades:
+                continue
         except DataError:
-            worth = True  # somebody's work, though not such that we can read it
+            pass  # a sheet that cannot be parsed may still contain a person's work
         name = f"error_audit-{hashlib.sha256(content).hexdigest()[:8]}.csv"
-        if worth and not report.child(GRADED_FOLDER).exists(name):
+        if not report.child(GRADED_FOLDER).exists(name):
             report.child(GRADED_FOLDER).write_bytes(name, content)
-        kept += [name] * worth
-    return kept
+        copies.append(name)
+    return copies
 
 
 def _read_graded_file(path: str) -> bytes:
-    place, _, name = path.rpartition("/")
-    folder = Folder(place or ("/" if path.startswith("/") else "."))
+    parent, _, name = path.rpartition("/")
+    folder = Folder(parent or ("/" if path.startswith("/") else "."))
     if not name or not folder.exists(name):
-        raise SettingsError(
-            f"--graded {path} is not there; give the table error_audit.csv of this study's report, with its column "
-            "grade filled in"
-        )
+        raise SettingsError(f"--graded {path} does not exist; {_HOW_TO_FIX}")
     size, _ = folder.version(name)
     if size > limits.MAX_SETTINGS_BYTES:
-        raise too_large_error(
-            f"--graded {path}", size, limits.MAX_SETTINGS_BYTES, "give the table error_audit.csv of a report"
-        )
+        raise too_large_error(f"--graded {path}", size, limits.MAX_SETTINGS_BYTES, _HOW_TO_FIX)
     return folder.read_bytes(name)
 
 
@@ -235,4 +220,4 @@ def _sheet_in_progress(report: Folder) -> GradingSheet | None:
     try:
         return parse_grading_sheet(tables.read_bytes(SHEET_FILE), f"{tables}/{SHEET_FILE}")
     except DataError:
-        return None  # it is kept all the same
+        return None  # preserve_grading_sheets copies it nevertheless

@@ -1,16 +1,17 @@
-"""Measurements in percent with their standard errors: terms, arithmetic, intervals and text. Pure."""
+"""Measurements: percentages with standard errors, and differences of them in percentage points. Pure."""
 
 from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 EARLY_STOP = "early_stop"
-"""The epoch with the best dev accuracy, ties to the earliest."""
+"""The epoch with the highest dev accuracy; the earliest one if several tie."""
 
 CONVERGENCE = "convergence"
 """The last epoch."""
@@ -19,40 +20,60 @@ ANY_KNOWN = "Known"
 """The three Known categories together."""
 
 MIN_SEEDS = 3
-"""From this many seeds on, errors cover the spread over seeds too."""
+"""With at least this many seeds, standard errors include the variance between seeds."""
+
+Z_95 = 1.96
+"""Half the width of a 95 % interval, in standard errors. Larger differences exceed noise."""
 
 CheckpointRef = str | int
-"""`EARLY`, `LAST`, or the number of an epoch (from 1)."""
+"""`EARLY_STOP`, `CONVERGENCE`, or the number of an epoch (from 1)."""
 
 
 class InsufficientDataError(Exception):
-    """A finding cannot be judged with what the study holds; the message says what is missing."""
+    """The study lacks the data of a finding, figure or table. The message says what is missing."""
 
 
 class Measurement(NamedTuple):
-    """A measured percentage, or a difference of two in points."""
+    """A percentage, or a difference in percentage points."""
 
     value: float
     se: float
-    """Standard error, points."""
+    """Standard error, percentage points."""
     num_seeds: int
 
 
-Z_95 = 1.96
-"""Standard errors beyond which a difference counts as more than noise."""
+def value_or_reason(compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T | None, str]:
+    """The result with an empty reason, or None and the reason why it cannot be computed."""
+    try:
+        return compute(*args, **kwargs), ""
+    except InsufficientDataError as reason:
+        return None, str(reason)
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation; 0.0 if either side does not vary.
+def seed_se(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean over seeds; `values` has shape (seeds,)."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
-    >>> rank_correlation([0, 1, 2], [9, 5, 1])
-    -1.0
+
+def binomial_se(percent: float, num_rows: int) -> float:
+    """Standard error of a percentage of rows, in percentage points.
+
+    Half a success and half a failure are added, so that 0 % and 100 % of few rows do not have an error of 0.
     """
-    if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
-        return 0.0
-    from scipy.stats import rankdata
+    share = (percent / 100.0 * num_rows + 0.5) / (num_rows + 1)
+    return float(100.0 * np.sqrt(share * (1.0 - share) / num_rows))
 
-    return round(float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]), 3)
+
+def mean_over_seeds(percentages: Sequence[float] | NDArray[np.float64], num_rows: int) -> Measurement:
+    """The mean of one percentage per seed.
+
+    Its error is the binomial error of one seed or, with `MIN_SEEDS` seeds, the error over seeds if that is larger:
+    seeds that agree do not show how the accuracy would differ on other questions.
+    """
+    values = np.asarray(percentages, dtype=np.float64)
+    mean = float(values.mean())
+    se = binomial_se(mean, num_rows)
+    return Measurement(mean, max(se, seed_se(values)) if len(values) >= MIN_SEEDS else se, len(values))
 
 
 def subtract(a: Measurement, b: Measurement) -> Measurement:
@@ -61,7 +82,7 @@ def subtract(a: Measurement, b: Measurement) -> Measurement:
 
 
 def mean_measurement(cells: Sequence[Measurement]) -> Measurement:
-    """The mean of several measurements; errors are added as if they moved together, which is never too small."""
+    """The mean of several measurements. Its error assumes full correlation between them, which is conservative."""
     return Measurement(
         float(np.mean([cell.value for cell in cells])),
         float(np.mean([cell.se for cell in cells])),
@@ -69,68 +90,25 @@ def mean_measurement(cells: Sequence[Measurement]) -> Measurement:
     )
 
 
+def interval_ends(cell: Measurement) -> tuple[float, float]:
+    """Both ends of the 95 % interval, not rounded."""
+    return cell.value - Z_95 * cell.se, cell.value + Z_95 * cell.se
+
+
 def confidence_interval(cell: Measurement) -> list[float]:
-    """The 95 % interval, by the same `Z` standard errors as the judgement: it is clear of 0 where a difference counts.
+    """The 95 % interval with two decimals, as JSON. It excludes 0 if the difference exceeds noise.
 
     >>> confidence_interval(Measurement(2.0, 0.5, 1))
     [1.02, 2.98]
     """
-    return [round(cell.value - Z_95 * cell.se, 2), round(cell.value + Z_95 * cell.se, 2)]
-
-
-def round1(value: float) -> float:
-    """A percentage to the one decimal that people see; halves go up, and the dust of binary fractions does not count.
-
-    All that shows a percentage rounds here: 27.25 may be stored as 27.249... or 27.250...1, by how it was reckoned.
-
-    >>> round1(27.25), round1(100 * 0.2725), round1(-0.25)
-    (27.3, 27.3, -0.3)
-    """
-    if not np.isfinite(value):
-        return float(value)
-    exact = Decimal(repr(round(float(value), 9)))
-    return float(exact.quantize(Decimal("0.1"), ROUND_HALF_UP)) + 0.0  # + 0.0: there is no minus nought for people
-
-
-def format_with_error(cell: Measurement) -> str:
-    """A percentage or difference with its error, for people.
-
-    >>> format_with_error(Measurement(1.25, 0.5, 1))
-    '1.3 ± 0.5'
-    """
-    return f"{round1(cell.value):.1f} ± {round1(cell.se):.1f}"
-
-
-def format_percent(share: float) -> str:
-    """A share as a whole percentage.
-
-    >>> format_percent(0.25)
-    '25 %'
-    """
-    return f"{100 * share:.0f} %"
-
-
-def round1_values(values: Sequence[float]) -> list[float]:
-    """Points to one decimal, as JSON."""
-    return [round1(value) for value in values]
-
-
-def checkpoint_label(checkpoint: CheckpointRef) -> str:
-    """A checkpoint in words.
-
-    >>> checkpoint_label("early_stop"), checkpoint_label(10), checkpoint_label(1)
-    ('early stop', '10 epochs', '1 epoch')
-    """
-    if isinstance(checkpoint, int):
-        return f"{checkpoint} epoch{'' if checkpoint == 1 else 's'}"
-    return {EARLY_STOP: "early stop", CONVERGENCE: "convergence"}[checkpoint]
+    return [round(end, 2) for end in interval_ends(cell)]
 
 
 def bonferroni_z(num: int) -> float:
-    """Standard errors beyond which one of several differences counts, Bonferroni's way.
+    """Standard errors that one of `num` differences must exceed, by Bonferroni's correction.
 
-    A claim that nothing of a kind happens is judged by many comparisons; each at `Z` would find something by chance
-    in one of 20. This bound keeps that chance for all of them together.
+    With `Z_95` for each comparison, 1 in 20 exceeds noise by chance. This bound keeps that probability for all of
+    them together.
 
     Source: O. J. Dunn 1961, https://doi.org/10.1080/01621459.1961.10482090.
 
@@ -143,39 +121,110 @@ def bonferroni_z(num: int) -> float:
 
 
 def require_power(cells: Sequence[Measurement], limit: float = 5.0) -> None:
-    """Refuse to call things equal when the data could not have shown a difference.
+    """Check that differences are precise enough to support a claim of equality.
 
     Raises:
-        NotTestable: two standard errors exceed `limit` points.
+        InsufficientDataError: `Z_95` standard errors of one of them exceed `limit` points.
     """
     worst = max(cell.se for cell in cells)
     if Z_95 * worst > limit:
         raise InsufficientDataError(
-            f"'about equal' cannot be judged: a difference has a standard error of {worst:.1f} points; use more test "
-            "rows or seeds"
+            f"'about equal' cannot be tested: a difference has a standard error of {worst:.1f} points; "
+            "use more test rows or seeds"
         )
 
 
-def value_or_reason(compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T | None, str]:
-    """The result with an empty reason, or None and the reason why it cannot be computed."""
-    try:
-        return compute(*args, **kwargs), ""
-    except InsufficientDataError as reason:
-        return None, str(reason)
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation; 0.0 if x or y is constant.
+
+    >>> rank_correlation([0, 1, 2], [9, 5, 1])
+    -1.0
+    """
+    if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
+        return 0.0
+    from scipy.stats import rankdata
+
+    return round(float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]), 3)
 
 
-def interval_ends(cell: Measurement) -> tuple[float, float]:
-    """Both ends of the 95 % interval, not rounded."""
-    return cell.value - Z_95 * cell.se, cell.value + Z_95 * cell.se
+def round1(value: float) -> float:
+    """A percentage rounded half up to the one decimal that is displayed.
+
+    All displayed percentages are rounded here. Floating-point error does not matter: 27.25 may be stored as 27.249...
+    or as 27.250...1.
+
+    >>> round1(27.25), round1(100 * 0.2725), round1(-0.25)
+    (27.3, 27.3, -0.3)
+    """
+    if not np.isfinite(value):
+        return float(value)
+    exact = Decimal(repr(round(float(value), 9)))
+    return float(exact.quantize(Decimal("0.1"), ROUND_HALF_UP)) + 0.0  # + 0.0 turns -0.0 into 0.0
+
+
+def round1_values(values: Sequence[float]) -> list[float]:
+    """Several values, each rounded by `round1`."""
+    return [round1(value) for value in values]
+
+
+def format_with_error(cell: Measurement) -> str:
+    """A measurement with its standard error.
+
+    >>> format_with_error(Measurement(1.25, 0.5, 1))
+    '1.3 ± 0.5'
+    """
+    return f"{round1(cell.value):.1f} ± {round1(cell.se):.1f}"
+
+
+def format_interval(low: float, high: float, spec: str = "+.1f") -> str:
+    """The ends of an interval; `spec` is the number format.
+
+    >>> format_interval(-2.25, 0.3), format_interval(12.0, 14.0, ".1f")
+    ('-2.3 to +0.3', '12.0 to 14.0')
+    """
+    return f"{_format_number(low, spec)} to {_format_number(high, spec)}"
 
 
 def format_with_interval(value: float, low: float, high: float, spec: str = ".1f", unit: str = "") -> str:
-    """A value with its interval; `spec` is the number format, rounded half up if it has one decimal.
+    """A value with its interval; `spec` is the number format.
 
     >>> format_with_interval(27.25, -0.001, 31.0), format_with_interval(0.437, 0.41, 0.4612, ".2f")
     ('27.3 (0.0 to 31.0)', '0.44 (0.41 to 0.46)')
     """
-    value, low, high = (
-        round1(number) if spec.endswith(".1f") else round(number, 2) + 0.0 for number in (value, low, high)
-    )
-    return f"{value:{spec}}{unit} ({low:{spec}} to {high:{spec}})"
+    return f"{_format_number(value, spec)}{unit} ({format_interval(low, high, spec)})"
+
+
+def format_change(value: float, low: float | None = None, high: float | None = None, unit: str = "") -> str:
+    """A difference with its interval, if it has one.
+
+    >>> format_change(-1.25, -2.2, -0.3), format_change(1.0, unit=" points")
+    ('-1.3 (-2.2 to -0.3)', '+1.0 points')
+    """
+    if low is None or high is None:
+        return f"{_format_number(value, '+.1f')}{unit}"
+    return format_with_interval(value, low, high, "+.1f", unit)
+
+
+def format_difference(cell: Measurement) -> str:
+    """A difference with its 95 % interval.
+
+    >>> format_difference(Measurement(-1.25, 0.5, 3))
+    '-1.3 (-2.2 to -0.3)'
+    """
+    return format_change(cell.value, *interval_ends(cell))
+
+
+def _format_number(value: float, spec: str) -> str:
+    """Numbers with one decimal are rounded half up; none is -0."""
+    return f"{round1(value) if spec.endswith('.1f') else round(value, 2) + 0.0:{spec}}"
+
+
+def checkpoint_label(checkpoint: CheckpointRef) -> str:
+    """The name of a checkpoint.
+
+    >>> checkpoint_label("early_stop"), checkpoint_label(10), checkpoint_label(1)
+    ('early stop', '10 epochs', '1 epoch')
+    """
+    if isinstance(checkpoint, int):
+        return f"{checkpoint} epoch{'' if checkpoint == 1 else 's'}"
+    return {EARLY_STOP: "early stop", CONVERGENCE: "convergence"}[checkpoint]

@@ -1,4 +1,4 @@
-"""Sections of figures and tables to one HTML page that needs nothing else."""
+"""Sections with figures and tables, and their rendering as one self-contained HTML page."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,13 +7,13 @@ from importlib import resources
 from typing import Any
 
 from slick.report.charts import Figure, render_figure
-from slick.report.measurements import InsufficientDataError, round1
+from slick.report.measurements import format_interval, value_or_reason
 from slick.report.tables import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exhibit:
-    """One figure or table with its caption, or the reason why it is not there."""
+    """A figure or table with its caption, or the reason why it is missing."""
 
     caption: str
     figure: Figure | None = None
@@ -21,9 +21,9 @@ class Exhibit:
     missing: str | None = None
     wide: bool = False
     fold: bool = False
-    """Shown folded, to be opened by the reader."""
+    """Collapsed until the reader opens it."""
     linked: bool = False
-    """A table that is too long for the page: its CSV file alone, as a link."""
+    """The page has only a link to the CSV file of this table."""
 
 
 GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED = (
@@ -33,92 +33,96 @@ GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED = (
     "The planted truth",
 )
 SECTION_GROUPS = (GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED)
-"""Parts of the page, in its order."""
+"""Parts of the page, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SectionBody:
-    """What a section shows below its heading."""
+    """The content of a section below its heading."""
 
     text: str
     exhibits: tuple[Exhibit, ...]
 
     @property
     def is_empty(self) -> bool:
-        """True if none of the exhibits could be made."""
+        """Whether all exhibits are missing."""
         return all(exhibit.missing for exhibit in self.exhibits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section(SectionBody):
-    """A section with its heading and its place on the page."""
+    """A section of the page."""
 
     name: str
+    """Unique; the HTML id."""
     title: str
     group: str = GROUP_EXTENSIONS
-    """The part of the page it belongs to, one of `SECTION_GROUPS`."""
+    """The part of the page, one of `SECTION_GROUPS`."""
     experiment: str = ""
-    """The experiment it shows, and where that is in the paper."""
+    """The label of its experiment, with the place in the paper."""
 
 
 def group_sections(sections: Sequence[Section]) -> dict[str, list[Section]]:
-    """The sections of each part, parts in the order of `GROUPS`, sections in their own; parts without any left out."""
+    """The sections of each part in the order of `SECTION_GROUPS`, without empty parts.
+
+    Raises:
+        ValueError: a section has another group.
+    """
     for section in sections:
         if section.group not in SECTION_GROUPS:
             raise ValueError(
                 f"the report section {section.name} has the group {section.group!r}; expected one of "
                 f"{', '.join(map(repr, SECTION_GROUPS))}"
             )
-    found = {group: [section for section in sections if section.group == group] for group in SECTION_GROUPS}
-    return {group: members for group, members in found.items() if members}
+    by_group = {group: [section for section in sections if section.group == group] for group in SECTION_GROUPS}
+    return {group: members for group, members in by_group.items() if members}
 
 
 def merge_missing_exhibits(exhibits: Sequence[Exhibit]) -> list[Exhibit]:
-    """What cannot be shown for one and the same reason says so once, where the first of it would be."""
-    found: list[Exhibit] = []
+    """The exhibits, with those that are missing for the same reason merged into the first of them."""
+    merged: list[Exhibit] = []
     for exhibit in exhibits:
-        same = [one for one in exhibits if one.missing and one.missing == exhibit.missing]
+        same = [other for other in exhibits if other.missing and other.missing == exhibit.missing]
         if len(same) < 2:
-            found.append(exhibit)
+            merged.append(exhibit)
         elif exhibit is same[0]:
             others = " And one more." if len(same) == 2 else f" And {len(same) - 1} more."
-            found.append(replace(exhibit, caption=exhibit.caption + others))
-    return found
+            merged.append(replace(exhibit, caption=exhibit.caption + others))
+    return merged
 
 
 def try_exhibit(caption: str, make: Callable[[], Figure | Table], *, wide: bool = False, fold: bool = False) -> Exhibit:
-    """Make a figure or table; one that the study cannot give says what is missing."""
-    try:
-        made = make()
-    except InsufficientDataError as reason:
-        return Exhibit(caption=caption, missing=str(reason))
-    if isinstance(made, Figure):
-        return Exhibit(caption=caption, figure=made, wide=wide)
-    return Exhibit(caption=caption, table=made, wide=wide, fold=fold)
+    """An exhibit of what `make` returns, or of the reason if it raises `InsufficientDataError`."""
+    content, reason = value_or_reason(make)
+    if content is None:
+        return Exhibit(caption=caption, missing=reason)
+    if isinstance(content, Figure):
+        return Exhibit(caption=caption, figure=content, wide=wide)
+    return Exhibit(caption=caption, table=content, wide=wide, fold=fold)
 
 
 def figure_exhibit(caption: str, name: str, alt: str, make: Callable[[], Callable[[Any], None]]) -> Exhibit:
-    """A figure, as `draw` takes it; `make` gives what draws on its axes."""
+    """A figure; `make` returns the function that draws on its axes (see `render_figure`)."""
     return try_exhibit(caption, lambda: render_figure(name, alt, make()))
 
 
 def table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
-    """A table over the whole width."""
+    """A table of full width."""
     return try_exhibit(caption, make, wide=True)
 
 
 def collapsed_table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
-    """The numbers behind something shown: a wide table, folded."""
+    """A table of full width that is collapsed, such as the numbers of a figure."""
     return try_exhibit(caption, make, wide=True, fold=True)
 
 
 def linked_table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
-    """A table as a CSV file alone, for more rows than a page should hold."""
+    """A link to the CSV file of a table that is too long for the page."""
     return replace(try_exhibit(caption, make, wide=True), linked=True)
 
 
 def render_page(template: str = "page.html", **values: Any) -> str:
-    """Fill a page; all text is escaped except the figures, which are made here."""
+    """Render a template. All text is escaped; figures are inserted as SVG."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -130,30 +134,30 @@ def render_page(template: str = "page.html", **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = lambda figure: Markup(figure.svg)  # drawn by slick.report.figures, which escapes
-    environment.filters["condensed"] = merge_missing_exhibits
+    environment.filters["svg"] = lambda figure: Markup(figure.svg)  # render_figure escapes the text
+    environment.filters["merge_missing"] = merge_missing_exhibits
     environment.filters["cell"] = format_cell
     environment.filters["value"] = format_json_value
-    environment.filters["spans"] = format_intervals
-    environment.filters["tidy"] = render_text
+    environment.filters["intervals"] = format_intervals
+    environment.filters["prose"] = render_text
     css = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(css=css, **values)
 
 
 def render_text(text: object) -> Any:
-    r"""Running text for the page: escaped, units kept beside their numbers, what stands between back quotes as code.
+    r"""Text as HTML: escaped, with no-break spaces before units, and text in backquotes as code.
 
     >>> str(render_text("run `slick x` for < 5 %"))
     'run <code>slick x</code> for &lt; 5\xa0%'
     """
     from markupsafe import Markup, escape
 
-    kept = str(escape(text)).replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", kept))
+    escaped = str(escape(text)).replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))
 
 
 def format_cell(value: object) -> str:
-    """A table cell for people; an en dash where there is nothing.
+    """The text of a table cell; an en dash if it is empty.
 
     >>> format_cell(12345), format_cell(None), format_cell(4.0)
     ('12,345', '–', '4.0')
@@ -162,11 +166,11 @@ def format_cell(value: object) -> str:
         return "–"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return re.sub(r"(?<=\d) to (?=[+-]?\d)", "\u00a0to\u00a0", str(value))  # an interval is not broken
+    return re.sub(r"(?<=\d) to (?=[+-]?\d)", "\u00a0to\u00a0", str(value))  # no line break within an interval
 
 
 def format_json_value(value: object) -> str:
-    """A JSON value for people.
+    """A JSON value as text.
 
     >>> format_json_value([1.3, 1.6]), format_json_value({"early_stop": [43.9, 37.5]}), format_json_value(None)
     ('1.3, 1.6', 'early stop 43.9, 37.5', '–')
@@ -174,25 +178,26 @@ def format_json_value(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, dict):
-        return "; ".join(f"{_key_to_words(str(key))} {format_json_value(item)}" for key, item in value.items())
+        return "; ".join(f"{_key_text(str(key))} {format_json_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(format_json_value(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def format_intervals(value: Any) -> str:
-    """The intervals of a finding for people.
+    """The intervals of a finding as text.
 
     >>> format_intervals({"fall_at_convergence": [8.25, 13.4], "D_Unknown": {"Unknown": [-1.0, 0.5]}})
     'fall at convergence +8.3 to +13.4; D_Unknown: Unknown -1.0 to +0.5'
     """
     if not isinstance(value, dict):
-        low, high = value
-        return f"{round1(low):+.1f} to {round1(high):+.1f}"
-    parts = ((_key_to_words(str(key)), item, ":" if isinstance(item, dict) else "") for key, item in value.items())
-    return "; ".join(f"{key}{mark} {format_intervals(item)}" for key, item, mark in parts)
+        return format_interval(*value)
+    return "; ".join(
+        f"{_key_text(str(key))}{':' if isinstance(item, dict) else ''} {format_intervals(item)}"
+        for key, item in value.items()
+    )
 
 
-def _key_to_words(key: str) -> str:
-    """Keys of JSON values as words; the names of coefficients and sets, such as b_kn and D_Known, stay."""
+def _key_text(key: str) -> str:
+    """A JSON key with spaces for underscores, except in names such as b_kn and D_Known."""
     return re.sub(r"(?<!\bb)(?<!\bD)_", " ", key)

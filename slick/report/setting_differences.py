@@ -1,8 +1,8 @@
-"""In what studies differ: settings, inputs and versions, read off the manifests of their steps. Pure.
+"""Differences between studies in settings and inputs, from the manifests of their steps. Pure.
 
-Which settings count is declared by the settings classes (`slick.settings`) and kept in each manifest as its identity;
-for manifests without one it is derived from the stored settings. What cannot be known makes studies differ, so they are
-said to have the same settings only where that is certain.
+The settings classes declare which settings affect results (`slick.settings`), and each manifest stores these as its
+identity. For manifests without one, the identity is derived from the stored settings. Settings that cannot be
+determined count as different, so studies have the same settings only if that is certain.
 """
 
 import dataclasses
@@ -19,50 +19,50 @@ from slick.variants.config import VariantsConfig
 from slick.world.config import RECIPE, WorldConfig
 
 Settings = Mapping[str, Mapping[str, Any]]
-"""step -> dotted name of a setting -> its value"""
+"""Step to dotted name of a setting to its value."""
 
 TRAININGS = "trainings"
-"""All fine-tunings of a study together, as a step."""
+"""The step of all fine-tuning runs of a study."""
 MODEL, QUESTIONS = "model fingerprint", "questions fingerprint"
 SETTING_COMBINATIONS = "combinations of these settings"
 FINISHED = "finished"
 AUTO = "auto"
-"""A value that the program chooses; what it chose is in the counts of the manifest, and is what counts."""
+"""A value that is resolved at run time. The counts of the manifest have the resolved value, which is compared."""
 STEP_CONFIG_CLASSES = (WorldConfig, QuestionsConfig, AnnotateConfig, VariantsConfig)
-"""Imported so that what these settings affect is known; `jobs.compare` imports those of sweeps and trainings."""
+"""Imported to register them with `slick.settings`; `jobs.compare` imports those of sweeps and trainings."""
 NOT_STATED = "not stated"
-"""Of a setting that a manifest does not have, or that has no effect there."""
+"""The value of a setting that a manifest does not have, or that has no effect in a study."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StudyIdentity:
-    """What the results of a study depend on."""
+    """What the results of a study depend on. comparison.json stores these fields."""
 
     settings: Settings
-    """All but seeds, with the fingerprints of inputs that do not come from the study's own world; of `TRAININGS` the
-    distinct values over all runs, sorted, where there are several."""
+    """All settings but seeds, and the fingerprints of inputs from outside the study. Settings of `TRAININGS` with
+    several values are sorted lists of the distinct values over all runs."""
     seeds: Mapping[str, Any]
-    """step and dotted name -> value"""
+    """`STEP NAME` to the seed."""
     products: Mapping[str, str]
-    """Fingerprints of what the study's own world made: they depend on its seed."""
+    """Fingerprints of the model and questions that the study's world made, which depend on its seed."""
     unknown: tuple[str, ...]
-    """What results depend on and no manifest states."""
+    """What results depend on but no manifest states."""
 
 
 class SettingDifference(NamedTuple):
-    """One setting or input that is not the same in all studies."""
+    """One setting or input that differs between studies."""
 
     step: str
     name: str
     values: tuple[str, ...]
-    """One a study, for people."""
+    """One text per study."""
 
 
 def study_identity(manifests: Mapping[str, Manifest]) -> StudyIdentity:
-    """Read what counts off the manifests of the finished steps and runs.
+    """What the results of a study depend on, from the manifests of its finished steps and runs.
 
     Args:
-        manifests: by step, and by `runs/RUN_ID`.
+        manifests: as from `slick.report.provenance.read_manifests`.
     """
     settings: dict[str, dict[str, Any]] = {}
     seeds: dict[str, Any] = {}
@@ -72,19 +72,19 @@ def study_identity(manifests: Mapping[str, Manifest]) -> StudyIdentity:
     run_seeds: dict[str, list[Any]] = {}
     for name, manifest in manifests.items():
         step = "finetune" if name.startswith("runs/") else name.removeprefix("annotate/")
-        found, missing = _relevant_settings(step, manifest)
-        drawn = {key: found.pop(key) for key in seed_setting_names(settings_class(step)) if key in found}
-        inputs, made = _split_inputs(step, manifest, manifests)
-        found |= inputs
-        products |= made
-        unknown += [f"{name}: {what}" for what in missing]
+        values, missing = _relevant_settings(step, manifest)
+        seed_values = {key: values.pop(key) for key in seed_setting_names(settings_class(step)) if key in values}
+        inputs, own_products = _split_inputs(step, manifest, manifests)
+        values |= inputs
+        products |= own_products
+        unknown += [f"{name}: {setting}" for setting in missing]
         if step == "finetune":
-            runs.append(found)
-            for key, value in drawn.items():
+            runs.append(values)
+            for key, value in seed_values.items():
                 run_seeds.setdefault(f"{TRAININGS} {key}", []).append(value)
         else:
-            settings[step] = found
-            seeds |= {f"{step} {key}": value for key, value in drawn.items()}
+            settings[step] = values
+            seeds |= {f"{step} {key}": value for key, value in seed_values.items()}
     if runs:
         settings[TRAININGS] = _merge_run_settings(runs)
     seeds |= {name: _distinct_values(values) for name, values in run_seeds.items()}
@@ -93,19 +93,19 @@ def study_identity(manifests: Mapping[str, Manifest]) -> StudyIdentity:
 
 def seed_setting_names(cls: type | None, prefix: str = "") -> list[str]:
     """Dotted names of the seeds among the settings of a class."""
-    found = []
+    names = []
     for field in dataclasses.fields(cls) if cls else ():
         if "seed" in field_affects(field):
-            found.append(f"{prefix}{field.name}")
-        found += seed_setting_names(nested_settings_class(field), f"{prefix}{field.name}.")
-    return found
+            names.append(f"{prefix}{field.name}")
+        names += seed_setting_names(nested_settings_class(field), f"{prefix}{field.name}.")
+    return names
 
 
 def _relevant_settings(step: str, manifest: Manifest) -> tuple[dict[str, Any], list[str]]:
-    """The settings of a step that count, and those whose effect is not known."""
+    """The settings of a step that affect results, and descriptions of those that are not known."""
     cls = settings_class(step)
     identity = _contents_from_fingerprint(step, manifest) if manifest.identity is None else manifest.identity
-    found = flatten_settings(filter_settings(cls, manifest.settings)) | flatten_settings(identity)
+    values = flatten_settings(filter_settings(cls, manifest.settings)) | flatten_settings(identity)
     known = manifest.inputs.keys() | identity.keys()
     missing = [
         f"content of {field.name} {manifest.settings[field.name]}"
@@ -114,32 +114,32 @@ def _relevant_settings(step: str, manifest: Manifest) -> tuple[dict[str, Any], l
         and manifest.settings.get(field.name)
         and not {field.name, field.metadata.get("formerly")} & set(known)
     ]
-    for name in [name for name, value in found.items() if value == AUTO and step != "sweep"]:  # its runs tell
-        found[name] = manifest.counts.get(name, AUTO)
-        if found[name] == AUTO:
-            missing.append(f"what {name} {AUTO} was")
-    return found, missing
+    for name in [name for name, value in values.items() if value == AUTO and step != "sweep"]:  # runs have the sweep's
+        values[name] = manifest.counts.get(name, AUTO)
+        if values[name] == AUTO:
+            missing.append(f"the resolved value of {name} {AUTO}")
+    return values, missing
 
 
 def _contents_from_fingerprint(step: str, manifest: Manifest) -> dict[str, Any]:
-    """What a manifest without an identity does not state, but its fingerprint proves."""
+    """Contents that a manifest without an identity does not state, if its fingerprint equals that of the default."""
     settings = filter_settings(settings_class(step), manifest.settings, IDENTITY)
     if step == "world":
-        of_world = fingerprint(RECIPE, manifest.inputs.get("source", ""), {**settings, "source": ""})
-        return {"recipe": RECIPE} if of_world == manifest.fingerprint else {}
+        expected = fingerprint(RECIPE, manifest.inputs.get("source", ""), {**settings, "source": ""})
+        return {"recipe": RECIPE} if expected == manifest.fingerprint else {}
     if step == "questions":
         content = {name: dataclasses.asdict(relation) for name, relation in load_relations(None).items()}
-        same = fingerprint(manifest.inputs, settings, content) == manifest.fingerprint
-        return {"relations": fingerprint(content)} if same else {}
+        expected = fingerprint(manifest.inputs, settings, content)
+        return {"relations": fingerprint(content)} if expected == manifest.fingerprint else {}
     return {}
 
 
 def _split_inputs(
     step: str, manifest: Manifest, manifests: Mapping[str, Manifest]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The inputs of a step that come from outside the study, and those that its own world made.
+    """Fingerprints of the inputs of a step from outside the study, and of those that the study's world made.
 
-    What another step of the study made is left out, since that step's own settings and inputs are compared.
+    Outputs of other steps are left out, because the settings and inputs of those steps are compared.
     """
     if step == "sweep":  # its inputs are the runs
         return {}, {}
@@ -149,26 +149,26 @@ def _split_inputs(
         "world" in manifests and questions is not None and not any(map(questions.settings.get, ("questions", "source")))
     )
     steps = {other.fingerprint for name, other in manifests.items() if not name.startswith("runs/")}
-    found: dict[str, str] = {}
+    external: dict[str, str] = {}
     products: dict[str, str] = {}
     for name, value in manifest.inputs.items():
         if step == "annotate" and name == "model":
-            (products if own_model else found)[MODEL] = value
+            (products if own_model else external)[MODEL] = value
         elif name == "model" and annotate is not None and value == annotate.inputs.get("model"):
             continue
         elif (step, name) == ("questions", "source") or (name == "questions" and value not in steps):
-            (products if own_questions else found)[QUESTIONS] = value
+            (products if own_questions else external)[QUESTIONS] = value
         elif value not in steps and not (name == "variant" and "variants" in manifests):
-            found[f"{name} fingerprint"] = value
-    return found, products
+            external[f"{name} fingerprint"] = value
+    return external, products
 
 
 def _merge_run_settings(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Each setting's value, or its distinct values, over all runs; and how they were combined."""
+    """The value of each setting, or its distinct values over all runs, and a fingerprint of their combinations."""
     names = dict.fromkeys(name for run in runs for name in run)
-    values = {name: _distinct_values([run.get(name, NOT_STATED) for run in runs]) for name in names}
-    together = {name: several[0] if len(several) == 1 else several for name, several in values.items()}
-    return {**together, SETTING_COMBINATIONS: fingerprint(sorted({fingerprint(run) for run in runs}))}
+    distinct = {name: _distinct_values([run.get(name, NOT_STATED) for run in runs]) for name in names}
+    merged = {name: values[0] if len(values) == 1 else values for name, values in distinct.items()}
+    return {**merged, SETTING_COMBINATIONS: fingerprint(sorted({fingerprint(run) for run in runs}))}
 
 
 def _distinct_values(values: Sequence[Any]) -> list[Any]:
@@ -177,7 +177,7 @@ def _distinct_values(values: Sequence[Any]) -> list[Any]:
 
 
 def unexplained_differences(first: StudyIdentity, second: StudyIdentity) -> tuple[str, ...]:
-    """What the worlds of two studies made differently, though they have the same seeds."""
+    """Products of the worlds of two studies that differ although the seeds of the worlds are equal."""
     names = [seed for seed in first.seeds.keys() | second.seeds.keys() if seed.startswith("world ")]
     if any(first.seeds.get(name) != second.seeds.get(name) for name in names):
         return ()
@@ -186,39 +186,38 @@ def unexplained_differences(first: StudyIdentity, second: StudyIdentity) -> tupl
 
 
 def setting_differences(studies: Sequence[StudyIdentity]) -> list[SettingDifference]:
-    """All settings and inputs that are not the same in all studies, by step; seeds are not among them."""
-    found = []
+    """All settings and inputs that differ between studies, by step, without seeds."""
+    rows = []
     for step in dict.fromkeys(step for study in studies for step in study.settings):
-        there = [study.settings.get(step) for study in studies]
-        if None in there:
-            said = tuple("not finished" if one is None else FINISHED for one in there)
-            found.append(SettingDifference(step, "", said))
-        found += _step_differences(step, there)
+        by_study = [study.settings.get(step) for study in studies]
+        if None in by_study:
+            values = tuple("not finished" if settings is None else FINISHED for settings in by_study)
+            rows.append(SettingDifference(step, "", values))
+        rows += _step_differences(step, by_study)
     for name in (MODEL, QUESTIONS):
         if any(name in unexplained_differences(a, b) for a in studies for b in studies):
-            found.append(
-                SettingDifference("world", name, tuple(study.products.get(name, NOT_STATED) for study in studies))
-            )
+            values = tuple(study.products.get(name, NOT_STATED) for study in studies)
+            rows.append(SettingDifference("world", name, values))
     if any(study.unknown for study in studies):
-        said = tuple("; ".join(study.unknown) or NOT_STATED for study in studies)
-        found.append(SettingDifference("", "not known", said))
-    return found
+        values = tuple("; ".join(study.unknown) or NOT_STATED for study in studies)
+        rows.append(SettingDifference("", "not known", values))
+    return rows
 
 
-def _step_differences(step: str, there: Sequence[Mapping[str, Any] | None]) -> list[SettingDifference]:
-    known = [one for one in there if one is not None]
-    names = [name for name in dict.fromkeys(name for one in known for name in one) if name != SETTING_COMBINATIONS]
+def _step_differences(step: str, by_study: Sequence[Mapping[str, Any] | None]) -> list[SettingDifference]:
+    finished = [settings for settings in by_study if settings is not None]
+    names = dict.fromkeys(name for settings in finished for name in settings if name != SETTING_COMBINATIONS)
     rows: list[SettingDifference] = []
     for name in [*names, SETTING_COMBINATIONS]:
-        texts = {json.dumps([name in one, one.get(name)]) for one in known}
-        if len(texts) > 1 and not (name == SETTING_COMBINATIONS and rows):
-            values = tuple(NOT_STATED if one is None or name not in one else format_setting(one[name]) for one in there)
+        distinct = {json.dumps([name in settings, settings.get(name)]) for settings in finished}
+        if len(distinct) > 1 and not (name == SETTING_COMBINATIONS and rows):
+            values = tuple(format_setting(s[name]) if s is not None and name in s else NOT_STATED for s in by_study)
             rows.append(SettingDifference(step, name, values))
     return rows
 
 
 def format_setting(value: object) -> str:
-    """A setting's value for people.
+    """The value of a setting as text.
 
     >>> format_setting([0.25, None, True]), format_setting("f1"), format_setting([])
     ('0.25, none, yes', 'f1', 'none')

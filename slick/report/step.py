@@ -1,7 +1,8 @@
-"""The report step: reads a study, evaluates the findings, renders all sections and writes the page."""
+"""The report step: load a study, evaluate the findings, render all sections and write the page."""
 
 import dataclasses
 import inspect
+import logging
 import math
 import sys
 import time
@@ -35,9 +36,40 @@ from slick.study import (
 )
 from slick.uris import redact_paths
 
+logger = logging.getLogger(__name__)
+
+HOLDS_LABELS: dict[bool | None, str] = {True: "holds", False: "fails", None: "not testable"}
+"""`FindingResult.holds` as text."""
+
+
+def make_report(study: FolderLike, config: ReportConfig) -> Manifest:
+    """Write the figures, tables, findings and page of a study, as far as it is finished.
+
+    An existing report is replaced if its inputs, settings or components changed.
+
+    Args:
+        study: a study folder with a finished annotate step; later steps may be missing.
+        config: title and settings of tests.
+
+    Returns:
+        The manifest; its counts include the numbers of findings that hold, fail and are not testable.
+
+    Raises:
+        StudyError: the annotate step is not finished, a file of a finished step is corrupt, or the grading sheet
+            belongs to another study.
+        DataError: the grading sheet is invalid.
+        SettingsError: the grading sheet does not exist.
+
+    Example:
+        slick.make_report("studies/mine", slick.ReportConfig(title="My model"))
+    """
+    study = as_folder(study)
+    with exclusive_lock(study, "report"):
+        return _make_report(study, config)
+
 
 def requested_experiments(study: Folder) -> tuple[str, ...] | None:
-    """The experiments that `slick study` was asked for in this folder, now or before; None if its steps ran alone."""
+    """The experiments that were requested by `slick study` in this folder; None if its steps were run one by one."""
     settings = read_study_settings(study)
     return (settings.experiments or None) if settings else None
 
@@ -45,7 +77,7 @@ def requested_experiments(study: Folder) -> tuple[str, ...] | None:
 def explain_unrequested_findings(
     results: Sequence[FindingResult], requested: tuple[str, ...] | None
 ) -> list[FindingResult]:
-    """The results; those not testable because none of their experiments was requested say so."""
+    """The results, in which findings that are not testable because no experiment of theirs was requested say so."""
 
     def explained(result: FindingResult) -> FindingResult:
         experiments = findings.get(result.id).experiments
@@ -57,9 +89,9 @@ def explain_unrequested_findings(
 
 
 def label_sections(parts: Sequence[Section], requested: tuple[str, ...] | None) -> list[Section]:
-    """The sections with the experiment that each belongs to, those of one experiment together.
+    """The sections with the labels of their experiments, grouped by experiment.
 
-    A section that was not requested and is empty becomes one line, and comes last.
+    Empty sections of experiments that were not requested are reduced to one line and come last.
     """
     unrequested: set[str] = set()
 
@@ -80,33 +112,7 @@ def label_sections(parts: Sequence[Section], requested: tuple[str, ...] | None) 
 
 
 def _not_requested_text(name: str) -> str:
-    return f"not asked for: add --experiments {name}"
-
-
-def make_report(study: FolderLike, config: ReportConfig) -> Manifest:
-    """Write figures, tables, the judged findings and the page of a study, as far as it is finished.
-
-    A report is made anew, over the old one, when anything it shows has changed.
-
-    Args:
-        study: a study folder with a finished knowledge table; all later steps may be missing.
-        config: title and test settings.
-
-    Returns:
-        The manifest; its counts hold the findings that hold, fail and are not testable.
-
-    Raises:
-        StudyError: the knowledge table is not finished, a finished step's files are broken, or the graded sheet is of
-            another study.
-        DataError: the graded sheet is not as it must be.
-        SettingsError: the graded sheet is not there.
-
-    Example:
-        slick.make_report("studies/mine", slick.ReportConfig(title="My model"))
-    """
-    study = as_folder(study)
-    with exclusive_lock(study, "report"):
-        return _make_report(study, config)
+    return f"not requested: add --experiments {name}"
 
 
 def _make_report(study: Folder, config: ReportConfig) -> Manifest:
@@ -125,20 +131,20 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
         graded,
         *external_components(),
     )
-    found = read_manifest(folder)
-    if found is not None and found.fingerprint == identity:
-        return found
+    previous = read_manifest(folder)
+    if previous is not None and previous.fingerprint == identity:
+        return previous
     data = load_study(study, config)
     preserve_grading_sheets(folder, config.graded)
-    with folder.atomic_replace() as new:  # whatever fails from here on leaves the previous report as it was
+    with folder.atomic_replace() as new:  # if anything fails below, the previous report stays
         counts = _write_report(study, new, manifests, config, data)
         _copy_preserved(folder, new)
         manifest = complete_step(
             new, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
         )
-    print(
-        f"report: {counts['holds']} findings hold, {counts['fails']} fail, {counts['not_testable']} not testable; "
-        f"{folder}/index.html"
+    logger.info(
+        "report: %d findings hold, %d fail, %d not testable; %s/index.html",
+        *(counts["holds"], counts["fails"], counts["not_testable"], folder),
     )
     return manifest
 
@@ -158,7 +164,7 @@ def _module_hash(name: str) -> str:
 
 
 def _copy_preserved(old: Folder, new: Folder) -> None:
-    """Carry over the folders of a report that no report writes, such as graded sheets."""
+    """Copy the folders that the report step does not write, such as graded sheets."""
     for name in set(old.folders()) - {"figures", "tables"}:
         for path in old.child(name).sizes():
             *folders, file = path.split("/")
@@ -171,22 +177,20 @@ def _write_report(
     requested = requested_experiments(study)
     outcomes = explain_unrequested_findings(evaluate_findings(data), requested)
     parts = label_sections(make_sections(data), requested)
-    origins = provenance_section(manifests, requested)
-    written = write_exhibits(folder, [*parts, origins])
-    all_tables = [outcomes_table(outcomes)]
-    if data.runs:
-        all_tables.append(curves_table(data))
-    for table in all_tables:
+    provenance = provenance_section(manifests, requested)
+    num_figures, num_tables = write_exhibits(folder, [*parts, provenance])
+    more_tables = [outcomes_table(outcomes), *([curves_table(data)] if data.runs else [])]
+    for table in more_tables:
         folder.child("tables").write_bytes(f"{table.name}.csv", to_csv(table))
     folder.write_json("outcomes.json", [dataclasses.asdict(outcome) for outcome in outcomes])
-    tally = Counter(outcome.holds for outcome in outcomes)
+    num_outcomes = Counter(outcome.holds for outcome in outcomes)
     counts = {
-        "holds": tally[True],
-        "fails": tally[False],
-        "not_testable": tally[None],
+        "holds": num_outcomes[True],
+        "fails": num_outcomes[False],
+        "not_testable": num_outcomes[None],
         "runs": len(data.runs),
-        "figures": written["figures"],
-        "tables": written["tables"] + len(all_tables),
+        "figures": num_figures,
+        "tables": num_tables + len(more_tables),
     }
     page = render_page(
         title=config.title or "What the model knows, and what fine-tuning does to it",
@@ -197,7 +201,7 @@ def _write_report(
         groups=group_sections(parts),
         answers=key_answers(data),
         num_seeds=len({run.seed for run in data.runs}),
-        provenance=origins,
+        provenance=provenance,
         settings={
             name: redact_paths(manifest.settings) for name, manifest in _representative_manifests(manifests).items()
         },
@@ -207,29 +211,28 @@ def _write_report(
     return counts
 
 
-def write_exhibits(folder: Folder, parts: Sequence[Section]) -> dict[str, int]:
-    """Write the figures and tables of some sections into figures/ and tables/; returns how many of each."""
-    written = {"figures": 0, "tables": 0}
-    for exhibit in (exhibit for part in parts for exhibit in part.exhibits):
-        if exhibit.figure is not None:
-            svg = exhibit.figure.svg.replace("<svg ", '<svg style="background:#fff" ', 1)
-            folder.child("figures").write_bytes(f"{exhibit.figure.name}.svg", svg.encode())
-            folder.child("figures").write_bytes(f"{exhibit.figure.name}.png", exhibit.figure.png)
-            written["figures"] += 1
-        if exhibit.table is not None:
-            folder.child("tables").write_bytes(f"{exhibit.table.name}.csv", to_csv(exhibit.table))
-            written["tables"] += 1
-    return written
+def write_exhibits(folder: Folder, parts: Sequence[Section]) -> tuple[int, int]:
+    """Write the figures and tables of sections to figures/ and tables/; returns the number of each."""
+    exhibits = [exhibit for part in parts for exhibit in part.exhibits]
+    figures = [exhibit.figure for exhibit in exhibits if exhibit.figure is not None]
+    tables = [exhibit.table for exhibit in exhibits if exhibit.table is not None]
+    for figure in figures:
+        svg = figure.svg.replace("<svg ", '<svg style="background:#fff" ', 1)
+        folder.child("figures").write_bytes(f"{figure.name}.svg", svg.encode())
+        folder.child("figures").write_bytes(f"{figure.name}.png", figure.png)
+    for table in tables:
+        folder.child("tables").write_bytes(f"{table.name}.csv", to_csv(table))
+    return len(figures), len(tables)
 
 
 def _representative_manifests(manifests: dict[str, Manifest]) -> dict[str, Manifest]:
-    """Every step, and one run to stand for all."""
+    """The manifests of all steps and of one run."""
     runs = [name for name in manifests if name.startswith("runs/")]
     return {name: manifest for name, manifest in manifests.items() if name not in runs[1:]}
 
 
 def curves_table(data: StudyData) -> Table:
-    """Every run, epoch, split and category (figures 1 and 6)."""
+    """Accuracy of each run by epoch, split and category (figures 1 and 6)."""
     rows: list[tuple[CellValue, ...]] = []
     for run in data.runs:
         for (split, category), curve in sorted(run.accuracy.items()):
@@ -244,17 +247,16 @@ def curves_table(data: StudyData) -> Table:
 
 
 def outcomes_table(outcomes: list[FindingResult]) -> Table:
-    """The 25 findings as CSV."""
-    words = {True: "holds", False: "fails", None: "not testable"}
+    """The results of the findings."""
     rows: tuple[tuple[CellValue, ...], ...] = tuple(
         (
-            o.id,
-            o.claim,
-            words[o.holds],
-            *("" if v is None else str(v) for v in (o.own, o.interval)),
-            str(o.paper),
-            o.why,
+            outcome.id,
+            outcome.claim,
+            HOLDS_LABELS[outcome.holds],
+            *("" if value is None else str(value) for value in (outcome.own, outcome.interval)),
+            str(outcome.paper),
+            outcome.why,
         )
-        for o in outcomes
+        for outcome in outcomes
     )
     return Table(name="outcomes", columns=("id", "claim", "outcome", "own", "interval", "paper", "why"), rows=rows)

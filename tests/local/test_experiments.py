@@ -37,9 +37,9 @@ def test_more_experiments_are_asked_of_the_same_folder(tmp_path: Path) -> None:
     before = written(out)
     assert variants(out) == {"unknown-050", "idk-050"}
     assert len(list((out / "variants").glob("*.parquet"))) == 5, "all sets are drawn"
-    assert "not asked for" not in whys(out)["E22"]
-    assert whys(out)["E14"] == "not asked for: add --experiments categories"
-    assert whys(out)["E3"] == "not asked for: add --experiments unknown_ratio"
+    assert "not requested" not in whys(out)["E22"]
+    assert whys(out)["E14"] == "not requested: add --experiments categories"
+    assert whys(out)["E3"] == "not requested: add --experiments unknown_ratio"
 
     study(out, "ood,counts")
     after = written(out)

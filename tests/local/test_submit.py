@@ -131,7 +131,7 @@ def test_a_sheet_that_was_graded_here_is_read_by_a_report_made_there(cluster: He
     sheet.write_text(sheet.read_text().replace("wrong", "nonsense"))
     refused = cluster.slick(*words, f"--graded={sheet}")
     assert refused.returncode == 2
-    assert "files/graded.csv has grades that are not known" in refused.stdout
+    assert "files/graded.csv has unknown grades" in refused.stdout
 
 
 def test_a_head_started_outside_its_virtual_environment_runs_jobs_with_rays_python(tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ from functools import partial
 import numpy as np
 
 from slick.report.data import Predictions, Run, StudyData, Variant
-from slick.report.findings.knowledge import paper_relation_totals
-from slick.report.findings.paper import FIXED_LENGTH_ACCURACY, PAPER_SHARES, paper_study
+from slick.report.findings.paper import (
+    FIXED_LENGTH_ACCURACY,
+    PAPER_SHARES,
+    paper_relation_totals,
+    paper_study,
+)
 from slick.report.measurements import ANY_KNOWN
 from slick.report.statistics.p_true import PrefixLabels, load_prefix_labels
 from slick.types import ALL_CATEGORIES
@@ -220,12 +224,12 @@ MISSING: dict[str, tuple[Callable[[], StudyData], str]] = {
     "E4": (lambda: without_runs(*SWEEP[1:]), "2 or more shares"),
     "E5": (lambda: without_runs(*SWEEP[2:]), "3 or more shares"),
     "E6": (lambda: without_runs(*KNOWN_NAMES), "kind known"),
-    "E7": (lambda: without_runs(*KNOWN_NAMES[1:]), "two shares or more"),
+    "E7": (lambda: without_runs(*KNOWN_NAMES[1:]), "2 or more shares"),
     "E8": (lambda: without_runs(*KNOWN_NAMES), "kind known"),
     "E9": (lambda: without_runs("unknown-050"), "50 % Unknown"),
     "E10": (lambda: without_runs("unknown-050"), "50 % Unknown"),
     "E11": (lambda: without_runs(*SWEEP[:-1]), "2 or more shares"),
-    "E12": (paper_study, "holds 2 epochs with both train and test accuracy"),
+    "E12": (paper_study, "has 2 epochs"),
     "E13": (paper_study, "train and ood accuracy"),
     "E14": (lambda: without_runs("natural"), "finished runs of natural"),
     "E15": (lambda: without_runs("highlyknown"), "finished runs of highlyknown"),
@@ -240,7 +244,7 @@ MISSING: dict[str, tuple[Callable[[], StudyData], str]] = {
         "a finished run of one",
     ),
     "E21": (lambda: prefix_study(useful=True, unsure=True), "--mode full"),
-    "E22": (lambda: without_runs("idk-050"), "relabelled"),
+    "E22": (lambda: without_runs("idk-050"), "relabeled"),
     "E23": (lambda: without_runs("unknown-050"), "50 % Unknown"),
     "E24": (paper_study, "one learning rate; add a second"),
     "E25": (paper_study, "kept no predictions"),

@@ -151,9 +151,9 @@ def test_provenance_tables_show_what_was_dropped_and_spent() -> None:
     assert "worker time on CPU 4 s" in steps["annotate"][3]
     assert "3 epochs, 500 tokens" in steps["1 fine-tuning runs"][3]
     about = dict(study_identity_table(read_provenance(manifests), ("idk", "counts")).rows)
-    assert about["experiments asked for"] == "idk, counts"
+    assert about["requested experiments"] == "idk, counts"
     assert about["steps not finished"] == "variants, sweep"
-    with pytest.raises(InsufficientDataError, match="has not counted"):
+    with pytest.raises(InsufficientDataError, match="has no counts"):
         filter_table({})
 
 
@@ -193,10 +193,10 @@ def test_differences_are_taken_row_by_row_where_questions_are_the_same(first: Fo
 
 def test_other_questions_or_another_matcher_give_no_difference(first: Folder, second: Folder) -> None:
     a = side(first, "A", matcher="exact")
-    assert incomparability_reason(a, side(second, "B", "others")) == "other questions"
-    assert incomparability_reason(a, side(second, "B", matcher="f1")) == "another matcher: exact and f1"
+    assert incomparability_reason(a, side(second, "B", "others")) == "different questions"
+    assert incomparability_reason(a, side(second, "B", matcher="f1")) == "different matchers: exact and f1"
     assert incomparability_reason(a, side(second, "B", None)) == "B has no questions yet"
-    with pytest.raises(InsufficientDataError, match="A and B have other questions, so their difference says nothing"):
+    with pytest.raises(InsufficientDataError, match="A and B are not comparable: different questions"):
         accuracy_differences(a, side(second, "B", "others"))
 
 
@@ -227,7 +227,7 @@ def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_
     out = Folder(str(tmp_path / "out"))
     found = compare_studies([first, second, half, bare], out)
     text = out.read_bytes("index.html").decode()
-    assert "4 studies side by side" in text
+    assert "Comparison of 4 studies" in text
     assert "Not finished yet:" in text
     assert "D (questions, annotate, variants, sweep)" in text
     assert "<script" not in text
@@ -249,7 +249,7 @@ def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_
     )
     assert "compare_accuracy.svg" in out.child("figures").names()
     compare_studies([first, second], out)
-    assert "2 studies side by side" in out.read_bytes("index.html").decode(), "an earlier comparison is replaced"
+    assert "Comparison of 2 studies" in out.read_bytes("index.html").decode(), "an earlier comparison is replaced"
     for path in out.sizes():  # what is shared says nothing of where a study lies
         *folders, file = path.split("/")
         assert str(tmp_path.parent).encode() not in out.child(*folders).read_bytes(file), path
@@ -263,11 +263,11 @@ def test_names_are_as_long_as_it_takes() -> None:
 def test_what_cannot_be_compared_is_one_message(first: Folder, second: Folder, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
     for words, error, said in (
-        ([first.uri, *out], SettingsError, "needs two study folders or more, got 1"),
+        ([first.uri, *out], SettingsError, "needs two or more study folders, got 1"),
         ([first.uri, first.uri, *out], SettingsError, "named more than once"),
-        ([first.uri, str(tmp_path / "nowhere"), *out], StudyError, "is not there"),
+        ([first.uri, str(tmp_path / "nowhere"), *out], StudyError, "does not exist"),
         ([first.uri, str(tmp_path), *out], StudyError, "is not a study folder"),
-        ([first.uri, second.uri, "--out", second.uri], SettingsError, "is a study folder; give another"),
+        ([first.uri, second.uri, "--out", second.uri], SettingsError, "is a study folder; choose another"),
         (
             [first.uri, second.uri, "--num-chunk", "3", *out],
             SettingsError,

@@ -240,9 +240,7 @@ def test_a_sheet_that_will_not_do_is_one_clear_error() -> None:
         apply_grades(audit, parse_grading_sheet(content, "sheet.csv"))
 
     hand_in(whole)
-    with pytest.raises(
-        DataError, match=r"sheet\.csv has grades that are not known: q\d+/greedy/\d \(right\); wanted wrong"
-    ):
+    with pytest.raises(DataError, match=r"sheet\.csv has unknown grades: q\d+/greedy/\d \(right\); expected wrong"):
         hand_in(filled(audit, ["right", *["wrong"] * 5]))
     with pytest.raises(DataError, match="2 of 6 rows have no grade, such as"):
         hand_in(filled(audit, ["wrong", "", "wrong", " ", "wrong", "wrong"]))
@@ -255,10 +253,10 @@ def test_a_sheet_that_will_not_do_is_one_clear_error() -> None:
         hand_in(b"".join([*lines, lines[1]]))
     with pytest.raises(DataError, match="not UTF-8"):
         hand_in(whole + "é".encode("latin-1"))
-    with pytest.raises(StudyError, match=r"rows that lack: q\d+/"):
+    with pytest.raises(StudyError, match=r"missing rows: q\d+/"):
         hand_in(b"".join(lines[:-1]))
     for other in (draw(some_questions(), num_greedy=3, num_sampled=3, seed=1), draw(some_questions(29), num_greedy=4)):
-        with pytest.raises(StudyError, match="is not this study's sheet of wrong answers"):
+        with pytest.raises(StudyError, match="is not the grading sheet of this study"):
             hand_in(filled(other, ["wrong"] * len(other.rows)))
 
 
@@ -329,9 +327,9 @@ def test_a_sheet_of_answers_that_look_like_formulas_is_graded(tmp_path: Path) ->
 
 
 def test_settings_that_cannot_be() -> None:
-    with pytest.raises(SettingsError, match="got 0 and 0"):
+    with pytest.raises(SettingsError, match="got 0 greedy and 0 sampled"):
         ReportConfig(audit_greedy=0, audit_sampled=0)
-    with pytest.raises(SettingsError, match="got -1 and 50"):
+    with pytest.raises(SettingsError, match="got -1 greedy and 50 sampled"):
         ReportConfig(audit_greedy=-1)
     with pytest.raises(SettingsError, match=r"in \(0, 1\], got 60"):
         ReportConfig(audit_f1=60)
@@ -344,7 +342,7 @@ def test_what_a_person_filled_in_survives_every_report(tmp_path: Path) -> None:
     report = study.child("report")
     tables, kept = report.child("tables"), report.child("graded")
     sheet = Path(tables.local_path, "error_audit.csv")
-    assert "Not shown: needs the sheet below, graded" in page_text(report)
+    assert "Not shown: needs grades" in page_text(report)
     assert not kept.names()
 
     audit = load(study, plain)
@@ -365,13 +363,13 @@ def test_what_a_person_filled_in_survives_every_report(tmp_path: Path) -> None:
     after = make_report(study, config)
     assert after.fingerprint != before.fingerprint
     assert make_report(study, config) == after
-    assert "Not shown: needs the sheet below, graded" not in page_text(report)
+    assert "Not shown: needs grades" not in page_text(report)
     assert "60 (23.1 to 88.2)" in tables.read_bytes("error_audit_shares.csv").decode()
     assert content in [kept.read_bytes(name) for name in kept.names()]
     make_report(study, ReportConfig(audit_greedy=4, audit_sampled=2))  # another sheet: the old one is kept beside it
     assert [row["grade"] for row in csv.DictReader(sheet.open())] == [""] * 6
     assert content in [kept.read_bytes(name) for name in kept.names()]
-    with pytest.raises(SettingsError, match=r"nowhere\.csv is not there; give the table"):
+    with pytest.raises(SettingsError, match=r"nowhere\.csv does not exist; give the table"):
         make_report(study, ReportConfig(graded=str(tmp_path / "nowhere.csv")))
 
 

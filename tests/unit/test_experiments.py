@@ -183,15 +183,17 @@ def section(name: str, missing: str | None) -> Section:
 def test_findings_not_requested_name_the_flag() -> None:
     found = [outcome("E20", None), outcome("E23", None), outcome("E3", True), outcome("E22", None)]
     whys = [one.why for one in explain_unrequested_findings(found, ("idk",))]
-    assert whys == ["not asked for: add --experiments p_true", "needs a run", "needs a run", "needs a run"]
+    assert whys == ["not requested: add --experiments p_true", "needs a run", "needs a run", "needs a run"]
     assert explain_unrequested_findings(found, None) == found, "steps run one by one ask for nothing"
 
 
 def test_sections_name_their_experiment_stand_together_and_shrink_when_not_asked_for() -> None:
     found = label_sections([section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
-    assert [one.name for one in found] == ["idk", "other", "choice", "share"], "what was not asked for comes last"
+    assert [one.name for one in found] == ["idk", "other", "choice", "share"], (
+        "sections that were not requested come last"
+    )
     assert [one.experiment for one in found][:3] == ["idk · table 8", "", "unknown_ratio · figures 3a, 3b"]
-    assert [exhibit.missing for exhibit in found[2].exhibits] == ["not asked for: add --experiments unknown_ratio"]
+    assert [exhibit.missing for exhibit in found[2].exhibits] == ["not requested: add --experiments unknown_ratio"]
     assert [exhibit.missing for exhibit in found[0].exhibits] == ["no run", "no run"]
     together = label_sections([section(name, None) for name in ("choice", "idk", "share")], ("idk",))
     assert [one.name for one in together] == ["choice", "share", "idk"]

@@ -109,7 +109,7 @@ def test_no_unknown_rows_and_only_unknown_rows_cannot_be_filtered_and_say_so() -
     reasons = {choice.share: choice.filtering.missing_reason for choice in found.by_share}
     assert all(choice.filtering.value is None for choice in (*found.by_share, found.overall))
     assert "no Unknown rows" in reasons[0.0]
-    assert "no row would be left" in reasons[1.0]
+    assert "no rows would be left" in reasons[1.0]
     assert "Known rows alone" in reasons[0.5]
 
 
@@ -123,7 +123,7 @@ def test_a_partner_without_that_point_gives_no_difference() -> None:
 def test_seeds_that_do_not_meet_give_no_difference() -> None:
     points = [point("unknown-050", "fixed(5)", 0.4, 0.3, seed=0), point("known-050", "fixed(5)", 0.4, 0.4, seed=1)]
     (choice,) = recommend(study(points, 0.5)).by_share
-    assert (choice.filtering.value, choice.filtering.missing_reason) == (None, "the two have no seed in common")
+    assert (choice.filtering.value, choice.filtering.missing_reason) == (None, "the two trials have no seed in common")
 
 
 def test_without_dev_accuracy_nothing_is_chosen() -> None:
@@ -132,7 +132,7 @@ def test_without_dev_accuracy_nothing_is_chosen() -> None:
     assert choice.trial is None
     for estimate in (choice.dev, choice.test, choice.stop_epoch, choice.gain, choice.saved, choice.filtering):
         assert (estimate.value, estimate.low, estimate.high) == (None, None, None)
-        assert "nothing to choose by" in estimate.missing_reason
+        assert "none can be selected" in estimate.missing_reason
 
 
 def test_a_point_missing_one_seed_is_no_candidate() -> None:
@@ -146,7 +146,7 @@ def test_without_a_fixed_budget_there_is_nothing_to_compare_with() -> None:
     (choice,) = recommend(study([HALF[2], HALF[3]], 0.5)).by_share
     assert choice.longest is None
     assert (choice.gain.value, choice.saved.value) == (None, None)
-    assert "no fixed budget" in choice.gain.missing_reason
+    assert "no fixed training length" in choice.gain.missing_reason
 
 
 def test_a_fixed_point_read_off_a_longer_budget_counts_as_fixed() -> None:

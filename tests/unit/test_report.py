@@ -156,7 +156,7 @@ def test_only_annotated_gives_a_partial_report(tmp_path: Path) -> None:
     text = study.child("report").read_bytes("index.html").decode()
     assert "Not shown" in text
     assert "Not shown: needs a finished sweep over variants with a share of Unknown rows" in text
-    assert "nothing has been fine-tuned yet" in text
+    assert "the study has no sweep over the share of Unknown rows yet" in text
     assert manifest.counts["holds"] == 1  # E2, the categories
     assert manifest.counts["not_testable"] == 24
 
@@ -198,7 +198,7 @@ def test_runs_with_other_training_settings_are_not_taken_for_seeds(tmp_path: Pat
     found = [(run.run_id, run.variant, run.seed) for run in load_study(study).runs]
     assert found == [("unknown-000-seed0-epochs3", "unknown-000", 0), ("unknown-050-seed3", "unknown-050", 3)]
     Path(study.local_path, "runs", "unknown-050-seed3").rename(Path(study.local_path, "runs", "best"))
-    with pytest.raises(StudyError, match="runs/best is not named VARIANT-seedN"):
+    with pytest.raises(StudyError, match="runs/best is not a run: expected a name VARIANT-seedN"):
         load_study(study)
 
 
@@ -257,15 +257,19 @@ def test_the_first_screen_says_how_much_is_unknown_when_to_stop_and_what_filteri
     told = " ".join(Page(study.child("report").read_bytes("index.html").decode()).texts["header"].split())
     told = told.replace("\u00a0", " ")
     assert (
-        "How much of the set is new to it? 25 % is Unknown To 60 of 240 training questions no answer was right" in told
+        "How much of the question set is Unknown? 25 % is Unknown The model never answered 60 of 240 training questions"
+        in told
     )
     choice = recommend(load_study(study)).overall
     assert choice.stop_epoch.value is not None
     assert (
-        f"When should training stop? after epoch {choice.stop_epoch.value:.0f} Best by dev accuracy: best_dev" in told
+        f"When should training stop? after epoch {choice.stop_epoch.value:.0f} Dev accuracy is highest with best_dev"
+        in told
     )
     assert re.search(
-        r"What does leaving the Unknown rows out buy\? \S+ points if stopped early; \+\d+\.\d points at the end", told
+        r"What does training without the Unknown rows gain\? "
+        r"\S+ points at the recommended stop; \+\d+\.\d points at the end",
+        told,
     )
     assert "one seed, so no interval" in told
 
@@ -276,7 +280,7 @@ def test_what_the_first_screen_cannot_answer_it_says(tmp_path: Path) -> None:
     first, *rest = key_answers(load_study(study))
     assert first.answer == "25 % is Unknown"
     assert [one.missing for one in rest] == [True, True]
-    assert all(one.answer == "not known yet" and one.detail.startswith("needs ") for one in rest)
+    assert all(one.answer == "not available" and one.detail.startswith("needs ") for one in rest)
 
 
 def test_a_gain_within_its_interval_is_not_called_one() -> None:
@@ -291,8 +295,8 @@ def test_a_gain_within_its_interval_is_not_called_one() -> None:
     variants = {p["variant"]: Variant(name=p["variant"], kind=p["kind"], share=0.5, num=80) for p in points}
     _, stop, filtering = key_answers(StudyData(variants=variants, points=tuple(points)))
     assert stop.answer == "after epoch 2"
-    assert filtering.answer == "nothing sure if stopped early"
-    assert "no more than chance explains" in filtering.detail
+    assert filtering.answer == "no clear change at the recommended stop"
+    assert "which is within noise" in filtering.detail
 
 
 def test_a_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:

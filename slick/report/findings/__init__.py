@@ -1,1 +1,1 @@
-"""The paper's findings, judged for one study."""
+"""The findings of Gekhman et al. 2024, tested on a study."""

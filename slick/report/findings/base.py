@@ -1,9 +1,9 @@
-"""Findings: claims that are checked on a study, registered where their checks are defined.
+"""Findings: claims that are tested on a study, registered where their checks are defined.
 
-Only the direction of a finding is a fair test on another model, so no size of the paper is asked for (E1 and E19, about
-exact counts and about a bound, aside). Differences count when they exceed two standard errors; what must be equal may
-differ by as much. Where a finding says that no difference of a kind exists, its many comparisons are held to the noise
-of all of them (`bonferroni_z`). What cannot be computed is not testable, and never holds.
+The checks test the direction of an effect, because sizes depend on the model (E1 and E19, which are about exact counts
+and about a bound, are the exceptions). A difference counts if it exceeds two standard errors. If a finding claims that
+no difference of some kind exists, each of its comparisons must exceed the Bonferroni bound of all of them
+(`bonferroni_z`). A finding whose data is missing is not testable.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,39 +12,33 @@ from typing import NamedTuple
 
 from slick.registry import Registry
 from slick.report.data import StudyData
-from slick.report.measurements import InsufficientDataError
+from slick.report.measurements import value_or_reason
+
+
+class CheckResult(NamedTuple):
+    """The result of a finding's check."""
+
+    holds: bool
+    own: object
+    """The value of this study; JSON."""
+    why: str
+    """The reason, in one sentence with numbers."""
+    interval: object = None
+    """Names to [low, high], the 95 % intervals of what was tested; JSON. None if nothing was estimated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingResult:
-    """One finding of the paper, judged for this study."""
+    """The result of one finding, as outcomes.json stores it."""
 
     id: str
     claim: str
     holds: bool | None
-    """None: not testable with what the study holds."""
+    """None: not testable with the data of the study."""
     own: object
-    """JSON value."""
     paper: object
-    """JSON value."""
     why: str
     interval: object = None
-    """JSON value: names to [low, high], 95 % intervals of what was judged; None where there is nothing to estimate."""
-
-
-class CheckResult(NamedTuple):
-    """How one finding turned out."""
-
-    holds: bool
-    own: object
-    why: str
-    interval: object = None
-    """As in `Outcome`."""
-
-
-def describe_failures(parts: Sequence[str], good: str) -> str:
-    """The sentence for `why`: what failed, or the sentence for when nothing did."""
-    return "; ".join(parts) if parts else good
 
 
 FindingCheck = Callable[[StudyData], CheckResult]
@@ -52,14 +46,14 @@ FindingCheck = Callable[[StudyData], CheckResult]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A claim, and how it is checked on a study."""
+    """A claim and its check."""
 
     id: str
     claim: str
     paper: object
-    """The value that the paper gives; JSON."""
+    """The paper's value; JSON."""
     experiments: tuple[str, ...]
-    """The experiments that decide it, by name (`slick.experiments`)."""
+    """Names of the experiments that decide it (`slick.experiments`)."""
     check: FindingCheck
 
 
@@ -71,12 +65,12 @@ def finding(
 ) -> Callable[[FindingCheck], FindingCheck]:
     """A decorator that registers a check as a finding.
 
-    The check raises `InsufficientDataError` where the study cannot decide the claim.
+    The check raises `InsufficientDataError` if the study lacks the data to test the claim.
 
     Args:
-        name: unique, such as `E3`; findings are listed by the number in it.
+        name: unique, such as `E3`; findings are listed by its letters, then by its number.
         claim: one sentence.
-        paper: the value that the paper gives; JSON.
+        paper: the paper's value; JSON.
         experiments: the experiments that decide it.
     """
 
@@ -88,29 +82,25 @@ def finding(
     return add
 
 
-def all_findings() -> list[Finding]:
-    """Every finding, by the letters and then the number of its name."""
-    return sorted((entry for _, entry in findings.items()), key=lambda entry: _natural_key(entry.id))
+def evaluate_findings(data: StudyData) -> list[FindingResult]:
+    """The results of all findings, by the letters and then the number of their names."""
+    entries = sorted((entry for _, entry in findings.items()), key=lambda entry: _natural_key(entry.id))
+    return [_evaluate(entry, data) for entry in entries]
+
+
+def describe_failures(failures: Sequence[str], success: str) -> str:
+    """The sentence for `why`: the failed conditions, or the sentence for a finding that holds."""
+    return "; ".join(failures) if failures else success
+
+
+def _evaluate(entry: Finding, data: StudyData) -> FindingResult:
+    result, reason = value_or_reason(entry.check, data)
+    holds, own, why, interval = result or (None, None, reason, None)
+    return FindingResult(
+        id=entry.id, claim=entry.claim, holds=holds, own=own, paper=entry.paper, why=why, interval=interval
+    )
 
 
 def _natural_key(name: str) -> tuple[str, int]:
     digits = "".join(filter(str.isdigit, name))
     return name.rstrip("0123456789"), int(digits or 0)
-
-
-def evaluate_findings(data: StudyData) -> list[FindingResult]:
-    """The results of all findings, in order."""
-    results = []
-    for entry in all_findings():
-        holds: bool | None
-        interval = None
-        try:
-            holds, own, why, interval = entry.check(data)
-        except InsufficientDataError as reason:
-            holds, own, why = None, None, str(reason)
-        results.append(
-            FindingResult(
-                id=entry.id, claim=entry.claim, holds=holds, own=own, paper=entry.paper, why=why, interval=interval
-            )
-        )
-    return results

@@ -1,4 +1,4 @@
-"""E14-E19 and E25: fine-tuning on one category at a time, and what is answered of each. Pure."""
+"""E14-E19 and E25: fine-tuning on one category at a time, and accuracy by category of test question. Pure."""
 
 import itertools
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from slick.report.statistics.intervals import paired_p_value
 from slick.types import Category
 
 TABLE_2_VARIANTS = ("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural")
-"""The variants of the paper's table 2; D_Unknown is the sweep's last."""
+"""The variants of the paper's table 2. D_Unknown is the variant of the sweep with 100 % Unknown rows."""
 
 VARIANT_LABELS = {
     "highlyknown": "D_HighlyKnown",
@@ -34,7 +34,7 @@ VARIANT_LABELS = {
 }
 
 FORGETTING_CATEGORIES = (Category.HIGHLY_KNOWN, Category.MAYBE_KNOWN)
-"""The categories of test questions that lose most in training on WeaklyKnown or Unknown rows."""
+"""The categories of test questions that lose most when the model is trained on WeaklyKnown or Unknown rows."""
 
 PAPER_MAX_UNKNOWN_ACCURACY = 3.2
 """The paper's highest accuracy on Unknown test questions, percent."""
@@ -47,10 +47,10 @@ PAPER_MAX_UNKNOWN_ACCURACY = 3.2
     experiments=("categories",),
 )
 def e14(data: StudyData) -> CheckResult:
-    """D_MaybeKnown is not clearly below any other variant at either checkpoint, and clearly above the worst.
+    """D_MaybeKnown is below no other variant by more than noise at either checkpoint, and above at least one.
 
-    The paper counts as best what is not significantly (p < 0.05) below the highest, so two standard errors are asked
-    for, not one; being clearly above the worst keeps out data that could not tell.
+    The paper counts a variant as best if it is not significantly (p < 0.05) below the highest, so the bound is two
+    standard errors. The second condition fails on data that is too noisy to show any difference.
     """
     require_variants(data, *TABLE_2_VARIANTS)
     failed, intervals = [], {}
@@ -65,18 +65,16 @@ def e14(data: StudyData) -> CheckResult:
         }
         for name, lead in leads.items():
             if lead.value < -Z_95 * lead.se:
-                failed.append(
-                    f"at {checkpoint_label(checkpoint)} {VARIANT_LABELS[name]} is {format_with_error(negate(lead))} "
-                    f"points higher"
-                )
+                gap = format_with_error(negate(lead))
+                failed.append(f"at {checkpoint_label(checkpoint)}, {VARIANT_LABELS[name]} is {gap} points higher")
         rival = min(leads, key=lambda name: leads[name].value)
         intervals[f"lead over {VARIANT_LABELS[rival]} at {checkpoint_label(checkpoint)}"] = confidence_interval(
             leads[rival]
         )
         best = max(leads.values(), key=lambda lead: lead.value / max(lead.se, 1e-9))
         if best.value <= Z_95 * best.se:
-            failed.append(f"at {checkpoint_label(checkpoint)} it is above none of the others by more than noise")
-    good = "at both checkpoints no other variant is higher by more than two standard errors, and some are clearly lower"
+            failed.append(f"at {checkpoint_label(checkpoint)}, it is above none of the others by more than noise")
+    good = "at both checkpoints, no other variant is higher by more than two standard errors, and at least one is lower"
     return CheckResult(not failed, own, describe_failures(failed, good), intervals)
 
 
@@ -87,20 +85,20 @@ def e14(data: StudyData) -> CheckResult:
     experiments=("categories",),
 )
 def e15(data: StudyData) -> CheckResult:
-    """At early stop D_MaybeKnown beats D_HighlyKnown on MaybeKnown rows, with no clear loss on HighlyKnown ones."""
+    """At early stop, the gain on MaybeKnown questions exceeds noise and the loss on HighlyKnown ones does not."""
     require_variants(data, "maybeknown", "highlyknown")
     sides = ("maybeknown", EARLY_STOP), ("highlyknown", EARLY_STOP)
     gain = data.difference(*sides, category=Category.MAYBE_KNOWN)
     loss = negate(data.difference(*sides, category=Category.HIGHLY_KNOWN))
     failed = []
     if gain.value <= Z_95 * gain.se:
-        failed.append(f"the gain on MaybeKnown questions is {format_with_error(gain)} points, not above noise")
+        failed.append(f"the gain on MaybeKnown questions, {format_with_error(gain)} points, does not exceed noise")
     if loss.value > Z_95 * loss.se:
-        failed.append(f"the loss on HighlyKnown questions is {format_with_error(loss)} points, above noise")
+        failed.append(f"the loss on HighlyKnown questions, {format_with_error(loss)} points, exceeds noise")
     own = {"MaybeKnown_gain": round1(gain.value), "HighlyKnown_loss": round1(loss.value)}
     good = (
-        f"at early stop it gains {format_with_error(gain)} points on MaybeKnown questions, "
-        f"loses {format_with_error(loss)} on HighlyKnown"
+        f"at early stop, it gains {format_with_error(gain)} points on MaybeKnown questions and loses "
+        f"{format_with_error(loss)} points on HighlyKnown questions"
     )
     intervals = {"MaybeKnown_gain": confidence_interval(gain), "HighlyKnown_loss": confidence_interval(loss)}
     return CheckResult(not failed, own, describe_failures(failed, good), intervals)
@@ -113,11 +111,10 @@ def e15(data: StudyData) -> CheckResult:
     experiments=("categories",),
 )
 def e16(data: StudyData) -> CheckResult:
-    """Losses to convergence are in the paper's order; reversals within two standard errors are ties, the ends differ.
+    """No neighbors of the paper's order are reversed by more than noise, and the first and last differ by more.
 
-    The paper prints no errors of these losses, and its own last two are 0.1 points apart. A reversal is a difference
-    and counts as every other does; one standard error, at which truly equal neighbours fail one time in six, would
-    ask for more.
+    The paper prints no errors of these losses, and its last two are 0.1 points apart. The bound is two standard errors,
+    as for every difference; at one standard error, equal neighbors would fail one time in six.
     """
     require_variants(data, *TABLE_2_VARIANTS)
     loss = {name: data.difference((name, EARLY_STOP), (name, CONVERGENCE)) for name in TABLE_2_VARIANTS}
@@ -134,9 +131,9 @@ def e16(data: StudyData) -> CheckResult:
     ends = subtract(loss["unknown-100"], loss["maybeknown"])
     if ends.value <= Z_95 * ends.se:
         failed.append(f"D_Unknown loses {format_with_error(ends)} points more than D_MaybeKnown, which is within noise")
-    said = ", ".join(f"{VARIANT_LABELS[name]} {format_with_error(loss[name])}" for name in order)
+    losses = ", ".join(f"{VARIANT_LABELS[name]} {format_with_error(loss[name])}" for name in order)
     own = round1_values([loss[name].value for name in order])
-    why = describe_failures(failed, f"losses: {said}")
+    why = describe_failures(failed, f"losses in points: {losses}")
     return CheckResult(not failed, own, why, {"D_Unknown - D_MaybeKnown": confidence_interval(ends)})
 
 
@@ -148,11 +145,11 @@ def e16(data: StudyData) -> CheckResult:
     experiments=("categories",),
 )
 def e17(data: StudyData) -> CheckResult:
-    """D_WeaklyKnown and D_Unknown lose on HighlyKnown and MaybeKnown rows, not on the other two, beyond noise.
+    """Accuracy falls on HighlyKnown and on MaybeKnown questions, and on no other category by more than noise.
 
-    The paper's words are that the loss is "mostly" on HighlyKnown and MaybeKnown: both must fall, and clearly so
-    together. That each is clear on its own is not claimed, and small MaybeKnown sets could not show it. That the other
-    two do not fall is one claim of four comparisons, at the noise of all of them.
+    The paper says that the loss is "mostly" on HighlyKnown and MaybeKnown questions. Both must fall, and the two
+    together by more than noise: a small MaybeKnown set could not show it alone. That the other two do not fall is one
+    claim of four comparisons, so its bound is Bonferroni's.
     """
     require_variants(data, "weaklyknown", "unknown-100")
     failed, own, intervals = [], {}, {}
@@ -172,7 +169,7 @@ def e17(data: StudyData) -> CheckResult:
                 f"{label} changes by {format_with_error(both)} points on HighlyKnown and MaybeKnown questions together"
             )
         failed += [
-            f"{label} falls on {category} questions ({change.value:+.1f} ± {change.se:.1f})"
+            f"{label} falls by {format_with_error(negate(change))} points on {category} questions"
             for category, change in changes.items()
             if category not in FORGETTING_CATEGORIES and change.value < -bonferroni_z(4) * change.se
         ]
@@ -183,7 +180,7 @@ def e17(data: StudyData) -> CheckResult:
 
 
 def _pooled_change(data: StudyData, name: str, changes: Mapping[Category, Measurement]) -> Measurement:
-    """The change on all questions of several categories; no question is in two, so errors add as independent ones."""
+    """The change on all questions of several categories. Categories are disjoint, so their errors are independent."""
     num = {category: data.runs_for(name)[0].num["test", category] for category in changes}
     weights = {category: num[category] / sum(num.values()) for category in changes}
     return Measurement(
@@ -200,12 +197,12 @@ def _pooled_change(data: StudyData, name: str, changes: Mapping[Category, Measur
     experiments=("categories",),
 )
 def e18(data: StudyData) -> CheckResult:
-    """Accuracy is in the order of the categories for every variant and checkpoint; reversals within noise pass.
+    """No neighboring categories are reversed, for any variant and checkpoint, by more than the Bonferroni bound.
 
-    Noise is that of all steps together (`family_z`): at two standard errors each, one in 20 equal neighbours fails.
+    With two standard errors for each pair, 1 in 20 equal neighbors would fail.
     """
-    beside = {n for n, v in data.variants.items() if v.kind in ("idk", "concentrated")}
-    names = sorted({run.variant for run in data.runs} - beside)
+    excluded = {name for name, variant in data.variants.items() if variant.kind in ("idk", "concentrated")}
+    names = sorted({run.variant for run in data.runs} - excluded)
     rows, gaps = 0, []
     for name in names:
         for checkpoint in (EARLY_STOP, CONVERGENCE):
@@ -219,10 +216,14 @@ def e18(data: StudyData) -> CheckResult:
                 )
     if not rows:
         raise InsufficientDataError("needs runs with accuracy on all four categories of test questions")
-    reach = bonferroni_z(len(gaps))
-    failed = [f"{who} {format_with_error(gap)} points {whom}" for gap, who, whom in gaps if gap.value > reach * gap.se]
-    noise = f"{reach:.1f} standard errors of {len(gaps)} steps"
-    good = f"in order in all {rows} rows (variant x checkpoint), up to the {noise}"
+    bound = bonferroni_z(len(gaps))
+    failed = [
+        f"{lower} {format_with_error(gap)} points {upper}" for gap, lower, upper in gaps if gap.value > bound * gap.se
+    ]
+    good = (
+        f"in order for all {rows} combinations of variant and checkpoint; no pair of {len(gaps)} is reversed by more "
+        f"than {bound:.1f} standard errors"
+    )
     least = {"smallest_step": confidence_interval(negate(max((gap for gap, _, _ in gaps), key=lambda gap: gap.value)))}
     return CheckResult(not failed, {"rows": rows, "reversed": len(failed)}, describe_failures(failed, good), least)
 
@@ -234,7 +235,7 @@ def e18(data: StudyData) -> CheckResult:
     experiments=("categories",),
 )
 def e19(data: StudyData) -> CheckResult:
-    """Accuracy on Unknown rows is at most the paper's 3.2 % plus 1.64 binomial standard errors."""
+    """Accuracy on Unknown questions is at most the paper's 3.2 % plus 1.64 binomial standard errors."""
     worst: tuple[float, str, float, int] | None = None
     for name in (name for name in TABLE_2_VARIANTS if data.has_run(name)):
         for checkpoint in (EARLY_STOP, CONVERGENCE):
@@ -249,15 +250,15 @@ def e19(data: StudyData) -> CheckResult:
     if worst is None:
         raise InsufficientDataError(f"needs a finished run of one of {', '.join(TABLE_2_VARIANTS)}")
     excess, where, value, rows = worst
-    said = (
-        f"the highest is {round1(value):.1f} % ({where}); the bound, the paper's 3.2 % and its noise, is "
+    why = (
+        f"the highest accuracy is {round1(value):.1f} % ({where}); the bound, the paper's 3.2 % plus noise, is "
         f"{round1(value - excess):.1f} %"
     )
     from scipy.stats import binomtest
 
-    ends = binomtest(round(value / 100 * rows), rows).proportion_ci()  # Clopper and Pearson's
+    ends = binomtest(round(value / 100 * rows), rows).proportion_ci()  # Clopper-Pearson
     highest = {"highest": [round(100 * float(ends.low), 2), round(100 * float(ends.high), 2)]}
-    return CheckResult(excess <= 0, round1(value), describe_failures([said] if excess > 0 else [], said), highest)
+    return CheckResult(excess <= 0, round1(value), why, highest)
 
 
 @finding(
@@ -267,7 +268,7 @@ def e19(data: StudyData) -> CheckResult:
     experiments=("categories",),
 )
 def e25(data: StudyData) -> CheckResult:
-    """Early stop against convergence, t-test over chunks: p >= 0.05 for D_MaybeKnown, p < 0.01 for the others."""
+    """Paired t-test over chunks: p >= 0.05 for D_MaybeKnown; p < 0.01 and a fall for the others."""
     require_variants(data, *TABLE_2_VARIANTS)
     failed, p_values, intervals = [], {}, {}
     for name in TABLE_2_VARIANTS:
@@ -281,20 +282,24 @@ def e25(data: StudyData) -> CheckResult:
         if name == "maybeknown" and p_value < 0.05:
             failed.append(f"{VARIANT_LABELS[name]} differs (p = {p_value:.2g})")
         if name != "maybeknown" and not (p_value < 0.01 and fell):
-            failed.append(f"{VARIANT_LABELS[name]} {'does not fall' if not fell else 'falls'} with p = {p_value:.2g}")
-    good = "p of each: " + ", ".join(f"{name} {value:.2g}" for name, value in p_values.items())
+            failed.append(f"{VARIANT_LABELS[name]} {'falls' if fell else 'does not fall'} (p = {p_value:.2g})")
+    good = "p-values: " + ", ".join(f"{name} {value:.2g}" for name, value in p_values.items())
     return CheckResult(not failed, p_values, describe_failures(failed, good), intervals)
 
 
 def require_variants(data: StudyData, *names: str) -> None:
-    """Raise NotTestable that names all variants without a finished run."""
+    """Check that variants were run.
+
+    Raises:
+        InsufficientDataError: names all variants without a finished run.
+    """
     missing = [name for name in names if not data.has_run(name)]
     if missing:
         raise InsufficientDataError(f"needs finished runs of {', '.join(missing)}")
 
 
 def negate(cell: Measurement) -> Measurement:
-    """The same difference, seen from the other side."""
+    """The difference with the opposite sign."""
     return Measurement(-cell.value, cell.se, cell.num_seeds)
 
 

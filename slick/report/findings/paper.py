@@ -1,14 +1,16 @@
-"""Questions by relation and category beside the paper's, and what of both is equal. Pure.
+"""The paper's numbers: questions by relation and category, and its accuracies as a `StudyData`. Pure.
 
-Source: Gekhman et al. 2024, arXiv:2405.05904, tables 3 to 5. Its footnote 5 gives category shares of EntityQuestions
-that none of its tables has: 24, 23, 17 and 36 %.
+Source: Gekhman et al. 2024, arXiv:2405.05904. Tables 2 to 5 and 8 are printed. The curves of figures 1, 3 and 4 are
+read off the figures, with an error of about 0.1 points in figure 3 and of 0.5 to 1 point in figures 1 and 4. Section 4
+says that all training rows are fitted at convergence. The paper prints no predictions, no accuracies out of
+distribution, and none at a second learning rate.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,47 +21,45 @@ from slick.report.measurements import ANY_KNOWN, InsufficientDataError
 from slick.types import ALL_CATEGORIES, Category
 
 PAPER_FOOTNOTE_5_PERCENT = {"HighlyKnown": 24.0, "MaybeKnown": 23.0, "WeaklyKnown": 17.0, "Unknown": 36.0}
-"""Percent of EntityQuestions as the paper's text has it, against 24 / 25 / 17 / 34 in its table 3."""
+"""Category shares of EntityQuestions in footnote 5; no table of the paper has them (table 3: 24 / 25 / 17 / 34)."""
 
 PAPER_SPLITS = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
-"""The paper's tables 3, 4 and 5: domain and split."""
+"""(domain, split) of the paper's tables 3, 4 and 5."""
 
 CategoryCounts = Mapping[str, int]
-"""Category to number of questions, all four."""
+"""Number of questions in each of the four categories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelationCounts:
-    """One relation in one split, here and in the paper."""
+    """One relation in one split, in the study and in the paper."""
 
     relation: str
     observed: CategoryCounts
     paper: CategoryCounts | None
-    """None for a relation that the paper's table has not."""
+    """None for a relation that is not in the paper's table."""
 
 
 def relation_counts(data: StudyData, split: str) -> list[RelationCounts]:
     """Every annotated relation of a split, by name.
 
     Args:
-        data: the stored rows.
-        split: one of `SPLITS`.
+        data: of the study.
+        split: a key of `PAPER_SPLITS`.
 
     Raises:
-        NotTestable: nothing of that split was annotated.
+        InsufficientDataError: no question of that split was annotated.
     """
     paper = paper_category_counts()[split]
-    found = [
+    relations = [
         RelationCounts(relation=relation, observed=counts, paper=paper.get(relation))
-        for (relation, *of), counts in sorted(data.counts.items())
-        if tuple(of) == PAPER_SPLITS[split]
+        for (relation, *part), counts in sorted(data.counts.items())
+        if tuple(part) == PAPER_SPLITS[split]
     ]
-    if not found:
-        domain, of_split = PAPER_SPLITS[split]
-        raise InsufficientDataError(
-            f"no {'out-of-distribution ' * (domain == 'ood')}{of_split} questions were annotated"
-        )
-    return found
+    if not relations:
+        kind = "out-of-distribution test" if split == "ood" else split
+        raise InsufficientDataError(f"no {kind} questions were annotated")
+    return relations
 
 
 def total_counts(rows: list[RelationCounts]) -> CategoryCounts:
@@ -68,51 +68,48 @@ def total_counts(rows: list[RelationCounts]) -> CategoryCounts:
 
 
 def dataset_size(rows: list[CategoryCounts]) -> int:
-    """|D|: the sum of each relation's smallest category (paper: appendix E)."""
+    """|D|, the sum over relations of the size of the smallest category (paper: appendix E)."""
     return sum(min(row.values()) for row in rows)
 
 
 def category_percentages(counts: CategoryCounts) -> dict[str, float]:
-    """Percent of each category.
+    """Percentage of each category.
 
     Raises:
-        NotTestable: there are no questions.
+        InsufficientDataError: there are no questions.
     """
     num = sum(counts.values())
     if not num:
-        raise InsufficientDataError("there are no questions to take shares of")
+        raise InsufficientDataError("there are no questions")
     return {category: 100.0 * counts[category] / num for category in map(str, Category)}
 
 
 def paper_category_counts() -> dict[str, dict[str, CategoryCounts]]:
-    """Questions by category of each relation in the paper: train, test and ood."""
-    value = json.loads(resources.files("slick").joinpath("data/paper_counts.json").read_text(encoding="utf-8"))
+    """The paper's questions by split (train, test, ood), relation and category (tables 3 to 5)."""
+    counts: dict[str, Any] = json.loads(
+        resources.files("slick").joinpath("data/paper_counts.json").read_text(encoding="utf-8")
+    )
     return {
         split: {
             relation: {str(category): int(entry[category]) for category in Category}
-            for relation, entry in value[split].items()
+            for relation, entry in counts[split].items()
         }
         for split in PAPER_SPLITS
     }
 
 
+def paper_relation_totals() -> dict[str, dict[str, int]]:
+    """The paper's questions by split (train, test, ood) and relation."""
+    return {
+        split: {relation: sum(row.values()) for relation, row in relations.items()}
+        for split, relations in paper_category_counts().items()
+    }
+
+
 def paper_category_totals(split: str) -> CategoryCounts:
-    """Questions of each category in the paper, over all relations of a split."""
+    """The paper's questions of each category, over all relations of a split."""
     rows = paper_category_counts()[split].values()
     return {str(category): sum(row[category] for row in rows) for category in Category}
-
-
-class PaperFinding(NamedTuple):
-    """One claim of the paper and the value it gives."""
-
-    claim: str
-    paper: object
-
-
-def paper_findings() -> dict[str, PaperFinding]:
-    """The paper's findings, E1 to E25 in order."""
-    text = resources.files("slick").joinpath("data/paper_findings.json").read_text(encoding="utf-8")
-    return {name: PaperFinding(entry["claim"], entry["paper"]) for name, entry in json.loads(text).items()}
 
 
 PAPER_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -151,15 +148,15 @@ TABLE_2_ACCURACY = {
 }
 """Early stop, then convergence: Full, HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
 TABLE_8 = ((58.7, 61.8), (55.6, 61.8))
-"""D_IDK at early stop, then at convergence: percent answered, accuracy on what is answered."""
+"""D_IDK at early stop, then at convergence: percentage answered, and accuracy on these questions."""
 
 _EARLY_EPOCH = 9
 _EARLY_EPOCH_UNKNOWN = 5
-"""D_Unknown at 10 epochs is 5.7 points below its early stop, which so lies well before; the epoch is not printed."""
+"""Not printed. Accuracy of D_Unknown at 10 epochs is 5.7 points below early stop, so early stop is well before it."""
 
 
 def paper_study() -> StudyData:
-    """The paper's own numbers as a study of one seed, without rows; what the paper does not print is left out."""
+    """The paper's numbers as a study of one seed, without predictions and without what the paper does not print."""
     curves: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
     variants: dict[str, Variant] = {}
     for i, share in enumerate(PAPER_SHARES):
@@ -193,31 +190,24 @@ def paper_study() -> StudyData:
         ("test", category): {_EARLY_EPOCH: TABLE_8[0][i], DURATIONS[-1]: TABLE_8[1][i]}
         for i, category in enumerate((ANSWERED, ON_ANSWERED))
     }
-    runs = tuple(_paper_run(name, variants[name], curve) for name, curve in curves.items())
-    audit = {
-        table: {relation: sum(row.values()) for relation, row in relations.items()}
-        for table, relations in paper_category_counts().items()
-    }
-    return StudyData(counts=_counts(), filter_counts=audit, variants=variants, runs=runs, durations=DURATIONS)
-
-
-def _counts() -> dict[tuple[str, str, str], dict[str, int]]:
-    """Questions by relation and category (tables 3 to 5)."""
-    places = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
-    return {
-        (relation, *places[table]): dict(row)
-        for table, relations in paper_category_counts().items()
+    counts = {
+        (relation, *PAPER_SPLITS[split]): row
+        for split, relations in paper_category_counts().items()
         for relation, row in relations.items()
     }
+    return StudyData(
+        counts=counts,
+        filter_counts=paper_relation_totals(),
+        variants=variants,
+        runs=tuple(_paper_run(name, variants[name], curve) for name, curve in curves.items()),
+        durations=DURATIONS,
+    )
 
 
 def _add_figure_1(curves: dict[tuple[str, str], dict[int, float]]) -> None:
-    """The fit curves; at the early-stopping epoch figure 4, which differs a little, is kept."""
-    early_known, early_unknown = curves["train", ANY_KNOWN], curves["train", str(Category.UNKNOWN)]
-    curves["train", ANY_KNOWN] = dict(zip(FIGURE_1_EPOCHS, map(float, FIGURE_1_KNOWN), strict=True)) | early_known
-    curves["train", str(Category.UNKNOWN)] = (
-        dict(zip(FIGURE_1_EPOCHS, map(float, FIGURE_1_UNKNOWN), strict=True)) | early_unknown
-    )
+    """Add the curves of figure 1. The values of figure 4, which differ slightly, stay at the early-stopping epoch."""
+    for part, values in ((ANY_KNOWN, FIGURE_1_KNOWN), (str(Category.UNKNOWN), FIGURE_1_UNKNOWN)):
+        curves["train", part] = dict(zip(FIGURE_1_EPOCHS, map(float, values), strict=True)) | curves["train", part]
     curves["dev", ALL_CATEGORIES] = {e: v for e, v in zip(FIGURE_1_EPOCHS, FIGURE_1_DEV, strict=True) if v is not None}
 
 

@@ -10,6 +10,7 @@ from slick.report.measurements import (
     EARLY_STOP,
     InsufficientDataError,
     checkpoint_label,
+    format_interval,
     round1,
     value_or_reason,
 )
@@ -169,4 +170,4 @@ def _comparisons_table(
 
 
 def _format_interval(low: float | None, high: float | None) -> str | None:
-    return None if low is None or high is None else f"{round1(low):.1f} to {round1(high):.1f}"
+    return None if low is None or high is None else format_interval(low, high, ".1f")

@@ -3,9 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+from slick.formatting import format_percent
 from slick.report.charts import plot_share_by_epochs
 from slick.report.data import StudyData
-from slick.report.measurements import InsufficientDataError, checkpoint_label, format_percent, round1, value_or_reason
+from slick.report.measurements import (
+    InsufficientDataError,
+    checkpoint_label,
+    round1,
+    value_or_reason,
+)
 from slick.report.page import (
     GROUP_RECOMMENDATIONS,
     Exhibit,

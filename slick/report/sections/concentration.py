@@ -16,7 +16,13 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from slick.report.charts import BLUE, VERMILLION, format_difference, format_dot_axes, plot_interval_dots
+from slick.formatting import format_percent
+from slick.report.charts import (
+    BLUE,
+    VERMILLION,
+    format_dot_axes,
+    plot_interval_dots,
+)
 from slick.report.data import StudyData, Variant
 from slick.report.measurements import (
     CONVERGENCE,
@@ -25,7 +31,7 @@ from slick.report.measurements import (
     InsufficientDataError,
     Measurement,
     checkpoint_label,
-    format_percent,
+    format_difference,
     interval_ends,
     round1,
     value_or_reason,

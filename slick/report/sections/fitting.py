@@ -7,7 +7,6 @@ import numpy as np
 
 from slick.report.charts import BLUE, CATEGORY_COLOURS, INK, MUTED, VERMILLION, label_line_ends, set_epoch_axis
 from slick.report.data import StudyData
-from slick.report.findings.fitting import fitted_share
 from slick.report.findings.sweep import half_unknown_variant
 from slick.report.measurements import ANY_KNOWN, EARLY_STOP, InsufficientDataError
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit
@@ -144,8 +143,8 @@ def early_stop_composition(data: StudyData, share: float, name: str) -> tuple[fl
         if ("train", ALL_CATEGORIES) in num
         else share
     )
-    known = fitted_share(data, name, EARLY_STOP, ANY_KNOWN).value / 100 if unknown_share < 1 else 0.0
-    unknown = fitted_share(data, name, EARLY_STOP, str(Category.UNKNOWN)).value / 100 if unknown_share > 0 else 0.0
+    known = data.accuracy(name, EARLY_STOP, "train", ANY_KNOWN).value / 100 if unknown_share < 1 else 0.0
+    unknown = data.accuracy(name, EARLY_STOP, "train", str(Category.UNKNOWN)).value / 100 if unknown_share > 0 else 0.0
     composition = (
         (1 - unknown_share) * known,
         (1 - unknown_share) * (1 - known),

@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from slick.datasets import read_questions
+from slick.formatting import format_percent
 from slick.report.charts import BLUE, GREEN, MUTED, VERMILLION, label_line_ends, set_share_axis
 from slick.report.data import Run, StudyData
-from slick.report.measurements import InsufficientDataError, format_percent, value_or_reason
+from slick.report.measurements import InsufficientDataError, value_or_reason
 from slick.report.page import (
     GROUP_EXTENSIONS,
     SectionBody,

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from slick.formatting import format_percent
 from slick.report.charts import (
     BLUE,
     CATEGORY_COLOURS,
@@ -20,7 +21,6 @@ from slick.report.measurements import (
     Z_95,
     InsufficientDataError,
     checkpoint_label,
-    format_percent,
     format_with_interval,
     interval_ends,
     round1,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slick.formatting import format_percent
 from slick.report.charts import (
     BLUE,
     CATEGORY_COLOURS,
@@ -36,7 +37,6 @@ from slick.report.measurements import (
     InsufficientDataError,
     Measurement,
     confidence_interval,
-    format_percent,
     format_with_interval,
     interval_ends,
     round1,

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from slick.errors import StudyError
+from slick.formatting import format_percent
 from slick.report.charts import CATEGORY_COLOURS, MUTED, VERMILLION, set_epoch_axis, set_share_axis
 from slick.report.data import Run, StudyData, Variant
 from slick.report.findings.sweep import half_unknown_variant
 from slick.report.measurements import (
     CONVERGENCE,
     InsufficientDataError,
-    format_percent,
     format_with_interval,
     value_or_reason,
 )

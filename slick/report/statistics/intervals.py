@@ -15,8 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slick.report.data import Run, StudyData, seed_se
-from slick.report.measurements import MIN_SEEDS, CheckpointRef, InsufficientDataError, Measurement
+from slick.report.data import Run, StudyData
+from slick.report.measurements import (
+    MIN_SEEDS,
+    CheckpointRef,
+    InsufficientDataError,
+    Measurement,
+    seed_se,
+)
 
 MIN_QUESTIONS = 10
 """Smaller subsets are not compared."""

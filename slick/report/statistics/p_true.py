@@ -23,8 +23,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from slick.errors import StudyError
-from slick.report.data import StudyData, binomial_se, seed_se
-from slick.report.measurements import MIN_SEEDS, CheckpointRef, InsufficientDataError, Measurement, checkpoint_label
+from slick.report.data import StudyData
+from slick.report.measurements import (
+    MIN_SEEDS,
+    CheckpointRef,
+    InsufficientDataError,
+    Measurement,
+    checkpoint_label,
+    mean_over_seeds,
+    seed_se,
+)
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.study_files import read_answer_part, read_knowledge, read_p_true_rows
@@ -261,7 +269,7 @@ def threshold_curve(data: StudyData, checkpoint: CheckpointRef) -> ThresholdCurv
     num_G = np.cumsum(np.bincount(group_Q))
     right_SG = np.stack([np.cumsum(np.bincount(group_Q, weights=hit_Q)) for hit_Q in rows.hit_SQ])
     percent_SG = 100.0 * right_SG / num_G
-    cells = [_mean_over_seeds(column, num) for column, num in zip(percent_SG.T, num_G.tolist(), strict=True)]
+    cells = [mean_over_seeds(column, num) for column, num in zip(percent_SG.T, num_G.tolist(), strict=True)]
     return ThresholdCurve(
         thresholds=np.append(values_G[1:], 1.0),
         num=num_G,
@@ -294,8 +302,8 @@ def compare_at_equal_share(data: StudyData, checkpoint: CheckpointRef, seed: int
     return PTrueComparison(
         num=num,
         share=100.0 * num / total,
-        slick=_mean_over_seeds(by_seed[:, 0], num),
-        p_true=_mean_over_seeds(by_seed[:, 1], num),
+        slick=mean_over_seeds(by_seed[:, 0], num),
+        p_true=mean_over_seeds(by_seed[:, 1], num),
         gap=Measurement(float(gaps_S.mean()), se, len(gaps_S)),
         threshold=float(values_G[edge]),
     )
@@ -384,11 +392,5 @@ def _prefix_point(sets: int | None, unknown_Q: NDArray[np.bool_], hit_SQ: NDArra
     if num < 2:
         raise InsufficientDataError(f"fewer than 2 test questions are Unknown under {sets or 'all'} exemplar sets")
     return PrefixPoint(
-        sets, 100.0 * float(unknown_Q.mean()), _mean_over_seeds(100.0 * hit_SQ[:, unknown_Q].mean(axis=1), num)
+        sets, 100.0 * float(unknown_Q.mean()), mean_over_seeds(100.0 * hit_SQ[:, unknown_Q].mean(axis=1), num)
     )
-
-
-def _mean_over_seeds(percent_S: NDArray[np.float64], num: int) -> Measurement:
-    mean = float(percent_S.mean())
-    se = binomial_se(mean, num)
-    return Measurement(mean, max(se, seed_se(percent_S)) if len(percent_S) >= MIN_SEEDS else se, len(percent_S))

@@ -28,8 +28,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from slick.formatting import format_percent
 from slick.report.data import Run, StudyData
-from slick.report.measurements import ANY_KNOWN, CONVERGENCE, EARLY_STOP, InsufficientDataError, format_percent
+from slick.report.measurements import (
+    ANY_KNOWN,
+    CONVERGENCE,
+    EARLY_STOP,
+    InsufficientDataError,
+)
 from slick.types import ALL_CATEGORIES, Category
 
 TERMS = ("b0", "b_kn", "b_unk")
