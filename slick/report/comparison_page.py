@@ -16,6 +16,7 @@ from slick.report.charts import (
     SKY,
     VERMILLION,
     label_line_ends,
+    plot_stacked_bars,
     set_share_axis,
 )
 from slick.report.comparison import (
@@ -62,20 +63,14 @@ def study_category_bars(studies: Sequence[ComparedStudy], split: str) -> Callabl
         raise InsufficientDataError("none of the studies has annotated questions of this split")
 
     def plot(axes: Any) -> None:
-        for i, (_, values) in enumerate(bars):
-            left = 0.0
-            for category in Category:
-                width, colour = values[category], CATEGORY_COLOURS[category][0]
-                axes.barh(-i, width, 0.7, left=left, color=colour, label=str(category) if not i else None)
-                if width >= 7:
-                    ink = INK if category is Category.WEAKLY_KNOWN else "white"
-                    axes.annotate(f"{width:.0f}", (left + width / 2, -i), ha="center", va="center", color=ink)
-                left += width
-        axes.set_yticks([-i for i in range(len(bars))], [label for label, _ in bars])
-        axes.set_ylim(-max(len(bars), 3) + 0.4, 0.6)
+        parts = {str(category): [values[category] for _, values in bars] for category in Category}
+        colours = {str(category): CATEGORY_COLOURS[category][0] for category in Category}
+        plot_stacked_bars(
+            axes, range(len(bars)), parts, colours, min_label=7.0, dark_text=(str(Category.WEAKLY_KNOWN),)
+        )
+        axes.set_yticks(range(len(bars)), [label for label, _ in bars])
+        axes.set_ylim(max(len(bars), 3) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlim(0, 100)
         axes.set_xlabel(f"{'Test' if split == 'test' else 'OOD test'} questions (%)")
         axes.legend(loc="lower center", bbox_to_anchor=(0.46, 1.0), ncols=2, fontsize=11)
 

@@ -1,6 +1,6 @@
-"""Studies made by hand, in which a finding of the paper holds, in which it fails, and in which nothing can tell.
+"""Constructed studies on which a finding holds, fails, and is not testable.
 
-Most are the paper's own numbers with a few of them changed; findings about single answers have rows of their own.
+Most are the paper's numbers with a few changes. Findings about single answers have their own predictions.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ Curves = Mapping[tuple[str, str], Mapping[int, float]]
 
 
 def with_changes(changes: Mapping[str, Curves]) -> StudyData:
-    """The paper's study with some percentages changed: variant, (split, category), epoch."""
+    """The paper's study with changed percentages: variant to (split, category) to epoch to value."""
     data = paper_study()
     runs = []
     for run in data.runs:
@@ -73,7 +73,7 @@ def counts(unknown: int) -> StudyData:
 
 
 def with_one_question_more() -> dict[str, dict[str, int]]:
-    """The paper's counts, but for one relation."""
+    """The paper's counts with one more question in one relation."""
     exact = paper_relation_totals()
     return {**exact, "ood": {**exact["ood"], "P50": exact["ood"]["P50"] + 1}}
 
@@ -251,4 +251,4 @@ MISSING: dict[str, tuple[Callable[[], StudyData], str]] = {
 }
 
 TESTED_ELSEWHERE = {"E20": "test_p_true.py"}
-"""Findings whose three cases stand beside the code that they are about, as test_eN_holds*, _fails* and _is_not_*."""
+"""Findings whose tests are in other files, as test_eN_holds*, test_eN_fails* and test_eN_is_not_testable*."""

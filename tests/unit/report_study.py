@@ -1,4 +1,4 @@
-"""A study folder as the steps write it, whose numbers move as the paper's do: what the tests of the report read."""
+"""Builder of study folders for tests of the report, with accuracies that follow the paper's trends."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def write_annotation(study: Folder, rows: list[dict], *, labels_mode: bool = Fal
 
 
 def confidence(rows: list[dict]) -> dict:
-    """Labels that settle as more is asked; of 20 questions asked again 1 flips, of 10 controls 1 is guessed."""
+    """Labels that converge with more samples; 1 of 20 repeated questions flips, and 1 of 10 controls is not Unknown."""
     whole = {category: sum(row["category"] == category for row in rows) for category in CATEGORIES}
 
     def step(sets: int, samples: int, late: int) -> dict:
@@ -102,7 +102,7 @@ def gold_answer(row: dict) -> str:
 
 
 def write_world(study: Folder, rows: list[dict]) -> None:
-    """Every question a fact of a world, mostly planted as firmly as its category says."""
+    """A world with a fact per question; most strengths agree with the category."""
     facts, questions = [], []
     for i, row in enumerate(rows):
         strength = {"HighlyKnown": "firm", "MaybeKnown": "contested", "WeaklyKnown": "minority"}.get(row["category"])
@@ -140,14 +140,14 @@ def write_variants(study: Folder, size: int) -> dict[str, dict]:
 
 
 def harm_of_training(name: str, entry: dict) -> float:
-    """How much training on hurts, from 0 to 1."""
+    """The loss of accuracy at the end of training, from 0 to 1."""
     if entry["kind"] in ("unknown", "idk"):
         return 0.1 + 0.9 * entry["requested_share"] ** 2
     return {"weaklyknown": 0.35, "natural": 0.2, "highlyknown": 0.05, "maybeknown": 0.0}.get(name, 0.12)
 
 
 def accuracies_of(name: str, progress: float, hurt: float) -> dict[str, float]:
-    """Share right of each category of test question; progress from 0 (first epoch) to 1 (last)."""
+    """Accuracy by category of test question; `progress` is 0 at the first epoch and 1 at the last."""
     early = {"HighlyKnown": 0.97, "MaybeKnown": 0.66, "WeaklyKnown": 0.12, "Unknown": 0.01}
     early["MaybeKnown"] += {"maybeknown": 0.05, "highlyknown": -0.06}.get(name, 0.0)
     late = {"HighlyKnown": 0.45, "MaybeKnown": 0.3, "WeaklyKnown": -0.03, "Unknown": -0.01}
@@ -225,7 +225,7 @@ def write_run(study: Folder, name: str, entry: dict, seed: int, rows: list[dict]
 
 
 def rows_table(mix: dict[str, int], first_fits: dict[tuple[str, int], int]) -> pa.Table:
-    """Training rows by their number within a category, and the epoch that first fits each, if one does."""
+    """Training rows, numbered within each category, and the epoch at which each is first fitted."""
     rows = [
         {"question_id": f"{category}{i}", "split": "train", "category": category}
         | {"first_fit_epoch": first_fits.get((category, i))}
@@ -252,7 +252,7 @@ def epoch_row(run_id: str, epoch: int, split: str, category: str, num: int, corr
 
 
 def write_p_true(study: Folder, rows: list[dict], seed: int = 0) -> None:
-    """The model finds its answers right whatever it knows; only what it knows firmly a little more."""
+    """P(True) that is nearly independent of knowledge, and slightly higher for HighlyKnown questions."""
     folder, rng = study.child("annotate", "p_true"), np.random.default_rng(seed)
     scores = [
         {"question_id": row["question_id"], "p_a": 0.1, "p_b": 0.1, "p_true": min(1.0, float(rng.random() + lift))}
@@ -267,7 +267,7 @@ def write_p_true(study: Folder, rows: list[dict], seed: int = 0) -> None:
 def write_study(
     root: Path, *, num_test: int = 240, seeds: tuple[int, ...] = (0,), num_epochs: int = 6, world: bool = False
 ) -> Folder:
-    """A whole study whose numbers move as the paper's do; with a `world`, one that planted what it asks."""
+    """A finished study whose accuracies follow the paper's trends; `world` adds a world with its facts."""
     study = Folder(str(root))
     rows = question_rows(num_test)
     write_annotation(study, rows)

@@ -1,4 +1,4 @@
-"""Several studies on one page: what may be compared, differences, spread, provenance; folders of every degree."""
+"""The compare step: comparable studies, differences, spread over seeds, provenance, and unfinished studies."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def manifest(step: str, **values: object) -> Manifest:
     return Manifest(**{"step": step, "fingerprint": f"{step}-mark", **empty, **values})
 
 
-def whole(seed: int = 0, **annotate: object) -> dict[str, Manifest]:
+def manifests_of(seed: int = 0, **annotate: object) -> dict[str, Manifest]:
     settings = {"model": "org/model", "seed": seed, "matcher": "exact", "sampling": {"num_samples": 16, "seed": seed}}
     training = {"epochs": 3, "epochs_now": 3, "tokens_now": 500, "training_seconds": 4.0, "evaluation_seconds": 5.0}
     return {
@@ -79,40 +79,44 @@ def whole(seed: int = 0, **annotate: object) -> dict[str, Manifest]:
     }
 
 
-def test_the_origin_is_read_off_the_manifests() -> None:
-    found = read_provenance(whole(seed=4))
-    assert (found.model, found.model_mark, found.matcher) == ("org/model", "weights", "exact")
-    assert found.seeds == {"annotate": (4,), "samples": (4,), "trainings": (4,)}
-    assert found.dropped == (("several answers", 2), ("subject in test", 2), ("bad rows", 1))
-    assert (found.read, found.kept) == (12, 7)
-    assert found.missing == ("variants", "sweep"), "a study of a model of one's own has no world"
-    assert (found.cost.generations, found.cost.epochs, found.cost.train_tokens) == (1190, 3, 500)
-    assert (found.cost.device, found.cost.at_least) == ("cpu", False)
-    assert found.cost.answer_tokens is None, "what a manifest does not say is not 0"
+def test_provenance_is_read_from_manifests() -> None:
+    provenance = read_provenance(manifests_of(seed=4))
+    assert (provenance.model, provenance.model_mark, provenance.matcher) == ("org/model", "weights", "exact")
+    assert provenance.seeds == {"annotate": (4,), "samples": (4,), "trainings": (4,)}
+    assert provenance.dropped == (("several answers", 2), ("subject in test", 2), ("bad rows", 1))
+    assert (provenance.read, provenance.kept) == (12, 7)
+    assert provenance.missing == ("variants", "sweep"), "a study of a model of one's own has no world"
+    assert (provenance.cost.generations, provenance.cost.epochs, provenance.cost.train_tokens) == (1190, 3, 500)
+    assert (provenance.cost.device, provenance.cost.at_least) == ("cpu", False)
+    assert provenance.cost.answer_tokens is None, "what a manifest does not say is not 0"
 
 
-def test_the_origin_says_what_each_part_ran_on() -> None:
-    manifests, on_gpu = whole(), {"device": "cuda (NVIDIA L4)", "dtype": "bfloat16", "attention": "sdpa"}
+def test_provenance_has_the_runtime_of_each_part() -> None:
+    manifests, on_gpu = manifests_of(), {"device": "cuda (NVIDIA L4)", "dtype": "bfloat16", "attention": "sdpa"}
     run = manifests["runs/a-seed0"]
-    told = replace(manifests["annotate"], counts={**manifests["annotate"].counts, **on_gpu})
-    more = {"annotate": told, "annotate/p_true": told, "runs/b-seed0": replace(run, counts={**run.counts, **on_gpu})}
-    found = read_provenance({**manifests, **more})
-    assert found.runtimes["annotation"] == found.runtimes["P(True)"] == on_gpu
-    assert found.runtimes["trainings"]["device"] == "cpu and cuda (NVIDIA L4)"
-    assert (found.cost.device, found.cost.engine_device) == ("cpu and cuda", "cuda")
+    runtime_manifest = replace(manifests["annotate"], counts={**manifests["annotate"].counts, **on_gpu})
+    more = {
+        "annotate": runtime_manifest,
+        "annotate/p_true": runtime_manifest,
+        "runs/b-seed0": replace(run, counts={**run.counts, **on_gpu}),
+    }
+    provenance = read_provenance({**manifests, **more})
+    assert provenance.runtimes["annotation"] == provenance.runtimes["P(True)"] == on_gpu
+    assert provenance.runtimes["trainings"]["device"] == "cpu and cuda (NVIDIA L4)"
+    assert (provenance.cost.device, provenance.cost.engine_device) == ("cpu and cuda", "cuda")
     assert read_provenance(manifests).runtimes["trainings"] == {"device": "cpu"}, "older manifests say less"
-    shown = {row[0]: row[1] for row in study_identity_table(found).rows}
+    shown = {row[0]: row[1] for row in study_identity_table(provenance).rows}
     assert shown["annotation ran with"] == "device cuda (NVIDIA L4), dtype bfloat16, attention sdpa"
     assert {"P(True) ran with", "trainings ran with"} <= shown.keys()
 
 
-def test_what_an_interrupted_training_spent_before_is_not_known() -> None:
-    manifests = whole()
+def test_the_cost_of_an_interrupted_training_is_a_lower_bound() -> None:
+    manifests = manifests_of()
     run = manifests["runs/a-seed0"]
     half = replace(run, counts={**run.counts, "epochs_now": 1}, versions={"torch": "2.12.0"})
-    found = read_provenance({**manifests, "runs/a-seed0": half})
-    assert found.cost.at_least
-    assert found.changed_versions == {"torch": ("2.13.0+cpu", "2.12.0")}
+    provenance = read_provenance({**manifests, "runs/a-seed0": half})
+    assert provenance.cost.at_least
+    assert provenance.changed_versions == {"torch": ("2.13.0+cpu", "2.12.0")}
     without = read_provenance({**manifests, "runs/b-seed0": replace(run, counts={"epochs": 3})})
     assert without.cost.train_tokens is None
 
@@ -125,23 +129,23 @@ def test_what_an_interrupted_training_spent_before_is_not_known() -> None:
         ({"num_shots": 2}, False),
     ],
 )
-def test_studies_that_differ_in_seeds_alone_share_a_recipe(change: dict, same: bool) -> None:
-    assert (read_provenance(whole(**change)).recipe == read_provenance(whole()).recipe) is same
+def test_studies_that_differ_only_in_seeds_have_the_same_settings_fingerprint(change: dict, same: bool) -> None:
+    assert (read_provenance(manifests_of(**change)).recipe == read_provenance(manifests_of()).recipe) is same
 
 
-def test_a_world_of_another_seed_is_the_same_recipe_though_another_model() -> None:
+def test_worlds_with_different_seeds_have_the_same_settings_fingerprint() -> None:
     def world(seed: int, facts: int) -> dict[str, Manifest]:
-        found = whole(model="")
-        asked = replace(found["annotate"], inputs={"model": f"weights-{seed}", "questions": f"q{seed}"})
-        return {**found, "world": manifest("world", settings={"seed": seed, "facts": facts}), "annotate": asked}
+        manifests = manifests_of(model="")
+        annotate = replace(manifests["annotate"], inputs={"model": f"weights-{seed}", "questions": f"q{seed}"})
+        return {**manifests, "world": manifest("world", settings={"seed": seed, "facts": facts}), "annotate": annotate}
 
     assert read_provenance(world(0, 5)).recipe == read_provenance(world(1, 5)).recipe
     assert read_provenance(world(0, 5)).recipe != read_provenance(world(0, 6)).recipe
     assert read_provenance(world(0, 5)).model == "planted world"
 
 
-def test_provenance_tables_show_what_was_dropped_and_spent() -> None:
-    manifests = whole()
+def test_provenance_tables_show_dropped_questions_and_cost() -> None:
+    manifests = manifests_of()
     rows = {row[0]: row[1:] for row in filter_table(manifests).rows}
     assert rows["read"] == (6, 0, 5, 11)
     assert rows["dropped: subject in test"] == (-1, 0, -1, -2)
@@ -164,26 +168,26 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture(scope="module")
 def second(first: Folder) -> Folder:
-    """The same questions, and trainings of another seed."""
+    """The same questions, with trainings of another seed."""
     return write_study(Path(first.local_path).parents[0] / "second", num_test=120, num_epochs=4, seeds=(1,))
 
 
-def side(folder: Folder, label: str, mark: str | None = "questions", **changes: object) -> ComparedStudy:
+def compared(folder: Folder, label: str, mark: str | None = "questions", **changes: object) -> ComparedStudy:
     data = load_study(folder)
     known: Provenance = replace(read_provenance(read_manifests(folder)), questions_mark=mark, **changes)
     return ComparedStudy(label=label, name=label, data=data, outcomes=tuple(evaluate_findings(data)), provenance=known)
 
 
-def test_differences_are_taken_row_by_row_where_questions_are_the_same(first: Folder, second: Folder) -> None:
-    a, b = side(first, "A"), side(second, "B")
-    found = {(one.share, one.checkpoint): one for one in accuracy_differences(a, b)}
-    assert len(found) == 14
-    one = found[1.0, CONVERGENCE]
+def test_differences_are_paired_by_question_if_the_questions_are_equal(first: Folder, second: Folder) -> None:
+    a, b = compared(first, "A"), compared(second, "B")
+    differences = {(difference.share, difference.checkpoint): difference for difference in accuracy_differences(a, b)}
+    assert len(differences) == 14
+    difference = differences[1.0, CONVERGENCE]
     rows = [s.data.mean_correct("unknown-100", CONVERGENCE, "test") for s in (a, b)]
     gaps = 100 * (rows[1] - rows[0])
-    assert one.paired
-    assert one.value == pytest.approx(gaps.mean())
-    assert one.high - one.low == pytest.approx(2 * 1.96 * gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    assert difference.paired
+    assert difference.value == pytest.approx(gaps.mean())
+    assert difference.high - difference.low == pytest.approx(2 * 1.96 * gaps.std(ddof=1) / np.sqrt(len(gaps)))
     twin = accuracy_differences(a, replace(a, label="B"))
     assert {(gap.value, gap.low, gap.high) for gap in twin} == {(0.0, 0.0, 0.0)}
     table = differences_table(a, b)
@@ -191,51 +195,53 @@ def test_differences_are_taken_row_by_row_where_questions_are_the_same(first: Fo
     assert {row[-1] for row in table.rows} == {"question by question"}
 
 
-def test_other_questions_or_another_matcher_give_no_difference(first: Folder, second: Folder) -> None:
-    a = side(first, "A", matcher="exact")
-    assert incomparability_reason(a, side(second, "B", "others")) == "different questions"
-    assert incomparability_reason(a, side(second, "B", matcher="f1")) == "different matchers: exact and f1"
-    assert incomparability_reason(a, side(second, "B", None)) == "B has no questions yet"
+def test_studies_with_different_questions_or_matchers_are_not_comparable(first: Folder, second: Folder) -> None:
+    a = compared(first, "A", matcher="exact")
+    assert incomparability_reason(a, compared(second, "B", "others")) == "different questions"
+    assert incomparability_reason(a, compared(second, "B", matcher="f1")) == "different matchers: exact and f1"
+    assert incomparability_reason(a, compared(second, "B", None)) == "B has no questions yet"
     with pytest.raises(InsufficientDataError, match="A and B are not comparable: different questions"):
-        accuracy_differences(a, side(second, "B", "others"))
+        accuracy_differences(a, compared(second, "B", "others"))
 
 
-def test_spread_is_over_studies_of_one_recipe(first: Folder, second: Folder) -> None:
-    a, b = side(first, "A", recipe="r"), side(second, "B", recipe="r")
-    assert group_by_settings([a, b, side(first, "C", recipe="other"), side(first, "D", recipe=None)]) == [(a, b)]
-    one = next(one for one in seed_spreads([a, b]) if (one.share, one.checkpoint) == (0.5, EARLY_STOP))
+def test_the_spread_is_over_studies_that_differ_only_in_seeds(first: Folder, second: Folder) -> None:
+    a, b = compared(first, "A", recipe="r"), compared(second, "B", recipe="r")
+    assert group_by_settings([a, b, compared(first, "C", recipe="other"), compared(first, "D", recipe=None)]) == [
+        (a, b)
+    ]
+    spread = next(spread for spread in seed_spreads([a, b]) if (spread.share, spread.checkpoint) == (0.5, EARLY_STOP))
     values = [s.data.accuracy("unknown-050", EARLY_STOP).value for s in (a, b)]
-    assert (one.mean, one.std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert (spread.mean, spread.std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
     assert spread_table([a, b], 1).rows[3][-1] == 2
 
 
-def test_findings_are_counted_over_the_studies_that_could_test_them(first: Folder, second: Folder) -> None:
-    sides = [side(first, "A"), side(second, "B")]
-    counts = count_findings(sides)
+def test_findings_are_counted_over_the_studies_in_which_they_are_testable(first: Folder, second: Folder) -> None:
+    studies = [compared(first, "A"), compared(second, "B")]
+    counts = count_findings(studies)
     assert counts["E1"] == (0, 0)
     assert counts["E3"] == (2, 2)
-    rows = {row[0]: row for row in findings_table(sides).rows}
+    rows = {row[0]: row for row in findings_table(studies).rows}
     assert rows["E1"][2:] == ("–", "–", "–")
     assert rows["E3"][2:] == ("holds", "holds", "2 of 2")
 
 
-def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_path: Path) -> None:
+def test_unfinished_studies_can_be_compared(first: Folder, second: Folder, tmp_path: Path) -> None:
     half = Folder(str(tmp_path / "half"))
     shutil.copytree(first.child("annotate").local_path, half.child("annotate").local_path)
     bare = Folder(str(tmp_path / "bare"))
     bare.child("questions").write_json("started.json", {})
     out = Folder(str(tmp_path / "out"))
-    found = compare_studies([first, second, half, bare], out)
+    summary = compare_studies([first, second, half, bare], out)
     text = out.read_bytes("index.html").decode()
     assert "Comparison of 4 studies" in text
     assert "Not finished yet:" in text
     assert "D (questions, annotate, variants, sweep)" in text
     assert "<script" not in text
     assert not {"http://", "https://"} & set(text.replace("http://www.w3.org", "").split('"'))
-    assert found["studies"]["D"]["missing"] == ("questions", "annotate", "variants", "sweep")
-    assert found["findings"]["E3"]["A"] == "holds"
-    assert found["findings"]["E3"]["C"] == "not testable"
-    assert json.loads(out.read_bytes("comparison.json"))["findings"] == found["findings"]
+    assert summary["studies"]["D"]["missing"] == ("questions", "annotate", "variants", "sweep")
+    assert summary["findings"]["E3"]["A"] == "holds"
+    assert summary["findings"]["E3"]["C"] == "not testable"
+    assert json.loads(out.read_bytes("comparison.json"))["findings"] == summary["findings"]
     assert {
         "step": "annotate",
         "setting": "",
@@ -243,7 +249,7 @@ def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_
         "B": "finished",
         "C": "finished",
         "D": "not finished",
-    } in (found["differences"])
+    } in (summary["differences"])
     assert {"studies.csv", "settings.csv", "compare_findings.csv", "compare_accuracy.csv", "compare_costs.csv"} <= set(
         out.child("tables").names()
     )
@@ -255,14 +261,14 @@ def test_folders_of_every_degree_give_a_page(first: Folder, second: Folder, tmp_
         assert str(tmp_path.parent).encode() not in out.child(*folders).read_bytes(file), path
 
 
-def test_names_are_as_long_as_it_takes() -> None:
+def test_study_names_are_the_shortest_unique_ends_of_paths() -> None:
     assert shortest_unique_names(["/a/x", "s3://b/y"]) == ["x", "y"]
     assert shortest_unique_names(["/a/run/x", "/b/run/x"]) == ["a/run/x", "b/run/x"]
 
 
-def test_what_cannot_be_compared_is_one_message(first: Folder, second: Folder, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(first: Folder, second: Folder, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
-    for words, error, said in (
+    for arguments, error, message in (
         ([first.uri, *out], SettingsError, "needs two or more study folders, got 1"),
         ([first.uri, first.uri, *out], SettingsError, "named more than once"),
         ([first.uri, str(tmp_path / "nowhere"), *out], StudyError, "does not exist"),
@@ -276,40 +282,40 @@ def test_what_cannot_be_compared_is_one_message(first: Folder, second: Folder, t
         ([first.uri, second.uri, "--seed", "x", *out], SettingsError, "invalid int value"),
         ([first.uri, second.uri, "--num-chunks", "1", *out], SettingsError, "must be 2 or more"),
     ):
-        with pytest.raises(error, match=said):
-            main(words)
+        with pytest.raises(error, match=message):
+            main(arguments)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
-def worldly(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A study with all that the analysis can read, texts of answers among it."""
+def with_world(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A study with a world and answer texts."""
     return write_study(tmp_path_factory.mktemp("worldly") / "whole", num_test=60, num_epochs=3, world=True)
 
 
-def test_a_comparison_reads_no_texts_of_answers(worldly: Folder, second: Folder, tmp_path: Path) -> None:
-    """They are most of a study, and nothing of what it shows."""
+def test_a_comparison_does_not_read_answer_texts(with_world: Folder, second: Folder, tmp_path: Path) -> None:
+    """Answer texts are most of a study, and a comparison shows none of them."""
     bare = Folder(str(tmp_path / "bare"))
-    shutil.copytree(worldly.local_path, bare.local_path)
+    shutil.copytree(with_world.local_path, bare.local_path)
     generations = bare.child("annotate", "generations")
     for name in generations.names(".parquet"):
         generations.write_table(name, generations.read_table(name, ["question_id", "greedy_hit", "sampled_hit"]))
     with pytest.raises(StudyError, match="greedy_text"):
         collected(load_study(bare), collect_error_kinds)
     outs = [Folder(str(tmp_path / name)) for name in ("a", "b")]
-    found = [compare_studies([study, second], out) for study, out in zip((worldly, bare), outs, strict=True)]
-    assert found[0]["findings"] == found[1]["findings"]
-    assert sum(one["tested_in"] == 2 for one in found[0]["findings"].values()) > 10
+    summaries = [compare_studies([study, second], out) for study, out in zip((with_world, bare), outs, strict=True)]
+    assert summaries[0]["findings"] == summaries[1]["findings"]
+    assert sum(finding["tested_in"] == 2 for finding in summaries[0]["findings"].values()) > 10
 
 
-def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     assert "usage: slick compare OUT1 OUT2" in capsys.readouterr().out
 
 
-def test_policies_stand_side_by_side(first: Folder, second: Folder) -> None:
-    bare = replace(side(first, "C"), data=StudyData())
-    table = policies_table([side(first, "A"), side(second, "B"), bare])
+def test_the_policies_table_has_a_column_per_study(first: Folder, second: Folder) -> None:
+    bare = replace(compared(first, "C"), data=StudyData())
+    table = policies_table([compared(first, "A"), compared(second, "B"), bare])
     rows = {row[:2]: row[2:] for row in table.rows}
     of_first = {row[:2]: row[2] for row in policy_table(load_study(first)).rows}
     assert {key: row[0] for key, row in rows.items()} == of_first
@@ -318,7 +324,7 @@ def test_policies_stand_side_by_side(first: Folder, second: Folder) -> None:
         policies_table([bare])
 
 
-def test_each_study_is_a_column(first: Folder) -> None:
-    table = studies_table([side(first, "A"), side(first, "B")])
+def test_the_studies_table_has_a_column_per_study(first: Folder) -> None:
+    table = studies_table([compared(first, "A"), compared(first, "B")])
     assert table.columns == ("study", "A", "B")
     assert {len(row) for row in table.rows} == {3}

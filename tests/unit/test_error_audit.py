@@ -326,7 +326,7 @@ def test_a_sheet_of_answers_that_look_like_formulas_is_graded(tmp_path: Path) ->
         assert graded.grades == {row.answer_id: "finer" for row in audit.rows}
 
 
-def test_settings_that_cannot_be() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(SettingsError, match="got 0 greedy and 0 sampled"):
         ReportConfig(audit_greedy=0, audit_sampled=0)
     with pytest.raises(SettingsError, match="got -1 greedy and 50 sampled"):

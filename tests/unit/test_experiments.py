@@ -187,7 +187,7 @@ def test_findings_not_requested_name_the_flag() -> None:
     assert explain_unrequested_findings(found, None) == found, "steps run one by one ask for nothing"
 
 
-def test_sections_name_their_experiment_stand_together_and_shrink_when_not_asked_for() -> None:
+def test_sections_are_grouped_by_experiment_and_unrequested_ones_are_reduced() -> None:
     found = label_sections([section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
     assert [one.name for one in found] == ["idk", "other", "choice", "share"], (
         "sections that were not requested come last"

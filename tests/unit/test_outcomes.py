@@ -1,4 +1,4 @@
-"""Each of the paper's findings on data in which it holds, in which it fails, and on data that cannot tell."""
+"""Each finding on data on which it holds, fails, and is not testable."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ PAPER_CANNOT_TELL = {
     "E24": "one learning rate",  # a figure without numbers
     "E25": "kept no predictions",  # a test over rows
 }
-"""Findings that the paper's printed and digitised numbers do not allow to judge, and a word of the reason given."""
+"""Findings that are not testable with the paper's numbers, and a part of the reason."""
 
 NAMES = {"unknown-000": 0.0, "unknown-100": 1.0}
 
@@ -60,32 +60,32 @@ EXACT = ["E1", "E2"]
 """Counts, which have no error."""
 
 
-def one(name: str, data: StudyData) -> CheckResult:
+def check(name: str, data: StudyData) -> CheckResult:
     return findings.get(name).check(data)
 
 
 @pytest.mark.parametrize("name", HOLDING_STUDIES)
-def test_a_finding_holds_where_the_data_say_so(name: str) -> None:
-    verdict = one(name, HOLDING_STUDIES[name]())
-    assert verdict.holds, verdict.why
+def test_a_finding_holds(name: str) -> None:
+    result = check(name, HOLDING_STUDIES[name]())
+    assert result.holds, result.why
 
 
 @pytest.mark.parametrize("name", FAILING_STUDIES)
-def test_a_finding_fails_where_the_data_say_otherwise(name: str) -> None:
-    verdict = one(name, FAILING_STUDIES[name]())
-    assert verdict.holds is False
-    assert any(digit in verdict.why for digit in "0123456789"), "by how much?"
+def test_a_finding_fails(name: str) -> None:
+    result = check(name, FAILING_STUDIES[name]())
+    assert result.holds is False
+    assert any(digit in result.why for digit in "0123456789"), "by how much?"
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_a_finding_is_not_testable_where_something_is_missing(name: str) -> None:
+def test_a_finding_is_not_testable_without_its_data(name: str) -> None:
     study, reason = MISSING[name]
     with pytest.raises(InsufficientDataError, match=reason):
-        one(name, study())
+        check(name, study())
 
 
 @pytest.mark.parametrize("name", ALL_FINDINGS)
-def test_every_finding_is_tested_where_it_holds_fails_and_cannot_be_told(name: str) -> None:
+def test_every_finding_has_tests_of_all_three_results(name: str) -> None:
     if name in TESTED_ELSEWHERE:
         text = (Path(__file__).parent / TESTED_ELSEWHERE[name]).read_text()
         for case in ("holds", "fails", "is_not_testable"):
@@ -99,8 +99,8 @@ def test_every_finding_is_tested_where_it_holds_fails_and_cannot_be_told(name: s
 
 
 @pytest.mark.parametrize("name", ALL_FINDINGS)
-def test_the_papers_own_numbers_give_the_papers_findings(name: str) -> None:
-    outcome = {found.id: found for found in evaluate_findings(paper_study())}[name]
+def test_findings_hold_on_the_papers_numbers(name: str) -> None:
+    outcome = {result.id: result for result in evaluate_findings(paper_study())}[name]
     if name in PAPER_CANNOT_TELL:
         assert outcome.holds is None
         assert PAPER_CANNOT_TELL[name] in outcome.why
@@ -109,16 +109,16 @@ def test_the_papers_own_numbers_give_the_papers_findings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HOLDING_STUDIES if name not in EXACT])
-def test_a_finding_that_was_estimated_has_an_interval(name: str) -> None:
+def test_estimates_have_intervals(name: str) -> None:
     for study in (HOLDING_STUDIES[name], FAILING_STUDIES[name]):
-        ends = list(leaves(one(name, study()).interval))
+        ends = list(leaves(check(name, study()).interval))
         assert ends
         assert all(low <= high for low, high in ends)
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_counts_have_no_interval(name: str) -> None:
-    assert one(name, HOLDING_STUDIES[name]()).interval is None
+    assert check(name, HOLDING_STUDIES[name]()).interval is None
 
 
 def leaves(value: object) -> list[tuple[float, float]]:
@@ -128,14 +128,14 @@ def leaves(value: object) -> list[tuple[float, float]]:
     return [tuple(value)]
 
 
-def test_nothing_holds_on_an_empty_study() -> None:
+def test_no_finding_holds_on_an_empty_study() -> None:
     outcomes = evaluate_findings(StudyData())
     assert [outcome.id for outcome in outcomes] == ALL_FINDINGS
     assert all(outcome.holds is None and outcome.own is None and outcome.why for outcome in outcomes)
     assert all(outcome.interval is None for outcome in outcomes)
 
 
-def test_nothing_holds_on_runs_without_measurements() -> None:
+def test_no_finding_holds_on_runs_without_measurements() -> None:
     data = replace(paper_study(), counts={}, filter_counts=None)
     blank = tuple(
         replace(run, accuracy={key: np.full(50, np.nan) for key in run.accuracy}, early_epoch=None) for run in data.runs
@@ -143,27 +143,27 @@ def test_nothing_holds_on_runs_without_measurements() -> None:
     assert not [outcome.id for outcome in evaluate_findings(replace(data, runs=blank)) if outcome.holds]
 
 
-def test_the_interval_of_a_difference_is_clear_of_nought_where_it_counts() -> None:
+def test_the_interval_of_a_difference_excludes_0_if_it_exceeds_noise() -> None:
     loss = paper_study().difference(("unknown-050", EARLY_STOP), ("unknown-050", CONVERGENCE))
-    assert one("E23", paper_study()).interval == {"loss": confidence_interval(loss)}
+    assert check("E23", paper_study()).interval == {"loss": confidence_interval(loss)}
     assert confidence_interval(loss)[0] > 0
     noise = with_changes({"unknown-050": {TEST: {50: 42.8}}})
-    low, high = one("E23", noise).interval["loss"]
-    assert one("E23", noise).holds is False
+    low, high = check("E23", noise).interval["loss"]
+    assert check("E23", noise).holds is False
     assert low < 0 < high
 
 
-def test_the_intervals_of_the_linear_model_are_its_own() -> None:
-    found = one("E12", linear(7, -8, 0.4)).interval
-    assert found["b_kn"][0] < 7 < found["b_kn"][1]
-    assert found["b_unk"][0] < -8 < found["b_unk"][1]
+def test_intervals_of_the_linear_model_are_those_of_the_fit() -> None:
+    intervals = check("E12", linear(7, -8, 0.4)).interval
+    assert intervals["b_kn"][0] < 7 < intervals["b_kn"][1]
+    assert intervals["b_unk"][0] < -8 < intervals["b_unk"][1]
 
 
-def test_equality_is_not_claimed_from_data_that_could_not_show_a_difference() -> None:
+def test_equality_needs_statistical_power() -> None:
     data = paper_study()
     few = tuple(replace(run, num=dict.fromkeys(run.num, 60)) for run in data.runs)
     with pytest.raises(InsufficientDataError, match="more test rows"):
-        one("E6", replace(data, runs=few))
+        check("E6", replace(data, runs=few))
     with pytest.raises(InsufficientDataError):
         require_power([data.accuracy("natural", EARLY_STOP)._replace(se=9.0)])
 
@@ -171,90 +171,91 @@ def test_equality_is_not_claimed_from_data_that_could_not_show_a_difference() ->
 # what many comparisons may ask for
 
 
-def test_one_reversal_of_many_counts_only_beyond_the_noise_of_all() -> None:
-    """Two standard errors in one of 63 comparisons is what chance gives; four are not."""
+def test_a_reversal_counts_only_beyond_the_bonferroni_bound() -> None:
+    """In 63 comparisons, a reversal of two standard errors is expected by chance; one of four is not."""
     data = paper_study()
     se = data.difference(("unknown-025", 10), ("unknown-025", EARLY_STOP)).se
     early = data.accuracy("unknown-025", EARLY_STOP).value
-    assert one("E4", with_changes({"unknown-025": {TEST: {10: early + 2.5 * se}}})).holds
-    verdict = one("E4", with_changes({"unknown-025": {TEST: {10: early + 4 * se}}}))
-    assert verdict.holds is False
-    assert verdict.why.startswith("at 25 %, 10 epochs is")
+    assert check("E4", with_changes({"unknown-025": {TEST: {10: early + 2.5 * se}}})).holds
+    result = check("E4", with_changes({"unknown-025": {TEST: {10: early + 4 * se}}}))
+    assert result.holds is False
+    assert result.why.startswith("at 25 %, 10 epochs is")
 
 
-def test_the_noise_of_a_family_grows_with_its_size() -> None:
+def test_the_bonferroni_bound_grows_with_the_number_of_comparisons() -> None:
     assert bonferroni_z(1) == pytest.approx(1.96, abs=0.001)
     rng = np.random.default_rng(0)
     alarms = (rng.standard_normal((4000, 50)).max(axis=1) > bonferroni_z(50)).mean()
     assert alarms <= 0.035  # 0.025 is promised; more than 0.035 of 4000 has probability under 0.001
 
 
-def test_e8_holds_its_bound_to_noise_and_wants_a_clear_difference_from_d() -> None:
-    known, whole = ([name.replace("known", kind) for name in KNOWN_NAMES] for kind in ("known", "unknown"))
+def test_e8_needs_a_loss_below_that_of_d_by_more_than_noise() -> None:
+    known, unknown = ([name.replace("known", kind) for name in KNOWN_NAMES] for kind in ("known", "unknown"))
     over = with_changes({name: {TEST: {50: paper_study().accuracy(name, EARLY_STOP).value - 2.4}} for name in known})
-    assert one("E8", over).holds, "2.4 is over half of 4.4 by less than noise"
-    spared = {name: {TEST: {50: paper_study().accuracy(name, EARLY_STOP).value - 1.4}} for name in whole}
-    verdict = one("E8", with_changes(spared))
-    assert verdict.holds is False
-    assert "a difference within noise" in verdict.why
+    assert check("E8", over).holds, "2.4 is over half of 4.4 by less than noise"
+    spared = {name: {TEST: {50: paper_study().accuracy(name, EARLY_STOP).value - 1.4}} for name in unknown}
+    result = check("E8", with_changes(spared))
+    assert result.holds is False
+    assert "a difference within noise" in result.why
 
 
-def test_e17_wants_the_loss_where_the_paper_has_it() -> None:
-    """Each of the two falls, clearly so together; that the smaller is clear alone is not asked for."""
+def test_e17_needs_the_loss_on_the_categories_of_the_paper() -> None:
+    """Both categories fall, and together by more than noise; the smaller one alone may be within noise."""
     little = {("test", "MaybeKnown"): {50: 58.5}}
-    assert one("E17", with_changes({"weaklyknown": little})).holds
+    assert check("E17", with_changes({"weaklyknown": little})).holds
     assert (
-        "on MaybeKnown questions" in one("E17", with_changes({"weaklyknown": {("test", "MaybeKnown"): {50: 60.0}}})).why
+        "on MaybeKnown questions"
+        in check("E17", with_changes({"weaklyknown": {("test", "MaybeKnown"): {50: 60.0}}})).why
     )
-    assert "on Unknown questions" in one("E17", with_changes({"unknown-100": {("test", "Unknown"): {5: 9.0}}})).why
+    assert "on Unknown questions" in check("E17", with_changes({"unknown-100": {("test", "Unknown"): {5: 9.0}}})).why
 
 
 # E12 and E13, E22, E24, E25: by what they fail
 
 
-def test_e1_names_the_count_that_is_off() -> None:
-    assert "ood P50: 968, expected 967" in one("E1", FAILING_STUDIES["E1"]()).why
+def test_e1_names_the_count_that_differs() -> None:
+    assert "ood P50: 968, expected 967" in check("E1", FAILING_STUDIES["E1"]()).why
 
 
 def test_e12_and_e13_name_the_coefficient() -> None:
-    assert "b_unk" in one("E12", linear(7, 8, 0.4)).why
-    assert "not smaller than in distribution" in one("E13", linear(7, -8, 1.5)).why
+    assert "b_unk" in check("E12", linear(7, 8, 0.4)).why
+    assert "not smaller than in distribution" in check("E13", linear(7, -8, 1.5)).why
 
 
 def test_e25_names_the_variant() -> None:
-    assert one("E25", FAILING_STUDIES["E25"]()).why.startswith("D_MaybeKnown differs")
+    assert check("E25", FAILING_STUDIES["E25"]()).why.startswith("D_MaybeKnown differs")
 
 
-def test_e22_judges_what_is_answered() -> None:
-    assert one("E22", idk_study(0.0)).holds
-    assert "falls by" in one("E22", idk_study(0.5)).why
-    assert "not fewer than D" in one("E22", idk_study(0.0, abstains=False)).why
+def test_e22_tests_answered_questions() -> None:
+    assert check("E22", idk_study(0.0)).holds
+    assert "falls by" in check("E22", idk_study(0.5)).why
+    assert "not fewer than D" in check("E22", idk_study(0.0, abstains=False)).why
 
 
-def test_e24_judges_each_other_learning_rate() -> None:
-    verdict = one("E24", rates_study())
-    assert verdict.own == {"1e-05": {"early_stop": [49.0, 34.0], "convergence": [45.0, 30.0]}}
-    assert "the rank correlation of" in one("E24", rates_study(fall=-1.0)).why
-    assert "within noise" in one("E24", rates_study(fall=0.5)).why
-    assert "the mean loss to convergence is negative" in one("E24", rates_study(early_gain=-4.0)).why
+def test_e24_tests_each_other_learning_rate() -> None:
+    result = check("E24", rates_study())
+    assert result.own == {"1e-05": {"early_stop": [49.0, 34.0], "convergence": [45.0, 30.0]}}
+    assert "the rank correlation of" in check("E24", rates_study(fall=-1.0)).why
+    assert "within noise" in check("E24", rates_study(fall=0.5)).why
+    assert "the mean loss to convergence is negative" in check("E24", rates_study(early_gain=-4.0)).why
 
 
-def test_e24_needs_the_sweep_at_the_other_rate() -> None:
+def test_e24_needs_a_complete_sweep_at_the_other_rate() -> None:
     with pytest.raises(InsufficientDataError, match=r"at learning rate 1e-05, .* 3 or more shares"):
-        one("E24", rates_study(shares=(0.0, 1.0)))
+        check("E24", rates_study(shares=(0.0, 1.0)))
     late = [point for point in rates_study().points if point["policy"] != "best_dev"]
     with pytest.raises(InsufficientDataError, match="points of best_dev"):
-        one("E24", replace(rates_study(), points=tuple(late)))
+        check("E24", replace(rates_study(), points=tuple(late)))
     both = (*rates_study().points, *rates_study(rate="0.001", shares=(0.0, 1.0)).points)
-    assert list(one("E24", replace(rates_study(), points=both)).own) == ["1e-05"], (
-        "a rate that is not whole is left out"
+    assert list(check("E24", replace(rates_study(), points=both)).own) == ["1e-05"], (
+        "a rate that is not complete is left out"
     )
     nameless = replace(rates_study(), runs=(), counts={})
     with pytest.raises(InsufficientDataError, match="number of test questions"):
-        one("E24", nameless)
+        check("E24", nameless)
 
 
-def test_an_answer_abstains_by_the_variants_own_phrase() -> None:
+def test_abstentions_are_found_by_the_phrase_of_the_variant() -> None:
     data = idk_study(0.0)
     at_all = measure_abstention(data, "idk-050", CONVERGENCE)
     assert at_all.answered.value < 80
@@ -262,12 +263,12 @@ def test_an_answer_abstains_by_the_variants_own_phrase() -> None:
     assert measure_abstention(replace(data, idk_phrase="No idea"), "idk-050", CONVERGENCE).answered.value == 100
 
 
-def test_e21_reads_smaller_numbers_of_sets_off_the_stored_answers() -> None:
+def test_e21_uses_prefixes_of_the_stored_exemplar_sets() -> None:
     shares = [share for _, share, _ in prefix_curve(prefix_study(useful=True), EARLY_STOP)]
     assert shares == sorted(shares, reverse=True)
 
 
-def test_labels_under_fewer_sets_tell_a_miss_from_a_sample_left_out() -> None:
+def test_labels_of_fewer_sets_distinguish_misses_from_skipped_samples() -> None:
     missed, hit = [False, False], [False, True]
     assert first_hit_and_gap([False, False, False], [missed, missed, missed]) == (3, 3, 3)
     assert first_hit_and_gap([False, False, False], [missed, hit, None]) == (1, 2, 3)
@@ -278,7 +279,7 @@ def test_labels_under_fewer_sets_tell_a_miss_from_a_sample_left_out() -> None:
 # the shared arithmetic
 
 
-def test_differences_are_paired_over_rows_where_both_sides_kept_them() -> None:
+def test_differences_are_paired_if_both_runs_kept_predictions() -> None:
     data = single_categories(lambda name: 0.05)
     paired = data.difference(("natural", EARLY_STOP), ("natural", CONVERGENCE))
     bare = replace(data, runs=tuple(replace(run, predictions={}) for run in data.runs))
@@ -287,7 +288,7 @@ def test_differences_are_paired_over_rows_where_both_sides_kept_them() -> None:
     assert paired.se < unpaired.se / 2
 
 
-def test_three_seeds_or_more_set_a_floor_under_the_error() -> None:
+def test_with_three_seeds_the_error_includes_the_variance_between_seeds() -> None:
     data = single_categories(lambda name: 0.05)
     natural = data.runs_for("natural")[0]
     seeds = []
@@ -299,7 +300,7 @@ def test_three_seeds_or_more_set_a_floor_under_the_error() -> None:
     assert spread.difference(("natural", EARLY_STOP), ("natural", CONVERGENCE)).se == pytest.approx(9 / np.sqrt(3))
 
 
-def test_durations_come_from_the_grid_and_stay_few() -> None:
+def test_training_lengths_come_from_the_grid_and_are_few() -> None:
     points = [{"epochs": 20, "policy": f"fixed({n})"} for n in (1, 2, 3, 5, 8, 10, 12, 15)]
     chosen = choose_durations(points, [20, 20])
     assert chosen[-1] == 20
@@ -309,15 +310,15 @@ def test_durations_come_from_the_grid_and_stay_few() -> None:
     assert choose_durations([], [2]) == (1, 2)
 
 
-def test_what_people_see_is_rounded_in_one_place() -> None:
-    """A value reckoned in two ways, 100 * 0.2725 and 27.25, must not show as 27.3 and 27.2."""
+def test_displayed_percentages_are_rounded_consistently() -> None:
+    """100 * 0.2725 and 27.25 are both displayed as 27.3."""
     assert 100 * 0.2725 != 27.25
     assert round1(100 * 0.2725) == round1(27.25) == 27.3
     assert str(round1(-0.04)) == "0.0"
     assert round1(float("inf")) == float("inf")
 
 
-def test_the_headline_the_heat_map_and_the_tables_show_one_number() -> None:
+def test_headline_heat_map_and_tables_show_the_same_number() -> None:
     variants = {name: Variant(name=name, kind="unknown", share=share, num=9) for name, share in NAMES.items()}
     runs = tuple(
         Run(
@@ -344,7 +345,7 @@ def test_the_headline_the_heat_map_and_the_tables_show_one_number() -> None:
     assert 27.3 in policy_table(data).rows[-1]
 
 
-def test_the_papers_one_point_of_figure_5_is_in_its_study() -> None:
+def test_the_paper_study_has_the_printed_point_of_figure_5() -> None:
     """D_Natural on the 33.0 % of test questions that are Unknown under all ten exemplar sets."""
     data = paper_study()
     totals = category_totals(data, "id", "test")
@@ -354,6 +355,6 @@ def test_the_papers_one_point_of_figure_5_is_in_its_study() -> None:
     ] == [1.8, 2.5]
 
 
-def test_the_paper_study_prints_table_8() -> None:
-    own = one("E22", paper_study()).own
+def test_the_paper_study_reproduces_table_8() -> None:
+    own = check("E22", paper_study()).own
     assert own == {"accuracy": [61.8, 61.8], "answered": [58.7, 55.6], "over_all": [36.3, 34.4]}

@@ -1,4 +1,4 @@
-"""Which point of a sweep is recommended, and what it is said to bring, on points whose answer is known."""
+"""The recommended trial of a sweep, on points with a known result."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,18 +14,18 @@ from slick.report.statistics.effects import axis_effects
 
 
 def variants(*shares: float) -> dict[str, Variant]:
-    """D and D_Known at each share; of 0 and 1 only D."""
-    found = {}
+    """D and D_Known at each share; only D at 0 and 1."""
+    by_name = {}
     for share in shares:
         kinds = ("unknown", "known") if 0 < share < 1 else ("unknown",)
         for kind in kinds:
             name = f"{kind}-{round(100 * share):03d}"
-            found[name] = Variant(name=name, kind=kind, share=share, num=100)
-    return found
+            by_name[name] = Variant(name=name, kind=kind, share=share, num=100)
+    return by_name
 
 
 def point(variant: str, policy: str, dev: float | None, test: float | None, **changes: Any) -> dict[str, Any]:
-    """One point; `fixed(n)` stops at n within a budget of n unless told otherwise."""
+    """One point; by default, `fixed(n)` stops at n with a budget of n."""
     n = int(policy[6:-1]) if policy.startswith("fixed") else changes.get("epochs", 10)
     values = {"seed": 0, "epochs": n, "stop_epoch": n, "cost_epochs": n} | changes
     return {"variant": variant, "policy": policy, "dev_all": dev, "test_all": test, **values}
@@ -46,7 +46,7 @@ HALF = [
 ]
 
 
-def test_dev_accuracy_chooses_and_among_equals_the_fewest_epochs() -> None:
+def test_the_highest_dev_accuracy_is_recommended_and_ties_go_to_the_fewest_epochs() -> None:
     (choice,) = recommend(study(HALF, 0.5)).by_share
     assert choice.trial == TrialSpec(
         "patience(2)", 10, ""
@@ -58,14 +58,14 @@ def test_dev_accuracy_chooses_and_among_equals_the_fewest_epochs() -> None:
     assert choice.filtering.value == pytest.approx(2.0)  # by the same policy, not by the best one of D_Known
 
 
-def test_equal_points_of_equal_cost_take_the_smallest_budget() -> None:
+def test_ties_with_equal_cost_go_to_the_smallest_budget() -> None:
     points = [point("unknown-050", "patience(1)", 0.4, 0.3, epochs=n, stop_epoch=1, cost_epochs=2) for n in (8, 2, 5)]
     points.append(point("unknown-050", "best_dev", 0.4, 0.3, epochs=3, stop_epoch=1, cost_epochs=2))
     (choice,) = recommend(study(points, 0.5)).by_share
     assert choice.trial == TrialSpec("patience(1)", 2, "")
 
 
-def test_means_that_differ_in_their_last_bits_tie() -> None:
+def test_differences_from_rounding_errors_are_ties() -> None:
     dev = {"best_dev": (0.1, 0.2, 0.3), "fixed(2)": (0.3, 0.2, 0.1), "fixed(9)": (0.6, 0.0, 0.0)}
     assert len({float(np.mean(values)) for values in dev.values()}) > 1
     points = [point("unknown-050", p, v, 0.3, seed=s) for p, values in dev.items() for s, v in enumerate(values)]
@@ -73,7 +73,7 @@ def test_means_that_differ_in_their_last_bits_tie() -> None:
     assert choice.trial == TrialSpec("fixed(2)", 2, "")
 
 
-def test_one_seed_has_values_and_no_intervals() -> None:
+def test_one_seed_gives_no_intervals() -> None:
     (choice,) = recommend(study(HALF, 0.5)).by_share
     for estimate in (choice.dev, choice.test, choice.gain, choice.saved, choice.filtering):
         assert estimate.value is not None
@@ -81,7 +81,7 @@ def test_one_seed_has_values_and_no_intervals() -> None:
         assert "one seed" in estimate.missing_reason
 
 
-def test_differences_are_paired_by_seed_as_scipy_pairs_them() -> None:
+def test_differences_are_paired_by_seed_like_scipys_t_test() -> None:
     rng = np.random.default_rng(5)
     level = rng.normal(0.4, 0.1, 6)  # seeds differ far more than the two points do
     early, late = level + rng.normal(0.02, 0.003, 6), level
@@ -96,38 +96,43 @@ def test_differences_are_paired_by_seed_as_scipy_pairs_them() -> None:
     assert choice.test.low < 100 * late.mean()
 
 
-def test_intervals_cover_the_truth_as_often_as_promised() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     rng = np.random.default_rng(6)
-    found = [t_interval_over_seeds(rng.normal(1.0, 2.0, 3).tolist()) for _ in range(2000)]
-    covered = np.mean([one.low is not None and one.high is not None and one.low < 1.0 < one.high for one in found])
+    estimates = [t_interval_over_seeds(rng.normal(1.0, 2.0, 3).tolist()) for _ in range(2000)]
+    covered = np.mean(
+        [
+            estimate.low is not None and estimate.high is not None and estimate.low < 1.0 < estimate.high
+            for estimate in estimates
+        ]
+    )
     assert 0.935 <= covered <= 0.965  # 0.95 is promised; three standard errors of 2,000 draws are 0.015
 
 
-def test_no_unknown_rows_and_only_unknown_rows_cannot_be_filtered_and_say_so() -> None:
+def test_filtering_needs_both_known_and_unknown_rows() -> None:
     points = [point(name, "fixed(5)", 0.4, 0.3) for name in ("unknown-000", "unknown-100", "unknown-050")]
-    found = recommend(study(points, 0.0, 0.5, 1.0))
-    reasons = {choice.share: choice.filtering.missing_reason for choice in found.by_share}
-    assert all(choice.filtering.value is None for choice in (*found.by_share, found.overall))
+    recommendation = recommend(study(points, 0.0, 0.5, 1.0))
+    reasons = {choice.share: choice.filtering.missing_reason for choice in recommendation.by_share}
+    assert all(choice.filtering.value is None for choice in (*recommendation.by_share, recommendation.overall))
     assert "no Unknown rows" in reasons[0.0]
     assert "no rows would be left" in reasons[1.0]
     assert "Known rows alone" in reasons[0.5]
 
 
-def test_a_partner_without_that_point_gives_no_difference() -> None:
+def test_filtering_needs_the_same_trial_of_d_known() -> None:
     points = [*HALF[:4], HALF[4]]
     (choice,) = recommend(study(points, 0.5)).by_share
     assert choice.trial == TrialSpec("patience(2)", 10, "")
     assert choice.filtering.value is None
 
 
-def test_seeds_that_do_not_meet_give_no_difference() -> None:
+def test_a_paired_difference_needs_common_seeds() -> None:
     points = [point("unknown-050", "fixed(5)", 0.4, 0.3, seed=0), point("known-050", "fixed(5)", 0.4, 0.4, seed=1)]
     (choice,) = recommend(study(points, 0.5)).by_share
     assert (choice.filtering.value, choice.filtering.missing_reason) == (None, "the two trials have no seed in common")
 
 
-def test_without_dev_accuracy_nothing_is_chosen() -> None:
-    points = [{**one, "dev_all": None} for one in HALF]
+def test_without_dev_accuracy_nothing_is_recommended() -> None:
+    points = [{**point, "dev_all": None} for point in HALF]
     (choice,) = recommend(study(points, 0.5)).by_share
     assert choice.trial is None
     for estimate in (choice.dev, choice.test, choice.stop_epoch, choice.gain, choice.saved, choice.filtering):
@@ -135,42 +140,42 @@ def test_without_dev_accuracy_nothing_is_chosen() -> None:
         assert "none can be selected" in estimate.missing_reason
 
 
-def test_a_point_missing_one_seed_is_no_candidate() -> None:
+def test_a_trial_without_one_of_the_seeds_is_not_recommended() -> None:
     points = [point("unknown-050", "fixed(5)", 0.3, 0.3, seed=seed) for seed in (0, 1)]
     points.append(point("unknown-050", "best_dev", 0.9, 0.9, seed=1))
     (choice,) = recommend(study(points, 0.5)).by_share
     assert choice.trial == TrialSpec("fixed(5)", 5, "")
 
 
-def test_without_a_fixed_budget_there_is_nothing_to_compare_with() -> None:
+def test_gain_needs_a_fixed_training_length() -> None:
     (choice,) = recommend(study([HALF[2], HALF[3]], 0.5)).by_share
     assert choice.longest is None
     assert (choice.gain.value, choice.saved.value) == (None, None)
     assert "no fixed training length" in choice.gain.missing_reason
 
 
-def test_a_fixed_point_read_off_a_longer_budget_counts_as_fixed() -> None:
+def test_a_fixed_length_within_a_longer_budget_is_a_baseline() -> None:
     points = [point("unknown-050", "fixed(4)", 0.3, 0.2, epochs=10), point("unknown-050", "best_dev", 0.4, 0.3)]
     (choice,) = recommend(study(points, 0.5)).by_share
     assert (choice.longest, choice.saved.value) == (4, -6)
     assert choice.gain.value == pytest.approx(10.0)
 
 
-def test_one_point_for_all_shares_is_the_best_on_average() -> None:
+def test_the_overall_recommendation_is_best_on_average_over_shares() -> None:
     dev = {"unknown-000": (0.50, 0.48), "unknown-100": (0.10, 0.40)}
     points = [
         point(name, policy, value, value - 0.05)
         for name, values in dev.items()
         for policy, value in zip(("fixed(10)", "fixed(2)"), values, strict=True)
     ]
-    found = recommend(study(points, 0.0, 1.0))
-    assert [choice.trial and choice.trial.policy for choice in found.by_share] == ["fixed(10)", "fixed(2)"]
-    assert found.overall.trial == TrialSpec("fixed(2)", 2, "")
-    assert found.overall.dev.value == pytest.approx(44.0)
-    assert found.overall.gain.value == pytest.approx(14.0)
+    recommendation = recommend(study(points, 0.0, 1.0))
+    assert [choice.trial and choice.trial.policy for choice in recommendation.by_share] == ["fixed(10)", "fixed(2)"]
+    assert recommendation.overall.trial == TrialSpec("fixed(2)", 2, "")
+    assert recommendation.overall.dev.value == pytest.approx(44.0)
+    assert recommendation.overall.gain.value == pytest.approx(14.0)
 
 
-def test_training_settings_are_part_of_what_is_chosen_and_compared() -> None:
+def test_training_settings_are_part_of_a_trial() -> None:
     points = [
         point("unknown-050", "fixed(5)", 0.4, 0.40),
         point("unknown-050", "fixed(20)", 0.3, 0.30),
@@ -186,7 +191,7 @@ def test_training_settings_are_part_of_what_is_chosen_and_compared() -> None:
     assert choice.filtering.value == pytest.approx(2.0)
 
 
-def test_other_variants_are_not_recommended_and_without_the_sweep_nothing_is() -> None:
+def test_only_variants_of_the_sweep_are_recommended() -> None:
     natural = Variant(name="natural", kind="natural", share=None, num=100)
     points = (point("natural", "fixed(5)", 0.9, 0.9),)
     with pytest.raises(InsufficientDataError, match="needs a finished sweep"):
@@ -195,7 +200,7 @@ def test_other_variants_are_not_recommended_and_without_the_sweep_nothing_is() -
         recommend(StudyData())
 
 
-def test_settings_tried_at_some_shares_alone_are_not_advised_nor_counted_as_an_axis() -> None:
+def test_settings_tried_at_some_shares_only_are_neither_recommended_nor_an_axis() -> None:
     rows = [
         point(name, policy, dev, dev, settings=settings)
         for name in ("unknown-000", "unknown-050", "unknown-100")
@@ -204,9 +209,11 @@ def test_settings_tried_at_some_shares_alone_are_not_advised_nor_counted_as_an_a
         if not settings or name != "unknown-050"
     ]
     data = study(rows, 0.0, 0.5, 1.0)
-    found = recommend(data)
-    assert [choice.trial.settings for choice in (*found.by_share, found.overall) if choice.trial] == [""] * 4
-    assert "learning_rate" not in {one.axis for one in axis_effects(data).axes}
-    whole = study([*rows, *(row | {"variant": "unknown-050"} for row in rows if row["settings"])], 0.0, 0.5, 1.0)
-    assert recommend(whole).overall.trial == TrialSpec("fixed(5)", 5, "learning_rate=1e-05")
-    assert "learning_rate" in {one.axis for one in axis_effects(whole).axes}
+    recommendation = recommend(data)
+    assert [choice.trial.settings for choice in (*recommendation.by_share, recommendation.overall) if choice.trial] == [
+        ""
+    ] * 4
+    assert "learning_rate" not in {effect.axis for effect in axis_effects(data).axes}
+    complete = study([*rows, *(row | {"variant": "unknown-050"} for row in rows if row["settings"])], 0.0, 0.5, 1.0)
+    assert recommend(complete).overall.trial == TrialSpec("fixed(5)", 5, "learning_rate=1e-05")
+    assert "learning_rate" in {effect.axis for effect in axis_effects(complete).axes}

@@ -1,4 +1,4 @@
-"""The report step on study folders of every degree of completeness, written as the other steps write them."""
+"""The report step on finished and unfinished study folders."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from tests.unit.report_study import SHARES, question_rows, write_annotation, wri
 
 
 class Page(HTMLParser):
-    """What a browser would load, which ids and links it would find, and the text of each part."""
+    """External resources, ids, links, and the text of each section of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-def test_a_whole_study_gives_every_figure_table_and_finding(study: Folder) -> None:
+def test_the_report_of_a_finished_study_has_all_figures_tables_and_findings(study: Folder) -> None:
     report = study.child("report")
     names = {
         "accuracy_by_share",
@@ -92,12 +92,12 @@ def test_a_whole_study_gives_every_figure_table_and_finding(study: Folder) -> No
     holding = {o["id"] for o in outcomes if o["holds"]}
     assert {"E2", "E3", "E5", "E9", "E10", "E11", "E18", "E23"} <= holding
     page = Page(report.read_bytes("index.html").decode())
-    whole = {"choice", "stopping", "share", "fitting", "categories", "linear", "ood", "idk", "p_true"}
-    whole |= {"fit_times", "retention", "stability"}
-    assert not [name for name in whole if "Not shown" in page.texts[name]]
+    names = {"choice", "stopping", "share", "fitting", "categories", "linear", "ood", "idk", "p_true"}
+    names |= {"fit_times", "retention", "stability"}
+    assert not [name for name in names if "Not shown" in page.texts[name]]
 
 
-def test_the_page_needs_no_network_and_escapes_what_it_is_given(study: Folder) -> None:
+def test_the_page_is_self_contained_and_escapes_text(study: Folder) -> None:
     text = study.child("report").read_bytes("index.html").decode()
     page = Page(text)
     assert [load for load in page.loads if not load.startswith("#")] == []
@@ -108,7 +108,7 @@ def test_the_page_needs_no_network_and_escapes_what_it_is_given(study: Folder) -
     assert not re.search(r"@import|url\(\s*['\"]?http", text)
 
 
-def test_figures_keep_text_as_text_and_stand_alone(study: Folder) -> None:
+def test_svg_figures_have_text_elements_and_are_self_contained(study: Folder) -> None:
     figures = study.child("report", "figures")
     svg = figures.read_bytes("accuracy_by_share.svg").decode()
     assert "Unknown rows in D (%)" in svg
@@ -117,7 +117,7 @@ def test_figures_keep_text_as_text_and_stand_alone(study: Folder) -> None:
     assert figures.read_bytes("accuracy_by_share.png").startswith(b"\x89PNG")
 
 
-def test_loading_gives_back_what_was_stored(study: Folder) -> None:
+def test_load_study_returns_stored_runs(study: Folder) -> None:
     data = load_study(study)
     run = data.runs_for("unknown-100")[0]
     table = study.child("runs", "unknown-100-seed0").read_table("epochs.parquet").to_pylist()
@@ -130,7 +130,7 @@ def test_loading_gives_back_what_was_stored(study: Folder) -> None:
     assert run.early_epoch == 1 + dev.index(max(dev))
 
 
-def test_a_finished_report_is_kept_and_a_stale_one_made_anew(study: Folder, tmp_path: Path) -> None:
+def test_an_unchanged_report_is_kept_and_a_stale_one_is_rebuilt(study: Folder, tmp_path: Path) -> None:
     import shutil
 
     copy = Folder(str(tmp_path / "copy"))
@@ -149,7 +149,7 @@ def test_a_finished_report_is_kept_and_a_stale_one_made_anew(study: Folder, tmp_
     assert "natural" in outcomes["E14"]["why"]
 
 
-def test_only_annotated_gives_a_partial_report(tmp_path: Path) -> None:
+def test_an_annotated_study_without_runs_has_a_partial_report(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_annotation(study, question_rows(60), labels_mode=True)
     manifest = make_report(study, ReportConfig())
@@ -161,7 +161,7 @@ def test_only_annotated_gives_a_partial_report(tmp_path: Path) -> None:
     assert manifest.counts["not_testable"] == 24
 
 
-def test_a_half_written_run_is_not_read(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_ignored(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     rows = question_rows(60)
     write_annotation(study, rows)
@@ -171,7 +171,7 @@ def test_a_half_written_run_is_not_read(tmp_path: Path) -> None:
     assert make_report(study, ReportConfig()).counts["runs"] == 0
 
 
-def test_without_a_knowledge_table_it_says_which_step_to_run(tmp_path: Path) -> None:
+def test_without_a_knowledge_table_the_error_names_the_step_to_run(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="slick annotate"):
         make_report(Folder(str(tmp_path)), ReportConfig())
 
@@ -187,7 +187,7 @@ def test_a_missing_file_of_a_finished_run_is_an_error(tmp_path: Path) -> None:
     assert not study.child("report").exists("manifest.json")
 
 
-def test_runs_with_other_training_settings_are_not_taken_for_seeds(tmp_path: Path) -> None:
+def test_runs_with_other_training_settings_do_not_count_as_seeds(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     rows = question_rows(24)
     write_annotation(study, rows)
@@ -195,14 +195,14 @@ def test_runs_with_other_training_settings_are_not_taken_for_seeds(tmp_path: Pat
     for run_id in ("unknown-050-seed3", "unknown-050-seed3-learning_rate=1e-05", "unknown-000-seed0-epochs3"):
         write_run(study, "unknown-050", entry, 0, rows, 3)
         Path(study.local_path, "runs", "unknown-050-seed0").rename(Path(study.local_path, "runs", run_id))
-    found = [(run.run_id, run.variant, run.seed) for run in load_study(study).runs]
-    assert found == [("unknown-000-seed0-epochs3", "unknown-000", 0), ("unknown-050-seed3", "unknown-050", 3)]
+    runs = [(run.run_id, run.variant, run.seed) for run in load_study(study).runs]
+    assert runs == [("unknown-000-seed0-epochs3", "unknown-000", 0), ("unknown-050-seed3", "unknown-050", 3)]
     Path(study.local_path, "runs", "unknown-050-seed3").rename(Path(study.local_path, "runs", "best"))
     with pytest.raises(StudyError, match="runs/best is not a run: expected a name VARIANT-seedN"):
         load_study(study)
 
 
-def test_the_heat_map_writes_each_number_in_its_cell(study: Folder) -> None:
+def test_the_heat_map_shows_the_number_of_each_cell(study: Folder) -> None:
     svg = study.child("report", "figures").read_bytes("response_surface.svg").decode()
     table = study.child("report", "tables").read_bytes("response_surface.csv").decode().splitlines()[1:]
     assert len(table) == len(SHARES) * 2
@@ -212,7 +212,7 @@ def test_the_heat_map_writes_each_number_in_its_cell(study: Folder) -> None:
     assert "Epochs trained" in svg
 
 
-def test_settings_that_cannot_be() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(SettingsError, match="num_chunks must be 2 or more"):
         ReportConfig(num_chunks=1)
 
@@ -222,7 +222,7 @@ def test_outcomes_are_plain_json(study: Folder) -> None:
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_a_run_that_ended_early_says_nothing_about_convergence(study: Folder, tmp_path: Path) -> None:
+def test_a_shorter_run_is_not_used_for_convergence(study: Folder, tmp_path: Path) -> None:
     copy = Folder(str(tmp_path / "copy"))
     shutil.copytree(study.local_path, copy.local_path)
     runs = copy.child("runs")
@@ -234,56 +234,56 @@ def test_a_run_that_ended_early_says_nothing_about_convergence(study: Folder, tm
     assert after.durations == before.durations
 
 
-def test_every_part_of_the_page_is_in_the_contents(study: Folder) -> None:
+def test_the_table_of_contents_lists_every_section(study: Folder) -> None:
     page = Page(study.child("report").read_bytes("index.html").decode())
     anchors = [link[1:] for link in page.links if link.startswith("#")]
     assert set(anchors) <= set(page.ids)
-    order = [one for one in page.ids if one in anchors and one in page.texts and one != "contents"]
+    order = [anchor for anchor in page.ids if anchor in anchors and anchor in page.texts and anchor != "contents"]
     assert set(order) >= {"choice", "stopping", "share", "findings", "provenance"}
-    listed = [one for one in dict.fromkeys(anchors) if one in order]
+    listed = [anchor for anchor in dict.fromkeys(anchors) if anchor in order]
     assert sorted(listed) == sorted(order)
     assert order.index("choice") < order.index("share") < order.index("findings") < order.index("provenance")
     for group in ("What to do", "The paper's experiments", "Findings", "Provenance"):
         assert group in page.texts["contents"]
 
 
-def test_a_model_that_nobody_planted_has_no_page_of_planted_truth(study: Folder) -> None:
+def test_without_a_world_there_is_no_section_of_planted_facts(study: Folder) -> None:
     page = Page(study.child("report").read_bytes("index.html").decode())
     assert "planted" not in page.texts
     assert "The planted truth" not in page.texts["contents"]
 
 
-def test_the_first_screen_says_how_much_is_unknown_when_to_stop_and_what_filtering_buys(study: Folder) -> None:
-    told = " ".join(Page(study.child("report").read_bytes("index.html").decode()).texts["header"].split())
-    told = told.replace("\u00a0", " ")
+def test_the_summary_answers_the_three_key_questions(study: Folder) -> None:
+    header = " ".join(Page(study.child("report").read_bytes("index.html").decode()).texts["header"].split())
+    header = header.replace("\u00a0", " ")
     assert (
         "How much of the question set is Unknown? 25 % is Unknown The model never answered 60 of 240 training questions"
-        in told
+        in header
     )
     choice = recommend(load_study(study)).overall
     assert choice.stop_epoch.value is not None
     assert (
         f"When should training stop? after epoch {choice.stop_epoch.value:.0f} Dev accuracy is highest with best_dev"
-        in told
+        in header
     )
     assert re.search(
         r"What does training without the Unknown rows gain\? "
         r"\S+ points at the recommended stop; \+\d+\.\d points at the end",
-        told,
+        header,
     )
-    assert "one seed, so no interval" in told
+    assert "one seed, so no interval" in header
 
 
-def test_what_the_first_screen_cannot_answer_it_says(tmp_path: Path) -> None:
+def test_the_summary_names_missing_data(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_annotation(study, question_rows(60))
     first, *rest = key_answers(load_study(study))
     assert first.answer == "25 % is Unknown"
-    assert [one.missing for one in rest] == [True, True]
-    assert all(one.answer == "not available" and one.detail.startswith("needs ") for one in rest)
+    assert [answer.missing for answer in rest] == [True, True]
+    assert all(answer.answer == "not available" and answer.detail.startswith("needs ") for answer in rest)
 
 
-def test_a_gain_within_its_interval_is_not_called_one() -> None:
+def test_a_difference_within_its_interval_is_not_reported_as_a_gain() -> None:
     points = []
     for name, kind, right in (("unknown-050", "unknown", 0.5), ("known-050", "known", None)):
         for seed in range(3):
@@ -316,7 +316,7 @@ def test_a_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
-def test_a_report_made_anew_keeps_what_no_report_writes(tmp_path: Path) -> None:
+def test_a_rebuilt_report_keeps_other_folders(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     make_report(study, ReportConfig())
     study.child("report", "notes", "mine").write_bytes("a.txt", b"kept")
@@ -326,7 +326,7 @@ def test_a_report_made_anew_keeps_what_no_report_writes(tmp_path: Path) -> None:
     assert not study.child("report").exists("stale.html")
 
 
-def test_a_report_says_of_a_path_its_last_part_alone(tmp_path: Path) -> None:
+def test_the_report_shows_only_the_last_part_of_paths(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     annotate = study.child("annotate")
     manifest = annotate.read_json("manifest.json")

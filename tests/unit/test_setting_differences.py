@@ -1,4 +1,4 @@
-"""Whatever setting, input or version differs between two studies is said, unless it is a seed or affects no result."""
+"""Differences in settings, inputs and versions of studies are reported, except seeds and settings without effect."""
 
 import ast
 import copy
@@ -23,7 +23,7 @@ from slick.world.config import WorldConfig
 ROOT = Path(__file__).parents[2]
 STEPS = ("world", "questions", "annotate", "variants", "finetune", "sweep")
 WITHIN = {"SamplingConfig", "GridConfig"}
-"""Part of other settings."""
+"""Settings that are nested in others."""
 NOT_COMPARED = {
     "ReportConfig": "how the page is made; a comparison makes its own",
     "RescoreConfig": "its result is an annotation, whose manifest has the settings of AnnotateConfig",
@@ -33,26 +33,26 @@ NOT_COMPARED = {
     "PlanConfig": "plans, and computes nothing",
 }
 WITHOUT_RESULT = {"cost", "content", "nothing"}
-"""A field may affect these and no result."""
+"""What a field may affect without affecting results."""
 SEARCHED = {"search": "optuna"}
-"""So that the settings of a search have an effect."""
+"""A search, so that its settings have an effect."""
 
 
 def fields_of(cls: type, prefix: str = "") -> list[tuple[str, frozenset[str]]]:
-    """Dotted name of each field, nested ones too, and what it affects."""
-    found = []
+    """Dotted names of all fields, including nested ones, and what they affect."""
+    names = []
     for field in dataclasses.fields(cls):
         inner = nested_settings_class(field)
         name = f"{prefix}{field.name}"
-        found += fields_of(inner, f"{name}.") if inner else [(name, field_affects(field))]
-    return found
+        names += fields_of(inner, f"{name}.") if inner else [(name, field_affects(field))]
+    return names
 
 
 FIELDS = [(step, name, affected) for step in STEPS for name, affected in fields_of(settings_class(step))]
 
 
 def other(value: Any) -> Any:
-    """Another value of about the same kind."""
+    """Another value of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -61,20 +61,20 @@ def other(value: Any) -> Any:
 
 
 def settings_by_step(change: tuple[str, str] | None, path: tuple[str, str] | None) -> dict[str, dict[str, Any]]:
-    found = {step: settings_to_json(settings_class(step)()) for step in STEPS}
-    found["sweep"] |= SEARCHED
+    settings = {step: settings_to_json(settings_class(step)()) for step in STEPS}
+    settings["sweep"] |= SEARCHED
     for step in ("annotate", "finetune"):
-        found[step]["dtype"] = "float32"  # as steps store what `auto` stood for
+        settings[step]["dtype"] = "float32"  # as steps store what `auto` stood for
     if path:
-        found[path[0]][path[1]] = "path"
+        settings[path[0]][path[1]] = "path"
     if change:
         step, name = change
         *outer, last = name.split(".")
-        inner = found[step]
+        inner = settings[step]
         for part in outer:
             inner = inner[part]
         inner[last] = other(inner[last])
-    return found
+    return settings
 
 
 def study(
@@ -115,17 +115,18 @@ def study(
 
 
 def compared(first: dict[str, Manifest], second: dict[str, Manifest]) -> list[SettingDifference]:
-    """The differences, after checks that "only in their seeds" is said only without any."""
-    a, b = sides(first, second)
-    found = setting_differences([a.provenance.basis, b.provenance.basis])
-    assert bool(found) == (not group_by_settings([a, b]) and not have_same_settings_and_seeds(a, b))
+    """The differences, after checks that the summary agrees with them."""
+    a, b = compared_studies(first, second)
+    differences = setting_differences([a.provenance.basis, b.provenance.basis])
+    assert bool(differences) == (not group_by_settings([a, b]) and not have_same_settings_and_seeds(a, b))
     assert any(
-        "only in their seeds" in one or "the same settings, inputs" in one for one in _settings_sentences([a, b])
-    ) == (not found)
-    return found
+        "only in their seeds" in sentence or "the same settings, inputs" in sentence
+        for sentence in _settings_sentences([a, b])
+    ) == (not differences)
+    return differences
 
 
-def sides(*studies: dict[str, Manifest]) -> list[ComparedStudy]:
+def compared_studies(*studies: dict[str, Manifest]) -> list[ComparedStudy]:
     return [
         ComparedStudy(
             label="ABCD"[i], name=str(i), data=StudyData(), outcomes=(), provenance=read_provenance(manifests)
@@ -136,26 +137,29 @@ def sides(*studies: dict[str, Manifest]) -> list[ComparedStudy]:
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize(("step", "name", "affected"), FIELDS)
-def test_a_setting_that_differs_is_said_unless_it_is_declared_to_affect_no_result(
+def test_a_different_setting_is_reported_unless_it_affects_no_result(
     step: str, name: str, affected: frozenset[str], older: bool
 ) -> None:
     path = (step, name) if "content" in affected and "." not in name else None
     base, changed = study(older=older, path=path), study((step, name), older=older, path=path)
-    found = compared(base, changed)
-    a, b = sides(base, changed)
+    differences = compared(base, changed)
+    a, b = compared_studies(base, changed)
     if "seed" in affected:
-        assert found == []
+        assert differences == []
         assert group_by_settings([a, b]) == [(a, b)]
     elif affected - WITHOUT_RESULT:
-        assert name in {one.name for one in found}
+        assert name in {row.name for row in differences}
     elif older and name == "relations":
-        assert found[0].values == ("questions: content of relations path", "questions: content of relations pathx")
+        assert differences[0].values == (
+            "questions: content of relations path",
+            "questions: content of relations pathx",
+        )
     else:
-        assert found == []
+        assert differences == []
         assert have_same_settings_and_seeds(a, b)
 
 
-def test_every_class_of_settings_is_compared_or_said_not_to_be() -> None:
+def test_every_settings_class_is_compared_or_listed_as_not_compared() -> None:
     files = [path for package in ("slick", "tuning", "jobs") for path in (ROOT / package).rglob("*.py")]
     classes = {
         node.name
@@ -167,7 +171,7 @@ def test_every_class_of_settings_is_compared_or_said_not_to_be() -> None:
     assert classes == compared_classes | WITHIN | NOT_COMPARED.keys()
 
 
-def test_the_settings_of_a_search_count_only_where_there_is_one() -> None:
+def test_search_settings_count_only_with_a_search() -> None:
     a, b = study(), study(("sweep", "samples"))
     for manifests in (a, b):
         sweep = manifests["sweep"]
@@ -178,12 +182,12 @@ def test_the_settings_of_a_search_count_only_where_there_is_one() -> None:
 
 
 def changed_input(manifests: dict[str, Manifest], step: str, name: str, value: str) -> dict[str, Manifest]:
-    one = manifests[step]
-    return {**manifests, step: dataclasses.replace(one, inputs={**one.inputs, name: value})}
+    previous = manifests[step]
+    return {**manifests, step: dataclasses.replace(previous, inputs={**previous.inputs, name: value})}
 
 
 @pytest.mark.parametrize(
-    ("step", "name", "said"),
+    ("step", "name", "row"),
     [
         ("world", "source", ("world", "source fingerprint")),
         ("questions", "source", ("world", "questions fingerprint")),
@@ -194,21 +198,21 @@ def changed_input(manifests: dict[str, Manifest], step: str, name: str, value: s
         ("variants", "knowledge", ("variants", "knowledge fingerprint")),
     ],
 )
-def test_an_input_that_differs_is_said(step: str, name: str, said: tuple[str, str]) -> None:
-    assert said in [one[:2] for one in compared(study(), changed_input(study(), step, name, "another"))]
+def test_a_different_input_is_reported(step: str, name: str, row: tuple[str, str]) -> None:
+    assert row in [difference[:2] for difference in compared(study(), changed_input(study(), step, name, "another"))]
 
 
-def test_what_a_world_of_another_seed_makes_is_other_by_its_seed() -> None:
+def test_products_of_worlds_with_different_seeds_are_not_differences() -> None:
     manifests = study(("world", "seed"))
     other_weights = changed_input(manifests, "annotate", "model", "another")
     for step in ("variants", "annotate/p_true", "runs/unknown-050-seed0"):
         other_weights = changed_input(other_weights, step, "model", "another")
     assert compared(study(), changed_input(other_weights, "questions", "source", "another")) == []
-    a, b, c = sides(study(), changed_input(study(), "annotate", "model", "again"), manifests)
+    a, b, c = compared_studies(study(), changed_input(study(), "annotate", "model", "again"), manifests)
     assert group_by_settings([a, b, c]) == [(a, c)], "A and B have one seed and other weights"
 
 
-def test_a_model_and_questions_of_ones_own_differ_whatever_the_seeds() -> None:
+def test_external_models_and_questions_are_compared_whatever_the_seeds() -> None:
     def own(model: str, questions: str) -> dict[str, Manifest]:
         manifests = study(("annotate", "seed"))
         del manifests["world"]
@@ -217,22 +221,22 @@ def test_a_model_and_questions_of_ones_own_differ_whatever_the_seeds() -> None:
         return changed_input(manifests, "questions", "source", questions)
 
     assert compared(own("a", "q"), own("a", "q")) == []
-    assert [one[:2] for one in compared(own("a", "q"), own("b", "q"))] == [("annotate", "model fingerprint")]
-    assert [one[:2] for one in compared(own("a", "q"), own("a", "r"))] == [("questions", "questions fingerprint")]
+    assert [row[:2] for row in compared(own("a", "q"), own("b", "q"))] == [("annotate", "model fingerprint")]
+    assert [row[:2] for row in compared(own("a", "q"), own("a", "r"))] == [("questions", "questions fingerprint")]
 
 
-def test_a_setting_that_an_older_manifest_lacks_is_not_taken_for_the_same() -> None:
+def test_a_setting_that_an_earlier_manifest_lacks_is_a_difference() -> None:
     lacking = study(older=True)
     annotate = lacking["annotate"]
     settings = copy.deepcopy(annotate.settings)
     del settings["dtype"], settings["limit_per_relation"]
     lacking["annotate"] = dataclasses.replace(annotate, settings=settings)
-    found = compared(study(), lacking)
-    assert SettingDifference("annotate", "dtype", ("float32", "not stated")) in found
-    assert SettingDifference("annotate", "limit_per_relation", ("none", "not stated")) in found
+    differences = compared(study(), lacking)
+    assert SettingDifference("annotate", "dtype", ("float32", "not stated")) in differences
+    assert SettingDifference("annotate", "limit_per_relation", ("none", "not stated")) in differences
 
 
-def test_a_step_that_only_one_study_has_is_a_difference() -> None:
+def test_a_step_finished_in_one_study_only_is_a_difference() -> None:
     part = study()
     del part["annotate/p_true"]
     assert compared(study(), part) == [SettingDifference("p_true", "", ("finished", "not finished"))]
@@ -240,7 +244,7 @@ def test_a_step_that_only_one_study_has_is_a_difference() -> None:
     assert read_provenance(part).recipe is None
 
 
-def test_other_combinations_of_the_same_values_are_a_difference() -> None:
+def test_different_combinations_of_the_same_values_are_a_difference() -> None:
     def trained(*pairs: tuple[float, float]) -> dict[str, Manifest]:
         manifests = study()
         run = manifests.pop("runs/unknown-050-seed0")
@@ -250,12 +254,12 @@ def test_other_combinations_of_the_same_values_are_a_difference() -> None:
             manifests[f"runs/{i}"] = dataclasses.replace(run, settings=settings, identity={**run.identity, **changed})
         return manifests
 
-    found = compared(trained((1, 0.1), (2, 0.2)), trained((1, 0.2), (2, 0.1)))
-    assert [one[:2] for one in found] == [("trainings", "combinations of these settings")]
+    differences = compared(trained((1, 0.1), (2, 0.2)), trained((1, 0.2), (2, 0.1)))
+    assert [row[:2] for row in differences] == [("trainings", "combinations of these settings")]
     assert compared(trained((1, 0.1), (2, 0.2)), trained((2, 0.2), (1, 0.1))) == []
 
 
-def test_a_value_chosen_by_the_program_counts_as_what_was_chosen() -> None:
+def test_automatic_values_are_compared_by_their_resolved_value() -> None:
     def automatic(**counts: str) -> dict[str, Manifest]:
         manifests = study()
         run = manifests["runs/unknown-050-seed0"]
@@ -265,8 +269,8 @@ def test_a_value_chosen_by_the_program_counts_as_what_was_chosen() -> None:
         )
         return manifests
 
-    found = compared(automatic(dtype="float32"), automatic(dtype="bfloat16"))
-    assert found == [SettingDifference("trainings", "dtype", ("float32", "bfloat16"))]
+    differences = compared(automatic(dtype="float32"), automatic(dtype="bfloat16"))
+    assert differences == [SettingDifference("trainings", "dtype", ("float32", "bfloat16"))]
     assert compared(automatic(dtype="float32"), automatic(dtype="float32")) == []
     explicit = automatic()
     run = explicit["runs/unknown-050-seed0"]
@@ -275,18 +279,18 @@ def test_a_value_chosen_by_the_program_counts_as_what_was_chosen() -> None:
     assert compared(automatic(), automatic()), "what was chosen is not known"
 
 
-def test_versions_and_devices_that_differ_are_mentioned() -> None:
+def test_different_versions_and_devices_are_reported() -> None:
     second = study(("annotate", "seed"))
     second["sweep"] = dataclasses.replace(second["sweep"], versions={"torch": "2.14.0"})
     second["annotate"] = dataclasses.replace(second["annotate"], counts={"device": "cuda:0"})
-    a, b = sides(study(), second)
-    found = version_differences([a, b])
-    assert found == {"torch": ("2.13.0", "2.13.0 and 2.14.0"), "device of the engines": ("", "cuda")}
+    a, b = compared_studies(study(), second)
+    differences = version_differences([a, b])
+    assert differences == {"torch": ("2.13.0", "2.13.0 and 2.14.0"), "device of the engines": ("", "cuda")}
     (sentence,) = _settings_sentences([a, b])
     assert sentence == "A and B differ only in their seeds, apart from torch, device of the engines."
 
 
-def test_a_manifest_holds_the_settings_that_count_and_what_else_was_stated(tmp_path: Path) -> None:
+def test_a_manifest_stores_the_identity_and_the_contents(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     config = WorldConfig(seed=3, num_threads=2, questions="here")
     complete_step(folder, "world", "x", settings=config, inputs={}, counts={}, started_at=0.0, contents={"recipe": 3})
@@ -296,11 +300,11 @@ def test_a_manifest_holds_the_settings_that_count_and_what_else_was_stated(tmp_p
     assert identity["seed"] == 3
 
 
-def test_what_an_older_manifest_does_not_state_is_proven_by_its_fingerprint() -> None:
+def test_the_fingerprint_of_an_earlier_manifest_determines_its_contents() -> None:
     settings = settings_to_json(WorldConfig())
     mark = fingerprint(3, "", {**WorldConfig().identity(), "source": ""})
     world = dataclasses.replace(study(older=True)["world"], settings=settings, inputs={}, fingerprint=mark)
-    found: Provenance = read_provenance({"world": world})
-    assert found.basis.settings["world"]["recipe"] == 3
+    provenance: Provenance = read_provenance({"world": world})
+    assert provenance.basis.settings["world"]["recipe"] == 3
     unproven = read_provenance({"world": dataclasses.replace(world, fingerprint="another")})
     assert "recipe" not in unproven.basis.settings["world"]

@@ -111,11 +111,11 @@ def e22(data: StudyData) -> CheckResult:
         "answered": round1_values([early.answered.value, last.answered.value]),
         "over_all": round1_values([early.overall.value, last.overall.value]),
     }
-    good = (
+    success = (
         f"accuracy on answered questions is {format_with_error(early.on_answered)} % at early stop and "
         f"{format_with_error(last.on_answered)} % at convergence; {early.answered.value:.0f} and "
         f"{last.answered.value:.0f} % are answered; {round1(early.overall.value):.1f} and "
         f"{round1(last.overall.value):.1f} % of all questions are answered correctly"
     )
     intervals["loss_on_answered"] = confidence_interval(loss)
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)

@@ -74,8 +74,10 @@ def e14(data: StudyData) -> CheckResult:
         best = max(leads.values(), key=lambda lead: lead.value / max(lead.se, 1e-9))
         if best.value <= Z_95 * best.se:
             failed.append(f"at {checkpoint_label(checkpoint)}, it is above none of the others by more than noise")
-    good = "at both checkpoints, no other variant is higher by more than two standard errors, and at least one is lower"
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    success = (
+        "at both checkpoints, no other variant is higher by more than two standard errors, and at least one is lower"
+    )
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
 
 
 @finding(
@@ -96,12 +98,12 @@ def e15(data: StudyData) -> CheckResult:
     if loss.value > Z_95 * loss.se:
         failed.append(f"the loss on HighlyKnown questions, {format_with_error(loss)} points, exceeds noise")
     own = {"MaybeKnown_gain": round1(gain.value), "HighlyKnown_loss": round1(loss.value)}
-    good = (
+    success = (
         f"at early stop, it gains {format_with_error(gain)} points on MaybeKnown questions and loses "
         f"{format_with_error(loss)} points on HighlyKnown questions"
     )
     intervals = {"MaybeKnown_gain": confidence_interval(gain), "HighlyKnown_loss": confidence_interval(loss)}
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
 
 
 @finding(
@@ -173,10 +175,10 @@ def e17(data: StudyData) -> CheckResult:
             for category, change in changes.items()
             if category not in FORGETTING_CATEGORIES and change.value < -bonferroni_z(4) * change.se
         ]
-    good = "changes to convergence on HighlyKnown, MaybeKnown, WeaklyKnown, Unknown questions: " + "; ".join(
+    success = "changes to convergence on HighlyKnown, MaybeKnown, WeaklyKnown, Unknown questions: " + "; ".join(
         f"{name} {', '.join(f'{value:+.1f}' for value in values)}" for name, values in own.items()
     )
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
 
 
 def _pooled_change(data: StudyData, name: str, changes: Mapping[Category, Measurement]) -> Measurement:
@@ -220,12 +222,12 @@ def e18(data: StudyData) -> CheckResult:
     failed = [
         f"{lower} {format_with_error(gap)} points {upper}" for gap, lower, upper in gaps if gap.value > bound * gap.se
     ]
-    good = (
+    success = (
         f"in order for all {rows} combinations of variant and checkpoint; no pair of {len(gaps)} is reversed by more "
         f"than {bound:.1f} standard errors"
     )
     least = {"smallest_step": confidence_interval(negate(max((gap for gap, _, _ in gaps), key=lambda gap: gap.value)))}
-    return CheckResult(not failed, {"rows": rows, "reversed": len(failed)}, describe_failures(failed, good), least)
+    return CheckResult(not failed, {"rows": rows, "reversed": len(failed)}, describe_failures(failed, success), least)
 
 
 @finding(
@@ -283,8 +285,8 @@ def e25(data: StudyData) -> CheckResult:
             failed.append(f"{VARIANT_LABELS[name]} differs (p = {p_value:.2g})")
         if name != "maybeknown" and not (p_value < 0.01 and fell):
             failed.append(f"{VARIANT_LABELS[name]} {'falls' if fell else 'does not fall'} (p = {p_value:.2g})")
-    good = "p-values: " + ", ".join(f"{name} {value:.2g}" for name, value in p_values.items())
-    return CheckResult(not failed, p_values, describe_failures(failed, good), intervals)
+    success = "p-values: " + ", ".join(f"{name} {value:.2g}" for name, value in p_values.items())
+    return CheckResult(not failed, p_values, describe_failures(failed, success), intervals)
 
 
 def require_variants(data: StudyData, *names: str) -> None:

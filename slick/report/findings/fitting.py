@@ -61,12 +61,12 @@ def e9(data: StudyData) -> CheckResult:
     if lead.value <= Z_95 * lead.se:
         failed.append(f"at early stop, the lead of Known rows is {format_with_error(lead)} points")
     when = f"at epoch {unknown}" if unknown is not None else f"not within {last} epochs"
-    good = (
+    success = (
         f"half of the Known rows are fitted at epoch {known}, half of the Unknown rows {when}; at early stop, "
         f"{at_known.value:.0f} % of the Known and {at_unknown.value:.0f} % of the Unknown rows are fitted"
     )
     intervals = {"lead_at_early_stop": confidence_interval(lead)}
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
 
 
 @finding(
@@ -96,11 +96,13 @@ def e10(data: StudyData) -> CheckResult:
         failed.append(
             f"after the peak, dev accuracy does not fall as Unknown rows are fitted (rank correlation {rho:+.2f})"
         )
-    good = (
+    success = (
         f"dev accuracy peaks at epoch {epochs[peak]} of {epochs[-1]} and then falls by {format_with_error(fall)} "
         f"points; after the peak, its rank correlation with the share of fitted Unknown rows is {rho:+.2f}"
     )
-    return CheckResult(not failed, own, describe_failures(failed, good), {"fall_from_peak": confidence_interval(fall)})
+    return CheckResult(
+        not failed, own, describe_failures(failed, success), {"fall_from_peak": confidence_interval(fall)}
+    )
 
 
 @finding(
@@ -131,13 +133,13 @@ def e11(data: StudyData) -> CheckResult:
                 failed.append(f"{at}, Known rows do not lead Unknown rows by more than noise")
     if not all_known or not all_unknown:
         raise InsufficientDataError("needs runs with Known and runs with Unknown training rows")
-    good = (
+    success = (
         f"at early stop, {min(all_known):.0f}-{max(all_known):.0f} % of the Known and "
         f"{min(all_unknown):.0f}-{max(all_unknown):.0f} % of the Unknown rows are fitted, over {len(sweep)} shares"
     )
     own = {"known": round1_values(all_known), "unknown": round1_values(all_unknown)}
     least = {"smallest_lead": confidence_interval(min(leads, key=lambda lead: lead.value))} if leads else None
-    return CheckResult(not failed, own, describe_failures(failed, good), least)
+    return CheckResult(not failed, own, describe_failures(failed, success), least)
 
 
 @finding(
@@ -210,7 +212,7 @@ def _linear_model_result(model: LinearFit, failed: list[str]) -> CheckResult:
         f"{name} {model.coefficients[i]:+.1f} (95 % interval {model.low[i]:+.1f} to {model.high[i]:+.1f})"
         for i, name in ((1, "b_kn"), (2, "b_unk"))
     ]
-    good = f"{', '.join(parts)}, R2 {model.r_squared:.2f}, over {model.num_points} epochs of {model.num_runs} runs"
+    success = f"{', '.join(parts)}, R2 {model.r_squared:.2f}, over {model.num_points} epochs of {model.num_runs} runs"
     intervals = {name: [round(model.low[i], 2), round(model.high[i], 2)] for i, name in ((1, "b_kn"), (2, "b_unk"))}
     own["r_squared"] = round(model.r_squared, 2)
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)

@@ -50,8 +50,8 @@ def e1(data: StudyData, expected: Mapping[str, Mapping[str, int]] | None = None)
         ]
     if len(failed) > 4:
         failed = [*failed[:4], f"and {len(failed) - 4} more"]
-    good = f"all {sum(len(relations) for relations in paper.values())} numbers are equal"
-    return CheckResult(not failed, own, describe_failures(failed, good))
+    success = f"all {sum(len(relations) for relations in paper.values())} numbers are equal"
+    return CheckResult(not failed, own, describe_failures(failed, success))
 
 
 @finding(
@@ -74,10 +74,10 @@ def e2(data: StudyData) -> CheckResult:
             for category, num in counts.items()
             if num < max(1.0, MIN_CATEGORY_SHARE * total)
         ]
-    good = "HighlyKnown / MaybeKnown / WeaklyKnown / Unknown: " + "; ".join(
+    success = "HighlyKnown / MaybeKnown / WeaklyKnown / Unknown: " + "; ".join(
         f"{' / '.join(f'{value:.0f}' for value in values)} % of {split}" for split, values in own.items()
     )
-    return CheckResult(not failed, own, describe_failures(failed, good))
+    return CheckResult(not failed, own, describe_failures(failed, success))
 
 
 def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
@@ -141,9 +141,9 @@ def e21(data: StudyData) -> CheckResult:
         "unknown_percent": round1_values([shares[0], shares[-1]]),
         "accuracy": round1_values([cells[0].value, cells[-1].value]),
     }
-    good = (
+    success = (
         f"from {curve[0][0]} to {curve[-1][0]} exemplar sets, the share of Unknown test questions falls from "
         f"{shares[0]:.0f} to {shares[-1]:.0f} %, and D_Natural's accuracy on them at early stop falls by "
         f"{format_with_error(fall)} points"
     )
-    return CheckResult(not failed, own, describe_failures(failed, good), {"fall": confidence_interval(fall)})
+    return CheckResult(not failed, own, describe_failures(failed, success), {"fall": confidence_interval(fall)})

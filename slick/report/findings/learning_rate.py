@@ -76,11 +76,11 @@ def e24(data: StudyData) -> CheckResult:
             "fall_at_convergence": confidence_interval(fall),
             "mean_loss": confidence_interval(loss),
         }
-    good = (
+    success = (
         f"at learning rate {' and '.join(own)}, the rank correlation with the share is {min(rhos):+.2f} to "
         f"{max(rhos):+.2f} at all training lengths, and the mean accuracy at early stop is not below convergence"
     )
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
 
 
 def other_learning_rates(data: StudyData) -> list[LearningRateTrend]:

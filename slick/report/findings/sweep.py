@@ -62,18 +62,18 @@ def e3(data: StudyData) -> CheckResult:
     )
     if fall.value <= Z_95 * fall.se:
         failed.append(f"the fall at convergence, {format_with_error(fall)} points, is within noise")
-    good = (
+    success = (
         f"the rank correlation with the share is {min(rhos):+.2f} to {max(rhos):+.2f} at all {len(rhos)} training "
         f"lengths; from {format_percent(shares[0])} to {format_percent(shares[-1])} Unknown rows, accuracy at "
         f"convergence falls by {format_with_error(fall)} points"
     )
     own_intervals = {"fall_at_early_stop": confidence_interval(early), "fall_at_convergence": confidence_interval(fall)}
-    return CheckResult(not failed, own, describe_failures(failed, good), own_intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), own_intervals)
 
 
 @finding(
     "E4",
-    claim="Early stopping is at least as good as training on, and convergence is worst",
+    claim="Early stopping is at least as success as training on, and convergence is worst",
     paper="early stop above convergence by 1.3 to 11.7 at all 7 shares",
     experiments=("unknown_ratio",),
 )
@@ -108,13 +108,13 @@ def e4(data: StudyData) -> CheckResult:
         failed.append(
             f"the mean loss from early stop to convergence, {format_with_error(mean)} points, is within noise"
         )
-    good = (
+    success = (
         f"in {len(comparisons)} comparisons, no later epoch is above early stop or below convergence by more than "
         f"{bound:.1f} standard errors; the mean loss from early stop to convergence over {len(sweep)} shares is "
         f"{format_with_error(mean)} points"
     )
     own = round1_values([loss.value for loss in losses])
-    return CheckResult(not failed, own, describe_failures(failed, good), {"mean_loss": confidence_interval(mean)})
+    return CheckResult(not failed, own, describe_failures(failed, success), {"mean_loss": confidence_interval(mean)})
 
 
 @finding(
@@ -148,7 +148,7 @@ def e6(data: StudyData) -> CheckResult:
         if abs(gap.value) > max(SMALL_LOSS_POINTS, bound * gap.se)
     ]
     largest = max(gaps, key=lambda gap: abs(gap.value))
-    good = (
+    success = (
         f"D_Known - D is within {SMALL_LOSS_POINTS} points or {bound:.1f} standard errors of 0 at every share; "
         f"the largest difference is {format_with_error(largest)} points"
     )
@@ -156,7 +156,7 @@ def e6(data: StudyData) -> CheckResult:
     intervals = {
         f"at {format_percent(share)}": confidence_interval(gap) for (share, *_), gap in zip(pairs, gaps, strict=True)
     }
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
 
 
 @finding(
@@ -213,7 +213,7 @@ def e8(data: StudyData) -> CheckResult:
         excess = subtract(known, unknown)
         if share >= 0.5 and excess.value > Z_95 * excess.se:
             failed.append(f"at {format_percent(share)}, D_Known loses {format_with_error(excess)} points more than D")
-    good = (
+    success = (
         f"D_Known loses {format_with_error(mean_known)} points on average, D {format_with_error(mean_d)}; the limit is "
         f"{limit:.1f} points"
     )
@@ -223,7 +223,7 @@ def e8(data: StudyData) -> CheckResult:
         "D - D_Known": confidence_interval(reduction),
     }
     own = round1_values([loss.value for loss in known_loss])
-    return CheckResult(not failed, own, describe_failures(failed, good), intervals)
+    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
 
 
 @finding(
@@ -282,9 +282,9 @@ def _check_growth(shares: list[float], gaps: list[Measurement], what: str) -> Ch
         failed.append(f"the rank correlation of the {what} with the share is {rho:+.2f}")
     if rise.value <= Z_95 * rise.se:
         failed.append(f"{span}, the {what} rises by {format_with_error(rise)} points, within noise")
-    good = (
+    success = (
         f"the rank correlation of the {what} with the share is {rho:+.2f}; {span}, it rises by "
         f"{format_with_error(rise)} points"
     )
     own = round1_values([gap.value for gap in gaps])
-    return CheckResult(not failed, own, describe_failures(failed, good), {"rise": confidence_interval(rise)})
+    return CheckResult(not failed, own, describe_failures(failed, success), {"rise": confidence_interval(rise)})
