@@ -10,15 +10,11 @@ from functools import partial
 import numpy as np
 
 from slick.report.data import Predictions, Run, StudyData, Variant
-from slick.report.findings.paper import (
-    FIXED_LENGTH_ACCURACY,
-    PAPER_SHARES,
-    paper_relation_totals,
-    paper_study,
-)
+from slick.report.findings.paper import paper_relation_totals
 from slick.report.measurements import ANY_KNOWN
 from slick.report.statistics.p_true import PrefixLabels, load_prefix_labels
 from slick.types import ALL_CATEGORIES
+from tests.unit.paper_numbers import FIXED_LENGTH_ACCURACY, PAPER_SHARES, paper_study
 
 Curves = Mapping[tuple[str, str], Mapping[int, float]]
 

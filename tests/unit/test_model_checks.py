@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from slick.report.data import StudyData, Variant
-from slick.report.findings.paper import paper_study
 from slick.report.measurements import InsufficientDataError
 from slick.report.sections.linear_model import linear_model_section, linear_model_table, point_selections_table
 from slick.report.statistics.regression import (
@@ -20,6 +19,7 @@ from slick.report.statistics.regression import (
     regression_sample,
 )
 from tests.unit.outcome_studies import linear
+from tests.unit.paper_numbers import paper_study
 
 
 def points(

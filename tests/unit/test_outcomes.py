@@ -11,7 +11,6 @@ from slick.report.data import Run, StudyData, Variant
 from slick.report.findings.abstention import measure_abstention
 from slick.report.findings.base import CheckResult, evaluate_findings, findings
 from slick.report.findings.knowledge import category_totals
-from slick.report.findings.paper import paper_study
 from slick.report.loading import choose_durations
 from slick.report.measurements import (
     CONVERGENCE,
@@ -41,6 +40,7 @@ from tests.unit.outcome_studies import (
     single_categories,
     with_changes,
 )
+from tests.unit.paper_numbers import paper_study
 
 ALL_FINDINGS = [f"E{i}" for i in range(1, 26)]
 

@@ -115,7 +115,7 @@ def test_filtering_needs_both_known_and_unknown_rows() -> None:
     assert all(choice.filtering.value is None for choice in (*recommendation.by_share, recommendation.overall))
     assert "no Unknown rows" in reasons[0.0]
     assert "no rows would be left" in reasons[1.0]
-    assert "Known rows alone" in reasons[0.5]
+    assert "no such trial of D_Known" in reasons[0.5]
 
 
 def test_filtering_needs_the_same_trial_of_d_known() -> None:
