@@ -106,7 +106,7 @@ def test_what_cannot_be_compared_is_absent_with_its_reason_and_never_nought() ->
     reasons = {(row[0], row[4]): row[-1] for row in estimates_table(found).rows if row[5] is None}
     assert reasons == {
         (0.0, "filtering"): "there are no Unknown rows to filter out",
-        (100.0, "filtering"): "no row would be left",
+        (100.0, "filtering"): "no rows would be left",
     }
 
 

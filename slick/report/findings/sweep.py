@@ -73,7 +73,7 @@ def e3(data: StudyData) -> CheckResult:
 
 @finding(
     "E4",
-    claim="Early stopping is at least as success as training on, and convergence is worst",
+    claim="Early stopping is at least as good as training on, and convergence is worst",
     paper="early stop above convergence by 1.3 to 11.7 at all 7 shares",
     experiments=("unknown_ratio",),
 )
