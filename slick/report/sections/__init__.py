@@ -1,6 +1,8 @@
-"""Sections of the report, one module each: it loads its data, computes, draws and describes.
+"""Sections of the report: each module loads the data of a section, computes, and makes its text, figures and tables.
 
-A section is a function of the study's data that is registered by `section`. `docs/extending.md` has an example.
+A section is a function of the study's data that is registered by `section`. `docs/extending.md` has an example. A
+function that makes a figure or a table raises `InsufficientDataError` if the study lacks the data for it; the page then
+shows the message in place of the exhibit.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,6 @@ from slick.report.data import StudyData
 from slick.report.page import GROUP_EXTENSIONS, Section, SectionBody
 
 __all__ = ["SectionSpec", "make_sections", "section", "sections"]
-
 MakeSection = Callable[[StudyData], SectionBody | None]
 
 
@@ -24,9 +25,9 @@ class SectionSpec:
     group: str
     """The part of the page, one of `slick.report.page.SECTION_GROUPS`."""
     order: int
-    """Sections of a part are shown by ascending order."""
+    """Sections of a part are sorted by it."""
     experiment: str
-    """The experiment that the section shows (`slick.experiments`); empty for none."""
+    """The experiment of the section (`slick.experiments`); empty for none."""
     make: MakeSection
 
 
@@ -38,15 +39,15 @@ def section(
 ) -> Callable[[MakeSection], MakeSection]:
     """A decorator that adds a section to the report.
 
-    The function returns the section's text and exhibits. It returns None to be left out of the page; a section whose
-    data is missing should instead say what is missing, as `slick.report.page.try_exhibit` does.
+    The function returns the section's text and exhibits, or None to omit the section. A section whose data is missing
+    should instead show the reason, as `slick.report.page.try_exhibit` does.
 
     Args:
         name: unique; part of anchors and settings.
         title: the heading.
         group: the part of the page.
-        order: of the section within its part.
-        experiment: the experiment it belongs to.
+        order: position within the part.
+        experiment: name of its experiment.
     """
 
     def add(make: MakeSection) -> MakeSection:
@@ -58,12 +59,12 @@ def section(
 
 
 def make_sections(data: StudyData) -> list[Section]:
-    """Every section of the page, in order."""
-    found = []
+    """All sections of the page, in order."""
+    made = []
     for spec in sorted((spec for _, spec in sections.items()), key=lambda spec: spec.order):
         body = spec.make(data)
         if body is not None:
-            found.append(
+            made.append(
                 Section(name=spec.name, title=spec.title, group=spec.group, text=body.text, exhibits=body.exhibits)
             )
-    return found
+    return made

@@ -139,11 +139,7 @@ def best_comparison_table(comparisons: list[PairedComparison]) -> Table:
 
 
 def early_vs_last_table(data: StudyData, num_chunks: int, seed: int) -> Table:
-    """Early stop minus convergence for each variant.
-
-    Raises:
-        InsufficientDataError: as `compare_early_to_last`.
-    """
+    """Early stop minus convergence for each variant."""
     comparisons = compare_early_to_last(data, num_chunks, seed)
     return _comparisons_table(
         "early_against_last", ("fine-tuned on",), [(VARIANT_LABELS[c.first.variant],) for c in comparisons], comparisons

@@ -171,11 +171,7 @@ def _format_epochs(number: float) -> str:
 
 
 def response_surface_figure(data: StudyData, surface: ResponseSurface) -> Callable[[Any], None]:
-    """Heat map of test accuracy at the training lengths of the other figures.
-
-    Raises:
-        InsufficientDataError: the surface has fewer than two of these lengths.
-    """
+    """Heat map of test accuracy at the training lengths of the other figures."""
     shown = [i for i, epochs in enumerate(surface.epochs) if not data.durations or epochs in data.durations]
     if len(shown) < 2:
         raise InsufficientDataError("fewer than two of the runs' training lengths are points of the sweep")

@@ -50,9 +50,7 @@ ALL_TEST, UNKNOWN_RELATIONS, KNOWN_RELATIONS, OOD = "all test", "wholly Unknown"
 of relations with only Known rows, and OOD test questions."""
 
 QUESTION_GROUPS = (ALL_TEST, UNKNOWN_RELATIONS, KNOWN_RELATIONS, OOD)
-
 CHECKPOINT_MARKERS = {EARLY_STOP: (BLUE, "o"), CONVERGENCE: (VERMILLION, "s")}
-
 GROUP_LABELS = {
     ALL_TEST: "All test\nquestions",
     UNKNOWN_RELATIONS: "Relations made\nwholly Unknown",
@@ -158,11 +156,7 @@ def summary_text(data: StudyData) -> str:
 
 
 def concentration_figure(result: ConcentrationResult) -> Callable[[Any], None]:
-    """Differences with intervals by group of questions and checkpoint.
-
-    Raises:
-        InsufficientDataError: no group could be compared.
-    """
+    """Differences with intervals by group of questions and checkpoint."""
     rows = {
         group: [result.comparison_for(group, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)]
         for group in QUESTION_GROUPS

@@ -38,11 +38,8 @@ from slick.report.tables import Row, Table
 from slick.types import Category
 
 SPLIT_TITLES = {"train": "train", "test": "test", "ood": "out-of-distribution test"}
-
 PAPER_TABLES = {"train": "table 3", "test": "table 4", "ood": "table 5"}
-
 CATEGORIES = tuple(map(str, Category))
-
 DARK_CATEGORIES = {Category.HIGHLY_KNOWN, Category.MAYBE_KNOWN, Category.UNKNOWN}
 """Categories whose colour needs white text."""
 

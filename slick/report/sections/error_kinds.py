@@ -317,11 +317,7 @@ def error_kinds_by_relation_table(errors: ErrorKinds) -> Table:
 
 
 def error_kinds_by_strength_table(errors: ErrorKinds, planted: PlantedFacts) -> Table:
-    """Shares of the kinds by planted strength.
-
-    Raises:
-        InsufficientDataError: none of the questions is a fact of the world.
-    """
+    """Shares of the kinds by planted strength."""
     strength = dict(zip(planted.question_ids.tolist(), planted.strength.tolist(), strict=True))
     of_question = np.array([strength.get(question_id, "") for question_id in errors.question_ids.tolist()])
     rows: list[Row] = []

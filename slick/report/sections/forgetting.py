@@ -42,14 +42,11 @@ from slick.study_files import lookup_by_question, read_epochs, read_predictions,
 from slick.types import ALL_CATEGORIES
 
 RIGHT_TO_WRONG_FILE = "right_to_wrong.parquet"
-
 PREDICTION_COLUMNS = ["question_id", "split", "hit", "text"]
-
 TEST_SPLITS = ("test", "ood")
 """Without dev, since the first epoch is chosen by dev accuracy, which biases the losses on dev questions."""
 
 NUM_EXAMPLES = 20
-
 _SCOPE_LABELS: dict[TargetScope, str] = {
     "any_row": "any row",
     "same_relation": "same relation",

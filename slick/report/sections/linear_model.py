@@ -112,11 +112,7 @@ def linear_model_table(data: StudyData) -> Table:
 
 
 def point_selections_table(data: StudyData) -> Table:
-    """The fit for each selection of points, in and out of distribution.
-
-    Raises:
-        InsufficientDataError: none of them can be fitted.
-    """
+    """The fit for each selection of points, in and out of distribution."""
     fits = list(fit_all_selections(data))
     if all(selection.fit is None for selection in fits):
         raise InsufficientDataError(fits[0].missing_reason)

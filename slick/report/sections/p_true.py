@@ -40,7 +40,6 @@ from slick.report.statistics.p_true import (
 from slick.report.tables import Row, Table
 
 CHECKPOINTS = (EARLY_STOP, CONVERGENCE)
-
 _NUM_DRAWN, _NUM_LISTED = 200, 25
 """Number of points of the P(True) curve in the figure and in its table."""
 
@@ -117,11 +116,7 @@ def _comparison_phrase(comparison: PTrueComparison) -> str:
 
 
 def p_true_figure(data: StudyData, checkpoint: CheckpointRef) -> Callable[[Any], None]:
-    """The P(True) curve, the SliCK curve over the number of exemplar sets, and the SliCK point, as far as available.
-
-    Raises:
-        InsufficientDataError: there is neither curve.
-    """
+    """The P(True) curve, the SliCK curve over the number of exemplar sets, and the SliCK point, as far as available."""
     p_true_curve, p_true_reason = value_or_reason(threshold_curve, data, checkpoint)
     slick_curve, slick_reason = value_or_reason(prefix_curve, data, checkpoint)
     point, _ = value_or_reason(slick_point, data, checkpoint)

@@ -58,9 +58,7 @@ AnswerFrequencies = tuple[Counter[str], dict[str, Counter[str]]]
 """Counts of the answers to the never-planted questions of a relation: in total, and by question."""
 
 _LABEL_COLUMNS = ("question_id", "relation", "split", "p_correct_greedy", "p_correct_sampled", "category")
-
 _ANSWER_COLUMNS = ("question_id", "greedy_text", "greedy_hit", "sampled_text", "sampled_hit")
-
 STRENGTH_LABELS = {
     "firm": "firm: the answer often, no rival",
     "contested": "contested: answer and a rival about equally often",

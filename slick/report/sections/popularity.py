@@ -158,11 +158,7 @@ def _excluded_sentence(data: StudyData) -> str:
 
 
 def popularity_category_figure(known: PopularityData) -> Callable[[Any], None]:
-    """Stacked bars of the categories, one per quantile.
-
-    Raises:
-        InsufficientDataError: all subjects are equally popular.
-    """
+    """Stacked bars of the categories, one per quantile."""
     bins = popularity_bins(known)
     shares_BC = 100 * category_shares(known, bins)
 
@@ -181,11 +177,7 @@ def popularity_category_figure(known: PopularityData) -> Callable[[Any], None]:
 
 
 def harm_figure(data: StudyData) -> Callable[[Any], None]:
-    """Changes of accuracy with intervals by quantile and share of Unknown rows.
-
-    Raises:
-        InsufficientDataError: nothing could be compared.
-    """
+    """Changes of accuracy with intervals by quantile and share of Unknown rows."""
     labels = popularity_bins(require_popularity(data)).labels
     estimates = _harm_at_convergence(data)
     if not any(estimate.comparison for estimate in estimates):

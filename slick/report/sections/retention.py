@@ -190,11 +190,7 @@ def retention_figure(curves: tuple[RetentionCurve, ...]) -> Callable[[Any], None
 
 
 def retention_surface(curves: tuple[RetentionCurve, ...], durations: tuple[int, ...]) -> Callable[[Any], None]:
-    """Heat map of points lost at the training lengths of the other figures, or at all epochs if there are none.
-
-    Raises:
-        InsufficientDataError: there are fewer than two shares or epochs.
-    """
+    """Heat map of points lost at the training lengths of the other figures, or at all epochs if there are none."""
     common = [int(epoch) for epoch in min((curve.epochs for curve in curves), key=len)]
     shown = [epoch for epoch in common if epoch in durations] if durations else common
     if len(curves) < 2 or len(shown) < 2:

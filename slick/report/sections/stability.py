@@ -28,13 +28,9 @@ from slick.study_files import read_knowledge
 from slick.types import KNOWN_CATEGORIES, Category
 
 CONFIDENCE_FILE = "confidence.json"
-
 _REMEDY = "annotate again with --rescore, which rewrites it from the stored answers"
-
 UNKNOWN = Category.UNKNOWN
-
 T = TypeVar("T")
-
 CountsByCategory = dict[Category, Count]
 """Number of questions per category."""
 
@@ -245,11 +241,7 @@ def settling_figure(steps: tuple[SubsampledLabels, ...], label: str) -> Callable
 
 
 def flip_table(stability: LabelStability) -> Table:
-    """Confusion matrix of the labels of repeated questions.
-
-    Raises:
-        InsufficientDataError: there are none.
-    """
+    """Confusion matrix of the labels of repeated questions."""
     total = flip_rate(stability)
     assert stability.from_to is not None
     rows: list[Row] = []
@@ -270,11 +262,7 @@ def flip_table(stability: LabelStability) -> Table:
 
 
 def control_table(stability: LabelStability) -> Table:
-    """Categories of the questions about invented subjects.
-
-    Raises:
-        InsufficientDataError: there are none.
-    """
+    """Categories of the questions about invented subjects."""
     known = control_known_rate(stability)
     assert stability.controls is not None
     rows: list[Row] = [
@@ -287,11 +275,7 @@ def control_table(stability: LabelStability) -> Table:
 
 
 def settling_table(stability: LabelStability) -> Table:
-    """Number of questions per category for every number of exemplar sets and samples.
-
-    Raises:
-        InsufficientDataError: not all samples were drawn.
-    """
+    """Number of questions per category for every number of exemplar sets and samples."""
     if not stability.steps:
         stability.by_sets()  # raises with the reason
     rows: tuple[Row, ...] = tuple(

@@ -40,12 +40,10 @@ from slick.study_files import read_run_rows
 from slick.types import Category
 
 ROWS_FILE = "rows.parquet"
-
 PUBLISHED_RATIO = 2.6
 """Hazard ratio of WeaklyKnown against Unknown rows in Hier and Obafemi-Ajayi 2026, arXiv:2601.18468."""
 
 WEAKLY, UNKNOWN = str(Category.WEAKLY_KNOWN), str(Category.UNKNOWN)
-
 Ratios = Mapping[str, HazardRatio | InsufficientDataError]
 """Variant to the hazard ratio of WeaklyKnown against Unknown rows, or the reason why there is none."""
 
@@ -137,11 +135,7 @@ def survival_figure(rows: TimeToFit) -> Callable[[Any], None]:
 
 
 def hazard_ratio_figure(data: StudyData, ratios: Ratios) -> Callable[[Any], None]:
-    """Hazard ratios with intervals against the share of Unknown rows, on a logarithmic axis.
-
-    Raises:
-        InsufficientDataError: there is no ratio at any share.
-    """
+    """Hazard ratios with intervals against the share of Unknown rows, on a logarithmic axis."""
     require_ratio(data, ratios)
     sweep = data.sweep_variants()
     points = [(100 * share, ratio) for share, name in sweep if isinstance(ratio := ratios[name], HazardRatio)]
@@ -168,11 +162,7 @@ def hazard_ratio_figure(data: StudyData, ratios: Ratios) -> Callable[[Any], None
 
 
 def hazard_ratio_table(data: StudyData, ratios: Ratios) -> Table:
-    """Hazard ratios and tests, one row per share of Unknown rows.
-
-    Raises:
-        InsufficientDataError: there is no ratio at any share.
-    """
+    """Hazard ratios and tests, one row per share of Unknown rows."""
     require_ratio(data, ratios)
     rows: list[Row] = []
     for share, name in data.sweep_variants():

@@ -22,7 +22,6 @@ from slick.report.measurements import InsufficientDataError
 from slick.report.recommendation import points_with_common_settings
 
 SHARE_AXIS, EPOCHS_AXIS, POLICY_AXIS, SEED_AXIS = "share of Unknown rows", "epoch budget", "policy", "seed"
-
 DEFAULT_LEVEL = "the sweep's own"
 """Level of a training setting that a point does not override."""
 

@@ -16,7 +16,6 @@ from slick.report.statistics.intervals import Proportion, proportion, wilson_int
 from slick.types import Category
 
 TargetScope = Literal["any_row", "same_relation", "unknown_row"]
-
 TARGET_SCOPES: tuple[TargetScope, ...] = ("any_row", "same_relation", "unknown_row")
 """Which rows of the fine-tuning set are searched: all, those of the question's relation, or the Unknown ones."""
 

@@ -27,7 +27,6 @@ from slick.report.statistics.intervals import holm, wilson_interval
 from slick.types import Category
 
 CONFIDENCE_LEVEL = 0.95
-
 MIN_ROWS = 10
 """Minimum number of questions per category for clustered errors."""
 

@@ -42,7 +42,6 @@ MIN_CHOICE_MASS = 0.01
 """Below this probability of both choices together, the model does not answer with one of them."""
 
 NATURAL_VARIANT = "natural"
-
 MIN_UNKNOWN_QUESTIONS = 20
 """Minimum number of Unknown questions; with fewer, a bootstrap resample might contain none."""
 

@@ -18,7 +18,6 @@ from slick.report.statistics.intervals import Proportion, RankStatistic, proport
 from slick.types import Category
 
 FloatArray = NDArray[np.float64]
-
 STRENGTHS = ("firm", "contested", "minority", "never")
 """Planted strengths, as in `slick.world.facts`, strongest first."""
 
@@ -29,24 +28,16 @@ BIN_WIDTH = 0.05
 """Planted probabilities are binned to multiples of this."""
 
 REWORDED = "the answer stands among other words, which the matcher does not take"
-
 RIVAL = "it mostly says the rival planted beside the answer"
-
 OTHER_FACT_ANSWER = "it mostly says the answer to another question of the relation"
-
 UNRELATED_ANSWER = "it mostly says what answers no question of the relation"
-
 MISS_CAUSES = (REWORDED, RIVAL, OTHER_FACT_ANSWER, UNRELATED_ANSWER)
 """Causes of the label Unknown for a planted fact; the first that applies counts."""
 
 COPIED_FROM_PROMPT = "every hit came where the prompt's own examples show the answer"
-
 FREQUENT_GUESS = "it gives this answer to other unplanted questions as well, once a question or more"
-
 RARE_GUESS = "it gives this answer to other unplanted questions as well, less than once a question"
-
 UNEXPLAINED = "it gives this answer to no other unplanted question"
-
 GUESS_CAUSES = (COPIED_FROM_PROMPT, FREQUENT_GUESS, RARE_GUESS, UNEXPLAINED)
 """Causes of a Known label for a fact that was never planted; the first that applies counts."""
 

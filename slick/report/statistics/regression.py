@@ -39,7 +39,6 @@ from slick.report.measurements import (
 from slick.types import ALL_CATEGORIES, Category
 
 TERMS = ("b0", "b_kn", "b_unk")
-
 EARLY_EPOCHS_SHARE = 0.2
 """Share of the epochs that counts as the first ones: 10 of the paper's 50, the early-stopping epoch there."""
 
@@ -50,7 +49,6 @@ LOW_R_SQUARED = 0.5
 """Below this the model leaves most of the variance unexplained."""
 
 SPLIT_LABELS = {"test": "in distribution", "ood": "out of distribution"}
-
 EPOCH_SELECTION_LABELS = {"every": "every", "ends": "early stop and convergence", "later": "without the first fifth"}
 
 
