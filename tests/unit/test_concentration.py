@@ -1,4 +1,4 @@
-"""Unknown rows in a few relations against the same in all: which questions are compared, and what is said of it."""
+"""Unknown rows concentrated in a few relations: compared groups of questions, errors and text."""
 
 import re
 from collections.abc import Mapping
@@ -95,8 +95,8 @@ MOVED = {"P1": 0.1, "P2": 0.1, "P3": 0.5, "P4": 0.9, "P5": 0.9, "ood": 0.5}
 """Filled relations lose what spared ones gain."""
 
 
-def value(found: ConcentrationResult, group: str, checkpoint: str = CONVERGENCE) -> float:
-    comparison = found.comparison_for(group, checkpoint).comparison
+def value(result: ConcentrationResult, group: str, checkpoint: str = CONVERGENCE) -> float:
+    comparison = result.comparison_for(group, checkpoint).comparison
     assert comparison is not None
     return comparison.change.value
 
@@ -105,19 +105,19 @@ def value(found: ConcentrationResult, group: str, checkpoint: str = CONVERGENCE)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_harm_that_moves_between_relations_is_seen_in_each_and_not_in_all(seeds: int) -> None:
-    (found,) = compare_concentrated_sets(study(MOVED, seeds=seeds))
-    assert (found.unknown_relations, found.mixed_relations, found.known_relations) == (
+def test_opposite_changes_by_relation_cancel_over_all_questions(seeds: int) -> None:
+    (result,) = compare_concentrated_sets(study(MOVED, seeds=seeds))
+    assert (result.unknown_relations, result.mixed_relations, result.known_relations) == (
         ("P1", "P2"),
         ("P3",),
         ("P4", "P5"),
     )
-    assert value(found, UNKNOWN_RELATIONS) == pytest.approx(-40, abs=8)
-    assert value(found, KNOWN_RELATIONS) == pytest.approx(40, abs=8)
+    assert value(result, UNKNOWN_RELATIONS) == pytest.approx(-40, abs=8)
+    assert value(result, KNOWN_RELATIONS) == pytest.approx(40, abs=8)
     for group in (ALL_TEST, OOD):
-        assert abs(value(found, group)) < 12
+        assert abs(value(result, group)) < 12
     for group in QUESTION_GROUPS:
-        early, late = (found.comparison_for(group, checkpoint).comparison for checkpoint in (EARLY_STOP, CONVERGENCE))
+        early, late = (result.comparison_for(group, checkpoint).comparison for checkpoint in (EARLY_STOP, CONVERGENCE))
         assert early is not None
         assert late is not None
         assert early.num == {ALL_TEST: 1000, UNKNOWN_RELATIONS: 400, KNOWN_RELATIONS: 400, OOD: 200}[group]
@@ -126,7 +126,7 @@ def test_harm_that_moves_between_relations_is_seen_in_each_and_not_in_all(seeds:
             assert is_significant(late.change)
 
 
-def test_the_difference_is_that_of_the_two_accuracies_and_paired() -> None:
+def test_difference_of_accuracies_has_a_paired_error() -> None:
     data = study(MOVED)
     ids = data.parts[load_test_ids]["P1"]
     first, second, change, num = compare_on_questions(
@@ -135,18 +135,20 @@ def test_the_difference_is_that_of_the_two_accuracies_and_paired() -> None:
     assert num == len(ids) == NUM
     assert change.value == pytest.approx(first.value - second.value)
     a, b = (
-        one.predictions[2, "test"].hit[:NUM].astype(float)
-        for one in (data.runs_for("concentrated-050")[0], data.runs_for("unknown-050")[0])
+        stored_run.predictions[2, "test"].hit[:NUM].astype(float)
+        for stored_run in (data.runs_for("concentrated-050")[0], data.runs_for("unknown-050")[0])
     )
     assert change.se == pytest.approx(100 * (a - b).std(ddof=1) / NUM**0.5, rel=0.02)
-    whole = compare_on_questions(data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test").change
-    assert whole == pytest.approx(
+    all_questions = compare_on_questions(
+        data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test"
+    ).change
+    assert all_questions == pytest.approx(
         data.difference(("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE)), rel=0.01
     )
 
 
 @pytest.mark.parametrize("num", [10, 1000])
-def test_no_change_is_certain_only_as_far_as_questions_go(num: int) -> None:
+def test_error_without_any_change_depends_on_the_number_of_questions(num: int) -> None:
     data = study(MOVED)
     same = compare_on_questions(
         data, ("unknown-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", IDS[:num]
@@ -156,13 +158,13 @@ def test_no_change_is_certain_only_as_far_as_questions_go(num: int) -> None:
     assert not is_significant(same)
 
 
-def test_seeds_that_disagree_widen_the_interval() -> None:
+def test_spread_over_seeds_widens_the_interval() -> None:
     data = study(MOVED, seeds=3)
     runs = tuple(
-        run(one.variant, one.seed, MOVED, {**MOVED, "P1": 0.05 + 0.45 * one.seed})
-        if one.variant == "concentrated-050"
-        else one
-        for one in data.runs
+        run(stored_run.variant, stored_run.seed, MOVED, {**MOVED, "P1": 0.05 + 0.45 * stored_run.seed})
+        if stored_run.variant == "concentrated-050"
+        else stored_run
+        for stored_run in data.runs
     )
     steady = compare_on_questions(
         data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.parts[load_test_ids]["P1"]
@@ -176,7 +178,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 # What is missing.
 
 
-def test_what_was_not_trained_is_not_told() -> None:
+def test_missing_runs_are_reported() -> None:
     data = study(MOVED)
     only = StudyData(variants=data.variants, runs=data.runs_for("concentrated-050"), parts=data.parts)
     with pytest.raises(
@@ -187,20 +189,20 @@ def test_what_was_not_trained_is_not_told() -> None:
     assert concentration_section(only).is_empty
 
 
-def test_a_group_without_questions_says_so_and_the_others_stand() -> None:
+def test_group_without_questions_has_a_reason_and_others_are_kept() -> None:
     data = study(MOVED, mixes={**MIXES, "P1": (1, 7), "P2": (7, 1)})
-    (found,) = compare_concentrated_sets(data)
-    assert found.comparison_for(UNKNOWN_RELATIONS, CONVERGENCE).comparison is None
-    assert "needs 10 test questions or more" in found.comparison_for(UNKNOWN_RELATIONS, CONVERGENCE).missing_reason
-    assert found.comparison_for(KNOWN_RELATIONS, CONVERGENCE).comparison is not None
-    table = concentration_table([found])
+    (result,) = compare_concentrated_sets(data)
+    assert result.comparison_for(UNKNOWN_RELATIONS, CONVERGENCE).comparison is None
+    assert "needs 10 test questions or more" in result.comparison_for(UNKNOWN_RELATIONS, CONVERGENCE).missing_reason
+    assert result.comparison_for(KNOWN_RELATIONS, CONVERGENCE).comparison is not None
+    table = concentration_table([result])
     assert [row[3:8] for row in table.rows if row[1] == UNKNOWN_RELATIONS] == [(None,) * 5] * 2
-    missing = [row for row in concentration_numbers_table([found]).rows if row[1] == UNKNOWN_RELATIONS]
+    missing = [row for row in concentration_numbers_table([result]).rows if row[1] == UNKNOWN_RELATIONS]
     assert [row[3:6] for row in missing] == [(None,) * 3] * 2
     assert all("needs 10 test questions" in str(row[-1]) for row in missing)
 
 
-def test_predictions_of_other_questions_are_not_compared() -> None:
+def test_predictions_of_different_questions_are_refused() -> None:
     data = study(MOVED)
     first = data.runs[0]
     cut = {
@@ -233,14 +235,14 @@ def test_predictions_of_other_questions_are_not_compared() -> None:
 # What the paper's findings look at.
 
 
-def test_the_papers_findings_leave_it_out() -> None:
+def test_findings_of_the_paper_exclude_concentrated_sets() -> None:
     data = study(MOVED)
     assert data.sweep_variants("unknown") == [(0.5, "unknown-050")]
-    (one,) = data.runs_for("concentrated-050")
+    (stored_run,) = data.runs_for("concentrated-050")
     backwards = {("test", str(c)): np.array([10.0, 10.0]) * place for place, c in enumerate(Category, 1)}
-    whole = replace(one, accuracy=backwards, num=dict.fromkeys(backwards, NUM))
-    assert e18(StudyData(runs=(replace(whole, variant="natural"),))).holds is False
-    only = StudyData(variants=data.variants, runs=(whole,))
+    all_questions = replace(stored_run, accuracy=backwards, num=dict.fromkeys(backwards, NUM))
+    assert e18(StudyData(runs=(replace(all_questions, variant="natural"),))).holds is False
+    only = StudyData(variants=data.variants, runs=(all_questions,))
     with pytest.raises(InsufficientDataError, match="needs runs with accuracy on all four categories"):
         e18(only)
 
@@ -248,25 +250,25 @@ def test_the_papers_findings_leave_it_out() -> None:
 # What the page says.
 
 
-def test_the_sentence_says_where_it_harms() -> None:
+def test_summary_states_differences_by_group() -> None:
     text = summary_text(study(MOVED))
     assert text.startswith("If the same 50 % of Unknown rows fill 2 of 5 relations instead of being spread over all")
     assert re.search(
         r"-\d.* on questions of relations with only Unknown rows and \+\d.* of relations with only Known rows", text
     )
-    assert "on all test questions, which is not significant: -" in text
+    assert "on all test questions (not significant). The change is -" in text
     for late in ({**MOVED, "P4": 0.4, "P5": 0.4}, {**MOVED, "P1": 0.6, "P2": 0.6}):
-        assert "on all test questions, which is significant: " in summary_text(study(late))
+        assert "on all test questions (significant). " in summary_text(study(late))
 
 
-def test_figure_and_table_show_every_group_with_its_value() -> None:
-    (found,) = compare_concentrated_sets(study(MOVED))
-    figure = render_figure("concentration", "alt", concentration_figure(found))
-    table = concentration_table([found])
+def test_figure_and_table_show_every_group() -> None:
+    (result,) = compare_concentrated_sets(study(MOVED))
+    figure = render_figure("concentration", "alt", concentration_figure(result))
+    table = concentration_table([result])
     assert [row[1] for row in table.rows[::2]] == list(QUESTION_GROUPS)
     for row in table.rows:
         assert str(row[6]).split(" ")[0] in figure.svg.replace("\u2212", "-")
-    assert [row[6] for row in concentration_numbers_table([found]).rows[::2]] == [
+    assert [row[6] for row in concentration_numbers_table([result]).rows[::2]] == [
         "P1 P2 P3 P4 P5",
         "P1 P2",
         "P4 P5",

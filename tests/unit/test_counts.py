@@ -1,4 +1,4 @@
-"""Questions by relation and category, beside the paper's."""
+"""Questions by relation and category, compared with the paper."""
 
 import pytest
 
@@ -43,23 +43,23 @@ def data() -> StudyData:
 def paper() -> StudyData:
     """The paper's own counts as a study's."""
     domains = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
-    found = paper_category_counts()
+    result = paper_category_counts()
     return StudyData(
-        counts={(relation, *domains[split]): row for split, rows in found.items() for relation, row in rows.items()},
+        counts={(relation, *domains[split]): row for split, rows in result.items() for relation, row in rows.items()},
         filter_counts={
-            split: {relation: sum(row.values()) for relation, row in rows.items()} for split, rows in found.items()
+            split: {relation: sum(row.values()) for relation, row in rows.items()} for split, rows in result.items()
         },
     )
 
 
-def test_the_papers_tables_add_up_and_differ_from_its_footnote() -> None:
+def test_paper_tables_add_up_and_differ_from_the_footnote() -> None:
     assert [sum(paper_category_totals(split).values()) for split in ("train", "test", "ood")] == [81700, 10481, 5848]
     assert dataset_size(list(paper_category_counts()["train"].values())) == 6142
     assert [round(value) for value in category_percentages(paper_category_totals("train")).values()] == [24, 25, 17, 34]
     assert list(PAPER_FOOTNOTE_5_PERCENT.values()) == [24, 23, 17, 36]
 
 
-def test_each_relation_stands_beside_the_papers_where_it_is_there(data: StudyData) -> None:
+def test_relations_are_paired_with_the_papers(data: StudyData) -> None:
     p17, mine = relation_counts(data, "train")
     assert p17.paper == counts(4387, 2628, 511, 364)
     assert mine.paper is None
@@ -71,7 +71,7 @@ def test_each_relation_stands_beside_the_papers_where_it_is_there(data: StudyDat
     assert rows[-1][-1] == "10"
 
 
-def test_the_size_of_d_stands_beside_the_papers(paper: StudyData) -> None:
+def test_totals_include_the_size_of_d_and_the_papers(paper: StudyData) -> None:
     assert category_shares_table(paper, "train").rows[-1] == (
         "all",
         "81,700 (81,700)",
@@ -83,21 +83,21 @@ def test_the_size_of_d_stands_beside_the_papers(paper: StudyData) -> None:
     )
 
 
-def test_numbers_for_programs_are_numbers(data: StudyData) -> None:
+def test_counts_table_has_numeric_cells(data: StudyData) -> None:
     table = counts_table(data, "train")
     assert table.rows[0] == ("P17", 40, 30, 20, 10, 100, 10, 4387, 2628, 511, 364, 7890, 364)
     assert table.rows[1][-6:] == (None,) * 6
     assert len(table.columns) == len(table.rows[0])
 
 
-def test_relations_are_told_in_words_where_they_have_any(data: StudyData) -> None:
+def test_relation_templates_of_shipped_and_other_relations(data: StudyData) -> None:
     assert relation_templates_table(data).rows == (
         ("P17", "id", "Which country is [X] located in?"),
         ("mine", "id", None),
     )
 
 
-def test_archive_totals_are_marked(paper: StudyData, data: StudyData) -> None:
+def test_archive_totals_are_compared_with_the_papers(paper: StudyData, data: StudyData) -> None:
     rows = archive_table(paper).rows
     assert rows[0] == ("train", "all", 81700, 81700, "=")
     assert {row[-1] for row in rows} == {"="}
@@ -108,11 +108,11 @@ def test_archive_totals_are_marked(paper: StudyData, data: StudyData) -> None:
         archive_table(data)
 
 
-def test_what_was_not_annotated_says_so(data: StudyData) -> None:
+def test_missing_annotations_are_reported(data: StudyData) -> None:
     with pytest.raises(InsufficientDataError, match="no out-of-distribution test questions were annotated"):
         relation_counts(data, "ood")
-    found = counts_section(data)
-    assert {exhibit.figure.name for exhibit in found.exhibits if exhibit.figure} == {
+    result = counts_section(data)
+    assert {exhibit.figure.name for exhibit in result.exhibits if exhibit.figure} == {
         "category_shares",
         "unknown_by_relation",
     }

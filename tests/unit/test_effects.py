@@ -1,4 +1,4 @@
-"""Effects of the axes against sums of squares done by hand, and the response surface against its points."""
+"""Axis effects and response surface, compared with sums of squares computed by hand."""
 
 from itertools import product
 from typing import Any
@@ -31,10 +31,10 @@ def accuracy(variant: str, epochs: int, policy: str, seed: int) -> float:
 
 
 def points(seeds: tuple[int, ...] = (0, 1)) -> list[dict[str, Any]]:
-    found = []
+    result = []
     for variant, epochs, policy, seed in product((*SHARES, "natural"), (5, 10), ("fixed", "best_dev"), seeds):
         name = f"fixed({epochs})" if policy == "fixed" else policy
-        found.append(
+        result.append(
             {
                 "variant": variant,
                 "epochs": epochs,
@@ -44,7 +44,7 @@ def points(seeds: tuple[int, ...] = (0, 1)) -> list[dict[str, Any]]:
                 "test_all": accuracy(variant, epochs, policy, seed),
             }
         )
-    return found
+    return result
 
 
 def study(rows: list[dict[str, Any]]) -> StudyData:
@@ -61,48 +61,48 @@ def eta_squared(groups: list[Any], values: np.ndarray) -> float:
     return float(between / ((values - mean) ** 2).sum())
 
 
-def test_planted_effects_are_found_on_a_balanced_grid() -> None:
+def test_simulated_effects_on_a_balanced_grid() -> None:
     effects = axis_effects(study(points()))
     assert effects.balanced
     assert effects.num_points == 3 * 2 * 2 * 2  # the natural variant is not of the sweep
-    spreads = {one.axis: one.effect_size for one in effects.axes}
+    spreads = {item.axis: item.effect_size for item in effects.axes}
     assert spreads == pytest.approx({SHARE_AXIS: 20.0, EPOCHS_AXIS: 10.0, POLICY_AXIS: 6.0, SEED_AXIS: 2.0})
     assert effects.residual_share == pytest.approx(0.0, abs=1e-12)
-    assert sum(one.share or 0.0 for one in effects.axes) == pytest.approx(1.0)
-    shares = {one.axis: one.share or 0.0 for one in effects.axes}
+    assert sum(item.share or 0.0 for item in effects.axes) == pytest.approx(1.0)
+    shares = {item.axis: item.share or 0.0 for item in effects.axes}
     assert shares[SHARE_AXIS] > shares[EPOCHS_AXIS] > shares[POLICY_AXIS] > shares[SEED_AXIS] > 0
     # Two levels d apart have a variance of d^2 / 4; the three shares, at 0, 5 and 20 points, one of 650 / 9.
     assert shares[EPOCHS_AXIS] / shares[SHARE_AXIS] == pytest.approx((10**2 / 4) / (650 / 9))
 
 
-def test_on_a_balanced_grid_the_shares_are_those_of_anova_and_add_up_with_the_rest() -> None:
+def test_balanced_grid_gives_anova_shares() -> None:
     rng = np.random.default_rng(1)
     cells = list(product("abc", "xy", "pqrs"))
     levels = {axis: [cell[i] for cell in cells] for i, axis in enumerate(("first", "second", "third"))}
     values = rng.normal(size=len(cells))
     effects = eta_squared_by_axis(levels, values)
     assert effects.balanced
-    for one in effects.axes:
-        assert one.share == pytest.approx(eta_squared(levels[one.axis], values))
-    assert sum(one.share or 0.0 for one in effects.axes) + effects.residual_share == pytest.approx(1.0)
+    for item in effects.axes:
+        assert item.share == pytest.approx(eta_squared(levels[item.axis], values))
+    assert sum(item.share or 0.0 for item in effects.axes) + effects.residual_share == pytest.approx(1.0)
 
 
-def test_interactions_are_left_to_the_rest() -> None:
+def test_interactions_belong_to_the_residual() -> None:
     cells = list(product((0, 1), (0, 1)))
     effects = eta_squared_by_axis(
         {"a": [a for a, _ in cells], "b": [b for _, b in cells]}, np.array([0.0, 1.0, 1.0, 0.0])
     )
-    assert [one.share for one in effects.axes] == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert [item.share for item in effects.axes] == pytest.approx([0.0, 0.0], abs=1e-12)
     assert effects.residual_share == pytest.approx(1.0)
 
 
-def test_an_unbalanced_grid_says_so_and_does_not_credit_one_axis_with_the_work_of_another() -> None:
+def test_unbalanced_grid_gives_drop_one_shares() -> None:
     rows = [row for row in points() if not (row["epochs"] == 10 and row["variant"] != "unknown-100")]
     effects = axis_effects(study(rows))
     assert not effects.balanced
-    spreads = {one.axis: one.effect_size for one in effects.axes}
+    spreads = {item.axis: item.effect_size for item in effects.axes}
     assert spreads == pytest.approx({SHARE_AXIS: 20.0, EPOCHS_AXIS: 10.0, POLICY_AXIS: 6.0, SEED_AXIS: 2.0})
-    shares = {one.axis: one.share or 0.0 for one in effects.axes}
+    shares = {item.axis: item.share or 0.0 for item in effects.axes}
     of_sweep = [row for row in rows if row["variant"] in SHARES]
     by_hand = eta_squared([row["epochs"] for row in of_sweep], np.array([row["test_all"] for row in of_sweep]))
     assert (
@@ -110,13 +110,13 @@ def test_an_unbalanced_grid_says_so_and_does_not_credit_one_axis_with_the_work_o
     )  # the 10-epoch points are all of 100 % Unknown rows, which fall for that too
 
 
-def test_a_combination_told_twice_is_not_balanced() -> None:
+def test_repeated_combination_is_not_balanced() -> None:
     values = np.array([1.0, 2.0, 3.0, 5.0, 5.5])
     assert eta_squared_by_axis({"a": [0, 0, 1, 1], "b": [0, 1, 0, 1]}, values[:4]).balanced
     assert not eta_squared_by_axis({"a": [0, 0, 1, 1, 1], "b": [0, 1, 0, 1, 1]}, values).balanced
 
 
-def test_drop_one_sums_of_squares_agree_with_a_fit_by_hand() -> None:
+def test_drop_one_sums_of_squares_agree_with_least_squares() -> None:
     a, b = [0, 0, 0, 1, 1], [0, 1, 1, 0, 1]
     values = np.array([1.0, 2.0, 4.0, 3.0, 9.0])
     design = np.column_stack([np.ones(5), a, b])
@@ -131,17 +131,17 @@ def test_drop_one_sums_of_squares_agree_with_a_fit_by_hand() -> None:
     assert second.share == pytest.approx((residual([0, 1]) - residual([0, 1, 2])) / total)
 
 
-def test_an_axis_of_one_level_has_no_share_rather_than_none_of_it() -> None:
+def test_axis_with_one_level_has_no_share() -> None:
     effects = axis_effects(study(points(seeds=(3,))))
-    seed = next(one for one in effects.axes if one.axis == SEED_AXIS)
+    seed = next(item for item in effects.axes if item.axis == SEED_AXIS)
     assert (seed.share, seed.effect_size, seed.num_levels) == (None, None, 1)
     assert "one level" in seed.missing_reason
     assert effects.balanced
 
 
-def test_axes_that_only_move_together_are_not_told_apart() -> None:
+def test_collinear_axes_have_no_shares() -> None:
     rows = [row for row in points() if (row["epochs"] == 5) == (row["seed"] == 0)]
-    effects = {one.axis: one for one in axis_effects(study(rows)).axes}
+    effects = {item.axis: item for item in axis_effects(study(rows)).axes}
     for axis in (EPOCHS_AXIS, SEED_AXIS):
         assert effects[axis].share is None
         assert effects[axis].effect_size is None
@@ -149,19 +149,19 @@ def test_axes_that_only_move_together_are_not_told_apart() -> None:
     assert effects[SHARE_AXIS].effect_size == pytest.approx(20.0)
 
 
-def test_training_settings_are_axes_of_their_own() -> None:
+def test_training_settings_are_axes() -> None:
     rows = [{**row, "settings": ""} for row in points()]
     rows += [{**row, "settings": "dropout=0.1;lora_rank=8", "test_all": row["test_all"] - 0.03} for row in points()]
-    effects = {one.axis: one for one in axis_effects(study(rows)).axes}
+    effects = {item.axis: item for item in axis_effects(study(rows)).axes}
     assert set(effects) == {SHARE_AXIS, EPOCHS_AXIS, POLICY_AXIS, SEED_AXIS, "dropout", "lora_rank"}
     assert effects["dropout"].share is None  # it only ever changes together with lora_rank
     alone = [{**row, "settings": row["settings"].split(";")[0]} for row in rows]
-    (dropout,) = [one for one in axis_effects(study(alone)).axes if one.axis == "dropout"]
+    (dropout,) = [item for item in axis_effects(study(alone)).axes if item.axis == "dropout"]
     assert (dropout.num_levels, dropout.effect_size) == (2, pytest.approx(3.0))
     assert DEFAULT_LEVEL not in effects
 
 
-def test_nothing_is_said_of_nothing() -> None:
+def test_missing_or_constant_points_are_refused() -> None:
     with pytest.raises(InsufficientDataError, match="two points or more"):
         axis_effects(StudyData())
     same = [{**row, "test_all": 0.3} for row in points()]
@@ -171,15 +171,15 @@ def test_nothing_is_said_of_nothing() -> None:
         axis_effects(study([{**row, "test_all": None} for row in points()]))
 
 
-def test_the_surface_is_the_mean_over_seeds_of_fixed_points_alone() -> None:
+def test_surface_averages_fixed_points_over_seeds() -> None:
     surface = response_surface(study(points()))
     assert (surface.shares, surface.epochs) == ((0.0, 0.5, 1.0), (5, 10))
-    wanted = [[100 * (accuracy(v, e, "fixed", 0) + accuracy(v, e, "fixed", 1)) / 2 for e in (5, 10)] for v in SHARES]
-    assert surface.accuracy_SE == pytest.approx(np.array(wanted))
+    expected = [[100 * (accuracy(v, e, "fixed", 0) + accuracy(v, e, "fixed", 1)) / 2 for e in (5, 10)] for v in SHARES]
+    assert surface.accuracy_SE == pytest.approx(np.array(expected))
     assert surface.num_seeds_SE.tolist() == [[2, 2]] * 3
 
 
-def test_a_cell_without_points_is_not_a_number_and_a_point_told_twice_counts_once() -> None:
+def test_empty_cells_are_nan_and_repeated_points_count_once() -> None:
     rows = [row for row in points() if (row["variant"], row["policy"]) != ("unknown-050", "fixed(10)")]
     twice = [{**row, "epochs": 10} for row in rows if row["policy"] == "fixed(5)" and row["seed"] == 1]
     surface = response_surface(study([*rows, *twice]))
@@ -188,7 +188,7 @@ def test_a_cell_without_points_is_not_a_number_and_a_point_told_twice_counts_onc
     assert surface.accuracy_SE[0, 0] == pytest.approx(response_surface(study(points())).accuracy_SE[0, 0])
 
 
-def test_the_surface_is_of_one_training_setting() -> None:
+def test_surface_uses_one_training_setting() -> None:
     changed = [{**row, "settings": "dropout=0.1", "test_all": 0.1} for row in points()]
     both = study([*points(), *changed])
     assert response_surface(both).accuracy_SE == pytest.approx(response_surface(study(points())).accuracy_SE)
@@ -203,6 +203,6 @@ def test_the_surface_is_of_one_training_setting() -> None:
         lambda row: row["policy"] == "best_dev",
     ],
 )
-def test_a_line_or_a_point_is_no_surface(kept: Any) -> None:
+def test_surface_needs_two_shares_and_two_budgets(kept: Any) -> None:
     with pytest.raises(InsufficientDataError, match="two shares of Unknown rows and two epoch budgets or more"):
         response_surface(study([row for row in points() if kept(row)]))

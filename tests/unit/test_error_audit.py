@@ -1,4 +1,4 @@
-"""The sheet of wrong answers: what is drawn, how it is graded, what survives; and exact match beside F1."""
+"""The grading sheet of wrong answers, grades, and the agreement of exact match with F1."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ TEMPERATURES = {"greedy": 0.0, "sampled": 0.5}
 def some_questions(num: int = 30) -> list[AnsweredQuestion]:
     """Each with 4 greedy and 4 x 2 sampled answers; every third question is mostly answered right."""
     rng = np.random.default_rng(3)
-    asked = []
+    questions = []
     for i in range(num):
         gold = f"Town {i}"
         right = 0.8 if i % 3 == 0 else 0.1
@@ -44,16 +44,16 @@ def some_questions(num: int = 30) -> list[AnsweredQuestion]:
         greedy = tuple(say() for _ in range(4))
         sampled = tuple(tuple(say() for _ in range(2)) for _ in range(4))
         category = "HighlyKnown" if i % 3 == 0 else "WeaklyKnown"
-        asked.append(
+        questions.append(
             AnsweredQuestion(question_id=f"q{i:03d}", gold=(gold,), greedy=greedy, sampled=sampled, category=category)
         )
-    return asked
+    return questions
 
 
-def draw(asked: list[AnsweredQuestion], **plan: float) -> ErrorAudit:
+def draw(questions: list[AnsweredQuestion], **plan: float) -> ErrorAudit:
     drawing = AuditCollector(AuditPlan(**plan), TEMPERATURES)  # type: ignore[arg-type]
-    for one in asked:
-        drawing.add(one.row)
+    for item in questions:
+        drawing.add(item.row)
     return drawing.result()
 
 
@@ -73,49 +73,53 @@ def filled(audit: ErrorAudit, grades: list[str]) -> bytes:
     return text.getvalue().encode()
 
 
-def test_the_sheet_is_the_same_however_the_answers_are_split_into_files(tmp_path: Path) -> None:
-    asked, plan = some_questions(), ReportConfig(audit_greedy=10, audit_sampled=15, seed=4)
-    whole = load(write_answered_study(tmp_path / "a", asked), plan)
-    split = load(write_answered_study(tmp_path / "b", asked[::-1], per_file=7), plan)
+def test_sheet_does_not_depend_on_answer_files(tmp_path: Path) -> None:
+    questions, plan = some_questions(), ReportConfig(audit_greedy=10, audit_sampled=15, seed=4)
+    whole = load(write_answered_study(tmp_path / "a", questions), plan)
+    split = load(write_answered_study(tmp_path / "b", questions[::-1], per_file=7), plan)
     assert whole.rows == split.rows
     assert whole.sheet_id == split.sheet_id
     assert Counter(row.decoding for row in whole.rows) == {"greedy": 10, "sampled": 15}
-    other = load(write_answered_study(tmp_path / "c", asked), ReportConfig(audit_greedy=10, audit_sampled=15, seed=5))
+    other = load(
+        write_answered_study(tmp_path / "c", questions), ReportConfig(audit_greedy=10, audit_sampled=15, seed=5)
+    )
     assert other.sheet_id != whole.sheet_id
 
 
-def test_every_row_is_a_stored_answer_that_misses_and_stands_where_its_id_says() -> None:
-    asked = some_questions()
-    by_id = {one.question_id: one for one in asked}
-    audit = draw(asked, num_greedy=1000, num_sampled=1000)
+def test_rows_are_wrong_stored_answers_with_matching_ids() -> None:
+    questions = some_questions()
+    by_id = {item.question_id: item for item in questions}
+    audit = draw(questions, num_greedy=1000, num_sampled=1000)
     for row in audit.rows:
         question_id, decoding, *place = row.answer_id.split("/")
-        one = by_id[question_id]
-        text = one.greedy[int(place[0])] if decoding == "greedy" else one.sampled[int(place[0])][int(place[1])]
-        assert text == row.answer != one.gold[0]
-        assert (row.gold, row.category, row.relation) == (one.gold, one.category, one.relation)
+        item = by_id[question_id]
+        text = item.greedy[int(place[0])] if decoding == "greedy" else item.sampled[int(place[0])][int(place[1])]
+        assert text == row.answer != item.gold[0]
+        assert (row.gold, row.category, row.relation) == (item.gold, item.category, item.relation)
     wrong = {"greedy": 0, "sampled": 0}
-    for one in asked:
-        wrong["greedy"] += sum(text != one.gold[0] for text in one.greedy)
-        wrong["sampled"] += sum(text != one.gold[0] for texts in one.sampled for text in texts)
+    for item in questions:
+        wrong["greedy"] += sum(text != item.gold[0] for text in item.greedy)
+        wrong["sampled"] += sum(text != item.gold[0] for texts in item.sampled for text in texts)
     assert audit.num_wrong == wrong
     assert Counter(row.decoding for row in audit.rows) == wrong, "fewer miss than are wanted: all are drawn"
     assert len({row.answer_id for row in audit.rows}) == len(audit.rows)
 
 
-def test_answers_are_drawn_uniformly() -> None:
-    asked = some_questions(12)
+def test_answers_are_sampled_uniformly() -> None:
+    questions = some_questions(12)
     drawn = Counter(
-        row.answer_id for seed in range(400) for row in draw(asked, num_greedy=0, num_sampled=6, seed=seed).rows
+        row.answer_id for seed in range(400) for row in draw(questions, num_greedy=0, num_sampled=6, seed=seed).rows
     )
-    everything = [row.answer_id for row in draw(asked, num_greedy=0, num_sampled=1000).rows]
+    everything = [row.answer_id for row in draw(questions, num_greedy=0, num_sampled=1000).rows]
     # The seeds are fixed, so this passes or fails for good; a fair draw fails for one choice of seeds in a million.
-    assert chisquare([drawn[one] for one in everything]).pvalue > 1e-6
+    assert chisquare([drawn[item] for item in everything]).pvalue > 1e-6
 
 
-def test_right_answers_are_no_misses_by_the_stored_flag_of_another_matcher() -> None:
-    asked = [AnsweredQuestion(question_id="q", gold=("The Hague",), greedy=("hague!", "Delft"), sampled=(("Hague",),))]
-    audit = draw(asked)
+def test_exact_match_overrides_the_stored_hits_of_another_matcher() -> None:
+    questions = [
+        AnsweredQuestion(question_id="q", gold=("The Hague",), greedy=("hague!", "Delft"), sampled=(("Hague",),))
+    ]
+    audit = draw(questions)
     assert [row.answer for row in audit.rows] == ["Delft"]
 
 
@@ -135,33 +139,33 @@ def test_right_answers_are_no_misses_by_the_stored_flag_of_another_matcher() -> 
         ("Oslo", ("!!!",), "wrong"),
     ],
 )
-def test_what_an_answer_looks_like(answer: str, gold: tuple[str, ...], looks: str) -> None:
+def test_suggested_grades(answer: str, gold: tuple[str, ...], looks: str) -> None:
     assert suggest_grade(answer, gold) == looks
 
 
 def test_agreement_is_the_correlation_over_all_answers() -> None:
-    asked = some_questions()
-    audit = draw(asked)
+    questions = some_questions()
+    audit = draw(questions)
     for decodings in (("greedy", "sampled"), ("greedy",), ("sampled",)):
         match_results = [
-            one.row.match_results[text]
-            for one in asked
+            item.row.match_results[text]
+            for item in questions
             for decoding in decodings
-            for text in one.row.texts[decoding]
+            for text in item.row.texts[decoding]
             if text is not None
         ]
         exact, f1 = [j.exact for j in match_results], [j.f1 for j in match_results]
-        found = matcher_agreement(audit, decodings)  # type: ignore[arg-type]
-        assert found.r == pytest.approx(pearsonr(exact, f1).statistic)
-        assert found.low is not None
-        assert found.high is not None
-        assert found.low < found.r < found.high < 1
-        assert (found.num_answers, found.num_questions) == (len(match_results), len(asked))
+        result = matcher_agreement(audit, decodings)  # type: ignore[arg-type]
+        assert result.r == pytest.approx(pearsonr(exact, f1).statistic)
+        assert result.low is not None
+        assert result.high is not None
+        assert result.low < result.r < result.high < 1
+        assert (result.num_answers, result.num_questions) == (len(match_results), len(questions))
         misses = [j.f1 for j in match_results if not j.exact]
-        assert found.mean_f1_of_misses == pytest.approx(np.mean(misses))
+        assert result.mean_f1_of_misses == pytest.approx(np.mean(misses))
 
 
-def test_agreement_says_what_it_cannot_tell() -> None:
+def test_undefined_agreement_is_refused() -> None:
     wrong = [
         AnsweredQuestion(question_id=f"q{i}", gold=("Oslo",), greedy=("Rome",), sampled=(("Rome",),)) for i in range(20)
     ]
@@ -173,19 +177,19 @@ def test_agreement_says_what_it_cannot_tell() -> None:
     assert few.low is few.high is None
 
 
-def test_labels_mode_keeps_no_fair_sample_of_samples(tmp_path: Path) -> None:
-    asked = some_questions(6)
-    asked[2] = AnsweredQuestion(
+def test_labels_mode_excludes_sampled_answers(tmp_path: Path) -> None:
+    questions = some_questions(6)
+    questions[2] = AnsweredQuestion(
         question_id="q002", gold=("Oslo",), greedy=("Rome",) * 4, sampled=(("Rome", None), *[("Bergen", None)] * 3)
     )
-    audit = load(write_answered_study(tmp_path, asked, mode="labels"))
+    audit = load(write_answered_study(tmp_path, questions, mode="labels"))
     assert {row.decoding for row in audit.rows} == {"greedy"}
     text = error_audit.error_audit_section(StudyData(parts={collect_error_audit: audit})).text
     assert "The sheet has no sampled answers: 4 samples" in text
     assert [row[0] for row in error_audit.presorted_table(audit).rows] == ["greedy"]
 
 
-def test_without_stored_answers_the_page_says_what_is_missing(tmp_path: Path) -> None:
+def test_missing_answers_are_reported(tmp_path: Path) -> None:
     study = write_answered_study(tmp_path, some_questions(4))
     study.child("annotate", "generations").delete()
     assert collected(StudyData(study=study), collect_error_audit) is None
@@ -198,15 +202,15 @@ def test_shares_of_a_graded_sheet_have_wilson_intervals() -> None:
     audit = draw(some_questions(), num_greedy=50, num_sampled=50)
     grades = ["wrong"] * 90 + ["paraphrase"] * 6 + ["finer"] * 2 + ["coarser"] * 2
     graded = apply_grades(audit, parse_grading_sheet(filled(audit, grades), "sheet.csv"))
-    found = grade_shares(graded, ("greedy", "sampled"))
-    assert [(one.grade, one.num, one.paper) for one in found] == [
+    result = grade_shares(graded, ("greedy", "sampled"))
+    assert [(item.grade, item.num, item.paper) for item in result] == [
         ("wrong", 90, 90),
         ("paraphrase", 6, 6),
         ("finer", 2, 2),
         ("coarser", 2, 2),
     ]
-    assert (round(found[0].low, 1), round(found[0].high, 1)) == (82.6, 94.5)  # Wilson 1927, as printed in textbooks
-    assert found[2].low > 0
+    assert (round(result[0].low, 1), round(result[0].high, 1)) == (82.6, 94.5)  # Wilson 1927, as printed in textbooks
+    assert result[2].low > 0
     by_way = grade_shares(graded, ("greedy",))
     assert (by_way[0].num, by_way[0].total, by_way[1].num) == (50, 50, 0)
     assert error_audit.grade_shares_table(graded).rows[0][:3] == ("wrong", 90, "90 (82.6 to 94.5)")
@@ -214,7 +218,7 @@ def test_shares_of_a_graded_sheet_have_wilson_intervals() -> None:
         grade_shares(audit, ("greedy",))
 
 
-def test_a_sheet_from_a_spreadsheet_program_is_read_all_the_same() -> None:
+def test_sheet_saved_by_a_spreadsheet_program_is_read() -> None:
     audit = draw(some_questions(), num_greedy=3, num_sampled=3)
     header, *rows = csv.reader(
         io.StringIO(filled(audit, ["Wrong ", "wrong", "finer", "wrong", "wrong", "wrong"]).decode())
@@ -232,7 +236,7 @@ def test_a_sheet_from_a_spreadsheet_program_is_read_all_the_same() -> None:
     ]
 
 
-def test_a_sheet_that_will_not_do_is_one_clear_error() -> None:
+def test_invalid_sheets_are_refused() -> None:
     audit = draw(some_questions(), num_greedy=3, num_sampled=3)
     whole = filled(audit, ["wrong"] * 6)
 
@@ -274,7 +278,7 @@ FORMULAS = (
 )
 
 
-def test_no_text_is_a_formula_to_a_spreadsheet_and_each_reads_back_as_it_was() -> None:
+def test_escaped_cells_are_no_formulas_and_round_trip() -> None:
     draw = random.Random(7)
     texts = [*FORMULAS, *("".join(draw.choices("=+-@\t\r\n;,'\"| a1＝", k=draw.randint(0, 8))) for _ in range(2000))]
     table = Table(name="t", columns=("question", "answer"), rows=tuple(("=", text) for text in texts))
@@ -287,7 +291,7 @@ def test_no_text_is_a_formula_to_a_spreadsheet_and_each_reads_back_as_it_was() -
     assert [unescape_cell(cell) for _, cell in read] == texts
 
 
-def test_numbers_and_ordinary_text_stand_in_tables_as_they_are() -> None:
+def test_numbers_and_ordinary_text_are_not_escaped() -> None:
     for text in (
         "-0.3",
         "+1.2e-5",
@@ -302,14 +306,14 @@ def test_numbers_and_ordinary_text_stand_in_tables_as_they_are() -> None:
     assert to_csv(Table(name="t", columns=("a", "b"), rows=((-1.5, None),))) == b"a,b\n-1.5,\n"
 
 
-def test_a_sheet_of_answers_that_look_like_formulas_is_graded(tmp_path: Path) -> None:
-    asked = [
+def test_sheet_with_formula_like_answers_is_graded(tmp_path: Path) -> None:
+    questions = [
         AnsweredQuestion(
             question_id=f"{text[0].strip()}q{i}", gold=("=Oslo",), greedy=(text,) * 2, sampled=((text,),) * 2
         )
         for i, text in enumerate(FORMULAS)
     ]
-    study = write_answered_study(tmp_path / "study", asked)
+    study = write_answered_study(tmp_path / "study", questions)
     make_report(study, ReportConfig())
     audit = load(study)
     sheet = Path(study.child("report", "tables").local_path, "error_audit.csv")
@@ -335,7 +339,7 @@ def test_invalid_settings_are_refused() -> None:
         ReportConfig(audit_f1=60)
 
 
-def test_what_a_person_filled_in_survives_every_report(tmp_path: Path) -> None:
+def test_grades_survive_every_report(tmp_path: Path) -> None:
     study = write_answered_study(tmp_path / "study", some_questions())
     plain = ReportConfig(audit_greedy=3, audit_sampled=2)
     before = make_report(study, plain)

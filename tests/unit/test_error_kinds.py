@@ -1,4 +1,4 @@
-"""How a model errs, told from its wrong answers: each kind where it is, and not where it is not."""
+"""Kinds of wrong answers: classification, refusals, tables and figures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,10 +42,10 @@ def question(
     )
 
 
-def found_in(asked: list[AnsweredQuestion], *phrases: str) -> ErrorKinds:
+def classify_questions(answered: list[AnsweredQuestion], *phrases: str) -> ErrorKinds:
     tally = ErrorKindCollector("sampled", phrases)
-    for one in asked:
-        tally.add(one.row)
+    for item in answered:
+        tally.add(item.row)
     return tally.result()
 
 
@@ -71,8 +71,8 @@ def found_in(asked: list[AnsweredQuestion], *phrases: str) -> ErrorKinds:
         ([("", 1), ("Rome", 9)], SINGLE_ANSWER),
     ],
 )
-def test_each_kind_where_it_is(texts: list[tuple[str, int]], kind: str) -> None:
-    assert found_in([question("q", *texts)]).kinds().tolist() == [kind]
+def test_classification_of_wrong_answers(texts: list[tuple[str, int]], kind: str) -> None:
+    assert classify_questions([question("q", *texts)]).kinds().tolist() == [kind]
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_each_kind_where_it_is(texts: list[tuple[str, int]], kind: str) -> None:
         ("", False),
     ],
 )
-def test_what_counts_as_a_refusal(answer: str, refuses: bool) -> None:
+def test_refusal_detection(answer: str, refuses: bool) -> None:
     assert make_refusal_detector(["no clue"])(answer) is refuses
 
 
-def test_the_studys_own_phrase_refuses(tmp_path: Path) -> None:
+def test_phrase_of_the_study_is_a_refusal(tmp_path: Path) -> None:
     study = write_answered_study(tmp_path, [question("q", ("Ask me not", 10))])
     for phrase, kind in (("Ask me not!", REFUSED), ("I don't know", SINGLE_ANSWER)):
         kinds = collected(StudyData(study=study, idk_phrase=phrase), collect_error_kinds)
@@ -116,61 +116,63 @@ def some() -> list[AnsweredQuestion]:
 
 
 def test_shares_are_of_the_category_and_of_all_questions() -> None:
-    found = found_in(some())
-    rows = {row[0]: row[1:] for row in error_kinds.error_kinds_table(found).rows}
+    result = classify_questions(some())
+    rows = {row[0]: row[1:] for row in error_kinds.error_kinds_table(result).rows}
     assert list(rows) == [*ERROR_KINDS, "total"]
     assert rows[SINGLE_ANSWER] == (5, 50.0, 0, 0.0, 12.5)
     assert rows[SCATTERED] == (5, 50.0, 9, 90.0, 35.0)
     assert rows[REFUSED] == (0, 0.0, 1, 10.0, 2.5)
     assert rows["total"] == (10, 100.0, 10, 100.0, 50.0)
-    by_relation = {row[:2]: row[2:] for row in error_kinds.error_kinds_by_relation_table(found).rows}
+    by_relation = {row[:2]: row[2:] for row in error_kinds.error_kinds_by_relation_table(result).rows}
     assert by_relation["P36", "Unknown"] == (9, 0.0, 0.0, 100.0, 0.0, 0.0, 0.0, 10.0)
     assert by_relation["P19", "WeaklyKnown"] == (5, 100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
     assert by_relation["all", "Unknown"][:4] == (10, 0.0, 0.0, 90.0)
     assert ("P36", "HighlyKnown") not in by_relation
 
 
-def test_the_order_of_the_questions_does_not_matter() -> None:
-    one, other = found_in(some()), found_in(some()[::-1])
-    assert np.array_equal(one.counts_Q6, other.counts_Q6)
-    assert np.array_equal(one.relations, other.relations)
-    assert one.examples == other.examples
-    assert [sum(e.kind == kind for e in one.examples) for kind in (SINGLE_ANSWER, SCATTERED, REFUSED)] == [3, 6, 1]
+def test_result_does_not_depend_on_question_order() -> None:
+    item, other = classify_questions(some()), classify_questions(some()[::-1])
+    assert np.array_equal(item.counts_Q6, other.counts_Q6)
+    assert np.array_equal(item.relations, other.relations)
+    assert item.examples == other.examples
+    assert [sum(e.kind == kind for e in item.examples) for kind in (SINGLE_ANSWER, SCATTERED, REFUSED)] == [3, 6, 1]
 
 
-def test_examples_show_what_was_said_most() -> None:
-    rows = error_kinds.error_examples_table(found_in([question("q", ("Rome", 3), ("rome", 4), ("", 2))])).rows
+def test_examples_show_the_most_frequent_answers() -> None:
+    rows = error_kinds.error_examples_table(classify_questions([question("q", ("Rome", 3), ("rome", 4), ("", 2))])).rows
     assert rows == ((SCATTERED, "Unknown", "P19", "Where was q born?", "Oslo", "rome (7), (empty) (2), of 9"),)
 
 
-def test_a_stricter_limit_calls_fewer_questions_settled() -> None:
+def test_higher_threshold_gives_fewer_single_answers() -> None:
     rng = np.random.default_rng(0)
-    asked = [
+    answered = [
         question(f"q{i}", *[(f"Town {k}", int(n)) for k, n in enumerate(rng.geometric(0.2, 4) ** 2)]) for i in range(80)
     ]
-    by_limit = threshold_sensitivity(found_in(asked))
+    by_limit = threshold_sensitivity(classify_questions(answered))
     ones = [of_kind[SINGLE_ANSWER] for of_kind in by_limit.values()]
     assert ones == sorted(ones, reverse=True)
     assert ones[0] > ones[-1]
     assert all(sum(of_kind.values()) == 80 for of_kind in by_limit.values())
-    assert by_limit[DOMINANCE_THRESHOLD][TWO_ANSWERS] == int((found_in(asked).kinds() == TWO_ANSWERS).sum())
+    assert by_limit[DOMINANCE_THRESHOLD][TWO_ANSWERS] == int(
+        (classify_questions(answered).kinds() == TWO_ANSWERS).sum()
+    )
 
 
-def test_labels_mode_counts_greedy_answers_and_says_so(tmp_path: Path) -> None:
-    asked = [replace(question("q", ("Rome", 10)), sampled=((None, "Paris"),) * 10)]
-    data = StudyData(study=write_answered_study(tmp_path, asked, mode="labels"), idk_phrase="")
+def test_labels_mode_uses_greedy_answers(tmp_path: Path) -> None:
+    answered = [replace(question("q", ("Rome", 10)), sampled=((None, "Paris"),) * 10)]
+    data = StudyData(study=write_answered_study(tmp_path, answered, mode="labels"), idk_phrase="")
     kinds = collected(data, collect_error_kinds)
     assert kinds is not None
     assert kinds.decoding == "greedy"
-    assert [one.answers for one in kinds.examples] == [(("Rome", 10),)]
+    assert [item.answers for item in kinds.examples] == [(("Rome", 10),)]
     assert "labels mode" in error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: kinds})).text
 
 
-def test_what_is_missing_is_said_and_never_drawn_empty() -> None:
+def test_missing_data_is_reported_instead_of_empty_figures() -> None:
     error_kinds_section = error_kinds.error_kinds_section(StudyData())
     assert error_kinds_section.is_empty
     assert "--estimator sampled" in str(error_kinds_section.exhibits[0].missing)
-    known = found_in([question("k", ("Oslo", 10), category="HighlyKnown")])
+    known = classify_questions([question("k", ("Oslo", 10), category="HighlyKnown")])
     exhibits = error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: known})).exhibits
     assert [exhibit.missing for exhibit in exhibits[:2]] == [
         "there are no WeaklyKnown or Unknown questions",
@@ -180,8 +182,10 @@ def test_what_is_missing_is_said_and_never_drawn_empty() -> None:
         error_kinds.error_examples_table(known)
 
 
-def test_the_figures_name_every_kind_that_is_there_and_no_other() -> None:
-    error_kinds_section = error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: found_in(some())}))
+def test_figures_label_exactly_the_kinds_present() -> None:
+    error_kinds_section = error_kinds.error_kinds_section(
+        StudyData(parts={collect_error_kinds: classify_questions(some())})
+    )
     assert not [exhibit.missing for exhibit in error_kinds_section.exhibits if exhibit.missing]
     svg = drawing(error_kinds_section.exhibits[0])
     assert all(f">{name}<" in svg for name in (SINGLE_ANSWER, SCATTERED, REFUSED, "WeaklyKnown", "Unknown"))
@@ -191,8 +195,8 @@ def test_the_figures_name_every_kind_that_is_there_and_no_other() -> None:
     assert "Of 10 Unknown questions, 0 % have one answer" in error_kinds_section.text
 
 
-def test_in_a_world_the_kinds_stand_beside_what_was_planted() -> None:
-    found = found_in(some())
+def test_kinds_by_planted_strength() -> None:
+    result = classify_questions(some())
     ids = ["zz", *(f"a{i}" for i in range(5)), *(f"c{i}" for i in range(4))]
     num = len(ids)
     planted = PlantedFacts(
@@ -202,21 +206,21 @@ def test_in_a_world_the_kinds_stand_beside_what_was_planted() -> None:
         **dict.fromkeys(("category", "cause"), np.array([""] * num)),
         **dict.fromkeys(("greedy", "sampled"), np.zeros(num)),
     )
-    assert error_kinds.error_kinds_by_strength_table(found, planted).rows == (
+    assert error_kinds.error_kinds_by_strength_table(result, planted).rows == (
         ("minority", 5, 100.0, 0.0, 0.0, 0.0, 0.0, 0.0),
         ("never", 4, 0.0, 0.0, 100.0, 0.0, 0.0, 0.0),
     )
     captions = [
         exhibit.caption
         for exhibit in error_kinds.error_kinds_section(
-            StudyData(parts={collect_error_kinds: found, load_planted: planted})
+            StudyData(parts={collect_error_kinds: result, load_planted: planted})
         ).exhibits
     ]
     assert sum("planted" in caption for caption in captions) == 1
     assert not [
-        one
-        for one in error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: found})).exhibits
-        if "planted" in one.caption
+        item
+        for item in error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: result})).exhibits
+        if "planted" in item.caption
     ]
 
 

@@ -1,4 +1,4 @@
-"""Time to fit: curves against hand-computed ones, ratios against planted ones, and what is missing."""
+"""Time to fit: survival curves, hazard ratios, log-rank tests and missing data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +56,7 @@ def planted(
     """WeaklyKnown rows fitted at `ratio` times the rate of Unknown ones, `late` times after half of the epochs."""
     rng = np.random.default_rng(0)
     half = last // 2
-    found = []
+    result = []
     for seed in range(seeds):
         waits: dict[str, list[int | None]] = {}
         for name, early in ((UNKNOWN, 1.0), (WEAKLY, ratio)):
@@ -68,11 +68,11 @@ def planted(
                 half + (clock - half * rate * early) / (rate * after),
             )
             waits[name] = [epoch if epoch <= last else None for epoch in np.ceil(times).astype(int).tolist()]
-        found.append(fits(waits, last, seed=seed))
-    return found
+        result.append(fits(waits, last, seed=seed))
+    return result
 
 
-def test_a_curve_is_kaplan_and_meiers_by_hand() -> None:
+def test_survival_curve_equals_hand_computed_kaplan_meier() -> None:
     curve = survival_curve(fits({HIGHLY: [1, 1, 2, 4, None]}, 5), HIGHLY)
     assert curve.epochs.tolist() == [0, 1, 2, 3, 4, 5]
     assert curve.unfitted_share == pytest.approx([1, 0.6, 0.4, 0.4, 0.2, 0.2])
@@ -87,16 +87,16 @@ def test_a_curve_is_kaplan_and_meiers_by_hand() -> None:
     assert (low, high) == pytest.approx((0.036224, 0.624465), abs=1e-5)  # Wilson's interval of 1 in 5
 
 
-def test_the_shortest_run_says_how_long_rows_are_followed() -> None:
+def test_pooled_runs_are_observed_up_to_the_shortest_run() -> None:
     rows = pool_runs([fits({UNKNOWN: [1, 3, None]}, 3), fits({UNKNOWN: [2, 5, 6]}, 6, seed=1)])
     assert rows.last_epoch == 3
     assert rows.fitted.tolist() == [True, True, False, True, False, False]
     assert survival_curve(rows, UNKNOWN).unfitted_share == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6])
 
 
-def test_seeds_that_agree_do_not_narrow_the_bands() -> None:
-    one = fits({UNKNOWN: [1, 2, 2, 3, 4, 4, None, None]}, 4)
-    curves = [survival_curve(rows, UNKNOWN) for rows in (one, pool_runs([one] * 3))]
+def test_identical_seeds_do_not_narrow_the_bands() -> None:
+    item = fits({UNKNOWN: [1, 2, 2, 3, 4, 4, None, None]}, 4)
+    curves = [survival_curve(rows, UNKNOWN) for rows in (item, pool_runs([item] * 3))]
     assert curves[1].unfitted_share == pytest.approx(curves[0].unfitted_share)
     assert (curves[1].low[1:], curves[1].high[1:]) == (
         pytest.approx(curves[0].low[1:], abs=1e-6),
@@ -113,21 +113,21 @@ def test_categories_without_rows_have_no_curve() -> None:
         survival_curve(rows, WEAKLY)
 
 
-def test_a_planted_ratio_is_found_within_its_interval() -> None:
+def test_interval_covers_the_simulated_hazard_ratio() -> None:
     (rows,) = planted(4000, 2.6)
-    found = hazard_ratio(rows, WEAKLY, UNKNOWN)
+    result = hazard_ratio(rows, WEAKLY, UNKNOWN)
     # The planted value lies outside in one of 20 draws; this one is fixed, and its interval is 10 % wide.
-    assert found.low < 2.6 < found.high
-    assert found.high / found.low < 1.15
-    assert found.cox == pytest.approx(found.value, rel=0.05)
-    assert found.change is not None
-    assert found.change.p_value > 0.05
-    assert found.num_questions == (4000, 4000)
+    assert result.low < 2.6 < result.high
+    assert result.high / result.low < 1.15
+    assert result.cox == pytest.approx(result.value, rel=0.05)
+    assert result.change is not None
+    assert result.change.p_value > 0.05
+    assert result.num_questions == (4000, 4000)
     back = hazard_ratio(rows, UNKNOWN, WEAKLY)
-    assert (back.value, back.low, back.high) == pytest.approx((1 / found.value, 1 / found.high, 1 / found.low))
+    assert (back.value, back.low, back.high) == pytest.approx((1 / result.value, 1 / result.high, 1 / result.low))
 
 
-def test_a_ratio_that_changes_is_seen_to_change() -> None:
+def test_changing_ratio_is_detected() -> None:
     (rows,) = planted(3000, 4.0, late=1.0, rate=0.08)
     change = hazard_ratio(rows, WEAKLY, UNKNOWN).change
     assert change is not None
@@ -138,7 +138,7 @@ def test_a_ratio_that_changes_is_seen_to_change() -> None:
     assert change.p_value < 1e-3
 
 
-def test_the_same_rows_thrice_make_the_ratio_no_surer() -> None:
+def test_repeated_rows_do_not_narrow_the_interval() -> None:
     (rows,) = planted(150, 2.0)
     once, thrice = (hazard_ratio(pool_runs([rows] * times), WEAKLY, UNKNOWN) for times in (1, 3))
     assert thrice.value == pytest.approx(once.value, rel=1e-4)
@@ -146,10 +146,10 @@ def test_the_same_rows_thrice_make_the_ratio_no_surer() -> None:
     assert np.log(thrice.high / thrice.low) == pytest.approx(np.log(once.high / once.low), rel=0.02)
 
 
-def test_many_epochs_are_taken_together_without_moving_the_ratio() -> None:
+def test_grouping_epochs_does_not_bias_the_ratio() -> None:
     (rows,) = planted(3000, 2.6, last=60, rate=0.03)
-    found = hazard_ratio(rows, WEAKLY, UNKNOWN)
-    assert found.low < 2.6 < found.high
+    result = hazard_ratio(rows, WEAKLY, UNKNOWN)
+    assert result.low < 2.6 < result.high
 
 
 @pytest.mark.parametrize(
@@ -161,21 +161,21 @@ def test_many_epochs_are_taken_together_without_moving_the_ratio() -> None:
         ([1, 2] * 4, [2, 3] * 9, "needs 10 questions"),
     ],
 )
-def test_a_ratio_without_bound_is_none(weakly: list, unknown: list, why: str) -> None:
+def test_unbounded_ratio_is_refused(weakly: list, unknown: list, why: str) -> None:
     with pytest.raises(InsufficientDataError, match=why):
         hazard_ratio(fits({WEAKLY: weakly, UNKNOWN: unknown}, 4), WEAKLY, UNKNOWN)
 
 
-def test_pairs_are_tested_seed_by_seed_and_corrected() -> None:
+def test_log_rank_tests_per_seed_with_holm_correction() -> None:
     clear = {HIGHLY: [1] * 30, WEAKLY: [3] * 30, UNKNOWN: [3] * 29 + [4]}
     none = {HIGHLY: [1, 3] * 15, WEAKLY: [1, 3] * 15, UNKNOWN: [1, 3] * 15}
-    found = {(one.first, one.second): one for one in log_rank_tests([fits(clear, 4)])}
-    assert set(found) == {(HIGHLY, WEAKLY), (HIGHLY, UNKNOWN), (WEAKLY, UNKNOWN)}
-    assert found[HIGHLY, WEAKLY].p_value < 1e-9
-    assert found[WEAKLY, UNKNOWN].p_value > 0.1
-    smallest = min(one.p_value for one in found.values())
-    assert min(one.p_adjusted for one in found.values()) == pytest.approx(3 * smallest)
-    both = {(one.first, one.second): one for one in log_rank_tests([fits(clear, 4), fits(none, 4, seed=1)])}
+    result = {(item.first, item.second): item for item in log_rank_tests([fits(clear, 4)])}
+    assert set(result) == {(HIGHLY, WEAKLY), (HIGHLY, UNKNOWN), (WEAKLY, UNKNOWN)}
+    assert result[HIGHLY, WEAKLY].p_value < 1e-9
+    assert result[WEAKLY, UNKNOWN].p_value > 0.1
+    smallest = min(item.p_value for item in result.values())
+    assert min(item.p_adjusted for item in result.values()) == pytest.approx(3 * smallest)
+    both = {(item.first, item.second): item for item in log_rank_tests([fits(clear, 4), fits(none, 4, seed=1)])}
     assert both[HIGHLY, WEAKLY].p_value == pytest.approx(1.0)
     for same in ({HIGHLY: [1] * 5, UNKNOWN: [1] * 5}, {HIGHLY: [None] * 5, UNKNOWN: [None] * 5}):
         assert log_rank_tests([fits(same, 4)])[0].p_value == 1.0
@@ -207,21 +207,21 @@ VARIANTS = {
 }
 
 
-def test_only_training_rows_of_the_sweep_are_loaded(tmp_path: Path) -> None:
+def test_load_only_training_rows_of_the_sweep(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     table = rows_table(
         [("a", "train", UNKNOWN, 2), ("b", "train", HIGHLY, None), ("c", "test", UNKNOWN, 1), ("d", "dev", None, 1)]
     )
     for name in ("unknown-050", "idk-050"):
         study.child("runs", f"{name}-seed0").write_table("rows.parquet", table)
-    (found,) = load_time_to_fit(study, [run("unknown-050"), run("idk-050"), run("unknown-000")], VARIANTS)
-    assert (found.variant, found.seeds, found.last_epoch) == ("unknown-050", (0,), 3)
-    assert found.question_ids.tolist() == ["a", "b"]
-    assert (found.epochs.tolist(), found.fitted.tolist()) == ([2, 3], [True, False])
+    (result,) = load_time_to_fit(study, [run("unknown-050"), run("idk-050"), run("unknown-000")], VARIANTS)
+    assert (result.variant, result.seeds, result.last_epoch) == ("unknown-050", (0,), 3)
+    assert result.question_ids.tolist() == ["a", "b"]
+    assert (result.epochs.tolist(), result.fitted.tolist()) == ([2, 3], [True, False])
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         (("a", "train", "Odd", 1), "column category holds 'Odd'"),
         (("a", "train", None, 1), "has categories"),
@@ -230,10 +230,10 @@ def test_only_training_rows_of_the_sweep_are_loaded(tmp_path: Path) -> None:
         (("a", "test", UNKNOWN, 1), "has no rows of the train split"),
     ],
 )
-def test_a_table_that_contradicts_its_run_is_an_error(tmp_path: Path, row: tuple, told: str) -> None:
+def test_inconsistent_rows_table_is_refused(tmp_path: Path, row: tuple, message: str) -> None:
     study = Folder(str(tmp_path))
     study.child("runs", "unknown-050-seed0").write_table("rows.parquet", rows_table([row]))
-    with pytest.raises(StudyError, match=rf"rows\.parquet.* {told}.*expected.* again"):
+    with pytest.raises(StudyError, match=rf"rows\.parquet.* {message}.*expected.* again"):
         load_time_to_fit(study, [run("unknown-050")], VARIANTS)
 
 
@@ -243,7 +243,7 @@ def study_of(fit_times: Sequence[TimeToFit]) -> StudyData:
     return StudyData(variants=variants, runs=runs, parts={load_time_to_fit: tuple(fit_times)})
 
 
-def test_the_section_tells_the_ratio_and_what_is_never_fitted() -> None:
+def test_section_reports_ratio_and_never_fitted_rows() -> None:
     known = [fits({HIGHLY: [1] * 12, WEAKLY: [1, 2, 3] * 4}, 10, variant="unknown-000", seed=seed) for seed in (0, 1)]
     data = study_of([*planted(400, 2.6, seeds=2), *known])
     shown = time_to_fit_section(data)
@@ -261,7 +261,7 @@ def test_the_section_tells_the_ratio_and_what_is_never_fitted() -> None:
     assert [row[:2] for row in category_pair_table(data).rows] == [(WEAKLY, UNKNOWN)]
 
 
-def test_without_first_fits_the_section_says_what_is_missing() -> None:
+def test_section_reports_missing_rows_tables() -> None:
     for data, why in ((StudyData(), "needs"), (study_of([]), r"needs a finished run of variant unknown-050")):
         shown = time_to_fit_section(data)
         assert shown.is_empty

@@ -1,4 +1,4 @@
-"""What a model forgot, and where the answers stand that it gives instead: on runs as the sweep stores them."""
+"""Forgotten facts and match rates of the new answers, on runs as the sweep stores them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,18 +36,18 @@ TARGETS = [("t1", "Unknown", "Rome"), ("t2", "HighlyKnown", "Bonn")]
 """The fine-tuning set: question, category, target."""
 
 
-def asked() -> list[AnsweredQuestion]:
+def questions() -> list[AnsweredQuestion]:
     return [
         AnsweredQuestion(
-            question_id=one,
+            question_id=item,
             gold=(GOLD,),
             greedy=(GOLD,) * 10,
             sampled=((GOLD,),) * 10,
             relation=relation,
-            split="train" if one.startswith("t") else "test",
+            split="train" if item.startswith("t") else "test",
             category="HighlyKnown",
         )
-        for one, relation in RELATIONS.items()
+        for item, relation in RELATIONS.items()
     ]
 
 
@@ -65,8 +65,8 @@ def write_run(
     tables, sums = [], []
     for epoch, (texts, right) in enumerate(zip(epochs, dev, strict=True), start=1):
         rows = [
-            {"question_id": one, "split": "test", "category": "HighlyKnown", "hit": text == GOLD, "text": text}
-            for one, text in texts.items()
+            {"question_id": item, "split": "test", "category": "HighlyKnown", "hit": text == GOLD, "text": text}
+            for item, text in texts.items()
         ]
         rows.append({"question_id": "a", "split": "dev", "category": None, "hit": epoch == 1, "text": "of dev"})
         tables.append(pa.Table.from_pylist([{**row, "loss": None} for row in rows], schema=PREDICTIONS_SCHEMA))
@@ -106,7 +106,7 @@ AFTER = {"a": "rome.", "b": "Kyiv", "c": "Rome", "d": GOLD, "e": "Rome", "f": "K
 @pytest.fixture
 def study(tmp_path: Path) -> Folder:
     folder = Folder(str(tmp_path))
-    write_questions(folder, [question.question for question in asked()])
+    write_questions(folder, [question.question for question in questions()])
     write_variant(folder, "unknown-050")
     return folder
 
@@ -130,13 +130,13 @@ def load(study: Folder, **tables: pa.Table) -> tuple[RunForgetting, ...]:
     return load_forgetting(study, runs)
 
 
-def test_a_lost_fact_is_right_at_the_best_dev_epoch_and_wrong_after_the_last(study: Folder) -> None:
+def test_lost_facts_are_correct_at_the_best_dev_epoch_and_wrong_after_the_last(study: Folder) -> None:
     everything_wrong = dict.fromkeys(BEFORE, "x")
     table = write_run(study, "r0", [everything_wrong, BEFORE, everything_wrong, AFTER], dev=[3, 5, 5, 4])
     (found,) = load(study, r0=table)
     assert (found.epoch_before, found.epoch_after) == (2, 4), "ties go to the earliest epoch"
     assert (found.num_correct_before, found.num_correct_after, found.num_gained) == (3, 2 - 1, 1)
-    assert [(one.question_id, one.before, one.after, one.relation) for one in found.lost] == [
+    assert [(item.question_id, item.before, item.after, item.relation) for item in found.lost] == [
         ("a", GOLD, "rome.", "P19"),
         ("b", GOLD, "Kyiv", "P19"),
         ("c", GOLD, "Rome", "P36"),
@@ -145,9 +145,9 @@ def test_a_lost_fact_is_right_at_the_best_dev_epoch_and_wrong_after_the_last(stu
     assert found.lost[0].gold == (GOLD,)
 
 
-def test_where_the_new_answers_stand(study: Folder) -> None:
+def test_new_answers_are_matched_with_targets(study: Folder) -> None:
     (found,) = load(study, r0=write_run(study, "r0", [BEFORE, AFTER], dev=[2, 1]))
-    assert [one.target_counts for one in found.lost] == [
+    assert [item.target_counts for item in found.lost] == [
         TargetCounts(1, 1, 1, 1),  # the target of an Unknown row of its relation
         TargetCounts(1, 0, 0, 0),
         TargetCounts(1, 1, 0, 1),  # of a row of another relation
@@ -155,15 +155,15 @@ def test_where_the_new_answers_stand(study: Folder) -> None:
     # e and f were wrong at both epochs: Kyiv and Kyiv, then Rome and Kyiv; d was won, and is no chance of anything.
     assert found.baseline_after == {"P19": TargetCounts(2, 1, 1, 1)}
     assert found.baseline_before == {"P19": TargetCounts(2, 0, 0, 0)}
-    one = match_rate([found], "any_row")
-    assert (one.num, one.total, round(one.percent, 1)) == (2, 3, 66.7)
-    assert (one.chance, one.earlier) == (50.0, 0.0)
-    assert one.low < one.percent < one.high
+    item = match_rate([found], "any_row")
+    assert (item.num, item.total, round(item.percent, 1)) == (2, 3, 66.7)
+    assert (item.chance, item.earlier) == (50.0, 0.0)
+    assert item.low < item.percent < item.high
     assert match_rate([found], "same_relation").num == 1
-    assert one.p_value == pytest.approx(1.0)  # 2 of 3 against a half
+    assert item.p_value == pytest.approx(1.0)  # 2 of 3 against a half
 
 
-def test_an_empty_answer_stands_nowhere_and_a_known_target_is_no_unknown_row() -> None:
+def test_empty_answers_match_nothing_and_known_targets_are_not_unknown_rows() -> None:
     targets = TargetIndex([("P19", "HighlyKnown", "Rome"), ("P36", "Unknown", "The")])
     assert targets.target_counts("", "P36") == TargetCounts(1, 0, 0, 0)
     assert targets.target_counts("a", "P36") == TargetCounts(1, 0, 0, 0)
@@ -184,7 +184,7 @@ def lost(relation: str, question_id: str = "q", after: str = "Rome", stands: boo
     )
 
 
-def test_chance_has_the_relations_of_the_lost_facts() -> None:
+def test_chance_rate_is_weighted_by_the_relations_of_the_lost_facts() -> None:
     others = {"P19": TargetCounts(10, 9, 0, 0), "P36": TargetCounts(90, 9, 0, 0)}
     three = [lost("P19"), lost("P19"), lost("P36")]
     assert chance_rate([(three, others)], "any_row") == pytest.approx((0.9 + 0.9 + 0.1) / 3)
@@ -210,7 +210,7 @@ def run_loss(*facts: ForgottenFact, right: int = 10, variant: str = "unknown-050
     )
 
 
-def test_a_rate_far_from_chance_is_told_from_one_near_it() -> None:
+def test_p_value_separates_match_rate_from_chance() -> None:
     in_set, out = lost("P19", stands=True), lost("P19")
     assert match_rate([run_loss(*[in_set] * 50)], "any_row").p_value < 1e-10  # type: ignore[operator]
     near = match_rate([run_loss(*[in_set] * 26), run_loss(*[out] * 24, seed=1)], "any_row")
@@ -223,7 +223,7 @@ def test_a_rate_far_from_chance_is_told_from_one_near_it() -> None:
         forgetting_rate([run_loss(right=0)])
 
 
-def test_where_nothing_was_lost_there_is_no_rate(study: Folder) -> None:
+def test_no_match_rate_without_lost_facts(study: Folder) -> None:
     (found,) = load(study, r0=write_run(study, "r0", [AFTER, BEFORE], dev=[1, 2]))
     assert found.epoch_before == found.epoch_after == 2
     assert found.lost == ()
@@ -233,31 +233,31 @@ def test_where_nothing_was_lost_there_is_no_rate(study: Folder) -> None:
         select_runs_forgetting([found], "natural", "test")
 
 
-def test_predictions_that_were_not_kept_leave_chance_unknown(study: Folder) -> None:
+def test_no_chance_rate_without_stored_predictions(study: Folder) -> None:
     (found,) = load(study, r0=write_run(study, "r0", [BEFORE, AFTER], dev=[2, 1], keep=False))
-    one = match_rate([found], "any_row")
-    assert (one.num, one.chance, one.p_value, one.earlier) == (2, None, None, None)
+    item = match_rate([found], "any_row")
+    assert (item.num, item.chance, item.p_value, item.earlier) == (2, None, None, None)
 
 
-def test_runs_without_the_file_and_studies_without_questions_are_left_out(study: Folder) -> None:
+def test_runs_without_the_table_and_studies_without_questions_are_skipped(study: Folder) -> None:
     table = write_run(study, "r0", [BEFORE, AFTER], dev=[2, 1], lost=False)
     assert load(study, r0=table) == ()
     other = write_run(study, "r1", [BEFORE, AFTER], dev=[2, 1])
-    assert [one.run_id for one in load(study, r0=table, r1=other)] == ["r1"]
+    assert [item.run_id for item in load(study, r0=table, r1=other)] == ["r1"]
     study.child("questions").delete("manifest.json")
     assert load(study, r1=other) == ()
 
 
-def test_replacements_count_answers_facts_and_what_they_replaced() -> None:
+def test_replacements_count_answers_and_facts() -> None:
     facts = (lost("P19", "q1", "Rome", stands=True), lost("P19", "q2", "rome"), lost("P36", "q3", "Rome"))
     found = replacements([run_loss(*facts), run_loss(facts[0], seed=1)])
-    assert [tuple(one) for one in found] == [("P19", "Rome", 3, 2, 1, 2), ("P36", "Rome", 1, 1, 1, 0)]
+    assert [tuple(item) for item in found] == [("P19", "Rome", 3, 2, 1, 2), ("P36", "Rome", 1, 1, 1, 0)]
     assert len(replacements([run_loss(*(lost("P19", f"q{i}", f"Town {i}") for i in range(30)))], limit=20)) == 20
 
 
 def whole_study(root: Path) -> StudyData:
     """Two shares, two seeds, as they lie in a folder."""
-    study = write_answered_study(root, asked())
+    study = write_answered_study(root, questions())
     counts: dict[str, object] = {}
     for share in (0, 50):
         name = f"unknown-{share:03d}"
@@ -271,7 +271,7 @@ def whole_study(root: Path) -> StudyData:
     return load_study(study)
 
 
-def test_the_page_shows_losses_examples_and_a_file_of_all(tmp_path: Path) -> None:
+def test_section_shows_losses_examples_and_linked_table(tmp_path: Path) -> None:
     data = whole_study(tmp_path)
     forgetting_section = forgetting.forgetting_section(data)
     missing = {exhibit.caption: exhibit.missing for exhibit in forgetting_section.exhibits if exhibit.missing}
@@ -280,7 +280,7 @@ def test_the_page_shows_losses_examples_and_a_file_of_all(tmp_path: Path) -> Non
     assert rows["unknown-050"] == ("50 %", "1 to 2", 6, 6, 100.0, 2, "67 (50)", "33 (50)", "67 (50)")
     assert rows["unknown-000"][6:] == ("0 (0)", "0 (0)", "0 (0)")
     examples = forgetting.forgotten_examples_table(data).rows
-    assert sorted(str(row[2]) for row in examples) == [f"Where was {one} born?" for one in "abc"]
+    assert sorted(str(row[2]) for row in examples) == [f"Where was {item} born?" for item in "abc"]
     assert forgetting.forgotten_examples_table(data).rows == examples
     everything = forgetting.forgotten_facts_table(data)
     assert len(everything.rows) == 4 * 3
@@ -303,22 +303,22 @@ def drawing(exhibit: Exhibit) -> str:
     return exhibit.figure.svg
 
 
-def test_what_is_missing_is_said() -> None:
+def test_missing_data_is_reported() -> None:
     forgetting_section = forgetting.forgetting_section(StudyData())
     assert forgetting_section.is_empty
     assert {exhibit.missing for exhibit in forgetting_section.exhibits} == {
         "needs a finished run",
         "no run lost a correct answer between its best dev epoch and its last",
     }
-    one = StudyData(
+    item = StudyData(
         parts={load_forgetting: (run_loss(lost("P19")),)},
         variants={"unknown-050": Variant(name="unknown-050", kind="unknown", share=0.5, num=2)},
     )
     assert "needs runs at 1 or more shares of Unknown rows" in str(
-        forgetting.forgetting_section(one).exhibits[0].missing
+        forgetting.forgetting_section(item).exhibits[0].missing
     )
-    assert forgetting.forgetting_section(one).exhibits[2].missing is None, "the table needs no sweep"
+    assert forgetting.forgetting_section(item).exhibits[2].missing is None, "the table needs no sweep"
 
 
-def test_the_columns_are_those_that_a_training_writes() -> None:
+def test_columns_agree_with_the_schema_of_finetune() -> None:
     assert set(RIGHT_TO_WRONG_SCHEMA.names) == {"question_id", "split", "category", "text_before", "text_after"}

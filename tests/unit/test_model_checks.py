@@ -1,4 +1,4 @@
-"""Whether the linear model fits: on points where it is right, and on points where it is wrong in a known way."""
+"""Checks of the linear model on simulated points, and on the paper's."""
 
 from dataclasses import replace
 
@@ -36,15 +36,15 @@ def points(
     return RegressionSample(x_P2=x, y_P=y, runs_P=runs, sets_P=runs, shares_P=np.repeat(np.arange(10) / 10, 20))
 
 
-def test_points_on_a_plane_fit() -> None:
-    found = check_sample_residuals(points(0))
-    assert found.r_squared > 0.9
-    assert found.residuals_P.mean() == pytest.approx(0, abs=1e-9)
-    assert found.durbin_watson == pytest.approx(2, abs=0.4)
-    assert describe_fit(found).startswith("the model fits: it explains")
+def test_points_on_a_plane_pass_all_checks() -> None:
+    result = check_sample_residuals(points(0))
+    assert result.r_squared > 0.9
+    assert result.residuals_P.mean() == pytest.approx(0, abs=1e-9)
+    assert result.durbin_watson == pytest.approx(2, abs=0.4)
+    assert describe_fit(result).startswith("the model fits: it explains")
 
 
-def test_each_fault_is_named() -> None:
+def test_violated_assumptions_are_named() -> None:
     assert "residuals are curved (RESET" in describe_fit(check_sample_residuals(points(0, bend=0.2)))
     assert "residuals of neighbouring epochs are correlated (Durbin-Watson" in describe_fit(
         check_sample_residuals(points(0, drift=1.0))
@@ -54,16 +54,16 @@ def test_each_fault_is_named() -> None:
     assert fan.endswith("the intervals account for that")
 
 
-def test_a_model_that_explains_little_does_not_fit() -> None:
+def test_low_r_squared_does_not_fit() -> None:
     assert describe_fit(check_sample_residuals(points(0, noise=30.0))).startswith("the model does not fit: it explains")
 
 
-def test_faults_are_seldom_seen_where_there_is_none() -> None:
+def test_false_positive_rates_of_the_checks() -> None:
     """At p < 0.05 each; 25 of 200 alarms where 10 are expected have probability under 0.001."""
-    found = [check_sample_residuals(points(seed)) for seed in range(200)]
-    assert sum(one.breusch_pagan_p < 0.05 for one in found) <= 25
-    assert sum(one.reset_p < 0.05 for one in found) <= 25
-    assert not [one for one in found if one.durbin_watson is not None and one.durbin_watson < 1]
+    result = [check_sample_residuals(points(seed)) for seed in range(200)]
+    assert sum(item.breusch_pagan_p < 0.05 for item in result) <= 25
+    assert sum(item.reset_p < 0.05 for item in result) <= 25
+    assert not [item for item in result if item.durbin_watson is not None and item.durbin_watson < 1]
 
 
 def known_too(data: StudyData) -> StudyData:
@@ -75,7 +75,7 @@ def known_too(data: StudyData) -> StudyData:
     return replace(data, variants={**data.variants, "known-050": variant}, runs=(*data.runs, run))
 
 
-def test_the_choices_take_the_points_they_say() -> None:
+def test_selections_have_the_expected_points() -> None:
     data = known_too(linear(7, -8, 0.4))
     num = {
         (epochs, include_known): len(
@@ -94,14 +94,14 @@ def test_the_choices_take_the_points_they_say() -> None:
     }
 
 
-def test_fitted_rows_of_d_known_count_in_units_of_the_d_they_come_from() -> None:
+def test_fitted_rows_of_d_known_are_divided_by_the_size_of_d() -> None:
     chosen = regression_sample(known_too(linear(7, -8, 0.4)), "test", PointSelection(include_known=True))
     known, whole = (chosen.x_P2[chosen.runs_P == f"{name}-seed0"] for name in ("known-050", "unknown-050"))
     assert known[:, 0] == pytest.approx(whole[:, 0])
     assert (known[:, 1] == 0).all()
 
 
-def test_the_seeds_of_a_set_are_one_cluster() -> None:
+def test_seeds_of_a_set_are_one_cluster() -> None:
     data = linear(7, -8, 0.4)
     thrice = replace(
         data,
@@ -112,14 +112,14 @@ def test_the_seeds_of_a_set_are_one_cluster() -> None:
     once, again = fit_linear_model(data, "test"), fit_linear_model(thrice, "test")
     assert (once.num_runs, again.num_runs) == (7, 21)
     assert again.coefficients == pytest.approx(once.coefficients)
-    width = [one.high[1] - one.low[1] for one in (once, again)]
+    width = [item.high[1] - item.low[1] for item in (once, again)]
     assert width[1] == pytest.approx(width[0], rel=0.02), "the same runs told thrice are no surer"
 
 
-def test_every_choice_is_a_row_and_one_that_cannot_be_fitted_says_why() -> None:
-    found = list(fit_all_selections(linear(7, -8, 0.4)))
-    assert len(found) == 12
-    assert {one.missing_reason for one in found if one.points.include_known} == {
+def test_every_selection_has_a_fit_or_a_reason() -> None:
+    result = list(fit_all_selections(linear(7, -8, 0.4)))
+    assert len(result) == 12
+    assert {item.missing_reason for item in result if item.points.include_known} == {
         "needs runs at 1 or more shares of Unknown rows (kind known), there are 0"
     }
     table = point_selections_table(known_too(linear(7, -8, 0.4)))
@@ -129,17 +129,17 @@ def test_every_choice_is_a_row_and_one_that_cannot_be_fitted_says_why() -> None:
         point_selections_table(StudyData())
 
 
-def test_the_section_says_whether_the_model_fits() -> None:
-    found = linear_model_section(linear(7, -8, 0.4))
-    assert " In distribution, the model fits" in found.text
-    assert " Out of distribution, the model fits" in found.text
-    assert not any(exhibit.missing for exhibit in found.exhibits)
-    assert sum(exhibit.figure is not None for exhibit in found.exhibits) == 2
+def test_section_states_whether_the_model_fits() -> None:
+    result = linear_model_section(linear(7, -8, 0.4))
+    assert " In distribution, the model fits" in result.text
+    assert " Out of distribution, the model fits" in result.text
+    assert not any(exhibit.missing for exhibit in result.exhibits)
+    assert sum(exhibit.figure is not None for exhibit in result.exhibits) == 2
     assert len(linear_model_table(linear(7, -8, 0.4)).rows) == 6
     assert linear_model_section(StudyData()).is_empty
 
 
-def test_residuals_of_the_papers_own_points_are_those_that_were_reckoned() -> None:
+def test_fit_to_the_papers_points() -> None:
     """Least squares on early stop and convergence alone, read off figures 3a and 4."""
     model = fit_linear_model(paper_study(), "test", PointSelection(epochs="ends"))
     assert model.num_points == 14
@@ -149,7 +149,7 @@ def test_residuals_of_the_papers_own_points_are_those_that_were_reckoned() -> No
         check_residuals(paper_study(), "ood")
 
 
-def test_early_stop_is_needed_for_the_ends_alone() -> None:
+def test_early_stop_is_only_needed_for_the_ends() -> None:
     data = linear(7, -8, 0.4)
     blind = replace(data, runs=tuple(replace(run, early_epoch=None) for run in data.runs))
     assert len(regression_sample(blind, "test").y_P) == 140

@@ -1,4 +1,4 @@
-"""P(True): the prompt to the letter, thresholds and ties, the comparison at an equal share, and E20 three ways."""
+"""P(True): prompt, thresholds, ties, comparison at an equal share, and finding E20."""
 
 from dataclasses import replace
 
@@ -36,12 +36,12 @@ Is the proposed answer:
 The proposed answer is:"""
 
 
-def test_the_prompt_is_the_papers() -> None:
+def test_prompt_equals_the_papers() -> None:
     assert P_TRUE_PREFIX + p_true_suffix("Where is Paris located?", "France") == PROMPT
     assert P_TRUE_CHOICES == ("(A", "(B")
 
 
-def test_a_row_holds_both_chances_and_their_ratio() -> None:
+def test_row_has_both_probabilities_and_their_ratio() -> None:
     row = p_true_row("q", float(np.log(0.03)), float(np.log(0.01)))
     assert (row["p_a"], row["p_b"], row["p_true"]) == pytest.approx((0.03, 0.01, 0.75))
     assert p_true_row("q", -1000.0, -1001.0)["p_true"] == pytest.approx(1 / (1 + np.exp(-1)))
@@ -49,7 +49,7 @@ def test_a_row_holds_both_chances_and_their_ratio() -> None:
     assert p_true_row("q", -2000.0, 0.0)["p_true"] == 0.0
 
 
-def test_asking_for_p_true_changes_no_labels_and_labels_change_no_p_true() -> None:
+def test_p_true_and_labels_have_independent_fingerprints() -> None:
     base = AnnotateConfig()
     assert replace(base, p_true=True, p_true_of="all").identity() == base.identity()
     assert p_true_settings(replace(base, seed=3, num_exemplar_sets=4, matcher="raw", mode="labels")) == p_true_settings(
@@ -66,8 +66,8 @@ def study(
     ids = np.array([f"q{i:05d}" for i in range(len(hit))])
     categories = np.where(unknown, "Unknown", "MaybeKnown")
 
-    def rows(found: np.ndarray) -> Predictions:
-        return Predictions(question_ids=ids, categories=categories, hit=found)
+    def rows(result: np.ndarray) -> Predictions:
+        return Predictions(question_ids=ids, categories=categories, hit=result)
 
     runs = tuple(
         Run(
@@ -90,35 +90,35 @@ def study(
     )
 
 
-def test_every_threshold_is_swept_and_ties_enter_together() -> None:
+def test_threshold_curve_adds_ties_together() -> None:
     p_true = np.array([0.2, 0.5, 0.2, 0.9, 0.5, 0.5])
     hit = np.array([1, 1, 0, 1, 0, 0], dtype=bool)
-    found = threshold_curve(study(p_true, hit, hit), EARLY_STOP)
-    assert found.thresholds.tolist() == [0.5, 0.9, 1.0]
-    assert found.share.tolist() == pytest.approx([100 * 2 / 6, 100 * 5 / 6, 100])
-    assert found.accuracy.tolist() == pytest.approx([50, 40, 50])
-    for threshold, share, accuracy in zip(found.thresholds, found.share, found.accuracy, strict=True):
+    result = threshold_curve(study(p_true, hit, hit), EARLY_STOP)
+    assert result.thresholds.tolist() == [0.5, 0.9, 1.0]
+    assert result.share.tolist() == pytest.approx([100 * 2 / 6, 100 * 5 / 6, 100])
+    assert result.accuracy.tolist() == pytest.approx([50, 40, 50])
+    for threshold, share, accuracy in zip(result.thresholds, result.share, result.accuracy, strict=True):
         below = p_true < threshold
         assert (100 * below.mean(), 100 * hit[below].mean()) == pytest.approx((share, accuracy))
-    assert (found.se > 0).all()
+    assert (result.se > 0).all()
 
 
-def test_at_slicks_share_ties_count_as_what_drawing_from_them_gives() -> None:
+def test_ties_count_as_their_expectation() -> None:
     rng = np.random.default_rng(0)
     p_true = rng.integers(0, 4, 400) / 4.0
     hit, unknown = rng.random(400) < 0.2 + 0.5 * p_true, rng.random(400) < 0.4
-    found = compare_at_equal_share(study(p_true, hit, unknown), EARLY_STOP)
+    result = compare_at_equal_share(study(p_true, hit, unknown), EARLY_STOP)
     num = int(unknown.sum())
-    assert (found.num, found.share) == (num, 100 * num / 400)
-    assert found.slick.value == pytest.approx(100 * hit[unknown].mean())
+    assert (result.num, result.share) == (num, 100 * num / 400)
+    assert result.slick.value == pytest.approx(100 * hit[unknown].mean())
     drawn = [100 * hit[np.lexsort((rng.random(400), p_true))[:num]].mean() for _ in range(4000)]
     # The mean of 4,000 draws: five standard errors, a false alarm once in two million runs, and the seed is fixed.
-    assert abs(found.p_true.value - np.mean(drawn)) < 5 * np.std(drawn) / np.sqrt(4000)
-    assert found.gap.value == pytest.approx(found.slick.value - found.p_true.value)
-    assert found.threshold == np.sort(p_true)[num - 1]
+    assert abs(result.p_true.value - np.mean(drawn)) < 5 * np.std(drawn) / np.sqrt(4000)
+    assert result.gap.value == pytest.approx(result.slick.value - result.p_true.value)
+    assert result.threshold == np.sort(p_true)[num - 1]
 
 
-def test_scores_that_are_all_alike_say_nothing() -> None:
+def test_constant_scores_are_uninformative() -> None:
     rng = np.random.default_rng(1)
     hit, unknown = rng.random(300) < 0.3, rng.random(300) < 0.4
     alike = study(np.full(300, 0.5), hit, unknown)
@@ -127,7 +127,7 @@ def test_scores_that_are_all_alike_say_nothing() -> None:
     assert len(threshold_curve(alike, EARLY_STOP).share) == 1
 
 
-def test_the_error_of_the_gap_is_what_new_questions_would_show() -> None:
+def test_error_of_the_gap_agrees_with_simulation() -> None:
     """Against 300 studies drawn from the same source: their spread has an error of 4 %, so 25 % is six of them."""
 
     def drawn(rng: np.random.Generator) -> StudyData:
@@ -150,17 +150,17 @@ def test_the_error_of_the_gap_is_what_new_questions_would_show() -> None:
     )
 
 
-def test_seeds_that_differ_set_a_floor_under_the_error() -> None:
+def test_error_is_at_least_that_over_seeds() -> None:
     data = worse_and_better(slick=0.05, other=0.3, seeds=3)
     hits = data.runs[0].predictions[1, "test"]
     none = replace(hits, hit=np.where(hits.categories == "Unknown", False, hits.hit))
     other = replace(data.runs[0], predictions={(1, "test"): none, (2, "test"): none})
     spread = replace(data, runs=(other, *data.runs[1:]))
-    found = compare_at_equal_share(spread, EARLY_STOP)
+    result = compare_at_equal_share(spread, EARLY_STOP)
     by_seed = [compare_at_equal_share(replace(spread, runs=(run,)), EARLY_STOP).gap.value for run in spread.runs]
-    assert found.gap.value == pytest.approx(np.mean(by_seed))
-    assert found.gap.se >= np.std(by_seed, ddof=1) / np.sqrt(3) > 0
-    assert found.gap.num_seeds == 3
+    assert result.gap.value == pytest.approx(np.mean(by_seed))
+    assert result.gap.se >= np.std(by_seed, ddof=1) / np.sqrt(3) > 0
+    assert result.gap.num_seeds == 3
 
 
 def worse_and_better(slick: float, other: float, *, seeds: int = 1, size: int = 2000) -> StudyData:
@@ -173,7 +173,7 @@ def worse_and_better(slick: float, other: float, *, seeds: int = 1, size: int = 
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_e20_holds_where_slicks_questions_are_answered_right_less_often(seeds: int) -> None:
+def test_e20_holds_if_slick_questions_are_answered_correctly_less_often(seeds: int) -> None:
     verdict = findings.get("E20").check(worse_and_better(0.02, 0.3, seeds=seeds))
     assert verdict.holds is True
     assert verdict.own["unknown_percent"] == 25
@@ -183,30 +183,30 @@ def test_e20_holds_where_slicks_questions_are_answered_right_less_often(seeds: i
 
 
 @pytest.mark.parametrize(("slick", "other"), [(0.3, 0.02), (0.2, 0.2)])
-def test_e20_fails_where_they_are_not_or_where_noise_would_do(slick: float, other: float) -> None:
+def test_e20_fails_on_the_opposite_or_no_difference(slick: float, other: float) -> None:
     verdict = findings.get("E20").check(worse_and_better(slick, other))
     assert verdict.holds is False
     assert "points apart" in verdict.why
 
 
-def test_e20_fails_where_it_holds_at_one_checkpoint_alone() -> None:
+def test_e20_fails_if_it_holds_at_one_checkpoint_only() -> None:
     data = worse_and_better(0.02, 0.3)
     other = worse_and_better(0.3, 0.02).runs[0].predictions[1, "test"]
     run = replace(data.runs[0], predictions={(1, "test"): data.runs[0].predictions[1, "test"], (2, "test"): other})
     assert findings.get("E20").check(replace(data, runs=(run,))).holds is False
 
 
-def test_a_model_that_does_not_take_the_prompt_for_a_choice_is_told_of() -> None:
+def test_low_choice_mass_gives_a_warning() -> None:
     data = worse_and_better(0.02, 0.3)
     scores = p_true_scores(data)
     assert scores is not None
-    for choice_mass, told in ((0.4, False), (1e-7, True)):
-        found = with_p_true(data, replace(scores, choice_mass=choice_mass))
-        assert ("hardly an opinion" in findings.get("E20").check(found).why) == told
-        assert ("the two choices have less than 0.01 % of the probability" in p_true_section(found).text) == told
+    for choice_mass, is_warned in ((0.4, False), (1e-7, True)):
+        result = with_p_true(data, replace(scores, choice_mass=choice_mass))
+        assert ("is not informative" in findings.get("E20").check(result).why) == is_warned
+        assert ("the two choices have less than 0.01 % of the probability" in p_true_section(result).text) == is_warned
 
 
-def test_e20_is_not_testable_without_what_it_compares() -> None:
+def test_e20_is_not_testable_without_its_data() -> None:
     whole = worse_and_better(0.02, 0.3)
     scores = p_true_scores(whole)
     assert scores is not None
@@ -226,7 +226,7 @@ def test_e20_is_not_testable_without_what_it_compares() -> None:
             findings.get("E20").check(data)
 
 
-def test_questions_that_were_not_annotated_are_left_aside() -> None:
+def test_questions_without_annotation_are_excluded() -> None:
     data = worse_and_better(0.02, 0.3)
     hits, extra = data.runs[0].predictions[1, "test"], 300
     more = Predictions(
@@ -256,23 +256,23 @@ def with_prefixes(data: StudyData, *, unsure: bool = False) -> StudyData:
     return replace(data, parts={**data.parts, load_prefix_labels: labels})
 
 
-def test_the_last_point_of_slicks_curve_is_slicks_point() -> None:
+def test_last_point_of_the_prefix_curve_uses_all_exemplar_sets() -> None:
     data = with_prefixes(worse_and_better(0.02, 0.3))
     for checkpoint in (EARLY_STOP, CONVERGENCE):
         curve = prefix_curve(data, checkpoint)
         assert [point.sets for point in curve] == [1, 2, 3]
         assert [point.share for point in curve] == sorted((point.share for point in curve), reverse=True)
         assert curve[-1]._replace(sets=None) == slick_point(data, checkpoint)
-        found = compare_at_equal_share(data, checkpoint)
-        assert (curve[-1].share, curve[-1].accuracy) == (found.share, found.slick)
+        result = compare_at_equal_share(data, checkpoint)
+        assert (curve[-1].share, curve[-1].accuracy) == (result.share, result.slick)
 
 
-def test_the_section_shows_all_there_is() -> None:
+def test_section_shows_all_exhibits() -> None:
     data = with_prefixes(worse_and_better(0.02, 0.3))
-    found = p_true_section(data)
-    assert not [exhibit.missing for exhibit in found.exhibits if exhibit.missing]
-    assert "SliCK's are answered correctly less often than P(True)'s" in found.text
-    figure = found.exhibits[0].figure
+    result = p_true_section(data)
+    assert not [exhibit.missing for exhibit in result.exhibits if exhibit.missing]
+    assert "SliCK's are answered correctly less often than P(True)'s" in result.text
+    figure = result.exhibits[0].figure
     assert figure is not None
     assert "P(True), by threshold" in figure.svg
     assert "SliCK, 1 to 3 exemplar sets" in figure.svg
@@ -287,21 +287,21 @@ def test_the_section_shows_all_there_is() -> None:
     assert shares[-1] == 100
 
 
-def test_the_section_without_p_true_shows_slick_alone_and_says_what_is_missing() -> None:
-    found = p_true_section(with_p_true(with_prefixes(worse_and_better(0.02, 0.3)), None))
-    figure = found.exhibits[0].figure
+def test_section_without_p_true_shows_slick_alone() -> None:
+    result = p_true_section(with_p_true(with_prefixes(worse_and_better(0.02, 0.3)), None))
+    figure = result.exhibits[0].figure
     assert figure is not None
     assert "by threshold" not in figure.svg
-    missing = [exhibit.missing for exhibit in found.exhibits if exhibit.missing]
+    missing = [exhibit.missing for exhibit in result.exhibits if exhibit.missing]
     assert len(missing) == 2
     assert all("--p-true" in str(why) for why in missing)
 
 
-def test_the_section_in_labels_mode_shows_slicks_point_without_its_curve() -> None:
-    found = p_true_section(with_prefixes(worse_and_better(0.02, 0.3), unsure=True))
-    figure = found.exhibits[0].figure
+def test_section_in_labels_mode_has_no_prefix_curve() -> None:
+    result = p_true_section(with_prefixes(worse_and_better(0.02, 0.3), unsure=True))
+    figure = result.exhibits[0].figure
     assert figure is not None
     assert "exemplar sets" not in figure.svg
     assert ">SliCK</text>" in figure.svg
-    assert any("labels mode" in str(exhibit.missing) for exhibit in found.exhibits)
+    assert any("labels mode" in str(exhibit.missing) for exhibit in result.exhibits)
     assert p_true_section(StudyData()).is_empty

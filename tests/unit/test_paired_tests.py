@@ -1,4 +1,4 @@
-"""Two models on the same questions: each test against what is known, and all of them on rows."""
+"""Paired comparison of two models: McNemar, bootstrap, Holm, and the tables."""
 
 from dataclasses import replace
 
@@ -38,20 +38,20 @@ def seeds_of(data: StudyData, name: str, losses: tuple[float, ...]) -> StudyData
     return replace(data, runs=tuple(runs))
 
 
-def test_mcnemars_exact_test_is_a_sign_test_of_the_questions_that_differ() -> None:
+def test_mcnemar_is_a_sign_test_of_discordant_questions() -> None:
     first = np.array([True] * 30 + [False] * 14 + [True] * 50)
     second = np.array([False] * 30 + [True] * 14 + [True] * 50)
     assert mcnemar_p(first, second) == pytest.approx(binomtest(14, 44).pvalue)
     assert mcnemar_p(first, first) == 1.0
 
 
-def test_mcnemars_false_alarms_are_no_more_than_promised() -> None:
+def test_mcnemar_false_positive_rate() -> None:
     rng = np.random.default_rng(0)
     alarms = sum(mcnemar_p(rng.random(400) < 0.4, rng.random(400) < 0.4) < 0.05 for _ in range(200))
     assert alarms <= 22  # at most 10 expected; more than 22 of 200 has probability under 0.001
 
 
-def test_twice_the_median_holds_for_seeds_that_share_their_questions() -> None:
+def test_combined_p_values_are_valid_for_dependent_seeds() -> None:
     assert combine_p_values([0.2]) == 0.2
     assert combine_p_values([0.9, 0.8, 0.7]) == 1.0
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_twice_the_median_holds_for_seeds_that_share_their_questions() -> None:
     assert alarms <= 22
 
 
-def test_the_bootstrap_draws_questions_in_pairs() -> None:
+def test_bootstrap_resamples_questions_in_pairs() -> None:
     rng = np.random.default_rng(0)
     first = (rng.random(2000) < 0.5).astype(float)
     second = np.where(rng.random(2000) < 0.1, 0.0, first)
@@ -77,23 +77,23 @@ def test_the_bootstrap_draws_questions_in_pairs() -> None:
     assert np.ptp(bootstrap_interval(first, alone)) > 2 * (high - low)
 
 
-def test_holms_p_values_are_never_smaller_and_keep_their_order() -> None:
+def test_holm_p_values_are_larger_and_keep_their_order() -> None:
     raw = [0.001, 0.04, 0.012, 0.8]
     adjusted = holm(raw)
     assert adjusted == pytest.approx([0.004, 0.08, 0.036, 0.8])
     assert holm([]) == []
 
 
-def test_a_comparison_tells_all_tests_over_the_seeds_that_both_have() -> None:
+def test_comparison_uses_the_seeds_of_both_models() -> None:
     data = seeds_of(losing(0.0), "natural", (0.2, 0.25, 0.3))
-    found = compare_models(data, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE))
-    assert found.num == 1000
-    assert found.difference == pytest.approx(10, abs=2)
-    assert found.low < found.difference < found.high
-    assert found.seeds.num_seeds == found.num_same_sign == 3
-    assert found.seeds.low is not None
-    assert found.seeds.low < found.difference
-    assert max(found.t_test_p, found.mcnemar_p) < 1e-6
+    result = compare_models(data, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE))
+    assert result.num == 1000
+    assert result.difference == pytest.approx(10, abs=2)
+    assert result.low < result.difference < result.high
+    assert result.seeds.num_seeds == result.num_same_sign == 3
+    assert result.seeds.low is not None
+    assert result.seeds.low < result.difference
+    assert max(result.t_test_p, result.mcnemar_p) < 1e-6
     few = seeds_of(data, "maybeknown", (0.0,))
     assert (
         compare_models(
@@ -103,15 +103,15 @@ def test_a_comparison_tells_all_tests_over_the_seeds_that_both_have() -> None:
     )
 
 
-def test_models_that_never_differ_are_never_told_apart() -> None:
-    found = compare_models(
+def test_identical_models_do_not_differ_significantly() -> None:
+    result = compare_models(
         losing(0.0), ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE)
     )
-    assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
-    assert (found.t_test_p, found.mcnemar_p) == (1.0, 1.0)
+    assert (result.difference, result.low, result.high) == (0.0, 0.0, 0.0)
+    assert (result.t_test_p, result.mcnemar_p) == (1.0, 1.0)
 
 
-def test_what_cannot_be_paired_is_not_compared() -> None:
+def test_unpaired_predictions_are_refused() -> None:
     data = losing(0.1)
     bare = replace(data, runs=tuple(replace(run, predictions={}) for run in data.runs))
     with pytest.raises(InsufficientDataError, match="kept no predictions"):
@@ -138,7 +138,7 @@ def with_categories(data: StudyData) -> StudyData:
     runs = []
     for run in data.runs:
         rows = {
-            key: replace(one, categories=names[np.arange(len(one.hit)) % 6]) for key, one in run.predictions.items()
+            key: replace(item, categories=names[np.arange(len(item.hit)) % 6]) for key, item in run.predictions.items()
         }
         accuracy, num = dict(run.accuracy), dict(run.num)
         for name in set(names.tolist()):
@@ -151,10 +151,10 @@ def with_categories(data: StudyData) -> StudyData:
     return replace(data, runs=tuple(runs))
 
 
-def test_the_tables_hold_every_comparison_and_allow_for_their_number() -> None:
+def test_tables_list_every_comparison_with_holm_correction() -> None:
     data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
     table = best_comparison_table(
-        [one for checkpoint in (EARLY_STOP, CONVERGENCE) for one in compare_to_best(data, checkpoint)]
+        [item for checkpoint in (EARLY_STOP, CONVERGENCE) for item in compare_to_best(data, checkpoint)]
     )
     assert len(table.rows) == 2 * 5 * 4
     raw, adjusted = table.columns.index("t-test p"), table.columns.index("Holm")
@@ -167,7 +167,7 @@ def test_the_tables_hold_every_comparison_and_allow_for_their_number() -> None:
     assert stops["D_Natural"][3] is None, "one seed gives no interval over seeds"
 
 
-def test_the_section_tells_how_many_stars_are_left() -> None:
+def test_section_reports_significant_comparisons_after_correction() -> None:
     data = with_categories(single_categories(lambda name: 0.0 if name == "maybeknown" else 0.3, 600))
     assert "Of 40 comparisons, " in categories_section(data).text
     assert all(exhibit.missing for exhibit in categories_section(StudyData()).exhibits)

@@ -1,4 +1,4 @@
-"""What a world planted beside its labels: causes told apart, chances recovered, and nothing said of other models."""
+"""Planted facts compared with labels and measures: causes of wrong labels, calibration and rank statistics."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,14 +61,14 @@ def write_world(root: Path, settings: dict | None = None) -> Folder:
         fact = {"subject": name, "question": f"What of {name}?", "answer": name, "strength": strength}
         facts.append({**place, **fact, "num_gold": gold, "num_rival": rivals, "rival": rival})
         questions.append({"question_id": name, **place, "question": f"What of {name}?", "answers": [name]})
-        hits = [[text == name for text in one] for one in texts]
+        hits = [[text == name for text in item] for item in texts]
         chances = {
             "p_correct_greedy": (hits[0][0] + hits[1][0]) / 2,
             "p_correct_sampled": (hits[0][1] + hits[1][1]) / 2,
         }
         known.append({"question_id": name, **place, "category": category, **chances})
-        greedy, sampled = [one[0] for one in texts], [[one[1]] for one in texts]
-        marks = {"greedy_hit": [one[0] for one in hits], "sampled_hit": [[one[1]] for one in hits]}
+        greedy, sampled = [item[0] for item in texts], [[item[1]] for item in texts]
+        marks = {"greedy_hit": [item[0] for item in hits], "sampled_hit": [[item[1]] for item in hits]}
         said.append({"question_id": name, "greedy_text": greedy, "sampled_text": sampled, **marks})
     questions.append(
         {"question_id": "dev", "relation": "P1", "split": "dev", "domain": "id", "question": "?", "answers": ["L"]}
@@ -114,7 +114,7 @@ def invented(num: int = 300, seed: int = 0) -> PlantedFacts:
     )
 
 
-def test_labels_that_are_not_what_was_planted_tell_their_causes_apart(tmp_path: Path) -> None:
+def test_wrong_labels_have_the_expected_causes(tmp_path: Path) -> None:
     facts = loaded(tmp_path)
     found = dict(zip(facts.question_ids.tolist(), facts.cause.tolist(), strict=True))
     assert found == {
@@ -134,7 +134,7 @@ def test_labels_that_are_not_what_was_planted_tell_their_causes_apart(tmp_path: 
     assert sum(cause_counts(facts, "never").values()) == false_known_rate(facts).num == 4
 
 
-def test_an_answer_given_to_every_other_question_is_a_habit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_to_every_other_question_is_a_frequent_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("J", "K"):
         strength, gold, rivals, rival, category, texts = FACTS[name]
         monkeypatch.setitem(FACTS, name, (strength, gold, rivals, rival, category, [["H", texts[0][1]], texts[1]]))
@@ -142,11 +142,11 @@ def test_an_answer_given_to_every_other_question_is_a_habit(tmp_path: Path, monk
     assert facts.cause[facts.question_ids == "H"].tolist() == [planted.FREQUENT_GUESS]
 
 
-def test_counts_are_those_of_the_labels(tmp_path: Path) -> None:
+def test_counts_and_rates_by_strength(tmp_path: Path) -> None:
     facts = loaded(tmp_path)
     assert counts_by_strength(facts)["firm"] == {"HighlyKnown": 1, "MaybeKnown": 0, "WeaklyKnown": 0, "Unknown": 1}
     missed = false_unknown_rates(facts)
-    assert {name: (one.num, one.total) for name, one in missed.items()} == {
+    assert {name: (item.num, item.total) for name, item in missed.items()} == {
         "firm": (1, 2),
         "contested": (2, 2),
         "minority": (1, 2),
@@ -165,7 +165,7 @@ def planted_text(data: StudyData) -> str:
     return section.text
 
 
-def test_questions_that_are_no_facts_of_the_world_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_questions_that_are_not_facts_are_counted_and_excluded(tmp_path: Path) -> None:
     study = write_world(tmp_path)
     table = study.child("world").read_table("planted.parquet")
     study.child("world").write_table("planted.parquet", table.slice(2))
@@ -175,7 +175,7 @@ def test_questions_that_are_no_facts_of_the_world_are_counted_and_left_out(tmp_p
     assert "2 annotated questions are not facts of this world" in planted_text(StudyData(parts={load_planted: facts}))
 
 
-def test_a_named_model_has_no_planted_truth(tmp_path: Path) -> None:
+def test_named_model_has_no_planted_facts(tmp_path: Path) -> None:
     assert load_planted(write_world(tmp_path / "named", {"model": "org/model"})) is None
     study = write_world(tmp_path / "asked")
     study.child("world").delete()
@@ -184,42 +184,42 @@ def test_a_named_model_has_no_planted_truth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"), [({"mode": "labels"}, "--mode full"), ({"estimator": "gold"}, "--estimator sampled")]
+    ("settings", "message"), [({"mode": "labels"}, "--mode full"), ({"estimator": "gold"}, "--estimator sampled")]
 )
-def test_without_whole_answers_no_cause_is_told(tmp_path: Path, settings: dict, told: str) -> None:
+def test_no_causes_without_complete_answers(tmp_path: Path, settings: dict, message: str) -> None:
     facts = loaded(tmp_path, settings)
     assert set(facts.cause.tolist()) == {""}
-    with pytest.raises(InsufficientDataError, match=told):
+    with pytest.raises(InsufficientDataError, match=message):
         causes_table(facts)
     assert false_known_rate(facts).num == 4
 
 
-def test_a_calibrated_measure_lies_on_its_line() -> None:
+def test_calibration_bins_of_a_calibrated_measure() -> None:
     facts = invented(4000)
     bins = calibration_bins(facts, facts.sampled)
-    assert [round(one.planted_probability, 2) for one in bins] == [0.0, 0.33, 0.5, 1.0]
-    assert sum(one.num for one in bins) == 4000
-    for one in bins:
-        assert one.low <= one.mean <= one.high
-        assert one.mean == pytest.approx(0.02 + 0.95 * one.planted_probability, abs=0.01)
+    assert [round(item.planted_probability, 2) for item in bins] == [0.0, 0.33, 0.5, 1.0]
+    assert sum(item.num for item in bins) == 4000
+    for item in bins:
+        assert item.low <= item.mean <= item.high
+        assert item.mean == pytest.approx(0.02 + 0.95 * item.planted_probability, abs=0.01)
     none = calibration_bins(facts, np.zeros(4000))
-    assert all(one.mean == one.low == 0 < one.high < 0.01 for one in none)  # agreement is not certainty
+    assert all(item.mean == item.low == 0 < item.high < 0.01 for item in none)  # agreement is not certainty
     with pytest.raises(InsufficientDataError, match="no planted fact"):
         calibration_bins(facts, np.full(4000, np.nan))
 
 
-def test_intervals_of_a_mean_cover_it_about_as_often_as_they_say() -> None:
+def test_intervals_of_the_mean_have_nominal_coverage() -> None:
     # 400 draws of 50 facts: 95 % +- 1.1 by chance; outside 91.5 to 98.5 % has odds below 1 in 600.
     rng = np.random.default_rng(1)
     facts = replace(invented(50), num_gold=np.ones(50, dtype=int), num_rival=np.ones(50, dtype=int))
     covered = 0
     for _ in range(400):
-        (one,) = calibration_bins(facts, rng.beta(2.0, 2.0, size=50))
-        covered += one.low <= 0.5 <= one.high
+        (item,) = calibration_bins(facts, rng.beta(2.0, 2.0, size=50))
+        covered += item.low <= 0.5 <= item.high
     assert 0.915 <= covered / 400 <= 0.985
 
 
-def test_ranks_and_areas_are_those_of_counting_pairs() -> None:
+def test_auroc_and_rank_correlation_agree_with_pair_counts() -> None:
     facts = invented(120)
     for measure in (facts.sampled, facts.greedy, 1 - facts.greedy):
         area = planted_auroc(facts, measure)
@@ -240,12 +240,12 @@ def test_ranks_and_areas_are_those_of_counting_pairs() -> None:
         planted_rank_correlation(facts, np.where(np.arange(120) < 5, facts.sampled, np.nan))
 
 
-def test_a_low_temperature_sharpens_chances() -> None:
+def test_low_temperature_sharpens_probabilities() -> None:
     assert apply_temperature(np.array([0.25]), 1.0) == pytest.approx(0.25)
     assert apply_temperature(np.array([0.25, 0.75]), 0.5).tolist() == pytest.approx([0.1, 0.9])
 
 
-def test_p_true_stands_beside_p_correct_on_the_same_questions_or_says_what_is_missing() -> None:
+def test_recovery_table_compares_p_true_on_the_same_questions() -> None:
     facts = invented()
     alone = recovery_table(StudyData(parts={load_planted: facts}), facts)
     assert [row[0] for row in alone.rows] == [SAMPLED, GREEDY, "P(True)"]
@@ -261,7 +261,7 @@ def test_p_true_stands_beside_p_correct_on_the_same_questions_or_says_what_is_mi
     assert rows[SAMPLED][4] == 300
 
 
-def test_the_section_shows_all_of_it(tmp_path: Path) -> None:
+def test_section_shows_all_exhibits(tmp_path: Path) -> None:
     data = StudyData(parts={load_planted: loaded(tmp_path)})
     section = planted_section(data)
     assert section is not None
@@ -280,7 +280,7 @@ def test_the_section_shows_all_of_it(tmp_path: Path) -> None:
     assert sum(int(row[2] or 0) for row in causes_table(data.parts[load_planted]).rows) == 8
 
 
-def test_a_world_that_plants_everything_has_no_false_known() -> None:
+def test_no_false_known_rate_if_every_fact_is_planted() -> None:
     facts = replace(invented(), strength=np.full(300, "firm"))
     with pytest.raises(InsufficientDataError, match="no such fact"):
         false_known_rate(facts)

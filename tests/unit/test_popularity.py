@@ -1,4 +1,4 @@
-"""Popularity of subjects: read from a source, kept with the questions, and held against what is known and lost."""
+"""Popularity of subjects: read from a source, stored with the questions, and related to knowledge and harm."""
 
 import json
 from dataclasses import replace
@@ -165,7 +165,7 @@ def known_of(values: list[float], categories: list[Category] | None = None, **mo
     )  # type: ignore[arg-type]
 
 
-def test_bins_are_quantiles_that_part_no_equals() -> None:
+def test_bins_never_split_equal_popularity() -> None:
     bins = popularity_bins(known_of([0.0] * 30 + list(range(1, 71))))
     assert bins.labels == ("0", "1 to 20", "21 to 45", "46 to 70")
     assert np.bincount(bins.bin_of_question).tolist() == [30, 20, 25, 25]
@@ -176,21 +176,21 @@ def test_bins_are_quantiles_that_part_no_equals() -> None:
         popularity_bins(known_of([3.0] * 50))
 
 
-def test_shares_of_categories_are_counted_in_each_bin() -> None:
+def test_category_shares_by_bin() -> None:
     categories = [Category.UNKNOWN] * 3 + [Category.WEAKLY_KNOWN] + [Category.HIGHLY_KNOWN] * 4
     known = known_of([0, 0, 0, 0, 5, 6, 7, 8], categories)
     shares = category_shares(known, popularity_bins(known, 2))
     assert shares.tolist() == [[0, 0, 0.25, 0.75], [1, 0, 0, 0]]
 
 
-def test_the_interval_of_a_rank_correlation_is_that_of_resampling() -> None:
+def test_rank_correlation_interval_agrees_with_bootstrap() -> None:
     """With as many ties as worlds have; resampling (scipy) gives ends within 0.02 for 2,000 questions."""
     from scipy.stats import bootstrap, spearmanr
 
     rng = np.random.default_rng(5)
     popularity = np.round(np.maximum(rng.normal(5, 6, 2000), 0))
     p_correct = np.round(np.clip(0.05 * popularity + rng.normal(0, 0.4, 2000), 0, 1), 1)
-    found = popularity_correlation(popularity, p_correct)
+    result = popularity_correlation(popularity, p_correct)
     resampled = bootstrap(
         (popularity, p_correct),
         lambda a, b: spearmanr(a, b).statistic,
@@ -200,12 +200,12 @@ def test_the_interval_of_a_rank_correlation_is_that_of_resampling() -> None:
         method="percentile",
         rng=rng,
     )
-    assert (found.low, found.high) == pytest.approx(tuple(resampled.confidence_interval), abs=0.02)
-    assert found.low < found.value < found.high
-    assert found.value == pytest.approx(spearmanr(popularity, p_correct).statistic)
+    assert (result.low, result.high) == pytest.approx(tuple(resampled.confidence_interval), abs=0.02)
+    assert result.low < result.value < result.high
+    assert result.value == pytest.approx(spearmanr(popularity, p_correct).statistic)
 
 
-def test_correlations_know_their_ends_and_what_they_need() -> None:
+def test_perfect_and_undefined_correlations() -> None:
     up = np.arange(50.0)
     assert popularity_correlation(up, up).value == pytest.approx(1.0)
     assert popularity_correlation(up, -up).high < -0.99
@@ -238,10 +238,10 @@ def study(fall: dict[int, float], *, popular: bool = True) -> StudyData:
     for name, right in chance.items():
         hit = {1: rng.random(SIZE) < base, 2: rng.random(SIZE) < right}
         kept = {
-            (epoch, "test"): Predictions(question_ids=known.question_ids, categories=known.categories, hit=one)
-            for epoch, one in hit.items()
+            (epoch, "test"): Predictions(question_ids=known.question_ids, categories=known.categories, hit=item)
+            for epoch, item in hit.items()
         }
-        accuracy = {("test", "all"): 100 * np.array([one.mean() for one in hit.values()])}
+        accuracy = {("test", "all"): 100 * np.array([item.mean() for item in hit.values()])}
         runs.append(
             Run(
                 run_id=f"{name}-seed0",
@@ -262,23 +262,25 @@ def study(fall: dict[int, float], *, popular: bool = True) -> StudyData:
     return StudyData(variants=variants, runs=tuple(runs), parts={load_popularity: known if popular else None})
 
 
-def test_harm_is_told_for_each_quantile() -> None:
-    found = [one for one in estimate_harm(study({2: 0.4})) if one.checkpoint == CONVERGENCE and one.category == "all"]
-    changes = [one.comparison.change for one in found if one.comparison]
-    assert [one.comparison.num for one in found if one.comparison] == [100] * 4
+def test_harm_is_estimated_by_quantile() -> None:
+    result = [
+        item for item in estimate_harm(study({2: 0.4})) if item.checkpoint == CONVERGENCE and item.category == "all"
+    ]
+    changes = [item.comparison.change for item in result if item.comparison]
+    assert [item.comparison.num for item in result if item.comparison] == [100] * 4
     assert changes[2].value == pytest.approx(-40, abs=15)
     assert [abs(change.value) > 1.96 * change.se for change in changes] == [False, False, True, False]
-    assert {one.checkpoint for one in estimate_harm(study({}))} == {EARLY_STOP, CONVERGENCE}
+    assert {item.checkpoint for item in estimate_harm(study({}))} == {EARLY_STOP, CONVERGENCE}
 
 
-def test_a_quantile_without_known_questions_says_so() -> None:
-    missing = [one for one in estimate_harm(study({})) if one.category == "Known" and one.quantile == 0]
-    assert all(one.comparison is None and "needs 10 test questions or more" in one.missing_reason for one in missing)
+def test_quantile_without_known_questions_has_a_reason() -> None:
+    missing = [item for item in estimate_harm(study({})) if item.category == "Known" and item.quantile == 0]
+    assert all(item.comparison is None and "needs 10 test questions or more" in item.missing_reason for item in missing)
     table = harm_table(study({}))
     assert sum(row[-1] != "" for row in table.rows) == len(missing) == 2
 
 
-def test_rows_of_sets_are_matched_on_popularity() -> None:
+def test_training_sets_are_matched_on_popularity() -> None:
     without, only = variant_popularity(study({}))
     assert (without.name, without.matched_share, without.median_unknown) == ("unknown-000", 1.0, None)
     assert (only.num, only.median_known is None) == (120, False)
@@ -288,15 +290,15 @@ def test_rows_of_sets_are_matched_on_popularity() -> None:
     data = study({})
     known = data.parts[load_popularity]
     alone = replace(known, rows={**known.rows, "unknown-000": np.arange(0)})
-    assert [one.matched_share for one in variant_popularity(replace(data, parts={load_popularity: alone}))] == [None]
+    assert [item.matched_share for item in variant_popularity(replace(data, parts={load_popularity: alone}))] == [None]
 
 
-def test_the_page_says_what_persists_and_what_is_missing() -> None:
-    said = summary_text(study({1: 0.45, 2: 0.45, 3: 0.45}))
-    assert "P_Correct of sampled answers rises with popularity" in said
-    assert "At convergence, 100 % Unknown rows significantly reduce accuracy on Known test questions" in said
-    assert "in 3 of 3 quantiles" in said
-    assert "17 % of their training rows can be matched on popularity" in said
+def test_section_reports_correlation_harm_and_missing_data() -> None:
+    text = summary_text(study({1: 0.45, 2: 0.45, 3: 0.45}))
+    assert "P_Correct of sampled answers rises with popularity" in text
+    assert "At convergence, 100 % Unknown rows significantly reduce accuracy on Known test questions" in text
+    assert "in 3 of 3 quantiles" in text
+    assert "17 % of their training rows can be matched on popularity" in text
     assert "in 0 of 3 quantiles" in summary_text(study({}))
     shown = popularity_section(study({}))
     assert [exhibit.missing for exhibit in shown.exhibits] == [None] * 7
@@ -306,13 +308,13 @@ def test_the_page_says_what_persists_and_what_is_missing() -> None:
     assert summary_text(study({}, popular=False)) == ""
 
 
-def test_popularity_is_loaded_of_annotated_questions_and_rows(tmp_path: Path) -> None:
+def test_load_popularity_of_annotated_questions_and_training_rows(tmp_path: Path) -> None:
     values: list[object] = [0, 1, 2.5, None, 4, 1520, 6, 7, None]
     study = prepared(tmp_path, write(tmp_path / "set.jsonl", with_popularity(values)))
-    asked = read_questions(study, columns=["question_id", "relation", "domain", "split", "popularity"])
-    num = asked.num_rows - 1  # one question was not annotated
-    names = asked["question_id"].to_pylist()
-    knowledge = asked.slice(0, num).drop(["popularity"]).append_column("category", pa.array(["Unknown"] * num))
+    answered = read_questions(study, columns=["question_id", "relation", "domain", "split", "popularity"])
+    num = answered.num_rows - 1  # one question was not annotated
+    names = answered["question_id"].to_pylist()
+    knowledge = answered.slice(0, num).drop(["popularity"]).append_column("category", pa.array(["Unknown"] * num))
     for name, share in (("p_correct_greedy", 0.0), ("p_correct_sampled", None)):
         knowledge = knowledge.append_column(name, pa.array([share] * num, pa.float64()))
     assert load_popularity(study, []) is None
@@ -322,7 +324,7 @@ def test_popularity_is_loaded_of_annotated_questions_and_rows(tmp_path: Path) ->
     known = load_popularity(study, ["natural"])
     assert known is not None
     expected = {
-        name: value for name, value in zip(names, asked["popularity"].to_pylist(), strict=True) if value is not None
+        name: value for name, value in zip(names, answered["popularity"].to_pylist(), strict=True) if value is not None
     }
     expected.pop(names[-1], None)
     assert dict(zip(known.question_ids.tolist(), known.values.tolist(), strict=True)) == expected

@@ -1,4 +1,4 @@
-"""What the report says about which point of the sweep to use."""
+"""The section with the recommended point of the sweep."""
 
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ def sweep_of(seeds: tuple[int, ...], shares: tuple[float, ...] = (0.0, 0.5, 1.0)
     return StudyData(variants=variants, runs=runs, points=tuple(points), durations=(4, 8))
 
 
-def test_the_reader_is_told_first_which_point_to_use_and_how_sure_that_is() -> None:
+def test_section_starts_with_the_recommended_point() -> None:
     text = recommendation_section(sweep_of((0, 1, 2))).text
     assert "use best_dev within 8 epochs: its dev accuracy, 46.0 %, is the best on average over all 3 shares" in text
     assert "keeps epoch 3 of 8 trained epochs." in text
@@ -66,7 +66,7 @@ def test_the_reader_is_told_first_which_point_to_use_and_how_sure_that_is() -> N
         ((0.0,) * 3, "not significant"),
     ],
 )
-def test_a_difference_within_its_interval_is_called_chance(changes: tuple[float, ...], verdict: str) -> None:
+def test_difference_within_its_interval_is_not_significant(changes: tuple[float, ...], verdict: str) -> None:
     data = sweep_of((0, 1, 2), shares=(0.5,))
     level = {
         p["seed"]: p["test_all"] for p in data.points if (p["variant"], p["policy"]) == ("unknown-050", "best_dev")
@@ -80,7 +80,7 @@ def test_a_difference_within_its_interval_is_called_chance(changes: tuple[float,
     assert sentence.endswith(f"points at the same point ({verdict}).")
 
 
-def test_one_seed_is_told_without_intervals() -> None:
+def test_one_seed_has_no_intervals() -> None:
     section = recommendation_section(sweep_of((0,)))
     assert section.text.endswith("; one seed gives no intervals.")
     assert section.text.count(". ") == 2
@@ -88,7 +88,7 @@ def test_one_seed_is_told_without_intervals() -> None:
     assert " to " not in str(recommendation_table(recommend(sweep_of((0,)))).rows)
 
 
-def test_one_share_is_told_by_its_share_and_has_no_surface() -> None:
+def test_one_share_has_no_surface() -> None:
     section = recommendation_section(sweep_of((0, 1), shares=(0.5,)))
     assert section.text.startswith("At 50 % Unknown rows, use best_dev within 8 epochs")
     missing = [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
@@ -97,20 +97,20 @@ def test_one_share_is_told_by_its_share_and_has_no_surface() -> None:
     assert [row[0] for row in recommendation_table(recommend(sweep_of((0, 1), shares=(0.5,)))).rows] == ["50 %"]
 
 
-def test_what_cannot_be_compared_is_absent_with_its_reason_and_never_nought() -> None:
-    found = recommend(sweep_of((0, 1)))
-    rows = {row[0]: row for row in recommendation_table(found).rows}
+def test_missing_estimates_have_reasons_and_are_not_zero() -> None:
+    result = recommend(sweep_of((0, 1)))
+    rows = {row[0]: row for row in recommendation_table(result).rows}
     assert rows["0 %"][-1] is None
     assert rows["100 %"][-1] is None
     assert rows["50 %"][-1] == rows["all"][-1] == "+5.0 (+5.0 to +5.0)"
-    reasons = {(row[0], row[4]): row[-1] for row in estimates_table(found).rows if row[5] is None}
+    reasons = {(row[0], row[4]): row[-1] for row in estimates_table(result).rows if row[5] is None}
     assert reasons == {
         (0.0, "filtering"): "there are no Unknown rows to filter out",
         (100.0, "filtering"): "no rows would be left",
     }
 
 
-def test_training_settings_show_where_a_sweep_varied_them() -> None:
+def test_settings_column_only_if_the_sweep_varies_settings() -> None:
     own, other = sweep_of((0, 1)), sweep_of((0, 1), settings="dropout=0.1")
     assert "settings" not in recommendation_table(recommend(own)).columns
     assert "settings" not in policy_table(own).columns
@@ -124,7 +124,7 @@ def test_training_settings_show_where_a_sweep_varied_them() -> None:
     assert len(policies.rows) == 2 * len(policy_table(own).rows)
 
 
-def test_the_axes_are_told_most_first_and_whether_the_grid_is_balanced() -> None:
+def test_axis_table_is_sorted_and_caption_states_balance() -> None:
     whole = sweep_of((0, 1))
     balanced = tuple(point for point in whole.points if point["epochs"] == 8)
     caption = [exhibit.caption for exhibit in recommendation_section(replace(whole, points=balanced)).exhibits]

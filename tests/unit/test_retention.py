@@ -1,4 +1,4 @@
-"""Retention: planted losses are told with their sign, epoch and error, and what is missing is said."""
+"""Points of HighlyKnown accuracy lost: values, epochs, errors, and missing data."""
 
 from dataclasses import replace
 
@@ -38,9 +38,9 @@ def run(variant: str, curves: dict[str, list[float]], *, split: str = "test", se
 
 
 def study(*runs: Run) -> StudyData:
-    found = {run.variant for run in runs}
+    result = {run.variant for run in runs}
     variants = {}
-    for name in found:
+    for name in result:
         kind, share = name.split("-")
         variants[name] = Variant(name=name, kind=kind, share=int(share) / 100, num=100)
     return StudyData(variants=variants, runs=runs, durations=(2, 4))
@@ -62,13 +62,13 @@ def test_losses_are_counted_from_the_best_epoch() -> None:
     assert half.points_lost[0].se == 0
 
 
-def test_without_answers_the_error_is_that_of_two_independent_epochs() -> None:
+def test_without_predictions_epochs_are_treated_as_independent() -> None:
     half = retention_curves(PLANTED)[1]
     apart = np.sqrt(0.9 * 0.1 / ROWS + 0.5 * 0.5 / ROWS) * 100
     assert half.points_lost_at(4).se == pytest.approx(apart, rel=0.02)
 
 
-def test_with_answers_the_error_is_of_the_same_rows() -> None:
+def test_with_predictions_the_error_is_paired() -> None:
     ids, categories = np.array([f"q{i}" for i in range(ROWS)]), np.full(ROWS, HIGHLY)
     first, last = np.arange(ROWS) < 360, np.arange(ROWS) < 200
     kept = {
@@ -81,16 +81,16 @@ def test_with_answers_the_error_is_of_the_same_rows() -> None:
     assert half.points_lost_at(4).se == pytest.approx(100 * np.sqrt(0.4 * 0.6 / (ROWS - 1)), rel=1e-3)
 
 
-def test_the_spread_over_seeds_counts_from_three_on() -> None:
+def test_from_three_seeds_the_error_includes_the_spread_over_seeds() -> None:
     falls = (10, 40, 70)
     data = study(*(run("unknown-100", {HIGHLY: [90, 90 - fall]}, seed=seed) for seed, fall in enumerate(falls)))
-    (one,) = retention_curves(data)
-    assert one.points_lost[-1].value == 40
-    assert one.points_lost[-1].se == pytest.approx(np.std(falls, ddof=1) / np.sqrt(3))
-    assert one.points_lost[-1].num_seeds == 3
+    (curve,) = retention_curves(data)
+    assert curve.points_lost[-1].value == 40
+    assert curve.points_lost[-1].se == pytest.approx(np.std(falls, ddof=1) / np.sqrt(3))
+    assert curve.points_lost[-1].num_seeds == 3
 
 
-def test_the_control_is_the_same_set_without_its_unknown_rows() -> None:
+def test_ablation_compares_with_the_same_set_without_unknown_rows() -> None:
     none, half = known_only_ablation(PLANTED)
     assert (none.points_lost_known, none.cost) == (None, None)
     assert half.points_lost_known is not None
@@ -98,13 +98,13 @@ def test_the_control_is_the_same_set_without_its_unknown_rows() -> None:
     assert (half.points_lost.value, half.points_lost_known.value, half.cost.value) == (40, 4, 30)
 
 
-def test_other_categories_change_over_the_same_epochs() -> None:
-    found = {one.share: category_changes(PLANTED, one) for one in retention_curves(PLANTED)}
-    assert {name: cell.value for name, cell in found[0.0].items()} == {HIGHLY: -5, WEAKLY: 4, UNKNOWN: 2}
-    assert {name: cell.value for name, cell in found[0.5].items()} == {HIGHLY: -40, WEAKLY: -4, UNKNOWN: 4}
+def test_changes_of_other_categories_use_the_same_epochs() -> None:
+    result = {curve.share: category_changes(PLANTED, curve) for curve in retention_curves(PLANTED)}
+    assert {name: cell.value for name, cell in result[0.0].items()} == {HIGHLY: -5, WEAKLY: 4, UNKNOWN: 2}
+    assert {name: cell.value for name, cell in result[0.5].items()} == {HIGHLY: -40, WEAKLY: -4, UNKNOWN: 4}
 
 
-def test_the_section_tells_what_was_lost() -> None:
+def test_section_reports_losses() -> None:
     shown = retention_section(PLANTED)
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
     assert "D with 0 % Unknown rows loses 5.0 (" in shown.text
@@ -119,7 +119,7 @@ def test_the_section_tells_what_was_lost() -> None:
     assert len(category_changes_table(PLANTED).rows) == 6
 
 
-def test_out_of_distribution_stands_beside_where_it_was_tested() -> None:
+def test_table_includes_out_of_distribution_losses() -> None:
     both = PLANTED.runs[1]
     ood = run("unknown-050", {HIGHLY: [50, 50, 45, 47]}, split="ood")
     whole = replace(both, accuracy={**both.accuracy, **ood.accuracy}, num={**both.num, **ood.num})
@@ -127,7 +127,7 @@ def test_out_of_distribution_stands_beside_where_it_was_tested() -> None:
     assert str(row[-1]).startswith("3.0 (")
 
 
-def test_a_study_without_control_or_with_one_share_shows_the_rest() -> None:
+def test_missing_ablation_or_share_omits_only_its_exhibits() -> None:
     data = replace(PLANTED, runs=PLANTED.runs[:1])
     missing = [exhibit.missing for exhibit in retention_section(data).exhibits if exhibit.missing]
     assert len(missing) == 2
@@ -137,7 +137,7 @@ def test_a_study_without_control_or_with_one_share_shows_the_rest() -> None:
         retention_surface(retention_curves(PLANTED), (2,))
 
 
-def test_without_highlyknown_questions_it_says_so() -> None:
+def test_missing_highlyknown_questions_are_reported() -> None:
     untested = study(run("unknown-050", {"all": [50, 40]}))
     for data, why in ((StudyData(), "needs runs"), (untested, "no test accuracy of HighlyKnown rows")):
         shown = retention_section(data)

@@ -1,4 +1,4 @@
-"""How firm the labels are: planted flips, guesses and settling are told as they are; a broken file is an error."""
+"""Checks of label stability: flips, controls and convergence of labels; malformed files are refused."""
 
 import json
 import time
@@ -85,7 +85,7 @@ def parsed(content: dict[str, Any]) -> LabelStability:
     return parse_confidence(convert(content, ConfidenceRecord))
 
 
-def test_flips_are_told_by_category_and_across_known_and_unknown() -> None:
+def test_flip_rates_by_category_and_between_known_and_unknown() -> None:
     found = parsed(confidence())
     assert (flip_rate(found).share, flip_rate(found).total) == (0.25, 20)
     assert (flip_rate(found, MAYBE).share, flip_rate(found, MAYBE).total) == (pytest.approx(1 / 3), 3)
@@ -102,14 +102,14 @@ def test_flips_are_told_by_category_and_across_known_and_unknown() -> None:
     assert str(rows["all"][6]).startswith("25.0 (")
 
 
-def test_what_is_right_about_invented_subjects_is_guessed() -> None:
+def test_known_controls_are_counted_as_guesses() -> None:
     found = parsed(confidence())
     assert (control_known_rate(found).share, control_known_rate(found).total) == (0.2, 10)
     rows = control_table(found).rows
     assert [row[:2] for row in rows] == [*zip(map(str, Category), (0, 1, 1, 8), strict=True), ("Known, so guessed", 2)]
 
 
-def test_settling_is_parted_into_sets_and_samples() -> None:
+def test_steps_are_split_by_exemplar_sets_and_samples() -> None:
     found = parsed(confidence())
     assert [(step.exemplar_sets, step.samples) for step in found.by_sets()] == [(1, 4), (2, 4), (3, 4)]
     assert [(step.exemplar_sets, step.samples) for step in found.by_samples()] == [(3, 1), (3, 2), (3, 4)]
@@ -120,7 +120,7 @@ def test_settling_is_parted_into_sets_and_samples() -> None:
     assert len(settling_table(found).rows) == 5
 
 
-def test_the_section_tells_it_in_words(tmp_path: Path) -> None:
+def test_section_summarises_all_checks(tmp_path: Path) -> None:
     found = load_stability(annotated(tmp_path, confidence(), [0.1, 0.3, 0.2, 0.9]))
     assert found is not None
     assert (found.chance_known, found.num_unknown) == (pytest.approx(0.2), 3)
@@ -132,7 +132,7 @@ def test_the_section_tells_it_in_words(tmp_path: Path) -> None:
     assert "Of 10 questions about invented subjects, 20.0 % (" in shown.text
 
 
-def test_what_was_not_checked_is_missing_and_not_nought(tmp_path: Path) -> None:
+def test_skipped_checks_are_missing_and_not_zero(tmp_path: Path) -> None:
     found = load_stability(annotated(tmp_path, {"settling": []}))
     assert found == LabelStability()
     shown = stability_section(StudyData(parts={load_stability: found}))
@@ -148,7 +148,7 @@ def test_what_was_not_checked_is_missing_and_not_nought(tmp_path: Path) -> None:
     assert shown.text.startswith("Labels depend on")
 
 
-def test_an_annotation_without_the_file_says_how_to_make_it(tmp_path: Path) -> None:
+def test_missing_confidence_file_names_the_remedy(tmp_path: Path) -> None:
     assert load_stability(Folder(str(tmp_path / "nothing"))) is None
     assert load_stability(annotated(tmp_path / "old")) is None
     shown = stability_section(StudyData())
@@ -156,7 +156,7 @@ def test_an_annotation_without_the_file_says_how_to_make_it(tmp_path: Path) -> N
     assert all("--rescore" in str(exhibit.missing) for exhibit in shown.exhibits)
 
 
-def test_one_exemplar_set_or_sample_shows_no_growth() -> None:
+def test_single_exemplar_set_or_sample_is_insufficient() -> None:
     content = confidence()
     content["settling"] = [content["settling"][0]]
     found = parsed(content)
@@ -165,7 +165,7 @@ def test_one_exemplar_set_or_sample_shows_no_growth() -> None:
             steps()
 
 
-def test_a_category_that_nobody_was_asked_again_of_has_no_rate() -> None:
+def test_category_without_repeats_has_no_flip_rate() -> None:
     content = confidence()
     content["repeats"] |= {"questions": 12, "flipped": 3}
     content["repeats"]["from_to"] |= {str(MAYBE): counts(0, 0, 0, 0), str(UNKNOWN): counts(0, 0, 0, 0)}
@@ -194,7 +194,7 @@ def with_value(value: Any, *path: Any) -> Callable[[dict], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (without("settling"), "lacks settling"),
         (with_value({}, "settling"), "settling is an object, expected a list"),
@@ -214,13 +214,13 @@ def with_value(value: Any, *path: Any) -> Callable[[dict], None]:
         (with_value(None, "controls", "categories", "P17"), "categories.P17 is null, expected an object"),
     ],
 )
-def test_a_file_that_is_not_as_written_is_an_error(tmp_path: Path, change: Callable, told: str) -> None:
+def test_malformed_confidence_file_is_refused(tmp_path: Path, change: Callable, message: str) -> None:
     content = confidence()
     change(content)
-    with pytest.raises(StudyError, match=rf"confidence\.json: .*{told}.*--rescore"):
+    with pytest.raises(StudyError, match=rf"confidence\.json: .*{message}.*--rescore"):
         load_stability(annotated(tmp_path, content))
 
 
-def test_half_a_file_is_an_error(tmp_path: Path) -> None:
+def test_truncated_confidence_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="not JSON"):
         load_stability(annotated(tmp_path, b'{"settling": ['))

@@ -142,16 +142,17 @@ def summary_text(data: StudyData) -> str:
         return ""
     num = len(result.unknown_relations) + len(result.known_relations) + len(result.mixed_relations)
     change = overall.comparison.change
-    parts = [
+    by_group = [
         f"{format_difference(comparison.comparison.change)} on questions of relations with only {kind} rows"
         for group, kind in ((UNKNOWN_RELATIONS, "Unknown"), (KNOWN_RELATIONS, "Known"))
         if (comparison := result.comparison_for(group, CONVERGENCE)).comparison is not None
     ]
+    details = f" The change is {' and '.join(by_group)}." if by_group else ""
     return (
         f"If the same {format_percent(result.share)} of Unknown rows fill {len(result.unknown_relations)} of {num} "
         f"relations instead of being spread over all, accuracy at {checkpoint_label(CONVERGENCE)} changes by "
-        f"{format_difference(change)} points on all test questions, which is "
-        f"{'' if is_significant(change) else 'not '}significant{': ' if parts else ''}{' and '.join(parts)}. "
+        f"{format_difference(change)} points on all test questions "
+        f"({'' if is_significant(change) else 'not '}significant).{details} "
     )
 
 

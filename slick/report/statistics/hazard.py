@@ -16,7 +16,7 @@ arXiv:2604.10079 (rows that are never fitted).
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,8 @@ class TimeToFit:
     def for_categories(self, *categories: str) -> "TimeToFit":
         """The rows of these categories."""
         mask = np.isin(self.categories, [str(category) for category in categories])
-        return TimeToFit(
-            variant=self.variant,
-            seeds=self.seeds,
-            last_epoch=self.last_epoch,
+        return replace(
+            self,
             question_ids=self.question_ids[mask],
             categories=self.categories[mask],
             epochs=self.epochs[mask],

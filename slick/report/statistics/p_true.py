@@ -78,8 +78,8 @@ class PTrueScores:
             return ""
         share = f"{100 * self.choice_mass:.2g} %" if self.choice_mass >= 1e-4 else "less than 0.01 %"
         return (
-            f"the two choices have {share} of the probability together, so the model does not take the prompt for a "
-            "choice of two and its P(True) is hardly an opinion"
+            f"the two choices have {share} of the probability together, so the model does not answer the prompt with "
+            "either of them and its P(True) is not informative"
         )
 
 

@@ -305,8 +305,8 @@ def describe_fit(checks: ResidualChecks) -> str:
         faults.append(f"the residuals are curved (RESET, p = {checks.reset_p:.2g})")
     if drifts:
         faults.append(
-            "residuals of neighbouring epochs are correlated "
-            f"(Durbin-Watson {checks.durbin_watson:.1f}, 2 if they are not)"
+            f"residuals of neighbouring epochs are correlated (Durbin-Watson {checks.durbin_watson:.1f}, 2 if they are "
+            "not)"
         )
     if checks.breusch_pagan_p < 0.05:
         faults.append(f"the residuals are heteroscedastic (Breusch-Pagan, p = {checks.breusch_pagan_p:.2g})")
@@ -319,4 +319,4 @@ def describe_fit(checks: ResidualChecks) -> str:
             f"; at {format_percent(share)} Unknown rows its mean error is {-offset:+.1f} points, so the signs of the "
             "coefficients are reliable, but their sizes are only averages"
         )
-    return f"the model fits roughly: {explains}, but {', '.join(faults)}{consequence}"
+    return f"the model fits roughly: {explains}, but {' and '.join(faults)}{consequence}"
