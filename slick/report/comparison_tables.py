@@ -19,7 +19,7 @@ from slick.report.comparison import (
 from slick.report.findings.paper import PAPER_SPLITS, category_percentages, relation_counts, total_counts
 from slick.report.measurements import InsufficientDataError, checkpoint_label, format_change, round1
 from slick.report.recommendation import Estimate, recommend
-from slick.report.sections.stopping import policy_table
+from slick.report.sections.choice import policy_table
 from slick.report.setting_differences import NOT_STATED, setting_differences
 from slick.report.tables import CellValue, Table
 from slick.types import Category

@@ -40,8 +40,8 @@ from slick.report.provenance import (
     steps_table,
     study_identity_table,
 )
+from slick.report.sections.choice import policy_table
 from slick.report.sections.error_kinds import collect_error_kinds
-from slick.report.sections.stopping import policy_table
 from slick.storage import Folder
 from slick.study import Manifest
 from tests.unit.report_study import write_study

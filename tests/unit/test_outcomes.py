@@ -21,8 +21,7 @@ from slick.report.measurements import (
     require_power,
     round1,
 )
-from slick.report.sections.choice import response_surface_figure
-from slick.report.sections.stopping import policy_table
+from slick.report.sections.choice import policy_table, response_surface_figure
 from slick.report.statistics import effects
 from slick.report.statistics.p_true import first_hit_and_gap, prefix_curve
 from slick.report.summary import headline

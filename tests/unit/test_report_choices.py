@@ -7,8 +7,13 @@ import pytest
 
 from slick.report.data import Run, StudyData, Variant
 from slick.report.recommendation import recommend
-from slick.report.sections.choice import axis_table, estimates_table, recommendation_section, recommendation_table
-from slick.report.sections.stopping import policy_table
+from slick.report.sections.choice import (
+    axis_table,
+    estimates_table,
+    policy_table,
+    recommendation_section,
+    recommendation_table,
+)
 
 
 def sweep_of(seeds: tuple[int, ...], shares: tuple[float, ...] = (0.0, 0.5, 1.0), settings: str = "") -> StudyData:

@@ -502,17 +502,17 @@ def make_refusal_detector(phrases: Iterable[str] = ()) -> Callable[[str], bool]:
     >>> [refuses(text) for text in ("I don’t know.", "Unknown", "Unknown Pleasures", "no clue", "Oslo")]
     [True, True, False, True, False]
     """
-    inside = [
+    contained = [
         f" {_normalize_apostrophes(phrase)} "
         for phrase in (*REFUSAL_PHRASES, *phrases)
         if _normalize_apostrophes(phrase)
     ]
-    whole = {_normalize_apostrophes(phrase) for phrase in REFUSAL_ANSWERS}
+    exact = {_normalize_apostrophes(phrase) for phrase in REFUSAL_ANSWERS}
 
     @cache
     def refuses(text: str) -> bool:
-        plain = _normalize_apostrophes(text)
-        return plain in whole or any(phrase in f" {plain} " for phrase in inside)
+        normalized = _normalize_apostrophes(text)
+        return normalized in exact or any(phrase in f" {normalized} " for phrase in contained)
 
     return refuses
 

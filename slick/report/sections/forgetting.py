@@ -20,20 +20,7 @@ from slick.report.page import (
     table_exhibit,
 )
 from slick.report.sections import section
-from slick.report.statistics.forgetting import (
-    TARGET_SCOPES,
-    ForgottenFact,
-    MatchRate,
-    RunForgetting,
-    TargetCounts,
-    TargetIndex,
-    TargetScope,
-    forgetting_rate,
-    match_rate,
-    replacements,
-    select_runs_forgetting,
-    sum_by_relation,
-)
+from slick.report.statistics import forgetting
 from slick.report.tables import Row, Table
 from slick.rng import row_key
 from slick.storage import Folder
@@ -47,7 +34,7 @@ TEST_SPLITS = ("test", "ood")
 """Without dev, since the first epoch is chosen by dev accuracy, which biases the losses on dev questions."""
 
 NUM_EXAMPLES = 20
-_SCOPE_LABELS: dict[TargetScope, str] = {
+_SCOPE_LABELS: dict[forgetting.TargetScope, str] = {
     "any_row": "any row",
     "same_relation": "same relation",
     "unknown_row": "Unknown row",
@@ -112,8 +99,8 @@ def _section_text(data: StudyData) -> str:
     )
     try:
         share, name = data.sweep_variants("unknown")[-1]
-        losses = select_runs_forgetting(forgetting_by_run(data), name, "test")
-        rate = match_rate(losses, "any_row")
+        losses = forgetting.select_runs_forgetting(forgetting_by_run(data), name, "test")
+        rate = forgetting.match_rate(losses, "any_row")
     except InsufficientDataError:
         return text
     before = sum(run.num_correct_before for run in losses)
@@ -131,13 +118,15 @@ def _section_text(data: StudyData) -> str:
 
 def match_rate_figure(data: StudyData) -> Callable[[Any], None]:
     """Match rates and chance rates against the share of Unknown rows."""
-    points: list[tuple[float, dict[TargetScope, MatchRate]]] = []
+    points: list[tuple[float, dict[forgetting.TargetScope, forgetting.MatchRate]]] = []
     for share, losses in _losses_by_share(data):
         with suppress(InsufficientDataError):  # nothing was lost at that share
-            points.append((100 * share, {scope: match_rate(losses, scope) for scope in TARGET_SCOPES}))
+            points.append(
+                (100 * share, {scope: forgetting.match_rate(losses, scope) for scope in forgetting.TARGET_SCOPES})
+            )
     if len(points) < 2:
         raise InsufficientDataError("needs lost facts at two or more shares of Unknown rows")
-    lines: list[tuple[str, TargetScope, str, str, str]] = [
+    lines: list[tuple[str, forgetting.TargetScope, str, str, str]] = [
         ("any row", "any_row", "percent", BLUE, "-"),
         ("Unknown row", "unknown_row", "percent", VERMILLION, "-"),
         ("others, last", "any_row", "chance", MUTED, "--"),
@@ -170,7 +159,7 @@ def losses_and_gains_figure(data: StudyData) -> Callable[[Any], None]:
     points: list[tuple[float, tuple[float, float, float], float]] = []
     for share, losses in _losses_by_share(data):
         with suppress(InsufficientDataError):  # no answer was correct at that share
-            rate = forgetting_rate(losses)
+            rate = forgetting.forgetting_rate(losses)
             gained = sum(run.num_gained for run in losses) / rate.total
             points.append((100 * share, (100 * rate.share, 100 * rate.low, 100 * rate.high), 100 * gained))
     if len(points) < 2:
@@ -201,7 +190,7 @@ def forgetting_table(data: StudyData, split: str) -> Table:
     """Losses, gains and match rates, one row per variant."""
     rows: list[Row] = []
     for name in _variant_names(data, split):
-        losses = select_runs_forgetting(forgetting_by_run(data), name, split)
+        losses = forgetting.select_runs_forgetting(forgetting_by_run(data), name, split)
         before, num = sum(run.num_correct_before for run in losses), sum(len(run.lost) for run in losses)
         rows.append(
             (
@@ -212,7 +201,7 @@ def forgetting_table(data: StudyData, split: str) -> Table:
                 num,
                 round(100 * num / before, 1) if before else None,
                 sum(run.num_gained for run in losses),
-                *(_rate_text(losses, scope) for scope in TARGET_SCOPES),
+                *(_rate_text(losses, scope) for scope in forgetting.TARGET_SCOPES),
             )
         )
     columns = ("variant", "Unknown", "epochs", "right before", "lost", "lost (%)", "won")
@@ -223,8 +212,8 @@ def forgetting_table(data: StudyData, split: str) -> Table:
     )
 
 
-def _rate_text(losses: Sequence[RunForgetting], scope: TargetScope) -> str | None:
-    rate, _ = value_or_reason(match_rate, losses, scope)
+def _rate_text(losses: Sequence[forgetting.RunForgetting], scope: forgetting.TargetScope) -> str | None:
+    rate, _ = value_or_reason(forgetting.match_rate, losses, scope)
     if rate is None:
         return None
     return f"{rate.percent:.0f}" + ("" if rate.chance is None else f" ({rate.chance:.0f})")
@@ -238,7 +227,7 @@ def _unknown_share_cell(data: StudyData, name: str) -> str | None:
     return format_percent(variant.share)
 
 
-def _epochs_cell(losses: Sequence[RunForgetting]) -> str:
+def _epochs_cell(losses: Sequence[forgetting.RunForgetting]) -> str:
     first, last = ({getattr(run, key) for run in losses} for key in ("epoch_before", "epoch_after"))
     return " to ".join(
         f"{min(epochs)}" if len(epochs) == 1 else f"{min(epochs)}-{max(epochs)}" for epochs in (first, last)
@@ -250,9 +239,11 @@ def match_rates_table(data: StudyData) -> Table:
     rows: list[Row] = []
     for split in ("test", "ood"):
         for name in {rate.variant: None for rate in forgetting_by_run(data) if rate.split == split}:
-            for scope in TARGET_SCOPES:
+            for scope in forgetting.TARGET_SCOPES:
                 try:
-                    rate = match_rate(select_runs_forgetting(forgetting_by_run(data), name, split), scope)
+                    rate = forgetting.match_rate(
+                        forgetting.select_runs_forgetting(forgetting_by_run(data), name, split), scope
+                    )
                 except InsufficientDataError:
                     continue
                 values = (rate.percent, rate.low, rate.high, rate.chance, rate.earlier)
@@ -270,7 +261,7 @@ def _round2(value: float | None) -> float | None:
 
 def replacements_table(data: StudyData) -> Table:
     """The most frequent new answers of the sweep."""
-    answers = replacements(_sweep_runs(data))
+    answers = forgetting.replacements(_sweep_runs(data))
     if not answers:
         raise InsufficientDataError("no run lost a correct answer between its best dev epoch and its last")
     return Table(
@@ -286,7 +277,7 @@ def forgotten_examples_table(data: StudyData) -> Table:
     if not pool:
         raise InsufficientDataError("no run lost a correct answer between its best dev epoch and its last")
     ordered = sorted(pool, key=lambda item: int(row_key(0, "forgotten", item[0].run_id, item[1].question_id)))
-    chosen: dict[str, tuple[RunForgetting, ForgottenFact]] = {}
+    chosen: dict[str, tuple[forgetting.RunForgetting, forgetting.ForgottenFact]] = {}
     for run, fact in ordered:
         if len(chosen) < NUM_EXAMPLES:
             chosen.setdefault(fact.question_id, (run, fact))
@@ -298,7 +289,7 @@ def forgotten_examples_table(data: StudyData) -> Table:
     return Table(name="forgotten_examples", columns=columns, rows=rows, text_columns=frozenset({2, 3, 4}))
 
 
-def _scope_cell(fact: ForgottenFact) -> str:
+def _scope_cell(fact: forgetting.ForgottenFact) -> str:
     scopes = [_SCOPE_LABELS[scope] for scope in ("same_relation", "unknown_row") if getattr(fact.target_counts, scope)]
     return ", ".join(scopes) or ("other relation" if fact.target_counts.any_row else "no")
 
@@ -320,7 +311,7 @@ def forgotten_facts_table(data: StudyData) -> Table:
             " | ".join(fact.gold),
             fact.before,
             fact.after,
-            *(getattr(fact.target_counts, scope) for scope in TARGET_SCOPES),
+            *(getattr(fact.target_counts, scope) for scope in forgetting.TARGET_SCOPES),
         )
         for run in require_forgetting(data)
         for fact in run.lost
@@ -341,25 +332,25 @@ def _variant_names(data: StudyData, split: str) -> list[str]:
     return sorted(variants, key=lambda name: (*kinds.get(name, (True, "")), name))
 
 
-def _sweep_runs(data: StudyData) -> list[RunForgetting]:
+def _sweep_runs(data: StudyData) -> list[forgetting.RunForgetting]:
     return [run for _, losses in _losses_by_share(data) for run in losses]
 
 
-def _losses_by_share(data: StudyData) -> list[tuple[float, list[RunForgetting]]]:
+def _losses_by_share(data: StudyData) -> list[tuple[float, list[forgetting.RunForgetting]]]:
     """The runs of the sweep on test questions by share of Unknown rows, without shares that have none."""
     runs = [run for run in require_forgetting(data) if run.split == "test"]
     by_share = [(share, [run for run in runs if run.variant == name]) for share, name in data.sweep_variants("unknown")]
     return [(share, losses) for share, losses in by_share if losses]
 
 
-def require_forgetting(data: StudyData) -> tuple[RunForgetting, ...]:
+def require_forgetting(data: StudyData) -> tuple[forgetting.RunForgetting, ...]:
     """As `forgetting_by_run`.
 
     Raises:
         InsufficientDataError: there is none.
     """
-    if forgetting := forgetting_by_run(data):
-        return forgetting
+    if runs := forgetting_by_run(data):
+        return runs
     if data.runs:
         raise InsufficientDataError(
             "the finished runs have no right_to_wrong.parquet with test questions, or the questions are missing"
@@ -367,7 +358,7 @@ def require_forgetting(data: StudyData) -> tuple[RunForgetting, ...]:
     raise InsufficientDataError("needs a finished run")
 
 
-def forgetting_by_run(data: StudyData) -> tuple[RunForgetting, ...]:
+def forgetting_by_run(data: StudyData) -> tuple[forgetting.RunForgetting, ...]:
     """The forgotten facts of every finished run and test split."""
     return data.part(load_forgetting, (), data.runs)
 
@@ -389,7 +380,7 @@ class _QuestionIndex:
         return rows
 
 
-def load_forgetting(study: Folder, runs: Sequence[Run]) -> tuple[RunForgetting, ...]:
+def load_forgetting(study: Folder, runs: Sequence[Run]) -> tuple[forgetting.RunForgetting, ...]:
     """Load the forgotten facts of every run and split.
 
     Args:
@@ -406,8 +397,8 @@ def load_forgetting(study: Folder, runs: Sequence[Run]) -> tuple[RunForgetting, 
     if read_manifest(study.child("questions")) is None:
         return ()
     questions = _QuestionIndex(study)
-    targets: dict[str, TargetIndex] = {}
-    losses: list[RunForgetting] = []
+    targets: dict[str, forgetting.TargetIndex] = {}
+    losses: list[forgetting.RunForgetting] = []
     for run in runs:
         folder = study.child("runs", run.run_id)
         epochs = read_epochs(folder)
@@ -423,8 +414,12 @@ def load_forgetting(study: Folder, runs: Sequence[Run]) -> tuple[RunForgetting, 
 
 
 def _run_forgetting(
-    folder: Folder, name: tuple[str, str, int, str], epochs: pa.Table, targets: TargetIndex, questions: _QuestionIndex
-) -> RunForgetting | None:
+    folder: Folder,
+    name: tuple[str, str, int, str],
+    epochs: pa.Table,
+    targets: forgetting.TargetIndex,
+    questions: _QuestionIndex,
+) -> forgetting.RunForgetting | None:
     run_id, variant, seed, split = name
     ends = best_and_last_epoch(epochs)
     assert ends is not None
@@ -434,7 +429,7 @@ def _run_forgetting(
     rows = [row for row in read_right_to_wrong(folder).to_pylist() if row["split"] == split]
     asked = questions.rows([row["question_id"] for row in rows])
     lost = tuple(
-        ForgottenFact(
+        forgetting.ForgottenFact(
             question_id=row["question_id"],
             relation=question["relation"],
             category=row["category"] or "",
@@ -447,7 +442,7 @@ def _run_forgetting(
         for row, question in zip(rows, asked, strict=True)
     )
     before, after = _baseline_counts(folder, ends, split, targets, questions)
-    return RunForgetting(
+    return forgetting.RunForgetting(
         run_id=run_id,
         variant=variant,
         seed=seed,
@@ -472,27 +467,31 @@ def _is_total_row(row: Mapping[str, Any], split: str) -> bool:
     return bool(row["split"] == split and row["category"] == ALL_CATEGORIES)
 
 
-def _load_targets(study: Folder, variant: str, questions: _QuestionIndex) -> TargetIndex:
+def _load_targets(study: Folder, variant: str, questions: _QuestionIndex) -> forgetting.TargetIndex:
     rows = read_variant_rows(study, variant, ["question_id", "category", "target"]).to_pylist()
-    return TargetIndex((questions.relation(row["question_id"]), row["category"], row["target"]) for row in rows)
+    return forgetting.TargetIndex(
+        (questions.relation(row["question_id"]), row["category"], row["target"]) for row in rows
+    )
 
 
 def _baseline_counts(
-    run: Folder, ends: tuple[int, int], split: str, targets: TargetIndex, questions: _QuestionIndex
-) -> tuple[dict[str, TargetCounts], dict[str, TargetCounts]]:
+    run: Folder, ends: tuple[int, int], split: str, targets: forgetting.TargetIndex, questions: _QuestionIndex
+) -> tuple[dict[str, forgetting.TargetCounts], dict[str, forgetting.TargetCounts]]:
     """Counts by relation over questions wrong at both epochs: of the answers at the first epoch, and at the last."""
     names = [f"epoch-{epoch:03d}.parquet" for epoch in ends]
     if not set(names) <= set(run.child("predictions").names(".parquet")):
         return {}, {}
     before, after = (_wrong_answers(read_predictions(run, name, PREDICTION_COLUMNS), split) for name in names)
-    counts: list[dict[str, TargetCounts]] = []
+    counts: list[dict[str, forgetting.TargetCounts]] = []
     for texts in (before, after):
         answers = [
             (questions.relation(question_id), text)
             for question_id, text in texts.items()
             if question_id in before and question_id in after
         ]
-        counts.append(sum_by_relation((relation, targets.target_counts(text, relation)) for relation, text in answers))
+        counts.append(
+            forgetting.sum_by_relation((relation, targets.target_counts(text, relation)) for relation, text in answers)
+        )
     return counts[0], counts[1]
 
 

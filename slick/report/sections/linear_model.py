@@ -10,17 +10,7 @@ from slick.report.data import StudyData
 from slick.report.measurements import InsufficientDataError, format_with_interval, round1, value_or_reason
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
-from slick.report.statistics.regression import (
-    EPOCH_SELECTION_LABELS,
-    SPLIT_LABELS,
-    TERMS,
-    ResidualChecks,
-    SelectionFit,
-    check_residuals,
-    describe_fit,
-    fit_all_selections,
-    fit_linear_model,
-)
+from slick.report.statistics import regression
 from slick.report.tables import Row, Table
 
 SHARE_MARKERS = "osD^vP*X<>"
@@ -41,9 +31,9 @@ def linear_model_section(data: StudyData) -> SectionBody:
                     f"Residuals against fitted values, {label}, by share of Unknown rows.",
                     f"linear_residuals_{split}",
                     f"Residuals of the linear model against its fitted values, {label}",
-                    lambda split=split: residual_plot(check_residuals(data, split)),  # type: ignore[misc]
+                    lambda split=split: residual_plot(regression.check_residuals(data, split)),  # type: ignore[misc]
                 )
-                for split, label in SPLIT_LABELS.items()
+                for split, label in regression.SPLIT_LABELS.items()
             ),
             collapsed_table_exhibit(
                 "The same model for other selections of points, which the paper does not specify: which epochs, and "
@@ -57,14 +47,14 @@ def linear_model_section(data: StudyData) -> SectionBody:
 def _fit_sentences(data: StudyData) -> list[str]:
     """One sentence per test set."""
     sentences = []
-    for split, label in SPLIT_LABELS.items():
-        checks, _ = value_or_reason(check_residuals, data, split)
+    for split, label in regression.SPLIT_LABELS.items():
+        checks, _ = value_or_reason(regression.check_residuals, data, split)
         if checks is not None:
-            sentences.append(f" {label.capitalize()}, {describe_fit(checks)}.")
+            sentences.append(f" {label.capitalize()}, {regression.describe_fit(checks)}.")
     return sentences
 
 
-def residual_plot(checks: ResidualChecks) -> Callable[[Any], None]:
+def residual_plot(checks: regression.ResidualChecks) -> Callable[[Any], None]:
     """Residuals against fitted values, with one marker and colour per share of Unknown rows."""
 
     def plot(axes: Any) -> None:
@@ -96,14 +86,14 @@ def residual_plot(checks: ResidualChecks) -> Callable[[Any], None]:
 def linear_model_table(data: StudyData) -> Table:
     """Coefficients in and out of distribution (table 1)."""
     rows: list[Row] = []
-    for split, label in SPLIT_LABELS.items():
+    for split, label in regression.SPLIT_LABELS.items():
         try:
-            model = fit_linear_model(data, split)
+            model = regression.fit_linear_model(data, split)
         except InsufficientDataError:
             if split == "test":
                 raise
             continue
-        for i, term in enumerate(TERMS):
+        for i, term in enumerate(regression.TERMS):
             ends = (round(part[i], 2) for part in (model.coefficients, model.low, model.high))
             fitted = (round(model.r_squared, 3), model.num_points, model.num_runs)
             rows.append((label, term, *ends, float(f"{model.p_values[i]:.2g}"), *fitted))
@@ -113,7 +103,7 @@ def linear_model_table(data: StudyData) -> Table:
 
 def point_selections_table(data: StudyData) -> Table:
     """The fit for each selection of points, in and out of distribution."""
-    fits = list(fit_all_selections(data))
+    fits = list(regression.fit_all_selections(data))
     if all(selection.fit is None for selection in fits):
         raise InsufficientDataError(fits[0].missing_reason)
     columns = (
@@ -135,10 +125,10 @@ def point_selections_table(data: StudyData) -> Table:
     return Table(name="linear_model_choices", columns=(*columns, "missing"), rows=rows, text_columns=text)
 
 
-def _selection_row(selection: SelectionFit) -> Row:
+def _selection_row(selection: regression.SelectionFit) -> Row:
     name = (
         "ID" if selection.split == "test" else "OOD",
-        EPOCH_SELECTION_LABELS[selection.points.epochs],
+        regression.EPOCH_SELECTION_LABELS[selection.points.epochs],
         "with" if selection.points.include_known else "without",
     )
     if selection.fit is None or selection.checks is None:

@@ -25,32 +25,21 @@ from slick.report.measurements import (
 )
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
-from slick.report.statistics.p_true import (
-    MIN_UNKNOWN_QUESTIONS,
-    PrefixPoint,
-    PTrueComparison,
-    ThresholdCurve,
-    compare_at_equal_share,
-    p_true_auroc,
-    p_true_scores,
-    prefix_curve,
-    slick_point,
-    threshold_curve,
-)
+from slick.report.statistics import p_true
 from slick.report.tables import Row, Table
 
 CHECKPOINTS = (EARLY_STOP, CONVERGENCE)
 _NUM_DRAWN, _NUM_LISTED = 200, 25
 """Number of points of the P(True) curve in the figure and in its table."""
 
-ComparisonByCheckpoint = dict[str, PTrueComparison]
+ComparisonByCheckpoint = dict[str, p_true.PTrueComparison]
 
 
 @section("p_true", title="SliCK labels compared with P(True)", group=GROUP_PAPER, order=90, experiment="p_true")
 def p_true_section(data: StudyData) -> SectionBody:
     """Accuracy of D_Natural on the questions that SliCK and P(True) label Unknown; SliCK alone without P(True)."""
     compared = cache(
-        lambda: {checkpoint: compare_at_equal_share(data, checkpoint) for checkpoint in CHECKPOINTS}
+        lambda: {checkpoint: p_true.compare_at_equal_share(data, checkpoint) for checkpoint in CHECKPOINTS}
     )  # the bootstrap is slow
     return SectionBody(
         text=" ".join(
@@ -90,7 +79,7 @@ def p_true_section(data: StudyData) -> SectionBody:
 def summary_sentences(data: StudyData, compared: Callable[[], ComparisonByCheckpoint]) -> list[str]:
     """The comparison in two sentences; empty without data."""
     comparisons, _ = value_or_reason(compared)
-    auroc, _ = value_or_reason(p_true_auroc, data, EARLY_STOP)
+    auroc, _ = value_or_reason(p_true.p_true_auroc, data, EARLY_STOP)
     if comparisons is None or auroc is None:
         return []
     parts = [
@@ -105,11 +94,15 @@ def summary_sentences(data: StudyData, compared: Callable[[], ComparisonByCheckp
         f"{' and '.join(phrases)}: {', and '.join(parts)}.",
         f"P(True) predicts whether D_Natural answers a question correctly at early stop with an AUROC of {auroc:.0f} % "
         "(chance: 50 %).",
-        *([f"But {caveat}."] if (scores := p_true_scores(data)) is not None and (caveat := scores.caveat) else []),
+        *(
+            [f"But {caveat}."]
+            if (scores := p_true.p_true_scores(data)) is not None and (caveat := scores.caveat)
+            else []
+        ),
     ]
 
 
-def _comparison_phrase(comparison: PTrueComparison) -> str:
+def _comparison_phrase(comparison: p_true.PTrueComparison) -> str:
     if abs(comparison.gap.value) <= Z_95 * comparison.gap.se:
         return "about as often as P(True)'s (within noise)"
     return f"{'less' if comparison.gap.value < 0 else 'more'} often than P(True)'s"
@@ -117,9 +110,9 @@ def _comparison_phrase(comparison: PTrueComparison) -> str:
 
 def p_true_figure(data: StudyData, checkpoint: CheckpointRef) -> Callable[[Any], None]:
     """The P(True) curve, the SliCK curve over the number of exemplar sets, and the SliCK point, as far as available."""
-    p_true_curve, p_true_reason = value_or_reason(threshold_curve, data, checkpoint)
-    slick_curve, slick_reason = value_or_reason(prefix_curve, data, checkpoint)
-    point, _ = value_or_reason(slick_point, data, checkpoint)
+    p_true_curve, p_true_reason = value_or_reason(p_true.threshold_curve, data, checkpoint)
+    slick_curve, slick_reason = value_or_reason(p_true.prefix_curve, data, checkpoint)
+    point, _ = value_or_reason(p_true.slick_point, data, checkpoint)
     if p_true_curve is None and slick_curve is None:
         raise InsufficientDataError(f"{p_true_reason}; {slick_reason}")
 
@@ -139,7 +132,7 @@ def p_true_figure(data: StudyData, checkpoint: CheckpointRef) -> Callable[[Any],
     return plot
 
 
-def _draw_threshold_curve(axes: Any, curve: ThresholdCurve) -> None:
+def _draw_threshold_curve(axes: Any, curve: p_true.ThresholdCurve) -> None:
     indices = _evenly_spaced_indices(curve, _NUM_DRAWN)
     x, y, se = curve.share[indices], curve.accuracy[indices], curve.se[indices]
     axes.fill_between(x, np.maximum(y - se, 0.0), y + se, color=ORANGE, alpha=0.2, linewidth=0)
@@ -147,7 +140,7 @@ def _draw_threshold_curve(axes: Any, curve: ThresholdCurve) -> None:
     axes.plot(x, y, "-", color=ORANGE, marker=marker, label="P(True), by threshold")
 
 
-def _draw_prefix_curve(axes: Any, curve: list[PrefixPoint]) -> None:
+def _draw_prefix_curve(axes: Any, curve: list[p_true.PrefixPoint]) -> None:
     x, y = [point.share for point in curve], [point.accuracy.value for point in curve]
     down = [min(point.accuracy.se, point.accuracy.value) for point in curve]  # an accuracy is not negative
     up = [point.accuracy.se for point in curve]
@@ -165,11 +158,11 @@ def _draw_prefix_curve(axes: Any, curve: list[PrefixPoint]) -> None:
     axes.annotate("1 set", (x[0], y[0]), xytext=(8, -12), textcoords="offset points", fontsize=11, color=MUTED)
 
 
-def _evenly_spaced_indices(curve: ThresholdCurve, num: int) -> NDArray[np.int64]:
+def _evenly_spaced_indices(curve: p_true.ThresholdCurve, num: int) -> NDArray[np.int64]:
     """Indices of about `num` points at even shares, without points of fewer than `MIN_UNKNOWN_QUESTIONS` questions."""
-    eligible = np.flatnonzero(curve.num >= MIN_UNKNOWN_QUESTIONS)
+    eligible = np.flatnonzero(curve.num >= p_true.MIN_UNKNOWN_QUESTIONS)
     if not len(eligible):
-        raise InsufficientDataError(f"fewer than {MIN_UNKNOWN_QUESTIONS} test questions have P(True)")
+        raise InsufficientDataError(f"fewer than {p_true.MIN_UNKNOWN_QUESTIONS} test questions have P(True)")
     shares = np.linspace(curve.share[eligible[0]], 100.0, num)
     return np.unique(eligible[np.minimum(np.searchsorted(curve.share[eligible], shares), len(eligible) - 1)])
 
@@ -179,7 +172,7 @@ def comparison_table(data: StudyData, compared: ComparisonByCheckpoint) -> Table
     rows: list[Row] = []
     for checkpoint, comparison in compared.items():
         low, high = confidence_interval(comparison.gap)
-        auroc, _ = value_or_reason(p_true_auroc, data, checkpoint)
+        auroc, _ = value_or_reason(p_true.p_true_auroc, data, checkpoint)
         rows.append(
             (
                 checkpoint_label(checkpoint),
@@ -198,7 +191,7 @@ def comparison_table(data: StudyData, compared: ComparisonByCheckpoint) -> Table
 
 def prefix_table(data: StudyData) -> Table:
     """Share of SliCK's Unknown questions and accuracy on them, by number of exemplar sets."""
-    both = zip(*(prefix_curve(data, checkpoint) for checkpoint in CHECKPOINTS), strict=True)
+    both = zip(*(p_true.prefix_curve(data, checkpoint) for checkpoint in CHECKPOINTS), strict=True)
     rows: tuple[Row, ...] = tuple(
         (early.sets, round(early.share, 2), *_value_and_se(early.accuracy), *_value_and_se(last.accuracy))
         for early, last in both
@@ -209,7 +202,7 @@ def prefix_table(data: StudyData) -> Table:
 
 def p_true_threshold_table(data: StudyData) -> Table:
     """Share of questions below some thresholds on P(True) and accuracy on them."""
-    early, last = (threshold_curve(data, checkpoint) for checkpoint in CHECKPOINTS)
+    early, last = (p_true.threshold_curve(data, checkpoint) for checkpoint in CHECKPOINTS)
     rows: tuple[Row, ...] = tuple(
         (
             round(float(early.thresholds[i]), 6),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from slick.matching import make_matcher, normalize
 from slick.report.charts import BLUE, CATEGORY_COLOURS, INK, MUTED, ORANGE, PURPLE, plot_stacked_bars
@@ -20,28 +21,9 @@ from slick.report.page import (
     table_exhibit,
 )
 from slick.report.sections import section
+from slick.report.statistics import planted
 from slick.report.statistics.intervals import Proportion, RankStatistic
 from slick.report.statistics.p_true import p_true_scores
-from slick.report.statistics.planted import (
-    COPIED_FROM_PROMPT,
-    FREQUENT_GUESS,
-    OTHER_FACT_ANSWER,
-    RARE_GUESS,
-    REWORDED,
-    RIVAL,
-    UNEXPLAINED,
-    UNRELATED_ANSWER,
-    FloatArray,
-    PlantedFacts,
-    apply_temperature,
-    calibration_bins,
-    cause_counts,
-    counts_by_strength,
-    false_known_rate,
-    false_unknown_rates,
-    planted_auroc,
-    planted_rank_correlation,
-)
 from slick.report.tables import Row, Table
 from slick.storage import Folder
 from slick.study import Manifest, read_manifest
@@ -86,17 +68,19 @@ def planted_section(data: StudyData) -> SectionBody | None:
     )
 
 
-def summary_text(data: StudyData, facts: PlantedFacts) -> str:
+def summary_text(data: StudyData, facts: planted.PlantedFacts) -> str:
     """Error rates of the labels and rank correlations of the measures."""
     sentences = [
         "This model was pretrained on a synthetic corpus in which the number of mentions of the answer to each of "
         f"{len(facts.strength):,} questions is known, so its labels can be compared with the ground truth."
     ]
     try:
-        missed = false_unknown_rates(facts)
+        missed = planted.false_unknown_rates(facts)
         if "firm" in missed:
             sentences.append(f"Of the facts planted firmly, {_format_proportion(missed['firm'])} are labelled Unknown.")
-        sentences.append(f"Of those never planted, {_format_proportion(false_known_rate(facts))} are labelled Known.")
+        sentences.append(
+            f"Of those never planted, {_format_proportion(planted.false_known_rate(facts))} are labelled Known."
+        )
     except InsufficientDataError:
         pass  # a world may plant every fact
     sentences += _rank_sentences(data, facts)
@@ -107,7 +91,7 @@ def summary_text(data: StudyData, facts: PlantedFacts) -> str:
     return " ".join(sentences)
 
 
-def _rank_sentences(data: StudyData, facts: PlantedFacts) -> list[str]:
+def _rank_sentences(data: StudyData, facts: planted.PlantedFacts) -> list[str]:
     """Rank correlations of sampled answers and of P(True) with the planted probability, on the facts that have both."""
     measures = measured_values(data, facts)
     shared = np.ones(len(facts.strength), dtype=bool)
@@ -117,7 +101,7 @@ def _rank_sentences(data: StudyData, facts: PlantedFacts) -> list[str]:
     for name in (SAMPLED, P_TRUE):
         if name not in measures:
             continue
-        correlation, _ = value_or_reason(planted_rank_correlation, facts, measures[name], shared)
+        correlation, _ = value_or_reason(planted.planted_rank_correlation, facts, measures[name], shared)
         if correlation is None:
             continue
         parts.append(f"{name} {_format_statistic(correlation)}")
@@ -137,7 +121,7 @@ def _format_statistic(statistic: RankStatistic) -> str:
     return format_with_interval(statistic.value, statistic.low, statistic.high, ".2f")
 
 
-def _figure_exhibits(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...]:
+def _figure_exhibits(data: StudyData, facts: planted.PlantedFacts) -> tuple[Exhibit, ...]:
     temperature_note = (
         f" Dotted: planted probability at the sampling temperature, {facts.temperature:g}." if facts.temperature else ""
     )
@@ -158,7 +142,7 @@ def _figure_exhibits(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...
     )
 
 
-def _table_exhibits(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...]:
+def _table_exhibits(data: StudyData, facts: planted.PlantedFacts) -> tuple[Exhibit, ...]:
     return (
         table_exhibit("Number of facts per category by planted strength.", lambda: strength_table(facts)),
         table_exhibit(
@@ -179,9 +163,9 @@ def _table_exhibits(data: StudyData, facts: PlantedFacts) -> tuple[Exhibit, ...]
     )
 
 
-def planted_category_bars(facts: PlantedFacts) -> Callable[[Any], None]:
+def planted_category_bars(facts: planted.PlantedFacts) -> Callable[[Any], None]:
     """Stacked bars of the categories, one per planted strength."""
-    rows = counts_by_strength(facts)
+    rows = planted.counts_by_strength(facts)
 
     def plot(axes: Any) -> None:
         y = np.arange(len(rows))[::-1]
@@ -198,22 +182,24 @@ def planted_category_bars(facts: PlantedFacts) -> Callable[[Any], None]:
     return plot
 
 
-def calibration_curve(data: StudyData, facts: PlantedFacts) -> Callable[[Any], None]:
+def calibration_curve(data: StudyData, facts: planted.PlantedFacts) -> Callable[[Any], None]:
     """Mean of each measure by planted probability."""
     marks = {SAMPLED: (BLUE, "o", "-"), GREEDY: (ORANGE, "s", "--"), P_TRUE: (PURPLE, "^", "-.")}
-    curves = {name: calibration_bins(facts, values) for name, values in measured_values(data, facts).items()}
+    curves = {name: planted.calibration_bins(facts, values) for name, values in measured_values(data, facts).items()}
 
     def plot(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (6, 3)))
         if facts.temperature:
             x = np.linspace(0, 1, 101)
-            axes.plot(x, apply_temperature(x, facts.temperature), color=MUTED, linewidth=1.4, linestyle=":")
+            axes.plot(x, planted.apply_temperature(x, facts.temperature), color=MUTED, linewidth=1.4, linestyle=":")
         for name, bins in curves.items():
             colour, marker, line = marks[name]
-            mean = np.array([bin_.mean for bin_ in bins])
-            margins = np.array([[bin_.mean - bin_.low for bin_ in bins], [bin_.high - bin_.mean for bin_ in bins]])
+            mean = np.array([group.mean for group in bins])
+            margins = np.array(
+                [[group.mean - group.low for group in bins], [group.high - group.mean for group in bins]]
+            )
             axes.errorbar(
-                [bin_.planted_probability for bin_ in bins],
+                [group.planted_probability for group in bins],
                 mean,
                 margins,
                 fmt=line,
@@ -233,31 +219,31 @@ def calibration_curve(data: StudyData, facts: PlantedFacts) -> Callable[[Any], N
     return plot
 
 
-def measured_values(data: StudyData, facts: PlantedFacts) -> dict[str, FloatArray]:
+def measured_values(data: StudyData, facts: planted.PlantedFacts) -> dict[str, planted.FloatArray]:
     """Measures of each fact by name, NaN where missing, without measures that the study does not have."""
     measures = {SAMPLED: facts.sampled, GREEDY: facts.greedy}
-    p_true = p_true_scores(data)
-    if p_true is not None:
-        scores = dict(zip(p_true.question_ids.tolist(), p_true.p_true.tolist(), strict=True))
+    p_true_values = p_true_scores(data)
+    if p_true_values is not None:
+        scores = dict(zip(p_true_values.question_ids.tolist(), p_true_values.p_true.tolist(), strict=True))
         measures[P_TRUE] = np.array([scores.get(question_id, np.nan) for question_id in facts.question_ids.tolist()])
     return {name: values for name, values in measures.items() if np.isfinite(values).any()}
 
 
-def strength_table(facts: PlantedFacts) -> Table:
+def strength_table(facts: planted.PlantedFacts) -> Table:
     """Number and percent of facts per category by planted strength."""
     rows: list[Row] = []
-    for strength, counts in counts_by_strength(facts).items():
+    for strength, counts in planted.counts_by_strength(facts).items():
         total = sum(counts.values())
         shares = (f"{num:,} ({100 * num / total:.1f} %)" for num in counts.values())
         rows.append((STRENGTH_LABELS[strength], *shares, total))
     return Table(name="planted_categories", columns=("planted", *map(str, Category), "facts"), rows=tuple(rows))
 
 
-def false_labels_table(facts: PlantedFacts) -> Table:
+def false_labels_table(facts: planted.PlantedFacts) -> Table:
     """Rates of wrong labels by planted strength, with intervals."""
-    rates = [(f"planted {name}, labelled Unknown", rate) for name, rate in false_unknown_rates(facts).items()]
+    rates = [(f"planted {name}, labelled Unknown", rate) for name, rate in planted.false_unknown_rates(facts).items()]
     try:
-        rates.append(("never planted, labelled Known", false_known_rate(facts)))
+        rates.append(("never planted, labelled Known", planted.false_known_rate(facts)))
     except InsufficientDataError:
         if not rates:
             raise
@@ -270,11 +256,11 @@ def false_labels_table(facts: PlantedFacts) -> Table:
     )
 
 
-def causes_table(facts: PlantedFacts) -> Table:
+def causes_table(facts: planted.PlantedFacts) -> Table:
     """Causes of wrong labels, most frequent first within each strength."""
     rows: list[Row] = []
-    for strength in counts_by_strength(facts):
-        counts = cause_counts(facts, strength)
+    for strength in planted.counts_by_strength(facts):
+        counts = planted.cause_counts(facts, strength)
         label = "never planted, Known" if strength == "never" else f"planted {strength}, Unknown"
         rows += [(label, cause, num) for cause, num in sorted(counts.items(), key=lambda item: -item[1])]
     if not rows:
@@ -287,19 +273,23 @@ def causes_table(facts: PlantedFacts) -> Table:
     )
 
 
-def calibration_table(data: StudyData, facts: PlantedFacts) -> Table:
+def calibration_table(data: StudyData, facts: planted.PlantedFacts) -> Table:
     """The points of the calibration curves."""
     rows: tuple[Row, ...] = tuple(
-        (name, *(round(value, 4) for value in (bin_.planted_probability, bin_.mean, bin_.low, bin_.high)), bin_.num)
+        (
+            name,
+            *(round(value, 4) for value in (group.planted_probability, group.mean, group.low, group.high)),
+            group.num,
+        )
         for name, values in measured_values(data, facts).items()
-        for bin_ in calibration_bins(facts, values)
+        for group in planted.calibration_bins(facts, values)
     )
     return Table(
         name="planted_chance", columns=("measure", "planted_chance", "mean", "low", "high", "facts"), rows=rows
     )
 
 
-def recovery_table(data: StudyData, facts: PlantedFacts) -> Table:
+def recovery_table(data: StudyData, facts: planted.PlantedFacts) -> Table:
     """Rank correlations and AUROC of each measure, with reasons for missing ones."""
     measures = measured_values(data, facts)
     if P_TRUE in measures:
@@ -314,19 +304,19 @@ def recovery_table(data: StudyData, facts: PlantedFacts) -> Table:
     return Table(name="planted_recovery", columns=columns, rows=tuple(rows), text_columns=frozenset({5}))
 
 
-def _recovery_row(facts: PlantedFacts, name: str, values: FloatArray) -> Row:
+def _recovery_row(facts: planted.PlantedFacts, name: str, values: planted.FloatArray) -> Row:
     rivals = np.isin(facts.strength, ["contested", "minority"])
     computations = (
-        lambda: planted_rank_correlation(facts, values),
-        lambda: planted_rank_correlation(facts, values, rivals),
-        lambda: planted_auroc(facts, values),
+        lambda: planted.planted_rank_correlation(facts, values),
+        lambda: planted.planted_rank_correlation(facts, values, rivals),
+        lambda: planted.planted_auroc(facts, values),
     )
     statistics, reasons = zip(*map(value_or_reason, computations), strict=True)
     cells = (None if s is None else _format_statistic(s) for s in statistics)
     return (name, *cells, int(np.isfinite(values).sum()), "; ".join(dict.fromkeys(filter(None, reasons))))
 
 
-def load_planted(study: Folder) -> PlantedFacts | None:
+def load_planted(study: Folder) -> planted.PlantedFacts | None:
     """Load the annotated facts of the study's world; None if another model is annotated, or nothing.
 
     Raises:
@@ -345,7 +335,7 @@ def load_planted(study: Folder) -> PlantedFacts | None:
     cause_missing_reason = _cause_missing_reason(annotate, manifest)
     causes = {} if cause_missing_reason else _find_causes(study, rows)
     temperature = (manifest.settings.get("sampling") or {}).get("temperature")
-    return PlantedFacts(
+    return planted.PlantedFacts(
         question_ids=np.array([row["question_id"] for row in rows], dtype=str),
         strength=np.array([row["strength"] for row in rows], dtype=str),
         num_gold=np.array([row["num_gold"] for row in rows], dtype=np.int64),
@@ -363,8 +353,8 @@ def load_planted(study: Folder) -> PlantedFacts | None:
 def _join_planted(study: Folder) -> tuple[list[FactRow], int]:
     """Rows of the knowledge table joined with the planted facts, and the number of rows without one."""
     names = ["relation", "split", "question", "answer", "strength", "num_gold", "num_rival", "rival"]
-    planted = read_planted(study, names).to_pylist()
-    facts = {(fact["relation"], fact["split"], fact["question"]): fact for fact in planted}
+    planted_rows = read_planted(study, names).to_pylist()
+    facts = {(fact["relation"], fact["split"], fact["question"]): fact for fact in planted_rows}
     questions = read_question_rows(study.child("questions"), ["question_id", "question"]).to_pylist()
     question_texts = {row["question_id"]: row["question"] for row in questions}
     labels = read_knowledge(study, _LABEL_COLUMNS).to_pylist()
@@ -418,10 +408,8 @@ def _load_answers(study: Folder, question_ids: set[str]) -> dict[str, AnswerList
     answers = {}
     for name in folder.names(".parquet"):
         part = read_answer_part(folder, name, _ANSWER_COLUMNS)
-        mask = pa.array(
-            [question_id in question_ids for question_id in part["question_id"].to_pylist()], type=pa.bool_()
-        )
-        answers.update({row["question_id"]: list(_iter_answers(row)) for row in part.filter(mask).to_pylist()})
+        rows = part.filter(pc.is_in(part["question_id"], pa.array(question_ids, pa.string()))).to_pylist()
+        answers.update({row["question_id"]: list(_iter_answers(row)) for row in rows})
     return answers
 
 
@@ -453,13 +441,13 @@ def _guess_cause(
     gold = normalize(row["answer"])
     hit_sets = {i for i, _, hit in answers if hit}
     if hit_sets and all(i < len(exemplar_answers) and gold in exemplar_answers[i] for i in hit_sets):
-        return COPIED_FROM_PROMPT
+        return planted.COPIED_FROM_PROMPT
     total, by_question = frequencies
     others = len(by_question) - 1
     elsewhere = total[gold] - by_question[row["question_id"]][gold]
     if elsewhere >= max(others, 1):
-        return FREQUENT_GUESS
-    return RARE_GUESS if elsewhere else UNEXPLAINED
+        return planted.FREQUENT_GUESS
+    return planted.RARE_GUESS if elsewhere else planted.UNEXPLAINED
 
 
 def _miss_cause(row: FactRow, answers: AnswerList, gold_answers: set[str]) -> str:
@@ -467,14 +455,14 @@ def _miss_cause(row: FactRow, answers: AnswerList, gold_answers: set[str]) -> st
     target = make_matcher([row["answer"]], "contains")
     texts = Counter(text for _, text, _ in answers)
     if any(target.is_hit(text) for text in texts):
-        return REWORDED
+        return planted.REWORDED
     counts: Counter[str] = Counter()
     for text, num in texts.items():
         counts[normalize(text)] += num
     first = max(counts, key=lambda text: (counts[text], text))
     if row["rival"] and first == normalize(row["rival"]):
-        return RIVAL
-    return OTHER_FACT_ANSWER if first in gold_answers else UNRELATED_ANSWER
+        return planted.RIVAL
+    return planted.OTHER_FACT_ANSWER if first in gold_answers else planted.UNRELATED_ANSWER
 
 
 def _exemplar_answers(study: Folder) -> dict[str, list[set[str]]]:

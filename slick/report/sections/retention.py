@@ -19,17 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.formatting import format_percent
-from slick.report.charts import (
-    BLUE,
-    CATEGORY_COLOURS,
-    INK,
-    VERMILLION,
-    label_line_ends,
-    plot_share_by_epochs,
-    plot_with_error_band,
-    set_epoch_axis,
-    set_share_axis,
-)
+from slick.report import charts
 from slick.report.data import StudyData
 from slick.report.measurements import (
     CONVERGENCE,
@@ -181,9 +171,9 @@ def retention_figure(curves: tuple[RetentionCurve, ...]) -> Callable[[Any], None
                 )
             axes.plot(curve.epochs, values, color=colour, marker="o", markersize=3)
             labels.append((float(values[-1]), f"{format_percent(curve.share)} Unknown", colour))
-        set_epoch_axis(axes, longest)
+        charts.set_epoch_axis(axes, longest)
         axes.autoscale(axis="y")
-        label_line_ends(axes, float(longest[-1]), labels)
+        charts.label_line_ends(axes, float(longest[-1]), labels)
         axes.set_ylabel("HighlyKnown accuracy (points from best)")
 
     return plot
@@ -199,7 +189,7 @@ def retention_surface(curves: tuple[RetentionCurve, ...], durations: tuple[int, 
         )
     lost_ES = np.array([[curve.points_lost_at(epoch).value for curve in curves] for epoch in shown])
     shares = [curve.share for curve in curves]
-    return lambda axes: plot_share_by_epochs(axes, lost_ES, shares, shown, "cividis_r")
+    return lambda axes: charts.plot_share_by_epochs(axes, lost_ES, shares, shown, "cividis_r")
 
 
 def ablation_figure(data: StudyData) -> Callable[[Any], None]:
@@ -209,19 +199,21 @@ def ablation_figure(data: StudyData) -> Callable[[Any], None]:
     def plot(axes: Any) -> None:
         pairs = [(pair, pair.points_lost_known) for pair in ablations if pair.points_lost_known is not None]
         x = [100 * pair.share for pair in ablations]
-        plot_with_error_band(axes, x, [pair.points_lost for pair in ablations], VERMILLION, "s", label="D")
-        plot_with_error_band(
+        charts.plot_with_error_band(
+            axes, x, [pair.points_lost for pair in ablations], charts.VERMILLION, "s", label="D"
+        )
+        charts.plot_with_error_band(
             axes,
             [100 * pair.share for pair, _ in pairs],
             [known for _, known in pairs],
-            BLUE,
+            charts.BLUE,
             "o",
             "--",
             False,
             label="D_Known",
         )
         axes.legend(loc="upper left", fontsize=11, handlelength=2.6)
-        set_share_axis(axes, x, room=False)
+        charts.set_share_axis(axes, x, room=False)
         axes.set_ylabel("HighlyKnown points lost")
 
     return plot
@@ -235,13 +227,13 @@ def category_change_figure(data: StudyData) -> Callable[[Any], None]:
         for category, marker in zip(Category, "os^D", strict=True):
             cells = [(100 * share, cells[str(category)]) for share, cells in changes_by_share if str(category) in cells]
             if cells:
-                colour, line = CATEGORY_COLOURS[category]
-                plot_with_error_band(
+                colour, line = charts.CATEGORY_COLOURS[category]
+                charts.plot_with_error_band(
                     axes, [x for x, _ in cells], [cell for _, cell in cells], colour, marker, line, label=category
                 )
-        axes.axhline(0.0, color=INK, linewidth=0.8)
+        axes.axhline(0.0, color=charts.INK, linewidth=0.8)
         axes.legend(loc="lower left", fontsize=11, handlelength=2.6)
-        set_share_axis(axes, [100 * share for share, _ in changes_by_share], room=False)
+        charts.set_share_axis(axes, [100 * share for share, _ in changes_by_share], room=False)
         axes.set_ylabel("Change of accuracy (points)")
 
     return plot

@@ -23,17 +23,7 @@ from slick.report.measurements import (
 )
 from slick.report.page import GROUP_EXTENSIONS, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
 from slick.report.sections import section
-from slick.report.statistics.hazard import (
-    HazardRatio,
-    LogRankTest,
-    SurvivalCurve,
-    TimeToFit,
-    hazard_ratio,
-    log_rank_tests,
-    pool_runs,
-    select_runs,
-    survival_curves,
-)
+from slick.report.statistics import hazard
 from slick.report.tables import Row, Table
 from slick.storage import Folder
 from slick.study_files import read_run_rows
@@ -44,7 +34,7 @@ PUBLISHED_RATIO = 2.6
 """Hazard ratio of WeaklyKnown against Unknown rows in Hier and Obafemi-Ajayi 2026, arXiv:2601.18468."""
 
 WEAKLY, UNKNOWN = str(Category.WEAKLY_KNOWN), str(Category.UNKNOWN)
-Ratios = Mapping[str, HazardRatio | InsufficientDataError]
+Ratios = Mapping[str, hazard.HazardRatio | InsufficientDataError]
 """Variant to the hazard ratio of WeaklyKnown against Unknown rows, or the reason why there is none."""
 
 
@@ -97,10 +87,10 @@ def summary_text(data: StudyData, ratios: Ratios) -> str:
     pooled, _ = value_or_reason(pooled_rows, data, name or "")
     if name is None or pooled is None:
         return ""
-    curves = {curve.category: curve for curve in survival_curves(pooled)}
+    curves = {curve.category: curve for curve in hazard.survival_curves(pooled)}
     sentences = []
     ratio = ratios.get(name)
-    if isinstance(ratio, HazardRatio):
+    if isinstance(ratio, hazard.HazardRatio):
         sentences.append(
             f"If 50 % of D is Unknown, WeaklyKnown rows are fitted at {format_ratio(ratio)} times the rate of Unknown "
             f"ones ({PUBLISHED_RATIO} in arXiv:2601.18468)."
@@ -116,9 +106,9 @@ def summary_text(data: StudyData, ratios: Ratios) -> str:
     return "".join(f"{sentence} " for sentence in sentences)
 
 
-def survival_figure(rows: TimeToFit) -> Callable[[Any], None]:
+def survival_figure(rows: hazard.TimeToFit) -> Callable[[Any], None]:
     """Kaplan-Meier curves, one line per category."""
-    curves = survival_curves(rows)
+    curves = hazard.survival_curves(rows)
 
     def plot(axes: Any) -> None:
         for curve in curves:
@@ -138,7 +128,7 @@ def hazard_ratio_figure(data: StudyData, ratios: Ratios) -> Callable[[Any], None
     """Hazard ratios with intervals against the share of Unknown rows, on a logarithmic axis."""
     require_ratio(data, ratios)
     sweep = data.sweep_variants()
-    points = [(100 * share, ratio) for share, name in sweep if isinstance(ratio := ratios[name], HazardRatio)]
+    points = [(100 * share, ratio) for share, name in sweep if isinstance(ratio := ratios[name], hazard.HazardRatio)]
 
     def plot(axes: Any) -> None:
         from matplotlib.ticker import LogLocator, NullFormatter
@@ -205,7 +195,7 @@ def hazard_ratio_numbers_table(data: StudyData, ratios: Ratios) -> Table:
 
 
 def _never_fitted_cell(data: StudyData, name: str) -> str | None:
-    for curve in survival_curves(pooled_rows(data, name)):
+    for curve in hazard.survival_curves(pooled_rows(data, name)):
         if curve.category == UNKNOWN:
             share, low, high = (100 * value for value in curve.never_fitted)
             return format_with_interval(share, low, high)
@@ -214,15 +204,17 @@ def _never_fitted_cell(data: StudyData, name: str) -> str | None:
 
 def _log_rank_cell(data: StudyData, name: str) -> str | None:
     """p-value of the log-rank test; None if a seed has no row of one of the categories."""
-    pairs = {(pair.first, pair.second): pair for pair in log_rank_tests(select_runs(times_to_fit(data), name))}
+    pairs = {
+        (pair.first, pair.second): pair for pair in hazard.log_rank_tests(hazard.select_runs(times_to_fit(data), name))
+    }
     pair = pairs.get((WEAKLY, UNKNOWN))
     return None if pair is None else format_p_value(pair.p_value)
 
 
 def category_pair_table(data: StudyData) -> Table:
     """Ratio and test of each pair of categories at 50 % Unknown."""
-    runs = select_runs(times_to_fit(data), half_unknown_variant(data))
-    rows = tuple(_pair_row(pool_runs(runs), pair) for pair in log_rank_tests(runs))
+    runs = hazard.select_runs(times_to_fit(data), half_unknown_variant(data))
+    rows = tuple(_pair_row(hazard.pool_runs(runs), pair) for pair in hazard.log_rank_tests(runs))
     missing = any(row[-1] for row in rows)
     columns = ("fitted", "against", "hazard ratio", "p (log-rank)", "p (Holm)", "missing")
     return Table(
@@ -233,8 +225,8 @@ def category_pair_table(data: StudyData) -> Table:
     )
 
 
-def _pair_row(rows: TimeToFit, pair: LogRankTest) -> Row:
-    ratio, reason = value_or_reason(hazard_ratio, rows, pair.first, pair.second)
+def _pair_row(rows: hazard.TimeToFit, pair: hazard.LogRankTest) -> Row:
+    ratio, reason = value_or_reason(hazard.hazard_ratio, rows, pair.first, pair.second)
     p_values = (format_p_value(pair.p_value), format_p_value(pair.p_adjusted))
     return (pair.first, pair.second, None if ratio is None else format_ratio(ratio), *p_values, reason)
 
@@ -273,14 +265,14 @@ def survival_curve_table(data: StudyData) -> Table:
     return Table(name="fit_curve_numbers", columns=columns, rows=tuple(rows))
 
 
-def _all_curves(data: StudyData) -> list[tuple[float, str, SurvivalCurve]]:
+def _all_curves(data: StudyData) -> list[tuple[float, str, hazard.SurvivalCurve]]:
     curves = []
     for share, name in data.sweep_variants(min_shares=1):
-        curves += [(share, name, curve) for curve in survival_curves(pooled_rows(data, name))]
+        curves += [(share, name, curve) for curve in hazard.survival_curves(pooled_rows(data, name))]
     return curves
 
 
-def format_ratio(ratio: HazardRatio) -> str:
+def format_ratio(ratio: hazard.HazardRatio) -> str:
     """A ratio with its 95 % interval."""
     return format_with_interval(ratio.value, ratio.low, ratio.high)
 
@@ -294,12 +286,12 @@ def format_p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _hazard_ratios(data: StudyData) -> dict[str, HazardRatio | InsufficientDataError]:
+def _hazard_ratios(data: StudyData) -> dict[str, hazard.HazardRatio | InsufficientDataError]:
     sweep, _ = value_or_reason(data.sweep_variants)
-    ratios: dict[str, HazardRatio | InsufficientDataError] = {}
+    ratios: dict[str, hazard.HazardRatio | InsufficientDataError] = {}
     for _, name in sweep or ():
         try:
-            ratios[name] = hazard_ratio(pooled_rows(data, name), WEAKLY, UNKNOWN)
+            ratios[name] = hazard.hazard_ratio(pooled_rows(data, name), WEAKLY, UNKNOWN)
         except InsufficientDataError as reason:
             ratios[name] = reason
     return ratios
@@ -312,21 +304,23 @@ def require_ratio(data: StudyData, ratios: Ratios) -> None:
         InsufficientDataError: there is none; the message has the reasons.
     """
     data.sweep_variants(min_shares=1)
-    if not any(isinstance(one, HazardRatio) for one in ratios.values()):
+    if not any(isinstance(ratio, hazard.HazardRatio) for ratio in ratios.values()):
         raise InsufficientDataError("; ".join(dict.fromkeys(map(str, ratios.values()))))
 
 
-def pooled_rows(data: StudyData, name: str) -> TimeToFit:
+def pooled_rows(data: StudyData, name: str) -> hazard.TimeToFit:
     """The rows of all runs of a variant."""
-    return pool_runs(select_runs(times_to_fit(data), name))
+    return hazard.pool_runs(hazard.select_runs(times_to_fit(data), name))
 
 
-def times_to_fit(data: StudyData) -> tuple[TimeToFit, ...]:
+def times_to_fit(data: StudyData) -> tuple[hazard.TimeToFit, ...]:
     """The time to fit of the training rows of the sweep's runs."""
     return data.part(load_time_to_fit, (), data.runs, data.variants)
 
 
-def load_time_to_fit(study: Folder, runs: Iterable[Run], variants: Mapping[str, Variant]) -> tuple[TimeToFit, ...]:
+def load_time_to_fit(
+    study: Folder, runs: Iterable[Run], variants: Mapping[str, Variant]
+) -> tuple[hazard.TimeToFit, ...]:
     """Load the time to fit of the training rows of each run of the %Unknown sweep that has a rows.parquet.
 
     Raises:
@@ -341,7 +335,7 @@ def load_time_to_fit(study: Folder, runs: Iterable[Run], variants: Mapping[str, 
     return tuple(rows_by_run)
 
 
-def _time_to_fit(folder: Folder, run: Run, table: pa.Table) -> TimeToFit:
+def _time_to_fit(folder: Folder, run: Run, table: pa.Table) -> hazard.TimeToFit:
     last = int(run.epochs[-1])
     train = table.filter(pa.array([split == "train" for split in table["split"].to_pylist()], pa.bool_()))
     categories = train["category"].to_pylist()
@@ -360,7 +354,7 @@ def _time_to_fit(folder: Folder, run: Run, table: pa.Table) -> TimeToFit:
             f"{folder.uri}/{ROWS_FILE} has {problem}; expected train rows of {', '.join(Category)} with a "
             f"first_fit_epoch from 1 to {last} or null; delete {folder.uri} and run the sweep again"
         )
-    return TimeToFit(
+    return hazard.TimeToFit(
         variant=run.variant,
         seeds=(run.seed,),
         last_epoch=last,
