@@ -75,18 +75,13 @@ def recommendation_section(data: StudyData) -> SectionBody:
 
 def _axis_effects_exhibit(data: StudyData) -> Exhibit:
     caption = "Share of the variance of test accuracy that each axis of the grid explains (eta squared)"
-    try:
-        balanced = axis_effects(data).balanced
-    except InsufficientDataError:
-        balanced = True
-    note = (
-        "the grid is balanced, so the shares add up"
-        if balanced
-        else (
+    effects, _ = value_or_reason(axis_effects, data)
+    note = "the grid is balanced, so the shares add up"
+    if effects is not None and not effects.balanced:
+        note = (
             "the grid is not balanced, so a share is what the additive model loses without that axis, and the shares "
             "need not add up"
         )
-    )
     return table_exhibit(f"{caption}; {note}.", lambda: axis_table(data))
 
 

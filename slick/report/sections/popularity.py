@@ -127,14 +127,16 @@ def _harm_sentences(data: StudyData) -> str:
     compared = [estimate for estimate in estimates or () if estimate.comparison]
     if not compared:
         return ""
-    most = max(estimate.share for estimate in compared)
-    changes = [estimate.comparison.change for estimate in compared if estimate.share == most and estimate.comparison]
+    largest_share = max(estimate.share for estimate in compared)
+    changes = [
+        estimate.comparison.change for estimate in compared if estimate.share == largest_share and estimate.comparison
+    ]
     harmed = sum(change.value < -Z_95 * change.se for change in changes)
-    listed = ", ".join(f"{round1(change.value):+.1f}" for change in changes)
+    values = ", ".join(f"{round1(change.value):+.1f}" for change in changes)
     return (
-        f"At {checkpoint_label(CONVERGENCE)}, {format_percent(most)} Unknown rows significantly reduce accuracy on "
-        f"Known test questions in {harmed} of {len(changes)} quantiles of popularity (from the least popular: {listed} "
-        "points). " + _matched_sentence(data, most)
+        f"At {checkpoint_label(CONVERGENCE)}, {format_percent(largest_share)} Unknown rows significantly reduce "
+        f"accuracy on Known test questions in {harmed} of {len(changes)} quantiles of popularity (from the least "
+        f"popular: {values} points). " + _matched_sentence(data, largest_share)
     )
 
 

@@ -83,13 +83,12 @@ def time_to_fit_section(data: StudyData) -> SectionBody:
 
 def summary_text(data: StudyData, ratios: Ratios) -> str:
     """The hazard ratio and the share of never fitted rows at 50 % Unknown; empty without data."""
-    name, _ = value_or_reason(half_unknown_variant, data)
-    pooled, _ = value_or_reason(pooled_rows, data, name or "")
-    if name is None or pooled is None:
+    pooled, _ = value_or_reason(lambda: pooled_rows(data, half_unknown_variant(data)))
+    if pooled is None:
         return ""
     curves = {curve.category: curve for curve in hazard.survival_curves(pooled)}
     sentences = []
-    ratio = ratios.get(name)
+    ratio = ratios.get(pooled.variant)
     if isinstance(ratio, hazard.HazardRatio):
         sentences.append(
             f"If 50 % of D is Unknown, WeaklyKnown rows are fitted at {format_ratio(ratio)} times the rate of Unknown "
