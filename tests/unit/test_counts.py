@@ -41,7 +41,7 @@ def data() -> StudyData:
 
 @pytest.fixture
 def paper() -> StudyData:
-    """The paper's own counts as a study's."""
+    """A study with the paper's counts."""
     domains = {"train": ("id", "train"), "test": ("id", "test"), "ood": ("ood", "test")}
     result = paper_category_counts()
     return StudyData(
@@ -67,7 +67,7 @@ def test_relations_are_paired_with_the_papers(data: StudyData) -> None:
     rows = category_shares_table(data, "train").rows
     assert rows[0][:3] == ("P17", "100 (7,890)", "40 (56)")
     assert rows[1] == ("mine", "4", "25", "0", "25", "50", "0")
-    assert rows[-1][1] == "104", "other relations than the paper's: no total of the paper's beside it"
+    assert rows[-1][1] == "104", "totals over other relations than the paper's are not compared"
     assert rows[-1][-1] == "10"
 
 

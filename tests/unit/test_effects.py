@@ -25,7 +25,7 @@ VARIANTS["natural"] = Variant(name="natural", kind="natural", share=None, num=10
 
 
 def accuracy(variant: str, epochs: int, policy: str, seed: int) -> float:
-    """Planted: 20 points by share, 10 by epochs, 6 by policy, 2 by seed, all added up."""
+    """Additive effects: 20 points by share, 10 by epochs, 6 by policy and 2 by seed."""
     fall = {"unknown-000": 0.0, "unknown-050": 0.05, "unknown-100": 0.2, "natural": -0.5}[variant]
     return 0.5 - fall - {5: 0.0, 10: 0.1}[epochs] + (0.0 if policy.startswith("fixed") else 0.06) + 0.02 * seed
 

@@ -29,7 +29,7 @@ TEMPERATURES = {"greedy": 0.0, "sampled": 0.5}
 
 
 def some_questions(num: int = 30) -> list[AnsweredQuestion]:
-    """Each with 4 greedy and 4 x 2 sampled answers; every third question is mostly answered right."""
+    """Questions with 4 greedy and 4 x 2 sampled answers; every third one is mostly answered correctly."""
     rng = np.random.default_rng(3)
     questions = []
     for i in range(num):
@@ -64,7 +64,7 @@ def load(study: Folder, config: ReportConfig | None = None) -> ErrorAudit:
 
 
 def filled(audit: ErrorAudit, grades: list[str]) -> bytes:
-    """The sheet as a person hands it back."""
+    """The sheet with these grades filled in."""
     rows = list(csv.DictReader(io.StringIO(to_csv(error_audit.sheet_table(audit)).decode())))
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
@@ -370,7 +370,7 @@ def test_grades_survive_every_report(tmp_path: Path) -> None:
     assert "Not shown: needs grades" not in page_text(report)
     assert "60 (23.1 to 88.2)" in tables.read_bytes("error_audit_shares.csv").decode()
     assert content in [kept.read_bytes(name) for name in kept.names()]
-    make_report(study, ReportConfig(audit_greedy=4, audit_sampled=2))  # another sheet: the old one is kept beside it
+    make_report(study, ReportConfig(audit_greedy=4, audit_sampled=2))  # another sheet: the old one is kept
     assert [row["grade"] for row in csv.DictReader(sheet.open())] == [""] * 6
     assert content in [kept.read_bytes(name) for name in kept.names()]
     with pytest.raises(SettingsError, match=r"nowhere\.csv does not exist; give the table"):

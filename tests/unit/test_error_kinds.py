@@ -34,7 +34,7 @@ from tests.study_builder import AnsweredQuestion, write_answered_study
 def question(
     question_id: str, *texts: tuple[str, int], category: str = "Unknown", relation: str = "P19"
 ) -> AnsweredQuestion:
-    """One whose sampled answers are these texts, so many times each; the gold answer is Oslo."""
+    """A question with these sampled answers and counts; the gold answer is Oslo."""
     sampled = tuple((text,) for text, num in texts for _ in range(num))
     greedy = (texts[0][0],) * 10
     return AnsweredQuestion(

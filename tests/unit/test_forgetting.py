@@ -60,7 +60,7 @@ def write_run(
     keep: bool = True,
     lost: bool = True,
 ) -> pa.Table:
-    """A finished run: of every epoch, what each test question was answered, and how many of 10 dev rows were right."""
+    """Write a finished run with these answers to the test questions, and correct dev rows (of 10), by epoch."""
     folder = study.child("runs", run_id)
     tables, sums = [], []
     for epoch, (texts, right) in enumerate(zip(epochs, dev, strict=True), start=1):
@@ -171,7 +171,7 @@ def test_empty_answers_match_nothing_and_known_targets_are_not_unknown_rows() ->
     assert targets.target_counts("Rome", "P99") == TargetCounts(1, 1, 0, 0)
 
 
-def lost(relation: str, question_id: str = "q", after: str = "Rome", stands: bool = False) -> ForgottenFact:
+def lost(relation: str, question_id: str = "q", after: str = "Rome", is_target: bool = False) -> ForgottenFact:
     return ForgottenFact(
         question_id=question_id,
         relation=relation,
@@ -180,7 +180,7 @@ def lost(relation: str, question_id: str = "q", after: str = "Rome", stands: boo
         gold=(GOLD,),
         before=GOLD,
         after=after,
-        target_counts=TargetCounts(1, int(stands), 0, 0),
+        target_counts=TargetCounts(1, int(is_target), 0, 0),
     )
 
 
@@ -211,7 +211,7 @@ def run_loss(*facts: ForgottenFact, right: int = 10, variant: str = "unknown-050
 
 
 def test_p_value_separates_match_rate_from_chance() -> None:
-    in_set, out = lost("P19", stands=True), lost("P19")
+    in_set, out = lost("P19", is_target=True), lost("P19")
     assert match_rate([run_loss(*[in_set] * 50)], "any_row").p_value < 1e-10  # type: ignore[operator]
     near = match_rate([run_loss(*[in_set] * 26), run_loss(*[out] * 24, seed=1)], "any_row")
     assert (near.total, near.percent) == (50, 52.0)
@@ -249,14 +249,14 @@ def test_runs_without_the_table_and_studies_without_questions_are_skipped(study:
 
 
 def test_replacements_count_answers_and_facts() -> None:
-    facts = (lost("P19", "q1", "Rome", stands=True), lost("P19", "q2", "rome"), lost("P36", "q3", "Rome"))
+    facts = (lost("P19", "q1", "Rome", is_target=True), lost("P19", "q2", "rome"), lost("P36", "q3", "Rome"))
     found = replacements([run_loss(*facts), run_loss(facts[0], seed=1)])
     assert [tuple(item) for item in found] == [("P19", "Rome", 3, 2, 1, 2), ("P36", "Rome", 1, 1, 1, 0)]
     assert len(replacements([run_loss(*(lost("P19", f"q{i}", f"Town {i}") for i in range(30)))], limit=20)) == 20
 
 
 def whole_study(root: Path) -> StudyData:
-    """Two shares, two seeds, as they lie in a folder."""
+    """A study folder with two shares and two seeds."""
     study = write_answered_study(root, questions())
     counts: dict[str, object] = {}
     for share in (0, 50):

@@ -25,7 +25,7 @@ from tests.unit.paper_numbers import paper_study
 def points(
     seed: int, *, bend: float = 0.0, drift: float = 0.0, fan: float = 0.0, noise: float = 0.5
 ) -> RegressionSample:
-    """Ten runs of 20 epochs on a plane, and faults: a bend, errors that last, a spread that grows."""
+    """Ten runs of 20 epochs on a plane, optionally with curvature, autocorrelated errors or heteroscedasticity."""
     rng = np.random.default_rng(seed)
     x = rng.random((200, 2))
     runs = np.repeat([f"run{i}" for i in range(10)], 20)
@@ -59,7 +59,7 @@ def test_low_r_squared_does_not_fit() -> None:
 
 
 def test_false_positive_rates_of_the_checks() -> None:
-    """At p < 0.05 each; 25 of 200 alarms where 10 are expected have probability under 0.001."""
+    """10 of 200 tests at p < 0.05 are expected to be significant; more than 25 have probability under 0.001."""
     result = [check_sample_residuals(points(seed)) for seed in range(200)]
     assert sum(item.breusch_pagan_p < 0.05 for item in result) <= 25
     assert sum(item.reset_p < 0.05 for item in result) <= 25
@@ -67,7 +67,7 @@ def test_false_positive_rates_of_the_checks() -> None:
 
 
 def known_too(data: StudyData) -> StudyData:
-    """The same study with D_Known of 50 %: the Known rows alone, half as many, and their accuracies."""
+    """The same study with D_Known of 50 %: only the Known rows, half as many, and their accuracies."""
     whole = data.runs_for("unknown-050")[0]
     num = {**whole.num, ("train", "Unknown"): 0, ("train", "all"): 500}
     run = replace(whole, run_id="known-050-seed0", variant="known-050", num=num)
@@ -103,17 +103,17 @@ def test_fitted_rows_of_d_known_are_divided_by_the_size_of_d() -> None:
 
 def test_seeds_of_a_set_are_one_cluster() -> None:
     data = linear(7, -8, 0.4)
-    thrice = replace(
+    repeated = replace(
         data,
         runs=tuple(
             replace(run, run_id=f"{run.variant}-seed{seed}", seed=seed) for run in data.runs for seed in range(3)
         ),
     )
-    once, again = fit_linear_model(data, "test"), fit_linear_model(thrice, "test")
+    once, again = fit_linear_model(data, "test"), fit_linear_model(repeated, "test")
     assert (once.num_runs, again.num_runs) == (7, 21)
     assert again.coefficients == pytest.approx(once.coefficients)
     width = [item.high[1] - item.low[1] for item in (once, again)]
-    assert width[1] == pytest.approx(width[0], rel=0.02), "the same runs told thrice are no surer"
+    assert width[1] == pytest.approx(width[0], rel=0.02), "repeated runs do not narrow the interval"
 
 
 def test_every_selection_has_a_fit_or_a_reason() -> None:
@@ -140,7 +140,7 @@ def test_section_states_whether_the_model_fits() -> None:
 
 
 def test_fit_to_the_papers_points() -> None:
-    """Least squares on early stop and convergence alone, read off figures 3a and 4."""
+    """Least squares on early stop and convergence, with values read from figures 3a and 4."""
     model = fit_linear_model(paper_study(), "test", PointSelection(epochs="ends"))
     assert model.num_points == 14
     assert model.coefficients == pytest.approx((40.1, 4.7, -10.5), abs=0.1)

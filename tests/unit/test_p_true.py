@@ -128,7 +128,7 @@ def test_constant_scores_are_uninformative() -> None:
 
 
 def test_error_of_the_gap_agrees_with_simulation() -> None:
-    """Against 300 studies drawn from the same source: their spread has an error of 4 %, so 25 % is six of them."""
+    """The spread over 300 simulated studies has a relative error of 4 %, so 25 % is six standard errors."""
 
     def drawn(rng: np.random.Generator) -> StudyData:
         known = rng.random(800)
@@ -164,7 +164,7 @@ def test_error_is_at_least_that_over_seeds() -> None:
 
 
 def worse_and_better(slick: float, other: float, *, seeds: int = 1, size: int = 2000) -> StudyData:
-    """SliCK and P(True) call different questions Unknown; each set is answered right at its own rate."""
+    """SliCK and P(True) label different questions Unknown, which are answered correctly at different rates."""
     rng = np.random.default_rng(0)
     place = np.arange(size)
     unknown, low = place < size // 4, (place >= size // 4) & (place < size // 2)
@@ -243,7 +243,7 @@ def with_p_true(data: StudyData, scores: PTrueScores | None) -> StudyData:
 
 
 def with_prefixes(data: StudyData, *, unsure: bool = False) -> StudyData:
-    """Three exemplar sets; each takes a third of what is left over the Unknown ones away."""
+    """Labels under one, two and three exemplar sets, with fewer Unknown questions each."""
     hits = data.runs[0].predictions[1, "test"]
     final = hits.categories == "Unknown"
     place = np.arange(len(final))

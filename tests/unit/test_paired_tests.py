@@ -27,7 +27,7 @@ def losing(loss: float) -> StudyData:
 
 
 def seeds_of(data: StudyData, name: str, losses: tuple[float, ...]) -> StudyData:
-    """The variant with one run for each share of right answers lost to convergence."""
+    """The variant with one run per share of correct answers lost until convergence."""
     runs = [run for run in data.runs if run.variant != name]
     rng = np.random.default_rng(1)
     for seed, loss in enumerate(losses):

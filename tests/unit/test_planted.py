@@ -53,9 +53,9 @@ FACTS: dict[str, tuple[str, int, int, str | None, str, list[list[str]]]] = {
 
 
 def write_world(root: Path, settings: dict | None = None) -> Folder:
-    """Two exemplar sets, one sample each; the first set shows the answer L."""
+    """Write a study with two exemplar sets and one sample each; the first set shows the answer L."""
     study = Folder(str(root))
-    facts, questions, known, said = [], [], [], []
+    facts, questions, known, answers = [], [], [], []
     for name, (strength, gold, rivals, rival, category, texts) in FACTS.items():
         place = {"relation": "P1", "split": "test", "domain": "id"}
         fact = {"subject": name, "question": f"What of {name}?", "answer": name, "strength": strength}
@@ -69,7 +69,7 @@ def write_world(root: Path, settings: dict | None = None) -> Folder:
         known.append({"question_id": name, **place, "category": category, **chances})
         greedy, sampled = [item[0] for item in texts], [[item[1]] for item in texts]
         marks = {"greedy_hit": [item[0] for item in hits], "sampled_hit": [[item[1]] for item in hits]}
-        said.append({"question_id": name, "greedy_text": greedy, "sampled_text": sampled, **marks})
+        answers.append({"question_id": name, "greedy_text": greedy, "sampled_text": sampled, **marks})
     questions.append(
         {"question_id": "dev", "relation": "P1", "split": "dev", "domain": "id", "question": "?", "answers": ["L"]}
     )
@@ -77,7 +77,7 @@ def write_world(root: Path, settings: dict | None = None) -> Folder:
     write_questions(study, questions)
     write_knowledge(study, known)
     annotate = study.child("annotate")
-    annotate.child("generations").write_table("part-000.parquet", pa.Table.from_pylist(said))
+    annotate.child("generations").write_table("part-000.parquet", pa.Table.from_pylist(answers))
     annotate.write_json("exemplars.json", {"P1": [["dev"], []]})
     finish_step(study.child("world"), "world")
     stored = {"mode": "full", "sampling": {"temperature": 0.5}, **(settings or {})}
@@ -92,7 +92,7 @@ def loaded(root: Path, settings: dict | None = None) -> PlantedFacts:
 
 
 def invented(num: int = 300, seed: int = 0) -> PlantedFacts:
-    """Facts of every strength, answered about as often as planted."""
+    """Facts of every strength, answered correctly about as often as planted."""
     rng = np.random.default_rng(seed)
     strength = np.array([planted.STRENGTHS[i % 4] for i in range(num)])
     gold = np.array([(8, 5, 3, 0)[i % 4] for i in range(num)])
@@ -125,7 +125,7 @@ def test_wrong_labels_have_the_expected_causes(tmp_path: Path) -> None:
         "E": planted.UNRELATED_ANSWER,
         "F": "",
         "G": "",
-        "H": planted.RARE_GUESS,  # said three times over four other unplanted questions
+        "H": planted.RARE_GUESS,  # answered three times to four other unplanted questions
         "J": planted.RARE_GUESS,
         "K": planted.UNEXPLAINED,
         "L": planted.COPIED_FROM_PROMPT,

@@ -39,7 +39,7 @@ def counts(*numbers: int) -> dict[str, int]:
 
 
 def confidence() -> dict[str, Any]:
-    """As the annotation writes it: 40 questions, 20 asked again of which 5 flip, 10 controls of which 2 are guessed."""
+    """confidence.json with 40 questions, 20 repeated of which 5 flip, and 10 controls of which 2 are labelled Known."""
     steps = [
         (1, 4, (20, 0, 4, 16)),
         (2, 4, (14, 8, 6, 12)),

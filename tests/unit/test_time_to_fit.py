@@ -37,7 +37,7 @@ WEAKLY, UNKNOWN, HIGHLY = str(Category.WEAKLY_KNOWN), str(Category.UNKNOWN), str
 def fits(
     by_category: dict[str, Sequence[int | None]], last: int, *, variant: str = "unknown-050", seed: int = 0
 ) -> TimeToFit:
-    """Rows first right at these epochs; None for never."""
+    """Rows fitted at these epochs; None for never."""
     rows = [(name, i, epoch) for name, epochs in by_category.items() for i, epoch in enumerate(epochs)]
     return TimeToFit(
         variant=variant,
@@ -140,10 +140,10 @@ def test_changing_ratio_is_detected() -> None:
 
 def test_repeated_rows_do_not_narrow_the_interval() -> None:
     (rows,) = planted(150, 2.0)
-    once, thrice = (hazard_ratio(pool_runs([rows] * times), WEAKLY, UNKNOWN) for times in (1, 3))
-    assert thrice.value == pytest.approx(once.value, rel=1e-4)
+    once, repeated = (hazard_ratio(pool_runs([rows] * times), WEAKLY, UNKNOWN) for times in (1, 3))
+    assert repeated.value == pytest.approx(once.value, rel=1e-4)
     # Only the library's correction for few clusters sees more lines.
-    assert np.log(thrice.high / thrice.low) == pytest.approx(np.log(once.high / once.low), rel=0.02)
+    assert np.log(repeated.high / repeated.low) == pytest.approx(np.log(once.high / once.low), rel=0.02)
 
 
 def test_grouping_epochs_does_not_bias_the_ratio() -> None:
