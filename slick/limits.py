@@ -27,7 +27,7 @@ MAX_BATCH_BYTES = 1 << 26
 MAX_FILES = 100_000
 """Question files in a folder, or members of a zip. Each costs time and memory, even if it is empty."""
 MAX_DOCUMENT_BYTES = 1 << 29
-"""Bytes of a JSON list of questions, which is held in memory whole."""
+"""Maximum bytes of a JSON list of questions, which is loaded into memory in full."""
 MAX_SETTINGS_BYTES = 1 << 26
 """Bytes of any other JSON file (relations, templates, config.json) or graded sheet. Real files have some kB."""
 MAX_YAML_BYTES = 1 << 18

@@ -307,7 +307,7 @@ def _machine_identity() -> list[str]:
 
 
 def _process_identity(pid: int) -> str | None:
-    """A text that is unique among the processes of all machines; None if the process does not run."""
+    """An identifier of the process that is unique across machines; None if the process is not running."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             state, *fields = file.read().rpartition(")")[2].split()

@@ -65,8 +65,8 @@ def resolve_study_model(study: Folder, model: str) -> str:
     world = study.child("world")
     if not world.exists("manifest.json"):
         raise ModelError(
-            f"no model is given and {world.uri} holds no finished world; give --model (a folder, a Hugging Face Hub id "
-            "or a .gguf file), or run `slick world` with this --out first"
+            f"no --model was given, and {world.uri} has no finished world; pass --model (a folder, a Hugging Face Hub "
+            "id or a .gguf file), or run `slick world` with the same --out first"
         )
     return world.child("model").uri
 

@@ -118,7 +118,7 @@ def p_true_suffix(question: str, proposal: str) -> str:
 
 
 def p_true_row(question_id: str, log_a: float, log_b: float) -> dict[str, Any]:
-    """A row of `P_TRUE_SCHEMA` from the log-probabilities of both choices, whose probabilities may underflow.
+    """A row of `P_TRUE_SCHEMA` from the log-probabilities of both choices; exact where the probabilities underflow.
 
     >>> p_true_row("q", -800.0, -800.0)["p_true"]
     0.5

@@ -209,7 +209,7 @@ def check_settings(config: Any) -> None:
 
 @cache
 def _literal_options(cls: type) -> dict[str, tuple[object, ...]]:
-    """Setting to the options of its type, where the type is a `Literal`, or a tuple or an optional of one."""
+    """Each setting typed as a `Literal`, or a tuple or optional of one, with its allowed values."""
     options: dict[str, tuple[object, ...]] = {}
     for name, hint in get_type_hints(cls).items():
         parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType, tuple) else (hint,)
@@ -233,7 +233,7 @@ def cost_settings(config: Any) -> dict[str, object]:
 
 
 def identity_settings(config: object, what: frozenset[Affects] = IDENTITY) -> dict[str, Any]:
-    """The settings of a dataclass that affect any of `what`, by name, without those that have no effect."""
+    """Settings of a dataclass that affect any of `what`, by name. Settings that others disable (`when`) are omitted."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"settings are a dataclass, got {type(config).__name__}")
     return filter_settings(

@@ -124,13 +124,13 @@ def check_legacy_states(study: Folder, run_ids: Sequence[str]) -> None:
     """
     for folder in filter(_has_pickles, _kept_state_folders(study, run_ids)):
         raise StudyError(
-            f"{folder} was written by an earlier version as pickles, which can run code and are not opened; delete "
-            "that folder to start this training again; nothing else is lost"
+            f"{folder} has pickle files of an earlier version, which are not loaded because unpickling can run code; "
+            "delete that folder to restart this training; no other results are affected"
         )
     for folder in filter(_has_pickles, _interrupted_state_folders(study)) if run_ids else ():
         _LOG.info(
-            "finetune: %s was written by an earlier version as pickles, which can run code and are not opened; its "
-            "trainings start again at epoch 1",
+            "finetune: %s has pickle files of an earlier version, which are not loaded because unpickling can run "
+            "code; its trainings restart at epoch 1",
             folder,
         )
 

@@ -109,6 +109,6 @@ def test_pickles_of_the_previous_version_are_reported_and_never_opened(
     check_legacy_states(study, [])
     assert capsys.readouterr().out == "", "no training starts again"
     check_legacy_states(study, ["b-seed0"])
-    assert f"{interrupted} was written by an earlier version as pickles" in capsys.readouterr().out
-    with pytest.raises(StudyError, match=f"{kept} was written by an earlier version as pickles.*delete that folder"):
+    assert f"{interrupted} has pickle files of an earlier version" in capsys.readouterr().out
+    with pytest.raises(StudyError, match=f"{kept} has pickle files of an earlier version.*delete that folder"):
         check_legacy_states(study, ["a-seed0"])
