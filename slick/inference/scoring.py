@@ -86,8 +86,8 @@ def _top_keys_on_gpu(logits_NV: Tensor, num: int) -> SortKeys:
 def _top_keys(logits_NV: Tensor, num: int) -> SortKeys:
     """Sort keys of the `num` largest logits of each row, largest first; up to four times as fast as torch on the CPU.
 
-    If the vocabulary is large, each row of logits is viewed as a grid. The `num` largest logits are in the `num` columns
-    with the largest maxima, so only those columns are searched.
+    If the vocabulary is large, each row of logits is viewed as a grid. The `num` largest logits are in the `num`
+    columns with the largest maxima, so only those columns are searched.
     """
     num_rows, num_classes = logits_NV.shape
     grid_rows, width = _NUM_GRID_ROWS, num_classes // _NUM_GRID_ROWS
