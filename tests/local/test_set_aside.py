@@ -197,7 +197,7 @@ def labelled_study(path: Path) -> Folder:
     """A test question and a train target are longer than the context."""
     study = write_trainable_study(path, tiny_model("llama", max_position_embeddings=CONTEXT), tiny_tokenizer())
     for folder, name, question_id, text in (
-        (study.child("questions"), "part-000", "test-0003", {"question": "Where " + "and where " * 99 + "was it?"}),
+        (study.child("questions"), "part-00000", "test-0003", {"question": "Where " + "and where " * 99 + "was it?"}),
         (study.child("variants"), "half", "train-0003", {"target": "a very long answer " * 60}),
     ):
         table = folder.read_table(f"{name}.parquet")
