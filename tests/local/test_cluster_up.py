@@ -134,7 +134,7 @@ def test_the_cluster_comes_up_and_goes_down(cloud: Cloud, filled_in: Path) -> No
     cloud.ray("up", "-y", "--no-config-cache", str(filled_in))
     seen = cloud.show()
     (head,) = seen["nodes"]
-    assert (head["InstanceType"], head["RunState"]["Name"]) == ("m6i.2xlarge", "running")
+    assert (head["InstanceType"], head["State"]["Name"]) == ("m6i.2xlarge", "running")
     assert head["IamInstanceProfile"]["Arn"].endswith("instance-profile/slick-head")
     for group in seen["groups"]:
         for rule in group["IpPermissions"]:
@@ -147,4 +147,4 @@ def test_the_cluster_comes_up_and_goes_down(cloud: Cloud, filled_in: Path) -> No
     assert "RAY_AUTH_MODE=token ray start --head" in log
     assert TOKEN not in log, "the token travels as a file"
     cloud.ray("down", "-y", str(filled_in))
-    assert {node["RunState"]["Name"] for node in cloud.show()["nodes"]} <= {"shutting-down", "terminated"}
+    assert {node["State"]["Name"] for node in cloud.show()["nodes"]} <= {"shutting-down", "terminated"}

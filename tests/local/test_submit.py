@@ -153,8 +153,8 @@ def test_a_head_started_outside_its_virtual_environment_runs_jobs_with_rays_pyth
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"RAY_AUTH_TOKEN": "wrong-" + TOKEN}, "does not take the token found here"),
-        ({"RAY_AUTH_MODE": "disabled"}, "no token was found here"),
+        ({"RAY_AUTH_TOKEN": "wrong-" + TOKEN}, "does not accept the token of this machine"),
+        ({"RAY_AUTH_MODE": "disabled"}, "this machine has no token"),
     ],
 )
 def test_who_has_no_right_token_is_told_so(

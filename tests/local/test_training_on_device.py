@@ -48,7 +48,7 @@ def compared(case: str) -> dict[str, Any]:
     for model in models:
         prepare_model(model, TrainConfig(dropout=0.0, activation_checkpointing=times == "twice"))
     found = {"cpu": _trained(models[0])}
-    with SimulatedDevice().in_use():
+    with SimulatedDevice().activated():
         found["device"] = _trained(put_on_device(models[1]))
     return found
 

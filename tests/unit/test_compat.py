@@ -43,6 +43,8 @@ def private_uses(tree: ast.AST) -> Iterator[str]:
 
 
 def is_private(name: str) -> bool:
+    if name in ("_asdict", "_fields", "_make", "_replace"):  # of named tuples: documented
+        return False
     return (name.startswith("_") and not name.startswith("__")) or (name.startswith("__") and not name.endswith("__"))
 
 

@@ -43,7 +43,7 @@ def read_parquet(file: SourceFile) -> Iterator[RawRow]:
                         content = dict(zip(columns, cells, strict=True))
                         yield RawRow(file=where, row=next(numbers), content=content)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{where} is not a whole Parquet file: {error}; write it or download it again") from error
+        raise DataError(f"{where} is not a complete Parquet file: {error}; write it or download it again") from error
 
 
 def _used_columns(schema: pa.Schema, where: str) -> list[str]:
