@@ -130,6 +130,13 @@ def run_folder(study: Folder, name: str) -> Folder:
     return study.child("runs", name)
 
 
+def _require_resolved_dtype(configs: Iterable[TrainConfig]) -> None:
+    if any(config.dtype == AUTO for config in configs):
+        raise SettingsError(
+            "a plan needs a resolved dtype, got auto; call resolve_precision, or give float32 or bfloat16"
+        )
+
+
 def plan_runs(
     study: Folder,
     configs: Mapping[str, TrainConfig],
@@ -151,10 +158,7 @@ def plan_runs(
         VariantError: a variant does not exist, or was drawn for another model.
         SettingsError: there are no dev questions, or the dtype `auto` is not resolved.
     """
-    if any(config.dtype == AUTO for config in configs.values()):
-        raise SettingsError(
-            "a plan needs a resolved dtype, got auto; call resolve_precision, or give float32 or bfloat16"
-        )
+    _require_resolved_dtype(configs.values())
     variants = require_manifest(study.child("variants"), "variants")
     questions = require_manifest(study.child("questions"), "questions")
     models = {config.model: resolve_study_model(study, config.model) for config in configs.values()}

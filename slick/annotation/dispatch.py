@@ -53,7 +53,6 @@ def run_worker_pool(
     Raises:
         SlickError: an actor failed.
     """
-    import ray
     import ray.data
 
     from slick.cluster import connect
@@ -85,12 +84,17 @@ def run_worker_pool(
         num_gpus=num_gpus,
         num_cpus=cpus_per_actor,
     )
-    results.context.enable_progress_bars = False
-    results.context.print_on_execution_start = False
-    results.context.execution_no_progress_timeout_s = -1  # a unit of a large model may take hours
+    _quiet(results.context)
     # With the default prefetch of one batch, a result would arrive only after the next one.
     tables = results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
     yield from _raise_first_error((row for table in tables for row in table.to_pylist()), config)
+
+
+def _quiet(context: Any) -> None:
+    """Set a Ray Data context for units that take long, whose progress this module shows itself."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a unit of a large model may take hours
 
 
 def _raise_first_error(rows: Iterable[dict[str, Any]], config: WorkerConfig) -> Iterator[dict[str, Any]]:
