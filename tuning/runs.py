@@ -62,11 +62,6 @@ def accuracies_from_rows(rows: Iterable[Mapping[str, Any]]) -> list[EpochAccurac
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
-def curve_from_rows(rows: Iterable[Mapping[str, Any]]) -> AccuracyCurve:
-    """The accuracy curve in the rows of an `epochs.parquet`."""
-    return curve_from_accuracies(accuracies_from_rows(rows))
-
-
 def curve_from_accuracies(epochs: Sequence[EpochAccuracies]) -> AccuracyCurve:
     """The accuracy curve of consecutive epochs."""
 

@@ -10,13 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from slick.annotation.config import AnnotateConfig
-from slick.datasets.prepare import QuestionsConfig
 from slick.datasets.relations import load_relations
 from slick.settings import IDENTITY, field_affects, filter_settings, nested_settings_class, settings_class
 from slick.study import Manifest, fingerprint, flatten_settings
-from slick.variants.config import VariantsConfig
-from slick.world.config import RECIPE, WorldConfig
+from slick.world.config import RECIPE
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Step to dotted name of a setting to its value."""
@@ -28,8 +25,6 @@ SETTING_COMBINATIONS = "combinations of these settings"
 FINISHED = "finished"
 AUTO = "auto"
 """A value that is resolved at run time. The counts of the manifest have the resolved value, which is compared."""
-STEP_CONFIG_CLASSES = (WorldConfig, QuestionsConfig, AnnotateConfig, VariantsConfig)
-"""Imported to register them with `slick.settings`; `jobs.compare` imports those of sweeps and trainings."""
 NOT_STATED = "not stated"
 """The value of a setting that a manifest does not have, or that has no effect in a study."""
 
