@@ -9,10 +9,9 @@ slick annotate demo --rescore --matcher contains --num-samples 8 --out studies/d
 
 from collections.abc import Sequence
 
-from jobs.common import run_main
+from jobs.common import run_main, run_step_command
 from jobs.flags import pop_switch
 from jobs.presets import ANNOTATE
-from jobs.step_command import run_step_command
 from slick.annotation import RescoreConfig, annotate, rescore
 
 RESCORE = "--rescore"

@@ -1,4 +1,4 @@
-"""Shared parts of the commands: logging, exit statuses, and parsing of PRESET, `--out` and flags.
+"""Shared parts of the commands: logging, exit statuses, parsing of PRESET, `--out` and flags, and the run of one step.
 
 Exit statuses: 0 success; 1 a defect of this program; 2 an error that the user can fix (one message, no traceback);
 130 interrupted by Ctrl-C; 141 the reader of the output has closed it (as in `slick study demo | head`).
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry, StructFieldSpec
 
     from slick.registry import Registry
+
 
 Config = TypeVar("Config")
 
@@ -206,3 +207,39 @@ def is_help_command(argv: Sequence[str]) -> bool:
 def has_help_flag(argv: Sequence[str]) -> bool:
     """Whether any argument asks for help."""
     return "-h" in argv or "--help" in argv
+
+
+def run_step_command(
+    step: str,
+    run: Callable[[Folder, Any], object],
+    argv: Sequence[str],
+    description: str | None,
+    presets: Mapping[str, Callable[[], Any]] | None = None,
+) -> None:
+    """Run one step with the settings that the command line gives.
+
+    Args:
+        step: the name in messages, and in `STEP_PRESETS`.
+        run: the step; takes the study folder and the settings.
+        argv: the arguments after the step's name.
+        description: for `--help`.
+        presets: settings other than those of the step, by name; a config file then holds these settings alone.
+    """
+    from jobs.config_file import expand_config_file, settings_selector  # import the steps, which `slick --help` omits
+    from jobs.presets import STEP_PRESETS
+
+    prog = f"slick {step}"
+    selector = settings_selector(step) if presets is None else None
+    presets = STEP_PRESETS[step] if presets is None else presets
+    if is_help_command(argv):
+        print(f"{(description or '').strip()}\n\nPresets: {', '.join(presets)}. All flags: `{prog} PRESET --help`")
+        return
+    name, preset, rest = parse_preset(argv, prog, presets)
+    prog = f"{prog} {name}"
+    if has_help_flag(rest):
+        print(f"usage: {prog} --out DIR [--config FILE] [flags]\n")
+        parse_config(preset(), ["--help"], prog)
+        return
+    out, rest = parse_out(rest, f"slick {step}")
+    flags = expand_config_file(rest, preset(), prog, selector)
+    run(out, parse_config(preset(), flags, prog, ("out", "config")))

@@ -7,8 +7,7 @@ slick finetune large --variant unknown-100 --num-workers 4 --offload optimizer -
 
 from collections.abc import Sequence
 
-from jobs.common import run_main
-from jobs.step_command import run_step_command
+from jobs.common import run_main, run_step_command
 from tuning.finetune import finetune
 
 

@@ -6,8 +6,7 @@ slick questions paper --questions trivia.jsonl --filter none --rejects bad-rows.
 
 from collections.abc import Sequence
 
-from jobs.common import run_main
-from jobs.step_command import run_step_command
+from jobs.common import run_main, run_step_command
 from slick.datasets import prepare_questions
 
 

@@ -5,8 +5,7 @@ slick report demo --out studies/demo
 
 from collections.abc import Sequence
 
-from jobs.common import run_main
-from jobs.step_command import run_step_command
+from jobs.common import run_main, run_step_command
 from slick.report import make_report
 
 

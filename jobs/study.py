@@ -16,18 +16,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from jobs.common import is_help_command, parse_config, parse_out, parse_preset, run_main
-from jobs.config_file import expand_config_file
-from jobs.cost_forecast import forecast_cost, include_finished_variants, needs_training, resolve_experiments
+from jobs.config_file import expand_config_file, settings_selector
 from jobs.flags import pop_switch
 from jobs.presets import STUDY, StudyConfig
-from jobs.study_file import settings_selector
-from slick.errors import SettingsError
-from slick.experiments import EXPERIMENTS, parse_experiment_names
-from slick.formatting import format_duration
+from slick.errors import SettingsError, StudyError
+from slick.experiments import (
+    EXPERIMENTS,
+    PAPER_EXPERIMENTS,
+    missing_requirements,
+    parse_experiment_names,
+    variants_for_experiments,
+)
+from slick.formatting import format_duration, format_table
 from slick.storage import Folder
 from slick.study import STUDY as STUDY_FILE
-from slick.study import Manifest, read_study_settings, settings_to_json, versions
+from slick.study import Manifest, read_manifest, read_study_settings, require_manifest, settings_to_json, versions
 from slick.variants import extend_drawn
+from slick.variants.config import variant_names
+from tuning.grid import GridConfig, points
+from tuning.runs import plan_runs
+from tuning.sweep import SweepConfig, resolve_sweep_precision
 
 
 def main(argv: Sequence[str]) -> None:
@@ -145,6 +153,149 @@ def _steps(config: StudyConfig) -> list[tuple[str, Callable[[Folder], Manifest]]
             ("sweep", lambda study: sweep(study, include_finished_variants(study, config))),
         ]
     return [*steps, ("report", lambda study: make_report(study, config.report))]
+
+
+def resolve_experiments(config: StudyConfig) -> StudyConfig:
+    """Complete the experiments of a study, and set the variants that they train.
+
+    Without requested experiments these are all of the paper, and further ones whose requirements the settings meet. A
+    sweep that names its variants keeps them.
+
+    Raises:
+        SettingsError: an unknown experiment, or one whose requirements the settings do not meet.
+    """
+    requested = parse_experiment_names(config.experiments)
+    has_variants = config.sweep.grid.variants != GridConfig().variants
+    if requested and has_variants:
+        raise SettingsError("--experiments and --sweep.grid.variants both determine the trained variants; give one")
+    if "concentration" in requested and not config.variants.concentrated_shares:
+        config = replace(config, variants=replace(config.variants, concentrated_shares=(0.5,)))
+    for name in requested:
+        if reasons := unmet_requirements(name, config):
+            raise SettingsError(f"experiment {name} cannot run with these settings: it {'; it '.join(reasons)}")
+    if not requested:
+        trained = config.sweep.grid.variants if has_variants else variant_names(config.variants)
+        beyond = [
+            name for name in EXPERIMENTS if name not in PAPER_EXPERIMENTS and not unmet_requirements(name, config)
+        ]
+        return _with_experiments(config, (*PAPER_EXPERIMENTS, *beyond), trained)
+    return _with_experiments(config, requested, variants_for_experiments(requested, config.variants))
+
+
+def _with_experiments(config: StudyConfig, names: tuple[str, ...], trained: tuple[str, ...]) -> StudyConfig:
+    grid = replace(config.sweep.grid, variants=trained) if trained else config.sweep.grid
+    p_true = any(EXPERIMENTS[name].p_true and not unmet_requirements(name, config) for name in names)
+    return replace(
+        config,
+        experiments=names,
+        annotate=replace(config.annotate, p_true=config.annotate.p_true or p_true),
+        sweep=replace(config.sweep, grid=grid),
+    )
+
+
+def unmet_requirements(name: str, config: StudyConfig) -> list[str]:
+    """The requirements of an experiment that the settings do not meet, each with the flag that would meet it."""
+    experiment, annotate = EXPERIMENTS[name], config.annotate
+    reasons = [
+        f"needs {requirement.label}, which is not drawn (add {requirement.flag})"
+        for requirement in missing_requirements(experiment, config.variants)
+    ]
+    if experiment.needs_all_answers and (annotate.mode, annotate.estimator) != ("full", "sampled"):
+        reasons.append("needs every answer (--annotate.mode full, --annotate.estimator sampled)")
+    if experiment.needs_repeats and not annotate.repeats_per_relation:
+        reasons.append("needs questions that are annotated twice (add --annotate.repeats-per-relation 20)")
+    if experiment.world and (config.model or not config.embedded):
+        reasons.append("needs planted facts: a study without --model")
+    return reasons
+
+
+def needs_training(config: StudyConfig) -> bool:
+    """Whether any experiment of the study needs training."""
+    return any(EXPERIMENTS[name].requirements for name in config.experiments)
+
+
+def include_finished_variants(study: Folder, config: StudyConfig) -> SweepConfig:
+    """The sweep, extended by the variants that earlier runs have finished, so that its points cover the whole study.
+
+    A variant is added if all of its runs are finished with these settings.
+    """
+    sweep, needed = config.sweep, set(config.sweep.grid.variants)
+    names = require_manifest(study.child("variants"), "variants").counts
+    drawn = [name for name in names if name not in needed]
+    other_run_ids = replace(sweep, grid=replace(sweep.grid, variants=tuple(drawn))).trajectories if drawn else []
+    sweep = resolve_sweep_precision(study, sweep, other_run_ids=[run.run_id for run in other_run_ids])
+    if not drawn:
+        return sweep
+    others = replace(sweep, grid=replace(sweep.grid, variants=tuple(drawn)))
+    finished = {
+        run.run_id: run.config(sweep.train)
+        for run in others.trajectories
+        if read_manifest(study.child("runs", run.run_id)) is not None
+    }
+    if not finished:
+        return sweep
+    stops_early = sweep.scheduler != "none"
+    try:
+        plans = plan_runs(study, finished, sweep.stop_policies, accept_early_stopped=stops_early)
+    except StudyError as error:
+        print(f"sweep: runs with other settings are left out of its points: {error}")
+        return sweep
+    unfinished = {run.run_id for run in others.trajectories} - finished.keys() | {plan.run_id for plan in plans}
+    missing = {run.variant for run in others.trajectories if run.run_id in unfinished}
+    kept = needed | (set(drawn) - missing)
+    ordered = dict.fromkeys([*names, *sweep.grid.variants])
+    return replace(sweep, grid=replace(sweep.grid, variants=tuple(name for name in ordered if name in kept)))
+
+
+def forecast_cost(config: StudyConfig, study: Folder | None = None) -> str:
+    """The experiments, generations and runs of a study.
+
+    Args:
+        config: resolved settings.
+        study: its folder; finished runs in it are counted.
+    """
+    sampling, num_sets = config.annotate.sampling, config.annotate.num_exemplar_sets
+    per_question = num_sets * (1 + sampling.num_samples)
+    lines = ["", *_experiment_lines(config), "", f"{per_question} generations a question ({num_sets} prompts x "
+             f"(1 greedy + {sampling.num_samples} samples)){_question_count(config, per_question)}"]  # fmt: skip
+    if config.annotate.p_true:
+        lines.append("and P(True) of the gold answer of each test question")
+    if not needs_training(config):
+        return "\n".join([*lines, "no training"])
+    sweep = config.sweep
+    runs, cells = sweep.trajectories, points(sweep.grid, sweep.train, shared=not sweep.independent_reason)
+    lines.append(
+        f"{len(runs)} trainings, {sum(run.epochs for run in runs):,} epochs in all, give {len(cells):,} points of the "
+        "grid; variants that several experiments need are trained once"
+    )
+    done = [run for run in runs if study and read_manifest(study.child("runs", run.run_id)) is not None]
+    if done:
+        lines.append(f"{len(done)} of these trainings are finished in {study}")
+    return "\n".join(lines)
+
+
+def _experiment_lines(config: StudyConfig) -> list[str]:
+    """One line per experiment: its tables and figures in the paper, its runs, or why it is left out."""
+    rows = [("experiment", "in the paper", "variants", "trainings", "epochs", "")]
+    for name in config.experiments:
+        experiment = EXPERIMENTS[name]
+        variants = set(variants_for_experiments([name], config.variants)) & set(config.sweep.grid.variants)
+        runs = [run for run in config.sweep.trajectories if run.variant in variants] if experiment.requirements else []
+        numbers = (str(len(variants)), str(len(runs)), f"{sum(run.epochs for run in runs):,}") if runs else ("-",) * 3
+        why = "; ".join(unmet_requirements(name, config))
+        rows.append((name, experiment.exhibits or "beyond", *numbers, f"left out: {why}" if why else ""))
+    lines = format_table(rows, right=(2, 3, 4))
+    rest = [name for name in EXPERIMENTS if name not in config.experiments]
+    return [*lines, f"not requested: {', '.join(rest)}"] if rest else lines
+
+
+def _question_count(config: StudyConfig, per_question: int) -> str:
+    """The number of questions, if it is known before they are read."""
+    world = config.world
+    if config.model or not config.embedded or world.questions or config.annotate.limit_per_relation:
+        return ""
+    num = len(world.id_relations) * (world.num_train + world.num_test) + len(world.ood_relations) * world.num_ood_test
+    return f", {num:,} questions: {num * per_question:,} generations, shared by all experiments"
 
 
 if __name__ == "__main__":

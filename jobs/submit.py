@@ -19,6 +19,7 @@ The exit status is that of the step.
 import os
 import secrets
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -29,13 +30,11 @@ from typing import Any
 
 from jobs.annotate import RESCORE
 from jobs.common import is_help_command, parse_config, parse_preset, run_main
-from jobs.config_file import expand_config_file
+from jobs.config_file import expand_config_file, settings_selector
 from jobs.flags import FlagParser, canonical_flags, did_you_mean, flag_names, pop_switch
 from jobs.presets import STEP_PRESETS, StudyConfig
 from jobs.ray_client import RayJobClient, is_loopback_address, parse_address
 from jobs.study import resolve
-from jobs.study_file import settings_selector
-from jobs.working_dir import JobFiles, build_working_dir, plan_job_files
 from slick.annotation import RescoreConfig
 from slick.cluster import MALLOC_ENV
 from slick.errors import SettingsError
@@ -45,6 +44,33 @@ _FLAGS = ("address", "out", "env", "requirements", "no-wait", "dry-run", "config
 """The flags of this command."""
 _ENVIRONMENT = {**MALLOC_ENV, "RAY_TRAIN_ENABLE_STATE_TRACKING": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Environment of every job and its workers; see slick/cluster.py."""
+
+ROOT = Path(__file__).parents[1]
+"""The folder of the packages: the project's folder, or site-packages if the project is installed."""
+
+PACKAGES = ("slick", "tuning", "jobs")
+EXTRA_FILES = ("pyproject.toml", "constraints.txt")
+"""An allow list, so that a study, a model or a key in the project folder is never uploaded by mistake."""
+IGNORED_PATTERNS = ("__pycache__", "*.pyc", ".*", "studies", "*.parquet", "*.safetensors", "*.gguf", "*.bin", "*.pt")
+"""Files that are not uploaded even if they lie inside a package."""
+
+UPLOADED_FLAGS = {"questions", "audit", "relations", "graded"}
+"""Last parts of flags whose file the driver reads, such as `questions` of `--prepare.questions`; it is uploaded."""
+REMOTE_PATH_FLAGS = {"model", "rejects"}
+"""Flags whose path is not uploaded: it is too large, or written by the job."""
+FILES_FOLDER = "files"
+"""Folder of the uploaded files inside the working directory."""
+MAX_FILE_BYTES = 200_000_000
+"""Limit of one uploaded file. Ray keeps uploads in the head's memory and accepts 512 MB at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFiles:
+    """Flags with paths of the cluster, and the files to upload."""
+
+    flags: tuple[str, ...]
+    files: Mapping[str, Path]
+    """Path inside the working directory -> file on this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +248,62 @@ def _on_interrupt(head: RayJobClient, job_id: str) -> None:
 def _next_commands(head: RayJobClient, job_id: str) -> str:
     jobs = f"slick jobs --address {head.address}"
     return f"To follow it: {jobs} --follow {job_id}; to stop it: {jobs} --stop {job_id}"
+
+
+def plan_job_files(flags: Sequence[str], *, via_loopback: bool) -> JobFiles:
+    """Replace paths of this machine by paths of the cluster.
+
+    Args:
+        flags: of a step, and their values.
+        via_loopback: the head is reached over loopback; it may be on this machine or behind a tunnel.
+
+    Raises:
+        SettingsError: a flag names a path of this machine that the cluster cannot reach.
+    """
+    remote, files = list(flags), dict[str, Path]()
+    flag = ""
+    for index, argument in enumerate(flags):
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            if equals:
+                remote[index] = f"{flag}={_remote_value(flag, value, files, via_loopback=via_loopback)}"
+        else:
+            remote[index] = _remote_value(flag, argument, files, via_loopback=via_loopback)
+    return JobFiles(flags=tuple(remote), files=files)
+
+
+def _remote_value(flag: str, value: str, files: dict[str, Path], *, via_loopback: bool) -> str:
+    kind = flag.removeprefix("--").rpartition(".")[2].replace("-", "_")
+    path = Path(os.path.expanduser(value))
+    if kind not in UPLOADED_FLAGS | REMOTE_PATH_FLAGS or "://" in value or not value:
+        return value
+    if kind in UPLOADED_FLAGS and path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
+        inside = f"{FILES_FOLDER}/{path.name}"
+        if files.setdefault(inside, path) != path:
+            raise SettingsError(f"{flag} {value}: {files[inside]} has the same name; rename one of them")
+        return inside
+    if kind in UPLOADED_FLAGS and not path.exists() and not path.is_absolute():
+        raise SettingsError(f"{flag} {value} does not exist; give a file of this machine, which is uploaded, or a URI")
+    if path.is_absolute() or (kind == "model" and not path.exists()):
+        return value  # on a disk that the nodes share, or a model id of the Hugging Face hub
+    if via_loopback:
+        return os.path.abspath(path)
+    raise SettingsError(
+        f"{flag} {value} is a path of this machine, which the cluster cannot reach; put it where every node can read "
+        "it (s3://bucket/..., or the absolute path of a shared disk)"
+    )
+
+
+def build_working_dir(target: Path, files: Mapping[str, Path], root: Path = ROOT) -> None:
+    """Copy the code and the files that the flags name to the empty folder `target`, the job's working directory."""
+    for package in PACKAGES:
+        shutil.copytree(root / package, target / package, ignore=shutil.ignore_patterns(*IGNORED_PATTERNS))
+    for name in EXTRA_FILES:
+        if (root / name).exists():
+            shutil.copyfile(root / name, target / name)
+    for inside, path in files.items():
+        (target / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / inside)
 
 
 if __name__ == "__main__":

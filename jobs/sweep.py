@@ -10,9 +10,8 @@ slick sweep lora --search optuna --samples 30 --grid.variants unknown-000 --out 
 
 from collections.abc import Sequence
 
-from jobs.common import run_main
+from jobs.common import run_main, run_step_command
 from jobs.flags import pop_switch
-from jobs.step_command import run_step_command
 from tuning.probe import plan_sweep
 from tuning.sweep import sweep
 

@@ -7,8 +7,7 @@ slick variants paper --concentrated-shares 0.5 --out studies/llama    # added to
 
 from collections.abc import Sequence
 
-from jobs.common import run_main
-from jobs.step_command import run_step_command
+from jobs.common import run_main, run_step_command
 from slick.variants import draw_variants
 
 

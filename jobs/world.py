@@ -6,8 +6,7 @@ slick world demo --questions entity_questions.zip --out studies/real-facts
 
 from collections.abc import Sequence
 
-from jobs.common import run_main
-from jobs.step_command import run_step_command
+from jobs.common import run_main, run_step_command
 from slick.world import build_world
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.cost_forecast import include_finished_variants, needs_training
 from jobs.presets import StudyConfig, demo_study, paper_study, smoke_study
-from jobs.study import resolve
+from jobs.study import include_finished_variants, needs_training, resolve
 from slick.errors import StudyError
 from slick.experiments import EXPERIMENTS, PAPER_EXPERIMENTS, variants_for_experiments
 from slick.models import model_fingerprint, resolve_model

@@ -11,9 +11,8 @@ import pytest
 
 from jobs import presets, study
 from jobs.common import parse_config
-from jobs.config_file import expand_config_file
+from jobs.config_file import SECTIONS, expand_config_file, settings_selector
 from jobs.presets import STEP_PRESETS
-from jobs.study_file import SECTIONS, settings_selector
 from jobs.submit import parse_submission
 from slick.annotation import RescoreConfig
 from slick.errors import DataError, SettingsError, SlickError

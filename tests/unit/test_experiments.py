@@ -7,8 +7,7 @@ import pytest
 
 from jobs import presets
 from jobs.common import parse_config
-from jobs.cost_forecast import forecast_cost, include_finished_variants, needs_training, unmet_requirements
-from jobs.study import _steps, resolve
+from jobs.study import _steps, forecast_cost, include_finished_variants, needs_training, resolve, unmet_requirements
 from slick.errors import SettingsError
 from slick.experiments import (
     EXPERIMENTS,

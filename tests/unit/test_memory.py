@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.common import parse_config
-from jobs.memory_planner import Fleet, finetune_command, training_options, training_table
-from jobs.plan import PlanConfig, plan
+from jobs.plan import Fleet, PlanConfig, finetune_command, plan, training_options, training_table
 from jobs.presets import large_training
 from slick.errors import SettingsError, StudyError
 from slick.shapes import SHAPES, ModelShape, published_shape, shape_from_config

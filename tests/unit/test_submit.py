@@ -26,8 +26,7 @@ from jobs.ray_client import (
     parse_address,
     submit_when_ready,
 )
-from jobs.submit import describe_submission, follow, main, parse_submission
-from jobs.working_dir import build_working_dir, plan_job_files
+from jobs.submit import build_working_dir, describe_submission, follow, main, parse_submission, plan_job_files
 from slick.cluster import configure_authentication
 from slick.errors import ClusterError, SettingsError
 
