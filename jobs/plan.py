@@ -19,11 +19,20 @@ from slick.formatting import format_percent, format_table
 from slick.model_files import read_config
 from slick.models import resolve_model
 from slick.precision import ASSUMED_GPU, AUTO, TrainDtype, dtype_bytes, resolve_dtype, resolve_train_dtype
-from slick.shapes import ModelShape, published_shape, shape_from_config
 from slick.storage import Folder
 from tuning.config import TrainConfig
-from tuning.cost import MachineType, Throughput, default_machine_type, read_throughput
-from tuning.memory import HEADROOM, TrainingMemory, estimate_training_memory
+from tuning.estimates import (
+    HEADROOM,
+    MachineType,
+    ModelShape,
+    Throughput,
+    TrainingMemory,
+    default_machine_type,
+    estimate_training_memory,
+    published_shape,
+    read_throughput,
+    shape_from_config,
+)
 
 GB = 1e9
 _MEMORY_PARTS = ("weights", "gathered", "gradients", "optimizer", "activations", "loading")

@@ -1,8 +1,9 @@
 """Registries of components: engines, question readers, matchers, stopping policies, findings and report sections.
 
-A component registers itself where it is defined, with a decorator. Built-in components are the modules of one package
-each. Other distributions add components by an entry point of the group `slick.components` that names a module; the
-module is imported when a registry is first read, in every process, so components also work in Ray workers.
+A component registers itself where it is defined, with a decorator. Built-in components are in the module of their
+registry, or are the modules of one package. Other distributions add components by an entry point of the group
+`slick.components` that names a module; the module is imported when a registry is first read, in every process, so
+components also work in Ray workers.
 """
 
 from collections.abc import Callable, Iterator

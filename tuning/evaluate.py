@@ -1,4 +1,4 @@
-"""Greedy answers of a model to many rows, whether they are correct, and the loss of the targets.
+"""Rows as tokens, the rows that fit the model's context, its greedy answers to them, and the loss of the targets.
 
 Training rows first take one forward pass over prompt and target. It gives their loss, and decides every row whose
 target is the greedy answer, that is, whose tokens and end token all have the highest probability; after a few epochs
@@ -7,16 +7,23 @@ test and ood rows take the forward pass only if their loss is requested: on a mo
 as generating.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slick.errors import SettingsError
+import pyarrow as pa
+
+from slick.annotation.set_aside import SPECIAL_TOKENS, TOO_LONG
+from slick.errors import DataError, SettingsError
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.matching import is_hit
 from slick.prompts import CLOSED_BOOK_INSTRUCTION
-from tuning.data import Example, QuestionRow, encode_examples
+from slick.storage import Folder
+from slick.study_files import RUN_SET_ASIDE_SCHEMA
+from tuning.config import TrainConfig
+from tuning.data import Example, QuestionRow, encode_examples, read_rows
 from tuning.records import Prediction
+from tuning.runs import RunPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -169,3 +176,99 @@ def _score_targets(
 def pad_token_id(tokenizer: Any) -> int:
     """The stop token: padding is masked and never trained on, and a pad token may have no embedding."""
     return stop_token_id(tokenizer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilteredRows:
+    """The rows that fit the model's context, as text and as tokens, and the rows that do not."""
+
+    rows: list[QuestionRow]
+    examples: list[Example]
+    set_aside: pa.Table
+    """The rows that do not fit, in `RUN_SET_ASIDE_SCHEMA`."""
+
+    @property
+    def train_examples(self) -> list[Example]:
+        """The examples to train on."""
+        return [example for row, example in zip(self.rows, self.examples, strict=True) if row.split == "train"]
+
+
+def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: int, config: TrainConfig) -> FilteredRows:
+    """Set aside the rows that are too long to be trained on or answered.
+
+    Args:
+        rows: rows of all splits.
+        tokenizer: of the model.
+        max_tokens: the model's context length.
+        config: the maximum length of an answer, and the share of rows that may be set aside.
+
+    Raises:
+        DataError: more than that share of the rows are too long, or all train or all dev rows.
+    """
+    examples = encode_rows(rows, tokenizer)
+    lengths = [_num_tokens(example, config.max_new_tokens) for example in examples]
+    fits = [length <= max_tokens for length in lengths]
+    too_long: list[dict[str, Any]] = [
+        {
+            "question_id": row.question_id,
+            "split": row.split,
+            "reason": TOO_LONG,
+            "num_tokens": length,
+            "limit": max_tokens,
+        }
+        for row, length, fit in zip(rows, lengths, fits, strict=True)
+        if not fit
+    ]
+    kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    empty_splits = {row["split"] for row in too_long} & {"train", "dev"} - {row.split for row in kept}
+    if empty_splits or len(too_long) > config.max_set_aside_share * len(rows):
+        raise DataError(_too_many_message(too_long, len(rows), config, sorted(empty_splits)))
+    return FilteredRows(
+        rows=kept,
+        examples=[example for example, fit in zip(examples, fits, strict=True) if fit],
+        set_aside=pa.Table.from_pylist(too_long, RUN_SET_ASIDE_SCHEMA),
+    )
+
+
+def check_row_lengths(study: Folder, plans: Sequence[RunPlan]) -> None:
+    """Check, before any worker starts, that no training has to set aside too many rows.
+
+    Raises:
+        DataError: see `filter_long_rows`.
+    """
+    from slick.models import context_length, load_tokenizer
+
+    chosen = {(plan.config.variant, plan.model, plan.config.max_new_tokens): plan for plan in plans}
+    for plan in chosen.values():
+        config = plan.config
+        rows = [row for split in read_rows(study, config.variant).values() for row in split]
+        max_tokens = context_length(plan.model, trust_remote_code=config.trust_remote_code)
+        if max(_max_length(row, config.max_new_tokens) for row in rows) > max_tokens:  # else no tokenizer is needed
+            tokenizer = load_tokenizer(plan.model, trust_remote_code=config.trust_remote_code)
+            filter_long_rows(rows, tokenizer, max_tokens, config)
+
+
+def _max_length(row: QuestionRow, max_new_tokens: int) -> int:
+    """An upper bound on the tokens of prompt and answer, from their bytes."""
+    return len(row.prompt.encode()) + max(len(row.target.encode()), max_new_tokens) + SPECIAL_TOKENS
+
+
+def _num_tokens(example: Example, max_new_tokens: int) -> int:
+    return len(example.prompt_ids) + max(len(example.answer_ids), max_new_tokens)
+
+
+def _too_many_message(
+    too_long: Sequence[Mapping[str, Any]], num_rows: int, config: TrainConfig, empty_splits: Sequence[str]
+) -> str:
+    longest = max(too_long, key=lambda row: int(row["num_tokens"]))
+    allowed = (
+        f"no {empty_splits[0]} row is left"
+        if empty_splits
+        else f"at most {100 * config.max_set_aside_share:g} % may be left out"
+    )
+    return (
+        f"{len(too_long):,} of {num_rows:,} rows of variant {config.variant} do not fit the model's context of "
+        f"{longest['limit']:,} tokens, the longest is question {longest['question_id']} ({longest['split']}) with "
+        f"{longest['num_tokens']:,} of prompt and answer; {allowed}. Shorten or remove those questions, lower "
+        "--max-new-tokens, use a model with a longer context, or allow more by --max-set-aside-share"
+    )

@@ -14,7 +14,7 @@ from slick.precision import AUTO, NO_STORED_DTYPE, Device, read_stored_dtype, re
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, fingerprint, require_manifest
 from tuning.config import TrainConfig
-from tuning.fitting import check_row_lengths
+from tuning.evaluate import check_row_lengths
 from tuning.progress_table import watch_progress
 from tuning.ray_trainer import is_preemption_pending, report_epoch, run_worker_group
 from tuning.records import SET_ASIDE_FILE

@@ -145,8 +145,7 @@ def _measure_timing(study: Folder, plan: RunPlan, context: Any) -> RowTiming:
 
     from slick.models import context_length, load_tokenizer
     from tuning.data import read_rows
-    from tuning.evaluate import encode_rows, pad_token_id
-    from tuning.fitting import filter_long_rows
+    from tuning.evaluate import encode_rows, filter_long_rows, pad_token_id
     from tuning.trainer import Trainer, init_deepspeed
     from tuning.worker import evaluate_distributed
 

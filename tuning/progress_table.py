@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -17,7 +18,6 @@ from slick.progress import ProgressReporter
 from slick.storage import Folder
 from slick.study_files import read_epochs
 from slick.types import ALL_CATEGORIES
-from tuning.metrics import SweepMetrics
 from tuning.run_status import (
     DriverStatus,
     RunStatus,
@@ -320,3 +320,36 @@ def _progress_note(plan: RunPlan, epochs: Sequence[Sequence[dict[str, Any]]]) ->
         if (row["split"], row["category"]) == ("dev", ALL_CATEGORIES):
             text += f", dev accuracy {row['num_correct'] / row['num']:.3f}"
     return text
+
+
+class SweepMetrics:
+    """Exports the progress of a sweep from its driver."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Gauge
+
+        self._trainings = Gauge("slick_sweep_trainings", "Trainings of the sweep, by state.", tag_keys=("state",))
+        self._epochs = Gauge("slick_sweep_epochs", "Epochs finished, over all trainings.")
+        self._retries = Gauge("slick_sweep_retries", "Retries of failed trainings.")
+        self._best = Gauge("slick_sweep_best_dev_accuracy", "Highest dev accuracy of any epoch, in [0, 1].")
+        self._seconds_left = Gauge("slick_sweep_seconds_left", "Expected time to the end of the sweep.")
+        self._states: set[str] = set()
+
+    def record(self, rows: Sequence[RunStatus], seconds_left: float | None) -> None:
+        """Export the status of all trainings.
+
+        Args:
+            rows: status of every training.
+            seconds_left: None if not known.
+        """
+        states: Counter[str] = Counter(row.state for row in rows)
+        self._states |= set(states)
+        for state in self._states:
+            self._trainings.set(states[state], tags={"state": state})
+        self._epochs.set(sum(row.epochs for row in rows))
+        self._retries.set(sum(row.attempts - 1 for row in rows))
+        best = max((row.best_dev_accuracy for row in rows if row.best_dev_accuracy is not None), default=None)
+        if best is not None:
+            self._best.set(best)
+        if seconds_left is not None:
+            self._seconds_left.set(seconds_left)

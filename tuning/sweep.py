@@ -1,12 +1,15 @@
-"""The sweep step: train the trajectories that cover a grid, and read its points off them."""
+"""The table points.parquet: every point of the grid, read off the stored epochs of its trajectory."""
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
+from typing import Any
 
-from slick.errors import SettingsError, SlickError
+import pyarrow as pa
+
+from slick.errors import SettingsError, SlickError, StudyError
 from slick.locks import exclusive_lock
 from slick.precision import AUTO, TrainDtype, read_stored_dtype
 from slick.storage import Folder, FolderLike, as_folder
@@ -19,8 +22,10 @@ from slick.study import (
     read_start_record,
     require_manifest,
 )
+from slick.study_files import POINTS_SCHEMA
 from slick.types import Category
 from tuning.axes import SettingOverrides, combinations
+from tuning.config import TrainConfig
 from tuning.data import QuestionRow, read_rows
 from tuning.finetune import (
     check_plans,
@@ -29,16 +34,24 @@ from tuning.finetune import (
     resolve_precision,
     scratch_folder,
 )
-from tuning.grid import SweepConfig, grid_summary, pack_by_cost, settings_text
-from tuning.points import points_table
-from tuning.policies import AccuracyCurve, parse_policy
+from tuning.grid import GridConfig, SweepConfig, grid_summary, pack_by_cost, points, settings_text
+from tuning.policies import AccuracyCurve, apply_policy, parse_policy
 from tuning.progress_table import ProgressTable, TrialTracker, watch_progress
 from tuning.records import finalize_run
 from tuning.run_status import write_planned
-from tuning.runs import RunPlan, is_finished, plan_runs, run_folder
+from tuning.runs import (
+    EpochAccuracies,
+    RunPlan,
+    curve_from_accuracies,
+    is_finished,
+    plan_runs,
+    read_accuracies,
+    run_folder,
+)
 from tuning.trials import SettingsSearch, TrialSettings, check_search, num_concurrent_trials, run_trials
 
 __all__ = ["SweepConfig", "sweep"]
+
 
 _LOG = logging.getLogger(__name__)
 
@@ -296,3 +309,60 @@ def pack_plans(plans: Sequence[RunPlan], per_trial: int | None, concurrent: int)
     by_id = {plan.run_id: plan for plan in plans}
     packs = pack_by_cost({plan.run_id: plan.cost for plan in plans}, num_packs)
     return [[by_id[run_id] for run_id in pack] for pack in packs]
+
+
+def points_table(
+    study: Folder,
+    grid: GridConfig,
+    base: TrainConfig,
+    *,
+    shared: bool,
+    chosen: Sequence[SettingOverrides] | None = None,
+) -> pa.Table:
+    """All points of a grid whose trajectories are finished.
+
+    A trajectory that a scheduler stopped early has no points beyond its last epoch.
+
+    Args:
+        study: the study.
+        grid, base, shared, chosen: see `tuning.grid.trajectories`.
+
+    Raises:
+        StudyError: a trajectory lacks epochs.
+    """
+    variants = require_manifest(study.child("variants"), "variants").counts
+    accuracies_by_run: dict[str, list[EpochAccuracies]] = {}
+    rows = []
+    for point in points(grid, base, shared=shared, chosen=chosen):
+        if point.run_id not in accuracies_by_run:
+            accuracies_by_run[point.run_id] = read_accuracies(run_folder(study, point.run_id))
+        accuracies = accuracies_by_run[point.run_id]
+        curve = curve_from_accuracies(accuracies)
+        if point.policy.decided_epoch(curve, point.epochs) is None:
+            continue
+        decision = apply_policy(point.policy, curve, point.epochs)
+        rows.append(
+            {
+                "variant": point.variant,
+                "unknown_share": _unknown_share(study, variants, point.variant),
+                "seed": point.seed,
+                "epochs": point.epochs,
+                "policy": str(point.policy),
+                "stop_epoch": decision.stop_epoch,
+                "cost_epochs": decision.cost_epochs,
+                "run_id": point.run_id,
+                "settings": point.settings_text,
+                **accuracies[decision.stop_epoch - 1],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=POINTS_SCHEMA)
+
+
+def _unknown_share(study: Folder, variants: Mapping[str, Any], name: str) -> float:
+    share = variants.get(name, {}).get("unknown_share")
+    if share is None:
+        raise StudyError(
+            f"{study}/variants/manifest.json does not state the share of Unknown rows of {name}; "
+            f"restore it, or delete {study}/variants and run `slick variants` again"
+        )
+    return float(share)

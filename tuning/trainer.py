@@ -21,12 +21,11 @@ from slick.model_validation import check_causal
 from slick.models import load_model
 from slick.rng import derive_seed
 from slick.storage import Folder
-from tuning.config import TrainConfig, learning_rate_at
+from tuning.config import TrainConfig, deepspeed_config, learning_rate_at
 from tuning.data import Example, epoch_batches, micro_batches
 from tuning.forward import ForwardRunner, PreparedBatch
 from tuning.state_tensors import load_tensors, save_tensors
 from tuning.trainable import disable_lora, prepare_model, trainable_parameters
-from tuning.zero import deepspeed_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,11 @@ from slick.errors import wrap_library_errors
 from slick.models import context_length, ignored_model_settings, load_tokenizer
 from slick.storage import Folder
 from slick.study_files import read_epochs
+from slick.types import ALL_CATEGORIES
 from tuning.config import TrainConfig
 from tuning.data import Example, QuestionRow, read_replay_rows, read_rows
 from tuning.distributed import broadcast, gather_strided, synchronized_forward
-from tuning.evaluate import EvalSettings, evaluate_rows, pad_token_id
-from tuning.fitting import filter_long_rows
-from tuning.metrics import TrainMetrics
+from tuning.evaluate import EvalSettings, evaluate_rows, filter_long_rows, pad_token_id
 from tuning.records import (
     SET_ASIDE_FILE,
     Prediction,
@@ -50,6 +49,45 @@ from tuning.trainer import EpochStats, Trainer, WorkerContext, init_deepspeed
 
 ReportFn = Callable[[dict[str, object], str | None], None]
 """Reports the metrics of an epoch, and the folder with this worker's part of the state if one was saved."""
+
+
+class TrainMetrics:
+    """Exports the epochs of one run from the worker that stores them. Every metric has the tag `run_id`."""
+
+    def __init__(self, run_id: str) -> None:
+        from ray.util import metrics
+
+        run, rows = ("run_id",), ("run_id", "split", "category")
+        self._metrics: dict[str, Any] = {
+            "epoch": metrics.Gauge("slick_train_epoch", "Epochs finished.", tag_keys=run),
+            "loss": metrics.Gauge("slick_train_loss", "Mean loss on the train rows, nats per token.", tag_keys=run),
+            "accuracy": metrics.Gauge(
+                "slick_train_accuracy", "Share of rows answered correctly, in [0, 1].", tag_keys=rows
+            ),
+            "tokens_per_s": metrics.Gauge("slick_train_tokens_per_s", "Tokens trained on per second.", tag_keys=run),
+            "tokens": metrics.Counter("slick_train_tokens", "Tokens trained on.", tag_keys=run),
+        }
+        for metric in self._metrics.values():
+            metric.set_default_tags({"run_id": run_id})
+
+    def record(self, epoch: int, split_metrics: Sequence[SplitMetrics], *, tokens: int, seconds: float) -> None:
+        """Export a finished epoch.
+
+        Args:
+            epoch: from 1.
+            split_metrics: metrics of all splits and categories.
+            tokens: tokens trained on, by all workers.
+            seconds: duration of the training without the evaluation; above 0.
+        """
+        self._metrics["epoch"].set(epoch)
+        for row in split_metrics:
+            tags = {"split": row.split, "category": row.category}
+            self._metrics["accuracy"].set(row.num_correct / row.num, tags=tags)
+            if (row.split, row.category) == ("train", ALL_CATEGORIES) and row.loss is not None:
+                self._metrics["loss"].set(row.loss)
+        self._metrics["tokens_per_s"].set(tokens / seconds)
+        if tokens:
+            self._metrics["tokens"].inc(tokens)
 
 
 def train_runs(

@@ -56,7 +56,7 @@ def test_table_is_repeated_at_intervals_in_a_log(
 
 
 def test_sweep_progress_is_exported_to_ray_metrics(ray_cluster: None) -> None:
-    from tuning.metrics import SweepMetrics
+    from tuning.progress_table import SweepMetrics
 
     rows = [
         ROW,

@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from slick.precision import dtype_bytes
-from slick.shapes import shape_from_config
 from tests.local.head import ROOT, environment, free_ports
 from tests.local.tiny import tiny_model
 from tests.waiting import TIMEOUT_S
 from tuning.config import TrainConfig
 from tuning.data import Example
+from tuning.estimates import activation_bytes, estimate_training_memory, shape_from_config
 from tuning.forward import ForwardRunner
-from tuning.memory import activation_bytes, estimate_training_memory
 
 PROMPT, ANSWER = 19, 5
 SIZES = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 48}

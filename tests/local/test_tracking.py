@@ -391,7 +391,7 @@ def test_training_is_exported_to_ray_metrics(ray_cluster: None) -> None:
     @ray.remote(num_cpus=0)
     class Worker:
         def record(self) -> None:
-            from tuning.metrics import TrainMetrics
+            from tuning.worker import TrainMetrics
 
             for run_id in ("first", "second"):  # a worker does one training after another
                 meters = TrainMetrics(run_id)

@@ -100,7 +100,7 @@ import json, sys
 from slick.storage import Folder
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig, SweepConfig
-from tuning.points import points_table
+from tuning.sweep import points_table
 from tuning.policies import AccuracyCurve, apply_policy, parse_policy, policy_signature
 
 policy = parse_policy("target_dev(0.25)")

@@ -19,8 +19,8 @@ QUESTIONS = [(panel["title"], target["expr"]) for panel in CHARTS for target in 
 def published() -> dict[str, str]:
     """Name -> kind of every metric that the program makes."""
     found: dict[str, str] = {}
-    for path in (ROOT / "slick/annotation/worker.py", ROOT / "tuning/metrics.py"):
-        tree = ast.parse(path.read_text())
+    for module in ("slick/annotation/worker", "tuning/worker", "tuning/progress_table"):
+        tree = ast.parse((ROOT / f"{module}.py").read_text())
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             kind = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             if kind in ("Gauge", "Counter") and call.args and isinstance(call.args[0], ast.Constant):

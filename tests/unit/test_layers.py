@@ -22,7 +22,8 @@ HOMES = {
         "slick/annotation/dispatch.py",
         "tuning/finetune.py",
         "tuning/ray_trainer.py",
-        "tuning/metrics.py",
+        "tuning/worker.py",
+        "tuning/progress_table.py",
         "tuning/distributed.py",
         "tuning/sweep.py",
         "tuning/trials.py",
@@ -66,7 +67,7 @@ PURE = [
     *("slick.compat", "slick.types", "slick.errors", "slick.matching", "slick.rng", "slick.prompts"),
     *("slick.storage", "slick.study", "slick.progress", "slick.datasets.filters", "slick.variants"),
     *("slick.variants.sampling", "slick.variants.config"),
-    *("tuning.policies", "tuning.grid", "tuning.zero", "tuning.data"),
+    *("tuning.policies", "tuning.grid", "tuning.config", "tuning.data"),
 ]
 
 

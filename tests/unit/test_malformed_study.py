@@ -36,10 +36,9 @@ from tests.unit.report_study import write_study as write_reported
 from tuning.config import TrainConfig
 from tuning.data import SPLITS
 from tuning.grid import GridConfig, Trajectory
-from tuning.points import points_table
 from tuning.run_status import DriverStatus, write_driver_status, write_planned
 from tuning.runs import plan_runs
-from tuning.sweep import SweepConfig, resolve_sweep_precision
+from tuning.sweep import SweepConfig, points_table, resolve_sweep_precision
 
 RUN = "runs/unknown-050-seed0"
 TRAINED = "unknown-050"

@@ -9,12 +9,21 @@ from jobs.common import parse_config
 from jobs.plan import Fleet, PlanConfig, finetune_command, plan, training_options, training_table
 from jobs.presets import large_training
 from slick.errors import SettingsError, StudyError
-from slick.shapes import SHAPES, ModelShape, published_shape, shape_from_config
 from slick.storage import Folder
 from slick.study import complete_step
 from tuning.config import TrainConfig
-from tuning.cost import MachineType, default_machine_type, read_throughput
-from tuning.memory import HEADROOM, activation_bytes, estimate_training_memory
+from tuning.estimates import (
+    HEADROOM,
+    SHAPES,
+    MachineType,
+    ModelShape,
+    activation_bytes,
+    default_machine_type,
+    estimate_training_memory,
+    published_shape,
+    read_throughput,
+    shape_from_config,
+)
 
 PUBLISHED = {
     "135M": 134_515_008,

@@ -24,13 +24,12 @@ from slick.precision import (
     resolve_dtype,
     resolve_step_dtype,
 )
-from slick.shapes import published_shape
 from slick.storage import Folder
 from slick.study import begin_step, complete_step
 from tuning.axes import parse_axis
 from tuning.config import TrainConfig
+from tuning.estimates import estimate_training_memory, published_shape
 from tuning.grid import GridConfig, SweepConfig
-from tuning.memory import estimate_training_memory
 from tuning.progress_table import _Watcher
 from tuning.runs import plan_runs, read_runtimes, record_runtime, run_folder
 from tuning.sweep import resolve_sweep_precision

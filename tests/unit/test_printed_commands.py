@@ -14,10 +14,9 @@ from jobs.common import parse_config
 from jobs.presets import STEP_PRESETS, StudyConfig
 from slick.annotation import AnnotateConfig, RescoreConfig
 from slick.precision import ASSUMED_GPU, dtype_bytes, resolve_dtype
-from slick.shapes import ModelShape, published_shape
 from tuning.config import TrainConfig
+from tuning.estimates import HEADROOM, ModelShape, estimate_training_memory, published_shape
 from tuning.grid import SweepConfig
-from tuning.memory import HEADROOM, estimate_training_memory
 
 ROOT = Path(__file__).parents[2]
 GB = 1e9

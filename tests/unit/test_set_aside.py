@@ -30,8 +30,7 @@ from slick.study import Manifest
 from tests.local.tiny import tiny_tokenizer
 from tuning.config import TrainConfig
 from tuning.data import QuestionRow
-from tuning.evaluate import encode_rows
-from tuning.fitting import filter_long_rows
+from tuning.evaluate import encode_rows, filter_long_rows
 
 ANSWER = 10
 

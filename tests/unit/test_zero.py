@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 
 from slick.errors import SettingsError
-from tuning.config import TrainConfig, learning_rate_at
+from tuning.config import TrainConfig, deepspeed_config, learning_rate_at
 from tuning.runs import check_resources
 from tuning.trials import num_concurrent_trials
-from tuning.zero import deepspeed_config
 
 
 @pytest.mark.parametrize(
