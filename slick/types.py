@@ -5,6 +5,7 @@ Array suffixes: Q questions, P few-shot prompts, S answers per prompt (1 if gree
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,18 @@ def categorize(greedy_hits: int, greedy_total: int, sampled_hits: int, sampled_t
     if sampled_total == 0:
         raise DataError("without a correct greedy answer, samples are needed to separate WeaklyKnown from Unknown")
     return Category.UNKNOWN
+
+
+def categories(
+    greedy_hits: NDArray[np.int64], greedy_total: NDArray[np.int64], sampled_hits: NDArray[Any]
+) -> list[str]:
+    """`categorize` for many questions at once: arrays of shape (Q,), which are not checked."""
+    names = np.select(
+        [greedy_hits == greedy_total, greedy_hits > 0, sampled_hits > 0],
+        [Category.HIGHLY_KNOWN.value, Category.MAYBE_KNOWN.value, Category.WEAKLY_KNOWN.value],
+        Category.UNKNOWN.value,
+    )
+    return [str(category) for category in names]
 
 
 def clopper_pearson_upper(num_answers: int, confidence: float = 0.95) -> float:

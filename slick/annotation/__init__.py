@@ -2,8 +2,7 @@
 
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.p_true import read_p_true
-from slick.annotation.rescore import RescoreConfig, rescore
-from slick.annotation.step import annotate
+from slick.annotation.step import RescoreConfig, annotate, rescore
 from slick.annotation.store import read_generations
 from slick.study_files import read_knowledge
 

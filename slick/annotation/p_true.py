@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slick.annotation.config import AnnotateConfig
-from slick.annotation.dispatch import annotate_missing
 from slick.annotation.set_aside import (
     check_set_aside_share,
     count_set_aside_by_store,
@@ -23,7 +22,7 @@ from slick.annotation.set_aside import (
     set_questions_aside,
 )
 from slick.annotation.store import select_questions, total_cost
-from slick.annotation.worker import AnswerSetSpec, WorkerConfig
+from slick.annotation.worker import AnswerSetSpec, WorkerConfig, annotate_missing
 from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.formatting import format_percent

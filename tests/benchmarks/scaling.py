@@ -22,10 +22,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from slick.annotation import AnnotateConfig
-from slick.annotation.dispatch import GPU_BATCH_FACTOR
-from slick.annotation.knowledge import knowledge_table
+from slick.annotation.labels import knowledge_table
 from slick.annotation.store import cut_batches, make_units, read_parts, unit_size
 from slick.annotation.uncertainty import Scoring, collect_evidence
+from slick.annotation.worker import GPU_BATCH_FACTOR
 from slick.storage import Folder
 
 GPUS = (1, 8, 64, 250, 1000)

@@ -106,7 +106,7 @@ _train_plans, _train_group = finetune._train_plans, finetune.train_in_worker_gro
 def holdable() -> Iterator[None]:
     """Within, work that this process starts pauses at holds."""
     with (
-        patch("slick.annotation.dispatch.AnnotationWorker", HoldableAnnotationWorker),
+        patch("slick.annotation.worker.AnnotationWorker", HoldableAnnotationWorker),
         patch("tuning.finetune._train_plans", holdable_train),
         patch("tuning.trials.train_in_worker_group", holdable_train_group),
     ):

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from slick.annotation import AnnotateConfig, RescoreConfig, annotate, rescore
-from slick.annotation.knowledge import categories, knowledge_table
+from slick.annotation.labels import knowledge_table
 from slick.annotation.status import MAIN_ANSWERS, AnswerProgress, annotation_progress
 from slick.annotation.store import cut_batches, missing_batches, read_generations, select_questions
 from slick.annotation.uncertainty import Scoring, collect_evidence
@@ -22,7 +22,7 @@ from slick.matching import is_hit
 from slick.progress import ProgressReporter
 from slick.storage import Folder
 from slick.study_files import KNOWLEDGE_SCHEMA, read_knowledge
-from slick.types import categorize
+from slick.types import categories, categorize
 from tests.local.metrics import exported_metrics
 from tests.local.tiny import save_tiny_model, write_birthplace_questions
 from tests.waiting import wait_for

@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import beta, binom
 
-from slick.annotation.knowledge import knowledge_table
-from slick.annotation.labels import category_flips, control_questions
+from slick.annotation.labels import category_flips, control_questions, knowledge_table
 from slick.annotation.uncertainty import (
     Scoring,
     collect_evidence,

@@ -19,7 +19,6 @@ HOMES = {
         "slick/cluster.py",
         "slick/cluster_access.py",
         "slick/annotation/worker.py",
-        "slick/annotation/dispatch.py",
         "tuning/finetune.py",
         "tuning/ray_trainer.py",
         "tuning/worker.py",
