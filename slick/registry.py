@@ -1,9 +1,9 @@
 """Registries of components: engines, question readers, matchers, stopping policies, findings and report sections.
 
 A component registers itself where it is defined, with a decorator. Built-in components are in the module of their
-registry, or are the modules of one package. Other distributions add components by an entry point of the group
-`slick.components` that names a module; the module is imported when a registry is first read, in every process, so
-components also work in Ray workers.
+registry, in another module, or in the modules of a package. Other distributions add components by an entry point of
+the group `slick.components` that names a module; the module is imported when a registry is first read, in every
+process, so components also work in Ray workers.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,8 +38,8 @@ class Registry(Generic[T]):
 
         Args:
             kind: the noun for messages, such as `matcher`.
-            package: the package whose modules hold the built-in components; empty if they register in the registry's
-                own module.
+            package: the module, or the package whose modules, that register the built-in components; empty for the
+                module of the registry.
             lazy: import a built-in module only when its component is needed, because it loads heavy libraries.
         """
         self.kind = kind
@@ -110,7 +110,8 @@ class Registry(Generic[T]):
 
     def _modules(self) -> Iterator[str]:
         if self._package:
-            yield from (module.name for module in iter_modules(import_module(self._package).__path__))
+            path = getattr(import_module(self._package), "__path__", ())  # a module has none
+            yield from (module.name for module in iter_modules(path))
 
 
 @cache

@@ -16,16 +16,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from slick.datasets.filters import FilterName, apply_filter
-from slick.datasets.relations import Relation, load_relations
-from slick.datasets.sources import QuestionSource, open_source, read_rows, world_questions_uri
-from slick.datasets.summary import (
+from slick.datasets.filters import (
+    FilterName,
+    apply_filter,
     count_questions,
     format_summary,
     is_entity_questions,
     paper_audit,
     published_relations,
 )
+from slick.datasets.relations import Relation, load_relations
+from slick.datasets.sources import QuestionSource, open_source, read_rows, world_questions_uri
 from slick.datasets.validate import ValidationResult, ValidationRules, first_row_error, validate_rows
 from slick.errors import DataError, SettingsError
 from slick.locks import exclusive_lock

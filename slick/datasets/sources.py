@@ -18,11 +18,11 @@ from typing import BinaryIO, Literal, cast
 import pyarrow as pa
 
 from slick import limits
-from slick.datasets.archives import Archive
 from slick.datasets.columns import SPLITS, splits_in_name
-from slick.datasets.readers.entity_questions import MEMBER_PATTERN, TEMPLATES_FILE, parse_templates
+from slick.datasets.readers import MEMBER_PATTERN, TEMPLATES_FILE, parse_templates
 from slick.datasets.rows import (
     BLOCK_BYTES,
+    Archive,
     RawRow,
     SourceFile,
     is_table,

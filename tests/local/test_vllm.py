@@ -41,7 +41,7 @@ def test_answers_follow_the_transformers_engine(folder: str, monkeypatch: pytest
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    from slick.inference.engines.vllm import VllmEngine
+    from slick.inference.engines import VllmEngine
 
     engine = VllmEngine(EngineConfig(model=folder), enforce_eager=True)
     ours = TransformersEngine(load_model(folder), load_tokenizer(folder))

@@ -48,7 +48,7 @@ HOMES = {
     "mlflow": ["tuning/trackers.py"],
     "wandb": ["tuning/trackers.py"],
     "optuna": ["tuning/trials.py"],
-    "vllm": ["slick/inference/engines/vllm.py"],
+    "vllm": ["slick/inference/engines.py"],
     "scipy": ["slick/report/*.py", "slick/annotation/uncertainty.py"],
     "statsmodels": ["slick/report/statistics/*.py"],
     "matplotlib": ["slick/report/*.py"],

