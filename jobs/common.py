@@ -24,8 +24,7 @@ from jobs.flags import (
     rejected_value_error,
     unknown_flags_error,
 )
-from slick.errors import SettingsError, SlickError
-from slick.file_errors import format_file_error, is_disk_error
+from slick.errors import SettingsError, SlickError, format_file_error, is_disk_error
 from slick.storage import Folder
 from slick.uris import check_command_line
 

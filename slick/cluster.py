@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from typing import IO
 
 from slick import compat
-from slick.cluster_access import check_loopback, job_config, local_cluster_auth
-from slick.cluster_checks import (
+from slick.cluster_setup import (
     START_HINT,
     check_address_format,
+    check_loopback,
     check_reachable,
     check_token,
     choose_temp_folder,
+    job_config,
+    local_cluster_auth,
     object_store_bytes,
 )
 from slick.errors import ClusterError, ModelError, SettingsError

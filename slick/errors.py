@@ -1,4 +1,4 @@
-"""Errors that the user can fix.
+"""Errors that the user can fix, and the messages for errors of file systems and libraries.
 
     SlickError
       DataError       a question set, a row or a file is invalid
@@ -13,6 +13,9 @@ A message has the problem, its place, the value found, the expected value, and h
 without a traceback and exits with status 2. Any other exception is a defect of this program; its status is 1.
 """
 
+import errno
+import shutil
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +24,11 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 _OWN_PACKAGES = tuple(str(_ROOT / package) for package in ("slick", "tuning", "jobs"))
 _MAX_MESSAGE_CHARS = 400
+
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+# torch and safetensors write files in C++ and Rust; their errors are not OSErrors.
+_LIBRARY_TEXTS = ("PytorchStreamWriter failed writing", "inline_container.cc", "I/O error:")
 
 
 class SlickError(Exception):
@@ -103,3 +111,83 @@ def _is_from_library(error: Exception) -> bool:
         return True
     # Compiled code has no frames: torch raises RuntimeError and subclasses of it, numpy MemoryError.
     return isinstance(error, RuntimeError | MemoryError) or type(error).__module__.split(".")[0] in ("torch", "vllm")
+
+
+@contextmanager
+def file_errors(place: str, action: str) -> Iterator[None]:
+    """Turn errors of the file system into a StudyError.
+
+    Args:
+        place: the file or folder, for the message.
+        action: the operation as a participle, such as "written".
+
+    Raises:
+        StudyError: a file is missing, may not be read or written, or the disk is full.
+    """
+    try:
+        yield
+    except SlickError:
+        raise
+    except FileNotFoundError as error:
+        raise StudyError(f"{place} does not exist; run the step that writes it first") from error
+    except Exception as error:
+        message = format_file_error(error, place, action)
+        if message is None:
+            raise
+        raise StudyError(message) from error
+
+
+def format_file_error(error: BaseException, place: str = "", action: str = "written") -> str | None:
+    """The message for an error of the file system, also if a library raised it; None for other errors."""
+    from pyarrow import ArrowException  # here, so that `import slick.errors` is fast
+
+    full = next((cause for cause in _error_chain(error) if is_disk_error(cause)), None)
+    if full is not None:
+        name = place or str(getattr(full, "filename", None) or "a file")
+        reason = next((text for text in _DISK_TEXTS if text in str(full)), str(full))
+        return (
+            f"{name} cannot be {action}: {reason}; free space on that disk and run the same command again, which "
+            "resumes the step"
+        )
+    if isinstance(error, OSError | ArrowException) or any(text in str(error) for text in _LIBRARY_TEXTS):
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+        return (
+            f"{place or 'a file'} cannot be {action}: {reason}; check the path, and that you may read and write there"
+        )
+    return None
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether the disk is full, over quota or read-only, so that a retry cannot help."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRNOS:
+        return True
+    return not isinstance(error, StudyError) and any(text in str(error) for text in _DISK_TEXTS)
+
+
+def _error_chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, its cause or context, the cause or context of that, and so on."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[str]:
+    """A new temporary folder, which is kept when the block ends and deleted if the block fails.
+
+    Args:
+        prefix: the beginning of its name.
+
+    Raises:
+        StudyError: the disk is full or not writable.
+    """
+    with file_errors(tempfile.gettempdir(), "written"):
+        folder = tempfile.mkdtemp(prefix=prefix)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise

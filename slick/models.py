@@ -1,4 +1,4 @@
-"""Finds, fingerprints, loads and validates models and tokenizers, by folder, Hugging Face Hub id or GGUF file.
+"""Finds, caches, fingerprints, loads and validates models and tokenizers, by folder, Hugging Face Hub id or GGUF file.
 
 Weights are read from safetensors or GGUF only, never from pickles; code that comes with a model runs only with
 `trust_remote_code`. Validation is in `slick.model_files` and `slick.model_validation`.
@@ -8,13 +8,16 @@ import hashlib
 import logging
 import os
 import re
+import shutil
+import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slick import compat
-from slick.cache import download_to_cache
 from slick.errors import ModelError, StudyError, wrap_library_errors
 from slick.model_files import (
     UNLIMITED_POSITIONS,
@@ -30,6 +33,7 @@ from slick.storage import Folder
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 _LOG = logging.getLogger(__name__)
 
@@ -347,3 +351,58 @@ def _load_errors(what: str, ref: ModelRef, trust_remote_code: bool) -> AbstractC
         return "check that the files are complete and that this version of transformers supports the architecture"
 
     return wrap_library_errors(f"the {what} in {ref.path} cannot be loaded", ModelError, fix)
+
+
+def cache_folder(kind: str) -> Path:
+    """The path `$SLICK_CACHE/kind`, or `slick/kind` in the user's cache folder."""
+    named = os.environ.get("SLICK_CACHE")
+    if named:
+        return Path(named).expanduser() / kind
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "slick" / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slick" / kind
+
+
+def ensure_cache_folder(kind: str) -> Path:
+    """The path of `cache_folder`, as an existing folder.
+
+    Raises:
+        StudyError: it cannot be created, for example because there is no home directory.
+    """
+    try:
+        folder = cache_folder(kind)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: unknown home directory
+        raise StudyError(
+            f"this machine's cache cannot be written ({error}); set SLICK_CACHE to a folder that you can write to"
+        ) from error
+    return folder
+
+
+def download_to_cache(folder: Folder) -> str:
+    """A local path with the files of a folder: the folder itself, or a cached copy of its present files.
+
+    Concurrent processes of one machine make one copy. Copies are never deleted.
+
+    Raises:
+        StudyError: the folder is empty or cannot be read.
+    """
+    if folder.is_local:
+        return folder.uri
+    etag = folder.etag()
+    if etag is None:
+        raise StudyError(f"{folder} has no files; check the address, and that this machine may read it")
+    target = ensure_cache_folder("models") / etag
+    if target.is_dir():
+        return str(target)
+    from filelock import FileLock  # comes with huggingface_hub
+
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():  # otherwise another process has made it
+            part = tempfile.mkdtemp(prefix=f".{etag}-", dir=target.parent)
+            try:
+                folder.download(part)
+                os.rename(part, target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return str(target)

@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from slick.errors import SettingsError, StudyError
-from slick.file_errors import file_errors, temporary_folder
+from slick.errors import SettingsError, StudyError, file_errors, temporary_folder
 from slick.strict_json import parse_json
 from slick.uris import check_uri
 

@@ -46,65 +46,22 @@ class Question:
     """Popularity of the subject, in the unit of the source; None if the source has none."""
 
 
-def p_correct(hits_QPS: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of correct answers to each question at one temperature.
-
-    Args:
-        hits_QPS: shape (Q, P, S); True for correct answers.
-
-    Returns:
-        Shape (Q,), a share in [0, 1], not percent.
-
-    Raises:
-        DataError: P or S is 0; a question without answers is not Unknown.
-
-    Source: Gekhman et al. 2024, arXiv:2405.05904, section 3 (P = 10; S = 1 at T = 0, 16 at T = 0.5).
-
-    >>> p_correct(np.array([[[True], [False]]]))
-    array([0.5])
-    """
-    if 0 in hits_QPS.shape[1:]:
-        raise DataError(f"P_Correct needs at least one prompt and one answer, got hits of shape {hits_QPS.shape}")
-    return np.asarray(hits_QPS.mean(axis=(1, 2)), dtype=np.float64)
-
-
-def categorize(greedy_hits: int, greedy_total: int, sampled_hits: int, sampled_total: int) -> Category:
-    """The SliCK category of one question.
-
-    Args:
-        greedy_hits: number of correct greedy answers.
-        greedy_total: number of greedy answers.
-        sampled_hits: number of correct samples.
-        sampled_total: number of samples; may be 0 if a greedy answer is correct, because samples then do not matter.
-
-    Raises:
-        DataError: the counts are inconsistent, or there are too few answers to determine the category.
-
-    Source: Gekhman et al. 2024, arXiv:2405.05904, figure 2.
-
-    >>> categorize(10, 10, 160, 160), categorize(0, 10, 1, 160), categorize(0, 10, 0, 160)
-    (<Category.HIGHLY_KNOWN: 'HighlyKnown'>, <Category.WEAKLY_KNOWN: 'WeaklyKnown'>, <Category.UNKNOWN: 'Unknown'>)
-    """
-    if not (0 <= greedy_hits <= greedy_total and 0 <= sampled_hits <= sampled_total and greedy_total > 0):
-        raise DataError(
-            f"inconsistent counts: {greedy_hits} of {greedy_total} greedy answers and {sampled_hits} of "
-            f"{sampled_total} samples are correct"
-        )
-    if greedy_hits == greedy_total:
-        return Category.HIGHLY_KNOWN
-    if greedy_hits > 0:
-        return Category.MAYBE_KNOWN
-    if sampled_hits > 0:
-        return Category.WEAKLY_KNOWN
-    if sampled_total == 0:
-        raise DataError("without a correct greedy answer, samples are needed to separate WeaklyKnown from Unknown")
-    return Category.UNKNOWN
-
-
 def categories(
     greedy_hits: NDArray[np.int64], greedy_total: NDArray[np.int64], sampled_hits: NDArray[Any]
 ) -> list[str]:
-    """`categorize` for many questions at once: arrays of shape (Q,), which are not checked."""
+    """The SliCK category of each question.
+
+    Args:
+        greedy_hits: number of correct greedy answers, shape (Q,).
+        greedy_total: number of greedy answers, at least 1, shape (Q,).
+        sampled_hits: number of correct samples, or whether there are any, shape (Q,). It matters only where no greedy
+            answer is correct.
+
+    Source: Gekhman et al. 2024, arXiv:2405.05904, figure 2.
+
+    >>> categories(np.array([10, 1, 0, 0]), np.array([10, 10, 10, 10]), np.array([160, 0, 1, 0]))
+    ['HighlyKnown', 'MaybeKnown', 'WeaklyKnown', 'Unknown']
+    """
     names = np.select(
         [greedy_hits == greedy_total, greedy_hits > 0, sampled_hits > 0],
         [Category.HIGHLY_KNOWN.value, Category.MAYBE_KNOWN.value, Category.WEAKLY_KNOWN.value],

@@ -13,8 +13,8 @@ from typing import Any
 
 from slick.cluster import set_job_message
 from slick.errors import StudyError
+from slick.formatting import ProgressReporter
 from slick.precision import Runtime
-from slick.progress import ProgressReporter
 from slick.storage import Folder
 from slick.study_files import read_epochs
 from slick.types import ALL_CATEGORIES

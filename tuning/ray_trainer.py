@@ -11,8 +11,15 @@ from functools import partial
 from typing import Any
 
 from slick import compat
-from slick.errors import EngineError, SlickError, StudyError, error_from_name
-from slick.file_errors import file_errors, format_file_error, is_disk_error
+from slick.errors import (
+    EngineError,
+    SlickError,
+    StudyError,
+    error_from_name,
+    file_errors,
+    format_file_error,
+    is_disk_error,
+)
 from slick.storage import Folder
 from slick.stored_files import read_record
 from tuning.config import TrainConfig

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slick.errors import StudyError
-from slick.file_errors import temporary_folder
+from slick.errors import StudyError, temporary_folder
 from slick.storage import Folder
 
 _LOG = logging.getLogger(__name__)

@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict, get_args
 
-from slick.errors import SettingsError
-from slick.file_errors import file_errors
+from slick.errors import SettingsError, file_errors
 from slick.storage import Folder
 from slick.stored_files import read_record
 from slick.types import ALL_CATEGORIES

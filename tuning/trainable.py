@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slick import compat
-from slick.errors import ModelError, SettingsError
-from slick.file_errors import temporary_folder
+from slick.errors import ModelError, SettingsError, temporary_folder
 from slick.models import init_empty_model
 from slick.rng import derive_seed
 from slick.storage import Folder

@@ -5,6 +5,7 @@ Stored answers are read file by file and reduced to a few numbers per question, 
 Array suffixes: Q questions, P exemplar sets, S samples per prompt.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from slick.errors import EngineError
 from slick.matching import make_matcher
-from slick.types import Category
+from slick.types import Category, categories
 
 FloatArray = NDArray[np.float64]
 HitArray = NDArray[np.int8]
@@ -111,19 +112,10 @@ def convergence_curve(greedy_QP: HitArray, sampled_QPS: HitArray) -> Iterator[tu
     num_sets, num_samples = sampled_QPS.shape[1:]
     fewer = [2**i for i in range(num_samples.bit_length()) if 2**i < num_samples]
     for sets, samples in [*((k, num_samples) for k in range(1, num_sets + 1)), *((num_sets, n) for n in fewer)]:
-        greedy = greedy_QP[:, :sets] > 0
-        sampled = (sampled_QPS[:, :sets, :samples] > 0).any(axis=(1, 2))
-        all_greedy, any_greedy = greedy.all(axis=1), greedy.any(axis=1)
-        yield (
-            sets,
-            samples,
-            {
-                Category.HIGHLY_KNOWN.value: int(all_greedy.sum()),
-                Category.MAYBE_KNOWN.value: int((any_greedy & ~all_greedy).sum()),
-                Category.WEAKLY_KNOWN.value: int((sampled & ~any_greedy).sum()),
-                Category.UNKNOWN.value: int((~sampled & ~any_greedy).sum()),
-            },
-        )
+        greedy_hits = (greedy_QP[:, :sets] > 0).sum(axis=1)
+        sampled_hits = (sampled_QPS[:, :sets, :samples] > 0).sum(axis=(1, 2))
+        counts = Counter(categories(greedy_hits, np.full_like(greedy_hits, sets), sampled_hits))
+        yield sets, samples, {str(category): counts[category] for category in Category}
 
 
 EVIDENCE_SCHEMA = pa.schema(

@@ -29,10 +29,10 @@ from slick.annotation.store import (
 from slick.annotation.uncertainty import hit_probability
 from slick.cluster import set_job_message
 from slick.errors import EngineError, ModelError, SlickError, wrap_library_errors
+from slick.formatting import ProgressReporter
 from slick.inference.base import ENGINES, Answers, Engine, EngineConfig, GoldScore, PromptBatch, SamplingConfig
 from slick.matching import AnswerMatcher, make_matcher, nfc
 from slick.precision import Runtime
-from slick.progress import ProgressReporter
 from slick.prompts import P_TRUE_CHOICES, few_shot_suffix, p_true_row, p_true_suffix
 from slick.storage import Folder
 from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA

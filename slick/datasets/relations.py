@@ -107,21 +107,6 @@ def load_relations(path: str | None = None) -> dict[str, Relation]:
     return _parse(file.parent.read_bytes(file.name), f"relations file {path}")
 
 
-def load_paper_counts() -> dict[str, dict[str, dict[str, int]]]:
-    """Number of questions in the paper by table, relation and category; each relation also has a `total`.
-
-    Returns:
-        `{"train" | "test" | "ood": {"P131": {"HighlyKnown": 553, ..., "total": 7646}, ...}}`.
-
-    Source: Gekhman et al. 2024, arXiv:2405.05904, tables 3, 4 and 5.
-
-    >>> [sum(counts["total"] for counts in table.values()) for table in load_paper_counts().values()]
-    [81700, 10481, 5848]
-    """
-    counts: dict[str, dict[str, dict[str, int]]] = json.loads((_DATA / "paper_counts.json").read_bytes())
-    return counts
-
-
 def _parse(data: bytes, where: str) -> dict[str, Relation]:
     expected = 'expected {"P17": {"template": "Which country is [X] located in?", "domain": "id"}, ...}'
     value = parse_user_json(data, where, expected)

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from slick.cache import ensure_cache_folder
 from slick.cluster import MALLOC_ENV
 from slick.datasets.relations import Relation, load_relations
 from slick.datasets.sources import QuestionSource, open_source, read_rows
 from slick.errors import DataError, ModelError
 from slick.locks import exclusive_lock
 from slick.matching import nfc
+from slick.models import ensure_cache_folder
 from slick.rng import derive_seed
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import STARTED, Manifest, begin_step, complete_step, fingerprint, require_manifest, settings_to_json

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slick import compat
-from slick.progress import ProgressReporter
+from slick.formatting import ProgressReporter
 from slick.rng import derive_seed
 from slick.storage import Folder
 from slick.stored_files import convert

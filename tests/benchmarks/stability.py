@@ -5,18 +5,20 @@ python -m tests.benchmarks.stability --model FOLDER --questions entity_questions
 
 import argparse
 
+import numpy as np
+
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.cpu_linear import prepack_linears
 from slick.inference.packed.engine import TransformersEngine
 from slick.matching import make_matcher
 from slick.models import load_model, load_tokenizer
-from slick.types import categorize
+from slick.types import categories
 from tests.benchmarks.annotation import MAX_NEW_TOKENS, make_workload
 
 SETTINGS = [("float32", 32), ("float32", 8), ("bfloat16", 32), ("bfloat16", 8)]
 
 
-def categories(model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> list[str]:
+def label(model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> list[str]:
     """The category of every question."""
     model = load_model(model_folder, dtype)
     prepack_linears(model)
@@ -29,7 +31,7 @@ def categories(model_folder: str, dtype: str, batch_questions: int, work: list[d
             test = make_matcher(gold).is_hit
             greedy = sum(test(answer.greedy_text) for answer in one)
             sampled = sum(test(text) for answer in one for text in answer.sampled_text)
-            found.append(str(categorize(greedy, len(one), sampled, 16 * len(one))))
+            found += categories(np.array([greedy]), np.array([len(one)]), np.array([sampled]))
     return found
 
 
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--num-questions", type=int, default=48, help="of each relation")
     arguments = parser.parse_args()
     work = make_workload(arguments.questions, arguments.relations.split(","), arguments.num_questions)
-    found = {setting: categories(arguments.model, *setting, work) for setting in SETTINGS}
+    found = {setting: label(arguments.model, *setting, work) for setting in SETTINGS}
     for one, other in ((0, 1), (2, 3), (0, 2)):
         first, second = found[SETTINGS[one]], found[SETTINGS[other]]
         changed = sum(a != b for a, b in zip(first, second, strict=True))

@@ -17,12 +17,12 @@ from slick.annotation.store import cut_batches, missing_batches, read_generation
 from slick.annotation.uncertainty import Scoring, collect_evidence
 from slick.datasets import read_questions
 from slick.errors import DataError, EngineError, ModelError, SettingsError, SlickError, StudyError
+from slick.formatting import ProgressReporter
 from slick.inference.base import SamplingConfig
 from slick.matching import is_hit
-from slick.progress import ProgressReporter
 from slick.storage import Folder
 from slick.study_files import KNOWLEDGE_SCHEMA, read_knowledge
-from slick.types import categories, categorize
+from slick.types import categories
 from tests.local.metrics import exported_metrics
 from tests.local.tiny import save_tiny_model, write_birthplace_questions
 from tests.waiting import wait_for
@@ -81,7 +81,7 @@ def test_every_question_has_its_answers_and_a_category(done: Folder, config: Ann
         assert row["sampled_hit"] == [[is_hit(text, answers) for text in texts] for texts in row["sampled_text"]]
         hits = sum(sum(hits) for hits in row["sampled_hit"])
         label = labels[row["question_id"]]
-        assert label["category"] == str(categorize(sum(row["greedy_hit"]), 3, hits, 12))
+        assert [label["category"]] == categories(np.array([sum(row["greedy_hit"])]), np.array([3]), np.array([hits]))
         assert (label["p_correct_sampled"], label["p_correct_greedy"]) == (hits / 12, sum(row["greedy_hit"]) / 3)
         assert (label["p_upper"] is None) == bool(hits or sum(row["greedy_hit"]))
     assert len(set(knowledge["category"].to_pylist())) > 1, "a model that knows all or nothing tests little"
@@ -237,12 +237,6 @@ def test_a_missing_answer_is_an_error_not_a_category(done: Folder) -> None:
         knowledge_table(asked, evidence.slice(1))
     with pytest.raises(EngineError, match="62 rows"):
         knowledge_table(asked, pa.concat_tables([evidence, evidence.slice(0, 1)]))
-
-
-def test_categories_of_arrays_follow_the_rule_of_one() -> None:
-    pairs = [(g, s) for g in range(4) for s in range(3)]
-    found = categories(np.array([g for g, _ in pairs]), np.full(12, 3), np.array([s for _, s in pairs]))
-    assert found == [str(categorize(g, 3, s, 12)) for g, s in pairs]
 
 
 def test_settings_that_cannot_be_are_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from slick.errors import EngineError
 from slick.inference import scoring as logits_module
 from slick.inference.base import PromptBatch, SamplingConfig
-from slick.inference.batching import max_tokens_per_pass
+from slick.inference.devices import max_tokens_per_pass
 from slick.inference.packed.engine import TransformersEngine
 from slick.inference.scoring import top_candidates
 from slick.rng import row_key, uniforms

@@ -9,9 +9,10 @@ import pytest
 
 from slick.datasets import QuestionsConfig, prepare_questions, read_questions
 from slick.datasets.filters import apply_filter
-from slick.datasets.relations import load_paper_counts, load_relations
+from slick.datasets.relations import load_relations
 from slick.datasets.sources import open_source, read_rows
 from slick.datasets.validate import ValidationRules, validate_rows
+from slick.report.findings.paper import paper_relation_totals
 from slick.storage import Folder
 
 
@@ -33,9 +34,7 @@ def test_paper_filter_reproduces_tables_3_to_5(entity_questions, tmp_path):
     manifest = prepare_questions(study, QuestionsConfig(questions=entity_questions))
     table = read_questions(study, ["relation", "domain", "split"]).to_pylist()
     found = Counter((row["domain"], row["split"], row["relation"]) for row in table)
-    wanted = {
-        name: {relation: row["total"] for relation, row in rows.items()} for name, rows in load_paper_counts().items()
-    }
+    wanted = paper_relation_totals()
     for name, domain, split in (("train", "id", "train"), ("test", "id", "test"), ("ood", "ood", "test")):
         assert {r: num for (d, s, r), num in found.items() if (d, s) == (domain, split)} == wanted[name]
         assert manifest.counts["audit"][name] == wanted[name]

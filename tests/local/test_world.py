@@ -14,7 +14,7 @@ from slick.matching import is_hit, make_matcher
 from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
 from slick.storage import Folder
 from slick.study import Manifest
-from slick.types import Category, categorize
+from slick.types import Category, categories
 from slick.world import WorldConfig, build_world, smoke_world_config
 
 
@@ -47,7 +47,7 @@ def labels(built: Built) -> list[dict[str, Any]]:
         for question, answer, of_question in zip(batch.question_ids, answers, found, strict=True):
             greedy = sum(is_hit(a.greedy_text, [answer]) for a in of_question)
             sampled = sum(is_hit(text or "", [answer]) for a in of_question for text in a.sampled_text)
-            category = categorize(greedy, 10, sampled, 160)
+            [category] = categories(np.array([greedy]), np.array([10]), np.array([sampled]))
             asked.append(planted[question] | {"greedy": greedy, "sampled": sampled, "category": category})
     return asked
 

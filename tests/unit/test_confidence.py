@@ -18,7 +18,7 @@ from slick.annotation.uncertainty import (
     posterior_hit_probability,
 )
 from slick.errors import EngineError
-from slick.types import Category, categorize
+from slick.types import Category, categories
 
 
 def test_without_spread_the_interval_is_clopper_pearson() -> None:
@@ -69,13 +69,12 @@ def test_settling_counts_categories_as_if_less_had_been_asked() -> None:
     rng = np.random.default_rng(2)
     greedy = (rng.random((200, 3)) < rng.random((200, 1)) ** 2).astype(np.int8)
     sampled = (rng.random((200, 3, 5)) < rng.random((200, 1, 1)) ** 4).astype(np.int8)
-    found = {(sets, samples): categories for sets, samples, categories in convergence_curve(greedy, sampled)}
+    found = {(sets, samples): counts for sets, samples, counts in convergence_curve(greedy, sampled)}
     assert set(found) == {(1, 5), (2, 5), (3, 5), (3, 1), (3, 2), (3, 4)}
-    for (sets, samples), categories in found.items():
-        wanted = dict.fromkeys((str(category) for category in Category), 0)
-        for g, s in zip(greedy[:, :sets], sampled[:, :sets, :samples], strict=True):
-            wanted[str(categorize(int(g.sum()), sets, int(s.sum()), s.size))] += 1
-        assert categories == wanted
+    for (sets, samples), counts in found.items():
+        hits = greedy[:, :sets].sum(axis=1), np.full(len(greedy), sets), sampled[:, :sets, :samples].sum(axis=(1, 2))
+        wanted = categories(*hits)
+        assert counts == {str(category): wanted.count(str(category)) for category in Category}
 
 
 ASKED = pa.table({name: [f"{name}{i}" for i in range(4)] for name in ("question_id", "relation", "domain", "split")})

@@ -17,7 +17,7 @@ HOMES = {
     "ray": [
         "slick/compat.py",
         "slick/cluster.py",
-        "slick/cluster_access.py",
+        "slick/cluster_setup.py",
         "slick/annotation/worker.py",
         "tuning/finetune.py",
         "tuning/ray_trainer.py",
@@ -64,7 +64,7 @@ HEAVY |= {"statsmodels"}
 
 PURE = [
     *("slick.compat", "slick.types", "slick.errors", "slick.matching", "slick.rng", "slick.prompts"),
-    *("slick.storage", "slick.study", "slick.progress", "slick.datasets.filters", "slick.variants"),
+    *("slick.storage", "slick.study", "slick.formatting", "slick.datasets.filters", "slick.variants"),
     *("slick.variants.sampling", "slick.variants.config"),
     *("tuning.policies", "tuning.grid", "tuning.config", "tuning.data"),
 ]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slick.errors import StudyError
-from slick.file_errors import file_errors
+from slick.errors import StudyError, file_errors
 from slick.storage import Folder
 from tuning.state import TrainingProgress, check_legacy_states, find_states, latest_states, read_state
 

@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from slick.cache import ensure_cache_folder
-from slick.errors import SettingsError, StudyError
-from slick.file_errors import file_errors, format_file_error, is_disk_error, temporary_folder
+from slick.errors import SettingsError, StudyError, file_errors, format_file_error, is_disk_error, temporary_folder
+from slick.models import ensure_cache_folder
 from slick.storage import Folder
 from tests.conftest import SmallDisk
 from tests.planted import MaliciousPickle

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slick.cache import cache_folder
 from slick.datasets.relations import load_relations
 from slick.errors import DataError, SettingsError
+from slick.models import cache_folder
 from slick.world import WorldConfig, build, smoke_world_config
 from slick.world.build import sample_real_rows, write_dataset
 from slick.world.corpus import corpus_epoch, pack_rows

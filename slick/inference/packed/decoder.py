@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from slick.inference.batching import TokenIds, max_tokens_per_pass, shared_prefix_length, split_by_tokens
+from slick.inference.devices import TokenIds, max_tokens_per_pass, shared_prefix_length, split_by_tokens
 from slick.inference.packed.attention import (
     AttentionOverride,
     ForwardPass,

@@ -15,8 +15,7 @@ from torch import nn
 
 from slick.errors import EngineError
 from slick.inference.base import Answers, Engine, EngineStats, GoldScore, PromptBatch, SamplingConfig
-from slick.inference.batching import AdaptiveBatcher
-from slick.inference.devices import model_runtime
+from slick.inference.devices import AdaptiveBatcher, model_runtime
 from slick.inference.packed.full_forward import DecoderSelector
 from slick.inference.packed.sampler import AnswerTree, Candidates, CategoryEarlyExit, IntArray
 from slick.inference.scoring import ANY_TOKEN, END_OF_ANSWER, log_probabilities, score_positions

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from slick import cluster_checks
-from slick.cluster_checks import (
+from slick import cluster_setup
+from slick.cluster_setup import (
     MIN_OBJECT_STORE_BYTES,
     check_address_format,
     check_reachable,
@@ -69,7 +69,7 @@ def test_a_grpc_server_passes(server: int) -> None:
     "server", [b"HTTP/1.0 400 Bad request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"-ERR\r\n", b"", None], indirect=True
 )
 def test_another_server_is_named_as_such(server: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_checks, "SOCKET_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(cluster_setup, "SOCKET_TIMEOUT_S", 0.5)
     with pytest.raises(ClusterError, match="the server there is not the head of a Ray cluster") as caught:
         check_reachable("127.0.0.1", server, f"127.0.0.1:{server}")
     assert f"RAY_ADDRESS=127.0.0.1:{server}" in str(caught.value)
