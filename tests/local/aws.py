@@ -1,4 +1,4 @@
-"""An imitation of AWS on loopback (moto): S3 for studies, EC2 for `ray up`."""
+"""A local AWS mock (moto): S3 for studies, EC2 for `ray up`."""
 
 import subprocess
 import sys
@@ -15,11 +15,11 @@ SECRET = "this-key-is-not-to-be-seen-anywhere"
 
 @contextmanager
 def running_aws(log: Path) -> Iterator[dict[str, str]]:
-    """The environment variables by which AWS clients, pyarrow's too, find the imitation and nothing else."""
+    """Start the mock; yields the environment variables that point AWS clients and pyarrow to it."""
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
-    found = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-west-2"}
-    found |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET}
+    variables = {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-west-2"}
+    variables |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET}
     with log.open("w") as file:
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
@@ -30,14 +30,14 @@ def running_aws(log: Path) -> Iterator[dict[str, str]]:
     try:
         wait_for(lambda: server.poll() is not None or _is_up(address), log.read_text)
         assert server.poll() is None, log.read_text()
-        yield found
+        yield variables
     finally:
         server.terminate()
         server.wait(TIMEOUT_S)
 
 
 def make_bucket(address: str, name: str) -> None:
-    """An empty bucket; the imitation asks for no signature."""
+    """Create an empty bucket; the mock accepts unsigned requests."""
     urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=TIMEOUT_S).close()
 
 

@@ -1,4 +1,4 @@
-"""A page in a real browser: what it loads, complains of and shows, asked through Chromium's DevTools protocol."""
+"""Load a page in a real browser and inspect its requests, console errors and layout over the DevTools protocol."""
 
 import asyncio
 import base64
@@ -58,7 +58,7 @@ _INSPECT_SCRIPT = """
       box.scrollWidth > box.clientWidth + 1).map(name),
     dead: [...document.querySelectorAll('a[href^="#"]')].map((a) => a.getAttribute('href').slice(1))
       .filter((id) => !document.getElementById(id)),
-    sections: [...document.querySelectorAll('section[id]')].map((one) => one.id),
+    sections: [...document.querySelectorAll('section[id]')].map((section) => section.id),
     listed: [...document.querySelectorAll('nav a')].map((a) => a.getAttribute('href').slice(1)),
   };
 })()
@@ -67,55 +67,58 @@ _INSPECT_SCRIPT = """
 
 def find_browser() -> str | None:
     """Path of a Chromium: $SLICK_CHROMIUM, or the first of `NAMES` that is installed."""
-    named = os.environ.get("SLICK_CHROMIUM")
-    return named or next((found for name in NAMES if (found := shutil.which(name))), None)
+    configured = os.environ.get("SLICK_CHROMIUM")
+    return configured or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 @dataclass
 class PageSnapshot:
-    """What a browser saw of one page at one width."""
+    """A page as rendered at one width."""
 
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     """Console errors and exceptions."""
     requests: list[str] = field(default_factory=list)
-    """Every address that was asked for but the page's own."""
-    look: dict[str, Any] = field(default_factory=dict)
+    """URLs requested, except that of the page itself."""
+    layout: dict[str, Any] = field(default_factory=dict)
+    """The result of `_INSPECT_SCRIPT`."""
     printed: dict[str, Any] = field(default_factory=dict)
-    """The same as laid out for print."""
+    """The same for print media."""
     num_pages: int = 0
 
 
-def page_problems(seen: PageSnapshot, num_figures: int) -> list[str]:
-    """Everything wrong with a page; empty for a good one."""
-    look, printed = seen.look, seen.printed
-    found = [f"complains: {one}" for one in seen.complaints] + [f"asks for {one}" for one in seen.requests]
-    if look["scrollWidth"] > look["width"]:
-        found.append(f"scrolls sideways: {look['scrollWidth']} px in {look['width']}")
-    found += [f"too wide: {one}" for one in look["wide"]]
-    found += [f"leads nowhere: #{one}" for one in look["dead"]]
-    found += [f"not in the contents: {one}" for one in look["sections"] if one not in look["listed"]]
-    if len(look["plots"]) != num_figures:
-        found.append(f"shows {len(look['plots'])} figures of {num_figures}")
-    for plot in look["plots"]:
+def page_problems(snapshot: PageSnapshot, num_figures: int) -> list[str]:
+    """Descriptions of all defects of a page; empty if it has none."""
+    layout, printed = snapshot.layout, snapshot.printed
+    problems = [f"console error: {error}" for error in snapshot.errors] + [
+        f"requests {url}" for url in snapshot.requests
+    ]
+    if layout["scrollWidth"] > layout["width"]:
+        problems.append(f"scrolls sideways: {layout['scrollWidth']} px in {layout['width']}")
+    problems += [f"too wide: {name}" for name in layout["wide"]]
+    problems += [f"dead link: #{target}" for target in layout["dead"]]
+    problems += [f"not in the contents: {section}" for section in layout["sections"] if section not in layout["listed"]]
+    if len(layout["plots"]) != num_figures:
+        problems.append(f"shows {len(layout['plots'])} figures of {num_figures}")
+    for plot in layout["plots"]:
         if min(plot["width"], plot["height"], plot["inner"]) < 50:
-            found.append(f"empty figure: {plot['name']}")
+            problems.append(f"empty figure: {plot['name']}")
         elif plot["text"] < MIN_TEXT_PX:
-            found.append(f"text of {plot['text']:.1f} px in figure: {plot['name']}")
-        found += [f"text over text, {one}, in figure: {plot['name']}" for one in plot["over"]]
-        found += [f"text cut off, {one!r}, in figure: {plot['name']}" for one in plot["out"]]
-    found += [f"clipped in print: {one}" for one in (*printed["clipped"], *printed["wide"])]
-    if seen.num_pages < 2:
-        found.append(f"prints {seen.num_pages} pages")
-    return found
+            problems.append(f"text of {plot['text']:.1f} px in figure: {plot['name']}")
+        problems += [f"overlapping text, {texts}, in figure: {plot['name']}" for texts in plot["over"]]
+        problems += [f"text cut off, {text!r}, in figure: {plot['name']}" for text in plot["out"]]
+    problems += [f"clipped in print: {name}" for name in (*printed["clipped"], *printed["wide"])]
+    if snapshot.num_pages < 2:
+        problems.append(f"prints {snapshot.num_pages} pages")
+    return problems
 
 
 def capture_page(page: Path, width: int, browser: str, *, mobile: bool = False) -> PageSnapshot:
-    """Open a page, look at it, and print it; the network is cut off, and what the page asks of it is written down."""
+    """Load, inspect and print a page with the network blocked; requests are recorded."""
     return asyncio.run(_capture_page(page, width, browser, mobile))
 
 
 async def _capture_page(page: Path, width: int, browser: str, mobile: bool) -> PageSnapshot:
-    seen = PageSnapshot()
+    snapshot = PageSnapshot()
     async with _session(browser) as send:
         for domain in ("Runtime", "Log", "Network", "Page"):
             await send(f"{domain}.enable")
@@ -125,43 +128,45 @@ async def _capture_page(page: Path, width: int, browser: str, mobile: bool) -> P
         loaded = send.waiter("Page.loadEventFired")
         await send("Page.navigate", url=page.as_uri())
         await asyncio.wait_for(loaded, TIMEOUT_S)
-        seen.look = await _inspect_page(send, "false")
+        snapshot.layout = await _inspect_page(send, "false")
         await send("Emulation.setEmulatedMedia", media="print")
         await send("Emulation.setDeviceMetricsOverride", width=PRINTED_WIDTH, mobile=False, **size)
-        seen.printed = await _inspect_page(send, "true")
+        snapshot.printed = await _inspect_page(send, "true")
         await send("Emulation.setEmulatedMedia", media="")
         pdf = base64.b64decode((await send("Page.printToPDF", preferCSSPageSize=True))["data"])
-        seen.num_pages = len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf))
-        _collect_events(send.events, page, seen)
-    return seen
+        snapshot.num_pages = len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf))
+        _collect_events(send.events, page, snapshot)
+    return snapshot
 
 
 async def _inspect_page(send: "_Sender", printed: str) -> dict[str, Any]:
-    answer = await send("Runtime.evaluate", expression=_INSPECT_SCRIPT.replace("PRINTED", printed), returnByValue=True)
-    assert "exceptionDetails" not in answer, answer
-    return dict(answer["result"]["value"])
+    response = await send(
+        "Runtime.evaluate", expression=_INSPECT_SCRIPT.replace("PRINTED", printed), returnByValue=True
+    )
+    assert "exceptionDetails" not in response, response
+    return dict(response["result"]["value"])
 
 
-def _collect_events(events: list[dict[str, Any]], page: Path, seen: PageSnapshot) -> None:
+def _collect_events(events: list[dict[str, Any]], page: Path, snapshot: PageSnapshot) -> None:
     for event in events:
         method, values = event["method"], event["params"]
         if method == "Network.requestWillBeSent" and values["request"]["url"].partition("#")[0] != page.as_uri():
-            seen.requests.append(values["request"]["url"])
+            snapshot.requests.append(values["request"]["url"])
         elif method == "Runtime.exceptionThrown":
-            seen.complaints.append(str(values["exceptionDetails"].get("exception", {}).get("description", values)))
+            snapshot.errors.append(str(values["exceptionDetails"].get("exception", {}).get("description", values)))
         elif method == "Runtime.consoleAPICalled" and values["type"] in ("error", "assert", "warning"):
-            seen.complaints.append(" ".join(str(one.get("value")) for one in values["args"]))
+            snapshot.errors.append(" ".join(str(argument.get("value")) for argument in values["args"]))
         elif method == "Log.entryAdded" and values["entry"]["level"] == "error":
-            seen.complaints.append(f"{values['entry']['text']} {values['entry'].get('url', '')}")
+            snapshot.errors.append(f"{values['entry']['text']} {values['entry'].get('url', '')}")
 
 
 class _Sender:
-    """Commands to one page, and the events that come back."""
+    """Sends DevTools commands to one page and collects its events."""
 
     def __init__(self, socket: Any) -> None:
         self.events: list[dict[str, Any]] = []
         self._socket, self._numbers = socket, itertools.count(1)
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._responses: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._waiting: list[tuple[str, asyncio.Future[None]]] = []
         self._reader = asyncio.create_task(self._read())
 
@@ -172,15 +177,15 @@ class _Sender:
 
     async def __call__(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
-        self._answers[number] = asyncio.get_running_loop().create_future()
+        self._responses[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        return await asyncio.wait_for(self._answers[number], TIMEOUT_S)
+        return await asyncio.wait_for(self._responses[number], TIMEOUT_S)
 
     async def _read(self) -> None:
         async for message in self._socket:
             value = json.loads(message.data)
             if "id" in value:
-                answer = self._answers.pop(value["id"])
+                answer = self._responses.pop(value["id"])
                 if "error" in value:
                     answer.set_exception(RuntimeError(str(value["error"])))
                 else:
@@ -201,15 +206,15 @@ async def _session(browser: str) -> Any:
         command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += ["--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"]
         command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
-        # A session of its own, so that the browser's helpers end with it.
+        # Its own process group, so that the browser's child processes are killed with it.
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
             port = await _port(Path(profile, "DevToolsActivePort"), process)
             async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                    pages = [one for one in await answer.json() if one["type"] == "page"]
+                async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
+                    pages = [target for target in await response.json() if target["type"] == "page"]
                 address = pages[0]["webSocketDebuggerUrl"]
                 async with session.ws_connect(address, max_msg_size=0, heartbeat=None) as socket:
                     yield _Sender(socket)
@@ -224,6 +229,6 @@ async def _port(file: Path, process: "subprocess.Popen[bytes]") -> int:
         if file.exists() and (lines := file.read_text().splitlines()):
             return int(lines[0])
         if process.poll() is not None:
-            raise RuntimeError(f"the browser ended with status {process.returncode} before it could be asked")
+            raise RuntimeError(f"the browser ended with status {process.returncode} before it opened its DevTools port")
         await asyncio.sleep(0.1)
     raise RuntimeError("the browser did not open its DevTools port")

@@ -1,4 +1,4 @@
-"""The command `slick` in a subprocess."""
+"""Run the command `slick` in a subprocess."""
 
 import os
 import subprocess

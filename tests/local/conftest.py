@@ -1,4 +1,4 @@
-"""Fixtures of local tests: a cache, and a smoke study that is made once per test run."""
+"""Fixtures of local tests: an empty cache, and a smoke study that is built once per test run."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.waiting import TIMEOUT_S, wait_for
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty cache for this test run, so that the smoke world is pretrained once."""
+    """An empty cache for this test run; the smoke world is pretrained once."""
     path = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLICK_CACHE", str(path))

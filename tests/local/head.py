@@ -63,7 +63,7 @@ def running_head(home: Path, node_types: dict[str, object] | None = None, **chan
 
 @contextmanager
 def _head(home: Path, node_types: dict[str, object] | None, **changed: str) -> Iterator[str]:
-    """Yields the address of a head; empty if it did not start within Ray's limit of 30 s, on a busy machine."""
+    """Start a head; yields its address, or "" if a busy machine did not start it within Ray's limit of 30 s."""
     folder = tempfile.mkdtemp(prefix="slick-head-", dir="/tmp")  # short: Ray's sockets lie in it
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
@@ -89,11 +89,11 @@ def _head(home: Path, node_types: dict[str, object] | None, **changed: str) -> I
         )
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
-        agent = f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}"  # without it the head takes no jobs
+        agent = f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}"  # without it the head accepts no jobs
         wait_for(lambda: head.poll() is not None or accepts_jobs(address, agent), log.read_text)
-        late = head.poll() is not None and "timed out during startup" in log.read_text()
-        assert late or head.poll() is None, log.read_text()
-        yield "" if late else address
+        timed_out = head.poll() is not None and "timed out during startup" in log.read_text()
+        assert timed_out or head.poll() is None, log.read_text()
+        yield "" if timed_out else address
     finally:
         head.send_signal(signal.SIGTERM)
         try:
@@ -106,7 +106,7 @@ def _head(home: Path, node_types: dict[str, object] | None, **changed: str) -> I
 
 
 def autoscaling_config(node_types: dict[str, object], gcs_address: str) -> dict[str, object]:
-    """An autoscaler's settings: nodes are processes on this machine, and go when they are idle for some seconds."""
+    """Settings of an autoscaler whose nodes are processes on this machine and are removed after some idle seconds."""
     return {
         "cluster_name": "test",
         "max_workers": 8,
@@ -135,35 +135,35 @@ def autoscaling_config(node_types: dict[str, object], gcs_address: str) -> dict[
 
 
 def accepts_jobs(address: str, agent: str) -> bool:
-    """True when the job server answers who holds the token, and the agent that starts jobs is up."""
-    ask_jobs = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    """True if the job server accepts the token and the agent that starts jobs is up."""
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
     try:
-        urllib.request.urlopen(ask_jobs, timeout=TIMEOUT_S).close()
+        urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
         urllib.request.urlopen(f"{agent}/api/version", timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
-        return error.url.startswith(agent)  # an agent that has no such page, or wants a token, is up
+        return error.url.startswith(agent)  # an agent that lacks the page or requires a token is up
     except OSError:
         return False
     return True
 
 
 def processes_of(folder: str) -> list[int]:
-    """Processes of the head with this folder, drivers and workers too: Ray renames them, their environment stays."""
-    found = []
+    """Process ids of a head, its drivers and workers, found by their environment, because Ray renames processes."""
+    processes = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "environ").read_bytes().split(b"\0")
+                variables = (entry / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if f"SLICK_TEST_HEAD={folder}".encode() in words:
-                found.append(int(entry.name))
-    return found
+            if f"SLICK_TEST_HEAD={folder}".encode() in variables:
+                processes.append(int(entry.name))
+    return processes
 
 
 @dataclass(frozen=True)
 class HeadCluster:
-    """A head, and a home whose ~/.ray holds its token."""
+    """A running head and a home folder with its token in ~/.ray."""
 
     address: str
     home: Path
@@ -171,12 +171,12 @@ class HeadCluster:
     def environment(self, **more: str) -> dict[str, str]:
         return environment(self.home, SLICK_TEST_SECRET=SECRET, **more)
 
-    def slick(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "jobs.cli", *words, "--address", self.address]
+    def slick(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs.cli", *arguments, "--address", self.address]
         return subprocess.run(
             command,
             cwd=ROOT,
-            env=self.environment(**more),
+            env=self.environment(**environ),
             capture_output=True,
             text=True,
             check=False,
@@ -185,13 +185,13 @@ class HeadCluster:
 
     def get(self, path: str) -> str:
         request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            return str(answer.read().decode())
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            return str(response.read().decode())
 
 
 @contextmanager
 def running_cluster(home: Path, node_types: dict[str, object] | None = None, **changed: str) -> Iterator[HeadCluster]:
-    """A head as of `running_head`, and a home that holds its token."""
+    """Write a token into `home` and start a head as `running_head` does."""
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text(TOKEN)
     with running_head(home, node_types, **changed) as address:

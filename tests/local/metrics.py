@@ -1,4 +1,4 @@
-"""What the Prometheus endpoint of this machine's Ray node exports."""
+"""Read metrics from the Prometheus endpoint of the local Ray node."""
 
 import re
 import urllib.request

@@ -1,4 +1,4 @@
-"""The same fine-tuning in a plain PyTorch loop: no DeepSpeed, Ray, workers, micro batches or packed rows."""
+"""Reference fine-tuning in a plain PyTorch loop, without DeepSpeed, Ray, workers, micro batches or packed rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ def train_reference(study: Folder, config: TrainConfig, model: Any, teacher: Any
     """Fine-tune `model` in place.
 
     Args:
-        model: as the training begins, with LoRA by peft itself if the settings want it.
+        model: the initial model, already wrapped by peft if the settings use LoRA.
         teacher: a copy of the model.
     """
     import torch
@@ -41,7 +41,7 @@ def train_reference(study: Folder, config: TrainConfig, model: Any, teacher: Any
         for epoch in range(1, config.epochs + 1)
         for batch in epoch_batches(len(examples), config.batch_size, config.seed, epoch)
     ]
-    an_epoch = len(batches) // config.epochs
+    steps_per_epoch = len(batches) // config.epochs
     if replay:
         known = encode_rows(replay, tokenizer)
         order = epoch_batches(len(known), config.batch_size, config.seed, config.epochs)
@@ -58,7 +58,9 @@ def train_reference(study: Folder, config: TrainConfig, model: Any, teacher: Any
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()
-        if ((step + 1) % an_epoch == 0 and step + 1 < config.epochs * an_epoch) or step + 1 == len(batches):
+        if ((step + 1) % steps_per_epoch == 0 and step + 1 < config.epochs * steps_per_epoch) or step + 1 == len(
+            batches
+        ):
             model.eval()
             losses.append(float(mean_loss(model, examples).detach()))
     return ReferenceRun(losses, {name: value.detach().numpy().copy() for name, value in model.named_parameters()})
@@ -83,9 +85,9 @@ def mean_kl_divergence(teacher: Any, model: Any, batch: list[Example], temperatu
     total = torch.zeros(())
     for example in batch:
         with torch.no_grad():
-            wanted = (answer_logits(teacher, example) / temperature).softmax(dim=1)
-        found = (answer_logits(model, example) / temperature).softmax(dim=1)
-        total = total + (wanted * (wanted.log() - found.log())).sum()
+            teacher_probabilities = (answer_logits(teacher, example) / temperature).softmax(dim=1)
+        student_probabilities = (answer_logits(model, example) / temperature).softmax(dim=1)
+        total = total + (teacher_probabilities * (teacher_probabilities.log() - student_probabilities.log())).sum()
     return total / sum(len(example.answer_ids) for example in batch)
 
 

@@ -1,4 +1,4 @@
-"""The annotate step on real Ray: labels that do not depend on the schedule, resumption, and what it refuses."""
+"""The annotate step on real Ray: labels are independent of scheduling, runs resume, and invalid inputs are refused."""
 
 import shutil
 from dataclasses import replace
@@ -61,12 +61,12 @@ def annotated(path: Path, config: AnnotateConfig) -> Folder:
     return study
 
 
-def assert_same(one: Folder, other: Folder) -> None:
-    assert read_knowledge(one).equals(read_knowledge(other))
-    assert read_generations(one).equals(read_generations(other))
+def assert_same(first: Folder, second: Folder) -> None:
+    assert read_knowledge(first).equals(read_knowledge(second))
+    assert read_generations(first).equals(read_generations(second))
 
 
-def test_every_question_has_its_answers_and_a_category(done: Folder, config: AnnotateConfig) -> None:
+def test_every_question_has_answers_and_a_category(done: Folder, config: AnnotateConfig) -> None:
     knowledge, generations = read_knowledge(done), read_generations(done)
     gold = {row["question_id"]: row["answers"] for row in read_questions(done).to_pylist()}
     expected = {i for i in gold if "train" in i or "test" in i} - {i for i in gold if i.startswith("P9-train")}
@@ -84,10 +84,10 @@ def test_every_question_has_its_answers_and_a_category(done: Folder, config: Ann
         assert [label["category"]] == categories(np.array([sum(row["greedy_hit"])]), np.array([3]), np.array([hits]))
         assert (label["p_correct_sampled"], label["p_correct_greedy"]) == (hits / 12, sum(row["greedy_hit"]) / 3)
         assert (label["p_upper"] is None) == bool(hits or sum(row["greedy_hit"]))
-    assert len(set(knowledge["category"].to_pylist())) > 1, "a model that knows all or nothing tests little"
+    assert len(set(knowledge["category"].to_pylist())) > 1, "the model must produce more than one category"
 
 
-def test_the_manifest_counts_what_was_spent(done: Folder, config: AnnotateConfig) -> None:
+def test_manifest_counts_generations_and_tokens(done: Folder, config: AnnotateConfig) -> None:
     manifest = annotate(done, config)  # finished: nothing runs
     counts, generations = manifest.counts, read_generations(done)
     assert counts["questions"] == generations.num_rows
@@ -95,12 +95,12 @@ def test_the_manifest_counts_what_was_spent(done: Folder, config: AnnotateConfig
     assert counts["answer_tokens"] == sum(generations["num_tokens"].to_pylist())
     assert 0 < counts["prefilled_tokens"] < counts["prompt_tokens"]
     assert 0 < counts["decoded_tokens"] < counts["answer_tokens"]
-    num = sum(n for splits in counts["categories"].values() for found in splits.values() for n in found.values())
+    num = sum(n for splits in counts["categories"].values() for sizes in splits.values() for n in sizes.values())
     assert num == generations.num_rows
     assert set(manifest.inputs) == {"questions", "model"}
 
 
-def test_exemplars_are_dev_questions_of_the_relation(done: Folder) -> None:
+def test_exemplars_are_dev_questions_of_their_relation(done: Folder) -> None:
     exemplars = done.child("annotate").read_json("exemplars.json")
     assert set(exemplars) == {"P1", "P2", "P9"}
     for relation, sets in exemplars.items():
@@ -108,34 +108,34 @@ def test_exemplars_are_dev_questions_of_the_relation(done: Folder) -> None:
         assert all(i.startswith(f"{relation}-dev-") for ids in sets for i in ids)
 
 
-def test_two_actors_and_other_files_give_the_same(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+def test_labels_do_not_depend_on_actors_and_files(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     before = tasks_of("NORMAL_TASK")
     other = annotated(tmp_path, replace(config, min_actors=2, max_actors=2, batches_per_file=3, cpus_per_actor=0.5))
     assert_same(done, other)
-    assert tasks_of("NORMAL_TASK") == before, "processes were started that are no actors"
+    assert tasks_of("NORMAL_TASK") == before, "annotation must start actors only"
     assert tasks_of("ACTOR_TASK")
     files = [study.child("annotate", "generations").names(".parquet") for study in (done, other)]
     assert len(files[0]) > len(files[1])
 
 
-def test_a_unit_is_heard_of_before_the_next_one_is_done(
+def test_progress_is_reported_after_every_unit(
     config: AnnotateConfig, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_files: list[int] = []
     add = ProgressReporter.add
 
-    def counted(progress: ProgressReporter, num: int, note: str = "") -> None:
+    def add_and_count_files(progress: ProgressReporter, num: int, note: str = "") -> None:
         num_files.append(len(Folder(str(tmp_path)).child("annotate", "generations").names(".parquet")))
         add(progress, num, note)
 
-    monkeypatch.setattr(ProgressReporter, "add", counted)
+    monkeypatch.setattr(ProgressReporter, "add", add_and_count_files)
     slow = SamplingConfig(num_samples=32, max_new_tokens=16, temperature=5.0)
     annotated(tmp_path, replace(config, sampling=slow))
-    assert any(files == place for place, files in enumerate(num_files[:-1], start=1)), num_files
+    assert any(files == units for units, files in enumerate(num_files[:-1], start=1)), num_files
 
 
 def tasks_of(kind: str) -> set[str]:
-    """What Ray has run so far."""
+    """Ids of all tasks of a kind that Ray has run."""
     import ray
     from ray.util.state import list_tasks
 
@@ -143,7 +143,7 @@ def tasks_of(kind: str) -> set[str]:
     return {task.task_id for task in list_tasks(cluster, filters=[("type", "=", kind)], limit=10_000)}
 
 
-def test_a_run_goes_on_where_files_are_missing(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+def test_run_resumes_where_files_are_missing(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     shutil.copytree(done.local_path, tmp_path, dirs_exist_ok=True)
     study = Folder(str(tmp_path))
     folder = study.child("annotate")
@@ -160,25 +160,25 @@ def test_a_run_goes_on_where_files_are_missing(done: Folder, config: AnnotateCon
     assert all(parts.read_bytes(name) == data for name, data in kept.items())
 
 
-def test_dev_questions_are_never_asked_with_themselves(done: Folder) -> None:
+def test_dev_questions_are_never_their_own_exemplars(done: Folder) -> None:
     exemplars = done.child("annotate").read_json("exemplars.json")
     used = {i for sets in exemplars.values() for ids in sets for i in ids}
-    asked = select_questions(read_questions(done), dev=True, exemplars=exemplars, limit=None)
-    dev = {i for i in asked["question_id"].to_pylist() if "dev" in i}
+    selected = select_questions(read_questions(done), dev=True, exemplars=exemplars, limit=None)
+    dev = {i for i in selected["question_id"].to_pylist() if "dev" in i}
     assert dev
     assert not dev & used
     assert len(dev | used) == 18
 
 
-def test_a_limit_takes_the_same_few_of_each_relation_and_split(done: Folder) -> None:
+def test_limit_selects_a_fixed_sample_per_relation_and_split(done: Folder) -> None:
     questions = read_questions(done)
-    asked = select_questions(questions, dev=False, exemplars={}, limit=2)
-    groups = [(row["relation"], row["split"]) for row in asked.to_pylist()]
+    selected = select_questions(questions, dev=False, exemplars={}, limit=2)
+    groups = [(row["relation"], row["split"]) for row in selected.to_pylist()]
     assert {group: groups.count(group) for group in groups} == dict.fromkeys(
         (("P1", "train"), ("P1", "test"), ("P2", "train"), ("P2", "test"), ("P9", "test")), 2
     )
     more = select_questions(questions, dev=False, exemplars={}, limit=3)
-    assert set(asked["question_id"].to_pylist()) < set(more["question_id"].to_pylist())
+    assert set(selected["question_id"].to_pylist()) < set(more["question_id"].to_pylist())
 
 
 def test_other_settings_are_refused(done: Folder, config: AnnotateConfig) -> None:
@@ -186,7 +186,7 @@ def test_other_settings_are_refused(done: Folder, config: AnnotateConfig) -> Non
         annotate(done, replace(config, sampling=replace(SAMPLING, temperature=0.7)))
 
 
-def test_an_error_in_an_actor_is_one_clear_message(config: AnnotateConfig, ray_cluster: None, tmp_path: Path) -> None:
+def test_actor_error_is_one_message(config: AnnotateConfig, ray_cluster: None, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_birthplace_questions(study)
     broken = shutil.copytree(config.model, tmp_path / "broken")
@@ -200,7 +200,7 @@ def test_an_error_in_an_actor_is_one_clear_message(config: AnnotateConfig, ray_c
     assert study.child("annotate", "generations").names() == []
 
 
-def test_a_model_that_is_not_there_is_refused_before_ray(config: AnnotateConfig, tmp_path: Path) -> None:
+def test_missing_model_is_refused_before_ray_starts(config: AnnotateConfig, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_birthplace_questions(study)
     with pytest.raises(ModelError, match=r"nowhere\.gguf does not exist"):
@@ -211,14 +211,14 @@ def test_a_model_that_is_not_there_is_refused_before_ray(config: AnnotateConfig,
         annotate(study, replace(config, model=str(tmp_path)))
 
 
-def test_too_few_dev_questions_are_named(config: AnnotateConfig, tmp_path: Path) -> None:
+def test_too_few_dev_questions_are_refused(config: AnnotateConfig, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_birthplace_questions(study, num_dev=2)
     with pytest.raises(DataError, match="relation P1 has 2 dev questions"):
         annotate(study, config)
 
 
-def test_foreign_files_among_the_parts_are_refused(done: Folder, tmp_path: Path) -> None:
+def test_files_of_other_questions_are_refused(done: Folder, tmp_path: Path) -> None:
     table = done.child("annotate", "generations").read_tables()
     folder = Folder(str(tmp_path))
     folder.write_table("part-000000.parquet", table.slice(0, 3))
@@ -227,32 +227,32 @@ def test_foreign_files_among_the_parts_are_refused(done: Folder, tmp_path: Path)
         missing_batches(folder, batches)
 
 
-def test_a_missing_answer_is_an_error_not_a_category(done: Folder) -> None:
+def test_missing_or_repeated_answer_is_an_error(done: Folder) -> None:
     questions, generations = read_questions(done), read_generations(done)
-    asked = questions.filter(
+    answered = questions.filter(
         pa.array([i in set(generations["question_id"].to_pylist()) for i in questions["question_id"].to_pylist()])
     )
     evidence = collect_evidence(iter([generations]), Scoring(matcher="exact", num_exemplar_sets=3, num_samples=4)).rows
     with pytest.raises(EngineError, match="none for 1 questions"):
-        knowledge_table(asked, evidence.slice(1))
+        knowledge_table(answered, evidence.slice(1))
     with pytest.raises(EngineError, match="62 rows"):
-        knowledge_table(asked, pa.concat_tables([evidence, evidence.slice(0, 1)]))
+        knowledge_table(answered, pa.concat_tables([evidence, evidence.slice(0, 1)]))
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
-    for wrong in ({"num_shots": 0}, {"limit_per_relation": 0}, {"min_actors": 3, "max_actors": 2}):
+def test_invalid_settings_are_refused() -> None:
+    for invalid in ({"num_shots": 0}, {"limit_per_relation": 0}, {"min_actors": 3, "max_actors": 2}):
         with pytest.raises(SettingsError):
-            AnnotateConfig(**wrong)
+            AnnotateConfig(**invalid)
     with pytest.raises(SettingsError, match="WeaklyKnown from Unknown"):
         AnnotateConfig(sampling=SamplingConfig(num_samples=0))
-    for wrong in ({"mode": "labels"}, {"matcher": "raw"}):
+    for invalid in ({"mode": "labels"}, {"matcher": "raw"}):
         with pytest.raises(SettingsError, match="gold estimator generates no answers"):
-            AnnotateConfig(estimator="gold", **wrong)
+            AnnotateConfig(estimator="gold", **invalid)
     with pytest.raises(SettingsError, match="--engine vllm does not support --estimator gold; use --engine transf"):
         AnnotateConfig(estimator="gold", engine="vllm")
 
 
-def test_speed_settings_stay_out_of_the_identity() -> None:
+def test_speed_settings_are_not_part_of_the_identity() -> None:
     base = AnnotateConfig()
     assert replace(base, max_actors=7, batches_per_file=9, gpus_per_actor=0.5).identity() == base.identity()
     assert replace(base, matcher="raw").identity() != base.identity()
@@ -260,29 +260,33 @@ def test_speed_settings_stay_out_of_the_identity() -> None:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, done: Folder) -> Folder:
-    """The same study annotated in labels mode."""
+    """The study of `done`, annotated in labels mode."""
     return annotated(tmp_path_factory.mktemp("labels"), replace(config, mode="labels"))
 
 
-def test_labels_mode_gives_the_same_categories_for_fewer_answers(done: Folder, labelled: Folder) -> None:
+def test_labels_mode_gives_the_same_categories_with_fewer_answers(done: Folder, labelled: Folder) -> None:
     names = ["question_id", "category", "greedy_hits", "p_upper"]
     assert read_knowledge(labelled).select(names).equals(read_knowledge(done).select(names))
     full = {row["question_id"]: row for row in read_generations(done).to_pylist()}
     spared = cut = 0
     for row in read_generations(labelled).to_pylist():
-        right = full[row["question_id"]]
-        assert row["greedy_text"] == right["greedy_text"]
-        flat = ([x for one in r[name] for x in one] for r in (row, right) for name in ("sampled_text", "sampled_hit"))
+        expected = full[row["question_id"]]
+        assert row["greedy_text"] == expected["greedy_text"]
+        flat = (
+            [x for samples in r[name] for x in samples]
+            for r in (row, expected)
+            for name in ("sampled_text", "sampled_hit")
+        )
         for text, hit, other_text, other_hit in zip(*flat, strict=True):
             assert text in (None, other_text)
             assert hit in (None, other_hit)
             spared += hit is None
             cut += text is None and hit is False
-    counts, whole = (annotate_counts(study) for study in (labelled, done))
+    counts, full_counts = (annotate_counts(study) for study in (labelled, done))
     assert spared > 0
     assert cut > 0
-    assert counts["generations"] == whole["generations"] - spared
-    assert counts["decoded_tokens"] < whole["decoded_tokens"]
+    assert counts["generations"] == full_counts["generations"] - spared
+    assert counts["decoded_tokens"] < full_counts["decoded_tokens"]
     by_category = counts["draws_by_category"]
     assert by_category["Unknown"]["spared"] == 0
     assert all(by_category[name]["spared"] > 0.5 for name in by_category if name in ("HighlyKnown", "MaybeKnown"))
@@ -292,7 +296,7 @@ def annotate_counts(study: Folder) -> dict[str, Any]:
     return study.child("annotate").read_json("manifest.json")["counts"]
 
 
-def test_the_gold_estimator_agrees_with_the_draws(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+def test_gold_estimator_agrees_with_samples(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     study = annotated(tmp_path, replace(config, estimator="gold", matcher="exact"))
     gold = {row["question_id"]: row for row in read_knowledge(study).to_pylist()}
     expected = sampled = variance = 0.0
@@ -304,13 +308,13 @@ def test_the_gold_estimator_agrees_with_the_draws(done: Folder, config: Annotate
         expected += SAMPLING.num_samples * sum(row["gold_probability"])
         variance += SAMPLING.num_samples * sum(p * (1 - p) for p in row["gold_probability"])
     assert expected > 50
-    # Five standard deviations: a false alarm comes once in two million runs, and the seed is fixed.
+    # Five standard deviations: a false alarm in one of two million runs, and the seed is fixed.
     assert abs(sampled - expected) < 5 * variance**0.5
     assert not study.child("annotate", "generations").exists()
     assert annotate_counts(study)["estimator"].startswith("gold: the first answer's text")
 
 
-def test_rescoring_is_annotating_with_other_settings(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+def test_rescoring_equals_annotating_with_other_settings(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     study, fresh = (Folder(str(tmp_path / name)) for name in ("rescored", "fresh"))
     shutil.copytree(done.local_path, study.local_path)
     before = study.child("annotate", "generations").read_tables()
@@ -327,23 +331,21 @@ def test_rescoring_is_annotating_with_other_settings(done: Folder, config: Annot
         rescore(study, RescoreConfig(num_samples=5))
 
 
-def test_labels_alone_cannot_be_rescored(labelled: Folder) -> None:
+def test_labels_mode_cannot_be_rescored(labelled: Folder) -> None:
     with pytest.raises(StudyError, match="does not keep all answers"):
         rescore(labelled, RescoreConfig(matcher="raw"))
 
 
-def test_repeats_and_controls_say_how_far_to_trust_the_labels(
-    done: Folder, config: AnnotateConfig, tmp_path: Path
-) -> None:
+def test_repeats_and_controls_are_summarized(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     study = annotated(tmp_path, replace(config, repeats_per_relation=3, controls_per_relation=2))
     assert_same(done, study)
-    found = study.child("annotate").read_json("confidence.json")
-    assert found["repeats"]["questions"] == 9
-    assert sum(sum(row.values()) for row in found["repeats"]["from_to"].values()) == 9
-    assert found["controls"]["questions"] == 6
-    asked = study.child("annotate", "controls").read_tables()
-    assert all(question_id.startswith("control-") for question_id in asked["question_id"].to_pylist())
-    steps = {(row["exemplar_sets"], row["samples"]): row["categories"] for row in found["settling"]}
+    confidence = study.child("annotate").read_json("confidence.json")
+    assert confidence["repeats"]["questions"] == 9
+    assert sum(sum(row.values()) for row in confidence["repeats"]["from_to"].values()) == 9
+    assert confidence["controls"]["questions"] == 6
+    controls = study.child("annotate", "controls").read_tables()
+    assert all(question_id.startswith("control-") for question_id in controls["question_id"].to_pylist())
+    steps = {(row["exemplar_sets"], row["samples"]): row["categories"] for row in confidence["settling"]}
     table = read_knowledge(study)["category"].to_pylist()
     assert {name: num for name, num in steps[3, 4].items() if num} == {name: table.count(name) for name in set(table)}
     assert set(steps) == {(1, 4), (2, 4), (3, 4), (3, 1), (3, 2)}
@@ -352,16 +354,16 @@ def test_repeats_and_controls_say_how_far_to_trust_the_labels(
     assert any(texts[row["question_id"]] != row["sampled_text"] for row in repeats.to_pylist())
 
 
-def test_what_was_done_reaches_ray_s_metrics(done: Folder) -> None:
+def test_annotation_is_exported_to_ray_metrics(done: Folder) -> None:
     expected = {"questions", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens"}
 
-    def shown() -> list[tuple[str, dict[str, str], float]]:
+    def exported() -> list[tuple[str, dict[str, str], float]]:
         totals = [
             (name.removesuffix("_total"), tags, value) for name, tags, value in exported_metrics("slick_annotate_")
         ]
-        return [one for one in totals if one[0] in expected]
+        return [metric for metric in totals if metric[0] in expected]
 
-    wait_for(lambda: {name for name, _, _ in shown()} == expected, shown)
-    metrics = shown()
+    wait_for(lambda: {name for name, _, _ in exported()} == expected, exported)
+    metrics = exported()
     assert {"HighlyKnown", "Unknown"} & {tags.get("category") for _, tags, _ in metrics}
     assert sum(value for name, _, value in metrics if name == "generations") >= 15

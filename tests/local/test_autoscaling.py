@@ -1,4 +1,4 @@
-"""A cluster that holds no worker until a job asks: nodes come for the work, and go when it is done."""
+"""A cluster that starts without workers: nodes are added for a job and removed when they are idle."""
 
 import json
 import threading
@@ -16,7 +16,7 @@ from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_
 from tests.study_builder import write_trainable_study
 from tests.waiting import wait_for
 
-ASKED = [
+FLAGS = [
     "--num-exemplar-sets",
     "4",
     "--num-shots",
@@ -26,14 +26,14 @@ ASKED = [
     "--sampling.max-new-tokens",
     "6",
 ]
-ASKED += ["--repeats-per-relation", "0", "--controls-per-relation", "0", "--batch-questions", "1"]
-ASKED += ["--batches-per-file", "1", "--no-p-true"]
+FLAGS += ["--repeats-per-relation", "0", "--controls-per-relation", "0", "--batch-questions", "1"]
+FLAGS += ["--batches-per-file", "1", "--no-p-true"]
 
 
 @contextmanager
-def growing(home: Path, most: int) -> Iterator[HeadCluster]:
-    """A cluster of a head and as many nodes of three CPUs as are needed, at most `most`."""
-    node = {"resources": {"CPU": 3}, "node_config": {}, "min_workers": 0, "max_workers": most}
+def autoscaling_cluster(home: Path, max_nodes: int) -> Iterator[HeadCluster]:
+    """A cluster with a head and up to `max_nodes` nodes of three CPUs, started on demand."""
+    node = {"resources": {"CPU": 3}, "node_config": {}, "min_workers": 0, "max_workers": max_nodes}
     home.mkdir()
     with running_cluster(home, {"worker": node}) as started:
         yield started
@@ -45,56 +45,56 @@ def num_workers(cluster: HeadCluster) -> int:
 
 
 @contextmanager
-def watched(cluster: HeadCluster) -> Iterator[list[int]]:
-    """The numbers of worker nodes while the block lasts, in the order seen."""
-    seen, done = [num_workers(cluster)], threading.Event()
+def record_num_workers(cluster: HeadCluster) -> Iterator[list[int]]:
+    """Yields the numbers of worker nodes during the block, in order of observation."""
+    counts, done = [num_workers(cluster)], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.5):
-            if (now := num_workers(cluster)) != seen[-1]:
-                seen.append(now)
+            if (count := num_workers(cluster)) != counts[-1]:
+                counts.append(count)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield seen
+        yield counts
     finally:
         done.set()
         thread.join()
 
 
-def test_actors_bring_a_node_that_leaves_when_it_is_idle(tmp_path: Path) -> None:
-    """One node: nodes on one machine share the folder of the code that travels, and each unpacks it anew."""
+def test_actors_add_a_node_that_is_removed_when_idle(tmp_path: Path) -> None:
+    """One node only: nodes on one machine would share the folder of uploaded code, and each unpacks it again."""
     model = save_tiny_model(tmp_path / "model")
     alone, study = Folder(str(tmp_path / "alone")), Folder(str(tmp_path / "study"))
     for folder in (alone, study):
         write_birthplace_questions(folder, num_train=60)
-    with growing(tmp_path / "home", 1) as cluster:
+    with autoscaling_cluster(tmp_path / "home", 1) as cluster:
         assert num_workers(cluster) == 0
-        with watched(cluster) as seen:
+        with record_num_workers(cluster) as counts:
             done = cluster.slick(
-                "submit", "annotate", "smoke", "--model", model, *ASKED, "--max-actors", "2", "--out", study.uri
+                "submit", "annotate", "smoke", "--model", model, *FLAGS, "--max-actors", "2", "--out", study.uri
             )
             assert done.returncode == 0, done.stdout + done.stderr
             assert "Ray dashboard" not in done.stdout, "no second cluster was started"
-        assert seen[:2] == [0, 1]
-        here = slick("annotate", "smoke", "--model", model, *ASKED, "--max-actors", "1", "--out", alone.uri)
-        assert here.returncode == 0, here.stdout + here.stderr
+        assert counts[:2] == [0, 1]
+        local = slick("annotate", "smoke", "--model", model, *FLAGS, "--max-actors", "1", "--out", alone.uri)
+        assert local.returncode == 0, local.stdout + local.stderr
         assert read_knowledge(study).equals(read_knowledge(alone))
-        wait_for(lambda: num_workers(cluster) == 0, lambda: "the node stays although nothing runs")
+        wait_for(lambda: num_workers(cluster) == 0, lambda: "the idle node was not removed")
 
 
 @pytest.mark.slow
-def test_one_trainer_is_given_several_nodes(tmp_path: Path) -> None:
+def test_trainer_uses_several_nodes(tmp_path: Path) -> None:
     study = write_trainable_study(tmp_path / "study", tiny_model("llama", spread=0.05), tiny_tokenizer())
     flags = ["--variant", "half", "--num-workers", "4", "--wait-for-nodes", "--zero-stage", "3", "--epochs", "2"]
     flags += ["--batch-size", "4", "--max-new-tokens", "4", "--out", study.uri]
-    with growing(tmp_path / "home", 2) as cluster:
+    with autoscaling_cluster(tmp_path / "home", 2) as cluster:
         refused = cluster.slick("submit", "finetune", "smoke", *[flag for flag in flags if flag != "--wait-for-nodes"])
         assert refused.returncode == 2
         assert "--wait-for-nodes" in refused.stdout + refused.stderr
-        with watched(cluster) as seen:
+        with record_num_workers(cluster) as counts:
             done = cluster.slick("submit", "finetune", "smoke", *flags)
             assert done.returncode == 0, done.stdout + done.stderr
-    assert max(seen) == 2, f"4 workers of one CPU each need two nodes of 3; seen {seen}"
+    assert max(counts) == 2, f"4 workers of one CPU each need two nodes of 3; seen {counts}"
     assert study.child("runs", "half-seed0").read_table("epochs.parquet").num_rows > 0

@@ -1,4 +1,4 @@
-"""Which cluster is used: the one that is named, or one of its own; and what keeps Ray from starting is one message."""
+"""A command joins the cluster that RAY_ADDRESS names or starts its own; failures to connect are one message."""
 
 import socket
 import subprocess
@@ -26,16 +26,16 @@ os.environ.pop("RAY_ADDRESS", None)
 if NAMED:
     os.environ["RAY_ADDRESS"] = "auto"
 connect()
-print("JOINED" if ray.get_runtime_context().gcs_address == other.address else "ITS OWN")
+print("JOINED" if ray.get_runtime_context().gcs_address == other.address else "OWN CLUSTER")
 ray.shutdown()
 other.shutdown()
 """
 
 
 @pytest.mark.parametrize(
-    ("named", "expected"), [pytest.param(True, "JOINED", marks=pytest.mark.slow), (False, "ITS OWN")]
+    ("named", "expected"), [pytest.param(True, "JOINED", marks=pytest.mark.slow), (False, "OWN CLUSTER")]
 )
-def test_a_cluster_on_this_machine_is_joined_if_it_is_named(named: bool, expected: str) -> None:
+def test_local_cluster_is_joined_only_if_named(named: bool, expected: str) -> None:
     printed = run_in_subprocess(BESIDE_ANOTHER.replace("NAMED", str(named)))
     assert printed.split("\n")[-2] == expected, printed
 
@@ -61,14 +61,14 @@ run_main(main, [])
 
 
 def run_step(code: str = STEP, python: str = sys.executable, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A step that does nothing but connect, in a process of its own; only a hang reaches the limit."""
+    """Run a step that only connects, in a subprocess; only a hang reaches the time limit."""
     env = environment_without_ray() | {"PYTHONPATH": str(ROOT)} | environ
     return subprocess.run(
         [python, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
     )
 
 
-def test_an_address_where_nothing_listens_is_one_message() -> None:
+def test_unreachable_address_is_one_message() -> None:
     with socket.create_server(("0.0.0.0", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     done = run_step(RAY_ADDRESS=address)
@@ -79,7 +79,7 @@ def test_an_address_where_nothing_listens_is_one_message() -> None:
     assert "unset RAY_ADDRESS" in line
 
 
-def test_a_server_that_knows_no_ray_is_one_message() -> None:
+def test_server_other_than_ray_is_one_message() -> None:
     import grpc
 
     server = grpc.server(ThreadPoolExecutor(1))
@@ -94,7 +94,7 @@ def test_a_server_that_knows_no_ray_is_one_message() -> None:
     assert line.startswith(f"slick: the Ray cluster at RAY_ADDRESS={address} cannot be joined: ")
 
 
-def test_paths_with_spaces_and_a_long_temporary_folder_start_workers(tmp_path: Path) -> None:
+def test_workers_start_with_spaces_in_paths_and_a_long_temporary_folder(tmp_path: Path) -> None:
     folder = tmp_path / "it's my (own) folder"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")

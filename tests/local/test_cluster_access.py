@@ -1,4 +1,4 @@
-"""A cluster on this machine: what listens where, who may use it, and what its workers import."""
+"""Access to a local cluster: listening addresses, token authentication, and the modules that workers import."""
 
 import json
 import os
@@ -27,10 +27,10 @@ LOOPBACK = re.compile(r"0100007F|0{24}01000000|0{16}FFFF00000100007F")
 """127.0.0.1, ::1 and ::ffff:127.0.0.1, as /proc/net/tcp and tcp6 write them."""
 
 SHADOWED = ("json", "numpy", "pickle", "socket", "torch")
-"""Modules that also lie in the working folder, where nothing may import them."""
+"""Modules that the working folder shadows; they must not be imported from there."""
 HOSTILE = "import pathlib; (pathlib.Path(__file__).parent / 'EXECUTED').touch(); raise ImportError('from ' + __file__)"
 
-# Ray is imported before `connect` is called, as a notebook may do. The training goes on until it may end.
+# Ray is imported before `connect` is called, as a notebook may do. The training runs until the file `end` exists.
 STEP = """
 import os, sys
 from pathlib import Path
@@ -79,8 +79,8 @@ run_main(main, [])
 
 
 @dataclass
-class Running:
-    """A process with a cluster of its own, in whose training a worker waits."""
+class WaitingProcess:
+    """A process with its own cluster, in which a training worker waits."""
 
     process: subprocess.Popen[str]
     folder: Path
@@ -93,19 +93,19 @@ class Running:
     token_file: Path = Path()
 
     def stop(self) -> str:
-        """Let the training end; what the process printed on stderr."""
+        """End the training and the process; returns its stderr."""
         (self.folder / "end").touch()
         return self.process.communicate(timeout=TIMEOUT_S)[1]
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WaitingProcess]:
     folder = tmp_path_factory.mktemp("access")
     for name in ("home", "bin", "hostile"):
         (folder / name).mkdir()
     for name in SHADOWED:
         (folder / "hostile" / f"{name}.py").write_text(HOSTILE)
-    script = folder / "bin" / "step"  # as the console script `slick`, in a folder of its own
+    script = folder / "bin" / "step"  # in its own folder, as the console script `slick`
     script.write_text(STEP)
     environment = environment_without_ray() | {"HOME": str(folder / "home"), "SLICK_TEST_HEAD": str(folder)}
     process = subprocess.Popen(
@@ -119,35 +119,35 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     try:
         wait_for(lambda: (folder / "training").exists() or process.poll() is not None)
         assert process.poll() is None, process.communicate()
-        cluster = Running(process, folder, folder / "home", **json.loads((folder / "cluster.json").read_text()))
+        cluster = WaitingProcess(process, folder, folder / "home", **json.loads((folder / "cluster.json").read_text()))
         assert process.stdout is not None
         line = process.stdout.readline()
-        shown = re.fullmatch(rf"Ray dashboard: http://{cluster.dashboard} \(log in with the token in (\S+)\)\n", line)
-        assert shown, line
-        cluster.token_file = Path(shown[1])
+        match = re.fullmatch(rf"Ray dashboard: http://{cluster.dashboard} \(log in with the token in (\S+)\)\n", line)
+        assert match, line
+        cluster.token_file = Path(match[1])
         yield cluster
         cluster.stop()
     finally:
         process.kill()
 
 
-def listening(processes: list[int]) -> dict[tuple[int, str], str]:
-    """Local addresses of the TCP sockets on which processes listen, by process and inode; in hexadecimal."""
+def listening_addresses(processes: list[int]) -> dict[tuple[int, str], str]:
+    """Hexadecimal local addresses of the listening TCP sockets of processes, by process and inode."""
     addresses = {}
     for table in ("tcp", "tcp6"):
         for row in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, address, _, state, *_, inode = row.split()[:10]
             if state == "0A":
                 addresses[f"socket:[{inode}]"] = address
-    found = {}
+    listening = {}
     for process in processes:
         with suppress(OSError):  # the process has ended
             for descriptor in os.listdir(f"/proc/{process}/fd"):
-                with suppress(OSError):  # it is closed
+                with suppress(OSError):  # the descriptor is closed
                     inode = os.readlink(f"/proc/{process}/fd/{descriptor}")
                     if inode in addresses:
-                        found[process, inode] = addresses[inode]
-    return found
+                        listening[process, inode] = addresses[inode]
+    return listening
 
 
 def command_of(process: int) -> str:
@@ -157,15 +157,15 @@ def command_of(process: int) -> str:
         return ""
 
 
-def processes_of_cluster(cluster: Running) -> list[int]:
-    """The process, all that descend from it, and all that have its environment: Ray's renamed ones may lack either."""
+def processes_of_cluster(cluster: WaitingProcess) -> list[int]:
+    """The process, its descendants, and all processes with its environment: Ray's renamed processes may lack either."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
-                continue  # ended meanwhile
+                continue  # the process has ended
             children.setdefault(parent, []).append(int(entry.name))
     processes = [cluster.process.pid]
     for process in processes:
@@ -176,15 +176,15 @@ def processes_of_cluster(cluster: Running) -> list[int]:
 SERVERS = ("gcs_server", "raylet", "dashboard", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::RayTrainWorker")
 
 
-def test_every_socket_of_every_process_listens_on_loopback(running: Running) -> None:
+def test_every_socket_of_every_process_listens_on_loopback(running: WaitingProcess) -> None:
     def missing() -> list[str]:
-        commands = " ".join(command_of(process) for process, _ in listening(processes_of_cluster(running)))
+        commands = " ".join(command_of(process) for process, _ in listening_addresses(processes_of_cluster(running)))
         return [part for part in SERVERS if part not in commands]
 
     wait_for(lambda: not missing(), missing)  # agents may still be starting
     elsewhere = {
         (command_of(process)[:60], address)
-        for (process, _), address in listening(processes_of_cluster(running)).items()
+        for (process, _), address in listening_addresses(processes_of_cluster(running)).items()
         if not LOOPBACK.fullmatch(address.partition(":")[0])
     }
     assert not elsewhere
@@ -197,11 +197,11 @@ print("RAN A TASK", ray.get(ray.remote(lambda: "on it").remote()))
 """
 
 
-def run_client(cluster: Running, **authentication: str) -> str:
-    """What a process of its own prints that runs a task on the cluster; it is ended when Ray does not give up."""
+def run_client(cluster: WaitingProcess, **authentication: str) -> str:
+    """Run a task on the cluster from a subprocess; returns its output."""
     address = {"RAY_ADDRESS": cluster.gcs, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     environment = environment_without_ray() | {"HOME": str(cluster.home)} | address | authentication
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", CLIENT],
         env=environment,
         cwd=ROOT,
@@ -210,26 +210,26 @@ def run_client(cluster: Running, **authentication: str) -> str:
         check=False,
         timeout=TIMEOUT_S,
     )
-    return done.stdout + done.stderr
+    return completed.stdout + completed.stderr
 
 
-def read_jobs(cluster: Running, **headers: str) -> int:
-    """HTTP status with which the dashboard answers who asks for its jobs."""
+def read_jobs(cluster: WaitingProcess, **headers: str) -> int:
+    """HTTP status of a request for the dashboard's jobs."""
     request = urllib.request.Request(f"http://{cluster.dashboard}/api/jobs/", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            return int(answer.status)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
 
 
-def test_who_has_the_token_may_use_the_cluster(running: Running) -> None:
+def test_client_with_the_token_is_accepted(running: WaitingProcess) -> None:
     assert read_jobs(running, Authorization=f"Bearer {running.token_file.read_text()}") == 200
-    printed = run_client(running, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(running.token_file))
-    assert "RAN A TASK on it" in printed, printed
+    output = run_client(running, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(running.token_file))
+    assert "RAN A TASK on it" in output, output
 
 
-def test_who_has_not_the_token_may_not(running: Running) -> None:
+def test_client_without_the_token_is_rejected(running: WaitingProcess) -> None:
     without, wrong = {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     with ThreadPoolExecutor() as pool:
         outputs = pool.map(lambda authentication: run_client(running, **authentication), (without, wrong))
@@ -240,7 +240,7 @@ def test_who_has_not_the_token_may_not(running: Running) -> None:
     assert read_jobs(running, Authorization=f"Bearer {'0' * 64}") == 403
 
 
-def test_the_token_is_its_owners_secret(running: Running) -> None:
+def test_token_is_readable_by_its_owner_only(running: WaitingProcess) -> None:
     token = running.token_file.read_text()
     assert len(token) == 64
     assert stat.S_IMODE(running.token_file.stat().st_mode) == 0o600
@@ -253,13 +253,13 @@ def test_the_token_is_its_owners_secret(running: Running) -> None:
     assert not running.set_by_connect, "a later `ray start` of this process is left alone"
 
 
-def test_modules_in_the_working_folder_are_not_imported(running: Running) -> None:
+def test_modules_in_the_working_folder_are_not_imported(running: WaitingProcess) -> None:
     assert str(ROOT / "slick" / "__init__.py") in running.modules
     assert not [path for path in running.modules if str(running.folder) in path]
     assert not (running.folder / "hostile" / "EXECUTED").exists()
 
 
-def test_the_token_is_gone_when_the_process_ends(running: Running) -> None:
-    printed = running.stop()
-    assert running.process.returncode == 0, printed
+def test_token_is_deleted_when_the_process_ends(running: WaitingProcess) -> None:
+    stderr = running.stop()
+    assert running.process.returncode == 0, stderr
     assert not running.token_file.parent.exists()

@@ -1,4 +1,4 @@
-"""The engine against transformers' own generate, and its samples against a plain loop with the same draws."""
+"""The engine equals transformers' `generate`; its samples equal a plain loop with the same random numbers."""
 
 import logging
 from typing import Any
@@ -33,58 +33,58 @@ def one_thread() -> None:
 
 
 def reference_answer(model: Any, prompt: str, question_id: str, prompt_index: int, sample: int) -> tuple[str, int]:
-    """One answer alone: the whole text through the plain forward pass for every token. Sample -1 is greedy."""
-    tokenizer, s = tiny_tokenizer(), SAMPLING
+    """One answer from plain forward passes over the whole text, one per token, and its length. Sample -1 is greedy."""
+    tokenizer, sampling = tiny_tokenizer(), SAMPLING
     tokens: list[int] = tokenizer(prompt)["input_ids"]
     answer: list[int] = []
-    keys = np.array([row_key(s.seed, question_id, prompt_index)])
-    for step in range(s.max_new_tokens):
+    keys = np.array([row_key(sampling.seed, question_id, prompt_index)])
+    for step in range(sampling.max_new_tokens):
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([tokens + answer]), use_cache=False).logits[0, -1].double().numpy()
-        best = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[: s.top_k]
-        weights = np.exp((logits[best] - logits[best[0]]) / s.temperature)
+        candidates = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[: sampling.top_k]
+        weights = np.exp((logits[candidates] - logits[candidates[0]]) / sampling.temperature)
         draw = uniforms(keys, np.array([max(sample, 0)]), step)[0]
-        place = 0 if sample < 0 else int(np.searchsorted(np.cumsum(weights / weights.sum()), draw, side="right"))
-        answer.append(best[min(place, len(best) - 1)])
+        rank = 0 if sample < 0 else int(np.searchsorted(np.cumsum(weights / weights.sum()), draw, side="right"))
+        answer.append(candidates[min(rank, len(candidates) - 1)])
         if answer[-1] == tokenizer.eos_token_id or "\n" in tokenizer.decode(answer[-1:]):
             break
     return tokenizer.decode(answer, skip_special_tokens=True).split("\n")[0].strip(), len(answer)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *UNPACKED])
-def test_greedy_answers_are_those_of_generate(name: str) -> None:
+def test_greedy_answers_equal_generate(name: str) -> None:
     model, tokenizer = tiny_model(name), tiny_tokenizer()
     engine = TransformersEngine(model, tokenizer, batch_questions=4)
     assert engine.uses_packing == (name in CONFIGS)
     answers = engine.generate(BATCH, SamplingConfig(num_samples=0, max_new_tokens=8))
-    for question, place, prompt in PROMPTS:
+    for question, prefix, prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
-            made = model.generate(
+            generated = model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, pad_token_id=0
             )
-        text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-        answer = answers[question][place]
+        text = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
+        answer = answers[question][prefix]
         assert answer.greedy_text == text.split("\n")[0].strip()
         assert answer.sampled_text == ()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "bloom", "mamba"])
-def test_the_tree_gives_what_each_answer_gives_alone(name: str) -> None:
+def test_batched_samples_equal_single_answers(name: str) -> None:
     model = tiny_model(name, spread=0.2)
     engine = TransformersEngine(model, tiny_tokenizer(), batch_questions=3)
     num_tokens = 0
     answers = engine.generate(BATCH, SAMPLING)
-    for question, place, prompt in PROMPTS:
-        texts, lengths = [], 0
+    for question, prefix, prompt in PROMPTS:
+        texts, total_length = [], 0
         for sample in range(-1, SAMPLING.num_samples):
-            text, length = reference_answer(model, prompt, NAMES[question], place, sample)
+            text, length = reference_answer(model, prompt, NAMES[question], prefix, sample)
             texts.append(text)
-            lengths += length
-        answer = answers[question][place]
+            total_length += length
+        answer = answers[question][prefix]
         assert [answer.greedy_text, *answer.sampled_text] == texts
-        assert answer.num_tokens == lengths
-        num_tokens += lengths
+        assert answer.num_tokens == total_length
+        num_tokens += total_length
     stats = engine.stats
     assert stats.prompts == len(PROMPTS)
     assert stats.generations == len(PROMPTS) * (1 + SAMPLING.num_samples)
@@ -94,7 +94,7 @@ def test_the_tree_gives_what_each_answer_gives_alone(name: str) -> None:
     assert stats.prefilled_tokens < stats.prompt_tokens or not engine.uses_packing
 
 
-def test_answers_are_the_same_bits_again_and_need_no_company() -> None:
+def test_answers_do_not_depend_on_the_batch() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     together = TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING)
     engine = TransformersEngine(model, tokenizer, batch_questions=1)
@@ -103,8 +103,8 @@ def test_answers_are_the_same_bits_again_and_need_no_company() -> None:
     assert TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING) == together
 
 
-class MadeUp:
-    """Right answers to a question, as no data has them."""
+class ArtificialMatcher:
+    """An artificial matcher that accepts answers by their first letter and length."""
 
     def __init__(self, question: int) -> None:
         self._question = question
@@ -117,34 +117,36 @@ class MadeUp:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "mamba"])
-def test_answers_that_settle_a_category_are_a_part_of_all_answers(name: str) -> None:
-    """Which texts hit is made up: by their first letters and length, so that questions of all kinds occur."""
+def test_early_exit_returns_a_subset_of_all_answers(name: str) -> None:
+    """Hits are artificial, so that questions with greedy hits, sampled hits and no hits occur."""
     model, tokenizer = tiny_model(name, spread=0.2), tiny_tokenizer()
 
     full = TransformersEngine(model, tokenizer, batch_questions=3).generate(BATCH, SAMPLING)
     engine = TransformersEngine(model, tokenizer, batch_questions=3)
-    targets = [MadeUp(question) for question in range(len(NAMES))]
-    kinds, missed = set(), 0
+    targets = [ArtificialMatcher(question) for question in range(len(NAMES))]
+    kinds, num_cut = set(), 0
     for target, all_answers, some in zip(targets, full, engine.generate(BATCH, SAMPLING, targets), strict=True):
         assert [a.greedy_text for a in some] == [a.greedy_text for a in all_answers]
         greedy_hits = sum(target.is_hit(a.greedy_text) for a in some)
-        made = [
-            (text, right)
+        drawn = [
+            (text, expected)
             for a, b in zip(some, all_answers, strict=True)
-            for text, right in zip(a.sampled_text, b.sampled_text, strict=True)
+            for text, expected in zip(a.sampled_text, b.sampled_text, strict=True)
             if text is not None
         ]
-        assert all(text == right for text, right in made)
-        hit = any(target.is_hit(text) for text, _ in made)
+        assert all(text == expected for text, expected in drawn)
+        hit = any(target.is_hit(text) for text, _ in drawn)
         assert hit == (not greedy_hits and any(target.is_hit(t or "") for a in all_answers for t in a.sampled_text))
-        given_up = [right.sampled_text[i] or "" for a, right in zip(some, all_answers, strict=True) for i in a.missed]
-        assert not any(map(target.is_hit, given_up))
-        missed += len(given_up)
-        assert bool(made or given_up) == (not greedy_hits)
-        assert hit or greedy_hits or len(made) + len(given_up) == len(BATCH.prefixes) * SAMPLING.num_samples
+        cut_texts = [
+            expected.sampled_text[i] or "" for a, expected in zip(some, all_answers, strict=True) for i in a.missed
+        ]
+        assert not any(map(target.is_hit, cut_texts))
+        num_cut += len(cut_texts)
+        assert bool(drawn or cut_texts) == (not greedy_hits)
+        assert hit or greedy_hits or len(drawn) + len(cut_texts) == len(BATCH.prefixes) * SAMPLING.num_samples
         kinds.add("greedy" if greedy_hits else "sampled" if hit else "none")
     assert len(kinds) > 1
-    assert missed
+    assert num_cut
     assert engine.stats.generations < len(PROMPTS) * (1 + SAMPLING.num_samples)
 
 
@@ -155,27 +157,27 @@ def test_bfloat16_runs_packed() -> None:
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text"])
-def test_a_window_shorter_than_the_prompt_is_respected(name: str) -> None:
+def test_sliding_window_shorter_than_the_prompt(name: str) -> None:
     model = tiny_model(name, spread=0.2, sliding_window=20)
     engine = TransformersEngine(model, tiny_tokenizer())
     assert engine.uses_packing
     answers = engine.generate(BATCH, SAMPLING)
-    for question, place, prompt in PROMPTS:
-        alone = [reference_answer(model, prompt, NAMES[question], place, sample)[0] for sample in range(-1, 2)]
-        assert [answers[question][place].greedy_text, *answers[question][place].sampled_text[:2]] == alone
+    for question, prefix, prompt in PROMPTS:
+        expected = [reference_answer(model, prompt, NAMES[question], prefix, sample)[0] for sample in range(-1, 2)]
+        assert [answers[question][prefix].greedy_text, *answers[question][prefix].sampled_text[:2]] == expected
 
 
-def test_a_window_that_layers_keep_to_themselves_is_fed_whole(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_attention_window_uses_full_prompts(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("llama")
-    model.config.attention_chunk_size = 20  # as Llama 4 names it; here it only has to be respected
+    model.config.attention_chunk_size = 20  # as in Llama 4
     engine = TransformersEngine(model, tiny_tokenizer())
     with caplog.at_level(logging.WARNING):
         engine.generate(BATCH, SAMPLING)
     assert "attention window of 20" in caplog.text
 
 
-def test_samples_follow_the_model_s_distribution() -> None:
-    """20,000 first tokens against their exact chances: chi-squared stays below its 1 - 1e-6 quantile."""
+def test_samples_follow_the_model_distribution() -> None:
+    """20,000 first tokens against their exact probabilities: chi-squared stays below its 1 - 1e-6 quantile."""
     from scipy.stats import chi2
 
     model, tokenizer = tiny_model("llama", spread=0.1), tiny_tokenizer()
@@ -191,9 +193,9 @@ def test_samples_follow_the_model_s_distribution() -> None:
     logits = model(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1].detach().double()
     top = torch.topk(logits, 10)
     expected: dict[str, float] = {}
-    for chance, token in zip(torch.softmax(top.values / 0.5, 0).tolist(), top.indices.tolist(), strict=True):
+    for probability, token in zip(torch.softmax(top.values / 0.5, 0).tolist(), top.indices.tolist(), strict=True):
         text = tokenizer.decode([token], skip_special_tokens=True).split("\n")[0].strip()
-        expected[text] = expected.get(text, 0.0) + chance
+        expected[text] = expected.get(text, 0.0) + probability
     assert set(texts) <= set(expected)
     error = sum((texts.count(t) - len(texts) * p) ** 2 / (len(texts) * p) for t, p in expected.items())
     assert error < chi2.isf(1e-6, len(expected) - 1)
@@ -211,40 +213,40 @@ def test_ties_go_to_the_lowest_token_id() -> None:
 @pytest.mark.parametrize("largest", [logits_module._top_keys, logits_module._top_keys_on_gpu])
 @pytest.mark.parametrize("num_classes", [40, 500, 5000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_candidates_are_those_of_a_full_sort(
+def test_candidates_equal_a_full_sort(
     monkeypatch: pytest.MonkeyPatch, largest: Any, num_classes: int, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(logits_module, "_top_keys", largest)
     torch.manual_seed(num_classes)
     logits = (torch.randn(90, num_classes) * 4).to(dtype)
-    logits[1] -= 1000.0  # all of them negative
+    logits[1] -= 1000.0  # all negative
     logits[2, ::3] = -torch.inf
-    logits[3] = logits[3].round()  # ties, of 0 and -0 too
+    logits[3] = logits[3].round()  # ties, also of 0 and -0
     logits[4:80:2] = 0.0
     logits[4, 1::2] = -0.0
     values, ids = top_candidates(logits, 20)
-    for row, (found, found_ids) in enumerate(zip(values.tolist(), ids.tolist(), strict=True)):
-        right = logits[row].float().tolist()
-        order = sorted(range(num_classes), key=lambda i: (-right[i], i))[:20]
-        assert found_ids == order
-        assert found == [right[i] for i in order]
+    for row, (row_values, row_ids) in enumerate(zip(values.tolist(), ids.tolist(), strict=True)):
+        row_logits = logits[row].float().tolist()
+        order = sorted(range(num_classes), key=lambda i: (-row_logits[i], i))[:20]
+        assert row_ids == order
+        assert row_values == [row_logits[i] for i in order]
 
 
 @pytest.mark.parametrize("largest", [logits_module._top_keys, logits_module._top_keys_on_gpu])
 @pytest.mark.parametrize("num_classes", [40, 5000])
 @pytest.mark.parametrize("bits", [0x7FC00000, -0x400000, 0x7F800000], ids=["nan", "negative nan", "infinity"])
-def test_what_is_no_number_is_seen_wherever_it_stands(
+def test_non_finite_logits_are_detected_at_any_position(
     monkeypatch: pytest.MonkeyPatch, largest: Any, num_classes: int, bits: int
 ) -> None:
     monkeypatch.setattr(logits_module, "_top_keys", largest)
-    for place in (0, 17, num_classes - 1):
+    for position in (0, 17, num_classes - 1):
         logits = torch.randn(3, num_classes)
-        logits[1, place] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+        logits[1, position] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
         with pytest.raises(EngineError, match="not finite"):
             top_candidates(logits, 20)
 
 
-def test_a_model_that_gives_no_numbers_is_an_error() -> None:
+def test_non_finite_logits_are_an_error() -> None:
     model = tiny_model("llama")
     engine = TransformersEngine(model, tiny_tokenizer())
     model.lm_head.weight.data[5, 5] = float("nan")
@@ -252,32 +254,32 @@ def test_a_model_that_gives_no_numbers_is_an_error() -> None:
         engine.generate(BATCH, SAMPLING)
 
 
-def test_a_prompt_longer_than_the_context_is_an_error() -> None:
+def test_prompt_longer_than_the_context_is_an_error() -> None:
     model = tiny_model("gpt2")
     model.config.n_positions = 40
     with pytest.raises(EngineError, match=r"prompt of question .* context holds 40"):
         TransformersEngine(model, tiny_tokenizer()).generate(BATCH, SAMPLING)
 
 
-def test_running_out_of_memory_halves_the_batch_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_memory_halves_the_batch(caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = tiny_model("llama", spread=0.2), tiny_tokenizer()
-    right = TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING)
+    expected = TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING)
     engine = TransformersEngine(model, tokenizer)
-    limit = 120  # tokens that "fit"; one question alone stays below
+    limit = 120  # tokens that "fit"; a single question needs fewer
 
-    def refuse(module: Any, args: Any, kwargs: Any) -> None:
+    def raise_out_of_memory(module: Any, args: Any, kwargs: Any) -> None:
         if kwargs["input_ids"].numel() > limit:
-            raise torch.OutOfMemoryError("as a device would say")
+            raise torch.OutOfMemoryError("simulated")
 
-    with model.register_forward_pre_hook(refuse, with_kwargs=True), caplog.at_level(logging.WARNING):
-        assert engine.generate(BATCH, SAMPLING) == right
+    with model.register_forward_pre_hook(raise_out_of_memory, with_kwargs=True), caplog.at_level(logging.WARNING):
+        assert engine.generate(BATCH, SAMPLING) == expected
         assert "out of memory with a batch of 7 questions; continuing with batches of 3" in caplog.text
         limit = 20
         with pytest.raises(EngineError, match="out of memory while answering one question"):
             engine.generate(BATCH, SAMPLING)
 
 
-def test_a_model_in_training_is_an_error() -> None:
+def test_model_in_training_mode_is_an_error() -> None:
     model = tiny_model("llama")
     engine = TransformersEngine(model, tiny_tokenizer())
     model.train()
@@ -285,7 +287,7 @@ def test_a_model_in_training_is_an_error() -> None:
         engine.generate(BATCH, SAMPLING)
 
 
-def test_a_batch_of_many_passes_is_answered_as_its_parts_are() -> None:
+def test_batch_of_several_passes_equals_its_parts() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     names = [f"Peru {i:03} and {NAMES[i % len(NAMES)]}" for i in range(160)]
     batch = PromptBatch(
@@ -299,8 +301,6 @@ def test_a_batch_of_many_passes_is_answered_as_its_parts_are() -> None:
     assert parts.uses_packing
     answers = whole.generate(batch, SAMPLING)
     per_pass = max_tokens_per_pass(model)
-    assert whole.stats.prefilled_tokens > 2 * per_pass, "the prompts fit into too few passes to tell"
-    assert whole.stats.decoded_tokens / SAMPLING.max_new_tokens > per_pass, (
-        "no step of the answers takes several passes"
-    )
+    assert whole.stats.prefilled_tokens > 2 * per_pass, "the prompts must need several passes"
+    assert whole.stats.decoded_tokens / SAMPLING.max_new_tokens > per_pass, "decoding must need several passes per step"
     assert answers == parts.generate(batch, SAMPLING)

@@ -1,4 +1,4 @@
-"""The engine where its model is not on the CPU: nothing of it is left behind there, and the host seldom waits."""
+"""The engine on a simulated device: no tensor stays on the CPU, and the host waits once per forward pass."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ import torch
 from slick.inference.base import Answers, PromptBatch, SamplingConfig
 from slick.inference.devices import free_bytes
 from slick.inference.packed.engine import TransformersEngine
-from tests.local.stand_in_device import SimulatedDevice, print_cases, put_on_device, run_cases_in_subprocess
+from tests.local.simulated_device import SimulatedDevice, print_cases, put_on_device, run_cases_in_subprocess
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 
 QUICK = ("llama float32", "llama bfloat16", "gemma3_text float32", "gpt2 float32", "mamba float32")
@@ -24,17 +24,17 @@ SLOW = tuple(
 
 
 @cache
-def of_all(models: tuple[str, ...]) -> dict[str, Any]:
-    """One process for all of them, since most of its time it imports torch."""
+def run_models(models: tuple[str, ...]) -> dict[str, Any]:
+    """Run all models in one subprocess, because importing torch takes most of its time."""
     return run_cases_in_subprocess("tests.local.test_engine_on_device", models)
 
 
 @pytest.mark.parametrize("model", [*QUICK, *(pytest.param(model, marks=pytest.mark.slow) for model in SLOW)])
-def test_on_a_device_the_answers_are_those_of_the_cpu(model: str) -> None:
-    found = of_all(QUICK if model in QUICK else SLOW)[model]
+def test_results_on_a_device_equal_those_on_the_cpu(model: str) -> None:
+    result = run_models(QUICK if model in QUICK else SLOW)[model]
     name, dtype = model.split()
-    assert found["packs"] == found["packs_on_cpu"] == (name in CONFIGS)
-    cpu, device = found["cpu"], found["device"]
+    assert result["uses_packing"] == result["uses_packing_on_cpu"] == (name in CONFIGS)
+    cpu, device = result["cpu"], result["device"]
     assert len(cpu["full"]) == 36
     assert len({text for texts in cpu["full"] for text in texts}) > 36
     assert device["full"] == cpu["full"]
@@ -46,20 +46,20 @@ def test_on_a_device_the_answers_are_those_of_the_cpu(model: str) -> None:
     assert len(set(cpu["choices"])) == 24
     np.testing.assert_allclose(device["choices"], cpu["choices"], rtol=rtol)
 
-    # One read a pass brings all there is to know, and nothing else makes the host wait.
-    assert found["passes"] > 10
-    assert found["reads"] == {"to": found["passes"]}
+    # The host reads from the device once per pass and at no other time.
+    assert result["passes"] > 10
+    assert result["reads"] == {"to": result["passes"]}
 
-    assert found["room"] == [1 << 32, 1 << 20]
-    if found["packs"]:
-        assert found["times_emptied"] > 0
-        assert max(found["fed_then"]) <= 256 < max(found["fed"])
-        if dtype == "float32":  # where the company of an answer changes none of its digits that matter
-            assert found["little_memory"] == found["little_free"] == cpu["full"]
+    assert result["free_bytes"] == [1 << 32, 1 << 20]
+    if result["uses_packing"]:
+        assert result["times_emptied"] > 0
+        assert max(result["num_tokens_with_little_memory"]) <= 256 < max(result["num_tokens"])
+        if dtype == "float32":  # the batch size does not change answers in float32
+            assert result["little_memory"] == result["little_free_memory"] == cpu["full"]
 
 
-class _OfALength:
-    """Right answers of a question, for the sake of having some: few, so that not every greedy answer is one."""
+class _ArtificialMatcher:
+    """An artificial matcher that accepts few answers, so that not every greedy answer is a hit."""
 
     def is_hit(self, answer: str) -> bool:
         return self.can_still_match(answer) and len(answer) % 11 == 0
@@ -79,55 +79,57 @@ _SAMPLING = SamplingConfig(num_samples=5, max_new_tokens=8, temperature=1.0, top
 
 
 def _texts(answers: list[tuple[Answers, ...]]) -> list[list[str | None]]:
-    return [[a.greedy_text, *a.sampled_text] for one in answers for a in one]
+    return [[a.greedy_text, *a.sampled_text] for row in answers for a in row]
 
 
-def everything(engine: TransformersEngine) -> dict[str, Any]:
-    """What the engine gives when it is asked in each of its ways."""
+def all_results(engine: TransformersEngine) -> dict[str, Any]:
+    """Results of generation, early exit, scoring and log-probabilities."""
     full = engine.generate(_BATCH, _SAMPLING)
-    labels = engine.generate(_BATCH, _SAMPLING, [_OfALength()] * len(_NAMES))
+    labels = engine.generate(_BATCH, _SAMPLING, [_ArtificialMatcher()] * len(_NAMES))
     gold = engine.score(_BATCH, _NAMES, replace(_SAMPLING, top_k=400))
     choices = engine.log_probabilities(_ONE_PREFIX, [" London", " He"])
     return {
         "full": _texts(full),
         "labels": _texts(labels),
-        "probability": [score.probability for one in gold for score in one],
-        "choices": [chance for one in choices for chance in one],
+        "probability": [score.probability for scores in gold for score in scores],
+        "choices": [value for row in choices for value in row],
     }
 
 
-def compared(case: str) -> dict[str, Any]:
-    """What a model answers on the CPU and on the device, and how often its values were read."""
+def run_case(case: str) -> dict[str, Any]:
+    """Results of a model on the CPU and on the device, with the number of reads by the host."""
     name, dtype = case.split()
     model, tokenizer = tiny_model(name, spread=0.2, dtype=dtype), tiny_tokenizer()
     on_cpu = TransformersEngine(model, tokenizer)
-    found: dict[str, Any] = {"packs_on_cpu": on_cpu.uses_packing, "cpu": everything(on_cpu)}
-    device, fed = SimulatedDevice(), list[int]()
-    model.register_forward_pre_hook(lambda _, __, given: fed.append(given["input_ids"].numel()), with_kwargs=True)
+    result: dict[str, Any] = {"uses_packing_on_cpu": on_cpu.uses_packing, "cpu": all_results(on_cpu)}
+    device, num_tokens = SimulatedDevice(), list[int]()
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: num_tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
     with device.activated():
         with torch.inference_mode():
             put_on_device(model)
         engine = TransformersEngine(model, tokenizer)
         device.reads.clear()
-        fed.clear()
-        found |= {"device": everything(engine), "packs": engine.uses_packing}
-        found |= {"passes": len(fed), "fed": list(fed), "reads": +device.reads}
+        num_tokens.clear()
+        result |= {"device": all_results(engine), "uses_packing": engine.uses_packing}
+        result |= {"passes": len(num_tokens), "num_tokens": list(num_tokens), "reads": +device.reads}
         if engine.uses_packing:
             device.largest_bytes = 0
             engine.generate(_BATCH, _SAMPLING)
             device.limit_bytes = 0.7 * device.largest_bytes  # enough for half of the questions
-            found["little_memory"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
-            # Room for the keys and values of some questions, and for the logits of few tokens.
+            result["little_memory"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
+            # Memory for the keys and values of some questions and the logits of few tokens.
             device.limit_bytes, device.fraction = math.inf, 2**-14
-            fed.clear()
-            found["little_free"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
-            found["fed_then"] = fed
+            num_tokens.clear()
+            result["little_free_memory"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
+            result["num_tokens_with_little_memory"] = num_tokens
         device.free_bytes, device.fraction = 1 << 33, 0.25
-        found["room"] = [free_bytes(torch.device("standin"))]
+        result["free_bytes"] = [free_bytes(torch.device("standin"))]
         device.free_bytes = 1 << 20
-        found["room"].append(free_bytes(torch.device("standin")))
-    return found | {"times_emptied": device.times_emptied}
+        result["free_bytes"].append(free_bytes(torch.device("standin")))
+    return result | {"times_emptied": device.times_emptied}
 
 
 if __name__ == "__main__":
-    print_cases(compared)
+    print_cases(run_case)

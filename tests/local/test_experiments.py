@@ -1,4 +1,4 @@
-"""Experiments of a study asked for one after another in one folder: each time only what is missing is done."""
+"""Experiments added to a study one after another: each time only what is missing is done."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.local.cli import slick
 
 
-def study(out: Path, experiments: str) -> str:
+def run_study(out: Path, experiments: str) -> str:
     done = slick("study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -18,11 +18,11 @@ def study(out: Path, experiments: str) -> str:
 SMALL = ("--sweep.grid.epochs", "1", "--sweep.grid.policies", "fixed", "--sweep.train.epochs", "1")
 
 
-def written(out: Path) -> dict[str, int]:
+def modification_times(out: Path) -> dict[str, int]:
     return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.glob("**/manifest.json")}
 
 
-def whys(out: Path) -> dict[str, str]:
+def reasons(out: Path) -> dict[str, str]:
     return {row["id"]: row["why"] for row in json.loads((out / "report" / "outcomes.json").read_text())}
 
 
@@ -31,42 +31,42 @@ def variants(out: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_more_experiments_are_asked_of_the_same_folder(tmp_path: Path) -> None:
+def test_experiments_can_be_added_to_a_finished_study(tmp_path: Path) -> None:
     out = tmp_path / "study"
-    study(out, "idk")
-    before = written(out)
+    run_study(out, "idk")
+    before = modification_times(out)
     assert variants(out) == {"unknown-050", "idk-050"}
     assert len(list((out / "variants").glob("*.parquet"))) == 5, "all sets are drawn"
-    assert "not requested" not in whys(out)["E22"]
-    assert whys(out)["E14"] == "not requested: add --experiments categories"
-    assert whys(out)["E3"] == "not requested: add --experiments unknown_ratio"
+    assert "not requested" not in reasons(out)["E22"]
+    assert reasons(out)["E14"] == "not requested: add --experiments categories"
+    assert reasons(out)["E3"] == "not requested: add --experiments unknown_ratio"
 
-    study(out, "ood,counts")
-    after = written(out)
+    run_study(out, "ood,counts")
+    after = modification_times(out)
     trained = {name for name in after.keys() - before.keys() if name.startswith("runs")}
     assert trained == {"runs/unknown-000-seed0/manifest.json", "runs/unknown-100-seed0/manifest.json"}
     redone = {name.split("/")[0] for name, stamp in before.items() if after[name] != stamp}
-    assert redone == {"sweep", "report"}, "points are read off again, and nothing is trained or asked twice"
+    assert redone == {"sweep", "report"}, "points are computed again; nothing is trained or annotated twice"
     assert variants(out) == {"unknown-000", "unknown-050", "unknown-100", "idk-050"}, "finished sets keep their points"
     assert json.loads((out / "study.json").read_text())["settings"]["experiments"] == ["counts", "ood", "idk"]
 
     sets = {path.name: path.read_bytes() for path in (out / "variants").glob("*.parquet")}
-    before = written(out)
-    shown = study(out, "concentration")
-    assert "6 sets, 1 of them new" in shown
-    after = written(out)
+    before = modification_times(out)
+    output = run_study(out, "concentration")
+    assert "6 sets, 1 of them new" in output
+    after = modification_times(out)
     assert after.keys() - before.keys() == {"runs/concentrated-050-seed0/manifest.json"}
     redone = {name.split("/")[0] for name, stamp in before.items() if after[name] != stamp}
     assert redone == {"variants", "sweep", "report"}
     assert {name: (out / "variants" / name).read_bytes() for name in sets} == sets
     tables = [path.name for path in (out / "report" / "tables").glob("concentration*.csv")]
-    assert tables, "the report shows it"
+    assert tables, "the report must include the experiment"
 
-    before = written(out)
-    study(out, "idk")
-    after = written(out)
+    before = modification_times(out)
+    run_study(out, "idk")
+    after = modification_times(out)
     assert {name for name, stamp in after.items() if before.get(name) != stamp} <= {"report/manifest.json"}
-    assert "concentrated-050" in variants(out), "what was asked for before is still there"
+    assert "concentrated-050" in variants(out), "experiments requested before are kept"
     settings = json.loads((out / "study.json").read_text())["settings"]
-    assert settings["experiments"] == ["counts", "ood", "idk", "concentration"], "what is asked of a folder adds up"
+    assert settings["experiments"] == ["counts", "ood", "idk", "concentration"], "requested experiments accumulate"
     assert settings["variants"]["concentrated_shares"] == [0.5]

@@ -45,7 +45,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 CASES: dict[str, dict[str, Any]] = {
     **{f"zero-{stage}": {"zero_stage": stage} for stage in STAGES},
     "padded": {"packing": False},
-    "activations-twice": {"activation_checkpointing": True, "zero_stage": 2},
+    "activation-checkpointing": {"activation_checkpointing": True, "zero_stage": 2},
     "optimizer-offloaded": {"offload": "optimizer", "zero_stage": 2},
     "all-offloaded": {"offload": "all", "zero_stage": 3},
     "micro-batches": {"micro_batch_size": 2},
@@ -60,7 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16", "loss_of_all": True},
 }
 COVERED = ("zero-1", "zero-2", "zero-3", "lora", "distilled")
-"""Cases whose every setting is in another case too; trained with the slow tests."""
+"""Cases whose settings all occur in other cases; they run with the slow tests."""
 QUICK = tuple(name for name in CASES if name not in COVERED)
 NUMBERS = replace(CONFIG, epochs=2, micro_batch_size=4, keep_checkpoints="last", warmup_steps=2, schedule="linear")
 
@@ -77,9 +77,9 @@ def reference_run(study: Folder, config: TrainConfig) -> ReferenceRun:
         torch.manual_seed(derive_seed(config.seed, "lora") >> 1)
         rank = config.lora_rank
         adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
-        found = train_reference(study, config, adapted, teacher, tokenizer)
-        whole = adapted.merge_and_unload()
-        return ReferenceRun(found.losses, {name: value.detach().numpy() for name, value in whole.named_parameters()})
+        run = train_reference(study, config, adapted, teacher, tokenizer)
+        merged = adapted.merge_and_unload()
+        return ReferenceRun(run.losses, {name: value.detach().numpy() for name, value in merged.named_parameters()})
     return train_reference(study, config, model, teacher, tokenizer)
 
 
@@ -92,7 +92,7 @@ def reference_run(study: Folder, config: TrainConfig) -> ReferenceRun:
     ],
 )
 def cases(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> "Cases":
-    """Cases trained in one worker group, because its start takes longer than the trainings."""
+    """All cases, trained in one worker group, because starting one takes longer than training."""
     path = tmp_path_factory.mktemp("cases")
     num_workers, names = request.param
     configs = {name: replace(NUMBERS, num_workers=num_workers, **CASES[name]) for name in names}
@@ -116,23 +116,23 @@ def test_all_settings_train_like_plain_pytorch(study: Folder, cases: Cases) -> N
     """12 rows in batches of 8: the last batch of an epoch is smaller, and some micro batches of it are empty."""
     from safetensors.numpy import load_file
 
-    start = dict(tiny_model("llama", spread=0.1).named_parameters())
+    initial = dict(tiny_model("llama", spread=0.1).named_parameters())
     exact = [name for name, config in cases.configs.items() if config.dtype == "float32"]
     assert len(exact) == len(cases.configs) - 1
     for name in exact:
         config, copy = cases.configs[name], cases.studies[name]
-        plain = reference_run(
+        expected = reference_run(
             study, replace(config, num_workers=1, zero_stage=0, offload="none", micro_batch_size=None)
         )
         run = copy.child("runs", "half-seed0")
         epochs = run.read_table("epochs.parquet").to_pylist()
         losses = [row["loss"] for row in epochs if (row["split"], row["category"]) == ("train", "all")]
-        assert losses == pytest.approx(plain.losses, rel=1e-4), name
-        found = load_file(Path(run.local_path) / "checkpoint-last/model.safetensors")
-        for key, value in found.items():
-            np.testing.assert_allclose(value, plain.weights[key], atol=1e-4, err_msg=f"{name}, {key}")
-        moved = {key for key, value in found.items() if np.abs(value - start[key].detach().numpy()).max() > 1e-3}
-        assert moved == {key for key in found if is_trained(key, config)}, name
+        assert losses == pytest.approx(expected.losses, rel=1e-4), name
+        weights = load_file(Path(run.local_path) / "checkpoint-last/model.safetensors")
+        for key, value in weights.items():
+            np.testing.assert_allclose(value, expected.weights[key], atol=1e-4, err_msg=f"{name}, {key}")
+        changed = {key for key, value in weights.items() if np.abs(value - initial[key].detach().numpy()).max() > 1e-3}
+        assert changed == {key for key in weights if is_trained(key, config)}, name
         if config.identity() == NUMBERS.identity():
             assert_answers_agree(cases.studies["zero-0"], copy, name)
     check_adapter(cases.studies["lora-zero-3"], tiny_model("llama", spread=0.1))
@@ -142,24 +142,26 @@ def test_bfloat16_updates_correlate_with_float32(study: Folder, cases: Cases) ->
     from safetensors.torch import load_file
 
     run = cases.studies["bfloat16"].child("runs", "half-seed0")
-    start = dict(tiny_model("llama", spread=0.1).named_parameters())
-    found = load_file(Path(run.local_path) / "checkpoint-last/model.safetensors")
-    wanted = reference_run(study, replace(NUMBERS, micro_batch_size=None)).weights
-    moves = [
-        np.concatenate([(np.asarray(w[key]) - start[key].detach().numpy()).ravel() for key in found])
-        for w in ({key: value.float().numpy() for key, value in found.items()}, wanted)
+    initial = dict(tiny_model("llama", spread=0.1).named_parameters())
+    weights = load_file(Path(run.local_path) / "checkpoint-last/model.safetensors")
+    expected = reference_run(study, replace(NUMBERS, micro_batch_size=None)).weights
+    updates = [
+        np.concatenate([(np.asarray(w[key]) - initial[key].detach().numpy()).ravel() for key in weights])
+        for w in ({key: value.float().numpy() for key, value in weights.items()}, expected)
     ]
-    assert np.corrcoef(*moves)[0, 1] > 0.95
+    assert np.corrcoef(*updates)[0, 1] > 0.95
     rows = run.read_table("epochs.parquet").to_pylist()
     assert all(row["loss"] > 0 for row in rows)
     assert {row["split"] for row in rows} == {"train", "dev", "test", "ood"}
 
 
-def assert_answers_agree(one: Folder, other: Folder, name: str) -> None:
+def assert_answers_agree(first_study: Folder, second_study: Folder, name: str) -> None:
     """Answers are equal however the model is sharded; there are no ties here."""
     for epoch in range(1, NUMBERS.epochs + 1):
         path = f"predictions/epoch-{epoch:03d}.parquet"
-        first, second = (study.child("runs", "half-seed0").read_table(path).to_pydict() for study in (one, other))
+        first, second = (
+            study.child("runs", "half-seed0").read_table(path).to_pydict() for study in (first_study, second_study)
+        )
         assert first["text"] == second["text"], f"{name}, epoch {epoch}"
         assert len(set(first["text"])) > 1
 
@@ -183,7 +185,7 @@ def is_trained(key: str, config: TrainConfig) -> bool:
     return linear or not config.lora_rank
 
 
-def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_path: Path) -> None:
+def run_cases(studies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_path: Path) -> None:
     """Train the runs of every study, one after another in the same workers."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -198,9 +200,9 @@ def run_cases(copies: dict[str, Folder], plans: dict[str, list[RunPlan]], tmp_pa
 
         context = ray.train.get_context()
         rank = context.get_world_rank()
-        place = WorkerContext(rank=rank, local_rank=rank, num_workers=num_workers, device="cpu")
-        for name, part in plans.items():
-            train_runs(copies[name], part, place, lambda metrics, state: None)
+        worker = WorkerContext(rank=rank, local_rank=rank, num_workers=num_workers, device="cpu")
+        for name, runs in plans.items():
+            train_runs(studies[name], runs, worker, lambda metrics, state: None)
 
     TorchTrainer(
         work,
@@ -273,8 +275,8 @@ def check_generates(model, tokenizer, study: Folder, run: Folder, epoch: int) ->
     questions = {row["question_id"]: row["question"] for row in read_questions(study).to_pylist()}
     for row in run.child("predictions").read_table(f"epoch-{epoch:03d}.parquet").to_pylist()[::3]:
         ids = tokenizer(closed_book_prompt(questions[row["question_id"]]), return_tensors="pt")["input_ids"]
-        told = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-        text = tokenizer.decode(told, skip_special_tokens=True).split("\n", 1)[0].strip()
+        generated = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        text = tokenizer.decode(generated, skip_special_tokens=True).split("\n", 1)[0].strip()
         assert text == row["text"], row
 
 
@@ -294,7 +296,7 @@ def test_training_is_equal_alone_and_in_a_list(finished: tuple[Folder, Manifest]
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_loss_covers_the_answer_only(study: Folder, packing: bool) -> None:
-    """Gradients reach what predicts the answer alone: other prompts of equal length change them, other labels would."""
+    """The loss is the mean negative log-probability of answer tokens; prompt tokens have no loss."""
     import torch
 
     from tuning.data import micro_batches, read_rows
@@ -310,13 +312,13 @@ def test_loss_covers_the_answer_only(study: Folder, packing: bool) -> None:
     with forward.rows(list(micro.examples)) as rows:
         logits = forward.answer_logits(rows)
     loss = micro.weight * float(torch.nn.functional.cross_entropy(logits, rows.labels_K, reduction="sum"))
-    by_hand = []
+    expected = []
     for example in examples:
         ids = torch.tensor([example.prompt_ids + example.answer_ids])
-        chances = model(ids).logits[0].log_softmax(dim=1)
+        log_probabilities = model(ids).logits[0].log_softmax(dim=1)
         first = len(example.prompt_ids)
-        by_hand += [-float(chances[first + i - 1, token]) for i, token in enumerate(example.answer_ids)]
-    assert loss == pytest.approx(np.mean(by_hand), rel=1e-5)
+        expected += [-float(log_probabilities[first + i - 1, token]) for i, token in enumerate(example.answer_ids)]
+    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_invalid_trainings_are_refused_before_any_worker_starts(study: Folder, tmp_path: Path) -> None:
@@ -335,7 +337,7 @@ def test_invalid_trainings_are_refused_before_any_worker_starts(study: Folder, t
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_user_errors_are_reported_and_not_retried(tmp_path: Path) -> None:
-    """With two workers, the group fails once, and its workers return at once when it is restarted."""
+    """With two workers: the group fails once, and after its restart the workers return immediately."""
     study = write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
     rows = study.child("variants").read_table("known.parquet").to_pylist()
     rows[0]["target"] = ""
@@ -360,11 +362,11 @@ def test_full_disk_ends_a_training_which_resumes_with_free_space(
     message = str(caught.value)
     assert "\n" not in message
     assert str(small_disk.path) in message
-    # Those of other runs on this machine come and go; only ours could stay.
+    # Folders of other runs on this machine may appear and disappear; only ours could remain.
     wait_for(lambda: not temporary_folders() - before, lambda: str(temporary_folders() - before))
     assert not [name for name in small_disk.files() if name.endswith(".part")]
-    printed = capfd.readouterr()
-    assert "Traceback" not in printed.out + printed.err
+    output = capfd.readouterr()
+    assert "Traceback" not in output.out + output.err
     small_disk.set_free_space(2**14)
     assert finetune(study, config).counts["epochs"] == config.epochs
 
@@ -389,4 +391,4 @@ def test_lost_workers_are_retried_and_user_errors_are_not() -> None:
     lost = LostWorkerError("training the model failed: Connection reset by peer")
     assert decide(lost) == decide(RuntimeError("the worker died"), lost) == FailureDecision.RETRY
     assert decide(lost, ModelError("not finite")) == decide(EngineError("no memory")) == FailureDecision.RAISE
-    assert find_user_error(WorkerGroupError("failed", {0: lost})) is lost, "when no try is left it is one message"
+    assert find_user_error(WorkerGroupError("failed", {0: lost})) is lost, "after the last retry it is one message"

@@ -1,4 +1,4 @@
-"""Estimated memory against measured memory: all tensors are counted, with real DeepSpeed."""
+"""Estimated memory equals measured memory, counted over all tensors with real DeepSpeed."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from tuning.forward import ForwardRunner
 
 PROMPT, ANSWER = 19, 5
 SIZES = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 48}
-WIDER = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
+WIDER_SIZES = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 8}
 
 
 def rows(num: int) -> list[Example]:
@@ -31,40 +31,40 @@ def rows(num: int) -> list[Example]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("changed", [SIZES | {"intermediate_size": 512}, WIDER | {"num_key_value_heads": 4}])
-@pytest.mark.parametrize("saves", [False, True])
-def test_activation_bytes_match_a_forward_pass(dtype: str, changed: dict[str, Any], saves: bool) -> None:
+@pytest.mark.parametrize("changed", [SIZES | {"intermediate_size": 512}, WIDER_SIZES | {"num_key_value_heads": 4}])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activation_bytes_match_a_forward_pass(dtype: str, changed: dict[str, Any], checkpointing: bool) -> None:
     model = tiny_model("llama", dtype=dtype, **changed)
     model.train()
-    if saves:
+    if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     forward = ForwardRunner(model, 0, packing=True)
     assert forward.uses_packing
-    weights = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in weights:
-            kept[place] = tensor  # held, so that no other takes its place
+        address = tensor.untyped_storage().data_ptr()
+        if address not in weights:
+            kept[address] = tensor  # kept alive, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), forward.rows(rows(24)) as batch:
         logits = forward.answer_logits(batch).float()
         torch.nn.functional.cross_entropy(logits, batch.labels_K)
-    taken = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    config = TrainConfig(dtype=dtype, activation_checkpointing=saves)  # type: ignore[arg-type]
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    config = TrainConfig(dtype=dtype, activation_checkpointing=checkpointing)  # type: ignore[arg-type]
     shape = shape_from_config(model.config.to_dict(), "tiny")
-    planned = activation_bytes(shape, config, 24, PROMPT + ANSWER)
-    if saves:  # the layer that is computed again is not kept: it comes in the backward pass
+    estimated = activation_bytes(shape, config, 24, PROMPT + ANSWER)
+    if checkpointing:  # the recomputed layer is allocated in the backward pass only
         whole = TrainConfig(dtype=dtype)  # type: ignore[arg-type]
         deeper = replace(shape, num_layers=shape.num_layers + 1)
-        planned -= activation_bytes(deeper, whole, 24, PROMPT + ANSWER) - activation_bytes(
+        estimated -= activation_bytes(deeper, whole, 24, PROMPT + ANSWER) - activation_bytes(
             shape, whole, 24, PROMPT + ANSWER
         )
-    # The loss is counted at its highest, in the backward pass; of it the forward pass keeps float32 log-probabilities.
-    planned -= _loss_bytes(shape.vocab_size, dtype) - 24 * ANSWER * shape.vocab_size * 4
-    assert taken == pytest.approx(planned, rel=0.12)
+    # The estimate has the peak of the loss, in the backward pass; the forward pass keeps float32 log-probabilities.
+    estimated -= _loss_bytes(shape.vocab_size, dtype) - 24 * ANSWER * shape.vocab_size * 4
+    assert measured == pytest.approx(estimated, rel=0.12)
 
 
 def _loss_bytes(vocab_size: int, dtype: str) -> int:
@@ -79,8 +79,11 @@ print(json.dumps(train_as_worker(*json.loads(sys.argv[1]))))
 
 
 def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, offload: str) -> dict[str, int]:
-    """One of two workers: bytes of all its tensors before an optimizer step, of the weights that it has read before
-    DeepSpeed shares them out, and of those that it brings together to save them.
+    """Run one of two workers.
+
+    Returns:
+        Bytes of all tensors before an optimizer step, of the weights loaded before DeepSpeed shards them, and of the
+        weights gathered for saving.
     """
     import torch.distributed
 
@@ -88,14 +91,14 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
     from tuning.trainable import full_state_dict
     from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
-    read, load_model = [0], trainer.load_model
+    loaded_bytes, load_model = [0], trainer.load_model
 
-    def counting(*args: Any, **more: Any) -> torch.nn.Module:
-        model = load_model(*args, **more)
-        read[0] = sum(each.untyped_storage().nbytes() for each in model.parameters())
+    def load_and_measure(*args: Any, **kwargs: Any) -> torch.nn.Module:
+        model = load_model(*args, **kwargs)
+        loaded_bytes[0] = sum(weight.untyped_storage().nbytes() for weight in model.parameters())
         return model
 
-    trainer.load_model = counting
+    trainer.load_model = load_and_measure
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -103,25 +106,29 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
     config = TrainConfig(
         zero_stage=stage, dtype=dtype, offload=offload, num_workers=2, batch_size=4, epochs=1, dropout=0.0  # type: ignore[arg-type]
     )  # fmt: skip
-    place = WorkerContext(rank=rank, local_rank=rank, num_workers=2, device="cpu")
-    learner = Trainer(folder, config, place, 0)
-    most = [0]
+    context = WorkerContext(rank=rank, local_rank=rank, num_workers=2, device="cpu")
+    learner = Trainer(folder, config, context, 0)
+    peak_bytes = [0]
     step = learner.engine.step
 
-    def counted() -> None:
+    def measure_and_step() -> None:
         gc.collect()
-        found = {}
-        for each in gc.get_objects():
-            if type(each) in (torch.Tensor, torch.nn.Parameter) and each.device.type == "cpu":
-                found[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
-        most[0] = max(most[0], sum(found.values()))
+        sizes = {}
+        for value in gc.get_objects():
+            if type(value) in (torch.Tensor, torch.nn.Parameter) and value.device.type == "cpu":
+                sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        peak_bytes[0] = max(peak_bytes[0], sum(sizes.values()))
         step()
 
-    learner.engine.step = counted
+    learner.engine.step = measure_and_step
     learner.epoch(rows(8), 1)
-    whole = full_state_dict(learner.model, keep=rank == 0)
+    gathered = full_state_dict(learner.model, keep=rank == 0)
     torch.distributed.barrier()
-    return {"bytes": most[0], "read": read[0], "saved": sum(each.nbytes for each in whole.values())}
+    return {
+        "bytes": peak_bytes[0],
+        "read": loaded_bytes[0],
+        "saved": sum(weight.nbytes for weight in gathered.values()),
+    }
 
 
 @pytest.mark.parametrize(
@@ -148,20 +155,20 @@ def test_estimated_memory_matches_a_worker(stage: int, dtype: str, offload: str,
         )
         for r in range(2)
     ]
-    shown = [worker.communicate(timeout=TIMEOUT_S) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], shown[0][1][-3000:]
-    taken = json.loads(shown[0][0].splitlines()[-1])
+    outputs = [worker.communicate(timeout=TIMEOUT_S) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs[0][1][-3000:]
+    measured = json.loads(outputs[0][0].splitlines()[-1])
     config = TrainConfig(
         zero_stage=stage, dtype=dtype, offload=offload, num_workers=2, batch_size=4, dropout=0.0  # type: ignore[arg-type]
     )  # fmt: skip
     shape = shape_from_config(model.config.to_dict(), "tiny")
     memory = estimate_training_memory(shape, config, 2)
-    # On a CPU what is offloaded lies in the same memory; weights of the other are given back before the step.
+    # On a CPU, offloaded tensors share the memory; gathered weights are released before the step.
     gathered_weights = dtype_bytes(dtype) * shape.parameters if stage == 3 else 0
-    planned = memory.training + memory.offloaded - memory.activations - gathered_weights
-    assert taken["bytes"] == pytest.approx(planned, rel=0.06)
-    assert taken["saved"] == pytest.approx(memory.saving, rel=1e-3)
+    estimated = memory.training + memory.offloaded - memory.activations - gathered_weights
+    assert measured["bytes"] == pytest.approx(estimated, rel=0.06)
+    assert measured["saved"] == pytest.approx(memory.saving, rel=1e-3)
     if stage < 3:
-        assert taken["read"] == pytest.approx(memory.loading, rel=1e-3)
+        assert measured["read"] == pytest.approx(memory.loading, rel=1e-3)
     else:
-        assert taken["read"] <= 1.01 * memory.saving / 2, "each worker holds its part alone"
+        assert measured["read"] <= 1.01 * memory.saving / 2, "each worker holds its shard only"

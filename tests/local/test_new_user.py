@@ -1,4 +1,4 @@
-"""What a new user of a cluster does: submit a study, watch it, stop it half-way, submit it again, read the report."""
+"""The workflow of a new cluster user: submit a study, watch it, stop it, submit it again and read the report."""
 
 import json
 import re
@@ -21,36 +21,40 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadCluster]:
 
 
 @pytest.mark.slow
-def test_a_study_is_submitted_watched_stopped_and_submitted_again(cluster: HeadCluster, tmp_path: Path) -> None:
+def test_study_is_submitted_stopped_and_resumed(cluster: HeadCluster, tmp_path: Path) -> None:
     out = tmp_path / "study"
-    begun = cluster.slick("submit", "study", "smoke", "--out", str(out), "--no-wait")
-    assert begun.returncode == 0, begun.stdout + begun.stderr
-    found = JOB.search(begun.stdout)
-    assert found, begun.stdout
-    assert f"{cluster.address}/#/jobs/{found[1]}" in begun.stdout
+    submitted = cluster.slick("submit", "study", "smoke", "--out", str(out), "--no-wait")
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    match = JOB.search(submitted.stdout)
+    assert match, submitted.stdout
+    assert f"{cluster.address}/#/jobs/{match[1]}" in submitted.stdout
 
-    seen: list[str] = []
+    messages: list[str] = []
 
-    def a_training_is_under_way() -> bool:
-        job = json.loads(cluster.get(f"/api/jobs/{found[1]}"))
+    def training_has_started() -> bool:
+        job = json.loads(cluster.get(f"/api/jobs/{match[1]}"))
         assert job["status"] != "FAILED", job
-        seen.append(job["message"] or "")
+        messages.append(job["message"] or "")
         return bool(list(out.glob("runs/*/started.json")))
 
-    wait_for(a_training_is_under_way, lambda: seen[-1])
-    listed = cluster.slick("jobs").stdout
-    assert re.search(rf"^{found[1]}  study smoke  RUNNING, for ", listed, re.MULTILINE)
-    assert f"  study {out}" in listed
-    assert any(re.match(r"annotate: [\d,]+ of [\d,]+ questions, ", message) for message in seen), "how far it is"
-    assert re.search(r"^  sweep: \d of 5 trainings, ", listed, re.MULTILINE)
-    labels = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
-    assert f"job {found[1]} is stopping" in cluster.slick("jobs", "--stop", found[1]).stdout
+    wait_for(training_has_started, lambda: messages[-1])
+    jobs = cluster.slick("jobs").stdout
+    assert re.search(rf"^{match[1]}  study smoke  RUNNING, for ", jobs, re.MULTILINE)
+    assert f"  study {out}" in jobs
+    assert any(re.match(r"annotate: [\d,]+ of [\d,]+ questions, ", message) for message in messages), (
+        "the job message must show the progress"
+    )
+    assert re.search(r"^  sweep: \d of 5 trainings, ", jobs, re.MULTILINE)
+    annotated_at = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
+    assert f"job {match[1]} is stopping" in cluster.slick("jobs", "--stop", match[1]).stdout
     wait_for(lambda: "STOPPED" in cluster.slick("jobs").stdout, lambda: cluster.slick("jobs").stdout)
     assert "sweep      begun, not finished" in slick("status", "--out", str(out)).stdout
 
-    again = cluster.slick("submit", "study", "smoke", "--out", str(out))
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns == labels, "what was done is not done again"
+    resubmitted = cluster.slick("submit", "study", "smoke", "--out", str(out))
+    assert resubmitted.returncode == 0, resubmitted.stdout + resubmitted.stderr
+    assert (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns == annotated_at, (
+        "finished steps must not run again"
+    )
     assert (out / "report" / "index.html").read_text().startswith("<!doctype html>")
     assert len(json.loads((out / "report" / "outcomes.json").read_text())) == 25
     assert slick("status", "--out", str(out)).stdout.count("done in") == 6

@@ -1,5 +1,4 @@
-"""A study in an object store: the same as on a disk, with every step, and nothing of it on this machine but a copy of
-its model."""
+"""A study in an object store equals one on a disk; the only local copy is that of its model."""
 
 import json
 import os
@@ -18,7 +17,7 @@ URI = "s3://studies/smoke"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An object store with an empty bucket, and what a shell must say to reach it."""
+    """An object store with an empty bucket; yields the environment variables to reach it."""
     with running_aws(tmp_path_factory.mktemp("aws") / "log") as environ, pytest.MonkeyPatch.context() as patch:
         make_bucket(environ["AWS_ENDPOINT_URL"], "studies")
         for name, value in environ.items():
@@ -26,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield environ
 
 
-def test_questions_of_a_file_in_an_object_store_are_prepared_there(store: dict[str, str]) -> None:
+def test_questions_are_read_from_and_written_to_an_object_store(store: dict[str, str]) -> None:
     rows = "".join(
         json.dumps({"relation": "P1", "split": split, "question": f"Where is {split} {i}?", "answers": ["London"]})
         + "\n"
@@ -34,7 +33,7 @@ def test_questions_of_a_file_in_an_object_store_are_prepared_there(store: dict[s
         for i in range(num)
     )
     Folder("s3://studies/in").write_bytes("tiny.jsonl", rows.encode())
-    options = "?region=us-west-2"  # stand behind the path, whatever is added to it
+    options = "?region=us-west-2"  # stay at the end of the URI when a path is appended
     flags = ["--questions", f"s3://studies/in/tiny.jsonl{options}", "--filter", "none", "--unknown-relations", "id"]
     done = slick("questions", "smoke", *flags, "--out", f"s3://studies/small{options}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,31 +41,33 @@ def test_questions_of_a_file_in_an_object_store_are_prepared_there(store: dict[s
 
 
 @pytest.mark.slow
-def test_a_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], study: Path, tmp_path: Path) -> None:
+def test_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], study: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     worlds = Path(os.environ.get("SLICK_CACHE", Path.home() / ".cache" / "slick")) / "worlds"
     cache.mkdir()
-    (cache / "worlds").symlink_to(worlds)  # building the world again is another test's matter
+    (cache / "worlds").symlink_to(worlds)  # reuse the world that is already built
     done = slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
     assert done.returncode == 0, done.stdout + done.stderr
     assert SECRET not in done.stdout + done.stderr
 
-    there = Folder(URI)
+    remote = Folder(URI)
     for folder, name in (
         ("annotate", "knowledge.parquet"),
         ("sweep", "points.parquet"),
         ("variants", "idk-050.parquet"),
     ):
-        assert there.child(folder).read_table(name).equals(pq.read_table(study / folder / name)), name
-    for run in there.child("runs").folders():
-        ours, theirs = there.child("runs", run), study / "runs" / run
-        assert ours.read_table("epochs.parquet").equals(pq.read_table(theirs / "epochs.parquet")), run
-        assert {"model.safetensors", "config.json"} <= set(ours.child("checkpoint-last").names()), run
-    assert len(there.child("runs").folders()) == len(list((study / "runs").iterdir())) == 5
-    assert there.child("report").read_bytes("index.html").startswith(b"<!doctype html>")
-    assert there.child("report", "figures").names(".png")
+        assert remote.child(folder).read_table(name).equals(pq.read_table(study / folder / name)), name
+    for run in remote.child("runs").folders():
+        remote_run, local_run = remote.child("runs", run), study / "runs" / run
+        assert remote_run.read_table("epochs.parquet").equals(pq.read_table(local_run / "epochs.parquet")), run
+        assert {"model.safetensors", "config.json"} <= set(remote_run.child("checkpoint-last").names()), run
+    assert len(remote.child("runs").folders()) == len(list((study / "runs").iterdir())) == 5
+    assert remote.child("report").read_bytes("index.html").startswith(b"<!doctype html>")
+    assert remote.child("report", "figures").names(".png")
 
-    (copy,) = [path for path in (cache / "models").iterdir() if path.is_dir()]  # one for all processes of this machine
+    (copy,) = [
+        path for path in (cache / "models").iterdir() if path.is_dir()
+    ]  # one copy for all processes on this machine
     assert (copy / "model.safetensors").read_bytes() == (study / "world" / "model" / "model.safetensors").read_bytes()
 
     again = slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
@@ -78,26 +79,26 @@ def test_a_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], 
 
 
 @pytest.mark.slow
-def test_no_key_is_in_a_file_of_the_study_or_in_a_log_of_the_cluster(store: dict[str, str]) -> None:
+def test_no_secret_is_in_study_files_or_cluster_logs(store: dict[str, str]) -> None:
     names = Folder(URI).sizes()
-    assert "annotate/manifest.json" in names, "the study of the test before is there"
-    texts = [name for name in names if name.endswith((".json", ".html", ".csv", ".parquet"))]
-    assert len(texts) > 50
-    for name in texts:
-        *folders, last = name.split("/")
-        assert SECRET.encode() not in Folder(URI).child(*folders).read_bytes(last), name
+    assert "annotate/manifest.json" in names, "the previous test must have written the study"
+    files = [name for name in names if name.endswith((".json", ".html", ".csv", ".parquet"))]
+    assert len(files) > 50
+    for name in files:
+        *folders, file_name = name.split("/")
+        assert SECRET.encode() not in Folder(URI).child(*folders).read_bytes(file_name), name
     logs = [path for path in Path("/tmp/ray/session_latest/logs").rglob("*") if path.is_file()]
-    assert logs, "Ray keeps its logs elsewhere"
+    assert logs, "no Ray logs"
     for path in logs:
         assert SECRET.encode() not in path.read_bytes(), path
 
 
-def test_a_bucket_that_is_not_there_is_said_and_no_key_with_it(store: dict[str, str]) -> None:
+def test_missing_bucket_is_one_message_without_the_secret(store: dict[str, str]) -> None:
     done = slick("questions", "smoke", "--out", "s3://nowhere/study")
     assert done.returncode == 2
     assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr
-    keys = slick("questions", "smoke", "--out", "s3://AKIAKEY:hidden@studies/x")
-    assert keys.returncode == 2
-    assert "AWS_SECRET_ACCESS_KEY" in keys.stderr
-    assert "hidden" not in keys.stderr + keys.stdout
+    with_key = slick("questions", "smoke", "--out", "s3://AKIAKEY:hidden@studies/x")
+    assert with_key.returncode == 2
+    assert "AWS_SECRET_ACCESS_KEY" in with_key.stderr
+    assert "hidden" not in with_key.stderr + with_key.stdout

@@ -1,4 +1,4 @@
-"""P(True) on real Ray: against a plain forward pass, resumed, bound to the labelled model, and beside old labels."""
+"""P(True) on real Ray: equal to a plain forward pass, resumable, bound to the labelled model, added to old labels."""
 
 import math
 import shutil
@@ -36,41 +36,43 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def direct(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
-    """The logarithm of the chance of one answer behind one prompt, from the whole text through the plain pass."""
-    before = len(tokenizer(prompt)["input_ids"])
+def reference_log_probability(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
+    """Log-probability of one answer after one prompt, from a plain forward pass over the whole text."""
+    num_prompt_tokens = len(tokenizer(prompt)["input_ids"])
     ids = tokenizer(f"{prompt} {answer}", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False).logits[0].double()
-    chances = torch.log_softmax(logits, dim=-1)
-    return sum(float(chances[place - 1, ids[0, place]]) for place in range(before, ids.shape[1]))
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    return sum(
+        float(log_probabilities[position - 1, ids[0, position]]) for position in range(num_prompt_tokens, ids.shape[1])
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "bloom", "mamba"])
-def test_the_chance_of_a_text_is_that_of_its_tokens_one_by_one(name: str) -> None:
-    """Also where texts differ in length and share no beginning, and where questions go in several parts."""
+def test_log_probability_of_a_text_is_the_sum_over_its_tokens(name: str) -> None:
+    """Also for texts of different lengths without a common prefix, and for questions in several batches."""
     model, tokenizer = tiny_model(name, spread=0.1), tiny_tokenizer()
     engine = TransformersEngine(model, tokenizer, batch_questions=3)
     assert engine.uses_packing == (name in CONFIGS)
     choices = ("(A", "(B", "London", "(A) True", "Lo")
-    for suffix, found in zip(BATCH.suffixes, engine.log_probabilities(BATCH, choices), strict=True):
-        right = [direct(model, tokenizer, P_TRUE_PREFIX + suffix, choice) for choice in choices]
-        assert found == pytest.approx(right, abs=1e-4)
+    for suffix, scores in zip(BATCH.suffixes, engine.log_probabilities(BATCH, choices), strict=True):
+        expected = [reference_log_probability(model, tokenizer, P_TRUE_PREFIX + suffix, choice) for choice in choices]
+        assert scores == pytest.approx(expected, abs=1e-4)
     assert engine.stats.generations == 0
     assert engine.stats.prompts == len(NAMES)
     assert engine.stats.prompt_tokens == sum(len(tokenizer(P_TRUE_PREFIX + s)["input_ids"]) for s in BATCH.suffixes)
 
 
-def test_answers_are_drawn_as_before_once_chances_were_read() -> None:
+def test_scoring_does_not_change_later_samples() -> None:
     model, tokenizer = tiny_model("llama", spread=0.2), tiny_tokenizer()
     sampling = SamplingConfig(num_samples=3, max_new_tokens=4)
-    right = TransformersEngine(model, tokenizer).generate(BATCH, sampling)
+    expected = TransformersEngine(model, tokenizer).generate(BATCH, sampling)
     engine = TransformersEngine(model, tokenizer)
     engine.log_probabilities(BATCH, P_TRUE_CHOICES)
-    assert engine.generate(BATCH, sampling) == right
+    assert engine.generate(BATCH, sampling) == expected
 
 
-def test_a_model_that_gives_no_numbers_is_an_error() -> None:
+def test_non_finite_logits_are_an_error() -> None:
     model = tiny_model("llama")
     engine = TransformersEngine(model, tiny_tokenizer())
     model.lm_head.weight.data[5, 5] = float("nan")
@@ -87,7 +89,7 @@ CONFIG = AnnotateConfig(
     batches_per_file=1,
     max_actors=1,
 )
-WITH = replace(CONFIG, p_true=True)
+CONFIG_WITH_P_TRUE = replace(CONFIG, p_true=True)
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +104,11 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Fol
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, labelled: Folder) -> Folder:
-    """The same with P(True), asked of it later."""
+    """The study of `labelled`, with P(True) added later."""
     return scored(tmp_path_factory.mktemp("done"), labelled)
 
 
-def scored(path: Path, labelled: Folder, config: AnnotateConfig = WITH) -> Folder:
+def scored(path: Path, labelled: Folder, config: AnnotateConfig = CONFIG_WITH_P_TRUE) -> Folder:
     study = copy(path, labelled)
     annotate(study, config)
     return study
@@ -117,15 +119,15 @@ def copy(path: Path, study: Folder) -> Folder:
     return Folder(str(path))
 
 
-def wanted_ids(study: Folder) -> list[str]:
+def test_question_ids(study: Folder) -> list[str]:
     table = study.child("annotate").read_table("knowledge.parquet").to_pylist()
     return sorted(row["question_id"] for row in table if (row["domain"], row["split"]) == ("id", "test"))
 
 
-def test_every_test_question_has_the_chance_that_a_plain_pass_gives(done: Folder) -> None:
+def test_p_true_of_every_test_question_equals_a_plain_pass(done: Folder) -> None:
     rows = read_p_true(done)
     assert rows.schema.equals(P_TRUE_SCHEMA)
-    assert rows["question_id"].to_pylist() == wanted_ids(done)
+    assert rows["question_id"].to_pylist() == test_question_ids(done)
     questions = {row["question_id"]: row for row in read_questions(done).to_pylist()}
     folder = done.child("world", "model").local_path
     model, tokenizer = load_model(folder), load_tokenizer(folder)
@@ -135,7 +137,7 @@ def test_every_test_question_has_the_chance_that_a_plain_pass_gives(done: Folder
             f"Question: {question['question']}\nProposed Answer: {question['answers'][0]}\n"
             "Is the proposed answer:\n\n(A) True\n(B) False\nThe proposed answer is:"
         )
-        p_a, p_b = (math.exp(direct(model, tokenizer, prompt, letter)) for letter in ("(A", "(B"))
+        p_a, p_b = (math.exp(reference_log_probability(model, tokenizer, prompt, letter)) for letter in ("(A", "(B"))
         assert (row["p_a"], row["p_b"]) == pytest.approx((p_a, p_b), rel=1e-3, abs=1e-9)
         assert row["p_true"] == pytest.approx(p_a / (p_a + p_b), abs=1e-5)
     assert len(set(rows["p_true"].to_pylist())) > 1
@@ -145,33 +147,33 @@ def test_every_test_question_has_the_chance_that_a_plain_pass_gives(done: Folder
     assert counts["percentiles"]["0"] <= counts["percentiles"]["50"] <= counts["percentiles"]["100"]
 
 
-def test_the_manifest_says_what_it_was_scored_on(done: Folder) -> None:
+def test_manifest_has_dtype_device_and_attention(done: Folder) -> None:
     manifest = require_manifest(done.child("annotate", "p_true"), "annotate")
     assert manifest.settings["dtype"] == manifest.counts["dtype"] == "float32", "dtype auto on a CPU"
     assert manifest.counts["device"] == "cpu"
     assert manifest.counts["attention"].startswith("slick packed")
 
 
-def test_the_labels_are_left_as_they_were(done: Folder, labelled: Folder) -> None:
+def test_labels_are_unchanged(done: Folder, labelled: Folder) -> None:
     before, after = (study.child("annotate").sizes() for study in (labelled, done))
     assert {name for name in after if name not in before} == {name for name in after if name.startswith("p_true/")}
     for name in ("manifest.json", "started.json", "knowledge.parquet"):
         assert labelled.child("annotate").read_bytes(name) == done.child("annotate").read_bytes(name)
     p_true = done.child("annotate", "p_true")
     written = {name: p_true.read_bytes(name) for name in p_true.names()}
-    annotate(done, WITH)  # finished: nothing runs
+    annotate(done, CONFIG_WITH_P_TRUE)  # finished: nothing runs
     assert {name: p_true.read_bytes(name) for name in p_true.names()} == written
 
 
-def test_a_study_is_labelled_and_scored_in_one_go(done: Folder, labelled: Folder, tmp_path: Path) -> None:
+def test_labels_and_p_true_in_one_run(done: Folder, labelled: Folder, tmp_path: Path) -> None:
     study = copy(tmp_path, labelled)
     study.child("annotate").delete()
-    annotate(study, replace(WITH, min_actors=2, max_actors=2, batches_per_file=3, cpus_per_actor=0.5))
+    annotate(study, replace(CONFIG_WITH_P_TRUE, min_actors=2, max_actors=2, batches_per_file=3, cpus_per_actor=0.5))
     assert read_p_true(study).equals(read_p_true(done))
     assert len(study.child("annotate", "p_true").names(".parquet")) < len(done.child("annotate", "p_true").names())
 
 
-def test_half_the_parts_gone_are_made_again_and_the_others_kept(done: Folder, tmp_path: Path) -> None:
+def test_missing_files_are_scored_again_and_others_kept(done: Folder, tmp_path: Path) -> None:
     study = copy(tmp_path, done)
     folder = study.child("annotate", "p_true")
     folder.delete("manifest.json")
@@ -181,32 +183,32 @@ def test_half_the_parts_gone_are_made_again_and_the_others_kept(done: Folder, tm
         folder.delete(name)
     kept = {name: folder.read_bytes(name) for name in names[1::2]}
     half = sum(folder.num_rows(name) for name in names[1::2])
-    whole = len(wanted_ids(study))
+    whole = len(test_question_ids(study))
     assert describe_p_true(study) == f"begun, not finished, {half} of {whole} gold answers scored"
-    annotate(study, replace(WITH, batches_per_file=2))
+    annotate(study, replace(CONFIG_WITH_P_TRUE, batches_per_file=2))
     assert describe_p_true(study).endswith(f", {whole} of {whole} gold answers scored")
     assert read_p_true(study).equals(read_p_true(done))
     assert {name: folder.read_bytes(name) for name in kept} == kept
     assert folder.exists("manifest.json")
 
 
-def test_another_model_is_refused(labelled: Folder, tmp_path: Path) -> None:
+def test_other_model_is_refused(labelled: Folder, tmp_path: Path) -> None:
     study = copy(tmp_path / "study", labelled)
     other = save_tiny_model(tmp_path / "other", steps=0)
     with pytest.raises(StudyError, match="holds labels of the model with fingerprint"):
-        annotate(study, replace(WITH, model=other))
+        annotate(study, replace(CONFIG_WITH_P_TRUE, model=other))
     assert not study.child("annotate", "p_true").exists()
 
 
-def test_other_settings_are_refused_and_all_questions_can_be_asked(
+def test_other_settings_are_refused_and_all_questions_can_be_scored(
     done: Folder, labelled: Folder, tmp_path: Path
 ) -> None:
     with pytest.raises(StudyError, match=r"p_true was written with other inputs or settings"):
-        annotate(done, replace(WITH, p_true_of="all"))
-    study = scored(tmp_path, labelled, replace(WITH, p_true_of="all"))
-    found = read_p_true(study)
+        annotate(done, replace(CONFIG_WITH_P_TRUE, p_true_of="all"))
+    study = scored(tmp_path, labelled, replace(CONFIG_WITH_P_TRUE, p_true_of="all"))
+    p_true = read_p_true(study)
     knowledge = study.child("annotate").read_table("knowledge.parquet")
-    assert found["question_id"].to_pylist() == sorted(knowledge["question_id"].to_pylist())
-    same = dict(zip(found["question_id"].to_pylist(), found["p_true"].to_pylist(), strict=True))
-    for row in read_p_true(done).to_pylist():  # batches are cut otherwise, which shows in the last digits alone
-        assert same[row["question_id"]] == pytest.approx(row["p_true"], abs=1e-5)
+    assert p_true["question_id"].to_pylist() == sorted(knowledge["question_id"].to_pylist())
+    by_question = dict(zip(p_true["question_id"].to_pylist(), p_true["p_true"].to_pylist(), strict=True))
+    for row in read_p_true(done).to_pylist():  # other batches differ in the last digits only
+        assert by_question[row["question_id"]] == pytest.approx(row["p_true"], abs=1e-5)

@@ -1,6 +1,6 @@
-"""Pickles planted wherever a training or a sweep resumes from: named or ignored, and never loaded."""
+"""Pickles planted where a training or sweep resumes are reported or ignored, and never loaded."""
 
-import pickle  # noqa: TID251 - what is refused
+import pickle  # noqa: TID251 - the files under test
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ CONFIG = TrainConfig(
 )
 DEEPSPEED = ("state/mp_rank_00_model_states.pt", "state/zero_pp_rank_0_mp_rank_00_optim_states.pt", "latest")
 TUNE = ("tuner.pkl", "trainable.pkl", "searcher-state.pkl", "search_gen_state.pkl", "experiment_state-1.json")
-"""Names under which the libraries look for their pickles."""
+"""Names of the pickles that Ray Tune loads."""
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def plant(folder: Folder, names: tuple[str, ...], planted: Path) -> None:
         path.write_bytes(pickle.dumps(MaliciousPickle(planted)))
 
 
-class PlantedLearner:
-    """In place of a learner, saves pickles under the names of tensors."""
+class PlantingTrainer:
+    """A fake trainer that saves pickles under the names of tensor files."""
 
     def __init__(self, planted: Path) -> None:
         self._planted = planted
@@ -65,14 +65,14 @@ class PlantedLearner:
 
 
 def planted_state(study: Folder, config: TrainConfig, folder: Folder, planted: Path) -> None:
-    """A state that is whole by its own account and of the training that is asked for, in a run that was interrupted."""
+    """Write a seemingly complete state of the requested training whose tensor files are pickles."""
     (plan,) = plan_runs(study, {"half-seed0": config})
     progress = TrainingProgress(identity=plan.identity, epoch=1, best_dev_accuracy=0.0, best_dev_epoch=1, num_workers=1)
-    folder.add(save_state(PlantedLearner(planted), progress, 0))
+    folder.add(save_state(PlantingTrainer(planted), progress, 0))
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_training_never_loads_a_planted_pickle(
+def test_training_never_loads_a_planted_pickle(
     study: Folder, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     finetune(study, CONFIG)
@@ -89,7 +89,7 @@ def test_a_training_never_loads_a_planted_pickle(
     planted_state(study, longer, kept, planted)
     with pytest.raises(SlickError, match=rf"training state in {kept} cannot be read .*delete that folder"):
         finetune(study, longer)
-    assert study.child("runs", "half-seed0").exists("manifest.json"), "what was finished before is left"
+    assert study.child("runs", "half-seed0").exists("manifest.json"), "the finished run must be kept"
     kept.delete()
 
     precious = tmp_path / "precious"
@@ -100,12 +100,12 @@ def test_a_training_never_loads_a_planted_pickle(
     group.write_json("checkpoint_manager_snapshot.json", content)
     assert finetune(study, longer).counts["epochs"] == 2
     assert "checkpoint_2 has pickle files of an earlier version" in capsys.readouterr().out
-    assert precious.exists(), "Ray Train deletes what its list names"
+    assert precious.exists(), "Ray Train must not delete folders that a stored list names"
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_never_loads_a_planted_pickle(study: Folder, planted: Path) -> None:
-    """Tune writes pickles; neither what lies in the study nor what it leaves there is read back."""
+def test_sweep_never_loads_a_planted_pickle(study: Folder, planted: Path) -> None:
+    """Tune writes pickles, but neither planted pickles nor its own are read back."""
     tune = study.child(".ray", "sweep", "tune")
     plant(tune, (*TUNE, *(f"half-seed0/{name}" for name in ("error.pkl", "params.pkl"))), planted)
     config = SweepConfig(grid=GridConfig(variants=("half",), epochs=(1,), policies=("fixed",)), train=CONFIG)
@@ -114,14 +114,14 @@ def test_a_sweep_never_loads_a_planted_pickle(study: Folder, planted: Path) -> N
     assert pickle.dumps(MaliciousPickle(planted)) not in {tune.read_bytes(name) for name in tune.names()}
 
 
-def test_a_planted_pickle_runs_code_when_it_is_loaded(tmp_path: Path) -> None:
-    """Otherwise the tests above would show nothing."""
+def test_planted_pickle_runs_code_when_loaded(tmp_path: Path) -> None:
+    """Otherwise the tests above would prove nothing."""
     import torch
 
     plant(Folder(str(tmp_path)), ("state.pt",), tmp_path / "code-ran")
     with pytest.raises(Exception, match=r"nsupported|weights"):
         torch.load(tmp_path / "state.pt", weights_only=True)
     assert not (tmp_path / "code-ran").exists()
-    with pytest.raises(RuntimeError, match="magic number"):  # that is looked at after the first pickle is loaded
+    with pytest.raises(RuntimeError, match="magic number"):  # checked after the first pickle is loaded
         torch.load(tmp_path / "state.pt", weights_only=False)
     assert (tmp_path / "code-ran").exists()

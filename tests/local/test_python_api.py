@@ -1,4 +1,4 @@
-"""README's Python example, all of it, on the small model of a world."""
+"""The whole Python example of the README, on the small model of a world."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,7 @@ import slick
 from tests.unit.readme_snippet import statements
 
 
-def test_the_example_of_readme_runs(
-    study: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readme_example_runs(study: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = str(study / "world" / "model")
     rows = slick.read_questions(study, ["relation", "domain", "split", "question", "answers"]).to_pylist()
     monkeypatch.chdir(tmp_path)

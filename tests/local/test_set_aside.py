@@ -1,4 +1,4 @@
-"""Questions that are too long for the model's context: set aside by every store, never labelled, and counted."""
+"""Questions too long for the model's context are set aside in every answer set, never labelled, and counted."""
 
 import shutil
 from dataclasses import replace
@@ -23,7 +23,7 @@ from tuning.config import TrainConfig
 from tuning.finetune import finetune
 
 CONTEXT = 256
-LONG = "P1-train-003"
+LONG_QUESTION = "P1-train-003"
 LONG_ANSWER = "P2-test-002"
 
 
@@ -42,7 +42,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> AnnotateConfig:
 
 
 def write_study(path: Path, changed: dict[str, dict[str, Any]]) -> Folder:
-    """The questions of `write_birthplace_questions`, some with other texts."""
+    """The questions of `write_birthplace_questions` with changed rows, by question id."""
     study = Folder(str(path))
     write_birthplace_questions(study)
     folder = study.child("questions")
@@ -51,44 +51,46 @@ def write_study(path: Path, changed: dict[str, dict[str, Any]]) -> Folder:
     return study
 
 
-def with_long_question(path: Path) -> Folder:
+def write_study_with_long_texts(path: Path) -> Folder:
     """One train question and the gold answer of one test question are longer than the context."""
     long = "Where was Train D3 " + "of the long name " * 60 + "born?"
-    return write_study(path, {LONG: {"question": long}, LONG_ANSWER: {"answers": ["a very long answer " * 60]}})
+    return write_study(
+        path, {LONG_QUESTION: {"question": long}, LONG_ANSWER: {"answers": ["a very long answer " * 60]}}
+    )
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, ray_cluster: None) -> Folder:
-    """A study that was refused at first: too many of its questions are too long."""
-    study = with_long_question(tmp_path_factory.mktemp("done"))
+    """An annotated study; annotation with a smaller limit was refused first."""
+    study = write_study_with_long_texts(tmp_path_factory.mktemp("done"))
     with pytest.raises(
         DataError, match=r"1 of 61 questions \(1.6 %\) have a prompt.*256 tokens.*at most 1 %"
     ) as raised:
         annotate(study, replace(config, max_set_aside_share=0.01))
-    for part in (LONG, "annotate/set_aside/generations.parquet", "--max-set-aside-share"):
+    for part in (LONG_QUESTION, "annotate/set_aside/generations.parquet", "--max-set-aside-share"):
         assert part in str(raised.value)
     assert not study.child("annotate", "generations").exists()
     annotate(study, replace(config, p_true=True, max_set_aside_share=0.1))
     return study
 
 
-def counts_of(study: Folder, *names: str) -> dict[str, Any]:
+def read_counts(study: Folder, *names: str) -> dict[str, Any]:
     counts: dict[str, Any] = study.child("annotate", *names).read_json("manifest.json")["counts"]
     return counts
 
 
-def test_it_is_listed_with_its_tokens_and_not_labelled(done: Folder) -> None:
+def test_long_question_is_listed_and_not_labelled(done: Folder) -> None:
     (row,) = read_set_aside(done.child("annotate"), "generations").to_pylist()
     questions = {row["question_id"]: row for row in read_questions(done).to_pylist()}
     sets = done.child("annotate").read_json("exemplars.json")["P1"]
     prompts = [
         few_shot_prefix([(questions[i]["question"], questions[i]["answers"][0]) for i in ids])
-        + few_shot_suffix(questions[LONG]["question"])
+        + few_shot_suffix(questions[LONG_QUESTION]["question"])
         for ids in sets
     ]
     longest = max(len(tokens) for tokens in tiny_tokenizer()(prompts)["input_ids"])
     assert row == {
-        "question_id": LONG,
+        "question_id": LONG_QUESTION,
         "relation": "P1",
         "domain": "id",
         "split": "train",
@@ -96,38 +98,38 @@ def test_it_is_listed_with_its_tokens_and_not_labelled(done: Folder) -> None:
         "num_tokens": longest + 6,
         "limit": CONTEXT,
     }
-    asked = {i for i in questions if ("train" in i and "P9" not in i) or "test" in i}
-    assert set(read_knowledge(done)["question_id"].to_pylist()) == asked - {LONG}
-    assert read_generations(done).num_rows == len(asked) - 1
-    counts = counts_of(done)
+    expected = {i for i in questions if ("train" in i and "P9" not in i) or "test" in i}
+    assert set(read_knowledge(done)["question_id"].to_pylist()) == expected - {LONG_QUESTION}
+    assert read_generations(done).num_rows == len(expected) - 1
+    counts = read_counts(done)
     assert counts["set_aside"] == {"generations": {TOO_LONG: {"P1": {"train": 1}}}}
-    assert counts["questions"] == len(asked) - 1
+    assert counts["questions"] == len(expected) - 1
     assert "60 of 60 questions answered (1 more set aside: prompt too long" in describe_step(done, "annotate")
 
 
-def test_p_true_sets_its_own_questions_aside(done: Folder) -> None:
+def test_p_true_has_its_own_list(done: Folder) -> None:
     (row,) = read_set_aside(done.child("annotate"), "p_true").to_pylist()
     assert row["question_id"] == LONG_ANSWER
     scored = set(read_p_true(done)["question_id"].to_pylist())
     assert len(scored) == 13
     assert LONG_ANSWER not in scored
     assert LONG_ANSWER in read_knowledge(done)["question_id"].to_pylist(), "only its gold answer is too long"
-    assert counts_of(done, "p_true")["set_aside"] == {"p_true": {TOO_LONG: {"P2": {"test": 1}}}}
+    assert read_counts(done, "p_true")["set_aside"] == {"p_true": {TOO_LONG: {"P2": {"test": 1}}}}
     assert "13 of 13 gold answers scored (1 more set aside" in describe_p_true(done)
 
 
-def test_other_questions_are_answered_as_without_it(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+def test_other_questions_have_the_same_answers(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     short = write_study(tmp_path, {})
     annotate(short, config)
     assert not short.child("annotate", "set_aside").exists("generations.parquet")
-    assert counts_of(short)["set_aside"] == {}
-    others = {row["question_id"]: row for row in read_generations(short).to_pylist()}
-    assert others.pop(LONG)
+    assert read_counts(short)["set_aside"] == {}
+    by_question = {row["question_id"]: row for row in read_generations(short).to_pylist()}
+    assert by_question.pop(LONG_QUESTION)
     for row in read_generations(done).to_pylist():
-        assert row["sampled_text"] == others[row["question_id"]]["sampled_text"]
+        assert row["sampled_text"] == by_question[row["question_id"]]["sampled_text"]
 
 
-def test_a_run_that_was_stopped_goes_on(
+def test_interrupted_run_resumes(
     done: Folder, config: AnnotateConfig, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(done.local_path, tmp_path, dirs_exist_ok=True)
@@ -145,38 +147,42 @@ def test_a_run_that_was_stopped_goes_on(
     assert read_generations(study).equals(read_generations(done))
     out = capsys.readouterr().out
     assert "annotate/generations: 1 question set aside" in out
-    assert f"{LONG} (" in out
+    assert f"{LONG_QUESTION} (" in out
     assert "60 questions (1 more set aside)" in out
 
 
-def test_labels_mode_and_gold_scores_set_the_same_aside(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
-    labels, gold = (with_long_question(tmp_path / name) for name in ("labels", "gold"))
+def test_labels_mode_and_gold_estimator_set_aside_the_same(
+    done: Folder, config: AnnotateConfig, tmp_path: Path
+) -> None:
+    labels, gold = (write_study_with_long_texts(tmp_path / name) for name in ("labels", "gold"))
     annotate(labels, replace(config, mode="labels"))
     annotate(gold, replace(config, estimator="gold"))
     names = ["question_id", "category"]
     assert read_knowledge(labels).select(names).equals(read_knowledge(done).select(names))
     assert read_knowledge(gold)["question_id"].equals(read_knowledge(done)["question_id"])
-    right = read_set_aside(done.child("annotate"), "generations")
-    assert read_set_aside(labels.child("annotate"), "generations").equals(right)
-    assert read_set_aside(gold.child("annotate"), "gold").equals(right)
-    assert counts_of(gold)["set_aside"] == {"gold": {TOO_LONG: {"P1": {"train": 1}}}}
+    expected = read_set_aside(done.child("annotate"), "generations")
+    assert read_set_aside(labels.child("annotate"), "generations").equals(expected)
+    assert read_set_aside(gold.child("annotate"), "gold").equals(expected)
+    assert read_counts(gold)["set_aside"] == {"gold": {TOO_LONG: {"P1": {"train": 1}}}}
 
 
-def test_repeats_controls_and_rescoring_go_without_it(config: AnnotateConfig, done: Folder, tmp_path: Path) -> None:
-    """Twenty questions a relation are asked again and as controls, so the long one would be among them."""
-    study = with_long_question(tmp_path)
+def test_repeats_controls_and_rescoring_omit_the_long_question(
+    config: AnnotateConfig, done: Folder, tmp_path: Path
+) -> None:
+    """All train and test questions of a relation are repeated, so the long one would be among them."""
+    study = write_study_with_long_texts(tmp_path)
     annotate(study, replace(config, repeats_per_relation=27, controls_per_relation=27))
     stores = {name: study.child("annotate", name).read_tables() for name in ("repeats", "controls")}
     for table in stores.values():
         assert table.num_rows == 60
-        assert not any(LONG in question_id for question_id in table["question_id"].to_pylist())
+        assert not any(LONG_QUESTION in question_id for question_id in table["question_id"].to_pylist())
     assert study.child("annotate").read_json("confidence.json")["repeats"]["questions"] == 60
     rescore(study, RescoreConfig(matcher="contains"))
     assert read_knowledge(study).num_rows == 60
-    assert counts_of(study)["set_aside"] == {"generations": {TOO_LONG: {"P1": {"train": 1}}}}
+    assert read_counts(study)["set_aside"] == {"generations": {TOO_LONG: {"P1": {"train": 1}}}}
 
 
-def test_exemplars_that_are_too_long_end_the_run(config: AnnotateConfig, tmp_path: Path) -> None:
+def test_too_long_exemplars_are_an_error(config: AnnotateConfig, tmp_path: Path) -> None:
     long = {f"P2-dev-{i:03d}": {"question": f"Who wrote Dev {i} {'and so on ' * 60}?"} for i in range(6)}
     study = write_study(tmp_path, long)
     with pytest.raises(
@@ -185,7 +191,7 @@ def test_exemplars_that_are_too_long_end_the_run(config: AnnotateConfig, tmp_pat
         annotate(study, replace(config, max_set_aside_share=1.0))
 
 
-def test_the_list_has_its_columns(done: Folder) -> None:
+def test_list_has_the_documented_columns(done: Folder) -> None:
     assert read_set_aside(done.child("annotate"), "generations").schema == SET_ASIDE_SCHEMA
     assert read_set_aside(done.child("annotate"), "repeats").num_rows == 0
 
@@ -193,8 +199,8 @@ def test_the_list_has_its_columns(done: Folder) -> None:
 TRAINING = TrainConfig(variant="half", epochs=1, batch_size=8, dropout=0.0, max_new_tokens=6, max_set_aside_share=0.1)
 
 
-def labelled_study(path: Path) -> Folder:
-    """A test question and a train target are longer than the context."""
+def write_study_with_long_rows(path: Path) -> Folder:
+    """A trainable study in which a test question and a train target are longer than the context."""
     study = write_trainable_study(path, tiny_model("llama", max_position_embeddings=CONTEXT), tiny_tokenizer())
     for folder, name, question_id, text in (
         (study.child("questions"), "part-00000", "test-0003", {"question": "Where " + "and where " * 99 + "was it?"}),
@@ -206,26 +212,24 @@ def labelled_study(path: Path) -> Folder:
     return study
 
 
-def test_a_training_neither_learns_nor_counts_rows_that_are_too_long(
-    tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture
-) -> None:
-    study = labelled_study(tmp_path)
+def test_training_omits_too_long_rows(tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture) -> None:
+    study = write_study_with_long_rows(tmp_path)
     with pytest.raises(SlickError, match=r"2 of 42 rows of variant half do not fit.*256 tokens.*at most 1 %"):
         finetune(study, replace(TRAINING, max_set_aside_share=0.01))
     counts = finetune(study, TRAINING).counts
     assert counts["set_aside"] == {TOO_LONG: {"test": 1, "train": 1}}
     assert counts["train_rows"] == 11
     run = study.child("runs", "half-seed0")
-    listed = {row["question_id"]: row for row in run.read_table("set_aside.parquet").to_pylist()}
-    assert set(listed) == {"test-0003", "train-0003"}
-    assert all(row["num_tokens"] > row["limit"] == CONTEXT for row in listed.values())
+    set_aside = {row["question_id"]: row for row in run.read_table("set_aside.parquet").to_pylist()}
+    assert set(set_aside) == {"test-0003", "train-0003"}
+    assert all(row["num_tokens"] > row["limit"] == CONTEXT for row in set_aside.values())
     predicted = run.child("predictions").read_table("epoch-001.parquet")["question_id"].to_pylist()
     assert len(predicted) == 40
-    assert not set(listed) & set(predicted)
-    (whole,) = (
+    assert not set(set_aside) & set(predicted)
+    (test_row,) = (
         row
         for row in run.read_table("epochs.parquet").to_pylist()
         if (row["split"], row["category"]) == ("test", "all")
     )
-    assert whole["num"] == 11
+    assert test_row["num"] == 11
     assert "1 of 1 trainings left out rows that exceed the model's context" in capsys.readouterr().out

@@ -41,7 +41,7 @@ def work(settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     init_deepspeed()
     rank = ray.train.get_context().get_world_rank()
-    place = WorkerContext(rank=rank, local_rank=rank, num_workers=2, device="cpu")
+    context = WorkerContext(rank=rank, local_rank=rank, num_workers=2, device="cpu")
     examples = [Example(prompt_ids=(5, 6, 7 + i), answer_ids=(3 + i, 4, 2)) for i in range(6)]
 
     def write(trainer: Trainer, name: str) -> None:
@@ -50,7 +50,7 @@ def work(settings: dict[str, Any]) -> None:
             save_file(weights, f"{settings['path']}/{name}.safetensors")
 
     def resume(config: TrainConfig, state: str, name: str) -> None:
-        trainer = Trainer(settings["model"], config, place, 0)
+        trainer = Trainer(settings["model"], config, context, 0)
         trainer.load(Folder(state), examples[0])
         trainer.epoch(examples, 3)
         write(trainer, name)
@@ -58,7 +58,7 @@ def work(settings: dict[str, Any]) -> None:
 
     for name in settings["names"]:
         config, state = replace(CONFIG, **CASES[name]), f"{settings['path']}/{name}-state"
-        trainer = Trainer(settings["model"], config, place, 0)
+        trainer = Trainer(settings["model"], config, context, 0)
         for epoch in (1, 2):
             trainer.epoch(examples, epoch)
         write(trainer, f"{name}-half")
@@ -73,7 +73,7 @@ def work(settings: dict[str, Any]) -> None:
             resume(replace(config, zero_stage=OTHERS[name]), state, f"{name}-other")
 
 
-def marked(names: Iterable[str]) -> list[Any]:
+def with_slow_marks(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
 
 
@@ -118,7 +118,7 @@ def assert_close(first: dict[str, Any], second: dict[str, Any], atol: float) -> 
         torch.testing.assert_close(second[key], value, rtol=0, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name", marked(CASES))
+@pytest.mark.parametrize("name", with_slow_marks(CASES))
 def test_resumed_training_equals_the_uninterrupted_one(trained: Callable[[str], Path], name: str) -> None:
     folder = trained(name)
     whole = weights(folder, f"{name}-whole")
@@ -127,15 +127,15 @@ def test_resumed_training_equals_the_uninterrupted_one(trained: Callable[[str], 
         assert_close(whole, weights(folder, f"{name}-half"), 0)
 
 
-@pytest.mark.parametrize("name", marked(OTHERS))
+@pytest.mark.parametrize("name", with_slow_marks(OTHERS))
 def test_resumption_under_another_zero_stage(trained: Callable[[str], Path], name: str) -> None:
     """Equal up to the order of summation."""
     folder = trained(name)
     assert_close(weights(folder, f"{name}-whole"), weights(folder, f"{name}-other"), 1e-4)
 
 
-@pytest.mark.parametrize("name", marked(CASES))
-def test_state_has_each_trained_tensor_once(trained: Callable[[str], Path], name: str) -> None:
+@pytest.mark.parametrize("name", with_slow_marks(CASES))
+def test_state_has_every_trained_tensor_once(trained: Callable[[str], Path], name: str) -> None:
     from safetensors import safe_open
 
     folder = trained(name) / f"{name}-state"

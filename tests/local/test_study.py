@@ -1,4 +1,4 @@
-"""The whole study by the command line, as a newcomer runs it: real Ray Data, Train with DeepSpeed, and Tune."""
+"""A complete study from the command line, with real Ray Data, Ray Train with DeepSpeed, and Ray Tune."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.local.cli import slick
 
 
-def test_a_stopped_study_goes_on_and_ends_with_a_report(study: Path) -> None:
+def test_interrupted_study_resumes_and_writes_a_report(study: Path) -> None:
     page = (study / "report" / "index.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     outcomes = {row["id"]: row for row in json.loads((study / "report" / "outcomes.json").read_text())}
@@ -18,10 +18,10 @@ def test_a_stopped_study_goes_on_and_ends_with_a_report(study: Path) -> None:
     assert outcomes["E2"]["holds"] is True
     for row in outcomes.values():
         assert row["why"]
-        assert (row["own"] is None) <= (row["holds"] is None), "held without having been computed"
+        assert (row["own"] is None) <= (row["holds"] is None), "an outcome without a value must not be judged"
 
 
-def test_the_folders_hold_what_the_contract_says(study: Path) -> None:
+def test_folders_have_the_documented_files_and_columns(study: Path) -> None:
     knowledge = pq.read_table(study / "annotate" / "knowledge.parquet")
     assert {"question_id", "category", "p_correct_greedy", "p_correct_sampled", "p_upper"} <= set(
         knowledge.column_names
@@ -40,18 +40,18 @@ def test_the_folders_hold_what_the_contract_says(study: Path) -> None:
             assert (run / name).exists(), run
 
 
-def test_manifests_and_report_say_what_each_step_ran_on(study: Path) -> None:
+def test_manifests_and_report_have_device_dtype_and_attention(study: Path) -> None:
     for name in ("annotate", "runs/unknown-050-seed0"):
         manifest = json.loads((study / name / "manifest.json").read_text())
         assert manifest["settings"]["dtype"] == manifest["counts"]["dtype"] == "float32", "dtype auto on a CPU"
         assert manifest["counts"]["device"] == "cpu"
         assert manifest["counts"]["attention"].startswith("slick packed")
-    told = (study / "report" / "tables" / "provenance.csv").read_text()
+    provenance = (study / "report" / "tables" / "provenance.csv").read_text()
     for part in ("annotation", "trainings"):
-        assert f'{part} ran with,"device cpu, dtype float32, attention slick packed' in told
+        assert f'{part} ran with,"device cpu, dtype float32, attention slick packed' in provenance
 
 
-def test_a_finished_study_does_nothing_twice_and_says_so(study: Path) -> None:
+def test_finished_study_is_not_repeated(study: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")}
     done = slick("study", "smoke", "--out", str(study))
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_a_finished_study_does_nothing_twice_and_says_so(study: Path) -> None:
     assert "5 of 5 trainings, 15 of 15 epochs" in status
 
 
-def test_other_settings_are_refused_and_nothing_is_lost(study: Path) -> None:
+def test_other_settings_are_refused_without_changes(study: Path) -> None:
     done = slick("study", "smoke", "--seed", "5", "--out", str(study))
     assert done.returncode == 2
     assert "was written with other inputs or settings" in done.stderr
@@ -69,7 +69,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(study: Path) -> None:
     assert json.loads((study / "study.json").read_text())["settings"]["seed"] == 0
 
 
-def test_a_variant_is_bound_to_the_model_it_was_drawn_for(study: Path, tmp_path: Path) -> None:
+def test_variant_of_another_model_is_refused(study: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(study / "world" / "model")
@@ -84,13 +84,13 @@ def test_a_variant_is_bound_to_the_model_it_was_drawn_for(study: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_world_of_real_facts_judges_the_counts_of_the_paper(entity_questions: str, tmp_path: Path) -> None:
+def test_world_of_real_facts_reproduces_the_counts_of_the_paper(entity_questions: str, tmp_path: Path) -> None:
     out = tmp_path / "real-facts"
     done = slick("study", "smoke", "--questions", entity_questions, "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = {row["id"]: row for row in json.loads((out / "report" / "outcomes.json").read_text())}
     assert outcomes["E1"]["holds"] is True, outcomes["E1"]
     planted = pq.read_table(out / "world" / "planted.parquet").to_pylist()
-    asked = {row["question"] for part in out.glob("questions/*.parquet") for row in pq.read_table(part).to_pylist()}
-    assert asked
-    assert asked <= {row["question"] for row in planted}
+    questions = {row["question"] for part in out.glob("questions/*.parquet") for row in pq.read_table(part).to_pylist()}
+    assert questions
+    assert questions <= {row["question"] for row in planted}

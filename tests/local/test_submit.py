@@ -1,4 +1,4 @@
-"""Jobs on a real head with token authentication: a step is done there as it is here, and ends with the same status."""
+"""Jobs on a real head with token authentication: a submitted step has the results and exit status of a local one."""
 
 import csv
 import io
@@ -32,8 +32,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadCluster]:
 
 
 @pytest.fixture(scope="module")
-def asked(cluster: HeadCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A study whose questions were prepared by a job; its folder, and what the terminal showed."""
+def prepared(cluster: HeadCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a study whose questions a job prepared, and the output of that command."""
     folder = tmp_path_factory.mktemp("work")
     rows = [
         {"relation": relation, "split": split, "question": f"Where is {relation} {split} {i}?", "answers": ["London"]}
@@ -50,92 +50,92 @@ def asked(cluster: HeadCluster, tmp_path_factory: pytest.TempPathFactory) -> tup
     return folder / "study", done.stdout + done.stderr
 
 
-def the_job(shown: str) -> str:
-    found = re.search(r"^job (\S+), study", shown, re.MULTILINE)
-    assert found, shown
-    return found.group(1)
+def parse_job_id(output: str) -> str:
+    match = re.search(r"^job (\S+), study", output, re.MULTILINE)
+    assert match, output
+    return match.group(1)
 
 
-def test_a_step_is_done_on_the_cluster(asked: tuple[Path, str], cluster: HeadCluster) -> None:
-    study, shown = asked
+def test_step_runs_on_the_cluster(prepared: tuple[Path, str], cluster: HeadCluster) -> None:
+    study, output = prepared
     assert (study / "questions" / MANIFEST).exists()
-    assert "Questions from files/tiny.jsonl, 32 rows" in shown, "the step's own log is followed"
-    assert f"{cluster.address}/#/jobs/{the_job(shown)}" in shown
-    assert shown.rstrip().endswith(f"job {the_job(shown)}: SUCCEEDED")
-    told = json.loads(cluster.get(f"/api/jobs/{the_job(shown)}"))["runtime_env"]["env_vars"]
-    assert told.items() >= MALLOC_ENV.items(), "workers of a cluster keep freed memory as those here do"
+    assert "Questions from files/tiny.jsonl, 32 rows" in output, "the log of the step must be followed"
+    assert f"{cluster.address}/#/jobs/{parse_job_id(output)}" in output
+    assert output.rstrip().endswith(f"job {parse_job_id(output)}: SUCCEEDED")
+    environment = json.loads(cluster.get(f"/api/jobs/{parse_job_id(output)}"))["runtime_env"]["env_vars"]
+    assert environment.items() >= MALLOC_ENV.items(), "workers on a cluster need the malloc settings of local workers"
 
 
-def test_secrets_are_neither_shown_nor_in_the_metadata(asked: tuple[Path, str], cluster: HeadCluster) -> None:
-    shown = asked[1]
-    details = json.loads(cluster.get(f"/api/jobs/{the_job(shown)}"))
+def test_secrets_are_not_in_output_logs_or_metadata(prepared: tuple[Path, str], cluster: HeadCluster) -> None:
+    output = prepared[1]
+    details = json.loads(cluster.get(f"/api/jobs/{parse_job_id(output)}"))
     assert details["metadata"]["step"] == "questions"
     assert SECRET not in json.dumps([details["metadata"], details["entrypoint"], details["message"]])
-    assert SECRET not in cluster.get(f"/api/jobs/{the_job(shown)}/logs")
-    listed = cluster.slick("jobs")
-    for text in (shown, listed.stdout, listed.stderr):
+    assert SECRET not in cluster.get(f"/api/jobs/{parse_job_id(output)}/logs")
+    jobs = cluster.slick("jobs")
+    for text in (output, jobs.stdout, jobs.stderr):
         assert SECRET not in text
         assert TOKEN not in text
 
 
-def test_jobs_are_listed(asked: tuple[Path, str], cluster: HeadCluster) -> None:
-    listed = cluster.slick("jobs")
-    assert re.search(rf"^{the_job(asked[1])}  questions smoke  SUCCEEDED, for ", listed.stdout, re.MULTILINE)
-    assert f"  study {asked[0]}" in listed.stdout
+def test_jobs_are_listed(prepared: tuple[Path, str], cluster: HeadCluster) -> None:
+    jobs = cluster.slick("jobs")
+    assert re.search(rf"^{parse_job_id(prepared[1])}  questions smoke  SUCCEEDED, for ", jobs.stdout, re.MULTILINE)
+    assert f"  study {prepared[0]}" in jobs.stdout
 
 
-@pytest.mark.slow  # test_autoscaling.py has such a job, whose actors run on other nodes
-def test_a_job_joins_the_cluster_and_its_actors_run_the_code_that_travelled(
-    asked: tuple[Path, str], cluster: HeadCluster, tmp_path: Path
+@pytest.mark.slow  # test_autoscaling.py covers such a job, with actors on other nodes
+def test_actors_of_a_job_run_the_uploaded_code(
+    prepared: tuple[Path, str], cluster: HeadCluster, tmp_path: Path
 ) -> None:
     model = save_tiny_model(tmp_path / "model", steps=1)
     flags = ["--model", model, "--num-exemplar-sets", "2", "--num-shots", "2", "--sampling.num-samples", "2"]
     flags += ["--sampling.max-new-tokens", "4", "--repeats-per-relation", "0", "--controls-per-relation", "0"]
-    done = cluster.slick("submit", "annotate", "smoke", *flags, "--max-actors", "1", "--out", str(asked[0]))
+    done = cluster.slick("submit", "annotate", "smoke", *flags, "--max-actors", "1", "--out", str(prepared[0]))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (asked[0] / "annotate" / MANIFEST).exists()
+    assert (prepared[0] / "annotate" / MANIFEST).exists()
     assert "Ray dashboard" not in done.stdout, "no second cluster was started"
 
 
-def test_what_a_user_can_mend_ends_with_status_2_and_one_message(cluster: HeadCluster, tmp_path: Path) -> None:
+def test_user_error_exits_with_2_and_one_message(cluster: HeadCluster, tmp_path: Path) -> None:
     done = cluster.slick("submit", "variants", "smoke", "--out", str(tmp_path / "empty"))
     assert done.returncode == 2, done.stdout + done.stderr
-    shown = done.stdout + done.stderr
-    assert shown.count("slick: ") == 1
-    assert "Traceback" not in shown
-    listed = cluster.slick("jobs").stdout
-    after = listed[listed.index(the_job(shown)) :].splitlines()
-    assert "variants smoke  FAILED" in after[0]
-    assert after[2].startswith("  slick: ")
+    output = done.stdout + done.stderr
+    assert output.count("slick: ") == 1
+    assert "Traceback" not in output
+    jobs = cluster.slick("jobs").stdout
+    lines = jobs[jobs.index(parse_job_id(output)) :].splitlines()
+    assert "variants smoke  FAILED" in lines[0]
+    assert lines[2].startswith("  slick: ")
 
 
-def test_a_sheet_that_was_graded_here_is_read_by_a_report_made_there(cluster: HeadCluster, tmp_path: Path) -> None:
-    asked = [
+def test_graded_sheet_is_uploaded_for_the_report(cluster: HeadCluster, tmp_path: Path) -> None:
+    questions = [
         AnsweredQuestion(question_id=f"q{i}", gold=("Oslo",), greedy=("=Rome", "Oslo City"), sampled=(("Rome",),) * 2)
         for i in range(4)
     ]
-    study, sheet = write_answered_study(tmp_path / "study", asked), tmp_path / "laptop" / "graded.csv"
+    study, sheet = write_answered_study(tmp_path / "study", questions), tmp_path / "laptop" / "graded.csv"
     make_report(study, ReportConfig())
     tables = study.child("report", "tables")
     header, *rows = csv.reader(io.StringIO(tables.read_bytes("error_audit.csv").decode()))
     sheet.parent.mkdir()
     with sheet.open("w", newline="") as file:
         csv.writer(file).writerows([header, *([*row[:-1], "wrong"] for row in rows)])
-    words = ("submit", "report", "demo", "--out", study.uri)
-    done = cluster.slick(*words, "--graded", str(sheet))
+    command = ("submit", "report", "demo", "--out", study.uri)
+    done = cluster.slick(*command, "--graded", str(sheet))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wrong,16," in tables.read_bytes("error_audit_shares.csv").decode()
     assert [study.child("report", "graded").read_bytes(name) for name in study.child("report", "graded").names()] == [
         sheet.read_bytes()
     ]
     sheet.write_text(sheet.read_text().replace("wrong", "nonsense"))
-    refused = cluster.slick(*words, f"--graded={sheet}")
+    refused = cluster.slick(*command, f"--graded={sheet}")
     assert refused.returncode == 2
     assert "files/graded.csv has unknown grades" in refused.stdout
 
 
-def test_a_head_started_outside_its_virtual_environment_runs_jobs_with_rays_python(tmp_path: Path) -> None:
-    """There `python` is the system's, or none: jobs died with "No module named 'pyarrow'"."""
+def test_head_started_outside_its_virtual_environment_uses_rays_python(tmp_path: Path) -> None:
+    """There `python` is that of the system, or missing; jobs failed with "No module named 'pyarrow'"."""
     bare = tmp_path / "bin" / "python"
     bare.parent.mkdir()
     bare.write_text(f'#!/bin/sh\nexec {Path(sys.executable).resolve()} -I -S "$@"\n')
@@ -151,24 +151,24 @@ def test_a_head_started_outside_its_virtual_environment_runs_jobs_with_rays_pyth
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("environ", "message"),
     [
         ({"RAY_AUTH_TOKEN": "wrong-" + TOKEN}, "does not accept the token of this machine"),
         ({"RAY_AUTH_MODE": "disabled"}, "this machine has no token"),
     ],
 )
-def test_who_has_no_right_token_is_told_so(
-    cluster: HeadCluster, tmp_path: Path, more: dict[str, str], said: str
+def test_missing_or_wrong_token_is_one_message(
+    cluster: HeadCluster, tmp_path: Path, environ: dict[str, str], message: str
 ) -> None:
-    for words in (["jobs"], ["submit", "variants", "smoke", "--out", str(tmp_path)]):
-        done = cluster.slick(*words, **more)
+    for command in (["jobs"], ["submit", "variants", "smoke", "--out", str(tmp_path)]):
+        done = cluster.slick(*command, **environ)
         assert done.returncode == 2, done.stderr
-        assert said in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
         assert TOKEN not in done.stdout + done.stderr
 
 
-def test_a_job_is_left_running_followed_again_and_stopped(cluster: HeadCluster) -> None:
+def test_job_can_be_left_running_followed_and_stopped(cluster: HeadCluster) -> None:
     code = (
         "import pathlib, sys\nfrom jobs.ray_client import RayJobClient\n"
         "client, folder = RayJobClient(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
@@ -183,10 +183,10 @@ def test_a_job_is_left_running_followed_again_and_stopped(cluster: HeadCluster) 
     follow = [sys.executable, "-m", "jobs.cli", "jobs", "--address", cluster.address, "--follow", "sleeper"]
     log = cluster.home / "follow.log"
     with log.open("w") as file:
-        watching = subprocess.Popen(follow, cwd=ROOT, env=cluster.environment(), stdout=file, stdin=subprocess.DEVNULL)
+        follower = subprocess.Popen(follow, cwd=ROOT, env=cluster.environment(), stdout=file, stdin=subprocess.DEVNULL)
         wait_for(lambda: "\nbegun" in log.read_text(), log.read_text)
-        watching.send_signal(signal.SIGINT)
-        assert watching.wait(TIMEOUT_S) == 130
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(TIMEOUT_S) == 130
     assert "The job continues. To follow it: slick jobs" in log.read_text()
     assert "sleeper  not of slick  RUNNING" in cluster.slick("jobs").stdout
     assert "job sleeper is stopping" in cluster.slick("jobs", "--stop", "sleeper").stdout
@@ -195,45 +195,45 @@ def test_a_job_is_left_running_followed_again_and_stopped(cluster: HeadCluster) 
     assert "job sleeper has already ended" in cluster.slick("jobs", "--stop", "sleeper").stdout
 
 
-def test_a_job_that_is_not_there_is_said(cluster: HeadCluster) -> None:
+def test_missing_job_is_one_message(cluster: HeadCluster) -> None:
     done = cluster.slick("jobs", "--follow", "nobody")
     assert done.returncode == 2
     assert "nobody does not exist" in done.stderr
 
 
-def test_a_job_that_is_not_there_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_job_is_not_polled(monkeypatch: pytest.MonkeyPatch) -> None:
     head = RayJobClient.__new__(RayJobClient)
     head.address = "http://127.0.0.1:1"
     head._client = SimpleNamespace(get_job_info=lambda _: exec('raise RuntimeError("it does not exist")'))
-    monkeypatch.setattr("jobs.ray_client.time.sleep", lambda _: pytest.fail("waits for a job that there is not"))
+    monkeypatch.setattr("jobs.ray_client.time.sleep", lambda _: pytest.fail("a missing job must not be polled"))
     with pytest.raises(ClusterError, match="it does not exist"):
         head.follow("nobody")
 
 
-class Broken:
-    """A job server whose log connection breaks; each word is a try, and begins with what was sent before."""
+class InterruptedJobServer:
+    """A job server whose log connection breaks; every attempt sends the log from its beginning."""
 
-    def __init__(self, tries: list[list[str]]) -> None:
-        self.tries = tries
+    def __init__(self, attempts: list[list[str]]) -> None:
+        self.attempts = attempts
 
     async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
-        for text in self.tries.pop(0):
+        for text in self.attempts.pop(0):
             yield text
-        if self.tries:
+        if self.attempts:
             raise RuntimeError("WebSocket connection closed unexpectedly")
 
     def get_job_info(self, job_id: str) -> Any:
-        status = "RUNNING" if self.tries else "SUCCEEDED"
+        status = "RUNNING" if self.attempts else "SUCCEEDED"
         info = {"submission_id": job_id, "status": status, "metadata": {}, "message": "", "error_type": None}
         return SimpleNamespace(**info, driver_exit_code=0, start_time=1, end_time=2)
 
 
-def test_a_broken_log_is_taken_up_where_it_broke(
+def test_broken_log_connection_resumes_without_repetition(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("jobs.ray_client.RETRY_INTERVAL_S", 0.0)
     head = RayJobClient.__new__(RayJobClient)
     head.address = "http://127.0.0.1:1"
-    head._client = Broken([["one\n", "tw"], [], ["one\ntwo\n", "th"], ["one\n", "two\nthree\n"]])
+    head._client = InterruptedJobServer([["one\n", "tw"], [], ["one\ntwo\n", "th"], ["one\n", "two\nthree\n"]])
     assert head.follow("j").status == "SUCCEEDED"
     assert capsys.readouterr().out == "one\ntwo\nthree\n"

@@ -34,7 +34,7 @@ def study(tmp_path: Path) -> Folder:
     return write_trainable_study(tmp_path, tiny_model("llama", spread=0.1), tiny_tokenizer())
 
 
-def written(study: Folder) -> dict[str, int]:
+def modification_times(study: Folder) -> dict[str, int]:
     """Finished runs and their modification times."""
     runs = Path(study.child("runs").local_path)
     return {path.parent.name: path.stat().st_mtime_ns for path in runs.glob("*/manifest.json")}
@@ -42,30 +42,30 @@ def written(study: Folder) -> dict[str, int]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_grid_is_trained_once_and_can_be_extended(study: Folder, capsys: pytest.CaptureFixture) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     manifest = sweep(study, CONFIG)
-    took_s = time.monotonic() - began
+    duration_s = time.monotonic() - started_at
     points = study.child("sweep").read_table("points.parquet")
     assert points.schema == POINTS_SCHEMA
     assert points.num_rows == manifest.counts["points"] == 2 * (2 * 3)
     check_points(study, points)
-    first = written(study)
+    first = modification_times(study)
     assert sorted(first) == ["half-seed0", "known-seed0"]
     assert not study.child(".ray").folders()
-    check_table(study, capsys.readouterr().err, took_s)
+    check_table(study, capsys.readouterr().err, duration_s)
 
     assert sweep(study, CONFIG) == manifest
-    assert written(study) == first
+    assert modification_times(study) == first
 
-    grown = replace(CONFIG, grid=replace(GRID, seeds=(0, 1), variants=("half",)))
-    assert sweep(study, grown).counts["trained_now"] == 1
-    after = written(study)
+    extended = replace(CONFIG, grid=replace(GRID, seeds=(0, 1), variants=("half",)))
+    assert sweep(study, extended).counts["trained_now"] == 1
+    after = modification_times(study)
     assert after.pop("half-seed1")
     assert after == first
     assert set(study.child("sweep").read_table("points.parquet")["run_id"].to_pylist()) == {"half-seed0", "half-seed1"}
 
 
-def check_table(study: Folder, log: str, took_s: float) -> None:
+def check_table(study: Folder, log: str, duration_s: float) -> None:
     """The last table in the log has all trainings and equals that of `slick status`."""
     rows = sweep_run_statuses(study)
     assert [(row.run_id, row.epochs, row.budget, row.state) for row in rows] == [
@@ -76,7 +76,9 @@ def check_table(study: Folder, log: str, took_s: float) -> None:
     assert lines[-3:] == status_table(rows)
     assert lines[-4].startswith("sweep: 2 of 2 trainings, 6 of 6 epochs, best dev")
     tables = sum(line.startswith("sweep: ") for line in lines)
-    assert 1 <= tables <= 1 + took_s // LOG_INTERVAL_S, "in a log the table comes now and then, not with every epoch"
+    assert 1 <= tables <= 1 + duration_s // LOG_INTERVAL_S, (
+        "in a log the table is printed at intervals, not after every epoch"
+    )
     for row in rows:
         epochs = study.child("runs", row.run_id).read_table("epochs.parquet").to_pylist()
         dev = [r["num_correct"] / r["num"] for r in epochs if (r["split"], r["category"]) == ("dev", "all")]
@@ -87,12 +89,12 @@ def check_points(study: Folder, points: pa.Table) -> None:
     for point in points.to_pylist():
         epochs = study.child("runs", point["run_id"]).read_table("epochs.parquet").to_pylist()
         dev = [r["num_correct"] / r["num"] for r in epochs if (r["split"], r["category"]) == ("dev", "all")]
-        wanted = {
+        expected = {
             f"fixed({point['epochs']})": (point["epochs"], point["epochs"]),
             "fixed(1)": (1, 1),
             "best_dev": (dev[: point["epochs"]].index(max(dev[: point["epochs"]])) + 1, point["epochs"]),
         }
-        assert (point["stop_epoch"], point["cost_epochs"]) == wanted[point["policy"]]
+        assert (point["stop_epoch"], point["cost_epochs"]) == expected[point["policy"]]
         for row in epochs:
             if row["epoch"] == point["stop_epoch"]:
                 assert point[f"{row['split']}_{row['category']}"] == row["num_correct"] / row["num"]
@@ -111,13 +113,13 @@ def test_failed_trial_is_reported_after_all_others_finish(study: Folder) -> None
     assert "known-seed0: row 0 (prompt" in str(failure.value)
     assert "no tokens in its prompt or target" in str(failure.value)
     assert "Traceback" not in str(failure.value)
-    assert list(written(study)) == ["half-seed0"]
+    assert list(modification_times(study)) == ["half-seed0"]
     assert not study.child("sweep").exists("manifest.json")
 
 
-def columns(study: Folder, *left_out: str) -> list[dict]:
-    status_table = study.child("sweep").read_table("points.parquet")
-    rows = status_table.drop_columns(list(left_out)).to_pylist()
+def point_rows(study: Folder, *omitted: str) -> list[dict]:
+    table = study.child("sweep").read_table("points.parquet")
+    rows = table.drop_columns(list(omitted)).to_pylist()
     return sorted(
         rows, key=lambda row: [str(row[name]) for name in ("variant", "seed", "epochs", "policy", "settings")]
     )
@@ -127,21 +129,21 @@ def columns(study: Folder, *left_out: str) -> list[dict]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_points_of_a_shared_trajectory_equal_those_of_separate_trainings(study: Folder, tmp_path: Path) -> None:
     """Weights, answers and all numbers of all points are bitwise equal."""
-    alone = write_trainable_study(tmp_path / "alone", tiny_model("llama", spread=0.1), tiny_tokenizer())
+    separate = write_trainable_study(tmp_path / "alone", tiny_model("llama", spread=0.1), tiny_tokenizer())
     train = replace(TRAIN, keep_checkpoints="last", dropout=0.1)
     config = replace(
         CONFIG, train=train, grid=replace(GRID, epochs=(2, 4), policies=("fixed", "best_dev", "patience(1)"))
     )
     assert sweep(study, config).counts["epochs_trained"] == 2 * 4
-    assert sweep(alone, replace(config, independent=True)).counts["epochs_trained"] == 2 * (2 + 4)
-    assert columns(study, "run_id") == columns(alone, "run_id")
-    assert len(columns(study)) == 12
+    assert sweep(separate, replace(config, independent=True)).counts["epochs_trained"] == 2 * (2 + 4)
+    assert point_rows(study, "run_id") == point_rows(separate, "run_id")
+    assert len(point_rows(study)) == 12
     for epochs in (2, 4):
         path = f"predictions/epoch-{epochs:03d}.parquet"
-        wanted = alone.child("runs", f"half-seed0-epochs{epochs}")
-        assert study.child("runs", "half-seed0").read_bytes(path) == wanted.read_bytes(path)
+        expected = separate.child("runs", f"half-seed0-epochs{epochs}")
+        assert study.child("runs", "half-seed0").read_bytes(path) == expected.read_bytes(path)
     name = "checkpoint-last/model.safetensors"
-    runs = study.child("runs", "half-seed0"), alone.child("runs", "half-seed0-epochs4")
+    runs = study.child("runs", "half-seed0"), separate.child("runs", "half-seed0-epochs4")
     assert runs[0].read_bytes(name) == runs[1].read_bytes(name)
 
 
@@ -154,16 +156,19 @@ def test_live_sweep_has_the_same_points_with_fewer_epochs_and_can_be_extended(st
     assert sweep(full, config).counts["epochs_trained"] == 8
     driver_status = sweep(study, replace(config, stop="live"))
     assert driver_status.counts["epochs_trained"] < 8
-    assert columns(study) == columns(full)
+    assert point_rows(study) == point_rows(full)
     assert sweep(study, replace(config, stop="live")) == driver_status
 
-    before = {run: study.child("runs", run).read_json("manifest.json")["counts"]["epochs"] for run in written(study)}
+    before = {
+        run: study.child("runs", run).read_json("manifest.json")["counts"]["epochs"]
+        for run in modification_times(study)
+    }
     assert min(before.values()) < 8
     assert sweep(study, config).counts["epochs_trained"] == 8
-    assert columns(study) == columns(full)
+    assert point_rows(study) == point_rows(full)
     fewer = replace(config, grid=replace(grid, epochs=(6,)))
     assert sweep(study, fewer).counts["trained_now"] == 0
-    assert {row["epochs"] for row in columns(study)} == {6}
+    assert {row["epochs"] for row in point_rows(study)} == {6}
     for run, epochs in before.items():
         manifest = study.child("runs", run).read_json("manifest.json")
         assert manifest["counts"]["epochs"] == 8
@@ -180,7 +185,7 @@ def test_axes_of_settings_and_a_schedule_with_separate_budgets(study: Folder, ca
     grid = replace(GRID, variants=("half",), epochs=(1, 2), policies=("fixed",), axes=("learning_rate=0.01,0.05",))
     sweep(study, replace(CONFIG, grid=grid, train=replace(TRAIN, schedule="linear")))
     assert "every epoch budget is trained separately: schedule linear" in capsys.readouterr().out
-    rows = columns(study)
+    rows = point_rows(study)
     assert [(row["epochs"], row["run_id"], row["settings"]) for row in rows] == [
         (1, "half-seed0-epochs1", ""),
         (1, "half-seed0-learning_rate=0.05-epochs1", "learning_rate=0.05"),
@@ -204,9 +209,12 @@ def test_scheduler_stops_trainings_with_low_accuracy(study: Folder, scheduler: S
     ended = manifest.counts["ended_early"]
     assert ended
     assert "half-seed0" not in ended
-    lengths = {run: study.child("runs", run).read_json("manifest.json")["counts"]["epochs"] for run in written(study)}
+    lengths = {
+        run: study.child("runs", run).read_json("manifest.json")["counts"]["epochs"]
+        for run in modification_times(study)
+    }
     assert all((lengths[run] < 9) == (run in ended) for run in lengths)
-    budgets = {(row["run_id"], row["epochs"]) for row in columns(study)}
+    budgets = {(row["run_id"], row["epochs"]) for row in point_rows(study)}
     assert ("half-seed0", 9) in budgets
     assert not any((run, 9) in budgets for run in ended)
     assert sweep(study, config) == manifest
@@ -219,14 +227,14 @@ def test_search_trains_samples_and_a_longer_search_continues(study: Folder, caps
     grid = replace(GRID, variants=("half",), axes=("learning_rate=1e-4..1e-1:log", "dropout=0.0,0.1"))
     config = replace(CONFIG, grid=grid, search="optuna", samples=1, samples_at_once=1)
     assert sweep(study, config).counts["trained_now"] == 1
-    first = written(study)
+    first = modification_times(study)
     capsys.readouterr()
     longer = replace(config, samples=2)
     manifest = sweep(study, longer)
     assert (manifest.counts["trainings"], manifest.counts["trained_now"]) == (2, 1)
-    assert {run: at for run, at in written(study).items() if run in first} == first
+    assert {run: at for run, at in modification_times(study).items() if run in first} == first
     assert sweep(study, longer) == manifest
-    rows = columns(study)
+    rows = point_rows(study)
     assert len(rows) == 2 * 2 * 3
     assert len({row["settings"] for row in rows}) == 2
     (line,) = {
@@ -241,7 +249,7 @@ def test_missing_highlyknown_dev_rows_are_reported_before_training(study: Folder
         SettingsError, match=r"dev_highlyknown needs dev questions .* HighlyKnown, and there are none.*--annotate-dev"
     ):
         sweep(study, replace(CONFIG, grid=grid))
-    assert not written(study)
+    assert not modification_times(study)
 
 
 def test_packs_contain_every_training_once(study: Folder) -> None:
@@ -252,7 +260,7 @@ def test_packs_contain_every_training_once(study: Folder) -> None:
     for per_trial, concurrent, num_packs in ((1, 2, 6), (4, 2, 2), (None, 2, 2), (None, 3, 3)):
         packs = pack_plans(plans, per_trial, concurrent)
         assert len(packs) == num_packs
-        assert sorted(plan.run_id for part in packs for plan in part) == sorted(plan.run_id for plan in plans)
+        assert sorted(plan.run_id for pack in packs for plan in pack) == sorted(plan.run_id for plan in plans)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,4 +1,4 @@
-"""Prompts put together from tokens of their parts are the tokens of the whole prompts, whatever the tokenizer."""
+"""Prompts assembled from the tokens of their parts equal tokenized whole prompts, for several kinds of tokenizers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,14 +20,14 @@ BATCH = PromptBatch(
 NUM_PROMPTS = len(BATCH.prefixes) * len(BATCH.suffixes)
 
 
-def wrapped(tokenizer: Tokenizer) -> Any:
+def wrap(tokenizer: Tokenizer) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def byte_pairs(split: pre_tokenizers.PreTokenizer) -> Any:
-    """Byte-level pairs of a text cut by a rule first."""
+def byte_level_bpe(split: pre_tokenizers.PreTokenizer) -> Any:
+    """A byte-level BPE tokenizer with a given pre-tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -38,22 +38,22 @@ def byte_pairs(split: pre_tokenizers.PreTokenizer) -> Any:
         vocab_size=500, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([TEXT * 5], trainer)
-    return wrapped(tokenizer)
+    return wrap(tokenizer)
 
 
 def like_llama_3() -> Any:
-    """Newlines stick to the punctuation before them."""
+    """Joins newlines with the punctuation before them."""
     rule = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    return byte_pairs(pre_tokenizers.Split(Regex(rule), "isolated"))
+    return byte_level_bpe(pre_tokenizers.Split(Regex(rule), "isolated"))
 
 
-def over_lines() -> Any:
-    """Nothing cuts the text, so that tokens such as "\\nQ: Wh" come about."""
-    return byte_pairs(pre_tokenizers.Split(Regex(r"@"), "isolated"))
+def without_splits() -> Any:
+    """Does not split the text, so tokens such as "\\nQ: Wh" occur."""
+    return byte_level_bpe(pre_tokenizers.Split(Regex(r"@"), "isolated"))
 
 
 def like_gemma() -> Any:
-    """Likeliest pieces of the whole text, spaces written as one character."""
+    """A unigram tokenizer that writes spaces as one character."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n"), "isolated")
@@ -66,27 +66,27 @@ def like_gemma() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator([TEXT], trainer)
-    return wrapped(tokenizer)
+    return wrap(tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("build", "splices"), [(tiny_tokenizer, True), (like_llama_3, True), (like_gemma, True), (over_lines, False)]
+    ("build", "splices"), [(tiny_tokenizer, True), (like_llama_3, True), (like_gemma, True), (without_splits, False)]
 )
-def test_prompts_are_the_tokens_of_whole_texts(
+def test_prompts_equal_tokenized_whole_texts(
     build: Callable[[], Any], splices: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = build()
-    vocabulary = PromptTokenizer(tiny_model("llama"), tokenizer)
-    asked: list[str] = []
-    plain = vocabulary._ids
-    monkeypatch.setattr(vocabulary, "_ids", lambda texts: asked.extend(texts) or plain(texts))
-    prefixes, prompts = vocabulary.prompts(BATCH)
+    prompt_tokenizer = PromptTokenizer(tiny_model("llama"), tokenizer)
+    tokenized_texts: list[str] = []
+    original = prompt_tokenizer._ids
+    monkeypatch.setattr(prompt_tokenizer, "_ids", lambda texts: tokenized_texts.extend(texts) or original(texts))
+    prefixes, prompts = prompt_tokenizer.prompts(BATCH)
     assert prefixes == tokenizer(list(BATCH.prefixes))["input_ids"]
     assert prompts == [tokenizer([p + s for s in BATCH.suffixes])["input_ids"] for p in BATCH.prefixes]
-    assert (len(asked) < NUM_PROMPTS) == splices
+    assert (len(tokenized_texts) < NUM_PROMPTS) == splices
 
 
-def test_prefixes_that_end_no_line_are_put_into_tokens_with_every_question() -> None:
+def test_prefixes_without_final_newline_are_tokenized_with_every_question() -> None:
     tokenizer = tiny_tokenizer()
     batch = PromptBatch(prefixes=["Q: Who", "Q: W", ""], question_ids=("a", "b"), suffixes=["o?\nA:", "here?\nA:"])
     _, prompts = PromptTokenizer(tiny_model("llama"), tokenizer).prompts(batch)

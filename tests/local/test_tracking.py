@@ -26,7 +26,7 @@ SETTINGS = {"variant": "half", "seed": 1, "learning_rate": 5e-3, "schedule": "co
 
 
 class ObjectStore(Folder):
-    """A folder of pyarrow's in-memory file system, in place of a bucket."""
+    """A folder in pyarrow's in-memory file system, in place of a bucket."""
 
     store: pafs.FileSystem
 
@@ -46,7 +46,7 @@ def study(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     return ObjectStore("memory://bucket/study")
 
 
-def measures_at(epoch: int) -> list[SplitMetrics]:
+def metrics_at(epoch: int) -> list[SplitMetrics]:
     return [
         SplitMetrics(split="train", category="all", num=9, num_correct=epoch, loss=1 / (3 * epoch)),
         SplitMetrics(split="train", category=str(Category.UNKNOWN), num=7, num_correct=1, loss=float("nan")),
@@ -55,7 +55,7 @@ def measures_at(epoch: int) -> list[SplitMetrics]:
 
 
 def rows_of(num_epochs: int) -> list[dict[str, object]]:
-    epochs = [measures_at(epoch) for epoch in range(1, num_epochs + 1)]
+    epochs = [metrics_at(epoch) for epoch in range(1, num_epochs + 1)]
     rows: list[dict[str, object]] = epochs_table(RUN, epochs).to_pylist()
     return rows
 
@@ -66,16 +66,16 @@ def events(folder: Folder) -> list[object]:
     from tensorboardX.record_writer import masked_crc32c
 
     (name,) = folder.names()
-    assert ".tfevents." in name, "TensorBoard goes by this part of the name"
-    data, found = folder.read_bytes(name), []
+    assert ".tfevents." in name, "TensorBoard requires this part of the name"
+    data, parsed = folder.read_bytes(name), []
     while data:
         length, check = struct.unpack("<QI", data[:12])
         assert check == masked_crc32c(data[:8])
         content, end = data[12 : 12 + length], data[12 + length : 16 + length]
         assert end == struct.pack("<I", masked_crc32c(content))
-        found.append(Event.FromString(content))
+        parsed.append(Event.FromString(content))
         data = data[16 + length :]
-    return found
+    return parsed
 
 
 def tensorboard_curves(folder: Folder) -> list[tuple[int, str, float]]:
@@ -96,9 +96,9 @@ def single_precision(num_epochs: int) -> list[tuple[int, str, float]]:
     ]
 
 
-def assert_equal_points(found: list[tuple[int, str, float]], wanted: list[tuple[int, str, float]]) -> None:
-    assert [point[:2] for point in found] == [point[:2] for point in wanted]
-    np.testing.assert_array_equal([point[2] for point in found], [point[2] for point in wanted])
+def assert_equal_points(actual: list[tuple[int, str, float]], expected: list[tuple[int, str, float]]) -> None:
+    assert [point[:2] for point in actual] == [point[:2] for point in expected]
+    np.testing.assert_array_equal([point[2] for point in actual], [point[2] for point in expected])
 
 
 def test_tensorboard_has_each_epoch_once_when_it_is_logged(study: Folder) -> None:
@@ -120,7 +120,7 @@ def test_tensorboard_has_one_curve_after_a_restart(study: Folder) -> None:
         curves.log(RUN, rows_of(2))
         curves.log(RUN, rows_of(3))
     assert_equal_points(tensorboard_curves(folder), single_precision(3))
-    assert folder.names() != [first], "TensorBoard would go on reading behind the end of the old file"
+    assert folder.names() != [first], "TensorBoard would continue reading after the end of the old file"
 
 
 def test_tensorboard_curve_is_replaced_when_a_training_starts_again(study: Folder) -> None:
@@ -137,13 +137,13 @@ def test_tensorboard_has_the_settings(study: Folder) -> None:
 
     with ExperimentLogger(study, {RUN: SETTINGS}) as curves:
         curves.log(RUN, rows_of(1))
-    found = {}
+    hparams = {}
     for event in events(study.child("runs", RUN, "tensorboard")):
         for value in event.summary.value:
             content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
             for name, setting in content.session_start_info.hparams.items():
-                found[name] = getattr(setting, setting.WhichOneof("kind"))
-    assert found == {**SETTINGS, "warmup": "null", "layers": "[1]"}
+                hparams[name] = getattr(setting, setting.WhichOneof("kind"))
+    assert hparams == {**SETTINGS, "warmup": "null", "layers": "[1]"}
 
 
 def test_unwritable_tensorboard_folder_does_not_stop_a_training(
@@ -164,7 +164,7 @@ def mlflow_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     if request.param == "sqlite":
         pytest.importorskip("alembic", reason="mlflow-skinny has no databases without sqlalchemy and alembic")
     address = (tmp_path / "mlruns").as_uri() if request.param == "file" else f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # newer ones refuse it otherwise
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions refuse it otherwise
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     return address
 
@@ -182,14 +182,14 @@ def mlflow_curves(run: object, num_epochs: int) -> None:
     """Check that the run has each epoch once, in double precision."""
     from mlflow import MlflowClient
 
-    wanted = scalars(rows_of(num_epochs))
-    names = {name.replace("/Unknown", ".Unknown"): name for name in wanted[1]}
+    expected = scalars(rows_of(num_epochs))
+    names = {name.replace("/Unknown", ".Unknown"): name for name in expected[1]}
     assert set(run.data.metrics) == set(names)
-    for found, name in names.items():
-        history = MlflowClient().get_metric_history(run.info.run_id, found)
+    for metric_name, name in names.items():
+        history = MlflowClient().get_metric_history(run.info.run_id, metric_name)
         assert_equal_points(
             sorted((metric.step, name, metric.value) for metric in history),
-            [(epoch, name, wanted[epoch][name]) for epoch in wanted],
+            [(epoch, name, expected[epoch][name]) for epoch in expected],
         )
 
 
@@ -212,7 +212,7 @@ def test_mlflow_run_has_settings_and_no_machine_details(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{32}", run.data.tags["slick_run"])
 
 
-def interrupt(curves: ExperimentLogger) -> None:
+def log_and_interrupt(curves: ExperimentLogger) -> None:
     with curves:
         curves.log(RUN, rows_of(2))
         raise KeyboardInterrupt
@@ -222,7 +222,7 @@ def interrupt(curves: ExperimentLogger) -> None:
 def test_mlflow_run_is_resumed_and_a_restarted_training_has_a_new_run(tmp_path: Path) -> None:
     study = Folder(str(tmp_path / "study"))
     with pytest.raises(KeyboardInterrupt):
-        interrupt(ExperimentLogger(study, {RUN: SETTINGS}, ("mlflow",)))
+        log_and_interrupt(ExperimentLogger(study, {RUN: SETTINGS}, ("mlflow",)))
     (run,) = mlflow_runs("study")
     assert run.info.status == "FAILED"
     with ExperimentLogger(study, {RUN: {**SETTINGS, "schedule": "cosine"}}, ("mlflow",)) as curves:
@@ -270,7 +270,7 @@ def wandb_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'slick-knowledge[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    wandb.teardown()  # it reads the environment once a process
+    wandb.teardown()  # it reads the environment once per process
     yield tmp_path / "wandb"
     wandb.teardown()
 
@@ -279,38 +279,38 @@ def wandb_files(folder: Path) -> list[Path]:
     """The complete files of all runs."""
     import wandb
 
-    wandb.teardown()  # its service writes them, and may be behind when a run has ended
+    wandb.teardown()  # its service may still be writing when a run has ended
     return sorted(folder.glob("offline-run-*/*.wandb"))
 
 
 def wandb_records(path: Path) -> list[object]:
-    """All records of a W&B file, in LevelDB's log format: blocks of 32 KiB, across which long records continue."""
+    """All records of a W&B file, in LevelDB's log format: blocks of 32 KiB, which long records may span."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, at, found, content = path.read_bytes(), 7, [], b""
+    data, position, records, content = path.read_bytes(), 7, [], b""
     assert data[:4] == b":W&B"
-    while at < len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
+    while position < len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
             continue
-        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        content += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the end of a long one
-            found.append(Record.FromString(content))
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        content += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the end of a long one
+            records.append(Record.FromString(content))
             content = b""
-    return found
+    return records
 
 
 def wandb_curves(records: list[object]) -> list[tuple[int, str, float]]:
     import json
 
-    found = []
+    points = []
     for record in records:
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            found += [(items["_step"], name, value) for name, value in sorted(items.items()) if name[0] != "_"]
-    return [(step, name, float(value)) for step, name, value in found]
+            points += [(items["_step"], name, value) for name, value in sorted(items.items()) if name[0] != "_"]
+    return [(step, name, float(value)) for step, name, value in points]
 
 
 def test_wandb_runs_have_settings_and_no_machine_details(wandb_folder: Path, tmp_path: Path) -> None:
@@ -330,10 +330,10 @@ def test_wandb_runs_have_settings_and_no_machine_details(wandb_folder: Path, tmp
             [(epoch, *point) for epoch, values in scalars(rows_of(3)).items() for point in sorted(values.items())],
         )
         assert not run.host
-        for secret in (socket.gethostname(), getpass.getuser(), str(tmp_path)):  # short ones are in random ids too
+        for secret in (socket.gethostname(), getpass.getuser(), str(tmp_path)):  # short names may occur in random ids
             assert len(secret) < 6 or secret.encode() not in path.read_bytes()
     assert set(runs) == {RUN, other}
-    assert not [path for path in wandb_folder.rglob("files/*") if path.is_file()], "W&B kept a file of its own accord"
+    assert not [path for path in wandb_folder.rglob("files/*") if path.is_file()], "W&B must not store additional files"
     assert runs[RUN].project == "one study"
     config = {item.key: item.value_json for item in runs[RUN].config.update if item.key != "_wandb"}
     assert config == {
@@ -345,7 +345,7 @@ def test_wandb_runs_have_settings_and_no_machine_details(wandb_folder: Path, tmp
 def test_wandb_run_is_resumed_by_its_id(wandb_folder: Path, tmp_path: Path) -> None:
     study = Folder(str(tmp_path / "study"))
     with pytest.raises(KeyboardInterrupt):
-        interrupt(ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)))
+        log_and_interrupt(ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)))
     time.sleep(1.1)  # W&B names the folders of offline runs by the second and the id
     with ExperimentLogger(study, {RUN: SETTINGS}, ("wandb",)) as curves:
         curves.log(RUN, rows_of(3))
@@ -393,16 +393,16 @@ def test_training_is_exported_to_ray_metrics(ray_cluster: None) -> None:
         def record(self) -> None:
             from tuning.worker import TrainMetrics
 
-            for run_id in ("first", "second"):  # a worker does one training after another
-                meters = TrainMetrics(run_id)
+            for run_id in ("first", "second"):  # a worker runs one training after another
+                metrics = TrainMetrics(run_id)
                 for epoch in (1, 2):
-                    meters.record(epoch, measures_at(epoch), tokens=300, seconds=1.5)
+                    metrics.record(epoch, metrics_at(epoch), tokens=300, seconds=1.5)
 
     worker = Worker.remote()
     ray.get(worker.record.remote())
-    wanted = {("epoch", run_id, "", ""): 2.0 for run_id in ("first", "second")}
+    expected = {("epoch", run_id, "", ""): 2.0 for run_id in ("first", "second")}
     for run_id in ("first", "second"):
-        wanted |= {
+        expected |= {
             ("loss", run_id, "", ""): 1 / 6,
             ("tokens_per_s", run_id, "", ""): 200.0,
             ("tokens_total", run_id, "", ""): 600.0,
@@ -411,11 +411,11 @@ def test_training_is_exported_to_ray_metrics(ray_cluster: None) -> None:
             ("accuracy", run_id, "dev", "all"): 2 / 3,
         }
 
-    def shown() -> dict[tuple[str, ...], float]:
+    def exported() -> dict[tuple[str, ...], float]:
         return {
             (name, tags["run_id"], tags.get("split", ""), tags.get("category", "")): value
             for name, tags, value in exported_metrics("slick_train_")
             if tags.get("run_id") in ("first", "second")
         }
 
-    wait_for(lambda: shown() == pytest.approx(wanted), shown)
+    wait_for(lambda: exported() == pytest.approx(expected), exported)

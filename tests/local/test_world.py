@@ -19,20 +19,20 @@ from slick.world import WorldConfig, build_world, smoke_world_config
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltWorld:
     study: Folder
     manifest: Manifest
     config: WorldConfig
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltWorld:
     study, config = Folder(str(tmp_path_factory.mktemp("study"))), smoke_world_config()
-    return Built(study, build_world(study, config), config)
+    return BuiltWorld(study, build_world(study, config), config)
 
 
 @pytest.fixture(scope="module")
-def labels(built: Built) -> list[dict[str, Any]]:
+def labels(built: BuiltWorld) -> list[dict[str, Any]]:
     """Every train and test question with its planted strength and its label from the real engine."""
     from slick.inference.base import SamplingConfig
     from slick.inference.packed.engine import TransformersEngine
@@ -41,18 +41,18 @@ def labels(built: Built) -> list[dict[str, Any]]:
     folder = built.study.child("world", "model").local_path
     engine = TransformersEngine(load_model(folder), load_tokenizer(folder))
     planted = {row["question"]: row for row in built.study.child("world").read_table("planted.parquet").to_pylist()}
-    asked: list[dict[str, Any]] = []
-    for batch, answers in asked_batches(built):
-        found = engine.generate(batch, SamplingConfig(max_new_tokens=16))
-        for question, answer, of_question in zip(batch.question_ids, answers, found, strict=True):
-            greedy = sum(is_hit(a.greedy_text, [answer]) for a in of_question)
-            sampled = sum(is_hit(text or "", [answer]) for a in of_question for text in a.sampled_text)
+    rows: list[dict[str, Any]] = []
+    for batch, answers in question_batches(built):
+        results = engine.generate(batch, SamplingConfig(max_new_tokens=16))
+        for question, answer, answers_of_question in zip(batch.question_ids, answers, results, strict=True):
+            greedy = sum(is_hit(a.greedy_text, [answer]) for a in answers_of_question)
+            sampled = sum(is_hit(text or "", [answer]) for a in answers_of_question for text in a.sampled_text)
             [category] = categories(np.array([greedy]), np.array([10]), np.array([sampled]))
-            asked.append(planted[question] | {"greedy": greedy, "sampled": sampled, "category": category})
-    return asked
+            rows.append(planted[question] | {"greedy": greedy, "sampled": sampled, "category": category})
+    return rows
 
 
-def test_world_is_a_question_set_and_a_transformers_model(built: Built) -> None:
+def test_world_is_a_question_set_and_a_transformers_model(built: BuiltWorld) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from slick.datasets.sources import open_source
@@ -70,7 +70,7 @@ def test_world_is_a_question_set_and_a_transformers_model(built: Built) -> None:
     assert built.manifest.counts["facts"] == world.read_table("planted.parquet").num_rows
 
 
-def test_tokenizer_is_lossless_and_encodes_answers_the_same_everywhere(built: Built) -> None:
+def test_tokenizer_is_lossless_and_encodes_answers_the_same_everywhere(built: BuiltWorld) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(built.study.child("world", "model").local_path)
@@ -89,8 +89,8 @@ def test_tokenizer_is_lossless_and_encodes_answers_the_same_everywhere(built: Bu
         assert tokenizer(f"Who?\n{answer}")["input_ids"][-len(alone) :] == alone
 
 
-def test_transformers_model_has_the_logits_of_the_trained_model(built: Built) -> None:
-    """TinyLlama and transformers' Llama have the same logits."""
+def test_transformers_model_has_the_logits_of_the_trained_model(built: BuiltWorld) -> None:
+    """TinyLlama and the Llama of transformers have the same logits."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,13 +105,15 @@ def test_transformers_model_has_the_logits_of_the_trained_model(built: Built) ->
         assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in tiny.parameters())
 
 
-def test_cached_world_is_copied_byte_for_byte(built: Built, cache: Path, tmp_path: Path) -> None:
+def test_cached_world_is_copied_byte_for_byte(built: BuiltWorld, cache: Path, tmp_path: Path) -> None:
     copy = Folder(str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     manifest = build_world(copy, built.config)
     assert manifest.fingerprint == built.manifest.fingerprint
     assert cache / "worlds" / manifest.fingerprint in before
-    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before, "it was built again"
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before, (
+        "the cached world must not be built again"
+    )
     for path in Path(built.study.child("world").local_path).rglob("*"):
         if path.is_file() and path.name not in ("manifest.json", "started.json"):
             relative = path.relative_to(built.study.child("world").local_path)
@@ -119,7 +121,7 @@ def test_cached_world_is_copied_byte_for_byte(built: Built, cache: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_same_seed_builds_the_same_world(built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_same_seed_builds_the_same_world(built: BuiltWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without the cache. Questions are equal; weights may differ by rounding, because threads sum in any order."""
     from safetensors.numpy import load_file
 
@@ -180,7 +182,7 @@ def test_failed_training_leaves_no_world(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert json.loads((tmp_path / "study" / "world" / "started.json").read_text())["fingerprint"]
 
 
-def asked_batches(built: Built) -> Iterator[tuple[Any, list[str]]]:
+def question_batches(built: BuiltWorld) -> Iterator[tuple[Any, list[str]]]:
     """Train and test questions of each relation under ten exemplar sets, and their gold answers."""
     from slick.inference.base import PromptBatch
 
@@ -189,17 +191,17 @@ def asked_batches(built: Built) -> Iterator[tuple[Any, list[str]]]:
         by_relation[row["relation"]].append(row)
     for relation, rows in by_relation.items():
         dev = {row["question"]: row["answer"] for row in rows if row["split"] == "dev"}
-        asked = [row for row in rows if row["split"] != "dev"]
+        questions = [row for row in rows if row["split"] != "dev"]
         sets = draw_exemplar_sets({relation: list(dev)})[relation]
         batch = PromptBatch(
             prefixes=[few_shot_prefix([(question, dev[question]) for question in shots]) for shots in sets],
-            question_ids=[row["question"] for row in asked],
-            suffixes=[few_shot_suffix(row["question"]) for row in asked],
+            question_ids=[row["question"] for row in questions],
+            suffixes=[few_shot_suffix(row["question"]) for row in questions],
         )
-        yield batch, [row["answer"] for row in asked]
+        yield batch, [row["answer"] for row in questions]
 
 
-def test_gold_probabilities_and_early_exit_agree_with_full_sampling(built: Built) -> None:
+def test_gold_probabilities_and_early_exit_agree_with_full_sampling(built: BuiltWorld) -> None:
     """Exact probabilities agree with samples, and early exit with all samples, on a model that knows facts."""
     from slick.inference.base import SamplingConfig
     from slick.inference.packed.cpu_linear import prepack_linears
@@ -210,31 +212,34 @@ def test_gold_probabilities_and_early_exit_agree_with_full_sampling(built: Built
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     plain = TransformersEngine(model, tokenizer)
     sampling = SamplingConfig(max_new_tokens=16)
-    first, gold = next(asked_batches(built))
-    before = plain.generate(first, sampling)
+    first_batch, gold = next(question_batches(built))
+    before = plain.generate(first_batch, sampling)
     assert prepack_linears(model)
-    full, some = (TransformersEngine(model, tokenizer) for _ in range(2))
-    same = [one == other for one, other in zip(before, full.generate(first, sampling), strict=True)]
+    full, early_exit = (TransformersEngine(model, tokenizer) for _ in range(2))
+    same = [first == second for first, second in zip(before, full.generate(first_batch, sampling), strict=True)]
     assert sum(same) >= 0.97 * len(same), "packed weights change answers"
     expected = variance = drawn = 0.0
-    for batch, answers in asked_batches(built):
-        every = full.generate(batch, sampling)
+    for batch, answers in question_batches(built):
+        all_results = full.generate(batch, sampling)
         scores = full.score(batch, answers, sampling)
-        fewer = some.generate(batch, sampling, [make_matcher([answer]) for answer in answers])
-        for answer, all_found, score, found in zip(answers, every, scores, fewer, strict=True):
-            assert [s.is_greedy for s in score] == [a.greedy_text == answer for a in all_found]
-            texts = [text or "" for a in all_found for text in a.sampled_text]
+        early_results = early_exit.generate(batch, sampling, [make_matcher([answer]) for answer in answers])
+        for answer, all_answers, score, early_answers in zip(answers, all_results, scores, early_results, strict=True):
+            assert [s.is_greedy for s in score] == [a.greedy_text == answer for a in all_answers]
+            texts = [text or "" for a in all_answers for text in a.sampled_text]
             drawn += texts.count(answer)
             expected += sum(16 * s.probability for s in score)
             variance += sum(16 * s.probability * (1 - s.probability) for s in score)
-            settled = [[is_hit(t or "", [answer]) for a in rows for t in a.sampled_text] for rows in (all_found, found)]
+            hits = [
+                [is_hit(t or "", [answer]) for a in rows for t in a.sampled_text]
+                for rows in (all_answers, early_answers)
+            ]
             if not any(s.is_greedy for s in score):
-                assert any(settled[0]) == any(settled[1])
+                assert any(hits[0]) == any(hits[1])
     assert expected > 1000
     # Samples may spell an answer in unusual tokens, which the exact probability omits; that is rare in a trained
     # model. Otherwise the tolerance is five standard deviations.
     assert abs(drawn - expected) < 5 * variance**0.5 + 0.005 * expected
-    assert some.stats.decoded_tokens < 0.55 * full.stats.decoded_tokens
+    assert early_exit.stats.decoded_tokens < 0.55 * full.stats.decoded_tokens
     assert gold
 
 

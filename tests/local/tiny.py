@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, and a tokenizer for them; built in a moment, no download."""
+"""Tiny random models of many architectures and a tokenizer for them, built quickly and without a download."""
 
 from functools import cache
 from typing import Any
@@ -36,7 +36,7 @@ UNPACKED: dict[str, dict[str, Any]] = {
 
 @cache
 def tiny_tokenizer() -> Any:
-    """Byte-level BPE with some merges, so that tokens reach across words and newlines."""
+    """Byte-level BPE with some merges, so that tokens span words and newlines."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -54,7 +54,7 @@ def tiny_tokenizer() -> Any:
 
 
 def tiny_model(name: str, *, seed: int = 0, spread: float = 0.35, dtype: str = "float32", **changed: Any) -> Any:
-    """A random model of an architecture; weights spread widely, so that its answers differ from prompt to prompt."""
+    """A random model of an architecture; its weights have a wide spread, so that answers differ between prompts."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -82,8 +82,8 @@ def save_tiny_model(folder: Any, *, steps: int = 60, **changed: Any) -> str:
     for _ in range(steps):
         texts = []
         for _ in range(8):
-            asked = [_fact(int(i)) for i in torch.randint(0, 400, (4,), generator=rng)]
-            texts.append("".join(f"Q: {question}\nA: {answer}\n" for question, answer in asked))
+            facts = [_fact(int(i)) for i in torch.randint(0, 400, (4,), generator=rng)]
+            texts.append("".join(f"Q: {question}\nA: {answer}\n" for question, answer in facts))
         batch = tokenizer(texts, padding=True, return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
@@ -102,7 +102,7 @@ def _fact(i: int) -> tuple[str, str]:
 
 
 def write_birthplace_questions(study: Any, *, num_train: int = 20, num_dev: int = 6, num_test: int = 7) -> None:
-    """A finished questions folder: two relations in distribution, one out of it."""
+    """Write a finished questions folder with two in-distribution relations and one out-of-distribution relation."""
     from tests import study_builder
 
     rows = []

@@ -1,10 +1,10 @@
-"""A device that stands in for a GPU where there is none: what a GPU would refuse or wait for, seen on any machine.
+"""A simulated device that detects on any machine what a GPU would reject or wait for.
 
-Its tensors lie in the CPU's memory and are computed there, but count as being elsewhere: an operation that mixes them
-with the CPU's is an error, as on a GPU, and every read of their values by the host is counted, since on a GPU each one
-waits for all work that was given out. What it cannot tell is what a GPU's own arithmetic gives, and how fast.
+Its tensors are stored and computed on the CPU but report another device. As on a GPU, an operation that mixes them with
+CPU tensors is an error. Every read of their values by the host is counted, because on a GPU it waits for all queued
+work. GPU arithmetic and speed are not simulated.
 
-Torch never forgets a device, so a test that needs this one is a program too, run in a process of its own.
+A device cannot be unregistered from torch, so tests that use this one run it in a subprocess.
 """
 
 import json
@@ -39,13 +39,13 @@ _HOST_READ_OPS = (
 
 
 class DeviceTensor(Tensor):
-    """A tensor that is on the device in name."""
+    """A CPU tensor that reports the simulated device."""
 
     on_cpu: Tensor
 
     @staticmethod
     def __new__(cls, on_cpu: Tensor) -> "DeviceTensor":
-        made: DeviceTensor = Tensor._make_wrapper_subclass(
+        tensor: DeviceTensor = Tensor._make_wrapper_subclass(
             cls,
             on_cpu.shape,
             strides=on_cpu.stride(),
@@ -53,76 +53,82 @@ class DeviceTensor(Tensor):
             dtype=on_cpu.dtype,
             device=torch.device(NAME, 0),
         )
-        made.on_cpu = on_cpu
-        return made
+        tensor.on_cpu = on_cpu
+        return tensor
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise AssertionError(f"{func} of a tensor whose device is not in use")
+        raise AssertionError(f"{func} of a tensor whose device is not active")
 
 
 class SimulatedDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While in use, tensors may be put on the device and computed with there."""
+    """While active, tensors can be moved to the device and computed with."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reads: Counter[str] = Counter()
-        """Operations by which the host read values from the device."""
+        """Number of reads of device values by the host, by operation."""
         self.largest_bytes = 0
-        """Of any tensor so far."""
+        """Size of the largest tensor so far."""
         self.limit_bytes: float = math.inf
-        """A larger tensor finds no memory."""
+        """Allocating a larger tensor raises `torch.OutOfMemoryError`."""
         self.free_bytes = 1 << 33
-        """What the device says is free, of twice as much."""
+        """Free memory that the device reports; its total is 16 GiB."""
         self.fraction = 1.0
-        """Of its memory, that this process may take."""
+        """Share of the memory that this process may use."""
         self.times_emptied = 0
-        """How often torch was told to let go of the memory it keeps in stock."""
+        """Number of calls of `torch.cuda.empty_cache`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor | torch.device)]
-        here = [x for x in given if isinstance(x, DeviceTensor)]
-        targets = [x for x in given if isinstance(x, torch.device)]
-        computed_here = targets[-1].type == NAME if targets else bool(here)
-        self._check(func, args, given, here, bool(targets), computed_here)
+        inputs = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor | torch.device)]
+        device_tensors = [x for x in inputs if isinstance(x, DeviceTensor)]
+        targets = [x for x in inputs if isinstance(x, torch.device)]
+        computed_on_device = targets[-1].type == NAME if targets else bool(device_tensors)
+        self._check(func, args, inputs, device_tensors, bool(targets), computed_on_device)
 
-        def bare(x: Any) -> Any:
+        def to_cpu(x: Any) -> Any:
             return (
                 x.on_cpu if isinstance(x, DeviceTensor) else torch.device("cpu") if isinstance(x, torch.device) else x
             )
 
-        result = func(*tree_map(bare, args), **tree_map(bare, kwargs or {}))
-        # What an operation changed in place comes back as the same tensor.
-        known = {id(x.on_cpu): x for x in here}
+        result = func(*tree_map(to_cpu, args), **tree_map(to_cpu, kwargs or {}))
+        # An operation in place returns the same tensor.
+        known_tensors = {id(x.on_cpu): x for x in device_tensors}
 
-        def named(x: Any) -> Any:
-            if not isinstance(x, Tensor) or not computed_here:
+        def to_device(x: Any) -> Any:
+            if not isinstance(x, Tensor) or not computed_on_device:
                 return x
             self.largest_bytes = max(self.largest_bytes, x.nbytes)
             if x.nbytes > self.limit_bytes:
-                raise torch.OutOfMemoryError("as a device would say")
-            return known.get(id(x)) if id(x) in known else DeviceTensor(x)
+                raise torch.OutOfMemoryError("simulated")
+            return known_tensors.get(id(x)) if id(x) in known_tensors else DeviceTensor(x)
 
-        return tree_map(named, result)
+        return tree_map(to_device, result)
 
     def _check(
-        self, func: Any, args: Any, given: Sequence[Any], here: Sequence[Any], moves: bool, computed_here: bool
+        self,
+        func: Any,
+        args: Any,
+        inputs: Sequence[Any],
+        device_tensors: Sequence[Any],
+        moves: bool,
+        computed_on_device: bool,
     ) -> None:
         name = func.overloadpacket.__name__
-        if here and moves and not computed_here:
+        if device_tensors and moves and not computed_on_device:
             self.reads[name] += 1
         elif name == "copy_":
-            self.reads[name] += bool(here) and not isinstance(args[0], DeviceTensor)
-        elif here and not moves:
-            others = [tuple(x.shape) for x in given if not isinstance(x, DeviceTensor) and x.dim()]
+            self.reads[name] += bool(device_tensors) and not isinstance(args[0], DeviceTensor)
+        elif device_tensors and not moves:
+            others = [tuple(x.shape) for x in inputs if not isinstance(x, DeviceTensor) and x.dim()]
             if others:
-                raise RuntimeError(f"expected all tensors to be on the same device: {func} got of the CPU {others}")
-            masks = name in ("index", "index_put_") and any(x.dtype == torch.bool for x in here[1:])
+                raise RuntimeError(f"expected all tensors to be on the same device: {func} got CPU tensors {others}")
+            masks = name in ("index", "index_put_") and any(x.dtype == torch.bool for x in device_tensors[1:])
             self.reads[name] += name in _HOST_READ_OPS or masks
 
     @contextmanager
     def activated(self) -> Iterator[None]:
-        """Within, torch has the device."""
+        """Make torch use the device inside the block."""
         with (
             _Constants(),
             self,
@@ -137,7 +143,7 @@ class SimulatedDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def put_on_device(model: nn.Module) -> nn.Module:
-    """Move a model's weights; those that are shared stay so."""
+    """Move a model's weights to the device; shared weights stay shared."""
     moved: dict[nn.Parameter, nn.Parameter] = {}
     trained = torch.is_grad_enabled()
     for module in model.modules():
@@ -151,29 +157,29 @@ def put_on_device(model: nn.Module) -> nn.Module:
     return model
 
 
-def run_cases_in_subprocess(test: str, cases: Sequence[str]) -> dict[str, Any]:
-    """What the program that a test is prints of each of its cases."""
-    ran = subprocess.run(
-        [sys.executable, "-m", test, *cases],
+def run_cases_in_subprocess(module: str, cases: Sequence[str]) -> dict[str, Any]:
+    """Run a test module as a program; returns the JSON object that it prints, by case."""
+    completed = subprocess.run(
+        [sys.executable, "-m", module, *cases],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout)
-    return found
+    assert completed.returncode == 0, completed.stderr
+    results: dict[str, Any] = json.loads(completed.stdout)
+    return results
 
 
-def print_cases(found_in: Callable[[str], object]) -> None:
-    """The program: what is found in each case that the command line names."""
+def print_cases(run_case: Callable[[str], object]) -> None:
+    """Run `run_case` for each case on the command line and print the results as JSON."""
     torch.set_num_threads(1)
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
-    print(json.dumps({case: found_in(case) for case in sys.argv[1:]}))
+    print(json.dumps({case: run_case(case) for case in sys.argv[1:]}))
 
 
 class _Backend:
-    """What torch asks of the module of a device."""
+    """The backend module that torch requires of a device."""
 
     @staticmethod
     def is_available() -> bool:
@@ -205,7 +211,7 @@ class _Backend:
 
 
 class _Constants(TorchFunctionMode):
-    """`torch.tensor`, which asks no device of its own before it makes one."""
+    """Creates `torch.tensor` constants on the CPU and moves them: its factory does not dispatch to the device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -29,19 +29,19 @@ class Terminal(io.StringIO):
 def test_table_is_redrawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    screen = _TerminalRenderer()
+    renderer = _TerminalRenderer()
     for lines in (["one", "two"], ["three", "four", "five"], ["six"]):
-        screen.show(lines, last=False)
+        renderer.show(lines, last=False)
     shown: list[str] = []
-    at = 0
+    cursor = 0
     for step in re.findall(r"\x1b\[\dF|\x1b\[J|[^\x1b\r\n]+\n", terminal.getvalue().replace("\x1b[2K", "")):
         if step.endswith("F"):
-            at -= int(step[2:-1])
+            cursor -= int(step[2:-1])
         elif step == "\x1b[J":
-            del shown[at:]
+            del shown[cursor:]
         else:
-            shown[at : at + 1] = [step.strip()]
-            at += 1
+            shown[cursor : cursor + 1] = [step.strip()]
+            cursor += 1
     assert shown == ["six"]
 
 
@@ -49,10 +49,10 @@ def test_table_is_repeated_at_intervals_in_a_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("tuning.progress_table.LOG_INTERVAL_S", float("inf"))
-    screen = _TerminalRenderer()
-    for number in range(5):
-        screen.show([f"line {number}"], last=number == 4)
-    assert capsys.readouterr().err == "line 4\n", "its time has not come, but for the last"
+    renderer = _TerminalRenderer()
+    for line in range(5):
+        renderer.show([f"line {line}"], last=line == 4)
+    assert capsys.readouterr().err == "line 4\n", "only the last table is printed before the interval has passed"
 
 
 def test_sweep_progress_is_exported_to_ray_metrics(ray_cluster: None) -> None:
@@ -63,10 +63,10 @@ def test_sweep_progress_is_exported_to_ray_metrics(ray_cluster: None) -> None:
         replace(ROW, state="done", attempts=3, epochs=3),
         replace(ROW, best_dev_accuracy=None, state="waiting"),
     ]
-    meters = SweepMetrics()
-    meters.record([ROW, ROW, ROW], None)
-    meters.record(rows, 12.5)
-    wanted = {
+    metrics = SweepMetrics()
+    metrics.record([ROW, ROW, ROW], None)
+    metrics.record(rows, 12.5)
+    expected = {
         ("trainings", "running"): 1.0,
         ("trainings", "done"): 1.0,
         ("trainings", "waiting"): 1.0,
@@ -76,19 +76,19 @@ def test_sweep_progress_is_exported_to_ray_metrics(ray_cluster: None) -> None:
         ("seconds_left", ""): 12.5,
     }
 
-    def shown() -> dict[tuple[str, str], float]:
+    def exported() -> dict[tuple[str, str], float]:
         return {(name, tags.get("state", "")): value for name, tags, value in exported_metrics("slick_sweep_")}
 
-    wait_for(lambda: shown() == wanted, shown)
+    wait_for(lambda: exported() == expected, exported)
 
 
 JOB = """
 import os, pathlib, time
-os.environ["RAY_ADDRESS"] = os.environ["ADDRESS"]  # Ray gives jobs that of the newest cluster on this machine
+os.environ["RAY_ADDRESS"] = os.environ["ADDRESS"]  # Ray sets it to the newest cluster on this machine
 from slick.cluster import connect, set_job_message
 connect()
 while not pathlib.Path(SEEN).exists():
-    set_job_message("sweep: 3 of 16 trainings")  # again and again: Ray writes its own line when the job starts to run
+    set_job_message("sweep: 3 of 16 trainings")  # repeated, because Ray overwrites the message when the job starts
     time.sleep(0.1)
 """
 
@@ -99,7 +99,7 @@ def test_job_message_is_the_progress_of_the_sweep(ray_cluster: None, tmp_path: P
 
     address = f"http://{ray._private.worker.global_worker.node.address_info['webui_url']}"
     client = JobSubmissionClient(address)
-    seen = tmp_path / "seen"  # the job goes on until it is there
+    seen = tmp_path / "seen"  # the job runs until this file exists
     environment = {
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
         "JOB": JOB.replace("SEEN", repr(str(seen))),
