@@ -1,4 +1,4 @@
-"""Fixtures of all tests. The folder of a test is its marker; a Ray cluster starts once per test run."""
+"""Fixtures of all tests. Tests are marked with the name of their folder; a Ray cluster starts once per test run."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ from jobs.common import configure_logging
 from tests.environment import EQUAL_PRIORITY
 
 ROOT = Path(__file__).parents[1]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # oversubscribed cores run ten times slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # oversubscribed cores are ten times slower
 os.environ.update(EQUAL_PRIORITY)
-# A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that is sent one.
+# A shell makes background jobs ignore Ctrl-C, and child processes inherit that; tests send it to some.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _logging() -> None:
-    """Log messages appear on stdout and stderr as in a command, so that `capsys` takes them; `caplog` does too."""
+    """Configure logging as the commands do, so that `capsys` captures messages, and propagate them to `caplog`."""
     configure_logging()
     for name in ("slick", "tuning"):
         logging.getLogger(name).propagate = True
@@ -38,13 +38,13 @@ def _logging() -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One Ray cluster on this machine, dashboard on."""
+    """A local Ray cluster with a dashboard."""
     import ray
 
     from slick.cluster import connect
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # 10 s by default, for which tests of metrics would wait
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # the default of 10 s would slow tests of metrics down
         connect()
     yield
     ray.shutdown()
@@ -61,7 +61,7 @@ def entity_questions() -> str:
 
 @dataclass(frozen=True)
 class SmallDisk:
-    """A file system in memory, of its own size."""
+    """A file system in memory with an adjustable size."""
 
     path: Path
 

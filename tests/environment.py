@@ -3,7 +3,7 @@
 import os
 
 EQUAL_PRIORITY = {"RAY_worker_niceness": "0"}
-"""Ray gives its workers a low priority (nice 15), so that beside other busy processes tests would wait for minutes."""
+"""Overrides Ray's low priority of workers (nice 15), with which tests on a busy machine would take minutes longer."""
 
 
 def environment_without_ray() -> dict[str, str]:

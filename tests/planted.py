@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class MaliciousPickle:
-    """In place of code that someone put into a study's folder."""
+    """Represents a pickle that an attacker placed into a study folder."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)

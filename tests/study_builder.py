@@ -1,4 +1,4 @@
-"""Study folders for tests: the files and manifests that the steps write, from rows that a test chooses."""
+"""Write study folders for tests: the files and manifests of the steps, from given rows."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ def finish_step(
 
 
 def write_questions(study: Folder, rows: Iterable[Row], identity: str = "questions") -> None:
-    """A finished questions step.
+    """Write a finished questions step.
 
     Args:
         study: the study folder.
@@ -65,7 +65,7 @@ def write_questions(study: Folder, rows: Iterable[Row], identity: str = "questio
 
 
 def write_knowledge(study: Folder, rows: Sequence[Row]) -> None:
-    """annotate/knowledge.parquet with those columns of its schema that the first row has; the step is not finished."""
+    """Write annotate/knowledge.parquet with the schema columns of the first row; the step is not finished."""
     names = [name for name in KNOWLEDGE_SCHEMA.names if name in {"domain": "", "split": ""} | rows[0].keys()]
     known = [{"domain": "id", "split": "train", **row} for row in rows]
     columns = {name: [row[name] for row in known] for name in names}
@@ -73,7 +73,7 @@ def write_knowledge(study: Folder, rows: Sequence[Row]) -> None:
 
 
 def write_variants(study: Folder, variants: Mapping[str, Sequence[Row]], **manifest: Any) -> None:
-    """A finished variants step; `manifest` holds arguments of `finish_step`."""
+    """Write a finished variants step; `manifest` holds arguments of `finish_step`."""
     folder = study.child("variants")
     for name, rows in variants.items():
         folder.write_table(f"{name}.parquet", pa.Table.from_pylist(list(rows)))
@@ -130,15 +130,15 @@ class AnsweredQuestion:
 
 
 def write_answered_study(
-    root: Path, asked: Sequence[AnsweredQuestion], *, per_file: int = 1000, mode: Mode = "full"
+    root: Path, questions: Sequence[AnsweredQuestion], *, per_file: int = 1000, mode: Mode = "full"
 ) -> Folder:
-    """A study with finished questions and annotate steps; each file has the answers of `per_file` questions."""
+    """Write a study with finished questions and annotate steps; each file has the answers of `per_file` questions."""
     study = Folder(str(root))
-    write_questions(study, [question.question for question in asked])
+    write_questions(study, [question.question for question in questions])
     rates = {"p_correct_greedy": 0.0, "p_correct_sampled": 0.0}
-    write_knowledge(study, [{**question.question, "category": question.category, **rates} for question in asked])
-    for start in range(0, len(asked), per_file):
-        rows = [question.generation for question in asked[start : start + per_file]]
+    write_knowledge(study, [{**question.question, "category": question.category, **rates} for question in questions])
+    for start in range(0, len(questions), per_file):
+        rows = [question.generation for question in questions[start : start + per_file]]
         table = pa.Table.from_pylist(rows, schema=GENERATION_SCHEMA)
         study.child("annotate", "generations").write_table(f"part-{start:06d}.parquet", table)
     finish_step(study.child("annotate"), "annotate", settings=asdict(AnnotateConfig(mode=mode)))
@@ -174,7 +174,7 @@ def write_labelled_study(
     order: int | None = None,
     categories: Mapping[str, str | None] | None = None,
 ) -> Folder:
-    """A study from which variants can be drawn, with some test and ood questions that must not be drawn.
+    """Write a study from which variants can be drawn, with some test and ood questions that must not be drawn.
 
     Args:
         path: the study folder.
@@ -210,7 +210,7 @@ PLACES = ("London", "Erlangen", "New York", "Lyme Regis", "Vienna", "Berlin", "L
 def write_trainable_study(
     path: Path | str, model: Any, tokenizer: Any, *, train: int = 24, dev: int = 10, test: int = 12, ood: int = 8
 ) -> Folder:
-    """Questions, labels and the variants half, known and idk-050, with the model in the study's world."""
+    """Write questions, labels and the variants half, known and idk-050; `model` is that of the study's world."""
     study = Folder(str(path))
     world = Path(study.local_path) / "world" / "model"
     model.save_pretrained(world)

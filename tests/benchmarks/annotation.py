@@ -1,12 +1,12 @@
-"""Annotation beside its peers: the same questions, prompts and answers, one thread each, in turns.
+"""Annotation speed compared with other engines: the same questions, prompts and answers, one thread each.
 
 python -m tests.benchmarks.annotation --model FOLDER --questions entity_questions.zip --vllm-python PYTHON
 python -m tests.benchmarks.annotation --model WORLD/model --questions WORLD/dataset --engines full,labels,gold,generate
 
-Each engine runs in a process of its own, so that a peer may live in another environment; a run answers all questions
-once, untimed work (loading, a first prompt) apart, and counts CPU seconds of its process. Rounds take turns, and the
-table gives medians. Each engine stops at the newline, and makes 1 greedy answer and 16 samples (T = 0.5, top-k 40) to
-each of 10 prompts; the gold estimator scores one answer instead.
+Each engine runs in its own process and may use another Python environment. A run answers all questions once and counts
+CPU seconds of its process, without loading and a first prompt. Engines alternate in every round; the table has medians.
+Each engine generates 1 greedy answer and 16 samples (T = 0.5, top-k 40) for each of 10 prompts, up to the newline. The
+gold estimator scores one answer instead.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from slick.cluster import LOCAL_CLUSTER_ENV
 
 NUM_PROMPTS, NUM_SHOTS, NUM_SAMPLES, MAX_NEW_TOKENS = 10, 4, 16, 8
 SLOW = {"generate"}
-"""Engines that are asked a few questions only, since they take minutes for each."""
+"""Engines that answer only a few questions, because one question takes minutes."""
 
 
 def read_questions(source: str, relation: str, split: str) -> list[dict]:
@@ -39,8 +39,8 @@ def read_questions(source: str, relation: str, split: str) -> list[dict]:
 
 
 def make_workload(source: str, relations: list[str], num_questions: int, split: str = "dev") -> list[dict]:
-    """For each relation 10 prefixes and some questions that stand in none of them."""
-    work = []
+    """For each relation, 10 prefixes and some questions that are not among their exemplars."""
+    workload = []
     for relation in relations:
         rows = read_questions(source, relation, "dev")
         rng = random.Random(relation)
@@ -51,23 +51,23 @@ def make_workload(source: str, relations: list[str], num_questions: int, split: 
             for _ in range(NUM_PROMPTS)
         ]
         others = rows[len(shots) :] if split == "dev" else read_questions(source, relation, split)
-        asked = others[:num_questions]
-        assert len(asked) == num_questions, (
+        selected = others[:num_questions]
+        assert len(selected) == num_questions, (
             f"{relation} has {len(others)} {split} questions, too few for {num_questions}"
         )
-        work.append(
+        workload.append(
             {
                 "ids": [f"{relation}-{i}" for i in range(num_questions)],
                 "prefixes": prefixes,
-                "suffixes": [f"Q: {row['question']}\nA:" for row in asked],
-                "gold": [row["answers"] for row in asked],
+                "suffixes": [f"Q: {row['question']}\nA:" for row in selected],
+                "gold": [row["answers"] for row in selected],
             }
         )
-    return work
+    return workload
 
 
-def half_known(work: list[dict], model_folder: str, num_questions: int) -> list[dict]:
-    """Of each relation as many questions with a greedy hit as without one, the share the paper found for its model."""
+def select_half_known(work: list[dict], model_folder: str, num_questions: int) -> list[dict]:
+    """Select equally many questions with and without a greedy hit per relation, close to the share in the paper."""
     from slick.inference.base import PromptBatch, SamplingConfig
     from slick.inference.packed.cpu_linear import prepack_linears
     from slick.inference.packed.engine import TransformersEngine
@@ -76,16 +76,22 @@ def half_known(work: list[dict], model_folder: str, num_questions: int) -> list[
     model = load_model(model_folder)
     prepack_linears(model)
     engine = TransformersEngine(model, load_tokenizer(model_folder))
-    chosen = []
-    for part in work:
-        batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
-        scores = engine.score(batch, [gold[0] for gold in part["gold"]], SamplingConfig(max_new_tokens=MAX_NEW_TOKENS))
-        known = [any(score.is_greedy for score in one) for one in scores]
+    selected = []
+    for relation_work in work:
+        batch = PromptBatch(
+            prefixes=relation_work["prefixes"], question_ids=relation_work["ids"], suffixes=relation_work["suffixes"]
+        )
+        scores = engine.score(
+            batch, [gold[0] for gold in relation_work["gold"]], SamplingConfig(max_new_tokens=MAX_NEW_TOKENS)
+        )
+        known = [any(score.is_greedy for score in row) for row in scores]
         kept = [[i for i, hit in enumerate(known) if hit is wanted][: num_questions // 2] for wanted in (True, False)]
         assert len(kept[0]) == len(kept[1]) == num_questions // 2, f"only {len(kept[0])} questions have a greedy hit"
-        places = sorted(kept[0] + kept[1])
-        chosen.append(part | {name: [part[name][i] for i in places] for name in ("ids", "suffixes", "gold")})
-    return chosen
+        indices = sorted(kept[0] + kept[1])
+        selected.append(
+            relation_work | {name: [relation_work[name][i] for i in indices] for name in ("ids", "suffixes", "gold")}
+        )
+    return selected
 
 
 def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, work: list[dict]) -> dict:
@@ -107,30 +113,30 @@ def run_slick(kind: str, model_folder: str, dtype: str, batch_questions: int, wo
         batch = PromptBatch(prefixes=part["prefixes"], question_ids=part["ids"], suffixes=part["suffixes"])
         targets = [make_matcher(gold) for gold in part["gold"]]
         if kind == "gold":
-            hits += sum(s.is_greedy for one in engine.score(batch, [g[0] for g in part["gold"]], sampling) for s in one)
+            hits += sum(s.is_greedy for row in engine.score(batch, [g[0] for g in part["gold"]], sampling) for s in row)
             continue
         answers = engine.generate(batch, sampling, targets if kind == "labels" else None)
-        hits += sum(target.is_hit(a.greedy_text) for target, one in zip(targets, answers, strict=True) for a in one)
+        hits += sum(target.is_hit(a.greedy_text) for target, row in zip(targets, answers, strict=True) for a in row)
     seconds = time.process_time() - started
     stats = engine.stats
     text_config = model.config.get_text_config()
-    head = 2.0 * text_config.hidden_size * text_config.vocab_size
-    body = 2.0 * sum(m.numel() for m in load_model(model_folder, dtype).parameters() if m.dim() == 2) - head
+    logit_flop = 2.0 * text_config.hidden_size * text_config.vocab_size
+    token_flop = 2.0 * sum(m.numel() for m in load_model(model_folder, dtype).parameters() if m.dim() == 2) - logit_flop
     prefilled, decoded = stats.prefilled_tokens - before[0], stats.decoded_tokens - before[1]
     num_prompts = sum(len(part["ids"]) * NUM_PROMPTS for part in work)
-    places = num_prompts + decoded
-    # Scores and weighed values over the keys of an average prompt.
+    num_logits = num_prompts + decoded
+    # Attention scores and weighted values over the keys of an average prompt.
     length = sum(
         len(tokenizer(p + s)["input_ids"]) for part in work[:1] for p in part["prefixes"] for s in part["suffixes"]
     )
     length /= len(work[0]["prefixes"]) * len(work[0]["suffixes"])
-    body += 4.0 * text_config.num_hidden_layers * text_config.hidden_size * length
+    token_flop += 4.0 * text_config.num_hidden_layers * text_config.hidden_size * length
     return {
         "seconds": seconds,
         "hits": hits,
         "decoded": decoded,
         "drawn": stats.generations - before[2],
-        "gflop": (body * (prefilled + decoded) + head * places) / 1e9,
+        "gflop": (token_flop * (prefilled + decoded) + logit_flop * num_logits) / 1e9,
     }
 
 
@@ -169,7 +175,7 @@ def run_generate(model_folder: str, dtype: str, work: list[dict]) -> dict:
 
 
 def run_vllm(model_folder: str, dtype: str, work: list[dict]) -> dict:
-    """vLLM as its documentation and trials tune it: blocks of 32, prefix caching, a greedy call before the samples."""
+    """vLLM with tuned settings: blocks of 32, prefix caching, a greedy call before the samples."""
     import torch
     import vllm
 
@@ -190,16 +196,18 @@ def run_vllm(model_folder: str, dtype: str, work: list[dict]) -> dict:
     started, hits = time.process_time(), 0
     for part in work:
         prompts = [prefix + suffix for prefix in part["prefixes"] for suffix in part["suffixes"]]
-        found = llm.generate(prompts, greedy, use_tqdm=False)
-        drawn = llm.generate(prompts, sampled, use_tqdm=False)
-        assert all(len(output.outputs) == NUM_SAMPLES for output in drawn)
+        greedy_outputs = llm.generate(prompts, greedy, use_tqdm=False)
+        sampled_outputs = llm.generate(prompts, sampled, use_tqdm=False)
+        assert all(len(output.outputs) == NUM_SAMPLES for output in sampled_outputs)
         golds = [gold for _ in part["prefixes"] for gold in part["gold"]]
-        hits += sum(o.outputs[0].text.split("\n")[0].strip() in gold for o, gold in zip(found, golds, strict=True))
+        hits += sum(
+            o.outputs[0].text.split("\n")[0].strip() in gold for o, gold in zip(greedy_outputs, golds, strict=True)
+        )
     return {"seconds": time.process_time() - started, "hits": hits}
 
 
 def run_openvino(gguf: str, dtype: str, work: list[dict]) -> dict:
-    """OpenVINO GenAI with continuous batching and prefix caching; it keeps the weights of a GGUF file as they are."""
+    """OpenVINO GenAI with continuous batching and prefix caching; it uses the quantized weights of a GGUF file."""
     import openvino_genai as genai
 
     scheduler = genai.SchedulerConfig()
@@ -216,17 +224,17 @@ def run_openvino(gguf: str, dtype: str, work: list[dict]) -> dict:
     started, hits = time.process_time(), 0
     for part in work:
         prompts = [prefix + suffix for prefix in part["prefixes"] for suffix in part["suffixes"]]
-        found = pipeline.generate(prompts, [greedy] * len(prompts))
-        drawn = pipeline.generate(prompts, [sampled] * len(prompts))
-        assert all(len(output.m_generation_ids) == NUM_SAMPLES for output in drawn)
+        greedy_outputs = pipeline.generate(prompts, [greedy] * len(prompts))
+        sampled_outputs = pipeline.generate(prompts, [sampled] * len(prompts))
+        assert all(len(output.m_generation_ids) == NUM_SAMPLES for output in sampled_outputs)
         golds = [gold for _ in part["prefixes"] for gold in part["gold"]]
-        texts = [output.m_generation_ids[0].split("\n")[0].strip() for output in found]
+        texts = [output.m_generation_ids[0].split("\n")[0].strip() for output in greedy_outputs]
         hits += sum(text in gold for text, gold in zip(texts, golds, strict=True))
     return {"seconds": time.process_time() - started, "hits": hits}
 
 
 def peak_gflops(dtype: str) -> float:
-    """GFLOP/s of one thread on a large product, packed weights: the best of ten stretches of a third of a second."""
+    """GFLOP/s of one thread in a large product with packed weights: the best of ten intervals of 0.3 s."""
     import torch
 
     from slick.inference.packed.cpu_linear import PrepackedLinear
@@ -244,7 +252,7 @@ def peak_gflops(dtype: str) -> float:
 
 
 def run_one(engine: str, model: str, dtype: str, batch_questions: int, path: str) -> None:
-    """Print the result of one engine as the last line; slick's with the peak just before and after, since it drifts."""
+    """Print the result of one engine as the last line; for slick with the peak, measured before and after."""
     import torch
 
     torch.set_num_threads(1)
@@ -266,31 +274,36 @@ def run_one(engine: str, model: str, dtype: str, batch_questions: int, path: str
 
 
 def run_engine_process(python: str, engine: str, arguments: argparse.Namespace, path: str) -> dict:
-    """The result of one engine in its own process, on one thread."""
-    settings = LOCAL_CLUSTER_ENV | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as slick's own processes
+    """Run one engine in its own process on one thread; returns its result."""
+    settings = LOCAL_CLUSTER_ENV | {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }  # the environment of slick's own processes
     settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     settings |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     command = [python, "-m", "tests.benchmarks.annotation", "--run", engine]
     command += ["--model", arguments.gguf if engine == "openvino" else arguments.model]
     command += ["--dtype", arguments.dtype, "--work", path, "--batch", str(arguments.batch)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
-    if done.returncode:
-        raise SystemExit(f"{engine} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    completed = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    if completed.returncode:
+        raise SystemExit(f"{engine} failed:\n{completed.stderr[-3000:]}")
+    return json.loads(completed.stdout.strip().splitlines()[-1])
 
 
 def main() -> None:
-    """Run all engines in turns and print a table."""
+    """Run all engines in alternation and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hugging Face folder")
     parser.add_argument("--questions", help="EntityQuestions as zip or folder")
     parser.add_argument("--relations", default="P19,P36,P50")
-    parser.add_argument("--num-questions", type=int, default=32, help="of each relation")
-    parser.add_argument("--split", default="dev", help="asked of; few-shot prompts are made of other dev questions")
-    parser.add_argument("--batch", type=int, default=32, help="questions a batch")
+    parser.add_argument("--num-questions", type=int, default=32, help="questions per relation")
+    parser.add_argument(
+        "--split", default="dev", help="split of the questions; few-shot prompts use other dev questions"
+    )
+    parser.add_argument("--batch", type=int, default=32, help="questions per batch")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--engines", default="full,labels,gold,generate,vllm")
-    parser.add_argument("--half-known", action="store_true", help="half of the questions with a greedy hit")
+    parser.add_argument("--half-known", action="store_true", help="select questions so that half have a greedy hit")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vllm-python", default=sys.executable, help="Python with vllm or openvino-genai")
     parser.add_argument("--gguf", help="the model as a GGUF file, for --engines openvino")
@@ -302,36 +315,39 @@ def main() -> None:
         return
     relations = arguments.relations.split(",")
     size = arguments.num_questions
-    work = make_workload(arguments.questions, relations, size * (8 if arguments.half_known else 1), arguments.split)
-    if arguments.half_known:
-        work = half_known(work, arguments.model, size)
+    work = make_workload(
+        arguments.questions, relations, size * (8 if arguments.select_half_known else 1), arguments.split
+    )
+    if arguments.select_half_known:
+        work = select_half_known(work, arguments.model, size)
     engines = arguments.engines.split(",")
-    found: dict[str, list[dict]] = {engine: [] for engine in engines}
+    results: dict[str, list[dict]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/work.json"
         Path(path).write_text(json.dumps(work))
-        for turn in range(arguments.rounds):
-            for engine in found:
-                if engine in SLOW and turn:
+        for round_index in range(arguments.rounds):
+            for engine in results:
+                if engine in SLOW and round_index:
                     continue
                 result = run_engine_process(
                     arguments.vllm_python if engine in ("vllm", "openvino") else sys.executable, engine, arguments, path
                 )
-                found[engine].append(result)
-                print(f"round {turn + 1} {engine}: {json.dumps(result)}", file=sys.stderr, flush=True)
+                results[engine].append(result)
+                print(f"round {round_index + 1} {engine}: {json.dumps(result)}", file=sys.stderr, flush=True)
     print("| engine | questions/CPU-s | generations/CPU-s | GFLOP/question | peak GFLOP/s | of peak | greedy hits |")
     print("|---|---|---|---|---|---|---|")
     for engine in engines:
-        speed = statistics.median(result["questions"] / result["seconds"] for result in found[engine])
-        last = found[engine][-1]
+        speed = statistics.median(result["questions"] / result["seconds"] for result in results[engine])
+        last = results[engine][-1]
         flop = last.get("gflop", 0.0) / last["questions"]
-        made = "-" if engine == "gold" else f"{speed * NUM_PROMPTS * (1 + NUM_SAMPLES):.0f}"
-        of_peak, share = [result.get("peak_gflops", 0.0) for result in found[engine]], ["-", "-", "-"]
+        generations = "-" if engine == "gold" else f"{speed * NUM_PROMPTS * (1 + NUM_SAMPLES):.0f}"
+        peaks, columns = [result.get("peak_gflops", 0.0) for result in results[engine]], ["-", "-", "-"]
         if flop:
-            pairs = zip(found[engine], of_peak, strict=True)
-            reached = statistics.median(result["gflop"] / result["seconds"] / peak for result, peak in pairs)
-            share = [f"{flop:.3g}", f"{statistics.median(of_peak):.0f}", f"{100 * reached:.0f} %"]
-        print(f"| {engine} | {speed:.3g} | {made} | {' | '.join(share)} | {last['hits'] / last['questions']:.2f} |")
+            pairs = zip(results[engine], peaks, strict=True)
+            peak_share = statistics.median(result["gflop"] / result["seconds"] / peak for result, peak in pairs)
+            columns = [f"{flop:.3g}", f"{statistics.median(peaks):.0f}", f"{100 * peak_share:.0f} %"]
+        hit_rate = last["hits"] / last["questions"]
+        print(f"| {engine} | {speed:.3g} | {generations} | {' | '.join(columns)} | {hit_rate:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a cluster costs: from submit to the first answer, a study in an object store, a second node.
+"""Overhead of a cluster: time from submit to the first answer, a study in an object store, and a second node.
 
     python -m tests.benchmarks.cluster --study studies/demo
 
-All on one machine: the head is a real one with token authentication, nodes are processes, the object store is an
-imitation of S3 on loopback, so its speed is no measure of a real one's; what is measured is what slick does beside it.
+Everything runs on one machine: a real head with token authentication, nodes that are processes, and a local S3 mock.
+The speed of the mock says nothing about a real object store; only the overhead of slick is measured.
 """
 
 import argparse
@@ -27,74 +27,77 @@ main(["demo", "--no-p-true", "--out", *sys.argv[1:]])
 """
 
 
-def prepared_study(source: str, target: Folder) -> None:
-    """World and questions of a finished study, not yet annotated."""
+def copy_prepared_steps(source: str, target: Folder) -> None:
+    """Copy the world and questions of a finished study."""
     for step in ("world", "questions"):
         target.child(step).add(str(Path(source, step)))
 
 
-def annotate_s(out: str, *flags: str, **environ: str) -> float:
-    """Seconds of `slick annotate demo` in a process of its own."""
-    began = time.monotonic()
-    words = [sys.executable, "-c", ANNOTATE, out, *flags]
-    done = subprocess.run(words, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return time.monotonic() - began
+def time_annotation(out: str, *flags: str, **environ: str) -> float:
+    """Seconds of `slick annotate demo` in a subprocess."""
+    started_at = time.monotonic()
+    command = [sys.executable, "-c", ANNOTATE, out, *flags]
+    completed = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return time.monotonic() - started_at
 
 
 def object_store(source: str, folder: Path, rounds: int) -> None:
-    """The same annotation on a disk and in an object store, in turns."""
+    """The same annotation on a disk and in an object store, alternating."""
     with running_aws(folder / "aws.log") as environ:
         make_bucket(environ["AWS_ENDPOINT_URL"], "bench")
         os.environ.update(environ)
-        found: dict[str, list[float]] = {"disk": [], "object store": []}
-        for number in range(rounds):
-            for place, uri in (("disk", str(folder / f"disk{number}")), ("object store", f"s3://bench/{number}")):
-                prepared_study(source, Folder(uri))
+        seconds_by_store: dict[str, list[float]] = {"disk": [], "object store": []}
+        for index in range(rounds):
+            for store, uri in (("disk", str(folder / f"disk{index}")), ("object store", f"s3://bench/{index}")):
+                copy_prepared_steps(source, Folder(uri))
                 flags = ("--limit-per-relation", "60")
-                found[place].append(annotate_s(uri, *flags, SLICK_CACHE=str(folder / "cache")))
-        for place, seconds in found.items():
-            print(f"annotate, {place}: {', '.join(f'{one:.1f}' for one in seconds)} s, start of Ray included")
+                seconds_by_store[store].append(time_annotation(uri, *flags, SLICK_CACHE=str(folder / "cache")))
+        for store, seconds in seconds_by_store.items():
+            print(f"annotate, {store}: {', '.join(f'{value:.1f}' for value in seconds)} s, including the start of Ray")
 
 
 def first_answer(source: str, folder: Path) -> None:
-    """Seconds from `slick submit` to the first file of answers, on a head that is up."""
+    """Seconds from `slick submit` to the first file of answers, on a running head."""
     with running_cluster(folder / "home") as cluster:
         study = folder / "submitted"
-        prepared_study(source, Folder(str(study)))
-        began = time.monotonic()
+        copy_prepared_steps(source, Folder(str(study)))
+        started_at = time.monotonic()
         flags = ("--no-p-true", "--batches-per-file", "1", "--no-wait")
-        done = cluster.slick("submit", "annotate", "demo", "--out", str(study), *flags)
-        assert done.returncode == 0, done.stdout + done.stderr
-        accepted = time.monotonic() - began
+        completed = cluster.slick("submit", "annotate", "demo", "--out", str(study), *flags)
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        accepted = time.monotonic() - started_at
         while not list((study / "annotate" / "generations").glob("part-*.parquet")):
-            assert time.monotonic() - began < 300, "no answer in 5 minutes"
+            assert time.monotonic() - started_at < 300, "no answer in 5 minutes"
             time.sleep(0.1)
-        print(f"submit: accepted after {accepted:.1f} s, first file of answers after {time.monotonic() - began:.1f} s")
+        answered = time.monotonic() - started_at
+        print(f"submit: accepted after {accepted:.1f} s, first file of answers after {answered:.1f} s")
 
 
 def nodes(source: str, folder: Path) -> None:
-    """The same annotation on one node and on two, each with room for one actor."""
+    """The same annotation on one and on two nodes with one actor each."""
     from ray.cluster_utils import Cluster
 
     seconds = {}
-    for number in (1, 2):
+    for num_nodes in (1, 2):
         with ExitStack() as stack:
             os.environ["RAY_AUTH_MODE"] = "disabled"
             cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
             stack.callback(cluster.shutdown)
-            for _ in range(number):
+            for _ in range(num_nodes):
                 cluster.add_node(num_cpus=1)
             cluster.wait_for_nodes()
-            study = folder / f"nodes{number}"
-            prepared_study(source, Folder(str(study)))
-            flags = ("--min-actors", str(number), "--max-actors", str(number), "--cpus-per-actor", "1")
-            annotate_s(str(study), *flags, RAY_ADDRESS=cluster.address)
+            study = folder / f"nodes{num_nodes}"
+            copy_prepared_steps(source, Folder(str(study)))
+            flags = ("--min-actors", str(num_nodes), "--max-actors", str(num_nodes), "--cpus-per-actor", "1")
+            time_annotation(str(study), *flags, RAY_ADDRESS=cluster.address)
         manifest = Folder(str(study)).child("annotate").read_json("manifest.json")
-        seconds[number] = manifest["seconds"]
+        seconds[num_nodes] = manifest["seconds"]
         speed = manifest["counts"]["questions"] / manifest["seconds"]
-        print(f"{number} node{'s' if number > 1 else ''}: {speed:.0f} questions/s")
-    print(f"two nodes: {seconds[1] / seconds[2]:.2f} times as fast, start of the actors included")
+        print(f"{num_nodes} node{'s' if num_nodes > 1 else ''}: {speed:.0f} questions/s")
+    print(f"two nodes: {seconds[1] / seconds[2]:.2f} times as fast, including the start of the actors")
 
 
 def main() -> None:
@@ -102,13 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", required=True, help="a finished demo study")
     parser.add_argument("--rounds", type=int, default=2)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="slick-bench-"))
     try:
         (folder / "home").mkdir()
-        first_answer(asked.study, folder)
-        object_store(asked.study, folder, asked.rounds)
-        nodes(asked.study, folder)
+        first_answer(arguments.study, folder)
+        object_store(arguments.study, folder, arguments.rounds)
+        nodes(arguments.study, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,14 +1,14 @@
-"""What Ray costs, what a second actor gains, and whether memory stays flat.
+"""Overhead of Ray in annotation, speed-up by a second actor, and memory for different numbers of questions.
 
 python -m tests.benchmarks.pipeline --model FOLDER --questions entity_questions.zip --num-questions 2000 --turns 3
 python -m tests.benchmarks.pipeline --model FOLDER --questions entity_questions.zip --beside-ray --turns 3
 python -m tests.benchmarks.pipeline --model WORLD/model --questions entity_questions.zip --memory
 
-The first asks the same questions of the engine alone, of two such engines side by side without Ray (what the machine
-gives at most), of a pool of one actor and of a pool of two, one thread each; the time of a pool runs from the moment
-each of its engines has answered its first unit to the last answer. With `--beside-ray` it asks one bare engine, and two
-side by side, while a pool that has nothing to do is up: what Ray leaves of the machine. With `--memory` it reports the
-highest resident memory of driver and actor for 1,000 and for 10,000 questions.
+The first command answers the same questions with one engine, with two engines in parallel without Ray (the maximum of
+the machine), and with pools of one and two actors, one thread each. The time of a pool runs from the moment when every
+engine has answered its first unit until the last answer. `--beside-ray` runs one and two engines without Ray while an
+idle pool is up, to measure the load of Ray's processes. `--memory` reports the peak resident memory of driver and actor
+for 1,000 and 10,000 questions.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from slick.storage import Folder
 SAMPLING = SamplingConfig(max_new_tokens=8)
 
 
-def prepared(folder: str, source: str, num_questions: int) -> Folder:
-    """A study with about that many train and test questions of 19 relations."""
+def prepare_study(folder: str, source: str, num_questions: int) -> Folder:
+    """A study with about `num_questions` train and test questions of 19 relations."""
     study = Folder(folder)
     limit = max(10, num_questions // 31)  # 12 relations with train and test questions, 7 with test questions
     prepare_questions(study, QuestionsConfig(questions=source, limit_per_relation=limit + 10))
@@ -45,9 +45,9 @@ def prepared(folder: str, source: str, num_questions: int) -> Folder:
 
 
 def run_pool(model: str, source: str, num_questions: int, actors: int, dtype: str, mode: str) -> dict[str, float]:
-    """Questions a second from when every actor has answered its first unit, until the last answer is stored."""
+    """Questions per second from when every actor has answered its first unit until the last answer is stored."""
     with tempfile.TemporaryDirectory() as folder:
-        study = prepared(folder, source, num_questions)
+        study = prepare_study(folder, source, num_questions)
         config = AnnotateConfig(
             model=model,
             dtype=dtype,
@@ -59,44 +59,44 @@ def run_pool(model: str, source: str, num_questions: int, actors: int, dtype: st
             cpus_per_actor=0.5,
         )
         manifest = annotate(study, config)
-        units = sorted(map(unit_of, Path(folder, "annotate", "generations").glob("*.parquet")))
-        began = max(first_ends(units))
-        done = sum(num * min(1.0, max(0.0, (end - began) / (end - start))) for start, end, num in units)
-        asked = manifest.counts["questions"]
+        units = sorted(map(read_unit, Path(folder, "annotate", "generations").glob("*.parquet")))
+        started_at = max(first_unit_ends(units))
+        num_timed = sum(num * min(1.0, max(0.0, (end - started_at) / (end - start))) for start, end, num in units)
+        num_answered = manifest.counts["questions"]
         return {
-            "questions": asked,
-            "questions_a_second": done / (max(end for _, end, _ in units) - began),
-            "engine_questions_a_second": actors * asked / manifest.counts["engine_seconds"],
+            "questions": num_answered,
+            "questions_per_second": num_timed / (max(end for _, end, _ in units) - started_at),
+            "engine_questions_per_second": actors * num_answered / manifest.counts["engine_seconds"],
         }
 
 
-def unit_of(path: Path) -> tuple[float, float, int]:
-    """When the engine began a unit, when its file was written, and its questions."""
-    found = pq.read_metadata(path)
-    spent = json.loads(found.metadata[b"slick.spent"])
+def read_unit(path: Path) -> tuple[float, float, int]:
+    """Start time of a unit in the engine, modification time of its file, and number of questions."""
+    metadata = pq.read_metadata(path)
+    spent = json.loads(metadata.metadata[b"slick.spent"])
     end = path.stat().st_mtime
-    return end - spent["seconds"], end, found.num_rows
+    return end - spent["seconds"], end, metadata.num_rows
 
 
-def first_ends(units: Sequence[tuple[float, float, int]]) -> list[float]:
-    """When each actor had done its first unit: one that began while all others were busy was a new actor's.
+def first_unit_ends(units: Sequence[tuple[float, float, int]]) -> list[float]:
+    """End of the first unit of each actor; a unit that began while all known actors were busy is from a new one.
 
-    >>> first_ends([(0.0, 1.0, 64), (0.5, 1.6, 64), (1.1, 2.0, 64)])
+    >>> first_unit_ends([(0.0, 1.0, 64), (0.5, 1.6, 64), (1.1, 2.0, 64)])
     [1.0, 1.6]
     """
-    firsts: list[float] = []
+    ends: list[float] = []
     busy: list[float] = []
     for start, end, _ in units:
         if busy and min(busy) <= start:
             busy.remove(min(busy))
         else:
-            firsts.append(end)
+            ends.append(end)
         busy.append(end)
-    return firsts
+    return ends
 
 
 def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: str) -> dict[str, float]:
-    """The same batches, one after the other, in this process."""
+    """The same batches in this process, without Ray."""
     import torch
 
     from slick.annotation.store import cut_batches, select_questions
@@ -112,19 +112,19 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
     loaded = load_model(model, dtype)
     prepack_linears(loaded)
     with tempfile.TemporaryDirectory() as folder:
-        questions = read_questions(prepared(folder, source, num_questions))
+        questions = read_questions(prepare_study(folder, source, num_questions))
     rows = questions.to_pylist()
     dev = {}
     for row in rows:
         if row["split"] == "dev":
             dev.setdefault(row["relation"], {})[row["question_id"]] = row
-    sets = draw_exemplar_sets({relation: list(found) for relation, found in dev.items()})
-    asked = select_questions(questions, dev=False, exemplars=sets, limit=max(1, num_questions // 31))
+    sets = draw_exemplar_sets({relation: list(rows_by_id) for relation, rows_by_id in dev.items()})
+    selected = select_questions(questions, dev=False, exemplars=sets, limit=max(1, num_questions // 31))
     engine = TransformersEngine(loaded, load_tokenizer(model))
-    began, done, total = 0.0, 0, 0
-    for number, batch in enumerate(cut_batches(asked, AnnotateConfig().batch_questions)):
+    started_at, num_timed, total = 0.0, 0, 0
+    for number, batch in enumerate(cut_batches(selected, AnnotateConfig().batch_questions)):
         if number == 1:
-            began = time.monotonic()
+            started_at = time.monotonic()
         part = batch.questions.to_pylist()
         shots = [[dev[part[0]["relation"]][i] for i in ids] for ids in sets[part[0]["relation"]]]
         prefixes = [few_shot_prefix([(row["question"], row["answers"][0]) for row in rows]) for rows in shots]
@@ -137,26 +137,28 @@ def run_engine(model: str, source: str, num_questions: int, dtype: str, mode: st
             SAMPLING,
             [make_matcher(row["answers"]) for row in part] if mode == "labels" else None,
         )
-        done += len(part) * (number > 0)
+        num_timed += len(part) * (number > 0)
         total += len(part)
-    return {"questions": total, "questions_a_second": done / (time.monotonic() - began)}
+    return {"questions": total, "questions_per_second": num_timed / (time.monotonic() - started_at)}
 
 
 def run_engines(*arguments: Any) -> dict[str, float]:
-    """`run_engine` in two processes at once: questions a second of both together, while both are at work."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as both:
-        found = list(both.map(run_engine, *zip(*[arguments] * 2, strict=True)))
-    return {"questions_a_second": sum(one["questions_a_second"] for one in found)}
+    """`run_engine` in two parallel processes; returns the sum of their questions per second."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(run_engine, *zip(*[arguments] * 2, strict=True)))
+    return {"questions_per_second": sum(result["questions_per_second"] for result in results)}
 
 
-def run_beside_ray(engines: int, *arguments: Any) -> dict[str, float]:
-    """Bare engines while a pool of one actor, with all of Ray's processes, waits."""
+def run_beside_idle_pool(engines: int, *arguments: Any) -> dict[str, float]:
+    """Engines without Ray while an idle pool of one actor, with all of Ray's processes, is up."""
     with tempfile.TemporaryDirectory() as folder:
-        asleep = Path(folder, "asleep")
+        sign_file = Path(folder, "asleep")
         command = [sys.executable, "-m", "tests.benchmarks.pipeline", "--model", "-", "--questions", "-"]
-        with subprocess.Popen([*command, "--run", "sleep", "--sign", str(asleep)], stdout=subprocess.DEVNULL) as pool:
+        with subprocess.Popen(
+            [*command, "--run", "sleep", "--sign", str(sign_file)], stdout=subprocess.DEVNULL
+        ) as pool:
             try:
-                while not asleep.exists():
+                while not sign_file.exists():
                     assert pool.poll() is None, "the pool ended"
                     time.sleep(0.1)
                 return run_engine(*arguments) if engines == 1 else run_engines(*arguments)
@@ -165,7 +167,7 @@ def run_beside_ray(engines: int, *arguments: Any) -> dict[str, float]:
 
 
 def sleep_in_pool(sign: str) -> None:
-    """A pool of one actor that leaves a file as a sign and sleeps, until this process is ended."""
+    """Start a pool of one actor that creates the file `sign` and sleeps until this process is killed."""
     import ray.data
 
     from slick.cluster import connect
@@ -183,7 +185,7 @@ def sleep_in_pool(sign: str) -> None:
 
 
 def run_memory(model: str, source: str, num_questions: int) -> dict[str, float]:
-    """Highest resident memory in MB of this driver and of its actors, once the model is loaded."""
+    """Peak resident memory of this driver and its actors, in MB."""
     import psutil
 
     peaks = {"driver": 0.0, "actor": 0.0}
@@ -199,24 +201,24 @@ def run_memory(model: str, source: str, num_questions: int) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     with tempfile.TemporaryDirectory() as folder:
-        study = prepared(folder, source, num_questions)
+        study = prepare_study(folder, source, num_questions)
         limit = max(1, num_questions // 31)
         config = AnnotateConfig(model=model, sampling=SAMPLING, limit_per_relation=limit, max_actors=1)
-        asked = annotate(study, config).counts["questions"]
+        num_answered = annotate(study, config).counts["questions"]
         parts = Folder(folder).child("annotate", "generations")
         size = sum(len(parts.read_bytes(name)) for name in parts.names(".parquet"))
-        stored = size / asked
+        bytes_per_question = size / num_answered
     stop.set()
     watcher.join()
     return {
-        "questions": asked,
+        "questions": num_answered,
         **{f"{name}_mb": round(peak) for name, peak in peaks.items()},
-        "bytes_a_question": round(stored),
+        "bytes_per_question": round(bytes_per_question),
     }
 
 
 def main() -> None:
-    """Print one line a run, each in a process of its own."""
+    """Run every case in its own process and print one line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hugging Face folder")
     parser.add_argument("--questions", required=True, help="EntityQuestions as zip or folder")
@@ -224,8 +226,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--mode", default="full", choices=["full", "labels"])
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--beside-ray", action="store_true", help="bare engines beside a pool that waits")
-    parser.add_argument("--turns", type=int, default=1, help="runs of each, in turns")
+    parser.add_argument("--beside-ray", action="store_true", help="engines without Ray beside an idle pool")
+    parser.add_argument("--turns", type=int, default=1, help="number of runs of each case")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--sign", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -235,7 +237,7 @@ def main() -> None:
     elif arguments.run == "engines":
         print(run_engines(*common, arguments.dtype, arguments.mode))
     elif arguments.run in ("beside-1", "beside-2"):
-        print(run_beside_ray(int(arguments.run[-1]), *common, arguments.dtype, arguments.mode))
+        print(run_beside_idle_pool(int(arguments.run[-1]), *common, arguments.dtype, arguments.mode))
     elif arguments.run == "sleep":
         sleep_in_pool(arguments.sign)
     elif arguments.run == "memory":
@@ -243,18 +245,18 @@ def main() -> None:
     elif arguments.run:
         print(run_pool(*common, int(arguments.run), arguments.dtype, arguments.mode))
     else:
-        kinds = ("beside-1", "beside-2") if arguments.beside_ray else ("engine", "engines", "1", "2")
-        runs = [(kind, arguments.num_questions) for kind in kinds]
+        cases = ("beside-1", "beside-2") if arguments.beside_ray else ("engine", "engines", "1", "2")
+        runs = [(case, arguments.num_questions) for case in cases]
         if arguments.memory:
             runs = [("memory", 1000), ("memory", 10_000)]
-        for kind, num in runs * arguments.turns:
+        for case, num in runs * arguments.turns:
             command = [sys.executable, "-m", "tests.benchmarks.pipeline", *sys.argv[1:]]
-            command += ["--run", kind, "--num-questions", str(num)]
+            command += ["--run", case, "--num-questions", str(num)]
             environment = os.environ | LOCAL_CLUSTER_ENV | {"OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise SystemExit(done.stderr[-3000:])
-            print(f"{kind}: {done.stdout.strip().splitlines()[-1]}", flush=True)
+            completed = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if completed.returncode:
+                raise SystemExit(completed.stderr[-3000:])
+            print(f"{case}: {completed.stdout.strip().splitlines()[-1]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""A grid read off shared trajectories beside the same grid as plain trials of Ray Tune, one training a point.
+"""A sweep with shared trajectories compared with the same grid as plain Ray Tune trials, one training per point.
 
 python -m tests.benchmarks.sweep --study STUDY [--variants unknown-000,unknown-100] [--epochs 2,6,10]
 
-STUDY is a finished study of the preset `demo`; it is copied, not written to. Both ways train with its settings, on all
-cores, and their points are compared. Also told: how long the first training took to begin, and how idle the cores were.
+STUDY is a finished study of the preset `demo`; it is copied, not written to. Both sweeps train with its settings on all
+cores, and their points are compared. The time until the first training begins and the idle share of the cores are
+reported too.
 
 python -m tests.benchmarks.sweep --study STUDY --start
 
-tells only how long the first training took to begin, and how many CPU seconds all processes together had used by then.
+reports only the time until the first training begins, and the CPU seconds of all processes until then.
 """
 
 import argparse
@@ -29,16 +30,16 @@ from tuning.sweep import SweepConfig, sweep
 STEPS = ("world", "questions", "annotate", "variants")
 
 
-class Watch:
-    """Seconds until the first training begins, and the share of the cores that nobody used from then on."""
+class SweepMonitor:
+    """Measures the seconds until the first training begins and the idle share of the cores from then on."""
 
     def __init__(self, study: Folder) -> None:
         self._runs, self._idle, self._done = Path(study.local_path, "runs"), [], threading.Event()
         self._began, self.start_s, self.start_cpu_s = time.monotonic(), 0.0, 0.0
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self._done.wait(0.5):
             if any(self._runs.glob("*/started.json")):
                 if not self.start_s:
@@ -49,21 +50,21 @@ class Watch:
         self._done.set()
         self._thread.join()
         idle = sum(self._idle[1:]) / max(1, len(self._idle) - 1)
-        found = {"seconds": time.monotonic() - self._began, "idle_share": idle}
-        return found | {"start_s": self.start_s, "start_cpu_s": self.start_cpu_s}
+        result = {"seconds": time.monotonic() - self._began, "idle_share": idle}
+        return result | {"start_s": self.start_s, "start_cpu_s": self.start_cpu_s}
 
 
 def cpu_seconds() -> float:
-    """Of this process and of all that it has started and that still live."""
-    found = 0.0
+    """CPU seconds of this process and its live descendants."""
+    total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(psutil.Error):
-            found += sum(process.cpu_times()[:2])
-    return found
+            total += sum(process.cpu_times()[:2])
+    return total
 
 
 def copy(study: str, folder: Path) -> Folder:
-    """The steps before the sweep."""
+    """Copy the steps before the sweep."""
     for step in STEPS:
         shutil.copytree(Path(study, step), folder / step)
     return Folder(str(folder))
@@ -75,13 +76,13 @@ def points(study: Folder) -> set[tuple[tuple[str, object], ...]]:
 
 
 def run(study: Folder, config: SweepConfig) -> dict[str, float]:
-    watch = Watch(study)
+    watch = SweepMonitor(study)
     manifest = sweep(study, config)
     return watch.stop() | {"epochs": manifest.counts["epochs_trained"], "trainings": manifest.counts["trainings"]}
 
 
 def main() -> None:
-    """Compare both ways."""
+    """Compare both sweeps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", required=True)
     parser.add_argument("--variants", default="unknown-000,unknown-100")
@@ -101,22 +102,24 @@ def main() -> None:
             return
         shared = run(shared_study, config)
         plain = {"seconds": 0.0, "epochs": 0.0, "trainings": 0.0}
-        found: set[tuple[tuple[str, object], ...]] = set()
+        separate_points: set[tuple[tuple[str, object], ...]] = set()
         for policy in grid.policies:
             study = copy(arguments.study, Path(folder, policy))
-            alone = replace(config, grid=replace(grid, policies=(policy,)), independent=True, trajectories_per_trial=1)
-            one = run(study, alone)
-            plain = {name: plain[name] + one[name] for name in plain}
-            found |= points(study)
-        same = found == points(shared_study)
+            separate = replace(
+                config, grid=replace(grid, policies=(policy,)), independent=True, trajectories_per_trial=1
+            )
+            result = run(study, separate)
+            plain = {name: plain[name] + result[name] for name in plain}
+            separate_points |= points(study)
+        same = separate_points == points(shared_study)
     print(
         f"shared: {shared['trainings']} trainings, {shared['epochs']} epochs, {shared['seconds']:.0f} s; the first "
         f"began after {shared['start_s']:.1f} s; from then on {100 * shared['idle_share']:.0f} % of the cores were idle"
     )
     print(f"plain: {plain['trainings']:.0f} trainings, {plain['epochs']:.0f} epochs, {plain['seconds']:.0f} s")
     epochs, seconds = plain["epochs"] / shared["epochs"], plain["seconds"] / shared["seconds"]
-    told = "identical" if same else "DIFFERENT"
-    print(f"{epochs:.1f} times the epochs, {seconds:.1f} times the time; {len(found)} points, {told}")
+    verdict = "identical" if same else "DIFFERENT"
+    print(f"{epochs:.1f} times the epochs, {seconds:.1f} times the time; {len(separate_points)} points, {verdict}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Fine-tuning beside a bare PyTorch loop and the Hugging Face Trainer, what an evaluation costs, and memory by stage.
+"""Fine-tuning compared with a PyTorch loop and the Hugging Face Trainer; cost of evaluation; memory by ZeRO stage.
 
 python -m tests.benchmarks.training --model FOLDER --questions entity_questions.zip --num-rows 192 --batch-size 32
 python -m tests.benchmarks.training --model FOLDER --questions entity_questions.zip --memory --num-workers 2
 
-Each way trains the same rows, in the same batches, in a process of its own with one thread (or on the GPU), in turns.
-A way is measured by the tokens of prompts and answers that it trains on in a second, padding not counted, after two
-warm-up steps. `bare` pads rows to the longest of a batch, as is usual; `bare-joined` takes them as slick does.
+Each method trains the same rows in the same batches, in its own process with one thread (or on the GPU); methods
+alternate. Speed is measured in tokens of prompts and answers per second, without padding, after two warm-up steps.
+`bare` pads rows to the longest of a batch, as is usual; `bare-joined` packs them as slick does.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WARM_UP = 2
 
 
 def read_rows(source: str, num: dict[str, int]) -> list[QuestionRow]:
-    """Rows of EntityQuestions for each split, as a study has them; the paper's shares of the relations."""
+    """Rows of EntityQuestions for each split as in a study, with the paper's shares of the relations."""
     with tempfile.TemporaryDirectory() as folder:
         study = Folder(folder)
         prepare_questions(study, QuestionsConfig(questions=source))
@@ -43,9 +43,11 @@ def read_rows(source: str, num: dict[str, int]) -> list[QuestionRow]:
     rows = []
     for split, count in num.items():
         domain = "ood" if split == "ood" else "id"
-        found = [q for q in questions if q["domain"] == domain and q["split"] == ("test" if split == "ood" else split)]
-        for i in np.random.default_rng(0).permutation(len(found))[:count]:
-            question = found[i]
+        candidates = [
+            q for q in questions if q["domain"] == domain and q["split"] == ("test" if split == "ood" else split)
+        ]
+        for i in np.random.default_rng(0).permutation(len(candidates))[:count]:
+            question = candidates[i]
             answers = tuple(question["answers"])
             rows.append(
                 QuestionRow(
@@ -63,7 +65,7 @@ def read_rows(source: str, num: dict[str, int]) -> list[QuestionRow]:
 
 
 class Clock:
-    """Tokens a second after the warm-up steps."""
+    """Measures tokens and seconds after the warm-up steps."""
 
     def __init__(self, device: str) -> None:
         self._device, self._steps, self._tokens, self._started_at = device, 0, 0, 0.0
@@ -89,7 +91,7 @@ class Clock:
         return {"tokens": self._tokens, "seconds": self._now() - self._started_at}
 
 
-def device_of() -> str:
+def select_device() -> str:
     import torch
 
     torch.set_num_threads(1)
@@ -101,10 +103,10 @@ def join_group(rank: int = 0, num_workers: int = 1, port: str = "29511") -> None
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": str(num_workers)}
     os.environ["LOCAL_RANK"] = str(rank)
-    dist.init_process_group("nccl" if device_of() == "cuda" else "gloo", rank=rank, world_size=num_workers)
+    dist.init_process_group("nccl" if select_device() == "cuda" else "gloo", rank=rank, world_size=num_workers)
 
 
-def batches_of(examples: list[Example], batch_size: int) -> list[list[Example]]:
+def first_epoch_batches(examples: list[Example], batch_size: int) -> list[list[Example]]:
     return [[examples[i] for i in part] for part in epoch_batches(len(examples), batch_size, 0, 1)]
 
 
@@ -113,40 +115,40 @@ def run_slick(model: str, examples: list[Example], config: TrainConfig, pad_id: 
 
     join_group()
     init_deepspeed()
-    device = device_of()
-    learner = Trainer(model, config, WorkerContext(rank=0, local_rank=0, num_workers=1, device=device), pad_id)
+    device = select_device()
+    trainer = Trainer(model, config, WorkerContext(rank=0, local_rank=0, num_workers=1, device=device), pad_id)
     clock = Clock(device)
-    learner.engine.train()
-    for batch in batches_of(examples, config.batch_size):
-        learner._step(batch)
+    trainer.engine.train()
+    for batch in first_epoch_batches(examples, config.batch_size):
+        trainer._step(batch)
         clock.step(sum(example.num_tokens for example in batch))
     return clock.result()
 
 
-def run_bare(model: str, examples: list[Example], config: TrainConfig, pad_id: int, joined: bool) -> dict[str, float]:
+def run_bare(model: str, examples: list[Example], config: TrainConfig, pad_id: int, packing: bool) -> dict[str, float]:
     import torch
     from torch.nn import functional
 
     from slick.models import load_model
     from tuning.forward import ForwardRunner
 
-    device = device_of()
+    device = select_device()
     loaded = load_model(model, "float32", device).train()
-    forward = ForwardRunner(loaded, pad_id, packing=True) if joined else None
+    forward = ForwardRunner(loaded, pad_id, packing=True) if packing else None
     optimizer = torch.optim.AdamW(loaded.parameters(), lr=config.learning_rate, weight_decay=0.0)
     clock = Clock(device)
-    for batch in batches_of(examples, config.batch_size):
+    for batch in first_epoch_batches(examples, config.batch_size):
         with torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             if forward is not None:
                 with forward.rows(batch) as rows:
                     loss = functional.cross_entropy(forward.answer_logits(rows).float(), rows.labels_K)
             else:
-                ids, mask, labels = padded(batch, pad_id)
+                ids, mask, labels = pad(batch, pad_id)
                 logits = loaded(
                     input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device)
                 ).logits
-                wanted = torch.tensor(labels[:, 1:], device=device).flatten()
-                loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted, ignore_index=-100)
+                targets = torch.tensor(labels[:, 1:], device=device).flatten()
+                loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(loaded.parameters(), 1.0)
@@ -155,36 +157,36 @@ def run_bare(model: str, examples: list[Example], config: TrainConfig, pad_id: i
     return clock.result()
 
 
-def padded(batch: list[Example], pad_id: int) -> tuple[Any, Any, Any]:
-    found = pack_examples(batch)
-    ids, mask = found.padded(found.ids_N, pad_id), found.padded(np.ones_like(found.ids_N), 0)
-    labels, after = np.full_like(ids, -100), found.logit_positions_K + 1
-    labels[found.rows_N[after], found.positions_N[after]] = found.labels_K
+def pad(batch: list[Example], pad_id: int) -> tuple[Any, Any, Any]:
+    packed = pack_examples(batch)
+    ids, mask = packed.pad(packed.ids_N, pad_id), packed.pad(np.ones_like(packed.ids_N), 0)
+    labels, label_positions = np.full_like(ids, -100), packed.logit_positions_K + 1
+    labels[packed.rows_N[label_positions], packed.positions_N[label_positions]] = packed.labels_K
     return ids, mask, labels
 
 
 def run_trainer(model: str, examples: list[Example], config: TrainConfig, pad_id: int) -> dict[str, float]:
-    """As its documentation has it: rows padded to the longest of a batch, loss on the labels that are not -100."""
+    """The Hugging Face Trainer: rows padded to the longest of a batch, labels of -100 ignored."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from slick.models import load_model
 
-    device = device_of()
-    order = [example for batch in batches_of(examples, config.batch_size) for example in batch]
+    device = select_device()
+    order = [example for batch in first_epoch_batches(examples, config.batch_size) for example in batch]
     clock = Clock(device)
 
     def collate(batch: list[Example]) -> dict[str, Any]:
-        ids, mask, labels = padded(batch, pad_id)
+        ids, mask, labels = pad(batch, pad_id)
         names = ("input_ids", "attention_mask", "labels")
         return {name: torch.tensor(value) for name, value in zip(names, (ids, mask, labels), strict=True)}
 
-    class Count(TrainerCallback):
+    class StepCounter(TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            start = (state.global_step - 1) * config.batch_size
-            clock.step(sum(example.num_tokens for example in order[start : start + config.batch_size]))
+            start_process = (state.global_step - 1) * config.batch_size
+            clock.step(sum(example.num_tokens for example in order[start_process : start_process + config.batch_size]))
 
-    class InOrder(Trainer):
+    class UnshuffledTrainer(Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(order)
 
@@ -203,41 +205,41 @@ def run_trainer(model: str, examples: list[Example], config: TrainConfig, pad_id
             remove_unused_columns=False,
             logging_strategy="no",
         )
-        trainer = InOrder(
+        trainer = UnshuffledTrainer(
             model=load_model(model, "float32", device),
             args=arguments,
             train_dataset=order,
             data_collator=collate,
-            callbacks=[Count()],
+            callbacks=[StepCounter()],
         )
         trainer.train()
     return clock.result()
 
 
 def run_evaluation(model: str, rows: list[QuestionRow], tokenizer: Any, config: TrainConfig) -> dict[str, float]:
-    """One evaluation of all splits, by a model that was trained enough to give short answers."""
+    """One evaluation of all splits, after an epoch of training so that answers are short."""
     from tuning.trainer import Trainer, WorkerContext, init_deepspeed
 
     join_group()
     init_deepspeed()
-    device = device_of()
-    place = WorkerContext(rank=0, local_rank=0, num_workers=1, device=device)
-    learner = Trainer(model, replace(config, learning_rate=1e-4), place, pad_token_id(tokenizer))
+    device = select_device()
+    context = WorkerContext(rank=0, local_rank=0, num_workers=1, device=device)
+    trainer = Trainer(model, replace(config, learning_rate=1e-4), context, pad_token_id(tokenizer))
     examples = encode_rows(rows, tokenizer)
-    learner.epoch([example for example, row in zip(examples, rows, strict=True) if row.split == "train"], 1)
-    learner.model.eval()
+    trainer.epoch([example for example, row in zip(examples, rows, strict=True) if row.split == "train"], 1)
+    trainer.model.eval()
     settings = EvalSettings(matcher="exact", max_new_tokens=config.max_new_tokens, batch_size=config.eval_batch_size)
-    evaluate_rows(learner.model, learner.forward, tokenizer, rows[:64], examples[:64], settings)
+    evaluate_rows(trainer.model, trainer.forward, tokenizer, rows[:64], examples[:64], settings)
     clock = Clock(device)
     clock._started_at = clock._now()
-    verdicts = evaluate_rows(learner.model, learner.forward, tokenizer, rows, examples, settings)
+    verdicts = evaluate_rows(trainer.model, trainer.forward, tokenizer, rows, examples, settings)
     assert len(verdicts) == len(rows)
     lengths = [len(tokenizer(verdict.text, add_special_tokens=False)["input_ids"]) for verdict in verdicts]
     return clock.result() | {"rows": len(rows), "answer_tokens": statistics.mean(lengths)}
 
 
 def peak_memory(model: str, config: TrainConfig, examples: list[Example], pad_id: int, rank: int, port: str) -> float:
-    """MB of one worker at its highest in training, loading aside: of the GPU's memory, or of the process."""
+    """Peak memory of one worker in training, without loading, in MB: of the GPU, or of the process on a CPU."""
     import gc
 
     import torch
@@ -246,27 +248,27 @@ def peak_memory(model: str, config: TrainConfig, examples: list[Example], pad_id
 
     join_group(rank, config.num_workers, port)
     init_deepspeed()
-    device = device_of()
-    place = WorkerContext(rank=rank, local_rank=rank, num_workers=config.num_workers, device=device)
-    learner = Trainer(model, config, place, pad_id)
-    learner.engine.train()
-    batches = batches_of(examples, config.batch_size)[:4]
-    learner._step(batches[0])
+    device = select_device()
+    context = WorkerContext(rank=rank, local_rank=rank, num_workers=config.num_workers, device=device)
+    trainer = Trainer(model, config, context, pad_id)
+    trainer.engine.train()
+    batches = first_epoch_batches(examples, config.batch_size)[:4]
+    trainer._step(batches[0])
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     for batch in batches[1:]:
-        learner._step(batch)
+        trainer._step(batch)
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1e3
 
 
-def worker(arguments: argparse.Namespace) -> dict[str, float]:
+def run_method(arguments: argparse.Namespace) -> dict[str, float]:
     from slick.models import load_tokenizer
 
     config = TrainConfig(
@@ -285,21 +287,21 @@ def worker(arguments: argparse.Namespace) -> dict[str, float]:
     ]
     train = [row for row in rows if row.split == "train"]
     examples, pad_id = encode_rows(train, tokenizer), pad_token_id(tokenizer)
-    if arguments.way == "evaluation":
+    if arguments.method == "evaluation":
         return run_evaluation(arguments.model, rows, tokenizer, config)
-    if arguments.way == "memory":
+    if arguments.method == "memory":
         peak = peak_memory(arguments.model, config, examples, pad_id, arguments.rank, arguments.port)
         return {"peak_mb": peak}
-    if arguments.way == "slick":
+    if arguments.method == "slick":
         return run_slick(arguments.model, examples, config, pad_id)
-    if arguments.way == "trainer":
+    if arguments.method == "trainer":
         return run_trainer(arguments.model, examples, config, pad_id)
-    return run_bare(arguments.model, examples, config, pad_id, arguments.way == "bare-joined")
+    return run_bare(arguments.model, examples, config, pad_id, arguments.method == "bare-joined")
 
 
-def start(arguments: argparse.Namespace, rows: str, **changed: Any) -> "subprocess.Popen[str]":
+def start_process(arguments: argparse.Namespace, rows: str, **changed: Any) -> "subprocess.Popen[str]":
     settings = {**vars(arguments), **changed}
-    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "way", "rank", "port")
+    names = ("model", "batch_size", "dtype", "zero_stage", "num_workers", "offload", "method", "rank", "port")
     command = [sys.executable, "-m", "tests.benchmarks.training", "--questions", "-", "--rows", rows]
     for name in names:
         command += [f"--{name.replace('_', '-')}", str(settings[name])]
@@ -309,36 +311,36 @@ def start(arguments: argparse.Namespace, rows: str, **changed: Any) -> "subproce
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def result_of(process: "subprocess.Popen[str]") -> dict[str, float]:
+def wait_for_result(process: "subprocess.Popen[str]") -> dict[str, float]:
     output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"a benchmark process failed with status {process.returncode}")
-    found: dict[str, float] = json.loads(output.strip().splitlines()[-1])
-    return found
+    result: dict[str, float] = json.loads(output.strip().splitlines()[-1])
+    return result
 
 
 def compare(arguments: argparse.Namespace, rows: str) -> None:
-    ways = arguments.ways.split(",")
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    methods = arguments.methods.split(",")
+    speeds: dict[str, list[float]] = {method: [] for method in methods}
     evaluations = []
-    for turn in range(arguments.rounds):
-        for way in ways if turn % 2 == 0 else ways[::-1]:
-            one = result_of(start(arguments, rows, way=way, num_workers=1))
-            found[way].append(one["tokens"] / one["seconds"])
-            print(f"round {turn + 1} {way}: {found[way][-1]:,.0f} tokens/s", flush=True)
-        evaluations.append(result_of(start(arguments, rows, way="evaluation", num_workers=1)))
-    slick = statistics.median(found["slick"])
-    print("| way | tokens/s | slick's speed against it |\n|---|---|---|")
-    for way in ways:
-        speed = statistics.median(found[way])
-        print(f"| {way} | {speed:,.0f} | {slick / speed:.2f} |")
-    each = statistics.median(one["seconds"] / one["rows"] for one in evaluations)
-    report_share(arguments, rows, slick, each)
-    print(f"answers have {statistics.mean(one['answer_tokens'] for one in evaluations):.1f} tokens")
+    for round_index in range(arguments.rounds):
+        for method in methods if round_index % 2 == 0 else methods[::-1]:
+            measurement = wait_for_result(start_process(arguments, rows, method=method, num_workers=1))
+            speeds[method].append(measurement["tokens"] / measurement["seconds"])
+            print(f"round {round_index + 1} {method}: {speeds[method][-1]:,.0f} tokens/s", flush=True)
+        evaluations.append(wait_for_result(start_process(arguments, rows, method="evaluation", num_workers=1)))
+    slick = statistics.median(speeds["slick"])
+    print("| method | tokens/s | slick's relative speed |\n|---|---|---|")
+    for method in methods:
+        speed = statistics.median(speeds[method])
+        print(f"| {method} | {speed:,.0f} | {slick / speed:.2f} |")
+    row_s = statistics.median(run["seconds"] / run["rows"] for run in evaluations)
+    report_share(arguments, rows, slick, row_s)
+    print(f"answers have {statistics.mean(run['answer_tokens'] for run in evaluations):.1f} tokens")
 
 
 def report_share(arguments: argparse.Namespace, rows: str, tokens_per_s: float, row_s: float) -> None:
-    """Evaluation against training in an epoch of the paper: 6,142 train, 10,461 dev, 10,481 + 5,848 test rows."""
+    """Print the times of training and evaluation in an epoch of the paper: 6,142 train, 26,790 dev and test rows."""
     from slick.models import load_tokenizer
 
     train = [QuestionRow(**row) for row in json.loads(Path(rows).read_text()) if row["split"] == "train"]
@@ -346,51 +348,54 @@ def report_share(arguments: argparse.Namespace, rows: str, tokens_per_s: float, 
     tokens = statistics.mean(example.num_tokens for example in examples)
     training, evaluation = 6142 * tokens / tokens_per_s, (6142 + 10461 + 10481 + 5848) * row_s
     print(
-        f"an epoch of the paper: training {training:,.0f} s ({tokens:.1f} tokens a row), evaluation {evaluation:,.0f} "
-        f"s ({1000 * row_s:.2f} ms a row), {100 * evaluation / training:.0f} % of training"
+        f"an epoch of the paper: training {training:,.0f} s ({tokens:.1f} tokens per row), "
+        f"evaluation {evaluation:,.0f} s ({1000 * row_s:.2f} ms per row), "
+        f"{100 * evaluation / training:.0f} % of training"
     )
 
 
 def memory(arguments: argparse.Namespace, rows: str) -> None:
-    print("| ZeRO stage | offload | highest of a worker, MB |\n|---|---|---|")
+    print("| ZeRO stage | offload | peak of a worker, MB |\n|---|---|---|")
     cases = [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "all")]
     for number, (stage, offload) in enumerate(cases):
         group = [
-            start(arguments, rows, way="memory", zero_stage=stage, offload=offload, rank=rank, port=str(29600 + number))
+            start_process(
+                arguments, rows, method="memory", zero_stage=stage, offload=offload, rank=rank, port=str(29600 + number)
+            )
             for rank in range(arguments.num_workers)
         ]
-        peak = max(result_of(process)["peak_mb"] for process in group)
+        peak = max(wait_for_result(process)["peak_mb"] for process in group)
         print(f"| {stage} | {offload} | {peak:,.0f} |", flush=True)
 
 
 def main() -> None:
-    """Compare, or measure memory."""
+    """Compare speeds, or measure memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hugging Face folder")
     parser.add_argument("--questions", required=True, help="EntityQuestions as zip or folder")
-    parser.add_argument("--num-rows", type=int, default=192, help="train rows; of the other splits as in the paper")
+    parser.add_argument("--num-rows", type=int, default=192, help="train rows; other splits in proportion to the paper")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--ways", default=",".join(METHODS), help="slick must be among them")
+    parser.add_argument("--methods", default=",".join(METHODS), help="slick must be among them")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--activation-checkpointing", action="store_true")
-    for name, default in (("way", ""), ("rows", ""), ("offload", "none"), ("port", "29511")):
+    for name, default in (("method", ""), ("rows", ""), ("offload", "none"), ("port", "29511")):
         parser.add_argument(f"--{name}", default=default, help=argparse.SUPPRESS)
     for name in ("zero-stage", "rank"):
         parser.add_argument(f"--{name}", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.way:
-        print(json.dumps(worker(arguments)))
+    if arguments.method:
+        print(json.dumps(run_method(arguments)))
         return
     num = arguments.num_rows
     sizes = {"train": num, "dev": num * 10461 // 6142, "test": num * 10481 // 6142, "ood": num * 5848 // 6142}
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.json")
         names = ("question_id", "split", "category", "suffix", "target", "accepted")
-        found = read_rows(arguments.questions, sizes)
-        rows.write_text(json.dumps([{name: getattr(row, name) for name in names} for row in found]))
+        question_rows = read_rows(arguments.questions, sizes)
+        rows.write_text(json.dumps([{name: getattr(row, name) for name in names} for row in question_rows]))
         (memory if arguments.memory else compare)(arguments, str(rows))
 
 

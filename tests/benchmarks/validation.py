@@ -1,4 +1,4 @@
-"""What validating a model costs beside an annotation of 1,000 questions."""
+"""CPU time of validating a model, compared with annotating 1,000 questions."""
 
 import argparse
 import time
@@ -22,20 +22,20 @@ _NOTHING: dict[str, Any] = {}
 
 
 def cpu_seconds(work: Callable[[], object], times: int = 1) -> float:
-    """CPU seconds of this process for one call; the least of several."""
-    found = []
+    """CPU seconds of this process for one call, the minimum of several."""
+    seconds = []
     for _ in range(times):
         started_at = time.process_time()
         work()
-        found.append(time.process_time() - started_at)
-    return min(found)
+        seconds.append(time.process_time() - started_at)
+    return min(seconds)
 
 
 def main() -> None:
-    """Print CPU seconds of each check, and their share of an annotation."""
+    """Print the CPU seconds of each check and their share of an annotation."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", required=True, help="with finished questions and exemplars")
-    parser.add_argument("--model", default="", help="by default the study's own")
+    parser.add_argument("--study", required=True, help="a study with finished questions and exemplars")
+    parser.add_argument("--model", default="", help="default: the model of the study")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--num-questions", type=int, default=256)
     arguments = parser.parse_args()
@@ -72,16 +72,16 @@ def main() -> None:
 def annotation_seconds(
     model: Any, tokenizer: Any, prefixes: dict[str, list[str]], questions: list[Any], mode: str, arguments: Any
 ) -> tuple[float, int]:
-    """CPU seconds and number of questions answered, the same number of each relation."""
+    """CPU seconds and number of questions answered, equally many of each relation."""
     engine = TransformersEngine(model, tokenizer)
-    each = max(1, arguments.num_questions // len(prefixes))
+    num_per_relation = max(1, arguments.num_questions // len(prefixes))
     spent, num = 0.0, 0
-    for relation, of_relation in prefixes.items():
-        rows = [row for row in questions if row["relation"] == relation and row["split"] == "train"][:each]
+    for relation, relation_prefixes in prefixes.items():
+        rows = [row for row in questions if row["relation"] == relation and row["split"] == "train"][:num_per_relation]
         if not rows:
             continue
         batch = PromptBatch(
-            prefixes=of_relation,
+            prefixes=relation_prefixes,
             question_ids=[row["question_id"] for row in rows],
             suffixes=[few_shot_suffix(row["question"]) for row in rows],
         )

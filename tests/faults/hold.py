@@ -1,7 +1,7 @@
 """Pause work at a given point, so that a test can kill it there.
 
-A test writes a `Hold` into the study, and starts the work within `holdable`; the processes that do the work then look
-for the hold after each epoch, or before each file of answers.
+A test writes a `Hold` into the study and starts the work within `holdable`. Its processes then check for the hold after
+each epoch, or before each file of answers.
 """
 
 import time
@@ -34,9 +34,9 @@ class Hold:
     """Pause until the worker has received a preemption notice, then after the next saved epoch."""
 
 
-def hold(study: Folder, at: int, **more: Any) -> None:
-    """Pause the work there until `release`, or until another hold replaces this one."""
-    study.write_json(_HOLD_FILE, asdict(Hold(at=at, **more)))
+def hold(study: Folder, at: int, **options: Any) -> None:
+    """Pause the work at a point until `release`, or until another hold replaces this one."""
+    study.write_json(_HOLD_FILE, asdict(Hold(at=at, **options)))
 
 
 def release(study: Folder) -> None:
@@ -49,15 +49,15 @@ def saw_preemption_notice(study: Folder) -> bool:
     return study.exists(_NOTICE_SEEN_FILE)
 
 
-def _hold_of(study: Folder) -> Hold | None:
+def _read_hold(study: Folder) -> Hold | None:
     try:
         return Hold(**study.read_json(_HOLD_FILE)) if study.exists(_HOLD_FILE) else None
     except StudyError:
-        return None  # released right now
+        return None  # it was released during the read
 
 
 def _wait_while(is_held: Callable[[Hold], bool], study: Folder) -> None:
-    while (hold := _hold_of(study)) and is_held(hold):
+    while (hold := _read_hold(study)) and is_held(hold):
         time.sleep(0.02)
 
 
@@ -104,7 +104,7 @@ _train_plans, _train_group = finetune._train_plans, finetune.train_in_worker_gro
 
 @contextmanager
 def holdable() -> Iterator[None]:
-    """Within, work that this process starts pauses at holds."""
+    """Make work that this process starts inside the block pause at holds."""
     with (
         patch("slick.annotation.worker.AnnotationWorker", HoldableAnnotationWorker),
         patch("tuning.finetune._train_plans", holdable_train),

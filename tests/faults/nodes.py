@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine, one of which is lost, and helpers to run it in another process."""
+"""Run work on a local cluster of several nodes, of which one is killed; helpers for drivers in other processes."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.faults.hold import holdable, release
 from tests.waiting import TIMEOUT_S, wait_for
 
 ROOT = Path(__file__).parents[2]
-# A node that is gone is noticed within seconds.
+# Ray detects a lost node within seconds.
 FAST_HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -40,7 +40,7 @@ def live_actors(name: str) -> list[Any]:
 
 @contextmanager
 def beside_another_cluster() -> Iterator[None]:
-    """Within, Ray finds a node of another cluster on this machine: a process that looks like one."""
+    """Simulate a node of another cluster on this machine by a process with the name of one."""
     command = ["raylet", "-c", f"import time; time.sleep({TIMEOUT_S})", "--gcs-address=127.0.0.1:1"]
     raylet = subprocess.Popen(command, executable=sys.executable)
     try:
@@ -60,8 +60,10 @@ def send_preemption_notice(address: str, node_id: str, seconds: float) -> None:
 
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_ms = int((time.time() + seconds) * 1000)
-    accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "the cloud wants it back", deadline_ms)
-    assert accepted, why_not
+    accepted, reason_refused = GcsClient(address=address).drain_node(
+        node_id, reason, "spot instance reclaimed", deadline_ms
+    )
+    assert accepted, reason_refused
 
 
 def run_and_kill_node(
@@ -75,24 +77,24 @@ def run_and_kill_node(
     after_notice: Callable[[], object] | None = None,
     at_loss: Callable[[], object] = lambda: None,
 ) -> tuple[int, Any]:
-    """Work on a cluster of a head and two nodes, and kill a node with an actor; run in another process.
+    """Run work on a cluster of a head and two nodes, and kill a node that runs an actor; call it in a subprocess.
 
     Args:
-        study: of the work, which is held (see `hold`) when it is time, and released when the node is lost.
-        is_time: the node is lost, or given notice, as soon as this is true; the work must not have ended by then.
+        study: the study of the work; a hold (see `hold`) must pause the work, and is released after the node is killed.
+        is_time: the node is killed, or gets a notice, as soon as this is true; the work must not have ended by then.
         actor: part of the name of the actor's class.
-        after_notice: a node with notice is lost as soon as this is true. None: it gets none.
+        after_notice: the node gets a preemption notice and is killed as soon as this is true. None: no notice.
         at_loss: called just before the node is killed.
 
     Returns:
-        How many such actors there were then, and what the work returned.
+        The number of such actors at that time, and the result of the work.
     """
     import ray
     from ray.cluster_utils import Cluster
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]  # the test run's own cluster has the usual one
+        port = free.getsockname()[1]  # the cluster of the test run uses the default port
     head = {
         "num_cpus": head_cpus,
         "include_dashboard": True,
@@ -102,21 +104,21 @@ def run_and_kill_node(
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=node_cpus) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
-    running = ThreadPoolExecutor().submit(_run_holdable, work)
-    wait_for(lambda: running.done() or is_time())
-    assert not running.done(), running.exception() or "the node had nothing left to do"
+    future = ThreadPoolExecutor().submit(_run_holdable, work)
+    wait_for(lambda: future.done() or is_time())
+    assert not future.done(), future.exception() or "the work ended before the node was killed"
     actors = live_actors(actor)
-    (lost, *_) = [node for node in nodes if node.node_id in {found.node_id for found in actors}]
+    (lost, *_) = [node for node in nodes if node.node_id in {live.node_id for live in actors}]
     if after_notice:
-        send_preemption_notice(cluster.address, lost.node_id, TIMEOUT_S)  # the test decides when it is lost
-        wait_for(lambda: running.done() or after_notice())
-        assert not running.done(), running.exception() or "the node had nothing left to do"
+        send_preemption_notice(cluster.address, lost.node_id, TIMEOUT_S)  # the test decides when the node is killed
+        wait_for(lambda: future.done() or after_notice())
+        assert not future.done(), future.exception() or "the work ended before the node was killed"
     at_loss()
-    if after_notice:  # Ray takes the loss of a node before its time for a failure
+    if after_notice:  # Ray treats the loss of a node before its deadline as a failure
         send_preemption_notice(cluster.address, lost.node_id, 0)
     cluster.remove_node(lost, allow_graceful=False)
     release(study)
-    result = running.result(TIMEOUT_S)
+    result = future.result(TIMEOUT_S)
     ray.shutdown()
     cluster.shutdown()
     return len(actors), result
@@ -129,7 +131,7 @@ def _run_holdable(work: Callable[[], Any]) -> Any:
 
 def run_in_subprocess(code: str) -> str:
     """The output of Python code in another process, which must succeed."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code],
         env=environment_without_ray() | {"RAY_AUTH_MODE": "disabled"},
         cwd=ROOT,
@@ -138,8 +140,8 @@ def run_in_subprocess(code: str) -> str:
         timeout=TIMEOUT_S,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed.stdout
 
 
 def second_driver_environment() -> dict[str, str]:
@@ -152,7 +154,7 @@ def second_driver_environment() -> dict[str, str]:
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": header.removeprefix("Bearer "),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes its loopback address for that of the host name
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces the loopback address by that of the host name
     }
 
 
@@ -170,10 +172,10 @@ def start_and_kill_driver(
 ) -> int:
     """Run Python code as another driver on this process's cluster, and kill it at a given point.
 
-    The code is run within `holdable`. Its actors have ended too on return.
+    The code runs within `holdable`. On return its actors have ended too.
 
     Returns:
-        Its exit status.
+        The exit status of the driver.
     """
     driver = subprocess.Popen(
         [sys.executable, "-c", _DRIVER, code, *arguments],

@@ -1,4 +1,4 @@
-"""Annotation with its driver, an actor or a node killed: what was written is kept, labels are those of a quiet run."""
+"""Annotation with a killed driver, actor or node keeps written files and gives the labels of an uninterrupted run."""
 
 import os
 import signal
@@ -40,21 +40,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
-    study = Folder(str(tmp_path_factory.mktemp("undisturbed")))
+def uninterrupted(model: str, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
+    study = Folder(str(tmp_path_factory.mktemp("uninterrupted")))
     write_birthplace_questions(study)
     annotate(study, config(model))
     return study
 
 
-def assert_same(one: Folder, other: Folder) -> None:
-    assert read_knowledge(one).equals(read_knowledge(other))
-    assert read_generations(one).equals(read_generations(other))
+def assert_same(first: Folder, second: Folder) -> None:
+    assert read_knowledge(first).equals(read_knowledge(second))
+    assert read_generations(first).equals(read_generations(second))
 
 
-def test_a_killed_driver_and_then_a_killed_actor_lose_nothing_that_was_written(
-    undisturbed: Folder, model: str, tmp_path: Path
-) -> None:
+def test_killed_driver_and_killed_actor_keep_written_files(uninterrupted: Folder, model: str, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_birthplace_questions(study)
     parts = study.child("annotate", "generations")
@@ -65,75 +63,77 @@ def test_a_killed_driver_and_then_a_killed_actor_lose_nothing_that_was_written(
     assert not study.child("annotate").exists("manifest.json")
 
     annotate_and_kill_actors(study, model, 1)
-    assert_same(undisturbed, study)
+    assert_same(uninterrupted, study)
     assert {name: parts.read_bytes(name) for name in kept} == kept
 
 
 @pytest.mark.slow
-def test_actors_may_be_killed_again_and_again(undisturbed: Folder, model: str, tmp_path: Path) -> None:
+def test_actors_may_be_killed_repeatedly(uninterrupted: Folder, model: str, tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     write_birthplace_questions(study)
     annotate_and_kill_actors(study, model, 5)
-    assert_same(undisturbed, study)
+    assert_same(uninterrupted, study)
 
 
 def annotate_and_kill_actors(study: Folder, model: str, times: int) -> None:
-    """To the end; each time when some more files are there."""
+    """Annotate to the end, killing the actor several times, each time after some more files."""
     parts = study.child("annotate", "generations")
     before = len(parts.names(".parquet"))
     run = threading.Thread(target=annotate, args=(study, config(model)))
     hold(study, at=before + 2)
     with holdable():
         run.start()
-        for time in range(times):
-            wait_for(lambda: len(parts.names(".parquet")) >= before + 2 + 5 * time)  # noqa: B023 - called at once
+        for kill_index in range(times):
+            wait_for(lambda: len(parts.names(".parquet")) >= before + 2 + 5 * kill_index)  # noqa: B023 - called at once
             (actor, *_) = live_actors("AnnotationWorker")
             os.kill(actor.pid, signal.SIGKILL)
-            assert len(parts.names(".parquet")) < NUM_QUESTIONS, "the actor had nothing left to do"
-            wait_for(lambda: actor.pid not in {each.pid for each in live_actors("AnnotationWorker")})  # noqa: B023
-            hold(study, at=before + 2 + 5 * (time + 1))
+            assert len(parts.names(".parquet")) < NUM_QUESTIONS, "annotation ended before the actor was killed"
+            wait_for(lambda: actor.pid not in {live.pid for live in live_actors("AnnotationWorker")})  # noqa: B023
+            hold(study, at=before + 2 + 5 * (kill_index + 1))
         release(study)
         run.join(TIMEOUT_S)
     assert not run.is_alive()
 
 
 def annotate_and_lose_a_node(study: Folder, model: str, notice: bool) -> None:
-    """With an actor on each of three nodes; for a process of its own."""
+    """Annotate with an actor on each of three nodes and kill one node; run in another process."""
     settings = replace(config(model), mode="labels", min_actors=3, max_actors=3, cpus_per_actor=1.5)
     parts = Path(study.child("annotate", "generations").local_path)
-    written: dict[Path, int] = {}
+    before_loss: dict[Path, int] = {}
 
-    def when() -> dict[Path, int]:
+    def modification_times() -> dict[Path, int]:
         return {part: part.stat().st_mtime_ns for part in parts.glob("*.parquet")}
 
     def after_notice() -> bool:
         hold(study, at=12)
-        return len(when()) >= 12
+        return len(modification_times()) >= 12
 
     hold(study, at=6)
     num_actors, _ = run_and_kill_node(
         study,
         lambda: annotate(study, settings),
-        lambda: len(when()) >= 6,
+        lambda: len(modification_times()) >= 6,
         "AnnotationWorker",
         head_cpus=4,
         node_cpus=2,
         after_notice=after_notice if notice else None,
-        at_loss=lambda: written.update(when()),
+        at_loss=lambda: before_loss.update(modification_times()),
     )
-    twice = sum(written[part] != at for part, at in when().items() if part in written)
-    print(f"lost a node, one of {num_actors} with an actor; {twice} of {len(written)} files written twice")
+    num_rewritten = sum(
+        before_loss[part] != modified for part, modified in modification_times().items() if part in before_loss
+    )
+    print(f"lost a node, one of {num_actors} with an actor; {num_rewritten} of {len(before_loss)} files written twice")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notice", [False, True])
-def test_a_lost_node_changes_nothing(notice: bool, model: str, tmp_path: Path, ray_cluster: None) -> None:
-    quiet, study = Folder(str(tmp_path / "quiet")), Folder(str(tmp_path / "lost"))
-    for folder in (quiet, study):
+def test_lost_node_does_not_change_labels(notice: bool, model: str, tmp_path: Path, ray_cluster: None) -> None:
+    reference, study = Folder(str(tmp_path / "reference")), Folder(str(tmp_path / "lost"))
+    for folder in (reference, study):
         write_birthplace_questions(folder, num_train=40)
-    annotate(quiet, replace(config(model), mode="labels"))
+    annotate(reference, replace(config(model), mode="labels"))
     call = f"annotate_and_lose_a_node(Folder({study.uri!r}), {model!r}, {notice})"
     out = run_in_subprocess(f"from tests.faults.test_annotate_killed import *; {call}")
     assert "lost a node, one of 3 " in out
-    assert "; 0 of " in out, "what is written is not answered again"
-    assert_same(quiet, study)
+    assert "; 0 of " in out, "written answers must not be generated again"
+    assert_same(reference, study)

@@ -1,4 +1,4 @@
-"""Fine-tuning with a killed worker, driver or node resumes from its state and equals an undisturbed training."""
+"""Fine-tuning with a killed worker, driver or node resumes from its state and equals an uninterrupted training."""
 
 import os
 import re
@@ -55,54 +55,58 @@ def new_study(path: Path) -> Folder:
     return write_trainable_study(path, tiny_model("llama", spread=0.1), tiny_tokenizer())
 
 
-def run_of(study: Folder) -> Folder:
+def run_folder(study: Folder) -> Folder:
     return study.child("runs", "half-seed0")
 
 
 def num_epochs(study: Folder) -> int:
-    run = run_of(study)
+    run = run_folder(study)
     return max(run.read_table("epochs.parquet")["epoch"].to_pylist()) if run.exists("epochs.parquet") else 0
 
 
 def saved_epoch(study: Folder) -> int:
     """The epoch of the latest state from which a training can resume; 0 if there is none.
 
-    Not every epoch's is saved, though the tests ask for as many as may be: on a busy machine saving takes longer than
-    an epoch.
+    On a busy machine, where saving takes longer than an epoch, some epochs are not saved although `state_share` is 1.
     """
     try:
         return max((state.progress.epoch for state in find_states(study, []).values()), default=0)
     except StudyError:
-        return 0  # it was replaced while it was looked at
+        return 0  # it was replaced during the read
 
 
-def assert_same(one: Folder, other: Folder, *, rounding: float = 0.0, epochs: int = EPOCHS) -> None:
-    """Equal curves, predictions and weights; with `rounding`, up to it and up to one answer at a tie."""
+def assert_same(first_study: Folder, second_study: Folder, *, rounding: float = 0.0, epochs: int = EPOCHS) -> None:
+    """Equal curves, predictions and weights; `rounding` is a tolerance, with which one answer may differ at a tie."""
     from safetensors.numpy import load_file
 
-    first, second = (run_of(study).read_table("epochs.parquet").to_pylist() for study in (one, other))
+    first, second = (
+        run_folder(study).read_table("epochs.parquet").to_pylist() for study in (first_study, second_study)
+    )
     assert len(first) == len(second)
     assert {row["epoch"] for row in first} == set(range(1, epochs + 1))
-    for row, wanted in zip(second, first, strict=True):
+    for row, expected in zip(second, first, strict=True):
         assert [row[name] for name in ("epoch", "split", "category", "num")] == [
-            wanted[name] for name in ("epoch", "split", "category", "num")
+            expected[name] for name in ("epoch", "split", "category", "num")
         ]
-        assert abs(row["num_correct"] - wanted["num_correct"]) <= (1 if rounding else 0)
-        assert row["loss"] == (None if wanted["loss"] is None else pytest.approx(wanted["loss"], rel=rounding or 1e-6))
-    weights, right = (
-        load_file(Path(run_of(study).local_path) / "checkpoint-last/model.safetensors") for study in (one, other)
+        assert abs(row["num_correct"] - expected["num_correct"]) <= (1 if rounding else 0)
+        assert row["loss"] == (
+            None if expected["loss"] is None else pytest.approx(expected["loss"], rel=rounding or 1e-6)
+        )
+    weights, expected_weights = (
+        load_file(Path(run_folder(study).local_path) / "checkpoint-last/model.safetensors")
+        for study in (first_study, second_study)
     )
     for name, value in weights.items():
-        np.testing.assert_allclose(value, right[name], atol=rounding or 1e-6)
+        np.testing.assert_allclose(value, expected_weights[name], atol=rounding or 1e-6)
     if not rounding:
         for epoch in range(1, epochs + 1):
             name = f"predictions/epoch-{epoch:03d}.parquet"
-            assert run_of(one).read_bytes(name) == run_of(other).read_bytes(name)
+            assert run_folder(first_study).read_bytes(name) == run_folder(second_study).read_bytes(name)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
-    study = new_study(tmp_path_factory.mktemp("undisturbed"))
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
+    study = new_study(tmp_path_factory.mktemp("uninterrupted"))
     assert finetune(study, CONFIG).counts["epochs_now"] == EPOCHS
     return study
 
@@ -120,16 +124,16 @@ def interrupt(study: Folder, changes: dict[str, object]) -> None:
     hold(study, at=3, saved=True)
     start_and_kill_driver(DRIVER, study.uri, repr(changes), when=lambda: saved_epoch(study) >= 3)
     assert 3 <= saved_epoch(study) <= num_epochs(study) < EPOCHS
-    assert not run_of(study).exists("manifest.json")
+    assert not run_folder(study).exists("manifest.json")
 
 
 def was_resumed(manifest: Manifest) -> bool:
-    """Some epochs were done before, and only the last few were repeated."""
+    """Whether some epochs were not repeated."""
     return EPOCHS - manifest.counts["epochs_now"] > 0
 
 
 @pytest.mark.parametrize(
-    ("stage", "first", "then"),
+    ("stage", "num_workers", "resumed_num_workers"),
     [
         pytest.param(2, 2, 1, marks=pytest.mark.slow),
         pytest.param(3, 1, 2, marks=pytest.mark.slow),
@@ -137,14 +141,14 @@ def was_resumed(manifest: Manifest) -> bool:
     ],
 )
 def test_training_resumes_with_another_number_of_workers(
-    stage: int, first: int, then: int, without_dropout: Folder, tmp_path: Path
+    stage: int, num_workers: int, resumed_num_workers: int, without_dropout: Folder, tmp_path: Path
 ) -> None:
     study = new_study(tmp_path)
     changes = {"dropout": 0.0, "zero_stage": stage}
-    interrupt(study, {**changes, "num_workers": first})
-    manifest = finetune(study, replace(CONFIG, **changes, num_workers=then))
+    interrupt(study, {**changes, "num_workers": num_workers})
+    manifest = finetune(study, replace(CONFIG, **changes, num_workers=resumed_num_workers))
     assert was_resumed(manifest)
-    assert manifest.counts["num_workers"] == then
+    assert manifest.counts["num_workers"] == resumed_num_workers
     assert_same(without_dropout, study, rounding=2e-3)
 
 
@@ -158,11 +162,11 @@ def in_background(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_killed_driver_and_killed_worker_do_not_change_results(undisturbed: Folder, tmp_path: Path) -> None:
+def test_killed_driver_and_killed_worker_do_not_change_results(uninterrupted: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
     with beside_another_cluster():
         interrupt(study, {})
-        wait_for(lambda: not live_actors("PlacementGroupCleaner"))  # the killed training's CPUs are free then
+        wait_for(lambda: not live_actors("PlacementGroupCleaner"))  # then the CPUs of the killed training are free
     saved = saved_epoch(study)
     before = evaluations(study)
     hold(study, at=saved + 2, saved=True)
@@ -173,18 +177,18 @@ def test_killed_driver_and_killed_worker_do_not_change_results(undisturbed: Fold
     release(study)
     run.join(TIMEOUT_S)
     assert not run.is_alive()
-    assert 0 < run_of(study).read_json("manifest.json")["counts"]["epochs_now"] <= EPOCHS - saved - 2
+    assert 0 < run_folder(study).read_json("manifest.json")["counts"]["epochs_now"] <= EPOCHS - saved - 2
     after = evaluations(study)
-    done_again = {epoch for epoch in before if after[epoch] != before[epoch]}
-    assert done_again == set(range(saved + 1, max(before) + 1)), "only what had no state yet is done again"
-    assert_same(undisturbed, study)
-    assert not study.child(".ray").folders(), "the state of a finished training is left"
+    repeated = {epoch for epoch in before if after[epoch] != before[epoch]}
+    assert repeated == set(range(saved + 1, max(before) + 1)), "only epochs after the last state are repeated"
+    assert_same(uninterrupted, study)
+    assert not study.child(".ray").folders(), "the state of a finished training must be deleted"
 
 
 def evaluations(study: Folder) -> dict[int, int]:
     """Modification time of every epoch's predictions, in ns."""
-    found = Path(run_of(study).local_path, "predictions").glob("epoch-*.parquet")
-    return {int(path.stem.removeprefix("epoch-")): path.stat().st_mtime_ns for path in found}
+    paths = Path(run_folder(study).local_path, "predictions").glob("epoch-*.parquet")
+    return {int(path.stem.removeprefix("epoch-")): path.stat().st_mtime_ns for path in paths}
 
 
 def test_failures_are_counted_since_the_last_state() -> None:
@@ -192,18 +196,18 @@ def test_failures_are_counted_since_the_last_state() -> None:
 
     state = 0
     policy = progress_failure_policy(FailureConfig(max_failures=1), lambda: state)
-    lost = WorkerGroupError("a machine is gone", worker_failures={0: RuntimeError("connection reset")})
+    lost = WorkerGroupError("a node was lost", worker_failures={0: RuntimeError("connection reset")})
 
     def decisions(num: int) -> list[str]:
         return [policy.make_decision(lost).value for _ in range(num)]
 
-    for state in range(1, 41):  # noqa: B007 - the policy looks at it
-        assert decisions(1) == ["RETRY"], "it came further each time"
-    assert decisions(1) == ["RAISE"], "from the 40th state it failed twice"
+    for state in range(1, 41):  # noqa: B007 - the policy reads it
+        assert decisions(1) == ["RETRY"], "there was progress before each failure"
+    assert decisions(1) == ["RAISE"], "two failures without progress"
 
 
 @pytest.mark.slow
-def test_workers_may_be_lost_more_often_than_max_failures(undisturbed: Folder, tmp_path: Path) -> None:
+def test_workers_may_be_lost_more_often_than_max_failures(uninterrupted: Folder, tmp_path: Path) -> None:
     study = new_study(tmp_path)
     hold(study, at=2, saved=True)
     run = in_background(lambda: finetune(study, replace(CONFIG, max_failures=1)))
@@ -211,46 +215,49 @@ def test_workers_may_be_lost_more_often_than_max_failures(undisturbed: Folder, t
         wait_for(lambda: saved_epoch(study) >= epoch or not run.is_alive())  # noqa: B023 - called at once
         _, worker = live_actors("TrainWorker")
         os.kill(worker.pid, signal.SIGKILL)
-        wait_for(lambda: worker.actor_id not in {each.actor_id for each in live_actors("TrainWorker")})  # noqa: B023
+        wait_for(lambda: worker.actor_id not in {live.actor_id for live in live_actors("TrainWorker")})  # noqa: B023
         hold(study, at=epoch + 2, saved=True)
     release(study)
     run.join(TIMEOUT_S)
     assert not run.is_alive()
-    assert_same(undisturbed, study)
+    assert_same(uninterrupted, study)
 
 
-NOTICED = replace(CONFIG, dropout=0.0, num_workers=1, zero_stage=0, epochs=80, max_failures=0, state_share=1e-9)
+PREEMPTED_CONFIG = replace(
+    CONFIG, dropout=0.0, num_workers=1, zero_stage=0, epochs=80, max_failures=0, state_share=1e-9
+)
 """No failure is allowed, and no state is saved during the test."""
 
 
 def finetune_until_preempted(study: Folder) -> None:
     """Fine-tune on a node that is preempted with notice; run in another process."""
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
-    done: list[int] = []
+    epochs_at_loss: list[int] = []
     hold(study, at=6, until_notice=True)
     _, manifest = run_and_kill_node(
         study,
-        lambda: finetune(study, NOTICED),
+        lambda: finetune(study, PREEMPTED_CONFIG),
         lambda: num_epochs(study) >= 6 and live_actors("PreemptionWatcher"),
         "TrainWorker",
         head_cpus=0,
         node_cpus=1,
         after_notice=lambda: saved_epoch(study) > 0,
-        at_loss=lambda: done.append(num_epochs(study)),
+        at_loss=lambda: epochs_at_loss.append(num_epochs(study)),
     )
-    print(f"{done[0] + manifest.counts['epochs_now'] - NOTICED.epochs} of {done[0]} epochs were done twice")
+    (num_done,) = epochs_at_loss
+    print(f"{num_done + manifest.counts['epochs_now'] - PREEMPTED_CONFIG.epochs} of {num_done} epochs were repeated")
 
 
 @pytest.mark.slow
 def test_state_is_saved_after_a_preemption_notice(tmp_path: Path, ray_cluster: None) -> None:
-    quiet, study = (new_study(tmp_path / name) for name in ("quiet", "noticed"))
-    finetune(quiet, NOTICED)
+    reference, study = (new_study(tmp_path / name) for name in ("reference", "noticed"))
+    finetune(reference, PREEMPTED_CONFIG)
     out = run_in_subprocess(
         f"from tests.faults.test_finetune_killed import *; finetune_until_preempted(Folder({study.uri!r}))"
     )
-    twice, done = map(int, re.search(r"(\d+) of (\d+) epochs were done twice", out).groups())
-    assert twice <= 3 < done, out
-    assert_same(quiet, study, epochs=NOTICED.epochs)
+    repeated, done = map(int, re.search(r"(\d+) of (\d+) epochs were repeated", out).groups())
+    assert repeated <= 3 < done, out
+    assert_same(reference, study, epochs=PREEMPTED_CONFIG.epochs)
 
 
 def finetune_and_lose_a_node(study: Folder) -> None:

@@ -1,4 +1,4 @@
-"""A sweep with a killed driver, trial, worker or node resumes, and its points equal those of an undisturbed one."""
+"""A sweep with a killed driver, trial, worker or node resumes, and its points equal those of an uninterrupted one."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ CONFIG = SweepConfig(
 )
 DRIVER = """
 import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background jobs ignore Ctrl-C
 from jobs.common import run_main
 from slick.storage import Folder
 from tests.faults.test_sweep_killed import CONFIG, sweep
@@ -46,8 +46,8 @@ def new_study(path: Path) -> Folder:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
-    study = new_study(tmp_path_factory.mktemp("undisturbed"))
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
+    study = new_study(tmp_path_factory.mktemp("uninterrupted"))
     sweep(study, CONFIG)
     return study
 
@@ -57,8 +57,8 @@ def study(tmp_path: Path) -> Folder:
     return new_study(tmp_path)
 
 
-def assert_same(one: Folder, other: Folder) -> None:
-    points = [folder.child("sweep").read_table("points.parquet") for folder in (one, other)]
+def assert_same(first: Folder, second: Folder) -> None:
+    points = [folder.child("sweep").read_table("points.parquet") for folder in (first, second)]
     assert points[0].equals(points[1])
     assert points[0].num_rows == 2 * 2 * 2
 
@@ -73,7 +73,7 @@ def saved_epoch(study: Folder, run: str) -> int:
         started = study.child("runs", run).read_json(STARTED)
         state = find_states(study, []).get(started["fingerprint"])
     except StudyError:
-        return 0  # it has not begun, or the state was replaced while it was looked at
+        return 0  # the run has not begun, or the state was replaced during the read
     return state.progress.epoch if state else 0
 
 
@@ -81,8 +81,8 @@ def states(study: Folder) -> dict[str, str]:
     return {row.run_id: row.state for row in sweep_run_statuses(study)}
 
 
-def epochs_now(study: Folder, run: str) -> int:
-    """Epochs of the last attempt."""
+def epochs_of_last_attempt(study: Folder, run: str) -> int:
+    """Number of epochs of the last attempt."""
     return study.child("runs", run).read_json("manifest.json")["counts"]["epochs_now"]
 
 
@@ -92,21 +92,21 @@ def in_background(study: Folder, config: SweepConfig) -> Future[Manifest]:
             return sweep(study, config)
 
     pool = ThreadPoolExecutor()
-    running = pool.submit(work)
+    future = pool.submit(work)
     pool.shutdown(wait=False)
-    return running
+    return future
 
 
-def kill(running: Future[Manifest], name: str) -> None:
+def kill_actor(future: Future[Manifest], name: str) -> None:
     """Kill the process of the only actor of that class, and wait until Ray detects it."""
-    assert not running.done(), running.exception() or "it had nothing left to do"
+    assert not future.done(), future.exception() or "the sweep ended before the process was killed"
     (actor,) = live_actors(name)
-    os.kill(actor.pid, signal.SIGKILL)
-    wait_for(lambda: actor.actor_id not in {each.actor_id for each in live_actors(name)})
+    os.kill_actor(actor.pid, signal.SIGKILL)
+    wait_for(lambda: actor.actor_id not in {live.actor_id for live in live_actors(name)})
 
 
 @pytest.mark.slow
-def test_killed_driver_and_killed_worker(undisturbed: Folder, study: Folder) -> None:
+def test_killed_driver_and_killed_worker(uninterrupted: Folder, study: Folder) -> None:
     hold(study, at=5, run="half-seed0", saved=True)
     start_and_kill_driver(DRIVER, study.uri, when=lambda: saved_epoch(study, "half-seed0") >= 5)
     before = epochs_done(study, "half-seed0")
@@ -118,19 +118,19 @@ def test_killed_driver_and_killed_worker(undisturbed: Folder, study: Folder) -> 
     hold(study, at=before + 1)
     running = in_background(study, CONFIG)
     wait_for(lambda: epochs_done(study, "half-seed0") > before or running.done())
-    kill(running, "TrainWorker")
-    assert epochs_done(study, "half-seed0") < EPOCHS, "the worker had nothing left to do"
+    kill_actor(running, "TrainWorker")
+    assert epochs_done(study, "half-seed0") < EPOCHS, "the run ended before the worker was killed"
     release(study)
-    assert running.result(TIMEOUT_S).counts["retried"] == 0, "Ray Train starts a worker anew by itself"
+    assert running.result(TIMEOUT_S).counts["retried"] == 0, "Ray Train restarts workers without a retry of the trial"
     assert study.child("runs", "known-seed0").read_bytes("manifest.json") == finished
-    assert epochs_now(study, "half-seed0") < EPOCHS
-    assert_same(undisturbed, study)
+    assert epochs_of_last_attempt(study, "half-seed0") < EPOCHS
+    assert_same(uninterrupted, study)
     shorter = replace(CONFIG, grid=replace(CONFIG.grid, seeds=(0,), epochs=(5,)))
     assert sweep(study, shorter).counts["trained_now"] == 0
 
 
 @pytest.mark.slow
-def test_ctrl_c(undisturbed: Folder, study: Folder) -> None:
+def test_sweep_resumes_after_ctrl_c(uninterrupted: Folder, study: Folder) -> None:
     hold(study, at=5, run="known-seed0", saved=True)
     status = start_and_kill_driver(
         DRIVER, study.uri, when=lambda: saved_epoch(study, "known-seed0") >= 5, by=signal.SIGINT
@@ -141,35 +141,37 @@ def test_ctrl_c(undisturbed: Folder, study: Folder) -> None:
     assert 5 <= before < EPOCHS
     assert states(study) == {"half-seed0": "waiting", "known-seed0": "interrupted"}
     sweep(study, CONFIG)
-    assert EPOCHS - epochs_now(study, "known-seed0") >= before - 1, "more than an epoch was lost"
-    assert_same(undisturbed, study)
+    assert EPOCHS - epochs_of_last_attempt(study, "known-seed0") >= before - 1, "at most one epoch may be repeated"
+    assert_same(uninterrupted, study)
 
 
 @pytest.mark.slow
-def test_killed_trial_is_retried_from_its_state(undisturbed: Folder, study: Folder) -> None:
+def test_killed_trial_is_retried_from_its_state(uninterrupted: Folder, study: Folder) -> None:
     hold(study, at=6, run="known-seed0", saved=True)
     running = in_background(study, CONFIG)
     wait_for(lambda: saved_epoch(study, "known-seed0") >= 6 or running.done())
-    kill(running, "ImplicitFunc")
+    kill_actor(running, "ImplicitFunc")
     wait_for(lambda: "retried" in states(study).values() or running.done())
     release(study)
     assert not running.done()
     assert running.result(TIMEOUT_S).counts["retried"] == 1
-    assert epochs_now(study, "known-seed0") < EPOCHS
+    assert epochs_of_last_attempt(study, "known-seed0") < EPOCHS
     assert [(row.state, row.attempts) for row in sweep_run_statuses(study)] == [("done", 2)] * 2
-    assert_same(undisturbed, study)
+    assert_same(uninterrupted, study)
 
 
 @pytest.mark.slow
-def test_failing_trial_is_reported_after_the_others_finish(undisturbed: Folder, study: Folder) -> None:
-    train = replace(CONFIG.train, max_failures=0, state_share=0.0)  # what Ray Train does not mend is Tune's
+def test_failing_trial_is_reported_after_the_others_finish(uninterrupted: Folder, study: Folder) -> None:
+    train = replace(
+        CONFIG.train, max_failures=0, state_share=0.0
+    )  # failures that Ray Train does not retry are retried by Tune
     config = replace(CONFIG, train=train, trajectories_per_trial=1, retries=1)
     before = 0
     hold(study, at=1, run="known-seed0")
     running = in_background(study, config)
     for _ in range(2):
         wait_for(lambda: epochs_done(study, "known-seed0") > before or running.done())  # noqa: B023 - called at once
-        kill(running, "TrainWorker")
+        kill_actor(running, "TrainWorker")
         before = epochs_done(study, "known-seed0")
         hold(study, at=before + 1, run="known-seed0")
     release(study)
@@ -182,23 +184,23 @@ def test_failing_trial_is_reported_after_the_others_finish(undisturbed: Folder, 
     assert "\n" not in failed.error
 
     assert sweep(study, config).counts["trained_now"] == 1
-    assert_same(undisturbed, study)
+    assert_same(uninterrupted, study)
 
 
 @pytest.mark.slow
-def test_trials_may_be_lost_more_often_than_retries(undisturbed: Folder, study: Folder) -> None:
+def test_trials_may_be_lost_more_often_than_retries(uninterrupted: Folder, study: Folder) -> None:
     assert CONFIG.retries == 1
     before = 0
     hold(study, at=4, run="known-seed0", saved=True)
     running = in_background(study, CONFIG)
     for _ in range(2):
         wait_for(lambda: saved_epoch(study, "known-seed0") >= before + 4 or running.done())  # noqa: B023 - called at once
-        kill(running, "ImplicitFunc")
+        kill_actor(running, "ImplicitFunc")
         before = epochs_done(study, "known-seed0")
         hold(study, at=before + 4, run="known-seed0", saved=True)
     release(study)
     assert running.result(TIMEOUT_S).counts["retried"] == 2
-    assert_same(undisturbed, study)
+    assert_same(uninterrupted, study)
 
 
 def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
@@ -226,9 +228,9 @@ def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notice", [False, True])
-def test_sweep_finishes_on_the_remaining_node(notice: bool, undisturbed: Folder, study: Folder) -> None:
+def test_sweep_finishes_on_the_remaining_node(notice: bool, uninterrupted: Folder, study: Folder) -> None:
     call = f"sweep_and_lose_a_node(Folder({study.uri!r}), {notice})"
     out = run_in_subprocess(f"from tests.faults.test_sweep_killed import *; {call}")
-    assert "began with 2 trainings, trained 2, trials retried: 0" in out, "trials run on the driver's node"
-    assert min(epochs_now(study, f"{name}-seed0") for name in CONFIG.grid.variants) < EPOCHS
-    assert_same(undisturbed, study)
+    assert "began with 2 trainings, trained 2, trials retried: 0" in out, "trials must run on the node of the driver"
+    assert min(epochs_of_last_attempt(study, f"{name}-seed0") for name in CONFIG.grid.variants) < EPOCHS
+    assert_same(uninterrupted, study)

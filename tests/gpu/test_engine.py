@@ -1,4 +1,4 @@
-"""The engine on a GPU: the answers it gives on CPU, whatever the architecture, and a batch that memory decides."""
+"""The engine on a GPU gives the answers of the CPU, for many architectures, and adapts the batch size to memory."""
 
 from itertools import chain
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.engine import TransformersEngine
-from tests.local.test_engine_on_device import everything
+from tests.local.test_engine_on_device import all_results
 from tests.local.tiny import CONFIGS, UNPACKED, tiny_model, tiny_tokenizer
 
 if not torch.cuda.is_available():
@@ -25,22 +25,22 @@ SAMPLING = SamplingConfig(num_samples=5, max_new_tokens=8, temperature=1.0, top_
 
 
 def texts(answers: Any) -> list[Any]:
-    return [(a.greedy_text, *a.sampled_text) for one in answers for a in one]
+    return [(a.greedy_text, *a.sampled_text) for row in answers for a in row]
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *UNPACKED])
-def test_answers_are_those_of_the_cpu(name: str) -> None:
+def test_results_equal_those_on_the_cpu(name: str) -> None:
     model, tokenizer = tiny_model(name, spread=0.2), tiny_tokenizer()
-    right = everything(TransformersEngine(model, tokenizer))
+    expected = all_results(TransformersEngine(model, tokenizer))
     engine = TransformersEngine(model.to("cuda"), tokenizer)
     assert engine.uses_packing == (name in CONFIGS)
-    found = everything(engine)
+    results = all_results(engine)
     for mode in ("full", "labels"):
-        pairs = list(zip(chain(*found[mode]), chain(*right[mode]), strict=True))
+        pairs = list(zip(chain(*results[mode]), chain(*expected[mode]), strict=True))
         assert len(pairs) == 36 * 6
-        assert sum(a == b for a, b in pairs) >= 0.98 * len(pairs)  # the last bits differ, and a draw may fall between
-    for chance in ("probability", "choices"):
-        np.testing.assert_allclose(found[chance], right[chance], rtol=1e-2)
+        assert sum(a == b for a, b in pairs) >= 0.98 * len(pairs)  # rounding differs and may change a sample
+    for key in ("probability", "choices"):
+        np.testing.assert_allclose(results[key], expected[key], rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
@@ -48,19 +48,19 @@ def test_bfloat16_runs_packed_and_scores_gold(name: str) -> None:
     engine = TransformersEngine(tiny_model(name, dtype="bfloat16", spread=0.1).to("cuda"), tiny_tokenizer())
     assert engine.uses_packing
     answers = engine.generate(BATCH, SAMPLING)
-    scores = engine.score(BATCH, [one[0].greedy_text or "x" for one in answers], SAMPLING)
+    scores = engine.score(BATCH, [row[0].greedy_text or "x" for row in answers], SAMPLING)
     assert len(scores) == len(answers) == len(NAMES)
-    assert any(score.is_greedy for one in scores for score in one)
+    assert any(score.is_greedy for row in scores for score in row)
 
 
-def test_a_full_device_halves_the_batch_and_loses_nothing() -> None:
+def test_out_of_memory_halves_the_batch() -> None:
     model, tokenizer = tiny_model("llama", spread=0.2).to("cuda"), tiny_tokenizer()
-    right = texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
+    expected = texts(TransformersEngine(model, tokenizer).generate(BATCH, SAMPLING))
     engine = TransformersEngine(model, tokenizer, batch_questions=40)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (2 << 20)) / total)
     try:
-        assert texts(engine.generate(BATCH, SAMPLING)) == right
+        assert texts(engine.generate(BATCH, SAMPLING)) == expected
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
