@@ -1,4 +1,4 @@
-"""Hits to categories, and the bound of P_Correct without a hit."""
+"""Categories of hits, and the bound of P_Correct without a hit."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from slick.types import KNOWN_CATEGORIES, Category, categories, clopper_pearson_
     ("greedy", "sampled", "expected"),
     [
         (10, 160, Category.HIGHLY_KNOWN),
-        (10, 0, Category.HIGHLY_KNOWN),  # greedy decides, whatever the samples say
+        (10, 0, Category.HIGHLY_KNOWN),  # greedy answers decide, whatever the samples
         (9, 160, Category.MAYBE_KNOWN),
         (1, 0, Category.MAYBE_KNOWN),
         (0, 160, Category.WEAKLY_KNOWN),
@@ -19,11 +19,11 @@ from slick.types import KNOWN_CATEGORIES, Category, categories, clopper_pearson_
         (0, 0, Category.UNKNOWN),
     ],
 )
-def test_figure_2_of_the_paper(greedy: int, sampled: int, expected: Category) -> None:
+def test_categories_of_figure_2_of_the_paper(greedy: int, sampled: int, expected: Category) -> None:
     assert categories(np.array([greedy]), np.array([10]), np.array([sampled])) == [expected]
 
 
-def test_every_count_has_one_category_and_it_never_weakens_with_more_hits() -> None:
+def test_categories_are_monotone_in_hits() -> None:
     strength = {category: -rank for rank, category in enumerate(map(str, Category))}
     greedy, sampled = np.mgrid[:5, :7]
     names = categories(greedy.ravel(), np.full(greedy.size, 4), sampled.ravel())
@@ -32,13 +32,13 @@ def test_every_count_has_one_category_and_it_never_weakens_with_more_hits() -> N
     assert (np.diff(table, axis=1) >= 0).all()
 
 
-def test_known_is_all_but_unknown() -> None:
+def test_known_categories_are_all_but_unknown() -> None:
     assert set(KNOWN_CATEGORIES) == set(Category) - {Category.UNKNOWN}
     assert [str(category) for category in Category] == ["HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown"]
 
 
 @pytest.mark.parametrize("num_answers", [1, 10, 160, 170, 1000])
-def test_p_upper_is_where_no_hit_becomes_too_unlikely(num_answers: int) -> None:
+def test_p_upper_is_the_clopper_pearson_bound(num_answers: int) -> None:
     assert (1 - clopper_pearson_upper(num_answers)) ** num_answers == pytest.approx(0.05)
     assert (1 - clopper_pearson_upper(num_answers, 0.99)) ** num_answers == pytest.approx(0.01)
 

@@ -1,4 +1,4 @@
-"""cluster.yaml and kuberay.yaml: valid, with the tested versions, closed to others, and empty when idle."""
+"""cluster.yaml and kuberay.yaml are valid, have the tested versions, require a token, and scale to zero."""
 
 import copy
 import os
@@ -23,10 +23,10 @@ RAY_CLUSTER, RAY_JOB = yaml.safe_load_all((ROOT / "kuberay.yaml").read_text())
 IMAGE = f"rayproject/ray:{PINS['ray']}-py311-gpu"
 
 
-def needed() -> set[str]:
+def required_packages() -> set[str]:
     """Names of all packages that the program depends on."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return {re.split(r"[\[~><=]", each)[0] for each in project["dependencies"]}
+    return {re.split(r"[\[~><=]", requirement)[0] for requirement in project["dependencies"]}
 
 
 def check(config: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def check(config: dict[str, Any]) -> None:
     validate_config(prepare_config(copy.deepcopy(config)))
 
 
-def test_ray_accepts_the_cluster() -> None:
+def test_cluster_file_is_valid_for_ray() -> None:
     check(CLUSTER)
 
 
@@ -68,11 +68,11 @@ def test_fields_that_ray_does_not_check() -> None:
         assert ("spot" in name) == ("InstanceMarketOptions" in node["node_config"])
         assert node["min_workers"] == 0
     assert CLUSTER["max_workers"] <= sum(node["max_workers"] for node in nodes.values())
-    for here in CLUSTER["file_mounts"].values():
-        assert here.startswith("~/.ray") or (ROOT / here).exists()
+    for local_path in CLUSTER["file_mounts"].values():
+        assert local_path.startswith("~/.ray") or (ROOT / local_path).exists()
 
 
-def test_the_head_takes_no_task_and_gpus_come_one_or_eight_a_node() -> None:
+def test_head_runs_no_tasks_and_nodes_have_one_or_eight_gpus() -> None:
     nodes = CLUSTER["available_node_types"]
     assert nodes[CLUSTER["head_node_type"]]["resources"] == {"CPU": 0}
     assert sorted(node["resources"].get("GPU", 0) for node in nodes.values()) == [0, 1, 1, 8]
@@ -96,66 +96,68 @@ def test_cluster_requires_a_token() -> None:
     assert RAY_CLUSTER["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 
-def test_versions_are_those_the_tests_were_run_with() -> None:
+def test_versions_equal_the_tested_ones() -> None:
     assert CLUSTER["docker"]["image"] == IMAGE
     assert RAY_CLUSTER["spec"]["rayVersion"] == PINS["ray"]
     spec = RAY_CLUSTER["spec"]
     templates = [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
-    assert {each["image"] for template in templates for each in template["spec"]["containers"]} == {IMAGE}
+    assert {container["image"] for template in templates for container in template["spec"]["containers"]} == {IMAGE}
     pip = yaml.safe_load(RAY_JOB["spec"]["runtimeEnvYAML"])["pip"]
     assert pip == [f"{name}=={PINS[name]}" for name in (pin.split("==")[0] for pin in pip)]
-    assert {pin.split("==")[0] for pin in pip} == needed() - {"ray"} | {"peft"}
+    assert {pin.split("==")[0] for pin in pip} == required_packages() - {"ray"} | {"peft"}
 
 
 def test_every_node_installs_all_packages() -> None:
     torch, rest = CLUSTER["setup_commands"]
     assert "grep '^torch=='" in torch
-    words = shlex.split(rest)
-    assert words[words.index("-c") + 1] == "~/slick/constraints.txt"
-    named = {word.split("[")[0] for word in words[words.index("-c") + 2 :]}
-    assert named == needed() - {"torch"} | {"peft"}
+    arguments = shlex.split(rest)
+    assert arguments[arguments.index("-c") + 1] == "~/slick/constraints.txt"
+    installed = {word.split("[")[0] for word in arguments[arguments.index("-c") + 2 :]}
+    assert installed == required_packages() - {"torch"} | {"peft"}
 
 
-def test_the_commands_in_the_files_parse() -> None:
-    """Those in the comments, and the job's."""
-    found = []
+def test_commands_in_the_files_are_valid() -> None:
+    """Commands in comments and the entrypoint of the job."""
+    commands = []
     for name in ("cluster.yaml", "kuberay.yaml"):
         text = (ROOT / name).read_text().replace("\\\n#", " ")
-        found += [line.partition(" slick submit ")[2] for line in text.splitlines() if "slick submit study" in line]
-    assert len(found) == 2
-    found.append(RAY_JOB["spec"]["entrypoint"].replace("python -m jobs.", ""))
-    for command in found:
+        commands += [line.partition(" slick submit ")[2] for line in text.splitlines() if "slick submit study" in line]
+    assert len(commands) == 2
+    commands.append(RAY_JOB["spec"]["entrypoint"].replace("python -m jobs.", ""))
+    for command in commands:
         step, preset, *flags = shlex.split(command, comments=True)
-        for ours in ("--address", "--out", "--requirements"):
-            if ours in flags:
-                place = flags.index(ours)
-                del flags[place : place + 2]
+        for flag in ("--address", "--out", "--requirements"):
+            if flag in flags:
+                index = flags.index(flag)
+                del flags[index : index + 2]
         assert preset in STEP_PRESETS[step]
-        check_flags(step, preset, [flag for flag in flags if flag != "..."])
+        check_flags(step, preset, [word for word in flags if word != "..."])
 
 
-def closed(schema: Any) -> Any:
+def refuse_unknown_fields(schema: Any) -> Any:
     """The schema with unknown fields refused, as `kubectl` does with strict validation."""
     if isinstance(schema, dict):
-        shut = {key: closed(value) for key, value in schema.items()}
+        strict = {key: refuse_unknown_fields(value) for key, value in schema.items()}
         open_ended = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
         if isinstance(schema.get("properties"), dict) and not open_ended:
-            shut["additionalProperties"] = False
-        return shut
-    return [closed(each) for each in schema] if isinstance(schema, list) else schema
+            strict["additionalProperties"] = False
+        return strict
+    return [refuse_unknown_fields(item) for item in schema] if isinstance(schema, list) else schema
 
 
 @cache
 def validator(kind: str) -> Any:
-    """Of ray.io/v1, all fields but the metadata."""
+    """Validator of all fields of ray.io/v1 except the metadata."""
     jsonschema = pytest.importorskip("jsonschema")
     path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
     if not path.exists():
         pytest.skip(f"KubeRay's schema is not at {path}; set SLICK_KUBERAY_SCHEMAS to the folder of its CRDs")
     versions = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]["versions"]
-    shut = closed(next(each for each in versions if each["name"] == "v1")["schema"]["openAPIV3Schema"])
-    shut["properties"]["metadata"] = {"type": "object"}
-    return jsonschema.Draft202012Validator(shut)
+    schema = refuse_unknown_fields(
+        next(entry for entry in versions if entry["name"] == "v1")["schema"]["openAPIV3Schema"]
+    )
+    schema["properties"]["metadata"] = {"type": "object"}
+    return jsonschema.Draft202012Validator(schema)
 
 
 def problems(manifest: dict[str, Any]) -> list[str]:
@@ -164,7 +166,7 @@ def problems(manifest: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("manifest", [RAY_CLUSTER, RAY_JOB], ids=lambda manifest: manifest["kind"])
-def test_the_operators_schema_accepts_the_manifests(manifest: dict[str, Any]) -> None:
+def test_manifests_are_valid_for_the_operator(manifest: dict[str, Any]) -> None:
     assert problems(manifest) == []
 
 
@@ -179,6 +181,6 @@ def test_the_operators_schema_accepts_the_manifests(manifest: dict[str, Any]) ->
     ],
 )
 def test_typo_in_a_manifest_is_detected(manifest: dict[str, Any], change: Any) -> None:
-    wrong = copy.deepcopy(manifest)
-    change(wrong)
-    assert problems(wrong)
+    changed = copy.deepcopy(manifest)
+    change(changed)
+    assert problems(changed)

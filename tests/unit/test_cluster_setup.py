@@ -31,13 +31,13 @@ def test_address_of_another_kind_is_rejected_with_advice(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:6379", "auto", "head:6379", "[::1]:6379"])
-def test_an_address_of_a_head_passes(address: str) -> None:
+def test_address_of_a_head_is_accepted(address: str) -> None:
     check_address_format(address)
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of a server that answers each client with the given bytes, and with None nothing."""
+    """The port of a server that answers a client with the given bytes, or with None does not answer."""
     answer: bytes | None = request.param
     done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -61,14 +61,14 @@ HTTP_2 = [bytes(3) + b"\x04" + bytes(5)]
 
 
 @pytest.mark.parametrize("server", HTTP_2, indirect=True)
-def test_a_grpc_server_passes(server: int) -> None:
+def test_grpc_server_is_accepted(server: int) -> None:
     check_reachable("127.0.0.1", server, f"127.0.0.1:{server}")
 
 
 @pytest.mark.parametrize(
     "server", [b"HTTP/1.0 400 Bad request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"-ERR\r\n", b"", None], indirect=True
 )
-def test_another_server_is_named_as_such(server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_server_is_rejected(server: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_setup, "SOCKET_TIMEOUT_S", 0.5)
     with pytest.raises(ClusterError, match="the server there is not the head of a Ray cluster") as caught:
         check_reachable("127.0.0.1", server, f"127.0.0.1:{server}")
@@ -97,27 +97,27 @@ def test_required_token_must_exist(tmp_path: Path) -> None:
     check_token({"RAY_AUTH_MODE": "disabled"})
     check_token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"})
     file = tmp_path / "token"
-    named = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
     with pytest.raises(ClusterError, match=f"{file} cannot be read.*ray get-auth-token"):
-        check_token(named)
+        check_token(environment)
     file.write_text("\n")
     with pytest.raises(ClusterError, match=f"{file} is empty"):
-        check_token(named)
+        check_token(environment)
     file.write_text("secret\n")
-    check_token(named)
+    check_token(environment)
 
 
 @pytest.fixture
-def short() -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     """A folder whose path is short enough for sockets, unlike that of `tmp_path`."""
     with tempfile.TemporaryDirectory(prefix="slick-", dir="/tmp") as folder:
         yield Path(folder)
 
 
-def test_the_temporary_folder_is_the_one_of_ray(short: Path) -> None:
-    one, two = short / "1", short / "2"
-    assert choose_temp_folder({"RAY_TMPDIR": str(one), "TMPDIR": str(two)}) == str(one)
-    assert choose_temp_folder({"TMPDIR": str(two)}) == str(two)
+def test_temporary_folder_is_that_of_ray(short_folder: Path) -> None:
+    first, second = short_folder / "1", short_folder / "2"
+    assert choose_temp_folder({"RAY_TMPDIR": str(first), "TMPDIR": str(second)}) == str(first)
+    assert choose_temp_folder({"TMPDIR": str(second)}) == str(second)
     assert choose_temp_folder({"RAY_TMPDIR": "", "TMPDIR": ""}) == "/tmp"
 
 
@@ -129,15 +129,15 @@ def test_path_too_long_for_sockets_is_replaced_or_rejected(tmp_path: Path) -> No
     assert not os.path.exists(long)
 
 
-def test_python_s_sockets_get_a_short_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_sockets_use_a_short_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 70)  # 75 bytes: the longest whose sockets are 107
     assert short_tmpdir_env("/tmp") == {}
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 71)
     assert short_tmpdir_env("/tmp") == {"TMPDIR": "/tmp"}
 
 
-def test_unwritable_temporary_folder_is_rejected(short: Path) -> None:
-    file = short / "f"
+def test_unwritable_temporary_folder_is_rejected(short_folder: Path) -> None:
+    file = short_folder / "f"
     file.touch()
     with pytest.raises(ClusterError, match=f"RAY_TMPDIR={file} .*set RAY_TMPDIR to a folder"):
         choose_temp_folder({"RAY_TMPDIR": str(file)})
@@ -148,24 +148,24 @@ class _Usage:
         self.free = free
 
 
-def test_full_disk_for_ray_is_rejected(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_for_ray_is_rejected(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(3 * 2**20))
     with pytest.raises(ClusterError, match="3 MiB are free, at least 100 MiB are needed"):
-        choose_temp_folder({"RAY_TMPDIR": str(short)})
+        choose_temp_folder({"RAY_TMPDIR": str(short_folder)})
 
 
-def test_the_object_store_fits_into_shared_memory_or_into_the_temporary_folder(
+def test_object_store_size_fits_into_shared_memory_or_the_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {"/tmp": 2**40, str(tmp_path): 2**50}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(free[path]))
     shared = str(tmp_path)
-    assert object_store_bytes("/tmp", shared) is None, "Ray's own size where there is room"
+    assert object_store_bytes("/tmp", shared) is None, "the default of Ray if there is space"
     free[shared] = 500 * 2**20
     assert object_store_bytes("/tmp", shared) == 450 * 2**20
-    free[shared] = 64 * 2**20  # what Docker gives
+    free[shared] = 64 * 2**20  # the default of Docker
     assert object_store_bytes("/tmp", shared) == MIN_OBJECT_STORE_BYTES
     free["/tmp"] = 150 * 2**20
     with pytest.raises(ClusterError, match="--shm-size"):
         object_store_bytes("/tmp", shared)
-    assert object_store_bytes("/tmp", str(tmp_path / "absent")) is None, "a system without shared memory folder"
+    assert object_store_bytes("/tmp", str(tmp_path / "absent")) is None, "a system without a folder of shared memory"

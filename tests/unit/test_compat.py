@@ -1,4 +1,4 @@
-"""Private APIs of other libraries are used in slick/compat.py alone, and were checked with the installed versions."""
+"""Only slick/compat.py uses private APIs of other libraries, checked with the installed versions."""
 
 import ast
 import inspect
@@ -53,7 +53,7 @@ def test_only_compat_uses_private_names(path: Path) -> None:
     assert not list(private_uses(ast.parse(path.read_text())))
 
 
-def test_the_check_finds_private_names() -> None:
+def test_private_names_are_detected() -> None:
     code = (
         "import ray._private\nfrom ray.train.v2._internal import a\nfrom ray.train import _b\n"
         "from slick.x import _own\nself._c = 1\nlayer._d = 2\n"
@@ -69,7 +69,7 @@ def test_the_check_finds_private_names() -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
-def test_each_private_api_names_its_checked_version_and_its_replacement(function: object) -> None:
+def test_private_apis_document_checked_version_and_replacement(function: object) -> None:
     text = " ".join((inspect.getdoc(function) or "").split())
     match = re.search(r"checked with (\w+) (\d+\.\d+)", text, re.IGNORECASE)
     assert match, "write `Checked with LIBRARY X.Y. Replacement: ...`"
@@ -79,5 +79,5 @@ def test_each_private_api_names_its_checked_version_and_its_replacement(function
         assert version(library).startswith(f"{checked}."), f"{library} {version(library)} is installed: check again"
 
 
-def test_there_are_functions_to_check() -> None:
+def test_compat_has_functions() -> None:
     assert len(FUNCTIONS) >= 15

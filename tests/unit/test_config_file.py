@@ -23,22 +23,22 @@ from slick.user_files import parse_yaml
 OTHER_PRESET = {"demo": "smoke", "smoke": "demo", "paper": "smoke"}
 
 
-def written(folder: Path, text: object, name: str = "settings.yaml") -> str:
+def write_settings(folder: Path, text: object, name: str = "settings.yaml") -> str:
     path = folder / name
     path.write_text(text if isinstance(text, str) else json.dumps(text))
     return str(path)
 
 
-def parsed(step: str, preset: str, argv: Sequence[str]) -> Any:
-    """The settings of a command line, as the step parses them; of a study before they are handed down."""
+def parse_command_line(step: str, preset: str, argv: Sequence[str]) -> Any:
+    """The parsed settings of a command line; those of a study before they are copied to its steps."""
     config = STEP_PRESETS[step][preset]()
     return parse_config(
         config, expand_config_file(argv, config, f"slick {step}", settings_selector(step)), f"slick {step}"
     )
 
 
-def resolved(preset: str, argv: Sequence[str]) -> presets.StudyConfig:
-    config = study.resolve(parsed("study", preset, argv), needs_model=False)
+def resolve_study(preset: str, argv: Sequence[str]) -> presets.StudyConfig:
+    config = study.resolve(parse_command_line("study", preset, argv), needs_model=False)
     assert isinstance(config, presets.StudyConfig)
     return config
 
@@ -61,64 +61,70 @@ def test_dry_run_settings_round_trip(
 ) -> None:
     study.main([preset, *flags, "--dry-run"])
     printed = capsys.readouterr().out
-    file = written(tmp_path, printed, "printed.json")
+    file = write_settings(tmp_path, printed, "printed.json")
     study.main([OTHER_PRESET[preset], "--config", file, "--dry-run"])
     assert capsys.readouterr().out == printed
-    config = resolved(preset, flags)
-    whole = written(tmp_path, {"settings": settings_to_json(config), "versions": {}}, "study.json")
-    assert resolved(OTHER_PRESET[preset], ["--config", whole]) == config
+    config = resolve_study(preset, flags)
+    whole = write_settings(tmp_path, {"settings": settings_to_json(config), "versions": {}}, "study.json")
+    assert resolve_study(OTHER_PRESET[preset], ["--config", whole]) == config
     for step, section in SECTIONS.items():
         settings: Any = config
         for name in section.split("."):
             settings = getattr(settings, name)
         if step == "finetune":
             settings = replace(settings, seed=config.sweep.grid.seeds[0])
-        again = parsed(step, next(iter(STEP_PRESETS[step])), ["--config", whole])
-        assert settings_to_json(again) == settings_to_json(settings)  # and so is the fingerprint
+        again = parse_command_line(step, next(iter(STEP_PRESETS[step])), ["--config", whole])
+        assert settings_to_json(again) == settings_to_json(settings)  # and therefore the fingerprint
 
 
 @pytest.mark.parametrize("step", SECTIONS)
 def test_config_file_of_a_step_sets_all_settings(step: str, tmp_path: Path) -> None:
     for name, preset in STEP_PRESETS[step].items():
-        file = written(tmp_path, settings_to_json(preset()), f"{name}.json")
+        file = write_settings(tmp_path, settings_to_json(preset()), f"{name}.json")
         other = OTHER_PRESET.get(name, "paper")
-        assert parsed(step, other if other in STEP_PRESETS[step] else "demo", ["--config", file]) == preset()
+        assert (
+            parse_command_line(step, other if other in STEP_PRESETS[step] else "demo", ["--config", file]) == preset()
+        )
 
 
-def test_a_flag_overrides_the_file_and_the_file_overrides_the_preset(tmp_path: Path) -> None:
-    file = written(tmp_path, "learning_rate: 1e-4\nbatch-size: 64\npacking: false\nkeep_state: true\n")
-    config = parsed("finetune", "paper", ["--no-keep-state", "--config", file, "--batch-size", "32"])
+def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path: Path) -> None:
+    file = write_settings(tmp_path, "learning_rate: 1e-4\nbatch-size: 64\npacking: false\nkeep_state: true\n")
+    config = parse_command_line("finetune", "paper", ["--no-keep-state", "--config", file, "--batch-size", "32"])
     expected = replace(presets.paper_training(), learning_rate=1e-4, batch_size=32, packing=False)
     assert config == expected
 
 
 def test_settings_are_validated_after_flags_override_the_file(tmp_path: Path) -> None:
-    file = written(tmp_path, {"batch_size": 30, "num_workers": 4})
+    file = write_settings(tmp_path, {"batch_size": 30, "num_workers": 4})
     with pytest.raises(SettingsError, match="30 rows cannot be shared by 4 workers"):
-        parsed("finetune", "paper", ["--config", file])
-    assert parsed("finetune", "paper", ["--config", file, "--num-workers", "3"]).num_workers == 3
+        parse_command_line("finetune", "paper", ["--config", file])
+    assert parse_command_line("finetune", "paper", ["--config", file, "--num-workers", "3"]).num_workers == 3
 
 
 def test_flag_that_overrides_a_study_setting_reaches_every_step(tmp_path: Path) -> None:
-    before = resolved("demo", ["--model", "a/b", "--questions", "old.zip", "--seed", "2"])
-    file = written(tmp_path, {"settings": settings_to_json(before), "versions": {}}, "study.json")
+    before = resolve_study("demo", ["--model", "a/b", "--questions", "old.zip", "--seed", "2"])
+    file = write_settings(tmp_path, {"settings": settings_to_json(before), "versions": {}}, "study.json")
     flags = ["--model", "c/d", "--questions", "new.zip", "--seed", "5"]
-    assert resolved("paper", ["--config", file, *flags]) == resolved("demo", flags)
-    world = resolved("smoke", ["--questions", "old.zip"])
-    file = written(tmp_path, settings_to_json(world), "world.json")
-    assert resolved("smoke", ["--config", file, *flags]) == resolved("smoke", flags)
+    assert resolve_study("paper", ["--config", file, *flags]) == resolve_study("demo", flags)
+    world = resolve_study("smoke", ["--questions", "old.zip"])
+    file = write_settings(tmp_path, settings_to_json(world), "world.json")
+    assert resolve_study("smoke", ["--config", file, *flags]) == resolve_study("smoke", flags)
 
 
 def test_experiments_and_variants_follow_from_each_other(tmp_path: Path) -> None:
-    added = replace(resolved("smoke", ["--experiments", "idk"]), experiments=("counts", "unknown_ratio", "idk"))
-    file = written(tmp_path, settings_to_json(added), "study.json")  # as a study writes it that was asked twice
-    assert resolved("smoke", ["--config", file]) == resolved("smoke", ["--experiments", "counts,unknown_ratio,idk"])
-    assert resolved("smoke", ["--config", file, "--experiments", "fit"]).experiments == ("fit",)
+    added = replace(resolve_study("smoke", ["--experiments", "idk"]), experiments=("counts", "unknown_ratio", "idk"))
+    file = write_settings(
+        tmp_path, settings_to_json(added), "study.json"
+    )  # as written by a study with experiments added later
+    assert resolve_study("smoke", ["--config", file]) == resolve_study(
+        "smoke", ["--experiments", "counts,unknown_ratio,idk"]
+    )
+    assert resolve_study("smoke", ["--config", file, "--experiments", "fit"]).experiments == ("fit",)
     own_sets = ["--sweep.grid.variants", "unknown-050"]
-    assert resolved("smoke", ["--config", file, *own_sets]).sweep.grid.variants == ("unknown-050",)
-    file = written(tmp_path, settings_to_json(resolved("smoke", own_sets)), "study.json")
-    config = resolved("smoke", ["--config", file, "--experiments", "idk"])
-    assert config.sweep == resolved("smoke", ["--experiments", "idk"]).sweep
+    assert resolve_study("smoke", ["--config", file, *own_sets]).sweep.grid.variants == ("unknown-050",)
+    file = write_settings(tmp_path, settings_to_json(resolve_study("smoke", own_sets)), "study.json")
+    config = resolve_study("smoke", ["--config", file, "--experiments", "idk"])
+    assert config.sweep == resolve_study("smoke", ["--experiments", "idk"]).sweep
     assert config.experiments == ("idk",)
 
 
@@ -126,32 +132,34 @@ def test_step_copies_settings_from_a_partial_study_file(tmp_path: Path) -> None:
     text = (
         "model: a/b\nquestions: facts.zip\nseed: 4\nannotate:\n  num_shots: 2\nprepare:\nsweep: {train: {epochs: 9}}\n"
     )
-    file = written(tmp_path, text)
-    whole = resolved("paper", ["--config", file])
+    file = write_settings(tmp_path, text)
+    whole = resolve_study("paper", ["--config", file])
     assert (whole.annotate.num_shots, whole.annotate.sampling.seed, whole.sweep.grid.seeds) == (2, 4, (4,))
-    step = parsed("annotate", "paper", ["--config", file])
+    step = parse_command_line("annotate", "paper", ["--config", file])
     assert (step.model, step.seed, step.sampling.seed, step.num_shots) == ("a/b", 4, 4, 2)
-    assert parsed("sweep", "paper", ["--config", file]).grid.seeds == (4,)
-    training = parsed("finetune", "paper", ["--config", file])
+    assert parse_command_line("sweep", "paper", ["--config", file]).grid.seeds == (4,)
+    training = parse_command_line("finetune", "paper", ["--config", file])
     assert (training.model, training.epochs, training.seed) == ("a/b", 9, 4)
 
 
 def test_partial_study_file_with_dotted_keys_and_relative_seeds(tmp_path: Path) -> None:
-    file = written(tmp_path, "seed: 4\nsweep.grid.seeds: [0, 1]\nannotate.sampling.top-k: 5\n")
-    config = resolved("smoke", ["--config", file])
+    file = write_settings(tmp_path, "seed: 4\nsweep.grid.seeds: [0, 1]\nannotate.sampling.top-k: 5\n")
+    config = resolve_study("smoke", ["--config", file])
     assert config.sweep.grid.seeds == (4, 5)
     assert config.annotate.sampling.top_k == 5
 
 
-def test_names_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
-    file = written(tmp_path, "prepare: {source: facts.zip}\nquestions: facts.zip\nmodel: a/b\nworld: {source: ''}\n")
-    assert resolved("paper", ["--config", file]).prepare.questions == "facts.zip"
-    own = written(tmp_path, "source: facts.jsonl\nfilter: none\n", "own.yaml")
-    config = parsed("questions", "paper", ["--config", own])
+def test_setting_names_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
+    file = write_settings(
+        tmp_path, "prepare: {source: facts.zip}\nquestions: facts.zip\nmodel: a/b\nworld: {source: ''}\n"
+    )
+    assert resolve_study("paper", ["--config", file]).prepare.questions == "facts.zip"
+    own = write_settings(tmp_path, "source: facts.jsonl\nfilter: none\n", "own.yaml")
+    config = parse_command_line("questions", "paper", ["--config", own])
     assert (config.questions, config.filter) == ("facts.jsonl", "none")
-    twice = written(tmp_path, "source: a\nquestions: b\n", "twice.yaml")
+    twice = write_settings(tmp_path, "source: a\nquestions: b\n", "twice.yaml")
     with pytest.raises(SettingsError, match="questions is given twice"):
-        parsed("questions", "paper", ["--config", twice])
+        parse_command_line("questions", "paper", ["--config", twice])
 
 
 @pytest.mark.parametrize(
@@ -184,10 +192,10 @@ def test_names_of_earlier_versions_are_accepted(tmp_path: Path) -> None:
         ("- 1", "holds a list; expected settings by name"),
     ],
 )
-def test_wrong_settings_are_refused_with_their_path(text: str, message: str, tmp_path: Path) -> None:
-    file = written(tmp_path, text)
+def test_invalid_settings_are_refused_with_their_path(text: str, message: str, tmp_path: Path) -> None:
+    file = write_settings(tmp_path, text)
     with pytest.raises(SettingsError) as error:
-        resolved("smoke", ["--config", file])
+        resolve_study("smoke", ["--config", file])
     assert message in str(error.value)
     assert str(error.value).startswith(f"--config {file}")
 
@@ -198,11 +206,11 @@ def test_every_step_reads_its_section_and_rejects_errors_in_it(step: str, sectio
     value: object = {"titel": 1}
     for name in reversed(section.split(".")):
         value = {name: value}
-    file = written(tmp_path, {"settings": value}, "study.json")
+    file = write_settings(tmp_path, {"settings": value}, "study.json")
     main = importlib.import_module(f"jobs.{step}").main
     with pytest.raises(SettingsError, match=f"there is no setting '{section}.titel'"):
         main([preset, "--out", str(tmp_path / "out"), "--config", file])
-    empty = written(tmp_path, {"settings": {"seed": 1}, "versions": {}}, "empty.json")
+    empty = write_settings(tmp_path, {"settings": {"seed": 1}, "versions": {}}, "empty.json")
     if step in ("report",):
         with pytest.raises(SettingsError, match="has no settings of report, which `slick report` takes"):
             main([preset, "--out", str(tmp_path / "out"), "--config", empty])
@@ -227,23 +235,23 @@ def test_every_step_reads_its_section_and_rejects_errors_in_it(step: str, sectio
     ],
     ids=lambda text: text[:20],
 )
-def test_yaml_that_could_grow_or_construct_objects_is_refused(text: str, message: str) -> None:
+def test_unsafe_yaml_is_refused(text: str, message: str) -> None:
     with pytest.raises(DataError) as error:
         parse_yaml(text.encode(), "FILE", "write it out")
     assert message in str(error.value)
     assert str(error.value).startswith("FILE")
 
 
-def test_a_file_that_expands_exponentially_is_refused_and_not_expanded(tmp_path: Path) -> None:
+def test_exponential_yaml_is_refused_without_expansion(tmp_path: Path) -> None:
     lines = ["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 60))]
     with pytest.raises(DataError, match="anchor or alias"):
-        resolved("smoke", ["--config", written(tmp_path, "\n".join(lines))])
+        resolve_study("smoke", ["--config", write_settings(tmp_path, "\n".join(lines))])
     merged = ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 60))]
     with pytest.raises(DataError, match="anchor or alias"):
-        resolved("smoke", ["--config", written(tmp_path, "\n".join(merged))])
+        resolve_study("smoke", ["--config", write_settings(tmp_path, "\n".join(merged))])
 
 
-def test_plain_scalars_of_yaml_are_those_of_json_and_no_others() -> None:
+def test_plain_yaml_scalars_are_those_of_json() -> None:
     text = (
         "numbers: [1, -2, 1e-5, 1.5, .5, 1E3, 0, +4]\n"
         "texts: ['1', \"true\", no, on, 010, 1:30, 2026-01-01, 0x1f, 1_000, .nan, .inf, None, tRue, !  x]\n"
@@ -260,11 +268,13 @@ def test_plain_scalars_of_yaml_are_those_of_json_and_no_others() -> None:
     assert parse_yaml(b"", "FILE", "") is None
 
 
-def test_a_json_file_is_read_within_the_limits_of_json(tmp_path: Path) -> None:
+def test_limits_of_json_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nested too deeply"):
-        resolved("smoke", ["--config", written(tmp_path, '{"seed": ' + "[" * 200 + "]" * 200 + "}", "deep.json")])
+        resolve_study(
+            "smoke", ["--config", write_settings(tmp_path, '{"seed": ' + "[" * 200 + "]" * 200 + "}", "deep.json")]
+        )
     with pytest.raises(DataError, match="more than once"):
-        resolved("smoke", ["--config", written(tmp_path, '{"seed": 1, "seed": 2}', "twice.json")])
+        resolve_study("smoke", ["--config", write_settings(tmp_path, '{"seed": 1, "seed": 2}', "twice.json")])
 
 
 @pytest.mark.parametrize(
@@ -277,37 +287,39 @@ def test_a_json_file_is_read_within_the_limits_of_json(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["settings.yaml", "settings.json"])
-def test_an_address_with_a_secret_is_refused_and_not_repeated(text: str, name: str, tmp_path: Path) -> None:
+def test_uri_with_a_secret_is_refused_and_not_repeated(text: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(SlickError, match="is or may be a secret") as error:
-        resolved("smoke", ["--config", written(tmp_path, text, name)])
+        resolve_study("smoke", ["--config", write_settings(tmp_path, text, name)])
     assert "=SECRET" not in str(error.value)
     assert "SECRET@bucket" not in str(error.value)
 
 
 def test_invalid_settings_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="is a folder; give a file"):
-        resolved("smoke", ["--config", str(tmp_path)])
+        resolve_study("smoke", ["--config", str(tmp_path)])
     with pytest.raises(SlickError, match="none"):
-        resolved("smoke", ["--config", str(tmp_path / "none.yaml")])
+        resolve_study("smoke", ["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(SettingsError, match="takes one --config FILE"):
-        resolved("smoke", ["--config", "a", "--config", "b"])
+        resolve_study("smoke", ["--config", "a", "--config", "b"])
     with pytest.raises(SettingsError, match=r"no flag --confg \(did you mean --config\?\)"):
         study.main(["smoke", "--confg", "a"])
     with pytest.raises(SettingsError, match=r"no flag --sead \(did you mean --seed\?\)"):
-        resolved("smoke", ["--config", "a", "--sead", "1"])
+        resolve_study("smoke", ["--config", "a", "--sead", "1"])
 
 
 def test_rescore_config_file_has_only_its_settings(tmp_path: Path) -> None:
     argv = ["annotate", "demo", "--rescore", "--address", "http://10.0.0.5:8265", "--out", "s3://b/s", "--config"]
-    job = parse_submission([*argv, written(tmp_path, "matcher: contains\nnum_samples: null\n")])
+    job = parse_submission([*argv, write_settings(tmp_path, "matcher: contains\nnum_samples: null\n")])
     assert job.entrypoint.endswith("--rescore --matcher=contains")
     with pytest.raises(SettingsError, match="no setting 'settings'"):
-        parse_submission([*argv, written(tmp_path, {"settings": settings_to_json(RescoreConfig())}, "study.json")])
+        parse_submission(
+            [*argv, write_settings(tmp_path, {"settings": settings_to_json(RescoreConfig())}, "study.json")]
+        )
 
 
-def test_a_job_is_submitted_with_the_settings_of_the_file_as_flags(tmp_path: Path) -> None:
-    questions = written(tmp_path, "{}", "facts.jsonl")
-    file = written(
+def test_submitted_job_has_the_settings_of_the_file_as_flags(tmp_path: Path) -> None:
+    questions = write_settings(tmp_path, "{}", "facts.jsonl")
+    file = write_settings(
         tmp_path, {"model": "a/b", "questions": questions, "experiments": [], "report": {"title": "My study"}}
     )
     argv = ["study", "paper", "--address", "http://10.0.0.5:8265", "--out", "s3://b/s", "--config", file, "--seed", "3"]
@@ -316,17 +328,17 @@ def test_a_job_is_submitted_with_the_settings_of_the_file_as_flags(tmp_path: Pat
     assert job.entrypoint == f"sh jobs/start.sh study paper --out s3://b/s {flags}"
     assert job.job_files.files == {"files/facts.jsonl": Path(questions)}
     with pytest.raises(SettingsError, match="no setting 'modl'"):
-        parse_submission([*argv[:-3], written(tmp_path, {"modl": "a/b"}, "wrong.yaml")])
+        parse_submission([*argv[:-3], write_settings(tmp_path, {"modl": "a/b"}, "wrong.yaml")])
 
 
-def test_a_step_runs_with_the_settings_of_a_file(tmp_path: Path) -> None:
+def test_step_runs_with_the_settings_of_a_file(tmp_path: Path) -> None:
     rows = [
         {"relation": "P19", "split": split, "question": f"Where was {split} {i} born?", "answers": [f"City {i}"]}
         for split in ("train", "dev", "test")
         for i in range(4)
     ]
-    questions = written(tmp_path, "\n".join(map(json.dumps, rows)), "facts.jsonl")
-    file = written(tmp_path, f"filter: none\nquestions: {questions}\nlimit_per_relation: 2\n")
+    questions = write_settings(tmp_path, "\n".join(map(json.dumps, rows)), "facts.jsonl")
+    file = write_settings(tmp_path, f"filter: none\nquestions: {questions}\nlimit_per_relation: 2\n")
     questions_main = importlib.import_module("jobs.questions").main
     questions_main(["paper", "--config", file, "--limit-per-relation", "3", "--out", str(tmp_path / "study")])
     manifest = require_manifest(Folder(str(tmp_path / "study" / "questions")), "questions")

@@ -17,8 +17,8 @@ from slick.errors import (
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
 
 
-def raised_in(path: str, line: str) -> None:
-    """Run a line of code as if it stood in another file."""
+def run_in_file(path: str, line: str) -> None:
+    """Run a line of code as if it were in another file."""
     exec(compile(line, path, "exec"), {"few_shot_prefix": few_shot_prefix, "np": np})
 
 
@@ -31,37 +31,37 @@ def raised_in(path: str, line: str) -> None:
         ("[][0]", "IndexError: list index"),
     ],
 )
-def test_an_exception_of_a_library_is_one_engine_error(line: str, message: str) -> None:
+def test_library_exception_is_one_engine_error(line: str, message: str) -> None:
     with (
         pytest.raises(EngineError, match=rf"^answering 3 questions failed: {message}") as raised,
         wrap_library_errors("answering 3 questions failed"),
     ):
-        raised_in("/lib/site-packages/torch/nn/functional.py", line)
+        run_in_file("/lib/site-packages/torch/nn/functional.py", line)
     assert raised.value.__cause__ is not None
     assert "\n" not in str(raised.value)
-    assert str(copy.copy(raised.value)) == str(raised.value), "Ray hands it on"
+    assert str(copy.copy(raised.value)) == str(raised.value), "Ray copies exceptions"
 
 
-def test_the_kind_of_error_and_the_advice_can_be_chosen() -> None:
+def test_error_class_and_advice_can_be_given() -> None:
     with (
         pytest.raises(ModelError, match="x: OSError: no file; try y"),
         wrap_library_errors("x", ModelError, lambda _: "try y"),
     ):
-        raised_in("/lib/vllm/llm.py", "raise OSError('no file')")
+        run_in_file("/lib/vllm/llm.py", "raise OSError('no file')")
 
 
 def test_exceptions_of_this_program_pass_unchanged() -> None:
     with pytest.raises(TypeError), wrap_library_errors("x"):
         few_shot_prefix([1])  # type: ignore[list-item]
     with pytest.raises(ZeroDivisionError), wrap_library_errors("x"):
-        raised_in(draw_exemplar_sets.__code__.co_filename, "1 / 0")
+        run_in_file(draw_exemplar_sets.__code__.co_filename, "1 / 0")
     with pytest.raises(AssertionError), wrap_library_errors("x"):
-        raised_in(draw_exemplar_sets.__code__.co_filename, "assert False")
+        run_in_file(draw_exemplar_sets.__code__.co_filename, "assert False")
 
 
 def test_exceptions_of_compiled_code_are_library_errors() -> None:
     with pytest.raises(EngineError, match="x: RuntimeError: CUDA error"), wrap_library_errors("x"):
-        raised_in(draw_exemplar_sets.__code__.co_filename, "raise RuntimeError('CUDA error')")
+        run_in_file(draw_exemplar_sets.__code__.co_filename, "raise RuntimeError('CUDA error')")
 
 
 def test_slick_errors_pass_unchanged() -> None:
@@ -69,11 +69,11 @@ def test_slick_errors_pass_unchanged() -> None:
         raise StudyError("as it is")
 
 
-def test_a_long_message_keeps_its_beginning_and_its_last_line() -> None:
-    found = format_library_error(RuntimeError("first\n" + "much of it\n" * 100 + "the last line"))
-    assert found.startswith("RuntimeError: first much of it")
-    assert found.endswith("... the last line")
-    assert len(found) < 450
+def test_long_message_keeps_its_beginning_and_last_line() -> None:
+    message = format_library_error(RuntimeError("first\n" + "many details\n" * 100 + "the last line"))
+    assert message.startswith("RuntimeError: first many details")
+    assert message.endswith("... the last line")
+    assert len(message) < 450
 
 
 @pytest.mark.parametrize("kind", [SlickError, *SlickError.__subclasses__()])

@@ -61,8 +61,8 @@ def test_micro_batches_give_the_mean_loss_of_the_batch(
     """For any losses, the mean over workers and micro batches is the token mean of the whole batch."""
     rows = examples(num_rows)
     token_loss = np.random.default_rng(1).random(10)
-    whole = np.mean([token_loss[token] for row in rows for token in row.answer_ids])
-    total, seen = 0.0, 0
+    expected = np.mean([token_loss[token] for row in rows for token in row.answer_ids])
+    total, num_tokens = 0.0, 0
     for rank in range(num_workers):
         parts = micro_batches(
             rows,
@@ -74,7 +74,7 @@ def test_micro_batches_give_the_mean_loss_of_the_batch(
         assert len(parts) == gradient_accumulation_steps
         for part in parts:
             labels = pack_examples(part.examples).labels_K
-            seen += len(labels) if part.weight else 0
+            num_tokens += len(labels) if part.weight else 0
             total += token_loss[labels].sum() * part.weight
-    assert seen == sum(len(row.answer_ids) for row in rows)
-    assert total / num_workers / gradient_accumulation_steps == pytest.approx(whole)
+    assert num_tokens == sum(len(row.answer_ids) for row in rows)
+    assert total / num_workers / gradient_accumulation_steps == pytest.approx(expected)

@@ -25,22 +25,22 @@ from slick.storage import Folder
 from slick.variants.config import VariantsConfig, variant_names
 
 FINDINGS = {f"E{i}" for i in range(1, 26)}
-SEVENTEEN = VariantsConfig()
+PAPER_VARIANTS = VariantsConfig()
 
 
-def study(**changes: object) -> presets.StudyConfig:
-    return resolve(replace(presets.demo_study(), variants=SEVENTEEN, **changes))
+def resolve_demo_study(**changes: object) -> presets.StudyConfig:
+    return resolve(replace(presets.demo_study(), variants=PAPER_VARIANTS, **changes))
 
 
 def test_experiments_cover_all_findings_and_variants_of_the_paper() -> None:
     assert set(findings.names()) == FINDINGS
     assert all(EXPERIMENTS[finding.experiments[0]].exhibits for _, finding in findings.items())
-    assert set(variants_for_experiments(PAPER_EXPERIMENTS, SEVENTEEN)) == set(variant_names(SEVENTEEN))
+    assert set(variants_for_experiments(PAPER_EXPERIMENTS, PAPER_VARIANTS)) == set(variant_names(PAPER_VARIANTS))
     assert sections.get("idk").experiment == "idk"
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "expected"),
     [
         ("idk", ("unknown-050", "idk-050")),
         ("p_true", ("natural",)),
@@ -50,15 +50,17 @@ def test_experiments_cover_all_findings_and_variants_of_the_paper() -> None:
         ("stability", ()),
     ],
 )
-def test_variants_of_an_experiment(name: str, wanted: tuple[str, ...]) -> None:
-    assert variants_for_experiments([name], SEVENTEEN) == wanted
+def test_variants_of_an_experiment(name: str, expected: tuple[str, ...]) -> None:
+    assert variants_for_experiments([name], PAPER_VARIANTS) == expected
 
 
 def test_shares_of_an_experiment_follow_the_settings() -> None:
     config = VariantsConfig(unknown_shares=(0.0, 0.29, 1.0), idk_shares=(0.29,), concentrated_shares=(0.29,))
     assert variants_for_experiments(["idk"], config) == ("unknown-029", "idk-029")
     assert variants_for_experiments(["concentration"], config) == ("unknown-029", "concentrated-029")
-    assert [need.label for need in missing_requirements(EXPERIMENTS["fit"], config)] == ["D with half Unknown rows"]
+    assert [requirement.label for requirement in missing_requirements(EXPERIMENTS["fit"], config)] == [
+        "D with half Unknown rows"
+    ]
 
 
 def test_experiment_names_are_separate_or_joined_by_commas() -> None:
@@ -69,41 +71,45 @@ def test_experiment_names_are_separate_or_joined_by_commas() -> None:
 
 
 def test_experiments_share_variants() -> None:
-    config = study(experiments=("idk", "p_true"))
+    config = resolve_demo_study(experiments=("idk", "p_true"))
     assert config.sweep.grid.variants == ("unknown-050", "natural", "idk-050")
     runs = [run.run_id for run in config.sweep.trajectories if not run.settings]
     assert runs == ["unknown-050-seed0", "natural-seed0", "idk-050-seed0"]
-    assert variant_names(config.variants) == variant_names(SEVENTEEN), "all sets are drawn"
+    assert variant_names(config.variants) == variant_names(PAPER_VARIANTS), "all sets are drawn"
 
 
 def test_default_experiments_are_the_paper_and_free_additions() -> None:
-    config = study()
+    config = resolve_demo_study()
     assert set(PAPER_EXPERIMENTS) <= set(config.experiments)
     assert {"stability", "planted", "forgetting"} <= set(config.experiments)
     assert "concentration" not in config.experiments
-    assert config.sweep.grid.variants == variant_names(SEVENTEEN)
+    assert config.sweep.grid.variants == variant_names(PAPER_VARIANTS)
 
 
 def test_concentrated_variants_are_drawn_if_requested() -> None:
-    assert study(experiments=("concentration",)).sweep.grid.variants == ("unknown-050", "concentrated-050")
+    assert resolve_demo_study(experiments=("concentration",)).sweep.grid.variants == ("unknown-050", "concentrated-050")
 
 
 def test_p_true_is_scored_if_requested() -> None:
-    assert study().annotate.p_true
-    assert study(experiments=("p_true",)).annotate.p_true
-    assert not study(experiments=("idk",)).annotate.p_true
-    assert not resolve(presets.smoke_study()).annotate.p_true, "nothing is trained that could be held against it"
+    assert resolve_demo_study().annotate.p_true
+    assert resolve_demo_study(experiments=("p_true",)).annotate.p_true
+    assert not resolve_demo_study(experiments=("idk",)).annotate.p_true
+    assert not resolve(presets.smoke_study()).annotate.p_true, "no trained run to compare it with"
 
 
 def test_study_without_training_has_no_sweep() -> None:
-    config = study(experiments=("counts,stability",))
+    config = resolve_demo_study(experiments=("counts,stability",))
     assert not needs_training(config)
     assert [name for name, _ in _steps(config)] == ["world", "questions", "annotate", "report"]
-    assert [name for name, _ in _steps(study(experiments=("idk",)))][-3:] == ["variants", "sweep", "report"]
+    assert [name for name, _ in _steps(resolve_demo_study(experiments=("idk",)))][-3:] == [
+        "variants",
+        "sweep",
+        "report",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("preset", "words", "message"),
+    ("preset", "flags", "message"),
     [
         ("smoke", ["--experiments", "p_true"], r"p_true cannot .* needs D_Natural, .*\(add --variants\.natural\)"),
         (
@@ -116,8 +122,8 @@ def test_study_without_training_has_no_sweep() -> None:
         ("demo", ["--experiments", "idk", "--sweep.grid.variants", "natural"], "both determine the trained variants"),
     ],
 )
-def test_unmet_requirements_are_rejected(preset: str, words: list[str], message: str) -> None:
-    config = parse_config(presets.STUDY[preset](), words, "slick study")
+def test_unmet_requirements_are_rejected(preset: str, flags: list[str], message: str) -> None:
+    config = parse_config(presets.STUDY[preset](), flags, "slick study")
     with pytest.raises(SettingsError, match=message):
         resolve(config)
 
@@ -135,15 +141,15 @@ def test_cost_forecast_without_a_model_counts_each_experiment() -> None:
     assert cells["unknown_ratio"].split()[-3:] == ["12", "12", "600"]
     assert cells["idk"].split()[-3:] == ["2", "2", "100"]
     assert "17 trainings, 850 epochs in all" in "\n".join(lines)
-    assert "no training" in forecast_cost(study(experiments=("counts",)))
-    assert "4,720 questions: 802,400 generations" in forecast_cost(study())
+    assert "no training" in forecast_cost(resolve_demo_study(experiments=("counts",)))
+    assert "4,720 questions: 802,400 generations" in forecast_cost(resolve_demo_study())
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Folder:
-    """A study with the sets drawn and no training."""
+def study_with_variants(tmp_path: Path) -> Folder:
+    """A study with variants and no training."""
     folder = Folder(str(tmp_path))
-    counts = {name: {"num": 4, "kind": "x"} for name in variant_names(SEVENTEEN)}
+    counts = {name: {"num": 4, "kind": "x"} for name in variant_names(PAPER_VARIANTS)}
     folder.child("variants").write_json("manifest.json", manifest("variants", counts))
     return folder
 
@@ -160,50 +166,56 @@ def manifest(step: str, counts: dict) -> dict:
     }
 
 
-def test_sweep_without_finished_runs_has_the_requested_variants(begun: Folder) -> None:
-    config = study(experiments=("idk",))
+def test_sweep_without_finished_runs_has_the_requested_variants(study_with_variants: Folder) -> None:
+    config = resolve_demo_study(experiments=("idk",))
     stored = replace(config.sweep, train=replace(config.sweep.train, dtype="float32"))
-    assert include_finished_variants(begun, config) == stored, "and the dtype is settled"
+    assert include_finished_variants(study_with_variants, config) == stored, "with the resolved dtype"
 
 
-def test_cost_forecast_counts_finished_runs(begun: Folder) -> None:
-    begun.child("runs", "idk-050-seed0").write_json("manifest.json", manifest("finetune", {"epochs": 10}))
-    assert "1 of these trainings are finished" in forecast_cost(study(experiments=("idk",)), begun)
+def test_cost_forecast_counts_finished_runs(study_with_variants: Folder) -> None:
+    study_with_variants.child("runs", "idk-050-seed0").write_json("manifest.json", manifest("finetune", {"epochs": 10}))
+    assert "1 of these trainings are finished" in forecast_cost(
+        resolve_demo_study(experiments=("idk",)), study_with_variants
+    )
 
 
-def outcome(name: str, holds: bool | None) -> FindingResult:
+def make_result(name: str, holds: bool | None) -> FindingResult:
     return FindingResult(id=name, claim="c", holds=holds, own=None, paper=None, why="needs a run")
 
 
-def section(name: str, missing: str | None) -> Section:
+def make_section(name: str, missing: str | None) -> Section:
     return Section(name=name, title=name, text="", exhibits=(Exhibit(caption="c", missing=missing),) * 2)
 
 
 def test_findings_not_requested_name_the_flag() -> None:
-    found = [outcome("E20", None), outcome("E23", None), outcome("E3", True), outcome("E22", None)]
-    whys = [one.why for one in explain_unrequested_findings(found, ("idk",))]
-    assert whys == ["not requested: add --experiments p_true", "needs a run", "needs a run", "needs a run"]
-    assert explain_unrequested_findings(found, None) == found, "steps run one by one ask for nothing"
+    results = [make_result("E20", None), make_result("E23", None), make_result("E3", True), make_result("E22", None)]
+    reasons = [result.why for result in explain_unrequested_findings(results, ("idk",))]
+    assert reasons == ["not requested: add --experiments p_true", "needs a run", "needs a run", "needs a run"]
+    assert explain_unrequested_findings(results, None) == results, "without a study command nothing is requested"
 
 
 def test_sections_are_grouped_by_experiment_and_unrequested_ones_are_reduced() -> None:
-    found = label_sections([section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
-    assert [one.name for one in found] == ["idk", "other", "choice", "share"], (
+    labelled = label_sections([make_section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
+    assert [make_section.name for make_section in labelled] == ["idk", "other", "choice", "share"], (
         "sections that were not requested come last"
     )
-    assert [one.experiment for one in found][:3] == ["idk · table 8", "", "unknown_ratio · figures 3a, 3b"]
-    assert [exhibit.missing for exhibit in found[2].exhibits] == ["not requested: add --experiments unknown_ratio"]
-    assert [exhibit.missing for exhibit in found[0].exhibits] == ["no run", "no run"]
-    together = label_sections([section(name, None) for name in ("choice", "idk", "share")], ("idk",))
-    assert [one.name for one in together] == ["choice", "share", "idk"]
-    kept = label_sections([section("share", None)], ("idk",))
-    assert len(kept[0].exhibits) == 2, "what could be made is shown, asked for or not"
+    assert [make_section.experiment for make_section in labelled][:3] == [
+        "idk · table 8",
+        "",
+        "unknown_ratio · figures 3a, 3b",
+    ]
+    assert [exhibit.missing for exhibit in labelled[2].exhibits] == ["not requested: add --experiments unknown_ratio"]
+    assert [exhibit.missing for exhibit in labelled[0].exhibits] == ["no run", "no run"]
+    complete = label_sections([make_section(name, None) for name in ("choice", "idk", "share")], ("idk",))
+    assert [make_section.name for make_section in complete] == ["choice", "share", "idk"]
+    kept = label_sections([make_section("share", None)], ("idk",))
+    assert len(kept[0].exhibits) == 2, "available exhibits are shown, requested or not"
 
 
 def test_every_section_of_the_page_belongs_to_an_experiment() -> None:
-    names = [one.name for one in make_sections(StudyData())]
+    names = [make_section.name for make_section in make_sections(StudyData())]
     assert {sections.get(name).experiment for name in names} <= EXPERIMENTS.keys()
-    assert {*sections.names()} - {*names} == {"planted"}, "it is left out where nothing was planted"
+    assert {*sections.names()} - {*names} == {"planted"}, "the section of planted facts needs a world"
 
 
 def test_requested_experiments_are_read_from_the_study(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SETS = {
     "idk_shares": (),
     "concentrated_shares": (0.5,),
 }
-MORE = {
+ADDED_SETS = {
     "unknown_shares": (0.29, 1.0),
     "known_shares": (0.25,),
     "single_categories": True,
@@ -42,12 +42,12 @@ def test_added_sets_equal_those_drawn_at_once(tmp_path: Path, name: str, nested:
     study = write_labelled_study(tmp_path / "later", SMALL)
     draw_variants(study, first)
     before = files(study)
-    later = draw_variants(study, replace(first, **{name: MORE[name]}))
+    later = draw_variants(study, replace(first, **{name: ADDED_SETS[name]}))
     assert {name: content for name, content in files(study).items() if name in before} == before
     assert len(files(study)) > len(before)
 
     whole = write_labelled_study(tmp_path / "at once", SMALL)
-    both = merge_configs(first, replace(first, **{name: MORE[name]}))
+    both = merge_configs(first, replace(first, **{name: ADDED_SETS[name]}))
     at_once = draw_variants(whole, both)
     assert files(study) == files(whole)
     assert (later.counts, later.fingerprint, later.settings) == (at_once.counts, at_once.fingerprint, at_once.settings)
@@ -127,7 +127,7 @@ def test_interrupted_addition_is_repeated(tmp_path: Path) -> None:
     whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     study.child("variants").write_bytes(
         "manifest.json", old
-    )  # as if the process was killed before it wrote the manifest
+    )  # as if the process had been killed before it wrote the manifest
     assert draw_variants(study, VariantsConfig()).counts.keys() == whole.counts.keys() - {"concentrated-050"}
     again = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     assert (again.counts, again.fingerprint) == (whole.counts, whole.fingerprint)

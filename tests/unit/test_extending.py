@@ -60,7 +60,7 @@ def run_with_component(component: str, code: str, folder: Path, *arguments: str)
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_a_question_reader(tmp_path: Path) -> None:
+def test_question_reader(tmp_path: Path) -> None:
     questions = tmp_path / "questions"
     questions.mkdir()
     header = "relation\tquestion\tanswer\tnote\n"
@@ -93,7 +93,7 @@ print(json.dumps([errors, slick.read_questions(study, ["split", "question", "ans
     assert "or a question set as .csv, .jsonl, .parquet or .tsv with columns" in errors[1]
 
 
-def test_a_stopping_policy(tmp_path: Path) -> None:
+def test_stopping_policy(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", num_test=24, num_epochs=3, world=False)
     code = """
 import json, sys
@@ -119,7 +119,7 @@ print(json.dumps([policy_signature("target_dev"), decision.stop_epoch, live, poi
     assert {(policy, epochs): stop for policy, epochs, stop in points} == first
 
 
-def test_a_training_setting() -> None:
+def test_training_setting() -> None:
     example_names: dict[str, Any] = {}
     exec(compile(example("A training setting"), "docs/extending.md", "exec"), example_names)
     config_class: type[TrainConfig] = example_names["MyTrainConfig"]
@@ -134,7 +134,7 @@ def test_a_training_setting() -> None:
         config_class(epochs=0)
 
 
-def test_an_engine_and_a_matcher(tmp_path: Path) -> None:
+def test_engine_and_matcher(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096}
@@ -177,7 +177,7 @@ except SettingsError as error:
     assert not loads_torch
 
 
-def test_a_finding_and_a_report_section(tmp_path: Path) -> None:
+def test_finding_and_report_section(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", num_test=24, num_epochs=3, world=False)
     make_report(study, ReportConfig())
     assert 'id="relations"' not in study.child("report").read_bytes("index.html").decode()
@@ -205,4 +205,4 @@ print(json.dumps(None))
     assert "The natural mix of categories loses less than 5 points" in page
 
     run_with_component(components.replace("All splits.", "Every split."), code, tmp_path, study.uri)
-    assert "Every split." in report.read_bytes("index.html").decode(), "a component that changed rebuilds the report"
+    assert "Every split." in report.read_bytes("index.html").decode(), "a changed component must rebuild the report"

@@ -1,4 +1,4 @@
-"""Failures that end a training at once, since only the user can fix them, and failures that are retried."""
+"""Failures that only the user can fix end a training immediately; others are retried."""
 
 import errno
 import os
@@ -17,34 +17,34 @@ from tests.conftest import SmallDisk
 from tuning.ray_trainer import find_user_error, progress_failure_policy
 from tuning.trainable import _upload
 
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/study")
+FULL_DISK = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/study")
 
 
-def of_a_worker(error: BaseException) -> WorkerGroupError:
-    """As Ray Train tells of it: the error of one worker, with its traceback as text, beside that of another."""
+def worker_group_error(error: BaseException) -> WorkerGroupError:
+    """The error of a worker as reported by Ray Train, with a traceback, and a connection error of another worker."""
     wrapped = UserExceptionWithTraceback(error, f"Traceback:\n  ...\n{error}")
     return WorkerGroupError(f"worker 1: {error}", {0: RuntimeError("Connection reset by peer"), 1: wrapped})
 
 
-@pytest.mark.parametrize("error", [of_a_worker(FULL), ControllerError(FULL), FULL])
-def test_a_full_disk_anywhere_is_one_message(error: Exception) -> None:
-    found = find_user_error(error)
-    assert isinstance(found, StudyError)
-    assert str(found).startswith("/data/study cannot be written: No space left on device; free space")
+@pytest.mark.parametrize("error", [worker_group_error(FULL_DISK), ControllerError(FULL_DISK), FULL_DISK])
+def test_full_disk_is_one_message_wherever_it_is_raised(error: Exception) -> None:
+    user_error = find_user_error(error)
+    assert isinstance(user_error, StudyError)
+    assert str(user_error).startswith("/data/study cannot be written: No space left on device; free space")
 
 
 def test_message_of_the_worker_precedes_errors_that_quote_it() -> None:
     own = StudyError("runs/x cannot be written: No space left on device")
-    own.__cause__ = FULL
-    assert find_user_error(of_a_worker(own)) is own
-    assert find_user_error(of_a_worker(RuntimeError("a defect"))) is None
+    own.__cause__ = FULL_DISK
+    assert find_user_error(worker_group_error(own)) is own
+    assert find_user_error(worker_group_error(RuntimeError("a defect"))) is None
 
 
 def test_user_errors_are_not_retried() -> None:
     policy = progress_failure_policy(FailureConfig(max_failures=3), get_progress_token=lambda: 0)
-    assert policy.make_decision(of_a_worker(FULL)) == FailureDecision.RAISE
-    assert policy.make_decision(of_a_worker(StudyError("to be fixed"))) == FailureDecision.RAISE
-    assert policy.make_decision(of_a_worker(RuntimeError("of a lost machine"))) == FailureDecision.RETRY
+    assert policy.make_decision(worker_group_error(FULL_DISK)) == FailureDecision.RAISE
+    assert policy.make_decision(worker_group_error(StudyError("to be fixed"))) == FailureDecision.RAISE
+    assert policy.make_decision(worker_group_error(RuntimeError("of a lost machine"))) == FailureDecision.RETRY
 
 
 def test_checkpoint_that_does_not_fit_is_removed_locally_and_remotely(small_disk: SmallDisk, tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_checkpoint_that_does_not_fit_is_removed_locally_and_remotely(small_disk
     assert small_disk.files() == []
 
 
-def test_a_full_disk_under_any_file_of_a_step_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_in_a_step_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     def main(argv: object) -> None:
-        raise FULL
+        raise FULL_DISK
 
     with pytest.raises(SystemExit) as stopped:
         run_main(main, [])

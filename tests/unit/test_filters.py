@@ -1,3 +1,5 @@
+"""Filters of questions: what each drops, and no overlap between splits."""
+
 import itertools
 import random
 
@@ -52,7 +54,7 @@ def test_questions_with_several_answers_are_dropped_in_every_split():
     "test_row",
     [
         question("test", "a", "2"),
-        question("test", "a", "2", "3"),  # its subject counts although the filter drops it
+        question("test", "a", "2", "3"),  # its subject counts although the row is dropped
         question("test", "a", "2", relation="P9", domain="dropped"),
         question("test", "a", "2", relation="P8", domain="ood"),
     ],
@@ -72,14 +74,14 @@ def test_only_the_strict_filter_drops_shared_objects_and_reversed_pairs():
         question("train", "d", "own"),
         question("train", "d", "own"),  # repeat
         question("dev", "e", "z"),
-        question("dev", "f", "X"),  # the same object but for its case
+        question("dev", "f", "X"),  # the same object except for case
         question("test", "g", "x"),
         question("test", "b", "y"),
     ]
     assert len(apply_filter(rows, "paper").kept) == len(rows)
     assert kept(rows, "strict") == {("train", "d"), ("dev", "e"), ("test", "g"), ("test", "b")}
-    took = {step.rule: dict(step.dropped) for step in apply_filter(rows, "strict").steps if step.dropped}
-    assert took == {
+    dropped_by_rule = {step.rule: dict(step.dropped) for step in apply_filter(rows, "strict").steps if step.dropped}
+    assert dropped_by_rule == {
         "repeated row": {("P1", "train"): 1},
         "dev: object in test": {("P1", "dev"): 1},
         "train: object in test": {("P1", "train"): 1},
@@ -116,8 +118,8 @@ def test_strict_filter_leaves_no_overlap_on_random_sets():
             s: [(q.subject.lower(), q.answers[0].lower()) for q in result.kept if q.split == s]
             for s in ("train", "dev", "test")
         }
-        for one, other in itertools.combinations(facts, 2):
-            assert not {s for s, _ in facts[one]} & {s for s, _ in facts[other]}
-            assert not {o for _, o in facts[one]} & {o for _, o in facts[other]}
-            assert not set(facts[one]) & {(o, s) for s, o in facts[other]}
+        for first, second in itertools.combinations(facts, 2):
+            assert not {s for s, _ in facts[first]} & {s for s, _ in facts[second]}
+            assert not {o for _, o in facts[first]} & {o for _, o in facts[second]}
+            assert not set(facts[first]) & {(o, s) for s, o in facts[second]}
         assert sum(step.dropped.total() for step in result.steps) == len(rows) - len(result.kept)

@@ -31,7 +31,7 @@ def test_flag_names_equal_those_of_the_help(
 
 
 @pytest.mark.parametrize(
-    "word",
+    "flag",
     [
         "--variants.no-single-categories",
         "--no-variants.single-categories",
@@ -39,26 +39,26 @@ def test_flag_names_equal_those_of_the_help(
         "--no_variants.single_categories",
     ],
 )
-def test_a_switch_is_turned_off_in_either_spelling(word: str) -> None:
+def test_switch_can_be_turned_off_in_several_spellings(flag: str) -> None:
     assert presets.demo_study().variants.single_categories
-    assert not parse_config(presets.demo_study(), [word], "slick study demo").variants.single_categories
-    both = [word, "--variants.single-categories"]
+    assert not parse_config(presets.demo_study(), [flag], "slick study demo").variants.single_categories
+    both = [flag, "--variants.single-categories"]
     assert parse_config(presets.demo_study(), both, "slick study demo").variants.single_categories
 
 
 def test_underscores_are_hyphens_in_flag_names_only() -> None:
-    words = ["--annotate.max_actors=4", "--sweep.train.learning_rate", "0.5", "--model", "my_model"]
-    config = parse_config(presets.demo_study(), words, "slick study demo")
+    arguments = ["--annotate.max_actors=4", "--sweep.train.learning_rate", "0.5", "--model", "my_model"]
+    config = parse_config(presets.demo_study(), arguments, "slick study demo")
     assert (config.annotate.max_actors, config.sweep.train.learning_rate, config.model) == (4, 0.5, "my_model")
 
 
-@pytest.mark.parametrize("word", ["questions", "source"])
-def test_questions_flag_accepts_its_former_name(word: str) -> None:
+@pytest.mark.parametrize("flag", ["questions", "source"])
+def test_questions_flag_accepts_its_former_name(flag: str) -> None:
     for name in ("questions", "world"):
-        config = parse_config(presets.STEP_PRESETS[name]["demo"](), [f"--{word}", "q.zip"], f"slick {name} demo")
+        config = parse_config(presets.STEP_PRESETS[name]["demo"](), [f"--{flag}", "q.zip"], f"slick {name} demo")
         assert config.questions == "q.zip"
-    words = [f"--{word}", "a", f"--prepare.{word}", "b", f"--world.{word}=c"]
-    study = parse_config(presets.demo_study(), words, "slick study demo")
+    arguments = [f"--{flag}", "a", f"--prepare.{flag}", "b", f"--world.{flag}=c"]
+    study = parse_config(presets.demo_study(), arguments, "slick study demo")
     assert (study.questions, study.prepare.questions, study.world.questions) == ("a", "b", "c")
 
 
@@ -110,14 +110,14 @@ def test_invalid_flags_are_one_message_and_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_from_outside_a_wrong_flag_is_one_line_on_stderr() -> None:
+def test_invalid_flag_is_one_line_on_stderr() -> None:
     command = [sys.executable, "-m", "jobs.cli", "annotate", "smoke", "--out", "nowhere", "--mode", "lables"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.strip().splitlines()
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stdout) == (2, "")
+    (line,) = completed.stderr.strip().splitlines()
     assert line.startswith("slick: slick annotate smoke: --mode takes full or labels, got 'lables'")
 
 
-def test_no_suggestion_without_a_near_name() -> None:
+def test_no_suggestion_without_a_similar_name() -> None:
     assert closest_names("xyzzy", ["model", "mode"]) == []
     assert closest_names("model", []) == []

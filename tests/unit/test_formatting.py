@@ -13,7 +13,7 @@ from slick.report.statistics.intervals import wilson_interval
 ROOT = Path(__file__).parents[2]
 
 
-def test_columns_of_a_table_are_aligned() -> None:
+def test_table_columns_are_aligned() -> None:
     rows = [("variant", "rows", "state"), ("unknown-050", "1,024", ""), ("natural", "7", "done")]
     assert format_table(rows, right=[1]) == [
         "variant       rows  state",
@@ -22,13 +22,13 @@ def test_columns_of_a_table_are_aligned() -> None:
     ]
 
 
-def test_rows_of_a_table_are_equally_long() -> None:
+def test_rows_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
         format_table([("a", "b"), ("c",)])
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 100, 12_345])
-def test_wilson_intervals_are_those_of_scipy(total: int) -> None:
+def test_wilson_intervals_equal_those_of_scipy(total: int) -> None:
     from scipy.stats import binomtest
 
     for num in {0, total // 3, total - 1, total}:
@@ -37,7 +37,7 @@ def test_wilson_intervals_are_those_of_scipy(total: int) -> None:
 
 
 @pytest.mark.parametrize("package", ["jobs", "slick", "tuning"])
-def test_only_one_module_pads_the_cells_of_tables(package: str) -> None:
+def test_only_one_module_aligns_tables(package: str) -> None:
     padding = {
         str(path.relative_to(ROOT))
         for path in (ROOT / package).rglob("*.py")

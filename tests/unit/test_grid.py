@@ -33,10 +33,12 @@ def test_one_trajectory_per_variant_and_seed_to_the_largest_budget() -> None:
     assert {run.epochs for run in runs} == {20}
 
 
-def test_points_are_the_cross_product_without_impossible_cells() -> None:
-    of_one = [(p.epochs, str(p.policy)) for p in points(GRID, BASE, shared=True) if p.run_id == "unknown-100-seed7"]
-    assert of_one == [
-        (2, "fixed(2)"),  # fixed(5) has no point here
+def test_points_are_the_cross_product_without_impossible_points() -> None:
+    points_of_run = [
+        (p.epochs, str(p.policy)) for p in points(GRID, BASE, shared=True) if p.run_id == "unknown-100-seed7"
+    ]
+    assert points_of_run == [
+        (2, "fixed(2)"),  # fixed(5) has no point with this budget
         (2, "best_dev"),
         (2, "patience(3)"),
         (5, "fixed(5)"),  # `fixed` and `fixed(5)` are one point
@@ -47,14 +49,14 @@ def test_points_are_the_cross_product_without_impossible_cells() -> None:
         (20, "best_dev"),
         (20, "patience(3)"),
     ]
-    assert len(points(GRID, BASE, shared=True)) == 4 * len(of_one)
+    assert len(points(GRID, BASE, shared=True)) == 4 * len(points_of_run)
 
 
 def test_points_are_unique_and_covered_by_trajectories() -> None:
     longest = {run.run_id: run.epochs for run in trajectories(GRID, BASE, shared=True)}
-    found = points(GRID, BASE, shared=True)
-    assert len(set(found)) == len(found)
-    assert all(point.epochs <= longest[point.run_id] for point in found)
+    grid_points = points(GRID, BASE, shared=True)
+    assert len(set(grid_points)) == len(grid_points)
+    assert all(point.epochs <= longest[point.run_id] for point in grid_points)
 
 
 def test_default_grid_has_the_17_runs_of_the_paper() -> None:
@@ -83,7 +85,7 @@ def test_invalid_grid_is_refused(settings: dict[str, tuple[object, ...]], messag
         GridConfig(**settings)  # type: ignore[arg-type]
 
 
-def costing(costs: list[float]) -> dict[str, float]:
+def costs_by_run(costs: list[float]) -> dict[str, float]:
     return {f"natural-seed{seed}": cost for seed, cost in enumerate(costs)}
 
 
@@ -93,15 +95,15 @@ def costing(costs: list[float]) -> dict[str, float]:
         ([5, 4, 3, 3, 3], 2, [10, 8]),
         ([1, 1, 1], 3, [1, 1, 1]),
         ([1, 1], 5, [1, 1]),
-        ([0, 0, 0], 3, [0, 0, 0]),  # free ones are spread too
+        ([0, 0, 0], 3, [0, 0, 0]),  # runs without cost are distributed too
         ([], 2, []),
         ([2, 9, 2], 1, [13]),
     ],
 )
-def test_packing(costs: list[float], num_packs: int, loads: list[float]) -> None:
-    cost_of = costing(costs)
+def test_packs_have_balanced_costs(costs: list[float], num_packs: int, loads: list[float]) -> None:
+    cost_of = costs_by_run(costs)
     packs = pack_by_cost(cost_of, num_packs)
-    assert [sum(cost_of[run] for run in each) for each in packs] == loads
+    assert [sum(cost_of[run] for run in pack) for pack in packs] == loads
     assert all(packs)
     assert sorted(itertools.chain(*packs)) == sorted(cost_of)
 
@@ -109,14 +111,17 @@ def test_packing(costs: list[float], num_packs: int, loads: list[float]) -> None
 def test_packing_is_near_optimal_and_independent_of_order() -> None:
     generator = random.Random(0)
     for _ in range(30):
-        cost_of = costing([generator.randint(1, 20) for _ in range(7)])
+        cost_of = costs_by_run([generator.randint(1, 20) for _ in range(7)])
         packs = pack_by_cost(cost_of, 3)
         assert pack_by_cost(dict(reversed(cost_of.items())), 3) == packs
         best = min(
-            max(sum(cost for cost, to in zip(cost_of.values(), where, strict=True) if to == k) for k in range(3))
-            for where in itertools.product(range(3), repeat=7)
+            max(
+                sum(cost for cost, worker in zip(cost_of.values(), assignment, strict=True) if worker == k)
+                for k in range(3)
+            )
+            for assignment in itertools.product(range(3), repeat=7)
         )
-        longest = max(sum(cost_of[run] for run in each) for each in packs)
+        longest = max(sum(cost_of[run] for run in pack) for pack in packs)
         assert longest <= (4 / 3 - 1 / 9) * best  # Graham's bound for three workers
 
 
@@ -143,9 +148,9 @@ def test_unshared_budgets_have_separate_trajectories() -> None:
 
 def test_axes_and_conditions() -> None:
     axes = ("learning_rate=1e-5,1e-4", "lora_rank=0,8 if learning_rate=1e-4", "lora_alpha=8,32 if lora_rank=8")
-    found = combinations(axes, BASE)
+    chosen = combinations(axes, BASE)
     high = ("learning_rate", 1e-4)
-    assert found == [
+    assert chosen == [
         (),
         (high,),
         (high, ("lora_rank", 8), ("lora_alpha", 8.0)),
@@ -154,7 +159,7 @@ def test_axes_and_conditions() -> None:
     grid = GridConfig(variants=("natural",), epochs=(4,), axes=axes)
     runs = trajectories(grid, BASE, shared=True)
     assert [run.run_id for run in runs[:3]] == [
-        "natural-seed0",  # the sweep's own settings have no name of their own: trained before, it is used again
+        "natural-seed0",  # the base settings add nothing to the id, so an earlier run is reused
         "natural-seed0-learning_rate=0.0001",
         "natural-seed0-learning_rate=0.0001-lora_rank=8-lora_alpha=8.0",
     ]
@@ -246,8 +251,8 @@ def test_axis_with_a_condition_on_the_variant() -> None:
     base = TrainConfig(learning_rate=1e-5)
     for chosen in (None, combinations(grid.axes, base)):
         runs = [run.run_id for run in trajectories(grid, base, shared=True, chosen=chosen)]
-        wanted = ["unknown-000-seed0", "unknown-000-seed0-learning_rate=0.0001", "unknown-010-seed0", "natural-seed0"]
-        assert runs == wanted
-        assert [point.run_id for point in points(grid, base, shared=True, chosen=chosen)] == wanted
+        expected = ["unknown-000-seed0", "unknown-000-seed0-learning_rate=0.0001", "unknown-010-seed0", "natural-seed0"]
+        assert runs == expected
+        assert [point.run_id for point in points(grid, base, shared=True, chosen=chosen)] == expected
     text = grid_summary(grid, base, shared=True)
     assert "3 variants x 1 seed x 1 to 2 combinations of settings = 4 trainings" in text

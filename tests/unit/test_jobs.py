@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("step", "name"), [(step, name) for step, named in presets.STEP_PRESETS.items() for name in named]
 )
-def test_every_preset_is_valid_serializable_and_parsed_without_flags(step: str, name: str) -> None:
+def test_presets_are_valid_and_serializable(step: str, name: str) -> None:
     config = presets.STEP_PRESETS[step][name]()
     assert json.loads(json.dumps(settings_to_json(config)))
     assert parse_config(config, [], f"slick {step}") == config
@@ -39,8 +39,8 @@ def test_paper_preset_has_the_settings_of_the_paper() -> None:
 
 
 def test_flags_override_nested_settings() -> None:
-    words = ["--seed", "3", "--annotate.max-actors", "4", "--sweep.train.learning-rate", "0.5"]
-    config = parse_config(presets.demo_study(), words, "slick study demo")
+    arguments = ["--seed", "3", "--annotate.max-actors", "4", "--sweep.train.learning-rate", "0.5"]
+    config = parse_config(presets.demo_study(), arguments, "slick study demo")
     assert (config.seed, config.annotate.max_actors, config.sweep.train.learning_rate) == (3, 4, 0.5)
 
 
@@ -112,17 +112,17 @@ def test_ctrl_c_is_status_130_and_other_exceptions_pass(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
-@pytest.mark.parametrize("words", [["--help"], ["report", "demo", "--help"], ["sturdy"]], ids=" ".join)
-def test_closed_output_pipe_ends_without_traceback(words: list[str], buffered: bool) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "demo", "--help"], ["sturdy"]], ids=" ".join)
+def test_closed_output_pipe_ends_without_traceback(arguments: list[str], buffered: bool) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
-    command = [sys.executable, "-m", "jobs.cli", *words]
-    in_pipe = subprocess.STDOUT if words == ["sturdy"] else subprocess.PIPE
-    done = subprocess.run(command, stdout=writer, stderr=in_pipe, text=True, cwd=ROOT, env=environment, check=False)
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    stderr = subprocess.STDOUT if arguments == ["sturdy"] else subprocess.PIPE
+    completed = subprocess.run(command, stdout=writer, stderr=stderr, text=True, cwd=ROOT, env=environment, check=False)
     os.close(writer)
-    assert done.returncode == 141
-    assert not done.stderr
+    assert completed.returncode == 141
+    assert not completed.stderr
 
 
 def test_other_broken_pipe_is_raised() -> None:
@@ -134,7 +134,7 @@ def test_other_broken_pipe_is_raised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (["--help"], 0, "usage: slick STEP PRESET"),
         (["sturdy"], 2, "there is no step 'sturdy'"),
@@ -143,12 +143,12 @@ def test_other_broken_pipe_is_raised() -> None:
         (["study", "paper"], 2, "give --model ID_OR_PATH"),
     ],
 )
-def test_command_line_in_a_subprocess(words: list[str], status: int, said: str) -> None:
+def test_command_line_in_a_subprocess(arguments: list[str], status: int, message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "jobs.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == status, done.stderr
-    assert said in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 

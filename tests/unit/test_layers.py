@@ -1,4 +1,4 @@
-"""Imports point one way, and heavy libraries stay in few, named files: the rest starts fast and is tested alone."""
+"""Packages import only lower layers, and heavy libraries are imported in few listed files."""
 
 import ast
 import fnmatch
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAY_USE = {"slick": {"slick"}, "tuning": {"slick", "tuning"}, "jobs": {"slick", "tuning", "jobs"}}
-FILES = sorted(path for package in MAY_USE for path in (ROOT / package).rglob("*.py"))
+ALLOWED_PACKAGES = {"slick": {"slick"}, "tuning": {"slick", "tuning"}, "jobs": {"slick", "tuning", "jobs"}}
+FILES = sorted(path for package in ALLOWED_PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-HOMES = {
+ALLOWED_FILES = {
     "ray": [
         "slick/compat.py",
         "slick/cluster.py",
@@ -57,7 +57,7 @@ HOMES = {
     "gguf": ["slick/models.py"],
     "yaml": ["slick/user_files.py"],
 }
-"""Library -> the files that may import it. A new file here is a decision, not a formality."""
+"""Library -> the files that may import it."""
 
 HEAVY = {"ray", "torch", "transformers", "deepspeed", "vllm", "scipy", "matplotlib", "tokenizers", "gguf"}
 HEAVY |= {"statsmodels"}
@@ -70,27 +70,27 @@ PURE = [
 ]
 
 
-def name(path: Path) -> str:
+def relative_name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
 def imports(tree: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
-    """Full names of the modules that a file imports; those for type checkers alone are left out."""
+    """Full names of the modules that a file imports, without those under TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.relative_name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.relative_name}" for alias in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             yield from imports(ast.Module(body=node.orelse, type_ignores=[]), inside_functions=inside_functions)
         elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield from imports(node, inside_functions=inside_functions)
 
 
-def roots(path: Path, *, inside_functions: bool = True) -> set[str]:
-    found = imports(ast.parse(path.read_text(), filename=str(path)), inside_functions=inside_functions)
-    return {module.split(".")[0] for module in found}
+def imported_libraries(path: Path, *, inside_functions: bool = True) -> set[str]:
+    modules = imports(ast.parse(path.read_text(), filename=str(path)), inside_functions=inside_functions)
+    return {module.split(".")[0] for module in modules}
 
 
 def loaded_by(code: str, *arguments: str) -> set[str]:
@@ -103,71 +103,77 @@ def loaded_by(code: str, *arguments: str) -> set[str]:
     return set(result.stdout.split())
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+@pytest.mark.parametrize("path", FILES, ids=relative_name)
 def test_packages_import_only_lower_layers(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
-    up = roots(path) & (MAY_USE.keys() - MAY_USE[package])
-    assert not up, f"{name(path)} imports {sorted(up)}; {package} may use {sorted(MAY_USE[package])}"
+    higher = imported_libraries(path) & (ALLOWED_PACKAGES.keys() - ALLOWED_PACKAGES[package])
+    assert not higher, (
+        f"{relative_name(path)} imports {sorted(higher)}; {package} may use {sorted(ALLOWED_PACKAGES[package])}"
+    )
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+@pytest.mark.parametrize("path", FILES, ids=relative_name)
 def test_heavy_libraries_are_imported_only_in_listed_files(path: Path) -> None:
-    found = roots(path)
-    assert "tests" not in found
-    for library in found & HOMES.keys():
-        at_home = any(fnmatch.fnmatch(name(path), pattern) for pattern in HOMES[library])
-        assert at_home, f"{name(path)} imports {library}, whose homes are {HOMES[library]}"
+    imported = imported_libraries(path)
+    assert "tests" not in imported
+    for library in imported & ALLOWED_FILES.keys():
+        is_allowed = any(fnmatch.fnmatch(relative_name(path), pattern) for pattern in ALLOWED_FILES[library])
+        assert is_allowed, f"{relative_name(path)} imports {library}, allowed in {ALLOWED_FILES[library]}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+@pytest.mark.parametrize("path", FILES, ids=relative_name)
 def test_modules_with_a_config_import_no_heavy_library(path: Path) -> None:
     tree = ast.parse(path.read_text())
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.bases]
-    configs = [node.name for node in classes if node.name.endswith("Config")]
-    heavy = roots(path, inside_functions=False) & HEAVY
-    assert not (configs and heavy), f"{name(path)} owns {configs}, which --help reads, and loads {sorted(heavy)}"
+    configs = [node.relative_name for node in classes if node.relative_name.endswith("Config")]
+    heavy = imported_libraries(path, inside_functions=False) & HEAVY
+    assert not (configs and heavy), (
+        f"{relative_name(path)} defines {configs}, which --help reads, and loads {sorted(heavy)}"
+    )
 
 
-def test_pure_modules_import_nothing_heavy() -> None:
-    found = loaded_by(f"import {', '.join(PURE)}")
-    assert not found & HEAVY
+def test_pure_modules_load_no_heavy_library() -> None:
+    loaded = loaded_by(f"import {', '.join(PURE)}")
+    assert not loaded & HEAVY
 
 
-def test_the_report_loads_no_heavy_library_before_it_is_made() -> None:
-    modules = [name(path)[:-3].replace("/", ".") for path in FILES if name(path).startswith("slick/report/")]
+def test_report_modules_load_no_heavy_library() -> None:
+    modules = [
+        relative_name(path)[:-3].replace("/", ".") for path in FILES if relative_name(path).startswith("slick/report/")
+    ]
     assert not loaded_by(f"import {', '.join(modules)}") & (HEAVY - {"scipy"})
 
 
-def test_help_loads_neither_torch_nor_ray_nor_any_step() -> None:
-    found = loaded_by("import sys; sys.argv = ['slick', '--help']\nfrom jobs.cli import main; main()")
-    assert not found & (HEAVY | {"tyro", "tuning"}), "slick --help has half a second"
+def test_help_loads_no_heavy_library_and_no_step() -> None:
+    loaded = loaded_by("import sys; sys.argv = ['slick', '--help']\nfrom jobs.cli import main; main()")
+    assert not loaded & (HEAVY | {"tyro", "tuning"}), "slick --help must be fast"
 
 
-def test_every_command_is_imported_without_heavy_libraries() -> None:
-    doors = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
-    assert {"cli", "study", "status", "variants", "sweep", "presets"} <= set(doors)
-    assert not loaded_by("\n".join(f"import jobs.{door}" for door in doors)) & HEAVY
+def test_commands_load_no_heavy_library() -> None:
+    commands = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
+    assert {"cli", "study", "status", "variants", "sweep", "presets"} <= set(commands)
+    assert not loaded_by("\n".join(f"import jobs.{command}" for command in commands)) & HEAVY
 
 
-def test_a_steps_help_is_read_without_heavy_libraries() -> None:
-    # tyro ends the process after --help; the modules are reported all the same.
+def test_help_of_a_step_loads_no_heavy_library() -> None:
+    # tyro ends the process after --help; the loaded modules are reported nevertheless.
     code = (
         "import sys; sys.argv = ['slick', 'variants', 'demo', '--help']\n"
         "from jobs.cli import main\ntry: main()\nexcept SystemExit as end: assert end.code == 0, end.code"
     )
-    found = loaded_by(code)
-    assert "tyro" in found
-    assert not found & HEAVY
+    loaded = loaded_by(code)
+    assert "tyro" in loaded
+    assert not loaded & HEAVY
 
 
-def test_the_guard_itself_sees_what_it_must() -> None:
+def test_imports_are_detected() -> None:
     code = (
         "import a\nfrom b.c import d\nfrom typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    import e\nelse:\n    import f\n"
         "class G:\n    import g\n    def method(self):\n        import h\n"
         "try:\n    import i\nexcept ImportError:\n    import j\n"
     )
-    everything = set(imports(ast.parse(code)))
-    assert everything == {"a", "b.c.d", "typing.TYPE_CHECKING", "f", "g", "h", "i", "j"}
-    assert everything - set(imports(ast.parse(code), inside_functions=False)) == {"h"}
+    all_imports = set(imports(ast.parse(code)))
+    assert all_imports == {"a", "b.c.d", "typing.TYPE_CHECKING", "f", "g", "h", "i", "j"}
+    assert all_imports - set(imports(ast.parse(code), inside_functions=False)) == {"h"}
     assert "ray" in loaded_by("import sys, types; sys.modules['ray.data'] = types.ModuleType('ray.data')")

@@ -44,20 +44,20 @@ def write_parquet(path, columns, **options):
     return str(path)
 
 
-def check(location):
+def validate_source(location):
     return validate_rows(read_rows(open_source(location)), ValidationRules(relations=load_relations()))
 
 
 def error_of(location):
     with pytest.raises(DataError) as caught:
-        check(location)
+        validate_source(location)
     assert location in str(caught.value)
     return str(caught.value)
 
 
-def bad_row(location):
+def first_bad_row_message(location):
     """The message for a source that has only bad rows."""
-    return str(first_row_error(check(location)))
+    return str(first_row_error(validate_source(location)))
 
 
 def test_rows_of_a_file_are_limited_in_every_format(tmp_path, monkeypatch):
@@ -172,7 +172,9 @@ def test_parquet_is_unpacked_in_batches_with_the_same_rows(tmp_path, monkeypatch
 def test_rows_cells_and_columns_of_text_files_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "MAX_ROW_CHARS", 200_000)
     cell = "a" * 150_000  # more than the limit of the library, 131,072
-    assert check(write(tmp_path / "a.csv", f"{HEADER}P19,Where was Ada born?,{cell}\n")).questions[0].answers == (cell,)
+    assert validate_source(write(tmp_path / "a.csv", f"{HEADER}P19,Where was Ada born?,{cell}\n")).questions[
+        0
+    ].answers == (cell,)
     for text in (f"P19,{cell * 2},x\n", f'P19,"{cell}\n{cell}",x\n', f'P19,x,"{cell}\n{cell}\n', "," * 200_001):
         assert ": the row has more than 200,000 characters, which is the limit; look for a quote" in error_of(
             write(tmp_path / "a.csv", HEADER + text)
@@ -189,7 +191,7 @@ def test_too_long_text_is_a_bad_row(tmp_path, monkeypatch, column):
     long = "a" * 101
     row = {**ROW, column: f'["{long}"]' if column == "answers" else long}
     row = row if column != "answer" else {name: value for name, value in row.items() if name != "answers"}
-    message = bad_row(write(tmp_path / "a.jsonl", json.dumps(row)))
+    message = first_bad_row_message(write(tmp_path / "a.jsonl", json.dumps(row)))
     assert "characters, expected at most 100; shorten it or remove the row" in message
     assert message.startswith(f"{tmp_path / 'a.jsonl'}, line 1: {column} ")
 
@@ -202,38 +204,38 @@ def test_size_of_a_json_document_is_limited(tmp_path, monkeypatch):
     assert "at most 100 are read; write the questions as .jsonl" in error_of(str(tmp_path / "eq"))
 
 
-def nested(depth):
+def nested_lists(depth):
     return "[" * depth + "]" * depth
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('{"note": ' + nested(100) + "}", "found JSON nested too deeply, expected at most 100 lists"),
-        ('{"note": ' + nested(100_000) + "}", "found JSON nested too deeply, expected at most 100 lists"),
+        ('{"note": ' + nested_lists(100) + "}", "found JSON nested too deeply, expected at most 100 lists"),
+        ('{"note": ' + nested_lists(100_000) + "}", "found JSON nested too deeply, expected at most 100 lists"),
         ("[" * 100_000, "found JSON nested too deeply"),
         ('{"answers": ["a"], "answers": ["b"]}', "found answers more than once in the object, expected each once"),
         ('{"relation": "P19", "question": "Who?", "answer": ' + "1" * 5000 + "}", "answer is Decimal('1111"),
         ('{"relation": "P19", "question": NaN, "answer": "a"}', "question is nan (float), expected a string"),
         ('{"relation": "P19", "question": "a\\ud800", "answer": "a"}', "half a surrogate pair"),
         ('{"relation": "P19", "question": "a\\u0000", "answer": "a"}', "holds a NUL character, expected text"),
-        (json.dumps({**ROW, "answers": nested(200)}), "found JSON nested too deeply"),
+        (json.dumps({**ROW, "answers": nested_lists(200)}), "found JSON nested too deeply"),
         (json.dumps({**ROW, "answers": "['a'" + " " * 500_000 + "x]"}), "begins like a list but is not one"),
     ],
     ids=["deep", "deeper", "open", "twice", "digits", "nan", "surrogate", "nul", "deep cell", "spaces"],
 )
 def test_invalid_json_row_is_one_message(tmp_path, row, message):
-    assert message in bad_row(write(tmp_path / "a.jsonl", row + "\n"))
+    assert message in first_bad_row_message(write(tmp_path / "a.jsonl", row + "\n"))
     folder = tmp_path / "eq" / "train"
     folder.mkdir(parents=True)
     write(folder / "P19.train.json", f"[{row}]")
     location = str(tmp_path / "eq")
     try:
-        found = bad_row(location)
+        error_message = first_bad_row_message(location)
     except DataError as error:
-        found = str(error)
-    assert "train/P19.train.json, row 1: " in found
-    assert message in found
+        error_message = str(error)
+    assert "train/P19.train.json, row 1: " in error_message
+    assert message in error_message
 
 
 @pytest.mark.parametrize("text", ["[1,]", "[,1]", "[1 2]", "[1]]", "[1", "[", '[{"a": 1},\n{"b"}]', "[1] x", "[1}"])
@@ -261,8 +263,8 @@ def test_list_items_equal_those_of_the_json_parser(tmp_path, text):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (nested(100_000), "found JSON nested too deeply"),
-        (nested(101), "found JSON nested too deeply"),
+        (nested_lists(100_000), "found JSON nested too deeply"),
+        (nested_lists(101), "found JSON nested too deeply"),
         ('{"P1": 1, "P1": 2}', "found the key 'P1' more than once in one object"),
         ('{"P1": ' + "1" * 5000 + "}", "found a number of 5,000 digits, expected at most 1,000"),
         ('{"P1": NaN}', "found NaN, which is not JSON"),
@@ -273,7 +275,7 @@ def test_list_items_equal_those_of_the_json_parser(tmp_path, text):
     ],
     ids=["deeper", "deep", "twice", "digits", "nan", "surrogate", "bytes", "cut", "large"],
 )
-def test_every_other_json_file_is_parsed_strictly(tmp_path, monkeypatch, content, message):
+def test_other_json_files_are_parsed_strictly(tmp_path, monkeypatch, content, message):
     if "1,000 are read" in message:
         monkeypatch.setattr(limits, "MAX_SETTINGS_BYTES", 1000)
     source = tmp_path / "eq" / "train"
@@ -305,7 +307,7 @@ def test_every_other_json_file_is_parsed_strictly(tmp_path, monkeypatch, content
 
 def test_size_of_a_weights_header_is_limited(tmp_path, monkeypatch):
     write(tmp_path / "config.json", '{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8}')
-    header = nested(100_000).encode()
+    header = nested_lists(100_000).encode()
     write(tmp_path / "model.safetensors", len(header).to_bytes(8, "little") + header + b" ")
     with pytest.raises(ModelError, match=r"model\.safetensors cannot be loaded: it is not a safetensors file"):
         context_length(str(tmp_path))
@@ -326,13 +328,13 @@ def test_bad_rows_beyond_the_limit_are_counted_only(tmp_path, monkeypatch, capsy
             patch.setattr(limits, limit, value)
             manifest = prepare_questions(Folder(str(tmp_path / limit)), config)
             with pytest.raises(DataError, match=r"In all 50 rows are bad: 50 x no answer"):
-                raise first_row_error(check(config.questions))
+                raise first_row_error(validate_source(config.questions))
         assert (manifest.counts["rejected"], manifest.counts["rows"]) == (50, 51)
         assert manifest.counts["reasons"] == {"no answer": 50}
         assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == kept
         assert f"rejects.jsonl holds the first {kept} of 50 bad rows" in capsys.readouterr().out
     monkeypatch.setattr(limits, "MAX_REJECTED_ROW_CHARS", 20)
-    content = check(config.questions).rejected[0].raw.content
+    content = validate_source(config.questions).rejected[0].raw.content
     assert content.startswith('{"relation": "P19", ')
     assert content.endswith("... (281 characters in all)")
 
@@ -355,8 +357,8 @@ def test_invalid_byte_is_located_anywhere_in_a_file(tmp_path):
     line = json.dumps(ROW).encode() + b"\n"
     for num in (1, 40_000):  # in the first block and in a later one
         path = write(tmp_path / "a.jsonl", line * num + "ü".encode() + b"\xff")
-        at = len(line) * num + 2
-        assert f"is not UTF-8: byte 0xff at offset {at} (line {num + 1}); convert it" in error_of(path)
+        offset = len(line) * num + 2
+        assert f"is not UTF-8: byte 0xff at offset {offset} (line {num + 1}); convert it" in error_of(path)
     assert "byte 0xc3 at offset" in error_of(write(tmp_path / "a.csv", HEADER.encode() + b"P19,x,\xc3"))
 
 
@@ -426,7 +428,11 @@ def test_decompression_bombs_take_little_memory(tmp_path):
         "line 1: the row has more": write(tmp_path / "line.jsonl", "[" * 100_000_000),
     }
     run = subprocess.run(
-        [sys.executable, "-c", _CHILD, *files.values()], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-c", _CHILD, *files.values()],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        validate_source=False,
     )
     assert run.returncode == 0, run.stderr
     results = json.loads(run.stdout)

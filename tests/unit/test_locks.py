@@ -29,7 +29,7 @@ with exclusive_lock(Folder(sys.argv[1]), "annotate"):
 """
 
 
-def hold(study: Path) -> subprocess.Popen:
+def start_holder(study: Path) -> subprocess.Popen:
     """A process that holds the lock `annotate` until its standard input is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(study)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -40,33 +40,33 @@ def hold(study: Path) -> subprocess.Popen:
 
 
 @pytest.fixture
-def elsewhere() -> LockOwner:
-    """A run on another machine, of which only its heartbeat can be seen."""
+def remote_owner() -> LockOwner:
+    """A run on another machine, of which only the heartbeat is known."""
     return LockOwner(
         step="annotate", host="node-7", pid=1, since="2030-01-01T00:00:00+00:00", token="a", process="b c 1 2"
     )
 
 
 def test_locked_study_names_the_owner(tmp_path: Path) -> None:
-    process = hold(tmp_path)
+    process = start_holder(tmp_path)
     try:
         with pytest.raises(StudyError, match=rf"{tmp_path}/annotate is being written .*process {process.pid} on "):
             exclusive_lock(Folder(str(tmp_path)), "annotate").__enter__()
         (owner,) = lock_owners(Folder(str(tmp_path))).values()
         assert (owner.pid, owner.is_alive) == (process.pid, True)
         with exclusive_lock(Folder(str(tmp_path)), "report"):
-            pass  # another part is free
+            pass  # the lock of another step is free
     finally:
         process.communicate("")
     with exclusive_lock(Folder(str(tmp_path)), "annotate"):
         pass
 
 
-def test_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9)  # its process is looked at; nothing is waited for
-    process = hold(tmp_path)
+def test_lock_of_a_killed_process_is_taken_over_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9)  # the process is checked, without waiting
+    process = start_holder(tmp_path)
     process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not asked for its status
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie process
     (owner,) = lock_owners(Folder(str(tmp_path))).values()
     assert owner.is_alive is False
     process.wait()
@@ -90,18 +90,18 @@ def test_process_with_the_same_pid_is_not_the_owner() -> None:
 
 @pytest.mark.parametrize("beating", [True, False])
 def test_owner_on_another_machine_is_alive_while_its_heartbeat_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: LockOwner, beating: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote_owner: LockOwner, beating: bool
 ) -> None:
     monkeypatch.setattr(locks, "STALE_AFTER_S", 1e9 if beating else 0.5)
-    place = Folder(str(tmp_path)).child(LOCKS)
-    place.write_json("annotate.json", asdict(elsewhere))
-    ended = threading.Event()
+    lock_folder = Folder(str(tmp_path)).child(LOCKS)
+    lock_folder.write_json("annotate.json", asdict(remote_owner))
+    stop_event = threading.Event()
 
     def heartbeat() -> None:
         beats = 0
-        while beating and not ended.wait(0.2):
+        while beating and not stop_event.wait(0.2):
             beats += 1
-            place.write_json("annotate.json", asdict(replace(elsewhere, beats=beats)))
+            lock_folder.write_json("annotate.json", asdict(replace(remote_owner, beats=beats)))
 
     thread = threading.Thread(target=heartbeat)
     thread.start()
@@ -114,7 +114,7 @@ def test_owner_on_another_machine_is_alive_while_its_heartbeat_changes(
             with lock:
                 assert lock_owners(Folder(str(tmp_path)))["annotate"].pid == os.getpid()
     finally:
-        ended.set()
+        stop_event.set()
         thread.join()
 
 
@@ -129,37 +129,37 @@ def test_heartbeats_are_written_while_the_lock_is_held(tmp_path: Path, monkeypat
     assert not (tmp_path / LOCKS).exists()
 
 
-def test_step_without_its_lock_is_not_finished(tmp_path: Path, elsewhere: LockOwner) -> None:
+def test_step_without_its_lock_is_not_finished(tmp_path: Path, remote_owner: LockOwner) -> None:
     study = Folder(str(tmp_path))
 
     def lose_and_finish() -> None:
         with exclusive_lock(study, "annotate"):
-            study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
+            study.child(LOCKS).write_json("annotate.json", asdict(remote_owner))
             complete_step(study.child("annotate"), "annotate", "x", settings={}, inputs={}, counts={}, started_at=0.0)
 
     with pytest.raises(StudyError, match="taken over by annotate, process 1 on node-7"):
         lose_and_finish()
     assert not study.child("annotate").exists("manifest.json")
-    assert lock_owners(study) == {"annotate": elsewhere}, "the lock of the other run stays"
+    assert lock_owners(study) == {"annotate": remote_owner}, "the lock of the other run must be kept"
 
 
-def test_a_lost_lock_is_an_error_even_if_nothing_is_finished(tmp_path: Path, elsewhere: LockOwner) -> None:
+def test_lost_lock_is_an_error_even_if_no_step_finishes(tmp_path: Path, remote_owner: LockOwner) -> None:
     study = Folder(str(tmp_path))
     with (
         pytest.raises(StudyError, match="taken over by annotate, process 1 on node-7"),
         exclusive_lock(study, "annotate"),
     ):
-        study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
-    assert lock_owners(study) == {"annotate": elsewhere}
+        study.child(LOCKS).write_json("annotate.json", asdict(remote_owner))
+    assert lock_owners(study) == {"annotate": remote_owner}
 
 
-def test_a_heartbeat_does_not_take_a_lost_lock_back(tmp_path: Path, elsewhere: LockOwner) -> None:
+def test_heartbeat_does_not_reclaim_a_lost_lock(tmp_path: Path, remote_owner: LockOwner) -> None:
     study = Folder(str(tmp_path))
     lock = locks._Lock(study, "annotate", "annotate")
     assert lock.acquire()
-    study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
+    study.child(LOCKS).write_json("annotate.json", asdict(remote_owner))
     lock.heartbeat()
-    assert lock_owners(study) == {"annotate": elsewhere}
+    assert lock_owners(study) == {"annotate": remote_owner}
 
 
 def test_unwritable_lock_is_an_error(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_several_locks_are_taken_together(tmp_path: Path) -> None:
 
 
 def _count(study: str, start: Callable[[], object]) -> None:
-    """Add one to a number in a file, with the lock; whoever is refused tries again."""
+    """Increment a number in a file under the lock, retrying while it is held."""
     start()
     file = Path(study) / "number"
     for _ in range(5):
@@ -210,7 +210,7 @@ def _count(study: str, start: Callable[[], object]) -> None:
                 time.sleep(0.001)
 
 
-def test_one_of_many_processes_writes_at_a_time(tmp_path: Path) -> None:
+def test_lock_is_mutually_exclusive_between_processes(tmp_path: Path) -> None:
     (tmp_path / "number").write_text("0")
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
@@ -224,22 +224,22 @@ def test_one_of_many_processes_writes_at_a_time(tmp_path: Path) -> None:
 
 
 def test_last_of_two_non_atomic_claims_is_valid(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: LockOwner
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote_owner: LockOwner
 ) -> None:
-    """As in an object store: both saw that nobody held the lock, and both wrote."""
+    """As in an object store: both processes saw a free lock and wrote their claim."""
     study = Folder(str(tmp_path))
-    settled: list[float] = []
+    sleeps: list[float] = []
 
-    def settle(seconds: float) -> None:
-        if not settled:
-            study.child(LOCKS).write_json("annotate.json", asdict(elsewhere))
-        settled.append(seconds)
+    def claim_during_sleep(seconds: float) -> None:
+        if not sleeps:
+            study.child(LOCKS).write_json("annotate.json", asdict(remote_owner))
+        sleeps.append(seconds)
 
     monkeypatch.setattr(locks, "_flock_folder", lambda place, mkdir: None)
     monkeypatch.setattr(locks, "STALE_AFTER_S", 0.0)
-    monkeypatch.setattr(locks.time, "sleep", settle)
-    with exclusive_lock(study, "annotate"):  # not before the other, which gives no sign of life, counts as dead
-        assert len(settled) == 2
+    monkeypatch.setattr(locks.time, "sleep", claim_during_sleep)
+    with exclusive_lock(study, "annotate"):  # after the other claim, without a heartbeat, is stale
+        assert len(sleeps) == 2
         assert lock_owners(study)["annotate"].pid == os.getpid()
 
 
