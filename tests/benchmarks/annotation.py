@@ -316,9 +316,9 @@ def main() -> None:
     relations = arguments.relations.split(",")
     size = arguments.num_questions
     work = make_workload(
-        arguments.questions, relations, size * (8 if arguments.select_half_known else 1), arguments.split
+        arguments.questions, relations, size * (8 if arguments.half_known else 1), arguments.split
     )
-    if arguments.select_half_known:
+    if arguments.half_known:
         work = select_half_known(work, arguments.model, size)
     engines = arguments.engines.split(",")
     results: dict[str, list[dict]] = {engine: [] for engine in engines}

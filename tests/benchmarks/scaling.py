@@ -171,7 +171,7 @@ def resident_bytes() -> float:
     """Resident memory of this process in bytes."""
     import psutil
 
-    return float(psutil.Process().memory_info().resident_bytes)
+    return float(psutil.Process().memory_info().rss)
 
 
 _MEASURE_CODE = "import json, sys; from tests.benchmarks import scaling; print(json.dumps(scaling.{}))"

@@ -159,7 +159,7 @@ def run_bare(model: str, examples: list[Example], config: TrainConfig, pad_id: i
 
 def pad(batch: list[Example], pad_id: int) -> tuple[Any, Any, Any]:
     packed = pack_examples(batch)
-    ids, mask = packed.pad(packed.ids_N, pad_id), packed.pad(np.ones_like(packed.ids_N), 0)
+    ids, mask = packed.padded(packed.ids_N, pad_id), packed.padded(np.ones_like(packed.ids_N), 0)
     labels, label_positions = np.full_like(ids, -100), packed.logit_positions_K + 1
     labels[packed.rows_N[label_positions], packed.positions_N[label_positions]] = packed.labels_K
     return ids, mask, labels

@@ -101,7 +101,7 @@ def kill_actor(future: Future[Manifest], name: str) -> None:
     """Kill the process of the only actor of that class, and wait until Ray detects it."""
     assert not future.done(), future.exception() or "the sweep ended before the process was killed"
     (actor,) = live_actors(name)
-    os.kill_actor(actor.pid, signal.SIGKILL)
+    os.kill(actor.pid, signal.SIGKILL)
     wait_for(lambda: actor.actor_id not in {live.actor_id for live in live_actors(name)})
 
 

@@ -78,10 +78,10 @@ def imports(tree: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
     """Full names of the modules that a file imports, without those under TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.relative_name for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
-            yield from (f"{node.module}.{alias.relative_name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             yield from imports(ast.Module(body=node.orelse, type_ignores=[]), inside_functions=inside_functions)
         elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -125,7 +125,7 @@ def test_heavy_libraries_are_imported_only_in_listed_files(path: Path) -> None:
 def test_modules_with_a_config_import_no_heavy_library(path: Path) -> None:
     tree = ast.parse(path.read_text())
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.bases]
-    configs = [node.relative_name for node in classes if node.relative_name.endswith("Config")]
+    configs = [node.name for node in classes if node.name.endswith("Config")]
     heavy = imported_libraries(path, inside_functions=False) & HEAVY
     assert not (configs and heavy), (
         f"{relative_name(path)} defines {configs}, which --help reads, and loads {sorted(heavy)}"

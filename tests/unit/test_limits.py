@@ -432,7 +432,7 @@ def test_decompression_bombs_take_little_memory(tmp_path):
         capture_output=True,
         text=True,
         timeout=600,
-        validate_source=False,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     results = json.loads(run.stdout)
