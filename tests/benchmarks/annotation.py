@@ -315,9 +315,7 @@ def main() -> None:
         return
     relations = arguments.relations.split(",")
     size = arguments.num_questions
-    work = make_workload(
-        arguments.questions, relations, size * (8 if arguments.half_known else 1), arguments.split
-    )
+    work = make_workload(arguments.questions, relations, size * (8 if arguments.half_known else 1), arguments.split)
     if arguments.half_known:
         work = select_half_known(work, arguments.model, size)
     engines = arguments.engines.split(",")
