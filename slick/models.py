@@ -203,6 +203,19 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, prefixes: Seq
     return tokenizer
 
 
+def num_trailing_special_tokens(tokenizer: Any) -> int:
+    """Number of special tokens, such as an end of text, that the tokenizer appends to a text.
+
+    Prompts are fed without them, because an answer must follow.
+    """
+    bare = tokenizer("Q", add_special_tokens=False)["input_ids"]
+    full = tokenizer("Q")["input_ids"]
+    for num_leading in range(len(full) - len(bare) + 1):
+        if full[num_leading : num_leading + len(bare)] == bare:
+            return len(full) - len(bare) - num_leading
+    return 0
+
+
 def context_length(model: str, *, trust_remote_code: bool = False) -> int:
     """Maximum number of tokens of a sequence; a large number if the configuration has no limit.
 

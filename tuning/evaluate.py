@@ -48,7 +48,7 @@ class EvalSettings:
 
 def encode_rows(rows: Sequence[QuestionRow], tokenizer: Any) -> list[Example]:
     """Rows as prompt and target tokens, with a stop token; see `stop_token_id`."""
-    from slick.inference.tokens import num_trailing_special_tokens
+    from slick.models import num_trailing_special_tokens
 
     num_trailing = num_trailing_special_tokens(tokenizer)
 

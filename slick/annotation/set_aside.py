@@ -39,8 +39,7 @@ def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens
 
     def count(texts: Sequence[str]) -> list[int]:
         if not loaded:
-            from slick.inference.tokens import num_trailing_special_tokens
-            from slick.models import load_tokenizer
+            from slick.models import load_tokenizer, num_trailing_special_tokens
 
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             loaded.append((tokenizer, num_trailing_special_tokens(tokenizer)))
