@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test compares them with `_MODULES`
     from slick.annotation import AnnotateConfig, RescoreConfig, read_generations, read_p_true
-    from slick.annotation.step import annotate, rescore
+    from slick.annotation.labels import rescore
+    from slick.annotation.step import annotate
     from slick.datasets import QuestionsConfig, prepare_questions, read_questions
     from slick.errors import (
         ClusterError,
@@ -88,7 +89,8 @@ __all__ = [
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "slick.annotation": ("AnnotateConfig", "RescoreConfig", "read_generations", "read_p_true"),
-    "slick.annotation.step": ("annotate", "rescore"),
+    "slick.annotation.labels": ("rescore",),
+    "slick.annotation.step": ("annotate",),
     "slick.inference.base": ("SamplingConfig",),
     "slick.errors": (
         *("ClusterError", "DataError", "EngineError", "ModelError", "SettingsError", "SlickError", "StudyError"),

@@ -4,7 +4,7 @@ Ray Data streams units of work (a few batches of one relation) through a pool of
 write whole files of answers and return only counts to the driver. So an interrupted run resumes with the batches that
 no file holds, and labels depend neither on the number of actors nor on the size of files.
 
-Rescoring makes new labels from the stored answers, with another matcher or fewer exemplar sets or samples.
+The progress of an annotation follows from its settings and part files, without Ray.
 """
 
 import time
@@ -14,20 +14,40 @@ from typing import Any
 
 import pyarrow as pa
 
-from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, Estimator, main_store
-from slick.annotation.labels import format_category_shares, label, prefix_reuse_share, questions_by_store
-from slick.annotation.p_true import P_TRUE_FOLDER, check_same_model, score_p_true
-from slick.annotation.set_aside import check_set_aside_share, drop_questions, max_prompt_tokens, set_questions_aside
-from slick.annotation.store import select_questions
-from slick.annotation.uncertainty import Scoring
+from slick.annotation.config import (
+    CONTROLS,
+    GENERATIONS,
+    GOLD,
+    REPEATS,
+    AnnotateConfig,
+    Estimator,
+    PTrueScope,
+    main_store,
+)
+from slick.annotation.labels import (
+    control_questions,
+    format_category_shares,
+    label,
+    prefix_reuse_share,
+    questions_by_store,
+)
+from slick.annotation.p_true import P_TRUE_FOLDER, check_same_model, questions_to_score, score_p_true
+from slick.annotation.set_aside import (
+    check_set_aside_share,
+    drop_questions,
+    labelled_questions,
+    max_prompt_tokens,
+    read_set_aside,
+    set_questions_aside,
+)
+from slick.annotation.store import sample_by_hash, select_questions
 from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig, annotate_missing, with_engine
 from slick.cluster import detect_device
 from slick.datasets import read_questions
-from slick.errors import SettingsError, StudyError
+from slick.errors import StudyError
 from slick.formatting import format_percent
 from slick.inference.base import EngineConfig
 from slick.locks import exclusive_lock
-from slick.matching import MATCHERS
 from slick.models import (
     ignored_model_settings,
     log_ignored_settings,
@@ -37,22 +57,15 @@ from slick.models import (
 )
 from slick.precision import StoredDtype, read_stored_dtype, resolve_step_dtype
 from slick.prompts import draw_exemplar_sets, few_shot_prefix
-from slick.settings import check_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
-from slick.study import (
-    MANIFEST,
-    STARTED,
-    Manifest,
-    begin_step,
-    complete_step,
-    fingerprint,
-    read_start_record,
-    require_manifest,
-)
+from slick.study import STARTED, Manifest, begin_step, complete_step, fingerprint, read_start_record, require_manifest
 from slick.study_files import Exemplars, read_exemplars
 
 _ANSWER_KINDS: dict[Estimator, AnswerKind] = {"sampled": "answers", "gold": "gold"}
+
+MAIN_ANSWERS = "main"
+"""Name of the store behind the labels, for either estimator."""
 
 
 def annotate(study: FolderLike, config: AnnotateConfig) -> Manifest:
@@ -208,92 +221,108 @@ def _progress_note(categories: Mapping[str, int], cost: Mapping[str, float], sec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RescoreConfig:
-    """Settings of the new labels; None keeps the setting of the annotation."""
+class AnswerProgress:
+    """Numbers of questions of one store."""
 
-    matcher: str | None = setting(None, registry=MATCHERS)
-    """When an answer is correct; see `slick.matching`."""
-    num_exemplar_sets: int | None = None
-    """Use the answers to this many first exemplar sets."""
-    num_samples: int | None = None
-    """Use this many first samples of each prompt."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+    num: int
+    """Questions with answers."""
+    expected: int
+    """All questions, without those that are set aside."""
+    set_aside: int = 0
+    """Questions that are not annotated, because a prompt exceeds the model's context."""
 
 
-def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
-    """Replace knowledge.parquet, confidence.json and the manifest, as if annotated with these settings.
+def annotation_progress(study: Folder) -> dict[str, AnswerProgress]:
+    """Progress by store: `MAIN_ANSWERS`, and `repeats` and `controls` if there are any.
 
-    The stored answers do not change, so another rescoring can restore the labels.
+    Args:
+        study: its folder; the result is empty until the exemplars are drawn.
 
     Raises:
-        StudyError: the annotation is not finished, or did not keep all answers.
-        SettingsError: there are fewer exemplar sets or samples than requested.
-
-    Example:
-        slick.rescore("studies/mine", slick.RescoreConfig(matcher="contains"))
+        StudyError: the questions step is not finished.
     """
-    study = as_folder(study)
-    with exclusive_lock(study, "annotate"):
-        return _rescore(study, config)
+    folder = study.child("annotate")
+    settings = _read_started_settings(folder)
+    if settings is None or not folder.exists("exemplars.json"):
+        return {}
+    questions = select_questions(
+        read_questions(study),
+        dev=settings.annotate_dev,
+        exemplars=read_exemplars(folder),
+        limit=settings.limit_per_relation,
+    )
+    store = GOLD if settings.estimator == "gold" else GENERATIONS
+    progress = {MAIN_ANSWERS: _answer_progress(folder, store, questions.num_rows)}
+    for name, expected in _count_check_questions(labelled_questions(folder, questions), settings).items():
+        if expected:
+            progress[name] = _answer_progress(folder, name, expected)
+    return progress
 
 
-def _original_config(folder: Folder) -> AnnotateConfig:
-    """The settings of the stored answers.
+def _answer_progress(folder: Folder, store: str, num_questions: int) -> AnswerProgress:
+    set_aside = read_set_aside(folder, store).num_rows
+    return AnswerProgress(num=_count_rows(folder.child(store)), expected=num_questions - set_aside, set_aside=set_aside)
+
+
+def p_true_progress(study: Folder) -> AnswerProgress | None:
+    """Progress of P(True); None if it is not started.
+
+    Args:
+        study: with finished labels, which P(True) follows.
+    """
+    folder = study.child("annotate", P_TRUE_FOLDER)
+    settings = _read_started_settings(folder)
+    if settings is None:
+        return None
+    config = AnnotateConfig(
+        limit_per_relation=settings.limit_per_relation,
+        p_true_of=settings.p_true_of,
+        annotate_dev=settings.annotate_dev,
+    )
+    return _answer_progress(study.child("annotate"), P_TRUE_FOLDER, questions_to_score(study, config).num_rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StartedSettings:
+    """Settings of an annotation, or of P(True), that determine its questions."""
+
+    annotate_dev: bool = False
+    limit_per_relation: int | None = None
+    estimator: Estimator = "sampled"
+    repeats_per_relation: int = 0
+    controls_per_relation: int = 0
+    seed: int = 0
+    p_true_of: PTrueScope = "test"
+
+
+def _read_started_settings(folder: Folder) -> _StartedSettings | None:
+    """The settings in started.json; None if there is no such file.
 
     Raises:
-        StudyError: started.json is missing or invalid.
+        StudyError: one of them has another type.
     """
-    fix = f"restore the file, or delete {folder} and run `slick annotate` again"
     started = read_start_record(folder)
     if started is None:
-        raise StudyError(f"{folder}/{STARTED}, which records the settings of the answers, is missing; {fix}")
+        return None
     try:
-        config: AnnotateConfig = convert(started.settings, AnnotateConfig, "settings", exact=True)
+        settings: _StartedSettings = convert(started.settings, _StartedSettings, "settings")
     except MismatchError as error:
-        raise StudyError(f"{folder}/{STARTED}: {error}; {fix}") from error
-    return config
-
-
-def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
-    started_at = time.monotonic()
-    folder = study.child("annotate")
-    manifest = require_manifest(folder, "annotate")
-    original = _original_config(folder)
-    if original.estimator == "gold" or original.mode == "labels":
         raise StudyError(
-            f"{folder.uri} was annotated with --estimator {original.estimator} --mode {original.mode}, which does not "
-            "keep all answers; to rescore, annotate with --estimator sampled --mode full"
-        )
-    sets, samples = original.num_exemplar_sets, original.sampling.num_samples
-    num_sets, num_samples = config.num_exemplar_sets or sets, config.num_samples or samples
-    if not (1 <= num_sets <= sets and 1 <= num_samples <= samples):
-        raise SettingsError(
-            f"{folder.uri} holds answers for {sets} exemplar sets with {samples} samples each; rescoring can use "
-            f"fewer, but not {num_sets} exemplar sets and {num_samples} samples"
-        )
-    scored = replace(
-        original,
-        matcher=config.matcher or original.matcher,
-        num_exemplar_sets=num_sets,
-        sampling=replace(original.sampling, num_samples=num_samples),
-    )
-    questions = read_questions(study)
-    selected = select_questions(
-        questions, dev=original.annotate_dev, exemplars=read_exemplars(folder), limit=original.limit_per_relation
-    )
-    gold = dict(zip(questions["question_id"].to_pylist(), questions["answers"].to_pylist(), strict=True))
-    gold |= {f"control-{question_id}": answers for question_id, answers in gold.items()}
-    scoring = Scoring(
-        matcher=scored.matcher,
-        num_exemplar_sets=num_sets,
-        num_samples=num_samples,
-        gold=gold if scored.matcher != original.matcher else None,
-    )
-    folder.delete(MANIFEST)  # until it is replaced, `slick annotate` would restore the original labels
-    counts = label(study, selected, scored, scoring)
-    identity = fingerprint(manifest.inputs, scored.identity())
-    return complete_step(
-        folder, "annotate", identity, settings=scored, inputs=manifest.inputs, counts=counts, started_at=started_at
-    )
+            f"{folder}/{STARTED}: {error}; the file was edited: restore it, or delete that folder and run `slick "
+            "annotate` again"
+        ) from error
+    return settings
+
+
+def _count_check_questions(questions: pa.Table, settings: _StartedSettings) -> dict[str, int]:
+    """Number of questions per store that checks the labels."""
+    counts = {}
+    if settings.repeats_per_relation and settings.estimator == "sampled":
+        counts[REPEATS] = sample_by_hash(questions, settings.repeats_per_relation, ("relation",)).num_rows
+    if settings.controls_per_relation:
+        counts[CONTROLS] = control_questions(questions, settings.controls_per_relation, settings.seed).num_rows
+    return counts
+
+
+def _count_rows(folder: Folder) -> int:
+    return sum(folder.num_rows(name) for name in folder.names(".parquet"))
