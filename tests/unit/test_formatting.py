@@ -62,29 +62,29 @@ def test_only_one_module_aligns_tables(package: str) -> None:
         (float("inf"), "unknown time"),
     ],
 )
-def test_duration(seconds: float, expected: str) -> None:
+def test_format_duration(seconds: float, expected: str) -> None:
     assert format_duration(seconds) == expected
 
 
-def test_a_log_gets_a_line_each_interval_and_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_has_a_line_per_interval_and_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressReporter("annotate", 1500, "questions", interval_s=3600)
     for _ in range(3):
         progress.add(500)
     out = capsys.readouterr()
     assert out.out == ""
     lines = out.err.splitlines()
-    assert len(lines) == 1, "not each of the three"
+    assert len(lines) == 1, "only the last line"
     assert lines[0].startswith("annotate: 1,500 of 1,500 questions, ")
     assert lines[0].endswith("/s, 0 s left")
     assert "\x1b" not in out.err, "no terminal codes in a log"
 
 
 def test_on_update_is_called_at_intervals_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[str] = []
-    progress = ProgressReporter("annotate", 100, "questions", interval_s=3600, quiet=True, on_update=told.append)
+    updates: list[str] = []
+    progress = ProgressReporter("annotate", 100, "questions", interval_s=3600, quiet=True, on_update=updates.append)
     for _ in range(10):
         progress.add(10)
-    (line,) = told
+    (line,) = updates
     assert line.startswith("annotate: 100 of 100 questions, ")
     assert capsys.readouterr().err == ""
 
@@ -97,7 +97,7 @@ def test_speed_excludes_units_of_earlier_runs(capsys: pytest.CaptureFixture[str]
     line = capsys.readouterr().err.strip()
     assert line.startswith("annotate: 1,010 of 2,000 questions, ")
     assert line.endswith(" left, 7 failed")
-    assert float(line.split("questions, ")[1].split("/s")[0]) <= 50, "whatever an earlier run did"
+    assert float(line.split("questions, ")[1].split("/s")[0]) <= 50, "units of an earlier run must not count"
 
 
 class Clock:
@@ -153,22 +153,22 @@ def test_repeated_work_resets_the_rate(clock: Clock, capsys: pytest.CaptureFixtu
     ]
 
 
-def test_lines_in_a_log_come_at_growing_intervals(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[str] = []
+def test_log_lines_have_growing_intervals(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    updates: list[str] = []
     hours = 10
-    progress = ProgressReporter("finetune", hours * 3600, "epochs", on_update=told.append)
+    progress = ProgressReporter("finetune", hours * 3600, "epochs", on_update=updates.append)
     times = []
     for _ in range(hours * 3600 - 1):
         clock.now += 1
         progress.add(1)
         if capsys.readouterr().err:
             times.append(clock.now)
-    gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps[0] == 10
-    assert gaps == sorted(gaps), "never more often than before"
+    assert gaps == sorted(gaps), "intervals must not shrink"
     assert gaps[-1] == MAX_INTERVAL_S
     assert len(times) < 200
-    assert len(told) == (hours * 3600 - 1) // 10, "the dashboard is told as often as at the beginning"
+    assert len(updates) == (hours * 3600 - 1) // 10, "updates keep the initial interval"
 
 
 def test_last_line_is_printed_if_fewer_units_are_done(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that reports, comparisons and the status read: every step finished, and a sweep's notes beside them."""
+    """A study for reports, comparisons and the status: all steps are finished, and the sweep has a driver status."""
     root = tmp_path_factory.mktemp("malformed") / "reported"
     study = write_reported(root, num_test=24, num_epochs=3, world=True)
     study.write_json("study.json", {"settings": SETTINGS, "versions": {}})
@@ -74,7 +74,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study whose fine-tuning sets are drawn and of which one training is finished: what planning reads."""
+    """A study for planning: its variants are drawn and one training is finished."""
     root = tmp_path_factory.mktemp("malformed") / "drawn"
     study = write_labelled_study(root, SMALL)
     dev = {"question_id": ["dev-0"], "relation": ["P17"], "domain": ["id"], "split": ["dev"], "subject": ["s"]}
@@ -89,9 +89,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
             questions.read_table("part-00000.parquet").column_names
         ),
     )
-    draw_variants(study, DRAWN)
+    draw_variants(study, DRAWN_VARIANTS)
     root.with_name("model.gguf").write_bytes(b"GGUF")
-    (plan_of_run,) = plan_runs(study, wanted(study))
+    (plan_of_run,) = plan_runs(study, training_configs(study))
     run = study.child("runs", plan_of_run.run_id)
     run.write_table(
         "epochs.parquet",
@@ -110,7 +110,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def wanted(study: Folder) -> dict[str, TrainConfig]:
+def training_configs(study: Folder) -> dict[str, TrainConfig]:
     config = TrainConfig(
         variant=TRAINED, model=f"{study.parent.uri}/model.gguf", epochs=3, dtype="float32", allow_other_model=True
     )
@@ -118,16 +118,16 @@ def wanted(study: Folder) -> dict[str, TrainConfig]:
 
 
 def plan(study: Folder) -> None:
-    """What `slick sweep` and `slick finetune` read before anything is trained, and the points of the grid."""
-    (config,) = wanted(study).values()
+    """Read what `slick sweep` and `slick finetune` read before training, and the points of the grid."""
+    (config,) = training_configs(study).values()
     sweep = SweepConfig(grid=GridConfig(variants=(TRAINED,), epochs=(3,), policies=("fixed(3)",)), train=config)
     resolve_sweep_precision(study, sweep, other_run_ids=[f"{TRAINED}-seed0"])
-    plan_runs(study, wanted(study), [("best_dev", 3)])
+    plan_runs(study, training_configs(study), [("best_dev", 3)])
     points_table(study, sweep.grid, config, shared=True)
 
 
 def report(study: Folder) -> None:
-    """Everything that a report reads, and the tables that are made of manifests; figures take seconds."""
+    """Read everything that a report reads, without drawing figures, which takes seconds."""
     data = load_study(study)
     for load in (load_stability, load_planted, load_test_ids, load_p_true, load_prefix_labels):
         load(study)
@@ -148,24 +148,24 @@ def compare(study: Folder) -> None:
     compare_studies([study, Folder(f"{study.uri}-other")], Folder(f"{study.uri}-page"))
 
 
-DRAWN = VariantsConfig(unknown_shares=(0.0, 0.5, 1.0))
+DRAWN_VARIANTS = VariantsConfig(unknown_shares=(0.0, 0.5, 1.0))
 
 
 def draw(study: Folder) -> None:
-    draw_variants(study, DRAWN)
+    draw_variants(study, DRAWN_VARIANTS)
 
 
 Command = Callable[[Folder], None]
-READING: Mapping[str, Sequence[Command]] = {"reported": (report, show_status), "drawn": (draw, plan)}
-"""The commands that each study is for; `compare` reads what `report` reads, and less."""
+COMMANDS: Mapping[str, Sequence[Command]] = {"reported": (report, show_status), "drawn": (draw, plan)}
+"""Commands that read each study; `compare` reads a part of what `report` reads."""
 
 
-def text(content: str) -> Callable[[bytes], bytes]:
+def replace_by_text(content: str) -> Callable[[bytes], bytes]:
     return lambda _: content.encode()
 
 
-def field(value: Any, *path: str) -> Callable[[bytes], bytes]:
-    """The file with another value at a place of its JSON."""
+def replace_field(value: Any, *path: str) -> Callable[[bytes], bytes]:
+    """Damage: another value at a path of a JSON file."""
 
     def change(data: bytes) -> bytes:
         content = json.loads(data)
@@ -179,21 +179,23 @@ def field(value: Any, *path: str) -> Callable[[bytes], bytes]:
 
 
 JSON_DAMAGES = {
-    "empty file": text(""),
+    "empty file": replace_by_text(""),
     "truncated": lambda data: data[: len(data) // 2],
-    "list instead of object": text("[]"),
-    "list of numbers": text("[1, 2]"),
-    "text": text('"text"'),
-    "null": text("null"),
-    "object of other keys": text('{"other": {"keys": 1}}'),
-    "object of objects": text('{"settings": 3, "fingerprint": {}, "categories": []}'),
-    "nested 100,000 deep": text('{"settings": ' + "[" * 100_000 + "]" * 100_000 + "}"),
-    "nested 900 deep": text('{"settings": ' + '{"a":' * 900 + "1" + "}" * 900 + "}"),
-    "number of 5,000 digits": text('{"settings": {"seed": ' + "7" * 5000 + '}, "seconds": ' + "7" * 5000 + "}"),
-    "not a number": text('{"settings": {"seed": NaN}}'),
-    "no Unicode": lambda _: b'{"settings": "\xff\xfe"}',
-    "a lone surrogate": text('{"fingerprint": "\\ud800"}'),
-    "a name twice": text('{"settings": {}, "settings": {}}'),
+    "list instead of object": replace_by_text("[]"),
+    "list of numbers": replace_by_text("[1, 2]"),
+    "text": replace_by_text('"text"'),
+    "null": replace_by_text("null"),
+    "object of other keys": replace_by_text('{"other": {"keys": 1}}'),
+    "object of objects": replace_by_text('{"settings": 3, "fingerprint": {}, "categories": []}'),
+    "nested 100,000 deep": replace_by_text('{"settings": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "nested 900 deep": replace_by_text('{"settings": ' + '{"a":' * 900 + "1" + "}" * 900 + "}"),
+    "number of 5,000 digits": replace_by_text(
+        '{"settings": {"seed": ' + "7" * 5000 + '}, "seconds": ' + "7" * 5000 + "}"
+    ),
+    "not a number": replace_by_text('{"settings": {"seed": NaN}}'),
+    "invalid Unicode": lambda _: b'{"settings": "\xff\xfe"}',
+    "a lone surrogate": replace_by_text('{"fingerprint": "\\ud800"}'),
+    "a repeated name": replace_by_text('{"settings": {}, "settings": {}}'),
 }
 JSON_FILES = {
     "reported": (
@@ -207,19 +209,19 @@ JSON_FILES = {
     "drawn": [f"{step}/manifest.json" for step in ("questions", "annotate", "variants", RUN)],
 }
 
-WHOLLY_DAMAGED = ("study.json", "annotate/manifest.json")
-SHAPES = ("truncated", "list of numbers", "null", "object of other keys", "nested 100,000 deep")
-"""All files are read by one parser, so that two of them take all damages, the others those of another shape."""
+FILES_WITH_ALL_DAMAGES = ("study.json", "annotate/manifest.json")
+COMMON_DAMAGES = ("truncated", "list of numbers", "null", "object of other keys", "nested 100,000 deep")
+"""All files have the same parser, so two of them get all damages and the others only these."""
 
 NOT_READ = {
-    ("annotate/started.json", "object of other keys"),  # of a finished step: its settings alone are read again
+    ("annotate/started.json", "object of other keys"),  # of a finished step, of which only the settings are read
     ("annotate/started.json", "a lone surrogate"),
     ("sweep/live.json", "object of objects"),
-    ("sweep/live.json", "object of other keys"),  # fields that another version may have added
+    ("sweep/live.json", "object of other keys"),  # another version may have added these fields
 }
 
 
-def without(column: str) -> Callable[[pa.Table], pa.Table]:
+def without_column(column: str) -> Callable[[pa.Table], pa.Table]:
     return lambda table: table.drop_columns([column])
 
 
@@ -256,14 +258,14 @@ def no_columns(table: pa.Table) -> pa.Table:
 
 
 def column_damages(texts: Sequence[str], numbers: Sequence[str], **choices: str) -> dict[str, Callable]:
-    """Damages of a table by its columns of texts and of numbers, and those that hold one of a few texts."""
-    found: dict[str, Callable] = {"no columns": no_columns}
+    """Damages of a table: of text columns, of numeric columns, and unknown values of columns with fixed choices."""
+    damages: dict[str, Callable] = {"no columns": no_columns}
     for column in (*texts, *numbers):
-        found |= {f"{column} absent": without(column), f"{column} null": with_null(column)}
-        found |= {f"{column} all null": all_null(column)}
-    found |= {f"{column} as numbers": as_numbers(column) for column in texts}
-    found |= {f"{column} as text": as_text(column) for column in numbers}
-    return found | {f"{column} unknown": with_value(column, value) for column, value in choices.items()}
+        damages |= {f"{column} absent": without_column(column), f"{column} null": with_null(column)}
+        damages |= {f"{column} all null": all_null(column)}
+    damages |= {f"{column} as numbers": as_numbers(column) for column in texts}
+    damages |= {f"{column} as text": as_text(column) for column in numbers}
+    return damages | {f"{column} unknown": with_value(column, value) for column, value in choices.items()}
 
 
 TABLES: dict[tuple[str, str], dict[str, Callable]] = {
@@ -281,7 +283,7 @@ TABLES: dict[tuple[str, str], dict[str, Callable]] = {
     ("reported", "annotate/knowledge.parquet"): {
         "no rows": no_rows,
         **column_damages(["question_id", "relation"], ["p_correct_greedy"], category="Known?", domain="x", split="val"),
-        "category absent": without("category"),
+        "category absent": without_column("category"),
         "a share above 1": with_value("p_correct_greedy", 1.5),
         "a share that is no number": with_value("p_correct_greedy", float("nan")),
         "other ids": with_value("question_id", "elsewhere"),
@@ -289,7 +291,7 @@ TABLES: dict[tuple[str, str], dict[str, Callable]] = {
     ("reported", "annotate/generations/part-000.parquet"): {
         **column_damages(["question_id"], []),
         "hits as text": as_text("greedy_hit"),
-        "hits absent": without("sampled_hit"),
+        "hits absent": without_column("sampled_hit"),
         "fewer texts than hits": with_value("greedy_text", ["one"]),
         "no exemplar sets": with_value("greedy_hit", []),
         "other ids": with_value("question_id", "elsewhere"),
@@ -304,7 +306,7 @@ TABLES: dict[tuple[str, str], dict[str, Callable]] = {
         "no rows": no_rows,
         **column_damages([], ["epoch", "num", "num_correct"], split="val", category="odd"),
         "an epoch without rows": with_value("num", 0),
-        "more right than rows": with_value("num_correct", 10**6),
+        "more correct than rows": with_value("num_correct", 10**6),
         "an epoch missing": with_value("epoch", 7),
     },
     ("reported", f"{RUN}/predictions/epoch-003.parquet"): {
@@ -315,7 +317,7 @@ TABLES: dict[tuple[str, str], dict[str, Callable]] = {
         "no rows": no_rows,
         **column_damages(["question_id"], [], category="odd", split="val"),
         "an epoch as text": as_text("first_fit_epoch"),
-        "an epoch that was not": with_value("first_fit_epoch", 99),
+        "an epoch after the last": with_value("first_fit_epoch", 99),
     },
     ("reported", f"{RUN}/right_to_wrong.parquet"): column_damages(
         ["question_id", "text_before", "text_after"], [], split="val"
@@ -323,7 +325,7 @@ TABLES: dict[tuple[str, str], dict[str, Callable]] = {
     ("reported", "sweep/points.parquet"): {
         "no rows": no_rows,
         **column_damages(["variant", "policy", "run_id"], ["seed", "epochs", "stop_epoch", "cost_epochs"]),
-        "test_all absent": without("test_all"),
+        "test_all absent": without_column("test_all"),
         "test_all as text": as_text("test_all"),
         "a share above 1": with_value("test_all", 31.5),
     },
@@ -401,30 +403,34 @@ FIELDS: dict[str, dict[str, list[tuple[Any, ...]]]] = {
 }
 
 
-def cases() -> list[Any]:
-    """(study, file, damage of its bytes, whether a command must refuse it), each with a name."""
-    found = []
+def damage_cases() -> list[Any]:
+    """Parameters of all cases: study, file, damage of its bytes, whether a command must refuse it."""
+    params = []
     for study, files in JSON_FILES.items():
         for file in files:
-            for what, damage in JSON_DAMAGES.items():
-                if file not in WHOLLY_DAMAGED and what not in SHAPES:
+            for damage_name, damage in JSON_DAMAGES.items():
+                if file not in FILES_WITH_ALL_DAMAGES and damage_name not in COMMON_DAMAGES:
                     continue
-                found.append(
-                    pytest.param(study, file, damage, (file, what) not in NOT_READ, id=f"{study}-{file}-{what}")
+                params.append(
+                    pytest.param(
+                        study, file, damage, (file, damage_name) not in NOT_READ, id=f"{study}-{file}-{damage_name}"
+                    )
                 )
         for file, changes in FIELDS[study].items():
             for value, *path in changes:
                 name = f"{study}-{file}-{'.'.join(path)}-{value}"
-                found.append(pytest.param(study, file, field(value, *path), True, id=name))
+                params.append(pytest.param(study, file, replace_field(value, *path), True, id=name))
     for (study, file), damages in TABLES.items():
-        for what, change in damages.items():
-            found.append(pytest.param(study, file, in_table(change), True, id=f"{study}-{file}-{what}"))
-        for what in ("empty file", "truncated", "text"):
-            found.append(pytest.param(study, file, JSON_DAMAGES[what], True, id=f"{study}-{file}-{what}"))
-    return found
+        for damage_name, change in damages.items():
+            params.append(pytest.param(study, file, damage_table(change), True, id=f"{study}-{file}-{damage_name}"))
+        for damage_name in ("empty file", "truncated", "text"):
+            params.append(
+                pytest.param(study, file, JSON_DAMAGES[damage_name], True, id=f"{study}-{file}-{damage_name}")
+            )
+    return params
 
 
-def in_table(change: Callable[[pa.Table], pa.Table]) -> Callable[[bytes], bytes]:
+def damage_table(change: Callable[[pa.Table], pa.Table]) -> Callable[[bytes], bytes]:
     def damage(data: bytes) -> bytes:
         sink = pa.BufferOutputStream()
         pq.write_table(change(pq.read_table(pa.BufferReader(data), use_threads=False)), sink)
@@ -433,8 +439,8 @@ def in_table(change: Callable[[pa.Table], pa.Table]) -> Callable[[bytes], bytes]
     return damage
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    """All files of a study but for what the commands are there to write."""
+def file_contents(root: Path) -> dict[str, bytes]:
+    """Contents of all files of a study, without those that commands may write."""
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in root.rglob("*")
@@ -442,7 +448,7 @@ def contents(root: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(("study", "file", "damage", "is_refused"), cases())
+@pytest.mark.parametrize(("study", "file", "damage", "is_refused"), damage_cases())
 def test_damaged_file_is_one_message_without_changes(
     request: pytest.FixtureRequest,
     study: str,
@@ -452,24 +458,24 @@ def test_damaged_file_is_one_message_without_changes(
 ) -> None:
     root: Path = request.getfixturevalue(study)
     path = root / file
-    whole = path.read_bytes()
-    path.write_bytes(damage(whole))
-    before = contents(root)
+    original = path.read_bytes()
+    path.write_bytes(damage(original))
+    before = file_contents(root)
     messages = []
     try:
-        for command in READING[study]:
+        for command in COMMANDS[study]:
             with contextlib.suppress(SlickError):
                 try:
                     command(Folder(str(root)))
                 except SlickError as error:
                     messages.append(str(error))
                     raise
-        after = contents(root)
+        after = file_contents(root)
     finally:
-        path.write_bytes(whole)
+        path.write_bytes(original)
     assert after == before
     assert all("\n" not in message and len(message) < 1500 for message in messages), messages
-    assert messages or not is_refused, f"{file} is damaged, and no command says so"
+    assert messages or not is_refused, f"{file} is damaged, but no command reports it"
 
 
 def test_intact_studies_are_read_by_every_command(reported: Path, drawn: Path) -> None:
@@ -481,10 +487,10 @@ def test_intact_studies_are_read_by_every_command(reported: Path, drawn: Path) -
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
-        ("questions/manifest.json", field([], "counts", "kept")),
-        ("annotate/manifest.json", field("text", "settings")),
-        (f"{RUN}/epochs.parquet", in_table(as_text("num"))),
-        ("sweep/points.parquet", in_table(no_rows)),
+        ("questions/manifest.json", replace_field([], "counts", "kept")),
+        ("annotate/manifest.json", replace_field("text", "settings")),
+        (f"{RUN}/epochs.parquet", damage_table(as_text("num"))),
+        ("sweep/points.parquet", damage_table(no_rows)),
     ],
 )
 def test_comparison_with_a_damaged_study_is_one_message(
@@ -501,7 +507,7 @@ def test_comparison_with_a_damaged_study_is_one_message(
 def test_message_has_file_place_value_expected_and_fix(reported: Path, tmp_path: Path) -> None:
     shutil.copytree(reported, tmp_path / "study")
     folder = Folder(str(tmp_path / "study")).child("annotate")
-    folder.write_bytes("manifest.json", field("long", "seconds")(folder.read_bytes("manifest.json")))
+    folder.write_bytes("manifest.json", replace_field("long", "seconds")(folder.read_bytes("manifest.json")))
     with pytest.raises(
         StudyError, match=r"manifest\.json: seconds is the text 'long', expected a number; .*run the step"
     ):

@@ -1,4 +1,4 @@
-"""What counts as the same answer."""
+"""Matching of answers with gold answers."""
 
 import random
 import sys
@@ -18,14 +18,14 @@ from slick.matching import MATCHERS, is_hit, make_matcher, normalize, token_f1
         ("Theatre and Anne", "theatre and anne"),  # articles are whole words
         ("\tNew\nYork ", "new york"),
         ("Jean-Luc", "jeanluc"),
-        ("São Paulo", "são paulo"),  # accents stay
+        ("São Paulo", "são paulo"),  # accents are kept
         ("ÉCOLE", "école"),
         ("", ""),
         ("The", ""),
         ("!!!", ""),
     ],
 )
-def test_normalize_is_that_of_squad(text: str, expected: str) -> None:
+def test_normalize_follows_squad(text: str, expected: str) -> None:
     assert normalize(text) == expected
     assert normalize(expected) == expected
 
@@ -41,7 +41,7 @@ def test_normalize_is_that_of_squad(text: str, expected: str) -> None:
         ("Par", ["Paris"], False, False),
         ("Lutetia", ["Paris", "Lutetia"], True, True),  # any gold answer
         ("", ["Paris"], False, False),
-        ("", ["The"], False, False),  # nothing never matches by normalising to nothing
+        ("", ["The"], False, False),  # an answer that is empty after normalization never matches
         ("the", ["The"], False, False),
         ("The", ["The"], True, True),
         ("?", ["!!!"], False, False),
@@ -54,7 +54,7 @@ def test_hits(answer: str, gold: list[str], exact: bool, raw: bool) -> None:
     assert is_hit(answer, gold, "raw") is raw
 
 
-def test_a_raw_hit_is_an_exact_hit() -> None:
+def test_raw_hits_are_exact_hits() -> None:
     texts = ["The", "the", "!!!", "Paris", "paris", "The Paris", "A", " a ", "O'Neil", "ONeil"]
     for gold in texts:
         for answer in texts:
@@ -81,7 +81,7 @@ PIECES = [
     "σ",
     "x",
     "\u0301",
-    "\u0323",  # its place is before an acute accent
+    "\u0323",  # its canonical position is before an acute accent
     "ΟΣ\u0301",
     "I\u0307",
     "=\u0338",
@@ -92,13 +92,13 @@ PIECES = [
 
 
 @pytest.mark.parametrize("matcher", MATCHERS.names())
-def test_a_right_answer_may_be_right_from_its_first_letter_on(matcher: str) -> None:
-    """Over texts put together from what normalisation drops, joins and splits."""
-    draw, hits = random.Random(5), 0
+def test_every_prefix_of_a_hit_can_still_match(matcher: str) -> None:
+    """Random texts of pieces that normalization drops, joins and splits."""
+    rng, hits = random.Random(5), 0
     for _ in range(20_000):
-        gold = "".join(draw.choices(PIECES, k=draw.randint(1, 4)))
-        answer = "".join(draw.choices(PIECES, k=draw.randint(1, 4))) if draw.random() < 0.9 else gold
-        answer = unicodedata.normalize(draw.choice(("NFC", "NFD")), answer)
+        gold = "".join(rng.choices(PIECES, k=rng.randint(1, 4)))
+        answer = "".join(rng.choices(PIECES, k=rng.randint(1, 4))) if rng.random() < 0.9 else gold
+        answer = unicodedata.normalize(rng.choice(("NFC", "NFD")), answer)
         target = make_matcher([gold], matcher)
         if target.is_hit(answer):
             hits += 1
@@ -107,9 +107,9 @@ def test_a_right_answer_may_be_right_from_its_first_letter_on(matcher: str) -> N
     assert hits > 1000
 
 
-def test_beginnings_that_no_right_answer_has() -> None:
+def test_prefixes_of_no_hit_cannot_match() -> None:
     target = make_matcher(["New York City", "The Hague"])
-    right = [
+    possible = [
         "",
         "n",
         "the",
@@ -122,9 +122,9 @@ def test_beginnings_that_no_right_answer_has() -> None:
         "New York City t",
         "tha",
     ]
-    assert [beginning for beginning in right if not target.can_still_match(beginning)] == ["tha"]
-    wrong = ["p", "newt", "New Yorker", "york", "New York City in", "New Hague", "hague city"]
-    assert not [beginning for beginning in wrong if target.can_still_match(beginning)]
+    assert [beginning for beginning in possible if not target.can_still_match(beginning)] == ["tha"]
+    impossible = ["p", "newt", "New Yorker", "york", "New York City in", "New Hague", "hague city"]
+    assert not [beginning for beginning in impossible if target.can_still_match(beginning)]
     assert [make_matcher(["Paris"], "raw").can_still_match(text) for text in ("Pa", "pa", " P")] == [True, False, True]
     assert all(make_matcher(["Paris"], matcher).can_still_match("somewhere in") for matcher in ("contains", "f1"))
 
@@ -141,7 +141,7 @@ def test_beginnings_that_no_right_answer_has() -> None:
         ("Rome", [], 0.0),
     ],
 )
-def test_word_f1_is_that_of_the_nearest_gold_answer(answer: str, gold: list[str], f1: float) -> None:
+def test_word_f1_uses_the_closest_gold_answer(answer: str, gold: list[str], f1: float) -> None:
     assert token_f1(answer, gold) == pytest.approx(f1)
 
 
@@ -153,25 +153,25 @@ ACCENTED = ["São Paulo", "Reykjavík", "Chișinău", "Ångström", "ÉCOLE", "�
 def test_canonically_equivalent_texts_are_the_same_answer(matcher: str, gold: str) -> None:
     forms = {unicodedata.normalize(form, gold) for form in ("NFC", "NFD")}
     assert len(forms) == 2
-    for one in forms:
-        target = make_matcher([one], matcher)
-        for other in forms:
-            assert target.is_hit(other)
-            assert all(target.can_still_match(other[:end]) for end in range(len(other) + 1))
-            assert normalize(one) == normalize(other)
-            assert token_f1(one, [other]) == 1.0
+    for first in forms:
+        target = make_matcher([first], matcher)
+        for second in forms:
+            assert target.is_hit(second)
+            assert all(target.can_still_match(second[:end]) for end in range(len(second) + 1))
+            assert normalize(first) == normalize(second)
+            assert token_f1(first, [second]) == 1.0
 
 
-def test_a_mark_that_follows_may_have_its_place_before_others() -> None:
+def test_combining_marks_may_be_reordered() -> None:
     target, answer = make_matcher(["x\u1ea1\u0301y"]), "xa\u0301\u0323y"  # an acute accent, then a dot below
     assert target.is_hit(answer)
     assert all(target.can_still_match(answer[:end]) for end in range(len(answer)))
 
 
-def test_every_composed_character_may_still_come() -> None:
+def test_prefixes_of_decomposed_characters_can_still_match() -> None:
     for character in filter(str.isprintable, map(chr, range(sys.maxunicode + 1))):
         decomposed = unicodedata.normalize("NFD", character)
-        if decomposed != character and not 0xAC00 <= ord(character) < 0xD7A4:  # of Hangul some are tried above
+        if decomposed != character and not 0xAC00 <= ord(character) < 0xD7A4:  # Hangul is covered above
             target, answer = make_matcher([f"x{character}y"]), f"x{decomposed}y"
             assert target.is_hit(answer), hex(ord(character))
             assert all(target.can_still_match(answer[:end]) for end in range(len(answer))), hex(ord(character))
@@ -188,12 +188,12 @@ def test_every_composed_character_may_still_come() -> None:
         ("H2O", "H\u2082O"),
     ],
 )
-def test_only_canonical_equivalence_is_added_to_squads_rules(answer: str, gold: str) -> None:
+def test_compatibility_forms_do_not_match(answer: str, gold: str) -> None:
     for matcher in ("exact", "raw", "canonical"):
         assert not is_hit(answer, [gold], matcher)
         assert not is_hit(gold, [answer], matcher)
 
 
-def test_any_white_space_separates_words_but_raw_compares_it() -> None:
+def test_white_space_is_normalized_except_by_raw() -> None:
     assert is_hit("New\u00a0York", ["New York"])
     assert not is_hit("New\u00a0York", ["New York"], "raw")

@@ -55,12 +55,12 @@ RISE_AND_FALL = curve(0.1, 0.3, 0.5, 0.4, 0.5, 0.2, 0.6)
         ("patience(1)", 7, 3, 4),
         ("patience(2)", 7, 3, 5),
         ("patience(3)", 7, 3, 6),
-        ("patience(4)", 7, 7, 7),  # patience outlasts the dip: epoch 7 is better after three without
+        ("patience(4)", 7, 7, 7),  # epoch 7 is better after three epochs without improvement
         ("patience(4)", 6, 3, 6),  # the budget ends first
         ("patience(1,0.25)", 7, 1, 2),  # 0.3 is not more than 0.25 better than 0.1
-        ("patience(2,0.25)", 7, 3, 5),  # 0.5 is
+        ("patience(2,0.25)", 7, 3, 5),  # 0.5 is more than 0.25 better
         ("patience(3,0.4)", 7, 1, 4),  # 0.5 - 0.1 is not above 0.4
-        ("patience(3,1)", 7, 1, 4),  # nothing can be better by more than everything
+        ("patience(3,1)", 7, 1, 4),  # no accuracy can be better by more than 1
     ],
 )
 def test_policy_stops_at_the_expected_epoch(policy: str, budget: int, stop: int, cost: int) -> None:
@@ -117,20 +117,22 @@ def test_decision_depends_on_the_first_cost_epochs_only(policy: Policy) -> None:
             stop = apply_policy(policy, full, budget)
             assert stop.cost_epochs <= budget
             for shared in {budget, stop.cost_epochs}:
-                mixed = spliced(full, other, shared)
-                assert apply_policy(policy, mixed, budget) == stop
+                spliced_curve = splice(full, other, shared)
+                assert apply_policy(policy, spliced_curve, budget) == stop
 
 
-def spliced(first: AccuracyCurve, second: AccuracyCurve, at: int) -> AccuracyCurve:
-    """The first `at` epochs of one curve, followed by the later epochs of another."""
+def splice(first: AccuracyCurve, second: AccuracyCurve, num_first: int) -> AccuracyCurve:
+    """The first `num_first` epochs of one curve, followed by the later epochs of another."""
     unknown = None
     if first.unknown_train_accuracy is not None:
-        rest = second.unknown_train_accuracy or second.dev_accuracy
-        unknown = first.unknown_train_accuracy[:at] + rest[at:]
+        later = second.unknown_train_accuracy or second.dev_accuracy
+        unknown = first.unknown_train_accuracy[:num_first] + later[num_first:]
     assert first.highlyknown_dev_accuracy is not None
     assert second.highlyknown_dev_accuracy is not None
-    highlyknown = first.highlyknown_dev_accuracy[:at] + second.highlyknown_dev_accuracy[at:]
-    return curve(*first.dev_accuracy[:at], *second.dev_accuracy[at:], unknown=unknown, highlyknown=highlyknown)
+    highlyknown = first.highlyknown_dev_accuracy[:num_first] + second.highlyknown_dev_accuracy[num_first:]
+    return curve(
+        *first.dev_accuracy[:num_first], *second.dev_accuracy[num_first:], unknown=unknown, highlyknown=highlyknown
+    )
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
@@ -149,7 +151,7 @@ def test_decisions_are_final_and_complete_at_the_end_of_the_budget(policy: Polic
     ("policy", "epochs"),
     [("fixed", 7), ("fixed(3)", 3), ("best_dev", 7), ("patience(2)", 5), ("patience(4)", 7), ("unknown_fit(0.5)", 4)],
 )
-def test_policy_is_decided_exactly_from_one_epoch_on(policy: str, epochs: int) -> None:
+def test_first_epoch_at_which_a_policy_is_decided(policy: str, epochs: int) -> None:
     measured = curve(*RISE_AND_FALL.dev_accuracy, unknown=(0.0, 0.1, 0.3, 0.5, 0.4, 0.8, 1.0))
     decisions = [parse_policy(policy).decided_epoch(measured.truncate_to(epoch), 7) for epoch in range(1, 8)]
     assert next(epoch for epoch, stop in enumerate(decisions, start=1) if stop is not None) == epochs
@@ -226,11 +228,17 @@ def test_invalid_policy_text_is_refused_with_the_expected_form(text: str, messag
 
 
 def test_policy_signatures() -> None:
-    written = ["fixed([epochs])", "best_dev", "dev_highlyknown", "patience(epochs[,min_delta])", "unknown_fit(share)"]
-    assert [policy_signature(name) for name in stopping_policies.names()] == written
+    signatures = [
+        "fixed([epochs])",
+        "best_dev",
+        "dev_highlyknown",
+        "patience(epochs[,min_delta])",
+        "unknown_fit(share)",
+    ]
+    assert [policy_signature(name) for name in stopping_policies.names()] == signatures
 
 
-def test_plain_fixed_gets_the_budget_as_its_number() -> None:
+def test_fixed_without_a_number_gets_the_budget() -> None:
     assert str(parse_policy("fixed").at(20)) == "fixed(20)"
     assert str(parse_policy("fixed(5)").at(20)) == "fixed(5)"
     assert str(parse_policy("best_dev").at(20)) == "best_dev"

@@ -38,7 +38,7 @@ OLD_GPU = Device(is_gpu=True, supports_bfloat16=False, name="a V100")
 
 
 @pytest.mark.parametrize(
-    ("device", "begun", "wanted"),
+    ("device", "stored", "expected"),
     [
         (CPU, None, "float32"),
         (ASSUMED_GPU, None, "bfloat16"),
@@ -49,10 +49,10 @@ OLD_GPU = Device(is_gpu=True, supports_bfloat16=False, name="a V100")
         (OLD_GPU, "float16", "float16"),
     ],
 )
-def test_auto_dtype_is_the_stored_one_or_that_of_the_device(device: Device, begun: str | None, wanted: str) -> None:
-    assert resolve_dtype("auto", device, begun) == wanted
+def test_auto_dtype_is_the_stored_one_or_that_of_the_device(device: Device, stored: str | None, expected: str) -> None:
+    assert resolve_dtype("auto", device, stored) == expected
     for stated in ("float32", "bfloat16", "float16"):
-        assert resolve_dtype(stated, device, begun) == stated
+        assert resolve_dtype(stated, device, stored) == stated
 
 
 def test_auto_is_the_default_and_is_never_float16() -> None:
@@ -67,7 +67,7 @@ def test_unknown_dtype_is_rejected_first() -> None:
         TrainConfig(dtype="float16")  # type: ignore[arg-type]
 
 
-def test_the_size_of_a_number_needs_a_resolved_dtype() -> None:
+def test_dtype_bytes_needs_a_resolved_dtype() -> None:
     assert {name: dtype_bytes(name) for name in get_args(Dtype) if name != "auto"} == {
         "float32": 4,
         "bfloat16": 2,
@@ -77,7 +77,7 @@ def test_the_size_of_a_number_needs_a_resolved_dtype() -> None:
         dtype_bytes("auto")
 
 
-def begun(folder: Folder, dtype: str, *, is_finished: bool) -> Folder:
+def write_step(folder: Folder, dtype: str, *, is_finished: bool) -> Folder:
     settings = {"dtype": dtype}
     begin_step(folder, "annotate", "mark", settings)
     if is_finished:
@@ -85,18 +85,21 @@ def begun(folder: Folder, dtype: str, *, is_finished: bool) -> Folder:
     return folder
 
 
-def never() -> Device:
-    raise AssertionError("the device was asked for")
+def fail_if_called() -> Device:
+    raise AssertionError("the device must not be detected")
 
 
 def test_dtype_of_a_finished_step_is_resolved_without_a_device(tmp_path: Path) -> None:
-    folder = begun(Folder(str(tmp_path)), "bfloat16", is_finished=True)
-    assert resolve_step_dtype("annotate", "auto", read_stored_dtype([folder]), never) == "bfloat16"
-    assert resolve_step_dtype("annotate", "float16", StoredDtype(dtype=None, is_finished=False), never) == "float16"
+    folder = write_step(Folder(str(tmp_path)), "bfloat16", is_finished=True)
+    assert resolve_step_dtype("annotate", "auto", read_stored_dtype([folder]), fail_if_called) == "bfloat16"
+    assert (
+        resolve_step_dtype("annotate", "float16", StoredDtype(dtype=None, is_finished=False), fail_if_called)
+        == "float16"
+    )
 
 
 def test_resumed_step_keeps_its_dtype_on_another_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = read_stored_dtype([begun(Folder(str(tmp_path)), "float32", is_finished=False)])
+    stored = read_stored_dtype([write_step(Folder(str(tmp_path)), "float32", is_finished=False)])
     assert resolve_step_dtype("annotate", "auto", stored, lambda: CPU) == "float32"
     assert capsys.readouterr().out == ""
     assert resolve_step_dtype("annotate", "auto", stored, lambda: ASSUMED_GPU) == "float32"
@@ -107,7 +110,7 @@ def test_resumed_step_keeps_its_dtype_on_another_device(tmp_path: Path, capsys: 
 
 
 def test_results_in_two_dtypes_are_an_error(tmp_path: Path) -> None:
-    folders = [begun(Folder(str(tmp_path / dtype)), dtype, is_finished=True) for dtype in ("float32", "bfloat16")]
+    folders = [write_step(Folder(str(tmp_path / dtype)), dtype, is_finished=True) for dtype in ("float32", "bfloat16")]
     with pytest.raises(StudyError, match=r"float32 \(.*\) and bfloat16 \(.*--sweep.train.dtype"):
         read_stored_dtype(folders)
 
@@ -116,35 +119,35 @@ AXIS = GridConfig(variants=("a", "b"), epochs=(2,), axes=("dtype=float32,bfloat1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_sweep_keeps_the_dtype_of_its_trainings(tmp_path: Path, dtype: str) -> None:
+def test_sweep_keeps_the_dtype_of_its_trainings(tmp_path: Path, dtype: str) -> None:
     study, config = Folder(str(tmp_path)), SweepConfig(grid=GridConfig(variants=("a", "b"), epochs=(2,)))
     assert resolve_sweep_precision(study, config).train.dtype == "float32", "this machine has no GPU"
-    begun(run_folder(study, "b-seed0"), dtype, is_finished=False)
+    write_step(run_folder(study, "b-seed0"), dtype, is_finished=False)
     assert resolve_sweep_precision(study, config).train.dtype == dtype
     stated = replace(config, train=replace(config.train, dtype="float32"))
     assert resolve_sweep_precision(study, stated) is stated
 
 
-def test_a_sweep_over_dtypes_keeps_the_names_of_its_trainings(tmp_path: Path) -> None:
+def test_sweep_over_dtypes_keeps_the_ids_of_its_trainings(tmp_path: Path) -> None:
     study, config = Folder(str(tmp_path)), SweepConfig(grid=AXIS)
-    begun(run_folder(study, "a-seed0"), "bfloat16", is_finished=True)
-    begun(run_folder(study, "a-seed0-dtype=float32"), "float32", is_finished=True)
+    write_step(run_folder(study, "a-seed0"), "bfloat16", is_finished=True)
+    write_step(run_folder(study, "a-seed0-dtype=float32"), "float32", is_finished=True)
     resolved = resolve_sweep_precision(study, config)
     assert resolved.train.dtype == "bfloat16"
     assert [run.run_id for run in resolved.trajectories][:2] == ["a-seed0-dtype=float32", "a-seed0"]
 
 
-def test_other_trainings_of_a_study_decide_only_where_they_agree(tmp_path: Path) -> None:
+def test_dtype_of_other_trainings_counts_only_if_they_agree(tmp_path: Path) -> None:
     study, config = Folder(str(tmp_path)), SweepConfig(grid=GridConfig(variants=("a",), epochs=(2,)))
-    begun(run_folder(study, "c-seed0"), "bfloat16", is_finished=True)
+    write_step(run_folder(study, "c-seed0"), "bfloat16", is_finished=True)
     assert resolve_sweep_precision(study, config, other_run_ids=["c-seed0"]).train.dtype == "bfloat16"
-    begun(run_folder(study, "d-seed0"), "float32", is_finished=True)
+    write_step(run_folder(study, "d-seed0"), "float32", is_finished=True)
     assert resolve_sweep_precision(study, config, other_run_ids=["c-seed0", "d-seed0"]).train.dtype == "float32"
-    begun(run_folder(study, "a-seed0"), "bfloat16", is_finished=False)
+    write_step(run_folder(study, "a-seed0"), "bfloat16", is_finished=False)
     assert resolve_sweep_precision(study, config, other_run_ids=["d-seed0"]).train.dtype == "bfloat16"
 
 
-def test_an_axis_and_a_plan_state_the_dtype(tmp_path: Path) -> None:
+def test_axes_and_plans_need_a_resolved_dtype(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="auto is no fixed precision"):
         parse_axis("dtype=auto,float32")
     with pytest.raises(SettingsError, match="a plan needs a resolved dtype, got auto"):
@@ -154,19 +157,19 @@ def test_an_axis_and_a_plan_state_the_dtype(tmp_path: Path) -> None:
 
 
 class Cluster:
-    """Ray as far as `detect_device` asks it: resources, and one task that looks at a GPU."""
+    """A fake of Ray for `detect_device`: resources, and one task that detects the GPU."""
 
-    def __init__(self, resources: Mapping[str, float], looks: Callable[[], Any]) -> None:
-        self.resources, self.looks = resources, looks
-        self.asked: list[dict[str, float]] = []
+    def __init__(self, resources: Mapping[str, float], probe: Callable[[], Any]) -> None:
+        self.resources, self.probe = resources, probe
+        self.task_options: list[dict[str, float]] = []
 
     def remote(self, **options: float) -> Callable[[Any], Any]:
-        self.asked.append(options)
+        self.task_options.append(options)
 
         class Task:
             @staticmethod
             def remote() -> Any:
-                return self.looks()
+                return self.probe()
 
         return lambda function: Task
 
@@ -175,40 +178,40 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cluster]:
     import ray
 
-    def start(resources: Mapping[str, float], looks: Callable[[], Any] = never) -> Cluster:
-        made = Cluster(resources, looks)
+    def start(resources: Mapping[str, float], probe: Callable[[], Any] = fail_if_called) -> Cluster:
+        fake = Cluster(resources, probe)
         monkeypatch.setenv("RAY_ADDRESS", "auto")
         monkeypatch.setattr(slick.cluster, "connect", lambda: None)
-        monkeypatch.setattr(ray, "cluster_resources", lambda: made.resources)
-        monkeypatch.setattr(ray, "remote", made.remote)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: fake.resources)
+        monkeypatch.setattr(ray, "remote", fake.remote)
         monkeypatch.setattr(ray, "wait", lambda tasks, timeout: (tasks, []))
         monkeypatch.setattr(ray, "get", lambda task: task)
-        return made
+        return fake
 
     return start
 
 
 def test_no_task_probes_a_cluster_without_gpus(cluster: Callable[..., Cluster]) -> None:
     assert slick.cluster.detect_device(0) is CPU
-    found = cluster({"CPU": 8})
+    fake = cluster({"CPU": 8})
     assert slick.cluster.detect_device(None) is CPU
-    assert found.asked == []
+    assert fake.task_options == []
 
 
 def test_device_is_the_gpu_of_a_probe_task(cluster: Callable[..., Cluster]) -> None:
-    found = cluster({"GPU": 2, "accelerator_type:L4": 2}, lambda: ASSUMED_GPU)
+    fake = cluster({"GPU": 2, "accelerator_type:L4": 2}, lambda: ASSUMED_GPU)
     assert slick.cluster.detect_device(None) is ASSUMED_GPU
     assert slick.cluster.detect_device(0.25) is ASSUMED_GPU
-    assert found.asked == [{"num_gpus": 1.0, "num_cpus": 0}, {"num_gpus": 0.25, "num_cpus": 0}]
+    assert fake.task_options == [{"num_gpus": 1.0, "num_cpus": 0}, {"num_gpus": 0.25, "num_cpus": 0}]
     cluster({}, lambda: ASSUMED_GPU)
-    assert slick.cluster.detect_device(1) is ASSUMED_GPU, "of a cluster that grows from zero too"
+    assert slick.cluster.detect_device(1) is ASSUMED_GPU, "also on a cluster that scales from zero"
 
 
 def test_older_gpu_in_the_cluster_disables_bfloat16(cluster: Callable[..., Cluster]) -> None:
     cluster({"GPU": 2, "accelerator_type:A100": 1, "accelerator_type:T4": 1})
-    found = slick.cluster.detect_device(1)
-    assert resolve_dtype("auto", found) == "float32"
-    assert "T4" in found.name
+    device = slick.cluster.detect_device(1)
+    assert resolve_dtype("auto", device) == "float32"
+    assert "T4" in device.name
 
 
 def test_gpu_without_torch_support_is_an_error(cluster: Callable[..., Cluster]) -> None:
@@ -226,7 +229,7 @@ def test_more_gpus_than_the_machine_has_are_rejected(
         slick.cluster.detect_device(1)
 
 
-def test_the_gpu_of_a_process_is_asked_for_native_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emulated_bfloat16_does_not_count_as_support(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from slick.inference.devices import current_gpu, format_device
@@ -240,7 +243,7 @@ def test_the_gpu_of_a_process_is_asked_for_native_bfloat16(monkeypatch: pytest.M
     assert format_device(torch.device("cpu")) == "cpu"
 
 
-def test_what_a_training_ran_on_adds_up(tmp_path: Path) -> None:
+def test_runtimes_of_a_training_accumulate(tmp_path: Path) -> None:
     run = Folder(str(tmp_path))
     for device in ("cpu", "cpu", "cuda (NVIDIA L4)"):
         record_runtime(run, Runtime(device=device, dtype="float32", attention="sdpa"))
@@ -250,18 +253,16 @@ def test_what_a_training_ran_on_adds_up(tmp_path: Path) -> None:
         "dtype": "float32",
         "attention": "sdpa",
     }
-    assert merge_runtimes([{}]) == {}, "parts of older versions say nothing"
+    assert merge_runtimes([{}]) == {}, "runs of older versions have no runtimes"
 
 
-def test_a_training_says_what_it_runs_on_each_time_that_this_changes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runtime_of_a_training_is_printed_when_it_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study, plan = Folder(str(tmp_path)), SimpleNamespace(run_id="a-seed0", config=TrainConfig(epochs=1))
     before = Runtime(device="cpu", dtype="float32", attention="sdpa")
     record_runtime(run_folder(study, "a-seed0"), before)
     watcher: Any = _Watcher(study, [plan], None, None)  # type: ignore[list-item,arg-type]
     watcher._show_runtime(plan)
-    assert capsys.readouterr().out == "", "that is of an earlier run"
+    assert capsys.readouterr().out == "", "the runtime of an earlier attempt is not printed"
     record_runtime(run_folder(study, "a-seed0"), replace(before, device="cuda (NVIDIA L4)"))
     for _ in range(2):
         watcher._show_runtime(plan)

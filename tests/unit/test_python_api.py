@@ -1,4 +1,4 @@
-"""`import slick`: names load when they are used, a study is named by text, path or folder, README's example runs."""
+"""The package `slick`: names load lazily, functions take a path, URI or folder, and the README example runs."""
 
 import ast
 import importlib
@@ -22,7 +22,7 @@ STEPS = ("prepare_questions", "annotate", "rescore", "draw_variants", "finetune"
 READERS = ("read_questions", "read_knowledge", "read_generations", "read_p_true", "read_variant", "read_points")
 
 
-def test_every_name_is_loaded_from_where_it_is_listed() -> None:
+def test_names_are_loaded_from_the_listed_modules() -> None:
     assert list(slick.__all__) == sorted(slick.__all__)
     assert slick._MODULE_OF.keys() == set(slick.__all__)
     assert set(slick.__all__) <= set(dir(slick))
@@ -39,36 +39,38 @@ def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse((ROOT / "slick" / "__init__.py").read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
-    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert seen == slick._MODULE_OF
+    imported = {
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == slick._MODULE_OF
     assert all((ROOT / package / "py.typed").exists() for package in ("slick", "tuning"))
 
 
-def test_no_name_of_the_api_is_a_package_of_slick_too() -> None:
+def test_no_public_name_is_also_a_module() -> None:
     modules = {path.stem for path in (ROOT / "slick").iterdir()}
     assert not modules & set(slick.__all__), "importing the module would replace the function"
 
 
 def test_importing_slick_loads_nothing_else() -> None:
-    found = loaded_by("import slick")
-    assert not found & {*HEAVY, "pyarrow", "numpy", "tuning", "jobs"}
+    loaded = loaded_by("import slick")
+    assert not loaded & {*HEAVY, "pyarrow", "numpy", "tuning", "jobs"}
 
 
 def test_every_name_is_loaded_without_heavy_libraries() -> None:
-    found = loaded_by("import slick\nfor name in slick.__all__: getattr(slick, name)")
-    assert {"tuning", "pyarrow"} <= found
-    assert not found & HEAVY
-    assert "jobs" not in found
+    loaded = loaded_by("import slick\nfor name in slick.__all__: getattr(slick, name)")
+    assert {"tuning", "pyarrow"} <= loaded
+    assert not loaded & HEAVY
+    assert "jobs" not in loaded
 
 
 @pytest.mark.parametrize("name", [*STEPS, *READERS])
-def test_every_function_of_a_study_takes_a_path_a_uri_or_a_folder(name: str, tmp_path: Path) -> None:
+def test_functions_take_a_path_a_uri_or_a_folder(name: str, tmp_path: Path) -> None:
     function = getattr(slick, name)
     assert inspect.signature(function).parameters["study"].annotation == FolderLike
     config = get_type_hints(function).get("config")
     arguments: list[Any] = [config()] if config else ["unknown-050"] if name == "read_variant" else []
     if name == "build_world":
-        return  # it has no error to show before it builds
+        return  # without an error before it builds
     for study in (str(tmp_path / "none"), tmp_path / "none", slick.Folder(str(tmp_path / "none"))):
         with pytest.raises(slick.SlickError):
             function(study, *arguments)
@@ -76,7 +78,7 @@ def test_every_function_of_a_study_takes_a_path_a_uri_or_a_folder(name: str, tmp
         function(Path("s3://bucket/study"), *arguments)
 
 
-def test_a_folder_is_the_same_however_it_is_named(tmp_path: Path) -> None:
+def test_as_folder_accepts_text_path_and_folder(tmp_path: Path) -> None:
     folder = slick.Folder(str(tmp_path))
     assert as_folder(folder) is folder
     assert as_folder(tmp_path).uri == as_folder(str(tmp_path)).uri == folder.uri
@@ -93,10 +95,8 @@ def test_variants_are_drawn_by_path(tmp_path: Path) -> None:
     assert slick.read_variant(path, "unknown-100").num_rows == manifest.counts["unknown-100"]["num"]
 
 
-def test_the_example_of_readme_runs_as_far_as_it_needs_no_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`tests/local/test_python_api.py` runs all of it."""
+def test_readme_example_runs_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/local/test_python_api.py` runs all statements."""
     rows = [
         {
             "relation": relation,
@@ -110,12 +110,12 @@ def test_the_example_of_readme_runs_as_far_as_it_needs_no_cluster(
     ]
     monkeypatch.chdir(tmp_path)
     Path("questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    lines, names = statements(), {}
-    for name, line in lines.items():
-        if name == "slick.annotate":  # what it writes
-            asked = slick.read_questions("studies/mine").to_pylist()
+    statements_by_name, names = statements(), {}
+    for name, source in statements_by_name.items():
+        if name == "slick.annotate":  # write what it would write
+            questions = slick.read_questions("studies/mine").to_pylist()
             categories = [str(category) for category in slick.Category]
-            labelled = [{**row, "category": categories[i % 4]} for i, row in enumerate(asked)]
+            labelled = [{**row, "category": categories[i % 4]} for i, row in enumerate(questions)]
             study = slick.Folder("studies/mine")
             write_annotation(study, labelled)
             inputs = {"questions": require_manifest(study.child("questions"), "questions").fingerprint, "model": "m"}
@@ -123,13 +123,13 @@ def test_the_example_of_readme_runs_as_far_as_it_needs_no_cluster(
                 study.child("annotate"), "annotate", "k", settings={}, inputs=inputs, counts={}, started_at=0.0
             )
         elif name != "slick.finetune":
-            exec(line, names)
+            exec(source, names)
     assert len(names["labels"]) == 2 * 3 * 16
     assert slick.read_variant("studies/mine", "unknown-050").num_rows
     assert (tmp_path / "studies/mine/report/index.html").exists()
-    assert "slick.finetune" in lines
+    assert "slick.finetune" in statements_by_name
 
 
-def test_the_example_of_readme_is_short() -> None:
+def test_readme_example_is_short() -> None:
     assert len(SNIPPET.splitlines()) <= 10
     assert all(name.partition(".")[2] in slick.__all__ for name in statements() if name.startswith("slick."))

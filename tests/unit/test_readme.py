@@ -1,4 +1,4 @@
-"""README and docs are true: commands parse, links and pictures exist, findings and columns match the code."""
+"""README and docs match the code: commands parse, links and pictures exist, findings and columns are complete."""
 
 import re
 import shlex
@@ -56,9 +56,9 @@ COMMANDS = [(page.name, command) for page in PAGES for command in commands(page.
 
 def section(page: str, heading: str) -> str:
     text = (ROOT / "docs" / page).read_text()
-    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert found, f"docs/{page} has no section {heading}"
-    return found[1]
+    match = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert match, f"docs/{page} has no section {heading}"
+    return match[1]
 
 
 def test_readme_is_short() -> None:
@@ -72,7 +72,7 @@ def test_readme_has_the_two_commands() -> None:
     assert "    make test" in README
 
 
-def test_readme_is_in_order() -> None:
+def test_readme_headings_are_in_order() -> None:
     headings = [
         *("Quick start", "Your own data", "Reproduce the paper", "On a cluster", "From Python", "How it works"),
         *("Results", "Performance", "Limits", "Documentation, citation, license"),
@@ -81,66 +81,68 @@ def test_readme_is_in_order() -> None:
     assert README.index("![") < README.index("## ")
 
 
-def test_there_are_commands_to_check() -> None:
+def test_pages_have_commands() -> None:
     pages = {name for name, _ in COMMANDS}
     assert {"README.md", "cluster.md", "benchmarks.md"} <= pages
     assert len(COMMANDS) >= 20
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_each_command_parses(page: str, command: str) -> None:
-    step, *words = shlex.split(command)[1:]
+def test_commands_are_valid(page: str, command: str) -> None:
+    step, *arguments = shlex.split(command)[1:]
     assert step in STEP_DESCRIPTIONS
     if step == "submit":
-        parse_submission([word.replace("dataset.zip", "s3://bucket/dataset.zip") for word in words])
+        parse_submission([word.replace("dataset.zip", "s3://bucket/dataset.zip") for word in arguments])
         return
     if step == "jobs":
-        assert words[0] == "--address"
+        assert arguments[0] == "--address"
         return
-    _, words = parse_out(words, step, default="x")
+    _, arguments = parse_out(arguments, step, default="x")
     if step == "status":
-        assert not words
+        assert not arguments
         return
     if step == "compare":
-        assert len(words) > 1
-        assert not any(word.startswith("-") for word in words)
+        assert len(arguments) > 1
+        assert not any(word.startswith("-") for word in arguments)
         return
     if step == "plan":
-        parse_config(PlanConfig(), words, step)
+        parse_config(PlanConfig(), arguments, step)
         return
-    named = getattr(presets, step.upper())
-    _, preset, words = parse_preset(words, step, named)
-    if "--rescore" in words:
+    step_presets = getattr(presets, step.upper())
+    _, preset, arguments = parse_preset(arguments, step, step_presets)
+    if "--rescore" in arguments:
         preset = RescoreConfig
-        words.remove("--rescore")
-    parse_config(preset(), [word for word in words if word != "--dry-run"], step)
+        arguments.remove("--rescore")
+    parse_config(preset(), [word for word in arguments if word != "--dry-run"], step)
 
 
 @pytest.mark.parametrize("command", ["slick finetune lora --variants x", "slick study paper --quest x"])
-def test_a_command_that_does_not_parse_is_found(command: str) -> None:
-    (found,) = commands(f"    {command}  # comment\n")
+def test_invalid_command_is_detected(command: str) -> None:
+    (parsed,) = commands(f"    {command}  # comment\n")
     with pytest.raises(Exception, match="--"):
-        test_each_command_parses("x", found)
+        test_commands_are_valid("x", parsed)
 
 
 def test_flags_of_benchmarks_exist() -> None:
     text = re.sub(r" *\\\n *", " ", (ROOT / "docs" / "benchmarks.md").read_text())
-    found = re.findall(r"python -m tests\.benchmarks\.(\w+)(.*)", text)
-    assert {name for name, _ in found} == {path.stem for path in (ROOT / "tests" / "benchmarks").glob("*.py")}
-    for name, flags in found:
+    commands_of_benchmarks = re.findall(r"python -m tests\.benchmarks\.(\w+)(.*)", text)
+    assert {name for name, _ in commands_of_benchmarks} == {
+        path.stem for path in (ROOT / "tests" / "benchmarks").glob("*.py")
+    }
+    for name, flags in commands_of_benchmarks:
         code = (ROOT / "tests" / "benchmarks" / f"{name}.py").read_text()
         for flag in re.findall(r"--[a-z-]+", flags):
             assert f'"{flag}"' in code, f"tests/benchmarks/{name}.py has no {flag}"
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors that GitHub makes of the headings of a page."""
+    """Anchors that GitHub generates for the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "tests" / "benchmarks" / "README.md"], ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" in link:
             continue
@@ -150,7 +152,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
 
 
-def test_pictures_are_there() -> None:
+def test_pictures_exist() -> None:
     pictures = [(page, name) for page in PAGES for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())]
     assert any(page.name == "README.md" for page, _ in pictures)
     for page, name in pictures:
@@ -162,7 +164,7 @@ def test_every_page_of_docs_is_linked_from_readme() -> None:
         assert f"(docs/{page.name})" in README
 
 
-def test_findings_are_those_of_the_code() -> None:
+def test_findings_match_the_code() -> None:
     rows = {}
     for line in (ROOT / "docs" / "findings.md").read_text().splitlines():
         cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -186,8 +188,8 @@ def test_every_column_of_a_study_is_documented(heading: str) -> None:
     for schema in SCHEMAS[heading]:
         for column in schema.names:
             split = column.partition("_")[0]
-            named = "SPLIT_CATEGORY" if split in ("train", "dev", "test", "ood") else column
-            assert re.search(rf"\b{re.escape(named)}\b", text), column
+            documented = "SPLIT_CATEGORY" if split in ("train", "dev", "test", "ood") else column
+            assert re.search(rf"\b{re.escape(documented)}\b", text), column
 
 
 def test_every_key_of_a_manifest_is_documented() -> None:

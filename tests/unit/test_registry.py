@@ -9,7 +9,7 @@ from slick.errors import SettingsError
 from slick.registry import Registry
 
 
-def test_components_are_found_by_name_in_the_order_of_registration() -> None:
+def test_components_are_listed_in_order_of_registration() -> None:
     registry: Registry[int] = Registry("number")
     registry.register("two")(2)
     registry.register("one")(1)
@@ -26,7 +26,7 @@ def test_duplicate_name_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("name", "hint"), [("thre", "did you mean three"), ("x", "there are one, three")])
-def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, hint: str) -> None:
+def test_unknown_name_is_refused_with_a_suggestion(name: str, hint: str) -> None:
     registry: Registry[int] = Registry("number")
     registry.register("one")(1)
     registry.register("three")(3)
@@ -55,7 +55,7 @@ def test_modules_of_the_package_register_themselves(
     assert (f"{package}.b" in sys.modules) is not lazy
 
 
-def test_failed_import_is_repeated_by_the_next_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_import_is_retried_by_the_next_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "failing_components"
     package.mkdir()
     (package / "__init__.py").write_text(

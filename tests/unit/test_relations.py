@@ -1,3 +1,5 @@
+"""Relations: the shipped ones, subjects and templates, and relations files."""
+
 import json
 from pathlib import Path
 

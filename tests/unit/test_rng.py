@@ -1,4 +1,4 @@
-"""Random numbers that belong to a row."""
+"""Random numbers that depend on the row only."""
 
 import math
 import subprocess
@@ -13,7 +13,7 @@ def keys(num: int, seed: int = 0) -> np.ndarray:
     return np.array([row_key(seed, f"q{i}", 0) for i in range(num)], dtype=np.uint64)
 
 
-def grid(num_keys: int, num_samples: int, step: int, seed: int = 0) -> np.ndarray:
+def uniform_matrix(num_keys: int, num_samples: int, step: int, seed: int = 0) -> np.ndarray:
     """Shape (num_keys, num_samples)."""
     pairs_keys = np.repeat(keys(num_keys, seed), num_samples)
     return uniforms(pairs_keys, np.tile(np.arange(num_samples), num_keys), step).reshape(num_keys, num_samples)
@@ -21,31 +21,31 @@ def grid(num_keys: int, num_samples: int, step: int, seed: int = 0) -> np.ndarra
 
 def test_keys_are_the_same_in_every_process() -> None:
     code = "from slick.rng import row_key; print(row_key(7, 'P17-é', 3))"
-    other = {
+    printed = {
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": hash_seed}
         ).stdout.strip()
         for hash_seed in ("1", "2")
     }
-    assert other == {str(row_key(7, "P17-é", 3))}
+    assert printed == {str(row_key(7, "P17-é", 3))}
 
 
 def test_stored_values_do_not_change() -> None:
-    # Labels of a finished study must come out again with a later version.
+    # A later version must reproduce the labels of a finished study.
     assert int(row_key(0, "P17-a", 3)) == 13107417087504151218
-    found = uniforms(np.array([row_key(0, "P17-a", 3)], dtype=np.uint64), np.array([5]), 2)
-    assert found.tolist() == [0.05556280971969696]
+    values = uniforms(np.array([row_key(0, "P17-a", 3)], dtype=np.uint64), np.array([5]), 2)
+    assert values.tolist() == [0.05556280971969696]
 
 
-def test_keys_tell_their_parts_apart() -> None:
-    made = [row_key(0, "a", "b"), row_key(0, "ab"), row_key(0, "a", 1), row_key(0, "a", 11), row_key(0, "a", 1, 1)]
-    made += [row_key(1, "a", "b"), row_key(0, "b", "a"), row_key(0), row_key(1)]
-    assert len(set(map(int, made))) == len(made)
-    assert derive_seed(0, "a", "b") == int(made[0])
+def test_keys_depend_on_part_boundaries_and_order() -> None:
+    all_keys = [row_key(0, "a", "b"), row_key(0, "ab"), row_key(0, "a", 1), row_key(0, "a", 11), row_key(0, "a", 1, 1)]
+    all_keys += [row_key(1, "a", "b"), row_key(0, "b", "a"), row_key(0), row_key(1)]
+    assert len(set(map(int, all_keys))) == len(all_keys)
+    assert derive_seed(0, "a", "b") == int(all_keys[0])
 
 
 def test_uniforms_do_not_depend_on_their_neighbours() -> None:
-    whole = grid(6, 16, 3)
+    whole = uniform_matrix(6, 16, 3)
     shuffled = np.random.default_rng(0).permutation(6 * 16)
     flat_keys, samples = np.repeat(keys(6), 16)[shuffled], np.tile(np.arange(16), 6)[shuffled]
     assert np.array_equal(uniforms(flat_keys, samples, 3), whole.ravel()[shuffled])
@@ -54,7 +54,7 @@ def test_uniforms_do_not_depend_on_their_neighbours() -> None:
 
 
 def test_uniforms_lie_in_the_unit_interval_and_do_not_repeat() -> None:
-    values = np.concatenate([grid(200, 16, step).ravel() for step in range(8)])
+    values = np.concatenate([uniform_matrix(200, 16, step).ravel() for step in range(8)])
     assert values.min() >= 0.0
     assert values.max() < 1.0
     assert len(np.unique(values)) == len(values)  # 25,600 of 2**53 values: a chance repeat has odds of 4e-8
@@ -63,9 +63,9 @@ def test_uniforms_lie_in_the_unit_interval_and_do_not_repeat() -> None:
 def test_uniforms_are_uniform_along_every_axis() -> None:
     # Chi-square over 20 bins (19 degrees of freedom): above 57.8 with odds of about 1e-5 for each of the 40 tests.
     # By key, by sample index, by step, and by seed: 4 x 10 tests, false alarm odds below 5e-4 in all.
-    axes = [grid(10, 20_000, 0), grid(20_000, 10, 0).T]
-    axes.append(np.stack([grid(20_000, 1, step)[:, 0] for step in range(10)]))
-    axes.append(np.stack([grid(20_000, 1, 0, seed)[:, 0] for seed in range(10)]))
+    axes = [uniform_matrix(10, 20_000, 0), uniform_matrix(20_000, 10, 0).T]
+    axes.append(np.stack([uniform_matrix(20_000, 1, step)[:, 0] for step in range(10)]))
+    axes.append(np.stack([uniform_matrix(20_000, 1, 0, seed)[:, 0] for seed in range(10)]))
     for values in axes:
         for line in values:
             counts = np.histogram(line, bins=20, range=(0, 1))[0]
@@ -74,8 +74,8 @@ def test_uniforms_are_uniform_along_every_axis() -> None:
 
 def test_neighbouring_draws_are_uncorrelated() -> None:
     # Each correlation of 100,000 pairs has standard error 0.00316; 5 of them: odds of 6e-7 for each of the three.
-    values = grid(10_000, 11, 0)
-    later = grid(10_000, 11, 1)
+    values = uniform_matrix(10_000, 11, 0)
+    later = uniform_matrix(10_000, 11, 1)
     pairs = [(values[:, :-1], values[:, 1:]), (values[:-1, :10], values[1:, :10]), (values[:, :10], later[:, :10])]
     for left, right in pairs:
         assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 5 / math.sqrt(left.size)
@@ -83,5 +83,5 @@ def test_neighbouring_draws_are_uncorrelated() -> None:
 
 def test_large_indices_do_not_warn_or_wrap() -> None:
     with np.errstate(all="raise"):
-        found = uniforms(np.array([0, 2**64 - 1], dtype=np.uint64), np.array([2**62, 2**62]), 10**6)
-    assert len(set(found.tolist())) == 2
+        values = uniforms(np.array([0, 2**64 - 1], dtype=np.uint64), np.array([2**62, 2**62]), 10**6)
+    assert len(set(values.tolist())) == 2

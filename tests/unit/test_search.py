@@ -16,7 +16,7 @@ AXES = ("learning_rate=1e-6..1e-3:log", "lora_rank=4..64", "dropout=0.0..0.3", "
 CONFIG = SweepConfig(grid=GridConfig(axes=AXES), search="optuna")
 
 
-def searched(num_rounds: int, seed: int = 0) -> list[SettingOverrides]:
+def search_samples(num_rounds: int, seed: int = 0) -> list[SettingOverrides]:
     """Samples of a search for a learning rate near 1e-5."""
     pytest.importorskip("optuna", reason="optuna is not installed: pip install 'slick-knowledge[optuna]'")
     from math import log10
@@ -34,26 +34,26 @@ def test_ranges_are_parsed() -> None:
     assert parse_axis(AXES[1]) == Axis("lora_rank", (4, 64), None, "linear")
 
 
-def test_samples_lie_on_the_axes_and_approach_better_scores() -> None:
-    samples = [dict(settings) for settings in searched(15)]
+def test_samples_are_within_the_axes_and_improve() -> None:
+    samples = [dict(settings) for settings in search_samples(15)]
     rates = [settings["learning_rate"] for settings in samples]
     assert all(1e-6 <= rate <= 1e-3 and len(f"{rate:e}".rstrip("0")) <= len("1.234e-05") + 3 for rate in rates)
     assert {type(settings["lora_rank"]) for settings in samples} == {int}
     assert all(4 <= settings["lora_rank"] <= 64 and 0 <= settings.get("dropout", 0.05) <= 0.3 for settings in samples)
     assert {settings.get("dtype", "float32") for settings in samples} == {"float32", "bfloat16"}
 
-    def mean_distance(some: list[float]) -> float:
+    def mean_distance(rates_of_part: list[float]) -> float:
         from math import log10
 
-        return sum(abs(log10(rate) + 5) for rate in some) / len(some)
+        return sum(abs(log10(rate) + 5) for rate in rates_of_part) / len(rates_of_part)
 
     assert mean_distance(rates[-20:]) < mean_distance(rates[:20])
 
 
 def test_longer_search_starts_with_the_same_samples() -> None:
-    longer = searched(5)
-    assert longer[: 4 * 3] == searched(3)
-    assert searched(3, seed=1) != searched(3)
+    longer = search_samples(5)
+    assert longer[: 4 * 3] == search_samples(3)
+    assert search_samples(3, seed=1) != search_samples(3)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_invalid_search_settings_are_refused(changes: dict[str, object], message
 def test_search_settings_are_part_of_the_identity() -> None:
     assert replace(CONFIG, samples=21).identity() != CONFIG.identity()
     plain = SweepConfig()
-    assert replace(plain, samples=21).identity() == plain.identity(), "a grid knows nothing of samples"
+    assert replace(plain, samples=21).identity() == plain.identity(), "without a search, samples must not count"
     assert "search" not in plain.identity()
 
 

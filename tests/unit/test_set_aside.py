@@ -35,7 +35,7 @@ from tuning.evaluate import encode_rows, filter_long_rows
 ANSWER = 10
 
 
-def store(*prefixes: str) -> AnswerSetSpec:
+def make_answer_set(*prefixes: str) -> AnswerSetSpec:
     return AnswerSetSpec(prefixes={"P1": list(prefixes)}, sampling=SamplingConfig(max_new_tokens=ANSWER))
 
 
@@ -60,16 +60,16 @@ def count_words(texts: Any) -> list[int]:
     return [len(text.split()) for text in texts]
 
 
-def found_ids(table: pa.Table, of: AnswerSetSpec, context: int) -> list[str]:
-    return find_too_long(table, of, context, count_words)["question_id"].to_pylist()
+def too_long_ids(table: pa.Table, answer_set: AnswerSetSpec, context: int) -> list[str]:
+    return find_too_long(table, answer_set, context, count_words)["question_id"].to_pylist()
 
 
-def test_the_longest_prompt_and_answer_must_fit_exactly() -> None:
+def test_longest_prompt_and_answer_must_fit() -> None:
     """A prompt is a prefix, `Q:`, the question and `A:`."""
     texts = ("a " * 5, "a " * 40, "a " * 41, "a " * 400)
-    of = store("one two three\n", "one\n")
+    answer_set = make_answer_set("one two three\n", "one\n")
     context = 3 + 2 + 40 + ANSWER
-    table = find_too_long(questions(*texts), of, context, count_words)
+    table = find_too_long(questions(*texts), answer_set, context, count_words)
     assert table.schema == SET_ASIDE_SCHEMA
     assert [(row["question_id"], row["num_tokens"]) for row in table.to_pylist()] == [
         ("P1-2", context + 1),
@@ -86,90 +86,90 @@ def test_the_longest_prompt_and_answer_must_fit_exactly() -> None:
             "limit": context,
         }
     ]
-    assert found_ids(questions(*texts), of, context + 1) == ["P1-3"]
+    assert too_long_ids(questions(*texts), answer_set, context + 1) == ["P1-3"]
 
 
-def test_no_tokenizer_is_needed_where_bytes_are_few_enough() -> None:
-    def fails(texts: Any) -> list[int]:
+def test_short_texts_are_not_tokenized() -> None:
+    def fail(texts: Any) -> list[int]:
         raise AssertionError(texts)
 
     table = questions("short", "as short")
-    assert find_too_long(table, store("Q: x\nA: y\n"), 512, fails).num_rows == 0
-    assert max_prompt_tokens(table, store("Q: x\nA: y\n")) <= 512
+    assert find_too_long(table, make_answer_set("Q: x\nA: y\n"), 512, fail).num_rows == 0
+    assert max_prompt_tokens(table, make_answer_set("Q: x\nA: y\n")) <= 512
 
 
-def test_the_bound_of_tokens_holds_for_a_tokenizer_of_bytes() -> None:
-    table, of = questions("wörter \u4f60\u597d \U0001f600" * 9, "x"), store("Q: é\nA: ü\n")
-    prompt = of.prefixes["P1"][0] + of.suffix(table["question"][0].as_py(), ["yes"])
-    assert len(tiny_tokenizer()(prompt)["input_ids"]) + ANSWER <= max_prompt_tokens(table, of)
+def test_token_bound_holds_for_byte_level_tokenizers() -> None:
+    table, answer_set = questions("wörter \u4f60\u597d \U0001f600" * 9, "x"), make_answer_set("Q: é\nA: ü\n")
+    prompt = answer_set.prefixes["P1"][0] + answer_set.suffix(table["question"][0].as_py(), ["yes"])
+    assert len(tiny_tokenizer()(prompt)["input_ids"]) + ANSWER <= max_prompt_tokens(table, answer_set)
 
 
-def test_exemplars_without_room_for_a_question_are_named() -> None:
-    of = store("short\n", "word " * 90)
+def test_too_long_exemplars_are_refused() -> None:
+    answer_set = make_answer_set("short\n", "word " * 90)
     with pytest.raises(DataError, match=r"exemplars of relation P1 leave no room.*set 2 of 2 has 92 tokens.*holds 100"):
-        find_too_long(questions("a", "b"), of, 100, count_words)
+        find_too_long(questions("a", "b"), answer_set, 100, count_words)
 
 
-def found(num: int, context: int = 50) -> pa.Table:
-    return find_too_long(questions(*["a " * 90] * num), store("x\n"), context, count_words)
+def long_questions(num: int, context: int = 50) -> pa.Table:
+    return find_too_long(questions(*["a " * 90] * num), make_answer_set("x\n"), context, count_words)
 
 
-def test_above_the_share_the_message_says_how_many_and_what_to_do(tmp_path: Path) -> None:
+def test_too_many_long_questions_are_refused(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    check_set_aside_share(found(1), 100, 0.01, folder, "generations")
+    check_set_aside_share(long_questions(1), 100, 0.01, folder, "generations")
     check_set_aside_share(SET_ASIDE_SCHEMA.empty_table(), 100, 0.0, folder, "generations")
     with pytest.raises(DataError) as raised:
-        check_set_aside_share(found(5), 100, 0.01, folder, "generations")
+        check_set_aside_share(long_questions(5), 100, 0.01, folder, "generations")
     message = str(raised.value)
     for part in ("5 of 100 questions (5 %)", "50 tokens", "103 tokens", "at most 1 %", "P1-0 (103 tokens)", ", ..."):
         assert part in message
     with pytest.raises(DataError, match="no question is left to annotate"):
-        check_set_aside_share(found(5), 5, 1.0, folder, "generations")
+        check_set_aside_share(long_questions(5), 5, 1.0, folder, "generations")
 
 
 def test_counts_are_by_store_reason_relation_and_split() -> None:
-    assert count_set_aside_by_store({"generations": found(3), "repeats": SET_ASIDE_SCHEMA.empty_table()}) == {
+    assert count_set_aside_by_store({"generations": long_questions(3), "repeats": SET_ASIDE_SCHEMA.empty_table()}) == {
         "generations": {TOO_LONG: {"P1": {"test": 2, "train": 1}}}
     }
 
 
-def test_questions_set_aside_leave_the_others_in_their_batches(tmp_path: Path) -> None:
+def test_other_questions_keep_their_batches(tmp_path: Path) -> None:
     table = questions(*"abcdefgh")
-    out = SET_ASIDE_SCHEMA.empty_table()
-    rest = {"relation": "P1", "domain": "id", "split": "test", "reason": TOO_LONG, "num_tokens": 9, "limit": 8}
-    out = pa.Table.from_pylist([{"question_id": f"P1-{i}", **rest} for i in (1, 3, 4, 5)], out.schema)
-    batches = exclude_questions(cut_batches(table, 2), out)
+    set_aside = SET_ASIDE_SCHEMA.empty_table()
+    columns = {"relation": "P1", "domain": "id", "split": "test", "reason": TOO_LONG, "num_tokens": 9, "limit": 8}
+    set_aside = pa.Table.from_pylist([{"question_id": f"P1-{i}", **columns} for i in (1, 3, 4, 5)], set_aside.schema)
+    batches = exclude_questions(cut_batches(table, 2), set_aside)
     ids = {batch.index: batch.questions["question_id"].to_pylist() for batch in batches}
     assert ids == {0: ["P1-0"], 1: ["P1-2"], 3: ["P1-6", "P1-7"]}
-    assert drop_questions(table, out)["question_id"].to_pylist() == ["P1-0", "P1-2", "P1-6", "P1-7"]
+    assert drop_questions(table, set_aside)["question_id"].to_pylist() == ["P1-0", "P1-2", "P1-6", "P1-7"]
     folder = Folder(str(tmp_path))
     assert labelled_questions(folder, table).equals(table)
-    folder.child("set_aside").write_table("gold.parquet", out)
-    assert read_set_aside(folder, "gold").equals(out)
+    folder.child("set_aside").write_table("gold.parquet", set_aside)
+    assert read_set_aside(folder, "gold").equals(set_aside)
     assert labelled_questions(folder, table).num_rows == 4
 
 
-def test_the_share_is_no_part_of_what_results_depend_on() -> None:
+def test_share_is_not_part_of_the_identity() -> None:
     for config in (AnnotateConfig(), TrainConfig()):
         assert replace(config, max_set_aside_share=0.5).identity() == config.identity()
-    for made in (AnnotateConfig, TrainConfig):
+    for config_class in (AnnotateConfig, TrainConfig):
         with pytest.raises(SettingsError, match=r"max_set_aside_share is a share in \[0, 1\], got"):
-            made(max_set_aside_share=1.5)
+            config_class(max_set_aside_share=1.5)
 
 
-def test_the_context_is_read_off_the_configuration(tmp_path: Path) -> None:
-    def context_of(text: str) -> int:
+def test_context_length_is_read_from_the_config(tmp_path: Path) -> None:
+    def read_context(text: str) -> int:
         (tmp_path / "config.json").write_text(text)
         (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
         return context_length(str(tmp_path))
 
-    assert context_of('{"max_position_embeddings": 512}') == 512
-    assert context_of('{"model_type": "gpt2", "n_positions": 64}') == 64
-    assert context_of('{"text_config": {"max_position_embeddings": 128}, "max_position_embeddings": 5}') == 128
-    assert context_of('{"model_type": "llama"}') == 2048, "what the architecture has by itself"
-    assert context_of('{"model_type": "mamba"}') == UNLIMITED_POSITIONS
+    assert read_context('{"max_position_embeddings": 512}') == 512
+    assert read_context('{"model_type": "gpt2", "n_positions": 64}') == 64
+    assert read_context('{"text_config": {"max_position_embeddings": 128}, "max_position_embeddings": 5}') == 128
+    assert read_context('{"model_type": "llama"}') == 2048, "the default of the architecture"
+    assert read_context('{"model_type": "mamba"}') == UNLIMITED_POSITIONS
     with pytest.raises(ModelError, match=r"config\.json is not UTF-8 JSON"):
-        context_of("{")
+        read_context("{")
 
 
 def row(question_id: str, split: str, words: int, target: str = "yes") -> QuestionRow:
@@ -182,14 +182,14 @@ def row(question_id: str, split: str, words: int, target: str = "yes") -> Questi
 TRAINING = TrainConfig(max_new_tokens=8, max_set_aside_share=0.5)
 
 
-def test_rows_that_do_not_fit_are_left_out_with_their_tokens() -> None:
+def test_too_long_rows_are_set_aside_with_their_tokens() -> None:
     rows = [row("a", "train", 4), row("b", "train", 4, "no " * 90), row("c", "dev", 4), row("d", "test", 300)]
     fitting = filter_long_rows(rows, tiny_tokenizer(), 128, TRAINING)
-    assert [one.question_id for one in fitting.rows] == ["a", "c"]
+    assert [fitting_row.question_id for fitting_row in fitting.rows] == ["a", "c"]
     assert fitting.examples == encode_rows([rows[0], rows[2]], tiny_tokenizer())
     assert fitting.train_examples == fitting.examples[:1]
-    long = {one["question_id"]: one for one in fitting.set_aside.to_pylist()}
-    assert {name: one["split"] for name, one in long.items()} == {"b": "train", "d": "test"}
+    long = {long_row["question_id"]: long_row for long_row in fitting.set_aside.to_pylist()}
+    assert {name: long_row["split"] for name, long_row in long.items()} == {"b": "train", "d": "test"}
     (example,) = encode_rows([rows[1]], tiny_tokenizer())
     assert long["b"]["num_tokens"] == example.num_tokens > 128 == long["b"]["limit"]
     (example,) = encode_rows([rows[3]], tiny_tokenizer())
@@ -213,7 +213,7 @@ def manifest(**counts: Any) -> Manifest:
     return Manifest(step="x", fingerprint="f", settings={}, inputs={}, counts=counts, seconds=1.0, versions={})
 
 
-def test_the_report_shows_what_was_set_aside_and_where_it_is_listed() -> None:
+def test_report_lists_set_aside_questions() -> None:
     manifests = {
         "annotate": manifest(set_aside={"generations": {TOO_LONG: {"P1": {"train": 3, "test": 1}}}}),
         "annotate/p_true": manifest(set_aside={"p_true": {TOO_LONG: {"P1": {"test": 2}}}}),
@@ -231,5 +231,5 @@ def test_the_report_shows_what_was_set_aside_and_where_it_is_listed() -> None:
     )
     captions = [exhibit.caption for exhibit in provenance_section(manifests, None).exhibits]
     assert any("Questions set aside" in caption for caption in captions)
-    none = {"annotate": manifest(set_aside={}), "runs/c-seed0": manifest()}
-    assert not any("set aside" in exhibit.caption for exhibit in provenance_section(none, None).exhibits)
+    without_rows = {"annotate": manifest(set_aside={}), "runs/c-seed0": manifest()}
+    assert not any("set aside" in exhibit.caption for exhibit in provenance_section(without_rows, None).exhibits)
