@@ -183,8 +183,8 @@ def run_trainer(model: str, examples: list[Example], config: TrainConfig, pad_id
 
     class StepCounter(TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            start_process = (state.global_step - 1) * config.batch_size
-            clock.step(sum(example.num_tokens for example in order[start_process : start_process + config.batch_size]))
+            first = (state.global_step - 1) * config.batch_size
+            clock.step(sum(example.num_tokens for example in order[first : first + config.batch_size]))
 
     class UnshuffledTrainer(Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:

@@ -196,10 +196,10 @@ def test_findings_not_requested_name_the_flag() -> None:
 
 def test_sections_are_grouped_by_experiment_and_unrequested_ones_are_reduced() -> None:
     labelled = label_sections([make_section(name, "no run") for name in ("choice", "idk", "share", "other")], ("idk",))
-    assert [make_section.name for make_section in labelled] == ["idk", "other", "choice", "share"], (
+    assert [section.name for section in labelled] == ["idk", "other", "choice", "share"], (
         "sections that were not requested come last"
     )
-    assert [make_section.experiment for make_section in labelled][:3] == [
+    assert [section.experiment for section in labelled][:3] == [
         "idk · table 8",
         "",
         "unknown_ratio · figures 3a, 3b",
@@ -207,13 +207,13 @@ def test_sections_are_grouped_by_experiment_and_unrequested_ones_are_reduced() -
     assert [exhibit.missing for exhibit in labelled[2].exhibits] == ["not requested: add --experiments unknown_ratio"]
     assert [exhibit.missing for exhibit in labelled[0].exhibits] == ["no run", "no run"]
     complete = label_sections([make_section(name, None) for name in ("choice", "idk", "share")], ("idk",))
-    assert [make_section.name for make_section in complete] == ["choice", "share", "idk"]
+    assert [section.name for section in complete] == ["choice", "share", "idk"]
     kept = label_sections([make_section("share", None)], ("idk",))
     assert len(kept[0].exhibits) == 2, "available exhibits are shown, requested or not"
 
 
 def test_every_section_of_the_page_belongs_to_an_experiment() -> None:
-    names = [make_section.name for make_section in make_sections(StudyData())]
+    names = [section.name for section in make_sections(StudyData())]
     assert {sections.get(name).experiment for name in names} <= EXPERIMENTS.keys()
     assert {*sections.names()} - {*names} == {"planted"}, "the section of planted facts needs a world"
 

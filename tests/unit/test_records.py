@@ -16,15 +16,15 @@ from tuning.records import (
 )
 
 
-def row(question_id: str, split: str, category: str | None) -> QuestionRow:
+def make_row(question_id: str, split: str, category: str | None) -> QuestionRow:
     return QuestionRow(question_id=question_id, split=split, category=category, suffix="", target="x", accepted=("x",))
 
 
 ROWS = [
-    row("a", "train", "Unknown"),
-    row("b", "train", "HighlyKnown"),
-    row("c", "train", "Unknown"),
-    row("d", "dev", None),
+    make_row("a", "train", "Unknown"),
+    make_row("b", "train", "HighlyKnown"),
+    make_row("c", "train", "Unknown"),
+    make_row("d", "dev", None),
 ]
 
 
@@ -75,8 +75,8 @@ def test_metrics_round_trip_through_the_table() -> None:
 
 
 def test_loss_is_the_token_mean_if_all_rows_have_one() -> None:
-    measures = {(m.split, m.category): m.loss for m in summarize(ROWS, EPOCHS[0])}
-    assert measures["train", "all"] == pytest.approx((0.0 + 0.5 + 1.0) / 6)
-    assert measures["dev", "all"] is None
+    losses = {(m.split, m.category): m.loss for m in summarize(ROWS, EPOCHS[0])}
+    assert losses["train", "all"] == pytest.approx((0.0 + 0.5 + 1.0) / 6)
+    assert losses["dev", "all"] is None
     assert TABLES[0]["loss"].to_pylist() == [0.0, 0.5, 1.0, None]
     assert TABLES[0].schema.field("loss").type == pa.float64()

@@ -1,4 +1,4 @@
-"""Declarations on settings fields, and fingerprints, which derive from them and do not change."""
+"""Declarations on settings fields, and the stability of fingerprints derived from them."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ from slick.world.config import WorldConfig, smoke_world_config
 from tuning.config import TrainConfig
 from tuning.grid import GridConfig, SweepConfig
 
-DRAWN = SamplingConfig(seed=3, top_k=7)
+SAMPLING = SamplingConfig(seed=3, top_k=7)
 LORA = {"schedule": "linear", "lora_rank": 8, "lora_alpha": 3.0}
 FILES = {"questions": "x.csv", "relations": "r.json", "rejects": "bad.jsonl", "audit": "a"}
 
@@ -41,7 +41,13 @@ FILES = {"questions": "x.csv", "relations": "r.json", "rejects": "bad.jsonl", "a
         (AnnotateConfig(dtype="float32"), "872cab6ea16c03ac"),
         (
             AnnotateConfig(
-                dtype="float32", model="m", matcher="f1", sampling=DRAWN, annotate_dev=True, max_actors=3, p_true=True
+                dtype="float32",
+                model="m",
+                matcher="f1",
+                sampling=SAMPLING,
+                annotate_dev=True,
+                max_actors=3,
+                p_true=True,
             ),
             "40e5c783a9f9f045",
         ),
@@ -83,11 +89,11 @@ FILES = {"questions": "x.csv", "relations": "r.json", "rejects": "bad.jsonl", "a
         (ReportConfig(title="t", graded="sheet.csv"), "d01a5ef8b3661d06"),
     ],
 )
-def test_fingerprints_are_those_of_finished_studies(config: AnnotateConfig, expected: str) -> None:
+def test_fingerprints_equal_those_of_finished_studies(config: AnnotateConfig, expected: str) -> None:
     assert fingerprint(config.identity()) == expected
 
 
-def test_fingerprints_of_p_true_are_those_of_finished_studies() -> None:
+def test_p_true_fingerprints_equal_those_of_finished_studies() -> None:
     assert fingerprint(p_true_settings(AnnotateConfig(dtype="float32"))) == "c26efdeb1eaadabb"
     wider = AnnotateConfig(p_true_of="all", annotate_dev=True, dtype="bfloat16", seed=3)
     assert fingerprint(p_true_settings(wider)) == "2bf67205f5108a49"
@@ -110,25 +116,25 @@ class Outer:
     inner: Inner = field(default_factory=Inner, metadata=affects("result"))
 
 
-def test_a_field_that_declares_nothing_affects_everything() -> None:
+def test_undeclared_field_affects_everything() -> None:
     assert identity_settings(Outer()) == {"forgotten": 1, "mode": "plain", "inner": {"rate": 1.0, "seed": 0}}
     assert fields_affecting(Outer, "result", "cost") == ("forgotten",)
 
 
-def test_settings_without_effect_are_left_out() -> None:
+def test_settings_without_effect_are_omitted() -> None:
     assert identity_settings(Outer(mode="search"))["samples"] == 5
     assert identity_settings(Outer(), COMPARISON)["epochs"] == 2
 
 
-def test_stored_settings_count_as_their_class_declares() -> None:
+def test_stored_settings_are_filtered_by_their_class() -> None:
     stored = {"path": "x", "workers": 3, "mode": "search", "samples": 4, "inner": {"rate": 2, "seed": 1}, "later": 7}
-    left = {"mode": "search", "samples": 4, "inner": {"rate": 2, "seed": 1}, "later": 7}
-    assert filter_settings(Outer, stored) == left, "names that the class does not know count"
+    kept = {"mode": "search", "samples": 4, "inner": {"rate": 2, "seed": 1}, "later": 7}
+    assert filter_settings(Outer, stored) == kept, "settings unknown to the class must count"
     assert filter_settings(Outer, stored, frozenset({"result"}))["inner"] == {"rate": 2}
     assert filter_settings(None, stored) == stored
 
 
-def test_a_setting_of_an_older_manifest_is_known_by_its_former_name() -> None:
+def test_former_setting_names_of_older_manifests_are_accepted() -> None:
     older = {"source": "there/q.csv", "filter": "none"}
     assert filter_settings(QuestionsConfig, older) == filter_settings(
         QuestionsConfig, {"questions": "here/q.csv", "filter": "none"}
@@ -158,20 +164,20 @@ class Validated:
         ({"share": float("nan")}, "share is a share"),
     ],
 )
-def test_validation_derives_from_types_and_bounds_of_the_fields(change: dict, message: str) -> None:
+def test_validation_follows_field_types_and_bounds(change: dict, message: str) -> None:
     Validated(mode="fast", layers=("last",), share=1.0)
     with pytest.raises(SettingsError, match=message):
         Validated(**change)
 
 
-def test_cost_settings_are_those_that_change_results_and_cost() -> None:
+def test_cost_settings_change_results_and_cost() -> None:
     assert cost_settings(Validated(rate=0.1)) == {"mode": None, "layers": (), "steps": (1,), "rate": ABOVE_ZERO}
     assert cost_settings(Validated(rate=0.1)) == cost_settings(Validated(rate=0.2, share=0.3))
     assert cost_settings(Validated(rate=0.0)) != cost_settings(Validated(rate=0.2))
 
 
 @pytest.mark.parametrize("step", ["world", "questions", "annotate", "variants", "finetune", "sweep", "report"])
-def test_settings_class_of_a_step_is_imported_when_needed(step: str) -> None:
+def test_settings_class_of_a_step_is_imported_lazily(step: str) -> None:
     code = f"from slick.settings import settings_class; print(settings_class({step!r}).__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("Config")
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip().endswith("Config")

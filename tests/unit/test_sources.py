@@ -1,3 +1,5 @@
+"""Question sources: folders, zip archives and tables, and messages for damaged ones."""
+
 import csv
 import io
 import json
@@ -35,30 +37,30 @@ def write_zip(path, files=FILES, top="dataset/", **options):
     return path
 
 
-def rows_of(path):
+def read_contents(path):
     return [row.content for row in read_rows(open_source(str(path)))]
 
 
-def error_of(path):
+def error_message(path):
     with pytest.raises(DataError) as caught:
-        rows_of(path)
+        read_contents(path)
     return str(caught.value)
 
 
 def test_folder_its_parent_and_a_zip_are_the_same_source(tmp_path):
     folder = write_folder(tmp_path / "eq" / "dataset").parent
-    places = [
+    locations = [
         folder,
         folder / "dataset",
         f"{folder}/",
         write_zip(tmp_path / "a.zip"),
         write_zip(tmp_path / "b.ZIP", top=""),
     ]
-    sources = [open_source(str(place)) for place in places]
+    sources = [open_source(str(location)) for location in locations]
     assert {(s.fingerprint, s.layout, tuple(s.files)) for s in sources} == {
         (sources[0].fingerprint, "entity_questions", tuple(sorted(FILES)))
     }
-    assert rows_of(folder)[0] == {
+    assert read_contents(folder)[0] == {
         "question": "Where was Ada born?",
         "answers": ["London"],
         "relation": "P19",
@@ -75,12 +77,12 @@ def test_templates_are_read_beside_the_dataset_in_a_folder_and_a_zip(tmp_path):
         {**{f"dataset/{n}": d for n, d in FILES.items()}, "relation_query_templates.json": templates},
         top="",
     )
-    for place in (folder, folder / "dataset", path):
-        assert open_source(str(place)).templates == {"P19": "Where was [X] born?"}
+    for location in (folder, folder / "dataset", path):
+        assert open_source(str(location)).templates == {"P19": "Where was [X] born?"}
     (folder / "relation_query_templates.json").write_bytes(b"[]")
-    assert "relation_query_templates.json is not of the form" in error_of(folder)
+    assert "relation_query_templates.json is not of the form" in error_message(folder)
     (folder / "relation_query_templates.json").write_bytes(b"{")
-    assert "relation_query_templates.json is not UTF-8 JSON" in error_of(folder)
+    assert "relation_query_templates.json is not UTF-8 JSON" in error_message(folder)
 
 
 def test_tables_of_every_format_give_the_same_rows(tmp_path):
@@ -94,8 +96,8 @@ def test_tables_of_every_format_give_the_same_rows(tmp_path):
         [["relation", "question", "answers"], *([r["relation"], r["question"], json.dumps(r["answers"])] for r in rows)]
     )
     (tmp_path / "a.csv").write_text("\ufeff" + text.getvalue(), encoding="utf-8")
-    assert rows_of(tmp_path / "a.jsonl") == rows_of(tmp_path / "a.parquet") == rows
-    assert rows_of(tmp_path / "a.csv") == [{**rows[0], "answers": '["London", "UK"]'}]
+    assert read_contents(tmp_path / "a.jsonl") == read_contents(tmp_path / "a.parquet") == rows
+    assert read_contents(tmp_path / "a.csv") == [{**rows[0], "answers": '["London", "UK"]'}]
 
 
 def test_folder_of_tables_is_read_in_the_order_of_names(tmp_path):
@@ -119,41 +121,43 @@ def test_files_that_macos_adds_to_a_zip_are_ignored(tmp_path):
 
 
 def test_missing_and_unsupported_sources_are_refused(tmp_path):
-    assert "nowhere.zip does not exist; " + EXPECTED in error_of(tmp_path / "nowhere.zip")
+    assert "nowhere.zip does not exist; " + EXPECTED in error_message(tmp_path / "nowhere.zip")
     (tmp_path / "a.txt").write_text("x")
-    assert "a.txt has an unsupported file format; " + EXPECTED in error_of(tmp_path / "a.txt")
+    assert "a.txt has an unsupported file format; " + EXPECTED in error_message(tmp_path / "a.txt")
     (tmp_path / "empty").mkdir()
-    assert "holds no question file, found nothing; " + EXPECTED in error_of(tmp_path / "empty")
+    assert "holds no question file, found nothing; " + EXPECTED in error_message(tmp_path / "empty")
     (tmp_path / "empty" / "dataset" / "train").mkdir(parents=True)
     (tmp_path / "empty" / "dataset" / "train" / "P19.dev.json").write_text("[]")
-    assert "holds no question file, found dataset/" in error_of(tmp_path / "empty")
-    assert "has no name" in error_of(" ")
-    assert "cannot be read" in error_of("nothing://at/all")
+    assert "holds no question file, found dataset/" in error_message(tmp_path / "empty")
+    assert "has no name" in error_message(" ")
+    assert "cannot be read" in error_message("nothing://at/all")
 
 
 @pytest.mark.parametrize("suffix", ["zip", "jsonl", "csv", "parquet"])
 def test_empty_file_is_refused(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"")
-    assert str(path) in error_of(path)
+    assert str(path) in error_message(path)
 
 
 def test_truncated_zip_and_zip_without_questions_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip")
     path.write_bytes(path.read_bytes()[:-40])
-    assert "a.zip is not a whole zip file" in error_of(path)
-    assert "bytes found); download it again" in error_of(path)
+    assert "a.zip is not a whole zip file" in error_message(path)
+    assert "bytes found); download it again" in error_message(path)
     write_zip(path, {"readme.md": b"x"}, top="")
-    assert "holds no member {train,dev,test}/P*.{train,dev,test}.json, found readme.md; " + EXPECTED in error_of(path)
+    assert "holds no member {train,dev,test}/P*.{train,dev,test}.json, found readme.md; " + EXPECTED in error_message(
+        path
+    )
 
 
 def test_corrupt_zip_member_is_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"train/P19.train.json": json.dumps(ROWS * 50).encode()})
     data = bytearray(path.read_bytes())
-    at = data.index(b".json") + 15
-    data[at : at + 10] = b"\0" * 10
+    offset = data.index(b".json") + 15
+    data[offset : offset + 10] = b"\0" * 10
     path.write_bytes(data)
-    assert "a.zip, member dataset/train/P19.train.json: it is damaged" in error_of(path)
+    assert "a.zip, member dataset/train/P19.train.json: it is damaged" in error_message(path)
 
 
 def test_encrypted_and_large_members_are_refused(tmp_path, monkeypatch):
@@ -162,16 +166,18 @@ def test_encrypted_and_large_members_are_refused(tmp_path, monkeypatch):
     start = data.index(b"PK\x01\x02")
     data[start + 8] |= 1  # the flag 'encrypted' of the first member
     path.write_bytes(data)
-    assert "it is encrypted, expected no encryption" in error_of(path)
+    assert "it is encrypted, expected no encryption" in error_message(path)
     monkeypatch.setattr(limits, "MAX_MEMBER_BYTES", 10)
-    assert "P19.dev.json has 117 bytes, at most 10 are read; if you trust" in error_of(write_zip(tmp_path / "b.zip"))
+    assert "P19.dev.json has 117 bytes, at most 10 are read; if you trust" in error_message(
+        write_zip(tmp_path / "b.zip")
+    )
 
 
 def test_two_datasets_in_one_zip_are_refused(tmp_path):
-    both = {f"{top}/{name}": data for top in ("one", "two") for name, data in FILES.items()}
-    assert "twice, as one/" in error_of(write_zip(tmp_path / "a.zip", both, top=""))
+    two_copies = {f"{top}/{name}": data for top in ("one", "two") for name, data in FILES.items()}
+    assert "twice, as one/" in error_message(write_zip(tmp_path / "a.zip", two_copies, top=""))
     mixed = {"one/train/P19.train.json": b"[]", "two/train/P20.train.json": b"[]"}
-    assert "below one/, two/; expected one dataset" in error_of(write_zip(tmp_path / "b.zip", mixed, top=""))
+    assert "below one/, two/; expected one dataset" in error_message(write_zip(tmp_path / "b.zip", mixed, top=""))
 
 
 @pytest.mark.parametrize(
@@ -194,14 +200,14 @@ def test_two_datasets_in_one_zip_are_refused(tmp_path):
     ids=["truncated", "object", "number", "blank", "deep", "latin-1", "utf-16"],
 )
 def test_damaged_relation_file_is_refused(tmp_path, data, message):
-    error = error_of(write_folder(tmp_path, {**FILES, "dev/P19.dev.json": data}))
+    error = error_message(write_folder(tmp_path, {**FILES, "dev/P19.dev.json": data}))
     assert str(tmp_path) in error
     assert message in error
 
 
 def test_byte_order_mark_is_ignored(tmp_path):
     files = {name: b"\xef\xbb\xbf" + data for name, data in FILES.items()}
-    assert rows_of(write_folder(tmp_path / "a", files)) == rows_of(write_folder(tmp_path / "b"))
+    assert read_contents(write_folder(tmp_path / "a", files)) == read_contents(write_folder(tmp_path / "b"))
 
 
 @pytest.mark.parametrize(
@@ -244,16 +250,18 @@ def test_byte_order_mark_is_ignored(tmp_path):
 )
 def test_damaged_table_is_refused(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
-    error = error_of(tmp_path / name)
+    error = error_message(tmp_path / name)
     assert str(tmp_path / name) in error
     assert message in error
 
 
 def test_parquet_file_without_required_columns_or_footer_is_refused(tmp_path):
     pq.write_table(pa.table({"q": ["Who?"]}), tmp_path / "a.parquet")
-    assert "lacks column relation, question, answers (or answer); found q, expected" in error_of(tmp_path / "a.parquet")
+    assert "lacks column relation, question, answers (or answer); found q, expected" in error_message(
+        tmp_path / "a.parquet"
+    )
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-    assert "is not a complete Parquet file" in error_of(tmp_path / "a.parquet")
+    assert "is not a complete Parquet file" in error_message(tmp_path / "a.parquet")
 
 
 def test_parquet_column_of_pickles_is_refused_before_it_is_read(tmp_path):
@@ -267,5 +275,5 @@ def test_parquet_column_of_pickles_is_refused_before_it_is_read(tmp_path):
         pa.table({"relation": ["P1"], "question": ["Who?"], "answers": column, "unused": column}),
         tmp_path / "a.parquet",
     )
-    assert "can hold pickles, which run code when they are read: ['answers']" in error_of(tmp_path / "a.parquet")
+    assert "can hold pickles, which run code when they are read: ['answers']" in error_message(tmp_path / "a.parquet")
     assert not code_ran.exists()

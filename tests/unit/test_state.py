@@ -13,7 +13,7 @@ from tuning.state import TrainingProgress, check_legacy_states, find_states, lat
 PROGRESS = TrainingProgress(identity="a", epoch=3, best_dev_accuracy=0.5, best_dev_epoch=2, num_workers=2)
 
 
-def write(folder: Folder, progress: TrainingProgress, ranks: tuple[int, ...] = (0, 1)) -> Folder:
+def write_state(folder: Folder, progress: TrainingProgress, ranks: tuple[int, ...] = (0, 1)) -> Folder:
     path = Path(folder.local_path)
     path.mkdir(parents=True)
     (path / "progress.json").write_text(json.dumps({"format": 2} | asdict(progress)))
@@ -23,7 +23,7 @@ def write(folder: Folder, progress: TrainingProgress, ranks: tuple[int, ...] = (
     return folder
 
 
-def write_pickles(folder: Folder) -> Folder:
+def write_legacy_state(folder: Folder) -> Folder:
     """A state of the previous version, in DeepSpeed's format, with a valid progress file."""
     path = Path(folder.local_path)
     (path / "state").mkdir(parents=True)
@@ -35,18 +35,18 @@ def write_pickles(folder: Folder) -> Folder:
 
 def test_state_is_complete_with_the_shares_of_all_workers(tmp_path: Path) -> None:
     assert read_state(Folder(str(tmp_path / "nothing"))) is None
-    assert read_state(write(Folder(str(tmp_path / "one")), PROGRESS, ranks=(0,))) is None
-    whole = write(Folder(str(tmp_path / "both")), PROGRESS)
-    found = read_state(whole)
-    assert found is not None
-    assert found.progress == PROGRESS
-    Path(whole.local_path, "tensors-1.safetensors").write_bytes(b"wei")
-    assert read_state(whole) is None
+    assert read_state(write_state(Folder(str(tmp_path / "one")), PROGRESS, ranks=(0,))) is None
+    folder = write_state(Folder(str(tmp_path / "both")), PROGRESS)
+    state = read_state(folder)
+    assert state is not None
+    assert state.progress == PROGRESS
+    Path(folder.local_path, "tensors-1.safetensors").write_bytes(b"wei")
+    assert read_state(folder) is None
 
 
 @pytest.mark.parametrize("name", ["progress.json", "files-1.json"])
 def test_unreadable_state_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    folder = write(Folder(str(tmp_path / "state")), PROGRESS)
+    folder = write_state(Folder(str(tmp_path / "state")), PROGRESS)
     path = Path(folder.local_path, name)
     content = path.read_bytes()
     for broken in (b"", content[:-1], b"\xff" + content):
@@ -58,13 +58,13 @@ def test_unreadable_state_is_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
     failure: OSError = FileNotFoundError(2, "removed since it was listed")
     read_bytes = Folder.read_bytes
 
-    def failing(self: Folder, read: str) -> bytes:
+    def fail_to_read(self: Folder, read: str) -> bytes:
         with file_errors(f"{self}/{read}", "read"):
             if read == name:
                 raise failure
         return read_bytes(self, read)
 
-    monkeypatch.setattr(Folder, "read_bytes", failing)
+    monkeypatch.setattr(Folder, "read_bytes", fail_to_read)
     assert read_state(folder) is None
     failure = OSError(5, "the storage does not answer")
     with pytest.raises(StudyError, match=f"{name}.*does not answer"):
@@ -74,13 +74,13 @@ def test_unreadable_state_is_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_latest_state_of_each_training_is_found(tmp_path: Path) -> None:
     study = Folder(str(tmp_path))
     groups = study.child(".ray", "sweep")
-    write(groups.child("g", "checkpoint_1"), PROGRESS)
-    write(groups.child("g", "checkpoint_2"), replace(PROGRESS, epoch=5))
-    write(groups.child("g", "checkpoint_3"), replace(PROGRESS, epoch=9), ranks=(1,))
-    write(study.child("runs", "b-seed0", "state"), replace(PROGRESS, identity="b", epoch=7))
-    found = find_states(study, ["a-seed0", "b-seed0"])
-    assert {identity: state.progress.epoch for identity, state in found.items()} == {"a": 5, "b": 7}
-    assert latest_states(groups.child("g")) == {"a": found["a"]}
+    write_state(groups.child("g", "checkpoint_1"), PROGRESS)
+    write_state(groups.child("g", "checkpoint_2"), replace(PROGRESS, epoch=5))
+    write_state(groups.child("g", "checkpoint_3"), replace(PROGRESS, epoch=9), ranks=(1,))
+    write_state(study.child("runs", "b-seed0", "state"), replace(PROGRESS, identity="b", epoch=7))
+    states = find_states(study, ["a-seed0", "b-seed0"])
+    assert {identity: state.progress.epoch for identity, state in states.items()} == {"a": 5, "b": 7}
+    assert latest_states(groups.child("g")) == {"a": states["a"]}
     assert latest_states(groups.child("another")) == {}
 
 
@@ -89,7 +89,7 @@ def test_latest_state_of_each_training_is_found(tmp_path: Path) -> None:
     [{"format": 1}, {"format": 3}, {"epoch": "9"}, {"num_workers": None}, {"best_dev_accuracy": []}, {"more": 1}],
 )
 def test_state_of_another_format_is_ignored(tmp_path: Path, change: dict[str, object]) -> None:
-    folder = write(Folder(str(tmp_path / "state")), PROGRESS)
+    folder = write_state(Folder(str(tmp_path / "state")), PROGRESS)
     path = Path(folder.local_path, "progress.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert read_state(folder) is None
@@ -101,12 +101,12 @@ def test_pickles_of_the_previous_version_are_reported_and_never_opened(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     study = Folder(str(tmp_path))
-    interrupted = write_pickles(study.child(".ray", "finetune-a", "group", "checkpoint_1"))
-    kept = write_pickles(study.child("runs", "a-seed0", "state"))
+    interrupted = write_legacy_state(study.child(".ray", "finetune-a", "group", "checkpoint_1"))
+    kept = write_legacy_state(study.child("runs", "a-seed0", "state"))
     assert find_states(study, ["a-seed0"]) == {}
     assert latest_states(study.child(".ray", "finetune-a", "group")) == {}
     check_legacy_states(study, [])
-    assert capsys.readouterr().out == "", "no training starts again"
+    assert capsys.readouterr().out == "", "no run resumes from pickles"
     check_legacy_states(study, ["b-seed0"])
     assert f"{interrupted} has pickle files of an earlier version" in capsys.readouterr().out
     with pytest.raises(StudyError, match=f"{kept} has pickle files of an earlier version.*delete that folder"):

@@ -37,25 +37,25 @@ RUNS = [
     Trajectory(variant="natural", seed=seed, epochs=5, settings=settings)
     for seed, settings in ((0, ()), (1, ()), (1, (("lora_rank", 8),)), (2, ()))
 ]
-DONE, HALF, BROKEN, LAST = (run.run_id for run in RUNS)
+DONE, UNFINISHED, FAILED, WAITING = (run.run_id for run in RUNS)
 NOW = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="seconds")
-"""In the future: a driver silent for minutes counts as gone, and a busy machine may take that long to get here."""
+"""A time in the future: a driver without updates for minutes counts as ended, and a test may take that long."""
 
 
-def finish(folder: Folder) -> None:
+def finish_step_in(folder: Folder) -> None:
     step = folder.name if folder.name in STEP_FOLDERS else "finetune"
     manifest = Manifest(step=step, fingerprint="x", settings={}, inputs={}, counts={}, seconds=1.0, versions={})
     folder.write_json("manifest.json", {name: getattr(manifest, name) for name in Manifest.__slots__})
 
 
 def write_epochs(study: Folder, run_id: str, dev: list[int]) -> None:
-    """Right answers out of 10 dev and 20 test questions, the latter twice as many."""
+    """Write epochs with `dev` correct answers of 10 dev questions, and twice as many of 20 test questions."""
     epochs = [
         [
-            SplitMetrics(split=split, category="all", num=num, num_correct=right * num // 10, loss=None)
+            SplitMetrics(split=split, category="all", num=num, num_correct=num_correct * num // 10, loss=None)
             for split, num in (("dev", 10), ("test", 20))
         ]
-        for right in dev
+        for num_correct in dev
     ]
     study.child("runs", run_id).write_table("epochs.parquet", epochs_table(run_id, epochs))
 
@@ -64,18 +64,22 @@ def write_epochs(study: Folder, run_id: str, dev: list[int]) -> None:
 def study(tmp_path: Path) -> Folder:
     study = Folder(str(tmp_path))
     write_planned(study.child("sweep"), RUNS)
-    write_epochs(study, DONE, [4, 6, 5])  # it was ended before its last epoch
-    finish(study.child("runs", DONE))
-    write_epochs(study, HALF, [3, 2])
+    write_epochs(study, DONE, [4, 6, 5])  # ended before its last epoch
+    finish_step_in(study.child("runs", DONE))
+    write_epochs(study, UNFINISHED, [3, 2])
     write_epochs(study, "older-seed0", [9])
     return study
 
 
 def driver_status(**changed: object) -> DriverStatus:
-    known = DriverStatus(
-        at=NOW, seconds_left=130.0, running=(HALF,), failed={BROKEN: "no room"}, retries={HALF: 1, BROKEN: 2}
+    status = DriverStatus(
+        at=NOW,
+        seconds_left=130.0,
+        running=(UNFINISHED,),
+        failed={FAILED: "no room"},
+        retries={UNFINISHED: 1, FAILED: 2},
     )
-    return replace(known, **changed)
+    return replace(status, **changed)
 
 
 def test_status_of_an_unfinished_sweep_lists_all_runs(study: Folder, capsys: pytest.CaptureFixture) -> None:
@@ -88,9 +92,9 @@ def test_status_of_an_unfinished_sweep_lists_all_runs(study: Folder, capsys: pyt
     assert describe_step(study, "sweep") == f"begun, not finished, {line}; last update {NOW}"
     main(["--out", study.uri])
     out = capsys.readouterr().out.splitlines()
-    at = next(i for i, text in enumerate(out) if text.startswith("  sweep "))
-    assert line in out[at]
-    assert [text.split() for text in out[at + 1 : at + 6]] == [
+    index = next(i for i, text in enumerate(out) if text.startswith("  sweep "))
+    assert line in out[index]
+    assert [text.split() for text in out[index + 1 : index + 6]] == [
         ["variant", "seed", "settings", "epochs", "dev", "test", "best", "dev", "(epoch)", "state"],
         ["natural", "0", "3/5", "50.0", "%", "50.0", "%", "60.0", "%", "(2)", "done"],
         ["natural", "1", "2/5", "20.0", "%", "20.0", "%", "30.0", "%", "(1)", "retried,", "try", "2"],
@@ -100,10 +104,10 @@ def test_status_of_an_unfinished_sweep_lists_all_runs(study: Folder, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    "gone", [{"has_ended": True}, {"at": (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")}]
+    "changes", [{"has_ended": True}, {"at": (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")}]
 )
-def test_runs_without_a_driver_are_interrupted(study: Folder, gone: dict[str, object]) -> None:
-    write_driver_status(study.child("sweep"), driver_status(**gone))
+def test_runs_without_a_driver_are_interrupted(study: Folder, changes: dict[str, object]) -> None:
+    write_driver_status(study.child("sweep"), driver_status(**changes))
     assert [row.state for row in sweep_run_statuses(study)] == ["done", "interrupted", "failed", "waiting"]
 
 
@@ -142,27 +146,27 @@ def plan(run_id: str) -> RunPlan:
 
 
 def test_first_unfinished_run_of_a_trial_is_running() -> None:
-    course = TrialTracker([[plan("a"), plan("b")], [plan("c")], [plan("d")]])
-    assert course.driver_status(set(), float("inf"), has_ended=False).seconds_left is None
-    course.mark_started(0)
-    course.mark_started(1)
-    assert course.driver_status(set(), 1.0, has_ended=False).running == ("a", "c")
-    course.mark_retried(0)
-    course.mark_ended(1, "no room")
-    course.mark_ended(2)
-    stored = course.driver_status({"a", "d"}, 1.25, has_ended=True)
+    tracker = TrialTracker([[plan("a"), plan("b")], [plan("c")], [plan("d")]])
+    assert tracker.driver_status(set(), float("inf"), has_ended=False).seconds_left is None
+    tracker.mark_started(0)
+    tracker.mark_started(1)
+    assert tracker.driver_status(set(), 1.0, has_ended=False).running == ("a", "c")
+    tracker.mark_retried(0)
+    tracker.mark_ended(1, "no room")
+    tracker.mark_ended(2)
+    stored = tracker.driver_status({"a", "d"}, 1.25, has_ended=True)
     assert (stored.running, stored.retries, stored.failed) == (("b",), {"a": 1, "b": 1}, {"c": "no room"})
     assert (stored.seconds_left, stored.has_ended, stored.is_running) == (1.2, True, False)
-    assert course.completed_runs() == {"d"}
-    assert course.num_retries == 1
+    assert tracker.completed_runs() == {"d"}
+    assert tracker.num_retries == 1
 
 
 def test_pickled_trial_tracker_has_its_initial_state() -> None:
-    course = TrialTracker([[plan("a")]])
-    course.mark_retried(0)
-    again = copy.deepcopy(course)
-    assert again.packs == course.packs
-    assert again.num_retries == 0
+    tracker = TrialTracker([[plan("a")]])
+    tracker.mark_retried(0)
+    copied = copy.deepcopy(tracker)
+    assert copied.packs == tracker.packs
+    assert copied.num_retries == 0
 
 
 QUESTIONS = [
@@ -178,115 +182,117 @@ QUESTIONS = [
     for split, num in (("train", 6), ("test", 5), ("dev", 4))
     for i in range(num)
 ]
-LABELLED = AnnotateConfig(repeats_per_relation=3, controls_per_relation=2)
+ANNOTATE_CONFIG = AnnotateConfig(repeats_per_relation=3, controls_per_relation=2)
 
 
 @pytest.fixture
-def asking(tmp_path: Path) -> Folder:
-    """A study whose 22 questions are being asked."""
+def annotating(tmp_path: Path) -> Folder:
+    """A study with an unfinished annotation of 22 questions."""
     study = Folder(str(tmp_path))
     write_questions(study, [question.question for question in QUESTIONS])
     study.child("annotate").write_json("exemplars.json", {"P19": [], "P36": []})
-    begin_step(study.child("annotate"), "annotate", "x", LABELLED)
+    begin_step(study.child("annotate"), "annotate", "x", ANNOTATE_CONFIG)
     return study
 
 
-def store(folder: Folder, num: int) -> None:
-    ids = [one.question_id for one in QUESTIONS if one.split != "dev"][:num]
+def write_answers(folder: Folder, num: int) -> None:
+    ids = [question.question_id for question in QUESTIONS if question.split != "dev"][:num]
     folder.write_table("part-0.parquet", pa.table({"question_id": ids}))
 
 
-def shown(study: Folder, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+def status_lines(study: Folder, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     main(["--out", study.uri])
     lines = capsys.readouterr().out.splitlines()[1:]
     return {line[2:12].strip(): line[13:] for line in lines}
 
 
 def test_status_of_an_unfinished_annotation_counts_each_store(
-    asking: Folder, capsys: pytest.CaptureFixture[str]
+    annotating: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store(asking.child("annotate", "generations"), 22)
-    store(asking.child("annotate", "repeats"), 4)
-    found = shown(asking, capsys)
-    assert found["annotate"] == (
+    write_answers(annotating.child("annotate", "generations"), 22)
+    write_answers(annotating.child("annotate", "repeats"), 4)
+    lines = status_lines(annotating, capsys)
+    assert lines["annotate"] == (
         "begun, not finished, 22 of 22 questions answered, 4 of 6 repeated, 0 of 4 about fictional subjects"
     )
-    assert "P(True)" not in found, "nobody asked for it"
-    gold = replace(LABELLED, estimator="gold", repeats_per_relation=0)
-    asking.child("annotate").delete("started.json")
-    begin_step(asking.child("annotate"), "annotate", "x", gold)
-    store(asking.child("annotate", "gold"), 7)
-    assert ", 7 of 22 questions answered, 0 of 4 about fictional" in shown(asking, capsys)["annotate"]
+    assert "P(True)" not in lines, "it was not requested"
+    gold = replace(ANNOTATE_CONFIG, estimator="gold", repeats_per_relation=0)
+    annotating.child("annotate").delete("started.json")
+    begin_step(annotating.child("annotate"), "annotate", "x", gold)
+    write_answers(annotating.child("annotate", "gold"), 7)
+    assert ", 7 of 22 questions answered, 0 of 4 about fictional" in status_lines(annotating, capsys)["annotate"]
 
 
-@pytest.mark.parametrize(("of", "wanted"), [("test", 10), ("all", 22)])
-def test_status_of_p_true(asking: Folder, of: PTrueScope, wanted: int, capsys: pytest.CaptureFixture[str]) -> None:
-    config, folder = replace(LABELLED, p_true=True, p_true_of=of), asking.child("annotate", "p_true")
-    asking.child("annotate").delete("started.json")
-    begin_step(asking.child("annotate"), "annotate", "x", config)
-    assert shown(asking, capsys)["P(True)"] == "not begun"
+@pytest.mark.parametrize(("scope", "expected"), [("test", 10), ("all", 22)])
+def test_status_of_p_true(
+    annotating: Folder, scope: PTrueScope, expected: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = replace(ANNOTATE_CONFIG, p_true=True, p_true_of=scope), annotating.child("annotate", "p_true")
+    annotating.child("annotate").delete("started.json")
+    begin_step(annotating.child("annotate"), "annotate", "x", config)
+    assert status_lines(annotating, capsys)["P(True)"] == "not begun"
     begin_step(folder, "P(True)", "x", p_true_settings(config))
-    assert shown(asking, capsys)["P(True)"] == f"begun, not finished, 0 of {wanted} gold answers scored"
-    store(folder, 6)
-    assert shown(asking, capsys)["P(True)"] == f"begun, not finished, 6 of {wanted} gold answers scored"
-    store(folder, wanted)
-    finish(folder)
-    assert shown(asking, capsys)["P(True)"] == f"done in 1 s, {wanted} of {wanted} gold answers scored"
+    assert status_lines(annotating, capsys)["P(True)"] == f"begun, not finished, 0 of {expected} gold answers scored"
+    write_answers(folder, 6)
+    assert status_lines(annotating, capsys)["P(True)"] == f"begun, not finished, 6 of {expected} gold answers scored"
+    write_answers(folder, expected)
+    finish_step_in(folder)
+    assert status_lines(annotating, capsys)["P(True)"] == f"done in 1 s, {expected} of {expected} gold answers scored"
 
 
-def test_p_true_requested_later_is_not_begun(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    finish(asking.child("annotate"))
-    write_settings(asking, replace(smoke_study(), experiments=("counts",)))
-    assert "P(True)" not in shown(asking, capsys)
+def test_p_true_requested_later_is_not_begun(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    finish_step_in(annotating.child("annotate"))
+    write_settings(annotating, replace(smoke_study(), experiments=("counts",)))
+    assert "P(True)" not in status_lines(annotating, capsys)
     config = replace(smoke_study(), variants=VariantsConfig(), experiments=("counts,p_true,idk",))
-    write_settings(asking, config)
-    found = shown(asking, capsys)
-    assert found["P(True)"] == "not begun"
-    assert found["requested"] == "counts, p_true, idk"
-    assert found["left"] == "p_true (P(True), 1 of 1 trainings); idk (2 of 2 trainings)"
-    finish(asking.child("annotate", "p_true"))
-    finish(asking.child("runs", "natural-seed0"))
-    finish(asking.child("runs", "idk-050-seed0"))
-    assert shown(asking, capsys)["left"] == "idk (1 of 2 trainings)"
-    finish(asking.child("runs", "unknown-050-seed0"))
-    assert "left" not in shown(asking, capsys)
+    write_settings(annotating, config)
+    lines = status_lines(annotating, capsys)
+    assert lines["P(True)"] == "not begun"
+    assert lines["requested"] == "counts, p_true, idk"
+    assert lines["left"] == "p_true (P(True), 1 of 1 trainings); idk (2 of 2 trainings)"
+    finish_step_in(annotating.child("annotate", "p_true"))
+    finish_step_in(annotating.child("runs", "natural-seed0"))
+    finish_step_in(annotating.child("runs", "idk-050-seed0"))
+    assert status_lines(annotating, capsys)["left"] == "idk (1 of 2 trainings)"
+    finish_step_in(annotating.child("runs", "unknown-050-seed0"))
+    assert "left" not in status_lines(annotating, capsys)
 
 
 def write_settings(study: Folder, config: StudyConfig) -> None:
     study.write_json("study.json", {"settings": settings_to_json(resolve(config)), "versions": {}})
 
 
-def test_runs_of_an_added_experiment_are_left(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    """The sweep's own plan is of the old grid until it begins again."""
-    finish(asking.child("annotate"))
-    write_planned(asking.child("sweep"), [Trajectory(variant="unknown-050", seed=0, epochs=3)])
-    for folder in (asking.child("sweep"), asking.child("runs", "unknown-050-seed0")):
-        finish(folder)
-    write_settings(asking, replace(smoke_study(), experiments=("concentration",)))
-    found = shown(asking, capsys)
-    assert found["left"] == "concentration (1 of 2 trainings)"
-    assert found["sweep"].startswith("done in 1 s, 1 of 1 trainings")
+def test_runs_of_an_added_experiment_are_left(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Until the sweep begins again, its stored plan is that of the old grid."""
+    finish_step_in(annotating.child("annotate"))
+    write_planned(annotating.child("sweep"), [Trajectory(variant="unknown-050", seed=0, epochs=3)])
+    for folder in (annotating.child("sweep"), annotating.child("runs", "unknown-050-seed0")):
+        finish_step_in(folder)
+    write_settings(annotating, replace(smoke_study(), experiments=("concentration",)))
+    lines = status_lines(annotating, capsys)
+    assert lines["left"] == "concentration (1 of 2 trainings)"
+    assert lines["sweep"].startswith("done in 1 s, 1 of 1 trainings")
 
 
-def test_unneeded_steps_state_the_reason(asking: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    write_settings(asking, replace(smoke_study(), experiments=("counts,stability",)))
-    found = shown(asking, capsys)
-    assert found["variants"] == found["sweep"] == "not begun: no requested experiment needs training"
-    assert found["world"] == "not begun"
-    asked = replace(paper_study(), model="org/model", questions="q.zip", experiments=("idk",))
-    write_settings(asking, asked)
-    found = shown(asking, capsys)
-    assert found["world"] == "not begun: the model is org/model"
-    assert found["sweep"] == "not begun"
+def test_unneeded_steps_state_the_reason(annotating: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    write_settings(annotating, replace(smoke_study(), experiments=("counts,stability",)))
+    lines = status_lines(annotating, capsys)
+    assert lines["variants"] == lines["sweep"] == "not begun: no requested experiment needs training"
+    assert lines["world"] == "not begun"
+    config = replace(paper_study(), model="org/model", questions="q.zip", experiments=("idk",))
+    write_settings(annotating, config)
+    lines = status_lines(annotating, capsys)
+    assert lines["world"] == "not begun: the model is org/model"
+    assert lines["sweep"] == "not begun"
 
 
-def test_status_counts_graded_answers(asking: Folder) -> None:
-    finish(asking.child("report"))
-    tables = asking.child("report", "tables")
-    assert describe_step(asking, "report") == "done in 1 s"
+def test_status_counts_graded_answers(annotating: Folder) -> None:
+    finish_step_in(annotating.child("report"))
+    tables = annotating.child("report", "tables")
+    assert describe_step(annotating, "report") == "done in 1 s"
     for grades, expected in ((",", ""), ("wrong,", ", 1 of 2 wrong answers graded")):
         first, second = grades.split(",")
         tables.write_bytes("error_audit.csv", f"sheet,answer_id,grade\ns,a,{first}\ns,b,{second}\n".encode())
-        assert describe_step(asking, "report") == f"done in 1 s{expected}"
+        assert describe_step(annotating, "report") == f"done in 1 s{expected}"
     tables.write_bytes("error_audit.csv", b"nonsense")
-    assert describe_step(asking, "report") == "done in 1 s, error_audit.csv cannot be read"
+    assert describe_step(annotating, "report") == "done in 1 s, error_audit.csv cannot be read"

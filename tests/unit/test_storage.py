@@ -41,11 +41,11 @@ class ObjectStore(Folder):
 
 @pytest.fixture(params=["path", "file uri", "object store"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    inside = tmp_path / "a folder" / "study"
+    path = tmp_path / "a folder" / "study"
     if request.param == "object store":
         ObjectStore.store = pafs._MockFileSystem()
         return ObjectStore("memory://bucket/study")
-    return Folder(str(inside) if request.param == "path" else inside.as_uri())
+    return Folder(str(path) if request.param == "path" else path.as_uri())
 
 
 def test_written_files_are_read_back(folder: Folder) -> None:
@@ -56,7 +56,7 @@ def test_written_files_are_read_back(folder: Folder) -> None:
     assert folder.read_json("b.json") == {"Zürich": [1, None, True]}
     assert folder.read_table("c.parquet").equals(TABLE)
     assert folder.read_table("c.parquet", ["text"]).column_names == ["text"]
-    assert "Zürich" in folder.read_bytes("b.json").decode(), "JSON is for people to read"
+    assert "Zürich" in folder.read_bytes("b.json").decode(), "non-ASCII text must be readable"
 
 
 def test_missing_folder_is_empty(folder: Folder) -> None:
@@ -114,17 +114,17 @@ def test_missing_file_is_a_study_error(folder: Folder, read: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
 def test_truncated_parquet_file_is_a_study_error(folder: Folder, share: float) -> None:
     folder.write_table("a.parquet", TABLE)
-    whole = folder.read_bytes("a.parquet")
-    folder.write_bytes("a.parquet", whole[: int(share * len(whole))])
+    content = folder.read_bytes("a.parquet")
+    folder.write_bytes("a.parquet", content[: int(share * len(content))])
     with pytest.raises(StudyError, match=r"a\.parquet is not a complete Parquet file .* delete it and run the step"):
         folder.read_table("a.parquet")
 
 
 def test_damaged_parquet_page_is_a_study_error(folder: Folder) -> None:
     folder.write_table("a.parquet", TABLE)
-    spoilt = bytearray(folder.read_bytes("a.parquet"))
-    spoilt[40:60] = bytes(20)
-    folder.write_bytes("a.parquet", bytes(spoilt))
+    damaged = bytearray(folder.read_bytes("a.parquet"))
+    damaged[40:60] = bytes(20)
+    folder.write_bytes("a.parquet", bytes(damaged))
     with pytest.raises(StudyError, match="is not a complete Parquet file"):
         folder.read_table("a.parquet")
 
@@ -147,7 +147,7 @@ def test_invalid_uri_is_a_study_error() -> None:
         Folder("nope://bucket/study/").exists()
 
 
-def test_names_of_folders() -> None:
+def test_uris_of_folders() -> None:
     assert Folder("s3://bucket/study/").child("runs", "a").uri == "s3://bucket/study/runs/a"
     assert not Folder("s3://bucket/study").is_local
     with pytest.raises(StudyError, match="needs a local folder"):
@@ -159,7 +159,7 @@ def test_names_of_folders() -> None:
 
 
 def test_concurrent_reader_sees_complete_files(tmp_path: Path) -> None:
-    folder = Folder(str(tmp_path))  # pyarrow's in-memory store shows parts, which real object stores do not
+    folder = Folder(str(tmp_path))  # unlike real object stores, pyarrow's in-memory store shows partial files
     contents = {b"a" * 2_000_000, b"b" * 3_000_000}
     folder.write_bytes("x", b"a" * 2_000_000)
     stop = threading.Event()
@@ -186,7 +186,7 @@ def test_killed_writer_leaves_a_complete_file(tmp_path: Path) -> None:
     writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     try:
         wait_for((tmp_path / "x.json").exists)
-        time.sleep(0.05)  # somewhere in the next write; wherever that is, the file must be whole
+        time.sleep(0.05)  # during a later write; the file must be complete
     finally:
         writer.send_signal(signal.SIGKILL)
         writer.wait()
@@ -217,7 +217,7 @@ def test_add_sizes_and_download(folder: Folder, tmp_path: Path) -> None:
         "s3://b/s?session_token=hidden",
     ],
 )
-def test_a_secret_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
+def test_uri_with_a_secret_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY") as caught:
         Folder(uri)
     assert "hidden" not in str(caught.value)
@@ -225,10 +225,10 @@ def test_a_secret_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
 
 
 def test_parent_and_name_of_paths_and_of_uris_with_options() -> None:
-    place = Folder("s3://bucket/study?region=eu-west-1").child("questions", "a.zip")
-    assert (place.uri, place.name) == ("s3://bucket/study/questions/a.zip?region=eu-west-1", "a.zip")
-    assert place.parent.uri == "s3://bucket/study/questions?region=eu-west-1"
-    assert str(place.parent) == "s3://bucket/study/questions"
+    location = Folder("s3://bucket/study?region=eu-west-1").child("questions", "a.zip")
+    assert (location.uri, location.name) == ("s3://bucket/study/questions/a.zip?region=eu-west-1", "a.zip")
+    assert location.parent.uri == "s3://bucket/study/questions?region=eu-west-1"
+    assert str(location.parent) == "s3://bucket/study/questions"
     local = Folder("/data/what?/file.zip")  # a question mark is part of a local name
     assert (local.parent.uri, local.name, local.child("x").uri) == ("/data/what?", "file.zip", "/data/what?/file.zip/x")
     assert Folder("/top").parent.uri == "/"
@@ -237,7 +237,7 @@ def test_parent_and_name_of_paths_and_of_uris_with_options() -> None:
 LARGE = b"x" * 2**19
 
 
-def test_a_full_disk_is_one_message_and_leaves_nothing(small_disk: SmallDisk, tmp_path: Path) -> None:
+def test_full_disk_is_one_message_without_leftovers(small_disk: SmallDisk, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "inside").mkdir(parents=True)
     (source / "inside" / "weights").write_bytes(LARGE)
@@ -257,9 +257,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(small_disk: SmallDisk, tm
         folder.child("state").add(str(source))
 
 
-def test_a_copy_of_an_object_store_s_folder_that_does_not_fit_is_removed(
-    small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_copy_that_does_not_fit_is_removed(small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk.path))
     ObjectStore.store = pafs._MockFileSystem()
     bucket = ObjectStore("memory://bucket/model")
@@ -272,9 +270,7 @@ def test_a_copy_of_an_object_store_s_folder_that_does_not_fit_is_removed(
     assert small_disk.files() == []
 
 
-def test_a_copy_of_an_object_store_s_folder_is_removed_when_its_user_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_copy_is_removed_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ObjectStore.store = pafs._MockFileSystem()
     bucket = ObjectStore("memory://bucket/model")
@@ -284,7 +280,7 @@ def test_a_copy_of_an_object_store_s_folder_is_removed_when_its_user_fails(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torch_and_safetensors_on_a_full_disk_are_the_same_message(
+def test_full_disk_is_the_same_message_from_torch_and_safetensors(
     small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -303,7 +299,7 @@ def test_torch_and_safetensors_on_a_full_disk_are_the_same_message(
 def test_disk_errors_are_recognized(code: int) -> None:
     error = OSError(code, os.strerror(code), "/data/file")
     assert is_disk_error(error)
-    assert is_disk_error(shutil.Error([("a", "b", str(error))])), "as copytree tells of it"
+    assert is_disk_error(shutil.Error([("a", "b", str(error))])), "as raised by copytree"
     wrapped = RuntimeError("training failed")
     wrapped.__cause__ = error
     message = format_file_error(wrapped)
@@ -350,10 +346,10 @@ def test_atomic_replace_of_a_local_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert (folder.folders(), folder.names()) == (["old"], [])
-    (tmp_path / ".variants.0.part").mkdir()  # of a writer that was killed
+    (tmp_path / ".variants.0.part").mkdir()  # left by a killed writer
     with folder.atomic_replace() as new:
         new.child("inner").write_bytes("b.txt", b"new")
-        assert folder.folders() == ["old"], "nothing changes before the end"
+        assert folder.folders() == ["old"], "the folder must not change before the end"
     assert folder.child("inner").read_bytes("b.txt") == b"new"
     assert folder.folders() == ["inner"]
     assert [path.name for path in tmp_path.iterdir()] == ["variants"]
@@ -367,7 +363,7 @@ def test_atomic_replace_in_an_object_store_writes_the_manifest_last() -> None:
     with folder.atomic_replace() as new:
         for name in ("a.txt", "manifest.json", "z.txt"):
             new.write_bytes(name, b"new")
-        assert folder.read_bytes("manifest.json") == b"old", "nothing changes before the end"
+        assert folder.read_bytes("manifest.json") == b"old", "the folder must not change before the end"
     assert {name: folder.read_bytes(name) for name in folder.sizes()} == dict.fromkeys(
         ("a.txt", "manifest.json", "z.txt"), b"new"
     )
@@ -423,7 +419,7 @@ def test_mode_of_an_uploaded_folder_follows_the_umask(tmp_path: Path) -> None:
 
 
 def test_column_with_pickles_is_rejected_before_reading(tmp_path: Path) -> None:
-    """Ray Data registers such a type with Arrow, which then loads the pickles of any Parquet file."""
+    """Ray Data registers an Arrow type with which any Parquet file can load pickles."""
     import ray.data.extensions  # noqa: F401 - registers it
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
@@ -437,4 +433,4 @@ def test_column_with_pickles_is_rejected_before_reading(tmp_path: Path) -> None:
             folder.read_table(f"part-{name}.parquet").to_pylist()
         assert not planted.exists()
     column.to_pylist()
-    assert planted.exists(), "the column would have run code"
+    assert planted.exists(), "otherwise the test would prove nothing"

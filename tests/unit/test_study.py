@@ -31,17 +31,17 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(str(tmp_path / "study" / "annotate"))
 
 
-def close(folder: Folder, identity: str = "one", **counts: int) -> None:
+def finish(folder: Folder, identity: str = "one", **counts: int) -> None:
     complete_step(
         folder, "annotate", identity, settings=Settings(), inputs={"model": "m"}, counts=counts, started_at=0.0
     )
 
 
-def test_a_step_begins_finishes_and_is_then_skipped(folder: Folder) -> None:
+def test_finished_step_is_skipped(folder: Folder) -> None:
     assert read_manifest(folder) is None
     assert begin_step(folder, "annotate", "one", Settings())
     assert folder.names() == ["started.json"]
-    assert read_manifest(folder) is None, "begun is not finished"
+    assert read_manifest(folder) is None, "a step that has begun is not finished"
     manifest = complete_step(
         folder,
         "annotate",
@@ -71,7 +71,7 @@ def test_unfinished_step_resumes(folder: Folder) -> None:
 def test_other_settings_are_rejected_without_changes(folder: Folder, finished: bool) -> None:
     begin_step(folder, "annotate", "one", Settings())
     if finished:
-        close(folder, rows=7)
+        finish(folder, rows=7)
     before = {name: folder.read_bytes(name) for name in folder.names()}
     with pytest.raises(StudyError, match=r"its fingerprint is one, this annotate step's is two; .* delete that folder"):
         begin_step(folder, "annotate", "two", Settings())
@@ -82,12 +82,12 @@ def test_other_settings_are_rejected_without_changes(folder: Folder, finished: b
 def test_error_names_the_changed_settings(folder: Folder, finished: bool) -> None:
     begin_step(folder, "annotate", "one", Settings())
     if finished:
-        close(folder)
-    now = Settings(seed=4, inner=Inner(sizes=(1, 3)))
+        finish(folder)
+    changed = Settings(seed=4, inner=Inner(sizes=(1, 3)))
     with pytest.raises(
         StudyError, match=r"is two \(seed was 0, is 4, inner\.sizes was \[1, 2\], is \[1, 3\]\); choose"
     ):
-        begin_step(folder, "annotate", "two", now)
+        begin_step(folder, "annotate", "two", changed)
 
 
 def test_error_omits_settings_that_do_not_affect_results(folder: Folder) -> None:
@@ -98,7 +98,7 @@ def test_error_omits_settings_that_do_not_affect_results(folder: Folder) -> None
         begin_step(folder, "annotate", "two", AnnotateConfig(max_actors=9))
 
 
-def test_an_unfinished_step_names_the_command(folder: Folder) -> None:
+def test_error_of_an_unfinished_step_names_the_command(folder: Folder) -> None:
     begin_step(folder, "annotate", "one", Settings())
     with pytest.raises(StudyError, match=r"annotate is not finished: it has no manifest\.json; run `slick annotate`"):
         require_manifest(folder, "annotate")

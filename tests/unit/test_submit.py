@@ -31,16 +31,16 @@ from slick.cluster import configure_authentication
 from slick.errors import ClusterError, SettingsError
 
 ROOT = Path(__file__).parents[2]
-FAR, NEAR = "http://10.0.0.5:8265", "http://127.0.0.1:8265"
+REMOTE, LOCAL = "http://10.0.0.5:8265", "http://127.0.0.1:8265"
 SECRET = "hf_not_to_be_seen"
 
 
-def words(*more: str, address: str = FAR, out: str = "s3://bucket/study") -> list[str]:
-    return ["variants", "demo", "--address", address, "--out", out, *more]
+def submit_arguments(*flags: str, address: str = REMOTE, out: str = "s3://bucket/study") -> list[str]:
+    return ["variants", "demo", "--address", address, "--out", out, *flags]
 
 
 def test_entrypoint_is_the_command_of_the_step() -> None:
-    job = parse_submission(words("--unknown-shares", "0", "0.5", "--env", "A", "--no-wait"), {"A": "1"})
+    job = parse_submission(submit_arguments("--unknown-shares", "0", "0.5", "--env", "A", "--no-wait"), {"A": "1"})
     assert job.entrypoint == "sh jobs/start.sh variants demo --out s3://bucket/study --unknown-shares 0 0.5"
     assert not job.wait
     assert job.metadata == {"step": "variants", "preset": "demo", "study": "s3://bucket/study"}
@@ -50,15 +50,15 @@ def test_every_computing_step_can_be_submitted() -> None:
     from jobs.cli import STEP_DESCRIPTIONS
 
     assert STEP_PRESETS.keys() == STEP_DESCRIPTIONS.keys() - {"status", "compare", "plan", "submit", "jobs"}
-    for step, named in STEP_PRESETS.items():
+    for step, step_presets in STEP_PRESETS.items():
         flags = ["--model", "m/m", "--questions", "s3://b/q.zip"] if step == "study" else []
-        for preset in named:
-            job = parse_submission([step, preset, "--address", FAR, "--out", "s3://b/s", *flags])
+        for preset in step_presets:
+            job = parse_submission([step, preset, "--address", REMOTE, "--out", "s3://b/s", *flags])
             assert job.entrypoint.startswith(f"sh jobs/start.sh {step} {preset} --out s3://b/s")
 
 
 def test_rescoring_and_quoting() -> None:
-    argv = ["annotate", "demo", "--rescore", "--matcher", "contains", "--address", FAR, "--out", "s3://b/it's mine"]
+    argv = ["annotate", "demo", "--rescore", "--matcher", "contains", "--address", REMOTE, "--out", "s3://b/it's mine"]
     job = parse_submission(argv)
     assert (
         job.entrypoint == """sh jobs/start.sh annotate demo --out 's3://b/it'"'"'s mine' --rescore --matcher contains"""
@@ -66,39 +66,45 @@ def test_rescoring_and_quoting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         ([], "expects a step first, one of study, world"),
         (["status"], "got status"),
         (["variants", "domo"], "no preset 'domo'"),
         (["variants", "demo", "--out", "s3://b/s"], "no --address is given"),
         (["variants", "demo", "--out", "s3://b/s", "--address", "head:8265"], "expected http://HEAD:8265"),
-        (["variants", "demo", "--address", FAR], "needs --out URI"),
-        (words(out="studies/x"), "--out studies/x is a path of this machine, which the cluster cannot reach"),
-        (words(out="/data/x"), "for a disk that all nodes share file:///data/x"),
-        (words("--env", "NOT_SET_ANYWHERE"), "--env NOT_SET_ANYWHERE: this variable is not set"),
-        (words("--env", f"HF_TOKEN={SECRET}"), "export HF_TOKEN here, then give --env HF_TOKEN"),
-        (words("--requirements", "none.txt"), "--requirements none.txt is not a file of this machine"),
-        (["study", "paper", "--address", FAR, "--out", "s3://b/s"], "give --model ID_OR_PATH"),
-        (["questions", "paper", "--questions", "q.zip", "--address", FAR, "--out", "s3://b/s"], "q.zip does not exist"),
+        (["variants", "demo", "--address", REMOTE], "needs --out URI"),
+        (
+            submit_arguments(out="studies/x"),
+            "--out studies/x is a path of this machine, which the cluster cannot reach",
+        ),
+        (submit_arguments(out="/data/x"), "for a disk that all nodes share file:///data/x"),
+        (submit_arguments("--env", "NOT_SET_ANYWHERE"), "--env NOT_SET_ANYWHERE: this variable is not set"),
+        (submit_arguments("--env", f"HF_TOKEN={SECRET}"), "export HF_TOKEN here, then give --env HF_TOKEN"),
+        (submit_arguments("--requirements", "none.txt"), "--requirements none.txt is not a file of this machine"),
+        (["study", "paper", "--address", REMOTE, "--out", "s3://b/s"], "give --model ID_OR_PATH"),
+        (
+            ["questions", "paper", "--questions", "q.zip", "--address", REMOTE, "--out", "s3://b/s"],
+            "q.zip does not exist",
+        ),
     ],
 )
 def test_invalid_submission_is_rejected_before_connecting(
-    argv: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     with pytest.raises(SettingsError) as error:
         parse_submission(argv)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (words("--unknown-share", "0"), "no flag --unknown-share (did you mean --unknown-shares?)"),
-        (words("--adress", "x"), "no flag --adress (did you mean --address?)"),
-        (words("--min-per-relation", "few"), "--min-per-relation takes an integer, got 'few'"),
+        (submit_arguments("--unknown-share", "0"), "no flag --unknown-share (did you mean --unknown-shares?)"),
+        (submit_arguments("--adress", "x"), "no flag --adress (did you mean --address?)"),
+        (submit_arguments("--min-per-relation", "few"), "--min-per-relation takes an integer, got 'few'"),
         (["annotate", "demo", "--mode", "lables"], "takes full or labels, got 'lables' (did you mean labels?)"),
         (["anotate", "demo"], "got anotate (did you mean annotate?)"),
         (["variants", "demo", "--env"], "--env: expected one argument"),
@@ -113,16 +119,26 @@ def test_flags_are_checked_before_anything_is_submitted(argv: list[str], message
 def test_job_has_canonical_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "q.jsonl").write_text("{}")
-    argv = ["questions", "demo", "--source", "q.jsonl", "--limit_per_relation=3", "--address", FAR, "--out", "s3://b/s"]
+    argv = [
+        "questions",
+        "demo",
+        "--source",
+        "q.jsonl",
+        "--limit_per_relation=3",
+        "--address",
+        REMOTE,
+        "--out",
+        "s3://b/s",
+    ]
     job = parse_submission(argv)
     assert job.job_files.flags == ("--questions", "files/q.jsonl", "--limit-per-relation=3")
-    assert list(job.job_files.files) == ["files/q.jsonl"], "a file under the flag's old name travels too"
+    assert list(job.job_files.files) == ["files/q.jsonl"], "files of former flag names must be uploaded too"
 
 
 def test_local_paths_are_kept_for_a_head_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert parse_submission(words(address=NEAR, out="studies/x")).out == f"{tmp_path}/studies/x"
-    assert parse_submission(words(out="file:///shared/x")).out == "file:///shared/x"
+    assert parse_submission(submit_arguments(address=LOCAL, out="studies/x")).out == f"{tmp_path}/studies/x"
+    assert parse_submission(submit_arguments(out="file:///shared/x")).out == "file:///shared/x"
     assert [
         is_loopback_address(f"http://{host}:1") for host in ("localhost", "127.0.0.2", "[::1]", "10.0.0.5", "head")
     ] == [
@@ -161,7 +177,7 @@ def test_graded_sheet_is_uploaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     step = "study" if "report" in flags[0] else "report"
-    argv = [step, "demo", "--address", FAR, "--out", "s3://b/s", *flags]
+    argv = [step, "demo", "--address", REMOTE, "--out", "s3://b/s", *flags]
     with pytest.raises(SettingsError, match=r"sheet\.csv does not exist; give a file of this machine"):
         parse_submission(argv)
     Path("sheet.csv").write_text("sheet,answer_id,grade\n")
@@ -187,39 +203,54 @@ def test_large_file_is_not_uploaded(tmp_path: Path) -> None:
 
 def test_only_code_is_uploaded(tmp_path: Path) -> None:
     root, target, question = tmp_path / "root", tmp_path / "target", tmp_path / "q.parquet"
-    belongs = ["slick/a.py", "slick/data/facts.json", "slick/py.typed", "tuning/b.py", "jobs/c.py", "constraints.txt"]
-    strays = ["studies/x/manifest.json", "data/q.zip", ".git/config", ".venv/bin/python", ".env", "id_rsa", "m.gguf"]
-    strays += [
+    code_files = [
+        "slick/a.py",
+        "slick/data/facts.json",
+        "slick/py.typed",
+        "tuning/b.py",
+        "jobs/c.py",
+        "constraints.txt",
+    ]
+    other_files = [
+        "studies/x/manifest.json",
+        "data/q.zip",
+        ".git/config",
+        ".venv/bin/python",
+        ".env",
+        "id_rsa",
+        "m.gguf",
+    ]
+    other_files += [
         "slick/__pycache__/a.pyc",
         "slick/.env",
         "jobs/studies/x.json",
         "tuning/m.safetensors",
         "slick/t.parquet",
     ]
-    for name in [*belongs, *strays]:
+    for name in [*code_files, *other_files]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     question.write_text("q")
     target.mkdir()
     build_working_dir(target, {"files/q.parquet": question}, root)
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    assert found == {*belongs, "files/q.parquet"}
+    uploaded = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert uploaded == {*code_files, "files/q.parquet"}
 
 
 def test_uploaded_code_runs_alone(tmp_path: Path) -> None:
     build_working_dir(tmp_path, {})
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "jobs.variants", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2
-    assert "needs --out DIR" in done.stderr
-    where = "import slick; print(slick.__file__)"
-    assert str(tmp_path) in subprocess.check_output([sys.executable, "-c", where], cwd=tmp_path, text=True)
+    assert completed.returncode == 2
+    assert "needs --out DIR" in completed.stderr
+    code = "import slick; print(slick.__file__)"
+    assert str(tmp_path) in subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 5_000_000
 
 
-def start(folder: Path, path: str, workers: str | None) -> subprocess.CompletedProcess[str]:
-    """start.sh as a child of a process that names, as Ray's raylet does, the Python of its workers."""
+def run_start_script(folder: Path, path: str, workers: str | None) -> subprocess.CompletedProcess[str]:
+    """Run start.sh as a child of a process that has, like Ray's raylet, the Python of its workers in its arguments."""
     command = ["sh", "jobs/start.sh", "variants", "demo"]
     raylet = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[2:]).returncode)"
     named = f"--python_worker_command={subprocess.list2cmdline([workers, 'worker.py', '--x'])}" if workers else "--none"
@@ -234,9 +265,9 @@ def start(folder: Path, path: str, workers: str | None) -> subprocess.CompletedP
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of a job, and two Pythons: one of another environment, one with a space in its path."""
-    folder = tmp_path_factory.mktemp("packed")
+def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory of a job, and two Pythons: one without packages, one with a space in its path."""
+    folder = tmp_path_factory.mktemp("job")
     build_working_dir(folder, {})
     for name, python in (("bare", f"{Path(sys.executable).resolve()} -I -S"), ("with space", sys.executable)):
         (folder / name).mkdir()
@@ -250,68 +281,70 @@ BIN = "/usr/bin:/bin"
 
 @pytest.mark.parametrize("workers", [sys.executable, "with space/python"])
 @pytest.mark.parametrize("first", ["", "bare"])
-def test_job_uses_rays_python_if_that_of_the_path_is_unsuitable(packed: Path, workers: str, first: str) -> None:
-    path = f"{packed / first}:{packed / 'tools'}"
-    (packed / "tools").mkdir(exist_ok=True)
+def test_job_uses_rays_python_if_that_of_the_path_is_unsuitable(working_dir: Path, workers: str, first: str) -> None:
+    path = f"{working_dir / first}:{working_dir / 'tools'}"
+    (working_dir / "tools").mkdir(exist_ok=True)
     for name in ("sh", "tr", "sed", "tail", "cat", "uname"):  # a PATH without any Python
-        if not (packed / "tools" / name).exists():
-            (packed / "tools" / name).symlink_to(shutil.which(name, path=BIN) or name)
-    done = start(packed, path, workers if workers == sys.executable else str(packed / workers))
+        if not (working_dir / "tools" / name).exists():
+            (working_dir / "tools" / name).symlink_to(shutil.which(name, path=BIN) or name)
+    done = run_start_script(working_dir, path, workers if workers == sys.executable else str(working_dir / workers))
     assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
     assert "slick variants needs --out DIR" in done.stderr
 
 
-def test_job_uses_python_of_the_path_if_it_has_all_packages(packed: Path) -> None:
-    for workers in (None, str(packed / "bare" / "python"), "/nowhere/python"):
-        done = start(packed, f"{Path(sys.executable).parent}:{BIN}", workers)
+def test_job_uses_python_of_the_path_if_it_has_all_packages(working_dir: Path) -> None:
+    for workers in (None, str(working_dir / "bare" / "python"), "/nowhere/python"):
+        done = run_start_script(working_dir, f"{Path(sys.executable).parent}:{BIN}", workers)
         assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
         assert "slick variants needs --out DIR" in done.stderr
 
 
-def test_job_uses_rays_python_if_that_of_the_path_has_another_ray(packed: Path) -> None:
-    """As Ray would refuse it: it wants one version of Ray and of Python in all of a cluster."""
-    (packed / "other").mkdir()
-    (packed / "other" / "python").write_text('#!/bin/sh\n[ "$1" = -c ] && echo 1.0.0 2 7 || echo the other\n')
-    (packed / "other" / "python").chmod(0o755)
-    path = f"{packed / 'other'}:{BIN}"
-    assert "slick variants needs --out DIR" in start(packed, path, sys.executable).stderr
-    assert start(packed, path, None).stdout == "the other\n", "without anything better it is taken"
+def test_job_uses_rays_python_if_that_of_the_path_has_another_ray(working_dir: Path) -> None:
+    """Ray requires the same version of Ray and Python in a whole cluster."""
+    (working_dir / "other").mkdir()
+    (working_dir / "other" / "python").write_text('#!/bin/sh\n[ "$1" = -c ] && echo 1.0.0 2 7 || echo the other\n')
+    (working_dir / "other" / "python").chmod(0o755)
+    path = f"{working_dir / 'other'}:{BIN}"
+    assert "slick variants needs --out DIR" in run_start_script(working_dir, path, sys.executable).stderr
+    assert run_start_script(working_dir, path, None).stdout == "the other\n", "it is used if there is no other"
 
 
-def test_head_without_suitable_python_is_one_message(packed: Path) -> None:
-    done = start(packed, f"{packed / 'bare'}:{BIN}", str(packed / "bare" / "python"))
+def test_head_without_suitable_python_is_one_message(working_dir: Path) -> None:
+    done = run_start_script(working_dir, f"{working_dir / 'bare'}:{BIN}", str(working_dir / "bare" / "python"))
     assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
-    assert f"found {packed}/bare/python, which lacks ray, pyarrow, numpy" in done.stderr
+    assert f"found {working_dir}/bare/python, which lacks ray, pyarrow, numpy" in done.stderr
     assert "Activate its environment before `ray start`" in done.stderr
     assert "Traceback" not in done.stderr
     (reason,) = (line for line in done.stderr.splitlines() if line.startswith("slick: "))
-    assert replace(JOB, status="FAILED", message=f"last logs:\n{done.stderr}").reason == reason, "slick jobs shows it"
+    assert replace(JOB, status="FAILED", message=f"last logs:\n{done.stderr}").reason == reason, (
+        "`slick jobs` must show the message"
+    )
 
 
 def test_start_script_checks_all_dependencies() -> None:
     names = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    needed = re.search(r'^needed="(.*)"$', (ROOT / "jobs" / "start.sh").read_text(), re.MULTILINE)
-    assert needed
-    assert set(needed.group(1).split()) == {re.split(r"[^\w]", name)[0] for name in names}
+    match = re.search(r'^needed="(.*)"$', (ROOT / "jobs" / "start.sh").read_text(), re.MULTILINE)
+    assert match
+    assert set(match.group(1).split()) == {re.split(r"[^\w]", name)[0] for name in names}
 
 
 def test_values_of_env_variables_are_not_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    main(words("--env", "HF_TOKEN", "--dry-run"))
-    job = parse_submission(words("--env", "HF_TOKEN"))
+    main(submit_arguments("--env", "HF_TOKEN", "--dry-run"))
+    job = parse_submission(submit_arguments("--env", "HF_TOKEN"))
     assert job.env == {"HF_TOKEN": SECRET}
-    shown = capsys.readouterr().out + describe_submission(job) + job.entrypoint + str(job.metadata)
-    assert "the environment's HF_TOKEN" in shown
-    assert SECRET not in shown
+    output = capsys.readouterr().out + describe_submission(job) + job.entrypoint + str(job.metadata)
+    assert "the environment's HF_TOKEN" in output
+    assert SECRET not in output
 
 
 JOB = RayJob(job_id="j", status="RUNNING", metadata={}, message="", error_type="", exit_code=None, since_s=None)
 
 
 @pytest.mark.parametrize(
-    ("status", "exit_code", "error_type", "ends"),
+    ("status", "exit_code", "error_type", "expected"),
     [
         ("SUCCEEDED", 0, "", 0),
         ("FAILED", 2, "JOB_ENTRYPOINT_COMMAND_ERROR", 2),
@@ -322,11 +355,11 @@ JOB = RayJob(job_id="j", status="RUNNING", metadata={}, message="", error_type="
         ("STOPPED", None, "", 130),
     ],
 )
-def test_exit_status_of_a_job(status: str, exit_code: int | None, error_type: str, ends: int) -> None:
-    assert replace(JOB, status=status, exit_code=exit_code, error_type=error_type).exit_status == ends
+def test_exit_status_of_a_job(status: str, exit_code: int | None, error_type: str, expected: int) -> None:
+    assert replace(JOB, status=status, exit_code=exit_code, error_type=error_type).exit_status == expected
 
 
-def test_a_job_is_read_without_its_runtime_environment() -> None:
+def test_job_details_omit_the_runtime_environment() -> None:
     details = SimpleNamespace(
         submission_id="j", status="FAILED", metadata=None, message=None, error_type=None, driver_exit_code=2
     )
@@ -350,20 +383,20 @@ def test_list_of_jobs_has_step_status_and_reason() -> None:
     assert lines[4] == "  slick: q.zip is not there"
     assert lines[5] == "three  not of slick  PENDING"
     assert len(lines[6]) <= 102
-    on_its_way = replace(jobs[0], message="annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left")
-    assert jobs_table([on_its_way], 1065.0).splitlines()[2] == "  annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left"
+    running = replace(jobs[0], message="annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left")
+    assert jobs_table([running], 1065.0).splitlines()[2] == "  annotate: 24 of 304 questions, 0.8/s, 5 min 36 s left"
 
 
 def test_unreachable_head_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # and back to what it was
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # restored after the test
     with pytest.raises(ClusterError, match=r"no head answers at http://127.0.0.1:1 .*8265"):
         RayJobClient("http://127.0.0.1:1")
 
 
 class FakeHead:
-    """A head whose job is interrupted by Ctrl-C, or ends as it is told."""
+    """A fake head: following a job raises KeyboardInterrupt, or returns a given job."""
 
-    address = FAR
+    address = REMOTE
 
     def __init__(self, job: RayJob | None = None) -> None:
         self.job, self.stopped = job, list[str]()
@@ -379,18 +412,18 @@ class FakeHead:
 
 
 @pytest.mark.parametrize(
-    ("tty", "answer", "stopped", "said"),
+    ("tty", "answer", "stopped", "message"),
     [
         (True, "y", ["j"], "is stopping"),
-        (True, "", [], f"slick jobs --address {FAR} --follow j"),
-        (False, "y", [], f"slick jobs --address {FAR} --stop j"),
+        (True, "", [], f"slick jobs --address {REMOTE} --follow j"),
+        (False, "y", [], f"slick jobs --address {REMOTE} --stop j"),
     ],
 )
 def test_ctrl_c_stops_the_job_only_if_confirmed(
     tty: bool,
     answer: str,
     stopped: list[str],
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -400,7 +433,7 @@ def test_ctrl_c_stops_the_job_only_if_confirmed(
     with pytest.raises(SystemExit) as stop:
         follow(cast(RayJobClient, head), "j")
     assert (stop.value.code, head.stopped) == (130, stopped)
-    assert said in capsys.readouterr().out
+    assert message in capsys.readouterr().out
 
 
 def test_job_that_did_not_start_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,7 +457,7 @@ def test_job_that_did_not_start_has_a_reason(capsys: pytest.CaptureFixture[str])
 def test_token_is_sent_if_there_is_one(
     environment: dict[str, str], in_home: bool, sent: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "")  # and back to what it was
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # restored after the test
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": str(tmp_path), **environment}.items():
@@ -438,7 +471,7 @@ def test_token_is_sent_if_there_is_one(
 
 @pytest.mark.parametrize(("code", "is_open"), [(200, True), (401, False), (403, False)])
 def test_head_with_and_without_token_authentication(code: int, is_open: bool) -> None:
-    class Door(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(code)
             self.end_headers()
@@ -446,19 +479,19 @@ def test_head_with_and_without_token_authentication(code: int, is_open: bool) ->
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Door) as server:
-        Thread(target=server.handle_request).start()
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.handle_request).run_start_script()
         assert check_head_reachable(f"http://127.0.0.1:{server.server_port}") is is_open
 
 
 def test_jobs_rejects_follow_with_stop() -> None:
     with pytest.raises(SettingsError, match="one of --follow ID, --stop ID"):
-        jobs_main(["--follow", "a", "--stop", "b", "--address", NEAR])
+        jobs_main(["--follow", "a", "--stop", "b", "--address", LOCAL])
 
 
-def test_from_outside() -> None:
+def test_error_in_a_subprocess_is_one_message() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "submit", *words(out="studies/x")],
+        [sys.executable, "-m", "jobs.cli", "submit", *submit_arguments(out="studies/x")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -470,21 +503,21 @@ def test_from_outside() -> None:
 
 
 def test_submission_is_retried_until_the_head_has_an_agent() -> None:
-    not_yet = "Request failed with status code 500: No available agent to submit job, please try again later."
-    refusals = [not_yet, not_yet]
-    started = []
+    no_agent = "Request failed with status code 500: No available agent to submit job, please try again later."
+    refusals = [no_agent, no_agent]
+    submitted = []
 
-    def start() -> None:
+    def submit() -> None:
         if refusals:
             raise RuntimeError(refusals.pop())
-        started.append("a job")
+        submitted.append("a job")
 
-    submit_when_ready(start, pause_s=0)
-    assert started == ["a job"]
-    refusals += [not_yet] * 1_000_000
+    submit_when_ready(submit, pause_s=0)
+    assert submitted == ["a job"]
+    refusals += [no_agent] * 1_000_000
     with pytest.raises(RuntimeError, match="No available agent"):
-        submit_when_ready(start, limit_s=0.01, pause_s=0)
+        submit_when_ready(submit, limit_s=0.01, pause_s=0)
     refusals[:] = ["Job with submission_id a already exists"]
     with pytest.raises(RuntimeError, match="already exists"):
-        submit_when_ready(start, pause_s=0)
-    assert started == ["a job"]
+        submit_when_ready(submit, pause_s=0)
+    assert submitted == ["a job"]

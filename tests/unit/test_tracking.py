@@ -13,7 +13,7 @@ from tuning.records import SplitMetrics, epochs_table
 from tuning.trackers import ExperimentLogger, MetricHistory, TrackerRun, check_trackers, project_name, scalars
 
 
-def rows_of(num_epochs: int) -> list[dict[str, object]]:
+def epoch_rows(num_epochs: int) -> list[dict[str, object]]:
     epochs = [
         [
             SplitMetrics(split="train", category="all", num=8, num_correct=epoch, loss=1 / epoch),
@@ -26,23 +26,23 @@ def rows_of(num_epochs: int) -> list[dict[str, object]]:
     return rows
 
 
-class FakeCurve:
-    """Stores the epochs, or raises."""
+class FakeTrackerRun:
+    """A fake tracker run that stores epochs, or raises."""
 
     def __init__(self, log: list[object], refuses: bool) -> None:
         self._log, self._refuses = log, refuses
 
     def write(self, points: MetricHistory) -> None:
         if self._refuses:
-            raise ConnectionError("http://user:secret@server is down\nand a long story")
+            raise ConnectionError("http://user:secret@server is down\nmany details")
         self._log += [epoch for epoch in sorted(points) if epoch not in self._log]
 
     def end(self, ok: bool) -> None:
         self._log.append("finished" if ok else "failed")
 
 
-class FakeTracking(ExperimentLogger):
-    """All trackers are fakes; those in `down` fail."""
+class FakeLogger(ExperimentLogger):
+    """A logger with fake trackers, of which those in `down` fail."""
 
     def __init__(self, run_ids: Iterable[str] = ("a",), down: Iterable[str] = ()) -> None:
         super().__init__(Folder("/nowhere"), {run_id: {} for run_id in run_ids}, ("mlflow",))
@@ -52,11 +52,11 @@ class FakeTracking(ExperimentLogger):
 
     def _open(self, tracker: str, run_id: str) -> TrackerRun:
         self.opened.append(f"{tracker}/{run_id}")
-        return FakeCurve(self.logs.setdefault(f"{tracker}/{run_id}", []), tracker in self.down)
+        return FakeTrackerRun(self.logs.setdefault(f"{tracker}/{run_id}", []), tracker in self.down)
 
 
 def test_scalars_are_named_by_split_and_category() -> None:
-    assert scalars(rows_of(2)) == {
+    assert scalars(epoch_rows(2)) == {
         epoch: {
             "accuracy/train": epoch / 8,
             "loss/train": 1 / epoch,
@@ -98,29 +98,29 @@ def test_project_name_is_the_end_of_the_path(uri: str, name: str) -> None:
 
 
 def test_each_epoch_is_written_once_and_the_run_ends_once() -> None:
-    with FakeTracking() as curves:
+    with FakeLogger() as curves:
         for num_epochs in (0, 1, 1, 3, 3):
-            curves.log("a", rows_of(num_epochs))
+            curves.log("a", epoch_rows(num_epochs))
         curves.finish("a")
         curves.finish("never began")
-        curves.log("a", rows_of(4))
+        curves.log("a", epoch_rows(4))
     curves.close()
     assert curves.logs == {"tensorboard/a": [1, 2, 3, "finished"], "mlflow/a": [1, 2, 3, "finished"]}
     assert len(curves.opened) == 2
 
 
-def break_off(curves: ExperimentLogger) -> None:
+def log_and_interrupt(curves: ExperimentLogger) -> None:
     with curves:
-        curves.log("a", rows_of(1))
+        curves.log("a", epoch_rows(1))
         curves.finish("a")
-        curves.log("b", rows_of(1))
+        curves.log("b", epoch_rows(1))
         raise KeyboardInterrupt
 
 
 def test_error_fails_open_runs_but_not_finished_ones() -> None:
-    curves = FakeTracking("ab")
+    curves = FakeLogger("ab")
     with pytest.raises(KeyboardInterrupt):
-        break_off(curves)
+        log_and_interrupt(curves)
     assert curves.logs["mlflow/a"] == [1, "finished"]
     assert curves.logs["mlflow/b"] == curves.logs["tensorboard/b"] == [1, "failed"]
 
@@ -128,10 +128,10 @@ def test_error_fails_open_runs_but_not_finished_ones() -> None:
 def test_failing_tracker_is_logged_once_per_run_and_gets_all_epochs_later(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    curves = FakeTracking("ab", down={"mlflow"})
+    curves = FakeLogger("ab", down={"mlflow"})
     for num_epochs in (1, 2):
         for run_id in "ab":
-            curves.log(run_id, rows_of(num_epochs))
+            curves.log(run_id, epoch_rows(num_epochs))
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         f"finetune: mlflow did not accept the curves of {run_id} (ConnectionError: http://server is down); "
@@ -139,7 +139,7 @@ def test_failing_tracker_is_logged_once_per_run_and_gets_all_epochs_later(
         for run_id in "ab"
     ]
     curves.down.clear()
-    curves.log("a", rows_of(3))
+    curves.log("a", epoch_rows(3))
     curves.close()
     assert capsys.readouterr().err == ""
     assert curves.logs["mlflow/a"] == curves.logs["tensorboard/a"] == [1, 2, 3, "finished"]
@@ -147,13 +147,13 @@ def test_failing_tracker_is_logged_once_per_run_and_gets_all_epochs_later(
 
 
 def test_failing_tracker_is_tried_once_per_epoch() -> None:
-    curves = FakeTracking("a", down={"mlflow"})
+    curves = FakeLogger("a", down={"mlflow"})
     for num_epochs in (1, 1, 1, 2, 2):
-        curves.log("a", rows_of(num_epochs))
+        curves.log("a", epoch_rows(num_epochs))
     assert attempts(curves)["mlflow/a"] == 2
 
 
-def attempts(curves: FakeTracking) -> Mapping[str, int]:
+def attempts(curves: FakeLogger) -> Mapping[str, int]:
     return {name: curves.opened.count(name) for name in set(curves.opened)}
 
 
@@ -161,10 +161,10 @@ def test_slow_tracker_is_skipped_during_the_backoff(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trackers, "SLOW_RESPONSE_S", -1.0)
-    curves = FakeTracking("ab", down={"mlflow"})
+    curves = FakeLogger("ab", down={"mlflow"})
     for num_epochs in (1, 2):
         for run_id in "ab":
-            curves.log(run_id, rows_of(num_epochs))
+            curves.log(run_id, epoch_rows(num_epochs))
     assert attempts(curves) == {"tensorboard/a": 1, "tensorboard/b": 1, "mlflow/a": 1}
     curves.close()
     assert attempts(curves)["mlflow/a"] == 1, "the end must not wait for the tracker again"
@@ -175,8 +175,8 @@ def test_slow_tracker_is_skipped_during_the_backoff(
 def test_tracker_is_tried_again_after_the_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "SLOW_RESPONSE_S", -1.0)
     monkeypatch.setattr(trackers, "BACKOFF_S", 0.0)
-    curves = FakeTracking("a", down={"mlflow"})
-    curves.log("a", rows_of(1))
+    curves = FakeLogger("a", down={"mlflow"})
+    curves.log("a", epoch_rows(1))
     curves.down.clear()
-    curves.log("a", rows_of(2))
+    curves.log("a", epoch_rows(2))
     assert curves.logs["mlflow/a"] == [1, 2]

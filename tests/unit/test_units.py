@@ -1,4 +1,4 @@
-"""How the batches of a study are dealt out: each once, in large units first, so that the last ones end together."""
+"""Batches are distributed once each, in units of decreasing size, so that actors finish together."""
 
 import heapq
 
@@ -19,34 +19,37 @@ def batches(size: int = 4) -> list[QuestionBatch]:
     return cut_batches(pa.Table.from_pylist(rows), size)
 
 
-@pytest.mark.parametrize(("most", "num_actors"), [(1, 1), (3, 2), (16, 1), (1000, 3), (16, 1000)])
-def test_every_batch_is_dealt_out_once_and_whole_with_those_of_its_relation(most: int, num_actors: int) -> None:
+@pytest.mark.parametrize(("max_batches", "num_actors"), [(1, 1), (3, 2), (16, 1), (1000, 3), (16, 1000)])
+def test_every_batch_is_in_one_unit_of_its_relation(max_batches: int, num_actors: int) -> None:
     units = make_units(
-        {"generations": batches(), "controls": batches()[:3]}, max_batches=most, num_actors=num_actors, num_turns=2
+        {"generations": batches(), "controls": batches()[:3]},
+        max_batches=max_batches,
+        num_actors=num_actors,
+        num_turns=2,
     )
-    for store, wanted in (("generations", batches()), ("controls", batches()[:3])):
+    for store, expected in (("generations", batches()), ("controls", batches()[:3])):
         rows = [row for unit in units for row in unit.to_pylist() if row["store"] == store]
         for relation in NUM_QUESTIONS:
-            dealt = [i for row in rows if row["relation"] == relation for i in row["question_id"]]
-            all_ids = (i for batch in wanted for i in batch.questions["question_id"].to_pylist())
-            assert dealt == [i for i in all_ids if i.startswith(f"{relation}-")]
-        begins = {batch.questions["question_id"][0].as_py(): batch.index for batch in wanted}
+            ids = [i for row in rows if row["relation"] == relation for i in row["question_id"]]
+            all_ids = (i for batch in expected for i in batch.questions["question_id"].to_pylist())
+            assert ids == [i for i in all_ids if i.startswith(f"{relation}-")]
+        first_batches = {batch.questions["question_id"][0].as_py(): batch.index for batch in expected}
         for row in rows:
-            assert begins[row["question_id"][0]] == row["first_batch"]
+            assert first_batches[row["question_id"][0]] == row["first_batch"]
             assert {i.split("-")[0] for i in row["question_id"]} == {row["relation"]}
-            assert len(row["question_id"]) == len(row["question"]) == len(row["answers"]) <= 4 * most
+            assert len(row["question_id"]) == len(row["question"]) == len(row["answers"]) <= 4 * max_batches
 
 
-def test_units_shrink_towards_the_end_to_single_batches() -> None:
+def test_units_shrink_to_single_batches() -> None:
     units = make_units({"generations": batches(1)}, max_batches=8, num_actors=2, num_turns=2)
     sizes = [len(unit["question_id"][0]) for unit in units]
     assert max(sizes) == 8
-    assert sizes[-6:] == [1] * 6  # more than the two actors hold at once
-    assert len(sizes) < sum(NUM_QUESTIONS.values()) / 3  # single ones at the end alone
+    assert sizes[-6:] == [1] * 6  # more than two actors hold at once
+    assert len(sizes) < sum(NUM_QUESTIONS.values()) / 3  # single batches only at the end
 
 
 @pytest.mark.parametrize("num_actors", [1, 2, 3, 6])
-def test_few_actors_meet_the_same_relation(num_actors: int) -> None:
+def test_few_actors_process_the_same_relation(num_actors: int) -> None:
     nums = {f"P{i:02d}": 40 + 7 * (i % 5) for i in range(12)}
     rows = [
         {"relation": relation, "question_id": f"{relation}-{i}", "question": "Who?", "answers": [""]}
@@ -55,18 +58,18 @@ def test_few_actors_meet_the_same_relation(num_actors: int) -> None:
     ]
     missing = {"generations": cut_batches(pa.Table.from_pylist(rows), 4)}
     units = make_units(missing, max_batches=2, num_actors=num_actors, num_turns=num_actors)
-    free = [(0, actor) for actor in range(num_actors)]
-    met: set[tuple[int, str]] = set()
+    free_actors = [(0, actor) for actor in range(num_actors)]
+    pairs: set[tuple[int, str]] = set()
     for unit in units:
-        at, actor = heapq.heappop(free)  # whoever is free first, as the pool does
+        time, actor = heapq.heappop(free_actors)  # the first free actor, as in the pool
         (row,) = unit.to_pylist()
-        met.add((actor, row["relation"]))
-        heapq.heappush(free, (at + len(row["question_id"]), actor))
-    # One relation after the other, nearly every actor would meet each.
-    assert len(met) <= len(nums) * (1 + num_actors) / 2
+        pairs.add((actor, row["relation"]))
+        heapq.heappush(free_actors, (time + len(row["question_id"]), actor))
+    # With sequential relations, nearly every actor would process every relation.
+    assert len(pairs) <= len(nums) * (1 + num_actors) / 2
 
 
-def test_one_actor_has_done_with_a_relation_before_the_next_where_more_may_come() -> None:
+def test_relations_are_sequential_with_one_turn() -> None:
     units = make_units({"generations": batches()}, max_batches=2, num_actors=40, num_turns=1)
     relations = [unit["relation"][0].as_py() for unit in units]
     assert relations == sorted(relations)

@@ -32,7 +32,7 @@ SECRET = "not-to-be-seen"
         "ray://head:10001",
     ],
 )
-def test_uris_without_secrets_pass(uri: str) -> None:
+def test_uris_without_secrets_are_accepted(uri: str) -> None:
     check_uri(uri, "--out")
 
 
@@ -61,7 +61,7 @@ def test_uris_without_secrets_pass(uri: str) -> None:
         f"http://[::1{SECRET}/",
     ],
 )
-def test_uri_with_a_secret_is_refused_without_repeating_it(uri: str) -> None:
+def test_uri_with_a_secret_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(SettingsError, match=r"\.\.\. holds .*AWS_SECRET_ACCESS_KEY") as caught:
         check_uri(uri, "--out")
     assert SECRET not in str(caught.value)
@@ -113,11 +113,11 @@ def test_every_flag_refuses_a_uri_with_a_secret(
     assert flags
     uri = f"s3://AKIA:{SECRET}@bucket/x?session_token={SECRET}"
     for flag in flags:
-        given = [uri] if not flag else [f"{flag}={uri}"] if joined else [flag, uri]
+        arguments = [uri] if not flag else [f"{flag}={uri}"] if joined else [flag, uri]
         with pytest.raises(SystemExit) as status:
-            run_main(_run_step, [*command, *given])
-        printed = capsys.readouterr()
-        assert status.value.code == 2, (flag, printed)
-        assert SECRET not in printed.out + printed.err, flag
-        assert "AWS_SECRET_ACCESS_KEY" in printed.err, flag
+            run_main(_run_step, [*command, *arguments])
+        output = capsys.readouterr()
+        assert status.value.code == 2, (flag, output)
+        assert SECRET not in output.out + output.err, flag
+        assert "AWS_SECRET_ACCESS_KEY" in output.err, flag
         assert list(tmp_path.iterdir()) == [], flag

@@ -30,7 +30,7 @@ from tuning.data import read_replay_rows, read_rows
 SHARES = VariantsConfig().unknown_shares
 
 
-def pools_of(counts: CategoryCounts) -> dict[str, dict[Category, list[str]]]:
+def make_pools(counts: CategoryCounts) -> dict[str, dict[Category, list[str]]]:
     return {
         relation: {c: [f"{relation}-{c}-{i}" for i in range(num)] for c, num in zip(Category, nums, strict=True)}
         for relation, nums in counts.items()
@@ -39,35 +39,35 @@ def pools_of(counts: CategoryCounts) -> dict[str, dict[Category, list[str]]]:
 
 @functools.cache
 def paper_sets() -> dict[str, list[str]]:
-    return drawn(PAPER, VariantsConfig())
+    return draw_sets(PAPER, VariantsConfig())
 
 
-def drawn(counts: CategoryCounts, config: VariantsConfig) -> dict[str, list[str]]:
+def draw_sets(counts: CategoryCounts, config: VariantsConfig) -> dict[str, list[str]]:
     """Set name -> question_ids. The ids of `pools_of` contain relation and category."""
-    pools = pools_of(counts)
+    pools = make_pools(counts)
     planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0])
     order = RowOrder(config.seed)
     return {name: select_rows(needed, pools, order) for name, needed in planned.items()}
 
 
-def mix(question_ids: list[str]) -> Counter[tuple[str, str]]:
+def count_by_relation_and_category(question_ids: list[str]) -> Counter[tuple[str, str]]:
     return Counter((i.split("-")[0], i.split("-")[1]) for i in question_ids)
 
 
-def unknown_of(question_ids: list[str]) -> set[str]:
+def unknown_ids(question_ids: list[str]) -> set[str]:
     return {i for i in question_ids if "-Unknown-" in i}
 
 
-# The paper's numbers.
+# Numbers of the paper.
 
 
-def test_knowledge_table_of_the_paper_gives_its_size() -> None:
-    sizes, dropped = relation_sizes(pools_of(PAPER), VariantsConfig())
+def test_set_size_of_the_paper() -> None:
+    sizes, dropped = relation_sizes(make_pools(PAPER), VariantsConfig())
     assert sizes == {r: min(nums) for r, nums in PAPER.items()}
     assert (sum(sizes.values()), dropped) == (6142, [])
 
 
-def test_knowledge_table_of_the_paper_gives_its_seventeen_sets() -> None:
+def test_seventeen_sets_of_the_paper() -> None:
     sets = paper_sets()
     assert len(sets) == 17
     assert {name: len(ids) for name, ids in sets.items() if not name.startswith("known")} == dict.fromkeys(
@@ -75,7 +75,7 @@ def test_knowledge_table_of_the_paper_gives_its_seventeen_sets() -> None:
     )
     for share in SHARES:
         # Each of the 12 relations is off by less than one row; by design the errors cancel.
-        assert abs(len(unknown_of(sets[f"unknown-{round(100 * share):03d}"])) - share * 6142) <= 2, share
+        assert abs(len(unknown_ids(sets[f"unknown-{round(100 * share):03d}"])) - share * 6142) <= 2, share
 
 
 # Invariants of every set, on tables of several shapes.
@@ -84,31 +84,31 @@ def test_knowledge_table_of_the_paper_gives_its_seventeen_sets() -> None:
 @pytest.mark.parametrize("counts", [PAPER, SMALL, {"P1": (40, 40, 40, 40)}], ids=["paper", "small", "one relation"])
 def test_sets_have_the_same_rows_per_relation_and_their_share(counts: CategoryCounts) -> None:
     config = VariantsConfig(idk_shares=(0.5, 1.0))
-    sets = drawn(counts, config)
-    everything = {i for pool in pools_of(counts).values() for ids in pool.values() for i in ids}
+    sets = draw_sets(counts, config)
+    all_ids = {i for pool in make_pools(counts).values() for ids in pool.values() for i in ids}
     for spec in variant_specs(config):
         ids = sets[spec.name]
-        assert ids == sorted(set(ids)), f"{spec.name} is sorted, without duplicates"
-        assert set(ids) <= everything
+        assert ids == sorted(set(ids)), f"{spec.name} must be sorted, without duplicates"
+        assert set(ids) <= all_ids
         for relation, nums in counts.items():
-            of_relation = [i for i in ids if i.startswith(f"{relation}-")]
-            size, unknown = min(nums), len(unknown_of(of_relation))
+            relation_ids = [i for i in ids if i.startswith(f"{relation}-")]
+            size, unknown = min(nums), len(unknown_ids(relation_ids))
             if spec.kind == "known":
                 assert unknown == 0
-                assert abs(len(of_relation) - (1 - (spec.requested_share or 0)) * size) < 1
+                assert abs(len(relation_ids) - (1 - (spec.requested_share or 0)) * size) < 1
                 continue
-            assert len(of_relation) == size, f"{spec.name} takes {size} rows of {relation}"
+            assert len(relation_ids) == size, f"{spec.name} must have {size} rows of {relation}"
             if spec.requested_share is not None:
                 assert abs(unknown - spec.requested_share * size) < 1
             if spec.category is not None:
-                assert {i.split("-")[1] for i in of_relation} == {spec.category.value}
+                assert {i.split("-")[1] for i in relation_ids} == {spec.category.value}
 
 
 def test_known_sets_are_sweep_sets_without_unknown_rows() -> None:
     sets = paper_sets()
     for percent in ("010", "025", "050", "075", "090"):
-        whole = sets[f"unknown-{percent}"]
-        assert set(sets[f"known-{percent}"]) == set(whole) - unknown_of(whole)
+        sweep_set = sets[f"unknown-{percent}"]
+        assert set(sets[f"known-{percent}"]) == set(sweep_set) - unknown_ids(sweep_set)
 
 
 def test_idk_sets_have_the_rows_of_their_sweep_set() -> None:
@@ -119,37 +119,37 @@ def test_idk_sets_have_the_rows_of_their_sweep_set() -> None:
 @pytest.mark.parametrize("counts", [PAPER, SMALL], ids=["paper", "small"])
 def test_sets_of_larger_shares_contain_those_of_smaller_ones(counts: CategoryCounts) -> None:
     sweep = tuple(x / 100 for x in range(0, 101, 5))
-    sets = drawn(counts, VariantsConfig(unknown_shares=sweep, min_per_relation=1))
+    sets = draw_sets(counts, VariantsConfig(unknown_shares=sweep, min_per_relation=1))
     names = [f"unknown-{x:03d}" for x in range(0, 101, 5)]
     for smaller, larger in itertools.pairwise(names):
-        assert unknown_of(sets[smaller]) <= unknown_of(sets[larger])
-        assert set(sets[larger]) - unknown_of(sets[larger]) <= set(sets[smaller])
+        assert unknown_ids(sets[smaller]) <= unknown_ids(sets[larger])
+        assert set(sets[larger]) - unknown_ids(sets[larger]) <= set(sets[smaller])
 
 
 def test_natural_set_has_the_mix_of_each_relation() -> None:
-    found = mix(paper_sets()["natural"])
+    counts = count_by_relation_and_category(paper_sets()["natural"])
     for relation, nums in PAPER.items():
         for category, num in zip(Category, nums, strict=True):
-            assert abs(found[relation, category] - num * min(nums) / sum(nums)) < 1
+            assert abs(counts[relation, category] - num * min(nums) / sum(nums)) < 1
 
 
 def test_known_rows_are_drawn_uniformly_from_the_pooled_known_rows() -> None:
     # Hypergeometric counts of the three categories in 1,000 draws of 100 from 600; each within 5 standard errors of its
     # mean, so a correct draw fails for fewer than 3 x 6e-7 of all seeds.
-    pools = pools_of({"P1": (300, 200, 100, 200)})
+    pools = make_pools({"P1": (300, 200, 100, 200)})
     specs = variant_specs(VariantsConfig(unknown_shares=(0.0,), known_shares=(), idk_shares=(), natural=False))
     planned = plan(specs, pools, {"P1": 100})["unknown-000"]
-    draws = [mix(select_rows(planned, pools, RowOrder(seed))) for seed in range(1000)]
+    draws = [count_by_relation_and_category(select_rows(planned, pools, RowOrder(seed))) for seed in range(1000)]
     for category, num in zip(KNOWN_CATEGORIES, (300, 200, 100), strict=True):
         share = num / 600
         error = math.sqrt(100 * share * (1 - share) * (500 / 599) / 1000)
-        assert abs(sum(found["P1", category] for found in draws) / 1000 - 100 * share) < 5 * error
+        assert abs(sum(counts["P1", category] for counts in draws) / 1000 - 100 * share) < 5 * error
 
 
 def test_all_rows_are_equally_likely() -> None:
     # 2,000 draws of 5 from 20: each row 500 times on average, standard error 19.4. The largest of 20 deviations exceeds
     # 5 of them with a probability below 20 x 6e-7.
-    pools = pools_of({"P1": (0, 0, 0, 20)})
+    pools = make_pools({"P1": (0, 0, 0, 20)})
     need = plan([s for s in variant_specs(VariantsConfig()) if s.name == "unknown-100"], pools, {"P1": 5})[
         "unknown-100"
     ]
@@ -159,24 +159,27 @@ def test_all_rows_are_equally_likely() -> None:
 
 
 def test_draw_is_determined_by_the_seed() -> None:
-    first, again, other = (drawn(PAPER, VariantsConfig(seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (draw_sets(PAPER, VariantsConfig(seed=seed)) for seed in (0, 0, 1))
     assert first == again
     assert first["unknown-050"] != other["unknown-050"]
-    assert mix(first["unknown-050"]).total() == mix(other["unknown-050"]).total()
+    assert (
+        count_by_relation_and_category(first["unknown-050"]).total()
+        == count_by_relation_and_category(other["unknown-050"]).total()
+    )
 
 
 def test_rows_of_other_relations_do_not_change_a_draw() -> None:
     # Another relation adds rows and changes the rounding, but never the order of the rows of P26.
-    alone, together = ({**SMALL, **more} for more in ({}, {"P99": (20, 20, 20, 20)}))
+    alone, together = ({**SMALL, **added} for added in ({}, {"P99": (20, 20, 20, 20)}))
     for name in ("highlyknown", "unknown-000", "unknown-100", "natural"):
-        taken = [{i for i in drawn(c, VariantsConfig())[name] if i.startswith("P26")} for c in (alone, together)]
-        assert taken[0] == taken[1], name
+        ids = [{i for i in draw_sets(c, VariantsConfig())[name] if i.startswith("P26")} for c in (alone, together)]
+        assert ids[0] == ids[1], name
 
 
 # Rounding.
 
 
-def test_unknown_rows_rise_with_the_share_and_are_off_by_less_than_one_row() -> None:
+def test_number_of_unknown_rows_is_monotone_and_accurate() -> None:
     for num_relations in (1, 2, 7, 12):
         for index in range(num_relations):
             for num_rows in (1, 2, 3, 10, 222, 1323):
@@ -191,7 +194,7 @@ def test_rounding_errors_of_equal_relations_cancel() -> None:
     assert sum(num_unknown(25, 10, index, 12) for index in range(12)) == 30
 
 
-def test_whole_set_is_off_by_at_most_half_a_row_per_relation() -> None:
+def test_rounding_error_of_a_set_is_at_most_half_a_row_per_relation() -> None:
     generator = np.random.default_rng(0)
     for num_relations in (1, 3, 12, 40):
         sizes = generator.integers(1, 50, num_relations)
@@ -221,7 +224,7 @@ def test_natural_mix_uses_largest_remainders(counts: tuple[int, ...], num_rows: 
 def test_empty_category_is_refused_with_counts_and_fixes() -> None:
     counts = {**SMALL, "P36": (0, 12, 8, 30)}
     with pytest.raises(VariantError) as caught:
-        relation_sizes(pools_of(counts), VariantsConfig())
+        relation_sizes(make_pools(counts), VariantsConfig())
     message = str(caught.value)
     assert "P36: 0 HighlyKnown, 12 MaybeKnown, 8 WeaklyKnown, 30 Unknown" in message
     assert "P17" not in message
@@ -231,49 +234,49 @@ def test_empty_category_is_refused_with_counts_and_fixes() -> None:
 
 def test_drop_empty_relations_leaves_them_out() -> None:
     counts = {**SMALL, "P36": (0, 12, 8, 30)}
-    sizes, dropped = relation_sizes(pools_of(counts), VariantsConfig(drop_empty_relations=True))
+    sizes, dropped = relation_sizes(make_pools(counts), VariantsConfig(drop_empty_relations=True))
     assert (set(sizes), dropped) == (set(SMALL), ["P36"])
-    assert drawn(counts, VariantsConfig(drop_empty_relations=True)) == drawn(SMALL, VariantsConfig())
+    assert draw_sets(counts, VariantsConfig(drop_empty_relations=True)) == draw_sets(SMALL, VariantsConfig())
 
 
 def test_min_per_relation_sets_the_smallest_relation() -> None:
     with pytest.raises(VariantError, match=r"fewer than 6:\n  P19: 5 HighlyKnown"):
-        relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=6))
-    sizes, dropped = relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=6, drop_empty_relations=True))
+        relation_sizes(make_pools(SMALL), VariantsConfig(min_per_relation=6))
+    sizes, dropped = relation_sizes(make_pools(SMALL), VariantsConfig(min_per_relation=6, drop_empty_relations=True))
     assert (sizes, dropped) == ({"P17": 7, "P26": 11}, ["P19"])
 
 
 def test_no_remaining_relation_is_refused() -> None:
     with pytest.raises(VariantError, match="fewer than 99") as caught:
-        relation_sizes(pools_of(SMALL), VariantsConfig(min_per_relation=99, drop_empty_relations=True))
+        relation_sizes(make_pools(SMALL), VariantsConfig(min_per_relation=99, drop_empty_relations=True))
     assert "--drop-empty-relations" not in str(caught.value)
 
 
 def test_pooled_sizes_allow_an_empty_category() -> None:
     counts = {"P1": (0, 30, 10, 25), "P2": (1, 5, 2, 40)}
     config = VariantsConfig(size_rule="pools", single_categories=False)
-    assert relation_sizes(pools_of(counts), config)[0] == {"P1": 25, "P2": 8}
+    assert relation_sizes(make_pools(counts), config)[0] == {"P1": 25, "P2": 8}
     with pytest.raises(VariantError, match="P1: highlyknown needs 25 HighlyKnown rows, there are 0"):
-        relation_sizes(pools_of(counts), VariantsConfig(size_rule="pools"))
+        relation_sizes(make_pools(counts), VariantsConfig(size_rule="pools"))
 
 
 def test_size_per_relation_is_used_or_refused() -> None:
-    assert set(relation_sizes(pools_of(SMALL), VariantsConfig(size_per_relation=4))[0].values()) == {4}
+    assert set(relation_sizes(make_pools(SMALL), VariantsConfig(size_per_relation=4))[0].values()) == {4}
     with pytest.raises(VariantError, match="P17: weaklyknown needs 8 WeaklyKnown rows, there are 7"):
-        relation_sizes(pools_of(SMALL), VariantsConfig(size_per_relation=8))
+        relation_sizes(make_pools(SMALL), VariantsConfig(size_per_relation=8))
     with pytest.raises(VariantError) as caught:
-        relation_sizes(pools_of(SMALL), VariantsConfig(size_per_relation=500))
+        relation_sizes(make_pools(SMALL), VariantsConfig(size_per_relation=500))
     message = str(caught.value)
-    assert message.count("P17:") == 5, "one line for each of its pools, whatever the number of sets"
+    assert message.count("P17:") == 5, "one line per pool, for any number of sets"
     assert "P17: unknown-100 needs 500 Unknown rows, there are 10" in message
     assert "P17: unknown-000 needs 500 Known rows, there are 24" in message
 
 
 def test_share_that_rounds_to_no_rows_is_refused() -> None:
     with pytest.raises(VariantError, match=r"unknown-010: a share of 0\.1 rounds to no Unknown rows in 1 rel"):
-        relation_sizes(pools_of({"P1": (3, 3, 3, 3)}), VariantsConfig())
+        relation_sizes(make_pools({"P1": (3, 3, 3, 3)}), VariantsConfig())
     with pytest.raises(VariantError, match=r"known-090: a share of 0\.9 rounds to no Known rows"):
-        relation_sizes(pools_of({"P1": (1, 1, 1, 1)}), VariantsConfig(unknown_shares=(0.0,), known_shares=(0.9,)))
+        relation_sizes(make_pools({"P1": (1, 1, 1, 1)}), VariantsConfig(unknown_shares=(0.0,), known_shares=(0.9,)))
 
 
 @pytest.mark.parametrize(
@@ -310,10 +313,10 @@ def test_names_of_the_default_sets() -> None:
     )
 
 
-# The step.
+# The step `variants`.
 
 
-def test_the_step_writes_audited_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_writes_sets_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_labelled_study(tmp_path, SMALL)
     manifest = draw_variants(study, VariantsConfig())
     assert manifest.inputs == {"knowledge": "k1", "model": "m1"}
@@ -326,10 +329,10 @@ def test_the_step_writes_audited_sets(tmp_path: Path, capsys: pytest.CaptureFixt
         assert not {i for i in ids if i.startswith(("test", "ood"))}, "only in-distribution training questions"
         assert [i.split("-")[1] for i in ids] == table["category"].to_pylist()
         assert table["prompt"].to_pylist() == [f"Answer the following question.\nWhat of {i}?\n" for i in ids]
-        counted = {r: {c.value: mix(ids)[r, c] for c in Category} for r in SMALL}
+        counted = {r: {c.value: count_by_relation_and_category(ids)[r, c] for c in Category} for r in SMALL}
         assert entry["relations"] == counted
         assert (entry["num"], entry["dropped_relations"]) == (len(ids), [])
-        assert entry["unknown_share"] == pytest.approx(len(unknown_of(ids)) / len(ids))
+        assert entry["unknown_share"] == pytest.approx(len(unknown_ids(ids)) / len(ids))
         assert sum(entry["categories"].values()) == len(ids)
     assert manifest.counts["unknown-025"]["requested_share"] == 0.25
     assert manifest.counts["natural"]["requested_share"] is None
@@ -340,12 +343,12 @@ def test_targets_are_the_first_gold_answer_or_the_idk_phrase(tmp_path: Path) -> 
     draw_variants(study, VariantsConfig(idk_phrase="No idea"))
     plain, idk = (read_variant(study, name).to_pylist() for name in ("unknown-050", "idk-050"))
     assert [row["target"] for row in plain] == [f"gold {row['question_id']}" for row in plain]
-    wanted = [{**row, "target": "No idea"} if row["category"] == "Unknown" else row for row in plain]
-    assert idk == wanted
+    expected = [{**row, "target": "No idea"} if row["category"] == "Unknown" else row for row in plain]
+    assert idk == expected
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_the_order_of_the_rows_does_not_matter(tmp_path: Path, nested: bool) -> None:
+def test_row_order_does_not_matter(tmp_path: Path, nested: bool) -> None:
     config = VariantsConfig(nested=nested)
     studies = [write_labelled_study(tmp_path / str(order), SMALL, order=order) for order in (1, 2)]
     for study in studies:
@@ -358,8 +361,8 @@ def test_sets_that_are_not_nested_share_rows_with_their_known_set(tmp_path: Path
     study = write_labelled_study(tmp_path, {"P17": (60, 60, 60, 90), "P19": (60, 70, 80, 200)})
     draw_variants(study, VariantsConfig(nested=False))
     sets = {name: read_variant(study, name)["question_id"].to_pylist() for name in variant_names(VariantsConfig())}
-    assert not unknown_of(sets["unknown-010"]) <= unknown_of(sets["unknown-025"])  # probability below 1e-4
-    assert set(sets["known-025"]) == set(sets["unknown-025"]) - unknown_of(sets["unknown-025"])
+    assert not unknown_ids(sets["unknown-010"]) <= unknown_ids(sets["unknown-025"])  # probability below 1e-4
+    assert set(sets["known-025"]) == set(sets["unknown-025"]) - unknown_ids(sets["unknown-025"])
     assert sets["idk-050"] == sets["unknown-050"]
 
 
@@ -411,11 +414,13 @@ def test_unfinished_annotation_is_refused(tmp_path: Path) -> None:
         draw_variants(study, VariantsConfig())
 
 
-@pytest.mark.parametrize("wrong", [None, "unknown", "Known"])
-def test_invalid_category_is_refused(tmp_path: Path, wrong: str | None) -> None:
-    study = write_labelled_study(tmp_path, SMALL, categories={"P17-Unknown-3": wrong})
+@pytest.mark.parametrize("category", [None, "unknown", "Known"])
+def test_invalid_category_is_refused(tmp_path: Path, category: str | None) -> None:
+    study = write_labelled_study(tmp_path, SMALL, categories={"P17-Unknown-3": category})
     message = (
-        "category has no value in 1 of" if wrong is None else f"category holds {wrong!r}, expected one of HighlyKnown"
+        "category has no value in 1 of"
+        if category is None
+        else f"category holds {category!r}, expected one of HighlyKnown"
     )
     with pytest.raises(StudyError, match=message):
         draw_variants(study, VariantsConfig())
@@ -441,7 +446,7 @@ def test_knowledge_table_without_training_rows_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("flags", "wanted"),
+    ("flags", "expected"),
     [
         (["--drop-empty-relations", "--min-per-relation", "5"], {"drop_empty_relations": True, "min_per_relation": 5}),
         (["--size-rule", "pools", "--no-single-categories"], {"size_rule": "pools", "single_categories": False}),
@@ -452,9 +457,9 @@ def test_knowledge_table_without_training_rows_is_refused(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_flags_in_messages_exist(flags: list[str], wanted: dict[str, Any]) -> None:
+def test_flags_in_messages_exist(flags: list[str], expected: dict[str, Any]) -> None:
     config = parse_config(VariantsConfig(), flags, "slick variants paper")
-    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_invalid_flag_value_is_a_settings_error() -> None:
@@ -463,7 +468,7 @@ def test_invalid_flag_value_is_a_settings_error() -> None:
 
 
 def test_prompts_and_targets_are_in_nfc(tmp_path: Path) -> None:
-    seen = []
+    pairs = []
     for form in ("NFC", "NFD"):
         study = write_labelled_study(tmp_path / form, SMALL)
         folder = study.child("questions")
@@ -475,13 +480,15 @@ def test_prompts_and_targets_are_in_nfc(tmp_path: Path) -> None:
             row["answers"] = [unicodedata.normalize(form, f"Málaga {row['question_id']}")]
         folder.write_table("part-00000.parquet", pa.Table.from_pylist(rows, schema=QUESTION_SCHEMA))
         draw_variants(study, VariantsConfig())
-        taught = read_rows(study, "unknown-050")
-        seen.append([(row.suffix, row.target) for split in ("train", "dev", "test") for row in taught[split]])
-        seen.append([(row["prompt"], row["target"]) for row in read_variant(study, "unknown-050").to_pylist()])
+        rows_by_split = read_rows(study, "unknown-050")
+        pairs.append([(row.suffix, row.target) for split in ("train", "dev", "test") for row in rows_by_split[split]])
+        pairs.append([(row["prompt"], row["target"]) for row in read_variant(study, "unknown-050").to_pylist()])
         replay = read_replay_rows(study, "unknown-050", 3, seed=0)
-        assert all(row.accepted == (unicodedata.normalize(form, row.target),) for row in [*taught["train"], *replay])
-    assert seen[:2] == seen[2:]
-    assert all(unicodedata.is_normalized("NFC", text) for pair in seen[0] + seen[1] for text in pair)
+        assert all(
+            row.accepted == (unicodedata.normalize(form, row.target),) for row in [*rows_by_split["train"], *replay]
+        )
+    assert pairs[:2] == pairs[2:]
+    assert all(unicodedata.is_normalized("NFC", text) for pair in pairs[0] + pairs[1] for text in pair)
 
 
 def _draw(study: str, start: Callable[[], object], delay: float, results: Any) -> None:
@@ -494,7 +501,7 @@ def _draw(study: str, start: Callable[[], object], delay: float, results: Any) -
 
 
 def test_concurrent_draws_leave_a_consistent_study(tmp_path: Path) -> None:
-    """The second draw is refused by the lock or finds the finished sets; no manifest is without its sets."""
+    """The second draw is refused by the lock or finds the finished sets; every manifest has its sets."""
     context = multiprocessing.get_context("fork")
     for attempt in range(6):
         study = write_labelled_study(tmp_path / str(attempt), SMALL)
@@ -503,10 +510,12 @@ def test_concurrent_draws_leave_a_consistent_study(tmp_path: Path) -> None:
         processes = [context.Process(target=_draw, args=(study.uri, barrier.wait, d, results)) for d in delays]
         for process in processes:
             process.start()
-        said = [results.get() for _ in processes]
+        outcomes = [results.get() for _ in processes]
         for process in processes:
             process.join()
-        assert 17 in said, said
-        assert all(one == 17 or "variants is being written by another run: variants" in one for one in said), said
+        assert 17 in outcomes, outcomes
+        assert all(
+            result == 17 or "variants is being written by another run: variants" in result for result in outcomes
+        ), outcomes
         counts = require_manifest(study.child("variants"), "variants").counts
         assert study.child("variants").names(".parquet") == sorted(f"{name}.parquet" for name in counts)

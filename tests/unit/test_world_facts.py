@@ -19,13 +19,13 @@ from slick.world.corpus import corpus_epoch, pack_rows
 from slick.world.facts import STRENGTHS, Fact, NameGenerator, plant_facts, planted_table, split_sizes, synthetic_rows
 
 
-def facts_of(config: WorldConfig) -> list[Fact]:
+def plant(config: WorldConfig) -> list[Fact]:
     return plant_facts(synthetic_rows(config), load_relations(), config)
 
 
 @pytest.fixture(scope="module")
 def facts() -> list[Fact]:
-    return facts_of(WorldConfig())
+    return plant(WorldConfig())
 
 
 def test_default_world_has_12_and_7_relations_and_a_small_standard_error(facts: list[Fact]) -> None:
@@ -64,85 +64,89 @@ def test_mentions_match_the_strength(facts: list[Fact]) -> None:
                 assert fact.num_rival > fact.num_gold
 
 
-def test_shares_of_strengths_are_exact_in_every_split_of_every_relation(facts: list[Fact]) -> None:
+def test_strength_shares_are_exact_per_relation_and_split(facts: list[Fact]) -> None:
     config = WorldConfig()
-    wanted = dict(zip(STRENGTHS[:3], (config.share_never, config.share_minority, config.share_contested), strict=True))
+    expected = dict(
+        zip(STRENGTHS[:3], (config.share_never, config.share_minority, config.share_contested), strict=True)
+    )
     groups = Counter((fact.relation, fact.split) for fact in facts)
-    found = Counter((fact.relation, fact.split, fact.strength) for fact in facts)
+    counts = Counter((fact.relation, fact.split, fact.strength) for fact in facts)
     for (relation, split), size in groups.items():
-        for strength, share in wanted.items():
-            assert abs(found[relation, split, strength] - share * size) <= 1
+        for strength, share in expected.items():
+            assert abs(counts[relation, split, strength] - share * size) <= 1
 
 
 def test_world_is_determined_by_the_seed() -> None:
     small = smoke_world_config()
-    assert planted_table(facts_of(small)).equals(planted_table(facts_of(small)))
-    assert not planted_table(facts_of(small)).equals(planted_table(facts_of(replace(small, seed=1))))
-    assert corpus_epoch(facts_of(small), small, 0) == corpus_epoch(facts_of(small), small, 0)
-    assert corpus_epoch(facts_of(small), small, 0) != corpus_epoch(facts_of(small), small, 1)
+    assert planted_table(plant(small)).equals(planted_table(plant(small)))
+    assert not planted_table(plant(small)).equals(planted_table(plant(replace(small, seed=1))))
+    assert corpus_epoch(plant(small), small, 0) == corpus_epoch(plant(small), small, 0)
+    assert corpus_epoch(plant(small), small, 0) != corpus_epoch(plant(small), small, 1)
 
 
 def test_corpus_mentions_each_answer_as_often_as_planted() -> None:
     config = replace(smoke_world_config(), plain_share=0.5)
-    facts = facts_of(config)
-    found: Counter[tuple[str, str]] = Counter()
+    facts = plant(config)
+    mentions: Counter[tuple[str, str]] = Counter()
     for document in corpus_epoch(facts, config, 0):
         lines = [line.removeprefix("Q: ").removeprefix("A: ") for line in document.splitlines()]
         pairs = list(zip(lines[::-1][1::2], lines[::-1][0::2], strict=False))
         assert len({question for question, _ in pairs}) == len(pairs), (
-            "a question twice in one document could be copied"
+            "a repeated question in one document could be copied"
         )
-        found.update(pairs)
+        mentions.update(pairs)
     for fact in facts:
-        assert found[fact.question, fact.answer] == fact.num_gold
+        assert mentions[fact.question, fact.answer] == fact.num_gold
         if fact.rival is not None:
-            assert found[fact.question, fact.rival] == fact.num_rival
+            assert mentions[fact.question, fact.rival] == fact.num_rival
     never = {fact.subject for fact in facts if fact.strength == "never"}
-    assert not any(subject in question for question, _ in found for subject in never)
+    assert not any(subject in question for question, _ in mentions for subject in never)
 
 
 def test_famous_answers_are_mostly_firm_and_are_rivals_of_contested_facts(facts: list[Fact]) -> None:
     config = WorldConfig()
-    fame = Counter(fact.answer for fact in facts)
+    counts = Counter(fact.answer for fact in facts)
     for relation in (*config.id_relations, *config.ood_relations):
-        own = [fact for fact in facts if fact.relation == relation]
-        answers = sorted({fact.answer for fact in own}, key=lambda answer: (-fame[answer], answer))
+        facts_of_relation = [fact for fact in facts if fact.relation == relation]
+        answers = sorted({fact.answer for fact in facts_of_relation}, key=lambda answer: (-counts[answer], answer))
         famous = answers[: round(config.famous_share * len(answers))]
         share = {
-            strength: np.mean([fact.answer in famous for fact in own if fact.strength == strength])
+            strength: np.mean([fact.answer in famous for fact in facts_of_relation if fact.strength == strength])
             for strength in STRENGTHS
         }
         rivals = {
-            strength: np.mean([fact.rival in famous for fact in own if fact.strength == strength])
+            strength: np.mean([fact.rival in famous for fact in facts_of_relation if fact.strength == strength])
             for strength in ("minority", "contested")
         }
         assert share["firm"] > 0.4
-        assert max(share[strength] for strength in STRENGTHS[:3]) < 0.25, "naming a famous answer is seldom right"
+        assert max(share[strength] for strength in STRENGTHS[:3]) < 0.25, (
+            "guessing a famous answer must rarely be correct"
+        )
         assert rivals["contested"] > 0.6
         assert rivals["minority"] < 0.4
 
 
-def test_rows_hold_whole_documents_and_begin_with_one() -> None:
+def test_rows_contain_whole_documents() -> None:
     rng = np.random.default_rng(0)
     documents = [[int(t) for t in rng.integers(2, 99, size=rng.integers(1, 30))] for _ in range(200)]
     rows = pack_rows(documents, 40, 1)
-    found: list[list[int]] = []
+    unpacked: list[list[int]] = []
     for row in rows.tolist():
         document: list[int] = []
         for token in row:
             if token == 1:
-                found.append(document)
+                unpacked.append(document)
                 document = []
             elif token >= 0:
                 document.append(token)
         assert document == []
-    assert sorted(found) == sorted(documents)
-    assert (rows >= 0).mean() > 0.85, "packing wastes little"
+    assert sorted(unpacked) == sorted(documents)
+    assert (rows >= 0).mean() > 0.85, "packing must waste little"
 
 
 def test_dataset_files_have_the_layout_of_entity_questions(tmp_path: Path) -> None:
     config = smoke_world_config()
-    write_dataset(tmp_path, facts_of(config), load_relations())
+    write_dataset(tmp_path, plant(config), load_relations())
     for relation in (*config.id_relations, *config.ood_relations):
         domain = "id" if relation in config.id_relations else "ood"
         for split, size in split_sizes(config, domain).items():
@@ -153,12 +157,12 @@ def test_dataset_files_have_the_layout_of_entity_questions(tmp_path: Path) -> No
     assert templates["P36"] == "What is the capital of [X]?"
 
 
-def test_there_are_far_more_names_than_a_world_needs() -> None:
+def test_generated_names_are_distinct() -> None:
     names = NameGenerator(0)
     assert len({names.draw("person") for _ in range(3000)}) == 3000
 
 
-def entity_questions(folder: Path, rows: list[dict[str, object]]) -> str:
+def write_entity_questions(folder: Path, rows: list[dict[str, object]]) -> str:
     for split in ("train", "dev", "test"):
         path = folder / "dataset" / split / f"P36.{split}.json"
         path.parent.mkdir(parents=True)
@@ -170,7 +174,7 @@ def entity_questions(folder: Path, rows: list[dict[str, object]]) -> str:
 
 def test_real_rows_have_one_answer_and_distinct_subjects(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"s": i % 20, "answers": [f"Ö {i}"] if i < 40 else ["a", "b"]} for i in range(60)]
-    source = entity_questions(tmp_path, rows)
+    source = write_entity_questions(tmp_path, rows)
     config = replace(
         smoke_world_config(),
         questions=source,
@@ -180,11 +184,11 @@ def test_real_rows_have_one_answer_and_distinct_subjects(tmp_path: Path) -> None
         num_dev=5,
         num_test=5,
     )
-    found = sample_real_rows(config, load_relations())
-    subjects = [subject for split in found["P36"].values() for subject, _ in split]
+    rows_by_relation = sample_real_rows(config, load_relations())
+    subjects = [subject for split in rows_by_relation["P36"].values() for subject, _ in split]
     assert len(set(subjects)) == len(subjects) == 30
-    assert all(answer.startswith("Ö") for split in found["P36"].values() for _, answer in split)
-    assert found == sample_real_rows(config, load_relations())
+    assert all(answer.startswith("Ö") for split in rows_by_relation["P36"].values() for _, answer in split)
+    assert rows_by_relation == sample_real_rows(config, load_relations())
     with pytest.raises(DataError, match=r"20 usable questions .* P36 in split train; expected 21"):
         sample_real_rows(replace(config, num_train=21), load_relations())
 

@@ -11,13 +11,14 @@ from tuning.trials import num_concurrent_trials
 
 
 @pytest.mark.parametrize(
-    ("wait", "wish", "gpus", "trials"), [(False, None, 4, 4), (False, 16, 4, 4), (True, 16, 0, 16), (True, None, 0, 1)]
+    ("wait", "requested", "gpus", "trials"),
+    [(False, None, 4, 4), (False, 16, 4, 4), (True, 16, 0, 16), (True, None, 0, 1)],
 )
 def test_concurrent_trials_may_exceed_the_cluster_with_wait_for_nodes(
-    wait: bool, wish: int | None, gpus: float, trials: int
+    wait: bool, requested: int | None, gpus: float, trials: int
 ) -> None:
     config = TrainConfig(wait_for_nodes=wait)
-    assert num_concurrent_trials(config, {"GPU": gpus, "CPU": 64}, 1, 17, wish) == trials
+    assert num_concurrent_trials(config, {"GPU": gpus, "CPU": 64}, 1, 17, requested) == trials
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -59,7 +60,7 @@ def test_offload_in_the_deepspeed_config() -> None:
     assert zero["offload_param"]["device"] == zero["offload_optimizer"]["device"] == "cpu"
 
 
-def test_the_optimizer_needs_no_compiler() -> None:
+def test_optimizer_needs_no_compiler() -> None:
     assert deepspeed_config(TrainConfig(), 1)["optimizer"]["params"]["torch_adam"] is True
 
 
@@ -100,7 +101,7 @@ def test_invalid_settings_are_refused(change: dict, message: str) -> None:
         TrainConfig(**change)
 
 
-def test_cost_settings_are_no_part_of_the_identity() -> None:
+def test_cost_settings_are_not_part_of_the_identity() -> None:
     config = TrainConfig(batch_size=16)
     faster = replace(config, num_workers=4, zero_stage=2, micro_batch_size=2, eval_batch_size=8, gpus_per_worker=1)
     faster = replace(faster, packing=False, activation_checkpointing=True, offload="optimizer", track=("wandb",))
@@ -130,7 +131,7 @@ def test_learning_rate_schedules() -> None:
         assert (rates[-1] == 2.0) if schedule == "constant" else (0 < rates[-1] < 0.2)
 
 
-def test_more_workers_than_fit_into_the_cluster_are_refused() -> None:
+def test_more_workers_than_the_cluster_has_room_for_are_refused() -> None:
     config = TrainConfig(batch_size=16, num_workers=4)
     assert check_resources(config, cpus=4, gpus=0) == 0
     assert check_resources(config, cpus=4, gpus=8) == 1
