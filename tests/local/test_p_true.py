@@ -119,7 +119,7 @@ def copy(path: Path, study: Folder) -> Folder:
     return Folder(str(path))
 
 
-def test_question_ids(study: Folder) -> list[str]:
+def scored_question_ids(study: Folder) -> list[str]:
     table = study.child("annotate").read_table("knowledge.parquet").to_pylist()
     return sorted(row["question_id"] for row in table if (row["domain"], row["split"]) == ("id", "test"))
 
@@ -127,7 +127,7 @@ def test_question_ids(study: Folder) -> list[str]:
 def test_p_true_of_every_test_question_equals_a_plain_pass(done: Folder) -> None:
     rows = read_p_true(done)
     assert rows.schema.equals(P_TRUE_SCHEMA)
-    assert rows["question_id"].to_pylist() == test_question_ids(done)
+    assert rows["question_id"].to_pylist() == scored_question_ids(done)
     questions = {row["question_id"]: row for row in read_questions(done).to_pylist()}
     folder = done.child("world", "model").local_path
     model, tokenizer = load_model(folder), load_tokenizer(folder)
@@ -183,7 +183,7 @@ def test_missing_files_are_scored_again_and_others_kept(done: Folder, tmp_path: 
         folder.delete(name)
     kept = {name: folder.read_bytes(name) for name in names[1::2]}
     half = sum(folder.num_rows(name) for name in names[1::2])
-    whole = len(test_question_ids(study))
+    whole = len(scored_question_ids(study))
     assert describe_p_true(study) == f"begun, not finished, {half} of {whole} gold answers scored"
     annotate(study, replace(CONFIG_WITH_P_TRUE, batches_per_file=2))
     assert describe_p_true(study).endswith(f", {whole} of {whole} gold answers scored")
