@@ -480,7 +480,7 @@ def test_head_with_and_without_token_authentication(code: int, is_open: bool) ->
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.handle_request).run_start_script()
+        Thread(target=server.handle_request).start()
         assert check_head_reachable(f"http://127.0.0.1:{server.server_port}") is is_open
 
 
