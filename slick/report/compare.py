@@ -21,13 +21,13 @@ from slick.report.comparison import (
 )
 from slick.report.comparison_page import comparison_sections
 from slick.report.config import ReportConfig
-from slick.report.findings.base import evaluate_findings
+from slick.report.findings.base import Verdict, evaluate_findings
 from slick.report.loading import load_study
 from slick.report.measurements import CONVERGENCE
 from slick.report.page import render_page
 from slick.report.provenance import STEPS, read_manifests, read_provenance
 from slick.report.setting_differences import NOT_STATED, setting_differences
-from slick.report.step import HOLDS_LABELS, write_exhibits
+from slick.report.step import write_exhibits
 from slick.storage import Folder, FolderLike, as_folder
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def shortest_unique_names(uris: Sequence[str]) -> list[str]:
 def comparison_summary(studies: Sequence[ComparedStudy]) -> dict[str, Any]:
     """The content of comparison.json: provenance, differences, and the result of each finding in each study."""
     labels = [study.label for study in studies]
-    results = {study.label: {outcome.id: outcome.holds for outcome in study.outcomes} for study in studies}
+    results = {study.label: {outcome.id: outcome.verdict for outcome in study.outcomes} for study in studies}
     return {
         "studies": {study.label: {"folder": study.name, **dataclasses.asdict(study.provenance)} for study in studies},
         "comparable": [[a.label, b.label] for a, b in comparable_pairs(studies)],
@@ -132,7 +132,7 @@ def comparison_summary(studies: Sequence[ComparedStudy]) -> dict[str, Any]:
             name: {
                 "holds_in": holds,
                 "tested_in": tested,
-                **{label: HOLDS_LABELS[results[label].get(name)] for label in labels},
+                **{label: results[label].get(name, Verdict.NOT_TESTABLE) for label in labels},
             }
             for name, (holds, tested) in count_findings(studies).items()
         },
@@ -201,8 +201,8 @@ def _summary_sentences(studies: Sequence[ComparedStudy]) -> list[str]:
     never = len(tested) - always - len(mixed)
     some = f", {len(mixed)} hold in some ({', '.join(mixed)})" if mixed else ""
     sentences = [
-        f"{len(tested)} of {len(counts)} findings are testable in at least one study: {always} hold and {never} fail "
-        f"in every study in which they are testable{some}.",
+        f"{len(tested)} of {len(counts)} findings are decided in at least one study: {always} hold and {never} fail "
+        f"in every study that decides them{some}.",
         *_settings_sentences(studies),
     ]
     pairs = comparable_pairs(studies)

@@ -219,7 +219,7 @@ def seed_spreads(group: Sequence[ComparedStudy]) -> list[SeedSpread]:
 
 
 def count_findings(studies: Sequence[ComparedStudy]) -> dict[str, tuple[int, int]]:
-    """Finding to the number of studies in which it holds, and in which it is testable."""
+    """Finding to the number of studies in which it holds, and that decide it."""
     counts: dict[str, tuple[int, int]] = {}
     for study in studies:
         for outcome in study.outcomes:

@@ -310,7 +310,7 @@ def _findings_section(studies: Sequence[ComparedStudy]) -> Section:
     return Section(
         name="findings",
         title="The paper's findings by study",
-        text="Each finding holds, fails, or (–) is not testable with the data of the study.",
+        text="Each finding holds, fails, is undecided, or (–) is not testable with the data of the study.",
         exhibits=(table_exhibit("Findings.", lambda: findings_table(studies)),),
     )
 

@@ -16,6 +16,7 @@ from slick.report.comparison import (
     sweep_accuracies,
     version_differences,
 )
+from slick.report.findings.base import Verdict
 from slick.report.findings.paper import PAPER_SPLITS, category_percentages, relation_counts, total_counts
 from slick.report.measurements import InsufficientDataError, checkpoint_label, format_change, round1
 from slick.report.recommendation import Estimate, recommend
@@ -139,21 +140,20 @@ def spread_table(group: Sequence[ComparedStudy], number: int) -> Table:
 
 
 def findings_table(studies: Sequence[ComparedStudy]) -> Table:
-    """Holds, fails or – for each finding and study, and the number of testable studies in which it holds."""
-    labels = {True: "holds", False: "fails", None: "–"}
+    """The verdict of each finding in each study (– for not testable), and the number of studies in which it holds."""
     counts = count_findings(studies)
     rows: list[tuple[CellValue, ...]] = [
         (
             outcomes[0].id,
             outcomes[0].claim,
-            *(labels[outcome.holds] for outcome in outcomes),
+            *("–" if outcome.verdict == Verdict.NOT_TESTABLE else outcome.verdict for outcome in outcomes),
             "{} of {}".format(*counts[outcomes[0].id]) if counts[outcomes[0].id][1] else "–",
         )
         for outcomes in zip(*(study.outcomes for study in studies), strict=True)
     ]
     held = [sum(outcome.holds is True for outcome in study.outcomes) for study in studies]
     tested = [sum(outcome.holds is not None for outcome in study.outcomes) for study in studies]
-    rows.append(("all", "hold, of those testable", *(f"{a} of {b}" for a, b in zip(held, tested, strict=True)), None))
+    rows.append(("all", "hold, of those decided", *(f"{a} of {b}" for a, b in zip(held, tested, strict=True)), None))
     return Table(
         name="compare_findings",
         columns=("id", "finding", *(study.label for study in studies), "holds in"),

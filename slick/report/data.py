@@ -5,7 +5,7 @@ binomial. The error of a difference is paired by test row if the predictions of 
 more, no error is smaller than that over seeds.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -22,6 +22,7 @@ from slick.report.measurements import (
     Measurement,
     binomial_se,
     mean_over_seeds,
+    paired_se,
     seed_se,
 )
 from slick.storage import Folder
@@ -209,19 +210,49 @@ class StudyData:
         Raises:
             InsufficientDataError: one of them was not measured.
         """
-        a, b = self.accuracy(*first, split, category), self.accuracy(*second, split, category)
-        rows_a = self.mean_correct(*first, split, category)
-        rows_b = self.mean_correct(*second, split, category)
-        if rows_a is not None and rows_b is not None and len(rows_a) == len(rows_b) > 1:
-            gaps = 100.0 * (rows_a - rows_b)
-            se = float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
+        return self.contrast([(1.0, *first), (-1.0, *second)], split, category)
+
+    def contrast(
+        self, terms: Sequence[tuple[float, str, CheckpointRef]], split: str = "test", category: str = ALL_CATEGORIES
+    ) -> Measurement:
+        """A weighted sum of accuracies, paired by question: a difference, a mean of differences or a slope.
+
+        Its error is that of the mean over the questions of the weighted sum of their answers, if all predictions are
+        kept. Half a question that improves and half a question that worsens are added (Agresti and Min 2005,
+        https://doi.org/10.1002/sim.1781), so that a few questions that do not change do not have an error of 0. Without
+        predictions, errors are binomial and independent. With `MIN_SEEDS` seeds or more that all variants have, it is
+        never smaller than the error over seeds.
+
+        Args:
+            terms: (weight, variant, checkpoint) of each accuracy.
+            split: of the questions.
+            category: of the questions.
+
+        Returns:
+            In percentage points.
+
+        Raises:
+            InsufficientDataError: one of the accuracies was not measured.
+        """
+        merged: dict[tuple[str, CheckpointRef], float] = {}
+        for weight, name, checkpoint in terms:
+            merged[name, checkpoint] = merged.get((name, checkpoint), 0.0) + weight
+        terms = [(weight, *key) for key, weight in merged.items()]
+        cells = [self.accuracy(name, checkpoint, split, category) for _, name, checkpoint in terms]
+        weights = np.array([weight for weight, *_ in terms])
+        rows = [self.mean_correct(name, checkpoint, split, category) for _, name, checkpoint in terms]
+        kept = [row for row in rows if row is not None]
+        if len(kept) == len(rows) and len({len(row) for row in kept}) == 1 and len(kept[0]) > 1:
+            se = paired_se(100.0 * np.einsum("t,tq->q", weights, np.stack(kept)), 100.0 * _scale(weights))
         else:
-            rows = self.runs_for(first[0])[0].num[split, category]
-            se = float(np.hypot(binomial_se(a.value, rows), binomial_se(b.value, rows)))
-        by_seed = self._differences_by_seed(first, second, split, category)
+            num = [self.runs_for(name)[0].num[split, category] for _, name, _ in terms]
+            errors = [binomial_se(cell.value, rows) for cell, rows in zip(cells, num, strict=True)]
+            se = float(np.sqrt(np.sum((weights * errors) ** 2)))
+        by_seed = self._contrast_by_seed(terms, split, category)
         if len(by_seed) >= MIN_SEEDS:
             se = max(se, seed_se(by_seed))
-        return Measurement(a.value - b.value, se, min(a.num_seeds, b.num_seeds))
+        value = float(sum(weight * cell.value for weight, cell in zip(weights.tolist(), cells, strict=True)))
+        return Measurement(value, se, min(cell.num_seeds for cell in cells))
 
     def mean_correct(
         self, name: str, checkpoint: CheckpointRef, split: str, category: str = ALL_CATEGORIES
@@ -240,12 +271,15 @@ class StudyData:
         mask = predictions[0].mask(category)
         return np.asarray(np.mean([rows.hit[mask] for rows in predictions], axis=0), dtype=np.float64)
 
-    def _differences_by_seed(
-        self, first: tuple[str, CheckpointRef], second: tuple[str, CheckpointRef], split: str, category: str
+    def _contrast_by_seed(
+        self, terms: Sequence[tuple[float, str, CheckpointRef]], split: str, category: str
     ) -> NDArray[np.float64]:
-        a = {run.seed: run.accuracy_at(first[1], split, category) for run in self.runs_for(first[0])}
-        b = {run.seed: run.accuracy_at(second[1], split, category) for run in self.runs_for(second[0])}
-        return np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
+        by_term = [
+            {run.seed: weight * run.accuracy_at(checkpoint, split, category) for run in self.runs_for(name)}
+            for weight, name, checkpoint in terms
+        ]
+        shared = set.intersection(*(set(values) for values in by_term))
+        return np.array([sum(values[seed] for values in by_term) for seed in sorted(shared)])
 
     def mean_curve(
         self, name: str, split: str, category: str = ALL_CATEGORIES
@@ -265,3 +299,8 @@ class StudyData:
     def mean_epoch(self, name: str, checkpoint: CheckpointRef) -> float:
         """The epoch of a checkpoint, averaged over seeds."""
         return float(np.mean([run.epoch(checkpoint) for run in self.runs_for(name)]))
+
+
+def _scale(weights: NDArray[np.float64]) -> float:
+    """The size of a change of one question in a weighted sum: 1 for a difference of two accuracies."""
+    return float(np.sqrt(np.sum(weights**2) / 2))

@@ -15,7 +15,7 @@ from slick.experiments import EXPERIMENTS
 from slick.locks import exclusive_lock
 from slick.report.config import ReportConfig
 from slick.report.data import StudyData
-from slick.report.findings.base import FindingResult, evaluate_findings, findings
+from slick.report.findings.base import FindingResult, Verdict, evaluate_findings, findings
 from slick.report.grading import preserve_grading_sheets, read_grading_sheets
 from slick.report.loading import load_study
 from slick.report.measurements import InsufficientDataError
@@ -38,9 +38,6 @@ from slick.uris import redact_paths
 
 logger = logging.getLogger(__name__)
 
-HOLDS_LABELS: dict[bool | None, str] = {True: "holds", False: "fails", None: "not testable"}
-"""`FindingResult.holds` as text."""
-
 
 def make_report(study: FolderLike, config: ReportConfig) -> Manifest:
     """Write the figures, tables, findings and page of a study, as far as it is finished.
@@ -52,7 +49,7 @@ def make_report(study: FolderLike, config: ReportConfig) -> Manifest:
         config: title and settings of tests.
 
     Returns:
-        The manifest; its counts include the numbers of findings that hold, fail and are not testable.
+        The manifest; its counts include the numbers of findings by verdict.
 
     Raises:
         StudyError: the annotate step is not finished, a file of a finished step is corrupt, or the grading sheet
@@ -81,7 +78,12 @@ def explain_unrequested_findings(
 
     def explained(result: FindingResult) -> FindingResult:
         experiments = findings.get(result.id).experiments
-        if result.holds is not None or requested is None or not experiments or set(experiments) & set(requested):
+        if (
+            result.verdict != Verdict.NOT_TESTABLE
+            or requested is None
+            or not experiments
+            or set(experiments) & set(requested)
+        ):
             return result
         return replace(result, why=_not_requested_text(experiments[0]))
 
@@ -143,8 +145,8 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
             new, "report", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
         )
     logger.info(
-        "report: %d findings hold, %d fail, %d not testable; %s/index.html",
-        *(counts["holds"], counts["fails"], counts["not_testable"], folder),
+        "report: %d findings hold, %d fail, %d undecided, %d not testable; %s/index.html",
+        *(counts["holds"], counts["fails"], counts["undecided"], counts["not_testable"], folder),
     )
     return manifest
 
@@ -183,11 +185,12 @@ def _write_report(
     for table in more_tables:
         folder.child("tables").write_bytes(f"{table.name}.csv", to_csv(table))
     folder.write_json("outcomes.json", [dataclasses.asdict(outcome) for outcome in outcomes])
-    num_outcomes = Counter(outcome.holds for outcome in outcomes)
+    num_outcomes = Counter(outcome.verdict for outcome in outcomes)
     counts = {
-        "holds": num_outcomes[True],
-        "fails": num_outcomes[False],
-        "not_testable": num_outcomes[None],
+        "holds": num_outcomes[Verdict.HOLDS],
+        "fails": num_outcomes[Verdict.FAILS],
+        "undecided": num_outcomes[Verdict.UNDECIDED],
+        "not_testable": num_outcomes[Verdict.NOT_TESTABLE],
         "runs": len(data.runs),
         "figures": num_figures,
         "tables": num_tables + len(more_tables),
@@ -252,11 +255,14 @@ def outcomes_table(outcomes: list[FindingResult]) -> Table:
         (
             outcome.id,
             outcome.claim,
-            HOLDS_LABELS[outcome.holds],
+            outcome.verdict,
             *("" if value is None else str(value) for value in (outcome.own, outcome.interval)),
             str(outcome.paper),
             outcome.why,
+            outcome.needed,
+            *("" if rate is None else rate for rate in (outcome.power, outcome.false_alarm)),
         )
         for outcome in outcomes
     )
-    return Table(name="outcomes", columns=("id", "claim", "outcome", "own", "interval", "paper", "why"), rows=rows)
+    columns = ("id", "claim", "outcome", "own", "interval", "paper", "why", "needed", "power", "false_alarm")
+    return Table(name="outcomes", columns=columns, rows=rows)

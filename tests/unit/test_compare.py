@@ -305,7 +305,7 @@ def test_a_comparison_does_not_read_answer_texts(with_world: Folder, second: Fol
     outs = [Folder(str(tmp_path / name)) for name in ("a", "b")]
     summaries = [compare_studies([study, second], out) for study, out in zip((with_world, bare), outs, strict=True)]
     assert summaries[0]["findings"] == summaries[1]["findings"]
-    assert sum(finding["tested_in"] == 2 for finding in summaries[0]["findings"].values()) > 10
+    assert sum("not testable" not in finding.values() for finding in summaries[0]["findings"].values()) > 5
 
 
 def test_help_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,10 +87,15 @@ def test_the_report_of_a_finished_study_has_all_figures_tables_and_findings(stud
     } <= tables
     outcomes = report.read_json("outcomes.json")
     assert [outcome["id"] for outcome in outcomes] == [f"E{i}" for i in range(1, 26)]
-    assert all(set(outcome) >= {"id", "claim", "holds", "own", "paper", "why"} for outcome in outcomes)
-    assert {o["id"] for o in outcomes if o["holds"] is None} == {"E1", "E24"}
+    assert all(
+        set(outcome) >= {"id", "claim", "holds", "own", "paper", "why", "verdict", "power", "false_alarm"}
+        for outcome in outcomes
+    )
+    assert {o["id"] for o in outcomes if o["verdict"] == "not testable"} == {"E1", "E20", "E24"}
+    assert {o["holds"] for o in outcomes if o["verdict"] == "undecided"} == {None}
+    assert all(o["needed"] for o in outcomes if o["verdict"] == "undecided")
     holding = {o["id"] for o in outcomes if o["holds"]}
-    assert {"E2", "E3", "E5", "E9", "E10", "E11", "E18", "E23"} <= holding
+    assert {"E2", "E3", "E5", "E9", "E10", "E11", "E23"} <= holding
     page = Page(report.read_bytes("index.html").decode())
     names = {"choice", "stopping", "share", "fitting", "categories", "linear", "ood", "idk", "p_true"}
     names |= {"fit_times", "retention", "stability"}

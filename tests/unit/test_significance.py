@@ -3,27 +3,17 @@
 import numpy as np
 import pytest
 
-from slick.report.statistics.intervals import chunk_accuracies, paired_p_value
+from slick.report.statistics.intervals import paired_p_value
 
 
 def rows(share: float, seed: int, num: int = 10_000) -> np.ndarray:
     return (np.random.default_rng(seed).random(num) < share).astype(float)
 
 
-def test_chunks_are_near_equal_and_keep_the_mean() -> None:
-    chunks = chunk_accuracies(rows(0.4, 0))
-    assert len(chunks) == 100
-    assert chunks.mean() == pytest.approx(rows(0.4, 0).mean())
-    assert len(chunk_accuracies(rows(0.4, 0, 30))) == 30
-    assert np.array_equal(chunks, chunk_accuracies(rows(0.4, 0)))
-    assert not np.array_equal(chunks, chunk_accuracies(rows(0.4, 0), seed=1))
-
-
 def test_a_real_difference_is_found_and_none_is_invented() -> None:
     same = rows(0.4, 0)
     assert paired_p_value(same, same) == 1.0
     assert paired_p_value(same, np.zeros_like(same)) < 1e-10
-    assert paired_p_value(np.ones(200), np.zeros(200)) == 0.0
     worse = same * (np.random.default_rng(9).random(len(same)) > 0.05)
     assert paired_p_value(same, worse) < 0.01
 
@@ -31,6 +21,20 @@ def test_a_real_difference_is_found_and_none_is_invented() -> None:
 def test_false_alarms_are_about_as_rare_as_promised() -> None:
     alarms = sum(paired_p_value(rows(0.4, 2 * i, 2000), rows(0.4, 2 * i + 1, 2000)) < 0.05 for i in range(200))
     assert alarms <= 22  # expected 10; more than 22 of 200 has probability under 0.001
+
+
+def test_the_p_value_is_the_median_over_shuffles() -> None:
+    first, second = rows(0.4, 0, 2000), rows(0.43, 1, 2000)
+    single = [paired_p_value(first, second, seed=seed, num_shuffles=1) for seed in range(200)]
+    assert max(single) > 2 * min(single), "one shuffle decides much"
+    several = [paired_p_value(first, second, seed=seed) for seed in range(5)]
+    assert max(several) < 1.3 * min(several)
+    assert min(several) < np.median(single) < max(several) * 1.3
+
+
+def test_few_rows_with_one_difference_are_not_certain() -> None:
+    """The chunk test had p = 0 where all chunks differ by the same; the sign test has 2 / 2 ** 5."""
+    assert paired_p_value(np.ones(5), np.zeros(5)) == pytest.approx(2 / 2**5)
 
 
 def test_rows_that_cannot_be_paired_are_refused() -> None:

@@ -1,21 +1,33 @@
 """E9-E13: how fast Known and Unknown training rows are fitted, and their effect on test accuracy. Pure."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from slick.formatting import format_percent
 from slick.report.data import StudyData
-from slick.report.findings.base import CheckResult, describe_failures, finding
+from slick.report.findings.base import (
+    CheckResult,
+    Condition,
+    contradiction_z,
+    difference_condition,
+    finding,
+    judge,
+    require_rows,
+)
 from slick.report.findings.sweep import half_unknown_variant
 from slick.report.measurements import (
     ANY_KNOWN,
     CONVERGENCE,
     EARLY_STOP,
+    MIN_SEEDS,
     Z_95,
+    CheckpointRef,
     InsufficientDataError,
+    Measurement,
     confidence_interval,
     format_with_error,
-    rank_correlation,
     round1,
     round1_values,
     subtract,
@@ -30,6 +42,9 @@ MIN_EPOCHS = 3
 MIN_R_SQUARED = 0.5
 """The paper has 0.86 and 0.95; here, the model must explain half of the variance."""
 
+COEFFICIENT_SIGNS = ((1, "b_kn", 1), (2, "b_unk", -1))
+"""Index, name and sign of the coefficients in the paper."""
+
 
 @finding(
     "E9",
@@ -38,9 +53,13 @@ MIN_R_SQUARED = 0.5
     experiments=("fit",),
 )
 def e9(data: StudyData) -> CheckResult:
-    """Unknown rows take at least twice as many epochs to 50 % train accuracy as Known rows, and trail at early stop."""
+    """Half of the Unknown rows take at least twice as many epochs as half of the Known rows, and trail at early stop.
+
+    The first part is tested at the last epoch before twice that of the Known rows: less than half of the Unknown rows
+    are fitted.
+    """
     name = half_unknown_variant(data)
-    last = int(data.mean_curve(name, "train", ANY_KNOWN)[0][-1])
+    epochs = data.mean_curve(name, "train", ANY_KNOWN)[0]
     known, unknown = (first_epoch_reaching(*data.mean_curve(name, "train", part)) for part in (ANY_KNOWN, UNKNOWN))
     at_known, at_unknown = (data.accuracy(name, EARLY_STOP, "train", part) for part in (ANY_KNOWN, UNKNOWN))
     own = {
@@ -50,23 +69,29 @@ def e9(data: StudyData) -> CheckResult:
         "early_stop_unknown": round1(at_unknown.value),
     }
     if known is None:
-        return CheckResult(False, own, f"less than half of the Known rows are fitted within {last} epochs")
-    failed = []
-    if unknown is not None and unknown < 2 * known:
-        failed.append(
-            f"half of the Unknown rows are fitted at epoch {unknown}, which is less than twice the epoch of the Known "
-            f"rows ({known})"
-        )
+        return CheckResult(False, own, f"less than half of the Known rows are fitted within {int(epochs[-1])} epochs")
+    before = int(epochs[epochs <= max(2 * known - 1, int(epochs[0]))][-1])
+    unfitted = _fitted_condition(
+        data, name, before, UNKNOWN, f"at epoch {before}, {{}} % of the Unknown rows are fitted"
+    )
     lead = subtract(at_known, at_unknown)
-    if lead.value <= Z_95 * lead.se:
-        failed.append(f"at early stop, the lead of Known rows is {format_with_error(lead)} points")
-    when = f"at epoch {unknown}" if unknown is not None else f"not within {last} epochs"
+    trail = Condition(
+        text=f"at early stop, the share of fitted rows is {format_with_error(lead)} points higher for Known rows",
+        value=lead,
+        num=min(_num_train_rows(data, name, part) for part in (ANY_KNOWN, UNKNOWN)),
+        unit="training rows of each kind",
+    )
+    when = f"at epoch {unknown}" if unknown is not None else f"not within {int(epochs[-1])} epochs"
     success = (
         f"half of the Known rows are fitted at epoch {known}, half of the Unknown rows {when}; at early stop, "
         f"{at_known.value:.0f} % of the Known and {at_unknown.value:.0f} % of the Unknown rows are fitted"
     )
-    intervals = {"lead_at_early_stop": confidence_interval(lead)}
-    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
+    low, high = unfitted.interval(Z_95)
+    intervals = {
+        "lead at early stop": confidence_interval(lead),
+        f"Unknown rows fitted at epoch {before}": [round(low, 2), round(high, 2)],
+    }
+    return judge([unfitted, trail], own, success, intervals)
 
 
 @finding(
@@ -76,33 +101,53 @@ def e9(data: StudyData) -> CheckResult:
     experiments=("fit",),
 )
 def e10(data: StudyData) -> CheckResult:
-    """Dev accuracy peaks in the first half, then falls by more than noise while Unknown rows are being fitted."""
+    """Dev accuracy falls from its peak, which is in the first half; meanwhile, more Unknown rows become fitted.
+
+    The peak is the highest of several epochs, so the bound of its fall has Bonferroni's correction for their number. A
+    peak in the second half contradicts the claim if it exceeds all epochs of the first half by that bound.
+    """
     name = half_unknown_variant(data)
     epochs, dev = data.mean_curve(name, "dev")
     if np.isnan(dev).all():
         raise InsufficientDataError(f"the runs of {name} have no dev accuracy")
-    peak = int(np.nanargmax(dev))
-    fall = data.difference((name, int(epochs[peak])), (name, CONVERGENCE), "dev")
-    own = {"peak": round1(dev[peak]), "peak_epoch": int(epochs[peak]), "last": round1(dev[-1])}
-    failed = []
-    if epochs[peak] > epochs[-1] / 2:
-        failed.append(f"the peak is at epoch {epochs[peak]} of {epochs[-1]}, not in the first half")
-    if fall.value <= Z_95 * fall.se:
-        failed.append(f"the fall from the peak to the end, {format_with_error(fall)} points, is within noise")
-    unknown = data.mean_curve(name, "train", UNKNOWN)[1]
-    measured = (np.arange(len(dev)) >= peak) & np.isfinite(dev) & np.isfinite(unknown)
-    rho = rank_correlation(unknown[measured].tolist(), dev[measured].tolist())
-    if not failed and rho >= 0:
-        failed.append(
-            f"after the peak, dev accuracy does not fall as Unknown rows are fitted (rank correlation {rho:+.2f})"
+    peak = int(epochs[int(np.nanargmax(dev))])
+    middle = epochs[-1] / 2
+    num_measured = int(np.isfinite(dev).sum())
+    own = {"peak": round1(float(np.nanmax(dev))), "peak_epoch": peak, "last": round1(dev[-1])}
+    fall = difference_condition(
+        data,
+        [(1.0, name, peak), (-1.0, name, CONVERGENCE)],
+        f"dev accuracy falls by {{}} points from epoch {peak} to the end",
+        split="dev",
+    )
+    widened = fall.value._replace(se=fall.value.se * contradiction_z(num_measured - 1) / Z_95)
+    conditions = [replace(fall, value=widened)]
+    early = [int(epoch) for epoch in epochs[(epochs <= middle) & np.isfinite(dev)]]
+    if peak > middle and early:
+        best = max(early, key=lambda epoch: dev[int(np.flatnonzero(epochs == epoch)[0])])
+        late = difference_condition(
+            data,
+            [(1.0, name, best), (-1.0, name, peak)],
+            f"the peak is at epoch {peak} of {int(epochs[-1])}; the best early epoch differs from it by {{}} points",
+            split="dev",
         )
+        conditions.append(
+            replace(late, value=late.value._replace(se=late.value.se * contradiction_z(num_measured) / Z_95))
+        )
+    fitted = subtract(data.accuracy(name, CONVERGENCE, "train", UNKNOWN), data.accuracy(name, peak, "train", UNKNOWN))
+    conditions.append(
+        Condition(
+            text=f"meanwhile, the share of fitted Unknown rows grows by {format_with_error(fitted)} points",
+            value=fitted,
+            num=_num_train_rows(data, name, UNKNOWN),
+            unit="Unknown training rows",
+        )
+    )
     success = (
-        f"dev accuracy peaks at epoch {epochs[peak]} of {epochs[-1]} and then falls by {format_with_error(fall)} "
-        f"points; after the peak, its rank correlation with the share of fitted Unknown rows is {rho:+.2f}"
+        f"dev accuracy peaks at epoch {peak} of {int(epochs[-1])} and then falls by {format_with_error(fall.value)} "
+        f"points, while the share of fitted Unknown rows grows by {format_with_error(fitted)} points"
     )
-    return CheckResult(
-        not failed, own, describe_failures(failed, success), {"fall_from_peak": confidence_interval(fall)}
-    )
+    return judge(conditions, own, success, {"fall from the peak": confidence_interval(widened)})
 
 
 @finding(
@@ -114,32 +159,30 @@ def e10(data: StudyData) -> CheckResult:
 def e11(data: StudyData) -> CheckResult:
     """At early stop, more than half of the Known and less than half of the Unknown rows are fitted, at every share."""
     sweep = data.sweep_variants("unknown", min_shares=2)
-    failed, all_known, all_unknown, leads = [], [], [], []
+    all_known, all_unknown = [], []
     for share, name in sweep:
-        known = data.accuracy(name, EARLY_STOP, "train", ANY_KNOWN) if share < 1 else None
-        unknown = data.accuracy(name, EARLY_STOP, "train", UNKNOWN) if share > 0 else None
-        at = f"at {format_percent(share)}"
-        if known is not None:
-            all_known.append(known.value)
-            if known.value <= 50:
-                failed.append(f"{at}, only {known.value:.0f} % of the Known rows are fitted")
-        if unknown is not None:
-            all_unknown.append(unknown.value)
-            if unknown.value >= 50:
-                failed.append(f"{at}, {unknown.value:.0f} % of the Unknown rows are already fitted")
-        if known is not None and unknown is not None:
-            leads.append(subtract(known, unknown))
-            if leads[-1].value <= Z_95 * leads[-1].se:
-                failed.append(f"{at}, Known rows do not lead Unknown rows by more than noise")
+        at = f"at {format_percent(share)}, "
+        if share < 1:
+            text = at + "{} % of the Known rows are fitted"
+            all_known.append(_fitted_condition(data, name, EARLY_STOP, ANY_KNOWN, text, above=True))
+        if share > 0:
+            all_unknown.append(
+                _fitted_condition(data, name, EARLY_STOP, UNKNOWN, at + "{} % of the Unknown rows are fitted")
+            )
     if not all_known or not all_unknown:
         raise InsufficientDataError("needs runs with Known and runs with Unknown training rows")
+    known, unknown = ([part.value.value for part in parts] for parts in (all_known, all_unknown))
     success = (
-        f"at early stop, {min(all_known):.0f}-{max(all_known):.0f} % of the Known and "
-        f"{min(all_unknown):.0f}-{max(all_unknown):.0f} % of the Unknown rows are fitted, over {len(sweep)} shares"
+        f"at early stop, {min(known):.0f}-{max(known):.0f} % of the Known and {min(unknown):.0f}-{max(unknown):.0f} % "
+        f"of the Unknown rows are fitted, over {len(sweep)} shares"
     )
-    own = {"known": round1_values(all_known), "unknown": round1_values(all_unknown)}
-    least = {"smallest_lead": confidence_interval(min(leads, key=lambda lead: lead.value))} if leads else None
-    return CheckResult(not failed, own, describe_failures(failed, success), least)
+    ends = [part.interval(Z_95) for part in (*all_known, *all_unknown)]
+    intervals = {
+        "fewest Known rows": [round(end, 2) for end in min(ends[: len(known)])],
+        "most Unknown rows": [round(end, 2) for end in max(ends[len(known) :], key=lambda pair: pair[1])],
+    }
+    own = {"known": round1_values(known), "unknown": round1_values(unknown)}
+    return judge([*all_known, *all_unknown], own, success, intervals)
 
 
 @finding(
@@ -149,9 +192,9 @@ def e11(data: StudyData) -> CheckResult:
     experiments=("linear_model",),
 )
 def e12(data: StudyData) -> CheckResult:
-    """b_kn > 0 and b_unk < 0, both with p < 0.05, and R2 is at least 0.5, in distribution."""
+    """b_kn > 0 and b_unk < 0, both by more than their errors, and R2 is at least 0.5, in distribution."""
     model = _fit_whole_curves(data, "test")
-    return _linear_model_result(model, _sign_failures(model))
+    return _linear_model_result(model, _sign_conditions(model))
 
 
 @finding(
@@ -161,13 +204,15 @@ def e12(data: StudyData) -> CheckResult:
     experiments=("linear_model", "ood"),
 )
 def e13(data: StudyData) -> CheckResult:
-    """As E12 out of distribution, with both coefficients smaller in absolute value."""
+    """As E12 out of distribution, with both coefficients nearer to 0 than in distribution."""
     outside, inside = _fit_whole_curves(data, "ood"), _fit_whole_curves(data, "test")
-    failed = _sign_failures(outside)
-    for i, name in ((1, "b_kn"), (2, "b_unk")):
-        if abs(outside.coefficients[i]) >= abs(inside.coefficients[i]):
-            failed.append(f"{name} is {outside.coefficients[i]:+.1f}, not smaller than in distribution")
-    return _linear_model_result(outside, failed)
+    conditions = _sign_conditions(outside)
+    for i, name, sign in COEFFICIENT_SIGNS:
+        gap = subtract(_coefficient(inside, i), _coefficient(outside, i))
+        gap = gap._replace(value=sign * gap.value)
+        text = f"{name} is {outside.coefficients[i]:+.1f}, and {inside.coefficients[i]:+.1f} in distribution"
+        conditions.append(Condition(text=text, value=gap, num=outside.num_runs, unit="runs"))
+    return _linear_model_result(outside, conditions)
 
 
 def first_epoch_reaching(epochs: NDArray[np.int64], curve: NDArray[np.float64], level: float = 50.0) -> int | None:
@@ -195,24 +240,57 @@ def _fit_whole_curves(data: StudyData, split: str) -> LinearFit:
     return fit_linear_model(data, split)
 
 
-def _sign_failures(model: LinearFit) -> list[str]:
-    failed = []
-    for i, name, sign in ((1, "b_kn", 1), (2, "b_unk", -1)):
-        value, p_value = model.coefficients[i], model.p_values[i]
-        if sign * value <= 0 or p_value >= 0.05:
-            failed.append(f"{name} is {value:+.1f} (p = {p_value:.2g})")
-    if model.r_squared < MIN_R_SQUARED:
-        failed.append(f"R2 is {model.r_squared:.2f}, below {MIN_R_SQUARED}")
-    return failed
+def _coefficient(model: LinearFit, i: int) -> Measurement:
+    """A coefficient; its error is that of its interval, which allows for the small number of runs."""
+    return Measurement(model.coefficients[i], (model.high[i] - model.low[i]) / (2 * Z_95), model.num_runs)
 
 
-def _linear_model_result(model: LinearFit, failed: list[str]) -> CheckResult:
+def _sign_conditions(model: LinearFit) -> list[Condition]:
+    return [
+        Condition(
+            text=f"{name} is {model.coefficients[i]:+.1f} (p = {model.p_values[i]:.2g})",
+            value=_coefficient(model, i),
+            above=sign > 0,
+            num=model.num_runs,
+            unit="runs",
+        )
+        for i, name, sign in COEFFICIENT_SIGNS
+    ]
+
+
+def _num_train_rows(data: StudyData, name: str, part: str) -> int:
+    return data.runs_for(name)[0].num["train", part]
+
+
+def _fitted_condition(
+    data: StudyData, name: str, checkpoint: CheckpointRef, part: str, text: str, above: bool = False
+) -> Condition:
+    """The condition that less (or more) than half of the training rows are fitted."""
+    value, num = data.accuracy(name, checkpoint, "train", part), _num_train_rows(data, name, part)
+    kind = "Known" if part == ANY_KNOWN else part
+    require_rows(num, f"{kind} training rows of {name}")
+    return Condition(
+        text=text.format(format_with_error(value)),
+        value=value,
+        shown=50.0,
+        claimed=50.0,
+        above=above,
+        num=num,
+        unit=f"{kind} training rows",
+        num_successes=round(value.value / 100 * num) if value.num_seeds < MIN_SEEDS else None,
+    )
+
+
+def _linear_model_result(model: LinearFit, conditions: list[Condition]) -> CheckResult:
     own = dict(zip(("b0", "b_kn", "b_unk"), round1_values(model.coefficients), strict=True))
+    own["r_squared"] = round(model.r_squared, 2)
     parts = [
         f"{name} {model.coefficients[i]:+.1f} (95 % interval {model.low[i]:+.1f} to {model.high[i]:+.1f})"
-        for i, name in ((1, "b_kn"), (2, "b_unk"))
+        for i, name, _ in COEFFICIENT_SIGNS
     ]
     success = f"{', '.join(parts)}, R2 {model.r_squared:.2f}, over {model.num_points} epochs of {model.num_runs} runs"
-    intervals = {name: [round(model.low[i], 2), round(model.high[i], 2)] for i, name in ((1, "b_kn"), (2, "b_unk"))}
-    own["r_squared"] = round(model.r_squared, 2)
-    return CheckResult(not failed, own, describe_failures(failed, success), intervals)
+    intervals = {name: [round(model.low[i], 2), round(model.high[i], 2)] for i, name, _ in COEFFICIENT_SIGNS}
+    result = judge(conditions, own, success, intervals)
+    if result.holds and model.r_squared < MIN_R_SQUARED:
+        return result._replace(holds=False, why=f"R2 is {model.r_squared:.2f}, below {MIN_R_SQUARED}")
+    return result

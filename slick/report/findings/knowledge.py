@@ -2,27 +2,34 @@
 
 from collections.abc import Mapping
 
-from slick.formatting import format_percent
 from slick.report.data import StudyData
-from slick.report.findings.base import CheckResult, describe_failures, finding
+from slick.report.findings.base import CheckResult, Condition, finding, judge, require_rows
 from slick.report.findings.paper import paper_relation_totals
 from slick.report.measurements import (
     CONVERGENCE,
     EARLY_STOP,
     Z_95,
     InsufficientDataError,
+    Measurement,
+    binomial_se,
     checkpoint_label,
     confidence_interval,
     format_with_error,
-    rank_correlation,
     round1,
     round1_values,
-    subtract,
 )
-from slick.report.statistics.p_true import compare_at_equal_share, p_true_scores, prefix_curve
+from slick.report.statistics.p_true import (
+    compare_at_equal_share,
+    natural_predictions,
+    p_true_auroc,
+    p_true_auroc_error,
+    p_true_scores,
+    prefix_curve,
+    prefix_fall,
+)
 from slick.types import Category
 
-MIN_CATEGORY_SHARE = 0.01
+MIN_CATEGORY_PERCENT = 1.0
 """The smallest share of the questions with which a category counts as populated."""
 
 
@@ -51,7 +58,7 @@ def e1(data: StudyData, expected: Mapping[str, Mapping[str, int]] | None = None)
     if len(failed) > 4:
         failed = [*failed[:4], f"and {len(failed) - 4} more"]
     success = f"all {sum(len(relations) for relations in paper.values())} numbers are equal"
-    return CheckResult(not failed, own, describe_failures(failed, success))
+    return CheckResult(not failed, own, "; ".join(failed) or success)
 
 
 @finding(
@@ -61,23 +68,31 @@ def e1(data: StudyData, expected: Mapping[str, Mapping[str, int]] | None = None)
     experiments=("counts",),
 )
 def e2(data: StudyData) -> CheckResult:
-    """Each category has at least 1 % of the train and of the in-distribution test questions."""
-    own, failed = {}, []
+    """Each category surely has at least 1 % of the train and of the in-distribution test questions."""
+    own, conditions = {}, []
     for split in ("train", "test"):
         counts = category_totals(data, "id", split)
         total = sum(counts.values())
         if not total:
             raise InsufficientDataError("needs a finished knowledge table with train and test questions")
         own[split] = round1_values([100 * num / total for num in counts.values()])
-        failed += [
-            f"{category} has {num:,} of {total:,} {split} questions, less than {format_percent(MIN_CATEGORY_SHARE)}"
-            for category, num in counts.items()
-            if num < max(1.0, MIN_CATEGORY_SHARE * total)
-        ]
+        for category, num in counts.items():
+            percent = 100 * num / total
+            conditions.append(
+                Condition(
+                    text=f"{category} has {num:,} of {total:,} {split} questions",
+                    value=Measurement(percent, binomial_se(percent, total), 1),
+                    shown=MIN_CATEGORY_PERCENT,
+                    claimed=MIN_CATEGORY_PERCENT,
+                    num=total,
+                    unit=f"{split} questions",
+                    num_successes=num,
+                )
+            )
     success = "HighlyKnown / MaybeKnown / WeaklyKnown / Unknown: " + "; ".join(
         f"{' / '.join(f'{value:.0f}' for value in values)} % of {split}" for split, values in own.items()
     )
-    return CheckResult(not failed, own, describe_failures(failed, success))
+    return judge(conditions, own, success)
 
 
 def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
@@ -93,27 +108,55 @@ def category_totals(data: StudyData, domain: str, split: str) -> dict[str, int]:
     experiments=("p_true",),
 )
 def e20(data: StudyData) -> CheckResult:
-    """At both checkpoints, accuracy on SliCK's Unknown questions is below that on as many with the lowest P(True)."""
+    """At both checkpoints, accuracy on SliCK's Unknown questions is below that on as many with the lowest P(True).
+
+    Not testable where P(True) is not informative: any score would do as well as random numbers there.
+    """
     comparisons = {checkpoint: compare_at_equal_share(data, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)}
-    parts = [
-        f"at {checkpoint_label(checkpoint)}, accuracy is {format_with_error(comparison.slick)} % on SliCK's and "
-        f"{format_with_error(comparison.p_true)} % on P(True)'s, a difference of {format_with_error(comparison.gap)} "
-        "points"
+    _require_informative_p_true(data)
+    conditions = [
+        Condition(
+            text=f"at {checkpoint_label(checkpoint)}, accuracy is {format_with_error(comparison.slick)} % on "
+            f"SliCK's and {format_with_error(comparison.p_true)} % on P(True)'s, a difference of "
+            f"{format_with_error(comparison.gap)} points",
+            value=comparison.gap,
+            above=False,
+            num=comparison.num,
+            unit="Unknown test questions",
+        )
         for checkpoint, comparison in comparisons.items()
     ]
-    scores = p_true_scores(data)
-    parts += [scores.caveat] if scores is not None and scores.caveat else []
     own: dict[str, object] = {"unknown_percent": round1(comparisons[EARLY_STOP].share)}
     own |= {
         checkpoint: round1_values([comparison.slick.value, comparison.p_true.value])
         for checkpoint, comparison in comparisons.items()
     }
-    return CheckResult(
-        all(comparison.gap.value < -Z_95 * comparison.gap.se for comparison in comparisons.values()),
-        own,
-        f"each labels {comparisons[EARLY_STOP].num:,} test questions Unknown: {'; '.join(parts)}",
-        {checkpoint: confidence_interval(comparison.gap) for checkpoint, comparison in comparisons.items()},
+    success = f"each labels {comparisons[EARLY_STOP].num:,} test questions Unknown: " + "; ".join(
+        condition.text for condition in conditions
     )
+    intervals = {
+        checkpoint_label(checkpoint): confidence_interval(comparison.gap)
+        for checkpoint, comparison in comparisons.items()
+    }
+    return judge(conditions, own, success, intervals)
+
+
+def _require_informative_p_true(data: StudyData) -> None:
+    """Check that P(True) predicts which questions are answered correctly.
+
+    Raises:
+        InsufficientDataError: the model gives the two choices little probability, or the AUROC is not above chance by
+            more than noise.
+    """
+    area, error = p_true_auroc(data, EARLY_STOP), p_true_auroc_error(data, EARLY_STOP)
+    scores = p_true_scores(data)
+    if scores is not None and scores.caveat:
+        raise InsufficientDataError(scores.caveat)
+    if area - Z_95 * error <= 50.0:
+        raise InsufficientDataError(
+            f"P(True) does not predict which questions are answered correctly: its AUROC is {area:.1f} ± "
+            f"{error:.1f} % (50 is chance), so it is no method to compare with"
+        )
 
 
 @finding(
@@ -123,27 +166,30 @@ def e20(data: StudyData) -> CheckResult:
     experiments=("p_true",),
 )
 def e21(data: StudyData) -> CheckResult:
-    """From one exemplar set to all, Unknown questions become fewer, and D_Natural's accuracy on them falls."""
+    """From one exemplar set to all, Unknown questions become fewer, and D_Natural's accuracy on them falls.
+
+    That they become no more is certain: each set is a part of the previous one. So the finding depends on the accuracy,
+    that is, on whether the questions that leave the set are answered right more often than those that stay.
+    """
     curve = prefix_curve(data, EARLY_STOP)
-    sets = [float(n) for n in range(1, len(curve) + 1)]
     shares, cells = [share for _, share, _ in curve], [cell for _, _, cell in curve]
-    fall = subtract(cells[0], cells[-1])
-    rho = rank_correlation(sets, [cell.value for cell in cells])
-    failed = []
-    if not shares[-1] < shares[0]:
-        failed.append("the number of Unknown questions does not fall")
-    if fall.value <= Z_95 * fall.se or rho >= 0:
-        failed.append(
-            f"accuracy on them changes by {-fall.value:+.1f} ± {fall.se:.1f} points (rank correlation {rho:+.2f})"
-        )
+    fall = prefix_fall(data, EARLY_STOP)
+    num_test = len(natural_predictions(data, EARLY_STOP).question_ids)
+    num_left = round((shares[0] - shares[-1]) / 100 * num_test)
     own = {
         "sets": [curve[0][0], curve[-1][0]],
         "unknown_percent": round1_values([shares[0], shares[-1]]),
         "accuracy": round1_values([cells[0].value, cells[-1].value]),
     }
-    success = (
+    if not num_left:
+        return CheckResult(
+            False, own, "the number of Unknown questions does not fall", {"fall": confidence_interval(fall)}
+        )
+    require_rows(num_left, "questions that are Unknown under one exemplar set only")
+    text = (
         f"from {curve[0][0]} to {curve[-1][0]} exemplar sets, the share of Unknown test questions falls from "
         f"{shares[0]:.0f} to {shares[-1]:.0f} %, and D_Natural's accuracy on them at early stop falls by "
         f"{format_with_error(fall)} points"
     )
-    return CheckResult(not failed, own, describe_failures(failed, success), {"fall": confidence_interval(fall)})
+    condition = Condition(text=text, value=fall, num=num_test)
+    return judge([condition], own, text, {"fall": confidence_interval(fall)})

@@ -1,8 +1,8 @@
 """Confidence intervals, significance of paired differences, and accuracies on a subset of the questions. Pure.
 
-The paired t-test over 100 chunks of the test rows is that of the paper. Accuracies on a subset follow the same rules as
-those of whole splits (`slick.report.data`): the standard error of a difference is over paired questions and, with three
-seeds or more, never smaller than the one over seeds.
+The paired t-test over 100 chunks of the test rows is that of the paper, with the median p-value over many shuffles.
+Accuracies on a subset follow the same rules as those of whole splits (`slick.report.data`): the standard error of a
+difference is over paired questions and, with three seeds or more, never smaller than the one over seeds.
 
 Source: Gekhman et al. 2024, arXiv:2405.05904, appendix I; S. Holm 1979, https://www.jstor.org/stable/4615733.
 """
@@ -21,8 +21,13 @@ from slick.report.measurements import (
     CheckpointRef,
     InsufficientDataError,
     Measurement,
+    mean_over_seeds,
+    paired_se,
     seed_se,
 )
+
+NUM_SHUFFLES = 200
+"""Shuffles of the rows over which the p-value of the t-test over chunks is the median."""
 
 MIN_QUESTIONS = 10
 """Smaller subsets are not compared."""
@@ -107,31 +112,24 @@ def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> RankStatistic:
     return RankStatistic(rho, float(np.tanh(center - margin)), float(np.tanh(center + margin)), len(x))
 
 
-def chunk_accuracies(rows: NDArray[np.float64], num_chunks: int = 100, seed: int = 0) -> NDArray[np.float64]:
-    """Shuffle the rows, cut them into near-equal chunks, and average each.
-
-    Args:
-        rows: shape (N,), 1.0 for a correct answer, 0.0 for a wrong one, or the share of seeds with a correct one.
-        num_chunks: at most; there is one chunk per row if there are fewer rows.
-        seed: of the shuffle; the same seed and N give the same chunks, so that two models can be paired.
-
-    Returns:
-        Shape (min(num_chunks, N),), shares in [0, 1].
-    """
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return np.array([chunk.mean() for chunk in np.array_split(rows[order], min(num_chunks, len(rows)))])
-
-
 def paired_p_value(
-    first: NDArray[np.float64], second: NDArray[np.float64], num_chunks: int = 100, seed: int = 0
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    num_chunks: int = 100,
+    seed: int = 0,
+    num_shuffles: int = NUM_SHUFFLES,
 ) -> float:
-    """Two-sided p-value of the paired t-test over chunks; 1.0 if the two never differ.
+    """Two-sided p-value of the paired t-test over chunks: the median over shuffles, 1.0 if the two never differ.
+
+    The paper shuffles once, and a p-value near a threshold then depends on that shuffle. Where all chunks have the same
+    difference, t is infinite, and the exact sign test over rows takes its place.
 
     Args:
-        first: shape (N,), as in `chunk_accuracies`.
+        first: shape (N,), 1.0 for a correct answer, 0.0 for a wrong one, or the share of seeds with a correct one.
         second: shape (N,), the same N >= 2 rows in the same order.
-        num_chunks: as in `chunk_accuracies`.
-        seed: as in `chunk_accuracies`.
+        num_chunks: at most; there is one chunk per row if there are fewer rows.
+        seed: of the shuffles.
+        num_shuffles: number of shuffles.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two rows.
@@ -140,14 +138,22 @@ def paired_p_value(
         raise ValueError(
             f"a paired test needs at least two rows, as many of each model; got {len(first)} and {len(second)}"
         )
-    a, b = chunk_accuracies(first, num_chunks, seed), chunk_accuracies(second, num_chunks, seed)
-    if np.allclose(a, b):
+    gaps = first - second
+    if not gaps.any():
         return 1.0
-    if np.allclose(a - b, (a - b)[0]):
-        return 0.0  # the same difference in every chunk: t is infinite
-    from scipy.stats import ttest_rel
+    from scipy.stats import binomtest
+    from scipy.stats import t as student_t
 
-    return float(ttest_rel(a, b).pvalue)
+    num_chunks = min(num_chunks, len(gaps))
+    starts = np.cumsum([0, *(len(chunk) for chunk in np.array_split(gaps, num_chunks)[:-1])])
+    sizes = np.diff([*starts, len(gaps)])
+    shuffled = np.random.default_rng(seed).permuted(np.tile(gaps, (num_shuffles, 1)), axis=1)
+    means_SC = np.add.reduceat(shuffled, starts, axis=1) / sizes
+    errors_S = means_SC.std(axis=1, ddof=1) / np.sqrt(num_chunks)
+    exact = float(binomtest(int((gaps > 0).sum()), int((gaps != 0).sum())).pvalue)
+    is_constant = errors_S < 1e-12
+    t_S = means_SC.mean(axis=1) / np.where(is_constant, 1.0, errors_S)
+    return float(np.median(np.where(is_constant, exact, 2 * student_t.sf(np.abs(t_S), num_chunks - 1))))
 
 
 def significance_stars(p_value: float) -> str:
@@ -214,7 +220,7 @@ def compare_on_questions(
             f"needs {MIN_QUESTIONS} {split} questions or more to compare {first[0]} with {second[0]}, there are {num}"
         )
     gaps = 100.0 * (np.mean(list(hits_a.values()), axis=0) - np.mean(list(hits_b.values()), axis=0))
-    se = _paired_se(gaps)
+    se = paired_se(gaps)
     shared_seeds = sorted(hits_a.keys() & hits_b.keys())
     if len(shared_seeds) >= MIN_SEEDS:
         se = max(se, seed_se(np.array([100.0 * (hits_a[seed].mean() - hits_b[seed].mean()) for seed in shared_seeds])))
@@ -246,24 +252,5 @@ def _stored_predictions(run: Run, checkpoint: CheckpointRef, split: str) -> tupl
 
 
 def _mean_accuracy(predictions: dict[int, NDArray[np.float64]]) -> Measurement:
-    """Mean over seeds; the standard error is over seeds from `MIN_SEEDS` on, else over questions."""
-    by_seed = np.array([100.0 * hit.mean() for hit in predictions.values()])
-    rows = 100.0 * np.mean(list(predictions.values()), axis=0)
-    se = seed_se(by_seed) if len(by_seed) >= MIN_SEEDS else float(rows.std(ddof=1) / np.sqrt(len(rows)))
-    return Measurement(float(by_seed.mean()), se, len(by_seed))
-
-
-def _paired_se(gaps: NDArray[np.float64]) -> float:
-    """Standard error of the mean of paired differences, each in [-100, 100].
-
-    Half a question that improves and half a question that worsens are added, so that a few unchanged questions do not
-    give an error of 0.
-
-    Source: Agresti and Min 2005, https://doi.org/10.1002/sim.1781.
-
-    >>> _paired_se(np.zeros(10)) > 0
-    True
-    """
-    num = len(gaps) + 2
-    variance = (float((gaps**2).sum()) + 100.0**2) / num - (float(gaps.sum()) / num) ** 2
-    return float(np.sqrt(variance / num))
+    """The mean over seeds, with the error of `mean_over_seeds`."""
+    return mean_over_seeds([100.0 * hit.mean() for hit in predictions.values()], len(next(iter(predictions.values()))))

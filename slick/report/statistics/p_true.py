@@ -31,6 +31,7 @@ from slick.report.measurements import (
     Measurement,
     checkpoint_label,
     mean_over_seeds,
+    paired_se,
     seed_se,
 )
 from slick.storage import Folder
@@ -313,13 +314,14 @@ def _bootstrap_error(rows: NaturalPredictions, group_Q: NDArray[np.int64], seed:
 
     total, mean_Q = len(group_Q), rows.hit_SQ.mean(axis=0)
 
-    def gap(chosen: NDArray[np.int64]) -> float:
-        weights_Q = np.bincount(chosen, minlength=total).astype(np.float64)
-        accuracies = _accuracy_pair(weights_Q, rows.unknown_Q, group_Q, mean_Q)
-        return accuracies[0] - accuracies[1]
+    def gap(chosen_RQ: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        offsets = total * np.arange(len(chosen_RQ))[:, None]
+        weights_RQ = np.bincount((chosen_RQ + offsets).ravel(), minlength=len(chosen_RQ) * total).reshape(-1, total)
+        slick_R, p_true_R = _accuracy_pairs(weights_RQ.astype(np.float64), rows.unknown_Q, group_Q, mean_Q)
+        return slick_R - p_true_R
 
     indices = (np.arange(total),)
-    result = bootstrap(indices, gap, n_resamples=_NUM_RESAMPLES, vectorized=False, method="percentile", rng=seed)
+    result = bootstrap(indices, gap, n_resamples=_NUM_RESAMPLES, batch=50, method="percentile", rng=seed)
     return float(result.standard_error)
 
 
@@ -327,11 +329,27 @@ def _accuracy_pair(
     weights_Q: NDArray[np.float64], unknown_Q: NDArray[np.bool_], group_Q: NDArray[np.int64], hit_Q: NDArray[np.float64]
 ) -> tuple[float, float]:
     """Accuracy in percent on SliCK's Unknown questions and on as many of lowest P(True), with a weight per question."""
-    num = float(weights_Q @ unknown_Q)
-    below_G = np.cumsum(np.bincount(group_Q, weights=weights_Q))
-    right_G = np.cumsum(np.bincount(group_Q, weights=weights_Q * hit_Q))
-    right = np.interp(num, np.concatenate([[0.0], below_G]), np.concatenate([[0.0], right_G]))
-    return 100.0 * float(weights_Q @ (unknown_Q * hit_Q)) / num, 100.0 * float(right) / num
+    slick, p_true = _accuracy_pairs(weights_Q[None, :], unknown_Q, group_Q, hit_Q)
+    return float(slick[0]), float(p_true[0])
+
+
+def _accuracy_pairs(
+    weights_RQ: NDArray[np.float64],
+    unknown_Q: NDArray[np.bool_],
+    group_Q: NDArray[np.int64],
+    hit_Q: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As `_accuracy_pair`, for R resamples; both of shape (R,)."""
+    order = np.argsort(group_Q, kind="stable")
+    starts = np.flatnonzero(np.diff(group_Q[order], prepend=-1))
+    num_R = weights_RQ @ unknown_Q
+    below_RG = np.cumsum(np.add.reduceat(weights_RQ[:, order], starts, axis=1), axis=1)
+    right_RG = np.cumsum(np.add.reduceat((weights_RQ * hit_Q)[:, order], starts, axis=1), axis=1)
+    right_R = [
+        np.interp(num, np.concatenate([[0.0], below_G]), np.concatenate([[0.0], right_G]))
+        for num, below_G, right_G in zip(num_R, below_RG, right_RG, strict=True)
+    ]
+    return 100.0 * (weights_RQ @ (unknown_Q * hit_Q)) / num_R, 100.0 * np.asarray(right_R) / num_R
 
 
 def p_true_auroc(data: StudyData, checkpoint: CheckpointRef) -> float:
@@ -353,6 +371,16 @@ def p_true_auroc(data: StudyData, checkpoint: CheckpointRef) -> float:
     return float(np.mean(areas))
 
 
+def p_true_auroc_error(data: StudyData, checkpoint: CheckpointRef) -> float:
+    """Standard error of `p_true_auroc` if P(True) were unrelated to the answers, in percent.
+
+    Source: H. B. Mann and D. R. Whitney 1947, https://doi.org/10.1214/aoms/1177730491.
+    """
+    hit_SQ = natural_predictions(data, checkpoint).hit_SQ
+    num_hits, total = hit_SQ.sum(axis=1).mean(), hit_SQ.shape[1]
+    return float(100.0 * np.sqrt((total + 1) / (12.0 * num_hits * (total - num_hits))))
+
+
 def slick_point(data: StudyData, checkpoint: CheckpointRef) -> PrefixPoint:
     """SliCK's Unknown set with all exemplar sets.
 
@@ -369,6 +397,12 @@ def prefix_curve(data: StudyData, checkpoint: CheckpointRef) -> list[PrefixPoint
     Raises:
         InsufficientDataError: samples were skipped, or D_Natural was not run.
     """
+    unknown_QN, hit_SQ = _prefix_rows(data, checkpoint)
+    return [_prefix_point(n, unknown_Q, hit_SQ) for n, unknown_Q in enumerate(unknown_QN.T, 1)]
+
+
+def _prefix_rows(data: StudyData, checkpoint: CheckpointRef) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Labels of shape (Q, N) under the first n exemplar sets, and D_Natural's answers of shape (S, Q) to them."""
     labels = data.part(load_prefix_labels, None)
     if labels is None or not len(labels.question_ids):
         raise InsufficientDataError("needs the stored generations of the test questions")
@@ -382,8 +416,31 @@ def prefix_curve(data: StudyData, checkpoint: CheckpointRef) -> list[PrefixPoint
     _, in_labels, in_rows = np.intersect1d(
         labels.question_ids, rows.question_ids, assume_unique=True, return_indices=True
     )
-    hit_SQ = rows.hit_SQ[:, in_rows]
-    return [_prefix_point(n, unknown_Q, hit_SQ) for n, unknown_Q in enumerate(labels.unknown_QN[in_labels].T, 1)]
+    return labels.unknown_QN[in_labels], rows.hit_SQ[:, in_rows]
+
+
+def prefix_fall(data: StudyData, checkpoint: CheckpointRef) -> Measurement:
+    """Accuracy on the Unknown set under one exemplar set minus that under all of them; the second set is in the first.
+
+    The error is that of the difference of two ratios over the same questions (delta method).
+
+    Raises:
+        InsufficientDataError: as `prefix_curve`.
+    """
+    unknown_QN, hit_SQ = _prefix_rows(data, checkpoint)
+    hit_Q = hit_SQ.mean(axis=0)
+    influence_Q, ratios = np.zeros(len(hit_Q)), []
+    for sign, n in ((1.0, 0), (-1.0, -1)):
+        unknown_Q = unknown_QN[:, n].astype(np.float64)
+        if unknown_Q.sum() < 2:
+            raise InsufficientDataError("fewer than 2 test questions are Unknown")
+        ratios.append(float(hit_Q @ unknown_Q / unknown_Q.sum()))
+        influence_Q += sign * 100.0 * unknown_Q * (hit_Q - ratios[-1]) / unknown_Q.mean()
+    se = paired_se(influence_Q, 100.0 / float(unknown_QN[:, 0].mean()))
+    if len(hit_SQ) >= MIN_SEEDS:
+        first, last = (hit_SQ[:, unknown_QN[:, n]].mean(axis=1) for n in (0, -1))
+        se = max(se, seed_se(100.0 * (first - last)))
+    return Measurement(100.0 * (ratios[0] - ratios[1]), se, len(hit_SQ))
 
 
 def _prefix_point(sets: int | None, unknown_Q: NDArray[np.bool_], hit_SQ: NDArray[np.bool_]) -> PrefixPoint:
