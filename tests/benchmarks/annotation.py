@@ -85,7 +85,9 @@ def select_half_known(work: list[dict], model_folder: str, num_questions: int) -
             batch, [gold[0] for gold in relation_work["gold"]], SamplingConfig(max_new_tokens=MAX_NEW_TOKENS)
         )
         known = [any(score.is_greedy for score in row) for row in scores]
-        kept = [[i for i, hit in enumerate(known) if hit is wanted][: num_questions // 2] for wanted in (True, False)]
+        kept = [
+            [i for i, hit in enumerate(known) if hit is is_known][: num_questions // 2] for is_known in (True, False)
+        ]
         assert len(kept[0]) == len(kept[1]) == num_questions // 2, f"only {len(kept[0])} questions have a greedy hit"
         indices = sorted(kept[0] + kept[1])
         selected.append(

@@ -45,8 +45,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/manifest.json")}
     kept = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
-    done = slick("study", "smoke", "--out", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = slick("study", "smoke", "--out", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
     assert (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns == kept
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written, f"{path} was trained again"

@@ -49,12 +49,12 @@ def config(model: str) -> AnnotateConfig:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, ray_cluster: None) -> Folder:
+def annotated_study(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, ray_cluster: None) -> Folder:
     """A study annotated by one actor."""
-    return annotated(tmp_path_factory.mktemp("one"), config)
+    return annotate_questions(tmp_path_factory.mktemp("one"), config)
 
 
-def annotated(path: Path, config: AnnotateConfig) -> Folder:
+def annotate_questions(path: Path, config: AnnotateConfig) -> Folder:
     study = Folder(str(path))
     write_birthplace_questions(study)
     annotate(study, config)
@@ -66,13 +66,15 @@ def assert_same(first: Folder, second: Folder) -> None:
     assert read_generations(first).equals(read_generations(second))
 
 
-def test_every_question_has_answers_and_a_category(done: Folder, config: AnnotateConfig) -> None:
-    knowledge, generations = read_knowledge(done), read_generations(done)
-    gold = {row["question_id"]: row["answers"] for row in read_questions(done).to_pylist()}
+def test_every_question_has_answers_and_a_category(annotated_study: Folder, config: AnnotateConfig) -> None:
+    knowledge, generations = read_knowledge(annotated_study), read_generations(annotated_study)
+    gold = {row["question_id"]: row["answers"] for row in read_questions(annotated_study).to_pylist()}
     expected = {i for i in gold if "train" in i or "test" in i} - {i for i in gold if i.startswith("P9-train")}
     assert knowledge.schema == KNOWLEDGE_SCHEMA
     assert sorted(knowledge["question_id"].to_pylist()) == sorted(expected)
-    assert annotation_progress(done) == {MAIN_ANSWERS: AnswerProgress(num=len(expected), expected=len(expected))}
+    assert annotation_progress(annotated_study) == {
+        MAIN_ANSWERS: AnswerProgress(num=len(expected), expected=len(expected))
+    }
     labels = {row["question_id"]: row for row in knowledge.to_pylist()}
     for row in generations.to_pylist():
         answers = gold[row["question_id"]]
@@ -87,9 +89,9 @@ def test_every_question_has_answers_and_a_category(done: Folder, config: Annotat
     assert len(set(knowledge["category"].to_pylist())) > 1, "the model must produce more than one category"
 
 
-def test_manifest_counts_generations_and_tokens(done: Folder, config: AnnotateConfig) -> None:
-    manifest = annotate(done, config)  # finished: nothing runs
-    counts, generations = manifest.counts, read_generations(done)
+def test_manifest_counts_generations_and_tokens(annotated_study: Folder, config: AnnotateConfig) -> None:
+    manifest = annotate(annotated_study, config)  # finished: nothing runs
+    counts, generations = manifest.counts, read_generations(annotated_study)
     assert counts["questions"] == generations.num_rows
     assert counts["generations"] == generations.num_rows * 3 * 5
     assert counts["answer_tokens"] == sum(generations["num_tokens"].to_pylist())
@@ -100,21 +102,25 @@ def test_manifest_counts_generations_and_tokens(done: Folder, config: AnnotateCo
     assert set(manifest.inputs) == {"questions", "model"}
 
 
-def test_exemplars_are_dev_questions_of_their_relation(done: Folder) -> None:
-    exemplars = done.child("annotate").read_json("exemplars.json")
+def test_exemplars_are_dev_questions_of_their_relation(annotated_study: Folder) -> None:
+    exemplars = annotated_study.child("annotate").read_json("exemplars.json")
     assert set(exemplars) == {"P1", "P2", "P9"}
     for relation, sets in exemplars.items():
         assert len({tuple(ids) for ids in sets}) == 3
         assert all(i.startswith(f"{relation}-dev-") for ids in sets for i in ids)
 
 
-def test_labels_do_not_depend_on_actors_and_files(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+def test_labels_do_not_depend_on_actors_and_files(
+    annotated_study: Folder, config: AnnotateConfig, tmp_path: Path
+) -> None:
     before = tasks_of("NORMAL_TASK")
-    other = annotated(tmp_path, replace(config, min_actors=2, max_actors=2, batches_per_file=3, cpus_per_actor=0.5))
-    assert_same(done, other)
+    other = annotate_questions(
+        tmp_path, replace(config, min_actors=2, max_actors=2, batches_per_file=3, cpus_per_actor=0.5)
+    )
+    assert_same(annotated_study, other)
     assert tasks_of("NORMAL_TASK") == before, "annotation must start actors only"
     assert tasks_of("ACTOR_TASK")
-    files = [study.child("annotate", "generations").names(".parquet") for study in (done, other)]
+    files = [study.child("annotate", "generations").names(".parquet") for study in (annotated_study, other)]
     assert len(files[0]) > len(files[1])
 
 
@@ -130,7 +136,7 @@ def test_progress_is_reported_after_every_unit(
 
     monkeypatch.setattr(ProgressReporter, "add", add_and_count_files)
     slow = SamplingConfig(num_samples=32, max_new_tokens=16, temperature=5.0)
-    annotated(tmp_path, replace(config, sampling=slow))
+    annotate_questions(tmp_path, replace(config, sampling=slow))
     assert any(files == units for units, files in enumerate(num_files[:-1], start=1)), num_files
 
 
@@ -143,8 +149,8 @@ def tasks_of(kind: str) -> set[str]:
     return {task.task_id for task in list_tasks(cluster, filters=[("type", "=", kind)], limit=10_000)}
 
 
-def test_run_resumes_where_files_are_missing(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
-    shutil.copytree(done.local_path, tmp_path, dirs_exist_ok=True)
+def test_run_resumes_where_files_are_missing(annotated_study: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    shutil.copytree(annotated_study.local_path, tmp_path, dirs_exist_ok=True)
     study = Folder(str(tmp_path))
     folder = study.child("annotate")
     parts = folder.child("generations")
@@ -156,22 +162,22 @@ def test_run_resumes_where_files_are_missing(done: Folder, config: AnnotateConfi
     for name in ("manifest.json", "knowledge.parquet"):
         folder.delete(name)
     annotate(study, replace(config, batches_per_file=2))
-    assert_same(done, study)
+    assert_same(annotated_study, study)
     assert all(parts.read_bytes(name) == data for name, data in kept.items())
 
 
-def test_dev_questions_are_never_their_own_exemplars(done: Folder) -> None:
-    exemplars = done.child("annotate").read_json("exemplars.json")
+def test_dev_questions_are_never_their_own_exemplars(annotated_study: Folder) -> None:
+    exemplars = annotated_study.child("annotate").read_json("exemplars.json")
     used = {i for sets in exemplars.values() for ids in sets for i in ids}
-    selected = select_questions(read_questions(done), dev=True, exemplars=exemplars, limit=None)
+    selected = select_questions(read_questions(annotated_study), dev=True, exemplars=exemplars, limit=None)
     dev = {i for i in selected["question_id"].to_pylist() if "dev" in i}
     assert dev
     assert not dev & used
     assert len(dev | used) == 18
 
 
-def test_limit_selects_a_fixed_sample_per_relation_and_split(done: Folder) -> None:
-    questions = read_questions(done)
+def test_limit_selects_a_fixed_sample_per_relation_and_split(annotated_study: Folder) -> None:
+    questions = read_questions(annotated_study)
     selected = select_questions(questions, dev=False, exemplars={}, limit=2)
     groups = [(row["relation"], row["split"]) for row in selected.to_pylist()]
     assert {group: groups.count(group) for group in groups} == dict.fromkeys(
@@ -181,9 +187,9 @@ def test_limit_selects_a_fixed_sample_per_relation_and_split(done: Folder) -> No
     assert set(selected["question_id"].to_pylist()) < set(more["question_id"].to_pylist())
 
 
-def test_other_settings_are_refused(done: Folder, config: AnnotateConfig) -> None:
+def test_other_settings_are_refused(annotated_study: Folder, config: AnnotateConfig) -> None:
     with pytest.raises(StudyError, match="other inputs or settings"):
-        annotate(done, replace(config, sampling=replace(SAMPLING, temperature=0.7)))
+        annotate(annotated_study, replace(config, sampling=replace(SAMPLING, temperature=0.7)))
 
 
 def test_actor_error_is_one_message(config: AnnotateConfig, ray_cluster: None, tmp_path: Path) -> None:
@@ -218,17 +224,17 @@ def test_too_few_dev_questions_are_refused(config: AnnotateConfig, tmp_path: Pat
         annotate(study, config)
 
 
-def test_files_of_other_questions_are_refused(done: Folder, tmp_path: Path) -> None:
-    table = done.child("annotate", "generations").read_tables()
+def test_files_of_other_questions_are_refused(annotated_study: Folder, tmp_path: Path) -> None:
+    table = annotated_study.child("annotate", "generations").read_tables()
     folder = Folder(str(tmp_path))
     folder.write_table("part-000000.parquet", table.slice(0, 3))
-    batches = cut_batches(read_questions(done).filter(pa.array([True] * 20 + [False] * 79)), 4)
+    batches = cut_batches(read_questions(annotated_study).filter(pa.array([True] * 20 + [False] * 79)), 4)
     with pytest.raises(StudyError, match="holds 3 questions, of which 0"):
         missing_batches(folder, batches)
 
 
-def test_missing_or_repeated_answer_is_an_error(done: Folder) -> None:
-    questions, generations = read_questions(done), read_generations(done)
+def test_missing_or_repeated_answer_is_an_error(annotated_study: Folder) -> None:
+    questions, generations = read_questions(annotated_study), read_generations(annotated_study)
     answered = questions.filter(
         pa.array([i in set(generations["question_id"].to_pylist()) for i in questions["question_id"].to_pylist()])
     )
@@ -259,17 +265,21 @@ def test_speed_settings_are_not_part_of_the_identity() -> None:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, done: Folder) -> Folder:
-    """The study of `done`, annotated in labels mode."""
-    return annotated(tmp_path_factory.mktemp("labels"), replace(config, mode="labels"))
+def labels_mode_study(
+    tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, annotated_study: Folder
+) -> Folder:
+    """The study of `annotated_study`, annotated again in labels mode."""
+    return annotate_questions(tmp_path_factory.mktemp("labels"), replace(config, mode="labels"))
 
 
-def test_labels_mode_gives_the_same_categories_with_fewer_answers(done: Folder, labelled: Folder) -> None:
+def test_labels_mode_gives_the_same_categories_with_fewer_answers(
+    annotated_study: Folder, labels_mode_study: Folder
+) -> None:
     names = ["question_id", "category", "greedy_hits", "p_upper"]
-    assert read_knowledge(labelled).select(names).equals(read_knowledge(done).select(names))
-    full = {row["question_id"]: row for row in read_generations(done).to_pylist()}
+    assert read_knowledge(labels_mode_study).select(names).equals(read_knowledge(annotated_study).select(names))
+    full = {row["question_id"]: row for row in read_generations(annotated_study).to_pylist()}
     spared = cut = 0
-    for row in read_generations(labelled).to_pylist():
+    for row in read_generations(labels_mode_study).to_pylist():
         expected = full[row["question_id"]]
         assert row["greedy_text"] == expected["greedy_text"]
         flat = (
@@ -282,7 +292,7 @@ def test_labels_mode_gives_the_same_categories_with_fewer_answers(done: Folder, 
             assert hit in (None, other_hit)
             spared += hit is None
             cut += text is None and hit is False
-    counts, full_counts = (annotate_counts(study) for study in (labelled, done))
+    counts, full_counts = (annotate_counts(study) for study in (labels_mode_study, annotated_study))
     assert spared > 0
     assert cut > 0
     assert counts["generations"] == full_counts["generations"] - spared
@@ -296,11 +306,11 @@ def annotate_counts(study: Folder) -> dict[str, Any]:
     return study.child("annotate").read_json("manifest.json")["counts"]
 
 
-def test_gold_estimator_agrees_with_samples(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
-    study = annotated(tmp_path, replace(config, estimator="gold", matcher="exact"))
+def test_gold_estimator_agrees_with_samples(annotated_study: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    study = annotate_questions(tmp_path, replace(config, estimator="gold", matcher="exact"))
     gold = {row["question_id"]: row for row in read_knowledge(study).to_pylist()}
     expected = sampled = variance = 0.0
-    for row in read_knowledge(done).to_pylist():
+    for row in read_knowledge(annotated_study).to_pylist():
         assert gold[row["question_id"]]["greedy_hits"] == row["greedy_hits"]
         assert (gold[row["question_id"]]["category"] == row["category"]) or not row["greedy_hits"]
         sampled += row["sampled_hits"]
@@ -314,31 +324,33 @@ def test_gold_estimator_agrees_with_samples(done: Folder, config: AnnotateConfig
     assert annotate_counts(study)["estimator"].startswith("gold: the first answer's text")
 
 
-def test_rescoring_equals_annotating_with_other_settings(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+def test_rescoring_equals_annotating_with_other_settings(
+    annotated_study: Folder, config: AnnotateConfig, tmp_path: Path
+) -> None:
     study, fresh = (Folder(str(tmp_path / name)) for name in ("rescored", "fresh"))
-    shutil.copytree(done.local_path, study.local_path)
+    shutil.copytree(annotated_study.local_path, study.local_path)
     before = study.child("annotate", "generations").read_tables()
     small = replace(config, num_exemplar_sets=2, sampling=replace(SAMPLING, num_samples=2), matcher="contains")
     rescore(study, RescoreConfig(matcher="contains", num_exemplar_sets=2, num_samples=2))
-    annotated(tmp_path / "fresh", small)
+    annotate_questions(tmp_path / "fresh", small)
     assert read_knowledge(study).equals(read_knowledge(fresh))
-    assert not read_knowledge(study).equals(read_knowledge(done))
+    assert not read_knowledge(study).equals(read_knowledge(annotated_study))
     annotate(study, small)  # finished: nothing runs
     rescore(study, RescoreConfig())
-    assert read_knowledge(study).equals(read_knowledge(done))
+    assert read_knowledge(study).equals(read_knowledge(annotated_study))
     assert study.child("annotate", "generations").read_tables().equals(before)
     with pytest.raises(SettingsError, match="3 exemplar sets with 4 samples"):
         rescore(study, RescoreConfig(num_samples=5))
 
 
-def test_labels_mode_cannot_be_rescored(labelled: Folder) -> None:
+def test_labels_mode_cannot_be_rescored(labels_mode_study: Folder) -> None:
     with pytest.raises(StudyError, match="does not keep all answers"):
-        rescore(labelled, RescoreConfig(matcher="raw"))
+        rescore(labels_mode_study, RescoreConfig(matcher="raw"))
 
 
-def test_repeats_and_controls_are_summarized(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
-    study = annotated(tmp_path, replace(config, repeats_per_relation=3, controls_per_relation=2))
-    assert_same(done, study)
+def test_repeats_and_controls_are_summarized(annotated_study: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+    study = annotate_questions(tmp_path, replace(config, repeats_per_relation=3, controls_per_relation=2))
+    assert_same(annotated_study, study)
     confidence = study.child("annotate").read_json("confidence.json")
     assert confidence["repeats"]["questions"] == 9
     assert sum(sum(row.values()) for row in confidence["repeats"]["from_to"].values()) == 9
@@ -354,7 +366,7 @@ def test_repeats_and_controls_are_summarized(done: Folder, config: AnnotateConfi
     assert any(texts[row["question_id"]] != row["sampled_text"] for row in repeats.to_pylist())
 
 
-def test_annotation_is_exported_to_ray_metrics(done: Folder) -> None:
+def test_annotation_is_exported_to_ray_metrics(annotated_study: Folder) -> None:
     expected = {"questions", "generations", "prompt_tokens", "prefilled_tokens", "answer_tokens", "decoded_tokens"}
 
     def exported() -> list[tuple[str, dict[str, str], float]]:

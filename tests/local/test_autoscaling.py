@@ -72,11 +72,11 @@ def test_actors_add_a_node_that_is_removed_when_idle(tmp_path: Path) -> None:
     with autoscaling_cluster(tmp_path / "home", 1) as cluster:
         assert num_workers(cluster) == 0
         with record_num_workers(cluster) as counts:
-            done = cluster.slick(
+            result = cluster.slick(
                 "submit", "annotate", "smoke", "--model", model, *FLAGS, "--max-actors", "2", "--out", study.uri
             )
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert "Ray dashboard" not in done.stdout, "no second cluster was started"
+            assert result.returncode == 0, result.stdout + result.stderr
+            assert "Ray dashboard" not in result.stdout, "no second cluster was started"
         assert counts[:2] == [0, 1]
         local = slick("annotate", "smoke", "--model", model, *FLAGS, "--max-actors", "1", "--out", alone.uri)
         assert local.returncode == 0, local.stdout + local.stderr
@@ -94,7 +94,7 @@ def test_trainer_uses_several_nodes(tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert "--wait-for-nodes" in refused.stdout + refused.stderr
         with record_num_workers(cluster) as counts:
-            done = cluster.slick("submit", "finetune", "smoke", *flags)
-            assert done.returncode == 0, done.stdout + done.stderr
+            result = cluster.slick("submit", "finetune", "smoke", *flags)
+            assert result.returncode == 0, result.stdout + result.stderr
     assert max(counts) == 2, f"4 workers of one CPU each need two nodes of 3; seen {counts}"
     assert study.child("runs", "half-seed0").read_table("epochs.parquet").num_rows > 0

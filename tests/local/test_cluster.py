@@ -71,9 +71,9 @@ def run_step(code: str = STEP, python: str = sys.executable, **environ: str) -> 
 def test_unreachable_address_is_one_message() -> None:
     with socket.create_server(("0.0.0.0", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-    done = run_step(RAY_ADDRESS=address)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    result = run_step(RAY_ADDRESS=address)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
     assert line.startswith(f"slick: RAY_ADDRESS={address}")
     assert "ray start --head" in line
     assert "unset RAY_ADDRESS" in line
@@ -86,11 +86,11 @@ def test_server_other_than_ray_is_one_message() -> None:
     address = f"127.0.0.1:{server.add_insecure_port('0.0.0.0:0')}"
     server.start()
     try:
-        done = run_step(RAY_ADDRESS=address)
+        result = run_step(RAY_ADDRESS=address)
     finally:
         server.stop(None)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
     assert line.startswith(f"slick: the Ray cluster at RAY_ADDRESS={address} cannot be joined: ")
 
 
@@ -103,6 +103,6 @@ def test_workers_start_with_spaces_in_paths_and_a_long_temporary_folder(tmp_path
     python = str(folder / "bin" / "python")
     temporary = tmp_path / ("too long for a socket " * 4)
     temporary.mkdir()
-    done = run_step(python=python, TMPDIR=str(temporary))
-    assert done.returncode == 0, done.stderr
-    assert f"STARTED {python}" in done.stdout
+    result = run_step(python=python, TMPDIR=str(temporary))
+    assert result.returncode == 0, result.stderr
+    assert f"STARTED {python}" in result.stdout

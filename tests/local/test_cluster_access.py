@@ -230,9 +230,9 @@ def test_client_with_the_token_is_accepted(running: WaitingProcess) -> None:
 
 
 def test_client_without_the_token_is_rejected(running: WaitingProcess) -> None:
-    without, wrong = {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    no_token, wrong_token = {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     with ThreadPoolExecutor() as pool:
-        outputs = pool.map(lambda authentication: run_client(running, **authentication), (without, wrong))
+        outputs = pool.map(lambda authentication: run_client(running, **authentication), (no_token, wrong_token))
     for output in outputs:
         assert "RAN A TASK" not in output
         assert "nauthenticated" in output, output

@@ -125,9 +125,9 @@ def test_node_types_have_only_fields_that_aws_knows(cloud: Cloud) -> None:
 
 
 def test_unknown_field_of_a_node_type_is_reported(cloud: Cloud, tmp_path: Path) -> None:
-    wrong = tmp_path / "wrong.yaml"
-    wrong.write_text((ROOT / "cluster.yaml").read_text().replace("VolumeSize", "VolumeSzie"))
-    assert "VolumeSzie" in cloud.python(TYPES, str(wrong))
+    path = tmp_path / "wrong.yaml"
+    path.write_text((ROOT / "cluster.yaml").read_text().replace("VolumeSize", "VolumeSzie"))
+    assert "VolumeSzie" in cloud.python(TYPES, str(path))
 
 
 def test_ray_up_and_down(cloud: Cloud, cluster_file: Path) -> None:

@@ -295,12 +295,14 @@ def test_batch_of_several_passes_equals_its_parts() -> None:
         question_ids=names,
         suffixes=[f"Q: What is the capital of {name}?\nA:" for name in names],
     )
-    whole = TransformersEngine(model, tokenizer, batch_questions=160)
-    parts = TransformersEngine(model, tokenizer, batch_questions=5)
-    assert whole.uses_packing
-    assert parts.uses_packing
-    answers = whole.generate(batch, SAMPLING)
+    large_batch = TransformersEngine(model, tokenizer, batch_questions=160)
+    small_batches = TransformersEngine(model, tokenizer, batch_questions=5)
+    assert large_batch.uses_packing
+    assert small_batches.uses_packing
+    answers = large_batch.generate(batch, SAMPLING)
     per_pass = max_tokens_per_pass(model)
-    assert whole.stats.prefilled_tokens > 2 * per_pass, "the prompts must need several passes"
-    assert whole.stats.decoded_tokens / SAMPLING.max_new_tokens > per_pass, "decoding must need several passes per step"
-    assert answers == parts.generate(batch, SAMPLING)
+    assert large_batch.stats.prefilled_tokens > 2 * per_pass, "the prompts must need several passes"
+    assert large_batch.stats.decoded_tokens / SAMPLING.max_new_tokens > per_pass, (
+        "decoding must need several passes per step"
+    )
+    assert answers == small_batches.generate(batch, SAMPLING)

@@ -10,9 +10,9 @@ from tests.local.cli import slick
 
 
 def run_study(out: Path, experiments: str) -> str:
-    done = slick("study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    result = slick("study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 SMALL = ("--sweep.grid.epochs", "1", "--sweep.grid.policies", "fixed", "--sweep.train.epochs", "1")

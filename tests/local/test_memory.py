@@ -57,10 +57,10 @@ def test_activation_bytes_match_a_forward_pass(dtype: str, changed: dict[str, An
     shape = shape_from_config(model.config.to_dict(), "tiny")
     estimated = activation_bytes(shape, config, 24, PROMPT + ANSWER)
     if checkpointing:  # the recomputed layer is allocated in the backward pass only
-        whole = TrainConfig(dtype=dtype)  # type: ignore[arg-type]
+        without_checkpointing = TrainConfig(dtype=dtype)  # type: ignore[arg-type]
         deeper = replace(shape, num_layers=shape.num_layers + 1)
-        estimated -= activation_bytes(deeper, whole, 24, PROMPT + ANSWER) - activation_bytes(
-            shape, whole, 24, PROMPT + ANSWER
+        estimated -= activation_bytes(deeper, without_checkpointing, 24, PROMPT + ANSWER) - activation_bytes(
+            shape, without_checkpointing, 24, PROMPT + ANSWER
         )
     # The estimate has the peak of the loss, in the backward pass; the forward pass keeps float32 log-probabilities.
     estimated -= _loss_bytes(shape.vocab_size, dtype) - 24 * ANSWER * shape.vocab_size * 4

@@ -35,8 +35,8 @@ def test_questions_are_read_from_and_written_to_an_object_store(store: dict[str,
     Folder("s3://studies/in").write_bytes("tiny.jsonl", rows.encode())
     options = "?region=us-west-2"  # stay at the end of the URI when a path is appended
     flags = ["--questions", f"s3://studies/in/tiny.jsonl{options}", "--filter", "none", "--unknown-relations", "id"]
-    done = slick("questions", "smoke", *flags, "--out", f"s3://studies/small{options}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = slick("questions", "smoke", *flags, "--out", f"s3://studies/small{options}")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert Folder("s3://studies/small").child("questions").read_tables().num_rows == 16
 
 
@@ -46,9 +46,9 @@ def test_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], st
     worlds = Path(os.environ.get("SLICK_CACHE", Path.home() / ".cache" / "slick")) / "worlds"
     cache.mkdir()
     (cache / "worlds").symlink_to(worlds)  # reuse the world that is already built
-    done = slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert SECRET not in done.stdout + done.stderr
+    result = slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert SECRET not in result.stdout + result.stderr
 
     remote = Folder(URI)
     for folder, name in (
@@ -94,10 +94,10 @@ def test_no_secret_is_in_study_files_or_cluster_logs(store: dict[str, str]) -> N
 
 
 def test_missing_bucket_is_one_message_without_the_secret(store: dict[str, str]) -> None:
-    done = slick("questions", "smoke", "--out", "s3://nowhere/study")
-    assert done.returncode == 2
-    assert "nowhere" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = slick("questions", "smoke", "--out", "s3://nowhere/study")
+    assert result.returncode == 2
+    assert "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
     with_key = slick("questions", "smoke", "--out", "s3://AKIAKEY:hidden@studies/x")
     assert with_key.returncode == 2
     assert "AWS_SECRET_ACCESS_KEY" in with_key.stderr

@@ -103,18 +103,18 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Fol
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, labelled: Folder) -> Folder:
+def scored_study(tmp_path_factory: pytest.TempPathFactory, labelled: Folder) -> Folder:
     """The study of `labelled`, with P(True) added later."""
-    return scored(tmp_path_factory.mktemp("done"), labelled)
+    return score_copy(tmp_path_factory.mktemp("done"), labelled)
 
 
-def scored(path: Path, labelled: Folder, config: AnnotateConfig = CONFIG_WITH_P_TRUE) -> Folder:
-    study = copy(path, labelled)
+def score_copy(path: Path, labelled: Folder, config: AnnotateConfig = CONFIG_WITH_P_TRUE) -> Folder:
+    study = copy_study(path, labelled)
     annotate(study, config)
     return study
 
 
-def copy(path: Path, study: Folder) -> Folder:
+def copy_study(path: Path, study: Folder) -> Folder:
     shutil.copytree(study.local_path, path, dirs_exist_ok=True)
     return Folder(str(path))
 
@@ -124,12 +124,12 @@ def scored_question_ids(study: Folder) -> list[str]:
     return sorted(row["question_id"] for row in table if (row["domain"], row["split"]) == ("id", "test"))
 
 
-def test_p_true_of_every_test_question_equals_a_plain_pass(done: Folder) -> None:
-    rows = read_p_true(done)
+def test_p_true_of_every_test_question_equals_a_plain_pass(scored_study: Folder) -> None:
+    rows = read_p_true(scored_study)
     assert rows.schema.equals(P_TRUE_SCHEMA)
-    assert rows["question_id"].to_pylist() == scored_question_ids(done)
-    questions = {row["question_id"]: row for row in read_questions(done).to_pylist()}
-    folder = done.child("world", "model").local_path
+    assert rows["question_id"].to_pylist() == scored_question_ids(scored_study)
+    questions = {row["question_id"]: row for row in read_questions(scored_study).to_pylist()}
+    folder = scored_study.child("world", "model").local_path
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     for row in rows.to_pylist():
         question = questions[row["question_id"]]
@@ -141,40 +141,42 @@ def test_p_true_of_every_test_question_equals_a_plain_pass(done: Folder) -> None
         assert (row["p_a"], row["p_b"]) == pytest.approx((p_a, p_b), rel=1e-3, abs=1e-9)
         assert row["p_true"] == pytest.approx(p_a / (p_a + p_b), abs=1e-5)
     assert len(set(rows["p_true"].to_pylist())) > 1
-    counts = done.child("annotate", "p_true").read_json("manifest.json")["counts"]
+    counts = scored_study.child("annotate", "p_true").read_json("manifest.json")["counts"]
     assert counts["questions"] == rows.num_rows
     assert 0 < counts["prefilled_tokens"] < counts["prompt_tokens"]
     assert counts["percentiles"]["0"] <= counts["percentiles"]["50"] <= counts["percentiles"]["100"]
 
 
-def test_manifest_has_dtype_device_and_attention(done: Folder) -> None:
-    manifest = require_manifest(done.child("annotate", "p_true"), "annotate")
+def test_manifest_has_dtype_device_and_attention(scored_study: Folder) -> None:
+    manifest = require_manifest(scored_study.child("annotate", "p_true"), "annotate")
     assert manifest.settings["dtype"] == manifest.counts["dtype"] == "float32", "dtype auto on a CPU"
     assert manifest.counts["device"] == "cpu"
     assert manifest.counts["attention"].startswith("slick packed")
 
 
-def test_labels_are_unchanged(done: Folder, labelled: Folder) -> None:
-    before, after = (study.child("annotate").sizes() for study in (labelled, done))
+def test_labels_are_unchanged(scored_study: Folder, labelled: Folder) -> None:
+    before, after = (study.child("annotate").sizes() for study in (labelled, scored_study))
     assert {name for name in after if name not in before} == {name for name in after if name.startswith("p_true/")}
     for name in ("manifest.json", "started.json", "knowledge.parquet"):
-        assert labelled.child("annotate").read_bytes(name) == done.child("annotate").read_bytes(name)
-    p_true = done.child("annotate", "p_true")
+        assert labelled.child("annotate").read_bytes(name) == scored_study.child("annotate").read_bytes(name)
+    p_true = scored_study.child("annotate", "p_true")
     written = {name: p_true.read_bytes(name) for name in p_true.names()}
-    annotate(done, CONFIG_WITH_P_TRUE)  # finished: nothing runs
+    annotate(scored_study, CONFIG_WITH_P_TRUE)  # finished: nothing runs
     assert {name: p_true.read_bytes(name) for name in p_true.names()} == written
 
 
-def test_labels_and_p_true_in_one_run(done: Folder, labelled: Folder, tmp_path: Path) -> None:
-    study = copy(tmp_path, labelled)
+def test_labels_and_p_true_in_one_run(scored_study: Folder, labelled: Folder, tmp_path: Path) -> None:
+    study = copy_study(tmp_path, labelled)
     study.child("annotate").delete()
     annotate(study, replace(CONFIG_WITH_P_TRUE, min_actors=2, max_actors=2, batches_per_file=3, cpus_per_actor=0.5))
-    assert read_p_true(study).equals(read_p_true(done))
-    assert len(study.child("annotate", "p_true").names(".parquet")) < len(done.child("annotate", "p_true").names())
+    assert read_p_true(study).equals(read_p_true(scored_study))
+    assert len(study.child("annotate", "p_true").names(".parquet")) < len(
+        scored_study.child("annotate", "p_true").names()
+    )
 
 
-def test_missing_files_are_scored_again_and_others_kept(done: Folder, tmp_path: Path) -> None:
-    study = copy(tmp_path, done)
+def test_missing_files_are_scored_again_and_others_kept(scored_study: Folder, tmp_path: Path) -> None:
+    study = copy_study(tmp_path, scored_study)
     folder = study.child("annotate", "p_true")
     folder.delete("manifest.json")
     names = folder.names(".parquet")
@@ -183,17 +185,17 @@ def test_missing_files_are_scored_again_and_others_kept(done: Folder, tmp_path: 
         folder.delete(name)
     kept = {name: folder.read_bytes(name) for name in names[1::2]}
     half = sum(folder.num_rows(name) for name in names[1::2])
-    whole = len(scored_question_ids(study))
-    assert describe_p_true(study) == f"begun, not finished, {half} of {whole} gold answers scored"
+    total = len(scored_question_ids(study))
+    assert describe_p_true(study) == f"begun, not finished, {half} of {total} gold answers scored"
     annotate(study, replace(CONFIG_WITH_P_TRUE, batches_per_file=2))
-    assert describe_p_true(study).endswith(f", {whole} of {whole} gold answers scored")
-    assert read_p_true(study).equals(read_p_true(done))
+    assert describe_p_true(study).endswith(f", {total} of {total} gold answers scored")
+    assert read_p_true(study).equals(read_p_true(scored_study))
     assert {name: folder.read_bytes(name) for name in kept} == kept
     assert folder.exists("manifest.json")
 
 
 def test_other_model_is_refused(labelled: Folder, tmp_path: Path) -> None:
-    study = copy(tmp_path / "study", labelled)
+    study = copy_study(tmp_path / "study", labelled)
     other = save_tiny_model(tmp_path / "other", steps=0)
     with pytest.raises(StudyError, match="holds labels of the model with fingerprint"):
         annotate(study, replace(CONFIG_WITH_P_TRUE, model=other))
@@ -201,14 +203,14 @@ def test_other_model_is_refused(labelled: Folder, tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused_and_all_questions_can_be_scored(
-    done: Folder, labelled: Folder, tmp_path: Path
+    scored_study: Folder, labelled: Folder, tmp_path: Path
 ) -> None:
     with pytest.raises(StudyError, match=r"p_true was written with other inputs or settings"):
-        annotate(done, replace(CONFIG_WITH_P_TRUE, p_true_of="all"))
-    study = scored(tmp_path, labelled, replace(CONFIG_WITH_P_TRUE, p_true_of="all"))
+        annotate(scored_study, replace(CONFIG_WITH_P_TRUE, p_true_of="all"))
+    study = score_copy(tmp_path, labelled, replace(CONFIG_WITH_P_TRUE, p_true_of="all"))
     p_true = read_p_true(study)
     knowledge = study.child("annotate").read_table("knowledge.parquet")
     assert p_true["question_id"].to_pylist() == sorted(knowledge["question_id"].to_pylist())
     by_question = dict(zip(p_true["question_id"].to_pylist(), p_true["p_true"].to_pylist(), strict=True))
-    for row in read_p_true(done).to_pylist():  # other batches differ in the last digits only
+    for row in read_p_true(scored_study).to_pylist():  # other batches differ in the last digits only
         assert by_question[row["question_id"]] == pytest.approx(row["p_true"], abs=1e-5)

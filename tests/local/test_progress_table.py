@@ -32,17 +32,17 @@ def test_table_is_redrawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     renderer = _TerminalRenderer()
     for lines in (["one", "two"], ["three", "four", "five"], ["six"]):
         renderer.show(lines, last=False)
-    shown: list[str] = []
+    screen: list[str] = []
     cursor = 0
     for step in re.findall(r"\x1b\[\dF|\x1b\[J|[^\x1b\r\n]+\n", terminal.getvalue().replace("\x1b[2K", "")):
         if step.endswith("F"):
             cursor -= int(step[2:-1])
         elif step == "\x1b[J":
-            del shown[cursor:]
+            del screen[cursor:]
         else:
-            shown[cursor : cursor + 1] = [step.strip()]
+            screen[cursor : cursor + 1] = [step.strip()]
             cursor += 1
-    assert shown == ["six"]
+    assert screen == ["six"]
 
 
 def test_table_is_repeated_at_intervals_in_a_log(
@@ -99,10 +99,10 @@ def test_job_message_is_the_progress_of_the_sweep(ray_cluster: None, tmp_path: P
 
     address = f"http://{ray._private.worker.global_worker.node.address_info['webui_url']}"
     client = JobSubmissionClient(address)
-    seen = tmp_path / "seen"  # the job runs until this file exists
+    stop_file = tmp_path / "seen"  # the job runs until this file exists
     environment = {
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
-        "JOB": JOB.replace("SEEN", repr(str(seen))),
+        "JOB": JOB.replace("SEEN", repr(str(stop_file))),
         "ADDRESS": ray.get_runtime_context().gcs_address,
     }
     command = f"{sys.executable} -c 'import os; exec(os.environ[\"JOB\"])'"
@@ -121,7 +121,7 @@ def test_job_message_is_the_progress_of_the_sweep(ray_cluster: None, tmp_path: P
         lambda: info(job).status.is_terminal() or info(job).message == "sweep: 3 of 16 trainings", lambda: info(job)
     )
     assert client.get_job_status(job) == JobStatus.RUNNING, client.get_job_logs(job)
-    seen.touch()
+    stop_file.touch()
     wait_for(lambda: client.get_job_status(job).is_terminal())
     assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
     assert "sweep" not in client.get_job_info(job).message

@@ -60,7 +60,7 @@ def write_study_with_long_texts(path: Path) -> Folder:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, ray_cluster: None) -> Folder:
+def annotated_study(tmp_path_factory: pytest.TempPathFactory, config: AnnotateConfig, ray_cluster: None) -> Folder:
     """An annotated study; annotation with a smaller limit was refused first."""
     study = write_study_with_long_texts(tmp_path_factory.mktemp("done"))
     with pytest.raises(
@@ -79,10 +79,10 @@ def read_counts(study: Folder, *names: str) -> dict[str, Any]:
     return counts
 
 
-def test_long_question_is_listed_and_not_labelled(done: Folder) -> None:
-    (row,) = read_set_aside(done.child("annotate"), "generations").to_pylist()
-    questions = {row["question_id"]: row for row in read_questions(done).to_pylist()}
-    sets = done.child("annotate").read_json("exemplars.json")["P1"]
+def test_long_question_is_listed_and_not_labelled(annotated_study: Folder) -> None:
+    (row,) = read_set_aside(annotated_study.child("annotate"), "generations").to_pylist()
+    questions = {row["question_id"]: row for row in read_questions(annotated_study).to_pylist()}
+    sets = annotated_study.child("annotate").read_json("exemplars.json")["P1"]
     prompts = [
         few_shot_prefix([(questions[i]["question"], questions[i]["answers"][0]) for i in ids])
         + few_shot_suffix(questions[LONG_QUESTION]["question"])
@@ -99,40 +99,42 @@ def test_long_question_is_listed_and_not_labelled(done: Folder) -> None:
         "limit": CONTEXT,
     }
     expected = {i for i in questions if ("train" in i and "P9" not in i) or "test" in i}
-    assert set(read_knowledge(done)["question_id"].to_pylist()) == expected - {LONG_QUESTION}
-    assert read_generations(done).num_rows == len(expected) - 1
-    counts = read_counts(done)
+    assert set(read_knowledge(annotated_study)["question_id"].to_pylist()) == expected - {LONG_QUESTION}
+    assert read_generations(annotated_study).num_rows == len(expected) - 1
+    counts = read_counts(annotated_study)
     assert counts["set_aside"] == {"generations": {TOO_LONG: {"P1": {"train": 1}}}}
     assert counts["questions"] == len(expected) - 1
-    assert "60 of 60 questions answered (1 more set aside: prompt too long" in describe_step(done, "annotate")
+    assert "60 of 60 questions answered (1 more set aside: prompt too long" in describe_step(
+        annotated_study, "annotate"
+    )
 
 
-def test_p_true_has_its_own_list(done: Folder) -> None:
-    (row,) = read_set_aside(done.child("annotate"), "p_true").to_pylist()
+def test_p_true_has_its_own_list(annotated_study: Folder) -> None:
+    (row,) = read_set_aside(annotated_study.child("annotate"), "p_true").to_pylist()
     assert row["question_id"] == LONG_ANSWER
-    scored = set(read_p_true(done)["question_id"].to_pylist())
+    scored = set(read_p_true(annotated_study)["question_id"].to_pylist())
     assert len(scored) == 13
     assert LONG_ANSWER not in scored
-    assert LONG_ANSWER in read_knowledge(done)["question_id"].to_pylist(), "only its gold answer is too long"
-    assert read_counts(done, "p_true")["set_aside"] == {"p_true": {TOO_LONG: {"P2": {"test": 1}}}}
-    assert "13 of 13 gold answers scored (1 more set aside" in describe_p_true(done)
+    assert LONG_ANSWER in read_knowledge(annotated_study)["question_id"].to_pylist(), "only its gold answer is too long"
+    assert read_counts(annotated_study, "p_true")["set_aside"] == {"p_true": {TOO_LONG: {"P2": {"test": 1}}}}
+    assert "13 of 13 gold answers scored (1 more set aside" in describe_p_true(annotated_study)
 
 
-def test_other_questions_have_the_same_answers(done: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
+def test_other_questions_have_the_same_answers(annotated_study: Folder, config: AnnotateConfig, tmp_path: Path) -> None:
     short = write_study(tmp_path, {})
     annotate(short, config)
     assert not short.child("annotate", "set_aside").exists("generations.parquet")
     assert read_counts(short)["set_aside"] == {}
     by_question = {row["question_id"]: row for row in read_generations(short).to_pylist()}
     assert by_question.pop(LONG_QUESTION)
-    for row in read_generations(done).to_pylist():
+    for row in read_generations(annotated_study).to_pylist():
         assert row["sampled_text"] == by_question[row["question_id"]]["sampled_text"]
 
 
 def test_interrupted_run_resumes(
-    done: Folder, config: AnnotateConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+    annotated_study: Folder, config: AnnotateConfig, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    shutil.copytree(done.local_path, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(annotated_study.local_path, tmp_path, dirs_exist_ok=True)
     study = Folder(str(tmp_path))
     folder = study.child("annotate")
     parts = folder.child("generations")
@@ -143,8 +145,8 @@ def test_interrupted_run_resumes(
     kept = {name: parts.read_bytes(name) for name in parts.names(".parquet")}
     annotate(study, config)
     assert all(parts.read_bytes(name) == data for name, data in kept.items())
-    assert read_knowledge(study).equals(read_knowledge(done))
-    assert read_generations(study).equals(read_generations(done))
+    assert read_knowledge(study).equals(read_knowledge(annotated_study))
+    assert read_generations(study).equals(read_generations(annotated_study))
     out = capsys.readouterr().out
     assert "annotate/generations: 1 question set aside" in out
     assert f"{LONG_QUESTION} (" in out
@@ -152,22 +154,22 @@ def test_interrupted_run_resumes(
 
 
 def test_labels_mode_and_gold_estimator_set_aside_the_same(
-    done: Folder, config: AnnotateConfig, tmp_path: Path
+    annotated_study: Folder, config: AnnotateConfig, tmp_path: Path
 ) -> None:
     labels, gold = (write_study_with_long_texts(tmp_path / name) for name in ("labels", "gold"))
     annotate(labels, replace(config, mode="labels"))
     annotate(gold, replace(config, estimator="gold"))
     names = ["question_id", "category"]
-    assert read_knowledge(labels).select(names).equals(read_knowledge(done).select(names))
-    assert read_knowledge(gold)["question_id"].equals(read_knowledge(done)["question_id"])
-    expected = read_set_aside(done.child("annotate"), "generations")
+    assert read_knowledge(labels).select(names).equals(read_knowledge(annotated_study).select(names))
+    assert read_knowledge(gold)["question_id"].equals(read_knowledge(annotated_study)["question_id"])
+    expected = read_set_aside(annotated_study.child("annotate"), "generations")
     assert read_set_aside(labels.child("annotate"), "generations").equals(expected)
     assert read_set_aside(gold.child("annotate"), "gold").equals(expected)
     assert read_counts(gold)["set_aside"] == {"gold": {TOO_LONG: {"P1": {"train": 1}}}}
 
 
 def test_repeats_controls_and_rescoring_omit_the_long_question(
-    config: AnnotateConfig, done: Folder, tmp_path: Path
+    config: AnnotateConfig, annotated_study: Folder, tmp_path: Path
 ) -> None:
     """All train and test questions of a relation are repeated, so the long one would be among them."""
     study = write_study_with_long_texts(tmp_path)
@@ -191,9 +193,9 @@ def test_too_long_exemplars_are_an_error(config: AnnotateConfig, tmp_path: Path)
         annotate(study, replace(config, max_set_aside_share=1.0))
 
 
-def test_list_has_the_documented_columns(done: Folder) -> None:
-    assert read_set_aside(done.child("annotate"), "generations").schema == SET_ASIDE_SCHEMA
-    assert read_set_aside(done.child("annotate"), "repeats").num_rows == 0
+def test_list_has_the_documented_columns(annotated_study: Folder) -> None:
+    assert read_set_aside(annotated_study.child("annotate"), "generations").schema == SET_ASIDE_SCHEMA
+    assert read_set_aside(annotated_study.child("annotate"), "repeats").num_rows == 0
 
 
 TRAINING = TrainConfig(variant="half", epochs=1, batch_size=8, dropout=0.0, max_new_tokens=6, max_set_aside_share=0.1)

@@ -121,10 +121,10 @@ def assert_close(first: dict[str, Any], second: dict[str, Any], atol: float) -> 
 @pytest.mark.parametrize("name", with_slow_marks(CASES))
 def test_resumed_training_equals_the_uninterrupted_one(trained: Callable[[str], Path], name: str) -> None:
     folder = trained(name)
-    whole = weights(folder, f"{name}-whole")
-    assert_close(whole, weights(folder, f"{name}-resumed"), 0)
+    uninterrupted = weights(folder, f"{name}-whole")
+    assert_close(uninterrupted, weights(folder, f"{name}-resumed"), 0)
     with pytest.raises(AssertionError):
-        assert_close(whole, weights(folder, f"{name}-half"), 0)
+        assert_close(uninterrupted, weights(folder, f"{name}-half"), 0)
 
 
 @pytest.mark.parametrize("name", with_slow_marks(OTHERS))

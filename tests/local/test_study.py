@@ -53,8 +53,8 @@ def test_manifests_and_report_have_device_dtype_and_attention(study: Path) -> No
 
 def test_finished_study_is_not_repeated(study: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")}
-    done = slick("study", "smoke", "--out", str(study))
-    assert done.returncode == 0, done.stderr
+    result = slick("study", "smoke", "--out", str(study))
+    assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")} == stamps
     status = slick("status", "--out", str(study)).stdout
     assert status.count("done in") == 6
@@ -62,9 +62,9 @@ def test_finished_study_is_not_repeated(study: Path) -> None:
 
 
 def test_other_settings_are_refused_without_changes(study: Path) -> None:
-    done = slick("study", "smoke", "--seed", "5", "--out", str(study))
-    assert done.returncode == 2
-    assert "was written with other inputs or settings" in done.stderr
+    result = slick("study", "smoke", "--seed", "5", "--out", str(study))
+    assert result.returncode == 2
+    assert "was written with other inputs or settings" in result.stderr
     assert (study / "report" / "index.html").exists()
     assert json.loads((study / "study.json").read_text())["settings"]["seed"] == 0
 
@@ -76,18 +76,18 @@ def test_variant_of_another_model_is_refused(study: Path, tmp_path: Path) -> Non
     model.model.norm.weight.data.mul_(1.5)
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(study / "world" / "model").save_pretrained(tmp_path)
-    done = slick(
+    result = slick(
         "finetune", "smoke", "--variant", "unknown-050", "--seed", "9", "--model", str(tmp_path), "--out", str(study)
     )
-    assert done.returncode == 2
-    assert "--allow-other-model" in done.stderr
+    assert result.returncode == 2
+    assert "--allow-other-model" in result.stderr
 
 
 @pytest.mark.slow
 def test_world_of_real_facts_reproduces_the_counts_of_the_paper(entity_questions: str, tmp_path: Path) -> None:
     out = tmp_path / "real-facts"
-    done = slick("study", "smoke", "--questions", entity_questions, "--out", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = slick("study", "smoke", "--questions", entity_questions, "--out", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
     outcomes = {row["id"]: row for row in json.loads((out / "report" / "outcomes.json").read_text())}
     assert outcomes["E1"]["holds"] is True, outcomes["E1"]
     planted = pq.read_table(out / "world" / "planted.parquet").to_pylist()

@@ -43,11 +43,11 @@ def prepared(cluster: HeadCluster, tmp_path_factory: pytest.TempPathFactory) -> 
     ]
     (folder / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--questions", str(folder / "tiny.jsonl"), "--filter", "none", "--unknown-relations", "id"]
-    done = cluster.slick(
+    result = cluster.slick(
         "submit", "questions", "smoke", *flags, "--out", str(folder / "study"), "--env", "SLICK_TEST_SECRET"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "study", done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "study", result.stdout + result.stderr
 
 
 def parse_job_id(output: str) -> str:
@@ -91,16 +91,16 @@ def test_actors_of_a_job_run_the_uploaded_code(
     model = save_tiny_model(tmp_path / "model", steps=1)
     flags = ["--model", model, "--num-exemplar-sets", "2", "--num-shots", "2", "--sampling.num-samples", "2"]
     flags += ["--sampling.max-new-tokens", "4", "--repeats-per-relation", "0", "--controls-per-relation", "0"]
-    done = cluster.slick("submit", "annotate", "smoke", *flags, "--max-actors", "1", "--out", str(prepared[0]))
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = cluster.slick("submit", "annotate", "smoke", *flags, "--max-actors", "1", "--out", str(prepared[0]))
+    assert result.returncode == 0, result.stdout + result.stderr
     assert (prepared[0] / "annotate" / MANIFEST).exists()
-    assert "Ray dashboard" not in done.stdout, "no second cluster was started"
+    assert "Ray dashboard" not in result.stdout, "no second cluster was started"
 
 
 def test_user_error_exits_with_2_and_one_message(cluster: HeadCluster, tmp_path: Path) -> None:
-    done = cluster.slick("submit", "variants", "smoke", "--out", str(tmp_path / "empty"))
-    assert done.returncode == 2, done.stdout + done.stderr
-    output = done.stdout + done.stderr
+    result = cluster.slick("submit", "variants", "smoke", "--out", str(tmp_path / "empty"))
+    assert result.returncode == 2, result.stdout + result.stderr
+    output = result.stdout + result.stderr
     assert output.count("slick: ") == 1
     assert "Traceback" not in output
     jobs = cluster.slick("jobs").stdout
@@ -122,8 +122,8 @@ def test_graded_sheet_is_uploaded_for_the_report(cluster: HeadCluster, tmp_path:
     with sheet.open("w", newline="") as file:
         csv.writer(file).writerows([header, *([*row[:-1], "wrong"] for row in rows)])
     command = ("submit", "report", "demo", "--out", study.uri)
-    done = cluster.slick(*command, "--graded", str(sheet))
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = cluster.slick(*command, "--graded", str(sheet))
+    assert result.returncode == 0, result.stdout + result.stderr
     assert "wrong,16," in tables.read_bytes("error_audit_shares.csv").decode()
     assert [study.child("report", "graded").read_bytes(name) for name in study.child("report", "graded").names()] == [
         sheet.read_bytes()
@@ -145,8 +145,8 @@ def test_head_started_outside_its_virtual_environment_uses_rays_python(tmp_path:
     )
     (tmp_path / "home").mkdir()
     with running_cluster(tmp_path / "home", PATH=f"{bare.parent}:/usr/bin:/bin") as cluster:
-        done = cluster.slick("submit", "report", "demo", "--out", study.uri)
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = cluster.slick("submit", "report", "demo", "--out", study.uri)
+        assert result.returncode == 0, result.stdout + result.stderr
     assert study.child("report").exists(MANIFEST)
 
 
@@ -161,11 +161,11 @@ def test_missing_or_wrong_token_is_one_message(
     cluster: HeadCluster, tmp_path: Path, environ: dict[str, str], message: str
 ) -> None:
     for command in (["jobs"], ["submit", "variants", "smoke", "--out", str(tmp_path)]):
-        done = cluster.slick(*command, **environ)
-        assert done.returncode == 2, done.stderr
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
-        assert TOKEN not in done.stdout + done.stderr
+        result = cluster.slick(*command, **environ)
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+        assert TOKEN not in result.stdout + result.stderr
 
 
 def test_job_can_be_left_running_followed_and_stopped(cluster: HeadCluster) -> None:
@@ -196,9 +196,9 @@ def test_job_can_be_left_running_followed_and_stopped(cluster: HeadCluster) -> N
 
 
 def test_missing_job_is_one_message(cluster: HeadCluster) -> None:
-    done = cluster.slick("jobs", "--follow", "nobody")
-    assert done.returncode == 2
-    assert "nobody does not exist" in done.stderr
+    result = cluster.slick("jobs", "--follow", "nobody")
+    assert result.returncode == 2
+    assert "nobody does not exist" in result.stderr
 
 
 def test_missing_job_is_not_polled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,12 +250,12 @@ def test_modules_in_the_working_folder_are_not_imported(tmp_path: Path) -> None:
 
     for name in ("torch", "json", "numpy", "slick", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("open('was-run', 'w').close()\n")
-    done = subprocess.run(
+    result = subprocess.run(
         [*python_module("slick.world.pretrain"), str(tmp_path / "missing")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "training.json" in done.stderr, done.stderr
+    assert "training.json" in result.stderr, result.stderr
     assert not (tmp_path / "was-run").exists()

@@ -87,17 +87,17 @@ def variant_files(study: Folder) -> dict[str, bytes]:
 )
 def test_experiment_is_added_to_a_finished_study(labelled: Folder, first: tuple[str, ...], name: str) -> None:
     before, after = resolve_experiments(DEMO, *first), resolve_experiments(DEMO, name)
-    done = run_without_training(labelled, before)
+    run_ids = run_without_training(labelled, before)
     files = variant_files(labelled)
-    assert done
+    assert run_ids
 
     for step in ("world", "prepare"):
         assert getattr(after, step) == getattr(before, step)
     assert after.annotate.identity() == before.annotate.identity(), "labels must be reused"
     added = run_without_training(labelled, after)
-    assert not added & done, "finished runs must not be trained again"
+    assert not added & run_ids, "finished runs must not be trained again"
     expected = {run.run_id for run in after.sweep.trajectories} if EXPERIMENTS[name].requirements else set()
-    assert added == expected - done
+    assert added == expected - run_ids
     assert {key: content for key, content in variant_files(labelled).items() if key in files} == files
     if needs_training(after):
         points = include_finished_variants(labelled, after).grid.variants
@@ -123,17 +123,17 @@ def test_concentration_is_added_to_every_preset(labelled: Folder, base: StudyCon
 
 
 def test_concentration_is_added_to_the_experiments_of_the_paper(labelled: Folder) -> None:
-    done = run_without_training(labelled, resolve_experiments(DEMO))
-    assert {run.split("-seed")[0] for run in done} == set(variants_for_experiments(PAPER_EXPERIMENTS, DEMO.variants))
+    run_ids = run_without_training(labelled, resolve_experiments(DEMO))
+    assert {run.split("-seed")[0] for run in run_ids} == set(variants_for_experiments(PAPER_EXPERIMENTS, DEMO.variants))
     assert run_without_training(labelled, resolve_experiments(DEMO, "concentration")) == {"concentrated-050-seed0"}
     assert not run_without_training(labelled, resolve_experiments(DEMO)), "the earlier experiments must be unchanged"
 
 
 def test_more_ratios_are_added_to_a_study(labelled: Folder) -> None:
-    done = run_without_training(labelled, resolve_experiments(DEMO, "unknown_ratio"))
+    run_ids = run_without_training(labelled, resolve_experiments(DEMO, "unknown_ratio"))
     more = replace(DEMO, variants=replace(DEMO.variants, unknown_shares=(0.0, 0.33, 1.0)))
     assert run_without_training(labelled, resolve_experiments(more, "ood")) == {"unknown-033-seed0"}
-    assert len(done) > len(variant_files(labelled)) / 2
+    assert len(run_ids) > len(variant_files(labelled)) / 2
 
 
 @pytest.mark.parametrize(

@@ -65,15 +65,15 @@ def test_dry_run_settings_round_trip(
     study.main([OTHER_PRESET[preset], "--config", file, "--dry-run"])
     assert capsys.readouterr().out == printed
     config = resolve_study(preset, flags)
-    whole = write_settings(tmp_path, {"settings": settings_to_json(config), "versions": {}}, "study.json")
-    assert resolve_study(OTHER_PRESET[preset], ["--config", whole]) == config
+    study_file = write_settings(tmp_path, {"settings": settings_to_json(config), "versions": {}}, "study.json")
+    assert resolve_study(OTHER_PRESET[preset], ["--config", study_file]) == config
     for step, section in SECTIONS.items():
         settings: Any = config
         for name in section.split("."):
             settings = getattr(settings, name)
         if step == "finetune":
             settings = replace(settings, seed=config.sweep.grid.seeds[0])
-        again = parse_command_line(step, next(iter(STEP_PRESETS[step])), ["--config", whole])
+        again = parse_command_line(step, next(iter(STEP_PRESETS[step])), ["--config", study_file])
         assert settings_to_json(again) == settings_to_json(settings)  # and therefore the fingerprint
 
 
@@ -133,8 +133,12 @@ def test_step_copies_settings_from_a_partial_study_file(tmp_path: Path) -> None:
         "model: a/b\nquestions: facts.zip\nseed: 4\nannotate:\n  num_shots: 2\nprepare:\nsweep: {train: {epochs: 9}}\n"
     )
     file = write_settings(tmp_path, text)
-    whole = resolve_study("paper", ["--config", file])
-    assert (whole.annotate.num_shots, whole.annotate.sampling.seed, whole.sweep.grid.seeds) == (2, 4, (4,))
+    study_config = resolve_study("paper", ["--config", file])
+    assert (study_config.annotate.num_shots, study_config.annotate.sampling.seed, study_config.sweep.grid.seeds) == (
+        2,
+        4,
+        (4,),
+    )
     step = parse_command_line("annotate", "paper", ["--config", file])
     assert (step.model, step.seed, step.sampling.seed, step.num_shots) == ("a/b", 4, 4, 2)
     assert parse_command_line("sweep", "paper", ["--config", file]).grid.seeds == (4,)

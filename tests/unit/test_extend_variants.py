@@ -46,21 +46,21 @@ def test_added_sets_equal_those_drawn_at_once(tmp_path: Path, name: str, nested:
     assert {name: content for name, content in files(study).items() if name in before} == before
     assert len(files(study)) > len(before)
 
-    whole = write_labelled_study(tmp_path / "at once", SMALL)
-    both = merge_configs(first, replace(first, **{name: ADDED_SETS[name]}))
-    at_once = draw_variants(whole, both)
-    assert files(study) == files(whole)
+    other_study = write_labelled_study(tmp_path / "at once", SMALL)
+    merged = merge_configs(first, replace(first, **{name: ADDED_SETS[name]}))
+    at_once = draw_variants(other_study, merged)
+    assert files(study) == files(other_study)
     assert (later.counts, later.fingerprint, later.settings) == (at_once.counts, at_once.fingerprint, at_once.settings)
-    assert list(later.counts) == list(variant_names(both))
+    assert list(later.counts) == list(variant_names(merged))
 
 
 def test_fewer_or_reordered_sets_change_nothing(tmp_path: Path) -> None:
     study = write_labelled_study(tmp_path, SMALL)
-    whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
+    manifest = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
     fewer = VariantsConfig(unknown_shares=(1.0, 0.5), natural=False, idk_shares=(), idk_phrase="No idea")
     for config in (fewer, VariantsConfig(), VariantsConfig(**SETS | {"concentrated_shares": ()})):
-        assert draw_variants(study, config) == whole
+        assert draw_variants(study, config) == manifest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()} == stamps
 
 
@@ -123,11 +123,11 @@ def test_interrupted_draw_is_repeated_with_any_settings(tmp_path: Path) -> None:
 def test_interrupted_addition_is_repeated(tmp_path: Path) -> None:
     study = write_labelled_study(tmp_path, SMALL)
     draw_variants(study, VariantsConfig())
-    old = study.child("variants").read_bytes("manifest.json")
-    whole = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
+    old_manifest = study.child("variants").read_bytes("manifest.json")
+    manifest = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     study.child("variants").write_bytes(
-        "manifest.json", old
+        "manifest.json", old_manifest
     )  # as if the process had been killed before it wrote the manifest
-    assert draw_variants(study, VariantsConfig()).counts.keys() == whole.counts.keys() - {"concentrated-050"}
+    assert draw_variants(study, VariantsConfig()).counts.keys() == manifest.counts.keys() - {"concentrated-050"}
     again = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
-    assert (again.counts, again.fingerprint) == (whole.counts, whole.fingerprint)
+    assert (again.counts, again.fingerprint) == (manifest.counts, manifest.fingerprint)

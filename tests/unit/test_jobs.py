@@ -144,12 +144,12 @@ def test_other_broken_pipe_is_raised() -> None:
     ],
 )
 def test_command_line_in_a_subprocess(arguments: list[str], status: int, message: str) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "jobs.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == status, done.stderr
-    assert message in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert result.returncode == status, result.stderr
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_every_step_has_a_module() -> None:
@@ -181,6 +181,6 @@ def test_library_code_prints_nothing_unless_logging_is_configured(tmp_path: Path
         "    resolve_step_dtype('annotate', 'auto', stored, lambda: gpu)\n"
         "    import logging; logging.basicConfig(level='INFO', format='%(message)s', stream=sys.stdout)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.count("annotate: continues in float32") == 1
-    assert done.stderr == ""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.count("annotate: continues in float32") == 1
+    assert result.stderr == ""

@@ -45,11 +45,11 @@ def test_keys_depend_on_part_boundaries_and_order() -> None:
 
 
 def test_uniforms_do_not_depend_on_their_neighbours() -> None:
-    whole = uniform_matrix(6, 16, 3)
+    values = uniform_matrix(6, 16, 3)
     shuffled = np.random.default_rng(0).permutation(6 * 16)
     flat_keys, samples = np.repeat(keys(6), 16)[shuffled], np.tile(np.arange(16), 6)[shuffled]
-    assert np.array_equal(uniforms(flat_keys, samples, 3), whole.ravel()[shuffled])
-    assert uniforms(flat_keys[:1], samples[:1], 3)[0] == whole.ravel()[shuffled[0]]
+    assert np.array_equal(uniforms(flat_keys, samples, 3), values.ravel()[shuffled])
+    assert uniforms(flat_keys[:1], samples[:1], 3)[0] == values.ravel()[shuffled[0]]
     assert uniforms(flat_keys[:0], samples[:0], 3).shape == (0,)
 
 

@@ -287,16 +287,16 @@ def test_job_uses_rays_python_if_that_of_the_path_is_unsuitable(working_dir: Pat
     for name in ("sh", "tr", "sed", "tail", "cat", "uname"):  # a PATH without any Python
         if not (working_dir / "tools" / name).exists():
             (working_dir / "tools" / name).symlink_to(shutil.which(name, path=BIN) or name)
-    done = run_start_script(working_dir, path, workers if workers == sys.executable else str(working_dir / workers))
-    assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
-    assert "slick variants needs --out DIR" in done.stderr
+    result = run_start_script(working_dir, path, workers if workers == sys.executable else str(working_dir / workers))
+    assert (result.returncode, result.stderr.count("slick: ")) == (2, 1), result.stderr
+    assert "slick variants needs --out DIR" in result.stderr
 
 
 def test_job_uses_python_of_the_path_if_it_has_all_packages(working_dir: Path) -> None:
     for workers in (None, str(working_dir / "bare" / "python"), "/nowhere/python"):
-        done = run_start_script(working_dir, f"{Path(sys.executable).parent}:{BIN}", workers)
-        assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
-        assert "slick variants needs --out DIR" in done.stderr
+        result = run_start_script(working_dir, f"{Path(sys.executable).parent}:{BIN}", workers)
+        assert (result.returncode, result.stderr.count("slick: ")) == (2, 1), result.stderr
+        assert "slick variants needs --out DIR" in result.stderr
 
 
 def test_job_uses_rays_python_if_that_of_the_path_has_another_ray(working_dir: Path) -> None:
@@ -310,13 +310,13 @@ def test_job_uses_rays_python_if_that_of_the_path_has_another_ray(working_dir: P
 
 
 def test_head_without_suitable_python_is_one_message(working_dir: Path) -> None:
-    done = run_start_script(working_dir, f"{working_dir / 'bare'}:{BIN}", str(working_dir / "bare" / "python"))
-    assert (done.returncode, done.stderr.count("slick: ")) == (2, 1), done.stderr
-    assert f"found {working_dir}/bare/python, which lacks ray, pyarrow, numpy" in done.stderr
-    assert "Activate its environment before `ray start`" in done.stderr
-    assert "Traceback" not in done.stderr
-    (reason,) = (line for line in done.stderr.splitlines() if line.startswith("slick: "))
-    assert replace(JOB, status="FAILED", message=f"last logs:\n{done.stderr}").reason == reason, (
+    result = run_start_script(working_dir, f"{working_dir / 'bare'}:{BIN}", str(working_dir / "bare" / "python"))
+    assert (result.returncode, result.stderr.count("slick: ")) == (2, 1), result.stderr
+    assert f"found {working_dir}/bare/python, which lacks ray, pyarrow, numpy" in result.stderr
+    assert "Activate its environment before `ray start`" in result.stderr
+    assert "Traceback" not in result.stderr
+    (reason,) = (line for line in result.stderr.splitlines() if line.startswith("slick: "))
+    assert replace(JOB, status="FAILED", message=f"last logs:\n{result.stderr}").reason == reason, (
         "`slick jobs` must show the message"
     )
 
@@ -490,7 +490,7 @@ def test_jobs_rejects_follow_with_stop() -> None:
 
 
 def test_error_in_a_subprocess_is_one_message() -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "jobs.cli", "submit", *submit_arguments(out="studies/x")],
         cwd=ROOT,
         capture_output=True,
@@ -498,8 +498,8 @@ def test_error_in_a_subprocess_is_one_message() -> None:
         check=False,
         env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
     )
-    assert (done.returncode, done.stderr.count("\n")) == (2, 2), done.stderr
-    assert "Traceback" not in done.stderr
+    assert (result.returncode, result.stderr.count("\n")) == (2, 2), result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_submission_is_retried_until_the_head_has_an_agent() -> None:
