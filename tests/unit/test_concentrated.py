@@ -20,11 +20,11 @@ from slick.variants.sampling import RowOrder, concentrated_draws, plan, select_r
 from tests.study_builder import finish_step, write_knowledge, write_questions
 
 SIZES = {f"P{number}": 6 + 5 * number for number in range(8)}
-BOTH = VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False)
+TWO_SHARES = VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False)
 
 
-def pools_of(sizes: dict[str, int], unknown: int = 3) -> dict[str, dict[Category, list[str]]]:
-    """`unknown` times as many Unknown rows as a relation needs, and three times as many Known rows."""
+def make_pools(sizes: dict[str, int], unknown: int = 3) -> dict[str, dict[Category, list[str]]]:
+    """Pools with `unknown` times as many Unknown rows as a relation needs, and three times as many Known rows."""
     return {
         relation: {
             c: [f"{relation}-{c}-{i}" for i in range(size * (unknown if c == Category.UNKNOWN else 1))]
@@ -34,26 +34,26 @@ def pools_of(sizes: dict[str, int], unknown: int = 3) -> dict[str, dict[Category
     }
 
 
-def drawn(config: VariantsConfig, *, sizes: dict[str, int] = SIZES) -> dict[str, list[str]]:
-    pools = pools_of(sizes)
+def draw_sets(config: VariantsConfig, *, sizes: dict[str, int] = SIZES) -> dict[str, list[str]]:
+    pools = make_pools(sizes)
     planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0], config.seed)
     return {name: select_rows(needed, pools, RowOrder(config.seed)) for name, needed in planned.items()}
 
 
-def by_relation(question_ids: list[str]) -> dict[str, Counter[bool]]:
-    """relation -> number of Unknown (True) and Known (False) rows."""
-    found: dict[str, Counter[bool]] = {}
+def count_by_relation(question_ids: list[str]) -> dict[str, Counter[bool]]:
+    """Relation -> number of Unknown (True) and Known (False) rows."""
+    counts: dict[str, Counter[bool]] = {}
     for question_id in question_ids:
         relation, category, _ = question_id.split("-")
-        found.setdefault(relation, Counter())[category == Category.UNKNOWN] += 1
-    return found
+        counts.setdefault(relation, Counter())[category == Category.UNKNOWN] += 1
+    return counts
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("percent", [25, 50])
 def test_concentrated_set_has_the_counts_of_the_sweep_set_in_pure_relations(seed: int, percent: int) -> None:
-    sets = drawn(VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False, seed=seed))
-    spread, concentrated = (by_relation(sets[f"{kind}-{percent:03d}"]) for kind in ("unknown", "concentrated"))
+    sets = draw_sets(VariantsConfig(concentrated_shares=(0.25, 0.5), single_categories=False, seed=seed))
+    spread, concentrated = (count_by_relation(sets[f"{kind}-{percent:03d}"]) for kind in ("unknown", "concentrated"))
     assert {r: mix.total() for r, mix in concentrated.items()} == {r: mix.total() for r, mix in spread.items()} == SIZES
     assert sum(mix[True] for mix in concentrated.values()) == sum(mix[True] for mix in spread.values())
     assert sum(len(mix) == 2 for mix in concentrated.values()) <= 1
@@ -62,15 +62,15 @@ def test_concentrated_set_has_the_counts_of_the_sweep_set_in_pure_relations(seed
 
 def test_seed_chooses_the_filled_relations() -> None:
     def filled(seed: int) -> frozenset[str]:
-        rows = drawn(VariantsConfig(concentrated_shares=(0.5,), seed=seed))["concentrated-050"]
-        return frozenset(r for r, mix in by_relation(rows).items() if not mix[False])
+        rows = draw_sets(VariantsConfig(concentrated_shares=(0.5,), seed=seed))["concentrated-050"]
+        return frozenset(r for r, mix in count_by_relation(rows).items() if not mix[False])
 
     assert filled(0) == filled(0)
     assert len({filled(seed) for seed in range(6)}) > 1
 
 
 def test_rows_are_those_of_unknown_000_and_unknown_100() -> None:
-    sets = {name: set(rows) for name, rows in drawn(BOTH).items()}
+    sets = {name: set(rows) for name, rows in draw_sets(TWO_SHARES).items()}
     known = {name: {i for i in rows if "-Unknown-" not in i} for name, rows in sets.items()}
     for name in ("concentrated-025", "concentrated-050"):
         assert sets[name] - known[name] <= sets["unknown-100"]
@@ -80,7 +80,10 @@ def test_rows_are_those_of_unknown_000_and_unknown_100() -> None:
 
 
 def test_relation_with_few_unknown_rows_has_all_of_them() -> None:
-    pools, sizes = pools_of({"P1": 5, "P2": 5, "P3": 5, "P4": 5}, unknown=1), dict.fromkeys(("P1", "P2", "P3", "P4"), 8)
+    pools, sizes = (
+        make_pools({"P1": 5, "P2": 5, "P3": 5, "P4": 5}, unknown=1),
+        dict.fromkeys(("P1", "P2", "P3", "P4"), 8),
+    )
     draws = concentrated_draws(50, pools, sizes, seed=0)
     unknown = sorted(draw.num for pool_draws in draws.values() for draw in pool_draws if draw.pool != KNOWN_CATEGORIES)
     assert unknown == [1, 5, 5, 5]
@@ -89,9 +92,9 @@ def test_relation_with_few_unknown_rows_has_all_of_them() -> None:
 
 def test_too_few_relations_are_refused_with_a_fix() -> None:
     with pytest.raises(VariantError, match=r"concentrated-050: 1 relations .* one with only Unknown and") as e:
-        drawn(VariantsConfig(concentrated_shares=(0.5,)), sizes={"P1": 12})
+        draw_sets(VariantsConfig(concentrated_shares=(0.5,)), sizes={"P1": 12})
     assert "--concentrated-shares" in str(e.value)
-    drawn(VariantsConfig(concentrated_shares=(0.5,)), sizes={"P1": 12, "P2": 12})
+    draw_sets(VariantsConfig(concentrated_shares=(0.5,)), sizes={"P1": 12, "P2": 12})
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.123, float("nan")])
@@ -105,14 +108,14 @@ def test_only_the_demo_preset_has_concentrated_sets() -> None:
     assert "concentrated-050" in SWEEP["demo"]().grid.variants
     assert "concentrated-050" in resolve(demo_study()).sweep.grid.variants
     assert len(variant_names(VARIANTS["paper"]())) == len(SWEEP["paper"]().grid.variants) == 17
-    asked = parse_config(VARIANTS["paper"](), ["--concentrated-shares", "0.25"], "slick variants")
-    assert variant_names(asked)[-1] == "concentrated-025"
+    config = parse_config(VARIANTS["paper"](), ["--concentrated-shares", "0.25"], "slick variants")
+    assert variant_names(config)[-1] == "concentrated-025"
 
 
 def test_identity_without_concentrated_sets_is_unchanged() -> None:
     """A finished study is not repeated; the setting is part of the identity only if it is used."""
     assert "concentrated_shares" not in VariantsConfig().identity()
-    assert BOTH.identity()["concentrated_shares"] == (0.25, 0.5)
+    assert TWO_SHARES.identity()["concentrated_shares"] == (0.25, 0.5)
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -133,7 +136,7 @@ def test_concentrated_set_is_drawn_beside_the_sweep(tmp_path: Path, nested: bool
 def write_study(path: Path) -> Folder:
     """A study with finished questions and annotate steps and the rows of `SIZES`."""
     study = Folder(str(path))
-    ids = [i for pool in pools_of(SIZES).values() for ids in pool.values() for i in ids]
+    ids = [i for pool in make_pools(SIZES).values() for ids in pool.values() for i in ids]
     rows = [{"question_id": i, "relation": i.split("-")[0], "category": i.split("-")[1]} for i in ids]
     write_questions(study, rows)
     write_knowledge(study, rows)
@@ -158,9 +161,9 @@ def test_test_questions_are_loaded_by_relation(tmp_path: Path) -> None:
         run = study.child("runs", f"{name}-seed0")
         run.write_table("epochs.parquet", pa.Table.from_pylist(epochs))
         finish_step(run, "finetune", settings={"seed": 0})
-    found = load_test_ids(study)
+    test_ids = load_test_ids(study)
     expected = {
         (r["relation"], r["question_id"]) for r in table.to_pylist() if (r["domain"], r["split"]) == ("id", "test")
     }
-    assert {(relation, str(one)) for relation, ids in found.items() for one in ids} == expected
-    assert all(ids.tolist() == sorted(ids) for ids in found.values())
+    assert {(relation, str(question_id)) for relation, ids in test_ids.items() for question_id in ids} == expected
+    assert all(ids.tolist() == sorted(ids) for ids in test_ids.values())

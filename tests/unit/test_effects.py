@@ -52,7 +52,7 @@ def study(rows: list[dict[str, Any]]) -> StudyData:
 
 
 def eta_squared(groups: list[Any], values: np.ndarray) -> float:
-    """Between-group sum of squares over the total one, by the book."""
+    """Between-group sum of squares over the total sum of squares, by definition."""
     mean = values.mean()
     between = sum(
         groups.count(level) * (np.mean([v for g, v in zip(groups, values, strict=True) if g == level]) - mean) ** 2
@@ -64,7 +64,7 @@ def eta_squared(groups: list[Any], values: np.ndarray) -> float:
 def test_simulated_effects_on_a_balanced_grid() -> None:
     effects = axis_effects(study(points()))
     assert effects.balanced
-    assert effects.num_points == 3 * 2 * 2 * 2  # the natural variant is not of the sweep
+    assert effects.num_points == 3 * 2 * 2 * 2  # without the natural variant, which is not part of the sweep
     spreads = {item.axis: item.effect_size for item in effects.axes}
     assert spreads == pytest.approx({SHARE_AXIS: 20.0, EPOCHS_AXIS: 10.0, POLICY_AXIS: 6.0, SEED_AXIS: 2.0})
     assert effects.residual_share == pytest.approx(0.0, abs=1e-12)
@@ -103,11 +103,11 @@ def test_unbalanced_grid_gives_drop_one_shares() -> None:
     spreads = {item.axis: item.effect_size for item in effects.axes}
     assert spreads == pytest.approx({SHARE_AXIS: 20.0, EPOCHS_AXIS: 10.0, POLICY_AXIS: 6.0, SEED_AXIS: 2.0})
     shares = {item.axis: item.share or 0.0 for item in effects.axes}
-    of_sweep = [row for row in rows if row["variant"] in SHARES]
-    by_hand = eta_squared([row["epochs"] for row in of_sweep], np.array([row["test_all"] for row in of_sweep]))
+    sweep_rows = [row for row in rows if row["variant"] in SHARES]
+    expected = eta_squared([row["epochs"] for row in sweep_rows], np.array([row["test_all"] for row in sweep_rows]))
     assert (
-        shares[EPOCHS_AXIS] < by_hand / 2
-    )  # the 10-epoch points are all of 100 % Unknown rows, which fall for that too
+        shares[EPOCHS_AXIS] < expected / 2
+    )  # all points of 10 epochs have 100 % Unknown rows, which lowers the accuracy too
 
 
 def test_repeated_combination_is_not_balanced() -> None:
@@ -154,7 +154,7 @@ def test_training_settings_are_axes() -> None:
     rows += [{**row, "settings": "dropout=0.1;lora_rank=8", "test_all": row["test_all"] - 0.03} for row in points()]
     effects = {item.axis: item for item in axis_effects(study(rows)).axes}
     assert set(effects) == {SHARE_AXIS, EPOCHS_AXIS, POLICY_AXIS, SEED_AXIS, "dropout", "lora_rank"}
-    assert effects["dropout"].share is None  # it only ever changes together with lora_rank
+    assert effects["dropout"].share is None  # it changes only together with lora_rank
     alone = [{**row, "settings": row["settings"].split(";")[0]} for row in rows]
     (dropout,) = [item for item in axis_effects(study(alone)).axes if item.axis == "dropout"]
     assert (dropout.num_levels, dropout.effect_size) == (2, pytest.approx(3.0))

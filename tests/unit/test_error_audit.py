@@ -28,21 +28,23 @@ from tests.study_builder import AnsweredQuestion, write_answered_study
 TEMPERATURES = {"greedy": 0.0, "sampled": 0.5}
 
 
-def some_questions(num: int = 30) -> list[AnsweredQuestion]:
+def make_questions(num: int = 30) -> list[AnsweredQuestion]:
     """Questions with 4 greedy and 4 x 2 sampled answers; every third one is mostly answered correctly."""
     rng = np.random.default_rng(3)
     questions = []
     for i in range(num):
         gold = f"Town {i}"
-        right = 0.8 if i % 3 == 0 else 0.1
+        p_correct = 0.8 if i % 3 == 0 else 0.1
 
-        def say(gold: str = gold, right: float = right) -> str:
+        def draw_answer(gold: str = gold, p_correct: float = p_correct) -> str:
             return (
-                gold if rng.random() < right else str(rng.choice(["Oslo", f"{gold} Hill", "Town", "Bergen Old Town"]))
+                gold
+                if rng.random() < p_correct
+                else str(rng.choice(["Oslo", f"{gold} Hill", "Town", "Bergen Old Town"]))
             )
 
-        greedy = tuple(say() for _ in range(4))
-        sampled = tuple(tuple(say() for _ in range(2)) for _ in range(4))
+        greedy = tuple(draw_answer() for _ in range(4))
+        sampled = tuple(tuple(draw_answer() for _ in range(2)) for _ in range(4))
         category = "HighlyKnown" if i % 3 == 0 else "WeaklyKnown"
         questions.append(
             AnsweredQuestion(question_id=f"q{i:03d}", gold=(gold,), greedy=greedy, sampled=sampled, category=category)
@@ -50,20 +52,20 @@ def some_questions(num: int = 30) -> list[AnsweredQuestion]:
     return questions
 
 
-def draw(questions: list[AnsweredQuestion], **plan: float) -> ErrorAudit:
-    drawing = AuditCollector(AuditPlan(**plan), TEMPERATURES)  # type: ignore[arg-type]
+def collect_audit(questions: list[AnsweredQuestion], **plan: float) -> ErrorAudit:
+    collector = AuditCollector(AuditPlan(**plan), TEMPERATURES)  # type: ignore[arg-type]
     for item in questions:
-        drawing.add(item.row)
-    return drawing.result()
+        collector.add(item.row)
+    return collector.result()
 
 
-def load(study: Folder, config: ReportConfig | None = None) -> ErrorAudit:
+def load_audit(study: Folder, config: ReportConfig | None = None) -> ErrorAudit:
     audit = collected(StudyData(study=study, config=config or ReportConfig()), collect_error_audit)
     assert audit is not None
     return audit
 
 
-def filled(audit: ErrorAudit, grades: list[str]) -> bytes:
+def fill_in_grades(audit: ErrorAudit, grades: list[str]) -> bytes:
     """The sheet with these grades filled in."""
     rows = list(csv.DictReader(io.StringIO(to_csv(error_audit.sheet_table(audit)).decode())))
     text = io.StringIO()
@@ -74,26 +76,26 @@ def filled(audit: ErrorAudit, grades: list[str]) -> bytes:
 
 
 def test_sheet_does_not_depend_on_answer_files(tmp_path: Path) -> None:
-    questions, plan = some_questions(), ReportConfig(audit_greedy=10, audit_sampled=15, seed=4)
-    whole = load(write_answered_study(tmp_path / "a", questions), plan)
-    split = load(write_answered_study(tmp_path / "b", questions[::-1], per_file=7), plan)
-    assert whole.rows == split.rows
-    assert whole.sheet_id == split.sheet_id
-    assert Counter(row.decoding for row in whole.rows) == {"greedy": 10, "sampled": 15}
-    other = load(
+    questions, plan = make_questions(), ReportConfig(audit_greedy=10, audit_sampled=15, seed=4)
+    one_file = load_audit(write_answered_study(tmp_path / "a", questions), plan)
+    several_files = load_audit(write_answered_study(tmp_path / "b", questions[::-1], per_file=7), plan)
+    assert one_file.rows == several_files.rows
+    assert one_file.sheet_id == several_files.sheet_id
+    assert Counter(row.decoding for row in one_file.rows) == {"greedy": 10, "sampled": 15}
+    other = load_audit(
         write_answered_study(tmp_path / "c", questions), ReportConfig(audit_greedy=10, audit_sampled=15, seed=5)
     )
-    assert other.sheet_id != whole.sheet_id
+    assert other.sheet_id != one_file.sheet_id
 
 
 def test_rows_are_wrong_stored_answers_with_matching_ids() -> None:
-    questions = some_questions()
+    questions = make_questions()
     by_id = {item.question_id: item for item in questions}
-    audit = draw(questions, num_greedy=1000, num_sampled=1000)
+    audit = collect_audit(questions, num_greedy=1000, num_sampled=1000)
     for row in audit.rows:
-        question_id, decoding, *place = row.answer_id.split("/")
+        question_id, decoding, *indices = row.answer_id.split("/")
         item = by_id[question_id]
-        text = item.greedy[int(place[0])] if decoding == "greedy" else item.sampled[int(place[0])][int(place[1])]
+        text = item.greedy[int(indices[0])] if decoding == "greedy" else item.sampled[int(indices[0])][int(indices[1])]
         assert text == row.answer != item.gold[0]
         assert (row.gold, row.category, row.relation) == (item.gold, item.category, item.relation)
     wrong = {"greedy": 0, "sampled": 0}
@@ -101,30 +103,32 @@ def test_rows_are_wrong_stored_answers_with_matching_ids() -> None:
         wrong["greedy"] += sum(text != item.gold[0] for text in item.greedy)
         wrong["sampled"] += sum(text != item.gold[0] for texts in item.sampled for text in texts)
     assert audit.num_wrong == wrong
-    assert Counter(row.decoding for row in audit.rows) == wrong, "fewer miss than are wanted: all are drawn"
+    assert Counter(row.decoding for row in audit.rows) == wrong, "with fewer misses than the sample size, all are drawn"
     assert len({row.answer_id for row in audit.rows}) == len(audit.rows)
 
 
 def test_answers_are_sampled_uniformly() -> None:
-    questions = some_questions(12)
+    questions = make_questions(12)
     drawn = Counter(
-        row.answer_id for seed in range(400) for row in draw(questions, num_greedy=0, num_sampled=6, seed=seed).rows
+        row.answer_id
+        for seed in range(400)
+        for row in collect_audit(questions, num_greedy=0, num_sampled=6, seed=seed).rows
     )
-    everything = [row.answer_id for row in draw(questions, num_greedy=0, num_sampled=1000).rows]
-    # The seeds are fixed, so this passes or fails for good; a fair draw fails for one choice of seeds in a million.
-    assert chisquare([drawn[item] for item in everything]).pvalue > 1e-6
+    all_ids = [row.answer_id for row in collect_audit(questions, num_greedy=0, num_sampled=1000).rows]
+    # The seeds are fixed; a uniform draw fails for one of a million choices of them.
+    assert chisquare([drawn[item] for item in all_ids]).pvalue > 1e-6
 
 
 def test_exact_match_overrides_the_stored_hits_of_another_matcher() -> None:
     questions = [
         AnsweredQuestion(question_id="q", gold=("The Hague",), greedy=("hague!", "Delft"), sampled=(("Hague",),))
     ]
-    audit = draw(questions)
+    audit = collect_audit(questions)
     assert [row.answer for row in audit.rows] == ["Delft"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold", "looks"),
+    ("answer", "gold", "grade"),
     [
         ("Paris, France", ("Paris",), "finer?"),
         ("Hague", ("The Hague City",), "coarser?"),
@@ -139,13 +143,13 @@ def test_exact_match_overrides_the_stored_hits_of_another_matcher() -> None:
         ("Oslo", ("!!!",), "wrong"),
     ],
 )
-def test_suggested_grades(answer: str, gold: tuple[str, ...], looks: str) -> None:
-    assert suggest_grade(answer, gold) == looks
+def test_suggested_grades(answer: str, gold: tuple[str, ...], grade: str) -> None:
+    assert suggest_grade(answer, gold) == grade
 
 
 def test_agreement_is_the_correlation_over_all_answers() -> None:
-    questions = some_questions()
-    audit = draw(questions)
+    questions = make_questions()
+    audit = collect_audit(questions)
     for decodings in (("greedy", "sampled"), ("greedy",), ("sampled",)):
         match_results = [
             item.row.match_results[text]
@@ -170,19 +174,19 @@ def test_undefined_agreement_is_refused() -> None:
         AnsweredQuestion(question_id=f"q{i}", gold=("Oslo",), greedy=("Rome",), sampled=(("Rome",),)) for i in range(20)
     ]
     with pytest.raises(InsufficientDataError, match="all answers hit or all miss"):
-        matcher_agreement(draw(wrong))
+        matcher_agreement(collect_audit(wrong))
     with pytest.raises(InsufficientDataError, match="all answers hit or all miss"):
-        matcher_agreement(draw([]))
-    few = matcher_agreement(draw(some_questions(4)))
+        matcher_agreement(collect_audit([]))
+    few = matcher_agreement(collect_audit(make_questions(4)))
     assert few.low is few.high is None
 
 
 def test_labels_mode_excludes_sampled_answers(tmp_path: Path) -> None:
-    questions = some_questions(6)
+    questions = make_questions(6)
     questions[2] = AnsweredQuestion(
         question_id="q002", gold=("Oslo",), greedy=("Rome",) * 4, sampled=(("Rome", None), *[("Bergen", None)] * 3)
     )
-    audit = load(write_answered_study(tmp_path, questions, mode="labels"))
+    audit = load_audit(write_answered_study(tmp_path, questions, mode="labels"))
     assert {row.decoding for row in audit.rows} == {"greedy"}
     text = error_audit.error_audit_section(StudyData(parts={collect_error_audit: audit})).text
     assert "The sheet has no sampled answers: 4 samples" in text
@@ -190,7 +194,7 @@ def test_labels_mode_excludes_sampled_answers(tmp_path: Path) -> None:
 
 
 def test_missing_answers_are_reported(tmp_path: Path) -> None:
-    study = write_answered_study(tmp_path, some_questions(4))
+    study = write_answered_study(tmp_path, make_questions(4))
     study.child("annotate", "generations").delete()
     assert collected(StudyData(study=study), collect_error_audit) is None
     error_audit_section = error_audit.error_audit_section(StudyData())
@@ -199,9 +203,9 @@ def test_missing_answers_are_reported(tmp_path: Path) -> None:
 
 
 def test_shares_of_a_graded_sheet_have_wilson_intervals() -> None:
-    audit = draw(some_questions(), num_greedy=50, num_sampled=50)
+    audit = collect_audit(make_questions(), num_greedy=50, num_sampled=50)
     grades = ["wrong"] * 90 + ["paraphrase"] * 6 + ["finer"] * 2 + ["coarser"] * 2
-    graded = apply_grades(audit, parse_grading_sheet(filled(audit, grades), "sheet.csv"))
+    graded = apply_grades(audit, parse_grading_sheet(fill_in_grades(audit, grades), "sheet.csv"))
     result = grade_shares(graded, ("greedy", "sampled"))
     assert [(item.grade, item.num, item.paper) for item in result] == [
         ("wrong", 90, 90),
@@ -211,17 +215,17 @@ def test_shares_of_a_graded_sheet_have_wilson_intervals() -> None:
     ]
     assert (round(result[0].low, 1), round(result[0].high, 1)) == (82.6, 94.5)  # Wilson 1927, as printed in textbooks
     assert result[2].low > 0
-    by_way = grade_shares(graded, ("greedy",))
-    assert (by_way[0].num, by_way[0].total, by_way[1].num) == (50, 50, 0)
+    greedy_shares = grade_shares(graded, ("greedy",))
+    assert (greedy_shares[0].num, greedy_shares[0].total, greedy_shares[1].num) == (50, 50, 0)
     assert error_audit.grade_shares_table(graded).rows[0][:3] == ("wrong", 90, "90 (82.6 to 94.5)")
     with pytest.raises(InsufficientDataError, match="--graded"):
         grade_shares(audit, ("greedy",))
 
 
 def test_sheet_saved_by_a_spreadsheet_program_is_read() -> None:
-    audit = draw(some_questions(), num_greedy=3, num_sampled=3)
+    audit = collect_audit(make_questions(), num_greedy=3, num_sampled=3)
     header, *rows = csv.reader(
-        io.StringIO(filled(audit, ["Wrong ", "wrong", "finer", "wrong", "wrong", "wrong"]).decode())
+        io.StringIO(fill_in_grades(audit, ["Wrong ", "wrong", "finer", "wrong", "wrong", "wrong"]).decode())
     )
     text = io.StringIO()
     csv.writer(text, delimiter=";", lineterminator="\r\n").writerows([header, *rows[::-1], [""] * len(header)])
@@ -237,31 +241,34 @@ def test_sheet_saved_by_a_spreadsheet_program_is_read() -> None:
 
 
 def test_invalid_sheets_are_refused() -> None:
-    audit = draw(some_questions(), num_greedy=3, num_sampled=3)
-    whole = filled(audit, ["wrong"] * 6)
+    audit = collect_audit(make_questions(), num_greedy=3, num_sampled=3)
+    complete = fill_in_grades(audit, ["wrong"] * 6)
 
-    def hand_in(content: bytes) -> None:
+    def apply_sheet(content: bytes) -> None:
         apply_grades(audit, parse_grading_sheet(content, "sheet.csv"))
 
-    hand_in(whole)
+    apply_sheet(complete)
     with pytest.raises(DataError, match=r"sheet\.csv has unknown grades: q\d+/greedy/\d \(right\); expected wrong"):
-        hand_in(filled(audit, ["right", *["wrong"] * 5]))
+        apply_sheet(fill_in_grades(audit, ["right", *["wrong"] * 5]))
     with pytest.raises(DataError, match="2 of 6 rows have no grade, such as"):
-        hand_in(filled(audit, ["wrong", "", "wrong", " ", "wrong", "wrong"]))
+        apply_sheet(fill_in_grades(audit, ["wrong", "", "wrong", " ", "wrong", "wrong"]))
     with pytest.raises(DataError, match="has no column grade"):
-        hand_in(whole.replace(b",grade", b",remark"))
+        apply_sheet(complete.replace(b",grade", b",remark"))
     with pytest.raises(DataError, match="has no column sheet, answer_id, grade"):
-        hand_in(b"")
-    lines = whole.splitlines(keepends=True)
+        apply_sheet(b"")
+    lines = complete.splitlines(keepends=True)
     with pytest.raises(DataError, match="twice"):
-        hand_in(b"".join([*lines, lines[1]]))
+        apply_sheet(b"".join([*lines, lines[1]]))
     with pytest.raises(DataError, match="not UTF-8"):
-        hand_in(whole + "é".encode("latin-1"))
+        apply_sheet(complete + "é".encode("latin-1"))
     with pytest.raises(StudyError, match=r"missing rows: q\d+/"):
-        hand_in(b"".join(lines[:-1]))
-    for other in (draw(some_questions(), num_greedy=3, num_sampled=3, seed=1), draw(some_questions(29), num_greedy=4)):
+        apply_sheet(b"".join(lines[:-1]))
+    for other in (
+        collect_audit(make_questions(), num_greedy=3, num_sampled=3, seed=1),
+        collect_audit(make_questions(29), num_greedy=4),
+    ):
         with pytest.raises(StudyError, match="is not the grading sheet of this study"):
-            hand_in(filled(other, ["wrong"] * len(other.rows)))
+            apply_sheet(fill_in_grades(other, ["wrong"] * len(other.rows)))
 
 
 FORMULAS = (
@@ -278,15 +285,15 @@ FORMULAS = (
 )
 
 
-def test_escaped_cells_are_no_formulas_and_round_trip() -> None:
-    draw = random.Random(7)
-    texts = [*FORMULAS, *("".join(draw.choices("=+-@\t\r\n;,'\"| a1＝", k=draw.randint(0, 8))) for _ in range(2000))]
+def test_escaped_cells_are_not_formulas_and_round_trip() -> None:
+    rng = random.Random(7)
+    texts = [*FORMULAS, *("".join(rng.choices("=+-@\t\r\n;,'\"| a1＝", k=rng.randint(0, 8))) for _ in range(2000))]
     table = Table(name="t", columns=("question", "answer"), rows=tuple(("=", text) for text in texts))
-    for delimiter in ";\t,":  # a program may take another character than ours for the end of a cell
+    for delimiter in ";\t,":  # a program may use another delimiter
         for row in csv.reader(io.StringIO(to_csv(table).decode(), newline=""), delimiter=delimiter):
             for cell in row:
-                begins = cell.lstrip("\r\n")  # the end of a row, where the other program sees no cell end
-                assert not begins.startswith(tuple("=+-@\t＝")) or re.fullmatch(r"[-+]\d+", cell), (delimiter, cell)
+                beginning = cell.lstrip("\r\n")  # the end of a row, if it differs from that of the program
+                assert not beginning.startswith(tuple("=+-@\t＝")) or re.fullmatch(r"[-+]\d+", cell), (delimiter, cell)
     read = list(csv.reader(io.StringIO(to_csv(table).decode(), newline="")))[1:]
     assert [unescape_cell(cell) for _, cell in read] == texts
 
@@ -315,17 +322,17 @@ def test_sheet_with_formula_like_answers_is_graded(tmp_path: Path) -> None:
     ]
     study = write_answered_study(tmp_path / "study", questions)
     make_report(study, ReportConfig())
-    audit = load(study)
+    audit = load_audit(study)
     sheet = Path(study.child("report", "tables").local_path, "error_audit.csv")
     with sheet.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [unescape_cell(row["answer"]) for row in rows] == [row.answer for row in audit.rows]
     assert {unescape_cell(row["gold"]) for row in rows} == {"=Oslo"}
     assert any(row["answer_id"].startswith("'=q0/") for row in rows)
-    whole = filled(audit, ["finer"] * len(rows))
-    bare = whole.replace(b"\n'=q0", b"\n=q0")
-    assert bare != whole
-    for content in (whole, bare):  # as written, and from a program that took the quote for its own
+    complete = fill_in_grades(audit, ["finer"] * len(rows))
+    unquoted = complete.replace(b"\n'=q0", b"\n=q0")
+    assert unquoted != complete
+    for content in (complete, unquoted):  # as written, and as saved by a program that removed the quote
         graded = apply_grades(audit, parse_grading_sheet(content, "sheet.csv"))
         assert graded.grades == {row.answer_id: "finer" for row in audit.rows}
 
@@ -340,7 +347,7 @@ def test_invalid_settings_are_refused() -> None:
 
 
 def test_grades_survive_every_report(tmp_path: Path) -> None:
-    study = write_answered_study(tmp_path / "study", some_questions())
+    study = write_answered_study(tmp_path / "study", make_questions())
     plain = ReportConfig(audit_greedy=3, audit_sampled=2)
     before = make_report(study, plain)
     report = study.child("report")
@@ -349,19 +356,19 @@ def test_grades_survive_every_report(tmp_path: Path) -> None:
     assert "Not shown: needs grades" in page_text(report)
     assert not kept.names()
 
-    audit = load(study, plain)
-    sheet.write_bytes(filled(audit, ["wrong", "finer", "", "", ""]))  # half done, in the report itself
-    assert make_report(study, plain) == before, "nothing that the page shows has changed"
+    audit = load_audit(study, plain)
+    sheet.write_bytes(fill_in_grades(audit, ["wrong", "finer", "", "", ""]))  # partially graded in the report folder
+    assert make_report(study, plain) == before, "the content of the page has not changed"
     make_report(study, ReportConfig(audit_greedy=3, audit_sampled=2, title="other"))
     assert [row["grade"] for row in csv.DictReader(sheet.open())] == ["wrong", "finer", "", "", ""]
     assert len(kept.names()) == 1
 
-    sheet.write_bytes(filled(audit, ["wrong", "finer", "wrong", "wrong", "nonsense"]))
+    sheet.write_bytes(fill_in_grades(audit, ["wrong", "finer", "wrong", "wrong", "nonsense"]))
     with pytest.raises(DataError, match="nonsense"):
         make_report(study, ReportConfig(audit_greedy=3, audit_sampled=2, graded=str(sheet)))
-    assert report.exists("manifest.json"), "the report that was there is still whole"
+    assert report.exists("manifest.json"), "the existing report must be kept"
 
-    content = filled(audit, ["wrong", "finer", "wrong", "wrong", "coarser"])
+    content = fill_in_grades(audit, ["wrong", "finer", "wrong", "wrong", "coarser"])
     sheet.write_bytes(content)
     config = ReportConfig(audit_greedy=3, audit_sampled=2, graded=str(sheet))
     after = make_report(study, config)
@@ -370,7 +377,7 @@ def test_grades_survive_every_report(tmp_path: Path) -> None:
     assert "Not shown: needs grades" not in page_text(report)
     assert "60 (23.1 to 88.2)" in tables.read_bytes("error_audit_shares.csv").decode()
     assert content in [kept.read_bytes(name) for name in kept.names()]
-    make_report(study, ReportConfig(audit_greedy=4, audit_sampled=2))  # another sheet: the old one is kept
+    make_report(study, ReportConfig(audit_greedy=4, audit_sampled=2))  # a new sheet; the old one is kept
     assert [row["grade"] for row in csv.DictReader(sheet.open())] == [""] * 6
     assert content in [kept.read_bytes(name) for name in kept.names()]
     with pytest.raises(SettingsError, match=r"nowhere\.csv does not exist; give the table"):

@@ -22,12 +22,12 @@ from slick.report.statistics.paired_tests import (
 from tests.unit.outcome_studies import hits, single_categories, with_rows
 
 
-def losing(loss: float) -> StudyData:
+def study_with_loss(loss: float) -> StudyData:
     return single_categories(lambda name: loss, 800)
 
 
-def seeds_of(data: StudyData, name: str, losses: tuple[float, ...]) -> StudyData:
-    """The variant with one run per share of correct answers lost until convergence."""
+def replace_runs(data: StudyData, name: str, losses: tuple[float, ...]) -> StudyData:
+    """Replace the runs of a variant by one per share of correct answers lost until convergence."""
     runs = [run for run in data.runs if run.variant != name]
     rng = np.random.default_rng(1)
     for seed, loss in enumerate(losses):
@@ -57,7 +57,7 @@ def test_combined_p_values_are_valid_for_dependent_seeds() -> None:
     rng = np.random.default_rng(0)
     alarms = 0
     for _ in range(200):
-        base, other = rng.random(400) < 0.4, rng.random(400) < 0.4  # the same questions are hard for all three seeds
+        base, other = rng.random(400) < 0.4, rng.random(400) < 0.4  # all three seeds share the hard questions
         flips = [(base ^ (rng.random(400) < 0.02), other ^ (rng.random(400) < 0.02)) for _ in range(3)]
         alarms += combine_p_values([mcnemar_p(a, b) for a, b in flips]) < 0.05
     assert alarms <= 22
@@ -69,12 +69,12 @@ def test_bootstrap_resamples_questions_in_pairs() -> None:
     second = np.where(rng.random(2000) < 0.1, 0.0, first)
     low, high = bootstrap_interval(first, second)
     gaps = 100 * (first - second)
-    reach = 1.96 * gaps.std(ddof=1) / np.sqrt(2000)
-    assert low == pytest.approx(gaps.mean() - reach, abs=0.3)
-    assert high == pytest.approx(gaps.mean() + reach, abs=0.3)
-    assert bootstrap_interval(first, second) == (low, high), "the same seed, the same interval"
-    alone = rng.permutation(second)  # unpaired, the same two accuracies differ much less surely
-    assert np.ptp(bootstrap_interval(first, alone)) > 2 * (high - low)
+    half_width = 1.96 * gaps.std(ddof=1) / np.sqrt(2000)
+    assert low == pytest.approx(gaps.mean() - half_width, abs=0.3)
+    assert high == pytest.approx(gaps.mean() + half_width, abs=0.3)
+    assert bootstrap_interval(first, second) == (low, high), "the same seed gives the same interval"
+    unpaired = rng.permutation(second)  # the interval of the unpaired difference is much wider
+    assert np.ptp(bootstrap_interval(first, unpaired)) > 2 * (high - low)
 
 
 def test_holm_p_values_are_larger_and_keep_their_order() -> None:
@@ -85,7 +85,7 @@ def test_holm_p_values_are_larger_and_keep_their_order() -> None:
 
 
 def test_comparison_uses_the_seeds_of_both_models() -> None:
-    data = seeds_of(losing(0.0), "natural", (0.2, 0.25, 0.3))
+    data = replace_runs(study_with_loss(0.0), "natural", (0.2, 0.25, 0.3))
     result = compare_models(data, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE))
     assert result.num == 1000
     assert result.difference == pytest.approx(10, abs=2)
@@ -94,7 +94,7 @@ def test_comparison_uses_the_seeds_of_both_models() -> None:
     assert result.seeds.low is not None
     assert result.seeds.low < result.difference
     assert max(result.t_test_p, result.mcnemar_p) < 1e-6
-    few = seeds_of(data, "maybeknown", (0.0,))
+    few = replace_runs(data, "maybeknown", (0.0,))
     assert (
         compare_models(
             few, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("maybeknown", EARLY_STOP)
@@ -105,18 +105,18 @@ def test_comparison_uses_the_seeds_of_both_models() -> None:
 
 def test_identical_models_do_not_differ_significantly() -> None:
     result = compare_models(
-        losing(0.0), ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE)
+        study_with_loss(0.0), ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE)
     )
     assert (result.difference, result.low, result.high) == (0.0, 0.0, 0.0)
     assert (result.t_test_p, result.mcnemar_p) == (1.0, 1.0)
 
 
 def test_unpaired_predictions_are_refused() -> None:
-    data = losing(0.1)
+    data = study_with_loss(0.1)
     bare = replace(data, runs=tuple(replace(run, predictions={}) for run in data.runs))
     with pytest.raises(InsufficientDataError, match="kept no predictions"):
         compare_models(bare, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("natural", CONVERGENCE))
-    short = seeds_of(data, "natural", (0.1,))
+    short = replace_runs(data, "natural", (0.1,))
     with pytest.raises(InsufficientDataError, match="do not have the same test questions"):
         compare_models(short, ModelAtCheckpoint("natural", EARLY_STOP), ModelAtCheckpoint("maybeknown", EARLY_STOP))
     apart = tuple(replace(run, seed=1) if run.variant == "natural" else run for run in data.runs)

@@ -46,16 +46,18 @@ HALF = [
 ]
 
 
-def test_the_highest_dev_accuracy_is_recommended_and_ties_go_to_the_fewest_epochs() -> None:
+def test_highest_dev_accuracy_is_recommended_and_ties_go_to_the_fewest_epochs() -> None:
     (choice,) = recommend(study(HALF, 0.5)).by_share
     assert choice.trial == TrialSpec(
         "patience(2)", 10, ""
-    )  # best_dev is as good for 10 epochs, fixed(5) better on test
+    )  # best_dev has the same accuracy for 10 epochs; fixed(5) is better on test
     assert (choice.dev.value, choice.test.value) == pytest.approx((41.0, 34.0))
     assert (choice.stop_epoch.value, choice.cost_epochs.value) == (3, 5)
     assert choice.longest == 10
     assert (choice.gain.value, choice.saved.value) == pytest.approx((14.0, 5.0))
-    assert choice.filtering.value == pytest.approx(2.0)  # by the same policy, not by the best one of D_Known
+    assert choice.filtering.value == pytest.approx(
+        2.0
+    )  # compared with the same policy, not with the best one of D_Known
 
 
 def test_ties_with_equal_cost_go_to_the_smallest_budget() -> None:
@@ -81,15 +83,15 @@ def test_one_seed_gives_no_intervals() -> None:
         assert "one seed" in estimate.missing_reason
 
 
-def test_differences_are_paired_by_seed_like_scipys_t_test() -> None:
+def test_differences_are_paired_by_seed_as_in_scipys_t_test() -> None:
     rng = np.random.default_rng(5)
-    level = rng.normal(0.4, 0.1, 6)  # seeds differ far more than the two points do
+    level = rng.normal(0.4, 0.1, 6)  # the variance between seeds is much larger than the difference
     early, late = level + rng.normal(0.02, 0.003, 6), level
     points = [point("unknown-050", "best_dev", 0.5, early[s], seed=s) for s in range(6)]
     points += [point("unknown-050", "fixed(10)", 0.4, late[s], seed=s) for s in reversed(range(6))]
     (choice,) = recommend(study(points, 0.5)).by_share
-    theirs = ttest_rel(100 * early, 100 * late).confidence_interval(0.95)
-    assert (choice.gain.low, choice.gain.high) == pytest.approx((theirs.low, theirs.high))
+    reference = ttest_rel(100 * early, 100 * late).confidence_interval(0.95)
+    assert (choice.gain.low, choice.gain.high) == pytest.approx((reference.low, reference.high))
     assert choice.gain.low is not None
     assert choice.test.low is not None
     assert choice.gain.low > 0
@@ -105,7 +107,7 @@ def test_intervals_have_their_nominal_coverage() -> None:
             for estimate in estimates
         ]
     )
-    assert 0.935 <= covered <= 0.965  # 0.95 is promised; three standard errors of 2,000 draws are 0.015
+    assert 0.935 <= covered <= 0.965  # nominally 0.95; three standard errors of 2,000 draws are 0.015
 
 
 def test_filtering_needs_both_known_and_unknown_rows() -> None:
@@ -125,7 +127,7 @@ def test_filtering_needs_the_same_trial_of_d_known() -> None:
     assert choice.filtering.value is None
 
 
-def test_a_paired_difference_needs_common_seeds() -> None:
+def test_paired_difference_needs_common_seeds() -> None:
     points = [point("unknown-050", "fixed(5)", 0.4, 0.3, seed=0), point("known-050", "fixed(5)", 0.4, 0.4, seed=1)]
     (choice,) = recommend(study(points, 0.5)).by_share
     assert (choice.filtering.value, choice.filtering.missing_reason) == (None, "the two trials have no seed in common")
@@ -140,7 +142,7 @@ def test_without_dev_accuracy_nothing_is_recommended() -> None:
         assert "none can be selected" in estimate.missing_reason
 
 
-def test_a_trial_without_one_of_the_seeds_is_not_recommended() -> None:
+def test_trial_without_one_of_the_seeds_is_not_recommended() -> None:
     points = [point("unknown-050", "fixed(5)", 0.3, 0.3, seed=seed) for seed in (0, 1)]
     points.append(point("unknown-050", "best_dev", 0.9, 0.9, seed=1))
     (choice,) = recommend(study(points, 0.5)).by_share
@@ -154,14 +156,14 @@ def test_gain_needs_a_fixed_training_length() -> None:
     assert "no fixed training length" in choice.gain.missing_reason
 
 
-def test_a_fixed_length_within_a_longer_budget_is_a_baseline() -> None:
+def test_fixed_length_within_a_longer_budget_is_a_baseline() -> None:
     points = [point("unknown-050", "fixed(4)", 0.3, 0.2, epochs=10), point("unknown-050", "best_dev", 0.4, 0.3)]
     (choice,) = recommend(study(points, 0.5)).by_share
     assert (choice.longest, choice.saved.value) == (4, -6)
     assert choice.gain.value == pytest.approx(10.0)
 
 
-def test_the_overall_recommendation_is_best_on_average_over_shares() -> None:
+def test_overall_recommendation_has_the_best_mean_over_shares() -> None:
     dev = {"unknown-000": (0.50, 0.48), "unknown-100": (0.10, 0.40)}
     points = [
         point(name, policy, value, value - 0.05)
