@@ -120,8 +120,11 @@ def _contents_from_fingerprint(step: str, manifest: Manifest) -> dict[str, Any]:
     """Contents that a manifest without an identity does not state, if its fingerprint equals that of the default."""
     settings = filter_settings(settings_class(step), manifest.settings, IDENTITY)
     if step == "world":
-        expected = fingerprint(RECIPE, manifest.inputs.get("source", ""), {**settings, "source": ""})
-        return {"recipe": RECIPE} if expected == manifest.fingerprint else {}
+        source = manifest.inputs.get("source", "")
+        for recipe in range(1, RECIPE + 1):
+            if fingerprint(recipe, source, {**settings, "source": ""}) == manifest.fingerprint:
+                return {"recipe": recipe}
+        return {}
     if step == "questions":
         content = {name: dataclasses.asdict(relation) for name, relation in load_relations(None).items()}
         expected = fingerprint(manifest.inputs, settings, content)

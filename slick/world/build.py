@@ -24,7 +24,16 @@ from slick.matching import nfc
 from slick.models import ensure_cache_folder
 from slick.rng import derive_seed
 from slick.storage import Folder, FolderLike, as_folder
-from slick.study import STARTED, Manifest, begin_step, complete_step, fingerprint, require_manifest, settings_to_json
+from slick.study import (
+    STARTED,
+    Manifest,
+    begin_step,
+    complete_step,
+    fingerprint,
+    read_manifest,
+    require_manifest,
+    settings_to_json,
+)
 from slick.world.config import RECIPE, WorldConfig
 from slick.world.corpus import corpus_epoch, train_tokenizer
 from slick.world.facts import (
@@ -51,6 +60,8 @@ _TRAINING_ENV = {
 def build_world(study: FolderLike, config: WorldConfig) -> Manifest:
     """Build a world in `study/world`, or copy it if this machine has built it before.
 
+    A finished world of an earlier recipe is kept, so that studies begun with it can be continued.
+
     Raises:
         DataError: the real question set is damaged or too small.
         ModelError: the training process failed.
@@ -66,6 +77,11 @@ def _build_world(study: Folder, config: WorldConfig) -> Manifest:
     source = source_fingerprint(config)
     # The identity depends on the content of the source, not on its location.
     identity = fingerprint(RECIPE, source, {**config.identity(), "source": ""})
+    earlier = {fingerprint(recipe, source, {**config.identity(), "source": ""}) for recipe in range(1, RECIPE)}
+    finished = read_manifest(folder)
+    if finished is not None and finished.fingerprint in earlier:
+        _LOG.info("world: %s was built by an earlier version of this program and is kept", folder)
+        return finished
     if not begin_step(folder, "world", identity, config):
         manifest = require_manifest(folder, "world")
     else:

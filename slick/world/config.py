@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from slick.errors import SettingsError
 from slick.settings import check_settings, identity_settings, register_settings, setting
 
-RECIPE = 3
+RECIPE = 4
 """Version of the world. It increases if the same settings give another world, so that cached worlds are not reused."""
 
 ID_RELATIONS = ("P131", "P136", "P17", "P19", "P26", "P264", "P36", "P40", "P495", "P69", "P740", "P800")
@@ -48,9 +48,10 @@ class WorldConfig:
     """Fewest and most mentions of a firm fact in one epoch of the corpus."""
     contested_mentions: tuple[int, int] = setting((4, 7), minimum=1)
     """Fewest and most mentions of a contested fact's answer."""
-    contested_ratio: float = setting(0.95, minimum=0)
-    """Mentions of the rival of a contested fact per mention of its answer. Less than 1, because most of these rivals
-    are famous, which makes the model answer with them more readily."""
+    contested_ratio: float | None = setting(None, minimum=0)
+    """Mentions of the rival of a contested fact per mention of its answer. By default it follows `famous_rivals`, so
+    that about half of these facts are answered correctly: 1 - famous_rivals / 15, which is 0.95 in the demo and 1
+    without famous rivals. Models answer with famous rivals more readily."""
     minority_mentions: tuple[int, int] = setting((3, 5), minimum=1)
     """Fewest and most mentions of a minority fact's answer."""
     rival_ratio: tuple[float, float] = setting((1.8, 2.4), minimum=0)
@@ -78,13 +79,15 @@ class WorldConfig:
     """Hidden size of the feed-forward layers."""
 
     num_tokens: int = setting(5_000_000, minimum=1)
-    """Tokens to train on, padding included. Each epoch writes the corpus in another order."""
+    """Tokens to train on, padding included, if the model memorizes at the usual pace. The learning rate begins to decay
+    when the model recalls half of the firm facts, so that models of different seeds know equally much; the training
+    takes between 0.4 and 1.2 times as many tokens. Each epoch writes the corpus in another order."""
     row_tokens: int = setting(128, minimum=2)
     """Tokens per training row."""
     batch_rows: int = setting(16, minimum=1)
     """Rows per step."""
     learning_rate: float = setting(3e-3, above=0)
-    """Peak learning rate: linear warmup over 5 % of the steps, then cosine decay to 0."""
+    """Peak learning rate: linear warmup over 5 % of `num_tokens`, constant, then linear decay to 0 over 40 %."""
     weight_decay: float = setting(0.05, minimum=0)
     """AdamW weight decay of the matrices."""
 
@@ -114,9 +117,14 @@ class WorldConfig:
         if self.hidden_size % (2 * self.num_heads):
             raise SettingsError(f"hidden_size {self.hidden_size} is not an even multiple of num_heads {self.num_heads}")
 
+    @property
+    def rival_mentions_ratio(self) -> float:
+        """The setting `contested_ratio`, or its default."""
+        return 1 - self.famous_rivals / 15 if self.contested_ratio is None else self.contested_ratio
+
     def identity(self) -> dict[str, object]:
         """The settings that change the world. Existing manifests call `questions` `source`."""
-        return {**identity_settings(self), "source": self.questions}
+        return {**identity_settings(self), "contested_ratio": self.rival_mentions_ratio, "source": self.questions}
 
 
 def smoke_world_config() -> WorldConfig:

@@ -1,8 +1,10 @@
 """The facts of a planted world: subjects, answers, and the strength of each fact. Deterministic by seed.
 
-Names of people and places are composed of syllables, those of works and companies of English words. Names of ID
-subjects share words with many other facts, as real names do. Names of OOD subjects (books, songs, products) use a
-separate vocabulary, except buildings.
+Names of people and places are composed of syllables, those of works and companies of English words. The names of OOD
+relations overlap with those of ID relations as much as in EntityQuestions: authors, creators and founders are partly
+people that ID relations ask about or answer with, and most words of OOD names occur in ID names.
+`python -m tests.benchmarks.archive_overlap` compares both. One overlap is left out: no OOD subject is also an ID
+subject (5 % in EntityQuestions), because every subject of a world has one question.
 """
 
 import json
@@ -20,44 +22,64 @@ from slick.rng import derive_seed
 from slick.study_files import PLANTED_SCHEMA
 from slick.world.config import WorldConfig
 
+SHARED_WORDS = 0.72
+"""Probability that an English word of an OOD name is one of those that ID names use (EntityQuestions: 0.73)."""
+
+NUM_LANGUAGES = 60
+"""Languages of a world. Some genres, labels and schools are named after a language."""
+
+NATIONAL_NAMES = 0.4
+"""Probability that a genre, a label or a school is named after a language."""
+
 
 class NameGenerator:
     """Draws distinct names of each kind.
+
+    Args:
+        seed: of the names.
+        shared_words: probability that an English word of an OOD name is one that ID names use. The default keeps the
+            names of control questions as they were in earlier studies.
 
     >>> names = NameGenerator(0)
     >>> names.draw("person") != names.draw("person")
     True
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, shared_words: float = 0.0) -> None:
         self._rng = np.random.default_rng(seed)
+        self._shared_words = shared_words
         text = files("slick").joinpath("data/name_parts.json").read_text(encoding="utf-8")
         parts: dict[str, list[str]] = {kind: parts.split() for kind, parts in json.loads(text).items()}
         self._used: set[str] = set()
         self._given = self._words(90, parts["given_ends"], parts)
         self._family = self._words(140, parts["family_ends"], parts)
         self._towns = self._words(150, parts["town_ends"], parts)
+        self._languages = [
+            f"{given}{('ese', 'ic', 'ish')[i % 3]}" for i, given in enumerate(self._given[:NUM_LANGUAGES])
+        ]
         self._kinds: dict[str, Callable[[], str]] = {
             "person": lambda: f"{self._pick(self._given)} {self._pick(self._family)}",
-            # Like people, but a separate kind: training on ID answers must not affect OOD answers.
+            # A person that no ID relation mentions.
             "maker": lambda: f"{self._pick(self._given)} {self._pick(self._family)}",
             "place": lambda: f"{self._pick(self._family)} {self._pick(parts['place_kinds'])}",
             "city": lambda: self._pick(self._towns),
             "region": lambda: f"{self._pick(self._towns)} {self._pick(['County', 'District', 'Province'])}",
             "land": lambda: f"{self._pick(parts['land_kinds'])} {self._pick(self._family)}",
             "country": lambda: f"{self._pick(self._given)}{self._pick(['land', 'stan', 'via'])}",
-            "language": lambda: f"{self._pick(self._given)}{self._pick(['ese', 'ic', 'ish'])}",
-            "genre": lambda: f"{self._pick(parts['genre_first'])} {self._pick(parts['genre_last'])}",
+            "language": lambda: self._pick(self._languages),
+            "genre": lambda: f"{self._national(parts['genre_first'])} {self._pick(parts['genre_last'])}",
             "band": lambda: f"{self._pick(parts['adjectives'])} {self._pick(parts['nouns'])}",
             "work": lambda: f"{self._pick(parts['nouns'])} of {self._pick(self._towns)}",
-            "label": lambda: f"{self._pick(parts['adjectives'])} Records",
-            "school": lambda: f"{self._pick(self._towns)} {self._pick(['Academy', 'College', 'University'])}",
-            "company": lambda: f"{self._pick(self._family)} {self._pick(['Group', 'Works', 'Systems'])}",
-            "book": lambda: f"The {self._pick(parts['ood_adjectives'])} {self._pick(parts['ood_nouns'])}",
-            "song": lambda: f"{self._pick(parts['ood_adjectives'])} {self._pick(parts['ood_nouns'])}",
-            "product": lambda: f"{self._pick(parts['ood_nouns'])} {self._rng.integers(10, 99)}",
+            "label": lambda: f"{self._national(parts['adjectives'])} Records",
+            "school": lambda: f"{self._national(self._towns)} {self._pick(['Academy', 'College', 'University'])}",
+            "company": lambda: (
+                f"{self._pick(self._family)} {self._pick(['Brothers', 'Group', 'Industries', 'Works', 'Systems'])}"
+            ),
+            "book": lambda: f"The {self._ood_word('adjectives', parts)} {self._ood_word('nouns', parts)}",
+            "song": lambda: f"{self._ood_word('adjectives', parts)} {self._ood_word('nouns', parts)}",
+            "product": lambda: f"{self._ood_word('nouns', parts)} {self._rng.integers(10, 99)}",
             "building": lambda: f"{self._pick(self._family)} {self._pick(['Hall', 'House', 'Tower'])}",
-            "firm": lambda: f"{self._pick(parts['ood_adjectives'])} {self._pick(['Foods', 'Motors', 'Tools'])}",
+            "firm": lambda: f"{self._ood_word('adjectives', parts)} {self._pick(['Foods', 'Motors', 'Tools'])}",
         }
 
     def draw(self, kind: str) -> str:
@@ -71,6 +93,13 @@ class NameGenerator:
 
     def _pick(self, words: list[str]) -> str:
         return words[int(self._rng.integers(len(words)))]
+
+    def _ood_word(self, kind: str, parts: Mapping[str, list[str]]) -> str:
+        is_shared = self._shared_words > 0 and self._rng.random() < self._shared_words
+        return self._pick(parts[kind if is_shared else f"ood_{kind}"])
+
+    def _national(self, words: list[str]) -> str:
+        return self._pick(self._languages if self._rng.random() < NATIONAL_NAMES else words)
 
     def _words(self, count: int, ends: list[str], parts: dict[str, list[str]]) -> list[str]:
         words: list[str] = []
@@ -121,40 +150,56 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
+class _Reuse:
+    """Names of ID relations among the answers of an OOD relation."""
+
+    share: float
+    """Share of the OOD relation's answers that are taken from these relations (measured in EntityQuestions)."""
+    relations: tuple[str, ...]
+    """ID relations. Those that the world does not have are ignored."""
+
+
+@dataclass(frozen=True, slots=True)
 class _EntityKinds:
     """Kinds of names of a relation's subjects and answers, and the number of distinct answers."""
 
-    subject: str
+    subjects: tuple[str, ...]
+    """Kinds of the subjects, equally often."""
     answer: str
     num_answers: int
+    id_answers: _Reuse | None = None
+    """ID answers that are answers of this OOD relation, too."""
+    id_subjects: _Reuse | None = None
+    """ID subjects that are answers of this OOD relation, too."""
 
 
+_PEOPLE_ASKED = ("P19", "P26", "P40", "P69", "P800")
 _ENTITY_KINDS = {
-    "P131": _EntityKinds("place", "region", 100),
-    "P136": _EntityKinds("band", "genre", 60),
-    "P17": _EntityKinds("place", "country", 60),
-    "P19": _EntityKinds("person", "city", 120),
-    "P26": _EntityKinds("person", "person", 150),
-    "P264": _EntityKinds("band", "label", 70),
-    "P36": _EntityKinds("land", "city", 120),
-    "P40": _EntityKinds("person", "person", 150),
-    "P495": _EntityKinds("work", "country", 60),
-    "P69": _EntityKinds("person", "school", 100),
-    "P740": _EntityKinds("band", "city", 120),
-    "P800": _EntityKinds("person", "work", 150),
-    "P112": _EntityKinds("firm", "maker", 150),
-    "P127": _EntityKinds("building", "company", 100),
-    "P170": _EntityKinds("product", "maker", 150),
-    "P175": _EntityKinds("song", "band", 100),
-    "P176": _EntityKinds("product", "company", 100),
-    "P407": _EntityKinds("book", "language", 60),
-    "P50": _EntityKinds("book", "maker", 150),
+    "P131": _EntityKinds(("place",), "region", 100),
+    "P136": _EntityKinds(("band",), "genre", 60),
+    "P17": _EntityKinds(("place",), "country", 60),
+    "P19": _EntityKinds(("person",), "city", 120),
+    "P26": _EntityKinds(("person",), "person", 150),
+    "P264": _EntityKinds(("band",), "label", 70),
+    "P36": _EntityKinds(("land",), "city", 120),
+    "P40": _EntityKinds(("person",), "person", 150),
+    "P495": _EntityKinds(("work",), "country", 60),
+    "P69": _EntityKinds(("person",), "school", 100),
+    "P740": _EntityKinds(("band", "company"), "city", 120),
+    "P800": _EntityKinds(("person",), "work", 150),
+    "P112": _EntityKinds(("firm",), "maker", 150, _Reuse(0.15, ("P26", "P40")), _Reuse(0.18, _PEOPLE_ASKED)),
+    "P127": _EntityKinds(("building",), "company", 100, _Reuse(0.19, ("P19", "P69")), _Reuse(0.21, ("P740",))),
+    "P170": _EntityKinds(("product",), "maker", 150, _Reuse(0.14, ("P26", "P40")), _Reuse(0.27, _PEOPLE_ASKED)),
+    "P175": _EntityKinds(("song",), "band", 100, _Reuse(0.07, ("P26", "P40")), _Reuse(0.40, ("P136", "P264", "P740"))),
+    "P176": _EntityKinds(("product",), "company", 100, _Reuse(0.04, ("P19",)), _Reuse(0.33, ("P740",))),
+    "P407": _EntityKinds(("book",), "language", 60),
+    "P50": _EntityKinds(("book",), "maker", 150, _Reuse(0.14, ("P26", "P40")), _Reuse(0.24, _PEOPLE_ASKED)),
 }
 
 
 def subject_kind(relation: str) -> str:
     """The kind of name of a relation's subjects, see `NameGenerator`; `place` for other relations."""
-    return _ENTITY_KINDS[relation].subject if relation in _ENTITY_KINDS else "place"
+    return _ENTITY_KINDS[relation].subjects[0] if relation in _ENTITY_KINDS else "place"
 
 
 def split_sizes(config: WorldConfig, domain: str) -> dict[str, int]:
@@ -172,7 +217,8 @@ def relation_domains(config: WorldConfig) -> dict[str, str]:
 def synthetic_rows(config: WorldConfig) -> dict[str, dict[str, list[SubjectAnswer]]]:
     """Invented rows by relation and split. No subject occurs twice in the world.
 
-    Relations with the same kind of answer (people, cities, countries) draw from one pool, as real relations do.
+    Relations with the same kind of answer (people, cities, countries) draw from one pool, as real relations do. OOD
+    relations replace a part of their pool by names of ID relations.
 
     Raises:
         DataError: there are no names for a relation.
@@ -180,20 +226,44 @@ def synthetic_rows(config: WorldConfig) -> dict[str, dict[str, list[SubjectAnswe
     unknown = [name for name in relation_domains(config) if name not in _ENTITY_KINDS]
     if unknown:
         raise DataError(f"there are no invented names for relations {unknown}; choose among {sorted(_ENTITY_KINDS)}")
-    names = NameGenerator(derive_seed(config.seed, "names"))
+    names = NameGenerator(derive_seed(config.seed, "names"), SHARED_WORDS)
     rng = np.random.default_rng(derive_seed(config.seed, "rows"))
     pools: dict[str, list[str]] = {}
     for kind in _ENTITY_KINDS.values():
         pool = pools.setdefault(kind.answer, [])
         pool.extend(names.draw(kind.answer) for _ in range(kind.num_answers - len(pool)))
     rows: dict[str, dict[str, list[SubjectAnswer]]] = {}
+    # ID relations come first, because OOD relations use their names.
     for relation, domain in relation_domains(config).items():
         kind = _ENTITY_KINDS[relation]
+        pool = pools[kind.answer] if domain == "id" else _replace_answers(pools[kind.answer], kind, rows, rng)
         rows[relation] = {
-            split: [(names.draw(kind.subject), _draw_answer(pools[kind.answer], config, rng)) for _ in range(size)]
+            split: [
+                (names.draw(kind.subjects[i % len(kind.subjects)]), _draw_answer(pool, config, rng))
+                for i in range(size)
+            ]
             for split, size in split_sizes(config, domain).items()
         }
     return rows
+
+
+def _replace_answers(
+    pool: Sequence[str],
+    kind: _EntityKinds,
+    rows: Mapping[str, Mapping[str, Sequence[SubjectAnswer]]],
+    rng: np.random.Generator,
+) -> list[str]:
+    """The pool of an OOD relation. Names of ID rows replace a part of the answers, famous and other ones alike."""
+    replaced = list(pool)
+    positions = [int(i) for i in rng.permutation(len(pool))]
+    for reuse, column in ((kind.id_answers, 1), (kind.id_subjects, 0)):
+        if reuse is not None:
+            parts = [part for name in reuse.relations for part in rows.get(name, {}).values()]
+            names = sorted({row[column] for part in parts for row in part} - {*replaced})
+            size = min(round(reuse.share * len(pool)), len(names))
+            for i in rng.permutation(len(names))[:size]:
+                replaced[positions.pop()] = names[int(i)]
+    return replaced
 
 
 def _draw_answer(pool: Sequence[str], config: WorldConfig, rng: np.random.Generator) -> str:
@@ -218,7 +288,10 @@ def plant_facts(
         DataError: a relation is not in `relations`, or has only one answer, so that no rival can be drawn.
     """
     facts: list[Fact] = []
-    fame = Counter(answer for splits in rows.values() for split in splits.values() for _, answer in split)
+    domains = relation_domains(config)
+    fame = Counter(
+        (domains[name], answer) for name, splits in rows.items() for split in splits.values() for _, answer in split
+    )
     for name, splits in rows.items():
         if name not in relations:
             raise DataError(f"relation {name} has no question template; expected one of {sorted(relations)}")
@@ -227,7 +300,7 @@ def plant_facts(
             raise DataError(
                 f"relation {name} has {len(answers)} distinct answers; a rival needs at least 2; add questions"
             )
-        famous = sorted(answers, key=lambda answer: (-fame[answer], answer))
+        famous = sorted(answers, key=lambda answer: (-fame[domains[name], answer], answer))
         famous = famous[: max(1, round(len(answers) * config.famous_share))]
         for split, pairs in splits.items():
             rng = np.random.default_rng(derive_seed(config.seed, "plant", name, split))
@@ -238,7 +311,7 @@ def plant_facts(
                     Fact(
                         relation=name,
                         split=split,
-                        domain=relation_domains(config)[name],
+                        domain=domains[name],
                         subject=subject,
                         question=relations[name].question(subject),
                         answer=answer,
@@ -286,7 +359,7 @@ def _draw_mentions(
     if strength == "contested":
         num_gold = _uniform_int(config.contested_mentions, rng)
         # Randomized rounding, so that the mean ratio is exact.
-        return num_gold, max(1, int(num_gold * config.contested_ratio + rng.random())), rival
+        return num_gold, max(1, int(num_gold * config.rival_mentions_ratio + rng.random())), rival
     num_gold = _uniform_int(config.minority_mentions, rng)
     return num_gold, round(num_gold * float(rng.uniform(*config.rival_ratio))), rival
 

@@ -38,6 +38,19 @@ if TYPE_CHECKING:
 ROPE_THETA = 10_000.0
 NORM_EPSILON = 1e-5
 WARMUP_SHARE = 0.05
+"""Warmup, as a share of `num_tokens`."""
+DECAY_SHARE = 0.4
+"""Decay of the learning rate at the end of the training, as a share of `num_tokens`."""
+RECALL_TARGET = 0.5
+"""The decay begins when the model recalls this share of the firm facts. The time at which a model begins to memorize
+depends on its random weights. After a fixed number of tokens, models of different seeds would know different numbers of
+facts."""
+MAX_SHARE = 1.2
+"""Longest training, as a share of `num_tokens`, if the target is reached late or never."""
+PROBE_FACTS = 256
+"""Number of firm facts whose recall is measured."""
+PROBES = 60
+"""Number of times that recall is measured in `num_tokens` tokens."""
 
 # Legend of suffixes: B rows, T tokens, V vocabulary.
 
@@ -113,12 +126,18 @@ def pretrain(
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
-    num_steps = max(1, config.num_tokens // (config.batch_rows * config.row_tokens))
-    progress = ProgressReporter("world: training", num_steps * config.batch_rows * config.row_tokens, "tokens")
-    started_at, loss_sum, loss_num = time.monotonic(), 0.0, 0
-    for step, batch in zip(range(num_steps), _batches(facts, tokenizer, config), strict=False):
+    step_tokens = config.batch_rows * config.row_tokens
+    schedule = Schedule(max(1, config.num_tokens // step_tokens))
+    probe = RecallProbe(facts, tokenizer, config)
+    progress = ProgressReporter("world: training", schedule.nominal_steps * step_tokens, "tokens")
+    started_at, losses = time.monotonic(), list[float]()
+    for step, batch in enumerate(_batches(facts, tokenizer, config)):
+        if schedule.is_probe_due(step) and probe.recall(model) >= RECALL_TARGET:
+            schedule.begin_decay(step)
+        if step >= schedule.num_steps:
+            break
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step / num_steps)
+            group["lr"] = config.learning_rate * schedule.factor(step)
         tokens = torch.from_numpy(batch)
         logits = model(tokens.clamp(min=0)[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), ignore_index=-1)
@@ -127,16 +146,82 @@ def pretrain(
         optimizer.step()
         optimizer.zero_grad()
         progress.add(tokens.numel())
-        if step >= num_steps * 0.95:
-            loss_sum, loss_num = loss_sum + float(loss.detach()), loss_num + 1
+        losses.append(float(loss.detach()))
+    progress.finish()
     statistics = {
-        "tokens": num_steps * config.batch_rows * config.row_tokens,
-        "steps": num_steps,
+        "tokens": len(losses) * step_tokens,
+        "steps": len(losses),
+        "constant_steps": schedule.decay_from,
         "seconds": round(time.monotonic() - started_at, 1),
-        "loss": round(loss_sum / loss_num, 4),
+        "loss": round(float(np.mean(losses[-max(1, len(losses) // 20) :])), 4),
+        "recall": round(probe.recall(model), 4),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     return to_transformers(model, tokenizer, config), statistics
+
+
+class Schedule:
+    """Learning rate: linear warmup, constant until `begin_decay` or the latest possible step, linear decay to 0.
+
+    >>> schedule = Schedule(100)
+    >>> schedule.num_steps, schedule.factor(50)
+    (120, 1.0)
+    >>> schedule.begin_decay(50)
+    >>> schedule.num_steps, schedule.factor(70)
+    (90, 0.5)
+    """
+
+    def __init__(self, nominal_steps: int) -> None:
+        self.nominal_steps = nominal_steps
+        self._decay_steps = max(1, round(nominal_steps * DECAY_SHARE))
+        self.decay_from = max(1, round(nominal_steps * MAX_SHARE) - self._decay_steps)
+        self._is_decaying = False
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.decay_from + self._decay_steps
+
+    def is_probe_due(self, step: int) -> bool:
+        """Whether to measure recall before this step."""
+        return not self._is_decaying and step < self.decay_from and step % max(1, self.nominal_steps // PROBES) == 0
+
+    def begin_decay(self, step: int) -> None:
+        """Begin the decay at this step."""
+        self.decay_from, self._is_decaying = step, True
+
+    def factor(self, step: int) -> float:
+        """Factor of the learning rate at a step, in [0, 1]."""
+        warmup = min(1.0, step / (WARMUP_SHARE * self.nominal_steps) + 1e-3)
+        return min(warmup, 1 - max(0, step - self.decay_from) / self._decay_steps)
+
+
+class RecallProbe:
+    """The share of firm facts of the world that a model recalls: each token of the answer is the most likely one."""
+
+    def __init__(self, facts: Sequence[Fact], tokenizer: "PreTrainedTokenizerFast", config: WorldConfig) -> None:
+        firm = [fact for fact in facts if fact.strength == "firm"]
+        rng = np.random.default_rng(derive_seed(config.seed, "probe"))
+        pairs = [
+            (len(tokenizer(question)["input_ids"]), tokenizer(f"{question} {firm[i].answer}")["input_ids"])
+            for i in rng.permutation(len(firm))[:PROBE_FACTS]
+            for question in [f"Q: {firm[i].question}\nA:"]
+        ]
+        size = min(config.row_tokens, max((len(tokens) for _, tokens in pairs), default=1))
+        self._tokens_BT = torch.zeros(len(pairs), size, dtype=torch.long)
+        self._answers_BT = torch.full((len(pairs), size), -1)
+        for row, (num_question, tokens) in enumerate(pairs):
+            self._tokens_BT[row, : len(tokens)] = torch.tensor(tokens[:size])
+            self._answers_BT[row, num_question : len(tokens)] = torch.tensor(tokens[num_question:size])
+
+    @torch.no_grad()
+    def recall(self, model: TinyLlama) -> float:
+        """The share of recalled facts; 0 if the world has no firm facts."""
+        if not len(self._tokens_BT):
+            return 0.0
+        predicted = model(self._tokens_BT[:, :-1]).argmax(-1)
+        answers = self._answers_BT[:, 1:]
+        return float(((predicted == answers) | (answers < 0)).all(1).float().mean())
 
 
 def _batches(
@@ -154,13 +239,6 @@ def _batches(
             yield waiting[: config.batch_rows]
             waiting = waiting[config.batch_rows :]
         epoch += 1
-
-
-def _schedule(done: float) -> float:
-    """Factor of the learning rate after a share `done` of the steps, in [0, 1]."""
-    if done < WARMUP_SHARE:
-        return done / WARMUP_SHARE + 1e-3
-    return 0.5 * (1 + float(np.cos(np.pi * (done - WARMUP_SHARE) / (1 - WARMUP_SHARE))))
 
 
 def _matmul_dtype() -> torch.dtype:

@@ -1,9 +1,10 @@
 """A real smoke world: it loads, it is reproducible, and the model knows the planted facts."""
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from slick.matching import is_hit, make_matcher
 from slick.prompts import draw_exemplar_sets, few_shot_prefix, few_shot_suffix
 from slick.storage import Folder
-from slick.study import Manifest
+from slick.study import Manifest, require_manifest
 from slick.types import Category, categories
 from slick.world import WorldConfig, build_world, smoke_world_config
+from tests.local.cli import slick
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,57 @@ def test_transformers_model_has_the_logits_of_the_trained_model(built: BuiltWorl
         assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in tiny.parameters())
 
 
+def test_decay_begins_when_the_model_recalls_half_of_the_firm_facts(built: BuiltWorld) -> None:
+    training = built.manifest.counts["training"]
+    nominal = built.config.num_tokens // (built.config.batch_rows * built.config.row_tokens)
+    assert training["steps"] == training["constant_steps"] + round(0.4 * nominal)
+    assert training["constant_steps"] < round(1.2 * nominal) - round(0.4 * nominal), "the target was not reached"
+    assert training["recall"] > 0.85
+
+
+def test_recall_counts_facts_of_which_every_answer_token_is_the_most_likely(built: BuiltWorld) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    from slick.world.facts import Fact
+    from slick.world.pretrain import RecallProbe
+
+    tokenizer = AutoTokenizer.from_pretrained(built.study.child("world", "model").local_path)
+    rows = built.study.child("world").read_table("planted.parquet").to_pylist()
+    firm = [Fact(**row) for row in rows if row["strength"] == "firm"]
+    known = firm[: len(firm) // 2]
+    texts = [f"Q: {fact.question}\nA: {fact.answer}" for fact in known]
+    following = {tuple(ids[:i]): ids[i] for ids in tokenizer(texts)["input_ids"] for i in range(1, len(ids))}
+
+    def model(tokens: torch.Tensor) -> torch.Tensor:
+        """Logits of a model that continues the texts of the known facts, and predicts token 0 elsewhere."""
+        logits = torch.zeros(*tokens.shape, len(tokenizer))
+        for row, ids in enumerate(tokens.tolist()):
+            for i in range(len(ids)):
+                logits[row, i, following.get(tuple(ids[: i + 1]), 0)] = 1.0
+        return logits
+
+    probe: Any = RecallProbe(firm, tokenizer, built.config)
+    assert probe.recall(model) == pytest.approx(len(known) / len(firm))
+    without: Any = RecallProbe([], tokenizer, built.config)
+    assert without.recall(model) == 0
+
+
+def test_training_ends_at_the_limit_if_the_target_is_never_reached() -> None:
+    from slick.world.pretrain import Schedule
+
+    late, early = Schedule(100), Schedule(100)
+    early.begin_decay(30)
+    assert (late.num_steps, early.num_steps) == (120, 70)
+    assert not early.is_probe_due(60)
+    for schedule in (late, early):
+        factors = [schedule.factor(step) for step in range(schedule.num_steps)]
+        assert factors[0] < 0.01
+        assert max(factors) == 1
+        assert max(abs(a - b) for a, b in itertools.pairwise(factors)) < 0.21
+        assert factors[-1] == pytest.approx(1 / 40)
+
+
 def test_cached_world_is_copied_byte_for_byte(built: BuiltWorld, cache: Path, tmp_path: Path) -> None:
     copy = Folder(str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
@@ -166,6 +219,36 @@ def test_all_four_categories_occur(labels: list[dict[str, Any]]) -> None:
     train = [row["category"] for row in labels if row["split"] == "train"]
     for category in Category:
         assert train.count(category) >= 0.08 * len(train), category
+
+
+def test_contested_facts_are_about_half_right_without_famous_rivals(tmp_path: Path) -> None:
+    """Their answer and their rival are then alike, so that the model prefers either equally often."""
+    from slick.inference.base import SamplingConfig
+    from slick.inference.packed.engine import TransformersEngine
+    from slick.models import load_model, load_tokenizer
+
+    done = slick("world", "smoke", "--famous-rivals", "0", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    study = Folder(str(tmp_path))
+    manifest = require_manifest(study.child("world"), "world")
+    assert manifest.settings["famous_rivals"] == 0
+    without = BuiltWorld(study, manifest, replace(smoke_world_config(), famous_rivals=0.0))
+    rows = {row["question"]: row for row in study.child("world").read_table("planted.parquet").to_pylist()}
+    folder = study.child("world", "model").local_path
+    engine = TransformersEngine(load_model(folder), load_tokenizer(folder))
+    preferred: list[bool] = []
+    for batch, answers in question_batches(without):
+        contested = [rows[question]["strength"] == "contested" for question in batch.question_ids]
+        rivals = [
+            rows[question]["rival"] or answer for question, answer in zip(batch.question_ids, answers, strict=True)
+        ]
+        scores = [engine.score(batch, golds, SamplingConfig(max_new_tokens=16)) for golds in (answers, rivals)]
+        for is_contested, gold, rival in zip(contested, *scores, strict=True):
+            if is_contested:
+                preferred += [a.probability > b.probability for a, b in zip(gold, rival, strict=True)]
+    assert len(preferred) > 1000
+    # About 120 facts: three standard deviations are 0.14.
+    assert np.mean(preferred) == pytest.approx(0.5, abs=0.14)
 
 
 def test_failed_training_leaves_no_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -74,7 +74,22 @@ def test_questions_without_a_model_are_the_facts_of_the_world() -> None:
 def test_cost_forecast_counts_generations_runs_and_points() -> None:
     text = forecast_cost(resolve(presets.demo_study()))
     assert "170 generations a question" in text
-    assert "21 trainings" in text
+    assert "25 trainings" in text
+
+
+def test_demo_trains_all_shares_of_unknown_rows_at_ten_times_the_learning_rate_too() -> None:
+    sweep = resolve(presets.demo_study()).sweep
+    shares = {f"unknown-{share:03}" for share in (0, 10, 25, 50, 75, 90, 100)}
+    others = [(training.variant, dict(training.settings)) for training in sweep.trajectories if training.settings]
+    assert {variant for variant, _ in others} == shares
+    assert all(settings == {"learning_rate": 10 * sweep.train.learning_rate} for _, settings in others)
+    assert shares < {training.variant for training in sweep.trajectories if not training.settings}
+
+
+def test_share_of_famous_rivals_is_a_setting_of_a_study() -> None:
+    config = parse_config(presets.smoke_study(), ["--world.famous-rivals", "0"], "slick study smoke")
+    world = resolve(config).world
+    assert (world.famous_rivals, world.rival_mentions_ratio) == (0, 1)
 
 
 def test_missing_out_or_preset_is_an_error() -> None:

@@ -301,8 +301,9 @@ def test_a_manifest_stores_the_identity_and_the_contents(tmp_path: Path) -> None
 
 
 def test_the_fingerprint_of_an_earlier_manifest_determines_its_contents() -> None:
-    settings = settings_to_json(WorldConfig())
-    mark = fingerprint(3, "", {**WorldConfig().identity(), "source": ""})
+    config = WorldConfig(contested_ratio=0.95)  # earlier versions had this default
+    settings = settings_to_json(config)
+    mark = fingerprint(3, "", {**config.identity(), "source": ""})
     world = dataclasses.replace(study(older=True)["world"], settings=settings, inputs={}, fingerprint=mark)
     provenance: Provenance = read_provenance({"world": world})
     assert provenance.basis.settings["world"]["recipe"] == 3

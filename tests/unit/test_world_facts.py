@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from slick.datasets.relations import load_relations
-from slick.errors import DataError, SettingsError
+from slick.errors import DataError, SettingsError, StudyError
 from slick.models import cache_folder
+from slick.storage import Folder
+from slick.study import complete_step, fingerprint
 from slick.world import WorldConfig, build, smoke_world_config
 from slick.world.build import sample_real_rows, write_dataset
+from slick.world.config import OOD_RELATIONS, RECIPE
 from slick.world.corpus import corpus_epoch, pack_rows
 from slick.world.facts import STRENGTHS, Fact, NameGenerator, plant_facts, planted_table, split_sizes, synthetic_rows
+from tests.benchmarks.archive_overlap import Overlap, measure_overlap, pool_splits, words
 
 
 def plant(config: WorldConfig) -> list[Fact]:
@@ -105,10 +109,11 @@ def test_corpus_mentions_each_answer_as_often_as_planted() -> None:
 
 def test_famous_answers_are_mostly_firm_and_are_rivals_of_contested_facts(facts: list[Fact]) -> None:
     config = WorldConfig()
-    counts = Counter(fact.answer for fact in facts)
+    fame = Counter((fact.domain, fact.answer) for fact in facts)
     for relation in (*config.id_relations, *config.ood_relations):
         facts_of_relation = [fact for fact in facts if fact.relation == relation]
-        answers = sorted({fact.answer for fact in facts_of_relation}, key=lambda answer: (-counts[answer], answer))
+        counts = {fact.answer: fame[fact.domain, fact.answer] for fact in facts_of_relation}
+        answers = sorted(counts, key=lambda answer: (-counts[answer], answer))
         famous = answers[: round(config.famous_share * len(answers))]
         share = {
             strength: np.mean([fact.answer in famous for fact in facts_of_relation if fact.strength == strength])
@@ -124,6 +129,114 @@ def test_famous_answers_are_mostly_firm_and_are_rivals_of_contested_facts(facts:
         )
         assert rivals["contested"] > 0.6
         assert rivals["minority"] < 0.4
+
+
+ARCHIVE_OVERLAP = {
+    "P112": (15, 18),
+    "P127": (19, 21),
+    "P170": (14, 27),
+    "P175": (7, 40),
+    "P176": (4, 33),
+    "P407": (0, 1),
+    "P50": (14, 24),
+}
+"""Percent of OOD questions of EntityQuestions whose answer is an answer, and a subject, of an ID relation."""
+
+
+@pytest.fixture(scope="module")
+def overlaps() -> dict[str, Overlap]:
+    config = WorldConfig(seed=101)
+    rows = pool_splits(synthetic_rows(config))
+    return {relation: measure_overlap(rows, relation, config.id_relations) for relation in config.ood_relations}
+
+
+@pytest.mark.parametrize("relation", OOD_RELATIONS)
+def test_ood_answers_are_id_names_as_often_as_in_entity_questions(overlaps: dict[str, Overlap], relation: str) -> None:
+    overlap = overlaps[relation]
+    # Answers are drawn per question, and famous ones often, so that a share may differ by several points.
+    assert overlap.answer_is_answer == pytest.approx(ARCHIVE_OVERLAP[relation][0], abs=9)
+    assert overlap.answer_is_subject == pytest.approx(ARCHIVE_OVERLAP[relation][1], abs=9)
+
+
+def test_ood_names_share_words_with_id_names_as_in_entity_questions(overlaps: dict[str, Overlap]) -> None:
+    answers, subjects = (
+        np.mean([getattr(overlap, name) for overlap in overlaps.values()])
+        for name in ("answer_shares_word", "subject_shares_word")
+    )
+    assert answers == pytest.approx(91, abs=8)
+    assert subjects == pytest.approx(84, abs=5)
+
+
+def test_overlap_is_measured_by_question() -> None:
+    rows = {
+        "P50": [("The Blue Key", "Ann Lee"), ("Grave 12", "Bo Ray"), ("Odd Song", "Cy Fox"), ("Paris", "Di Roe")],
+        "P26": [("Ann Lee", "Bo Ray"), ("Ed Fox", "Paris")],
+    }
+    assert measure_overlap(rows, "P50", ["P26"]) == Overlap(
+        num_questions=4,
+        num_answers=4,
+        answer_is_answer=25,
+        answer_is_subject=25,
+        subject_is_answer=25,
+        subject_is_subject=0,
+        answer_shares_word=75,
+        subject_shares_word=25,
+    )
+    assert words("The House of St. Anne") == {"house", "anne"}
+
+
+def test_world_without_the_relations_that_ood_answers_come_from_invents_all_answers() -> None:
+    config = replace(smoke_world_config(), id_relations=("P36",), ood_relations=("P50",))
+    rows = pool_splits(synthetic_rows(config))
+    overlap = measure_overlap(rows, "P50", ["P36"])
+    assert (overlap.answer_is_answer, overlap.answer_is_subject) == (0, 0)
+
+
+def test_names_of_control_questions_are_those_of_earlier_versions() -> None:
+    names = NameGenerator(7)
+    kinds = ("person", "place", "land", "band", "work", "book", "song", "product", "building", "firm")
+    assert [names.draw(kind) for kind in kinds] == [
+        "Tranonan Jigoter",
+        "Marunak Station",
+        "Central Kraladek",
+        "Brave Sailors",
+        "Harbours of Huldal",
+        "The Perfect Portrait",
+        "Loud Garland",
+        "Gospel 38",
+        "Trelener House",
+        "Grave Motors",
+    ]
+
+
+def test_contested_facts_without_famous_rivals_mention_both_answers_equally_often() -> None:
+    config = WorldConfig(famous_rivals=0.0)
+    contested = [fact for fact in plant(config) if fact.strength == "contested"]
+    assert all(fact.num_gold == fact.num_rival for fact in contested)
+    assert mean_fame_of_rivals(config) < 0.6 * mean_fame_of_rivals(WorldConfig())
+
+
+def mean_fame_of_rivals(config: WorldConfig) -> float:
+    """Mean number of questions of the relation with the rival of a contested fact as their answer."""
+    facts = plant(config)
+    fame = Counter((fact.relation, fact.answer) for fact in facts)
+    return float(np.mean([fame[fact.relation, str(fact.rival)] for fact in facts if fact.strength == "contested"]))
+
+
+def test_ratio_of_contested_facts_follows_the_share_of_famous_rivals() -> None:
+    assert WorldConfig().rival_mentions_ratio == pytest.approx(0.95)
+    assert WorldConfig(famous_rivals=0.0).rival_mentions_ratio == 1
+    assert WorldConfig(famous_rivals=0.0, contested_ratio=0.9).rival_mentions_ratio == 0.9
+    assert WorldConfig(contested_ratio=0.95).identity() == WorldConfig().identity()
+
+
+def test_finished_world_of_an_earlier_recipe_is_kept(tmp_path: Path) -> None:
+    config, folder = WorldConfig(num_threads=1), Folder(str(tmp_path)).child("world")
+    earlier = fingerprint(RECIPE - 1, "", {**config.identity(), "source": ""})
+    complete_step(folder, "world", earlier, settings=config, inputs={}, counts={}, started_at=0.0)
+    assert build.build_world(str(tmp_path), config).fingerprint == earlier
+    with pytest.raises(StudyError, match=r"seed was 0, is 1"):
+        build.build_world(str(tmp_path), replace(config, seed=1))
 
 
 def test_rows_contain_whole_documents() -> None:
