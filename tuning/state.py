@@ -15,6 +15,7 @@ from typing import Any
 
 from slick.errors import StudyError, temporary_folder
 from slick.storage import Folder
+from slick.stored_files import MismatchError, convert
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,15 +38,6 @@ class TrainingProgress:
     best_dev_epoch: int
     num_workers: int
     """Workers of the group that saved the state; each wrote a share."""
-
-
-_FIELD_TYPES = {
-    "identity": str,
-    "epoch": int,
-    "best_dev_accuracy": int | float,
-    "best_dev_epoch": int,
-    "num_workers": int,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +79,12 @@ def read_state(folder: Folder) -> SavedState | None:
         content = folder.read_json(_PROGRESS_FILE)
         if content.pop("format", 1) != _FORMAT_VERSION:
             return None
-        progress = TrainingProgress(**content)
-        if not all(isinstance(getattr(progress, name), kind) for name, kind in _FIELD_TYPES.items()):
-            return None
+        progress: TrainingProgress = convert(content, TrainingProgress, exact=True)
         for rank in range(progress.num_workers):
             name = f"files-{rank}.json"
             if name not in sizes or any(sizes.get(file) != size for file, size in folder.read_json(name).items()):
                 return None
-    except (TypeError, AttributeError):
+    except (MismatchError, TypeError, AttributeError):
         return None  # of another version; training resumes from an older state
     except StudyError as error:
         if not isinstance(error.__cause__, _INCOMPLETE_FILE_ERRORS):
