@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slick.errors import SettingsError, StudyError
-from slick.model_files import read_config
+from slick.model_files import read_config, text_config
 from slick.models import resolve_model, resolve_study_model
 from slick.precision import dtype_bytes
 from slick.storage import Folder
@@ -122,24 +122,24 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
     Raises:
         SettingsError: it does not describe a Llama-like decoder.
     """
-    text_config = config.get("text_config", config)
+    settings = text_config(config)
     try:
-        heads = int(text_config["num_attention_heads"])
+        heads = int(settings["num_attention_heads"])
         return _shape(
             name,
-            int(text_config["num_hidden_layers"]),
-            int(text_config["hidden_size"]),
-            int(text_config["intermediate_size"]),
+            int(settings["num_hidden_layers"]),
+            int(settings["hidden_size"]),
+            int(settings["intermediate_size"]),
             heads,
-            int(text_config.get("num_key_value_heads") or heads),
-            int(text_config.get("head_dim") or int(text_config["hidden_size"]) // heads),
-            int(text_config["vocab_size"]),
-            bool(text_config.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            int(settings.get("num_key_value_heads") or heads),
+            int(settings.get("head_dim") or int(settings["hidden_size"]) // heads),
+            int(settings["vocab_size"]),
+            bool(settings.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SettingsError(
             f"config.json of {name} does not describe a Llama-like decoder ({error!s} is missing or no number): "
-            f"{json.dumps(dict(text_config), default=str)[:200]}; give --model-size, one of {', '.join(SHAPES)}"
+            f"{json.dumps(dict(settings), default=str)[:200]}; give --model-size, one of {', '.join(SHAPES)}"
         ) from error
 
 
