@@ -173,9 +173,9 @@ def check_adapter(study: Folder, base: Any) -> None:
 
     folder = Path(study.child("runs", "half-seed0", "checkpoint-last").local_path)
     adapted = PeftModel.from_pretrained(base, str(folder / "lora")).merge_and_unload()
-    whole = load_file(folder / "model.safetensors")
+    merged = load_file(folder / "model.safetensors")
     for key, value in adapted.named_parameters():
-        np.testing.assert_allclose(value.detach().numpy(), whole[key], atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(value.detach().numpy(), merged[key], atol=1e-6, err_msg=key)
 
 
 def is_trained(key: str, config: TrainConfig) -> bool:

@@ -183,10 +183,10 @@ def test_number_of_unknown_rows_is_monotone_and_accurate() -> None:
     for num_relations in (1, 2, 7, 12):
         for index in range(num_relations):
             for num_rows in (1, 2, 3, 10, 222, 1323):
-                taken = [num_unknown(percent, num_rows, index, num_relations) for percent in range(101)]
-                assert taken == sorted(taken)
-                assert (taken[0], taken[-1]) == (0, num_rows)
-                assert all(abs(num - percent * num_rows / 100) < 1 for percent, num in enumerate(taken))
+                nums = [num_unknown(percent, num_rows, index, num_relations) for percent in range(101)]
+                assert nums == sorted(nums)
+                assert (nums[0], nums[-1]) == (0, num_rows)
+                assert all(abs(num - percent * num_rows / 100) < 1 for percent, num in enumerate(nums))
 
 
 def test_rounding_errors_of_equal_relations_cancel() -> None:
