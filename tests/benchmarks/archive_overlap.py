@@ -1,7 +1,7 @@
-"""How far out-of-distribution questions overlap with in-distribution ones: in EntityQuestions and in a planted world.
+"""Overlap of out-of-distribution with in-distribution questions, in EntityQuestions and in a planted world.
 
-Overlap grows with the number of questions. So EntityQuestions is measured twice: all of it, and a sample of the size of
-the world, which is what the world has to resemble.
+Overlap grows with the number of questions, so EntityQuestions is measured twice: all questions, and a sample of the size
+of the world, which the world should resemble.
 
 python -m tests.benchmarks.archive_overlap entity_questions.zip
 """
@@ -23,7 +23,7 @@ Rows = Mapping[str, Sequence[SubjectAnswer]]
 """Subjects and answers by relation."""
 
 SHORT_WORDS = 2
-"""Words of at most so many letters (`of`, `de`, initials) are not counted as shared."""
+"""Words of up to this many letters (`of`, `de`, initials) do not count as shared."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Overlap:
     num_questions: int
     num_answers: int
     answer_is_answer: float
-    """Whose answer is an answer of another relation."""
+    """Questions whose answer is an answer of another relation."""
     answer_is_subject: float
-    """Whose answer is a subject of another relation."""
+    """Questions whose answer is a subject of another relation."""
     subject_is_answer: float
     subject_is_subject: float
     answer_shares_word: float
-    """Whose answer has a word in common with a subject or answer of another relation."""
+    """Questions whose answer has a word in common with a subject or answer of another relation."""
     subject_shares_word: float
 
 
