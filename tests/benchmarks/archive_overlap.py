@@ -1,7 +1,7 @@
 """Overlap of out-of-distribution with in-distribution questions, in EntityQuestions and in a planted world.
 
-Overlap grows with the number of questions, so EntityQuestions is measured twice: all questions, and a sample of the size
-of the world, which the world should resemble.
+Overlap grows with the number of questions, so EntityQuestions is measured twice: all questions, and a sample of the
+size of the world, which the world should resemble.
 
 python -m tests.benchmarks.archive_overlap entity_questions.zip
 """

@@ -265,7 +265,7 @@ def test_parquet_file_without_required_columns_or_footer_is_refused(tmp_path):
 
 
 def test_parquet_column_of_pickles_is_refused_before_it_is_read(tmp_path):
-    """Ray Data registers such a type with Arrow, which then loads the pickles of any Parquet file."""
+    """Ray Data registers an Arrow type with which any Parquet file can load pickles."""
     import ray.data.extensions  # noqa: F401 - registers it
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
