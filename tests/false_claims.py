@@ -291,3 +291,19 @@ CLEARLY_FALSE: dict[str, Change] = {
     "E24": set_other_rate(LAST_EPOCH, 20.0),
     "E25": set_variant("maybeknown", last=38),
 }
+
+VARIANTS_OF_FINDING: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("E9", "E10", "E23"), ("unknown-050",)),
+    **dict.fromkeys(("E20", "E21"), ("natural",)),
+    "E22": ("idk-050", "unknown-050"),
+    "E24": ("unknown-050",),
+    **dict.fromkeys(("E3", "E4", "E5", "E11"), tuple(SWEEP)),
+    **dict.fromkeys(
+        ("E6", "E7", "E8"), tuple(f"{kind}-{n:03d}" for kind in ("unknown", "known") for n in (10, 25, 50, 75, 90))
+    ),
+    **dict.fromkeys(
+        ("E14", "E15", "E16", "E17", "E18", "E19", "E25"),
+        ("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"),
+    ),
+}
+"""The variants whose runs a finding reads, where these are few."""

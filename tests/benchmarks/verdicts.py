@@ -18,7 +18,7 @@ import numpy as np
 import slick.report.findings
 from slick.report.data import StudyData
 from slick.report.findings.base import Verdict, findings, judge_finding
-from tests.false_claims import BARELY_FALSE, changed
+from tests.false_claims import BARELY_FALSE, VARIANTS_OF_FINDING, changed
 from tests.simulated_study import (
     CATEGORIES,
     DEMO_SIZE,
@@ -71,24 +71,8 @@ def make_study(name: str, scenario: str, rates: StudyRates, size: StudySize, rng
         return StudyData(
             counts={("P17", "id", split): dict(zip(CATEGORIES, row, strict=True)) for split, row in drawn.items()}
         )
-    study = simulate(rates, size, rng, only=VARIANTS.get(name))
+    study = simulate(rates, size, rng, only=VARIANTS_OF_FINDING.get(name))
     return replace(study, counts={})
-
-
-VARIANTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("E9", "E10", "E23"), ("unknown-050",)),
-    **dict.fromkeys(("E20", "E21"), ("natural",)),
-    "E22": ("idk-050", "unknown-050"),
-    "E24": ("unknown-050",),
-    **dict.fromkeys(("E3", "E4", "E5", "E11"), tuple(f"unknown-{n:03d}" for n in (0, 10, 25, 50, 75, 90, 100))),
-    **dict.fromkeys(
-        ("E6", "E7", "E8"), tuple(f"{kind}-{n:03d}" for kind in ("unknown", "known") for n in (10, 25, 50, 75, 90))
-    ),
-    **dict.fromkeys(
-        ("E14", "E15", "E16", "E17", "E18", "E19", "E25"),
-        ("highlyknown", "maybeknown", "weaklyknown", "unknown-100", "natural"),
-    ),
-}
 
 
 def run_cell(name: str, scenario: str, size: StudySize, num: int) -> Cell:

@@ -15,7 +15,15 @@ from slick.report.findings.paper import paper_relation_totals
 from slick.report.measurements import ANY_KNOWN
 from slick.report.statistics.p_true import PrefixLabels, load_prefix_labels
 from slick.types import ALL_CATEGORIES
-from tests.false_claims import BARELY_FALSE, CLEARLY_FALSE, Change, changed, set_equal_p_true, set_random_p_true
+from tests.false_claims import (
+    BARELY_FALSE,
+    CLEARLY_FALSE,
+    VARIANTS_OF_FINDING,
+    Change,
+    changed,
+    set_equal_p_true,
+    set_random_p_true,
+)
 from tests.simulated_study import PAPER_SIZE, StudySize, paper_rates, simulate
 from tests.unit.paper_numbers import PAPER_SHARES, paper_study
 
@@ -164,10 +172,13 @@ def rates_study(
 
 
 @cache
-def simulated(change: Change | None = None, size: StudySize = PAPER_SIZE) -> StudyData:
-    """The paper's study with an answer to every question and with exactly its accuracies, or with changed ones."""
+def simulated(change: Change | None = None, size: StudySize = PAPER_SIZE, finding: str = "") -> StudyData:
+    """The paper's study with an answer to every question and with exactly its accuracies, or with changed ones.
+
+    With the runs of one finding, if it is named.
+    """
     rates = paper_rates() if change is None else changed(paper_rates(), change)
-    return simulate(rates, size, np.random.default_rng(0), exact=True)
+    return simulate(rates, size, np.random.default_rng(0), exact=True, only=VARIANTS_OF_FINDING.get(finding))
 
 
 MEDIUM_SIZE = StudySize(num_test=1500, num_dev=1500, num_train=900)
@@ -182,7 +193,7 @@ HOLDING_STUDIES: dict[str, Callable[[], StudyData]] = {
 }
 
 FAILING_STUDIES: dict[str, Callable[[], StudyData]] = {
-    **{name: partial(simulated, change) for name, change in CLEARLY_FALSE.items()},
+    **{name: partial(simulated, change, finding=name) for name, change in CLEARLY_FALSE.items()},
     "E1": lambda: replace(paper_study(), filter_counts=with_one_question_more()),
     "E2": lambda: counts(0),
     "E12": lambda: linear(7, 8, 0.4),
@@ -195,7 +206,7 @@ STRONG = ("E3", "E5", "E7", "E9", "E11", "E23")
 
 UNDECIDED_STUDIES: dict[str, Callable[[], StudyData]] = {
     **dict.fromkeys(CLEARLY_FALSE, partial(simulated, None, SMALL_SIZE)),
-    **{name: partial(simulated, next(iter(BARELY_FALSE[name].values()))) for name in STRONG},
+    **{name: partial(simulated, next(iter(BARELY_FALSE[name].values())), finding=name) for name in STRONG},
     "E20": partial(simulated, set_equal_p_true, MEDIUM_SIZE),
     "E2": lambda: counts(9),
     "E12": lambda: linear(7, -0.05, 0.4),

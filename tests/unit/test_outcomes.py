@@ -128,7 +128,7 @@ def test_a_finding_does_not_hold_if_a_part_is_false(name: str, change: str) -> N
         assert sum(check(name, study).holds is True for study in studies) <= 2
         return
     size = MEDIUM_SIZE if name == "E20" else PAPER_SIZE  # E20 has a bootstrap
-    result = judge_finding(findings.get(name), simulated(BARELY_FALSE[name][change], size))
+    result = judge_finding(findings.get(name), simulated(BARELY_FALSE[name][change], size, name))
     assert result.verdict != Verdict.HOLDS, result.why
 
 
@@ -172,7 +172,7 @@ def test_the_interval_of_a_difference_excludes_0_if_it_is_shown() -> None:
     loss = data.difference(("unknown-050", EARLY_STOP), ("unknown-050", CONVERGENCE))
     assert check("E23", data).interval == {"loss": confidence_interval(loss)}
     assert confidence_interval(loss)[0] > 0
-    noise = check("E23", simulated(BARELY_FALSE["E23"]["no loss"]))
+    noise = check("E23", simulated(BARELY_FALSE["E23"]["no loss"], finding="E23"))
     low, high = noise.interval["loss"]
     assert noise.holds is None
     assert low < 0 < high
@@ -193,7 +193,7 @@ def test_equality_is_shown_by_many_questions_only() -> None:
 
 def test_equality_needs_a_harm_that_the_study_could_find() -> None:
     """If Unknown rows are harmless at convergence too, "neutral at early stop" says nothing."""
-    harmless = check("E6", simulated(BARELY_FALSE["E8"]["D loses as little as D_Known"]))
+    harmless = check("E6", simulated(BARELY_FALSE["E8"]["D loses as little as D_Known"], finding="E6"))
     assert harmless.holds is not True
 
 
@@ -279,7 +279,7 @@ def test_e22_tests_answered_questions() -> None:
     assert check("E22", idk_study(0.0)).holds
     assert "falls by" in check("E22", idk_study(0.5)).why
     assert check("E22", idk_study(0.0, abstains=False)).holds is not True
-    at_random = check("E22", simulated(BARELY_FALSE["E22"]["it abstains at random"]))
+    at_random = check("E22", simulated(BARELY_FALSE["E22"]["it abstains at random"], finding="E22"))
     assert at_random.holds is not True
 
 

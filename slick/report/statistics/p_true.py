@@ -312,12 +312,13 @@ def compare_at_equal_share(data: StudyData, checkpoint: CheckpointRef, seed: int
 def _bootstrap_error(rows: NaturalPredictions, group_Q: NDArray[np.int64], seed: int) -> float:
     from scipy.stats import bootstrap
 
-    total, mean_Q = len(group_Q), rows.hit_SQ.mean(axis=0)
+    total, order = len(group_Q), np.argsort(group_Q, kind="stable")
+    unknown_Q, sorted_Q, mean_Q = rows.unknown_Q[order], group_Q[order], rows.hit_SQ.mean(axis=0)[order]
 
     def gap(chosen_RQ: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
         offsets = total * np.arange(len(chosen_RQ))[:, None]
         weights_RQ = np.bincount((chosen_RQ + offsets).ravel(), minlength=len(chosen_RQ) * total).reshape(-1, total)
-        slick_R, p_true_R = _accuracy_pairs(weights_RQ.astype(np.float64), rows.unknown_Q, group_Q, mean_Q)
+        slick_R, p_true_R = _accuracy_pairs(weights_RQ, unknown_Q, sorted_Q, mean_Q)
         return slick_R - p_true_R
 
     indices = (np.arange(total),)
@@ -329,26 +330,24 @@ def _accuracy_pair(
     weights_Q: NDArray[np.float64], unknown_Q: NDArray[np.bool_], group_Q: NDArray[np.int64], hit_Q: NDArray[np.float64]
 ) -> tuple[float, float]:
     """Accuracy in percent on SliCK's Unknown questions and on as many of lowest P(True), with a weight per question."""
-    slick, p_true = _accuracy_pairs(weights_Q[None, :], unknown_Q, group_Q, hit_Q)
+    order = np.argsort(group_Q, kind="stable")
+    slick, p_true = _accuracy_pairs(weights_Q[None, order], unknown_Q[order], group_Q[order], hit_Q[order])
     return float(slick[0]), float(p_true[0])
 
 
 def _accuracy_pairs(
-    weights_RQ: NDArray[np.float64],
+    weights_RQ: NDArray[np.float64] | NDArray[np.int64],
     unknown_Q: NDArray[np.bool_],
     group_Q: NDArray[np.int64],
     hit_Q: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """As `_accuracy_pair`, for R resamples; both of shape (R,)."""
-    order = np.argsort(group_Q, kind="stable")
-    starts = np.flatnonzero(np.diff(group_Q[order], prepend=-1))
+    """As `_accuracy_pair`, for R resamples of questions in ascending order of their groups; both of shape (R,)."""
+    ends = np.flatnonzero(np.diff(group_Q, append=group_Q[-1] + 1))
     num_R = weights_RQ @ unknown_Q
-    below_RG = np.cumsum(np.add.reduceat(weights_RQ[:, order], starts, axis=1), axis=1)
-    right_RG = np.cumsum(np.add.reduceat((weights_RQ * hit_Q)[:, order], starts, axis=1), axis=1)
-    right_R = [
-        np.interp(num, np.concatenate([[0.0], below_G]), np.concatenate([[0.0], right_G]))
-        for num, below_G, right_G in zip(num_R, below_RG, right_RG, strict=True)
-    ]
+    right_R = []
+    for num, weights_Q in zip(num_R, weights_RQ, strict=True):
+        below_G = np.concatenate([[0.0], np.cumsum(weights_Q)[ends]])
+        right_R.append(np.interp(num, below_G, np.concatenate([[0.0], np.cumsum(weights_Q * hit_Q)[ends]])))
     return 100.0 * (weights_RQ @ (unknown_Q * hit_Q)) / num_R, 100.0 * np.asarray(right_R) / num_R
 
 
