@@ -76,7 +76,7 @@ def read_record(folder: Folder, name: str, kind: type[T], hint: str, *, exact: b
 
 
 def convert(value: Any, kind: Any, place: str = "", *, exact: bool = False) -> Any:
-    """A JSON value as a value of the declared type, without coercion: a text is not a number, nor a number a text.
+    """A JSON value as a value of the declared type, without coercion between text and numbers.
 
     Args:
         value: parsed JSON.

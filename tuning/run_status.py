@@ -1,7 +1,7 @@
 """Status of every training of a sweep, as shown on the terminal, in the dashboard and by `slick status`.
 
 The driver stores the planned trainings and what only it knows: which trainings are running, have failed or are retried.
-All else is read from the folders of the runs, so everyone with access to the study sees the same status.
+Everything else is read from the folders of the runs, so everyone with access to the study sees the same status.
 """
 
 from collections import Counter

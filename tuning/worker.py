@@ -262,8 +262,8 @@ class TrainingRun:
     def _save_state_if_due(self, epoch: int) -> str | None:
         """Save this worker's part of the state if it is due; returns its local folder.
 
-        After the first state, every new best epoch is saved too, so that a resumed training never finds a best
-        checkpoint from an epoch that it does not know. While a preemption is pending, every epoch is saved.
+        After the first state, every new best epoch is saved too. Otherwise a resumed training could find a best
+        checkpoint of an epoch after its state. While a preemption is pending, every epoch is saved.
         """
         share, is_preemption_pending = self._config.state_share, self._is_preemption_pending()
         is_time = share > 0 and time.monotonic() - self._saved_at >= self._save_seconds / share

@@ -68,7 +68,7 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
     Raises:
         StudyError: the folder holds P(True) with other settings.
         DataError: too many questions are too long for the model's context.
-        EngineError: a question could not be scored. Files that are written stay, and the next run resumes.
+        EngineError: a question could not be scored. Written files are kept; the next run resumes.
     """
     from slick.models import resolve_study_model
 

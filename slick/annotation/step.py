@@ -80,7 +80,7 @@ def annotate(study: FolderLike, config: AnnotateConfig) -> Manifest:
         DataError: a relation has too few dev questions for its exemplar sets, or too many questions are too long for
             the model's context.
         ModelError: the model cannot be loaded or is not valid.
-        EngineError: an answer could not be generated. Files that are written stay, and the next run resumes.
+        EngineError: an answer could not be generated. Written files are kept; the next run resumes.
 
     Example:
         slick.annotate("s3://bucket/study", slick.AnnotateConfig(model="ID_OR_PATH", mode="labels"))

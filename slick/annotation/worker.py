@@ -360,7 +360,7 @@ def annotate_missing(
         set_aside: questions of each store to skip.
 
     Raises:
-        SlickError: an actor failed. Files that are written stay.
+        SlickError: an actor failed. Written files are kept.
     """
     batches = {
         store: exclude_questions(cut_batches(table, config.batch_questions), set_aside[store])

@@ -75,7 +75,7 @@ def _check_finite(values: NDArray[np.float32]) -> None:
 
 
 def _top_keys_on_gpu(logits_NV: Tensor, num: int) -> SortKeys:
-    """`_top_keys`, sorted on the GPU: one transfer to the host, of the keys alone."""
+    """`_top_keys`, sorted on the GPU, so that only the keys are transferred to the host."""
     values, ids = torch.topk(logits_NV, num, dim=1, sorted=False)
     # NaN is the largest value in topk; its key must be the largest too, so that `_check_finite` sees it.
     values = values.float().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)

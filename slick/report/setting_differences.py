@@ -97,7 +97,7 @@ def seed_setting_names(cls: type | None, prefix: str = "") -> list[str]:
 
 
 def _relevant_settings(step: str, manifest: Manifest) -> tuple[dict[str, Any], list[str]]:
-    """The settings of a step that affect results, and descriptions of those that are not known."""
+    """The settings of a step that affect results, and the names of those whose values are not known."""
     cls = settings_class(step)
     identity = _contents_from_fingerprint(step, manifest) if manifest.identity is None else manifest.identity
     values = flatten_settings(filter_settings(cls, manifest.settings)) | flatten_settings(identity)

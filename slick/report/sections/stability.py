@@ -35,7 +35,7 @@ CountsByCategory = dict[Category, Count]
 """Number of questions per category."""
 
 
-class SettlingRecord(TypedDict):
+class ConvergenceRecord(TypedDict):
     """The labels with a subset of the answers."""
 
     exemplar_sets: Annotated[int, Minimum(1)]
@@ -61,7 +61,7 @@ class ControlsRecord(TypedDict):
 class ConfidenceRecord(TypedDict):
     """confidence.json."""
 
-    settling: list[SettlingRecord]
+    settling: list[ConvergenceRecord]
     repeats: NotRequired[RepeatsRecord]
     controls: NotRequired[ControlsRecord]
 
@@ -332,7 +332,7 @@ def parse_confidence(confidence: ConfidenceRecord) -> LabelStability:
     )
 
 
-def _parse_step(step: SettlingRecord, index: int) -> SubsampledLabels:
+def _parse_step(step: ConvergenceRecord, index: int) -> SubsampledLabels:
     categories = _in_category_order(step["categories"], f"settling[{index}]")
     if not sum(categories.values()):
         raise ValueError(f"settling[{index}] has no questions")
