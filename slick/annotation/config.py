@@ -107,7 +107,7 @@ class AnnotateConfig:
             )
 
     def identity(self) -> dict[str, object]:
-        """The settings that change labels. Batch sizes and the like do not, and the model has a fingerprint of its own."""
+        """The settings that change labels. Batch sizes do not, and the model has a fingerprint of its own."""
         return identity_settings(self)
 
 
