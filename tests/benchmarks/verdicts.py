@@ -126,18 +126,23 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--dry-run", action="store_true", help="do not write the rates")
     arguments = parser.parse_args()
-    cells = []
     print(
         "| finding | test questions | study | holds | fails | undecided | not testable |\n|---|---|---|---|---|---|---|"
     )
-    for cell in run_all(arguments.findings, arguments.studies, arguments.workers):
-        cells.append(cell)
-        shares = " | ".join(f"{100 * cell.share(verdict):.1f} %" for verdict in Verdict)
-        print(f"| {cell.finding} | {cell.size.num_test:,} | {cell.scenario} | {shares} |", flush=True)
-    if not arguments.dry_run:
-        stored = json.loads(RATES_FILE.read_text()) | summarize(cells)
-        stored = {name: stored[name] for name in NAMES if name in stored}
-        RATES_FILE.write_text(json.dumps(stored, indent=1) + "\n")
+    for name in arguments.findings:
+        cells = []
+        for cell in run_all([name], arguments.studies, arguments.workers):
+            cells.append(cell)
+            shares = " | ".join(f"{100 * cell.share(verdict):.1f} %" for verdict in Verdict)
+            print(f"| {cell.finding} | {cell.size.num_test:,} | {cell.scenario} | {shares} |", flush=True)
+        if not arguments.dry_run:
+            store_rates(summarize(cells))
+
+
+def store_rates(rates: dict[str, list[dict[str, float]]]) -> None:
+    """Replace the rates of some findings in finding_rates.json."""
+    stored = json.loads(RATES_FILE.read_text()) | rates
+    RATES_FILE.write_text(json.dumps({name: stored[name] for name in NAMES if name in stored}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
