@@ -81,15 +81,35 @@ def select_run_per_seed(run_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
     """
     longest: dict[tuple[str, int], tuple[int, str]] = {}
     for run_id in run_ids:
-        match = _RUN_ID.fullmatch(run_id)
-        if match is None:
-            raise StudyError(
-                f"the folder runs/{run_id} is not a run: expected a name VARIANT-seedN; move it out of the study"
-            )
+        match = _match_run_id(run_id)
         if not match[3]:
             key = (match[1], int(match[2]))
             longest[key] = max(longest.get(key, (-1, "")), (int(match[4] or 0), run_id))
     return {run_id: key for key, (_, run_id) in longest.items()}
+
+
+def parse_run_id(run_id: str) -> tuple[str, int, str]:
+    """Variant, seed, and training settings that a sweep varied (empty for the default ones).
+
+    >>> parse_run_id("unknown-050-seed1-learning_rate=5.5e-05-epochs10")
+    ('unknown-050', 1, 'learning_rate=5.5e-05')
+    >>> parse_run_id("idk-050-seed0-learning_rate=1e-05-dropout=0.1")[2]
+    'learning_rate=1e-05;dropout=0.1'
+
+    Raises:
+        StudyError: it is not the name of a run.
+    """
+    match = _match_run_id(run_id)
+    return match[1], int(match[2]), re.sub(r"-(?=[a-z_]+=)", ";", (match[3] or "")[1:])
+
+
+def _match_run_id(run_id: str) -> re.Match[str]:
+    match = _RUN_ID.fullmatch(run_id)
+    if match is None:
+        raise StudyError(
+            f"the folder runs/{run_id} is not a run: expected a name VARIANT-seedN; move it out of the study"
+        )
+    return match
 
 
 def choose_durations(points: Iterable[Mapping[str, Any]], run_lengths: list[int]) -> tuple[int, ...]:

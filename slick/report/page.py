@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from slick.report.charts import Figure, render_figure
+from slick.report.labels import estimate_label, policy_label
 from slick.report.measurements import format_interval, value_or_reason
 from slick.report.tables import Table
 
@@ -25,6 +26,11 @@ class Exhibit:
     linked: bool = False
     """The page has only a link to the CSV file of this table."""
 
+    @property
+    def is_detail(self) -> bool:
+        """Whether it is listed below the other exhibits."""
+        return (self.fold or self.linked) and not self.missing
+
 
 GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED = (
     "What to do",
@@ -34,6 +40,8 @@ GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED = (
 )
 SECTION_GROUPS = (GROUP_RECOMMENDATIONS, GROUP_PAPER, GROUP_EXTENSIONS, GROUP_PLANTED)
 """Parts of the page, in order."""
+FOLDED_GROUPS = (GROUP_EXTENSIONS, GROUP_PLANTED)
+"""Parts whose sections are folded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +49,10 @@ class SectionBody:
     """The content of a section below its heading."""
 
     text: str
+    """How the results are measured."""
     exhibits: tuple[Exhibit, ...]
+    result: str = ""
+    """The result in a sentence or two, which is visible while the section is folded."""
 
     @property
     def is_empty(self) -> bool:
@@ -58,8 +69,21 @@ class Section(SectionBody):
     title: str
     group: str = GROUP_EXTENSIONS
     """The part of the page, one of `SECTION_GROUPS`."""
-    experiment: str = ""
-    """The label of its experiment, with the place in the paper."""
+    place: str = ""
+    """Its tables and figures in the paper."""
+    note: str = ""
+    """A remark on the trainings; the list of those that did not converge."""
+
+    @property
+    def folded(self) -> bool:
+        """Whether only the title and the result are visible until the reader opens it."""
+        return self.group in FOLDED_GROUPS
+
+    @property
+    def visible_result(self) -> str:
+        """The result; without one, the reason if the section is empty."""
+        missing = [str(exhibit.missing) for exhibit in self.exhibits if exhibit.missing]
+        return self.result or (f"Not shown: {missing[0]}." if self.is_empty and missing else "")
 
 
 def group_sections(sections: Sequence[Section]) -> dict[str, list[Section]]:
@@ -111,6 +135,11 @@ def table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
     return try_exhibit(caption, make, wide=True)
 
 
+def collapsed_figure_exhibit(caption: str, name: str, alt: str, make: Callable[[], Callable[[Any], None]]) -> Exhibit:
+    """A figure that is collapsed, such as a check of a method."""
+    return replace(figure_exhibit(caption, name, alt, make), fold=True)
+
+
 def collapsed_table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
     """A table of full width that is collapsed, such as the numbers of a figure."""
     return try_exhibit(caption, make, wide=True, fold=True)
@@ -157,16 +186,17 @@ def render_text(text: object) -> Any:
 
 
 def format_cell(value: object) -> str:
-    """The text of a table cell; an en dash if it is empty.
+    """The text of a table cell; an en dash if it is empty. Stopping policies are named in words.
 
-    >>> format_cell(12345), format_cell(None), format_cell(4.0)
-    ('12,345', '–', '4.0')
+    >>> format_cell(12345), format_cell(None), format_cell(4.0), format_cell("best_dev")
+    ('12,345', '–', '4.0', 'best dev accuracy')
     """
     if value is None or value == "":
         return "–"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return re.sub(r"(?<=\d) to (?=[+-]?\d)", "\u00a0to\u00a0", str(value))  # no line break within an interval
+    text = policy_label(str(value))
+    return re.sub(r"(?<=\d) to (?=[+-]?\d)", "\u00a0to\u00a0", text)  # no line break within an interval
 
 
 def format_json_value(value: object) -> str:
@@ -178,7 +208,7 @@ def format_json_value(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, dict):
-        return "; ".join(f"{_key_text(str(key))} {format_json_value(item)}" for key, item in value.items())
+        return "; ".join(f"{estimate_label(str(key))} {format_json_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(format_json_value(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -193,11 +223,6 @@ def format_intervals(value: Any) -> str:
     if not isinstance(value, dict):
         return format_interval(*value)
     return "; ".join(
-        f"{_key_text(str(key))}{':' if isinstance(item, dict) else ''} {format_intervals(item)}"
+        f"{estimate_label(str(key))}{':' if isinstance(item, dict) else ''} {format_intervals(item)}"
         for key, item in value.items()
     )
-
-
-def _key_text(key: str) -> str:
-    """A JSON key with spaces for underscores, except in names such as b_kn and D_Known."""
-    return re.sub(r"(?<!\bb)(?<!\bD)_", " ", key)

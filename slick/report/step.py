@@ -14,15 +14,16 @@ from typing import Any
 from slick.experiments import EXPERIMENTS
 from slick.locks import exclusive_lock
 from slick.report.config import ReportConfig
+from slick.report.convergence import convergence_note, convergence_table, final_train_accuracies, mentions_convergence
 from slick.report.data import StudyData
 from slick.report.findings.base import FindingResult, Verdict, evaluate_findings, findings
 from slick.report.grading import preserve_grading_sheets, read_grading_sheets
 from slick.report.loading import load_study
 from slick.report.measurements import InsufficientDataError
 from slick.report.page import Exhibit, Section, group_sections, render_page
-from slick.report.provenance import provenance_section, read_manifests
+from slick.report.provenance import provenance_section, read_manifests, read_provenance
 from slick.report.sections import make_sections, sections
-from slick.report.summary import headline, key_answers, result_sentences
+from slick.report.summary import summarize
 from slick.report.tables import CellValue, Table, to_csv
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import (
@@ -98,19 +99,29 @@ def label_sections(parts: Sequence[Section], requested: tuple[str, ...] | None) 
     unrequested: set[str] = set()
 
     def labeled(part: Section) -> Section:
-        experiment = EXPERIMENTS.get(sections.get(part.name).experiment) if part.name in sections.names() else None
+        experiment = EXPERIMENTS.get(_experiment_name(part))
         if experiment is None:
             return part
-        label = f"{experiment.name} · {experiment.exhibits.lower()}" if experiment.exhibits else experiment.name
+        part = replace(part, place=experiment.exhibits.lower())
         if requested is None or experiment.name in requested or not part.is_empty:
-            return replace(part, experiment=label)
+            return part
         unrequested.add(part.name)
         missing = Exhibit(caption=experiment.description, missing=_not_requested_text(experiment.name))
-        return replace(part, experiment=label, exhibits=(missing,))
+        return replace(part, exhibits=(missing,))
 
     parts = [labeled(part) for part in parts]
-    first = {part.experiment or part.name: i for i, part in reversed(list(enumerate(parts)))}
-    return sorted(parts, key=lambda part: (part.name in unrequested, first[part.experiment or part.name]))
+    experiments = {part.name: _experiment_name(part) or part.name for part in parts}
+    first = {experiments[part.name]: i for i, part in reversed(list(enumerate(parts)))}
+    return sorted(parts, key=lambda part: (part.name in unrequested, first[experiments[part.name]]))
+
+
+def _experiment_name(part: Section) -> str:
+    return sections.get(part.name).experiment if part.name in sections.names() else ""
+
+
+def note_convergence(parts: Sequence[Section], note: str) -> list[Section]:
+    """The sections; those that speak of convergence get the note on the trainings that did not reach it."""
+    return [replace(part, note=note) if mentions_convergence(part) else part for part in parts]
 
 
 def _not_requested_text(name: str) -> str:
@@ -178,10 +189,14 @@ def _write_report(
 ) -> dict[str, Any]:
     requested = requested_experiments(study)
     outcomes = explain_unrequested_findings(evaluate_findings(data), requested)
-    parts = label_sections(make_sections(data), requested)
+    trained = final_train_accuracies(data)
+    parts = note_convergence(label_sections(make_sections(data), requested), convergence_note(trained))
     provenance = provenance_section(manifests, requested)
+    summary = summarize(data, manifests, read_provenance(manifests))
     num_figures, num_tables = write_exhibits(folder, [*parts, provenance])
     more_tables = [outcomes_table(outcomes), *([curves_table(data)] if data.runs else [])]
+    more_tables += [summary.decision] if summary.decision else []
+    more_tables += [convergence_table(trained)] if trained.unfitted else []
     for table in more_tables:
         folder.child("tables").write_bytes(f"{table.name}.csv", to_csv(table))
     folder.write_json("outcomes.json", [dataclasses.asdict(outcome) for outcome in outcomes])
@@ -197,13 +212,10 @@ def _write_report(
     }
     page = render_page(
         title=config.title or "What the model knows, and what fine-tuning does to it",
-        headline=headline(data),
-        sentences=result_sentences(data),
-        outcomes=outcomes,
-        counts=counts,
+        summary=summary,
+        convergence_note=convergence_note(trained),
+        findings=group_by_verdict(outcomes),
         groups=group_sections(parts),
-        answers=key_answers(data),
-        num_seeds=len({run.seed for run in data.runs}),
         provenance=provenance,
         settings={
             name: redact_paths(manifest.settings) for name, manifest in _representative_manifests(manifests).items()
@@ -212,6 +224,14 @@ def _write_report(
     )
     folder.write_bytes("index.html", page.encode())
     return counts
+
+
+def group_by_verdict(outcomes: Sequence[FindingResult]) -> list[tuple[str, list[FindingResult]]]:
+    """(verdict, results) of the findings that hold, fail, and so on, without empty groups."""
+    verdicts = [
+        (label, [outcome for outcome in outcomes if outcome.holds is key]) for key, label in HOLDS_LABELS.items()
+    ]
+    return [(label, results) for label, results in verdicts if results]
 
 
 def write_exhibits(folder: Folder, parts: Sequence[Section]) -> tuple[int, int]:

@@ -65,6 +65,13 @@ def make_sections(data: StudyData) -> list[Section]:
         body = spec.make(data)
         if body is not None:
             made.append(
-                Section(name=spec.name, title=spec.title, group=spec.group, text=body.text, exhibits=body.exhibits)
+                Section(
+                    name=spec.name,
+                    title=spec.title,
+                    group=spec.group,
+                    text=body.text,
+                    exhibits=body.exhibits,
+                    result=body.result,
+                )
             )
     return made

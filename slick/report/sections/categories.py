@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
+from slick.formatting import format_percent
 from slick.report.data import StudyData
 from slick.report.findings.categories import TABLE_2_VARIANTS, VARIANT_LABELS
 from slick.report.measurements import (
@@ -16,9 +17,12 @@ from slick.report.measurements import (
 )
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, table_exhibit
 from slick.report.sections import section
-from slick.report.statistics.intervals import holm, paired_p_value, significance_stars
+from slick.report.statistics.intervals import holm, significance_stars
 from slick.report.statistics.paired_tests import PairedComparison, compare_early_to_last, compare_to_best
+from slick.report.statistics.shuffles import NUM_SHUFFLES, median_p_value
 from slick.report.tables import CATEGORY_COLUMNS, Row, Table
+from slick.storage import Folder
+from slick.study import read_manifest
 from slick.types import ALL_CATEGORIES
 
 TESTS = ("t-test p", "Holm", "McNemar p", "Holm of McNemar", "seeds agree")
@@ -42,7 +46,9 @@ def categories_section(data: StudyData) -> SectionBody:
     return SectionBody(
         text="Accuracy (%) on all test questions and by category (paper: tables 2 and 7). Bold: the best of its column "
         f"and variants not significantly below it. * p < 0.05, ** p < 0.01: paired t-test over {num_chunks} chunks of "
-        f"the test questions; ? no predictions were stored to test with.{_holm_sentence(compared)}",
+        f"the test questions, the median p over {NUM_SHUFFLES} shuffles into chunks (the paper shuffles once); ? no "
+        f"predictions were stored to test with.{_holm_sentence(compared)}",
+        result=best_variants_sentence(data, compared) + famous_rivals_text(data),
         exhibits=(
             *(
                 table_exhibit(
@@ -63,6 +69,41 @@ def categories_section(data: StudyData) -> SectionBody:
             ),
         ),
     )
+
+
+def best_variants_sentence(data: StudyData, compared: Callable[[], list[PairedComparison]]) -> str:
+    """The variant with the highest test accuracy at each checkpoint, and those not significantly below it."""
+    comparisons, _ = value_or_reason(compared)
+    sentences = []
+    for checkpoint in (EARLY_STOP, CONVERGENCE) if comparisons else ():
+        found = [c for c in comparisons or () if (c.category, c.first.checkpoint) == (ALL_CATEGORIES, checkpoint)]
+        best = found[0].second.variant
+        close = [VARIANT_LABELS[c.first.variant] for c in found if c.t_test_p >= 0.05]
+        rest = f"not significantly above {', '.join(close)}" if close else "significantly above all others"
+        sentences.append(
+            f"At {checkpoint_label(checkpoint)}, {VARIANT_LABELS[best]} has the highest test accuracy, "
+            f"{round1(data.accuracy(best, checkpoint).value):.1f} %, {rest}."
+        )
+    return " ".join(sentences)
+
+
+def famous_rivals_text(data: StudyData) -> str:
+    """For a planted world: why fine-tuning on MaybeKnown rows helps by design; empty for other models."""
+    share = data.part(load_famous_rivals, 0.0)
+    if not share:
+        return ""
+    return (
+        f" In this planted world, {format_percent(share)} of the rivals of contested facts, which are mostly "
+        "MaybeKnown, are famous answers: answers to many other questions, which the model gives too readily. "
+        "Fine-tuning on MaybeKnown rows shifts this prior back, so a part of the gain of D_MaybeKnown is by design. "
+        "`--world.famous-rivals 0` builds a world without it."
+    )
+
+
+def load_famous_rivals(study: Folder) -> float:
+    """The world's probability that the rival of a contested fact is a famous answer; 0.0 without a world."""
+    manifest = read_manifest(study.child("world"))
+    return float(manifest.settings.get("famous_rivals", 0.0)) if manifest else 0.0
 
 
 def _holm_sentence(compared: Callable[[], list[PairedComparison]]) -> str:
@@ -121,7 +162,7 @@ def _significance_marks(
     )
     if rows is None or best_rows is None or len(rows) < 2 or rows.shape != best_rows.shape:
         return " ?"  # no predictions were stored
-    return significance_stars(paired_p_value(rows, best_rows, num_chunks, seed))
+    return significance_stars(median_p_value(rows, best_rows, num_chunks, seed))
 
 
 def best_comparison_table(comparisons: list[PairedComparison]) -> Table:

@@ -1,11 +1,13 @@
 """The recommended point of the sweep, the effect of each axis of the grid on test accuracy, and stopping policies."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from slick.formatting import format_percent
 from slick.report.charts import plot_share_by_epochs
 from slick.report.data import StudyData
+from slick.report.labels import policy_label, settings_label
 from slick.report.measurements import (
     InsufficientDataError,
     checkpoint_label,
@@ -38,7 +40,7 @@ ESTIMATES = ("dev", "test", "stop_epoch", "cost_epochs", "gain", "saved", "filte
 
 @section(
     "choice",
-    title="Recommended stopping policy and epoch budget",
+    title="When to stop",
     group=GROUP_RECOMMENDATIONS,
     order=10,
     experiment="unknown_ratio",
@@ -46,27 +48,36 @@ ESTIMATES = ("dev", "test", "stop_epoch", "cost_epochs", "gain", "saved", "filte
 def recommendation_section(data: StudyData) -> SectionBody:
     """The recommendation, the response surface and the axis effects."""
     recommendation, _ = value_or_reason(recommend, data)
-    text = "The best point of the sweep at each share of Unknown rows, selected by dev accuracy."
-    if recommendation is not None:
-        text = " ".join(summary_sentences(recommendation))
     return SectionBody(
-        text=text,
+        text="The best point of the sweep has the highest dev accuracy, and of several points, the cheapest. "
+        "Accuracies are averaged over the shares and seeds of the sweep.",
+        result="" if recommendation is None else " ".join(summary_sentences(recommendation)),
         exhibits=(
-            table_exhibit(
-                "The best point by dev accuracy; of several, the cheapest. Accuracies in percent, differences of test "
-                "accuracy in points, budgets and stops in epochs, with 95 % intervals over seeds in brackets. Known "
-                "only: the same policy without the Unknown rows.",
-                lambda: recommendation_table(recommend(data)),
-            ),
             figure_exhibit(
                 "Test accuracy (%) by share of Unknown rows and epochs trained, averaged over seeds.",
                 "response_surface",
                 "Test accuracy over share of Unknown rows and epochs trained, as a heat map",
                 lambda: response_surface_figure(data, _recommended_surface(data)),
             ),
+            replace(
+                table_exhibit(
+                    "Stopping policies with their budget in epochs, best first; those with the same result share a "
+                    "row. Trained: epochs, of the cheapest.",
+                    lambda: stopping_table(data),
+                ),
+                wide=False,
+            ),
+            collapsed_table_exhibit(
+                "The best point at each share of Unknown rows. Accuracies in percent, differences of test accuracy in "
+                "points, budgets and stops in epochs, with 95 % intervals over seeds in brackets. Known only: the same "
+                "policy without the Unknown rows.",
+                lambda: recommendation_table(recommend(data)),
+            ),
+            collapsed_table_exhibit("Every policy and budget.", lambda: policy_table(data)),
             _axis_effects_exhibit(data),
             collapsed_table_exhibit(
-                "Data of the first table, with reasons for missing estimates.", lambda: estimates_table(recommend(data))
+                "The best point at each share, with reasons for missing estimates.",
+                lambda: estimates_table(recommend(data)),
             ),
             collapsed_table_exhibit("Data of the figure.", lambda: surface_table(_recommended_surface(data))),
         ),
@@ -82,7 +93,7 @@ def _axis_effects_exhibit(data: StudyData) -> Exhibit:
             "the grid is not balanced, so a share is what the additive model loses without that axis, and the shares "
             "need not add up"
         )
-    return table_exhibit(f"{caption}; {note}.", lambda: axis_table(data))
+    return collapsed_table_exhibit(f"{caption}; {note}.", lambda: axis_table(data))
 
 
 def _recommended_surface(data: StudyData) -> ResponseSurface:
@@ -109,7 +120,7 @@ def _recommendation_sentence(recommendation: Recommendation, choice: Recommended
     accuracy = "" if choice.dev.value is None else f"its dev accuracy, {round1(choice.dev.value):.1f} %, is the best"
     if choice.share is not None:
         return (
-            f"At {format_percent(choice.share)} Unknown rows, use {_format_trial(trial)}: {accuracy} of the sweep, "
+            f"At {format_percent(choice.share)} Unknown rows, stop by {_format_trial(trial)}: {accuracy} of the sweep, "
             f"{_stopping_clause(choice)}"
         )
     others = sum(other.trial != trial for other in recommendation.by_share)
@@ -119,14 +130,15 @@ def _recommendation_sentence(recommendation: Recommendation, choice: Recommended
         else ""
     )
     return (
-        f"If the share of Unknown rows is unknown, use {_format_trial(trial)}: {accuracy} on average over all "
+        f"If the share of Unknown rows is not known, stop by {_format_trial(trial)}: {accuracy} on average over all "
         f"{len(recommendation.by_share)} shares, {_stopping_clause(choice)}{exceptions}"
     )
 
 
 def _format_trial(trial: TrialSpec) -> str:
     epochs = "" if trial.policy.startswith("fixed") else f" within {checkpoint_label(trial.budget)}"
-    return f"{trial.policy}{epochs}{f' with {trial.settings}' if trial.settings else ''}"
+    settings = f" with {settings_label(trial.settings)}" if trial.settings else ""
+    return f"{policy_label(trial.policy)}{epochs}{settings}"
 
 
 def _stopping_clause(choice: RecommendedTrial) -> str:
@@ -287,15 +299,6 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else round1(100 * share)
 
 
-@section("stopping", title="Stopping policies", group=GROUP_RECOMMENDATIONS, order=80, experiment="unknown_ratio")
-def stopping_section(data: StudyData) -> SectionBody:
-    """Every stopping policy and epoch budget of the sweep."""
-    return SectionBody(
-        text="Stopping policies by epoch budget, averaged over the shares and seeds of the sweep.",
-        exhibits=(table_exhibit("Policies, best first.", lambda: policy_table(data)),),
-    )
-
-
 def policy_table(data: StudyData) -> Table:
     """Mean accuracy and epochs spent of every stopping policy and budget, for settings that were run at every share."""
     sweep = {name: share for share, name in data.sweep_variants("unknown")}
@@ -326,3 +329,24 @@ def policy_table(data: StudyData) -> Table:
         ),
         rows=tuple(rows),
     )
+
+
+def stopping_table(data: StudyData) -> Table:
+    """Stopping policies and budgets, best first; those that stop at the same epochs with the same accuracy are one row.
+
+    Budgets are listed from the cheapest on.
+    """
+    table = policy_table(data)
+    varied = "settings" in table.columns
+    groups: dict[Row, list[Row]] = {}
+    for row in table.rows:
+        groups.setdefault((row[2], row[3], *row[6:]), []).append(row)
+    rows: list[Row] = []
+    for (accuracy, stop, *settings), members in groups.items():
+        names = " or ".join(dict.fromkeys(policy_label(str(row[0])) for row in members))
+        budgets = sorted({int(str(row[1])) for row in members})
+        span = f"{budgets[0]}" if len(budgets) == 1 else f"{budgets[0]} to {budgets[-1]}"
+        cheapest = min(float(str(row[4])) for row in members)
+        rows.append((names, span, accuracy, stop, cheapest, *(settings_label(str(s)) for s in settings)))
+    columns = ("stop by", "budget", "accuracy (%)", "at epoch", "trained", *["settings"] * varied)
+    return Table(name="stopping", columns=columns, rows=tuple(rows), text_columns=frozenset({0}))

@@ -107,10 +107,11 @@ class ConcentrationResult:
 def concentration_section(data: StudyData) -> SectionBody:
     """Differences between concentrated and spread Unknown rows, by group of test questions."""
     return SectionBody(
-        text=f"{summary_text(data)}The concentrated set has as many rows per relation, and as many Unknown rows in "
-        "total, as the set of the sweep. Its Unknown rows fill whole relations, chosen at random by the seed; the "
-        "other relations have only Known rows. arXiv:2511.02626 finds that entirely new kinds of knowledge harm most. "
-        "Differences are paired over questions; from three seeds on, their error is at least the one over seeds.",
+        result=summary_text(data),
+        text="The concentrated set has as many rows per relation, and as many Unknown rows in total, as the set of "
+        "the sweep. Its Unknown rows fill whole relations, chosen at random by the seed; the other relations have "
+        "only Known rows. arXiv:2511.02626 finds that entirely new kinds of knowledge harm most. Differences are "
+        "paired over questions; from three seeds on, their error is at least the one over seeds.",
         exhibits=(
             figure_exhibit(
                 "Test accuracy of the concentrated set minus that of the spread set, in points, with 95 % intervals.",
@@ -152,7 +153,7 @@ def summary_text(data: StudyData) -> str:
         f"If the same {format_percent(result.share)} of Unknown rows fill {len(result.unknown_relations)} of {num} "
         f"relations instead of being spread over all, accuracy at {checkpoint_label(CONVERGENCE)} changes by "
         f"{format_difference(change)} points on all test questions "
-        f"({'' if is_significant(change) else 'not '}significant).{details} "
+        f"({'' if is_significant(change) else 'not '}significant).{details}"
     )
 
 

@@ -9,8 +9,10 @@ from functools import partial
 from typing import Any
 
 from slick.datasets.relations import load_relations
+from slick.formatting import format_percent
 from slick.report.charts import CATEGORY_COLOURS, INK, MUTED
 from slick.report.data import StudyData
+from slick.report.decision import unknown_rows_table
 from slick.report.findings.paper import (
     PAPER_FOOTNOTE_5_PERCENT,
     PAPER_SPLITS,
@@ -23,7 +25,7 @@ from slick.report.findings.paper import (
     relation_counts,
     total_counts,
 )
-from slick.report.measurements import InsufficientDataError
+from slick.report.measurements import InsufficientDataError, value_or_reason
 from slick.report.page import (
     GROUP_PAPER,
     Exhibit,
@@ -31,7 +33,6 @@ from slick.report.page import (
     collapsed_table_exhibit,
     figure_exhibit,
     linked_table_exhibit,
-    table_exhibit,
 )
 from slick.report.sections import section
 from slick.report.tables import Row, Table
@@ -52,6 +53,7 @@ def counts_section(data: StudyData) -> SectionBody:
         "annotates another model, so only the totals of the archive are expected to agree, not the categories. The "
         f"paper's text gives {' / '.join(f'{value:.0f}' for value in PAPER_FOOTNOTE_5_PERCENT.values())} % for "
         "EntityQuestions (footnote 5), which matches none of its tables.",
+        result=counts_sentence(data),
         exhibits=(
             figure_exhibit(
                 "Categories of the questions, here and in the paper (paper: tables 3 to 5 and footnote 5).",
@@ -66,7 +68,7 @@ def counts_section(data: StudyData) -> SectionBody:
                 lambda: unknown_by_relation(data),
             ),
             *(_shares_exhibit(data, split) for split in PAPER_SPLITS),
-            table_exhibit(
+            collapsed_table_exhibit(
                 "Questions of the full EntityQuestions archive that pass the paper's filters, here and in the paper.",
                 lambda: archive_table(data),
             ),
@@ -78,13 +80,36 @@ def counts_section(data: StudyData) -> SectionBody:
                 )
                 for split in PAPER_SPLITS
             ),
+            linked_table_exhibit(
+                "Unknown train questions: the rows to drop, or to relabel.", lambda: unknown_rows_table(data)
+            ),
         ),
+    )
+
+
+def counts_sentence(data: StudyData) -> str:
+    """The share of Unknown train questions, and the relations with the fewest and the most; empty without data."""
+    return value_or_reason(_counts_sentence, data)[0] or ""
+
+
+def _counts_sentence(data: StudyData) -> str:
+    unknown = str(Category.UNKNOWN)
+    rows = relation_counts(data, "train")
+    total = total_counts(rows)
+    shares = sorted((row.observed[unknown] / sum(row.observed.values()), row.relation) for row in rows)
+    (low, fewest), (high, most) = shares[0], shares[-1]
+    by_relation = (
+        f", from {format_percent(low)} of {fewest} to {format_percent(high)} of {most}" if len(rows) > 1 else ""
+    )
+    return (
+        f"The model never answered {total[unknown]:,} of {sum(total.values()):,} train questions correctly under any "
+        f"prompt: {format_percent(total[unknown] / sum(total.values()))} are Unknown{by_relation}."
     )
 
 
 def _shares_exhibit(data: StudyData, split: str) -> Exhibit:
     size_note = "; the sum of these minima is the size of D" if split == "train" else ""
-    return table_exhibit(
+    return collapsed_table_exhibit(
         f"{SPLIT_TITLES[split].capitalize()} questions (paper: {PAPER_TABLES[split]}). Percent of the relation's "
         f"questions. Min: questions in its smallest category{size_note}.",
         lambda: category_shares_table(data, split),

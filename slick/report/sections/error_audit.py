@@ -5,7 +5,7 @@ from collections import Counter
 from slick.report.answers import DECODING_MODES, answer_collector, collected
 from slick.report.data import StudyData
 from slick.report.grading import apply_grades, apply_partial_grades, grade_shares, read_grading_sheets
-from slick.report.measurements import InsufficientDataError, value_or_reason
+from slick.report.measurements import InsufficientDataError, format_interval, value_or_reason
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, table_exhibit
 from slick.report.sections import section
 from slick.report.statistics.error_audit import (
@@ -25,19 +25,20 @@ def error_audit_section(data: StudyData) -> SectionBody:
     """The grading sheet, its grades, and the agreement of exact match with F1."""
     return SectionBody(
         text=_audit_text(data),
+        result=graded_sentence(_load_audit(data)),
         exhibits=(
             table_exhibit(
                 "Percent of the graded answers per grade, with Wilson's 95 % intervals, and the paper's 100 answers "
                 "(paper: table 6).",
                 lambda: grade_shares_table(_require_audit(data)),
             ),
-            table_exhibit(
+            collapsed_table_exhibit(
                 "Suggested grades of the same answers. Finer? and coarser?: the answer contains the gold answer, or "
                 "the gold answer contains it, as whole words. Paraphrase?: one contains the other ignoring spaces, or "
                 "their word F1 is high.",
                 lambda: presorted_table(_require_audit(data)),
             ),
-            table_exhibit(
+            collapsed_table_exhibit(
                 "Pearson's correlation of exact match with word F1 over all stored answers, with a 95 % interval by a "
                 "bootstrap over questions (paper: footnote 2, without a number).",
                 lambda: agreement_table(_require_audit(data)),
@@ -45,6 +46,18 @@ def error_audit_section(data: StudyData) -> SectionBody:
             collapsed_table_exhibit("The grading sheet.", lambda: sheet_table(_require_audit(data))),
         ),
     )
+
+
+def graded_sentence(audit: ErrorAudit | None) -> str:
+    """The share of graded answers that are wrong, or how many wait to be graded; empty without an audit."""
+    if audit is None or not audit.rows:
+        return ""
+    shares, _ = value_or_reason(grade_shares, audit, dict(ANSWER_GROUPS)["all"])
+    if shares is None:
+        return f"No answer is graded yet; `tables/error_audit.csv` has {len(audit.rows):,} to grade."
+    wrong = shares[GRADES.index("wrong")]
+    interval = format_interval(wrong.low, wrong.high, ".1f")
+    return f"Of {wrong.total:,} graded answers, {wrong.percent:.0f} % ({interval}) are wrong."
 
 
 def _audit_text(data: StudyData) -> str:

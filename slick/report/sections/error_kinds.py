@@ -148,6 +148,7 @@ def error_kinds_section(data: StudyData) -> SectionBody:
     """Kinds of wrong answers by category, relation and planted strength."""
     return SectionBody(
         text=_kinds_text(data),
+        result=_unknown_kinds_sentence(data),
         exhibits=(
             figure_exhibit(
                 "WeaklyKnown and Unknown questions by kind of wrong answers.",
@@ -196,14 +197,19 @@ def _kinds_text(data: StudyData) -> str:
         return text
     if errors.decoding == "greedy":
         text += " The annotation did not store complete samples (labels mode), so greedy answers are used."
-    unknown = errors.mask(CLASSIFIED_CATEGORIES[-1])
-    if unknown.any():
-        share = kind_percentages(errors, unknown)
-        text += (
-            f" Of {int(unknown.sum()):,} Unknown questions, {share[SINGLE_ANSWER]:.0f} % have one answer, "
-            f"{share[TWO_ANSWERS]:.0f} % two rivals, and {share[REFUSED]:.0f} % are refused."
-        )
     return text
+
+
+def _unknown_kinds_sentence(data: StudyData) -> str:
+    """The kinds of the Unknown questions; empty without data."""
+    errors: ErrorKinds | None = collected(data, collect_error_kinds)
+    if errors is None or not (unknown := errors.mask(CLASSIFIED_CATEGORIES[-1])).any():
+        return ""
+    share = kind_percentages(errors, unknown)
+    return (
+        f"Of {int(unknown.sum()):,} Unknown questions, {share[SINGLE_ANSWER]:.0f} % have one answer, "
+        f"{share[TWO_ANSWERS]:.0f} % two rivals, and {share[REFUSED]:.0f} % are refused."
+    )
 
 
 def _planted_exhibits(data: StudyData) -> tuple[Exhibit, ...]:

@@ -7,8 +7,9 @@ import numpy as np
 
 from slick.report.charts import BLUE, CATEGORY_COLOURS, INK, MUTED, VERMILLION, label_line_ends, set_epoch_axis
 from slick.report.data import StudyData
+from slick.report.findings.fitting import first_epoch_reaching
 from slick.report.findings.sweep import half_unknown_variant
-from slick.report.measurements import ANY_KNOWN, EARLY_STOP, InsufficientDataError
+from slick.report.measurements import ANY_KNOWN, EARLY_STOP, InsufficientDataError, value_or_reason
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit
 from slick.report.sections import section
 from slick.report.tables import Row, Table
@@ -21,6 +22,7 @@ def fitting_section(data: StudyData) -> SectionBody:
     return SectionBody(
         text="A training row is fitted if the model answers its question correctly. Early stop is the epoch with the "
         "best dev accuracy.",
+        result=fitting_sentence(data),
         exhibits=(
             figure_exhibit(
                 "Fitted training rows and dev accuracy by epoch; 50 % of D is Unknown (paper: figure 1).",
@@ -42,6 +44,24 @@ def fitting_section(data: StudyData) -> SectionBody:
             ),
             collapsed_table_exhibit("Data of the last figure.", lambda: early_stop_table(data)),
         ),
+    )
+
+
+def fitting_sentence(data: StudyData) -> str:
+    """When half of the Known and of the Unknown rows are fitted, and how many are at early stop; empty without data."""
+    return value_or_reason(_fitting_sentence, data)[0] or ""
+
+
+def _fitting_sentence(data: StudyData) -> str:
+    name = half_unknown_variant(data)
+    known, unknown = (
+        first_epoch_reaching(*data.mean_curve(name, "train", part)) for part in (ANY_KNOWN, str(Category.UNKNOWN))
+    )
+    at_stop = [data.accuracy(name, EARLY_STOP, "train", part).value for part in (ANY_KNOWN, str(Category.UNKNOWN))]
+    when = [f"at epoch {epoch}" if epoch is not None else "in no epoch" for epoch in (known, unknown)]
+    return (
+        f"If 50 % of D is Unknown, half of the Known rows are fitted {when[0]} and half of the Unknown rows {when[1]}; "
+        f"at early stop, {at_stop[0]:.0f} % of the Known and {at_stop[1]:.0f} % of the Unknown rows are fitted."
     )
 
 

@@ -51,7 +51,12 @@ _SCOPE_LABELS: dict[forgetting.TargetScope, str] = {
 def forgetting_section(data: StudyData) -> SectionBody:
     """Losses and gains by variant, and how often the new answers are targets of the fine-tuning set."""
     return SectionBody(
-        text=_section_text(data),
+        text="A fact is lost if its question is answered correctly at the best dev epoch, which early stopping keeps, "
+        "and incorrectly after the last epoch. Dev questions are excluded, since that epoch is chosen by them. The new "
+        "answer is looked up among the targets of the fine-tuning set, by exact match. Answers recur within a "
+        "relation, so the chance rate is the match rate of answers to questions that are wrong at both epochs, at the "
+        "last epoch, weighted by the relations of the lost facts.",
+        result=value_or_reason(_lost_facts_sentence, data)[0] or "",
         exhibits=(
             figure_exhibit(
                 "Lost facts whose new answer is a target of the fine-tuning set, with 95 % intervals. Dashed and "
@@ -89,30 +94,21 @@ def forgetting_section(data: StudyData) -> SectionBody:
     )
 
 
-def _section_text(data: StudyData) -> str:
-    text = (
-        "A fact is lost if its question is answered correctly at the best dev epoch, which early stopping keeps, and "
-        "incorrectly after the last epoch. Dev questions are excluded, since that epoch is chosen by them. The new "
-        "answer is looked up among the targets of the fine-tuning set, by exact match. Answers recur within a "
-        "relation, so the chance rate is the match rate of answers to questions that are wrong at both epochs, at the "
-        "last epoch, weighted by the relations of the lost facts."
-    )
-    try:
-        share, name = data.sweep_variants("unknown")[-1]
-        losses = forgetting.select_runs_forgetting(forgetting_by_run(data), name, "test")
-        rate = forgetting.match_rate(losses, "any_row")
-    except InsufficientDataError:
-        return text
+def _lost_facts_sentence(data: StudyData) -> str:
+    """How many correct answers are lost at the largest share, and how many become a target of the fine-tuning set."""
+    share, name = data.sweep_variants("unknown")[-1]
+    losses = forgetting.select_runs_forgetting(forgetting_by_run(data), name, "test")
+    rate = forgetting.match_rate(losses, "any_row")
     before = sum(run.num_correct_before for run in losses)
-    text += (
-        f" At {format_percent(share)} Unknown rows, {rate.total:,} of {before:,} correct answers are lost, and "
+    sentence = (
+        f"At {format_percent(share)} Unknown rows, {rate.total:,} of {before:,} correct answers are lost, and "
         f"{rate.percent:.0f} % of the new answers are targets of the fine-tuning set"
     )
     if rate.chance is None or rate.earlier is None:
-        return f"{text}."
+        return f"{sentence}."
     return (
-        f"{text}; the chance rate is {rate.chance:.0f} % at the last epoch and {rate.earlier:.0f} % at the best dev "
-        "epoch."
+        f"{sentence}; the chance rate is {rate.chance:.0f} % at the last epoch and {rate.earlier:.0f} % at the best "
+        "dev epoch."
     )
 
 

@@ -1,6 +1,6 @@
 """The paper's linear model of test accuracy: coefficients, residuals, and other selections of points."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,9 @@ import numpy as np
 from slick.report.charts import MUTED
 from slick.report.data import StudyData
 from slick.report.measurements import InsufficientDataError, format_with_interval, round1, value_or_reason
-from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
+from slick.report.page import GROUP_PAPER, SectionBody, collapsed_figure_exhibit, collapsed_table_exhibit, table_exhibit
 from slick.report.sections import section
+from slick.report.sections.time_to_fit import format_p_value
 from slick.report.statistics import regression
 from slick.report.tables import Row, Table
 
@@ -24,10 +25,11 @@ def linear_model_section(data: StudyData) -> SectionBody:
         text="Accuracy = b0 + b_kn · N_kn / |D| + b_unk · N_unk / |D| in points, where N_kn and N_unk are the numbers "
         "of fitted Known and Unknown training rows. There is one point per epoch and run of the sweep (paper: table "
         f"1). Intervals are 95 %, clustered by fine-tuning set.{''.join(_fit_sentences(data))}",
+        result=" ".join(coefficient_sentences(data)),
         exhibits=(
             table_exhibit("Coefficients of the linear model.", lambda: linear_model_table(data)),
             *(
-                figure_exhibit(
+                collapsed_figure_exhibit(
                     f"Residuals against fitted values, {label}, by share of Unknown rows.",
                     f"linear_residuals_{split}",
                     f"Residuals of the linear model against its fitted values, {label}",
@@ -42,6 +44,40 @@ def linear_model_section(data: StudyData) -> SectionBody:
             ),
         ),
     )
+
+
+PAPER_UNKNOWN_COEFFICIENTS = {"test": -8.3, "ood": -3.0}
+"""The paper's b_unk by test set, points (table 1)."""
+
+
+def coefficient_sentences(data: StudyData, splits: Sequence[str] = tuple(regression.SPLIT_LABELS)) -> list[str]:
+    """The effect of fitted Unknown and Known rows on each test set, and whether it has the paper's sign."""
+    sentences = []
+    for split in splits:
+        model, _ = value_or_reason(regression.fit_linear_model, data, split)
+        if model is None:
+            continue
+        terms = dict(zip(regression.TERMS, zip(model.coefficients, model.p_values, strict=True), strict=True))
+        (known, known_p), (unknown, unknown_p) = terms["b_kn"], terms["b_unk"]
+        paper = PAPER_UNKNOWN_COEFFICIENTS[split]
+        significant = unknown_p < 0.05
+        verdict = (
+            "no significant effect"
+            if not significant
+            else "as in the paper"
+            if unknown * paper > 0
+            else "the opposite of the paper"
+        )
+        sentences.append(
+            f"{regression.SPLIT_LABELS[split].capitalize()}, b_unk is {unknown:+.1f} points "
+            f"({_p_text(unknown_p)}): {verdict}, which has {paper:+.1f}; b_kn is {known:+.1f} ({_p_text(known_p)})."
+        )
+    return sentences
+
+
+def _p_text(p_value: float) -> str:
+    text = format_p_value(p_value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _fit_sentences(data: StudyData) -> list[str]:

@@ -23,7 +23,7 @@ from slick.report.measurements import (
     round1,
     value_or_reason,
 )
-from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit, table_exhibit
+from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, figure_exhibit
 from slick.report.sections import section
 from slick.report.statistics import p_true
 from slick.report.tables import Row, Table
@@ -42,15 +42,11 @@ def p_true_section(data: StudyData) -> SectionBody:
         lambda: {checkpoint: p_true.compare_at_equal_share(data, checkpoint) for checkpoint in CHECKPOINTS}
     )  # the bootstrap is slow
     return SectionBody(
-        text=" ".join(
-            [
-                "P(True) is the probability that the model assigns to the gold answer being true when prompted to "
-                "verify it; a threshold on P(True) labels the questions below it Unknown (paper: section 6). Of two "
-                "methods that label equally many questions Unknown, the better one selects questions that are answered "
-                "correctly less often after fine-tuning on D_Natural.",
-                *summary_sentences(data, compared),
-            ]
-        ),
+        text="P(True) is the probability that the model assigns to the gold answer being true when prompted to verify "
+        "it; a threshold on P(True) labels the questions below it Unknown (paper: section 6). Of two methods that "
+        "label equally many questions Unknown, the better one selects questions that are answered correctly less often "
+        "after fine-tuning on D_Natural.",
+        result=" ".join(summary_sentences(data, compared)),
         exhibits=(
             *(
                 figure_exhibit(
@@ -64,7 +60,7 @@ def p_true_section(data: StudyData) -> SectionBody:
                 )
                 for checkpoint in CHECKPOINTS
             ),
-            table_exhibit(
+            collapsed_table_exhibit(
                 "SliCK's Unknown questions, and as many of lowest P(True), with ties at the edge weighted equally. "
                 "Accuracies in percent, differences in points with 95 % intervals. Told apart: AUROC of P(True) as a "
                 "predictor of D_Natural's correct answers; 50 % is chance.",

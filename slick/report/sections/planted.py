@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -64,26 +65,32 @@ def planted_section(data: StudyData) -> SectionBody | None:
     if facts is None:
         return None
     return SectionBody(
-        text=summary_text(data, facts), exhibits=(*_figure_exhibits(data, facts), *_table_exhibits(data, facts))
+        text=_planted_text(data, facts),
+        result=" ".join(label_error_sentences(facts)),
+        exhibits=(*_figure_exhibits(data, facts), *_table_exhibits(data, facts)),
     )
 
 
-def summary_text(data: StudyData, facts: planted.PlantedFacts) -> str:
-    """Error rates of the labels and rank correlations of the measures."""
-    sentences = [
-        "This model was pretrained on a synthetic corpus in which the number of mentions of the answer to each of "
-        f"{len(facts.strength):,} questions is known, so its labels can be compared with the ground truth."
-    ]
-    try:
+def label_error_sentences(facts: planted.PlantedFacts) -> list[str]:
+    """Error rates of the labels; empty if the world planted every fact."""
+    sentences: list[str] = []
+    with suppress(InsufficientDataError):
         missed = planted.false_unknown_rates(facts)
         if "firm" in missed:
             sentences.append(f"Of the facts planted firmly, {_format_proportion(missed['firm'])} are labelled Unknown.")
         sentences.append(
             f"Of those never planted, {_format_proportion(planted.false_known_rate(facts))} are labelled Known."
         )
-    except InsufficientDataError:
-        pass  # a world may plant every fact
-    sentences += _rank_sentences(data, facts)
+    return sentences
+
+
+def _planted_text(data: StudyData, facts: planted.PlantedFacts) -> str:
+    """What is compared, and the rank correlations of the measures."""
+    sentences = [
+        "This model was pretrained on a synthetic corpus in which the number of mentions of the answer to each of "
+        f"{len(facts.strength):,} questions is known, so its labels can be compared with the ground truth.",
+        *_rank_sentences(data, facts),
+    ]
     if facts.num_unmatched_questions:
         sentences.append(
             f"{facts.num_unmatched_questions:,} annotated questions are not facts of this world and are excluded."

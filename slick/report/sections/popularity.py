@@ -51,11 +51,13 @@ ROW_KINDS = ("unknown", "category", "natural", "concentrated")
 @section("popularity", title="Popularity of subjects", group=GROUP_EXTENSIONS, order=150, experiment="popularity")
 def popularity_section(data: StudyData) -> SectionBody:
     """Categories and harm of Unknown rows by quantile of popularity."""
+    result, *details = summary_sentences(data) or [""]
     return SectionBody(
-        text=f"{summary_text(data)}Unknown questions are mostly about unpopular subjects, and fine-tuning on these may "
-        "harm by itself (Ghosal et al. 2024, arXiv:2406.14785). The harm of Unknown rows is therefore measured within "
-        "quantiles of popularity over all annotated questions. In a synthetic world, popularity is the number of "
-        f"documents that mention a subject.{_excluded_sentence(data)}",
+        result=result,
+        text=f"{''.join(f'{sentence} ' for sentence in details)}Unknown questions are mostly about unpopular "
+        "subjects, and fine-tuning on these may harm by itself (Ghosal et al. 2024, arXiv:2406.14785). The harm of "
+        "Unknown rows is therefore measured within quantiles of popularity over all annotated questions. In a "
+        f"synthetic world, popularity is the number of documents that mention a subject.{_excluded_sentence(data)}",
         exhibits=(
             figure_exhibit(
                 "Percent of questions per category in each quantile of popularity.",
@@ -92,17 +94,17 @@ def popularity_section(data: StudyData) -> SectionBody:
     )
 
 
-def summary_text(data: StudyData) -> str:
+def summary_sentences(data: StudyData) -> list[str]:
     """The correlation of knowledge with popularity and the harm by quantile; empty without data."""
     best, _ = value_or_reason(lambda: _best_correlation(require_popularity(data)))
     if best is None:
-        return ""
+        return []
     name, correlation = best
     verb = "rises" if correlation.low > 0 else "falls" if correlation.high < 0 else "does not change significantly"
-    return (
-        f"P_Correct of {name} answers {verb} with popularity (rank correlation {_format_correlation(correlation)}). "
-        f"{_harm_sentences(data)}"
-    )
+    return [
+        *_harm_sentences(data),
+        f"P_Correct of {name} answers {verb} with popularity (rank correlation {_format_correlation(correlation)}).",
+    ]
 
 
 def _best_correlation(known: PopularityData) -> tuple[str, RankStatistic]:
@@ -121,35 +123,36 @@ def _harm_at_convergence(data: StudyData) -> list[HarmEstimate]:
     return [e for e in estimate_harm(data) if (e.checkpoint, e.category) == (CONVERGENCE, ANY_KNOWN)]
 
 
-def _harm_sentences(data: StudyData) -> str:
+def _harm_sentences(data: StudyData) -> list[str]:
     """The number of quantiles in which the largest share of Unknown rows harms Known questions at convergence."""
     estimates, _ = value_or_reason(_harm_at_convergence, data)
     compared = [estimate for estimate in estimates or () if estimate.comparison]
     if not compared:
-        return ""
+        return []
     largest_share = max(estimate.share for estimate in compared)
     changes = [
         estimate.comparison.change for estimate in compared if estimate.share == largest_share and estimate.comparison
     ]
     harmed = sum(change.value < -Z_95 * change.se for change in changes)
     values = ", ".join(f"{round1(change.value):+.1f}" for change in changes)
-    return (
+    return [
         f"At {checkpoint_label(CONVERGENCE)}, {format_percent(largest_share)} Unknown rows significantly reduce "
         f"accuracy on Known test questions in {harmed} of {len(changes)} quantiles of popularity (from the least "
-        f"popular: {values} points). " + _matched_sentence(data, largest_share)
-    )
+        f"popular: {values} points).",
+        *_matched_sentence(data, largest_share),
+    ]
 
 
-def _matched_sentence(data: StudyData, share: float) -> str:
+def _matched_sentence(data: StudyData, share: float) -> list[str]:
     """How many rows of the compared sets can be matched on popularity."""
     name = dict(data.sweep_variants())[share]
     matched_share = next((variant.matched_share for variant in variant_popularity(data) if variant.name == name), None)
     if matched_share is None:
-        return ""
-    return (
+        return []
+    return [
         f"{format_percent(matched_share)} of their training rows can be matched on popularity with rows of the set "
-        "without Unknown rows. "
-    )
+        "without Unknown rows."
+    ]
 
 
 def _excluded_sentence(data: StudyData) -> str:

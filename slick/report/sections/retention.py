@@ -80,11 +80,12 @@ class KnownOnlyAblation:
 def retention_section(data: StudyData) -> SectionBody:
     """Points of HighlyKnown accuracy lost, by epoch and share of Unknown rows."""
     return SectionBody(
-        text=f"{summary_text(data)}Before fine-tuning, the model answers every HighlyKnown question correctly under "
-        "every few-shot prompt, and no WeaklyKnown or Unknown question in any greedy answer. A loss on the former is "
-        "therefore forgetting, and a correct answer to the latter is a gain. Losses are counted from the epoch with "
-        "the best HighlyKnown accuracy, as in arXiv:2604.15574. That epoch is chosen on the same questions, so a loss "
-        "within its 95 % interval may be noise.",
+        result=" ".join(summary_sentences(data)),
+        text="Before fine-tuning, the model answers every HighlyKnown question correctly under every few-shot "
+        "prompt, and no WeaklyKnown or Unknown question in any greedy answer. A loss on the former is therefore "
+        "forgetting, and a correct answer to the latter is a gain. Losses are counted from the epoch with the best "
+        "HighlyKnown accuracy, as in arXiv:2604.15574. That epoch is chosen on the same questions, so a loss within "
+        "its 95 % interval may be noise.",
         exhibits=(
             figure_exhibit(
                 "HighlyKnown test accuracy by epoch, relative to the best epoch, one line per share of Unknown rows; "
@@ -124,11 +125,11 @@ def retention_section(data: StudyData) -> SectionBody:
     )
 
 
-def summary_text(data: StudyData) -> str:
+def summary_sentences(data: StudyData) -> list[str]:
     """The losses at the lowest and highest share of Unknown rows; empty without data."""
     curves, _ = value_or_reason(retention_curves, data)
     if not curves:
-        return ""
+        return []
     first, last = curves[0], curves[-1]
     sentence = (
         f"By the end of training, D with {format_percent(first.share)} Unknown rows loses "
@@ -136,19 +137,19 @@ def summary_text(data: StudyData) -> str:
     )
     if last is not first:
         sentence += f", D with {format_percent(last.share)} loses {_with_interval(last.points_lost[-1])}"
-    return f"{sentence}. {_ablation_sentence(data)}"
+    return [f"{sentence}.", *_ablation_sentence(data)]
 
 
-def _ablation_sentence(data: StudyData) -> str:
+def _ablation_sentence(data: StudyData) -> list[str]:
     ablations, _ = value_or_reason(known_only_ablation, data)
     pairs = [(pair, pair.points_lost_known) for pair in ablations or () if pair.points_lost_known is not None]
     if not pairs:
-        return ""
+        return []
     pair, known = pairs[-1]
-    return (
+    return [
         f"Without its Unknown rows, D with {format_percent(pair.share)} loses {_with_interval(known)} points instead "
-        f"of {_with_interval(pair.points_lost)}. "
-    )
+        f"of {_with_interval(pair.points_lost)}."
+    ]
 
 
 def retention_figure(curves: tuple[RetentionCurve, ...]) -> Callable[[Any], None]:

@@ -130,10 +130,12 @@ class LabelStability:
 @section("stability", title="Stability of the labels", group=GROUP_EXTENSIONS, order=130, experiment="stability")
 def stability_section(data: StudyData) -> SectionBody:
     """The checks of the labels; those that the annotation did not run are reported as missing."""
+    result, *details = summary_sentences(data) or [""]
     return SectionBody(
-        text=f"{summary_text(data)}Labels depend on the answers that were sampled: more exemplar sets find more "
-        "questions that are answered correctly under some of them only, and more samples find more that are rarely "
-        "answered correctly. Labels have converged where the lines are flat.",
+        result=result,
+        text=f"{''.join(f'{sentence} ' for sentence in details)}Labels depend on the answers that were sampled: more "
+        "exemplar sets find more questions that are answered correctly under some of them only, and more samples "
+        "find more that are rarely answered correctly. Labels have converged where the lines are flat.",
         exhibits=(
             figure_exhibit(
                 "Questions by category for the first N_ex exemplar sets, with all samples.",
@@ -162,16 +164,16 @@ def stability_section(data: StudyData) -> SectionBody:
     )
 
 
-def summary_text(data: StudyData) -> str:
+def summary_sentences(data: StudyData) -> list[str]:
     """One sentence per check that was run."""
     stability, _ = value_or_reason(_require_stability, data)
     if stability is None:
-        return ""
+        return []
     sentences = []
     for describe in (_flip_sentence, _settling_sentence, _rare_answers_sentence, _guess_sentence):
         with suppress(InsufficientDataError):
-            sentences.append(f"{describe(stability)}. ")
-    return "".join(sentences)
+            sentences.append(f"{describe(stability)}.")
+    return sentences
 
 
 def _flip_sentence(stability: LabelStability) -> str:

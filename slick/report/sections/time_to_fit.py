@@ -42,10 +42,12 @@ Ratios = Mapping[str, hazard.HazardRatio | InsufficientDataError]
 def time_to_fit_section(data: StudyData) -> SectionBody:
     """Kaplan-Meier curves and hazard ratios of the categories."""
     ratios = _hazard_ratios(data)
+    result, *details = summary_sentences(data, ratios) or [""]
     return SectionBody(
-        text=f"{summary_text(data, ratios)}A row is fitted at the first epoch after which its question is answered "
-        "correctly. The hazard ratio compares the probability that a row not fitted yet is fitted at an epoch, for "
-        "WeaklyKnown against Unknown rows. Intervals are 95 %, clustered by question.",
+        result=result,
+        text=f"{''.join(f'{sentence} ' for sentence in details)}A row is fitted at the first epoch after which its "
+        "question is answered correctly. The hazard ratio compares the probability that a row not fitted yet is "
+        "fitted at an epoch, for WeaklyKnown against Unknown rows. Intervals are 95 %, clustered by question.",
         exhibits=(
             figure_exhibit(
                 "Training rows not fitted yet, by epoch and category; 50 % of D is Unknown. Kaplan-Meier estimates "
@@ -81,11 +83,11 @@ def time_to_fit_section(data: StudyData) -> SectionBody:
     )
 
 
-def summary_text(data: StudyData, ratios: Ratios) -> str:
+def summary_sentences(data: StudyData, ratios: Ratios) -> list[str]:
     """The hazard ratio and the share of never fitted rows at 50 % Unknown; empty without data."""
     pooled, _ = value_or_reason(lambda: pooled_rows(data, half_unknown_variant(data)))
     if pooled is None:
-        return ""
+        return []
     curves = {curve.category: curve for curve in hazard.survival_curves(pooled)}
     sentences = []
     ratio = ratios.get(pooled.variant)
@@ -102,7 +104,7 @@ def summary_text(data: StudyData, ratios: Ratios) -> str:
     if UNKNOWN in curves:
         share, low, high = (100 * value for value in curves[UNKNOWN].never_fitted)
         sentences.append(f"{format_with_interval(share, low, high, unit=' %')} of the Unknown rows are never fitted.")
-    return "".join(f"{sentence} " for sentence in sentences)
+    return sentences
 
 
 def survival_figure(rows: hazard.TimeToFit) -> Callable[[Any], None]:
