@@ -24,6 +24,8 @@ class StoredSettings(TypedDict, total=False):
     """Settings in manifests and started.json that other steps read. A name has the same type in all steps."""
 
     model: str
+    questions: str
+    famous_rivals: float
     seed: int
     dtype: str
     mode: str

@@ -136,7 +136,7 @@ def decision_sentences(decision: Decision) -> tuple[str, str]:
     first, last = advice.stops
     epochs = f"{first}" if first == last else f"{first} to {last}"
     stop = (
-        f"Train for all {checkpoint_label(advice.last_epoch)}: dev accuracy is highest at the end"
+        f"Train for all {checkpoint_label(advice.last_epoch)}, because dev accuracy is highest at the end"
         if advice.stops_at_end
         else f"Stop after epoch {epochs}"
     )
@@ -210,6 +210,7 @@ def decision_table(decision: Decision) -> Table:
 def decision_note(decision: Decision) -> str:
     """The set's own share, the shares that the advice is from, and how the intervals are made."""
     names = " and ".join(format_percent(advice.share) for advice in decision.neighbours)
+    nearest = f"shares of the sweep are {names}" if " and " in names else f"share of the sweep is {names}"
     settings = (
         f" The sweep's best training settings at {format_percent(decision.nearest.share)} are "
         f"{settings_label(decision.best_settings)}; the values here are of the default settings."
@@ -218,7 +219,7 @@ def decision_note(decision: Decision) -> str:
     )
     return (
         f"{format_percent(decision.own_share, '.1f')} of the {decision.split} questions are Unknown "
-        f"({decision.num_unknown:,} of {decision.num_questions:,}); the nearest shares of the sweep are {names}. "
+        f"({decision.num_unknown:,} of {decision.num_questions:,}); the nearest {nearest}. "
         "Points of test accuracy, with 95 % intervals paired over test questions. Bold: reliable, the interval "
         f"excludes 0.{settings}"
     )

@@ -13,6 +13,7 @@ from slick.report.sections.choice import (
     policy_table,
     recommendation_section,
     recommendation_table,
+    stopping_table,
 )
 
 
@@ -53,8 +54,11 @@ def sweep_of(seeds: tuple[int, ...], shares: tuple[float, ...] = (0.0, 0.5, 1.0)
 
 
 def test_section_starts_with_the_recommended_point() -> None:
-    text = recommendation_section(sweep_of((0, 1, 2))).text
-    assert "use best_dev within 8 epochs: its dev accuracy, 46.0 %, is the best on average over all 3 shares" in text
+    text = recommendation_section(sweep_of((0, 1, 2))).result
+    assert (
+        "stop by best dev accuracy within 8 epochs: its dev accuracy, 46.0 %, is the best on average over all 3 shares"
+        in text
+    )
     assert "keeps epoch 3 of 8 trained epochs." in text
     assert "it takes as long and changes test accuracy by +10.1 (+9.9 to +10.3) points (significant)" in text
     assert "Filtering out the Unknown rows, averaged over the shares with both runs, changes" in text
@@ -80,22 +84,22 @@ def test_difference_within_its_interval_is_not_significant(changes: tuple[float,
         {**p, "test_all": level[p["seed"]] + changes[p["seed"]]} if p["variant"] == "known-050" else p
         for p in data.points
     ]
-    sentence = recommendation_section(replace(data, points=tuple(moved))).text.rsplit(". ", 1)[1]
+    sentence = recommendation_section(replace(data, points=tuple(moved))).result.rsplit(". ", 1)[1]
     assert sentence.startswith("Filtering out the Unknown rows")
     assert sentence.endswith(f"points at the same point ({verdict}).")
 
 
 def test_one_seed_has_no_intervals() -> None:
     section = recommendation_section(sweep_of((0,)))
-    assert section.text.endswith("; one seed gives no intervals.")
-    assert section.text.count(". ") == 2
+    assert section.result.endswith("; one seed gives no intervals.")
+    assert section.result.count(". ") == 2
     assert not [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
     assert " to " not in str(recommendation_table(recommend(sweep_of((0,)))).rows)
 
 
 def test_one_share_has_no_surface() -> None:
     section = recommendation_section(sweep_of((0, 1), shares=(0.5,)))
-    assert section.text.startswith("At 50 % Unknown rows, use best_dev within 8 epochs")
+    assert section.result.startswith("At 50 % Unknown rows, stop by best dev accuracy within 8 epochs")
     missing = [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
     assert len(missing) == 2  # the figure and its numbers
     assert all("two shares of Unknown rows" in str(why) for why in missing)
@@ -121,7 +125,7 @@ def test_settings_column_only_if_the_sweep_varies_settings() -> None:
     assert "settings" not in policy_table(own).columns
     worse = tuple({**point, "dev_all": point["dev_all"] - 0.1} for point in own.points)
     both = replace(own, points=worse + other.points)
-    assert "best_dev within 8 epochs with dropout=0.1" in recommendation_section(both).text
+    assert "best dev accuracy within 8 epochs with dropout 0.1" in recommendation_section(both).result
     table = recommendation_table(recommend(both))
     assert {row[table.columns.index("settings")] for row in table.rows} == {"dropout=0.1"}
     policies = policy_table(both)
@@ -140,3 +144,21 @@ def test_axis_table_is_sorted_and_caption_states_balance() -> None:
     assert rows[0][0] == "share of Unknown rows"
     assert rows[-1][0] == "how they act together, and chance"
     assert next(row for row in rows if row[0] == "epoch budget")[2:] == (None, None, "it has one level only")
+
+
+def test_stopping_policies_with_the_same_result_share_a_row() -> None:
+    data = sweep_of((0,))
+    copies = [
+        {**point, "epochs": budget, "cost_epochs": budget}
+        for point in data.points
+        if point["policy"] == "best_dev"
+        for budget in (6, 10)
+    ]
+    patient = [{**point, "policy": "patience(3)", "epochs": 8, "cost_epochs": 6} for point in copies]
+    table = stopping_table(replace(data, points=(*data.points, *copies, *patient)))
+    # D at 0, 50 and 100 % has 60, 45 and 30 % at its best epoch, 2 points less after 4 epochs and 10 less after 8.
+    assert table.rows == (
+        ("best dev accuracy or dev accuracy with patience 3", "6 to 10", 45.0, 3.0, 6.0),
+        ("after 4 epochs", "4", 43.0, 4.0, 4.0),
+        ("after 8 epochs", "8", 35.0, 8.0, 8.0),
+    )

@@ -258,7 +258,7 @@ def test_summary_states_differences_by_group() -> None:
     )
     assert "on all test questions (not significant). The change is -" in text
     for late in ({**MOVED, "P4": 0.4, "P5": 0.4}, {**MOVED, "P1": 0.6, "P2": 0.6}):
-        assert "on all test questions (significant). " in summary_text(study(late))
+        assert "on all test questions (significant)." in summary_text(study(late))
 
 
 def test_figure_and_table_show_every_group() -> None:

@@ -192,7 +192,7 @@ def test_figures_label_exactly_the_kinds_present() -> None:
     assert f">{TWO_ANSWERS}<" not in svg
     assert ">90<" in svg
     assert all(f">{name}<" in drawing(error_kinds_section.exhibits[1]) for name in ("P19", "P36", REFUSED))
-    assert "Of 10 Unknown questions, 0 % have one answer" in error_kinds_section.text
+    assert "Of 10 Unknown questions, 0 % have one answer" in error_kinds_section.result
 
 
 def test_kinds_by_planted_strength() -> None:

@@ -289,9 +289,9 @@ def test_section_shows_losses_examples_and_linked_table(tmp_path: Path) -> None:
     ) - 1
     assert (
         "At 50 % Unknown rows, 6 of 6 correct answers are lost, and 67 % of the new answers are targets of the "
-        "fine-tuning set" in forgetting_section.text
+        "fine-tuning set" in forgetting_section.result
     )
-    assert "the chance rate is 50 % at the last epoch and 0 % at the best dev epoch" in forgetting_section.text
+    assert "the chance rate is 50 % at the last epoch and 0 % at the best dev epoch" in forgetting_section.result
     for exhibit, names in zip(
         forgetting_section.exhibits, (("any row", "Unknown row", "others, last"), ("lost", "gained")), strict=False
     ):

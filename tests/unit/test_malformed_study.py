@@ -15,8 +15,10 @@ from jobs import status
 from slick.errors import SlickError, StudyError
 from slick.report import compare_studies
 from slick.report.answers import collected
+from slick.report.convergence import final_train_accuracies
 from slick.report.loading import load_study
-from slick.report.provenance import provenance_section, read_manifests
+from slick.report.provenance import provenance_section, read_manifests, read_provenance
+from slick.report.sections.categories import load_famous_rivals
 from slick.report.sections.concentration import load_test_ids
 from slick.report.sections.error_audit import collect_error_audit
 from slick.report.sections.forgetting import load_forgetting
@@ -26,7 +28,7 @@ from slick.report.sections.time_to_fit import load_time_to_fit
 from slick.report.statistics.p_true import load_p_true, load_prefix_labels
 from slick.report.statistics.popularity import load_popularity
 from slick.report.step import requested_experiments
-from slick.report.summary import headline
+from slick.report.summary import summarize
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.variants import VariantsConfig, draw_variants
@@ -135,9 +137,11 @@ def report(study: Folder) -> None:
     load_time_to_fit(study, data.runs, data.variants)
     load_popularity(study, data.variants)
     collected(data, collect_error_audit)
-    section = provenance_section(read_manifests(study), requested_experiments(study))
-    headline(data)
-    assert section.exhibits
+    manifests = read_manifests(study)
+    summarize(data, manifests, read_provenance(manifests))
+    final_train_accuracies(data)
+    load_famous_rivals(study)
+    assert provenance_section(manifests, requested_experiments(study)).exhibits
 
 
 def show_status(study: Folder) -> None:

@@ -30,9 +30,9 @@ from slick.report.measurements import (
     round1,
 )
 from slick.report.sections.choice import policy_table, response_surface_figure
+from slick.report.sections.share import accuracy_sentence
 from slick.report.statistics import effects
 from slick.report.statistics.p_true import first_hit_and_gap, prefix_curve
-from slick.report.summary import headline
 from tests.false_claims import BARELY_FALSE, changed
 from tests.simulated_study import PAPER_SIZE, StudySize, paper_rates, simulate_linear
 from tests.unit.outcome_studies import (
@@ -375,7 +375,7 @@ def test_displayed_percentages_are_rounded_consistently() -> None:
     assert round1(float("inf")) == float("inf")
 
 
-def test_headline_heat_map_and_tables_show_the_same_number() -> None:
+def test_sentence_heat_map_and_tables_show_the_same_number() -> None:
     variants = {name: Variant(name=name, kind="unknown", share=share, num=9) for name, share in NAMES.items()}
     runs = tuple(
         Run(
@@ -396,7 +396,7 @@ def test_headline_heat_map_and_tables_show_the_same_number() -> None:
         for n in (1, 2)
     )
     data = StudyData(variants=variants, runs=runs, points=points, durations=(1, 2))
-    assert "from 27.3 % to 27.3 %" in headline(data)
+    assert "from 27.3 to 27.3 % at convergence" in accuracy_sentence(data)
     svg = render_figure("map", "", response_surface_figure(data, effects.response_surface(data))).svg
     assert svg.count(">27.3</text>") == 2
     assert 27.3 in policy_table(data).rows[-1]

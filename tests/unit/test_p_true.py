@@ -205,7 +205,7 @@ def test_p_true_that_is_not_informative_is_not_compared() -> None:
     message = "the two choices have less than 0.01 % of the probability"
     with pytest.raises(InsufficientDataError, match=message):
         findings.get("E20").check(little)
-    assert message in p_true_section(little).text
+    assert message in p_true_section(little).result
     random = replace(scores, p_true=np.random.default_rng(0).random(len(scores.p_true)))
     with pytest.raises(InsufficientDataError, match="does not predict which questions are answered correctly"):
         findings.get("E20").check(with_p_true(data, random))
@@ -276,7 +276,7 @@ def test_section_shows_all_exhibits() -> None:
     data = with_prefixes(worse_and_better(0.02, 0.3))
     result = p_true_section(data)
     assert not [exhibit.missing for exhibit in result.exhibits if exhibit.missing]
-    assert "SliCK's are answered correctly less often than P(True)'s" in result.text
+    assert "SliCK's are answered correctly less often than P(True)'s" in result.result
     figure = result.exhibits[0].figure
     assert figure is not None
     assert "P(True), by threshold" in figure.svg

@@ -265,8 +265,8 @@ def test_section_shows_all_exhibits(tmp_path: Path) -> None:
     data = StudyData(parts={load_planted: loaded(tmp_path)})
     section = planted_section(data)
     assert section is not None
-    assert "Of the facts planted firmly, 1 of 2 (50.0 %, 9.5 to 90.5) are labelled Unknown." in section.text
-    assert "Of those never planted, 4 of 5 (80.0 %" in section.text
+    assert "Of the facts planted firmly, 1 of 2 (50.0 %, 9.5 to 90.5) are labelled Unknown." in section.result
+    assert "Of those never planted, 4 of 5 (80.0 %" in section.result
     assert [exhibit.missing for exhibit in section.exhibits if exhibit.missing] == []
     assert data.parts[load_planted] is not None
     assert strength_table(data.parts[load_planted]).rows[0][1:] == (

@@ -15,7 +15,7 @@ from slick.datasets.relations import load_relations
 from slick.errors import DataError
 from slick.report.data import Predictions, Run, StudyData, Variant
 from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
-from slick.report.sections.popularity import harm_table, load_popularity, popularity_section, summary_text
+from slick.report.sections.popularity import harm_table, load_popularity, popularity_section, summary_sentences
 from slick.report.statistics.popularity import (
     PopularityData,
     category_shares,
@@ -294,18 +294,18 @@ def test_training_sets_are_matched_on_popularity() -> None:
 
 
 def test_section_reports_correlation_harm_and_missing_data() -> None:
-    text = summary_text(study({1: 0.45, 2: 0.45, 3: 0.45}))
+    text = " ".join(summary_sentences(study({1: 0.45, 2: 0.45, 3: 0.45})))
     assert "P_Correct of sampled answers rises with popularity" in text
     assert "At convergence, 100 % Unknown rows significantly reduce accuracy on Known test questions" in text
     assert "in 3 of 3 quantiles" in text
     assert "17 % of their training rows can be matched on popularity" in text
-    assert "in 0 of 3 quantiles" in summary_text(study({}))
+    assert "in 0 of 3 quantiles" in " ".join(summary_sentences(study({})))
     shown = popularity_section(study({}))
     assert [exhibit.missing for exhibit in shown.exhibits] == [None] * 7
     without = popularity_section(study({}, popular=False))
     assert without.is_empty
     assert all("a column popularity or s_pop" in str(exhibit.missing) for exhibit in without.exhibits)
-    assert summary_text(study({}, popular=False)) == ""
+    assert summary_sentences(study({}, popular=False)) == []
 
 
 def test_load_popularity_of_annotated_questions_and_training_rows(tmp_path: Path) -> None:

@@ -12,13 +12,18 @@ import pytest
 
 from slick.errors import SettingsError, StudyError
 from slick.report import ReportConfig, make_report
-from slick.report.data import StudyData, Variant
 from slick.report.loading import load_study
 from slick.report.measurements import CONVERGENCE, round1
-from slick.report.recommendation import recommend
-from slick.report.summary import key_answers
 from slick.storage import Folder
-from tests.unit.report_study import SHARES, question_rows, write_annotation, write_run, write_study, write_variants
+from tests.unit.report_study import (
+    SHARES,
+    question_rows,
+    write_annotation,
+    write_run,
+    write_study,
+    write_variants,
+    write_world,
+)
 
 
 class Page(HTMLParser):
@@ -79,6 +84,10 @@ def test_the_report_of_a_finished_study_has_all_figures_tables_and_findings(stud
         "linear_model.csv",
         "idk.csv",
         "policies.csv",
+        "stopping.csv",
+        "decision.csv",
+        "idk_by_category.csv",
+        "not_converged.csv",
         "which_point.csv",
         "which_point_numbers.csv",
         "axis_effects.csv",
@@ -97,7 +106,7 @@ def test_the_report_of_a_finished_study_has_all_figures_tables_and_findings(stud
     holding = {o["id"] for o in outcomes if o["holds"]}
     assert {"E2", "E3", "E5", "E9", "E10", "E11", "E23"} <= holding
     page = Page(report.read_bytes("index.html").decode())
-    names = {"choice", "stopping", "share", "fitting", "categories", "linear", "ood", "idk", "p_true"}
+    names = {"choice", "share", "fitting", "categories", "linear", "ood", "idk", "p_true"}
     names |= {"fit_times", "retention", "stability"}
     assert not [name for name in names if "Not shown" in page.texts[name]]
 
@@ -161,7 +170,7 @@ def test_an_annotated_study_without_runs_has_a_partial_report(tmp_path: Path) ->
     text = study.child("report").read_bytes("index.html").decode()
     assert "Not shown" in text
     assert "Not shown: needs a finished sweep over variants with a share of Unknown rows" in text
-    assert "the study has no sweep over the share of Unknown rows yet" in text
+    assert "When to stop is not known yet: needs runs at 1 or more shares of Unknown rows" in text
     assert manifest.counts["holds"] == 1  # E2, the categories
     assert manifest.counts["not_testable"] == 24
 
@@ -244,10 +253,10 @@ def test_the_table_of_contents_lists_every_section(study: Folder) -> None:
     anchors = [link[1:] for link in page.links if link.startswith("#")]
     assert set(anchors) <= set(page.ids)
     order = [anchor for anchor in page.ids if anchor in anchors and anchor in page.texts and anchor != "contents"]
-    assert set(order) >= {"choice", "stopping", "share", "findings", "provenance"}
+    assert set(order) >= {"findings", "choice", "share", "provenance"}
     listed = [anchor for anchor in dict.fromkeys(anchors) if anchor in order]
     assert sorted(listed) == sorted(order)
-    assert order.index("choice") < order.index("share") < order.index("findings") < order.index("provenance")
+    assert order.index("findings") < order.index("choice") < order.index("share") < order.index("provenance")
     for group in ("What to do", "The paper's experiments", "Findings", "Provenance"):
         assert group in page.texts["contents"]
 
@@ -258,50 +267,77 @@ def test_without_a_world_there_is_no_section_of_planted_facts(study: Folder) -> 
     assert "The planted truth" not in page.texts["contents"]
 
 
-def test_the_summary_answers_the_three_key_questions(study: Folder) -> None:
+def test_the_first_screen_has_model_questions_shares_and_findings(tmp_path: Path) -> None:
+    study = write_study(tmp_path, num_test=80, num_epochs=4, world=True)
+    make_report(study, ReportConfig())
     header = " ".join(Page(study.child("report").read_bytes("index.html").decode()).texts["header"].split())
     header = header.replace("\u00a0", " ")
-    assert (
-        "How much of the question set is Unknown? 25 % is Unknown The model never answered 60 of 240 training questions"
-        in header
-    )
-    choice = recommend(load_study(study)).overall
-    assert choice.stop_epoch.value is not None
-    assert (
-        f"When should training stop? after epoch {choice.stop_epoch.value:.0f} Dev accuracy is highest with best_dev"
-        in header
-    )
-    assert re.search(
-        r"What does training without the Unknown rows gain\? "
-        r"\S+ points at the recommended stop; \+\d+\.\d points at the end",
-        header,
-    )
-    assert "one seed, so no interval" in header
+    assert "planted world · invented facts in the relations of EntityQuestions: 80 training, 80 test, 80" in header
+    assert "out-of-distribution test questions · 17 fine-tuning runs, 1 seed" in header
+    assert "What the model knows: 80 training questions" in header
+    assert "HighlyKnown 25 % MaybeKnown 25 % WeaklyKnown 25 % Unknown 25 %" in header
+    assert "The 20 Unknown training rows by question_id (CSV)" in header
+    assert "25.0 % of the training questions are Unknown (20 of 80); the nearest share of the sweep is 25 %" in header
+    assert re.search(r"The paper's findings in this study \d+ hold \d+ fail", header)
+    assert "one seed" not in header
 
 
-def test_the_summary_names_missing_data(tmp_path: Path) -> None:
+def test_unknown_rows_csv_lists_the_unknown_training_rows(tmp_path: Path) -> None:
+    rows = question_rows(12)
     study = Folder(str(tmp_path))
-    write_annotation(study, question_rows(60))
-    first, *rest = key_answers(load_study(study))
-    assert first.answer == "25 % is Unknown"
-    assert [answer.missing for answer in rest] == [True, True]
-    assert all(answer.answer == "not available" and answer.detail.startswith("needs ") for answer in rest)
+    write_annotation(study, rows)
+    write_world(study, rows)
+    make_report(study, ReportConfig())
+    lines = study.child("report", "tables").read_bytes("unknown_rows.csv").decode().splitlines()
+    unknown = [row for row in rows if (row["split"], row["category"]) == ("train", "Unknown")]
+    assert len(unknown) == 3
+    assert lines[0] == "question_id,relation,question,answer"
+    assert sorted(lines[1:]) == sorted(
+        f"{row['question_id']},{row['relation']},What of {row['question_id']}?,Answer {row['question_id']}"
+        for row in unknown
+    )
 
 
-def test_a_difference_within_its_interval_is_not_reported_as_a_gain() -> None:
-    points = []
-    for name, kind, right in (("unknown-050", "unknown", 0.5), ("known-050", "known", None)):
-        for seed in range(3):
-            test = (0.5, 0.45, 0.55)[seed] if right is None else right
-            points.append(
-                {"variant": name, "seed": seed, "epochs": 4, "policy": "best_dev", "stop_epoch": 2, "cost_epochs": 4}
-                | {"dev_all": test, "test_all": test, "kind": kind}
-            )
-    variants = {p["variant"]: Variant(name=p["variant"], kind=p["kind"], share=0.5, num=80) for p in points}
-    _, stop, filtering = key_answers(StudyData(variants=variants, points=tuple(points)))
-    assert stop.answer == "after epoch 2"
-    assert filtering.answer == "no clear change at the recommended stop"
-    assert "which is within noise" in filtering.detail
+def test_without_questions_there_is_no_link_to_the_unknown_rows(study: Folder) -> None:
+    assert "unknown_rows.csv" not in Page(study.child("report").read_bytes("index.html").decode()).links
+    assert not study.child("report", "tables").exists("unknown_rows.csv")
+
+
+def test_findings_are_listed_by_verdict_before_all_sections(study: Folder) -> None:
+    text = study.child("report").read_bytes("index.html").decode()
+    outcomes = study.child("report").read_json("outcomes.json")
+    section = text[text.index('<section id="findings"') : text.index('<section id="choice"')]
+    badges = re.findall(r'<span class="badge [a-z-]+">(\d+) ([a-z ]+)</span>', section)
+    holds = sum(outcome["holds"] is True for outcome in outcomes)
+    assert badges[0] == (str(holds), "hold")
+    assert sum(int(num) for num, _ in badges) == len(outcomes) == section.count('<summary class="claim">')
+    assert not re.search(r'<summary class="claim">E\d', section)
+
+
+def test_sections_beyond_the_paper_are_folded_with_their_result(study: Folder) -> None:
+    text = study.child("report").read_bytes("index.html").decode()
+    for name in ("fit_times", "retention", "stability", "provenance"):
+        section = text[text.index(f'<section id="{name}"') :].partition("</section>")[0]
+        summary = re.search(r'<details class="fold"><summary><h2>[^<]+</h2><p class="result">([^<]+)</p>', section)
+        assert summary is not None, name
+        assert len(summary[1]) > 20
+    for name in ("choice", "share", "idk"):
+        assert 'class="fold"' not in text[text.index(f'<section id="{name}"') :].partition("</section>")[0]
+
+
+def test_every_section_has_a_sentence_of_result(study: Folder) -> None:
+    text = study.child("report").read_bytes("index.html").decode()
+    sections = re.findall(r'<section id="(\w+)"(.*?)</section>', text, re.DOTALL)
+    shown = [name for name, content in sections if "<figure" in content and "Not shown" not in content]
+    assert len(shown) > 8
+    assert [name for name, content in sections if name in shown and '<p class="result">' not in content] == []
+
+
+def test_visible_text_has_no_code_names(study: Folder) -> None:
+    page = Page(study.child("report").read_bytes("index.html").decode())
+    texts = " ".join(page.texts[name] for name in page.texts if name not in ("provenance",))
+    for name in ("unknown_ratio", "p_true", "D_loses", "best_dev", "fixed(", "patience(", "fall_at", "early_stop"):
+        assert name not in texts, name
 
 
 def test_a_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:

@@ -107,9 +107,9 @@ def test_changes_of_other_categories_use_the_same_epochs() -> None:
 def test_section_reports_losses() -> None:
     shown = retention_section(PLANTED)
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
-    assert "D with 0 % Unknown rows loses 5.0 (" in shown.text
-    assert "D with 50 % loses 40.0 (" in shown.text
-    assert "Without its Unknown rows, D with 50 % loses 4.0 (" in shown.text
+    assert "D with 0 % Unknown rows loses 5.0 (" in shown.result
+    assert "D with 50 % loses 40.0 (" in shown.result
+    assert "Without its Unknown rows, D with 50 % loses 4.0 (" in shown.result
     table = {row[0]: row for row in retention_table(PLANTED).rows}
     assert table["0 %"][1:2] + table["0 %"][3:] == ("90.0 (epoch 2)", None, None, None)
     assert str(table["50 %"][4]).startswith("30.0 (")
@@ -143,7 +143,7 @@ def test_missing_highlyknown_questions_are_reported() -> None:
         shown = retention_section(data)
         assert shown.is_empty
         assert all(why in str(exhibit.missing) for exhibit in shown.exhibits[:2])
-        assert "loses" not in shown.text
+        assert "loses" not in shown.result
     holes = study(run("unknown-050", {HIGHLY: [50, float("nan"), 40]}))
     with pytest.raises(InsufficientDataError, match="at every epoch"):
         retention_curves(holes)

@@ -126,7 +126,7 @@ def test_section_summarises_all_checks(tmp_path: Path) -> None:
     assert (found.chance_known, found.num_unknown) == (pytest.approx(0.2), 3)
     shown = stability_section(StudyData(parts={load_stability: found}))
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
-    assert "25.0 % (11.2 to 46.9) of 20 questions change their category, and 10.0 % (" in shown.text
+    assert "25.0 % (11.2 to 46.9) of 20 questions change their category, and 10.0 % (" in shown.result
     assert "The last exemplar set moves 5.0 % of the questions out of Unknown, the last 2 samples 5.0 %." in shown.text
     assert "a correct one for 20.0 % of the 3 Unknown questions" in shown.text
     assert "Of 10 questions about invented subjects, 20.0 % (" in shown.text

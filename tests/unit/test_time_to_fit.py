@@ -249,7 +249,7 @@ def test_section_reports_ratio_and_never_fitted_rows() -> None:
     shown = time_to_fit_section(data)
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
     ratio = hazard_ratio(pool_runs(select_runs(times_to_fit(data), "unknown-050")), WEAKLY, UNKNOWN)
-    assert f"at {ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f}) times the rate" in shown.text
+    assert f"at {ratio.value:.1f} ({ratio.low:.1f} to {ratio.high:.1f}) times the rate" in shown.result
     never_fitted = survival_curve(pool_runs(select_runs(times_to_fit(data), "unknown-050")), UNKNOWN).never_fitted[0]
     assert f"{100 * never_fitted:.1f} % (" in shown.text
     ratios = {"unknown-050": ratio, "unknown-000": InsufficientDataError("no Unknown rows")}
@@ -266,5 +266,5 @@ def test_section_reports_missing_rows_tables() -> None:
         shown = time_to_fit_section(data)
         assert shown.is_empty
         assert why in str(shown.exhibits[0].missing)
-        assert "times the rate" not in shown.text
+        assert "times the rate" not in shown.result + shown.text
     assert "rows.parquet" in str(time_to_fit_section(study_of([])).exhibits[1].missing)
