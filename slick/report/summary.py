@@ -1,9 +1,10 @@
 """The first screen of the page: the model, the questions, what the model knows of them, and what to do."""
 
 import json
+import math
 from dataclasses import dataclass
 
-from slick.errors import SettingsError
+from slick import limits
 from slick.report.data import StudyData
 from slick.report.decision import (
     decide,
@@ -16,7 +17,6 @@ from slick.report.decision import (
 from slick.report.measurements import value_or_reason
 from slick.report.provenance import Provenance
 from slick.report.tables import Table
-from slick.shapes import shape_from_config
 from slick.storage import Folder
 from slick.study import Manifest
 from slick.types import Category
@@ -86,19 +86,33 @@ def summarize(data: StudyData, manifests: dict[str, Manifest], provenance: Prove
 
 def _describe_model(data: StudyData, provenance: Provenance) -> str:
     num = None if "parameters" in provenance.model or data.study is None else model_size(data.study, data)
-    return f"{provenance.model}, about {format_size(num)} parameters" if num else provenance.model
+    return f"{provenance.model}, {format_size(num)} parameters" if num else provenance.model
 
 
 def model_size(study: Folder, data: StudyData) -> int | None:
-    """Parameters of the fine-tuned model according to the config.json of a checkpoint; None if none was kept."""
+    """Parameters of the fine-tuned model according to the weights of a checkpoint; None if no full one was kept."""
     for run in data.runs:
         folder = study.child("runs", run.run_id, "checkpoint-last")
-        if folder.exists("config.json"):
-            try:
-                return shape_from_config(json.loads(folder.read_bytes("config.json")), run.run_id).parameters
-            except (SettingsError, ValueError):
-                return None
+        if files := [name for name in folder.names(".safetensors") if not name.startswith("adapter")]:
+            sizes = [_num_weights(folder, name) for name in files]
+            return None if None in sizes else sum(filter(None, sizes))
     return None
+
+
+def _num_weights(folder: Folder, name: str) -> int | None:
+    """Weights of one safetensors file according to its header; None if it cannot be read.
+
+    Source: https://huggingface.co/docs/safetensors: eight bytes with the header's length, then the header as JSON.
+    """
+    with folder.open_input(name) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > limits.MAX_SETTINGS_BYTES:
+            return None
+        try:
+            tensors = json.loads(file.read(length))
+            return int(sum(math.prod(entry["shape"]) for key, entry in tensors.items() if key != "__metadata__"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
 
 def format_size(num: int) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import itertools
 import json
 import os
@@ -16,11 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from tests.waiting import TIMEOUT_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 MIN_TEXT_PX = 9.0
 """Pixels: smaller text in a figure cannot be read."""
+MIN_SHADE = 25.0
+"""Levels of grey, of 255, by which the shadow at the edge of a cut table is darker than the table."""
 PRINTED_WIDTH = 688
 """CSS pixels of an A4 page between the margins of the style sheet, 182 mm."""
 
@@ -52,6 +58,12 @@ _INSPECT_SCRIPT = """
   });
   return {
     width, scrollWidth: document.documentElement.scrollWidth, plots,
+    height: document.documentElement.scrollHeight,
+    bottoms: Object.fromEntries(['.subject', '.known', '.decision .headline', '.tally'].map((one) => [one,
+      document.querySelector(one) ? document.querySelector(one).getBoundingClientRect().bottom + scrollY : -1])),
+    cut: [...document.querySelectorAll('.scroll')].filter((box) => box.checkVisibility() &&
+      box.scrollWidth > box.clientWidth + 1).map((box) => { const r = box.getBoundingClientRect();
+        return {name: name(box), x: r.left + scrollX, y: r.top + scrollY, width: r.width, height: r.height}; }),
     wide: shown.filter((node) => node.getBoundingClientRect().right > width + 1 &&
       (PRINTED || !scrolls(node.parentElement)) && getComputedStyle(node).position !== 'absolute').map(name),
     clipped: [...document.querySelectorAll('.scroll')].filter((box) => box.getClientRects().length &&
@@ -63,6 +75,41 @@ _INSPECT_SCRIPT = """
   };
 })()
 """
+
+
+_COVERED_SCRIPT = """
+(() => {
+  const covered = [];
+  const clips = (node) => { const boxes = [];
+    for (let one = node; one; one = one.parentElement)
+      if (getComputedStyle(one).overflowX !== 'visible' && one !== document.documentElement && one !== document.body)
+        boxes.push(one.getBoundingClientRect());
+    return boxes; };
+  const texts = []; const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (node.textContent.trim() && !node.parentElement.closest('svg')) texts.push(node);
+  }
+  for (let top = 0; top < document.documentElement.scrollHeight; top += innerHeight) {
+    scrollTo({top, behavior: 'instant'});
+    for (const node of texts) {
+      const range = document.createRange(); range.selectNodeContents(node);
+      for (const box of range.getClientRects()) {
+        const x = box.left + box.width / 2, y = box.top + box.height / 2;
+        if (box.width < 2 || x < 0 || y < 0 || x >= innerWidth || y >= innerHeight) continue;
+        if (clips(node.parentElement).some((c) => x < c.left || x > c.right || y < c.top || y > c.bottom)) continue;
+        const above = document.elementFromPoint(x, y);
+        if (above && !above.contains(node.parentElement) && !node.parentElement.contains(above))
+          covered.push('"' + node.textContent.trim().slice(0, 40) + '" by ' + above.tagName.toLowerCase() +
+            (above.className ? '.' + above.className : ''));
+      }
+    }
+  }
+  scrollTo({top: 0, behavior: 'instant'});
+  return [...new Set(covered)];
+})()
+"""
+_OPEN_ALL_SCRIPT = "document.querySelectorAll('details').forEach((one) => { one.open = OPENED; })"
 
 
 def find_browser() -> str | None:
@@ -79,8 +126,14 @@ class PageSnapshot:
     """Console errors and exceptions."""
     requests: list[str] = field(default_factory=list)
     """URLs requested, except that of the page itself."""
+    delivered: dict[str, Any] = field(default_factory=dict)
+    """The result of `_INSPECT_SCRIPT` for the page as it is delivered, with folded parts."""
     layout: dict[str, Any] = field(default_factory=dict)
-    """The result of `_INSPECT_SCRIPT`."""
+    """The same with all parts unfolded."""
+    covered: list[str] = field(default_factory=list)
+    """Texts under another element, with all parts unfolded."""
+    without_cue: list[str] = field(default_factory=list)
+    """Tables of the delivered page that go on beyond their right edge without a visible cue."""
     printed: dict[str, Any] = field(default_factory=dict)
     """The same for print media."""
     num_pages: int = 0
@@ -99,6 +152,8 @@ def page_problems(snapshot: PageSnapshot, num_figures: int) -> list[str]:
     problems += [f"not in the contents: {section}" for section in layout["sections"] if section not in layout["listed"]]
     if len(layout["plots"]) != num_figures:
         problems.append(f"shows {len(layout['plots'])} figures of {num_figures}")
+    problems += [f"covered text: {text}" for text in snapshot.covered]
+    problems += [f"cut without a cue: {name}" for name in snapshot.without_cue]
     for plot in layout["plots"]:
         if min(plot["width"], plot["height"], plot["inner"]) < 50:
             problems.append(f"empty figure: {plot['name']}")
@@ -128,7 +183,13 @@ async def _capture_page(page: Path, width: int, browser: str, mobile: bool) -> P
         loaded = send.waiter("Page.loadEventFired")
         await send("Page.navigate", url=page.as_uri())
         await asyncio.wait_for(loaded, TIMEOUT_S)
+        snapshot.delivered = await _inspect_page(send, "false")
+        snapshot.without_cue = await _tables_without_cue(send, snapshot.delivered["cut"])
+        await send("Runtime.evaluate", expression=_OPEN_ALL_SCRIPT.replace("OPENED", "true"))
         snapshot.layout = await _inspect_page(send, "false")
+        covered = await send("Runtime.evaluate", expression=_COVERED_SCRIPT, returnByValue=True)
+        snapshot.covered = covered["result"]["value"]
+        await send("Runtime.evaluate", expression=_OPEN_ALL_SCRIPT.replace("OPENED", "false"))
         await send("Emulation.setEmulatedMedia", media="print")
         await send("Emulation.setDeviceMetricsOverride", width=PRINTED_WIDTH, mobile=False, **size)
         snapshot.printed = await _inspect_page(send, "true")
@@ -145,6 +206,26 @@ async def _inspect_page(send: "_Sender", printed: str) -> dict[str, Any]:
     )
     assert "exceptionDetails" not in response, response
     return dict(response["result"]["value"])
+
+
+async def _tables_without_cue(send: "_Sender", cut: list[dict[str, Any]]) -> list[str]:
+    """Tables whose right edge is not darker than the area beside it; their text is hidden, so only a shadow counts."""
+    hidden = await send(
+        "Runtime.evaluate",
+        expression="document.head.insertAdjacentHTML('beforeend', '<style id=hide>.scroll * "
+        "{ color: transparent !important; border-color: transparent !important }</style>')",
+    )
+    assert "exceptionDetails" not in hidden, hidden
+    names = []
+    for table in cut:
+        clip = {"x": table["x"], "y": table["y"], "width": table["width"], "height": table["height"], "scale": 1}
+        shot = await send("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("L"), dtype=float)
+        edge, beside = grey[8:-8, -6:-2].mean(), grey[8:-8, -60:-50].mean()
+        if edge > beside - MIN_SHADE:
+            names.append(table["name"])
+    await send("Runtime.evaluate", expression="document.getElementById('hide').remove()")
+    return names
 
 
 def _collect_events(events: list[dict[str, Any]], page: Path, snapshot: PageSnapshot) -> None:

@@ -38,6 +38,14 @@ def test_page_has_no_problems(report: tuple[Path, int], browser: str, width: int
     assert len(snapshot.layout["sections"]) > 10
 
 
+def test_page_has_at_most_12_screens_and_starts_with_the_decision(report: tuple[Path, int], browser: str) -> None:
+    delivered = capture_page(report[0], DESKTOP[0], browser).delivered
+    assert delivered["height"] <= 12 * 1000
+    bottoms = [delivered["bottoms"][name] for name in (".subject", ".known", ".decision .headline", ".tally")]
+    assert bottoms == sorted(bottoms)
+    assert bottoms[-1] < 1000
+
+
 BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     "figure missing": (lambda text: re.sub(r"<svg.*?</svg>", "", text, count=1, flags=re.DOTALL), "empty figure"),
     "figure empty": (
@@ -81,6 +89,16 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "dead link": (lambda text: text.replace('href="#findings"', 'href="#gone"'), "dead link: #gone"),
     "section not listed": (lambda text: text.replace('<section id="findings"', '<section id="x"'), "contents: x"),
+    "text under a floating button": (
+        lambda text: text.replace("<main", '<a style="position: fixed; right: 30px; bottom: 9px">To the top</a><main'),
+        "by a",
+    ),
+    "table cut without a cue": (
+        lambda text: text.replace(
+            "</style>", ".scroll { background: var(--card) !important; max-width: 300px }</style>"
+        ),
+        "cut without a cue",
+    ),
     "table clipped in print": (
         lambda text: text.replace("</style>", "@media print { td { min-width: 300px } }</style>"),
         "clipped in print",

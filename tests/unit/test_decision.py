@@ -1,6 +1,8 @@
 """When to stop and which rows to drop, at the question set's own share of Unknown rows."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from slick.report.decision import (
     neighbouring_shares,
 )
 from slick.report.measurements import InsufficientDataError, Measurement
+from slick.report.summary import model_size
+from slick.storage import Folder
 
 SURE_GAIN, SURE_LOSS = Measurement(5.0, 1.0, 1), Measurement(-5.0, 1.0, 1)  # 95 %: 3.0 to 7.0 points
 NOISE = Measurement(1.0, 1.0, 1)  # 95 %: -1.0 to 3.0 points
@@ -196,3 +200,19 @@ def test_without_labels_or_runs_the_reason_is_given() -> None:
 
 def test_a_set_that_is_nearer_to_the_larger_share_gets_its_advice() -> None:
     assert decide(study(num_unknown=70)).nearest.share == 1.0
+
+
+def test_parameters_are_counted_in_the_headers_of_the_weights(tmp_path: Path) -> None:
+    study_folder = Folder(str(tmp_path))
+    header = {"__metadata__": {"format": "pt"}, "a": {"shape": [3, 4]}, "b": {"shape": [5]}}
+    content = json.dumps(header).encode()
+    weights = len(content).to_bytes(8, "little") + content + b"\0" * 68
+    folder = study_folder.child("runs", "unknown-025-seed0", "checkpoint-last")
+    assert model_size(study_folder, study()) is None
+    folder.write_bytes("adapter_model.safetensors", weights)
+    assert model_size(study_folder, study()) is None
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        folder.write_bytes(name, weights)
+    assert model_size(study_folder, study()) == 2 * (3 * 4 + 5)
+    folder.write_bytes("model-00002-of-00002.safetensors", b"\x05\0\0\0\0\0\0\0no json")
+    assert model_size(study_folder, study()) is None
