@@ -228,9 +228,7 @@ def _write_report(
 
 def group_by_verdict(outcomes: Sequence[FindingResult]) -> list[tuple[str, list[FindingResult]]]:
     """(verdict, results) of the findings that hold, fail, and so on, without empty groups."""
-    verdicts = [
-        (label, [outcome for outcome in outcomes if outcome.holds is key]) for key, label in HOLDS_LABELS.items()
-    ]
+    verdicts = [(str(verdict), [outcome for outcome in outcomes if outcome.verdict == verdict]) for verdict in Verdict]
     return [(label, results) for label, results in verdicts if results]
 
 

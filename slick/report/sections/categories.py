@@ -17,9 +17,8 @@ from slick.report.measurements import (
 )
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, table_exhibit
 from slick.report.sections import section
-from slick.report.statistics.intervals import holm, significance_stars
+from slick.report.statistics.intervals import NUM_SHUFFLES, holm, paired_p_value, significance_stars
 from slick.report.statistics.paired_tests import PairedComparison, compare_early_to_last, compare_to_best
-from slick.report.statistics.shuffles import NUM_SHUFFLES, median_p_value
 from slick.report.tables import CATEGORY_COLUMNS, Row, Table
 from slick.storage import Folder
 from slick.study import read_manifest
@@ -162,7 +161,7 @@ def _significance_marks(
     )
     if rows is None or best_rows is None or len(rows) < 2 or rows.shape != best_rows.shape:
         return " ?"  # no predictions were stored
-    return significance_stars(median_p_value(rows, best_rows, num_chunks, seed))
+    return significance_stars(paired_p_value(rows, best_rows, num_chunks, seed))
 
 
 def best_comparison_table(comparisons: list[PairedComparison]) -> Table:

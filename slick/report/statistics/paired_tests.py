@@ -20,7 +20,7 @@ from slick.report.data import StudyData
 from slick.report.findings.categories import TABLE_2_VARIANTS
 from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataError
 from slick.report.recommendation import Estimate, t_interval_over_seeds
-from slick.report.statistics.shuffles import median_p_value
+from slick.report.statistics.intervals import paired_p_value
 from slick.types import ALL_CATEGORIES, Category
 
 NUM_RESAMPLES = 999
@@ -107,7 +107,7 @@ def compare_models(
         low=low,
         high=high,
         seeds=t_interval_over_seeds(gaps.tolist()),
-        t_test_p=median_p_value(mean_a, mean_b, num_chunks, seed),
+        t_test_p=paired_p_value(mean_a, mean_b, num_chunks, seed),
         mcnemar_p=combine_p_values([mcnemar_p(a, b) for a, b in zip(a_SQ > 0, b_SQ > 0, strict=True)]),
         num_same_sign=int((np.sign(gaps) == np.sign(gaps.mean())).sum()),
     )
