@@ -1,11 +1,12 @@
 """The section with the recommended point of the sweep."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from slick.report.data import Run, StudyData, Variant
+from slick.report.data import Predictions, Run, StudyData, Variant
 from slick.report.recommendation import recommend
 from slick.report.sections.choice import (
     axis_table,
@@ -91,7 +92,7 @@ def test_difference_within_its_interval_is_not_significant(changes: tuple[float,
 
 def test_one_seed_has_no_intervals() -> None:
     section = recommendation_section(sweep_of((0,)))
-    assert section.result.endswith("; one seed gives no intervals.")
+    assert "interval" not in section.result
     assert section.result.count(". ") == 2
     assert not [exhibit.missing for exhibit in section.exhibits if exhibit.missing]
     assert " to " not in str(recommendation_table(recommend(sweep_of((0,)))).rows)
@@ -162,3 +163,32 @@ def test_stopping_policies_with_the_same_result_share_a_row() -> None:
         ("after 4 epochs", "4", 43.0, 4.0, 4.0),
         ("after 8 epochs", "8", 35.0, 8.0, 8.0),
     )
+
+
+def test_one_seed_gets_intervals_paired_over_questions() -> None:
+    """D has 60 % at epoch 1 and 30 % at epoch 2, D_Known 60 % at both."""
+    hits = {"unknown-050": (240, 120), "known-050": (240, 240)}
+    ids = np.array([f"q{i:03d}" for i in range(400)])
+    runs, points = [], []
+    for name, correct in hits.items():
+        predictions = {
+            (epoch, "test"): Predictions(question_ids=ids, categories=np.full(400, "Unknown"), hit=np.arange(400) < num)
+            for epoch, num in enumerate(correct, start=1)
+        }
+        accuracy = {("test", "all"): np.array(correct) / 4}
+        run = Run(run_id=f"{name}-seed0", variant=name, seed=0, epochs=np.array([1, 2]), accuracy=accuracy,
+                  num={("test", "all"): 400}, early_epoch=1, predictions=predictions)  # fmt: skip
+        runs.append(run)
+        for policy, stop in (("best_dev", 1), ("fixed(2)", 2)):
+            points.append(
+                {"variant": name, "seed": 0, "epochs": 2, "policy": policy, "stop_epoch": stop, "cost_epochs": 2}
+                | {"dev_all": 0.9 - stop / 10, "test_all": correct[stop - 1] / 400, "settings": ""}
+            )
+    variants = {name: Variant(name=name, kind=name[:-4], share=0.5, num=80) for name in hits}
+    data = StudyData(variants=variants, runs=tuple(runs), points=tuple(points), durations=(1, 2))
+    text = recommendation_section(data).result
+    gain = re.search(r"changes test accuracy by \+30\.0 \(\+(\S+) to \+(\S+)\) points \(significant\)", text)
+    assert gain is not None, text
+    # 120 of 400 questions change by 1: the error is about 100 * sqrt(0.3 * 0.7 / 400) = 2.3 points.
+    assert 25.0 < float(gain[1]) < 25.9 < 34.1 < float(gain[2]) < 35.0
+    assert re.search(r"changes test accuracy by \+?0\.0 \(-\S+ to \+\S+\) points at the same point \(not sig", text)

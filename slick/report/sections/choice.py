@@ -9,8 +9,10 @@ from slick.report.charts import plot_share_by_epochs
 from slick.report.data import StudyData
 from slick.report.labels import policy_label, settings_label
 from slick.report.measurements import (
+    CheckpointRef,
     InsufficientDataError,
     checkpoint_label,
+    interval_ends,
     round1,
     value_or_reason,
 )
@@ -51,7 +53,7 @@ def recommendation_section(data: StudyData) -> SectionBody:
     return SectionBody(
         text="The best point of the sweep has the highest dev accuracy, and of several points, the cheapest. "
         "Accuracies are averaged over the shares and seeds of the sweep.",
-        result="" if recommendation is None else " ".join(summary_sentences(recommendation)),
+        result="" if recommendation is None else " ".join(summary_sentences(data, recommendation)),
         exhibits=(
             figure_exhibit(
                 "Test accuracy (%) by share of Unknown rows and epochs trained, averaged over seeds.",
@@ -102,18 +104,71 @@ def _recommended_surface(data: StudyData) -> ResponseSurface:
     return response_surface(data, trial.settings if trial else "")
 
 
-def summary_sentences(recommendation: Recommendation) -> list[str]:
+def summary_sentences(data: StudyData, recommendation: Recommendation) -> list[str]:
     """One to three sentences: the recommended point, its gain over the longest training, and that of filtering."""
     choice = recommendation.by_share[0] if len(recommendation.by_share) == 1 else recommendation.overall
-    if choice.trial is None:
+    trial = choice.trial
+    if trial is None:
         return [f"No point can be recommended: {choice.dev.missing_reason}."]
+    choice = with_paired_intervals(data, choice, trial)
     sentences = [
-        _recommendation_sentence(recommendation, choice, choice.trial),
+        _recommendation_sentence(recommendation, choice, trial),
         *([] if choice.gain.value is None else [_gain_sentence(choice)]),
         *([] if choice.filtering.value is None else [_filtering_sentence(choice)]),
     ]
-    seed_note = "; one seed gives no intervals" if choice.test.num_seeds == 1 else ""
-    return [*(f"{sentence}." for sentence in sentences[:-1]), f"{sentences[-1]}{seed_note}."]
+    return [f"{sentence}." for sentence in sentences]
+
+
+def with_paired_intervals(data: StudyData, choice: RecommendedTrial, trial: TrialSpec) -> RecommendedTrial:
+    """The recommendation with intervals that are paired over test questions, where one seed gives no others."""
+    shares = [share for share, _ in data.sweep_variants() if choice.share in (None, share)]
+    names = {kind: {round(s, 6): name for s, name in _variants(data, kind)} for kind in ("unknown", "known")}
+    d = [names["unknown"][round(share, 6)] for share in shares]
+    pairs = [(names["known"][key], names["unknown"][key]) for s in shares if (key := round(s, 6)) in names["known"]]
+
+    def paired(estimate: Estimate, terms: Callable[[], list[tuple[float, str, CheckpointRef]]]) -> Estimate:
+        if estimate.value is None or estimate.low is not None or trial.settings:
+            return estimate
+        change, _ = value_or_reason(lambda: data.contrast(terms()))
+        if change is None or round1(change.value) != round1(estimate.value):
+            return estimate
+        low, high = interval_ends(change)
+        return replace(estimate, low=low, high=high)
+
+    def stop(name: str) -> CheckpointRef:
+        return _stopping_checkpoint(data, name, trial)
+
+    gain, filtering = choice.gain, choice.filtering
+    if choice.longest is not None:
+        end: CheckpointRef = choice.longest
+        gain = paired(gain, lambda: [t for n in d for t in ((1 / len(d), n, stop(n)), (-1 / len(d), n, end))])
+    if pairs:
+        share = 1 / len(pairs)
+        filtering = paired(
+            filtering, lambda: [t for k, n in pairs for t in ((share, k, stop(k)), (-share, n, stop(n)))]
+        )
+    return replace(choice, gain=gain, filtering=filtering)
+
+
+def _variants(data: StudyData, kind: str) -> list[tuple[float, str]]:
+    return value_or_reason(data.sweep_variants, kind)[0] or []
+
+
+def _stopping_checkpoint(data: StudyData, name: str, trial: TrialSpec) -> CheckpointRef:
+    """The checkpoint that a trial keeps of a variant.
+
+    Raises:
+        InsufficientDataError: it is another epoch for each seed, or unknown.
+    """
+    kept = {
+        int(point["stop_epoch"])
+        for point in data.points
+        if (point["variant"], point["policy"], int(point["epochs"])) == (name, trial.policy, trial.budget)
+        and not point.get("settings")
+    }
+    if len(kept) != 1:
+        raise InsufficientDataError(f"the trial keeps other epochs of {name} for each seed")
+    return kept.pop()
 
 
 def _recommendation_sentence(recommendation: Recommendation, choice: RecommendedTrial, trial: TrialSpec) -> str:
@@ -125,7 +180,7 @@ def _recommendation_sentence(recommendation: Recommendation, choice: Recommended
         )
     others = sum(other.trial != trial for other in recommendation.by_share)
     exceptions = (
-        f"; at {others} of {len(recommendation.by_share)} shares another point is best (see the table)"
+        f"; at {others} of {len(recommendation.by_share)} shares another point is best (listed under the details)"
         if others
         else ""
     )

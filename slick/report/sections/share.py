@@ -50,7 +50,7 @@ def share_section(data: StudyData) -> SectionBody:
         text="D is a fine-tuning set of fixed size in which a varying share of the rows is Unknown. D_Known is D "
         "without its Unknown rows. Bands are one standard error of each accuracy. All lines use the same test "
         "questions, so differences between lines have smaller errors than the bands suggest.",
-        result=accuracy_sentence(data),
+        result=" ".join(filter(None, [accuracy_sentence(data), training_on_sentence(data)])),
         exhibits=(
             figure_exhibit(
                 "Test accuracy by share of Unknown rows, one line per training length (paper: figure 3a).",
@@ -107,6 +107,25 @@ def _accuracy_sentence(data: StudyData, split: str) -> str:
     label = "test accuracy" if split == "test" else "out-of-distribution accuracy"
     return (
         f"From {format_percent(low)} to {format_percent(high)} Unknown rows in D, {label} goes {', and '.join(parts)}."
+    )
+
+
+def training_on_sentence(data: StudyData) -> str:
+    """The mean change from early stop to convergence over all shares, and the largest loss; empty without data."""
+    return value_or_reason(_training_on_sentence, data)[0] or ""
+
+
+def _training_on_sentence(data: StudyData) -> str:
+    sweep = data.sweep_variants("unknown", min_shares=2)
+    weight = 1 / len(sweep)
+    mean = data.contrast(
+        [term for _, name in sweep for term in ((weight, name, CONVERGENCE), (-weight, name, EARLY_STOP))]
+    )
+    changes = {share: data.difference((name, CONVERGENCE), (name, EARLY_STOP)) for share, name in sweep}
+    worst = min(changes, key=lambda share: changes[share].value)
+    return (
+        f"Training on from early stop to convergence changes test accuracy by {format_difference(mean)} points on "
+        f"average over the shares, and by {format_difference(changes[worst])} points at {format_percent(worst)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""D_IDK by category of the test question."""
+"""Sentences and tables on accuracy by share, and on D_IDK by category of the test question."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,10 @@ from slick.report.measurements import CONVERGENCE, EARLY_STOP, InsufficientDataE
 from slick.report.sections.share import (
     abstention_by_category_table,
     abstention_sentence,
+    accuracy_sentence,
     answered_by_category,
     describe_refusal,
+    training_on_sentence,
 )
 
 NUM = 100
@@ -93,3 +95,30 @@ def test_missing_texts_are_reported() -> None:
     with pytest.raises(InsufficientDataError, match="run idk-050-seed0 kept no answer texts"):
         answered_by_category(data, "idk-050", EARLY_STOP, "Unknown")
     assert abstention_sentence(data) == ""
+
+
+def test_the_cost_of_training_on_is_averaged_over_the_shares() -> None:
+    """D loses 10 points at 0 % and 30 points at 100 %, 20 on average."""
+    runs = tuple(
+        Run(
+            run_id=f"{name}-seed0",
+            variant=name,
+            seed=0,
+            epochs=np.array([1, 2]),
+            accuracy={("test", "all"): np.array(accuracy)},
+            num={("test", "all"): 400},
+            early_epoch=1,
+        )
+        for name, accuracy in {"unknown-000": (60.0, 50.0), "unknown-100": (50.0, 20.0)}.items()
+    )
+    variants = {
+        name: Variant(name=name, kind="unknown", share=share, num=80)
+        for name, share in (("unknown-000", 0.0), ("unknown-100", 1.0))
+    }
+    data = StudyData(variants=variants, runs=runs)
+    sentence = training_on_sentence(data)
+    assert sentence.startswith("Training on from early stop to convergence changes test accuracy by -20.0 (")
+    assert "on average over the shares, and by -30.0 (" in sentence
+    assert sentence.endswith("points at 100 %.")
+    assert "test accuracy goes from 60.0 to 50.0 % at early stop, -10.0 (" in accuracy_sentence(data)
+    assert "and from 50.0 to 20.0 % at convergence, -30.0 (" in accuracy_sentence(data)
