@@ -262,9 +262,13 @@ def scale_terms(terms: Terms, factor: float) -> Terms:
     return [(factor * weight, name, checkpoint) for weight, name, checkpoint in terms]
 
 
-def no_gain_condition(data: StudyData, terms: Terms, text: str, category: str = ALL_CATEGORIES) -> Condition:
-    """The condition that a difference is not above 0: shown below the margin, contradicted above 0."""
-    return difference_condition(data, terms, text, category=category, shown=NO_CHANGE_MARGIN, claimed=0.0, above=False)
+def no_gain_condition(
+    data: StudyData, terms: Terms, text: str, category: str = ALL_CATEGORIES, claimed: float = 0.0
+) -> Condition:
+    """The condition that a difference is not above the claim: shown below the margin, contradicted above the claim."""
+    return difference_condition(
+        data, terms, text, category=category, shown=NO_CHANGE_MARGIN, claimed=claimed, above=False
+    )
 
 
 def equality_conditions(data: StudyData, terms: Terms, text: str, claimed: float = 0.0) -> list[Condition]:
