@@ -1,6 +1,7 @@
 """The report step: load a study, evaluate the findings, render all sections and write the page."""
 
 import dataclasses
+import hashlib
 import inspect
 import logging
 import math
@@ -9,6 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from slick.experiments import EXPERIMENTS
@@ -139,13 +142,14 @@ def _make_report(study: Folder, config: ReportConfig) -> Manifest:
     identity = fingerprint(
         inputs,
         config.identity(),
-        versions().get("slick-knowledge", ""),
+        report_code_hash(),
         requested_experiments(study),
         graded,
         *external_components(),
     )
     previous = read_manifest(folder)
     if previous is not None and previous.fingerprint == identity:
+        logger.info("report: unchanged; %s/index.html", folder)
         return previous
     data = load_study(study, config)
     preserve_grading_sheets(folder, config.graded)
@@ -167,6 +171,16 @@ def external_components() -> list[tuple[str, str]]:
     modules = {f"finding {name}": finding.check.__module__ for name, finding in findings.items()}
     modules |= {f"section {name}": section.make.__module__ for name, section in sections.items()}
     return [(name, _module_hash(module)) for name, module in modules.items() if not module.startswith("slick.")]
+
+
+@cache
+def report_code_hash() -> str:
+    """A hash of the code, templates and data that make reports, so that they are rebuilt by another version of them."""
+    root = Path(__file__).parent
+    paths = sorted(path for path in root.rglob("*") if path.suffix in {".py", ".html", ".css"})
+    paths.append(root.parent / "data" / "finding_rates.json")
+    contents = [path.read_bytes() for path in paths]
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()[:16]
 
 
 def _module_hash(name: str) -> str:

@@ -145,8 +145,6 @@ def test_load_study_returns_stored_runs(study: Folder) -> None:
 
 
 def test_an_unchanged_report_is_kept_and_a_stale_one_is_rebuilt(study: Folder, tmp_path: Path) -> None:
-    import shutil
-
     copy = Folder(str(tmp_path / "copy"))
     shutil.copytree(study.local_path, copy.local_path)
     config = ReportConfig(title="A <b>title</b>")
@@ -161,6 +159,19 @@ def test_an_unchanged_report_is_kept_and_a_stale_one_is_rebuilt(study: Folder, t
     outcomes = {o["id"]: o for o in copy.child("report").read_json("outcomes.json")}
     assert outcomes["E14"]["holds"] is None
     assert "natural" in outcomes["E14"]["why"]
+
+
+def test_a_report_of_other_code_is_rebuilt(
+    study: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Folder(str(tmp_path / "copy"))
+    shutil.copytree(study.local_path, copy.local_path)
+    before = make_report(copy, ReportConfig())
+    with caplog.at_level("INFO"):
+        assert make_report(copy, ReportConfig()).fingerprint == before.fingerprint
+    assert "report: unchanged" in caplog.text
+    monkeypatch.setattr("slick.report.step.report_code_hash", lambda: "of another version")
+    assert make_report(copy, ReportConfig()).fingerprint != before.fingerprint
 
 
 def test_an_annotated_study_without_runs_has_a_partial_report(tmp_path: Path) -> None:
