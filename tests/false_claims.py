@@ -296,8 +296,7 @@ VARIANTS_OF_FINDING: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("E9", "E10", "E23"), ("unknown-050",)),
     **dict.fromkeys(("E20", "E21"), ("natural",)),
     "E22": ("idk-050", "unknown-050"),
-    "E24": ("unknown-050",),
-    **dict.fromkeys(("E3", "E4", "E5", "E11"), tuple(SWEEP)),
+    **dict.fromkeys(("E3", "E4", "E5", "E11", "E24"), tuple(SWEEP)),
     **dict.fromkeys(
         ("E6", "E7", "E8"), tuple(f"{kind}-{n:03d}" for kind in ("unknown", "known") for n in (10, 25, 50, 75, 90))
     ),
