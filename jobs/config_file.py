@@ -298,7 +298,7 @@ def step_settings(file: ConfigFile, step: str) -> dict[str, Any]:
     if not selected:
         raise SettingsError(f"{file.source} has no settings of {prefix[:-1]}, which `slick {step}` takes; leave it out")
     if step == "finetune" and values.get("sweep.grid.seeds"):
-        selected["seed"] = values["sweep.grid.seeds"][0]  # a study uses the grid's seeds, not that of `sweep.train`
+        selected["seed"] = values["sweep.grid.seeds"][0]  # a study uses the grid's seeds, not `sweep.train.seed`
     return selected
 
 

@@ -74,7 +74,7 @@ def training_options(gpus: int, rows_at_once: int, dtype: TrainDtype = PLANNED_D
     Args:
         gpus: workers of the training, one GPU each.
         rows_at_once: largest micro batch of a GPU; smaller if the batch of the preset `large` has fewer rows per GPU.
-        dtype: of the training, resolved.
+        dtype: the resolved dtype of the training.
 
     Source: what each ZeRO stage shards, Rajbhandari et al. 2020, arXiv:1910.02054.
     """

@@ -254,7 +254,7 @@ def plan_job_files(flags: Sequence[str], *, via_loopback: bool) -> JobFiles:
     """Replace paths of this machine by paths of the cluster.
 
     Args:
-        flags: of a step, and their values.
+        flags: the flags of a step, and their values.
         via_loopback: the head is reached over loopback; it may be on this machine or behind a tunnel.
 
     Raises:

@@ -173,7 +173,7 @@ def short_tmpdir_env(temp_folder: str) -> dict[str, str]:
     """TMPDIR for Ray's processes if the user's path is too long for the sockets of multiprocessing; otherwise empty.
 
     Args:
-        temp_folder: the result of `choose_temp_folder`, used instead.
+        temp_folder: the folder to use instead; the result of `choose_temp_folder`.
     """
     path = os.path.join(tempfile.gettempdir(), _PYTHON_SOCKET)  # this process keeps its TMPDIR from here on
     return {"TMPDIR": temp_folder} if len(os.fsencode(path)) > _MAX_SOCKET_PATH else {}

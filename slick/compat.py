@@ -38,7 +38,7 @@ def attention_configs(model: "nn.Module") -> list[Any]:
 
 @contextmanager
 def attention_override(configs: Sequence[Any], name: str) -> Iterator[None]:
-    """Within, layers with these configurations use the attention function registered as `name`.
+    """While active, layers with these configurations use the attention function registered as `name`.
 
     `PretrainedConfig._attn_implementation_internal`, checked with transformers 5.23.0. Replacement:
     `PreTrainedModel.set_attn_implementation`, which today visits all submodules on each call.
@@ -72,7 +72,7 @@ def tied_weight_names(model: "nn.Module") -> Sequence[str]:
 
 @contextmanager
 def sharded_loading(deepspeed_settings: dict[str, object]) -> Iterator[None]:
-    """Within, `from_pretrained` partitions weights over the workers while it reads them (ZeRO stage 3).
+    """While active, `from_pretrained` partitions weights over the workers while it reads them (ZeRO stage 3).
 
     Checked with transformers 5.23. Replacement: none documented; `HfDeepSpeedConfig` is, but not how to unset it.
     """
@@ -199,7 +199,7 @@ def reload_ray_authentication() -> None:
 
 @contextmanager
 def ray_multi_node_disabled() -> Iterator[None]:
-    """Within, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 holds for this process, though Ray was imported before.
+    """While active, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is 0 in this process, although Ray is already imported.
 
     Checked with Ray 2.60, which reads the variable at import. Replacement: set the variable before the import of Ray.
     """
@@ -447,7 +447,7 @@ def partition_size(parameter: Any) -> int:
 
 @contextmanager
 def disabled_adapters(layers: Iterable[Any]) -> Iterator[None]:
-    """Within, LoRA layers compute their base layer only.
+    """While active, LoRA layers compute their base layer only.
 
     Checked with peft 0.21. Replacement: `enable_adapters`, which also changes `requires_grad` of all parameters.
     """

@@ -138,7 +138,7 @@ def file_errors(place: str, action: str) -> Iterator[None]:
 
 
 def format_file_error(error: BaseException, place: str = "", action: str = "written") -> str | None:
-    """The message for an error of the file system, also if a library raised it; None for other errors."""
+    """The message for a file-system error, including one raised by a library; None for other errors."""
     from pyarrow import ArrowException  # here, so that `import slick.errors` is fast
 
     full = next((cause for cause in _error_chain(error) if is_disk_error(cause)), None)

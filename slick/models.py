@@ -356,7 +356,7 @@ def _check_gguf(ref: ModelRef) -> None:
 
 
 def _load_errors(what: str, ref: ModelRef, trust_remote_code: bool) -> AbstractContextManager[None]:
-    """Within, an error of a library becomes a ModelError."""
+    """A context that turns errors of a library into a ModelError."""
 
     def fix(reason: str) -> str:
         if "trust_remote_code" in reason and not trust_remote_code:

@@ -78,12 +78,12 @@ class Bounds:
             and (self.below is None or value < self.below)
         )
 
-    def error(self, name: str, value: object) -> str:
+    def error_message(self, name: str, value: object) -> str:
         """The message for a value out of bounds.
 
-        >>> Bounds(minimum=0, below=1).error("dropout", 5)
+        >>> Bounds(minimum=0, below=1).error_message("dropout", 5)
         'dropout is a share in [0, 1), got 5; 5 percent is 0.05'
-        >>> Bounds(minimum=1).error("epochs", 0), Bounds(above=0).error("temperature", 0.0)
+        >>> Bounds(minimum=1).error_message("epochs", 0), Bounds(above=0).error_message("temperature", 0.0)
         ('epochs must be 1 or more, got 0', 'temperature must be above 0, got 0.0')
         """
         low = self.minimum if self.above is None else self.above
@@ -202,7 +202,7 @@ def check_settings(config: Any) -> None:
             registry.check(value)
         for part in value if isinstance(value, tuple) else (value,):
             if bounds != Bounds() and part is not None and not bounds.contains(part):
-                raise SettingsError(bounds.error(field.name, part))
+                raise SettingsError(bounds.error_message(field.name, part))
             if allowed is not None and part not in allowed:
                 raise SettingsError(f"{field.name} is one of {', '.join(map(str, allowed))}, got {part!r}")
 

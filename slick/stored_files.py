@@ -234,7 +234,7 @@ def _truncate(text: str) -> str:
 
 
 class Lookup(dict[K, V]):
-    """A dictionary made from one file, for keys of other files; a missing key raises a StudyError."""
+    """A dictionary of one file's rows, looked up with keys from other files; a missing key raises a StudyError."""
 
     def __init__(self, items: Iterable[tuple[K, V]], missing: str) -> None:
         """`missing` is the message for a missing key, with the placeholder `{key}`."""

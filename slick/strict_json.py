@@ -25,7 +25,7 @@ def parse_json(data: bytes, *, max_digits: int = _STUDY_DIGITS, lenient: bool = 
 
     Args:
         data: UTF-8, with or without a byte order mark.
-        max_digits: of a whole number.
+        max_digits: the most digits of a whole number.
         lenient: accept NaN, Infinity and the last value of a repeated key, as Python and transformers do.
 
     Raises:
@@ -149,8 +149,8 @@ def _check_depth(value: Any, text: str, start: int = 0, end: int | None = None) 
     Args:
         value: parsed from `text[start:end]`.
         text: what it was parsed from.
-        start: of the value.
-        end: of the value; None for the end of the text.
+        start: where the value starts.
+        end: where the value ends; None for the end of the text.
     """
     end = len(text) if end is None else end
     if text.count("[", start, end) + text.count("{", start, end) <= limits.MAX_JSON_DEPTH:

@@ -1,7 +1,7 @@
-"""Changes of the paper's numbers that make a claim false: by as little as possible, or clearly.
+"""Changes to the paper's numbers that make a claim false, either barely or clearly.
 
-A barely false claim has one part exactly at the bound that it must exceed, and everything else as in the paper. There a
-false "holds" is most likely, so that its probability in these studies is that of a false alarm.
+A barely false claim has one part exactly at the bound that it must exceed, and everything else as in the paper. In
+these studies a wrong "holds" is most likely, so its rate is the false alarm rate of the finding.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ def changed(rates: StudyRates, change: Change) -> StudyRates:
     return copy
 
 
-def early(variant: VariantRates) -> float:
+def early_accuracy(variant: VariantRates) -> float:
     """Accuracy at early stop."""
     return full_accuracy(variant.test[variant.early_epoch])
 
 
-def last(variant: VariantRates) -> float:
+def last_accuracy(variant: VariantRates) -> float:
     """Accuracy at convergence."""
     return full_accuracy(variant.test[LAST_EPOCH])
 
@@ -57,11 +57,11 @@ def set_category(variant: VariantRates, category: str, *, at_early: float | None
 
 
 def set_losses(names: list[str], loss: float) -> Change:
-    """All these variants lose as much between early stop and convergence."""
+    """Each of these variants loses `loss` points between early stop and convergence."""
 
     def change(rates: StudyRates) -> None:
         for name in names:
-            set_last(rates.variants[name], early(rates.variants[name]) - loss)
+            set_last(rates.variants[name], early_accuracy(rates.variants[name]) - loss)
 
     return change
 
@@ -71,7 +71,7 @@ def set_known_gaps(gaps: list[float]) -> Change:
 
     def change(rates: StudyRates) -> None:
         for name, gap in zip(KNOWN_ONLY, gaps, strict=True):
-            set_last(rates.variants[name], last(rates.variants[name.replace("known", "unknown")]) + gap)
+            set_last(rates.variants[name], last_accuracy(rates.variants[name.replace("known", "unknown")]) + gap)
 
     return change
 
@@ -88,7 +88,7 @@ def set_flat(epoch_of: Callable[[VariantRates], int]) -> Change:
 
 
 def set_train(name: str, part: str, values: dict[int, float] | float) -> Change:
-    """Percentages of fitted rows, at given epochs or at all."""
+    """Percentages of fitted rows, at the given epochs or at all epochs."""
 
     def change(rates: StudyRates) -> None:
         curve = rates.variants[name].train[part]
@@ -113,11 +113,11 @@ def set_on_category(name: str, category: str, **values: float) -> Change:
 
 
 def set_loss_of(name: str, other: str) -> Change:
-    """A variant loses as much as another."""
+    """A variant loses as many points as another between early stop and convergence."""
 
     def change(rates: StudyRates) -> None:
-        loss = early(rates.variants[other]) - last(rates.variants[other])
-        set_last(rates.variants[name], early(rates.variants[name]) - loss)
+        loss = early_accuracy(rates.variants[other]) - last_accuracy(rates.variants[other])
+        set_last(rates.variants[name], early_accuracy(rates.variants[name]) - loss)
 
     return change
 
@@ -176,7 +176,7 @@ def set_equal_p_true(rates: StudyRates) -> None:
 
 
 def set_dev(values: dict[int, float] | float) -> Change:
-    """Dev accuracy at given epochs, or at all."""
+    """Dev accuracy at the given epochs or at all epochs."""
 
     def change(rates: StudyRates) -> None:
         dev = rates.variants[HALF].dev

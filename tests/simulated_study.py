@@ -180,7 +180,7 @@ def simulate(
     Args:
         rates: as in `paper_rates`.
         size: numbers of questions and rows.
-        rng: of the answers.
+        rng: the random generator of the answers.
         exact: every accuracy on a category equals the expected one, up to one question.
         only: names of variants, to save time; None for all.
     """

@@ -266,8 +266,8 @@ def micro_batches(
 
     Args:
         examples: the whole batch, over all workers.
-        rank: of the worker.
-        num_workers: in the group.
+        rank: the rank of the worker.
+        num_workers: number of workers in the group.
         micro_batch_size_per_worker: rows per micro batch.
         gradient_accumulation_steps: micro batches per optimizer step.
     """

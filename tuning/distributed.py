@@ -117,7 +117,7 @@ def gather_strided(own: Sequence[Value], num: int, context: WorkerContext) -> li
 
 @contextmanager
 def synchronized_forward(model: nn.Module) -> Iterator[None]:
-    """Within, all workers run the same number of forward passes; all enter and leave the context.
+    """While active, all workers run the same number of forward passes; all enter and leave the context.
 
     ZeRO stage 3 gathers weights in every forward pass, so a worker that has finished runs passes on a single token
     until all workers have finished.

@@ -98,7 +98,7 @@ def evaluate_rows(
     Args:
         model: in eval mode, on its device.
         forward: runs rows through the same model.
-        tokenizer: of the model.
+        tokenizer: the tokenizer of the model.
         rows: the rows to evaluate.
         examples: `encode_rows` of the same rows.
         settings: see `EvalSettings`.
@@ -198,7 +198,7 @@ def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: in
 
     Args:
         rows: rows of all splits.
-        tokenizer: of the model.
+        tokenizer: the tokenizer of the model.
         max_tokens: the model's context length.
         config: the maximum length of an answer, and the share of rows that may be set aside.
 

@@ -84,7 +84,7 @@ class TrialTracker:
         """Record that a trial has ended.
 
         Args:
-            index: of the trial.
+            index: the index of the trial.
             error: why it failed after its last retry; empty if it did not fail.
         """
         with self._lock:
@@ -131,7 +131,7 @@ class ProgressTable:
         Args:
             study: the study.
             sweep: its sweep/ folder.
-            tracker: of the trials.
+            tracker: the states of the trials.
         """
         self._sweep, self._tracker = sweep, tracker
         self._planned = read_planned(sweep)
@@ -217,12 +217,12 @@ class _TerminalRenderer:
 def watch_progress(
     study: Folder, plans: Sequence[RunPlan], table: ProgressTable | None = None, interval_s: float = 1.0
 ) -> Iterator[None]:
-    """Within, show finished epochs and send their curves to trackers, from a background thread.
+    """While active, show finished epochs and send their curves to trackers, from a background thread.
 
     Args:
         study: the study.
         plans: the trainings to watch.
-        table: for a sweep, shown in addition to the progress line.
+        table: the table of a sweep, shown in addition to the progress line.
         interval_s: seconds between two reads of the runs' folders.
     """
     done = threading.Event()

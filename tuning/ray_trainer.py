@@ -162,7 +162,7 @@ def report_epoch(metrics: dict[str, object], state: str | None) -> None:
     """Report an epoch to Ray Train; called by all workers.
 
     Args:
-        metrics: of the epoch.
+        metrics: the metrics of the epoch.
         state: local folder with this worker's part of the training state, or None. It is uploaded while training
             continues, or at once if a preemption is pending.
     """

@@ -307,7 +307,7 @@ def check_resources(config: TrainConfig, cpus: float, gpus: float, num_groups: i
     """GPUs per worker: 0, 1 or a fraction of 1.
 
     Args:
-        config: of the trainings.
+        config: the settings of the trainings.
         cpus: CPUs in the cluster now.
         gpus: GPUs in the cluster now.
         num_groups: concurrent worker groups.

@@ -53,8 +53,8 @@ def save_state(trainer: Any, progress: TrainingProgress, rank: int) -> str:
 
     Args:
         trainer: the worker's `Trainer`.
-        progress: of the training.
-        rank: of this worker.
+        progress: the progress of the training.
+        rank: the rank of this worker.
 
     Raises:
         StudyError: the disk is full or cannot be written; the folder is removed.

@@ -176,7 +176,7 @@ def set_dropout(model: "nn.Module", rate: float) -> list[str]:
 
 
 def disable_lora(model: "nn.Module") -> AbstractContextManager[None]:
-    """Within, the model computes as the base model."""
+    """While active, the model computes like the base model."""
     return compat.disabled_adapters(module for _, module in _lora_layers(model))
 
 
@@ -223,7 +223,7 @@ def lora_state_dict(model: "nn.Module", *, keep: bool) -> dict[str, "Tensor"]:
 
 
 def _gather_zero3(parameters: Sequence["nn.Parameter"]) -> AbstractContextManager[None]:
-    """Within, parameters that ZeRO stage 3 partitions are whole on every worker."""
+    """While active, parameters that ZeRO stage 3 partitions are whole on every worker."""
     if not any(map(compat.is_partitioned, parameters)):
         return nullcontext()
     import deepspeed
@@ -239,7 +239,7 @@ class CheckpointWriter:
         """Create the writer.
 
         Args:
-            folder: of the run.
+            folder: the folder of the run.
             tokenizer: saved with every checkpoint.
             is_writer: True on the one worker that writes; the others only take part in gathering the weights.
         """

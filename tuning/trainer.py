@@ -202,7 +202,7 @@ class Trainer:
 
     @contextmanager
     def _teacher_mode(self) -> Iterator[None]:
-        """Within, with LoRA, the model computes as the frozen model: without LoRA's layers and without dropout."""
+        """While active, a model with LoRA computes like the frozen model: without LoRA's layers and without dropout."""
         if self._teacher is not None:
             yield
             return

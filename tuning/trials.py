@@ -307,7 +307,7 @@ def num_concurrent_trials(
 
     Args:
         config: workers of a training, and whether to wait for nodes.
-        resources: of the cluster.
+        resources: the resources of the cluster.
         gpus_per_worker: 0, 1 or a fraction of 1.
         num_runs: number of trainings.
         max_concurrent: the user's limit; None: no limit.

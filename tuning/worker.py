@@ -191,7 +191,7 @@ class TrainingRun:
         return Trainer(self._plan.model, self._config, self._context, pad_token_id(self._tokenizer))
 
     def _stored_epochs(self, num_epochs: int) -> list[list[SplitMetrics]] | None:
-        """Metrics of the epochs before the state, or None if the run's folder lacks some."""
+        """Metrics of the epochs up to the restored state; None if some are missing from the run's folder."""
         files = set(self._folder.child("predictions").names(".parquet"))
         is_complete = all(predictions_file_name(epoch) in files for epoch in range(1, num_epochs + 1))
         if not is_complete or not self._folder.exists("epochs.parquet"):

@@ -43,7 +43,7 @@ class AnnotateConfig:
     """When an answer is correct; see `slick.matching`."""
     repeats_per_relation: int = setting(0, "labels", minimum=0)
     """Questions per relation that are annotated twice, with other exemplars and samples, to measure how often
-    categories flip. Not with the gold estimator, which does not sample."""
+    categories flip. Not supported by the gold estimator, which does not sample."""
     controls_per_relation: int = setting(0, "labels", minimum=0)
     """Questions per relation that are asked about an invented subject, to measure how often answers are guessed."""
     annotate_dev: bool = setting(False, "labels")

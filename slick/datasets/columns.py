@@ -79,7 +79,7 @@ def validate_text(value: object, name: str) -> str:
 
     Args:
         value: what the row holds.
-        name: of the value, for messages.
+        name: the name of the value, for messages.
 
     Returns:
         The text without white space around it.
@@ -182,7 +182,7 @@ def splits_in_name(name: str) -> tuple[str, ...]:
     Only whole words count, in any letter case. Any character that is not a letter separates words.
 
     Args:
-        name: of the file, with the folders between the question set and the file.
+        name: the file name, with the folders between the question set and the file.
 
     >>> [splits_in_name(name) for name in ("my.train.jsonl", "val-00000-of-00002.parquet", "test/P17.csv")]
     [('train',), ('dev',), ('test',)]

@@ -133,7 +133,7 @@ def check_columns(names: Sequence[str], where: str) -> None:
     """Refuse a table without the required columns.
 
     Args:
-        names: of all its columns.
+        names: the names of all its columns.
         where: the file, for messages.
 
     Raises:
@@ -238,7 +238,7 @@ class Archive:
         """A member, open at its beginning. If it is damaged, reading it raises DataError.
 
         Args:
-            path: of the member.
+            path: the path of the member.
             limit: the most bytes that it may unpack to.
 
         Raises:

@@ -50,7 +50,7 @@ class RejectedRow:
 
     raw: RawRow
     kind: str
-    """A few words by which rejected rows are counted."""
+    """A short label; rejected rows are counted by it."""
     reason: str
     """What was found, what was expected and how to fix it."""
 
@@ -102,8 +102,8 @@ def validate_rows(rows: Iterable[RawRow], rules: ValidationRules) -> ValidationR
     a row, the hash includes the number of the copy. Ids do not depend on files or the order of rows.
 
     Args:
-        rows: of one source.
-        rules: by which they are validated.
+        rows: the rows of one source.
+        rules: the rules to validate them by.
 
     Raises:
         DataError: there is no row, or two different questions have the same id (probability 2**-48 per pair).
@@ -214,7 +214,7 @@ def _validate_row(raw: RawRow, rules: ValidationRules) -> tuple[Question, SplitO
 
 
 def _subject(row: Mapping[str, Any], relation: Relation, template: str | None, question: str) -> str | None:
-    """The subject in its column, else by the template of the relation, else by the source's own template."""
+    """The subject from its column, else from the relation's template, else from the source's own template."""
     column = row.get("subject")
     if column not in (None, ""):
         return validate_text(column, "subject")

@@ -128,7 +128,9 @@ class VllmEngine(Engine):
             if not sampling.num_samples:
                 texts = self._generate_batch(batch, greedy, sampling)
             elif targets is None:
-                texts = self._generate_batch(batch, greedy + sampled, sampling)  # greedy first: they fill the cache
+                texts = self._generate_batch(
+                    batch, greedy + sampled, sampling
+                )  # greedy requests first: they fill the prefix cache
             else:
                 texts = self._generate_batch(batch, greedy, sampling)
                 is_greedy_hit = {

@@ -19,7 +19,7 @@ from slick.variants.sampling import (
     VariantSpec,
     count_by_category,
     min_size,
-    plan,
+    plan_draws,
     shortages,
 )
 
@@ -166,7 +166,7 @@ def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int]
     if small and (len(small) == len(max_sizes) or not config.drop_empty_relations):
         raise VariantError(_too_small_message(pools, small, config))
     sizes = {r: config.size_per_relation or size for r, size in max_sizes.items() if r not in small}
-    planned = plan(variant_specs(config), pools, sizes, config.seed)
+    planned = plan_draws(variant_specs(config), pools, sizes, config.seed)
     lines = shortages(planned, pools) + _degenerate(variant_specs(config), planned)
     if lines:
         omitted = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []

@@ -42,7 +42,7 @@ from slick.variants.config import (
     relation_sizes,
     variant_specs,
 )
-from slick.variants.sampling import PoolDraw, Pools, RowOrder, VariantSpec, plan, select_rows
+from slick.variants.sampling import PoolDraw, Pools, RowOrder, VariantSpec, plan_draws, select_rows
 
 _LOG = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _is_from_inputs(manifest: Manifest, inputs: Mapping[str, str]) -> bool:
     """True if the existing sets were drawn from these inputs, with settings that this version knows.
 
     Args:
-        manifest: of the variants step.
+        manifest: the manifest of the variants step.
         inputs: the current fingerprints.
     """
     drawn = config_from_stored(manifest.settings)
@@ -218,7 +218,7 @@ def _write(
 ) -> dict[str, dict[str, Any]]:
     """Write every set that `before` lacks; return the audited counts of all sets by name."""
     specs = variant_specs(config)
-    planned = plan(specs, pools, sizes, config.seed)
+    planned = plan_draws(specs, pools, sizes, config.seed)
     # One order a stream, so that each row is hashed once.
     orders = {stream: RowOrder(config.seed, stream) for stream in {"", *map(_rng_stream, specs)}}
     counts = {}

@@ -116,10 +116,10 @@ def concentrated_draws(percent: int, pools: Pools, sizes: Mapping[str, int], see
     share if that set can be drawn.
 
     Args:
-        percent: of Unknown rows in the whole set.
-        pools: of every relation.
+        percent: the percentage of Unknown rows in the whole set.
+        pools: the pools of every relation.
         sizes: rows of each relation in the set.
-        seed: of the order in which relations are filled.
+        seed: the seed of the order in which relations are filled.
 
     Source: arXiv:2511.02626 (Understanding New-Knowledge-Induced Factual Hallucinations), which finds that an entirely
     unknown type of knowledge harms more than the same share spread over all types.
@@ -139,16 +139,16 @@ def concentrated_draws(percent: int, pools: Pools, sizes: Mapping[str, int], see
     }
 
 
-def plan(
+def plan_draws(
     specs: Sequence[VariantSpec], pools: Pools, sizes: Mapping[str, int], seed: int = 0
 ) -> dict[str, dict[str, list[PoolDraw]]]:
     """The draws of each relation for each set.
 
     Args:
         specs: the sets.
-        pools: of every relation.
-        sizes: rows of each relation in every set. Relations that are left out are not in it.
-        seed: of the order of relations in concentrated sets.
+        pools: the pools of every relation.
+        sizes: rows of each relation in every set, without the relations that are left out.
+        seed: the seed of the order of relations in concentrated sets.
     """
     relations = sorted(sizes)
 

@@ -98,7 +98,7 @@ class WorldConfig:
         check_settings(self)
         shares = (self.share_never, self.share_minority, self.share_contested)
         if sum(shares) > 1:
-            raise SettingsError(f"share_never, share_minority and share_contested are at most 1 in all, got {shares}")
+            raise SettingsError(f"share_never, share_minority and share_contested must sum to at most 1, got {shares}")
         for name in ("firm_mentions", "contested_mentions", "minority_mentions", "rival_ratio", "document_pairs"):
             low, high = getattr(self, name)
             if low > high:

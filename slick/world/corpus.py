@@ -34,9 +34,9 @@ def corpus_epoch(facts: Sequence[Fact], config: WorldConfig, number: int) -> lis
     """All documents of one epoch of the corpus, shuffled. Each epoch groups the same mentions differently.
 
     Args:
-        facts: of the world.
-        config: of the world.
-        number: of the epoch, from 0; part of the seed.
+        facts: the facts of the world.
+        config: the settings of the world.
+        number: the number of the epoch, from 0; part of the seed.
     """
     rng = np.random.default_rng(derive_seed(config.seed, "edition", number))
     mentions: dict[str, list[_Mention]] = {}

@@ -36,7 +36,7 @@ class NameGenerator:
     """Draws distinct names of each kind.
 
     Args:
-        seed: of the names.
+        seed: the seed of the names.
         shared_words: probability that an English word of an OOD name is one that ID names use. The default keeps the
             names of control questions as they were in earlier studies.
 
@@ -280,9 +280,9 @@ def plant_facts(
     """Assign a strength, mentions and a rival to each row. The shares of strengths are the same in every split.
 
     Args:
-        rows: by relation and split.
-        relations: with the question templates.
-        config: of the world.
+        rows: subjects and answers by relation and split.
+        relations: the relations, with their question templates.
+        config: the settings of the world.
 
     Raises:
         DataError: a relation is not in `relations`, or has only one answer, so that no rival can be drawn.

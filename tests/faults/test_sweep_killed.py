@@ -46,7 +46,7 @@ def new_study(path: Path) -> Folder:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
+def uninterrupted_study(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Folder:
     study = new_study(tmp_path_factory.mktemp("uninterrupted"))
     sweep(study, CONFIG)
     return study
@@ -106,7 +106,7 @@ def kill_actor(future: Future[Manifest], name: str) -> None:
 
 
 @pytest.mark.slow
-def test_killed_driver_and_killed_worker(uninterrupted: Folder, study: Folder) -> None:
+def test_killed_driver_and_killed_worker(uninterrupted_study: Folder, study: Folder) -> None:
     hold(study, at=5, run="half-seed0", saved=True)
     start_and_kill_driver(DRIVER, study.uri, when=lambda: saved_epoch(study, "half-seed0") >= 5)
     before = epochs_done(study, "half-seed0")
@@ -124,13 +124,13 @@ def test_killed_driver_and_killed_worker(uninterrupted: Folder, study: Folder) -
     assert running.result(TIMEOUT_S).counts["retried"] == 0, "Ray Train restarts workers without a retry of the trial"
     assert study.child("runs", "known-seed0").read_bytes("manifest.json") == finished
     assert epochs_of_last_attempt(study, "half-seed0") < EPOCHS
-    assert_same(uninterrupted, study)
+    assert_same(uninterrupted_study, study)
     shorter = replace(CONFIG, grid=replace(CONFIG.grid, seeds=(0,), epochs=(5,)))
     assert sweep(study, shorter).counts["trained_now"] == 0
 
 
 @pytest.mark.slow
-def test_sweep_resumes_after_ctrl_c(uninterrupted: Folder, study: Folder) -> None:
+def test_sweep_resumes_after_ctrl_c(uninterrupted_study: Folder, study: Folder) -> None:
     hold(study, at=5, run="known-seed0", saved=True)
     status = start_and_kill_driver(
         DRIVER, study.uri, when=lambda: saved_epoch(study, "known-seed0") >= 5, by=signal.SIGINT
@@ -142,11 +142,11 @@ def test_sweep_resumes_after_ctrl_c(uninterrupted: Folder, study: Folder) -> Non
     assert states(study) == {"half-seed0": "waiting", "known-seed0": "interrupted"}
     sweep(study, CONFIG)
     assert EPOCHS - epochs_of_last_attempt(study, "known-seed0") >= before - 1, "at most one epoch may be repeated"
-    assert_same(uninterrupted, study)
+    assert_same(uninterrupted_study, study)
 
 
 @pytest.mark.slow
-def test_killed_trial_is_retried_from_its_state(uninterrupted: Folder, study: Folder) -> None:
+def test_killed_trial_is_retried_from_its_state(uninterrupted_study: Folder, study: Folder) -> None:
     hold(study, at=6, run="known-seed0", saved=True)
     running = in_background(study, CONFIG)
     wait_for(lambda: saved_epoch(study, "known-seed0") >= 6 or running.done())
@@ -157,11 +157,11 @@ def test_killed_trial_is_retried_from_its_state(uninterrupted: Folder, study: Fo
     assert running.result(TIMEOUT_S).counts["retried"] == 1
     assert epochs_of_last_attempt(study, "known-seed0") < EPOCHS
     assert [(row.state, row.attempts) for row in sweep_run_statuses(study)] == [("done", 2)] * 2
-    assert_same(uninterrupted, study)
+    assert_same(uninterrupted_study, study)
 
 
 @pytest.mark.slow
-def test_failing_trial_is_reported_after_the_others_finish(uninterrupted: Folder, study: Folder) -> None:
+def test_failing_trial_is_reported_after_the_others_finish(uninterrupted_study: Folder, study: Folder) -> None:
     train = replace(
         CONFIG.train, max_failures=0, state_share=0.0
     )  # failures that Ray Train does not retry are retried by Tune
@@ -184,11 +184,11 @@ def test_failing_trial_is_reported_after_the_others_finish(uninterrupted: Folder
     assert "\n" not in failed.error
 
     assert sweep(study, config).counts["trained_now"] == 1
-    assert_same(uninterrupted, study)
+    assert_same(uninterrupted_study, study)
 
 
 @pytest.mark.slow
-def test_trials_may_be_lost_more_often_than_retries(uninterrupted: Folder, study: Folder) -> None:
+def test_trials_may_be_lost_more_often_than_retries(uninterrupted_study: Folder, study: Folder) -> None:
     assert CONFIG.retries == 1
     before = 0
     hold(study, at=4, run="known-seed0", saved=True)
@@ -200,7 +200,7 @@ def test_trials_may_be_lost_more_often_than_retries(uninterrupted: Folder, study
         hold(study, at=before + 4, run="known-seed0", saved=True)
     release(study)
     assert running.result(TIMEOUT_S).counts["retried"] == 2
-    assert_same(uninterrupted, study)
+    assert_same(uninterrupted_study, study)
 
 
 def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
@@ -228,9 +228,9 @@ def sweep_and_lose_a_node(study: Folder, notice: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notice", [False, True])
-def test_sweep_finishes_on_the_remaining_node(notice: bool, uninterrupted: Folder, study: Folder) -> None:
+def test_sweep_finishes_on_the_remaining_node(notice: bool, uninterrupted_study: Folder, study: Folder) -> None:
     call = f"sweep_and_lose_a_node(Folder({study.uri!r}), {notice})"
     out = run_in_subprocess(f"from tests.faults.test_sweep_killed import *; {call}")
     assert "began with 2 trainings, trained 2, trials retried: 0" in out, "trials must run on the node of the driver"
     assert min(epochs_of_last_attempt(study, f"{name}-seed0") for name in CONFIG.grid.variants) < EPOCHS
-    assert_same(uninterrupted, study)
+    assert_same(uninterrupted_study, study)

@@ -58,7 +58,7 @@ def running_head(home: Path, node_types: dict[str, object] | None = None, **chan
             if address:
                 yield address
                 return
-    raise AssertionError("Ray's own limit for the start of a node was reached ten times")
+    raise AssertionError("no head started within Ray's own time limit in ten attempts")
 
 
 @contextmanager

@@ -62,7 +62,7 @@ for name, node in yaml.safe_load(open(sys.argv[1]))["available_node_types"].item
 
 
 @dataclass(frozen=True)
-class Cloud:
+class MockCloud:
     """An AWS mock, and the environment of a shell that uses it."""
 
     folder: Path
@@ -93,7 +93,7 @@ class Cloud:
 
 
 @pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MockCloud]:
     folder = tmp_path_factory.mktemp("cloud")
     home, fake_commands = folder / "home", folder / "fake-commands"
     (home / ".ray").mkdir(parents=True)
@@ -105,11 +105,11 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     with running_aws(folder / "moto.log") as aws:
         shell = environment(home, FAKE_COMMANDS=str(fake_commands), **aws)
         shell |= {"PATH": f"{fake_commands}:{shell['PATH']}", "FAKE_IMAGE": "rayproject/ray:2.60.0-py311-gpu"}
-        yield Cloud(folder, shell)
+        yield MockCloud(folder, shell)
 
 
 @pytest.fixture(scope="module")
-def cluster_file(cloud: Cloud) -> Path:
+def cluster_file(cloud: MockCloud) -> Path:
     """cluster.yaml with the image and the account of the mock."""
     account = json.loads(cloud.python(PREPARE).splitlines()[-1])
     text = (ROOT / "cluster.yaml").read_text()
@@ -120,17 +120,17 @@ def cluster_file(cloud: Cloud) -> Path:
     return path
 
 
-def test_node_types_have_only_fields_that_aws_knows(cloud: Cloud) -> None:
+def test_node_types_have_only_fields_that_aws_knows(cloud: MockCloud) -> None:
     assert cloud.python(TYPES, "cluster.yaml") == ""
 
 
-def test_unknown_field_of_a_node_type_is_reported(cloud: Cloud, tmp_path: Path) -> None:
+def test_unknown_field_of_a_node_type_is_reported(cloud: MockCloud, tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text((ROOT / "cluster.yaml").read_text().replace("VolumeSize", "VolumeSzie"))
     assert "VolumeSzie" in cloud.python(TYPES, str(path))
 
 
-def test_ray_up_and_down(cloud: Cloud, cluster_file: Path) -> None:
+def test_ray_up_and_down(cloud: MockCloud, cluster_file: Path) -> None:
     cloud.ray("up", "-y", "--no-config-cache", str(cluster_file))
     resources = cloud.show()
     (head,) = resources["nodes"]

@@ -119,7 +119,7 @@ def run_case(case: str) -> dict[str, Any]:
             engine.generate(_BATCH, _SAMPLING)
             device.limit_bytes = 0.7 * device.largest_bytes  # enough for half of the questions
             result["little_memory"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))
-            # Memory for the keys and values of some questions and the logits of few tokens.
+            # Enough memory for the keys and values of some questions and the logits of a few tokens.
             device.limit_bytes, device.fraction = math.inf, 2**-14
             num_tokens.clear()
             result["little_free_memory"] = _texts(TransformersEngine(model, tokenizer).generate(_BATCH, _SAMPLING))

@@ -154,7 +154,7 @@ def test_manifest_has_dtype_device_and_attention(scored_study: Folder) -> None:
     assert manifest.counts["attention"].startswith("slick packed")
 
 
-def test_labels_are_unchanged(scored_study: Folder, labelled: Folder) -> None:
+def test_labels_are_unchanged_by_p_true(scored_study: Folder, labelled: Folder) -> None:
     before, after = (study.child("annotate").sizes() for study in (labelled, scored_study))
     assert {name for name in after if name not in before} == {name for name in after if name.startswith("p_true/")}
     for name in ("manifest.json", "started.json", "knowledge.parquet"):

@@ -16,7 +16,7 @@ from slick.storage import Folder
 from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.config import relation_sizes, variant_specs
-from slick.variants.sampling import RowOrder, concentrated_draws, plan, select_rows
+from slick.variants.sampling import RowOrder, concentrated_draws, plan_draws, select_rows
 from tests.study_builder import finish_step, write_knowledge, write_questions
 
 SIZES = {f"P{number}": 6 + 5 * number for number in range(8)}
@@ -36,7 +36,7 @@ def make_pools(sizes: dict[str, int], unknown: int = 3) -> dict[str, dict[Catego
 
 def draw_sets(config: VariantsConfig, *, sizes: dict[str, int] = SIZES) -> dict[str, list[str]]:
     pools = make_pools(sizes)
-    planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0], config.seed)
+    planned = plan_draws(variant_specs(config), pools, relation_sizes(pools, config)[0], config.seed)
     return {name: select_rows(needed, pools, RowOrder(config.seed)) for name, needed in planned.items()}
 
 

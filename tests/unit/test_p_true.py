@@ -150,7 +150,7 @@ def test_error_of_the_gap_agrees_with_simulation() -> None:
     )
 
 
-def test_error_is_at_least_that_over_seeds() -> None:
+def test_standard_error_is_at_least_that_over_seeds() -> None:
     data = worse_and_better(slick=0.05, other=0.3, seeds=3)
     hits = data.runs[0].predictions[1, "test"]
     none = replace(hits, hit=np.where(hits.categories == "Unknown", False, hits.hit))

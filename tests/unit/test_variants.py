@@ -23,7 +23,7 @@ from slick.study_files import QUESTION_SCHEMA, VARIANT_SCHEMA
 from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants import VariantsConfig, draw_variants, read_variant, variant_names
 from slick.variants.config import relation_sizes, variant_specs
-from slick.variants.sampling import RowOrder, natural_mix, num_unknown, plan, select_rows
+from slick.variants.sampling import RowOrder, natural_mix, num_unknown, plan_draws, select_rows
 from tests.study_builder import PAPER, SMALL, CategoryCounts, finish_step, write_labelled_study
 from tuning.data import read_replay_rows, read_rows
 
@@ -45,7 +45,7 @@ def paper_sets() -> dict[str, list[str]]:
 def draw_sets(counts: CategoryCounts, config: VariantsConfig) -> dict[str, list[str]]:
     """Set name -> question_ids. The ids of `pools_of` contain relation and category."""
     pools = make_pools(counts)
-    planned = plan(variant_specs(config), pools, relation_sizes(pools, config)[0])
+    planned = plan_draws(variant_specs(config), pools, relation_sizes(pools, config)[0])
     order = RowOrder(config.seed)
     return {name: select_rows(needed, pools, order) for name, needed in planned.items()}
 
@@ -138,7 +138,7 @@ def test_known_rows_are_drawn_uniformly_from_the_pooled_known_rows() -> None:
     # mean, so a correct draw fails for fewer than 3 x 6e-7 of all seeds.
     pools = make_pools({"P1": (300, 200, 100, 200)})
     specs = variant_specs(VariantsConfig(unknown_shares=(0.0,), known_shares=(), idk_shares=(), natural=False))
-    planned = plan(specs, pools, {"P1": 100})["unknown-000"]
+    planned = plan_draws(specs, pools, {"P1": 100})["unknown-000"]
     draws = [count_by_relation_and_category(select_rows(planned, pools, RowOrder(seed))) for seed in range(1000)]
     for category, num in zip(KNOWN_CATEGORIES, (300, 200, 100), strict=True):
         share = num / 600
@@ -150,7 +150,7 @@ def test_all_rows_are_equally_likely() -> None:
     # 2,000 draws of 5 from 20: each row 500 times on average, standard error 19.4. The largest of 20 deviations exceeds
     # 5 of them with a probability below 20 x 6e-7.
     pools = make_pools({"P1": (0, 0, 0, 20)})
-    need = plan([s for s in variant_specs(VariantsConfig()) if s.name == "unknown-100"], pools, {"P1": 5})[
+    need = plan_draws([s for s in variant_specs(VariantsConfig()) if s.name == "unknown-100"], pools, {"P1": 5})[
         "unknown-100"
     ]
     times = Counter(i for seed in range(2000) for i in select_rows(need, pools, RowOrder(seed)))

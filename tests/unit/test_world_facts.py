@@ -309,7 +309,7 @@ def test_real_rows_have_one_answer_and_distinct_subjects(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"share_never": 0.9, "share_contested": 0.9}, "at most 1 in all"),
+        ({"share_never": 0.9, "share_contested": 0.9}, "must sum to at most 1"),
         ({"famous_rivals": 1.5}, r"famous_rivals is a share in \[0, 1\], got 1.5"),
         ({"famous_share": 1.0}, r"famous_share is a share in \[0, 1\), got 1.0"),
         ({"id_relations": ("P36",), "ood_relations": ("P36",)}, "at least one ID relation"),

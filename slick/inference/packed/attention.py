@@ -94,7 +94,7 @@ class AttentionOverride:
 
     @contextmanager
     def use_backend(self, backend: AttentionBackend) -> Iterator[None]:
-        """Within, the model's layers call this backend."""
+        """While active, the model's layers call this backend."""
         keys = [id(config) for config in self._configs]
         try:
             _ACTIVE_BACKENDS.update(dict.fromkeys(keys, backend))
@@ -276,7 +276,7 @@ class PartialSoftmax:
     weighted: Tensor
 
     def in_batch_order(self, heads: int, group: int, index_N: Tensor | None) -> "PartialSoftmax":
-        """The same in the order of the batch, with shapes (K, N, G, 1) and (K, N, G, D)."""
+        """These values reordered to match the batch, with shapes (K, N, G, 1) and (K, N, G, D)."""
 
         def ordered(x: Tensor) -> Tensor:
             x = x.reshape(heads, -1, group, x.shape[-1])

@@ -150,7 +150,7 @@ class DecoderSelector:
 
     @property
     def uses_packing(self) -> bool:
-        """Whether the model supports packed batches; otherwise every answer costs whole sequences."""
+        """Whether the model supports packed batches; otherwise every token costs a pass over its whole sequence."""
         return self._packed is not None
 
     def for_length(self, num_tokens: int) -> PackedDecoder | FullForwardDecoder:

@@ -246,7 +246,7 @@ def describe_needed(unclear: Sequence[Condition], z: float) -> str:
 
 
 def require_rows(num: int, what: str, minimum: int = 20) -> None:
-    """Check that a part of the questions is large enough for the normal approximation.
+    """Check that there are enough questions or rows for the normal approximation.
 
     Raises:
         InsufficientDataError: there are fewer than `minimum`.
@@ -269,11 +269,11 @@ def difference_condition(
     """A condition on a weighted sum of accuracies on the same questions.
 
     Args:
-        data: of the study.
+        data: the data of the study.
         terms: as in `StudyData.contrast`.
         text: with `{}` in place of the value with its error.
-        split: of the questions.
-        category: of the questions.
+        split: the split of the questions.
+        category: the category of the questions.
         shown: as in `Condition`.
         claimed: as in `Condition`; by default that of `shown`.
         above: as in `Condition`.

@@ -37,7 +37,7 @@ def relation_counts(data: StudyData, split: str) -> list[RelationCounts]:
     """Every annotated relation of a split, by name.
 
     Args:
-        data: of the study.
+        data: the data of the study.
         split: a key of `PAPER_SPLITS`.
 
     Raises:

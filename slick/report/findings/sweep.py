@@ -277,8 +277,8 @@ def equality_conditions(data: StudyData, terms: Terms, text: str, claimed: float
     Source: D. J. Schuirmann 1987, https://doi.org/10.1007/BF01068419.
 
     Args:
-        data: of the study.
-        terms: of the difference.
+        data: the data of the study.
+        terms: the terms of the difference.
         text: with `{}` in place of the value.
         claimed: the largest difference that agrees with the claim; at most the margin.
     """
