@@ -218,8 +218,11 @@ def test_shares_of_a_graded_sheet_have_wilson_intervals() -> None:
     greedy_shares = grade_shares(graded, ("greedy",))
     assert (greedy_shares[0].num, greedy_shares[0].total, greedy_shares[1].num) == (50, 50, 0)
     assert error_audit.grade_shares_table(graded).rows[0][:3] == ("wrong", 90, "90 (82.6 to 94.5)")
+    assert error_audit.graded_sentence(graded) == "Of 100 graded answers, 90 % (82.6 to 94.5) are wrong."
     with pytest.raises(InsufficientDataError, match="--graded"):
         grade_shares(audit, ("greedy",))
+    waiting = "No answer is graded yet; `tables/error_audit.csv` has 100 to grade."
+    assert error_audit.graded_sentence(audit) == waiting
 
 
 def test_sheet_saved_by_a_spreadsheet_program_is_read() -> None:

@@ -62,15 +62,15 @@ def coefficient_sentences(data: StudyData, splits: Sequence[str] = tuple(regress
         paper = PAPER_UNKNOWN_COEFFICIENTS[split]
         significant = unknown_p < 0.05
         verdict = (
-            "no significant effect"
+            "no significant effect; the paper has"
             if not significant
-            else "as in the paper"
+            else "as in the paper, which has"
             if unknown * paper > 0
-            else "the opposite of the paper"
+            else "the opposite of the paper, which has"
         )
         sentences.append(
             f"{regression.SPLIT_LABELS[split].capitalize()}, b_unk is {unknown:+.1f} points "
-            f"({_p_text(unknown_p)}): {verdict}, which has {paper:+.1f}; b_kn is {known:+.1f} ({_p_text(known_p)})."
+            f"({_p_text(unknown_p)}): {verdict} {paper:+.1f}; b_kn is {known:+.1f} ({_p_text(known_p)})."
         )
     return sentences
 
