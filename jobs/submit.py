@@ -218,7 +218,7 @@ def submit(job: Submission) -> None:
 
 
 def follow(head: RayJobClient, job_id: str) -> None:
-    """Print the log of a job until it ends, and exit with its status. Ctrl-C asks whether to stop the job, too."""
+    """Print the log of a job until it ends, and exit with its status. Ctrl-C asks whether to stop the job as well."""
     try:
         job = head.follow(job_id)
     except KeyboardInterrupt:

@@ -197,7 +197,7 @@ def _check_writable(folder: str, name: str) -> None:
 
 
 def object_store_bytes(temp_folder: str, shared_memory: str = _SHM_PATH) -> int | None:
-    """Size of the object store in shared memory; None if Ray's default fits, 30 % of the memory.
+    """Size of the object store in shared memory; None if Ray's default, 30 % of the memory, fits.
 
     If less than the minimum is free (Docker's default is 64 MiB), Ray places a store of the minimum size in its
     temporary folder.

@@ -140,7 +140,7 @@ def _parse_value(name: str, text: str, axis: str) -> Any:
     """A value in the type of its setting."""
     accepted = _accepted_types()
     if (name, text) == ("dtype", AUTO):
-        raise SettingsError(f"axis {axis!r}: auto is no fixed precision; give float32 or bfloat16")
+        raise SettingsError(f"axis {axis!r}: auto is not a fixed precision; give float32 or bfloat16")
     if name in _GRID_FIELDS:
         raise SettingsError(f"axis {axis!r}: {name} is an axis of the grid itself, --grid.{_GRID_FIELDS[name]}")
     if name not in accepted:

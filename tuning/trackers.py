@@ -35,7 +35,7 @@ FINISH_TIMEOUT_S = 60
 
 
 class TrackerRun(Protocol):
-    """One run in one tracker. Any exception means "not now": the run is dropped, and opened again later."""
+    """One run in one tracker. After any exception, the run is dropped and reopened later."""
 
     def write(self, points: MetricHistory) -> None:
         """Write the epochs that were not written yet.

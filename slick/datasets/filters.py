@@ -152,10 +152,10 @@ def count_questions(checked: ValidationResult, filtered: FilterResult, kept: Seq
         "splits_from": {origin: dict(splits) for origin, splits in checked.splits.items()},
         "without_subject": sum(q.subject is None for q in kept),
         "with_popularity": sum(q.popularity is not None for q in kept),
-        "read": _nested(count_by_split(checked.questions)),
-        "dropped": {step.rule: _nested(step.dropped) for step in filtered.steps},
+        "read": _group_by_relation(count_by_split(checked.questions)),
+        "dropped": {step.rule: _group_by_relation(step.dropped) for step in filtered.steps},
         "over_limit": len(filtered.kept) - len(kept),
-        "kept": _nested(count_by_split(kept)),
+        "kept": _group_by_relation(count_by_split(kept)),
         "domains": _domains(kept),
         "totals": split_totals(kept),
     }
@@ -291,7 +291,7 @@ def _cell(counts: Mapping[str, int]) -> str:
     return "/".join(str(counts.get(split, 0)) for split in SPLITS) if any(counts.values()) else "-"
 
 
-def _nested(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+def _group_by_relation(counts: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
     nested: dict[str, dict[str, int]] = {}
     for relation, split in sorted(counts, key=lambda key: (key[0], SPLITS.index(key[1]))):
         nested.setdefault(relation, {})[split] = counts[relation, split]

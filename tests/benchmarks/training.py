@@ -335,11 +335,11 @@ def compare(arguments: argparse.Namespace, rows: str) -> None:
         speed = statistics.median(speeds[method])
         print(f"| {method} | {speed:,.0f} | {slick / speed:.2f} |")
     row_s = statistics.median(run["seconds"] / run["rows"] for run in evaluations)
-    report_share(arguments, rows, slick, row_s)
+    print_epoch_times(arguments, rows, slick, row_s)
     print(f"answers have {statistics.mean(run['answer_tokens'] for run in evaluations):.1f} tokens")
 
 
-def report_share(arguments: argparse.Namespace, rows: str, tokens_per_s: float, row_s: float) -> None:
+def print_epoch_times(arguments: argparse.Namespace, rows: str, tokens_per_s: float, row_s: float) -> None:
     """Print the times of training and evaluation in an epoch of the paper: 6,142 train, 26,790 dev and test rows."""
     from slick.models import load_tokenizer
 

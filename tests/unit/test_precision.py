@@ -148,7 +148,7 @@ def test_dtype_of_other_trainings_counts_only_if_they_agree(tmp_path: Path) -> N
 
 
 def test_axes_and_plans_need_a_resolved_dtype(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="auto is no fixed precision"):
+    with pytest.raises(SettingsError, match="auto is not a fixed precision"):
         parse_axis("dtype=auto,float32")
     with pytest.raises(SettingsError, match="a plan needs a resolved dtype, got auto"):
         plan_runs(Folder(str(tmp_path)), {"a-seed0": TrainConfig()})
