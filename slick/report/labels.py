@@ -12,15 +12,8 @@ from slick.report.findings.categories import VARIANT_LABELS
 
 _POLICY = re.compile(r"(fixed|best_dev|dev_highlyknown|patience|unknown_fit)(?:\(([\d.]+)(?:,([\d.]+))?\))?")
 _ESTIMATES: Mapping[str, str] = {
-    "D_loses": "loss of D",
-    "D_Known_loses": "loss of D_Known",
-    "D - D_Known": "loss of D minus loss of D_Known",
     "r_squared": "R²",
     "over_all": "correct of all questions",
-    "on_answered": "on answered questions",
-    "loss_on_answered": "loss on answered questions",
-    "mean_loss": "mean loss to convergence",
-    "rise": "rise with the share",
     "rows": "rows of the tables",
     "unknown_percent": "labelled Unknown, %",
 }
@@ -82,8 +75,8 @@ def run_label(data: StudyData, variant: str, seed: int, settings: str = "") -> s
 def estimate_label(key: str) -> str:
     """The name of a value or an interval of a finding in words. Symbols such as b_kn and D_Known are unchanged.
 
-    >>> [estimate_label(key) for key in ("fall_at_convergence", "D_loses", "b_kn", "D_Unknown - D_Known", "5.5e-05")]
-    ['fall at convergence', 'loss of D', 'b_kn', 'D_Unknown - D_Known', 'learning rate 5.5e-05']
+    >>> [estimate_label(key) for key in ("peak_epoch", "over_all", "b_kn", "D_Unknown - D_Known", "5.5e-05")]
+    ['peak epoch', 'correct of all questions', 'b_kn', 'D_Unknown - D_Known', 'learning rate 5.5e-05']
     """
     if re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", key):
         return f"learning rate {key}"
