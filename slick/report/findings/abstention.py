@@ -193,4 +193,5 @@ def _ratio_influence(answered: NDArray[np.float64], correct: NDArray[np.float64]
 def _is_answer(texts: NDArray[np.object_], phrase: str) -> NDArray[np.bool_]:
     """Whether each text is not the abstention phrase; shape (questions,)."""
     phrase = normalize(phrase)
-    return np.array([normalize(str(text)) != phrase for text in texts])
+    is_answer = {text: normalize(str(text)) != phrase for text in set(texts.tolist())}  # texts repeat
+    return np.array([is_answer[text] for text in texts.tolist()])
