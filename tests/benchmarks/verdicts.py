@@ -1,9 +1,10 @@
 """How often each finding holds in simulated studies: by chance, and if its claim is true at the paper's effect size.
 
     python -m tests.benchmarks.verdicts                    # all findings, 200 studies of each kind
+    python -m tests.benchmarks.verdicts --table            # the stored rates as the table of docs/findings.md
     python -m tests.benchmarks.verdicts E6 E16 --studies 50 --dry-run
 
-Writes slick/data/finding_rates.json, which the report reads, and prints the table of docs/findings.md.
+Writes slick/data/finding_rates.json, which the report reads.
 """
 
 import argparse
@@ -125,7 +126,11 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=200, help="of each kind")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--dry-run", action="store_true", help="do not write the rates")
+    parser.add_argument("--table", action="store_true", help="print the stored rates instead")
     arguments = parser.parse_args()
+    if arguments.table:
+        print_rates()
+        return
     print(
         "| finding | test questions | study | holds | fails | undecided | not testable |\n|---|---|---|---|---|---|---|"
     )
@@ -137,6 +142,18 @@ def main() -> None:
             print(f"| {cell.finding} | {cell.size.num_test:,} | {cell.scenario} | {shares} |", flush=True)
         if not arguments.dry_run:
             store_rates(summarize(cells))
+
+
+def print_rates() -> None:
+    """Print the stored rates as a Markdown table."""
+    stored = json.loads(RATES_FILE.read_text())
+    sizes = [f"{row['questions']:,.0f} questions" for row in next(iter(stored.values()))]
+    columns = ["finding", *(f"{rate}, {size}" for rate in ("power", "false alarm") for size in sizes)]
+    for row in (columns, ["---"] * len(columns)):
+        print(f"| {' | '.join(row)} |")
+    for name, rows in stored.items():
+        shares = [f"{100 * row[rate]:.1f} %" for rate in ("power", "false_alarm") for row in rows]
+        print(f"| {name} | {' | '.join(shares)} |")
 
 
 def store_rates(rates: dict[str, list[dict[str, float]]]) -> None:
