@@ -109,7 +109,7 @@ def read_provenance(manifests: Mapping[str, Manifest]) -> Provenance:
     """The provenance of a study.
 
     Args:
-        manifests: as from `read_manifests`.
+        manifests: as returned by `read_manifests`.
     """
     runs = _run_manifests(manifests)
     annotate, questions = manifests.get("annotate"), manifests.get("questions")

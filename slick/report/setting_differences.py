@@ -57,7 +57,7 @@ def study_identity(manifests: Mapping[str, Manifest]) -> StudyIdentity:
     """What the results of a study depend on, from the manifests of its finished steps and runs.
 
     Args:
-        manifests: as from `slick.report.provenance.read_manifests`.
+        manifests: as returned by `slick.report.provenance.read_manifests`.
     """
     settings: dict[str, dict[str, Any]] = {}
     seeds: dict[str, Any] = {}

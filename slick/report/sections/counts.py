@@ -293,7 +293,7 @@ def archive_table(data: StudyData) -> Table:
     """Totals of the filtered archive compared with the paper's, by relation."""
     if data.filter_counts is None:
         raise InsufficientDataError(
-            "the paper's totals are those of the full EntityQuestions archive, which these questions are not from"
+            "the paper's totals are those of the full EntityQuestions archive; these questions are from another source"
         )
     rows: list[Row] = []
     sums: list[Row] = []

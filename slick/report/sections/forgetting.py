@@ -492,6 +492,6 @@ def _baseline_counts(
 
 
 def _wrong_answers(predictions: pa.Table, split: str) -> dict[str, str]:
-    """question_id to the wrong answer."""
+    """The wrong answers by question_id."""
     rows = predictions.to_pylist()
     return {row["question_id"]: row["text"] for row in rows if row["split"] == split and not row["hit"]}

@@ -1,6 +1,6 @@
 """Survival analysis of the time to fit: Kaplan-Meier curves, log-rank tests and hazard ratios of categories. Pure.
 
-A row is fitted at the first epoch after which the model answers its question correctly; a row that no epoch fits is
+A row is fitted at the first epoch after which the model answers its question correctly; a row that is never fitted is
 censored at the last one. The seeds of a variant train on the same questions, so their rows are not independent: the
 confidence bands are as wide as for one row per question, which is conservative.
 
@@ -92,7 +92,7 @@ class SurvivalCurve:
 
     @property
     def never_fitted(self) -> tuple[float, float, float]:
-        """Share of rows that no epoch fits, with Wilson's 95 % interval over questions."""
+        """Share of rows that are never fitted, with Wilson's 95 % interval over questions."""
         share = float(self.unfitted_share[-1])
         return share, *wilson_interval(share * self.num_questions, self.num_questions, CONFIDENCE_LEVEL)
 
