@@ -43,7 +43,7 @@ class TrialSpec(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecommendedTrial:
-    """The best trial for one share of Unknown rows, or for all; accuracies in percent, differences in percentage points."""
+    """The best trial for one share of Unknown rows, or for all; accuracies in percent, differences in points."""
 
     share: float | None
     """Share of Unknown rows in [0, 1]; None for one trial at all shares."""

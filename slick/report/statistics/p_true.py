@@ -419,7 +419,7 @@ def _prefix_rows(data: StudyData, checkpoint: CheckpointRef) -> tuple[NDArray[np
 
 
 def prefix_fall(data: StudyData, checkpoint: CheckpointRef) -> Measurement:
-    """Accuracy on the Unknown set under one exemplar set minus that under all of them; the first set contains the second.
+    """Accuracy on the Unknown set under one exemplar set minus that under all of them, which is a part of it.
 
     The error is that of the difference of two ratios over the same questions (delta method).
 
