@@ -14,9 +14,11 @@ from slick.report.findings.base import (
     Verdict,
     contradiction_z,
     evaluate_findings,
+    finding_rates,
     findings,
     judge,
     judge_finding,
+    rates_at,
 )
 from slick.report.findings.knowledge import category_totals
 from slick.report.loading import choose_durations
@@ -257,6 +259,24 @@ def test_a_few_unchanged_questions_are_not_certain() -> None:
     data = simulated(None, StudySize(num_test=40, num_dev=40, num_train=40))
     with pytest.raises(InsufficientDataError, match="needs 20 MaybeKnown test questions or more, there are 10"):
         check("E15", data)
+
+
+def test_power_is_that_of_the_number_of_questions() -> None:
+    small, large = rates_at("E6", 1200), rates_at("E6", 10481)
+    assert small[0] < large[0]
+    assert rates_at("E6", 10) == small
+    assert small[0] < rates_at("E6", 4000)[0] < large[0]
+    assert rates_at("a finding of a user", 1200) == (None, None)
+
+
+def test_simulated_rates_are_complete_and_false_alarms_rare() -> None:
+    """The rates that `python -m tests.benchmarks.verdicts` wrote: 200 studies, so 5 % of them are 10."""
+    rates = finding_rates()
+    assert set(rates) == {name for name in ALL_FINDINGS if name != "E1"}
+    for name, rows in rates.items():
+        assert [row["questions"] for row in rows] == [1200, 10481], name
+        assert all(row["false_alarm"] <= 0.05 for row in rows), name
+        assert all(0 <= row["power"] <= 1 for row in rows), name
 
 
 # E12 and E13, E22, E24, E25: by what they fail

@@ -19,6 +19,7 @@ from slick.report.measurements import (
     round1_values,
 )
 from slick.report.statistics.p_true import (
+    MIN_UNKNOWN_QUESTIONS,
     compare_at_equal_share,
     natural_predictions,
     p_true_auroc,
@@ -112,8 +113,9 @@ def e20(data: StudyData) -> CheckResult:
 
     Not testable where P(True) is not informative: any score would do as well as random numbers there.
     """
+    if natural_predictions(data, EARLY_STOP).unknown_Q.sum() >= MIN_UNKNOWN_QUESTIONS:
+        _require_informative_p_true(data)
     comparisons = {checkpoint: compare_at_equal_share(data, checkpoint) for checkpoint in (EARLY_STOP, CONVERGENCE)}
-    _require_informative_p_true(data)
     conditions = [
         Condition(
             text=f"at {checkpoint_label(checkpoint)}, accuracy is {format_with_error(comparison.slick)} % on "
