@@ -132,7 +132,10 @@ def test_concentration_is_added_to_the_experiments_of_the_paper(labelled: Folder
 def test_more_ratios_are_added_to_a_study(labelled: Folder) -> None:
     run_ids = run_without_training(labelled, resolve_experiments(DEMO, "unknown_ratio"))
     more = replace(DEMO, variants=replace(DEMO.variants, unknown_shares=(0.0, 0.33, 1.0)))
-    assert run_without_training(labelled, resolve_experiments(more, "ood")) == {"unknown-033-seed0"}
+    assert run_without_training(labelled, resolve_experiments(more, "ood")) == {
+        "unknown-033-seed0",
+        "unknown-033-seed0-learning_rate=0.0022",
+    }
     assert len(run_ids) > len(variant_files(labelled)) / 2
 
 

@@ -17,7 +17,7 @@ from slick.experiments import (
     variants_for_experiments,
 )
 from slick.report.data import StudyData
-from slick.report.findings.base import FindingResult, findings
+from slick.report.findings.base import FindingResult, Verdict, findings
 from slick.report.page import Exhibit, Section
 from slick.report.sections import make_sections, sections
 from slick.report.step import explain_unrequested_findings, label_sections, requested_experiments
@@ -180,7 +180,8 @@ def test_cost_forecast_counts_finished_runs(study_with_variants: Folder) -> None
 
 
 def make_result(name: str, holds: bool | None) -> FindingResult:
-    return FindingResult(id=name, claim="c", holds=holds, own=None, paper=None, why="needs a run")
+    verdict = Verdict.NOT_TESTABLE if holds is None else Verdict.HOLDS
+    return FindingResult(id=name, claim="c", holds=holds, own=None, paper=None, why="needs a run", verdict=verdict)
 
 
 def make_section(name: str, missing: str | None) -> Section:
@@ -199,11 +200,7 @@ def test_sections_are_grouped_by_experiment_and_unrequested_ones_are_reduced() -
     assert [section.name for section in labelled] == ["idk", "other", "choice", "share"], (
         "sections that were not requested come last"
     )
-    assert [section.experiment for section in labelled][:3] == [
-        "idk · table 8",
-        "",
-        "unknown_ratio · figures 3a, 3b",
-    ]
+    assert [section.place for section in labelled][:3] == ["table 8", "", "figures 3a, 3b"]
     assert [exhibit.missing for exhibit in labelled[2].exhibits] == ["not requested: add --experiments unknown_ratio"]
     assert [exhibit.missing for exhibit in labelled[0].exhibits] == ["no run", "no run"]
     complete = label_sections([make_section(name, None) for name in ("choice", "idk", "share")], ("idk",))
