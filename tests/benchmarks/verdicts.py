@@ -147,12 +147,18 @@ def main() -> None:
 def print_rates() -> None:
     """Print the stored rates as a Markdown table."""
     stored = json.loads(RATES_FILE.read_text())
-    sizes = [f"{row['questions']:,.0f} questions" for row in next(iter(stored.values()))]
+    numbers = sorted({row["questions"] for rows in stored.values() for row in rows})
+    sizes = [f"{number:,.0f} questions" for number in numbers]
     columns = ["finding", *(f"{rate}, {size}" for rate in ("power", "false alarm") for size in sizes)]
     for row in (columns, ["---"] * len(columns)):
         print(f"| {' | '.join(row)} |")
     for name, rows in stored.items():
-        shares = [f"{100 * row[rate]:.1f} %" for rate in ("power", "false_alarm") for row in rows]
+        by_number = {row["questions"]: row for row in rows}
+        shares = [
+            f"{100 * by_number[number][rate]:.1f} %" if number in by_number else "–"
+            for rate in ("power", "false_alarm")
+            for number in numbers
+        ]
         print(f"| {name} | {' | '.join(shares)} |")
 
 
