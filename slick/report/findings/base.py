@@ -3,8 +3,8 @@
 A check states its claim as conditions, such as "accuracy falls by more than 0 points", and `judge` combines them:
 
 - *holds*: every condition is shown, that is, its 95 % interval lies on the side that the claim needs. If any part of
-  the claim is false, its condition is shown with a probability of at most 2.5 % (an intersection-union test), so the
-  finding holds by chance at most that often, however many conditions it has.
+  the claim is false, its condition is shown with a nominal probability of 2.5 % (an intersection-union test), so the
+  finding holds by chance about that often at most, however many conditions it has; finding_rates.json has simulations.
 - *fails*: one condition is contradicted, that is, its interval lies on the other side of what the claim says, with
   Bonferroni's correction for the number of conditions.
 - *undecided*: neither. The study has too few questions, rows or seeds; `needed` says how many would decide.
