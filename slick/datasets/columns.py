@@ -1,6 +1,7 @@
 """Columns of a question file: their names, and how their values are parsed and checked. Pure."""
 
 import ast
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def parse_text(row: Mapping[str, Any], column: str) -> str:
 
 
 def validate_text(value: object, name: str) -> str:
-    """Text that can be asked and matched: a string that is not empty, on one line, and storable as UTF-8.
+    """Text that can be asked and matched: `check_text` accepts it, and it is on one line.
 
     Args:
         value: what the row holds.
@@ -87,31 +88,46 @@ def validate_text(value: object, name: str) -> str:
     Raises:
         RowError: it is not such text.
     """
-    if not isinstance(value, str):
-        raise RowError(
-            "wrong type", f"{name} is {value!r:.80} ({type(value).__name__}), expected a string; {_type_hint(value)}"
-        )
-    text = value.strip()
-    _check_length(text, name)
-    if not text:
-        raise RowError(f"empty {name}", f"empty {name} ({value!r:.40}), expected text; fill it in or remove the row")
+    text = check_text(value, name).strip()
     if "\n" in text or "\r" in text:
         raise RowError(
             "line break", f"{name} {text!r:.80} holds a line break, expected one line; answers end at a line's end"
         )
-    if "\0" in text:
+    return text
+
+
+def check_text(value: object, name: str, *, allow_blank: bool = False) -> str:
+    """Text of any number of lines, unchanged: a string that is not blank, within limits, and storable as UTF-8.
+
+    Args:
+        value: what the row holds.
+        name: the name of the value, for messages.
+        allow_blank: accept a string that is empty or white space.
+
+    Raises:
+        RowError: it is not such text.
+    """
+    if not isinstance(value, str):
         raise RowError(
-            "NUL character", f"{name} {text!r:.80} holds a NUL character, expected text; is the file UTF-16? Convert it"
+            "wrong type", f"{name} is {value!r:.80} ({type(value).__name__}), expected a string; {_type_hint(value)}"
+        )
+    _check_length(value, name)
+    if not value.strip() and not allow_blank:
+        raise RowError(f"empty {name}", f"empty {name} ({value!r:.40}), expected text; fill it in or remove the row")
+    if "\0" in value:
+        raise RowError(
+            "NUL character",
+            f"{name} {value!r:.80} holds a NUL character, expected text; is the file UTF-16? Convert it",
         )
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError as error:
         raise RowError(
             "wrong encoding",
-            f"{name} {text!r:.80} holds half a surrogate pair at character {error.start + 1}, expected valid Unicode; "
+            f"{name} {value!r:.80} holds half a surrogate pair at character {error.start + 1}, expected valid Unicode; "
             "write the character itself",
         ) from error
-    return text
+    return value
 
 
 def parse_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -120,7 +136,16 @@ def parse_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         RowError: there is none, one is not usable text, or a list is malformed.
     """
-    column = next((name for name in ANSWER_COLUMNS if row.get(name) not in (None, "", [])), None)
+    return tuple(validate_text(answer, "answer") for answer in list_answers(row))
+
+
+def list_answers(row: Mapping[str, Any]) -> list[Any]:
+    """The gold answers of a row as it holds them, in order; at least one.
+
+    Raises:
+        RowError: there is none, or a list is malformed.
+    """
+    column = next((name for name in ANSWER_COLUMNS if _has_answer(row, name)), None)
     if column is None:
         raise RowError("no answer", "no answer, expected at least one gold answer; add one or remove the row")
     value = row[column]
@@ -134,7 +159,30 @@ def parse_answers(row: Mapping[str, Any]) -> tuple[str, ...]:
             f'{column} is {value!r:.80} ({type(value).__name__}), expected a list of strings such as ["Paris"]; '
             "a single answer may be in a column `answer`",
         )
-    return tuple(validate_text(answer, "answer") for answer in (value if isinstance(value, list) else [value]))
+    return value if isinstance(value, list) else [value]
+
+
+def replace_answers(row: Mapping[str, Any], answer: str) -> dict[str, Any]:
+    """The columns of gold answers of a row, each with this answer alone: as a list, or as text that is read as one.
+
+    >>> replace_answers({"question": "?", "answers": '["Paris", "paris"]', "answer": "Paris"}, "unknown")
+    {'answers': '["unknown"]', 'answer': 'unknown'}
+    """
+    columns: dict[str, Any] = {}
+    for name in ANSWER_COLUMNS:
+        if not _has_answer(row, name):
+            continue
+        if isinstance(row[name], str):
+            is_plain = name == "answer" and not row[name].lstrip().startswith(("[", "{", "("))
+            as_list = not is_plain or answer.lstrip().startswith(("[", "{", "("))
+            columns[name] = json.dumps([answer], ensure_ascii=False) if as_list else answer
+        else:
+            columns[name] = [answer]
+    return columns
+
+
+def _has_answer(row: Mapping[str, Any], column: str) -> bool:
+    return row.get(column) not in (None, "", [])
 
 
 def parse_choice(row: Mapping[str, Any], column: str, names: Mapping[str, str]) -> str | None:

@@ -169,9 +169,9 @@ def _hint(names: Sequence[str]) -> str:
 
 
 def json_type(value: object) -> str:
-    """The JSON type of a parsed value, for messages."""
+    """The JSON type of a parsed value, for messages; the type in Python if it has none."""
     names = {dict: "object", list: "list", str: "string", int: "number", float: "number", bool: "boolean"}
-    return names.get(type(value), "null")
+    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 class Archive:
