@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from jobs.flags import (
     FlagParser,
@@ -194,6 +194,12 @@ def _component_choices() -> "ConstructorRegistry":
 def _with_choices(field: "StructFieldSpec", registry: "Registry[Any] | None") -> "StructFieldSpec":
     if registry is None:
         return field
+    if registry.families():  # some names contain a number; the settings class checks them
+        from tyro.conf import arg
+
+        forms = [*(() if field.type is str else ("None",)), *registry.names(), *registry.families()]
+        kind: Any = Annotated[field.type, arg(metavar=f"{{{','.join(forms)}}}")]
+        return replace(field, type=kind)
     choices: Any = Literal[registry.names()]
     return replace(field, type=choices if field.type is str else choices | None)
 

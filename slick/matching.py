@@ -4,7 +4,7 @@ The paper says "exact match" and nothing more. The default, `exact`, compares an
 (Rajpurkar et al. 2016): lower case, no ASCII punctuation, no English articles, single spaces. `raw` compares the
 strings as they are, apart from white space at both ends. The other matchers normalize like `exact`: `canonical` accepts
 only the first gold answer, `contains` accepts a gold answer among other words, and `f1` accepts a word F1 of at least
-0.5.
+0.5. `f1>=0.7` has another threshold; in a shell it needs quotes, since `>` redirects the output.
 
 All matchers compare texts in Unicode normalization form C (NFC), so canonically equivalent texts, such as "e" with a
 combining accent and "é", are equal. Exact match ignores no other difference: compatibility forms (full-width letters,
@@ -12,16 +12,20 @@ ligatures), typographic quotes, dashes and zero-width characters make texts diff
 Unicode white space separates words, including non-breaking spaces.
 """
 
+import math
 import re
 import string
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from slick.errors import SettingsError
 from slick.registry import Registry
 
 F1_THRESHOLD = 0.5
+"""Minimum word F1 of the matcher `f1`."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -199,15 +203,42 @@ class ContainsMatcher(AnswerMatcher):
 
 @MATCHERS.register("f1")
 class F1Matcher(AnswerMatcher):
-    """Word F1 of at least 0.5 with a gold answer, after normalization."""
+    """Word F1 with a gold answer of at least a threshold, after normalization."""
 
-    def __init__(self, gold: Sequence[str]) -> None:
+    def __init__(self, gold: Sequence[str], threshold: float = F1_THRESHOLD) -> None:
         self._counts = [Counter(words) for text in gold if (words := normalize(text).split())]
+        self._threshold = threshold
 
     def is_hit(self, answer: str) -> bool:
         """Whether the answer shares enough words with a gold answer."""
         counts = Counter(normalize(answer).split())
-        return any(_word_f1(counts, gold) >= F1_THRESHOLD for gold in self._counts)
+        return any(_word_f1(counts, gold) >= self._threshold for gold in self._counts)
+
+
+@MATCHERS.register_family("f1>=x")
+def f1_at_least(name: str) -> Callable[[Sequence[str]], AnswerMatcher] | None:
+    """The matcher of a name such as `f1>=0.7`; None for names of another form.
+
+    Raises:
+        SettingsError: the threshold is no share in (0, 1], or not in its shortest form. Each threshold has one name,
+            since settings with different names have different fingerprints.
+
+    >>> f1_at_least("f1>=0.7")(["New York"]).is_hit("New York City"), f1_at_least("f1")
+    (True, None)
+    """
+    form, found, number = name.partition(">=")
+    if form != "f1" or not found:
+        return None
+    try:
+        threshold = float(number)
+    except ValueError:
+        threshold = math.nan
+    if not 0 < threshold <= 1:
+        raise SettingsError(f"the matcher f1>=x needs a word F1 in (0, 1], got {name!r}; an example is 'f1>=0.7'")
+    shortest = f"f1>={threshold!r}".removesuffix(".0")
+    if name != shortest:
+        raise SettingsError(f"the matcher {name!r} is not in its shortest form; write {shortest!r}")
+    return partial(F1Matcher, threshold=threshold)
 
 
 def _nfd(text: str) -> str:

@@ -45,6 +45,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._package, self._lazy = package, lazy
         self._components: dict[str, T] = {}
+        self._families: dict[str, Callable[[str], T | None]] = {}
         self._complete = False
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -62,6 +63,27 @@ class Registry(Generic[T]):
 
         return add
 
+    def register_family(self, form: str) -> Callable[[Callable[[str], T | None]], Callable[[str], T | None]]:
+        """A decorator that registers a function which makes components from names that contain a number.
+
+        The function takes a name and returns its component, or None if the name has another form. It raises
+        `SettingsError` if the number is invalid.
+
+        Args:
+            form: how such names look, for help and messages, such as `f1>=x`.
+        """
+
+        def add(make: Callable[[str], T | None]) -> Callable[[str], T | None]:
+            self._families[form] = make
+            return make
+
+        return add
+
+    def families(self) -> tuple[str, ...]:
+        """The forms of names that contain a number."""
+        self._import_all()
+        return tuple(self._families)
+
     def get(self, name: str) -> T:
         """The component of a name.
 
@@ -69,6 +91,8 @@ class Registry(Generic[T]):
             SettingsError: there is none.
         """
         self.check(name)
+        if name not in self._components and (member := self._family_member(name)) is not None:
+            return member
         if name not in self._components:
             import_module(f"{self._package}.{name}")
         return self._components[name]
@@ -80,13 +104,17 @@ class Registry(Generic[T]):
             SettingsError: there is none.
         """
         names = self.names()
-        if name not in names:
+        if name not in names and self._family_member(name) is None:
             near = get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join((*names, *self._families))}"
             raise SettingsError(f"there is no {self.kind} {name!r}; {hint}")
 
+    def _family_member(self, name: str) -> T | None:
+        made = (make(name) for make in self._families.values())
+        return next((component for component in made if component is not None), None)
+
     def names(self) -> tuple[str, ...]:
-        """The names of all components, those of lazily imported modules too."""
+        """The names of all components without a number, those of lazily imported modules too."""
         self._import_all()
         lazy = [module for module in self._modules() if module not in self._components] if self._lazy else []
         return (*self._components, *lazy)

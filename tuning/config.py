@@ -76,7 +76,7 @@ class TrainConfig:
     """Dtype of the weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer. `auto`:
     the dtype in which the training or the sweep began, else bfloat16 on GPUs that support it and float32 elsewhere."""
     matcher: str = setting("exact", "result", registry=MATCHERS)
-    """How a generated answer is compared with the gold answers."""
+    """How a generated answer is compared with the gold answers. In a shell, quote names such as 'f1>=0.7'."""
     max_new_tokens: int = setting(32, minimum=1)
     """Most tokens of an evaluated answer."""
     loss_of_all: bool = False

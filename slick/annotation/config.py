@@ -40,7 +40,7 @@ class AnnotateConfig:
     """`sampled` generates answers. `gold` scores the first gold answer in one pass without sampling: exact
     probabilities of one answer text, at a fraction of the cost."""
     matcher: str = setting("exact", "labels", registry=MATCHERS)
-    """When an answer is correct; see `slick.matching`."""
+    """When an answer is correct; see `slick.matching`. In a shell, quote names such as 'f1>=0.7'."""
     repeats_per_relation: int = setting(0, "labels", minimum=0)
     """Questions per relation that are annotated twice, with other exemplars and samples, to measure how often
     categories flip. Not supported by the gold estimator, which does not sample."""

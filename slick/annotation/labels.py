@@ -296,7 +296,7 @@ class RescoreConfig:
     """Settings of the new labels; None keeps the setting of the annotation."""
 
     matcher: str | None = setting(None, registry=MATCHERS)
-    """When an answer is correct; see `slick.matching`."""
+    """When an answer is correct; see `slick.matching`. In a shell, quote names such as 'f1>=0.7'."""
     num_exemplar_sets: int | None = None
     """Use the answers to this many first exemplar sets."""
     num_samples: int | None = None

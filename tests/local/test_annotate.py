@@ -21,6 +21,7 @@ from slick.formatting import ProgressReporter
 from slick.inference.base import SamplingConfig
 from slick.matching import is_hit
 from slick.storage import Folder
+from slick.study import require_manifest
 from slick.study_files import KNOWLEDGE_SCHEMA, read_knowledge
 from slick.types import categories
 from tests.local.metrics import exported_metrics
@@ -262,6 +263,7 @@ def test_speed_settings_are_not_part_of_the_identity() -> None:
     base = AnnotateConfig()
     assert replace(base, max_actors=7, batches_per_file=9, gpus_per_actor=0.5).identity() == base.identity()
     assert replace(base, matcher="raw").identity() != base.identity()
+    assert replace(base, matcher="f1>=0.7").identity() != replace(base, matcher="f1").identity()
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +338,8 @@ def test_rescoring_equals_annotating_with_other_settings(
     assert read_knowledge(study).equals(read_knowledge(fresh))
     assert not read_knowledge(study).equals(read_knowledge(annotated_study))
     annotate(study, small)  # finished: nothing runs
+    rescore(study, RescoreConfig(matcher="f1>=0.3"))
+    assert require_manifest(study.child("annotate"), "annotate").settings["matcher"] == "f1>=0.3"
     rescore(study, RescoreConfig())
     assert read_knowledge(study).equals(read_knowledge(annotated_study))
     assert study.child("annotate", "generations").read_tables().equals(before)

@@ -6,6 +6,7 @@ import unicodedata
 
 import pytest
 
+from slick.errors import SettingsError
 from slick.matching import MATCHERS, is_hit, make_matcher, normalize, token_f1
 
 
@@ -91,7 +92,7 @@ PIECES = [
 ]
 
 
-@pytest.mark.parametrize("matcher", MATCHERS.names())
+@pytest.mark.parametrize("matcher", [*MATCHERS.names(), "f1>=0.7"])
 def test_every_prefix_of_a_hit_can_still_match(matcher: str) -> None:
     """Random texts of pieces that normalization drops, joins and splits."""
     rng, hits = random.Random(5), 0
@@ -143,6 +144,36 @@ def test_prefixes_of_no_hit_cannot_match() -> None:
 )
 def test_word_f1_uses_the_closest_gold_answer(answer: str, gold: list[str], f1: float) -> None:
     assert token_f1(answer, gold) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "f1"), [("New York City", 0.8), ("the big New York City", 2 / 3), ("York", 2 / 3), ("Oslo", 0.0)]
+)
+def test_f1_matchers_differ_in_their_threshold(answer: str, f1: float) -> None:
+    assert token_f1(answer, ["New York"]) == pytest.approx(f1)
+    for threshold in ("0.1", "0.5", "0.65", "0.7", "0.8", "1"):
+        assert is_hit(answer, ["New York"], f"f1>={threshold}") == (f1 >= float(threshold))
+    assert is_hit(answer, ["New York"], "f1") == is_hit(answer, ["New York"], "f1>=0.5")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("f1>=7", r"the matcher f1>=x needs a word F1 in \(0, 1\], got 'f1>=7'"),
+        ("f1>=0", "needs a word F1"),
+        ("f1>=nan", "needs a word F1"),
+        ("f1>=", "needs a word F1"),
+        ("f1>=0.70", "not in its shortest form; write 'f1>=0.7'"),
+        ("f1>=1.0", "write 'f1>=1'"),
+        ("f1>= 0.7", "write 'f1>=0.7'"),
+        ("f1>0.7", "there is no matcher 'f1>0.7'; there are exact"),
+        ("raw>=0.7", "there is no matcher"),
+        ("fuzzy", "there are exact, raw, canonical, contains, f1, f1>=x"),
+    ],
+)
+def test_every_threshold_has_one_name(name: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        make_matcher(["New York"], name)
 
 
 ACCENTED = ["São Paulo", "Reykjavík", "Chișinău", "Ångström", "ÉCOLE", "한국", "Việt Nam", "≠", "á"]

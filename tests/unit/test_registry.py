@@ -34,6 +34,16 @@ def test_unknown_name_is_refused_with_a_suggestion(name: str, hint: str) -> None
         registry.get(name)
 
 
+def test_family_makes_components_from_names_with_a_number() -> None:
+    registry: Registry[int] = Registry("number")
+    registry.register("one")(1)
+    registry.register_family("n=x")(lambda name: int(name[2:]) if name.startswith("n=") else None)
+    assert registry.get("n=12") == 12
+    assert (registry.names(), registry.families()) == (("one",), ("n=x",))
+    with pytest.raises(SettingsError, match="there is no number '12'; there are one, n=x"):
+        registry.get("12")
+
+
 @pytest.mark.parametrize("lazy", [False, True])
 def test_modules_of_the_package_register_themselves(
     lazy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
