@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, Union
+from typing import Any, BinaryIO, Self, Union
 from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 from slick.errors import SettingsError, StudyError, file_errors, temporary_folder
 from slick.strict_json import parse_json
 from slick.uris import check_uri
+
+_BLOCK_BYTES = 1 << 20
 
 FolderLike = Union[str, os.PathLike[str], "Folder"]
 """A folder in the Python API: a path or URI as text, a path object, or a `Folder`."""
@@ -181,17 +183,34 @@ class Folder:
         """Write a file atomically: a reader sees the old content or the new content."""
         if "/" in name:
             raise StudyError(f"{self}/{name} cannot be written: {name} is not the name of a file inside this folder")
+        if not self.is_local:
+            filesystem, path = self._open()
+            with file_errors(f"{self}/{name}", "written"), filesystem.open_output_stream(f"{path}/{name}") as stream:
+                stream.write(data)
+            return
+        with self.open_output(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[BinaryIO]:
+        """A new file that is there when the block ends, in place of an old one; nothing changes if the block fails.
+
+        For an object store it is written to a temporary local file first.
+        """
         self.mkdir()
         filesystem, path = self._open()
         with file_errors(f"{self}/{name}", "written"):
             if not self.is_local:
-                with filesystem.open_output_stream(f"{path}/{name}") as stream:
-                    stream.write(data)
+                with tempfile.TemporaryFile(prefix="slick-staged-") as copy:
+                    yield copy
+                    copy.seek(0)
+                    with filesystem.open_output_stream(f"{path}/{name}") as stream:
+                        shutil.copyfileobj(copy, stream, _BLOCK_BYTES)
                 return
             part = f"{path}/.{name}.{uuid.uuid4().hex}.part"
             try:
                 with open(part, "wb") as file:
-                    file.write(data)
+                    yield file
                     file.flush()
                     os.fsync(file.fileno())  # so that a power failure cannot leave a manifest without its files
                 os.replace(part, f"{path}/{name}")

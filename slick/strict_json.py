@@ -82,13 +82,13 @@ def parse_user_json(data: bytes, where: str, expected: str, *, lenient: bool = F
 class RowParser:
     """Parses JSON values that are rows. It is strict about the columns that are used; others may hold anything."""
 
-    def __init__(self, columns: tuple[str, ...]) -> None:
+    def __init__(self, columns: tuple[str, ...] | None) -> None:
         """A parser.
 
         Args:
-            columns: those that are used.
+            columns: those that are used; None if all are, with the keys of all objects in them.
         """
-        self._columns = frozenset(columns)
+        self._columns = None if columns is None else frozenset(columns)
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_any_integer)
 
     def value(self, text: str, start: int = 0) -> tuple[Any, int]:
@@ -115,11 +115,15 @@ class RowParser:
 
     def items(self, text: str, start: int) -> Iterator[Any]:
         """The values of the list whose bracket is at `start`, one at a time. Raises the errors of `value`."""
+        return (value for value, _, _ in self.item_spans(text, start))
+
+    def item_spans(self, text: str, start: int) -> Iterator[tuple[Any, int, int]]:
+        """As `items`, each with where it starts and ends."""
         at, end = _skip_whitespace(text, start + 1), start
         mark = text[at : at + 1]
         while mark != "]":
             value, end = self.value(text, at)
-            yield value
+            yield value, at, end
             at = _skip_whitespace(text, end)
             mark = text[at : at + 1]
             if mark not in (",", "]"):
@@ -133,8 +137,8 @@ class RowParser:
         row = dict(pairs)
         if len(row) < len(pairs):
             repeated = sorted(key for key, num in Counter(k for k, _ in pairs).items() if num > 1)
-            if used := [key for key in repeated if key in self._columns]:
-                raise InvalidJsonError(f"found {', '.join(used)} more than once in the object, expected each once")
+            if used := [key for key in repeated if self._columns is None or key in self._columns]:
+                raise InvalidJsonError(f"found {', '.join(used)[:80]} more than once in the object, expected each once")
         return row
 
 

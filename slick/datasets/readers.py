@@ -7,7 +7,8 @@ Parquet is read in batches within limits: a few bytes can unpack to billions of 
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -104,39 +105,68 @@ def read_parquet(file: SourceFile) -> Iterator[RawRow]:
     Raises:
         DataError: the file is damaged, lacks a column, or unpacks to more rows or bytes than the limits.
     """
+    numbers = count(1)
+    for batch in parquet_batches(file, _used_columns):
+        columns = batch.schema.names
+        values = [python_values(batch.column(name), name, file.where) for name in columns]
+        for cells in zip(*values, strict=True):
+            yield RawRow(file=file.where, row=next(numbers), content=dict(zip(columns, cells, strict=True)))
+
+
+def parquet_batches(file: SourceFile, choose: Callable[[pa.Schema, str], list[str]]) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file in batches of bounded size, texts dictionary-encoded.
+
+    Args:
+        file: the file.
+        choose: gives the columns to read, from the schema of the file and its name for messages.
+
+    Raises:
+        DataError: the file is damaged, a column may hold pickles, or it unpacks to more rows or bytes than the limits.
+    """
     where = file.where
+    with parquet_errors(where), file.random_access() as stream:
+        parquet = pq.ParquetFile(stream)
+        columns = choose(parquet.schema_arrow, where)
+        _check_pickles(parquet.schema_arrow, columns, where)
+        _check_metadata(parquet.metadata, columns, file)
+        # Dictionary encoding is kept, so that repeated texts are counted before they are unpacked.
+        texts = [path for path, kind in _leaf_columns(parquet.metadata, columns) if kind == "BYTE_ARRAY"]
+        parquet = pq.ParquetFile(stream, read_dictionary=texts)
+        bytes_left = _unpack_limit(file)
+        for large_batch in _group_batches(parquet, columns):
+            for batch in _split_batch(large_batch):
+                bytes_left -= num_bytes(batch)
+                if bytes_left < 0:
+                    raise _too_large_error(file, "more")
+                yield batch
+
+
+def _group_batches(parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows in batches, none over two row groups: Arrow cannot join the dictionaries of nested columns."""
+    for group in range(parquet.num_row_groups):
+        yield from parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns, row_groups=[group])
+
+
+@contextmanager
+def parquet_errors(where: str) -> Iterator[None]:
+    """Turn errors of reading a Parquet file into a DataError that names the file."""
     try:
-        with file.random_access() as stream:
-            parquet = pq.ParquetFile(stream)
-            columns = _used_columns(parquet.schema_arrow, where)
-            _check_metadata(parquet.metadata, columns, file)
-            # Dictionary encoding is kept, so that repeated texts are counted before they are unpacked.
-            texts = [path for path, kind in _leaf_columns(parquet.metadata, columns) if kind == "BYTE_ARRAY"]
-            parquet = pq.ParquetFile(stream, read_dictionary=texts)
-            bytes_left, numbers = _unpack_limit(file), count(1)
-            for large_batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                for batch in _split_batch(large_batch):
-                    bytes_left -= _num_bytes(batch)
-                    if bytes_left < 0:
-                        raise _too_large_error(file, "more")
-                    values = [_python_values(batch.column(name), name, where) for name in columns]
-                    for cells in zip(*values, strict=True):
-                        content = dict(zip(columns, cells, strict=True))
-                        yield RawRow(file=where, row=next(numbers), content=content)
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{where} is not a complete Parquet file: {error}; write it or download it again") from error
 
 
 def _used_columns(schema: pa.Schema, where: str) -> list[str]:
-    """The columns to read, none of a type that can hold pickles."""
     check_columns(schema.names, where)
-    columns = [name for name in schema.names if name in (*COLUMNS, "question_id")]
+    return [name for name in schema.names if name in (*COLUMNS, "question_id")]
+
+
+def _check_pickles(schema: pa.Schema, columns: list[str], where: str) -> None:
     if names := sorted({*pickled_columns(schema)} & {*columns}):
         raise DataError(
             f"{where} has columns of a type that can hold pickles, which run code when they are read: {names}; "
             "write them as text or numbers"
         )
-    return columns
 
 
 def _check_metadata(metadata: pq.FileMetaData, columns: list[str], file: SourceFile) -> None:
@@ -188,7 +218,7 @@ def _leaf_columns(metadata: pq.FileMetaData, columns: list[str]) -> list[tuple[s
 
 def _split_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Parts of a batch, in order, each of which unpacks to at most the limit of a batch."""
-    if batch.num_rows < 2 or _num_bytes(batch) <= limits.MAX_BATCH_BYTES:
+    if batch.num_rows < 2 or num_bytes(batch) <= limits.MAX_BATCH_BYTES:
         yield batch
         return
     half = batch.num_rows // 2
@@ -196,7 +226,8 @@ def _split_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     yield from _split_batch(batch.slice(half))
 
 
-def _num_bytes(batch: pa.RecordBatch) -> int:
+def num_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes that a batch unpacks to."""
     return sum(_array_bytes(column) for column in batch.columns)
 
 
@@ -212,7 +243,8 @@ def _array_bytes(array: pa.Array) -> int:
     return int(array.nbytes)
 
 
-def _python_values(column: pa.Array, name: str, where: str) -> list[Any]:
+def python_values(column: pa.Array, name: str, where: str) -> list[Any]:
+    """The values of a column. Raises DataError if Python has no such value; `name` and `where` are for its message."""
     try:
         values: list[Any] = column.to_pylist()
     except (ArithmeticError, ValueError, TypeError, LookupError, NotImplementedError, pa.ArrowException) as error:

@@ -224,10 +224,7 @@ def _source_in_folders(
 
     def open_files() -> Iterator[SourceFile]:
         for name, (folder, file) in files.items():
-            where = location if location.endswith(name) else f"{location}: {name}"
-            random_access = partial(_open_plain, folder, file, location)
-            open_file = partial(_open_buffered, random_access)
-            yield SourceFile(name=name, where=where, size=version[name][0], open=open_file, random_access=random_access)
+            yield source_file(folder, file, name, location, version[name][0])
 
     return QuestionSource(
         name=location,
@@ -238,6 +235,22 @@ def _source_in_folders(
         versions=versions,
         version=version,
     )
+
+
+def source_file(folder: Folder, file: str, name: str, location: str, size: int) -> SourceFile:
+    """A file in a folder.
+
+    Args:
+        folder: where it is.
+        file: its name there.
+        name: its path below the set that the user named.
+        location: the path or URI of that set, for messages.
+        size: bytes.
+    """
+    where = location if location.endswith(name) else f"{location}: {name}"
+    random_access = partial(_open_plain, folder, file, location)
+    open_file = partial(_open_buffered, random_access)
+    return SourceFile(name=name, where=where, size=size, open=open_file, random_access=random_access)
 
 
 def _open_plain(folder: Folder, name: str, location: str) -> pa.NativeFile:

@@ -533,6 +533,13 @@ def test_unused_parquet_columns_are_not_read(tmp_path):
             prepare_questions(Folder(str(tmp_path / name)), QuestionsConfig(questions=str(source)))
 
 
+def test_parquet_with_lists_of_answers_in_several_row_groups_is_read(tmp_path):
+    pq.write_table(pa.Table.from_pylist(GOOD_ROWS), tmp_path / "rows.parquet", row_group_size=2)
+    study = Folder(str(tmp_path / "study"))
+    prepare_questions(study, QuestionsConfig(questions=str(tmp_path / "rows.parquet"), filter="none"))
+    assert read_questions(study).num_rows == len(GOOD_ROWS)
+
+
 def test_damage_in_an_unused_parquet_column_is_ignored(tmp_path):
     source = tmp_path / "a.parquet"
     table = pa.Table.from_pylist([{**row, "note": "n" * 50} for row in GOOD_ROWS])

@@ -434,3 +434,17 @@ def test_column_with_pickles_is_rejected_before_reading(tmp_path: Path) -> None:
         assert not planted.exists()
     column.to_pylist()
     assert planted.exists(), "otherwise the test would prove nothing"
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_file_is_there_when_its_block_ends_and_not_after_an_error(is_local: bool, tmp_path: Path) -> None:
+    ObjectStore.store = pafs._MockFileSystem()
+    folder = Folder(str(tmp_path)) if is_local else ObjectStore("memory://bucket/study")
+    folder.write_bytes("other", b"")
+    with folder.open_output("rows.jsonl") as file:
+        file.write(b"old")
+        assert folder.names() == ["other"]
+    with pytest.raises(KeyError), folder.open_output("rows.jsonl") as file:
+        raise KeyError(file.write(b"new"))
+    assert folder.read_bytes("rows.jsonl") == b"old"
+    assert folder.sizes() == {"other": 0, "rows.jsonl": 3}
