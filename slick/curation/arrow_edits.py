@@ -1,6 +1,7 @@
 """Edits of Arrow tables: rows are taken from the table, and only values that change are converted. Pure."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,26 @@ import pyarrow as pa
 from slick.curation.containers import NewColumns, RowEdit
 from slick.curation.json_text import is_same_json
 from slick.errors import DataError
+from slick.storage import pickled_columns
 
 _FEATURE_TYPES = {pa.string(): "string", pa.float64(): "float64", pa.int64(): "int64", pa.bool_(): "bool"}
 """Types of new columns, and their names in Hugging Face features."""
+
+
+def check_schema(schema: pa.Schema, where: str) -> None:
+    """Refuse two columns of one name, and types that can hold pickles.
+
+    Raises:
+        DataError: there is such a column; `where` is for the message.
+    """
+    repeated = [name for name, num in Counter(schema.names).items() if num > 1]
+    if repeated:
+        raise DataError(f"{where} has the column {repeated[0]!r} more than once; expected each once: rename one")
+    if names := pickled_columns(schema):
+        raise DataError(
+            f"{where} has columns of an extension type, which can hold pickles: {', '.join(names)}; expected text, "
+            "numbers, lists and structs: drop those columns or store them as such"
+        )
 
 
 def edit_table(table: pa.Table, edits: Sequence[RowEdit], new_columns: NewColumns, where: str) -> pa.Table:

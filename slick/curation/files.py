@@ -5,102 +5,28 @@ import hashlib
 import io
 import os
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from slick import limits
-from slick.curation.containers import (
-    Container,
-    EditCursor,
-    NewColumns,
-    RowEdit,
-    container_suffixes,
-    find_container,
-)
+from slick.curation.containers import Container, EditCursor, NewColumns, RowEdit, container_suffixes, find_container
+from slick.curation.data import DataFile, MemoryData, check_target
+from slick.curation.hf_datasets import SavedDataset, is_saved_dataset, open_dataset_object
+from slick.curation.hub import SCHEME, download_data
+from slick.curation.in_memory import ListData, TableData
 from slick.datasets.rows import BLOCK_BYTES, SourceFile
 from slick.datasets.sources import source_file
 from slick.errors import DataError, SettingsError, StudyError
 from slick.storage import Folder
 
-__all__ = ["DataFile", "NewColumns", "RowEdit", "open_data"]
+__all__ = ["DataFile", "MemoryData", "NewColumns", "RowEdit", "open_data"]
 
 _METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "manifest.json")
 """JSON files beside the shards of a folder that hold no rows."""
-
-
-class DataFile(ABC):
-    """A user's data set. Rows have the same order and numbers whenever they are read."""
-
-    name: str
-    """As the user gave it."""
-    container: str
-    """The kind of file or object."""
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """16 hex digits of the content."""
-
-    @abstractmethod
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """All rows, each with its place for messages, such as `data.jsonl, line 12`.
-
-        Args:
-            columns: those to read; None reads all.
-
-        Raises:
-            DataError: the data is damaged, has no row, or changed since it was opened.
-        """
-
-    @abstractmethod
-    def write(self, to: str, edits: Iterable[RowEdit], new_columns: NewColumns, *, overwrite: bool = False) -> None:
-        """Write an edited copy in the same container. Nothing is left behind if it fails.
-
-        Args:
-            to: path or URI of the copy.
-            edits: by ascending index of their rows; rows without an edit are unchanged.
-            new_columns: the columns that every row gets; existing ones of these names are replaced in place.
-            overwrite: replace an existing copy.
-
-        Raises:
-            DataError: the data changed since it was opened, or a new value does not fit its column.
-            SettingsError: the copy exists, would replace the data itself, or has the suffix of another container.
-            StudyError: the copy cannot be written.
-        """
-
-    @abstractmethod
-    def loading_code(self, path: str) -> str:
-        """The line of Python that reads a copy at this path with the package `datasets`."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """All columns, in the order in which they first occur. Raises DataError if the data is damaged."""
-        return self._scan[0]
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows. Raises DataError if the data is damaged."""
-        return self._scan[1]
-
-    def first_rows(self, num: int = 100) -> list[dict[str, Any]]:
-        """The first rows, to detect their format."""
-        return [row for _, row in islice(self.rows(), num)]
-
-    @cached_property
-    def _scan(self) -> tuple[tuple[str, ...], int]:
-        """The columns and the number of rows, from one pass over the data."""
-        columns: dict[str, None] = {}
-        num = 0
-        for _, row in self.rows():
-            columns.update(dict.fromkeys(row))
-            num += 1
-        return tuple(columns), num
 
 
 class StoredData(DataFile):
@@ -120,6 +46,7 @@ class StoredData(DataFile):
         """
         self.name = name
         self._folder, self._names, self._is_folder = folder, tuple(names), is_folder
+        self.suffix = "" if is_folder else _find_suffix(names[0])
         self._versions = self._read_versions()
         kinds: dict[str, Container] = {}
         for file in self._files():
@@ -199,8 +126,10 @@ class StoredData(DataFile):
                     self._write_file(file, output, name, cursor, new_columns)
             self._check_written(cursor)
 
-    def loading_code(self, path: str) -> str:
+    def loading_code(self, path: str) -> str | None:
         """See `DataFile.loading_code`."""
+        if path.lower().endswith(".gz") and not self._container.gzip_is_loaded:
+            return None
         options = "".join(
             f", {key}={value!r}" for key, value in self._container.load_options(next(self._files())).items()
         )
@@ -231,62 +160,58 @@ class StoredData(DataFile):
             )
 
 
+def _find_suffix(name: str) -> str:
+    """The suffix of a data file, with that of its compression."""
+    suffix = next(suffix for suffix in container_suffixes() if _plain(name).endswith(suffix))
+    return suffix + name.lower()[len(_plain(name)) :]
+
+
 def _plain(name: str) -> str:
     """A name in lower case, without the suffix of its compression."""
     return name.lower().removesuffix(".gz")
-
-
-def check_target(target: Folder, source: Folder, *, overwrite: bool, replaceable: Sequence[str] | None = None) -> None:
-    """Refuse to overwrite anything that is not an earlier copy.
-
-    Args:
-        target: the file or folder of the copy.
-        source: the data.
-        overwrite: replace an earlier copy.
-        replaceable: paths of files that a replaced folder may hold, beside a card; None for a file.
-
-    Raises:
-        SettingsError: the target exists, or one of the two is inside the other.
-    """
-    first, second = (os.path.realpath(place.uri) if place.is_local else place.uri for place in (target, source))
-    if first == second or f"{first}/".startswith(f"{second}/") or f"{second}/".startswith(f"{first}/"):
-        raise SettingsError(f"the copy {target} would replace the data {source} or lie in it; give another place")
-    if not target.exists():
-        return
-    if replaceable is None and target.name not in target.parent.names():
-        raise SettingsError(f"{target} is a folder, expected the name of a file; give another name")
-    present = target.sizes() if replaceable is not None else {}
-    if not overwrite and (replaceable is None or present):
-        raise SettingsError(f"{target} exists; give another name, or replace it with --overwrite")
-    if others := sorted(present.keys() - {*(replaceable or ()), "README.md"}):
-        raise SettingsError(
-            f"{target} holds files that are no earlier copy: {', '.join(others[:5])}; give an empty or new folder"
-        )
 
 
 def open_data(source: Any) -> DataFile:
     """Open a user's data.
 
     Args:
-        source: path or URI of a file or a folder of shards.
+        source: a path or URI of a file, of a folder of shards, or of a folder that `datasets` saved;
+            `hf://datasets/NAME[@REVISION][/FILE]`; or a list of dicts, an Arrow table, or a `datasets.Dataset`.
 
     Raises:
-        DataError: it does not exist, is empty, or has an unknown container.
+        DataError: it does not exist, cannot be downloaded, is empty, or has an unknown container.
     """
-    location = os.fspath(source)
-    if not location.strip():
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        return _open_path(name, download_data(name) if name.startswith(SCHEME) else name)
+    if isinstance(source, pa.Table):
+        return TableData(source)
+    if isinstance(source, list | tuple):
+        return ListData(source)
+    data = open_dataset_object(source)
+    if data is None:
+        raise DataError(
+            f"the data is a {type(source).__name__}, expected a path, a list of dicts, a pyarrow.Table or a "
+            "datasets.Dataset; convert it"
+        )
+    return data
+
+
+def _open_path(name: str, path: str) -> DataFile:
+    """The data at a local path or URI; `name` is the user's, for messages."""
+    if not path.strip():
         raise DataError(f"the data has no name; {_expected()}")
-    place = Folder(location)
+    place = Folder(path)
     try:
         if place.name in place.parent.names():
             if not _is_data(place.name):
-                raise DataError(f"{location} has an unsupported file format; {_expected()}")
-            return StoredData(location, place.parent, [place.name], is_folder=False)
+                raise DataError(f"{name} has an unsupported file format; {_expected()}")
+            return StoredData(name, place.parent, [place.name], is_folder=False)
         if not place.exists():
-            raise DataError(f"{location} does not exist; {_expected()}")
-        return _open_folder(location, place)
+            raise DataError(f"{name} does not exist; {_expected()}")
+        return SavedDataset(name, place) if is_saved_dataset(place) else _open_folder(name, place)
     except (OSError, pa.ArrowInvalid, StudyError) as error:
-        raise DataError(f"{location} cannot be read: {error}; {_expected()}") from error
+        raise DataError(f"{name} cannot be read: {error}; {_expected()}") from error
 
 
 def _open_folder(location: str, folder: Folder) -> DataFile:

@@ -56,11 +56,12 @@ ALLOWED_FILES = {
     "tyro": ["jobs/common.py"],
     "gguf": ["slick/models.py"],
     "yaml": ["slick/user_files.py"],
+    "datasets": ["slick/curation/hf_datasets.py"],
 }
 """Library -> the files that may import it."""
 
 HEAVY = {"ray", "torch", "transformers", "deepspeed", "vllm", "scipy", "matplotlib", "tokenizers", "gguf"}
-HEAVY |= {"statsmodels"}
+HEAVY |= {"statsmodels", "datasets"}
 
 PURE = [
     *("slick.compat", "slick.types", "slick.errors", "slick.matching", "slick.rng", "slick.prompts"),

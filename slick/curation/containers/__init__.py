@@ -70,6 +70,8 @@ class Container(ABC):
     suffixes: tuple[str, ...]
     loader: str
     """Argument of `datasets.load_dataset` that reads the format."""
+    gzip_is_loaded = True
+    """Whether `datasets.load_dataset` also reads gzipped files."""
 
     def accepts(self, file: SourceFile) -> bool:
         """Whether a file with one of the suffixes has this format; looks at its beginning."""

@@ -1,6 +1,5 @@
 """Parquet files. Rows that are not edited are never converted; schema, metadata and row groups stay."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -10,12 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slick import limits
-from slick.curation.arrow_edits import edit_schema, edit_table
+from slick.curation.arrow_edits import check_schema, edit_schema, edit_table
 from slick.curation.containers import CONTAINERS, Container, EditCursor, NewColumns
 from slick.datasets.readers import num_bytes, parquet_batches, parquet_errors, python_values
 from slick.datasets.rows import SourceFile
-from slick.errors import DataError
-from slick.storage import pickled_columns
 
 _MAX_BATCH_ROWS = 8192
 _MAX_GROUP_BYTES = 1 << 27
@@ -29,6 +26,7 @@ class ParquetTable(Container):
     name = "parquet"
     suffixes = (".parquet",)
     loader = "parquet"
+    gzip_is_loaded = False
 
     def rows(self, file: SourceFile, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows; see `Container.rows`."""
@@ -75,19 +73,8 @@ def _write_group(writer: pq.ParquetWriter, tables: list[pa.Table]) -> None:
 
 
 def _choose(schema: pa.Schema, columns: Sequence[str] | None, where: str) -> list[str]:
-    _check_schema(schema, where)
+    check_schema(schema, where)
     return list(schema.names if columns is None else columns)
-
-
-def _check_schema(schema: pa.Schema, where: str) -> None:
-    repeated = [name for name, num in Counter(schema.names).items() if num > 1]
-    if repeated:
-        raise DataError(f"{where} has the column {repeated[0]!r} more than once; expected each once: rename one")
-    if names := pickled_columns(schema):
-        raise DataError(
-            f"{where} has columns of an extension type, which can hold pickles: {', '.join(names)}; expected text, "
-            "numbers, lists and structs: drop those columns or store them as such"
-        )
 
 
 def _with_size(file: SourceFile) -> SourceFile:
