@@ -154,7 +154,10 @@ class Folder:
             StudyError: it does not exist or cannot be read.
         """
         filesystem, path = self._open()
-        with file_errors(f"{self}/{name}", "read"), filesystem.open_input_stream(f"{path}/{name}") as stream:
+        with (
+            file_errors(f"{self}/{name}", "read"),
+            filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream,
+        ):
             return bytes(stream.read())
 
     def open_input(self, name: str) -> pa.NativeFile:
@@ -185,7 +188,10 @@ class Folder:
             raise StudyError(f"{self}/{name} cannot be written: {name} is not the name of a file inside this folder")
         if not self.is_local:
             filesystem, path = self._open()
-            with file_errors(f"{self}/{name}", "written"), filesystem.open_output_stream(f"{path}/{name}") as stream:
+            with (
+                file_errors(f"{self}/{name}", "written"),
+                filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream,
+            ):
                 stream.write(data)
             return
         with self.open_output(name) as file:
@@ -204,7 +210,7 @@ class Folder:
                 with tempfile.TemporaryFile(prefix="slick-staged-") as copy:
                     yield copy
                     copy.seek(0)
-                    with filesystem.open_output_stream(f"{path}/{name}") as stream:
+                    with filesystem.open_output_stream(f"{path}/{name}", compression=None) as stream:
                         shutil.copyfileobj(copy, stream, _BLOCK_BYTES)
                 return
             part = f"{path}/.{name}.{uuid.uuid4().hex}.part"

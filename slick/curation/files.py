@@ -113,6 +113,7 @@ class StoredData(DataFile):
         target, cursor = Folder(to), EditCursor(edits)
         own = self._folder if self._is_folder else self._folder.child(self._names[0])
         check_target(target, own, overwrite=overwrite, replaceable=self._names if self._is_folder else None)
+        self._check_unchanged()
         if not self._is_folder:
             self._check_suffix(target.name)
             with target.parent.open_output(target.name) as output:
@@ -146,8 +147,8 @@ class StoredData(DataFile):
             self._container.write(file, cast(BinaryIO, packed), cursor, new_columns)
 
     def _check_written(self, cursor: EditCursor) -> None:
-        cursor.finish()
         self._check_unchanged()
+        cursor.finish()
 
     def _check_suffix(self, name: str) -> None:
         """Refuse a name by which the copy would be read as another container."""

@@ -6,6 +6,7 @@ So numbers of any length, escapes, the order of keys and white space stay as the
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from slick.strict_json import RowParser
@@ -26,38 +27,33 @@ class _Member(NamedTuple):
     end: int
 
 
-def edit_object(text: str, changes: Mapping[str, Any], additions: Mapping[str, Any]) -> str:
+def edit_object(text: str, row: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     """An object with other values.
 
     Args:
         text: a JSON object, which `RowParser(None)` accepts, and nothing around it.
-        changes: new values of its keys. Inside them too, only what differs is written anew.
-        additions: values of keys that are replaced where the object has them, and appended where it has not.
+        row: its value.
+        values: new values by key, in their place if the object has the key, else after the others. Inside them too,
+            only what differs is written anew.
 
-    >>> edit_object('{"a": 1.50,  "b": [1e2, "x"]}', {"b": [100.0, "y"]}, {"c": None})
-    '{"a": 1.50,  "b": [1e2, "y"], "c": null}'
+    >>> edit_object('{"a": 1.50, "b": [1e2]}', {"a": 1.5, "b": [100.0]}, {"b": [2], "c": None})
+    '{"a": 1.50, "b": [2], "c": null}'
     """
-    members = list(_members(text, 0))
     ascii_only = text.isascii() and "\\u" in text
-    missing = changes.keys() - {member.key for member in members}
-    pieces, at = [], 0
+    new = {key: value for key, value in values.items() if key not in row}
+    # The first members show the style; the others are only needed to replace values.
+    members = list(islice(_members(text, 0), 2 if len(new) == len(values) else None))
+    pieces, at = list[str](), 0
     for member in members:
-        if member.key in additions:
-            value = _dump(additions[member.key], ascii_only)
-        elif member.key in changes:
-            value = _edit(text, member.start, member.end, member.value, changes[member.key], ascii_only)
-        else:
-            continue
-        pieces += [text[at : member.start], value]
-        at = member.end
-    present = {member.key for member in members}
-    new = {key: value for key, value in additions.items() if key not in present}
-    new |= {key: changes[key] for key in changes if key in missing and key not in new}
+        if member.key in values:
+            value = _edit(text, member.start, member.end, member.value, values[member.key], ascii_only)
+            pieces += [text[at : member.start], value]
+            at = member.end
     if new:
         between, colon = _separators(text, members)
-        end = members[-1].end if members else text.index("{") + 1
+        end = len(text[: text.rindex("}")].rstrip(" \t\r\n"))
         added = between.join(f"{_dump(key, ascii_only)}{colon}{_dump(value, ascii_only)}" for key, value in new.items())
-        pieces += [text[at:end], between if members else "", added]
+        pieces += [text[at:end], between if row else "", added]
         at = end
     return "".join([*pieces, text[at:]])
 
@@ -86,16 +82,12 @@ def is_same_json(first: Any, second: Any) -> bool:
 
 
 def _dump(value: Any, ascii_only: bool) -> str:
-    return json.dumps(value, ensure_ascii=ascii_only or _has_half_surrogate(value))
-
-
-def _has_half_surrogate(value: Any) -> bool:
-    """Whether a value can only be written with escapes."""
+    text = json.dumps(value, ensure_ascii=ascii_only)
     try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair can only be written as an escape
+        return json.dumps(value)
+    return text
 
 
 def _members(text: str, start: int) -> Iterator[_Member]:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from slick.curation.containers import CONTAINERS, Container, EditCursor
 from slick.curation.files import RowEdit, open_data
 from slick.curation.json_text import edit_object
 from slick.errors import DataError, SettingsError
+from slick.storage import Folder
 
 settings.register_profile(
     "curation",
@@ -152,7 +154,7 @@ def test_edited_text_of_an_object_has_the_new_value_and_nothing_else_changes(old
     row = {"first": 1, "x": {"inner": old, "other": [1, old]}, "last": "é"}
     text = json.dumps(row) if ascii_only else f'{{"first":1,  "x":{json.dumps(row["x"])}, "last": "é"}}'
     changed = {"inner": new, "other": [1, old]}
-    edited = edit_object(text, {"x": changed}, {})
+    edited = edit_object(text, row, {"x": changed})
     assert same_json(json.loads(edited), {**row, "x": changed})
     assert edited.startswith(text[:12])
     assert edited.endswith(text[-14:])
@@ -476,6 +478,28 @@ def test_values_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"column prompt \(string\): a new value cannot be stored"):
         open_data(source).write(str(tmp_path / "copy.parquet"), [RowEdit(index=0, row={"prompt": 7})], NEW)
     assert not (tmp_path / "copy.parquet").exists()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_data_in_an_object_store_is_read_and_written_there(suffix, monkeypatch):
+    store = pafs._MockFileSystem()
+    store.create_dir("bucket/folder")
+    local = Folder._open
+    in_store = lambda self: (store, self.uri.removeprefix("memory://")) if "://" in self.uri else local(self)  # noqa: E731
+    monkeypatch.setattr(Folder, "_open", in_store)
+    kind, zipped = suffix.removesuffix(".gz"), suffix.endswith(".gz")
+    content = encode(ROWS, kind)
+    Folder("memory://bucket/folder").write_bytes(f"data{suffix}", gzip.compress(content) if zipped else content)
+    for source, copy in ((f"folder/data{suffix}", f"copy{suffix}"), ("folder", "copies")):
+        data = open_data(f"memory://bucket/{source}")
+        assert [row for _, row in data.rows()] == ROWS
+        store.create_dir("bucket/copies")  # a bucket needs no folders, this file system does
+        data.write(f"memory://bucket/{copy}", EDITS, NEW)
+        assert read(f"memory://bucket/{copy}") == EDITED
+        with pytest.raises(SettingsError, match="exists; give another name"):
+            data.write(f"memory://bucket/{copy}", EDITS, NEW)
+        with pytest.raises(SettingsError, match="would replace the data"):
+            data.write(f"memory://bucket/{source}", EDITS, NEW, overwrite=True)
 
 
 def test_a_container_of_another_distribution_is_used(tmp_path):

@@ -3,7 +3,7 @@
 import codecs
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -41,13 +41,10 @@ def open_text(file: SourceFile, newline: str) -> Iterator[tuple[io.TextIOWrapper
                 raise encoding_error(again, file.where) from error
 
 
-def edit_row_text(text: str, edit: RowEdit, new_columns: NewColumns) -> str:
-    """The text of an edited row."""
-    additions = {name: edit.columns.get(name) for name in new_columns}
-    if not additions and edit.row is None:
-        return text
-    changes = {name: value for name, value in (edit.row or {}).items() if name not in additions}
-    return edit_object(text, changes, additions)
+def edit_row_text(text: str, row: Mapping[str, Any], edit: RowEdit, new_columns: NewColumns) -> str:
+    """The text of an edited row, given its text and value."""
+    values = {**(edit.row or {}), **{name: edit.columns.get(name) for name in new_columns}}
+    return edit_object(text, row, values) if values else text
 
 
 class _Line(NamedTuple):
@@ -85,7 +82,7 @@ class JsonLines(Container):
             for line in _lines(text, file.where):
                 edit = edits.advance()
                 separator, end = line.end or separator, line.end
-                edited = edit_row_text(line.text, edit, new_columns) if edit.repeat else ""
+                edited = edit_row_text(line.text, line.row, edit, new_columns) if edit.repeat else ""
                 for _ in range(edit.repeat):
                     output.write(f"{'' if is_first else separator}{edited}".encode())
                     is_first = False
@@ -152,9 +149,9 @@ class JsonList(Container):
         between = text[spans[0][1] : spans[1][0]] if len(spans) > 1 else ", "
         is_first = True
         output.write(before.encode())
-        for start, end in spans:
+        for row, start, end in _items(text, file.where):
             edit = edits.advance()
-            edited = edit_row_text(text[start:end], edit, new_columns) if edit.repeat else ""
+            edited = edit_row_text(text[start:end], row, edit, new_columns) if edit.repeat else ""
             for _ in range(edit.repeat):
                 output.write(f"{'' if is_first else between}{edited}".encode())
                 is_first = False
