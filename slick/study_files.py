@@ -45,6 +45,10 @@ QUESTION_SCHEMA = pa.schema(
 POPULARITY_FIELD = pa.field("popularity", pa.float64())
 """A further column if the source has the popularity of subjects; null for subjects without one."""
 
+CONTEXT_FIELD = pa.field("context", pa.string())
+"""A further column of questions that come from conversations: a JSON list of the messages before the question, each
+`{"role": ..., "content": ...}`: a system message, earlier turns; null for questions that stand alone."""
+
 KNOWLEDGE_SCHEMA = pa.schema(
     [
         ("question_id", pa.string()),
@@ -217,11 +221,12 @@ PLANTED_SCHEMA = pa.schema(
 """Schema of `world/planted.parquet`: one row per fact."""
 
 QUESTIONS_SPEC = TableSpec(
-    schema=QUESTION_SCHEMA.append(POPULARITY_FIELD),
+    schema=QUESTION_SCHEMA.append(POPULARITY_FIELD).append(CONTEXT_FIELD),
     step="questions",
-    nullable=frozenset({"subject", "popularity"}),
+    nullable=frozenset({"subject", "popularity", "context"}),
     values={"domain": DOMAINS, "split": SPLITS},
     non_empty=frozenset({"answers"}),
+    optional=frozenset({"context"}),
 )
 KNOWLEDGE_SPEC = TableSpec(
     schema=KNOWLEDGE_SCHEMA,

@@ -46,6 +46,15 @@ class Question:
     """Popularity of the subject, in the unit of the source; None if the source has none."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+
 def categories(
     greedy_hits: NDArray[np.int64], greedy_total: NDArray[np.int64], sampled_hits: NDArray[Any]
 ) -> list[str]:

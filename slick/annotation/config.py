@@ -1,13 +1,15 @@
 """Settings of the annotate step."""
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from slick.annotation.worker import Mode
 from slick.errors import SettingsError
 from slick.inference.base import DEFAULT_ENGINE, ENGINES, Capability, SamplingConfig, check_capability
 from slick.matching import MATCHERS
 from slick.precision import Dtype
+from slick.prompt_formats import AnswerEnd, PromptFormatName
 from slick.settings import affects, check_settings, identity_settings, register_settings, setting
 
 Estimator = Literal["sampled", "gold"]
@@ -48,6 +50,20 @@ class AnnotateConfig:
     """Questions per relation that are asked about an invented subject, to measure how often answers are guessed."""
     annotate_dev: bool = setting(False, "labels")
     """Annotate dev questions too, except those that serve as exemplars."""
+    annotate_exemplars: bool = setting(False, "labels", when=lambda values: bool(values["annotate_exemplars"]))
+    """Annotate all dev questions, also those that serve as exemplars: in prompts about an exemplar itself, another one
+    takes its place."""
+    exemplars: str | None = setting(None, "content")
+    """JSON file with the exemplar sets of every relation, as lists of question_ids (the form of
+    annotate/exemplars.json); by default they are drawn from the dev questions."""
+    prompt_format: PromptFormatName = setting("qa", "labels", when=lambda values: values["prompt_format"] != "qa")
+    """`qa`: lines of questions and answers, as in the paper. `chat`: the model's chat template, with the exemplars as
+    earlier turns. `auto`: `chat` if the tokenizer has a template."""
+    answer_end: AnswerEnd = setting("line", "labels", when=lambda values: values["answer_end"] != "line")
+    """Answers end at the first newline (`line`), or only at the end of the model's turn (`turn`, chat prompts only)."""
+    template_arguments: str | None = setting(None, "labels", when=lambda values: bool(values["template_arguments"]))
+    """JSON object of arguments for the chat template, such as '{"enable_thinking": true}'. Switches of reasoning are
+    off by default."""
     limit_per_relation: int | None = setting(None, minimum=1)
     """Annotate at most this many questions of each relation and split, chosen by a hash of their ids; None for all."""
     engine: str = setting(DEFAULT_ENGINE, "labels", registry=ENGINES)
@@ -83,6 +99,7 @@ class AnnotateConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         self._check_engine()
+        self._check_prompts()
         if self.sampling.num_samples < 1:
             raise SettingsError("num_samples must be at least 1: samples separate WeaklyKnown from Unknown")
         if self.max_actors is not None and self.max_actors < self.min_actors:
@@ -105,6 +122,28 @@ class AnnotateConfig:
             check_capability(
                 self.engine, "tensor_parallel", f"--gpus-per-actor {gpus:g} (for more speed raise --max-actors)"
             )
+
+    def _check_prompts(self) -> None:
+        if self.prompt_format == "qa" and (self.answer_end != "line" or self.template_arguments):
+            raise SettingsError(
+                "answer_end and template_arguments are for chat prompts: with --prompt-format qa, answers end at the "
+                "first newline; give --prompt-format chat"
+            )
+        self.parsed_template_arguments()
+
+    def parsed_template_arguments(self) -> dict[str, Any]:
+        """The arguments of the chat template.
+
+        Raises:
+            SettingsError: they are not a JSON object.
+        """
+        try:
+            arguments = json.loads(self.template_arguments or "{}")
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"template_arguments is not JSON ({error}): {self.template_arguments!r:.80}") from error
+        if not isinstance(arguments, dict):
+            raise SettingsError(f"template_arguments must be a JSON object, got {self.template_arguments!r:.80}")
+        return arguments
 
     def identity(self) -> dict[str, object]:
         """The settings that change labels. Batch sizes do not, and the model has a fingerprint of its own."""

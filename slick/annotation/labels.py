@@ -365,7 +365,11 @@ def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
     )
     questions = read_questions(study)
     selected = select_questions(
-        questions, dev=original.annotate_dev, exemplars=read_exemplars(folder), limit=original.limit_per_relation
+        questions,
+        dev=original.annotate_dev,
+        exemplars=read_exemplars(folder),
+        limit=original.limit_per_relation,
+        with_exemplars=original.annotate_exemplars,
     )
     gold = dict(zip(questions["question_id"].to_pylist(), questions["answers"].to_pylist(), strict=True))
     gold |= {f"control-{question_id}": answers for question_id, answers in gold.items()}

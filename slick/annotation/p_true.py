@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slick.annotation.config import AnnotateConfig
+from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
 from slick.annotation.set_aside import (
     check_set_aside_share,
     count_set_aside_by_store,
@@ -78,7 +79,7 @@ def score_p_true(study: Folder, config: AnnotateConfig, inputs: Mapping[str, str
     identity = fingerprint(dict(inputs), settings)
     if not begin_step(folder, "P(True)", identity, settings):
         return require_manifest(folder, "annotate")
-    table = questions_to_score(study, config)
+    table = _with_prompts(questions_to_score(study, config))
     worker_config = _worker_config(study.child("annotate"), table, resolve_study_model(study, config.model), config)
     set_aside = set_questions_aside({P_TRUE_FOLDER: table}, worker_config)
     check_set_aside_share(
@@ -106,6 +107,8 @@ def p_true_settings(config: AnnotateConfig) -> dict[str, Any]:
     settings = identity_settings(config, P_TRUE_IDENTITY)
     if config.p_true_of == "all":
         settings["annotate_dev"] = config.annotate_dev
+        if config.annotate_exemplars:
+            settings["annotate_exemplars"] = True
     return {
         **settings,
         "prompt": P_TRUE_PREFIX + p_true_suffix("[question]", "[gold answer]"),
@@ -120,6 +123,7 @@ def questions_to_score(study: Folder, config: AnnotateConfig) -> pa.Table:
         dev=config.annotate_dev,
         exemplars=read_exemplars(study.child("annotate")),
         limit=config.limit_per_relation,
+        with_exemplars=config.annotate_exemplars,
     )
     questions = labelled_questions(study.child("annotate"), questions)
     if config.p_true_of == "all":
@@ -134,6 +138,13 @@ def read_p_true(study: FolderLike) -> pa.Table:
         StudyError: there are none yet.
     """
     return read_p_true_rows(as_folder(study).child("annotate", P_TRUE_FOLDER)).sort_by("question_id")
+
+
+def _with_prompts(questions: pa.Table) -> pa.Table:
+    columns = (questions[name].to_pylist() for name in ("question", "answers"))
+    suffixes = [p_true_suffix(question, answers[0]) for question, answers in zip(*columns, strict=True)]
+    questions = questions.append_column(PROMPT_GROUP, questions["relation"])
+    return questions.append_column(SUFFIX, pa.array(suffixes, pa.string()))
 
 
 def _worker_config(folder: Folder, table: pa.Table, model: str, config: AnnotateConfig) -> WorkerConfig:

@@ -6,6 +6,7 @@ a resumed run finds the same ones, and they never get a label.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from slick.annotation.config import MAIN_STORES
 from slick.annotation.worker import AnswerSetSpec, WorkerConfig
 from slick.errors import DataError
 from slick.formatting import format_percent
+from slick.inference.base import PromptStyle
 from slick.storage import Folder
 from slick.study_files import SET_ASIDE_SCHEMA, read_set_aside_rows
 
@@ -33,7 +35,12 @@ _TOKENIZER_BATCH_SIZE = 4096
 _MAX_QUESTIONS_LISTED = 3
 
 
-def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens:
+def token_counter(
+    model: str,
+    *,
+    trust_remote_code: bool = False,
+    style: PromptStyle = PromptStyle(),  # noqa: B008 (immutable)
+) -> CountTokens:
     """Counts tokens with the model's tokenizer, which is loaded on the first call because that takes seconds."""
     loaded: list[tuple[Any, int]] = []
 
@@ -44,8 +51,11 @@ def token_counter(model: str, *, trust_remote_code: bool = False) -> CountTokens
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             loaded.append((tokenizer, num_trailing_special_tokens(tokenizer)))
         ((tokenizer, num_trailing),) = loaded
-        ids = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
-        return [len(tokens) - num_trailing for tokens in ids]
+        with_special = style.add_special_tokens
+        ids = tokenizer(list(texts), add_special_tokens=with_special, return_attention_mask=False, verbose=False)[
+            "input_ids"
+        ]
+        return [len(tokens) - num_trailing * with_special for tokens in ids]
 
     return count
 
@@ -56,9 +66,10 @@ def set_questions_aside(tables: Mapping[str, pa.Table], worker_config: WorkerCon
 
     model, trust = worker_config.engine_config.model, worker_config.engine_config.trust_remote_code
     context = context_length(model, trust_remote_code=trust)
-    count_tokens = token_counter(model, trust_remote_code=trust)
     set_aside = {}
     for store, table in tables.items():
+        style = worker_config.stores[store].style
+        count_tokens = token_counter(model, trust_remote_code=trust, style=style)
         set_aside[store] = find_too_long(table, worker_config.stores[store], context, count_tokens)
         _write(worker_config.folder, store, set_aside[store])
     return set_aside
@@ -68,7 +79,7 @@ def find_too_long(questions: pa.Table, store: AnswerSetSpec, context: int, count
     """The questions with a prompt that does not fit the context together with the longest possible answer.
 
     Args:
-        questions: the questions of the store, with relation, domain, split, question and answers.
+        questions: the questions of the store, with their prompts; see `PromptBuilder.add_prompts`.
         store: prefixes, and the maximum length of an answer.
         context: maximum number of tokens of a sequence.
         count_tokens: called only for prompts that may not fit by their number of bytes.
@@ -81,13 +92,13 @@ def find_too_long(questions: pa.Table, store: AnswerSetSpec, context: int, count
     """
     rows: list[dict[str, Any]] = []
     answer = store.sampling.max_new_tokens
-    for relation, group in _by_relation(questions):
-        prefixes = store.prefixes[relation]
-        suffixes = [store.suffix(row["question"], row["answers"]) for row in group]
+    for name, group in _by_prompt_group(questions):
+        prefixes, suffixes = store.prefixes[name], [row["suffix"] for row in group]
         room = context - answer - SPECIAL_TOKENS
         if not _indices_over(suffixes, room - max(map(_num_bytes, prefixes))):
             continue
-        _check_exemplars(relation, store, context, count_tokens)
+        if name == group[0]["relation"]:  # other groups have few questions, or a system message
+            _check_exemplars(name, store, context, count_tokens)
         unsure = _indices_over(suffixes, room - max(count_tokens(prefixes)))
         lengths = _longest_prompt_tokens(prefixes, [suffixes[i] for i in unsure], count_tokens)
         for i, num_tokens in zip(unsure, lengths, strict=True):
@@ -100,16 +111,17 @@ def find_too_long(questions: pa.Table, store: AnswerSetSpec, context: int, count
 def max_prompt_tokens(questions: pa.Table, store: AnswerSetSpec) -> int:
     """Upper bound of the tokens of any of these prompts and its answer, from numbers of bytes."""
     longest = 0
-    for relation, group in _by_relation(questions):
-        suffix = max(_num_bytes(store.suffix(row["question"], row["answers"])) for row in group)
-        longest = max(longest, max(map(_num_bytes, store.prefixes[relation])) + suffix)
+    for name, group in _by_prompt_group(questions):
+        suffix = max(_num_bytes(row["suffix"]) for row in group)
+        longest = max(longest, max(map(_num_bytes, store.prefixes[name])) + suffix)
     return longest + store.sampling.max_new_tokens + SPECIAL_TOKENS
 
 
-def _by_relation(questions: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    columns = ["question_id", "relation", "domain", "split", "question", "answers"]
-    for relation in pc.unique(questions["relation"]).to_pylist():
-        yield relation, questions.filter(pc.equal(questions["relation"], relation)).select(columns).to_pylist()
+def _by_prompt_group(questions: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The rows of each prompt group, which follow one another."""
+    columns = ["question_id", "relation", "domain", "split", "prompt_group", "suffix"]
+    for name, rows in groupby(questions.select(columns).to_pylist(), key=lambda row: str(row["prompt_group"])):
+        yield name, list(rows)
 
 
 def _num_bytes(text: str) -> int:
@@ -132,8 +144,8 @@ def _longest_prompt_tokens(
 
 
 def _check_exemplars(relation: str, store: AnswerSetSpec, context: int, count_tokens: CountTokens) -> None:
-    prefixes, empty = store.prefixes[relation], store.suffix("", [""])
-    lengths = count_tokens([prefix + empty for prefix in prefixes])
+    prefixes = store.prefixes[relation]
+    lengths = count_tokens(prefixes)
     longest, answer = max(lengths), store.sampling.max_new_tokens
     if longest + answer > context:
         number = lengths.index(longest)

@@ -7,6 +7,7 @@ no file holds, and labels depend neither on the number of actors nor on the size
 The progress of an annotation follows from its settings and part files, without Ray.
 """
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,13 @@ from slick.annotation.labels import (
     questions_by_store,
 )
 from slick.annotation.p_true import P_TRUE_FOLDER, check_same_model, questions_to_score, score_p_true
+from slick.annotation.prompting import (
+    PROMPT_GROUP,
+    SUFFIX,
+    PromptBuilder,
+    exemplar_texts,
+    prompts_fingerprint,
+)
 from slick.annotation.set_aside import (
     check_set_aside_share,
     drop_questions,
@@ -44,23 +52,32 @@ from slick.annotation.store import sample_by_hash, select_questions
 from slick.annotation.worker import AnswerKind, AnswerSetSpec, WorkerConfig, annotate_missing, with_engine
 from slick.cluster import detect_device
 from slick.datasets import read_questions
-from slick.errors import StudyError
+from slick.errors import DataError, SettingsError, StudyError
 from slick.formatting import format_percent
 from slick.inference.base import EngineConfig
 from slick.locks import exclusive_lock
 from slick.models import (
     ignored_model_settings,
+    load_tokenizer,
     log_ignored_settings,
     model_fingerprint,
     resolve_model,
     resolve_study_model,
 )
 from slick.precision import StoredDtype, read_stored_dtype, resolve_step_dtype
-from slick.prompts import draw_exemplar_sets, few_shot_prefix
+from slick.prompt_formats import ChatFormat, PromptFormat, QaFormat, make_prompt_format
+from slick.prompts import draw_exemplar_sets
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
+from slick.strict_json import parse_json
 from slick.study import STARTED, Manifest, begin_step, complete_step, fingerprint, read_start_record, require_manifest
-from slick.study_files import Exemplars, read_exemplars
+from slick.study_files import CONTEXT_FIELD, QUESTION_SCHEMA, Exemplars, read_exemplars
+
+_LOG = logging.getLogger(__name__)
+
+EXEMPLARS_FILE = "exemplars.json"
+PROMPTS_FILE = "prompts.json"
+"""An example of a prompt and a hash of all prefixes, of chat prompts only."""
 
 _ANSWER_KINDS: dict[Estimator, AnswerKind] = {"sampled": "answers", "gold": "gold"}
 
@@ -121,22 +138,34 @@ def _stored_p_true_dtype(study: Folder, labels: str) -> StoredDtype:
 def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[str, str]) -> Manifest:
     started_at = time.monotonic()
     folder = study.child("annotate")
+    prompt_format = _prompt_format(model, config)
+    config = replace(config, prompt_format="chat" if isinstance(prompt_format, ChatFormat) else "qa")
+    if config.exemplars:
+        inputs = inputs | {"exemplars": fingerprint(_given_exemplars(config.exemplars))}
     identity = fingerprint(inputs, config.identity())
     if not begin_step(folder, "annotate", identity, config):
         return require_manifest(folder, "annotate")
     log_ignored_settings(model)
-    questions = read_questions(study)
+    questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name])
     exemplars = _exemplars(folder, questions, config)
     selected = select_questions(
-        questions, dev=config.annotate_dev, exemplars=exemplars, limit=config.limit_per_relation
+        questions,
+        dev=config.annotate_dev,
+        exemplars=exemplars,
+        limit=config.limit_per_relation,
+        with_exemplars=config.annotate_exemplars,
     )
-    worker_config = _worker_config(folder, questions, exemplars, model, config)
-    tables, set_aside = _split_set_aside(selected, worker_config, config)
+    builders = _prompt_builders(folder, questions, exemplars, config, prompt_format)
+    worker_config = _worker_config(folder, builders, model, config, prompt_format)
+    tables, set_aside = _split_set_aside(selected, builders, worker_config, config)
+    _check_same_prompts(folder, builders[main_store(config)], tables[main_store(config)], config)
     kept = {store: drop_questions(table, set_aside[store]) for store, table in tables.items()}
     longest = max(max_prompt_tokens(table, worker_config.stores[store]) for store, table in kept.items())
     worker_config = with_engine(worker_config, max_tokens=longest)
     annotate_missing("annotate", tables, worker_config, config, _progress_note, set_aside)
     counts = label(study, selected, config)
+    if config.prompt_format == "chat":
+        counts["prompt_format"] = "chat"
     if ignored := ignored_model_settings(model):
         counts["ignored_of_model"] = ignored
     return complete_step(
@@ -144,24 +173,75 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     )
 
 
+def _prompt_format(model: str, config: AnnotateConfig) -> PromptFormat:
+    """The prompt format of the settings; `auto` is decided, and the decision logged."""
+    if config.prompt_format == "qa":
+        return QaFormat()
+    prompt_format = make_prompt_format(
+        config.prompt_format,
+        load_tokenizer(model, trust_remote_code=config.trust_remote_code),
+        answer_end=config.answer_end,
+        template_arguments=config.parsed_template_arguments(),
+    )
+    if isinstance(prompt_format, ChatFormat):
+        _LOG.info("Prompts follow the chat template of the model (--prompt-format chat).")
+    elif config.answer_end != "line" or config.template_arguments:
+        raise SettingsError(
+            "answer_end and template_arguments are for chat prompts, but the tokenizer has no chat template; leave "
+            "them out"
+        )
+    else:
+        _LOG.info("Prompts are lines of questions and answers (--prompt-format qa): the model has no chat template.")
+    return prompt_format
+
+
 def _split_set_aside(
-    questions: pa.Table, worker_config: WorkerConfig, config: AnnotateConfig
+    questions: pa.Table, builders: Mapping[str, PromptBuilder], worker_config: WorkerConfig, config: AnnotateConfig
 ) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-    """The questions of each store, and those of them that are too long for the model's context."""
+    """The questions of each store with their prompts, and those of them that are too long for the model's context."""
     main = main_store(config)
-    set_aside = set_questions_aside({main: questions}, worker_config)
+    prompts = builders[main].add_prompts(questions)
+    set_aside = set_questions_aside({main: prompts}, worker_config)
     check_set_aside_share(set_aside[main], questions.num_rows, config.max_set_aside_share, worker_config.folder, main)
     tables = questions_by_store(drop_questions(questions, set_aside[main]), config)
-    checks = {store: table for store, table in tables.items() if store != main}
-    return {main: questions, **checks}, set_aside | set_questions_aside(checks, worker_config)
+    checks = {store: builders[store].add_prompts(table) for store, table in tables.items() if store != main}
+    return {main: prompts, **checks}, set_aside | set_questions_aside(checks, worker_config)
 
 
 def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> Exemplars:
-    """The exemplar sets of every relation, drawn once and stored in exemplars.json."""
-    if folder.exists("exemplars.json"):
+    """The exemplar sets of every relation, drawn or given once and stored in exemplars.json."""
+    if folder.exists(EXEMPLARS_FILE):
         return read_exemplars(folder)
-    exemplars = _draw_exemplars(questions, config, config.seed)
-    folder.write_json("exemplars.json", exemplars)
+    exemplars = (
+        _given_exemplars(config.exemplars) if config.exemplars else _draw_exemplars(questions, config, config.seed)
+    )
+    relations = set(questions["relation"].unique().to_pylist())
+    if missing := sorted(relations - set(exemplars)):
+        raise DataError(f"{config.exemplars} has no exemplar sets of relation {', '.join(missing[:5])}; add them")
+    exemplars = {relation: sets for relation, sets in exemplars.items() if relation in relations}
+    folder.write_json(EXEMPLARS_FILE, exemplars)
+    return exemplars
+
+
+def _given_exemplars(path: str) -> Exemplars:
+    """The exemplar sets in a file of the user; see `AnnotateConfig.exemplars`.
+
+    Raises:
+        DataError: it does not exist, or has another form.
+    """
+    file = Folder(path)
+    try:
+        exemplars: Exemplars = convert(parse_json(file.parent.read_bytes(file.name)), Exemplars, "exemplars")
+    except (StudyError, MismatchError, ValueError) as error:
+        raise DataError(
+            f"the exemplars in {path} cannot be read: {error}; expected "
+            '{"RELATION": [["QUESTION_ID", ...], ...]}, as in the annotate/exemplars.json of a study'
+        ) from error
+    sizes = {len(ids) for sets in exemplars.values() for ids in sets}
+    if not exemplars or 0 in sizes or not all(exemplars.values()):
+        raise DataError(f"{path} has a relation without exemplars; give each at least one set of one question_id")
+    if len({len(sets) for sets in exemplars.values()}) > 1:
+        raise DataError(f"{path} has relations with different numbers of exemplar sets; give all the same number")
     return exemplars
 
 
@@ -174,31 +254,42 @@ def _draw_exemplars(questions: pa.Table, config: AnnotateConfig, seed: int) -> E
     return draw_exemplar_sets(dev_ids, num_sets=config.num_exemplar_sets, num_shots=config.num_shots, seed=seed)
 
 
-def _worker_config(
-    folder: Folder, questions: pa.Table, exemplars: Exemplars, model: str, config: AnnotateConfig
-) -> WorkerConfig:
-    columns = (questions[name].to_pylist() for name in ("question_id", "question", "answers"))
-    shots = {question_id: (question, answers[0]) for question_id, question, answers in zip(*columns, strict=True)}
-    missing = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
-    if missing:
-        raise StudyError(
-            f"{folder}/exemplars.json names questions that the study lacks, such as {missing[:3]}; delete {folder.uri} "
-            "to annotate again"
-        )
-
-    def prefixes(sets: Exemplars) -> dict[str, list[str]]:
-        return {
-            relation: [few_shot_prefix([shots[i] for i in ids]) for ids in exemplar_sets]
-            for relation, exemplar_sets in sets.items()
-        }
-
-    main = AnswerSetSpec(prefixes=prefixes(exemplars), sampling=config.sampling, kind=_ANSWER_KINDS[config.estimator])
-    stores = {main_store(config): main, CONTROLS: main}
+def _prompt_builders(
+    folder: Folder, questions: pa.Table, exemplars: Exemplars, config: AnnotateConfig, prompt_format: PromptFormat
+) -> dict[str, PromptBuilder]:
+    """The builder of each store's prompts."""
+    shots = exemplar_texts(questions, exemplars, f"{folder}/{EXEMPLARS_FILE}")
+    main = PromptBuilder(exemplars, shots, prompt_format, substitute=config.annotate_exemplars, seed=config.seed)
+    builders = {main_store(config): main, CONTROLS: main}
     if config.repeats_per_relation:
-        stores[REPEATS] = AnswerSetSpec(
-            prefixes=prefixes(_draw_exemplars(questions, config, config.seed + 1)),
-            sampling=replace(config.sampling, seed=config.sampling.seed + 1),
+        others = _draw_exemplars(questions, config, config.seed + 1)
+        shots = exemplar_texts(questions, others, "the study")
+        builders[REPEATS] = PromptBuilder(
+            others, shots, prompt_format, substitute=config.annotate_exemplars, seed=config.seed + 1
         )
+    return builders
+
+
+def _worker_config(
+    folder: Folder,
+    builders: Mapping[str, PromptBuilder],
+    model: str,
+    config: AnnotateConfig,
+    prompt_format: PromptFormat,
+) -> WorkerConfig:
+    """The configuration of the actors, whose prefixes are complete once the builders have built all prompts."""
+    stores = {
+        store: AnswerSetSpec(
+            prefixes=builder.prefixes,
+            sampling=config.sampling,
+            kind=_ANSWER_KINDS[config.estimator],
+            style=prompt_format.style,
+        )
+        for store, builder in builders.items()
+    }
+    if REPEATS in stores:
+        sampling = replace(config.sampling, seed=config.sampling.seed + 1)
+        stores[REPEATS] = replace(stores[REPEATS], sampling=sampling, kind="answers")
     return WorkerConfig(
         engine=config.engine,
         engine_config=EngineConfig(
@@ -212,6 +303,33 @@ def _worker_config(
         stores=stores,
         folder=folder,
     )
+
+
+def _check_same_prompts(folder: Folder, builder: PromptBuilder, questions: pa.Table, config: AnnotateConfig) -> None:
+    """Write an example of a chat prompt and a hash of all prefixes; on resuming, compare the hash.
+
+    A chat template may contain the date, so prompts may change overnight.
+
+    Raises:
+        StudyError: the hash differs.
+    """
+    if config.prompt_format != "chat":
+        return
+    prompts = prompts_fingerprint(builder.prefixes)
+    if not folder.exists(PROMPTS_FILE):
+        first = questions.slice(0, 1).to_pylist()[0]
+        example = builder.prefixes[first[PROMPT_GROUP]][0] + first[SUFFIX]
+        folder.write_json(
+            PROMPTS_FILE, {"fingerprint": prompts, "question_id": first["question_id"], "prompt": example}
+        )
+        return
+    stored = parse_json(folder.read_bytes(PROMPTS_FILE))
+    if stored != {**stored, "fingerprint": prompts}:
+        raise StudyError(
+            f"{folder}/{PROMPTS_FILE}: the chat template gives other prompts than when this annotation began; it may "
+            'contain the date: set that by --template-arguments, such as \'{"date_string": "1 Jan 2026"}\', or '
+            f"delete {folder.uri} to annotate again"
+        )
 
 
 def _progress_note(categories: Mapping[str, int], cost: Mapping[str, float], seconds: float) -> str:
@@ -243,13 +361,14 @@ def annotation_progress(study: Folder) -> dict[str, AnswerProgress]:
     """
     folder = study.child("annotate")
     settings = _read_started_settings(folder)
-    if settings is None or not folder.exists("exemplars.json"):
+    if settings is None or not folder.exists(EXEMPLARS_FILE):
         return {}
     questions = select_questions(
         read_questions(study),
         dev=settings.annotate_dev,
         exemplars=read_exemplars(folder),
         limit=settings.limit_per_relation,
+        with_exemplars=settings.annotate_exemplars,
     )
     store = GOLD if settings.estimator == "gold" else GENERATIONS
     progress = {MAIN_ANSWERS: _answer_progress(folder, store, questions.num_rows)}
@@ -278,6 +397,7 @@ def p_true_progress(study: Folder) -> AnswerProgress | None:
         limit_per_relation=settings.limit_per_relation,
         p_true_of=settings.p_true_of,
         annotate_dev=settings.annotate_dev,
+        annotate_exemplars=settings.annotate_exemplars,
     )
     return _answer_progress(study.child("annotate"), P_TRUE_FOLDER, questions_to_score(study, config).num_rows)
 
@@ -287,6 +407,7 @@ class _StartedSettings:
     """Settings of an annotation, or of P(True), that determine its questions."""
 
     annotate_dev: bool = False
+    annotate_exemplars: bool = False
     limit_per_relation: int | None = None
     estimator: Estimator = "sampled"
     repeats_per_relation: int = 0

@@ -28,12 +28,13 @@ UNIT_SCHEMA = pa.schema(
         ("store", pa.string()),
         ("first_batch", pa.int64()),
         ("relation", pa.string()),
+        ("prompt_group", pa.string()),
         ("question_id", pa.list_(pa.string())),
-        ("question", pa.list_(pa.string())),
+        ("suffix", pa.list_(pa.string())),
         ("answers", pa.list_(pa.list_(pa.string()))),
     ]
 )
-"""One row per unit of work: whole batches of one relation, whose answers form one part file of a store."""
+"""One row per unit of work: whole batches of one prompt group, whose answers form one part file of a store."""
 
 COST_FIELDS = (
     "prompts",
@@ -51,7 +52,7 @@ _COST_KEY, _RUNTIME_KEY = b"slick.spent", b"slick.runtime"
 
 @dataclass(frozen=True, slots=True)
 class QuestionBatch:
-    """Questions of one relation that the engine receives together."""
+    """Questions of one prompt group that the engine receives together."""
 
     index: int
     """Position among all batches of the store."""
@@ -59,7 +60,12 @@ class QuestionBatch:
 
 
 def select_questions(
-    questions: pa.Table, *, dev: bool, exemplars: Mapping[str, Sequence[Sequence[str]]], limit: int | None
+    questions: pa.Table,
+    *,
+    dev: bool,
+    exemplars: Mapping[str, Sequence[Sequence[str]]],
+    limit: int | None,
+    with_exemplars: bool = False,
 ) -> pa.Table:
     """The questions to annotate, sorted by relation and question_id.
 
@@ -68,6 +74,7 @@ def select_questions(
         dev: annotate dev questions too, except those that serve as exemplars.
         exemplars: exemplar sets of each relation.
         limit: at most this many of each relation and split, chosen by a hash of their ids; None for all.
+        with_exemplars: annotate all dev questions, also those that serve as exemplars.
 
     Returns:
         In-distribution train and test questions, out-of-distribution test questions, and dev questions if `dev`.
@@ -79,7 +86,9 @@ def select_questions(
         pc.equal(questions["split"], "test"),
         pc.and_(pc.equal(questions["split"], "train"), pc.equal(questions["domain"], "id")),
     )
-    if dev:
+    if with_exemplars:
+        is_selected = pc.or_(is_selected, pc.equal(questions["split"], "dev"))
+    elif dev:
         used = [question_id for sets in exemplars.values() for ids in sets for question_id in ids]
         is_free = pc.invert(pc.is_in(questions["question_id"], value_set=pa.array(used, pa.string())))
         is_selected = pc.or_(is_selected, pc.and_(pc.equal(questions["split"], "dev"), is_free))
@@ -104,10 +113,10 @@ def sample_by_hash(questions: pa.Table, limit: int, by: Sequence[str]) -> pa.Tab
 
 
 def cut_batches(questions: pa.Table, batch_questions: int) -> list[QuestionBatch]:
-    """Split sorted questions into batches of one relation each; the last batch of a relation may be shorter."""
+    """Split questions, sorted by prompt group, into batches of one group each; its last batch may be shorter."""
     batches: list[QuestionBatch] = []
     start = 0
-    for run in pc.value_counts(questions["relation"]).to_pylist():
+    for run in pc.value_counts(questions["prompt_group"]).to_pylist():
         end = start + run["counts"]
         for low in range(start, end, batch_questions):
             batches.append(QuestionBatch(len(batches), questions.slice(low, min(batch_questions, end - low))))
@@ -156,19 +165,19 @@ def make_units(
 ) -> list[pa.Table]:
     """Units of work, each a table of one row of `UNIT_SCHEMA`.
 
-    Units of `num_turns` relations alternate. Actors receive units in turn as well, so each actor gets few relations,
-    and few actors compute the prefixes of a relation.
+    Units of `num_turns` prompt groups alternate. Actors receive units in turn as well, so each actor gets few groups,
+    and few actors compute the prefixes of a group.
 
     Args:
         missing: the batches of each store to annotate.
         max_batches: maximum number of batches per unit.
         num_actors: maximum number of actors that share the units; see `unit_size`.
-        num_turns: relations that alternate: the present number of actors. With more, an actor might evict the prefixes
-            of a relation before it gets that relation again.
+        num_turns: groups that alternate: the present number of actors. With more, an actor might evict the prefixes of
+            a group before it gets that group again.
     """
     num_left = sum(map(len, missing.values()))
     waiting = deque(
-        (store, deque(run)) for store, batches in missing.items() for _, run in groupby(batches, key=_relation)
+        (store, deque(run)) for store, batches in missing.items() for _, run in groupby(batches, key=_prompt_group)
     )
     turns = deque(waiting.popleft() for _ in range(min(num_turns, len(waiting))))
     units: list[pa.Table] = []
@@ -196,14 +205,15 @@ def unit_size(num_left: int, max_batches: int, num_actors: int) -> int:
     return max(1, min(max_batches, num_left // (4 * num_actors)))
 
 
-def _relation(batch: QuestionBatch) -> str:
-    return str(batch.questions["relation"][0])
+def _prompt_group(batch: QuestionBatch) -> str:
+    return str(batch.questions["prompt_group"][0])
 
 
 def _make_unit(store: str, batches: list[QuestionBatch]) -> pa.Table:
     questions = pa.concat_tables(batch.questions for batch in batches)
-    row = {name: questions[name].to_pylist() for name in ("question_id", "question", "answers")}
-    row |= {"store": store, "first_batch": batches[0].index, "relation": _relation(batches[0])}
+    row = {name: questions[name].to_pylist() for name in ("question_id", "suffix", "answers")}
+    row |= {name: questions[name][0].as_py() for name in ("relation", "prompt_group")}
+    row |= {"store": store, "first_batch": batches[0].index}
     return pa.Table.from_pylist([row], schema=UNIT_SCHEMA)
 
 

@@ -30,10 +30,19 @@ from slick.annotation.uncertainty import hit_probability
 from slick.cluster import set_job_message
 from slick.errors import EngineError, ModelError, SlickError, wrap_library_errors
 from slick.formatting import ProgressReporter
-from slick.inference.base import ENGINES, Answers, Engine, EngineConfig, GoldScore, PromptBatch, SamplingConfig
+from slick.inference.base import (
+    ENGINES,
+    Answers,
+    Engine,
+    EngineConfig,
+    GoldScore,
+    PromptBatch,
+    PromptStyle,
+    SamplingConfig,
+)
 from slick.matching import AnswerMatcher, make_matcher, nfc
 from slick.precision import Runtime
-from slick.prompts import P_TRUE_CHOICES, few_shot_suffix, p_true_row, p_true_suffix
+from slick.prompts import P_TRUE_CHOICES, p_true_row
 from slick.storage import Folder
 from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA
 from slick.types import categories
@@ -75,14 +84,12 @@ class AnswerSetSpec:
     """One kind of answers, stored in its own folder inside annotate/ (a store)."""
 
     prefixes: dict[str, list[str]]
-    """Few-shot prefixes of each relation, one per exemplar set."""
+    """Prefixes of each prompt group, one per exemplar set."""
     sampling: SamplingConfig
     kind: AnswerKind = "answers"
     """`answers` generates them; `gold` scores the gold answer; `p_true` scores whether the model calls it correct."""
-
-    def suffix(self, question: str, answers: Sequence[str]) -> str:
-        """The part of the question's prompts after the prefix."""
-        return p_true_suffix(question, answers[0]) if self.kind == "p_true" else few_shot_suffix(question)
+    style: PromptStyle = field(default_factory=PromptStyle)
+    """How prompts become tokens, and where answers end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,9 +153,10 @@ class AnnotationWorker:
             part = slice(start, start + size)
             gold = unit["answers"][part]
             batch = PromptBatch(
-                prefixes=store.prefixes[unit["relation"]],
+                prefixes=store.prefixes[unit["prompt_group"]],
                 question_ids=unit["question_id"][part],
-                suffixes=[store.suffix(*pair) for pair in zip(unit["question"][part], gold, strict=True)],
+                suffixes=unit["suffix"][part],
+                style=store.style,
             )
             with wrap_library_errors(f"answering {len(gold)} questions of relation {unit['relation']} failed"):
                 rows += self._answer_batch(self._engine, store, batch, gold)
@@ -183,8 +191,11 @@ class AnnotationWorker:
         return [_generation_row(*row) for row in zip(batch.question_ids, answers, matchers, strict=True)]
 
     def _load_engine(self) -> Engine:
-        """Load the engine; its tokenizer is checked with the longest prefix of each relation and store."""
-        stores = self._config.stores.values()
+        """Load the engine; its tokenizer is checked with the longest prefix of each prompt group and store.
+
+        Prefixes with special tokens are checked before, by `slick.prompt_formats.ChatFormat`.
+        """
+        stores = [store for store in self._config.stores.values() if store.style.add_special_tokens]
         longest = {max(prefixes, key=len) for store in stores for prefixes in store.prefixes.values()}
         spec = ENGINES.get(self._config.engine)
         return spec.load(replace(self._config.engine_config, prefixes=tuple(sorted(longest))))

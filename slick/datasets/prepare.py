@@ -152,7 +152,8 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
 
     Args:
         study: its folder.
-        columns: names of `QUESTION_SCHEMA`, or `popularity` if the source has it; None for all of the schema.
+        columns: names of `QUESTION_SCHEMA`, `popularity` if the source has it, or `context`, which is left out if the
+            source has none; None for all of the schema.
 
     Raises:
         StudyError: the questions step is not finished, or has no such column.
@@ -162,7 +163,8 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
     require_manifest(folder, "questions")
     columns = list(QUESTION_SCHEMA.names) if columns is None else columns
     table = read_question_rows(folder, [*dict.fromkeys([*columns, *SORT_KEYS])])
-    return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(columns)
+    kept = [name for name in columns if name in table.column_names]
+    return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(kept)
 
 
 def questions_table(questions: Sequence[Question], *, popularity: bool = False) -> pa.Table:

@@ -5,7 +5,7 @@ list the engines, so it imports heavy libraries inside functions only.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from slick.errors import EngineError, SettingsError
@@ -44,6 +44,23 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptStyle:
+    """How prompts become tokens, and where their answers end. The defaults are those of few-shot prompts in plain text.
+
+    Chat prompts contain their special tokens as text, and their answers follow without a space.
+    """
+
+    add_special_tokens: bool = True
+    """Add the tokenizer's own special tokens, such as a beginning of text."""
+    stop_at_newline: bool = True
+    """An answer ends at the first newline; otherwise only at an end token."""
+    end_texts: tuple[str, ...] = ()
+    """Texts of further end tokens, such as the end of a turn. Each is one token."""
+    answer_separator: str = " "
+    """Text between a prompt and an answer that is scored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptBatch:
     """Questions under several prefixes: prompt (p, q) is `prefixes[p] + suffixes[q]`."""
 
@@ -51,6 +68,7 @@ class PromptBatch:
     """Few-shot prefixes, one per exemplar set; the index of a prefix is part of the random key of every sample."""
     question_ids: Sequence[str]
     suffixes: Sequence[str]
+    style: PromptStyle = PromptStyle()
 
     def __post_init__(self) -> None:
         if not self.prefixes or not len(self.question_ids) == len(self.suffixes) > 0:
@@ -61,12 +79,12 @@ class PromptBatch:
 
     def part(self, part: slice) -> "PromptBatch":
         """Some of the questions under the same prefixes."""
-        return PromptBatch(prefixes=self.prefixes, question_ids=self.question_ids[part], suffixes=self.suffixes[part])
+        return replace(self, question_ids=self.question_ids[part], suffixes=self.suffixes[part])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """All answers to one prompt, each cut at the first newline or end-of-text token and stripped."""
+    """All answers to one prompt, each cut where it ends by the `PromptStyle`, and stripped."""
 
     greedy_text: str
     sampled_text: tuple[str | None, ...]
@@ -170,7 +188,7 @@ class Engine:
 
         Args:
             batch: prompts with one prefix.
-            choices: beginnings of an answer, which follow the prompt after a space.
+            choices: beginnings of an answer, which follow the prompt after the `answer_separator` of its style.
 
         Returns:
             One tuple per question, with the natural logarithm of each choice's probability at temperature 1 over the

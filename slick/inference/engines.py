@@ -19,6 +19,7 @@ from slick.inference.base import (
     EngineConfig,
     EngineStats,
     PromptBatch,
+    PromptStyle,
     SamplingConfig,
     register_engine,
 )
@@ -90,7 +91,7 @@ class VllmEngine(Engine):
         self._vllm = _import_vllm()
         arguments = {"disable_log_stats": True, **_memory_arguments(config), **options}
         trust = config.trust_remote_code
-        load_tokenizer(config.model, trust_remote_code=trust, prefixes=config.prefixes)
+        self._tokenizer = load_tokenizer(config.model, trust_remote_code=trust, prefixes=config.prefixes)
         self._end_ids = end_token_ids(ref.folder)
         load_model(config.model, config.dtype, trust_remote_code=trust)
         with wrap_library_errors(f"vLLM cannot load {ref.folder}", ModelError, lambda _: "try --engine transformers"):
@@ -168,8 +169,12 @@ class VllmEngine(Engine):
         if not requests:
             return {}
         prompts = [prefix + suffix for prefix in batch.prefixes for suffix in batch.suffixes]
+        inputs: list[Any] = [prompts[prompt] for prompt, _ in requests]
+        if not batch.style.add_special_tokens:
+            ids = self._tokenizer(inputs, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            inputs = [{"prompt_token_ids": tokens} for tokens in ids]
         outputs = self._llm.generate(
-            [prompts[prompt] for prompt, _ in requests],
+            inputs,
             [self._sampling_params(batch, prompt, is_greedy, sampling) for prompt, is_greedy in requests],
             use_tqdm=False,
         )
@@ -177,7 +182,7 @@ class VllmEngine(Engine):
         for (prompt, is_greedy), output in zip(requests, outputs, strict=True):
             question_id = batch.question_ids[prompt % len(batch.question_ids)]
             num_expected = 1 if is_greedy else sampling.num_samples
-            texts[prompt, is_greedy] = _checked_texts(output, num_expected, sampling.max_new_tokens, question_id)
+            texts[prompt, is_greedy] = _checked_texts(output, num_expected, sampling, question_id, batch.style)
             num_tokens = sum(num for _, num in texts[prompt, is_greedy])
             num_prompt_tokens = len(output.prompt_token_ids)
             self.stats.generations += num_expected
@@ -188,7 +193,13 @@ class VllmEngine(Engine):
         return texts
 
     def _sampling_params(self, batch: PromptBatch, prompt: int, is_greedy: bool, sampling: SamplingConfig) -> Any:
-        common = {"max_tokens": sampling.max_new_tokens, "stop": ["\n"], "stop_token_ids": self._end_ids}
+        style = batch.style
+        end_ids = [i for text in style.end_texts for i in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+        common = {
+            "max_tokens": sampling.max_new_tokens,
+            "stop": ["\n"] if style.stop_at_newline else [],
+            "stop_token_ids": [*self._end_ids, *end_ids],
+        }
         if is_greedy:
             return self._vllm.SamplingParams(temperature=0.0, **common)
         prefix, question = divmod(prompt, len(batch.question_ids))
@@ -201,12 +212,15 @@ class VllmEngine(Engine):
         )
 
 
-def _checked_texts(output: Any, num_expected: int, max_new_tokens: int, question_id: str) -> list[tuple[str, int]]:
+def _checked_texts(
+    output: Any, num_expected: int, sampling: SamplingConfig, question_id: str, style: PromptStyle
+) -> list[tuple[str, int]]:
     """The answers in an output of vLLM and their numbers of tokens.
 
     Raises:
         EngineError: an answer is missing, or the length of the context ended it, which vLLM does without an error.
     """
+    max_new_tokens = sampling.max_new_tokens
     for completion in output.outputs:
         if completion.finish_reason == "length" and len(completion.token_ids) < max_new_tokens:
             raise EngineError(
@@ -218,7 +232,8 @@ def _checked_texts(output: Any, num_expected: int, max_new_tokens: int, question
         raise EngineError(
             f"vLLM gave {len(output.outputs)} answers to a prompt of question {question_id!r}, expected {num_expected}"
         )
-    return [(text.text.split("\n", 1)[0].strip(), len(text.token_ids)) for text in output.outputs]
+    texts = [text.text.split("\n", 1)[0] if style.stop_at_newline else text.text for text in output.outputs]
+    return [(text.strip(), len(completion.token_ids)) for text, completion in zip(texts, output.outputs, strict=True)]
 
 
 def _memory_arguments(config: EngineConfig) -> dict[str, Any]:

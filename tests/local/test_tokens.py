@@ -79,7 +79,9 @@ def test_prompts_equal_tokenized_whole_texts(
     prompt_tokenizer = PromptTokenizer(tiny_model("llama"), tokenizer)
     tokenized_texts: list[str] = []
     original = prompt_tokenizer._ids
-    monkeypatch.setattr(prompt_tokenizer, "_ids", lambda texts: tokenized_texts.extend(texts) or original(texts))
+    monkeypatch.setattr(
+        prompt_tokenizer, "_ids", lambda texts, style: tokenized_texts.extend(texts) or original(texts, style)
+    )
     prefixes, prompts = prompt_tokenizer.prompts(BATCH)
     assert prefixes == tokenizer(list(BATCH.prefixes))["input_ids"]
     assert prompts == [tokenizer([p + s for s in BATCH.suffixes])["input_ids"] for p in BATCH.prefixes]

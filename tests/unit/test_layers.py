@@ -52,7 +52,7 @@ ALLOWED_FILES = {
     "scipy": ["slick/report/*.py", "slick/annotation/uncertainty.py"],
     "statsmodels": ["slick/report/statistics/*.py"],
     "matplotlib": ["slick/report/*.py"],
-    "jinja2": ["slick/report/*.py"],
+    "jinja2": ["slick/report/*.py", "slick/prompt_formats.py"],
     "tyro": ["jobs/common.py"],
     "gguf": ["slick/models.py"],
     "yaml": ["slick/user_files.py"],

@@ -24,6 +24,7 @@ from slick.annotation.worker import AnswerSetSpec
 from slick.errors import DataError, ModelError, SettingsError
 from slick.inference.base import SamplingConfig
 from slick.models import UNLIMITED_POSITIONS, context_length
+from slick.prompts import few_shot_suffix
 from slick.report.provenance import provenance_section, set_aside_table
 from slick.storage import Folder
 from slick.study import Manifest
@@ -50,6 +51,8 @@ def questions(*texts: str, relation: str = "P1") -> pa.Table:
                 "subject": "",
                 "question": text,
                 "answers": ["yes"],
+                "prompt_group": relation,
+                "suffix": few_shot_suffix(text),
             }
             for i, text in enumerate(texts)
         ]
@@ -100,14 +103,14 @@ def test_short_texts_are_not_tokenized() -> None:
 
 def test_token_bound_holds_for_byte_level_tokenizers() -> None:
     table, answer_set = questions("wörter \u4f60\u597d \U0001f600" * 9, "x"), make_answer_set("Q: é\nA: ü\n")
-    prompt = answer_set.prefixes["P1"][0] + answer_set.suffix(table["question"][0].as_py(), ["yes"])
+    prompt = answer_set.prefixes["P1"][0] + table["suffix"][0].as_py()
     assert len(tiny_tokenizer()(prompt)["input_ids"]) + ANSWER <= max_prompt_tokens(table, answer_set)
 
 
 def test_too_long_exemplars_are_refused() -> None:
     answer_set = make_answer_set("short\n", "word " * 90)
-    with pytest.raises(DataError, match=r"exemplars of relation P1 leave no room.*set 2 of 2 has 92 tokens.*holds 100"):
-        find_too_long(questions("a", "b"), answer_set, 100, count_words)
+    with pytest.raises(DataError, match=r"exemplars of relation P1 leave no room.*set 2 of 2 has 90 tokens.*holds 99"):
+        find_too_long(questions("a", "b"), answer_set, 99, count_words)
 
 
 def long_questions(num: int, context: int = 50) -> pa.Table:

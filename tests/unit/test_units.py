@@ -12,7 +12,13 @@ NUM_QUESTIONS = {"P17": 70, "P19": 201, "P36": 5}
 
 def batches(size: int = 4) -> list[QuestionBatch]:
     rows = [
-        {"relation": relation, "question_id": f"{relation}-{i}", "question": f"Who is {i}?", "answers": [str(i)]}
+        {
+            "relation": relation,
+            "prompt_group": relation,
+            "question_id": f"{relation}-{i}",
+            "suffix": f"Q: Who is {i}?\nA:",
+            "answers": [str(i)],
+        }
         for relation, num in NUM_QUESTIONS.items()
         for i in range(num)
     ]
@@ -37,7 +43,7 @@ def test_every_batch_is_in_one_unit_of_its_relation(max_batches: int, num_actors
         for row in rows:
             assert first_batches[row["question_id"][0]] == row["first_batch"]
             assert {i.split("-")[0] for i in row["question_id"]} == {row["relation"]}
-            assert len(row["question_id"]) == len(row["question"]) == len(row["answers"]) <= 4 * max_batches
+            assert len(row["question_id"]) == len(row["suffix"]) == len(row["answers"]) <= 4 * max_batches
 
 
 def test_units_shrink_to_single_batches() -> None:
@@ -52,7 +58,13 @@ def test_units_shrink_to_single_batches() -> None:
 def test_few_actors_process_the_same_relation(num_actors: int) -> None:
     nums = {f"P{i:02d}": 40 + 7 * (i % 5) for i in range(12)}
     rows = [
-        {"relation": relation, "question_id": f"{relation}-{i}", "question": "Who?", "answers": [""]}
+        {
+            "relation": relation,
+            "prompt_group": relation,
+            "question_id": f"{relation}-{i}",
+            "suffix": "Q: Who?\nA:",
+            "answers": [""],
+        }
         for relation, num in nums.items()
         for i in range(num)
     ]

@@ -7,7 +7,7 @@ an answer depends only on the batch that was passed.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slick.errors import EngineError, ModelError
-from slick.inference.base import Answers, Engine, EngineStats, GoldScore, PromptBatch, SamplingConfig
+from slick.inference.base import (
+    Answers,
+    Engine,
+    EngineStats,
+    GoldScore,
+    PromptBatch,
+    PromptStyle,
+    SamplingConfig,
+)
 from slick.inference.devices import AdaptiveBatcher, model_runtime
 from slick.inference.packed.full_forward import DecoderSelector
 from slick.inference.packed.sampler import AnswerTree, BoolArray, Candidates, CategoryEarlyExit, IntArray
@@ -46,39 +54,59 @@ class PromptTokenizer:
         self._tokenizer = tokenizer
         self._eos = _eos_token_ids(model, tokenizer)
         self._num_trailing = num_trailing_special_tokens(tokenizer)
-        self._texts: dict[bytes, str] = {}
+        self._texts: dict[tuple[PromptStyle, bytes], str] = {}
         self._after_newline: set[str] = set()
         self.size = max(int(model.config.get_text_config().vocab_size), len(tokenizer))
-        self.stops_V, self.ends_V = self._stop_tokens()
-        """True for tokens that end an answer, and for those of them that add no text to it."""
+        self._newlines_V, self._newline_ends_V = self._newline_tokens()
+        self._stops: dict[PromptStyle, StopTokens] = {}
+
+    def stop_tokens(self, style: PromptStyle) -> "StopTokens":
+        """The tokens that end an answer in this style.
+
+        Raises:
+            ModelError: an end text of the style is not one token.
+        """
+        if style not in self._stops:
+            end_ids = self._eos | frozenset(self._token_id(text) for text in style.end_texts)
+            stops_V, ends_V = (
+                values_V.copy() if style.stop_at_newline else np.zeros(self.size, dtype=bool)
+                for values_V in (self._newlines_V, self._newline_ends_V)
+            )
+            ids = [i for i in end_ids if i < self.size]
+            stops_V[ids] = True
+            ends_V[ids] = True
+            self._stops[style] = StopTokens(end_ids=end_ids, stops_V=stops_V, ends_V=ends_V)
+        return self._stops[style]
 
     def prompts(self, batch: PromptBatch) -> tuple[list[list[int]], list[list[list[int]]]]:
         """Token ids of each prefix and of its prompts, whose tokens may span the end of the prefix."""
-        return self._ids(list(batch.prefixes)), self._splice_prompts(batch) or [
-            self._ids([prefix + suffix for suffix in batch.suffixes]) for prefix in batch.prefixes
+        return self._ids(list(batch.prefixes), batch.style), self._splice_prompts(batch) or [
+            self._ids([prefix + suffix for suffix in batch.suffixes], batch.style) for prefix in batch.prefixes
         ]
 
     def answers(self, batch: PromptBatch, prompts: Sequence[Sequence[int]], gold: Sequence[str]) -> list[list[int]]:
-        """Token ids of each gold answer, as it follows its prompt with the first prefix after a space."""
+        """Token ids of each gold answer, as it follows its prompt with the first prefix and the separator."""
         prefix = batch.prefixes[0]
-        texts = [f"{prefix}{suffix} {text.strip()}" for suffix, text in zip(batch.suffixes, gold, strict=True)]
+        answer_texts = [batch.style.answer_separator + text.strip() for text in gold]
+        texts = [prefix + suffix + text for suffix, text in zip(batch.suffixes, answer_texts, strict=True)]
         answers = []
-        for whole, prompt, text in zip(self._ids(texts), prompts, gold, strict=True):
+        for whole, prompt, text in zip(self._ids(texts, batch.style), prompts, answer_texts, strict=True):
             keeps_prompt = whole[: len(prompt)] == list(prompt) and len(whole) > len(prompt)
-            alone = self._tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]
+            alone = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             answers.append(whole[len(prompt) :] if keeps_prompt else alone)
         return answers
 
-    def text(self, tokens: IntArray) -> str:
-        """The text of an answer up to the first newline or end of text, stripped."""
-        key = tokens.tobytes()
+    def text(self, tokens: IntArray, style: PromptStyle) -> str:
+        """The text of an answer up to where it ends, stripped."""
+        key = (style, tokens.tobytes())
         text = self._texts.get(key)
         if text is None:
             if len(self._texts) >= _TEXT_CACHE_SIZE:
                 self._texts.clear()
-            kept = [token for token in tokens.tolist() if token not in self._eos]
+            end_ids = self.stop_tokens(style).end_ids
+            kept = [token for token in tokens.tolist() if token not in end_ids]
             decoded = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            text = self._texts[key] = decoded.split("\n", 1)[0].strip()
+            text = self._texts[key] = (decoded.split("\n", 1)[0] if style.stop_at_newline else decoded).strip()
         return text
 
     def _splice_prompts(self, batch: PromptBatch) -> list[list[list[int]]] | None:
@@ -93,10 +121,10 @@ class PromptTokenizer:
         is_safe = is_safe and "" not in first_characters
         if len(batch.prefixes) == 1 or not is_safe or not all(prefix.endswith("\n") for prefix in batch.prefixes):
             return None
-        known = self._ids([batch.prefixes[0] + suffix for suffix in batch.suffixes])
+        known = self._ids([batch.prefixes[0] + suffix for suffix in batch.suffixes], batch.style)
         columns = enumerate(zip(*known, strict=False))
         num_common = next((i for i, tokens in columns if len(set(tokens)) > 1), min(map(len, known)))
-        ends = self._ids([prefix + batch.suffixes[i] for i in (0, -1) for prefix in batch.prefixes[1:]])
+        ends = self._ids([prefix + batch.suffixes[i] for i in (0, -1) for prefix in batch.prefixes[1:]], batch.style)
         prompts = [known]
         for first, last in zip(ends[: len(ends) // 2], ends[len(ends) // 2 :], strict=True):
             cut = len(first) - (len(known[0]) - num_common)
@@ -106,12 +134,23 @@ class PromptTokenizer:
             prompts.append(spliced)
         return prompts
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def _ids(self, texts: list[str], style: PromptStyle) -> list[list[int]]:
+        if not style.add_special_tokens:
+            return list(self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
         ids: list[list[int]] = self._tokenizer(texts, return_attention_mask=False)["input_ids"]
         return [tokens[: len(tokens) - self._num_trailing] for tokens in ids]
 
-    def _stop_tokens(self) -> tuple[BoolArray, BoolArray]:
-        """`stops_V` and `ends_V`: end-of-text tokens, and tokens whose text contains a newline."""
+    def _token_id(self, text: str) -> int:
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ModelError(
+                f"{text!r}, which ends an answer, is {len(ids)} tokens of the tokenizer "
+                f"{getattr(self._tokenizer, 'name_or_path', '')!r}, expected one; give the model's own tokenizer"
+            )
+        return int(ids[0])
+
+    def _newline_tokens(self) -> tuple[BoolArray, BoolArray]:
+        """True for tokens whose text contains a newline, and for those of them with no other text before it."""
         num = len(self._tokenizer)
         texts = self._tokenizer.batch_decode([[i] for i in range(num)], clean_up_tokenization_spaces=False)
         self._after_newline = {after for text in texts for before, after in pairwise(text) if before == "\n"}
@@ -124,10 +163,19 @@ class PromptTokenizer:
                 f"no token of the tokenizer {getattr(self._tokenizer, 'name_or_path', '')!r} contains a newline, which "
                 "ends an answer; use a tokenizer that keeps newlines"
             )
-        eos = [i for i in self._eos if i < self.size]
-        stops_V[eos] = True
-        ends_V[eos] = True
         return stops_V, ends_V
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTokens:
+    """The tokens that end an answer, of a vocabulary of V."""
+
+    end_ids: frozenset[int]
+    """End tokens, which are no part of an answer's text."""
+    stops_V: BoolArray
+    """True for tokens that end an answer."""
+    ends_V: BoolArray
+    """True for those of them that add no text to it."""
 
 
 def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -237,13 +285,15 @@ class TransformersEngine(Engine):
                 dtype=np.uint64,
             ),
             question_P=np.tile(np.arange(len(batch.question_ids)), len(prompts)),
-            stops_V=self._tokenizer.stops_V,
+            stops_V=self._tokenizer.stop_tokens(batch.style).stops_V,
             sampling=sampling,
         )
         if targets is None:
             tree.decode_all()
         else:
-            tree.decode_all(CategoryEarlyExit(targets, tree.question_of, lambda row: self._row_text(tree, row)))
+            tree.decode_all(
+                CategoryEarlyExit(targets, tree.question_of, lambda row: self._row_text(tree, row, batch.style))
+            )
         self._count(
             lengths_PQ,
             num_prefilled=decoder.num_prefilled - num_prefilled,
@@ -251,7 +301,7 @@ class TransformersEngine(Engine):
             num_decoded=tree.num_fed,
             num_generations=int((tree.rows.lengths_R > 0).sum()),
         )
-        return self._answers(tree, len(batch.question_ids), len(prompts))
+        return self._answers(tree, batch)
 
     def _score(self, batch: PromptBatch, gold: Sequence[str], sampling: SamplingConfig) -> list[tuple[GoldScore, ...]]:
         prefixes, prompts = self._tokenizer.prompts(batch)
@@ -277,7 +327,7 @@ class TransformersEngine(Engine):
             candidates,
             np.concatenate([np.array(target) for target in targets]),
             np.repeat(np.arange(len(targets)), [len(target) for target in targets]),
-            self._tokenizer.ends_V,
+            self._tokenizer.stop_tokens(batch.style).ends_V,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
         )
@@ -336,10 +386,11 @@ class TransformersEngine(Engine):
         self.stats.decoded_tokens += num_decoded
         self.stats.generations += num_generations
 
-    def _answers(self, tree: AnswerTree, num_questions: int, num_prefixes: int) -> list[tuple[Answers, ...]]:
+    def _answers(self, tree: AnswerTree, batch: PromptBatch) -> list[tuple[Answers, ...]]:
+        num_questions, num_prefixes = len(batch.question_ids), len(batch.prefixes)
         lengths = tree.rows.lengths_R.tolist()
         texts = [
-            self._row_text(tree, row) if finished else None
+            self._row_text(tree, row, batch.style) if finished else None
             for row, finished in enumerate(tree.rows.finished_R.tolist())
         ]
         missed_R = (tree.rows.lengths_R > 0) & ~tree.rows.finished_R
@@ -357,8 +408,8 @@ class TransformersEngine(Engine):
 
         return [tuple(of_prompt(p * num_questions + q) for p in range(num_prefixes)) for q in range(num_questions)]
 
-    def _row_text(self, tree: AnswerTree, row: int) -> str:
-        return self._tokenizer.text(tree.rows.tokens_RT[row, : int(tree.rows.lengths_R[row])])
+    def _row_text(self, tree: AnswerTree, row: int, style: PromptStyle) -> str:
+        return self._tokenizer.text(tree.rows.tokens_RT[row, : int(tree.rows.lengths_R[row])], style)
 
     def _check_fits(self, lengths_PQ: IntArray, sampling: SamplingConfig, question_ids: Sequence[str]) -> None:
         longest = int(lengths_PQ.max())

@@ -1,0 +1,203 @@
+"""The prompts of the annotate step: exemplars for every question, and the columns that hold its prompt. No Ray.
+
+Questions of one prompt group share their prefixes, one per exemplar set. The group is the relation, with two
+exceptions: an exemplar that is asked itself gets prompts in which another question takes its place, and chat prompts
+begin with the question's system message.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from slick.errors import DataError, StudyError
+from slick.prompt_formats import Exemplar, PromptFormat
+from slick.rng import derive_seed
+from slick.study_files import Exemplars
+from slick.types import Message
+
+PROMPT_GROUP, SUFFIX = "prompt_group", "suffix"
+"""Columns that `PromptBuilder.add_prompts` adds to questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """What determines the prefixes of a question."""
+
+    relation: str
+    exemplar: str | None = None
+    """The question_id, if the question is an exemplar itself."""
+    system: str | None = None
+    """The system message of a chat prompt."""
+
+    @property
+    def name(self) -> str:
+        """The value of the column `prompt_group`: the relation, followed by what else determines the prefixes."""
+        rest = [self.exemplar, self.system]
+        if rest == [None, None]:
+            return self.relation
+        digest = hashlib.blake2b(json.dumps(rest).encode(), digest_size=8).hexdigest()
+        return f"{self.relation}\n{digest}"  # no relation has a newline, so no other group has this name
+
+
+class PromptBuilder:
+    """Builds the prompts of one store."""
+
+    def __init__(
+        self,
+        exemplars: Exemplars,
+        shots: Mapping[str, Exemplar],
+        prompt_format: PromptFormat,
+        *,
+        substitute: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Prepare the prefixes.
+
+        Args:
+            exemplars: relation to its exemplar sets, as question_ids.
+            shots: question and answer of these.
+            prompt_format: how they become prompts.
+            substitute: exemplars are asked too, with a spare in their own place.
+            seed: random seed of the spares.
+        """
+        self._exemplars, self._shots, self._format = exemplars, shots, prompt_format
+        self._substitute = substitute
+        self._sets_with = _sets_by_exemplar(exemplars) if substitute else {}
+        self._spares = draw_spares(exemplars, seed) if substitute else {}
+        self.prefixes: dict[str, list[str]] = {}
+        """Prefixes of each prompt group seen so far, one per exemplar set."""
+
+    def add_prompts(self, questions: pa.Table) -> pa.Table:
+        """The questions with the columns `prompt_group` and `suffix`, sorted by relation, group and question_id.
+
+        Raises:
+            DataError: the format cannot express a question; the message names it.
+        """
+        columns = [questions[name].to_pylist() for name in ("question_id", "relation", "question")]
+        contexts = (
+            questions["context"].to_pylist() if "context" in questions.column_names else [None] * questions.num_rows
+        )
+        groups, suffixes = [], []
+        for question_id, relation, question, context in zip(*columns, contexts, strict=True):
+            try:
+                group, suffix = self._prompt(question_id, relation, question, read_context(context))
+            except DataError as error:
+                raise DataError(f"question {question_id}: {error}") from error
+            groups.append(group)
+            suffixes.append(suffix)
+        table = questions.drop_columns([name for name in (PROMPT_GROUP, SUFFIX) if name in questions.column_names])
+        table = table.append_column(PROMPT_GROUP, pa.array(groups, pa.string()))
+        table = table.append_column(SUFFIX, pa.array(suffixes, pa.string()))
+        return table.sort_by([(name, "ascending") for name in ("relation", PROMPT_GROUP, "question_id")])
+
+    def check(self, question_id: str, relation: str, question: str, context: Sequence[Message]) -> None:
+        """Build the prompt of one question and discard it.
+
+        Raises:
+            DataError: the format cannot express it.
+        """
+        self._prompt(question_id, relation, question, context)
+
+    def _prompt(self, question_id: str, relation: str, question: str, context: Sequence[Message]) -> tuple[str, str]:
+        system = next((message.content for message in context if message.role == "system"), None)
+        is_exemplar = question_id in self._sets_with.get(relation, {})
+        group = PromptGroup(relation, question_id if is_exemplar else None, self._format.shared_system(system))
+        sets = self._exemplar_sets(group)
+        name = group.name
+        if name not in self.prefixes:
+            self.prefixes[name] = [self._format.prefix(group.system, shots) for shots in sets]
+            self._check_suffixes(name, sets, context, question)
+        return name, self._format.suffix(self.prefixes[name][0], sets[0], context, question)
+
+    def _check_suffixes(
+        self, name: str, sets: Sequence[Sequence[Exemplar]], context: Sequence[Message], question: str
+    ) -> None:
+        """Check with the first question of a group that the suffix is the same after every exemplar set."""
+        pairs = zip(self.prefixes[name], sets, strict=True)
+        if len({self._format.suffix(prefix, shots, context, question) for prefix, shots in pairs}) > 1:
+            raise DataError(
+                "the chat template renders a question in a way that depends on the exemplars; use --prompt-format qa"
+            )
+
+    def _exemplar_sets(self, group: PromptGroup) -> list[list[Exemplar]]:
+        sets = self._exemplars[group.relation]
+        if group.exemplar is not None:
+            spares = self._spares[group.relation]
+            sets = [
+                [spare if question_id == group.exemplar else question_id for question_id in ids]
+                for ids, spare in zip(sets, spares, strict=True)
+            ]
+        return [[self._shots[question_id] for question_id in ids] for ids in sets]
+
+
+def read_context(context: str | None) -> list[Message]:
+    """The messages before a question, from the column `context`."""
+    return [Message(role=message["role"], content=message["content"]) for message in json.loads(context or "[]")]
+
+
+def write_context(messages: Sequence[Message]) -> str | None:
+    """The column `context` of a question with these messages before it."""
+    if not messages:
+        return None
+    return json.dumps([{"role": message.role, "content": message.content} for message in messages], ensure_ascii=False)
+
+
+def draw_spares(exemplars: Exemplars, seed: int) -> dict[str, list[str]]:
+    """For every exemplar set a further exemplar of the relation, which is not in the set.
+
+    Returns:
+        Relation to question_ids, one per set. It takes the place of an exemplar in prompts about that exemplar itself.
+
+    Raises:
+        DataError: the sets of a relation have all their exemplars in common.
+
+    >>> draw_spares({"P36": [["a", "b"], ["b", "c"]]}, seed=0)
+    {'P36': ['c', 'a']}
+    """
+    spares = {}
+    for relation, sets in exemplars.items():
+        pool = sorted({question_id for ids in sets for question_id in ids})
+        rng = np.random.default_rng(derive_seed(seed, "spares", relation))
+        drawn = []
+        for ids in sets:
+            others = [question_id for question_id in pool if question_id not in ids]
+            if not others:
+                raise DataError(
+                    f"the exemplar sets of relation {relation} have the same {len(pool)} questions, so none can take "
+                    "the place of an exemplar that is asked itself; add dev questions, or lower --num-shots"
+                )
+            drawn.append(others[int(rng.integers(len(others)))])
+        spares[relation] = drawn
+    return spares
+
+
+def _sets_by_exemplar(exemplars: Exemplars) -> dict[str, set[str]]:
+    return {relation: {question_id for ids in sets for question_id in ids} for relation, sets in exemplars.items()}
+
+
+def exemplar_texts(questions: pa.Table, exemplars: Exemplars, where: str) -> dict[str, Exemplar]:
+    """Question and first gold answer of every question that may be an exemplar.
+
+    Raises:
+        StudyError: the exemplar sets name a question that is not among `questions`.
+    """
+    columns = (questions[name].to_pylist() for name in ("question_id", "question", "answers"))
+    shots = {question_id: (question, answers[0]) for question_id, question, answers in zip(*columns, strict=True)}
+    missing = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
+    if missing:
+        raise StudyError(
+            f"{where} names questions that the study lacks, such as {missing[:3]}; delete the folder annotate/ to "
+            "annotate again, or give the exemplars of these questions"
+        )
+    return shots
+
+
+def prompts_fingerprint(prefixes: Mapping[str, Sequence[str]]) -> str:
+    """A hash of all prefixes: it changes if a chat template contains the date, say."""
+    content: Any = {name: list(texts) for name, texts in sorted(prefixes.items())}
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
