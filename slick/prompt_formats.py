@@ -38,20 +38,25 @@ class PromptFormat(ABC):
     style: PromptStyle
     """How the prompts become tokens, and where answers end."""
 
-    def shared_system(self, system: str | None) -> str | None:
-        """The part of a question's system message that its prefix contains; None if it is left out."""
-        return system
+    @abstractmethod
+    def shared_context(self, context: Sequence[Message]) -> list[str]:
+        """What of the messages before a question its prefix depends on; empty if on nothing."""
 
     @abstractmethod
-    def prefix(self, system: str | None, exemplars: Sequence[Exemplar]) -> str:
-        """The beginning of the prompts of all questions with these exemplars and this system message."""
+    def prefix(self, context: Sequence[Message], exemplars: Sequence[Exemplar]) -> str:
+        """The beginning of the prompts of all questions with these exemplars and the same `shared_context`.
+
+        Args:
+            context: the messages before one of the questions.
+            exemplars: questions and answers.
+        """
 
     @abstractmethod
     def suffix(self, prefix: str, exemplars: Sequence[Exemplar], context: Sequence[Message], question: str) -> str:
         """The rest of a prompt after `prefix`.
 
         Args:
-            prefix: that of these exemplars and of the system message in `context`.
+            prefix: that of these exemplars and of this context.
             exemplars: questions and answers.
             context: the messages before the question: a system message, earlier turns.
             question: the last user message.
@@ -70,11 +75,11 @@ class QaFormat(PromptFormat):
 
     style = PromptStyle()
 
-    def shared_system(self, system: str | None) -> str | None:
-        """None: there are no system messages."""
-        return None
+    def shared_context(self, context: Sequence[Message]) -> list[str]:
+        """Nothing."""
+        return []
 
-    def prefix(self, system: str | None, exemplars: Sequence[Exemplar]) -> str:
+    def prefix(self, context: Sequence[Message], exemplars: Sequence[Exemplar]) -> str:
         """Lines of questions and answers."""
         return few_shot_prefix(exemplars)
 
@@ -130,11 +135,18 @@ class ChatFormat(PromptFormat):
         )
         self._check_preserved(prompt, where)
 
-    def prefix(self, system: str | None, exemplars: Sequence[Exemplar]) -> str:
-        """The rendered conversation up to the question."""
-        context = [] if system is None else [Message(role="system", content=system)]
-        shots = self._conversation(context, exemplars)
-        texts = [self._render([*shots, Message(role="user", content=probe)], True) for probe in _PROBES]
+    def shared_context(self, context: Sequence[Message]) -> list[str]:
+        """The system message, and whether there are earlier turns: some templates move it to the last turn."""
+        system = [message.content for message in context if message.role == "system"]
+        return [*system, *(["turns"] if len(system) < len(context) else [])]
+
+    def prefix(self, context: Sequence[Message], exemplars: Sequence[Exemplar]) -> str:
+        """The rendered conversation up to the first message that is neither a system message nor an exemplar."""
+        texts = []
+        for probe in _PROBES:
+            own = [message for message in context if message.role == "system"]
+            own += [Message(role=message.role, content=probe) for message in context if message.role != "system"]
+            texts.append(self._render([*self._conversation(own, exemplars), Message(role="user", content=probe)], True))
         return os.path.commonprefix(texts)  # noqa: RUF071 (of texts, not of paths)
 
     def suffix(self, prefix: str, exemplars: Sequence[Exemplar], context: Sequence[Message], question: str) -> str:

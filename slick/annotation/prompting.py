@@ -8,7 +8,6 @@ begin with the question's system message.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,26 +21,6 @@ from slick.types import Message
 
 PROMPT_GROUP, SUFFIX = "prompt_group", "suffix"
 """Columns that `PromptBuilder.add_prompts` adds to questions."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptGroup:
-    """What determines the prefixes of a question."""
-
-    relation: str
-    exemplar: str | None = None
-    """The question_id, if the question is an exemplar itself."""
-    system: str | None = None
-    """The system message of a chat prompt."""
-
-    @property
-    def name(self) -> str:
-        """The value of the column `prompt_group`: the relation, followed by what else determines the prefixes."""
-        rest = [self.exemplar, self.system]
-        if rest == [None, None]:
-            return self.relation
-        digest = hashlib.blake2b(json.dumps(rest).encode(), digest_size=8).hexdigest()
-        return f"{self.relation}\n{digest}"  # no relation has a newline, so no other group has this name
 
 
 class PromptBuilder:
@@ -104,13 +83,11 @@ class PromptBuilder:
         self._prompt(question_id, relation, question, context)
 
     def _prompt(self, question_id: str, relation: str, question: str, context: Sequence[Message]) -> tuple[str, str]:
-        system = next((message.content for message in context if message.role == "system"), None)
-        is_exemplar = question_id in self._sets_with.get(relation, {})
-        group = PromptGroup(relation, question_id if is_exemplar else None, self._format.shared_system(system))
-        sets = self._exemplar_sets(group)
-        name = group.name
+        exemplar = question_id if question_id in self._sets_with.get(relation, ()) else None
+        sets = self._exemplar_sets(relation, exemplar)
+        name = _group_name(relation, exemplar, self._format.shared_context(context))
         if name not in self.prefixes:
-            self.prefixes[name] = [self._format.prefix(group.system, shots) for shots in sets]
+            self.prefixes[name] = [self._format.prefix(context, shots) for shots in sets]
             self._check_suffixes(name, sets, context, question)
         return name, self._format.suffix(self.prefixes[name][0], sets[0], context, question)
 
@@ -124,15 +101,21 @@ class PromptBuilder:
                 "the chat template renders a question in a way that depends on the exemplars; use --prompt-format qa"
             )
 
-    def _exemplar_sets(self, group: PromptGroup) -> list[list[Exemplar]]:
-        sets = self._exemplars[group.relation]
-        if group.exemplar is not None:
-            spares = self._spares[group.relation]
-            sets = [
-                [spare if question_id == group.exemplar else question_id for question_id in ids]
-                for ids, spare in zip(sets, spares, strict=True)
-            ]
-        return [[self._shots[question_id] for question_id in ids] for ids in sets]
+    def _exemplar_sets(self, relation: str, exemplar: str | None) -> list[list[Exemplar]]:
+        """The exemplar sets of a relation, without `exemplar`."""
+        spares = self._spares.get(relation, [None] * len(self._exemplars[relation]))
+        return [
+            [self._shots[spare if spare and question_id == exemplar else question_id] for question_id in ids]
+            for ids, spare in zip(self._exemplars[relation], spares, strict=True)
+        ]
+
+
+def _group_name(relation: str, exemplar: str | None, context: Sequence[str]) -> str:
+    """The value of the column `prompt_group`: the relation, followed by a hash of what else determines the prefixes."""
+    if exemplar is None and not context:
+        return relation
+    digest = hashlib.blake2b(json.dumps([exemplar, *context]).encode(), digest_size=8).hexdigest()
+    return f"{relation}\n{digest}"  # no relation has a newline, so no other group has this name
 
 
 def read_context(context: str | None) -> list[Message]:
