@@ -229,7 +229,9 @@ def test_files_of_other_questions_are_refused(annotated_study: Folder, tmp_path:
     table = annotated_study.child("annotate", "generations").read_tables()
     folder = Folder(str(tmp_path))
     folder.write_table("part-000000.parquet", table.slice(0, 3))
-    batches = cut_batches(read_questions(annotated_study).filter(pa.array([True] * 20 + [False] * 79)), 4)
+    questions = read_questions(annotated_study)
+    questions = questions.append_column("prompt_group", questions["relation"])
+    batches = cut_batches(questions.filter(pa.array([True] * 20 + [False] * 79)), 4)
     with pytest.raises(StudyError, match="holds 3 questions, of which 0"):
         missing_batches(folder, batches)
 
