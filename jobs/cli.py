@@ -12,6 +12,7 @@ STEP_DESCRIPTIONS = {
     "world": "build a question set and a small model with planted facts",
     "questions": "read and filter EntityQuestions or another question set",
     "annotate": "sample answers under 10 few-shot prompts and label each question with one of four categories",
+    "curate": "label the rows of a fine-tuning file by what a model knows; drop, relabel or weight them",
     "variants": "draw fine-tuning sets with a given share of Unknown questions",
     "finetune": "fine-tune a model on one variant and evaluate it after every epoch",
     "sweep": "fine-tune every variant, seed and setting of a grid; evaluate all epoch budgets and stopping policies",

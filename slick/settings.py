@@ -49,6 +49,7 @@ _SETTINGS_MODULES = {
     "world": "slick.world.config",
     "questions": "slick.datasets.prepare",
     "annotate": "slick.annotation.config",
+    "curate": "slick.curation.config",
     "variants": "slick.variants.config",
     "finetune": "tuning.config",
     "sweep": "tuning.grid",

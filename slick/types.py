@@ -44,6 +44,8 @@ class Question:
     answers: tuple[str, ...]
     popularity: float | None = None
     """Popularity of the subject, in the unit of the source; None if the source has none."""
+    context: str | None = None
+    """The messages before the question, if it comes from a conversation; see `slick.study_files.CONTEXT_FIELD`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

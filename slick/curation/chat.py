@@ -6,16 +6,9 @@ from typing import Any, Literal
 
 from slick.datasets.columns import RowError, check_text
 from slick.datasets.rows import json_type
+from slick.types import Message
 
 Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One message of a conversation."""
-
-    role: Role
-    content: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +167,7 @@ def chat_examples(
     return examples
 
 
-def _check_order(role: Role, previous: Role | None, where: str) -> None:
+def _check_order(role: str, previous: str | None, where: str) -> None:
     expected = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}[previous]
     if role not in expected:
         raise RowError(

@@ -11,7 +11,6 @@ from typing import Any
 
 from slick.curation.chat import (
     Example,
-    Message,
     chat_examples,
     check_messages,
     optional_text,
@@ -26,6 +25,7 @@ from slick.datasets.columns import ANSWER_COLUMNS, RowError, list_answers, repla
 from slick.datasets.rows import MAX_COLUMNS_LISTED, json_type
 from slick.errors import DataError, SettingsError
 from slick.registry import Registry
+from slick.types import Message
 
 __all__ = ["ROW_FORMATS", "ColumnNames", "Example", "Message", "RowError", "RowFormat", "detect_format"]
 

@@ -33,7 +33,7 @@ from slick.locks import exclusive_lock
 from slick.settings import check_settings, identity_settings, register_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, complete_step, fingerprint, needs_work, read_manifest, require_manifest
-from slick.study_files import POPULARITY_FIELD, QUESTION_SCHEMA, read_question_rows
+from slick.study_files import CONTEXT_FIELD, POPULARITY_FIELD, QUESTION_SCHEMA, read_question_rows
 from slick.types import Question
 
 _LOG = logging.getLogger(__name__)
@@ -126,12 +126,8 @@ def _prepare_questions(study: Folder, config: QuestionsConfig) -> Manifest:
     counts = {**count_questions(checked, filtered, kept), "audit": _audit_counts(checked, source, audit, config)}
     popular = counts["with_popularity"] > 0
     needs_work(folder, "questions", identity, config)
-    parts: dict[str, list[Question]] = {}
-    for question in kept:
-        parts.setdefault(question.relation, []).append(question)
     with folder.atomic_replace() as new:
-        for relation, questions in sorted(parts.items()):
-            new.write_table(part_name(relation), questions_table(questions, popularity=popular))
+        write_questions(new, kept, popularity=popular)
         manifest = complete_step(
             new,
             "questions",
@@ -167,12 +163,25 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
     return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(kept)
 
 
-def questions_table(questions: Sequence[Question], *, popularity: bool = False) -> pa.Table:
-    """Questions as a sorted table of `QUESTION_SCHEMA`, with the column `popularity` if `popularity` is true."""
+def questions_table(
+    questions: Sequence[Question], *, popularity: bool = False, context: bool = False
+) -> pa.Table:
+    """Questions as a sorted table of `QUESTION_SCHEMA`, with the columns `popularity` and `context` if these are true."""
     schema = QUESTION_SCHEMA.append(POPULARITY_FIELD) if popularity else QUESTION_SCHEMA
+    schema = schema.append(CONTEXT_FIELD) if context else schema
     ordered = sorted(questions, key=lambda q: (q.relation, q.domain, q.split, q.question_id))
     columns = {name: [getattr(question, name) for question in ordered] for name in schema.names}
     return pa.table(columns, schema=schema)
+
+
+def write_questions(folder: Folder, questions: Sequence[Question], *, popularity: bool = False) -> None:
+    """Write one Parquet file a relation; see `questions_table`."""
+    parts: dict[str, list[Question]] = {}
+    for question in questions:
+        parts.setdefault(question.relation, []).append(question)
+    has_context = any(question.context for question in questions)
+    for relation, rows in sorted(parts.items()):
+        folder.write_table(part_name(relation), questions_table(rows, popularity=popularity, context=has_context))
 
 
 def part_name(relation: str) -> str:

@@ -199,7 +199,8 @@ def _validate_row(raw: RawRow, rules: ValidationRules) -> tuple[Question, SplitO
         relation = Relation(relation=name, template=None, domain="id")
     domain = parse_choice(row, "domain", {"id": "id", "ood": "ood"}) or relation.domain
     explicit = explicit_split(row, raw.named_splits)
-    split, origin = explicit or (_assigned_split(name, question, answers, domain, rules), "share")
+    shares = {"dev_share": rules.dev_share, "test_share": rules.test_share}
+    split, origin = explicit or (assigned_split(name, question, answers, domain, **shares), "share")
     subject = _subject(row, relation, rules.templates.get(name), question)
     return Question(
         question_id="",
@@ -222,12 +223,23 @@ def _subject(row: Mapping[str, Any], relation: Relation, template: str | None, q
     return extract_subject(template, question) if subject is None and template else subject
 
 
-def _assigned_split(relation: str, question: str, answers: Sequence[str], domain: str, rules: ValidationRules) -> str:
-    """A split by a hash of the content. Out-of-distribution relations get no train rows."""
+def assigned_split(
+    relation: str, question: str, answers: Sequence[str], domain: str, *, dev_share: float, test_share: float
+) -> str:
+    """A split by a hash of the content. Out-of-distribution relations get no train rows.
+
+    Args:
+        relation: of the question.
+        question: its text.
+        answers: all gold answers.
+        domain: `id` or `ood`.
+        dev_share: share of the questions that are assigned to dev, in [0, 1].
+        test_share: share that is assigned to test.
+    """
     draw = int(row_key(0, "split", *map(nfc, (relation, question, *answers)))) / 2.0**64
-    if draw < rules.dev_share:
+    if draw < dev_share:
         return "dev"
-    return "test" if draw < rules.dev_share + rules.test_share or domain == "ood" else "train"
+    return "test" if draw < dev_share + test_share or domain == "ood" else "train"
 
 
 def _list_relations(relations: Mapping[str, Relation]) -> str:

@@ -1,0 +1,81 @@
+"""The dataset card of a curated copy: model, data, settings and counts, as a README.md next to it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from slick.curation.config import CurateConfig
+from slick.errors import StudyError
+from slick.formatting import format_percent
+from slick.storage import Folder
+from slick.study import Manifest
+
+MARK = "<!-- written by slick curate -->"
+
+
+def card_text(
+    config: CurateConfig, counts: Mapping[str, Any], changes: Mapping[str, Any], annotation: Manifest, loading: str
+) -> str:
+    """The card, in Markdown with a YAML header."""
+    header = yaml.safe_dump({"tags": ["slick"], "size": changes["rows"]}, sort_keys=False).strip()
+    asked = max(1, counts["asked"])
+    categories = [
+        f"| {name} | {num:,} | {format_percent(num / asked)} |" for name, num in counts["categories"].items()
+    ]
+    reasons = [f"| not asked: {_cell(reason)} | {num:,} | |" for reason, num in counts["not_asked"].items()]
+    return "\n".join(
+        [
+            f"---\n{header}\n---\n{MARK}\n",
+            f"# {Folder(changes['to']).name}\n",
+            f"Rows of `{Folder(config.data).name}`, labelled by how well `{Folder(config.model).name}` knows them "
+            "(SliCK, Gekhman et al. 2024, arXiv:2405.05904).\n",
+            "| category | rows | of those asked |\n|---|--:|--:|",
+            *categories,
+            *reasons,
+            "",
+            f"Rows in this copy: {changes['rows']:,}. Dropped: {changes['dropped']:,}. Relabelled with "
+            f"{config.idk_phrase!r}: {changes['relabelled']:,}. With a lower weight: {changes['weighted']:,}.\n",
+            "| setting | value |\n|---|---|",
+            f"| model | `{_cell(Folder(config.model).name)}`, fingerprint {annotation.inputs['model']} |",
+            f"| data | `{_cell(Folder(config.data).name)}`, fingerprint {counts['data_fingerprint']} |",
+            f"| Unknown rows | {config.unknown} |",
+            f"| WeaklyKnown rows | {config.weakly} |",
+            f"| matcher | `{counts['matcher']}` |",
+            f"| prompts | {counts['prompt_format']} |",
+            f"| seed | {config.seed} |",
+            "",
+            "Columns: `slick_category`, null if a row was not asked; `slick_p_correct` and `slick_p_sampled`, shares of "
+            "correct greedy answers and samples; `slick_reason`, why a row was not asked.\n",
+            f"```python\nfrom datasets import load_dataset, load_from_disk\n\n{loading}\n```\n",
+        ]
+    )
+
+
+def write_card(
+    config: CurateConfig, counts: Mapping[str, Any], changes: Mapping[str, Any], annotation: Manifest, loading: str
+) -> str:
+    """Write the card next to the copy, or in it if the copy is a folder; a README.md of others is kept.
+
+    Returns:
+        Its path.
+    """
+    copy = Folder(changes["to"])
+    is_folder = copy.name not in copy.parent.names()
+    folder = copy if is_folder else copy.parent
+    name = "README.md" if _may_write(folder, "README.md") else f"{copy.name}.README.md"
+    folder.write_bytes(name, card_text(config, counts, changes, annotation, loading).encode())
+    return f"{folder}/{name}"
+
+
+def _may_write(folder: Folder, name: str) -> bool:
+    if not folder.exists(name):
+        return True
+    try:
+        return MARK in folder.read_bytes(name).decode(errors="replace")
+    except (StudyError, OSError):
+        return False
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
