@@ -6,8 +6,9 @@ PYTEST := $(VENV)/bin/python -m pytest
 READY := $(VENV)/.ready
 
 # Tests that start clusters of their own or need none, and so can run beside the cluster that the others share.
-APART := autoscaling.py cluster.py cluster_access.py cluster_up.py engine_on_device.py memory.py new_user.py submit.py
-APART := $(addprefix tests/local/test_,$(APART) training_on_device.py)
+APART := autoscaling.py chat_prompts.py cluster.py cluster_access.py cluster_up.py engine.py engine_on_device.py forward.py
+APART += memory.py models.py new_user.py report_browser.py submit.py tokens.py training_on_device.py
+APART := $(addprefix tests/local/test_,$(APART))
 
 .PHONY: demo test test-all test-apart test-real check setup clean
 .DEFAULT_GOAL := demo

@@ -132,7 +132,9 @@ def _edits(
 
 def action_of(category: Category | None, config: CurateConfig) -> Action:
     """What happens to a row of this category."""
-    return {Category.UNKNOWN: config.unknown, Category.WEAKLY_KNOWN: config.weakly}.get(category, "keep")  # type: ignore[call-overload,no-any-return]
+    if category == Category.UNKNOWN:
+        return config.unknown
+    return config.weakly if category == Category.WEAKLY_KNOWN else "keep"
 
 
 def row_weight(label: RowLabel, config: CurateConfig, action: Action) -> float:
@@ -173,9 +175,7 @@ def count_actions(labels: Sequence[RowLabel], config: CurateConfig) -> dict[str,
     kept = [label for label, action in zip(labels, actions, strict=True) if action != "drop"]
     return {
         "dropped": actions.count("drop"),
-        "relabelled": sum(
-            any(action_of(category, config) == "idk" for _, category in label.turns) for label in kept
-        ),
+        "relabelled": sum(any(action_of(category, config) == "idk" for _, category in label.turns) for label in kept),
         "weighted": actions.count("weight"),
         "rows": sum(num_copies(label, config) for label in kept),
     }

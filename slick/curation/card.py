@@ -20,9 +20,7 @@ def card_text(
     """The card, in Markdown with a YAML header."""
     header = yaml.safe_dump({"tags": ["slick"], "size": changes["rows"]}, sort_keys=False).strip()
     asked = max(1, counts["asked"])
-    categories = [
-        f"| {name} | {num:,} | {format_percent(num / asked)} |" for name, num in counts["categories"].items()
-    ]
+    categories = [f"| {name} | {num:,} | {format_percent(num / asked)} |" for name, num in counts["categories"].items()]
     reasons = [f"| not asked: {_cell(reason)} | {num:,} | |" for reason, num in counts["not_asked"].items()]
     return "\n".join(
         [
@@ -38,15 +36,15 @@ def card_text(
             f"{config.idk_phrase!r}: {changes['relabelled']:,}. With a lower weight: {changes['weighted']:,}.\n",
             "| setting | value |\n|---|---|",
             f"| model | `{_cell(Folder(config.model).name)}`, fingerprint {annotation.inputs['model']} |",
-            f"| data | `{_cell(Folder(config.data).name)}`, fingerprint {counts['data_fingerprint']} |",
+            f"| data | `{_cell(Folder(config.data).name)}`, fingerprint {counts['fingerprint']} |",
             f"| Unknown rows | {config.unknown} |",
             f"| WeaklyKnown rows | {config.weakly} |",
             f"| matcher | `{counts['matcher']}` |",
             f"| prompts | {counts['prompt_format']} |",
             f"| seed | {config.seed} |",
             "",
-            "Columns: `slick_category`, null if a row was not asked; `slick_p_correct` and `slick_p_sampled`, shares of "
-            "correct greedy answers and samples; `slick_reason`, why a row was not asked.\n",
+            "Columns: `slick_category`, null if a row was not asked; `slick_p_correct` and `slick_p_sampled`, shares "
+            "of correct greedy answers and samples; `slick_reason`, why a row was not asked.\n",
             f"```python\nfrom datasets import load_dataset, load_from_disk\n\n{loading}\n```\n",
         ]
     )

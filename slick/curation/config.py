@@ -51,7 +51,7 @@ class CurateConfig:
     exemplars: str | None = setting(None, "content")
     """A file of rows to draw the exemplars from, in the same format; by default the file's own rows with the shortest
     targets."""
-    prompt_format: PromptFormatName = AUTO
+    prompt_format: PromptFormatName = "auto"
     """`qa`: lines of questions and answers. `chat`: the model's chat template. `auto`: `chat` if the file holds
     conversations and the model has a template."""
     matcher: str = AUTO
@@ -96,7 +96,7 @@ class CurateConfig:
                 f"--unknown {self.unknown} --weakly {self.weakly} changes rows, but no copy is written; give --to FILE"
             )
         if not self.idk_phrase.strip():
-            raise SettingsError("idk_phrase is empty, expected what the model should answer, such as \"I don't know.\"")
+            raise SettingsError('idk_phrase is empty, expected what the model should answer, such as "I don\'t know."')
 
     @property
     def column_names(self) -> ColumnNames:
@@ -105,9 +105,7 @@ class CurateConfig:
 
     def annotation(self, *, prompt_format: str, answer_end: str, matcher: str, max_new_tokens: int) -> AnnotateConfig:
         """The settings of the annotate step."""
-        sampling: SamplingConfig = replace(
-            self.annotate.sampling, seed=self.seed, max_new_tokens=max_new_tokens
-        )
+        sampling: SamplingConfig = replace(self.annotate.sampling, seed=self.seed, max_new_tokens=max_new_tokens)
         changes: dict[str, object] = {
             "model": self.model,
             "seed": self.seed,

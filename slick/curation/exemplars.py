@@ -60,7 +60,8 @@ def draw_own_exemplars(
     for relation, pool in pools.items():
         if len(pool) < needed:
             raise DataError(
-                f"{len(pool)} rows of {relation!r} could serve as exemplars, expected at least {needed} with a question "
-                "of its own and a target of one line; give rows with --exemplars FILE, or lower --annotate.num-shots"
+                f"{len(pool)} rows of {relation!r} could serve as exemplars, expected at least {needed} with a "
+                "question that stands alone and a target of one line; give rows with --exemplars FILE, or lower "
+                "--annotate.num-shots"
             )
     return draw_exemplar_sets(pools, num_sets=num_sets, num_shots=num_shots, seed=seed)

@@ -116,8 +116,8 @@ def read_decisions(
             continue
         if own_id is not None and own_id in rows_by_id:
             raise DataError(
-                f"{where}: its {config.id_column} {own_id!r} is also that of {rows_by_id[own_id]}; expected unique ids: "
-                "name another --id-column, or none with --id-column ''"
+                f"{where}: its {config.id_column} {own_id!r} is also that of {rows_by_id[own_id]}; expected unique "
+                "ids: name another --id-column, or none with --id-column ''"
             )
         rows_by_id |= {own_id: where} if own_id is not None else {}
         for example in examples if config.turns == "all" else examples[-1:]:
@@ -125,9 +125,7 @@ def read_decisions(
     return decisions
 
 
-def _decide(
-    index: int, where: str, example: Example, group: str, own_id: str | None, config: CurateConfig
-) -> Decision:
+def _decide(index: int, where: str, example: Example, group: str, own_id: str | None, config: CurateConfig) -> Decision:
     *context, last = example.messages
     reason = _reason(context, last.content, example, config)
     if reason is not None:
@@ -205,9 +203,7 @@ def choose_matcher(candidates: Sequence[Candidate], config: CurateConfig) -> tup
 def skip_long_targets(decisions: Sequence[Decision], matcher: str, config: CurateConfig) -> list[Decision]:
     """Rule 4: targets with more words than the matcher can compare."""
     limit = config.max_target_words or (EXACT_MAX_WORDS if matcher in ("exact", "raw") else OTHER_MAX_WORDS)
-    return skip_if(
-        decisions, lambda candidate: TOO_LONG if len(candidate.target.split()) > limit else None
-    )
+    return skip_if(decisions, lambda candidate: TOO_LONG if len(candidate.target.split()) > limit else None)
 
 
 def skip_if(decisions: Sequence[Decision], reason_of: Callable[[Candidate], str | None]) -> list[Decision]:

@@ -17,7 +17,7 @@ from slick.annotation.prompting import write_context
 from slick.annotation.step import annotate
 from slick.curation.actions import RowLabel, label_rows, write_copy
 from slick.curation.config import AUTO, CurateConfig
-from slick.curation.exemplars import OTHER_GROUP, draw_own_exemplars, group_names
+from slick.curation.exemplars import draw_own_exemplars, group_names
 from slick.curation.files import DataFile, open_data
 from slick.curation.formats import RowFormat, detect_format
 from slick.curation.selection import (
@@ -98,7 +98,8 @@ def curate_file(study: FolderLike, config: CurateConfig) -> Manifest:
         StudyError: the folder holds other questions, or labels with other settings.
 
     Example:
-        slick.curate_file("studies/mine", slick.CurateConfig(data="data.jsonl", model="ID", unknown="drop", to="c.jsonl"))
+        config = slick.CurateConfig(data="data.jsonl", model="ID_OR_PATH", unknown="drop", to="cleaned.jsonl")
+        slick.curate_file("studies/mine", config)
     """
     study = as_folder(study)
     with exclusive_lock(study, "curate"):
@@ -141,14 +142,13 @@ def plan_curation(config: CurateConfig) -> CurationPlan:
     if not config.model:
         raise SettingsError("no model is given; name a folder, a Hugging Face id or a .gguf file with --model")
     data = open_data(config.data)
-    row_format = detect_format(
-        data.columns, data.first_rows(), name=config.format or "", names=config.column_names
-    )
+    row_format = detect_format(data.columns, data.first_rows(), name=config.format or "", names=config.column_names)
     config = replace(config, id_column=_id_column(data, config))
     decisions = read_decisions(data.rows(), row_format, config)
     matcher, reason = choose_matcher(candidates_of(decisions), config)
     decisions = skip_long_targets(decisions, matcher, config)
-    decisions, prompt_format, answer_end, prompt_note = _choose_prompts(decisions, config)
+    is_conversation = _holds_conversations(data, row_format, candidates_of(decisions))
+    decisions, prompt_format, answer_end, prompt_note = _choose_prompts(decisions, config, is_conversation)
     candidates = candidates_of(decisions)
     if not candidates:
         reasons = ", ".join(f"{num:,} x {reason}" for reason, num in count_reasons(decisions).items())
@@ -193,11 +193,10 @@ def _id_column(data: DataFile, config: CurateConfig) -> str | None:
 
 
 def _choose_prompts(
-    decisions: Sequence[Decision], config: CurateConfig
+    decisions: Sequence[Decision], config: CurateConfig, is_conversation: bool
 ) -> tuple[list[Decision], str, str, str]:
     """The decisions without rows that cannot be asked, the prompt format, where answers end, and a sentence on both."""
     candidates = candidates_of(decisions)
-    is_conversation = any(candidate.context for candidate in candidates) or _is_chat_data(config, candidates)
     chat: ChatFormat | None = None
     multi_line = any(len(candidate.target.splitlines()) > 1 for candidate in candidates)
     answer_end: Any = "turn" if multi_line else "line"
@@ -227,12 +226,10 @@ def _choose_prompts(
     return kept, "chat", answer_end, f"Prompts follow the model's chat template (chat): {reason}. Answers end {end}."
 
 
-def _is_chat_data(config: CurateConfig, candidates: Sequence[Candidate]) -> bool:
-    data = open_data(config.data)
-    name = detect_format(data.columns, data.first_rows(), name=config.format or "", names=config.column_names).name
-    if name == "prompt_completion":
-        return any(isinstance(row.get("prompt"), list) for row in data.first_rows())
-    return name in ("messages", "sharegpt")
+def _holds_conversations(data: DataFile, row_format: RowFormat, candidates: Sequence[Candidate]) -> bool:
+    """Whether rows are lists of messages, or have a system message or earlier turns."""
+    is_list = any(isinstance(row.get(column), list) for row in data.first_rows() for column in row_format.required)
+    return is_list or any(candidate.context for candidate in candidates)
 
 
 def _refusals(chat: ChatFormat) -> Any:
@@ -270,13 +267,13 @@ def _questions(
     by_relation: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_relation.setdefault(names[candidate.group], []).append(candidate)
-    if len(by_relation) == 1:
-        by_relation = {next(iter(candidates)).group if not config.group_by else next(iter(by_relation)): [*candidates]}
     exemplars = draw_own_exemplars(
         by_relation, num_sets=annotation.num_exemplar_sets, num_shots=annotation.num_shots, seed=config.seed
     )
     questions = [
-        _question(candidate, relation, None, config) for relation, members in by_relation.items() for candidate in members
+        _question(candidate, relation, None, config)
+        for relation, members in by_relation.items()
+        for candidate in members
     ]
     return _unique(questions), exemplars, replace(annotation, annotate_exemplars=True)
 
@@ -290,7 +287,9 @@ def _with_given_exemplars(
     fallback = None if config.group_by else next(iter(relations))
     missing = sorted({candidate.group for candidate in candidates} - relations) if fallback is None else []
     if missing:
-        raise DataError(f"{config.exemplars} has no exemplars of {config.group_by} {missing[0]!r}; add at least 5 of each")
+        raise DataError(
+            f"{config.exemplars} has no exemplars of {config.group_by} {missing[0]!r}; add at least 5 of each"
+        )
     ids = {candidate.question_id for candidate in given}
     questions = [_question(candidate, candidate.group, "dev", config) for candidate in given]
     no_dev = replace(config, dev_share=0.0)
@@ -411,6 +410,7 @@ def _counts(plan: CurationPlan, by_row: Sequence[RowLabel]) -> dict[str, Any]:
         "questions": len(plan.questions),
         "format": plan.row_format.name,
         "container": plan.data.container,
+        "fingerprint": plan.data.fingerprint,
         "matcher": plan.annotation.matcher,
         "prompt_format": plan.annotation.prompt_format,
     }

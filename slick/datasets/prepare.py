@@ -163,10 +163,8 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
     return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(kept)
 
 
-def questions_table(
-    questions: Sequence[Question], *, popularity: bool = False, context: bool = False
-) -> pa.Table:
-    """Questions as a sorted table of `QUESTION_SCHEMA`, with the columns `popularity` and `context` if these are true."""
+def questions_table(questions: Sequence[Question], *, popularity: bool = False, context: bool = False) -> pa.Table:
+    """Questions as a sorted table of `QUESTION_SCHEMA`, with a column `popularity` or `context` if that is true."""
     schema = QUESTION_SCHEMA.append(POPULARITY_FIELD) if popularity else QUESTION_SCHEMA
     schema = schema.append(CONTEXT_FIELD) if context else schema
     ordered = sorted(questions, key=lambda q: (q.relation, q.domain, q.split, q.question_id))

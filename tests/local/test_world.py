@@ -221,6 +221,7 @@ def test_all_four_categories_occur(labels: list[dict[str, Any]]) -> None:
         assert train.count(category) >= 0.08 * len(train), category
 
 
+@pytest.mark.slow
 def test_contested_facts_are_about_half_right_without_famous_rivals(tmp_path: Path) -> None:
     """Their answer and their rival are then alike, so that the model prefers either equally often."""
     from slick.inference.base import SamplingConfig
