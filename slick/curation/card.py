@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from slick.curation.config import CurateConfig
 from slick.errors import StudyError
 from slick.formatting import format_percent
@@ -18,13 +16,12 @@ def card_text(
     config: CurateConfig, counts: Mapping[str, Any], changes: Mapping[str, Any], annotation: Manifest, loading: str
 ) -> str:
     """The card, in Markdown with a YAML header."""
-    header = yaml.safe_dump({"tags": ["slick"], "size": changes["rows"]}, sort_keys=False).strip()
     asked = max(1, counts["asked"])
     categories = [f"| {name} | {num:,} | {format_percent(num / asked)} |" for name, num in counts["categories"].items()]
     reasons = [f"| not asked: {_cell(reason)} | {num:,} | |" for reason, num in counts["not_asked"].items()]
     return "\n".join(
         [
-            f"---\n{header}\n---\n{MARK}\n",
+            f"---\ntags:\n- slick\n---\n{MARK}\n",
             f"# {Folder(changes['to']).name}\n",
             f"Rows of `{Folder(config.data).name}`, labelled by how well `{Folder(config.model).name}` knows them "
             "(SliCK, Gekhman et al. 2024, arXiv:2405.05904).\n",

@@ -29,6 +29,7 @@ NOT_COMPARED = {
     "RescoreConfig": "its result is an annotation, whose manifest has the settings of AnnotateConfig",
     "WorkerConfig": "made from AnnotateConfig",
     "EngineConfig": "made from AnnotateConfig",
+    "CurateConfig": "makes questions and an annotation, whose manifests are compared",
     "StudyConfig": "holds the settings of the steps, which their manifests have",
     "PlanConfig": "plans, and computes nothing",
 }
@@ -89,7 +90,7 @@ def study(
     inputs = {
         "world": {"source": "source"},
         "questions": {"source": "world's questions", "audit": "audit"},
-        "annotate": {"questions": "questions", "model": "weights"},
+        "annotate": {"questions": "questions", "model": "weights", "exemplars": "ids"},
         "variants": {"knowledge": "annotate", "model": "weights"},
         "finetune": {"variant": "rows", "questions": "questions", "knowledge": "annotate", "model": "weights"},
         "sweep": {"unknown-050-seed0": "finetune 3"},
