@@ -15,6 +15,8 @@ FREE_VALUES = 100_000
 
 MAX_UNPACK_RATIO = 100
 """Unpacked bytes per byte of a zip or Parquet file. Text compresses 3 to 15 to 1; the maximum of deflate is 1,032."""
+MAX_REPEATED_RATIO = 1000
+"""The same for fine-tuning files, whose rows repeat system messages of several kB. They are read in batches."""
 FREE_UNPACKED_BYTES = 1 << 20
 """Bytes that a file of any size may unpack to. They are read in seconds."""
 MAX_MEMBER_BYTES = 1 << 29

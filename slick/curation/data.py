@@ -9,8 +9,9 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from slick import limits
 from slick.curation.containers import NewColumns, RowEdit
-from slick.errors import SettingsError
+from slick.errors import DataError, SettingsError
 from slick.storage import Folder
 
 
@@ -83,8 +84,13 @@ class DataFile(ABC):
         """The columns and the number of rows, from one pass over the data."""
         columns: dict[str, None] = {}
         num = 0
-        for _, row in self.rows():
+        for place, row in self.rows():
             columns.update(dict.fromkeys(row))
+            if len(columns) > limits.MAX_COLUMNS:
+                raise DataError(
+                    f"{place}: up to here the data has {len(columns):,} columns, at most {limits.MAX_COLUMNS:,} are "
+                    "read; drop those that are not needed, or nest them in one"
+                )
             num += 1
         return tuple(columns), num
 

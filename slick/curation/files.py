@@ -276,7 +276,7 @@ class _GzipReader(io.RawIOBase):
 
 def _unzipped(file: SourceFile) -> SourceFile:
     """A gzipped file as it is uncompressed. For random access it is held in memory whole."""
-    limit = max(limits.FREE_UNPACKED_BYTES, limits.MAX_UNPACK_RATIO * file.size)
+    limit = max(limits.FREE_UNPACKED_BYTES, limits.MAX_REPEATED_RATIO * file.size)
 
     def open_file() -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(_GzipReader(file.open(), file.where, limit), BLOCK_BYTES))

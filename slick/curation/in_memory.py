@@ -58,7 +58,7 @@ class ListData(MemoryData):
         with target.parent.open_output(target.name) as output:
             for i, row in enumerate(self._edited_rows(cursor, new_columns)):
                 try:
-                    output.write((json.dumps(row) + "\n").encode())
+                    output.write((json.dumps(row, allow_nan=False) + "\n").encode())
                 except (TypeError, ValueError) as error:
                     raise DataError(
                         f"row {i + 1} of the copy is not JSON: {error}; use text, numbers, lists and dicts"

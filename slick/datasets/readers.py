@@ -113,31 +113,34 @@ def read_parquet(file: SourceFile) -> Iterator[RawRow]:
             yield RawRow(file=file.where, row=next(numbers), content=dict(zip(columns, cells, strict=True)))
 
 
-def parquet_batches(file: SourceFile, choose: Callable[[pa.Schema, str], list[str]]) -> Iterator[pa.RecordBatch]:
+def parquet_batches(
+    file: SourceFile, choose: Callable[[pa.Schema, str], list[str]], *, ratio: int | None = None
+) -> Iterator[pa.RecordBatch]:
     """The rows of a Parquet file in batches of bounded size, texts dictionary-encoded.
 
     Args:
         file: the file.
         choose: gives the columns to read, from the schema of the file and its name for messages.
+        ratio: the most bytes that a byte of the file may unpack to; None for `limits.MAX_UNPACK_RATIO`.
 
     Raises:
         DataError: the file is damaged, a column may hold pickles, or it unpacks to more rows or bytes than the limits.
     """
-    where = file.where
+    where, limit = file.where, _unpack_limit(file, ratio or limits.MAX_UNPACK_RATIO)
     with parquet_errors(where), file.random_access() as stream:
         parquet = pq.ParquetFile(stream)
         columns = choose(parquet.schema_arrow, where)
         _check_pickles(parquet.schema_arrow, columns, where)
-        _check_metadata(parquet.metadata, columns, file)
+        _check_metadata(parquet.metadata, columns, file, limit)
         # Dictionary encoding is kept, so that repeated texts are counted before they are unpacked.
         texts = [path for path, kind in _leaf_columns(parquet.metadata, columns) if kind == "BYTE_ARRAY"]
         parquet = pq.ParquetFile(stream, read_dictionary=texts)
-        bytes_left = _unpack_limit(file)
+        bytes_left = limit
         for large_batch in _group_batches(parquet, columns):
             for batch in _split_batch(large_batch):
                 bytes_left -= num_bytes(batch)
                 if bytes_left < 0:
-                    raise _too_large_error(file, "more")
+                    raise _too_large_error(file, "more", limit)
                 yield batch
 
 
@@ -169,7 +172,7 @@ def _check_pickles(schema: pa.Schema, columns: list[str], where: str) -> None:
         )
 
 
-def _check_metadata(metadata: pq.FileMetaData, columns: list[str], file: SourceFile) -> None:
+def _check_metadata(metadata: pq.FileMetaData, columns: list[str], file: SourceFile, max_bytes: int) -> None:
     """Refuse a file that would unpack to more than the limits, by its footer alone."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = [
@@ -193,18 +196,18 @@ def _check_metadata(metadata: pq.FileMetaData, columns: list[str], file: SourceF
             "that are not needed"
         )
     unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
-    if unpacked > _unpack_limit(file):
-        raise _too_large_error(file, f"{unpacked:,}")
+    if unpacked > max_bytes:
+        raise _too_large_error(file, f"{unpacked:,}", max_bytes)
 
 
-def _unpack_limit(file: SourceFile) -> int:
-    return max(limits.FREE_UNPACKED_BYTES, limits.MAX_UNPACK_RATIO * file.size)
+def _unpack_limit(file: SourceFile, ratio: int) -> int:
+    return max(limits.FREE_UNPACKED_BYTES, ratio * file.size)
 
 
-def _too_large_error(file: SourceFile, num_bytes: str) -> DataError:
+def _too_large_error(file: SourceFile, num_bytes: str, limit: int) -> DataError:
     return DataError(
         f"{file.where} has {file.size:,} bytes and its columns would unpack to {num_bytes}, at most "
-        f"{_unpack_limit(file):,} are read ({limits.MAX_UNPACK_RATIO} times its bytes); if you trust it, write it as "
+        f"{limit:,} are read ({limit // max(1, file.size)} times its bytes); if you trust it, write it as "
         ".jsonl"
     )
 

@@ -31,7 +31,7 @@ class ParquetTable(Container):
     def rows(self, file: SourceFile, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows; see `Container.rows`."""
         number = 0
-        for batch in parquet_batches(_with_size(file), lambda schema, where: _choose(schema, columns, where)):
+        for batch in _bounded_batches(file, columns):
             names = batch.schema.names
             values = [python_values(batch.column(name), name, file.where) for name in names]
             for cells in zip(*values, strict=True):
@@ -72,21 +72,22 @@ def _write_group(writer: pq.ParquetWriter, tables: list[pa.Table]) -> None:
         writer.write_table(pa.concat_tables(tables), row_group_size=rows)
 
 
-def _choose(schema: pa.Schema, columns: Sequence[str] | None, where: str) -> list[str]:
-    check_schema(schema, where)
-    return list(schema.names if columns is None else columns)
+def _bounded_batches(file: SourceFile, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows within limits; see `parquet_batches`."""
 
+    def choose(schema: pa.Schema, where: str) -> list[str]:
+        check_schema(schema, where)
+        return list(schema.names if columns is None else columns)
 
-def _with_size(file: SourceFile) -> SourceFile:
-    """The file with the size that it unpacks to if it is compressed as a whole."""
     with file.random_access() as stream:
-        return replace(file, size=stream.size())
+        size = stream.size()  # of the uncompressed file
+    return parquet_batches(replace(file, size=size), choose, ratio=limits.MAX_REPEATED_RATIO)
 
 
 def _safe_batch_rows(file: SourceFile) -> int:
     """Rows of which a batch is held in memory. Raises DataError if the file unpacks to more than the limits."""
     largest = 1.0  # bytes of a row, on average over a batch
-    for batch in parquet_batches(_with_size(file), lambda schema, where: _choose(schema, None, where)):
+    for batch in _bounded_batches(file):
         largest = max(largest, num_bytes(batch) / batch.num_rows)
     return int(max(1, min(_MAX_BATCH_ROWS, limits.MAX_BATCH_BYTES / largest)))
 
