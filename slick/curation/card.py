@@ -13,9 +13,13 @@ MARK = "<!-- written by slick curate -->"
 
 
 def card_text(
-    config: CurateConfig, counts: Mapping[str, Any], changes: Mapping[str, Any], annotation: Manifest, loading: str
+    config: CurateConfig,
+    counts: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    annotation: Manifest,
+    loading: str | None,
 ) -> str:
-    """The card, in Markdown with a YAML header."""
+    """The card, in Markdown with a YAML header. `loading` is as of `DataFile.loading_code`."""
     asked = max(1, counts["asked"])
     categories = [f"| {name} | {num:,} | {format_percent(num / asked)} |" for name, num in counts["categories"].items()]
     reasons = [f"| not asked: {_cell(reason)} | {num:,} | |" for reason, num in counts["not_asked"].items()]
@@ -42,13 +46,19 @@ def card_text(
             "",
             "Columns: `slick_category`, null if a row was not asked; `slick_p_correct` and `slick_p_sampled`, shares "
             "of correct greedy answers and samples; `slick_reason`, why a row was not asked.\n",
-            f"```python\nfrom datasets import load_dataset, load_from_disk\n\n{loading}\n```\n",
+            f"```python\nfrom datasets import load_dataset, load_from_disk\n\n{loading}\n```\n"
+            if loading
+            else "Uncompress the file to read it with the package datasets.\n",
         ]
     )
 
 
 def write_card(
-    config: CurateConfig, counts: Mapping[str, Any], changes: Mapping[str, Any], annotation: Manifest, loading: str
+    config: CurateConfig,
+    counts: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    annotation: Manifest,
+    loading: str | None,
 ) -> str:
     """Write the card next to the copy, or in it if the copy is a folder; a README.md of others is kept.
 

@@ -69,7 +69,7 @@ class RowFormat(ABC):
             columns: all columns of the file.
             rows: its first rows. One of them must have values of the right type; without rows, columns suffice.
         """
-        return set(self.required) <= set(columns) and (not rows or any(map(self._is_typed, rows)))
+        return set(self.required) <= set(columns) and (not rows or any(map(self.is_typed, rows)))
 
     def parse(self, row: Mapping[str, Any]) -> list[Example]:
         """The examples of a row, in the order of its assistant turns; at least one.
@@ -80,7 +80,7 @@ class RowFormat(ABC):
         for column in self.required:
             if row.get(column) is None:
                 raise self._missing_error(row, column)
-        return self._examples(row)
+        return self.examples(row)
 
     @abstractmethod
     def replace_target(self, row: Mapping[str, Any], turn: int, new_target: str) -> dict[str, Any]:
@@ -92,13 +92,13 @@ class RowFormat(ABC):
             new_target: the text that replaces the target.
         """
 
-    @abstractmethod
-    def _is_typed(self, row: Mapping[str, Any]) -> bool:
-        """Whether the required columns of a row hold values of the types of this format."""
+    def is_typed(self, row: Mapping[str, Any]) -> bool:
+        """Whether the required columns of a row hold values of the right types: text, unless a format differs."""
+        return all(isinstance(row.get(column), str) for column in self.required)
 
     @abstractmethod
-    def _examples(self, row: Mapping[str, Any]) -> list[Example]:
-        """The examples of a row in which no required column is null. Raises RowError."""
+    def examples(self, row: Mapping[str, Any]) -> list[Example]:
+        """The examples of a row in which no required column is null. Raises RowError; see `parse`."""
 
     def _missing_error(self, row: Mapping[str, Any], column: str) -> RowError:
         names = [name for name, other in _detectable() if name != self.name and other.matches(row, [row])]
@@ -213,10 +213,12 @@ def _list_columns(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
 class _ChatFormat(RowFormat):
     """One column that holds a list of messages."""
 
-    def _is_typed(self, row: Mapping[str, Any]) -> bool:
+    def is_typed(self, row: Mapping[str, Any]) -> bool:
+        """See `RowFormat.is_typed`."""
         return isinstance(row.get(self.required[0]), list)
 
-    def _examples(self, row: Mapping[str, Any]) -> list[Example]:
+    def examples(self, row: Mapping[str, Any]) -> list[Example]:
+        """See `RowFormat.examples`."""
         refuse_tools(row)
         column = self.required[0]
         system = system_messages(row, "system") if "system" in self.optional else []
@@ -254,10 +256,12 @@ class PromptCompletionFormat(RowFormat):
     required = ("prompt", "completion")
     optional = ("tools",)
 
-    def _is_typed(self, row: Mapping[str, Any]) -> bool:
+    def is_typed(self, row: Mapping[str, Any]) -> bool:
+        """See `RowFormat.is_typed`."""
         return all(isinstance(row.get(column), str | list) for column in self.required)
 
-    def _examples(self, row: Mapping[str, Any]) -> list[Example]:
+    def examples(self, row: Mapping[str, Any]) -> list[Example]:
+        """See `RowFormat.examples`."""
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(prompt, list) != isinstance(completion, list):
             raise RowError(
@@ -296,10 +300,8 @@ class AlpacaFormat(RowFormat):
     required = ("instruction", "output")
     optional = ("input", "system", "history")
 
-    def _is_typed(self, row: Mapping[str, Any]) -> bool:
-        return all(isinstance(row.get(column), str) for column in self.required)
-
-    def _examples(self, row: Mapping[str, Any]) -> list[Example]:
+    def examples(self, row: Mapping[str, Any]) -> list[Example]:
+        """See `RowFormat.examples`."""
         texts = [optional_text(row, column) for column in ("instruction", "input")]
         prompt = read_text("\n".join(text for text in texts if text.strip()), "prompt", "instruction")
         target = read_text(row["output"], "target", "output")
@@ -340,11 +342,13 @@ class QuestionFormat(RowFormat):
         """Whether there are questions and a column of answers; see `RowFormat.matches`."""
         return bool(set(ANSWER_COLUMNS) & set(columns)) and super().matches(columns, rows)
 
-    def _is_typed(self, row: Mapping[str, Any]) -> bool:
+    def is_typed(self, row: Mapping[str, Any]) -> bool:
+        """See `RowFormat.is_typed`."""
         answers = (row.get(column) for column in ANSWER_COLUMNS)
         return isinstance(row.get("question"), str) and any(isinstance(value, str | list) for value in answers)
 
-    def _examples(self, row: Mapping[str, Any]) -> list[Example]:
+    def examples(self, row: Mapping[str, Any]) -> list[Example]:
+        """See `RowFormat.examples`."""
         question = read_text(row["question"], "prompt", "question")
         answers = tuple(read_text(answer, "target", "answer") for answer in list_answers(row))
         return [single_turn(question, answers[0], accepted=answers)]
@@ -365,10 +369,8 @@ class ColumnsFormat(RowFormat):
         self.required = (names.prompt, names.target)
         self.optional = (names.system,) if names.system else ()
 
-    def _is_typed(self, row: Mapping[str, Any]) -> bool:
-        return all(isinstance(row.get(column), str) for column in self.required)
-
-    def _examples(self, row: Mapping[str, Any]) -> list[Example]:
+    def examples(self, row: Mapping[str, Any]) -> list[Example]:
+        """See `RowFormat.examples`."""
         prompt = read_text(row[self._names.prompt], "prompt", self._names.prompt)
         target = read_text(row[self._names.target], "target", self._names.target)
         system = system_messages(row, self._names.system) if self._names.system else []

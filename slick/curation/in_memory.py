@@ -122,7 +122,7 @@ def edit_next_rows(
     table: pa.Table, cursor: EditCursor, new_columns: NewColumns, schema: pa.Schema, where: str
 ) -> pa.Table:
     """An edited copy of the rows that follow the position of a cursor, with this schema; see `edit_table`."""
-    edited = edit_table(table, [cursor.advance() for _ in range(table.num_rows)], new_columns, where)
+    edited = edit_table(table, cursor.take(table.num_rows), new_columns, where)
     return pa.Table.from_arrays(edited.columns, schema=schema)
 
 

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slick import limits
-from slick.curation.containers import CONTAINERS, Container, EditCursor
 from slick.curation.files import RowEdit, open_data
 from slick.curation.json_text import edit_object
 from slick.errors import DataError, SettingsError
@@ -518,26 +517,3 @@ def test_data_in_an_object_store_is_read_and_written_there(suffix, monkeypatch):
             data.write(f"memory://bucket/{copy}", EDITS, NEW)
         with pytest.raises(SettingsError, match="would replace the data"):
             data.write(f"memory://bucket/{source}", EDITS, NEW, overwrite=True)
-
-
-def test_a_container_of_another_distribution_is_used(tmp_path):
-    @CONTAINERS.register("lines")
-    class Lines(Container):
-        name = "lines"
-        suffixes = (".lines",)
-        loader = "text"
-
-        def rows(self, file, columns=None):
-            with file.open() as stream:
-                yield from ((f"line {i}", {"text": line.decode()}) for i, line in enumerate(stream, 1))
-
-        def write(self, file, output, edits: EditCursor, new_columns):
-            for _, row in self.rows(file):
-                output.write(row["text"].encode() * edits.advance().repeat)
-
-    try:
-        (tmp_path / "a.lines").write_text("x\ny\n")
-        open_data(tmp_path / "a.lines").write(str(tmp_path / "b.lines"), [RowEdit(index=0, repeat=0)], {})
-        assert (tmp_path / "b.lines").read_text() == "y\n"
-    finally:
-        CONTAINERS._components.pop("lines")

@@ -93,6 +93,42 @@ print(json.dumps([errors, slick.read_questions(study, ["split", "question", "ans
     assert "or a question set as .csv, .jsonl, .parquet or .tsv with columns" in errors[1]
 
 
+def test_row_format(tmp_path: Path) -> None:
+    code = """
+import json
+from slick.curation.formats import RowError, detect_format
+
+row = {"query": "Capital?", "response": "Paris"}
+found = detect_format([*row], [row])
+example = found.parse(row)[0]
+try:
+    found.parse({**row, "response": ""})
+except RowError as error:
+    print(json.dumps([found.name, example.target, found.replace_target(row, 0, "x"), str(error)]))
+"""
+    result = run_with_component(example("A fine-tuning row format"), code, tmp_path)
+    assert result[:3] == ["response", "Paris", {"query": "Capital?", "response": "x"}]
+    assert result[3] == "response is empty (''), expected text; fill it in or remove it"
+
+
+def test_container(tmp_path: Path) -> None:
+    code = """
+import json, sys
+import pyarrow as pa
+from pyarrow import feather
+from slick.curation.files import RowEdit, open_data
+
+source, copy = sys.argv[1:]
+feather.write_feather(pa.table({"q": ["a", "b"]}), source)
+edits = [RowEdit(index=0, repeat=0), RowEdit(index=1, row={"q": "c"}, columns={"new": "d"})]
+open_data(source).write(copy, edits, {"new": pa.string()})
+print(json.dumps([row for _, row in open_data(copy).rows()]))
+"""
+    arguments = (str(tmp_path / "a.feather"), str(tmp_path / "b.feather"))
+    result = run_with_component(example("A fine-tuning container"), code, tmp_path, *arguments)
+    assert result == [{"q": "c", "new": "d"}]
+
+
 def test_stopping_policy(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study", num_test=24, num_epochs=3, world=False)
     code = """

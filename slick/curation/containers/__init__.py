@@ -57,6 +57,10 @@ class EditCursor:
         self._next = next(self._edits, None)
         return edit
 
+    def take(self, num: int) -> list[RowEdit]:
+        """The edits of the next rows. Raises ValueError as `advance`."""
+        return [self.advance() for _ in range(num)]
+
     def finish(self) -> None:
         """Raise ValueError if there is an edit of a row after the last."""
         if self._next is not None:

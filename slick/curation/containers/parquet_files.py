@@ -48,8 +48,8 @@ class ParquetTable(Container):
             for _, batches in groupby(_batches(file, batch_rows), key=lambda item: item[0]):
                 tables: list[pa.Table] = []
                 for _, batch in batches:
-                    row_edits = [edits.advance() for _ in range(batch.num_rows)]
-                    table = edit_table(pa.Table.from_batches([batch]), row_edits, new_columns, file.where)
+                    part = pa.Table.from_batches([batch])
+                    table = edit_table(part, edits.take(part.num_rows), new_columns, file.where)
                     tables.append(pa.Table.from_arrays(table.columns, schema=schema))
                     if sum(table.nbytes for table in tables) > _MAX_GROUP_BYTES:
                         _write_group(writer, tables)
