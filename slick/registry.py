@@ -1,4 +1,4 @@
-"""Registries of components: engines, question readers, matchers, stopping policies, findings and report sections.
+"""Registries of components: engines, readers, row formats, containers, matchers, policies, findings, report sections.
 
 A component registers itself where it is defined, with a decorator. Built-in components are in the module of their
 registry, in another module, or in the modules of a package. Other distributions add components by an entry point of
