@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test compar
     from slick.annotation import AnnotateConfig, RescoreConfig, read_generations, read_p_true
     from slick.annotation.labels import rescore
     from slick.annotation.step import annotate
+    from slick.curation.config import CurateConfig
+    from slick.curation.step import curate, curate_file
     from slick.datasets import QuestionsConfig, prepare_questions, read_questions
     from slick.errors import (
         ClusterError,
@@ -51,6 +53,7 @@ __all__ = [
     "AnnotateConfig",
     "Category",
     "ClusterError",
+    "CurateConfig",
     "DataError",
     "EngineError",
     "Folder",
@@ -73,6 +76,8 @@ __all__ = [
     "annotate",
     "build_world",
     "compare_studies",
+    "curate",
+    "curate_file",
     "draw_variants",
     "finetune",
     "make_report",
@@ -96,6 +101,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
         *("ClusterError", "DataError", "EngineError", "ModelError", "SettingsError", "SlickError", "StudyError"),
         "VariantError",
     ),
+    "slick.curation.config": ("CurateConfig",),
+    "slick.curation.step": ("curate", "curate_file"),
     "slick.datasets": ("QuestionsConfig", "prepare_questions", "read_questions"),
     "slick.report": ("ReportConfig", "compare_studies", "make_report"),
     "slick.storage": ("Folder",),

@@ -10,7 +10,8 @@ from slick.annotation.config import MAIN_STORES
 from slick.annotation.set_aside import read_set_aside
 from slick.curation.card import write_card
 from slick.curation.config import Action, CurateConfig
-from slick.curation.files import DataFile, RowEdit
+from slick.curation.containers import RowEdit
+from slick.curation.data import DataFile
 from slick.curation.formats import RowFormat
 from slick.curation.selection import Decision, Skipped
 from slick.storage import Folder
@@ -102,17 +103,22 @@ def write_copy(
         DataError: the data changed meanwhile.
     """
     assert config.to is not None
-    actions = {Category.UNKNOWN: config.unknown, Category.WEAKLY_KNOWN: config.weakly}
-    columns = NEW_COLUMNS | ({WEIGHT: pa.float64()} if "weight" in actions.values() else {})
     changes = {"to": config.to, **count_actions(labels, config)}
-    data.write(config.to, _edits(data, row_format, labels, config), columns, overwrite=config.overwrite)
+    edits = row_edits(data, row_format, labels, config)
+    data.write(config.to, edits, new_columns(config), overwrite=config.overwrite)
     write_card(config, counts, changes, annotation, data.loading_code(config.to))
     return changes
 
 
-def _edits(
+def new_columns(config: CurateConfig) -> dict[str, pa.DataType]:
+    """The columns that every row gets: `NEW_COLUMNS`, and `slick_weight` if rows are weighted."""
+    return NEW_COLUMNS | ({WEIGHT: pa.float64()} if "weight" in (config.unknown, config.weakly) else {})
+
+
+def row_edits(
     data: DataFile, row_format: RowFormat, labels: Sequence[RowLabel], config: CurateConfig
 ) -> Iterator[RowEdit]:
+    """What happens to each row, in order."""
     for index, ((_, row), label) in enumerate(zip(data.rows(), labels, strict=True)):
         columns: dict[str, Any] = {
             CATEGORY: None if label.category is None else str(label.category),

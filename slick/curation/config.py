@@ -91,10 +91,6 @@ class CurateConfig:
             for text in getattr(self, name):
                 if not text.partition("=")[1] or not text.partition("=")[0]:
                     raise SettingsError(f"--{name} is COLUMN=VALUE, got {text!r}")
-        if self.to is None and {self.unknown, self.weakly} != {"keep"}:
-            raise SettingsError(
-                f"--unknown {self.unknown} --weakly {self.weakly} changes rows, but no copy is written; give --to FILE"
-            )
         if not self.idk_phrase.strip():
             raise SettingsError('idk_phrase is empty, expected what the model should answer, such as "I don\'t know."')
 

@@ -7,18 +7,21 @@ settings are those of any study, an interrupted run resumes, and a sweep can fol
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.prompting import write_context
 from slick.annotation.step import annotate
-from slick.curation.actions import RowLabel, label_rows, write_copy
+from slick.curation.actions import RowLabel, label_rows, new_columns, row_edits, write_copy
 from slick.curation.config import AUTO, CurateConfig
+from slick.curation.data import DataFile, MemoryData
 from slick.curation.exemplars import draw_own_exemplars, group_names
-from slick.curation.files import DataFile, open_data
+from slick.curation.files import open_data
 from slick.curation.formats import RowFormat, detect_format
 from slick.curation.selection import (
     PROMPT_REFUSED,
@@ -44,6 +47,8 @@ from slick.study_files import Exemplars
 from slick.types import Category, Question
 
 _LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CURATE_FOLDER, ROWS_FILE, EXEMPLARS_FILE = "curate", "rows.parquet", "exemplars.json"
 
@@ -102,13 +107,57 @@ def curate_file(study: FolderLike, config: CurateConfig) -> Manifest:
         slick.curate_file("studies/mine", config)
     """
     study = as_folder(study)
+    if config.to is None and {config.unknown, config.weakly} != {"keep"}:
+        raise SettingsError(
+            f"--unknown {config.unknown} --weakly {config.weakly} changes rows, but no copy is written; give --to FILE"
+        )
     with exclusive_lock(study, "curate"):
-        return _curate(study, config)
+        return _curate(study, open_data(config.data), config).manifest
 
 
-def _curate(study: Folder, config: CurateConfig) -> Manifest:
+def curate(data: T, *, model: str, out: FolderLike | None = None, **settings: Any) -> T:
+    """Label the rows of a data set in memory, and return an edited copy of the same type.
+
+    Args:
+        data: a list of dicts, a `pyarrow.Table`, or a `datasets.Dataset` or `DatasetDict`.
+        model: a folder, a Hugging Face Hub id or a .gguf file.
+        out: folder of the study, with which an interrupted run resumes; by default a temporary one.
+        settings: of `CurateConfig`.
+
+    Returns:
+        The rows with the columns of `slick.curation.actions.NEW_COLUMNS`, and the changes that the settings ask for.
+
+    Raises:
+        SlickError: see `curate_file`.
+
+    Example:
+        cleaned = slick.curate(rows, model="ID_OR_PATH", unknown="drop")
+    """
+    source = open_data(data)
+    if not isinstance(source, MemoryData):
+        raise SettingsError(f"expected rows in memory, got {data!r:.80}; slick.curate_file reads files")
+    config = CurateConfig(model=model, **settings)
+    with ExitStack() as stack:
+        study = as_folder(stack.enter_context(TemporaryDirectory(prefix="slick-curate-")) if out is None else out)
+        stack.enter_context(exclusive_lock(study, "curate"))
+        result = _curate(study, source, config)
+        return cast(
+            T, source.edited(row_edits(source, result.plan.row_format, result.labels, config), new_columns(config))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """A finished curation."""
+
+    manifest: Manifest
+    plan: "CurationPlan"
+    labels: Sequence[RowLabel]
+
+
+def _curate(study: Folder, data: DataFile, config: CurateConfig) -> _Result:
     started_at = time.monotonic()
-    plan = plan_curation(config)
+    plan = plan_curation(data, config)
     for note in plan.notes:
         _LOG.info("%s", note)
     questions = _write_questions(study, plan, config)
@@ -126,13 +175,14 @@ def _curate(study: Folder, config: CurateConfig) -> Manifest:
         counts["written"] = write_copy(plan.data, plan.row_format, by_row, config, counts, labels)
     inputs = {"questions": questions, "annotate": labels.fingerprint, "data": plan.data.fingerprint}
     identity = fingerprint(inputs, {name: str(value) for name, value in counts.items()})
-    return complete_step(
+    manifest = complete_step(
         folder, "curate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
     )
+    return _Result(manifest, plan, by_row)
 
 
-def plan_curation(config: CurateConfig) -> CurationPlan:
-    """Read the file and decide what to ask; writes nothing.
+def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
+    """Read the rows and decide what to ask; writes nothing.
 
     Raises:
         DataError: the file is damaged or of no known format, or no row can be asked.
@@ -141,7 +191,6 @@ def plan_curation(config: CurateConfig) -> CurationPlan:
     """
     if not config.model:
         raise SettingsError("no model is given; name a folder, a Hugging Face id or a .gguf file with --model")
-    data = open_data(config.data)
     row_format = detect_format(data.columns, data.first_rows(), name=config.format or "", names=config.column_names)
     config = replace(config, id_column=_id_column(data, config))
     decisions = read_decisions(data.rows(), row_format, config)

@@ -1,0 +1,156 @@
+"""Fine-tuning files are labelled by a real model on real Ray, with the labels of a study of the same questions."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import slick
+from slick.annotation import AnnotateConfig, annotate
+from slick.annotation.store import read_generations
+from slick.curation.config import CurateConfig
+from slick.curation.step import curate, curate_file
+from slick.datasets import read_questions
+from slick.errors import StudyError
+from slick.inference.base import SamplingConfig
+from slick.storage import Folder
+from slick.study import read_manifest
+from slick.study_files import read_knowledge
+from tests.local.tiny import save_tiny_model, write_birthplace_questions
+
+ANNOTATION = AnnotateConfig(
+    num_exemplar_sets=3,
+    num_shots=2,
+    sampling=SamplingConfig(num_samples=4, max_new_tokens=6, temperature=0.8),
+    batch_questions=4,
+    max_actors=1,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def config(model: str) -> CurateConfig:
+    return CurateConfig(model=model, max_new_tokens=6, annotate=ANNOTATION)
+
+
+@pytest.fixture(scope="module")
+def own_study(tmp_path_factory: pytest.TempPathFactory, model: str, ray_cluster: None) -> Folder:
+    """A study with questions and labels of its own, as the paper has them."""
+    study = Folder(str(tmp_path_factory.mktemp("own")))
+    write_birthplace_questions(study)
+    annotate(study, replace(ANNOTATION, model=model))
+    return study
+
+
+def messages_row(row: dict[str, Any]) -> dict[str, Any]:
+    turns = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answers"][0]}]
+    return {"question_id": row["question_id"], "relation": row["relation"], "messages": turns}
+
+
+def alpaca_row(row: dict[str, Any]) -> dict[str, Any]:
+    names = {"question_id": row["question_id"], "relation": row["relation"]}
+    return {**names, "instruction": row["question"], "input": "", "output": row["answers"][0]}
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "make_row", "write"),
+    [("messages.jsonl", messages_row, write_jsonl), ("alpaca.csv", alpaca_row, write_csv)],
+)
+def test_labels_equal_those_of_a_study_with_the_same_exemplars(
+    own_study: Folder,
+    config: CurateConfig,
+    tmp_path: Path,
+    suffix: str,
+    make_row: Callable[[dict[str, Any]], dict[str, Any]],
+    write: Callable[[Path, Sequence[dict[str, Any]]], None],
+) -> None:
+    labelled = set(read_knowledge(own_study, ["question_id"])["question_id"].to_pylist())
+    rows = [row for row in read_questions(own_study).to_pylist() if len(row["answers"]) == 1]
+    data, exemplars, copy = tmp_path / suffix, tmp_path / f"dev-{suffix}", tmp_path / f"copy-{suffix}"
+    write(data, [make_row(row) for row in rows if row["question_id"] in labelled])
+    write(exemplars, [make_row(row) for row in rows if row["split"] == "dev"])
+    settings = replace(config, data=str(data), exemplars=str(exemplars), group_by="relation", to=str(copy))
+    study = Folder(str(tmp_path / "study"))
+    curate_file(study, settings)
+    columns = ["question_id", "greedy_text", "sampled_text"]
+    expected = read_generations(own_study, columns).sort_by("question_id").to_pylist()
+    assert read_generations(study, columns).sort_by("question_id").to_pylist() == [
+        row for row in expected if row["question_id"] in {r["question_id"] for r in rows}
+    ]
+    categories = read_knowledge(own_study, ["question_id", "category"]).to_pydict()
+    by_id = dict(zip(categories["question_id"], categories["category"], strict=True))
+    if suffix.endswith(".csv"):
+        with copy.open(newline="") as file:
+            written = list(csv.DictReader(file))
+    else:
+        written = [json.loads(line) for line in copy.read_text().splitlines()]
+    assert {row["question_id"]: row["slick_category"] for row in written} == {
+        row["question_id"]: by_id[row["question_id"]] for row in written
+    }
+    assert len(written) == len(labelled & {r["question_id"] for r in rows})
+
+
+@pytest.fixture(scope="module")
+def rows(own_study: Folder) -> list[dict[str, Any]]:
+    chats = [messages_row(row) for row in read_questions(own_study).to_pylist() if row["relation"] == "P1"]
+    code = [{"role": "user", "content": "Print 1."}, {"role": "assistant", "content": "```print(1)```"}]
+    return [*chats, {"question_id": "code", "relation": "P1", "messages": code}]
+
+
+def test_every_row_that_tests_knowledge_is_labelled(
+    rows: list[dict[str, Any]], config: CurateConfig, tmp_path: Path
+) -> None:
+    """Also the rows that serve as exemplars; and the labels serve for fine-tuning sets."""
+    settings = {"annotate": config.annotate, "max_new_tokens": 6, "unknown": "drop"}
+    labelled = curate(rows, model=config.model, out=tmp_path / "study", annotate=config.annotate, max_new_tokens=6)
+    assert [{name: row[name] for name in rows[0]} for row in labelled] == rows
+    assert [row["question_id"] for row in labelled if row["slick_category"] is None] == ["code"]
+    assert labelled[-1]["slick_reason"] == "code"
+    before = (tmp_path / "study/annotate/manifest.json").stat().st_mtime_ns
+    cleaned = curate(pa.Table.from_pylist(rows), model=config.model, out=tmp_path / "study", **settings)
+    assert (tmp_path / "study/annotate/manifest.json").stat().st_mtime_ns == before  # nothing is asked again
+    kept = [row["question_id"] for row in labelled if row["slick_category"] != "Unknown"]
+    assert cleaned["question_id"].to_pylist() == kept
+    manifest = read_manifest(Folder(str(tmp_path / "study/curate")))
+    assert manifest is not None
+    assert manifest.counts["asked"] == len(rows) - 1
+    exemplars = json.loads((tmp_path / "study/curate/exemplars.json").read_text())
+    used = {i for sets in exemplars.values() for ids in sets for i in ids}
+    assert used <= set(read_knowledge(tmp_path / "study", ["question_id"])["question_id"].to_pylist())
+    slick.draw_variants(tmp_path / "study", slick.VariantsConfig(experiments=("natural",)))
+
+
+def test_an_interrupted_curation_resumes(rows: list[dict[str, Any]], config: CurateConfig, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"model": config.model, "annotate": config.annotate, "max_new_tokens": 6}
+    study = Folder(str(tmp_path))
+    first = curate(rows, out=study, **settings)
+    generations = study.child("annotate", "generations")
+    for name in ("manifest.json", "knowledge.parquet"):
+        study.child("annotate").delete(name)
+    generations.delete(generations.names(".parquet")[0])
+    kept = {name: generations.version(name) for name in generations.names(".parquet")}
+    assert curate(rows, out=study, **settings) == first
+    assert {name: generations.version(name) for name in kept} == kept
+    assert len(generations.names(".parquet")) == len(kept) + 1
+    with pytest.raises(StudyError, match="questions"):
+        curate(rows[:-3], out=study, **settings)
