@@ -113,6 +113,8 @@ def test_labels_equal_those_of_a_study_with_the_same_exemplars(
 @pytest.fixture(scope="module")
 def rows(own_study: Folder) -> list[dict[str, Any]]:
     chats = [messages_row(row) for row in read_questions(own_study).to_pylist() if row["relation"] == "P1"]
+    for row in chats[::4]:
+        row["messages"][1]["content"] = "Quito in the Andes"  # nothing that the model says
     code = [{"role": "user", "content": "Print 1."}, {"role": "assistant", "content": "```print(1)```"}]
     return [*chats, {"question_id": "code", "relation": "P1", "messages": code}]
 
@@ -137,7 +139,11 @@ def test_every_row_that_tests_knowledge_is_labelled(
     exemplars = json.loads((tmp_path / "study/curate/exemplars.json").read_text())
     used = {i for sets in exemplars.values() for ids in sets for i in ids}
     assert used <= set(read_knowledge(tmp_path / "study", ["question_id"])["question_id"].to_pylist())
-    slick.draw_variants(tmp_path / "study", slick.VariantsConfig(experiments=("natural",)))
+    shares = slick.VariantsConfig(
+        unknown_shares=(0.0,), known_shares=(), idk_shares=(), single_categories=False, natural=False, size_rule="pools"
+    )
+    drawn = slick.draw_variants(tmp_path / "study", shares)
+    assert slick.read_variant(tmp_path / "study", "unknown-000").num_rows > 0, drawn
 
 
 def test_an_interrupted_curation_resumes(rows: list[dict[str, Any]], config: CurateConfig, tmp_path: Path) -> None:
@@ -151,6 +157,6 @@ def test_an_interrupted_curation_resumes(rows: list[dict[str, Any]], config: Cur
     kept = {name: generations.version(name) for name in generations.names(".parquet")}
     assert curate(rows, out=study, **settings) == first
     assert {name: generations.version(name) for name in kept} == kept
-    assert len(generations.names(".parquet")) == len(kept) + 1
+    assert len(generations.names(".parquet")) > len(kept)
     with pytest.raises(StudyError, match="questions"):
         curate(rows[:-3], out=study, **settings)
