@@ -184,7 +184,8 @@ def _prompt_format(model: str, config: AnnotateConfig) -> PromptFormat:
         template_arguments=config.parsed_template_arguments(),
     )
     if isinstance(prompt_format, ChatFormat):
-        _LOG.info("Prompts follow the chat template of the model (--prompt-format chat).")
+        if config.prompt_format == "auto":
+            _LOG.info("Prompts follow the chat template of the model (--prompt-format chat).")
     elif config.answer_end != "line" or config.template_arguments:
         raise SettingsError(
             "answer_end and template_arguments are for chat prompts, but the tokenizer has no chat template; leave "

@@ -42,7 +42,8 @@ class CurateConfig:
     max_prompt_words: int = setting(60, minimum=1)
     """Rows with a longer prompt are not asked: they give a context."""
     max_target_words: int | None = setting(None, minimum=1)
-    """Rows with a longer target are not asked; by default 10 words for the matcher `exact`, 40 for the others."""
+    """Rows with a longer target are not asked; by default 10 words for matchers that need the whole target in
+    the answer (`exact`, `contains`), 40 for the others."""
     id_column: str | None = None
     """A column of unique ids; by default `question_id` if there is one, otherwise ids come from the content. Samples
     depend on the id."""
@@ -55,7 +56,8 @@ class CurateConfig:
     """`qa`: lines of questions and answers. `chat`: the model's chat template. `auto`: `chat` if the file holds
     conversations and the model has a template."""
     matcher: str = AUTO
-    """When an answer is correct. `auto`: `exact` if nearly all targets are short, otherwise `f1>=0.6`."""
+    """When an answer is correct. `auto`: `exact` if nearly all targets are short (in chats `contains`, because chat
+    models answer in sentences), otherwise `f1>=0.6`."""
     max_new_tokens: int | None = setting(None, minimum=1)
     """Maximum tokens of an answer; by default enough for the longest target."""
     unknown: Action = setting("keep", "nothing")

@@ -41,6 +41,8 @@ SHORT_WORDS = 5
 SHORT_SHARE = 0.9
 """Share of targets that must be short for `exact` to be chosen."""
 EXACT_MAX_WORDS, OTHER_MAX_WORDS = 10, 40
+_WHOLE_TARGET = ("exact", "raw", "canonical", "contains")
+"""Matchers for which an answer must have the whole target."""
 LONG_MATCHER = "f1>=0.6"
 """The matcher for files whose targets are sentences."""
 
@@ -190,19 +192,27 @@ def _own_id(row: Mapping[str, Any], column: str | None) -> str | None:
     return text
 
 
-def choose_matcher(candidates: Sequence[Candidate], config: CurateConfig) -> tuple[str, str]:
-    """The matcher, and why."""
+def choose_matcher(candidates: Sequence[Candidate], config: CurateConfig, *, is_chat: bool) -> tuple[str, str]:
+    """The matcher, and why.
+
+    Args:
+        candidates: the questions.
+        config: the settings.
+        is_chat: whether prompts are chats. Chat models answer in sentences, in which `contains` finds a short target.
+    """
     if config.matcher != AUTO:
         return config.matcher, "given by --matcher"
     short = sum(len(candidate.target.split()) <= SHORT_WORDS for candidate in candidates)
     share = short / max(1, len(candidates))
     text = f"{short:,} of {len(candidates):,} targets have at most {SHORT_WORDS} words"
-    return ("exact" if share >= SHORT_SHARE else LONG_MATCHER), text
+    if share < SHORT_SHARE:
+        return LONG_MATCHER, text
+    return ("contains", f"{text}, and chat models answer in sentences") if is_chat else ("exact", text)
 
 
 def skip_long_targets(decisions: Sequence[Decision], matcher: str, config: CurateConfig) -> list[Decision]:
     """Rule 4: targets with more words than the matcher can compare."""
-    limit = config.max_target_words or (EXACT_MAX_WORDS if matcher in ("exact", "raw") else OTHER_MAX_WORDS)
+    limit = config.max_target_words or (EXACT_MAX_WORDS if matcher in _WHOLE_TARGET else OTHER_MAX_WORDS)
     return skip_if(decisions, lambda candidate: TOO_LONG if len(candidate.target.split()) > limit else None)
 
 

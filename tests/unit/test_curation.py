@@ -11,6 +11,7 @@ from slick.curation.config import CurateConfig
 from slick.curation.exemplars import OTHER_GROUP, POOL_SIZE, draw_own_exemplars, exemplar_pool, group_names
 from slick.curation.files import open_data
 from slick.curation.formats import ColumnNames, detect_format
+from slick.curation.plan import plan_curation
 from slick.curation.selection import (
     CODE,
     CONTEXT,
@@ -25,7 +26,7 @@ from slick.curation.selection import (
     read_decisions,
     skip_long_targets,
 )
-from slick.curation.step import curate_file, plan_curation
+from slick.curation.step import curate_file
 from slick.errors import DataError, SettingsError
 from slick.study import Manifest
 from slick.types import Category
@@ -121,12 +122,17 @@ def candidate(i: int, target: str = "Ada", group: str = "rows", question: str | 
 
 def test_matcher_follows_the_length_of_targets() -> None:
     short, sentence = candidate(0, "Ada Lovelace"), candidate(1, "Hamlet was written by William Shakespeare.")
-    assert choose_matcher([short] * 9 + [sentence], CurateConfig()) == (
-        "exact",
-        "9 of 10 targets have at most 5 words",
+    reason = "9 of 10 targets have at most 5 words"
+    most_are_short, fewer = [short] * 9 + [sentence], [short] * 8 + [sentence] * 2
+    assert choose_matcher(most_are_short, CurateConfig(), is_chat=False) == ("exact", reason)
+    assert choose_matcher(most_are_short, CurateConfig(), is_chat=True) == (
+        "contains",
+        f"{reason}, and chat models answer in sentences",
     )
-    assert choose_matcher([short] * 8 + [sentence] * 2, CurateConfig())[0] == "f1>=0.6"
-    assert choose_matcher([sentence], CurateConfig(matcher="contains")) == ("contains", "given by --matcher")
+    for is_chat in (True, False):
+        assert choose_matcher(fewer, CurateConfig(), is_chat=is_chat)[0] == "f1>=0.6"
+        given = CurateConfig(matcher="canonical")
+        assert choose_matcher([sentence], given, is_chat=is_chat) == ("canonical", "given by --matcher")
 
 
 def test_targets_beyond_the_matcher_are_not_asked() -> None:
