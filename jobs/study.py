@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from jobs.common import is_help_command, parse_config, parse_out, parse_preset, run_main
 from jobs.config_file import expand_config_file, settings_selector
@@ -168,8 +169,11 @@ def resolve_experiments(config: StudyConfig) -> StudyConfig:
     has_variants = config.sweep.grid.variants != GridConfig().variants
     if requested and has_variants:
         raise SettingsError("--experiments and --sweep.grid.variants both determine the trained variants; give one")
-    if "concentration" in requested and not config.variants.concentrated_shares:
-        config = replace(config, variants=replace(config.variants, concentrated_shares=(0.5,)))
+    for name in requested:
+        shares = EXPERIMENTS[name].shares_setting
+        if shares and not getattr(config.variants, shares):
+            half: dict[str, Any] = {shares: (0.5,)}
+            config = replace(config, variants=replace(config.variants, **half))
     for name in requested:
         if reasons := unmet_requirements(name, config):
             raise SettingsError(f"experiment {name} cannot run with these settings: it {'; it '.join(reasons)}")

@@ -43,6 +43,8 @@ class Experiment:
     """Whether it needs questions that are annotated twice."""
     world: bool = False
     """Whether it needs planted facts."""
+    shares_setting: str = ""
+    """Setting of the `VariantsConfig` that is set to (0.5,) if the experiment is requested and the setting is empty."""
 
 
 def _has_kind(kind: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
@@ -54,10 +56,10 @@ def _has_percent_unknown(*percents: int) -> Callable[[VariantSpec, VariantsConfi
     return lambda spec, config: spec.kind == "unknown" and spec.percent_unknown in percents
 
 
-def _has_shares_of(name: str) -> Callable[[VariantSpec, VariantsConfig], bool]:
-    """Variants of the sweep with the shares of the setting `name`."""
+def _has_shares_of(name: str, kind: str = "unknown") -> Callable[[VariantSpec, VariantsConfig], bool]:
+    """Variants of a kind, of the sweep by default, with the shares of the setting `name`."""
     return lambda spec, config: (
-        spec.kind == "unknown" and spec.percent_unknown in {round(100 * share) for share in getattr(config, name)}
+        spec.kind == kind and spec.percent_unknown in {round(100 * share) for share in getattr(config, name)}
     )
 
 
@@ -155,6 +157,26 @@ _EXPERIMENTS = (
                 label="D at the same shares", matches=_has_shares_of("concentrated_shares"), flag=HALF_UNKNOWN_SET.flag
             ),
         ),
+        shares_setting="concentrated_shares",
+    ),
+    Experiment(
+        name="weights",
+        description="Unknown rows with a lower weight in the loss, against full weight and against dropping them.",
+        requirements=(
+            VariantRequirement(
+                label="weighted sets", matches=_has_kind("weighted"), flag="--variants.weighted-shares 0.5"
+            ),
+            VariantRequirement(
+                label="D at the same shares", matches=_has_shares_of("weighted_shares"), flag=HALF_UNKNOWN_SET.flag
+            ),
+            VariantRequirement(
+                label="D_Known at the same shares",
+                matches=_has_shares_of("weighted_shares", "known"),
+                flag=KNOWN_ONLY_SETS.flag,
+                optional=True,
+            ),
+        ),
+        shares_setting="weighted_shares",
     ),
     Experiment(
         name="forgetting",

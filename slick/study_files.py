@@ -138,6 +138,12 @@ prompt and of the longer of its target and the longest answer. `limit`: tokens o
 VARIANT_SCHEMA = pa.schema([(name, pa.string()) for name in ("question_id", "category", "prompt", "target")])
 """Schema of `variants/NAME.parquet`: one row per training row."""
 
+WEIGHT_FIELD = pa.field("weight", pa.float64())
+"""A further column if rows are weighted in the loss; without it every row has weight 1."""
+
+MAX_WEIGHT = 1e6
+"""The largest weight of a row. Weights are relative, and sums of finite but huge ones would overflow."""
+
 EPOCHS_SCHEMA = pa.schema(
     [
         ("run_id", pa.string()),
@@ -273,7 +279,13 @@ SET_ASIDE_SPEC = TableSpec(
 RUN_SET_ASIDE_SPEC = TableSpec(
     schema=RUN_SET_ASIDE_SCHEMA, step="sweep", values={"split": ROW_SPLITS}, allow_empty=True
 )
-VARIANT_SPEC = TableSpec(schema=VARIANT_SCHEMA, step="variants", values={"category": CATEGORIES})
+VARIANT_SPEC = TableSpec(
+    schema=VARIANT_SCHEMA.append(WEIGHT_FIELD),
+    step="variants",
+    values={"category": CATEGORIES},
+    ranges={WEIGHT_FIELD.name: (0.0, MAX_WEIGHT)},
+    optional=frozenset({WEIGHT_FIELD.name}),
+)
 EPOCHS_SPEC = TableSpec(
     schema=EPOCHS_SCHEMA,
     step="sweep",
@@ -399,8 +411,18 @@ def read_part_metadata(folder: Folder, name: str, keys: Sequence[bytes]) -> Iter
 
 
 def read_variant_rows(study: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One variant, or some of its columns."""
-    return read_validated_table(study.child("variants"), f"{name}.parquet", VARIANT_SPEC, columns)
+    """One variant, or some of its columns. The column `weight` may be absent.
+
+    Raises:
+        StudyError: the file is invalid, or all weights are 0.
+    """
+    table = read_validated_table(study.child("variants"), f"{name}.parquet", VARIANT_SPEC, columns)
+    if WEIGHT_FIELD.name in table.column_names and not pc.any(pc.greater(table[WEIGHT_FIELD.name], 0.0)).as_py():
+        raise StudyError(
+            f"{study}/variants/{name}.parquet: column weight is 0 in all of {table.num_rows:,} rows, expected a weight "
+            f"above 0 in at least one; {VARIANT_SPEC.hint}"
+        )
+    return table
 
 
 _EPOCH_COLUMNS = ["epoch", "split", "category", "num", "num_correct"]

@@ -16,7 +16,7 @@ from slick.matching import nfc
 from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
 from slick.rng import derive_seed
 from slick.storage import Folder
-from slick.study_files import lookup_by_question, read_knowledge
+from slick.study_files import WEIGHT_FIELD, lookup_by_question, read_knowledge
 from slick.types import Category
 from slick.variants import read_variant
 
@@ -39,6 +39,8 @@ class QuestionRow:
     """The text to train on, whose loss is computed."""
     accepted: tuple[str, ...]
     """Answers that count as correct."""
+    weight: float = 1.0
+    """Weight of a training row in the loss; 0: it is evaluated, but not trained on."""
 
     @property
     def prompt(self) -> str:
@@ -133,6 +135,7 @@ def _train_row(study: Folder, variant: str, entry: dict[str, Any], questions: di
         suffix=entry["prompt"].removeprefix(CLOSED_BOOK_INSTRUCTION),
         target=entry["target"],
         accepted=tuple(question["answers"]) if is_gold else (entry["target"],),
+        weight=entry.get(WEIGHT_FIELD.name, 1.0),
     )
 
 
@@ -148,6 +151,8 @@ class Example:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     """The target's tokens and the stop token; the loss is computed on these only."""
+    weight: float = 1.0
+    """Weight of these tokens in the loss."""
 
     @property
     def num_tokens(self) -> int:
@@ -156,7 +161,12 @@ class Example:
 
 
 def encode_examples(
-    prompts: Sequence[str], targets: Sequence[str], encode_prompts: EncodeFn, encode_answers: EncodeFn, stop_id: int
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    encode_prompts: EncodeFn,
+    encode_answers: EncodeFn,
+    stop_id: int,
+    weights: Sequence[float] | None = None,
 ) -> list[Example]:
     """Encode rows. Prompt and answer are encoded separately, as in generation.
 
@@ -166,6 +176,7 @@ def encode_examples(
         encode_prompts: adds the tokenizer's beginning-of-text token, if it has one.
         encode_answers: adds no special tokens.
         stop_id: ends every answer: the end-of-text token, or a newline if the tokenizer has none.
+        weights: one per row; None: 1.
 
     Raises:
         DataError: a prompt or target has no tokens.
@@ -178,7 +189,8 @@ def encode_examples(
                 f"row {row} (prompt {prompts[row]!r}, target {targets[row]!r}) has no tokens in its prompt or target; "
                 "remove the row, or use another tokenizer"
             )
-        examples.append(Example(prompt_ids=tuple(prompt_ids), answer_ids=(*target_ids, stop_id)))
+        weight = 1.0 if weights is None else weights[row]
+        examples.append(Example(prompt_ids=tuple(prompt_ids), answer_ids=(*target_ids, stop_id), weight=weight))
     return examples
 
 
@@ -246,9 +258,10 @@ class MicroBatch:
     """The rows of one forward pass of one worker."""
 
     examples: Sequence[Example]
-    weight: float
-    """Factor of the summed loss of the answer tokens, so that the mean over workers and accumulated micro batches is
-    the mean over the answer tokens of the whole batch; 0 for rows that fill up a batch."""
+    factors: tuple[float, ...]
+    """For each row, the factor of the summed loss of its answer tokens, so that the mean over workers and accumulated
+    micro batches is the mean over the answer tokens of the whole batch, weighted by row; 0 for a row that fills up a
+    batch."""
 
 
 def micro_batches(
@@ -264,18 +277,26 @@ def micro_batches(
     The worker of rank r takes rows r, r + num_workers, ... All workers need the same number of forward passes, so if
     the last, smaller batch has no row for a micro batch, a row is repeated with weight 0.
 
+    The loss of the batch is the sum over all answer tokens of weight x loss, divided by the sum of the weights of all
+    answer tokens. So a row of weight 0 changes neither the loss nor the gradients of the other rows, and only the
+    ratios of weights matter.
+
     Args:
-        examples: the whole batch, over all workers.
+        examples: the whole batch, over all workers; at least one has a weight above 0.
         rank: the rank of the worker.
         num_workers: number of workers in the group.
         micro_batch_size_per_worker: rows per micro batch.
         gradient_accumulation_steps: micro batches per optimizer step.
     """
-    num_answer_tokens = sum(len(example.answer_ids) for example in examples)
-    weight = num_workers * gradient_accumulation_steps / num_answer_tokens
+    total_weight = sum(example.weight * len(example.answer_ids) for example in examples)
+    num_parts = num_workers * gradient_accumulation_steps
     share = examples[rank::num_workers]
     parts = []
     for start in range(0, micro_batch_size_per_worker * gradient_accumulation_steps, micro_batch_size_per_worker):
         part = share[start : start + micro_batch_size_per_worker]
-        parts.append(MicroBatch(examples=part or examples[:1], weight=weight if part else 0.0))
+        if part:
+            factors = tuple(num_parts * example.weight / total_weight for example in part)
+            parts.append(MicroBatch(examples=part, factors=factors))
+        else:
+            parts.append(MicroBatch(examples=examples[:1], factors=(0.0,)))
     return parts

@@ -65,6 +65,7 @@ def encode_rows(rows: Sequence[QuestionRow], tokenizer: Any) -> list[Example]:
         encode_prompts,
         encode_answers,
         stop_token_id(tokenizer),
+        [row.weight for row in rows],
     )
 
 
@@ -189,8 +190,12 @@ class FilteredRows:
 
     @property
     def train_examples(self) -> list[Example]:
-        """The examples to train on."""
-        return [example for row, example in zip(self.rows, self.examples, strict=True) if row.split == "train"]
+        """The examples to train on: the train rows with a weight above 0."""
+        return [example for row, example in zip(self.rows, self.examples, strict=True) if _is_trained(row)]
+
+
+def _is_trained(row: QuestionRow) -> bool:
+    return row.split == "train" and row.weight > 0
 
 
 def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: int, config: TrainConfig) -> FilteredRows:
@@ -220,7 +225,8 @@ def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: in
         if not fit
     ]
     kept = [row for row, fit in zip(rows, fits, strict=True) if fit]
-    empty_splits = {row["split"] for row in too_long} & {"train", "dev"} - {row.split for row in kept}
+    kept_splits = {row.split for row in kept if row.split != "train" or _is_trained(row)}
+    empty_splits = {row["split"] for row in too_long} & {"train", "dev"} - kept_splits
     if empty_splits or len(too_long) > config.max_set_aside_share * len(rows):
         raise DataError(_too_many_message(too_long, len(rows), config, sorted(empty_splits)))
     return FilteredRows(

@@ -53,7 +53,8 @@ class SplitMetrics:
     num: int
     num_correct: int
     loss: float | None
-    """Mean cross entropy in nats per answer token; None if it was not computed for every row."""
+    """Mean cross entropy in nats per answer token; None if it was not computed for every row. Over all train rows, the
+    mean is weighted by row, as the loss that is minimized; other means are not weighted."""
 
 
 def summarize(rows: Sequence[QuestionRow], predictions: Sequence[Prediction]) -> list[SplitMetrics]:
@@ -62,7 +63,7 @@ def summarize(rows: Sequence[QuestionRow], predictions: Sequence[Prediction]) ->
     for split in SPLITS:
         for category in (ALL_CATEGORIES, *Category):
             selected = [
-                prediction
+                (row.weight if category == ALL_CATEGORIES else 1.0, prediction)
                 for row, prediction in zip(rows, predictions, strict=True)
                 if row.split == split and category in (ALL_CATEGORIES, row.category)
             ]
@@ -71,15 +72,15 @@ def summarize(rows: Sequence[QuestionRow], predictions: Sequence[Prediction]) ->
     return metrics
 
 
-def _split_metrics(split: str, category: str, predictions: Sequence[Prediction]) -> SplitMetrics:
-    losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
-    num_tokens = sum(prediction.num_tokens for prediction in predictions)
+def _split_metrics(split: str, category: str, weighted: Sequence[tuple[float, Prediction]]) -> SplitMetrics:
+    losses = [weight * prediction.loss for weight, prediction in weighted if prediction.loss is not None]
+    num_tokens = sum(weight * prediction.num_tokens for weight, prediction in weighted)
     return SplitMetrics(
         split=split,
         category=category,
-        num=len(predictions),
-        num_correct=sum(prediction.hit for prediction in predictions),
-        loss=sum(losses) / num_tokens if len(losses) == len(predictions) else None,
+        num=len(weighted),
+        num_correct=sum(prediction.hit for _, prediction in weighted),
+        loss=sum(losses) / num_tokens if len(losses) == len(weighted) else None,
     )
 
 

@@ -194,10 +194,10 @@ def plan_runs(
 
 
 def _variant_summary(study: Folder, variant: str) -> tuple[str, int, int]:
-    """Fingerprint of a variant's rows, number of its rows, and number of rows evaluated per epoch."""
+    """Fingerprint of a variant's rows, number of rows trained on, and number of rows evaluated per epoch."""
     content = fingerprint(read_variant(study, variant).to_pydict())
     rows = read_rows(study, variant)
-    return content, len(rows["train"]), sum(map(len, rows.values()))
+    return content, sum(row.weight > 0 for row in rows["train"]), sum(map(len, rows.values()))
 
 
 def _check_model(study: Folder, config: TrainConfig, model: str, model_fingerprint: str, variants: Manifest) -> None:

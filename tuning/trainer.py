@@ -131,15 +131,15 @@ class Trainer:
         self.engine.train()
         for _ in range(self._config.gradient_accumulation_steps(self._context.num_workers)):
             with self.forward.rows([example]) as rows:
-                self.engine.backward(0.0 * self._loss(rows, None))
+                self.engine.backward(self._loss(rows, (0.0,), None))
             self.engine.step()
 
     @wrap_library_errors("training the model failed")
     def epoch(self, examples: Sequence[Example], epoch: int, *, replay: Sequence[Example] = ()) -> EpochStats:
-        """Train one pass over the examples, with the mean loss over the answer tokens of each batch.
+        """Train one pass over the examples, with the mean loss over the answer tokens of each batch, weighted by row.
 
         Args:
-            examples: training rows.
+            examples: training rows with weights above 0.
             epoch: from 1.
             replay: rows that follow all others in the last epoch.
 
@@ -177,7 +177,7 @@ class Trainer:
             examples = list(micro.examples)
             teacher_KV = self._teacher_logits(examples) if self._config.distill_weight else None
             with self.forward.rows(examples) as rows, self._skip_gradient_sync():
-                self.engine.backward(micro.weight * self._loss(rows, teacher_KV))
+                self.engine.backward(self._loss(rows, micro.factors, teacher_KV))
             self.engine.step()
 
     def _skip_gradient_sync(self) -> AbstractContextManager[None]:
@@ -186,14 +186,15 @@ class Trainer:
         context: AbstractContextManager[None] = self.engine.no_sync() if is_single else nullcontext()
         return context
 
-    def _loss(self, rows: PreparedBatch, teacher_KV: Tensor | None) -> Tensor:
+    def _loss(self, rows: PreparedBatch, factors: Sequence[float], teacher_KV: Tensor | None) -> Tensor:
+        """The sum of the losses of the answer tokens, each multiplied by the factor of its row."""
         logits_KV = self.forward.answer_logits(rows, self.engine).float()
-        loss = functional.cross_entropy(logits_KV, rows.labels_K, reduction="sum")
-        if teacher_KV is None:
-            return loss
-        return loss + self._config.distill_weight * kl_divergence(
-            teacher_KV, logits_KV, temperature=self._config.distill_temperature
-        )
+        loss_K = functional.cross_entropy(logits_KV, rows.labels_K, reduction="none")
+        if teacher_KV is not None:
+            loss_K = loss_K + self._config.distill_weight * kl_divergence(
+                teacher_KV, logits_KV, temperature=self._config.distill_temperature
+            )
+        return weighted_sum(loss_K, rows.rows_K, factors)
 
     def _teacher_logits(self, examples: list[Example]) -> Tensor:
         forward = self._teacher or self.forward
@@ -212,8 +213,22 @@ class Trainer:
         self.model.train()
 
 
+def weighted_sum(loss_K: Tensor, rows_K: Tensor, factors: Sequence[float]) -> Tensor:
+    """The sum of the losses of tokens, each multiplied by the factor of its row.
+
+    If all factors are equal, the gradients are exactly those of the factor times the plain sum.
+
+    Args:
+        loss_K: loss of each token, shape (tokens,).
+        rows_K: row of each token, shape (tokens,).
+        factors: one per row.
+    """
+    factors_B = torch.tensor(factors, dtype=loss_K.dtype, device=loss_K.device)
+    return (factors_B[rows_K] * loss_K).sum()
+
+
 def kl_divergence(teacher_KV: Tensor, student_KV: Tensor, *, temperature: float) -> Tensor:
-    """KL(teacher || student) in nats, summed over tokens.
+    """KL(teacher || student) in nats of each token, shape (tokens,).
 
     Args:
         teacher_KV: logits, shape (tokens, vocabulary).
@@ -223,6 +238,6 @@ def kl_divergence(teacher_KV: Tensor, student_KV: Tensor, *, temperature: float)
     return functional.kl_div(
         (student_KV / temperature).log_softmax(dim=1),
         (teacher_KV / temperature).log_softmax(dim=1),
-        reduction="sum",
+        reduction="none",
         log_target=True,
-    )
+    ).sum(dim=1)

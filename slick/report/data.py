@@ -58,7 +58,7 @@ class Variant:
 
     name: str
     kind: str
-    """`unknown` (the sweep), `known`, `category`, `natural`, `idk` or `concentrated`."""
+    """`unknown` (the sweep), `known`, `category`, `natural`, `idk`, `concentrated` or `weighted`."""
     share: float | None
     """Requested share of Unknown rows in [0, 1]; for kind `known`, that of the set that its Known rows come from."""
     num: int

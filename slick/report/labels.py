@@ -62,6 +62,7 @@ def variant_label(variant: Variant) -> str:
         "known": f"D_Known, {percent} Unknown rows dropped",
         "idk": f"D_IDK, {percent} relabelled",
         "concentrated": f"D, {percent} Unknown, concentrated",
+        "weighted": f"D, {percent} Unknown, weighted",
     }.get(variant.kind, variant.name)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from slick.errors import SettingsError, StudyError, VariantError
 from slick.settings import check_settings, identity_settings, register_settings, setting
 from slick.stored_files import MismatchError, convert
-from slick.types import KNOWN_CATEGORIES
+from slick.study_files import MAX_WEIGHT
+from slick.types import KNOWN_CATEGORIES, Category
 from slick.variants.sampling import (
     DrawPlan,
     PoolDraw,
@@ -22,6 +23,10 @@ from slick.variants.sampling import (
     plan_draws,
     shortages,
 )
+
+
+def _draws_weighted(settings: Mapping[str, Any]) -> object:
+    return settings.get("weighted_shares")
 
 
 @register_settings("variants")
@@ -47,6 +52,13 @@ class VariantsConfig:
     )
     """Shares X of sets with as many Unknown rows as unknown-X that fill whole relations, the last one in part:
     concentrated-050."""
+    weighted_shares: tuple[float, ...] = setting((), "result", when=_draws_weighted)
+    """Shares X for which unknown-X is also drawn with weights of its rows in the loss: weighted-050."""
+    unknown_weight: float = setting(0.25, "result", when=_draws_weighted, minimum=0, maximum=MAX_WEIGHT)
+    """Weight of Unknown rows in these sets; HighlyKnown and MaybeKnown rows have weight 1. Rows of weight 0 are not
+    trained on."""
+    weakly_weight: float = setting(1.0, "result", when=_draws_weighted, minimum=0, maximum=MAX_WEIGHT)
+    """Weight of WeaklyKnown rows in these sets."""
     seed: int = setting(0, "seed")
     """Seed of the draws."""
     nested: bool = True
@@ -64,7 +76,7 @@ class VariantsConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         bounds = {"unknown_shares": (0, 100), "known_shares": (1, 99), "idk_shares": (1, 100)}
-        for name, (low, high) in (bounds | {"concentrated_shares": (1, 99)}).items():
+        for name, (low, high) in (bounds | {"concentrated_shares": (1, 99), "weighted_shares": (1, 99)}).items():
             _check_shares(name, getattr(self, name), low, high)
         if not self.idk_phrase.strip() or "\n" in self.idk_phrase:
             raise SettingsError(f"idk_phrase must be one line of text, got {self.idk_phrase!r}")
@@ -78,8 +90,23 @@ class VariantsConfig:
         return identity_settings(self)
 
 
-SET_FIELDS = ("unknown_shares", "known_shares", "single_categories", "natural", "idk_shares", "concentrated_shares")
+SET_FIELDS = (
+    "unknown_shares",
+    "known_shares",
+    "single_categories",
+    "natural",
+    "idk_shares",
+    "concentrated_shares",
+    "weighted_shares",
+)
 """Settings that select the sets. None of them changes the rows of another set."""
+
+_SHARES_OF_SETTING = {
+    "idk_phrase": "idk_shares",
+    "unknown_weight": "weighted_shares",
+    "weakly_weight": "weighted_shares",
+}
+"""Settings of one kind of sets, with the shares of these sets. They may change until such a set is drawn."""
 
 
 def config_from_stored(settings: Mapping[str, Any]) -> VariantsConfig | None:
@@ -119,20 +146,24 @@ def merge_configs(drawn: VariantsConfig, config: VariantsConfig) -> VariantsConf
             known = {round(100 * share) for share in old}
             added = [share for share in new if round(100 * share) not in known]
             both[name] = tuple(sorted([*old, *added])) if added else old
-    phrase = drawn.idk_phrase if drawn.idk_shares else config.idk_phrase
-    return replace(drawn, **both, idk_phrase=phrase)
+    for name, shares in _SHARES_OF_SETTING.items():
+        both[name] = getattr(drawn if getattr(drawn, shares) else config, name)
+    return replace(drawn, **both)
 
 
 def conflicting_settings(drawn: VariantsConfig, config: VariantsConfig) -> list[str]:
     """Names of the settings in which existing and new sets must not differ but do."""
-    may_differ = {*SET_FIELDS, *(() if drawn.idk_shares and config.idk_shares else ("idk_phrase",))}
+    unused = [
+        name for name, shares in _SHARES_OF_SETTING.items() if not (getattr(drawn, shares) and getattr(config, shares))
+    ]
+    may_differ = {*SET_FIELDS, *unused}
     return [
         name for name in config.__slots__ if name not in may_differ and getattr(drawn, name) != getattr(config, name)
     ]
 
 
 def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
-    """The selected sets, in the order sweep, Known only, single categories, natural, IDK, concentrated."""
+    """The selected sets, in the order sweep, Known only, single categories, natural, IDK, concentrated, weighted."""
 
     def shares_of(kind: VariantKind, shares: Sequence[float]) -> list[VariantSpec]:
         percents = [_percent(share) for share in shares]
@@ -143,8 +174,18 @@ def variant_specs(config: VariantsConfig) -> list[VariantSpec]:
         VariantSpec(name=c.lower(), kind="category", category=c) for c in KNOWN_CATEGORIES if config.single_categories
     ]
     natural = [VariantSpec(name="natural", kind="natural")] if config.natural else []
-    others = [*shares_of("idk", config.idk_shares), *shares_of("concentrated", config.concentrated_shares)]
+    others = [
+        *shares_of("idk", config.idk_shares),
+        *shares_of("concentrated", config.concentrated_shares),
+        *shares_of("weighted", config.weighted_shares),
+    ]
     return [*sweep, *known, *categories, *natural, *others]
+
+
+def row_weight(category: Category, config: VariantsConfig) -> float:
+    """Weight in the loss of a row of a weighted set."""
+    weights = {Category.UNKNOWN: config.unknown_weight, Category.WEAKLY_KNOWN: config.weakly_weight}
+    return weights.get(category, 1.0)
 
 
 def variant_names(config: VariantsConfig) -> tuple[str, ...]:
@@ -174,7 +215,8 @@ def relation_sizes(pools: Pools, config: VariantsConfig) -> tuple[dict[str, int]
             "the knowledge table cannot give these fine-tuning sets:\n  "
             + "\n  ".join([*lines[:20], *omitted])
             + "\nchange the number of rows (--size-per-relation, --size-rule), leave these sets out (--unknown-shares, "
-            "--known-shares, --idk-shares, --concentrated-shares, --no-single-categories), or annotate more questions"
+            "--known-shares, --idk-shares, --concentrated-shares, --weighted-shares, --no-single-categories), or "
+            "annotate more questions"
         )
     return sizes, small
 

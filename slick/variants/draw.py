@@ -32,7 +32,7 @@ from slick.study import (
     require_manifest,
     settings_to_json,
 )
-from slick.study_files import VARIANT_SCHEMA, read_knowledge, read_question_rows, read_variant_rows
+from slick.study_files import VARIANT_SCHEMA, WEIGHT_FIELD, read_knowledge, read_question_rows, read_variant_rows
 from slick.types import Category
 from slick.variants.config import (
     VariantsConfig,
@@ -40,6 +40,7 @@ from slick.variants.config import (
     conflicting_settings,
     merge_configs,
     relation_sizes,
+    row_weight,
     variant_specs,
 )
 from slick.variants.sampling import PoolDraw, Pools, RowOrder, VariantSpec, plan_draws, select_rows
@@ -137,7 +138,7 @@ def extend_drawn(study: Folder, config: VariantsConfig) -> VariantsConfig:
 
 
 def read_variant(study: FolderLike, name: str) -> pa.Table:
-    """One fine-tuning set: question_id, category, prompt, target; sorted by question_id.
+    """One fine-tuning set: question_id, category, prompt, target, and weight if it has weights; by question_id.
 
     Raises:
         StudyError: the variants step is not finished.
@@ -228,7 +229,7 @@ def _write(
             continue
         order = orders["" if config.nested else _rng_stream(spec)]
         drawn = select_rows(planned[spec.name], pools, order)
-        folder.write_table(f"{spec.name}.parquet", _variant_table(spec, drawn, rows, config.idk_phrase))
+        folder.write_table(f"{spec.name}.parquet", _variant_table(spec, drawn, rows, config))
         counts[spec.name] = _audit_counts(spec, folder.read_table(f"{spec.name}.parquet"), rows, planned[spec.name])
     return counts
 
@@ -238,9 +239,11 @@ def _rng_stream(spec: VariantSpec) -> str:
     return spec.name if spec.percent_unknown is None else f"unknown-{spec.percent_unknown:03d}"
 
 
-def _variant_table(spec: VariantSpec, drawn: Sequence[str], rows: Mapping[str, _Row], idk_phrase: str) -> pa.Table:
+def _variant_table(
+    spec: VariantSpec, drawn: Sequence[str], rows: Mapping[str, _Row], config: VariantsConfig
+) -> pa.Table:
     def target(row: _Row) -> str:
-        return idk_phrase if spec.kind == "idk" and row.category is Category.UNKNOWN else row.target
+        return config.idk_phrase if spec.kind == "idk" and row.category is Category.UNKNOWN else row.target
 
     taken = [rows[question_id] for question_id in drawn]
     columns = [
@@ -249,7 +252,16 @@ def _variant_table(spec: VariantSpec, drawn: Sequence[str], rows: Mapping[str, _
         [closed_book_prompt(row.question) for row in taken],
         [target(row) for row in taken],
     ]
-    return pa.table(columns, schema=VARIANT_SCHEMA)
+    table = pa.table(columns, schema=VARIANT_SCHEMA)
+    if spec.kind != "weighted":
+        return table
+    weights = [row_weight(row.category, config) for row in taken]
+    if not any(weights):
+        raise VariantError(
+            f"{spec.name} would have weight 0 in all of its {len(weights):,} rows, so there is nothing to train on; "
+            "raise --unknown-weight or --weakly-weight"
+        )
+    return table.append_column(WEIGHT_FIELD, pa.array(weights, WEIGHT_FIELD.type))
 
 
 def _audit_counts(

@@ -14,7 +14,7 @@ from tuning.evaluate import encode_rows
 @dataclass(frozen=True)
 class ReferenceRun:
     losses: list[float]
-    """Mean loss per answer token of the train rows after each epoch."""
+    """Weighted mean loss per answer token of the train rows after each epoch."""
     weights: dict[str, np.ndarray]
 
 
@@ -28,7 +28,7 @@ def train_reference(study: Folder, config: TrainConfig, model: Any, teacher: Any
     import torch
 
     rows = read_rows(study, config.variant)["train"]
-    examples = encode_rows(rows, tokenizer)
+    examples = encode_rows([row for row in rows if row.weight], tokenizer)
     replay = read_replay_rows(study, config.variant, config.replay_known, config.seed)
     part_of = {"attention": ".self_attn.", "ffn": ".mlp."}
     if config.trainable != "all" and not config.lora_rank:
@@ -67,19 +67,19 @@ def train_reference(study: Folder, config: TrainConfig, model: Any, teacher: Any
 
 
 def mean_loss(model: Any, batch: list[Example]) -> Any:
-    """The mean loss, computed row by row, so that there is no padding and no attention between rows."""
+    """The weighted mean loss, computed row by row, so that there is no padding and no attention between rows."""
     import torch
     from torch.nn import functional
 
     total = torch.zeros(())
     for example in batch:
         logits, answer = answer_logits(model, example), torch.tensor(example.answer_ids)
-        total = total + functional.cross_entropy(logits, answer, reduction="sum")
-    return total / sum(len(example.answer_ids) for example in batch)
+        total = total + example.weight * functional.cross_entropy(logits, answer, reduction="sum")
+    return total / sum(example.weight * len(example.answer_ids) for example in batch)
 
 
 def mean_kl_divergence(teacher: Any, model: Any, batch: list[Example], temperature: float) -> Any:
-    """KL(teacher || model) per answer token, by definition."""
+    """KL(teacher || model) per answer token, weighted by row, by definition."""
     import torch
 
     total = torch.zeros(())
@@ -87,8 +87,9 @@ def mean_kl_divergence(teacher: Any, model: Any, batch: list[Example], temperatu
         with torch.no_grad():
             teacher_probabilities = (answer_logits(teacher, example) / temperature).softmax(dim=1)
         student_probabilities = (answer_logits(model, example) / temperature).softmax(dim=1)
-        total = total + (teacher_probabilities * (teacher_probabilities.log() - student_probabilities.log())).sum()
-    return total / sum(len(example.answer_ids) for example in batch)
+        divergence = (teacher_probabilities * (teacher_probabilities.log() - student_probabilities.log())).sum()
+        total = total + example.weight * divergence
+    return total / sum(example.weight * len(example.answer_ids) for example in batch)
 
 
 def answer_logits(model: Any, example: Example) -> Any:

@@ -1,6 +1,7 @@
 """Fine-tuning with Ray Train and DeepSpeed on CPU: equal to plain PyTorch, with consistent run folders."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -58,10 +59,23 @@ CASES: dict[str, dict[str, Any]] = {
     "lora-distilled": {"lora_rank": 4, "distill_weight": 2.0, "distill_temperature": 1.0},
     "replayed": {"replay_known": 5},
     "bfloat16": {"dtype": "bfloat16", "loss_of_all": True},
+    "weighted": {"micro_batch_size": 2, "zero_stage": 3, "distill_weight": 1.0},
+    "weighted-lora": {"lora_rank": 4},
+    "weights-of-1": {"micro_batch_size": 2},
+    "weights-of-0": {"micro_batch_size": 2, "zero_stage": 2},
+    "without-unknown": {"micro_batch_size": 2, "zero_stage": 2},
 }
-COVERED = ("zero-1", "zero-2", "zero-3", "lora", "distilled")
+COVERED = ("zero-1", "zero-2", "zero-3", "lora", "distilled", "weighted-lora")
 """Cases whose settings all occur in other cases; they run with the slow tests."""
 QUICK = tuple(name for name in CASES if name not in COVERED)
+CHANGED_ROWS: dict[str, Callable[[list[dict]], list[dict]]] = {
+    "weighted": lambda rows: [row | {"weight": (0.25, 1.0, 3.0)[i % 3]} for i, row in enumerate(rows)],
+    "weighted-lora": lambda rows: [row | {"weight": (0.25, 1.0, 3.0)[i % 3]} for i, row in enumerate(rows)],
+    "weights-of-1": lambda rows: [row | {"weight": 1.0} for row in rows],
+    "weights-of-0": lambda rows: [row | {"weight": float(row["category"] != "Unknown")} for row in rows],
+    "without-unknown": lambda rows: [row for row in rows if row["category"] != "Unknown"],
+}
+"""The training rows of these cases, made from those of the other cases."""
 NUMBERS = replace(CONFIG, epochs=2, micro_batch_size=4, keep_checkpoints="last", warmup_steps=2, schedule="linear")
 
 
@@ -99,6 +113,10 @@ def cases(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: p
     studies = {
         name: write_trainable_study(path / name, tiny_model("llama", spread=0.1), tiny_tokenizer()) for name in names
     }
+    for name in set(names) & CHANGED_ROWS.keys():
+        folder = studies[name].child("variants")
+        rows = CHANGED_ROWS[name](folder.read_table("half.parquet").to_pylist())
+        folder.write_table("half.parquet", pa.Table.from_pylist(rows))
     plans = {name: plan_runs(studies[name], {"half-seed0": config}) for name, config in configs.items()}
     run_cases(studies, plans, path)
     return Cases(configs, studies)
@@ -122,7 +140,8 @@ def test_all_settings_train_like_plain_pytorch(study: Folder, cases: Cases) -> N
     for name in exact:
         config, copy = cases.configs[name], cases.studies[name]
         expected = reference_run(
-            study, replace(config, num_workers=1, zero_stage=0, offload="none", micro_batch_size=None)
+            copy if name in CHANGED_ROWS else study,
+            replace(config, num_workers=1, zero_stage=0, offload="none", micro_batch_size=None),
         )
         run = copy.child("runs", "half-seed0")
         epochs = run.read_table("epochs.parquet").to_pylist()
@@ -133,9 +152,35 @@ def test_all_settings_train_like_plain_pytorch(study: Folder, cases: Cases) -> N
             np.testing.assert_allclose(value, expected.weights[key], atol=1e-4, err_msg=f"{name}, {key}")
         changed = {key for key, value in weights.items() if np.abs(value - initial[key].detach().numpy()).max() > 1e-3}
         assert changed == {key for key in weights if is_trained(key, config)}, name
-        if config.identity() == NUMBERS.identity():
+        if config.identity() == NUMBERS.identity() and name not in CHANGED_ROWS:
             assert_answers_agree(cases.studies["zero-0"], copy, name)
     check_adapter(cases.studies["lora-zero-3"], tiny_model("llama", spread=0.1))
+
+
+@pytest.mark.parametrize(("first", "second"), [("weights-of-1", "micro-batches"), ("weights-of-0", "without-unknown")])
+def test_weights_of_1_and_0_train_the_same_bits_as_rows_without_weights(cases: Cases, first: str, second: str) -> None:
+    """Weights of 1 change nothing, and a set with rows of weight 0 trains as the set without these rows."""
+    folders = [cases.studies[name].child("runs", "half-seed0") for name in (first, second)]
+    weights, expected = (folder.read_bytes("checkpoint-last/model.safetensors") for folder in folders)
+    assert weights == expected
+    counts = [read_manifest(folder).counts["tokens_now"] for folder in folders]
+    assert counts[0] == counts[1]
+
+
+def test_rows_of_weight_0_are_evaluated_and_left_out_of_the_training_loss(cases: Cases) -> None:
+    (trained, without) = (
+        cases.studies[name].child("runs", "half-seed0") for name in ("weights-of-0", "without-unknown")
+    )
+    losses = [
+        {
+            row["category"]: row["loss"]
+            for row in run.read_table("epochs.parquet").to_pylist()
+            if row["split"] == "train"
+        }
+        for run in (trained, without)
+    ]
+    assert losses[0]["Unknown"] > 0
+    assert losses[0]["all"] == pytest.approx(losses[1]["all"], rel=1e-6)
 
 
 def test_bfloat16_updates_correlate_with_float32(study: Folder, cases: Cases) -> None:
@@ -311,7 +356,7 @@ def test_loss_covers_the_answer_only(study: Folder, packing: bool) -> None:
     forward = ForwardRunner(model, 0, packing=packing)
     with forward.rows(list(micro.examples)) as rows:
         logits = forward.answer_logits(rows)
-    loss = micro.weight * float(torch.nn.functional.cross_entropy(logits, rows.labels_K, reduction="sum"))
+    loss = micro.factors[0] * float(torch.nn.functional.cross_entropy(logits, rows.labels_K, reduction="sum"))
     expected = []
     for example in examples:
         ids = torch.tensor([example.prompt_ids + example.answer_ids])

@@ -1,5 +1,8 @@
 """Token encoding, batches and micro batches."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,14 +16,16 @@ def encode(texts):
     return [[int(letter) for letter in text] for text in texts]
 
 
-def examples(num: int) -> list[Example]:
+def examples(num: int, weights: Sequence[float] = (1.0,)) -> list[Example]:
+    """Random rows, which have the weights in turn."""
     rng = np.random.default_rng(0)
     return [
         Example(
             prompt_ids=tuple(rng.integers(1, 9, rng.integers(1, 6)).tolist()),
             answer_ids=(*rng.integers(1, 9, rng.integers(1, 5)).tolist(), STOP),
+            weight=weights[i % len(weights)],
         )
-        for _ in range(num)
+        for i in range(num)
     ]
 
 
@@ -55,13 +60,17 @@ def test_each_epoch_has_every_row_once_in_its_own_order() -> None:
 
 @pytest.mark.parametrize("num_rows", [8, 5, 1])
 @pytest.mark.parametrize(("num_workers", "gradient_accumulation_steps"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
-def test_micro_batches_give_the_mean_loss_of_the_batch(
-    num_rows: int, num_workers: int, gradient_accumulation_steps: int
+@pytest.mark.parametrize("weights", [(1.0,), (0.25, 1.0, 7.0), (1.0, 0.0), (1e-300, 3e-300), (1e6, 1.0)])
+def test_micro_batches_give_the_weighted_mean_loss_of_the_batch(
+    num_rows: int, num_workers: int, gradient_accumulation_steps: int, weights: tuple[float, ...]
 ) -> None:
-    """For any losses, the mean over workers and micro batches is the token mean of the whole batch."""
-    rows = examples(num_rows)
+    """For any losses, the mean over workers and micro batches is the weighted token mean of the whole batch."""
+    rows = examples(num_rows, weights)
     token_loss = np.random.default_rng(1).random(10)
-    expected = np.mean([token_loss[token] for row in rows for token in row.answer_ids])
+    expected = np.average(
+        [token_loss[token] for row in rows for token in row.answer_ids],
+        weights=[row.weight for row in rows for _ in row.answer_ids],
+    )
     total, num_tokens = 0.0, 0
     for rank in range(num_workers):
         parts = micro_batches(
@@ -73,8 +82,30 @@ def test_micro_batches_give_the_mean_loss_of_the_batch(
         )
         assert len(parts) == gradient_accumulation_steps
         for part in parts:
-            labels = pack_examples(part.examples).labels_K
-            num_tokens += len(labels) if part.weight else 0
-            total += token_loss[labels].sum() * part.weight
-    assert num_tokens == sum(len(row.answer_ids) for row in rows)
+            batch = pack_examples(part.examples)
+            num_tokens += len(batch.labels_K) if any(part.factors) else 0
+            total += (token_loss[batch.labels_K] * np.array(part.factors)[batch.rows_K]).sum()
+    assert num_tokens >= sum(len(row.answer_ids) for row in rows if row.weight)
     assert total / num_workers / gradient_accumulation_steps == pytest.approx(expected)
+
+
+def test_equal_weights_have_the_factor_of_the_plain_mean() -> None:
+    """The factor is exactly that of a batch without weights: workers x steps / answer tokens."""
+    rows = examples(8)
+    num_tokens = sum(len(row.answer_ids) for row in rows)
+    for weight in (1.0, 2.0):  # a power of two scales numerator and denominator exactly
+        for rank in (0, 1):
+            parts = micro_batches(
+                [replace(row, weight=weight) for row in rows],
+                rank=rank,
+                num_workers=2,
+                micro_batch_size_per_worker=2,
+                gradient_accumulation_steps=2,
+            )
+            assert {factor for part in parts for factor in part.factors} == {4 / num_tokens}
+
+
+def test_examples_have_the_weights_of_their_rows() -> None:
+    encoded = encode_examples(["123", "4"], ["56", "7"], encode, encode, STOP, [0.25, 2.0])
+    assert [example.weight for example in encoded] == [0.25, 2.0]
+    assert [example.weight for example in encode_examples(["1"], ["5"], encode, encode, STOP)] == [1.0]

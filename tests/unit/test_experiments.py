@@ -90,6 +90,16 @@ def test_concentrated_variants_are_drawn_if_requested() -> None:
     assert resolve_demo_study(experiments=("concentration",)).sweep.grid.variants == ("unknown-050", "concentrated-050")
 
 
+def test_weighted_variants_are_drawn_if_requested() -> None:
+    assert resolve_demo_study(experiments=("weights",)).sweep.grid.variants == (
+        "unknown-050",
+        "known-050",
+        "weighted-050",
+    )
+    assert "weights" not in resolve(presets.demo_study()).experiments, "it would make the demo longer"
+    assert "weighted-050" not in resolve(presets.demo_study()).sweep.grid.variants
+
+
 def test_p_true_is_scored_if_requested() -> None:
     assert resolve_demo_study().annotate.p_true
     assert resolve_demo_study(experiments=("p_true",)).annotate.p_true

@@ -19,6 +19,7 @@ SETS = {
     "natural": False,
     "idk_shares": (),
     "concentrated_shares": (0.5,),
+    "weighted_shares": (0.5,),
 }
 ADDED_SETS = {
     "unknown_shares": (0.29, 1.0),
@@ -27,6 +28,7 @@ ADDED_SETS = {
     "natural": True,
     "idk_shares": (0.5, 1.0),
     "concentrated_shares": (0.45,),
+    "weighted_shares": (0.29,),
 }
 
 
@@ -59,7 +61,11 @@ def test_fewer_or_reordered_sets_change_nothing(tmp_path: Path) -> None:
     manifest = draw_variants(study, VariantsConfig(concentrated_shares=(0.5,)))
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()}
     fewer = VariantsConfig(unknown_shares=(1.0, 0.5), natural=False, idk_shares=(), idk_phrase="No idea")
-    for config in (fewer, VariantsConfig(), VariantsConfig(**SETS | {"concentrated_shares": ()})):
+    for config in (
+        fewer,
+        VariantsConfig(),
+        VariantsConfig(**SETS | {"concentrated_shares": (), "weighted_shares": ()}),
+    ):
         assert draw_variants(study, config) == manifest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "variants").iterdir()} == stamps
 
@@ -100,6 +106,16 @@ def test_idk_phrase_may_change_until_a_set_uses_it(tmp_path: Path) -> None:
     draw_variants(study, VariantsConfig(idk_shares=()))
     draw_variants(study, VariantsConfig(idk_phrase="No idea"))
     assert "No idea" in read_variant(study, "idk-050")["target"].to_pylist()
+
+
+def test_weights_may_change_until_a_set_uses_them(tmp_path: Path) -> None:
+    study = write_labelled_study(tmp_path, SMALL)
+    draw_variants(study, VariantsConfig())
+    manifest = draw_variants(study, VariantsConfig(weighted_shares=(0.5,), unknown_weight=0.125))
+    assert 0.125 in read_variant(study, "weighted-050")["weight"].to_pylist()
+    assert draw_variants(study, VariantsConfig()) == manifest, "settings without weighted sets stay valid"
+    with pytest.raises(StudyError, match=r"drawn with unknown_weight 0.125; the settings now have unknown_weight 0.25"):
+        draw_variants(study, VariantsConfig(weighted_shares=(0.29,)))
 
 
 def test_sets_of_another_knowledge_table_are_refused(tmp_path: Path) -> None:

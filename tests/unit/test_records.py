@@ -1,5 +1,7 @@
 """Files of a run: metrics per split, first correct epochs, rows that became wrong."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 
@@ -79,4 +81,13 @@ def test_loss_is_the_token_mean_if_all_rows_have_one() -> None:
     assert losses["train", "all"] == pytest.approx((0.0 + 0.5 + 1.0) / 6)
     assert losses["dev", "all"] is None
     assert TABLES[0]["loss"].to_pylist() == [0.0, 0.5, 1.0, None]
+
+
+def test_loss_of_all_train_rows_is_weighted_and_others_are_not() -> None:
+    weights = (0.25, 1.0, 0.0, 1.0)
+    rows = [replace(row, weight=weight) for row, weight in zip(ROWS, weights, strict=True)]
+    plain, weighted = ({(m.split, m.category): m.loss for m in summarize(some, EPOCHS[0])} for some in (ROWS, rows))
+    assert weighted["train", "all"] == pytest.approx((0.25 * 0.0 + 1.0 * 0.5) / (2 * 1.25))
+    del plain["train", "all"], weighted["train", "all"]
+    assert weighted == plain
     assert TABLES[0].schema.field("loss").type == pa.float64()

@@ -260,7 +260,9 @@ def _question_ids_in_bin(known: PopularityData, bins: PopularityBins, category: 
 
 
 def variant_popularity(data: StudyData) -> list[VariantPopularity]:
-    """Every fine-tuning set, in the order of the variants; D_IDK is omitted, since it has the same questions as D.
+    """Every fine-tuning set, in the order of the variants, without relabelled and weighted sets.
+
+    Those have the same questions as D.
 
     Raises:
         InsufficientDataError: there is no popularity, or no set was drawn.
@@ -273,7 +275,7 @@ def variant_popularity(data: StudyData) -> list[VariantPopularity]:
     sets = [
         _variant_popularity(known, bins, name, indices, reference)
         for name, indices in known.rows.items()
-        if len(indices) and kinds.get(name) != "idk"
+        if len(indices) and kinds.get(name) not in ("idk", "weighted")
     ]
     if not sets:
         raise InsufficientDataError("needs fine-tuning sets with rows of known popularity")
