@@ -1,12 +1,13 @@
 """The column `weight` of variant files: its checks, and the rows that are trained on."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from slick.errors import StudyError
+from slick.errors import DataError, StudyError
 from slick.storage import Folder
 from slick.study import fingerprint
 from slick.variants import read_variant
@@ -14,7 +15,7 @@ from tests.local.tiny import tiny_model, tiny_tokenizer
 from tests.study_builder import write_trainable_study
 from tuning.config import TrainConfig
 from tuning.data import read_rows
-from tuning.evaluate import filter_long_rows
+from tuning.evaluate import encode_rows, filter_long_rows
 from tuning.runs import plan_runs
 
 
@@ -88,6 +89,18 @@ def test_rows_of_weight_0_are_not_trained_on(trainable: Folder) -> None:
     assert len(filtered.examples) == len(rows), "all are evaluated"
     (plan,) = plan_runs(trainable, {"half-seed0": TrainConfig(variant="half", dtype="float32")})
     assert plan.num_train_rows == 8
+
+
+def test_training_without_a_row_that_fits_and_has_a_weight_is_refused(trainable: Folder) -> None:
+    set_weights(trainable, None)
+    rows = [row for split in read_rows(trainable, "half").values() for row in split]
+    lengths = [example.num_tokens for example in encode_rows(rows, tiny_tokenizer())]
+    longest = max((i for i, row in enumerate(rows) if row.split == "train"), key=lambda i: lengths[i])
+    rows = [replace(row, weight=float(i == longest or row.split != "train")) for i, row in enumerate(rows)]
+    config = TrainConfig(variant="half", max_new_tokens=1, max_set_aside_share=1.0)
+    assert len(filter_long_rows(rows, tiny_tokenizer(), lengths[longest], config).train_examples) == 1
+    with pytest.raises(DataError, match="no train row is left"):
+        filter_long_rows(rows, tiny_tokenizer(), lengths[longest] - 1, config)
 
 
 def test_equal_factors_have_exactly_the_gradients_of_the_plain_sum() -> None:
