@@ -13,6 +13,7 @@ from jobs.common import parse_config, parse_out, parse_preset
 from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
 from slick.annotation import RescoreConfig
+from slick.curation.config import CurateConfig
 from slick.report.findings.base import findings
 from slick.study import Manifest
 from slick.study_files import (
@@ -107,6 +108,9 @@ def test_commands_are_valid(page: str, command: str) -> None:
         return
     if step == "plan":
         parse_config(PlanConfig(), arguments, step)
+        return
+    if step == "curate":
+        parse_config(CurateConfig(), arguments[1:], step)
         return
     step_presets = getattr(presets, step.upper())
     _, preset, arguments = parse_preset(arguments, step, step_presets)
