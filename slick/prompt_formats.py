@@ -7,12 +7,13 @@ without further special tokens, which gives the tokens of `tokenizer.apply_chat_
 Nothing here loads a model; the tokenizer is passed in.
 """
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from slick.errors import DataError, ModelError
+from slick.errors import DataError, ModelError, SettingsError
 from slick.inference.base import PromptStyle
 from slick.matching import nfc
 from slick.prompts import few_shot_prefix, few_shot_suffix
@@ -227,6 +228,24 @@ def _uses_variable(template: str, name: str) -> bool:
         return name in meta.find_undeclared_variables(Environment().parse(template))
     except TemplateSyntaxError:  # tags of transformers' own, such as `generation`
         return name in template
+
+
+def parse_template_arguments(text: str | None) -> dict[str, Any]:
+    """The arguments of a chat template, from the setting `template_arguments`.
+
+    Raises:
+        SettingsError: they are not a JSON object.
+
+    >>> parse_template_arguments('{"enable_thinking": true}'), parse_template_arguments(None)
+    ({'enable_thinking': True}, {})
+    """
+    try:
+        arguments = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"template_arguments is not JSON ({error}): {text!r:.80}") from error
+    if not isinstance(arguments, dict):
+        raise SettingsError(f"template_arguments must be a JSON object, got {text!r:.80}")
+    return arguments
 
 
 def make_prompt_format(

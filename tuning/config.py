@@ -7,6 +7,7 @@ from typing import Literal
 from slick.errors import SettingsError
 from slick.matching import MATCHERS
 from slick.precision import TrainDtype
+from slick.prompt_formats import parse_template_arguments
 from slick.settings import check_settings, identity_settings, register_settings, setting
 
 TrackerName = Literal["mlflow", "wandb"]
@@ -75,6 +76,11 @@ class TrainConfig:
     dtype: TrainDtype = "auto"
     """Dtype of the weights in the forward and backward pass; `bfloat16` keeps a float32 copy for the optimizer. `auto`:
     the dtype in which the training or the sweep began, else bfloat16 on GPUs that support it and float32 elsewhere."""
+    prompt_format: Literal["qa", "chat"] = setting("qa", when=lambda values: values["prompt_format"] != "qa")
+    """`qa`: the paper's closed-book prompt. `chat`: the model's chat template with the question's own system message
+    and earlier turns; targets end with the end of the turn. For training and evaluation."""
+    template_arguments: str | None = setting(None, when=lambda values: bool(values["template_arguments"]))
+    """JSON object of arguments for the chat template; switches of reasoning are off by default."""
     matcher: str = setting("exact", "result", registry=MATCHERS)
     """How a generated answer is compared with the gold answers. In a shell, quote names such as 'f1>=0.7'."""
     max_new_tokens: int = setting(32, minimum=1)
@@ -121,6 +127,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        parse_template_arguments(self.template_arguments)
         _check_combinations(self)
 
     def micro_batch_size_per_worker(self, num_workers: int) -> int:

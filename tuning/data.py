@@ -3,20 +3,25 @@
 Array suffixes: B rows, T tokens of a row, N tokens of all rows, K answer tokens of all rows.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from slick.annotation.prompting import read_context
 from slick.datasets import read_questions
 from slick.errors import DataError, SettingsError, VariantError
+from slick.inference.base import PromptStyle
 from slick.matching import nfc
+from slick.prompt_formats import PromptFormat
 from slick.prompts import CLOSED_BOOK_INSTRUCTION, closed_book_suffix
 from slick.rng import derive_seed
 from slick.storage import Folder
-from slick.study_files import WEIGHT_FIELD, lookup_by_question, read_knowledge
+from slick.study_files import CONTEXT_FIELD, QUESTION_SCHEMA, WEIGHT_FIELD, lookup_by_question, read_knowledge
 from slick.types import Category
 from slick.variants import read_variant
 
@@ -34,18 +39,26 @@ class QuestionRow:
     category: str | None
     """None if the question was not annotated."""
     suffix: str
-    """The prompt after `CLOSED_BOOK_INSTRUCTION`."""
+    """The prompt after `prefix`."""
     target: str
     """The text to train on, whose loss is computed."""
     accepted: tuple[str, ...]
     """Answers that count as correct."""
     weight: float = 1.0
     """Weight of a training row in the loss; 0: it is evaluated, but not trained on."""
+    question: str = ""
+    """The text of the question, for chat prompts."""
+    context: str | None = None
+    """The messages before the question; see `slick.study_files.CONTEXT_FIELD`."""
+    prefix: str = CLOSED_BOOK_INSTRUCTION
+    """The beginning of the prompts of all rows."""
+    style: PromptStyle = field(default_factory=PromptStyle)
+    """How the prompt becomes tokens, and where answers end."""
 
     @property
     def prompt(self) -> str:
         """The whole prompt."""
-        return CLOSED_BOOK_INSTRUCTION + self.suffix
+        return self.prefix + self.suffix
 
 
 def read_rows(study: Folder, variant: str) -> dict[str, list[QuestionRow]]:
@@ -55,7 +68,7 @@ def read_rows(study: Folder, variant: str) -> dict[str, list[QuestionRow]]:
         SettingsError: there are no dev questions to choose the best epoch by.
         VariantError: the variant has no rows, or was not drawn from these questions.
     """
-    questions = {row["question_id"]: row for row in read_questions(study).to_pylist()}
+    questions = {row["question_id"]: row for row in _read_questions(study).to_pylist()}
     knowledge = read_knowledge(study, ["question_id", "category"]).to_pydict()
     categories = dict(zip(knowledge["question_id"], knowledge["category"], strict=True))
     rows: dict[str, list[QuestionRow]] = {split: [] for split in SPLITS}
@@ -83,7 +96,7 @@ def read_replay_rows(study: Folder, variant: str, num: int, seed: int) -> list[Q
     """
     if not num:
         return []
-    table = read_questions(study)
+    table = _read_questions(study)
     questions = lookup_by_question(table, table.to_pylist(), f"{study}/questions")
     columns = ["question_id", "domain", "split", "category"]
     known = sorted(
@@ -102,6 +115,35 @@ def read_replay_rows(study: Folder, variant: str, num: int, seed: int) -> list[Q
     return [_question_row(questions[question_id], "train", None) for question_id in chosen]
 
 
+def _read_questions(study: Folder) -> pa.Table:
+    return read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name])
+
+
+def chat_rows(rows: Sequence[QuestionRow], chat: PromptFormat) -> list[QuestionRow]:
+    """The rows with chat prompts: the question follows its own system message and earlier turns, without exemplars.
+
+    Args:
+        rows: of one training.
+        chat: the chat template of the model.
+
+    Raises:
+        DataError: the template cannot express a question; the message names it.
+    """
+    texts = []
+    for row in rows:
+        context = read_context(row.context)
+        try:
+            beginning = chat.prefix(context, [])
+            texts.append(beginning + chat.suffix(beginning, [], context, row.question))
+        except DataError as error:
+            raise DataError(f"question {row.question_id}: {error}") from error
+    prefix = os.path.commonprefix(texts)  # noqa: RUF071 (of texts, not of paths)
+    return [
+        replace(row, prefix=prefix, suffix=text[len(prefix) :], style=chat.style)
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
 def _question_row(question: dict[str, Any], split: str, category: str | None) -> QuestionRow:
     return QuestionRow(
         question_id=question["question_id"],
@@ -110,6 +152,8 @@ def _question_row(question: dict[str, Any], split: str, category: str | None) ->
         suffix=closed_book_suffix(question["question"]),
         target=nfc(question["answers"][0]),
         accepted=tuple(question["answers"]),
+        question=question["question"],
+        context=question.get(CONTEXT_FIELD.name),
     )
 
 
@@ -136,6 +180,8 @@ def _train_row(study: Folder, variant: str, entry: dict[str, Any], questions: di
         target=entry["target"],
         accepted=tuple(question["answers"]) if is_gold else (entry["target"],),
         weight=entry.get(WEIGHT_FIELD.name, 1.0),
+        question=question["question"],
+        context=question.get(CONTEXT_FIELD.name),
     )
 
 

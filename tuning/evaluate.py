@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from slick.annotation.set_aside import SPECIAL_TOKENS, TOO_LONG
 from slick.errors import DataError, SettingsError
-from slick.inference.base import PromptBatch, SamplingConfig
+from slick.inference.base import PromptBatch, PromptStyle, SamplingConfig
 from slick.matching import is_hit
-from slick.prompts import CLOSED_BOOK_INSTRUCTION
+from slick.prompt_formats import PromptFormat, make_prompt_format, parse_template_arguments
 from slick.storage import Folder
 from slick.study_files import RUN_SET_ASIDE_SCHEMA
 from tuning.config import TrainConfig
-from tuning.data import Example, QuestionRow, encode_examples, read_rows
+from tuning.data import Example, QuestionRow, chat_rows, encode_examples, read_rows
 from tuning.records import Prediction
 from tuning.runs import RunPlan
 
@@ -47,13 +47,16 @@ class EvalSettings:
 
 
 def encode_rows(rows: Sequence[QuestionRow], tokenizer: Any) -> list[Example]:
-    """Rows as prompt and target tokens, with a stop token; see `stop_token_id`."""
+    """Rows as prompt and target tokens, with a stop token: the end of a turn in chats, else see `stop_token_id`."""
     from slick.models import num_trailing_special_tokens
 
-    num_trailing = num_trailing_special_tokens(tokenizer)
+    style = rows[0].style if rows else PromptStyle()
+    num_trailing = num_trailing_special_tokens(tokenizer) if style.add_special_tokens else 0
 
     def encode_prompts(texts: Sequence[str]) -> list[list[int]]:
-        sequences = tokenizer(list(texts), return_attention_mask=False)["input_ids"]
+        sequences = tokenizer(list(texts), add_special_tokens=style.add_special_tokens, return_attention_mask=False)[
+            "input_ids"
+        ]
         return [tokens[: len(tokens) - num_trailing] for tokens in sequences]
 
     def encode_answers(texts: Sequence[str]) -> list[list[int]]:
@@ -64,7 +67,7 @@ def encode_rows(rows: Sequence[QuestionRow], tokenizer: Any) -> list[Example]:
         [row.target for row in rows],
         encode_prompts,
         encode_answers,
-        stop_token_id(tokenizer),
+        encode_answers(style.end_texts[:1])[0][0] if style.end_texts else stop_token_id(tokenizer),
         [row.weight for row in rows],
     )
 
@@ -139,9 +142,10 @@ def _generate(model: "nn.Module", tokenizer: Any, rows: Sequence[QuestionRow], s
     engine = TransformersEngine(model, tokenizer, batch_questions=batch_size)
     answers = engine.generate(
         PromptBatch(
-            prefixes=[CLOSED_BOOK_INSTRUCTION],
+            prefixes=[rows[0].prefix],
             question_ids=[row.question_id for row in rows],
             suffixes=[row.suffix for row in rows],
+            style=rows[0].style,
         ),
         SamplingConfig(num_samples=0, max_new_tokens=settings.max_new_tokens),
     )
@@ -199,7 +203,7 @@ def _is_trained(row: QuestionRow) -> bool:
 
 
 def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: int, config: TrainConfig) -> FilteredRows:
-    """Set aside the rows that are too long to be trained on or answered.
+    """Set aside the rows that are too long to be trained on or answered, after they got their chat prompts, if any.
 
     Args:
         rows: rows of all splits.
@@ -210,6 +214,8 @@ def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: in
     Raises:
         DataError: more than that share of the rows are too long, or all train or all dev rows.
     """
+    if config.prompt_format == "chat":
+        rows = chat_rows(rows, _chat_format(rows, tokenizer, config))
     examples = encode_rows(rows, tokenizer)
     lengths = [_num_tokens(example, config.max_new_tokens) for example in examples]
     fits = [length <= max_tokens for length in lengths]
@@ -236,6 +242,17 @@ def filter_long_rows(rows: Sequence[QuestionRow], tokenizer: Any, max_tokens: in
     )
 
 
+def _chat_format(rows: Sequence[QuestionRow], tokenizer: Any, config: TrainConfig) -> PromptFormat:
+    """The chat template; answers end at the newline if every target is one line."""
+    several_lines = any("\n" in row.target.strip() for row in rows)
+    return make_prompt_format(
+        "chat",
+        tokenizer,
+        answer_end="turn" if several_lines else "line",
+        template_arguments=parse_template_arguments(config.template_arguments),
+    )
+
+
 def check_row_lengths(study: Folder, plans: Sequence[RunPlan]) -> None:
     """Check, before any worker starts, that no training has to set aside too many rows.
 
@@ -244,12 +261,15 @@ def check_row_lengths(study: Folder, plans: Sequence[RunPlan]) -> None:
     """
     from slick.models import context_length, load_tokenizer
 
-    chosen = {(plan.config.variant, plan.model, plan.config.max_new_tokens): plan for plan in plans}
+    chosen = {
+        (plan.config.variant, plan.model, plan.config.max_new_tokens, plan.config.prompt_format): plan for plan in plans
+    }
     for plan in chosen.values():
         config = plan.config
         rows = [row for split in read_rows(study, config.variant).values() for row in split]
         max_tokens = context_length(plan.model, trust_remote_code=config.trust_remote_code)
-        if max(_max_length(row, config.max_new_tokens) for row in rows) > max_tokens:  # else no tokenizer is needed
+        longest = max(_max_length(row, config.max_new_tokens) for row in rows)
+        if config.prompt_format == "chat" or longest > max_tokens:  # else no tokenizer is needed
             tokenizer = load_tokenizer(plan.model, trust_remote_code=config.trust_remote_code)
             filter_long_rows(rows, tokenizer, max_tokens, config)
 

@@ -1,15 +1,14 @@
 """Settings of the annotate step."""
 
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from slick.annotation.worker import Mode
 from slick.errors import SettingsError
 from slick.inference.base import DEFAULT_ENGINE, ENGINES, Capability, SamplingConfig, check_capability
 from slick.matching import MATCHERS
 from slick.precision import Dtype
-from slick.prompt_formats import AnswerEnd, PromptFormatName
+from slick.prompt_formats import AnswerEnd, PromptFormatName, parse_template_arguments
 from slick.settings import affects, check_settings, identity_settings, register_settings, setting
 
 Estimator = Literal["sampled", "gold"]
@@ -129,21 +128,7 @@ class AnnotateConfig:
                 "answer_end and template_arguments are for chat prompts: with --prompt-format qa, answers end at the "
                 "first newline; give --prompt-format chat"
             )
-        self.parsed_template_arguments()
-
-    def parsed_template_arguments(self) -> dict[str, Any]:
-        """The arguments of the chat template.
-
-        Raises:
-            SettingsError: they are not a JSON object.
-        """
-        try:
-            arguments = json.loads(self.template_arguments or "{}")
-        except json.JSONDecodeError as error:
-            raise SettingsError(f"template_arguments is not JSON ({error}): {self.template_arguments!r:.80}") from error
-        if not isinstance(arguments, dict):
-            raise SettingsError(f"template_arguments must be a JSON object, got {self.template_arguments!r:.80}")
-        return arguments
+        parse_template_arguments(self.template_arguments)
 
     def identity(self) -> dict[str, object]:
         """The settings that change labels. Batch sizes do not, and the model has a fingerprint of its own."""

@@ -65,7 +65,7 @@ from slick.models import (
     resolve_study_model,
 )
 from slick.precision import StoredDtype, read_stored_dtype, resolve_step_dtype
-from slick.prompt_formats import ChatFormat, PromptFormat, QaFormat, make_prompt_format
+from slick.prompt_formats import ChatFormat, PromptFormat, QaFormat, make_prompt_format, parse_template_arguments
 from slick.prompts import draw_exemplar_sets
 from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
@@ -181,7 +181,7 @@ def _prompt_format(model: str, config: AnnotateConfig) -> PromptFormat:
         config.prompt_format,
         load_tokenizer(model, trust_remote_code=config.trust_remote_code),
         answer_end=config.answer_end,
-        template_arguments=config.parsed_template_arguments(),
+        template_arguments=parse_template_arguments(config.template_arguments),
     )
     if isinstance(prompt_format, ChatFormat):
         if config.prompt_format == "auto":

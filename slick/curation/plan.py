@@ -25,7 +25,7 @@ from slick.curation.selection import (
 from slick.datasets.validate import assigned_split
 from slick.errors import DataError, SettingsError
 from slick.models import load_tokenizer
-from slick.prompt_formats import AnswerEnd, PromptFormat, make_prompt_format
+from slick.prompt_formats import AnswerEnd, PromptFormat, make_prompt_format, parse_template_arguments
 from slick.study_files import Exemplars
 from slick.types import Question
 
@@ -145,7 +145,7 @@ def _without_refused(
     """The decisions without rows that the prompt format cannot express."""
     if tokenizer is None:
         return skip_if(decisions, lambda c: _SEVERAL_LINES if len(c.target.splitlines()) > 1 else None)
-    arguments = config.annotate.parsed_template_arguments()
+    arguments = parse_template_arguments(config.annotate.template_arguments)
     chat = make_prompt_format("chat", tokenizer, answer_end=answer_end, template_arguments=arguments)
     return skip_if(decisions, _refusals(chat))
 

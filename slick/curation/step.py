@@ -75,6 +75,8 @@ def curate_file(study: FolderLike, config: CurateConfig) -> Manifest:
         raise SettingsError(
             f"--unknown {config.unknown} --weakly {config.weakly} changes rows, but no copy is written; give --to FILE"
         )
+    if config.to is not None and not config.overwrite and Folder(config.to).exists():  # before anything is asked
+        raise SettingsError(f"{config.to} exists; give another name, or replace it with --overwrite")
     with exclusive_lock(study, "curate"):
         return _curate(study, open_data(config.data), config).manifest
 

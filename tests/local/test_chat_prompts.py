@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slick.annotation.prompting import PromptBuilder, draw_spares, write_context
+from slick.annotation.prompting import PromptBuilder, draw_spares, read_context, write_context
 from slick.errors import DataError, ModelError
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.engine import PromptTokenizer, TransformersEngine
 from slick.prompt_formats import ChatFormat, QaFormat, make_prompt_format
 from slick.types import Message
 from tests.local.tiny import tiny_model, tiny_tokenizer
+from tuning.data import QuestionRow, chat_rows
+from tuning.evaluate import EvalSettings, encode_rows, evaluate_rows
 
 CHATML = (
     "{% for m in messages %}{{ '<|start|>' + m.role + '\n' + m.content + '<|end|>\n' }}{% endfor %}"
@@ -207,3 +209,51 @@ def test_answers_to_chat_prompts_equal_generate() -> None:
                 torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=end_ids, pad_token_id=0
             )
             assert answer.greedy_text == tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_training_rows_equal_apply_chat_template(name: str) -> None:
+    """Prompt, target and end of turn are the tokens of the whole conversation, up to white space after the end."""
+    tokenizer = chat_tokenizer(TEMPLATES[name])
+    system = [Message(role="system", content="Answer briefly.")] if name in SYSTEM_ROLE else []
+    rows = [
+        QuestionRow(
+            question_id=str(i),
+            split="train",
+            category=None,
+            suffix="",
+            target="Paris",
+            accepted=("Paris",),
+            question=question,
+            context=write_context(context),
+        )
+        for i, (question, context) in enumerate([("Where was Cy born?", []), ("Where?", system)])
+    ]
+    chats = chat_rows(rows, ChatFormat(tokenizer))
+    arguments = {"enable_thinking": False} if name == "thinking switch" else {}
+    for row, example in zip(chats, encode_rows(chats, tokenizer), strict=True):
+        conversation = messages(read_context(row.context), [], row.question)
+        prompt = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False, **arguments)
+        assert list(example.prompt_ids) == prompt
+        # Of finished turns, some templates leave out the empty thoughts, or the system message.
+        if name != "thinking switch" and not (row.context and name == "system message in the last turn"):
+            whole = tokenizer.apply_chat_template(
+                [*conversation, {"role": "assistant", "content": "Paris"}], return_dict=False
+            )
+            answer = list(example.answer_ids)
+            assert whole[len(prompt) : len(prompt) + len(answer)] == answer
+            assert not tokenizer.decode(whole[len(prompt) + len(answer) :]).strip()
+
+
+def test_evaluation_asks_chat_prompts() -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    row = QuestionRow(
+        question_id="a", split="test", category=None, suffix="", target="x", accepted=("x",), question="Who is Bo?"
+    )
+    (chat,) = chat_rows([row], ChatFormat(tokenizer))
+    model = _resized(tiny_model("llama"), tokenizer)
+    settings = EvalSettings(matcher="exact", max_new_tokens=8)
+    (prediction,) = evaluate_rows(model, None, tokenizer, [chat], encode_rows([chat], tokenizer), settings)
+    batch = PromptBatch(prefixes=[chat.prompt], question_ids=["a"], suffixes=[""], style=chat.style)
+    ((answer,),) = TransformersEngine(model, tokenizer).generate(batch, SamplingConfig(num_samples=0, max_new_tokens=8))
+    assert prediction.text == answer.greedy_text

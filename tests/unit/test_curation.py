@@ -219,6 +219,9 @@ def test_counts_of_actions_agree_with_the_rows() -> None:
 def test_a_change_needs_a_copy(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--unknown drop --weakly keep changes rows.*give --to FILE"):
         curate_file(tmp_path, CurateConfig(data="x.jsonl", model="x", unknown="drop"))
+    (tmp_path / "copy.jsonl").write_text("{}")
+    with pytest.raises(SettingsError, match=r"copy.jsonl exists.*--overwrite"):
+        curate_file(tmp_path, CurateConfig(data="x.jsonl", model="x", to=str(tmp_path / "copy.jsonl")))
 
 
 @pytest.mark.parametrize(
