@@ -37,6 +37,8 @@ WITHOUT_RESULT = {"cost", "content", "nothing"}
 """What a field may affect without affecting results."""
 SEARCHED = {"search": "optuna"}
 """A search, so that its settings have an effect."""
+WEIGHTED = {"weighted_shares": [0.5]}
+"""A set with weights, likewise."""
 
 
 def fields_of(cls: type, prefix: str = "") -> list[tuple[str, frozenset[str]]]:
@@ -64,6 +66,7 @@ def other(value: Any) -> Any:
 def settings_by_step(change: tuple[str, str] | None, path: tuple[str, str] | None) -> dict[str, dict[str, Any]]:
     settings = {step: settings_to_json(settings_class(step)()) for step in STEPS}
     settings["sweep"] |= SEARCHED
+    settings["variants"] |= WEIGHTED
     for step in ("annotate", "finetune"):
         settings[step]["dtype"] = "float32"  # as steps store what `auto` stood for
     if path:
