@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from slick import limits
 from slick.curation.files import RowEdit, open_data
+from slick.curation.formats import ROW_FORMATS, ColumnNames, detect_format
 from slick.curation.json_text import edit_object
 from slick.errors import DataError, SettingsError
 from slick.storage import Folder
@@ -517,3 +518,42 @@ def test_data_in_an_object_store_is_read_and_written_there(suffix, monkeypatch):
             data.write(f"memory://bucket/{copy}", EDITS, NEW)
         with pytest.raises(SettingsError, match="would replace the data"):
             data.write(f"memory://bucket/{source}", EDITS, NEW, overwrite=True)
+
+
+def format_rows(name, prompt, target):
+    """A row of a format."""
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": target}]
+    return {
+        "messages": {"messages": messages},
+        "sharegpt": {"conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": target}]},
+        "prompt_completion": {"prompt": prompt, "completion": target},
+        "alpaca": {"instruction": prompt, "input": "", "output": target},
+        "qa": {"question": prompt, "answers": json.dumps([target, "other"])},
+        "columns": {"ask": prompt, "reply": target},
+    }[name]
+
+
+line = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=9).filter(
+    str.strip
+)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", ROW_FORMATS.names())
+@given(texts=st.lists(st.tuples(line, line), min_size=2, max_size=3), new_target=line)
+@settings(max_examples=3)
+def test_relabelled_rows_of_every_format_are_read_back_from_every_container(name, suffix, texts, new_target):
+    if suffix in (".csv", ".tsv") and name in ("messages", "sharegpt"):
+        return  # cells are text
+    rows = [{"id": str(i), **format_rows(name, *pair)} for i, pair in enumerate(texts)]
+    names = ColumnNames(prompt="ask", target="reply") if name == "columns" else None
+    with tempfile.TemporaryDirectory() as folder:
+        data = open_data(save(folder, rows, suffix))
+        row_format = detect_format(data.columns, data.first_rows(), names=names)
+        assert row_format.name == name
+        edit = RowEdit(index=1, row=row_format.replace_target(data.first_rows()[1], 0, new_target))
+        data.write(f"{folder}/copy{suffix}", [edit], NEW)
+        examples = [row_format.parse(row)[0] for row in read(f"{folder}/copy{suffix}")]
+    targets = [target for _, target in texts]
+    assert [example.target for example in examples] == [targets[0], new_target, *targets[2:]]
+    assert [example.messages[-1].content for example in examples] == [prompt for prompt, _ in texts]
