@@ -150,14 +150,22 @@ def linked_table_exhibit(caption: str, make: Callable[[], Table]) -> Exhibit:
     return replace(try_exhibit(caption, make, wide=True), linked=True)
 
 
-def render_page(template: str = "page.html", **values: Any) -> str:
-    """Render a template. All text is escaped; figures are inserted as SVG."""
+def render_page(template: str = "page.html", package: str = "slick.report", **values: Any) -> str:
+    """Render a template. All text is escaped; figures are inserted as SVG.
+
+    Args:
+        template: its file name.
+        package: the package that has it; templates that it imports may also be in `slick.report`.
+        values: variables of the template.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    folder = resources.files("slick.report")
+    folder, own = resources.files("slick.report"), resources.files(package)
     environment = Environment(
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(
+            lambda name: (own if own.joinpath(name).is_file() else folder).joinpath(name).read_text(encoding="utf-8")
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ MIN_TEXT_PX = 9.0
 """Pixels: smaller text in a figure cannot be read."""
 MIN_SHADE = 25.0
 """Levels of grey, of 255, by which the shadow at the edge of a cut table is darker than the table."""
+_WINDOW = {"height": 900, "deviceScaleFactor": 1}
 PRINTED_WIDTH = 688
 """CSS pixels of an A4 page between the margins of the style sheet, 182 mm."""
 
@@ -172,17 +174,42 @@ def capture_page(page: Path, width: int, browser: str, *, mobile: bool = False) 
     return asyncio.run(_capture_page(page, width, browser, mobile))
 
 
+def evaluate_on_page(page: Path, width: int, browser: str, expressions: Sequence[str]) -> list[Any]:
+    """Load a page and evaluate JavaScript expressions in it, one after another; returns their values.
+
+    Raises:
+        AssertionError: an expression or the page throws.
+    """
+    return asyncio.run(_evaluate_on_page(page, width, browser, expressions))
+
+
+async def _evaluate_on_page(page: Path, width: int, browser: str, expressions: Sequence[str]) -> list[Any]:
+    snapshot, values = PageSnapshot(), []
+    async with _session(browser) as send:
+        await _load(send, page, width, mobile=False)
+        for expression in expressions:
+            response = await send("Runtime.evaluate", expression=expression, returnByValue=True)
+            assert "exceptionDetails" not in response, response
+            values.append(response["result"].get("value"))
+        _collect_events(send.events, page, snapshot)
+    assert not snapshot.errors, snapshot.errors
+    return values
+
+
+async def _load(send: "_Sender", page: Path, width: int, *, mobile: bool) -> None:
+    for domain in ("Runtime", "Log", "Network", "Page"):
+        await send(f"{domain}.enable")
+    await send("Network.setBlockedURLs", urls=["http://*", "https://*", "ws://*", "wss://*"])
+    await send("Emulation.setDeviceMetricsOverride", width=width, mobile=mobile, **_WINDOW)
+    loaded = send.waiter("Page.loadEventFired")
+    await send("Page.navigate", url=page.as_uri())
+    await asyncio.wait_for(loaded, TIMEOUT_S)
+
+
 async def _capture_page(page: Path, width: int, browser: str, mobile: bool) -> PageSnapshot:
     snapshot = PageSnapshot()
     async with _session(browser) as send:
-        for domain in ("Runtime", "Log", "Network", "Page"):
-            await send(f"{domain}.enable")
-        await send("Network.setBlockedURLs", urls=["http://*", "https://*", "ws://*", "wss://*"])
-        size = {"height": 900, "deviceScaleFactor": 1}
-        await send("Emulation.setDeviceMetricsOverride", width=width, mobile=mobile, **size)
-        loaded = send.waiter("Page.loadEventFired")
-        await send("Page.navigate", url=page.as_uri())
-        await asyncio.wait_for(loaded, TIMEOUT_S)
+        await _load(send, page, width, mobile=mobile)
         snapshot.delivered = await _inspect_page(send, "false")
         snapshot.without_cue = await _tables_without_cue(send, snapshot.delivered["cut"])
         await send("Runtime.evaluate", expression=_OPEN_ALL_SCRIPT.replace("OPENED", "true"))
@@ -191,7 +218,7 @@ async def _capture_page(page: Path, width: int, browser: str, mobile: bool) -> P
         snapshot.covered = covered["result"]["value"]
         await send("Runtime.evaluate", expression=_OPEN_ALL_SCRIPT.replace("OPENED", "false"))
         await send("Emulation.setEmulatedMedia", media="print")
-        await send("Emulation.setDeviceMetricsOverride", width=PRINTED_WIDTH, mobile=False, **size)
+        await send("Emulation.setDeviceMetricsOverride", width=PRINTED_WIDTH, mobile=False, **_WINDOW)
         snapshot.printed = await _inspect_page(send, "true")
         await send("Emulation.setEmulatedMedia", media="")
         pdf = base64.b64decode((await send("Page.printToPDF", preferCSSPageSize=True))["data"])

@@ -167,8 +167,11 @@ def stability_section(data: StudyData) -> SectionBody:
 def summary_sentences(data: StudyData) -> list[str]:
     """One sentence per check that was run."""
     stability, _ = value_or_reason(_require_stability, data)
-    if stability is None:
-        return []
+    return [] if stability is None else stability_sentences(stability)
+
+
+def stability_sentences(stability: LabelStability) -> list[str]:
+    """One sentence per check that was run."""
     sentences = []
     for describe in (_flip_sentence, _settling_sentence, _rare_answers_sentence, _guess_sentence):
         with suppress(InsufficientDataError):
