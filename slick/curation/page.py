@@ -7,25 +7,26 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from slick.annotation.set_aside import TOO_LONG as PROMPT_TOO_LONG
 from slick.curation.actions import RowLabel, count_actions
 from slick.curation.commands import curate_command
 from slick.curation.config import CurateConfig
 from slick.curation.page_figures import by_group, by_length, percent
-from slick.curation.page_rows import NOT_ASKED, PageRow, page_rows, reason_of, sample_decisions
+from slick.curation.page_rows import MAX_ROWS, NOT_ASKED, PageRow, page_rows, reason_of, sample_decisions
+from slick.curation.plan import SEVERAL_LINES, CurationPlan
 from slick.curation.selection import (
     CODE,
     CONTEXT,
-    EXACT_MAX_WORDS,
     EXCLUDED,
     NOT_READABLE,
-    OTHER_MAX_WORDS,
     PROMPT_REFUSED,
     TOO_LONG,
     Decision,
+    max_target_words,
 )
 from slick.formatting import format_percent
 from slick.report.measurements import round1
@@ -35,9 +36,6 @@ from slick.report.tables import Row, Table
 from slick.storage import Folder
 from slick.study_files import read_knowledge
 from slick.types import Category
-
-if TYPE_CHECKING:
-    from slick.curation.step import CurationPlan
 
 PAGE = "index.html"
 
@@ -51,14 +49,16 @@ class Advice:
     """What this run wrote; empty if it wrote no copy."""
     reasons: tuple[str, ...]
     commands: tuple[str, ...]
-    """Commands that write a cleaned copy."""
+    """Commands that write a cleaned copy; none for rows in memory."""
+    call: str
+    """For rows in memory: how to get a cleaned copy."""
     open_question: str
     """What labels do not show."""
     test_commands: tuple[str, ...]
     """Commands that measure it."""
 
 
-def write_page(study: Folder, plan: "CurationPlan", labels: Sequence[RowLabel], config: CurateConfig) -> str:
+def write_page(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], config: CurateConfig) -> str:
     """Write curate/index.html.
 
     Args:
@@ -79,11 +79,11 @@ def write_page(study: Folder, plan: "CurationPlan", labels: Sequence[RowLabel], 
     return f"{folder}/{PAGE}"
 
 
-def page_html(study: Folder, plan: "CurationPlan", labels: Sequence[RowLabel], config: CurateConfig) -> str:
+def page_html(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], config: CurateConfig) -> str:
     """The page as text; arguments as for `write_page`."""
     from markupsafe import Markup
 
-    shown = sample_decisions(plan.decisions, labels, seed=config.seed)
+    shown = sample_decisions(plan.decisions, labels, limit=MAX_ROWS, seed=config.seed)
     num_asked = sum(label.category is not None for label in labels)
     counts = count_categories(labels)
     data, all_turns = plan.data, config.turns == "all"
@@ -171,6 +171,10 @@ def advise(config: CurateConfig, labels: Sequence[RowLabel], out: str, suffix: s
             for action in actions
             if config.data
         ),
+        call='Call `slick.curate` again with the same `out` and `unknown="drop"` or `unknown="idk"`; nothing is asked '
+        "again."
+        if unknown and not config.data
+        else "",
         open_question="Labels alone do not show how much your own training gains: that depends on its length, its "
         "learning rate and the share of Unknown rows. These commands train on your rows with and without Unknown ones, "
         "and report the difference:",
@@ -200,7 +204,7 @@ def _copy_name(config: CurateConfig, action: str, suffix: str) -> str:
     return {"drop": "cleaned", "idk": "relabelled"}[action] + suffix
 
 
-def reason_table(study: Folder, plan: "CurationPlan", labels: Sequence[RowLabel], config: CurateConfig) -> Table | None:
+def reason_table(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], config: CurateConfig) -> Table | None:
     """Why rows were not asked, with the number of rows and the first of them; None if all were asked."""
     counts: dict[str, int] = {}
     first: dict[str, Decision] = {}
@@ -231,7 +235,7 @@ _MAX_REASONS = 20
 
 def rule_of(reason: str, matcher: str, config: CurateConfig) -> str:
     """The rule behind a reason, with the settings that change it."""
-    limit = config.max_target_words or (EXACT_MAX_WORDS if matcher in ("exact", "raw") else OTHER_MAX_WORDS)
+    limit = max_target_words(matcher, config)
     rules = {
         CODE: "The prompt or the target has code.",
         CONTEXT: f"The prompt has more than {config.max_prompt_words} words (--max-prompt-words), or it contains the "
@@ -239,6 +243,8 @@ def rule_of(reason: str, matcher: str, config: CurateConfig) -> str:
         TOO_LONG: f"The target has more than {limit} words, the most for the matcher {matcher} (--max-target-words).",
         EXCLUDED: "--ask or --skip exclude the row.",
         NOT_READABLE: "The row does not follow the format of the file.",
+        SEVERAL_LINES: "Prompts without a chat template end an answer at the newline.",
+        PROMPT_TOO_LONG: "The prompt is longer than the model's context.",
         PROMPT_REFUSED: "The chat template cannot express the row; try --prompt-format qa.",
     }
     return next((rule for start, rule in rules.items() if reason.startswith(start)), "")

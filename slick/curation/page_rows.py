@@ -68,7 +68,7 @@ def reason_of(decision: Decision, label: RowLabel) -> str:
 
 
 def sample_decisions(
-    decisions: Sequence[Decision], labels: Sequence[RowLabel], *, limit: int = MAX_ROWS, seed: int = 0
+    decisions: Sequence[Decision], labels: Sequence[RowLabel], *, limit: int, seed: int
 ) -> list[Decision]:
     """At most `limit` decisions, drawn from each category in proportion to its size; all if there are no more.
 
@@ -206,6 +206,8 @@ def _texts_of_turns(row: Mapping[str, Any], row_format: RowFormat) -> dict[int |
 
 
 def _hit_counts(study: Folder, wanted: set[str]) -> dict[str, list[int]]:
+    if not wanted:
+        return {}
     names = ["greedy_hits", "greedy_total", "sampled_hits", "sampled_total"]
     table = read_knowledge(study, ["question_id", *names])
     columns = [table[name].to_pylist() for name in ("question_id", *names)]
@@ -220,7 +222,7 @@ def _answers(study: Folder, wanted: set[str]) -> dict[str, Answers]:
     folder = study.child("annotate", GENERATIONS)
     columns = ["question_id", "greedy_text", "greedy_hit", "sampled_text", "sampled_hit"]
     answers: dict[str, Answers] = {}
-    for name in folder.names(".parquet"):
+    for name in folder.names(".parquet") if wanted else []:
         for batch in read_answer_part(folder, name, columns).to_batches(max_chunksize=64):
             ids = batch.column("question_id").to_pylist()
             rows = [i for i, question_id in enumerate(ids) if question_id in wanted]

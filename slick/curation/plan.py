@@ -29,7 +29,7 @@ from slick.prompt_formats import AnswerEnd, PromptFormat, make_prompt_format, pa
 from slick.study_files import Exemplars
 from slick.types import Question
 
-_SEVERAL_LINES = "target of several lines"
+SEVERAL_LINES = "target of several lines"
 _MIN_NEW_TOKENS, _MAX_NEW_TOKENS = 16, 256
 _SENTENCE_TOKENS = 24
 """Chat models answer in sentences, even after exemplars that do not."""
@@ -144,7 +144,7 @@ def _without_refused(
 ) -> list[Decision]:
     """The decisions without rows that the prompt format cannot express."""
     if tokenizer is None:
-        return skip_if(decisions, lambda c: _SEVERAL_LINES if len(c.target.splitlines()) > 1 else None)
+        return skip_if(decisions, lambda c: SEVERAL_LINES if len(c.target.splitlines()) > 1 else None)
     arguments = parse_template_arguments(config.annotate.template_arguments)
     chat = make_prompt_format("chat", tokenizer, answer_end=answer_end, template_arguments=arguments)
     return skip_if(decisions, _refusals(chat))

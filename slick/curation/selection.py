@@ -210,9 +210,14 @@ def choose_matcher(candidates: Sequence[Candidate], config: CurateConfig, *, is_
     return ("contains", f"{text}, and chat models answer in sentences") if is_chat else ("exact", text)
 
 
+def max_target_words(matcher: str, config: CurateConfig) -> int:
+    """The most words of a target that the matcher can compare, or those that the settings name."""
+    return config.max_target_words or (EXACT_MAX_WORDS if matcher in _WHOLE_TARGET else OTHER_MAX_WORDS)
+
+
 def skip_long_targets(decisions: Sequence[Decision], matcher: str, config: CurateConfig) -> list[Decision]:
     """Rule 4: targets with more words than the matcher can compare."""
-    limit = config.max_target_words or (EXACT_MAX_WORDS if matcher in _WHOLE_TARGET else OTHER_MAX_WORDS)
+    limit = max_target_words(matcher, config)
     return skip_if(decisions, lambda candidate: TOO_LONG if len(candidate.target.split()) > limit else None)
 
 

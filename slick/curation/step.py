@@ -53,7 +53,7 @@ def curate_file(study: FolderLike, config: CurateConfig) -> Manifest:
     """Label every row of a file that tests knowledge, and write an edited copy if the settings name one.
 
     Args:
-        study: folder of the study. It gets questions/, annotate/ and curate/.
+        study: folder of the study. It gets questions/, annotate/ and curate/, with a page curate/index.html.
         config: the settings.
 
     Returns:
@@ -78,7 +78,9 @@ def curate_file(study: FolderLike, config: CurateConfig) -> Manifest:
     if config.to is not None and not config.overwrite and Folder(config.to).exists():  # before anything is asked
         raise SettingsError(f"{config.to} exists; give another name, or replace it with --overwrite")
     with exclusive_lock(study, "curate"):
-        return _curate(study, open_data(config.data), config).manifest
+        result = _curate(study, open_data(config.data), config)
+        _write_page(study, result, config)
+        return result.manifest
 
 
 def curate(data: T, *, model: str, out: FolderLike | None = None, **settings: Any) -> T:
@@ -107,6 +109,8 @@ def curate(data: T, *, model: str, out: FolderLike | None = None, **settings: An
         study = as_folder(stack.enter_context(TemporaryDirectory(prefix="slick-curate-")) if out is None else out)
         stack.enter_context(exclusive_lock(study, "curate"))
         result = _curate(study, source, config)
+        if out is not None:
+            _write_page(study, result, config)
         return cast(
             T, source.edited(row_edits(source, result.plan.row_format, result.labels, config), new_columns(config))
         )
@@ -145,6 +149,12 @@ def _curate(study: Folder, data: DataFile, config: CurateConfig) -> _Result:
         folder, "curate", identity, settings=config, inputs=inputs, counts=counts, started_at=started_at
     )
     return _Result(manifest, plan, by_row)
+
+
+def _write_page(study: Folder, result: _Result, config: CurateConfig) -> None:
+    from slick.curation.page import write_page  # loads the charts, which --help does not need
+
+    _LOG.info("Page: %s", write_page(study, result.plan, result.labels, config))
 
 
 def _write_questions(study: Folder, plan: CurationPlan, config: CurateConfig) -> str:
