@@ -24,6 +24,8 @@ from functools import partial
 from slick.errors import SettingsError
 from slick.registry import Registry
 
+JUDGE = "judge"
+"""A matcher that grades stored texts with a language model; see `slick.annotation.judge`."""
 F1_THRESHOLD = 0.5
 """Minimum word F1 of the matcher `f1`."""
 
@@ -239,6 +241,14 @@ def f1_at_least(name: str) -> Callable[[Sequence[str]], AnswerMatcher] | None:
     if name != shortest:
         raise SettingsError(f"the matcher {name!r} is not in its shortest form; write {shortest!r}")
     return partial(F1Matcher, threshold=threshold)
+
+
+@MATCHERS.register(JUDGE)
+def _judge(gold: Sequence[str]) -> AnswerMatcher:
+    raise SettingsError(
+        f"--matcher {JUDGE} grades the stored answers of `slick annotate`, so it cannot match an answer while a model "
+        "runs; use --matcher exact, contains or f1 here"
+    )
 
 
 def _nfd(text: str) -> str:

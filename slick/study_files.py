@@ -113,6 +113,22 @@ P_TRUE_SCHEMA = pa.schema([("question_id", pa.string()), *((name, pa.float64()) 
 `p_a`, `p_b`: probabilities that ` (A` and ` (B` follow the prompt. `p_true`: p_a / (p_a + p_b).
 """
 
+JUDGE_OUTCOMES = CORRECT, INCORRECT, NOT_ATTEMPTED, UNPARSABLE = (
+    *("correct", "incorrect", "not attempted"),
+    "unparsable",
+)
+"""Outcomes of the matcher `judge`; `unparsable` if no reply was one of the other three."""
+
+JUDGEMENT_SCHEMA = pa.schema(
+    [*((name, pa.string()) for name in ("key", "outcome", "reply", "item")), ("attempts", pa.int64())]
+)
+"""Schema of `annotate/judgements/part-*.parquet`: one row per distinct question, gold answers and answer.
+
+`key`: hash of the judge and the item. `reply`: the last reply, at most 1,000 characters. `item`: the texts, see
+`slick.prompts.judge_item`. `attempts`: replies, 1 for a local model. A key with an unparsable outcome may come again in
+a later file, with more attempts.
+"""
+
 SET_ASIDE_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("question_id", "relation", "domain", "split", "reason")),
@@ -270,6 +286,13 @@ P_TRUE_SPEC = TableSpec(
     ranges=dict.fromkeys(("p_a", "p_b", "p_true"), _UNIT_RANGE),
     allow_empty=True,
 )
+JUDGEMENTS_SPEC = TableSpec(
+    schema=JUDGEMENT_SCHEMA,
+    step="annotate",
+    values={"outcome": JUDGE_OUTCOMES},
+    ranges={"attempts": _NON_NEGATIVE},
+    allow_empty=True,
+)
 SET_ASIDE_SPEC = TableSpec(
     schema=SET_ASIDE_SCHEMA,
     step="annotate",
@@ -380,6 +403,11 @@ def read_answer_part(folder: Folder, name: str, columns: Sequence[str] | None = 
 def read_p_true_rows(folder: Folder) -> pa.Table:
     """All P(True) scores, in the order of the files."""
     return read_validated_parts(folder, P_TRUE_SPEC)
+
+
+def read_judgement_part(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table:
+    """Columns of a file of annotate/judgements/."""
+    return read_validated_table(folder, name, JUDGEMENTS_SPEC, columns)
 
 
 def read_set_aside_rows(folder: Folder, name: str) -> pa.Table:

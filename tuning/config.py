@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slick.errors import SettingsError
-from slick.matching import MATCHERS
+from slick.matching import MATCHERS, make_matcher
 from slick.precision import TrainDtype
 from slick.prompt_formats import parse_template_arguments
 from slick.settings import check_settings, identity_settings, register_settings, setting
@@ -128,6 +128,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         parse_template_arguments(self.template_arguments)
+        make_matcher([], self.matcher)  # refuses `judge`, which cannot match an answer while a model is trained
         _check_combinations(self)
 
     def micro_batch_size_per_worker(self, num_workers: int) -> int:

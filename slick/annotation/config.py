@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.worker import Mode
 from slick.errors import SettingsError
 from slick.inference.base import DEFAULT_ENGINE, ENGINES, Capability, SamplingConfig, check_capability
-from slick.matching import MATCHERS
+from slick.matching import JUDGE, MATCHERS
 from slick.precision import Dtype
 from slick.prompt_formats import AnswerEnd, PromptFormatName, parse_template_arguments
 from slick.settings import affects, check_settings, identity_settings, register_settings, setting
@@ -42,6 +43,10 @@ class AnnotateConfig:
     probabilities of one answer text, at a fraction of the cost."""
     matcher: str = setting("exact", "labels", registry=MATCHERS)
     """When an answer is correct; see `slick.matching`. In a shell, quote names such as 'f1>=0.7'."""
+    judge: JudgeConfig = field(
+        default_factory=JudgeConfig, metadata=affects("labels", when=lambda settings: settings.get("matcher") == JUDGE)
+    )
+    """The language model that grades answers, with the matcher `judge`."""
     repeats_per_relation: int = setting(0, "labels", minimum=0)
     """Questions per relation that are annotated twice, with other exemplars and samples, to measure how often
     categories flip. Not supported by the gold estimator, which does not sample."""
@@ -99,6 +104,13 @@ class AnnotateConfig:
         check_settings(self)
         self._check_engine()
         self._check_prompts()
+        check_judge(self.matcher, self.judge)
+        if self.matcher == JUDGE and self.mode == "labels":
+            raise SettingsError(
+                f"--mode labels does not keep all answers, which --matcher {JUDGE} needs; use --mode full"
+            )
+        if self.judge.graded:
+            raise SettingsError("--judge.graded needs finished labels; give it with --rescore")
         if self.sampling.num_samples < 1:
             raise SettingsError("num_samples must be at least 1: samples separate WeaklyKnown from Unknown")
         if self.max_actors is not None and self.max_actors < self.min_actors:
@@ -133,6 +145,20 @@ class AnnotateConfig:
     def identity(self) -> dict[str, object]:
         """The settings that change labels. Batch sizes do not, and the model has a fingerprint of its own."""
         return identity_settings(self)
+
+
+def check_judge(matcher: str | None, judge: JudgeConfig) -> None:
+    """Refuse a judge without the matcher `judge`, and the matcher without a judge.
+
+    Raises:
+        SettingsError: only one of them is given.
+    """
+    if matcher == JUDGE and not judge.is_given:
+        raise SettingsError(
+            f"--matcher {JUDGE} needs a judge: --judge.model for a local one, or --judge.url and --judge.served-model"
+        )
+    if matcher != JUDGE and judge != JudgeConfig():
+        raise SettingsError(f"settings of --judge have no effect with --matcher {matcher}; add --matcher {JUDGE}")
 
 
 def main_store(config: AnnotateConfig) -> str:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, main_store
-from slick.annotation.set_aside import count_set_aside_by_store, drop_questions, labelled_questions, read_set_aside
+from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, check_judge, main_store
+from slick.annotation.judge import grade_answers, judge_fingerprint
+from slick.annotation.judge_client import JudgeConfig
+from slick.annotation.set_aside import (
+    check_undecided_share,
+    count_set_aside_by_store,
+    drop_questions,
+    find_undecided,
+    labelled_questions,
+    read_set_aside,
+    write_undecided,
+)
 from slick.annotation.store import read_parts, sample_by_hash, select_questions, total_cost
 from slick.annotation.uncertainty import Scoring, collect_evidence, fit_beta, posterior_hit_probability
 from slick.datasets import read_questions
 from slick.errors import EngineError, SettingsError, StudyError
 from slick.formatting import format_percent
 from slick.locks import exclusive_lock
-from slick.matching import MATCHERS, nfc
+from slick.matching import JUDGE, MATCHERS, nfc
 from slick.rng import derive_seed
 from slick.settings import check_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
@@ -35,6 +45,15 @@ from slick.types import Category, categories, clopper_pearson_upper
 from slick.world.facts import NameGenerator, subject_kind
 
 _LOG = logging.getLogger(__name__)
+
+
+def judge_inputs(config: AnnotateConfig) -> dict[str, str]:
+    """The fingerprint of the judge by name, as an input of the labels; empty with another matcher.
+
+    Raises:
+        ModelError: a local judge does not exist.
+    """
+    return {JUDGE: judge_fingerprint(config.judge)} if config.matcher == JUDGE else {}
 
 
 def control_questions(questions: pa.Table, per_relation: int, seed: int) -> pa.Table:
@@ -78,14 +97,27 @@ def category_flips(first: pa.Table, again: pa.Table) -> dict[str, Any]:
     }
 
 
-def label(study: Folder, questions: pa.Table, config: AnnotateConfig, scoring: Scoring | None = None) -> dict[str, Any]:
+def label(
+    study: Folder,
+    questions: pa.Table,
+    config: AnnotateConfig,
+    scoring: Scoring | None = None,
+    *,
+    judge: str = "",
+) -> dict[str, Any]:
     """Write knowledge.parquet and confidence.json from the stored answers; returns counts for the manifest.
+
+    A manifest of other labels is deleted right before.
 
     Args:
         study: its folder.
         questions: all selected questions; those that are set aside get no label.
         config: how the answers were generated.
         scoring: how they are scored; None for the settings in `config`.
+        judge: the result of `judge_fingerprint`, with the matcher `judge`.
+
+    Raises:
+        EngineError: answers are missing, or the judge fails. Labels and manifest are unchanged.
     """
     folder = study.child("annotate")
     main = main_store(config)
@@ -99,24 +131,50 @@ def label(study: Folder, questions: pa.Table, config: AnnotateConfig, scoring: S
             num_exemplar_sets=config.num_exemplar_sets,
             num_samples=config.sampling.num_samples,
         )
-    evidence = collect_evidence(read_parts(folder.child(main)), scoring)
-    table = knowledge_table(tables[main], evidence.rows)
-    folder.write_table("knowledge.parquet", table)
-    checks = {
-        store: knowledge_table(tables[store], collect_evidence(read_parts(folder.child(store)), scoring).rows)
-        for store in (REPEATS, CONTROLS)
-        if store in tables
+    judge_counts: dict[str, Any] = {}
+    if config.matcher == JUDGE:
+        judgements, judge_counts = grade_answers(folder, tables, config, judge)
+        scoring = replace(scoring, judged=judgements.matcher)
+    evidence = {store: collect_evidence(read_parts(folder.child(store)), scoring) for store in tables}
+    undecided = {store: find_undecided(table, evidence[store].undecided) for store, table in tables.items()}
+    check_undecided_share(undecided[main], tables[main].num_rows, config.judge, folder)
+    is_judged = scoring.judged is not None
+    labels = {
+        store: knowledge_table(drop_questions(table, undecided[store]), evidence[store].rows, is_judged=is_judged)
+        for store, table in tables.items()
     }
-    confidence: dict[str, Any] = {"settling": evidence.convergence_curve}
-    if REPEATS in checks:
-        confidence[REPEATS] = category_flips(table, checks[REPEATS])
-    if CONTROLS in checks:
-        controls = checks[CONTROLS]
-        confidence[CONTROLS] = {"questions": controls.num_rows, "categories": count_categories(controls)}
+    confidence = _confidence(labels, main, evidence[main].convergence_curve)
+    folder.delete(MANIFEST)  # until it is replaced, `slick annotate` would restore the original labels
+    write_undecided(folder, undecided)
+    folder.write_table("knowledge.parquet", labels[main])
     folder.write_json("confidence.json", confidence)
-    counts = _counts(folder, table, config) | {"set_aside": count_set_aside_by_store(set_aside)}
-    _log_summary(counts, confidence, set_aside[main].num_rows)
+    without_label = {
+        store: pa.concat_tables([table, undecided[store]]) if store in undecided else table
+        for store, table in set_aside.items()
+    }
+    counts = _counts(folder, labels[main], config) | {"set_aside": count_set_aside_by_store(without_label)}
+    if judge_counts:
+        counts["judge"] = {"fingerprint": judge, "answers": judge_counts}
+    _log_summary(counts, confidence, without_label[main].num_rows)
     return counts
+
+
+def _confidence(labels: Mapping[str, pa.Table], main: str, curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of confidence.json.
+
+    Args:
+        labels: the knowledge table of each store.
+        main: the store of the labels.
+        curve: `Evidence.convergence_curve` of that store.
+    """
+    confidence: dict[str, Any] = {"settling": curve}
+    if REPEATS in labels:
+        has_label = pc.is_in(labels[REPEATS]["question_id"], value_set=labels[main]["question_id"].combine_chunks())
+        confidence[REPEATS] = category_flips(labels[main], labels[REPEATS].filter(has_label))
+    if CONTROLS in labels:
+        controls = labels[CONTROLS]
+        confidence[CONTROLS] = {"questions": controls.num_rows, "categories": count_categories(controls)}
+    return confidence
 
 
 def questions_by_store(questions: pa.Table, config: AnnotateConfig) -> dict[str, pa.Table]:
@@ -164,12 +222,11 @@ def _answers_by_category(knowledge: pa.Table, config: AnnotateConfig) -> dict[st
     """Number of answers generated for each category, and the share of all possible answers that were not."""
     max_answers = config.num_exemplar_sets * (1 + config.sampling.num_samples)
     answers = {}
-    sums = [("sampled_total", "sum"), ("greedy_total", "sum")]
+    sums = [("sampled_total", "sum"), ("greedy_total", "sum"), ("question_id", "count")]
     for row in knowledge.group_by("category").aggregate(sums).to_pylist():
         if config.estimator == "sampled":
             num_answers = row["sampled_total_sum"] + row["greedy_total_sum"]
-            num_questions = row["greedy_total_sum"] // config.num_exemplar_sets
-            spared = round(1 - num_answers / (num_questions * max_answers), 4)
+            spared = round(1 - num_answers / (row["question_id_count"] * max_answers), 4)
             answers[row["category"]] = {"made": num_answers, "spared": spared}
     return answers
 
@@ -204,12 +261,13 @@ def _log_summary(counts: Mapping[str, Any], confidence: Mapping[str, Any], num_s
         _LOG.info("Of %d questions about invented subjects, %d are Unknown.", controls["questions"], num_unknown)
 
 
-def knowledge_table(questions: pa.Table, evidence: pa.Table) -> pa.Table:
+def knowledge_table(questions: pa.Table, evidence: pa.Table, *, is_judged: bool = False) -> pa.Table:
     """Label every question with its category.
 
     Args:
         questions: question_id, relation, domain and split of the questions to label.
         evidence: `slick.annotation.uncertainty.EVIDENCE_SCHEMA`, one row per question.
+        is_judged: answers without an outcome are unparsable, not omitted because they would not change a category.
 
     Returns:
         `KNOWLEDGE_SCHEMA`, sorted by (relation, domain, split, question_id).
@@ -244,7 +302,7 @@ def knowledge_table(questions: pa.Table, evidence: pa.Table) -> pa.Table:
     unknown = no_greedy_hit & (hits == 0) & ~by_gold
     distinct, inverse = np.unique(num_samples, return_inverse=True)
     bound = np.array([clopper_pearson_upper(max(1, int(num))) for num in distinct])[inverse]
-    probability = np.where(by_gold, exact, _rare_knowledge_probability(evidence, unknown))
+    probability = np.where(by_gold, exact, _rare_knowledge_probability(evidence, unknown, is_judged))
     table = questions
     for name in ("greedy_hits", "greedy_total", "sampled_hits", "sampled_total"):
         table = table.append_column(name, evidence[name])
@@ -262,14 +320,17 @@ def knowledge_table(questions: pa.Table, evidence: pa.Table) -> pa.Table:
     return table.cast(KNOWLEDGE_SCHEMA)
 
 
-def _rare_knowledge_probability(evidence: pa.Table, unknown: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _rare_knowledge_probability(evidence: pa.Table, unknown: NDArray[np.bool_], is_judged: bool) -> NDArray[np.float64]:
     """Probability that an Unknown question is rarely known: as many samples again would contain a correct one.
 
     P_Correct of the questions without a correct greedy answer is modelled by a Beta distribution, fitted to their
-    samples. NaN for other questions, and if the distribution cannot be fitted.
+    samples. NaN for other questions, and if the distribution cannot be fitted. The few questions with an unparsable
+    outcome do not count.
     """
     probabilities = np.full(evidence.num_rows, np.nan)
     fitted = evidence.filter(pc.equal(evidence["greedy_hits"], 0))
+    if is_judged:
+        fitted = fitted.filter(pc.is_valid(fitted["p_correct_sampled"]))
     if not unknown.any() or fitted["p_correct_sampled"].null_count:
         return probabilities
     num_samples = int(fitted["sampled_total"][0].as_py())
@@ -301,9 +362,13 @@ class RescoreConfig:
     """Use the answers to this many first exemplar sets."""
     num_samples: int | None = None
     """Use this many first samples of each prompt."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """The language model that grades answers, with the matcher `judge`."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.matcher is not None:
+            check_judge(self.matcher, self.judge)
 
 
 def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
@@ -357,12 +422,16 @@ def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
             f"{folder.uri} holds answers for {sets} exemplar sets with {samples} samples each; rescoring can use "
             f"fewer, but not {num_sets} exemplar sets and {num_samples} samples"
         )
+    matcher = config.matcher or original.matcher
+    judge = original.judge if config.judge == JudgeConfig() and matcher == original.matcher else config.judge
     scored = replace(
         original,
-        matcher=config.matcher or original.matcher,
+        matcher=matcher,
+        judge=replace(judge, graded=""),
         num_exemplar_sets=num_sets,
         sampling=replace(original.sampling, num_samples=num_samples),
     )
+    inputs = {name: value for name, value in manifest.inputs.items() if name != JUDGE} | judge_inputs(scored)
     questions = read_questions(study)
     selected = select_questions(
         questions,
@@ -379,9 +448,8 @@ def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
         num_samples=num_samples,
         gold=gold if scored.matcher != original.matcher else None,
     )
-    folder.delete(MANIFEST)  # until it is replaced, `slick annotate` would restore the original labels
-    counts = label(study, selected, scored, scoring)
-    identity = fingerprint(manifest.inputs, scored.identity())
+    counts = label(study, selected, scored, scoring, judge=inputs.get(JUDGE, ""))
+    identity = fingerprint(inputs, scored.identity())
     return complete_step(
-        folder, "annotate", identity, settings=scored, inputs=manifest.inputs, counts=counts, started_at=started_at
+        folder, "annotate", identity, settings=scored, inputs=inputs, counts=counts, started_at=started_at
     )

@@ -2,6 +2,9 @@
 
 They depend on questions, exemplar sets, tokenizer and settings alone. So they are known before any answer is generated,
 a resumed run finds the same ones, and they never get a label.
+
+With the matcher `judge`, questions whose category depends on an unparsable outcome get no label either. They are known
+after the answers are graded, and another rescoring may label them.
 """
 
 import logging
@@ -13,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from slick.annotation.config import MAIN_STORES
+from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.worker import AnswerSetSpec, WorkerConfig
-from slick.errors import DataError
+from slick.errors import DataError, EngineError
 from slick.formatting import format_percent
 from slick.inference.base import PromptStyle
 from slick.storage import Folder
@@ -25,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 SET_ASIDE_FOLDER: Final = "set_aside"
 """The folder inside annotate/, with a file STORE.parquet for each store that has such questions."""
 TOO_LONG: Final = "prompt too long"
+UNDECIDED: Final = "unparsable outcome of the judge"
+_UNDECIDED_PREFIX = "judge_"
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 """Numbers of tokens of prompts, as the engine feeds them."""
@@ -233,6 +239,69 @@ def labelled_questions(folder: Folder, questions: pa.Table) -> pa.Table:
     for store in MAIN_STORES:  # a study has one of them
         questions = drop_questions(questions, read_set_aside(folder, store))
     return questions
+
+
+def find_undecided(questions: pa.Table, question_ids: Sequence[str]) -> pa.Table:
+    """The questions with these ids, as `SET_ASIDE_SCHEMA`."""
+    is_undecided = pc.is_in(questions["question_id"], value_set=pa.array(question_ids, pa.string()))
+    rows = questions.filter(is_undecided).select(["question_id", "relation", "domain", "split"]).to_pylist()
+    return pa.Table.from_pylist([row | {"reason": UNDECIDED} for row in rows], SET_ASIDE_SCHEMA)
+
+
+def check_undecided_share(undecided: pa.Table, num_questions: int, judge: JudgeConfig, folder: Folder) -> None:
+    """Refuse to label if too many questions are undecided.
+
+    Args:
+        undecided: the undecided questions of the main store.
+        num_questions: all its questions.
+        judge: has the maximum share.
+        folder: annotate/ of a study.
+
+    Raises:
+        EngineError: there are more, or no question is left.
+    """
+    num = undecided.num_rows
+    if not num or (num <= judge.max_unparsable_share * num_questions and num < num_questions):
+        return
+    examples = ", ".join(undecided["question_id"].to_pylist()[:_MAX_QUESTIONS_LISTED])
+    raise EngineError(
+        f"the category of {num:,} of {num_questions:,} questions ({format_percent(num / num_questions, '.2g')}) "
+        f"depends on answers without an outcome, such as of {examples}; at most "
+        f"{format_percent(judge.max_unparsable_share, 'g')} may be set aside. The replies are in the column reply of "
+        f"{folder}/judgements, where all grades are kept. Use another judge, a higher --judge.max-retries or "
+        "--judge.max-new-tokens, or allow more by --judge.max-unparsable-share"
+    )
+
+
+def write_undecided(folder: Folder, undecided: Mapping[str, pa.Table]) -> None:
+    """Write the undecided questions of each store, and delete the lists of an earlier scoring.
+
+    Args:
+        folder: annotate/ of a study.
+        undecided: by store, as `SET_ASIDE_SCHEMA`.
+    """
+    lists = folder.child(SET_ASIDE_FOLDER)
+    for name in lists.names(".parquet"):
+        if name.startswith(_UNDECIDED_PREFIX):
+            lists.delete(name)
+    for store, table in undecided.items():
+        if table.num_rows:
+            path = set_aside_file(store, UNDECIDED)
+            lists.write_table(path.rpartition("/")[2], table)
+            _LOG.info(
+                "annotate/%s: %s questions have no label, because it depends on an unparsable outcome of the judge; "
+                "they are listed in %s/%s",
+                store,
+                f"{table.num_rows:,}",
+                folder,
+                path,
+            )
+
+
+def set_aside_file(store: str, reason: str) -> str:
+    """The path inside annotate/ of the list of questions of a store that are set aside for this reason."""
+    prefix = _UNDECIDED_PREFIX if reason == UNDECIDED else ""
+    return f"{SET_ASIDE_FOLDER}/{prefix}{store}.parquet"
 
 
 def drop_questions(questions: pa.Table, set_aside: pa.Table) -> pa.Table:

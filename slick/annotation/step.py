@@ -28,6 +28,7 @@ from slick.annotation.config import (
 from slick.annotation.labels import (
     control_questions,
     format_category_shares,
+    judge_inputs,
     label,
     prefix_reuse_share,
     questions_by_store,
@@ -56,6 +57,7 @@ from slick.errors import DataError, SettingsError, StudyError
 from slick.formatting import format_percent
 from slick.inference.base import EngineConfig
 from slick.locks import exclusive_lock
+from slick.matching import JUDGE
 from slick.models import (
     ignored_model_settings,
     load_tokenizer,
@@ -117,7 +119,7 @@ def _annotate_with_p_true(study: Folder, config: AnnotateConfig) -> Manifest:
         check_same_model(study, inputs["model"])
     # Before any fingerprint is computed, so that answers in two dtypes never have the same one.
     labels = _resolved("annotate", config, read_stored_dtype([study.child("annotate")]))
-    manifest = _annotate(study, labels, model, inputs)
+    manifest = _annotate(study, labels, model, inputs | judge_inputs(labels))
     if config.p_true:
         score_p_true(study, _resolved("P(True)", config, _stored_p_true_dtype(study, labels.dtype)), inputs)
     return manifest
@@ -163,7 +165,7 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     longest = max(max_prompt_tokens(table, worker_config.stores[store]) for store, table in kept.items())
     worker_config = with_engine(worker_config, max_tokens=longest)
     annotate_missing("annotate", tables, worker_config, config, _progress_note, set_aside)
-    counts = label(study, selected, config)
+    counts = label(study, selected, config, judge=inputs.get(JUDGE, ""))
     if config.prompt_format == "chat":
         counts["prompt_format"] = "chat"
     if ignored := ignored_model_settings(model):
@@ -300,7 +302,7 @@ def _worker_config(
             trust_remote_code=config.trust_remote_code,
         ),
         mode=config.mode,
-        matcher=config.matcher,
+        matcher="exact" if config.matcher == JUDGE else config.matcher,  # the judge follows when all answers are stored
         stores=stores,
         folder=folder,
     )

@@ -6,8 +6,9 @@ Array suffixes: Q questions, P exemplar sets, S samples per prompt.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,15 @@ class Scoring:
     num_samples: int
     gold: Mapping[str, Sequence[str]] | None = None
     """Gold answers by question_id, to match the stored texts again; None to use the stored hits."""
+    judged: Callable[[str], Callable[[str], bool | None]] | None = None
+    """With the matcher `judge`: from a question_id, a function that says whether an answer is correct, or None if its
+    outcome is unparsable."""
+
+    def is_hit_of(self, question_id: str) -> Callable[[str], bool | None]:
+        """A function that says whether a stored text answers this question correctly."""
+        if self.judged is not None:
+            return self.judged(question_id)
+        return make_matcher((self.gold or {})[question_id], self.matcher).is_hit
 
 
 @dataclass(slots=True)
@@ -146,7 +156,10 @@ class Evidence:
     rows: pa.Table
     """`EVIDENCE_SCHEMA`."""
     convergence_curve: list[dict[str, Any]]
-    """Categories with fewer exemplar sets and samples; empty if not all samples were generated."""
+    """Categories with fewer exemplar sets and samples; empty if not all samples were generated. With the matcher
+    `judge`, over the questions whose answers all have an outcome."""
+    undecided: list[str] = field(default_factory=list)
+    """Questions whose category depends on answers with an unparsable outcome; they are not among the rows."""
 
 
 def collect_evidence(parts: Iterator[pa.Table], scoring: Scoring) -> Evidence:
@@ -156,6 +169,7 @@ def collect_evidence(parts: Iterator[pa.Table], scoring: Scoring) -> Evidence:
         EngineError: some answers to a question are missing.
     """
     tables: list[pa.Table] = []
+    undecided: list[str] = []
     curve: dict[tuple[int, int], dict[str, int]] = {}
     is_complete = True
     for part in parts:
@@ -164,30 +178,53 @@ def collect_evidence(parts: Iterator[pa.Table], scoring: Scoring) -> Evidence:
             is_complete = False
             continue
         greedy_QP, sampled_QPS = _hits(part, scoring)
-        tables.append(_evidence(part["question_id"], greedy_QP, sampled_QPS))
+        question_id = part["question_id"]
+        if scoring.judged is not None:
+            decided_Q = _is_decided(greedy_QP, sampled_QPS)
+            undecided += question_id.filter(pa.array(~decided_Q)).to_pylist()
+            question_id = question_id.filter(pa.array(decided_Q))
+            greedy_QP, sampled_QPS = greedy_QP[decided_Q], sampled_QPS[decided_Q]
+        tables.append(_evidence(question_id, greedy_QP, sampled_QPS))
+        if scoring.judged is not None:
+            complete_Q = (greedy_QP >= 0).all(axis=1) & (sampled_QPS >= 0).all(axis=(1, 2))
+            greedy_QP, sampled_QPS = greedy_QP[complete_Q], sampled_QPS[complete_Q]
         is_complete = is_complete and bool((sampled_QPS >= 0).all())
         for sets, samples, counts in convergence_curve(greedy_QP, sampled_QPS) if is_complete else ():
             total = curve.setdefault((sets, samples), dict.fromkeys(counts, 0))
             curve[sets, samples] = {category: total[category] + num for category, num in counts.items()}
     steps = [{"exemplar_sets": sets, "samples": n, "categories": counts} for (sets, n), counts in curve.items()]
     rows = pa.concat_tables(tables) if tables else EVIDENCE_SCHEMA.empty_table()
-    return Evidence(rows, steps if is_complete else [])
+    return Evidence(rows, steps if is_complete else [], undecided)
+
+
+def _is_decided(greedy_QP: HitArray, sampled_QPS: HitArray) -> NDArray[np.bool_]:
+    """Whether a question's category is the same whatever the answers without an outcome (-1) are; shape (Q,)."""
+
+    def categories_if(hit: int) -> NDArray[np.str_]:
+        greedy_Q, sampled_Q = (
+            np.where(hits < 0, hit, hits).reshape(len(hits), -1).sum(axis=1) for hits in (greedy_QP, sampled_QPS)
+        )
+        return np.array(categories(greedy_Q, np.full_like(greedy_Q, greedy_QP.shape[1]), sampled_Q))
+
+    # More hits never give a lower category, so the two extremes bound all cases.
+    return np.asarray(categories_if(0) == categories_if(1))
 
 
 def _evidence(question_id: pa.ChunkedArray, greedy_QP: HitArray, sampled_QPS: HitArray) -> pa.Table:
     is_generated = sampled_QPS >= 0
     hits = (sampled_QPS > 0).sum(axis=(1, 2))
     is_complete = is_generated.all(axis=(1, 2))
+    num_samples = sampled_QPS.shape[1] * sampled_QPS.shape[2]
     low, high = np.zeros(len(hits)), np.ones(len(hits))
     if is_complete.any():
         low[is_complete], high[is_complete] = confidence_intervals(sampled_QPS[is_complete])
     columns = [
         question_id,
         pa.array((greedy_QP > 0).sum(axis=1), pa.int32()),
-        pa.array(np.full(len(hits), greedy_QP.shape[1]), pa.int32()),
+        pa.array((greedy_QP >= 0).sum(axis=1), pa.int32()),
         pa.array(hits, pa.int32()),
         pa.array(is_generated.sum(axis=(1, 2)), pa.int32()),
-        *(pa.array(values, pa.float64(), mask=~is_complete) for values in (hits / sampled_QPS[0].size, low, high)),
+        *(pa.array(values, pa.float64(), mask=~is_complete) for values in (hits / num_samples, low, high)),
         pa.nulls(len(hits), pa.float64()),
     ]
     return pa.table(columns, schema=EVIDENCE_SCHEMA)
@@ -210,8 +247,8 @@ def _gold_evidence(part: pa.Table, scoring: Scoring) -> pa.Table:
 
 def _hits(part: pa.Table, scoring: Scoring) -> tuple[HitArray, HitArray]:
     """Greedy and sampled hits of a part file, for the exemplar sets and samples of `scoring`."""
-    if scoring.gold is not None:
-        part = _rescore_hits(part, scoring.gold, scoring.matcher)
+    if scoring.judged is not None or scoring.gold is not None:
+        part = _rescore_hits(part, scoring)
     greedy, sampled = (
         _array(part[name].combine_chunks(), depth) for name, depth in (("greedy_hit", 1), ("sampled_hit", 2))
     )
@@ -224,12 +261,12 @@ def _hits(part: pa.Table, scoring: Scoring) -> tuple[HitArray, HitArray]:
     return greedy[:, :sets], sampled[:, :sets, :samples]
 
 
-def _rescore_hits(part: pa.Table, gold: Mapping[str, Sequence[str]], matcher: str) -> pa.Table:
-    """Hits of the stored texts by this matcher."""
+def _rescore_hits(part: pa.Table, scoring: Scoring) -> pa.Table:
+    """Hits of the stored texts by the matcher of `scoring`; null for an unparsable outcome."""
     columns = (part[name].to_pylist() for name in ("question_id", "greedy_text", "sampled_text"))
     greedy, sampled = [], []
     for question_id, greedy_text, sampled_text in zip(*columns, strict=True):
-        is_hit = make_matcher(gold[question_id], matcher).is_hit
+        is_hit = cache(scoring.is_hit_of(question_id))
         greedy.append([is_hit(text) for text in greedy_text])
         sampled.append([[None if text is None else is_hit(text) for text in texts] for texts in sampled_text])
     return pa.table(

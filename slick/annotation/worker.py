@@ -42,9 +42,9 @@ from slick.inference.base import (
 )
 from slick.matching import AnswerMatcher, make_matcher, nfc
 from slick.precision import Runtime
-from slick.prompts import P_TRUE_CHOICES, p_true_row
+from slick.prompts import JUDGE_CHOICES, P_TRUE_CHOICES, judge_suffix, p_true_row
 from slick.storage import Folder
-from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, P_TRUE_SCHEMA
+from slick.study_files import GENERATION_SCHEMA, GOLD_SCHEMA, JUDGE_OUTCOMES, JUDGEMENT_SCHEMA, P_TRUE_SCHEMA
 from slick.types import categories
 
 if TYPE_CHECKING:
@@ -66,9 +66,14 @@ them, cost of the answers and `slick.precision.Runtime` of the engine; or the na
 and its message."""
 
 Mode = Literal["full", "labels"]
-AnswerKind = Literal["answers", "gold", "p_true"]
+AnswerKind = Literal["answers", "gold", "p_true", "judge"]
 
-SCHEMAS: dict[AnswerKind, pa.Schema] = {"answers": GENERATION_SCHEMA, "gold": GOLD_SCHEMA, "p_true": P_TRUE_SCHEMA}
+SCHEMAS: dict[AnswerKind, pa.Schema] = {
+    "answers": GENERATION_SCHEMA,
+    "gold": GOLD_SCHEMA,
+    "p_true": P_TRUE_SCHEMA,
+    "judge": JUDGEMENT_SCHEMA,
+}
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,7 +92,8 @@ class AnswerSetSpec:
     """Prefixes of each prompt group, one per exemplar set."""
     sampling: SamplingConfig
     kind: AnswerKind = "answers"
-    """`answers` generates them; `gold` scores the gold answer; `p_true` scores whether the model calls it correct."""
+    """`answers` generates them; `gold` scores the gold answer; `p_true` scores whether the model calls it correct;
+    `judge` grades the items that take the place of questions, see `slick.prompts.judge_item`."""
     style: PromptStyle = field(default_factory=PromptStyle)
     """How prompts become tokens, and where answers end."""
 
@@ -183,6 +189,8 @@ class AnnotationWorker:
         if store.kind == "p_true":
             choices = engine.log_probabilities(batch, P_TRUE_CHOICES)
             return [p_true_row(i, *values) for i, values in zip(batch.question_ids, choices, strict=True)]
+        if store.kind == "judge":
+            return _judgement_rows(batch, engine.log_probabilities(batch, JUDGE_CHOICES))
         if store.kind == "gold":
             scores = engine.score(batch, [nfc(answers[0]) for answers in gold], store.sampling)
             return [_gold_row(i, values) for i, values in zip(batch.question_ids, scores, strict=True)]
@@ -256,8 +264,20 @@ def _gold_row(question_id: str, scores: Sequence[GoldScore]) -> dict[str, Any]:
     }
 
 
+def _judgement_rows(batch: PromptBatch, log_probabilities: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """The most likely outcome of each item; the key takes the place of the question_id."""
+    rows = []
+    for key, suffix, values in zip(batch.question_ids, batch.suffixes, log_probabilities, strict=True):
+        best = int(np.argmax(values))
+        item = suffix.removesuffix(judge_suffix(""))
+        rows.append(
+            {"key": key, "outcome": JUDGE_OUTCOMES[best], "reply": JUDGE_CHOICES[best], "item": item, "attempts": 1}
+        )
+    return rows
+
+
 def _row_categories(rows: Sequence[dict[str, Any]], store: AnswerSetSpec) -> list[str]:
-    if store.kind == "p_true":
+    if store.kind in ("p_true", "judge"):
         return []
     greedy = np.array([sum(row["greedy_hit"]) for row in rows])
     if store.kind == "gold":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from slick.annotation.set_aside import set_aside_file
 from slick.formatting import format_duration
 from slick.precision import merge_runtimes
 from slick.report.loading import finished_runs
@@ -312,7 +313,7 @@ def set_aside_rows(manifests: Mapping[str, Manifest]) -> list[tuple[CellValue, .
     for step in ("annotate", "annotate/p_true"):
         stores = manifests[step].counts.get("set_aside", {}) if step in manifests else {}
         rows += [
-            (_STORE_LABELS.get(store, store), reason, relation, split, num, f"annotate/set_aside/{store}.parquet")
+            (_STORE_LABELS.get(store, store), reason, relation, split, num, f"annotate/{set_aside_file(store, reason)}")
             for store, reasons in stores.items()
             for reason, relations in reasons.items()
             for relation, splits in relations.items()

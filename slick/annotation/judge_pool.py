@@ -1,0 +1,227 @@
+"""How answers are graded for the matcher `judge`: by threads that ask a server, or by actors with a local model.
+
+Either way, grades are written in files while the work goes on, and an interrupted run loses the last few seconds.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pyarrow as pa
+
+from slick.annotation.judge_client import Grade, JudgeClient, JudgeConfig
+from slick.annotation.set_aside import find_too_long, max_prompt_tokens, token_counter
+from slick.annotation.store import UNIT_SCHEMA
+from slick.annotation.worker import GPU_BATCH_FACTOR, AnswerSetSpec, WorkerConfig, run_worker_pool, with_engine
+from slick.errors import EngineError, ModelError
+from slick.formatting import ProgressReporter, format_percent
+from slick.inference.base import DEFAULT_ENGINE, EngineConfig, SamplingConfig
+from slick.prompts import JUDGE_CHOICES, JUDGE_PREFIX, judge_item
+from slick.storage import Folder
+from slick.study_files import JUDGEMENT_SCHEMA, UNPARSABLE
+
+if TYPE_CHECKING:
+    from slick.annotation.config import AnnotateConfig
+
+_LOG = logging.getLogger(__name__)
+
+JUDGE_FOLDER: Final = "judgements"
+"""The folder inside annotate/."""
+_RELATION = "judge"
+"""Takes the place of the relation in units of work."""
+_ROWS_PER_PART = 256
+_SECONDS_PER_PART = 15.0
+_FIRST_GRADES = 50
+"""If no outcome of this many first grades can be parsed, the step stops: the model does not follow the prompt."""
+
+
+class Item(NamedTuple):
+    """A distinct question, gold answers and answer to grade."""
+
+    key: str
+    text: str
+    """See `slick.prompts.judge_item`."""
+    attempts: int
+    """Earlier replies that named no outcome."""
+
+
+def _next_part(stored: Folder) -> int:
+    """The number after the highest of the files of earlier runs."""
+    numbers = [int(name[5:-8]) for name in stored.names(".parquet") if name[5:-8].isdecimal()]
+    return max(numbers, default=-1) + 1
+
+
+class _GradeWriter:
+    """Collects grades and writes them in files, so that at most a few seconds of work are lost if the driver dies."""
+
+    def __init__(self, stored: Folder) -> None:
+        self.num_written = 0
+        self._stored, self._part, self._rows = stored, _next_part(stored), list[dict[str, Any]]()
+        self._written_at = time.monotonic()
+
+    def add(self, item: Item, grade: Grade) -> None:
+        self._rows.append({"key": item.key, "item": item.text} | grade._asdict())
+        if len(self._rows) >= _ROWS_PER_PART or time.monotonic() - self._written_at > _SECONDS_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            table = pa.Table.from_pylist(self._rows, JUDGEMENT_SCHEMA)
+            self._stored.write_table(f"part-{self._part:06d}.parquet", table)
+            self.num_written += len(self._rows)
+            self._part, self._rows = self._part + 1, []
+        self._written_at = time.monotonic()
+
+
+def grade_by_server(
+    folder: Folder, pending: Sequence[Item], config: "AnnotateConfig", progress: ProgressReporter
+) -> None:
+    """Ask the server for grades."""
+    stored = folder.child(JUDGE_FOLDER)
+    writer, client, earlier = _GradeWriter(stored), JudgeClient(config.judge), progress.done
+    try:
+        _ask_server(client, pending, config.judge, writer, progress)
+    except EngineError as error:
+        raise EngineError(
+            f"{error}. {earlier + writer.num_written:,} of {earlier + len(pending):,} answers are graded and stored in "
+            f"{stored}; the same command grades the rest"
+        ) from None
+
+
+def _ask_server(
+    client: JudgeClient, pending: Sequence[Item], judge: JudgeConfig, writer: _GradeWriter, progress: ProgressReporter
+) -> None:
+    """Grade with several threads. Every grade that arrives is stored, also if an error or Ctrl-C ends the run."""
+    waiting = iter(pending)
+    running: dict[Future[Grade], Item] = {}
+    num_by_outcome: Counter[str] = Counter()
+
+    def store(future: Future[Grade]) -> None:
+        item, grade = running.pop(future), future.result()
+        writer.add(item, grade)
+        num_by_outcome[grade.outcome] += 1
+        progress.add(1, f"{format_percent(num_by_outcome[UNPARSABLE] / num_by_outcome.total())} unparsable")
+
+    with ThreadPoolExecutor(judge.concurrency, "judge") as threads:
+        try:
+            while True:
+                while len(running) < 2 * judge.concurrency and (item := next(waiting, None)) is not None:
+                    running[threads.submit(client.grade, item.text, item.attempts)] = item
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    store(future)
+                _check_first_grades(num_by_outcome)
+        finally:
+            client.stopped.set()
+            threads.shutdown(wait=True, cancel_futures=True)
+            for future in [future for future in running if not future.cancelled() and not future.exception()]:
+                store(future)
+            writer.flush()
+
+
+def _check_first_grades(num_by_outcome: Counter[str]) -> None:
+    """Stop early if the model does not follow the prompt, since every reply may cost money.
+
+    Raises:
+        EngineError: none of the first replies names an outcome.
+    """
+    if num_by_outcome.total() >= _FIRST_GRADES and num_by_outcome[UNPARSABLE] == num_by_outcome.total():
+        raise EngineError(
+            f"none of the judge's first {num_by_outcome.total()} replies is A, B or C (see the column reply of the "
+            "stored grades); use another model, or raise --judge.max-new-tokens if it reasons before it replies"
+        )
+
+
+def grade_by_model(
+    folder: Folder, pending: Sequence[Item], config: "AnnotateConfig", progress: ProgressReporter
+) -> None:
+    """Grade with a local model in the pool of actors. Items that exceed its context are unparsable."""
+    stored = folder.child(JUDGE_FOLDER)
+    table = pa.table(
+        {
+            "question_id": [item.key for item in pending],
+            **{name: [_RELATION] * len(pending) for name in ("relation", "domain", "split")},
+            "question": [item.text for item in pending],
+            "answers": pa.array([[]] * len(pending), pa.list_(pa.string())),
+        }
+    )
+    worker_config, too_long = _local_judge(folder, table, config)
+    if too_long:
+        writer = _GradeWriter(stored)
+        for item in pending:
+            if item.key in too_long:
+                writer.add(item, Grade(UNPARSABLE, "the prompt exceeds the judge's context", 1))
+        writer.flush()
+        progress.add(writer.num_written)
+        _LOG.info("judge: %s answers exceed the judge's context and have no outcome", f"{writer.num_written:,}")
+    keys = table["question_id"].to_pylist()
+    kept = table.take([row for row, key in enumerate(keys) if key not in too_long])
+    if not kept.num_rows:
+        return
+    first = _next_part(stored)
+
+    def units(on_gpu: bool, *_: int) -> list[pa.Table]:
+        size = config.batch_questions * config.batches_per_file * (GPU_BATCH_FACTOR if on_gpu else 1)
+        parts = [kept.slice(start, size) for start in range(0, kept.num_rows, size)]
+        return [_make_unit(first + number, part) for number, part in enumerate(parts)]
+
+    for row in run_worker_pool(
+        units,
+        worker_config,
+        min_actors=config.min_actors,
+        max_actors=config.max_actors,
+        gpus_per_actor=config.gpus_per_actor,
+        cpus_per_actor=config.cpus_per_actor,
+    ):
+        progress.add(row["questions"])
+
+
+def _make_unit(number: int, part: pa.Table) -> pa.Table:
+    row = {name: part[name].to_pylist() for name in ("question_id", "question", "answers")}
+    return pa.Table.from_pylist(
+        [{"store": JUDGE_FOLDER, "first_batch": number, "relation": _RELATION} | row], schema=UNIT_SCHEMA
+    )
+
+
+def _local_judge(folder: Folder, table: pa.Table, config: "AnnotateConfig") -> tuple[WorkerConfig, set[str]]:
+    """The configuration of the actors, and the keys of items that exceed the judge's context.
+
+    Raises:
+        ModelError: the context does not even hold the instructions.
+    """
+    from slick.models import context_length
+
+    model, trust = config.judge.model, config.trust_remote_code
+    longest_choice = max(len(f" {choice}".encode()) for choice in JUDGE_CHOICES)
+    spec = AnswerSetSpec(
+        prefixes={_RELATION: [JUDGE_PREFIX]},
+        sampling=SamplingConfig(num_samples=0, max_new_tokens=longest_choice),
+        kind="judge",
+    )
+    context, count_tokens = (
+        context_length(model, trust_remote_code=trust),
+        token_counter(model, trust_remote_code=trust),
+    )
+    (num_tokens,) = count_tokens([JUDGE_PREFIX + spec.suffix(judge_item("", [], ""), [])])
+    if num_tokens + longest_choice > context:
+        raise ModelError(
+            f"--judge.model {model} has a context of {context:,} tokens, but the instructions of the judge need "
+            f"{num_tokens + longest_choice:,} without any answer; use a model with a longer context"
+        )
+    too_long = find_too_long(table, spec, context, count_tokens)
+    max_tokens = min(context, max_prompt_tokens(table, spec))
+    worker_config = WorkerConfig(
+        engine=DEFAULT_ENGINE,
+        engine_config=EngineConfig(
+            model=model, dtype=config.dtype, batch_questions=config.batch_questions, trust_remote_code=trust
+        ),
+        mode="full",
+        matcher="exact",
+        stores={JUDGE_FOLDER: spec},
+        folder=folder,
+    )
+    return with_engine(worker_config, max_tokens=max_tokens), set(too_long["question_id"].to_pylist())
