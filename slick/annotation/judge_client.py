@@ -202,7 +202,8 @@ class JudgeClient:
                         reason += f", and demands a pause of {wait:,.0f} s"
                     raise EngineError(
                         f"the judge at {self._endpoint} did not grade an answer: {reason} ({num_requests} requests in "
-                        f"{time.monotonic() - started_at:,.0f} s); check that the server runs and which load it allows (--judge.concurrency)"
+                        f"{time.monotonic() - started_at:,.0f} s); check that the server runs and which load it allows "
+                        "(--judge.concurrency)"
                     ) from None
             self.stopped.wait(wait)
             pause = min(2 * pause, _MAX_PAUSE_S)
