@@ -136,9 +136,10 @@ SET_ASIDE_SCHEMA = pa.schema(
         ("limit", pa.int64()),
     ]
 )
-"""Schema of `annotate/set_aside/STORE.parquet`: one row per question.
+"""Schema of `annotate/set_aside/STORE.parquet`, and of `judge_STORE.parquet` there: one row per question.
 
-`num_tokens`: tokens of its longest prompt and the longest answer. `limit`: tokens of the model's context.
+`num_tokens`: tokens of its longest prompt and the longest answer. `limit`: tokens of the model's context. Both are null
+for questions whose category depends on an unparsable outcome of the judge.
 """
 
 RUN_SET_ASIDE_SCHEMA = pa.schema(
@@ -296,6 +297,7 @@ JUDGEMENTS_SPEC = TableSpec(
 SET_ASIDE_SPEC = TableSpec(
     schema=SET_ASIDE_SCHEMA,
     step="annotate",
+    nullable=frozenset({"num_tokens", "limit"}),
     values={"domain": DOMAINS, "split": SPLITS},
     allow_empty=True,
 )

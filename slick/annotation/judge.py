@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,15 +22,17 @@ from slick.annotation.judge_pool import JUDGE_FOLDER, Item, grade_by_model, grad
 from slick.annotation.store import read_parts
 from slick.cluster import set_job_message
 from slick.errors import StudyError
-from slick.formatting import ProgressReporter
-from slick.matching import AnswerMatcher, make_matcher
+from slick.formatting import ProgressReporter, format_percent
+from slick.matching import JUDGE, AnswerMatcher, make_matcher
 from slick.prompts import judge_item
 from slick.storage import Folder
-from slick.study import fingerprint
+from slick.stored_files import convert
+from slick.study import fingerprint, read_manifest
 from slick.study_files import CORRECT, JUDGE_OUTCOMES, NOT_ATTEMPTED, UNPARSABLE, read_judgement_part
 
 if TYPE_CHECKING:
     from slick.annotation.config import AnnotateConfig
+    from slick.report.statistics.agreement import GradedAnswer
 
 _LOG = logging.getLogger(__name__)
 
@@ -129,6 +131,19 @@ def read_judgements(folder: Folder, judge: JudgeConfig, identity: str) -> Judgem
     return judgements
 
 
+def stored_judgements(study: Folder) -> Judgements | None:
+    """The outcomes behind the labels of a study; None if they were not made with the matcher `judge`.
+
+    Raises:
+        StudyError: a file or the manifest is invalid.
+    """
+    manifest = read_manifest(study.child("annotate"))
+    if manifest is None or manifest.settings.get("matcher") != JUDGE:
+        return None
+    judge = convert(manifest.settings.get("judge", {}), JudgeConfig, "settings.judge")
+    return read_judgements(study.child("annotate"), judge, manifest.input(JUDGE))
+
+
 def grade_answers(
     folder: Folder, tables: Mapping[str, pa.Table], config: "AnnotateConfig", identity: str
 ) -> tuple[Judgements, dict[str, int]]:
@@ -218,3 +233,33 @@ def _is_pending(item: Item, judgements: Judgements) -> bool:
     outcome = judgements.outcomes.get(item.key)
     can_retry = bool(judgements.judge.url) and item.attempts <= judgements.judge.max_retries
     return outcome is None or (outcome == UNPARSABLE and can_retry)
+
+
+def with_outcomes(answers: "Sequence[GradedAnswer]", judgements: Judgements) -> "list[GradedAnswer]":
+    """The graded answers with the judge's outcomes."""
+    rows = []
+    for row in answers:
+        outcome = judgements.outcome(row.question, row.gold, row.answer)
+        rows.append(row._replace(judged=None if outcome == UNPARSABLE else outcome == CORRECT))
+    return rows
+
+
+def judge_agreement(answers: "Sequence[GradedAnswer]", judgements: Judgements) -> dict[str, Any]:
+    """Cohen's kappa of the judge and of other matchers with a person's grades, for the manifest; also logged."""
+    from slick.report.statistics.agreement import Kappa, matcher_kappas
+
+    agreement: dict[str, Any] = {}
+    for matcher, kappa in matcher_kappas(with_outcomes(answers, judgements)).items():
+        if isinstance(kappa, Kappa):
+            agreement[matcher] = {name: round(value, 4) for name, value in kappa._asdict().items()}
+            _LOG.info(
+                "Cohen's kappa of %s with %s graded answers: %.2f (95 %% interval %.2f to %.2f); they agree on %s.",
+                matcher,
+                f"{kappa.num:,}",
+                *(kappa.kappa, kappa.low, kappa.high),
+                format_percent(kappa.agreement),
+            )
+        else:
+            agreement[matcher] = {"missing": kappa}
+            _LOG.info("Cohen's kappa of %s: %s.", matcher, kappa)
+    return agreement

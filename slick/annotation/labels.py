@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from slick.annotation.config import CONTROLS, REPEATS, AnnotateConfig, check_judge, main_store
-from slick.annotation.judge import grade_answers, judge_fingerprint
+from slick.annotation.judge import grade_answers, judge_agreement, judge_fingerprint, read_judgements
 from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.set_aside import (
     check_undecided_share,
@@ -43,6 +43,9 @@ from slick.study import MANIFEST, STARTED, Manifest, complete_step, fingerprint,
 from slick.study_files import KNOWLEDGE_SCHEMA, read_exemplars
 from slick.types import Category, categories, clopper_pearson_upper
 from slick.world.facts import NameGenerator, subject_kind
+
+if TYPE_CHECKING:
+    from slick.report.statistics.agreement import GradedAnswer
 
 _LOG = logging.getLogger(__name__)
 
@@ -388,6 +391,28 @@ def rescore(study: FolderLike, config: RescoreConfig) -> Manifest:
         return _rescore(study, config)
 
 
+def _resolve_judge(judge: JudgeConfig, matcher: str, original: AnnotateConfig) -> JudgeConfig:
+    """The judge of a rescoring: the given one, or that of the annotation.
+
+    Raises:
+        SettingsError: the matcher needs a judge and there is none, or it needs none and one is given.
+    """
+    if matcher == original.matcher == JUDGE and not judge.is_given:
+        first = original.judge
+        if judge == JudgeConfig():
+            return first
+        return replace(judge, model=first.model, url=first.url, served_model=first.served_model)
+    check_judge(matcher, judge)
+    return judge
+
+
+def _read_graded(study: Folder, path: str) -> "list[GradedAnswer]":
+    """The graded answers of the sheet of --judge.graded; empty without one."""
+    from slick.report.grading import read_graded_answers
+
+    return read_graded_answers(study, path) if path else []
+
+
 def _original_config(folder: Folder) -> AnnotateConfig:
     """The settings of the stored answers.
 
@@ -423,7 +448,7 @@ def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
             f"fewer, but not {num_sets} exemplar sets and {num_samples} samples"
         )
     matcher = config.matcher or original.matcher
-    judge = original.judge if config.judge == JudgeConfig() and matcher == original.matcher else config.judge
+    judge = _resolve_judge(config.judge, matcher, original)
     scored = replace(
         original,
         matcher=matcher,
@@ -448,7 +473,11 @@ def _rescore(study: Folder, config: RescoreConfig) -> Manifest:
         num_samples=num_samples,
         gold=gold if scored.matcher != original.matcher else None,
     )
+    graded = _read_graded(study, config.judge.graded)
     counts = label(study, selected, scored, scoring, judge=inputs.get(JUDGE, ""))
+    if graded:
+        judgements = read_judgements(folder, scored.judge, inputs[JUDGE])
+        counts["judge"]["agreement"] = judge_agreement(graded, judgements)
     identity = fingerprint(inputs, scored.identity())
     return complete_step(
         folder, "annotate", identity, settings=scored, inputs=inputs, counts=counts, started_at=started_at

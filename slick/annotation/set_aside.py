@@ -298,6 +298,16 @@ def write_undecided(folder: Folder, undecided: Mapping[str, pa.Table]) -> None:
             )
 
 
+def read_undecided(folder: Folder, store: str) -> pa.Table:
+    """The undecided questions of one store; empty if there is no list.
+
+    Args:
+        folder: annotate/ of a study.
+        store: its name.
+    """
+    return read_set_aside(folder, f"{_UNDECIDED_PREFIX}{store}")
+
+
 def set_aside_file(store: str, reason: str) -> str:
     """The path inside annotate/ of the list of questions of a store that are set aside for this reason."""
     prefix = _UNDECIDED_PREFIX if reason == UNDECIDED else ""

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from slick.annotation.set_aside import drop_questions, read_undecided
 from slick.datasets import read_questions
 from slick.matching import make_matcher, token_f1_scorer
 from slick.report.data import StudyData
@@ -153,15 +154,16 @@ def _collect_all(study: Folder, data: StudyData) -> dict[MakeCollector, Any]:
 
 
 def iter_question_answers(study: Folder) -> Iterator[QuestionAnswers]:
-    """All annotated questions with their stored answers, in the order of the part files."""
+    """All labelled questions with their stored answers, in the order of the part files."""
     known = read_knowledge(study, ["question_id", "relation", "category"])
     columns = (known[name].to_pylist() for name in ("relation", "category"))
     labels = lookup_by_question(known, zip(*columns, strict=True), f"{study}/annotate/knowledge.parquet")
     questions = read_questions(study, ["question_id", "question", "answers"])
     indices = lookup_by_question(questions, range(questions.num_rows), f"{study}/questions")
     folder = study.child("annotate", "generations")
+    undecided = read_undecided(study.child("annotate"), "generations")
     for name in folder.names(".parquet"):
-        part = read_answer_part(folder, name, STORED_ANSWER_COLUMNS)
+        part = drop_questions(read_answer_part(folder, name, STORED_ANSWER_COLUMNS), undecided)
         rows = pa.array([indices[question_id] for question_id in part["question_id"].to_pylist()], pa.int64())
         part_questions = questions.take(rows)
         # Converted in small batches, because Python strings take several times the memory of Arrow's.

@@ -6,18 +6,32 @@ Spreadsheets reorder rows, change separators and add a byte order mark, so only 
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from slick import limits
+from slick.datasets import read_questions
 from slick.errors import DataError, SettingsError, StudyError
-from slick.report.answers import DecodingMode
+from slick.matching import normalize
+from slick.report.answers import STORED_ANSWER_COLUMNS, DecodingMode
 from slick.report.measurements import InsufficientDataError
-from slick.report.statistics.error_audit import GRADES, PAPER_GRADE_PERCENT, ErrorAudit
+from slick.report.statistics.agreement import GradedAnswer
+from slick.report.statistics.error_audit import (
+    ACCEPTED_GRADES,
+    CORRECT_GRADES,
+    GRADES,
+    PAPER_GRADE_PERCENT,
+    ErrorAudit,
+)
 from slick.report.statistics.intervals import wilson_interval
 from slick.report.tables import unescape_cell
 from slick.storage import Folder
+from slick.study_files import read_answer_part
 from slick.user_files import csv_rows, decode, too_large_error
 
 REQUIRED_COLUMNS = ("sheet", "answer_id", "grade")
@@ -37,6 +51,8 @@ class GradingSheet:
     sheet_ids: frozenset[str]
     grades: Mapping[str, str]
     """answer_id to the cell of the column `grade` in lower case, which may be empty."""
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """answer_id to the cell of the column `answer`, if the sheet has one."""
 
     @property
     def filled_grades(self) -> dict[str, str]:
@@ -65,6 +81,7 @@ def parse_grading_sheet(content: bytes, source: str) -> GradingSheet:
     if missing:
         raise DataError(f"{source} has no column {', '.join(missing)}; {_HOW_TO_FIX}")
     grades: dict[str, str] = {}
+    answers: dict[str, str] = {}
     sheet_ids = set()
     for _, cells in rows:
         row = dict(zip(columns, cells, strict=False))
@@ -75,7 +92,9 @@ def parse_grading_sheet(content: bytes, source: str) -> GradingSheet:
             raise DataError(f"{source} has the answer {answer_id} twice; delete one of the rows")
         grades[answer_id] = row.get("grade", "").strip().lower()
         sheet_ids.add(row.get("sheet", "").strip())
-    return GradingSheet(source=source, sheet_ids=frozenset(sheet_ids), grades=grades)
+        if "answer" in row:
+            answers[answer_id] = unescape_cell(row["answer"])
+    return GradingSheet(source=source, sheet_ids=frozenset(sheet_ids), grades=grades, answers=answers)
 
 
 def apply_grades(audit: ErrorAudit, sheet: GradingSheet) -> ErrorAudit:
@@ -150,6 +169,79 @@ def grade_shares(audit: ErrorAudit, decodings: Sequence[DecodingMode]) -> list[G
     return shares
 
 
+def read_graded_answers(study: Folder, path: str) -> list[GradedAnswer]:
+    """The graded rows of a sheet, with the stored answers that they name. Rows without a grade are skipped.
+
+    Args:
+        study: a study with stored answers.
+        path: path or URI of the sheet. It may have rows for any stored answer, and the grades `ACCEPTED_GRADES`.
+
+    Raises:
+        SettingsError: the sheet does not exist.
+        DataError: it is not a grading sheet, or has no grade or an unknown one.
+        StudyError: its answers are not those of this study.
+    """
+    sheet = parse_grading_sheet(_read_graded_file(path, "--judge.graded"), path)
+    grades = sheet.filled_grades
+    unknown = [f"{answer_id} ({grade})" for answer_id, grade in grades.items() if grade not in ACCEPTED_GRADES]
+    if unknown or not grades:
+        found = f"unknown grades: {_abbreviate(unknown)}" if unknown else "no grades"
+        raise DataError(f"{path} has {found}; expected {', '.join(ACCEPTED_GRADES)} in the column grade")
+    stored = _stored_answers(study, grades)
+    other = [
+        answer_id
+        for answer_id in grades
+        if answer_id not in stored or normalize(stored[answer_id].answer) != normalize(sheet.answers.get(answer_id, ""))
+    ]
+    if other:
+        raise StudyError(
+            f"{path}: {len(other)} of {len(grades)} graded rows have another text in the column answer than the study, "
+            f"such as {_abbreviate(other)}; the sheet is of another study, or a program changed its texts: grade "
+            "report/tables/error_audit.csv of this study"
+        )
+    return [row._replace(is_correct=grades[answer_id] in CORRECT_GRADES) for answer_id, row in stored.items()]
+
+
+_ANSWER_ID = re.compile(
+    r"(?P<question_id>.+)/(?:greedy/(?P<greedy>\d+)|sampled/(?P<set>\d+)/(?P<sample>\d+))", re.DOTALL
+)
+
+
+def _stored_answers(study: Folder, answer_ids: Iterable[str]) -> dict[str, GradedAnswer]:
+    """The stored answers with these ids, without a grade; unknown ids are omitted."""
+    positions = {answer_id: match for answer_id in answer_ids if (match := _ANSWER_ID.fullmatch(answer_id))}
+    names = pa.array({match["question_id"] for match in positions.values()}, pa.string())
+    questions = read_questions(study, ["question_id", "question", "answers"])
+    questions = questions.filter(pc.is_in(questions["question_id"], value_set=names))
+    texts = {row["question_id"]: row for row in questions.to_pylist()}
+    generations: dict[str, dict[str, Any]] = {}
+    folder = study.child("annotate", "generations")
+    for name in folder.names(".parquet"):
+        part = read_answer_part(folder, name, STORED_ANSWER_COLUMNS)
+        part = part.filter(pc.is_in(part["question_id"], value_set=names))
+        generations |= {row["question_id"]: row for row in part.to_pylist() if row["question_id"] in texts}
+    found = {}
+    for answer_id, match in positions.items():
+        row = generations.get(match["question_id"])
+        answer = None if row is None else _answer_at(row, match)
+        if answer is not None:
+            question = texts[match["question_id"]]
+            found[answer_id] = GradedAnswer(question["question"], question["answers"], answer, is_correct=False)
+    return found
+
+
+def _answer_at(row: Mapping[str, Any], position: re.Match[str]) -> str | None:
+    """The text of an answer of a row of generations; None if there is none."""
+    try:
+        if position["greedy"] is not None:
+            text = row["greedy_text"][int(position["greedy"])]
+        else:
+            text = row["sampled_text"][int(position["set"])][int(position["sample"])]
+    except (IndexError, TypeError):
+        return None
+    return None if text is None else str(text)
+
+
 def _abbreviate(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return f"{', '.join(names[:_MAX_LISTED])}{more}" if names else "none"
@@ -175,7 +267,7 @@ def read_grading_sheets(report: Folder, graded: str) -> GradingSheets:
         SettingsError: the sheet does not exist.
         DataError: it is not a grading sheet.
     """
-    completed = parse_grading_sheet(_read_graded_file(graded), graded) if graded else None
+    completed = parse_grading_sheet(_read_graded_file(graded, "--graded"), graded) if graded else None
     return GradingSheets(completed, _sheet_in_progress(report))
 
 
@@ -188,7 +280,7 @@ def preserve_grading_sheets(report: Folder, graded: str) -> list[str]:
     tables, copies = report.child("tables"), []
     contents = [tables.read_bytes(SHEET_FILE)] if tables.exists(SHEET_FILE) else []
     if graded:
-        contents.append(_read_graded_file(graded))
+        contents.append(_read_graded_file(graded, "--graded"))
     for content in contents:
         try:
             if not parse_grading_sheet(content, SHEET_FILE).filled_grades:
@@ -202,14 +294,14 @@ def preserve_grading_sheets(report: Folder, graded: str) -> list[str]:
     return copies
 
 
-def _read_graded_file(path: str) -> bytes:
+def _read_graded_file(path: str, flag: str) -> bytes:
     parent, _, name = path.rpartition("/")
     folder = Folder(parent or ("/" if path.startswith("/") else "."))
     if not name or not folder.exists(name):
-        raise SettingsError(f"--graded {path} does not exist; {_HOW_TO_FIX}")
+        raise SettingsError(f"{flag} {path} does not exist; {_HOW_TO_FIX}")
     size, _ = folder.version(name)
     if size > limits.MAX_SETTINGS_BYTES:
-        raise too_large_error(f"--graded {path}", size, limits.MAX_SETTINGS_BYTES, _HOW_TO_FIX)
+        raise too_large_error(f"{flag} {path}", size, limits.MAX_SETTINGS_BYTES, _HOW_TO_FIX)
     return folder.read_bytes(name)
 
 

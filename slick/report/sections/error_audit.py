@@ -2,14 +2,17 @@
 
 from collections import Counter
 
+from slick.annotation.judge import Judgements, stored_judgements, with_outcomes
 from slick.report.answers import DECODING_MODES, answer_collector, collected
 from slick.report.data import StudyData
 from slick.report.grading import apply_grades, apply_partial_grades, grade_shares, read_grading_sheets
 from slick.report.measurements import InsufficientDataError, format_interval, value_or_reason
 from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, table_exhibit
 from slick.report.sections import section
+from slick.report.statistics.agreement import GradedAnswer, Kappa, matcher_kappas
 from slick.report.statistics.error_audit import (
     ANSWER_GROUPS,
+    CORRECT_GRADES,
     GRADES,
     SUGGESTED_GRADES,
     AuditCollector,
@@ -42,6 +45,13 @@ def error_audit_section(data: StudyData) -> SectionBody:
                 "Pearson's correlation of exact match with word F1 over all stored answers, with a 95 % interval by a "
                 "bootstrap over questions (paper: footnote 2, without a number).",
                 lambda: agreement_table(_require_audit(data)),
+            ),
+            collapsed_table_exhibit(
+                "Cohen's kappa of each matcher with the grades, with a 95 % interval. Paraphrases and finer answers "
+                "count as correct. Exact match accepts no answer of the sheet, so its kappa is 0.",
+                lambda: kappa_table(
+                    _require_audit(data), None if data.study is None else stored_judgements(data.study)
+                ),
             ),
             collapsed_table_exhibit("The grading sheet.", lambda: sheet_table(_require_audit(data))),
         ),
@@ -149,6 +159,39 @@ def agreement_table(audit: ErrorAudit) -> Table:
         raise InsufficientDataError(reasons[0])
     columns = ("answers", "r", "low", "high", "answers counted", "questions", "mean F1 of misses")
     return Table(name="em_f1_agreement", columns=columns, rows=tuple(rows))
+
+
+def kappa_table(audit: ErrorAudit, judgements: Judgements | None) -> Table:
+    """Cohen's kappa of the matchers with the grades.
+
+    Args:
+        audit: with grades.
+        judgements: the outcomes behind the labels; None without the matcher `judge`.
+    """
+    answers = [
+        GradedAnswer(row.question, row.gold, row.answer, audit.grades[row.answer_id] in CORRECT_GRADES)
+        for row in audit.rows
+        if audit.grades.get(row.answer_id) in GRADES
+    ]
+    if not answers:
+        raise InsufficientDataError("no answer is graded yet")
+    kappas = matcher_kappas(answers if judgements is None else with_outcomes(answers, judgements))
+    rows: list[Row] = [
+        (
+            matcher,
+            round(kappa.kappa, 3),
+            round(kappa.low, 3),
+            round(kappa.high, 3),
+            kappa.num,
+            round(kappa.agreement, 3),
+        )
+        for matcher, kappa in kappas.items()
+        if isinstance(kappa, Kappa)
+    ]
+    if not rows:
+        raise InsufficientDataError(str(next(iter(kappas.values()))))
+    columns = ("matcher", "kappa", "low", "high", "answers", "share that agrees")
+    return Table(name="grade_agreement", columns=columns, rows=tuple(rows))
 
 
 def sheet_table(audit: ErrorAudit) -> Table:

@@ -23,6 +23,11 @@ from slick.study import fingerprint
 WRONG, PARAPHRASE, FINER, COARSER = GRADES = ("wrong", "paraphrase", "finer", "coarser")
 """Grades of a non-matching answer: wrong; the gold answer in other words; more specific than it; less specific."""
 
+CORRECT_GRADES = frozenset({"correct", PARAPHRASE, FINER})
+"""Grades of answers that have the information of a gold answer, as the judge's prompt defines correct."""
+ACCEPTED_GRADES = (*GRADES, "correct", "incorrect")
+"""Grades in sheets that are compared with matchers, which may have rows for any stored answer."""
+
 PAPER_GRADE_PERCENT = {WRONG: 90, PARAPHRASE: 6, FINER: 2, COARSER: 2}
 """Percent of 100 graded answers (arXiv:2405.05904, table 6)."""
 
