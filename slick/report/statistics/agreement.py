@@ -61,7 +61,8 @@ def cohens_kappa(first: Sequence[bool], second: Sequence[bool]) -> Kappa:
     if counts.trace() == counts.sum() == counts.max():
         rating = "correct" if first[0] else "incorrect"
         raise InsufficientDataError(f"both call all {int(counts.sum()):,} answers {rating}, so kappa is not defined")
-    result = kappa_of_counts(counts)
+    with np.errstate(invalid="ignore"):  # a test statistic that is not used divides by 0 if a rater is constant
+        result = kappa_of_counts(counts)
     return Kappa(
         float(result.kappa),
         max(-1.0, float(result.kappa_low)),
