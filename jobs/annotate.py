@@ -5,6 +5,7 @@ slick annotate paper --model meta-llama/Llama-3.2-1B --out studies/llama
 slick annotate paper --mode labels --model meta-llama/Llama-3.2-1B --out studies/llama    # same labels, fewer answers
 slick annotate demo --p-true --out studies/demo    # also P(True); finished labels are kept
 slick annotate demo --rescore --matcher contains --num-samples 8 --out studies/demo    # new labels, stored answers
+slick annotate demo --rescore --matcher judge --judge.url http://localhost:8000/v1 --judge.served-model MODEL --out DIR
 """
 
 from collections.abc import Sequence

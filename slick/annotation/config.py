@@ -46,7 +46,7 @@ class AnnotateConfig:
     judge: JudgeConfig = field(
         default_factory=JudgeConfig, metadata=affects("labels", when=lambda settings: settings.get("matcher") == JUDGE)
     )
-    """The language model that grades answers, with the matcher `judge`."""
+    """The language model that grades answers, with the matcher `judge`; see `slick.annotation.judge`."""
     repeats_per_relation: int = setting(0, "labels", minimum=0)
     """Questions per relation that are annotated twice, with other exemplars and samples, to measure how often
     categories flip. Not supported by the gold estimator, which does not sample."""

@@ -185,6 +185,7 @@ def grade_answers(
         grade(folder, pending, config, progress)
         judgements.outcomes = read_judgements(folder, config.judge, identity).outcomes
     by_outcome = Counter(judgements.outcomes.get(key, UNPARSABLE) for key in items)
+    _LOG.info("judge: %s", ", ".join(f"{by_outcome[outcome]:,} {outcome}" for outcome in JUDGE_OUTCOMES))
     return judgements, {
         "exact": counts["exact"],
         "empty": counts["empty"],

@@ -55,6 +55,8 @@ class JudgeConfig:
     api_key_env: str = setting("OPENAI_API_KEY", "nothing")
     """Name of the environment variable that holds the key of the server. The key itself is never stored or logged. If
     the variable is not set, no key is sent."""
+    trust_remote_code: bool = setting(False, "nothing")
+    """Run code that comes with the local model."""
     prompt_version: int = setting(JUDGE_PROMPT_VERSION, "labels", minimum=1, maximum=JUDGE_PROMPT_VERSION)
     """Version of the judge's prompt; see `slick.prompts`."""
     max_new_tokens: int = setting(16, "labels", minimum=1)

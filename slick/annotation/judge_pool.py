@@ -195,7 +195,7 @@ def _local_judge(folder: Folder, table: pa.Table, config: "AnnotateConfig") -> t
     """
     from slick.models import context_length
 
-    model, trust = config.judge.model, config.trust_remote_code
+    model, trust = config.judge.model, config.judge.trust_remote_code
     longest_choice = max(len(f" {choice}".encode()) for choice in JUDGE_CHOICES)
     spec = AnswerSetSpec(
         prefixes={_RELATION: [JUDGE_PREFIX]},

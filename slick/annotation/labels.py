@@ -173,8 +173,9 @@ def _confidence(labels: Mapping[str, pa.Table], main: str, curve: list[dict[str,
     confidence: dict[str, Any] = {"settling": curve}
     if REPEATS in labels:
         has_label = pc.is_in(labels[REPEATS]["question_id"], value_set=labels[main]["question_id"].combine_chunks())
-        confidence[REPEATS] = category_flips(labels[main], labels[REPEATS].filter(has_label))
-    if CONTROLS in labels:
+        if (again := labels[REPEATS].filter(has_label)).num_rows:
+            confidence[REPEATS] = category_flips(labels[main], again)
+    if CONTROLS in labels and labels[CONTROLS].num_rows:
         controls = labels[CONTROLS]
         confidence[CONTROLS] = {"questions": controls.num_rows, "categories": count_categories(controls)}
     return confidence

@@ -23,6 +23,9 @@ from slick.formatting import ProgressReporter
 from slick.inference.base import SamplingConfig
 from slick.prompts import JUDGE_PREFIX, judge_item
 from slick.report.answers import iter_question_answers
+from slick.report.config import ReportConfig
+from slick.report.data import StudyData
+from slick.report.sections import error_audit
 from slick.storage import Folder
 from slick.study import require_manifest
 from slick.study_files import CORRECT, GENERATION_SCHEMA, INCORRECT, NOT_ATTEMPTED, UNPARSABLE
@@ -560,6 +563,29 @@ def test_agreement_with_graded_answers(tmp_path: Path, serve: Callable[..., Judg
     stored = stored_judgements(study)
     assert stored is not None
     assert stored.outcome("Where was weakly born?", ["Lima"], "good 3") == CORRECT
+
+
+def test_report_compares_matchers_with_the_grades(tmp_path: Path, serve: Callable[..., JudgeServer]) -> None:
+    study, server = write_study(tmp_path / "study", CERTAIN), serve(by_first_word)
+    rescore(study, judged(server))
+    audit = error_audit._load_audit(StudyData(study=study, config=ReportConfig()))
+    assert audit is not None
+    rows = [
+        f"{row.answer_id},{audit.sheet_id},{'paraphrase' if row.answer[:4] == 'good' else 'wrong'}"
+        for row in audit.rows
+    ]
+    sheet = tmp_path / "graded.csv"
+    sheet.write_text("\n".join(["answer_id,sheet,grade", *rows]))
+    data = StudyData(study=study, config=ReportConfig(graded=str(sheet)))
+    (exhibit,) = (e for e in error_audit.error_audit_section(data).exhibits if e.caption.startswith("Cohen's kappa"))
+    assert exhibit.table is not None
+    kappas = {row[0]: row[1] for row in exhibit.table.rows}
+    assert kappas == {"exact": 0.0, "contains": 0.0, "f1": 0.0, "judge": 1.0}
+    rescore(study, RescoreConfig(matcher="exact"))
+    data = StudyData(study=study, config=ReportConfig(graded=str(sheet)))
+    (exhibit,) = (e for e in error_audit.error_audit_section(data).exhibits if e.caption.startswith("Cohen's kappa"))
+    assert exhibit.table is not None
+    assert [row[0] for row in exhibit.table.rows] == ["exact", "contains", "f1"]
 
 
 def test_rescoring_uses_the_judge_of_the_annotation(tmp_path: Path, serve: Callable[..., JudgeServer]) -> None:

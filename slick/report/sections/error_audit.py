@@ -7,7 +7,7 @@ from slick.report.answers import DECODING_MODES, answer_collector, collected
 from slick.report.data import StudyData
 from slick.report.grading import apply_grades, apply_partial_grades, grade_shares, read_grading_sheets
 from slick.report.measurements import InsufficientDataError, format_interval, value_or_reason
-from slick.report.page import GROUP_PAPER, SectionBody, collapsed_table_exhibit, table_exhibit
+from slick.report.page import GROUP_PAPER, Exhibit, SectionBody, collapsed_table_exhibit, table_exhibit
 from slick.report.sections import section
 from slick.report.statistics.agreement import GradedAnswer, Kappa, matcher_kappas
 from slick.report.statistics.error_audit import (
@@ -46,14 +46,22 @@ def error_audit_section(data: StudyData) -> SectionBody:
                 "bootstrap over questions (paper: footnote 2, without a number).",
                 lambda: agreement_table(_require_audit(data)),
             ),
-            collapsed_table_exhibit(
-                "Cohen's kappa of each matcher with the grades, with a 95 % interval. Paraphrases and finer answers "
-                "count as correct. Exact match accepts no answer of the sheet, so its kappa is 0.",
-                lambda: kappa_table(
-                    _require_audit(data), None if data.study is None else stored_judgements(data.study)
-                ),
-            ),
+            *_kappa_exhibits(data),
             collapsed_table_exhibit("The grading sheet.", lambda: sheet_table(_require_audit(data))),
+        ),
+    )
+
+
+def _kappa_exhibits(data: StudyData) -> tuple[Exhibit, ...]:
+    """The agreement of the matchers with the grades; nothing as long as no answer is graded."""
+    audit, study = _load_audit(data), data.study
+    if audit is None or study is None or not any(audit.grades.values()):
+        return ()
+    return (
+        collapsed_table_exhibit(
+            "Cohen's kappa of each matcher with the grades, with a 95 % interval. Paraphrases and finer answers "
+            "count as correct. Exact match accepts no answer of the sheet, so its kappa is 0.",
+            lambda: kappa_table(audit, stored_judgements(study)),
         ),
     )
 

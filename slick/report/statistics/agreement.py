@@ -63,10 +63,11 @@ def cohens_kappa(first: Sequence[bool], second: Sequence[bool]) -> Kappa:
         raise InsufficientDataError(f"both call all {int(counts.sum()):,} answers {rating}, so kappa is not defined")
     with np.errstate(invalid="ignore"):  # a test statistic that is not used divides by 0 if a rater is constant
         result = kappa_of_counts(counts)
+    kappa, low, high = (round(float(value), 12) + 0.0 for value in (result.kappa, result.kappa_low, result.kappa_upp))
     return Kappa(
-        float(result.kappa),
-        max(-1.0, float(result.kappa_low)),
-        min(1.0, float(result.kappa_upp)),
+        kappa,
+        max(-1.0, low),
+        min(1.0, high),
         int(counts.sum()),
         float(counts.trace() / counts.sum()),
     )
