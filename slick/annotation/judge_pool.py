@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pyarrow as pa
 
 from slick.annotation.judge_client import Grade, JudgeClient, JudgeConfig
+from slick.annotation.prompting import PROMPT_GROUP, SUFFIX
 from slick.annotation.set_aside import find_too_long, max_prompt_tokens, token_counter
 from slick.annotation.store import UNIT_SCHEMA
 from slick.annotation.worker import GPU_BATCH_FACTOR, AnswerSetSpec, WorkerConfig, run_worker_pool, with_engine
 from slick.errors import EngineError, ModelError
 from slick.formatting import ProgressReporter, format_percent
 from slick.inference.base import DEFAULT_ENGINE, EngineConfig, SamplingConfig
-from slick.prompts import JUDGE_CHOICES, JUDGE_PREFIX, judge_item
+from slick.prompts import JUDGE_CHOICES, JUDGE_PREFIX, judge_item, judge_suffix
 from slick.storage import Folder
 from slick.study_files import JUDGEMENT_SCHEMA, UNPARSABLE
 
@@ -31,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 JUDGE_FOLDER: Final = "judgements"
 """The folder inside annotate/."""
 _RELATION = "judge"
-"""Takes the place of the relation in units of work."""
+"""Takes the place of the relation and the prompt group in units of work."""
 _ROWS_PER_PART = 256
 _SECONDS_PER_PART = 15.0
 _FIRST_GRADES = 50
@@ -144,8 +145,8 @@ def grade_by_model(
     table = pa.table(
         {
             "question_id": [item.key for item in pending],
-            **{name: [_RELATION] * len(pending) for name in ("relation", "domain", "split")},
-            "question": [item.text for item in pending],
+            **{name: [_RELATION] * len(pending) for name in ("relation", "domain", "split", PROMPT_GROUP)},
+            SUFFIX: [judge_suffix(item.text) for item in pending],
             "answers": pa.array([[]] * len(pending), pa.list_(pa.string())),
         }
     )
@@ -181,10 +182,9 @@ def grade_by_model(
 
 
 def _make_unit(number: int, part: pa.Table) -> pa.Table:
-    row = {name: part[name].to_pylist() for name in ("question_id", "question", "answers")}
-    return pa.Table.from_pylist(
-        [{"store": JUDGE_FOLDER, "first_batch": number, "relation": _RELATION} | row], schema=UNIT_SCHEMA
-    )
+    row = {name: part[name].to_pylist() for name in ("question_id", SUFFIX, "answers")}
+    row |= {"store": JUDGE_FOLDER, "first_batch": number, "relation": _RELATION, PROMPT_GROUP: _RELATION}
+    return pa.Table.from_pylist([row], schema=UNIT_SCHEMA)
 
 
 def _local_judge(folder: Folder, table: pa.Table, config: "AnnotateConfig") -> tuple[WorkerConfig, set[str]]:
@@ -206,7 +206,7 @@ def _local_judge(folder: Folder, table: pa.Table, config: "AnnotateConfig") -> t
         context_length(model, trust_remote_code=trust),
         token_counter(model, trust_remote_code=trust),
     )
-    (num_tokens,) = count_tokens([JUDGE_PREFIX + spec.suffix(judge_item("", [], ""), [])])
+    (num_tokens,) = count_tokens([JUDGE_PREFIX + judge_suffix(judge_item("", [], ""))])
     if num_tokens + longest_choice > context:
         raise ModelError(
             f"--judge.model {model} has a context of {context:,} tokens, but the instructions of the judge need "

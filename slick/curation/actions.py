@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from slick.annotation.config import MAIN_STORES
-from slick.annotation.set_aside import read_set_aside
+from slick.annotation.set_aside import read_set_aside, read_undecided
 from slick.curation.card import write_card
 from slick.curation.config import Action, CurateConfig
 from slick.curation.containers import RowEdit
@@ -57,7 +57,10 @@ def label_rows(study: Folder, decisions: Sequence[Decision]) -> list[RowLabel]:
     knowledge = {row["question_id"]: row for row in read_knowledge(study, columns).to_pylist()}
     folder = study.child("annotate")
     set_aside = {
-        row["question_id"]: row["reason"] for store in MAIN_STORES for row in read_set_aside(folder, store).to_pylist()
+        row["question_id"]: row["reason"]
+        for store in MAIN_STORES
+        for read in (read_set_aside, read_undecided)
+        for row in read(folder, store).to_pylist()
     }
     by_row: dict[int, list[Decision]] = {}
     for decision in decisions:

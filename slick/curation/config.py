@@ -4,9 +4,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from slick.annotation import AnnotateConfig
+from slick.annotation.config import check_judge
+from slick.annotation.judge_client import JudgeConfig
 from slick.curation.formats import ROW_FORMATS, ColumnNames
 from slick.errors import SettingsError
 from slick.inference.base import SamplingConfig
+from slick.matching import JUDGE
 from slick.prompt_formats import PromptFormatName
 from slick.settings import affects, check_settings, register_settings, setting
 
@@ -58,6 +61,10 @@ class CurateConfig:
     matcher: str = AUTO
     """When an answer is correct. `auto`: `exact` if nearly all targets are short (in chats `contains`, because chat
     models answer in sentences), otherwise `f1>=0.6`."""
+    judge: JudgeConfig = field(
+        default_factory=JudgeConfig, metadata=affects("result", when=lambda settings: settings.get("matcher") == JUDGE)
+    )
+    """The language model that grades answers, with the matcher `judge`."""
     max_new_tokens: int | None = setting(None, minimum=1)
     """Maximum tokens of an answer; by default enough for the longest target."""
     unknown: Action = setting("keep", "nothing")
@@ -87,6 +94,7 @@ class CurateConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_judge(self.matcher, self.judge)
         if self.dev_share + self.test_share > 1.0:
             raise SettingsError(f"dev_share and test_share add up to {self.dev_share + self.test_share:g}; at most 1")
         for name in ("ask", "skip"):
@@ -109,6 +117,7 @@ class CurateConfig:
             "seed": self.seed,
             "sampling": sampling,
             "matcher": matcher,
+            "judge": self.judge,
             "prompt_format": prompt_format,
             "answer_end": answer_end,
             "annotate_dev": True,
