@@ -22,7 +22,7 @@ from slick.world.config import WorldConfig
 
 ROOT = Path(__file__).parents[2]
 STEPS = ("world", "questions", "annotate", "variants", "finetune", "sweep")
-WITHIN = {"SamplingConfig", "GridConfig"}
+WITHIN = {"SamplingConfig", "GridConfig", "JudgeConfig"}
 """Settings that are nested in others."""
 NOT_COMPARED = {
     "ReportConfig": "how the page is made; a comparison makes its own",
@@ -39,6 +39,8 @@ SEARCHED = {"search": "optuna"}
 """A search, so that its settings have an effect."""
 WEIGHTED = {"weighted_shares": [0.5]}
 """A set with weights, likewise."""
+JUDGED = {"matcher": "judge"}
+"""A matcher whose settings have an effect."""
 
 
 def fields_of(cls: type, prefix: str = "") -> list[tuple[str, frozenset[str]]]:
@@ -67,6 +69,7 @@ def settings_by_step(change: tuple[str, str] | None, path: tuple[str, str] | Non
     settings = {step: settings_to_json(settings_class(step)()) for step in STEPS}
     settings["sweep"] |= SEARCHED
     settings["variants"] |= WEIGHTED
+    settings["annotate"] |= JUDGED
     for step in ("annotate", "finetune"):
         settings[step]["dtype"] = "float32"  # as steps store what `auto` stood for
     if path:
@@ -197,6 +200,7 @@ def changed_input(manifests: dict[str, Manifest], step: str, name: str, value: s
         ("questions", "source", ("world", "questions fingerprint")),
         ("questions", "audit", ("questions", "audit fingerprint")),
         ("annotate", "model", ("world", "model fingerprint")),
+        ("annotate", "judge", ("annotate", "judge fingerprint")),
         ("runs/unknown-050-seed0", "model", ("trainings", "model fingerprint")),
         ("runs/unknown-050-seed0", "knowledge", ("trainings", "knowledge fingerprint")),
         ("variants", "knowledge", ("variants", "knowledge fingerprint")),
