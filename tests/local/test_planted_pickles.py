@@ -72,6 +72,7 @@ def planted_state(study: Folder, config: TrainConfig, folder: Folder, planted: P
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_training_never_loads_a_planted_pickle(
     study: Folder, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

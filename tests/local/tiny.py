@@ -74,9 +74,17 @@ def tiny_model(name: str, *, seed: int = 0, spread: float = 0.35, dtype: str = "
 
 def save_tiny_model(folder: Any, *, steps: int = 60, **changed: Any) -> str:
     """A Llama that answers most questions of `write_birthplace_questions` with London or Lima; returns its folder."""
+    model, tokenizer = _trained_model(steps, tuple(changed.items()))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@cache
+def _trained_model(steps: int, changed: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
     import torch
 
-    model, tokenizer = tiny_model("llama", spread=0.05, **changed), tiny_tokenizer()
+    model, tokenizer = tiny_model("llama", spread=0.05, **dict(changed)), tiny_tokenizer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     rng = torch.Generator().manual_seed(0)
     for _ in range(steps):
@@ -90,9 +98,7 @@ def save_tiny_model(folder: Any, *, steps: int = 60, **changed: Any) -> str:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return model.eval(), tokenizer
 
 
 def _fact(i: int) -> tuple[str, str]:
