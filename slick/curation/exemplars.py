@@ -60,7 +60,7 @@ def draw_own_exemplars(
     for relation, pool in pools.items():
         if len(pool) < needed:
             raise DataError(
-                f"{len(pool)} rows of {relation!r} could serve as exemplars, expected at least {needed} with a "
+                f"{len(pool)} of the {relation} could serve as exemplars, expected at least {needed} with a "
                 "question that stands alone and a target of one line; give rows with --exemplars FILE, or lower "
                 "--annotate.num-shots"
             )

@@ -12,6 +12,7 @@ from slick.curation.exemplars import draw_own_exemplars, group_names
 from slick.curation.files import open_data
 from slick.curation.formats import RowFormat, detect_format
 from slick.curation.selection import (
+    ONE_GROUP,
     PROMPT_REFUSED,
     Candidate,
     Decision,
@@ -188,7 +189,7 @@ def _questions(
     """The questions of the study, their exemplar sets, and the settings by which exemplars are asked too."""
     if config.exemplars is not None:
         return _with_given_exemplars(candidates, config, annotation)
-    names = group_names(candidates, annotation.num_shots + 2)
+    names = group_names(candidates, annotation.num_shots + 2) if config.group_by else {ONE_GROUP: ONE_GROUP}
     by_relation: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_relation.setdefault(names[candidate.group], []).append(candidate)

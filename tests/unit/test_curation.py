@@ -157,7 +157,7 @@ def test_exemplars_have_the_shortest_targets() -> None:
 def test_small_groups_share_their_exemplars() -> None:
     rows = [candidate(i, group="big" if i < 6 else f"small {i % 2}") for i in range(12)]
     assert group_names(rows, min_rows=6) == {"big": "big", "small 0": OTHER_GROUP, "small 1": OTHER_GROUP}
-    with pytest.raises(DataError, match=r"5 rows of 'rows' could serve as exemplars.*--exemplars FILE"):
+    with pytest.raises(DataError, match=r"5 of the rows could serve as exemplars.*--exemplars FILE"):
         draw_own_exemplars({"rows": rows[:5]}, num_sets=10, num_shots=4, seed=0)
 
 
