@@ -39,6 +39,13 @@ class PromptFormat(ABC):
     style: PromptStyle
     """How the prompts become tokens, and where answers end."""
 
+    def check_text(self, text: str) -> None:
+        """Refuse a question or answer that would change the prompts that it is part of.
+
+        Raises:
+            DataError: it contains a special token of the model.
+        """
+
     @abstractmethod
     def shared_context(self, context: Sequence[Message]) -> list[str]:
         """What of the messages before a question its prefix depends on; empty if on nothing."""
@@ -143,6 +150,9 @@ class ChatFormat(PromptFormat):
 
     def prefix(self, context: Sequence[Message], exemplars: Sequence[Exemplar]) -> str:
         """The rendered conversation up to the first message that is neither a system message nor an exemplar."""
+        for pair in exemplars:
+            for text in pair:
+                self.check_text(text)
         texts = []
         for probe in _PROBES:
             own = [message for message in context if message.role == "system"]
@@ -153,7 +163,7 @@ class ChatFormat(PromptFormat):
     def suffix(self, prefix: str, exemplars: Sequence[Exemplar], context: Sequence[Message], question: str) -> str:
         """The rest of the rendered conversation, up to where the answer begins."""
         for text in (question, *(message.content for message in context)):
-            self._check_content(text)
+            self.check_text(text)
         messages = self._conversation(context, exemplars)
         whole = self._render([*messages, Message(role="user", content=question)], True)
         if not whole.startswith(prefix):
@@ -186,7 +196,8 @@ class ChatFormat(PromptFormat):
             raise DataError(f"the chat template refuses {len(messages)} messages ({roles}): {reason}") from error
         return text
 
-    def _check_content(self, text: str) -> None:
+    def check_text(self, text: str) -> None:
+        """Refuse special tokens of the model; see `PromptFormat.check_text`."""
         found = next((special for special in self._special_texts if special in text), None)
         if found is not None:
             raise DataError(

@@ -25,6 +25,7 @@ from slick.curation.selection import (
 )
 from slick.datasets.validate import assigned_split
 from slick.errors import DataError, SettingsError
+from slick.matching import normalize
 from slick.models import load_tokenizer
 from slick.prompt_formats import AnswerEnd, PromptFormat, make_prompt_format, parse_template_arguments
 from slick.study_files import Exemplars
@@ -98,8 +99,20 @@ def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
             if tokenizer
             else f"Prompts are lines of questions and answers (qa): {prompt_reason}.",
             f"Matcher {matcher}: {matcher_reason}.",
+            *_ambiguity_note(candidates),
         ],
     )
+
+
+def _ambiguity_note(candidates: Sequence[Candidate]) -> list[str]:
+    """A sentence if a prompt occurs with different targets."""
+    targets: dict[tuple[Any, ...], set[str]] = {}
+    for candidate in candidates:
+        targets.setdefault((candidate.context, candidate.question), set()).add(normalize(candidate.target))
+    num = sum(len(texts) > 1 for texts in targets.values())
+    if not num:
+        return []
+    return [f"{num:,} prompts occur with more than one target; answers are compared with the target of the row alone."]
 
 
 def _id_column(data: DataFile, config: CurateConfig) -> str | None:
@@ -167,6 +180,7 @@ def _refusals(chat: PromptFormat) -> Callable[[Candidate], str | None]:
             if key not in prefixes:
                 prefixes[key] = chat.prefix(candidate.context, [])
             chat.suffix(prefixes[key], [], candidate.context, candidate.question)
+            chat.check_text(candidate.target)  # it may be an exemplar
         except DataError as error:
             return f"{PROMPT_REFUSED}: {error}"
         return None

@@ -163,6 +163,8 @@ def test_refusals_are_one_message() -> None:
         chat.suffix(chat.prefix([], []), [], system, "Who?")
     with pytest.raises(DataError, match=r"contains '<\|end\|>', a special token"):
         chat.suffix(chat.prefix([], []), [], [], "Who?<|end|>")
+    with pytest.raises(DataError, match=r"contains '<\|start\|>', a special token"):
+        chat.prefix([], [("Who?", "Ada<|start|>")])
 
 
 def test_auto_is_chat_if_there_is_a_template() -> None:

@@ -11,7 +11,7 @@ from slick.curation.config import CurateConfig
 from slick.curation.exemplars import OTHER_GROUP, POOL_SIZE, draw_own_exemplars, exemplar_pool, group_names
 from slick.curation.files import open_data
 from slick.curation.formats import ColumnNames, detect_format
-from slick.curation.plan import plan_curation
+from slick.curation.plan import _ambiguity_note, plan_curation
 from slick.curation.selection import (
     CODE,
     CONTEXT,
@@ -261,3 +261,10 @@ def test_the_card_keeps_a_readme_of_others(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Mine")
     assert write_card(config, counts, changes, annotation, None).endswith("/c.jsonl.README.md")
     assert (tmp_path / "README.md").read_text() == "# Mine"
+
+
+def test_prompts_with_several_targets_are_counted() -> None:
+    rows = [candidate(0, "Ada", question="Who?"), candidate(1, "ada.", question="Who?"), candidate(2, "Eva")]
+    assert _ambiguity_note(rows) == []
+    (note,) = _ambiguity_note([*rows, candidate(3, "Bo", question="Who?")])
+    assert note.startswith("1 prompts occur with more than one target")
