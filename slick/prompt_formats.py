@@ -39,6 +39,7 @@ class PromptFormat(ABC):
     style: PromptStyle
     """How the prompts become tokens, and where answers end."""
 
+    @abstractmethod
     def check_text(self, text: str) -> None:
         """Refuse a question or answer that would change the prompts that it is part of.
 
@@ -82,6 +83,9 @@ class QaFormat(PromptFormat):
     """
 
     style = PromptStyle()
+
+    def check_text(self, text: str) -> None:
+        """Refuse nothing."""
 
     def shared_context(self, context: Sequence[Message]) -> list[str]:
         """Nothing."""
