@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -18,6 +20,7 @@ from slick.annotation.judge import JUDGE_FOLDER, judge_fingerprint, stored_judge
 from slick.annotation.judge_client import JudgeClient, JudgeConfig, parse_reply
 from slick.annotation.judge_pool import Item, grade_by_server
 from slick.annotation.set_aside import UNDECIDED, read_undecided
+from slick.annotation.uncertainty import _is_decided
 from slick.errors import DataError, EngineError, SettingsError, StudyError
 from slick.formatting import ProgressReporter
 from slick.inference.base import SamplingConfig
@@ -29,6 +32,7 @@ from slick.report.sections import error_audit
 from slick.storage import Folder
 from slick.study import require_manifest
 from slick.study_files import CORRECT, GENERATION_SCHEMA, INCORRECT, NOT_ATTEMPTED, UNPARSABLE
+from slick.types import categories as slick_categories
 from tests.study_builder import AnsweredQuestion, finish_step, write_questions
 from tuning.config import TrainConfig
 
@@ -232,6 +236,20 @@ def test_question_that_depends_on_an_unparsable_outcome_has_no_label(
     rescore(study, RescoreConfig(matcher="exact"))
     assert categories(study)["undecided"] == "Unknown"
     assert not read_undecided(study.child("annotate"), "generations").num_rows
+
+
+@pytest.mark.parametrize(("sets", "samples"), [(1, 1), (2, 1), (1, 2)])
+def test_question_is_decided_if_every_outcome_gives_the_same_category(sets: int, samples: int) -> None:
+    num = sets + sets * samples
+    for cells in product((-1, 0, 1), repeat=num):
+        filled = product(*((0, 1) if cell < 0 else (cell,) for cell in cells))
+        possible = {
+            slick_categories(np.array([sum(row[:sets])]), np.array([sets]), np.array([sum(row[sets:])]))[0]
+            for row in filled
+        }
+        greedy_QP = np.array([cells[:sets]], dtype=np.int8)
+        sampled_QPS = np.array(cells[sets:], dtype=np.int8).reshape(1, sets, samples)
+        assert _is_decided(greedy_QP, sampled_QPS).tolist() == [len(possible) == 1]
 
 
 def test_unparsable_reply_is_followed_by_a_reminder(serve: Callable[..., JudgeServer]) -> None:
