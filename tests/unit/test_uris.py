@@ -10,6 +10,7 @@ import pytest
 from jobs import presets
 from jobs.cli import STEP_DESCRIPTIONS, _run_step
 from jobs.common import run_main
+from slick.curation.config import CurateConfig
 from slick.errors import SettingsError
 from slick.uris import check_uri
 
@@ -90,6 +91,8 @@ COMMANDS = [
     (["jobs"], ["--address"]),
     (["status"], ["--out"]),
     (["plan"], ["--model", "--probe"]),
+    (["curate", "data.jsonl"], ["--out", *text_flags(CurateConfig())]),
+    (["curate"], [""]),
     (["compare", "a"], ["--out"]),
     (["compare"], [""]),
 ]
