@@ -21,6 +21,7 @@ from slick.annotation.judge_client import JudgeConfig
 from slick.annotation.judge_pool import JUDGE_FOLDER, Item, grade_by_model, grade_by_server
 from slick.annotation.store import read_parts
 from slick.cluster import set_job_message
+from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.formatting import ProgressReporter, format_percent
 from slick.matching import JUDGE, AnswerMatcher, make_matcher
@@ -141,7 +142,14 @@ def stored_judgements(study: Folder) -> Judgements | None:
     if manifest is None or manifest.settings.get("matcher") != JUDGE:
         return None
     judge = convert(manifest.settings.get("judge", {}), JudgeConfig, "settings.judge")
-    return read_judgements(study.child("annotate"), judge, manifest.input(JUDGE))
+    judgements = read_judgements(study.child("annotate"), judge, manifest.input(JUDGE))
+    judgements.texts = _texts(read_questions(study, ["question_id", "question", "answers"]))
+    return judgements
+
+
+def _texts(questions: pa.Table) -> Texts:
+    columns = (questions[name].to_pylist() for name in ("question_id", "question", "answers"))
+    return {question_id: (question, answers) for question_id, question, answers in zip(*columns, strict=True)}
 
 
 def grade_answers(
@@ -164,13 +172,7 @@ def grade_answers(
         ModelError: the local judge cannot be used.
     """
     judgements = read_judgements(folder, config.judge, identity)
-    judgements.texts = {
-        question_id: (question, answers)
-        for table in tables.values()
-        for question_id, question, answers in zip(
-            *(table[name].to_pylist() for name in ("question_id", "question", "answers")), strict=True
-        )
-    }
+    judgements.texts = {name: texts for table in tables.values() for name, texts in _texts(table).items()}
     counts, items = _distinct_answers(folder, tables, config, judgements)
     pending = [item for item in items.values() if _is_pending(item, judgements)]
     _LOG.info(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from slick.annotation.set_aside import TOO_LONG as PROMPT_TOO_LONG
+from slick.annotation.set_aside import UNDECIDED
 from slick.curation.actions import RowLabel, count_actions
 from slick.curation.commands import curate_command
 from slick.curation.config import CurateConfig
@@ -245,6 +246,7 @@ def rule_of(reason: str, matcher: str, config: CurateConfig) -> str:
         NOT_READABLE: "The row does not follow the format of the file.",
         SEVERAL_LINES: "Prompts without a chat template end an answer at the newline.",
         PROMPT_TOO_LONG: "The prompt is longer than the model's context.",
+        UNDECIDED: "The label depends on an answer that the judge did not grade.",
         PROMPT_REFUSED: "The chat template cannot express the row; try --prompt-format qa.",
     }
     return next((rule for start, rule in rules.items() if reason.startswith(start)), "")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slick.annotation.config import GENERATIONS
+from slick.annotation.judge import Judgements, stored_judgements
 from slick.annotation.set_aside import TOO_LONG
 from slick.curation.actions import RowLabel
 from slick.curation.data import DataFile
@@ -222,11 +223,14 @@ def _answers(study: Folder, wanted: set[str]) -> dict[str, Answers]:
     folder = study.child("annotate", GENERATIONS)
     columns = ["question_id", "greedy_text", "greedy_hit", "sampled_text", "sampled_hit"]
     answers: dict[str, Answers] = {}
+    judgements = stored_judgements(study) if wanted else None
     for name in folder.names(".parquet") if wanted else []:
         for batch in read_answer_part(folder, name, columns).to_batches(max_chunksize=64):
             ids = batch.column("question_id").to_pylist()
             rows = [i for i, question_id in enumerate(ids) if question_id in wanted]
             for row in batch.take(rows).to_pylist() if rows else []:
+                if judgements is not None:
+                    row |= _judged_hits(row, judgements)
                 samples = zip(row["sampled_text"], row["sampled_hit"], strict=True)
                 pairs = (pair for texts, hits in samples for pair in zip(texts or (), hits or (), strict=True))
                 answers[row["question_id"]] = (
@@ -236,12 +240,23 @@ def _answers(study: Folder, wanted: set[str]) -> dict[str, Answers]:
     return answers
 
 
+def _judged_hits(row: Mapping[str, Any], judgements: Judgements) -> dict[str, Any]:
+    """The hits of the answers to a question by the judge; None for an unparsable outcome."""
+    is_hit = judgements.matcher(row["question_id"])
+    return {
+        "greedy_hit": [is_hit(text) for text in row["greedy_text"]],
+        "sampled_hit": [[is_hit(text) for text in texts] for texts in row["sampled_text"]],
+    }
+
+
 def most_frequent(answers: Iterable[tuple[str | None, bool | None]]) -> list[list[Any]]:
     """The most frequent answers as text, number and whether correct; answers without a stored text are left out.
 
     >>> most_frequent([("Rome", False), ("Paris", True), ("Paris", True), (None, False)])
     [['Paris', 2, True], ['Rome', 1, False]]
     """
-    counted = Counter((text, bool(hit)) for text, hit in answers if text is not None)
+    counted = Counter(
+        (text, hit) if hit is not None else (f"{text} (not graded)", False) for text, hit in answers if text is not None
+    )
     ranked = sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:MAX_ANSWERS]
     return [[cut_text(text, _MAX_ANSWER_CHARACTERS), num, hit] for (text, hit), num in ranked]

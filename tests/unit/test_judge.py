@@ -21,6 +21,10 @@ from slick.annotation.judge_client import JudgeClient, JudgeConfig, parse_reply
 from slick.annotation.judge_pool import Item, grade_by_server
 from slick.annotation.set_aside import UNDECIDED, read_undecided
 from slick.annotation.uncertainty import _is_decided
+from slick.curation import page_rows
+from slick.curation.actions import label_rows
+from slick.curation.config import CurateConfig
+from slick.curation.selection import Candidate
 from slick.errors import DataError, EngineError, SettingsError, StudyError
 from slick.formatting import ProgressReporter
 from slick.inference.base import SamplingConfig
@@ -581,6 +585,36 @@ def test_agreement_with_graded_answers(tmp_path: Path, serve: Callable[..., Judg
     stored = stored_judgements(study)
     assert stored is not None
     assert stored.outcome("Where was weakly born?", ["Lima"], "good 3") == CORRECT
+
+
+def test_curated_rows_have_the_outcomes_of_the_judge(tmp_path: Path, serve: Callable[..., JudgeServer]) -> None:
+    study, server = write_study(tmp_path / "study", [*CERTAIN, UNDECIDED_QUESTION]), serve(by_first_word)
+    rescore(study, judged(server, max_unparsable_share=0.2))
+    names = [question.question_id for question in (*CERTAIN, UNDECIDED_QUESTION)]
+    decisions = [
+        Candidate(
+            row=row,
+            where=f"line {row}",
+            turn=0,
+            question_id=name,
+            group="P19",
+            context=(),
+            question="",
+            accepted=("gold",),
+        )
+        for row, name in enumerate(names)
+    ]
+    labels = label_rows(study, decisions)
+    assert [label.reason for label in labels] == [None] * 4 + [UNDECIDED]
+    answers = page_rows._answers(study, set(names))
+    assert answers["highly"][0] == [["Oslo.", 1, True], ["good 1", 1, True]]
+    assert ["?? (not graded)", 1, False] in answers["highly"][1]
+    assert ["good 3", 1, True] in answers["weakly"][1]
+    config = CurateConfig(matcher="judge", judge=server.config)
+    annotation = config.annotation(prompt_format="qa", answer_end="line", matcher="judge", max_new_tokens=8)
+    assert annotation.judge == server.config
+    with pytest.raises(SettingsError, match="no effect with --matcher auto; add --matcher judge"):
+        CurateConfig(judge=server.config)
 
 
 def test_report_compares_matchers_with_the_grades(tmp_path: Path, serve: Callable[..., JudgeServer]) -> None:
