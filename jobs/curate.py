@@ -5,14 +5,15 @@ slick curate data.jsonl --model ID --out studies/mine --unknown drop --to cleane
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jobs.common import has_help_flag, parse_config, parse_out, run_main
+from jobs.config_file import expand_config_file
 from slick.curation.config import CurateConfig
 from slick.curation.step import curate_file
 from slick.errors import SettingsError
 
-PROG = "slick curate"
+CURATE = "curate"
+PROG = f"slick {CURATE}"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,11 +22,22 @@ def main(argv: Sequence[str]) -> None:
         print(f"{(__doc__ or '').strip()}\n")
         parse_config(CurateConfig(), ["--help"], f"{PROG} DATA --out DIR")
         return
+    out, flags = parse_out(data_flags(argv, PROG), PROG)
+    flags = expand_config_file(flags, CurateConfig(), PROG)
+    curate_file(out, parse_config(CurateConfig(), flags, PROG, ("out", "config")))
+
+
+def data_flags(argv: Sequence[str], prog: str) -> list[str]:
+    """The arguments with the data as a flag.
+
+    Raises:
+        SettingsError: no data is given.
+    """
+    if any(word == "--data" or word.startswith("--data=") for word in argv):
+        return list(argv)
     if not argv or argv[0].startswith("-"):
-        raise SettingsError(f"{PROG} needs a file or folder of rows first: {PROG} data.jsonl --model ID --out DIR")
-    data, *rest = argv
-    out, flags = parse_out(rest, PROG)
-    curate_file(out, replace(parse_config(CurateConfig(), flags, PROG), data=data))
+        raise SettingsError(f"{prog} needs a file or folder of rows first: {prog} data.jsonl --model ID --out DIR")
+    return ["--data", *argv]
 
 
 if __name__ == "__main__":

@@ -31,12 +31,14 @@ from typing import Any
 from jobs.annotate import RESCORE
 from jobs.common import is_help_command, parse_config, parse_preset, run_main
 from jobs.config_file import expand_config_file, settings_selector
+from jobs.curate import CURATE, data_flags
 from jobs.flags import FlagParser, canonical_flags, did_you_mean, flag_names, pop_switch
 from jobs.presets import STEP_PRESETS, StudyConfig
 from jobs.ray_client import RayJobClient, is_loopback_address, parse_address
 from jobs.study import resolve
 from slick.annotation import RescoreConfig
 from slick.cluster import MALLOC_ENV
+from slick.curation.config import CurateConfig
 from slick.errors import SettingsError
 from slick.storage import Folder
 
@@ -54,9 +56,12 @@ EXTRA_FILES = ("pyproject.toml", "constraints.txt")
 IGNORED_PATTERNS = ("__pycache__", "*.pyc", ".*", "studies", "*.parquet", "*.safetensors", "*.gguf", "*.bin", "*.pt")
 """Files that are not uploaded even if they lie inside a package."""
 
-UPLOADED_FLAGS = {"questions", "audit", "relations", "graded"}
+SUBMITTED_STEPS: Mapping[str, Mapping[str, Callable[[], Any]]] = {**STEP_PRESETS, CURATE: {"": CurateConfig}}
+"""Presets by step."""
+
+UPLOADED_FLAGS = {"questions", "audit", "relations", "graded", "data", "exemplars"}
 """Last parts of flags whose file the driver reads, such as `questions` of `--prepare.questions`; it is uploaded."""
-REMOTE_PATH_FLAGS = {"model", "rejects"}
+REMOTE_PATH_FLAGS = {"model", "rejects", "to"}
 """Flags whose path is not uploaded: it is too large, or written by the job."""
 FILES_FOLDER = "files"
 """Folder of the uploaded files inside the working directory."""
@@ -80,6 +85,7 @@ class Submission:
     address: str
     step: str
     preset: str
+    """Empty for `curate`, which has none."""
     out: str
     job_files: JobFiles
     env: Mapping[str, str]
@@ -89,7 +95,13 @@ class Submission:
     @property
     def entrypoint(self) -> str:
         """The command line that the head runs; start.sh runs `python -m jobs.STEP` with the head's Python."""
-        return shlex.join(["sh", "jobs/start.sh", self.step, self.preset, "--out", self.out, *self.job_files.flags])
+        command = ["sh", "jobs/start.sh", *self.name.split(), "--out", self.out, *self.job_files.flags]
+        return shlex.join(command)
+
+    @property
+    def name(self) -> str:
+        """Step and preset."""
+        return f"{self.step} {self.preset}".strip()
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -100,7 +112,8 @@ class Submission:
 def main(argv: Sequence[str]) -> None:
     """Check and submit the job, and follow its log."""
     if not argv or is_help_command(argv):
-        print(f"{(__doc__ or '').strip()}\n\nSteps: {', '.join(STEP_PRESETS)}. Their flags: `slick STEP PRESET --help`")
+        steps = ", ".join(SUBMITTED_STEPS)
+        print(f"{(__doc__ or '').strip()}\n\nSteps: {steps}. Their flags: `slick STEP PRESET --help`")
         return
     dry_run, rest = pop_switch(argv, "--dry-run")
     job = parse_submission(rest)
@@ -116,13 +129,17 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
     Raises:
         SettingsError: an unknown step, preset or flag, a folder that the cluster cannot reach, or an unset variable.
     """
-    if not argv or argv[0] not in STEP_PRESETS:
+    if not argv or argv[0] not in SUBMITTED_STEPS:
         raise SettingsError(
-            f"slick submit expects a step first, one of {', '.join(STEP_PRESETS)}; got {argv[0] if argv else 'none'}"
-            + (did_you_mean(argv[0], STEP_PRESETS) if argv else "")
+            f"slick submit expects a step first, one of {', '.join(SUBMITTED_STEPS)}; got {argv[0] if argv else 'none'}"
+            + (did_you_mean(argv[0], SUBMITTED_STEPS) if argv else "")
         )
     step, prog = argv[0], f"slick submit {argv[0]}"
-    preset, _, rest = parse_preset(argv[1:], prog, STEP_PRESETS[step])
+    preset, rest = "", list(argv[1:])
+    if step == CURATE:
+        rest = data_flags(rest, prog)
+    else:
+        preset, _, rest = parse_preset(rest, prog, SUBMITTED_STEPS[step])
     parser = FlagParser(prog)
     for flag in ("--address", "--out"):
         parser.add_flag(flag)
@@ -149,10 +166,11 @@ def parse_submission(argv: Sequence[str], environ: Mapping[str, str] = os.enviro
 
 def check_flags(step: str, preset: str, flags: Sequence[str]) -> list[str]:
     """Parse the flags as the step will; returns them and those of `--config` in canonical spelling."""
-    named: Callable[[], Any] = STEP_PRESETS[step][preset]
+    named: Callable[[], Any] = SUBMITTED_STEPS[step][preset]
     is_rescore, rest = pop_switch(flags, RESCORE) if step == "annotate" else (False, list(flags))
-    settings, prog = RescoreConfig() if is_rescore else named(), f"slick submit {step} {preset}"
-    rest = expand_config_file(rest, settings, prog, None if is_rescore else settings_selector(step), _FLAGS)
+    settings, prog = RescoreConfig() if is_rescore else named(), f"slick submit {step} {preset}".strip()
+    selector = None if is_rescore or step == CURATE else settings_selector(step)
+    rest = expand_config_file(rest, settings, prog, selector, _FLAGS)
     config = parse_config(settings, rest, prog, _FLAGS)
     if isinstance(config, StudyConfig):
         resolve(config)
@@ -203,7 +221,7 @@ def describe_submission(job: Submission) -> str:
 def submit(job: Submission) -> None:
     """Start the job; with `wait`, follow its log and exit with its status."""
     head = RayJobClient(job.address)
-    job_id = f"slick-{job.step}-{job.preset}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    job_id = f"slick-{job.name.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix="slick-") as folder:
         build_working_dir(Path(folder), job.job_files.files)
         env = _ENVIRONMENT | dict(job.env)

@@ -49,12 +49,33 @@ def test_entrypoint_is_the_command_of_the_step() -> None:
 def test_every_computing_step_can_be_submitted() -> None:
     from jobs.cli import STEP_DESCRIPTIONS
 
-    assert STEP_PRESETS.keys() == STEP_DESCRIPTIONS.keys() - {"status", "compare", "plan", "submit", "jobs"}
+    assert STEP_PRESETS.keys() | {"curate"} == STEP_DESCRIPTIONS.keys() - {
+        "status",
+        "compare",
+        "plan",
+        "submit",
+        "jobs",
+    }
     for step, step_presets in STEP_PRESETS.items():
         flags = ["--model", "m/m", "--questions", "s3://b/q.zip"] if step == "study" else []
         for preset in step_presets:
             job = parse_submission([step, preset, "--address", REMOTE, "--out", "s3://b/s", *flags])
             assert job.entrypoint.startswith(f"sh jobs/start.sh {step} {preset} --out s3://b/s")
+
+
+def test_curation_is_submitted_with_its_data(tmp_path: Path) -> None:
+    target = ["--address", REMOTE, "--out", "s3://b/s"]
+    job = parse_submission(["curate", "s3://b/data.jsonl", "--model", "m/m", *target])
+    assert job.entrypoint == "sh jobs/start.sh curate --out s3://b/s --data s3://b/data.jsonl --model m/m"
+    assert job.metadata["step"] == "curate"
+    (tmp_path / "data.jsonl").write_text("{}")
+    job = parse_submission(["curate", str(tmp_path / "data.jsonl"), "--model", "m/m", *target])
+    assert job.job_files.files == {"files/data.jsonl": tmp_path / "data.jsonl"}
+    assert "--data files/data.jsonl" in job.entrypoint
+    with pytest.raises(SettingsError, match="needs a file or folder of rows first"):
+        parse_submission(["curate", "--model", "m/m", *target])
+    with pytest.raises(SettingsError, match=r"--unknwn.*did you mean --unknown"):
+        parse_submission(["curate", "s3://b/data.jsonl", "--unknwn", "drop", *target])
 
 
 def test_rescoring_and_quoting() -> None:
