@@ -216,7 +216,7 @@ def _exemplars(folder: Folder, questions: pa.Table, config: AnnotateConfig) -> E
     if folder.exists(EXEMPLARS_FILE):
         return read_exemplars(folder)
     exemplars = (
-        _given_exemplars(config.exemplars) if config.exemplars else _draw_exemplars(questions, config, config.seed)
+        _given_exemplars(config.exemplars) if config.exemplars else draw_study_exemplars(questions, config, config.seed)
     )
     relations = set(questions["relation"].unique().to_pylist())
     if missing := sorted(relations - set(exemplars)):
@@ -248,7 +248,12 @@ def _given_exemplars(path: str) -> Exemplars:
     return exemplars
 
 
-def _draw_exemplars(questions: pa.Table, config: AnnotateConfig, seed: int) -> Exemplars:
+def draw_study_exemplars(questions: pa.Table, config: AnnotateConfig, seed: int) -> Exemplars:
+    """The exemplar sets of every relation, from its dev questions.
+
+    Raises:
+        DataError: a relation has too few.
+    """
     dev_ids: dict[str, list[str]] = {relation: [] for relation in questions["relation"].unique().to_pylist()}
     columns = (questions[name].to_pylist() for name in ("relation", "split", "question_id"))
     for relation, split, question_id in zip(*columns, strict=True):
@@ -265,7 +270,7 @@ def _prompt_builders(
     main = PromptBuilder(exemplars, shots, prompt_format, substitute=config.annotate_exemplars, seed=config.seed)
     builders = {main_store(config): main, CONTROLS: main}
     if config.repeats_per_relation:
-        others = _draw_exemplars(questions, config, config.seed + 1)
+        others = draw_study_exemplars(questions, config, config.seed + 1)
         shots = exemplar_texts(questions, others, "the study")
         builders[REPEATS] = PromptBuilder(
             others, shots, prompt_format, substitute=config.annotate_exemplars, seed=config.seed + 1

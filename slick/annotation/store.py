@@ -262,6 +262,12 @@ def read_parts(folder: Folder, columns: list[str] | None = None) -> Iterator[pa.
         yield read_answer_part(folder, name, columns)
 
 
+def part_cost(folder: Folder, name: str) -> dict[str, float]:
+    """The cost of one part file, by the names of `COST_FIELDS`; costs that it lacks are 0."""
+    (cost,) = read_part_metadata(folder, name, [_COST_KEY])
+    return {key: float(cost.get(key, 0)) for key in COST_FIELDS}
+
+
 def total_cost(folder: Folder) -> tuple[dict[str, float], dict[str, str]]:
     """Total cost of all part files, including those of interrupted runs, and the runtime of their engines.
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,18 @@ import pyarrow as pa
 import pytest
 
 import slick
+from jobs.curate import main
 from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.store import read_generations
 from slick.curation.config import CurateConfig
+from slick.curation.files import open_data
+from slick.curation.forecast import forecast, forecast_lines
+from slick.curation.plan import plan_curation
 from slick.curation.step import curate, curate_file
 from slick.datasets import read_questions
 from slick.errors import StudyError
 from slick.inference.base import SamplingConfig
+from slick.models import context_length
 from slick.storage import Folder
 from slick.study import read_manifest
 from slick.study_files import read_knowledge
@@ -136,6 +142,8 @@ def test_every_row_that_tests_knowledge_is_labelled(
     manifest = read_manifest(Folder(str(tmp_path / "study/curate")))
     assert manifest is not None
     assert manifest.counts["asked"] == len(rows) - 1
+    assert "Quito in the Andes" in (tmp_path / "study/curate/index.html").read_text()
+    check_forecast(rows, config, tmp_path / "study")
     exemplars = json.loads((tmp_path / "study/curate/exemplars.json").read_text())
     used = {i for sets in exemplars.values() for ids in sets for i in ids}
     assert used <= set(read_knowledge(tmp_path / "study", ["question_id"])["question_id"].to_pylist())
@@ -144,6 +152,49 @@ def test_every_row_that_tests_knowledge_is_labelled(
     )
     drawn = slick.draw_variants(tmp_path / "study", shares)
     assert slick.read_variant(tmp_path / "study", "unknown-000").num_rows > 0, drawn
+
+
+def check_forecast(rows: list[dict[str, Any]], config: CurateConfig, study: Path) -> None:
+    """The forecast has the generations and tokens of the finished study."""
+    result = forecast(plan_curation(open_data(rows), config))
+    annotated = read_manifest(Folder(str(study / "annotate")))
+    assert annotated is not None
+    assert result.num_generations == annotated.counts["generations"]
+    assert round(result.mean_tokens * result.num_questions * result.num_sets) == annotated.counts["prompt_tokens"]
+    assert (result.num_rows, result.num_asked, result.reasons) == (len(rows), len(rows) - 1, {"code": 1})
+
+
+def test_forecast_counts_prompts_that_are_too_long(model: str, tmp_path: Path) -> None:
+    exemplars = tmp_path / "exemplars.jsonl"
+    write_jsonl(exemplars, [{"question": f"Who was {i}?", "answer": "Emmy Noether"} for i in range(6)])
+    rows = [{"question": f"Who is {i}? {'Tell me. ' * (28 if i == 9 else 0)}", "answer": "Ada"} for i in range(10)]
+    config = CurateConfig(
+        model=model, exemplars=str(exemplars), max_new_tokens=context_length(model) - 120, annotate=ANNOTATION
+    )
+    result = forecast(plan_curation(open_data(rows), config))
+    assert (result.num_questions, result.num_too_long) == (10, 1)
+    assert result.num_generations == 9 * 3 * 5
+    assert "would stop" in "\n".join(forecast_lines(plan_curation(open_data(rows), config), result))
+
+
+def test_probe_measures_and_keeps_nothing(
+    rows: list[dict[str, Any]],
+    config: CurateConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    write_jsonl(data, rows)
+    flags = ["--max-new-tokens", "6", "--annotate.num-exemplar-sets", "3", "--annotate.num-shots", "2"]
+    flags += ["--annotate.sampling.num-samples", "4", "--annotate.max-actors", "1"]
+    main(
+        [str(data), "--model", config.model, *flags, "--probe-rows", "8", "--price", "2", "--out", str(tmp_path / "s")]
+    )
+    text = capsys.readouterr().out
+    assert re.search(r"Probe: 8 of 33 questions in \d+ batches", text), text
+    assert re.search(r"Whole file: [\d.e-]+ hours of one actor = .* s \(\d+ s to \d+ s", text), text
+    assert "Price: " in text
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_an_interrupted_curation_resumes(rows: list[dict[str, Any]], config: CurateConfig, tmp_path: Path) -> None:
