@@ -12,6 +12,7 @@ slick curate data.jsonl --model ID --probe-rows 50 --price 2.5                  
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from jobs.common import has_help_flag, parse_config, parse_out, run_main
 from jobs.config_file import expand_config_file
@@ -32,26 +33,16 @@ def main(argv: Sequence[str]) -> None:
         print(f"{(__doc__ or '').strip()}\n")
         parse_config(CurateConfig(), ["--help"], f"{PROG} DATA --out DIR")
         return
-    dry_run, rest = pop_switch(data_flags(argv, PROG), "--dry-run")
-    parser = FlagParser(PROG)
-    parser.add_flag("--probe-rows", type=int)
-    parser.add_flag("--price", type=float)
-    known, rest = parser.parse_known(rest)
-    is_forecast = dry_run or known.probe_rows is not None
-    _check_forecast_flags(dry_run, known.probe_rows, known.price)
+    only, rest = pop_forecast_flags(data_flags(argv, PROG))
     study: Folder | None = None
-    if not is_forecast or "out" in map(flag_name, rest):
+    if not only.is_forecast or "out" in map(flag_name, rest):
         study, rest = parse_out(rest, PROG)
     flags = expand_config_file(rest, CurateConfig(), PROG, others=_OTHER_FLAGS)
     config = parse_config(CurateConfig(), flags, PROG, _OTHER_FLAGS)
-    if known.probe_rows is not None and config.to is not None:
-        raise SettingsError(
-            f"--probe-rows keeps no labels, so it cannot write --to {config.to}; leave one of the two out"
-        )
-    if dry_run:
+    if only.dry_run:
         print("\n".join(_dry_run(config)))
-    elif is_forecast:
-        print("\n".join(_probe(config, known.probe_rows, study, known.price or 0.0)))
+    elif only.probe_rows is not None:
+        print("\n".join(_probe(config, only.probe_rows, study, only.price)))
     elif study is not None:
         curate_file(study, config)
 
@@ -69,13 +60,38 @@ def data_flags(argv: Sequence[str], prog: str) -> list[str]:
     return ["--data", *argv]
 
 
-def _check_forecast_flags(dry_run: bool, probe_rows: int | None, price: float | None) -> None:
-    if dry_run and probe_rows is not None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastFlags:
+    """The flags of a forecast."""
+
+    dry_run: bool
+    probe_rows: int | None
+    price: float
+
+    @property
+    def is_forecast(self) -> bool:
+        """Whether the file is not labelled."""
+        return self.dry_run or self.probe_rows is not None
+
+
+def pop_forecast_flags(argv: Sequence[str]) -> tuple[ForecastFlags, list[str]]:
+    """The flags of a forecast, and the remaining arguments.
+
+    Raises:
+        SettingsError: they contradict each other, or a value is invalid.
+    """
+    dry_run, rest = pop_switch(argv, "--dry-run")
+    parser = FlagParser(PROG)
+    parser.add_flag("--probe-rows", type=int)
+    parser.add_flag("--price", type=float)
+    known, rest = parser.parse_known(rest)
+    if dry_run and known.probe_rows is not None:
         raise SettingsError("--dry-run asks nothing and --probe-rows asks some rows; give one of them")
-    if price is not None and probe_rows is None:
+    if known.price is not None and known.probe_rows is None:
         raise SettingsError("--price is for --probe-rows, which measures the hours; add --probe-rows 50")
-    if price is not None and not (price >= 0 and math.isfinite(price)):
-        raise SettingsError(f"--price must be 0 or more, got {price}")
+    if known.price is not None and not (known.price >= 0 and math.isfinite(known.price)):
+        raise SettingsError(f"--price must be 0 or more, got {known.price}")
+    return ForecastFlags(dry_run=dry_run, probe_rows=known.probe_rows, price=known.price or 0.0), rest
 
 
 def _dry_run(config: CurateConfig) -> Iterator[str]:
@@ -92,6 +108,10 @@ def _probe(config: CurateConfig, num: int, study: Folder | None, price: float) -
     from slick.curation.plan import plan_curation
     from slick.curation.probe import probe_lines, run_probe
 
+    if config.to is not None:
+        raise SettingsError(
+            f"--probe-rows keeps no labels, so it cannot write --to {config.to}; leave one of the two out"
+        )
     plan = plan_curation(open_data(config.data), config)
     yield from probe_lines(plan, run_probe(plan, num, study), price)
 

@@ -10,6 +10,7 @@ import yaml
 from jobs import presets
 from jobs.cli import STEP_DESCRIPTIONS
 from jobs.common import parse_config, parse_out, parse_preset
+from jobs.curate import pop_forecast_flags
 from jobs.plan import PlanConfig
 from jobs.submit import parse_submission
 from slick.annotation import RescoreConfig
@@ -110,7 +111,7 @@ def test_commands_are_valid(page: str, command: str) -> None:
         parse_config(PlanConfig(), arguments, step)
         return
     if step == "curate":
-        parse_config(CurateConfig(), arguments[1:], step)
+        parse_config(CurateConfig(), pop_forecast_flags(arguments[1:])[1], step)
         return
     step_presets = getattr(presets, step.upper())
     _, preset, arguments = parse_preset(arguments, step, step_presets)
