@@ -44,6 +44,8 @@ class RowLabel:
     """Why it was not asked."""
     turns: tuple[tuple[int, Category], ...] = ()
     """The category of each turn that was asked."""
+    set_aside: tuple[tuple[int, str], ...] = ()
+    """The reason of each turn that was to be asked, but has no label."""
 
 
 def label_rows(study: Folder, decisions: Sequence[Decision]) -> list[RowLabel]:
@@ -76,15 +78,22 @@ def _row_label(
         for decision in decisions
         if not isinstance(decision, Skipped) and decision.question_id in knowledge
     ]
+    without = tuple(
+        (decision.turn, set_aside[decision.question_id])
+        for decision in decisions
+        if not isinstance(decision, Skipped) and decision.question_id not in knowledge
+    )
     if not labelled:
-        first = decisions[-1]
-        return RowLabel(reason=first.reason if isinstance(first, Skipped) else set_aside[first.question_id])
+        last = decisions[-1]
+        reason = last.reason if isinstance(last, Skipped) else set_aside[last.question_id]
+        return RowLabel(reason=reason, set_aside=without)
     turns = tuple((turn, Category(row["category"])) for turn, row in labelled)
     return RowLabel(
         category=max((category for _, category in turns), key=_RANK.__getitem__),
         p_correct=min(row["p_correct_greedy"] for _, row in labelled),
         p_sampled=min((row["p_correct_sampled"] for _, row in labelled), key=lambda p: (p is not None, p)),
         turns=turns,
+        set_aside=without,
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from slick.annotation.config import GENERATIONS
 from slick.annotation.judge import Judgements, stored_judgements
-from slick.annotation.set_aside import TOO_LONG
 from slick.curation.actions import RowLabel
 from slick.curation.data import DataFile
 from slick.curation.formats import RowFormat
@@ -65,7 +64,7 @@ def category_of(decision: Decision, label: RowLabel) -> Category | None:
 
 def reason_of(decision: Decision, label: RowLabel) -> str:
     """Why a turn was not asked."""
-    return (label.reason or TOO_LONG) if isinstance(decision, Candidate) else decision.reason
+    return dict(label.set_aside)[decision.turn] if isinstance(decision, Candidate) else decision.reason
 
 
 def sample_decisions(

@@ -17,7 +17,7 @@ from slick.curation.commands import curate_command
 from slick.curation.config import CurateConfig
 from slick.curation.page import advise, evidence_table, page_html, reason_table, reliability_sentences, write_page
 from slick.curation.page_figures import by_group, by_length
-from slick.curation.page_rows import MAX_CHARACTERS, category_of, page_rows, sample_decisions
+from slick.curation.page_rows import MAX_CHARACTERS, category_of, page_rows, reason_of, sample_decisions
 from slick.curation.selection import CODE, Candidate, Decision, Skipped
 from slick.inference.base import SamplingConfig
 from slick.types import Category
@@ -202,6 +202,17 @@ def test_all_turns_are_rows_of_their_own(tmp_path: Path) -> None:
     ]
     assert rows[1].context == "user: Who wrote A?\nassistant: Ada"
     assert curated.labels[0].category == UNKNOWN
+
+
+def test_turns_without_a_label_have_their_own_reason(tmp_path: Path) -> None:
+    turns = [("user", "Who wrote A?"), ("assistant", "Ada"), ("user", "And B?"), ("assistant", "Bo")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    curated = write_curated_study(tmp_path, [row], [HIGHLY, UNKNOWN], turns="all")
+    first, second = curated.plan.decisions
+    label = RowLabel(category=HIGHLY, turns=((0, HIGHLY),), set_aside=((1, "prompt too long"),))
+    assert category_of(second, label) is None
+    assert reason_of(second, label) == "prompt too long"
+    assert category_of(first, label) == HIGHLY
 
 
 def test_nothing_is_dropped_without_unknown_rows() -> None:
