@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from slick.annotation.judge_client import JudgeConfig
+from slick.annotation.judge_control import check_judge, control_answers
 from slick.annotation.judge_pool import JUDGE_FOLDER, Item, grade_by_model, grade_by_server
 from slick.annotation.store import read_parts
 from slick.cluster import set_job_message
@@ -173,6 +174,7 @@ def grade_answers(
     """
     judgements = read_judgements(folder, config.judge, identity)
     judgements.texts = {name: texts for table in tables.values() for name, texts in _texts(table).items()}
+    _control_judge(folder, config, judgements)
     counts, items = _distinct_answers(folder, tables, config, judgements)
     pending = [item for item in items.values() if _is_pending(item, judgements)]
     _LOG.info(
@@ -193,6 +195,27 @@ def grade_answers(
         "empty": counts["empty"],
         **{outcome.replace(" ", "_"): by_outcome[outcome] for outcome in JUDGE_OUTCOMES},
     }
+
+
+def _control_judge(folder: Folder, config: "AnnotateConfig", judgements: Judgements) -> None:
+    """Let the judge grade answers whose outcome is known, once; see `slick.annotation.judge_control`.
+
+    Raises:
+        EngineError: it recognizes too few of them.
+    """
+    answers = control_answers(judgements.texts) if config.judge.min_control_accuracy else []
+    if not answers:
+        return
+    items = [Item(*judgements.key(*answer[:3]), 0) for answer in answers]
+    pending = [item for item in {item.key: item for item in items}.values() if item.key not in judgements.outcomes]
+    if pending:
+        grade = grade_by_server if config.judge.url else grade_by_model
+        grade(folder, pending, config, ProgressReporter("judge: control", len(pending), "answers"))
+        stored = read_judgements(folder, config.judge, judgements.identity)
+        judgements.outcomes, judgements.attempts = stored.outcomes, stored.attempts
+    outcomes = [judgements.outcomes.get(item.key, UNPARSABLE) for item in items]
+    accuracy = check_judge(answers, outcomes, config.judge.min_control_accuracy)
+    _LOG.info("judge: recognizes %s of %d known answers", format_percent(accuracy), len(answers))
 
 
 def _distinct_answers(

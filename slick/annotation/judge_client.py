@@ -70,6 +70,9 @@ class JudgeConfig:
     max_unparsable_share: float = setting(0.01, "nothing", minimum=0, maximum=1)
     """A question whose category depends on an answer without an outcome is set aside: it gets no label. If their share
     of all questions exceeds this, the step stops before it writes labels."""
+    min_control_accuracy: float = setting(0.8, "nothing", minimum=0, maximum=1)
+    """Before it grades, the judge is asked about gold answers and about answers to other questions; the step stops if
+    it recognizes fewer of them. 0: no such check."""
     graded: str = setting("", "nothing")
     """With --rescore: a grading sheet of `slick report`, to compare the judge with a person's grades."""
 

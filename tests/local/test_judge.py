@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def config(model: str) -> AnnotateConfig:
     return AnnotateConfig(
         matcher="judge",
-        judge=JudgeConfig(model=model),
+        judge=JudgeConfig(model=model, min_control_accuracy=0),
         dtype="float32",
         num_exemplar_sets=1,
         sampling=SamplingConfig(num_samples=2),
@@ -89,7 +89,7 @@ def test_answer_longer_than_the_context_is_unparsable(config: AnnotateConfig, in
 
 def test_context_that_cannot_hold_the_instructions_is_refused(config: AnnotateConfig, tmp_path: Path) -> None:
     small = save_tiny_model(tmp_path / "model", steps=1, max_position_embeddings=128)
-    config = replace(config, judge=JudgeConfig(model=small))
+    config = replace(config, judge=JudgeConfig(model=small, min_control_accuracy=0))
     with pytest.raises(ModelError, match=r"context of 128 tokens, but the instructions of the judge need \d+"):
         grade_by_model(Folder(str(tmp_path)), ITEMS, config, ProgressReporter("judge", 1, "answers", quiet=True))
 

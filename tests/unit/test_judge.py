@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from slick.annotation import AnnotateConfig, RescoreConfig, read_knowledge, rescore
-from slick.annotation.judge import JUDGE_FOLDER, judge_fingerprint, stored_judgements
+from slick.annotation.judge import JUDGE_FOLDER, _control_judge, judge_fingerprint, read_judgements, stored_judgements
 from slick.annotation.judge_client import JudgeClient, JudgeConfig, parse_reply
 from slick.annotation.judge_pool import Item, grade_by_server
 from slick.annotation.set_aside import UNDECIDED, read_undecided
@@ -61,7 +61,9 @@ class JudgeServer(ThreadingHTTPServer):
     @property
     def config(self) -> JudgeConfig:
         """Settings of a judge at this server."""
-        return JudgeConfig(url=f"http://127.0.0.1:{self.server_port}/v1", served_model="small", concurrency=4)
+        return JudgeConfig(
+            url=f"http://127.0.0.1:{self.server_port}/v1", served_model="small", concurrency=4, min_control_accuracy=0
+        )
 
     @property
     def answers(self) -> Counter[str]:
@@ -687,3 +689,15 @@ def test_sheet_of_another_study_is_refused_before_labels_change(
     assert study.child("annotate").read_bytes("manifest.json") == before
     with pytest.raises(SettingsError, match=r"--judge.graded .* does not exist"):
         rescore(study, judged(server, graded=str(tmp_path / "none.csv")))
+
+
+def test_judge_is_controlled_before_it_grades(tmp_path: Path, serve: Callable[..., JudgeServer]) -> None:
+    texts = {f"q{i}": (f"Who is {i}?", [f"Person {i}"]) for i in range(30)}
+    server = serve(lambda _: "A")  # everything is correct
+    config = AnnotateConfig(matcher="judge", judge=replace(server.config, min_control_accuracy=0.8))
+    for _ in range(2):  # the grades are stored, so the second time nothing is asked
+        judgements = read_judgements(Folder(str(tmp_path)), config.judge, judge_fingerprint(config.judge))
+        judgements.texts = texts
+        with pytest.raises(EngineError, match="cannot tell right answers from wrong ones"):
+            _control_judge(Folder(str(tmp_path)), config, judgements)
+        assert len(server.requests) == 50
