@@ -154,19 +154,20 @@ def advise(config: CurateConfig, labels: Sequence[RowLabel], out: str, suffix: s
         "5, Table 2), but a natural mix with them was as good as the best set when training stopped early. Keep them, "
         "and stop at the best dev accuracy.",
     )
+    kept = f"eep the {weakly:,} WeaklyKnown rows." if weakly else ""
     if unknown:
         headline = (
-            f"Drop the {unknown:,} Unknown rows ({format_percent(unknown / total)} of those asked), or relabel them; "
-            f"keep the {weakly:,} WeaklyKnown rows."
+            f"Drop the {unknown:,} Unknown rows ({format_percent(unknown / total)} of those asked), or relabel them"
+            + (f"; k{kept}" if kept else ".")
         )
     else:
-        headline = f"Nothing to drop: no row is Unknown. Keep the {weakly:,} WeaklyKnown rows."
+        headline = "Nothing to drop: no row is Unknown." + (f" K{kept}" if kept else "")
     plain = replace(config, unknown="keep", weakly="keep", to=None, overwrite=False)
     actions: tuple[Any, ...] = ("drop", "idk") if unknown else ()
     return Advice(
         headline=headline,
         written=_written(config, labels),
-        reasons=reasons if unknown else reasons[2:],
+        reasons=(reasons[:2] if unknown else ()) + (reasons[2:] if weakly else ()),
         commands=tuple(
             curate_command(replace(plain, unknown=action, to=_copy_name(config, action, suffix)), out)
             for action in actions

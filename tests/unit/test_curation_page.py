@@ -220,6 +220,8 @@ def test_nothing_is_dropped_without_unknown_rows() -> None:
     advice = advise(CurateConfig(data="x.jsonl", model="m"), labels, "studies/x", ".jsonl")
     assert advice.headline == "Nothing to drop: no row is Unknown. Keep the 1 WeaklyKnown rows."
     assert advice.commands == ()
+    none = advise(CurateConfig(data="x.jsonl", model="m"), labels[:1], "studies/x", ".jsonl")
+    assert (none.headline, none.reasons) == ("Nothing to drop: no row is Unknown.", ())
 
 
 def test_advice_names_the_copy_of_this_run() -> None:
