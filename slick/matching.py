@@ -4,7 +4,9 @@ The paper says "exact match" and nothing more. The default, `exact`, compares an
 (Rajpurkar et al. 2016): lower case, no ASCII punctuation, no English articles, single spaces. `raw` compares the
 strings as they are, apart from white space at both ends. The other matchers normalize like `exact`: `canonical` accepts
 only the first gold answer, `contains` accepts a gold answer among other words, and `f1` accepts a word F1 of at least
-0.5. `f1>=0.7` has another threshold; in a shell it needs quotes, since `>` redirects the output.
+0.5. `f1>=0.7` has another threshold; in a shell it needs quotes, since `>` redirects the output. `names` accepts a
+sentence that has all names and numbers of a gold answer. `first-sentence:NAME` compares only the first sentence of an
+answer, by the matcher NAME.
 
 All matchers compare texts in Unicode normalization form C (NFC), so canonically equivalent texts, such as "e" with a
 combining accent and "é", are equal. Exact match ignores no other difference: compatibility forms (full-width letters,
@@ -23,6 +25,10 @@ from functools import partial
 
 from slick.errors import SettingsError
 from slick.registry import Registry
+from slick.sentences import first_sentence
+
+FIRST_SENTENCE = "first-sentence:"
+"""Beginning of the names of matchers that compare only the first sentence of an answer."""
 
 JUDGE = "judge"
 """A matcher that grades stored texts with a language model; see `slick.annotation.judge`."""
@@ -32,6 +38,13 @@ F1_THRESHOLD = 0.5
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _LETTERS = re.compile(r"\w+")
+_NAMES_F1_THRESHOLD = 0.6
+_SENTENCE_STARTS = (
+    "a an the he she it they we i you his her its their our my your this that these those there in on at after "
+    "before during from as by with for when while since although though until once born and but or if to of not "
+    "no yes"
+)
+"""Words that sentences often begin with, and that are no names."""
 
 
 class AnswerMatcher(ABC):
@@ -249,6 +262,71 @@ def _judge(gold: Sequence[str]) -> AnswerMatcher:
         f"--matcher {JUDGE} grades the stored answers of `slick annotate`, so it cannot match an answer while a model "
         "runs; use --matcher exact, contains or f1 here"
     )
+
+
+@MATCHERS.register("names")
+class NamesMatcher(AnswerMatcher):
+    """Has every name and number of a gold answer, for sentences: a wrong fact shares most words with the right one.
+
+    Names are words with a capital letter, and the first word only if the gold answer has neither a number nor another
+    name. A gold answer without names and numbers is compared by a word F1 of at least 0.6.
+
+    >>> matcher = NamesMatcher(["She was born in New York in 1815."])
+    >>> [matcher.is_hit(text) for text in ("Ada was born in 1815 in New York.", "She was born in York in 1815.")]
+    [True, False]
+    """
+
+    def __init__(self, gold: Sequence[str]) -> None:
+        self._names = [names for text in gold if (names := _names(text))]
+        self._others = F1Matcher([text for text in gold if not _names(text)], _NAMES_F1_THRESHOLD)
+
+    def is_hit(self, answer: str) -> bool:
+        """Whether the answer has all names and numbers of a gold answer."""
+        words = set(normalize(answer).split())
+        return any(names <= words for names in self._names) or self._others.is_hit(answer)
+
+
+def _names(text: str) -> set[str]:
+    """The names and numbers of a text, normalized; empty if it has none."""
+    words = nfc(text).split()
+    names = [word for word in words[1:] if _is_name(word)]
+    if not names and words and _is_name(words[0]) and normalize(words[0]) not in _SENTENCE_STARTS.split():
+        names = words[:1]
+    return {part for word in names for part in normalize(word).split()}
+
+
+def _is_name(word: str) -> bool:
+    return any(character.isupper() or character.isdigit() for character in word)
+
+
+class FirstSentenceMatcher(AnswerMatcher):
+    """The first sentence of an answer is correct."""
+
+    def __init__(self, gold: Sequence[str], matcher: Callable[[Sequence[str]], AnswerMatcher]) -> None:
+        self._matcher = matcher(gold)
+
+    def is_hit(self, answer: str) -> bool:
+        """Whether another matcher accepts the first sentence."""
+        return self._matcher.is_hit(first_sentence(answer))
+
+    def can_still_match(self, beginning: str) -> bool:
+        """Whether another matcher may accept the first sentence."""
+        return self._matcher.can_still_match(first_sentence(beginning))
+
+
+@MATCHERS.register_family("first-sentence:NAME")
+def first_sentence_matcher(name: str) -> Callable[[Sequence[str]], AnswerMatcher] | None:
+    """The matcher of a name such as `first-sentence:names`; None for names of another form.
+
+    Raises:
+        SettingsError: there is no matcher of the name after the colon.
+
+    >>> matcher = first_sentence_matcher("first-sentence:contains")(["Paris"])
+    >>> matcher.is_hit("In Paris. Then Rome."), matcher.is_hit("In Rome. Then Paris.")
+    (True, False)
+    """
+    form, _, inner = name.partition(FIRST_SENTENCE)
+    return None if form or not inner else partial(FirstSentenceMatcher, matcher=MATCHERS.get(inner))
 
 
 def _nfd(text: str) -> str:

@@ -74,6 +74,16 @@ class PromptFormat(ABC):
             DataError: the format cannot express the question, such as a chat template that has no system role.
         """
 
+    @abstractmethod
+    def answer_start(self, text: str) -> str:
+        """What follows the suffix if the model shall continue an answer that begins with `text`, such as a sentence.
+
+        White space at the end of the text is part of what the model generates, except for line breaks.
+
+        Raises:
+            DataError: the format cannot express it.
+        """
+
 
 class QaFormat(PromptFormat):
     r"""The few-shot prompts of the paper (arXiv:2405.05904, appendix C). System messages are left out.
@@ -100,6 +110,14 @@ class QaFormat(PromptFormat):
         names = {"user": "Q", "assistant": "A"}
         turns = "".join(f"{names[turn.role]}: {turn.content}\n" for turn in context if turn.role in names)
         return nfc(turns) + few_shot_suffix(question)
+
+    def answer_start(self, text: str) -> str:
+        r"""The text after a space.
+
+        >>> QaFormat().answer_start("He was born in Ur. ")
+        ' He was born in Ur.'
+        """
+        return f" {nfc(text).strip()}" if text.strip() else ""
 
 
 class ChatFormat(PromptFormat):
@@ -176,6 +194,11 @@ class ChatFormat(PromptFormat):
                 "no common beginning; use --prompt-format qa"
             )
         return whole[len(prefix) :]
+
+    def answer_start(self, text: str) -> str:
+        """The text, as the beginning of the model's turn."""
+        self._check_content(text)
+        return nfc(text).lstrip().rstrip(" \t")
 
     def _conversation(self, context: Sequence[Message], exemplars: Sequence[Exemplar]) -> list[Message]:
         """A system message, the exemplars as turns, and the other messages before the question."""

@@ -49,6 +49,11 @@ CONTEXT_FIELD = pa.field("context", pa.string())
 """A further column of questions that come from conversations: a JSON list of the messages before the question, each
 `{"role": ..., "content": ...}`: a system message, earlier turns; null for questions that stand alone."""
 
+ANSWER_START_FIELD = pa.field("answer_start", pa.string())
+"""A further column of questions that ask for a sentence of a longer answer (`slick.curation.claims`): the text of the
+answer before it, with which the prompt ends; empty for a first sentence, null for questions that ask for a whole
+answer."""
+
 KNOWLEDGE_SCHEMA = pa.schema(
     [
         ("question_id", pa.string()),
@@ -244,12 +249,12 @@ PLANTED_SCHEMA = pa.schema(
 """Schema of `world/planted.parquet`: one row per fact."""
 
 QUESTIONS_SPEC = TableSpec(
-    schema=QUESTION_SCHEMA.append(POPULARITY_FIELD).append(CONTEXT_FIELD),
+    schema=QUESTION_SCHEMA.append(POPULARITY_FIELD).append(CONTEXT_FIELD).append(ANSWER_START_FIELD),
     step="questions",
-    nullable=frozenset({"subject", "popularity", "context"}),
+    nullable=frozenset({"subject", "popularity", "context", "answer_start"}),
     values={"domain": DOMAINS, "split": SPLITS},
     non_empty=frozenset({"answers"}),
-    optional=frozenset({"context"}),
+    optional=frozenset({"context", "answer_start"}),
 )
 KNOWLEDGE_SPEC = TableSpec(
     schema=KNOWLEDGE_SCHEMA,

@@ -46,6 +46,8 @@ class Question:
     """Popularity of the subject, in the unit of the source; None if the source has none."""
     context: str | None = None
     """The messages before the question, if it comes from a conversation; see `slick.study_files.CONTEXT_FIELD`."""
+    answer_start: str | None = None
+    """The text before the answer, if it is a sentence of a longer one; see `slick.study_files.ANSWER_START_FIELD`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,13 +58,12 @@ class PromptBuilder:
             DataError: the format cannot express a question; the message names it.
         """
         columns = [questions[name].to_pylist() for name in ("question_id", "relation", "question")]
-        contexts = (
-            questions["context"].to_pylist() if "context" in questions.column_names else [None] * questions.num_rows
-        )
+        columns += [_optional_column(questions, name) for name in ("context", "answer_start")]
         groups, suffixes = [], []
-        for question_id, relation, question, context in zip(*columns, contexts, strict=True):
+        for question_id, relation, question, context, start in zip(*columns, strict=True):
             try:
                 group, suffix = self._prompt(question_id, relation, question, read_context(context))
+                suffix += self._format.answer_start(start or "")
             except DataError as error:
                 raise DataError(f"question {question_id}: {error}") from error
             groups.append(group)
@@ -108,6 +107,10 @@ class PromptBuilder:
             [self._shots[spare if spare and question_id == exemplar else question_id] for question_id in ids]
             for ids, spare in zip(self._exemplars[relation], spares, strict=True)
         ]
+
+
+def _optional_column(table: pa.Table, name: str) -> list[str | None]:
+    return table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
 
 
 def _group_name(relation: str, exemplar: str | None, context: Sequence[str]) -> str:
@@ -164,13 +167,18 @@ def _sets_by_exemplar(exemplars: Exemplars) -> dict[str, set[str]]:
 
 
 def exemplar_texts(questions: pa.Table, exemplars: Exemplars, where: str) -> dict[str, Exemplar]:
-    """Question and first gold answer of every question that may be an exemplar.
+    """Question and first gold answer of every question that may be an exemplar, or for a sentence of a longer answer
+    the answer up to its end.
 
     Raises:
         StudyError: the exemplar sets name a question that is not among `questions`.
     """
     columns = (questions[name].to_pylist() for name in ("question_id", "question", "answers"))
-    shots = {question_id: (question, answers[0]) for question_id, question, answers in zip(*columns, strict=True)}
+    starts = _optional_column(questions, "answer_start")
+    shots = {
+        question_id: (question, f"{start or ''}{answers[0]}")
+        for question_id, question, answers, start in zip(*columns, starts, strict=True)
+    }
     missing = [i for sets in exemplars.values() for ids in sets for i in ids if i not in shots]
     if missing:
         raise StudyError(

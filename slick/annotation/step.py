@@ -73,7 +73,7 @@ from slick.storage import Folder, FolderLike, as_folder
 from slick.stored_files import MismatchError, convert
 from slick.strict_json import parse_json
 from slick.study import STARTED, Manifest, begin_step, complete_step, fingerprint, read_start_record, require_manifest
-from slick.study_files import CONTEXT_FIELD, QUESTION_SCHEMA, Exemplars, read_exemplars
+from slick.study_files import ANSWER_START_FIELD, CONTEXT_FIELD, QUESTION_SCHEMA, Exemplars, read_exemplars
 
 _LOG = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _annotate(study: Folder, config: AnnotateConfig, model: str, inputs: dict[st
     if not begin_step(folder, "annotate", identity, config):
         return require_manifest(folder, "annotate")
     log_ignored_settings(model)
-    questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name])
+    questions = read_questions(study, [*QUESTION_SCHEMA.names, CONTEXT_FIELD.name, ANSWER_START_FIELD.name])
     exemplars = _exemplars(folder, questions, config)
     selected = select_questions(
         questions,

@@ -9,6 +9,14 @@ import pyarrow as pa
 from slick.annotation.config import MAIN_STORES
 from slick.annotation.set_aside import read_set_aside, read_undecided
 from slick.curation.card import write_card
+from slick.curation.claims import (
+    NO_CLAIM,
+    ClaimLabel,
+    leaves_nothing,
+    remove_sentences,
+    sentences_to_remove,
+    unknown_share,
+)
 from slick.curation.config import Action, CurateConfig
 from slick.curation.containers import RowEdit
 from slick.curation.data import DataFile
@@ -19,8 +27,8 @@ from slick.study import Manifest
 from slick.study_files import read_knowledge
 from slick.types import Category
 
-CATEGORY, P_CORRECT, P_SAMPLED, REASON, WEIGHT = (
-    f"slick_{name}" for name in ("category", "p_correct", "p_sampled", "reason", "weight")
+CATEGORY, P_CORRECT, P_SAMPLED, REASON, WEIGHT, UNKNOWN_CLAIMS = (
+    f"slick_{name}" for name in ("category", "p_correct", "p_sampled", "reason", "weight", "unknown_claims")
 )
 NEW_COLUMNS = {CATEGORY: pa.string(), P_CORRECT: pa.float64(), P_SAMPLED: pa.float64(), REASON: pa.string()}
 """Columns of a labelled copy.
@@ -43,9 +51,20 @@ class RowLabel:
     reason: str | None = None
     """Why it was not asked."""
     turns: tuple[tuple[int, Category], ...] = ()
-    """The category of each turn that was asked."""
+    """The category of each turn that was asked: of its least known sentence, with `--claims`."""
     set_aside: tuple[tuple[int, str], ...] = ()
     """The reason of each turn that was to be asked, but has no label."""
+    claims: tuple[ClaimLabel, ...] = ()
+    """The sentences of the turns, with `--claims`."""
+
+    def category_of(self, decision: Decision) -> Category | None:
+        """The category of a turn, or of a sentence of it; None if it was not asked."""
+        if isinstance(decision, Skipped):
+            return None
+        if decision.sentence is None:
+            return dict(self.turns).get(decision.turn)
+        places = {(claim.turn, claim.sentence): claim.category for claim in self.claims}
+        return places.get((decision.turn, decision.sentence))
 
 
 def label_rows(study: Folder, decisions: Sequence[Decision]) -> list[RowLabel]:
@@ -87,13 +106,26 @@ def _row_label(
         last = decisions[-1]
         reason = last.reason if isinstance(last, Skipped) else set_aside[last.question_id]
         return RowLabel(reason=reason, set_aside=without)
-    turns = tuple((turn, Category(row["category"])) for turn, row in labelled)
+    turns: dict[int, Category] = {}
+    for turn, row in labelled:
+        turns[turn] = max(turns.get(turn, Category.HIGHLY_KNOWN), Category(row["category"]), key=_RANK.__getitem__)
     return RowLabel(
-        category=max((category for _, category in turns), key=_RANK.__getitem__),
+        category=max(turns.values(), key=_RANK.__getitem__),
         p_correct=min(row["p_correct_greedy"] for _, row in labelled),
         p_sampled=min((row["p_correct_sampled"] for _, row in labelled), key=lambda p: (p is not None, p)),
-        turns=turns,
+        turns=tuple(turns.items()),
         set_aside=without,
+        claims=tuple(_claim_label(decision, knowledge) for decision in decisions if decision.turn is not None),
+    )
+
+
+def _claim_label(decision: Decision, knowledge: Mapping[str, Mapping[str, Any]]) -> ClaimLabel:
+    row = None if isinstance(decision, Skipped) else knowledge.get(decision.question_id)
+    return ClaimLabel(
+        turn=decision.turn or 0,
+        sentence=decision.sentence or 1,
+        category=None if row is None else Category(row["category"]),
+        is_filler=isinstance(decision, Skipped) and decision.reason == NO_CLAIM,
     )
 
 
@@ -123,8 +155,13 @@ def write_copy(
 
 
 def new_columns(config: CurateConfig) -> dict[str, pa.DataType]:
-    """The columns that every row gets: `NEW_COLUMNS`, and `slick_weight` if rows are weighted."""
-    return NEW_COLUMNS | ({WEIGHT: pa.float64()} if "weight" in (config.unknown, config.weakly) else {})
+    """The columns that every row gets.
+
+    These are `NEW_COLUMNS`, with `--claims` the column `slick_unknown_claims` (share of Unknown sentences among those
+    that were asked), and `slick_weight` if rows are weighted.
+    """
+    claims = {UNKNOWN_CLAIMS: pa.float64()} if config.claims != "none" else {}
+    return NEW_COLUMNS | claims | ({WEIGHT: pa.float64()} if "weight" in (config.unknown, config.weakly) else {})
 
 
 def row_edits(
@@ -138,13 +175,16 @@ def row_edits(
             P_SAMPLED: label.p_sampled,
             REASON: label.reason,
         }
+        if config.claims != "none":
+            columns[UNKNOWN_CLAIMS] = unknown_share(label.claims)
         if "weight" in (config.unknown, config.weakly):
             columns[WEIGHT] = row_weight(label, config, "weight")
+        dropped = is_dropped(label, config)
         yield RowEdit(
             index=index,
-            row=_relabelled(row, row_format, label, config),
+            row=None if dropped else _with_new_targets(row, row_format, label, config),
             columns=columns,
-            repeat=0 if action_of(label.category, config) == "drop" else num_copies(label, config),
+            repeat=0 if dropped else num_copies(label, config),
         )
 
 
@@ -153,6 +193,19 @@ def action_of(category: Category | None, config: CurateConfig) -> Action:
     if category == Category.UNKNOWN:
         return config.unknown
     return config.weakly if category == Category.WEAKLY_KNOWN else "keep"
+
+
+def is_dropped(label: RowLabel, config: CurateConfig) -> bool:
+    """Whether the copy lacks a row: its category is dropped, or none of the sentences of a turn remains."""
+    return action_of(label.category, config) == "drop" or leaves_nothing(label.claims, removed_sentences(label, config))
+
+
+def removed_sentences(label: RowLabel, config: CurateConfig) -> dict[int, set[int]]:
+    """Turn to the places of the sentences that `drop-claims` removes from it, unless the turn is relabelled."""
+    categories = {category for category in Category if action_of(category, config) == "drop-claims"}
+    relabelled = {turn for turn, category in label.turns if action_of(category, config) == "idk"}
+    removed = sentences_to_remove(label.claims, categories)
+    return {turn: places for turn, places in removed.items() if turn not in relabelled}
 
 
 def row_weight(label: RowLabel, config: CurateConfig, action: Action) -> float:
@@ -177,23 +230,41 @@ def num_copies(label: RowLabel, config: CurateConfig) -> int:
     return round(row_weight(label, config, "repeat") / min(weights)) if weights else 1
 
 
-def _relabelled(
+def _with_new_targets(
     row: Mapping[str, Any], row_format: RowFormat, label: RowLabel, config: CurateConfig
 ) -> dict[str, Any] | None:
-    """The row with the targets of turns that are relabelled; None if there is none."""
-    turns = [turn for turn, category in label.turns if action_of(category, config) == "idk"]
-    for turn in turns:
-        row = row_format.replace_target(row, turn, config.idk_phrase)
-    return dict(row) if turns else None
+    """The row with the targets of turns that are relabelled or shortened; None if there is none."""
+    targets = {turn: config.idk_phrase for turn, category in label.turns if action_of(category, config) == "idk"}
+    if removed := removed_sentences(label, config):
+        texts = {example.turn: example.target for example in row_format.parse(row)}
+        targets |= {turn: remove_sentences(texts[turn], places) for turn, places in removed.items()}
+    for turn, target in targets.items():
+        row = row_format.replace_target(row, turn, target)
+    return dict(row) if targets else None
 
 
 def count_actions(labels: Sequence[RowLabel], config: CurateConfig) -> dict[str, int]:
-    """Numbers of rows that are dropped, relabelled and weighted, and of rows in the copy."""
+    """Numbers of rows that are dropped, relabelled and weighted, and of rows in the copy.
+
+    With `--claims` also of rows in the copy that lack sentences, and of these sentences.
+    """
     actions = [action_of(label.category, config) for label in labels]
-    kept = [label for label, action in zip(labels, actions, strict=True) if action != "drop"]
+    kept = [label for label in labels if not is_dropped(label, config)]
+    removed = [sum(map(len, removed_sentences(label, config).values())) for label in kept]
     return {
-        "dropped": actions.count("drop"),
+        "dropped": len(labels) - len(kept),
         "relabelled": sum(any(action_of(category, config) == "idk" for _, category in label.turns) for label in kept),
         "weighted": actions.count("weight"),
         "rows": sum(num_copies(label, config) for label in kept),
+        **({} if config.claims == "none" else {"shortened": sum(map(bool, removed)), "removed_claims": sum(removed)}),
+    }
+
+
+def count_claims(labels: Sequence[RowLabel]) -> dict[str, int]:
+    """Numbers of sentences that were asked, of Unknown ones, and of rows with either."""
+    asked = [[claim.category for claim in label.claims if claim.category is not None] for label in labels]
+    return {
+        "asked": sum(map(len, asked)),
+        "unknown": sum(categories.count(Category.UNKNOWN) for categories in asked),
+        "rows": sum(map(bool, asked)),
     }

@@ -33,6 +33,7 @@ def card_text(
             *categories,
             *reasons,
             "",
+            *_claims_sentence(counts, changes),
             f"Rows in this copy: {changes['rows']:,}. Dropped: {changes['dropped']:,}. Relabelled with "
             f"{config.idk_phrase!r}: {changes['relabelled']:,}. With a lower weight: {changes['weighted']:,}.\n",
             "| setting | value |\n|---|---|",
@@ -51,6 +52,19 @@ def card_text(
             else "Uncompress the file to read it with the package datasets.\n",
         ]
     )
+
+
+def _claims_sentence(counts: Mapping[str, Any], changes: Mapping[str, Any]) -> list[str]:
+    """How many sentences were asked and removed; empty without `--claims`."""
+    claims = counts.get("claims")
+    if not claims:
+        return []
+    return [
+        "Each sentence of a target was asked as the continuation of the text before it (experimental): "
+        f"{claims['asked']:,} sentences of {claims['rows']:,} rows, {claims['unknown']:,} of them Unknown. A row has "
+        "the category of its least known sentence, and `slick_unknown_claims` is the share of Unknown ones. Sentences "
+        f"removed from rows of this copy: {changes['removed_claims']:,}, from {changes['shortened']:,} rows.\n"
+    ]
 
 
 def write_card(

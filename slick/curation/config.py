@@ -13,7 +13,8 @@ from slick.matching import JUDGE
 from slick.prompt_formats import PromptFormatName
 from slick.settings import affects, check_settings, register_settings, setting
 
-Action = Literal["keep", "drop", "idk", "weight", "repeat"]
+Action = Literal["keep", "drop", "idk", "weight", "repeat", "drop-claims"]
+Claims = Literal["none", "sentences"]
 Turns = Literal["last", "all"]
 
 AUTO = "auto"
@@ -47,6 +48,9 @@ class CurateConfig:
     max_target_words: int | None = setting(None, minimum=1)
     """Rows with a longer target are not asked; by default 10 words for matchers that need the whole target in
     the answer (`exact`, `contains`), 40 for the others."""
+    claims: Claims = "none"
+    """Experimental. `sentences`: ask every sentence of a target as the continuation of the text before it. A row then
+    has the category of its least known sentence, and `max_target_words` applies to sentences."""
     id_column: str | None = None
     """A column of unique ids; by default `question_id` if there is one, otherwise ids come from the content. Samples
     depend on the id."""
@@ -60,7 +64,8 @@ class CurateConfig:
     conversations and the model has a template."""
     matcher: str = AUTO
     """When an answer is correct. `auto`: `exact` if nearly all targets are short (in chats `contains`, because chat
-    models answer in sentences), otherwise `f1>=0.6`."""
+    models answer in sentences), otherwise `f1>=0.6`; `names` with `claims`, where only the first sentence of an answer
+    is compared."""
     judge: JudgeConfig = field(
         default_factory=JudgeConfig, metadata=affects("result", when=lambda settings: settings.get("matcher") == JUDGE)
     )
@@ -69,7 +74,8 @@ class CurateConfig:
     """Maximum tokens of an answer; by default enough for the longest target."""
     unknown: Action = setting("keep", "nothing")
     """What to do with Unknown rows: `drop` them; `idk` replaces the target by `idk_phrase`; `weight` writes a column
-    `slick_weight`; `repeat` writes the other rows several times instead; `keep`."""
+    `slick_weight`; `repeat` writes the other rows several times instead; `drop-claims` removes the sentences of this
+    category, with `claims`; `keep`."""
     weakly: Action = setting("keep", "nothing")
     """The same for WeaklyKnown rows."""
     unknown_weight: float = setting(0.25, "nothing", above=0, maximum=1)
@@ -97,6 +103,17 @@ class CurateConfig:
         check_judge(self.matcher, self.judge)
         if self.dev_share + self.test_share > 1.0:
             raise SettingsError(f"dev_share and test_share add up to {self.dev_share + self.test_share:g}; at most 1")
+        if self.claims == "none" and "drop-claims" in (self.unknown, self.weakly):
+            raise SettingsError(
+                "the action drop-claims removes sentences by their labels; give --claims sentences, or another action"
+            )
+        if self.claims != "none" and self.annotate.estimator == "gold":
+            raise SettingsError("--claims sentences compares answers, but --annotate.estimator gold generates none")
+        if self.claims != "none" and self.exemplars is not None:
+            raise SettingsError(
+                f"--claims sentences takes exemplars from the rows themselves, got --exemplars {self.exemplars}; leave "
+                "it out"
+            )
         for name in ("ask", "skip"):
             for text in getattr(self, name):
                 if not text.partition("=")[1] or not text.partition("=")[0]:

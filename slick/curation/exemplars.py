@@ -27,24 +27,36 @@ def exemplar_pool(candidates: Sequence[Candidate]) -> list[str]:
     ]
     ranked = sorted(
         {candidate.question_id: candidate for candidate in alone}.values(),
-        key=lambda candidate: (len(candidate.target.split()), int(row_key(0, "exemplars", candidate.question_id))),
+        key=lambda candidate: (len(candidate.answer.split()), int(row_key(0, "exemplars", candidate.question_id))),
     )
     return sorted(candidate.question_id for candidate in ranked[:POOL_SIZE])
 
 
-def group_names(candidates: Sequence[Candidate], min_rows: int) -> dict[str, str]:
-    """The relation of each group: the group itself, or `OTHER_GROUP` if it has too few rows to draw exemplars from.
+def relation_names(candidates: Sequence[Candidate], min_rows: int) -> dict[tuple[str, int | None], str]:
+    """The relation of the questions of each group, or of each group and place of a sentence in its target.
+
+    It has the name of the group, or `OTHER_GROUP` if there are too few rows to draw exemplars from.
 
     Args:
         candidates: all questions.
         min_rows: the fewest rows that a group of its own has.
     """
-    by_group: dict[str, list[Candidate]] = {}
+    by_key: dict[tuple[str, int | None], list[Candidate]] = {}
     for candidate in candidates:
-        by_group.setdefault(candidate.group, []).append(candidate)
+        by_key.setdefault((candidate.group, candidate.sentence), []).append(candidate)
     return {
-        group: group if len(exemplar_pool(members)) >= min_rows else OTHER_GROUP for group, members in by_group.items()
+        (group, sentence): relation_name(group if len(exemplar_pool(members)) >= min_rows else OTHER_GROUP, sentence)
+        for (group, sentence), members in by_key.items()
     }
+
+
+def relation_name(group: str, sentence: int | None) -> str:
+    """The relation of a group, or of the sentences of its targets at one place.
+
+    >>> relation_name("rows", 2), relation_name("rows", None)
+    ('rows, sentence 2', 'rows')
+    """
+    return group if sentence is None else f"{group}, sentence {sentence}"
 
 
 def draw_own_exemplars(

@@ -14,6 +14,7 @@ import numpy as np
 from slick.annotation.set_aside import TOO_LONG as PROMPT_TOO_LONG
 from slick.annotation.set_aside import UNDECIDED
 from slick.curation.actions import RowLabel, count_actions
+from slick.curation.claims import FEW_EXEMPLARS, NO_CLAIM
 from slick.curation.commands import curate_command
 from slick.curation.config import CurateConfig
 from slick.curation.page_figures import by_group, by_length, percent
@@ -109,7 +110,7 @@ def page_html(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], con
         evidence=evidence_table(study),
         rows=table_json(page_rows(study, data, plan.row_format, shown, labels, show_turns=all_turns)),
         sample_note=sample_note(len(shown), len(plan.decisions), config.seed),
-        unit="turns" if all_turns else "rows",
+        unit="sentences" if config.claims != "none" else "turns" if all_turns else "rows",
     )
 
 
@@ -163,7 +164,8 @@ def advise(config: CurateConfig, labels: Sequence[RowLabel], out: str, suffix: s
     else:
         headline = "Nothing to drop: no row is Unknown." + (f" K{kept}" if kept else "")
     plain = replace(config, unknown="keep", weakly="keep", to=None, overwrite=False)
-    actions: tuple[Any, ...] = ("drop", "idk") if unknown else ()
+    has_claims = config.claims != "none"
+    actions: tuple[Any, ...] = ("drop", *(["drop-claims"] if has_claims else []), "idk") if unknown else ()
     return Advice(
         headline=headline,
         written=_written(config, labels),
@@ -177,10 +179,12 @@ def advise(config: CurateConfig, labels: Sequence[RowLabel], out: str, suffix: s
         "again."
         if unknown and not config.data
         else "",
-        open_question="Labels alone do not show how much your own training gains: that depends on its length, its "
+        open_question="Curate the file without --claims to compare trainings with and without Unknown rows."
+        if has_claims
+        else "Labels alone do not show how much your own training gains: that depends on its length, its "
         "learning rate and the share of Unknown rows. These commands train on your rows with and without Unknown ones, "
         "and report the difference:",
-        test_commands=tuple(_test_commands(config.model, out)),
+        test_commands=() if has_claims else tuple(_test_commands(config.model, out)),
     )
 
 
@@ -203,7 +207,7 @@ def _written(config: CurateConfig, labels: Sequence[RowLabel]) -> str:
 def _copy_name(config: CurateConfig, action: str, suffix: str) -> str:
     if config.to is not None and config.unknown == action:
         return config.to
-    return {"drop": "cleaned", "idk": "relabelled"}[action] + suffix
+    return {"drop": "cleaned", "drop-claims": "shortened", "idk": "relabelled"}[action] + suffix
 
 
 def reason_table(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], config: CurateConfig) -> Table | None:
@@ -212,7 +216,7 @@ def reason_table(study: Folder, plan: CurationPlan, labels: Sequence[RowLabel], 
     first: dict[str, Decision] = {}
     for decision in plan.decisions:
         label = labels[decision.row]
-        if decision.turn in dict(label.turns):
+        if label.category_of(decision) is not None:
             continue
         reason = reason_of(decision, label)
         counts[reason] = counts.get(reason, 0) + 1
@@ -246,6 +250,8 @@ def rule_of(reason: str, matcher: str, config: CurateConfig) -> str:
         EXCLUDED: "--ask or --skip exclude the row.",
         NOT_READABLE: "The row does not follow the format of the file.",
         SEVERAL_LINES: "Prompts without a chat template end an answer at the newline.",
+        NO_CLAIM: "A question, a heading, or words such as 'Sure!'.",
+        FEW_EXEMPLARS: "Exemplars of a sentence come from targets with as many sentences; too few rows have them.",
         PROMPT_TOO_LONG: "The prompt is longer than the model's context.",
         UNDECIDED: "The label depends on an answer that the judge did not grade.",
         PROMPT_REFUSED: "The chat template cannot express the row; try --prompt-format qa.",

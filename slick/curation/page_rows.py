@@ -59,7 +59,7 @@ class PageRow:
 
 def category_of(decision: Decision, label: RowLabel) -> Category | None:
     """The category of a turn; None if it was not asked."""
-    return dict(label.turns).get(decision.turn) if isinstance(decision, Candidate) else None
+    return label.category_of(decision)
 
 
 def reason_of(decision: Decision, label: RowLabel) -> str:
@@ -150,7 +150,9 @@ def page_rows(
         )
         if isinstance(decision, Candidate):
             row.group = decision.group
-            row.context, row.prompt, row.target = _shown(decision.context, decision.question, decision.target)
+            before = [Message(role="assistant", content=f"{decision.answer_start} …")] if decision.answer_start else []
+            context = [*decision.context, *before]
+            row.context, row.prompt, row.target = _shown(context, decision.question, decision.target)
             row.counts = counts.get(decision.question_id, [])
             row.greedy, row.sampled = answers.get(decision.question_id, ([], []))
         else:

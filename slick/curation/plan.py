@@ -6,13 +6,13 @@ from typing import Any
 
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.prompting import write_context
+from slick.curation.claims import skip_rare_places, split_claims
 from slick.curation.config import AUTO, CurateConfig
 from slick.curation.data import DataFile
-from slick.curation.exemplars import draw_own_exemplars, group_names
+from slick.curation.exemplars import draw_own_exemplars, relation_names
 from slick.curation.files import open_data
 from slick.curation.formats import RowFormat, detect_format
 from slick.curation.selection import (
-    ONE_GROUP,
     PROMPT_REFUSED,
     Candidate,
     Decision,
@@ -25,7 +25,7 @@ from slick.curation.selection import (
 )
 from slick.datasets.validate import assigned_split
 from slick.errors import DataError, SettingsError
-from slick.matching import normalize
+from slick.matching import FIRST_SENTENCE, JUDGE, normalize
 from slick.models import load_tokenizer
 from slick.prompt_formats import AnswerEnd, PromptFormat, make_prompt_format, parse_template_arguments
 from slick.study_files import Exemplars
@@ -66,6 +66,7 @@ def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
     row_format = detect_format(data.columns, data.first_rows(), name=config.format or "", names=config.column_names)
     config = replace(config, id_column=_id_column(data, config))
     decisions = read_decisions(data.rows(), row_format, config)
+    decisions = split_claims(decisions) if config.claims == "sentences" else decisions
     tokenizer, prompt_reason = _chat_tokenizer(
         config, is_conversation=_holds_conversations(data, row_format, candidates_of(decisions))
     )
@@ -73,6 +74,9 @@ def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
     decisions = skip_long_targets(decisions, matcher, config)
     answer_end = _answer_end(decisions) if tokenizer else "line"
     decisions = _without_refused(decisions, tokenizer, answer_end, config)
+    if config.claims == "sentences":
+        matcher = matcher if matcher == JUDGE else f"{FIRST_SENTENCE}{matcher.removeprefix(FIRST_SENTENCE)}"
+        decisions = skip_rare_places(decisions, config.annotate.num_shots + 2)
     candidates = candidates_of(decisions)
     if not candidates:
         reasons = ", ".join(f"{num:,} x {reason}" for reason, num in count_reasons(decisions).items())
@@ -108,7 +112,8 @@ def _ambiguity_note(candidates: Sequence[Candidate]) -> list[str]:
     """A sentence if a prompt occurs with different targets."""
     targets: dict[tuple[Any, ...], set[str]] = {}
     for candidate in candidates:
-        targets.setdefault((candidate.context, candidate.question), set()).add(normalize(candidate.target))
+        key = (candidate.context, candidate.question, candidate.answer_start)
+        targets.setdefault(key, set()).add(normalize(candidate.target))
     num = sum(len(texts) > 1 for texts in targets.values())
     if not num:
         return []
@@ -158,7 +163,7 @@ def _without_refused(
 ) -> list[Decision]:
     """The decisions without rows that the prompt format cannot express."""
     if tokenizer is None:
-        return skip_if(decisions, lambda c: SEVERAL_LINES if len(c.target.splitlines()) > 1 else None)
+        return skip_if(decisions, lambda c: SEVERAL_LINES if len(c.answer.splitlines()) > 1 else None)
     arguments = parse_template_arguments(config.annotate.template_arguments)
     chat = make_prompt_format("chat", tokenizer, answer_end=answer_end, template_arguments=arguments)
     return skip_if(decisions, _refusals(chat))
@@ -181,6 +186,7 @@ def _refusals(chat: PromptFormat) -> Callable[[Candidate], str | None]:
                 prefixes[key] = chat.prefix(candidate.context, [])
             chat.suffix(prefixes[key], [], candidate.context, candidate.question)
             chat.check_text(candidate.target)  # it may be an exemplar
+            chat.answer_start(candidate.answer_start or "")
         except DataError as error:
             return f"{PROMPT_REFUSED}: {error}"
         return None
@@ -203,10 +209,10 @@ def _questions(
     """The questions of the study, their exemplar sets, and the settings by which exemplars are asked too."""
     if config.exemplars is not None:
         return _with_given_exemplars(candidates, config, annotation)
-    names = group_names(candidates, annotation.num_shots + 2) if config.group_by else {ONE_GROUP: ONE_GROUP}
+    names = relation_names(candidates, annotation.num_shots + 2 if config.group_by else 0)
     by_relation: dict[str, list[Candidate]] = {}
     for candidate in candidates:
-        by_relation.setdefault(names[candidate.group], []).append(candidate)
+        by_relation.setdefault(names[candidate.group, candidate.sentence], []).append(candidate)
     exemplars = draw_own_exemplars(
         by_relation, num_sets=annotation.num_exemplar_sets, num_shots=annotation.num_shots, seed=config.seed
     )
@@ -275,6 +281,7 @@ def _question(candidate: Candidate, relation: str, split: str | None, config: Cu
         question=candidate.question,
         answers=candidate.accepted,
         context=write_context(candidate.context),
+        answer_start=candidate.answer_start,
     )
 
 

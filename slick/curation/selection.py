@@ -23,7 +23,7 @@ from slick.curation.formats import RowFormat
 from slick.datasets.columns import RowError
 from slick.datasets.validate import question_id
 from slick.errors import DataError
-from slick.matching import nfc, normalize
+from slick.matching import FIRST_SENTENCE, nfc, normalize
 from slick.types import Message
 
 ONE_GROUP = "rows"
@@ -43,6 +43,8 @@ SHORT_SHARE = 0.9
 EXACT_MAX_WORDS, OTHER_MAX_WORDS = 10, 40
 _WHOLE_TARGET = ("exact", "raw", "canonical", "contains")
 """Matchers for which an answer must have the whole target."""
+CLAIM_MATCHER = "names"
+"""The matcher for sentences of a target: a wrong one shares most words with the right one, so word F1 accepts it."""
 LONG_MATCHER = "f1>=0.6"
 """The matcher for files whose targets are sentences."""
 
@@ -64,11 +66,20 @@ class Candidate:
     question: str
     accepted: tuple[str, ...]
     """Correct answers, the target first."""
+    answer_start: str | None = None
+    """If the question asks for a sentence of a longer target: the text before it."""
+    sentence: int | None = None
+    """The place of this sentence in the target, from 1."""
 
     @property
     def target(self) -> str:
-        """The text that the row teaches."""
+        """The text that the row teaches, or the sentence of it that is asked."""
         return self.accepted[0]
+
+    @property
+    def answer(self) -> str:
+        """The target up to the end of what is asked."""
+        return f"{self.answer_start or ''}{self.target}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +94,8 @@ class Skipped:
     """A few words by which such rows are counted."""
     detail: str = ""
     """What is wrong, for rows that cannot be read."""
+    sentence: int | None = None
+    """The sentence of the target that is not asked, from 1; None: all of it."""
 
 
 Decision = Candidate | Skipped
@@ -154,10 +167,13 @@ def _reason(context: Sequence[Message], prompt: str, example: Example, config: C
         return CODE
     if len(prompt.split()) > config.max_prompt_words:
         return CONTEXT
+    return CONTEXT if is_given(example.accepted, prompt, context) else None
+
+
+def is_given(texts: Sequence[str], prompt: str, context: Sequence[Message]) -> bool:
+    """Whether a prompt or the turns before it contain one of the texts."""
     given = normalize(" ".join([prompt, *(turn.content for turn in context if turn.role != "system")]))
-    if any(f" {normalize(text)} " in f" {given} " for text in example.accepted if normalize(text)):
-        return CONTEXT
-    return None
+    return any(f" {normalize(text)} " in f" {given} " for text in texts if normalize(text))
 
 
 def _conditions(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -202,6 +218,8 @@ def choose_matcher(candidates: Sequence[Candidate], config: CurateConfig, *, is_
     """
     if config.matcher != AUTO:
         return config.matcher, "given by --matcher"
+    if config.claims == "sentences":
+        return CLAIM_MATCHER, "a sentence is correct if it has the names and numbers of the target's"
     short = sum(len(candidate.target.split()) <= SHORT_WORDS for candidate in candidates)
     share = short / max(1, len(candidates))
     text = f"{short:,} of {len(candidates):,} targets have at most {SHORT_WORDS} words"
@@ -212,7 +230,8 @@ def choose_matcher(candidates: Sequence[Candidate], config: CurateConfig, *, is_
 
 def max_target_words(matcher: str, config: CurateConfig) -> int:
     """The most words of a target that the matcher can compare, or those that the settings name."""
-    return config.max_target_words or (EXACT_MAX_WORDS if matcher in _WHOLE_TARGET else OTHER_MAX_WORDS)
+    is_whole = matcher.removeprefix(FIRST_SENTENCE) in _WHOLE_TARGET
+    return config.max_target_words or (EXACT_MAX_WORDS if is_whole else OTHER_MAX_WORDS)
 
 
 def skip_long_targets(decisions: Sequence[Decision], matcher: str, config: CurateConfig) -> list[Decision]:
@@ -227,7 +246,9 @@ def skip_if(decisions: Sequence[Decision], reason_of: Callable[[Candidate], str 
     for decision in decisions:
         reason = reason_of(decision) if isinstance(decision, Candidate) else None
         if reason is not None:
-            decision = Skipped(row=decision.row, where=decision.where, turn=decision.turn, reason=reason)
+            decision = Skipped(
+                row=decision.row, where=decision.where, turn=decision.turn, reason=reason, sentence=decision.sentence
+            )
         result.append(decision)
     return result
 

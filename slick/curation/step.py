@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 
 from slick.annotation.step import annotate
-from slick.curation.actions import RowLabel, label_rows, new_columns, row_edits, write_copy
+from slick.curation.actions import RowLabel, count_claims, label_rows, new_columns, row_edits, write_copy
 from slick.curation.config import CurateConfig
 from slick.curation.data import DataFile, MemoryData
 from slick.curation.files import open_data
@@ -47,6 +47,9 @@ ROWS_SCHEMA = pa.schema(
 )
 """Schema of `curate/rows.parquet`: one row per asked turn, with its question_id, or per row or turn that is not asked,
 with the reason."""
+
+SENTENCE_FIELD = pa.field("sentence", pa.int32())
+"""A further column with `--claims`: the place of a sentence in its target, from 1; null for a whole target."""
 
 
 def curate_file(study: FolderLike, config: CurateConfig) -> Manifest:
@@ -140,6 +143,8 @@ def _curate(study: Folder, data: DataFile, config: CurateConfig) -> _Result:
     folder.write_table(ROWS_FILE, _rows_table(plan.decisions))
     by_row = label_rows(study, plan.decisions)
     counts = _counts(plan, by_row)
+    if config.claims != "none":
+        counts["claims"] = count_claims(by_row)
     _log_summary(counts)
     if config.to is not None:
         counts["written"] = write_copy(plan.data, plan.row_format, by_row, config, counts, labels)
@@ -163,6 +168,7 @@ def _write_questions(study: Folder, plan: CurationPlan, config: CurateConfig) ->
     folder = study.child("questions")
     content = [
         [q.question_id, q.relation, q.split, q.question, q.context, list(q.answers)]
+        + ([q.answer_start] if q.answer_start is not None else [])
         for q in sorted(plan.questions, key=lambda q: q.question_id)
     ]
     identity = fingerprint(content)
@@ -196,6 +202,7 @@ def _write_questions(study: Folder, plan: CurationPlan, config: CurateConfig) ->
 
 
 def _rows_table(decisions: Sequence[Decision]) -> pa.Table:
+    has_sentences = any(decision.sentence is not None for decision in decisions)
     return pa.Table.from_pylist(
         [
             {
@@ -205,10 +212,11 @@ def _rows_table(decisions: Sequence[Decision]) -> pa.Table:
                 "question_id": getattr(decision, "question_id", None),
                 "reason": getattr(decision, "reason", None),
                 "detail": getattr(decision, "detail", None),
+                "sentence": decision.sentence,
             }
             for decision in decisions
         ],
-        schema=ROWS_SCHEMA,
+        schema=ROWS_SCHEMA.append(SENTENCE_FIELD) if has_sentences else ROWS_SCHEMA,
     )
 
 
@@ -237,3 +245,8 @@ def _log_summary(counts: Mapping[str, Any]) -> None:
     _LOG.info("%s of %s rows test knowledge: %s.", f"{asked:,}", f"{counts['rows']:,}", shares)
     for reason, num in counts["not_asked"].items():
         _LOG.info("  not asked: %s x %s", f"{num:,}", reason)
+    if claims := counts.get("claims"):
+        share = format_percent(claims["unknown"] / max(1, claims["asked"]))
+        _LOG.info(
+            "%s sentences of %s rows were asked: Unknown %s.", f"{claims['asked']:,}", f"{claims['rows']:,}", share
+        )

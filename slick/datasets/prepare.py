@@ -33,7 +33,7 @@ from slick.locks import exclusive_lock
 from slick.settings import check_settings, identity_settings, register_settings, setting
 from slick.storage import Folder, FolderLike, as_folder
 from slick.study import Manifest, complete_step, fingerprint, needs_work, read_manifest, require_manifest
-from slick.study_files import CONTEXT_FIELD, POPULARITY_FIELD, QUESTION_SCHEMA, read_question_rows
+from slick.study_files import ANSWER_START_FIELD, CONTEXT_FIELD, POPULARITY_FIELD, QUESTION_SCHEMA, read_question_rows
 from slick.types import Question
 
 _LOG = logging.getLogger(__name__)
@@ -148,8 +148,8 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
 
     Args:
         study: its folder.
-        columns: names of `QUESTION_SCHEMA`, `popularity` if the source has it, or `context`, which is left out if the
-            source has none; None for all of the schema.
+        columns: names of `QUESTION_SCHEMA`, `popularity` if the source has it, or `context` and `answer_start`, which
+            are left out if the source has none; None for all of the schema.
 
     Raises:
         StudyError: the questions step is not finished, or has no such column.
@@ -163,10 +163,9 @@ def read_questions(study: FolderLike, columns: list[str] | None = None) -> pa.Ta
     return table.sort_by([(key, "ascending") for key in SORT_KEYS]).select(kept)
 
 
-def questions_table(questions: Sequence[Question], *, popularity: bool = False, context: bool = False) -> pa.Table:
-    """Questions as a sorted table of `QUESTION_SCHEMA`, with a column `popularity` or `context` if that is true."""
-    schema = QUESTION_SCHEMA.append(POPULARITY_FIELD) if popularity else QUESTION_SCHEMA
-    schema = schema.append(CONTEXT_FIELD) if context else schema
+def questions_table(questions: Sequence[Question], *further: pa.Field) -> pa.Table:
+    """Questions as a sorted table of `QUESTION_SCHEMA` and of further columns, such as `POPULARITY_FIELD`."""
+    schema = pa.schema([*QUESTION_SCHEMA, *further])
     ordered = sorted(questions, key=lambda q: (q.relation, q.domain, q.split, q.question_id))
     columns = {name: [getattr(question, name) for question in ordered] for name in schema.names}
     return pa.table(columns, schema=schema)
@@ -177,9 +176,14 @@ def write_questions(folder: Folder, questions: Sequence[Question], *, popularity
     parts: dict[str, list[Question]] = {}
     for question in questions:
         parts.setdefault(question.relation, []).append(question)
-    has_context = any(question.context for question in questions)
+    further = {
+        POPULARITY_FIELD: popularity,
+        CONTEXT_FIELD: any(question.context for question in questions),
+        ANSWER_START_FIELD: any(question.answer_start is not None for question in questions),
+    }
+    fields = [field for field, is_used in further.items() if is_used]
     for relation, rows in sorted(parts.items()):
-        folder.write_table(part_name(relation), questions_table(rows, popularity=popularity, context=has_context))
+        folder.write_table(part_name(relation), questions_table(rows, *fields))
 
 
 def part_name(relation: str) -> str:

@@ -32,7 +32,14 @@ from slick.study import (
     require_manifest,
     settings_to_json,
 )
-from slick.study_files import VARIANT_SCHEMA, WEIGHT_FIELD, read_knowledge, read_question_rows, read_variant_rows
+from slick.study_files import (
+    ANSWER_START_FIELD,
+    VARIANT_SCHEMA,
+    WEIGHT_FIELD,
+    read_knowledge,
+    read_question_rows,
+    read_variant_rows,
+)
 from slick.types import Category
 from slick.variants.config import (
     VariantsConfig,
@@ -173,7 +180,13 @@ class _Row:
 
 def _training_rows(study: Folder) -> dict[str, _Row]:
     """The in-distribution training questions of the knowledge table by question_id."""
-    question_rows = _in_distribution_train(read_question_rows(study.child("questions"), _QUESTION_COLUMNS))
+    table = read_question_rows(study.child("questions"), [*_QUESTION_COLUMNS, ANSWER_START_FIELD.name])
+    if ANSWER_START_FIELD.name in table.column_names:
+        raise StudyError(
+            f"{study} labels the sentences of targets (--claims sentences), which are no training rows; curate the "
+            "file without --claims into another --out, and draw the sets from that"
+        )
+    question_rows = _in_distribution_train(table)
     questions = {row["question_id"]: row for row in question_rows}
     where = f"{study}/annotate/knowledge.parquet"
     rows: dict[str, _Row] = {}

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,10 +112,20 @@ class TinyLlama(nn.Module):
         return F.linear(x, self.embedding.to(cos.dtype))
 
 
+Corpus = Callable[[Sequence[Fact], WorldConfig, int], list[str]]
+"""The documents of one epoch, as `corpus_epoch`."""
+
+
 def pretrain(
-    facts: Sequence[Fact], tokenizer: "PreTrainedTokenizerFast", config: WorldConfig
+    facts: Sequence[Fact], tokenizer: "PreTrainedTokenizerFast", config: WorldConfig, corpus: Corpus = corpus_epoch
 ) -> tuple["LlamaForCausalLM", dict[str, float]]:
     """Train a model on the corpus of the facts.
+
+    Args:
+        facts: the facts of the world.
+        tokenizer: of the model.
+        config: the settings of the world.
+        corpus: writes the documents of an epoch.
 
     Returns:
         The transformers model, and statistics of the training: tokens, steps, seconds, parameters, and the mean loss
@@ -131,7 +141,7 @@ def pretrain(
     probe = RecallProbe(facts, tokenizer, config)
     progress = ProgressReporter("world: training", schedule.nominal_steps * step_tokens, "tokens")
     started_at, losses = time.monotonic(), list[float]()
-    for step, batch in enumerate(_batches(facts, tokenizer, config)):
+    for step, batch in enumerate(_batches(facts, tokenizer, config, corpus)):
         if schedule.is_probe_due(step) and probe.recall(model) >= RECALL_TARGET:
             schedule.begin_decay(step)
         if step >= schedule.num_steps:
@@ -225,13 +235,13 @@ class RecallProbe:
 
 
 def _batches(
-    facts: Sequence[Fact], tokenizer: "PreTrainedTokenizerFast", config: WorldConfig
+    facts: Sequence[Fact], tokenizer: "PreTrainedTokenizerFast", config: WorldConfig, corpus: Corpus
 ) -> Iterator[NDArray[np.int64]]:
     """An endless stream of batches of shape (batch_rows, row_tokens). Each epoch yields every row once."""
     epoch = 0
     waiting = np.empty((0, config.row_tokens), dtype=np.int64)
     while True:
-        documents = tokenizer(corpus_epoch(facts, config, epoch))["input_ids"]
+        documents = tokenizer(corpus(facts, config, epoch))["input_ids"]
         rows = pack_rows(documents, config.row_tokens, tokenizer.eos_token_id)
         rng = np.random.default_rng(derive_seed(config.seed, "rows", epoch))
         waiting = np.concatenate([waiting, rows[rng.permutation(len(rows))]])

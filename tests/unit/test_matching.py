@@ -168,7 +168,7 @@ def test_f1_matchers_differ_in_their_threshold(answer: str, f1: float) -> None:
         ("f1>= 0.7", "write 'f1>=0.7'"),
         ("f1>0.7", "there is no matcher 'f1>0.7'; there are exact"),
         ("raw>=0.7", "there is no matcher"),
-        ("fuzzy", "there are exact, raw, canonical, contains, f1, f1>=x"),
+        ("fuzzy", "there are exact, raw, canonical, contains, f1, names, f1>=x, first-sentence:NAME"),
     ],
 )
 def test_every_threshold_has_one_name(name: str, message: str) -> None:
