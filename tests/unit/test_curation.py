@@ -8,7 +8,7 @@ import pytest
 from slick.curation.actions import RowLabel, count_actions, num_copies, row_edits
 from slick.curation.card import card_text, write_card
 from slick.curation.config import CurateConfig
-from slick.curation.exemplars import OTHER_GROUP, POOL_SIZE, draw_own_exemplars, exemplar_pool, group_names
+from slick.curation.exemplars import OTHER_GROUP, POOL_SIZE, draw_own_exemplars, exemplar_pool, relation_names
 from slick.curation.files import open_data
 from slick.curation.formats import ColumnNames, detect_format
 from slick.curation.plan import _ambiguity_note, plan_curation
@@ -156,7 +156,11 @@ def test_exemplars_have_the_shortest_targets() -> None:
 
 def test_small_groups_share_their_exemplars() -> None:
     rows = [candidate(i, group="big" if i < 6 else f"small {i % 2}") for i in range(12)]
-    assert group_names(rows, min_rows=6) == {"big": "big", "small 0": OTHER_GROUP, "small 1": OTHER_GROUP}
+    assert relation_names(rows, min_rows=6) == {
+        ("big", None): "big",
+        ("small 0", None): OTHER_GROUP,
+        ("small 1", None): OTHER_GROUP,
+    }
     with pytest.raises(DataError, match=r"5 of the rows could serve as exemplars.*--exemplars FILE"):
         draw_own_exemplars({"rows": rows[:5]}, num_sets=10, num_shots=4, seed=0)
 
