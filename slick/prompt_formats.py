@@ -197,7 +197,7 @@ class ChatFormat(PromptFormat):
 
     def answer_start(self, text: str) -> str:
         """The text, as the beginning of the model's turn."""
-        self._check_content(text)
+        self.check_text(text)
         return nfc(text).lstrip().rstrip(" \t")
 
     def _conversation(self, context: Sequence[Message], exemplars: Sequence[Exemplar]) -> list[Message]:

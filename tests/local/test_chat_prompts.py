@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slick.annotation.prompting import PromptBuilder, draw_spares, read_context, write_context
+from slick.annotation.prompting import PromptBuilder, draw_spares, exemplar_texts, read_context, write_context
 from slick.errors import DataError, ModelError
 from slick.inference.base import PromptBatch, SamplingConfig
 from slick.inference.packed.engine import PromptTokenizer, TransformersEngine
@@ -107,6 +107,37 @@ def test_prompts_equal_apply_chat_template(name: str) -> None:
                 conversation, add_generation_prompt=True, return_dict=False, **arguments
             )
             assert prompt == expected
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompts_with_a_started_answer_equal_apply_chat_template(name: str) -> None:
+    """The text before a claim follows the generation prompt, and exemplars end with the same sentence."""
+    tokenizer = chat_tokenizer(TEMPLATES[name])
+    lives = {i: f"{question[10:13]} was born in {place}." for i, (question, place) in SHOTS.items()}
+    starts = {"d1": "", "d2": f"{lives['d2']}\n\n", "d3": f"{lives['d3']} “Hé.”  "}
+    table = questions_table([(i, SHOTS[i][0], []) for i in SHOTS])
+    table = table.append_column("answer_start", [list(starts.values())])
+    table = table.append_column("answers", [[["She died."]] * 3])
+    chat = ChatFormat(tokenizer)
+    builder = PromptBuilder({"P19": [["d1"], ["d2"]]}, exemplar_texts(table, {}, ""), chat, substitute=True)
+    prompt_tokenizer = PromptTokenizer(_resized(tiny_model("llama"), tokenizer), tokenizer)
+    arguments = {"enable_thinking": False} if name == "thinking switch" else {}
+    for row in builder.add_prompts(table).to_pylist():
+        i = row["question_id"]
+        shot = "d2" if i == "d1" else "d1"  # a claim is not asked after its own target
+        conversation = [
+            {"role": "user", "content": SHOTS[shot][0]},
+            {"role": "assistant", "content": f"{starts[shot]}She died."},
+            {"role": "user", "content": SHOTS[i][0]},
+        ]
+        text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False, **arguments)
+        expected = tokenizer(text + starts[i].rstrip(" "), add_special_tokens=False)["input_ids"]
+        prefixes = builder.prefixes[row["prompt_group"]][:1]
+        batch = PromptBatch(prefixes=prefixes, question_ids=["x"], suffixes=[row["suffix"]], style=chat.style)
+        _, ((prompt,),) = prompt_tokenizer.prompts(batch)
+        assert prompt == expected
+    with pytest.raises(DataError, match=r"contains '<\|end\|>', a special token"):
+        chat.answer_start("He was.<|end|>")
 
 
 def _resized(model: Any, tokenizer: Any) -> Any:

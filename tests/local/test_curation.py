@@ -211,3 +211,32 @@ def test_an_interrupted_curation_resumes(rows: list[dict[str, Any]], config: Cur
     assert len(generations.names(".parquet")) > len(kept)
     with pytest.raises(StudyError, match="questions"):
         curate(rows[:-3], out=study, **settings)
+
+
+@pytest.mark.slow
+def test_sentences_are_labelled_and_unknown_ones_removed(
+    rows: list[dict[str, Any]], config: CurateConfig, tmp_path: Path
+) -> None:
+    chats = [dict(row, messages=[dict(message) for message in row["messages"]]) for row in rows[:-1]]
+    for row in chats:
+        row["messages"][1]["content"] = f"{row['messages'][1]['content']} is the place. The sea is near Quito."
+    settings: dict[str, Any] = {"annotate": config.annotate, "max_new_tokens": 6, "claims": "sentences"}
+    labelled = curate(chats, model=config.model, out=tmp_path, **settings)
+    knowledge = {row["question_id"]: row for row in read_knowledge(tmp_path).to_pylist()}
+    questions = read_questions(tmp_path, ["question_id", "relation", "answer_start"]).to_pylist()
+    assert {row["question_id"] for row in questions} == set(knowledge)
+    assert {row["relation"] for row in questions} == {"rows, sentence 1", "rows, sentence 2"}
+    for row, chat in zip(labelled, chats, strict=True):
+        own = [knowledge[f"{row['question_id']}-sentence{place}"] for place in (1, 2)]
+        assert row["slick_unknown_claims"] == sum(claim["category"] == "Unknown" for claim in own) / 2
+        assert row["slick_p_correct"] == min(claim["p_correct_greedy"] for claim in own)
+        starts = [q["answer_start"] for q in questions if q["question_id"].startswith(f"{row['question_id']}-")]
+        assert sorted(starts) == ["", f"{chat['messages'][1]['content'].split('. ')[0]}. "]
+    before = (tmp_path / "annotate/manifest.json").stat().st_mtime_ns
+    shortened = curate(chats, model=config.model, out=tmp_path, unknown="drop-claims", **settings)
+    assert (tmp_path / "annotate/manifest.json").stat().st_mtime_ns == before  # nothing is asked again
+    kept = [row for row in labelled if row["slick_unknown_claims"] < 1]
+    assert [row["question_id"] for row in shortened] == [row["question_id"] for row in kept]
+    manifest = read_manifest(Folder(str(tmp_path / "curate")))
+    assert manifest is not None
+    assert manifest.counts["claims"]["asked"] == 2 * len(chats)
