@@ -15,7 +15,7 @@ from slick.annotation.store import select_questions
 from slick.annotation.worker import AnswerSetSpec
 from slick.curation.plan import CurationPlan
 from slick.curation.selection import candidates_of, count_reasons
-from slick.datasets.prepare import questions_table
+from slick.datasets.prepare import conversation_fields, questions_table
 from slick.formatting import format_percent
 from slick.models import context_length, load_tokenizer
 from slick.prompt_formats import make_prompt_format, parse_template_arguments
@@ -78,7 +78,7 @@ def study_prompts(plan: CurationPlan) -> StudyPrompts:
         ModelError: the tokenizer cannot be loaded.
     """
     annotation = plan.annotation
-    questions = questions_table(plan.questions, context=any(question.context for question in plan.questions))
+    questions = questions_table(plan.questions, *conversation_fields(plan.questions))
     exemplars = plan.exemplars or draw_study_exemplars(questions, annotation, annotation.seed)
     selected = select_questions(
         questions,

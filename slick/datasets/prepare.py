@@ -171,17 +171,19 @@ def questions_table(questions: Sequence[Question], *further: pa.Field) -> pa.Tab
     return pa.table(columns, schema=schema)
 
 
+def conversation_fields(questions: Sequence[Question]) -> list[pa.Field]:
+    """The columns `context` and `answer_start`, each only if a question has one."""
+    has_context = any(question.context for question in questions)
+    has_start = any(question.answer_start is not None for question in questions)
+    return [*([CONTEXT_FIELD] if has_context else []), *([ANSWER_START_FIELD] if has_start else [])]
+
+
 def write_questions(folder: Folder, questions: Sequence[Question], *, popularity: bool = False) -> None:
     """Write one Parquet file a relation; see `questions_table`."""
     parts: dict[str, list[Question]] = {}
     for question in questions:
         parts.setdefault(question.relation, []).append(question)
-    further = {
-        POPULARITY_FIELD: popularity,
-        CONTEXT_FIELD: any(question.context for question in questions),
-        ANSWER_START_FIELD: any(question.answer_start is not None for question in questions),
-    }
-    fields = [field for field, is_used in further.items() if is_used]
+    fields = [*([POPULARITY_FIELD] if popularity else []), *conversation_fields(questions)]
     for relation, rows in sorted(parts.items()):
         folder.write_table(part_name(relation), questions_table(rows, *fields))
 
