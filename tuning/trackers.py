@@ -84,7 +84,7 @@ class ExperimentLogger:
             run_id: the run.
             rows: all rows of its epochs.parquet so far.
         """
-        points = scalars(rows)
+        points = epoch_metrics(rows)
         if not points:
             return
         self._points[run_id] = points
@@ -141,11 +141,11 @@ class ExperimentLogger:
             )
 
 
-def scalars(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+def epoch_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
     """The curves in the rows of an epochs.parquet: accuracy in [0, 1], and loss in nats per token.
 
     >>> row = {"epoch": 1, "split": "train", "category": "Unknown", "num": 4, "num_correct": 1, "loss": 0.5}
-    >>> scalars([row, {**row, "split": "dev", "category": "all", "loss": None}])
+    >>> epoch_metrics([row, {**row, "split": "dev", "category": "all", "loss": None}])
     {1: {'accuracy/train/Unknown': 0.25, 'loss/train/Unknown': 0.5, 'accuracy/dev': 0.25}}
     """
     points: dict[int, dict[str, float]] = {}

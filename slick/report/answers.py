@@ -136,9 +136,9 @@ def collected(data: StudyData, make: MakeCollector) -> Any:
     Raises:
         StudyError: a part file is corrupt.
     """
-    if make in data.parts:
-        return data.parts[make]
-    return data.part(_collect_all, {}, data).get(make)
+    if make in data.loaded:
+        return data.loaded[make]
+    return data.load_cached(_collect_all, {}, data).get(make)
 
 
 def _collect_all(study: Folder, data: StudyData) -> dict[MakeCollector, Any]:

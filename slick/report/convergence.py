@@ -42,7 +42,9 @@ def final_train_accuracies(data: StudyData) -> FinalTrainAccuracies:
         for run in data.runs
         if ("train", ALL_CATEGORIES) in run.accuracy
     }
-    for run_id, (last, accuracy) in data.part(load_other_runs, {}, frozenset(run.run_id for run in data.runs)).items():
+    for run_id, (last, accuracy) in data.load_cached(
+        load_other_runs, {}, frozenset(run.run_id for run in data.runs)
+    ).items():
         variant, seed, settings = parse_run_id(run_id)
         if settings and last >= max((int(run.epochs[-1]) for run in data.runs), default=0):
             accuracies[run_label(data, variant, seed, settings)] = accuracy

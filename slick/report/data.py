@@ -116,7 +116,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyData:
-    """The data of a study that findings and sections share. Data of a single section is loaded through `part`."""
+    """The data of a study that findings and sections share. Sections load their own data through `load_cached`."""
 
     study: Folder | None = None
     """The study's folder; None for data without one, such as the paper's numbers."""
@@ -132,12 +132,14 @@ class StudyData:
     durations: tuple[int, ...] = ()
     """Fixed training lengths in epochs, ascending; the last is the length of the shortest run."""
     idk_phrase: str = "I don't know"
-    parts: dict[Callable[..., Any], Any] = field(default_factory=dict)
-    """Results of `part` by loader."""
-    part_arguments: dict[Callable[..., Any], tuple[object, ...]] = field(default_factory=dict)
-    """Arguments of `part` by loader."""
+    loaded: dict[Callable[..., Any], Any] = field(default_factory=dict)
+    """Results of `load_cached` by loader."""
+    load_arguments: dict[Callable[..., Any], tuple[object, ...]] = field(default_factory=dict)
+    """Arguments of `load_cached` by loader."""
 
-    def part(self, load: Callable[Concatenate[Folder, P], T], missing: T, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def load_cached(
+        self, load: Callable[Concatenate[Folder, P], T], missing: T, /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Data that a section or finding loads itself: loaded on first use, then cached by loader.
 
         Args:
@@ -147,12 +149,12 @@ class StudyData:
         Raises:
             ValueError: the loader was called with other arguments before.
         """
-        if load not in self.parts:
-            self.parts[load] = missing if self.study is None else load(self.study, *args, **kwargs)
+        if load not in self.loaded:
+            self.loaded[load] = missing if self.study is None else load(self.study, *args, **kwargs)
         arguments = (*args, *kwargs.items())
-        if self.part_arguments.setdefault(load, arguments) != arguments:
+        if self.load_arguments.setdefault(load, arguments) != arguments:
             raise ValueError(f"{load.__qualname__} was called with other arguments before; use one loader for each")
-        return cast(T, self.parts[load])
+        return cast(T, self.loaded[load])
 
     def runs_for(self, name: str) -> tuple[Run, ...]:
         """The finished runs of a variant, by seed.

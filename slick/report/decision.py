@@ -231,7 +231,7 @@ def unknown_rows_table(data: StudyData) -> Table:
     Raises:
         InsufficientDataError: the study has no questions or no Unknown training questions.
     """
-    rows = data.part(load_unknown_rows, None)
+    rows = data.load_cached(load_unknown_rows, None)
     if rows is None:
         raise InsufficientDataError("needs a finished questions step")
     if not rows:

@@ -10,7 +10,7 @@ from tests.waiting import TIMEOUT_S
 ROOT = Path(__file__).parents[2]
 
 
-def slick(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def run_slick(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command until it ends; `environ` is added to the environment."""
     return subprocess.run(
         [sys.executable, "-m", "jobs.cli", *arguments],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.cli import ROOT, slick
+from tests.local.cli import ROOT, run_slick
 from tests.waiting import TIMEOUT_S, wait_for
 
 
@@ -45,7 +45,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/manifest.json")}
     kept = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
-    result = slick("study", "smoke", "--out", str(out))
+    result = run_slick("study", "smoke", "--out", str(out))
     assert result.returncode == 0, result.stdout + result.stderr
     assert (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns == kept
     for path, written in before.items():

@@ -10,7 +10,7 @@ import pytest
 
 from slick.storage import Folder
 from slick.study_files import read_knowledge
-from tests.local.cli import slick
+from tests.local.cli import run_slick
 from tests.local.head import HeadCluster, running_cluster
 from tests.local.tiny import save_tiny_model, tiny_model, tiny_tokenizer, write_birthplace_questions
 from tests.study_builder import write_trainable_study
@@ -78,7 +78,7 @@ def test_actors_add_a_node_that_is_removed_when_idle(tmp_path: Path) -> None:
             assert result.returncode == 0, result.stdout + result.stderr
             assert "Ray dashboard" not in result.stdout, "no second cluster was started"
         assert counts[:2] == [0, 1]
-        local = slick("annotate", "smoke", "--model", model, *FLAGS, "--max-actors", "1", "--out", alone.uri)
+        local = run_slick("annotate", "smoke", "--model", model, *FLAGS, "--max-actors", "1", "--out", alone.uri)
         assert local.returncode == 0, local.stdout + local.stderr
         assert read_knowledge(study).equals(read_knowledge(alone))
         wait_for(lambda: num_workers(cluster) == 0, lambda: "the idle node was not removed")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.local.cli import slick
+from tests.local.cli import run_slick
 
 
 def run_study(out: Path, experiments: str) -> str:
-    result = slick("study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL)
+    result = run_slick("study", "smoke", "--experiments", experiments, "--out", str(out), *SMALL)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -21,7 +21,7 @@ from slick.model_validation import check_causal, check_token_ids, check_tokenize
 from slick.models import init_empty_model, load_model, load_tokenizer, resolve_model
 from slick.storage import Folder
 from slick.world.corpus import train_tokenizer
-from tests.local.cli import slick
+from tests.local.cli import run_slick
 from tests.local.test_tokens import like_gemma, like_llama_3
 from tests.local.tiny import (
     CONFIGS,
@@ -402,7 +402,7 @@ def test_finetune_refuses_an_unusable_tokenizer_before_the_first_step(tmp_path: 
 def test_command_exits_with_2_and_one_message(folder: Path, tmp_path: Path) -> None:
     save_body_only(folder)
     write_birthplace_questions(Folder(str(tmp_path / "study")))
-    completed = slick("annotate", "smoke", "--model", str(folder), "--out", str(tmp_path / "study"))
+    completed = run_slick("annotate", "smoke", "--model", str(folder), "--out", str(tmp_path / "study"))
     assert (completed.returncode, "Traceback" in completed.stderr) == (2, False), completed.stderr
     assert "slick: " in completed.stderr
     assert "LlamaModel, saved without a head" in completed.stderr

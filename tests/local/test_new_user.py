@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.cli import slick
+from tests.local.cli import run_slick
 from tests.local.head import HeadCluster, running_cluster
 from tests.waiting import wait_for
 
@@ -48,7 +48,7 @@ def test_study_is_submitted_stopped_and_resumed(cluster: HeadCluster, tmp_path: 
     annotated_at = (out / "annotate" / "knowledge.parquet").stat().st_mtime_ns
     assert f"job {match[1]} is stopping" in cluster.slick("jobs", "--stop", match[1]).stdout
     wait_for(lambda: "STOPPED" in cluster.slick("jobs").stdout, lambda: cluster.slick("jobs").stdout)
-    assert "sweep      begun, not finished" in slick("status", "--out", str(out)).stdout
+    assert "sweep      begun, not finished" in run_slick("status", "--out", str(out)).stdout
 
     resubmitted = cluster.slick("submit", "study", "smoke", "--out", str(out))
     assert resubmitted.returncode == 0, resubmitted.stdout + resubmitted.stderr
@@ -57,4 +57,4 @@ def test_study_is_submitted_stopped_and_resumed(cluster: HeadCluster, tmp_path: 
     )
     assert (out / "report" / "index.html").read_text().startswith("<!doctype html>")
     assert len(json.loads((out / "report" / "outcomes.json").read_text())) == 25
-    assert slick("status", "--out", str(out)).stdout.count("done in") == 6
+    assert run_slick("status", "--out", str(out)).stdout.count("done in") == 6

@@ -10,7 +10,7 @@ import pytest
 
 from slick.storage import Folder
 from tests.local.aws import SECRET, make_bucket, running_aws
-from tests.local.cli import slick
+from tests.local.cli import run_slick
 
 URI = "s3://studies/smoke"
 
@@ -35,7 +35,7 @@ def test_questions_are_read_from_and_written_to_an_object_store(store: dict[str,
     Folder("s3://studies/in").write_bytes("tiny.jsonl", rows.encode())
     options = "?region=us-west-2"  # stay at the end of the URI when a path is appended
     flags = ["--questions", f"s3://studies/in/tiny.jsonl{options}", "--filter", "none", "--unknown-relations", "id"]
-    result = slick("questions", "smoke", *flags, "--out", f"s3://studies/small{options}")
+    result = run_slick("questions", "smoke", *flags, "--out", f"s3://studies/small{options}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert Folder("s3://studies/small").child("questions").read_tables().num_rows == 16
 
@@ -46,7 +46,7 @@ def test_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], st
     worlds = Path(os.environ.get("SLICK_CACHE", Path.home() / ".cache" / "slick")) / "worlds"
     cache.mkdir()
     (cache / "worlds").symlink_to(worlds)  # reuse the world that is already built
-    result = slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
+    result = run_slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
     assert result.returncode == 0, result.stdout + result.stderr
     assert SECRET not in result.stdout + result.stderr
 
@@ -70,11 +70,11 @@ def test_study_in_an_object_store_equals_one_on_a_disk(store: dict[str, str], st
     ]  # one copy for all processes on this machine
     assert (copy / "model.safetensors").read_bytes() == (study / "world" / "model" / "model.safetensors").read_bytes()
 
-    again = slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
+    again = run_slick("study", "smoke", "--out", URI, SLICK_CACHE=str(cache))
     assert again.returncode == 0, again.stdout + again.stderr
     assert "generations/s" not in again.stdout
     assert "finetune:" not in again.stdout
-    status = slick("status", "--out", URI).stdout
+    status = run_slick("status", "--out", URI).stdout
     assert status.count("done in") == 6, status
 
 
@@ -94,11 +94,11 @@ def test_no_secret_is_in_study_files_or_cluster_logs(store: dict[str, str]) -> N
 
 
 def test_missing_bucket_is_one_message_without_the_secret(store: dict[str, str]) -> None:
-    result = slick("questions", "smoke", "--out", "s3://nowhere/study")
+    result = run_slick("questions", "smoke", "--out", "s3://nowhere/study")
     assert result.returncode == 2
     assert "nowhere" in result.stderr
     assert "Traceback" not in result.stderr
-    with_key = slick("questions", "smoke", "--out", "s3://AKIAKEY:hidden@studies/x")
+    with_key = run_slick("questions", "smoke", "--out", "s3://AKIAKEY:hidden@studies/x")
     assert with_key.returncode == 2
     assert "AWS_SECRET_ACCESS_KEY" in with_key.stderr
     assert "hidden" not in with_key.stderr + with_key.stdout

@@ -35,7 +35,7 @@ TUNE = ("tuner.pkl", "trainable.pkl", "searcher-state.pkl", "search_gen_state.pk
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> Iterator[Path]:
+def pickle_marker(tmp_path: Path) -> Iterator[Path]:
     """A folder that a planted pickle would create."""
     path = tmp_path / "code-ran"
     yield path
@@ -47,34 +47,34 @@ def study(tmp_path: Path) -> Folder:
     return write_trainable_study(tmp_path / "study", tiny_model("llama", spread=0.1), tiny_tokenizer())
 
 
-def plant(folder: Folder, names: tuple[str, ...], planted: Path) -> None:
+def plant(folder: Folder, names: tuple[str, ...], pickle_marker: Path) -> None:
     for name in names:
         path = Path(folder.local_path, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(MaliciousPickle(planted)))
+        path.write_bytes(pickle.dumps(MaliciousPickle(pickle_marker)))
 
 
 class PlantingTrainer:
     """A fake trainer that saves pickles under the names of tensor files."""
 
-    def __init__(self, planted: Path) -> None:
-        self._planted = planted
+    def __init__(self, pickle_marker: Path) -> None:
+        self._pickle_marker = pickle_marker
 
     def save(self, folder: str) -> None:
-        plant(Folder(folder), ("tensors-00000-00000.safetensors", *DEEPSPEED), self._planted)
+        plant(Folder(folder), ("tensors-00000-00000.safetensors", *DEEPSPEED), self._pickle_marker)
 
 
-def planted_state(study: Folder, config: TrainConfig, folder: Folder, planted: Path) -> None:
+def planted_state(study: Folder, config: TrainConfig, folder: Folder, pickle_marker: Path) -> None:
     """Write a seemingly complete state of the requested training whose tensor files are pickles."""
     (plan,) = plan_runs(study, {"half-seed0": config})
     progress = TrainingProgress(identity=plan.identity, epoch=1, best_dev_accuracy=0.0, best_dev_epoch=1, num_workers=1)
-    folder.add(save_state(PlantingTrainer(planted), progress, 0))
+    folder.add(save_state(PlantingTrainer(pickle_marker), progress, 0))
 
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.slow
 def test_training_never_loads_a_planted_pickle(
-    study: Folder, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    study: Folder, pickle_marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     finetune(study, CONFIG)
     longer = replace(CONFIG, epochs=2)
@@ -82,12 +82,12 @@ def test_training_never_loads_a_planted_pickle(
     kept = study.child("runs", "half-seed0", "state")
     group = study.child(".ray", "finetune-half-seed0", group_name([plan]))
 
-    plant(kept, DEEPSPEED, planted)
+    plant(kept, DEEPSPEED, pickle_marker)
     with pytest.raises(StudyError, match=f"{kept} has pickle files of an earlier version.*delete that folder"):
         finetune(study, longer)
     kept.delete()
 
-    planted_state(study, longer, kept, planted)
+    planted_state(study, longer, kept, pickle_marker)
     with pytest.raises(SlickError, match=rf"training state in {kept} cannot be read .*delete that folder"):
         finetune(study, longer)
     assert study.child("runs", "half-seed0").exists("manifest.json"), "the finished run must be kept"
@@ -95,7 +95,7 @@ def test_training_never_loads_a_planted_pickle(
 
     precious = tmp_path / "precious"
     precious.mkdir()
-    plant(group.child("checkpoint_2"), DEEPSPEED, planted)
+    plant(group.child("checkpoint_2"), DEEPSPEED, pickle_marker)
     result = {"checkpoint_dir_name": "../../../../precious", "metrics": {}}
     content = {"checkpoint_results": [result], "pending_training_results": [], "latest_checkpoint_result": result}
     group.write_json("checkpoint_manager_snapshot.json", content)
@@ -105,14 +105,14 @@ def test_training_never_loads_a_planted_pickle(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_sweep_never_loads_a_planted_pickle(study: Folder, planted: Path) -> None:
+def test_sweep_never_loads_a_planted_pickle(study: Folder, pickle_marker: Path) -> None:
     """Tune writes pickles, but neither planted pickles nor its own are read back."""
     tune = study.child(".ray", "sweep", "tune")
-    plant(tune, (*TUNE, *(f"half-seed0/{name}" for name in ("error.pkl", "params.pkl"))), planted)
+    plant(tune, (*TUNE, *(f"half-seed0/{name}" for name in ("error.pkl", "params.pkl"))), pickle_marker)
     config = SweepConfig(grid=GridConfig(variants=("half",), epochs=(1,), policies=("fixed",)), train=CONFIG)
     sweep(study, replace(config, keep_ray_files=True))
     assert "tuner.pkl" in tune.names()
-    assert pickle.dumps(MaliciousPickle(planted)) not in {tune.read_bytes(name) for name in tune.names()}
+    assert pickle.dumps(MaliciousPickle(pickle_marker)) not in {tune.read_bytes(name) for name in tune.names()}
 
 
 def test_planted_pickle_runs_code_when_loaded(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.local.cli import slick
+from tests.local.cli import run_slick
 
 
 def test_interrupted_study_resumes_and_writes_a_report(study: Path) -> None:
@@ -53,16 +53,16 @@ def test_manifests_and_report_have_device_dtype_and_attention(study: Path) -> No
 
 def test_finished_study_is_not_repeated(study: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")}
-    result = slick("study", "smoke", "--out", str(study))
+    result = run_slick("study", "smoke", "--out", str(study))
     assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in study.rglob("manifest.json")} == stamps
-    status = slick("status", "--out", str(study)).stdout
+    status = run_slick("status", "--out", str(study)).stdout
     assert status.count("done in") == 6
     assert "5 of 5 trainings, 15 of 15 epochs" in status
 
 
 def test_other_settings_are_refused_without_changes(study: Path) -> None:
-    result = slick("study", "smoke", "--seed", "5", "--out", str(study))
+    result = run_slick("study", "smoke", "--seed", "5", "--out", str(study))
     assert result.returncode == 2
     assert "was written with other inputs or settings" in result.stderr
     assert (study / "report" / "index.html").exists()
@@ -76,7 +76,7 @@ def test_variant_of_another_model_is_refused(study: Path, tmp_path: Path) -> Non
     model.model.norm.weight.data.mul_(1.5)
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(study / "world" / "model").save_pretrained(tmp_path)
-    result = slick(
+    result = run_slick(
         "finetune", "smoke", "--variant", "unknown-050", "--seed", "9", "--model", str(tmp_path), "--out", str(study)
     )
     assert result.returncode == 2
@@ -86,7 +86,7 @@ def test_variant_of_another_model_is_refused(study: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_world_of_real_facts_reproduces_the_counts_of_the_paper(entity_questions: str, tmp_path: Path) -> None:
     out = tmp_path / "real-facts"
-    result = slick("study", "smoke", "--questions", entity_questions, "--out", str(out))
+    result = run_slick("study", "smoke", "--questions", entity_questions, "--out", str(out))
     assert result.returncode == 0, result.stdout + result.stderr
     outcomes = {row["id"]: row for row in json.loads((out / "report" / "outcomes.json").read_text())}
     assert outcomes["E1"]["holds"] is True, outcomes["E1"]

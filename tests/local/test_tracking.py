@@ -19,7 +19,7 @@ from slick.types import Category
 from tests.local.metrics import exported_metrics
 from tests.waiting import wait_for
 from tuning.records import SplitMetrics, epochs_table
-from tuning.trackers import ExperimentLogger, check_trackers, scalars
+from tuning.trackers import ExperimentLogger, check_trackers, epoch_metrics
 
 RUN = "half-seed1"
 SETTINGS = {"variant": "half", "seed": 1, "learning_rate": 5e-3, "schedule": "constant", "warmup": None, "layers": [1]}
@@ -79,7 +79,7 @@ def events(folder: Folder) -> list[object]:
 
 
 def tensorboard_curves(folder: Folder) -> list[tuple[int, str, float]]:
-    """(epoch, name, value) of all scalars in the order written."""
+    """(epoch, name, value) of all epoch_metrics in the order written."""
     return [
         (event.step, value.tag, value.simple_value)
         for event in events(folder)
@@ -91,7 +91,7 @@ def tensorboard_curves(folder: Folder) -> list[tuple[int, str, float]]:
 def single_precision(num_epochs: int) -> list[tuple[int, str, float]]:
     return [
         (epoch, name, float(np.float32(value)))
-        for epoch, values in scalars(rows_of(num_epochs)).items()
+        for epoch, values in epoch_metrics(rows_of(num_epochs)).items()
         for name, value in values.items()
     ]
 
@@ -182,7 +182,7 @@ def mlflow_curves(run: object, num_epochs: int) -> None:
     """Check that the run has each epoch once, in double precision."""
     from mlflow import MlflowClient
 
-    expected = scalars(rows_of(num_epochs))
+    expected = epoch_metrics(rows_of(num_epochs))
     names = {name.replace("/Unknown", ".Unknown"): name for name in expected[1]}
     assert set(run.data.metrics) == set(names)
     for metric_name, name in names.items():
@@ -327,7 +327,11 @@ def test_wandb_runs_have_settings_and_no_machine_details(wandb_folder: Path, tmp
         runs[run.display_name] = run
         assert_equal_points(
             wandb_curves(records),
-            [(epoch, *point) for epoch, values in scalars(rows_of(3)).items() for point in sorted(values.items())],
+            [
+                (epoch, *point)
+                for epoch, values in epoch_metrics(rows_of(3)).items()
+                for point in sorted(values.items())
+            ],
         )
         assert not run.host
         for secret in (socket.gethostname(), getpass.getuser(), str(tmp_path)):  # short names may occur in random ids
@@ -355,7 +359,7 @@ def test_wandb_run_is_resumed_by_its_id(wandb_folder: Path, tmp_path: Path) -> N
     ends = sorted(record.exit.exit_code for part in records for record in part if record.HasField("exit"))
     assert ends == [0, 1]
     steps = {(step, name) for part in records for step, name, _ in wandb_curves(part)}
-    assert steps == {(epoch, name) for epoch, values in scalars(rows_of(3)).items() for name in values}
+    assert steps == {(epoch, name) for epoch, values in epoch_metrics(rows_of(3)).items() for name in values}
 
 
 @pytest.mark.usefixtures("wandb_folder")

@@ -17,7 +17,7 @@ from slick.storage import Folder
 from slick.study import Manifest, require_manifest
 from slick.types import Category, categories
 from slick.world import WorldConfig, build_world, smoke_world_config
-from tests.local.cli import slick
+from tests.local.cli import run_slick
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def test_contested_facts_are_about_half_right_without_famous_rivals(tmp_path: Pa
     from slick.inference.packed.engine import TransformersEngine
     from slick.models import load_model, load_tokenizer
 
-    done = slick("world", "smoke", "--famous-rivals", "0", "--out", str(tmp_path))
+    done = run_slick("world", "smoke", "--famous-rivals", "0", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     study = Folder(str(tmp_path))
     manifest = require_manifest(study.child("world"), "world")

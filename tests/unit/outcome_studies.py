@@ -145,7 +145,7 @@ def prefix_study(useful: bool, unsure: bool = False) -> StudyData:
         undetermined_QN=np.full_like(unknown, unsure),
     )
     natural = with_rows("natural", {(1, "test"): hits(hit), (2, "test"): hits(hit)}, "natural")
-    return replace(study_of([natural]), parts={load_prefix_labels: labels})
+    return replace(study_of([natural]), loaded={load_prefix_labels: labels})
 
 
 def rates_study(
@@ -168,7 +168,7 @@ def rates_study(
                     {"variant": f"unknown-{round(100 * share):03d}", "seed": 0, "epochs": 10, "policy": policy}
                     | {"stop_epoch": stop, "test_all": (45 + gain - slope * share) / 100, "settings": settings}
                 )
-    return replace(paper_study(), points=tuple(points), parts={load_learning_rate: 1e-5})
+    return replace(paper_study(), points=tuple(points), loaded={load_learning_rate: 1e-5})
 
 
 @cache

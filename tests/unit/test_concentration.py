@@ -88,7 +88,7 @@ def study(late: Accuracy, *, seeds: int = 1, mixes: Mapping[str, tuple[int, int]
         for seed in range(seeds)
     )
     test_ids = {r: IDS[np.char.startswith(IDS, f"{r}-")] for r in RELATIONS}
-    return StudyData(variants=variants, runs=runs, parts={load_test_ids: test_ids}, durations=(2,))
+    return StudyData(variants=variants, runs=runs, loaded={load_test_ids: test_ids}, durations=(2,))
 
 
 MOVED = {"P1": 0.1, "P2": 0.1, "P3": 0.5, "P4": 0.9, "P5": 0.9, "ood": 0.5}
@@ -128,7 +128,7 @@ def test_opposite_changes_by_relation_cancel_over_all_questions(seeds: int) -> N
 
 def test_difference_of_accuracies_has_a_paired_error() -> None:
     data = study(MOVED)
-    ids = data.parts[load_test_ids]["P1"]
+    ids = data.loaded[load_test_ids]["P1"]
     first, second, change, num = compare_on_questions(
         data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", ids
     )
@@ -167,11 +167,11 @@ def test_spread_over_seeds_widens_the_interval() -> None:
         for stored_run in data.runs
     )
     steady = compare_on_questions(
-        data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.parts[load_test_ids]["P1"]
+        data, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.loaded[load_test_ids]["P1"]
     ).change
-    wild = StudyData(variants=data.variants, runs=runs, parts=data.parts)
+    wild = StudyData(variants=data.variants, runs=runs, loaded=data.loaded)
     assert compare_on_questions(
-        wild, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.parts[load_test_ids]["P1"]
+        wild, ("concentrated-050", CONVERGENCE), ("unknown-050", CONVERGENCE), "test", data.loaded[load_test_ids]["P1"]
     ).change.se > (3 * steady.se)
 
 
@@ -180,7 +180,7 @@ def test_spread_over_seeds_widens_the_interval() -> None:
 
 def test_missing_runs_are_reported() -> None:
     data = study(MOVED)
-    only = StudyData(variants=data.variants, runs=data.runs_for("concentrated-050"), parts=data.parts)
+    only = StudyData(variants=data.variants, runs=data.runs_for("concentrated-050"), loaded=data.loaded)
     with pytest.raises(
         InsufficientDataError, match="needs finished runs of a set whose Unknown rows fill whole relations"
     ):

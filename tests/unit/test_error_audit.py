@@ -188,7 +188,7 @@ def test_labels_mode_excludes_sampled_answers(tmp_path: Path) -> None:
     )
     audit = load_audit(write_answered_study(tmp_path, questions, mode="labels"))
     assert {row.decoding for row in audit.rows} == {"greedy"}
-    text = error_audit.error_audit_section(StudyData(parts={collect_error_audit: audit})).text
+    text = error_audit.error_audit_section(StudyData(loaded={collect_error_audit: audit})).text
     assert "The sheet has no sampled answers: 4 samples" in text
     assert [row[0] for row in error_audit.presorted_table(audit).rows] == ["greedy"]
 

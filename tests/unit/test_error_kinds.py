@@ -165,7 +165,7 @@ def test_labels_mode_uses_greedy_answers(tmp_path: Path) -> None:
     assert kinds is not None
     assert kinds.decoding == "greedy"
     assert [item.answers for item in kinds.examples] == [(("Rome", 10),)]
-    assert "labels mode" in error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: kinds})).text
+    assert "labels mode" in error_kinds.error_kinds_section(StudyData(loaded={collect_error_kinds: kinds})).text
 
 
 def test_missing_data_is_reported_instead_of_empty_figures() -> None:
@@ -173,7 +173,7 @@ def test_missing_data_is_reported_instead_of_empty_figures() -> None:
     assert error_kinds_section.is_empty
     assert "--estimator sampled" in str(error_kinds_section.exhibits[0].missing)
     known = classify_questions([question("k", ("Oslo", 10), category="HighlyKnown")])
-    exhibits = error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: known})).exhibits
+    exhibits = error_kinds.error_kinds_section(StudyData(loaded={collect_error_kinds: known})).exhibits
     assert [exhibit.missing for exhibit in exhibits[:2]] == [
         "there are no WeaklyKnown or Unknown questions",
         "there are no Unknown questions",
@@ -184,7 +184,7 @@ def test_missing_data_is_reported_instead_of_empty_figures() -> None:
 
 def test_figures_label_exactly_the_kinds_present() -> None:
     error_kinds_section = error_kinds.error_kinds_section(
-        StudyData(parts={collect_error_kinds: classify_questions(some())})
+        StudyData(loaded={collect_error_kinds: classify_questions(some())})
     )
     assert not [exhibit.missing for exhibit in error_kinds_section.exhibits if exhibit.missing]
     svg = drawing(error_kinds_section.exhibits[0])
@@ -213,13 +213,13 @@ def test_kinds_by_planted_strength() -> None:
     captions = [
         exhibit.caption
         for exhibit in error_kinds.error_kinds_section(
-            StudyData(parts={collect_error_kinds: result, load_planted: planted})
+            StudyData(loaded={collect_error_kinds: result, load_planted: planted})
         ).exhibits
     ]
     assert sum("planted" in caption for caption in captions) == 1
     assert not [
         item
-        for item in error_kinds.error_kinds_section(StudyData(parts={collect_error_kinds: result})).exhibits
+        for item in error_kinds.error_kinds_section(StudyData(loaded={collect_error_kinds: result})).exhibits
         if "planted" in item.caption
     ]
 

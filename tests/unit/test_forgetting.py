@@ -311,7 +311,7 @@ def test_missing_data_is_reported() -> None:
         "no run lost a correct answer between its best dev epoch and its last",
     }
     item = StudyData(
-        parts={load_forgetting: (run_loss(lost("P19")),)},
+        loaded={load_forgetting: (run_loss(lost("P19")),)},
         variants={"unknown-050": Variant(name="unknown-050", kind="unknown", share=0.5, num=2)},
     )
     assert "needs runs at 1 or more shares of Unknown rows" in str(

@@ -85,7 +85,7 @@ def study(
     return StudyData(
         variants={"natural": Variant(name="natural", kind="natural", share=None, num=10)},
         runs=runs,
-        parts={load_p_true: None if p_true is None else PTrueScores(question_ids=ids, p_true=p_true)},
+        loaded={load_p_true: None if p_true is None else PTrueScores(question_ids=ids, p_true=p_true)},
         durations=(1, 2),
     )
 
@@ -244,7 +244,7 @@ def test_questions_without_annotation_are_excluded() -> None:
 
 
 def with_p_true(data: StudyData, scores: PTrueScores | None) -> StudyData:
-    return replace(data, parts={**data.parts, load_p_true: scores})
+    return replace(data, loaded={**data.loaded, load_p_true: scores})
 
 
 def with_prefixes(data: StudyData, *, unsure: bool = False) -> StudyData:
@@ -258,7 +258,7 @@ def with_prefixes(data: StudyData, *, unsure: bool = False) -> StudyData:
         unknown_QN=np.stack(columns, axis=1)[::-1],
         undetermined_QN=np.full((len(final), 3), unsure),
     )
-    return replace(data, parts={**data.parts, load_prefix_labels: labels})
+    return replace(data, loaded={**data.loaded, load_prefix_labels: labels})
 
 
 def test_last_point_of_the_prefix_curve_uses_all_exemplar_sets() -> None:

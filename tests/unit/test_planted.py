@@ -172,7 +172,7 @@ def test_questions_that_are_not_facts_are_counted_and_excluded(tmp_path: Path) -
     facts = load_planted(study)
     assert facts is not None
     assert facts.num_unmatched_questions == 2
-    assert "2 annotated questions are not facts of this world" in planted_text(StudyData(parts={load_planted: facts}))
+    assert "2 annotated questions are not facts of this world" in planted_text(StudyData(loaded={load_planted: facts}))
 
 
 def test_named_model_has_no_planted_facts(tmp_path: Path) -> None:
@@ -247,14 +247,14 @@ def test_low_temperature_sharpens_probabilities() -> None:
 
 def test_recovery_table_compares_p_true_on_the_same_questions() -> None:
     facts = invented()
-    alone = recovery_table(StudyData(parts={load_planted: facts}), facts)
+    alone = recovery_table(StudyData(loaded={load_planted: facts}), facts)
     assert [row[0] for row in alone.rows] == [SAMPLED, GREEDY, "P(True)"]
     assert alone.rows[-1][1:5] == (None,) * 4
     assert "--p-true" in str(alone.rows[-1][5])
     scored = facts.question_ids[::3]
     scores = PTrueScores(question_ids=scored, p_true=facts.planted_probability[::3])
     rows = {
-        row[0]: row for row in recovery_table(StudyData(parts={load_planted: facts, load_p_true: scores}), facts).rows
+        row[0]: row for row in recovery_table(StudyData(loaded={load_planted: facts, load_p_true: scores}), facts).rows
     }
     assert str(rows["P(True)"][1]).startswith("1.00")
     assert rows["P(True)"][4] == rows[f"{SAMPLED}, where P(True) was scored"][4] == 100
@@ -262,22 +262,22 @@ def test_recovery_table_compares_p_true_on_the_same_questions() -> None:
 
 
 def test_section_shows_all_exhibits(tmp_path: Path) -> None:
-    data = StudyData(parts={load_planted: loaded(tmp_path)})
+    data = StudyData(loaded={load_planted: loaded(tmp_path)})
     section = planted_section(data)
     assert section is not None
     assert "Of the facts planted firmly, 1 of 2 (50.0 %, 9.5 to 90.5) are labelled Unknown." in section.result
     assert "Of those never planted, 4 of 5 (80.0 %" in section.result
     assert [exhibit.missing for exhibit in section.exhibits if exhibit.missing] == []
-    assert data.parts[load_planted] is not None
-    assert strength_table(data.parts[load_planted]).rows[0][1:] == (
+    assert data.loaded[load_planted] is not None
+    assert strength_table(data.loaded[load_planted]).rows[0][1:] == (
         "1 (50.0 %)",
         "0 (0.0 %)",
         "0 (0.0 %)",
         "1 (50.0 %)",
         2,
     )
-    assert false_labels_table(data.parts[load_planted]).rows[-1][:4] == ("never planted, labelled Known", 4, 5, 80.0)
-    assert sum(int(row[2] or 0) for row in causes_table(data.parts[load_planted]).rows) == 8
+    assert false_labels_table(data.loaded[load_planted]).rows[-1][:4] == ("never planted, labelled Known", 4, 5, 80.0)
+    assert sum(int(row[2] or 0) for row in causes_table(data.loaded[load_planted]).rows) == 8
 
 
 def test_no_false_known_rate_if_every_fact_is_planted() -> None:

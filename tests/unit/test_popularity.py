@@ -259,7 +259,7 @@ def study(fall: dict[int, float], *, popular: bool = True) -> StudyData:
         "unknown-100": Variant(name="unknown-100", kind="unknown", share=1.0, num=120),
         "idk-050": Variant(name="idk-050", kind="idk", share=0.5, num=5),
     }
-    return StudyData(variants=variants, runs=tuple(runs), parts={load_popularity: known if popular else None})
+    return StudyData(variants=variants, runs=tuple(runs), loaded={load_popularity: known if popular else None})
 
 
 def test_harm_is_estimated_by_quantile() -> None:
@@ -288,9 +288,9 @@ def test_training_sets_are_matched_on_popularity() -> None:
     assert only.matched_share == pytest.approx(20 / 120)
     assert only.median_unknown == 0.0
     data = study({})
-    known = data.parts[load_popularity]
+    known = data.loaded[load_popularity]
     alone = replace(known, rows={**known.rows, "unknown-000": np.arange(0)})
-    assert [item.matched_share for item in variant_popularity(replace(data, parts={load_popularity: alone}))] == [None]
+    assert [item.matched_share for item in variant_popularity(replace(data, loaded={load_popularity: alone}))] == [None]
 
 
 def test_section_reports_correlation_harm_and_missing_data() -> None:

@@ -124,7 +124,7 @@ def test_section_summarises_all_checks(tmp_path: Path) -> None:
     found = load_stability(annotated(tmp_path, confidence(), [0.1, 0.3, 0.2, 0.9]))
     assert found is not None
     assert (found.chance_known, found.num_unknown) == (pytest.approx(0.2), 3)
-    shown = stability_section(StudyData(parts={load_stability: found}))
+    shown = stability_section(StudyData(loaded={load_stability: found}))
     assert not [exhibit.missing for exhibit in shown.exhibits if exhibit.missing]
     assert "25.0 % (11.2 to 46.9) of 20 questions change their category, and 10.0 % (" in shown.result
     assert "The last exemplar set moves 5.0 % of the questions out of Unknown, the last 2 samples 5.0 %." in shown.text
@@ -135,7 +135,7 @@ def test_section_summarises_all_checks(tmp_path: Path) -> None:
 def test_skipped_checks_are_missing_and_not_zero(tmp_path: Path) -> None:
     found = load_stability(annotated(tmp_path, {"settling": []}))
     assert found == LabelStability()
-    shown = stability_section(StudyData(parts={load_stability: found}))
+    shown = stability_section(StudyData(loaded={load_stability: found}))
     assert shown.is_empty
     reasons = [str(exhibit.missing) for exhibit in shown.exhibits]
     assert [("--mode full" in why, "--repeats" in why, "--controls" in why) for why in reasons] == [

@@ -240,7 +240,7 @@ def test_inconsistent_rows_table_is_refused(tmp_path: Path, row: tuple, message:
 def study_of(fit_times: Sequence[TimeToFit]) -> StudyData:
     variants = {name: variant for name, variant in VARIANTS.items() if variant.kind == "unknown"}
     runs = tuple(run(name, seed, 10) for name in variants for seed in (0, 1))
-    return StudyData(variants=variants, runs=runs, parts={load_time_to_fit: tuple(fit_times)})
+    return StudyData(variants=variants, runs=runs, loaded={load_time_to_fit: tuple(fit_times)})
 
 
 def test_section_reports_ratio_and_never_fitted_rows() -> None:

@@ -10,7 +10,7 @@ from slick.storage import Folder
 from slick.types import Category
 from tuning import trackers
 from tuning.records import SplitMetrics, epochs_table
-from tuning.trackers import ExperimentLogger, MetricHistory, TrackerRun, check_trackers, project_name, scalars
+from tuning.trackers import ExperimentLogger, MetricHistory, TrackerRun, check_trackers, epoch_metrics, project_name
 
 
 def epoch_rows(num_epochs: int) -> list[dict[str, object]]:
@@ -55,8 +55,8 @@ class FakeLogger(ExperimentLogger):
         return FakeTrackerRun(self.logs.setdefault(f"{tracker}/{run_id}", []), tracker in self.down)
 
 
-def test_scalars_are_named_by_split_and_category() -> None:
-    assert scalars(epoch_rows(2)) == {
+def test_metrics_are_named_by_split_and_category() -> None:
+    assert epoch_metrics(epoch_rows(2)) == {
         epoch: {
             "accuracy/train": epoch / 8,
             "loss/train": 1 / epoch,
@@ -66,7 +66,7 @@ def test_scalars_are_named_by_split_and_category() -> None:
         }
         for epoch in (1, 2)
     }
-    assert scalars([]) == {}
+    assert epoch_metrics([]) == {}
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])

@@ -126,7 +126,7 @@ def make_data(*names: str, weight: float | None = 0.25) -> StudyData:
     variants = {name: Variant(name=name, kind=name.split("-")[0], share=0.5, num=40) for name in names}
     runs = tuple(make_run(name, 0) for name in names)
     parts = {load_unknown_weights: {} if weight is None else {"weighted-050": weight}}
-    return StudyData(variants=variants, runs=runs, parts=parts, durations=(2,))
+    return StudyData(variants=variants, runs=runs, loaded=parts, durations=(2,))
 
 
 def test_section_compares_weighted_rows_with_full_weight_and_with_dropping_them() -> None:

@@ -95,7 +95,7 @@ def distant_learning_rates(data: StudyData) -> list[LearningRateTrend]:
     Raises:
         InsufficientDataError: there is none, or as `other_learning_rates`.
     """
-    trends, own = other_learning_rates(data), data.part(load_learning_rate, None)
+    trends, own = other_learning_rates(data), data.load_cached(load_learning_rate, None)
     if own is None:
         raise InsufficientDataError("the learning rate of the sweep's other runs is not known")
     distant = [trend for trend in trends if _is_distant(float(trend.rate), own)]

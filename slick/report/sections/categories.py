@@ -88,7 +88,7 @@ def best_variants_sentence(data: StudyData, compared: Callable[[], list[PairedCo
 
 def famous_rivals_text(data: StudyData) -> str:
     """For a planted world: why fine-tuning on MaybeKnown rows helps by design; empty for other models."""
-    share = data.part(load_famous_rivals, 0.0)
+    share = data.load_cached(load_famous_rivals, 0.0)
     if not share:
         return ""
     return (

@@ -303,7 +303,7 @@ def _relations_by_knowledge(variant: Variant, known: set[bool]) -> tuple[str, ..
 
 
 def _test_ids(data: StudyData, relations: Sequence[str]) -> NDArray[np.str_]:
-    test_ids = data.part(load_test_ids, {})
+    test_ids = data.load_cached(load_test_ids, {})
     ids = [test_ids[relation] for relation in relations if relation in test_ids]
     return np.concatenate(ids) if ids else np.array([], dtype=str)
 

@@ -214,7 +214,7 @@ def _unknown_kinds_sentence(data: StudyData) -> str:
 
 def _planted_exhibits(data: StudyData) -> tuple[Exhibit, ...]:
     """The table by planted strength, if facts were planted."""
-    planted = data.part(load_planted, None)
+    planted = data.load_cached(load_planted, None)
     if planted is None:
         return ()
     return (

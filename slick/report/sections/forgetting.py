@@ -356,7 +356,7 @@ def require_forgetting(data: StudyData) -> tuple[forgetting.RunForgetting, ...]:
 
 def forgetting_by_run(data: StudyData) -> tuple[forgetting.RunForgetting, ...]:
     """The forgotten facts of every finished run and test split."""
-    return data.part(load_forgetting, (), data.runs)
+    return data.load_cached(load_forgetting, (), data.runs)
 
 
 class _QuestionIndex:

@@ -61,7 +61,7 @@ GREEDY, SAMPLED, P_TRUE = "P_Correct, greedy", "P_Correct, sampled", "P(True)"
 )
 def planted_section(data: StudyData) -> SectionBody | None:
     """Label errors and recovery of the planted probabilities; None for a model without planted facts."""
-    facts = data.part(load_planted, None)
+    facts = data.load_cached(load_planted, None)
     if facts is None:
         return None
     return SectionBody(

@@ -156,7 +156,7 @@ def _matched_sentence(data: StudyData, share: float) -> list[str]:
 
 
 def _excluded_sentence(data: StudyData) -> str:
-    popularity = data.part(load_popularity, None, data.variants)
+    popularity = data.load_cached(load_popularity, None, data.variants)
     if popularity is None or not popularity.num_unknown_popularity:
         return ""
     return f" {popularity.num_unknown_popularity:,} annotated questions of unknown popularity are excluded."

@@ -291,7 +291,7 @@ def settling_table(stability: LabelStability) -> Table:
 
 
 def _require_stability(data: StudyData) -> LabelStability:
-    stability = data.part(load_stability, None)
+    stability = data.load_cached(load_stability, None)
     if stability is None:
         raise InsufficientDataError(
             "needs annotate/confidence.json, which this study's annotation did not write; `slick annotate PRESET "

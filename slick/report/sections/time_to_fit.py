@@ -316,7 +316,7 @@ def pooled_rows(data: StudyData, name: str) -> hazard.TimeToFit:
 
 def times_to_fit(data: StudyData) -> tuple[hazard.TimeToFit, ...]:
     """The time to fit of the training rows of the sweep's runs."""
-    return data.part(load_time_to_fit, (), data.runs, data.variants)
+    return data.load_cached(load_time_to_fit, (), data.runs, data.variants)
 
 
 def load_time_to_fit(

@@ -107,7 +107,7 @@ def summary_text(data: StudyData) -> str:
     if not shown:
         return ""
     comparison = shown[0]
-    weights = data.part(load_unknown_weights, {})
+    weights = data.load_cached(load_unknown_weights, {})
     weight = f"weight {weights[comparison.name]:g}" if comparison.name in weights else "a lower weight"
     differences = " and ".join(
         f"{format_difference(change)} points from {label}"

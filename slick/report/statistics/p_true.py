@@ -172,7 +172,7 @@ def _test_ids(study: Folder) -> pa.Array:
 
 def p_true_scores(data: StudyData) -> PTrueScores | None:
     """The stored P(True) scores; None where they were not computed."""
-    return data.part(load_p_true, None)
+    return data.load_cached(load_p_true, None)
 
 
 def load_prefix_labels(study: Folder) -> PrefixLabels | None:
@@ -402,7 +402,7 @@ def prefix_curve(data: StudyData, checkpoint: CheckpointRef) -> list[PrefixPoint
 
 def _prefix_rows(data: StudyData, checkpoint: CheckpointRef) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Labels of shape (Q, N) under the first n exemplar sets, and D_Natural's answers of shape (S, Q) to them."""
-    labels = data.part(load_prefix_labels, None)
+    labels = data.load_cached(load_prefix_labels, None)
     if labels is None or not len(labels.question_ids):
         raise InsufficientDataError("needs the stored generations of the test questions")
     if labels.unknown_QN.shape[1] < 2:

@@ -141,7 +141,7 @@ def require_popularity(data: StudyData) -> PopularityData:
     Raises:
         InsufficientDataError: the source of the questions has none.
     """
-    popularity = data.part(load_popularity, None, data.variants)
+    popularity = data.load_cached(load_popularity, None, data.variants)
     if popularity is None:
         raise InsufficientDataError(
             "needs annotated questions whose source has the popularity of their subjects: a column popularity or s_pop"
