@@ -150,7 +150,8 @@ def sample_questions(questions: pa.Table, num: int, seed: int) -> pa.Table:
 def forecast_lines(plan: CurationPlan, result: Forecast) -> Iterator[str]:
     """The forecast as text, one line each."""
     yield from plan.notes
-    yield f"{result.num_asked:,} rows test knowledge: {result.num_questions:,} different questions."
+    unit = "sentences" if any(decision.sentence is not None for decision in plan.decisions) else "rows"
+    yield f"{result.num_asked:,} {unit} test knowledge: {result.num_questions:,} different questions."
     yield from (f"  not asked: {num:,} x {reason}" for reason, num in result.reasons.items())
     yield from _too_long_lines(result)
     yield (
