@@ -198,9 +198,14 @@ def _written(config: CurateConfig, labels: Sequence[RowLabel]) -> str:
     if config.to is None:
         return ""
     numbers = count_actions(labels, config)
+    shortened = (
+        ""
+        if config.claims == "none"
+        else f" {numbers['removed_claims']:,} sentences were removed from {numbers['shortened']:,} of its rows."
+    )
     return (
         f"This run wrote `{config.to}` with {numbers['rows']:,} rows: {numbers['dropped']:,} dropped, "
-        f"{numbers['relabelled']:,} relabelled, {numbers['weighted']:,} with a lower weight."
+        f"{numbers['relabelled']:,} relabelled, {numbers['weighted']:,} with a lower weight.{shortened}"
     )
 
 

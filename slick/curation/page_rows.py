@@ -150,7 +150,11 @@ def page_rows(
         )
         if isinstance(decision, Candidate):
             row.group = decision.group
-            before = [Message(role="assistant", content=f"{decision.answer_start} …")] if decision.answer_start else []
+            before = (
+                [Message(role="assistant", content=f"{decision.answer_start.rstrip()} …")]
+                if decision.answer_start
+                else []
+            )
             context = [*decision.context, *before]
             row.context, row.prompt, row.target = _shown(context, decision.question, decision.target)
             row.counts = counts.get(decision.question_id, [])

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from slick.annotation import AnnotateConfig
 from slick.curation.actions import RowLabel, label_rows
+from slick.curation.claims import split_claims
 from slick.curation.config import CurateConfig
 from slick.curation.files import open_data
 from slick.curation.formats import detect_format
@@ -55,7 +56,7 @@ def write_curated_study(
     Args:
         path: the study folder.
         rows: in the format prompt/completion.
-        categories: of the rows that are asked, in turn.
+        categories: of the rows that are asked, in turn; with `claims`, of their sentences.
         wrong: all wrong answers.
         settings: of `CurateConfig`.
     """
@@ -64,6 +65,7 @@ def write_curated_study(
     data = open_data(list(rows))
     row_format = detect_format(data.columns, data.first_rows())
     decisions = read_decisions(data.rows(), row_format, config)
+    decisions = split_claims(decisions) if config.claims == "sentences" else decisions
     questions = {c.question_id: c for c in candidates_of(decisions)}
     knowledge, generations = [], []
     for candidate, category in zip(questions.values(), categories, strict=True):

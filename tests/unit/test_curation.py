@@ -260,6 +260,11 @@ def test_the_card_keeps_a_readme_of_others(tmp_path: Path) -> None:
     text = card_text(config, counts, changes, annotation, 'load_dataset("json")')
     assert "| Unknown | 1 | 33 % |" in text
     assert "a \\| b" in text
+    claims = {"claims": {"asked": 7, "unknown": 2, "rows": 3}}
+    shortened = card_text(config, counts | claims, changes | {"removed_claims": 2, "shortened": 1}, annotation, None)
+    assert "7 sentences of 3 rows, 2 of them Unknown" in shortened
+    assert "removed from rows of this copy: 2, from 1 rows" in shortened
+    assert "sentences" not in text
     assert write_card(config, counts, changes, annotation, None).endswith("/README.md")
     assert write_card(config, counts, changes, annotation, None).endswith("/README.md")  # its own is replaced
     (tmp_path / "README.md").write_text("# Mine")

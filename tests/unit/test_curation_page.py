@@ -63,6 +63,30 @@ def test_page_has_shares_with_intervals(page: str) -> None:
     assert "Matcher exact: all targets are short." in text
 
 
+def test_page_lists_sentences_with_the_text_before_them(tmp_path: Path) -> None:
+    """Sentences have their own categories and answers, and the page leads to `drop-claims`, not to a sweep."""
+    rows = [fact(i) | {"completion": f"Sure! Ada {i} wrote it. It sold well in Ur."} for i in range(2)]
+    settings = {"data": "x.jsonl", "claims": "sentences", "unknown": "drop-claims", "to": "y.jsonl"}
+    curated = write_curated_study(tmp_path, rows, [HIGHLY, UNKNOWN, UNKNOWN, UNKNOWN], **settings)
+    page = render(curated)
+    asked = [row for row in embedded_rows(page) if row.get("category")]
+    assert [(row["number"], row["category"], row["target"]) for row in asked] == [
+        (1, "HighlyKnown", "Ada 0 wrote it."),
+        (1, "Unknown", "It sold well in Ur."),
+        (2, "Unknown", "Ada 1 wrote it."),
+        (2, "Unknown", "It sold well in Ur."),
+    ]
+    assert asked[1]["context"] == "assistant: Sure! Ada 0 wrote it. …"
+    assert [row["greedy"][0][2] for row in asked] == [True, False, False, False]
+    text = visible_text(page)
+    assert (
+        "1 rows: 1 dropped, 0 relabelled, 0 with a lower weight. 1 sentences were removed from 1 of its rows." in text
+    )
+    assert "--claims sentences --unknown drop-claims" in text
+    assert "Numbers of sentences" in text
+    assert "slick sweep" not in text
+
+
 def test_page_shows_answers_of_every_row(page: str) -> None:
     rows = embedded_rows(page)
     assert [row["number"] for row in rows] == list(range(1, 10))
