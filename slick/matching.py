@@ -277,8 +277,8 @@ class NamesMatcher(AnswerMatcher):
     """
 
     def __init__(self, gold: Sequence[str]) -> None:
-        self._names = [names for text in gold if (names := _names(text))]
-        self._others = F1Matcher([text for text in gold if not _names(text)], _NAMES_F1_THRESHOLD)
+        self._names = [names for text in gold if (names := names_of(text))]
+        self._others = F1Matcher([text for text in gold if not names_of(text)], _NAMES_F1_THRESHOLD)
 
     def is_hit(self, answer: str) -> bool:
         """Whether the answer has all names and numbers of a gold answer."""
@@ -286,8 +286,12 @@ class NamesMatcher(AnswerMatcher):
         return any(names <= words for names in self._names) or self._others.is_hit(answer)
 
 
-def _names(text: str) -> set[str]:
-    """The names and numbers of a text, normalized; empty if it has none."""
+def names_of(text: str) -> set[str]:
+    """The names and numbers of a sentence, as normalized words; see `NamesMatcher`.
+
+    >>> sorted(names_of("She wed Bo in 1835.")), names_of("She was happy.")
+    (['1835', 'bo'], set())
+    """
     words = nfc(text).split()
     names = [word for word in words[1:] if _is_name(word)]
     if not names and words and _is_name(words[0]) and normalize(words[0]) not in _SENTENCE_STARTS.split():

@@ -11,13 +11,23 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from slick.curation.exemplars import exemplar_pool, relation_names
-from slick.curation.selection import CONTEXT, SHORT_WORDS, Candidate, Decision, Skipped, candidates_of, is_given
+from slick.curation.selection import (
+    CONTEXT,
+    SHORT_WORDS,
+    Candidate,
+    Decision,
+    Skipped,
+    candidates_of,
+    is_given,
+    skip_if,
+)
 from slick.errors import DataError
-from slick.matching import normalize
+from slick.matching import names_of, normalize
 from slick.sentences import split_sentences
 from slick.types import Category
 
 NO_CLAIM = "sentence without a claim"
+NO_NAME = "sentence without a new name or number"
 FEW_EXEMPLARS = "too few targets with so many sentences"
 
 _FILLERS = (
@@ -109,6 +119,21 @@ def _check_ids(candidates: Sequence[Candidate]) -> None:
                 f"{candidate.where}: its id {candidate.question_id!r} is that of sentence {other.sentence} of "
                 f"{other.where}; rename the id, or name another --id-column"
             )
+
+
+def skip_without_names(decisions: Sequence[Decision]) -> list[Decision]:
+    """The decisions without sentences that the matcher `names` cannot judge: all their names are in the text before.
+
+    A wrong continuation of "Ada was" would otherwise count as correct, because it has the name.
+    """
+
+    def reason_of(candidate: Candidate) -> str | None:
+        if candidate.sentence is None:
+            return None
+        before = [turn.content for turn in candidate.context] + [candidate.question, candidate.answer_start or ""]
+        return None if names_of(candidate.target) - set(normalize(" ".join(before)).split()) else NO_NAME
+
+    return skip_if(decisions, reason_of)
 
 
 def skip_rare_places(decisions: Sequence[Decision], min_exemplars: int) -> list[Decision]:

@@ -14,7 +14,7 @@ import numpy as np
 from slick.annotation.set_aside import TOO_LONG as PROMPT_TOO_LONG
 from slick.annotation.set_aside import UNDECIDED
 from slick.curation.actions import RowLabel, count_actions
-from slick.curation.claims import FEW_EXEMPLARS, NO_CLAIM
+from slick.curation.claims import FEW_EXEMPLARS, NO_CLAIM, NO_NAME
 from slick.curation.commands import curate_command
 from slick.curation.config import CurateConfig
 from slick.curation.page_figures import by_group, by_length, percent
@@ -256,6 +256,7 @@ def rule_of(reason: str, matcher: str, config: CurateConfig) -> str:
         NOT_READABLE: "The row does not follow the format of the file.",
         SEVERAL_LINES: "Prompts without a chat template end an answer at the newline.",
         NO_CLAIM: "A question, a heading, or words such as 'Sure!'.",
+        NO_NAME: "All its names are in the text before it, so the matcher names cannot judge it; try --matcher judge.",
         FEW_EXEMPLARS: "Exemplars of a sentence come from targets with as many sentences; too few rows have them.",
         PROMPT_TOO_LONG: "The prompt is longer than the model's context.",
         UNDECIDED: "The label depends on an answer that the judge did not grade.",

@@ -6,13 +6,14 @@ from typing import Any
 
 from slick.annotation.config import AnnotateConfig
 from slick.annotation.prompting import write_context
-from slick.curation.claims import skip_rare_places, split_claims
+from slick.curation.claims import skip_rare_places, skip_without_names, split_claims
 from slick.curation.config import AUTO, CurateConfig
 from slick.curation.data import DataFile
 from slick.curation.exemplars import draw_own_exemplars, relation_names
 from slick.curation.files import open_data
 from slick.curation.formats import RowFormat, detect_format
 from slick.curation.selection import (
+    CLAIM_MATCHER,
     PROMPT_REFUSED,
     Candidate,
     Decision,
@@ -75,6 +76,7 @@ def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
     answer_end = _answer_end(decisions) if tokenizer else "line"
     decisions = _without_refused(decisions, tokenizer, answer_end, config)
     if config.claims == "sentences":
+        decisions = skip_without_names(decisions) if matcher == CLAIM_MATCHER else decisions
         matcher = matcher if matcher == JUDGE else f"{FIRST_SENTENCE}{matcher.removeprefix(FIRST_SENTENCE)}"
         decisions = skip_rare_places(decisions, config.annotate.num_shots + 2)
     candidates = candidates_of(decisions)

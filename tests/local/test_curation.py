@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ import slick
 from jobs.curate import main
 from slick.annotation import AnnotateConfig, annotate
 from slick.annotation.store import read_generations
+from slick.curation.claims import FEW_EXEMPLARS, NO_CLAIM, NO_NAME
 from slick.curation.config import CurateConfig
 from slick.curation.files import open_data
 from slick.curation.forecast import forecast, forecast_lines
-from slick.curation.plan import plan_curation
+from slick.curation.plan import SEVERAL_LINES, plan_curation
+from slick.curation.selection import Skipped
 from slick.curation.step import curate, curate_file
 from slick.datasets import read_questions
 from slick.errors import StudyError
@@ -211,6 +214,27 @@ def test_an_interrupted_curation_resumes(rows: list[dict[str, Any]], config: Cur
     assert len(generations.names(".parquet")) > len(kept)
     with pytest.raises(StudyError, match="questions"):
         curate(rows[:-3], out=study, **settings)
+
+
+def test_sentences_are_planned_as_questions(config: CurateConfig) -> None:
+    texts = [f"Sure! Bo {i} was born in Ur. He is known.\nHe died in {1900 + i}." for i in range(8)]
+    rows = [{"question": f"Who is Bo {i}?", "answer": text} for i, text in enumerate(texts)]
+    rows[0]["answer"] = texts[0].replace("\n", " ")
+    claims = replace(config, claims="sentences")
+    plan = plan_curation(open_data(rows), claims)
+    assert plan.annotation.matcher == "first-sentence:names"
+    assert {(q.relation, q.answer_start) for q in plan.questions} == {("rows, sentence 2", "Sure! ")}
+    assert Counter(d.reason for d in plan.decisions if isinstance(d, Skipped)) == {
+        NO_CLAIM: 8,
+        NO_NAME: 8,
+        SEVERAL_LINES: 7,  # prompts without a chat template end an answer at the newline
+        FEW_EXEMPLARS: 1,
+    }
+    by_words = plan_curation(open_data(rows), replace(claims, matcher="f1>=0.8"))
+    assert by_words.annotation.matcher == "first-sentence:f1>=0.8"
+    assert {q.relation for q in by_words.questions} == {"rows, sentence 2", "rows, sentence 3"}
+    whole = plan_curation(open_data([{"question": f"Who is Bo {i}?", "answer": "Bo. He"} for i in range(8)]), config)
+    assert all(question.answer_start is None for question in whole.questions)
 
 
 @pytest.mark.slow

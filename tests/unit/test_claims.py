@@ -15,10 +15,12 @@ from slick.curation.actions import RowLabel, _row_label, count_actions, count_cl
 from slick.curation.claims import (
     FEW_EXEMPLARS,
     NO_CLAIM,
+    NO_NAME,
     ClaimLabel,
     has_claim,
     remove_sentences,
     skip_rare_places,
+    skip_without_names,
     split_claims,
     unknown_share,
 )
@@ -166,6 +168,14 @@ def test_sentences_without_a_claim_are_not_asked() -> None:
     (given_in_prompt,) = split_claims([row_question(0, "Who is person 0? " * 2)])[:1]
     assert isinstance(given_in_prompt, Skipped)
     assert given_in_prompt.reason == CONTEXT
+
+
+def test_sentences_without_a_new_name_are_not_asked() -> None:
+    """The matcher `names` would accept any continuation with the names of the prompt."""
+    target = "Person 0 was a poet. Person 0 lived in Ur. Ur was fine. It was 1835. She sang."
+    decisions = skip_without_names([*split_claims([row_question(0, target)]), row_question(1, "a poet")])
+    reasons = [decision.reason if isinstance(decision, Skipped) else None for decision in decisions]
+    assert reasons == [NO_NAME, None, NO_NAME, None, NO_NAME, None]
 
 
 def test_an_id_that_is_that_of_a_sentence_is_refused() -> None:
