@@ -38,6 +38,8 @@ F1_THRESHOLD = 0.5
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _LETTERS = re.compile(r"\w+")
+_PHRASE_WORDS = 5
+"""A gold answer with more words is a sentence."""
 _NAMES_F1_THRESHOLD = 0.6
 _SENTENCE_STARTS = (
     "a an the he she it they we i you his her its their our my your this that these those there in on at after "
@@ -269,7 +271,8 @@ class NamesMatcher(AnswerMatcher):
     """Has every name and number of a gold answer, for sentences: a wrong fact shares most words with the right one.
 
     Names are words with a capital letter, and the first word only if the gold answer has neither a number nor another
-    name. A gold answer without names and numbers is compared by a word F1 of at least 0.6.
+    name. A gold answer of up to 5 words that is no sentence must occur as a whole, as in `contains`. Another one
+    without names and numbers is compared by a word F1 of at least 0.6.
 
     >>> matcher = NamesMatcher(["She was born in New York in 1815."])
     >>> [matcher.is_hit(text) for text in ("Ada was born in 1815 in New York.", "She was born in York in 1815.")]
@@ -277,13 +280,19 @@ class NamesMatcher(AnswerMatcher):
     """
 
     def __init__(self, gold: Sequence[str]) -> None:
-        self._names = [names for text in gold if (names := names_of(text))]
-        self._others = F1Matcher([text for text in gold if not names_of(text)], _NAMES_F1_THRESHOLD)
+        phrases = [text for text in gold if len(text.split()) <= _PHRASE_WORDS and not text.rstrip().endswith(".")]
+        sentences = [text for text in gold if text not in phrases]
+        self._names = [names for text in sentences if (names := names_of(text))]
+        self._others: list[AnswerMatcher] = [
+            ContainsMatcher(phrases),
+            F1Matcher([text for text in sentences if not names_of(text)], _NAMES_F1_THRESHOLD),
+        ]
 
     def is_hit(self, answer: str) -> bool:
         """Whether the answer has all names and numbers of a gold answer."""
         words = set(normalize(answer).split())
-        return any(names <= words for names in self._names) or self._others.is_hit(answer)
+        has_names = any(names <= words for names in self._names)
+        return has_names or any(matcher.is_hit(answer) for matcher in self._others)
 
 
 def names_of(text: str) -> set[str]:

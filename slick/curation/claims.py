@@ -27,7 +27,7 @@ from slick.sentences import split_sentences
 from slick.types import Category
 
 NO_CLAIM = "sentence without a claim"
-NO_NAME = "sentence without a new name or number"
+NO_NAME = "target without a new name or number"
 FEW_EXEMPLARS = "too few targets with so many sentences"
 
 _FILLERS = (
@@ -122,14 +122,14 @@ def _check_ids(candidates: Sequence[Candidate]) -> None:
 
 
 def skip_without_names(decisions: Sequence[Decision]) -> list[Decision]:
-    """The decisions without sentences that the matcher `names` cannot judge: all their names are in the text before.
+    """The decisions without targets that the matcher `names` cannot judge: all their names are in the text before.
 
     A wrong continuation of "Ada was" would otherwise count as correct, because it has the name.
     """
 
     def reason_of(candidate: Candidate) -> str | None:
-        if candidate.sentence is None:
-            return None
+        if candidate.sentence is None and len(candidate.target.split()) <= SHORT_WORDS:
+            return None  # compared as a whole
         before = [turn.content for turn in candidate.context] + [candidate.question, candidate.answer_start or ""]
         return None if names_of(candidate.target) - set(normalize(" ".join(before)).split()) else NO_NAME
 

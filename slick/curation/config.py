@@ -64,8 +64,8 @@ class CurateConfig:
     conversations and the model has a template."""
     matcher: str = AUTO
     """When an answer is correct. `auto`: `exact` if nearly all targets are short (in chats `contains`, because chat
-    models answer in sentences), otherwise `f1>=0.6`; `names` with `claims`, where only the first sentence of an answer
-    is compared."""
+    models answer in sentences), otherwise `names`; with `claims`, only the first sentence of an
+    answer is compared."""
     judge: JudgeConfig = field(
         default_factory=JudgeConfig, metadata=affects("result", when=lambda settings: settings.get("matcher") == JUDGE)
     )

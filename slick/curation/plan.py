@@ -13,7 +13,7 @@ from slick.curation.exemplars import draw_own_exemplars, relation_names
 from slick.curation.files import open_data
 from slick.curation.formats import RowFormat, detect_format
 from slick.curation.selection import (
-    CLAIM_MATCHER,
+    LONG_MATCHER,
     PROMPT_REFUSED,
     Candidate,
     Decision,
@@ -75,8 +75,9 @@ def plan_curation(data: DataFile, config: CurateConfig) -> CurationPlan:
     decisions = skip_long_targets(decisions, matcher, config)
     answer_end = _answer_end(decisions) if tokenizer else "line"
     decisions = _without_refused(decisions, tokenizer, answer_end, config)
+    if matcher == LONG_MATCHER:
+        decisions = skip_without_names(decisions)
     if config.claims == "sentences":
-        decisions = skip_without_names(decisions) if matcher == CLAIM_MATCHER else decisions
         matcher = matcher if matcher == JUDGE else f"{FIRST_SENTENCE}{matcher.removeprefix(FIRST_SENTENCE)}"
         decisions = skip_rare_places(decisions, config.annotate.num_shots + 2)
     candidates = candidates_of(decisions)

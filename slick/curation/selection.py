@@ -43,10 +43,8 @@ SHORT_SHARE = 0.9
 EXACT_MAX_WORDS, OTHER_MAX_WORDS = 10, 40
 _WHOLE_TARGET = ("exact", "raw", "canonical", "contains")
 """Matchers for which an answer must have the whole target."""
-CLAIM_MATCHER = "names"
-"""The matcher for sentences of a target: a wrong one shares most words with the right one, so word F1 accepts it."""
-LONG_MATCHER = "f1>=0.6"
-"""The matcher for files whose targets are sentences."""
+LONG_MATCHER = "names"
+"""The matcher for targets that are sentences. With a word F1, a sentence with a wrong name would be correct."""
 
 _CODE = re.compile(r"```|^\s*(?:def|class|import|#include|public\s+static|SELECT\b.+\bFROM)\s", re.MULTILINE)
 
@@ -219,7 +217,7 @@ def choose_matcher(candidates: Sequence[Candidate], config: CurateConfig, *, is_
     if config.matcher != AUTO:
         return config.matcher, "given by --matcher"
     if config.claims == "sentences":
-        return CLAIM_MATCHER, "a sentence is correct if it has the names and numbers of the target's"
+        return LONG_MATCHER, "a sentence is correct if it has the names and numbers of the target's"
     short = sum(len(candidate.target.split()) <= SHORT_WORDS for candidate in candidates)
     share = short / max(1, len(candidates))
     text = f"{short:,} of {len(candidates):,} targets have at most {SHORT_WORDS} words"

@@ -7,6 +7,7 @@ import pytest
 
 from slick.curation.actions import RowLabel, count_actions, num_copies, row_edits
 from slick.curation.card import card_text, write_card
+from slick.curation.claims import NO_NAME, skip_without_names
 from slick.curation.config import CurateConfig
 from slick.curation.exemplars import OTHER_GROUP, POOL_SIZE, draw_own_exemplars, exemplar_pool, relation_names
 from slick.curation.files import open_data
@@ -28,6 +29,7 @@ from slick.curation.selection import (
 )
 from slick.curation.step import curate_file
 from slick.errors import DataError, SettingsError
+from slick.matching import is_hit
 from slick.study import Manifest
 from slick.types import Category
 
@@ -130,14 +132,14 @@ def test_matcher_follows_the_length_of_targets() -> None:
         f"{reason}, and chat models answer in sentences",
     )
     for is_chat in (True, False):
-        assert choose_matcher(fewer, CurateConfig(), is_chat=is_chat)[0] == "f1>=0.6"
+        assert choose_matcher(fewer, CurateConfig(), is_chat=is_chat)[0] == "names"
         given = CurateConfig(matcher="canonical")
         assert choose_matcher([sentence], given, is_chat=is_chat) == ("canonical", "given by --matcher")
 
 
 def test_targets_beyond_the_matcher_are_not_asked() -> None:
     rows = [candidate(i, "word " * num) for i, num in enumerate((10, 11, 40, 41))]
-    for matcher, settings, num_asked in (("exact", {}, 1), ("f1>=0.6", {}, 3), ("exact", {"max_target_words": 40}, 3)):
+    for matcher, settings, num_asked in (("exact", {}, 1), ("names", {}, 3), ("exact", {"max_target_words": 40}, 3)):
         decisions = skip_long_targets(rows, matcher, CurateConfig(**settings))
         assert len(candidates_of(decisions)) == num_asked
         assert count_reasons(decisions) == {TOO_LONG: 4 - num_asked}
@@ -277,3 +279,18 @@ def test_prompts_with_several_targets_are_counted() -> None:
     assert _ambiguity_note(rows) == []
     (note,) = _ambiguity_note([*rows, candidate(3, "Bo", question="Who?")])
     assert note.startswith("1 prompts occur with more than one target")
+
+
+def test_sentences_need_a_name_that_the_prompt_lacks() -> None:
+    """With the matcher `names`, any answer would otherwise be correct that repeats the prompt."""
+    rows = [
+        chat("Who wrote Hamlet?", "Hamlet was written by William Shakespeare."),
+        chat("Who wrote Hamlet?", "Hamlet was written by a poet, I think."),
+        chat("What colour is the sky?", "blue"),
+    ]
+    decisions = decide(*rows)
+    assert choose_matcher(candidates_of(decisions), CurateConfig(), is_chat=False)[0] == "names"
+    assert [getattr(d, "reason", None) for d in skip_without_names(decisions)] == [None, NO_NAME, None]
+    gold = candidates_of(decisions)[0].accepted
+    assert not is_hit("Hamlet was written by Christopher Marlowe.", gold, "names")
+    assert is_hit("It was William Shakespeare.", gold, "names")
