@@ -309,6 +309,8 @@ def names_of(text: str) -> set[str]:
 
 
 def _is_name(word: str) -> bool:
+    if word.strip(string.punctuation).partition("'")[0].partition("’")[0] == "I":  # also in "I'm"
+        return False
     return any(character.isupper() or character.isdigit() for character in word)
 
 
