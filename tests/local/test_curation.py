@@ -243,7 +243,7 @@ def test_sentences_are_labelled_and_unknown_ones_removed(
 ) -> None:
     chats = [dict(row, messages=[dict(message) for message in row["messages"]]) for row in rows[:-1]]
     for row in chats:
-        row["messages"][1]["content"] = f"{row['messages'][1]['content']} is the place. The sea is near Quito."
+        row["messages"][1]["content"] = f"{row['messages'][1]['content']} is the place. The sea is near Zog."
     settings: dict[str, Any] = {"annotate": config.annotate, "max_new_tokens": 6, "claims": "sentences"}
     labelled = curate(chats, model=config.model, out=tmp_path, **settings)
     knowledge = {row["question_id"]: row for row in read_knowledge(tmp_path).to_pylist()}
