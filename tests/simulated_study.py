@@ -207,7 +207,7 @@ def simulate(
     parts: dict[Callable[..., object], object] = {load_learning_rate: LEARNING_RATES[0]}
     if "natural" in names:
         parts |= _knowledge_parts(rates, data.runs[names.index("natural")], rng)
-    return replace(data, parts=parts)
+    return replace(data, loaded=parts)
 
 
 def _scaled_counts(num_test: int) -> NDArray[np.int64]:
