@@ -83,7 +83,10 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "make_row", "write"),
-    [("messages.jsonl", messages_row, write_jsonl), ("alpaca.csv", alpaca_row, write_csv)],
+    [
+        ("messages.jsonl", messages_row, write_jsonl),
+        pytest.param("alpaca.csv", alpaca_row, write_csv, marks=pytest.mark.slow),
+    ],
 )
 def test_labels_equal_those_of_a_study_with_the_same_exemplars(
     own_study: Folder,

@@ -10,6 +10,7 @@ import slick
 from tests.unit.readme_snippet import statements
 
 
+@pytest.mark.slow
 def test_readme_example_runs(study: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = str(study / "world" / "model")
     rows = slick.read_questions(study, ["relation", "domain", "split", "question", "answers"]).to_pylist()

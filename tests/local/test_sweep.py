@@ -104,6 +104,7 @@ def check_points(study: Folder, points: pa.Table) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_failed_trial_is_reported_after_all_others_finish(study: Folder) -> None:
     rows = study.child("variants").read_table("known.parquet").to_pylist()
     rows[0]["target"] = ""
@@ -264,6 +265,7 @@ def test_packs_contain_every_training_once(study: Folder) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_plan_sweep_logs_costs_and_trains_nothing(study: Folder, capsys: pytest.CaptureFixture) -> None:
     plan_sweep(study, replace(CONFIG, grid=replace(GRID, axes=("learning_rate=0.01,0.05", "lora_rank=0,8"))))
     out = capsys.readouterr().out
