@@ -134,7 +134,7 @@ def train_as_worker(rank: int, port: int, folder: str, stage: int, dtype: str, o
 @pytest.mark.parametrize(
     ("stage", "dtype", "offload"),
     [
-        (2, "bfloat16", "none"),
+        pytest.param(2, "bfloat16", "none", marks=pytest.mark.slow),
         (3, "bfloat16", "all"),
         pytest.param(0, "float32", "none", marks=pytest.mark.slow),
         pytest.param(3, "float32", "none", marks=pytest.mark.slow),

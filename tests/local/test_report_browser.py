@@ -110,7 +110,13 @@ BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN)
+QUICK = ("too wide", "overlapping text", "console error", "dead link")
+"""Defects that `make test` checks, of the page, its text, its code and its links; `make test-all` checks all."""
+
+
+@pytest.mark.parametrize(
+    "broken", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BROKEN]
+)
 def test_defect_of_a_page_is_detected(report: tuple[Path, int], browser: str, broken: str, tmp_path: Path) -> None:
     change, expected = BROKEN[broken]
     page, num_figures = report

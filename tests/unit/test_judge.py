@@ -405,7 +405,8 @@ def test_judge_that_dies_is_resumed(tmp_path: Path, serve: Callable[..., JudgeSe
 
     server.reply = die_after_five
     settings = judged(server, max_retries=0, concurrency=1)
-    with pytest.raises(EngineError, match=r"RemoteDisconnected.* 5 of 13 answers are graded"):
+    died = r"(RemoteDisconnected|ConnectionRefused|ConnectionReset).* 5 of 13 answers are graded"
+    with pytest.raises(EngineError, match=died):
         rescore(study, settings)
     stopped.join()
     with pytest.raises(EngineError, match=r"ConnectionRefusedError.* 5 of 13 answers are graded"):
